@@ -1,0 +1,150 @@
+"""Cold reads, large indexes and writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+from data import RECORD, TOKENS, Data, sync
+from figures import SIDES, Figure, Pair, check, figure
+
+ROW = 2 * TOKENS
+
+
+@figure(
+    "a cold random row (page cache dropped), batches of 1,000",
+    "a loop of `pread` in one thread",
+    factor=0.5,
+)
+def cold_rows(data: Data) -> Pair:
+    flat, dataset = data.cold_file(), data.cold_dataset()
+    rows = flat.stat().st_size // ROW
+    count = min(1000, rows // 4)
+    # A small file (in the tests) may lie in memory, where the page cache cannot be dropped.
+    least = count * ROW // 2 if data.cold_bytes >= 1 << 30 else 0
+
+    def pick(number: int) -> np.ndarray:
+        return np.random.default_rng(number).integers(0, rows, count)
+
+    def ours(number: int) -> float:
+        forget(*dataset.glob("*.mds"))
+        with npstream.open(dataset) as opened, from_disk(least) as seconds:
+            opened["tokens"][pick(number)].load()
+        return seconds()
+
+    def reference(number: int) -> float:
+        forget(flat)
+        descriptor = os.open(flat, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        with from_disk(least) as seconds:
+            for row in pick(number).tolist():
+                os.pread(descriptor, ROW, row * ROW)
+        os.close(descriptor)
+        return seconds()
+
+    return Pair(ours, reference, lambda left, right: None, calls=count, timed=True)
+
+
+def forget(*files: Path) -> None:
+    """Drop files from the page cache; nobody may have them mapped."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def from_disk(least: int) -> Iterator[Callable[[], float]]:
+    """Time a block, and make sure that it read as many bytes from the disk, not from memory."""
+    before, start = bytes_from_disk(), time.perf_counter()
+    taken = []
+    yield lambda: taken[0]
+    taken.append(time.perf_counter() - start)
+    assert bytes_from_disk() - before >= least, "the page cache was not cold"
+
+
+def bytes_from_disk() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["read_bytes"])
+
+
+def opening(which: int) -> Callable[[Data], Pair]:
+    def prepare(data: Data) -> Pair:
+        path = data.index_of(data.shards[which])
+
+        def ours(number: int) -> int:
+            with npstream.open(path) as dataset:
+                return len(dataset)
+
+        def reference(number: int) -> int:
+            with (path / "index.json").open() as file:
+                return sum(shard["samples"] for shard in json.load(file)["shards"])
+
+        def same(left: int, right: int) -> None:
+            assert left == right
+
+        return Pair(ours, reference, same)
+
+    prepare.__name__ = f"opening_{which}"
+    return prepare
+
+
+open_many = figure("opening 10,000 shards", "`json.load` of the same file", factor=2)(opening(0))
+open_more = figure("opening 100,000 shards", "`json.load` of the same file", factor=2)(opening(1))
+
+
+@figure(
+    "writing T from arrays",
+    "`ndarray.tofile` of the same bytes, both synced",
+    factor=2,
+    rounds=5,
+)
+def written(data: Data) -> Pair:
+    arrays = data.token_arrays()
+    records = np.array(data.records())
+    target = data.directory / f"written-{os.getpid()}"
+
+    def ours(number: int) -> float:
+        shutil.rmtree(target, ignore_errors=True)
+        start = time.perf_counter()
+        npstream.write(target, arrays)
+        sync(target)
+        taken = time.perf_counter() - start
+        assert np.array_equal(npstream.open(target)["id"][-1], arrays["id"][-1])
+        shutil.rmtree(target)
+        return taken
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        with target.open("wb") as file:
+            records.tofile(file)
+            os.fsync(file.fileno())
+        taken = time.perf_counter() - start
+        assert target.stat().st_size == RECORD.itemsize * len(records)
+        target.unlink()
+        return taken
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
+FIGURES = [cold_rows, open_many, open_more, written]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    "figure",
+    FIGURES if sys.platform == "linux" else FIGURES[1:],
+    ids=lambda figure: figure.prepare.__name__,
+)
+def test_disk(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)

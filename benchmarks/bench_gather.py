@@ -1,0 +1,149 @@
+"""Batches by random index, warm and local."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+from data import TOKENS, Data
+from figures import SIDES, Figure, Pair, check, figure
+
+ROUNDS = 64
+"""Different indices for so many rounds."""
+
+
+def indices(samples: int, count: int, seed: int = 0) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, samples, count) for _ in range(ROUNDS)]
+
+
+@figure(
+    '`ds["tokens"][10,000 random].load()` on T',
+    "fancy indexing of an `np.memmap` of the tokens in one file",
+    factor=1.2,
+)
+def tokens(data: Data) -> Pair:
+    column, flat = npstream.open(data.tokens_dataset())["tokens"], data.token_map()
+    picks = indices(data.tokens, 10_000)
+    return Pair(
+        lambda number: column[picks[number % ROUNDS]].load(),
+        lambda number: flat[picks[number % ROUNDS]],
+        np.testing.assert_array_equal,
+    )
+
+
+@figure(
+    "`ds[256 random].load(out=)` on T, fresh indices each time",
+    '`np.take(memmap, idx, out=, mode="clip")`',
+    factor=1.2,
+    plus=15e-6,
+)
+def tokens_into(data: Data) -> Pair:
+    dataset, flat = npstream.open(data.tokens_dataset())[["tokens"]], data.token_map()
+    picks = indices(data.tokens, 256)
+    ours = {"tokens": np.empty((256, TOKENS), np.uint16)}
+    theirs = np.empty((256, TOKENS), np.uint16)
+
+    def reference(number: int) -> np.ndarray:
+        for pick in picks:
+            np.take(flat, pick, axis=0, out=theirs, mode="clip")
+        return theirs
+
+    def load(number: int) -> np.ndarray:
+        for pick in picks:
+            dataset[pick].load(out=ours)
+        return ours["tokens"]
+
+    return Pair(load, reference, np.testing.assert_array_equal, calls=ROUNDS)
+
+
+@figure(
+    "`ds[10,000 random].load()` on S",
+    "a bare Numba gather of the same bytes into newly allocated flat buffers",
+    factor=1.5,
+)
+def small(data: Data) -> Pair:
+    dataset, (file, offsets) = npstream.open(data.small_dataset()), data.small_rows()
+    picks, gather = indices(data.small, 10_000), small_gather()
+    rows = np.asarray(np.memmap(file, np.uint8, "r"))
+
+    def reference(number: int) -> tuple[np.ndarray, ...]:
+        pick = picks[number % ROUNDS]
+        starts = np.empty(len(pick) + 1, np.int64)
+        gather.lengths(offsets, pick, starts)
+        texts = np.empty(starts[-1], np.uint8)
+        ids, labels = np.empty(len(pick), np.int64), np.empty(len(pick), np.int32)
+        gather.rows(rows, offsets, pick, starts, ids, labels, texts)
+        return ids, labels, texts
+
+    def same(batch: Any, expected: tuple[np.ndarray, ...]) -> None:
+        np.testing.assert_array_equal(batch["id"], expected[0])
+        np.testing.assert_array_equal(batch["label"], expected[1])
+        np.testing.assert_array_equal(batch["text"].values, expected[2])
+
+    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, same)
+
+
+@functools.cache
+def small_gather() -> Any:
+    """Return the reference's two kernels."""
+    import numba
+
+    from npstream import _jit
+
+    _jit._load_primitives()
+    copy = _jit.copy
+
+    @numba.njit(nogil=True)
+    def lengths(offsets, pick, starts):
+        starts[0] = 0
+        for k in range(len(pick)):
+            starts[k + 1] = starts[k] + offsets[pick[k] + 1] - offsets[pick[k]] - 12
+
+    @numba.njit(nogil=True)
+    def rows(source, offsets, pick, starts, ids, labels, texts):
+        for k in range(len(pick)):
+            row = source.ctypes.data + offsets[pick[k]]
+            copy(ids.ctypes.data + 8 * k, row, 8)
+            copy(labels.ctypes.data + 4 * k, row + 8, 4)
+            copy(texts.ctypes.data + starts[k], row + 12, starts[k + 1] - starts[k])
+
+    return SimpleNamespace(lengths=lengths, rows=rows)
+
+
+@figure(
+    "`ds[10,000 random].load()` on I",
+    "memcpy of the same bytes into a newly allocated array",
+    factor=1.5,
+)
+def images(data: Data) -> Pair:
+    dataset = npstream.open(data.images_dataset())
+    flat = np.memmap(data.images_file(), np.uint8, "r")
+    lengths = data.image_lengths()
+    picks = indices(data.images, min(10_000, data.images))
+    totals = [min(int(lengths[pick].sum()), len(flat)) for pick in picks]
+
+    def reference(number: int) -> np.ndarray:
+        total = totals[number % ROUNDS]
+        copied = np.empty(total, np.uint8)
+        np.copyto(copied, flat[:total])
+        return copied
+
+    def same(batch: Any, _copied: np.ndarray) -> None:
+        assert batch["image"].lengths.tolist() == lengths[picks[0]].tolist()
+
+    return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, same)
+
+
+FIGURES = [tokens, tokens_into, small, images]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
+def test_gather(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)

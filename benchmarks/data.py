@@ -1,0 +1,216 @@
+"""The data that the benchmarks read, made once and kept outside the repository.
+
+T, S and I are what `reference` measurements of the peers used: tokens, small mixed samples and
+images. Beside each lie the same bytes in plain files, for the references. Images are random
+bytes of a JPEG's usual size: nothing here decodes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npstream
+
+TOKENS = 1024
+RECORD = np.dtype([("id", "<i8"), ("tokens", "<u2", TOKENS)])
+
+
+@dataclass(frozen=True)
+class Data:
+    """The directory of all data sets, and their numbers of samples."""
+
+    directory: Path
+    tokens: int = 200_000
+    small: int = 1_000_000
+    images: int = 20_000
+    cold_bytes: int = 4 << 30
+    shards: tuple[int, ...] = (10_000, 100_000)
+
+    def path(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Return a file or directory, which `make` makes if it is not there."""
+        path = self.directory / name
+        if not path.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{name}.partial-{os.getpid()}")
+            make(partial)
+            partial.rename(path)
+        return path
+
+    def records_file(self) -> Path:
+        """Return T as one packed record array."""
+
+        def make(path: Path) -> None:
+            records = np.empty(self.tokens, RECORD)
+            records["id"] = np.arange(self.tokens)
+            records["tokens"] = random(1).integers(
+                0, 50_000, (self.tokens, TOKENS), dtype=np.uint16
+            )
+            records.tofile(path)
+
+        return self.path(f"T-{self.tokens}.records", make)
+
+    def records(self) -> np.memmap:
+        """Map T's packed record array."""
+        return np.memmap(self.records_file(), RECORD, "r")
+
+    def tokens_file(self) -> Path:
+        """Return T's tokens alone."""
+        return self.path(
+            f"T-{self.tokens}.tokens",
+            lambda path: np.ascontiguousarray(self.records()["tokens"]).tofile(path),
+        )
+
+    def token_map(self) -> np.memmap:
+        """Map T's tokens."""
+        return np.memmap(self.tokens_file(), np.uint16, "r").reshape(-1, TOKENS)
+
+    def token_arrays(self) -> dict[str, np.ndarray]:
+        """Return T in memory, as `npstream.write` takes it."""
+        records = self.records()
+        return {name: np.ascontiguousarray(records[name]) for name in ("tokens", "id")}
+
+    def tokens_dataset(self) -> Path:
+        """Return T as a dataset."""
+
+        def make(path: Path) -> None:
+            npstream.write(path, self.token_arrays())
+
+        return self.path(f"T-{self.tokens}", make)
+
+    def texts(self) -> Iterator[str]:
+        """Yield S's texts: 20 to 200 letters each."""
+        lengths = random(2).integers(20, 201, self.small)
+        letters = random(3).integers(97, 123, lengths.sum(), dtype=np.uint8).tobytes().decode()
+        end = 0
+        for length in lengths.tolist():
+            start, end = end, end + length
+            yield letters[start:end]
+
+    def labels(self) -> np.ndarray:
+        """Return S's labels."""
+        return random(4).integers(0, 1000, self.small, dtype=np.int32)
+
+    def small_dataset(self) -> Path:
+        """Return S as a dataset."""
+
+        def make(path: Path) -> None:
+            columns = {"id": "int", "label": "int32", "text": "str"}
+            rows = zip(self.labels(), self.texts(), strict=True)
+            samples: Iterator[dict[str, Any]] = (
+                {"id": number, "label": label, "text": text}
+                for number, (label, text) in enumerate(rows)
+            )
+            npstream.write(path, samples, columns=columns)
+
+        return self.path(f"S-{self.small}", make)
+
+    def small_rows(self) -> tuple[Path, np.ndarray]:
+        """Return a file of S's rows (id, label, text), end to end, and where each begins."""
+
+        def make(path: Path) -> None:
+            path.mkdir()
+            offsets = [0]
+            with (path / "rows").open("wb") as file:
+                for number, (label, text) in enumerate(
+                    zip(self.labels(), self.texts(), strict=True)
+                ):
+                    file.write(number.to_bytes(8, "little") + label.tobytes() + text.encode())
+                    offsets.append(file.tell())
+            np.save(path / "offsets.npy", np.array(offsets))
+
+        path = self.path(f"S-{self.small}.rows", make)
+        return path / "rows", np.load(path / "offsets.npy")
+
+    def image_lengths(self) -> np.ndarray:
+        """Return the number of bytes of each of I's images."""
+        return random(5).integers(20_000, 40_000, self.images)
+
+    def images_file(self) -> Path:
+        """Return I's images, end to end."""
+
+        def make(path: Path) -> None:
+            path.write_bytes(random(6).bytes(int(self.image_lengths().sum())))
+
+        return self.path(f"I-{self.images}.images", make)
+
+    def images_dataset(self) -> Path:
+        """Return I as a dataset."""
+
+        def make(path: Path) -> None:
+            ends = np.cumsum(self.image_lengths()).tolist()
+            images = np.memmap(self.images_file(), np.uint8, "r")
+            samples = (
+                {"image": images[start:end].tobytes(), "label": number % 1000}
+                for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+            )
+            npstream.write(path, samples, columns={"image": "jpeg", "label": "int"})
+
+        return self.path(f"I-{self.images}", make)
+
+    def cold_file(self) -> Path:
+        """Return rows like T's tokens, more of them, in one file."""
+
+        def make(path: Path) -> None:
+            generator = random(7)
+            with path.open("wb") as file:
+                for _ in range(self.cold_bytes >> 24):
+                    file.write(generator.bytes(1 << 24))
+                file.flush()
+                os.fsync(file.fileno())
+
+        return self.path(f"cold-{self.cold_bytes}.tokens", make)
+
+    def cold_dataset(self) -> Path:
+        """Return the same rows as a dataset."""
+
+        def make(path: Path) -> None:
+            rows = np.memmap(self.cold_file(), np.uint16, "r").reshape(-1, TOKENS)
+            npstream.write(path, {"tokens": rows})
+            sync(path)
+
+        return self.path(f"cold-{self.cold_bytes}", make)
+
+    def index_of(self, shards: int) -> Path:
+        """Return a dataset of that many shards, of which only the index exists."""
+
+        def make(path: Path) -> None:
+            path.mkdir()
+            entries = [index_entry(number) for number in range(shards)]
+            (path / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
+
+        return self.path(f"index-{shards}", make)
+
+
+def random(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def sync(path: Path) -> None:
+    """Bring a dataset's files to the disk."""
+    for file in path.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def index_entry(number: int) -> dict[str, Any]:
+    """Return the entry of a shard as Streaming writes it."""
+    return {
+        "column_encodings": ["int", "ndarray:uint16:1024"],
+        "column_names": ["id", "tokens"],
+        "column_sizes": [8, 2048],
+        "compression": None,
+        "format": "mds",
+        "hashes": [],
+        "raw_data": {"basename": f"shard.{number:05}.mds", "bytes": 67_100_000, "hashes": {}},
+        "samples": 32_500,
+        "size_limit": 1 << 26,
+        "version": 2,
+        "zip_data": None,
+    }

@@ -1,0 +1,109 @@
+"""Measure every figure at full size and write the table of docs/benchmarks.md.
+
+python benchmarks/report.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold]
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import bench_disk
+import bench_gather
+import bench_samples
+import bench_start
+from data import Data
+from figures import Figure, Result, measure, seconds
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+FIGURES: list[Figure] = [
+    *bench_gather.FIGURES,
+    *bench_samples.FIGURES,
+    *bench_start.FIGURES,
+    *bench_disk.FIGURES,
+]
+
+PREFACE = """\
+# Benchmarks
+
+Written by `python benchmarks/report.py`; do not edit by hand.
+
+npstream and the reference run in turn in one process (or one process each, where a process is
+what is measured), and the table gives the medians. T is 200,000 samples of `tokens`
+uint16[1024] and `id`; S is 1,000,000 samples of `id`, `label` and `text` (20 to 200 letters);
+I is 20,000 byte strings of 20 to 40 KB, the size of JPEG images, and `label`. Times are for one
+load, sample or batch. All data are local, and in the page cache where the row does not say cold.
+"""
+
+HEAD = """\
+| what | reference | npstream | reference | ratio | at most | reached |
+|---|---|---|---|---|---|---|
+"""
+
+
+def row(result: Result) -> str:
+    figure = result.figure
+    ratio = result.ours / result.theirs
+    return (
+        f"| {figure.what} | {figure.reference} | {seconds(result.ours)} "
+        f"| {seconds(result.theirs)} | {ratio:.2f} | {figure.target} "
+        f"| {'yes' if result.reached else '**no**'} |\n"
+    )
+
+
+def machine() -> str:
+    """Describe what the figures were measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "numba"))
+    return (
+        f"\n{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
+        f"{platform.release()}; Python {platform.python_version()}, {packages}, npstream "
+        f"{metadata.version('npstream')}; {datetime.date.today()}, load average "
+        f"{os.getloadavg()[0]:.1f} at the start.\n"
+    )
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "npstream-bench",
+        help="where the data are kept (about 3 GB, and 9 GB for the cold rows)",
+    )
+    parser.add_argument("--only", default="", help="figures whose names hold this; only print")
+    parser.add_argument("--rounds", type=int, help="rounds of every figure, at least 5")
+    parser.add_argument("--no-cold", action="store_true", help="leave the cold rows out")
+    arguments = parser.parse_args()
+
+    table, about = HEAD, machine()
+    for figure in FIGURES:
+        if arguments.only not in figure.what:
+            continue
+        if arguments.no_cold and figure is bench_disk.cold_rows:
+            continue
+        line = row(measure(figure, Data(arguments.data), arguments.rounds))
+        print(line, end="", flush=True)
+        table += line
+    if not arguments.only:
+        OUTPUT.write_text(PREFACE + about + "\n" + table)
+
+
+if __name__ == "__main__":
+    main()

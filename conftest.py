@@ -1,0 +1,54 @@
+"""Hooks for tests of every kind: tests/, benchmarks/, doctests, the fences of the documents."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pytest
+
+import npstream
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.fixture(autouse=True)
+def _scratch_directory(request: pytest.FixtureRequest) -> None:
+    """Run examples of the documentation, which name no directory, in one of their own."""
+    if not isinstance(request.node, pytest.Function):
+        request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> npstream.Dataset:
+    """Return the dataset of the docstrings' examples: three texts and their labels."""
+    npstream.write(tmp_path / "example", {"text": ["zero", "one", "two"], "label": np.arange(3)})
+    return npstream.open(tmp_path / "example")
+
+
+@pytest.fixture(autouse=True)
+def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
+    doctest_namespace.update(np=np, npstream=npstream)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _without_skips((yield))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _without_skips((yield))
+
+
+def _without_skips(report: Report) -> Report:
+    """Turn a skip into a failure in CI, where everything that a test needs is installed."""
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
+    return report

@@ -1,0 +1,60 @@
+"""Training data as a lazily loaded NumPy array."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npstream import errors
+    from npstream.batch import Batch
+    from npstream.column import Column
+    from npstream.dataset import Dataset, open_dataset
+    from npstream.formats.encodings import register_encoding
+    from npstream.ragged import Ragged
+    from npstream.writer import Writer, WriteReport, write
+
+    open = open_dataset
+
+# `open` is public as well, but a star import must not hide the builtin.
+__all__ = [
+    "Batch",
+    "Column",
+    "Dataset",
+    "Ragged",
+    "WriteReport",
+    "Writer",
+    "errors",
+    "open_dataset",
+    "register_encoding",
+    "write",
+]
+
+__version__ = "0.1.0.dev0"
+
+_EXPORTS = {
+    "Batch": "npstream.batch:Batch",
+    "Column": "npstream.column:Column",
+    "Dataset": "npstream.dataset:Dataset",
+    "Ragged": "npstream.ragged:Ragged",
+    "WriteReport": "npstream.writer:WriteReport",
+    "Writer": "npstream.writer:Writer",
+    "errors": "npstream.errors",
+    "open": "npstream.dataset:open_dataset",
+    "open_dataset": "npstream.dataset:open_dataset",
+    "register_encoding": "npstream.formats.encodings:register_encoding",
+    "write": "npstream.writer:write",
+}
+"""Where each public name is defined; it is imported when somebody first asks for it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import pkgutil
+
+    value = globals()[name] = pkgutil.resolve_name(_EXPORTS[name])
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

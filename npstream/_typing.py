@@ -1,0 +1,15 @@
+"""Names for the array types that cross module boundaries."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+AnyArray: TypeAlias = NDArray[Any]
+Body: TypeAlias = bytes | memoryview
+Bools: TypeAlias = NDArray[np.bool_]
+Bytes: TypeAlias = NDArray[np.uint8]
+Int64: TypeAlias = NDArray[np.int64]
+Sample: TypeAlias = dict[str, Any]

@@ -1,0 +1,524 @@
+"""Dataset: a lazily loaded array of samples.
+
+An integer reads one sample; every other row index is a lazy view; a name picks columns; NumPy
+functions, ``load()`` and iteration read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream import display
+from npstream._typing import AnyArray, Sample
+from npstream.batch import Batch
+from npstream.column import Column
+from npstream.fetch import Fetcher, Verify
+from npstream.formats.hashes import HASHES
+from npstream.formats.index import parse_index
+from npstream.orders.permutation import Permutation, make_key
+from npstream.progress import progress
+from npstream.reading import in_mode, load
+from npstream.selection import Selection
+from npstream.source import Source, open_source
+from npstream.splits import split_chunks, split_lengths
+from npstream.store import LocalStore, local_path
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from npstream.iterate import Iterable
+
+Transform = Callable[[Sample], Any]
+
+SAMPLE_BLOCK = 1 << 22
+"""Bytes of samples that iteration reads at once."""
+
+
+class Dataset:
+    """Samples of an opened dataset, in some order: the dataset itself, or a view of it.
+
+    Made by `npstream.open`. Indexing rows gives views and reads nothing, but for an integer, which
+    reads that sample. ``==`` is identity.
+    """
+
+    __slots__ = ("_names", "_reader", "_selection", "_source", "_transform", "__weakref__")
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        names: tuple[str, ...],
+        transform: Transform | None = None,
+    ) -> None:
+        self._source = source
+        self._selection = selection
+        self._names = names
+        self._transform = transform
+        self._reader: Any = None
+
+    def _view(self, selection: Selection) -> Dataset:
+        return Dataset(self._source, selection, self._names, self._transform)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self._source, self._selection, self._names, self._transform)
+
+    # What it is
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return self._names
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Dtype of each column: of its values' elements, StringDType for text, or object."""
+        return {name: self[name].dtype for name in self._names}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the view: ``(len(ds),)``, unless an N-d index array made it."""
+        return self._selection.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the view."""
+        return len(self._selection.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of samples in the view."""
+        return self._selection.size
+
+    def __len__(self) -> int:
+        return self._selection.shape[0]
+
+    @property
+    def shards(self) -> AnyArray:
+        """The shards of the whole dataset.
+
+        Returns
+        -------
+        ndarray, shape (shards,)
+            Structured: ``name`` (str), ``start`` (number of the first sample), ``samples`` and
+            ``bytes`` (uncompressed), int64.
+        """
+        index = self._source.index
+        names = [index.name(shard) for shard in range(len(index))]
+        width = max(map(len, names), default=1)
+        fields = [("name", f"U{width}"), ("start", "i8"), ("samples", "i8"), ("bytes", "i8")]
+        table = np.empty(len(index), fields)
+        table["name"], table["bytes"] = names, index.nbytes
+        table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
+        return table
+
+    def locate(self, index: Any) -> tuple[Any, Any]:
+        """Return where samples are stored.
+
+        Parameters
+        ----------
+        index : int, slice or array_like
+            Rows of this view.
+
+        Returns
+        -------
+        shard, row : int or ndarray of int64
+            Number of the shard, and of the sample within it.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.locate(1)
+        (0, 1)
+        """
+        chosen = self._selection.select(index)
+        single = isinstance(chosen, int)
+        ids = np.array([chosen]) if isinstance(chosen, int) else chosen.ids()
+        starts = self._source.index.starts
+        shard = np.searchsorted(starts, ids, side="right") - 1
+        row = ids - starts[shard]
+        if single:
+            return int(shard[0]), int(row[0])
+        shape = chosen.shape  # type: ignore[union-attr]
+        return shard.reshape(shape), row.reshape(shape)
+
+    def __repr__(self) -> str:
+        return display.dataset_text(self)
+
+    def _repr_html_(self) -> str:
+        return display.dataset_html(self)
+
+    # Indexing
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return self._column(index)
+        if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
+            return self._project(index)
+        if isinstance(index, list) and any(isinstance(name, str) for name in index):
+            raise TypeError(f"a list is all column names or all rows, not both: {index!r}")
+        chosen = self._selection.select(index)
+        if isinstance(chosen, int):
+            return self._sample(chosen)
+        return self._view(chosen)
+
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        """Return several samples at once, as ``torch.utils.data.DataLoader(ds)`` asks for them."""
+        chosen = self[np.asarray(rows, np.int64)]
+        return list(chosen) if self.ndim > 1 else list(chosen._samples(0, len(rows)))
+
+    def _column(self, name: str) -> Column:
+        if name not in self._names:
+            self._source.field(name)
+            raise KeyError(
+                f"column {name!r} is not in this view, whose columns are {', '.join(self._names)}"
+            )
+        return Column(self._source, self._source.field(name), self._selection)
+
+    def _project(self, names: Sequence[str]) -> Dataset:
+        for name in names:
+            self._column(name)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column is named twice in {list(names)}")
+        return Dataset(self._source, self._selection, tuple(names), self._transform)
+
+    def _sample(self, sample: int) -> Any:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = self._source.reader(self._names)
+        values = reader(sample)
+        return values if self._transform is None else self._transform(values)
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.ndim > 1:
+            for row in range(len(self)):
+                yield self[row]
+            return
+        step = self._source.rows_of(SAMPLE_BLOCK)
+        for start in range(0, len(self), step):
+            yield from self._samples(start, min(start + step, len(self)))
+
+    def _samples(self, start: int, stop: int) -> Iterator[Any]:
+        """Yield the samples of a stretch of the ravelled view, read at once."""
+        samples = self._source.samples(self._names, self._selection.ids(start, stop))
+        yield from samples if self._transform is None else map(self._transform, samples)
+
+    # Reading
+
+    def load(self, out: Mapping[str, Any] | None = None) -> Batch:
+        """Read all columns of all samples.
+
+        Parameters
+        ----------
+        out : mapping of str to array_like, optional
+            Arrays for fixed-size columns, of the column's dtype and shape: filled and returned
+            instead of new ones. They may be tensors in pinned memory.
+
+        Returns
+        -------
+        Batch
+            One ndarray or Ragged a column. Arrays have the view's shape, then the values'; a
+            Ragged has one row a sample, also of an N-d view.
+
+        Raises
+        ------
+        MemoryError
+            Before reading, if it takes more memory than is free.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds[[2, 0]].load()["label"]
+        array([2, 0])
+        """
+        plan = self._source.plan(self._names)
+        ids = self._selection.ids()
+        columns = load(self._source, plan, ids, self.shape, out)
+        return Batch(columns, ids=ids.reshape(self.shape))
+
+    def take(
+        self,
+        indices: ArrayLike,
+        axis: int | None = None,
+        out: Mapping[str, Any] | None = None,
+        mode: str = "raise",
+    ) -> Any:
+        """Read samples: ``ds[indices].load(out)``, with the signature of `numpy.take`.
+
+        Parameters
+        ----------
+        indices : array_like of int
+        axis : int, optional
+            0, or None for the ravelled view, which is the same unless the view is N-d.
+        out : mapping of str to array_like, optional
+            As for `load`.
+        mode : {"raise", "wrap", "clip"}
+            What an index out of bounds does.
+
+        Returns
+        -------
+        Batch
+            Or one sample, if `indices` is an integer.
+        """
+        view = self
+        if axis is None:
+            view = self.ravel()
+        elif axis not in range(-self.ndim, self.ndim):
+            raise np.exceptions.AxisError(axis, self.ndim)
+        elif axis % self.ndim:
+            raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
+        chosen = view[in_mode(indices, len(view), mode)]
+        if isinstance(chosen, Dataset):
+            return chosen.load(out)
+        if out is not None:
+            raise TypeError("out= takes arrays of several samples, and one was asked for")
+        return chosen
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+        fields = [self._source.field(name) for name in self._names]
+        variable = [f.name for f in fields if f.encoding.kind != "fixed"]
+        if variable or not fields:
+            raise TypeError(
+                f"columns of varying size make no structured array: {', '.join(variable) or 'none'}"
+                "; leave them out, as in ds[[...]], or use load()"
+            )
+        record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in fields])
+        batch = self.load()
+        table = np.empty(self.shape, record)
+        for name in self._names:
+            table[name] = batch[name]
+        return table if dtype is None else table.astype(dtype)
+
+    # Views
+
+    def ravel(self) -> Dataset:
+        """Return the samples of an N-d view as a 1-d view."""
+        return self if self.ndim == 1 else self._view(self._selection.ravel())
+
+    def shuffle(self, seed: int, epoch: int = 0, *, block: None) -> Dataset:
+        """Return a view of all samples in a random order.
+
+        Parameters
+        ----------
+        seed, epoch : int
+            Each pair gives another order, the same on any machine and in any release.
+        block : None
+            None is a permutation of all samples at once, each as likely as any other. It is
+            computed where it is needed, and takes no memory.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> sorted(sample["label"] for sample in ds.shuffle(0, block=None))
+        [0, 1, 2]
+        """
+        if block is not None:
+            raise ValueError(f"block={block!r}: this release shuffles all samples at once, None")
+        permutation = Permutation(self.size, make_key(seed, epoch, 0, 0))
+        return self._view(self._selection.permuted(permutation))
+
+    def random_split(
+        self, lengths: Sequence[float], seed: int = 0, by: str = "sample"
+    ) -> list[Dataset]:
+        """Split the samples at random into views that do not overlap.
+
+        Parameters
+        ----------
+        lengths : sequence of int or float
+            Samples of each part, or fractions that sum to 1; rounded as
+            `torch.utils.data.random_split` does.
+        seed : int
+        by : {"sample", "chunk"}
+            "sample" draws samples: parts are runs of ``shuffle(seed, block=None)``. "chunk" draws
+            chunks, the runs of samples that are stored together, so that a part reads no more
+            than its share; its samples keep their order.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
+        [2, 1]
+        """
+        counts = split_lengths(lengths, self.size)
+        if by == "chunk":
+            chunks = self._source.chunk_starts()
+            masks = split_chunks(self.ravel()._selection, chunks, counts, seed)
+            return [self.ravel()[mask] for mask in masks]
+        if by != "sample":
+            raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
+        shuffled = self.shuffle(seed, block=None)
+        ends = np.cumsum(counts).tolist()
+        return [shuffled[end - n : end] for end, n in zip(ends, counts, strict=True)]
+
+    def with_transform(self, transform: Transform | None) -> Dataset:
+        """Return a view whose samples are passed through a function.
+
+        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, after the
+        transform that the view already has; columns and batches are as they are stored.
+
+        Parameters
+        ----------
+        transform : callable, optional
+            Takes a sample and returns what is to stand for it. None removes the transform.
+        """
+        if transform is not None and self._transform is not None:
+            transform = _Chain(self._transform, transform)
+        return Dataset(self._source, self._selection, self._names, transform)
+
+    def filter(
+        self,
+        fn: Callable[[Any], Any],
+        columns: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> Dataset:
+        """Return a view of the samples for which a function holds.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes a sample and says whether it stays; with `batch_size`, takes a Batch and
+            returns a mask of its rows.
+        columns : sequence of str, optional
+            What `fn` is given, and all that is read.
+        batch_size : int, optional
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.filter(lambda sample: sample["label"] > 0).shape
+        (2,)
+        """
+        view = self.ravel() if columns is None else self.ravel()._project(list(columns))
+        step = batch_size or self._source.rows_of(SAMPLE_BLOCK)
+        if step < 1:
+            raise ValueError(f"batch_size={batch_size}: expected a positive integer")
+        mask = np.zeros(len(view), bool)
+        for start in progress(range(0, len(view), step), "filter"):
+            part = view[start : start + step]
+            if batch_size is None:
+                kept: Any = [bool(fn(sample)) for sample in part]
+            else:
+                kept = np.asarray(fn(part.load()))
+                if kept.dtype != bool or kept.shape != (len(part),):
+                    raise TypeError(
+                        f"fn returned {kept.dtype} of shape {kept.shape} for a batch of "
+                        f"{len(part)}; expected a bool for each row"
+                    )
+            mask[start : start + len(part)] = kept
+        return self.ravel()[mask]
+
+    # Iterating
+
+    def iter(
+        self,
+        rank: int | None = None,
+        world: int | None = None,
+        *,
+        batch_size: int | None = None,
+        batched: bool = True,
+        last: str = "repeat",
+        transform: Callable[[Any], Any] | None = None,
+    ) -> Iterable:
+        """Return an iterable over this rank's part of the view, in the view's order.
+
+        See `npstream.iterate.Iterable` for the parameters.
+        """
+        from npstream.iterate import Iterable
+
+        return Iterable(
+            self, rank, world, batch_size=batch_size, batched=batched, last=last,
+            transform=transform,
+        )  # fmt: skip
+
+    # Closing
+
+    def close(self) -> None:
+        """Release the maps and buffers of this dataset and all its views, promptly."""
+        self._source.fetcher.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Chain:
+    """One function after another; a class, so that it pickles."""
+
+    def __init__(self, first: Transform, second: Transform) -> None:
+        self.first, self.second = first, second
+
+    def __call__(self, sample: Sample) -> Any:
+        return self.second(self.first(sample))
+
+
+def open_dataset(
+    url: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    columns: Sequence[str] | Mapping[str, Any] | None = None,
+    verify: Verify = "auto",
+    allow_pickle: bool = False,
+) -> Dataset:
+    """Open a dataset; only its index is read.
+
+    Parameters
+    ----------
+    url : str or os.PathLike
+        The directory that holds ``index.json``.
+    split : str, optional
+        A directory below it, such as "train".
+    columns : sequence of str, or mapping of str to dtype or str, optional
+        A sequence: the columns to have. A mapping: what the bytes of those columns mean, as a
+        dtype or an encoding, such as ``{"tokens": "ndarray:int64:2048"}``; others stay.
+    verify : bool or str
+        Which recorded hashes to check: "auto", those of shards that are decompressed; True, also
+        those of files that are mapped; False, none; or the name of the hash to check in both.
+    allow_pickle : bool
+        Whether columns may be unpickled, which can run code.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    FormatError
+        If the index does not follow the format.
+    StorageError
+        If there is none.
+
+    Examples
+    --------
+    >>> import npstream
+    >>> path = getfixture("tmp_path") / "numbers"
+    >>> report = npstream.write(path, {"x": np.arange(10)})
+    >>> npstream.open(path)[3]
+    {'x': np.int64(3)}
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
+    if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
+        raise ValueError(
+            f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
+        )
+    root = local_path(url)
+    store = LocalStore(os.path.join(root, *split.split("/")) if split else root)
+    index = parse_index(store.read("index.json"), store.where("index.json"))
+    fetcher = Fetcher(index, store, verify)
+    if isinstance(verify, str) and verify != "auto" and len(index):
+        fetcher.require_hash(verify)
+    source, names = open_source(fetcher, columns, allow_pickle)
+    return Dataset(source, Selection.all(index.samples), names)

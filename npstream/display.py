@@ -1,0 +1,93 @@
+"""How datasets and columns show themselves: one screen, no surprises."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from npstream.column import Column
+    from npstream.dataset import Dataset
+
+ROWS = 5
+COLUMNS = 24
+WIDTH = 60
+
+
+def dataset_text(ds: Dataset) -> str:
+    """Return a dataset's columns and extent; nothing is read."""
+    index = ds._source.index
+    shape = f"{len(ds):,} samples" if ds.ndim == 1 else f"samples of shape {ds.shape}"
+    stored = f"{len(index):,} shards, {size_text(int(index.nbytes.sum()))}"
+    lines = [f"<npstream.Dataset: {shape} of {index.samples:,} in {stored}, {index.where}"]
+    width = max((len(name) for name in ds.columns[:COLUMNS]), default=0)
+    for name in ds.columns[:COLUMNS]:
+        field = ds._source.field(name)
+        lines.append(f"  {name:{width}}  {field.encoding.name}")
+    if len(ds.columns) > COLUMNS:
+        lines.append(f"  ... and {len(ds.columns) - COLUMNS} more columns")
+    return "\n".join(lines) + ">"
+
+
+def dataset_html(ds: Dataset) -> str:
+    """Return a table of a dataset's first rows, which are read."""
+    names = ds.columns[:COLUMNS]
+    rows = [] if not names else [_as_stored(ds, row) for row in range(min(ROWS, ds.size))]
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in names) + "</tr>"
+        for row in rows
+    )
+    caption = escape(dataset_text(ds).splitlines()[0].strip("<>"))
+    return (
+        f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table>"
+    )
+
+
+def _as_stored(ds: Dataset, row: int) -> dict[str, Any]:
+    """Return a sample of the ravelled view, without the view's transform."""
+    sample: dict[str, Any] = ds.ravel().with_transform(None)[row]
+    return sample
+
+
+def column_text(column: Column) -> str:
+    """Return a column's name, shape and dtype; nothing is read."""
+    return (
+        f"<npstream.Column {column.name!r}: shape {column.shape}, dtype {column.dtype}, "
+        f"stored as {column._field.encoding.name}>"
+    )
+
+
+def column_html(column: Column) -> str:
+    """Return a column's description and first values, which are read."""
+    shown = min(ROWS, len(column)) if column.ndim else 0
+    values = "".join(f"<li>{escape(value_text(column[row]))}</li>" for row in range(shown))
+    return f"<div>{escape(column_text(column).strip('<>'))}<ol start='0'>{values}</ol></div>"
+
+
+def value_text(value: Any) -> str:
+    """Return a value on one short line."""
+    if isinstance(value, np.ndarray):
+        inner = np.array2string(value, threshold=6, edgeitems=3, separator=" ")
+        text = f"{value.dtype}{list(value.shape)} {' '.join(inner.split())}"
+    else:
+        text = repr(value) if not isinstance(value, str) else value
+    return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
+
+
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes with the unit that suits it.
+
+    Examples
+    --------
+    >>> size_text(1536)
+    '1.5 KiB'
+    """
+    size, units = float(nbytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.1f} {units[0]}" if units[0] != "bytes" else f"{nbytes} bytes"

@@ -1,0 +1,60 @@
+"""The exceptions that npstream raises.
+
+Each subclasses the builtin that a user would catch, so ``except ValueError`` and
+``except OSError`` keep working. A message says the value, the rule it broke, the place,
+and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ColumnError",
+    "FormatError",
+    "IntegrityError",
+    "MissingDependencyError",
+    "NpstreamError",
+    "StorageError",
+]
+
+
+class NpstreamError(Exception):
+    """Base class of every exception that npstream defines."""
+
+
+class FormatError(NpstreamError, ValueError):
+    """A dataset's bytes do not follow its format: a damaged or hostile index, shard or sample."""
+
+
+class StorageError(NpstreamError, OSError):
+    """A dataset's bytes could not be read or written."""
+
+
+class IntegrityError(NpstreamError, OSError):
+    """A dataset's bytes are not the ones that its index recorded."""
+
+
+class MissingDependencyError(NpstreamError, ImportError):
+    """A package that npstream needs for this, and does not require, is not installed."""
+
+    def __init__(self, purpose: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed: "
+            f"python -m pip install 'npstream[{extra}]'"
+        )
+
+
+class ColumnError(NpstreamError, KeyError):
+    """A dataset has no column of that name."""
+
+    def __init__(self, name: object, columns: Iterable[str], where: str = "") -> None:
+        known = list(columns)
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known) or 'none'}"
+        super().__init__(f"{where}no column {name!r}; {hint}")
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument, quotes and all.
+        return str(self.args[0])

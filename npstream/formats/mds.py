@@ -1,0 +1,105 @@
+"""MDS shards: where the samples lie in a file, and the columns in a sample.
+
+::
+
+    u32   n                     number of samples
+    u32   offset[n + 1]         absolute; offset[0] is where the head ends
+    bytes configuration         JSON, up to offset[0]; never read
+    bytes sample[0 .. n - 1]    back to back, up to the file's end
+
+    sample: u32 size[v]         one for each variable column
+            bytes body[columns] every column's, back to back, unaligned
+
+All integers are little-endian. Shards of fixed columns alone are records of one size, so their
+offsets need not be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from npstream._typing import Bytes
+from npstream.errors import FormatError
+from npstream.formats.index import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a column's body begins: after the sample's sizes, plus `offset` bytes of fixed
+    columns, plus the bodies of the first `before` variable columns."""
+
+    before: int
+    offset: int
+    size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layout of a schema's samples.
+
+    ``nvariable`` counts the variable columns; ``nfixed`` is the bytes of all fixed ones.
+    """
+
+    places: dict[str, Place]
+    nvariable: int
+    nfixed: int
+
+    @property
+    def stride(self) -> int:
+        """Bytes of every sample, or 0 if they vary."""
+        return 0 if self.nvariable else self.nfixed
+
+
+def layout(schema: Schema) -> Layout:
+    """Return where the columns of an MDS schema lie in a sample."""
+    places, before, offset = {}, 0, 0
+    for name, size in zip(schema.names, schema.sizes, strict=True):
+        places[name] = Place(before, offset, size)
+        if size is None:
+            before += 1
+        else:
+            offset += size
+    return Layout(places, before, offset)
+
+
+def samples_begin(data: Bytes, samples: int, stride: int) -> int:
+    """Check the head of an MDS shard and return where its samples begin.
+
+    Parameters
+    ----------
+    data : ndarray of uint8
+        The whole shard.
+    samples : int
+        How many samples the index says there are.
+    stride : int
+        Bytes of every sample, or 0 if they vary.
+
+    Raises
+    ------
+    FormatError
+        If the head does not agree with the index or the file's size.
+    """
+    head = 4 * (samples + 2)
+    if len(data) < head:
+        raise FormatError(f"{len(data)} bytes; the head of {samples} samples takes {head}")
+    words = data[:head].view("<u4")
+    count, begin, end = int(words[0]), int(words[1]), int(words[-1])
+    if count != samples:
+        raise FormatError(f"{count} samples in the shard's head; the index says {samples}")
+    if not head <= begin <= len(data):
+        raise FormatError(f"samples begin at byte {begin}; expected {head} to {len(data)}")
+    if end != len(data) and samples:
+        raise FormatError(f"samples end at byte {end} of {len(data)}")
+    if stride and begin + samples * stride != len(data):
+        raise FormatError(
+            f"{samples} samples of {stride} bytes from byte {begin} end at byte "
+            f"{begin + samples * stride} of {len(data)}"
+        )
+    return begin
+
+
+def offsets(data: Bytes, samples: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
+    """Return a shard's offsets, shape ``(samples + 1,)``, over its own bytes."""
+    return data[4 : 4 * (samples + 2)].view("<u4")

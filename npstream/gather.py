@@ -1,0 +1,388 @@
+"""From sample numbers to columns: read, split and gather, one allocation a column.
+
+A column is gathered *as stored*: an ndarray where all values take the same bytes, a Ragged of
+bytes or array elements where they vary, a list where the format is text, an object array where
+arrays differ in rank or dtype. `npstream.decode` makes of that what batches and samples hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npstream import kernels, memory
+from npstream._typing import AnyArray, Bools, Int64
+from npstream.batch import Ragged
+from npstream.errors import FormatError
+from npstream.fetch import Fetcher, Split
+from npstream.formats import text
+from npstream.formats.encodings import DTYPE_CODES, Encoding
+from npstream.formats.mds import Layout
+
+Stored = AnyArray | Ragged | list[Any]
+
+BLOCK = 1 << 16
+"""Rows a kernel call, so that its tables of addresses stay in the processor's cache."""
+
+_ITEMSIZES = np.zeros(256, np.int64)
+for _code, _dtype in DTYPE_CODES.items():
+    _ITEMSIZES[_code] = _dtype.itemsize
+_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column to read, and the encoding of its values.
+
+    ``part`` restricts a fixed column to bytes ``part[0]`` to ``part[1]`` of each value, which
+    has then the shape ``part[2]``.
+    """
+
+    name: str
+    encoding: Encoding
+    part: tuple[int, int, tuple[int, ...]] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one value as read; None where it varies."""
+        return self.part[2] if self.part else self.encoding.shape
+
+    def allocate(self, n: int) -> AnyArray:
+        """Return a new array for `n` values of one size: the column's own, or their bytes."""
+        shape, dtype = self.shape, self.encoding.dtype
+        if self.encoding.kind != "fixed":
+            assert self.encoding.size is not None
+            shape, dtype = (self.encoding.size,), np.dtype(np.uint8)
+        assert shape is not None
+        cell = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        memory.ensure_fits(n * cell, f"{n:,} rows of column {self.name!r}")
+        return np.empty((n, *shape), dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """How samples of a schema are taken apart, and the columns that are copied at once or only
+    found, in the order of the two tables."""
+
+    how: Split
+    copied: list[Field]
+    found: list[Field]
+
+
+class Plan:
+    """Columns to read, and how that is done, worked out once."""
+
+    __slots__ = ("_splits", "fields")
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self._splits: dict[int, _Split] = {}
+
+    def split(self, schema: int, layout: Layout) -> _Split:
+        """Return how the samples of an MDS schema are taken apart."""
+        split = self._splits.get(schema)
+        if split is None:
+            split = self._splits[schema] = self._make_split(layout)
+        return split
+
+    def _make_split(self, layout: Layout) -> _Split:
+        copied, found, fixed, variable = [], [], [], []
+        for f in self.fields:
+            place = layout.places[f.name]
+            if place.size is None:
+                found.append(f)
+                variable.append((place.before, place.offset))
+            else:
+                first, last = f.part[:2] if f.part else (0, place.size)
+                copied.append(f)
+                fixed.append((place.before, place.offset + first, last - first, 0))
+        how = Split(
+            layout.nvariable,
+            layout.nfixed,
+            np.array(fixed, np.int64).reshape(-1, 4),
+            np.array(variable, np.int64).reshape(-1, 2),
+        )
+        return _Split(how, copied, found)
+
+
+def gather(
+    fetcher: Fetcher,
+    plan: Plan,
+    ids: Int64,
+    out: Mapping[str, AnyArray] | None = None,
+) -> dict[str, Stored]:
+    """Read columns of samples, as stored.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, duplicates kept.
+    out : mapping of str to ndarray, optional
+        C-contiguous arrays of a fixed column's dtype and shape, to be filled and returned.
+    """
+    index = fetcher.index
+    if len(index.schemas) <= 1:
+        return _gather_schema(fetcher, 0, plan, ids, out or {})
+    shards = np.searchsorted(index.starts, ids, side="right") - 1
+    schema_of = index.schema_of[shards]
+    rows = [np.flatnonzero(schema_of == schema) for schema in range(len(index.schemas))]
+    pieces = [
+        _gather_schema(fetcher, schema, plan, ids[mine], {})
+        for schema, mine in enumerate(rows)
+        if len(mine)
+    ]
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    return {f.name: _merge([piece[f.name] for piece in pieces], order) for f in plan.fields}
+
+
+def _merge(pieces: list[Stored], order: Int64) -> Stored:
+    """Concatenate the pieces of a column and put its rows in order."""
+    if all(isinstance(piece, np.ndarray) for piece in pieces):
+        return np.concatenate(pieces)[order]  # type: ignore[arg-type]
+    if all(isinstance(piece, Ragged) and piece.kind is not None for piece in pieces):
+        values = np.concatenate([piece.values for piece in pieces])  # type: ignore[union-attr]
+        lengths = np.concatenate([piece.lengths for piece in pieces])  # type: ignore[union-attr]
+        return Ragged(values, _offsets(lengths), pieces[0].kind)[order]  # type: ignore[union-attr]
+    rows = [row for piece in pieces for row in piece]
+    return [rows[k] for k in order.tolist()]
+
+
+def _gather_schema(
+    fetcher: Fetcher,
+    schema: int,
+    plan: Plan,
+    ids: Int64,
+    out: Mapping[str, AnyArray],
+) -> dict[str, Stored]:
+    layout = fetcher.layouts[schema] if fetcher.layouts else None
+    if layout is None:
+        return _gather_text(fetcher, schema, plan.fields, ids)
+    split = plan.split(schema, layout)
+    how, copied = split.how, split.copied
+    columns: dict[str, Stored] = {
+        f.name: out[f.name] if f.name in out else f.allocate(len(ids)) for f in copied
+    }
+    addresses = np.array([memory.address_of(columns[f.name]) for f in copied], np.int64)  # type: ignore[arg-type]
+    blocks, held = [], []
+    for start in range(0, len(ids), BLOCK):
+        at = addresses + start * how.fixed[:, 2]
+        spans, holder = fetcher.read(ids[start : start + BLOCK], how, at)
+        blocks.append(spans)
+        held.append(holder)
+    for f in copied:
+        if f.encoding.kind != "fixed":
+            columns[f.name] = _rows_of_bytes(columns[f.name])  # type: ignore[arg-type]
+    for place, f in enumerate(split.found):
+        spans = [block[place] for block in blocks]
+        columns[f.name] = _gather_spans(_Values(fetcher, f, ids, spans), out.get(f.name))
+    return columns
+
+
+def _rows_of_bytes(column: AnyArray) -> Ragged:
+    """Return values of one size whose meaning is not an array's as rows of bytes."""
+    n, size = column.shape
+    return Ragged(column.reshape(-1), np.arange(n + 1, dtype=np.int64) * size, "bytes")
+
+
+@dataclass(slots=True)
+class _Values:
+    """The values of a variable column, found in blocks of rows, not yet gathered."""
+
+    fetcher: Fetcher
+    field: Field
+    ids: Int64
+    spans: list[Int64]  # of shape (2, rows): addresses, lengths
+
+    @property
+    def lengths(self) -> Int64:
+        """Bytes of each value."""
+        return np.concatenate([nbytes for _, nbytes in self.spans] or [np.empty(0, np.int64)])
+
+    def copy(self, offsets: Int64, destination: AnyArray) -> None:
+        """Copy each value to its offset, in bytes."""
+        start, base = 0, memory.address_of(destination)
+        for address, nbytes in self.spans:
+            stop = start + len(address)
+            copy = kernels.copy_spans.sized(len(address))
+            copy(address, nbytes, offsets[start:stop], base)
+            start = stop
+
+    def damaged(self, wrong: AnyArray, what: str) -> None:
+        """Raise FormatError for the first row that is wrong, if any is."""
+        if wrong.any():
+            k = int(wrong.argmax())
+            nbytes = int(self.lengths[k])
+            self.fetcher.damaged(
+                int(self.ids[k]), f"column {self.field.name!r} has {nbytes} bytes; {what}"
+            )
+
+
+def _gather_spans(values: _Values, out: AnyArray | None) -> Stored:
+    """Gather the values of a variable column in the form that its encoding asks for."""
+    field, encoding, lengths = values.field, values.field.encoding, values.lengths
+    if encoding.kind == "fixed":
+        return _gather_declared_fixed(values, lengths, out)
+    if encoding.kind == "ndarray" and not encoding.headless:
+        return _gather_arrays(values)
+    offsets = _offsets(lengths)
+    memory.ensure_fits(int(offsets[-1]), f"{len(lengths):,} rows of column {field.name!r}")
+    if encoding.kind == "ndarray":
+        return _gather_elements(values, lengths, offsets, encoding.dtype)
+    data = np.empty(int(offsets[-1]), np.uint8)
+    values.copy(offsets, data)
+    return Ragged(data, offsets, encoding.kind if encoding.kind in _TEXT_KINDS else "bytes")
+
+
+_TEXT_KINDS = ("str", "bytes", "image")
+
+
+def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None) -> AnyArray:
+    """Gather a column that is stored as variable and was declared to be fixed."""
+    field, encoding = values.field, values.field.encoding
+    assert encoding.size is not None
+    values.damaged(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
+    first, last = field.part[:2] if field.part else (0, encoding.size)
+    values.spans = [np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans]
+    column = field.allocate(len(lengths)) if out is None else out
+    values.copy(np.arange(len(lengths), dtype=np.int64) * (last - first), column)
+    return column
+
+
+def _gather_elements(
+    values: _Values,
+    lengths: Int64,
+    offsets: Int64,
+    dtype: np.dtype[Any],
+    shapes: Int64 | None = None,
+) -> Ragged:
+    """Gather rows of array elements into one array of them."""
+    values.damaged(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
+    elements = np.empty(int(offsets[-1]) // dtype.itemsize, dtype)
+    values.copy(offsets, elements)
+    return Ragged(elements, offsets // dtype.itemsize, None, shapes)
+
+
+def _gather_arrays(values: _Values) -> Stored:
+    """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
+    encoding, n = values.field.encoding, len(values.ids)
+    typed = int(encoding.dtype == object)
+    codes = np.full(n, 0 if typed else _CODES[encoding.dtype], np.int64)
+    heads, ndims = np.zeros((2, n), np.int64)
+    start = 0
+    for address, nbytes in values.spans:
+        stop = start + len(address)
+        code = kernels.array_heads.sized(len(address))(
+            address, nbytes, typed, _ITEMSIZES,
+            codes[start:stop], heads[start:stop], ndims[start:stop],
+        )  # fmt: skip
+        if code < 0:
+            wrong = np.arange(n) == start - 1 - code
+            values.damaged(wrong, f"they are no array of {encoding.name!r}")
+        start = stop
+    if n == 0:
+        return Ragged(np.empty(0, object if typed else encoding.dtype), np.zeros(1, np.int64))
+    if (codes != codes[0]).any() or (ndims != ndims[0]).any():
+        return _gather_objects(values)
+    shapes = None
+    if ndims[0] > 1:
+        shapes = np.empty((n, int(ndims[0])), np.int64)
+        address = np.concatenate([at for at, _ in values.spans])
+        kernels.array_shapes.sized(n)(address, typed, shapes)
+    start = 0
+    for span in values.spans:
+        stop = start + span.shape[1]
+        span[0] += heads[start:stop]
+        span[1] -= heads[start:stop]
+        start = stop
+    lengths = values.lengths
+    return _gather_elements(
+        values, lengths, _offsets(lengths), DTYPE_CODES[int(codes[0])], shapes
+    )
+
+
+def _gather_objects(values: _Values) -> AnyArray:
+    """Decode arrays that differ in dtype or rank one by one."""
+    column = np.empty(len(values.ids), object)
+    decode = values.field.encoding.decode
+    row = 0
+    for block in values.spans:
+        for address, nbytes in block.T.tolist():
+            column[row] = decode(ctypes.string_at(address, nbytes))
+            row += 1
+    return column
+
+
+def _gather_text(
+    fetcher: Fetcher, schema: int, fields: Sequence[Field], ids: Int64
+) -> dict[str, Stored]:
+    """Parse lines of text, one by one."""
+    columns: dict[str, Stored] = {f.name: [] for f in fields}
+    if len(ids) == 0:
+        return columns
+    address, nbytes, held = fetcher.locate(ids)
+    parse = line_parser(fetcher, schema, [f.name for f in fields])
+    appends: list[tuple[str, Callable[[Any], None]]] = [
+        (name, column.append)  # type: ignore[union-attr]
+        for name, column in columns.items()
+    ]
+    guard = text.guard(fetcher.index.schemas[schema])
+    spans = zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True)
+    for sample, at, length in spans:
+        line = ctypes.string_at(at - guard, length + guard)
+        values = parse(sample, line)
+        for name, append in appends:
+            append(values[name])
+    del held  # the addresses were in use until here
+    return columns
+
+
+def line_parser(
+    fetcher: Fetcher, schema: int, names: Sequence[str]
+) -> Callable[[int, bytes], dict[str, Any]]:
+    """Return a function that parses a sample's line, preceded by `text.guard` bytes."""
+    layout = fetcher.index.schemas[schema]
+    parse = text.parser(layout, names)
+    newline = layout.newline.encode()[: text.guard(layout)]
+
+    def checked(sample: int, line: bytes) -> dict[str, Any]:
+        try:
+            if not line.startswith(newline):
+                raise FormatError("it does not begin where a line ends")
+            return parse(line[len(newline) :])
+        except ValueError as error:
+            fetcher.damaged(sample, str(error))
+
+    return checked
+
+
+def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
+    """Compare the bytes of one column's values with `value`, without copying them."""
+    equal = np.zeros(len(ids), bool)
+    wanted = np.frombuffer(value, np.uint8)
+    compare = kernels.equal_spans.sized(len(ids))
+    spans: tuple[Int64, Int64]
+    if len(fetcher.layouts) == 1 and (layout := fetcher.layouts[0]) is not None:
+        found, held = fetcher.read(ids, plan.split(0, layout).how, np.empty(0, np.int64))
+        spans = found[0, 0], found[0, 1]
+    else:
+        (column,) = gather(fetcher, plan, ids).values()
+        if isinstance(column, list):
+            column = Ragged.from_list(column)
+        assert isinstance(column, Ragged)
+        held = column
+        spans = memory.address_of(column.values) + column.offsets[:-1], column.lengths
+    compare(*spans, memory.address_of(wanted), len(wanted), equal)
+    del held  # the addresses were in use until here
+    return equal
+
+
+def _offsets(lengths: Int64) -> Int64:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

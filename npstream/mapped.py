@@ -1,0 +1,57 @@
+"""Columns as arrays over mapped files, copying nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npstream._typing import AnyArray
+from npstream.cells import Cell
+from npstream.gather import Field
+from npstream.memory import Map
+from npstream.selection import Selection
+from npstream.source import Source
+
+
+def mapped_column(
+    source: Source, field: Field, selection: Selection, cell: Cell, dtype: Any
+) -> AnyArray:
+    """Return a fixed column as a read-only array over one shard's file.
+
+    The file stays mapped for as long as the array lives, also after the dataset is closed.
+
+    Raises
+    ------
+    ValueError
+        If that cannot be: the rows are not evenly spaced within one uncompressed shard whose
+        columns all have one size, or another dtype is asked for.
+    """
+    encoding, affine = field.encoding, selection.affine
+    refusal = ValueError("Unable to avoid copy while creating an array as requested.")
+    if affine is None or selection.size == 0 or (dtype is not None and dtype != encoding.dtype):
+        raise refusal
+    index = source.index
+    start, step = affine
+    last = start + step * (selection.size - 1)
+    shards = np.searchsorted(index.starts, [start, last], side="right") - 1
+    shard = int(shards[0])
+    layout = source.fetcher.layouts[index.schema_of[shard]]
+    if shards[1] != shard or layout is None or not layout.stride:
+        raise refusal
+    region = source.fetcher.region(shard)
+    if not isinstance(region.data.base, Map):
+        raise refusal
+    assert encoding.shape is not None
+    row = start - int(index.starts[shard])
+    values = np.ndarray(
+        encoding.shape,
+        encoding.dtype,
+        region.data,
+        region.begin + row * layout.stride + layout.places[field.name].offset,
+    )[cell.index]
+    strides = (step * layout.stride, *values.strides)
+    rows = np.lib.stride_tricks.as_strided(
+        values, (selection.size, *values.shape), strides, writeable=False
+    )
+    return rows

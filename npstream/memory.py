@@ -1,0 +1,166 @@
+"""Mapped files and free memory.
+
+Files are mapped by libc's mmap, not Python's, which keeps a duplicate of the descriptor for
+the life of the map and so ends at the limit of open files. The kernel allows about 65,000 maps
+a process; this module counts its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+
+from npstream._typing import Bytes
+
+_PROT_READ = 1
+_MAP_PRIVATE = 2
+_MADV_RANDOM = 1
+_MADV_WILLNEED = 3
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+_live = 0
+# Collecting garbage inside the lock may run another map's finaliser on the same thread.
+_lock = threading.RLock()
+
+
+class Map:
+    """A file's bytes in memory, read-only, unmapped when nothing refers to it any more.
+
+    Whoever reads through the address must hold the object, or an array over it.
+    """
+
+    __slots__ = ("__weakref__", "address", "nbytes")
+
+    def __init__(self, path: str) -> None:
+        global _live
+        self.address = 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.nbytes = os.fstat(descriptor).st_size
+            if self.nbytes == 0:
+                return
+            address = _libc.mmap(None, self.nbytes, _PROT_READ, _MAP_PRIVATE, descriptor, 0)
+            if address == _MAP_FAILED:
+                code = ctypes.get_errno()
+                raise OSError(code, f"cannot map {self.nbytes:,} bytes: {os.strerror(code)}", path)
+        finally:
+            os.close(descriptor)
+        self.address = int(address)
+        # Reading ahead is planned, never guessed: a cold row would otherwise fetch megabytes.
+        _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
+        with _lock:
+            _live += 1
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {
+            "data": (self.address, True),
+            "shape": (self.nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        global _live
+        if self.address:
+            _libc.munmap(self.address, self.nbytes)
+            self.address = 0
+            with _lock:
+                _live -= 1
+
+
+def map_file(path: str) -> Bytes:
+    """Return a file's bytes as a read-only array over its pages."""
+    mapped = Map(path)
+    return np.asarray(mapped) if mapped.nbytes else np.empty(0, np.uint8)
+
+
+def will_need(pages: Bytes) -> None:
+    """Ask for the pages of an array over a map."""
+    address = address_of(pages) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc.madvise(address, address_of(pages) + len(pages) - address, _MADV_WILLNEED)
+
+
+def map_budget() -> int:
+    """Return how many more files may be mapped: half of what the kernel allows, less the live."""
+    return _map_limit() // 2 - _live
+
+
+def address_of(array: np.ndarray[Any, Any]) -> int:
+    """Return where an array's first element lies."""
+    # Several times faster than array.ctypes.data, which builds an object.
+    return int(array.__array_interface__["data"][0])
+
+
+def available() -> int:
+    """Return the bytes that can be allocated without swapping, at most what a cgroup leaves."""
+    bounds = [_cgroup_free(), _system_free()]
+    return min(bound for bound in bounds if bound is not None)
+
+
+def ensure_fits(nbytes: int, what: str) -> None:
+    """Raise MemoryError, before allocating, where `nbytes` is more than the memory that is free."""
+    if nbytes > _CHECKED and nbytes > (free := available()):
+        raise MemoryError(
+            f"{what} takes {nbytes:,} bytes and {free:,} are free: read a part of it, "
+            "fewer columns, or iterate"
+        )
+
+
+_CHECKED = 1 << 26
+"""Smaller allocations are not worth reading /proc for."""
+
+
+def _map_limit() -> int:
+    global _limit
+    if _limit == 0:
+        try:
+            with open("/proc/sys/vm/max_map_count") as file:
+                _limit = int(file.read())
+        except (OSError, ValueError):
+            _limit = 65_530  # Linux's default; macOS sets no such limit
+    return _limit
+
+
+_limit = 0
+
+
+def _system_free() -> int:
+    if sys.platform == "linux":
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) << 10
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_free() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            maximum = int(file.read())
+        with open("/sys/fs/cgroup/memory.current") as file:
+            used = int(file.read())
+        with open("/sys/fs/cgroup/memory.stat") as file:
+            cached = next(int(line.split()[1]) for line in file if line.startswith("file "))
+    except (OSError, ValueError, StopIteration):
+        return None  # no limit ("max"), or no such control group
+    return max(maximum - used + cached, 0)

@@ -1,0 +1,1 @@
+"""The orders in which samples are visited, computed and never stored."""

@@ -1,0 +1,110 @@
+"""Reading a selection of samples into arrays: the caller's, or new ones."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._typing import AnyArray, Int64
+from npstream.batch import Ragged
+from npstream.errors import ColumnError
+from npstream.gather import Field, Plan
+from npstream.source import Source
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+MODES = ("raise", "wrap", "clip")
+
+
+def load(
+    source: Source,
+    plan: Plan,
+    ids: Int64,
+    shape: tuple[int, ...],
+    out: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Read columns of samples as arrays of a view's shape.
+
+    Parameters
+    ----------
+    source : Source
+    plan : Plan
+    ids : ndarray of int64, shape (n,)
+    shape : tuple of int
+        The view's, with n samples.
+    out : mapping of str to array_like, optional
+        Where fixed columns are to go; these objects are returned for them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `out` does not fit.
+    """
+    flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
+    columns: dict[str, Any] = dict(source.columns(plan, ids, flat))
+    if out:
+        for name, target in flat.items():
+            given = np.asarray(out[name])
+            if not np.shares_memory(given, target):
+                given[...] = target.reshape(given.shape)
+            columns[name] = out[name]
+    if len(shape) != 1:
+        for name, column in columns.items():
+            if not isinstance(column, Ragged) and not (out and name in out):
+                columns[name] = column.reshape(*shape, *column.shape[1:])
+    return columns
+
+
+def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
+    """Return the array, its rows ravelled, that a column is read into for the caller's."""
+    field = _named(plan, name)
+    array = np.asarray(given)
+    if field.encoding.kind != "fixed":
+        raise TypeError(
+            f"out[{name!r}]: the column's values vary in size, so it is read into a new Ragged"
+        )
+    assert field.shape is not None
+    expected = (*shape, *field.shape)
+    if array.shape != expected:
+        raise ValueError(f"out[{name!r}] has shape {array.shape}; expected {expected}")
+    if array.dtype != field.encoding.dtype:
+        raise TypeError(f"out[{name!r}] has dtype {array.dtype}; expected {field.encoding.dtype}")
+    if not array.flags.writeable:
+        raise ValueError(f"out[{name!r}] is read-only")
+    rows = int(np.prod(shape, dtype=np.int64))
+    if array.flags.c_contiguous:
+        return array.reshape(rows, *field.shape)
+    return np.empty((rows, *field.shape), array.dtype)
+
+
+def _named(plan: Plan, name: str) -> Field:
+    for field in plan.fields:
+        if field.name == name:
+            return field
+    raise ColumnError(name, [field.name for field in plan.fields])
+
+
+def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
+    """Return the indices that `numpy.take` would use, for an axis of that length."""
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    array = np.asarray(indices)
+    if array.size == 0 and array.dtype == np.float64:
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"Cannot cast array data from {array.dtype!r} to dtype('int64')")
+    if mode != "raise":
+        if length == 0 and array.size:
+            raise IndexError("cannot do a non-empty take from an empty axes.")
+        array = array % length if mode == "wrap" else array.clip(0, length - 1)
+    return operator.index(array) if array.ndim == 0 else array
+
+
+def stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of consecutive stretches of `step` rows; the last may be shorter."""
+    for start in range(0, n, step):
+        yield start, min(start + step, n)

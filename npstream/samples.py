@@ -1,0 +1,129 @@
+"""Reading one sample: no plan, no kernel, a few microseconds."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from npstream._typing import Sample
+from npstream.decode import decode_value
+from npstream.fetch import Fetcher, Region
+from npstream.formats import text
+from npstream.gather import Field, line_parser
+
+Decoder = Callable[[int, memoryview], Sample]
+"""Makes a sample of its number and its bytes (text: preceded by `text.guard` bytes)."""
+
+
+class SampleReader:
+    """Reads samples one at a time, all with the same columns."""
+
+    def __init__(self, fetcher: Fetcher, fields: Sequence[Field]) -> None:
+        self._fetcher = fetcher
+        self._fields = fields
+        self._starts = memoryview(fetcher.index.starts)
+        self._decoders: dict[int, tuple[Decoder, int]] = {}
+        # Views of shards keep them in memory, so they go when the table does.
+        self._table: object = None
+        self._shards: dict[int, tuple[Any, ...]] = {}
+
+    def __call__(self, sample: int) -> Sample:
+        """Return the sample of that number."""
+        fetcher = self._fetcher
+        shard = bisect_right(self._starts, sample) - 1
+        if fetcher.table is not self._table:
+            self._shards = {}
+            self._table = fetcher.current()
+        view = self._shards.get(shard)
+        if view is None:
+            view = self._view(shard)
+        first, data, offsets, begin, stride, decode, guard = view
+        row = sample - first
+        if stride:
+            begin += row * stride
+            return decode(sample, data[begin : begin + stride])  # type: ignore[no-any-return]
+        at, end = offsets[row], offsets[row + 1]
+        if not begin <= at <= end <= len(data):
+            fetcher.damaged(sample, "its offsets do not fit the shard")
+        return decode(sample, data[at - guard : end])  # type: ignore[no-any-return]
+
+    def _view(self, shard: int) -> tuple[Any, ...]:
+        region: Region = self._fetcher.region(shard)
+        schema = int(self._fetcher.index.schema_of[shard])
+        if schema not in self._decoders:
+            self._decoders[schema] = _decoder(self._fetcher, schema, self._fields)
+        view = (
+            self._starts[shard],
+            memoryview(region.data),
+            memoryview(region.offsets),
+            region.begin,
+            region.stride,
+            *self._decoders[schema],
+        )
+        if shard in self._fetcher.current().regions:
+            self._shards[shard] = view
+        return view
+
+
+def _decoder(fetcher: Fetcher, schema: int, fields: Sequence[Field]) -> tuple[Decoder, int]:
+    """Return what decodes the samples of a schema, and how many bytes it wants before them."""
+    layout = fetcher.layouts[schema]
+    if layout is None:
+        parse = line_parser(fetcher, schema, [f.name for f in fields])
+        guard = text.guard(fetcher.index.schemas[schema])
+        return (lambda sample, line: parse(sample, bytes(line))), guard
+    wanted = {f.name: f.encoding.decode for f in fields}
+    names = fetcher.index.schemas[schema].names
+    if layout.stride:
+        places = layout.places
+        plan = [(n, wanted[n], places[n].offset, places[n].size) for n in wanted]
+        return _fixed_decoder(fetcher, [(n, d, at, at + (size or 0)) for n, d, at, size in plan]), 0
+    columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
+    return _variable_decoder(fetcher, columns, layout.nvariable, list(wanted)), 0
+
+
+def _fixed_decoder(
+    fetcher: Fetcher, columns: list[tuple[str, Callable[[Any], Any], int, int]]
+) -> Decoder:
+    def decode(sample: int, data: memoryview) -> Sample:
+        try:
+            return {name: value(data[start:stop]) for name, value, start, stop in columns}
+        except Exception:
+            return {
+                name: decode_value(fetcher, name, value, data[start:stop], sample)
+                for name, value, start, stop in columns
+            }
+
+    return decode
+
+
+def _variable_decoder(
+    fetcher: Fetcher,
+    columns: list[tuple[str, Callable[[Any], Any] | None, int | None]],
+    nvariable: int,
+    order: list[str],
+) -> Decoder:
+    sizes = struct.Struct(f"<{nvariable}I")
+    sorted_order = [name for name, value, _ in columns if value] == order
+
+    def decode(sample: int, data: memoryview) -> Sample:
+        bodies = []
+        at = sizes.size
+        if at <= len(data):
+            lengths = iter(sizes.unpack_from(data))
+            for name, value, size in columns:
+                end = at + (next(lengths) if size is None else size)
+                if value is not None:
+                    bodies.append((name, value, data[at:end]))
+                at = end
+        if at != len(data):
+            fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+        try:
+            values = {name: value(body) for name, value, body in bodies}
+        except Exception:
+            values = {n: decode_value(fetcher, n, value, body, sample) for n, value, body in bodies}
+        return values if sorted_order else {name: values[name] for name in order}
+
+    return decode

@@ -1,0 +1,437 @@
+"""Selections: which samples a view holds, in which order and in which shape.
+
+A selection answers to any index as an `np.ndarray` of its shape would, with the same exceptions,
+and reads nothing: it is arithmetic on sample ids. It is kept as small as its kind allows. What
+slices, masks and shuffles make is a range of positions, looked up in a flat tuple of stages, each
+of which turns positions in it into positions in the next, and the last into sample ids. Whatever
+else is picked is an array of sample ids, which NumPy itself indexes further.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npstream._jit import kernel, popcount, u64
+from npstream._typing import AnyArray, Bools, Bytes, Int64
+from npstream.orders.permutation import Permutation
+
+FEW = 1 << 13
+"""Samples up to which a mask is kept as positions, even where bits would be smaller."""
+
+BLOCK = 1 << 10
+"""Bits of a mask per entry of its directory."""
+
+Words: TypeAlias = NDArray[np.uint64]
+
+PIECE = 1 << 20
+"""Positions that are handled at a time where all of them would take too much memory."""
+
+
+class Selection:
+    """The samples of a view: see `Selection.all` for the first and `select` for the others.
+
+    Examples
+    --------
+    >>> tail = Selection.all(10).select(slice(2, None, 3))
+    >>> tail.ids()
+    array([2, 5, 8])
+    >>> tail.select(-1)
+    8
+    >>> tail.select([[0, 2], [1, 1]]).shape
+    (2, 2)
+    """
+
+    __slots__ = ("_ids", "_rows", "_source", "_under")
+
+    def __init__(
+        self,
+        source: int,
+        rows: range,
+        under: tuple[Stage, ...] = (),
+        ids: Int64 | None = None,
+    ) -> None:
+        self._source = source
+        self._rows = rows
+        self._under = under
+        self._ids = ids
+
+    @classmethod
+    def all(cls, n: int) -> Selection:
+        """Select all samples of a storage of `n`, in its order."""
+        return cls(n, range(n))
+
+    @classmethod
+    def _of(cls, source: int, ids: Int64) -> Selection:
+        """Select samples by their ids, in an array that nobody else writes to."""
+        return cls(source, _NO_ROWS, (), np.asarray(ids, order="C"))
+
+    @property
+    def source(self) -> int:
+        """Samples of the storage."""
+        return self._source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the view."""
+        return (len(self._rows),) if self._ids is None else self._ids.shape
+
+    @property
+    def ndim(self) -> int:
+        """Axes of the view."""
+        return 1 if self._ids is None else self._ids.ndim
+
+    @property
+    def size(self) -> int:
+        """Samples of the view."""
+        return len(self._rows) if self._ids is None else self._ids.size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the selection holds."""
+        if self._ids is not None:
+            return self._ids.nbytes
+        return sum(stage.nbytes for stage in self._under if isinstance(stage, Mask | np.ndarray))
+
+    @property
+    def affine(self) -> tuple[int, int] | None:
+        """``(start, step)`` if sample k is ``start + k * step``, and was selected as such."""
+        if self._ids is not None or self._under:
+            return None
+        return self._rows.start, self._rows.step
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of unsized object")
+        return self.shape[0]
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # A few rows of a large mask are not worth sending all of it along.
+        if self.size * 8 < self.nbytes:
+            return Selection._of, (self._source, self.ids().reshape(self.shape))
+        return Selection, (self._source, self._rows, self._under, self._ids)
+
+    def select(self, index: Any) -> int | Selection:
+        """Return the id of the sample that an index picks, or the selection that it makes.
+
+        It is what `np.ndarray` does, except that bools, None and floats raise, alone as well as in
+        a tuple, as does a list that mixes bools and integers.
+        """
+        if self._ids is None:
+            if type(index) is slice:
+                return Selection(self._source, self._rows[index], self._under)
+            if type(index) is int:
+                return self._sample(index)
+        if isinstance(index, tuple):
+            admitted: Any = tuple(_admitted(item) for item in index)
+        else:
+            admitted = _admitted(index)
+        if self._ids is None:
+            return self._select(admitted, index)
+        picked = self._ids[admitted]
+        return Selection._of(self._source, picked) if isinstance(picked, np.ndarray) else int(picked)
+
+    def ids(self, start: int = 0, stop: int | None = None) -> Int64:
+        """Return the sample ids of the ravelled view from `start` up to `stop`, as a new array."""
+        if self._ids is not None:
+            return self._ids.reshape(-1)[start:stop].copy()
+        rows, under = self._rows[start:stop], self._under
+        if under and isinstance(under[0], Mask):
+            ids = under[0].run(rows)
+            under = under[1:]
+        else:
+            ids = _numbers(rows)
+        for stage in under:
+            ids = _look_up(stage, ids)
+        return ids
+
+    def at(self, positions: Int64) -> Int64:
+        """Return the sample ids at positions of the ravelled view, all in ``range(size)``."""
+        positions = positions.astype(np.int64, order="C", casting="same_kind")
+        if _beyond(positions, self.size):
+            raise IndexError(f"a position is out of bounds for a view of {self.size} samples")
+        return self._at(positions)
+
+    def ravel(self) -> Selection:
+        """Return the samples as a 1-d view."""
+        return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
+
+    def permuted(self, permutation: Permutation) -> Selection:
+        """Return the 1-d view whose k-th sample is that at ``permutation[k]`` in this one.
+
+        >>> Selection.all(5).permuted(Permutation(5, key=1)).ids()
+        array([...])
+        """
+        if len(permutation) != self.size:
+            raise ValueError(f"{permutation} does not permute a view of {self.size} samples")
+        under: tuple[Stage, ...]
+        if self._ids is not None:
+            under = (self._ids.reshape(-1),)
+        elif _is_identity(self._rows):
+            under = self._under
+        else:
+            under = (self._rows, *self._under)
+        return Selection(self._source, range(self.size), (permutation, *under))
+
+    def _sample(self, index: int) -> int:
+        try:
+            position = self._rows[index]
+        except IndexError:
+            self._refuse(index)
+        if not self._under:
+            return position
+        index %= len(self._rows)
+        return int(self.ids(index, index + 1)[0])
+
+    def _select(self, admitted: Any, index: Any) -> int | Selection:
+        """Select from a 1-d view that is not an array of ids."""
+        if isinstance(admitted, tuple):
+            return self._select_tuple(admitted)
+        if admitted is Ellipsis:
+            return self
+        if isinstance(admitted, int):
+            return self._sample(admitted)
+        kind = admitted.dtype.kind if isinstance(admitted, np.ndarray) else ""
+        if kind == "b" and admitted.shape == self.shape:
+            return self._select_mask(admitted)
+        # To NumPy, an empty mask fits any axis.
+        if kind not in ("i", "u") and not (kind == "b" and admitted.shape == (0,)):
+            self._refuse(index)
+        positions = admitted.astype(np.int64, order="C")
+        if _beyond(positions, self.size):
+            positions[positions < 0] += self.size
+            if _beyond(positions, self.size):
+                self._refuse(index)
+        return Selection._of(self._source, self._at(positions))
+
+    def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
+        self._stand_in()[index]  # raises for more than one axis, or more than one ellipsis
+        items = [item for item in index if item is not Ellipsis]
+        if not items:
+            return self
+        picked = self.select(items[0])
+        if isinstance(picked, int) and len(index) > 1:
+            return Selection._of(self._source, np.array(picked))
+        return picked
+
+    def _select_mask(self, mask: Bools) -> Selection:
+        """Keep what a mask of the view's shape is true for.
+
+        Above the last permutation, positions rise or fall all along; so whatever slices and masks
+        stand there become one mask and, where they fall, one reversal.
+        """
+        first, under = (self._under[0], self._under) if self._under else (None, ())
+        if isinstance(first, Mask):
+            domain, under = first.domain, under[1:]
+        else:
+            domain = self._source if first is None else len(first)
+        count = int(np.count_nonzero(mask))
+        if count <= FEW or count * 64 <= domain:
+            return Selection._of(self._source, self._at(np.flatnonzero(mask)))
+        bits = np.zeros(-(-domain // BLOCK) * BLOCK // 8, np.uint8)
+        if first is None and self._rows == range(domain):
+            packed = np.packbits(mask, bitorder="little")
+            bits[: packed.size] = packed
+        else:
+            for start in range(0, mask.size, PIECE):
+                rows = self._rows[start : start + PIECE]
+                piece = first.run(rows) if isinstance(first, Mask) else _numbers(rows)
+                _mark(bits, piece[np.flatnonzero(mask[start : start + PIECE])])
+        rows = range(count) if self._rows.step > 0 else range(count)[::-1]
+        return Selection(self._source, rows, (Mask(bits, domain), *under))
+
+    def _at(self, positions: Int64) -> Int64:
+        """Replace positions that are known to be good, in an array of our own, by sample ids."""
+        if self._ids is not None:
+            return self._ids.reshape(-1)[positions]
+        positions = _look_up(self._rows, positions)
+        for stage in self._under:
+            positions = _look_up(stage, positions)
+        return positions
+
+    def _stand_in(self) -> AnyArray:
+        """Return an array of the view's shape that takes no memory."""
+        return np.broadcast_to(np.int8(0), self.shape)
+
+    def _refuse(self, index: Any) -> NoReturn:
+        """Raise what NumPy raises."""
+        self._stand_in()[index]
+        raise IndexError(f"{index!r} does not index a view of shape {self.shape}")
+
+
+_NO_ROWS = range(0)
+
+
+class Mask:
+    """Rising positions in ``range(domain)``, a bit for each that is or is not among them.
+
+    Parameters
+    ----------
+    bits : ndarray of uint8
+        The lowest bit of the first byte stands for position 0; padded to whole blocks.
+    domain : int
+        What the positions are below.
+    """
+
+    __slots__ = ("_before", "_bits", "domain")
+
+    def __init__(self, bits: Bytes, domain: int) -> None:
+        self._bits = bits
+        self.domain = domain
+        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, BLOCK // 64)
+        self._before = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts.sum(axis=1, dtype=np.int64), out=self._before[1:])
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def __reduce__(self) -> tuple[type[Mask], tuple[Bytes, int]]:
+        return Mask, (self._bits, self.domain)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bits.nbytes + self._before.nbytes
+
+    def at(self, ranks: Int64) -> Int64:
+        """Return the positions with these numbers, counted from the lowest."""
+        block = self._before.searchsorted(ranks, "right") - 1
+        within = ranks - self._before[block]
+        positions = np.empty_like(ranks)
+        _select_bits.sized(ranks.size)(
+            self._bits.view(np.uint64),
+            block.reshape(-1),
+            within.reshape(-1),
+            positions.reshape(-1),
+        )
+        return positions
+
+    def run(self, ranks: range) -> Int64:
+        """Return ``at(ranks)``; where they lie dense, by unpacking the bits between them."""
+        if not ranks:
+            return np.empty(0, np.int64)
+        low, high = sorted((ranks[0], ranks[-1]))
+        first, last = (self._before.searchsorted((low, high), "right") - 1).tolist()
+        if (last + 1 - first) * BLOCK > 64 * len(ranks) + PIECE // 64:
+            return self.at(_numbers(ranks))
+        positions = np.empty(high + 1 - low, np.int64)
+        for block in range(first, last + 1, PIECE // BLOCK):
+            end = min(block + PIECE // BLOCK, last + 1)
+            packed = self._bits[block * BLOCK // 8 : end * BLOCK // 8]
+            found = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0]
+            before = int(self._before[block])
+            found = found[max(low - before, 0) : high + 1 - before]
+            to = max(before - low, 0)
+            np.add(found, block * BLOCK, out=positions[to : to + found.size])
+        return np.ascontiguousarray(positions[:: ranks.step])
+
+
+Stage: TypeAlias = range | Mask | Permutation | Int64
+
+
+def _look_up(stage: Stage, positions: Int64) -> Int64:
+    """Turn positions in a stage, an array that may be overwritten, into positions below it."""
+    if isinstance(stage, range):
+        if stage.step != 1:
+            positions *= stage.step
+        if stage.start:
+            positions += stage.start
+        return positions
+    if isinstance(stage, np.ndarray):
+        return stage[positions]
+    return stage.at(positions)
+
+
+def _is_identity(rows: range) -> bool:
+    return rows.start == 0 and rows.step == 1
+
+
+def _numbers(rows: range) -> Int64:
+    """Return a range as an array."""
+    return _look_up(rows, np.arange(len(rows), dtype=np.int64))
+
+
+def _beyond(positions: Int64, n: int) -> bool:
+    """Tell whether some position is negative or at least n."""
+    # As unsigned numbers, negative ones are too large as well.
+    unsigned = positions.view(np.uint64)
+    return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
+
+
+def _mark(bits: Bytes, positions: Int64) -> None:
+    """Set the bits at positions."""
+    np.bitwise_or.at(bits, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
+
+
+def _admitted(item: Any) -> Any:
+    """Bring what indexes one axis to an int, a slice, an ellipsis or an array.
+
+    Raises for what NumPy would take in a sense that nobody wants here; leaves alone what NumPy
+    will refuse.
+    """
+    if isinstance(item, slice) or item is Ellipsis:
+        return item
+    if item is None:
+        raise IndexError(
+            "None (np.newaxis) adds no axis to a view; "
+            "for rows in another shape, index with an array of row numbers in that shape"
+        )
+    array = np.asarray(item)
+    kind = array.dtype.kind
+    if array.ndim == 0:
+        if kind in "iu":
+            return int(array)
+        if kind == "b":
+            raise IndexError(
+                f"a single {array} is neither a row number nor a mask; "
+                f"a mask has a bool for every row, and {int(array)} is a row number"
+            )
+        if kind in "fc":
+            raise IndexError(
+                f"{array} is not an integer: only integers, slices (`:`), ellipsis (`...`) and "
+                "integer or boolean arrays are valid indices; round it, or divide with //"
+            )
+        return operator.index(item) if kind == "O" and hasattr(item, "__index__") else item
+    if isinstance(item, np.ndarray):
+        return array
+    if array.size == 0:
+        return array.astype(np.int64)  # an empty list is float64 to NumPy, and yet an index
+    if kind in "iu" and isinstance(item, list | tuple) and _holds_bool(item):
+        raise IndexError(
+            "a list of bools and integers is neither a mask nor row numbers: "
+            "make it one of them, with bool() or int()"
+        )
+    return array if kind in "biu" else item
+
+
+def _holds_bool(items: Any) -> bool:
+    kinds = set(map(type, items))
+    if not kinds.isdisjoint((bool, np.bool_)):
+        return True
+    if kinds <= {int}:
+        return False
+    return any(
+        _holds_bool(item) if isinstance(item, list | tuple) else np.asarray(item).dtype.kind == "b"
+        for item in items
+    )
+
+
+@kernel
+def _select_bits(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
+    """Find the set bit number ``rank[k]`` of block ``block[k]``, which has more than that."""
+    one = u64(1)
+    for k in range(rank.size):
+        left = int(rank[k])
+        at = int(block[k]) * (BLOCK // 64)
+        word = u64(words[at])
+        count = popcount(word)
+        while left >= count:
+            left -= count
+            at += 1
+            word = u64(words[at])
+            count = popcount(word)
+        for _ in range(left):
+            word &= word - one  # clears the lowest bit
+        position[k] = 64 * at + popcount(word ^ (word - one)) - 1

@@ -1,0 +1,212 @@
+"""An opened dataset: its index, its columns, and how to read samples of it.
+
+Views of a dataset share one source. It pickles to its index and settings, not to its maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from npstream._typing import AnyArray, Int64, Sample
+from npstream.batch import Ragged
+from npstream.decode import batch_column, sample_values
+from npstream.errors import ColumnError, FormatError
+from npstream.fetch import Fetcher
+from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
+from npstream.formats.index import Index, Schema
+from npstream.formats.text import CASTS
+from npstream.gather import Field, Plan, gather
+from npstream.samples import SampleReader
+
+CHUNK_BYTES = 1 << 22
+"""The unit of fetching, hashing and shuffling; a constant of the format, not a setting."""
+
+_TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
+
+
+class Source:
+    """The samples of a dataset, by number.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    fields : mapping of str to Field
+        The columns that every shard has, with one meaning.
+    partial : mapping of str to str
+        What is wrong with each of the other columns.
+    """
+
+    __slots__ = ("_plans", "_readers", "fetcher", "fields", "partial")
+
+    def __init__(
+        self, fetcher: Fetcher, fields: Mapping[str, Field], partial: Mapping[str, str]
+    ) -> None:
+        self.fetcher = fetcher
+        self.fields = fields
+        self.partial = partial
+        self._readers: dict[tuple[str, ...], SampleReader] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Source, (self.fetcher, self.fields, self.partial)
+
+    @property
+    def index(self) -> Index:
+        """The index of the dataset's shards."""
+        return self.fetcher.index
+
+    def field(self, name: str) -> Field:
+        """Return the column of that name, or say why there is none."""
+        try:
+            return self.fields[name]
+        except KeyError:
+            if name in self.partial:
+                raise FormatError(self.partial[name]) from None
+            raise ColumnError(name, self.fields) from None
+
+    def reader(self, names: tuple[str, ...]) -> SampleReader:
+        """Return what reads one sample with these columns."""
+        reader = self._readers.get(names)
+        if reader is None:
+            fields = [self.field(name) for name in names]
+            reader = self._readers[names] = SampleReader(self.fetcher, fields)
+        return reader
+
+    def reader_of(self, field: Field) -> SampleReader:
+        """Return what reads one value of a column, which may be re-declared."""
+        if self.field(field.name).encoding is field.encoding:
+            return self.reader((field.name,))
+        return SampleReader(self.fetcher, [field])
+
+    def plan(self, names: tuple[str, ...]) -> Plan:
+        """Return how to read several samples with these columns."""
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = Plan([self.field(name) for name in names])
+        return plan
+
+    def columns(
+        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
+        """Read columns of samples as a batch holds them."""
+        stored = gather(self.fetcher, plan, ids, out)
+        return {
+            f.name: batch_column(self.fetcher, f, stored[f.name], ids, out.get(f.name))
+            for f in plan.fields
+        }
+
+    def samples(self, names: tuple[str, ...], ids: Int64) -> list[Sample]:
+        """Read samples, all at once."""
+        if not names:
+            return [{} for _ in ids]
+        plan = self.plan(names)
+        stored = gather(self.fetcher, plan, ids)
+        values = [sample_values(self.fetcher, f, stored[f.name], ids) for f in plan.fields]
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+    def values(self, plan: Plan, ids: Int64) -> list[Any]:
+        """Read one column of samples as samples hold it."""
+        (field,) = plan.fields
+        stored = gather(self.fetcher, plan, ids)[field.name]
+        return sample_values(self.fetcher, field, stored, ids)
+
+    def rows_of(self, nbytes: int) -> int:
+        """Return how many average samples take about `nbytes`, at least one."""
+        samples, total = self.index.samples, int(self.index.nbytes.sum())
+        return max(1, nbytes * samples // max(total, 1))
+
+    def chunk_starts(self) -> Int64:
+        """Return the first sample of each chunk of the storage, then the number of samples."""
+        starts = [np.zeros(1, np.int64)]
+        for first, last, nbytes, whole in self._shard_extents():
+            chunks = 1 if whole else max(1, min(-(-nbytes // CHUNK_BYTES), last - first))
+            starts.append(first + (np.arange(1, chunks + 1) * (last - first)) // chunks)
+        return np.unique(np.concatenate(starts))
+
+    def _shard_extents(self) -> Iterator[tuple[int, int, int, bool]]:
+        index = self.index
+        for shard in range(len(index)):
+            compressed = index.files(shard).zip_data is not None
+            first, last = index.starts[shard : shard + 2].tolist()
+            yield first, last, int(index.nbytes[shard]), compressed
+
+
+def open_source(
+    fetcher: Fetcher, columns: Sequence[str] | Mapping[str, Any] | None, allow_pickle: bool
+) -> tuple[Source, tuple[str, ...]]:
+    """Resolve the columns of an index, and those that the user asked for or re-declared.
+
+    Returns
+    -------
+    source : Source
+    names : tuple of str
+        The columns that samples have.
+    """
+    where = fetcher.index.where
+    fields: dict[str, Field] = {}
+    partial: dict[str, str] = {}
+    for number, schema in enumerate(fetcher.index.schemas):
+        mine = _schema_fields(schema, where)
+        if number == 0:
+            fields = mine
+            continue
+        shard = int(np.argmax(fetcher.index.schema_of == number))
+        for name in fields.keys() | mine.keys():
+            if name not in mine or name not in fields:
+                holds = "does not have" if name not in mine else "has"
+                partial[name] = f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
+            elif _meaning(mine[name].encoding) != _meaning(fields[name].encoding):
+                partial[name] = (
+                    f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "
+                    f"but {fields[name].encoding.name!r} before it"
+                )
+        fields = {name: f for name, f in fields.items() if name not in partial}
+    source = Source(fetcher, fields, partial)
+    names = tuple(fields)
+    if isinstance(columns, Mapping):
+        for name, meaning in columns.items():
+            fields[name] = Field(name, view_as(source.field(name).encoding, meaning))
+    elif columns is not None:
+        names = tuple(source.field(name).name for name in columns)
+    unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
+    if unsafe and not allow_pickle:
+        raise ValueError(
+            f"{where}: column {unsafe[0]!r} is pickled, and loading it can run code: open with "
+            "allow_pickle=True if you trust the data, or leave it out with columns="
+        )
+    return source, names
+
+
+def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
+    fields = {}
+    for name, encoding, size in zip(
+        schema.names, schema.encodings, schema.sizes or [None] * len(schema.names), strict=True
+    ):
+        if schema.format != "mds":
+            if encoding not in CASTS:
+                raise FormatError(
+                    f"{where}: column {name!r} has encoding {encoding!r}; "
+                    f"{schema.format} columns are {', '.join(CASTS)}"
+                )
+            fields[name] = Field(name, parse(_TEXT_ENCODINGS[encoding]))
+            continue
+        try:
+            parsed = parse(encoding)
+        except ValueError as error:
+            raise FormatError(f"{where}: column {name!r}: {error}") from error
+        if parsed.size != size:
+            raise FormatError(
+                f"{where}: column {name!r} of encoding {encoding!r} has size {size}; "
+                f"its values take {parsed.size or 'different sizes'}"
+            )
+        fields[name] = Field(name, parsed)
+    return fields
+
+
+def _meaning(encoding: Encoding) -> tuple[Any, ...]:
+    """Return what two encodings must share so that their values make one column."""
+    arrays = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
+    return encoding.kind, encoding.dtype, encoding.shape, "" if arrays else encoding.name

@@ -1,0 +1,51 @@
+"""``import npstream`` adds next to nothing to ``import numpy``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+BUDGET_MS = 60
+
+HEAVY = ["PIL", "awkward", "dask", "fsspec", "numba", "pandas", "pyarrow", "torch"]
+SLOW = ["asyncio", "concurrent.futures", "importlib.metadata", "multiprocessing"]
+
+ALL_MODULES = """
+import importlib, pkgutil, npstream
+for module in pkgutil.walk_packages(npstream.__path__, "npstream."):
+    if module.name not in ("npstream.torch", "npstream.__main__"):
+        importlib.import_module(module.name)
+"""
+
+
+def run(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [("import npstream", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
+    ids=["the package", "each module"],
+)
+def test_import_loads_nothing_heavy(code, unwanted):
+    # NumPy's own imports are not ours to answer for.
+    loaded = run(
+        f"import sys, numpy\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
+    ).split()
+    assert "npstream" in loaded
+    assert [name for name in unwanted if name in loaded] == []
+
+
+def test_import_stays_within_its_budget():
+    # The least of several processes: noise only ever adds.
+    code = """
+import time, numpy
+start = time.process_time()
+import npstream
+print(time.process_time() - start)
+"""
+    assert 1000 * min(float(run(code)) for _ in range(5)) <= BUDGET_MS

@@ -1,0 +1,102 @@
+"""The rules of the house: what may import what, how long things may be, what nobody does."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+import npstream
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "npstream"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+DOORS = {
+    "numba": {"_jit"},
+    "llvmlite": {"_jit"},
+    "torch": {"torch"},
+    "fsspec": {"store"},
+    "pickle": {"formats.encodings"},
+}
+"""Package -> the only modules that may import it."""
+
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
+def imported(module: str) -> set[str]:
+    """Return the top-level packages that a module imports, anywhere in it and in any way."""
+    names = set()
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.Import():
+                names.update(alias.name for alias in node.names)
+            case ast.ImportFrom(level=0):
+                names.add(node.module)
+            case ast.Call(func=ast.Name("import_module") | ast.Attribute(attr="import_module")):
+                names.update(arg.value for arg in node.args if isinstance(arg, ast.Constant))
+    return {name.partition(".")[0] for name in names}
+
+
+def test_layers_point_down(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_heavy_packages_have_one_door(package):
+    assert {module for module in MODULES if package in imported(module)} <= DOORS[package]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_and_functions_stay_short(module):
+    lines = MODULES[module].read_text().count("\n")
+    assert lines <= MAX_MODULE_LINES
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_polls_and_no_kernel_starts_threads(module):
+    """Waiting is on a lock or a condition; Numba's own threads do not survive a fork."""
+    for node in ast.walk(tree(module)):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="sleep") | ast.Name("sleep")):
+                pytest.fail(f"sleep, line {node.lineno}")
+            case ast.keyword(arg="parallel", value=ast.Constant(True)):
+                pytest.fail(f"parallel=True, line {node.lineno}")
+            case ast.Name("prange") | ast.Attribute(attr="prange"):
+                pytest.fail(f"prange, line {node.lineno}")
+
+
+def test_public_names_resolve():
+    for name in [*npstream.__all__, "open"]:
+        assert getattr(npstream, name) is not None
+    assert {*npstream.__all__, "open"} == set(npstream._EXPORTS)
+    assert set(npstream._EXPORTS) <= set(dir(npstream))
+
+
+def test_star_import_does_not_hide_the_builtin_open():
+    assert "open" not in npstream.__all__
+
+
+def test_unknown_public_name_raises_as_in_any_module():
+    with pytest.raises(AttributeError, match="module 'npstream' has no attribute 'nothing'"):
+        npstream.nothing  # noqa: B018
+
+
+def test_no_public_name_hides_a_module():
+    """A lazy export of a module's name would become the module once somebody imports that."""
+    hidden = {name for name in npstream._EXPORTS if name in MODULES}
+    assert {name for name in hidden if npstream._EXPORTS[name] != f"npstream.{name}"} == set()

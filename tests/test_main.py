@@ -1,0 +1,58 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.__main__ import main
+
+
+def test_demo_shows_everything_without_torch(tmp_path):
+    code = "import sys; from npstream.__main__ import main; main(sys.argv[1:])\n"
+    check = "assert 'torch' not in sys.modules"
+    out = tmp_path / "library"
+    done = subprocess.run(
+        [sys.executable, "-c", code + check, "demo", "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    ds = npstream.open(out)
+    assert f"together they saw each of the {len(ds):,} samples exactly once" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+    assert ds[ds["path"] == "json/decoder.py"]["package"][0] == "json"
+
+
+def test_demo_refuses_a_directory_that_holds_a_dataset(tmp_path, capsys):
+    npstream.write(tmp_path, {"x": np.arange(3)})
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_info_prints_the_repr(tmp_path, capsys):
+    npstream.write(tmp_path / "train", {"x": np.arange(3)})
+    assert main(["info", str(tmp_path), "--split", "train"]) == 0
+    assert capsys.readouterr().out.strip() == repr(npstream.open(tmp_path, split="train"))
+
+
+def test_info_of_nothing_fails_with_a_message(tmp_path, capsys):
+    assert main(["info", str(tmp_path / "absent")]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("npstream: ")
+    assert "absent" in message
+
+
+def test_precompile_leaves_nothing_to_compile(capsys):
+    assert main(["precompile"]) == 0
+
+
+def test_a_command_is_required(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err

@@ -1,0 +1,407 @@
+"""A selection does what an array of sample ids would do, and takes little memory for it."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis.extra.numpy import arrays, basic_indices, integer_array_indices
+
+from npstream import _jit, selection
+from npstream.orders.permutation import Permutation
+from npstream.selection import Mask, Selection
+
+SIZES = (0, 1, 2, 7, 1024, 3000)
+
+
+class Seven:
+    def __index__(self):
+        return 7
+
+
+class Lazy:
+    """What other libraries' arrays are to NumPy."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
+@pytest.fixture(autouse=True)
+def _masks_stay_masks(monkeypatch):
+    """Let small views, too, go the way of large ones."""
+    monkeypatch.setattr(selection, "FEW", 0)
+
+
+def outcome(view, index):
+    """Return what an index picks, or the exception that it raises."""
+    try:
+        return view.select(index) if isinstance(view, Selection) else view[index]
+    except Exception as error:
+        return type(error), str(error)
+
+
+def check_same(view, ids):
+    """Compare a selection, or the id of one sample, with NumPy's array of ids."""
+    if not isinstance(view, Selection):
+        assert type(view) is int
+        assert not isinstance(ids, np.ndarray)
+        assert view == ids
+        return
+    assert (view.shape, view.ndim, view.size) == (ids.shape, ids.ndim, ids.size)
+    got = view.ids()
+    assert got.dtype == np.int64
+    assert got.flags.writeable
+    assert np.array_equal(got, ids.ravel())
+    third = ids.size // 3
+    assert np.array_equal(view.ids(third, 2 * third), ids.ravel()[third : 2 * third])
+    backwards = np.arange(ids.size)[::-1].copy()
+    assert np.array_equal(view.at(backwards), ids.ravel()[::-1])
+    assert np.array_equal(backwards, np.arange(ids.size)[::-1])
+    if view.affine is not None:
+        start, step = view.affine
+        assert np.array_equal(got, start + step * np.arange(ids.size))
+
+
+def check_select(view, ids, index):
+    """Index both in the same way; return the two results, or None if both raised the same."""
+    got, want = outcome(view, index), outcome(ids, index)
+    if isinstance(want, tuple):
+        assert got == want
+        return None
+    check_same(got, want)
+    return got, want
+
+
+def integers(n):
+    return st.integers(-n - 2, n + 1)
+
+
+@st.composite
+def index_arrays(draw, n):
+    """Draw integers of any type, shape and layout; some beyond the bounds."""
+    inside = draw(st.booleans())
+    low, high = (-n, n - 1) if inside and n else (-n - 2, n + 1)
+    dtype = draw(st.sampled_from([np.int64, np.int32, np.int16, np.uint64, np.uint16]))
+    low = max(low, 0) if np.issubdtype(dtype, np.unsignedinteger) else low
+    shape = draw(st.sampled_from([(0,), (1,), (5,), (40,), (2, 3), (0, 4), (2, 1, 2)]))
+    array = draw(arrays(dtype, shape, elements=st.integers(low, high)))
+    if draw(st.booleans()):
+        array = array.T
+    return array.tolist() if draw(st.booleans()) else array
+
+
+@st.composite
+def masks(draw, n):
+    """Draw bools, mostly of the right length; from a seed, as drawing each would take too long."""
+    length = n + draw(st.sampled_from([0, 0, 0, 0, 1, -1])) if n else 0
+    density = draw(st.sampled_from([0, 0.01, 0.1, 0.5, 0.9, 1]))
+    mask = np.random.default_rng(draw(st.integers(0, 2**32))).random(length) < density
+    return mask.tolist() if n < 50 and draw(st.booleans()) else mask
+
+
+def slices(n):
+    bounds = st.none() | integers(n)
+    return st.builds(slice, bounds, bounds, st.none() | st.integers(-3, 3) | integers(n))
+
+
+def indices(shape):
+    """Draw any index for a view of this shape."""
+    n = shape[0] if shape else 0
+    one = st.one_of(slices(n), masks(n), index_arrays(n), integers(n), st.just(...))
+    if len(shape) == 1:
+        return one | st.lists(one, max_size=2).map(tuple)
+    several = basic_indices(shape, allow_newaxis=False)
+    if 0 not in shape and shape:
+        several |= integer_array_indices(shape)
+    return several | arrays(np.bool_, shape) | one
+
+
+@given(st.data())
+def test_any_chain_of_indices_does_what_numpy_does(data):
+    n = data.draw(st.sampled_from(SIZES))
+    view, ids = Selection.all(n), np.arange(n)
+    for step in range(data.draw(st.integers(1, 6))):
+        if data.draw(st.integers(0, 4)) == 0:
+            permutation = Permutation(view.size, key=step)
+            view = view.permuted(permutation)
+            ids = ids.ravel()[permutation.at(np.arange(ids.size))]
+            check_same(view, ids)
+        result = check_select(view, ids, data.draw(indices(ids.shape)))
+        if result is not None and isinstance(result[0], Selection):
+            view, ids = result
+    again = pickle.loads(pickle.dumps(view))
+    check_same(again, ids)
+    assert again.source == view.source == n
+
+
+def views():
+    """Return a view of every kind, each of 10 samples, with its ids."""
+    source = Selection.all(40)
+    mask = np.zeros(40, bool)
+    mask[5:35:3] = True
+    shuffle = Permutation(10, key=3)
+    order = np.random.default_rng(0).permutation(40)[:10]
+    ids = np.arange(40)
+    return {
+        "all": (Selection.all(10), np.arange(10)),
+        "affine": (source.select(slice(33, 3, -3)), ids[33:3:-3]),
+        "mask": (source.select(mask), ids[mask]),
+        "permutation": (
+            source.select(slice(30, 40)).permuted(shuffle),
+            ids[30:40][shuffle.at(np.arange(10))],
+        ),
+        "index": (source.select(order), order),
+        "grid": (source.select(np.arange(30).reshape(10, 3)), ids[:30].reshape(10, 3)),
+    }
+
+
+KINDS = list(views())
+
+ODD = {
+    "np.int64": np.int64(-3),
+    "uint64": np.uint64(9),
+    "0-d array": np.array(4),
+    "__index__": Seven(),
+    "below": -11,
+    "beyond": 10,
+    "far": 2**70,
+    "far negative": -(2**70),
+    "uint64 far": np.uint64(2**64 - 1),
+    "0-d beyond": np.array(10),
+    "range": range(2, 8, 2),
+    "empty list": [],
+    "nested empty list": [[], []],
+    "empty float array": np.array([]),
+    "float list": [1.0, 2.0],
+    "float array": np.array([1.0, 2.0]),
+    "string": "a",
+    "string list": ["a"],
+    "object": object(),
+    "dict": {},
+    "ragged list": [[1], [2, 3]],
+    "list with None": [None, 1],
+    "list of slices": [slice(2)],
+    "huge list": [2**70],
+    "uint64 list": [2**64 - 1, 2**64 - 2],
+    "list out of bounds": [0, 3, 99, -99],
+    "object array": np.array([1, 2], dtype=object),
+    "matrix": np.arange(4).view(type("Subclass", (np.ndarray,), {})),
+    "masked array": np.ma.masked_array([1, 2, 3], mask=[0, 1, 0]),
+    "not native": np.arange(4, dtype=">i4"),
+    "transposed": np.arange(6).reshape(2, 3).T,
+    "read-only": np.broadcast_to(np.int64(3), 4),
+    "torch": torch.tensor([3, 1, -2]),
+    "torch mask": torch.arange(10) % 3 == 0,
+    "pandas": pd.Series([3, 1, 2]),
+    "pandas mask": pd.Series(np.arange(10) % 2 == 0),
+    "lazy": Lazy([1, 2]),
+    "lazy int": Lazy(3),
+    "lazy mask": Lazy(np.arange(10) < 4),
+    "mask list": [True, False] * 5,
+    "short mask": np.ones(9, bool),
+    "long mask": np.ones(11, bool),
+    "empty mask": np.ones(0, bool),
+    "2-d mask": np.ones((10, 10), bool),
+    "slice of floats": slice(0.5, None),
+    "slice of arrays": slice(np.array(2), np.int64(8)),
+    "slice without step": slice(None, None, 0),
+    "slice far": slice(-(2**80), 2**80, 2**75),
+    "()": (),
+    "(...,)": (...,),
+    "(int,)": (3,),
+    "(int, ...)": (3, ...),
+    "(..., int)": (..., 3),
+    "(slice, ...)": (slice(2, 5), ...),
+    "(..., list)": (..., [1, 2]),
+    "(tuple,)": ((1, 2),),
+    "(list,)": ([],),
+    "(mask, ...)": (np.arange(10) < 3, ...),
+    "(..., ...)": (..., ...),
+    "(int, int)": (1, 1),
+    "(int, int, int, int)": (1, 1, 1, 1),
+    "(list, list)": ([1, 2], [0, 1]),
+    "(slice, string)": (slice(None), "a"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ODD)
+def test_odd_indices_do_what_numpy_does(kind, name):
+    check_select(*views()[kind], ODD[name])
+
+
+DIFFERENT = {
+    "True": (True, "a single True is neither a row number nor a mask"),
+    "np.False_": (np.False_, "a single False"),
+    "0-d bool": (np.array(True), "a single True"),
+    "torch bool": (torch.tensor(True), "a single True"),
+    "None": (None, "adds no axis"),
+    "float": (1.0, "1.0 is not an integer: only integers, slices"),
+    "np.float32": (np.float32(1.5), "1.5 is not an integer"),
+    "0-d float": (np.array(2.0), "2.0 is not an integer"),
+    "nan": (float("nan"), "nan is not an integer"),
+    "complex": (1j, "1j is not an integer"),
+    "mixed list": ([True, 0, 1], "bools and integers"),
+    "mixed list, np.bool": ([0, np.True_], "bools and integers"),
+    "mixed nested list": ([[0, 1], [1, False]], "bools and integers"),
+    "mixed list of arrays": ([np.array([0, 1]), np.array([True, False])], "bools and integers"),
+    "(None, int)": ((None, 1), "adds no axis"),
+    "(..., True)": ((..., True), "a single True"),
+    "(float,)": ((1.5,), "1.5 is not an integer"),
+    "(mixed,)": (((True, 2),), "bools and integers"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_indices_that_numpy_takes_otherwise_raise_with_a_hint(kind, name):
+    index, hint = DIFFERENT[name]
+    with pytest.raises(IndexError, match=hint):
+        views()[kind][0].select(index)
+
+
+def test_a_tensor_of_one_number_is_an_array_unlike_in_numpy():
+    """NumPy takes it for an integer, so that the last, short batch would change its type."""
+    assert Selection.all(10).select(torch.tensor([3])).shape == (1,)
+    assert Selection.all(10).select(torch.tensor(3)) == 3
+
+
+def test_a_view_of_no_axes_has_no_length():
+    view = Selection.all(5).select((2, ...))
+    assert view.shape == ()
+    assert view.select(()) == 2
+    with pytest.raises(TypeError, match=r"len\(\) of unsized object"):
+        len(view)
+
+
+def test_length_is_that_of_the_first_axis():
+    assert {name: len(view) for name, (view, _) in views().items()} == dict.fromkeys(KINDS, 10)
+
+
+def test_index_arrays_are_copied():
+    index = np.arange(6)
+    view = Selection.all(10).select(index)
+    grid = Selection.all(10).select(index.reshape(2, 3))
+    index[:] = 9
+    view.ids()[:] = 9
+    grid.ids()[:] = 9
+    assert view.ids().tolist() == grid.ids().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_positions_out_of_bounds_raise():
+    for view, _ in views().values():
+        for position in (-1, view.size):
+            with pytest.raises(IndexError, match="out of bounds"):
+                view.at(np.array([0, position]))
+
+
+def test_a_permutation_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="does not permute a view of 10 samples"):
+        Selection.all(10).permuted(Permutation(9, key=1))
+
+
+def test_slices_stay_affine_however_many_there_are():
+    view = Selection.all(10**12)
+    for _ in range(1000):
+        view = view.select(slice(1, -1))
+    assert view.affine == (1000, 1)
+    assert view.select(slice(None, None, -2)).affine == (10**12 - 1001, -2)
+    assert view.nbytes == 0
+
+
+def test_masks_and_slices_merge_however_many_there_are():
+    """What lies above the last permutation is one mask and one range."""
+    rng = np.random.default_rng(0)
+    view, ids = Selection.all(100_000), np.arange(100_000)
+    shuffle = Permutation(99_000, key=1)
+    for depth in range(30):
+        mask = rng.random(ids.size) < 0.95
+        cut = slice(10, None) if depth % 3 else slice(None, 10, -1)
+        view, ids = view.select(mask).select(cut), ids[mask][cut]
+        if depth == 10:
+            shuffle = Permutation(view.size, key=1)
+            view, ids = view.permuted(shuffle), ids[shuffle.at(np.arange(ids.size))]
+    assert len(view._under) == 4  # mask, permutation, range, mask
+    assert view.nbytes < 30_000
+    check_same(view, ids)
+
+
+def test_a_mask_is_kept_as_what_is_smaller(monkeypatch):
+    monkeypatch.undo()
+    n = 10_000_000
+    for share in (0.5, 0.1, 0.02, 0.01, 0.0001):
+        mask = np.random.default_rng(0).random(n) < share
+        view = Selection.all(n).select(mask)
+        count = np.count_nonzero(mask)
+        assert view.nbytes <= min(8 * count, n / 8 * 17 / 16 + 200)
+        assert len(pickle.dumps(view)) <= view.nbytes + 1000
+        assert np.array_equal(view.ids(count // 2, count // 2 + 100), np.flatnonzero(mask)[count // 2 :][:100])
+        few = view.select(slice(5, 20))
+        assert len(pickle.dumps(few)) < 1000
+        assert np.array_equal(pickle.loads(pickle.dumps(few)).ids(), few.ids())
+
+
+def test_a_part_of_a_mask_costs_what_the_part_is_worth(monkeypatch):
+    """Neither the bits before it nor a desert in its middle are unpacked."""
+    mask = np.zeros(50_000_000, bool)
+    mask[:2_000_000] = True
+    mask[-2_000_000:] = True
+    view = Selection.all(mask.size).select(mask)
+    unpacked = []
+    unpackbits = np.unpackbits
+    monkeypatch.setattr(
+        np, "unpackbits", lambda a, **kwargs: unpacked.append(a.size) or unpackbits(a, **kwargs)
+    )
+    assert view.ids(3_000_000, 3_000_100).tolist() == list(range(49_000_000, 49_000_100))
+    desert = view.ids(2_000_000 - 50, 2_000_000 + 50)
+    assert desert.tolist() == [*range(1_999_950, 2_000_000), *range(48_000_000, 48_000_050)]
+    assert sum(unpacked) < 2000
+
+
+def mask_bits(mask):
+    bits = np.zeros(-(-mask.size // selection.BLOCK) * selection.BLOCK, bool)
+    bits[: mask.size] = mask
+    return np.packbits(bits, bitorder="little")
+
+
+@pytest.mark.parametrize("select", ["compiled", "python"])
+@pytest.mark.parametrize("share", [0.001, 0.3, 1])
+def test_the_kernel_finds_every_set_bit(select, share, monkeypatch):
+    kernel = selection._select_bits
+    if select == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        kernel.compiled()
+    mask = np.random.default_rng(1).random(5000) < share
+    stage = Mask(mask_bits(mask), mask.size)
+    ranks = np.random.default_rng(2).permutation(len(stage))
+    assert np.array_equal(stage.at(ranks), np.flatnonzero(mask)[ranks])
+    assert stage.at(ranks[:6].reshape(2, 3)).shape == (min(2, len(stage)), 3)
+
+
+def test_views_of_any_kind_do_without_numba():
+    code = """
+import sys
+import numpy as np
+from npstream.orders.permutation import Permutation
+from npstream.selection import Selection
+mask = np.arange(100_000) % 3 == 0
+view = Selection.all(100_000).select(slice(None, None, -1)).select(mask[::-1])
+assert view.select(-1) == 0 and view.at(np.arange(0, 30000, 1000))[3] == 99_999 - 9_000
+assert view.ids(5, 9).tolist() == [99_984, 99_981, 99_978, 99_975]
+shuffled = view.permuted(Permutation(len(view), key=1))
+assert mask[shuffled.ids(0, 200)].all() and mask[shuffled.select(5)]
+print("numba" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.stderr, result.stdout) == ("", "False\n")
