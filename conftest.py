@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
+# They hold no examples, and two modules cannot both be imported as `conftest`.
+collect_ignore_glob = ["*/conftest.py"]
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 

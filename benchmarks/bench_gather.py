@@ -11,7 +11,7 @@ import pytest
 
 import npstream
 from data import TOKENS, Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, check, figure, warm
 
 ROUNDS = 64
 """Different indices for so many rounds."""
@@ -28,7 +28,9 @@ def indices(samples: int, count: int, seed: int = 0) -> list[np.ndarray]:
     factor=1.2,
 )
 def tokens(data: Data) -> Pair:
-    column, flat = npstream.open(data.tokens_dataset())["tokens"], data.token_map()
+    dataset, flat = npstream.open(data.tokens_dataset()), data.token_map()
+    warm(dataset, flat)
+    column = dataset["tokens"]
     picks = indices(data.tokens, 10_000)
     return Pair(
         lambda number: column[picks[number % ROUNDS]].load(),
@@ -45,6 +47,7 @@ def tokens(data: Data) -> Pair:
 )
 def tokens_into(data: Data) -> Pair:
     dataset, flat = npstream.open(data.tokens_dataset())[["tokens"]], data.token_map()
+    warm(dataset, flat)
     picks = indices(data.tokens, 256)
     ours = {"tokens": np.empty((256, TOKENS), np.uint16)}
     theirs = np.empty((256, TOKENS), np.uint16)
@@ -71,6 +74,7 @@ def small(data: Data) -> Pair:
     dataset, (file, offsets) = npstream.open(data.small_dataset()), data.small_rows()
     picks, gather = indices(data.small, 10_000), small_gather()
     rows = np.asarray(np.memmap(file, np.uint8, "r"))
+    warm(dataset, rows)
 
     def reference(number: int) -> tuple[np.ndarray, ...]:
         pick = picks[number % ROUNDS]
@@ -124,6 +128,7 @@ def small_gather() -> Any:
 def images(data: Data) -> Pair:
     dataset = npstream.open(data.images_dataset())
     flat = np.memmap(data.images_file(), np.uint8, "r")
+    warm(dataset, flat)
     lengths = data.image_lengths()
     picks = indices(data.images, min(10_000, data.images))
     totals = [min(int(lengths[pick].sum()), len(flat)) for pick in picks]

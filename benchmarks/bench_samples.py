@@ -12,7 +12,7 @@ import pytest
 
 import npstream
 from data import Data
-from figures import SIDES, Figure, Pair, check, figure
+from figures import SIDES, Figure, Pair, check, figure, warm
 
 CALLS = 1000
 
@@ -40,6 +40,7 @@ def each_same(ours: list[dict[str, Any]], reference: list[dict[str, Any]]) -> No
 )
 def tokens(data: Data) -> Pair:
     dataset, records = npstream.open(data.tokens_dataset()), data.records()
+    warm(dataset, records)
     ids, rows = np.asarray(records["id"]), np.asarray(records["tokens"])
     rounds = picks(data.tokens)
     return Pair(
@@ -56,6 +57,7 @@ def small_reader(data: Data) -> Any:
     starts, unpack, label_of = offsets.tolist(), struct.Struct("<qi").unpack_from, np.int32
     with file.open("rb") as opened:
         rows = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    np.frombuffer(rows, np.uint8).max()
 
     def read(i: int) -> dict[str, Any]:
         start = starts[i]
@@ -73,6 +75,7 @@ def small_reader(data: Data) -> Any:
 )
 def small(data: Data) -> Pair:
     dataset, read = npstream.open(data.small_dataset()), small_reader(data)
+    warm(dataset)
     rounds = picks(data.small)
     return Pair(
         lambda number: [dataset[i] for i in rounds[number % 16]],
@@ -91,6 +94,7 @@ def small(data: Data) -> Pair:
 def iterated(data: Data) -> Pair:
     samples = min(100_000, data.small)
     dataset, read = npstream.open(data.small_dataset())[:samples], small_reader(data)
+    warm(dataset)
 
     def last(samples: Any) -> dict[str, Any]:
         return deque(samples, maxlen=1)[0]
@@ -110,8 +114,9 @@ def iterated(data: Data) -> Pair:
     rounds=5,
 )
 def batches(data: Data) -> Pair:
-    records = data.records()
-    shuffled = npstream.open(data.tokens_dataset()).shuffle(0, block=None)
+    dataset, records = npstream.open(data.tokens_dataset()), data.records()
+    warm(dataset, records)
+    shuffled = dataset.shuffle(0, block=None)
     order = shuffled["id"].load()
 
     def ours(number: int) -> int:

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from data import Data
+
+import npstream
 
 SIDES = ("npstream", "reference")
 
@@ -90,6 +93,13 @@ def measure(figure: Figure, data: Data, rounds: int | None = None) -> Result:
             if number >= 0:
                 getattr(result, side).append(taken / pair.calls)
     return result
+
+
+def warm(dataset: npstream.Dataset, *arrays: np.ndarray) -> None:
+    """Touch every page, so that neither side meets one for the first time."""
+    dataset.load()
+    for array in arrays:
+        array.view(np.uint8).max()
 
 
 def once(pair: Pair, side: str, number: int) -> float:

@@ -17,6 +17,7 @@ import bench_disk
 import bench_gather
 import bench_samples
 import bench_start
+import npstream
 from data import Data
 from figures import Figure, Result, measure, seconds
 
@@ -64,7 +65,7 @@ def machine() -> str:
     return (
         f"\n{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
         f"{platform.release()}; Python {platform.python_version()}, {packages}, npstream "
-        f"{metadata.version('npstream')}; {datetime.date.today()}, load average "
+        f"{npstream.__version__}; {datetime.date.today()}, load average "
         f"{os.getloadavg()[0]:.1f} at the start.\n"
     )
 

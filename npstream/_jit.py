@@ -79,6 +79,12 @@ def kernel(function: Callable[P, R]) -> Kernel[P, R]:
     return Kernel(function)
 
 
+def always_compile() -> None:
+    """Have kernels run compiled from now on, however small the work."""
+    global _loaded
+    _loaded = True
+
+
 def _linked(
     function: Callable[P, R], link: Callable[[Kernel[..., Any]], Callable[..., Any]]
 ) -> Callable[P, R]:
@@ -120,11 +126,6 @@ def load_u32(address: int) -> int:
     return int.from_bytes(ctypes.string_at(int(address), 4), "little")
 
 
-def load_u64(address: int) -> int:
-    """Read a little-endian uint64 at any alignment, as a signed number."""
-    return int.from_bytes(ctypes.string_at(int(address), 8), "little", signed=True)
-
-
 def load_acquire(place: NDArray[np.int64], row: int) -> int:
     """Read ``place[row, 0]``; what other threads wrote before they wrote it is seen after it."""
     return int(place[row, 0])
@@ -132,7 +133,9 @@ def load_acquire(place: NDArray[np.int64], row: int) -> int:
 
 def compare(left: int, right: int, nbytes: int) -> int:
     """Compare two runs of bytes: 0 where they are equal."""
-    return int(ctypes.string_at(int(left), int(nbytes)) != ctypes.string_at(int(right), int(nbytes)))
+    return int(
+        ctypes.string_at(int(left), int(nbytes)) != ctypes.string_at(int(right), int(nbytes))
+    )
 
 
 def will_need(address: int, nbytes: int) -> int:
@@ -173,8 +176,14 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 @functools.cache
 def _load_primitives() -> None:
+    _load_memory_primitives()
+    _load_arithmetic_primitives()
+
+
+def _load_memory_primitives() -> None:
     from llvmlite import ir
-    from numba.core import cgutils, types as nb
+    from numba.core import cgutils
+    from numba.core import types as nb
     from numba.extending import intrinsic, overload
 
     def pointer(builder: Any, address: Any, bits: int = 8) -> Any:
@@ -194,7 +203,7 @@ def _load_primitives() -> None:
         def load(typingctx: Any, address: Any) -> Any:
             def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
                 value = builder.load(pointer(builder, args[0], bits), align=1)
-                return builder.zext(value, ir.IntType(64)) if bits < 64 else value
+                return builder.zext(value, ir.IntType(64))
 
             return nb.int64(nb.int64), emit
 
@@ -206,6 +215,38 @@ def _load_primitives() -> None:
             return builder.load_atomic(pointer(builder, args[0], 64), "acquire", align=8)
 
         return nb.int64(nb.int64), emit
+
+    load_8, load_32 = loader(8), loader(32)
+    external: Any = nb.ExternalFunction
+    memcmp = external("memcmp", nb.int32(nb.int64, nb.int64, nb.uint64))
+    madvise = external("madvise", nb.int32(nb.int64, nb.uint64, nb.int32))
+
+    overload(copy)(
+        lambda destination, source, nbytes: (
+            lambda destination, source, nbytes: copy_bytes(destination, source, nbytes)
+        )
+    )
+    overload(load_u8)(lambda address: lambda address: load_8(address))
+    overload(load_u32)(lambda address: lambda address: load_32(address))
+    overload(load_acquire)(
+        lambda place, row: (
+            lambda place, row: load_atomic(place.ctypes.data + row * place.strides[0])
+        )
+    )
+    overload(compare)(
+        lambda left, right, nbytes: (
+            lambda left, right, nbytes: nb.int64(memcmp(left, right, nbytes))
+        )
+    )
+    overload(will_need)(
+        lambda address, nbytes: lambda address, nbytes: nb.int64(madvise(address, nbytes, 3))
+    )
+
+
+def _load_arithmetic_primitives() -> None:
+    from llvmlite import ir
+    from numba.core import types as nb
+    from numba.extending import intrinsic, overload
 
     @intrinsic  # type: ignore[untyped-decorator]
     def high_half(typingctx: Any, left: Any, right: Any) -> Any:
@@ -223,28 +264,9 @@ def _load_primitives() -> None:
 
         return nb.int64(nb.uint64), emit
 
-    load_8, load_32, load_64 = loader(8), loader(32), loader(64)
-    memcmp = nb.ExternalFunction("memcmp", nb.int32(nb.int64, nb.int64, nb.uint64))
-    madvise = nb.ExternalFunction("madvise", nb.int32(nb.int64, nb.uint64, nb.int32))
-
-    overload(copy)(lambda destination, source, nbytes: lambda destination, source, nbytes: (
-        copy_bytes(destination, source, nbytes)
-    ))
-    overload(load_u8)(lambda address: lambda address: load_8(address))
-    overload(load_u32)(lambda address: lambda address: load_32(address))
-    overload(load_u64)(lambda address: lambda address: load_64(address))
-    overload(load_acquire)(lambda place, row: lambda place, row: (
-        load_atomic(place.ctypes.data + row * place.strides[0])
-    ))
-    overload(compare)(lambda left, right, nbytes: lambda left, right, nbytes: (
-        nb.int64(memcmp(left, right, nbytes))
-    ))
-    overload(will_need)(lambda address, nbytes: lambda address, nbytes: (
-        nb.int64(madvise(address, nbytes, 3))
-    ))
     overload(u64)(lambda number: lambda number: nb.uint64(number))
     overload(popcount)(lambda word: lambda word: bits_set(word))
-    overload(multiply_high)(lambda left, right: lambda left, right: (
-        high_half(left, nb.uint64(right))
-    ))
+    overload(multiply_high)(
+        lambda left, right: lambda left, right: high_half(left, nb.uint64(right))
+    )
     overload(draw, strict=False)(lambda counter, bound: draw)

@@ -277,7 +277,7 @@ class Column(NDArrayOperatorsMixin):
             if self._final is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
-        if dtype is not None and np.dtype(dtype) == object and self._cell is None:
+        if dtype is not None and np.dtype(dtype) == object and self._has_objects:
             values = self._source.values(self._plan, self._selection.ids())
             return objects(values).reshape(self._selection.shape)
         if self._field.encoding.kind == "object":

@@ -17,13 +17,14 @@ from npstream import display
 from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
-from npstream.fetch import Fetcher, Verify
+from npstream.fetch import Fetcher
 from npstream.formats.hashes import HASHES
 from npstream.formats.index import parse_index
 from npstream.orders.permutation import Permutation, make_key
 from npstream.progress import progress
 from npstream.reading import in_mode, load
 from npstream.selection import Selection
+from npstream.shards import Verify
 from npstream.source import Source, open_source
 from npstream.splits import split_chunks, split_lengths
 from npstream.store import LocalStore, local_path
@@ -519,6 +520,6 @@ def open_dataset(
     index = parse_index(store.read("index.json"), store.where("index.json"))
     fetcher = Fetcher(index, store, verify)
     if isinstance(verify, str) and verify != "auto" and len(index):
-        fetcher.require_hash(verify)
+        fetcher.shards.require_hash(verify)
     source, names = open_source(fetcher, columns, allow_pickle)
     return Dataset(source, Selection.all(index.samples), names)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._typing import AnyArray, Int64
 from npstream.batch import Ragged
 from npstream.errors import NpstreamError
-from npstream.fetch import Fetcher
-from npstream.gather import Field, Stored
+
+if TYPE_CHECKING:
+    from npstream.fetch import Fetcher
+    from npstream.gather import Field, Stored
 
 Column = AnyArray | Ragged
 
@@ -112,7 +114,7 @@ def decode_value(
 def _decoded(
     fetcher: Fetcher, field: Field, stored: Ragged, ids: Int64, decode: Callable[[Any], Any]
 ) -> list[Any]:
-    body = memoryview(stored.values)
+    body = memoryview(stored.values.data)
     spans = pairwise(stored.offsets.tolist())
     try:
         return [decode(body[start:stop]) for start, stop in spans]
@@ -132,8 +134,8 @@ def _numbers(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> A
     except OverflowError:
         wide = next(k for k, v in enumerate(values) if not -(2**63) <= v < 2**63)
         raise OverflowError(
-            f"{fetcher.describe(int(ids[wide]))}: column {field.name!r} holds {values[wide]}, "
-            "which int64 cannot; read it with dtype=object"
+            f"{fetcher.shards.describe(int(ids[wide]))}: column {field.name!r} holds "
+            f"{values[wide]}, which int64 cannot; read it with dtype=object"
         ) from None
 
 

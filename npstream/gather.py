@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +22,9 @@ from npstream.errors import FormatError
 from npstream.fetch import Fetcher, Split
 from npstream.formats import text
 from npstream.formats.encodings import DTYPE_CODES, Encoding
-from npstream.formats.mds import Layout
+
+if TYPE_CHECKING:
+    from npstream.formats.mds import Layout
 
 Stored = AnyArray | Ragged | list[Any]
 
@@ -58,15 +61,16 @@ class Field:
             assert self.encoding.size is not None
             shape, dtype = (self.encoding.size,), np.dtype(np.uint8)
         assert shape is not None
-        cell = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        memory.ensure_fits(n * cell, f"{n:,} rows of column {self.name!r}")
+        memory.ensure_fits(n * dtype.itemsize * prod(shape), f"{n:,} rows of column {self.name!r}")
         return np.empty((n, *shape), dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """How samples of a schema are taken apart, and the columns that are copied at once or only
-    found, in the order of the two tables."""
+    """How samples of a schema are taken apart.
+
+    The columns that are copied at once, and those that are only found, in the tables' order.
+    """
 
     how: Split
     copied: list[Field]
@@ -143,12 +147,16 @@ def gather(
 
 def _merge(pieces: list[Stored], order: Int64) -> Stored:
     """Concatenate the pieces of a column and put its rows in order."""
-    if all(isinstance(piece, np.ndarray) for piece in pieces):
-        return np.concatenate(pieces)[order]  # type: ignore[arg-type]
-    if all(isinstance(piece, Ragged) and piece.kind is not None for piece in pieces):
-        values = np.concatenate([piece.values for piece in pieces])  # type: ignore[union-attr]
-        lengths = np.concatenate([piece.lengths for piece in pieces])  # type: ignore[union-attr]
-        return Ragged(values, _offsets(lengths), pieces[0].kind)[order]  # type: ignore[union-attr]
+    arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
+    if len(arrays) == len(pieces):
+        whole: AnyArray = np.concatenate(arrays)
+        return whole[order]
+    texts = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
+    if len(texts) == len(pieces):
+        values = np.concatenate([piece.values for piece in texts])
+        lengths = np.concatenate([piece.lengths for piece in texts])
+        merged: Ragged = Ragged(values, _offsets(lengths), texts[0].kind)[order]
+        return merged
     rows = [row for piece in pieces for row in piece]
     return [rows[k] for k in order.tolist()]
 
@@ -165,22 +173,25 @@ def _gather_schema(
         return _gather_text(fetcher, schema, plan.fields, ids)
     split = plan.split(schema, layout)
     how, copied = split.how, split.copied
-    columns: dict[str, Stored] = {
+    columns: dict[str, Any] = {
         f.name: out[f.name] if f.name in out else f.allocate(len(ids)) for f in copied
     }
-    addresses = np.array([memory.address_of(columns[f.name]) for f in copied], np.int64)  # type: ignore[arg-type]
     blocks, held = [], []
+    fixed = how.fixed.copy()
+    for place, f in enumerate(copied):
+        fixed[place, 3] = memory.address_of(columns[f.name])
     for start in range(0, len(ids), BLOCK):
-        at = addresses + start * how.fixed[:, 2]
-        spans, holder = fetcher.read(ids[start : start + BLOCK], how, at)
+        spans, holder = fetcher.read(ids[start : start + BLOCK], how, fixed)
         blocks.append(spans)
         held.append(holder)
+        if start + BLOCK < len(ids):
+            fixed[:, 3] += BLOCK * fixed[:, 2]
     for f in copied:
         if f.encoding.kind != "fixed":
-            columns[f.name] = _rows_of_bytes(columns[f.name])  # type: ignore[arg-type]
+            columns[f.name] = _rows_of_bytes(columns[f.name])
     for place, f in enumerate(split.found):
-        spans = [block[place] for block in blocks]
-        columns[f.name] = _gather_spans(_Values(fetcher, f, ids, spans), out.get(f.name))
+        values = _Values(fetcher, f, ids, [block[place] for block in blocks])
+        columns[f.name] = _gather_spans(values, out.get(f.name))
     return columns
 
 
@@ -248,7 +259,9 @@ def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None
     assert encoding.size is not None
     values.damaged(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
     first, last = field.part[:2] if field.part else (0, encoding.size)
-    values.spans = [np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans]
+    values.spans = [
+        np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans
+    ]
     column = field.allocate(len(lengths)) if out is None else out
     values.copy(np.arange(len(lengths), dtype=np.int64) * (last - first), column)
     return column
@@ -301,9 +314,7 @@ def _gather_arrays(values: _Values) -> Stored:
         span[1] -= heads[start:stop]
         start = stop
     lengths = values.lengths
-    return _gather_elements(
-        values, lengths, _offsets(lengths), DTYPE_CODES[int(codes[0])], shapes
-    )
+    return _gather_elements(values, lengths, _offsets(lengths), DTYPE_CODES[int(codes[0])], shapes)
 
 
 def _gather_objects(values: _Values) -> AnyArray:

@@ -9,7 +9,7 @@ import numpy as np
 from npstream._typing import AnyArray
 from npstream.cells import Cell
 from npstream.gather import Field
-from npstream.memory import Map
+from npstream.memory import is_mapped
 from npstream.selection import Selection
 from npstream.source import Source
 
@@ -40,7 +40,7 @@ def mapped_column(
     if shards[1] != shard or layout is None or not layout.stride:
         raise refusal
     region = source.fetcher.region(shard)
-    if not isinstance(region.data.base, Map):
+    if not is_mapped(region.data):
         raise refusal
     assert encoding.shape is not None
     row = start - int(index.starts[shard])

@@ -100,6 +100,12 @@ def will_need(pages: Bytes) -> None:
     _libc.madvise(address, address_of(pages) + len(pages) - address, _MADV_WILLNEED)
 
 
+def is_mapped(array: Bytes) -> bool:
+    """Tell whether an array is a whole mapped file, or a part of one."""
+    base: object = array.base
+    return isinstance(base, Map)
+
+
 def map_budget() -> int:
     """Return how many more files may be mapped: half of what the kernel allows, less the live."""
     return _map_limit() // 2 - _live

@@ -114,18 +114,19 @@ class Ragged:
             kind = "str" if isinstance(rows[0], str) else "bytes"
         if kind is not None:
             bodies = [row.encode() if isinstance(row, str) else row for row in rows]
-            return cls(np.frombuffer(bytearray().join(bodies), np.uint8), _ends(bodies), kind)
+            values = np.frombuffer(bytearray().join(bodies), np.uint8)
+            return cls(values, exchange.offsets_of([len(body) for body in bodies]), kind)
         arrays = [np.asarray(row) for row in rows]
         ranks = {array.ndim for array in arrays} or {1}
         if len(ranks) > 1:
             raise ValueError(f"rows of {sorted(ranks)} axes: all must have the same number")
         # An empty list says nothing of its dtype, though NumPy makes it float64.
         dtypes = {a.dtype for a in arrays if a.size} or {a.dtype for a in arrays}
-        flat = [np.empty(0, np.result_type(*dtypes or [float])), *map(np.ravel, arrays)]
-        values = np.concatenate(flat, dtype=flat[0].dtype)
+        filled = [array.ravel() for array in arrays if array.size]
+        values = np.concatenate([np.empty(0, np.result_type(*dtypes or [float])), *filled])
         rank = ranks.pop()
         shapes = None if rank == 1 else np.array([array.shape for array in arrays], np.int64)
-        return cls(values, _ends(flat[1:]), shapes=shapes)
+        return cls(values, exchange.offsets_of([array.size for array in arrays]), shapes=shapes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -270,8 +271,9 @@ class Ragged:
         nbytes = math.prod(box) * len(self) * self.dtype.itemsize
         ensure_fits(nbytes, f"padding {len(self)} rows to {box}")
         out = np.full((len(self), *box), value, self.dtype)
-        kept = np.minimum(shapes, box, dtype=np.int64)
-        begin = np.array(box, np.int64) - kept if side == "left" else np.zeros_like(kept)
+        room = np.array(box, np.int64)
+        kept = np.minimum(shapes, room)
+        begin = room - kept if side == "left" else np.zeros_like(kept)
         if len(box) == 1:
             at = np.arange(len(self)) * box[0] + begin[:, 0]
             _copy_rows(self.values, self.offsets[:-1], kept[:, 0], out, at)
@@ -368,10 +370,6 @@ def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, a
     size = source.itemsize
     copy_spans = kernels.copy_spans.sized(len(starts))
     copy_spans(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
-
-
-def _ends(rows: Sequence[Any]) -> Int64:
-    return exchange.offsets_of([len(row) for row in rows])
 
 
 def _as_int64(array_like: ArrayLike, name: str) -> Int64:

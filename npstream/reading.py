@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,40 +46,39 @@ def load(
         If `out` does not fit.
     """
     flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
-    columns: dict[str, Any] = dict(source.columns(plan, ids, flat))
-    if out:
-        for name, target in flat.items():
-            given = np.asarray(out[name])
-            if not np.shares_memory(given, target):
-                given[...] = target.reshape(given.shape)
-            columns[name] = out[name]
+    columns: dict[str, Any] = source.columns(plan, ids, flat)
     if len(shape) != 1:
         for name, column in columns.items():
-            if not isinstance(column, Ragged) and not (out and name in out):
+            if not isinstance(column, Ragged):
                 columns[name] = column.reshape(*shape, *column.shape[1:])
+    for name, target in flat.items():
+        assert out is not None
+        if target.base is None and target is not out[name]:
+            np.asarray(out[name])[...] = columns[name]
+        columns[name] = out[name]
     return columns
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
     """Return the array, its rows ravelled, that a column is read into for the caller's."""
     field = _named(plan, name)
+    if not hasattr(given, "__array__"):
+        raise TypeError(f"out[{name!r}] is a {type(given).__name__}; expected an array")
     array = np.asarray(given)
     if field.encoding.kind != "fixed":
         raise TypeError(
             f"out[{name!r}]: the column's values vary in size, so it is read into a new Ragged"
         )
     assert field.shape is not None
-    expected = (*shape, *field.shape)
-    if array.shape != expected:
+    if array.shape != (expected := shape + field.shape):
         raise ValueError(f"out[{name!r}] has shape {array.shape}; expected {expected}")
     if array.dtype != field.encoding.dtype:
         raise TypeError(f"out[{name!r}] has dtype {array.dtype}; expected {field.encoding.dtype}")
     if not array.flags.writeable:
         raise ValueError(f"out[{name!r}] is read-only")
-    rows = int(np.prod(shape, dtype=np.int64))
-    if array.flags.c_contiguous:
-        return array.reshape(rows, *field.shape)
-    return np.empty((rows, *field.shape), array.dtype)
+    if not array.flags.c_contiguous:
+        return np.empty((prod(shape), *field.shape), array.dtype)
+    return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
 
 
 def _named(plan: Plan, name: str) -> Field:

@@ -70,14 +70,14 @@ def reduce_blocks(
         if options.get("ddof"):
             raise ValueError("ddof and correction can't be provided simultaneously.")
         options["ddof"] = options.pop("correction")
-    if not _is_common(name, shape, source, axis, out, options):
-        options |= {} if out is None else {"out": out}
-        return getattr(np, name)(_whole(blocks, shape, source), axis=axis, **options)
     if "where" in options:
         where = options["where"]
         where = where if isinstance(where, np.ndarray) else np.array(where, np.bool_)
         options["where"] = np.broadcast_to(where, shape)
-    dtype = _result_dtype(name, source, len(shape), axis, out, options)
+    dtype = _common_dtype(name, shape, source, axis, out, options)
+    if dtype is None:
+        options |= {} if out is None else {"out": out}
+        return getattr(np, name)(_whole(blocks, shape, source), axis=axis, **options)
     axes = _axes(axis, len(shape))
     final = _result_shape(shape, axes, options.pop("keepdims", False))
     if out is not None and out.shape != final:
@@ -102,20 +102,33 @@ def reduce_blocks(
     return result if result.ndim else result[()]
 
 
-def _is_common(
+def _common_dtype(
     name: str, shape: Shape, source: Dtype, axis: Any, out: AnyArray | None, options: dict[str, Any]
-) -> bool:
-    """Say whether blocks can be reduced one by one; the rest is NumPy's, warnings included."""
+) -> Dtype | None:
+    """Return the result's dtype if blocks can be reduced one by one; None leaves all to NumPy.
+
+    NumPy tells it, and raises where it would, by reducing one element in as many axes.
+    """
     if math.prod(shape) == 0 or source.kind not in "biufc":
-        return False
-    if name not in ("mean", "var", "std"):
-        return True
-    kind = "c" if source.kind == "c" else "f"
-    dtypes = [options.get("dtype"), None if out is None else out.dtype]
+        return None
+    if name in ("mean", "var", "std") and not _is_plain(shape, source, axis, options):
+        return None
+    keywords = {key: value for key, value in options.items() if key != "ddof"}
+    if "where" in keywords:
+        keywords["where"] = keywords["where"][(slice(1),) * len(shape)]
+    one = np.ones((1,) * len(shape), source)
+    dtype = np.asarray(getattr(np, name)(one, axis=axis, **keywords)).dtype
+    return dtype if out is None or out.dtype == dtype else None
+
+
+def _is_plain(shape: Shape, source: Dtype, axis: Any, options: dict[str, Any]) -> bool:
+    """Say whether a moment is one that merging blocks can give."""
+    dtype = options.get("dtype")
+    count = math.prod(shape[a] for a in _axes(axis, len(shape)))
     return (
         options.keys().isdisjoint({"where", "mean"})
-        and all(dtype is None or np.dtype(dtype).kind == kind for dtype in dtypes)
-        and options.get("ddof", 0) < math.prod(shape[a] for a in _axes(axis, len(shape)))
+        and (dtype is None or np.dtype(dtype).kind == ("c" if source.kind == "c" else "f"))
+        and options.get("ddof", 0) < count  # else NumPy warns, and divides by zero
     )
 
 
@@ -132,19 +145,6 @@ def _whole(blocks: Blocks, shape: Shape, dtype: Dtype) -> AnyArray:
         whole[start : start + len(block)] = block
         start += len(block)
     return whole
-
-
-def _result_dtype(
-    name: str, source: Dtype, ndim: int, axis: Any, out: AnyArray | None, options: dict[str, Any]
-) -> Dtype:
-    """Ask NumPy, which raises where it would, by reducing one element in as many axes."""
-    options = {key: value for key, value in options.items() if key != "ddof"}
-    if "where" in options:
-        options["where"] = options["where"][(slice(1),) * ndim]
-    if out is not None:
-        options["out"] = np.empty((1,) * out.ndim, out.dtype)
-    answer = getattr(np, name)(np.ones((1,) * ndim, source), axis=axis, **options)
-    return np.asarray(answer).dtype
 
 
 def _result_shape(shape: Shape, axes: Axes, keepdims: bool) -> Shape:

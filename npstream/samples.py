@@ -5,13 +5,16 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npstream._typing import Sample
 from npstream.decode import decode_value
-from npstream.fetch import Fetcher, Region
 from npstream.formats import text
 from npstream.gather import Field, line_parser
+
+if TYPE_CHECKING:
+    from npstream.fetch import Fetcher
+    from npstream.shards import Region
 
 Decoder = Callable[[int, memoryview], Sample]
 """Makes a sample of its number and its bytes (text: preceded by `text.guard` bytes)."""
@@ -23,7 +26,7 @@ class SampleReader:
     def __init__(self, fetcher: Fetcher, fields: Sequence[Field]) -> None:
         self._fetcher = fetcher
         self._fields = fields
-        self._starts = memoryview(fetcher.index.starts)
+        self._starts = fetcher.index.starts.data
         self._decoders: dict[int, tuple[Decoder, int]] = {}
         # Views of shards keep them in memory, so they go when the table does.
         self._table: object = None
@@ -56,8 +59,8 @@ class SampleReader:
             self._decoders[schema] = _decoder(self._fetcher, schema, self._fields)
         view = (
             self._starts[shard],
-            memoryview(region.data),
-            memoryview(region.offsets),
+            region.data.data,
+            region.offsets.data,
             region.begin,
             region.stride,
             *self._decoders[schema],

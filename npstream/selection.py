@@ -101,7 +101,7 @@ class Selection:
         """``(start, step)`` if sample k is ``start + k * step``, and was selected as such."""
         if self._ids is not None or self._under:
             return None
-        return self._rows.start, self._rows.step
+        return self._rows.start, self._rows.step if len(self._rows) > 1 else 1
 
     def __len__(self) -> int:
         if not self.shape:
@@ -132,7 +132,9 @@ class Selection:
         if self._ids is None:
             return self._select(admitted, index)
         picked = self._ids[admitted]
-        return Selection._of(self._source, picked) if isinstance(picked, np.ndarray) else int(picked)
+        if isinstance(picked, np.ndarray):
+            return Selection._of(self._source, picked)
+        return int(picked)
 
     def ids(self, start: int = 0, stop: int | None = None) -> Int64:
         """Return the sample ids of the ravelled view from `start` up to `stop`, as a new array."""
@@ -175,6 +177,10 @@ class Selection:
         else:
             under = (self._rows, *self._under)
         return Selection(self._source, range(self.size), (permutation, *under))
+
+    def ravel(self) -> Selection:
+        """Return the 1-d view of the same samples."""
+        return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
 
     def _sample(self, index: int) -> int:
         try:
@@ -293,6 +299,7 @@ class Mask:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of memory that the mask holds."""
         return self._bits.nbytes + self._before.nbytes
 
     def at(self, ranks: Int64) -> Int64:
@@ -334,7 +341,8 @@ Stage: TypeAlias = range | Mask | Permutation | Int64
 def _look_up(stage: Stage, positions: Int64) -> Int64:
     """Turn positions in a stage, an array that may be overwritten, into positions below it."""
     if isinstance(stage, range):
-        if stage.step != 1:
+        # The step from a lone sample is nobody's, and may be beyond int64.
+        if stage.step != 1 and len(stage) > 1:
             positions *= stage.step
         if stage.start:
             positions += stage.start

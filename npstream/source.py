@@ -6,20 +6,22 @@ Views of a dataset share one source. It pickles to its index and settings, not t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._typing import AnyArray, Int64, Sample
-from npstream.batch import Ragged
 from npstream.decode import batch_column, sample_values
 from npstream.errors import ColumnError, FormatError
-from npstream.fetch import Fetcher
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
-from npstream.formats.index import Index, Schema
 from npstream.formats.text import CASTS
 from npstream.gather import Field, Plan, gather
 from npstream.samples import SampleReader
+
+if TYPE_CHECKING:
+    from npstream.batch import Ragged
+    from npstream.fetch import Fetcher
+    from npstream.formats.index import Index, Schema
 
 CHUNK_BYTES = 1 << 22
 """The unit of fetching, hashing and shuffling; a constant of the format, not a setting."""
@@ -157,7 +159,9 @@ def open_source(
         for name in fields.keys() | mine.keys():
             if name not in mine or name not in fields:
                 holds = "does not have" if name not in mine else "has"
-                partial[name] = f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
+                partial[name] = (
+                    f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
+                )
             elif _meaning(mine[name].encoding) != _meaning(fields[name].encoding):
                 partial[name] = (
                     f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "

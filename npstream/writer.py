@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from npstream.formats.arrays import DTYPES
 from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings import Encoding, infer
 from npstream.formats.hashes import digest
-from npstream.formats.mds_encode import ShardFormat, cells, fill
+from npstream.formats.mds_encode import ShardFormat, cells
 from npstream.publish import NewDirectory
 from npstream.sizes import parse_size
 from npstream.store import local_path
@@ -99,24 +99,17 @@ def write(
 
     Examples
     --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> directory = tempfile.mkdtemp()
+    >>> import npstream
     >>> rows = np.arange(20, dtype=np.uint16).reshape(5, 4)
-    >>> report = npstream.write(directory, {"tokens": rows, "name": list("abcde")})
+    >>> report = npstream.write("letters", {"tokens": rows, "name": list("abcde")})
     >>> report.samples, report.columns
     (5, {'name': 'str', 'tokens': 'ndarray:uint16:4'})
     """
-    length = 0
-    if isinstance(data, Mapping):
-        length = _table_length(data)
-        if columns is None and length:
-            columns = {name: _infer_column(name, values) for name, values in data.items()}
     with Writer(
         path, columns, shard_size=shard_size, compression=compression, hashes=hashes
     ) as writer:
         if isinstance(data, Mapping):
-            writer._write_table(data, length)
+            writer._write_table(data)
         else:
             for sample in data:
                 writer.write(sample)
@@ -136,8 +129,7 @@ class Writer:
 
     Examples
     --------
-    >>> import tempfile
-    >>> with Writer(tempfile.mkdtemp(), {"text": "str", "label": "uint8"}) as writer:
+    >>> with Writer("numbers", {"text": "str", "label": "uint8"}) as writer:
     ...     for label, text in enumerate(["zero", "one"]):
     ...         writer.write({"text": text, "label": label})
     >>> writer.close().samples
@@ -165,7 +157,7 @@ class Writer:
         self._open = True
         self._report: WriteReport | None = None
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -229,11 +221,14 @@ class Writer:
         if not self._open:
             raise ValueError("this Writer is closed: it published its dataset, or failed and left")
 
-    def _write_table(self, table: Mapping[str, Any], samples: int) -> None:
+    def _write_table(self, table: Mapping[str, Any]) -> None:
         """Write columns of a common length."""
+        samples = _table_length(table)
         if not samples:
             return
-        assert self._format is not None
+        if self._format is None:
+            inferred = {name: _infer_column(name, values) for name, values in table.items()}
+            self._format = self._new_format(inferred)
         columns = self._format.columns
         for name in columns:
             if name not in table:
@@ -243,31 +238,38 @@ class Writer:
             self._write_records([table[name] for name in columns], samples)
             return
         values = [
-            cells(table[name], columns[name]) if name in fields else table[name]
-            for name in columns
+            cells(table[name], columns[name]) if name in fields else table[name] for name in columns
         ]
         for row in zip(*values, strict=True):
             self.write(dict(zip(columns, row, strict=True)))
 
     def _write_records(self, columns: list[AnyArray], samples: int) -> None:
-        """Write fixed columns, all in one piece: no Python per sample."""
+        """Write fixed columns without Python per sample, one shard being filled while another
+        goes to the disk.
+        """
+        from concurrent.futures import Future, ThreadPoolExecutor
+
         assert self._format is not None
         record = self._format.record()
-        stride = record.itemsize
+        each = record.itemsize + 4
         per_shard = samples
         if self._format.size_limit:
             room = self._format.size_limit - self._format.empty
-            per_shard = min(samples, max(1, room // (stride + 4)))
-        nbytes = self._format.empty + per_shard * (stride + 4)
+            per_shard = min(samples, max(1, room // each))
+        nbytes = self._format.empty + per_shard * each
         self._format.check_end(nbytes, per_shard - 1)
-        buffer = np.empty(nbytes, np.uint8)
-        for start in range(0, samples, per_shard):
-            count = min(per_shard, samples - start)
-            head = self._format.head(stride * np.arange(1, count + 1))
-            shard = buffer[: len(head) + count * stride]
-            shard[: len(head)] = np.frombuffer(head, np.uint8)
-            fill(shard[len(head) :].view(record), [c[start : start + count] for c in columns])
-            self._store(shard.data, count)
+        buffers = [np.empty(nbytes, np.uint8) for _ in range(min(2, -(-samples // per_shard)))]
+        stored: Future[None] | None = None
+        with ThreadPoolExecutor(1) as disk:
+            for start in range(0, samples, per_shard):
+                rows = slice(start, min(start + per_shard, samples))
+                shard = self._format.fill(buffers[0], [column[rows] for column in columns])
+                if stored is not None:
+                    stored.result()
+                stored = disk.submit(self._store, shard, rows.stop - start)
+                buffers.reverse()
+            if stored is not None:
+                stored.result()
 
     def _flush(self) -> None:
         """Store the rows as a shard."""

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from golden_data import blob, units
 
+from golden_data import blob, units
 from npstream.formats.hashes import HASHES, digest, fastest
 
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from golden_data import units
 
+from golden_data import units
 from npstream.sizes import parse_size
 
 
@@ -30,7 +30,7 @@ def test_none_is_no_size():
 
 @pytest.mark.parametrize("text", ["64Mi", "ib", "1ib", ".b", "1.5", "1,5kb", "٣kb", "1 2kb", "∞"])
 def test_refused_text_is_quoted(text):
-    with pytest.raises(ValueError, match="cannot read the size '.*KiB"):
+    with pytest.raises(ValueError, match=r"cannot read the size '.*KiB"):
         parse_size(text)
 
 

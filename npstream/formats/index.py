@@ -216,9 +216,7 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
             if file is not None and not _BELOW.fullmatch(file["basename"]):
-                raise FormatError(
-                    f"'basename' {file['basename']!r} leaves the dataset's directory"
-                )
+                raise FormatError(f"'basename' {file['basename']!r} leaves the dataset's directory")
         hash(key)
     except FormatError as error:
         raise FormatError(f"{where}: shard {shard}: {error}") from None

@@ -17,18 +17,24 @@ offsets need not be read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import Schema
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Schema
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a column's body begins: after the sample's sizes, plus `offset` bytes of fixed
-    columns, plus the bodies of the first `before` variable columns."""
+    """Where a column's body begins in a sample.
+
+    That is after the sizes, plus `offset` bytes of fixed columns, plus the bodies of the first
+    `before` variable columns. It takes `size` bytes, or None if they vary.
+    """
 
     before: int
     offset: int

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from npstream._typing import AnyArray, Body, Int64
+from npstream._typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings import Encoding, parse
 from npstream.formats.hashes import digest
 
-__all__ = ["MAX_BYTES", "ShardFormat", "cells", "fill"]
+__all__ = ["MAX_BYTES", "ShardFormat", "cells"]
 
 MAX_BYTES = 2**32 - 1
 """Where a shard may end: its offsets are uint32."""
@@ -136,6 +136,19 @@ class ShardFormat:
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
 
+    def fill(self, buffer: Bytes, columns: Sequence[AnyArray]) -> memoryview:
+        """Make a shard of fixed columns, in stored order, at the start of a buffer."""
+        record, count = self.record(), len(columns[0])
+        head = self.head(record.itemsize * np.arange(1, count + 1))
+        shard = buffer[: len(head) + count * record.itemsize]
+        shard[: len(head)] = np.frombuffer(head, np.uint8)
+        records = shard[len(head) :].view(record)
+        step = max(1, _SLICE // record.itemsize)
+        for start in range(0, count, step):
+            for name, column in zip(record.names or (), columns, strict=True):
+                records[name][start : start + step] = column[start : start + step]
+        return shard.data
+
     def entry(self, number: int, samples: int, raw: Body, stored: Body) -> dict[str, Any]:
         """Return a shard's entry in the index; `stored` is `raw`, or `raw` compressed."""
         name = f"shard.{number:05}.mds"
@@ -157,15 +170,6 @@ def _parse(name: str, encoding: str) -> Encoding:
         return parse(encoding)
     except ValueError as error:
         raise ValueError(f"column {name!r}: {error}") from None
-
-
-def fill(records: AnyArray, columns: Sequence[AnyArray]) -> None:
-    """Copy columns into the fields of records, in the same order."""
-    pairs = list(zip(records.dtype.names or (), columns, strict=True))
-    step = max(1, _SLICE // records.dtype.itemsize)
-    for start in range(0, len(records), step):
-        for name, column in pairs:
-            records[name][start : start + step] = column[start : start + step]
 
 
 def cells(column: AnyArray, encoding: Encoding) -> Iterator[bytes]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import Schema
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Schema
 
 CASTS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
 """The encodings of text columns, and what makes a value of an XSV field."""

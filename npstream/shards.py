@@ -1,0 +1,180 @@
+"""Opening a shard: its files mapped or decompressed, and checked against the index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from npstream import memory
+from npstream._typing import Bytes, Int64
+from npstream.errors import FormatError, IntegrityError
+from npstream.formats import mds, text
+from npstream.formats.compression import decompress
+from npstream.formats.hashes import digest, fastest
+
+if TYPE_CHECKING:
+    from npstream.formats.index import File, Index
+    from npstream.store import LocalStore
+
+Verify = bool | str
+"""Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
+files too; False, none; a name, that one of both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A shard in memory.
+
+    ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
+    begin, ``stride`` their size, 0 if it varies.
+    """
+
+    data: Bytes
+    offsets: np.ndarray[Any, np.dtype[np.uint32]]
+    begin: int
+    stride: int
+
+    @property
+    def place(self) -> tuple[int, int, int, int, int]:
+        """The shard's row in the table that kernels read."""
+        address = memory.address_of(self.data)
+        return address, memory.address_of(self.offsets), self.begin, len(self.data), self.stride
+
+
+class Shards:
+    """The shards of a dataset, as they are stored.
+
+    Attributes
+    ----------
+    layouts : list of Layout or None
+        For each schema of the index, how its samples are laid out; None for text.
+    """
+
+    def __init__(self, index: Index, store: LocalStore, verify: Verify) -> None:
+        self.index = index
+        self.store = store
+        self.verify = verify
+        self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
+
+    def buffered(self, shard: int) -> int:
+        """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
+        files = self.index.files(shard)
+        if files.zip_data is None or self.store.exists(files.data.name):
+            return 0
+        return files.data.nbytes + (files.meta.nbytes if files.meta else 0)
+
+    def open(self, shard: int) -> Region:
+        """Map or decompress a shard's files, and check them against the index."""
+        files = self.index.files(shard)
+        number = int(self.index.schema_of[shard])
+        schema, layout = self.index.schemas[number], self.layouts[number]
+        samples = int(self.index.starts[shard + 1] - self.index.starts[shard])
+        data = self._load(files.data, files.zip_data, files.compression)
+        try:
+            if layout is not None:
+                begin = mds.samples_begin(data, samples, layout.stride)
+                head, stride = data, layout.stride
+            else:
+                assert files.meta is not None  # the index is checked for it
+                head, stride = self._load(files.meta, files.zip_meta, files.compression), 0
+                begin = text.lines_begin(schema, data, head, samples)
+        except FormatError as error:
+            where = self.store.where(files.data.name)
+            raise FormatError(f"{where} (shard {shard}): {error}") from None
+        if not stride and memory.is_mapped(head):
+            memory.will_need(head[: 4 * (samples + 2)])
+        return Region(data, head[4 : 4 * (samples + 2)].view("<u4"), begin, stride)
+
+    def samples(self, shard: int, rows: Int64) -> tuple[list[bytes], int]:
+        """Read samples of one shard, each with as many bytes before it as are returned too."""
+        files, first = self.index.files(shard), int(self.index.starts[shard])
+        count = int(self.index.starts[shard + 1]) - first
+        schema = self.index.schemas[self.index.schema_of[shard]]
+        layout = self.layouts[self.index.schema_of[shard]]
+        guard, low = text.guard(schema), 0 if files.meta else 4 * (count + 2)
+        region = self.open(shard) if self.buffered(shard) else None
+        if region is not None:
+            bounds = region.offsets.astype(np.int64)
+            begins, ends = bounds[rows], bounds[rows + 1]
+        elif layout is not None and layout.stride:
+            begins = files.data.nbytes - (count - rows) * layout.stride
+            ends = begins + layout.stride
+        else:
+            head = (files.meta or files.data).name
+            pairs = b"".join(self.store.ranges(head, [(4 + 4 * row, 8) for row in rows.tolist()]))
+            begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
+        wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
+        if wrong.any():
+            self.damaged(first + int(rows[wrong.argmax()]), "its offsets do not fit the shard")
+        begins = begins - guard
+        spans = list(zip(begins.tolist(), (ends - begins).tolist(), strict=True))
+        if region is not None:
+            return [region.data[at : at + nbytes].tobytes() for at, nbytes in spans], guard
+        return self.store.ranges(files.data.name, spans), guard
+
+    def _load(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+        """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
+        if zipped is None or self.store.exists(raw.name):
+            data = self.store.map(raw.name)
+            if len(data) != raw.nbytes:
+                raise FormatError(
+                    f"{self.store.where(raw.name)}: {len(data)} bytes; the index says {raw.nbytes}"
+                )
+            self._verify(data, raw, self.verify != "auto")
+            return data
+        if compression is None:
+            raise FormatError(
+                f"{self.store.where(zipped.name)}: compressed, but the index names no compression"
+            )
+        packed = self.store.read(zipped.name)
+        memory.ensure_fits(raw.nbytes, f"decompressing {self.store.where(zipped.name)}")
+        # What the recorded hash of the content covers need not be hashed before, too.
+        self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
+        try:
+            data = np.frombuffer(decompress(packed, compression, raw.nbytes), np.uint8)
+        except FormatError as error:
+            raise FormatError(f"{self.store.where(zipped.name)}: {error}") from error
+        self._verify(data, raw, True)
+        return data
+
+    def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:
+        """Compare a file's recorded hash with its bytes'."""
+        if not self.verify or not wanted:
+            return
+        name = self.verify if isinstance(self.verify, str) and self.verify != "auto" else None
+        name = name or fastest(file.hashes)
+        if name is None:
+            return
+        if name not in file.hashes:
+            raise IntegrityError(
+                f"{self.store.where(file.name)}: the index records no {name}, the hash to verify"
+            )
+        if (found := digest(name, data if isinstance(data, bytes) else data.data)) != file.hashes[
+            name
+        ]:
+            raise IntegrityError(
+                f"{self.store.where(file.name)}: its {name} is {found}; "
+                f"the index says {file.hashes[name]}"
+            )
+
+    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError for a sample, saying where it is stored."""
+        raise FormatError(f"{self.describe(sample)}: {what}") from cause
+
+    def require_hash(self, name: str) -> None:
+        """Raise ValueError unless the index records the hash that is to be checked."""
+        files = self.index.files(0)
+        recorded = sorted(files.data.hashes)
+        if name not in recorded:
+            raise ValueError(
+                f"verify={name!r}, but {self.index.where} records {recorded or 'no hashes'}"
+            )
+
+    def describe(self, sample: int) -> str:
+        """Say where a sample is stored, for messages."""
+        shard = int(np.searchsorted(self.index.starts, sample, side="right")) - 1
+        row = sample - int(self.index.starts[shard])
+        where = self.store.where(self.index.name(shard))
+        return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"

@@ -1,0 +1,45 @@
+"""Compiling every kernel ahead of its first use."""
+
+from __future__ import annotations
+
+import os
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from npstream import _jit
+from npstream.opening import open_dataset
+from npstream.writer import write
+
+
+def precompile() -> None:
+    """Compile the kernels now, and keep them where Numba keeps compiled code.
+
+    The first large read of a process takes about a second then, not several. Numba keeps code
+    beside npstream's own if that can be written, else in the user's cache directory, or where
+    ``NUMBA_CACHE_DIR`` says.
+
+    Examples
+    --------
+    >>> import npstream
+    >>> npstream.precompile()
+    """
+    _jit.always_compile()
+    rows = [np.zeros((1, 2), np.int32) for _ in range(4)]
+    data = {"fixed": np.arange(4), "text": list("abcd"), "array": rows}
+    columns = {"fixed": "int64", "text": "str", "array": "ndarray:int32"}
+    # Using the kernels is what tells them the types that they are used with.
+    with TemporaryDirectory() as directory:
+        path = os.path.join(directory, "data")
+        write(path, data, columns=columns)
+        with open_dataset(path) as ds:
+            large = ds[np.zeros(1 << 16, np.int64)]
+            mask = np.arange(len(large)) % 2 == 0
+            for view in (
+                ds,
+                large[mask][::-1],
+                ds.shuffle(0, block=None),
+                large.shuffle(0, block=None),
+            ):
+                view[:4].load()
+            assert (ds["text"] == "a").sum() == 1

@@ -1,0 +1,343 @@
+"""Permutations are exact, reversible, frozen, and no worse than random ones.
+
+The quality tests count what a random permutation would do, and compare by chi-square: z is its
+distance from the expectation in standard deviations, about normal for a good permutation.
+Everything is computed from fixed keys, so that a test passes always or never.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import math
+import pickle
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from npstream import _jit
+from npstream.orders import permutation
+from npstream.orders.permutation import MAX_LENGTH, SMALL, Permutation, make_key
+
+GOLDEN_KEYS = [
+    2235979303852607087,
+    1396665323112450086,
+    584089161463051566,
+    1385230505534888869,
+    5234297200896654975,
+]
+
+GOLDEN = {
+    # length: first elements, first digits of the sha256 of up to 1000, as little-endian int64
+    8: ([2, 5, 4, 7], "13fe196adb8108df"),
+    16: ([11, 5, 4, 7], "85ed603817031591"),
+    1000: ([179, 310, 702, 90], "c95b78221a70687b"),
+    32768: ([14726, 6804, 31915, 26961], "1a5536f19cdcdcaa"),
+    32769: ([24085, 1699, 16278, 20981], "623050128bb8d119"),
+    1048577: ([562686, 731088, 937033, 152464], "3734190e1e450439"),
+    1000000000: ([584096209, 41094807, 888905513, 963251569], "b17979ce8943b44d"),
+    1000000000000: ([578251711560, 205591963530, 851054662996, 481686630693], "15dcddc7ff43327f"),
+    4611686018427387904: (
+        [3683144927060580628, 769830879471240696, 2201095627254705578, 3659444591102192962],
+        "f30a22a8cc0d77ab",
+    ),
+}
+
+SIZES = [0, 1, 2, 3, 5, 17, 100, 1000, SMALL - 1, SMALL, SMALL + 1, 65_537, 131_071, (1 << 17) + 1]
+
+
+def elements(n, key=1):
+    return Permutation(n, key).at(np.arange(n))
+
+
+# One definition runs in two ways; the third, here, is written from the description alone.
+
+
+def draw(counter, bound):
+    x = counter % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x * bound // 2**64
+
+
+def described(n, key, position):
+    """Compute one element of a large permutation as the design describes it."""
+    a = math.isqrt(n - 1) + 1
+    b = math.ceil(n / a)
+    digits = list(divmod(position, b))
+    for r in range(6):
+        moved, other, radix = (0, 1, a) if r % 2 == 0 else (1, 0, b)
+        digits[moved] += draw(key ^ (r << 32) ^ digits[other], radix)
+        digits[moved] %= radix
+    element = digits[0] * b + digits[1]
+    return element if element < n else described(n, key, element)
+
+
+def described_table(n, key):
+    """Compute a small permutation as the design describes it."""
+    table = []
+    for i in range(n):
+        j = draw(key ^ i, i + 1)
+        table.append(i)
+        table[i], table[j] = table[j], table[i]
+    return table
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request, monkeypatch):
+    """Run kernels in either way, whatever their size."""
+    if request.param == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
+def test_small_permutations_follow_their_description(n):
+    key = make_key(n)
+    assert elements(n, key).tolist() == described_table(n, key)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("n", [SMALL + 1, SMALL + 200, (1 << 20) + 1, 10**9, 10**12, MAX_LENGTH])
+def test_large_permutations_follow_their_description(n):
+    key = make_key(n)
+    positions = np.array([*range(100), *range(n - 100, n)])
+    want = [described(n, key, position) for position in positions.tolist()]
+    permutation = Permutation(n, key)
+    assert permutation.at(positions).tolist() == want
+    assert np.array_equal(permutation.find(np.array(want)), positions)
+
+
+def test_draws_are_the_same_compiled_and_not():
+    @_jit.kernel
+    def draws(counters, bounds, out):
+        for k in range(counters.size):
+            out[k] = _jit.draw(int(counters[k]), int(bounds[k]))
+
+    rng = np.random.default_rng(0)
+    counters = rng.integers(-(2**63), 2**63 - 1, 1000, endpoint=True)
+    bounds = rng.integers(1, 2 ** rng.integers(1, 63, 1000), endpoint=True)
+    compiled, python = np.empty((2, 1000), np.int64)
+    draws.compiled()(counters, bounds, compiled)
+    draws.py_func(counters, bounds, python)
+    assert np.array_equal(compiled, python)
+    assert python.tolist() == [
+        draw(*pair) for pair in zip(counters.tolist(), bounds.tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_every_element_comes_once_and_is_found(n):
+    permutation = Permutation(n, make_key(n))
+    ids = permutation.at(np.arange(n))
+    assert ids.dtype == np.int64
+    assert np.array_equal(np.sort(ids), np.arange(n))
+    assert np.array_equal(permutation.find(ids), np.arange(n))
+    assert len(permutation) == n
+
+
+@given(st.integers(1, MAX_LENGTH), st.integers(0, 2**63 - 1), st.data())
+def test_find_undoes_at_for_any_length_and_key(n, key, data):
+    permutation = Permutation(n, key)
+    positions = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8, unique=True))
+    ids = permutation.at(np.array(positions))
+    assert len(set(ids.tolist())) == len(positions)
+    assert ids.min() >= 0
+    assert ids.max() < n
+    assert permutation.find(ids).tolist() == positions
+
+
+@pytest.mark.parametrize("n", [100, 10**6])
+def test_shapes_and_layouts_are_kept_and_arguments_left_alone(n):
+    permutation = Permutation(n, 1)
+    positions = np.arange(12, dtype=np.int32).reshape(3, 4).T
+    ids = permutation.at(positions)
+    assert ids.tolist() == permutation.at(np.arange(12)).reshape(3, 4).T.tolist()
+    assert (
+        permutation.find(ids).tolist()
+        == positions.tolist()
+        == np.arange(12).reshape(3, 4).T.tolist()
+    )
+    assert permutation.at(np.empty((0, 3), np.int64)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("n", [0, 100, 10**6])
+def test_positions_out_of_bounds_raise(n):
+    for position in (-1, n, 2**63 - 1):
+        for method in (Permutation(n, 1).at, Permutation(n, 1).find):
+            with pytest.raises(IndexError, match=f"{position} is out of bounds"):
+                method(np.array([position]))
+
+
+def test_permutations_are_pickled_without_their_table():
+    permutation = Permutation(SMALL, make_key(3))
+    ids = permutation.at(np.arange(9))
+    again = pickle.dumps(permutation)
+    assert len(again) < 200
+    assert np.array_equal(pickle.loads(again).at(np.arange(9)), ids)
+
+
+@pytest.mark.parametrize(
+    ("n", "key", "error", "match"),
+    [
+        (-1, 0, ValueError, "0 to 2"),
+        (MAX_LENGTH + 1, 0, ValueError, "0 to 2"),
+        (10, -1, ValueError, "make_key"),
+        (10, 2**63, ValueError, "make_key"),
+        (1.0, 0, TypeError, "n must be an integer, not 1.0"),
+        (10, "a", TypeError, "key must be an integer, not 'a'"),
+    ],
+)
+def test_impossible_permutations_are_refused(n, key, error, match):
+    with pytest.raises(error, match=match):
+        Permutation(n, key)
+
+
+WORDS = [
+    0,
+    1,
+    2,
+    3,
+    -1,
+    -2,
+    10,
+    16,
+    255,
+    2**31,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+    2**64 - 1,
+    2**64,
+    10**5000,
+]
+
+
+def test_keys_of_different_words_differ():
+    """Most of all where a sum, or a plain joining of digits, would not."""
+    keys = [make_key(*words) for words in itertools.product(range(-2, 12), repeat=4)]
+    keys += [make_key(seed, epoch) for seed in WORDS[4:] for epoch in WORDS[4:]]
+    assert len(set(keys)) >= len(keys) - len(range(-2, 12))  # -1, -2 and 10 are in both
+    assert all(type(key) is int and 0 <= key < 2**63 for key in keys)
+
+
+def test_keys_take_any_integer_type():
+    assert make_key(np.int64(3), np.uint8(1)) == make_key(3, 1, 0, 0)
+
+
+@pytest.mark.parametrize("word", ["seed", "epoch", "lane", "level"])
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(2), "1", None])
+def test_keys_refuse_what_is_no_integer(word, value):
+    with pytest.raises(TypeError, match=f"{word} must be an integer, not"):
+        make_key(**{"seed": 0, word: value})
+
+
+# The order is part of what a release promises: with VERSION 1, these values never change.
+
+
+def test_the_version_is_the_one_that_was_recorded():
+    assert permutation.VERSION == 1
+
+
+def test_keys_are_frozen():
+    words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (-1, 2, 3, 4), (2**70, 0, 0, 9)]
+    assert [make_key(*each) for each in words] == GOLDEN_KEYS
+
+
+@pytest.mark.parametrize("n", GOLDEN)
+def test_permutations_are_frozen(n):
+    ids = Permutation(n, make_key(0, 1, 2, 3)).at(np.arange(min(n, 1000)))
+    digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
+    assert (ids[:4].tolist(), digest[:16]) == GOLDEN[n]
+
+
+def z_score(counts):
+    """Compare counts with equal ones: chi-square, in standard deviations.
+
+    Each axis of a table takes a degree of freedom, as its sums are given.
+    """
+    expected = counts.sum() / counts.size
+    free = math.prod(length - 1 for length in counts.shape)
+    return (((counts - expected) ** 2 / expected).sum() - free) / math.sqrt(2 * free)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+def test_tiny_permutations_are_uniform(n):
+    """Each of the n! permutations comes equally often; a Feistel network fails this by far."""
+    permutation._shuffle.compiled()
+    seen = {each: 0 for each in itertools.permutations(range(n))}
+    for seed in range(20 * len(seen) + 1000):
+        seen[tuple(elements(n, make_key(seed)).tolist())] += 1
+    assert abs(z_score(np.array(list(seen.values())))) < 3
+
+
+@pytest.mark.parametrize("n", [SMALL, SMALL + 1, 1_000_003, (1 << 20) + 1, 10**9, 10**12])
+@pytest.mark.parametrize("lag", [1, 2, 3, 64, 1024])
+def test_differences_of_neighbours_are_uniform(n, lag):
+    """Weak round functions show here first."""
+    permutation, bins = Permutation(n, make_key(5)), 512
+    start = np.arange(min(n - lag, 200_000))
+    apart = (permutation.at(start + lag) - permutation.at(start)) % n
+    assert abs(z_score(np.bincount(apart * bins // n, minlength=bins))) < 3.5
+
+
+@pytest.mark.parametrize("n", [SMALL, SMALL + 1, 1_000_003])
+def test_elements_are_spread_evenly_over_positions(n):
+    ids = elements(n, make_key(6))
+    for x, y in [(np.arange(n), ids), (ids[:-1], ids[1:])]:
+        counts = np.histogram2d(x, y, bins=32)[0]
+        assert abs(z_score(counts)) < 3
+
+
+@pytest.mark.parametrize("n", [1000, SMALL + 1])
+def test_fixed_points_are_as_rare_as_chance_has_them(n):
+    fixed = [(elements(n, make_key(seed)) == np.arange(n)).sum() for seed in range(300)]
+    assert 0.8 < np.mean(fixed) < 1.2
+    assert 0.7 < np.var(fixed) < 1.35
+
+
+def longest_rise(ids):
+    """Return the length of the longest increasing subsequence."""
+    tails: list[int] = []
+    for each in ids:
+        at = bisect.bisect_left(tails, each)
+        tails[at : at + 1] = [each]
+    return len(tails)
+
+
+@pytest.mark.parametrize("n", [10_000, SMALL + 1])
+def test_the_longest_rise_is_as_long_as_chance_has_it(n):
+    """About 2 sqrt(n) - 1.77 n^(1/6), give or take n^(1/6): what is left of the old order."""
+    lengths = [longest_rise(elements(n, make_key(seed)).tolist()) for seed in range(8)]
+    assert abs(np.mean(lengths) - (2 * n**0.5 - 1.77 * n ** (1 / 6))) < n ** (1 / 6)
+
+
+@pytest.mark.parametrize("n", [1000, 100_003])
+def test_epochs_and_seeds_have_nothing_in_common(n):
+    words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    orders = [elements(n, make_key(*each)) for each in words]
+    for x, y in itertools.combinations(orders, 2):
+        assert (x == y).sum() < 8
+        assert abs(np.corrcoef(x, y)[0, 1]) * n**0.5 < 3.5
+
+
+def test_a_few_positions_do_without_numba():
+    code = """
+import sys
+import numpy as np
+from npstream.orders.permutation import Permutation, make_key
+for n in (2**15, 10**9):
+    Permutation(n, make_key(0)).at(np.arange(256))
+print("numba" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (result.stderr, result.stdout) == ("", "False\n")
