@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from data import Data
 
 import npstream
+from data import Data
 
 SIDES = ("npstream", "reference")
 

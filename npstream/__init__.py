@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from npstream import errors
     from npstream.batch import Batch
     from npstream.column import Column
-    from npstream.dataset import Dataset, open_dataset
+    from npstream.dataset import Dataset
     from npstream.formats.encodings import register_encoding
+    from npstream.opening import open_dataset
     from npstream.ragged import Ragged
+    from npstream.warm import precompile
     from npstream.writer import Writer, WriteReport, write
 
     open = open_dataset
@@ -25,6 +27,7 @@ __all__ = [
     "Writer",
     "errors",
     "open_dataset",
+    "precompile",
     "register_encoding",
     "write",
 ]
@@ -39,8 +42,9 @@ _EXPORTS = {
     "WriteReport": "npstream.writer:WriteReport",
     "Writer": "npstream.writer:Writer",
     "errors": "npstream.errors",
-    "open": "npstream.dataset:open_dataset",
-    "open_dataset": "npstream.dataset:open_dataset",
+    "open": "npstream.opening:open_dataset",
+    "open_dataset": "npstream.opening:open_dataset",
+    "precompile": "npstream.warm:precompile",
     "register_encoding": "npstream.formats.encodings:register_encoding",
     "write": "npstream.writer:write",
 }

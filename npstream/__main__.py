@@ -58,7 +58,7 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_info(options: argparse.Namespace) -> None:
     """Run ``npstream info``."""
-    from npstream.dataset import open_dataset
+    from npstream.opening import open_dataset
 
     with open_dataset(options.url, split=options.split) as dataset:
         print(repr(dataset))
@@ -66,7 +66,7 @@ def run_info(options: argparse.Namespace) -> None:
 
 def run_precompile(_options: argparse.Namespace) -> None:
     """Run ``npstream precompile``."""
-    from npstream.kernels import precompile
+    from npstream.warm import precompile
 
     precompile()
 

@@ -16,19 +16,28 @@ from npstream.axes import indexed_shape, split_index
 from npstream.batch import Ragged
 from npstream.cells import Cell
 from npstream.decode import objects
+from npstream.exchange import torch_door
 from npstream.formats.encodings import view_as
 from npstream.gather import Field, Plan, equal_text
 from npstream.mapped import mapped_column
-from npstream.reading import in_mode, load, stretches
+from npstream.reading import array_of, in_mode, load, stretches
 from npstream.reductions import reduce_blocks
-from npstream.selection import Selection
 from npstream.source import CHUNK_BYTES, Source
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from npstream.selection import Selection
+
 BLOCK_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
+
+
+def _plan_of(field: Field, cell: Cell) -> Plan:
+    """Return how to read a part of each value; all of it, if the part is not one run of bytes."""
+    assert field.encoding.shape is not None
+    run = cell.contiguous(field.encoding.shape, field.encoding.dtype.itemsize)
+    return Plan([replace(field, part=None if run is None else (*run, cell.shape))])
 
 
 def _reduction(name: str) -> Callable[..., Any]:
@@ -52,35 +61,42 @@ class Column(NDArrayOperatorsMixin):
     of values that vary in shape have the view's axes alone; `load` gives them as a `Ragged`.
     """
 
-    # The array that NumPy would have is base[final], where base is the selected rows of the
-    # values' parts that `_cell` names, and `_final` is None for all of it.
-    __slots__ = ("__weakref__", "_cell", "_field", "_final", "_plan", "_selection", "_source")
+    # The array that NumPy would have is base[final]: base holds, of the selected samples, the parts
+    # of values that `_cell` names, and `_final` is None for all of it.
+    __slots__ = ("__weakref__", "_cell", "_final", "_plan", "_selection", "_source", "shape")
 
     def __init__(
         self,
         source: Source,
-        field: Field,
+        plan: Plan,
         selection: Selection,
         cell: Cell | None = None,
         final: tuple[Any, ...] | None = None,
     ) -> None:
-        encoding, part = field.encoding, None
-        if encoding.kind == "fixed":
-            assert encoding.shape is not None
-            cell = Cell.whole(encoding.shape) if cell is None else cell
-            run = cell.contiguous(encoding.shape, encoding.dtype.itemsize)
-            part = None if run is None else (*run, cell.shape)
         self._source = source
-        self._field = replace(field, part=part)
+        self._plan = plan
         self._selection = selection
         self._cell = cell
         self._final = final
-        self._plan = Plan([self._field])
+        base = selection.shape if cell is None else selection.shape + cell.shape
+        self.shape: tuple[int, ...] = base if final is None else indexed_shape(base, final)
+        """The view's shape, then a value's."""
+
+    @classmethod
+    def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
+        """Return the whole of a plan's only column."""
+        encoding = plan.fields[0].encoding
+        cell = Cell.whole(encoding.shape or ()) if encoding.kind == "fixed" else None
+        return cls(source, plan, selection, cell)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Column, (self._source, self._field, self._selection, self._cell, self._final)
+        return Column, (self._source, self._plan, self._selection, self._cell, self._final)
 
     # What it is
+
+    @property
+    def _field(self) -> Field:
+        return self._plan.fields[0]
 
     @property
     def name(self) -> str:
@@ -91,16 +107,6 @@ class Column(NDArrayOperatorsMixin):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the elements; StringDType for text, object where NumPy has no dtype."""
         return self._field.encoding.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The view's shape, then a value's."""
-        base = self._base_shape
-        return base if self._final is None else indexed_shape(base, self._final)
-
-    @property
-    def _base_shape(self) -> tuple[int, ...]:
-        return self._selection.shape + (self._cell.shape if self._cell else ())
 
     @property
     def ndim(self) -> int:
@@ -149,14 +155,29 @@ class Column(NDArrayOperatorsMixin):
     def __getitem__(self, index: Any) -> Any:
         if self._final is not None:
             return np.asarray(self)[index]
-        rows, cells, separable = split_index(index, self._selection.ndim, self._base_shape)
+        rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
         if not separable:
             return self._index_jointly(rows, cells)
         chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
-        cell = None if self._cell is None else self._cell.select(cells)
+        cell = self._cell.select(cells) if self._cell and cells else self._cell
         if isinstance(chosen, int):
             return self._value(chosen, cell)
-        return Column(self._source, self._field, chosen, cell)
+        plan = self._plan if cell is None or cell is self._cell else _plan_of(self._field, cell)
+        return Column(self._source, plan, chosen, cell)
+
+    def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
+        """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
+        chosen, final = self._selection, (*rows, *cells)
+        if rows and all(isinstance(item, int) for item in rows):
+            return self._value(chosen.select(rows), self._cell)[cells]
+        if all(isinstance(item, slice) for item in rows):
+            chosen = chosen.select((..., *rows))
+            final = (*[slice(None)] * len(rows), *cells)
+        elif len(rows) == 1:
+            picked = chosen.select(rows[0])
+            chosen = picked.ravel()
+            final = (np.arange(picked.size).reshape(picked.shape), *cells)
+        return Column(self._source, self._plan, chosen, self._cell, final)
 
     def _value(self, sample: int, cell: Cell | None) -> Any:
         value = self._source.reader_of(self._field)(sample)[self.name]
@@ -165,20 +186,6 @@ class Column(NDArrayOperatorsMixin):
         part = value[cell.index]
         # A copy, so that a few numbers of a long value do not keep all of it.
         return part.copy() if isinstance(part, np.ndarray) and part.size < value.size else part
-
-    def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
-        """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
-        if all(isinstance(item, slice) for item in rows):
-            chosen = self._selection.select(rows)
-            final = (slice(None),) * len(rows) + cells
-            return Column(self._source, self._field, chosen, self._cell, final)
-        if len(rows) > 1:
-            return np.asarray(self)[(*rows, *cells)]
-        if isinstance(rows[0], int):
-            return np.asarray(self[[rows[0]]])[(0, *cells)]
-        chosen = self._selection.select(rows[0].ravel())
-        places = np.arange(chosen.size).reshape(rows[0].shape)
-        return Column(self._source, self._field, chosen, self._cell, (places, *cells))
 
     def view(self, dtype: DTypeLike | str) -> Column:
         """Return this column with its bytes declared to mean something else.
@@ -201,10 +208,10 @@ class Column(NDArrayOperatorsMixin):
         >>> ds["label"].view("uint8").shape
         (3, 8)
         """
-        encoding = self._field.encoding
-        if self._final is not None or self._cell not in (None, Cell.whole(encoding.shape or ())):
+        if self._final is not None or self._cut or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")
-        return Column(self._source, Field(self.name, view_as(encoding, dtype)), self._selection)
+        field = Field(self.name, view_as(self._field.encoding, dtype))
+        return Column.of(self._source, Plan([field]), self._selection)
 
     # Reading
 
@@ -226,29 +233,28 @@ class Column(NDArrayOperatorsMixin):
         --------
         >>> ds = getfixture("example")
         >>> ds["text"].load()
-        <Ragged: 3 str, 3 to 5 bytes>
+        <Ragged: 3 str, 3 to 4 bytes>
         """
-        whole_values = self._cell is not None and self._field.part is None
-        if self._final is None and not whole_values:
-            return self._load_base(None if out is None else {self.name: out})
-        array = self._load_base(None)
-        if whole_values:
-            assert self._cell is not None
-            array = array[(..., *self._cell.index)]
-        if self._final is not None:
-            array = array[self._final]
-        if out is None:
-            return np.ascontiguousarray(array) if array.ndim else array
-        target = np.asarray(out)
-        if target.shape != array.shape or target.dtype != array.dtype:
-            raise ValueError(
-                f"out has shape {target.shape} and dtype {target.dtype}; "
-                f"expected {array.shape} and {array.dtype}"
-            )
+        cut = self._cut
+        if not cut and self._final is None:
+            return self._load(None if out is None else {self.name: out})
+        target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
+        array = self._load(None)[(..., *cut)]
+        array = array if self._final is None else array[self._final]
+        if target is None:
+            return np.asarray(array, order="C")
         target[...] = array
         return out
 
-    def _load_base(self, out: dict[str, Any] | None) -> Any:
+    @property
+    def _cut(self) -> tuple[Any, ...]:
+        """What remains to be taken of the values once they are read; () for all."""
+        field, cell = self._field, self._cell
+        if cell is None or field.part is not None or cell == Cell.whole(field.shape or ()):
+            return ()
+        return cell.index
+
+    def _load(self, out: dict[str, Any] | None) -> Any:
         selection = self._selection
         return load(self._source, self._plan, selection.ids(), selection.shape, out)[self.name]
 
@@ -260,10 +266,11 @@ class Column(NDArrayOperatorsMixin):
         mode: str = "raise",
     ) -> Any:
         """Read elements, as `numpy.take` does: along an axis, or of the ravelled column."""
-        if axis is None and self.ndim == 1:
-            axis = 0
+        column = self
+        if axis is None and self.ndim == self._selection.ndim and self._final is None:
+            column, axis = Column(self._source, self._plan, self._selection.ravel(), self._cell), 0
         if axis == 0 and self._final is None:
-            chosen = self[in_mode(indices, len(self), mode)]
+            chosen = column[in_mode(indices, len(column), mode)]
             if isinstance(chosen, Column):
                 return chosen.load(out)
             if out is None:
@@ -277,9 +284,8 @@ class Column(NDArrayOperatorsMixin):
             if self._final is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
-        if dtype is not None and np.dtype(dtype) == object and self._has_objects:
-            values = self._source.values(self._plan, self._selection.ids())
-            return objects(values).reshape(self._selection.shape)
+        if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
+            return objects(self._values()).reshape(self.shape)
         if self._field.encoding.kind == "object":
             raise TypeError(
                 f"column {self.name!r} holds {self._field.encoding.name} values, for which NumPy "
@@ -287,8 +293,16 @@ class Column(NDArrayOperatorsMixin):
             )
         column = self.load()
         if isinstance(column, Ragged):
-            column = np.asarray(column, dtype).reshape(self._selection.shape)
+            column = np.asarray(column, dtype).reshape(self.shape)
         return column if dtype is None else column.astype(dtype, copy=False)  # type: ignore[no-any-return]
+
+    @property
+    def _holds_objects(self) -> bool:
+        """Whether samples hold what is no element of a numerical array: integers of any size, too."""
+        return self._cell is None or self._field.encoding.name == "int"
+
+    def _values(self) -> list[Any]:
+        return self._source.values(self._plan, self._selection.ids())
 
     def to_numpy(self, dtype: DTypeLike | None = None) -> AnyArray:
         """Read the column: ``np.asarray(column, dtype)``."""
@@ -299,35 +313,40 @@ class Column(NDArrayOperatorsMixin):
         column = self.load()
         if isinstance(column, Ragged):
             return column.to_torch()
-        return elementwise.tensor(column)
+        return torch_door().tensor(column)
 
     def astype(self, dtype: DTypeLike) -> AnyArray:
         """Read the column and convert it."""
-        return np.asarray(self).astype(dtype)
+        return np.asarray(self, dtype)
 
     def __iter__(self) -> Iterator[Any]:
-        for block in self._blocks():
-            yield from block
+        for part in self._parts():
+            flat = part.ndim == 1 and part._final is None
+            yield from part._values() if flat and part._holds_objects else np.asarray(part, part._element)
 
-    def _blocks(self) -> Iterator[Any]:
-        """Read the column in blocks of rows, as arrays that share no memory."""
+    def _parts(self) -> Iterator[Column]:
+        """Yield the column in blocks of rows, to be read one after the other."""
         if not self.shape:
             raise TypeError("iteration over a 0-d array")
         if self._final is not None:
-            yield np.asarray(self)
+            yield self
             return
-        inner = max(1, self._source.rows_of(BLOCK_BYTES))
-        step = max(1, inner // max(1, prod(self._selection.shape[1:])))
-        for start, stop in stretches(len(self), step):
-            part = self[start:stop]
-            yield np.asarray(part) if self._cell is not None else part._block()
+        rows = self._source.rows_of(BLOCK_BYTES)
+        for start, stop in stretches(len(self), max(1, rows // max(1, prod(self._selection.shape[1:])))):
+            yield self[start:stop]
 
-    def _block(self) -> Any:
+    def _blocks(self) -> Iterator[AnyArray]:
+        """Read the column in blocks of rows, as arrays that share no memory."""
+        return (np.asarray(part, part._element) for part in self._parts())
+
+    @property
+    def _element(self) -> Any:
+        """The dtype of a block; None for the column's own."""
         kind = self._field.encoding.kind
-        return np.asarray(self, None if kind in ("int_text", "float_text", "str") else object)
+        return object if kind in ("bytes", "image", "ndarray", "object") else None
 
     def __contains__(self, value: object) -> bool:
-        return True in (bool(np.any(block == value)) for block in self._blocks())
+        return any(bool(np.any(part == value)) for part in self._parts())
 
     # Computing
 

@@ -6,7 +6,6 @@ functions, ``load()`` and iteration read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,27 +16,22 @@ from npstream import display
 from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
-from npstream.fetch import Fetcher
-from npstream.formats.hashes import HASHES
-from npstream.formats.index import parse_index
 from npstream.orders.permutation import Permutation, make_key
 from npstream.progress import progress
 from npstream.reading import in_mode, load
-from npstream.selection import Selection
-from npstream.shards import Verify
-from npstream.source import Source, open_source
 from npstream.splits import split_chunks, split_lengths
-from npstream.store import LocalStore, local_path
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from npstream.iterate import Iterable
+    from npstream.iterate import Iteration
+    from npstream.selection import Selection
+    from npstream.source import Source
 
 Transform = Callable[[Sample], Any]
 
-SAMPLE_BLOCK = 1 << 22
-"""Bytes of samples that iteration reads at once."""
+SAMPLE_BLOCK = 1 << 19
+"""Bytes of samples that iteration reads at once: few enough to stay in the processor's cache."""
 
 
 class Dataset:
@@ -47,7 +41,7 @@ class Dataset:
     reads that sample. ``==`` is identity.
     """
 
-    __slots__ = ("_names", "_reader", "_selection", "_source", "_transform", "__weakref__")
+    __slots__ = ("__weakref__", "_names", "_reader", "_selection", "_source", "_transform")
 
     def __init__(
         self,
@@ -425,23 +419,29 @@ class Dataset:
         batched: bool = True,
         last: str = "repeat",
         transform: Callable[[Any], Any] | None = None,
-    ) -> Iterable:
+    ) -> Iteration:
         """Return an iterable over this rank's part of the view, in the view's order.
 
-        See `npstream.iterate.Iterable` for the parameters.
-        """
-        from npstream.iterate import Iterable
+        See `npstream.iterate.Iteration` for the parameters.
 
-        return Iterable(
-            self, rank, world, batch_size=batch_size, batched=batched, last=last,
-            transform=transform,
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [batch["label"].tolist() for batch in ds.iter(0, 1, batch_size=2, last="short")]
+        [[0, 1], [2]]
+        """
+        from npstream.iterate import Iteration
+
+        return Iteration(
+            self._source, self._selection, self._names, rank, world, batch_size=batch_size,
+            batched=batched, last=last, transform=transform, view_transform=self._transform,
         )  # fmt: skip
 
     # Closing
 
     def close(self) -> None:
         """Release the maps and buffers of this dataset and all its views, promptly."""
-        self._source.fetcher.close()
+        self._source.close()
 
     def __enter__(self) -> Dataset:
         return self
@@ -463,63 +463,3 @@ class _Chain:
 
     def __call__(self, sample: Sample) -> Any:
         return self.second(self.first(sample))
-
-
-def open_dataset(
-    url: str | os.PathLike[str],
-    *,
-    split: str | None = None,
-    columns: Sequence[str] | Mapping[str, Any] | None = None,
-    verify: Verify = "auto",
-    allow_pickle: bool = False,
-) -> Dataset:
-    """Open a dataset; only its index is read.
-
-    Parameters
-    ----------
-    url : str or os.PathLike
-        The directory that holds ``index.json``.
-    split : str, optional
-        A directory below it, such as "train".
-    columns : sequence of str, or mapping of str to dtype or str, optional
-        A sequence: the columns to have. A mapping: what the bytes of those columns mean, as a
-        dtype or an encoding, such as ``{"tokens": "ndarray:int64:2048"}``; others stay.
-    verify : bool or str
-        Which recorded hashes to check: "auto", those of shards that are decompressed; True, also
-        those of files that are mapped; False, none; or the name of the hash to check in both.
-    allow_pickle : bool
-        Whether columns may be unpickled, which can run code.
-
-    Returns
-    -------
-    Dataset
-
-    Raises
-    ------
-    FormatError
-        If the index does not follow the format.
-    StorageError
-        If there is none.
-
-    Examples
-    --------
-    >>> import npstream
-    >>> path = getfixture("tmp_path") / "numbers"
-    >>> report = npstream.write(path, {"x": np.arange(10)})
-    >>> npstream.open(path)[3]
-    {'x': np.int64(3)}
-    """
-    if isinstance(columns, str):
-        raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
-    if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
-        raise ValueError(
-            f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
-        )
-    root = local_path(url)
-    store = LocalStore(os.path.join(root, *split.split("/")) if split else root)
-    index = parse_index(store.read("index.json"), store.where("index.json"))
-    fetcher = Fetcher(index, store, verify)
-    if isinstance(verify, str) and verify != "auto" and len(index):
-        fetcher.shards.require_hash(verify)
-    source, names = open_source(fetcher, columns, allow_pickle)
-    return Dataset(source, Selection.all(index.samples), names)

@@ -75,7 +75,7 @@ def sample_values(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) ->
         if stored.kind is None:
             return [row.copy() for row in stored]
         if stored.kind == encoding.kind == "str":
-            return _decoded(fetcher, field, stored, ids, lambda body: str(body, "utf-8"))
+            return _texts(stored) or _decoded(fetcher, field, stored, ids, encoding.decode)
         if stored.kind == encoding.kind == "bytes":
             return list(stored)
         return _decoded(fetcher, field, stored, ids, encoding.decode)
@@ -109,6 +109,15 @@ def decode_value(
     except Exception as error:
         # A decoder that the user registered may raise anything.
         fetcher.damaged(sample, f"column {name!r}: {error}", error)
+
+
+def _texts(stored: Ragged) -> list[str] | None:
+    """Return the rows as str where all are ASCII, whose bytes are its characters."""
+    body = stored.values.tobytes()
+    if not body.isascii():
+        return None
+    text = body.decode()
+    return [text[start:stop] for start, stop in pairwise(stored.offsets.tolist())]
 
 
 def _decoded(

@@ -7,7 +7,9 @@ the old one, which holds its maps and buffers, dies with the last call that read
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -61,11 +63,16 @@ class Fetcher:
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.RLock()
-        self._publish = threading.Lock()
+        self.renew_locks()
+        _fetchers.add(self)
         self._cold = pages.Coldness()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 5), np.int64))
+
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+        self._lock = threading.RLock()
+        self._publish = threading.Lock()
 
     def __getstate__(self) -> tuple[Index, LocalStore, Verify]:
         return self.index, self.store, self.shards.verify
@@ -75,7 +82,8 @@ class Fetcher:
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
-        self.table = None
+        with self._lock:
+            self.table = None
 
     def current(self) -> Table:
         """Return the table to read through; the caller holds it while it does."""
@@ -184,11 +192,12 @@ class Fetcher:
                 fresh[shard] = self.shards.open(shard)
                 if shard in owned:
                     room -= owned[shard]
-                    table.owned[shard] = owned[shard]
                 else:
                     maps -= 2
             for shard, region in fresh.items():
                 table.regions[shard] = region
+                if shard in owned:
+                    table.owned[shard] = owned[shard]
                 table.place[shard, 1:] = region.place[1:]
             with self._publish:
                 pass  # releasing a lock orders the stores above before those below
@@ -226,6 +235,17 @@ class Fetcher:
             nbytes[samples] = lengths - guard
             held.append(arena)
         return held
+
+
+_fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for fetcher in _fetchers:
+        fetcher.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _budget(table: Table) -> int:

@@ -8,7 +8,7 @@ arrays differ in rank or dtype. `npstream.decode` makes of that what batches and
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,9 @@ import numpy as np
 from npstream import kernels, memory
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.batch import Ragged
-from npstream.errors import FormatError
 from npstream.fetch import Fetcher, Split
-from npstream.formats import text
 from npstream.formats.encodings import DTYPE_CODES, Encoding
+from npstream.lines import read_lines
 
 if TYPE_CHECKING:
     from npstream.formats.mds import Layout
@@ -170,7 +169,7 @@ def _gather_schema(
 ) -> dict[str, Stored]:
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
-        return _gather_text(fetcher, schema, plan.fields, ids)
+        return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
     split = plan.split(schema, layout)
     how, copied = split.how, split.copied
     columns: dict[str, Any] = {
@@ -329,68 +328,31 @@ def _gather_objects(values: _Values) -> AnyArray:
     return column
 
 
-def _gather_text(
-    fetcher: Fetcher, schema: int, fields: Sequence[Field], ids: Int64
-) -> dict[str, Stored]:
-    """Parse lines of text, one by one."""
-    columns: dict[str, Stored] = {f.name: [] for f in fields}
-    if len(ids) == 0:
-        return columns
-    address, nbytes, held = fetcher.locate(ids)
-    parse = line_parser(fetcher, schema, [f.name for f in fields])
-    appends: list[tuple[str, Callable[[Any], None]]] = [
-        (name, column.append)  # type: ignore[union-attr]
-        for name, column in columns.items()
-    ]
-    guard = text.guard(fetcher.index.schemas[schema])
-    spans = zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True)
-    for sample, at, length in spans:
-        line = ctypes.string_at(at - guard, length + guard)
-        values = parse(sample, line)
-        for name, append in appends:
-            append(values[name])
-    del held  # the addresses were in use until here
-    return columns
-
-
-def line_parser(
-    fetcher: Fetcher, schema: int, names: Sequence[str]
-) -> Callable[[int, bytes], dict[str, Any]]:
-    """Return a function that parses a sample's line, preceded by `text.guard` bytes."""
-    layout = fetcher.index.schemas[schema]
-    parse = text.parser(layout, names)
-    newline = layout.newline.encode()[: text.guard(layout)]
-
-    def checked(sample: int, line: bytes) -> dict[str, Any]:
-        try:
-            if not line.startswith(newline):
-                raise FormatError("it does not begin where a line ends")
-            return parse(line[len(newline) :])
-        except ValueError as error:
-            fetcher.damaged(sample, str(error))
-
-    return checked
-
-
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
     """Compare the bytes of one column's values with `value`, without copying them."""
     equal = np.zeros(len(ids), bool)
     wanted = np.frombuffer(value, np.uint8)
-    compare = kernels.equal_spans.sized(len(ids))
-    spans: tuple[Int64, Int64]
-    if len(fetcher.layouts) == 1 and (layout := fetcher.layouts[0]) is not None:
-        found, held = fetcher.read(ids, plan.split(0, layout).how, np.empty(0, np.int64))
-        spans = found[0, 0], found[0, 1]
-    else:
-        (column,) = gather(fetcher, plan, ids).values()
-        if isinstance(column, list):
-            column = Ragged.from_list(column)
-        assert isinstance(column, Ragged)
-        held = column
-        spans = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-    compare(*spans, memory.address_of(wanted), len(wanted), equal)
-    del held  # the addresses were in use until here
+    layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None
+    for start in range(0, len(ids), BLOCK):
+        part = ids[start : start + BLOCK]
+        held: object
+        if layout is not None:
+            how = plan.split(0, layout).how
+            found, held = fetcher.read(part, how, how.fixed)
+            address, nbytes = found[0]
+        else:
+            column = _as_ragged(*gather(fetcher, plan, part).values())
+            held = column
+            address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
+        kernels.equal_spans.sized(len(part))(
+            address, nbytes, memory.address_of(wanted), len(wanted), equal[start : start + BLOCK]
+        )
+        del held  # the addresses were in use until here
     return equal
+
+
+def _as_ragged(column: Stored) -> Ragged:
+    return column if isinstance(column, Ragged) else Ragged.from_list(list(column))
 
 
 def _offsets(lengths: Int64) -> Int64:

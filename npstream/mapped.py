@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._typing import AnyArray
-from npstream.cells import Cell
-from npstream.gather import Field
 from npstream.memory import is_mapped
-from npstream.selection import Selection
-from npstream.source import Source
+
+if TYPE_CHECKING:
+    from npstream.cells import Cell
+    from npstream.gather import Field
+    from npstream.selection import Selection
+    from npstream.source import Source
 
 
 def mapped_column(

@@ -8,8 +8,10 @@ a process; this module counts its own.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import stat
 import sys
 import threading
 from typing import Any
@@ -42,6 +44,15 @@ _live = 0
 _lock = threading.RLock()
 
 
+def _renew_lock() -> None:
+    """Replace the lock, which a thread that a forked process does not have may have held."""
+    global _lock
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Map:
     """A file's bytes in memory, read-only, unmapped when nothing refers to it any more.
 
@@ -52,8 +63,8 @@ class Map:
 
     def __init__(self, path: str) -> None:
         global _live
-        self.address = 0
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.address = self.nbytes = 0
+        descriptor = open_file(path)
         try:
             self.nbytes = os.fstat(descriptor).st_size
             if self.nbytes == 0:
@@ -86,6 +97,15 @@ class Map:
             self.address = 0
             with _lock:
                 _live -= 1
+
+
+def open_file(path: str) -> int:
+    """Return a descriptor of a regular file, to read; nothing else is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "not a file", path)
 
 
 def map_file(path: str) -> Bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 
 from npstream._typing import Body
@@ -38,13 +39,14 @@ class NewDirectory:
                 if file.name == INDEX or file.name.startswith("shard."):
                     raise self._taken(file.path)
 
-    def put(self, name: str, data: Body) -> None:
+    def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a file: it has its name once it is whole and on the disk, and never another's."""
         final = os.path.join(self.path, name)
         temporary = os.path.join(self.path, f".{name}.{self._token}.tmp")
         try:
             with open(temporary, "xb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             try:
@@ -59,7 +61,7 @@ class NewDirectory:
     def publish(self, index: bytes) -> None:
         """Store the index, after everything that it names."""
         self._sync()
-        self.put(INDEX, index)
+        self.put(INDEX, [index])
         self._sync()
 
     def remove(self) -> None:

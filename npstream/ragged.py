@@ -115,7 +115,10 @@ class Ragged:
         if kind is not None:
             bodies = [row.encode() if isinstance(row, str) else row for row in rows]
             values = np.frombuffer(bytearray().join(bodies), np.uint8)
-            return cls(values, exchange.offsets_of([len(body) for body in bodies]), kind)
+            offsets = exchange.offsets_of([len(body) for body in bodies])
+            if offsets[-1] != len(values):  # of another buffer, len counts no bytes
+                raise TypeError(f"rows must be str or bytes to be {kind!r}")
+            return cls(values, offsets, kind)
         arrays = [np.asarray(row) for row in rows]
         ranks = {array.ndim for array in arrays} or {1}
         if len(ranks) > 1:
@@ -278,9 +281,9 @@ class Ragged:
             at = np.arange(len(self)) * box[0] + begin[:, 0]
             _copy_rows(self.values, self.offsets[:-1], kept[:, 0], out, at)
             return out
-        for i, row in enumerate(self):
-            place = tuple(map(slice, begin[i], begin[i] + kept[i]))
-            out[i, ...][place] = row[tuple(map(slice, kept[i]))]
+        places = zip(self, kept.tolist(), begin.tolist(), (begin + kept).tolist(), strict=True)
+        for i, (row, size, start, stop) in enumerate(places):
+            out[i, ...][tuple(map(slice, start, stop))] = row[tuple(map(slice, size))]
         return out
 
     def to_arrow(self) -> Any:

@@ -82,23 +82,11 @@ def reduce_blocks(
     final = _result_shape(shape, axes, options.pop("keepdims", False))
     if out is not None and out.shape != final:
         raise ValueError(f"output array has shape {out.shape}, and the result {final}")
-    if 0 not in axes:
-        result = _row_by_row(name, blocks, axis, options)
-    elif name in UFUNCS:
-        result = _accumulate(name, blocks, axes, dtype, options)
-    elif name in ("argmin", "argmax"):
-        result = _position(name, blocks, axis is None)
-    elif name == "mean":
-        result = _accumulate("sum", blocks, axes, dtype, {})
-        result = result / math.prod(shape[a] for a in axes)
-    else:
-        wide = np.result_type(dtype, source, np.float64)
-        result = _variance(blocks, axes, wide, options.get("ddof", 0))
-        result = np.sqrt(result) if name == "std" else result
+    result = _reduce(name, blocks, shape, source, axis, dtype, options).reshape(final)
     if out is not None:
-        np.copyto(out, result.reshape(final), casting="unsafe")
+        np.copyto(out, result, casting="same_kind")
         return out
-    result = result.astype(dtype, copy=False).reshape(final)
+    result = result.astype(dtype, copy=False)
     return result if result.ndim else result[()]
 
 
@@ -130,6 +118,31 @@ def _is_plain(shape: Shape, source: Dtype, axis: Any, options: dict[str, Any]) -
         and (dtype is None or np.dtype(dtype).kind == ("c" if source.kind == "c" else "f"))
         and options.get("ddof", 0) < count  # else NumPy warns, and divides by zero
     )
+
+
+def _reduce(
+    name: str,
+    blocks: Blocks,
+    shape: Shape,
+    source: Dtype,
+    axis: Any,
+    dtype: Dtype,
+    options: dict[str, Any],
+) -> AnyArray:
+    """Reduce block by block; the result has all axes, and may have a wider dtype."""
+    axes = _axes(axis, len(shape))
+    if 0 not in axes:
+        return _row_by_row(name, blocks, axis, options)
+    if name in UFUNCS:
+        return _accumulate(name, blocks, axes, dtype, options)
+    if name in ("argmin", "argmax"):
+        return _position(name, blocks, flat=axis is None)
+    count = math.prod(shape[axis] for axis in axes)
+    if name == "mean":
+        return _accumulate("sum", blocks, axes, dtype, {}) / count
+    wide = np.result_type(dtype, source, np.float64)
+    variance = _squares(blocks, axes, wide) / (count - options.get("ddof", 0))
+    return variance if name == "var" else np.sqrt(variance)  # type: ignore[no-any-return]
 
 
 def _axes(axis: Any, ndim: int) -> Axes:
@@ -192,8 +205,8 @@ def _accumulate(
     return total  # type: ignore[no-any-return]
 
 
-def _variance(blocks: Blocks, axes: Axes, dtype: Dtype, ddof: float) -> AnyArray:
-    """Merge the means and the squared distances from them that blocks have (Chan et al., 1979)."""
+def _squares(blocks: Blocks, axes: Axes, dtype: Dtype) -> AnyArray:
+    """Sum squared distances from the mean, by merging those of blocks (Chan et al., 1979)."""
     count = 0
     origin: Any = None
     mean: Any = 0
@@ -209,7 +222,7 @@ def _variance(blocks: Blocks, axes: Axes, dtype: Dtype, ddof: float) -> AnyArray
         squares += _square(center - mean) * count * size / (count + size)
         mean = mean + (center - mean) * size / (count + size)
         count += size
-    return squares / (count - ddof)  # type: ignore[no-any-return]
+    return squares  # type: ignore[no-any-return]
 
 
 def _mean(block: AnyArray, axes: Axes, dtype: Dtype, size: int) -> AnyArray:

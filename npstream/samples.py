@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from npstream._typing import Sample
 from npstream.decode import decode_value
 from npstream.formats import text
-from npstream.gather import Field, line_parser
+from npstream.lines import line_parser
 
 if TYPE_CHECKING:
     from npstream.fetch import Fetcher
+    from npstream.gather import Field
     from npstream.shards import Region
 
 Decoder = Callable[[int, memoryview], Sample]
@@ -51,6 +52,10 @@ class SampleReader:
         if not begin <= at <= end <= len(data):
             fetcher.damaged(sample, "its offsets do not fit the shard")
         return decode(sample, data[at - guard : end])  # type: ignore[no-any-return]
+
+    def release(self) -> None:
+        """Let go of the shards that samples were read from."""
+        self._shards, self._table = {}, None
 
     def _view(self, shard: int) -> tuple[Any, ...]:
         region: Region = self._fetcher.region(shard)
@@ -109,24 +114,26 @@ def _variable_decoder(
     order: list[str],
 ) -> Decoder:
     sizes = struct.Struct(f"<{nvariable}I")
-    sorted_order = [name for name, value, _ in columns if value] == order
+    head, nfixed = sizes.size, sum(size for _, _, size in columns if size is not None)
+    in_order = [name for name, value, _ in columns if value is not None] == order
 
     def decode(sample: int, data: memoryview) -> Sample:
-        bodies = []
-        at = sizes.size
-        if at <= len(data):
-            lengths = iter(sizes.unpack_from(data))
-            for name, value, size in columns:
-                end = at + (next(lengths) if size is None else size)
-                if value is not None:
-                    bodies.append((name, value, data[at:end]))
-                at = end
-        if at != len(data):
+        lengths = sizes.unpack_from(data) if len(data) >= head else ()
+        if head + nfixed + sum(lengths) != len(data):
             fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
-        try:
-            values = {name: value(body) for name, value, body in bodies}
-        except Exception:
-            values = {n: decode_value(fetcher, n, value, body, sample) for n, value, body in bodies}
-        return values if sorted_order else {name: values[name] for name in order}
+        values, at, variable = {}, head, 0
+        for name, value, size in columns:
+            if size is None:
+                end = at + lengths[variable]
+                variable += 1
+            else:
+                end = at + size
+            if value is not None:
+                try:
+                    values[name] = value(data[at:end])
+                except Exception:
+                    values[name] = decode_value(fetcher, name, value, data[at:end], sample)
+            at = end
+        return values if in_order else {name: values[name] for name in order}
 
     return decode

@@ -10,25 +10,21 @@ else is picked is an array of sample ids, which NumPy itself indexes further.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from npstream._jit import kernel, popcount, u64
-from npstream._typing import AnyArray, Bools, Bytes, Int64
-from npstream.orders.permutation import Permutation
+from npstream._typing import AnyArray, Bools, Int64
+from npstream.mask import PIECE, Mask, values
+from npstream.orders.permutation import Permutation, out_of_bounds
+
+Stage: TypeAlias = range | Mask | Permutation | Int64
 
 FEW = 1 << 13
 """Samples up to which a mask is kept as positions, even where bits would be smaller."""
 
-BLOCK = 1 << 10
-"""Bits of a mask per entry of its directory."""
-
-Words: TypeAlias = NDArray[np.uint64]
-
-PIECE = 1 << 20
-"""Positions that are handled at a time where all of them would take too much memory."""
+_NO_ROWS = range(0)
 
 
 class Selection:
@@ -126,9 +122,9 @@ class Selection:
             if type(index) is int:
                 return self._sample(index)
         if isinstance(index, tuple):
-            admitted: Any = tuple(_admitted(item) for item in index)
+            admitted: Any = tuple(admit(item) for item in index)
         else:
-            admitted = _admitted(index)
+            admitted = admit(index)
         if self._ids is None:
             return self._select(admitted, index)
         picked = self._ids[admitted]
@@ -145,7 +141,7 @@ class Selection:
             ids = under[0].run(rows)
             under = under[1:]
         else:
-            ids = _numbers(rows)
+            ids = values(rows, np.arange(len(rows)))
         for stage in under:
             ids = _look_up(stage, ids)
         return ids
@@ -153,7 +149,7 @@ class Selection:
     def at(self, positions: Int64) -> Int64:
         """Return the sample ids at positions of the ravelled view, all in ``range(size)``."""
         positions = positions.astype(np.int64, order="C", casting="same_kind")
-        if _beyond(positions, self.size):
+        if out_of_bounds(positions, self.size):
             raise IndexError(f"a position is out of bounds for a view of {self.size} samples")
         return self._at(positions)
 
@@ -172,15 +168,11 @@ class Selection:
         under: tuple[Stage, ...]
         if self._ids is not None:
             under = (self._ids.reshape(-1),)
-        elif _is_identity(self._rows):
+        elif self._rows.start == 0 and self._rows.step == 1:
             under = self._under
         else:
             under = (self._rows, *self._under)
         return Selection(self._source, range(self.size), (permutation, *under))
-
-    def ravel(self) -> Selection:
-        """Return the 1-d view of the same samples."""
-        return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
 
     def _sample(self, index: int) -> int:
         try:
@@ -206,10 +198,10 @@ class Selection:
         # To NumPy, an empty mask fits any axis.
         if kind not in ("i", "u") and not (kind == "b" and admitted.shape == (0,)):
             self._refuse(index)
-        positions = admitted.astype(np.int64, order="C")
-        if _beyond(positions, self.size):
-            positions[positions < 0] += self.size
-            if _beyond(positions, self.size):
+        positions, n = admitted.astype(np.int64, order="C"), self.size
+        if out_of_bounds(positions, n):
+            positions[positions < 0] += n
+            if out_of_bounds(positions, n):
                 self._refuse(index)
         return Selection._of(self._source, self._at(positions))
 
@@ -237,17 +229,22 @@ class Selection:
         count = int(np.count_nonzero(mask))
         if count <= FEW or count * 64 <= domain:
             return Selection._of(self._source, self._at(np.flatnonzero(mask)))
-        bits = np.zeros(-(-domain // BLOCK) * BLOCK // 8, np.uint8)
         if first is None and self._rows == range(domain):
-            packed = np.packbits(mask, bitorder="little")
-            bits[: packed.size] = packed
+            kept = Mask.where(mask)
         else:
-            for start in range(0, mask.size, PIECE):
-                rows = self._rows[start : start + PIECE]
-                piece = first.run(rows) if isinstance(first, Mask) else _numbers(rows)
-                _mark(bits, piece[np.flatnonzero(mask[start : start + PIECE])])
+            kept = Mask.of(self._pieces(mask), domain)
         rows = range(count) if self._rows.step > 0 else range(count)[::-1]
-        return Selection(self._source, rows, (Mask(bits, domain), *under))
+        return Selection(self._source, rows, (kept, *under))
+
+    def _pieces(self, mask: Bools) -> Iterator[Int64]:
+        """Yield where a mask is true, as positions below the slices and masks on top."""
+        for start in range(0, mask.size, PIECE):
+            rows = self._rows[start : start + PIECE]
+            chosen = np.flatnonzero(mask[start : start + PIECE])
+            if self._under and isinstance(self._under[0], Mask):
+                yield self._under[0].run(rows)[chosen]
+            else:
+                yield values(rows, chosen)
 
     def _at(self, positions: Int64) -> Int64:
         """Replace positions that are known to be good, in an array of our own, by sample ids."""
@@ -268,112 +265,16 @@ class Selection:
         raise IndexError(f"{index!r} does not index a view of shape {self.shape}")
 
 
-_NO_ROWS = range(0)
-
-
-class Mask:
-    """Rising positions in ``range(domain)``, a bit for each that is or is not among them.
-
-    Parameters
-    ----------
-    bits : ndarray of uint8
-        The lowest bit of the first byte stands for position 0; padded to whole blocks.
-    domain : int
-        What the positions are below.
-    """
-
-    __slots__ = ("_before", "_bits", "domain")
-
-    def __init__(self, bits: Bytes, domain: int) -> None:
-        self._bits = bits
-        self.domain = domain
-        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, BLOCK // 64)
-        self._before = np.zeros(len(counts) + 1, np.int64)
-        np.cumsum(counts.sum(axis=1, dtype=np.int64), out=self._before[1:])
-
-    def __len__(self) -> int:
-        return int(self._before[-1])
-
-    def __reduce__(self) -> tuple[type[Mask], tuple[Bytes, int]]:
-        return Mask, (self._bits, self.domain)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the mask holds."""
-        return self._bits.nbytes + self._before.nbytes
-
-    def at(self, ranks: Int64) -> Int64:
-        """Return the positions with these numbers, counted from the lowest."""
-        block = self._before.searchsorted(ranks, "right") - 1
-        within = ranks - self._before[block]
-        positions = np.empty_like(ranks)
-        _select_bits.sized(ranks.size)(
-            self._bits.view(np.uint64),
-            block.reshape(-1),
-            within.reshape(-1),
-            positions.reshape(-1),
-        )
-        return positions
-
-    def run(self, ranks: range) -> Int64:
-        """Return ``at(ranks)``; where they lie dense, by unpacking the bits between them."""
-        if not ranks:
-            return np.empty(0, np.int64)
-        low, high = sorted((ranks[0], ranks[-1]))
-        first, last = (self._before.searchsorted((low, high), "right") - 1).tolist()
-        if (last + 1 - first) * BLOCK > 64 * len(ranks) + PIECE // 64:
-            return self.at(_numbers(ranks))
-        positions = np.empty(high + 1 - low, np.int64)
-        for block in range(first, last + 1, PIECE // BLOCK):
-            end = min(block + PIECE // BLOCK, last + 1)
-            packed = self._bits[block * BLOCK // 8 : end * BLOCK // 8]
-            found = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0]
-            before = int(self._before[block])
-            found = found[max(low - before, 0) : high + 1 - before]
-            to = max(before - low, 0)
-            np.add(found, block * BLOCK, out=positions[to : to + found.size])
-        return np.ascontiguousarray(positions[:: ranks.step])
-
-
-Stage: TypeAlias = range | Mask | Permutation | Int64
-
-
 def _look_up(stage: Stage, positions: Int64) -> Int64:
     """Turn positions in a stage, an array that may be overwritten, into positions below it."""
     if isinstance(stage, range):
-        # The step from a lone sample is nobody's, and may be beyond int64.
-        if stage.step != 1 and len(stage) > 1:
-            positions *= stage.step
-        if stage.start:
-            positions += stage.start
-        return positions
+        return values(stage, positions)
     if isinstance(stage, np.ndarray):
         return stage[positions]
     return stage.at(positions)
 
 
-def _is_identity(rows: range) -> bool:
-    return rows.start == 0 and rows.step == 1
-
-
-def _numbers(rows: range) -> Int64:
-    """Return a range as an array."""
-    return _look_up(rows, np.arange(len(rows), dtype=np.int64))
-
-
-def _beyond(positions: Int64, n: int) -> bool:
-    """Tell whether some position is negative or at least n."""
-    # As unsigned numbers, negative ones are too large as well.
-    unsigned = positions.view(np.uint64)
-    return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
-
-
-def _mark(bits: Bytes, positions: Int64) -> None:
-    """Set the bits at positions."""
-    np.bitwise_or.at(bits, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
-
-
-def _admitted(item: Any) -> Any:
+def admit(item: Any) -> Any:
     """Bring what indexes one axis to an int, a slice, an ellipsis or an array.
 
     Raises for what NumPy would take in a sense that nobody wants here; leaves alone what NumPy
@@ -401,7 +302,9 @@ def _admitted(item: Any) -> Any:
                 f"{array} is not an integer: only integers, slices (`:`), ellipsis (`...`) and "
                 "integer or boolean arrays are valid indices; round it, or divide with //"
             )
-        return operator.index(item) if kind == "O" and hasattr(item, "__index__") else item
+        if isinstance(item, np.ndarray) or not hasattr(item, "__index__"):
+            return item
+        return operator.index(item)
     if isinstance(item, np.ndarray):
         return array
     if array.size == 0:
@@ -424,22 +327,3 @@ def _holds_bool(items: Any) -> bool:
         _holds_bool(item) if isinstance(item, list | tuple) else np.asarray(item).dtype.kind == "b"
         for item in items
     )
-
-
-@kernel
-def _select_bits(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
-    """Find the set bit number ``rank[k]`` of block ``block[k]``, which has more than that."""
-    one = u64(1)
-    for k in range(rank.size):
-        left = int(rank[k])
-        at = int(block[k]) * (BLOCK // 64)
-        word = u64(words[at])
-        count = popcount(word)
-        while left >= count:
-            left -= count
-            at += 1
-            word = u64(words[at])
-            count = popcount(word)
-        for _ in range(left):
-            word &= word - one  # clears the lowest bit
-        position[k] = 64 * at + popcount(word ^ (word - one)) - 1

@@ -57,13 +57,16 @@ class Shards:
         self.store = store
         self.verify = verify
         self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
+        self._sound = np.zeros(len(index), bool)  # opened once, and so checked
 
     def buffered(self, shard: int) -> int:
         """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
         files = self.index.files(shard)
-        if files.zip_data is None or self.store.exists(files.data.name):
-            return 0
-        return files.data.nbytes + (files.meta.nbytes if files.meta else 0)
+        pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
+        return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_packed(raw, zipped))
+
+    def _is_packed(self, raw: File, zipped: File | None) -> bool:
+        return zipped is not None and not self.store.exists(raw.name)
 
     def open(self, shard: int) -> Region:
         """Map or decompress a shard's files, and check them against the index."""
@@ -72,35 +75,50 @@ class Shards:
         schema, layout = self.index.schemas[number], self.layouts[number]
         samples = int(self.index.starts[shard + 1] - self.index.starts[shard])
         data = self._load(files.data, files.zip_data, files.compression)
+        head, stride = data, layout.stride if layout is not None else 0
+        if files.meta is not None:
+            head = self._load(files.meta, files.zip_meta, files.compression)
+        if not stride and memory.is_mapped(head):
+            memory.will_need(head[: 4 * (samples + 2)])
         try:
             if layout is not None:
-                begin = mds.samples_begin(data, samples, layout.stride)
-                head, stride = data, layout.stride
+                begin = mds.samples_begin(schema, data, samples, stride)
             else:
-                assert files.meta is not None  # the index is checked for it
-                head, stride = self._load(files.meta, files.zip_meta, files.compression), 0
                 begin = text.lines_begin(schema, data, head, samples)
         except FormatError as error:
             where = self.store.where(files.data.name)
             raise FormatError(f"{where} (shard {shard}): {error}") from None
-        if not stride and memory.is_mapped(head):
-            memory.will_need(head[: 4 * (samples + 2)])
+        self._sound[shard] = True
         return Region(data, head[4 : 4 * (samples + 2)].view("<u4"), begin, stride)
 
     def samples(self, shard: int, rows: Int64) -> tuple[list[bytes], int]:
-        """Read samples of one shard, each with as many bytes before it as are returned too."""
+        """Read samples of a shard that cannot stay in memory.
+
+        Parameters
+        ----------
+        shard : int
+        rows : ndarray of int64
+            Their numbers within the shard.
+
+        Returns
+        -------
+        parts : list of bytes
+            The samples, each with what stands before it.
+        guard : int
+            How many bytes that are.
+        """
         files, first = self.index.files(shard), int(self.index.starts[shard])
         count = int(self.index.starts[shard + 1]) - first
         schema = self.index.schemas[self.index.schema_of[shard]]
         layout = self.layouts[self.index.schema_of[shard]]
         guard, low = text.guard(schema), 0 if files.meta else 4 * (count + 2)
-        region = self.open(shard) if self.buffered(shard) else None
-        if region is not None:
-            bounds = region.offsets.astype(np.int64)
-            begins, ends = bounds[rows], bounds[rows + 1]
-        elif layout is not None and layout.stride:
+        whole = bool(self.buffered(shard)) or not self._sound[shard]
+        region = self.open(shard) if whole else None
+        if layout is not None and layout.stride:
             begins = files.data.nbytes - (count - rows) * layout.stride
             ends = begins + layout.stride
+        elif region is not None:
+            begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
         else:
             head = (files.meta or files.data).name
             pairs = b"".join(self.store.ranges(head, [(4 + 4 * row, 8) for row in rows.tolist()]))
@@ -116,48 +134,49 @@ class Shards:
 
     def _load(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
         """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
-        if zipped is None or self.store.exists(raw.name):
+        if zipped is None or not self._is_packed(raw, zipped):
             data = self.store.map(raw.name)
-            if len(data) != raw.nbytes:
-                raise FormatError(
-                    f"{self.store.where(raw.name)}: {len(data)} bytes; the index says {raw.nbytes}"
-                )
+            self._check_size(data, raw)
             self._verify(data, raw, self.verify != "auto")
             return data
+        where = self.store.where(zipped.name)
         if compression is None:
-            raise FormatError(
-                f"{self.store.where(zipped.name)}: compressed, but the index names no compression"
-            )
+            raise FormatError(f"{where}: compressed, but the index names no compression")
         packed = self.store.read(zipped.name)
-        memory.ensure_fits(raw.nbytes, f"decompressing {self.store.where(zipped.name)}")
+        self._check_size(packed, zipped)
+        memory.ensure_fits(raw.nbytes, f"decompressing {where}")
         # What the recorded hash of the content covers need not be hashed before, too.
         self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
         try:
             data = np.frombuffer(decompress(packed, compression, raw.nbytes), np.uint8)
-        except FormatError as error:
-            raise FormatError(f"{self.store.where(zipped.name)}: {error}") from error
+        except ValueError as error:
+            raise FormatError(f"{where}: {error}") from error
         self._verify(data, raw, True)
         return data
+
+    def _check_size(self, data: Bytes | bytes, file: File) -> None:
+        if len(data) != file.nbytes:
+            raise FormatError(
+                f"{self.store.where(file.name)}: {len(data)} bytes; the index says {file.nbytes}"
+            )
 
     def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:
         """Compare a file's recorded hash with its bytes'."""
         if not self.verify or not wanted:
             return
-        name = self.verify if isinstance(self.verify, str) and self.verify != "auto" else None
-        name = name or fastest(file.hashes)
-        if name is None:
+        named = isinstance(self.verify, str) and self.verify != "auto"
+        name = str(self.verify) if named else fastest(file.hashes)
+        if name is None and (self.verify == "auto" or not file.hashes):
             return
+        where = self.store.where(file.name)
         if name not in file.hashes:
             raise IntegrityError(
-                f"{self.store.where(file.name)}: the index records no {name}, the hash to verify"
+                f"{where}: the index records {', '.join(file.hashes) or 'no hash'}; expected "
+                f"{name or 'one that is known'} to verify it by"
             )
-        if (found := digest(name, data if isinstance(data, bytes) else data.data)) != file.hashes[
-            name
-        ]:
-            raise IntegrityError(
-                f"{self.store.where(file.name)}: its {name} is {found}; "
-                f"the index says {file.hashes[name]}"
-            )
+        found = digest(name, data if isinstance(data, bytes) else data.data)
+        if found != (expected := file.hashes[name]):
+            raise IntegrityError(f"{where}: its {name} is {found}; the index says {expected}")
 
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""

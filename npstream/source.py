@@ -55,6 +55,12 @@ class Source:
     def __reduce__(self) -> tuple[Any, ...]:
         return Source, (self.fetcher, self.fields, self.partial)
 
+    def close(self) -> None:
+        """Let go of every map and buffer; calls that are reading finish first."""
+        self.fetcher.close()
+        for reader in list(self._readers.values()):
+            reader.release()
+
     @property
     def index(self) -> Index:
         """The index of the dataset's shards."""
@@ -74,7 +80,8 @@ class Source:
         reader = self._readers.get(names)
         if reader is None:
             fields = [self.field(name) for name in names]
-            reader = self._readers[names] = SampleReader(self.fetcher, fields)
+            # Threads must share one, which `close` then reaches.
+            reader = self._readers.setdefault(names, SampleReader(self.fetcher, fields))
         return reader
 
     def reader_of(self, field: Field) -> SampleReader:
@@ -100,14 +107,14 @@ class Source:
             for f in plan.fields
         }
 
-    def samples(self, names: tuple[str, ...], ids: Int64) -> list[Sample]:
-        """Read samples, all at once."""
+    def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Sample]:
+        """Read samples, all at once, and yield them."""
         if not names:
-            return [{} for _ in ids]
+            return ({} for _ in ids)
         plan = self.plan(names)
         stored = gather(self.fetcher, plan, ids)
         values = [sample_values(self.fetcher, f, stored[f.name], ids) for f in plan.fields]
-        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+        return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
     def values(self, plan: Plan, ids: Int64) -> list[Any]:
         """Read one column of samples as samples hold it."""

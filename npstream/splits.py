@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npstream._typing import Bools, Int64
 from npstream.orders.permutation import Permutation, make_key
 from npstream.reading import stretches
-from npstream.selection import Selection
+
+if TYPE_CHECKING:
+    from npstream.selection import Selection
 
 _BLOCK = 1 << 20
 

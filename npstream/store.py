@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from npstream._typing import Bytes
 from npstream.errors import StorageError
-from npstream.memory import map_file
+from npstream.memory import ensure_fits, map_file, open_file
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -59,7 +59,8 @@ class LocalStore:
     def read(self, name: str) -> bytes:
         """Return a whole file."""
         try:
-            with open(self.where(name), "rb") as file:
+            with open(open_file(self.where(name)), "rb") as file:
+                ensure_fits(os.fstat(file.fileno()).st_size, f"reading {self.where(name)}")
                 return file.read()
         except OSError as error:
             raise self._failed(name, error) from error
@@ -75,7 +76,7 @@ class LocalStore:
         """Return parts of a file, given as first byte and length; none may be cut short."""
         parts = []
         try:
-            descriptor = os.open(self.where(name), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_file(self.where(name))
             try:
                 for begin, nbytes in spans:
                     part = os.pread(descriptor, nbytes, begin)

@@ -18,7 +18,7 @@ from npstream.formats.arrays import DTYPES
 from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings import Encoding, infer
 from npstream.formats.hashes import digest
-from npstream.formats.mds_encode import ShardFormat, cells
+from npstream.formats.mds_encode import ShardFormat, Tally, cells
 from npstream.publish import NewDirectory
 from npstream.sizes import parse_size
 from npstream.store import local_path
@@ -244,32 +244,18 @@ class Writer:
             self.write(dict(zip(columns, row, strict=True)))
 
     def _write_records(self, columns: list[AnyArray], samples: int) -> None:
-        """Write fixed columns without Python per sample, one shard being filled while another
-        goes to the disk.
-        """
-        from concurrent.futures import Future, ThreadPoolExecutor
-
+        """Write fixed columns, with no Python per sample."""
         assert self._format is not None
-        record = self._format.record()
-        each = record.itemsize + 4
+        sizes = [encoding.size or 0 for encoding in self._format.columns.values()]
+        each = sum(sizes) + 4
         per_shard = samples
         if self._format.size_limit:
             room = self._format.size_limit - self._format.empty
             per_shard = min(samples, max(1, room // each))
-        nbytes = self._format.empty + per_shard * each
-        self._format.check_end(nbytes, per_shard - 1)
-        buffers = [np.empty(nbytes, np.uint8) for _ in range(min(2, -(-samples // per_shard)))]
-        stored: Future[None] | None = None
-        with ThreadPoolExecutor(1) as disk:
-            for start in range(0, samples, per_shard):
-                rows = slice(start, min(start + per_shard, samples))
-                shard = self._format.fill(buffers[0], [column[rows] for column in columns])
-                if stored is not None:
-                    stored.result()
-                stored = disk.submit(self._store, shard, rows.stop - start)
-                buffers.reverse()
-            if stored is not None:
-                stored.result()
+        self._format.check_end(self._format.empty + per_shard * each, per_shard - 1)
+        for start in range(0, samples, per_shard):
+            part = [column[start : start + per_shard] for column in columns]
+            self._store(self._format.records(part), len(part[0]))
 
     def _flush(self) -> None:
         """Store the rows as a shard."""
@@ -277,17 +263,26 @@ class Writer:
         sizes = np.fromiter(map(len, self._rows), np.int64, len(self._rows))
         shard = b"".join([self._format.head(np.cumsum(sizes)), *self._rows])
         self._rows.clear()
-        self._store(shard, len(sizes))
+        self._store([shard], len(sizes))
 
-    def _store(self, shard: Body, samples: int) -> None:
-        """Store the bytes of a shard."""
+    def _store(self, pieces: Iterable[Body], samples: int) -> None:
+        """Store a shard; each piece is used before the next is asked for."""
         assert self._format is not None
+        compression, hashes = self._format.compression, self._format.hashes
+        number = len(self._entries)
+        raw = Tally(self._format.name(number), hashes)
+        stored = None
         with self._all_or_nothing():
-            compression = self._format.compression
-            stored = shard if compression is None else compress(shard, compression)
-            entry = self._format.entry(len(self._entries), samples, shard, stored)
-            self._directory.put((entry["zip_data"] or entry["raw_data"])["basename"], stored)
-            self._entries.append(entry)
+            if compression is None:
+                self._directory.put(raw.name, raw.watch(pieces))
+            else:
+                shard = bytearray()
+                for piece in raw.watch(pieces):
+                    shard += piece
+                stored = Tally(self._format.name(number, compression), hashes)
+                packed = compress(memoryview(shard), compression)
+                self._directory.put(stored.name, stored.watch([packed]))
+            self._entries.append(self._format.entry(samples, raw, stored))
             self._written += samples
 
     @contextmanager

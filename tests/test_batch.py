@@ -167,8 +167,9 @@ def test_from_list():
     assert_rows(Ragged.from_list([b"a", "ü"], "str"), ["a", "ü"])
     with pytest.raises(ValueError, match="rows of \\[1, 2\\] axes"):
         Ragged.from_list([[1], [[2]]])
-    with pytest.raises(TypeError):
-        Ragged.from_list(["a", 1])
+    for rows in (["a", 1], [np.arange(3)], [3]):
+        with pytest.raises(TypeError):
+            Ragged.from_list(rows, "str")
 
 
 @given(raggeds(), st.data())

@@ -46,6 +46,7 @@ def test_import_stays_within_its_budget():
 import time, numpy
 start = time.process_time()
 import npstream
+npstream.open
 print(time.process_time() - start)
 """
     assert 1000 * min(float(run(code)) for _ in range(5)) <= BUDGET_MS

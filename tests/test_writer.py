@@ -395,10 +395,11 @@ def test_an_array_of_another_dtype_is_converted_as_its_values_are(dtype, encodin
     same_dataset(tmp_path / "columns", tmp_path / "samples", "files")
 
 
-def test_columns_longer_than_a_slice(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "_SLICE", 64)
+def test_columns_longer_than_a_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(mds_encode, "_PIECE", 64)
     array = np.arange(3000, dtype=np.uint16).reshape(-1, 3)
-    write(tmp_path / "one", {"x": array, "n": np.arange(1000)}, shard_size="4kb")
+    options = {"shard_size": "4kb", "hashes": ["md5"], "compression": "zstd"}
+    write(tmp_path / "one", {"x": array, "n": np.arange(1000)}, **options)
     write(tmp_path / "two", {"x": array, "n": np.arange(1000), "s": [""] * 1000})
     for root in (tmp_path / "one", tmp_path / "two"):
         samples = read(root)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from npstream._typing import Int64
+from npstream._typing import Bytes, Int64
 from npstream.errors import FormatError
 
 VERSION = 2
@@ -33,8 +33,16 @@ _KEYS = {
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
-# A path below the dataset's directory: no root, no drive, no step up, no other scheme.
-_BELOW = re.compile(r"(?![/\\]|[A-Za-z]:|.*://)(?!(?:.*/)?\.{1,2}(?:/|$))[^\\\0]+", re.DOTALL)
+# A path below the dataset's directory: no root, no drive, no step up, no other scheme; nor what
+# no file can be called.
+_BELOW = re.compile(
+    r"(?![/\\]|[A-Za-z]:|.*://)(?!(?:.*/)?\.{1,2}(?:/|$))[^\\\0\ud800-\udfff]+", re.DOTALL
+)
+
+_MAX_BYTES = 1 << 40
+"""Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
+
+_MAX_CONFIGURATION = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +198,48 @@ def guide_table(starts: Int64) -> tuple[Int64, int]:
     return np.minimum(guide, max(shards - 1, 0)).astype(np.int64), shift
 
 
+def check_ascent(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+    """Raise FormatError unless a shard's offsets ascend.
+
+    Damaged ones could otherwise pass one sample off as another, both whole.
+    """
+    if (descends := offsets[1:] <= offsets[:-1]).any():
+        row = int(descends.argmax())
+        raise FormatError(f"sample {row} begins at byte {offsets[row]}, ends at {offsets[row + 1]}")
+
+
+def check_configuration(schema: Schema, configuration: Bytes) -> None:
+    """Compare what a shard says of its own columns with what the index says.
+
+    Reading does not need it, and other writers leave it out; but an index that calls the bytes
+    something else, or by another name, would give wrong values without any other sign.
+
+    Parameters
+    ----------
+    schema : Schema
+    configuration : ndarray of uint8
+        The JSON that stands in the shard; what is not JSON is passed over.
+
+    Raises
+    ------
+    FormatError
+        If they differ.
+    """
+    if len(configuration) > _MAX_CONFIGURATION:
+        return
+    try:
+        said = json.loads(configuration.tobytes())
+    except (ValueError, RecursionError):
+        return
+    names, encodings = list(schema.names), list(schema.encodings)
+    known: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
+    if schema.format == "json":
+        known = {"columns": dict(zip(names, encodings, strict=True))}
+    for key in known.keys() & said.keys() if isinstance(said, dict) else ():
+        if said[key] != known[key]:
+            raise FormatError(f"its own {key!r} are {said[key]!r}; the index says {known[key]!r}")
+
+
 def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
     """Check a shard's entry; return its schema as a hashable key, its samples and its bytes."""
     try:
@@ -204,15 +254,18 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
             raise FormatError(f"'samples' is {samples!r}; expected an int in [0, 2**32)")
-        if type(nbytes) is not int or not 0 <= nbytes < 2**62:
-            raise FormatError(f"'bytes' is {nbytes!r}; expected an int in [0, 2**62)")
+        if type(nbytes) is not int or not 0 <= nbytes < _MAX_BYTES:
+            raise FormatError(f"'bytes' is {nbytes!r}; expected an int in [0, 2**40)")
+        if not isinstance(compression := entry.get("compression"), str | None):
+            raise FormatError(f"'compression' is {compression!r}; expected a string or null")
         if kind == "mds":
-            if nbytes < 8 + 4 * samples:
-                raise FormatError(f"{samples} samples cannot lie in {nbytes} bytes")
-            key = (kind, *map(tuple, (entry["column_names"], entry["column_encodings"])),
-                   tuple(entry["column_sizes"]), "", "")  # fmt: skip
+            head = nbytes
+            key = kind, *_lists(entry, "column_names", "column_encodings", "column_sizes"), "", ""
         else:
+            head = entry["raw_meta"]["bytes"]
             key = _text_key(kind, entry)
+        if head < 8 + 4 * samples or nbytes < samples:
+            raise FormatError(f"{samples} samples cannot lie in {min(head, nbytes)} bytes")
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
             if file is not None and not _BELOW.fullmatch(file["basename"]):
@@ -231,11 +284,16 @@ def _text_key(kind: str, entry: dict[str, Any]) -> tuple[Any, ...]:
     if kind == "json":
         names, encodings = tuple(entry["columns"]), tuple(entry["columns"].values())
     else:
-        names, encodings = tuple(entry["column_names"]), tuple(entry["column_encodings"])
-    if entry["raw_meta"] is None:
-        raise FormatError("'raw_meta' is null")
+        names, encodings = _lists(entry, "column_names", "column_encodings")
     separator = entry["separator"] if kind == "xsv" else _SEPARATORS.get(kind, "")
     return kind, names, encodings, (), entry["newline"], separator
+
+
+def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
+    for key in keys:
+        if not isinstance(entry[key], list):
+            raise FormatError(f"{key!r} is {entry[key]!r}; expected a list")
+    return tuple([tuple(entry[key]) for key in keys])
 
 
 def _schema(key: Any, where: str) -> Schema:
@@ -268,8 +326,8 @@ def _optional_file(entry: dict[str, Any], key: str, place: str) -> File | None:
 def _file(entry: dict[str, Any], key: str, place: str) -> File:
     facts = entry[key]
     name, nbytes, hashes = facts["basename"], facts.get("bytes"), facts.get("hashes") or {}
-    if type(nbytes) is not int or not 0 <= nbytes < 2**62:
-        raise FormatError(f"{place}: {key} has 'bytes' {nbytes!r}; expected an int in [0, 2**62)")
+    if type(nbytes) is not int or not 0 <= nbytes < _MAX_BYTES:
+        raise FormatError(f"{place}: {key} has 'bytes' {nbytes!r}; expected an int in [0, 2**40)")
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise FormatError(f"{place}: {key} has 'hashes' {hashes!r}; expected names and digests")
     return File(name, nbytes, hashes)

@@ -4,7 +4,7 @@
 
     u32   n                     number of samples
     u32   offset[n + 1]         absolute; offset[0] is where the head ends
-    bytes configuration         JSON, up to offset[0]; never read
+    bytes configuration         JSON, up to offset[0]: the index's entry, in part
     bytes sample[0 .. n - 1]    back to back, up to the file's end
 
     sample: u32 size[v]         one for each variable column
@@ -17,15 +17,10 @@ offsets need not be read.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-
-if TYPE_CHECKING:
-    from npstream.formats.index import Schema
+from npstream.formats.index import Schema, check_ascent, check_configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +65,12 @@ def layout(schema: Schema) -> Layout:
     return Layout(places, before, offset)
 
 
-def samples_begin(data: Bytes, samples: int, stride: int) -> int:
+def samples_begin(schema: Schema, data: Bytes, samples: int, stride: int) -> int:
     """Check the head of an MDS shard and return where its samples begin.
 
     Parameters
     ----------
+    schema : Schema
     data : ndarray of uint8
         The whole shard.
     samples : int
@@ -103,9 +99,7 @@ def samples_begin(data: Bytes, samples: int, stride: int) -> int:
             f"{samples} samples of {stride} bytes from byte {begin} end at byte "
             f"{begin + samples * stride} of {len(data)}"
         )
+    if not stride:
+        check_ascent(words[1:])
+    check_configuration(schema, data[head:begin])
     return begin
-
-
-def offsets(data: Bytes, samples: int) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-    """Return a shard's offsets, shape ``(samples + 1,)``, over its own bytes."""
-    return data[4 : 4 * (samples + 2)].view("<u4")

@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from npstream._typing import AnyArray, Body, Bytes, Int64
+from npstream._typing import AnyArray, Body, Int64
 from npstream.errors import ColumnError, MissingDependencyError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings import Encoding, parse
-from npstream.formats.hashes import digest
+from npstream.formats.hashes import hasher
 
-__all__ = ["MAX_BYTES", "ShardFormat", "cells"]
+__all__ = ["MAX_BYTES", "ShardFormat", "Tally", "cells"]
 
 MAX_BYTES = 2**32 - 1
 """Where a shard may end: its offsets are uint32."""
 
-_SLICE = 1 << 20
-"""Bytes of records that are filled column after column, while they stay in the CPU's cache."""
+_PIECE = 1 << 20
+"""Bytes of records that are put together at a time, so that they stay in the CPU's cache."""
 
 
 class ShardFormat:
@@ -49,6 +49,8 @@ class ShardFormat:
         As given.
     compression : str or None
         As given.
+    hashes : list of str
+        The different ones, sorted.
     empty : int
         Bytes of a shard without samples; each sample adds its own and four for its offset.
     """
@@ -63,6 +65,7 @@ class ShardFormat:
         self.columns = {name: _parse(name, columns[name]) for name in sorted(columns)}
         self.size_limit = size_limit
         self.compression = compression
+        self.hashes = sorted(set(hashes))
         sizes = [encoding.size for encoding in self.columns.values()]
         self._facts: dict[str, Any] = {
             "column_encodings": [columns[name] for name in self.columns],
@@ -70,7 +73,7 @@ class ShardFormat:
             "column_sizes": sizes,
             "compression": compression,
             "format": "mds",
-            "hashes": sorted(set(hashes)),
+            "hashes": self.hashes,
             "size_limit": size_limit,
             "version": 2,
         }
@@ -130,39 +133,58 @@ class ShardFormat:
         np.add(ends, begin, out=words[2:], casting="unsafe")
         return words.tobytes() + self._configuration
 
-    def record(self) -> np.dtype[np.void]:
-        """Return the packed dtype of a sample, all of whose columns are fixed."""
-        return np.dtype(
+    def records(self, columns: Sequence[AnyArray]) -> Iterator[Body]:
+        """Yield the pieces of a shard of fixed columns, in stored order.
+
+        All but the first lie in one buffer: the next piece overwrites the last.
+        """
+        record = np.dtype(
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
-
-    def fill(self, buffer: Bytes, columns: Sequence[AnyArray]) -> memoryview:
-        """Make a shard of fixed columns, in stored order, at the start of a buffer."""
-        record, count = self.record(), len(columns[0])
-        head = self.head(record.itemsize * np.arange(1, count + 1))
-        shard = buffer[: len(head) + count * record.itemsize]
-        shard[: len(head)] = np.frombuffer(head, np.uint8)
-        records = shard[len(head) :].view(record)
-        step = max(1, _SLICE // record.itemsize)
+        count = len(columns[0])
+        yield self.head(record.itemsize * np.arange(1, count + 1))
+        step = max(1, _PIECE // record.itemsize)
+        buffer = np.empty(min(step, count), record)
         for start in range(0, count, step):
+            piece = buffer[: count - start]
             for name, column in zip(record.names or (), columns, strict=True):
-                records[name][start : start + step] = column[start : start + step]
-        return shard.data
+                piece[name] = column[start : start + step]
+            yield piece.view(np.uint8).data
 
-    def entry(self, number: int, samples: int, raw: Body, stored: Body) -> dict[str, Any]:
-        """Return a shard's entry in the index; `stored` is `raw`, or `raw` compressed."""
-        name = f"shard.{number:05}.mds"
-        compression = parse_compression(self.compression)
-        zipped = compression and self._file(f"{name}.{compression.extension}", stored)
+    def name(self, number: int, compression: str | None = None) -> str:
+        """Return the name of a shard's file."""
+        parsed = parse_compression(compression)
+        return f"shard.{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
+
+    def entry(self, samples: int, raw: Tally, zipped: Tally | None) -> dict[str, Any]:
+        """Return what the index says of a shard and its files."""
         return self._facts | {
-            "raw_data": self._file(name, raw),
+            "raw_data": raw.facts(),
             "samples": samples,
-            "zip_data": zipped,
+            "zip_data": zipped and zipped.facts(),
         }
 
-    def _file(self, name: str, data: Body) -> dict[str, Any]:
-        hashes = {algorithm: digest(algorithm, data) for algorithm in self._facts["hashes"]}
-        return {"basename": name, "bytes": len(data), "hashes": hashes}
+
+class Tally:
+    """What the index says of a file, gathered while its bytes go by."""
+
+    def __init__(self, name: str, hashes: Iterable[str]) -> None:
+        self.name = name
+        self.nbytes = 0
+        self._hashers = {algorithm: hasher(algorithm) for algorithm in hashes}
+
+    def watch(self, pieces: Iterable[Body]) -> Iterator[Body]:
+        """Yield the pieces of the file, and take note of them."""
+        for piece in pieces:
+            self.nbytes += len(piece)
+            for each in self._hashers.values():
+                each.update(piece)
+            yield piece
+
+    def facts(self) -> dict[str, Any]:
+        """Return the file's entry in the index."""
+        hashes = {algorithm: each.hexdigest() for algorithm, each in self._hashers.items()}
+        return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
 
 
 def _parse(name: str, encoding: str) -> Encoding:
@@ -175,7 +197,7 @@ def _parse(name: str, encoding: str) -> Encoding:
 def cells(column: AnyArray, encoding: Encoding) -> Iterator[bytes]:
     """Encode the rows of an array that is a fixed column."""
     assert encoding.size is not None
-    step = max(1, _SLICE // encoding.size)
+    step = max(1, _PIECE // encoding.size)
     for start in range(0, len(column), step):
         part = column[start : start + step].astype(encoding.dtype.newbyteorder("<"), order="C")
         yield from part.reshape(-1).view(f"V{encoding.size}").tolist()

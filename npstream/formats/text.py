@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-
-if TYPE_CHECKING:
-    from npstream.formats.index import Schema
+from npstream.formats.index import Schema, check_ascent, check_configuration
 
 CASTS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
 """The encodings of text columns, and what makes a value of an XSV field."""
@@ -59,13 +57,15 @@ def lines_begin(schema: Schema, data: Bytes, meta: Bytes, samples: int) -> int:
     count, begin, end = int(words[0]), int(words[1]), int(words[-1])
     if count != samples:
         raise FormatError(f"{count} samples in the meta file; the index says {samples}")
-    if begin > len(data) or (end != len(data) and samples):
-        raise FormatError(f"lines from byte {begin} to {end} in a file of {len(data)} bytes")
+    if end != len(data) and samples:
+        raise FormatError(f"lines end at byte {end} of {len(data)}")
     header = b""
     if schema.format != "json":
         header = (schema.separator.join(schema.names) + schema.newline).encode()
     if begin != len(header) or data[:begin].tobytes() != header:
         raise FormatError(f"{begin} bytes before the first line; expected {header!r}")
+    check_ascent(words[1:])
+    check_configuration(schema, meta[head:])
     return begin
 
 
@@ -99,7 +99,10 @@ def _json_value(record: dict[str, Any], name: str, kind: str) -> Any:
         raise FormatError(f"the line has no {name!r}")
     value = record[name]
     if kind != "str" and isinstance(value, int):
-        return CASTS[kind](value)  # Streaming's writer takes bools for ints, and stores true
+        try:
+            return CASTS[kind](value)  # Streaming's writer takes bools for ints, and stores true
+        except OverflowError as error:
+            raise FormatError(f"column {name!r}: {error}") from None
     if type(value) is not CASTS[kind]:
         raise FormatError(f"column {name!r}: {value!r} is no {kind}")
     return value
@@ -114,7 +117,10 @@ def _xsv_parser(schema: Schema, names: Sequence[str]) -> Parser:
         text = line.decode()
         if not text.endswith(newline):
             raise FormatError(f"the line does not end in the newline {newline!r}")
-        fields = text[: -len(newline)].split(separator)
+        text = text[: -len(newline)]
+        if newline in text:
+            raise FormatError(f"the newline {newline!r} within the line")
+        fields = text.split(separator)
         if len(fields) != len(schema.names):
             raise FormatError(f"{len(fields)} fields; expected {len(schema.names)}")
         return {name: casts[name](fields[place]) for name, place in places.items()}

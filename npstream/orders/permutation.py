@@ -87,7 +87,7 @@ class Permutation:
         """Return the elements at positions, in the shape of `positions`."""
         values = self._checked(positions)
         if self._n <= SMALL:
-            return self._table[values].astype(np.int64)
+            return self._table.take(values).astype(np.int64)
         self._walk(_encipher, values)
         return values
 
@@ -97,7 +97,7 @@ class Permutation:
         if self._n <= SMALL:
             inverse = np.empty_like(values, shape=self._n)
             inverse[self._table] = np.arange(self._n)
-            return inverse[values]
+            return inverse.take(values)
         self._walk(_decipher, values)
         return values
 
@@ -118,11 +118,17 @@ class Permutation:
     def _checked(self, values: Int64) -> Int64:
         """Copy values that all lie in range(n)."""
         copy = values.astype(np.int64, order="C", casting="same_kind")
-        # As unsigned numbers, negative ones are too large as well.
-        if copy.size and np.maximum.reduce(copy.view(np.uint64), axis=None) >= self._n:
+        if out_of_bounds(copy, self._n):
             bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
             raise IndexError(f"{bad} is out of bounds for a permutation of {self._n} elements")
         return copy
+
+
+def out_of_bounds(positions: Int64, n: int) -> bool:
+    """Tell whether some position is negative or at least n."""
+    # As unsigned numbers, negative ones are too large as well.
+    unsigned = positions.view(np.uint64)
+    return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
 
 
 def _integer(name: str, number: object) -> int:
