@@ -18,7 +18,7 @@ from npstream.cells import Cell
 from npstream.decode import objects
 from npstream.exchange import torch_door
 from npstream.formats.encodings import view_as
-from npstream.gather import Field, Plan, equal_text
+from npstream.gather import BLOCK, Field, Plan, equal_text
 from npstream.mapped import mapped_column
 from npstream.reading import array_of, in_mode, load, stretches
 from npstream.reductions import reduce_blocks
@@ -44,8 +44,9 @@ def _reduction(name: str) -> Callable[..., Any]:
     """Return the method that ``np.<name>`` calls: it reads one block of rows at a time."""
 
     def method(self: Column, axis: Any = None, **options: Any) -> Any:
-        blocks = self._blocks()
-        return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
+        if not self.shape:
+            return getattr(np, name)(np.asarray(self), axis, **options)
+        return reduce_blocks(name, self._blocks(), self.shape, self.dtype, axis, **options)
 
     method.__name__ = name
     method.__qualname__ = f"Column.{name}"
@@ -363,23 +364,40 @@ class Column(NDArrayOperatorsMixin):
     argmax = _reduction("argmax")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        if any(isinstance(target, Column) for target in options.get("out", ())):
+        written = inputs[:1] if method == "at" else options.get("out", ())
+        if any(isinstance(target, Column) for target in written):
             raise TypeError(
-                f"column {self.name!r} is read-only: store the result of np.{ufunc.__name__} in an "
-                "array"
+                f"a column is read-only: store the result of np.{ufunc.__name__} in an array"
             )
-        return elementwise.apply(self, ufunc, method, inputs, options)
-
-    def _is_text_like(self, value: Any) -> bool:
-        kind = self._field.encoding.kind
-        return self._final is None and (
-            (kind == "str" and isinstance(value, str)) or (kind == "bytes" and isinstance(value, bytes))
+        if not elementwise.is_blockwise(ufunc, method, inputs, options, Column):
+            arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
+            return getattr(ufunc, method)(*arrays, **options)
+        if ufunc in (np.equal, np.not_equal) and (text := self._text_of(inputs)) is not None:
+            return self._equals(text) == (ufunc is np.equal)
+        if self.size == 0 or not self.shape:
+            return ufunc(*(np.asarray(item) if item is self else item for item in inputs))
+        parts = (
+            ufunc(*(block if item is self else item for item in inputs)) for block in self._blocks()
         )
+        return elementwise.joined(parts, len(self))
 
-    def _equal_text(self, value: str | bytes) -> Bools:
-        body = value.encode() if isinstance(value, str) else value
-        ids = self._selection.ids()
-        return equal_text(self._source.fetcher, self._plan, ids, body).reshape(self.shape)
+    def _text_of(self, inputs: tuple[Any, ...]) -> bytes | None:
+        """Return the bytes of what a column of text is compared with, if it is text."""
+        kind = self._field.encoding.kind
+        for item in inputs:
+            if kind == "str" and isinstance(item, str):
+                return item.encode(errors="surrogatepass")
+            if kind == "bytes" and isinstance(item, bytes):
+                return item
+        return None
+
+    def _equals(self, text: bytes) -> Bools:
+        """Compare text where it lies."""
+        equal = np.empty(self.size, bool)
+        for start, stop in stretches(self.size, BLOCK):
+            ids = self._selection.ids(start, stop)
+            equal[start:stop] = equal_text(self._source.fetcher, self._plan, ids, text)
+        return equal.reshape(self.shape)
 
     def __bool__(self) -> bool:
         if self.size != 1:

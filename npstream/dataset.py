@@ -172,7 +172,7 @@ class Dataset:
             raise KeyError(
                 f"column {name!r} is not in this view, whose columns are {', '.join(self._names)}"
             )
-        return Column(self._source, self._source.field(name), self._selection)
+        return Column.of(self._source, self._source.plan((name,)), self._selection)
 
     def _project(self, names: Sequence[str]) -> Dataset:
         for name in names:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "ColumnError",
@@ -45,6 +46,9 @@ class MissingDependencyError(NpstreamError, ImportError):
             f"python -m pip install 'npstream[{extra}]'"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _with_message, (type(self), self.args)
+
 
 class ColumnError(NpstreamError, KeyError):
     """A dataset has no column of that name."""
@@ -58,3 +62,11 @@ class ColumnError(NpstreamError, KeyError):
     def __str__(self) -> str:
         # KeyError prints the repr of its argument, quotes and all.
         return str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _with_message, (type(self), self.args)
+
+
+def _with_message(kind: type[BaseException], args: tuple[str]) -> BaseException:
+    """Make an exception anew from its message, as another process receives it."""
+    return kind.__new__(kind, *args)

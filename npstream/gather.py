@@ -298,7 +298,7 @@ def _gather_arrays(values: _Values) -> Stored:
             values.damaged(wrong, f"they are no array of {encoding.name!r}")
         start = stop
     if n == 0:
-        return Ragged(np.empty(0, object if typed else encoding.dtype), np.zeros(1, np.int64))
+        return np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), _offsets(heads))
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
     shapes = None

@@ -26,8 +26,8 @@ BLOCK = 1 << 10
 BLOCK_BYTES = 1 << 22
 """Bytes of the samples that are read at once where samples are yielded."""
 
-Block: TypeAlias = "tuple[Int64, Bools]"
-"""Sample ids, and whether each only fills a batch up."""
+Piece: TypeAlias = "tuple[Int64, Bools]"
+"""Sample ids, and which of them only fill a batch up."""
 
 
 class Iteration:
@@ -99,8 +99,8 @@ class Iteration:
         self._source = source
         self._selection = selection
         self._names = names
-        self._given = rank is not None
-        self._place = None if rank is None else _checked_place(rank, world)
+        self._given = None if rank is None else _checked_place(rank, world)
+        self._found: tuple[int, int] | None = None
         self._batch_size = None if batch_size is None else _integer("batch_size", batch_size, 1)
         self._batched = batched and batch_size is not None
         self._last = last
@@ -116,7 +116,7 @@ class Iteration:
         # Whoever calls isinstance looks here, so torch finds it registered whenever it came.
         if "torch.utils.data" in sys.modules:
             torch_door().register(Iteration)
-        return Iteration
+        return type(self)
 
     def __len__(self) -> int:
         part = self._part()
@@ -143,75 +143,71 @@ class Iteration:
         return self.__dict__
 
     def __repr__(self) -> str:
-        rank, world = self._place or ("?", "?")
+        rank, world = self._given or self._found or ("?", "?")
         what = f"batches of {self._batch_size}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
+
+    def _resolve(self) -> tuple[int, int]:
+        """Return the rank and the number of ranks; once found, they may not change."""
+        if self._given is not None:
+            return self._given
+        running = torch_door().rank_and_world() if "torch" in sys.modules else None
+        if self._found is None:
+            self._found = running or _environment()
+        elif running is not None and running != self._found:
+            raise RuntimeError(
+                f"(rank, world) was {self._found} when this was first used, and torch.distributed "
+                f"says {running}: call init_process_group before, or give rank= and world="
+            )
+        return self._found
 
     def _part(self) -> Partition:
         rank, world = self._resolve()
         return Partition(self._selection.size, rank, world, self._batch_size or 1, self._last)
 
-    def _resolve(self) -> tuple[int, int]:
-        """Return the rank and the number of ranks, and hold to them from then on."""
-        if self._place is not None and self._given:
-            return self._place
-        running = torch_door().rank_and_world() if "torch" in sys.modules else None
-        if self._place is None:
-            self._place = running or _environment()
-        elif running not in (None, self._place):
-            raise RuntimeError(
-                "this was rank {} of {} when it was first used, and torch.distributed now says "
-                "{} of {}: use it only after init_process_group, or give rank= and world=".format(
-                    *self._place, *running
-                )
-            )
-        return self._place
-
     def _batches(self, part: Partition, mine: range) -> Iterator[Any]:
-        plan, size = self._source.plan(self._names), part.batch_size
-        batches = (
-            (ids[row : row + size], repeated[row : row + size])
-            for ids, repeated in self._blocks(part, mine, BLOCK)
-            for row in range(0, len(ids), size)
-        )
-        for ids, repeated in self._announced(batches):
+        plan = self._source.plan(self._names)
+        for ids, repeated in self._announced(self._pieces(part, mine, part.batch_size)):
             yield Batch(self._source.columns(plan, ids, {}), ids, repeated)
 
     def _samples(self, part: Partition, mine: range) -> Iterator[Any]:
         rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
-        for ids, _ in self._announced(self._blocks(part, mine, rows)):
+        for ids, _ in self._announced(self._pieces(part, mine, rows)):
             yield from self._source.samples(self._names, ids)
 
-    def _blocks(self, part: Partition, mine: range, rows: int) -> Iterator[Block]:
-        """Look up the samples of as many batches at a time as have about `rows`."""
-        step = max(1, rows // part.batch_size)
+    def _pieces(self, part: Partition, mine: range, rows: int) -> Iterator[Piece]:
+        """Look up several batches at once, and yield the ids of `rows` samples at a time."""
+        step = max(1, BLOCK // part.batch_size)
         for start in range(0, len(mine), step):
             positions = part.positions(mine[start : start + step])
-            yield self._selection.at(positions % part.size), positions >= part.size
+            ids, repeated = self._selection.at(positions % part.size), positions >= part.size
+            for row in range(0, len(ids), rows):
+                yield ids[row : row + rows], repeated[row : row + rows]
 
-    def _announced(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Pass blocks on, each while the pages of the next one come."""
+    def _announced(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Pass pieces on, each while the pages of the next one come."""
         held = None
-        for block in blocks:
-            self._source.fetcher.prefetch(block[0])
+        for piece in pieces:
+            self._source.fetcher.prefetch(piece[0])
             if held is not None:
                 yield held
-            held = block
+            held = piece
         if held is not None:
             yield held
 
 
 def _environment() -> tuple[int, int]:
     """Return the rank and the number of ranks that a launcher says, or else 0 of 1."""
-    rank, world = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if rank is None and world is None:
+    said = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if said == (None, None):
         return 0, 1
     try:
-        return _checked_place(int(rank or ""), int(world or ""))
-    except ValueError:
+        rank, world = map(int, said)  # type: ignore[arg-type]
+        return _checked_place(rank, world)
+    except (TypeError, ValueError):
         raise ValueError(
-            f"the environment says RANK={rank} and WORLD_SIZE={world}: set both, to a number and "
-            "a larger one, or neither, or give rank= and world="
+            "the environment says RANK={} and WORLD_SIZE={}: expected a number below another, or "
+            "neither; or give rank= and world=".format(*said)
         ) from None
 
 

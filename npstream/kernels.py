@@ -200,7 +200,7 @@ def array_heads(
         at += 1
         if itemsize == 0 or ndim == 0 or end - at < ndim * width:
             return -1 - k
-        values = (end - at - ndim * width) // itemsize
+        values = int(end - at - ndim * width) // int(itemsize)
         size = 1
         for _ in range(ndim):
             length = little_endian(at, width)

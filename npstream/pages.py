@@ -16,7 +16,8 @@ class Coldness:
 
     That costs a system call a row and saves most of the time of a page fault, so it pays on cold
     data only. The process's count of major faults tells: a read that was not announced and
-    faulted makes the next ones announced, for twice as many reads each time in a row.
+    faulted makes the next ones announced, each time four times as many. One that did not fault
+    only halves that, since it may have been announced ahead.
     """
 
     def __init__(self) -> None:
@@ -41,10 +42,10 @@ class Coldness:
         """Take note of what a read of `rows` rows that was not announced has done."""
         faults = _major_faults()
         if faults - self._faults > rows >> 6:
-            self._streak = min(2 * self._streak, 1 << 12)
+            self._streak = min(4 * self._streak, 1 << 12)
             self._announce = self._streak
         else:
-            self._streak = 4
+            self._streak = max(4, self._streak // 2)
         self._faults = faults
 
 

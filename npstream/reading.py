@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,7 @@ def load(
     if len(shape) != 1:
         for name, column in columns.items():
             if not isinstance(column, Ragged):
-                columns[name] = column.reshape(*shape, *column.shape[1:])
+                columns[name] = column.reshape(shape + column.shape[1:])
     for name, target in flat.items():
         assert out is not None
         if target.base is None and target is not out[name]:
@@ -62,23 +61,30 @@ def load(
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
     """Return the array, its rows ravelled, that a column is read into for the caller's."""
     field = _named(plan, name)
-    if not hasattr(given, "__array__"):
-        raise TypeError(f"out[{name!r}] is a {type(given).__name__}; expected an array")
-    array = np.asarray(given)
     if field.encoding.kind != "fixed":
         raise TypeError(
-            f"out[{name!r}]: the column's values vary in size, so it is read into a new Ragged"
+            f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
         )
     assert field.shape is not None
-    if array.shape != (expected := shape + field.shape):
-        raise ValueError(f"out[{name!r}] has shape {array.shape}; expected {expected}")
-    if array.dtype != field.encoding.dtype:
-        raise TypeError(f"out[{name!r}] has dtype {array.dtype}; expected {field.encoding.dtype}")
-    if not array.flags.writeable:
-        raise ValueError(f"out[{name!r}] is read-only")
+    array = array_of(given, name, shape + field.shape, field.encoding.dtype)
     if not array.flags.c_contiguous:
         return np.empty((prod(shape), *field.shape), array.dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
+
+
+def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """Return the caller's array as NumPy's, if a column of that shape and dtype can go there."""
+    array = np.asarray(out)
+    # What NumPy had to copy does not see what is written to the copy.
+    if array is not out and (array.base is None or not hasattr(out, "__setitem__")):
+        raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
+    if array.shape != shape:
+        raise ValueError(f"out for column {name!r} has shape {array.shape}; expected {shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"out for column {name!r} has dtype {array.dtype}; expected {dtype}")
+    if not array.flags.writeable:
+        raise ValueError(f"out for column {name!r} is read-only")
+    return array
 
 
 def _named(plan: Plan, name: str) -> Field:
@@ -93,15 +99,16 @@ def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
     array = np.asarray(indices)
-    if array.size == 0 and array.dtype == np.float64:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"Cannot cast array data from {array.dtype!r} to dtype('int64')")
+    if array.dtype.kind == "b":
+        raise TypeError("take expects integers, not a mask: index with it instead")
+    if array.size == 0 and isinstance(indices, list | tuple):
+        array = array.astype(np.int64)  # an empty list is float64 to NumPy
+    array = array.astype(np.int64, casting="safe")
     if mode != "raise":
         if length == 0 and array.size:
             raise IndexError("cannot do a non-empty take from an empty axes.")
-        array = array % length if mode == "wrap" else array.clip(0, length - 1)
-    return operator.index(array) if array.ndim == 0 else array
+        array = array % length if mode == "wrap" and length else array.clip(0, length - 1)
+    return array.item() if array.ndim == 0 else array
 
 
 def stretches(n: int, step: int) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,10 @@ TESTS = "python -m pip install -e '.[test]' && python -m pytest"
 MAIN_JOB = "python -m pip install -e . && python -m npstream demo"
 
 
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 @pytest.mark.parametrize("command", [TESTS, MAIN_JOB])
 def test_ci_runs_the_commands_of_the_readme(command):
     for file in ("README.md", ".ci/run"):
@@ -24,7 +28,7 @@ def test_ci_runs_the_commands_of_the_readme(command):
         assert command in lines, file
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_every_python_fence_runs(document):
     fences = re.findall(r"^ *```(\S.*)$", document.read_text(), re.MULTILINE)
     assert {fence for fence in fences if fence.startswith("py")} <= {
@@ -33,7 +37,7 @@ def test_every_python_fence_runs(document):
     }
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
 def test_links_lead_somewhere(document):
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []

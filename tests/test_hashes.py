@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from golden_data import blob, units
-from npstream.formats.hashes import HASHES, digest, fastest
+from npstream.formats.hashes import HASHES, digest, fastest, hasher
 
 
 @pytest.mark.parametrize("case", units()["hash"], ids=lambda case: f"{len(blob(case['data']))}B")
@@ -12,6 +12,14 @@ def test_digests_are_streamings(case):
     assert sorted(case["digests"]) == sorted(HASHES)
     for name, expected in case["digests"].items():
         assert digest(name, data) == digest(name, memoryview(data)) == expected
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_a_hash_of_pieces_is_that_of_the_whole(name):
+    pieces = hasher(name)
+    for piece in (b"one, ", b"", memoryview(b"two")):
+        pieces.update(piece)
+    assert pieces.hexdigest() == digest(name, b"one, two")
 
 
 @pytest.mark.parametrize("name", ["crc32", "SHA1", "shake_128", ""])

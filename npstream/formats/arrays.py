@@ -7,6 +7,9 @@ and each dimension in ``2**w`` bytes. All numbers are little-endian, all values 
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any, TypeAlias
 
@@ -23,11 +26,11 @@ __all__ = [
     "decode_array",
     "decode_fixed",
     "decode_headless",
-    "decode_scalar",
     "encode_array",
     "encode_headless",
     "encode_scalar",
     "parse_array_head",
+    "scalar_decoder",
 ]
 
 DType: TypeAlias = np.dtype[Any]
@@ -84,10 +87,31 @@ def encode_scalar(dtype: DType, value: Any) -> bytes:
     return scalar.tobytes()
 
 
-def decode_scalar(dtype: DType, body: Body) -> Any:
-    """Return the scalar that `encode_scalar` stored."""
+def scalar_decoder(dtype: DType) -> Callable[[Body], Any]:
+    """Return what turns the body that `encode_scalar` made into a scalar again."""
+    code = _STRUCT_CODES.get(dtype.name) if dtype.isnative else None
+    if code is not None:
+        return partial(_unpack_scalar, dtype.type, code)
+    return partial(_view_scalar, dtype)
+
+
+# The narrower floats are left out: a NaN's payload would not survive the way through a double.
+_STRUCT_CODES = {
+    **{"int8": "<b", "int16": "<h", "int32": "<i", "int64": "<q", "float64": "<d"},
+    **{"uint8": "<B", "uint16": "<H", "uint32": "<I", "uint64": "<Q"},
+}
+
+
+def _unpack_scalar(scalar: Callable[..., Any], code: str, body: Body) -> Any:
+    try:
+        return scalar(*struct.unpack(code, body))
+    except struct.error as error:
+        raise ValueError(f"{len(body)} bytes for a number: {error}") from None
+
+
+def _view_scalar(dtype: DType, body: Body) -> Any:
     check_length(body, dtype.itemsize, dtype)
-    return np.frombuffer(bytes(body), dtype)[0]
+    return np.frombuffer(body, dtype)[0]
 
 
 def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:

@@ -265,7 +265,7 @@ def _spelled(dtype: np.dtype[Any]) -> str:
 
 
 def _scalar(name: str, dtype: np.dtype[Any]) -> Encoding:
-    encode, decode = partial(arrays.encode_scalar, dtype), partial(arrays.decode_scalar, dtype)
+    encode, decode = partial(arrays.encode_scalar, dtype), arrays.scalar_decoder(dtype)
     return Encoding(name, dtype.itemsize, "fixed", dtype, (), encode, decode)
 
 
@@ -366,7 +366,7 @@ def _built_in() -> list[Encoding]:
         _variable("jpeg_array", "object", images.encode_jpeg_array, images.decode_jpeg_array),
         _variable("jpegarray", "object", images.encode_jpeg_array, images.decode_jpeg_array),
         _variable("json", "object", objects.encode_json, objects.decode_json),
-        _variable("pkl", "object", pickle.dumps, _decode_pkl),
+        _variable("pkl", "object", partial(pickle.dumps, protocol=4), _decode_pkl),
     ]
 
 

@@ -15,12 +15,14 @@ import functools
 import hashlib
 import math
 import operator
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
-from npstream._jit import draw, kernel
+from npstream._jit import Kernel, draw, kernel
 from npstream._typing import AnyArray, Int64
+
+Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 
 VERSION = 1
 """Names the permutations that this module computes; they may not change without it."""
@@ -109,7 +111,7 @@ class Permutation:
         _shuffle.sized(self._n >> 5)(self._key, table)
         return table
 
-    def _walk(self, cipher: Any, values: Int64) -> None:
+    def _walk(self, cipher: Cipher, values: Int64) -> None:
         """Replace values by what one of the two ciphers makes of them."""
         a = math.isqrt(self._n - 1) + 1
         b = -(-self._n // a)

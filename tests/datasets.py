@@ -1,0 +1,63 @@
+"""Datasets for tests: shards of given sizes, and directories merged as Streaming merges them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npstream
+
+
+def write_shards(
+    path: Path,
+    values: Mapping[str, Any],
+    sizes: Sequence[int],
+    columns: Mapping[str, str] | None = None,
+) -> npstream.Dataset:
+    """Write a shard for each size, which may be 0, and open them as one dataset."""
+    start = 0
+    for number, size in enumerate(sizes):
+        stop = max(start + size, 1)
+        rows = [{name: values[name][i] for name in values} for i in range(stop - max(size, 1), stop)]
+        npstream.write(path / f"{number:04}", rows, columns=columns, shard_size=None)
+        if size == 0:
+            _empty(path / f"{number:04}")
+        start += size
+    return merge(path)
+
+
+def merge(path: Path, **options: Any) -> npstream.Dataset:
+    """Write an index of all datasets in the directories below, and open it."""
+    shards = []
+    for part in sorted(path.glob("*/index.json")):
+        for shard in json.loads(part.read_text())["shards"]:
+            for file in ("raw_data", "raw_meta", "zip_data", "zip_meta"):
+                if shard.get(file):
+                    shard[file]["basename"] = f"{part.parent.name}/{shard[file]['basename']}"
+            shards.append(shard)
+    (path / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    return npstream.open(path, **options)
+
+
+def _empty(path: Path) -> None:
+    """Take the samples from a dataset of one shard."""
+    index = json.loads((path / "index.json").read_text())
+    (shard,) = index["shards"]
+    body = struct.pack("<II", 0, 8)
+    (path / shard["raw_data"]["basename"]).write_bytes(body)
+    shard["samples"], shard["raw_data"]["bytes"] = 0, len(body)
+    (path / "index.json").write_text(json.dumps(index))
+
+
+def objects(rows: Any) -> np.ndarray[Any, Any]:
+    """Return rows as an array of objects, one an element, whatever they are."""
+    rows = list(rows)
+    array = np.empty(len(rows), object)
+    for i, row in enumerate(rows):
+        array[i] = row
+    return array

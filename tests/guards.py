@@ -1,0 +1,25 @@
+"""Memory whose end is watched: whatever reads or writes beyond it dies at once."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PROT_NONE = 0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def guarded(data: bytes) -> NDArray[np.uint8]:
+    """Return a copy of bytes, in an array that ends where memory that nobody may touch begins."""
+    nbytes = -(-max(len(data), 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = np.frombuffer(mmap.mmap(-1, nbytes + mmap.PAGESIZE), np.uint8)
+    if _libc.mprotect(pages.ctypes.data + nbytes, mmap.PAGESIZE, _PROT_NONE):
+        raise OSError(ctypes.get_errno(), "cannot protect a page")
+    array = pages[nbytes - len(data) : nbytes]
+    array[:] = np.frombuffer(data, np.uint8)
+    return array
