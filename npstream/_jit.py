@@ -177,6 +177,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 @functools.cache
 def _load_primitives() -> None:
     _load_memory_primitives()
+    _load_libc_primitives()
     _load_arithmetic_primitives()
 
 
@@ -217,10 +218,6 @@ def _load_memory_primitives() -> None:
         return nb.int64(nb.int64), emit
 
     load_8, load_32 = loader(8), loader(32)
-    external: Any = nb.ExternalFunction
-    memcmp = external("memcmp", nb.int32(nb.int64, nb.int64, nb.uint64))
-    madvise = external("madvise", nb.int32(nb.int64, nb.uint64, nb.int32))
-
     overload(copy)(
         lambda destination, source, nbytes: (
             lambda destination, source, nbytes: copy_bytes(destination, source, nbytes)
@@ -233,6 +230,16 @@ def _load_memory_primitives() -> None:
             lambda place, row: load_atomic(place.ctypes.data + row * place.strides[0])
         )
     )
+
+
+def _load_libc_primitives() -> None:
+    from numba.core import types as nb
+    from numba.extending import overload
+
+    external: Any = nb.ExternalFunction
+    memcmp = external("memcmp", nb.int32(nb.int64, nb.int64, nb.uint64))
+    madvise = external("madvise", nb.int32(nb.int64, nb.uint64, nb.int32))
+
     overload(compare)(
         lambda left, right, nbytes: (
             lambda left, right, nbytes: nb.int64(memcmp(left, right, nbytes))

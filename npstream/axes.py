@@ -44,14 +44,19 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     >>> split_index((..., 0), 1, (10, 4))
     ((slice(None, None, None),), (0,), True)
     """
-    if row_axes == 1 and type(index) in (int, slice):
+    if row_axes == 1 and (
+        type(index) in (int, slice) or (type(index) is np.ndarray and index.ndim == 1)
+    ):
         return (index,), (), True
     given = index if isinstance(index, tuple) else (index,)
     items = _one_an_axis(tuple(map(admit, given)), index, shape)
     rows, cells = items[:row_axes], items[row_axes:]
-    if not all(isinstance(item, slice) for item in cells):
-        indexed_shape(shape, (slice(None),) * row_axes + cells)  # for its exceptions
     row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
+    if not cell_kinds <= {int, slice}:
+        indexed_shape(shape, (slice(None),) * row_axes + cells)  # for its exceptions
+    for item, length in zip(cells, shape[row_axes:], strict=False):
+        if type(item) is int and not -length <= item < length:
+            _refuse(index, shape)
     # To NumPy, a number beside an array is one, too: if a slice stands between them, the array's
     # axis moves to the front.
     if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):

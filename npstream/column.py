@@ -64,7 +64,7 @@ class Column(NDArrayOperatorsMixin):
 
     # The array that NumPy would have is base[final]: base holds, of the selected samples, the parts
     # of values that `_cell` names, and `_final` is None for all of it.
-    __slots__ = ("__weakref__", "_cell", "_final", "_plan", "_selection", "_source", "shape")
+    __slots__ = ("__weakref__", "_cell", "_final", "_plan", "_selection", "_shape", "_source")
 
     def __init__(
         self,
@@ -80,8 +80,7 @@ class Column(NDArrayOperatorsMixin):
         self._cell = cell
         self._final = final
         base = selection.shape if cell is None else selection.shape + cell.shape
-        self.shape: tuple[int, ...] = base if final is None else indexed_shape(base, final)
-        """The view's shape, then a value's."""
+        self._shape = base if final is None else indexed_shape(base, final)
 
     @classmethod
     def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
@@ -108,6 +107,11 @@ class Column(NDArrayOperatorsMixin):
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the elements; StringDType for text, object where NumPy has no dtype."""
         return self._field.encoding.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The view's shape, then a value's."""
+        return self._shape
 
     @property
     def ndim(self) -> int:
@@ -160,7 +164,7 @@ class Column(NDArrayOperatorsMixin):
         if not separable:
             return self._index_jointly(rows, cells)
         chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
-        cell = self._cell.select(cells) if self._cell and cells else self._cell
+        cell = self._cell if self._cell is None or not cells else self._cell.select(cells)
         if isinstance(chosen, int):
             return self._value(chosen, cell)
         plan = self._plan if cell is None or cell is self._cell else _plan_of(self._field, cell)
@@ -206,8 +210,8 @@ class Column(NDArrayOperatorsMixin):
         Examples
         --------
         >>> ds = getfixture("example")
-        >>> ds["label"].view("uint8").shape
-        (3, 8)
+        >>> ds["text"].view("uint8")[0]
+        array([122, 101, 114, 111], dtype=uint8)
         """
         if self._final is not None or self._cut or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")

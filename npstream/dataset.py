@@ -7,6 +7,7 @@ functions, ``load()`` and iteration read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ from npstream import display
 from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
-from npstream.orders.permutation import Permutation, make_key
-from npstream.progress import progress
-from npstream.reading import in_mode, load
-from npstream.splits import split_chunks, split_lengths
+from npstream.errors import ColumnError
+from npstream.places import locate, shard_table
+from npstream.reading import in_mode, load, stretches, structured
+from npstream.splits import filter_mask, shuffled, split_chunks, split_lengths, split_samples
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -90,7 +91,7 @@ class Dataset:
         return self._selection.size
 
     def __len__(self) -> int:
-        return self._selection.shape[0]
+        return len(self._selection)
 
     @property
     def shards(self) -> AnyArray:
@@ -102,14 +103,7 @@ class Dataset:
             Structured: ``name`` (str), ``start`` (number of the first sample), ``samples`` and
             ``bytes`` (uncompressed), int64.
         """
-        index = self._source.index
-        names = [index.name(shard) for shard in range(len(index))]
-        width = max(map(len, names), default=1)
-        fields = [("name", f"U{width}"), ("start", "i8"), ("samples", "i8"), ("bytes", "i8")]
-        table = np.empty(len(index), fields)
-        table["name"], table["bytes"] = names, index.nbytes
-        table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
-        return table
+        return shard_table(self._source.index)
 
     def locate(self, index: Any) -> tuple[Any, Any]:
         """Return where samples are stored.
@@ -131,15 +125,10 @@ class Dataset:
         (0, 1)
         """
         chosen = self._selection.select(index)
-        single = isinstance(chosen, int)
-        ids = np.array([chosen]) if isinstance(chosen, int) else chosen.ids()
-        starts = self._source.index.starts
-        shard = np.searchsorted(starts, ids, side="right") - 1
-        row = ids - starts[shard]
-        if single:
+        if isinstance(chosen, int):
+            shard, row = locate(self._source.index, np.array([chosen]))
             return int(shard[0]), int(row[0])
-        shape = chosen.shape  # type: ignore[union-attr]
-        return shard.reshape(shape), row.reshape(shape)
+        return locate(self._source.index, chosen.ids().reshape(chosen.shape))
 
     def __repr__(self) -> str:
         return display.dataset_text(self)
@@ -168,10 +157,9 @@ class Dataset:
 
     def _column(self, name: str) -> Column:
         if name not in self._names:
-            self._source.field(name)
-            raise KeyError(
-                f"column {name!r} is not in this view, whose columns are {', '.join(self._names)}"
-            )
+            if name in self._source.partial:
+                self._source.field(name)  # says what is wrong with it
+            raise ColumnError(name, self._names)
         return Column.of(self._source, self._source.plan((name,)), self._selection)
 
     def _project(self, names: Sequence[str]) -> Dataset:
@@ -189,18 +177,17 @@ class Dataset:
         return values if self._transform is None else self._transform(values)
 
     def __iter__(self) -> Iterator[Any]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d array")
         if self.ndim > 1:
-            for row in range(len(self)):
-                yield self[row]
-            return
-        step = self._source.rows_of(SAMPLE_BLOCK)
-        for start in range(0, len(self), step):
-            yield from self._samples(start, min(start + step, len(self)))
+            return map(self.__getitem__, range(len(self)))
+        blocks = stretches(len(self), self._source.rows_of(SAMPLE_BLOCK))
+        return chain.from_iterable(self._samples(start, stop) for start, stop in blocks)
 
     def _samples(self, start: int, stop: int) -> Iterator[Any]:
-        """Yield the samples of a stretch of the ravelled view, read at once."""
+        """Read the samples of a stretch of the ravelled view."""
         samples = self._source.samples(self._names, self._selection.ids(start, stop))
-        yield from samples if self._transform is None else map(self._transform, samples)
+        return samples if self._transform is None else map(self._transform, samples)
 
     # Reading
 
@@ -276,19 +263,9 @@ class Dataset:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        fields = [self._source.field(name) for name in self._names]
-        variable = [f.name for f in fields if f.encoding.kind != "fixed"]
-        if variable or not fields:
-            raise TypeError(
-                f"columns of varying size make no structured array: {', '.join(variable) or 'none'}"
-                "; leave them out, as in ds[[...]], or use load()"
-            )
-        record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in fields])
-        batch = self.load()
-        table = np.empty(self.shape, record)
-        for name in self._names:
-            table[name] = batch[name]
-        return table if dtype is None else table.astype(dtype)
+        plan = self._source.plan(self._names)
+        table = structured(self._source, plan, self._selection.ids(), self.shape)
+        return table if dtype is None else table.astype(dtype, copy=False)
 
     # Views
 
@@ -310,13 +287,12 @@ class Dataset:
         Examples
         --------
         >>> ds = getfixture("example")
-        >>> sorted(sample["label"] for sample in ds.shuffle(0, block=None))
-        [0, 1, 2]
+        >>> np.sort(ds.shuffle(0, block=None)["label"])
+        array([0, 1, 2])
         """
         if block is not None:
             raise ValueError(f"block={block!r}: this release shuffles all samples at once, None")
-        permutation = Permutation(self.size, make_key(seed, epoch, 0, 0))
-        return self._view(self._selection.permuted(permutation))
+        return self._view(shuffled(self._selection, seed, epoch))
 
     def random_split(
         self, lengths: Sequence[float], seed: int = 0, by: str = "sample"
@@ -340,16 +316,14 @@ class Dataset:
         >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
         [2, 1]
         """
-        counts = split_lengths(lengths, self.size)
-        if by == "chunk":
-            chunks = self._source.chunk_starts()
-            masks = split_chunks(self.ravel()._selection, chunks, counts, seed)
-            return [self.ravel()[mask] for mask in masks]
-        if by != "sample":
+        if by not in ("sample", "chunk"):
             raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
-        shuffled = self.shuffle(seed, block=None)
-        ends = np.cumsum(counts).tolist()
-        return [shuffled[end - n : end] for end, n in zip(ends, counts, strict=True)]
+        counts = split_lengths(lengths, self.size)
+        if by == "sample":
+            parts = split_samples(self._selection, counts, seed)
+        else:
+            parts = split_chunks(self._selection, counts, seed, self._source.chunk_starts())
+        return [self._view(part) for part in parts]
 
     def with_transform(self, transform: Transform | None) -> Dataset:
         """Return a view whose samples are passed through a function.
@@ -389,24 +363,13 @@ class Dataset:
         >>> ds.filter(lambda sample: sample["label"] > 0).shape
         (2,)
         """
-        view = self.ravel() if columns is None else self.ravel()._project(list(columns))
-        step = batch_size or self._source.rows_of(SAMPLE_BLOCK)
-        if step < 1:
+        view = self.ravel()
+        given = view if columns is None else view._project(list(columns))
+        if batch_size is None:
+            return view[filter_mask(given, fn, self._source.rows_of(SAMPLE_BLOCK), False)]
+        if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected a positive integer")
-        mask = np.zeros(len(view), bool)
-        for start in progress(range(0, len(view), step), "filter"):
-            part = view[start : start + step]
-            if batch_size is None:
-                kept: Any = [bool(fn(sample)) for sample in part]
-            else:
-                kept = np.asarray(fn(part.load()))
-                if kept.dtype != bool or kept.shape != (len(part),):
-                    raise TypeError(
-                        f"fn returned {kept.dtype} of shape {kept.shape} for a batch of "
-                        f"{len(part)}; expected a bool for each row"
-                    )
-            mask[start : start + len(part)] = kept
-        return self.ravel()[mask]
+        return view[filter_mask(given, fn, batch_size, True)]
 
     # Iterating
 

@@ -66,6 +66,7 @@ class Fetcher:
         self.renew_locks()
         _fetchers.add(self)
         self._cold = pages.Coldness()
+        self._announced: Int64 | None = None
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 5), np.int64))
 
@@ -135,20 +136,20 @@ class Fetcher:
         """
         n = len(ids)
         spans = np.empty((len(how.variable), 2, n), np.int64)
-        announce = self._cold.advise()
-        if not announce:
+        announced = ids is self._announced
+        if announced or self._cold.warm:
             table = self.current()
             address, nbytes = np.empty((2, n), np.int64)
             code = kernels.read.sized(n)(
                 ids, *self._lookup, table.place, address, nbytes,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
-            self._cold.observe(n)
+            if not announced:
+                self._cold.observe(n)
             if code == 0:
                 return spans, table
         address, nbytes, held = self.locate(ids)
-        if announce:
-            pages.prefetch(address, nbytes)
+        self._cold.prepare(address, nbytes)
         code = kernels.split.sized(n)(
             address, nbytes, how.nvariable, how.nfixed, fixed, how.variable, spans
         )
@@ -157,10 +158,14 @@ class Fetcher:
         return spans, held
 
     def prefetch(self, ids: Int64) -> None:
-        """Ask for the pages of samples that will be read soon, if pages have been missing."""
+        """Ask for the pages of samples, if pages have been missing, while others are read.
+
+        A read of the same array of ids then does not ask again.
+        """
         if self._cold.expected:
             address, nbytes, _held = self.locate(ids)
-            pages.prefetch(address, nbytes)
+            self._cold.prepare(address, nbytes)
+            self._announced = ids
 
     def region(self, shard: int) -> Region:
         """Return a shard in memory, brought there if need be."""

@@ -179,12 +179,13 @@ def _gather_schema(
     fixed = how.fixed.copy()
     for place, f in enumerate(copied):
         fixed[place, 3] = memory.address_of(columns[f.name])
-    for start in range(0, len(ids), BLOCK):
-        spans, holder = fetcher.read(ids[start : start + BLOCK], how, fixed)
+    # The array of ids itself, where it is short, since that may have been announced.
+    for part in _parts(ids):
+        spans, holder = fetcher.read(part, how, fixed)
         blocks.append(spans)
         held.append(holder)
-        if start + BLOCK < len(ids):
-            fixed[:, 3] += BLOCK * fixed[:, 2]
+        if len(part) < len(ids):
+            fixed[:, 3] += len(part) * fixed[:, 2]
     for f in copied:
         if f.encoding.kind != "fixed":
             columns[f.name] = _rows_of_bytes(columns[f.name])
@@ -192,6 +193,12 @@ def _gather_schema(
         values = _Values(fetcher, f, ids, [block[place] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
     return columns
+
+
+def _parts(ids: Int64) -> list[Int64]:
+    if len(ids) <= BLOCK:
+        return [ids] if len(ids) else []
+    return [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
 
 
 def _rows_of_bytes(column: AnyArray) -> Ragged:
@@ -298,7 +305,9 @@ def _gather_arrays(values: _Values) -> Stored:
             values.damaged(wrong, f"they are no array of {encoding.name!r}")
         start = stop
     if n == 0:
-        return np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), _offsets(heads))
+        return (
+            np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), _offsets(heads))
+        )
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
     shapes = None

@@ -252,3 +252,13 @@ def prefetch(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
             last = end
     if first:
         will_need(first, last - first)
+
+
+@kernel
+def touch(address: Int64, nbytes: Int64) -> int:
+    """Read a byte of each span that has any, so that its page is in memory."""
+    total = 0
+    for k in range(address.size):
+        if nbytes[k] > 0:
+            total += load_u8(address[k])
+    return total

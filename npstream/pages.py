@@ -10,42 +10,49 @@ import numpy as np
 from npstream import kernels
 from npstream._typing import Int64
 
+LOOK = 32
+"""Rows that are touched to see whether their pages are in memory."""
+
 
 class Coldness:
-    """Whether pages should be asked for before they are read.
+    """Whether pages are asked for before they are read.
 
-    That costs a system call a row and saves most of the time of a page fault, so it pays on cold
-    data only. The process's count of major faults tells: a read that was not announced and
-    faulted makes the next ones announced, each time four times as many. One that did not fault
-    only halves that, since it may have been announced ahead.
+    Asking costs a system call a row, many times what it takes to copy a row that is in memory,
+    and saves most of a page fault. The process's count of major faults tells which it will be: a
+    few rows are touched, and if their pages were missing, this read and the next ones are
+    announced, each time four times as many. Where they were there, reads are not announced until
+    one of them has faulted.
     """
 
     def __init__(self) -> None:
-        self._announce = self._streak = 4
-        self._faults = _major_faults()
+        self.warm = False
+        self._announce = 0
+        self._streak = 4
+        self._faults = 0
 
     @property
     def expected(self) -> bool:
-        """Whether the next read will be announced."""
+        """Whether reads are being announced."""
         return self._announce > 0
 
-    def advise(self) -> bool:
-        """Count a read; tell whether it is to be announced."""
-        if self._announce:
-            self._announce -= 1
-            if not self._announce:
-                self._faults = _major_faults()
-            return True
-        return False
+    def prepare(self, address: Int64, nbytes: Int64) -> None:
+        """Announce a read of spans, if pages are missing."""
+        if not self._announce:
+            before = _major_faults()
+            kernels.touch.sized(LOOK)(address[:LOOK], nbytes[:LOOK])
+            self._faults = _major_faults()
+            self.warm = self._faults - before <= min(len(address), LOOK) >> 3
+            if self.warm:
+                self._streak = max(4, self._streak // 2)
+                return
+            self._streak = self._announce = min(4 * self._streak, 1 << 12)
+        self._announce -= 1
+        prefetch(address, nbytes)
 
     def observe(self, rows: int) -> None:
-        """Take note of what a read of `rows` rows that was not announced has done."""
+        """Take note of what a read of `rows` rows has done that was not announced."""
         faults = _major_faults()
-        if faults - self._faults > rows >> 6:
-            self._streak = min(4 * self._streak, 1 << 12)
-            self._announce = self._streak
-        else:
-            self._streak = max(4, self._streak // 2)
+        self.warm = faults - self._faults <= rows >> 6
         self._faults = faults
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from npstream._typing import AnyArray, Int64
 from npstream.batch import Ragged
 from npstream.errors import ColumnError
+from npstream.memory import ensure_fits
 from npstream.gather import Field, Plan
 from npstream.source import Source
 
@@ -70,6 +71,28 @@ def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArr
     if not array.flags.c_contiguous:
         return np.empty((prod(shape), *field.shape), array.dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
+
+
+def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:
+    """Read fixed columns of samples as a structured array.
+
+    Raises
+    ------
+    TypeError
+        If the values of some columns vary in size; it names them.
+    """
+    variable = [f.name for f in plan.fields if f.encoding.kind != "fixed"]
+    if variable or not plan.fields:
+        raise TypeError(
+            f"columns of varying size make no structured array: {', '.join(variable) or 'none'}; "
+            "leave them out, as in ds[[...]], or use load()"
+        )
+    record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in plan.fields])
+    ensure_fits(len(ids) * record.itemsize, f"{len(ids):,} samples as a structured array")
+    table: AnyArray = np.empty(shape, record)
+    for name, column in load(source, plan, ids, shape).items():
+        table[name] = column
+    return table
 
 
 def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:

@@ -1,19 +1,21 @@
-"""Random splits of a view into parts that do not overlap."""
+"""Parts of a view: a shuffled order, random splits, and what a filter keeps."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._typing import Bools, Int64
 from npstream.orders.permutation import Permutation, make_key
+from npstream.progress import progress
 from npstream.reading import stretches
 
 if TYPE_CHECKING:
+    from npstream.dataset import Dataset
     from npstream.selection import Selection
 
 _BLOCK = 1 << 20
@@ -36,7 +38,7 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     lengths = list(lengths)
     if any(not math.isfinite(length) or length < 0 for length in lengths):
         raise ValueError(f"lengths {lengths}: expected counts or fractions, none negative")
-    if math.isclose(sum(lengths), 1) and sum(lengths) <= 1 + 1e-9 and lengths != [n]:
+    if math.isclose(sum(lengths), 1):
         counts = [math.floor(n * fraction) for fraction in lengths]
         for part in range(n - sum(counts)):
             counts[part % len(counts)] += 1
@@ -50,9 +52,21 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     return counts
 
 
+def shuffled(selection: Selection, seed: int, epoch: int = 0) -> Selection:
+    """Return all samples in a random order, each order as likely as any other."""
+    return selection.permuted(Permutation(selection.size, make_key(seed, epoch, 0, 0)))
+
+
+def split_samples(selection: Selection, counts: Sequence[int], seed: int) -> list[Any]:
+    """Return parts that are runs of the shuffled samples."""
+    order = shuffled(selection, seed)
+    ends = np.cumsum(counts).tolist()
+    return [order.select(slice(end - n, end)) for end, n in zip(ends, counts, strict=True)]
+
+
 def split_chunks(
-    selection: Selection, chunk_starts: Int64, counts: Sequence[int], seed: int
-) -> list[Bools]:
+    selection: Selection, counts: Sequence[int], seed: int, chunk_starts: Int64
+) -> list[Any]:
     """Deal out a view's samples by whole chunks of the storage, in random order.
 
     Chunks are laid end to end, and the parts cut off in turn, so each boundary splits a chunk.
@@ -60,15 +74,15 @@ def split_chunks(
     Parameters
     ----------
     selection : Selection
-    chunk_starts : ndarray of int64, shape (chunks + 1,)
     counts : sequence of int
         Samples of each part; they sum to the view's.
     seed : int
+    chunk_starts : ndarray of int64, shape (chunks + 1,)
 
     Returns
     -------
-    list of ndarray of bool, shape (n,)
-        Which of the view's samples each part has.
+    list of Selection
+        Parts, each in the view's order.
     """
     n, chunks = selection.size, len(chunk_starts) - 1
     sizes = np.zeros(chunks, np.int64)
@@ -79,22 +93,37 @@ def split_chunks(
     next_place = np.empty(chunks, np.int64)
     next_place[order] = np.cumsum(sizes[order]) - sizes[order]
     ends = np.cumsum(counts)
-    masks = [np.zeros(n, bool) for _ in counts]
+    part_of = np.empty(n, np.min_scalar_type(len(counts)))
     for start, stop in stretches(n, _BLOCK):
         chunk = _chunk_of(selection, chunk_starts, start, stop)
         by_chunk = np.argsort(chunk, kind="stable")
-        found, first, number = np.unique(
-            chunk[by_chunk], return_index=True, return_counts=True
-        )
+        found, first, number = np.unique(chunk[by_chunk], return_index=True, return_counts=True)
         place = np.empty(stop - start, np.int64)
         within = np.arange(stop - start) - np.repeat(first, number)
         place[by_chunk] = next_place[chunk[by_chunk]] + within
         next_place[found] += number
-        part = np.searchsorted(ends, place, side="right")
-        for number_of_part, mask in enumerate(masks):
-            mask[start:stop] = part == number_of_part
-    return masks
+        part_of[start:stop] = np.searchsorted(ends, place, side="right")
+    flat = selection.ravel()
+    return [flat.select(part_of == part) for part in range(len(counts))]
 
 
 def _chunk_of(selection: Selection, chunk_starts: Int64, start: int, stop: int) -> Int64:
     return np.searchsorted(chunk_starts, selection.ids(start, stop), side="right") - 1
+
+
+def filter_mask(view: Dataset, fn: Callable[[Any], Any], step: int, batched: bool) -> Bools:
+    """Return for which samples a function holds, which takes a sample or else a Batch of `step`."""
+    mask = np.zeros(len(view), bool)
+    for start in progress(range(0, len(view), step), "filter"):
+        part = view[start : start + step]
+        if not batched:
+            mask[start : start + step] = [bool(fn(sample)) for sample in part]
+            continue
+        kept = np.asarray(fn(part.load()))
+        if kept.dtype != bool or kept.shape != (len(part),):
+            raise TypeError(
+                f"fn returned {kept.dtype} of shape {kept.shape} for a batch of {len(part)}; "
+                "expected a bool for each row"
+            )
+        mask[start : start + step] = kept
+    return mask

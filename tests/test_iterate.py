@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import golden_data
 import npstream
-from npstream.batch import Batch, Ragged
+from npstream.batch import Batch
 from npstream.fetch import Fetcher
 from npstream.iterate import BLOCK
 from npstream.orders.partition import LAST, Partition
@@ -40,7 +40,7 @@ VIEWS = {
     "shuffled": lambda ds: ds.shuffle(3, block=None),
     "part of shuffled": lambda ds: ds.shuffle(3, block=None)[5:70:2],
     "2-d": lambda ds: ds[np.arange(24)[::-1].reshape(4, 6)],
-    "beyond a block": lambda ds: ds[np.arange(3 * BLOCK) % N],
+    "beyond a block": lambda ds: ds[np.arange(BLOCK + 200) % N],
     "one": lambda ds: ds[7:8],
     "none": lambda ds: ds[:0],
 }
@@ -69,12 +69,10 @@ def in_turn(iterators):
 
 def assert_same_columns(left, right):
     assert left.keys() == right.keys()
-    for name in left:
-        assert type(left[name]) is type(right[name])
-        as_list = isinstance(left[name], Ragged) or left[name].dtype == object
-        np.testing.assert_array_equal(
-            *[list(c) if as_list else c for c in (left[name], right[name])]
-        )
+    for name, column in right.items():
+        assert type(left[name]) is type(column)
+        for one, other in zip(left[name], column, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def assert_same_samples(left, right):
@@ -205,7 +203,7 @@ def test_columns_that_were_left_out_are_not_read(ds):
     assert list(batch) == ["label"]
 
 
-@pytest.mark.parametrize("name", ["csv_basic", "jsonl_zstd", "mds_c_gz", "mds_bytes_str"])
+@pytest.mark.parametrize("name", ["csv_one_col", "jsonl_shards", "mds_c_gz", "mds_bytes_str"])
 def test_every_format_is_iterated(name):
     data = npstream.open(golden_data.directory(golden_data.case(name)))
     rows = 0
@@ -231,8 +229,8 @@ def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypa
     monkeypatch.setattr(
         Fetcher, "prefetch", lambda self, ids: events.append(("ask for", int(ids[0])))
     )
-    for batch in ds[:30].iter(0, 1, batch_size=10):
-        events.append(("yield", int(batch.ids[0])))
+    batches = ds[:30].iter(0, 1, batch_size=10)
+    events.extend(("yield", int(batch.ids[0])) for batch in batches)
     assert events == [
         ("ask for", 0), ("ask for", 10), ("read", 0), ("yield", 0),
         ("ask for", 20), ("read", 10), ("yield", 10),

@@ -410,7 +410,10 @@ def test_prefetch_asks_for_every_page_once(spans):
     page, gap = 4096, 1 << 14
     asked = []
     python = kernels.prefetch.py_func
-    will_need = lambda first, nbytes: asked.append((first, first + nbytes))  # noqa: E731
+
+    def will_need(first, nbytes):
+        asked.append((first, first + nbytes))
+
     prefetch = types.FunctionType(python.__code__, {**python.__globals__, "will_need": will_need})
     table = np.array(sorted(spans), np.int64).reshape(-1, 2)
     table[:, 0] += 1 << 20

@@ -1,0 +1,341 @@
+"""Damage to the files of a dataset: what `fuzz` does to them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+Files = dict[str, bytes]
+"""The content of files by their names below the dataset's directory."""
+
+WORDS = (0, 1, 3, 4, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 4, 2**32 - 1)
+
+HOSTILE: tuple[Any, ...] = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        255,
+        2**31,
+        2**32 - 1,
+        2**32,
+        2**40 - 1,
+        2**62,
+        2**63,
+        10**30,
+    ),
+    *(1.0, 1.5, -0.0, 1e308, float("nan"), float("inf")),
+    *("", "x", ".", "..", "../index.json", "/etc/passwd", "a/../../b", "C:x", "a\\b", "a\0b"),
+    *("s3://bucket/key", "index.json", "\ud800", "x" * 5000, "zstd", "gz", "br:99", "mds", "json"),
+    *("int", "str", "bytes", "int32", "uint32", "float32", "float64", "uint8", "ndarray", "json"),
+    *("ndarray:uint8", "ndarray:uint16:2", "ndarray:float64:4294967295,4294967295", "pkl", "png"),
+    *([], [1], [[]], {}, {"a": 1}, {"basename": "x", "bytes": 1, "hashes": {}}),
+)
+
+Change = Callable[[random.Random, bytes], bytes]
+
+
+def mutate(rng: random.Random, files: Files, compressed: set[str]) -> tuple[Files, str]:
+    """Damage one or two files; return those that changed, and what was done."""
+    changed: Files = {}
+    done = []
+    for _ in range(1 if rng.random() < 0.85 else 2):
+        name = "index.json" if rng.random() < 0.3 else rng.choice(sorted(files))
+        content = changed.get(name, files[name])
+        if name == "index.json":
+            change = rng.choice(INDEX_CHANGES)
+        elif name in compressed:
+            change = rng.choice(BLOB_CHANGES)
+        else:
+            change = rng.choice(SHARD_CHANGES)
+        changed[name] = change(rng, content)
+        done.append(f"{change.__name__} {name}")
+    return {name: new for name, new in changed.items() if new != files[name]}, "; ".join(done)
+
+
+# Any file.
+
+
+def flip_bits(rng: random.Random, content: bytes) -> bytes:
+    """Flip one to three bits, half the time near the start."""
+    new = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 3)) if new else 0):
+        reach = len(new) if rng.random() < 0.5 else min(len(new), 400)
+        new[rng.randrange(reach)] ^= 1 << rng.randrange(8)
+    return bytes(new)
+
+
+def set_bytes(rng: random.Random, content: bytes) -> bytes:
+    """Overwrite a short run with zeros, ones or noise."""
+    new = bytearray(content)
+    at, length = rng.randrange(len(new) + 1), rng.randint(1, 16)
+    fill = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
+    new[at : at + length] = fill[: len(new[at : at + length])]
+    return bytes(new)
+
+
+def truncate(rng: random.Random, content: bytes) -> bytes:
+    """Cut the end off."""
+    return content[: rng.choice((0, len(content) - 1, rng.randrange(len(content) + 1)))]
+
+
+def extend(rng: random.Random, content: bytes) -> bytes:
+    """Add to the end."""
+    more = rng.randint(1, 40)
+    return content + rng.choice((bytes(more), rng.randbytes(more), content[-more:], content))
+
+
+def swap_ranges(rng: random.Random, content: bytes) -> bytes:
+    """Exchange two runs of one length."""
+    length = min(rng.choice((1, 2, 4, 8, 16, 64)), len(content) // 2)
+    first = rng.randint(0, len(content) - 2 * length)
+    second = rng.randint(first + length, len(content) - length)
+    new = bytearray(content)
+    new[first : first + length] = content[second : second + length]
+    new[second : second + length] = content[first : first + length]
+    return bytes(new)
+
+
+def copy_range(rng: random.Random, content: bytes) -> bytes:
+    """Copy one run over another."""
+    length = min(rng.choice((1, 4, 8, 16, 64)), len(content))
+    source, target = (rng.randint(0, len(content) - length) for _ in "12")
+    new = bytearray(content)
+    new[target : target + length] = content[source : source + length]
+    return bytes(new)
+
+
+def shift(rng: random.Random, content: bytes) -> bytes:
+    """Take some bytes out, and put as many in at another place."""
+    length = min(rng.choice((1, 2, 4, 8)), len(content))
+    at = rng.randint(0, len(content) - length)
+    rest = content[:at] + content[at + length :]
+    to = rng.randint(0, len(rest))
+    return rest[:to] + rng.choice((bytes(length), rng.randbytes(length))) + rest[to:]
+
+
+# The heads of shards, which are tables of words, as are the heads of samples.
+
+
+def _words(content: bytes) -> list[int]:
+    return list(struct.unpack_from(f"<{len(content) // 4}I", content))
+
+
+def _table(rng: random.Random, content: bytes) -> list[int]:
+    """Return the numbers of words, those of the offset table if the count is believable."""
+    words = len(content) // 4
+    count = struct.unpack_from("<I", content)[0] + 2 if words else 0
+    return list(range(min(words, count)))
+
+
+def set_offset(rng: random.Random, content: bytes) -> bytes:
+    """Overwrite the count or an offset with something nearly right, or extreme."""
+    table, words = _table(rng, content), _words(content)
+    if not table:
+        return content
+    k = rng.choice((0, 1, table[-1], rng.choice(table)))
+    old = words[k] if k < len(words) else 0
+    near = [old + d for d in (-8, -4, -1, 1, 4, 8)]
+    values = (*near, words[rng.choice(table)], len(content), rng.choice(WORDS), rng.getrandbits(32))
+    new = bytearray(content)
+    struct.pack_into("<I", new, 4 * k, rng.choice(values) % 2**32)
+    return bytes(new)
+
+
+def move_offsets(rng: random.Random, content: bytes) -> bytes:
+    """Swap two offsets, or copy a run of offsets over others."""
+    table = _table(rng, content)
+    if len(table) < 4:
+        return content
+    new = bytearray(content)
+    length = 4 * min(rng.choice((1, 1, 2, 3, 10)), len(table) - 2)
+    a, b = (4 * rng.randint(1, len(table) - length // 4) for _ in "12")
+    new[a : a + length] = content[b : b + length]
+    if rng.random() < 0.5:
+        new[b : b + length] = content[a : a + length]
+    return bytes(new)
+
+
+def set_sizes(rng: random.Random, content: bytes) -> bytes:
+    """Change the sizes that stand at the start of a sample; often so that they still add up."""
+    table, words = _table(rng, content), _words(content)
+    if len(table) < 3:
+        return content
+    at = words[rng.choice(table[1:-1])]
+    if at + 8 > len(content):
+        return content
+    first, second = struct.unpack_from("<2I", content, at)
+    d = rng.choice((-4, -1, 1, 4))
+    pairs = (
+        *((first + d, second), (first, second + d), (first + d, second - d), (second, first)),
+        *((rng.choice(WORDS), second), (first - 1, rng.choice(WORDS)), (first + 2**31, second)),
+    )
+    new = bytearray(content)
+    struct.pack_into("<2I", new, at, *(word % 2**32 for word in rng.choice(pairs)))
+    return bytes(new)
+
+
+def empty(rng: random.Random, content: bytes) -> bytes:
+    """Leave nothing."""
+    return b""
+
+
+BLOB_CHANGES: tuple[Change, ...] = (
+    *(flip_bits, flip_bits, set_bytes, truncate, extend, swap_ranges, copy_range, shift, empty),
+)
+SHARD_CHANGES: tuple[Change, ...] = (
+    *BLOB_CHANGES,
+    *(set_offset, set_offset, set_offset, move_offsets, move_offsets, set_sizes, set_sizes),
+)
+
+
+# The index.
+
+
+def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths to everything below the top of a JSON document."""
+    keys: list[Any] = []
+    if isinstance(node, dict):
+        keys = list(node)
+    elif isinstance(node, list):
+        keys = list(range(len(node)))
+    paths = [(*path, key) for key in keys]
+    return paths + [deeper for key in keys for deeper in _places(node[key], (*path, key))]
+
+
+def _edit(rng: random.Random, content: bytes, edit: Callable[[Any, Any, list[Any]], None]) -> bytes:
+    """Change an index at a random place; `edit` gets a container, a key of it and all values."""
+    try:
+        document = json.loads(content)
+        places = _places(document)
+        values = [_at(document, path) for path in places]
+        path = rng.choice(places)
+        edit(_at(document, path[:-1]), path[-1], values)
+        return json.dumps(document).encode()
+    except (ValueError, IndexError, TypeError, AttributeError, RecursionError):
+        return content  # damaged before
+
+
+def _at(document: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        document = document[key]
+    return document
+
+
+def edit_value(rng: random.Random, content: bytes) -> bytes:
+    """Put a hostile value in a random place."""
+
+    def edit(parent: Any, key: Any, values: list[Any]) -> None:
+        parent[key] = copy.deepcopy(rng.choice(HOSTILE))
+
+    return _edit(rng, content, edit)
+
+
+def edit_number(rng: random.Random, content: bytes) -> bytes:
+    """Change a number a little, or put a sibling of the same type in its place."""
+
+    def edit(parent: Any, key: Any, values: list[Any]) -> None:
+        old = parent[key]
+        alike = [value for value in values if type(value) is type(old)]
+        parent[key] = copy.deepcopy(rng.choice(alike))
+        if type(old) is int and rng.random() < 0.5:
+            parent[key] = rng.choice((old - 1, old + 1, 2 * old, -old, old // 2, old << 20))
+
+    return _edit(rng, content, edit)
+
+
+def edit_keys(rng: random.Random, content: bytes) -> bytes:
+    """Take a key or an item out, double an item, or swap two."""
+
+    def edit(parent: Any, key: Any, values: list[Any]) -> None:
+        if isinstance(parent, list):
+            other = rng.randrange(len(parent))
+            match rng.choice(("drop", "double", "swap")):
+                case "drop":
+                    del parent[key]
+                case "double":
+                    parent.insert(other, copy.deepcopy(parent[key]))
+                case _:
+                    parent[key], parent[other] = parent[other], parent[key]
+        elif rng.random() < 0.5:
+            del parent[key]
+        else:
+            parent[rng.choice(["x", *parent])] = parent[key]
+
+    return _edit(rng, content, edit)
+
+
+def edit_shard(rng: random.Random, content: bytes) -> bytes:
+    """Change what an entry says of its columns, its counts or its files, and keep it plausible."""
+
+    def edit(parent: Any, key: Any, values: list[Any]) -> None:
+        shard = rng.choice(values[0] if isinstance(values[0], list) else values[1])
+        other = rng.choice(values[0] if isinstance(values[0], list) else values[1])
+        match rng.randrange(6):
+            case 0:
+                shard["samples"] = rng.choice((2**31, 2**32 - 1, shard["samples"] * 1000))
+                for name in ("raw_data", "raw_meta"):
+                    if shard.get(name):
+                        shard[name]["bytes"] = rng.choice((2**39, 20 * shard["samples"]))
+            case 1:
+                encodings = shard["column_encodings"]
+                encodings[rng.randrange(len(encodings))] = rng.choice(HOSTILE)
+            case 2:
+                order = list(range(len(shard["column_names"])))
+                rng.shuffle(order)
+                for name in ("column_names", "column_encodings", "column_sizes"):
+                    if name in shard:
+                        shard[name] = [shard[name][k] for k in order]
+            case 3:
+                rng.shuffle(shard["column_names"])
+            case 4:
+                name = rng.choice(("raw_data", "zip_data", "raw_meta", "zip_meta"))
+                shard[name], other[name] = other[name], shard[name]
+            case _:
+                twins = {"float32": "int32", "int": "float64", "int64": "int", "str": "bytes"}
+                for k, encoding in enumerate(shard["column_encodings"]):
+                    shard["column_encodings"][k] = twins.get(encoding, encoding)
+
+    return _edit(rng, content, edit)
+
+
+def change_digit(rng: random.Random, content: bytes) -> bytes:
+    """Put another digit in the place of one."""
+    places = [k for k, byte in enumerate(content) if chr(byte).isdigit()]
+    if not places:
+        return content
+    new = bytearray(content)
+    new[rng.choice(places)] = ord(rng.choice("0123456789"))
+    return bytes(new)
+
+
+def reencode(rng: random.Random, content: bytes) -> bytes:
+    """Write the text otherwise, or put something before or after it."""
+    return rng.choice((
+        b"\xef\xbb\xbf" + content,
+        content.decode("latin-1").encode("utf-16"),
+        b"[" * 100_000 + content,
+        b'{"shards":' * 1000,
+        content + content,
+        content + b"\0",
+        b" \n" + content + b"\n",
+        b"",
+        b"null",
+        b'{"shards": [], "version": 2}',
+        b"9" * 10_000,
+    ))  # fmt: skip
+
+
+INDEX_CHANGES: tuple[Change, ...] = (
+    *(edit_value, edit_value, edit_number, edit_number, edit_keys, edit_keys),
+    *(edit_shard, edit_shard, edit_shard, change_digit, change_digit),
+    *(flip_bits, flip_bits, set_bytes, truncate, swap_ranges, copy_range, shift, reencode),
+)
