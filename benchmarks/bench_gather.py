@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from types import SimpleNamespace
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,19 +72,32 @@ def tokens_into(data: Data) -> Pair:
     factor=1.5,
 )
 def small(data: Data) -> Pair:
+    return small_pair(data, small_gathers()[0])
+
+
+@figure(
+    "`ds[10,000 random].load()` on S",
+    "the same gather with LLVM's memcpy: no format, no shards, no checks",
+    factor=math.inf,
+)
+def small_limit(data: Data) -> Pair:
+    return small_pair(data, small_gathers()[1])
+
+
+def small_pair(data: Data, gather: Callable[..., None]) -> Pair:
     dataset, (file, offsets) = npstream.open(data.small_dataset()), data.small_rows()
-    picks, gather = indices(data.small, 10_000), small_gather()
     rows = np.asarray(np.memmap(file, np.uint8, "r"))
     warm(dataset, rows)
+    picks = indices(data.small, 10_000)
 
     def reference(number: int) -> tuple[np.ndarray, ...]:
         pick = picks[number % ROUNDS]
-        starts = np.empty(len(pick) + 1, np.int64)
-        gather.lengths(offsets, pick, starts)
-        texts = np.empty(starts[-1], np.uint8)
-        ids, labels = np.empty(len(pick), np.int64), np.empty(len(pick), np.int32)
-        gather.rows(rows, offsets, pick, starts, ids, labels, texts)
-        return ids, labels, texts
+        lengths = offsets[pick + 1] - offsets[pick] - 12
+        ends = np.cumsum(lengths)
+        texts = np.empty(ends[-1], np.uint8)
+        ids, labels = np.empty(8 * len(pick), np.uint8), np.empty(4 * len(pick), np.uint8)
+        gather(rows, offsets[pick], lengths, ends - lengths, ids, labels, texts)
+        return ids.view(np.int64), labels.view(np.int32), texts
 
     def same(batch: Any, expected: tuple[np.ndarray, ...]) -> None:
         np.testing.assert_array_equal(batch["id"], expected[0])
@@ -94,8 +108,8 @@ def small(data: Data) -> Pair:
 
 
 @functools.cache
-def small_gather() -> Any:
-    """Return the reference's two kernels."""
+def small_gathers() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the references' kernels: plain Numba, and with memcpy."""
     import numba
 
     from npstream import _jit
@@ -104,20 +118,22 @@ def small_gather() -> Any:
     copy = _jit.copy
 
     @numba.njit(nogil=True)
-    def lengths(offsets, pick, starts):
-        starts[0] = 0
-        for k in range(len(pick)):
-            starts[k + 1] = starts[k] + offsets[pick[k] + 1] - offsets[pick[k]] - 12
+    def assign(rows, begin, length, start, ids, labels, texts):
+        for k in range(len(begin)):
+            row = begin[k]
+            ids[8 * k : 8 * k + 8] = rows[row : row + 8]
+            labels[4 * k : 4 * k + 4] = rows[row + 8 : row + 12]
+            texts[start[k] : start[k] + length[k]] = rows[row + 12 : row + 12 + length[k]]
 
     @numba.njit(nogil=True)
-    def rows(source, offsets, pick, starts, ids, labels, texts):
-        for k in range(len(pick)):
-            row = source.ctypes.data + offsets[pick[k]]
+    def memcpy(rows, begin, length, start, ids, labels, texts):
+        for k in range(len(begin)):
+            row = rows.ctypes.data + begin[k]
             copy(ids.ctypes.data + 8 * k, row, 8)
             copy(labels.ctypes.data + 4 * k, row + 8, 4)
-            copy(texts.ctypes.data + starts[k], row + 12, starts[k + 1] - starts[k])
+            copy(texts.ctypes.data + start[k], row + 12, length[k])
 
-    return SimpleNamespace(lengths=lengths, rows=rows)
+    return assign, memcpy
 
 
 @figure(
@@ -149,7 +165,7 @@ def images(data: Data) -> Pair:
     return Pair(lambda number: dataset[picks[number % ROUNDS]].load(), reference, same)
 
 
-FIGURES = [tokens, tokens_into, small, images]
+FIGURES = [tokens, tokens_into, small, small_limit, images]
 
 
 @pytest.mark.parametrize("side", SIDES)

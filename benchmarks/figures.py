@@ -49,6 +49,8 @@ class Figure:
 
     @property
     def target(self) -> str:
+        if self.factor == math.inf:
+            return "none"
         bound = f"{seconds(self.plus)} more"
         if self.factor != 1:
             bound = f"{self.factor:g} x" + (f" + {seconds(self.plus)}" if self.plus else "")

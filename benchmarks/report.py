@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import platform
 import tempfile
@@ -54,8 +55,14 @@ def row(result: Result) -> str:
     return (
         f"| {figure.what} | {figure.reference} | {seconds(result.ours)} "
         f"| {seconds(result.theirs)} | {ratio:.2f} | {figure.target} "
-        f"| {'yes' if result.reached else '**no**'} |\n"
+        f"| {verdict(result)} |\n"
     )
+
+
+def verdict(result: Result) -> str:
+    if result.figure.factor == math.inf:
+        return ""
+    return "yes" if result.reached else "**no**"
 
 
 def machine() -> str:

@@ -35,7 +35,7 @@ class Cell:
     @property
     def index(self) -> tuple[int | slice, ...]:
         """What NumPy takes the part with."""
-        return tuple(_as_slice(axis) if isinstance(axis, range) else axis for axis in self.axes)
+        return tuple(as_slice(axis) if isinstance(axis, range) else axis for axis in self.axes)
 
     def contiguous(self, shape: tuple[int, ...], itemsize: int) -> tuple[int, int] | None:
         """Return the first byte of the part and the one after its last, if it is one run."""
@@ -58,7 +58,8 @@ class Cell:
         return first, first + len(axis) * step
 
 
-def _as_slice(axis: range) -> slice:
+def as_slice(axis: range) -> slice:
+    """Return the slice that picks these numbers, none of them negative."""
     if len(axis) == 0:
         return slice(0, 0)
     stop: Any = axis.stop if axis.stop >= 0 else None

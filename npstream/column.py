@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream import display, elementwise
-from npstream._typing import AnyArray, Bools
+from npstream._typing import AnyArray
 from npstream.axes import indexed_shape, split_index
 from npstream.batch import Ragged
 from npstream.cells import Cell
 from npstream.decode import objects
 from npstream.exchange import torch_door
 from npstream.formats.encodings import view_as
-from npstream.gather import BLOCK, Field, Plan, equal_text
+from npstream.gather import Field, Plan
 from npstream.mapped import mapped_column
-from npstream.reading import array_of, in_mode, load, stretches
+from npstream.progress import progress
+from npstream.reading import array_of, in_mode, load
 from npstream.reductions import reduce_blocks
 from npstream.source import CHUNK_BYTES, Source
 
@@ -33,11 +35,8 @@ BLOCK_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
 
 
-def _plan_of(field: Field, cell: Cell) -> Plan:
-    """Return how to read a part of each value; all of it, if the part is not one run of bytes."""
-    assert field.encoding.shape is not None
-    run = cell.contiguous(field.encoding.shape, field.encoding.dtype.itemsize)
-    return Plan([replace(field, part=None if run is None else (*run, cell.shape))])
+_NO_DTYPE = ("image", "ndarray", "object")
+"""Kinds of columns that make arrays of objects only."""
 
 
 def _reduction(name: str) -> Callable[..., Any]:
@@ -46,7 +45,8 @@ def _reduction(name: str) -> Callable[..., Any]:
     def method(self: Column, axis: Any = None, **options: Any) -> Any:
         if not self.shape:
             return getattr(np, name)(np.asarray(self), axis, **options)
-        return reduce_blocks(name, self._blocks(), self.shape, self.dtype, axis, **options)
+        blocks = map(Column._block, self._parts(f"{name} of {self.name!r}"))
+        return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
 
     method.__name__ = name
     method.__qualname__ = f"Column.{name}"
@@ -164,20 +164,25 @@ class Column(NDArrayOperatorsMixin):
         if not separable:
             return self._index_jointly(rows, cells)
         chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
-        cell = self._cell if self._cell is None or not cells else self._cell.select(cells)
+        cell, plan = self._cell, self._plan
+        if cell is not None and cells:
+            cell = cell.select(cells)
+            plan = Plan([self._field.cut(cell)])
         if isinstance(chosen, int):
             return self._value(chosen, cell)
-        plan = self._plan if cell is None or cell is self._cell else _plan_of(self._field, cell)
         return Column(self._source, plan, chosen, cell)
 
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
         """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
-        chosen, final = self._selection, (*rows, *cells)
-        if rows and all(isinstance(item, int) for item in rows):
-            return self._value(chosen.select(rows), self._cell)[cells]
+        chosen: Any = self._selection
+        final = (*rows, *cells)
         if all(isinstance(item, slice) for item in rows):
             chosen = chosen.select((..., *rows))
             final = (*[slice(None)] * len(rows), *cells)
+        elif all(isinstance(item, int) for item in rows):
+            value = self._value(chosen.select(rows), self._cell)
+            # Rows of one sample, as a number beside an array decides where the array's axes go.
+            return value[(None,) * len(rows)][(*[0] * len(rows), *cells)]
         elif len(rows) == 1:
             picked = chosen.select(rows[0])
             chosen = picked.ravel()
@@ -272,42 +277,43 @@ class Column(NDArrayOperatorsMixin):
     ) -> Any:
         """Read elements, as `numpy.take` does: along an axis, or of the ravelled column."""
         column = self
-        if axis is None and self.ndim == self._selection.ndim and self._final is None:
+        if axis is not None:
+            axis = normalize_axis_index(axis, self.ndim)
+        elif self.ndim == self._selection.ndim and self._final is None:
             column, axis = Column(self._source, self._plan, self._selection.ravel(), self._cell), 0
-        if axis == 0 and self._final is None:
-            chosen = column[in_mode(indices, len(column), mode)]
-            if isinstance(chosen, Column):
-                return chosen.load(out)
-            if out is None:
-                return chosen
-            out[...] = chosen
-            return out
-        return np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
+        if axis != 0 or self._final is not None:
+            return np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
+        chosen = column[in_mode(indices, len(column), mode)]
+        if isinstance(chosen, Column):
+            return chosen.load(out)
+        if out is None:
+            return chosen
+        out[...] = chosen
+        return out
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             if self._final is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
+        encoding, selection = self._field.encoding, self._selection
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
-            return objects(self._values()).reshape(self.shape)
-        if self._field.encoding.kind == "object":
+            values = self._source.values(self._plan, selection.ids())
+            return objects(values).reshape(selection.shape)
+        if encoding.kind in _NO_DTYPE:
             raise TypeError(
-                f"column {self.name!r} holds {self._field.encoding.name} values, for which NumPy "
-                "has no dtype: use load(), or dtype=object"
+                f"column {self.name!r} holds {encoding.name} values, for which NumPy has no dtype: "
+                "use load(), or dtype=object"
             )
         column = self.load()
         if isinstance(column, Ragged):
-            column = np.asarray(column, dtype).reshape(self.shape)
+            column = np.asarray(column, dtype).reshape(selection.shape)
         return column if dtype is None else column.astype(dtype, copy=False)  # type: ignore[no-any-return]
 
     @property
     def _holds_objects(self) -> bool:
-        """Whether samples hold what is no element of a numerical array: integers of any size, too."""
+        """Whether samples hold what no array of numbers does; integers may have any size."""
         return self._cell is None or self._field.encoding.name == "int"
-
-    def _values(self) -> list[Any]:
-        return self._source.values(self._plan, self._selection.ids())
 
     def to_numpy(self, dtype: DTypeLike | None = None) -> AnyArray:
         """Read the column: ``np.asarray(column, dtype)``."""
@@ -325,32 +331,34 @@ class Column(NDArrayOperatorsMixin):
         return np.asarray(self, dtype)
 
     def __iter__(self) -> Iterator[Any]:
-        for part in self._parts():
-            flat = part.ndim == 1 and part._final is None
-            yield from part._values() if flat and part._holds_objects else np.asarray(part, part._element)
-
-    def _parts(self) -> Iterator[Column]:
-        """Yield the column in blocks of rows, to be read one after the other."""
         if not self.shape:
             raise TypeError("iteration over a 0-d array")
+        return chain.from_iterable(map(Column._rows, self._parts()))
+
+    def _rows(self) -> Iterable[Any]:
+        """Read the rows, each as an index gives it."""
+        if self.ndim == 1 and self._final is None and self._holds_objects:
+            return self._source.values(self._plan, self._selection.ids())
+        return self._block()
+
+    def _parts(self, purpose: str | None = None) -> Iterator[Column]:
+        """Yield the column in blocks of rows; show the progress of what has a purpose."""
         if self._final is not None:
             yield self
             return
-        rows = self._source.rows_of(BLOCK_BYTES)
-        for start, stop in stretches(len(self), max(1, rows // max(1, prod(self._selection.shape[1:])))):
-            yield self[start:stop]
+        rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
+        starts = range(0, len(self), max(1, rows))
+        for start in starts if purpose is None else progress(starts, purpose):
+            yield self[start : start + starts.step]
 
-    def _blocks(self) -> Iterator[AnyArray]:
-        """Read the column in blocks of rows, as arrays that share no memory."""
-        return (np.asarray(part, part._element) for part in self._parts())
-
-    @property
-    def _element(self) -> Any:
-        """The dtype of a block; None for the column's own."""
-        kind = self._field.encoding.kind
-        return object if kind in ("bytes", "image", "ndarray", "object") else None
+    def _block(self) -> AnyArray:
+        """Read the column as an array, if need be of objects."""
+        return np.asarray(self, object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def __contains__(self, value: object) -> bool:
+        if self._field.encoding.kind in _NO_DTYPE:
+            items = chain.from_iterable(part._block().flat for part in self._parts())
+            return any(elementwise.is_same(item, value) for item in items)
         return any(bool(np.any(part == value)) for part in self._parts())
 
     # Computing
@@ -373,35 +381,19 @@ class Column(NDArrayOperatorsMixin):
             raise TypeError(
                 f"a column is read-only: store the result of np.{ufunc.__name__} in an array"
             )
-        if not elementwise.is_blockwise(ufunc, method, inputs, options, Column):
+        if not elementwise.is_blockwise(ufunc, method, inputs, options, self):
             arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
             return getattr(ufunc, method)(*arrays, **options)
-        if ufunc in (np.equal, np.not_equal) and (text := self._text_of(inputs)) is not None:
-            return self._equals(text) == (ufunc is np.equal)
-        if self.size == 0 or not self.shape:
-            return ufunc(*(np.asarray(item) if item is self else item for item in inputs))
+        text = elementwise.compared_text(ufunc, inputs, self._field.encoding.kind)
+        if text is not None:
+            equal = elementwise.equal_to(text, self._source, self._plan, self._selection)
+            return equal if ufunc is np.equal else ~equal
         parts = (
-            ufunc(*(block if item is self else item for item in inputs)) for block in self._blocks()
+            self._parts(f"{ufunc.__name__} of {self.name!r}")
+            if self.size and self.shape
+            else [self]
         )
-        return elementwise.joined(parts, len(self))
-
-    def _text_of(self, inputs: tuple[Any, ...]) -> bytes | None:
-        """Return the bytes of what a column of text is compared with, if it is text."""
-        kind = self._field.encoding.kind
-        for item in inputs:
-            if kind == "str" and isinstance(item, str):
-                return item.encode(errors="surrogatepass")
-            if kind == "bytes" and isinstance(item, bytes):
-                return item
-        return None
-
-    def _equals(self, text: bytes) -> Bools:
-        """Compare text where it lies."""
-        equal = np.empty(self.size, bool)
-        for start, stop in stretches(self.size, BLOCK):
-            ids = self._selection.ids(start, stop)
-            equal[start:stop] = equal_text(self._source.fetcher, self._plan, ids, text)
-        return equal.reshape(self.shape)
+        return elementwise.blockwise(ufunc, inputs, self, map(Column._block, parts))
 
     def __bool__(self) -> bool:
         if self.size != 1:

@@ -7,11 +7,12 @@ functions, ``load()`` and iteration read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
 
 from npstream import display
 from npstream._typing import AnyArray, Sample
@@ -20,7 +21,7 @@ from npstream.column import Column
 from npstream.errors import ColumnError
 from npstream.places import locate, shard_table
 from npstream.reading import in_mode, load, stretches, structured
-from npstream.splits import filter_mask, shuffled, split_chunks, split_lengths, split_samples
+from npstream.splits import filter_mask, shuffled, split
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -126,8 +127,7 @@ class Dataset:
         """
         chosen = self._selection.select(index)
         if isinstance(chosen, int):
-            shard, row = locate(self._source.index, np.array([chosen]))
-            return int(shard[0]), int(row[0])
+            return locate(self._source.index, chosen)
         return locate(self._source.index, chosen.ids().reshape(chosen.shape))
 
     def __repr__(self) -> str:
@@ -141,10 +141,8 @@ class Dataset:
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
             return self._column(index)
-        if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
-            return self._project(index)
         if isinstance(index, list) and any(isinstance(name, str) for name in index):
-            raise TypeError(f"a list is all column names or all rows, not both: {index!r}")
+            return self._project(index)
         chosen = self._selection.select(index)
         if isinstance(chosen, int):
             return self._sample(chosen)
@@ -152,8 +150,7 @@ class Dataset:
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
         """Return several samples at once, as ``torch.utils.data.DataLoader(ds)`` asks for them."""
-        chosen = self[np.asarray(rows, np.int64)]
-        return list(chosen) if self.ndim > 1 else list(chosen._samples(0, len(rows)))
+        return list(self[np.asarray(rows, np.int64)])
 
     def _column(self, name: str) -> Column:
         if name not in self._names:
@@ -164,6 +161,8 @@ class Dataset:
 
     def _project(self, names: Sequence[str]) -> Dataset:
         for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a list is all column names or all rows, not both: {name!r}")
             self._column(name)
         if len(set(names)) != len(names):
             raise ValueError(f"a column is named twice in {list(names)}")
@@ -217,9 +216,8 @@ class Dataset:
         >>> ds[[2, 0]].load()["label"]
         array([2, 0])
         """
-        plan = self._source.plan(self._names)
         ids = self._selection.ids()
-        columns = load(self._source, plan, ids, self.shape, out)
+        columns = load(self._source, self._source.plan(self._names), ids, self.shape, out)
         return Batch(columns, ids=ids.reshape(self.shape))
 
     def take(
@@ -249,9 +247,7 @@ class Dataset:
         view = self
         if axis is None:
             view = self.ravel()
-        elif axis not in range(-self.ndim, self.ndim):
-            raise np.exceptions.AxisError(axis, self.ndim)
-        elif axis % self.ndim:
+        elif normalize_axis_index(axis, self.ndim):
             raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
         chosen = view[in_mode(indices, len(view), mode)]
         if isinstance(chosen, Dataset):
@@ -263,8 +259,8 @@ class Dataset:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        plan = self._source.plan(self._names)
-        table = structured(self._source, plan, self._selection.ids(), self.shape)
+        source, ids = self._source, self._selection.ids()
+        table = structured(source, source.plan(self._names), ids, self.shape)
         return table if dtype is None else table.astype(dtype, copy=False)
 
     # Views
@@ -316,13 +312,7 @@ class Dataset:
         >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
         [2, 1]
         """
-        if by not in ("sample", "chunk"):
-            raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
-        counts = split_lengths(lengths, self.size)
-        if by == "sample":
-            parts = split_samples(self._selection, counts, seed)
-        else:
-            parts = split_chunks(self._selection, counts, seed, self._source.chunk_starts())
+        parts = split(self._selection, lengths, seed, by, self._source.chunk_starts)
         return [self._view(part) for part in parts]
 
     def with_transform(self, transform: Transform | None) -> Dataset:
@@ -337,7 +327,7 @@ class Dataset:
             Takes a sample and returns what is to stand for it. None removes the transform.
         """
         if transform is not None and self._transform is not None:
-            transform = _Chain(self._transform, transform)
+            transform = partial(_transform_twice, self._transform, transform)
         return Dataset(self._source, self._selection, self._names, transform)
 
     def filter(
@@ -365,13 +355,9 @@ class Dataset:
         """
         view = self.ravel()
         given = view if columns is None else view._project(list(columns))
-        if batch_size is None:
-            return view[filter_mask(given, fn, self._source.rows_of(SAMPLE_BLOCK), False)]
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: expected a positive integer")
-        return view[filter_mask(given, fn, batch_size, True)]
-
-    # Iterating
+        mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
+        kept: Dataset = view[mask]
+        return kept
 
     def iter(
         self,
@@ -400,8 +386,6 @@ class Dataset:
             batched=batched, last=last, transform=transform, view_transform=self._transform,
         )  # fmt: skip
 
-    # Closing
-
     def close(self) -> None:
         """Release the maps and buffers of this dataset and all its views, promptly."""
         self._source.close()
@@ -409,20 +393,9 @@ class Dataset:
     def __enter__(self) -> Dataset:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _Chain:
-    """One function after another; a class, so that it pickles."""
-
-    def __init__(self, first: Transform, second: Transform) -> None:
-        self.first, self.second = first, second
-
-    def __call__(self, sample: Sample) -> Any:
-        return self.second(self.first(sample))
+def _transform_twice(first: Transform, second: Transform, sample: Sample) -> Any:
+    return second(first(sample))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._typing import AnyArray
+from npstream._typing import AnyArray, Bools
+from npstream.gather import BLOCK, equal_text
+from npstream.reading import stretches
+
+if TYPE_CHECKING:
+    from npstream.column import Column
+    from npstream.gather import Plan
+    from npstream.selection import Selection
+    from npstream.source import Source
 
 
 def is_blockwise(
-    ufunc: np.ufunc,
-    method: str,
-    inputs: tuple[Any, ...],
-    options: dict[str, Any],
-    column: type,
+    ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any], column: Column
 ) -> bool:
-    """Tell whether a ufunc takes each element of one column on its own, beside mere numbers."""
-    others = [item for item in inputs if not isinstance(item, column)]
+    """Tell whether a ufunc takes each element of a column on its own, beside mere numbers."""
+    others = [item for item in inputs if item is not column]
     return (
         (method, ufunc.nout, ufunc.signature, options) == ("__call__", 1, None, {})
         and len(others) == len(inputs) - 1
@@ -26,14 +32,46 @@ def is_blockwise(
     )
 
 
-def joined(parts: Iterable[AnyArray], rows: int) -> AnyArray:
-    """Put blocks of rows together, of which there is at least one."""
-    result: AnyArray | None = None
+def blockwise(
+    ufunc: np.ufunc, inputs: tuple[Any, ...], column: Column, blocks: Iterable[AnyArray]
+) -> Any:
+    """Apply a ufunc to the blocks of a column, which is one of the inputs, and join the results."""
+    # The operators know that a number is not a text, where the ufuncs only raise.
+    operators: dict[np.ufunc, Any] = {np.equal: operator.eq, np.not_equal: operator.ne}
+    function = operators.get(ufunc, ufunc)
+    parts = (function(*(block if item is column else item for item in inputs)) for block in blocks)
+    first = next(parts)
+    if not column.shape or len(first) == len(column):
+        return first
+    result = np.empty((len(column), *first.shape[1:]), first.dtype)
     start = 0
-    for part in parts:
-        if result is None:
-            result = np.empty((rows, *part.shape[1:]), part.dtype)
+    for part in chain([first], parts):
         result[start : start + len(part)] = part
         start += len(part)
-    assert result is not None
     return result
+
+
+def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
+    """Return the text that a column of a kind of text is compared with, if that is done."""
+    wanted: Any = {"str": str, "bytes": bytes}.get(kind)
+    if wanted is None or ufunc not in (np.equal, np.not_equal):
+        return None
+    for item in inputs:
+        if isinstance(item, wanted):
+            # What is no UTF-8 equals nothing, yet is no mistake.
+            return item.encode(errors="surrogatepass") if isinstance(item, str) else bytes(item)
+    return None
+
+
+def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
+    """Compare a column of text with one, where it lies."""
+    equal = np.empty(selection.size, bool)
+    for start, stop in stretches(selection.size, BLOCK):
+        ids = selection.ids(start, stop)
+        equal[start:stop] = equal_text(source.fetcher, plan, ids, text)
+    return equal.reshape(selection.shape)
+
+
+def is_same(left: Any, right: Any) -> bool:
+    """Tell whether two values are equal; arrays are if all of their elements are."""
+    return np.array_equal(left, right) if isinstance(left, np.ndarray) else bool(left == right)

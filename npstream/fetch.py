@@ -66,7 +66,7 @@ class Fetcher:
         self.renew_locks()
         _fetchers.add(self)
         self._cold = pages.Coldness()
-        self._announced: Int64 | None = None
+        self._announced: tuple[Int64, ...] = ()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 5), np.int64))
 
@@ -136,7 +136,7 @@ class Fetcher:
         """
         n = len(ids)
         spans = np.empty((len(how.variable), 2, n), np.int64)
-        announced = ids is self._announced
+        announced = any(ids is asked for asked in self._announced)
         if announced or self._cold.warm:
             table = self.current()
             address, nbytes = np.empty((2, n), np.int64)
@@ -160,12 +160,13 @@ class Fetcher:
     def prefetch(self, ids: Int64) -> None:
         """Ask for the pages of samples, if pages have been missing, while others are read.
 
-        A read of the same array of ids then does not ask again.
+        A read of the same array of ids then does not ask again. The last two are remembered: who
+        reads ahead asks for the next one before this one is read.
         """
         if self._cold.expected:
             address, nbytes, _held = self.locate(ids)
             self._cold.prepare(address, nbytes)
-            self._announced = ids
+            self._announced = (*self._announced[-1:], ids)
 
     def region(self, shard: int) -> Region:
         """Return a shard in memory, brought there if need be."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from npstream.formats.encodings import DTYPE_CODES, Encoding
 from npstream.lines import read_lines
 
 if TYPE_CHECKING:
+    from npstream.cells import Cell
     from npstream.formats.mds import Layout
 
 Stored = AnyArray | Ragged | list[Any]
@@ -52,6 +53,12 @@ class Field:
     def shape(self) -> tuple[int, ...] | None:
         """Shape of one value as read; None where it varies."""
         return self.part[2] if self.part else self.encoding.shape
+
+    def cut(self, cell: Cell) -> Field:
+        """Return the column with a part of each value, or all of it if that is not one run."""
+        assert self.encoding.shape is not None
+        run = cell.contiguous(self.encoding.shape, self.encoding.dtype.itemsize)
+        return replace(self, part=None if run is None else (*run, cell.shape))
 
     def allocate(self, n: int) -> AnyArray:
         """Return a new array for `n` values of one size: the column's own, or their bytes."""

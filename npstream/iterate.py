@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import os
 import sys
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
     from npstream.selection import Selection
     from npstream.source import Source
+
+logger = logging.getLogger("npstream")
 
 BLOCK = 1 << 10
 """Samples that are looked up at once, and read at once where samples are yielded."""
@@ -55,9 +58,10 @@ class Iteration:
         are dealt runs of that length.
     last : {"repeat", "drop", "short"}
         Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
-        up with the first samples of the view, and marks them in ``batch.repeated``; "drop" leaves
-        it out, as torch's ``drop_last=True`` does. With both, all ranks have the same number of
-        batches of the same size. "short" reads each sample once, and ranks may differ.
+        up with the first samples of the view, and marks them in ``batch.repeated`` (samples carry
+        no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all ranks
+        have the same number of batches of the same size. "short" reads each sample once, and
+        ranks may differ.
     transform : callable, optional
         Takes each Batch, or each sample, and returns what is yielded in its place.
     view_transform : callable, optional
@@ -132,6 +136,7 @@ class Iteration:
                 "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
+        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         mine = range(worker, part.batches, workers)
         items = self._batches(part, mine) if self._batched else self._samples(part, mine)
         for transform in self._transforms:

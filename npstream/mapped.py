@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import AnyArray
+from npstream.cells import Cell, as_slice
 from npstream.memory import is_mapped
 
 if TYPE_CHECKING:
-    from npstream.cells import Cell
     from npstream.gather import Field
     from npstream.selection import Selection
     from npstream.source import Source
@@ -44,16 +44,16 @@ def mapped_column(
     region = source.fetcher.region(shard)
     if not is_mapped(region.data):
         raise refusal
-    assert encoding.shape is not None
-    row = start - int(index.starts[shard])
-    values = np.ndarray(
-        encoding.shape,
-        encoding.dtype,
-        region.data,
-        region.begin + row * layout.stride + layout.places[field.name].offset,
-    )[cell.index]
-    strides = (step * layout.stride, *values.strides)
-    rows = np.lib.stride_tricks.as_strided(
-        values, (selection.size, *values.shape), strides, writeable=False
+    samples = len(region.offsets) - 1
+    record = np.dtype(
+        {
+            "names": ["values"],
+            "formats": [(encoding.dtype, encoding.shape)],
+            "offsets": [layout.places[field.name].offset],
+            "itemsize": layout.stride,
+        }
     )
-    return rows
+    column: AnyArray = np.ndarray(samples, record, region.data, region.begin)["values"]
+    row = start - int(index.starts[shard])
+    rows = range(row, row + step * selection.size, step)
+    return column[(as_slice(rows), *cell.index)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from npstream.store import LocalStore, local_path
 
 if TYPE_CHECKING:
     from npstream.shards import Verify
+
+logger = logging.getLogger("npstream")
 
 
 def open_dataset(
@@ -75,4 +78,8 @@ def open_dataset(
     if isinstance(verify, str) and verify != "auto" and len(index):
         fetcher.shards.require_hash(verify)
     source, names = open_source(fetcher, columns, allow_pickle)
+    logger.info(
+        "opened %s: %d samples in %d shards, columns %s, verify=%r",
+        index.where, index.samples, len(index), ", ".join(names), verify,
+    )  # fmt: skip
     return Dataset(source, Selection.all(index.samples), names)

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index
 
 
-def locate(index: Index, ids: Int64) -> tuple[Any, Any]:
-    """Return the shards of samples, and their rows in them, in the shape of `ids`."""
+def locate(index: Index, ids: int | Int64) -> tuple[Any, Any]:
+    """Return the shard of a sample and its row there; of several samples, in their shape."""
     shards = np.searchsorted(index.starts, ids, side="right") - 1
-    return shards, ids - index.starts[shards]
+    rows = ids - index.starts[shards]
+    return (int(shards), int(rows)) if isinstance(ids, int) else (shards, rows)
 
 
 def shard_table(index: Index) -> AnyArray:

@@ -22,8 +22,8 @@ def progress(steps: Sequence[T], what: str) -> Iterator[T]:
         now = time.monotonic()
         if visible and now - began > _PATIENCE and now - shown > _INTERVAL:
             left = (now - began) / done * (len(steps) - done) if done else 0.0
-            share = done / len(steps)
-            print(f"\r{what}: {share:4.0%}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+            text = f"\r{what}: {done / len(steps):4.0%}, {left:.0f} s left "
+            print(text, end="", file=sys.stderr, flush=True)
             shown, drawn = now, True
         yield step
     if drawn:

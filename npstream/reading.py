@@ -12,11 +12,12 @@ from npstream._typing import AnyArray, Int64
 from npstream.batch import Ragged
 from npstream.errors import ColumnError
 from npstream.memory import ensure_fits
-from npstream.gather import Field, Plan
-from npstream.source import Source
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from npstream.gather import Field, Plan
+    from npstream.source import Source
 
 MODES = ("raise", "wrap", "clip")
 

@@ -23,6 +23,9 @@ Verify = bool | str
 files too; False, none; a name, that one of both."""
 
 
+_MAX_BYTES = 1 << 32
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A shard in memory.
@@ -142,6 +145,8 @@ class Shards:
         where = self.store.where(zipped.name)
         if compression is None:
             raise FormatError(f"{where}: compressed, but the index names no compression")
+        if raw.nbytes > _MAX_BYTES:
+            raise FormatError(f"{where}: {raw.nbytes} bytes unpacked; offsets reach {_MAX_BYTES}")
         packed = self.store.read(zipped.name)
         self._check_size(packed, zipped)
         memory.ensure_fits(raw.nbytes, f"decompressing {where}")

@@ -44,7 +44,7 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
             counts[part % len(counts)] += 1
         return counts
     try:
-        counts = [operator.index(length) for length in lengths]
+        counts = [operator.index(length) for length in lengths]  # type: ignore[arg-type]
     except TypeError:
         raise ValueError(f"fractions {lengths} sum to {sum(lengths)}; they must sum to 1") from None
     if sum(counts) != n:
@@ -57,10 +57,21 @@ def shuffled(selection: Selection, seed: int, epoch: int = 0) -> Selection:
     return selection.permuted(Permutation(selection.size, make_key(seed, epoch, 0, 0)))
 
 
-def split_samples(selection: Selection, counts: Sequence[int], seed: int) -> list[Any]:
-    """Return parts that are runs of the shuffled samples."""
+def split(
+    selection: Selection,
+    lengths: Sequence[float],
+    seed: int,
+    by: str,
+    chunk_starts: Callable[[], Int64],
+) -> list[Any]:
+    """Return parts of a view, of these lengths, drawn by sample or by chunk."""
+    counts = split_lengths(lengths, selection.size)
+    if by == "chunk":
+        return split_chunks(selection, counts, seed, chunk_starts())
+    if by != "sample":
+        raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
     order = shuffled(selection, seed)
-    ends = np.cumsum(counts).tolist()
+    ends = np.cumsum(counts, dtype=np.int64).tolist()
     return [order.select(slice(end - n, end)) for end, n in zip(ends, counts, strict=True)]
 
 
@@ -111,12 +122,17 @@ def _chunk_of(selection: Selection, chunk_starts: Int64, start: int, stop: int) 
     return np.searchsorted(chunk_starts, selection.ids(start, stop), side="right") - 1
 
 
-def filter_mask(view: Dataset, fn: Callable[[Any], Any], step: int, batched: bool) -> Bools:
-    """Return for which samples a function holds, which takes a sample or else a Batch of `step`."""
+def filter_mask(
+    view: Dataset, fn: Callable[[Any], Any], batch_size: int | None, block: int
+) -> Bools:
+    """Return for which samples a function holds, which takes a sample or, if sized, a Batch."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: expected a positive integer")
     mask = np.zeros(len(view), bool)
+    step = batch_size or block
     for start in progress(range(0, len(view), step), "filter"):
         part = view[start : start + step]
-        if not batched:
+        if batch_size is None:
             mask[start : start + step] = [bool(fn(sample)) for sample in part]
             continue
         kept = np.asarray(fn(part.load()))

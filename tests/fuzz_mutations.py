@@ -46,8 +46,9 @@ Change = Callable[[random.Random, bytes], bytes]
 def mutate(rng: random.Random, files: Files, compressed: set[str]) -> tuple[Files, str]:
     """Damage one or two files; return those that changed, and what was done."""
     changed: Files = {}
-    done = []
-    for _ in range(1 if rng.random() < 0.85 else 2):
+    done: list[str] = []
+    wanted = 1 if rng.random() < 0.85 else 2
+    while len(done) < wanted:
         name = "index.json" if rng.random() < 0.3 else rng.choice(sorted(files))
         content = changed.get(name, files[name])
         if name == "index.json":
@@ -56,9 +57,11 @@ def mutate(rng: random.Random, files: Files, compressed: set[str]) -> tuple[File
             change = rng.choice(BLOB_CHANGES)
         else:
             change = rng.choice(SHARD_CHANGES)
-        changed[name] = change(rng, content)
-        done.append(f"{change.__name__} {name}")
-    return {name: new for name, new in changed.items() if new != files[name]}, "; ".join(done)
+        new = change(rng, content)
+        if new not in (content, files[name]):
+            changed[name] = new
+            done.append(f"{change.__name__} {name}")
+    return changed, "; ".join(done)
 
 
 # Any file.
@@ -220,8 +223,8 @@ def _edit(rng: random.Random, content: bytes, edit: Callable[[Any, Any, list[Any
         path = rng.choice(places)
         edit(_at(document, path[:-1]), path[-1], values)
         return json.dumps(document).encode()
-    except (ValueError, IndexError, TypeError, AttributeError, RecursionError):
-        return content  # damaged before
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return content  # there is no such place
 
 
 def _at(document: Any, path: tuple[Any, ...]) -> Any:

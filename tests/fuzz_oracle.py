@@ -18,6 +18,7 @@ samples are those of the shards that it names.
 from __future__ import annotations
 
 import json
+import operator
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -117,54 +118,62 @@ def judge(
     files = original.files | changed
     try:
         document = json.loads(files["index.json"])
-        entries = document["shards"]
-        assert document["version"] == 2
-        assert isinstance(entries, list)
-        return [_judge_shard(original, files, entry, verify) for entry in entries]
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, AssertionError):
+        entries = [_entry(entry) for entry in document["shards"]]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
+    if document.get("version") != 2:
+        return None
+    return [_judge_shard(original, files, entry, verify) for entry in entries]
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what matters of a shard's entry; raise where it is not there."""
+    raw, packed = entry["raw_data"], entry.get("zip_data")
+    hashed = [bool(raw.get("hashes")), bool(packed and packed.get("hashes"))]
+    return {
+        "samples": operator.index(entry["samples"]),
+        "raw": str(raw["basename"]),
+        "packed": packed and str(packed["basename"]),
+        "hashed": hashed,
+        "compression": entry.get("compression"),
+    }
 
 
 def _judge_shard(
     original: Original, files: dict[str, bytes], entry: dict[str, Any], verify: bool | str
 ) -> tuple[int, list[Place]]:
-    count, raw, packed = entry["samples"], entry["raw_data"], entry.get("zip_data")
-    if not isinstance(count, int):
-        raise TypeError(f"{count!r} samples")
-    mapped = packed is None or raw["basename"] in files
-    shard = original.shards.get(raw["basename"] if mapped else packed["basename"])
-    if shard is None or count != shard.rows:
+    count, packed = entry["samples"], entry["packed"]
+    mapped = packed is None or entry["raw"] in files
+    name = entry["raw"] if mapped else packed
+    shard = original.shards.get(name)
+    if shard is None or name not in files or count != shard.rows:
         return count, []
-    recorded = bool(raw.get("hashes")) or (not mapped and bool(packed.get("hashes")))
     excused: dict[int, frozenset[str]] = {}
-    if not (recorded and (verify is True or (verify == "auto" and not mapped))):
-        excused = _excused(shard, files, entry, mapped)
+    recorded = entry["hashed"][0] if mapped else any(entry["hashed"])
+    if not recorded or not (verify is True or (verify == "auto" and not mapped)):
+        excused = _excused(shard, files[name], None if mapped else entry["compression"])
     return count, [Place(shard, row, excused.get(row, frozenset())) for row in range(count)]
 
 
-def _excused(
-    shard: Shard, files: dict[str, bytes], entry: dict[str, Any], mapped: bool
-) -> dict[int, frozenset[str]]:
+def _excused(shard: Shard, content: bytes, compression: str | None) -> dict[int, frozenset[str]]:
     """Return which columns of which rows may differ."""
-    content = files[entry["raw_data"]["basename"] if mapped else entry["zip_data"]["basename"]]
-    if not mapped:
+    if compression is not None:
         try:
-            content = decompress(content, entry["compression"], len(shard.raw))
-        except Exception:
+            content = decompress(content, compression, len(shard.raw))
+        except ValueError:
             return {}
     if content == shard.raw or len(content) != len(shard.raw):
         return {}
     before, after = (np.frombuffer(data, np.uint8) for data in (shard.raw, content))
     changed = np.flatnonzero(before != after)
     excused: dict[int, frozenset[str]] = {}
-    for owner in np.unique(shard.owner[changed]).tolist():
+    for owner in set(shard.owner[changed].tolist()) - {STRUCTURE}:
         row, column = divmod(owner, len(shard.columns))
         names = (shard.columns[column],) if shard.is_mds else shard.columns
-        if owner != STRUCTURE:
-            excused[row] = excused.get(row, frozenset()) | frozenset(names)
-    for row in np.unique(shard.sizes[changed]).tolist():
+        excused[row] = excused.get(row, frozenset()) | frozenset(names)
+    for row in set(shard.sizes[changed].tolist()) - {STRUCTURE}:
         words = np.flatnonzero(shard.sizes == row)
         total = [int(data[words].view("<u4").sum(dtype=np.int64)) for data in (before, after)]
-        if row != STRUCTURE and total[0] == total[1]:
+        if total[0] == total[1]:
             excused[row] = frozenset(shard.columns)
     return excused

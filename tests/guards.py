@@ -14,12 +14,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def guarded(data: bytes) -> NDArray[np.uint8]:
-    """Return a copy of bytes, in an array that ends where memory that nobody may touch begins."""
+def guarded(data: bytes, align: int = 1) -> NDArray[np.uint8]:
+    """Return a copy of bytes, in an array that ends where memory that nobody may touch begins.
+
+    To begin at a multiple of `align`, it may end up to as many bytes before.
+    """
     nbytes = -(-max(len(data), 1) // mmap.PAGESIZE) * mmap.PAGESIZE
     pages = np.frombuffer(mmap.mmap(-1, nbytes + mmap.PAGESIZE), np.uint8)
     if _libc.mprotect(pages.ctypes.data + nbytes, mmap.PAGESIZE, _PROT_NONE):
         raise OSError(ctypes.get_errno(), "cannot protect a page")
-    array = pages[nbytes - len(data) : nbytes]
+    start = (nbytes - len(data)) // align * align
+    array = pages[start : start + len(data)]
     array[:] = np.frombuffer(data, np.uint8)
     return array

@@ -16,6 +16,7 @@ from npstream.batch import Batch
 from npstream.fetch import Fetcher
 from npstream.iterate import BLOCK
 from npstream.orders.partition import LAST, Partition
+from npstream.pages import Coldness
 from npstream.source import Source
 
 N = 103
@@ -236,6 +237,16 @@ def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypa
         ("ask for", 20), ("read", 10), ("yield", 10),
         ("read", 20), ("yield", 20),
     ]  # fmt: skip
+
+
+def test_pages_are_asked_for_once(ds, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Coldness, "expected", True)
+    monkeypatch.setattr(
+        Coldness, "prepare", lambda self, address, nbytes: asked.append(len(address))
+    )
+    assert len(list(ds[:35].iter(0, 1, batch_size=10, last="short"))) == 4
+    assert asked == [10, 10, 10, 5]
 
 
 def test_samples_are_read_in_blocks(ds, monkeypatch):
