@@ -45,7 +45,7 @@ class Figure:
     factor: float = 1.0
     plus: float = 0.0
     under: float = math.inf
-    rounds: int = 9
+    rounds: int = 25
 
     @property
     def target(self) -> str:

@@ -45,7 +45,7 @@ def _reduction(name: str) -> Callable[..., Any]:
     def method(self: Column, axis: Any = None, **options: Any) -> Any:
         if not self.shape:
             return getattr(np, name)(np.asarray(self), axis, **options)
-        blocks = map(Column._block, self._parts(f"{name} of {self.name!r}"))
+        blocks = map(np.asarray, self._parts(f"{name} of {self.name!r}"))
         return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
 
     method.__name__ = name
@@ -145,9 +145,9 @@ class Column(NDArrayOperatorsMixin):
         return (max(1, min(self._source.rows_of(CHUNK_BYTES), rows)), *cells)[: self.ndim]
 
     def __len__(self) -> int:
-        if not (shape := self.shape):
+        if not self._shape:
             raise TypeError("len() of unsized object")
-        return shape[0]
+        return self._shape[0]
 
     def __repr__(self) -> str:
         return display.column_text(self)
@@ -343,7 +343,7 @@ class Column(NDArrayOperatorsMixin):
 
     def _parts(self, purpose: str | None = None) -> Iterator[Column]:
         """Yield the column in blocks of rows; show the progress of what has a purpose."""
-        if self._final is not None:
+        if self._final is not None or not self.size or not self.shape:
             yield self
             return
         rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
@@ -388,12 +388,8 @@ class Column(NDArrayOperatorsMixin):
         if text is not None:
             equal = elementwise.equal_to(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
-        parts = (
-            self._parts(f"{ufunc.__name__} of {self.name!r}")
-            if self.size and self.shape
-            else [self]
-        )
-        return elementwise.blockwise(ufunc, inputs, self, map(Column._block, parts))
+        blocks = map(Column._block, self._parts(f"{ufunc.__name__} of {self.name!r}"))
+        return elementwise.blockwise(ufunc, inputs, self, blocks)
 
     def __bool__(self) -> bool:
         if self.size != 1:

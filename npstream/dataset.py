@@ -217,8 +217,9 @@ class Dataset:
         array([2, 0])
         """
         ids = self._selection.ids()
-        columns = load(self._source, self._source.plan(self._names), ids, self.shape, out)
-        return Batch(columns, ids=ids.reshape(self.shape))
+        shape = self._selection.shape
+        columns = load(self._source, self._source.plan(self._names), ids, shape, out)
+        return Batch(columns, ids if len(shape) == 1 else ids.reshape(shape))
 
     def take(
         self,
@@ -356,8 +357,7 @@ class Dataset:
         view = self.ravel()
         given = view if columns is None else view._project(list(columns))
         mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
-        kept: Dataset = view[mask]
-        return kept
+        return view[mask]  # type: ignore[no-any-return]
 
     def iter(
         self,

@@ -53,7 +53,7 @@ def batch_column(
             return out
         return stored
     if kind in ("str", "bytes", "image"):
-        return Ragged.from_list(stored, kind)
+        return _text_rows(fetcher, field, stored, ids)
     if kind == "ndarray":
         return _ragged_or_objects(stored)
     numbers = _numbers(fetcher, field, stored, ids)
@@ -146,6 +146,15 @@ def _numbers(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> A
             f"{fetcher.shards.describe(int(ids[wide]))}: column {field.name!r} holds "
             f"{values[wide]}, which int64 cannot; read it with dtype=object"
         ) from None
+
+
+def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> Ragged:
+    try:
+        return Ragged.from_list(values, field.encoding.kind)
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a character.
+        sample = next(i for i, text in zip(ids, values, strict=True) if text is error.object)
+        fetcher.damaged(int(sample), f"column {field.name!r}: {error}; read it with dtype=object")
 
 
 def _ragged_or_objects(rows: list[AnyArray]) -> Column:

@@ -22,10 +22,9 @@ def dataset_text(ds: Dataset) -> str:
     shape = f"{len(ds):,} samples" if ds.ndim == 1 else f"samples of shape {ds.shape}"
     stored = f"{len(index):,} shards, {size_text(int(index.nbytes.sum()))}"
     lines = [f"<npstream.Dataset: {shape} of {index.samples:,} in {stored}, {index.where}"]
-    width = max((len(name) for name in ds.columns[:COLUMNS]), default=0)
-    for name in ds.columns[:COLUMNS]:
-        field = ds._source.field(name)
-        lines.append(f"  {name:{width}}  {field.encoding.name}")
+    shown = {name: ds._source.field(name).encoding.name for name in ds.columns[:COLUMNS]}
+    width = min(WIDTH, max(map(len, shown), default=0))
+    lines += [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown.items()]
     if len(ds.columns) > COLUMNS:
         lines.append(f"  ... and {len(ds.columns) - COLUMNS} more columns")
     return "\n".join(lines) + ">"
@@ -35,7 +34,7 @@ def dataset_html(ds: Dataset) -> str:
     """Return a table of a dataset's first rows, which are read."""
     names = ds.columns[:COLUMNS]
     rows = [] if not names else [_as_stored(ds, row) for row in range(min(ROWS, ds.size))]
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    head = "".join(f"<th>{escape(clipped(name))}</th>" for name in names)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in names) + "</tr>"
         for row in rows
@@ -74,7 +73,12 @@ def value_text(value: Any) -> str:
         inner = np.array2string(value, threshold=6, edgeitems=3, separator=" ")
         text = f"{value.dtype}{list(value.shape)} {' '.join(inner.split())}"
     else:
-        text = repr(value) if not isinstance(value, str) else value
+        text = str(value) if isinstance(value, str | np.generic) else repr(value)
+    return clipped(text)
+
+
+def clipped(text: str) -> str:
+    """Return a text, or as much of it as fits."""
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
 
 

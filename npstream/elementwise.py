@@ -69,7 +69,7 @@ def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> B
     for start, stop in stretches(selection.size, BLOCK):
         ids = selection.ids(start, stop)
         equal[start:stop] = equal_text(source.fetcher, plan, ids, text)
-    return equal.reshape(selection.shape)
+    return equal.reshape(selection.shape)[()]
 
 
 def is_same(left: Any, right: Any) -> bool:

@@ -139,7 +139,7 @@ class Fetcher:
         announced = any(ids is asked for asked in self._announced)
         if announced or self._cold.warm:
             table = self.current()
-            address, nbytes = np.empty((2, n), np.int64)
+            address, nbytes = np.empty(n, np.int64), np.empty(n, np.int64)
             code = kernels.read.sized(n)(
                 ids, *self._lookup, table.place, address, nbytes,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,

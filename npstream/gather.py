@@ -185,7 +185,7 @@ def _gather_schema(
     blocks, held = [], []
     fixed = how.fixed.copy()
     for place, f in enumerate(copied):
-        fixed[place, 3] = memory.address_of(columns[f.name])
+        fixed[place, 3] = memory.writable_address(columns[f.name])
     # The array of ids itself, where it is short, since that may have been announced.
     for part in _parts(ids):
         spans, holder = fetcher.read(part, how, fixed)
@@ -368,7 +368,9 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
 
 
 def _as_ragged(column: Stored) -> Ragged:
-    return column if isinstance(column, Ragged) else Ragged.from_list(list(column))
+    if isinstance(column, Ragged):
+        return column
+    return Ragged.from_list([text.encode("utf-8", "surrogatepass") for text in column])
 
 
 def _offsets(lengths: Int64) -> Int64:

@@ -121,7 +121,7 @@ def will_need(pages: Bytes) -> None:
 
 
 def is_mapped(array: Bytes) -> bool:
-    """Tell whether an array is a whole mapped file, or a part of one."""
+    """Tell whether an array is a whole mapped file."""
     base: object = array.base
     return isinstance(base, Map)
 
@@ -133,8 +133,13 @@ def map_budget() -> int:
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
     """Return where an array's first element lies."""
-    # Several times faster than array.ctypes.data, which builds an object.
+    # array.ctypes.data builds an object, and the array interface a dict.
     return int(array.__array_interface__["data"][0])
+
+
+def writable_address(array: np.ndarray[Any, Any]) -> int:
+    """Return where a writable, contiguous array begins, in a third of `address_of`'s time."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
 
 
 def available() -> int:

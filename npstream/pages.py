@@ -29,6 +29,7 @@ class Coldness:
         self._announce = 0
         self._streak = 4
         self._faults = 0
+        self._unseen = 0
 
     @property
     def expected(self) -> bool:
@@ -40,7 +41,7 @@ class Coldness:
         if not self._announce:
             before = _major_faults()
             kernels.touch.sized(LOOK)(address[:LOOK], nbytes[:LOOK])
-            self._faults = _major_faults()
+            self._faults, self._unseen = _major_faults(), 0
             self.warm = self._faults - before <= min(len(address), LOOK) >> 3
             if self.warm:
                 self._streak = max(4, self._streak // 2)
@@ -51,9 +52,11 @@ class Coldness:
 
     def observe(self, rows: int) -> None:
         """Take note of what a read of `rows` rows has done that was not announced."""
-        faults = _major_faults()
-        self.warm = faults - self._faults <= rows >> 6
-        self._faults = faults
+        self._unseen += rows
+        if self._unseen >= 1 << 12:  # looking takes a microsecond
+            faults = _major_faults()
+            self.warm = faults - self._faults <= self._unseen >> 6
+            self._faults, self._unseen = faults, 0
 
 
 def _major_faults() -> int:

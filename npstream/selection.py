@@ -17,6 +17,7 @@ import numpy as np
 
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.mask import PIECE, Mask, values
+from npstream.memory import ensure_fits
 from npstream.orders.permutation import Permutation, out_of_bounds
 
 Stage: TypeAlias = range | Mask | Permutation | Int64
@@ -137,6 +138,7 @@ class Selection:
         if self._ids is not None:
             return self._ids.reshape(-1)[start:stop].copy()
         rows, under = self._rows[start:stop], self._under
+        ensure_fits(8 * len(rows), f"the numbers of {len(rows):,} samples")
         if under and isinstance(under[0], Mask):
             ids = under[0].run(rows)
             under = under[1:]

@@ -23,12 +23,34 @@ def write_shards(
     start = 0
     for number, size in enumerate(sizes):
         stop = max(start + size, 1)
-        rows = [{name: values[name][i] for name in values} for i in range(stop - max(size, 1), stop)]
+        rows = [
+            {name: values[name][i] for name in values} for i in range(stop - max(size, 1), stop)
+        ]
         npstream.write(path / f"{number:04}", rows, columns=columns, shard_size=None)
         if size == 0:
             _empty(path / f"{number:04}")
         start += size
     return merge(path)
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Write a dataset of one JSONL shard; `columns` says "int", "float" or "str" of each."""
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    ends = np.cumsum([0, *map(len, lines)])
+    files = {
+        "data.json": b"".join(lines),
+        "data.json.meta": np.array([len(lines), *ends], "<u4").tobytes(),
+    }
+    path.mkdir()
+    for name, body in files.items():
+        (path / name).write_bytes(body)
+    data, meta = (
+        {"basename": name, "bytes": len(body), "hashes": {}} for name, body in files.items()
+    )
+    shard = {"columns": columns, "compression": None, "format": "json", "hashes": []}
+    shard |= {"newline": "\n", "raw_data": data, "raw_meta": meta, "samples": len(lines)}
+    shard |= {"size_limit": None, "version": 2, "zip_data": None, "zip_meta": None}
+    (path / "index.json").write_text(json.dumps({"version": 2, "shards": [shard]}))
 
 
 def merge(path: Path, **options: Any) -> npstream.Dataset:

@@ -104,6 +104,8 @@ def identity(value: Any) -> Any:
     """Return what is equal exactly where two values are the same."""
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, np.int64):
+        value = int(value)  # what it is depends on the shard that the index names first
     if isinstance(value, np.generic):
         return value.dtype.str, value.tobytes()
     if isinstance(value, list):

@@ -8,10 +8,10 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
-import golden_data as golden
 import numpy as np
 import pytest
 
+import golden_data as golden
 import npstream
 from npstream.errors import FormatError, IntegrityError, NpstreamError, StorageError
 
@@ -59,7 +59,9 @@ def check_column(column, expected):
 
 def fits(expected):
     """Tell whether an array of int64 holds the numbers."""
-    return all(tagged["t"] != "int" or -(2**63) <= golden.value(tagged) < 2**63 for tagged in expected)
+    return all(
+        tagged["t"] != "int" or -(2**63) <= golden.value(tagged) < 2**63 for tagged in expected
+    )
 
 
 def shuffled(n):

@@ -8,11 +8,11 @@ import operator
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from datasets import objects, write_shards
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays, basic_indices, broadcastable_shapes
 
 import npstream
+from datasets import objects, write_shards
 from npstream import selection
 
 DTYPES = [f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)]
@@ -194,7 +194,12 @@ def indices(draw, shape):
     kinds = [basic_indices(shape, allow_newaxis=False), mixed_indices(shape)]
     if shape:
         n = shape[0]
-        kinds += [integers(n), st.slices(n), arrays_of_indices(n, (4,)), arrays_of_indices(n, (2, 3))]
+        kinds += [
+            integers(n),
+            st.slices(n),
+            arrays_of_indices(n, (4,)),
+            arrays_of_indices(n, (2, 3)),
+        ]
         kinds += [st.integers(-n - 2, n + 1), masks((n,)), masks(shape), st.just([])]
     return draw(st.one_of(kinds))
 
@@ -227,7 +232,10 @@ def test_columns_are_indexed_as_arrays_are(made, data):
     column, array = ds[name], values[name]
     for _ in range(4):
         index = data.draw(indices(array.shape))
-        got, want = outcome(operator.getitem, column, index), outcome(operator.getitem, array, index)
+        got, want = (
+            outcome(operator.getitem, column, index),
+            outcome(operator.getitem, array, index),
+        )
         if same_error(got, want):
             continue
         check_column(got, want)

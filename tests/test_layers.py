@@ -64,7 +64,9 @@ def test_modules_and_functions_stay_short(module):
     assert lines <= MAX_MODULE_LINES
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+            # Signatures and docstrings may be as long as they need.
+            code = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not code or node.end_lineno - code[0].lineno < MAX_FUNCTION_LINES, node.name
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -271,7 +271,7 @@ def z_score(counts):
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_tiny_permutations_are_uniform(n):
     """Each of the n! permutations comes equally often; a Feistel network fails this by far."""
-    permutation._shuffle.compiled()
+    permutation.shuffle.compiled()
     seen = {each: 0 for each in itertools.permutations(range(n))}
     for seed in range(20 * len(seen) + 1000):
         seen[tuple(elements(n, make_key(seed)).tolist())] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -112,7 +113,10 @@ class Index:
         for shard, entry in enumerate(entries):
             key, counts[shard], self.nbytes[shard] = _checked(entry, shard, where)
             self.schema_of[shard] = schemas.setdefault(key, len(schemas))
-        self.schemas = tuple(_schema(key, where) for key in schemas)
+        self.schemas = tuple(
+            _schema(key, f"{where}: shard {np.argmax(self.schema_of == number)}")
+            for key, number in schemas.items()
+        )
         self.starts = np.zeros(len(entries) + 1, np.int64)
         np.cumsum(counts, out=self.starts[1:])
         self.guide, self.shift = guide_table(self.starts)
@@ -296,11 +300,11 @@ def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     return tuple([tuple(entry[key]) for key in keys])
 
 
-def _schema(key: Any, where: str) -> Schema:
+def _schema(key: Any, place: str) -> Schema:
     kind, names, encodings, sizes, newline, separator = key
 
     def fail(message: str) -> NoReturn:
-        raise FormatError(f"{where}: {message}")
+        raise FormatError(f"{place}: {message}")
 
     if not all(isinstance(text, str) for text in (*names, *encodings, newline, separator)):
         fail("column names, encodings, newline and separator must be strings")
@@ -309,7 +313,7 @@ def _schema(key: Any, where: str) -> Schema:
     if not names:
         fail("a shard has no columns")
     if len(set(names)) != len(names):
-        fail(f"duplicate columns {sorted({name for name in names if names.count(name) > 1})}")
+        fail(f"duplicate columns {sorted(name for name, n in Counter(names).items() if n > 1)}")
     if not all(size is None or (type(size) is int and 0 < size < 2**32) for size in sizes):
         fail(f"column sizes {sizes}: expected null or an int in [1, 2**32)")
     if kind != "mds" and not newline:

@@ -90,7 +90,7 @@ class Permutation:
         values = self._checked(positions)
         if self._n <= SMALL:
             return self._table.take(values).astype(np.int64)
-        self._walk(_encipher, values)
+        self._walk(_encipher_all, values)
         return values
 
     def find(self, elements: Int64) -> Int64:
@@ -100,15 +100,15 @@ class Permutation:
             inverse = np.empty_like(values, shape=self._n)
             inverse[self._table] = np.arange(self._n)
             return inverse.take(values)
-        self._walk(_decipher, values)
+        self._walk(_decipher_all, values)
         return values
 
     @functools.cached_property
     def _table(self) -> AnyArray:
-        table = np.empty(self._n, np.uint16)
+        table = np.arange(self._n, dtype=np.uint16)
         # As plain Python a step takes 1 us; `sized` reckons with 10 us, and 30 ms is less than
         # loading Numba takes.
-        _shuffle.sized(self._n >> 5)(self._key, table)
+        shuffle.sized(self._n >> 5)(self._key, table)
         return table
 
     def _walk(self, cipher: Cipher, values: Int64) -> None:
@@ -146,51 +146,71 @@ def _integer(name: str, number: object) -> int:
 
 
 @kernel
-def _shuffle(key: int, table: AnyArray) -> None:
-    """Fill a table with a permutation of its positions: Fisher-Yates, inside out."""
-    for i in range(table.size):
+def shuffle(key: int, values: AnyArray) -> None:
+    """Permute values in place: a Fisher-Yates shuffle, from the first on."""
+    for i in range(values.size):
         j = draw(key ^ i, i + 1)
-        table[i] = table[j]
-        table[j] = i
+        value = values[i]
+        values[i] = values[j]
+        values[j] = value
 
 
 @kernel
-def _encipher(n: int, a: int, b: int, key: int, values: Int64) -> None:
+def shuffled_to(key: int, n: int, i: int) -> int:
+    """Return where `shuffle` brings value number i of n."""
+    at = draw(key ^ i, i + 1)
+    for later in range(i + 1, n):
+        if draw(key ^ later, later + 1) == at:
+            at = later
+    return at
+
+
+@kernel
+def encipher(n: int, a: int, b: int, key: int, left: int, right: int) -> int:
+    """Return the element at position ``left * b + right``."""
+    while True:
+        for step in range(0, 6, 2):
+            left += draw(key ^ (step << 32) ^ right, a)
+            if left >= a:
+                left -= a
+            right += draw(key ^ ((step + 1) << 32) ^ left, b)
+            if right >= b:
+                right -= b
+        element = left * b + right
+        if element < n:
+            return element
+        left = element // b
+        right = element - left * b
+
+
+@kernel
+def decipher(n: int, a: int, b: int, key: int, element: int) -> int:
+    """Return the position of an element: `encipher` run backwards."""
+    while True:
+        left = element // b
+        right = element - left * b
+        for step in range(4, -2, -2):
+            right -= draw(key ^ ((step + 1) << 32) ^ left, b)
+            if right < 0:
+                right += b
+            left -= draw(key ^ (step << 32) ^ right, a)
+            if left < 0:
+                left += a
+        element = left * b + right
+        if element < n:
+            return element
+
+
+@kernel
+def _encipher_all(n: int, a: int, b: int, key: int, values: Int64) -> None:
     """Replace each position by its element."""
     for k in range(values.size):
-        x = int(values[k])
-        while True:
-            left = x // b
-            right = x - left * b
-            for step in range(0, 6, 2):
-                left += draw(key ^ (step << 32) ^ right, a)
-                if left >= a:
-                    left -= a
-                right += draw(key ^ ((step + 1) << 32) ^ left, b)
-                if right >= b:
-                    right -= b
-            x = left * b + right
-            if x < n:
-                break
-        values[k] = x
+        left = int(values[k]) // b
+        values[k] = encipher(n, a, b, key, left, int(values[k]) - left * b)
 
 
 @kernel
-def _decipher(n: int, a: int, b: int, key: int, values: Int64) -> None:
-    """Replace each element by its position: `_encipher` run backwards."""
+def _decipher_all(n: int, a: int, b: int, key: int, values: Int64) -> None:
+    """Replace each element by its position."""
     for k in range(values.size):
-        x = int(values[k])
-        while True:
-            left = x // b
-            right = x - left * b
-            for step in range(4, -2, -2):
-                right -= draw(key ^ ((step + 1) << 32) ^ left, b)
-                if right < 0:
-                    right += b
-                left -= draw(key ^ (step << 32) ^ right, a)
-                if left < 0:
-                    left += a
-            x = left * b + right
-            if x < n:
-                break
-        values[k] = x
+        values[k] = decipher(n, a, b, key, int(values[k]))

@@ -1,0 +1,224 @@
+"""Chunks dealt to lanes: where each sample of a view lies in an epoch, and back.
+
+The chunks, permuted, are laid end to end over the lanes, and one that crosses a boundary is cut
+there. Then the pieces of each lane are permuted. The layout is what comes of it: the pieces of
+lane 0, then those of lane 1, and so on. A sample's *place* is its number in the layout.
+
+A layout consists of three arrays, of int32 while there are fewer than 2**31 samples:
+
+======  ========================================================================================
+bounds  piece p is the samples from ``bounds[p]`` to ``bounds[p + 1]``: first the bounds of the
+        chunks; after them, for each chunk that was cut, those of its parts; then the number of
+        samples, as filling
+pieces  the piece in each slot of the layout
+marks   the place where every fourth slot begins
+======  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from npstream._jit import draw, kernel
+from npstream._typing import AnyArray, Int64
+from npstream.orders.permutation import shuffle
+
+STRIDE = 4
+"""Slots for each mark: what a look-up goes through at most."""
+
+MAX_KEY = (1 << 63) - 1
+"""What the keys are below that are hashed from other keys."""
+
+
+class Layout(NamedTuple):
+    """The samples of a view in their lanes; see above."""
+
+    bounds: AnyArray
+    pieces: AnyArray
+    marks: AnyArray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the arrays take."""
+        return sum(array.nbytes for array in self)
+
+
+def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
+    """Deal chunks to lanes, and permute the pieces of each lane.
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (chunks + 1,)
+        First sample of each chunk, then the number of samples; no chunk is empty.
+    lanes : int
+    run_key, epoch_key : int
+        The keys by which chunks are dealt, and by which pieces are permuted.
+
+    Examples
+    --------
+    >>> layout = lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
+    >>> [(int(layout.bounds[p]), int(layout.bounds[p + 1])) for p in layout.pieces]
+    []
+    """
+    chunks, n = len(starts) - 1, int(starts[-1])
+    dtype = np.int32 if n < 1 << 31 else np.int64
+    order = np.arange(chunks, dtype=np.int32)
+    shuffle.sized(chunks)(run_key, order)
+    most = chunks + min(lanes, n)
+    # A cut adds one piece, and its chunk at most three bounds.
+    bounds = np.full(chunks + 1 + 3 * min(lanes, n), n, dtype)
+    bounds[: chunks + 1] = starts
+    pieces, sizes = np.empty(most, np.int32), np.empty(most, dtype)
+    count = _deal.sized(most)(order, lanes, bounds, pieces, sizes)
+    pieces, sizes = pieces[:count], sizes[:count]
+    marks = np.empty(-(-count // STRIDE), dtype)
+    _permute.sized(most)(n, lanes, epoch_key, pieces, sizes, marks)
+    return Layout(bounds, pieces, marks)
+
+
+def slots_of_pieces(layout: Layout, chunks: int) -> AnyArray:
+    """Return the slot of each piece; for a chunk that was cut, minus its first part's number."""
+    slots = np.empty(layout.bounds.size, np.int32)
+    _invert.sized(slots.size)(layout.bounds, layout.pieces, chunks, slots)
+    return slots
+
+
+@kernel
+def lane_start(n: int, lanes: int, lane: int) -> int:
+    """Return the place where a lane begins; the first n % lanes have one sample more."""
+    return lane * (n // lanes) + min(lane, n % lanes)
+
+
+@kernel
+def subkey(key: int, lane: int, level: int) -> int:
+    """Hash a key to that of one permutation of a lane."""
+    return draw(draw(key ^ lane, MAX_KEY) ^ level, MAX_KEY)
+
+
+@kernel
+def _deal(order: AnyArray, lanes: int, bounds: AnyArray, pieces: AnyArray, sizes: AnyArray) -> int:
+    """Lay chunks end to end over the lanes, and cut them there; return the number of pieces."""
+    chunks = order.size
+    n = int(bounds[chunks])
+    parts = chunks + 1
+    slot = 0
+    lane = 0
+    room = lane_start(n, lanes, 1)  # in the lane
+    for k in range(chunks):
+        piece = int(order[k])
+        begin = int(bounds[piece])
+        end = int(bounds[piece + 1])
+        if room == 0:
+            lane += 1
+            room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+        if end - begin > room:
+            bounds[parts] = begin
+            while end - begin > room:
+                pieces[slot] = parts
+                sizes[slot] = room
+                slot += 1
+                begin += room
+                parts += 1
+                bounds[parts] = begin
+                lane += 1
+                room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+            piece = parts
+            bounds[parts + 1] = end
+            parts += 2
+        pieces[slot] = piece
+        sizes[slot] = end - begin
+        slot += 1
+        room -= end - begin
+    return slot
+
+
+@kernel
+def _permute(
+    n: int, lanes: int, key: int, pieces: AnyArray, sizes: AnyArray, marks: AnyArray
+) -> None:
+    """Permute the pieces of each lane, with their sizes, and mark every fourth."""
+    slot = 0
+    for lane in range(min(lanes, n)):
+        first = slot
+        room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+        while room > 0:
+            room -= int(sizes[slot])
+            slot += 1
+        lane_key = subkey(key, lane, 0)
+        shuffle(lane_key, pieces[first:slot])
+        shuffle(lane_key, sizes[first:slot])
+    place = 0
+    for slot in range(pieces.size):
+        if slot % STRIDE == 0:
+            marks[slot // STRIDE] = place
+        place += int(sizes[slot])
+
+
+@kernel
+def _invert(bounds: AnyArray, pieces: AnyArray, chunks: int, slots: AnyArray) -> None:
+    """Fill in the slot of each piece."""
+    for slot in range(pieces.size):
+        slots[pieces[slot]] = slot
+    part = chunks + 1
+    while part < bounds.size and bounds[part] < bounds[chunks]:
+        chunk = seek(bounds, int(bounds[part]), 0, chunks - 1)
+        slots[chunk] = -part
+        while bounds[part] < bounds[chunk + 1]:
+            part += 1
+        part += 1
+
+
+@kernel
+def seek(values: AnyArray, value: int, low: int, high: int) -> int:
+    """Return the last number from `low` to `high` whose value is at most `value`."""
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if values[middle] <= value:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@kernel
+def sample_at(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, mark: int, place: int) -> int:
+    """Return the sample at a place, given the last mark at or before it."""
+    slot = mark * STRIDE
+    left = place - int(marks[mark])
+    while True:
+        begin = int(bounds[pieces[slot]])
+        size = int(bounds[pieces[slot] + 1]) - begin
+        if left < size:
+            return begin + left
+        left -= size
+        slot += 1
+
+
+@kernel
+def samples_from(
+    bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int, samples: AnyArray
+) -> None:
+    """Fill an array with the samples at consecutive places."""
+    mark = seek(marks, place, 0, marks.size - 1)
+    slot = mark * STRIDE
+    left = place - int(marks[mark])
+    filled = 0
+    while filled < samples.size:
+        begin = int(bounds[pieces[slot]]) + left
+        size = int(bounds[pieces[slot] + 1]) - begin
+        left = max(-size, 0)
+        for k in range(min(size, samples.size - filled)):
+            samples[filled + k] = begin + k
+        filled += max(0, min(size, samples.size - filled))
+        slot += 1
+
+
+@kernel
+def place_of(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, slot: int, sample: int) -> int:
+    """Return the place of a sample, given its slot."""
+    place = int(marks[slot // STRIDE]) + sample - int(bounds[pieces[slot]])
+    for before in range(slot // STRIDE * STRIDE, slot):
+        place += int(bounds[pieces[before] + 1]) - int(bounds[pieces[before]])
+    return place

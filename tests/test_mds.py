@@ -1,0 +1,123 @@
+"""Heads of MDS shards: the sound one is taken, and no other."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from npstream.errors import FormatError
+from npstream.formats.index import Schema
+from npstream.formats.mds import Layout, Place, layout, samples_begin
+
+VARIABLE = Schema("mds", ("a", "b", "c"), ("int32", "str", "uint8"), (4, None, 1))
+FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
+BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
+
+
+def test_layout():
+    assert layout(VARIABLE) == Layout(
+        {"a": Place(0, 0, 4), "b": Place(0, 4, None), "c": Place(1, 4, 1)}, nvariable=1, nfixed=5
+    )
+    assert layout(VARIABLE).stride == 0
+    assert layout(FIXED).stride == 5
+
+
+def shard(bodies, configuration=b"{}", **changed):
+    """Return a shard; a word of its head is overwritten by ``w<number>=value``."""
+    begin = 4 * (len(bodies) + 2) + len(configuration)
+    words = [len(bodies), *(begin + np.cumsum([0, *map(len, bodies)])).tolist()]
+    for name, value in changed.items():
+        words[int(name[1:])] = value
+    head = struct.pack(f"<{len(words)}I", *words)
+    return np.frombuffer(head + configuration + b"".join(bodies), np.uint8)
+
+
+@pytest.mark.parametrize("configuration", [b"", b"{}", b"anything"])
+def test_sound_heads(configuration):
+    data = shard(BODIES, configuration)
+    assert samples_begin(VARIABLE, data, 3, 0) == 20 + len(configuration)
+    data = shard([b"12345"] * 7, configuration)
+    assert samples_begin(FIXED, data, 7, 5) == 36 + len(configuration)
+    for schema, stride in ((VARIABLE, 0), (FIXED, 5)):
+        assert samples_begin(schema, shard([], configuration), 0, stride) == 8 + len(configuration)
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"w0": 2}, "2 samples in the shard's head; the index says 3"),
+        ({"w0": 2**32 - 1}, "4294967295 samples"),
+        ({"w1": 0}, "samples begin at byte 0; expected 20 to 53"),
+        ({"w1": 19}, "samples begin at byte 19"),
+        ({"w1": 54}, "samples begin at byte 54"),
+        ({"w1": 2**31}, "samples begin at byte 2147483648"),
+        ({"w4": 52}, "samples end at byte 52 of 53"),
+        ({"w4": 54}, "samples end at byte 54 of 53"),
+        ({"w2": 22}, "sample 0 begins at byte 22, ends at 22"),
+        ({"w2": 0}, "sample 0 begins at byte 22, ends at 0"),
+        ({"w2": 2**32 - 1}, "sample 1 begins at byte 4294967295, ends at 43"),
+        ({"w3": 31}, "sample 1 begins at byte 31, ends at 31"),
+        ({"w2": 43, "w3": 53}, "sample 2 begins at byte 53, ends at 53"),
+    ],
+)
+def test_damaged_heads(changed, match):
+    with pytest.raises(FormatError, match=match):
+        samples_begin(VARIABLE, shard(BODIES, **changed), 3, 0)
+
+
+def test_every_length_of_a_file_that_is_cut_or_grows():
+    data = shard(BODIES).tobytes()
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            samples_begin(VARIABLE, np.frombuffer(data[:length], np.uint8), 3, 0)
+    with pytest.raises(FormatError, match="samples end at byte 53 of 54"):
+        samples_begin(VARIABLE, np.frombuffer(data + b"x", np.uint8), 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("bodies", "changed"),
+    [
+        ([b"12345"] * 3, {"w1": 23}),
+        ([b"12345"] * 3, {"w1": 20}),
+        ([b"12345", b"1234", b"12345"], {}),
+        ([b"123456"] * 3, {}),
+    ],
+)
+def test_samples_of_one_size_must_fill_the_file(bodies, changed):
+    with pytest.raises(FormatError, match=r"3 samples of 5 bytes from byte \d+ end at byte \d+ of"):
+        samples_begin(FIXED, shard(bodies, **changed), 3, 5)
+
+
+def test_offsets_of_samples_of_one_size_are_not_read():
+    data = shard([b"12345"] * 3, w2=2**32 - 1, w3=0)
+    assert samples_begin(FIXED, data, 3, 5) == 22
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"column_names": ["a", "b", "d"]}',
+        b'{"column_names": ["a", "c", "b"]}',
+        b'{"column_names": null}',
+        b'{"column_encodings": ["uint32", "str", "uint8"]}',
+        b'{"column_names": ["a", "b", "c"], "column_encodings": []}',
+    ],
+)
+def test_shards_that_call_their_columns_otherwise(said):
+    with pytest.raises(FormatError, match=r"its own 'column_\w+' are .*; the index says \["):
+        samples_begin(VARIABLE, shard(BODIES, said), 3, 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b'{"column_names": ["a", "b", "c"], "column_encodings": ["int32", "str", "uint8"], "x": 1}',
+        b'{"columns": 1, "column_sizes": 3}',
+        b"[" * 5000,
+        b'{"column_names": ["d"]}' + b" " * (1 << 20),  # larger than any that is meant to be read
+    ],
+)
+def test_what_shards_say_else_does_not_matter(said):
+    assert samples_begin(VARIABLE, shard(BODIES, said), 3, 0) == 20 + len(said)

@@ -1,0 +1,101 @@
+"""Reads are announced where pages have been missing, and not where they are there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npstream import pages
+from npstream.memory import address_of, map_file
+
+ROWS = 1 << 12
+
+
+class Machine:
+    """A process whose major faults are counted by the test."""
+
+    def __init__(self, monkeypatch, tmp_path):
+        (tmp_path / "file").write_bytes(bytes(ROWS))
+        self.held = map_file(str(tmp_path / "file"))
+        self.address = address_of(self.held) + np.arange(ROWS)
+        self.nbytes = np.ones(ROWS, np.int64)
+        self.faults = self.missing = self.announced = 0
+        monkeypatch.setattr(pages, "_major_faults", lambda: self.faults)
+        monkeypatch.setattr(pages, "prefetch", self.prefetch)
+        monkeypatch.setattr(pages, "kernels", self)
+        self.cold = pages.Coldness()
+
+    def prefetch(self, address, nbytes):
+        assert len(address) == len(nbytes) == ROWS
+        self.announced += 1
+
+    @property
+    def touch(self):
+        return self
+
+    def sized(self, rows):
+        return self.fault
+
+    def fault(self, address, nbytes):
+        assert len(address) == len(nbytes) == pages.LOOK
+        self.faults += self.missing
+
+    def read(self):
+        """Read as a fetcher does; return whether that was announced."""
+        before = self.announced
+        if self.cold.warm:
+            self.faults += 30 * self.missing
+            self.cold.observe(ROWS)
+        else:
+            self.cold.prepare(self.address, self.nbytes)
+        return self.announced > before
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    return Machine(monkeypatch, tmp_path)
+
+
+def test_nothing_is_announced_where_pages_are_there(machine):
+    assert not any(machine.read() for _ in range(100))
+    assert not machine.cold.expected
+
+
+def test_everything_is_announced_while_pages_are_missing(machine):
+    machine.missing = pages.LOOK
+    assert all(machine.read() for _ in range(100))
+    assert machine.cold.expected
+
+
+def test_a_few_missing_pages_do_not_matter(machine):
+    machine.missing = pages.LOOK >> 3
+    assert not machine.read()
+
+
+def test_announcing_ends_when_pages_are_there(machine):
+    machine.missing = pages.LOOK
+    for _ in range(10):
+        machine.read()
+    machine.missing = 0
+    announced = [machine.read() for _ in range(10_000)]
+    assert announced[0]
+    assert not any(announced[5000:])
+
+
+def test_announcing_begins_again_after_a_read_that_faulted(machine):
+    assert not machine.read()
+    machine.missing = pages.LOOK
+    assert not machine.read()  # the read that finds out
+    assert machine.read()
+
+
+def test_looks_grow_rarer(machine):
+    looks = []
+    fault = machine.fault
+    machine.fault = lambda *args: (looks.append(machine.announced), fault(*args))
+    machine.missing = pages.LOOK
+    for _ in range(20_000):
+        machine.read()
+    gaps = np.diff(looks)
+    assert gaps.tolist()[:4] == [16, 64, 256, 1024]
+    assert set(gaps.tolist()[5:]) == {4096}

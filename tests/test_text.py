@@ -1,0 +1,182 @@
+"""Text shards: what is no line of the schema is refused, never half understood."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npstream.errors import FormatError
+from npstream.formats.index import Schema
+from npstream.formats.text import guard, lines_begin, parser
+
+JSONL = Schema("json", ("a", "b", "c"), ("str", "int", "float"), newline="\n")
+CSV = Schema("csv", ("a", "b", "c"), ("str", "int", "float"), newline="\n", separator=",")
+XSV = Schema("xsv", ("a", "ü"), ("str", "str"), newline="\r\n", separator="||")
+LINES = [b"x,1,2.5\n", b",-3,inf\n", b"\xc3\xa4,0,1e3\n"]
+
+
+def meta(begin, lengths, configuration=b"{}", **changed):
+    """Return a meta file; a word of it is overwritten by ``w<number>=value``."""
+    words = [len(lengths), *(begin + np.cumsum([0, *lengths])).tolist()]
+    for name, value in changed.items():
+        words[int(name[1:])] = value
+    return np.frombuffer(struct.pack(f"<{len(words)}I", *words) + configuration, np.uint8)
+
+
+def as_bytes(text):
+    return np.frombuffer(text, np.uint8)
+
+
+def begins(schema, header, lines, **changed):
+    data = as_bytes(header + b"".join(lines))
+    return lines_begin(schema, data, meta(len(header), [*map(len, lines)], **changed), len(lines))
+
+
+def test_guards():
+    assert [guard(schema) for schema in (JSONL, CSV, XSV)] == [0, 1, 2]
+
+
+def test_sound_files():
+    assert begins(CSV, b"a,b,c\n", LINES) == 6
+    assert begins(XSV, "a||ü\r\n".encode(), [b"1||2\r\n"]) == 7
+    assert begins(JSONL, b"", [b"{}\n", b"{}\n"]) == 0
+    assert begins(CSV, b"a,b,c\n", []) == 6
+    assert begins(JSONL, b"", []) == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"w0": 4}, "4 samples in the meta file; the index says 3"),
+        ({"w1": 0}, "0 bytes before the first line; expected b'a,b,c"),
+        ({"w1": 7}, "7 bytes before the first line"),
+        ({"w1": 2**32 - 1}, "4294967295 bytes before"),
+        ({"w4": 30}, "lines end at byte 30 of 31"),
+        ({"w2": 6}, "sample 0 begins at byte 6, ends at 6"),
+        ({"w2": 2**31}, "sample 1 begins at byte 2147483648, ends at 22"),
+        ({"w3": 3}, "sample 1 begins at byte 14, ends at 3"),
+        ({"configuration": b'{"column_names": ["a", "b", "d"]}'}, "its own 'column_names' are"),
+        ({"configuration": b'{"column_encodings": ["str", "str", "str"]}'}, "'column_encodings'"),
+    ],
+)
+def test_damaged_meta_files(changed, match):
+    with pytest.raises(FormatError, match=match):
+        begins(CSV, b"a,b,c\n", LINES, **changed)
+
+
+def test_meta_files_of_every_length():
+    data = as_bytes(b"a,b,c\n" + b"".join(LINES))
+    whole = meta(6, [*map(len, LINES)], b"").tobytes()
+    for length in range(len(whole)):
+        with pytest.raises(FormatError, match="bytes of meta; 3 samples take 20"):
+            lines_begin(CSV, data, as_bytes(whole[:length]), 3)
+    assert lines_begin(CSV, data, as_bytes(whole), 3) == 6
+
+
+@pytest.mark.parametrize("header", [b"a,b,d\n", b"a;b;c\n", b"a,b,c ", b"b,a,c\n", b""])
+def test_headers(header):
+    with pytest.raises(FormatError, match=r"bytes before the first line; expected b'a,b,c\\n'"):
+        begins(CSV, header, LINES)
+
+
+def test_columns_of_json_in_any_order():
+    said = {"c": "float", "a": "str", "b": "int"}
+    assert begins(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": said}).encode()) == 0
+    said["b"] = "float"
+    with pytest.raises(FormatError, match="its own 'columns' are"):
+        begins(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": said}).encode())
+
+
+# Lines.
+
+
+def test_columns_that_are_wanted():
+    line = b'{"a": "x", "b": 1, "c": 2.5, "more": []}\n'
+    assert parser(JSONL, ["c", "a"])(line) == {"c": 2.5, "a": "x"}
+    assert parser(CSV, ["b"])(b"x,1,2.5\n") == {"b": 1}
+    assert parser(XSV, ["ü", "a"])("ö||\r\n".encode()) == {"ü": "", "a": "ö"}
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        (b"", "Expecting value"),
+        (b"\n", "Expecting value"),
+        (b"null\n", "the line holds NoneType; expected an object"),
+        (b"[1]\n", "the line holds list"),
+        (b"5\n", "the line holds int"),
+        (b'{"a": "x", "b": 1}\n', "the line has no 'c'"),
+        (b'{"a": 1, "b": 1, "c": 1.5}\n', "column 'a': 1 is no str"),
+        (b'{"a": null, "b": 1, "c": 1.5}\n', "column 'a': None is no str"),
+        (b'{"a": "x", "b": 1.0, "c": 1.5}\n', "column 'b': 1.0 is no int"),
+        (b'{"a": "x", "b": "1", "c": 1.5}\n', "column 'b': '1' is no int"),
+        (b'{"a": "x", "b": 1, "c": "1"}\n', "column 'c': '1' is no float"),
+        (b'{"a": "x", "b": 1, "c": [1]}\n', "column 'c'"),
+        (b'{"a": "x", "b": 1, "c": 1' + b"0" * 400 + b"}\n", "column 'c': int too large"),
+        (b'{"a": "x", "b": 1' + b"0" * 5000 + b', "c": 1.5}\n', "limit"),
+        (b'{"a": "x", "b": 1, "c": 1.5} {}\n', "Extra data"),
+        (b'{"a": "x", "b": 1, "c": 1.5}}\n', "Extra data"),
+        (b'{"a": "x", "b": 1, "c": 1.5\n', "delimiter"),
+        (b'{"a": "\xff", "b": 1, "c": 1.5}\n', "codec can't decode"),
+        (b'{"a": "x", "b": 1, "c": ' + b"[" * 100_000 + b"\n", "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+    ],
+)
+def test_json_lines(line, match):
+    with pytest.raises(ValueError, match=match):
+        parser(JSONL, JSONL.names)(line)
+
+
+def test_numbers_that_json_writes_otherwise():
+    """Streaming's writer checks isinstance, so that bools are ints, and ints stay ints."""
+    parsed = parser(JSONL, JSONL.names)(b'{"a": "", "b": true, "c": 3}\n')
+    assert [(type(v), v) for v in parsed.values()] == [(str, ""), (int, 1), (float, 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        (b"", r"does not end in the newline '\\n'"),
+        (b"x,1,2.5", r"does not end in the newline"),
+        (b"x,1,2.5\r", r"does not end in the newline"),
+        (b"\n", "1 fields; expected 3"),
+        (b"x,1\n", "2 fields; expected 3"),
+        (b"x,1,2.5,\n", "4 fields; expected 3"),
+        (b"x,1,2.5\ny,2,3\n", r"the newline '\\n' within the line"),
+        (b"\nx,1,2.5\n", "within the line"),
+        (b"x,one,2.5\n", "invalid literal for int"),
+        (b"x,1.0,2.5\n", "invalid literal for int"),
+        (b"x,,2.5\n", "invalid literal for int"),
+        (b"x,1" + b"0" * 5000 + b",2.5\n", "limit"),
+        (b"x,1,\n", "could not convert string to float"),
+        (b"\xff,1,2.5\n", "codec can't decode"),
+    ],
+)
+def test_lines_of_values(line, match):
+    with pytest.raises(ValueError, match=match):
+        parser(CSV, CSV.names)(line)
+
+
+@given(
+    st.lists(
+        st.text(st.characters(exclude_characters="|\r\n", codec="utf-8")), min_size=2, max_size=2
+    )
+)
+def test_lines_are_what_was_joined(values):
+    line = "||".join(values) + "\r\n"
+    assert parser(XSV, XSV.names)(line.encode()) == dict(zip(XSV.names, values, strict=True))
+
+
+@given(st.binary(max_size=30))
+def test_any_bytes_parse_or_raise_a_value_error(line):
+    for schema in (JSONL, CSV, XSV):
+        try:
+            values = parser(schema, schema.names)(line)
+        except ValueError:
+            continue
+        assert list(values) == list(schema.names)
