@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,6 +64,13 @@ def column_html(column: Column) -> str:
     shown = min(ROWS, len(column)) if column.ndim else 0
     values = "".join(f"<li>{escape(value_text(column[row]))}</li>" for row in range(shown))
     return f"<div>{escape(column_text(column).strip('<>'))}<ol start='0'>{values}</ol></div>"
+
+
+def escape(text: str) -> str:
+    """Return text as HTML shows it."""
+    import html
+
+    return html.escape(text)
 
 
 def value_text(value: Any) -> str:

@@ -7,7 +7,6 @@ and the mend.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,6 +53,8 @@ class ColumnError(NpstreamError, KeyError):
     """A dataset has no column of that name."""
 
     def __init__(self, name: object, columns: Iterable[str], where: str = "") -> None:
+        import difflib
+
         known = list(columns)
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known) or 'none'}"

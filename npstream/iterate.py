@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from npstream._log import log
 from npstream.batch import Batch
 from npstream.exchange import torch_door
 from npstream.orders.partition import LAST, Partition
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
     from npstream.selection import Selection
     from npstream.source import Source
-
-logger = logging.getLogger("npstream")
 
 BLOCK = 1 << 10
 """Samples that are looked up at once, and read at once where samples are yielded."""
@@ -136,7 +134,7 @@ class Iteration:
                 "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
-        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
+        log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         mine = range(worker, part.batches, workers)
         items = self._batches(part, mine) if self._batched else self._samples(part, mine)
         for transform in self._transforms:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from npstream._log import log
 from npstream.dataset import Dataset
 from npstream.fetch import Fetcher
 from npstream.formats.hashes import HASHES
@@ -17,8 +17,6 @@ from npstream.store import LocalStore, local_path
 
 if TYPE_CHECKING:
     from npstream.shards import Verify
-
-logger = logging.getLogger("npstream")
 
 
 def open_dataset(
@@ -78,7 +76,7 @@ def open_dataset(
     if isinstance(verify, str) and verify != "auto" and len(index):
         fetcher.shards.require_hash(verify)
     source, names = open_source(fetcher, columns, allow_pickle)
-    logger.info(
+    log(
         "opened %s: %d samples in %d shards, columns %s, verify=%r",
         index.where, index.samples, len(index), ", ".join(names), verify,
     )  # fmt: skip

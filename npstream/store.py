@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from urllib.parse import unquote, urlsplit
 
 from npstream._typing import Bytes
 from npstream.errors import StorageError
@@ -33,6 +32,8 @@ def local_path(url: str | os.PathLike[str]) -> str:
     match = _SCHEME.match(text)
     if match is None:
         return os.path.abspath(os.path.expanduser(text))
+    from urllib.parse import unquote, urlsplit
+
     parts = urlsplit(text)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What Streaming wrote reads to exactly the values that Streaming reads, whichever way it is read."""
+"""What Streaming wrote reads to exactly what Streaming reads, whichever way it is read."""
 
 from __future__ import annotations
 

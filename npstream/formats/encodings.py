@@ -8,7 +8,6 @@ returns a value or raises a ValueError, and allocates no more than a small multi
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import operator
 import pickle
@@ -103,6 +102,8 @@ def parse(name: str) -> Encoding:
         return known
     if name.startswith("ndarray:"):
         return _parse_array(name)
+    import difflib
+
     near = difflib.get_close_matches(name, _KNOWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown encoding {name!r}: {hint}known are {', '.join(_KNOWN)}")

@@ -38,11 +38,12 @@ class Layout(NamedTuple):
     bounds: AnyArray
     pieces: AnyArray
     marks: AnyArray
+    chunks: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return sum(array.nbytes for array in self)
+        return self.bounds.nbytes + self.pieces.nbytes + self.marks.nbytes
 
 
 def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
@@ -75,13 +76,13 @@ def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
     pieces, sizes = pieces[:count], sizes[:count]
     marks = np.empty(-(-count // STRIDE), dtype)
     _permute.sized(most)(n, lanes, epoch_key, pieces, sizes, marks)
-    return Layout(bounds, pieces, marks)
+    return Layout(bounds, pieces, marks, chunks)
 
 
-def slots_of_pieces(layout: Layout, chunks: int) -> AnyArray:
+def slots_of(layout: Layout) -> AnyArray:
     """Return the slot of each piece; for a chunk that was cut, minus its first part's number."""
     slots = np.empty(layout.bounds.size, np.int32)
-    _invert.sized(slots.size)(layout.bounds, layout.pieces, chunks, slots)
+    _invert.sized(slots.size)(layout.bounds, layout.pieces, layout.chunks, slots)
     return slots
 
 
@@ -89,6 +90,16 @@ def slots_of_pieces(layout: Layout, chunks: int) -> AnyArray:
 def lane_start(n: int, lanes: int, lane: int) -> int:
     """Return the place where a lane begins; the first n % lanes have one sample more."""
     return lane * (n // lanes) + min(lane, n % lanes)
+
+
+@kernel
+def lane_of(n: int, lanes: int, place: int) -> int:
+    """Return the lane of a place."""
+    size = n // lanes
+    longer = n % lanes
+    if place < longer * (size + 1):
+        return place // (size + 1)
+    return longer + (place - longer * (size + 1)) // size
 
 
 @kernel
@@ -183,17 +194,20 @@ def seek(values: AnyArray, value: int, low: int, high: int) -> int:
 
 
 @kernel
+def size_of(bounds: AnyArray, pieces: AnyArray, slot: int) -> int:
+    """Return the number of samples in a slot."""
+    return int(bounds[pieces[slot] + 1]) - int(bounds[pieces[slot]])
+
+
+@kernel
 def sample_at(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, mark: int, place: int) -> int:
     """Return the sample at a place, given the last mark at or before it."""
     slot = mark * STRIDE
-    left = place - int(marks[mark])
-    while True:
-        begin = int(bounds[pieces[slot]])
-        size = int(bounds[pieces[slot] + 1]) - begin
-        if left < size:
-            return begin + left
-        left -= size
+    skipped = place - int(marks[mark])
+    while skipped >= size_of(bounds, pieces, slot):
+        skipped -= size_of(bounds, pieces, slot)
         slot += 1
+    return int(bounds[pieces[slot]]) + skipped
 
 
 @kernel
@@ -203,15 +217,18 @@ def samples_from(
     """Fill an array with the samples at consecutive places."""
     mark = seek(marks, place, 0, marks.size - 1)
     slot = mark * STRIDE
-    left = place - int(marks[mark])
+    skipped = place - int(marks[mark])
+    while skipped >= size_of(bounds, pieces, slot):
+        skipped -= size_of(bounds, pieces, slot)
+        slot += 1
     filled = 0
     while filled < samples.size:
-        begin = int(bounds[pieces[slot]]) + left
-        size = int(bounds[pieces[slot] + 1]) - begin
-        left = max(-size, 0)
-        for k in range(min(size, samples.size - filled)):
-            samples[filled + k] = begin + k
-        filled += max(0, min(size, samples.size - filled))
+        first = int(bounds[pieces[slot]]) + skipped
+        count = min(size_of(bounds, pieces, slot) - skipped, samples.size - filled)
+        for k in range(count):
+            samples[filled + k] = first + k
+        filled += count
+        skipped = 0
         slot += 1
 
 
@@ -220,5 +237,5 @@ def place_of(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, slot: int, sam
     """Return the place of a sample, given its slot."""
     place = int(marks[slot // STRIDE]) + sample - int(bounds[pieces[slot]])
     for before in range(slot // STRIDE * STRIDE, slot):
-        place += int(bounds[pieces[before] + 1]) - int(bounds[pieces[before]])
+        place += size_of(bounds, pieces, before)
     return place

@@ -1,0 +1,382 @@
+"""Tables of shards: what is read is right, whatever stays in memory, leaves it or is closed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import golden_data as golden
+import npstream
+from datasets import write_shards
+from npstream import fetch, kernels, memory, store
+from npstream.errors import FormatError, IntegrityError
+
+MAPPED = ["mds_tokens", "mds_ragged", "mds_scalars", "jsonl_shards", "csv_shards", "xsv_emoji"]
+PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
+
+
+def open_case(name, **options):
+    return npstream.open(golden.directory(golden.case(name)), **options)
+
+
+def check(name, ds):
+    """Read everything in every way, and hold it against what Streaming reads."""
+    expected = golden.expected(golden.case(name))
+    rows = np.random.default_rng(0).integers(0, len(expected), 2 * len(expected)).tolist()
+    for i in rows:
+        golden.assert_same_sample(ds[i], expected[i])
+    for part in (ds, ds[rows], ds[::-3]):
+        ids = part[:].load().ids.tolist()
+        for i, sample in zip(ids, part, strict=True):
+            golden.assert_same_sample(sample, expected[i])
+        for name_of_column in ds.columns:
+            column = part[name_of_column].load()
+            whole = ds[name_of_column].load()
+            for row, i in enumerate(ids):
+                assert np.array_equal(column[row], whole[i])
+
+
+def regions(ds):
+    return ds._source.fetcher.table.regions
+
+
+# What may stay in memory.
+
+
+def test_maps_keep_no_descriptors(tmp_path):
+    n = 2000
+    npstream.write(tmp_path / "data", {"x": np.arange(n)}, shard_size=250)
+    assert len(npstream.open(tmp_path / "data").shards) == n
+    code = f"""
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        import numpy as np, npstream
+        ds = npstream.open({str(tmp_path / "data")!r})
+        assert (ds["x"].load() == np.arange({n})).all()
+        assert [sample["x"] for sample in ds[::-50]] == list(range({n}))[::-50]
+        assert len(os.listdir("/dev/fd")) < 10
+        assert len(ds._source.fetcher.table.regions) == {n}
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+@pytest.mark.parametrize("name", MAPPED + PACKED)
+def test_beyond_the_budget_of_maps(monkeypatch, name):
+    """Shards are opened once, to be checked, and their samples read from the files after that."""
+    monkeypatch.setattr(memory, "map_budget", lambda: 1)
+    read = []
+    ranges = store.LocalStore.ranges
+    monkeypatch.setattr(
+        store.LocalStore, "ranges", lambda *args: (read.append(args[1]), ranges(*args))[1]
+    )
+    ds = open_case(name)
+    check(name, ds)
+    if name in PACKED:
+        assert read == []
+        return
+    assert regions(ds) == {}
+    assert {file for file in read if ".meta" not in file} == set(ds.shards["name"])
+
+
+def test_a_map_budget_that_is_used_up(monkeypatch, tmp_path):
+    ds = write_shards(tmp_path, {"x": np.arange(12), "s": list("abcdefghijkl")}, [3, 3, 3, 3])
+    left = iter([4, *[0] * 100])
+    monkeypatch.setattr(memory, "map_budget", lambda: next(left))
+    batch = ds[::-1].load()
+    assert sorted(regions(ds)) == [0, 1]
+    assert batch["x"].tolist() == list(range(12))[::-1]
+    assert "".join(batch["s"]) == "lkjihgfedcba"
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_files_are_checked_where_they_are_not_mapped(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case(name)).iterdir():
+        content = path.read_bytes()
+        if ".meta" in path.name or (name.startswith("mds") and path.suffix == ".mds"):
+            content = content[:4] + b"\0" + content[5:]
+        (tmp_path / path.name).write_bytes(content)
+    ds = npstream.open(tmp_path)
+    for read in (lambda: ds[0], lambda: ds[[0]].load()):
+        with pytest.raises(FormatError, match=r"\(shard 0\): "):
+            read()
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "csv_shards"])
+def test_files_that_shrink_after_they_were_checked(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case(name)).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    ds = npstream.open(tmp_path)
+    ds[[0, 1]].load()
+    path = tmp_path / str(ds.shards["name"][0])
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(
+        npstream.errors.StorageError, match="the file is shorter than its index says"
+    ):
+        ds[[0, 1]].load()
+
+
+def test_hashes_are_checked_where_files_are_not_mapped(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case("mds_h_sha1")).iterdir():
+        content = bytearray(path.read_bytes())
+        content[-1] ^= path.suffix == ".mds"
+        (tmp_path / path.name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="its sha1 is"):
+            npstream.open(tmp_path, verify=True)[[0]].load()
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("shards", [0, 1, 2])
+def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
+    """What was decompressed leaves memory again, the oldest first, or never stays there."""
+    ds = open_case(name)
+    largest = max(ds._source.fetcher.shards.buffered(shard) for shard in range(len(ds.shards)))
+    monkeypatch.setattr(fetch, "_budget", lambda table: shards * largest)
+    check(name, ds)
+    table = ds._source.fetcher.table
+    assert table.owned.keys() == table.regions.keys()
+    assert sum(table.owned.values()) <= shards * largest
+    assert {int(i) for i in np.flatnonzero(table.place[:, 0])} == set(table.regions)
+
+
+def test_buffers_leave_for_others(monkeypatch, tmp_path):
+    values = {"x": np.arange(400).repeat(100).reshape(400, 100)}
+    npstream.write(tmp_path / "data", values, shard_size=40_000, compression="zstd")
+    ds = npstream.open(tmp_path / "data")
+    assert len(ds.shards) == 9
+    monkeypatch.setattr(fetch, "_budget", lambda table: 100_000)
+    for start in range(0, 400, 7):
+        assert (ds["x"][start : start + 7].load() == values["x"][start : start + 7]).all()
+        assert (ds["x"][::50].load() == values["x"][::50]).all()
+        assert len(regions(ds)) <= 2
+    old = ds._source.fetcher.table
+    place = old.place.copy()
+    ds["x"][:100].load()
+    assert (old.place == place).all()  # whoever reads through it finds what was there
+
+
+def test_the_budget_of_buffers(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    assert fetch._budget(fetch.Table(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500})) == 400
+
+
+def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
+    npstream.write(tmp_path / "data", {"x": np.arange(4000)}, shard_size=9000, compression="zstd")
+    damaged = sorted((tmp_path / "data").glob("*.zstd"))[2]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
+    ds = npstream.open(tmp_path / "data")
+    for _ in range(3):
+        with pytest.raises(FormatError, match=damaged.name):
+            ds.load()
+    table = ds._source.fetcher.table
+    assert table.owned.keys() == table.regions.keys()
+    damaged.write_bytes(content)
+    monkeypatch.setattr(fetch, "_budget", lambda table: 10_000)
+    assert ds["x"].load().tolist() == list(range(4000))
+
+
+# Closing.
+
+
+def test_closing_releases_maps_at_once():
+    gc.collect()
+    before = memory.map_budget()
+    for name in MAPPED:
+        ds = open_case(name)
+        list(ds)
+        ds.load()
+        kept = [ds[0], ds[ds.columns[0]][0]], iter(ds)
+        assert memory.map_budget() < before
+        ds.close()
+        assert memory.map_budget() == before
+        assert kept
+        ds.close()
+
+
+def test_what_is_closed_says_so():
+    ds = open_case("mds_ragged")
+    views = [ds, ds[::2], ds[ds.columns[0]]]
+    ds[0]
+    with ds:
+        pass
+    for view in views:
+        for read in (lambda v=view: v[0], lambda v=view: v.load(), lambda v=view: list(v)):
+            with pytest.raises(
+                ValueError, match=r"mds_ragged: the dataset is closed; open it again"
+            ):
+                read()
+
+
+def test_mapped_arrays_outlive_the_dataset():
+    gc.collect()
+    before = memory.map_budget()
+    ds = open_case("mds_tokens_one")
+    column = ds.columns[-1]
+    expected = ds[column].load()
+    mapped = np.array(ds[column], copy=False)
+    ds.close()
+    assert memory.map_budget() == before - 1
+    assert (mapped == expected).all()
+    del mapped
+    assert memory.map_budget() == before
+
+
+class Closing:
+    """A kernel before which the dataset is closed."""
+
+    def __init__(self, kernel, ds):
+        self.kernel, self.ds = kernel, ds
+
+    def sized(self, rows):
+        def run(*args):
+            self.ds.close()
+            gc.collect()
+            return self.kernel.compiled()(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "csv_shards"])
+@pytest.mark.parametrize("which", ["locate", "split", "read"])
+def test_a_running_read_keeps_its_shards(monkeypatch, name, which):
+    ds = open_case(name)
+    expected = golden.expected(golden.case(name))
+    list(ds)
+    ds.load()
+    real = {kernel: getattr(kernels, kernel) for kernel in ("locate", "split", "read")}
+    real[which] = Closing(real[which], ds)
+    monkeypatch.setattr(fetch, "kernels", SimpleNamespace(**real))
+    try:
+        samples = list(ds[::-1])
+    except ValueError as error:  # closed before this read had found what it needs
+        assert "the dataset is closed" in str(error)
+    else:
+        for i, sample in enumerate(samples):
+            golden.assert_same_sample(sample, expected[-1 - i])
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "jsonl_shards"])
+def test_closing_while_others_read(name):
+    expected = golden.expected(golden.case(name))
+    n = len(expected)
+
+    def read(ds, seed):
+        rng = np.random.default_rng(seed)
+        reads = 0
+        try:
+            while True:
+                rows = rng.integers(0, n, 20).tolist()
+                for i, sample in zip(rows, ds[rows], strict=True):
+                    golden.assert_same_sample(sample, expected[i])
+                golden.assert_same_sample(ds[rows[0]], expected[rows[0]])
+                assert ds[rows].load().n == 20
+                reads += 1
+        except ValueError as error:
+            assert "the dataset is closed" in str(error)
+        return reads
+
+    with ThreadPoolExecutor(4) as pool:
+        for round_ in range(8):
+            ds = open_case(name)
+            readers = [pool.submit(read, ds, 10 * round_ + k) for k in range(4)]
+            threading.Event().wait(0.01 * (round_ % 4))
+            ds.close()
+            for reader in readers:
+                reader.result()
+            assert ds._source.fetcher.table is None
+
+
+def test_threads_touch_new_shards_together(tmp_path):
+    n = 3000
+    npstream.write(tmp_path / "data", {"x": np.arange(n), "y": np.arange(n)}, shard_size=600)
+    ds = npstream.open(tmp_path / "data")
+    start = threading.Barrier(6)
+
+    def read(seed):
+        rows = np.random.default_rng(seed).permutation(n)
+        start.wait()
+        for part in np.array_split(rows, 30):
+            assert (ds[part].load()["x"] == part).all()
+            assert ds[int(part[0])]["y"] == part[0]
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read, range(6)))
+
+
+# Processes.
+
+
+def test_pickles_hold_no_maps():
+    ds = open_case("mds_ragged")
+    ds.load()
+    copy = pickle.loads(pickle.dumps(ds))
+    assert regions(copy) == {}
+    assert copy._source.fetcher.shards.verify == "auto"
+    check("mds_ragged", copy)
+    ds.close()
+    check("mds_ragged", copy)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_process_reads_though_a_thread_was_opening_shards():
+    ds = open_case("mds_ragged")
+    ds[0]
+    fetcher = ds._source.fetcher
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with fetcher._lock, fetcher._publish:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        try:
+            check("mds_ragged", ds)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# Reading ahead.
+
+
+def test_prefetching_changes_nothing_that_is_read():
+    ds = open_case("mds_ragged")
+    fetcher = ds._source.fetcher
+    expected = {name: column for name, column in ds.load().items()}
+    ids = np.arange(len(ds))
+    fetcher.prefetch(ids)
+    assert fetcher._announced == ()
+    fetcher._cold._announce = 3  # as if pages were missing
+    for part in (ids[:10], ids[10:20], ids):
+        fetcher.prefetch(part)
+    assert fetcher._announced[0] is not ids[:10]
+    assert fetcher._announced[-1] is ids
+    plan = ds._source.plan(ds.columns)
+    for name, column in ds._source.columns(plan, ids, {}).items():
+        assert [np.asarray(row).tolist() for row in column] == [
+            np.asarray(row).tolist() for row in expected[name]
+        ]
