@@ -67,7 +67,7 @@ class Batch(dict[str, Any]):
     def n(self) -> int:
         """The number of rows."""
         if self._ids is not None:
-            return len(self._ids)
+            return len(self._ids) if self._ids.ndim else 1
         return len(next(iter(self.values()), ()))
 
     @property

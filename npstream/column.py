@@ -18,7 +18,7 @@ from npstream.batch import Ragged
 from npstream.cells import Cell
 from npstream.decode import objects
 from npstream.exchange import torch_door
-from npstream.formats.encodings import view_as
+from npstream.formats.encodings import is_unsafe, view_as
 from npstream.gather import Field, Plan
 from npstream.mapped import mapped_column
 from npstream.progress import progress
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
-
 
 _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns that make arrays of objects only."""
@@ -125,13 +124,7 @@ class Column(NDArrayOperatorsMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array that reading gives.
-
-        Raises
-        ------
-        TypeError
-            If the values vary in size: ``load().nbytes`` tells.
-        """
+        """Bytes of the array that reading gives; raises TypeError if values vary in size."""
         if self._cell is None:
             raise TypeError(
                 f"the values of column {self.name!r} vary in size; what load() returns has nbytes"
@@ -220,8 +213,10 @@ class Column(NDArrayOperatorsMixin):
         """
         if self._final is not None or self._cut or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")
-        field = Field(self.name, view_as(self._field.encoding, dtype))
-        return Column.of(self._source, Plan([field]), self._selection)
+        encoding = view_as(self._field.encoding, dtype)
+        if is_unsafe(encoding.name) and encoding != self._field.encoding:
+            raise ValueError(f"{dtype!r} can run code: declare it with open(allow_pickle=True)")
+        return Column.of(self._source, Plan([Field(self.name, encoding)]), self._selection)
 
     # Reading
 

@@ -1,15 +1,11 @@
-"""Dataset: a lazily loaded array of samples.
-
-An integer reads one sample; every other row index is a lazy view; a name picks columns; NumPy
-functions, ``load()`` and iteration read.
-"""
+"""Dataset: a lazily loaded array of samples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -26,7 +22,7 @@ from npstream.splits import filter_mask, shuffled, split
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from npstream.iterate import Iteration
+    from npstream.iterate import Iteration, Settings
     from npstream.selection import Selection
     from npstream.source import Source
 
@@ -39,8 +35,8 @@ SAMPLE_BLOCK = 1 << 19
 class Dataset:
     """Samples of an opened dataset, in some order: the dataset itself, or a view of it.
 
-    Made by `npstream.open`. Indexing rows gives views and reads nothing, but for an integer, which
-    reads that sample. ``==`` is identity.
+    Made by `npstream.open`. An integer reads one sample; every other row index is a lazy view; a
+    name picks columns; NumPy functions, `load` and iteration read. ``==`` is identity.
     """
 
     __slots__ = ("__weakref__", "_names", "_reader", "_selection", "_source", "_transform")
@@ -363,13 +359,9 @@ class Dataset:
         self,
         rank: int | None = None,
         world: int | None = None,
-        *,
-        batch_size: int | None = None,
-        batched: bool = True,
-        last: str = "repeat",
-        transform: Callable[[Any], Any] | None = None,
+        **settings: Unpack[Settings],
     ) -> Iteration:
-        """Return an iterable over this rank's part of the view, in the view's order.
+        """Return an iterable over this rank's part of the view, epoch after epoch.
 
         See `npstream.iterate.Iteration` for the parameters.
 
@@ -382,8 +374,8 @@ class Dataset:
         from npstream.iterate import Iteration
 
         return Iteration(
-            self._source, self._selection, self._names, rank, world, batch_size=batch_size,
-            batched=batched, last=last, transform=transform, view_transform=self._transform,
+            self._source, self._selection, self._names, rank, world,
+            view_transform=self._transform, **settings,
         )  # fmt: skip
 
     def close(self) -> None:

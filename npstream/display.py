@@ -31,8 +31,8 @@ def dataset_text(ds: Dataset) -> str:
 
 def dataset_html(ds: Dataset) -> str:
     """Return a table of a dataset's first rows, which are read."""
-    names = ds.columns[:COLUMNS]
-    rows = [] if not names else [_as_stored(ds, row) for row in range(min(ROWS, ds.size))]
+    names = list(ds.columns[:COLUMNS])
+    rows = ds[names].ravel().with_transform(None)[:ROWS] if names else ()
     head = "".join(f"<th>{escape(clipped(name))}</th>" for name in names)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in names) + "</tr>"
@@ -43,12 +43,6 @@ def dataset_html(ds: Dataset) -> str:
         f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
-
-
-def _as_stored(ds: Dataset, row: int) -> dict[str, Any]:
-    """Return a sample of the ravelled view, without the view's transform."""
-    sample: dict[str, Any] = ds.ravel().with_transform(None)[row]
-    return sample
 
 
 def column_text(column: Column) -> str:
@@ -79,7 +73,8 @@ def value_text(value: Any) -> str:
         inner = np.array2string(value, threshold=6, edgeitems=3, separator=" ")
         text = f"{value.dtype}{list(value.shape)} {' '.join(inner.split())}"
     else:
-        text = str(value) if isinstance(value, str | np.generic) else repr(value)
+        short = value[: WIDTH + 1] if isinstance(value, str | bytes) else value
+        text = str(short) if isinstance(value, str | np.generic) else repr(short)
     return clipped(text)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from npstream._typing import AnyArray, Bools
 from npstream.gather import BLOCK, equal_text
-from npstream.reading import stretches
+from npstream.progress import progress
 
 if TYPE_CHECKING:
     from npstream.column import Column
@@ -66,9 +66,9 @@ def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes 
 def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
     """Compare a column of text with one, where it lies."""
     equal = np.empty(selection.size, bool)
-    for start, stop in stretches(selection.size, BLOCK):
-        ids = selection.ids(start, stop)
-        equal[start:stop] = equal_text(source.fetcher, plan, ids, text)
+    for start in progress(range(0, selection.size, BLOCK), "comparing text"):
+        ids = selection.ids(start, start + BLOCK)
+        equal[start : start + BLOCK] = equal_text(source.fetcher, plan, ids, text)
     return equal.reshape(selection.shape)[()]
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import operator
-import os
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-import numpy as np
-
-from npstream._log import log
 from npstream.batch import Batch
+from npstream.epochs import Epochs
 from npstream.exchange import torch_door
-from npstream.orders.partition import LAST, Partition
+from npstream.orders.partition import LAST, Partition, left_before
+from npstream.ranks import Ranks, checked, found, integer, running
+from npstream.resume import Resumable, Run, this_worker
+from npstream.turns import Place
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
+    from npstream.orders.epoch import Shuffle
     from npstream.selection import Selection
     from npstream.source import Source
+
+logger = logging.getLogger("npstream")
 
 BLOCK = 1 << 10
 """Samples that are looked up at once, and read at once where samples are yielded."""
@@ -31,13 +34,33 @@ Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
 
 
-class Iteration:
-    """One rank's part of a view, in the view's order; what ``ds.iter`` returns.
+class Settings(TypedDict, total=False):
+    """What may be said of an iteration; see `Iteration`."""
+
+    batch_size: int | None
+    global_batch_size: int | None
+    batched: bool
+    shuffle: bool | Shuffle
+    seed: int
+    epoch: int
+    epoch_size: int | None
+    last: str
+    ranks_per_node: int | None
+    replication: int
+    transform: Callable[[Any], Any] | None
+
+
+class Iteration(Resumable):
+    """One rank's part of a view, epoch after epoch; what ``ds.iter`` returns.
 
     It can be iterated over any number of times, pickled, and given to
     ``torch.utils.data.DataLoader``, to which it is an ``IterableDataset``: with
     ``batch_size=None`` there, if it yields batches. Batches are dealt to workers in turn, so the
     number of workers changes neither batches nor their order. ``len`` is exact.
+
+    Each new iteration is of the next epoch, also if the last one was left early; only one that
+    nothing was taken from is made again. `npstream.torch.DataLoader` keeps count of what
+    it yielded, so that states are exact with workers, too.
 
     Parameters
     ----------
@@ -51,15 +74,34 @@ class Iteration:
         environment; else 0 of 1. That is looked up when it is needed, not before.
     batch_size : int, optional
         Samples of this rank in a batch. Without it samples are yielded, not batches.
+    global_batch_size : int, optional
+        Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
+        It stays the same when their number changes, and with it what every batch holds.
     batched : bool
         False yields samples also with `batch_size`, for torch to make batches of as many: workers
         are dealt runs of that length.
+    shuffle : bool or Shuffle
+        Whether each epoch has a random order of its own, and its settings; see
+        `npstream.Shuffle`. False keeps the view's order.
+    seed : int
+        What orders are drawn from.
+    epoch : int
+        Number of the first epoch.
+    epoch_size : int, optional
+        Samples in an epoch, by default those of the view. Epochs then follow each other through
+        the view, in one order until all its samples came, so that none is passed over.
     last : {"repeat", "drop", "short"}
         Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
-        up with the first samples of the view, and marks them in ``batch.repeated`` (samples carry
+        up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples carry
         no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all ranks
         have the same number of batches of the same size. "short" reads each sample once, and
         ranks may differ.
+    ranks_per_node : int, optional
+        Ranks on each machine, numbered one machine after the other. With a number of lanes that
+        the number of machines divides, a machine reads only chunks that no other does. By default
+        LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else all.
+    replication : int
+        So many ranks in a row read the same samples, as those do that share one model.
     transform : callable, optional
         Takes each Batch, or each sample, and returns what is yielded in its place.
     view_transform : callable, optional
@@ -83,8 +125,15 @@ class Iteration:
         world: int | None = None,
         *,
         batch_size: int | None = None,
+        global_batch_size: int | None = None,
         batched: bool = True,
+        shuffle: bool | Shuffle = False,
+        seed: int = 0,
+        epoch: int = 0,
+        epoch_size: int | None = None,
         last: str = "repeat",
+        ranks_per_node: int | None = None,
+        replication: int = 1,
         transform: Callable[[Any], Any] | None = None,
         view_transform: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -98,13 +147,14 @@ class Iteration:
             )
         if transform is not None and not callable(transform):
             raise TypeError(f"transform={transform!r}: expected a function, or None")
-        self._source = source
-        self._selection = selection
-        self._names = names
-        self._given = None if rank is None else _checked_place(rank, world)
-        self._found: tuple[int, int] | None = None
-        self._batch_size = None if batch_size is None else _integer("batch_size", batch_size, 1)
-        self._batched = batched and batch_size is not None
+        self._source, self._selection, self._names = source, selection, names
+        self._per_node = _optional("ranks_per_node", ranks_per_node)
+        self._given = None if rank is None else checked(rank, world, self._per_node)
+        self._found: Ranks | None = None
+        self._replication = integer("replication", replication, 1)
+        self._batch_size = _optional("batch_size", batch_size)
+        self._global_batch_size = _optional("global_batch_size", global_batch_size)
+        self._batched = batched and (batch_size is not None or global_batch_size is not None)
         self._last = last
         if self._batched and view_transform is not None:
             raise ValueError(
@@ -112,78 +162,126 @@ class Iteration:
                 "samples: give iter a transform= for batches, or batched=False"
             )
         self._transforms = [fn for fn in (view_transform, transform) if fn is not None]
+        self._epochs = Epochs(
+            source, selection, shuffle, integer("seed", seed), _optional("epoch_size", epoch_size)
+        )
+        super().__init__(integer("epoch", epoch, 0))
+        if self._given is not None:
+            self._part(Place(0))  # says what does not fit
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Iteration]:
-        # Whoever calls isinstance looks here, so torch finds it registered whenever it came.
+        # Whoever calls isinstance looks here, so torch finds it registered whenever it came; and
+        # DataLoader does before it starts workers, which may be forks that inherit memory.
         if "torch.utils.data" in sys.modules:
             torch_door().register(Iteration)
+            self._turns.share()
         return type(self)
 
     def __len__(self) -> int:
-        part = self._part()
+        """Return the number of batches, or samples, of a whole epoch."""
+        part = self._part(Place(0))
         return part.batches if self._batched else part.samples
 
     def __iter__(self) -> Iterator[Any]:
-        part = self._part()
-        worker, workers = torch_door().worker() if "torch" in sys.modules else (0, 1)
-        if workers > 1 and worker == 0 and self._batch_size is None:
+        worker, workers = this_worker()
+        if workers > 1 and worker == 0 and self._batch_size is self._global_batch_size is None:
             warnings.warn(
                 f"samples are dealt to {workers} workers one by one, so batches that torch makes "
                 "of them depend on the number of workers: give its batch size to iter, too, as in "
                 "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
-        log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
-        mine = range(worker, part.batches, workers)
-        items = self._batches(part, mine) if self._batched else self._samples(part, mine)
+        run = self._begin_as(worker, workers) if workers else self.begin()
+        part, rank_rows = run.part, (run.position - run.part.start) // run.part.world
+        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
+        mine = range(worker, part.batches, workers or 1)[rank_rows // part.batch_size :]
+        pieces = self._pieces(run, mine, rank_rows % part.batch_size)
+        items = self._batches(pieces) if self._batched else self._samples(pieces)
         for transform in self._transforms:
             items = map(transform, items)
-        return items
+        return run.counted(items, part.batch_size if self._batched else 1)
+
+    def rows_of(self, run: Run, batch_size: int | None, workers: int) -> int:
+        """Return the samples in each item of a DataLoader that makes batches of so many items."""
+        rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
+        if workers > 1 and rows != run.part.batch_size:
+            raise ValueError(
+                f"DataLoader(batch_size={batch_size}) takes {rows} samples from each of {workers} "
+                f"workers in turn, which are dealt {run.part.batch_size} at a time: both must be "
+                "the same; or use one worker"
+            )
+        return rows
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        return self._epochs.facts
 
     def __getstate__(self) -> dict[str, Any]:
         self._resolve()
-        return self.__dict__
+        return super().__getstate__()
 
     def __repr__(self) -> str:
-        rank, world = self._given or self._found or ("?", "?")
-        what = f"batches of {self._batch_size}" if self._batched else "samples"
+        rank, world = (self._given or self._found or ("?", "?"))[:2]
+        size = self._global_batch_size if self._batch_size is None else self._batch_size
+        whose = " of all ranks" if self._batch_size is None else ""
+        what = f"batches of {size}{whose}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
 
-    def _resolve(self) -> tuple[int, int]:
+    def _resolve(self) -> Ranks:
         """Return the rank and the number of ranks; once found, they may not change."""
         if self._given is not None:
             return self._given
-        running = torch_door().rank_and_world() if "torch" in sys.modules else None
         if self._found is None:
-            self._found = running or _environment()
-        elif running is not None and running != self._found:
+            self._found = found(self._per_node)
+        elif (now := running()) is not None and now != self._found[:2]:
             raise RuntimeError(
-                f"(rank, world) was {self._found} when this was first used, and torch.distributed "
-                f"says {running}: call init_process_group before, or give rank= and world="
+                f"(rank, world) was {self._found[:2]} when this was first used, and "
+                f"torch.distributed says {now}: call init_process_group before, or give rank= and "
+                "world="
             )
         return self._found
 
-    def _part(self) -> Partition:
-        rank, world = self._resolve()
-        return Partition(self._selection.size, rank, world, self._batch_size or 1, self._last)
+    def _part(self, place: Place) -> Partition:
+        """Return this rank's part of what is left of an epoch."""
+        rank, world, per_node = self._resolve().sharing(self._replication)
+        size = self._batch_size or 1
+        if (whole := self._global_batch_size) is not None:
+            if whole % world or self._batch_size not in (None, whole // world):
+                raise ValueError(
+                    f"global_batch_size={whole} with batch_size={self._batch_size}: expected "
+                    f"{world} times that, for as many ranks"
+                )
+            size = whole // world
+        return Partition(
+            left_before(self._epochs.size, place.gaps), rank, world, size, self._last,
+            world // per_node, left_before(place.position, place.gaps),
+        )  # fmt: skip
 
-    def _batches(self, part: Partition, mine: range) -> Iterator[Any]:
+    def _batches(self, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        for ids, repeated in self._announced(self._pieces(part, mine, part.batch_size)):
+        for ids, repeated in self._announced(pieces):
             yield Batch(self._source.columns(plan, ids, {}), ids, repeated)
 
-    def _samples(self, part: Partition, mine: range) -> Iterator[Any]:
-        rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
-        for ids, _ in self._announced(self._pieces(part, mine, rows)):
+    def _samples(self, pieces: Iterator[Piece]) -> Iterator[Any]:
+        for ids, _ in self._announced(pieces):
             yield from self._source.samples(self._names, ids)
 
-    def _pieces(self, part: Partition, mine: range, rows: int) -> Iterator[Piece]:
-        """Look up several batches at once, and yield the ids of `rows` samples at a time."""
+    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
+        """Look up several batches at once, and yield the ids of those that are read together.
+
+        Of the first batch, some samples may have been taken before.
+        """
+        part, (epoch, _, gaps) = run.part, run.place
         step = max(1, BLOCK // part.batch_size)
+        rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
+        if self._batched:
+            rows = part.batch_size
         for start in range(0, len(mine), step):
-            positions = part.positions(mine[start : start + step])
-            ids, repeated = self._selection.at(positions % part.size), positions >= part.size
+            positions = part.positions(mine[start : start + step])[taken:]
+            taken = 0
+            ids = self._epochs.at(epoch, positions % part.size, gaps)
+            repeated = positions >= part.size
             for row in range(0, len(ids), rows):
                 yield ids[row : row + rows], repeated[row : row + rows]
 
@@ -199,33 +297,5 @@ class Iteration:
             yield held
 
 
-def _environment() -> tuple[int, int]:
-    """Return the rank and the number of ranks that a launcher says, or else 0 of 1."""
-    said = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if said == (None, None):
-        return 0, 1
-    try:
-        rank, world = map(int, said)  # type: ignore[arg-type]
-        return _checked_place(rank, world)
-    except (TypeError, ValueError):
-        raise ValueError(
-            "the environment says RANK={} and WORLD_SIZE={}: expected a number below another, or "
-            "neither; or give rank= and world=".format(*said)
-        ) from None
-
-
-def _checked_place(rank: Any, world: Any) -> tuple[int, int]:
-    world = _integer("world", world, 1)
-    rank = _integer("rank", rank, 0)
-    if rank >= world:
-        raise ValueError(f"rank={rank} of world={world}: ranks are numbered from 0")
-    return rank, world
-
-
-def _integer(name: str, number: Any, least: int) -> int:
-    """Return a parameter as an int; bools are none."""
-    if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name}={number!r}: expected an integer")
-    if (integer := operator.index(number)) < least:
-        raise ValueError(f"{name}={integer}: expected at least {least}")
-    return integer
+def _optional(name: str, number: Any) -> int | None:
+    return None if number is None else integer(name, number, 1)

@@ -112,10 +112,10 @@ class Mask:
 
 def values(numbers: range, positions: Int64) -> Int64:
     """Turn positions in a range into its values, in place."""
-    # The step from a lone value is nobody's, and may be beyond int64.
+    # The step from a lone value is nobody's, as is the start of none; both may be beyond int64.
     if numbers.step != 1 and len(numbers) > 1:
         positions *= numbers.step
-    if numbers.start:
+    if numbers.start and len(numbers):
         positions += numbers.start
     return positions
 

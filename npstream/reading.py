@@ -128,9 +128,9 @@ def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
     if array.size == 0 and isinstance(indices, list | tuple):
         array = array.astype(np.int64)  # an empty list is float64 to NumPy
     array = array.astype(np.int64, casting="safe")
+    if length == 0 and array.size:
+        raise IndexError("cannot do a non-empty take from an empty axes.")
     if mode != "raise":
-        if length == 0 and array.size:
-            raise IndexError("cannot do a non-empty take from an empty axes.")
         array = array % length if mode == "wrap" and length else array.clip(0, length - 1)
     return array.item() if array.ndim == 0 else array
 

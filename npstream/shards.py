@@ -24,6 +24,7 @@ files too; False, none; a name, that one of both."""
 
 
 _MAX_BYTES = 1 << 32
+"""Where samples end that offsets of four bytes can reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Shards:
         """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
         if zipped is None or not self._is_packed(raw, zipped):
             data = self.store.map(raw.name)
-            self._check_size(data, raw)
+            self._check_size(len(data), raw)
             self._verify(data, raw, self.verify != "auto")
             return data
         where = self.store.where(zipped.name)
@@ -147,8 +148,8 @@ class Shards:
             raise FormatError(f"{where}: compressed, but the index names no compression")
         if raw.nbytes > _MAX_BYTES:
             raise FormatError(f"{where}: {raw.nbytes} bytes unpacked; offsets reach {_MAX_BYTES}")
+        self._check_size(self.store.size(zipped.name), zipped)
         packed = self.store.read(zipped.name)
-        self._check_size(packed, zipped)
         memory.ensure_fits(raw.nbytes, f"decompressing {where}")
         # What the recorded hash of the content covers need not be hashed before, too.
         self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
@@ -159,10 +160,10 @@ class Shards:
         self._verify(data, raw, True)
         return data
 
-    def _check_size(self, data: Bytes | bytes, file: File) -> None:
-        if len(data) != file.nbytes:
+    def _check_size(self, nbytes: int, file: File) -> None:
+        if nbytes != file.nbytes:
             raise FormatError(
-                f"{self.store.where(file.name)}: {len(data)} bytes; the index says {file.nbytes}"
+                f"{self.store.where(file.name)}: {nbytes} bytes; the index says {file.nbytes}"
             )
 
     def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:

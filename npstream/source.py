@@ -182,6 +182,8 @@ def open_source(
             fields[name] = Field(name, view_as(source.field(name).encoding, meaning))
     elif columns is not None:
         names = tuple(source.field(name).name for name in columns)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column is named twice in {list(names)}")
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
     if unsafe and not allow_pickle:
         raise ValueError(

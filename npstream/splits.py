@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -42,13 +42,12 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
         counts = [math.floor(n * fraction) for fraction in lengths]
         for part in range(n - sum(counts)):
             counts[part % len(counts)] += 1
-        return counts
-    try:
-        counts = [operator.index(length) for length in lengths]  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(f"fractions {lengths} sum to {sum(lengths)}; they must sum to 1") from None
+    else:
+        counts = [operator.index(n) for n in lengths if isinstance(n, SupportsIndex)]
+    if len(counts) < len(lengths):
+        raise ValueError(f"fractions {lengths} sum to {sum(lengths)}; they must sum to 1")
     if sum(counts) != n:
-        raise ValueError(f"lengths {counts} sum to {sum(counts)}; there are {n} samples")
+        raise ValueError(f"lengths {lengths} are {sum(counts)} samples; there are {n}")
     return counts
 
 

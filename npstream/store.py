@@ -57,6 +57,13 @@ class LocalStore:
         """Tell whether there is a file of that name."""
         return os.path.isfile(self.where(name))
 
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        try:
+            return os.stat(self.where(name)).st_size
+        except OSError as error:
+            raise self._failed(name, error) from error
+
     def read(self, name: str) -> bytes:
         """Return a whole file."""
         try:

@@ -6,11 +6,15 @@ or when torch is there already and may know what they want to.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 import torch.distributed
 import torch.utils.data
 
 from npstream._typing import AnyArray, Int64
+from npstream.iterate import Iteration
 
 
 def tensor(array: AnyArray) -> torch.Tensor:
@@ -37,6 +41,71 @@ def rank_and_world() -> tuple[int, int] | None:
 
 
 def worker() -> tuple[int, int]:
-    """Return the number of the DataLoader's worker that this process is, and of all workers."""
+    """Return the number of the DataLoader's worker that this process is, and of all workers.
+
+    In a process that is none, these are 0 and 0.
+    """
     info = torch.utils.data.get_worker_info()
-    return (0, 1) if info is None else (info.id, info.num_workers)
+    return (0, 0) if info is None else (info.id, info.num_workers)
+
+
+class DataLoader(torch.utils.data.DataLoader[Any]):
+    """Torch's DataLoader for what ``ds.iter`` returns, with a state that is always exact.
+
+    It counts what it yielded, not what its workers have read ahead; and as it tells them which
+    epoch is next, they cannot disagree.
+
+    Parameters
+    ----------
+    dataset : Iteration
+    batch_size : int, optional
+        Samples that torch makes batches of. By default what is iterated over is yielded as it is.
+    **options
+        What else torch's takes.
+
+    Examples
+    --------
+    >>> ds = getfixture("example")
+    >>> loader = DataLoader(ds.iter(0, 1, batch_size=1))
+    >>> first = next(iter(loader))
+    >>> again = DataLoader(ds.iter(0, 1, batch_size=1))
+    >>> again.load_state_dict(loader.state_dict())
+    >>> [batch["label"].item() for batch in again]
+    [1, 2]
+    """
+
+    dataset: Iteration  # type: ignore[assignment]
+
+    def __init__(self, dataset: Iteration, batch_size: int | None = None, **options: Any) -> None:
+        if not isinstance(dataset, Iteration):
+            raise TypeError(
+                f"{type(dataset).__name__!r} is not what ds.iter returns: "
+                "torch's own DataLoader takes any dataset"
+            )
+        super().__init__(dataset, batch_size, **options)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if not self.num_workers:
+            return super().__iter__()
+        if not getattr(self, "in_order", True):
+            raise ValueError("in_order=False: what is yielded in no order has no state")
+        run = self.dataset.begin()
+        rows = self.dataset.rows_of(run, self.batch_size, self.num_workers)
+        self.dataset.lead(True)
+        try:
+            batches = super().__iter__()
+        finally:
+            self.dataset.lead(False)
+        return run.counted(batches, rows)
+
+    def state_dict(self, *composer: Any) -> dict[str, Any]:
+        """Return what is to be loaded to go on after the last batch that was yielded."""
+        return self.dataset.state_dict(*composer)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Begin next where another was, maybe with other workers, when it returned this state."""
+        self.dataset.load_state_dict(state)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make all iterations from now on those of one epoch, until it is set anew."""
+        self.dataset.set_epoch(epoch)

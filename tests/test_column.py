@@ -349,9 +349,9 @@ def test_asarray(ds, name, index):
 def test_asarray_converts(ds):
     same(np.asarray(ds["small"], float), VALUES["small"].astype(float))
     same(ds["score"].astype("f8"), VALUES["score"].astype(float))
-    same(np.asarray(ds["text"], "U"), np.array(VALUES["text"].tolist()))
+    same(np.asarray(ds["text"], "U4"), VALUES["text"].astype("U4"))
     same(ds["str_int"].astype(np.float32), VALUES["str_int"].astype(np.float32))
-    with pytest.raises(ValueError, match="invalid literal|could not convert"):
+    with pytest.raises(ValueError, match=r"invalid literal|could not convert"):
         ds["text"].astype(int)
 
 
@@ -525,7 +525,7 @@ def test_ufuncs(ds, name, function, block, monkeypatch):
 def test_ufuncs_on_views(ds, view):
     for name in ("label", "tokens", "text"):
         for function in (lambda x: x == 3, lambda x: x != "text", lambda x: x == x):
-            same(function(ds[view][name]), function(VALUES[name][view]))
+            same(function(ds[name][view]), function(VALUES[name][view]))
     same(ds["tokens"][view] + 1, VALUES["tokens"][view] + 1)
     same(ds["tokens"][:, [0, 1]] + 1, VALUES["tokens"][:, [0, 1]] + 1)
 
@@ -735,7 +735,7 @@ def test_view_of_bytes(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["int32", "ndarray:int32:5", "float", "nothing", None])
 def test_views_that_raise(ds, dtype):
-    with pytest.raises(ValueError, match="cannot be viewed as|neither a dtype nor an encoding"):
+    with pytest.raises(ValueError, match=r"cannot be viewed as|neither a dtype nor an encoding"):
         ds["small"].view(dtype)
 
 
@@ -783,7 +783,7 @@ def test_a_decoder_that_fails_names_the_sample(tmp_path):
     ds = npstream.open(tmp_path)
     for read in (ds.load, lambda: ds[1], lambda: list(ds), lambda: ds["x"][1]):
         with pytest.raises(
-            npstream.errors.FormatError, match="sample 1 .*column 'x': integer division"
+            npstream.errors.FormatError, match=r"sample 1 .*column 'x': integer division"
         ):
             read()
 

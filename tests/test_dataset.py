@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -190,6 +191,7 @@ def test_what_is_not_asked_for_is_not_decoded(tmp_path):
         ([0, "text"], TypeError, "all column names or all rows"),
         (["text", "text"], ValueError, "named twice"),
         ({"a": 1}, IndexError, "only integers, slices"),
+        (slice(1.0), TypeError, "slice indices must be integers"),
     ],
 )
 def test_indices_that_raise(ds, index, error, message):
@@ -240,6 +242,7 @@ def test_a_view_without_axes(ds):
     batch = view.load()
     assert batch.ids.shape == ()
     assert batch["tokens"].shape == (3, 2)
+    assert "1 samples" in repr(batch)
     assert view["label"].shape == ()
     with pytest.raises(TypeError, match="len\\(\\) of unsized object"):
         len(view)
@@ -261,6 +264,14 @@ def test_comparisons_filter(ds):
     assert ids_of(ds[(ds["label"] > 0) & (ds["number"] < 5e12)]).tolist() == [1, 2, 3]
     view = ds[::-1]
     assert ids_of(view[view["label"] == 3]).tolist() == [7, 3]
+
+
+def test_arrays_of_other_libraries_are_indices(ds):
+    for index in (torch.tensor([3, 1]), pd.Series([3, 1]), [np.int8(3), np.uint8(1)]):
+        assert ids_of(ds[index]).tolist() == [3, 1]
+        assert ds["label"][index].load().tolist() == [3, 1]
+    check_sample(ds[torch.tensor(3)], 3)
+    assert ids_of(ds[torch.arange(N) > 8]).tolist() == [9, 10]
 
 
 def test_a_column_of_numbers_is_an_index(ds):
@@ -509,11 +520,11 @@ def test_fractions_are_rounded_as_in_torch(lengths, n):
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([3, 3], "sum to 6; there are 11"),
+        ([3, 3], r"lengths \[3, 3\] are 6 samples; there are 11"),
         ([0.5, 0.4], "fractions .* sum to 0.9"),
         ([-1, 12], "none negative"),
         ([float("nan"), 1], "none negative"),
-        ([], "sum to 0"),
+        ([], "0 samples"),
     ],
 )
 def test_lengths_that_raise(ds, lengths, message):
@@ -651,6 +662,8 @@ def test_open_projects_and_declares_anew(path):
     assert npstream.open(path, columns=["text", "label"]).columns == ("text", "label")
     with pytest.raises(errors.ColumnError, match="did you mean 'label'"):
         npstream.open(path, columns=["lable"])
+    with pytest.raises(ValueError, match="named twice"):
+        npstream.open(path, columns=["text", "text"])
     with pytest.raises(TypeError, match=r"columns='text': expected a list"):
         npstream.open(path, columns="text")
     ds = npstream.open(path, columns={"data": "uint8", "label": np.uint64})
@@ -664,8 +677,31 @@ def test_open_projects_and_declares_anew(path):
         npstream.open(path, columns={"lable": "float32"})
 
 
+def test_a_dataset_of_no_columns(path):
+    ds = npstream.open(path, columns=[])
+    assert (ds.columns, len(ds)) == ((), N)
+    assert ds[1] == {}
+    assert list(ds[:2]) == [{}, {}]
+    assert ds[[3, 1]].load().ids.tolist() == [3, 1]
+    with pytest.raises(TypeError, match="structured array"):
+        np.asarray(ds)
+    assert "<table>" in ds._repr_html_()
+
+
+def test_pickles_are_loaded_where_they_are_allowed_only(tmp_path):
+    npstream.write(tmp_path, {"x": [pickle.dumps(i) for i in range(3)], "y": np.arange(3)})
+    for columns in ({"x": "pkl"}, {"x": "pkl", "y": "int"}):
+        with pytest.raises(ValueError, match="allow_pickle=True"):
+            npstream.open(tmp_path, columns=columns)
+    ds = npstream.open(tmp_path, columns={"x": "pkl"}, allow_pickle=True)
+    assert [sample["x"] for sample in ds] == [0, 1, 2]
+    assert ds["x"].view("pkl")[1] == 1
+    with pytest.raises(ValueError, match="allow_pickle=True"):
+        npstream.open(tmp_path)["x"].view("pkl")
+
+
 def test_open_says_what_is_wrong(tmp_path, path):
-    with pytest.raises(errors.StorageError, match="index.json"):
+    with pytest.raises(errors.StorageError, match=r"index\.json"):
         npstream.open(tmp_path)
     with pytest.raises(ValueError, match="verify='sha0'"):
         npstream.open(path, verify="sha0")
@@ -716,6 +752,30 @@ def test_merged_shards_have_their_common_columns(mixed):
         assert (view["text"] == "4444").tolist() == [s["text"] == "4444" for s in expected]
         assert (view["text"] == "éééééé").tolist() == [s["text"] == "éééééé" for s in expected]
         assert np.asarray(view[["n", "x"]])["x"].tolist() == [s["x"] for s in expected]
+
+
+def test_all_kinds_of_columns_are_merged(tmp_path):
+    extra = {"before": b"a", "until": 1}
+    for part in range(3):
+        rows = [{name: VALUES[name][i] for name in VALUES} for i in range(4 * part, 4 * part + 3)]
+        rows = [row | ({} if part == 1 else extra) for row in rows]
+        columns = COLUMNS | ({} if part == 1 else {"before": "bytes", "until": "int8"})
+        npstream.write(tmp_path / f"{part}", rows, columns=columns)
+    ds = merge(tmp_path)
+    order = np.array([8, 0, 3, 4, 3, 7])
+    ids = order // 3 * 4 + order % 3
+    for k, i, sample in zip(order, ids, ds[order], strict=True):
+        check_sample(sample, i)
+        check_sample(ds[k], i)
+    batch = ds[order].load()
+    assert np.array_equal(batch["tokens"], VALUES["tokens"][ids])
+    assert batch["meta"].tolist() == [VALUES["meta"][i] for i in ids]
+    assert batch["data"].to_list() == [VALUES["data"][i] for i in ids]
+    assert all(map(np.array_equal, batch["ragged"], VALUES["ragged"][ids]))
+    for cells in (1, slice(1, 3), [0, 2], slice(None, None, -1)):
+        assert np.array_equal(ds["tokens"][order][:, cells], VALUES["tokens"][ids][:, cells])
+    assert np.array_equal(ds["ragged"].view("float32")[4], VALUES["ragged"][5].view("float32"))
+    assert np.array_equal(np.asarray(ds["number"]), VALUES["number"][[0, 1, 2, 4, 5, 6, 8, 9, 10]])
 
 
 @pytest.mark.parametrize(

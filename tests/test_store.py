@@ -58,6 +58,7 @@ def store(tmp_path):
 def test_reading(store):
     assert store.exists("part/file")
     assert store.where("part/file") == f"{store.root}/part/file"
+    assert store.size("part/file") == 10
     assert store.read("part/file") == b"0123456789"
     assert store.map("part/file").tobytes() == b"0123456789"
     assert store.ranges("part/file", [(2, 3), (0, 1), (10, 0)]) == [b"234", b"0", b""]
@@ -83,6 +84,11 @@ def test_failures_say_which_file_and_why(store, method, name, reason):
     assert caught.value.filename == store.where(name)
     assert caught.value.errno in errno.errorcode
     assert not store.exists(name)
+
+
+def test_the_size_of_what_is_not_there(store):
+    with pytest.raises(StorageError, match=r"No such file.*none"):
+        store.size("none")
 
 
 @pytest.mark.parametrize("span", [(8, 3), (10, 1), (50, 1)])

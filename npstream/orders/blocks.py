@@ -1,11 +1,11 @@
-"""Blocks of lanes: which place of a layout each element of a lane stands for, and back.
+"""Blocks of lanes: which sample each element of a lane is, and back.
 
-Lane j of C is cut into blocks of w samples, but for the last, which is what is left, and the
-first, which has w * (j + 1) / C, rounded up. A block is permuted as a `Permutation` of its length
-permutes it.
+Lane j of C is cut into blocks of w samples, but for the first, which has w * (j + 1) / C, rounded
+up, and the last, which has what is left. Each is permuted as a `Permutation` of its length is.
 
-Elements are computed a stretch at a time: a whole block if it is small, since a Fisher-Yates
-shuffle makes all of it or nothing. The last stretch of each lane is kept in a row of a cache.
+Elements are computed a stretch at a time, which for a small block is all of it: a Fisher-Yates
+shuffle cannot make less. The last stretch of each lane is kept, so that neither reading on nor
+reading every lane in turn computes anything twice.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ import math
 
 import numpy as np
 
-from npstream._jit import kernel
+from npstream._jit import draw, kernel
 from npstream._typing import AnyArray, Int64
 from npstream.orders.layout import (
-    Layout,
     lane_of,
     lane_start,
-    place_of,
-    sample_at,
-    samples_from,
     seek,
-    slots_of,
+    size_of,
+    slot_at,
+    start_of,
     subkey,
 )
-from npstream.orders.permutation import SMALL, decipher, encipher, shuffle, shuffled_to
+from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_to
 
-STRETCH = 1 << 9
-"""Elements that are computed at once where whole blocks may be too long to keep."""
+STRETCH = 1 << 11
+"""Elements of large blocks that are computed at once, at most."""
+
+WINDOW = 1 << 14
+"""Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
 
 CACHE_BYTES = 1 << 28
-"""Bytes that a cache may grow to. With default settings, even all lanes of 10 TB need less."""
+"""Bytes of stretches that are kept, at most. Few settings bring even all lanes to that."""
 
 
 class Cache:
-    """The last stretch of each of the lanes that were looked up last.
+    """The last stretch of each lane that was looked up.
 
     Parameters
     ----------
@@ -47,42 +48,42 @@ class Cache:
         Of the layout's arrays.
     """
 
-    __slots__ = ("held", "limit", "row_of", "rows", "scratch")
+    __slots__ = ("guide", "held", "limit", "near", "row_of", "rows", "scratch")
 
     def __init__(self, n: int, lanes: int, block: int, dtype: np.dtype[np.signedinteger]) -> None:
-        width = min(block, -(-n // lanes))
-        small = width <= SMALL
-        # Among large blocks there may be small ones, first or last of their lanes.
-        self.scratch = np.empty(0 if small else SMALL, dtype)
-        self.rows = np.empty((1, width if small else STRETCH), dtype)
-        self.limit = max(1, min(lanes, CACHE_BYTES // max(1, self.rows.nbytes)))
-        # For each row, its lane, and the first element that it holds and the one after the last.
-        self.held = np.full((1, 3), -1, np.int64)
-        # The row of each lane, or -1; and how often a row was given to a lane.
-        self.row_of = np.full(lanes + 1, -1, np.int64)
+        longest = min(block, -(-n // lanes))
+        large = longest > SMALL
+        self.rows = np.empty((1, STRETCH if large else longest), dtype)
+        self.limit = max(1, min(lanes, CACHE_BYTES // self.rows.nbytes))
+        # Of each row: its lane, the first element that it holds, the one after the last.
+        self.held = np.full((1, 3), -1)
+        # The row of each lane, or -1; then how often a row was given to a lane.
+        self.row_of = np.full(lanes + 1, -1)
         self.row_of[lanes] = 0
+        # For large blocks: the pieces of one, and how to find them; and for the small ones among
+        # them, which are first or last of their lanes.
+        self.near = np.empty((2, 4 * STRETCH if large else 0), np.int64)
+        self.guide = np.empty(4 * self.near.shape[1], np.int32)
+        self.scratch = np.empty(SMALL if large else 0, dtype)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the cache takes."""
-        arrays = (self.scratch, self.rows, self.held, self.row_of)
-        return sum(array.nbytes for array in arrays)
+        return sum(getattr(self, name).nbytes for name in self.__slots__ if name != "limit")
 
     def grow(self) -> None:
-        """Double the number of rows, at most to the limit."""
-        old = len(self.rows)
-        count = min(2 * old, self.limit)
-        rows, held = np.empty((count, self.rows.shape[1]), self.rows.dtype), self.held
-        rows[:old] = self.rows
-        self.rows = rows
-        self.held = np.full((count, 3), -1, np.int64)
-        self.held[:old] = held
+        """Make room for twice as many lanes, up to the limit."""
+        rows, held = self.rows, self.held
+        count = min(2 * len(rows), self.limit)
+        self.rows = np.empty((count, rows.shape[1]), rows.dtype)
+        self.rows[: len(rows)] = rows
+        self.held = np.full((count, 3), -1)
+        self.held[: len(held)] = held
 
 
 @kernel
 def look_up(
     positions: Int64,
-    start: int,
     n: int,
     lanes: int,
     block: int,
@@ -94,44 +95,81 @@ def look_up(
     row_of: Int64,
     held: Int64,
     rows: AnyArray,
+    near: Int64,
+    guide: AnyArray,
     scratch: AnyArray,
     samples: Int64,
 ) -> int:
-    """Look up the samples at positions, from number `start` on.
+    """Look up the samples at positions.
 
-    Returns how far it came: not to the end if the cache has too few rows, and may grow.
+    Returns how many were: not all if the cache lacks a row for a lane, and may grow.
     """
-    last = -2
-    lane = 0
-    element = 0
-    for k in range(start, positions.size):
-        position = int(positions[k])
-        if position == last + 1:  # as below, but a division takes longer than all the rest
-            lane += 1
-            if lane == lanes:
-                lane = 0
-                element += 1
-        else:
-            element = position // lanes
-            lane = position - element * lanes
-        last = position
-        row = int(row_of[lane])
-        if row < 0:
-            row = _claim(lane, lanes, limit, row_of, held)
+    done = 0
+    while done < positions.size:
+        position = int(positions[done])
+        stop = done + 1
+        while stop < positions.size and positions[stop] == position + stop - done:
+            stop += 1
+        done += look_up_run(
+            position, n, lanes, block, key, bounds, pieces, marks, limit, row_of, held, rows,
+            near, guide, scratch, samples[done:stop],
+        )  # fmt: skip
+        if done < stop:
+            return done
+    return done
+
+
+@kernel
+def look_up_run(
+    position: int,
+    n: int,
+    lanes: int,
+    block: int,
+    key: int,
+    bounds: AnyArray,
+    pieces: AnyArray,
+    marks: AnyArray,
+    limit: int,
+    row_of: Int64,
+    held: Int64,
+    rows: AnyArray,
+    near: Int64,
+    guide: AnyArray,
+    scratch: AnyArray,
+    samples: Int64,
+) -> int:
+    """Look up the samples at consecutive positions, from `position` on; else as `look_up`."""
+    window = max(WINDOW, 16 * lanes)
+    for done in range(0, samples.size, window):
+        stop = min(done + window, samples.size)
+        # Neighbours in a lane are as many positions apart as there are lanes.
+        for first in range(done, min(done + lanes, stop)):
+            element = (position + first) // lanes
+            lane = position + first - element * lanes
+            row = int(row_of[lane])
             if row < 0:
-                return k
-        if element < held[row, 1] or element >= held[row, 2]:
-            _fill(
-                lane, element, n, lanes, block, key, bounds, pieces, marks,
-                held[row], rows[row], scratch,
-            )  # fmt: skip
-        samples[k] = rows[row, element - held[row, 1]]
-    return positions.size
+                row = _claim(lane, lanes, limit, row_of, held)
+                if row < 0:
+                    return done
+            k = first
+            while k < stop:
+                if not held[row, 1] <= element < held[row, 2]:
+                    _fill(
+                        lane, element, n, lanes, block, key, bounds, pieces, marks,
+                        held[row], rows[row], near, guide, scratch,
+                    )  # fmt: skip
+                stretch = rows[row, element - int(held[row, 1]) :]
+                count = min(int(held[row, 2]) - element, (stop - k + lanes - 1) // lanes)
+                for i in range(count):
+                    samples[k + i * lanes] = stretch[i]
+                element += count
+                k += count * lanes
+    return samples.size
 
 
 @kernel
 def _claim(lane: int, lanes: int, limit: int, row_of: Int64, held: Int64) -> int:
-    """Give a row to a lane, the longest held one if need be; or return -1 for lack of rows."""
+    """Give a lane a row, if need be the one that was given away first, or -1 to have more made."""
     count = held.shape[0]
     claims = int(row_of[lanes])
     if claims == count and count < limit:
@@ -160,30 +198,54 @@ def _fill(
     marks: AnyArray,
     held: Int64,
     row: AnyArray,
+    near: Int64,
+    guide: AnyArray,
     scratch: AnyArray,
 ) -> None:
-    """Compute the samples of a stretch that has an element of a lane."""
+    """Compute a stretch of a lane with an element in it."""
     number, begin, length = _block_of(n, lanes, block, lane, element)
     place = lane_start(n, lanes, lane) + begin
     block_key = subkey(key, lane, number + 1)
-    count = length
     if length <= row.size:
-        samples_from(bounds, pieces, marks, place, row[:length])
-        shuffle(block_key, row[:length])
+        count = length
+        _shuffle(block_key, bounds, pieces, marks, place, row[:length])
     elif length <= SMALL:
-        samples_from(bounds, pieces, marks, place, scratch[:length])
-        shuffle(block_key, scratch[:length])
+        _shuffle(block_key, bounds, pieces, marks, place, scratch[:length])
         first = (element - begin) // row.size * row.size
         begin += first
         count = min(row.size, length - first)
         row[:count] = scratch[first : first + count]
     else:
-        # Positions far apart have no use for what lies between them.
-        count = min(row.size, length + begin - element) if element == held[2] else 1
-        _scatter(block_key, length, element - begin, place, bounds, pieces, marks, row[:count])
+        # Whoever reads on gets longer and longer stretches; who jumps about, single elements.
+        count = 8 * int(held[2] - held[1]) if element == held[2] else 1
+        count = min(count, row.size, begin + length - element)
+        _scatter(
+            block_key, length, element - begin, bounds, pieces, marks, place, row[:count],
+            near, guide,
+        )  # fmt: skip
         begin = element
     held[1] = begin
     held[2] = begin + count
+
+
+@kernel
+def _shuffle(
+    key: int, bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int, samples: AnyArray
+) -> None:
+    """Compute all samples of a small block, in the order in which its table permutes them."""
+    slot = slot_at(bounds, pieces, marks, place)
+    skipped = place - start_of(bounds, pieces, marks, slot)
+    filled = 0
+    while filled < samples.size:
+        first = int(bounds[pieces[slot]]) + skipped - filled
+        stop = min(filled + size_of(bounds, pieces, slot) - skipped, samples.size)
+        for i in range(filled, stop):
+            j = draw(key ^ i, i + 1)
+            samples[i] = samples[j]
+            samples[j] = first + i
+        filled = stop
+        skipped = 0
+        slot += 1
 
 
 @kernel
@@ -191,34 +253,75 @@ def _scatter(
     key: int,
     length: int,
     offset: int,
-    place: int,
     bounds: AnyArray,
     pieces: AnyArray,
     marks: AnyArray,
+    place: int,
     samples: AnyArray,
+    near: Int64,
+    guide: AnyArray,
 ) -> None:
-    """Compute some samples of a large block, from number `offset` of the permuted ones on."""
+    """Compute some samples of a large block, from number `offset` on."""
+    slot = slot_at(bounds, pieces, marks, place)
+    count = slot_at(bounds, pieces, marks, place + length - 1) + 1 - slot
+    prepared = count <= 4 * samples.size  # otherwise it would take longer than it saves
+    shift = 0
+    if prepared:
+        while length >> shift > 4 * count:
+            shift += 1
+        skipped = place - start_of(bounds, pieces, marks, slot)
+        _prepare(bounds, pieces, slot, count, skipped, length, shift, near, guide)
     radix, other = _radices(length)
-    left = offset // other
-    right = offset - left * other
-    low = 0
-    high = marks.size - 1
-    if samples.size > 1:
-        low = seek(marks, place, low, high)
-        high = seek(marks, place + length - 1, low, high)
-    scale = (high - low + 1) / length
+    left, right = digits[0, : samples.size], digits[1, : samples.size]
+    digit = offset // other
+    low = offset - digit * other
     for k in range(samples.size):
-        at = encipher(length, radix, other, key, left, right)
-        right += 1
-        if right == other:
-            right = 0
-            left += 1
-        mark = min(low + int(at * scale), high)  # right where pieces are of one size
-        if marks[mark] > place + at:
-            mark = seek(marks, place + at, low, mark)
-        elif mark < high and marks[mark + 1] <= place + at:
-            mark = seek(marks, place + at, mark, high)
-        samples[k] = sample_at(bounds, pieces, marks, mark, place + at)
+        left[k] = digit
+        right[k] = low
+        low += 1
+        if low == other:
+            low = 0
+            digit += 1
+    encipher(length, radix, other, key, left, right)
+    for k in range(samples.size):
+        at = left[k] * other + right[k]
+        if prepared:
+            near_piece = int(guide[at >> shift])
+            near_piece += at >= near[0, near_piece]
+            while at >= near[0, near_piece]:
+                near_piece += 1
+            samples[k] = near[1, near_piece] + at
+        else:
+            slot = slot_at(bounds, pieces, marks, place + at)
+            samples[k] = bounds[pieces[slot]] + place + at - start_of(bounds, pieces, marks, slot)
+
+
+@kernel
+def _prepare(
+    bounds: AnyArray,
+    pieces: AnyArray,
+    slot: int,
+    count: int,
+    skipped: int,
+    length: int,
+    shift: int,
+    near: Int64,
+    guide: AnyArray,
+) -> None:
+    """Note where the pieces of a block end in it, and what to add there for the samples.
+
+    ``guide[at >> shift]`` is the first piece that may have number `at` of the block.
+    """
+    at = -skipped
+    for k in range(count):
+        near[1, k] = int(bounds[pieces[slot + k]]) - at
+        at += size_of(bounds, pieces, slot + k)
+        near[0, k] = at
+    piece = 0
+    for cell in range((length - 1 >> shift) + 1):
+        while near[0, piece] <= cell << shift:
+            piece += 1
+        guide[cell] = piece
 
 
 @kernel
@@ -243,7 +346,7 @@ def find(
             piece = -int(slots[piece])
             while bounds[piece + 1] <= sample:
                 piece += 1
-        place = place_of(bounds, pieces, marks, int(slots[piece]), sample)
+        place = start_of(bounds, pieces, marks, int(slots[piece])) + sample - int(bounds[piece])
         lane = lane_of(n, lanes, place)
         element = place - lane_start(n, lanes, lane)
         number, begin, length = _block_of(n, lanes, block, lane, element)

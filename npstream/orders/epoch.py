@@ -12,11 +12,10 @@ every epoch. An order depends on nothing but its arguments, and is part of what 
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import numpy as np
 from npstream._typing import AnyArray, Int64
 from npstream.orders.blocks import Cache, find, look_up
 from npstream.orders.layout import Layout, lay_out, slots_of
-from npstream.orders.permutation import SMALL, make_key, out_of_bounds
+from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
 from npstream.selection import Selection
 from npstream.sizes import parse_size
 
@@ -66,11 +65,171 @@ class Shuffle:
     lanes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.block not in (None, "auto"):
-            if isinstance(self.block, bool) or parse_size(self.block) < 1:
+        if self.block is not None and self.block != "auto":
+            if isinstance(self.block, bool) or (nbytes := parse_size(self.block)) < 1:
                 raise ValueError(f"block={self.block!r}: expected a size, 'auto' or None")
-            object.__setattr__(self, "block", parse_size(self.block))
+            object.__setattr__(self, "block", nbytes)
         if self.lanes is not None:
-            lanes = _integer("lanes", self.lanes)
-            if lanes < 1 or (self.block is None and lanes > 1):
-                ...
+            object.__setattr__(self, "lanes", _count("lanes", self.lanes))
+            if self.block is None and self.lanes > 1:
+                raise ValueError(
+                    f"lanes={self.lanes} and block=None: all samples at once are one lane"
+                )
+
+    def resolve(self, nbytes: int) -> Shuffle:
+        """Return the settings for so many bytes of data, with nothing left to choose."""
+        if self.block is None:
+            return Shuffle(None, 1)
+        block = min(max(nbytes >> 6, 1 << 30), 1 << 36) if self.block == "auto" else self.block
+        assert isinstance(block, int)
+        if self.lanes is not None:
+            return Shuffle(block, self.lanes)
+        if nbytes <= block:
+            return Shuffle(block, 1)
+        return Shuffle(block, max(c for c in LANES if c == 1 or block >= c * LEAST_BLOCK))
+
+
+class Order:
+    """The order of an epoch: an array of the numbers 0 to n - 1 that is computed where it is read.
+
+    Parameters
+    ----------
+    n : int
+        Samples of the view.
+    chunks : ndarray of int64 or callable
+        First sample of each chunk of the view, ascending, then n; or what returns it, which is
+        called when it is needed, and pickled in its place.
+    seed, epoch : int
+        Each pair gives another order.
+    block : int
+        Samples of a block in one lane.
+    lanes : int
+
+    Examples
+    --------
+    >>> order = Order(10, np.array([0, 4, 8, 10]), seed=0, block=3, lanes=2)
+    >>> order[2:5]
+    array([...])
+    >>> order.find(order[2:5])
+    array([2, 3, 4])
+    >>> np.sort(order)
+    array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+
+    def __init__(
+        self,
+        n: int,
+        chunks: Int64 | Callable[[], Int64],
+        seed: int,
+        epoch: int = 0,
+        *,
+        block: int,
+        lanes: int = 1,
+    ) -> None:
+        self._n = n
+        self._chunks = chunks
+        self._seed, self._epoch = seed, epoch
+        # A block that holds all samples is as good as any larger one.
+        self._block, self._lanes = min(_count("block", block), max(n, 1)), _count("lanes", lanes)
+        if n * self._lanes >= 1 << 62:
+            raise ValueError(f"{n} samples in {lanes} lanes: their product must be below 2**62")
+        self._run_key = make_key(seed, 0, 0, _RUN)
+        self._epoch_key = make_key(seed, epoch, 0, _EPOCH)
+        # Whoever looks something up takes the cache away, so that no two threads use one.
+        self._caches: deque[Cache] = deque(maxlen=1)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __repr__(self) -> str:
+        return (
+            f"<Order: {self._n} samples, seed {self._seed}, epoch {self._epoch}, "
+            f"blocks of {self._block} in {self._lanes} lanes>"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(Order, block=self._block, lanes=self._lanes)
+        return make, (self._n, self._chunks, self._seed, self._epoch)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = Selection.all(self._n).select(index)
+        if isinstance(chosen, int):
+            return int(self.at(np.array([chosen]))[0])
+        return self.at(chosen.ids()).reshape(chosen.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+        return self.at(np.arange(self._n)).astype(dtype or np.int64, copy=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the order holds by now."""
+        caches = sum(cache.nbytes for cache in self._caches)
+        return caches + (self._layout.nbytes if "_layout" in self.__dict__ else 0)
+
+    def at(self, positions: Int64) -> Int64:
+        """Return the samples at positions, all in ``range(n)``, in the shape of `positions`."""
+        positions = self._checked(positions)
+        samples = np.empty_like(positions)
+        if positions.size == 0:
+            return samples
+        bounds, pieces, marks, _ = self._layout
+        try:
+            cache = self._caches.pop()
+        except IndexError:
+            cache = Cache(self._n, self._lanes, self._block, bounds.dtype)
+        made = min(positions.size, self._lanes) * min(self._block, SMALL)
+        run = look_up.sized(positions.size + (made >> 5))
+        done = 0
+        while True:
+            done = run(
+                positions.reshape(-1), done, self._n, self._lanes, self._block, self._epoch_key,
+                bounds, pieces, marks, cache.limit, cache.row_of, cache.held, cache.rows,
+                cache.near, cache.guide, cache.scratch, samples.reshape(-1),
+            )  # fmt: skip
+            if done == positions.size:
+                break
+            cache.grow()
+        self._caches.append(cache)
+        return samples
+
+    def find(self, samples: Int64) -> Int64:
+        """Return the positions of samples: ``find(at(p))`` is p."""
+        samples = self._checked(samples)
+        positions = np.empty_like(samples)
+        if samples.size == 0:
+            return positions
+        bounds, pieces, marks, chunks = self._layout
+        work = samples.size * min(self._block, SMALL)
+        find.sized(samples.size + (work >> 5))(
+            samples.reshape(-1), self._n, self._lanes, self._block, self._epoch_key, bounds,
+            pieces, marks, chunks, slots_of(self._layout), positions.reshape(-1),
+        )  # fmt: skip
+        return positions
+
+    @cached_property
+    def _layout(self) -> Layout:
+        starts = self._chunks() if callable(self._chunks) else self._chunks
+        sizes = np.diff(starts)
+        if len(starts) == 0 or starts[0] != 0 or starts[-1] != self._n or (sizes < 0).any():
+            raise ValueError(f"the chunks of {self._n} samples must rise from 0 to that")
+        if not sizes.all():
+            starts = np.append(starts[:-1][sizes > 0], self._n)
+        return lay_out(starts, self._lanes, self._run_key, self._epoch_key)
+
+    def _checked(self, numbers: Int64) -> Int64:
+        """Copy numbers that all lie in range(n)."""
+        numbers = np.asarray(numbers)
+        copy = numbers.astype(np.int64, order="C", casting="same_kind")
+        if out_of_bounds(copy, self._n):
+            bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
+            raise IndexError(f"{bad} is out of bounds for an order of {self._n} samples")
+        return copy
+
+
+def _count(name: str, number: object) -> int:
+    """Return a number of things, of which there is at least one."""
+    if (count := integer(name, number)) < 1:
+        raise ValueError(f"{name}={count}: expected at least 1")
+    return count

@@ -200,42 +200,22 @@ def size_of(bounds: AnyArray, pieces: AnyArray, slot: int) -> int:
 
 
 @kernel
-def sample_at(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, mark: int, place: int) -> int:
-    """Return the sample at a place, given the last mark at or before it."""
-    slot = mark * STRIDE
-    skipped = place - int(marks[mark])
-    while skipped >= size_of(bounds, pieces, slot):
-        skipped -= size_of(bounds, pieces, slot)
-        slot += 1
-    return int(bounds[pieces[slot]]) + skipped
-
-
-@kernel
-def samples_from(
-    bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int, samples: AnyArray
-) -> None:
-    """Fill an array with the samples at consecutive places."""
+def slot_at(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int) -> int:
+    """Return the slot that a place lies in."""
     mark = seek(marks, place, 0, marks.size - 1)
     slot = mark * STRIDE
-    skipped = place - int(marks[mark])
-    while skipped >= size_of(bounds, pieces, slot):
-        skipped -= size_of(bounds, pieces, slot)
+    left = place - int(marks[mark])
+    while left >= size_of(bounds, pieces, slot):
+        left -= size_of(bounds, pieces, slot)
         slot += 1
-    filled = 0
-    while filled < samples.size:
-        first = int(bounds[pieces[slot]]) + skipped
-        count = min(size_of(bounds, pieces, slot) - skipped, samples.size - filled)
-        for k in range(count):
-            samples[filled + k] = first + k
-        filled += count
-        skipped = 0
-        slot += 1
+    return slot
 
 
 @kernel
-def place_of(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, slot: int, sample: int) -> int:
-    """Return the place of a sample, given its slot."""
-    place = int(marks[slot // STRIDE]) + sample - int(bounds[pieces[slot]])
-    for before in range(slot // STRIDE * STRIDE, slot):
+def start_of(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, slot: int) -> int:
+    """Return the place where a slot begins."""
+    marked = slot // STRIDE
+    place = int(marks[marked])
+    for before in range(marked * STRIDE, slot):
         place += size_of(bounds, pieces, before)
     return place

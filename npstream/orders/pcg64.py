@@ -111,7 +111,8 @@ def below(state: State, bound: int) -> int:
         hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
         product = half * u64(bound)
     state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
-    return int(product >> u64(32))
+    # The upper half of the product, as a signed number.
+    return multiply_high(half << u64(32), bound)
 
 
 @kernel

@@ -30,6 +30,9 @@ VERSION = 1
 SMALL = 1 << 15
 """Elements up to which a permutation is a table."""
 
+STRETCH = 1 << 10
+"""Positions that are enciphered together: few enough for the processor's first cache."""
+
 MAX_LENGTH = 1 << 62
 """Elements that a permutation may have: the product of the radices must stay below 2**63."""
 
@@ -43,8 +46,8 @@ def make_key(seed: int, epoch: int = 0, lane: int = 0, level: int = 0) -> int:
     >>> make_key(0, epoch=1) == make_key(1, epoch=0)
     False
     """
-    seed, epoch = _integer("seed", seed), _integer("epoch", epoch)
-    lane, level = _integer("lane", lane), _integer("level", level)
+    seed, epoch = integer("seed", seed), integer("epoch", epoch)
+    lane, level = integer("lane", lane), integer("level", level)
     text = f"{seed:x},{epoch:x},{lane:x},{level:x}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -69,8 +72,8 @@ class Permutation:
     """
 
     def __init__(self, n: int, key: int) -> None:
-        self._n = _integer("n", n)
-        self._key = _integer("key", key)
+        self._n = integer("n", n)
+        self._key = integer("key", key)
         if not 0 <= self._n <= MAX_LENGTH:
             raise ValueError(f"a permutation has 0 to 2**62 elements, not {n}")
         if not 0 <= self._key < 1 << 63:
@@ -133,7 +136,7 @@ def out_of_bounds(positions: Int64, n: int) -> bool:
     return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
 
 
-def _integer(name: str, number: object) -> int:
+def integer(name: str, number: object) -> int:
     """Return an integer of any type as an int, and refuse what only looks like one."""
     if type(number) is int:
         return number
@@ -166,21 +169,24 @@ def shuffled_to(key: int, n: int, i: int) -> int:
 
 
 @kernel
-def encipher(n: int, a: int, b: int, key: int, left: int, right: int) -> int:
-    """Return the element at position ``left * b + right``."""
-    while True:
-        for step in range(0, 6, 2):
-            left += draw(key ^ (step << 32) ^ right, a)
-            if left >= a:
-                left -= a
-            right += draw(key ^ ((step + 1) << 32) ^ left, b)
-            if right >= b:
-                right -= b
-        element = left * b + right
-        if element < n:
-            return element
-        left = element // b
-        right = element - left * b
+def encipher(n: int, a: int, b: int, key: int, left: Int64, right: Int64) -> None:
+    """Replace positions ``left * b + right`` by elements, as digits again."""
+    _rounds(a, b, key, left, right)
+    for k in range(left.size):
+        while left[k] * b + right[k] >= n:
+            _rounds(a, b, key, left[k : k + 1], right[k : k + 1])
+
+
+@kernel
+def _rounds(a: int, b: int, key: int, left: Int64, right: Int64) -> None:
+    """Go through the rounds; all digits in each, which is twice as fast as one after another."""
+    for step in range(0, 6, 2):
+        for k in range(left.size):
+            digit = int(left[k]) + draw(key ^ (step << 32) ^ int(right[k]), a)
+            left[k] = digit if digit < a else digit - a
+        for k in range(left.size):
+            digit = int(right[k]) + draw(key ^ ((step + 1) << 32) ^ int(left[k]), b)
+            right[k] = digit if digit < b else digit - b
 
 
 @kernel
@@ -204,9 +210,16 @@ def decipher(n: int, a: int, b: int, key: int, element: int) -> int:
 @kernel
 def _encipher_all(n: int, a: int, b: int, key: int, values: Int64) -> None:
     """Replace each position by its element."""
-    for k in range(values.size):
-        left = int(values[k]) // b
-        values[k] = encipher(n, a, b, key, left, int(values[k]) - left * b)
+    left = np.empty(min(values.size, STRETCH), np.int64)
+    right = np.empty_like(left)
+    for start in range(0, values.size, STRETCH):
+        part = values[start : start + STRETCH]
+        for k in range(part.size):
+            left[k] = int(part[k]) // b
+            right[k] = int(part[k]) - left[k] * b
+        encipher(n, a, b, key, left[: part.size], right[: part.size])
+        for k in range(part.size):
+            part[k] = left[k] * b + right[k]
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Streaming's shuffles, bit for bit, each part of one computed where it is asked for.
+"""Streaming's shuffles, bit for bit.
 
 A shuffle takes *units*, runs of consecutive samples: mostly the shards. They are put in an order
 that holds for the whole run, laid end to end, and cut into lanes ("canonical nodes"), a unit that
@@ -8,114 +8,163 @@ crosses a boundary into *pieces*. Every epoch shuffles the pieces of each lane, 
 - py1br those of each block, a stretch of a lane, of random length;
 - py1e those of each piece, and then moves each sample some way along its lane;
 - naive all of them, whatever the lanes.
-
-One generator draws all of that, so no part can be computed without what was drawn before it. But
-to draw and do nothing else takes little time and no memory. That is done once; it leaves the
-generator's states at marks, `SPACING` samples apart, from where any part can be computed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
 
 import numpy as np
 
 from npstream._jit import kernel
-from npstream._typing import AnyArray, Int64
-from npstream.orders import pcg64
-from npstream.orders.pcg64 import State, below, seeded, shuffle, skip_shuffle
+from npstream._typing import Int64
+from npstream.orders.pcg64 import MAX_BOUND, State, below, seeded, shuffle
+from npstream.orders.streaming_py1e import Expanded
+from npstream.orders.streaming_runs import (
+    Marks,
+    Order,
+    Pieces,
+    PiecesOf,
+    Runs,
+    Table,
+    number_type,
+    shuffle_runs,
+)
 
-SPACING = 1 << 16
-"""Samples between marks."""
+ALGORITHMS = ("naive", "py1br", "py1e", "py1s", "py2s")
 
 UNIT_SPACING = 1 << 10
-"""Samples between marks in the units of py2s, which are not read one after the other."""
+"""Samples between marks in the units of py2s, which are not read in their order."""
 
 
-class Order(Protocol):
-    """A permutation of range(n), the numbers of samples as the units have them."""
+def shuffled(
+    algorithm: str, units: Int64, lanes: int, seed: int, epoch: int, block_size: int
+) -> Order:
+    """Return the order that Streaming's ``get_shuffle`` computes; see `check_shuffle`.
 
-    @property
-    def stride(self) -> int:
-        """How many positions are worth computing at once: fewer take nearly as long."""
-
-    def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions `start` to `stop`, which lie in one lane."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """Runs of consecutive numbers, end to end: from ``offsets[k]`` on, ``begins[k]`` and so on."""
-
-    offsets: Int64
-    begins: Int64
-
-    def rows(self, start: int, stop: int) -> AnyArray:
-        numbers = np.empty(stop - start, _dtype(int(self.offsets[-1])))
-        first = int(self.offsets.searchsorted(start, "right")) - 1
-        lay.sized(numbers.size)(numbers, start, self.offsets, self.begins, first)
-        return numbers
-
-    def permuted(self, order: Int64) -> Pieces:
-        return Pieces(_offsets(np.diff(self.offsets)[order]), self.begins[order])
-
-
-@dataclass(frozen=True, slots=True)
-class PiecesOf:
-    """Pieces of an order, rather than of the numbers themselves."""
-
-    pieces: Pieces
-    order: Order
-
-    def rows(self, start: int, stop: int) -> AnyArray:
-        offsets, begins = self.pieces.offsets, self.pieces.begins
-        first = int(offsets.searchsorted(start, "right")) - 1
-        parts = []
-        for k in range(first, int(offsets.searchsorted(stop))):
-            low, high = max(start, offsets[k]), min(stop, offsets[k + 1])
-            begin = int(begins[k] - offsets[k])
-            parts.append(self.order.rows(begin + low, begin + high))
-        return np.concatenate(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """What a source has at each position, shuffled within runs, one run after the other.
-
-    Runs come by their starts. They may overlap, and leave positions out. Marks are numbers of
-    runs that begin where all before them have ended, with the generator's states there.
+    >>> order = shuffled("py1e", np.array([3, 4, 3]), lanes=2, seed=0, epoch=0, block_size=4)
+    >>> order.rows(0, 5)  # its first lane
+    array([1, 0, 3, 2, 4], dtype=uint32)
     """
+    check_shuffle(algorithm, units, lanes, block_size)
+    state = seeded(seed + epoch)
+    if algorithm == "naive":
+        numbers = np.arange(units.sum(), dtype=number_type(int(units.sum())))
+        shuffle.sized(numbers.size)(state, numbers, 0, numbers.size)
+        return Table(numbers)
+    if algorithm == "py2s":
+        return _py2s(state, units, lanes, seed)
+    bounds = lane_bounds(int(units.sum()), lanes)
+    # The order of units depends on the seed alone: lanes are the same in every epoch.
+    fixed = np.random.default_rng(seed).permutation(len(units))
+    begins = units.cumsum() - units
+    pieces, firsts = _cut(Pieces.laid(units[fixed], begins[fixed]), bounds)
+    order = np.arange(len(pieces.begins))
+    shuffle_runs.sized(order.size)(state, order, firsts[:-1], firsts[1:])
+    pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order])
+    if algorithm == "py1s":
+        starts, stops = pieces.offsets[:-1], pieces.offsets[1:]
+        return Runs(pieces, starts, stops, Marks.drawn(state, starts, stops))
+    if algorithm == "py1br":
+        return _py1br(state, pieces, bounds, _widths(block_size))
+    return Expanded.drawn(state, pieces, bounds, firsts, _widths(block_size))
 
-    source: Pieces | PiecesOf
-    starts: Int64
-    stops: Int64
-    marks: Int64
-    states: State
 
-    @property
-    def stride(self) -> int:
-        return max(8 * SPACING, 4 * int((self.stops - self.starts).max()))
+def check_shuffle(algorithm: str, units: Int64, lanes: int, block_size: int) -> None:
+    """Raise ValueError unless there is such an order."""
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"shuffle={algorithm!r}: Streaming's orders are {', '.join(ALGORITHMS)}")
+    size = int(units.sum())
+    if algorithm == "py1e" and size < lanes:
+        raise ValueError(
+            f"py1e needs a sample in each of its num_canonical_nodes={lanes} lanes, and there are "
+            f"{size}: use fewer, or another order"
+        )
+    least, most = _widths(block_size)
+    drawn = {"py1e": most - least, "py1br": min(least, most - least)}.get(algorithm, 1)
+    if drawn < 1:
+        raise ValueError(f"shuffle_block_size={block_size}: too few samples for {algorithm}")
+    longest = {"naive": size, "py1br": most}.get(algorithm, int(units.max(initial=0)))
+    if max(longest, most) > MAX_BOUND:
+        raise ValueError(
+            f"{algorithm} would shuffle {max(longest, most)} samples at once: at most {MAX_BOUND}"
+        )
 
-    def rows(self, start: int, stop: int) -> AnyArray:
-        mark = int(self.starts[self.marks].searchsorted(start, "right")) - 1
-        runs = slice(int(self.marks[mark]), int(self.starts.searchsorted(stop)))
-        base = int(self.starts[runs.start])
-        numbers = self.source.rows(base, max(stop, int(self.stops[runs.stop - 1])))
-        starts, stops = self.starts[runs] - base, self.stops[runs] - base
-        shuffle_runs.sized(numbers.size)(self.states[mark].copy(), numbers, starts, stops)
-        return numbers[start - base : stop - base]
+
+def lane_bounds(size: int, lanes: int) -> Int64:
+    """Return where each of the lanes begins among so many samples, and where the last one ends."""
+    return np.arange(lanes + 1) * size // lanes
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """An order held as an array."""
+def _widths(block_size: int) -> tuple[int, int]:
+    """Return the bounds of what is drawn for the length of a block."""
+    return int(0.75 * block_size), int(1.25 * block_size)
 
-    numbers: AnyArray
 
-    @property
-    def stride(self) -> int:
-        return len(self.numbers)
+def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
+    """Cut units at the bounds of lanes; return the pieces, and the number of each lane's first."""
+    ends = units.offsets[1:]
+    cuts = np.setdiff1d(bounds[1:-1], units.offsets)
+    stops = np.sort(np.concatenate([ends, cuts]), kind="stable")
+    # How many units ended before each piece: the number of its unit, also where units are empty.
+    unit = np.arange(len(stops)) - cuts.searchsorted(stops)
+    starts = np.concatenate([[0], stops[:-1]])
+    begins = units.begins[unit] + starts - units.offsets[unit]
+    # A piece, even an empty one, belongs to the first lane that reaches its end.
+    firsts = bounds[1:].searchsorted(stops).searchsorted(np.arange(len(bounds)))
+    return Pieces(np.concatenate([[0], stops]), begins), firsts
 
-    def rows(self, start: int, stop: int) -> AnyArray:
-        return self.numbers[start:stop]
+
+def _py2s(state: State, units: Int64, lanes: int, seed: int) -> Order:
+    fixed_state = seeded(seed)
+    fixed = np.arange(len(units))
+    shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
+    laid = Pieces.laid(units[fixed], (units.cumsum() - units)[fixed])
+    starts, stops = laid.offsets[:-1], laid.offsets[1:]
+    inner = Runs(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
+
+    pieces, firsts = _cut(Pieces(laid.offsets, starts), lane_bounds(int(units.sum()), lanes))
+    sizes, begins, marks = pieces.sizes, pieces.begins.copy(), []
+    for lane in range(lanes):
+        part = slice(firsts[lane], firsts[lane + 1])
+        order = np.arange(part.start, part.stop)
+        shuffle.sized(order.size)(state, order, 0, order.size)
+        sizes[part], begins[part] = sizes[order], begins[order]
+        stops = pieces.offsets[part.start] + sizes[part].cumsum()
+        marks.append(Marks.drawn(state, stops - sizes[part], stops))
+    pieces = Pieces.laid(sizes, begins)
+    joined = Marks.joined(marks, firsts[:-1])
+    return Runs(PiecesOf(pieces, inner), pieces.offsets[:-1], pieces.offsets[1:], joined)
+
+
+def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int]) -> Order:
+    least, most = widths
+    staggers = [below.sized(1)(state, least) for _ in bounds[1:]]
+    starts, stops, marks = [], [], []
+    for lane, stagger in enumerate(staggers):
+        origin, length = bounds[lane], int(bounds[lane + 1] - bounds[lane])
+        # Blocks grow at least twofold up to the stagger, and have the least width from there on.
+        blocks = np.empty((2, length // least + stagger.bit_length() + 2), np.int64)
+        count = _cut_blocks.sized(blocks.size)(state, length, least, most - least, stagger, blocks)
+        starts.append(origin + blocks[0, :count])
+        stops.append(origin + blocks[1, :count])
+        marks.append(Marks.drawn(state, starts[-1], stops[-1]))
+    firsts = np.cumsum([0, *map(len, starts[:-1])])
+    return Runs(
+        pieces, np.concatenate(starts), np.concatenate(stops), Marks.joined(marks, firsts)
+    )
+
+
+@kernel
+def _cut_blocks(
+    state: State, length: int, least: int, widths: int, stagger: int, blocks: Int64
+) -> int:
+    """Draw the lengths of a lane's blocks; write their starts and stops, and return how many."""
+    count, at = 0, 0
+    while at < length:
+        width = least + below(state, widths)
+        start, stop = max(at - stagger, 0), min(at + width - stagger, length)
+        blocks[0, count], blocks[1, count] = start, stop
+        at += stop - start
+        count += 1
+    return count

@@ -1,0 +1,116 @@
+"""The state of an iteration, as plain JSON: what it is an iteration of, and how far it came.
+
+Everything but the position is compared when a state is loaded: a position means nothing in
+another order. It counts samples of all ranks from the epoch's first, so it does not depend on how
+many ranks, workers or samples a batch there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream.orders.partition import joined
+from npstream.ranks import integer
+from npstream.turns import MAX_GAPS, Place
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Index
+    from npstream.selection import Selection
+
+VERSION = 1
+"""Names this form of states, and what their settings mean."""
+
+_MENDS = {
+    "samples": "open the dataset, and select the view, as it was",
+    "dataset": "its shards are others; open the dataset as it was",
+    "view": "its samples are others, or in another order; select them as was done then",
+}
+
+
+def identity(index: Index, selection: Selection) -> dict[str, Any]:
+    """Return what tells a dataset, and a view of it, from others.
+
+    Parameters
+    ----------
+    index : Index
+        Names of shards, and how well they are compressed, do not matter.
+    selection : Selection
+        The same samples, selected in another way, may be another view.
+
+    Returns
+    -------
+    dict
+        `samples`, and `fingerprint`: a hash of the dataset, a dash, and one of the view.
+    """
+    view = hashlib.blake2b(digest_size=8)
+    _add(view, selection.__reduce__()[1])
+    return {"samples": selection.size, "fingerprint": f"{index.fingerprint()}-{view.hexdigest()}"}
+
+
+def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """Return the state of an iteration with these settings."""
+    return {
+        "version": VERSION,
+        **settings,
+        "epoch": place.epoch,
+        "position": place.position,
+        "skipped": [list(gap) for gap in place.gaps],
+    }
+
+
+def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
+    """Return where a state says to go on, in an iteration with these settings.
+
+    Raises
+    ------
+    ValueError
+        If it is of an iteration over something else, or in another order.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"a state is a dict, as state_dict() returns it, not {state!r}")
+    expected = {"version": VERSION, **settings}
+    if missing := [key for key in (*expected, "epoch", "position", "skipped") if key not in state]:
+        raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing")
+    for key, here in expected.items():
+        if state[key] != here:
+            raise ValueError(_difference(key, state[key], here))
+    epoch, position = (integer(key, state[key], 0) for key in ("epoch", "position"))
+    gaps = joined((int(start), int(stop)) for start, stop in state["skipped"])
+    if len(gaps) > MAX_GAPS:
+        raise ValueError(
+            f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
+        )
+    return Place(epoch, position, gaps)
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    """Say how a state differs, and what to do."""
+    if key == "version":
+        return f"the state has version {there}; this release of npstream reads version {here}"
+    if key == "fingerprint":
+        parts = zip(("dataset", "view"), str(there).split("-"), here.split("-"), strict=False)
+        key = next(name for name, that, this in parts if that != this)
+        return f"the state is of another {key}: {_MENDS[key]}"
+    if key == "samples":
+        return f"the state is of a view of {there} samples; this has {here}: {_MENDS[key]}"
+    return f"the state is of {key}={there!r}; this iteration has {key}={here!r}: make it like that"
+
+
+def _add(digest: hashlib.blake2b, fact: Any) -> None:
+    """Add what something is made of to a hash; each fact is told from its neighbours."""
+    if isinstance(fact, np.ndarray):
+        digest.update(f"{fact.dtype.str}{fact.shape}".encode())
+        digest.update(np.ascontiguousarray(fact).view(np.uint8).data)
+    elif isinstance(fact, tuple):
+        digest.update(f"({len(fact)}".encode())
+        for part in fact:
+            _add(digest, part)
+    elif fact is None or isinstance(fact, int | str | range):
+        digest.update(f"{fact!r};".encode())
+    else:
+        digest.update(type(fact).__name__.encode())
+        _add(digest, fact.__reduce__()[1])

@@ -1,0 +1,24 @@
+"""A worker of `fuzz` that dies of its mutation number 1, for the test of what watches it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import fuzz
+
+_run = fuzz._run
+
+
+def run(root: Path, known: list[fuzz.Case], seed: int, number: int) -> None:
+    """Run a mutation, or die of it."""
+    if number == 1:
+        print('{"start": 1, "what": "a crash"}', flush=True)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    _run(root, known, seed, number)
+
+
+fuzz._run = run
+sys.exit(fuzz.main())
