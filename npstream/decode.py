@@ -42,13 +42,15 @@ def batch_column(
     OverflowError
         If an integer is beyond int64.
     """
+    if stored is out:
+        return stored
     kind = field.encoding.kind
     if kind in ("int_text", "float_text", "object"):
         stored = sample_values(fetcher, field, stored, ids)
         if kind == "object":
             return objects(stored)
     if not isinstance(stored, list):
-        if isinstance(stored, np.ndarray) and out is not None and stored is not out:
+        if isinstance(stored, np.ndarray) and out is not None:
             out[...] = stored
             return out
         return stored

@@ -228,6 +228,12 @@ class _Values:
         """Bytes of each value."""
         return np.concatenate([nbytes for _, nbytes in self.spans] or [np.empty(0, np.int64)])
 
+    def allocate(self, elements: int, dtype: np.dtype[Any]) -> AnyArray:
+        """Return a new array for the elements of all values."""
+        what = f"{len(self.ids):,} rows of column {self.field.name!r}"
+        memory.ensure_fits(elements * dtype.itemsize, what)
+        return np.empty(elements, dtype)
+
     def copy(self, offsets: Int64, destination: AnyArray) -> None:
         """Copy each value to its offset, in bytes."""
         start, base = 0, memory.address_of(destination)
@@ -249,16 +255,15 @@ class _Values:
 
 def _gather_spans(values: _Values, out: AnyArray | None) -> Stored:
     """Gather the values of a variable column in the form that its encoding asks for."""
-    field, encoding, lengths = values.field, values.field.encoding, values.lengths
+    encoding, lengths = values.field.encoding, values.lengths
     if encoding.kind == "fixed":
         return _gather_declared_fixed(values, lengths, out)
     if encoding.kind == "ndarray" and not encoding.headless:
         return _gather_arrays(values)
     offsets = _offsets(lengths)
-    memory.ensure_fits(int(offsets[-1]), f"{len(lengths):,} rows of column {field.name!r}")
     if encoding.kind == "ndarray":
         return _gather_elements(values, lengths, offsets, encoding.dtype)
-    data = np.empty(int(offsets[-1]), np.uint8)
+    data = values.allocate(int(offsets[-1]), np.dtype(np.uint8))
     values.copy(offsets, data)
     return Ragged(data, offsets, encoding.kind if encoding.kind in _TEXT_KINDS else "bytes")
 
@@ -289,7 +294,7 @@ def _gather_elements(
 ) -> Ragged:
     """Gather rows of array elements into one array of them."""
     values.damaged(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
-    elements = np.empty(int(offsets[-1]) // dtype.itemsize, dtype)
+    elements = values.allocate(int(offsets[-1]) // dtype.itemsize, dtype)
     values.copy(offsets, elements)
     return Ragged(elements, offsets // dtype.itemsize, None, shapes)
 

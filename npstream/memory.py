@@ -139,7 +139,8 @@ def address_of(array: np.ndarray[Any, Any]) -> int:
 
 def writable_address(array: np.ndarray[Any, Any]) -> int:
     """Return where a writable, contiguous array begins, in a third of `address_of`'s time."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0
+    # mypy does not know that an array is a buffer.
+    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0  # type: ignore[arg-type]
 
 
 def available() -> int:

@@ -136,7 +136,8 @@ class Selection:
     def ids(self, start: int = 0, stop: int | None = None) -> Int64:
         """Return the sample ids of the ravelled view from `start` up to `stop`, as a new array."""
         if self._ids is not None:
-            return self._ids.reshape(-1)[start:stop].copy()
+            flat = self._ids if self._ids.ndim == 1 else self._ids.reshape(-1)
+            return flat.copy() if start == 0 and stop is None else flat[start:stop].copy()
         rows, under = self._rows[start:stop], self._under
         ensure_fits(8 * len(rows), f"the numbers of {len(rows):,} samples")
         if under and isinstance(under[0], Mask):
@@ -205,7 +206,7 @@ class Selection:
             positions[positions < 0] += n
             if out_of_bounds(positions, n):
                 self._refuse(index)
-        return Selection._of(self._source, self._at(positions))
+        return Selection(self._source, _NO_ROWS, (), self._at(positions))
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
         self._stand_in()[index]  # raises for more than one axis, or more than one ellipsis

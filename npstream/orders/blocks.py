@@ -11,12 +11,14 @@ reading every lane in turn computes anything twice.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npstream._jit import draw, kernel
 from npstream._typing import AnyArray, Int64
 from npstream.orders.layout import (
+    Layout,
     lane_of,
     lane_start,
     seek,
@@ -30,6 +32,9 @@ from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_to
 STRETCH = 1 << 11
 """Elements of large blocks that are computed at once, at most."""
 
+PIECES = 4 * STRETCH
+"""Pieces of a large block, at most, that are worth a table for a stretch."""
+
 WINDOW = 1 << 14
 """Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
 
@@ -37,68 +42,81 @@ CACHE_BYTES = 1 << 28
 """Bytes of stretches that are kept, at most. Few settings bring even all lanes to that."""
 
 
-class Cache:
-    """The last stretch of each lane that was looked up.
+class Blocks(NamedTuple):
+    """What an order is cut into: samples, lanes, samples of a block in a lane; and its key."""
+
+    n: int
+    lanes: int
+    block: int
+    key: int
+
+
+class Cache(NamedTuple):
+    """The last stretch of each lane that was looked up, and room to compute another.
 
     Parameters
     ----------
-    n, lanes, block : int
-        Samples of the view, lanes, and samples of a block.
-    dtype : dtype
-        Of the layout's arrays.
+    limit : int
+        Rows that there may be, at most one a lane.
+    row_of : ndarray of int64, shape (lanes + 1,)
+        The row of each lane, or -1; then how often a row was given to a lane.
+    held : ndarray of int64, shape (rows, 3)
+        The lane of each row, the first element that it holds, and the one after the last.
+    rows : ndarray, shape (rows, width)
+        Samples.
+    table : ndarray, shape (SMALL,)
+        A small block among large ones: the first or the last of its lane.
+    work : ndarray of int64, shape (4, PIECES)
+        For a large block, where its pieces end in it, and what to add to get their samples; and
+        the digits of elements.
+    guide : ndarray of int32
+        See `_prepare`.
     """
 
-    __slots__ = ("guide", "held", "limit", "near", "row_of", "rows", "scratch")
-
-    def __init__(self, n: int, lanes: int, block: int, dtype: np.dtype[np.signedinteger]) -> None:
-        longest = min(block, -(-n // lanes))
-        large = longest > SMALL
-        self.rows = np.empty((1, STRETCH if large else longest), dtype)
-        self.limit = max(1, min(lanes, CACHE_BYTES // self.rows.nbytes))
-        # Of each row: its lane, the first element that it holds, the one after the last.
-        self.held = np.full((1, 3), -1)
-        # The row of each lane, or -1; then how often a row was given to a lane.
-        self.row_of = np.full(lanes + 1, -1)
-        self.row_of[lanes] = 0
-        # For large blocks: the pieces of one, and how to find them; and for the small ones among
-        # them, which are first or last of their lanes.
-        self.near = np.empty((2, 4 * STRETCH if large else 0), np.int64)
-        self.guide = np.empty(4 * self.near.shape[1], np.int32)
-        self.scratch = np.empty(SMALL if large else 0, dtype)
+    limit: int
+    row_of: Int64
+    held: Int64
+    rows: AnyArray
+    table: AnyArray
+    work: Int64
+    guide: AnyArray
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the cache takes."""
-        return sum(getattr(self, name).nbytes for name in self.__slots__ if name != "limit")
+        """Bytes of memory that the arrays take."""
+        return sum(array.nbytes for array in self[1:])
 
-    def grow(self) -> None:
-        """Make room for twice as many lanes, up to the limit."""
-        rows, held = self.rows, self.held
-        count = min(2 * len(rows), self.limit)
-        self.rows = np.empty((count, rows.shape[1]), rows.dtype)
-        self.rows[: len(rows)] = rows
-        self.held = np.full((count, 3), -1)
-        self.held[: len(held)] = held
+
+def new_cache(blocks: Blocks, dtype: np.dtype[Any]) -> Cache:
+    """Return a cache with a row for one lane, for samples of that dtype."""
+    longest = min(blocks.block, -(-blocks.n // blocks.lanes))
+    large = longest > SMALL
+    rows = np.empty((1, STRETCH if large else longest), dtype)
+    row_of = np.full(blocks.lanes + 1, -1)
+    row_of[-1] = 0
+    return Cache(
+        limit=max(1, min(blocks.lanes, CACHE_BYTES // rows.nbytes)),
+        row_of=row_of,
+        held=np.full((1, 3), -1),
+        rows=rows,
+        table=np.empty(SMALL if large else 0, dtype),
+        work=np.empty((4, PIECES if large else 0), np.int64),
+        guide=np.empty(4 * PIECES + 1 if large else 0, np.int32),
+    )
+
+
+def grown(cache: Cache) -> Cache:
+    """Return a cache with twice as many rows, up to the limit."""
+    old = len(cache.rows)
+    count = min(2 * old, cache.limit)
+    rows, held = np.empty((count, cache.rows.shape[1]), cache.rows.dtype), np.full((count, 3), -1)
+    rows[:old], held[:old] = cache.rows, cache.held
+    return cache._replace(rows=rows, held=held)
 
 
 @kernel
 def look_up(
-    positions: Int64,
-    n: int,
-    lanes: int,
-    block: int,
-    key: int,
-    bounds: AnyArray,
-    pieces: AnyArray,
-    marks: AnyArray,
-    limit: int,
-    row_of: Int64,
-    held: Int64,
-    rows: AnyArray,
-    near: Int64,
-    guide: AnyArray,
-    scratch: AnyArray,
-    samples: Int64,
+    positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64
 ) -> int:
     """Look up the samples at positions.
 
@@ -110,10 +128,7 @@ def look_up(
         stop = done + 1
         while stop < positions.size and positions[stop] == position + stop - done:
             stop += 1
-        done += look_up_run(
-            position, n, lanes, block, key, bounds, pieces, marks, limit, row_of, held, rows,
-            near, guide, scratch, samples[done:stop],
-        )  # fmt: skip
+        done += look_up_run(position, blocks, layout, cache, samples[done:stop])
         if done < stop:
             return done
     return done
@@ -121,44 +136,26 @@ def look_up(
 
 @kernel
 def look_up_run(
-    position: int,
-    n: int,
-    lanes: int,
-    block: int,
-    key: int,
-    bounds: AnyArray,
-    pieces: AnyArray,
-    marks: AnyArray,
-    limit: int,
-    row_of: Int64,
-    held: Int64,
-    rows: AnyArray,
-    near: Int64,
-    guide: AnyArray,
-    scratch: AnyArray,
-    samples: Int64,
+    position: int, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64
 ) -> int:
     """Look up the samples at consecutive positions, from `position` on; else as `look_up`."""
+    lanes = blocks.lanes
+    held = cache.held
     window = max(WINDOW, 16 * lanes)
-    for done in range(0, samples.size, window):
-        stop = min(done + window, samples.size)
+    for start in range(0, samples.size, window):
+        stop = min(start + window, samples.size)
         # Neighbours in a lane are as many positions apart as there are lanes.
-        for first in range(done, min(done + lanes, stop)):
+        for first in range(start, min(start + lanes, stop)):
             element = (position + first) // lanes
             lane = position + first - element * lanes
-            row = int(row_of[lane])
+            row = _row(lane, cache)
             if row < 0:
-                row = _claim(lane, lanes, limit, row_of, held)
-                if row < 0:
-                    return done
+                return start
             k = first
             while k < stop:
                 if not held[row, 1] <= element < held[row, 2]:
-                    _fill(
-                        lane, element, n, lanes, block, key, bounds, pieces, marks,
-                        held[row], rows[row], near, guide, scratch,
-                    )  # fmt: skip
-                stretch = rows[row, element - int(held[row, 1]) :]
+                    _fill(lane, element, blocks, layout, cache, held[row], cache.rows[row])
+                stretch = cache.rows[row, element - int(held[row, 1]) :]
                 count = min(int(held[row, 2]) - element, (stop - k + lanes - 1) // lanes)
                 for i in range(count):
                     samples[k + i * lanes] = stretch[i]
@@ -168,20 +165,23 @@ def look_up_run(
 
 
 @kernel
-def _claim(lane: int, lanes: int, limit: int, row_of: Int64, held: Int64) -> int:
-    """Give a lane a row, if need be the one that was given away first, or -1 to have more made."""
-    count = held.shape[0]
-    claims = int(row_of[lanes])
-    if claims == count and count < limit:
+def _row(lane: int, cache: Cache) -> int:
+    """Return a lane's row: if need be the one that was given away first, or -1 to have more."""
+    row = int(cache.row_of[lane])
+    if row >= 0:
+        return row
+    count = cache.held.shape[0]
+    claims = int(cache.row_of[-1])
+    if claims == count and count < cache.limit:
         return -1
     row = claims % count
     if claims >= count:
-        row_of[held[row, 0]] = -1
-    row_of[lane] = row
-    row_of[lanes] = claims + 1
-    held[row, 0] = lane
-    held[row, 1] = -1
-    held[row, 2] = -1
+        cache.row_of[cache.held[row, 0]] = -1
+    cache.row_of[lane] = row
+    cache.row_of[-1] = claims + 1
+    cache.held[row, 0] = lane
+    cache.held[row, 1] = -1
+    cache.held[row, 2] = -1
     return row
 
 
@@ -189,56 +189,44 @@ def _claim(lane: int, lanes: int, limit: int, row_of: Int64, held: Int64) -> int
 def _fill(
     lane: int,
     element: int,
-    n: int,
-    lanes: int,
-    block: int,
-    key: int,
-    bounds: AnyArray,
-    pieces: AnyArray,
-    marks: AnyArray,
+    blocks: Blocks,
+    layout: Layout,
+    cache: Cache,
     held: Int64,
     row: AnyArray,
-    near: Int64,
-    guide: AnyArray,
-    scratch: AnyArray,
 ) -> None:
     """Compute a stretch of a lane with an element in it."""
-    number, begin, length = _block_of(n, lanes, block, lane, element)
-    place = lane_start(n, lanes, lane) + begin
-    block_key = subkey(key, lane, number + 1)
+    number, begin, length = _block_of(blocks, lane, element)
+    place = lane_start(blocks.n, blocks.lanes, lane) + begin
+    key = subkey(blocks.key, lane, number + 1)
     if length <= row.size:
         count = length
-        _shuffle(block_key, bounds, pieces, marks, place, row[:length])
+        _shuffle(key, layout, place, row[:length])
     elif length <= SMALL:
-        _shuffle(block_key, bounds, pieces, marks, place, scratch[:length])
+        _shuffle(key, layout, place, cache.table[:length])
         first = (element - begin) // row.size * row.size
         begin += first
         count = min(row.size, length - first)
-        row[:count] = scratch[first : first + count]
+        row[:count] = cache.table[first : first + count]
     else:
         # Whoever reads on gets longer and longer stretches; who jumps about, single elements.
         count = 8 * int(held[2] - held[1]) if element == held[2] else 1
         count = min(count, row.size, begin + length - element)
-        _scatter(
-            block_key, length, element - begin, bounds, pieces, marks, place, row[:count],
-            near, guide,
-        )  # fmt: skip
+        _scatter(key, length, element - begin, layout, place, cache, row[:count])
         begin = element
     held[1] = begin
     held[2] = begin + count
 
 
 @kernel
-def _shuffle(
-    key: int, bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int, samples: AnyArray
-) -> None:
-    """Compute all samples of a small block, in the order in which its table permutes them."""
-    slot = slot_at(bounds, pieces, marks, place)
-    skipped = place - start_of(bounds, pieces, marks, slot)
+def _shuffle(key: int, layout: Layout, place: int, samples: AnyArray) -> None:
+    """Compute all samples of a small block, permuted as `Permutation` permutes its table."""
+    slot = slot_at(layout, place)
+    skipped = place - start_of(layout, slot)
     filled = 0
     while filled < samples.size:
-        first = int(bounds[pieces[slot]]) + skipped - filled
-        stop = min(filled + size_of(bounds, pieces, slot) - skipped, samples.size)
+        first = int(layout.bounds[layout.pieces[slot]]) + skipped - filled
+        stop = min(filled + size_of(layout, slot) - skipped, samples.size)
         for i in range(filled, stop):
             j = draw(key ^ i, i + 1)
             samples[i] = samples[j]
@@ -253,26 +241,15 @@ def _scatter(
     key: int,
     length: int,
     offset: int,
-    bounds: AnyArray,
-    pieces: AnyArray,
-    marks: AnyArray,
+    layout: Layout,
     place: int,
+    cache: Cache,
     samples: AnyArray,
-    near: Int64,
-    guide: AnyArray,
 ) -> None:
     """Compute some samples of a large block, from number `offset` on."""
-    slot = slot_at(bounds, pieces, marks, place)
-    count = slot_at(bounds, pieces, marks, place + length - 1) + 1 - slot
-    prepared = count <= 4 * samples.size  # otherwise it would take longer than it saves
-    shift = 0
-    if prepared:
-        while length >> shift > 4 * count:
-            shift += 1
-        skipped = place - start_of(bounds, pieces, marks, slot)
-        _prepare(bounds, pieces, slot, count, skipped, length, shift, near, guide)
     radix, other = _radices(length)
-    left, right = digits[0, : samples.size], digits[1, : samples.size]
+    left = cache.work[2, : samples.size]
+    right = cache.work[3, : samples.size]
     digit = offset // other
     low = offset - digit * other
     for k in range(samples.size):
@@ -283,94 +260,85 @@ def _scatter(
             low = 0
             digit += 1
     encipher(length, radix, other, key, left, right)
-    for k in range(samples.size):
-        at = left[k] * other + right[k]
-        if prepared:
-            near_piece = int(guide[at >> shift])
-            near_piece += at >= near[0, near_piece]
-            while at >= near[0, near_piece]:
-                near_piece += 1
-            samples[k] = near[1, near_piece] + at
-        else:
-            slot = slot_at(bounds, pieces, marks, place + at)
-            samples[k] = bounds[pieces[slot]] + place + at - start_of(bounds, pieces, marks, slot)
+    slot = slot_at(layout, place)
+    count = slot_at(layout, place + length - 1) + 1 - slot
+    if count <= 4 * samples.size:
+        shift = _prepare(layout, place, length, slot, count, cache.work, cache.guide)
+        for k in range(samples.size):
+            at = int(left[k]) * other + int(right[k])
+            piece = int(cache.guide[at >> shift])
+            piece += at >= cache.work[0, piece]
+            while at >= cache.work[0, piece]:
+                piece += 1
+            samples[k] = at + cache.work[1, piece]
+    else:
+        for k in range(samples.size):
+            at = place + int(left[k]) * other + int(right[k])
+            slot = slot_at(layout, at)
+            samples[k] = int(layout.bounds[layout.pieces[slot]]) + at - start_of(layout, slot)
 
 
 @kernel
 def _prepare(
-    bounds: AnyArray,
-    pieces: AnyArray,
-    slot: int,
-    count: int,
-    skipped: int,
-    length: int,
-    shift: int,
-    near: Int64,
-    guide: AnyArray,
-) -> None:
-    """Note where the pieces of a block end in it, and what to add there for the samples.
+    layout: Layout, place: int, length: int, slot: int, count: int, work: Int64, guide: AnyArray
+) -> int:
+    """Tabulate the pieces of a large block.
 
-    ``guide[at >> shift]`` is the first piece that may have number `at` of the block.
+    Returns a shift: number `at` of the block is in the piece ``guide[at >> shift]``, or in one of
+    the next few.
     """
-    at = -skipped
-    for k in range(count):
-        near[1, k] = int(bounds[pieces[slot + k]]) - at
-        at += size_of(bounds, pieces, slot + k)
-        near[0, k] = at
+    at = start_of(layout, slot) - place
+    for piece in range(count):
+        work[1, piece] = int(layout.bounds[layout.pieces[slot + piece]]) - at
+        at += size_of(layout, slot + piece)
+        work[0, piece] = at
+    shift = 0
+    while length >> shift > 4 * count:
+        shift += 1
     piece = 0
     for cell in range((length - 1 >> shift) + 1):
-        while near[0, piece] <= cell << shift:
+        while work[0, piece] <= cell << shift:
             piece += 1
         guide[cell] = piece
+    return shift
 
 
 @kernel
-def find(
-    samples: Int64,
-    n: int,
-    lanes: int,
-    block: int,
-    key: int,
-    bounds: AnyArray,
-    pieces: AnyArray,
-    marks: AnyArray,
-    chunks: int,
-    slots: AnyArray,
-    positions: Int64,
-) -> None:
+def find(samples: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
     """Find the positions of samples; see `npstream.orders.layout.slots_of`."""
     for k in range(samples.size):
         sample = int(samples[k])
-        piece = seek(bounds, sample, 0, chunks - 1)
+        piece = seek(layout.bounds, sample, 0, layout.chunks - 1)
         if slots[piece] < 0:
             piece = -int(slots[piece])
-            while bounds[piece + 1] <= sample:
+            while layout.bounds[piece + 1] <= sample:
                 piece += 1
-        place = start_of(bounds, pieces, marks, int(slots[piece])) + sample - int(bounds[piece])
-        lane = lane_of(n, lanes, place)
-        element = place - lane_start(n, lanes, lane)
-        number, begin, length = _block_of(n, lanes, block, lane, element)
-        block_key = subkey(key, lane, number + 1)
+        place = start_of(layout, int(slots[piece])) + sample - int(layout.bounds[piece])
+        lane = lane_of(blocks.n, blocks.lanes, place)
+        element = place - lane_start(blocks.n, blocks.lanes, lane)
+        number, begin, length = _block_of(blocks, lane, element)
+        key = subkey(blocks.key, lane, number + 1)
         if length <= SMALL:
-            offset = shuffled_to(block_key, length, element - begin)
+            offset = shuffled_to(key, length, element - begin)
         else:
             radix, other = _radices(length)
-            offset = decipher(length, radix, other, block_key, element - begin)
-        positions[k] = (begin + offset) * lanes + lane
+            offset = decipher(length, radix, other, key, element - begin)
+        positions[k] = (begin + offset) * blocks.lanes + lane
 
 
 @kernel
-def _block_of(n: int, lanes: int, block: int, lane: int, element: int) -> tuple[int, int, int]:
+def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
     """Return the number, the first element and the length of an element's block."""
-    first = (block * (lane + 1) + lanes - 1) // lanes
+    first = (blocks.block * (lane + 1) + blocks.lanes - 1) // blocks.lanes
     number = 0
     begin = 0
     length = first
     if element >= first:
-        number = 1 + (element - first) // block
-        begin = first + (number - 1) * block
-        length = block
-    size = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+        number = 1 + (element - first) // blocks.block
+        begin = first + (number - 1) * blocks.block
+        length = blocks.block
+    start = lane_start(blocks.n, blocks.lanes, lane)
+    size = lane_start(blocks.n, blocks.lanes, lane + 1) - start
     return number, begin, min(length, size - begin)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from npstream._typing import AnyArray, Int64
-from npstream.orders.blocks import Cache, find, look_up
+from npstream._jit import Kernel
+from npstream.orders.blocks import Blocks, Cache, find, grown, look_up, look_up_run, new_cache
 from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
 from npstream.selection import Selection
@@ -129,12 +130,11 @@ class Order:
         self._n = n
         self._chunks = chunks
         self._seed, self._epoch = seed, epoch
-        # A block that holds all samples is as good as any larger one.
-        self._block, self._lanes = min(_count("block", block), max(n, 1)), _count("lanes", lanes)
-        if n * self._lanes >= 1 << 62:
+        block, lanes = _count("block", block), _count("lanes", lanes)
+        if n * lanes >= 1 << 62:
             raise ValueError(f"{n} samples in {lanes} lanes: their product must be below 2**62")
-        self._run_key = make_key(seed, 0, 0, _RUN)
-        self._epoch_key = make_key(seed, epoch, 0, _EPOCH)
+        # A block that holds all samples is as good as any larger one.
+        self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
         # Whoever looks something up takes the cache away, so that no two threads use one.
         self._caches: deque[Cache] = deque(maxlen=1)
 
@@ -144,14 +144,16 @@ class Order:
     def __repr__(self) -> str:
         return (
             f"<Order: {self._n} samples, seed {self._seed}, epoch {self._epoch}, "
-            f"blocks of {self._block} in {self._lanes} lanes>"
+            f"blocks of {self._blocks.block} in {self._blocks.lanes} lanes>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(Order, block=self._block, lanes=self._lanes)
+        make = partial(Order, block=self._blocks.block, lanes=self._blocks.lanes)
         return make, (self._n, self._chunks, self._seed, self._epoch)
 
     def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index.step in (None, 1):
+            return self.ids(index.start, index.stop)
         chosen = Selection.all(self._n).select(index)
         if isinstance(chosen, int):
             return int(self.at(np.array([chosen]))[0])
@@ -160,7 +162,7 @@ class Order:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        return self.at(np.arange(self._n)).astype(dtype or np.int64, copy=False)
+        return self.ids().astype(dtype or np.int64, copy=False)
 
     @property
     def nbytes(self) -> int:
@@ -168,45 +170,49 @@ class Order:
         caches = sum(cache.nbytes for cache in self._caches)
         return caches + (self._layout.nbytes if "_layout" in self.__dict__ else 0)
 
+    def ids(self, start: int | None = None, stop: int | None = None) -> Int64:
+        """Return the samples at positions from `start` up to `stop`, as a new array."""
+        start, stop, _ = slice(start, stop).indices(self._n)
+        samples = np.empty(max(stop - start, 0), np.int64)
+        self._look_up(look_up_run, start, samples)
+        return samples
+
     def at(self, positions: Int64) -> Int64:
         """Return the samples at positions, all in ``range(n)``, in the shape of `positions`."""
         positions = self._checked(positions)
         samples = np.empty_like(positions)
-        if positions.size == 0:
-            return samples
-        bounds, pieces, marks, _ = self._layout
-        try:
-            cache = self._caches.pop()
-        except IndexError:
-            cache = Cache(self._n, self._lanes, self._block, bounds.dtype)
-        made = min(positions.size, self._lanes) * min(self._block, SMALL)
-        run = look_up.sized(positions.size + (made >> 5))
-        done = 0
-        while True:
-            done = run(
-                positions.reshape(-1), done, self._n, self._lanes, self._block, self._epoch_key,
-                bounds, pieces, marks, cache.limit, cache.row_of, cache.held, cache.rows,
-                cache.near, cache.guide, cache.scratch, samples.reshape(-1),
-            )  # fmt: skip
-            if done == positions.size:
-                break
-            cache.grow()
-        self._caches.append(cache)
+        self._look_up(look_up, positions.reshape(-1), samples.reshape(-1))
         return samples
 
     def find(self, samples: Int64) -> Int64:
         """Return the positions of samples: ``find(at(p))`` is p."""
         samples = self._checked(samples)
         positions = np.empty_like(samples)
-        if samples.size == 0:
-            return positions
-        bounds, pieces, marks, chunks = self._layout
-        work = samples.size * min(self._block, SMALL)
-        find.sized(samples.size + (work >> 5))(
-            samples.reshape(-1), self._n, self._lanes, self._block, self._epoch_key, bounds,
-            pieces, marks, chunks, slots_of(self._layout), positions.reshape(-1),
-        )  # fmt: skip
+        if samples.size:
+            steps = samples.size * min(self._blocks.block, SMALL) >> 5
+            find.sized(samples.size + steps)(
+                samples.reshape(-1), self._blocks, self._layout, slots_of(self._layout),
+                positions.reshape(-1),
+            )  # fmt: skip
         return positions
+
+    def _look_up(self, kernel: Kernel[..., int], positions: Any, samples: Int64) -> None:
+        """Fill in the samples at positions: an array of them, or the first of consecutive ones."""
+        if samples.size == 0:
+            return
+        blocks, layout = self._blocks, self._layout
+        try:
+            cache = self._caches.pop()
+        except IndexError:
+            cache = new_cache(blocks, layout.bounds.dtype)
+        steps = min(samples.size, blocks.lanes) * min(blocks.block, SMALL) >> 5
+        run = kernel.sized(samples.size + steps)
+        done = run(positions, blocks, layout, cache, samples)
+        while done < samples.size:
+            cache = grown(cache)
+            rest = positions[done:] if kernel is look_up else positions + done
+            done += run(rest, blocks, layout, cache, samples[done:])
+        self._caches.append(cache)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -216,7 +222,7 @@ class Order:
             raise ValueError(f"the chunks of {self._n} samples must rise from 0 to that")
         if not sizes.all():
             starts = np.append(starts[:-1][sizes > 0], self._n)
-        return lay_out(starts, self._lanes, self._run_key, self._epoch_key)
+        return lay_out(starts, self._blocks.lanes, make_key(self._seed, 0, 0, _RUN), self._blocks.key)
 
     def _checked(self, numbers: Int64) -> Int64:
         """Copy numbers that all lie in range(n)."""

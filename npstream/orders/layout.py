@@ -194,28 +194,29 @@ def seek(values: AnyArray, value: int, low: int, high: int) -> int:
 
 
 @kernel
-def size_of(bounds: AnyArray, pieces: AnyArray, slot: int) -> int:
+def size_of(layout: Layout, slot: int) -> int:
     """Return the number of samples in a slot."""
-    return int(bounds[pieces[slot] + 1]) - int(bounds[pieces[slot]])
+    piece = layout.pieces[slot]
+    return int(layout.bounds[piece + 1]) - int(layout.bounds[piece])
 
 
 @kernel
-def slot_at(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, place: int) -> int:
+def slot_at(layout: Layout, place: int) -> int:
     """Return the slot that a place lies in."""
-    mark = seek(marks, place, 0, marks.size - 1)
+    mark = seek(layout.marks, place, 0, layout.marks.size - 1)
     slot = mark * STRIDE
-    left = place - int(marks[mark])
-    while left >= size_of(bounds, pieces, slot):
-        left -= size_of(bounds, pieces, slot)
+    left = place - int(layout.marks[mark])
+    while left >= size_of(layout, slot):
+        left -= size_of(layout, slot)
         slot += 1
     return slot
 
 
 @kernel
-def start_of(bounds: AnyArray, pieces: AnyArray, marks: AnyArray, slot: int) -> int:
+def start_of(layout: Layout, slot: int) -> int:
     """Return the place where a slot begins."""
-    marked = slot // STRIDE
-    place = int(marks[marked])
-    for before in range(marked * STRIDE, slot):
-        place += size_of(bounds, pieces, before)
+    mark = slot // STRIDE
+    place = int(layout.marks[mark])
+    for before in range(mark * STRIDE, slot):
+        place += size_of(layout, before)
     return place

@@ -92,8 +92,10 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
         return counts
     per_shard = -(-sizes // granularity)
     shard = np.arange(len(sizes)).repeat(per_shard)
-    nth = np.arange(len(shard)) - (per_shard.cumsum() - per_shard)[shard]
-    picks = np.minimum(sizes[shard] - nth * granularity, granularity)
+    # The last pick of a shard is short. A shard of no samples has none, and Streaming makes that
+    # of the shard before it a whole one.
+    picks = np.full(len(shard), granularity)
+    picks[per_shard.cumsum() - 1] = (sizes - 1) % granularity + 1
     order = np.random.default_rng(seed).permutation(len(picks))
     before = picks[order].cumsum() - picks[order]
     np.add.at(counts, shard[order], np.clip(rest - before, 0, picks[order]))
