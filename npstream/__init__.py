@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from npstream.dataset import Dataset
     from npstream.formats.encodings import register_encoding
     from npstream.opening import open_dataset
+    from npstream.orders.epoch import Shuffle
     from npstream.ragged import Ragged
     from npstream.warm import precompile
     from npstream.writer import Writer, WriteReport, write
@@ -24,6 +25,7 @@ __all__ = [
     "Column",
     "Dataset",
     "Ragged",
+    "Shuffle",
     "WriteReport",
     "Writer",
     "errors",
@@ -40,6 +42,7 @@ _EXPORTS = {
     "Column": "npstream.column:Column",
     "Dataset": "npstream.dataset:Dataset",
     "Ragged": "npstream.ragged:Ragged",
+    "Shuffle": "npstream.orders.epoch:Shuffle",
     "WriteReport": "npstream.writer:WriteReport",
     "Writer": "npstream.writer:Writer",
     "errors": "npstream.errors",

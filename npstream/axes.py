@@ -94,10 +94,11 @@ def _one_an_axis(items: Items, index: Any, shape: Shape) -> Items:
             flat += [slice(None)] * free
         elif width == 1:
             flat.append(item)
-        elif item.shape == shape[len(flat) : len(flat) + width]:
-            flat += item.nonzero()
         else:
-            _refuse(index, shape)
+            lengths = zip(item.shape, shape[len(flat) :], strict=False)
+            if any(here not in (0, there) for here, there in lengths):  # none fits any, to NumPy
+                _refuse(index, shape)
+            flat += item.nonzero()
     return tuple(flat)
 
 

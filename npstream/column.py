@@ -160,9 +160,10 @@ class Column(NDArrayOperatorsMixin):
         cell, plan = self._cell, self._plan
         if cell is not None and cells:
             cell = cell.select(cells)
-            plan = Plan([self._field.cut(cell)])
         if isinstance(chosen, int):
             return self._value(chosen, cell)
+        if cell is not None and cell is not self._cell:
+            plan = Plan([self._field.cut(cell)])
         return Column(self._source, plan, chosen, cell)
 
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream.orders.epoch import VERSION, Order, Shuffle
+from npstream.orders.epoch import VERSION, Order, Shuffle, view_order
 from npstream.orders.partition import Gaps, stepped_over
-from npstream.reading import stretches
 from npstream.state import identity
 
 if TYPE_CHECKING:
     from npstream._typing import Int64
     from npstream.selection import Selection
     from npstream.source import Source
-
-_STRETCH = 1 << 20
 
 
 class Epochs:
@@ -94,25 +91,6 @@ class Epochs:
         if self.shuffle is None:
             return positions
         if self._held is None or self._held[0] != number:
-            self._held = number, self._order(number)
+            order = view_order(self._source, self._selection, self.shuffle, self._seed, number)
+            self._held = number, order
         return self._held[1].at(positions)
-
-    def _order(self, number: int) -> Order:
-        assert self.shuffle is not None
-        n = self._selection.size
-        block, lanes = self.shuffle.block, self.shuffle.lanes or 1
-        rows = n if block is None else self._source.rows_of(int(block) // lanes)
-        return Order(n, self._chunks, self._seed, number, block=rows, lanes=lanes)
-
-    def _chunks(self) -> Int64:
-        """Return the first row of each run of the view that is within a chunk of the storage."""
-        starts, selection = self._source.chunk_starts(), self._selection
-        if selection.affine is not None and selection.affine[1] == 1:
-            return np.unique(np.clip(starts - selection.affine[0], 0, selection.size))
-        bounds, before = [], -1
-        for first, stop in stretches(selection.size, _STRETCH):
-            chunk = np.searchsorted(starts, selection.ids(first, stop), side="right") - 1
-            changes = np.flatnonzero(np.diff(chunk, prepend=before))
-            bounds.append(first + changes)
-            before = chunk[-1]
-        return np.append(np.concatenate([np.zeros(0, np.int64), *bounds]), selection.size)

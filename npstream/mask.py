@@ -87,6 +87,13 @@ class Mask:
         )
         return positions
 
+    def rank(self, positions: Int64) -> Int64:
+        """Return how many set bits are before each position, all in ``range(domain + 1)``."""
+        block = positions // BLOCK
+        ranks = self._before[block]
+        _rank.sized(positions.size)(self._bits.view(np.uint64), positions, ranks)
+        return ranks
+
     def run(self, ranks: range) -> Int64:
         """Return the positions with the numbers in a range.
 
@@ -141,3 +148,18 @@ def _select(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
         for _ in range(left):
             word &= word - one  # clears the lowest bit
         position[k] = 64 * at + popcount(word ^ (word - one)) - 1
+
+
+@kernel
+def _rank(words: Words, position: Int64, rank: Int64) -> None:
+    """Add to ``rank[k]`` the bits that are set between a block's start and ``position[k]``."""
+    one = u64(1)
+    for k in range(position.size):
+        end = int(position[k])
+        count = 0
+        for at in range(end // BLOCK * (BLOCK // 64), end // 64):
+            count += popcount(u64(words[at]))
+        if end % 64:
+            below = (one << u64(end % 64)) - one
+            count += popcount(u64(words[end // 64]) & below)
+        rank[k] += count

@@ -13,7 +13,7 @@ from npstream.exchange import torch_door
 
 
 class Ranks(NamedTuple):
-    """This process's number, and how many there are, in all and on each node."""
+    """The number of a process among ranks, and how many there are, in all and on each node."""
 
     rank: int
     world: int

@@ -11,21 +11,31 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.mask import PIECE, Mask, values
 from npstream.memory import ensure_fits
-from npstream.orders.permutation import Permutation, out_of_bounds
-
-Stage: TypeAlias = range | Mask | Permutation | Int64
+from npstream.orders.permutation import out_of_bounds
 
 FEW = 1 << 13
 """Samples up to which a mask is kept as positions, even where bits would be smaller."""
 
 _NO_ROWS = range(0)
+
+
+class Rearrangement(Protocol):
+    """Positions in another order: a `Permutation`, or an `Order`."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, positions: Int64, /) -> Int64:
+        """Return what stands at positions."""
+
+
+Stage: TypeAlias = range | Mask | Rearrangement | Int64
 
 
 class Selection:
@@ -160,9 +170,36 @@ class Selection:
         """Return the samples as a 1-d view."""
         return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
 
-    def permuted(self, permutation: Permutation) -> Selection:
+    def cuts(self, bounds: Int64) -> Int64 | None:
+        """Return where rising sample ids cut the ravelled view, from the first on.
+
+        Samples between two cuts have ids between two bounds. It is None unless the view's ids
+        rise all along, or fall; then cuts are in the order of the view, not of the bounds.
+
+        >>> Selection.all(10).select(slice(None, None, -3)).cuts(np.array([0, 5, 10]))
+        array([0, 2, 4])
+        """
+        if self._ids is not None:
+            ids = self._ids.reshape(-1)
+            if not (ids[1:] < ids[:-1]).any():
+                return np.searchsorted(ids, bounds)
+            if not (ids[1:] > ids[:-1]).any():
+                return ids.size - np.searchsorted(ids[::-1], bounds)[::-1]
+            return None
+        rows = self._rows
+        if len(self._under) == 1 and isinstance(self._under[0], Mask):
+            bounds = self._under[0].rank(bounds)
+        elif self._under:
+            return None
+        start, step = rows.start if rows else 0, rows.step if len(rows) > 1 else 1
+        if step > 0:
+            return np.clip(-((start - bounds) // step), 0, len(rows))
+        return np.clip((start - bounds[::-1]) // -step + 1, 0, len(rows))
+
+    def permuted(self, permutation: Rearrangement) -> Selection:
         """Return the 1-d view whose k-th sample is that at ``permutation[k]`` in this one.
 
+        >>> from npstream.orders.permutation import Permutation
         >>> Selection.all(5).permuted(Permutation(5, key=1)).ids()
         array([...])
         """

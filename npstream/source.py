@@ -16,6 +16,7 @@ from npstream.errors import ColumnError, FormatError
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
 from npstream.formats.text import CASTS
 from npstream.gather import Field, Plan, gather
+from npstream.orders.chunks import shard_chunks
 from npstream.samples import SampleReader
 
 if TYPE_CHECKING:
@@ -129,18 +130,8 @@ class Source:
 
     def chunk_starts(self) -> Int64:
         """Return the first sample of each chunk of the storage, then the number of samples."""
-        starts = [np.zeros(1, np.int64)]
-        for first, last, nbytes, whole in self._shard_extents():
-            chunks = 1 if whole else max(1, min(-(-nbytes // CHUNK_BYTES), last - first))
-            starts.append(first + (np.arange(1, chunks + 1) * (last - first)) // chunks)
-        return np.unique(np.concatenate(starts))
-
-    def _shard_extents(self) -> Iterator[tuple[int, int, int, bool]]:
         index = self.index
-        for shard in range(len(index)):
-            compressed = index.files(shard).zip_data is not None
-            first, last = index.starts[shard : shard + 2].tolist()
-            yield first, last, int(index.nbytes[shard]), compressed
+        return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
 
 
 def open_source(

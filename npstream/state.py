@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream.mask import Mask
 from npstream.orders.partition import joined
 from npstream.ranks import integer
 from npstream.turns import MAX_GAPS, Place
@@ -46,9 +47,16 @@ def identity(index: Index, selection: Selection) -> dict[str, Any]:
     dict
         `samples`, and `fingerprint`: a hash of the dataset, a dash, and one of the view.
     """
-    view = hashlib.blake2b(digest_size=8)
+    dataset, view = (hashlib.blake2b(digest_size=8) for _ in range(2))
+    for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
+        _add(dataset, facts)
+    _add(dataset, repr(index.schemas))
+    for shard in range(len(index)):
+        if hashes := index.files(shard).data.hashes:
+            _add(dataset, (shard, *sorted(hashes.items())))
     _add(view, selection.__reduce__()[1])
-    return {"samples": selection.size, "fingerprint": f"{index.fingerprint()}-{view.hexdigest()}"}
+    fingerprint = f"{dataset.hexdigest()}-{view.hexdigest()}"
+    return {"samples": selection.size, "fingerprint": fingerprint}
 
 
 def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
@@ -109,8 +117,7 @@ def _add(digest: hashlib.blake2b, fact: Any) -> None:
         digest.update(f"({len(fact)}".encode())
         for part in fact:
             _add(digest, part)
-    elif fact is None or isinstance(fact, int | str | range):
-        digest.update(f"{fact!r};".encode())
-    else:
-        digest.update(type(fact).__name__.encode())
+    elif isinstance(fact, Mask):
         _add(digest, fact.__reduce__()[1])
+    else:  # numbers and ranges, and what is computed from the numbers that its text says
+        digest.update(f"{fact!r};".encode())

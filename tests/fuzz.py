@@ -12,7 +12,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -43,6 +42,9 @@ MEMORY = 1 << 30
 
 MOST = 400
 """Samples that are read one by one, where the index says that there are more."""
+
+SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where damaged datasets are written."""
 
 RAISED: tuple[type[Exception], ...] = (FormatError, IntegrityError, StorageError)
 """What damage may raise, and whatever is documented for one way of reading."""
@@ -279,14 +281,13 @@ def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
     return replaced
 
 
-def work(seed: int, numbers: list[int], python: bool) -> None:
-    """Run mutations; write a line of JSON before and after each."""
+def work(root: Path, seed: int, numbers: list[int], python: bool) -> None:
+    """Run mutations in a directory; write a line of JSON before and after each."""
     if python:
         _jit.SMALL = _jit.PATIENCE = 1 << 62
     else:
         npstream.precompile()
     known = cases()
-    root = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     for case in known:
         for name, content in case.files.items():
             path = root / case.name / name
@@ -295,11 +296,8 @@ def work(seed: int, numbers: list[int], python: bool) -> None:
     with open("/proc/self/statm") as file:
         held = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
-    try:
-        for number in numbers:
-            _run(root, known, seed, number)
-    finally:
-        shutil.rmtree(root)
+    for number in numbers:
+        _run(root, known, seed, number)
 
 
 def _run(root: Path, known: list[Case], seed: int, number: int) -> None:
@@ -335,15 +333,16 @@ def fuzz(seed: int, numbers: list[int], report: Report, python: bool = False) ->
     totals = Counter[str]()
     rest = list(numbers)
     while rest:
-        command = [sys.executable, "-X", "faulthandler", __file__, "--worker", f"--seed={seed}"]
-        command += ["--python"] if python else []
-        worker = subprocess.run(
-            [*command, "--only", *map(str, rest)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+        with tempfile.TemporaryDirectory(dir=SCRATCH) as root:
+            command = [sys.executable, "-X", "faulthandler", __file__, f"--worker={root}"]
+            command += [f"--seed={seed}", *(["--python"] if python else [])]
+            worker = subprocess.run(
+                [*command, "--only", *map(str, rest)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            )
         lines = [json.loads(line) for line in worker.stdout.splitlines() if line.startswith("{")]
         what = {line["start"]: line["what"] for line in lines if "start" in line}
         for line in lines:
@@ -371,11 +370,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of mutations")
     parser.add_argument("--python", action="store_true", help="run kernels as plain Python")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     numbers = options.only or list(range(options.first, options.first + options.mutations))
     if options.worker:
-        work(options.seed, numbers, options.python)
+        work(options.worker, options.seed, numbers, options.python)
         return 0
     totals = Counter[str]()
     for start in range(0, len(numbers), 1000):

@@ -12,7 +12,7 @@ import fuzz
 _run = fuzz._run
 
 
-def run(root: Path, known: list[fuzz.Case], seed: int, number: int) -> None:
+def crash(root: Path, known: list[fuzz.Case], seed: int, number: int) -> None:
     """Run a mutation, or die of it."""
     if number == 1:
         print('{"start": 1, "what": "a crash"}', flush=True)
@@ -20,5 +20,6 @@ def run(root: Path, known: list[fuzz.Case], seed: int, number: int) -> None:
     _run(root, known, seed, number)
 
 
-fuzz._run = run
-sys.exit(fuzz.main())
+if __name__ == "__main__":
+    fuzz._run = crash
+    sys.exit(fuzz.main())

@@ -160,7 +160,7 @@ def _excused(shard: Shard, content: bytes, compression: str | None) -> dict[int,
     if compression is not None:
         try:
             content = decompress(content, compression, len(shard.raw))
-        except ValueError:
+        except (ValueError, TypeError):
             return {}
     if content == shard.raw or len(content) != len(shard.raw):
         return {}

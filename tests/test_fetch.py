@@ -374,21 +374,19 @@ def test_a_forked_process_reads_though_a_thread_was_opening_shards():
 
 def test_prefetching_changes_nothing_that_is_read():
     ds = open_case("mds_ragged")
-    fetcher = ds._source.fetcher
-    expected = {name: column for name, column in ds.load().items()}
-    ids = np.arange(len(ds))
-    fetcher.prefetch(ids)
-    assert fetcher._announced == ()
-    fetcher._cold._announce = 3  # as if pages were missing
-    for part in (ids[:10], ids[10:20], ids):
+    fetcher, plan = ds._source.fetcher, ds._source.plan(ds.columns)
+    expected = ds.load()
+    parts = np.array_split(np.arange(len(ds)), 3)
+    fetcher.prefetch(parts[0])
+    assert fetcher._announced == ()  # no page has been missing
+    fetcher._cold._announce = 4
+    for part in parts:
         fetcher.prefetch(part)
-    assert fetcher._announced[0] is not ids[:10]
-    assert fetcher._announced[-1] is ids
-    plan = ds._source.plan(ds.columns)
-    for name, column in ds._source.columns(plan, ids, {}).items():
-        assert [np.asarray(row).tolist() for row in column] == [
-            np.asarray(row).tolist() for row in expected[name]
-        ]
+    assert [id(ids) for ids in fetcher._announced] == [id(parts[1]), id(parts[2])]
+    for part in parts:
+        for name, column in ds._source.columns(plan, part, {}).items():
+            for i, value in zip(part, column, strict=True):
+                np.testing.assert_array_equal(value, expected[name][i])
 
 
 # What does not fit.

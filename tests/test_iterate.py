@@ -270,6 +270,7 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
 def alone(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     return monkeypatch
 
 
@@ -283,6 +284,45 @@ def test_rank_and_world_are_those_of_the_environment(ds, alone):
     alone.setenv("WORLD_SIZE", "4")
     assert next(iter(batches)).ids.tolist() == list(range(1, 41, 4))
     assert len(ds.iter(3, 5, batch_size=1, last="short")) == 20
+
+
+def test_ranks_per_node_are_those_of_the_launcher_only_if_the_rank_is(ds, alone):
+    for name, said in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        alone.setenv(name, said)
+    assert next(iter(ds.iter(batch_size=3))).ids.tolist() == [1, 5, 9]
+    assert next(iter(ds.iter(batch_size=3, ranks_per_node=4))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=1))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=2))).ids.tolist() == [1, 5, 9]
+    alone.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="ranks_per_node=3 does not divide world=4"):
+        len(ds.iter())
+    alone.setenv("LOCAL_WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE=two"):
+        len(ds.iter())
+
+
+def test_a_global_batch_is_shared_out(ds, alone):
+    batches = ds.iter(global_batch_size=24)
+    assert "batches of 24 of all ranks" in repr(batches)
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "3")
+    assert len(batches) == 5
+    assert next(iter(batches)).ids.tolist() == list(range(1, 24, 3))
+    assert next(iter(ds.iter(global_batch_size=24, batch_size=8))).n == 8
+    alone.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match=r"global_batch_size=24 with batch_size=None: .* 5 times"):
+        len(ds.iter(global_batch_size=24))
+
+
+def test_ranks_that_replicate_read_the_same(ds):
+    read = [
+        next(iter(ds.iter(rank, 8, batch_size=3, replication=2, ranks_per_node=4))).ids.tolist()
+        for rank in range(8)
+    ]
+    assert read[::2] == read[1::2] == [[0, 4, 8], [2, 6, 10], [1, 5, 9], [3, 7, 11]]
+    across_nodes = ds.iter(5, 8, batch_size=2, replication=4, ranks_per_node=2)
+    assert next(iter(across_nodes)).ids.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("use", [len, iter, pickle.dumps, copy.copy])
@@ -335,6 +375,23 @@ def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
         ({"batched": 1}, TypeError, "batched=1: expected True or False"),
         ({"last": "pad"}, ValueError, "last='pad': expected 'repeat', 'drop'"),
         ({"last": True}, ValueError, "last=True: expected .*drop_last=True"),
+        ({"global_batch_size": 0}, ValueError, "global_batch_size=0: expected at least 1"),
+        (
+            {"rank": 0, "world": 2, "global_batch_size": 8, "batch_size": 3},
+            ValueError,
+            "global_batch_size=8 with batch_size=3: expected 2 times that",
+        ),
+        ({"shuffle": 1}, TypeError, "shuffle=1: expected False, True or"),
+        ({"seed": 0.5}, TypeError, "seed=0.5: expected an integer"),
+        ({"epoch": -1}, ValueError, "epoch=-1: expected at least 0"),
+        ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
+        ({"rank": 0, "world": 4, "ranks_per_node": 3}, ValueError, "does not divide world=4"),
+        ({"rank": 0, "world": 4, "replication": 3}, ValueError, "replication=3 does not divide"),
+        (
+            {"rank": 0, "world": 12, "ranks_per_node": 6, "replication": 4},
+            ValueError,
+            "replication=4 neither divides ranks_per_node=6",
+        ),
         ({"transform": "f"}, TypeError, "transform='f': expected a function"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream.orders.partition import LAST, Partition
+from npstream.orders.partition import LAST, Partition, joined, left_before, stepped_over
 
 settings = st.fixed_dictionaries(
     {
@@ -96,3 +98,61 @@ def test_positions_beyond_int32():
     part = Partition(10**15, 3, 1000, 7, "short")
     last = range(part.batches - 1, part.batches)
     assert part.positions(last)[-1] == 10**15 - 1000 + 3
+
+
+# Nodes, starts and gaps
+
+
+@given(
+    settings, st.sampled_from([(1, 1), (2, 1), (2, 2), (6, 3), (4, 2), (12, 4), (12, 12)]),
+    st.integers(0, 30),
+)  # fmt: skip
+def test_a_global_batch_does_not_depend_on_the_nodes(settings, ranks, start):
+    """Whatever is left of an epoch is cut into the same runs."""
+    world, nodes = ranks
+    size, last = settings["size"], settings["last"]
+    alone = Partition(size, 0, 1, 12, last, start=start)
+    parts = [Partition(size, rank, world, 12 // world, last, nodes, start) for rank in range(world)]
+    for t in range(alone.batches):
+        shared = [part.positions(range(t, t + 1)) for part in parts if t < part.batches]
+        assert np.sort(np.concatenate(shared)).tolist() == alone.positions(range(t, t + 1)).tolist()
+    assert max(part.batches for part in parts) == alone.batches
+    assert sum(part.samples for part in parts) == alone.samples
+
+
+@pytest.mark.parametrize("per_node", [1, 8])
+def test_a_node_reads_its_own_lanes(per_node):
+    nodes, lanes = 4, 24
+    world = nodes * per_node
+    read = []
+    for node in range(nodes):
+        parts = [
+            Partition(9600, rank, world, 5, nodes=nodes)
+            for rank in range(node * per_node, (node + 1) * per_node)
+        ]
+        read.append({p % lanes for part in parts for p in part.positions(range(part.batches))})
+    assert [len(mine) for mine in read] == [lanes // nodes] * nodes
+    assert set.union(*read) == set(range(lanes))
+
+
+def test_on_a_node_ranks_take_positions_in_turn():
+    parts = [Partition(24, rank, 4, 3, nodes=2) for rank in range(4)]
+    assert [part.positions(range(1)).tolist() for part in parts] == [
+        [0, 4, 8], [2, 6, 10], [1, 5, 9], [3, 7, 11]
+    ]  # fmt: skip
+
+
+gaps = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5)
+
+
+@given(gaps)
+def test_gaps_are_what_is_not_left(gaps):
+    joint = joined(gaps)
+    skipped = {p for start, stop in gaps for p in range(start, stop)}
+    assert [p for start, stop in joint for p in range(start, stop)] == sorted(skipped)
+    assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(joint))
+    left = [p for p in range(50) if p not in skipped]
+    assert stepped_over(np.arange(len(left)), joint).tolist() == left
+    assert [left_before(p, joint) for p in range(50)] == [
+        sum(q < p for q in left) for p in range(50)
+    ]

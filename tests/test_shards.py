@@ -126,6 +126,52 @@ def test_a_sample_is_named_where_it_is_damaged(copied):
     assert ds[[0, first + 4]].load().n == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
+)
+def test_samples_that_begin_a_little_off(copied, name, head):
+    """Both samples that an offset bounds raise, or are what they were (JSON says where it ends)."""
+    root = copied(name)
+    expected = list(npstream.open(root))
+    (path,) = (path for path in files(root) if path.suffix == head)
+    content = path.read_bytes()
+    n = len(expected)
+    for row in (1, n // 2, n - 1):
+        for shift in (-8, -4, -3, -2, -1, 1, 2, 3, 4, 8):
+            words = np.frombuffer(content[: 4 * (n + 2)], "<u4").astype(np.int64)
+            words[1 + row] += shift
+            path.write_bytes(words.astype("<u4").tobytes() + content[4 * (n + 2) :])
+            ascend = (words[2:] > words[1:-1]).all()
+            ds = npstream.open(root)
+            for i in range(n):
+                try:
+                    sample = ds[i]
+                except FormatError:
+                    assert i in (row - 1, row) or not ascend
+                else:
+                    np.testing.assert_equal(sample, expected[i])
+                    assert name == "jsonl_basic" or i not in (row - 1, row)
+
+
+@pytest.mark.parametrize("name", ["csv_shards", "mds_ragged", "jsonl_shards"])
+def test_samples_passed_off_as_others(copied, name):
+    """Offsets that were moved would give whole samples, but others than were asked for."""
+    root = copied(name)
+    head = ".mds" if name == "mds_ragged" else ".meta"
+    path = next(path for path in files(root) if path.suffix == head and ".00001." in path.name)
+    content = path.read_bytes()
+    words = np.frombuffer(content[: 4 * (content[0] + 2)], "<u4")
+    moved = words.copy()
+    moved[2:4] = words[3:5]
+    path.write_bytes(moved.tobytes() + content[words.nbytes :])
+    first = int(npstream.open(root).shards["start"][1])
+    for row in (0, 1, 2):
+        with pytest.raises(
+            FormatError, match=r"\(shard 1\): sample \d begins at byte \d+, ends at"
+        ):
+            npstream.open(root)[first + row]
+
+
 # Compressed files.
 
 

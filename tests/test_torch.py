@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import npstream
+import npstream.torch
 from npstream.batch import Batch, Ragged
 
 N = 61
@@ -134,6 +135,166 @@ def test_workers_of_any_kind_live_on(ds, start):
 def test_samples_that_are_dealt_one_by_one_keep_their_order(ds):
     samples = DataLoader(ds.iter(0, 1), batch_size=None, num_workers=2)
     assert [int(sample["label"]) for sample in samples] == list(range(N))
+
+
+# Epochs and states
+
+
+def batches_of(loader):
+    return [batch.ids.tolist() for batch in loader]
+
+
+def expected_epochs(ds, count, **settings):
+    """Return the batches of some epochs, read without torch."""
+    return [batches_of(ds.iter(0, 1, epoch=epoch, **settings)) for epoch in range(count)]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", [DataLoader, npstream.torch.DataLoader], ids=["torch", "ours"])
+def test_epochs_advance_and_can_be_set(ds, persistent, kind):
+    settings = {"batch_size": 9, "shuffle": True}
+    expected = expected_epochs(ds, 6, **settings)
+    iteration = ds.iter(0, 1, **settings)
+    loader = kind(iteration, batch_size=None, num_workers=2, persistent_workers=persistent)
+    assert batches_of(loader) == expected[0]
+    assert next(iter(loader)).ids.tolist() == expected[1][0]  # and leaves it early
+    assert batches_of(loader) == expected[2]
+    iteration.set_epoch(5)
+    assert batches_of(loader) == expected[5]
+    iteration.load_state_dict({**ds.iter(0, 1, **settings).state_dict(), "position": 18})
+    assert batches_of(loader) == expected[0][2:]
+    assert batches_of(loader) == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("start", "persistent", "kind"),
+    [
+        ("spawn", False, DataLoader),
+        ("spawn", True, DataLoader),
+        ("forkserver", False, npstream.torch.DataLoader),
+        ("forkserver", True, DataLoader),
+    ],
+)
+def test_epochs_advance_however_workers_are_started(ds, start, persistent, kind):
+    settings = {"batch_size": 31, "shuffle": True}
+    loader = kind(
+        ds.iter(0, 1, **settings),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=start,
+        persistent_workers=persistent,
+    )
+    assert [batches_of(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
+
+
+@pytest.mark.parametrize("kind", [DataLoader, npstream.torch.DataLoader], ids=["torch", "ours"])
+def test_loaders_of_one_iteration_take_turns(ds, kind):
+    settings = {"batch_size": 9, "shuffle": True}
+    iteration = ds.iter(0, 1, **settings)
+    loaders = [kind(iteration, batch_size=None, num_workers=k) for k in (2, 0, 3, 1, 2)]
+    read = [batches_of(iteration), *map(batches_of, loaders), batches_of(iteration)]
+    assert read == expected_epochs(ds, 7, **settings)
+
+
+def test_an_iteration_within_another_dataset_advances(ds):
+    class Wrapper(IterableDataset):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __iter__(self):
+            return iter(self.inner)
+
+    settings = {"batch_size": 9, "shuffle": True}
+    loader = DataLoader(Wrapper(ds.iter(0, 1, **settings)), batch_size=None, num_workers=2)
+    assert [batches_of(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
+
+
+def test_a_loader_that_does_not_count_says_so(ds):
+    iteration = ds.iter(0, 1, batch_size=9)
+    loader = DataLoader(iteration, batch_size=None, num_workers=2)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match=r"npstream\.torch\.DataLoader does"):
+        iteration.state_dict()
+    assert iteration.state_dict(18, True)["position"] == 18  # somebody else counts
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("settings", "batch_size"),
+    [
+        ({"batch_size": 7}, None),
+        ({"batch_size": 7, "batched": False}, 7),
+        ({"batch_size": 7, "batched": False, "last": "short"}, 7),
+    ],
+)
+def test_a_loader_counts_what_it_yielded(ds, workers, settings, batch_size):
+    def loader(workers):
+        samples = ds.iter(1, 2, shuffle=True, **settings)
+        return npstream.torch.DataLoader(samples, batch_size, num_workers=workers)
+
+    def labels(loader):
+        return [batch["label"].tolist() for batch in loader]
+
+    alone = loader(0)
+    first, second = labels(alone), labels(alone)
+    running = loader(workers)
+    for done, batch in enumerate(running, 1):
+        assert batch["label"].tolist() == first[done - 1]
+        state = running.state_dict()
+        if done in (1, 3, len(first)):
+            resumed = loader(done % 3)
+            resumed.load_state_dict(state)
+            assert labels(resumed) == (first[done:] or second)
+    assert done == len(first) == len(running)
+    assert running.state_dict()["epoch"] == 1
+    assert labels(running) == second
+
+
+def test_a_loader_that_cannot_count_is_refused(ds):
+    samples = ds.iter(0, 1, batch_size=4, batched=False)
+    with pytest.raises(ValueError, match=r"takes 8 samples from each of 2 workers .* dealt 4"):
+        iter(npstream.torch.DataLoader(samples, 8, num_workers=2))
+    loader = npstream.torch.DataLoader(samples, 8, num_workers=1)
+    next(iter(loader))
+    assert loader.state_dict()["position"] == 8
+    with pytest.raises(ValueError, match="in_order=False"):
+        iter(npstream.torch.DataLoader(samples, 4, num_workers=2, in_order=False))
+    with pytest.raises(TypeError, match=r"'Dataset' is not what ds.iter returns"):
+        npstream.torch.DataLoader(ds)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (3, True)])
+@pytest.mark.parametrize(
+    ("settings", "batch_size"),
+    [({"batch_size": 9}, None), ({"batch_size": 6, "batched": False}, 6)],
+)
+def test_torchdata_keeps_states(ds, workers, persistent, settings, batch_size):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+
+    def loader():
+        return stateful.StatefulDataLoader(
+            ds.iter(0, 1, shuffle=True, **settings),
+            batch_size=batch_size,
+            num_workers=workers,
+            persistent_workers=persistent,
+        )
+
+    def labels(loader):
+        return [batch["label"].tolist() for batch in loader]
+
+    running = loader()
+    first, second, third = (labels(running) for _ in range(3))
+    assert first != second != third
+    running = loader()
+    states = [running.state_dict() for _ in running]
+    for done in (1, 4):
+        resumed = loader()
+        resumed.load_state_dict(states[done - 1])
+        assert [labels(resumed) for _ in range(2)] == [first[done:], second]
+    resumed = loader()
+    resumed.load_state_dict(running.state_dict())
+    assert [labels(resumed) for _ in range(2)] == [second, third]
 
 
 # Ranks

@@ -92,6 +92,8 @@ class Index:
         The number of the first sample of each shard; the last element counts all samples.
     nbytes : ndarray of int64, shape (shards,)
         Bytes of each shard, uncompressed.
+    compressed : ndarray of bool, shape (shards,)
+        Which shards have a compressed file.
     schemas : tuple of Schema
         The different schemas, in order of appearance.
     schema_of : ndarray of int32, shape (shards,)
@@ -102,7 +104,10 @@ class Index:
         The index's own place, for messages.
     """
 
-    __slots__ = ("_entries", "guide", "nbytes", "schema_of", "schemas", "shift", "starts", "where")
+    __slots__ = (
+        "_entries", "compressed", "guide", "nbytes", "schema_of", "schemas", "shift", "starts",
+        "where",
+    )  # fmt: skip
 
     def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
         self._entries = entries
@@ -111,9 +116,11 @@ class Index:
         counts = np.zeros(len(entries), np.int64)
         self.nbytes = np.zeros(len(entries), np.int64)
         self.schema_of = np.zeros(len(entries), np.int32)
+        self.compressed = np.zeros(len(entries), np.bool_)
         for shard, entry in enumerate(entries):
             key, counts[shard], self.nbytes[shard] = _checked(entry, shard, where)
             self.schema_of[shard] = schemas.setdefault(key, len(schemas))
+            self.compressed[shard] = entry.get("zip_data") is not None
         self.schemas = tuple(
             _schema(key, f"{where}: shard {np.argmax(self.schema_of == number)}")
             for key, number in schemas.items()
@@ -323,8 +330,11 @@ def _schema(key: Any, place: str) -> Schema:
     def fail(message: str) -> NoReturn:
         raise FormatError(f"{place}: {message}")
 
-    if not all(isinstance(text, str) for text in (*names, *encodings, newline, separator)):
+    texts = (*names, *encodings, newline, separator)
+    if not all(isinstance(text, str) for text in texts):
         fail("column names, encodings, newline and separator must be strings")
+    if any("\ud800" <= character <= "\udfff" for character in "".join(texts)):
+        fail("column names, encodings, newline and separator must be UTF-8")
     if len(names) != len(encodings) or (kind == "mds" and len(sizes) != len(names)):
         fail(f"{len(names)} column names, {len(encodings)} encodings, {len(sizes)} sizes")
     if not names:

@@ -27,7 +27,7 @@ from npstream.orders.layout import (
     start_of,
     subkey,
 )
-from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_to
+from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_from, shuffled_to
 
 STRETCH = 1 << 11
 """Elements of large blocks that are computed at once, at most."""
@@ -87,18 +87,20 @@ class Cache(NamedTuple):
         return sum(array.nbytes for array in self[1:])
 
 
-def new_cache(blocks: Blocks, dtype: np.dtype[Any]) -> Cache:
-    """Return a cache with a row for one lane, for samples of that dtype."""
+def new_cache(blocks: Blocks, count: int, dtype: np.dtype[Any]) -> Cache:
+    """Return a cache for `count` lanes, if it may have as many, and samples of that dtype."""
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
     large = longest > SMALL
-    rows = np.empty((1, STRETCH if large else longest), dtype)
+    width = STRETCH if large else longest
+    limit = max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize)))
+    count = min(count, limit)
     row_of = np.full(blocks.lanes + 1, -1)
     row_of[-1] = 0
     return Cache(
-        limit=max(1, min(blocks.lanes, CACHE_BYTES // rows.nbytes)),
+        limit=limit,
         row_of=row_of,
-        held=np.full((1, 3), -1),
-        rows=rows,
+        held=np.full((count, 3), -1),
+        rows=np.empty((count, width), dtype),
         table=np.empty(SMALL if large else 0, dtype),
         work=np.empty((4, PIECES if large else 0), np.int64),
         guide=np.empty(4 * PIECES + 1 if large else 0, np.int32),
@@ -115,9 +117,7 @@ def grown(cache: Cache) -> Cache:
 
 
 @kernel
-def look_up(
-    positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64
-) -> int:
+def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64) -> int:
     """Look up the samples at positions.
 
     Returns how many were: not all if the cache lacks a row for a lane, and may grow.
@@ -135,9 +135,7 @@ def look_up(
 
 
 @kernel
-def look_up_run(
-    position: int, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64
-) -> int:
+def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64) -> int:
     """Look up the samples at consecutive positions, from `position` on; else as `look_up`."""
     lanes = blocks.lanes
     held = cache.held
@@ -199,7 +197,14 @@ def _fill(
     number, begin, length = _block_of(blocks, lane, element)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
-    if length <= row.size:
+    if length <= SMALL and not begin <= held[2] <= begin + length:
+        # The first element of a lane: maybe nobody asks for another.
+        count = 1
+        place += shuffled_from(key, length, element - begin)
+        slot = slot_at(layout, place)
+        row[0] = int(layout.bounds[layout.pieces[slot]]) + place - start_of(layout, slot)
+        begin = element
+    elif length <= row.size:
         count = length
         _shuffle(key, layout, place, row[:length])
     elif length <= SMALL:
@@ -207,7 +212,8 @@ def _fill(
         first = (element - begin) // row.size * row.size
         begin += first
         count = min(row.size, length - first)
-        row[:count] = cache.table[first : first + count]
+        for k in range(count):
+            row[k] = cache.table[first + k]
     else:
         # Whoever reads on gets longer and longer stretches; who jumps about, single elements.
         count = 8 * int(held[2] - held[1]) if element == held[2] else 1

@@ -16,23 +16,27 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._typing import AnyArray, Int64
-from npstream._jit import Kernel
 from npstream.orders.blocks import Blocks, Cache, find, grown, look_up, look_up_run, new_cache
+from npstream.orders.chunks import view_chunks
 from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
 from npstream.selection import Selection
 from npstream.sizes import parse_size
 
+if TYPE_CHECKING:
+    from npstream._jit import Kernel
+    from npstream.source import Source
+
 VERSION = 1
 """Names the order that this module computes; it may not change without it."""
 
 LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
-"""Default numbers of lanes: of each, most numbers of nodes below it are divisors."""
+"""Default numbers of lanes. Numbers of nodes that share lanes evenly divide them."""
 
 LEAST_BLOCK = 1 << 24
 """Bytes of a block in one lane, at least, where the number of lanes is chosen: four chunks."""
@@ -91,15 +95,15 @@ class Shuffle:
 
 
 class Order:
-    """The order of an epoch: an array of the numbers 0 to n - 1 that is computed where it is read.
+    """The order of an epoch: an array of the rows of a view, computed where it is read.
 
     Parameters
     ----------
     n : int
-        Samples of the view.
+        Rows of the view.
     chunks : ndarray of int64 or callable
-        First sample of each chunk of the view, ascending, then n; or what returns it, which is
-        called when it is needed, and pickled in its place.
+        First row of each chunk of the view, rising, then n; or what returns that, which is called
+        when it is needed and is pickled in its place.
     seed, epoch : int
         Each pair gives another order.
     block : int
@@ -127,24 +131,24 @@ class Order:
         block: int,
         lanes: int = 1,
     ) -> None:
-        self._n = n
-        self._chunks = chunks
+        self._n, self._chunks = n, chunks
         self._seed, self._epoch = seed, epoch
         block, lanes = _count("block", block), _count("lanes", lanes)
         if n * lanes >= 1 << 62:
-            raise ValueError(f"{n} samples in {lanes} lanes: their product must be below 2**62")
+            raise ValueError(f"{n} rows in {lanes} lanes: the product must be below 2**62")
         # A block that holds all samples is as good as any larger one.
         self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
-        # Whoever looks something up takes the cache away, so that no two threads use one.
+        # Whoever looks rows up takes the cache away, so that no two threads ever use one.
         self._caches: deque[Cache] = deque(maxlen=1)
 
     def __len__(self) -> int:
         return self._n
 
     def __repr__(self) -> str:
+        _, lanes, block, _ = self._blocks
         return (
-            f"<Order: {self._n} samples, seed {self._seed}, epoch {self._epoch}, "
-            f"blocks of {self._blocks.block} in {self._blocks.lanes} lanes>"
+            f"<Order: {self._n} rows, seed {self._seed}, epoch {self._epoch}, "
+            f"{lanes} lanes, blocks of {block}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -153,7 +157,7 @@ class Order:
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice) and index.step in (None, 1):
-            return self.ids(index.start, index.stop)
+            return self.rows(index.start, index.stop)
         chosen = Selection.all(self._n).select(index)
         if isinstance(chosen, int):
             return int(self.at(np.array([chosen]))[0])
@@ -162,76 +166,108 @@ class Order:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        return self.ids().astype(dtype or np.int64, copy=False)
+        return self.rows().astype(dtype or np.int64, copy=False)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the order holds by now."""
-        caches = sum(cache.nbytes for cache in self._caches)
-        return caches + (self._layout.nbytes if "_layout" in self.__dict__ else 0)
+        layout = self._layout.nbytes if "_layout" in self.__dict__ else 0
+        return layout + sum(cache.nbytes for cache in self._caches)
 
-    def ids(self, start: int | None = None, stop: int | None = None) -> Int64:
-        """Return the samples at positions from `start` up to `stop`, as a new array."""
+    def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
+        """Return the rows at positions from `start` up to `stop`, as a new array."""
         start, stop, _ = slice(start, stop).indices(self._n)
-        samples = np.empty(max(stop - start, 0), np.int64)
-        self._look_up(look_up_run, start, samples)
-        return samples
+        rows = np.empty(max(stop - start, 0), np.int64)
+        self._look_up(look_up_run, start, rows)
+        return rows
 
     def at(self, positions: Int64) -> Int64:
-        """Return the samples at positions, all in ``range(n)``, in the shape of `positions`."""
+        """Return the rows at positions, all in ``range(n)``, in the shape of `positions`."""
         positions = self._checked(positions)
-        samples = np.empty_like(positions)
-        self._look_up(look_up, positions.reshape(-1), samples.reshape(-1))
-        return samples
+        rows = np.empty_like(positions)
+        self._look_up(look_up, positions.reshape(-1), rows.reshape(-1))
+        return rows
 
-    def find(self, samples: Int64) -> Int64:
-        """Return the positions of samples: ``find(at(p))`` is p."""
-        samples = self._checked(samples)
-        positions = np.empty_like(samples)
-        if samples.size:
-            steps = samples.size * min(self._blocks.block, SMALL) >> 5
-            find.sized(samples.size + steps)(
-                samples.reshape(-1), self._blocks, self._layout, slots_of(self._layout),
+    def find(self, rows: Int64) -> Int64:
+        """Return the positions of rows: ``find(at(p))`` is p."""
+        rows = self._checked(rows)
+        positions = np.empty_like(rows)
+        if rows.size:
+            steps = rows.size * min(self._blocks.block, SMALL) >> 5
+            find.sized(rows.size + steps)(
+                rows.reshape(-1), self._blocks, self._layout, slots_of(self._layout),
                 positions.reshape(-1),
             )  # fmt: skip
         return positions
 
-    def _look_up(self, kernel: Kernel[..., int], positions: Any, samples: Int64) -> None:
-        """Fill in the samples at positions: an array of them, or the first of consecutive ones."""
-        if samples.size == 0:
+    def _look_up(self, kernel: Kernel[..., int], positions: Any, rows: Int64) -> None:
+        """Fill in the rows at positions: an array of them, or the first of consecutive ones."""
+        if rows.size == 0:
             return
         blocks, layout = self._blocks, self._layout
         try:
             cache = self._caches.pop()
         except IndexError:
-            cache = new_cache(blocks, layout.bounds.dtype)
-        steps = min(samples.size, blocks.lanes) * min(blocks.block, SMALL) >> 5
-        run = kernel.sized(samples.size + steps)
-        done = run(positions, blocks, layout, cache, samples)
-        while done < samples.size:
+            cache = new_cache(blocks, rows.size, layout.bounds.dtype)
+        steps = min(rows.size, blocks.lanes) * min(blocks.block, SMALL) >> 5
+        run = kernel.sized(rows.size + steps)
+        done = run(positions, blocks, layout, cache, rows)
+        while done < rows.size:
             cache = grown(cache)
             rest = positions[done:] if kernel is look_up else positions + done
-            done += run(rest, blocks, layout, cache, samples[done:])
+            done += run(rest, blocks, layout, cache, rows[done:])
         self._caches.append(cache)
 
     @cached_property
     def _layout(self) -> Layout:
-        starts = self._chunks() if callable(self._chunks) else self._chunks
-        sizes = np.diff(starts)
-        if len(starts) == 0 or starts[0] != 0 or starts[-1] != self._n or (sizes < 0).any():
-            raise ValueError(f"the chunks of {self._n} samples must rise from 0 to that")
-        if not sizes.all():
-            starts = np.append(starts[:-1][sizes > 0], self._n)
-        return lay_out(starts, self._blocks.lanes, make_key(self._seed, 0, 0, _RUN), self._blocks.key)
+        chunks = self._chunks() if callable(self._chunks) else self._chunks
+        blocks, run_key = self._blocks, make_key(self._seed, 0, 0, _RUN)
+        return lay_out(_without_empty(chunks, self._n), blocks.lanes, run_key, blocks.key)
 
     def _checked(self, numbers: Int64) -> Int64:
-        """Copy numbers that all lie in range(n)."""
-        numbers = np.asarray(numbers)
-        copy = numbers.astype(np.int64, order="C", casting="same_kind")
-        if out_of_bounds(copy, self._n):
-            bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
-            raise IndexError(f"{bad} is out of bounds for an order of {self._n} samples")
-        return copy
+        """Return numbers, which must be in range(n), as a kernel takes them."""
+        numbers = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False)
+        if out_of_bounds(numbers, self._n):
+            bad = numbers[(numbers < 0) | (numbers >= self._n)].flat[0]
+            raise IndexError(f"{bad} is out of bounds for an order of {self._n} rows")
+        return numbers
+
+
+def view_order(
+    source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
+) -> Order:
+    """Return the order of an epoch of a view, ravelled.
+
+    Samples are taken to be of one size, that of the storage's on average.
+    """
+    n = selection.size
+    nbytes = int(source.index.nbytes.sum()) * n // max(selection.source, 1)
+    settings = settings.resolve(nbytes)
+    if settings.block is None:
+        return full_order(n, seed, epoch)
+    lanes = settings.lanes or 1
+    block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
+    chunks = partial(_chunks_of, source, selection)
+    return Order(n, chunks, seed, epoch, block=max(block, 1), lanes=lanes)
+
+
+def full_order(n: int, seed: int, epoch: int = 0) -> Order:
+    """Return an order that permutes n rows at once."""
+    return Order(n, np.array([0, n]), seed, epoch, block=max(n, 1))
+
+
+def _chunks_of(source: Source, selection: Selection) -> Int64:
+    return view_chunks(source.chunk_starts(), selection)
+
+
+def _without_empty(chunks: Int64, n: int) -> Int64:
+    """Return the bounds of the chunks that are not empty."""
+    rising = chunks[1:] > chunks[:-1]
+    if not rising.all():
+        chunks = np.append(chunks[:-1][rising], chunks[-1])
+    if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or (chunks[1:] <= chunks[:-1]).any():
+        raise ValueError(f"the bounds of the chunks of {n} rows must rise from 0 to that")
+    return chunks
 
 
 def _count(name: str, number: object) -> int:

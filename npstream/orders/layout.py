@@ -65,17 +65,15 @@ def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
     """
     chunks, n = len(starts) - 1, int(starts[-1])
     dtype = np.int32 if n < 1 << 31 else np.int64
-    order = np.arange(chunks, dtype=np.int32)
-    shuffle.sized(chunks)(run_key, order)
-    most = chunks + min(lanes, n)
-    # A cut adds one piece, and its chunk at most three bounds.
-    bounds = np.full(chunks + 1 + 3 * min(lanes, n), n, dtype)
+    # A cut adds one piece, and at most three bounds.
+    cuts = min(lanes, n)
+    bounds = np.full(chunks + 1 + 3 * cuts, n, dtype)
     bounds[: chunks + 1] = starts
-    pieces, sizes = np.empty(most, np.int32), np.empty(most, dtype)
-    count = _deal.sized(most)(order, lanes, bounds, pieces, sizes)
-    pieces, sizes = pieces[:count], sizes[:count]
+    pieces, sizes = np.empty(chunks + cuts, np.int32), np.empty(chunks + cuts, dtype)
+    count = _deal.sized(chunks + cuts)(run_key, chunks, lanes, bounds, pieces, sizes)
+    pieces = pieces[:count]
     marks = np.empty(-(-count // STRIDE), dtype)
-    _permute.sized(most)(n, lanes, epoch_key, pieces, sizes, marks)
+    _permute.sized(count)(epoch_key, n, lanes, pieces, sizes, marks)
     return Layout(bounds, pieces, marks, chunks)
 
 
@@ -109,45 +107,56 @@ def subkey(key: int, lane: int, level: int) -> int:
 
 
 @kernel
-def _deal(order: AnyArray, lanes: int, bounds: AnyArray, pieces: AnyArray, sizes: AnyArray) -> int:
-    """Lay chunks end to end over the lanes, and cut them there; return the number of pieces."""
-    chunks = order.size
+def _deal(
+    key: int, chunks: int, lanes: int, bounds: AnyArray, pieces: AnyArray, sizes: AnyArray
+) -> int:
+    """Lay permuted chunks end to end over the lanes, and cut them there.
+
+    Returns the number of pieces.
+    """
     n = int(bounds[chunks])
+    # What is read from the ends of the arrays is read before it is overwritten: there are only
+    # as many pieces more than chunks.
+    order = pieces[pieces.size - chunks :]
+    order_sizes = sizes[sizes.size - chunks :]
+    shuffle(key, order)
+    for k in range(chunks):  # a loop apart, since this one waits for memory, far and wide
+        order_sizes[k] = bounds[order[k] + 1] - bounds[order[k]]
     parts = chunks + 1
     slot = 0
     lane = 0
-    room = lane_start(n, lanes, 1)  # in the lane
+    room = lane_start(n, lanes, 1)
     for k in range(chunks):
         piece = int(order[k])
-        begin = int(bounds[piece])
-        end = int(bounds[piece + 1])
+        size = int(order_sizes[k])
         if room == 0:
             lane += 1
             room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-        if end - begin > room:
-            bounds[parts] = begin
-            while end - begin > room:
+        if size > room:
+            bounds[parts] = bounds[piece]
+            end = bounds[piece + 1]
+            while size > room:
                 pieces[slot] = parts
                 sizes[slot] = room
                 slot += 1
-                begin += room
+                bounds[parts + 1] = bounds[parts] + room
                 parts += 1
-                bounds[parts] = begin
+                size -= room
                 lane += 1
                 room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-            piece = parts
             bounds[parts + 1] = end
+            piece = parts
             parts += 2
         pieces[slot] = piece
-        sizes[slot] = end - begin
+        sizes[slot] = size
         slot += 1
-        room -= end - begin
+        room -= size
     return slot
 
 
 @kernel
 def _permute(
-    n: int, lanes: int, key: int, pieces: AnyArray, sizes: AnyArray, marks: AnyArray
+    key: int, n: int, lanes: int, pieces: AnyArray, sizes: AnyArray, marks: AnyArray
 ) -> None:
     """Permute the pieces of each lane, with their sizes, and mark every fourth."""
     slot = 0
@@ -158,8 +167,14 @@ def _permute(
             room -= int(sizes[slot])
             slot += 1
         lane_key = subkey(key, lane, 0)
-        shuffle(lane_key, pieces[first:slot])
-        shuffle(lane_key, sizes[first:slot])
+        for i in range(slot - first):
+            j = first + draw(lane_key ^ i, i + 1)
+            piece = pieces[first + i]
+            pieces[first + i] = pieces[j]
+            pieces[j] = piece
+            size = sizes[first + i]
+            sizes[first + i] = sizes[j]
+            sizes[j] = size
     place = 0
     for slot in range(pieces.size):
         if slot % STRIDE == 0:

@@ -108,7 +108,7 @@ class Permutation:
 
     @functools.cached_property
     def _table(self) -> AnyArray:
-        table = np.arange(self._n, dtype=np.uint16)
+        table = np.empty(self._n, np.uint16)
         # As plain Python a step takes 1 us; `sized` reckons with 10 us, and 30 ms is less than
         # loading Numba takes.
         shuffle.sized(self._n >> 5)(self._key, table)
@@ -149,23 +149,34 @@ def integer(name: str, number: object) -> int:
 
 
 @kernel
-def shuffle(key: int, values: AnyArray) -> None:
-    """Permute values in place: a Fisher-Yates shuffle, from the first on."""
-    for i in range(values.size):
+def shuffle(key: int, table: AnyArray) -> None:
+    """Fill a table with a permutation of its positions: Fisher-Yates, inside out."""
+    for i in range(table.size):
         j = draw(key ^ i, i + 1)
-        value = values[i]
-        values[i] = values[j]
-        values[j] = value
+        table[i] = table[j]
+        table[j] = i
 
 
 @kernel
-def shuffled_to(key: int, n: int, i: int) -> int:
-    """Return where `shuffle` brings value number i of n."""
-    at = draw(key ^ i, i + 1)
-    for later in range(i + 1, n):
-        if draw(key ^ later, later + 1) == at:
-            at = later
+def shuffled_to(key: int, n: int, element: int) -> int:
+    """Return the position of an element in a table of n that `shuffle` fills."""
+    at = draw(key ^ element, element + 1)
+    for i in range(element + 1, n):
+        if draw(key ^ i, i + 1) == at:
+            at = i
     return at
+
+
+@kernel
+def shuffled_from(key: int, n: int, position: int) -> int:
+    """Return the element at a position in a table of n that `shuffle` fills."""
+    for i in range(n - 1, -1, -1):
+        j = draw(key ^ i, i + 1)
+        if position == j:
+            return i
+        if position == i:
+            position = j
+    return position
 
 
 @kernel

@@ -1,12 +1,12 @@
-"""How Streaming deals an epoch's samples out to nodes, ranks and workers: arithmetic, no arrays.
+"""How Streaming deals an epoch's samples out to nodes and ranks: arithmetic, no arrays.
 
 Samples are cut into as many equal lanes ("canonical nodes") as the run was given, and a sequence
 takes one of each lane in turn. Nodes take turns at the sequence, and ranks at what their node
-took. Batch t of each rank goes to worker ``t % workers``. So all batches t together, the global
-batch, are one run of the sequence.
+took. All ranks' batches with the same number, the global batch, are one run of the sequence, and
+loader workers take turns at the batches of their rank.
 
 A *slot* is a place in a batch of a rank. Slots are numbered batch after batch, through nodes,
-ranks and places in the batch: slot ``((t * nodes + node) * ranks + rank) * batch_size + place``.
+ranks and places in the batch: ``((batch * nodes + node) * ranks + rank) * batch_size + place``.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npstream._jit import kernel
 from npstream._typing import Int64
 
-ALGORITHMS = ("orig", "relaxed")
+PARTITIONS = ("orig", "relaxed")
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run: nodes, ranks of each, and loader workers of each rank.
+    """The processes of a run: nodes, and ranks of each.
 
-    >>> World(2, 8, 4).replicated(2)
-    World(nodes=1, ranks_per_node=8, workers=4)
+    >>> World(2, 8).replicated(2)
+    World(nodes=1, ranks_per_node=8)
     """
 
     nodes: int
     ranks_per_node: int
-    workers: int = 1
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -51,8 +51,8 @@ class World:
             raise ValueError(f"replication={replication} does not divide {self.ranks} ranks")
         ranks = self.ranks // replication
         if ranks % self.ranks_per_node:
-            return World(1, ranks, self.workers)
-        return World(ranks // self.ranks_per_node, self.ranks_per_node, self.workers)
+            return World(1, ranks)
+        return World(ranks // self.ranks_per_node, self.ranks_per_node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,38 +108,21 @@ class Partition:
 
     @property
     def batches(self) -> int:
-        """Batches of each rank, with empty ones where some workers have one less."""
-        workers = self.world.workers
-        return -(-self.samples // (self.batch_size * workers)) * workers
+        """Batches of each rank."""
+        return -(-self.samples // self.batch_size)
 
     def positions(self, slots: Int64) -> Int64:
         """Return the positions in the epoch of what stands in slots, or -1."""
-        nodes, ranks = self.world.nodes, self.world.ranks_per_node
-        rest, place = np.divmod(slots, self.batch_size)
-        rest, rank = np.divmod(rest, ranks)
-        batch, node = np.divmod(rest, nodes)
-        sample = batch * self.batch_size + place
-        positions = self._positions(self._repeated(sample * ranks + rank) * nodes + node)
-        return np.where(sample < self.samples, positions, -1)
-
-    def _repeated(self, nth: Int64) -> Int64:
-        """Return which sample of a node stands in for those beyond its last."""
-        ranks, own = self.world.ranks_per_node, self._per_node
-        short = -own % ranks
-        if not short:
-            return nth
-        again = nth - ranks - short + 1 if ranks + short - 1 <= own else nth % max(own, 1)
-        return np.where(nth < own, nth, again)
-
-    def _positions(self, nth: Int64) -> Int64:
-        """Return the positions of what the sequence has after those dropped."""
-        row, lane = np.divmod(nth + self._dropped, self.lanes)
-        if self._cycles:
-            return (lane * (self._rows + self._filler) + row) % self.size
-        # Where lanes are cut to be shared by nodes, earlier rows are repeated to fill them up.
-        row = np.where(row < self._rows, row, row - self._rows + self._filler_from)
-        start, stop = (lane + np.arange(2)[:, None]) * self.size // self.lanes
-        return start + np.minimum(row, stop - start - 1)
+        positions = np.empty_like(slots)
+        _positions.sized(slots.size)(
+            slots,
+            positions,
+            self.size,
+            (self.world.nodes, self.world.ranks_per_node, self.batch_size),
+            (self.samples, self._per_node, self._dropped),
+            (self.lanes, self._rows, self._filler, self._filler_from, self._cycles),
+        )
+        return positions
 
     @property
     def _per_node(self) -> int:
@@ -176,6 +159,11 @@ class Partition:
         return self.size < self.lanes or (self.size == self.lanes and self.lanes < self.world.nodes)
 
 
+def most_read(size: int, world: World) -> int:
+    """Return how many samples of an epoch can have been read, where Streaming resumes."""
+    return size + world.ranks - size % world.ranks
+
+
 def make_partition(
     algorithm: str,
     size: int,
@@ -190,9 +178,9 @@ def make_partition(
     "relaxed" lets a run go on with a number of nodes that does not go with its lanes: it is
     partitioned for the nodes that it started with, and that many ranks have larger batches.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"partition_algo={algorithm!r}: expected one of {', '.join(ALGORITHMS)}")
-    if drop_first > size + world.ranks - size % world.ranks:
+    if algorithm not in PARTITIONS:
+        raise ValueError(f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITIONS)}")
+    if drop_first > most_read(size, world):
         raise ValueError(
             f"sample_in_epoch={drop_first}: so many samples were read, and the epoch has {size}"
         )
@@ -204,5 +192,46 @@ def make_partition(
                 f"the global batch of {world.nodes} nodes cannot be shared by the "
                 f"initial_physical_nodes={initial_nodes}: use another batch_size"
             )
-        world = World(initial_nodes, world.ranks_per_node, world.workers)
+        world = World(initial_nodes, world.ranks_per_node)
     return Partition(size, lanes, world, batch_size, drop_first)
+
+
+@kernel
+def _positions(
+    slots: Int64,
+    positions: Int64,
+    size: int,
+    world: tuple[int, int, int],
+    counts: tuple[int, int, int],
+    layout: tuple[int, int, int, int, bool],
+) -> None:
+    """Write the positions of what stands in slots, or -1."""
+    nodes, ranks, batch_size = world
+    samples, per_node, dropped = counts
+    lanes, rows, filler, filler_from, cycles = layout
+    missing = -per_node % ranks
+    for k in range(slots.size):
+        rest = slots[k] // batch_size
+        place = slots[k] - rest * batch_size
+        batch = rest // (ranks * nodes)
+        rest -= batch * (ranks * nodes)
+        node = rest // ranks
+        sample = batch * batch_size + place
+        if sample >= samples:
+            positions[k] = -1
+            continue
+        # The samples of the rank's node, where some come twice if ranks would differ.
+        nth = sample * ranks + rest - node * ranks
+        if nth >= per_node:
+            nth = nth - ranks - missing + 1 if ranks + missing <= per_node + 1 else nth % per_node
+        # The sequence that nodes take turns at.
+        nth = nth * nodes + node + dropped
+        row = nth // lanes
+        lane = nth - row * lanes
+        if cycles:
+            positions[k] = (lane * (rows + filler) + row) % size
+            continue
+        # Rows that fill up lanes shared by nodes are earlier ones. Lanes may differ by a sample.
+        row = row if row < rows else row - rows + filler_from
+        start = lane * size // lanes
+        positions[k] = start + min(row, (lane + 1) * size // lanes - start - 1)

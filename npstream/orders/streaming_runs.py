@@ -29,7 +29,7 @@ class Order(Protocol):
         """How many positions are worth computing at once: fewer take nearly as long."""
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions `start` to `stop`, both in one lane."""
+        """Return the numbers at positions `start` to `stop`: at least one, and all in one lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Table:
 
     @property
     def stride(self) -> int:
-        return len(self.numbers)
+        return SPACING
 
     def rows(self, start: int, stop: int) -> AnyArray:
         return self.numbers[start:stop]
@@ -144,6 +144,29 @@ class Runs:
             self.stops[runs] - base,
         )
         return numbers[start - base : stop - base]
+
+
+def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
+    """Return the numbers at any positions; `lanes` has the bounds of equal lanes."""
+    size, count = int(lanes[-1]), len(lanes) - 1
+    lane = ((positions + 1) * count - 1) // size
+    # NumPy sorts short integers in linear time, and what follows is in order already, mostly.
+    by_lane = lane.astype(np.uint16 if count <= 1 << 16 else np.int64).argsort(kind="stable")
+    ends = np.bincount(lane, minlength=count).cumsum()
+    numbers = np.empty(len(positions), np.int64)
+    for lane_end, own in zip(lanes[1:], np.split(by_lane, ends[:-1]), strict=True):
+        wanted = positions[own]
+        if (wanted[1:] < wanted[:-1]).any():
+            own = own[wanted.argsort()]
+            wanted = positions[own]
+        first = 0
+        while first < len(own):
+            start = int(wanted[first])
+            last = int(wanted.searchsorted(min(int(lane_end), start + order.stride)))
+            rows = order.rows(start, int(wanted[last - 1]) + 1)
+            numbers[own[first:last]] = rows[wanted[first:last] - start]
+            first = last
+    return numbers
 
 
 def number_type(size: int) -> type[np.uint32] | type[np.int64]:

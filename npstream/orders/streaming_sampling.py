@@ -6,6 +6,7 @@ these are spread over its shards; and where that is not all of a shard, some of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import Bools, Int64
+from npstream._typing import Int64
+
+SAMPLINGS = ("balanced", "fixed")
+"""Whether every epoch picks other samples, or the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +49,38 @@ class Weight:
 
 def chosen(
     weights: Sequence[Weight], sizes: Int64, epoch_size: int | None, seed: int
-) -> Int64:
-    """Return how many samples an epoch takes from each stream, of so many each.
+) -> tuple[Int64, NDArray[np.float64]]:
+    """Return how many samples an epoch takes of each stream, and what proportion it is meant to be.
+
+    Weights are all proportions, and then `epoch_size` is by default that of all streams; or none
+    is one, and then `epoch_size` can only be given where there are no weights at all.
 
     >>> chosen([Weight(proportion=3), Weight(proportion=1)], np.array([50, 60]), 100, seed=0)
-    array([75, 25])
+    (array([75, 25]), array([0.75, 0.25]))
     """
-    relative = [weight.proportion is not None for weight in weights]
-    if any(relative) and not all(relative):
-        raise ValueError(
-            "some streams are weighted by proportion and some are not: give all of them a "
-            "proportion, or none"
-        )
+    relative = {weight.proportion is not None for weight in weights}
     unweighted = all(weight == Weight() for weight in weights)
-    if not all(relative):
-        if epoch_size is None:
-            return np.array([_absolute(*each) for each in zip(weights, sizes.tolist(), strict=True)])
-        if not unweighted:
-            raise ValueError(
-                f"epoch_size={epoch_size} goes with streams weighted by proportion, or not at "
-                "all: with repeat or choose, their sum is the size"
-            )
+    if len(relative) > 1:
+        raise ValueError(
+            "some streams are weighted by proportion and some are not: give a proportion to all "
+            "of them, or to none"
+        )
+    if epoch_size is not None and not unweighted and relative != {True}:
+        raise ValueError(
+            f"epoch_size={epoch_size} does not go with repeat or choose, which sum up to the size "
+            "of an epoch"
+        )
+    if relative != {True} and epoch_size is None:
+        counts = np.array(list(map(_absolute, weights, sizes.tolist())))
+        return counts, counts / _positive(counts.sum())
     if epoch_size is None:
         epoch_size = int(sizes.sum())
     shares = sizes if unweighted else np.array([weight.proportion for weight in weights])
-    counts: Int64 = (epoch_size * (shares / shares.sum())).astype(np.int64)
+    proportions = shares / _positive(shares.sum())
+    counts = (epoch_size * proportions).astype(np.int64)
     short = epoch_size - int(counts.sum())
     counts[np.random.default_rng(seed).choice(len(counts), short, replace=False)] += 1
-    return counts
+    return counts, proportions
 
 
 def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> Int64:
@@ -82,11 +90,9 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
     random, `granularity` samples at a time.
     """
     size = int(sizes.sum())
-    if not size:
-        if choose:
-            raise ValueError(f"{choose} samples are chosen from a stream that has none")
-        return np.zeros_like(sizes)
-    times, rest = divmod(choose, size)
+    if choose and not size:
+        raise ValueError(f"an epoch takes {choose} samples of a stream that has none")
+    times, rest = divmod(choose, max(size, 1))
     counts = sizes * times
     if not rest:
         return counts
@@ -102,48 +108,73 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
     return counts
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Picks:
-    """The samples that an epoch takes, numbered through units that are shuffled as one.
+    """The samples that an epoch takes, numbered by the units that are shuffled as one.
 
-    A unit is all of a shard, in order, or some of it. So its samples have successive ids from
-    ``begins`` on; where ``picked``, they are those of ``ids`` from there on.
+    A unit is all of a shard, in order, or what was picked of it. What is picked is drawn when it
+    is first needed.
+
+    Parameters
+    ----------
+    sizes, counts : ndarray
+        Samples of each shard, and how many of them are taken: all, as often as that is possible,
+        and then some.
+    seed : int
+
+    Examples
+    --------
+    >>> picks = Picks(np.array([3, 5]), np.array([6, 2]), seed=0)
+    >>> picks.units, picks.ids(np.arange(8))
+    (array([3, 3, 2]), array([0, 1, 2, 0, 1, 2, 6, 7]))
     """
 
-    units: Int64
-    begins: Int64
-    picked: Bools
-    ids: Int64
+    sizes: Int64
+    counts: Int64
+    seed: int
 
-    def at(self, numbers: Int64) -> Int64:
-        """Return the ids of samples by their number."""
-        ends = self.units.cumsum()
+    @property
+    def size(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def units(self) -> Int64:
+        """Samples in each unit."""
+        return self._units[0]
+
+    def ids(self, numbers: Int64) -> Int64:
+        """Return the ids of samples, counted through the shards, from their numbers."""
+        if np.array_equal(self.counts, self.sizes):
+            return numbers
+        units, begins, picks = self._units
+        ends = units.cumsum()
         unit = ends.searchsorted(numbers, "right")
-        found = numbers - (ends - self.units)[unit] + self.begins[unit]
-        part = self.picked[unit]
-        found[part] = self.ids[found[part]]
-        return found
+        ids = begins[unit] + numbers - (ends - units)[unit]
+        picked = ids < 0
+        ids[picked] = picks[ids[picked]]
+        return ids
 
+    @functools.cached_property
+    def _units(self) -> tuple[Int64, Int64, Int64]:
+        """Samples of each unit; the id of its first one, or its place from the end of the picks.
 
-def resampled(sizes: Int64, counts: Int64, seed: int) -> Picks:
-    """Take so many samples of each shard: all of them as often as possible, and some at random."""
-    rng = np.random.default_rng(seed)
-    begins = sizes.cumsum() - sizes
-    times, rest = np.divmod(counts, np.maximum(sizes, 1))
-    ids = [
-        begin + np.sort(rng.choice(size, few, replace=False))
-        for begin, size, few in zip(begins.tolist(), sizes.tolist(), rest.tolist(), strict=True)
-        if few
-    ]
-    # A shard's repeats come first, then what was picked from it.
-    repeats = times + (rest > 0)
-    shard = np.arange(len(sizes)).repeat(repeats)
-    picked = np.zeros(len(shard), bool)
-    picked[repeats.cumsum()[rest > 0] - 1] = True
-    units = np.where(picked, rest[shard], sizes[shard])
-    starts = begins[shard]
-    starts[picked] = (rest.cumsum() - rest)[rest > 0]
-    return Picks(units, starts, picked, np.concatenate([np.empty(0, np.int64), *ids]))
+        The last result are the picks: all samples that are taken from shards in part.
+        """
+        rng = np.random.default_rng(self.seed)
+        begins = self.sizes.cumsum() - self.sizes
+        times, rest = np.divmod(self.counts, np.maximum(self.sizes, 1))
+        (parts,) = rest.nonzero()
+        picks = [np.empty(0, np.int64)]
+        for shard in parts.tolist():
+            some = rng.choice(int(self.sizes[shard]), int(rest[shard]), replace=False)
+            picks.append(begins[shard] + np.sort(some))
+        # All of a shard comes first, then what was picked of it.
+        repeats = times + (rest > 0)
+        last = repeats.cumsum()[parts] - 1
+        units, starts = self.sizes.repeat(repeats), begins.repeat(repeats)
+        units[last] = rest[parts]
+        starts[last] = (rest.cumsum() - rest)[parts] - rest.sum()
+        return units, starts, np.concatenate(picks)
 
 
 def _absolute(weight: Weight, size: int) -> int:
@@ -151,3 +182,9 @@ def _absolute(weight: Weight, size: int) -> int:
     if weight.choose is not None:
         return weight.choose
     return size if weight.repeat is None else int(weight.repeat * size)
+
+
+def _positive(total: Any) -> Any:
+    if not total > 0:
+        raise ValueError("an epoch takes no sample of any stream")
+    return total

@@ -12,7 +12,7 @@ crosses a boundary into *pieces*. Every epoch shuffles the pieces of each lane, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -37,68 +37,82 @@ UNIT_SPACING = 1 << 10
 """Samples between marks in the units of py2s, which are not read in their order."""
 
 
-def shuffled(
-    algorithm: str, units: Int64, lanes: int, seed: int, epoch: int, block_size: int
-) -> Order:
-    """Return the order that Streaming's ``get_shuffle`` computes; see `check_shuffle`.
+@dataclass(frozen=True, slots=True)
+class Shuffle:
+    """What one of Streaming's shuffles depends on, but for the units.
 
-    >>> order = shuffled("py1e", np.array([3, 4, 3]), lanes=2, seed=0, epoch=0, block_size=4)
-    >>> order.rows(0, 5)  # its first lane
-    array([1, 0, 3, 2, 4], dtype=uint32)
+    Parameters
+    ----------
+    algorithm : str
+    lanes : int
+    seed, epoch : int
+    block_size : int
+
+    Examples
+    --------
+    >>> shuffle = Shuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
+    >>> order = shuffle.order(np.array([3, 4, 3]))
+    >>> order.rows(0, 5), order.rows(5, 10)  # its lanes
+    (array([1, 0, 3, 2, 4], dtype=uint32), array([7, 5, 6, 8, 9], dtype=uint32))
     """
-    check_shuffle(algorithm, units, lanes, block_size)
-    state = seeded(seed + epoch)
-    if algorithm == "naive":
-        numbers = np.arange(units.sum(), dtype=number_type(int(units.sum())))
-        shuffle.sized(numbers.size)(state, numbers, 0, numbers.size)
-        return Table(numbers)
-    if algorithm == "py2s":
-        return _py2s(state, units, lanes, seed)
-    bounds = lane_bounds(int(units.sum()), lanes)
-    # The order of units depends on the seed alone: lanes are the same in every epoch.
-    fixed = np.random.default_rng(seed).permutation(len(units))
-    begins = units.cumsum() - units
-    pieces, firsts = _cut(Pieces.laid(units[fixed], begins[fixed]), bounds)
-    order = np.arange(len(pieces.begins))
-    shuffle_runs.sized(order.size)(state, order, firsts[:-1], firsts[1:])
-    pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order])
-    if algorithm == "py1s":
+
+    algorithm: str
+    lanes: int
+    seed: int
+    epoch: int
+    block_size: int
+
+    def check(self, size: int, longest: int) -> None:
+        """Raise ValueError unless so many samples can be shuffled, in units of at most so many."""
+        if self.algorithm == "py1e" and size < self.lanes:
+            raise ValueError(
+                f"py1e needs a sample for each of its num_canonical_nodes={self.lanes}, and there "
+                f"are {size}: use fewer, or another order"
+            )
+        least, most = self._widths
+        widths = {"py1e": most - least, "py1br": min(least, most - least)}
+        if widths.get(self.algorithm, 1) < 1:
+            raise ValueError(
+                f"shuffle_block_size={self.block_size}: {self.algorithm} needs larger blocks"
+            )
+        longest = max({"naive": size, "py1br": most}.get(self.algorithm, longest), most - least)
+        if longest > MAX_BOUND:
+            raise ValueError(
+                f"{self.algorithm} would shuffle {longest} samples at once: at most {MAX_BOUND}"
+            )
+
+    def order(self, units: Int64) -> Order:
+        """Return the order of units with so many samples each; its numbers count through them."""
+        state = seeded(self.seed + self.epoch)
+        size = int(units.sum())
+        if self.algorithm == "naive":
+            return _naive(state, size)
+        bounds = lane_bounds(size, self.lanes)
+        if self.algorithm == "py2s":
+            return _py2s(state, units, bounds, self.seed)
+        # The order of units depends on the seed alone: lanes are the same in every epoch.
+        fixed = np.random.default_rng(self.seed).permutation(len(units))
+        laid = Pieces.laid(units[fixed], (units.cumsum() - units)[fixed])
+        pieces, firsts = _cut(laid, bounds)
+        order = np.arange(len(pieces.begins))
+        shuffle_runs.sized(order.size)(state, order, firsts[:-1], firsts[1:])
+        pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order])
+        if self.algorithm == "py1e":
+            return Expanded.drawn(state, pieces, bounds, firsts, self._widths)
+        if self.algorithm == "py1br":
+            return _py1br(state, pieces, bounds, self._widths)
         starts, stops = pieces.offsets[:-1], pieces.offsets[1:]
         return Runs(pieces, starts, stops, Marks.drawn(state, starts, stops))
-    if algorithm == "py1br":
-        return _py1br(state, pieces, bounds, _widths(block_size))
-    return Expanded.drawn(state, pieces, bounds, firsts, _widths(block_size))
 
-
-def check_shuffle(algorithm: str, units: Int64, lanes: int, block_size: int) -> None:
-    """Raise ValueError unless there is such an order."""
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"shuffle={algorithm!r}: Streaming's orders are {', '.join(ALGORITHMS)}")
-    size = int(units.sum())
-    if algorithm == "py1e" and size < lanes:
-        raise ValueError(
-            f"py1e needs a sample in each of its num_canonical_nodes={lanes} lanes, and there are "
-            f"{size}: use fewer, or another order"
-        )
-    least, most = _widths(block_size)
-    drawn = {"py1e": most - least, "py1br": min(least, most - least)}.get(algorithm, 1)
-    if drawn < 1:
-        raise ValueError(f"shuffle_block_size={block_size}: too few samples for {algorithm}")
-    longest = {"naive": size, "py1br": most}.get(algorithm, int(units.max(initial=0)))
-    if max(longest, most) > MAX_BOUND:
-        raise ValueError(
-            f"{algorithm} would shuffle {max(longest, most)} samples at once: at most {MAX_BOUND}"
-        )
+    @property
+    def _widths(self) -> tuple[int, int]:
+        """The bounds of what is drawn for the length of a block."""
+        return int(0.75 * self.block_size), int(1.25 * self.block_size)
 
 
 def lane_bounds(size: int, lanes: int) -> Int64:
     """Return where each of the lanes begins among so many samples, and where the last one ends."""
     return np.arange(lanes + 1) * size // lanes
-
-
-def _widths(block_size: int) -> tuple[int, int]:
-    """Return the bounds of what is drawn for the length of a block."""
-    return int(0.75 * block_size), int(1.25 * block_size)
 
 
 def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
@@ -115,7 +129,13 @@ def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
     return Pieces(np.concatenate([[0], stops]), begins), firsts
 
 
-def _py2s(state: State, units: Int64, lanes: int, seed: int) -> Order:
+def _naive(state: State, size: int) -> Order:
+    numbers = np.arange(size, dtype=number_type(size))
+    shuffle.sized(size)(state, numbers, 0, size)
+    return Table(numbers)
+
+
+def _py2s(state: State, units: Int64, bounds: Int64, seed: int) -> Order:
     fixed_state = seeded(seed)
     fixed = np.arange(len(units))
     shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
@@ -123,9 +143,9 @@ def _py2s(state: State, units: Int64, lanes: int, seed: int) -> Order:
     starts, stops = laid.offsets[:-1], laid.offsets[1:]
     inner = Runs(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
 
-    pieces, firsts = _cut(Pieces(laid.offsets, starts), lane_bounds(int(units.sum()), lanes))
+    pieces, firsts = _cut(Pieces(laid.offsets, starts), bounds)
     sizes, begins, marks = pieces.sizes, pieces.begins.copy(), []
-    for lane in range(lanes):
+    for lane in range(len(bounds) - 1):
         part = slice(firsts[lane], firsts[lane + 1])
         order = np.arange(part.start, part.stop)
         shuffle.sized(order.size)(state, order, 0, order.size)

@@ -1,0 +1,99 @@
+"""Chunks of a storage and of its views: runs of samples that are stored together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npstream._jit import kernel
+from npstream._typing import Bools, Int64
+
+if TYPE_CHECKING:
+    from npstream.selection import Selection
+
+
+def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> Int64:
+    """Cut shards into chunks.
+
+    A shard of r samples and b bytes has ``b / chunk_bytes`` chunks, rounded up, but at most r; as
+    equal in samples as can be.
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (shards + 1,)
+        First sample of each shard, then the number of samples.
+    nbytes : ndarray of int64, shape (shards,)
+    whole : ndarray of bool, shape (shards,)
+        Which shards are one chunk, whatever their size.
+    chunk_bytes : int
+
+    Returns
+    -------
+    ndarray of int64, shape (chunks + 1,)
+        First sample of each chunk, then the number of samples; no chunk is empty.
+
+    Examples
+    --------
+    >>> shard_chunks(np.array([0, 5, 7]), np.array([30, 30]), np.array([False, True]), 10)
+    array([0, 1, 3, 5, 7])
+    """
+    counts = np.where(whole, 1, np.maximum(-(-nbytes // chunk_bytes), 1))
+    counts = np.minimum(counts, np.diff(starts))
+    chunks = np.empty(int(counts.sum()) + 1, np.int64)
+    chunks[-1] = starts[-1]
+    _cut.sized(len(chunks))(starts, counts, chunks)
+    return chunks
+
+
+def view_chunks(chunks: Int64, selection: Selection) -> Int64:
+    """Cut a view, ravelled, into chunks.
+
+    If its sample ids rise or fall all along, they are its runs inside the storage's chunks.
+    Otherwise they are stretches of one length, that of the storage's chunks on average: whatever
+    lies together in the view, such as in a list of several slices, mostly stays together.
+
+    Parameters
+    ----------
+    chunks : ndarray of int64, shape (chunks + 1,)
+        First sample of each chunk of the storage, then the number of samples.
+    selection : Selection
+
+    Returns
+    -------
+    ndarray of int64
+        First position of each chunk of the view, then the number of samples; some may be empty.
+
+    Examples
+    --------
+    >>> from npstream.selection import Selection
+    >>> view_chunks(np.array([0, 4, 8, 10]), Selection.all(10).select(slice(None, 1, -2)))
+    array([0, 1, 3, 4])
+    """
+    cuts = selection.cuts(chunks)
+    if cuts is not None:
+        return cuts
+    stretch = max(1, selection.source // max(len(chunks) - 1, 1))
+    return np.append(np.arange(0, selection.size, stretch), selection.size)
+
+
+@kernel
+def _cut(starts: Int64, counts: Int64, chunks: Int64) -> None:
+    """Fill in the first sample of each chunk: of chunk i of c, that is ``i * samples // c``."""
+    k = 0
+    for shard in range(counts.size):
+        count = int(counts[shard])
+        if count == 0:
+            continue
+        first = int(starts[shard])
+        quotient = (int(starts[shard + 1]) - first) // count
+        remainder = int(starts[shard + 1]) - first - quotient * count
+        owed = 0
+        for _ in range(count):
+            chunks[k] = first
+            k += 1
+            first += quotient
+            owed += remainder
+            if owed >= count:
+                owed -= count
+                first += 1
