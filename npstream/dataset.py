@@ -15,9 +15,10 @@ from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
 from npstream.errors import ColumnError
+from npstream.orders.epoch import Order, Shuffle, Size, view_order
 from npstream.places import locate, shard_table
 from npstream.reading import in_mode, load, stretches, structured
-from npstream.splits import filter_mask, shuffled, split
+from npstream.splits import filter_mask, split
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -266,26 +267,32 @@ class Dataset:
         """Return the samples of an N-d view as a 1-d view."""
         return self if self.ndim == 1 else self._view(self._selection.ravel())
 
-    def shuffle(self, seed: int, epoch: int = 0, *, block: None) -> Dataset:
-        """Return a view of all samples in a random order.
+    def order(
+        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+    ) -> Order:
+        """Return the order of a training epoch: an array of row numbers, computed where it is read.
 
         Parameters
         ----------
         seed, epoch : int
             Each pair gives another order, the same on any machine and in any release.
-        block : None
-            None is a permutation of all samples at once, each as likely as any other. It is
-            computed where it is needed, and takes no memory.
+        block, lanes
+            See `npstream.Shuffle`. ``block=None`` permutes all samples at once.
 
         Examples
         --------
-        >>> ds = getfixture("example")
-        >>> np.sort(ds.shuffle(0, block=None)["label"])
-        array([0, 1, 2])
+        >>> order = getfixture("example").order(0)
+        >>> order.find(order[1:3])
+        array([1, 2])
         """
-        if block is not None:
-            raise ValueError(f"block={block!r}: this release shuffles all samples at once, None")
-        return self._view(shuffled(self._selection, seed, epoch))
+        return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
+
+    def shuffle(
+        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+    ) -> Dataset:
+        """Return a view of all samples in the order of a training epoch; see `order`."""
+        order = self.order(seed, epoch, block=block, lanes=lanes)
+        return self._view(self._selection.permuted(order))
 
     def random_split(
         self, lengths: Sequence[float], seed: int = 0, by: str = "sample"

@@ -185,7 +185,8 @@ class Iteration(Resumable):
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = this_worker()
-        if workers > 1 and worker == 0 and self._batch_size is self._global_batch_size is None:
+        one_by_one = self._batch_size is None and self._global_batch_size is None
+        if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
                 f"samples are dealt to {workers} workers one by one, so batches that torch makes "
                 "of them depend on the number of workers: give its batch size to iter, too, as in "

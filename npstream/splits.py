@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from npstream._typing import Bools, Int64
+from npstream.orders.epoch import full_order
 from npstream.orders.permutation import Permutation, make_key
 from npstream.progress import progress
 from npstream.reading import stretches
@@ -51,11 +52,6 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     return counts
 
 
-def shuffled(selection: Selection, seed: int, epoch: int = 0) -> Selection:
-    """Return all samples in a random order, each order as likely as any other."""
-    return selection.permuted(Permutation(selection.size, make_key(seed, epoch, 0, 0)))
-
-
 def split(
     selection: Selection,
     lengths: Sequence[float],
@@ -69,7 +65,7 @@ def split(
         return split_chunks(selection, counts, seed, chunk_starts())
     if by != "sample":
         raise ValueError(f"by={by!r}: expected 'sample' or 'chunk'")
-    order = shuffled(selection, seed)
+    order = selection.permuted(full_order(selection.size, seed))
     ends = np.cumsum(counts, dtype=np.int64).tolist()
     return [order.select(slice(end - n, end)) for end, n in zip(ends, counts, strict=True)]
 

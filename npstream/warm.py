@@ -9,7 +9,8 @@ import numpy as np
 
 from npstream import _jit
 from npstream.opening import open_dataset
-from npstream.orders.permutation import Permutation, make_key
+from npstream.orders.epoch import full_order
+from npstream.orders.permutation import Permutation
 from npstream.selection import Selection
 from npstream.writer import write
 
@@ -35,11 +36,13 @@ def precompile() -> None:
         path = os.path.join(directory, "data")
         write(path, data, columns=columns)
         with open_dataset(path) as ds:
-            ds.shuffle(0, block=None).load()
+            ds.shuffle(0).load()
             _ = ds["text"] == "a"
     large = Selection.all(1 << 17)
-    permutation = Permutation(len(large), make_key(0, 0, 0, 0))
-    permutation.find(large.permuted(permutation).ids())
+    order = full_order(len(large), 0)
+    order.find(order[:])
+    chunks = Permutation(len(large), 0)
+    chunks.find(chunks.at(np.arange(2)))
     masked = large.select(np.arange(len(large)) % 2 == 0)
     assert isinstance(masked, Selection)
     masked.at(np.arange(len(masked)))

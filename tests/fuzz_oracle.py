@@ -4,8 +4,9 @@ Every sample equals the original or raises (DESIGN §12.15), except bytes inside
 shards that record no hash. To the byte, that exception is:
 
 - MDS: the bodies of columns, so a changed byte excuses one column of one sample. The head of the
-  shard and the sizes at the start of a sample excuse nothing, unless the sizes of one sample were
-  changed and still add up to its length: the format has no means to notice that.
+  shard and the sizes at the start of a sample excuse nothing, unless they still agree by chance:
+  the sizes of one sample were changed and add up to its length, or an offset leads to bytes that
+  begin with a size which fits. The format has no means to notice that.
 - JSONL and XSV: the text of a line, without its newline, excuses that line's sample.
 - A compressed file that still unpacks to as many bytes is judged by these.
 - Whether a shard records a hash is for the (damaged) index to say, and ``verify=`` whether it is
@@ -44,6 +45,8 @@ class Shard:
     rows: int
     columns: tuple[str, ...]
     is_mds: bool
+    fixed: int = 0
+    """Bytes of the columns of one size in each sample."""
 
 
 class Original:
@@ -85,7 +88,9 @@ def _mds(entry: dict[str, Any], raw: bytes, meta: bytes) -> Shard:
             owner[at : at + length] = row * len(fixed) + column
             at += length
         assert at == end
-    return Shard(raw, owner, sizes, rows, tuple(entry["column_names"]), True)
+    return Shard(
+        raw, owner, sizes, rows, tuple(entry["column_names"]), True, sum(filter(None, fixed))
+    )
 
 
 def _lines(entry: dict[str, Any], raw: bytes, meta: bytes) -> Shard:
@@ -176,4 +181,25 @@ def _excused(shard: Shard, content: bytes, compression: str | None) -> dict[int,
         total = [int(data[words].view("<u4").sum(dtype=np.int64)) for data in (before, after)]
         if total[0] == total[1]:
             excused[row] = frozenset(shard.columns)
+    for row in _moved(shard, content):
+        excused[row] = frozenset(shard.columns)
     return excused
+
+
+def _moved(shard: Shard, content: bytes) -> set[int]:
+    """Return the rows whose offsets lead to what looks like a sample, though it is none."""
+    variable = int((shard.sizes == 0).sum()) // 4
+    if not variable:
+        return set()
+    known, found = (
+        list(pairwise(struct.unpack_from(f"<{shard.rows + 1}I", data, 4)))
+        for data in (shard.raw, content)
+    )
+    moved = set()
+    for row in np.flatnonzero([a != b for a, b in zip(known, found, strict=True)]).tolist():
+        begin, end = found[row]
+        if begin + 4 * variable <= end <= len(content) and found[row] not in known:
+            sizes = struct.unpack_from(f"<{variable}I", content, begin)
+            if 4 * variable + shard.fixed + sum(sizes) == end - begin:
+                moved.add(row)
+    return moved

@@ -475,8 +475,6 @@ def test_shuffle(ds):
     view = ds[[[5, 6], [7, 8]]].shuffle(0, block=None)
     assert view.shape == (4,)
     assert sorted(ids_of(view)) == [5, 6, 7, 8]
-    with pytest.raises(ValueError, match="block='64MiB'"):
-        ds.shuffle(0, block="64MiB")
 
 
 @pytest.mark.parametrize("by", ["sample", "chunk"])

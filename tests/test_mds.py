@@ -110,12 +110,25 @@ def test_shards_that_call_their_columns_otherwise(said):
         samples_begin(VARIABLE, shard(BODIES, said), 3, 0)
 
 
+def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
+    """The first sample is zeros, and looks the same a word further on."""
+    data = shard([bytes(13), b"yyyyyyyyyyyy"])
+    assert samples_begin(VARIABLE, data, 2, 0) == 18
+    data = shard([bytes(13), b"yyyyyyyyyyyy"], w1=22)
+    with pytest.raises(FormatError, match="something follows its configuration"):
+        samples_begin(VARIABLE, data, 2, 0)
+
+
 @pytest.mark.parametrize(
     "said",
     [
         b'{"column_names": ["a", "b", "c"], "column_encodings": ["int32", "str", "uint8"], "x": 1}',
         b'{"columns": 1, "column_sizes": 3}',
         b"[" * 5000,
+        b"[] []",
+        b"12 x",
+        b" {} \n",
+        b'{"column_names": ["d"]' + b"\xff",
         b'{"column_names": ["d"]}' + b" " * (1 << 20),  # larger than any that is meant to be read
     ],
 )

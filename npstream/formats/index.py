@@ -246,24 +246,29 @@ def check_configuration(schema: Schema, configuration: Bytes) -> None:
     ----------
     schema : Schema
     configuration : ndarray of uint8
-        The JSON that stands in the shard; what is not JSON is passed over.
+        The JSON object that stands in the shard; what does not begin with one is passed over.
 
     Raises
     ------
     FormatError
-        If they differ.
+        If they differ, or something follows the object.
     """
     if len(configuration) > _MAX_CONFIGURATION:
         return
     try:
-        said = json.loads(configuration.tobytes())
+        text = configuration.tobytes().decode(errors="replace").lstrip()
+        said, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return
+    if not isinstance(said, dict):
+        return
+    if text[end:].strip():
+        raise FormatError("something follows its configuration")
     names, encodings = list(schema.names), list(schema.encodings)
     known: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
     if schema.format == "json":
         known = {"columns": dict(zip(names, encodings, strict=True))}
-    for key in known.keys() & said.keys() if isinstance(said, dict) else ():
+    for key in known.keys() & said.keys():
         if said[key] != known[key]:
             raise FormatError(f"its own {key!r} are {said[key]!r}; the index says {known[key]!r}")
 

@@ -168,7 +168,7 @@ def _row(lane: int, cache: Cache) -> int:
     row = int(cache.row_of[lane])
     if row >= 0:
         return row
-    count = cache.held.shape[0]
+    count = len(cache.held)
     claims = int(cache.row_of[-1])
     if claims == count and count < cache.limit:
         return -1

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from npstream.sizes import parse_size
 if TYPE_CHECKING:
     from npstream._jit import Kernel
     from npstream.source import Source
+
+Size: TypeAlias = int | str | None
+"""Bytes, or text for `npstream.sizes.parse_size`, or "auto"; or None for all there are."""
 
 VERSION = 1
 """Names the order that this module computes; it may not change without it."""
@@ -66,7 +69,7 @@ class Shuffle:
     Shuffle(block=15625000000, lanes=480)
     """
 
-    block: int | str | None = "auto"
+    block: Size = "auto"
     lanes: int | None = None
 
     def __post_init__(self) -> None:
@@ -193,8 +196,7 @@ class Order:
         rows = self._checked(rows)
         positions = np.empty_like(rows)
         if rows.size:
-            steps = rows.size * min(self._blocks.block, SMALL) >> 5
-            find.sized(rows.size + steps)(
+            find.sized(self._work(rows.size, rows.size))(
                 rows.reshape(-1), self._blocks, self._layout, slots_of(self._layout),
                 positions.reshape(-1),
             )  # fmt: skip
@@ -209,14 +211,20 @@ class Order:
             cache = self._caches.pop()
         except IndexError:
             cache = new_cache(blocks, rows.size, layout.bounds.dtype)
-        steps = min(rows.size, blocks.lanes) * min(blocks.block, SMALL) >> 5
-        run = kernel.sized(rows.size + steps)
+        run = kernel.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
             cache = grown(cache)
             rest = positions[done:] if kernel is look_up else positions + done
             done += run(rest, blocks, layout, cache, rows[done:])
         self._caches.append(cache)
+
+    def _work(self, rows: int, blocks: int) -> int:
+        """Reckon what it takes to look up rows in so many blocks."""
+        # As plain Python, a row of a small block takes 1 us; `sized` reckons with 10 us, and a
+        # few blocks take less than loading Numba does.
+        block = self._blocks.block
+        return rows + (blocks * block >> 5 if block <= SMALL else 0)
 
     @cached_property
     def _layout(self) -> Layout:
@@ -263,11 +271,10 @@ def _chunks_of(source: Source, selection: Selection) -> Int64:
 def _without_empty(chunks: Int64, n: int) -> Int64:
     """Return the bounds of the chunks that are not empty."""
     rising = chunks[1:] > chunks[:-1]
-    if not rising.all():
-        chunks = np.append(chunks[:-1][rising], chunks[-1])
-    if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or (chunks[1:] <= chunks[:-1]).any():
+    whole = len(chunks) > 0 and chunks[0] == 0 and chunks[-1] == n
+    if not whole or (chunks[1:] < chunks[:-1]).any():
         raise ValueError(f"the bounds of the chunks of {n} rows must rise from 0 to that")
-    return chunks
+    return chunks if rising.all() else np.append(chunks[:-1][rising], n)
 
 
 def _count(name: str, number: object) -> int:

@@ -61,7 +61,7 @@ def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
     --------
     >>> layout = lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
     >>> [(int(layout.bounds[p]), int(layout.bounds[p + 1])) for p in layout.pieces]
-    []
+    [(0, 4), (8, 9), (4, 8)]
     """
     chunks, n = len(starts) - 1, int(starts[-1])
     dtype = np.int32 if n < 1 << 31 else np.int64

@@ -36,7 +36,7 @@ def seeded(seed: int) -> State:
     >>> values = np.arange(5)
     >>> shuffle(state, values, 0, 5)
     >>> values, np.random.default_rng(7).permutation(5)
-    (array([3, 0, 1, 2, 4]), array([3, 0, 1, 2, 4]))
+    (array([2, 0, 4, 1, 3]), array([2, 0, 4, 1, 3]))
     """
     state = np.random.default_rng(seed).bit_generator.state["state"]
     words = [number >> shift & (1 << 64) - 1 for number in state.values() for shift in (64, 0)]

@@ -26,15 +26,15 @@ from npstream.orders.streaming_batching import (
 )
 from npstream.orders.streaming_partition import (
     PARTITIONS,
-    Partition,
+    StreamingPartition,
     World,
     make_partition,
     most_read,
 )
 from npstream.orders.streaming_sampling import SAMPLINGS, Picks, Weight, chosen, chosen_per_shard
-from npstream.orders.streaming_shuffle import ALGORITHMS, Shuffle
+from npstream.orders.streaming_shuffle import ALGORITHMS, StreamingShuffle
 
-MOST_IDS = 1 << 22
+MOST_IDS = 1 << 21
 """Ids that are computed at once, at most, while a rank's epoch is read."""
 
 STATE = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed")
@@ -63,8 +63,8 @@ class StreamingOrder:
     >>> order = StreamingOrder(shards=[np.array([3, 4, 3])], batch_size=2, shuffle=True)
     >>> epoch = order.epoch(0, World(nodes=1, ranks_per_node=2))
     >>> epoch.ids(node=0, rank=1, batches=range(epoch.batches))
-    array([[ 1,  4],
-           [ 0,  3],
+    array([[ 9,  3],
+           [ 4,  6],
            [ 7, -1]])
     """
 
@@ -159,6 +159,9 @@ class StreamingOrder:
         >>> world = World(nodes=1, ranks_per_node=1)
         >>> order, number, sample_in_epoch = order.resume(state, world)
         >>> order.epoch(number, world, sample_in_epoch).ids(0, 0, range(3))
+        array([[8, 7],
+               [4, 2],
+               [6, 1]])
         """
         missing = [name for name in STATE if name not in state]
         if missing:
@@ -215,19 +218,21 @@ class StreamingOrder:
 
     def _partition(
         self, size: int, world: World, dealt: World, batch_size: int, drop_first: int = 0
-    ) -> Partition:
+    ) -> StreamingPartition:
         """Return a partition for the lanes of a world, as if it were another."""
         initial = self.initial_physical_nodes
         return make_partition(
             self.partition_algo, size, self.lanes(world), dealt, batch_size, drop_first, initial
         )
 
-    def _shuffle(self, number: int, world: World, proportion: float = 1) -> Shuffle | None:
+    def _shuffle(self, number: int, world: World, proportion: float = 1) -> StreamingShuffle | None:
         """Return the shuffle of a stream that is so much of an epoch."""
         if not self.shuffle:
             return None
         block_size = int(self.block_size(world) * proportion)
-        return Shuffle(self.shuffle_algo, self.lanes(world), self.shuffle_seed, number, block_size)
+        return StreamingShuffle(
+            self.shuffle_algo, self.lanes(world), self.shuffle_seed, number, block_size
+        )
 
     def _batching(
         self, number: int, world: World, picks: list[Picks], proportions: NDArray[np.float64]

@@ -1,31 +1,34 @@
-"""Streaming's batching methods: how the samples of streams are put together to batches.
+"""Streaming's batching methods: how batches are made of the samples of streams.
 
-- "random" makes one epoch of all streams' samples, and shuffles and partitions that.
-- The others partition each stream by itself. Of "per_stream", each global batch is of one stream;
-  of "device_per_stream", each batch of a rank; of "stratified", each global batch holds so much of
-  every stream. What does not fill a batch is left out.
+- "random" makes one epoch of all streams' samples, to shuffle and to partition.
+- The others shuffle and partition each stream by itself. Each global batch is of one stream in
+  "per_stream", each batch of a rank in "device_per_stream", and in "stratified" each global batch
+  has so much of every stream. What does not fill a batch is left out.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npstream._typing import Int64
-from npstream.orders.streaming_partition import Partition, World
+from npstream.orders.streaming_partition import lane_bounds
 from npstream.orders.streaming_runs import SPACING, Order, gather
-from npstream.orders.streaming_sampling import Picks
-from npstream.orders.streaming_shuffle import Shuffle, lane_bounds
 
-METHODS = ("random", "per_stream", "device_per_stream", "stratified")
+if TYPE_CHECKING:
+    from npstream.orders.streaming_partition import StreamingPartition, World
+    from npstream.orders.streaming_sampling import Picks
+    from npstream.orders.streaming_shuffle import StreamingShuffle
+
+METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
 class Batching(Protocol):
-    """The samples in the slots of an epoch; see `streaming_partition`."""
+    """What is in the slots of an epoch; see `streaming_partition`."""
 
     @property
     def batches(self) -> int:
@@ -41,21 +44,20 @@ class Batching(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of one stream, or of all as if they were one; the method "random".
+    """Samples of one stream, or of all as if they were one: the method "random".
 
     Parameters
     ----------
-    partition : Partition
+    partition : StreamingPartition
     picks : Picks
-    shuffle : Shuffle, optional
-        What is drawn for it is drawn when it is first needed.
+    shuffle : StreamingShuffle, optional
     first_id : int
         Samples in the streams before.
     """
 
-    partition: Partition
+    partition: StreamingPartition
     picks: Picks
-    shuffle: Shuffle | None
+    shuffle: StreamingShuffle | None
     first_id: int = 0
 
     def __post_init__(self) -> None:
@@ -64,17 +66,21 @@ class Samples:
 
     @property
     def batches(self) -> int:
+        """Global batches."""
         return self.partition.batches
 
     @property
     def stride(self) -> int:
+        """How many slots are worth computing at once."""
         return (self.order.stride if self.order else SPACING) * self.partition.lanes
 
     @functools.cached_property
     def order(self) -> Order | None:
+        """The shuffled order. What it takes is drawn when it is first needed."""
         return self.shuffle.order(self.picks.units) if self.shuffle else None
 
     def ids(self, slots: Int64) -> Int64:
+        """Return the ids of the samples in slots, or -1."""
         ids = self.partition.positions(slots)
         read = ids >= 0
         numbers = ids[read]
@@ -85,149 +91,163 @@ class Samples:
         return ids
 
 
-@dataclass(frozen=True, slots=True)
-class PerStream:
-    """Global batches of one stream each, in random order.
-
-    ``origins`` has the stream of each batch.
-    """
+@dataclass(frozen=True, eq=False)
+class _Streams:
+    """Streams that are put together."""
 
     streams: list[Samples]
-    batch_size: int
-    origins: Int64
-
-    @classmethod
-    def drawn(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
-        """Draw the order of the streams' full batches; `batch_size` is that of all ranks."""
-        full = [s.partition.samples // s.partition.batch_size for s in streams]
-        if not any(full):
-            raise ValueError(f"no stream has the {batch_size} samples of a global batch")
-        origins = np.arange(len(streams)).repeat(full)
-        np.random.default_rng(seed).shuffle(origins)
-        return cls(streams, batch_size, origins)
-
-    @property
-    def batches(self) -> int:
-        return len(self.origins)
 
     @property
     def stride(self) -> int:
+        """How many slots are worth computing at once."""
         return sum(stream.stride for stream in self.streams)
 
-    def ids(self, slots: Int64) -> Int64:
-        batch, within = np.divmod(slots, self.batch_size)
-        streams = self.origins[batch]
-        nth = _occurrence(self.origins)[batch]
-        return _of_streams(self.streams, streams, nth * self.batch_size + within)
+    def ids_of(self, numbers: Int64, slots: Int64) -> Int64:
+        """Return the ids in slots of streams of given numbers."""
+        ids = np.full(slots.shape, -1)
+        for number, stream in enumerate(self.streams):
+            own = numbers == number
+            ids[own] = stream.ids(slots[own])
+        return ids
 
 
-@dataclass(frozen=True, slots=True)
-class PerDevice:
-    """Batches of each rank of one stream each, in an order that is drawn for each node.
+@dataclass(frozen=True, eq=False)
+class Stratified(_Streams):
+    """Global batches that hold so many samples of each stream; ``parts`` says how many."""
 
-    ``origins`` has, for each node, the stream of each batch of its ranks, and -1 where one has
-    fewer.
-    """
-
-    streams: list[Samples]
-    world: World
-    batch_size: int
-    origins: Int64
-
-    @classmethod
-    def drawn(
-        cls, streams: list[Samples], world: World, batch_size: int, seed: int
-    ) -> PerDevice:
-        """Draw the orders of the streams' full batches of a rank."""
-        partitions = [stream.partition for stream in streams]
-        ranks = world.ranks_per_node
-        full = [p.samples * (p.lanes // world.nodes) * ranks // batch_size for p in partitions]
-        origins = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
-        rng = np.random.default_rng(seed)
-        for node in range(world.nodes):
-            own = np.arange(len(streams)).repeat(full)
-            rng.shuffle(own)
-            origins[node, : len(own)] = own
-        return cls(streams, world, batch_size, origins)
-
-    @property
-    def batches(self) -> int:
-        return self.origins.shape[1] // self.world.ranks_per_node
-
-    @property
-    def stride(self) -> int:
-        return sum(stream.stride for stream in self.streams)
-
-    def ids(self, slots: Int64) -> Int64:
-        ranks, nodes = self.world.ranks_per_node, self.world.nodes
-        # Streaming deals the batches out in this way: those of a node's lanes go to all nodes.
-        batch, place = np.divmod(slots, self.batch_size)
-        batch, node = np.divmod(batch, nodes)
-        nth = np.stack([_occurrence(own) for own in self.origins])[node, batch]
-        # Streams are partitioned as if every lane had a node: this one's are successive.
-        rest, rank = np.divmod(nth * self.batch_size + place, ranks)
-        lanes = self.streams[0].partition.lanes // nodes
-        sample, lane = np.divmod(rest, lanes)
-        slots = ((sample * nodes + node) * lanes + lane) * ranks + rank
-        return _of_streams(self.streams, self.origins[node, batch], slots)
-
-
-@dataclass(frozen=True, slots=True)
-class Stratified:
-    """Global batches that hold so much of each stream; ``parts`` says how much."""
-
-    streams: list[Samples]
     parts: Int64
 
     @classmethod
     def divided(
         cls, streams: list[Samples], batch_size: int, proportions: NDArray[np.float64]
     ) -> Stratified:
-        """Divide the global batch into the streams' proportions."""
+        """Divide the global batch in the proportions of the streams."""
         exact = proportions * batch_size
         parts = exact.astype(np.int64)
-        most = np.argsort(exact - parts)[::-1]
-        parts[most[: batch_size - parts.sum()]] += 1
+        parts[np.argsort(exact - parts)[::-1][: batch_size - parts.sum()]] += 1
         if not parts.all():
             raise ValueError(
-                f"stream {parts.argmin()} has less than a sample in a global batch of "
-                f"{batch_size}: use a larger batch, or give it a larger weight"
+                f"a global batch of {batch_size} holds no sample of stream {parts.argmin()}: use "
+                "a larger batch, or give the stream a larger weight"
             )
         return cls(streams, parts)
 
     @property
     def batches(self) -> int:
-        full = [
-            stream.partition.samples * stream.partition.world.ranks // part
-            for stream, part in zip(self.streams, self.parts.tolist(), strict=True)
-        ]
-        return min(full)
-
-    @property
-    def stride(self) -> int:
-        return sum(stream.stride for stream in self.streams)
+        """Global batches."""
+        partitions = [stream.partition for stream in self.streams]
+        sizes = np.array([each.samples * each.world.ranks for each in partitions])
+        return int((sizes // self.parts).min())
 
     def ids(self, slots: Int64) -> Int64:
+        """Return the ids of the samples in slots."""
         batch, within = np.divmod(slots, self.parts.sum())
         ends = self.parts.cumsum()
-        streams = ends.searchsorted(within, "right")
-        nth = within - (ends - self.parts)[streams]
-        return _of_streams(self.streams, streams, batch * self.parts[streams] + nth)
+        numbers = ends.searchsorted(within, "right")
+        within -= (ends - self.parts)[numbers]
+        return self.ids_of(numbers, batch * self.parts[numbers] + within)
 
 
-def _occurrence(origins: Int64) -> Int64:
-    """Return how often each value came before."""
-    nth = np.empty_like(origins)
-    for stream in np.unique(origins):
-        own = origins == stream
-        nth[own] = np.arange(own.sum())
-    return nth
+@dataclass(frozen=True, eq=False)
+class PerStream(_Streams):
+    """Global batches of one stream each, in random order.
+
+    Parameters
+    ----------
+    streams : list of Samples
+    batch_size : int
+        Samples in a global batch.
+    origins, nth : ndarray
+        The stream of each batch, and how many batches of that one come before.
+    """
+
+    batch_size: int
+    origins: Int64
+    nth: Int64
+
+    @classmethod
+    def drawn(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
+        """Draw the order of the streams' full batches."""
+        full = [each.partition.samples // each.partition.batch_size for each in streams]
+        if not any(full):
+            raise ValueError(f"no stream has the {batch_size} samples of a global batch")
+        origins = _shuffled(full, np.random.default_rng(seed))
+        return cls(streams, batch_size, origins, _counted(origins))
+
+    @property
+    def batches(self) -> int:
+        """Global batches."""
+        return len(self.origins)
+
+    def ids(self, slots: Int64) -> Int64:
+        """Return the ids of the samples in slots."""
+        batch, within = np.divmod(slots, self.batch_size)
+        return self.ids_of(self.origins[batch], self.nth[batch] * self.batch_size + within)
 
 
-def _of_streams(streams: list[Samples], numbers: Int64, slots: Int64) -> Int64:
-    """Return the ids in slots of streams of given numbers."""
-    ids = np.full(slots.shape, -1)
-    for number, stream in enumerate(streams):
+@dataclass(frozen=True, eq=False)
+class PerDevice(_Streams):
+    """Batches of each rank of one stream each, in an order that is drawn for each node.
+
+    Parameters
+    ----------
+    streams : list of Samples
+        Partitioned as if there were a node for each lane, and no batches.
+    world : World
+    batch_size : int
+        Samples of one rank in a batch.
+    origins, nth : ndarray
+        For each node, the stream of each batch of its lanes, or -1 where those are fewer than
+        make a global batch; and how many batches of that one come before.
+    """
+
+    world: World
+    batch_size: int
+    origins: Int64
+    nth: Int64
+
+    @classmethod
+    def drawn(cls, streams: list[Samples], world: World, batch_size: int, seed: int) -> PerDevice:
+        """Draw the orders of the streams' full batches of a rank."""
+        lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
+        full = [each.partition.samples * lanes * ranks // batch_size for each in streams]
+        origins = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
+        rng = np.random.default_rng(seed)
+        for own in origins:
+            own[: sum(full)] = _shuffled(full, rng)
+        nth = np.stack([_counted(own) for own in origins])
+        return cls(streams, world, batch_size, origins, nth)
+
+    @property
+    def batches(self) -> int:
+        """Global batches."""
+        return int(self.origins.shape[1]) // self.world.ranks_per_node
+
+    def ids(self, slots: Int64) -> Int64:
+        """Return the ids of the samples in slots, or -1."""
+        nodes, ranks = self.world.nodes, self.world.ranks_per_node
+        batch, place = np.divmod(slots, self.batch_size)
+        # Batches of a node's lanes are not dealt to its own ranks, but to all nodes in turn.
+        batch, node = np.divmod(batch, nodes)
+        # Where they are in the streams' partitions, to which each lane is a node.
+        lanes = self.streams[0].partition.lanes // nodes
+        rest, rank = np.divmod(self.nth[node, batch] * self.batch_size + place, ranks)
+        sample, lane = np.divmod(rest, lanes)
+        places = ((sample * nodes + node) * lanes + lane) * ranks + rank
+        return self.ids_of(self.origins[node, batch], places)
+
+
+def _shuffled(counts: list[int], rng: np.random.Generator) -> Int64:
+    """Return each position of a list as often as it says, in random order."""
+    numbers = np.arange(len(counts)).repeat(counts)
+    rng.shuffle(numbers)
+    return numbers
+
+
+def _counted(numbers: Int64) -> Int64:
+    """Return how often each number came before."""
+    counts = np.empty_like(numbers)
+    for number in np.unique(numbers):
         own = numbers == number
-        ids[own] = stream.ids(slots[own])
-    return ids
+        counts[own] = np.arange(own.sum())
+    return counts

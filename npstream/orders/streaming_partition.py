@@ -39,7 +39,12 @@ class World:
 
     @property
     def ranks(self) -> int:
+        """Ranks of all nodes."""
         return self.nodes * self.ranks_per_node
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """Return the node of a rank, and its number there."""
+        return divmod(rank, self.ranks_per_node)
 
     def replicated(self, replication: int | None) -> World:
         """Return the world in which so many successive ranks count as one."""
@@ -55,8 +60,13 @@ class World:
         return World(ranks // self.ranks_per_node, self.ranks_per_node)
 
 
+def lane_bounds(size: int, lanes: int) -> Int64:
+    """Return where each of the lanes begins among so many samples, and where the last one ends."""
+    return np.arange(lanes + 1) * size // lanes
+
+
 @dataclass(frozen=True, slots=True)
-class Partition:
+class StreamingPartition:
     """Which sample stands in each slot: Streaming's partition "orig".
 
     Parameters
@@ -73,7 +83,7 @@ class Partition:
 
     Examples
     --------
-    >>> part = Partition(size=10, lanes=2, world=World(2, 1), batch_size=2)
+    >>> part = StreamingPartition(size=10, lanes=2, world=World(2, 1), batch_size=2)
     >>> part.positions(np.arange(12)).reshape(-1, 2, 2)  # batch, rank, place
     array([[[ 0,  1],
             [ 5,  6]],
@@ -117,10 +127,10 @@ class Partition:
         _positions.sized(slots.size)(
             slots,
             positions,
-            self.size,
+            lane_bounds(self.size, self.lanes),
             (self.world.nodes, self.world.ranks_per_node, self.batch_size),
             (self.samples, self._per_node, self._dropped),
-            (self.lanes, self._rows, self._filler, self._filler_from, self._cycles),
+            (self._rows, self._filler, self._filler_from, self._cycles),
         )
         return positions
 
@@ -172,7 +182,7 @@ def make_partition(
     batch_size: int,
     drop_first: int = 0,
     initial_nodes: int | None = None,
-) -> Partition:
+) -> StreamingPartition:
     """Return the partition of that name; its slots are numbered the same in `world`.
 
     "relaxed" lets a run go on with a number of nodes that does not go with its lanes: it is
@@ -193,22 +203,23 @@ def make_partition(
                 f"initial_physical_nodes={initial_nodes}: use another batch_size"
             )
         world = World(initial_nodes, world.ranks_per_node)
-    return Partition(size, lanes, world, batch_size, drop_first)
+    return StreamingPartition(size, lanes, world, batch_size, drop_first)
 
 
 @kernel
 def _positions(
     slots: Int64,
     positions: Int64,
-    size: int,
+    bounds: Int64,
     world: tuple[int, int, int],
     counts: tuple[int, int, int],
-    layout: tuple[int, int, int, int, bool],
+    layout: tuple[int, int, int, bool],
 ) -> None:
     """Write the positions of what stands in slots, or -1."""
     nodes, ranks, batch_size = world
     samples, per_node, dropped = counts
-    lanes, rows, filler, filler_from, cycles = layout
+    rows, filler, filler_from, cycles = layout
+    lanes = bounds.size - 1
     missing = -per_node % ranks
     for k in range(slots.size):
         rest = slots[k] // batch_size
@@ -229,9 +240,8 @@ def _positions(
         row = nth // lanes
         lane = nth - row * lanes
         if cycles:
-            positions[k] = (lane * (rows + filler) + row) % size
+            positions[k] = (lane * (rows + filler) + row) % bounds[lanes]
             continue
         # Rows that fill up lanes shared by nodes are earlier ones. Lanes may differ by a sample.
         row = row if row < rows else row - rows + filler_from
-        start = lane * size // lanes
-        positions[k] = start + min(row, (lane + 1) * size // lanes - start - 1)
+        positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)

@@ -81,16 +81,24 @@ class Expanded:
 
     @property
     def stride(self) -> int:
+        """How many positions are worth computing at once."""
         return 4 * max(self.reach, int(self.pieces.sizes.max()))
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        # How many samples lie below a place differs from it by less than the reach, mostly by
-        # very much less.
+        """Return the numbers at positions of one lane."""
+        # As many samples lie below a place as before a position, give or take what moved across:
+        # less than the reach, and by far, as moves to either side cancel out.
         part = self._part(start, stop, self.reach // 4)
-        return self._part(start, stop, self.reach) if part is None else part
+        if part is None:
+            part = self._part(start, stop, self.reach)
+        assert part is not None
+        return part
 
     def _part(self, start: int, stop: int, slack: int) -> AnyArray | None:
-        """Compute a part of a lane from the places near it, or None if there are too few."""
+        """Sort what falls in places from `slack` below a part to `slack` above it.
+
+        Return the part, or None if it reaches beyond those places.
+        """
         lane = int(self.lanes.searchsorted(start, "right")) - 1
         origin, end = int(self.lanes[lane]), int(self.lanes[lane + 1])
         floor = max(start - origin - slack, 0)
@@ -131,9 +139,10 @@ class Expanded:
             numbers,
             piece,
         )
+        cells = np.empty(min(1 << SHIFT, end - origin - floor) + 1, np.int32)
         most = int(np.diff(bounds).max())
         _sort.sized(drawn)(
-            places, numbers, bounds, floor, np.empty(most), np.empty(most, numbers.dtype)
+            places, numbers, bounds, floor, cells, np.empty(most), np.empty(most, numbers.dtype)
         )
         return numbers[start - base : stop - base]
 
@@ -218,11 +227,11 @@ def _sort(
     numbers: AnyArray,
     bounds: Int64,
     floor: int,
+    cells: NDArray[np.int32],
     spare_places: NDArray[np.float64],
     spare_numbers: AnyArray,
 ) -> None:
     """Sort each bucket of numbers by place: into cells of one place each, and then by insertion."""
-    cells = np.empty((1 << SHIFT) + 1, np.int64)
     for bucket in range(bounds.size - 1):
         start, stop = bounds[bucket], bounds[bucket + 1]
         base = floor + (bucket << SHIFT)

@@ -40,9 +40,11 @@ class Table:
 
     @property
     def stride(self) -> int:
+        """How many positions are worth computing at once: any will do."""
         return SPACING
 
     def rows(self, start: int, stop: int) -> AnyArray:
+        """Return the numbers at positions."""
         return self.numbers[start:stop]
 
 
@@ -60,9 +62,11 @@ class Pieces:
 
     @property
     def sizes(self) -> Int64:
+        """Numbers in each piece."""
         return np.diff(self.offsets)
 
     def rows(self, start: int, stop: int) -> AnyArray:
+        """Return the numbers at positions."""
         numbers = np.empty(stop - start, number_type(int(self.offsets[-1])))
         first = int(self.offsets.searchsorted(start, "right")) - 1
         lay.sized(numbers.size)(numbers, start, self.offsets[first:], self.begins[first:])
@@ -77,6 +81,7 @@ class PiecesOf:
     order: Order
 
     def rows(self, start: int, stop: int) -> AnyArray:
+        """Return the numbers at positions."""
         offsets, begins = self.pieces.offsets, self.pieces.begins
         first = int(offsets.searchsorted(start, "right")) - 1
         parts = []
@@ -130,9 +135,11 @@ class Runs:
 
     @property
     def stride(self) -> int:
+        """How many positions are worth computing at once."""
         return max(8 * SPACING, 4 * int((self.stops - self.starts).max()))
 
     def rows(self, start: int, stop: int) -> AnyArray:
+        """Return the numbers at positions of one lane."""
         mark = self.marks.before(start)
         runs = slice(int(self.marks.runs[mark]), int(self.starts.searchsorted(stop)))
         base = int(self.starts[runs.start])
@@ -148,13 +155,12 @@ class Runs:
 
 def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
     """Return the numbers at any positions; `lanes` has the bounds of equal lanes."""
-    size, count = int(lanes[-1]), len(lanes) - 1
-    lane = ((positions + 1) * count - 1) // size
-    # NumPy sorts short integers in linear time, and what follows is in order already, mostly.
-    by_lane = lane.astype(np.uint16 if count <= 1 << 16 else np.int64).argsort(kind="stable")
-    ends = np.bincount(lane, minlength=count).cumsum()
+    lane = lane_of(positions, lanes)
+    # NumPy sorts short integers in linear time. In a lane, positions mostly come in order.
+    by_lane = lane.argsort(kind="stable")
+    starts = lane[by_lane].searchsorted(np.arange(1, len(lanes) - 1))
     numbers = np.empty(len(positions), np.int64)
-    for lane_end, own in zip(lanes[1:], np.split(by_lane, ends[:-1]), strict=True):
+    for lane_end, own in zip(lanes[1:], np.split(by_lane, starts), strict=True):
         wanted = positions[own]
         if (wanted[1:] < wanted[:-1]).any():
             own = own[wanted.argsort()]
@@ -167,6 +173,17 @@ def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
             numbers[own[first:last]] = rows[wanted[first:last] - start]
             first = last
     return numbers
+
+
+def lane_of(positions: Int64, lanes: Int64) -> AnyArray:
+    """Return the lane that each position is in."""
+    count = len(lanes) - 1
+    # Lane c begins at c * size // count.
+    lane = positions + 1
+    lane *= count
+    lane -= 1
+    lane //= lanes[-1]
+    return lane.astype(np.uint16) if count <= 1 << 16 else lane
 
 
 def number_type(size: int) -> type[np.uint32] | type[np.int64]:

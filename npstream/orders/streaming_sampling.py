@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,18 +64,23 @@ def chosen(
             "some streams are weighted by proportion and some are not: give a proportion to all "
             "of them, or to none"
         )
-    if epoch_size is not None and not unweighted and relative != {True}:
+    absolute = relative != {True} and epoch_size is None
+    if not (absolute or unweighted or relative == {True}):
         raise ValueError(
             f"epoch_size={epoch_size} does not go with repeat or choose, which sum up to the size "
             "of an epoch"
         )
-    if relative != {True} and epoch_size is None:
-        counts = np.array(list(map(_absolute, weights, sizes.tolist())))
-        return counts, counts / _positive(counts.sum())
+    if absolute:
+        shares = np.array([_taken(*each) for each in zip(weights, sizes.tolist(), strict=True)])
+    else:
+        shares = sizes if unweighted else np.array([weight.proportion for weight in weights])
+    if not shares.sum() > 0:
+        raise ValueError("an epoch takes no sample of any stream")
+    proportions = shares / shares.sum()
+    if absolute:
+        return shares, proportions
     if epoch_size is None:
         epoch_size = int(sizes.sum())
-    shares = sizes if unweighted else np.array([weight.proportion for weight in weights])
-    proportions = shares / _positive(shares.sum())
     counts = (epoch_size * proportions).astype(np.int64)
     short = epoch_size - int(counts.sum())
     counts[np.random.default_rng(seed).choice(len(counts), short, replace=False)] += 1
@@ -135,6 +139,7 @@ class Picks:
 
     @property
     def size(self) -> int:
+        """How many samples are taken."""
         return int(self.counts.sum())
 
     @property
@@ -177,14 +182,8 @@ class Picks:
         return units, starts, np.concatenate(picks)
 
 
-def _absolute(weight: Weight, size: int) -> int:
+def _taken(weight: Weight, size: int) -> int:
     """Return how many samples are taken of a stream that is weighted by itself."""
     if weight.choose is not None:
         return weight.choose
     return size if weight.repeat is None else int(weight.repeat * size)
-
-
-def _positive(total: Any) -> Any:
-    if not total > 0:
-        raise ValueError("an epoch takes no sample of any stream")
-    return total

@@ -19,6 +19,7 @@ import numpy as np
 from npstream._jit import kernel
 from npstream._typing import Int64
 from npstream.orders.pcg64 import MAX_BOUND, State, below, seeded, shuffle
+from npstream.orders.streaming_partition import lane_bounds
 from npstream.orders.streaming_py1e import Expanded
 from npstream.orders.streaming_runs import (
     Marks,
@@ -38,7 +39,7 @@ UNIT_SPACING = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Shuffle:
+class StreamingShuffle:
     """What one of Streaming's shuffles depends on, but for the units.
 
     Parameters
@@ -50,10 +51,10 @@ class Shuffle:
 
     Examples
     --------
-    >>> shuffle = Shuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
+    >>> shuffle = StreamingShuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
     >>> order = shuffle.order(np.array([3, 4, 3]))
     >>> order.rows(0, 5), order.rows(5, 10)  # its lanes
-    (array([1, 0, 3, 2, 4], dtype=uint32), array([7, 5, 6, 8, 9], dtype=uint32))
+    (array([9, 7, 8, 1, 0], dtype=uint32), array([2, 3, 5, 6, 4], dtype=uint32))
     """
 
     algorithm: str
@@ -108,11 +109,6 @@ class Shuffle:
     def _widths(self) -> tuple[int, int]:
         """The bounds of what is drawn for the length of a block."""
         return int(0.75 * self.block_size), int(1.25 * self.block_size)
-
-
-def lane_bounds(size: int, lanes: int) -> Int64:
-    """Return where each of the lanes begins among so many samples, and where the last one ends."""
-    return np.arange(lanes + 1) * size // lanes
 
 
 def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
@@ -170,9 +166,7 @@ def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int])
         stops.append(origin + blocks[1, :count])
         marks.append(Marks.drawn(state, starts[-1], stops[-1]))
     firsts = np.cumsum([0, *map(len, starts[:-1])])
-    return Runs(
-        pieces, np.concatenate(starts), np.concatenate(stops), Marks.joined(marks, firsts)
-    )
+    return Runs(pieces, np.concatenate(starts), np.concatenate(stops), Marks.joined(marks, firsts))
 
 
 @kernel

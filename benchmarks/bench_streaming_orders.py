@@ -1,0 +1,181 @@
+"""Streaming's order py1e: what one of 8 nodes computes, against all of it in NumPy.
+
+python benchmarks/bench_streaming_orders.py [samples]
+
+prints the table of times and of memory, each measured by itself: 10**8 samples if not told,
+which takes some minutes; 10**7 do for a look.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import Data
+from figures import SIDES, Figure, Pair, check, figure
+from npstream import _jit
+from npstream.orders.streaming import Epoch, StreamingOrder
+from npstream.orders.streaming_partition import World
+
+Spans = list[tuple[int, int]]
+
+SHARD = 1000
+"""Samples in a shard."""
+
+NODES = 8
+
+LANES = (1, 8, 64)
+
+
+def numpy_lanes(units: list[int], lanes: int, seed: int) -> list[Spans]:
+    """Return the spans of samples in each lane, as they are before an epoch."""
+    ends = np.cumsum(units).tolist()
+    spans = [(end - size, end) for size, end in zip(units, ends, strict=True)]
+    np.random.default_rng(seed).shuffle(spans)
+    return cut(spans, [sum(units) * (lane + 1) // lanes for lane in range(lanes)])
+
+
+def cut(spans: Spans, stops: list[int]) -> list[Spans]:
+    """Cut spans that lie end to end at positions."""
+    lanes: list[Spans] = [[] for _ in stops]
+    lane, at = 0, 0
+    for begin, end in spans:
+        while at + end - begin > stops[lane]:
+            room = stops[lane] - at
+            if room:
+                lanes[lane].append((begin, begin + room))
+            begin, at, lane = begin + room, at + room, lane + 1
+        lanes[lane].append((begin, end))
+        at += end - begin
+    return lanes
+
+
+def numpy_py1e(
+    units: list[int], lanes: int, seed: int, epoch: int, block_size: int
+) -> np.ndarray[Any, Any]:
+    """Return the order as the reference's section 3.7 describes it."""
+    laid = numpy_lanes(units, lanes, seed)
+    rng = np.random.default_rng(seed + epoch)
+    for spans in laid:
+        rng.shuffle(spans)
+    return np.concatenate([_numpy_lane(spans, rng, block_size) for spans in laid])
+
+
+def _numpy_lane(spans: Spans, rng: np.random.Generator, block_size: int) -> np.ndarray[Any, Any]:
+    parts = [np.arange(begin, end) for begin, end in spans]
+    for part in parts:
+        rng.shuffle(part)
+    samples = np.concatenate(parts)
+    places = np.arange(len(samples), dtype=np.float64)
+    at = 0
+    for part in parts:
+        size = len(part)
+        width = rng.integers(int(0.75 * block_size), int(1.25 * block_size))
+        reach = max((width - size) / 2, 0)
+        left, right = max(-reach, -at), min(reach, len(samples) - at - size)
+        places[at : at + size] += rng.uniform(left, right, size)
+        at += size
+    return samples[np.argsort(places)]
+
+
+def node_epoch(samples: int, lanes: int) -> Epoch:
+    """Return the epoch of 8 nodes with a rank each."""
+    order = StreamingOrder(
+        shards=[np.full(samples // SHARD, SHARD)],
+        batch_size=256,
+        num_canonical_nodes=lanes,
+        shuffle=True,
+    )
+    return order.epoch(0, World(NODES, 1))
+
+
+def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Yield the ids of the first node's samples, batch after batch."""
+    epoch = node_epoch(samples, lanes)
+    return epoch.read(0, 0, range(epoch.batches))
+
+
+def numpy_order(samples: int, lanes: int) -> np.ndarray[Any, Any]:
+    """Return the order of all samples, without which NumPy has none of one node's."""
+    block_size = max(4_000_000 // lanes, 1 << 18)
+    return numpy_py1e([SHARD] * (samples // SHARD), lanes, 9176, 0, block_size)
+
+
+def node_of(order: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
+    """Return the first node's samples of an order; lanes are equal."""
+    sequence = order.reshape(lanes, -1).T.reshape(-1)
+    return sequence[::NODES]
+
+
+def py1e(lanes: int) -> Figure:
+    """Make the figure for a number of canonical nodes."""
+
+    @figure(
+        f"one of {NODES} nodes' ids of an epoch, py1e, {lanes} canonical nodes",
+        "the whole order in NumPy",
+        factor=0.2,
+        rounds=1,
+    )
+    def prepare(data: Data) -> Pair:
+        # A tenth of the table's full size, which takes a minute a round.
+        samples = data.small * 10 // (SHARD * NODES * lanes) * (SHARD * NODES * lanes)
+        samples = max(samples, SHARD * NODES * lanes)
+
+        def same(ours: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> None:
+            np.testing.assert_array_equal(ours, node_of(reference, lanes))
+
+        return Pair(
+            lambda _: np.concatenate(list(node_ids(samples, lanes))),
+            lambda _: numpy_order(samples, lanes),
+            same,
+        )
+
+    return prepare
+
+
+FIGURES = [py1e(lanes) for lanes in LANES]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=[f"{lanes} lanes" for lanes in LANES])
+def test_streaming_orders(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)
+
+
+def cost(run: Callable[[], Any]) -> tuple[float, float, float]:
+    """Return the seconds that a call takes, of the clock and of the processor, and its bytes."""
+    start, spent = time.perf_counter(), time.process_time()
+    run()
+    taken, spent = time.perf_counter() - start, time.process_time() - spent
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return taken, spent, peak
+
+
+def main(samples: int) -> None:
+    _jit.always_compile()
+    for batch in node_ids(SHARD * NODES * 64, 64):  # compiles
+        del batch
+    print("| lanes | side | s | of the processor | GB |\n|---|---|---|---|---|")
+    for lanes in LANES:
+        for side, run in {
+            "numpy": lambda lanes=lanes: numpy_order(samples, lanes),
+            "npstream, first batch": lambda lanes=lanes: next(node_ids(samples, lanes)),
+            "npstream, node": lambda lanes=lanes: sum(map(len, node_ids(samples, lanes))),
+        }.items():
+            taken, spent, peak = cost(run)
+            print(
+                f"| {lanes} | {side} | {taken:.2f} | {spent:.2f} | {peak / 1e9:.3f} |", flush=True
+            )
+
+
+if __name__ == "__main__":
+    main(int(float(sys.argv[1])) if len(sys.argv) > 1 else 10**8)

@@ -1,0 +1,124 @@
+"""Chunk tables agree with what the design says of each chunk, for storages and for views."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from npstream import _jit
+from npstream.mask import BLOCK, Mask
+from npstream.orders.chunks import shard_chunks, view_chunks
+from npstream.orders.permutation import Permutation
+from npstream.selection import FEW, Selection
+
+MIB = 1 << 20
+
+shards = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(0, 20 * MIB), st.booleans()), max_size=10
+)
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request, monkeypatch):
+    """Run kernels in either way, whatever their size."""
+    if request.param == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+
+
+def tables(shards):
+    samples, nbytes, whole = map(np.array, zip(*shards, strict=True)) if shards else ([],) * 3
+    starts = np.concatenate([[0], np.cumsum(samples, dtype=np.int64)])
+    return starts, np.array(nbytes, np.int64), np.array(whole, bool)
+
+
+@given(shards)
+def test_shards_are_cut_by_rows(shards):
+    starts, nbytes, whole = tables(shards)
+    want = [0]
+    for first, (samples, size, one) in zip(starts.tolist(), shards, strict=False):
+        count = 1 if one else max(1, -(-size // (4 * MIB)))
+        count = min(count, samples)
+        want += [first + i * samples // count for i in range(1, count + 1)]
+    assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == want
+
+
+@pytest.mark.usefixtures("way")
+def test_both_ways_cut_shards_alike():
+    starts, nbytes, whole = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
+    assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
+
+
+# Views. N is large enough for masks that are kept as bits.
+
+N = 3 * FEW
+CHUNKS = np.unique([0, 5, 6, *range(100, N, 700), N])
+MASK = np.random.default_rng(0).random(N) < 0.5
+
+
+def everything():
+    return Selection.all(N)
+
+
+MONOTONE = {
+    "all": everything,
+    "slice": lambda: everything().select(slice(50, 9000)),
+    "steps": lambda: everything().select(slice(3, None, 1500)),
+    "backwards": lambda: everything().select(slice(None, None, -1)),
+    "steps back": lambda: everything().select(slice(N - 2, 7, -9)),
+    "one": lambda: everything().select(slice(7, 8)),
+    "none": lambda: everything().select(slice(0, 0)),
+    "mask": lambda: everything().select(MASK),
+    "mask of a slice": lambda: everything().select(slice(10, N - 10)).select(MASK[20:]),
+    "slice of a mask": lambda: everything().select(MASK).select(slice(30, 9000, 7)),
+    "mask backwards": lambda: everything().select(MASK).select(slice(None, None, -1)),
+    "few": lambda: everything().select(MASK & (np.arange(N) % 97 == 0)),
+    "rising ids": lambda: everything().select([1, 2, 2, 650, 9000]),
+    "falling ids": lambda: everything().select([9000, 650, 650, 2]),
+    "rising table": lambda: everything().select(np.arange(120).reshape(3, 40)),
+}
+
+SCATTERED = {
+    "ids": lambda: everything().select(np.random.default_rng(0).integers(0, N, 5000)),
+    "slices": lambda: everything().select(np.r_[900:2000, 0:700]),
+    "permuted": lambda: everything().permuted(Permutation(N, 1)),
+    "part of permuted": lambda: everything().permuted(Permutation(N, 1)).select(slice(9, 90)),
+}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("view", MONOTONE)
+def test_chunks_of_views_are_their_runs_in_chunks(view):
+    selection = MONOTONE[view]()
+    chunk = np.searchsorted(CHUNKS, selection.ids(), side="right") - 1
+    runs = np.flatnonzero(np.diff(chunk, prepend=-1))
+    got = view_chunks(CHUNKS, selection)
+    assert np.array_equal(np.unique(got), [*runs, selection.size])
+    assert (np.diff(got) >= 0).all()
+
+
+@pytest.mark.parametrize("view", SCATTERED)
+def test_chunks_of_scattered_views_are_stretches(view):
+    selection = SCATTERED[view]()
+    chunks = view_chunks(CHUNKS, selection)
+    stretch = N // (len(CHUNKS) - 1)
+    assert np.array_equal(chunks[:-1], np.arange(0, selection.size, stretch))
+    assert chunks[-1] == selection.size
+
+
+@given(st.lists(st.integers(0, 3 * BLOCK - 1), max_size=80), st.data())
+def test_ranks_count_the_positions_below(positions, data):
+    domain = data.draw(st.integers(max(positions, default=0) + 1, 3 * BLOCK))
+    mask = Mask.of([np.array(positions, np.int64)], domain)
+    below = np.array(data.draw(st.lists(st.integers(0, domain), max_size=20)), np.int64)
+    want = np.searchsorted(np.unique(positions), below)
+    assert np.array_equal(mask.rank(below), want)
+
+
+@pytest.mark.usefixtures("way")
+def test_both_ways_count_ranks_alike():
+    ends = np.arange(N + 1)
+    assert np.array_equal(Mask.where(MASK).rank(ends), np.append(0, np.cumsum(MASK)))
