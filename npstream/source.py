@@ -125,8 +125,7 @@ class Source:
 
     def rows_of(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
-        samples, total = self.index.samples, int(self.index.nbytes.sum())
-        return max(1, nbytes * samples // max(total, 1))
+        return max(1, nbytes * self.index.samples // max(self.index.total, 1))
 
     def chunk_starts(self) -> Int64:
         """Return the first sample of each chunk of the storage, then the number of samples."""

@@ -336,6 +336,34 @@ def test_impossible_orders_are_refused(chunks, options, error, match):
 GOLDEN = {
     # chunks, rows of a block, lanes: first rows, first digits of the sha256 of up to 1000 rows
     # from the start and from the middle, as little-endian int64
+    "one sample": ((bounds([1]), 5, 4), [0, 0], "374708fff7719dd5"),
+    "small": ((even(1000, 64), 100, 6), [591, 374, 537, 439], "eec174bdc837864a"),
+    "uneven": (
+        (bounds([0, 1, 0, 7, 30, 2, 0, 1, 12, 300]), 6, 4),
+        [53, 142, 231, 4],
+        "d536aaa2043431fe",
+    ),
+    "long blocks": (
+        (even(100_000, 300), 1 << 15, 3),
+        [97892, 53069, 47139, 65963],
+        "5ac66378a73b0bcb",
+    ),
+    "large blocks": (
+        (even(1_000_003, 1000), 100_000, 7),
+        [885892, 19553, 787209, 679497],
+        "654bc8f7a839de96",
+    ),
+    "one block": (
+        (even((1 << 20) + 1, 4096), 1 << 21, 1),
+        [173991, 448957, 333806, 457488],
+        "e0508fc8728a3f59",
+    ),
+    "many lanes": ((even(10**6, 10), 200, 960), [945030, 805660, 396480, 3610], "00b1fb353a43a8be"),
+    "vast": (
+        (even(5 * 10**9, 10**7), 10**6, 96),
+        [1440004312, 4290012269, 2110029772, 2900002612],
+        "8edc10959b5039bd",
+    ),
 }
 
 
@@ -536,6 +564,12 @@ def test_views_have_orders(ds, view, block):
     settings = Shuffle(block)
     read = view.iter(0, 1, batch_size=7, shuffle=settings, seed=3, epoch=1, last="short")
     assert np.array_equal(np.concatenate([[], *[batch["number"] for batch in read]]), numbers)
+
+
+def test_orders_of_views_are_frozen(ds):
+    """So are the settings that a dataset's size leads to, and the chunks of views."""
+    assert ds.order(0)[:6].tolist() == []
+    assert ds[::-2].order(0, 1, block="300B", lanes=3)[:6].tolist() == []
 
 
 def test_views_of_shuffled_views_are_arrays_as_any(ds):

@@ -420,7 +420,7 @@ def torchrun(processes, *arguments):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(filter(None, paths))},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0 or "Signal 9 (SIGKILL)" in done.stderr, done.stderr
     return done.returncode == 0

@@ -146,12 +146,11 @@ def whole(shuffle, units):
     return np.concatenate(parts)
 
 
+@pytest.mark.usefixtures("way")
 @of_kind("shuffle")
-def test_golden_shuffle(case, way):
+def test_golden_shuffle(case):
     params = dict(case["params"])
     units = params.pop("shard_sizes")
-    if way == "python" and sum(units) > 1500:
-        pytest.skip("slow")
     names = ("algo", "num_canonical_nodes", "seed", "epoch", "block_size")
     shuffle = StreamingShuffle(*map(params.get, names))
     got = checked(case, lambda: whole(shuffle, units))
@@ -239,8 +238,9 @@ def tensor(values, world, workers, batch_size):
     return values.reshape(shape).transpose(2, 3, 1, 0, 4)
 
 
+@pytest.mark.usefixtures("way")
 @of_kind("partition")
-def test_golden_partition(case, way):
+def test_golden_partition(case):
     params = case["params"]
     world = World(params["num_physical_nodes"], params["ranks_per_node"])
     names = ("drop_first", "initial_physical_nodes")
@@ -257,8 +257,6 @@ def test_golden_partition(case, way):
     )
     if partition is None:
         return
-    if way == "python" and params["num_samples"] > 2000:
-        pytest.skip("slow")
     slots = np.arange(partition.batches * world.ranks * params["batch_size"])
     got = tensor(
         partition.positions(slots), world, params["workers_per_rank"], params["batch_size"]
@@ -432,11 +430,12 @@ def assert_digest(got, want):
     assert hashlib.sha256(got.astype("<i8").tobytes()).hexdigest() == want["sha256_int64le"]
 
 
-@of_kind("work")
+PICKED = [case for case in golden("orders") if "sampling0" in case.get("arrays", ())]
+
+
+@pytest.mark.parametrize("case", PICKED, ids=[case["id"] for case in PICKED])
 def test_golden_picks(case):
-    """What each stream contributes, where that was recorded: units, and the ids of samples."""
-    if not any(name.startswith("sampling") for name in case["arrays"]):
-        pytest.skip("not recorded")
+    """What each stream contributes: units, and the ids of samples."""
     order = order_of(case["params"])
     picks, _ = order._picks(case["params"]["epoch"])
     for k, each in enumerate(picks):

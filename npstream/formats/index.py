@@ -98,6 +98,8 @@ class Index:
         The different schemas, in order of appearance.
     schema_of : ndarray of int32, shape (shards,)
         Which of them each shard has.
+    total : int
+        Bytes of all shards, uncompressed.
     guide, shift : ndarray of int64, int
         Shard look-up: ``guide[i >> shift]`` is the shard of the sample ``i >> shift << shift``.
     where : str
@@ -106,7 +108,7 @@ class Index:
 
     __slots__ = (
         "_entries", "compressed", "guide", "nbytes", "schema_of", "schemas", "shift", "starts",
-        "where",
+        "total", "where",
     )  # fmt: skip
 
     def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
@@ -128,6 +130,7 @@ class Index:
         self.starts = np.zeros(len(entries) + 1, np.int64)
         np.cumsum(counts, out=self.starts[1:])
         self.guide, self.shift = guide_table(self.starts)
+        self.total = int(self.nbytes.sum())
 
     def __len__(self) -> int:
         """Return the number of shards."""
