@@ -9,6 +9,7 @@ import numpy as np
 from npstream._typing import AnyArray
 from npstream.cells import Cell, as_slice
 from npstream.memory import is_mapped
+from npstream.samples import record_column
 
 if TYPE_CHECKING:
     from npstream.gather import Field
@@ -44,16 +45,7 @@ def mapped_column(
     region = source.fetcher.region(shard)
     if not is_mapped(region.data):
         raise refusal
-    samples = len(region.offsets) - 1
-    record = np.dtype(
-        {
-            "names": ["values"],
-            "formats": [(encoding.dtype, encoding.shape)],
-            "offsets": [layout.places[field.name].offset],
-            "itemsize": layout.stride,
-        }
-    )
-    column: AnyArray = np.ndarray(samples, record, region.data, region.begin)["values"]
+    column = record_column(region, layout, field)
     row = start - int(index.starts[shard])
     rows = range(row, row + step * selection.size, step)
     return column[(as_slice(rows), *cell.index)]

@@ -5,20 +5,27 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from npstream._typing import Sample
+import numpy as np
+
+from npstream._typing import AnyArray, Sample
 from npstream.decode import decode_value
 from npstream.formats import text
 from npstream.lines import line_parser
 
 if TYPE_CHECKING:
     from npstream.fetch import Fetcher
+    from npstream.formats.mds import Layout
     from npstream.gather import Field
     from npstream.shards import Region
 
+RowReader = Callable[[int, int], Sample]
+"""Makes a sample of its number in its shard and its number in the dataset."""
+
 Decoder = Callable[[int, memoryview], Sample]
-"""Makes a sample of its number and its bytes (text: preceded by `text.guard` bytes)."""
+"""Makes a sample of its number in the dataset and its bytes."""
 
 
 class SampleReader:
@@ -28,51 +35,81 @@ class SampleReader:
         self._fetcher = fetcher
         self._fields = fields
         self._starts = fetcher.index.starts.data
-        self._decoders: dict[int, tuple[Decoder, int]] = {}
-        # Views of shards keep them in memory, so they go when the table does.
+        # Readers keep shards in memory, so they go when the table does.
         self._table: object = None
-        self._shards: dict[int, tuple[Any, ...]] = {}
+        self._readers: dict[int, tuple[int, RowReader]] = {}
 
     def __call__(self, sample: int) -> Sample:
         """Return the sample of that number."""
-        fetcher = self._fetcher
         shard = bisect_right(self._starts, sample) - 1
-        if fetcher.table is not self._table:
-            self._shards = {}
-            self._table = fetcher.current()
-        view = self._shards.get(shard)
-        if view is None:
-            view = self._view(shard)
-        first, data, offsets, begin, stride, decode, guard = view
-        row = sample - first
-        if stride:
-            begin += row * stride
-            return decode(sample, data[begin : begin + stride])  # type: ignore[no-any-return]
-        at, end = offsets[row], offsets[row + 1]
-        if not begin <= at <= end <= len(data):
-            fetcher.damaged(sample, "its offsets do not fit the shard")
-        return decode(sample, data[at - guard : end])  # type: ignore[no-any-return]
+        if self._fetcher.table is not self._table:
+            self._readers = {}
+            self._table = self._fetcher.current()
+        found = self._readers.get(shard)
+        first, read = self._open(shard) if found is None else found
+        return read(sample - first, sample)
 
     def release(self) -> None:
         """Let go of the shards that samples were read from."""
-        self._shards, self._table = {}, None
+        self._readers, self._table = {}, None
 
-    def _view(self, shard: int) -> tuple[Any, ...]:
-        region: Region = self._fetcher.region(shard)
+    def _open(self, shard: int) -> tuple[int, RowReader]:
+        region = self._fetcher.region(shard)
         schema = int(self._fetcher.index.schema_of[shard])
-        if schema not in self._decoders:
-            self._decoders[schema] = _decoder(self._fetcher, schema, self._fields)
-        view = (
-            self._starts[shard],
-            region.data.data,
-            region.offsets.data,
-            region.begin,
-            region.stride,
-            *self._decoders[schema],
-        )
+        reader = self._starts[shard], _row_reader(self._fetcher, region, schema, self._fields)
         if shard in self._fetcher.current().regions:
-            self._shards[shard] = view
-        return view
+            self._readers[shard] = reader
+        return reader
+
+
+def record_column(region: Region, layout: Layout, field: Field) -> AnyArray:
+    """Return a fixed column of a shard of fixed columns, as an array over the shard."""
+    record = np.dtype(
+        {
+            "names": ["values"],
+            "formats": [(field.encoding.dtype, field.encoding.shape)],
+            "offsets": [layout.places[field.name].offset],
+            "itemsize": layout.stride,
+        }
+    )
+    samples = len(region.offsets) - 1
+    column: AnyArray = np.ndarray(samples, record, region.data, region.begin)["values"]
+    return column
+
+
+def _row_reader(
+    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
+) -> RowReader:
+    """Return what reads a sample of a shard by its number there."""
+    layout = fetcher.layouts[schema]
+    if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
+        columns = [(f.name, record_column(region, layout, f)) for f in fields]
+        integers = {f.name for f in fields if f.encoding.name == "int"}
+        takes = [
+            (name, column.item if name in integers else partial(_copy_row, column))
+            for name, column in columns
+        ]
+        return lambda row, _: {name: take(row) for name, take in takes}
+    data, offsets, begin, end = (
+        region.data.data, region.offsets.data, region.begin, len(region.data),
+    )  # fmt: skip
+    decode, guard = _decoder(fetcher, schema, fields)
+    if stride := region.stride:
+        return lambda row, sample: decode(
+            sample, data[begin + row * stride : begin + (row + 1) * stride]
+        )
+
+    def read(row: int, sample: int) -> Sample:
+        at, stop = offsets[row], offsets[row + 1]
+        if not begin <= at <= stop <= end:
+            fetcher.damaged(sample, "its offsets do not fit the shard")
+        return decode(sample, data[at - guard : stop])
+
+    return read
+
+
+def _copy_row(column: AnyArray, row: int) -> Any:
+    return column[row].copy()
 
 
 def _decoder(fetcher: Fetcher, schema: int, fields: Sequence[Field]) -> tuple[Decoder, int]:
@@ -84,30 +121,11 @@ def _decoder(fetcher: Fetcher, schema: int, fields: Sequence[Field]) -> tuple[De
         return (lambda sample, line: parse(sample, bytes(line))), guard
     wanted = {f.name: f.encoding.decode for f in fields}
     names = fetcher.index.schemas[schema].names
-    if layout.stride:
-        places = layout.places
-        plan = [(n, wanted[n], places[n].offset, places[n].size) for n in wanted]
-        return _fixed_decoder(fetcher, [(n, d, at, at + (size or 0)) for n, d, at, size in plan]), 0
     columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
-    return _variable_decoder(fetcher, columns, layout.nvariable, list(wanted)), 0
+    return _body_decoder(fetcher, columns, layout.nvariable, list(wanted)), 0
 
 
-def _fixed_decoder(
-    fetcher: Fetcher, columns: list[tuple[str, Callable[[Any], Any], int, int]]
-) -> Decoder:
-    def decode(sample: int, data: memoryview) -> Sample:
-        try:
-            return {name: value(data[start:stop]) for name, value, start, stop in columns}
-        except Exception:
-            return {
-                name: decode_value(fetcher, name, value, data[start:stop], sample)
-                for name, value, start, stop in columns
-            }
-
-    return decode
-
-
-def _variable_decoder(
+def _body_decoder(
     fetcher: Fetcher,
     columns: list[tuple[str, Callable[[Any], Any] | None, int | None]],
     nvariable: int,

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from npstream._typing import Int64
 from npstream.orders.streaming_batching import (
@@ -31,7 +30,7 @@ from npstream.orders.streaming_partition import (
     make_partition,
     most_read,
 )
-from npstream.orders.streaming_sampling import SAMPLINGS, Picks, Weight, chosen, chosen_per_shard
+from npstream.orders.streaming_sampling import SAMPLINGS, Picks, Weight, chosen
 from npstream.orders.streaming_shuffle import ALGORITHMS, StreamingShuffle
 
 MOST_IDS = 1 << 21
@@ -121,13 +120,13 @@ class StreamingOrder:
 
         ValueError is raised where there is none, before anything is drawn for it.
         """
-        picks, proportions = self._picks(number)
+        if number < 0:
+            raise ValueError(f"epochs are numbered from 0, not {number}")
+        taken, proportions = self._taken()
         if self.batching_method == "random":
-            sizes = np.concatenate([each.sizes for each in picks])
-            counts = np.concatenate([each.counts for each in picks])
-            joined = Picks(sizes, counts, picks[0].seed)
-            partition = self._partition(joined.size, world, world, self.batch_size, sample_in_epoch)
-            samples = Samples(partition, joined, self._shuffle(number, world))
+            picks = self._picks(number, self.shards, taken)
+            partition = self._partition(picks.size, world, world, self.batch_size, sample_in_epoch)
+            samples = Samples(partition, picks, self._shuffle(number, world, picks))
             return Epoch(world, self.batch_size, samples)
 
         global_batch = world.ranks * self.batch_size
@@ -138,7 +137,7 @@ class StreamingOrder:
                 f"{global_batch} samples: {rest} of them are read again",
                 stacklevel=2,
             )
-        batching = self._batching(number, world, picks, proportions)
+        batching = self._batching(number, world, taken, proportions)
         return Epoch(world, self.batch_size, batching, batches)
 
     def resume(self, state: Mapping[str, int], world: World) -> tuple[StreamingOrder, int, int]:
@@ -175,8 +174,8 @@ class StreamingOrder:
             shuffle_seed=seed,
             initial_physical_nodes=state.get("initial_physical_nodes"),
         )
-        picks, _ = order._picks(number)
-        size = sum(each.size for each in picks)
+        taken, _ = order._taken()
+        size = sum(taken)
         # Samples are repeated to fill lanes and ranks up. They count, and then Streaming refuses
         # the state in which its own run ended an epoch.
         repeated = lanes + 2 * world.ranks * self.batch_size
@@ -198,23 +197,23 @@ class StreamingOrder:
             "initial_physical_nodes": self.initial_physical_nodes or world.nodes,
         }
 
-    def _picks(self, number: int) -> tuple[list[Picks], NDArray[np.float64]]:
-        """Return what an epoch takes of each stream, and the proportions that are meant."""
-        shards = [np.asarray(sizes, np.int64) for sizes in self.shards]
-        totals = np.array([int(sizes.sum()) for sizes in shards])
-        weights = self.weights or [Weight()] * len(shards)
-        taken, proportions = chosen(weights, totals, self.epoch_size, self.shuffle_seed)
-        seed = self.shuffle_seed + (number if self.sampling_method == "balanced" else 0)
-        picks = []
-        for sizes, size in zip(shards, taken.tolist(), strict=True):
-            counts = chosen_per_shard(sizes, size, self.sampling_granularity, self._seed(number))
-            picks.append(Picks(sizes, counts, seed))
-        return picks, proportions
+    def _taken(self) -> tuple[list[int], list[float]]:
+        """Return how many samples an epoch takes of each stream, and their proportions."""
+        sizes = np.array([int(np.sum(shards)) for shards in self.shards])
+        weights = self.weights or [Weight()] * len(sizes)
+        taken, proportions = chosen(weights, sizes, self.epoch_size, self.shuffle_seed)
+        return taken.tolist(), proportions.tolist()
 
     def _seed(self, number: int) -> int:
-        """Return the seed of what is drawn for an epoch, but for the shuffle."""
-        drawn_anew = self.shuffle and self.sampling_method == "balanced"
-        return self.shuffle_seed + (number if drawn_anew else 0)
+        """Return the seed of what is drawn for an epoch of streams, rather than of samples."""
+        anew = self.shuffle and self.sampling_method == "balanced"
+        return self.shuffle_seed + (number if anew else 0)
+
+    def _picks(self, number: int, shards: Sequence[Int64], taken: list[int]) -> Picks:
+        """Return the samples that an epoch takes of streams."""
+        seed = self.shuffle_seed + (number if self.sampling_method == "balanced" else 0)
+        arrays = [np.asarray(sizes, np.int64) for sizes in shards]
+        return Picks(arrays, taken, self.sampling_granularity, self._seed(number), seed)
 
     def _partition(
         self, size: int, world: World, dealt: World, batch_size: int, drop_first: int = 0
@@ -225,38 +224,47 @@ class StreamingOrder:
             self.partition_algo, size, self.lanes(world), dealt, batch_size, drop_first, initial
         )
 
-    def _shuffle(self, number: int, world: World, proportion: float = 1) -> StreamingShuffle | None:
-        """Return the shuffle of a stream that is so much of an epoch."""
+    def _shuffle(
+        self, number: int, world: World, picks: Picks, proportion: float = 1
+    ) -> StreamingShuffle | None:
+        """Return the shuffle of samples that are so much of an epoch."""
         if not self.shuffle:
             return None
         block_size = int(self.block_size(world) * proportion)
-        return StreamingShuffle(
+        shuffle = StreamingShuffle(
             self.shuffle_algo, self.lanes(world), self.shuffle_seed, number, block_size
         )
+        shuffle.check(picks.size, int(picks.sizes.max()))
+        return shuffle
 
     def _batching(
-        self, number: int, world: World, picks: list[Picks], proportions: NDArray[np.float64]
+        self, number: int, world: World, taken: list[int], proportions: list[float]
     ) -> Batching:
         """Put the streams together, each with its own partition and shuffle."""
-        if not all(each.size for each in picks):
-            raise ValueError(
-                "an epoch takes no sample of some stream, and "
-                f"batching_method={self.batching_method!r} makes batches of each"
-            )
         method, batch_size, lanes = self.batching_method, self.batch_size, self.lanes(world)
+        if not all(taken):
+            raise ValueError(
+                f"an epoch takes no sample of stream {taken.index(0)}, and "
+                f"batching_method={method!r} makes batches of each"
+            )
+        if method == "device_per_stream" and lanes % world.nodes:
+            raise ValueError(
+                f"num_canonical_nodes={lanes} and {world.nodes} nodes: {method} needs a multiple"
+            )
         dealt, size = {
             "per_stream": (world, batch_size),
             "stratified": (World(1, world.ranks_per_node), 1),
             "device_per_stream": (World(lanes, world.ranks_per_node), 1),
         }[method]
         streams, first_id = [], 0
-        for each, proportion in zip(picks, proportions.tolist(), strict=True):
-            partition = self._partition(each.size, world, dealt, size)
-            shuffle = self._shuffle(number, world, proportion)
-            streams.append(Samples(partition, each, shuffle, first_id))
-            first_id += int(each.sizes.sum())
+        for shards, choose, proportion in zip(self.shards, taken, proportions, strict=True):
+            picks = self._picks(number, [shards], [choose])
+            partition = self._partition(choose, world, dealt, size)
+            shuffle = self._shuffle(number, world, picks, proportion)
+            streams.append(Samples(partition, picks, shuffle, first_id))
+            first_id += int(picks.sizes.sum())
         if method == "stratified":
-            return Stratified.divided(streams, world.ranks * batch_size, proportions)
+            return Stratified.divided(streams, world.ranks * batch_size, np.array(proportions))
         if method == "per_stream":
             return PerStream.drawn(streams, world.ranks * batch_size, self._seed(number))
         return PerDevice.drawn(streams, world, batch_size, self._seed(number))

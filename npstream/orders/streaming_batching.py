@@ -60,10 +60,6 @@ class Samples:
     shuffle: StreamingShuffle | None
     first_id: int = 0
 
-    def __post_init__(self) -> None:
-        if self.shuffle is not None:
-            self.shuffle.check(self.picks.size, int(self.picks.sizes.max()))
-
     @property
     def batches(self) -> int:
         """Global batches."""

@@ -190,9 +190,9 @@ def make_partition(
     """
     if algorithm not in PARTITIONS:
         raise ValueError(f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITIONS)}")
-    if drop_first > most_read(size, world):
+    if not 0 <= drop_first <= most_read(size, world):
         raise ValueError(
-            f"sample_in_epoch={drop_first}: so many samples were read, and the epoch has {size}"
+            f"sample_in_epoch={drop_first}: expected what was read of an epoch of {size} samples"
         )
     unequal = lanes % world.nodes and world.nodes % lanes
     if algorithm == "relaxed" and initial_nodes is not None and unequal:

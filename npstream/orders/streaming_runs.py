@@ -69,7 +69,7 @@ class Pieces:
         """Return the numbers at positions."""
         numbers = np.empty(stop - start, number_type(int(self.offsets[-1])))
         first = int(self.offsets.searchsorted(start, "right")) - 1
-        lay.sized(numbers.size)(numbers, start, self.offsets[first:], self.begins[first:])
+        _lay.sized(numbers.size)(numbers, start, self.offsets[first:], self.begins[first:])
         return numbers
 
 
@@ -155,12 +155,13 @@ class Runs:
 
 def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
     """Return the numbers at any positions; `lanes` has the bounds of equal lanes."""
-    lane = lane_of(positions, lanes)
+    lane = _lane_of(positions, lanes)
     # NumPy sorts short integers in linear time. In a lane, positions mostly come in order.
     by_lane = lane.argsort(kind="stable")
-    starts = lane[by_lane].searchsorted(np.arange(1, len(lanes) - 1))
+    (cuts,) = np.diff(lane[by_lane]).nonzero()
     numbers = np.empty(len(positions), np.int64)
-    for lane_end, own in zip(lanes[1:], np.split(by_lane, starts), strict=True):
+    stride = order.stride
+    for own in np.split(by_lane, cuts + 1):
         wanted = positions[own]
         if (wanted[1:] < wanted[:-1]).any():
             own = own[wanted.argsort()]
@@ -168,14 +169,14 @@ def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
         first = 0
         while first < len(own):
             start = int(wanted[first])
-            last = int(wanted.searchsorted(min(int(lane_end), start + order.stride)))
+            last = int(wanted.searchsorted(start + stride))
             rows = order.rows(start, int(wanted[last - 1]) + 1)
             numbers[own[first:last]] = rows[wanted[first:last] - start]
             first = last
     return numbers
 
 
-def lane_of(positions: Int64, lanes: Int64) -> AnyArray:
+def _lane_of(positions: Int64, lanes: Int64) -> AnyArray:
     """Return the lane that each position is in."""
     count = len(lanes) - 1
     # Lane c begins at c * size // count.
@@ -199,7 +200,7 @@ def _clean_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
 
 
 @kernel
-def lay(numbers: AnyArray, start: int, offsets: Int64, begins: Int64) -> None:
+def _lay(numbers: AnyArray, start: int, offsets: Int64, begins: Int64) -> None:
     """Write the numbers from position `start` on, which lies in the first piece."""
     i = 0
     for k in range(begins.size):

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import Int64
+from npstream._jit import kernel
+from npstream._typing import AnyArray, Int64
+from npstream.orders.pcg64 import seeded, shuffle
+from npstream.orders.streaming_runs import number_type
 
 SAMPLINGS = ("balanced", "fixed")
 """Whether every epoch picks other samples, or the same."""
@@ -77,38 +80,35 @@ def chosen(
     if not shares.sum() > 0:
         raise ValueError("an epoch takes no sample of any stream")
     proportions = shares / shares.sum()
-    if absolute:
-        return shares, proportions
-    if epoch_size is None:
-        epoch_size = int(sizes.sum())
-    counts = (epoch_size * proportions).astype(np.int64)
-    short = epoch_size - int(counts.sum())
-    counts[np.random.default_rng(seed).choice(len(counts), short, replace=False)] += 1
+    counts = shares
+    if not absolute:
+        if epoch_size is None:
+            epoch_size = int(sizes.sum())
+        counts = (epoch_size * proportions).astype(np.int64)
+        short = epoch_size - int(counts.sum())
+        counts[np.random.default_rng(seed).choice(len(counts), short, replace=False)] += 1
+    if counts[sizes == 0].any():
+        raise ValueError(f"an epoch takes samples of stream {sizes.argmin()}, which has none")
     return counts, proportions
 
 
 def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> Int64:
-    """Spread the samples that are taken from a stream over its shards.
+    """Spread the samples that are taken of a stream over its shards.
 
-    All of every shard is taken as often as that is possible. What remains is taken from shards at
+    All of every shard is taken as often as that is possible. What remains is taken of shards at
     random, `granularity` samples at a time.
     """
-    size = int(sizes.sum())
-    if choose and not size:
-        raise ValueError(f"an epoch takes {choose} samples of a stream that has none")
-    times, rest = divmod(choose, max(size, 1))
+    times, rest = divmod(choose, max(int(sizes.sum()), 1))
     counts = sizes * times
-    if not rest:
-        return counts
-    per_shard = -(-sizes // granularity)
-    shard = np.arange(len(sizes)).repeat(per_shard)
-    # The last pick of a shard is short. A shard of no samples has none, and Streaming makes that
-    # of the shard before it a whole one.
-    picks = np.full(len(shard), granularity)
-    picks[per_shard.cumsum() - 1] = (sizes - 1) % granularity + 1
-    order = np.random.default_rng(seed).permutation(len(picks))
-    before = picks[order].cumsum() - picks[order]
-    np.add.at(counts, shard[order], np.clip(rest - before, 0, picks[order]))
+    if rest:
+        ends = (-(-sizes // granularity)).cumsum()
+        # The last pick of a shard is short. But before a shard of no samples, and so no picks,
+        # Streaming takes it for a whole one.
+        last = (sizes - 1) % granularity + 1
+        last[:-1][sizes[1:] == 0] = granularity
+        picks = np.arange(ends[-1], dtype=number_type(int(ends[-1])))
+        shuffle.sized(picks.size)(seeded(seed), picks, 0, picks.size)
+        _pick.sized(picks.size)(picks, ends, last, granularity, rest, counts)
     return counts
 
 
@@ -121,26 +121,45 @@ class Picks:
 
     Parameters
     ----------
-    sizes, counts : ndarray
-        Samples of each shard, and how many of them are taken: all, as often as that is possible,
-        and then some.
-    seed : int
+    shards : list of ndarray
+        For each stream, the samples of each shard.
+    taken : list of int
+        How many samples are taken of each stream.
+    granularity : int
+    shard_seed, sample_seed : int
+        What shards, and what samples of them, are drawn from.
 
     Examples
     --------
-    >>> picks = Picks(np.array([3, 5]), np.array([6, 2]), seed=0)
-    >>> picks.units, picks.ids(np.arange(8))
-    (array([3, 3, 2]), array([0, 1, 2, 0, 1, 2, 6, 7]))
+    >>> picks = Picks([np.array([3, 5])], [11], granularity=2, shard_seed=0, sample_seed=0)
+    >>> picks.units, picks.ids(np.arange(11))
+    (array([3, 5, 3]), array([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 7]))
     """
 
-    sizes: Int64
-    counts: Int64
-    seed: int
+    shards: list[Int64]
+    taken: list[int]
+    granularity: int
+    shard_seed: int
+    sample_seed: int
 
     @property
     def size(self) -> int:
         """How many samples are taken."""
-        return int(self.counts.sum())
+        return sum(self.taken)
+
+    @functools.cached_property
+    def sizes(self) -> Int64:
+        """Samples of each shard, through all streams."""
+        return np.concatenate(self.shards)
+
+    @functools.cached_property
+    def counts(self) -> Int64:
+        """How many samples are taken of each shard: all, as often as possible, and then some."""
+        counts = [
+            chosen_per_shard(sizes, choose, self.granularity, self.shard_seed)
+            for sizes, choose in zip(self.shards, self.taken, strict=True)
+        ]
+        return np.concatenate(counts)
 
     @property
     def units(self) -> Int64:
@@ -160,26 +179,27 @@ class Picks:
         return ids
 
     @functools.cached_property
-    def _units(self) -> tuple[Int64, Int64, Int64]:
+    def _units(self) -> tuple[Int64, Int64, AnyArray]:
         """Samples of each unit; the id of its first one, or its place from the end of the picks.
 
-        The last result are the picks: all samples that are taken from shards in part.
+        The last result are the picks: all samples that are taken of shards in part.
         """
-        rng = np.random.default_rng(self.seed)
-        begins = self.sizes.cumsum() - self.sizes
-        times, rest = np.divmod(self.counts, np.maximum(self.sizes, 1))
+        rng = np.random.default_rng(self.sample_seed)
+        sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
+        times, rest = np.divmod(self.counts, np.maximum(sizes, 1))
         (parts,) = rest.nonzero()
-        picks = [np.empty(0, np.int64)]
+        ends = rest.cumsum()
+        picks = np.empty(ends[-1], number_type(int(sizes.sum())))
         for shard in parts.tolist():
-            some = rng.choice(int(self.sizes[shard]), int(rest[shard]), replace=False)
-            picks.append(begins[shard] + np.sort(some))
+            some = rng.choice(int(sizes[shard]), int(rest[shard]), replace=False)
+            picks[ends[shard] - len(some) : ends[shard]] = begins[shard] + np.sort(some)
         # All of a shard comes first, then what was picked of it.
         repeats = times + (rest > 0)
         last = repeats.cumsum()[parts] - 1
-        units, starts = self.sizes.repeat(repeats), begins.repeat(repeats)
+        units, starts = sizes.repeat(repeats), begins.repeat(repeats)
         units[last] = rest[parts]
-        starts[last] = (rest.cumsum() - rest)[parts] - rest.sum()
-        return units, starts, np.concatenate(picks)
+        starts[last] = (ends - rest)[parts] - ends[-1]
+        return units, starts, picks
 
 
 def _taken(weight: Weight, size: int) -> int:
@@ -187,3 +207,19 @@ def _taken(weight: Weight, size: int) -> int:
     if weight.choose is not None:
         return weight.choose
     return size if weight.repeat is None else int(weight.repeat * size)
+
+
+@kernel
+def _pick(
+    picks: AnyArray, ends: Int64, last: Int64, granularity: int, rest: int, counts: Int64
+) -> None:
+    """Take picks, in their order, until nothing of the rest is left."""
+    left = rest
+    for k in range(picks.size):
+        pick = int(picks[k])
+        shard = np.searchsorted(ends, pick, "right")
+        size = last[shard] if pick == ends[shard] - 1 else granularity
+        counts[shard] += min(size, left)
+        left -= min(size, left)
+        if left == 0:
+            return

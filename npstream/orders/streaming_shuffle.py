@@ -71,15 +71,16 @@ class StreamingShuffle:
                 f"are {size}: use fewer, or another order"
             )
         least, most = self._widths
-        widths = {"py1e": most - least, "py1br": min(least, most - least)}
-        if widths.get(self.algorithm, 1) < 1:
+        widths = {"py1e": most - least, "py1br": min(least, most - least)}.get(self.algorithm, 1)
+        if widths < 1:
             raise ValueError(
                 f"shuffle_block_size={self.block_size}: {self.algorithm} needs larger blocks"
             )
-        longest = max({"naive": size, "py1br": most}.get(self.algorithm, longest), most - least)
-        if longest > MAX_BOUND:
+        longest = {"naive": size, "py1br": most}.get(self.algorithm, longest)
+        if max(longest, widths) > MAX_BOUND:
             raise ValueError(
-                f"{self.algorithm} would shuffle {longest} samples at once: at most {MAX_BOUND}"
+                f"{self.algorithm} would draw among {max(longest, widths)} at once: at most "
+                f"{MAX_BOUND}"
             )
 
     def order(self, units: Int64) -> Order:
