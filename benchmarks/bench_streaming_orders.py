@@ -21,7 +21,7 @@ from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream import _jit
 from npstream.orders.streaming import Epoch, StreamingOrder
-from npstream.orders.streaming_partition import World
+from npstream.orders.streaming_partition import World, lane_bounds
 
 Spans = list[tuple[int, int]]
 
@@ -101,6 +101,18 @@ def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
     return epoch.read(0, 0, range(epoch.batches))
 
 
+def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
+    """Return the first node's part of each lane that it reads: the shuffle alone."""
+    order = node_epoch(samples, lanes).batching.order
+    bounds = lane_bounds(samples, lanes).tolist()
+    parts = []
+    for lane in range(0, lanes, NODES):
+        for start in range(bounds[lane], bounds[lane + 1], order.stride):
+            rows = order.rows(start, min(start + order.stride, bounds[lane + 1]))
+            parts.append(rows if lanes >= NODES else rows[-start % NODES :: NODES].copy())
+    return parts
+
+
 def numpy_order(samples: int, lanes: int) -> np.ndarray[Any, Any]:
     """Return the order of all samples, without which NumPy has none of one node's."""
     block_size = max(4_000_000 // lanes, 1 << 18)
@@ -168,8 +180,9 @@ def main(samples: int) -> None:
     for lanes in LANES:
         for side, run in {
             "numpy": lambda lanes=lanes: numpy_order(samples, lanes),
+            "npstream, node's rows": lambda lanes=lanes: node_rows(samples, lanes),
             "npstream, first batch": lambda lanes=lanes: next(node_ids(samples, lanes)),
-            "npstream, node": lambda lanes=lanes: sum(map(len, node_ids(samples, lanes))),
+            "npstream, node's ids": lambda lanes=lanes: sum(map(len, node_ids(samples, lanes))),
         }.items():
             taken, spent, peak = cost(run)
             print(

@@ -287,6 +287,7 @@ def test_golden_world(case):
 # Sampling.
 
 
+@pytest.mark.usefixtures("way")
 @of_kind("sampling")
 def test_golden_sampling(case):
     params = case["params"]
@@ -479,6 +480,39 @@ def test_settings_that_mean_nothing_raise(change, match):
     settings = {"shards": [np.array([5]), np.array([6])], "batch_size": 2}
     with pytest.raises(ValueError, match=match):
         StreamingOrder(**settings | change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "match"),
+    [
+        ({}, (-1, World(1, 1)), "epochs are numbered from 0, not -1"),
+        ({}, (0, World(2, 2), -4), "sample_in_epoch=-4: expected what was read"),
+        ({"num_canonical_nodes": 2}, (0, World(3, 1)), "and 3 nodes: one must be a multiple"),
+        (
+            {"num_canonical_nodes": 2, "initial_physical_nodes": 2},
+            (0, World(3, 1)),
+            "the global batch of 3 nodes cannot be shared by the initial_physical_nodes=2",
+        ),
+        (
+            {"batching_method": "device_per_stream", "num_canonical_nodes": 1},
+            (0, World(2, 1)),
+            "num_canonical_nodes=1 and 2 nodes: device_per_stream needs a multiple",
+        ),
+        ({"batching_method": "per_stream"}, (0, World(9, 9)), "the 243 samples of a global batch"),
+    ],
+)
+def test_epochs_that_cannot_be_raise(settings, place, match):
+    order = StreamingOrder(shards=[np.array([5, 60])], batch_size=3, **settings)
+    with pytest.raises(ValueError, match=match):
+        order.epoch(*place)
+
+
+def test_a_resumed_epoch_says_what_it_reads_again():
+    order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
+    with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 of them"):
+        epoch = order.epoch(0, World(1, 2), 16)
+    assert epoch.ids(0, 0, range(1)).tolist() == [[12, 14, 16]]
+    assert epoch.batches == 13
 
 
 HUGE = {"shards": [np.full(1000, 10**9)], "batch_size": 512, "shuffle": True}

@@ -69,12 +69,11 @@ def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
     cuts = min(lanes, n)
     bounds = np.full(chunks + 1 + 3 * cuts, n, dtype)
     bounds[: chunks + 1] = starts
-    pieces, sizes = np.empty(chunks + cuts, np.int32), np.empty(chunks + cuts, dtype)
+    pieces, sizes = np.empty((2, chunks + cuts), np.int32), np.empty((2, chunks + cuts), dtype)
     count = _deal.sized(chunks + cuts)(run_key, chunks, lanes, bounds, pieces, sizes)
-    pieces = pieces[:count]
     marks = np.empty(-(-count // STRIDE), dtype)
-    _permute.sized(count)(epoch_key, n, lanes, pieces, sizes, marks)
-    return Layout(bounds, pieces, marks, chunks)
+    _permute.sized(count)(epoch_key, n, lanes, pieces[:, :count], sizes[:, :count], marks)
+    return Layout(bounds, pieces[0, :count].copy(), marks, chunks)
 
 
 def slots_of(layout: Layout) -> AnyArray:
@@ -112,23 +111,21 @@ def _deal(
 ) -> int:
     """Lay permuted chunks end to end over the lanes, and cut them there.
 
+    Of `pieces` and `sizes`, row 1 gets the pieces, lane after lane; row 0 is room to work in.
     Returns the number of pieces.
     """
     n = int(bounds[chunks])
-    # What is read from the ends of the arrays is read before it is overwritten: there are only
-    # as many pieces more than chunks.
-    order = pieces[pieces.size - chunks :]
-    order_sizes = sizes[sizes.size - chunks :]
-    shuffle(key, order)
-    for k in range(chunks):  # a loop apart, since this one waits for memory, far and wide
-        order_sizes[k] = bounds[order[k] + 1] - bounds[order[k]]
+    order = pieces[0]
+    shuffle(key, order[:chunks])
+    for k in range(chunks):  # a loop apart: this one waits for memory all over the place
+        sizes[0, k] = bounds[order[k] + 1] - bounds[order[k]]
     parts = chunks + 1
     slot = 0
     lane = 0
     room = lane_start(n, lanes, 1)
     for k in range(chunks):
         piece = int(order[k])
-        size = int(order_sizes[k])
+        size = int(sizes[0, k])
         if room == 0:
             lane += 1
             room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
@@ -136,8 +133,8 @@ def _deal(
             bounds[parts] = bounds[piece]
             end = bounds[piece + 1]
             while size > room:
-                pieces[slot] = parts
-                sizes[slot] = room
+                pieces[1, slot] = parts
+                sizes[1, slot] = room
                 slot += 1
                 bounds[parts + 1] = bounds[parts] + room
                 parts += 1
@@ -147,8 +144,8 @@ def _deal(
             bounds[parts + 1] = end
             piece = parts
             parts += 2
-        pieces[slot] = piece
-        sizes[slot] = size
+        pieces[1, slot] = piece
+        sizes[1, slot] = size
         slot += 1
         room -= size
     return slot
@@ -158,28 +155,26 @@ def _deal(
 def _permute(
     key: int, n: int, lanes: int, pieces: AnyArray, sizes: AnyArray, marks: AnyArray
 ) -> None:
-    """Permute the pieces of each lane, with their sizes, and mark every fourth."""
+    """Permute the pieces of each lane, from row 1 to row 0, and mark every fourth."""
     slot = 0
     for lane in range(min(lanes, n)):
         first = slot
         room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
         while room > 0:
-            room -= int(sizes[slot])
+            room -= int(sizes[1, slot])
             slot += 1
         lane_key = subkey(key, lane, 0)
-        for i in range(slot - first):
-            j = first + draw(lane_key ^ i, i + 1)
-            piece = pieces[first + i]
-            pieces[first + i] = pieces[j]
-            pieces[j] = piece
-            size = sizes[first + i]
-            sizes[first + i] = sizes[j]
-            sizes[j] = size
+        for i in range(slot - first):  # as in `shuffle`
+            j = draw(lane_key ^ i, i + 1)
+            pieces[0, first + i] = pieces[0, first + j]
+            pieces[0, first + j] = pieces[1, first + i]
+            sizes[0, first + i] = sizes[0, first + j]
+            sizes[0, first + j] = sizes[1, first + i]
     place = 0
-    for slot in range(pieces.size):
+    for slot in range(pieces.shape[1]):
         if slot % STRIDE == 0:
             marks[slot // STRIDE] = place
-        place += int(sizes[slot])
+        place += int(sizes[0, slot])
 
 
 @kernel

@@ -133,7 +133,7 @@ class Picks:
     --------
     >>> picks = Picks([np.array([3, 5])], [11], granularity=2, shard_seed=0, sample_seed=0)
     >>> picks.units, picks.ids(np.arange(11))
-    (array([3, 5, 3]), array([0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 7]))
+    (array([3, 5, 3]), array([0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]))
     """
 
     shards: list[Int64]

@@ -1,0 +1,92 @@
+"""The native order: what its rows cost in sequence, from the middle, and to find."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import Data
+from figures import SIDES, Figure, Pair, check, figure
+from npstream.orders.chunks import shard_chunks
+from npstream.orders.epoch import Order, Shuffle
+
+MIB = 1 << 20
+BILLION = 10**9
+
+
+def sequence(block: int) -> Any:
+    """Return what prepares an epoch of 10,000,000 rows in chunks of 2,000."""
+
+    def prepare(data: Data) -> Pair:
+        n = 10 * data.small
+        chunks = np.append(np.arange(0, n, 2000), n)
+
+        def same(ours: np.ndarray, theirs: np.ndarray) -> None:
+            assert np.array_equal(np.sort(ours), np.sort(theirs))
+
+        return Pair(
+            lambda number: Order(n, chunks, number, block=block, lanes=8)[:],
+            lambda number: np.random.default_rng(number).permutation(n),
+            same,
+            calls=n,
+        )
+
+    return prepare
+
+
+def billion(shards: int, epoch: int = 7) -> Order:
+    """Return an order of 10^9 rows in shards of 64 MiB, with default settings."""
+    starts = np.linspace(0, BILLION, shards + 1).astype(np.int64)
+    nbytes = np.full(shards, 64 * MIB)
+    chunks = functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
+    settings = Shuffle().resolve(shards * 64 * MIB)
+    lanes = settings.lanes or 1
+    block = -(-int(settings.block or 0) * BILLION // (shards * 64 * MIB * lanes))
+    return Order(BILLION, chunks, 0, epoch, block=block, lanes=lanes)
+
+
+def first_batch(shards: int) -> Any:
+    """Return what prepares the first batch of an epoch that goes on at 90 %."""
+
+    def prepare(data: Data) -> Pair:
+        at = BILLION // 10 * 9
+        return Pair(
+            lambda number: billion(shards, number)[at : at + 256],
+            lambda number: None,
+            lambda ours, theirs: None,
+        )
+
+    return prepare
+
+
+permutation = "`np.random.Generator.permutation`"
+IN_SEQUENCE = "10,000,000 rows in the native order, blocks of {}, for one row"
+
+FIGURES = [
+    figure(IN_SEQUENCE.format("2^10"), permutation, factor=0.1)(sequence(1 << 10)),
+    figure(IN_SEQUENCE.format("2^15"), permutation, factor=0.1)(sequence(1 << 15)),
+    figure(IN_SEQUENCE.format("2^20 + 1"), permutation, factor=0.5)(sequence((1 << 20) + 1)),
+    figure(
+        "first batch of epoch 7 from 90 % on, 10^9 samples in 20,000 shards", "nothing", plus=0.020
+    )(first_batch(20_000)),
+    figure("the same in 1,000,000 chunks", "nothing", plus=0.020)(first_batch(62_500)),
+]
+
+
+@figure("`order.find` of 1,000 rows, 10^9 samples in 20,000 shards", "nothing", plus=0.050)
+def found(data: Data) -> Pair:
+    order = billion(20_000)
+    rows = np.random.default_rng(0).integers(0, BILLION, 1000)
+    return Pair(lambda number: order.find(rows), lambda number: None, lambda ours, theirs: None)
+
+
+FIGURES.append(found)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.what)
+def test_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)
