@@ -67,9 +67,9 @@ class Scene:
         units = SHARD // unit
         return np.arange(units) * self.per_shard // units
 
-    def chunks(self) -> Int64:
-        """Return the bounds of all chunks."""
-        starts = np.add.outer(np.arange(self.shards) * self.per_shard, self.cuts(CHUNK))
+    def bounds(self, unit: int) -> Int64:
+        """Return the bounds of all such units."""
+        starts = np.add.outer(np.arange(self.shards) * self.per_shard, self.cuts(unit))
         return np.append(starts.reshape(-1), self.samples)
 
 
@@ -92,12 +92,12 @@ class Figures:
         )
 
 
-def native(scene: Scene, settings: Shuffle) -> Int64:
-    """Return the samples of node 0 in npstream's order, one batch a row."""
+def native(scene: Scene, settings: Shuffle, unit: int = CHUNK) -> Int64:
+    """Return the samples of node 0 in npstream's order of such units, one batch a row."""
     settings = settings.resolve(scene.nbytes)
     lanes = settings.lanes or 1
     block = -(-int(settings.block or scene.nbytes) // (scene.sample * lanes))
-    order = Order(scene.samples, scene.chunks(), seed=0, epoch=1, block=block, lanes=lanes)
+    order = Order(scene.samples, scene.bounds(unit), seed=0, epoch=1, block=block, lanes=lanes)
     mine = np.arange(scene.batches * scene.batch) * scene.nodes
     return order.at(mine).reshape(scene.batches, scene.batch)
 
@@ -164,16 +164,19 @@ SCENES = {
 ROWS: list[tuple[str, str, Callable[[Scene], Int64], int]] = []
 
 
-def add_native(scene: str, block: str | None = "auto", lanes: int | None = None) -> None:
+def add_native(
+    scene: str, block: str = "auto", lanes: int | None = None, unit: int = CHUNK
+) -> None:
     settings = Shuffle(block, lanes)
-    what = "default" if block == "auto" and lanes is None else f"block={block}, lanes={lanes}"
-    ROWS.append((scene, what, lambda scene: native(scene, settings), CHUNK))
+    what = "default" if settings == Shuffle() else f"{block} in {lanes} lanes"
+    what += ", whole shards" * (unit == SHARD)
+    ROWS.append((scene, what, lambda scene: native(scene, settings, unit), unit))
 
 
 def add_streaming(
     scene: str, algorithm: str, lanes: int | None = None, block: int | None = None
 ) -> None:
-    what = algorithm if block is None else f"{algorithm}, {block:,} samples"
+    what = algorithm if block is None else f"{algorithm}, blocks of {block:,} samples"
     ROWS.append((scene, what, lambda scene: streaming(scene, algorithm, lanes, block), SHARD))
 
 
@@ -184,12 +187,14 @@ add_native("b")
 add_native("b", "1GiB", 64)
 add_native("b", "8GiB", 64)
 add_native("b", "16GiB", 64)
+add_native("b", "8GiB", 64, unit=SHARD)
 add_streaming("b", "py1e", 1, 1_000_000)
 add_streaming("b", "py1e", 1, 1 << 18)
 add_streaming("b", "py1br", 1, 1 << 18)
 add_native("c")
 add_native("c", "16GiB", 256)
 add_native("c", "16GiB", 960)
+add_native("c", unit=SHARD)
 add_streaming("c", "py1e", 64, 1 << 18)
 add_streaming("c", "py1br", 64, 1 << 18)
 add_native("d")

@@ -170,11 +170,11 @@ class Selection:
         """Return the samples as a 1-d view."""
         return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
 
-    def cuts(self, bounds: Int64) -> Int64 | None:
-        """Return where rising sample ids cut the ravelled view, from the first on.
+    def cuts(self, bounds: AnyArray) -> AnyArray | None:
+        """Return where rising bounds, from 0 to the number of samples, cut the ravelled view.
 
         Samples between two cuts have ids between two bounds. It is None unless the view's ids
-        rise all along, or fall; then cuts are in the order of the view, not of the bounds.
+        rise all along, or fall, and then cuts are in the order of the view.
 
         >>> Selection.all(10).select(slice(None, None, -3)).cuts(np.array([0, 5, 10]))
         array([0, 2, 4])
@@ -187,6 +187,9 @@ class Selection:
                 return ids.size - np.searchsorted(ids[::-1], bounds)[::-1]
             return None
         rows = self._rows
+        if not self._under and rows == range(self._source):
+            return bounds
+        bounds = bounds.astype(np.int64, copy=False)
         if len(self._under) == 1 and isinstance(self._under[0], Mask):
             bounds = self._under[0].rank(bounds)
         elif self._under:

@@ -127,7 +127,7 @@ class Source:
         """Return how many average samples take about `nbytes`, at least one."""
         return max(1, nbytes * self.index.samples // max(self.index.total, 1))
 
-    def chunk_starts(self) -> Int64:
+    def chunk_starts(self) -> AnyArray:
         """Return the first sample of each chunk of the storage, then the number of samples."""
         index = self.index
         return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)

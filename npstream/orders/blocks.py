@@ -1,11 +1,11 @@
-"""Blocks of lanes: which sample each element of a lane is, and back.
+"""Blocks of lanes: which row each element of a lane is, and back.
 
-Lane j of C is cut into blocks of w samples, but for the first, which has w * (j + 1) / C, rounded
+Lane j of C is cut into blocks of w elements, but for the first, which has w * (j + 1) / C, rounded
 up, and the last, which has what is left. Each is permuted as a `Permutation` of its length is.
 
-Elements are computed a stretch at a time, which for a small block is all of it: a Fisher-Yates
-shuffle cannot make less. The last stretch of each lane is kept, so that neither reading on nor
-reading every lane in turn computes anything twice.
+The first element of a lane that somebody asks for is computed alone; whoever reads on gets a
+stretch at a time. Of a small block that is all, since a Fisher-Yates shuffle makes no less. The
+last stretch of each lane is kept, so that reading all lanes in turn computes nothing twice.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from npstream.orders.layout import (
     Layout,
     lane_of,
     lane_start,
+    place_of,
+    row_of,
     seek,
     size_of,
     slot_at,
-    start_of,
     subkey,
 )
 from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_from, shuffled_to
@@ -32,8 +33,11 @@ from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_from
 STRETCH = 1 << 11
 """Elements of large blocks that are computed at once, at most."""
 
+STEP = 16
+"""Elements of a large block, at most, from one to the next for somebody who reads on."""
+
 PIECES = 4 * STRETCH
-"""Pieces of a large block, at most, that are worth a table for a stretch."""
+"""Pieces of a large block that are tabulated for a stretch, at most."""
 
 WINDOW = 1 << 14
 """Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
@@ -43,7 +47,7 @@ CACHE_BYTES = 1 << 28
 
 
 class Blocks(NamedTuple):
-    """What an order is cut into: samples, lanes, samples of a block in a lane; and its key."""
+    """What an order is cut into: rows, lanes, elements of a block; and the key of its epoch."""
 
     n: int
     lanes: int
@@ -52,31 +56,31 @@ class Blocks(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """The last stretch of each lane that was looked up, and room to compute another.
+    """What was computed last of each lane, and room to compute more.
 
     Parameters
     ----------
     limit : int
-        Rows that there may be, at most one a lane.
-    row_of : ndarray of int64, shape (lanes + 1,)
-        The row of each lane, or -1; then how often a row was given to a lane.
-    held : ndarray of int64, shape (rows, 3)
-        The lane of each row, the first element that it holds, and the one after the last.
-    rows : ndarray, shape (rows, width)
-        Samples.
+        Stretches that there may be.
+    held : ndarray of int64, shape (lanes, 4)
+        For each lane, the first element that is held and the one after the last; the lane's
+        stretch, or -1 for none; and the row itself if it is only one, or -1 if the stretch has it.
+    lane_of : ndarray of int64, shape (stretches + 1,)
+        The lane of each stretch; then how often a stretch was given to a lane.
+    stretches : ndarray, shape (stretches, width)
+        Rows.
     table : ndarray, shape (SMALL,)
         A small block among large ones: the first or the last of its lane.
     work : ndarray of int64, shape (4, PIECES)
-        For a large block, where its pieces end in it, and what to add to get their samples; and
-        the digits of elements.
+        For a large block: where its pieces end, what to add there to get rows; and digits.
     guide : ndarray of int32
-        See `_prepare`.
+        See `_tabulate`.
     """
 
     limit: int
-    row_of: Int64
     held: Int64
-    rows: AnyArray
+    lane_of: Int64
+    stretches: AnyArray
     table: AnyArray
     work: Int64
     guide: AnyArray
@@ -87,40 +91,37 @@ class Cache(NamedTuple):
         return sum(array.nbytes for array in self[1:])
 
 
-def new_cache(blocks: Blocks, count: int, dtype: np.dtype[Any]) -> Cache:
-    """Return a cache for `count` lanes, if it may have as many, and samples of that dtype."""
+def new_cache(blocks: Blocks, dtype: np.dtype[Any]) -> Cache:
+    """Return a cache, of no stretch yet, for rows of that dtype."""
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
     large = longest > SMALL
     width = STRETCH if large else longest
-    limit = max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize)))
-    count = min(count, limit)
-    row_of = np.full(blocks.lanes + 1, -1)
-    row_of[-1] = 0
     return Cache(
-        limit=limit,
-        row_of=row_of,
-        held=np.full((count, 3), -1),
-        rows=np.empty((count, width), dtype),
+        limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
+        held=np.full((blocks.lanes, 4), -1),
+        lane_of=np.zeros(1, np.int64),
+        stretches=np.empty((0, width), dtype),
         table=np.empty(SMALL if large else 0, dtype),
         work=np.empty((4, PIECES if large else 0), np.int64),
         guide=np.empty(4 * PIECES + 1 if large else 0, np.int32),
     )
 
 
-def grown(cache: Cache) -> Cache:
-    """Return a cache with twice as many rows, up to the limit."""
-    old = len(cache.rows)
-    count = min(2 * old, cache.limit)
-    rows, held = np.empty((count, cache.rows.shape[1]), cache.rows.dtype), np.full((count, 3), -1)
-    rows[:old], held[:old] = cache.rows, cache.held
-    return cache._replace(rows=rows, held=held)
+def grown(cache: Cache, wanted: int) -> Cache:
+    """Return a cache with more stretches: as many as wanted, but not too few nor too many."""
+    old, width = cache.stretches.shape
+    count = min(max(2 * old, wanted), cache.limit)
+    stretches, lane_of = np.empty((count, width), cache.stretches.dtype), np.empty(count + 1, int)
+    stretches[:old], lane_of[:old] = cache.stretches, cache.lane_of[:old]
+    lane_of[count] = old
+    return cache._replace(stretches=stretches, lane_of=lane_of)
 
 
 @kernel
-def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64) -> int:
-    """Look up the samples at positions.
+def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
+    """Look up the rows at positions.
 
-    Returns how many were: not all if the cache lacks a row for a lane, and may grow.
+    Returns how many were: not all if the cache lacks a stretch for a lane, and may grow.
     """
     done = 0
     while done < positions.size:
@@ -128,115 +129,131 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, samp
         stop = done + 1
         while stop < positions.size and positions[stop] == position + stop - done:
             stop += 1
-        done += look_up_run(position, blocks, layout, cache, samples[done:stop])
+        done += look_up_run(position, blocks, layout, cache, rows[done:stop])
         if done < stop:
             return done
     return done
 
 
 @kernel
-def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, samples: Int64) -> int:
-    """Look up the samples at consecutive positions, from `position` on; else as `look_up`."""
+def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
+    """Look up the rows at consecutive positions, from `position` on; else as `look_up`."""
     lanes = blocks.lanes
-    held = cache.held
     window = max(WINDOW, 16 * lanes)
-    for start in range(0, samples.size, window):
-        stop = min(start + window, samples.size)
+    for start in range(0, rows.size, window):
+        stop = min(start + window, rows.size)
         # Neighbours in a lane are as many positions apart as there are lanes.
         for first in range(start, min(start + lanes, stop)):
             element = (position + first) // lanes
             lane = position + first - element * lanes
-            row = _row(lane, cache)
-            if row < 0:
-                return start
+            held = cache.held[lane]
             k = first
             while k < stop:
-                if not held[row, 1] <= element < held[row, 2]:
-                    _fill(lane, element, blocks, layout, cache, held[row], cache.rows[row])
-                stretch = cache.rows[row, element - int(held[row, 1]) :]
-                count = min(int(held[row, 2]) - element, (stop - k + lanes - 1) // lanes)
-                for i in range(count):
-                    samples[k + i * lanes] = stretch[i]
-                element += count
-                k += count * lanes
-    return samples.size
+                known = held[0] <= element < held[1]
+                if not (known or _fill(lane, element, blocks, layout, cache)):
+                    return start
+                if held[3] >= 0:
+                    rows[k] = held[3]
+                    element += 1
+                    k += lanes
+                else:
+                    stretch = cache.stretches[held[2], element - int(held[0]) :]
+                    count = min(int(held[1]) - element, (stop - k + lanes - 1) // lanes)
+                    for i in range(count):
+                        rows[k + i * lanes] = stretch[i]
+                    element += count
+                    k += count * lanes
+    return rows.size
 
 
 @kernel
-def _row(lane: int, cache: Cache) -> int:
-    """Return a lane's row: if need be the one that was given away first, or -1 to have more."""
-    row = int(cache.row_of[lane])
-    if row >= 0:
-        return row
-    count = len(cache.held)
-    claims = int(cache.row_of[-1])
-    if claims == count and count < cache.limit:
-        return -1
-    row = claims % count
-    if claims >= count:
-        cache.row_of[cache.held[row, 0]] = -1
-    cache.row_of[lane] = row
-    cache.row_of[-1] = claims + 1
-    cache.held[row, 0] = lane
-    cache.held[row, 1] = -1
-    cache.held[row, 2] = -1
-    return row
-
-
-@kernel
-def _fill(
-    lane: int,
-    element: int,
-    blocks: Blocks,
-    layout: Layout,
-    cache: Cache,
-    held: Int64,
-    row: AnyArray,
-) -> None:
-    """Compute a stretch of a lane with an element in it."""
+def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
+    """Compute an element of a lane, or a stretch from it on; or return False for lack of one."""
     number, begin, length = _block_of(blocks, lane, element)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
-    if length <= SMALL and not begin <= held[2] <= begin + length:
-        # The first element of a lane: maybe nobody asks for another.
-        count = 1
-        place += shuffled_from(key, length, element - begin)
-        slot = slot_at(layout, place)
-        row[0] = int(layout.bounds[layout.pieces[slot]]) + place - start_of(layout, slot)
-        begin = element
-    elif length <= row.size:
+    held = cache.held[lane]
+    reads_on = 0 <= element - held[1] < STEP
+    if length <= SMALL:
+        reads_on = begin <= held[1] <= begin + length
+    if not reads_on:
+        held[0] = element
+        held[1] = element + 1
+        held[3] = _row_of_element(key, length, element - begin, layout, place, cache.work)
+        return True
+    if held[2] < 0 and not _claim(lane, cache):
+        return False
+    stretch = cache.stretches[held[2]]
+    if length <= stretch.size:
         count = length
-        _shuffle(key, layout, place, row[:length])
+        _shuffle(key, layout, place, stretch[:length])
     elif length <= SMALL:
         _shuffle(key, layout, place, cache.table[:length])
-        first = (element - begin) // row.size * row.size
+        first = (element - begin) // stretch.size * stretch.size
         begin += first
-        count = min(row.size, length - first)
+        count = min(stretch.size, length - first)
         for k in range(count):
-            row[k] = cache.table[first + k]
+            stretch[k] = cache.table[first + k]
     else:
-        # Whoever reads on gets longer and longer stretches; who jumps about, single elements.
-        count = 8 * int(held[2] - held[1]) if element == held[2] else 1
-        count = min(count, row.size, begin + length - element)
-        _scatter(key, length, element - begin, layout, place, cache, row[:count])
+        # Longer and longer ones, for somebody may stop soon.
+        count = max(8 * int(held[1] - held[0]), 8)
+        count = min(count, stretch.size, begin + length - element)
+        _scatter(key, length, element - begin, layout, place, cache, stretch[:count])
         begin = element
-    held[1] = begin
-    held[2] = begin + count
+    held[0] = begin
+    held[1] = begin + count
+    held[3] = -1
+    return True
 
 
 @kernel
-def _shuffle(key: int, layout: Layout, place: int, samples: AnyArray) -> None:
-    """Compute all samples of a small block, permuted as `Permutation` permutes its table."""
+def _claim(lane: int, cache: Cache) -> bool:
+    """Give a lane a stretch: if need be one of another lane, unless there may be more."""
+    count = len(cache.stretches)
+    claims = int(cache.lane_of[count])
+    if claims >= count and count < cache.limit:
+        return False
+    stretch = claims % count
+    if claims >= count:
+        cache.held[cache.lane_of[stretch]] = -1
+    cache.held[lane, 2] = stretch
+    cache.lane_of[stretch] = lane
+    cache.lane_of[count] = claims + 1
+    return True
+
+
+@kernel
+def _row_of_element(
+    key: int, length: int, offset: int, layout: Layout, place: int, work: Int64
+) -> int:
+    """Return the row of number `offset` of a block that begins at a place."""
+    if length <= SMALL:
+        place += shuffled_from(key, length, offset)
+    else:
+        radix, other = _radices(length)
+        left = work[2, :1]
+        right = work[3, :1]
+        left[0] = offset // other
+        right[0] = offset % other
+        encipher(length, radix, other, key, left, right)
+        place += int(left[0]) * other + int(right[0])
     slot = slot_at(layout, place)
-    skipped = place - start_of(layout, slot)
+    return row_of(layout, slot) + place - place_of(layout, slot)
+
+
+@kernel
+def _shuffle(key: int, layout: Layout, place: int, rows: AnyArray) -> None:
+    """Compute all rows of a small block, permuted as `Permutation` permutes its table."""
+    slot = slot_at(layout, place)
+    skipped = place - place_of(layout, slot)
     filled = 0
-    while filled < samples.size:
-        first = int(layout.bounds[layout.pieces[slot]]) + skipped - filled
-        stop = min(filled + size_of(layout, slot) - skipped, samples.size)
+    while filled < rows.size:
+        first = row_of(layout, slot) + skipped - filled
+        stop = min(filled + size_of(layout, slot) - skipped, rows.size)
         for i in range(filled, stop):
             j = draw(key ^ i, i + 1)
-            samples[i] = samples[j]
-            samples[j] = first + i
+            rows[i] = rows[j]
+            rows[j] = first + i
         filled = stop
         skipped = 0
         slot += 1
@@ -244,21 +261,22 @@ def _shuffle(key: int, layout: Layout, place: int, samples: AnyArray) -> None:
 
 @kernel
 def _scatter(
-    key: int,
-    length: int,
-    offset: int,
-    layout: Layout,
-    place: int,
-    cache: Cache,
-    samples: AnyArray,
+    key: int, length: int, offset: int, layout: Layout, place: int, cache: Cache, rows: AnyArray
 ) -> None:
-    """Compute some samples of a large block, from number `offset` on."""
+    """Compute some rows of a large block, from number `offset` on."""
+    slot = slot_at(layout, place)
+    count = slot_at(layout, place + length - 1) + 1 - slot
+    if count > 4 * rows.size:  # to tabulate them would take longer
+        for k in range(rows.size):
+            rows[k] = _row_of_element(key, length, offset + k, layout, place, cache.work)
+        return
+    shift = _tabulate(layout, place, length, slot, count, cache.work, cache.guide)
     radix, other = _radices(length)
-    left = cache.work[2, : samples.size]
-    right = cache.work[3, : samples.size]
+    left = cache.work[2, : rows.size]
+    right = cache.work[3, : rows.size]
     digit = offset // other
     low = offset - digit * other
-    for k in range(samples.size):
+    for k in range(rows.size):
         left[k] = digit
         right[k] = low
         low += 1
@@ -266,36 +284,27 @@ def _scatter(
             low = 0
             digit += 1
     encipher(length, radix, other, key, left, right)
-    slot = slot_at(layout, place)
-    count = slot_at(layout, place + length - 1) + 1 - slot
-    if count <= 4 * samples.size:
-        shift = _prepare(layout, place, length, slot, count, cache.work, cache.guide)
-        for k in range(samples.size):
-            at = int(left[k]) * other + int(right[k])
-            piece = int(cache.guide[at >> shift])
-            piece += at >= cache.work[0, piece]
-            while at >= cache.work[0, piece]:
-                piece += 1
-            samples[k] = at + cache.work[1, piece]
-    else:
-        for k in range(samples.size):
-            at = place + int(left[k]) * other + int(right[k])
-            slot = slot_at(layout, at)
-            samples[k] = int(layout.bounds[layout.pieces[slot]]) + at - start_of(layout, slot)
+    for k in range(rows.size):
+        at = int(left[k]) * other + int(right[k])
+        piece = int(cache.guide[at >> shift])
+        piece += at >= cache.work[0, piece]
+        while at >= cache.work[0, piece]:
+            piece += 1
+        rows[k] = at + cache.work[1, piece]
 
 
 @kernel
-def _prepare(
+def _tabulate(
     layout: Layout, place: int, length: int, slot: int, count: int, work: Int64, guide: AnyArray
 ) -> int:
-    """Tabulate the pieces of a large block.
+    """Tabulate the pieces of a block.
 
     Returns a shift: number `at` of the block is in the piece ``guide[at >> shift]``, or in one of
     the next few.
     """
-    at = start_of(layout, slot) - place
+    at = place_of(layout, slot) - place
     for piece in range(count):
-        work[1, piece] = int(layout.bounds[layout.pieces[slot + piece]]) - at
+        work[1, piece] = row_of(layout, slot + piece) - at
         at += size_of(layout, slot + piece)
         work[0, piece] = at
     shift = 0
@@ -310,16 +319,18 @@ def _prepare(
 
 
 @kernel
-def find(samples: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
-    """Find the positions of samples; see `npstream.orders.layout.slots_of`."""
-    for k in range(samples.size):
-        sample = int(samples[k])
-        piece = seek(layout.bounds, sample, 0, layout.chunks - 1)
+def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
+    """Find the positions of rows; see `npstream.orders.layout.slots_of`."""
+    chunks = len(layout.chunks) - 1
+    for k in range(rows.size):
+        row = int(rows[k])
+        piece = seek(layout.chunks, row, 0, chunks - 1)
         if slots[piece] < 0:
-            piece = -int(slots[piece])
-            while layout.bounds[piece + 1] <= sample:
+            piece = chunks - 1 - int(slots[piece])
+            while layout.parts[piece - chunks + 1] <= row:
                 piece += 1
-        place = start_of(layout, int(slots[piece])) + sample - int(layout.bounds[piece])
+        slot = int(slots[piece])
+        place = place_of(layout, slot) + row - row_of(layout, slot)
         lane = lane_of(blocks.n, blocks.lanes, place)
         element = place - lane_start(blocks.n, blocks.lanes, lane)
         number, begin, length = _block_of(blocks, lane, element)

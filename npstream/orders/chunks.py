@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from npstream._jit import kernel
-from npstream._typing import Bools, Int64
+from npstream._typing import AnyArray, Bools, Int64
 
 if TYPE_CHECKING:
     from npstream.selection import Selection
 
 
-def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> Int64:
+def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> AnyArray:
     """Cut shards into chunks.
 
     A shard of r samples and b bytes has ``b / chunk_bytes`` chunks, rounded up, but at most r; as
@@ -30,23 +30,23 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
 
     Returns
     -------
-    ndarray of int64, shape (chunks + 1,)
+    ndarray of int32, or of int64 from 2**31 samples on, shape (chunks + 1,)
         First sample of each chunk, then the number of samples; no chunk is empty.
 
     Examples
     --------
     >>> shard_chunks(np.array([0, 5, 7]), np.array([30, 30]), np.array([False, True]), 10)
-    array([0, 1, 3, 5, 7])
+    array([0, 1, 3, 5, 7], dtype=int32)
     """
     counts = np.where(whole, 1, np.maximum(-(-nbytes // chunk_bytes), 1))
     counts = np.minimum(counts, np.diff(starts))
-    chunks = np.empty(int(counts.sum()) + 1, np.int64)
+    chunks = np.empty(int(counts.sum()) + 1, np.int32 if starts[-1] < 1 << 31 else np.int64)
     chunks[-1] = starts[-1]
     _cut.sized(len(chunks))(starts, counts, chunks)
     return chunks
 
 
-def view_chunks(chunks: Int64, selection: Selection) -> Int64:
+def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     """Cut a view, ravelled, into chunks.
 
     If its sample ids rise or fall all along, they are its runs inside the storage's chunks.
@@ -55,13 +55,13 @@ def view_chunks(chunks: Int64, selection: Selection) -> Int64:
 
     Parameters
     ----------
-    chunks : ndarray of int64, shape (chunks + 1,)
+    chunks : ndarray, shape (chunks + 1,)
         First sample of each chunk of the storage, then the number of samples.
     selection : Selection
 
     Returns
     -------
-    ndarray of int64
+    ndarray
         First position of each chunk of the view, then the number of samples; some may be empty.
 
     Examples
@@ -78,7 +78,7 @@ def view_chunks(chunks: Int64, selection: Selection) -> Int64:
 
 
 @kernel
-def _cut(starts: Int64, counts: Int64, chunks: Int64) -> None:
+def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
     """Fill in the first sample of each chunk: of chunk i of c, that is ``i * samples // c``."""
     k = 0
     for shard in range(counts.size):
@@ -97,3 +97,12 @@ def _cut(starts: Int64, counts: Int64, chunks: Int64) -> None:
             if owed >= count:
                 owed -= count
                 first += 1
+
+
+@kernel
+def smallest_step(bounds: AnyArray) -> int:
+    """Return the least difference of neighbours, which may be negative; but 1 if it is more."""
+    least = 1
+    for k in range(bounds.size - 1):
+        least = min(least, int(bounds[k + 1]) - int(bounds[k]))
+    return least

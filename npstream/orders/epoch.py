@@ -22,7 +22,7 @@ import numpy as np
 
 from npstream._typing import AnyArray, Int64
 from npstream.orders.blocks import Blocks, Cache, find, grown, look_up, look_up_run, new_cache
-from npstream.orders.chunks import view_chunks
+from npstream.orders.chunks import smallest_step, view_chunks
 from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
 from npstream.selection import Selection
@@ -104,7 +104,7 @@ class Order:
     ----------
     n : int
         Rows of the view.
-    chunks : ndarray of int64 or callable
+    chunks : ndarray of int32 or int64, or callable
         First row of each chunk of the view, rising, then n; or what returns that, which is called
         when it is needed and is pickled in its place.
     seed, epoch : int
@@ -127,7 +127,7 @@ class Order:
     def __init__(
         self,
         n: int,
-        chunks: Int64 | Callable[[], Int64],
+        chunks: AnyArray | Callable[[], AnyArray],
         seed: int,
         epoch: int = 0,
         *,
@@ -175,7 +175,7 @@ class Order:
     def nbytes(self) -> int:
         """Bytes of memory that the order holds by now."""
         layout = self._layout.nbytes if "_layout" in self.__dict__ else 0
-        return layout + sum(cache.nbytes for cache in self._caches)
+        return layout + sum(cache.nbytes for cache in list(self._caches))
 
     def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
         """Return the rows at positions from `start` up to `stop`, as a new array."""
@@ -210,11 +210,11 @@ class Order:
         try:
             cache = self._caches.pop()
         except IndexError:
-            cache = new_cache(blocks, rows.size, layout.bounds.dtype)
+            cache = new_cache(blocks, layout.chunks.dtype)
         run = kernel.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
-            cache = grown(cache)
+            cache = grown(cache, rows.size - done)
             rest = positions[done:] if kernel is look_up else positions + done
             done += run(rest, blocks, layout, cache, rows[done:])
         self._caches.append(cache)
@@ -264,17 +264,16 @@ def full_order(n: int, seed: int, epoch: int = 0) -> Order:
     return Order(n, np.array([0, n]), seed, epoch, block=max(n, 1))
 
 
-def _chunks_of(source: Source, selection: Selection) -> Int64:
+def _chunks_of(source: Source, selection: Selection) -> AnyArray:
     return view_chunks(source.chunk_starts(), selection)
 
 
-def _without_empty(chunks: Int64, n: int) -> Int64:
+def _without_empty(chunks: AnyArray, n: int) -> AnyArray:
     """Return the bounds of the chunks that are not empty."""
-    rising = chunks[1:] > chunks[:-1]
-    whole = len(chunks) > 0 and chunks[0] == 0 and chunks[-1] == n
-    if not whole or (chunks[1:] < chunks[:-1]).any():
+    least = smallest_step.sized(len(chunks))(chunks)
+    if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or least < 0:
         raise ValueError(f"the bounds of the chunks of {n} rows must rise from 0 to that")
-    return chunks if rising.all() else np.append(chunks[:-1][rising], n)
+    return chunks if least > 0 else np.unique(chunks)
 
 
 def _count(name: str, number: object) -> int:

@@ -1,17 +1,17 @@
-"""Chunks dealt to lanes: where each sample of a view lies in an epoch, and back.
+"""Chunks dealt to lanes: where each row of a view lies in an epoch, and back.
 
 The chunks, permuted, are laid end to end over the lanes, and one that crosses a boundary is cut
 there. Then the pieces of each lane are permuted. The layout is what comes of it: the pieces of
-lane 0, then those of lane 1, and so on. A sample's *place* is its number in the layout.
+lane 0, then those of lane 1, and so on. A row's *place* is its number in the layout.
 
-A layout consists of three arrays, of int32 while there are fewer than 2**31 samples:
+Arrays of a layout; numbers of rows are int32 while there are fewer than 2**31 rows:
 
 ======  ========================================================================================
-bounds  piece p is the samples from ``bounds[p]`` to ``bounds[p + 1]``: first the bounds of the
-        chunks; after them, for each chunk that was cut, those of its parts; then the number of
-        samples, as filling
+chunks  first row of each chunk, then the number of rows. Chunk p is piece p, unless it is cut
+parts   the same for the parts of cut chunks, one chunk after the other; then the number of rows,
+        as filling. If there are c chunks, piece c + i begins at ``parts[i]``
 pieces  the piece in each slot of the layout
-marks   the place where every fourth slot begins
+marks   the place where every eighth slot begins
 ======  ========================================================================================
 """
 
@@ -22,70 +22,72 @@ from typing import NamedTuple
 import numpy as np
 
 from npstream._jit import draw, kernel
-from npstream._typing import AnyArray, Int64
+from npstream._typing import AnyArray
 from npstream.orders.permutation import shuffle
 
-STRIDE = 4
+STRIDE = 8
 """Slots for each mark: what a look-up goes through at most."""
+
+TOGETHER = 1 << 10
+"""Pieces whose sizes are looked up in a loop apart: they lie all over the memory."""
 
 MAX_KEY = (1 << 63) - 1
 """What the keys are below that are hashed from other keys."""
 
 
 class Layout(NamedTuple):
-    """The samples of a view in their lanes; see above."""
+    """The rows of a view in their lanes; see above."""
 
-    bounds: AnyArray
+    chunks: AnyArray
+    parts: AnyArray
     pieces: AnyArray
     marks: AnyArray
-    chunks: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return self.bounds.nbytes + self.pieces.nbytes + self.marks.nbytes
+        return sum(array.nbytes for array in self)
 
 
-def lay_out(starts: Int64, lanes: int, run_key: int, epoch_key: int) -> Layout:
+def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
     """Deal chunks to lanes, and permute the pieces of each lane.
 
     Parameters
     ----------
-    starts : ndarray of int64, shape (chunks + 1,)
-        First sample of each chunk, then the number of samples; no chunk is empty.
+    chunks : ndarray of int32 or int64
+        First row of each chunk, then the number of rows; no chunk is empty.
     lanes : int
     run_key, epoch_key : int
         The keys by which chunks are dealt, and by which pieces are permuted.
 
     Examples
     --------
-    >>> layout = lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
-    >>> [(int(layout.bounds[p]), int(layout.bounds[p + 1])) for p in layout.pieces]
-    [(0, 4), (8, 9), (4, 8)]
+    >>> lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2).pieces
+    array([0, 2, 1], dtype=int32)
     """
-    chunks, n = len(starts) - 1, int(starts[-1])
-    dtype = np.int32 if n < 1 << 31 else np.int64
-    # A cut adds one piece, and at most three bounds.
+    n = int(chunks[-1])
+    chunks = np.ascontiguousarray(chunks, np.int32 if n < 1 << 31 else np.int64)
     cuts = min(lanes, n)
-    bounds = np.full(chunks + 1 + 3 * cuts, n, dtype)
-    bounds[: chunks + 1] = starts
-    pieces, sizes = np.empty((2, chunks + cuts), np.int32), np.empty((2, chunks + cuts), dtype)
-    count = _deal.sized(chunks + cuts)(run_key, chunks, lanes, bounds, pieces, sizes)
-    marks = np.empty(-(-count // STRIDE), dtype)
-    _permute.sized(count)(epoch_key, n, lanes, pieces[:, :count], sizes[:, :count], marks)
-    return Layout(bounds, pieces[0, :count].copy(), marks, chunks)
+    # A cut adds one piece, and at most three bounds.
+    parts = np.full(3 * cuts, n, chunks.dtype)
+    pieces = np.empty(len(chunks) - 1 + cuts, np.int32)
+    sizes = np.empty(pieces.size, chunks.dtype)
+    marks = np.empty(-(-pieces.size // STRIDE), chunks.dtype)
+    deal = _deal.sized(pieces.size)
+    count = deal(run_key, epoch_key, lanes, chunks, parts, pieces, sizes, marks)
+    return Layout(chunks, parts, pieces[:count], marks[: -(-count // STRIDE)])
 
 
 def slots_of(layout: Layout) -> AnyArray:
-    """Return the slot of each piece; for a chunk that was cut, minus its first part's number."""
-    slots = np.empty(layout.bounds.size, np.int32)
-    _invert.sized(slots.size)(layout.bounds, layout.pieces, layout.chunks, slots)
+    """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
+    slots = np.empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
+    _invert.sized(slots.size)(layout, slots)
     return slots
 
 
 @kernel
 def lane_start(n: int, lanes: int, lane: int) -> int:
-    """Return the place where a lane begins; the first n % lanes have one sample more."""
+    """Return the place where a lane begins; the first n % lanes have one row more."""
     return lane * (n // lanes) + min(lane, n % lanes)
 
 
@@ -107,86 +109,91 @@ def subkey(key: int, lane: int, level: int) -> int:
 
 @kernel
 def _deal(
-    key: int, chunks: int, lanes: int, bounds: AnyArray, pieces: AnyArray, sizes: AnyArray
+    run_key: int,
+    epoch_key: int,
+    lanes: int,
+    chunks: AnyArray,
+    parts: AnyArray,
+    pieces: AnyArray,
+    sizes: AnyArray,
+    marks: AnyArray,
 ) -> int:
-    """Lay permuted chunks end to end over the lanes, and cut them there.
-
-    Of `pieces` and `sizes`, row 1 gets the pieces, lane after lane; row 0 is room to work in.
-    Returns the number of pieces.
-    """
-    n = int(bounds[chunks])
-    order = pieces[0]
-    shuffle(key, order[:chunks])
-    for k in range(chunks):  # a loop apart: this one waits for memory all over the place
-        sizes[0, k] = bounds[order[k] + 1] - bounds[order[k]]
-    parts = chunks + 1
+    """Fill in the parts, pieces and marks of a layout; return the number of pieces."""
+    count = len(chunks) - 1
+    n = int(chunks[count])
+    # Pieces overwrite the chunks that they come from, but none that was not taken yet: the room
+    # before the chunks is for all cuts there can be.
+    order = pieces[pieces.size - count :]
+    shuffle(run_key, order)
+    ahead = np.empty(TOGETHER, order.dtype)
+    ahead_sizes = np.empty(TOGETHER, chunks.dtype)
+    together = 0
+    used = 0
+    read = 0
+    left = 0  # of a chunk that is being cut
+    part = 0
     slot = 0
-    lane = 0
-    room = lane_start(n, lanes, 1)
-    for k in range(chunks):
-        piece = int(order[k])
-        size = int(sizes[0, k])
-        if room == 0:
-            lane += 1
-            room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-        if size > room:
-            bounds[parts] = bounds[piece]
-            end = bounds[piece + 1]
-            while size > room:
-                pieces[1, slot] = parts
-                sizes[1, slot] = room
-                slot += 1
-                bounds[parts + 1] = bounds[parts] + room
-                parts += 1
-                size -= room
-                lane += 1
-                room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-            bounds[parts + 1] = end
-            piece = parts
-            parts += 2
-        pieces[1, slot] = piece
-        sizes[1, slot] = size
-        slot += 1
-        room -= size
-    return slot
-
-
-@kernel
-def _permute(
-    key: int, n: int, lanes: int, pieces: AnyArray, sizes: AnyArray, marks: AnyArray
-) -> None:
-    """Permute the pieces of each lane, from row 1 to row 0, and mark every fourth."""
-    slot = 0
+    place = 0
     for lane in range(min(lanes, n)):
         first = slot
         room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
         while room > 0:
-            room -= int(sizes[1, slot])
+            if left == 0:
+                if used == together:
+                    together = min(TOGETHER, count - read)
+                    for i in range(together):
+                        ahead[i] = order[read + i]
+                        ahead_sizes[i] = chunks[ahead[i] + 1] - chunks[ahead[i]]
+                    read += together
+                    used = 0
+                while used < together and ahead_sizes[used] <= room:
+                    pieces[slot] = ahead[used]
+                    sizes[slot - first] = ahead_sizes[used]
+                    room -= int(ahead_sizes[used])
+                    slot += 1
+                    used += 1
+                if room == 0 or used == together:
+                    continue
+                left = int(ahead_sizes[used])
+                parts[part] = chunks[ahead[used]]
+                used += 1
+            size = min(left, room)
+            pieces[slot] = count + part
+            sizes[slot - first] = size
+            parts[part + 1] = parts[part] + size
+            part += 1 if size < left else 2
             slot += 1
-        lane_key = subkey(key, lane, 0)
-        for i in range(slot - first):  # as in `shuffle`
-            j = draw(lane_key ^ i, i + 1)
-            pieces[0, first + i] = pieces[0, first + j]
-            pieces[0, first + j] = pieces[1, first + i]
-            sizes[0, first + i] = sizes[0, first + j]
-            sizes[0, first + j] = sizes[1, first + i]
-    place = 0
-    for slot in range(pieces.shape[1]):
-        if slot % STRIDE == 0:
-            marks[slot // STRIDE] = place
-        place += int(sizes[0, slot])
+            left -= size
+            room -= size
+        key = subkey(epoch_key, lane, 0)
+        for i in range(slot - first):  # as in `shuffle`, but in place
+            j = draw(key ^ i, i + 1)
+            piece = pieces[first + i]
+            pieces[first + i] = pieces[first + j]
+            pieces[first + j] = piece
+            size = sizes[i]
+            sizes[i] = sizes[j]
+            sizes[j] = size
+        for i in range(slot - first):
+            if (first + i) % STRIDE == 0:
+                marks[(first + i) // STRIDE] = place
+            place += int(sizes[i])
+    return slot
 
 
 @kernel
-def _invert(bounds: AnyArray, pieces: AnyArray, chunks: int, slots: AnyArray) -> None:
+def _invert(layout: Layout, slots: AnyArray) -> None:
     """Fill in the slot of each piece."""
-    for slot in range(pieces.size):
-        slots[pieces[slot]] = slot
-    part = chunks + 1
-    while part < bounds.size and bounds[part] < bounds[chunks]:
-        chunk = seek(bounds, int(bounds[part]), 0, chunks - 1)
-        slots[chunk] = -part
-        while bounds[part] < bounds[chunk + 1]:
+    for slot in range(layout.pieces.size):
+        slots[layout.pieces[slot]] = slot
+    chunks = layout.chunks
+    parts = layout.parts
+    count = len(chunks) - 1
+    part = 0
+    while part < parts.size and parts[part] < chunks[count]:
+        chunk = seek(chunks, int(parts[part]), 0, count - 1)
+        slots[chunk] = -1 - part
+        while parts[part] < chunks[chunk + 1]:
             part += 1
         part += 1
 
@@ -204,10 +211,22 @@ def seek(values: AnyArray, value: int, low: int, high: int) -> int:
 
 
 @kernel
+def row_of(layout: Layout, slot: int) -> int:
+    """Return the first row in a slot."""
+    part = int(layout.pieces[slot]) - (len(layout.chunks) - 1)
+    if part < 0:
+        return int(layout.chunks[layout.pieces[slot]])
+    return int(layout.parts[part])
+
+
+@kernel
 def size_of(layout: Layout, slot: int) -> int:
-    """Return the number of samples in a slot."""
-    piece = layout.pieces[slot]
-    return int(layout.bounds[piece + 1]) - int(layout.bounds[piece])
+    """Return the number of rows in a slot."""
+    piece = int(layout.pieces[slot])
+    part = piece - (len(layout.chunks) - 1)
+    if part < 0:
+        return int(layout.chunks[piece + 1]) - int(layout.chunks[piece])
+    return int(layout.parts[part + 1]) - int(layout.parts[part])
 
 
 @kernel
@@ -223,7 +242,7 @@ def slot_at(layout: Layout, place: int) -> int:
 
 
 @kernel
-def start_of(layout: Layout, slot: int) -> int:
+def place_of(layout: Layout, slot: int) -> int:
     """Return the place where a slot begins."""
     mark = slot // STRIDE
     place = int(layout.marks[mark])

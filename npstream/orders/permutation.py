@@ -170,13 +170,17 @@ def shuffled_to(key: int, n: int, element: int) -> int:
 @kernel
 def shuffled_from(key: int, n: int, position: int) -> int:
     """Return the element at a position in a table of n that `shuffle` fills."""
-    for i in range(n - 1, -1, -1):
+    i = n - 1
+    while True:
+        while i > position:
+            if draw(key ^ i, i + 1) == position:
+                return i
+            i -= 1
         j = draw(key ^ i, i + 1)
-        if position == j:
+        if j == i:
             return i
-        if position == i:
-            position = j
-    return position
+        position = j
+        i -= 1
 
 
 @kernel
