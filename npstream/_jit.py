@@ -126,6 +126,10 @@ def load_u32(address: int) -> int:
     return int.from_bytes(ctypes.string_at(int(address), 4), "little")
 
 
+def load_ahead(address: int) -> None:
+    """Begin to load a byte's cache line, and its page's address, without waiting for them."""
+
+
 def load_acquire(place: NDArray[np.int64], row: int) -> int:
     """Read ``place[row, 0]``; what other threads wrote before they wrote it is seen after it."""
     return int(place[row, 0])
@@ -217,12 +221,25 @@ def _load_memory_primitives() -> None:
 
         return nb.int64(nb.int64), emit
 
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load_line(typingctx: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            at, word = pointer(builder, args[0]), ir.IntType(32)
+            signature_of = ir.FunctionType(ir.VoidType(), [at.type, word, word, word])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature_of)
+            for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
+            builder.call(function, [at, for_reading, keep_close, data])
+            return context.get_dummy_value()
+
+        return nb.void(nb.int64), emit
+
     load_8, load_32 = loader(8), loader(32)
     overload(copy)(
         lambda destination, source, nbytes: (
             lambda destination, source, nbytes: copy_bytes(destination, source, nbytes)
         )
     )
+    overload(load_ahead)(lambda address: lambda address: load_line(address))
     overload(load_u8)(lambda address: lambda address: load_8(address))
     overload(load_u32)(lambda address: lambda address: load_32(address))
     overload(load_acquire)(

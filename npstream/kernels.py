@@ -21,8 +21,21 @@ nbytes        int64[n]    its length
 
 from __future__ import annotations
 
-from npstream._jit import compare, copy, kernel, load_acquire, load_u8, load_u32, will_need
+from npstream._jit import (
+    compare,
+    copy,
+    kernel,
+    load_acquire,
+    load_ahead,
+    load_u8,
+    load_u32,
+    will_need,
+)
 from npstream._typing import Bools, Int64
+
+AHEAD = 8
+"""Spans whose ends are on their way to the processor while one is copied: without that, each copy
+waits for memory, and for the addresses of one or two pages, before its first byte."""
 
 
 @kernel
@@ -92,6 +105,7 @@ def split(
     """
     head = 4 * nvariable
     for k in range(address.size):
+        announce(address, nbytes, k + AHEAD)
         source = address[k]
         if nbytes[k] < head + nfixed:
             return -1 - k
@@ -139,6 +153,14 @@ def read(
 
 
 @kernel
+def announce(address: Int64, nbytes: Int64, k: int) -> None:
+    """Prefetch the first and last bytes of a span, if there is one of that number."""
+    if k < address.size:
+        load_ahead(address[k])
+        load_ahead(address[k] + nbytes[k] - 1)
+
+
+@kernel
 def copy_short(destination: int, source: int, size: int) -> None:
     """Copy a value; a size known when compiled becomes one load and one store, not a call."""
     if size == 8:
@@ -157,6 +179,7 @@ def copy_short(destination: int, source: int, size: int) -> None:
 def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
     """Copy span k to ``destination + offsets[k]``, for all k."""
     for k in range(address.size):
+        announce(address, nbytes, k + AHEAD)
         copy(destination + offsets[k], address[k], nbytes[k])
 
 

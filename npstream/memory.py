@@ -92,7 +92,8 @@ class Map:
 
     def __del__(self) -> None:
         global _live
-        if self.address:
+        # At the interpreter's end the module's names may be gone before its maps.
+        if self.address and _libc is not None:
             _libc.munmap(self.address, self.nbytes)
             self.address = 0
             with _lock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,12 +82,7 @@ def _row_reader(
     """Return what reads a sample of a shard by its number there."""
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
-        columns = [(f.name, record_column(region, layout, f)) for f in fields]
-        integers = {f.name for f in fields if f.encoding.name == "int"}
-        takes = [
-            (name, column.item if name in integers else partial(_copy_row, column))
-            for name, column in columns
-        ]
+        takes = [(f.name, _value_reader(record_column(region, layout, f), f)) for f in fields]
         return lambda row, _: {name: take(row) for name, take in takes}
     data, offsets, begin, end = (
         region.data.data, region.offsets.data, region.begin, len(region.data),
@@ -108,8 +102,13 @@ def _row_reader(
     return read
 
 
-def _copy_row(column: AnyArray, row: int) -> Any:
-    return column[row].copy()
+def _value_reader(column: AnyArray, field: Field) -> Callable[[int], Any]:
+    """Return what makes a value of a sample: a scalar, or an array of its own."""
+    if field.encoding.name == "int":
+        return column.item
+    if column.ndim == 1:
+        return column.__getitem__
+    return lambda row: column[row].copy()
 
 
 def _decoder(fetcher: Fetcher, schema: int, fields: Sequence[Field]) -> tuple[Decoder, int]:

@@ -2,8 +2,9 @@
 
 Each new iteration is of the next epoch. Workers of a DataLoader make theirs in processes of their
 own, which may live for one epoch or for all; so where the next one begins, and how often each
-worker began, stands in memory that they inherit. Every worker counts for itself. Loaders with
-different numbers of workers may follow each other, and what the others counted is added.
+worker began, stands in memory that they inherit. Workers begin at the same time, and nothing there
+is read whole: so each writes a slot of its own, and none reads another's of its own loader. Loaders
+with different numbers of workers may follow each other, and what the others counted is added.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ MAX_GAPS = 8
 """Stretches that an epoch may be spared."""
 
 _PLACE = 2 + 2 * MAX_GAPS  # words: epoch, position, and the gaps, of which unused ones are empty
-_NEXT, _NOW, _PINNED, _COUNTS = 0, _PLACE, 2 * _PLACE, 2 * _PLACE + 1
+_NEXT, _NOW, _PINNED, _SLOTS = 0, _PLACE, 2 * _PLACE, 2 * _PLACE + 1
+_TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
-"""The count of worker 0 of as many workers; those of the others follow."""
+"""The slot of worker 0 of as many workers; those of the others follow."""
 
 
 class Place(NamedTuple):
@@ -48,7 +50,7 @@ class Turns:
 
     def __init__(self, epoch: int) -> None:
         self._shared: Any = None
-        self._words = np.zeros(_COUNTS, np.int64)
+        self._words = np.zeros(_SLOTS, np.int64)
         self._write(_NEXT, Place(epoch))
 
     def __getstate__(self) -> Any:
@@ -70,9 +72,10 @@ class Turns:
         if self._shared is None:
             import multiprocessing
 
-            self._shared = multiprocessing.RawArray("q", _COUNTS + int(_FIRST[-1]) + MAX_WORKERS)
+            slots = int(_FIRST[-1]) + MAX_WORKERS
+            self._shared = multiprocessing.RawArray("q", _SLOTS + 2 * slots)
             words: Int64 = np.frombuffer(self._shared, np.int64)
-            words[:_COUNTS] = self._words
+            words[:_SLOTS] = self._words
             self._words = words
 
     @property
@@ -82,7 +85,7 @@ class Turns:
 
     def set(self, place: Place, pinned: bool) -> None:
         """Begin here next."""
-        self._words[_COUNTS:] = 0
+        self._words[_SLOTS:] = 0
         self._words[_PINNED] = pinned
         self._write(_NEXT, place)
 
@@ -90,7 +93,7 @@ class Turns:
         """Return where an iteration begins that this process, no worker, makes or leads."""
         place = self.upcoming()
         self._write(_NOW, place)
-        self.set(self._after(place, 1), self.pinned)
+        self.set(self._after(place, 1, 1), self.pinned)
         return place
 
     def now(self) -> Place:
@@ -99,51 +102,52 @@ class Turns:
 
     def take_as(self, worker: int, workers: int) -> Place:
         """Return where an iteration begins that is made by workers which nobody leads."""
-        self.share()
-        own = self._count_of(worker, workers)
-        place = self._after(self._read(_NEXT), self._begun(worker, workers))
-        self._words[own] += 1
-        return place
+        own, turns, shift = self._turns_of(worker, workers)
+        own[_TURNS] += 1
+        return self._after(self._read(_NEXT), turns, turns + shift)
 
     def rejoin(self, epoch: int, worker: int, workers: int) -> None:
         """Let a worker, as all others do, take a turn of this epoch next."""
-        self.share()
-        self._write(_NEXT, Place(epoch))
-        self._words[self._count_of(worker, workers)] = 0
+        own, turns, shift = self._turns_of(worker, workers)
+        own[_SHIFT] += epoch - (self._read(_NEXT).epoch + turns + shift)
 
     def upcoming(self) -> Place:
         """Return where the next iteration begins."""
-        return self._after(self._read(_NEXT), self.begun)
+        turns, shift = self._others(0)
+        return self._after(self._read(_NEXT), turns, turns + shift)
 
     @property
     def begun(self) -> int:
         """Iterations that were made by workers whom nobody led, since the last that was led."""
-        return self._begun(0, 0)
+        return self._others(0)[_TURNS]
 
     def last(self) -> Place:
         """Return where the last iteration began that was made by workers whom nobody led."""
-        return self._after(self._read(_NEXT), self.begun - 1)
+        turns, shift = self._others(0)
+        return self._after(self._read(_NEXT), turns - 1, turns - 1 + shift)
 
-    def _begun(self, worker: int, workers: int) -> int:
-        """Add what one worker counted to what the first ones of all other loaders did."""
-        if self._shared is None:
-            return 0
-        first = _COUNTS + _FIRST[1:]
-        begun = int(self._words[first].sum())
-        if worker:
-            own = self._count_of(0, workers)
-            begun += int(self._words[own + worker] - self._words[own])
-        return begun
-
-    def _count_of(self, worker: int, workers: int) -> int:
+    def _turns_of(self, worker: int, workers: int) -> tuple[Int64, int, int]:
+        """Return a worker's slot; and the turns before its next one, and what they are moved by."""
         if workers > MAX_WORKERS:
             raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
-        return int(_COUNTS + _FIRST[workers]) + worker
+        self.share()
+        own = self._words[_SLOTS:].reshape(-1, 2)[_FIRST[workers] + worker]
+        turns, shift = self._others(workers)
+        return own, turns + int(own[_TURNS]), shift + int(own[_SHIFT])
 
-    def _after(self, place: Place, turns: int) -> Place:
-        if turns == 0:
+    def _others(self, workers: int) -> tuple[int, int]:
+        """Add up the slots of the first workers of loaders with other numbers of workers."""
+        if self._shared is None:
+            return 0, 0
+        firsts = np.delete(_FIRST[1:], workers - 1) if workers else _FIRST[1:]
+        turns, shift = self._words[_SLOTS:].reshape(-1, 2)[firsts].sum(axis=0).tolist()
+        return turns, shift
+
+    def _after(self, place: Place, turns: int, epochs: int) -> Place:
+        """Return where an iteration begins after others, so many epochs on if none is pinned."""
+        if turns == 0 and epochs == 0:
             return place
-        return Place(place.epoch if self.pinned else place.epoch + turns)
+        return Place(place.epoch if self.pinned else place.epoch + epochs)
 
     def _read(self, at: int) -> Place:
         epoch, position, *ends = self._words[at : at + _PLACE].tolist()
