@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,11 @@ from figures import SIDES, Figure, Pair, check, figure
 ROW = 2 * TOKENS
 
 
-@figure(
-    "a cold random row (page cache dropped), batches of 1,000",
-    "a loop of `pread` in one thread",
-    factor=0.5,
-)
-def cold_rows(data: Data) -> Pair:
+def cold_rows(data: Data, threads: int) -> Pair:
     flat, dataset = data.cold_file(), data.cold_dataset()
     rows = flat.stat().st_size // ROW
-    count = min(1000, rows // 4)
+    batches, batch = 4, min(1000, rows // 16)
+    count = batches * batch
     # A small file (in the tests) may lie in memory, where the page cache cannot be dropped.
     least = count * ROW // 2 if data.cold_bytes >= 1 << 30 else 0
 
@@ -40,18 +39,23 @@ def cold_rows(data: Data) -> Pair:
     def ours(number: int) -> float:
         forget(*dataset.glob("*.mds"))
         with npstream.open(dataset) as opened, from_disk(least) as seconds:
-            opened["tokens"][pick(number)].load()
+            for rows_of_one in pick(number).reshape(batches, batch):
+                opened["tokens"][rows_of_one].load()
         return seconds()
 
     def reference(number: int) -> float:
         forget(flat)
         descriptor = os.open(flat, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        with from_disk(least) as seconds:
-            for row in pick(number).tolist():
-                os.pread(descriptor, ROW, row * ROW)
+        with from_disk(least) as seconds, ThreadPoolExecutor(threads) as pool:
+            for part in np.array_split(pick(number), threads):
+                pool.submit(read, descriptor, part.tolist())
         os.close(descriptor)
         return seconds()
+
+    def read(descriptor: int, rows: list[int]) -> None:
+        for row in rows:
+            os.pread(descriptor, ROW, row * ROW)
 
     return Pair(ours, reference, lambda left, right: None, calls=count, timed=True)
 
@@ -137,7 +141,15 @@ def written(data: Data) -> Pair:
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
 
-FIGURES = [cold_rows, open_many, open_more, written]
+COLD = "a cold random row (page cache dropped), batches of 1,000"
+cold_one = figure(COLD, "a loop of `pread` in one thread", factor=0.5)(
+    partial(cold_rows, threads=1)
+)
+cold_all = figure(COLD, "`pread` in 32 threads: all that the disk gives", factor=math.inf)(
+    partial(cold_rows, threads=32)
+)
+
+FIGURES = [cold_one, cold_all, open_many, open_more, written]
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -104,7 +104,7 @@ def main() -> None:
     for figure in FIGURES:
         if arguments.only not in figure.what:
             continue
-        if arguments.no_cold and figure is bench_disk.cold_rows:
+        if arguments.no_cold and figure.what == bench_disk.COLD:
             continue
         line = row(measure(figure, Data(arguments.data), arguments.rounds))
         print(line, end="", flush=True)

@@ -135,6 +135,11 @@ def load_acquire(place: NDArray[np.int64], row: int) -> int:
     return int(place[row, 0])
 
 
+def load_u8_acquire(address: int) -> int:
+    """Read a byte; what others wrote before they wrote it is seen after it."""
+    return load_u8(address)
+
+
 def compare(left: int, right: int, nbytes: int) -> int:
     """Compare two runs of bytes: 0 where they are equal."""
     return int(
@@ -214,12 +219,17 @@ def _load_memory_primitives() -> None:
 
         return load
 
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load_atomic(typingctx: Any, address: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.load_atomic(pointer(builder, args[0], 64), "acquire", align=8)
+    def acquirer(bits: int) -> Any:
+        @intrinsic  # type: ignore[untyped-decorator]
+        def load(typingctx: Any, address: Any) -> Any:
+            def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+                at = pointer(builder, args[0], bits)
+                value = builder.load_atomic(at, "acquire", align=bits // 8)
+                return builder.zext(value, ir.IntType(64)) if bits < 64 else value
 
-        return nb.int64(nb.int64), emit
+            return nb.int64(nb.int64), emit
+
+        return load
 
     @intrinsic  # type: ignore[untyped-decorator]
     def load_line(typingctx: Any, address: Any) -> Any:
@@ -234,6 +244,7 @@ def _load_memory_primitives() -> None:
         return nb.void(nb.int64), emit
 
     load_8, load_32 = loader(8), loader(32)
+    acquire_8, acquire_64 = acquirer(8), acquirer(64)
     overload(copy)(
         lambda destination, source, nbytes: (
             lambda destination, source, nbytes: copy_bytes(destination, source, nbytes)
@@ -242,10 +253,9 @@ def _load_memory_primitives() -> None:
     overload(load_ahead)(lambda address: lambda address: load_line(address))
     overload(load_u8)(lambda address: lambda address: load_8(address))
     overload(load_u32)(lambda address: lambda address: load_32(address))
+    overload(load_u8_acquire)(lambda address: lambda address: acquire_8(address))
     overload(load_acquire)(
-        lambda place, row: (
-            lambda place, row: load_atomic(place.ctypes.data + row * place.strides[0])
-        )
+        lambda place, row: lambda place, row: acquire_64(place.ctypes.data + row * place.strides[0])
     )
 
 

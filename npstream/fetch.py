@@ -68,7 +68,7 @@ class Fetcher:
         self._cold = pages.Coldness()
         self._announced: tuple[Int64, ...] = ()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
-        self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 5), np.int64))
+        self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 7), np.int64))
 
     def renew_locks(self) -> None:
         """Replace the locks, which a thread that a forked process does not have may have held."""
@@ -174,7 +174,7 @@ class Fetcher:
         region = table.regions.get(shard)
         if region is None:
             region = self._ensure(np.array([shard])).regions.get(shard)
-        return self.shards.open(shard) if region is None else region
+        return self.shards.open([shard])[shard] if region is None else region
 
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
@@ -191,15 +191,16 @@ class Fetcher:
             table = self._make_room(table, sum(owned.values()))
             room = _budget(table) - sum(table.owned.values())
             maps = memory.map_budget()
-            fresh: dict[int, Region] = {}
+            admitted = []
             for shard in missing:
                 if owned.get(shard, 0) > room or (shard not in owned and maps < 2):
                     continue  # its samples are borrowed instead, one shard after the other
-                fresh[shard] = self.shards.open(shard)
+                admitted.append(shard)
                 if shard in owned:
                     room -= owned[shard]
                 else:
                     maps -= 2
+            fresh = self.shards.open(admitted)
             for shard, region in fresh.items():
                 table.regions[shard] = region
                 if shard in owned:

@@ -11,9 +11,10 @@ Arguments that recur, for n samples and S shards:
 ids           int64[n]    sample numbers, each in [0, starts[S])
 starts        int64[S+1]  first sample of each shard
 guide, shift              see `npstream.formats.index.guide_table`
-place         int64[S,5]  address of the shard's bytes (0: not in memory), address of
+place         int64[S,7]  address of the shard's bytes (0: not in memory), address of
                           its offsets, first and last byte that samples may take,
-                          bytes of every sample (0: see the offsets)
+                          bytes of every sample (0: see the offsets), address of a byte a
+                          chunk that says if it is in memory (0: all are), chunks
 address       int64[n]    where each span begins
 nbytes        int64[n]    its length
 ============  ==========  =========================================================
@@ -28,6 +29,7 @@ from npstream._jit import (
     load_acquire,
     load_ahead,
     load_u8,
+    load_u8_acquire,
     load_u32,
     will_need,
 )
@@ -50,8 +52,8 @@ def locate(
 ) -> int:
     """Find the bytes of samples.
 
-    Returns 0; or the number of samples whose shard is not in memory, which get the address 0
-    and, for a length, their shard; or -1 - k if the offsets of sample k are damaged.
+    Returns 0; or the number of samples whose shard or chunk is not in memory, which get the
+    address 0 and, for a length, their shard; or -1 - k if the offsets of sample k are damaged.
     """
     absent = 0
     for k in range(ids.size):
@@ -65,12 +67,16 @@ def locate(
             else:
                 high = middle - 1
         base = load_acquire(place, low)
+        row = i - starts[low]
+        if base and place[low, 5]:
+            chunk = ((row + 1) * place[low, 6] - 1) // (starts[low + 1] - starts[low])
+            if load_u8_acquire(place[low, 5] + chunk) != 1:
+                base = 0
         if base == 0:
             address[k] = 0
             nbytes[k] = low
             absent += 1
             continue
-        row = i - starts[low]
         stride = place[low, 4]
         if stride:
             begin = place[low, 2] + row * stride

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +23,7 @@ Verify = bool | str
 """Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
 files too; False, none; a name, that one of both."""
 
+_ALL: Bytes = np.empty(0, np.uint8)
 
 _MAX_BYTES = 1 << 32
 """Where samples end that offsets of four bytes can reach."""
@@ -32,19 +34,24 @@ class Region:
     """A shard in memory.
 
     ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
-    begin, ``stride`` their size, 0 if it varies.
+    begin, ``stride`` their size, 0 if it varies. ``resident`` has a byte for each chunk, 1 if it
+    is in memory; it is empty if all are.
     """
 
     data: Bytes
     offsets: np.ndarray[Any, np.dtype[np.uint32]]
     begin: int
     stride: int
+    resident: Bytes
 
     @property
-    def place(self) -> tuple[int, int, int, int, int]:
+    def place(self) -> tuple[int, ...]:
         """The shard's row in the table that kernels read."""
-        address = memory.address_of(self.data)
-        return address, memory.address_of(self.offsets), self.begin, len(self.data), self.stride
+        chunks = len(self.resident)
+        return (
+            memory.address_of(self.data), memory.address_of(self.offsets), self.begin,
+            len(self.data), self.stride, memory.address_of(self.resident) if chunks else 0, chunks,
+        )  # fmt: skip
 
 
 class Shards:
@@ -72,28 +79,50 @@ class Shards:
     def _is_packed(self, raw: File, zipped: File | None) -> bool:
         return zipped is not None and not self.store.exists(raw.name)
 
-    def open(self, shard: int) -> Region:
-        """Map or decompress a shard's files, and check them against the index."""
+    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+        """Map or decompress the files of shards, and check them against the index."""
+        # All heads are asked for before the first is looked at.
+        loaded = [(shard, *self._load(shard)) for shard in shards]
+        return {shard: self._checked(shard, data, head) for shard, data, head in loaded}
+
+    def _load(self, shard: int) -> tuple[Bytes, Bytes]:
+        """Return a shard's data, and the file with its offsets."""
         files = self.index.files(shard)
+        data = head = self._load_file(files.data, files.zip_data, files.compression)
+        if files.meta is not None:
+            head = self._load_file(files.meta, files.zip_meta, files.compression)
+        if memory.is_mapped(head):
+            layout, end = self.layouts[self.index.schema_of[shard]], 4 * (self._count(shard) + 2)
+            if layout is None or not layout.stride:
+                memory.will_need(head[: end + 1])
+            else:  # only the first and the last offset are looked at
+                memory.will_need(head[:8])
+                memory.will_need(head[end - 4 : end + 1])
+        return data, head
+
+    def _checked(self, shard: int, data: Bytes, head: Bytes) -> Region:
         number = int(self.index.schema_of[shard])
         schema, layout = self.index.schemas[number], self.layouts[number]
-        samples = int(self.index.starts[shard + 1] - self.index.starts[shard])
-        data = self._load(files.data, files.zip_data, files.compression)
-        head, stride = data, layout.stride if layout is not None else 0
-        if files.meta is not None:
-            head = self._load(files.meta, files.zip_meta, files.compression)
-        if not stride and memory.is_mapped(head):
-            memory.will_need(head[: 4 * (samples + 2)])
+        samples, stride = self._count(shard), layout.stride if layout is not None else 0
         try:
             if layout is not None:
                 begin = mds.samples_begin(schema, data, samples, stride)
             else:
                 begin = text.lines_begin(schema, data, head, samples)
         except FormatError as error:
-            where = self.store.where(files.data.name)
+            where = self.store.where(self.index.name(shard))
             raise FormatError(f"{where} (shard {shard}): {error}") from None
         self._sound[shard] = True
-        return Region(data, head[4 : 4 * (samples + 2)].view("<u4"), begin, stride)
+        offsets = head[4 : 4 * (samples + 2)].view("<u4")
+        return Region(data, offsets, begin, stride, self._resident(shard))
+
+    def _resident(self, shard: int) -> Bytes:
+        """Return a byte for each chunk of a shard; none if all of it is in memory."""
+        return _ALL
+
+    def _count(self, shard: int) -> int:
+        """Return the number of samples of a shard."""
+        return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
     def samples(self, shard: int, rows: Int64) -> tuple[list[bytes], int]:
         """Read samples of a shard that cannot stay in memory.
@@ -117,7 +146,7 @@ class Shards:
         layout = self.layouts[self.index.schema_of[shard]]
         guard, low = text.guard(schema), 0 if files.meta else 4 * (count + 2)
         whole = bool(self.buffered(shard)) or not self._sound[shard]
-        region = self.open(shard) if whole else None
+        region = self.open([shard])[shard] if whole else None
         if layout is not None and layout.stride:
             begins = files.data.nbytes - (count - rows) * layout.stride
             ends = begins + layout.stride
@@ -136,7 +165,7 @@ class Shards:
             return [region.data[at : at + nbytes].tobytes() for at, nbytes in spans], guard
         return self.store.ranges(files.data.name, spans), guard
 
-    def _load(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
         """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
         if zipped is None or not self._is_packed(raw, zipped):
             data = self.store.map(raw.name)

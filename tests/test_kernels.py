@@ -60,19 +60,25 @@ class Shards:
         counts = [len(sizes) for sizes in shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.guide, self.shift = guide_table(self.starts)
-        self.place = np.zeros((max(len(shards), 1), 5), np.int64)
+        self.place = np.zeros((max(len(shards), 1), 7), np.int64)
         self.held, self.bodies = [], []
         for number, sizes in enumerate(shards):
             ends = 10 + np.cumsum([0, *sizes])
             offsets = guarded(ends.astype("<u4").tobytes())
             data = guarded(bytes(np.arange(ends[-1], dtype=np.uint8)))
             row = (address_of(data), address_of(offsets), 10, len(data), stride)
-            self.place[number] = row
+            self.place[number, :5] = row
             self.held += [offsets, data]
             self.bodies += [data[a:b].tobytes() for a, b in itertools.pairwise(ends.tolist())]
 
     def lose(self, shard):
         self.place[shard] = 0
+
+    def cut(self, shard, resident):
+        """Cut a shard into chunks of which some are in memory."""
+        flags = guarded(bytes(resident))
+        self.place[shard, 5:] = address_of(flags), len(resident)
+        self.held.append(flags)
 
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
@@ -126,6 +132,27 @@ def test_locate_tells_which_shards_are_absent(run, shards, data):
     ids = np.arange(len(table.bodies))
     shard_of = np.searchsorted(table.starts, ids, "right") - 1
     absent = np.isin(shard_of, list(lost))
+    code, address, nbytes = table.locate(run, ids)
+    assert code == absent.sum()
+    assert (address[absent] == 0).all()
+    assert (nbytes[absent] == shard_of[absent]).all()
+    present = [body for body, gone in zip(table.bodies, absent, strict=True) if not gone]
+    assert table.read(address[~absent], nbytes[~absent]) == present
+
+
+@given(sizes_of_shards, st.data())
+def test_locate_tells_which_chunks_are_absent(run, shards, data):
+    table = Shards(shards)
+    ids = np.arange(len(table.bodies))
+    shard_of = np.searchsorted(table.starts, ids, "right") - 1
+    absent = np.zeros(len(ids), bool)
+    for shard, sizes in enumerate(shards):
+        flags = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=max(len(sizes), 1)))
+        table.cut(shard, flags)
+        first = table.starts[shard]
+        for chunk, flag in enumerate(flags):
+            begin, end = (k * len(sizes) // len(flags) for k in (chunk, chunk + 1))
+            absent[first + begin : first + end] = not flag
     code, address, nbytes = table.locate(run, ids)
     assert code == absent.sum()
     assert (address[absent] == 0).all()
