@@ -194,7 +194,7 @@ def random(seed: int) -> np.random.Generator:
 
 def sync(path: Path) -> None:
     """Bring a dataset's files to the disk."""
-    for file in path.iterdir():
+    for file in filter(Path.is_file, path.rglob("*")):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
 

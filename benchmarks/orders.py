@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,9 +21,7 @@ from npstream._typing import Int64
 from npstream.orders.epoch import Order, Shuffle
 from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World
-
-PAGE = Path(__file__).parents[1] / "docs" / "orders.md"
-MARK = "<!-- What follows is written by `python benchmarks/orders.py`. -->\n"
+from page import fill_in
 
 MIB = 1 << 20
 CHUNK, SHARD = 4 * MIB, 64 * MIB
@@ -221,8 +218,7 @@ def main() -> None:
         table += line
     if not only:
         legend = "".join(f"- {name}: {scene.name}\n" for name, scene in SCENES.items())
-        text = PAGE.read_text().partition(MARK)[0]
-        PAGE.write_text(f"{text}{MARK}\n{legend}\n{table}")
+        fill_in("orders.md", "orders.py", f"{legend}\n{table}")
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import bench_disk
 import bench_gather
+import bench_order
 import bench_samples
 import bench_start
+import bench_streaming_orders
 import npstream
 from data import Data
 from figures import Figure, Result, measure, seconds
@@ -29,6 +31,8 @@ FIGURES: list[Figure] = [
     *bench_samples.FIGURES,
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
+    *bench_order.FIGURES,
+    *bench_streaming_orders.FIGURES,
 ]
 
 PREFACE = """\

@@ -6,14 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npstream import errors
+    from npstream import cache, errors
     from npstream.batch import Batch
+    from npstream.build import build_index
     from npstream.column import Column
     from npstream.dataset import Dataset
     from npstream.formats.encodings import register_encoding
     from npstream.opening import open_dataset
     from npstream.orders.epoch import Shuffle
     from npstream.ragged import Ragged
+    from npstream.streaming_epochs import StreamingShuffle
+    from npstream.verify import VerifyReport, verify_dataset
     from npstream.warm import precompile
     from npstream.writer import Writer, WriteReport, write
 
@@ -26,12 +29,17 @@ __all__ = [
     "Dataset",
     "Ragged",
     "Shuffle",
+    "StreamingShuffle",
+    "VerifyReport",
     "WriteReport",
     "Writer",
+    "build_index",
+    "cache",
     "errors",
     "open_dataset",
     "precompile",
     "register_encoding",
+    "verify_dataset",
     "write",
 ]
 
@@ -43,13 +51,18 @@ _EXPORTS = {
     "Dataset": "npstream.dataset:Dataset",
     "Ragged": "npstream.ragged:Ragged",
     "Shuffle": "npstream.orders.epoch:Shuffle",
+    "StreamingShuffle": "npstream.streaming_epochs:StreamingShuffle",
+    "VerifyReport": "npstream.verify:VerifyReport",
     "WriteReport": "npstream.writer:WriteReport",
     "Writer": "npstream.writer:Writer",
+    "build_index": "npstream.build:build_index",
+    "cache": "npstream.cache",
     "errors": "npstream.errors",
     "open": "npstream.opening:open_dataset",
     "open_dataset": "npstream.opening:open_dataset",
     "precompile": "npstream.warm:precompile",
     "register_encoding": "npstream.formats.encodings:register_encoding",
+    "verify_dataset": "npstream.verify:verify_dataset",
     "write": "npstream.writer:write",
 }
 """Where each public name is defined; it is imported when somebody first asks for it."""

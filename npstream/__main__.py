@@ -19,11 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (NpstreamError, OSError) as error:
         print(f"npstream: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +40,28 @@ def parser() -> argparse.ArgumentParser:
     info.add_argument("url", help="the dataset's directory")
     info.add_argument("--split", help="the sub-directory to open")
     info.set_defaults(command=run_info)
+
+    cache = commands.add_parser("cache", help="show or empty the cache of remote datasets")
+    actions = cache.add_subparsers(required=True, metavar="ACTION")
+    for name, run, what in (
+        ("info", run_cache_info, "say where it is, what it holds, and its limit"),
+        ("clear", run_cache_clear, "remove its files; programs that use them go on"),
+    ):
+        action = actions.add_parser(name, help=what)
+        action.add_argument("directory", nargs="?", help="another cache than the default one")
+        action.set_defaults(command=run)
+
+    index = commands.add_parser("index", help="make a dataset's side-car: hashes, statistics")
+    index.add_argument("url", help="the dataset's directory, or its URL")
+    index.add_argument("--out", help="where to put it, if not beside the dataset's index")
+    index.add_argument("--columns", nargs="*", help="the scalar columns to hold; all by default")
+    index.add_argument("--no-hashes", action="store_true", help="leave out the hashes of pieces")
+    index.set_defaults(command=run_index)
+
+    verify = commands.add_parser("verify", help="read a whole dataset and check all of it")
+    verify.add_argument("url", help="the dataset's directory, or its URL")
+    verify.add_argument("--index", help="where its side-car is, if not beside its index")
+    verify.set_defaults(command=run_verify)
 
     precompile = commands.add_parser(
         "precompile", help="compile all kernels now, for the first load of later processes"
@@ -62,6 +83,37 @@ def run_info(options: argparse.Namespace) -> None:
 
     with open_dataset(options.url, split=options.split) as dataset:
         print(repr(dataset))
+
+
+def run_cache_info(options: argparse.Namespace) -> None:
+    """Run ``npstream cache info``."""
+    from npstream.cache import info
+
+    print(info(options.directory))
+
+
+def run_cache_clear(options: argparse.Namespace) -> None:
+    """Run ``npstream cache clear``."""
+    from npstream.cache import clear
+
+    print(f"{clear(options.directory):,} bytes removed")
+
+
+def run_index(options: argparse.Namespace) -> None:
+    """Run ``npstream index``."""
+    from npstream.build import build_index
+
+    hashes = not options.no_hashes
+    print(build_index(options.url, options.out, columns=options.columns, hashes=hashes))
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Run ``npstream verify``; the exit status says whether anything is wrong."""
+    from npstream.verify import verify_dataset
+
+    report = verify_dataset(options.url, index=options.index)
+    print(report)
+    return int(bool(report.problems))
 
 
 def run_precompile(_options: argparse.Namespace) -> None:

@@ -186,8 +186,15 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 @functools.cache
 def _load_primitives() -> None:
     _load_memory_primitives()
+    _load_prefetch_primitive()
     _load_libc_primitives()
     _load_arithmetic_primitives()
+
+
+def _pointer(builder: Any, address: Any, bits: int = 8) -> Any:
+    from llvmlite import ir
+
+    return builder.inttoptr(address, ir.IntType(bits).as_pointer())
 
 
 def _load_memory_primitives() -> None:
@@ -196,13 +203,10 @@ def _load_memory_primitives() -> None:
     from numba.core import types as nb
     from numba.extending import intrinsic, overload
 
-    def pointer(builder: Any, address: Any, bits: int = 8) -> Any:
-        return builder.inttoptr(address, ir.IntType(bits).as_pointer())
-
     @intrinsic  # type: ignore[untyped-decorator]
     def copy_bytes(typingctx: Any, destination: Any, source: Any, nbytes: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            to, source, count = pointer(builder, args[0]), pointer(builder, args[1]), args[2]
+            to, source, count = _pointer(builder, args[0]), _pointer(builder, args[1]), args[2]
             cgutils.raw_memcpy(builder, to, source, count, itemsize=1, align=1)
             return context.get_dummy_value()
 
@@ -212,7 +216,7 @@ def _load_memory_primitives() -> None:
         @intrinsic  # type: ignore[untyped-decorator]
         def load(typingctx: Any, address: Any) -> Any:
             def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                value = builder.load(pointer(builder, args[0], bits), align=1)
+                value = builder.load(_pointer(builder, args[0], bits), align=1)
                 return builder.zext(value, ir.IntType(64))
 
             return nb.int64(nb.int64), emit
@@ -223,25 +227,13 @@ def _load_memory_primitives() -> None:
         @intrinsic  # type: ignore[untyped-decorator]
         def load(typingctx: Any, address: Any) -> Any:
             def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-                at = pointer(builder, args[0], bits)
+                at = _pointer(builder, args[0], bits)
                 value = builder.load_atomic(at, "acquire", align=bits // 8)
                 return builder.zext(value, ir.IntType(64)) if bits < 64 else value
 
             return nb.int64(nb.int64), emit
 
         return load
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def load_line(typingctx: Any, address: Any) -> Any:
-        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            at, word = pointer(builder, args[0]), ir.IntType(32)
-            signature_of = ir.FunctionType(ir.VoidType(), [at.type, word, word, word])
-            function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature_of)
-            for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
-            builder.call(function, [at, for_reading, keep_close, data])
-            return context.get_dummy_value()
-
-        return nb.void(nb.int64), emit
 
     load_8, load_32 = loader(8), loader(32)
     acquire_8, acquire_64 = acquirer(8), acquirer(64)
@@ -250,13 +242,32 @@ def _load_memory_primitives() -> None:
             lambda destination, source, nbytes: copy_bytes(destination, source, nbytes)
         )
     )
-    overload(load_ahead)(lambda address: lambda address: load_line(address))
     overload(load_u8)(lambda address: lambda address: load_8(address))
     overload(load_u32)(lambda address: lambda address: load_32(address))
     overload(load_u8_acquire)(lambda address: lambda address: acquire_8(address))
     overload(load_acquire)(
         lambda place, row: lambda place, row: acquire_64(place.ctypes.data + row * place.strides[0])
     )
+
+
+def _load_prefetch_primitive() -> None:
+    from llvmlite import ir
+    from numba.core import types as nb
+    from numba.extending import intrinsic, overload
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load_line(typingctx: Any, address: Any) -> Any:
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            at, word = _pointer(builder, args[0]), ir.IntType(32)
+            signature_of = ir.FunctionType(ir.VoidType(), [at.type, word, word, word])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature_of)
+            for_reading, keep_close, data = (ir.Constant(word, code) for code in (0, 3, 1))
+            builder.call(function, [at, for_reading, keep_close, data])
+            return context.get_dummy_value()
+
+        return nb.void(nb.int64), emit
+
+    overload(load_ahead)(lambda address: lambda address: load_line(address))
 
 
 def _load_libc_primitives() -> None:

@@ -103,6 +103,33 @@ class Batch(dict[str, Any]):
                 tensors[name] = torch.tensor(column)
         return tensors
 
+    def to(self, device: Any, **options: Any) -> Batch:
+        """Return the batch with what are numbers as tensors on a device.
+
+        Trainers move batches by this, and the batch keeps its `ids`. A Ragged stays where it is.
+
+        Parameters
+        ----------
+        device : torch.device, str or int
+        **options
+            What else ``torch.Tensor.to`` takes.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("torch")
+        >>> moved = Batch({"x": np.arange(3)}, ids=[5, 6, 7]).to("meta", non_blocking=True)
+        >>> moved["x"].device, moved.ids
+        (device(type='meta'), array([5, 6, 7]))
+        """
+        torch = exchange.torch_door()
+        moved = self.copy()
+        for name, column in self.items():
+            if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
+                column = torch.tensor(column)
+            if hasattr(column, "to"):
+                moved[name] = column.to(device, **options)
+        return moved
+
     def __repr__(self) -> str:
         lines = [f"<Batch: {self.n} samples>"]
         shown = list(islice(self, _SHOWN))

@@ -19,17 +19,18 @@ from npstream.cells import Cell
 from npstream.decode import objects
 from npstream.exchange import torch_door
 from npstream.formats.encodings import is_unsafe, view_as
+from npstream.formats.pieces import CHUNK_BYTES
 from npstream.gather import Field, Plan
 from npstream.mapped import mapped_column
 from npstream.progress import progress
 from npstream.reading import array_of, in_mode, load
 from npstream.reductions import reduce_blocks
-from npstream.source import CHUNK_BYTES, Source
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
     from npstream.selection import Selection
+    from npstream.source import Source
 
 BLOCK_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
@@ -293,6 +294,7 @@ class Column(NDArrayOperatorsMixin):
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
         encoding, selection = self._field.encoding, self._selection
+        self._source.gate(selection, f"column {self.name!r} as an array", self._plan)
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
             values = self._source.values(self._plan, selection.ids())
             return objects(values).reshape(selection.shape)
@@ -339,6 +341,7 @@ class Column(NDArrayOperatorsMixin):
 
     def _parts(self, purpose: str | None = None) -> Iterator[Column]:
         """Yield the column in blocks of rows; show the progress of what has a purpose."""
+        self._source.gate(self._selection, purpose or f"column {self.name!r}", self._plan)
         if self._final is not None or not self.size or not self.shape:
             yield self
             return

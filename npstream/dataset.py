@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
@@ -17,20 +16,18 @@ from npstream.column import Column
 from npstream.errors import ColumnError
 from npstream.orders.epoch import Order, Shuffle, Size, view_order
 from npstream.places import locate, shard_table
-from npstream.reading import in_mode, load, stretches, structured
+from npstream.reading import SAMPLE_BLOCK, in_mode, iterate_samples, load, structured
 from npstream.splits import filter_mask, split
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from npstream.costs import Cost
     from npstream.iterate import Iteration, Settings
     from npstream.selection import Selection
     from npstream.source import Source
 
 Transform = Callable[[Sample], Any]
-
-SAMPLE_BLOCK = 1 << 19
-"""Bytes of samples that iteration reads at once: few enough to stay in the processor's cache."""
 
 
 class Dataset:
@@ -90,6 +87,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self._selection)
+
+    @property
+    def version(self) -> str:
+        """Fingerprint of the whole dataset's index, as ``npstream.open(version=)`` takes it."""
+        return self._source.index.fingerprint()
 
     @property
     def shards(self) -> AnyArray:
@@ -177,12 +179,7 @@ class Dataset:
             raise TypeError("iteration over a 0-d array")
         if self.ndim > 1:
             return map(self.__getitem__, range(len(self)))
-        blocks = stretches(len(self), self._source.rows_of(SAMPLE_BLOCK))
-        return chain.from_iterable(self._samples(start, stop) for start, stop in blocks)
-
-    def _samples(self, start: int, stop: int) -> Iterator[Any]:
-        """Read the samples of a stretch of the ravelled view."""
-        samples = self._source.samples(self._names, self._selection.ids(start, stop))
+        samples = iterate_samples(self._source, self._selection, self._names)
         return samples if self._transform is None else map(self._transform, samples)
 
     # Reading
@@ -199,8 +196,7 @@ class Dataset:
         Returns
         -------
         Batch
-            One ndarray or Ragged a column. Arrays have the view's shape, then the values'; a
-            Ragged has one row a sample, also of an N-d view.
+            Arrays have the view's shape, then the values'; a Ragged has one row a sample.
 
         Raises
         ------
@@ -230,33 +226,39 @@ class Dataset:
         Parameters
         ----------
         indices : array_like of int
+            One integer takes a sample, not a Batch.
         axis : int, optional
             0, or None for the ravelled view, which is the same unless the view is N-d.
-        out : mapping of str to array_like, optional
-            As for `load`.
-        mode : {"raise", "wrap", "clip"}
-            What an index out of bounds does.
-
-        Returns
-        -------
-        Batch
-            Or one sample, if `indices` is an integer.
+        out, mode
+            As for `load`, and what an index out of bounds does: "raise", "wrap" or "clip".
         """
         view = self
         if axis is None:
             view = self.ravel()
         elif normalize_axis_index(axis, self.ndim):
             raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
-        chosen = view[in_mode(indices, len(view), mode)]
-        if isinstance(chosen, Dataset):
+        if isinstance(chosen := view[in_mode(indices, len(view), mode)], Dataset):
             return chosen.load(out)
         if out is not None:
             raise TypeError("out= takes arrays of several samples, and one was asked for")
         return chosen
 
+    def explain(self) -> Cost:
+        """Return what `load` of this view would fetch now, such as its ``nbytes``."""
+        from npstream.costs import explain
+
+        return explain(self._source, self._selection)
+
+    def prefetch(self) -> None:
+        """Fetch all chunks of this view into the cache; ValueError if that cannot hold them."""
+        from npstream.costs import prefetch
+
+        prefetch(self._source, self._selection)
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
+        self._source.gate(self._selection, "an array of this view")
         source, ids = self._source, self._selection.ids()
         table = structured(source, source.plan(self._names), ids, self.shape)
         return table if dtype is None else table.astype(dtype, copy=False)
@@ -302,13 +304,11 @@ class Dataset:
         Parameters
         ----------
         lengths : sequence of int or float
-            Samples of each part, or fractions that sum to 1; rounded as
-            `torch.utils.data.random_split` does.
+            Samples of each part, or fractions that sum to 1; rounded as torch's does.
         seed : int
         by : {"sample", "chunk"}
-            "sample" draws samples: parts are runs of ``shuffle(seed, block=None)``. "chunk" draws
-            chunks, the runs of samples that are stored together, so that a part reads no more
-            than its share; its samples keep their order.
+            "sample": parts are runs of ``shuffle(seed, block=None)``. "chunk" draws chunks, which
+            are stored together, so that a part reads its share; its samples keep their order.
 
         Examples
         --------
@@ -358,7 +358,7 @@ class Dataset:
         (2,)
         """
         view = self.ravel()
-        given = view if columns is None else view._project(list(columns))
+        given = view if columns is None else view[list(columns)]
         mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
         return view[mask]  # type: ignore[no-any-return]
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream.sizes import size_text
+
 if TYPE_CHECKING:
     from npstream.column import Column
     from npstream.dataset import Dataset
@@ -81,18 +83,3 @@ def value_text(value: Any) -> str:
 def clipped(text: str) -> str:
     """Return a text, or as much of it as fits."""
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."
-
-
-def size_text(nbytes: int) -> str:
-    """Return a number of bytes with the unit that suits it.
-
-    Examples
-    --------
-    >>> size_text(1536)
-    '1.5 KiB'
-    """
-    size, units = float(nbytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.1f} {units[0]}" if units[0] != "bytes" else f"{nbytes} bytes"

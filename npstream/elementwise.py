@@ -65,6 +65,7 @@ def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes 
 
 def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
     """Compare a column of text with one, where it lies."""
+    source.gate(selection, "comparing text")
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, BLOCK), "comparing text"):
         ids = selection.ids(start, start + BLOCK)

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream.orders.epoch import VERSION, Order, Shuffle, view_order
-from npstream.orders.partition import Gaps, stepped_over
-from npstream.state import identity
+from npstream.orders.partition import Partition, left_before, stepped_over
+from npstream.state import identity, place_of, state_of
 
 if TYPE_CHECKING:
-    from npstream._typing import Int64
+    from npstream._typing import Bools, Int64
+    from npstream.ranks import Ranks
     from npstream.selection import Selection
     from npstream.source import Source
+    from npstream.turns import Place
+
+
+BLOCK = 1 << 10
+"""Samples that are looked up at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share(Partition):
+    """One rank's part of what is left of an epoch, and the samples that it holds."""
+
+    epochs: Epochs = field(repr=False)
+    place: Place
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return max(1, BLOCK // self.batch_size)
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches, and which of them only fill up the last one."""
+        positions = self.positions(batches)
+        left = stepped_over(positions % self.size, self.place.gaps)
+        return self.epochs.at(self.place.epoch, left), positions >= self.size
 
 
 class Epochs:
@@ -42,8 +68,6 @@ class Epochs:
         seed: int,
         size: int | None,
     ) -> None:
-        if not isinstance(shuffle, bool | Shuffle):
-            raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
         self._source = source
         self._selection = selection
         self._seed = seed
@@ -73,9 +97,37 @@ class Epochs:
         known = identity(self._source.index, self._selection)
         return {**known, "seed": self._seed, "shuffle": order, "epoch_size": self._chosen}
 
-    def at(self, epoch: int, positions: Int64, gaps: Gaps) -> Int64:
-        """Return the samples at positions in what is left of an epoch, below its length."""
-        positions = stepped_over(positions, gaps)
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as to what they read."""
+        return ranks.sharing(replication)
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Share:
+        """Return a rank's part of what is left of an epoch."""
+        return Share(
+            left_before(self.size, place.gaps), ranks.rank, ranks.world, batch_size, last,
+            ranks.world // ranks.per_node, left_before(place.position, place.gaps),
+            epochs=self, place=place,
+        )  # fmt: skip
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether these ranks will do only after a state was loaded: any always do."""
+        return False
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return how many nodes read a chunk that one could read alone."""
+        lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
+        return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which does not depend on the ranks."""
+        return state_of(self.facts, place)
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state says to go on, with any ranks."""
+        return place_of(state, self.facts)
+
+    def at(self, epoch: int, positions: Int64) -> Int64:
+        """Return the samples at positions in an epoch, below its length."""
         samples = self._selection.size
         if self.size == samples:
             return self._selection.at(self._rows(epoch, positions))

@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "ColumnError",
+    "CostError",
     "FormatError",
     "IntegrityError",
     "MissingDependencyError",
@@ -36,13 +37,18 @@ class IntegrityError(NpstreamError, OSError):
     """A dataset's bytes are not the ones that its index recorded."""
 
 
+class CostError(NpstreamError, RuntimeError):
+    """A read that nobody asked for by name would fetch more than was allowed."""
+
+
 class MissingDependencyError(NpstreamError, ImportError):
     """A package that npstream needs for this, and does not require, is not installed."""
 
-    def __init__(self, purpose: str, package: str, extra: str) -> None:
+    def __init__(self, purpose: str, package: str, extra: str = "") -> None:
+        wanted = f"'npstream[{extra}]'" if extra else package
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: "
-            f"python -m pip install 'npstream[{extra}]'"
+            f"python -m pip install {wanted}"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

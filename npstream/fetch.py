@@ -10,18 +10,23 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
 from npstream import kernels, memory, pages
 from npstream._typing import Int64
-from npstream.shards import Region, Shards, Verify
 
 if TYPE_CHECKING:
-    from npstream.formats.index import Index
-    from npstream.store import LocalStore
+    from npstream.shards import Region, Shards
+
+T = TypeVar("T")
+
+LOOK_AHEAD = 32
+"""Pieces of work whose bytes are asked for before they are needed, at most."""
 
 
 @dataclass(slots=True)
@@ -48,18 +53,13 @@ class Fetcher:
 
     Parameters
     ----------
-    index : Index
-    store : LocalStore
-    verify : bool or str
-        "auto" checks the recorded hash of what is decompressed, True also that of mapped files,
-        the name of a hash that one; False none.
+    shards : Shards
     """
 
-    def __init__(self, index: Index, store: LocalStore, verify: Verify = "auto") -> None:
-        self.index = index
-        self.store = store
-        self.shards = Shards(index, store, verify)
-        self.layouts = self.shards.layouts
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self.index = shards.index
+        self.layouts = shards.layouts
         self._start()
 
     def _start(self) -> None:
@@ -74,22 +74,21 @@ class Fetcher:
         """Replace the locks, which a thread that a forked process does not have may have held."""
         self._lock = threading.RLock()
         self._publish = threading.Lock()
+        self.shards.renew_locks()
 
-    def __getstate__(self) -> tuple[Index, LocalStore, Verify]:
-        return self.index, self.store, self.shards.verify
-
-    def __setstate__(self, state: tuple[Index, LocalStore, Verify]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fetcher, (self.shards,)
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
         with self._lock:
             self.table = None
+        self.shards.close()
 
     def current(self) -> Table:
         """Return the table to read through; the caller holds it while it does."""
         if (table := self.table) is None:
-            raise ValueError(f"{self.store.root}: the dataset is closed; open it again")
+            raise ValueError(f"{self.shards.store.root}: the dataset is closed; open it again")
         return table
 
     def locate(self, ids: Int64) -> tuple[Int64, Int64, object]:
@@ -108,11 +107,15 @@ class Fetcher:
         code = locate(ids, *self._lookup, table.place, address, nbytes)
         held: list[object] = [table]
         if code > 0:
-            table = self._ensure(np.unique(nbytes[address == 0]))
+            absent = address == 0
+            table = self._ensure(self.shards.bring(ids[absent], nbytes[absent]))
             held = [table]
             code = locate(ids, *self._lookup, table.place, address, nbytes)
         if code > 0:
-            held += self._borrow(ids, address, nbytes)
+            absent = address == 0
+            found = self.shards.borrow(ids[absent], nbytes[absent])
+            address[absent], nbytes[absent], borrowed = found
+            held += borrowed
         elif code < 0:
             self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
         return address, nbytes, held
@@ -157,6 +160,30 @@ class Fetcher:
             self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
         return spans, held
 
+    def ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        """Yield pieces of work, each when the bytes of the next ones were asked for.
+
+        Parameters
+        ----------
+        pieces : iterable
+        ids_of : callable
+            Returns the samples that a piece is about.
+        """
+        window: deque[T] = deque()
+        with self.shards.read_ahead() as coming:
+            for piece in pieces:
+                ids = ids_of(piece)
+                if coming is None:
+                    self.prefetch(ids)
+                else:
+                    coming.ask(self._absent(ids))
+                window.append(piece)
+                while len(window) > 1 and (
+                    coming is None or coming.is_full or len(window) > LOOK_AHEAD
+                ):
+                    yield window.popleft()
+            yield from window
+
     def prefetch(self, ids: Int64) -> None:
         """Ask for the pages of samples, if pages have been missing, while others are read.
 
@@ -168,12 +195,23 @@ class Fetcher:
             self._cold.prepare(address, nbytes)
             self._announced = (*self._announced[-1:], ids)
 
-    def region(self, shard: int) -> Region:
-        """Return a shard in memory, brought there if need be."""
-        table = self.current()
-        region = table.regions.get(shard)
-        if region is None:
-            region = self._ensure(np.array([shard])).regions.get(shard)
+    def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
+        """Return the samples that are not in memory, and their shards."""
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        locate = kernels.locate.sized(len(ids))
+        if locate(ids, *self._lookup, self.current().place, address, nbytes) <= 0:
+            return _NONE, _NONE
+        absent = address == 0
+        return ids[absent], nbytes[absent]
+
+    def region(self, shard: int) -> Region | None:
+        """Return a shard in memory, all of it or in part; None if that would take a request."""
+        region = self.current().regions.get(shard)
+        if region is not None:
+            return region
+        if not self.shards.is_ready(shard):
+            return None
+        region = self._ensure(np.array([shard])).regions.get(shard)
         return self.shards.open([shard])[shard] if region is None else region
 
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
@@ -185,7 +223,7 @@ class Fetcher:
     def _ensure(self, shards: Int64) -> Table:
         """Bring shards into the table, as far as maps and memory allow, and return it."""
         with self._lock:
-            table = self.current()
+            table = self._without_stale(self.current(), shards.tolist())
             missing = [shard for shard in shards.tolist() if shard not in table.regions]
             owned = {s: n for s in missing if (n := self.shards.buffered(s))}
             table = self._make_room(table, sum(owned.values()))
@@ -212,6 +250,25 @@ class Fetcher:
                 table.place[shard, 0] = region.place[0]
             return table
 
+    def _without_stale(self, table: Table, shards: list[int]) -> Table:
+        """Return a table without those of some shards that are to be opened anew."""
+        stale = [
+            shard
+            for shard in shards
+            if shard in table.regions and self.shards.is_stale(shard, table.regions[shard])
+        ]
+        return self._without(table, stale) if stale else table
+
+    def _without(self, table: Table, shards: list[int]) -> Table:
+        """Put a table without some shards in the place of the old one, and return it."""
+        table = Table(table.place.copy(), dict(table.regions), dict(table.owned))
+        for shard in shards:
+            table.owned.pop(shard, None)
+            del table.regions[shard]
+            table.place[shard] = 0
+        self.table = table
+        return table
+
     def _make_room(self, table: Table, nbytes: int) -> Table:
         """Return a table with room for `nbytes` of buffers: the oldest leave, if they must."""
         if not (nbytes and table.owned):
@@ -219,30 +276,15 @@ class Fetcher:
         excess = sum(table.owned.values()) + nbytes - _budget(table)
         if excess <= 0:
             return table
-        table = Table(table.place.copy(), dict(table.regions), dict(table.owned))
-        for shard in list(table.owned):
+        leaving = []
+        for shard, held in table.owned.items():
             if excess > 0:
-                excess -= table.owned.pop(shard)
-                del table.regions[shard]
-                table.place[shard] = 0
-        self.table = table
-        return table
+                excess -= held
+                leaving.append(shard)
+        return self._without(table, leaving)
 
-    def _borrow(self, ids: Int64, address: Int64, nbytes: Int64) -> list[object]:
-        """Read the samples of shards that cannot stay, and fill in where they now lie."""
-        absent = np.flatnonzero(address == 0)
-        shard_of = nbytes[absent]
-        held: list[object] = []
-        for shard in np.unique(shard_of).tolist():
-            samples = absent[shard_of == shard]
-            parts, guard = self.shards.samples(shard, ids[samples] - self.index.starts[shard])
-            arena = np.frombuffer(b"".join(parts), np.uint8)
-            lengths = np.array([len(part) for part in parts], np.int64)
-            address[samples] = memory.address_of(arena) + np.cumsum(lengths) - lengths + guard
-            nbytes[samples] = lengths - guard
-            held.append(arena)
-        return held
 
+_NONE: Int64 = np.empty(0, np.int64)
 
 _fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
 

@@ -5,30 +5,29 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from npstream.batch import Batch
-from npstream.epochs import Epochs
+from npstream.epochs import BLOCK, Epochs
 from npstream.exchange import torch_door
-from npstream.orders.partition import LAST, Partition, left_before
+from npstream.orders.epoch import Shuffle
+from npstream.orders.partition import LAST
 from npstream.ranks import Ranks, checked, found, integer, running
-from npstream.resume import Resumable, Run, this_worker
+from npstream.resume import Part, Resumable, Run, this_worker
 from npstream.turns import Place
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
-    from npstream.orders.epoch import Shuffle
     from npstream.selection import Selection
     from npstream.source import Source
+    from npstream.streaming_epochs import StreamingEpochs, StreamingShuffle
 
 logger = logging.getLogger("npstream")
 
-BLOCK = 1 << 10
-"""Samples that are looked up at once, and read at once where samples are yielded."""
-
 BLOCK_BYTES = 1 << 22
-"""Bytes of the samples that are read at once where samples are yielded."""
+"""Bytes of the samples, at most `BLOCK`, that are read at once where samples are yielded."""
 
 Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
@@ -40,7 +39,7 @@ class Settings(TypedDict, total=False):
     batch_size: int | None
     global_batch_size: int | None
     batched: bool
-    shuffle: bool | Shuffle
+    shuffle: bool | str | Shuffle | StreamingShuffle
     seed: int
     epoch: int
     epoch_size: int | None
@@ -80,22 +79,26 @@ class Iteration(Resumable):
     batched : bool
         False yields samples also with `batch_size`, for torch to make batches of as many: workers
         are dealt runs of that length.
-    shuffle : bool or Shuffle
+    shuffle : bool, Shuffle, str or StreamingShuffle
         Whether each epoch has a random order of its own, and its settings; see
-        `npstream.Shuffle`. False keeps the view's order.
+        `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
+        "naive" are orders of Streaming, of whole datasets, whose settings
+        `npstream.StreamingShuffle` holds.
     seed : int
-        What orders are drawn from.
+        What orders are drawn from, except for those of Streaming.
     epoch : int
         Number of the first epoch.
     epoch_size : int, optional
         Samples in an epoch, by default those of the view. Epochs then follow each other through
-        the view, in one order until all its samples came, so that none is passed over.
+        the view, in one order until all its samples came, so that none is passed over. With an
+        order of Streaming, each epoch picks its samples as Streaming does.
     last : {"repeat", "drop", "short"}
         Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
         up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples carry
         no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all ranks
         have the same number of batches of the same size. "short" reads each sample once, and
-        ranks may differ.
+        ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as many as
+        make ranks equal, so that the last batch may be short.
     ranks_per_node : int, optional
         Ranks on each machine, numbered one machine after the other. With a number of lanes that
         the number of machines divides, a machine reads only chunks that no other does. By default
@@ -127,7 +130,7 @@ class Iteration(Resumable):
         batch_size: int | None = None,
         global_batch_size: int | None = None,
         batched: bool = True,
-        shuffle: bool | Shuffle = False,
+        shuffle: bool | str | Shuffle | StreamingShuffle = False,
         seed: int = 0,
         epoch: int = 0,
         epoch_size: int | None = None,
@@ -162,12 +165,14 @@ class Iteration(Resumable):
                 "samples: give iter a transform= for batches, or batched=False"
             )
         self._transforms = [fn for fn in (view_transform, transform) if fn is not None]
-        self._epochs = Epochs(
+        self._epochs = _epochs(
             source, selection, shuffle, integer("seed", seed), _optional("epoch_size", epoch_size)
         )
         super().__init__(integer("epoch", epoch, 0))
         if self._given is not None:
-            self._part(Place(0))  # says what does not fit
+            if not self._epochs.needs_state(self._sharing()):
+                self._part(Place(0))  # says what does not fit
+            self._warn(self._given)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Iteration]:
@@ -180,10 +185,11 @@ class Iteration(Resumable):
 
     def __len__(self) -> int:
         """Return the number of batches, or samples, of a whole epoch."""
-        part = self._part(Place(0))
+        part = self._part(self._turns.upcoming().beginning)
         return part.batches if self._batched else part.samples
 
     def __iter__(self) -> Iterator[Any]:
+        self._check_reader()
         worker, workers = this_worker()
         one_by_one = self._batch_size is None and self._global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
@@ -214,11 +220,8 @@ class Iteration(Resumable):
             )
         return rows
 
-    @property
-    def _facts(self) -> dict[str, Any]:
-        return self._epochs.facts
-
     def __getstate__(self) -> dict[str, Any]:
+        self._check_reader()  # before workers start that know of no other reader
         self._resolve()
         return super().__getstate__()
 
@@ -229,12 +232,29 @@ class Iteration(Resumable):
         what = f"batches of {size}{whose}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
 
+    def _check_reader(self) -> None:
+        """Refuse to be read by what takes one rank's part for all there is."""
+        how = torch_door().accelerated(self) if "accelerate" in sys.modules else None
+        if how == "deals" and (world := self._resolve().world) > 1:
+            raise RuntimeError(
+                f"this is the part of one of {world} ranks, and Accelerate would deal it out to "
+                "them again: prepare an npstream.torch.DataLoader, which it takes as it is; in "
+                "a Hugging Face Trainer, let get_train_dataloader return one"
+            )
+        if how == "skips" and not self._turns.pinned:
+            raise RuntimeError(
+                "Accelerate would skip batches of the next epoch, not knowing which one was begun: "
+                "give the npstream.torch.DataLoader the state_dict() that it had, with "
+                "ignore_data_skip=True in a Hugging Face Trainer; or call its set_epoch before"
+            )
+
     def _resolve(self) -> Ranks:
         """Return the rank and the number of ranks; once found, they may not change."""
         if self._given is not None:
             return self._given
         if self._found is None:
             self._found = found(self._per_node)
+            self._warn(self._found)
         elif (now := running()) is not None and now != self._found[:2]:
             raise RuntimeError(
                 f"(rank, world) was {self._found[:2]} when this was first used, and "
@@ -243,29 +263,47 @@ class Iteration(Resumable):
             )
         return self._found
 
-    def _part(self, place: Place) -> Partition:
-        """Return this rank's part of what is left of an epoch."""
-        rank, world, per_node = self._resolve().sharing(self._replication)
+    def _warn(self, ranks: Ranks) -> None:
+        """Say, in one of several workers, that nodes read the same chunks, where they need not."""
+        shared = self._epochs.sharing(ranks, self._replication)
+        nodes = shared.world // shared.per_node
+        if (times := self._epochs.shared_chunks(nodes)) > 1 and this_worker()[0] == 0:
+            warnings.warn(
+                f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
+                "of lanes: give npstream.Shuffle(lanes=...) a multiple",
+                stacklevel=4,
+            )
+
+    def _sharing(self) -> Ranks:
+        return self._epochs.sharing(self._resolve(), self._replication)
+
+    def _part(self, place: Place) -> Part:
+        ranks = self._sharing()
         size = self._batch_size or 1
         if (whole := self._global_batch_size) is not None:
-            if whole % world or self._batch_size not in (None, whole // world):
+            if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):
                 raise ValueError(
                     f"global_batch_size={whole} with batch_size={self._batch_size}: expected "
-                    f"{world} times that, for as many ranks"
+                    f"{ranks.world} times that, for as many ranks"
                 )
-            size = whole // world
-        return Partition(
-            left_before(self._epochs.size, place.gaps), rank, world, size, self._last,
-            world // per_node, left_before(place.position, place.gaps),
-        )  # fmt: skip
+            size = whole // ranks.world
+        return self._epochs.part(place, ranks, size, self._last)
+
+    def _state_of(self, place: Place) -> dict[str, Any]:
+        return self._epochs.state(place, self._sharing())
+
+    def _place_of(self, state: Mapping[str, Any]) -> Place:
+        place = self._epochs.place(state, self._sharing())
+        self._part(place)  # says what does not fit
+        return place
 
     def _batches(self, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        for ids, repeated in self._announced(pieces):
+        for ids, repeated in self._source.fetcher.ahead(pieces, itemgetter(0)):
             yield Batch(self._source.columns(plan, ids, {}), ids, repeated)
 
     def _samples(self, pieces: Iterator[Piece]) -> Iterator[Any]:
-        for ids, _ in self._announced(pieces):
+        for ids, _ in self._source.fetcher.ahead(pieces, itemgetter(0)):
             yield from self._source.samples(self._names, ids)
 
     def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
@@ -273,30 +311,31 @@ class Iteration(Resumable):
 
         Of the first batch, some samples may have been taken before.
         """
-        part, (epoch, _, gaps) = run.part, run.place
-        step = max(1, BLOCK // part.batch_size)
+        part = run.part
+        step = part.at_once(mine.step)
         rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
         if self._batched:
             rows = part.batch_size
         for start in range(0, len(mine), step):
-            positions = part.positions(mine[start : start + step])[taken:]
-            taken = 0
-            ids = self._epochs.at(epoch, positions % part.size, gaps)
-            repeated = positions >= part.size
-            for row in range(0, len(ids), rows):
+            ids, repeated = part.read(mine[start : start + step])
+            for row in range(taken, len(ids), rows):
                 yield ids[row : row + rows], repeated[row : row + rows]
-
-    def _announced(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
-        """Pass pieces on, each while the pages of the next one come."""
-        held = None
-        for piece in pieces:
-            self._source.fetcher.prefetch(piece[0])
-            if held is not None:
-                yield held
-            held = piece
-        if held is not None:
-            yield held
+            taken = 0
 
 
 def _optional(name: str, number: Any) -> int | None:
     return None if number is None else integer(name, number, 1)
+
+
+def _epochs(
+    source: Source,
+    selection: Selection,
+    shuffle: bool | str | Shuffle | StreamingShuffle,
+    seed: int,
+    size: int | None,
+) -> Epochs | StreamingEpochs:
+    if isinstance(shuffle, bool | Shuffle):
+        return Epochs(source, selection, shuffle, seed, size)
+    from npstream.streaming_epochs import StreamingEpochs
+
+    return StreamingEpochs(source, selection, shuffle, seed, size)

@@ -43,7 +43,7 @@ def mapped_column(
     if shards[1] != shard or layout is None or not layout.stride:
         raise refusal
     region = source.fetcher.region(shard)
-    if not is_mapped(region.data):
+    if region is None or not (is_mapped(region.data) and region.resident.all()):
         raise refusal
     column = record_column(region, layout, field)
     row = start - int(index.starts[shard])

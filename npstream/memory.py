@@ -21,6 +21,7 @@ import numpy as np
 from npstream._typing import Bytes
 
 _PROT_READ = 1
+_MAP_SHARED = 1
 _MAP_PRIVATE = 2
 _MADV_RANDOM = 1
 _MADV_WILLNEED = 3
@@ -61,20 +62,16 @@ class Map:
 
     __slots__ = ("__weakref__", "address", "nbytes")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, descriptor: int, path: str, flags: int = _MAP_PRIVATE) -> None:
         global _live
-        self.address = self.nbytes = 0
-        descriptor = open_file(path)
-        try:
-            self.nbytes = os.fstat(descriptor).st_size
-            if self.nbytes == 0:
-                return
-            address = _libc.mmap(None, self.nbytes, _PROT_READ, _MAP_PRIVATE, descriptor, 0)
-            if address == _MAP_FAILED:
-                code = ctypes.get_errno()
-                raise OSError(code, f"cannot map {self.nbytes:,} bytes: {os.strerror(code)}", path)
-        finally:
-            os.close(descriptor)
+        self.address = 0
+        self.nbytes = os.fstat(descriptor).st_size
+        if self.nbytes == 0:
+            return
+        address = _libc.mmap(None, self.nbytes, _PROT_READ, flags, descriptor, 0)
+        if address == _MAP_FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot map {self.nbytes:,} bytes: {os.strerror(code)}", path)
         self.address = int(address)
         # Reading ahead is planned, never guessed: a cold row would otherwise fetch megabytes.
         _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
@@ -111,8 +108,17 @@ def open_file(path: str) -> int:
 
 def map_file(path: str) -> Bytes:
     """Return a file's bytes as a read-only array over its pages."""
-    mapped = Map(path)
+    descriptor = open_file(path)
+    try:
+        mapped = Map(descriptor, path)
+    finally:
+        os.close(descriptor)
     return np.asarray(mapped) if mapped.nbytes else np.empty(0, np.uint8)
+
+
+def map_shared(descriptor: int, path: str) -> Bytes:
+    """Return an open file's bytes as a read-only array, which shows what is written later."""
+    return np.asarray(Map(descriptor, path, _MAP_SHARED))
 
 
 def will_need(pages: Bytes) -> None:
@@ -122,9 +128,9 @@ def will_need(pages: Bytes) -> None:
 
 
 def is_mapped(array: Bytes) -> bool:
-    """Tell whether an array is a whole mapped file."""
+    """Tell whether an array is a mapped file, or the beginning of one."""
     base: object = array.base
-    return isinstance(base, Map)
+    return isinstance(base.base if isinstance(base, np.ndarray) else base, Map)
 
 
 def map_budget() -> int:

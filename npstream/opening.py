@@ -10,13 +10,17 @@ from npstream._log import log
 from npstream.dataset import Dataset
 from npstream.fetch import Fetcher
 from npstream.formats.hashes import HASHES
-from npstream.formats.index import parse_index
+from npstream.manifest import read_manifest
 from npstream.selection import Selection
+from npstream.shards import Shards
+from npstream.sizes import parse_size
 from npstream.source import open_source
-from npstream.store import LocalStore, local_path
+from npstream.store import LocalStore, open_store
 
 if TYPE_CHECKING:
+    from npstream.remote import RemoteStore
     from npstream.shards import Verify
+    from npstream.store import Store
 
 
 def open_dataset(
@@ -24,25 +28,55 @@ def open_dataset(
     *,
     split: str | None = None,
     columns: Sequence[str] | Mapping[str, Any] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    cache_limit: int | str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    index: str | os.PathLike[str] | None = None,
+    version: str | None = None,
     verify: Verify = "auto",
     allow_pickle: bool = False,
+    timeout: float = 60.0,
+    retries: int = 4,
+    implicit_read_limit: int | str | None = "1GiB",
 ) -> Dataset:
     """Open a dataset; only its index is read.
 
     Parameters
     ----------
     url : str or os.PathLike
-        The directory that holds ``index.json``.
+        The directory that holds ``index.json``: a local one, or a URL such as
+        ``s3://bucket/corpus``.
     split : str, optional
         A directory below it, such as "train".
     columns : sequence of str, or mapping of str to dtype or str, optional
         A sequence: the columns to have. A mapping: what the bytes of those columns mean, as a
         dtype or an encoding, such as ``{"tokens": "ndarray:int64:2048"}``; others stay.
+    cache : str or os.PathLike, optional
+        The directory where parts of a remote dataset are kept; by default what
+        ``NPSTREAM_CACHE`` says, or else this user's place for caches.
+    cache_limit : int or str, optional
+        The bytes that this directory may take, such as "100GB"; "auto" leaves a tenth of the
+        disk free. By default what ``NPSTREAM_CACHE_LIMIT`` says, or else "auto".
+    storage_options : mapping, optional
+        Options of the store's fsspec driver.
+    index : str or os.PathLike, optional
+        Where the dataset's side-car is, if it is not beside its index.
+    version : str, optional
+        The fingerprint of the index to read, if it is not the newest.
     verify : bool or str
-        Which recorded hashes to check: "auto", those of shards that are decompressed; True, also
-        those of files that are mapped; False, none; or the name of the hash to check in both.
+        Which recorded hashes to check: "auto", those of shards that are decompressed, and of
+        chunks that are fetched; True, also those of files that are mapped, and single samples
+        are not fetched without their chunks; False, none; or the name of the hash to check in
+        both.
     allow_pickle : bool
         Whether columns may be unpickled, which can run code.
+    timeout : float
+        Seconds that a request to the store may take, with all its attempts.
+    retries : int
+        How often a request is tried again.
+    implicit_read_limit : int or str, optional
+        The bytes that a read which nobody asked for by name, such as a comparison, may fetch;
+        beyond them it raises `CostError`. None for any number.
 
     Returns
     -------
@@ -69,15 +103,39 @@ def open_dataset(
         raise ValueError(
             f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
         )
-    root = local_path(url)
-    store = LocalStore(os.path.join(root, *split.split("/")) if split else root)
-    index = parse_index(store.read("index.json"), store.where("index.json"))
-    fetcher = Fetcher(index, store, verify)
-    if isinstance(verify, str) and verify != "auto" and len(index):
+    limit = parse_size(implicit_read_limit)
+    where = url if split is None else f"{os.fspath(url)}/{split}"
+    store = open_store(where, storage_options, timeout=timeout, retries=retries)
+    aside = None if index is None else open_store(index, timeout=timeout, retries=retries)
+    if isinstance(store, LocalStore):
+        shards = Shards(read_manifest(store, None, aside, version).index, store, verify)
+    else:
+        shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
+    fetcher = Fetcher(shards)
+    opened = shards.index
+    if isinstance(verify, str) and verify != "auto" and len(opened):
         fetcher.shards.require_hash(verify)
-    source, names = open_source(fetcher, columns, allow_pickle)
+    source, names = open_source(fetcher, columns, allow_pickle, limit)
     log(
-        "opened %s: %d samples in %d shards, columns %s, verify=%r",
-        index.where, index.samples, len(index), ", ".join(names), verify,
+        "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",
+        opened.where, opened.fingerprint(), opened.samples, len(opened), ", ".join(names), verify,
     )  # fmt: skip
-    return Dataset(source, Selection.all(index.samples), names)
+    return Dataset(source, Selection.all(opened.samples), names)
+
+
+def _open_remote(
+    store: RemoteStore,
+    verify: Verify,
+    kept: tuple[str | os.PathLike[str] | None, int | str | None],
+    aside: Store | None,
+    version: str | None,
+) -> Shards:
+    """Open the shards of a remote dataset; `kept` is the cache's directory and its limit."""
+    from npstream.cache import Cache
+    from npstream.remote_files import RemoteFiles
+    from npstream.remote_shards import RemoteShards
+
+    cache = Cache(*kept)
+    found = read_manifest(store, cache, aside, version)
+    files = RemoteFiles(found.index, store.root, cache, found.identity, found.sidecar)
+    return RemoteShards(store, files, verify)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._typing import AnyArray, Int64
+from npstream._typing import AnyArray, Int64, Sample
 from npstream.batch import Ragged
 from npstream.errors import ColumnError
 from npstream.memory import ensure_fits
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream.gather import Field, Plan
+    from npstream.selection import Selection
     from npstream.source import Source
 
 MODES = ("raise", "wrap", "clip")
+
+SAMPLE_BLOCK = 1 << 19
+"""Bytes of samples that iteration reads at once: few enough to stay in the processor's cache."""
 
 
 def load(
@@ -72,6 +77,25 @@ def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArr
     if not array.flags.c_contiguous:
         return np.empty((prod(shape), *field.shape), array.dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
+
+
+def iterate_samples(
+    source: Source, selection: Selection, names: tuple[str, ...]
+) -> Iterator[Sample]:
+    """Read the samples of a 1-d view, some ahead of those that are yielded.
+
+    Raises
+    ------
+    CostError
+        If the view is in another order than the storage, and would fetch too much.
+    """
+    if selection.affine is None:
+        source.gate(selection, "iterating over this view")
+    blocks = stretches(len(selection), source.rows_of(SAMPLE_BLOCK))
+    pieces = (selection.ids(start, stop) for start, stop in blocks)
+    return chain.from_iterable(
+        source.samples(names, ids) for ids in source.fetcher.ahead(pieces, lambda ids: ids)
+    )
 
 
 def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:

@@ -12,15 +12,66 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from npstream.exchange import torch_door
-from npstream.orders.partition import Partition, joined, stepped_over
+from npstream.orders.partition import joined, stepped_over
 from npstream.ranks import integer
-from npstream.state import place_of, state_of
 from npstream.turns import MAX_GAPS, Place, Turns
+
+if TYPE_CHECKING:
+    from npstream._typing import Bools, Int64
+
+
+class Part(Protocol):
+    """One rank's part of what is left of an epoch, as in `npstream.orders.partition.Partition`.
+
+    Positions count what is left, gaps taken out.
+    """
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of the rank in a batch."""
+
+    @property
+    def whole(self) -> int:
+        """Samples in a global batch."""
+
+    @property
+    def start(self) -> int:
+        """Where the first batch begins."""
+
+    @property
+    def size(self) -> int:
+        """The end of the epoch."""
+
+    @property
+    def end(self) -> int:
+        """The position after the last one that some rank reads."""
+
+    @property
+    def until(self) -> int:
+        """The position from which on nothing new is read."""
+
+    @property
+    def samples(self) -> int:
+        """Samples that the rank reads."""
+
+    @property
+    def batches(self) -> int:
+        """Batches that the rank reads."""
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches, and which of them only fill up the last one."""
 
 
 @dataclass(slots=True)
@@ -31,7 +82,7 @@ class Run:
     """
 
     place: Place
-    part: Partition
+    part: Part
     position: int
     is_over: bool = False
 
@@ -50,10 +101,10 @@ class Run:
 
     def reached(self) -> Place | None:
         """Return the place from which on nothing was yielded; None if no batch is left."""
-        if self.is_over or self.position >= min(self.part.end, self.part.size):
+        if self.is_over or self.position >= self.part.until:
             return None
-        epoch, _, gaps = self.place
-        return Place(epoch, int(stepped_over(np.array([self.position]), gaps)[0]), gaps)
+        position = int(stepped_over(np.array([self.position]), self.place.gaps)[0])
+        return self.place._replace(position=position)
 
 
 class Resumable(ABC):
@@ -70,14 +121,17 @@ class Resumable(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None, "_turns": copy.copy(self._turns)}
 
-    @property
     @abstractmethod
-    def _facts(self) -> dict[str, Any]:
-        """What positions depend on."""
+    def _part(self, place: Place) -> Part:
+        """Return this rank's part of what is left of an epoch."""
 
     @abstractmethod
-    def _part(self, place: Place) -> Partition:
-        """Return this rank's part of what is left of an epoch."""
+    def _state_of(self, place: Place) -> dict[str, Any]:
+        """Return the state that says to go on at a place."""
+
+    @abstractmethod
+    def _place_of(self, state: Mapping[str, Any]) -> Place:
+        """Return where a state says to go on; raise if it is of something else."""
 
     def begin(self) -> Run:
         """Begin the next epoch, or where a state says, and return what counts how far it is.
@@ -103,7 +157,7 @@ class Resumable(ABC):
         run = self._fresh()
         place = self._turns.upcoming() if run is None else run.place
         if place.epoch != integer("epoch", epoch, 0):
-            place = Place(epoch)
+            place = place._replace(epoch=epoch).beginning
         self._go_to(place, pinned=True)
 
     def state_dict(
@@ -135,10 +189,10 @@ class Resumable(ABC):
         """
         _, workers = this_worker()
         if not workers:
-            return state_of(self._facts, self._reached(num_samples, from_beginning))
+            return self._state_of(self._reached(num_samples, from_beginning))
         run = self._run or self._run_from(self._turns.upcoming())
         yielded = (run.position - run.part.start) // run.part.world
-        state = state_of(self._facts, run.place)
+        state = self._state_of(run.place)
         return {**state, "workers": workers, "yielded": yielded}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -153,14 +207,14 @@ class Resumable(ABC):
             If it was over another dataset or view, or in another order; it says what differs.
         """
         worker, workers = this_worker()
-        place = place_of(state, self._facts)
+        place = self._place_of(state)
         if state.get("workers", 0) != workers:
             raise ValueError(
                 f"this is the state of one of {state.get('workers', 0)} workers, and there are "
                 f"{workers}: states of npstream.torch.DataLoader are the same for any number"
             )
         if workers:
-            self._turns.rejoin(place.epoch, worker, workers)
+            self._turns.rejoin(place, worker, workers)
             self._rejoined = place, integer("yielded", state["yielded"], 0)
         else:
             self._go_to(place, pinned=False)
@@ -185,7 +239,8 @@ class Resumable(ABC):
         [[2]]
         """
         start, stop = integer("start", start, 0), integer("stop", stop, 0)
-        place, part = self._reached(), self._part(Place(0))
+        place = self._reached()
+        part = self._part(place.beginning)
         gap = (min(start * part.whole, part.size), min(stop * part.whole, part.size))
         gaps = joined([*place.gaps, gap])
         if len(gaps) > MAX_GAPS:
@@ -236,7 +291,7 @@ class Resumable(ABC):
         """Take turns until there is something to read: little may be left of an epoch."""
         while True:
             run = self._run_from(take())
-            if run.part.end > run.part.start or run.place == Place(run.place.epoch):
+            if run.part.end > run.part.start or run.place == run.place.beginning:
                 return run
 
     def _run_from(self, place: Place) -> Run:

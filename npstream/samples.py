@@ -28,11 +28,22 @@ Decoder = Callable[[int, memoryview], Sample]
 
 
 class SampleReader:
-    """Reads samples one at a time, all with the same columns."""
+    """Reads samples one at a time, all with the same columns.
 
-    def __init__(self, fetcher: Fetcher, fields: Sequence[Field]) -> None:
+    Parameters
+    ----------
+    fetcher : Fetcher
+    fields : sequence of Field
+    fetch : callable
+        Returns a sample, by its number, that is not in memory.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, fields: Sequence[Field], fetch: Callable[[int], Sample]
+    ) -> None:
         self._fetcher = fetcher
         self._fields = fields
+        self._fetch = fetch
         self._starts = fetcher.index.starts.data
         # Readers keep shards in memory, so they go when the table does.
         self._table: object = None
@@ -53,12 +64,30 @@ class SampleReader:
         self._readers, self._table = {}, None
 
     def _open(self, shard: int) -> tuple[int, RowReader]:
-        region = self._fetcher.region(shard)
+        first, region = self._starts[shard], self._fetcher.region(shard)
+        if region is None:
+            return first, self._fetch_row
         schema = int(self._fetcher.index.schema_of[shard])
-        reader = self._starts[shard], _row_reader(self._fetcher, region, schema, self._fields)
+        read = _row_reader(self._fetcher, region, schema, self._fields)
+        if len(region.resident):
+            read = self._where_resident(region, self._starts[shard + 1] - first, read)
+        reader = first, read
         if shard in self._fetcher.current().regions:
             self._readers[shard] = reader
         return reader
+
+    def _fetch_row(self, row: int, sample: int) -> Sample:
+        return self._fetch(sample)
+
+    def _where_resident(self, region: Region, samples: int, read: RowReader) -> RowReader:
+        """Return what reads rows of chunks that are in memory, and fetches others."""
+        resident, chunks = region.resident.data, len(region.resident)
+
+        def read_or_fetch(row: int, sample: int) -> Sample:
+            is_here = resident[((row + 1) * chunks - 1) // samples] == 1
+            return read(row, sample) if is_here else self._fetch(sample)
+
+        return read_or_fetch
 
 
 def record_column(region: Region, layout: Layout, field: Field) -> AnyArray:

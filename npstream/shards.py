@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,8 +17,9 @@ from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
 
 if TYPE_CHECKING:
+    from npstream.ahead import ReadAhead
     from npstream.formats.index import File, Index
-    from npstream.store import LocalStore
+    from npstream.store import Store
 
 Verify = bool | str
 """Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
@@ -63,12 +65,17 @@ class Shards:
         For each schema of the index, how its samples are laid out; None for text.
     """
 
-    def __init__(self, index: Index, store: LocalStore, verify: Verify) -> None:
+    def __init__(self, index: Index, store: Store, verify: Verify) -> None:
         self.index = index
         self.store = store
         self.verify = verify
         self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
+        guards = [text.guard(schema) for schema in index.schemas]
+        self.guards = np.array(guards, np.int64)[index.schema_of]
         self._sound = np.zeros(len(index), bool)  # opened once, and so checked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.index, self.store, self.verify)
 
     def buffered(self, shard: int) -> int:
         """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
@@ -124,29 +131,55 @@ class Shards:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
-    def samples(self, shard: int, rows: Int64) -> tuple[list[bytes], int]:
-        """Read samples of a shard that cannot stay in memory.
+    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Return the shards to be opened so that samples are in memory."""
+        return np.unique(shard_of)
 
-        Parameters
-        ----------
-        shard : int
-        rows : ndarray of int64
-            Their numbers within the shard.
+    def read_ahead(self) -> AbstractContextManager[ReadAhead | None]:
+        """Return what fetches shards in the background, if anything does."""
+        return nullcontext()
+
+    def is_ready(self, shard: int) -> bool:
+        """Tell whether a shard can be opened without a request to a store."""
+        return True
+
+    def is_stale(self, shard: int, region: Region) -> bool:
+        """Tell whether a shard that is in memory is to be opened anew."""
+        return False
+
+    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        """Read samples of shards that cannot stay in memory.
 
         Returns
         -------
-        parts : list of bytes
-            The samples, each with what stands before it.
-        guard : int
-            How many bytes that are.
+        address, nbytes : ndarray of int64, shape (n,)
+            Where each sample lies, and its length; its `text.guard` lies before it.
+        held : list
+            What must be referred to while the addresses are in use.
         """
-        files, first = self.index.files(shard), int(self.index.starts[shard])
-        count = int(self.index.starts[shard + 1]) - first
-        schema = self.index.schemas[self.index.schema_of[shard]]
-        layout = self.layouts[self.index.schema_of[shard]]
-        guard, low = text.guard(schema), 0 if files.meta else 4 * (count + 2)
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        held: list[object] = []
+        for shard in np.unique(shard_of).tolist():
+            samples = np.flatnonzero(shard_of == shard)
+            rows = ids[samples] - self.index.starts[shard]
+            begins, ends, guard, region = self._bounds(shard, rows)
+            begins = begins - guard
+            if region is not None:
+                parts = [region.data[a:b].tobytes() for a, b in zip(begins, ends, strict=True)]
+            else:
+                name = self.index.files(shard).data.name
+                spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
+                parts = self.store.ranges((name, begin, size) for begin, size in spans)
+            address[samples], nbytes[samples], arena = laid_out(parts, guard)
+            held.append(arena)
+        return address, nbytes, held
+
+    def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64, int, Region | None]:
+        """Return where rows of a shard begin and end, their guard, and the shard, if it is open."""
+        files, count = self.index.files(shard), self._count(shard)
         whole = bool(self.buffered(shard)) or not self._sound[shard]
         region = self.open([shard])[shard] if whole else None
+        layout = self.layouts[self.index.schema_of[shard]]
         if layout is not None and layout.stride:
             begins = files.data.nbytes - (count - rows) * layout.stride
             ends = begins + layout.stride
@@ -154,16 +187,20 @@ class Shards:
             begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
         else:
             head = (files.meta or files.data).name
-            pairs = b"".join(self.store.ranges(head, [(4 + 4 * row, 8) for row in rows.tolist()]))
+            pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
             begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
+        return begins, ends, self.check_bounds(shard, rows, begins, ends), region
+
+    def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
+        """Raise FormatError unless rows lie within their shard; return their guard."""
+        files = self.index.files(shard)
+        guard = int(self.guards[shard])
+        low = 0 if files.meta else 4 * (self._count(shard) + 2)
         wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
         if wrong.any():
-            self.damaged(first + int(rows[wrong.argmax()]), "its offsets do not fit the shard")
-        begins = begins - guard
-        spans = list(zip(begins.tolist(), (ends - begins).tolist(), strict=True))
-        if region is not None:
-            return [region.data[at : at + nbytes].tobytes() for at, nbytes in spans], guard
-        return self.store.ranges(files.data.name, spans), guard
+            sample = int(self.index.starts[shard]) + int(rows[wrong.argmax()])
+            self.damaged(sample, "its offsets do not fit the shard")
+        return guard
 
     def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
         """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
@@ -177,8 +214,9 @@ class Shards:
             raise FormatError(f"{where}: compressed, but the index names no compression")
         if raw.nbytes > _MAX_BYTES:
             raise FormatError(f"{where}: {raw.nbytes} bytes unpacked; offsets reach {_MAX_BYTES}")
-        self._check_size(self.store.size(zipped.name), zipped)
-        packed = self.store.read(zipped.name)
+        if self.store.is_local:
+            self._check_size(self.store.size(zipped.name), zipped)
+        packed = self.store.read(zipped.name, zipped.nbytes)
         memory.ensure_fits(raw.nbytes, f"decompressing {where}")
         # What the recorded hash of the content covers need not be hashed before, too.
         self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
@@ -213,6 +251,12 @@ class Shards:
         if found != (expected := file.hashes[name]):
             raise IntegrityError(f"{where}: its {name} is {found}; the index says {expected}")
 
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
         raise FormatError(f"{self.describe(sample)}: {what}") from cause
@@ -232,3 +276,11 @@ class Shards:
         row = sample - int(self.index.starts[shard])
         where = self.store.where(self.index.name(shard))
         return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"
+
+
+def laid_out(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
+    """Lay byte strings end to end; return where they lie after their guard, and their lengths."""
+    arena: Bytes = np.frombuffer(b"".join(parts), np.uint8)
+    lengths = np.array([len(part) for part in parts], np.int64)
+    address = memory.address_of(arena) + np.cumsum(lengths) - lengths + guard
+    return address, lengths - guard, arena

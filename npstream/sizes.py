@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import overload
 
-__all__ = ["parse_size"]
+__all__ = ["parse_size", "size_text"]
 
 _UNITS = {letter: 1024**power for power, letter in enumerate([None, *"kmgtpezy"])}
 _SIZE = re.compile(r"(\d{1,30})|(\d{1,30}\.?\d*|\.\d+)\s*(?:([kmgtpezy])i?)?b", re.ASCII)
@@ -61,3 +61,18 @@ def _parse(text: str) -> int:
     if digits is not None:
         return int(digits)
     return int(float(number) * _UNITS[letter])
+
+
+def size_text(nbytes: int) -> str:
+    """Return a number of bytes with the unit that suits it.
+
+    Examples
+    --------
+    >>> size_text(1536)
+    '1.5 KiB'
+    """
+    size, units = float(nbytes), ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.1f} {units[0]}" if units[0] != "bytes" else f"{nbytes} bytes"

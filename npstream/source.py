@@ -6,6 +6,7 @@ Views of a dataset share one source. It pickles to its index and settings, not t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from npstream._typing import AnyArray, Int64, Sample
 from npstream.decode import batch_column, sample_values
 from npstream.errors import ColumnError, FormatError
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
+from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.text import CASTS
 from npstream.gather import Field, Plan, gather
 from npstream.orders.chunks import shard_chunks
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     from npstream.batch import Ragged
     from npstream.fetch import Fetcher
     from npstream.formats.index import Index, Schema
+    from npstream.remote_shards import RemoteShards
+    from npstream.selection import Selection
 
-CHUNK_BYTES = 1 << 22
-"""The unit of fetching, hashing and shuffling; a constant of the format, not a setting."""
+SPREAD = 16
+"""Values of the side-car's columns that are read, at most, for each that is wanted."""
 
 _TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
 
@@ -40,21 +44,28 @@ class Source:
         The columns that every shard has, with one meaning.
     partial : mapping of str to str
         What is wrong with each of the other columns.
+    limit : int, optional
+        The bytes that a read may fetch which nobody asked for by name.
     """
 
-    __slots__ = ("_plans", "_readers", "fetcher", "fields", "partial")
+    __slots__ = ("_plans", "_readers", "fetcher", "fields", "limit", "partial")
 
     def __init__(
-        self, fetcher: Fetcher, fields: Mapping[str, Field], partial: Mapping[str, str]
+        self,
+        fetcher: Fetcher,
+        fields: Mapping[str, Field],
+        partial: Mapping[str, str],
+        limit: int | None = None,
     ) -> None:
         self.fetcher = fetcher
         self.fields = fields
         self.partial = partial
+        self.limit = limit
         self._readers: dict[tuple[str, ...], SampleReader] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.fetcher, self.fields, self.partial)
+        return Source, (self.fetcher, self.fields, self.partial, self.limit)
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
@@ -66,6 +77,12 @@ class Source:
     def index(self) -> Index:
         """The index of the dataset's shards."""
         return self.fetcher.index
+
+    @property
+    def remote(self) -> RemoteShards | None:
+        """The dataset's shards, if they are in an object store."""
+        shards: Any = self.fetcher.shards
+        return None if shards.store.is_local else shards
 
     def field(self, name: str) -> Field:
         """Return the column of that name, or say why there is none."""
@@ -82,14 +99,20 @@ class Source:
         if reader is None:
             fields = [self.field(name) for name in names]
             # Threads must share one, which `close` then reaches.
-            reader = self._readers.setdefault(names, SampleReader(self.fetcher, fields))
+            reader = self._readers.setdefault(names, self._reader(fields))
         return reader
 
     def reader_of(self, field: Field) -> SampleReader:
         """Return what reads one value of a column, which may be re-declared."""
         if self.field(field.name).encoding is field.encoding:
             return self.reader((field.name,))
-        return SampleReader(self.fetcher, [field])
+        return self._reader([field])
+
+    def _reader(self, fields: list[Field]) -> SampleReader:
+        # Not bound to this source, whose readers shall go when it does, at once.
+        return SampleReader(
+            self.fetcher, fields, partial(_fetch_sample, self.fetcher, Plan(fields))
+        )
 
     def plan(self, names: tuple[str, ...]) -> Plan:
         """Return how to read several samples with these columns."""
@@ -102,26 +125,52 @@ class Source:
         self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples as a batch holds them."""
+        if (name := self._scalars(plan)) is not None and len(ids):
+            first, last = int(ids.min()), int(ids.max())
+            if last - first < max(SPREAD * len(ids), CHUNK_BYTES // 8):
+                values = self._side_values(name, first, last + 1)
+                return {name: np.take(values, ids - first, out=out.get(name))}
         stored = gather(self.fetcher, plan, ids, out)
         return {
             f.name: batch_column(self.fetcher, f, stored[f.name], ids, out.get(f.name))
             for f in plan.fields
         }
 
+    def _side_values(self, name: str, first: int, stop: int) -> AnyArray:
+        """Read a run of a column's values out of the side-car."""
+        remote = self.remote
+        assert remote is not None
+        assert remote.files.sidecar is not None
+        return remote.files.sidecar.column(name, first, stop)
+
     def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Sample]:
         """Read samples, all at once, and yield them."""
         if not names:
             return ({} for _ in ids)
-        plan = self.plan(names)
-        stored = gather(self.fetcher, plan, ids)
-        values = [sample_values(self.fetcher, f, stored[f.name], ids) for f in plan.fields]
-        return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+        return _samples(self.fetcher, self.plan(names), ids)
 
     def values(self, plan: Plan, ids: Int64) -> list[Any]:
         """Read one column of samples as samples hold it."""
         (field,) = plan.fields
         stored = gather(self.fetcher, plan, ids)[field.name]
         return sample_values(self.fetcher, field, stored, ids)
+
+    def gate(self, selection: Selection, what: str, plan: Plan | None = None) -> None:
+        """Refuse a read that nobody asked for by name if it would fetch too much."""
+        if self.remote is None or (plan is not None and self._scalars(plan) is not None):
+            return
+        from npstream.costs import gate
+
+        gate(self, selection, what)
+
+    def _scalars(self, plan: Plan) -> str | None:
+        """Return the name of a plan's only column, if the side-car holds its values."""
+        remote = self.remote
+        if remote is None or remote.files.sidecar is None or len(plan.fields) != 1:
+            return None
+        (field,) = plan.fields
+        known = remote.files.sidecar.columns.get(field.name)
+        return None if known is None or known.dtype != field.encoding.dtype else field.name
 
     def rows_of(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
@@ -133,8 +182,23 @@ class Source:
         return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
 
 
+def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:
+    stored = gather(fetcher, plan, ids)
+    values = [sample_values(fetcher, f, stored[f.name], ids) for f in plan.fields]
+    names = [f.name for f in plan.fields]
+    return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
+    (found,) = _samples(fetcher, plan, np.array([sample]))
+    return found
+
+
 def open_source(
-    fetcher: Fetcher, columns: Sequence[str] | Mapping[str, Any] | None, allow_pickle: bool
+    fetcher: Fetcher,
+    columns: Sequence[str] | Mapping[str, Any] | None,
+    allow_pickle: bool,
+    limit: int | None = None,
 ) -> tuple[Source, tuple[str, ...]]:
     """Resolve the columns of an index, and those that the user asked for or re-declared.
 
@@ -165,7 +229,7 @@ def open_source(
                     f"but {fields[name].encoding.name!r} before it"
                 )
         fields = {name: f for name, f in fields.items() if name not in partial}
-    source = Source(fetcher, fields, partial)
+    source = Source(fetcher, fields, partial, limit)
     names = tuple(fields)
     if isinstance(columns, Mapping):
         for name, meaning in columns.items():

@@ -8,7 +8,7 @@ many ranks, workers or samples a batch there are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,14 +78,11 @@ def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
     ValueError
         If it is of an iteration over something else, or in another order.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"a state is a dict, as state_dict() returns it, not {state!r}")
     expected = {"version": VERSION, **settings}
-    if missing := [key for key in (*expected, "epoch", "position", "skipped") if key not in state]:
-        raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing")
+    require(state, (*expected, "epoch", "position", "skipped"))
     for key, here in expected.items():
         if state[key] != here:
-            raise ValueError(_difference(key, state[key], here))
+            raise ValueError(difference(key, state[key], here))
     epoch, position = (integer(key, state[key], 0) for key in ("epoch", "position"))
     gaps = joined((int(start), int(stop)) for start, stop in state["skipped"])
     if len(gaps) > MAX_GAPS:
@@ -95,7 +92,21 @@ def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
     return Place(epoch, position, gaps)
 
 
-def _difference(key: str, there: Any, here: Any) -> str:
+def require(state: Any, keys: Iterable[str]) -> None:
+    """Raise unless this is a state that has keys."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"a state is a dict, as state_dict() returns it, not {state!r}")
+    if missing := [key for key in keys if key not in state]:
+        hint = ""
+        if "sample_in_epoch" in state:
+            hint = (
+                "; it looks like one of Streaming, with which an iteration goes on that has its "
+                "order, as in shuffle='py1e'"
+            )
+        raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing{hint}")
+
+
+def difference(key: str, there: Any, here: Any) -> str:
     """Say how a state differs, and what to do."""
     if key == "version":
         return f"the state has version {there}; this release of npstream reads version {here}"

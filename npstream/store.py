@@ -1,14 +1,27 @@
-"""Where a dataset's files live. Local directories: files are mapped in place."""
+"""Where a dataset's files live: local directories, whose files are mapped in place, or a URL."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from npstream._typing import Bytes
 from npstream.errors import StorageError
 from npstream.memory import ensure_fits, map_file, open_file
+
+if TYPE_CHECKING:
+    from npstream.remote import RemoteStore
+
+__all__ = ["LocalStore", "Span", "Store", "local_path", "open_store"]
+
+Span: TypeAlias = tuple[str, int, int]
+"""A part of a file: its name, the first byte, and how many."""
+
+Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
@@ -43,8 +56,76 @@ def local_path(url: str | os.PathLike[str]) -> str:
     return os.path.abspath(unquote(parts.path))
 
 
+def open_store(
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    timeout: float = 60.0,
+    retries: int = 4,
+) -> Store:
+    """Return the store that a path or URL names; nothing is read.
+
+    Parameters
+    ----------
+    url : str or os.PathLike
+        A path, a ``file://`` URL, or a URL of a scheme that fsspec knows.
+    storage_options : mapping, optional
+        Options of the driver of a remote store.
+    timeout : float
+        Seconds after which a request to a remote store fails, with all its attempts.
+    retries : int
+        How often such a request is tried again.
+
+    Raises
+    ------
+    ValueError
+        If nobody knows the scheme.
+
+    Examples
+    --------
+    >>> open_store("some/directory").is_local
+    True
+    >>> open_store("memory://shelf").where("a")
+    'memory://shelf/a'
+    """
+    text = os.fspath(url)
+    scheme = _scheme(text) if isinstance(text, str) else ""
+    if scheme in ("", "file"):
+        if storage_options:
+            raise ValueError(f"storage_options are for remote stores; {text!r} is local")
+        return LocalStore(local_path(text))
+    from npstream.remote import RemoteStore, known_schemes
+
+    if scheme not in (known := known_schemes()):
+        raise ValueError(
+            f"{_shown(text)}: unknown scheme {scheme!r}; expected a local path, or a URL of one of "
+            f"{', '.join(known)}"
+        )
+    return RemoteStore(text, storage_options, timeout, retries)
+
+
+def _scheme(text: str) -> str:
+    """Return the scheme of a URL, or nothing for a path."""
+    match = _SCHEME.match(text)
+    if match is not None:
+        return match[1].lower()
+    # What Streaming takes for Databricks, and fsspec for chains, are no local paths either.
+    if text.startswith("dbfs:/"):
+        return "dbfs:"
+    start, separator, _ = text.partition("://")
+    return start if separator and "::" in start else ""
+
+
+def _shown(url: str) -> str:
+    """Return a URL of an unknown scheme as far as it holds no secrets."""
+    scheme, separator, _ = url.partition("://")
+    return repr(f"{scheme}://..." if separator else url)
+
+
 class LocalStore:
     """The files below a directory."""
+
+    is_local = True
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -64,12 +145,27 @@ class LocalStore:
         except OSError as error:
             raise self._failed(name, error) from error
 
-    def read(self, name: str) -> bytes:
-        """Return a whole file."""
+    def version(self, name: str) -> str:
+        """Return what changes whenever the file does."""
+        try:
+            found = os.stat(self.where(name))
+        except OSError as error:
+            raise self._failed(name, error) from error
+        return f"{found.st_size}:{found.st_mtime_ns}"
+
+    def read(self, name: str, nbytes: int | None = None) -> bytes:
+        """Return a whole file, which must have the bytes that are given."""
         try:
             with open(open_file(self.where(name)), "rb") as file:
-                ensure_fits(os.fstat(file.fileno()).st_size, f"reading {self.where(name)}")
+                found = os.fstat(file.fileno()).st_size
+                if nbytes is not None and found != nbytes:
+                    raise StorageError(
+                        f"{self.where(name)}: {found} bytes; its index says {nbytes}"
+                    )
+                ensure_fits(found, f"reading {self.where(name)}")
                 return file.read()
+        except StorageError:
+            raise
         except OSError as error:
             raise self._failed(name, error) from error
 
@@ -80,28 +176,80 @@ class LocalStore:
         except OSError as error:
             raise self._failed(name, error) from error
 
-    def ranges(self, name: str, spans: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Return parts of a file, given as first byte and length; none may be cut short."""
-        parts = []
+    def stream(self, spans: Iterable[Span]) -> Iterator[tuple[int, bytes]]:
+        """Yield parts of files, each with its number; none may be cut short."""
+        name, descriptor = "", -1
         try:
-            descriptor = open_file(self.where(name))
-            try:
-                for begin, nbytes in spans:
-                    part = os.pread(descriptor, nbytes, begin)
-                    if len(part) != nbytes:
-                        raise StorageError(
-                            f"{self.where(name)}: {len(part)} of {nbytes} bytes at {begin}; "
-                            "the file is shorter than its index says"
-                        )
-                    parts.append(part)
-            finally:
-                os.close(descriptor)
+            for number, (wanted, begin, nbytes) in enumerate(spans):
+                if wanted != name:
+                    # One is open at a time: neighbours are mostly of one file.
+                    _close(descriptor)
+                    name, descriptor = wanted, -1
+                    descriptor = open_file(self.where(name))
+                part = os.pread(descriptor, nbytes, begin)
+                if len(part) != nbytes:
+                    raise StorageError(
+                        f"{self.where(name)}: {len(part)} of {nbytes} bytes at {begin}; "
+                        "the file is shorter than its index says"
+                    )
+                yield number, part
         except StorageError:
             raise
         except OSError as error:
             raise self._failed(name, error) from error
-        return parts
+        finally:
+            _close(descriptor)
 
-    def _failed(self, name: str, error: OSError) -> StorageError:
+    def ranges(self, spans: Iterable[Span]) -> list[bytes]:
+        """Return parts of files, each given as name, first byte and length, in that order."""
+        return [part for _, part in self.stream(spans)]
+
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield the names that begin so, and the sizes of the files."""
+        top = os.path.join(self.root, *prefix.rpartition("/")[0].split("/"))
+        for folder, folders, files in os.walk(top):
+            folders.sort()
+            for file in sorted(files):
+                path = os.path.join(folder, file)
+                name = os.path.relpath(path, self.root).replace(os.sep, "/")
+                if name.startswith(prefix) and os.path.isfile(path):
+                    yield name, self.size(name)
+
+    def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
+        """Store a file, given as bytes or as the path of another; it appears whole."""
+        path = self.where(name)
+        folder, base = os.path.split(path)
+        temporary = os.path.join(folder, f".{base}.{os.urandom(8).hex()}.tmp")
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with open(temporary, "xb") as file:
+                if isinstance(data, bytes | bytearray | memoryview):
+                    file.write(data)
+                else:
+                    with open(data, "rb") as source:
+                        shutil.copyfileobj(source, file, 1 << 20)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise self._failed(name, error, "store") from error
+        finally:
+            with suppress(OSError):
+                os.unlink(temporary)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(self.where(name))
+        except OSError as error:
+            raise self._failed(name, error, "remove") from error
+
+    def _failed(self, name: str, error: OSError, what: str = "read") -> StorageError:
         reason = error.strerror or str(error)
-        return StorageError(error.errno, f"{reason}: cannot read this file", self.where(name))
+        return StorageError(error.errno, f"{reason}: cannot {what} this file", self.where(name))
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

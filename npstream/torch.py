@@ -6,14 +6,18 @@ or when torch is there already and may know what they want to.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 import torch.utils.data
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from npstream._typing import AnyArray, Int64
+from npstream.batch import Batch, Ragged
 from npstream.iterate import Iteration
 
 
@@ -49,6 +53,46 @@ def worker() -> tuple[int, int]:
     return (0, 0) if info is None else (info.id, info.num_workers)
 
 
+def _stacked(batches: list[Batch], *, collate_fn_map: Any = None) -> Batch:
+    """Return batches as one, which has an axis more, as has what says which samples they hold."""
+    columns = {
+        name: collate([batch[name] for batch in batches], collate_fn_map=collate_fn_map)
+        for name in batches[0]
+    }
+    if not all(hasattr(batch, "ids") for batch in batches):
+        return Batch(columns)
+    ids, repeated = ([getattr(b, what) for b in batches] for what in ("ids", "repeated"))
+    return Batch(columns, np.stack(ids), np.stack(repeated))
+
+
+def _listed(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged]:
+    return list(columns)
+
+
+# Torch would copy the first batch, ids and all, and put what it stacked into that.
+default_collate_fn_map.update({Batch: _stacked, Ragged: _listed})
+
+
+def accelerated(dataset: Any) -> str | None:
+    """Tell how Accelerate, if it is there, reads a dataset now, where that takes knowing.
+
+    It "deals" what one process read to several, or several read all and drop what is others'; or
+    it "skips" what came before a checkpoint, of the next epoch, whichever was the checkpoint's.
+    """
+    loaders: Any = sys.modules.get("accelerate.data_loader")
+    if loaders is None:
+        return None
+    loader = loaders.GradientState().active_dataloader
+    read = getattr(loader, "dataset", None)
+    if isinstance(read, loaders.IterableDatasetShard):
+        return "deals" if read.dataset is dataset and read.num_processes > 1 else None
+    if read is not dataset:
+        return None
+    if isinstance(loader, loaders.DataLoaderDispatcher) and loader.state.num_processes > 1:
+        return "deals"
+    return "skips" if isinstance(loader, loaders.SkipDataLoader) else None
+
+
 class DataLoader(torch.utils.data.DataLoader[Any]):
     """Torch's DataLoader for what ``ds.iter`` returns, with a state that is always exact.
 
@@ -75,6 +119,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     """
 
     dataset: Iteration  # type: ignore[assignment]
+
+    # Accelerate takes such loaders as they are. Of others it reads rank 0's, and deals that out.
+    _is_accelerate_prepared = True
 
     def __init__(self, dataset: Iteration, batch_size: int | None = None, **options: Any) -> None:
         if not isinstance(dataset, Iteration):

@@ -23,19 +23,38 @@ MAX_WORKERS = 256
 MAX_GAPS = 8
 """Stretches that an epoch may be spared."""
 
-_PLACE = 2 + 2 * MAX_GAPS  # words: epoch, position, and the gaps, of which unused ones are empty
+_GAPS, _RUN = 2, 2 + 2 * MAX_GAPS
+_PLACE = _RUN + 4  # words: epoch and position; gaps, the unused ones empty; drop_first and run
 _NEXT, _NOW, _PINNED, _SLOTS = 0, _PLACE, 2 * _PLACE, 2 * _PLACE + 1
 _TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """The slot of worker 0 of as many workers; those of the others follow."""
 
 
+class RunOf(NamedTuple):
+    """What one of Streaming's orders keeps of the run that a state is of, wherever that goes on."""
+
+    num_canonical_nodes: int
+    shuffle_seed: int
+    initial_physical_nodes: int | None
+
+
 class Place(NamedTuple):
-    """Where to begin: a position of an epoch, and the stretches of it that are left out."""
+    """Where to begin: a position of an epoch, and the stretches of it that are left out.
+
+    Streaming's orders also know a run, and where Streaming itself went on in the epoch.
+    """
 
     epoch: int
     position: int = 0
     gaps: Gaps = ()
+    drop_first: int = 0
+    run: RunOf | None = None
+
+    @property
+    def beginning(self) -> Place:
+        """Where the epoch begins."""
+        return Place(self.epoch, run=self.run)
 
 
 class Turns:
@@ -106,10 +125,12 @@ class Turns:
         own[_TURNS] += 1
         return self._after(self._read(_NEXT), turns, turns + shift)
 
-    def rejoin(self, epoch: int, worker: int, workers: int) -> None:
-        """Let a worker, as all others do, take a turn of this epoch next."""
+    def rejoin(self, place: Place, worker: int, workers: int) -> None:
+        """Let a worker, as all others do, take a turn of a place's epoch next."""
         own, turns, shift = self._turns_of(worker, workers)
-        own[_SHIFT] += epoch - (self._read(_NEXT).epoch + turns + shift)
+        own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
+        # All write the same here, and none reads it before it wrote.
+        self._write_run(_NEXT, place.run)
 
     def upcoming(self) -> Place:
         """Return where the next iteration begins."""
@@ -147,19 +168,28 @@ class Turns:
         """Return where an iteration begins after others, so many epochs on if none is pinned."""
         if turns == 0 and epochs == 0:
             return place
-        return Place(place.epoch if self.pinned else place.epoch + epochs)
+        return Place(place.epoch if self.pinned else place.epoch + epochs, run=place.run)
 
     def _read(self, at: int) -> Place:
-        epoch, position, *ends = self._words[at : at + _PLACE].tolist()
-        gaps = zip(ends[::2], ends[1::2], strict=True)
-        return Place(epoch, position, tuple(gap for gap in gaps if gap != (0, 0)))
+        words = self._words[at : at + _PLACE].tolist()
+        (epoch, position), ends = words[:_GAPS], words[_GAPS:_RUN]
+        gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
+        drop_first, lanes, seed, nodes = words[_RUN:]
+        run = RunOf(lanes, seed, nodes or None) if lanes else None
+        return Place(epoch, position, gaps, drop_first, run)
 
     def _write(self, at: int, place: Place) -> None:
         words = self._words[at : at + _PLACE]
         words[:] = 0
-        words[:2] = place[:2]
+        words[:_GAPS] = place.epoch, place.position
         if place.gaps:
-            words[2 : 2 + 2 * len(place.gaps)] = np.ravel(place.gaps)
+            words[_GAPS : _GAPS + 2 * len(place.gaps)] = np.ravel(place.gaps)
+        words[_RUN] = place.drop_first
+        self._write_run(at, place.run)
+
+    def _write_run(self, at: int, run: RunOf | None) -> None:
+        lanes, seed, nodes = run or (0, 0, None)
+        self._words[at + _RUN + 1 : at + _PLACE] = lanes, seed, nodes or 0
 
 
 def _is_spawning() -> bool:

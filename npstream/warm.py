@@ -11,6 +11,9 @@ from npstream import _jit
 from npstream.opening import open_dataset
 from npstream.orders.epoch import full_order
 from npstream.orders.permutation import Permutation
+from npstream.orders.streaming import StreamingOrder
+from npstream.orders.streaming_partition import World
+from npstream.orders.streaming_shuffle import ALGORITHMS
 from npstream.selection import Selection
 from npstream.writer import write
 
@@ -46,3 +49,17 @@ def precompile() -> None:
     masked = large.select(np.arange(len(large)) % 2 == 0)
     assert isinstance(masked, Selection)
     masked.at(np.arange(len(masked)))
+    _precompile_streaming()
+
+
+def _precompile_streaming() -> None:
+    """Compute orders of Streaming of every kind, also of a dataset that is picked from."""
+    world = World(1, 1)
+    for algorithm in ALGORITHMS:
+        for epoch_size in (None, 90):
+            order = StreamingOrder(
+                shards=[np.full(8, 8)], batch_size=4, epoch_size=epoch_size, shuffle=True,
+                shuffle_algo=algorithm, shuffle_block_size=8, num_canonical_nodes=2,
+            )  # fmt: skip
+            epoch = order.epoch(0, world)
+            epoch.ids(0, 0, range(epoch.batches))

@@ -19,9 +19,11 @@ from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings import Encoding, infer
 from npstream.formats.hashes import digest
 from npstream.formats.mds_encode import ShardFormat, Tally, cells
-from npstream.publish import NewDirectory
+from npstream.formats.scalars import scalar_columns
+from npstream.formats.scan import Scan
+from npstream.publish import new_place
 from npstream.sizes import parse_size
-from npstream.store import local_path
+from npstream.spool import Spool, sidecar_files
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -36,7 +38,7 @@ class WriteReport:
     Attributes
     ----------
     path : str
-        The dataset's directory.
+        The dataset's directory or URL.
     columns : dict of str to str
         The encoding of each column, in stored order.
     samples, shards : int
@@ -64,6 +66,7 @@ def write(
     shard_size: int | str | None = "64MiB",
     compression: str | None = None,
     hashes: Iterable[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
 ) -> WriteReport:
     """Write a dataset.
 
@@ -72,7 +75,7 @@ def write(
     Parameters
     ----------
     path : str or os.PathLike
-        A local directory; it is made if need be, and must not hold a dataset.
+        A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
     data : iterable of mappings, or mapping
         Samples, each a mapping from column name to value; or columns, a mapping from name to an
         array or list. NumPy arrays whose rows all have one size are written as fast as the disk
@@ -88,6 +91,8 @@ def write(
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``.
     hashes : iterable of str
         Hashes that the index shall record of every file, such as ``"xxh3_64"`` and ``"sha256"``.
+    storage_options : mapping, optional
+        Options of the driver, if the dataset is written to a URL.
 
     Returns
     -------
@@ -106,8 +111,9 @@ def write(
     (5, {'name': 'str', 'tokens': 'ndarray:uint16:4'})
     """
     with Writer(
-        path, columns, shard_size=shard_size, compression=compression, hashes=hashes
-    ) as writer:
+        path, columns, shard_size=shard_size, compression=compression, hashes=hashes,
+        storage_options=storage_options,
+    ) as writer:  # fmt: skip
         if isinstance(data, Mapping):
             writer._write_table(data)
         else:
@@ -124,7 +130,7 @@ class Writer:
 
     Parameters
     ----------
-    path, columns, shard_size, compression, hashes
+    path, columns, shard_size, compression, hashes, storage_options
         As for `write`.
 
     Examples
@@ -144,18 +150,20 @@ class Writer:
         shard_size: int | str | None = "64MiB",
         compression: str | None = None,
         hashes: Iterable[str] = (),
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._start = time.perf_counter()
         parse_compression(compression)
         self._settings = (_size_limit(shard_size), compression, _hash_names(hashes))
         self._format = None if columns is None else self._new_format(columns)
-        self._directory = NewDirectory(local_path(path))
+        self._directory = new_place(path, storage_options)
         self._entries: list[dict[str, Any]] = []
         self._written = 0
         self._rows: list[bytes] = []
         self._nbytes = 0
         self._open = True
         self._report: WriteReport | None = None
+        self._spool: Spool | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -203,8 +211,12 @@ class Writer:
             if self._rows:
                 self._flush()
             index = {"shards": self._entries, "version": 2}
+            text = json.dumps(index, sort_keys=True).encode()
             with self._all_or_nothing():
-                self._directory.publish(json.dumps(index, sort_keys=True).encode())
+                if self._spool is not None:
+                    for name, parts in sidecar_files(self._spool, text):
+                        self._directory.put(name, parts)
+                self._directory.publish(text)
             self._open = False
             self._report = self._make_report()
         return self._report
@@ -270,6 +282,10 @@ class Writer:
         assert self._format is not None
         compression, hashes = self._format.compression, self._format.hashes
         number = len(self._entries)
+        if self._spool is None:
+            self._spool = Spool(scalar_columns([self._format.schema]), hashed=True)
+        scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
+        pieces = scan.watch(pieces)
         raw = Tally(self._format.name(number), hashes)
         stored = None
         with self._all_or_nothing():
@@ -282,6 +298,7 @@ class Writer:
                 stored = Tally(self._format.name(number, compression), hashes)
                 packed = compress(memoryview(shard), compression)
                 self._directory.put(stored.name, stored.watch([packed]))
+            self._spool.add(scan.finish())
             self._entries.append(self._format.entry(samples, raw, stored))
             self._written += samples
 
@@ -296,6 +313,8 @@ class Writer:
 
     def _discard(self) -> None:
         self._open = False
+        if self._spool is not None:
+            self._spool.close()
         self._rows.clear()
         self._directory.remove()
 

@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+import npstream
 from datasets import write_shards
-from npstream import _jit
+from npstream import _jit, source
 from npstream.orders import blocks, epoch
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.epoch import Order, Shuffle
+from npstream.orders.partition import Partition
 from npstream.orders.permutation import SMALL, Permutation, make_key
 from orders import CHUNK, Scene, figures, native
 
@@ -406,15 +408,20 @@ def test_lanes_do_not_change_with_the_epoch():
     assert sorted(map(len, first)) == [714, 714, 715, 715, 715, 715, 715]
 
 
+@pytest.mark.parametrize("ranks_per_node", [1, 8])
 @pytest.mark.parametrize(("nodes", "times"), [(1, 1), (4, 1), (12, 1), (5, 5), (16, 2), (48, 2)])
-def test_nodes_fetch_chunks_as_often_as_lanes_and_nodes_have_it(nodes, times):
+def test_nodes_fetch_chunks_as_often_as_lanes_and_nodes_have_it(nodes, times, ranks_per_node):
     """Once if the nodes divide the lanes, and no other node's in any epoch."""
     n, lanes, chunks = 240_000, 24, 2000
+    world = nodes * ranks_per_node
     fetched = [set() for _ in range(nodes)]
     for number in range(2):
-        rows = Order(n, even(n, n // chunks), 3, number, block=3000, lanes=lanes)[:]
-        for node in range(nodes):
-            fetched[node].update((rows[node::nodes] // (n // chunks)).tolist())
+        order = Order(n, even(n, n // chunks), 3, number, block=3000, lanes=lanes)
+        rows = order[:]
+        for rank in range(world):
+            part = Partition(n, rank, world, batch_size=4, last="short", nodes=nodes)
+            mine = rows[part.positions(range(part.batches))]
+            fetched[rank // ranks_per_node].update((mine // (n // chunks)).tolist())
     total = sum(map(len, fetched))
     # At most as many chunks as lanes are cut, and shared by two.
     if times == 1:
@@ -579,6 +586,45 @@ def test_views_have_orders(ds, view, block):
     settings = Shuffle(block)
     read = view.iter(0, 1, batch_size=7, shuffle=settings, seed=3, epoch=1, last="short")
     assert np.array_equal(np.concatenate([[], *[batch["number"] for batch in read]]), numbers)
+
+
+def test_projections_and_splits_have_orders(ds):
+    assert np.array_equal(ds[["number"]].order(3)[:], ds.order(3)[:])
+    for part in ds.random_split([0.7, 0.3], seed=1):
+        rows = part.order(3, block="300B", lanes=2)[:]
+        assert np.array_equal(np.sort(rows), np.arange(len(part)))
+        assert np.array_equal(
+            part.shuffle(3, block="300B", lanes=2)["number"], part["number"].to_numpy()[rows]
+        )
+
+
+def test_compressed_shards_are_one_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "CHUNK_BYTES", 1000)
+    for compression in (None, "zstd"):
+        path = tmp_path / str(compression)
+        numbers = {"number": np.arange(5000)}
+        npstream.write(path, numbers, shard_size=8000, compression=compression)
+        shards = json.loads((path / "index.json").read_text())["shards"]
+        first = np.cumsum([0, *(shard["samples"] for shard in shards)])
+        rows = npstream.open(path).order(0, block=1, lanes=1)[:]  # chunks stay whole
+        begins = rows[np.diff(rows, prepend=-2) != 1]
+        assert len(begins) > len(shards) // 2
+        assert np.isin(begins, first).all() == (compression is not None)
+
+
+@pytest.mark.parametrize("flight", [4, 16])
+def test_means_of_batches_of_a_dataset_of_pure_shards_spread_as_the_law_has_it(tmp_path, flight):
+    """All samples of a shard are of one class, and so many shards in flight."""
+    shards, each, batch = 256, 32, 64
+    labels = np.repeat(np.random.default_rng(0).standard_normal(shards), each)
+    ds = write_shards(tmp_path, {"label": labels}, [each] * shards)
+    block = flight * sum(path.stat().st_size for path in tmp_path.glob("*/*.mds")) // shards
+    means = [
+        ds.shuffle(seed, block=block, lanes=2)["label"].to_numpy().reshape(-1, batch).mean(axis=1)
+        for seed in range(8)
+    ]
+    spread = np.std(means) / (labels.std() / math.sqrt(batch))
+    assert spread == pytest.approx(math.sqrt(1 + (batch - 1) / flight), rel=0.12)
 
 
 def test_orders_of_views_are_frozen(ds):

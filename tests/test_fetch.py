@@ -82,9 +82,13 @@ def test_beyond_the_budget_of_maps(monkeypatch, name):
     monkeypatch.setattr(memory, "map_budget", lambda: 1)
     read = []
     ranges = store.LocalStore.ranges
-    monkeypatch.setattr(
-        store.LocalStore, "ranges", lambda *args: (read.append(args[1]), ranges(*args))[1]
-    )
+
+    def spied(self, spans):
+        spans = list(spans)
+        read.extend(name for name, _, _ in spans)
+        return ranges(self, spans)
+
+    monkeypatch.setattr(store.LocalStore, "ranges", spied)
     ds = open_case(name)
     check(name, ds)
     if name in PACKED:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import npstream
 from golden_data import FORMATS
 from npstream.errors import FormatError
-from npstream.formats.index import Index, check_ascent, guide_table, parse_index
+from npstream.formats.heads import check_ascent
+from npstream.formats.index import guide_table, parse_index
 
 MDS = {
     "column_encodings": ["int", "str"],
@@ -521,6 +522,6 @@ def test_check_ascent(offsets):
 def test_sums_stay_within_int64():
     entries = [changed(MDS, "raw_data", "bytes", 2**40 - 1) for _ in range(1000)]
     entries = [changed(entry, "samples", 2**32 - 1) for entry in entries]
-    index = Index(entries, "here/index.json")
+    index = index_of(*entries)
     assert index.samples == 1000 * (2**32 - 1)
     assert int(index.nbytes.sum()) == 1000 * (2**40 - 1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import golden_data
 import npstream
+from npstream import Shuffle
 from npstream.batch import Batch
 from npstream.fetch import Fetcher
 from npstream.iterate import BLOCK
@@ -302,6 +303,53 @@ def test_ranks_per_node_are_those_of_the_launcher_only_if_the_rank_is(ds, alone)
         len(ds.iter())
 
 
+@pytest.mark.parametrize("per_node", [1, 8])
+def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
+    """Those that lie across the end of a lane are two nodes'."""
+    nodes, lanes = 2, 4
+    read = [set(), set()]
+    for rank in range(nodes * per_node):
+        batches = ds.iter(
+            rank, nodes * per_node, batch_size=3, shuffle=Shuffle("1KB", lanes=lanes),
+            last="short", ranks_per_node=per_node,
+        )  # fmt: skip
+        for _ in range(3):
+            for batch in batches:
+                read[rank // per_node].update(ds.locate(batch.ids)[0].tolist())
+    shards = len(ds.shards)
+    assert len(read[0] | read[1]) == shards > 2 * lanes
+    assert len(read[0] & read[1]) < lanes
+
+
+def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
+    four = {"shuffle": Shuffle("1KB", lanes=4)}
+    says = "each chunk is fetched 3 times, as 6 nodes do not divide the number of lanes"
+    with pytest.warns(UserWarning, match=says):
+        ds.iter(0, 12, ranks_per_node=2, **four)
+    for name, said in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
+        alone.setenv(name, said)
+    batches = ds.iter(**four)
+    with pytest.warns(UserWarning, match=says) as warned:
+        assert len(batches) == len(list(batches)) == 9
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},  # nobody knows the nodes
+        {"ranks_per_node": 3},
+        {"ranks_per_node": 2, "replication": 6},
+        {"ranks_per_node": 2, "shuffle": True},  # one lane
+        {"ranks_per_node": 2, "shuffle": Shuffle(lanes=12)},
+        {"ranks_per_node": 2, "shuffle": False},
+        {"ranks_per_node": 2, "shuffle": "py1e"},
+    ],
+)
+def test_chunks_that_one_node_fetches_are_no_matter(ds, how):
+    assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **how})
+
+
 def test_a_global_batch_is_shared_out(ds, alone):
     batches = ds.iter(global_batch_size=24)
     assert "batches of 24 of all ranks" in repr(batches)
@@ -381,7 +429,7 @@ def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
             ValueError,
             "global_batch_size=8 with batch_size=3: expected 2 times that",
         ),
-        ({"shuffle": 1}, TypeError, "shuffle=1: expected False, True or"),
+        ({"shuffle": 1}, TypeError, "shuffle=1: expected False, True, an npstream.Shuffle"),
         ({"seed": 0.5}, TypeError, "seed=0.5: expected an integer"),
         ({"epoch": -1}, ValueError, "epoch=-1: expected at least 0"),
         ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),

@@ -21,7 +21,7 @@ DOORS = {
     "numba": {"_jit"},
     "llvmlite": {"_jit"},
     "torch": {"torch"},
-    "fsspec": {"store"},
+    "fsspec": {"drivers", "remote"},
     "pickle": {"formats.encodings"},
 }
 """Package -> the only modules that may import it."""

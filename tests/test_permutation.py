@@ -296,6 +296,23 @@ def test_elements_are_spread_evenly_over_positions(n):
         assert abs(z_score(counts)) < 3
 
 
+def test_windows_hold_as_many_of_each_part_as_chance_has_it():
+    """Neither more nor less evenly: what a batch holds of each shard."""
+    for n in (SMALL, 1 << 20):
+        ids = elements(n, make_key(7))
+        counts = np.histogram2d(np.arange(n), ids, bins=(n // 1024, 64))[0]
+        assert abs(z_score(counts)) < 3
+
+
+def test_pairs_of_neighbours_are_uniform_in_a_dozen():
+    counts = np.zeros((12, 12))
+    for seed in range(6000):
+        ids = elements(12, make_key(seed))
+        np.add.at(counts, (ids[:-1], ids[1:]), 1)
+    assert np.trace(counts) == 0
+    assert abs(z_score(counts[~np.eye(12, dtype=bool)])) < 3
+
+
 @pytest.mark.parametrize("n", [1000, SMALL + 1])
 def test_fixed_points_are_as_rare_as_chance_has_them(n):
     fixed = [(elements(n, make_key(seed)) == np.arange(n)).sum() for seed in range(300)]

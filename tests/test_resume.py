@@ -9,6 +9,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,7 @@ def epochs(iterations, count):
     return [batch for _ in range(count) for batch, _ in steps(iterations)]
 
 
+@pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("last", ["repeat", "drop", "short"])
 def test_any_ranks_go_on_after_any_global_batch(ds, order, last):
@@ -405,6 +407,63 @@ def test_only_the_first_turn_begins_where_it_was_set():
             place, place, turns.last(), turns.last()
         ]  # fmt: skip
         assert turns.last() == Place(3 if shared else 4)
+
+
+def at_once(run, workers=3):
+    """Return what a function returns for each worker, called for all of them at the same time."""
+    gate, results = threading.Barrier(workers), [None] * workers
+
+    def go(worker):
+        gate.wait()
+        results[worker] = run(worker)
+
+    threads = [threading.Thread(target=go, args=(worker,)) for worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def hasty():
+    """Let threads take turns after nearly every step, as processes on their own cores do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_no_worker_disturbs_another_that_begins_at_the_same_time():
+    turns = Turns(5)
+    turns.share()
+    taken = at_once(lambda worker: [turns.take_as(worker, 3).epoch for _ in range(400)])
+    assert taken == [[*range(5, 405)]] * 3
+
+    def rejoined(worker):
+        epochs = []
+        for epoch in (*range(700, 800), *range(100)):
+            turns.rejoin(Place(epoch), worker, 3)
+            epochs += [turns.take_as(worker, 3).epoch for _ in range(2)]
+        return epochs
+
+    expected = [epoch + k for epoch in (*range(700, 800), *range(100)) for k in range(2)]
+    assert at_once(rejoined) == [expected] * 3
+    assert turns.upcoming() == Place(101)
+
+
+def test_workers_that_loaded_a_state_have_begun():
+    turns = Turns(5)
+    turns.share()
+    for worker in range(2):
+        turns.rejoin(Place(4), worker, 2)
+        assert turns.take_as(worker, 2) == Place(4)
+    assert turns.begun
+    assert (turns.last(), turns.upcoming()) == (Place(4), Place(5))
+    turns.set(turns.upcoming(), pinned=True)
+    turns.rejoin(Place(1), 0, 2)
+    assert turns.take_as(0, 2) == Place(5)
 
 
 # A training

@@ -1,4 +1,4 @@
-"""Where files live, and what is said when they cannot be read."""
+"""Files in local directories, and what is said when they cannot be read or written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from npstream import memory
 from npstream.errors import StorageError
-from npstream.store import LocalStore, local_path
+from npstream.store import LocalStore, local_path, open_store
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,7 @@ def test_what_is_no_path_is_refused(url):
 def store(tmp_path):
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "file").write_bytes(b"0123456789")
+    (tmp_path / "other").write_bytes(b"abc")
     os.mkfifo(tmp_path / "pipe")
     return LocalStore(str(tmp_path))
 
@@ -61,8 +62,15 @@ def test_reading(store):
     assert store.size("part/file") == 10
     assert store.read("part/file") == b"0123456789"
     assert store.map("part/file").tobytes() == b"0123456789"
-    assert store.ranges("part/file", [(2, 3), (0, 1), (10, 0)]) == [b"234", b"0", b""]
-    assert store.ranges("part/file", []) == []
+    assert store.read("part/file", 10) == b"0123456789"
+    spans = [("part/file", 2, 3), ("part/file", 0, 1), ("other", 1, 1), ("part/file", 10, 0)]
+    assert store.ranges(spans) == [b"234", b"0", b"b", b""]
+    assert list(store.stream(spans[:2])) == [(0, b"234"), (1, b"0")]
+    assert store.ranges([]) == []
+    assert list(store.names()) == [("other", 3), ("part/file", 10)]
+    assert list(store.names("part/")) == list(store.names("part/f")) == [("part/file", 10)]
+    assert list(store.names("none/")) == []
+    assert store.is_local
 
 
 @pytest.mark.parametrize("method", ["read", "map", "ranges"])
@@ -77,9 +85,9 @@ def test_reading(store):
     ],
 )
 def test_failures_say_which_file_and_why(store, method, name, reason):
-    args = ([(0, 1)],) if method == "ranges" else ()
+    wanted = [(name, 0, 1)] if method == "ranges" else name
     with pytest.raises(StorageError, match=f"{reason}.*{name}") as caught:
-        getattr(store, method)(name, *args)
+        getattr(store, method)(wanted)
     assert isinstance(caught.value, OSError)
     assert caught.value.filename == store.where(name)
     assert caught.value.errno in errno.errorcode
@@ -87,8 +95,9 @@ def test_failures_say_which_file_and_why(store, method, name, reason):
 
 
 def test_the_size_of_what_is_not_there(store):
-    with pytest.raises(StorageError, match=r"No such file.*none"):
-        store.size("none")
+    for method in (store.size, store.version):
+        with pytest.raises(StorageError, match=r"No such file.*none"):
+            method("none")
 
 
 @pytest.mark.parametrize("span", [(8, 3), (10, 1), (50, 1)])
@@ -97,7 +106,7 @@ def test_ranges_are_never_cut_short(store, span):
     with pytest.raises(
         StorageError, match=r"part/file: \d of \d bytes at \d+; the file is shorter"
     ):
-        store.ranges("part/file", [(0, 5), span])
+        store.ranges([("part/file", 0, 5), ("part/file", *span)])
     assert os.listdir("/dev/fd") == before
 
 
@@ -107,3 +116,65 @@ def test_files_that_do_not_fit_are_not_read(store, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 1 << 29)
     with pytest.raises(MemoryError, match=r"reading .*hole takes 1,073,741,824 bytes"):
         store.read("hole")
+
+
+def test_a_file_of_another_size_is_not_read(store):
+    with pytest.raises(StorageError, match=r"part/file: 10 bytes; its index says 11"):
+        store.read("part/file", 11)
+
+
+def test_giving_up_in_the_middle_closes_the_file(store):
+    before = os.listdir("/dev/fd")
+    parts = store.stream([("part/file", 0, 1), ("part/file", 1, 1)])
+    assert next(parts) == (0, b"0")
+    parts.close()
+    assert os.listdir("/dev/fd") == before
+
+
+def test_storing_and_removing(store, tmp_path):
+    before = store.version("part/file")
+    store.put("new/part/file", b"one")
+    store.put("part/file", tmp_path / "other")
+    assert store.read("new/part/file") == b"one"
+    assert store.read("part/file") == b"abc"
+    assert store.version("part/file") != before
+    store.remove("part/file")
+    store.remove("part/file")
+    assert sorted(name for name, _ in store.names()) == ["new/part/file", "other"]
+
+
+@pytest.mark.parametrize(("name", "data"), [("other/x", b""), ("x", "none"), ("part", b"")])
+def test_what_cannot_be_stored(store, name, data):
+    before = list(store.names())
+    with pytest.raises(StorageError, match=f"cannot store this file.*{name}"):
+        store.put(name, data)
+    assert list(store.names()) == before
+
+
+def test_what_cannot_be_removed(store):
+    with pytest.raises(StorageError, match=r"cannot remove this file.*part"):
+        store.remove("part")
+
+
+@pytest.mark.parametrize("url", ["x/y", "file:///a", pathlib.Path("/a"), "c:/x"])
+def test_paths_are_local_stores(url):
+    assert open_store(url).root == local_path(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["x3://bucket/x", "dbfs:/Volumes/x", "simplecache::s3://bucket/x", "s4://key:secret@x/?secret"],
+)
+def test_unknown_schemes_are_no_paths(url):
+    with pytest.raises(
+        ValueError, match=r"unknown scheme .* expected a local path.* s3, "
+    ) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_options_for_a_path_are_refused():
+    with pytest.raises(ValueError, match="storage_options are for remote stores; '/a' is local"):
+        open_store("/a", {"key": "x"})
+    with pytest.raises(TypeError):
+        open_store(b"/a")

@@ -29,7 +29,7 @@ from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World, lane_bounds, make_partition
 from npstream.orders.streaming_runs import gather
 from npstream.orders.streaming_sampling import Weight, chosen, chosen_per_shard
-from npstream.orders.streaming_shuffle import ALGORITHMS, StreamingShuffle
+from npstream.orders.streaming_shuffle import ALGORITHMS, EpochShuffle
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -152,7 +152,7 @@ def test_golden_shuffle(case):
     params = dict(case["params"])
     units = params.pop("shard_sizes")
     names = ("algo", "num_canonical_nodes", "seed", "epoch", "block_size")
-    shuffle = StreamingShuffle(*map(params.get, names))
+    shuffle = EpochShuffle(*map(params.get, names))
     got = checked(case, lambda: whole(shuffle, units))
     if got is not None:
         np.testing.assert_array_equal(got, expected(case, "order"))
@@ -174,7 +174,7 @@ SETTINGS = st.tuples(
 @example([0, 0, 5, 0, 5, 0], ("py1br", 2, 0, 0, 3), None)
 @example([1], ("py2s", 5, 0, 0, 3), None)
 def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, data):
-    shuffle = StreamingShuffle(*parameters)
+    shuffle = EpochShuffle(*parameters)
     if shuffle.algorithm == "py1e" and sum(units) < shuffle.lanes:
         return
     want = streaming_reference.order(shuffle.algorithm, units, *parameters[1:])
@@ -196,7 +196,7 @@ def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, dat
 @pytest.mark.parametrize("units", [[1000] * 700, [700_000], [300_000, 17, 399_983], [7] * 100_000])
 def test_large_shuffles_are_those_of_the_description(algorithm, units):
     """Of more samples than lie between marks, and sorted in more than one bucket."""
-    shuffle = StreamingShuffle(algorithm, 3, 1, 2, 40_000)
+    shuffle = EpochShuffle(algorithm, 3, 1, 2, 40_000)
     units = np.array(units)
     if algorithm == "py2s" and len(units) > 1000:
         units = units[:20_000]
@@ -217,14 +217,14 @@ def test_large_shuffles_are_those_of_the_description(algorithm, units):
 )
 def test_blocks_that_cannot_be_drawn_raise(algorithm, block_size):
     with pytest.raises(ValueError, match=r"larger blocks|at once: at most"):
-        StreamingShuffle(algorithm, 1, 0, 0, block_size).check(10, 10)
+        EpochShuffle(algorithm, 1, 0, 0, block_size).check(10, 10)
 
 
 def test_too_many_samples_at_once_raise():
     with pytest.raises(ValueError, match="among 4294967297 at once"):
-        StreamingShuffle("naive", 1, 0, 0, 4).check(2**32 + 1, 1000)
+        EpochShuffle("naive", 1, 0, 0, 4).check(2**32 + 1, 1000)
     with pytest.raises(ValueError, match="among 4294967297 at once"):
-        StreamingShuffle("py1s", 1, 0, 0, 4).check(2**33, 2**32 + 1)
+        EpochShuffle("py1s", 1, 0, 0, 4).check(2**33, 2**32 + 1)
 
 
 # Partitions and worlds.
@@ -414,7 +414,7 @@ def test_golden_work(case, epoch_of):
 def test_golden_digest(case, epoch_of):
     params, resolved = case["params"], case["resolved"]
     assert_digest(work(epoch_of(params), params["workers_per_rank"]), resolved["digest"])
-    shuffle = StreamingShuffle(
+    shuffle = EpochShuffle(
         params["shuffle_algo"],
         resolved["num_canonical_nodes"],
         params["shuffle_seed"],

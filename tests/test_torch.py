@@ -131,6 +131,9 @@ def test_workers_of_any_kind_live_on(ds, start):
     epochs = [[row for batch in loader for row in batch.tolist()] for _ in range(2)]
     view = ds.with_transform(label)
     assert epochs == [list(view.iter(0, 1, epoch=epoch, **settings)) for epoch in range(2)]
+    samples.load_state_dict({**view.iter(0, 1, **settings).state_dict(), "position": 16})
+    rows = [[row for batch in loader for row in batch.tolist()] for _ in range(2)]
+    assert rows == [epochs[0][16:], epochs[1]]
 
 
 @pytest.mark.filterwarnings("ignore:samples are dealt to 2 workers one by one:UserWarning")
@@ -229,7 +232,8 @@ def test_a_loader_that_does_not_count_says_so(ds):
 def test_a_loader_counts_what_it_yielded(ds, workers, settings, batch_size):
     def loader(workers):
         samples = ds.iter(1, 2, shuffle=True, **settings)
-        return npstream.torch.DataLoader(samples, batch_size, num_workers=workers)
+        ahead = {"prefetch_factor": 2 * workers - 1} if workers else {}
+        return npstream.torch.DataLoader(samples, batch_size, num_workers=workers, **ahead)
 
     def labels(loader):
         return [batch["label"].tolist() for batch in loader]
@@ -263,12 +267,12 @@ def test_a_loader_that_cannot_count_is_refused(ds):
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (3, True)])
 @pytest.mark.parametrize(
     ("settings", "batch_size"),
     [({"batch_size": 9}, None), ({"batch_size": 6, "batched": False}, 6)],
 )
-def test_torchdata_keeps_states(ds, workers, settings, batch_size):
+def test_torchdata_keeps_states(ds, workers, persistent, settings, batch_size):
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
 
     def loader():
@@ -276,6 +280,7 @@ def test_torchdata_keeps_states(ds, workers, settings, batch_size):
             ds.iter(0, 1, shuffle=True, **settings),
             batch_size=batch_size,
             num_workers=workers,
+            persistent_workers=persistent,
         )
 
     def labels(loader):

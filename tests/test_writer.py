@@ -100,11 +100,17 @@ def without_zip_sizes(index):
     return index
 
 
+def streamings(path):
+    """Return the names of the files that Streaming writes, too: all but the side-car's."""
+    names = sorted(os.listdir(path))
+    return [name for name in names if name not in ("index.columns", "index.msgpack")]
+
+
 def same_dataset(written, golden, exactness):
     """Fail unless a dataset has the golden one's bytes: of the files, or of what is in them."""
     if exactness == "files":
-        names = sorted(path.name for path in golden.iterdir() if path.is_file())
-        assert sorted(os.listdir(written)) == names
+        names = streamings(golden)
+        assert streamings(written) == names
         for name in names:
             assert (written / name).read_bytes() == (golden / name).read_bytes(), name
     else:
@@ -113,7 +119,7 @@ def same_dataset(written, golden, exactness):
             assert shard_bytes(written, our) == shard_bytes(golden, their)
         files = [entry["zip_data"] or entry["raw_data"] for entry in ours["shards"]]
         names = {"index.json", *(facts["basename"] for facts in files)}
-        assert set(os.listdir(written)) == names
+        assert set(streamings(written)) == names
         assert without_zip_sizes(ours) == without_zip_sizes(theirs)
 
 
@@ -564,7 +570,7 @@ def test_of_two_writers_the_first_wins(tmp_path):
     with pytest.raises(FileExistsError, match=r"shard\.00000\.mds"):
         second.close()
     assert read(tmp_path) == [{"x": 1}]
-    assert sorted(os.listdir(tmp_path)) == ["index.json", "shard.00000.mds"]
+    assert streamings(tmp_path) == ["index.json", "shard.00000.mds"]
 
 
 def test_an_index_is_never_replaced(tmp_path):
@@ -589,7 +595,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r"shard\.00000\.mds"):
         second.close()
     assert read(tmp_path) == [{"x": 1}]
-    assert sorted(os.listdir(tmp_path)) == ["index.json", "shard.00000.mds"]
+    assert streamings(tmp_path) == ["index.json", "shard.00000.mds"]
 
 
 def test_a_killed_writer_leaves_no_index(tmp_path):
@@ -643,12 +649,12 @@ def test_the_report(tmp_path):
 def test_where_it_is_written(tmp_path):
     assert write(f"file://{tmp_path}/a", [{"x": 1}]).path == str(tmp_path / "a")
     assert write(tmp_path / "b" / "c", [{"x": 1}]).path == str(tmp_path / "b" / "c")
-    with pytest.raises(ValueError, match="s3://bucket/data"):
-        write("s3://bucket/data", [{"x": 1}])
+    with pytest.raises(ValueError, match="unknown scheme"):
+        write("s33://bucket/data", [{"x": 1}])
 
 
 def test_files_have_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     write(tmp_path / "out", [{"x": 1}])
-    for file in (tmp_path / "out").iterdir():
+    for file in filter(Path.is_file, (tmp_path / "out").rglob("*")):
         assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode

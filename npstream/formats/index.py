@@ -12,11 +12,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from npstream._typing import Bytes, Int64
+from npstream._typing import Bools, Int64
 from npstream.errors import FormatError
 
 VERSION = 2
@@ -26,7 +27,7 @@ _COMMON = {
 }  # fmt: skip
 _META = {"newline", "raw_meta", "zip_meta"}
 _NAMED = {"column_encodings", "column_names"}
-_KEYS = {
+FORMATS = {
     "mds": _COMMON | _NAMED | {"column_sizes"},
     "json": _COMMON | _META | {"columns"},
     "csv": _COMMON | _META | _NAMED,
@@ -37,14 +38,12 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
 # A path below the dataset's directory: no root, no drive, no step up, no other scheme; nor what
 # no file can be called.
-_BELOW = re.compile(
+BELOW = re.compile(
     r"(?![/\\]|[A-Za-z]:|.*://)(?!(?:.*/)?\.{1,2}(?:/|$))[^\\\0\ud800-\udfff]+", re.DOTALL
 )
 
-_MAX_BYTES = 1 << 40
+MAX_BYTES = 1 << 40
 """Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
-
-_MAX_CONFIGURATION = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,30 @@ class ShardFiles:
     compression: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """What an index says of all shards: the arrays of `Index`, and the samples of each shard."""
+
+    samples: Int64
+    nbytes: Int64
+    schema_of: NDArray[np.int32]
+    compressed: Bools
+    schemas: tuple[Schema, ...]
+
+
+class Catalog(Protocol):
+    """What an index says of single shards, wherever it keeps that."""
+
+    def files(self, shard: int) -> ShardFiles:
+        """Return the files of a shard."""
+
+    def name(self, shard: int) -> str:
+        """Return the name of a shard's (uncompressed) data file."""
+
+    def fingerprint(self, index: Index) -> str:
+        """Return `Index.fingerprint`."""
+
+
 class Index:
     """The shards of a dataset, as arrays.
 
@@ -107,34 +130,24 @@ class Index:
     """
 
     __slots__ = (
-        "_entries", "compressed", "guide", "nbytes", "schema_of", "schemas", "shift", "starts",
-        "total", "where",
+        "_catalog", "compressed", "guide", "nbytes", "schema_of", "schemas",
+        "shift", "starts", "total", "where",
     )  # fmt: skip
 
-    def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
-        self._entries = entries
+    def __init__(self, facts: ShardFacts, catalog: Catalog, where: str) -> None:
+        self._catalog = catalog
         self.where = where
-        schemas: dict[Any, int] = {}
-        counts = np.zeros(len(entries), np.int64)
-        self.nbytes = np.zeros(len(entries), np.int64)
-        self.schema_of = np.zeros(len(entries), np.int32)
-        self.compressed = np.zeros(len(entries), np.bool_)
-        for shard, entry in enumerate(entries):
-            key, counts[shard], self.nbytes[shard] = _checked(entry, shard, where)
-            self.schema_of[shard] = schemas.setdefault(key, len(schemas))
-            self.compressed[shard] = entry.get("zip_data") is not None
-        self.schemas = tuple(
-            _schema(key, f"{where}: shard {np.argmax(self.schema_of == number)}")
-            for key, number in schemas.items()
-        )
-        self.starts = np.zeros(len(entries) + 1, np.int64)
-        np.cumsum(counts, out=self.starts[1:])
+        self.schemas = facts.schemas
+        self.nbytes, self.schema_of = facts.nbytes, facts.schema_of
+        self.compressed = facts.compressed
+        self.starts = np.zeros(len(self.nbytes) + 1, np.int64)
+        np.cumsum(facts.samples, out=self.starts[1:])
         self.guide, self.shift = guide_table(self.starts)
         self.total = int(self.nbytes.sum())
 
     def __len__(self) -> int:
         """Return the number of shards."""
-        return len(self._entries)
+        return len(self.nbytes)
 
     @property
     def samples(self) -> int:
@@ -143,35 +156,18 @@ class Index:
 
     def files(self, shard: int) -> ShardFiles:
         """Return the files of a shard."""
-        entry = self._entries[shard]
-        place = f"{self.where}: shard {shard}"
-        return ShardFiles(
-            data=_file(entry, "raw_data", place),
-            zip_data=_optional_file(entry, "zip_data", place),
-            meta=_optional_file(entry, "raw_meta", place),
-            zip_meta=_optional_file(entry, "zip_meta", place),
-            compression=entry.get("compression"),
-        )
+        return self._catalog.files(shard)
+
+    def name(self, shard: int) -> str:
+        """Return the name of a shard's (uncompressed) data file."""
+        return self._catalog.name(shard)
 
     def fingerprint(self) -> str:
         """Hash what a sample's number depends on, and what tells its content.
 
         Files may be renamed, and compressed as well or as badly as one likes.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        for facts in (self.starts, self.nbytes, self.schema_of):
-            digest.update(facts.astype(facts.dtype.newbyteorder("<")).data)
-        digest.update(repr(self.schemas).encode())
-        for shard, entry in enumerate(self._entries):
-            hashes, zipped = entry["raw_data"].get("hashes"), entry.get("zip_data")
-            if hashes or zipped:
-                known = [shard, hashes, zipped is not None]
-                digest.update(json.dumps(known, sort_keys=True).encode())
-        return digest.hexdigest()
-
-    def name(self, shard: int) -> str:
-        """Return the name of a shard's (uncompressed) data file."""
-        return str(self._entries[shard]["raw_data"]["basename"])
+        return self._catalog.fingerprint(self)
 
 
 def parse_index(text: bytes, where: str) -> Index:
@@ -203,7 +199,58 @@ def parse_index(text: bytes, where: str) -> Index:
     entries = document.get("shards")
     if not isinstance(entries, list):
         raise FormatError(f"{where}: 'shards' is {type(entries).__name__}; expected a list")
-    return Index(entries, where)
+    return _from_entries(entries, where)
+
+
+class _Entries:
+    """The entries of an ``index.json``, checked as far as nobody has asked for their files."""
+
+    def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
+        self._entries = entries
+        self._where = where
+
+    def files(self, shard: int) -> ShardFiles:
+        entry = self._entries[shard]
+        place = f"{self._where}: shard {shard}"
+        return ShardFiles(
+            data=_file(entry, "raw_data", place),
+            zip_data=_optional_file(entry, "zip_data", place),
+            meta=_optional_file(entry, "raw_meta", place),
+            zip_meta=_optional_file(entry, "zip_meta", place),
+            compression=entry.get("compression"),
+        )
+
+    def name(self, shard: int) -> str:
+        return str(self._entries[shard]["raw_data"]["basename"])
+
+    def fingerprint(self, index: Index) -> str:
+        digest = hashlib.blake2b(digest_size=8)
+        for facts in (index.starts, index.nbytes, index.schema_of):
+            digest.update(facts.astype(facts.dtype.newbyteorder("<")).data)
+        digest.update(repr(index.schemas).encode())
+        for shard, entry in enumerate(self._entries):
+            hashes, zipped = entry["raw_data"].get("hashes"), entry.get("zip_data")
+            if hashes or zipped:
+                known = [shard, hashes, zipped is not None]
+                digest.update(json.dumps(known, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def _from_entries(entries: list[Any], where: str) -> Index:
+    count = len(entries)
+    keys: dict[Any, int] = {}
+    samples, nbytes = np.zeros((2, count), np.int64)
+    schema_of, compressed = np.zeros(count, np.int32), np.zeros(count, np.bool_)
+    for shard, entry in enumerate(entries):
+        key, samples[shard], nbytes[shard] = _checked(entry, shard, where)
+        schema_of[shard] = keys.setdefault(key, len(keys))
+        compressed[shard] = entry.get("zip_data") is not None
+    schemas = tuple(
+        check_schema(key, f"{where}: shard {np.argmax(schema_of == number)}")
+        for key, number in keys.items()
+    )
+    facts = ShardFacts(samples, nbytes, schema_of, compressed, schemas)
+    return Index(facts, _Entries(entries, where), where)
 
 
 def guide_table(starts: Int64) -> tuple[Int64, int]:
@@ -229,68 +276,21 @@ def guide_table(starts: Int64) -> tuple[Int64, int]:
     return np.minimum(guide, max(shards - 1, 0)).astype(np.int64), shift
 
 
-def check_ascent(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-    """Raise FormatError unless a shard's offsets ascend.
-
-    Damaged ones could otherwise pass one sample off as another, both whole.
-    """
-    if (descends := offsets[1:] <= offsets[:-1]).any():
-        row = int(descends.argmax())
-        raise FormatError(f"sample {row} begins at byte {offsets[row]}, ends at {offsets[row + 1]}")
-
-
-def check_configuration(schema: Schema, configuration: Bytes) -> None:
-    """Compare what a shard says of its own columns with what the index says.
-
-    Reading does not need it, and other writers leave it out; but an index that calls the bytes
-    something else, or by another name, would give wrong values without any other sign.
-
-    Parameters
-    ----------
-    schema : Schema
-    configuration : ndarray of uint8
-        The JSON object that stands in the shard; what does not begin with one is passed over.
-
-    Raises
-    ------
-    FormatError
-        If they differ, or something follows the object.
-    """
-    if len(configuration) > _MAX_CONFIGURATION:
-        return
-    try:
-        text = configuration.tobytes().decode(errors="replace").lstrip()
-        said, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(said, dict):
-        return
-    if text[end:].strip():
-        raise FormatError("something follows its configuration")
-    names, encodings = list(schema.names), list(schema.encodings)
-    known: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
-    if schema.format == "json":
-        known = {"columns": dict(zip(names, encodings, strict=True))}
-    for key in known.keys() & said.keys():
-        if said[key] != known[key]:
-            raise FormatError(f"its own {key!r} are {said[key]!r}; the index says {known[key]!r}")
-
-
 def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
     """Check a shard's entry; return its schema as a hashable key, its samples and its bytes."""
     try:
         kind = entry["format"]
         if entry["version"] != VERSION:
             raise FormatError(f"version {entry['version']!r}; this release reads {VERSION}")
-        if kind not in _KEYS:
-            raise FormatError(f"format {kind!r}; known: {', '.join(_KEYS)}")
-        if not entry.keys() <= _KEYS[kind]:
-            raise FormatError(f"unknown keys {sorted(entry.keys() - _KEYS[kind])}")
+        if kind not in FORMATS:
+            raise FormatError(f"format {kind!r}; known: {', '.join(FORMATS)}")
+        if not entry.keys() <= FORMATS[kind]:
+            raise FormatError(f"unknown keys {sorted(entry.keys() - FORMATS[kind])}")
         raw = entry["raw_data"]
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
             raise FormatError(f"'samples' is {samples!r}; expected an int in [0, 2**32)")
-        if type(nbytes) is not int or not 0 <= nbytes < _MAX_BYTES:
+        if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
             raise FormatError(f"'bytes' is {nbytes!r}; expected an int in [0, 2**40)")
         if not isinstance(compression := entry.get("compression"), str | None):
             raise FormatError(f"'compression' is {compression!r}; expected a string or null")
@@ -304,7 +304,7 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             raise FormatError(f"{samples} samples cannot lie in {min(head, nbytes)} bytes")
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
-            if file is not None and not _BELOW.fullmatch(file["basename"]):
+            if file is not None and not BELOW.fullmatch(file["basename"]):
                 raise FormatError(f"'basename' {file['basename']!r} leaves the dataset's directory")
         hash(key)
     except FormatError as error:
@@ -332,7 +332,8 @@ def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     return tuple([tuple(entry[key]) for key in keys])
 
 
-def _schema(key: Any, place: str) -> Schema:
+def check_schema(key: Any, place: str) -> Schema:
+    """Check what is said of a shard's columns, given as the values of a `Schema` in order."""
     kind, names, encodings, sizes, newline, separator = key
 
     def fail(message: str) -> NoReturn:
@@ -365,7 +366,7 @@ def _optional_file(entry: dict[str, Any], key: str, place: str) -> File | None:
 def _file(entry: dict[str, Any], key: str, place: str) -> File:
     facts = entry[key]
     name, nbytes, hashes = facts["basename"], facts.get("bytes"), facts.get("hashes") or {}
-    if type(nbytes) is not int or not 0 <= nbytes < _MAX_BYTES:
+    if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
         raise FormatError(f"{place}: {key} has 'bytes' {nbytes!r}; expected an int in [0, 2**40)")
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise FormatError(f"{place}: {key} has 'hashes' {hashes!r}; expected names and digests")

@@ -17,10 +17,14 @@ offsets need not be read.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import Schema, check_ascent, check_configuration
+from npstream.formats.heads import check_ascent, check_configuration
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +69,44 @@ def layout(schema: Schema) -> Layout:
     return Layout(places, before, offset)
 
 
-def samples_begin(schema: Schema, data: Bytes, samples: int, stride: int) -> int:
+def samples_begin(
+    schema: Schema, data: Bytes, samples: int, stride: int, nbytes: int | None = None
+) -> int:
     """Check the head of an MDS shard and return where its samples begin.
 
     Parameters
     ----------
     schema : Schema
     data : ndarray of uint8
-        The whole shard.
+        The whole shard, or what stands before its samples.
     samples : int
         How many samples the index says there are.
     stride : int
         Bytes of every sample, or 0 if they vary.
+    nbytes : int, optional
+        Bytes of the whole shard, if `data` is a part of it.
 
     Raises
     ------
     FormatError
         If the head does not agree with the index or the file's size.
     """
+    nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
-    if len(data) < head:
-        raise FormatError(f"{len(data)} bytes; the head of {samples} samples takes {head}")
+    if nbytes < head:
+        raise FormatError(f"{nbytes} bytes; the head of {samples} samples takes {head}")
     words = data[:head].view("<u4")
     count, begin, end = int(words[0]), int(words[1]), int(words[-1])
     if count != samples:
         raise FormatError(f"{count} samples in the shard's head; the index says {samples}")
-    if not head <= begin <= len(data):
-        raise FormatError(f"samples begin at byte {begin}; expected {head} to {len(data)}")
-    if end != len(data) and samples:
-        raise FormatError(f"samples end at byte {end} of {len(data)}")
-    if stride and begin + samples * stride != len(data):
+    if not head <= begin <= nbytes:
+        raise FormatError(f"samples begin at byte {begin}; expected {head} to {nbytes}")
+    if end != nbytes and samples:
+        raise FormatError(f"samples end at byte {end} of {nbytes}")
+    if stride and begin + samples * stride != nbytes:
         raise FormatError(
             f"{samples} samples of {stride} bytes from byte {begin} end at byte "
-            f"{begin + samples * stride} of {len(data)}"
+            f"{begin + samples * stride} of {nbytes}"
         )
     if not stride:
         check_ascent(words[1:])

@@ -17,6 +17,7 @@ from npstream.errors import ColumnError, MissingDependencyError
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings import Encoding, parse
 from npstream.formats.hashes import hasher
+from npstream.formats.index import Schema
 
 __all__ = ["MAX_BYTES", "ShardFormat", "Tally", "cells"]
 
@@ -51,6 +52,8 @@ class ShardFormat:
         As given.
     hashes : list of str
         The different ones, sorted.
+    schema : Schema
+        What the index says of the columns.
     empty : int
         Bytes of a shard without samples; each sample adds its own and four for its offset.
     """
@@ -67,8 +70,10 @@ class ShardFormat:
         self.compression = compression
         self.hashes = sorted(set(hashes))
         sizes = [encoding.size for encoding in self.columns.values()]
+        encodings = [columns[name] for name in self.columns]
+        self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
         self._facts: dict[str, Any] = {
-            "column_encodings": [columns[name] for name in self.columns],
+            "column_encodings": encodings,
             "column_names": list(self.columns),
             "column_sizes": sizes,
             "compression": compression,

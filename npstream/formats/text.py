@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from npstream._typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import Schema, check_ascent, check_configuration
+from npstream.formats.heads import check_ascent, check_configuration
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Schema
 
 CASTS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
 """The encodings of text columns, and what makes a value of an XSV field."""
@@ -34,22 +37,27 @@ def guard(schema: Schema) -> int:
     return len(schema.newline.encode()) if schema.format in ("csv", "tsv", "xsv") else 0
 
 
-def lines_begin(schema: Schema, data: Bytes, meta: Bytes, samples: int) -> int:
+def lines_begin(
+    schema: Schema, data: Bytes, meta: Bytes, samples: int, nbytes: int | None = None
+) -> int:
     """Check a text shard's files against the index and return where its lines begin.
 
     Parameters
     ----------
     schema : Schema
     data, meta : ndarray of uint8
-        The whole files.
+        The whole files; of the data, what stands before the lines will do.
     samples : int
         How many samples the index says there are.
+    nbytes : int, optional
+        Bytes of all data, if `data` is a part of them.
 
     Raises
     ------
     FormatError
         If the meta file does not agree with the index or the data's size.
     """
+    nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
     if len(meta) < head:
         raise FormatError(f"{len(meta)} bytes of meta; {samples} samples take {head}")
@@ -57,8 +65,8 @@ def lines_begin(schema: Schema, data: Bytes, meta: Bytes, samples: int) -> int:
     count, begin, end = int(words[0]), int(words[1]), int(words[-1])
     if count != samples:
         raise FormatError(f"{count} samples in the meta file; the index says {samples}")
-    if end != len(data) and samples:
-        raise FormatError(f"lines end at byte {end} of {len(data)}")
+    if end != nbytes and samples:
+        raise FormatError(f"lines end at byte {end} of {nbytes}")
     header = b""
     if schema.format != "json":
         header = (schema.separator.join(schema.names) + schema.newline).encode()

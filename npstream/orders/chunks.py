@@ -8,6 +8,7 @@ import numpy as np
 
 from npstream._jit import kernel
 from npstream._typing import AnyArray, Bools, Int64
+from npstream.formats.pieces import chunk_counts
 
 if TYPE_CHECKING:
     from npstream.selection import Selection
@@ -38,8 +39,8 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
     >>> shard_chunks(np.array([0, 5, 7]), np.array([30, 30]), np.array([False, True]), 10)
     array([0, 1, 3, 5, 7], dtype=int32)
     """
-    counts = np.where(whole, 1, np.maximum(-(-nbytes // chunk_bytes), 1))
-    counts = np.minimum(counts, np.diff(starts))
+    samples = np.diff(starts)
+    counts = np.minimum(chunk_counts(samples, nbytes, whole, chunk_bytes), samples)
     chunks = np.empty(int(counts.sum()) + 1, np.int32 if starts[-1] < 1 << 31 else np.int64)
     chunks[-1] = starts[-1]
     _cut.sized(len(chunks))(starts, counts, chunks)

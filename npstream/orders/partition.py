@@ -86,6 +86,11 @@ class Partition:
             left += -left % self.whole
         return self.start + left
 
+    @property
+    def until(self) -> int:
+        """The position from which on nothing new is read."""
+        return min(self.end, self.size)
+
     def positions(self, batches: range) -> Int64:
         """Return the positions of the samples in some of the rank's batches."""
         first = np.arange(batches.start, batches.stop, batches.step) * self.whole

@@ -27,11 +27,12 @@ from npstream.orders.streaming_partition import (
     PARTITIONS,
     StreamingPartition,
     World,
+    is_relaxed,
     make_partition,
     most_read,
 )
 from npstream.orders.streaming_sampling import SAMPLINGS, Picks, Weight, chosen
-from npstream.orders.streaming_shuffle import ALGORITHMS, StreamingShuffle
+from npstream.orders.streaming_shuffle import ALGORITHMS, EpochShuffle
 
 MOST_IDS = 1 << 21
 """Ids that are computed at once, at most, while a rank's epoch is read."""
@@ -114,6 +115,11 @@ class StreamingOrder:
         if self.shuffle_block_size is not None:
             return self.shuffle_block_size
         return max(4_000_000 // self.lanes(world), 1 << 18)
+
+    def is_relaxed(self, world: World) -> bool:
+        """Tell whether ranks get parts of batches that were made for other nodes."""
+        initial = self.initial_physical_nodes
+        return is_relaxed(self.partition_algo, self.lanes(world), world, initial)
 
     def epoch(self, number: int, world: World, sample_in_epoch: int = 0) -> Epoch:
         """Return an epoch, or what is left of it after so many samples.
@@ -226,12 +232,12 @@ class StreamingOrder:
 
     def _shuffle(
         self, number: int, world: World, picks: Picks, proportion: float = 1
-    ) -> StreamingShuffle | None:
+    ) -> EpochShuffle | None:
         """Return the shuffle of samples that are so much of an epoch."""
         if not self.shuffle:
             return None
         block_size = int(self.block_size(world) * proportion)
-        shuffle = StreamingShuffle(
+        shuffle = EpochShuffle(
             self.shuffle_algo, self.lanes(world), self.shuffle_seed, number, block_size
         )
         shuffle.check(picks.size, int(picks.sizes.max()))
@@ -288,6 +294,14 @@ class Epoch:
         """Batches of each rank, the last of which may have no sample."""
         return max(self.batching.batches - self.first_batch, 0)
 
+    @property
+    def full_batches(self) -> int:
+        """Batches of each rank, but for the last one unless that is full on every rank."""
+        whole = self.world.ranks * self.batch_size
+        last = (self.batches + self.first_batch - 1) * whole
+        is_full = self.batches and self.batching.is_filled(np.arange(last, last + whole)).all()
+        return self.batches if is_full else max(self.batches - 1, 0)
+
     def ids(self, node: int, rank: int, batches: range) -> Int64:
         """Return the ids of samples in a rank's batches; -1 fills up the last one.
 
@@ -298,17 +312,35 @@ class Epoch:
         batches : range
             Numbers of batches.
         """
-        world = self.world
-        first = np.arange(batches.start, batches.stop, batches.step) + self.first_batch
-        first = ((first * world.nodes + node) * world.ranks_per_node + rank) * self.batch_size
-        slots = np.add.outer(first, np.arange(self.batch_size))
-        return self.batching.ids(slots.reshape(-1)).reshape(slots.shape)
+        first = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
+        numbers = np.add.outer(first, np.arange(self.batch_size))
+        return self.samples(node, rank, numbers.reshape(-1)).reshape(numbers.shape)
+
+    def samples(self, node: int, rank: int, numbers: Int64) -> Int64:
+        """Return the ids of a rank's samples with numbers, counted through its batches, or -1."""
+        return self.batching.ids(self._slots(node, rank, numbers))
+
+    def count(self, node: int, rank: int) -> int:
+        """Return how many samples a rank has, of which only the last batch may have fewer."""
+        full = max(self.batches - 1, 0) * self.batch_size
+        last = np.arange(full, self.batches * self.batch_size)
+        return full + int(self.batching.is_filled(self._slots(node, rank, last)).sum())
+
+    def at_once(self, step: int = 1) -> int:
+        """Return how many of a rank's batches, so far apart, are worth computing at once."""
+        batches = self.batching.stride // (self.world.ranks * self.batch_size * step)
+        return max(1, min(batches, MOST_IDS // self.batch_size))
 
     def read(self, node: int, rank: int, batches: range) -> Iterator[Int64]:
         """Yield the ids of each of a rank's batches, computing many at once."""
-        step = self.batching.stride // (self.world.ranks * self.batch_size * batches.step)
-        step = max(1, min(step, MOST_IDS // self.batch_size))
+        step = self.at_once(batches.step)
         for start in range(0, len(batches), step):
             for ids in self.ids(node, rank, batches[start : start + step]):
                 if len(ids := ids[ids >= 0]):
                     yield ids
+
+    def _slots(self, node: int, rank: int, numbers: Int64) -> Int64:
+        """Return the slots of a rank's samples."""
+        batch, place = np.divmod(numbers, self.batch_size)
+        batch = ((batch + self.first_batch) * self.world.nodes + node) * self.world.ranks_per_node
+        return (batch + rank) * self.batch_size + place

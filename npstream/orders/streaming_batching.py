@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import Int64
+from npstream._typing import Bools, Int64
 from npstream.orders.streaming_partition import lane_bounds
 from npstream.orders.streaming_runs import SPACING, Order, gather
 
 if TYPE_CHECKING:
     from npstream.orders.streaming_partition import StreamingPartition, World
     from npstream.orders.streaming_sampling import Picks
-    from npstream.orders.streaming_shuffle import StreamingShuffle
+    from npstream.orders.streaming_shuffle import EpochShuffle
 
 METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
@@ -41,6 +41,9 @@ class Batching(Protocol):
     def ids(self, slots: Int64) -> Int64:
         """Return the ids of the samples in slots, or -1."""
 
+    def is_filled(self, slots: Int64) -> Bools:
+        """Return which slots hold samples."""
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -50,14 +53,14 @@ class Samples:
     ----------
     partition : StreamingPartition
     picks : Picks
-    shuffle : StreamingShuffle, optional
+    shuffle : EpochShuffle, optional
     first_id : int
         Samples in the streams before.
     """
 
     partition: StreamingPartition
     picks: Picks
-    shuffle: StreamingShuffle | None
+    shuffle: EpochShuffle | None
     first_id: int = 0
 
     @property
@@ -86,6 +89,10 @@ class Samples:
         ids[read] = self.picks.ids(numbers) + self.first_id
         return ids
 
+    def is_filled(self, slots: Int64) -> Bools:
+        """Return which slots hold samples."""
+        return self.partition.positions(slots) >= 0
+
 
 @dataclass(frozen=True, eq=False)
 class _Streams:
@@ -97,6 +104,10 @@ class _Streams:
     def stride(self) -> int:
         """How many slots are worth computing at once."""
         return sum(stream.stride for stream in self.streams)
+
+    def is_filled(self, slots: Int64) -> Bools:
+        """Return which slots hold samples: all do, as what does not fill a batch is left out."""
+        return np.ones(slots.shape, bool)
 
     def ids_of(self, numbers: Int64, slots: Int64) -> Int64:
         """Return the ids in slots of streams of given numbers."""

@@ -135,10 +135,14 @@ class StreamingPartition:
         return positions
 
     @property
+    def length(self) -> int:
+        """Samples in the sequence, those included that come twice to make lanes equal."""
+        return self.lanes * (self._rows + self._filler)
+
+    @property
     def _per_node(self) -> int:
         """Samples that each node takes."""
-        left = self.lanes * (self._rows + self._filler) - self._dropped
-        return max(left, 0) // self.world.nodes
+        return max(self.length - self._dropped, 0) // self.world.nodes
 
     @property
     def _dropped(self) -> int:
@@ -174,6 +178,12 @@ def most_read(size: int, world: World) -> int:
     return size + world.ranks - size % world.ranks
 
 
+def is_relaxed(algorithm: str, lanes: int, world: World, initial_nodes: int | None) -> bool:
+    """Tell whether batches are those of another number of nodes, cut into equal parts."""
+    unequal = lanes % world.nodes and world.nodes % lanes
+    return algorithm == "relaxed" and initial_nodes is not None and bool(unequal)
+
+
 def make_partition(
     algorithm: str,
     size: int,
@@ -190,12 +200,7 @@ def make_partition(
     """
     if algorithm not in PARTITIONS:
         raise ValueError(f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITIONS)}")
-    if not 0 <= drop_first <= most_read(size, world):
-        raise ValueError(
-            f"sample_in_epoch={drop_first}: expected what was read of an epoch of {size} samples"
-        )
-    unequal = lanes % world.nodes and world.nodes % lanes
-    if algorithm == "relaxed" and initial_nodes is not None and unequal:
+    if initial_nodes is not None and is_relaxed(algorithm, lanes, world, initial_nodes):
         batch_size, rest = divmod(world.nodes * batch_size, initial_nodes)
         if rest:
             raise ValueError(
@@ -203,7 +208,12 @@ def make_partition(
                 f"initial_physical_nodes={initial_nodes}: use another batch_size"
             )
         world = World(initial_nodes, world.ranks_per_node)
-    return StreamingPartition(size, lanes, world, batch_size, drop_first)
+    partition = StreamingPartition(size, lanes, world, batch_size, drop_first)
+    if not 0 <= drop_first <= max(most_read(size, world), partition.length):
+        raise ValueError(
+            f"sample_in_epoch={drop_first}: expected what was read of an epoch of {size} samples"
+        )
+    return partition
 
 
 @kernel

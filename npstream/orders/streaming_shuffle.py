@@ -39,7 +39,7 @@ UNIT_SPACING = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class StreamingShuffle:
+class EpochShuffle:
     """What one of Streaming's shuffles depends on, but for the units.
 
     Parameters
@@ -51,7 +51,7 @@ class StreamingShuffle:
 
     Examples
     --------
-    >>> shuffle = StreamingShuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
+    >>> shuffle = EpochShuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
     >>> order = shuffle.order(np.array([3, 4, 3]))
     >>> order.rows(0, 5), order.rows(5, 10)  # its lanes
     (array([9, 7, 8, 1, 0], dtype=uint32), array([2, 3, 5, 6, 4], dtype=uint32))

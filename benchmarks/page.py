@@ -1,0 +1,18 @@
+"""The parts of docs/ that scripts write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+END = "<!-- End. -->\n"
+
+
+def fill_in(page: str, script: str, text: str) -> None:
+    """Replace what a page has between the mark of a script and the next end."""
+    path, mark = DOCS / page, f"<!-- What follows is written by `python benchmarks/{script}`. -->\n"
+    before, _, rest = path.read_text().partition(mark)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{path} has no {mark.strip()} with {END.strip()} after it")
+    path.write_text(f"{before}{mark}\n{text}\n{END}{after}")

@@ -1,0 +1,226 @@
+"""Making the side-car of a dataset that has none."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._log import log
+from npstream.errors import ColumnError, NpstreamError, StorageError
+from npstream.folder import default_directory
+from npstream.formats.hashes import digest
+from npstream.formats.index import Index, parse_index
+from npstream.formats.scalars import scalar_columns
+from npstream.formats.sidecar import NAME, Mark, mark_of
+from npstream.progress import progress
+from npstream.publish import INDEX
+from npstream.reread import Reading
+from npstream.spool import Spool
+from npstream.store import LocalStore, Store, open_store
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from npstream._typing import Bools
+
+__all__ = ["build_index", "index_of", "packed_shards"]
+
+_WORK = ".index.work"
+_STATE = "state.json"
+_SAVED_EVERY = 2.0
+"""Seconds of work that an interruption may cost."""
+
+
+def build_index(
+    url: str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    hashes: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
+    """Make the side-car of a dataset: its index as arrays, hashes, statistics and scalar columns.
+
+    Every shard is read once; recorded hashes are checked on the way. What was done when the work
+    was interrupted is not done again.
+
+    Parameters
+    ----------
+    url : str or os.PathLike
+        The directory that holds ``index.json``.
+    out : str or os.PathLike, optional
+        Where to put the side-car, if not beside the index: a directory, or a URL.
+    columns : sequence of str, optional
+        The scalar columns whose values, and least and greatest in each shard, it is to hold; by
+        default all of fixed size in MDS shards.
+    hashes : bool
+        Whether it is to hold the hash of each piece.
+    storage_options : mapping, optional
+        Options of the store's driver.
+
+    Returns
+    -------
+    str
+        Where the side-car is.
+
+    Raises
+    ------
+    FormatError, IntegrityError
+        If a shard is damaged.
+    StorageError
+        If a file cannot be read or written, or another process is making the same side-car.
+
+    See Also
+    --------
+    verify_dataset : Checks a dataset, and its side-car if it has one.
+
+    Examples
+    --------
+    >>> report = npstream.write("numbers", {"x": np.arange(10)})
+    >>> place = build_index("numbers")
+    >>> place.endswith("index.msgpack")
+    True
+    """
+    store = open_store(url, storage_options)
+    target = store if out is None else open_store(out, _options_for(out, url, storage_options))
+    index, mark = index_of(store)
+    wanted = _columns(index, columns)
+    packed = packed_shards(store, index)
+    with _work(store, target, mark) as directory:
+        spool = Spool(wanted, hashes, directory)
+        try:
+            key = [mark.nbytes, mark.ends.hex(), hashes, [[n, t.str] for n, t in wanted.items()]]
+            if hashes or wanted:
+                _read(Reading(index, store, packed, wanted), spool, directory, key)
+            _publish(spool, target, index, mark)
+        finally:
+            spool.close()
+        shutil.rmtree(directory)
+    log("made %s: %d shards, columns %s", target.where(NAME), len(index), ", ".join(wanted))
+    return target.where(NAME)
+
+
+def index_of(store: Store) -> tuple[Index, Mark]:
+    """Read the index of a dataset, and what tells it from others."""
+    version = "" if store.is_local else store.version(INDEX)
+    text = store.read(INDEX)
+    mark = mark_of(text, version, "" if store.is_local else store.root)
+    return parse_index(text, store.where(INDEX)), mark
+
+
+def packed_shards(store: Store, index: Index) -> Bools:
+    """Return which shards are stored compressed, and not as they are, too."""
+    packed = index.compressed.copy()
+    for shard in np.flatnonzero(packed).tolist():
+        packed[shard] = not store.exists(index.name(shard))
+    return packed
+
+
+def _options_for(
+    out: str | PathLike[str], url: str | PathLike[str], options: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return the options of the place to write to: those of the dataset, if it is of its kind."""
+    scheme = os.fspath(out).partition("://")
+    return options if scheme[1] and scheme[0] == os.fspath(url).partition("://")[0] else None
+
+
+def _columns(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[Any]]:
+    """Return the columns that the side-car is to hold."""
+    known = scalar_columns(index.schemas)
+    if names is None:
+        return known if all(schema.format == "mds" for schema in index.schemas) else {}
+    if isinstance(names, str):
+        raise TypeError(f"columns={names!r}: expected a list of names, [{names!r}]")
+    every = {name for schema in index.schemas for name in schema.names}
+    for name in names:
+        if name not in every:
+            raise ColumnError(name, every)
+        if name not in known:
+            raise ValueError(
+                f"column {name!r} is no scalar of one dtype in all shards; {sorted(known)} are"
+            )
+    return {name: known[name] for name in names}
+
+
+def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> None:
+    """Read the shards that were not read when the work was interrupted."""
+    index = reading.index
+    done = spool.cut(index, _done(directory, key, len(index)))
+    saved = time.monotonic()
+    for group in progress(reading.groups(range(done, len(index))), "making the side-car"):
+        for shard, found in reading.shards(group):
+            if isinstance(found, NpstreamError):
+                raise found
+            spool.add(found)
+            done = shard + 1
+        if time.monotonic() - saved > _SAVED_EVERY:
+            spool.sync()
+            _save(directory, key, done)
+            saved = time.monotonic()
+
+
+def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
+    """Store the columns, and then what refers to them."""
+    if target.exists(NAME):
+        target.remove(NAME)  # it refers to the columns that are replaced now
+    for name, file in spool.finish(index):
+        target.put(name, file.name)
+    target.put(NAME, b"".join(spool.sidecar(index, mark)))
+
+
+# The state of the work
+
+
+@contextmanager
+def _work(store: Store, target: Store, mark: Mark) -> Iterator[str]:
+    """Make the directory of the unfinished work, which only one process has at a time."""
+    if isinstance(target, LocalStore):
+        directory = os.path.join(target.root, _WORK)
+    else:
+        place = digest("xxh3_128", repr((store.root, target.root, mark.ends)).encode())
+        directory = os.path.join(default_directory(), "building", place)
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        lock = os.open(
+            os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError as error:
+        mend = "name a directory that can be written to, as out="
+        raise StorageError(error.errno, f"{error.strerror}: {mend}", directory) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(
+                error.errno, "another process is making this side-car", directory
+            ) from error
+        yield directory
+    finally:
+        os.close(lock)
+
+
+def _done(directory: str, key: list[Any], most: int) -> int:
+    """Return how many shards were read for a side-car of this kind."""
+    try:
+        with open(os.path.join(directory, _STATE)) as file:
+            state = json.load(file)
+        return min(int(state["done"]), most) if state["key"] == key else 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0  # there is none, or it is of another release
+
+
+def _save(directory: str, key: list[Any], done: int) -> None:
+    path = os.path.join(directory, _STATE)
+    with open(f"{path}.tmp", "w") as file:
+        json.dump({"key": key, "done": done}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.tmp", path)

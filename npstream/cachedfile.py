@@ -1,0 +1,203 @@
+"""A shard of which parts are in the cache: reading it, locking pieces, adding them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+
+from npstream import folder, locks, sparse
+from npstream._typing import Body, Bytes
+from npstream.memory import map_shared
+
+__all__ = ["CachedFile", "Check", "Claim", "join"]
+
+Check = Callable[["CachedFile", int], bool]
+
+
+class CachedFile:
+    """A shard of which parts are here.
+
+    Attributes
+    ----------
+    data : ndarray of uint8
+        The shard's bytes, read-only; those of absent pieces must not be touched.
+    resident : ndarray of uint8
+        Not 0 for each piece that is here, read-only; it changes under its reader.
+    """
+
+    __slots__ = ("__weakref__", "_inode", "data", "path", "resident", "touched")
+
+    def __init__(self, path: str, descriptor: int, footer: sparse.Footer) -> None:
+        whole = map_shared(descriptor, path)
+        self.path = path
+        self.data: Bytes = whole[: footer.nbytes]
+        self.resident: Bytes = whole[footer.nbytes : footer.nbytes + footer.pieces]
+        status = os.fstat(descriptor)
+        self._inode = _inode(status)
+        self.touched = time.monotonic() - (time.time() - status.st_mtime)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the file still has its name; else it is to be opened anew."""
+        try:
+            return _inode(os.lstat(self.path)) == self._inode
+        except OSError:
+            return False
+
+    def lock(self, pieces: Iterable[int]) -> Claim:
+        """Lock those of some pieces that are absent and that nobody else has locked."""
+        return Claim(self, [int(piece) for piece in pieces])
+
+    def wait(self, pieces: Iterable[int], timeout: float) -> None:
+        """Wait until nobody fetches any of the pieces, they are here, or time is up."""
+        left = [int(piece) for piece in pieces if not self.resident[piece]]
+        with suppress(OSError), locks.Description(self.path, os.O_RDONLY) as descriptor:
+            locks.wait_until(lambda: not self._fetched_by_others(descriptor, left), timeout)
+
+    def _fetched_by_others(self, descriptor: int, pieces: list[int]) -> bool:
+        if _inode(os.fstat(descriptor)) != self._inode:
+            return False
+        first = len(self.data)
+        return any(
+            not self.resident[piece] and locks.is_locked(descriptor, first + piece, 1)
+            for piece in pieces
+        )
+
+    def put(self, offset: int, data: Body) -> bool:
+        """Write bytes of the shard, and tell whether they are kept: the disk may be full."""
+        nbytes = memoryview(data).nbytes
+        if not 0 <= offset <= offset + nbytes <= len(self.data):
+            raise ValueError(
+                f"{self.path}: {nbytes:,} bytes at {offset:,} of a shard of {len(self.data):,}"
+            )
+        return self._write([(offset, data)])
+
+    def commit(self, pieces: Iterable[int]) -> bool:
+        """Say that pieces are here, all of whose bytes were put; tell whether that was possible."""
+        done = self._write([(self._place(piece), b"\1") for piece in pieces])
+        locks.notify()
+        return done
+
+    def discard(self, pieces: Iterable[int]) -> None:
+        """Say that pieces are absent, since their bytes are wrong."""
+        self._write([(self._place(piece), b"\0") for piece in pieces])
+
+    def _place(self, piece: int) -> int:
+        """Return where a piece's residency byte is."""
+        if not 0 <= piece < len(self.resident):
+            raise IndexError(f"{self.path}: piece {piece} of {len(self.resident)}")
+        return len(self.data) + int(piece)
+
+    def _write(self, parts: Sequence[tuple[int, Body]]) -> bool:
+        """Write parts of the file, if it still has its name."""
+        try:
+            with sparse.opened(self.path, os.O_RDWR) as descriptor:
+                if _inode(os.fstat(descriptor)) != self._inode:
+                    return False
+                for offset, data in parts:
+                    sparse.write_all(descriptor, data, offset)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            directory = os.path.dirname(self.path)
+            folder.say(directory, f"{error.strerror or error}: reading on without caching")
+            return False
+        return True
+
+
+class Claim:
+    """Locks on absent pieces of a file, until it is closed.
+
+    Attributes
+    ----------
+    pieces : list of int
+        The pieces to fetch: whoever else wants them waits. What others fetch is not among them,
+        and nothing is where a file can only be read.
+    """
+
+    __slots__ = ("_description", "pieces")
+
+    def __init__(self, file: CachedFile, pieces: list[int]) -> None:
+        self.pieces: list[int] = []
+        self._description: locks.Description | None = None
+        absent = [piece for piece in pieces if not file.resident[piece]]
+        if not absent:
+            return
+        try:
+            self._description = locks.Description(file.path)
+        except OSError:
+            return  # it has no name any more, or can only be read
+        try:
+            descriptor = self._description.descriptor
+            if _inode(os.fstat(descriptor)) == file._inode:
+                locked = [p for p in absent if locks.try_lock(descriptor, file._place(p), 1)]
+                # Before the lock was ours, the piece may have come, or the file gone.
+                self.pieces = [piece for piece in locked if not file.resident[piece]]
+        finally:
+            if not (self.pieces and file.alive):
+                self.close()
+
+    def close(self) -> None:
+        """Unlock the pieces."""
+        self.pieces = []
+        if self._description is not None:
+            self._description.close()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def join(path: str, footer: sparse.Footer, check: Check | None) -> CachedFile | None:
+    """Open a shard's file; None if the one of its name is something else."""
+    with sparse.opened(path) as descriptor:
+        found = sparse.read_footer(descriptor, footer)
+        if found is None or found[:3] != footer[:3]:
+            folder.say(path, "this file is another user's, or not what belongs here: remove it")
+            return None
+        file = CachedFile(path, descriptor, footer)
+    if found.stamp != footer.stamp and not _renew(file, footer, check):
+        return None
+    return file
+
+
+def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None) -> bool:
+    """Verify what was written before the system last started, once over all processes."""
+    try:
+        description = locks.Description(file.path)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # It can only be read, so what is sound in it is for this process to know.
+        file.resident = _sound(file, check)
+        return True
+    with description as descriptor:
+        locked = locks.wait_until(
+            partial(locks.try_lock, descriptor, len(file.data) + footer.pieces), folder.PATIENCE
+        )
+        found = sparse.read_footer(descriptor, footer)
+        if not locked or found is None or _inode(os.fstat(descriptor)) != file._inode:
+            return False
+        if found.stamp != footer.stamp:
+            sparse.write_tail(descriptor, footer, _sound(file, check).data)
+    return True
+
+
+def _sound(file: CachedFile, check: Check | None) -> Bytes:
+    """Return the residency of the pieces whose bytes are right."""
+    known = [
+        check is not None and bool(here) and check(file, piece)
+        for piece, here in enumerate(file.resident)
+    ]
+    return np.array(known, np.uint8)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

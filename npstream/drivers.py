@@ -1,0 +1,332 @@
+"""Which driver serves a URL, and with which options.
+
+One table says what each scheme means: fsspec's name for it, the package to install, what the
+environment variables of Streaming's users stand for, and how the driver is kept from retrying
+on its own, as npstream does that under one deadline for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from npstream.errors import MissingDependencyError
+
+__all__ = ["SCHEMES", "Driver", "Route", "is_http", "missing", "public", "route"]
+
+Options = dict[str, Any]
+
+
+class Need(NamedTuple):
+    """What a driver's options may depend on.
+
+    Attributes
+    ----------
+    bucket : str
+        What follows the scheme.
+    given : dict
+        The options that the user or the environment set.
+    width : int
+        How many requests will be made at once.
+    timeout : float
+        How many seconds one may take.
+    """
+
+    bucket: str
+    given: Options
+    width: int
+    timeout: float
+
+
+def _nothing(*_: Any) -> Any:
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """How one of fsspec's filesystems is used.
+
+    Attributes
+    ----------
+    protocol : str
+        fsspec's name for it.
+    package, extra : str
+        What to install where it is missing.
+    variables : mapping of str to str
+        Environment variables, and the options that they set.
+    options : callable
+        Returns options that lie below all others.
+    load : callable, optional
+        Returns the class, where fsspec's registry would give another.
+    tame : callable
+        Turns the retries of a filesystem off.
+    read : callable, optional
+        Reads a range, where the filesystem's own way takes more than one request.
+    whole : mapping
+        Arguments with which reading a whole object takes one request.
+    write : callable, optional
+        Stores bytes, where the filesystem's own way waits for an answer to every few of them.
+    remove : callable, optional
+        Removes a file, where the filesystem's own way is none.
+    end : callable
+        Closes a filesystem of a driver that blocks.
+    width : int
+        The most requests at once.
+    renames : bool
+        Whether a file would be seen while it is written, and so gets its name last.
+    """
+
+    protocol: str
+    package: str = ""
+    extra: str = ""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    options: Callable[[Need], Options] = _nothing
+    load: Callable[[], Any] | None = None
+    tame: Callable[[Any], object] = _nothing
+    read: Callable[[Any, str, int, int], bytes] | None = None
+    whole: Mapping[str, Any] = field(default_factory=dict)
+    write: Callable[[Any, str, Any], object] | None = None
+    remove: Callable[[Any, str], object] | None = None
+    end: Callable[[Any], object] = _nothing
+    width: int = 1 << 16
+    renames: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A URL as its driver is to have it."""
+
+    driver: Driver
+    url: str
+    options: Options
+
+
+def route(url: str, storage_options: Mapping[str, Any], width: int, timeout: float) -> Route:
+    """Find the driver for a URL, and its options.
+
+    Parameters
+    ----------
+    url : str
+    storage_options : mapping
+        What the user set; it lies on top.
+    width : int
+        How many requests will be made at once.
+    timeout : float
+        How many seconds one may take.
+
+    Examples
+    --------
+    >>> found = route("azure://container/data", {"account_name": "mine"}, 32, 60.0)
+    >>> found.url, found.options["account_name"]
+    ('abfs://container/data', 'mine')
+    """
+    scheme, _, rest = url.partition("://")
+    driver = SCHEMES.get(scheme.lower()) or Driver(scheme.lower())
+    if driver is _GCS and not storage_options and _is_set("GCS_KEY", "GCS_SECRET"):
+        driver = _GCS_HMAC
+    given = {option: os.environ[name] for name, option in driver.variables.items() if _is_set(name)}
+    given.update(storage_options)
+    need = Need(rest.partition("/")[0], given, min(width, driver.width), timeout)
+    try:
+        merged = _merge(driver.options(need), given)
+    except ImportError as error:
+        raise missing(driver, error) from error
+    return Route(driver, f"{driver.protocol}://{rest}", merged)
+
+
+def missing(driver: Driver, error: ImportError) -> MissingDependencyError:
+    """Return the error that says what to install for a driver."""
+    absent = getattr(error.__cause__, "name", None) or error.name
+    package = driver.package or absent or driver.protocol
+    return MissingDependencyError(f"{driver.protocol}://", package, driver.extra)
+
+
+def is_http(url: str) -> bool:
+    """Tell whether a URL may have a query, and needs quoting."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def public(url: str) -> str:
+    """Return a URL without what may be secret in it, and without a slash at its end."""
+    scheme, _, rest = url.partition("://")
+    if is_http(url):
+        rest = rest.partition("?")[0]
+    place, slash, path = rest.partition("/")
+    user, at, host = place.rpartition("@")
+    if is_http(url) or ":" in user:
+        user, at = "", ""
+    return f"{scheme}://{user}{at}{host}{slash}{path}".rstrip("/")
+
+
+def _is_set(*names: str) -> bool:
+    return all(os.environ.get(name) for name in names)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Options:
+    """Lay options over others, also within mappings."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(under, Mapping):
+            value = _merge(under, value)
+        merged[name] = value
+    return merged
+
+
+def _s3_options(need: Need) -> Options:
+    config = {
+        "max_pool_connections": need.width,
+        "connect_timeout": need.timeout,
+        "read_timeout": need.timeout,
+        "retries": {"total_max_attempts": 1},
+    }
+    payers = os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")
+    if need.bucket in [bucket.strip() for bucket in payers]:
+        return {"config_kwargs": config, "requester_pays": True}
+    return {"config_kwargs": config}
+
+
+def _s3_tame(filesystem: Any) -> None:
+    filesystem.retries = 1
+
+
+def _gcs_hmac_options(need: Need) -> Options:
+    options = _s3_options(need)
+    # Google's XML interface does not know the checksums that botocore sends by default.
+    for name in ("request_checksum_calculation", "response_checksum_validation"):
+        options["config_kwargs"][name] = "when_required"
+    return {"endpoint_url": "https://storage.googleapis.com", **options}
+
+
+def _gcs_load() -> Any:
+    """Return gcsfs without its support for zonal buckets, unless that is asked for.
+
+    Before the first read of a bucket it asks by gRPC what kind of bucket that is; where nobody
+    answers that, as behind a proxy or in an emulator, it gives up after a minute or more.
+    """
+    wanted = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "").lower() in ("true", "1")
+    base = import_module("gcsfs" if wanted else "gcsfs.core").GCSFileSystem
+    # Its retries are a decorator's, with no setting.
+    request = getattr(base._request, "__wrapped__", base._request)
+    return type(base)("GCSFileSystem", (base,), {"_request": request})
+
+
+def _azure_options(need: Need) -> Options:
+    return {"connection_timeout": need.timeout, "read_timeout": need.timeout}
+
+
+def _azure_tame(filesystem: Any) -> None:
+    filesystem.service_client._config.retry_policy.total_retries = 0
+
+
+def _oci_options(need: Need) -> Options:
+    retry = import_module("oci.retry").NoneRetryStrategy()
+    limits = (need.timeout, need.timeout)
+    options: Options = {"config_kwargs": {"retry_strategy": retry, "timeout": limits}}
+    # As the SDK does, and Streaming with it; the driver would ask for a resource principal.
+    if not {"config", "iam_type", "signer"} & set(need.given) and not _is_set("OCIFS_IAM_TYPE"):
+        files = [os.environ.get(name) for name in ("OCIFS_CONFIG_LOCATION", "OCI_CONFIG_FILE")]
+        file = os.path.expanduser(next(filter(None, files), "~/.oci/config"))
+        if os.path.isfile(file):
+            options.update(config=file, iam_type="api_key")
+    return options
+
+
+def _oci_remove(filesystem: Any, path: str) -> None:
+    """Remove a file, and do not take a server that is busy for one that has no such file."""
+    filesystem.bulk_delete([path])
+
+
+def _read_uncached(filesystem: Any, path: str, start: int, end: int) -> bytes:
+    """Read a range through a file that neither asks for its size nor reads ahead."""
+    with filesystem.open(path, "rb", cache_type="none", size=end) as file:
+        file.seek(start)
+        return bytes(file.read(end - start))
+
+
+def _sftp_load() -> Any:
+    # The package sshfs takes the scheme over where it is installed, and ignores ranges.
+    return import_module("fsspec.implementations.sftp").SFTPFileSystem
+
+
+def _sftp_options(need: Need) -> Options:
+    options: Options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), need.timeout)
+    if hosts := os.environ.get("COMPOSER_SFTP_KNOWN_HOSTS_FILE"):
+        options["host_key_policy"] = _known_hosts(hosts)
+    return options
+
+
+def _known_hosts(file: str) -> Any:
+    """Return a policy that takes the hosts of a file, and no others."""
+    paramiko = import_module("paramiko")
+    known = paramiko.HostKeys(file)
+
+    def missing_host_key(self: Any, client: Any, host: str, key: Any) -> None:
+        if not known.check(host, key):
+            raise paramiko.BadHostKeyException(host, key, key)
+
+    kind = type("Known", (paramiko.MissingHostKeyPolicy,), {"missing_host_key": missing_host_key})
+    return kind()
+
+
+def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
+    """Read a range, all its requests sent before the first answer is waited for."""
+    with filesystem.ftp.open(path, "rb") as file:
+        return b"".join(file.readv([(start, end - start)]))
+
+
+def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
+    filesystem.ftp.putfo(BytesIO(data), path)
+
+
+def _sftp_end(filesystem: Any) -> None:
+    with suppress(Exception):
+        filesystem.client.close()
+
+
+_S3 = Driver(
+    "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
+    options=_s3_options, tame=_s3_tame, whole={"max_concurrency": 1},
+)  # fmt: skip
+_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load)
+_GCS_HMAC = Driver(
+    "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
+    options=_gcs_hmac_options, tame=_s3_tame, whole={"max_concurrency": 1},
+)  # fmt: skip
+_AZURE = Driver(
+    "abfs", "adlfs", "azure",
+    {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
+    options=_azure_options, tame=_azure_tame,
+)  # fmt: skip
+_SFTP = Driver(
+    "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
+    # A server drops connections beyond ten that have not logged in yet.
+    options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, end=_sftp_end,
+    width=8, renames=True,
+)  # fmt: skip
+_OCI = Driver(
+    "oci", "ocifs", "oci", options=_oci_options, read=_read_uncached, remove=_oci_remove, width=16,
+)  # fmt: skip
+_LOCAL = Driver("file", renames=True)
+
+SCHEMES = {
+    "s3": _S3,
+    "s3a": _S3,
+    "gs": _GCS,
+    "gcs": _GCS,
+    **dict.fromkeys(("az", "abfs", "abfss", "azure", "azure-dl"), _AZURE),
+    "oci": _OCI,
+    "sftp": _SFTP,
+    "ssh": _SFTP,
+    "http": Driver("http", "aiohttp", "http"),
+    "https": Driver("https", "aiohttp", "http"),
+    "hf": Driver("hf", "huggingface_hub", "hf", read=_read_uncached, width=16),
+    "file": _LOCAL,
+    "local": _LOCAL,
+}
+"""The schemes that are more than their name in fsspec's registry."""

@@ -1,0 +1,198 @@
+"""What reading a shard as a whole tells: hashes of its pieces, and its scalar columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npstream._typing import AnyArray, Body, Bytes, Int64
+from npstream.errors import FormatError
+from npstream.formats import mds, scalars, text
+from npstream.formats.blocks import xxh3
+from npstream.formats.pieces import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
+from npstream.memory import ensure_fits
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Schema
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What was found in a shard.
+
+    Attributes
+    ----------
+    begin : int
+        Where its samples begin.
+    pieces : ndarray of uint64
+        The hash of each piece of its data file.
+    meta : int
+        The hash of its meta file; 0 if it has none.
+    columns : dict of str to ndarray
+        The values of the scalar columns that were asked for.
+    """
+
+    begin: int
+    pieces: NDArray[np.uint64]
+    meta: int
+    columns: dict[str, AnyArray]
+
+
+Take = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
+"""Takes columns out of consecutive samples: their bytes, where each begins in
+them, and the number of the first."""
+
+
+class Scan:
+    """A shard that is being read, from its first byte on; one piece at a time is in memory.
+
+    Parameters
+    ----------
+    schema : Schema
+    samples : int
+        How many the index says there are.
+    columns : mapping of str to dtype
+        The scalar columns to take out.
+    whole : bool
+        Whether the shard is one chunk, being stored compressed.
+    nbytes : int, optional
+        The bytes that the index says there are; by default those that the shard itself says.
+    meta : bytes, optional
+        The meta file of a text shard.
+    every : bool
+        Whether to parse all columns of a text shard, not only those that are wanted.
+
+    Raises
+    ------
+    FormatError
+        From its methods, if the shard does not follow the format.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        samples: int,
+        columns: Mapping[str, np.dtype[Any]],
+        *,
+        whole: bool,
+        nbytes: int | None = None,
+        meta: bytes | None = None,
+        every: bool = False,
+    ) -> None:
+        self._steps = _steps(schema, samples, dict(columns), whole, nbytes, meta, every)
+        self._need = next(self._steps)
+        self._buffer = bytearray()
+        self._make_room()
+        self._filled = 0
+        self._total = 0
+        self._found: Scanned | None = None
+
+    def watch(self, parts: Iterable[Body]) -> Iterator[Body]:
+        """Yield the parts of a shard, and take note of them."""
+        for part in parts:
+            self.feed(part)
+            yield part
+
+    def feed(self, body: Body) -> None:
+        """Take the next bytes."""
+        rest = memoryview(body)
+        self._total += len(rest)
+        while self._found is None:
+            count = min(len(rest), self._need - self._filled)
+            self._buffer[self._filled : self._filled + count] = rest[:count]
+            self._filled, rest = self._filled + count, rest[count:]
+            if self._filled < self._need:
+                return
+            try:
+                self._need = self._steps.send(memoryview(self._buffer)[: self._need])
+            except StopIteration as stop:
+                self._found = stop.value
+            self._filled = 0
+            self._make_room()
+        self._filled += len(rest)
+
+    def _make_room(self) -> None:
+        if self._need > len(self._buffer):
+            ensure_fits(self._need, "a piece of a shard")
+            self._buffer = bytearray(self._need)
+
+    def finish(self) -> Scanned:
+        """Return what was found, after the last byte."""
+        self.feed(b"")  # the last pieces may be empty
+        if self._found is None:
+            raise FormatError(f"it ends after {self._total} bytes, within a piece")
+        if self._filled:
+            raise FormatError(f"{self._filled} of {self._total} bytes follow its end")
+        return self._found
+
+
+def _steps(
+    schema: Schema,
+    samples: int,
+    columns: dict[str, np.dtype[Any]],
+    whole: bool,
+    nbytes: int | None,
+    meta: bytes | None,
+    every: bool,
+) -> Generator[int, memoryview, Scanned]:
+    """Yield how many bytes come next, and be sent those, in a buffer that is used again."""
+    layout = mds.layout(schema) if schema.format == "mds" else None
+    stride = layout.stride if layout else 0
+    first = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
+    words = np.frombuffer(first if meta is None else _words(meta, samples), "<u4")
+    begin = int(words[1])
+    end = nbytes if nbytes is not None else int(words[-1])
+    if not len(first) <= begin <= end:
+        raise FormatError(f"samples begin at byte {begin}; expected {len(first)} to {end}")
+    head = first + (yield begin - len(first))
+    if layout is not None:
+        mds.samples_begin(schema, np.frombuffer(head, np.uint8), samples, stride, end)
+    else:
+        told = np.frombuffer(meta or b"", np.uint8)
+        text.lines_begin(schema, np.frombuffer(head, np.uint8), told, samples, end)
+    (count,) = chunk_counts(
+        np.array([samples]), np.array([end]), np.array([whole]), CHUNK_BYTES
+    ).tolist()
+    rows = piece_rows(samples, count)
+    bounds = piece_bounds(rows, begin, end, None if stride else words[1:]).tolist()
+    take = _taker(schema, columns, every)
+    hashes, found = [xxh3(head)], [{name: np.empty(0, t) for name, t in columns.items()}]
+    for chunk in range(count):
+        data = yield bounds[chunk + 2] - bounds[chunk + 1]
+        hashes.append(xxh3(data))
+        if samples and (columns or not stride):
+            offsets = words[1:][rows[chunk] : rows[chunk + 1] + 1].astype(np.int64)
+            found.append(take(data, offsets - offsets[0], int(rows[chunk])))
+    values = {name: np.concatenate([part[name] for part in found]) for name in columns}
+    return Scanned(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
+
+
+def _words(meta: bytes, samples: int) -> bytes:
+    if len(meta) < 4 * (samples + 2):
+        raise FormatError(f"{len(meta)} bytes of meta; {samples} samples take {4 * (samples + 2)}")
+    return meta[: 4 * (samples + 2)]
+
+
+def _taker(schema: Schema, columns: dict[str, np.dtype[Any]], every: bool) -> Take:
+    """Return what takes the columns out of samples of a schema."""
+    if schema.format != "mds":
+        names = schema.names if every else tuple(columns)
+        if not names:
+            return lambda data, offsets, first: {}
+        parse = text.parser(schema, names)
+        return lambda data, offsets, first: scalars.line_scalars(
+            bytes(data), offsets, parse, columns, first
+        )
+    layout = mds.layout(schema)
+
+    def take(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
+        body: Bytes = np.frombuffer(data, np.uint8)
+        if layout.stride:
+            return scalars.record_scalars(body, layout, columns)
+        return scalars.sample_scalars(body, offsets, layout, columns, first)
+
+    return take

@@ -1,0 +1,222 @@
+"""Requests in an event loop: many at once, each until it succeeds or its time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from npstream.errors import StorageError
+from npstream.failures import Cause, classify
+
+__all__ = ["REQUEST_BYTES", "Job", "persist", "results"]
+
+REQUEST_BYTES = 1 << 24
+"""The most bytes that a request has the time of one deadline for; larger ones have more."""
+
+_IN_FLIGHT_BYTES = 1 << 27
+_BACK_OFF = 0.25
+_HEALTH_CHECK = 60.0
+
+_MENDS = {
+    errno.EACCES: "; give credentials that may do this, in storage_options or where the driver "
+    "looks for them",
+    errno.ERANGE: "; the file is shorter than its index says",
+}
+
+
+@dataclass(slots=True)
+class Job:
+    """Something to ask a driver for.
+
+    Attributes
+    ----------
+    where : str
+        The file, for messages.
+    what : str
+        What is done, for messages.
+    call : callable
+        Given the filesystem, returns the result, or a coroutine if the driver has those.
+    nbytes : int
+        How much is transferred.
+    exact : int, optional
+        The number of bytes that must come.
+    patience : float
+        How many times the usual deadline it has.
+    """
+
+    where: str
+    what: str
+    call: Callable[[Any], Any]
+    nbytes: int = 0
+    exact: int | None = None
+    patience: float = 1.0
+
+
+def results(
+    jobs: Iterable[Job],
+    work: Callable[[Job], Any],
+    loop: asyncio.AbstractEventLoop,
+    width: int,
+) -> Generator[tuple[int, Any]]:
+    """Yield what jobs come to, as they end, each with its number; raise what the first raises.
+
+    Parameters
+    ----------
+    jobs : iterable of Job
+        Taken only as far as they may start.
+    work : callable
+        Given a job, returns the coroutine that does it.
+    loop : asyncio.AbstractEventLoop
+        Runs in another thread.
+    width : int
+        How many run at once.
+
+    Closing the generator cancels the jobs that run.
+    """
+    arrived: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    tasks: dict[int, asyncio.Task[Any]] = {}  # of the loop's thread
+    pending: dict[int, int] = {}
+    process = os.getpid()
+
+    def start(batch: list[tuple[int, Job]]) -> None:
+        for number, job in batch:
+            tasks[number] = task = loop.create_task(work(job))
+            task.add_done_callback(partial(finish, number))
+
+    def finish(number: int, task: asyncio.Task[Any]) -> None:
+        del tasks[number]
+        if not task.cancelled():
+            failed = task.exception()
+            arrived.put((number, None if failed else task.result(), failed))
+
+    def cancel() -> None:
+        for task in list(tasks.values()):
+            task.cancel()
+
+    def admitted(job: Job) -> bool:
+        room = _IN_FLIGHT_BYTES - sum(pending.values())
+        return not pending or (len(pending) < width and job.nbytes <= room)
+
+    waiting = enumerate(jobs)
+    following = next(waiting, None)
+    try:
+        while pending or following is not None:
+            batch = []
+            while following is not None and admitted(following[1]):
+                pending[following[0]] = following[1].nbytes
+                batch.append(following)
+                following = next(waiting, None)
+            if batch:
+                loop.call_soon_threadsafe(start, batch)
+            number, result, failed = _next(arrived, loop)
+            del pending[number]
+            if failed is not None:
+                raise failed
+            yield number, result
+            del result
+    finally:
+        if pending and process == os.getpid():
+            with suppress(RuntimeError):  # the process ends, and its loop with it
+                loop.call_soon_threadsafe(cancel)
+
+
+def _next(arrived: SimpleQueue[Any], loop: asyncio.AbstractEventLoop) -> Any:
+    """Return what arrives next; every job ends, unless the loop does."""
+    while True:
+        try:
+            return arrived.get(timeout=_HEALTH_CHECK)
+        except Empty:
+            if not loop.is_running():
+                raise StorageError("the event loop ended under a request") from None
+
+
+async def persist(
+    job: Job,
+    perform: Callable[[Callable[[Any], Any]], Awaitable[Any]],
+    describe: Callable[[BaseException], str],
+    timeout: float,
+    retries: int,
+) -> Any:
+    """Do a job, again after a failure that may pass, until it is done or its time is over.
+
+    Parameters
+    ----------
+    job : Job
+    perform : callable
+        Given the job's call, returns an awaitable of its result.
+    describe : callable
+        Says what an exception says, without secrets.
+    timeout : float
+        Seconds for all attempts.
+    retries : int
+        How many follow the first.
+    """
+    if job.exact == 0:
+        return b""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    end = start + timeout * job.patience * max(1.0, job.nbytes / REQUEST_BYTES)
+    for attempt in count(1):
+        left = end - loop.time()
+        # A connection that stalls shall leave time for another.
+        limit = left / 3 if attempt == 1 and retries else left
+        try:
+            result = await _within(limit, perform(job.call))
+            reason, cause = _compare(result, job.exact)
+            if not reason:
+                return result
+        except Exception as error:
+            reason, cause = describe(error), classify(error)
+        delay = _BACK_OFF * 2 ** (attempt - 1) * (0.5 + random.random())
+        if not cause.transient or attempt > retries or loop.time() + delay >= end:
+            break
+        await _pause(delay)
+    # Out here the driver's exception, which may tell secrets, is not this one's context.
+    raise StorageError(
+        cause.code,
+        f"{os.strerror(cause.code)}: cannot {job.what}, after {attempt} "
+        f"attempt{'s' * (attempt > 1)} in {loop.time() - start:.1f} s: {reason}"
+        f"{_MENDS.get(cause.code, '')}",
+        job.where,
+    )
+
+
+def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:
+    """Say what is wrong with the length of an answer; nothing is if the text is empty."""
+    if exact is None or len(result) == exact:
+        return "", Cause(0, False)
+    if len(result) < exact:
+        return f"{len(result)} of {exact} bytes came", Cause(errno.EIO, True)
+    return (
+        f"{len(result)} bytes came; the server ignores Range requests: let it answer them, or "
+        "copy the dataset to a local directory"
+    ), Cause(errno.EINVAL, False)
+
+
+async def _within(seconds: float, work: Any) -> Any:
+    """Return what work comes to, or give it up, whether it likes that or not."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at
+    try:
+        await asyncio.wait((task,), timeout=seconds)
+        if not task.done():
+            raise TimeoutError(f"no answer within {seconds:.1f} s")
+        if task.cancelled():
+            raise ConnectionAbortedError("the driver cancelled the request")
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _pause(seconds: float) -> None:
+    """Wait for nothing."""
+    await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=seconds)

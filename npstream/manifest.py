@@ -1,0 +1,170 @@
+"""Reading the index of a dataset, once per machine, and its side-car if there is one."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from npstream._log import log
+from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.formats.index import Index, parse_index
+
+if TYPE_CHECKING:
+    from npstream.cache import Cache
+    from npstream.formats.sidecar import Mark, Sidecar
+    from npstream.store import Span, Store
+
+INDEX = "index.json"
+
+LARGE = 1 << 22
+"""An index of more bytes is not read if there is a side-car that tells all of it."""
+
+
+LARGE_SIDECAR = 1 << 26
+"""A side-car of more bytes is read by range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """An index, the hash of its file or what stands for it, and the side-car that matches it."""
+
+    index: Index
+    identity: str
+    sidecar: Sidecar | None
+
+
+def read_manifest(
+    store: Store, cache: Cache | None = None, aside: Store | None = None, version: str | None = None
+) -> Manifest:
+    """Read the index of a dataset.
+
+    Parameters
+    ----------
+    store : LocalStore or RemoteStore
+    cache : Cache, optional
+        Where a remote one is kept for as long as it does not change.
+    aside : LocalStore or RemoteStore, optional
+        Where the side-car lies, if not beside the index.
+    version : str, optional
+        The fingerprint of the index, if not the newest is wanted.
+
+    Raises
+    ------
+    FormatError
+    StorageError
+        If there is no index, or the version was not kept.
+    """
+    found = _read(store, cache, aside, INDEX)
+    if version is None or found.index.fingerprint() == version:
+        return found
+    name = _kept(version)
+    _require(store, name, version, found.index)
+    return _read(store, cache, aside, name)
+
+
+def _kept(version: str) -> str:
+    """Return the name of an index that was replaced."""
+    if not version.isalnum():
+        raise ValueError(f"version={version!r}: expected the fingerprint of an index")
+    return f"index.{version}.json"
+
+
+def _require(store: Store, name: str, version: str, newest: Index) -> None:
+    if not store.exists(name):
+        raise StorageError(
+            errno.ENOENT,
+            f"version={version!r} of this dataset was not kept; the newest is "
+            f"{newest.fingerprint()!r}",
+            store.where(name),
+        )
+
+
+def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> Manifest:
+    sign = store.version(name)
+    nbytes = int(sign.partition(":")[0])
+    sidecar = None
+    if nbytes > LARGE or cache is not None or aside is not None:
+        sidecar = _open_sidecar(aside or store, cache)
+    if sidecar is not None and nbytes > LARGE:
+        mark = _mark(store, name, nbytes, sign)
+        if sidecar.mark.matches(mark):
+            return Manifest(sidecar.index(store.where(name)), mark.ends.hex(), sidecar)
+    text = _through(store, cache, name, sign)
+    if sidecar is not None:
+        from npstream.formats.sidecar import mark_of
+
+        if not sidecar.mark.matches(mark_of(text, sign, store.root)):
+            log("%s is not of this index: reading without it", sidecar.where)
+            sidecar = None
+    return Manifest(parse_index(text, store.where(name)), _hash(text) if cache else "", sidecar)
+
+
+def _through(store: Store, cache: Cache | None, name: str, version: str) -> bytes:
+    """Return a file of a known version, out of the cache if it is there."""
+    if cache is None:
+        return store.read(name)
+    key = _hash(repr((store.root, name, version)).encode())
+    text = cache.fetch(key)
+    if text is None:
+        text = store.read(name)
+        cache.store(key, text)
+    return text
+
+
+def _hash(text: bytes) -> str:
+    from npstream.formats.hashes import digest
+
+    return digest("xxh3_128", text)
+
+
+def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
+    """Open a side-car, if there is one that is whole."""
+    from npstream.formats.sidecar import NAME, Sidecar
+
+    try:
+        version = store.version(NAME)
+        if store.is_local or int(version.partition(":")[0]) > LARGE_SIDECAR:
+            return Sidecar(store)
+        return Sidecar(_Held(store, NAME, _through(store, cache, NAME, version)))
+    except StorageError as error:
+        if error.errno != errno.ENOENT:
+            raise
+    except (FormatError, IntegrityError) as error:
+        log("reading without a side-car: %s", error)
+    return None
+
+
+def _mark(store: Store, name: str, nbytes: int, version: str) -> Mark:
+    """Return the mark of an index that is too large to be read for that."""
+    from npstream.formats.sidecar import ENDS, make_mark
+
+    head, tail = store.ranges([(name, 0, ENDS), (name, nbytes - ENDS, ENDS)])
+    return make_mark(nbytes, head, tail, version, store.root)
+
+
+class _Held:
+    """A store whose side-car is in memory."""
+
+    def __init__(self, store: Store, name: str, text: bytes) -> None:
+        self._store = store
+        self._name = name
+        self._text = text
+
+    def ranges(self, spans: Iterable[Span]) -> list[bytes]:
+        """Return parts of files."""
+        wanted = list(spans)
+        others = iter(self._store.ranges(span for span in wanted if span[0] != self._name))
+        return [
+            self._text[begin : begin + nbytes] if name == self._name else next(others)
+            for name, begin, nbytes in wanted
+        ]
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        return len(self._text) if name == self._name else self._store.size(name)
+
+    def where(self, name: str) -> str:
+        """Return the place of a file, for messages."""
+        return self._store.where(name)

@@ -1,0 +1,397 @@
+"""Files in object stores and on other machines: the one door to fsspec.
+
+All requests of a process run in fsspec's event loop: coroutines of drivers that have them,
+threads for those that block. Each has a deadline, within which it is tried again after a failure
+that may pass. No wait is without an end, and no driver's exception leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+
+from npstream._typing import Bytes
+from npstream.drivers import SCHEMES, Route, is_http, missing, public, route
+from npstream.errors import StorageError
+from npstream.failures import secrets_in, without_secrets
+from npstream.jobs import Job, persist, results
+from npstream.memory import ensure_fits
+from npstream.threads import Threads
+
+__all__ = ["RemoteStore", "known_schemes"]
+
+Span = tuple[str, int, int]
+
+WHOLE_REQUEST = 1 << 23
+"""Bytes of each of the requests that together read a whole file."""
+
+_REQUESTS = 32
+
+_SIGNS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "content_md5")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+
+
+class RemoteStore:
+    """The files below a URL.
+
+    It may be used by any thread, and pickled, and goes on working in forked processes: what
+    belongs to a process is made there, at the first use. Its pickle holds the options, and so
+    their secrets; its repr and its errors do not.
+
+    Parameters
+    ----------
+    url : str
+    storage_options : mapping, optional
+        Options of the driver.
+    timeout : float
+        Seconds after which a request fails, with all its attempts. A transfer of more than
+        16 MiB in one piece has proportionally more.
+    retries : int
+        How often a request is tried again after a failure that may pass.
+
+    Attributes
+    ----------
+    root : str
+        The URL without user, password and query.
+
+    Examples
+    --------
+    >>> store = RemoteStore("memory://shelf")
+    >>> store.put("a/b", b"0123456789")
+    >>> store.ranges([("a/b", 2, 3), ("a/b", 9, 1)])
+    [b'234', b'9']
+    """
+
+    is_local = False
+
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, Any] | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
+    ) -> None:
+        if not timeout > 0:
+            raise ValueError(f"timeout={timeout}: expected seconds, more than 0")
+        if retries < 0:
+            raise ValueError(f"retries={retries}: expected 0 or more")
+        self._url = url
+        self._options = dict(storage_options or {})
+        self.timeout, self.retries = float(timeout), int(retries)
+        self.root = public(url)
+        self._link: _Link | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._url, self._options, self.timeout, self.retries)
+
+    def where(self, name: str) -> str:
+        """Return the URL of a file, for messages."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a file of that name."""
+        try:
+            return self._info(name).get("type") != "directory"
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file."""
+        size = self._info(name).get("size")
+        if size is None:
+            raise StorageError(errno.EINVAL, "the server does not say its size", self.where(name))
+        return int(size)
+
+    def version(self, name: str) -> str:
+        """Return what changes whenever the file does."""
+        info = self._info(name)
+        signs = [str(info[key]) for key in _SIGNS if info.get(key)][:1]
+        times = [str(info[key]) for key in _TIMES if info.get(key)][:1]
+        return ":".join([str(info.get("size")), *(signs or times)])
+
+    def read(self, name: str, nbytes: int | None = None) -> bytes:
+        """Return a whole file, of a known size in several requests at once."""
+        if nbytes is not None:
+            ensure_fits(nbytes, f"reading {self.where(name)}")
+            cuts = range(0, nbytes, WHOLE_REQUEST)
+            spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in cuts)
+            return b"".join(self.ranges(spans))
+        link = self._connect()
+        call = link.method("cat_file", link.path(name), **link.route.driver.whole)
+        return bytes(self._one(link, Job(self.where(name), "read this file", call)))
+
+    def map(self, name: str) -> Bytes:
+        """Return a whole file as a read-only array, which is a copy of it."""
+        return np.frombuffer(self.read(name), np.uint8)
+
+    def ranges(self, spans: Iterable[Span]) -> list[bytes]:
+        """Return parts of files, each given as name, first byte and length, in that order."""
+        parts = dict(self.stream(spans))
+        return [parts[number] for number in range(len(parts))]
+
+    def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
+        """Yield parts of files as they arrive, each with its number among the spans.
+
+        No more requests and bytes are under way than fit the bounds; what was yielded does not
+        count. Closing the generator cancels the rest.
+        """
+        link = self._connect()
+        return self._results(link, (link.ranged(self.where(span[0]), *span) for span in spans))
+
+    def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Yield the names that begin so, and the sizes of the files."""
+        link = self._connect()
+        folder = link.path(prefix.rpartition("/")[0]).rstrip("/")
+        call = link.method("find", folder, detail=True, **link.strict)
+        try:
+            found = self._one(link, Job(self.where(prefix), "list the files", call, patience=10.0))
+        except StorageError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        for path, info in sorted(found.items()):
+            name = link.name(path)
+            if info.get("type") == "file" and name.startswith(prefix) and not name.endswith("/"):
+                size = info.get("size")
+                yield name, self.size(name) if size is None else int(size)
+
+    def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
+        """Store a file, given as bytes or as the path of a local one; it appears whole."""
+        link = self._connect()
+        nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
+        call = partial(link.upload, link.writer(data), link.path(name))
+        self._one(link, Job(self.where(name), f"store {nbytes} bytes as this file", call, nbytes))
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if there is one."""
+        link = self._connect()
+        try:
+            self._one(
+                link, Job(self.where(name), "remove this file", link.remover(link.path(name)))
+            )
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def _info(self, name: str) -> dict[str, Any]:
+        link = self._connect()
+        return dict(
+            self._one(
+                link,
+                Job(self.where(name), "look at this file", link.method("info", link.path(name))),
+            )
+        )
+
+    def _connect(self) -> _Link:
+        """Return this process's connection, which is not made before it is used."""
+        link = self._link
+        if link is None or link.pid != os.getpid():
+            # Threads that get here at once make one each, and all but one of them go unused.
+            link = self._link = _Link(self._url, self._options, self.timeout)
+        return link
+
+    def _one(self, link: _Link, job: Job) -> Any:
+        ((_, result),) = self._results(link, [job])
+        return result
+
+    def _results(self, link: _Link, jobs: Iterable[Job]) -> Generator[tuple[int, Any]]:
+        return results(jobs, partial(self._persist, link), link.loop, link.width)
+
+    async def _persist(self, link: _Link, job: Job) -> Any:
+        async with link.slots:
+            return await persist(job, link.perform, link.describe, self.timeout, self.retries)
+
+
+class _Link:
+    """A store's connection, of one process: the loop, the driver and the bounds."""
+
+    def __init__(self, url: str, storage_options: Mapping[str, Any], timeout: float) -> None:
+        from fsspec.asyn import get_loop
+
+        self.pid = os.getpid()
+        self.loop: asyncio.AbstractEventLoop = get_loop()
+        base, _, self._query = url.partition("?") if is_http(url) else (url, "", "")
+        self.route = route(base, storage_options, requests_at_once(), timeout)
+        self.width = min(requests_at_once(), self.route.driver.width)
+        self.slots = asyncio.Semaphore(self.width)
+        self._secrets = secrets_in(self.route.options)
+        kind = _filesystem_class(self.route)
+        self._blocking = not getattr(kind, "async_impl", False)
+        self._quotes = is_http(url)
+        self._base = str(kind._strip_protocol(self.route.url)).rstrip("/")
+        options = {**kind._get_kwargs_from_urls(self.route.url), **self.route.options}
+        self._threads = Threads(partial(_make, kind, options, self.route), self.route.driver.end)
+        # fsspec's own way of listing leaves out what it could not list.
+        self.strict = {"on_error": "raise"} if _lists_by_walking(kind) else {}
+        self._making: asyncio.Task[Any] | None = None
+        self._made: list[Any] = []
+        weakref.finalize(self, _close, self.loop, self._made, self.pid).atexit = False
+
+    def path(self, name: str) -> str:
+        """Return a file's path as the driver is to have it."""
+        path = f"{self._base}/{quote(name) if self._quotes else name}"
+        return f"{path}?{self._query}" if self._query else path
+
+    def name(self, path: str) -> str:
+        """Return the name of a file from the path that the driver gave it."""
+        base = self._base
+        if not path.startswith(base):  # the bucket is spelled in another way
+            base, path = base.partition("/")[2], path.partition("/")[2]
+        name = path[len(base) :].lstrip("/")
+        return unquote(name) if self._quotes else name
+
+    def method(self, name: str, *args: Any, **options: Any) -> Callable[[Any], Any]:
+        """Return a job's call of a filesystem's method."""
+        name = name if self._blocking else f"_{name}"
+        return lambda filesystem: getattr(filesystem, name)(*args, **options)
+
+    def ranged(self, where: str, name: str, start: int, nbytes: int) -> Job:
+        """Return a job that reads a range."""
+        path, end, read = self.path(name), start + nbytes, self.route.driver.read
+        if read is not None:
+            call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
+        else:
+            # By name, as s3fs takes another argument first.
+            call = self.method("cat_file", path, start=start, end=end)
+        return Job(where, f"read {nbytes} bytes at {start} of this file", call, nbytes, nbytes)
+
+    def writer(self, data: bytes | str | os.PathLike[str]) -> Callable[[Any, str], Any]:
+        """Return what stores bytes, or a local file, under a path."""
+        prefix, write = "" if self._blocking else "_", self.route.driver.write
+        if not isinstance(data, bytes | bytearray | memoryview):
+            file = os.fspath(data)
+            return lambda filesystem, path: getattr(filesystem, f"{prefix}put_file")(file, path)
+        if write is not None:
+            return lambda filesystem, path: write(filesystem, path, data)
+        return lambda filesystem, path: getattr(filesystem, f"{prefix}pipe_file")(path, bytes(data))
+
+    def remover(self, path: str) -> Callable[[Any], Any]:
+        """Return what removes the file under a path."""
+        remove = self.route.driver.remove
+        if remove is None:
+            return self.method("rm_file", path)
+        return lambda filesystem: remove(filesystem, path)
+
+    def upload(self, put: Callable[[Any, str], Any], path: str, filesystem: Any) -> Any:
+        """Store a file under a path, of a blocking driver under its name only when it is whole."""
+        if not self.route.driver.renames:
+            return put(filesystem, path)
+        folder, _, name = path.rpartition("/")
+        temporary = f"{folder}/.{name}.{os.urandom(8).hex()}.tmp"
+        filesystem.makedirs(folder, exist_ok=True)
+        try:
+            put(filesystem, temporary)
+            filesystem.mv(temporary, path)
+        except BaseException:
+            with suppress(Exception):
+                filesystem.rm_file(temporary)
+            raise
+        return None
+
+    async def perform(self, call: Callable[[Any], Any]) -> Any:
+        """Return what a call of the filesystem comes to."""
+        if self._blocking:
+            return await self._threads.run(call)
+        if self._making is None:
+            # In a thread, as a driver may look for its credentials in the network.
+            self._making = self.loop.create_task(self._threads.run(lambda filesystem: filesystem))
+        making = self._making
+        try:
+            filesystem = await asyncio.shield(making)
+            if not self._made:
+                self._made.append(filesystem)
+        except Exception:
+            if self._making is making:
+                self._making = None
+            raise
+        return await call(filesystem)
+
+    def describe(self, error: BaseException) -> str:
+        """Say what a driver's exception says, without secrets."""
+        text = without_secrets(" ".join(str(error).split()), self._secrets)
+        return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def known_schemes() -> list[str]:
+    """Return the schemes that URLs may have."""
+    from fsspec import available_protocols
+    from fsspec.registry import registry
+
+    return sorted({*available_protocols(), *registry, *SCHEMES})
+
+
+def requests_at_once() -> int:
+    """Return how many requests a store makes at once: NPSTREAM_THREADS, or else 32."""
+    text = os.environ.get("NPSTREAM_THREADS", "")
+    if not text:
+        return _REQUESTS
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"NPSTREAM_THREADS={text!r}: expected a number of requests, 1 or more")
+    return int(text)
+
+
+def _filesystem_class(found: Route) -> Any:
+    """Import a driver."""
+    from fsspec import get_filesystem_class
+
+    driver = found.driver
+    try:
+        return driver.load() if driver.load else get_filesystem_class(driver.protocol)
+    except ImportError as error:
+        raise missing(driver, error) from error
+
+
+def _make(kind: Any, options: Mapping[str, Any], found: Route) -> Any:
+    """Make a filesystem of our own, whose settings nobody else sees."""
+    filesystem = kind(**options, skip_instance_cache=True)
+    if hasattr(filesystem.dircache, "use_listings_cache"):
+        filesystem.dircache.use_listings_cache = False
+    found.driver.tame(filesystem)
+    return filesystem
+
+
+def _lists_by_walking(kind: Any) -> bool:
+    """Tell whether a driver's ``find`` is one that fsspec gives to all."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    if getattr(kind, "async_impl", False):
+        return bool(kind._find is AsyncFileSystem._find)
+    return bool(kind.find is AbstractFileSystem.find)
+
+
+def _close(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> None:
+    """Close the session of a filesystem in its loop, as few drivers do when they are collected."""
+
+    async def close() -> None:
+        while made:
+            filesystem = made.pop()
+            for name in ("_session", "service_client"):
+                end = getattr(getattr(filesystem, name, None), "close", None)
+                if end is not None:
+                    await end()
+
+    if made and process == os.getpid() and loop.is_running():
+        asyncio.run_coroutine_threadsafe(close(), loop)
+
+
+def _size(file: str | os.PathLike[str]) -> int:
+    """Return the size of a local file that is to be stored elsewhere."""
+    try:
+        return os.stat(file).st_size
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, os.fspath(file)) from error

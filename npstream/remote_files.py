@@ -1,0 +1,225 @@
+"""The files of a remote dataset in the cache: what they are called, and where their pieces lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._typing import Bytes, Int64
+from npstream.formats.blocks import xxh3
+from npstream.formats.hashes import digest
+from npstream.formats.mds import layout
+from npstream.formats.pieces import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
+
+if TYPE_CHECKING:
+    from npstream.cache import Cache
+    from npstream.cachedfile import CachedFile
+    from npstream.downloads import Check
+    from npstream.formats.index import File, Index
+    from npstream.formats.sidecar import Sidecar
+
+Offsets = np.ndarray[Any, np.dtype[np.uint32]]
+
+
+class RemoteFiles:
+    """The files of the shards of a remote dataset, parts of which are in a cache.
+
+    A shard has one file for its data, and one for its offsets if they are stored apart.
+
+    Parameters
+    ----------
+    index : Index
+    root : str
+        The dataset's URL.
+    cache : Cache
+    identity : str
+        What tells this version of the dataset from others.
+    sidecar : Sidecar, optional
+        Holds the hashes of pieces.
+
+    Attributes
+    ----------
+    chunks : ndarray of int64, shape (shards,)
+        How many chunks each shard has.
+    strides : ndarray of int64, shape (schemas,)
+        Bytes of every sample of shards of a schema; 0 if they vary.
+    """
+
+    def __init__(
+        self, index: Index, root: str, cache: Cache, identity: str, sidecar: Sidecar | None
+    ) -> None:
+        self.index = index
+        self.root = root
+        self.cache = cache
+        self.identity = identity
+        self.sidecar = sidecar
+        samples = np.diff(index.starts)
+        self.chunks = chunk_counts(samples, index.nbytes, index.compressed, CHUNK_BYTES)
+        layouts = [layout(s) if s.format == "mds" else None for s in index.schemas]
+        self.strides = np.array([0 if a is None else a.stride for a in layouts])
+        self._open: dict[tuple[int, bool], CachedFile] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFiles, (self.index, self.root, self.cache, self.identity, self.sidecar)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._open.clear()
+
+    # The files
+
+    def data(self, shard: int) -> CachedFile | None:
+        """Return the file of a shard's data; None if the cache cannot have it."""
+        return self._file(shard, False)
+
+    def head(self, shard: int) -> CachedFile | None:
+        """Return the file that a shard's offsets are in."""
+        return self._file(shard, self.has_meta(shard))
+
+    def has_meta(self, shard: int) -> bool:
+        """Tell whether the offsets of a shard are stored apart."""
+        return self.index.schemas[int(self.index.schema_of[shard])].format != "mds"
+
+    def peek(self, shard: int) -> CachedFile | None:
+        """Return the file of a shard's data if there is one, and make none."""
+        found = self._open.get((shard, False))
+        if found is None and not self.cache.holds(self._key(shard, False)):
+            return None
+        return self.data(shard)
+
+    def _file(self, shard: int, meta: bool) -> CachedFile | None:
+        found = self._open.get((shard, meta))
+        if found is not None and found.alive:
+            return found
+        pieces = 1 if meta else 1 + int(self.chunks[shard])
+        key, check = self._key(shard, meta), self._after_restart(shard, meta)
+        opened = self.cache.open(key, self._stored(shard, meta).nbytes, pieces, check)
+        if opened is not None:
+            self._open[shard, meta] = opened
+        return opened
+
+    def _stored(self, shard: int, meta: bool) -> File:
+        files = self.index.files(shard)
+        return files.meta if meta and files.meta is not None else files.data
+
+    def _key(self, shard: int, meta: bool) -> str:
+        """Return what a file is called in the cache: a hash of what tells its content."""
+        stored = self._stored(shard, meta)
+        content = sorted(stored.hashes.items()) or self.identity
+        known = repr((self.root, stored.name, stored.nbytes, content))
+        return digest("xxh3_128", known.encode())
+
+    # What is here
+
+    def is_ready(self, shard: int) -> bool:
+        """Tell whether all of a shard but its samples is here."""
+        files = (self.data(shard), self.head(shard))
+        return all(file is not None and file.resident[0] for file in files)
+
+    def is_here(self, shard: int, chunk: int) -> bool:
+        """Tell whether a chunk is here, and where its samples lie."""
+        file = self.data(shard)
+        return file is not None and bool(file.resident[1 + chunk]) and self.is_ready(shard)
+
+    def is_whole(self, shard: int) -> bool:
+        """Tell whether all of a shard is here."""
+        files = (self.data(shard), self.head(shard))
+        return all(file is not None and bool(file.resident.all()) for file in files)
+
+    # Where things lie
+
+    def count(self, shard: int) -> int:
+        """Return the number of samples of a shard."""
+        return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
+
+    def begin(self, shard: int) -> int | None:
+        """Return where the samples of a shard begin, if no request is needed for that."""
+        offsets = self.offsets(shard)
+        return self.known_begin(shard) if offsets is None else int(offsets[0])
+
+    def known_begin(self, shard: int) -> int | None:
+        """Return where the samples of a shard begin, as the index or the side-car says it."""
+        stride = int(self.strides[self.index.schema_of[shard]])
+        if stride:
+            return int(self.index.nbytes[shard]) - self.count(shard) * stride
+        return None if self.sidecar is None else self.sidecar.begin(shard)
+
+    def sizes(self, shard: int) -> Int64:
+        """Return the bytes of a shard's chunks: the average, where that takes no request."""
+        begin, chunks = self.known_begin(shard) or 0, int(self.chunks[shard])
+        rows = np.diff(piece_rows(self.count(shard), chunks))
+        body = int(self.index.nbytes[shard]) - begin
+        sizes: Int64 = rows * body // max(self.count(shard), 1)
+        return sizes
+
+    def offsets(self, shard: int) -> Offsets | None:
+        """Return the offsets of a shard, if they are here."""
+        head = self.head(shard)
+        return None if head is None else self._offsets(head, shard)
+
+    def _offsets(self, head: CachedFile, shard: int) -> Offsets | None:
+        if not head.resident[0]:
+            return None
+        return head.data[4 : 4 * (self.count(shard) + 2)].view("<u4")
+
+    def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
+        """Return where rows of a shard begin and end, if no request is needed for that."""
+        stride = int(self.strides[self.index.schema_of[shard]])
+        if stride:
+            begins = int(self.index.nbytes[shard]) + (rows - self.count(shard)) * stride
+            return begins, begins + stride
+        offsets = self.offsets(shard)
+        if offsets is None:
+            return None
+        return offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)
+
+    def bounds(self, shard: int) -> Int64 | None:
+        """Return where the pieces of a shard's data begin, and end; None if that is not known."""
+        return self._bounds(shard, self.offsets(shard))
+
+    def _bounds(self, shard: int, offsets: Offsets | None) -> Int64 | None:
+        rows = piece_rows(self.count(shard), int(self.chunks[shard]))
+        nbytes = int(self.index.nbytes[shard])
+        stride = int(self.strides[self.index.schema_of[shard]])
+        if stride:
+            return piece_bounds(rows, nbytes - self.count(shard) * stride, nbytes)
+        return None if offsets is None else piece_bounds(rows, int(offsets[0]), nbytes, offsets)
+
+    # Integrity
+
+    def check(self, shard: int, meta: bool = False) -> Check | None:
+        """Return what tells whether a piece has the hash that the side-car records."""
+        if self.sidecar is None:
+            return None
+        if meta:
+            known = self.sidecar.meta_hash(shard)
+            hashes = None if known is None else [known]
+        else:
+            found = self.sidecar.piece_hashes(shard)
+            hashes = None if found is None else found.tolist()
+        if hashes is None:
+            return None
+        return lambda piece, body: xxh3(body.data) == hashes[piece]
+
+    def _after_restart(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
+        """Return what tells whether a piece survived a crash of the system, where hashes tell."""
+        check = self.check(shard, meta)
+        if check is None:
+            return None
+
+        def is_sound(file: CachedFile, piece: int) -> bool:
+            if meta:
+                return check(piece, file.data)
+            apart = self.has_meta(shard)
+            bounds = self._bounds(
+                shard, self.offsets(shard) if apart else self._offsets(file, shard)
+            )
+            return bounds is not None and check(piece, _part(file.data, bounds, piece))
+
+        return is_sound
+
+
+def _part(data: Bytes, bounds: Int64, piece: int) -> Bytes:
+    return data[bounds[piece] : bounds[piece + 1]]

@@ -1,0 +1,292 @@
+"""Shards in an object store: chunks in the cache, and single samples read exactly.
+
+A read that covers much of a chunk fetches the chunk; one of few samples fetches their bytes, in
+two round trips at most: offsets, then samples. The third such read in a chunk fetches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._typing import Bytes, Int64
+from npstream.ahead import Coming, ReadAhead
+from npstream.downloads import Check, Downloads, Part, runs
+from npstream.errors import IntegrityError, StorageError
+from npstream.exact import ExactRows
+from npstream.shards import Region, Shards, Verify
+
+if TYPE_CHECKING:
+    from npstream.cachedfile import CachedFile
+    from npstream.formats.index import File
+    from npstream.remote import RemoteStore
+    from npstream.remote_files import RemoteFiles
+
+Chunk = tuple[int, int]
+"""A chunk, by its shard and its number there."""
+
+SMALL_CHUNK = 1 << 16
+"""A chunk of no more bytes is fetched whole by any read."""
+
+MUCH = 4
+"""A read of one part in so many of a chunk fetches the chunk."""
+
+SPARSE_READS = 2
+"""Sparse reads in a chunk; the next one fetches it."""
+
+
+class RemoteShards(Shards):
+    """The shards of a dataset in an object store.
+
+    Parameters
+    ----------
+    store : RemoteStore
+    files : RemoteFiles
+        What is in the cache.
+    verify : bool or str
+    """
+
+    def __init__(self, store: RemoteStore, files: RemoteFiles, verify: Verify) -> None:
+        super().__init__(files.index, store, verify)
+        self.remote = store
+        self.files = files
+        self.downloads = Downloads(store, files.cache)
+        self.exact = ExactRows(self, store)
+        self.coming = Coming()
+        self._sparse: Counter[Chunk] = Counter()
+        self._verified: set[str] = set()
+        self.renew_locks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteShards, (self.remote, self.files, self.verify)
+
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+        self._heads = threading.Lock()
+        self.downloads.renew_locks()
+        self.exact.renew_locks()
+        self.coming.renew_locks()
+
+    def close(self) -> None:
+        """Let go of the cache's files."""
+        self.files.close()
+
+    # Which chunks a read needs
+
+    def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
+        """Return the chunks of samples in the order of their first use, with their counts."""
+        first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
+        chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
+        most = int(self.files.chunks.max(initial=1))
+        keys, at, counts = np.unique(
+            shard_of * most + chunk_of, return_index=True, return_counts=True
+        )
+        order = np.argsort(at)
+        chunks = (divmod(key, most) for key in keys[order].tolist())
+        return list(zip(chunks, counts[order].tolist(), strict=True))
+
+    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Fetch the chunks that samples cover much of; return the shards that are in the cache."""
+        ready: set[int] = set()
+        dense: list[Chunk] = []
+        coming: list[Chunk] = []
+        for (shard, chunk), count in self.wanted(ids, shard_of):
+            file = self.files.data(shard)
+            if file is None or not self.downloads.can_keep(file):
+                continue
+            self.files.cache.touch(file)
+            if not self.files.is_here(shard, chunk):
+                if (shard, chunk) in self.coming:
+                    if self.exact.may_spend(count, count * self.sample_bytes(shard)):
+                        continue
+                    coming.append((shard, chunk))
+                elif self.is_dense(shard, count) or self._is_worn(shard, chunk):
+                    dense.append((shard, chunk))
+                else:
+                    continue
+            ready.add(shard)
+        self.fetch(dense)
+        self.coming.wait(coming, self.remote.timeout)
+        return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
+
+    def is_dense(self, shard: int, count: int) -> bool:
+        """Tell whether a read of so many samples of a chunk fetches the chunk."""
+        nbytes = self.chunk_bytes(shard)
+        whole = self.index.compressed[shard] or self.verify is True or nbytes <= SMALL_CHUNK
+        return bool(whole) or MUCH * count * self.sample_bytes(shard) >= nbytes
+
+    def _is_worn(self, shard: int, chunk: int) -> bool:
+        """Count a sparse read in a chunk, and tell whether there were enough."""
+        self._sparse[shard, chunk] += 1
+        return self._sparse[shard, chunk] > SPARSE_READS
+
+    def chunk_bytes(self, shard: int) -> int:
+        """Return about how many bytes a chunk of a shard has."""
+        return int(self.index.nbytes[shard]) // int(self.files.chunks[shard])
+
+    def sample_bytes(self, shard: int) -> int:
+        """Return about how many bytes a sample of a shard has."""
+        return int(self.index.nbytes[shard]) // max(self.files.count(shard), 1)
+
+    def read_ahead(self) -> ReadAhead:
+        """Return what fetches chunks in the background."""
+        self.exact.hurry()
+        return ReadAhead(self)
+
+    # Opening what is in the cache
+
+    def is_ready(self, shard: int) -> bool:
+        """Tell whether a shard can be opened without a request to the store."""
+        return self.files.is_ready(shard)
+
+    def is_stale(self, shard: int, region: Region) -> bool:
+        """Tell whether a shard has left the cache since it was opened."""
+        file = self.files.data(shard)
+        return file is None or region.data.base is not file.data.base
+
+    def buffered(self, shard: int) -> int:
+        """Return the bytes of memory that a shard takes beside maps: 0 if it is in the cache."""
+        return 0 if self.is_ready(shard) else super().buffered(shard)
+
+    def _load(self, shard: int) -> tuple[Bytes, Bytes]:
+        data, head = self.files.data(shard), self.files.head(shard)
+        if data is None or head is None or not self.files.is_ready(shard):
+            return super()._load(shard)
+        return data.data, head.data
+
+    def _resident(self, shard: int) -> Bytes:
+        file = self.files.data(shard)
+        return super()._resident(shard) if file is None else file.resident[1:]
+
+    def _is_packed(self, raw: File, zipped: File | None) -> bool:
+        return zipped is not None
+
+    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+        try:
+            return super()._load_file(raw, zipped, compression)
+        except StorageError as error:
+            # What Streaming keeps in its own cache has only the unpacked file.
+            if zipped is None or error.errno != errno.ENOENT:
+                raise
+            return super()._load_file(raw, None, None)
+
+    # Fetching
+
+    def fetch(self, chunks: Iterable[Chunk]) -> None:
+        """Bring chunks into the cache, as far as it can hold them.
+
+        Raises
+        ------
+        StorageError
+        IntegrityError
+        """
+        plain: dict[int, list[int]] = {}
+        for shard, chunk in chunks:
+            plain.setdefault(shard, []).append(chunk)
+        for shard in [shard for shard in plain if self.index.compressed[shard]]:
+            del plain[shard]
+            self._fetch_packed(shard)
+        self._fetch_heads(plain)
+        self.downloads.fetch([p for shard, mine in plain.items() for p in self._parts(shard, mine)])
+        for shard in plain:
+            self._verify_whole(shard)
+
+    def _parts(self, shard: int, chunks: list[int]) -> list[Part]:
+        """Return what to fetch for chunks of a shard."""
+        file, bounds = self.files.data(shard), self.files.bounds(shard)
+        if file is None or bounds is None:
+            return []
+        name, check = self.index.files(shard).data.name, self._check(shard)
+        whole = Part(file, name, 0, tuple(bounds.tolist()), check)
+        return runs(whole, [1 + chunk for chunk in sorted(chunks)])
+
+    def _check(self, shard: int, meta: bool = False) -> Check | None:
+        return None if self.verify is False else self.files.check(shard, meta)
+
+    def _fetch_heads(self, shards: Iterable[int]) -> None:
+        """Bring what stands before the samples of shards."""
+        with self._heads:
+            missing = [shard for shard in shards if not self.is_ready(shard)]
+            self.downloads.fetch([part for shard in missing for part in self._meta_part(shard)])
+            begins = self._begins(missing)
+            self.downloads.fetch([part for shard in missing for part in self._head(shard, begins)])
+
+    def _meta_part(self, shard: int) -> list[Part]:
+        meta, file = self.index.files(shard).meta, self.files.head(shard)
+        if meta is None or file is None:
+            return []
+        return [Part(file, meta.name, 0, (0, meta.nbytes), self._check(shard, meta=True))]
+
+    def _head(self, shard: int, begins: dict[int, int]) -> list[Part]:
+        file, name = self.files.data(shard), self.index.files(shard).data.name
+        if file is None or shard not in begins:
+            return []
+        return [Part(file, name, 0, (0, begins[shard]), self._check(shard))]
+
+    def _begins(self, shards: list[int]) -> dict[int, int]:
+        """Return where the samples of shards begin."""
+        known = {shard: self.files.begin(shard) for shard in shards}
+        begins = {shard: begin for shard, begin in known.items() if begin is not None}
+        asked = [s for s in shards if s not in begins and not self.files.has_meta(s)]
+        words = self.remote.ranges((self.index.files(shard).data.name, 4, 4) for shard in asked)
+        for shard, word in zip(asked, words, strict=True):
+            # A damaged one is found when the shard is opened; here it must but fit the file.
+            begin = int.from_bytes(word, "little")
+            begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
+        return begins
+
+    def _fetch_packed(self, shard: int) -> None:
+        """Bring a compressed shard, unpacked."""
+        files = self.index.files(shard)
+        data, head = self.files.data(shard), self.files.head(shard)
+        if data is None or head is None or self.files.is_whole(shard):
+            return
+        if not self.files.cache.make_room(files.data.nbytes + len(head.data), (data, head)):
+            return
+        pieces = range(len(data.resident))
+        with data.lock(pieces) as claim:
+            if not claim.pieces:
+                data.wait(pieces, self.remote.timeout)
+            if self.files.is_whole(shard):
+                return
+            if files.meta is not None:
+                _keep(head, self._load_file(files.meta, files.zip_meta, files.compression))
+            _keep(data, self._load_file(files.data, files.zip_data, files.compression))
+
+    def _verify_whole(self, shard: int) -> None:
+        """Hold a shard whose pieces have no hashes against its recorded one, once it is whole."""
+        file = self.files.data(shard)
+        if file is None or file.path in self._verified or not file.resident.all():
+            return
+        if self._check(shard) is None:
+            try:
+                self._verify(file.data, self.index.files(shard).data, True)
+            except IntegrityError:
+                file.discard(range(len(file.resident)))
+                raise
+        self._verified.add(file.path)
+
+    # Reading what is not in the cache
+
+    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        """Read samples exactly, or unpack the shards, which the cache cannot hold then."""
+        packed = self.index.compressed[shard_of]
+        if not packed.any():
+            return self.exact.read(ids, shard_of)
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        held: list[object] = []
+        for some, read in ((packed, super().borrow), (~packed, self.exact.read)):
+            address[some], nbytes[some], more = read(ids[some], shard_of[some])
+            held += more
+        return address, nbytes, held
+
+
+def _keep(file: CachedFile, data: Bytes) -> None:
+    """Put all of a file into the cache."""
+    if file.put(0, data.data):
+        file.commit(range(len(file.resident)))

@@ -1,0 +1,321 @@
+"""A dataset's samples in Streaming's orders, epoch after epoch, for a run that moves here.
+
+Positions count samples of all ranks, as everywhere: of what Streaming deals out, where some
+samples come twice so that ranks get equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream.orders.partition import Gaps, left_before, stepped_over
+from npstream.orders.streaming import Epoch, StreamingOrder
+from npstream.orders.streaming_partition import World
+from npstream.ranks import Ranks, integer
+from npstream.state import difference, identity, place_of, require, state_of
+from npstream.turns import Place, RunOf
+
+if TYPE_CHECKING:
+    from npstream._typing import Bools, Int64
+    from npstream.selection import Selection
+    from npstream.source import Source
+
+_MOST = (1 << 63) - 1
+"""What fits into memory that workers share."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingShuffle:
+    """Settings of Streaming's orders, under Streaming's names and with its defaults.
+
+    Parameters
+    ----------
+    shuffle_algo : {"py1e", "py1s", "py1br", "py2s", "naive"} or None
+        None is ``shuffle=False`` there: the dataset's order, dealt out as Streaming does.
+    num_canonical_nodes : int, optional
+        By default 64 for each node with "py1s" and "py2s", else the number of nodes.
+    shuffle_block_size : int, optional
+        By default ``max(4_000_000 // num_canonical_nodes, 262_144)``.
+    shuffle_seed : int, optional
+        By default 9176. States know these numbers, and those that are left out are taken from one.
+    partition_algo : {"relaxed", "orig"}
+        "relaxed" lets a run go on with any number of nodes that its global batch allows.
+    initial_physical_nodes : int, optional
+        The nodes that a run began with, which matter where it goes on: its state knows them.
+    sampling_method : {"balanced", "fixed"}
+    sampling_granularity : int
+        What is picked of shards where ``epoch_size`` is not the size of the dataset.
+
+    Examples
+    --------
+    >>> ds = getfixture("example")
+    >>> settings = StreamingShuffle("py1s", num_canonical_nodes=1, shuffle_seed=17)
+    >>> [batch.ids.tolist() for batch in ds.iter(0, 1, batch_size=2, shuffle=settings)]
+    [[0, 2], [1]]
+    """
+
+    shuffle_algo: str | None = "py1e"
+    num_canonical_nodes: int | None = None
+    shuffle_block_size: int | None = None
+    shuffle_seed: int | None = None
+    partition_algo: str = "relaxed"
+    initial_physical_nodes: int | None = None
+    sampling_method: str = "balanced"
+    sampling_granularity: int = 1
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            if (number := getattr(self, name)) is not None:
+                object.__setattr__(self, name, integer(name, number))
+        if self.shuffle_seed is not None and self.shuffle_seed > _MOST:
+            raise ValueError(f"shuffle_seed={self.shuffle_seed}: expected at most {_MOST}")
+        self.order([], 1, None, None)  # says what makes no sense
+
+    def order(
+        self, shards: list[Int64], batch_size: int, epoch_size: int | None, run: RunOf | None
+    ) -> StreamingOrder:
+        """Return the orders of a dataset, or those of a run that goes on."""
+        settings = asdict(self) | ({} if run is None else run._asdict())
+        algorithm, seed = settings.pop("shuffle_algo"), settings.pop("shuffle_seed")
+        return StreamingOrder(
+            shards=shards,
+            batch_size=batch_size,
+            epoch_size=epoch_size,
+            shuffle=algorithm is not None,
+            shuffle_algo=StreamingOrder.shuffle_algo if algorithm is None else algorithm,
+            shuffle_seed=StreamingOrder.shuffle_seed if seed is None else seed,
+            **settings,
+        )
+
+
+_COUNTS = (
+    "num_canonical_nodes", "shuffle_block_size", "shuffle_seed", "initial_physical_nodes",
+    "sampling_granularity",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamingShare:
+    """One rank's part of what is left of an epoch; compare `npstream.epochs.Share`.
+
+    Parameters
+    ----------
+    epoch : Epoch
+        What Streaming deals out from position `first` on.
+    node, rank : int
+        The rank's node, and its number there.
+    first : int
+    position, stop : int
+        Where the first batch begins, and where the last one of any rank ends.
+    own : int
+        The rank's samples in `epoch`.
+    gaps : tuple
+        Stretches that are left out: as many samples of each rank.
+    """
+
+    epoch: Epoch = field(repr=False)
+    node: int
+    rank: int
+    first: int
+    position: int
+    stop: int
+    own: int
+    gaps: Gaps
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.epoch.world.ranks
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of each rank in a batch."""
+        return self.epoch.batch_size
+
+    @property
+    def whole(self) -> int:
+        """Samples in a global batch."""
+        return self.world * self.batch_size
+
+    @property
+    def start(self) -> int:
+        """Where the first batch begins; like all positions here, with gaps taken out."""
+        return left_before(self.position, self.gaps)
+
+    @property
+    def size(self) -> int:
+        """The position after the last global batch."""
+        return left_before(self.stop, self.gaps)
+
+    end = until = size
+
+    @property
+    def samples(self) -> int:
+        """Samples that the rank reads."""
+        stop = left_before(self.first + self.own * self.world, self.gaps)
+        return max(stop - self.start, 0) // self.world
+
+    @property
+    def batches(self) -> int:
+        """Batches that the rank reads."""
+        return -(-self.samples // self.batch_size)
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return self.epoch.at_once(step)
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches. Which of them come again is not known."""
+        first = np.arange(batches.start, batches.stop, batches.step) * self.whole + self.start
+        left = np.add.outer(first, np.arange(0, self.whole, self.world)).reshape(-1)
+        numbers = (stepped_over(left, self.gaps) - self.first) // self.world
+        ids = self.epoch.samples(self.node, self.rank, numbers)
+        ids = ids[ids >= 0]
+        return ids, np.zeros(len(ids), bool)
+
+
+class StreamingEpochs:
+    """Samples at positions of epochs, as `npstream.epochs.Epochs` has them for native orders.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    shuffle : str or StreamingShuffle
+    seed : int
+        Must be 0, as the settings hold a seed.
+    size : int, optional
+        Samples that an epoch picks, by default all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        shuffle: str | StreamingShuffle,
+        seed: int,
+        size: int | None,
+    ) -> None:
+        settings = StreamingShuffle(shuffle) if isinstance(shuffle, str) else shuffle
+        if not isinstance(settings, StreamingShuffle):
+            raise TypeError(
+                f"shuffle={shuffle!r}: expected False, True, an npstream.Shuffle, the name of an "
+                "order of Streaming or an npstream.StreamingShuffle"
+            )
+        if selection.affine != (0, 1) or selection.size != selection.source:
+            raise ValueError(
+                f"shuffle={shuffle!r}: Streaming's orders are of whole datasets, and this is a "
+                f"view of one: {selection.size} of {selection.source} samples, or in another "
+                "order; shuffle=True takes any view"
+            )
+        if seed != 0:
+            raise ValueError(
+                f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "
+                f"shuffle=npstream.StreamingShuffle({settings.shuffle_algo!r}, shuffle_seed={seed})"
+            )
+        self._settings = settings
+        self._source = source
+        self._selection = selection
+        self._chosen = size
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as Streaming counts them."""
+        world = _world(ranks).replicated(replication)
+        return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> StreamingShare:
+        """Return a rank's part of what is left of an epoch."""
+        if last == "short":
+            raise ValueError(
+                "last='short': Streaming's orders repeat samples so that all ranks read equally "
+                "many; shuffle=False, or a native order, reads each sample once"
+            )
+        world, first = _world(ranks), place.drop_first
+        order, whole = self._order(place.run, batch_size), world.ranks * batch_size
+        unit = whole if order.is_relaxed(world) else world.ranks
+        if (place.position - first) % unit:
+            first = place.position  # as Streaming does wherever it goes on
+        epoch = order.epoch(place.epoch, world, first)
+        node, rank = world.place(ranks.rank)
+        batches, own = epoch.batches, epoch.count(node, rank)
+        if last == "drop":
+            batches = epoch.full_batches
+            own = batches * batch_size
+        stop = first + batches * whole
+        cuts = [cut for gap in place.gaps for cut in gap if place.position < cut < stop]
+        if any((cut - first) % unit for cut in cuts):
+            raise ValueError(
+                f"of the epoch, {place.gaps} are left out, where an order of Streaming leaves out "
+                f"multiples of {unit} samples, from sample {first} on: go on with the ranks and "
+                "batches for which they were left out"
+            )
+        return StreamingShare(
+            epoch=epoch, node=node, rank=rank, first=first, position=place.position,
+            stop=stop, own=own, gaps=place.gaps,
+        )  # fmt: skip
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether the nodes do, only where a state knows which ones the run began with."""
+        world, order = _world(ranks), self._order(None)
+        fits = order.lanes(world) % world.nodes == 0 or world.nodes % order.lanes(world) == 0
+        return order.partition_algo == "relaxed" and not fits
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return 1: Streaming lets nodes share a lane, or take whole ones."""
+        return 1
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which is also one of Streaming's."""
+        order, world = self._order(place.run), _world(ranks)
+        of_streaming = order.state(world, place.epoch, place.position)
+        run = RunOf(*(of_streaming[name] for name in RunOf._fields))
+        return {**state_of(self._facts(run), place), "drop_first": place.drop_first, **of_streaming}
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state, or one of Streaming's, says to go on."""
+        if isinstance(state, Mapping) and "version" not in state:
+            order, number, position = self._order(None).resume(state, _world(ranks))
+            if state["epoch"] < 0:
+                return Place(0)
+            run = RunOf(*(getattr(order, name) for name in RunOf._fields))
+            return Place(number, position, drop_first=position, run=run)
+        require(state, (*RunOf._fields, "drop_first"))
+        run = RunOf(*(integer(name, state[name], 0) for name in RunOf._fields))
+        for name, there in run._asdict().items():
+            here = getattr(self._settings, name)
+            if here is not None and here != there:
+                raise ValueError(difference(name, there, here))
+        place = place_of(state, self._facts(run))
+        return place._replace(drop_first=integer("drop_first", state["drop_first"], 0), run=run)
+
+    @cached_property
+    def _shards(self) -> list[Int64]:
+        return [np.diff(self._source.index.starts)]
+
+    def _order(self, run: RunOf | None, batch_size: int = 1) -> StreamingOrder:
+        return self._settings.order(self._shards, batch_size, self._chosen, run)
+
+    def _facts(self, run: RunOf) -> dict[str, Any]:
+        """Return what positions depend on, but for what a run's states know themselves."""
+        order = self._order(run)
+        names = ("partition_algo", "sampling_method", "sampling_granularity")
+        settings = {name: getattr(order, name) for name in names}
+        settings["shuffle_block_size"] = order.block_size(World(1, 1))
+        settings = {"order": self._settings.shuffle_algo, **settings}
+        return {
+            **self._identity, "seed": run.shuffle_seed, "shuffle": settings,
+            "epoch_size": self._chosen,
+        }  # fmt: skip
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return identity(self._source.index, self._selection)
+
+
+def _world(ranks: Ranks) -> World:
+    return World(ranks.world // ranks.per_node, ranks.per_node)

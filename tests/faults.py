@@ -1,0 +1,370 @@
+"""A proxy before a server that counts what is asked, adds latency, and goes wrong as it is told.
+
+It is a process of its own, so that it takes no time from the interpreter under test and a fork
+there inherits none of its sockets::
+
+    with Proxy(port) as proxy:
+        proxy.faults = [status(503, times=2)]
+        ...  # the client under test, which was told proxy.port
+        assert [request.status for request in proxy.log] == [503, 503, 206]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from typing import NamedTuple
+
+FOR_EVER = 1 << 62
+BLOCK = 1 << 16
+_CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 503: "SlowDown"}
+
+
+class Request(NamedTuple):
+    """A request as the proxy saw it; `nbytes` of its answer's body were sent."""
+
+    method: str
+    path: str
+    range: str
+    status: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with the first `times` requests whose method and path match."""
+
+    kind: str
+    times: int = 1
+    at: int = 0
+    status: int = 0
+    seconds: float = 0.0
+    method: str = ""
+    path: str = ""
+
+    def matches(self, method: str, path: str) -> bool:
+        return self.times > 0 and self.method in ("", method) and self.path in path
+
+
+def status(code: int, **match: object) -> Fault:
+    """Answer with an error instead of asking the server."""
+    return Fault("status", status=code, **match)
+
+
+def reset(at: int = -1, **match: object) -> Fault:
+    """Reset the connection after so many bytes of the body; before the head if negative."""
+    return Fault("reset", at=at, **match)
+
+
+def truncate(at: int, **match: object) -> Fault:
+    """Close the connection after so many bytes of the body, as if that were all."""
+    return Fault("truncate", at=at, **match)
+
+
+def stall(at: int = -1, **match: object) -> Fault:
+    """Say nothing more after so many bytes of the body, and keep the connection open."""
+    return Fault("stall", at=at, **match)
+
+
+def slow(seconds: float, **match: object) -> Fault:
+    """Wait before every 64 KiB of the body."""
+    return Fault("slow", seconds=seconds, **match)
+
+
+def flip(at: int, **match: object) -> Fault:
+    """Change one bit of the body."""
+    return Fault("flip", at=at, **match)
+
+
+def wrong_length(at: int, **match: object) -> Fault:
+    """Answer with the first so many bytes of the body, and say that these are all."""
+    return Fault("length", at=at, **match)
+
+
+def ignore_range(**match: object) -> Fault:
+    """Answer a ranged request with 200 and a whole object; what was not asked for is zeros."""
+    return Fault("whole", **match)
+
+
+class Proxy:
+    """The proxy's process, before the server on a port of this machine.
+
+    Parameters
+    ----------
+    port : int
+        The server's port.
+    raw : bool
+        Whether to pass bytes on without looking for requests (for protocols other than HTTP);
+        every connection is then a request, and what the server sends is its body.
+    """
+
+    def __init__(self, port: int, raw: bool = False) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(port), str(int(raw))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.port: int = json.loads(self._process.stdout.readline())
+        self._faults: list[Fault] = []
+        self._latency = 0.0
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> list[Request]:
+        """The requests so far, in the order in which they came."""
+        return [Request(*entry) for entry in self._ask("log")]
+
+    @property
+    def faults(self) -> list[Fault]:
+        """What shall go wrong: the first that matches a request is its fate."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, faults: Iterable[Fault]) -> None:
+        self._faults = list(faults)
+        self._ask("faults", [asdict(fault) for fault in self._faults])
+
+    @property
+    def latency(self) -> float:
+        """The seconds that pass before each request goes on to the server."""
+        return self._latency
+
+    @latency.setter
+    def latency(self, seconds: float) -> None:
+        self._latency = seconds
+        self._ask("latency", seconds)
+
+    def clear(self) -> None:
+        """Forget the log, the faults and the latency."""
+        self._faults, self._latency = [], 0.0
+        self._ask("clear")
+
+    def stop(self) -> None:
+        """End the process; every connection is dropped."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, *message: object) -> list[list[object]]:
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+class _Server:
+    """What runs in the proxy's process."""
+
+    def __init__(self, port: int, raw: bool) -> None:
+        self.port = port
+        self.raw = raw
+        self.clear()
+
+    def clear(self) -> None:
+        self.log: list[list[object]] = []
+        self.faults: list[dict[str, object]] = []
+        self.latency = 0.0
+
+    async def run(self) -> None:
+        server = await asyncio.start_server(self.connect, "127.0.0.1", 0, backlog=512)
+        print(json.dumps(server.sockets[0].getsockname()[1]), flush=True)
+        commands = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
+        )
+        while line := await commands.readline():
+            print(json.dumps(self.command(*json.loads(line))), flush=True)
+
+    def command(self, name: str, value: object = None) -> object:
+        if name == "log":
+            return self.log
+        if name == "clear":
+            self.clear()
+        else:
+            setattr(self, name, value)
+        return []
+
+    async def connect(self, reader, writer) -> None:
+        handle = self.pass_on if self.raw else self.serve
+        gone = (OSError, asyncio.IncompleteReadError)
+        with contextlib.suppress(*gone), contextlib.closing(writer):
+            await handle(reader, writer)
+
+    def fate(self, method: str, path: str) -> Fault:
+        for entry in self.faults:
+            fault = Fault(**entry)
+            if fault.matches(method, path):
+                entry["times"] -= 1
+                return fault
+        return Fault("none")
+
+    async def serve(self, reader, writer) -> None:
+        """Answer the requests of a connection, one after the other."""
+        while head := await _head(reader):
+            lines = head.decode("latin-1").split("\r\n")
+            method, path, _ = lines[0].split(" ", 2)
+            headers = _headers(lines)
+            span = headers.get("range", headers.get("x-ms-range", ""))
+            entry = [method, path, span, 0, 0]
+            self.log.append(entry)
+            fault = self.fate(method, path)
+            if "expect" in headers:
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            body = await _body(reader, headers)
+            await asyncio.sleep(self.latency)
+            if fault.kind == "status":
+                entry[3] = fault.status
+                answer, content = _error(fault.status, path, headers)
+                writer.write(answer if method == "HEAD" else answer + content)
+                await writer.drain()
+            elif fault.at < 0:
+                await _stop(fault, reader, writer)
+                return
+            else:
+                await self.forward(head, body, fault, entry, writer)
+                if fault.kind in ("reset", "stall"):
+                    await _stop(fault, reader, writer)
+                if fault.kind in ("reset", "stall", "truncate"):
+                    return
+
+    async def forward(self, head, body, fault, entry, client) -> None:
+        """Ask the server, and pass on what it answers, with the fault in it."""
+        dropped = rb"(?im)^(?:connection|expect|keep-alive):.*\r\n"
+        reader, server = await asyncio.open_connection("127.0.0.1", self.port, limit=4 * BLOCK)
+        with contextlib.closing(server):
+            end = re.sub(dropped, b"", head).removesuffix(b"\r\n")
+            server.write(end + b"Connection: close\r\n\r\n" + body)
+            await server.drain()
+            answer = await _head(reader)
+            answer = re.sub(dropped, b"", answer)
+            entry[3] = int(answer.split(b" ", 2)[1])
+            if fault.kind == "length":
+                answer = re.sub(
+                    rb"(?im)^content-length:.*\r\n", b"Content-Length: %d\r\n" % fault.at, answer
+                )
+            if fault.kind == "whole" and entry[3] == 206:
+                await _whole(answer, reader, entry, client)
+                return
+            client.write(answer)
+            if entry[0] != "HEAD":
+                await _relay(reader, client, fault, entry)
+
+    async def pass_on(self, reader, writer) -> None:
+        """Pass bytes both ways; the fault is in what the server sends."""
+        fault = self.fate("", "")
+        entry = ["", "", "", 0, 0]
+        self.log.append(entry)
+        if fault.at < 0:
+            await _stop(fault, reader, writer)
+            return
+        there, server = await asyncio.open_connection("127.0.0.1", self.port)
+        with contextlib.closing(server):
+            up = asyncio.create_task(_relay(reader, server, Fault("none"), list(entry)))
+            down = asyncio.create_task(_relay(there, writer, fault, entry))
+            await asyncio.wait({up, down}, return_when=asyncio.FIRST_COMPLETED)
+            down.cancel()
+            if fault.kind == "stall":
+                await up
+            elif fault.kind == "reset":
+                await _stop(fault, reader, writer)
+            up.cancel()
+            await asyncio.gather(up, down, return_exceptions=True)
+
+
+async def _head(reader) -> bytes:
+    try:
+        return await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError:
+        return b""
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    pairs = (line.partition(":") for line in lines[1:] if line)
+    return {name.lower(): value.strip() for name, _, value in pairs}
+
+
+async def _body(reader, headers: dict[str, str]) -> bytes:
+    """Return a request's body as it was sent, in chunks or not."""
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return await reader.readexactly(int(headers.get("content-length", 0)))
+    parts, size = [], -1
+    while size:
+        parts.append(line := await reader.readuntil(b"\r\n"))
+        size = int(line.split(b";")[0], 16)
+        parts.append(await reader.readexactly(size + 2))
+    return b"".join(parts)
+
+
+def _error(code: int, path: str, headers: dict[str, str]) -> tuple[bytes, bytes]:
+    """Return an error as the service that the request is meant for words it."""
+    name = _CODES.get(code, "InternalError")
+    kind, body = "application/xml", f"<Error><Code>{name}</Code><Message>injected</Message></Error>"
+    signed_for_oci = headers.get("authorization", "").startswith("Signature")
+    if signed_for_oci or path.startswith(("/storage/v1", "/download/", "/upload/")):
+        error = {
+            "code": name,
+            "message": "injected",
+            "error": {"code": code, "message": "injected"},
+        }
+        kind, body = "application/json", json.dumps(error)
+    head = f"HTTP/1.1 {code} {HTTPStatus(code).phrase}\r\nContent-Type: {kind}\r\n"
+    if "x-ms-version" in headers:
+        head += f"x-ms-error-code: {name}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), body.encode()
+
+
+async def _relay(reader, writer, fault: Fault, entry: list[object]) -> None:
+    """Pass on a body until it ends or its fault is reached."""
+    ends = fault.kind in ("reset", "truncate", "stall", "length")
+    while data := await reader.read(min(BLOCK, fault.at - entry[4]) if ends else BLOCK):
+        if fault.kind == "slow":
+            await asyncio.sleep(fault.seconds)
+        if fault.kind == "flip" and entry[4] <= fault.at < entry[4] + len(data):
+            data = bytearray(data)
+            data[fault.at - entry[4]] ^= 1
+        entry[4] += len(data)
+        writer.write(data)
+        await writer.drain()
+
+
+async def _stop(fault: Fault, reader, writer) -> None:
+    """Reset the connection, or keep it open and silent until the client goes."""
+    if fault.kind == "reset":
+        # Closed with no time to linger: the client gets a reset, not an end of file.
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        await asyncio.sleep(0.02)
+        writer.transport.abort()
+    elif fault.kind == "stall":
+        while await reader.read(BLOCK):
+            pass
+
+
+async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
+    """Answer as a server that does not know ranges."""
+    lines = answer.decode("latin-1").split("\r\n")
+    first, last, total = map(int, re.findall(r"\d+", _headers(lines)["content-range"]))
+    kept = [line for line in lines[1:-2] if not line.lower().startswith("content-")]
+    head = ["HTTP/1.1 200 OK", *kept, f"Content-Length: {total}"]
+    part = await reader.readexactly(last + 1 - first)
+    entry[3], entry[4] = 200, total
+    writer.write("\r\n".join([*head, "", ""]).encode("latin-1"))
+    writer.write(bytes(first) + part + bytes(total - last - 1))
+    await writer.drain()
+
+
+if __name__ == "__main__":
+    asyncio.run(_Server(int(sys.argv[1]), sys.argv[2] == "1").run())

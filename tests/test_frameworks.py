@@ -1,0 +1,172 @@
+"""Trainings with others' trainers: each rank sees its part, and a checkpoint is gone on from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+import npstream
+from frameworks import EPOCHS, SAVED, SETTINGS, STEPS
+from npstream.batch import Batch, Ragged
+
+N = 64
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TEXT = ["", "a", "aa"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("frameworks") / "data"
+    columns = {
+        "x": np.random.default_rng(0).random((N, 2), dtype=np.float32),
+        "y": np.arange(N, dtype=np.float32) / N,
+        "number": np.arange(N),
+        "text": ["a" * i for i in range(N)],
+    }
+    npstream.write(path, columns, shard_size="512B")
+    return path
+
+
+@pytest.fixture
+def trained(path, tmp_path):
+    """Return what runs a training, and returns what each rank saw."""
+
+    def run(name, processes=2, package=None, launch=True):
+        if package is not None and importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}, which .ci/run installs")
+        launcher = [*LAUNCH, str(processes)] if launch else []
+        script = Path(__file__).with_name("frameworks.py")
+        paths = [str(Path(npstream.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+        done = subprocess.run(
+            [sys.executable, *launcher, script, name, path, tmp_path],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": ":".join(filter(None, paths)),
+                "PYTHONSAFEPATH": "1",  # for our `datasets` is not Hugging Face's
+                "HF_HUB_OFFLINE": "1",
+            },
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr[-8000:]
+        files = [tmp_path / f"{name}-{rank}.json" for rank in range(processes)]
+        return [json.loads(file.read_text()) for file in files]
+
+    return run
+
+
+def expected(path, rank, world=2):
+    """Return the batches of a rank, read without any trainer."""
+    ds = npstream.open(path)
+    return [
+        batch.ids.tolist()
+        for epoch in range(EPOCHS)
+        for batch in ds.iter(rank, world, epoch=epoch, **SETTINGS)
+    ]
+
+
+def assert_each_has_its_part(ranks, path):
+    whole = [expected(path, rank) for rank in range(2)]
+    assert [rank["whole"] for rank in ranks] == whole
+    assert [rank["resumed"] for rank in ranks] == [part[SAVED:] for part in whole]
+    first = [row for part in whole for batch in part[:STEPS] for row in batch]
+    assert sorted(first) == list(range(N))
+
+
+def test_lightning(trained, path):
+    # Its own launcher tells processes who they are later than the iteration is made.
+    ranks = trained("lightning", package="lightning", launch=False)
+    assert_each_has_its_part(ranks, path)
+    assert ranks[0]["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
+
+
+def test_accelerate(trained, path):
+    ranks = trained("accelerate", package="accelerate")
+    assert_each_has_its_part(ranks, path)
+    for rank in ranks:
+        assert "the part of one of 2 ranks" in rank["dispatched"]
+        assert rank["sharded"] == rank["spawned"] == rank["dispatched"]
+        assert rank["skipped"] == rank["resumed"]
+        assert rank["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
+    # What is one process's part may be dealt out.
+    alone = np.sort(np.reshape(expected(path, 0, 1)[: 2 * STEPS], (STEPS, 8)), 1).tolist()
+    for way in ("one reads for all", "all read all"):
+        steps = zip(*(rank[way] for rank in ranks), strict=True)
+        assert [sorted(first + second) for first, second in steps] == alone
+
+
+def test_hugging_face_trainer(trained, path):
+    ranks = trained("transformers", package="transformers")
+    assert_each_has_its_part(ranks, path)
+    for rank in ranks:
+        assert "let get_train_dataloader return one" in rank["dispatched"]
+        assert "ignore_data_skip=True" in rank["skipped"]
+        assert rank["moved"] == ["Batch", "cpu", TEXT, None]
+
+
+def test_composer(trained, path):
+    ranks = trained("composer", package="composer")
+    assert_each_has_its_part(ranks, path)
+    assert ranks[0]["moved"] == ["dict", "cpu", TEXT, None]
+
+
+def test_a_device_mesh(trained, path):
+    ranks = trained("mesh", processes=4)
+    assert [rank["at"] for rank in ranks] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    for rank in ranks:
+        assert rank["told"] == rank["found"] == expected(path, rank["at"][0])[:STEPS]
+
+
+# Batches in the hands of torch
+
+
+def test_a_batch_moves_with_its_ids():
+    batch = Batch(
+        {"x": np.arange(2), "text": Ragged.from_list(["a", "bc"]), "o": np.array([None, 1])},
+        ids=[7, 3],
+        repeated=[False, True],
+    )
+    moved = batch.to("meta", non_blocking=True)
+    assert moved["x"].device.type == batch.to_torch().to("meta")["x"].device.type == "meta"
+    assert moved["text"] is batch["text"]
+    assert moved["o"] is batch["o"]
+    assert moved.ids.tolist() == [7, 3]
+    assert moved.repeated.tolist() == [False, True]
+    assert isinstance(batch["x"], np.ndarray)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_that_torch_makes_one_of_keep_all_ids(path, workers):
+    batches = npstream.open(path).iter(0, 1, batch_size=4)
+    first, *_ = DataLoader(batches, batch_size=2, num_workers=workers)
+    assert type(first) is Batch
+    assert first["x"].shape == (2, 4, 2)
+    assert first.ids.tolist() == first["number"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert first.repeated.shape == (2, 4)
+    assert [list(column) for column in first["text"]] == [
+        ["", "a", "aa", "aaa"],
+        ["aaaa", "aaaaa", "aaaaaa", "aaaaaaa"],
+    ]
+
+
+def test_batches_without_ids_collate_too():
+    stacked = default_collate([Batch({"x": np.zeros(3)}), Batch({"x": np.ones(3)}, ids=range(3))])
+    assert stacked["x"].shape == (2, 3)
+    assert not hasattr(stacked, "ids")
+
+
+def test_rows_of_different_lengths_collate_as_a_list():
+    rows = [Ragged.from_list([[1], [2, 3]]), Ragged.from_list([[4, 5, 6]])]
+    assert default_collate(rows) == rows
+    assert torch.equal(default_collate([rows[0][1], rows[0][1]])[0], torch.tensor([2, 3]))

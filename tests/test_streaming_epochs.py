@@ -1,0 +1,517 @@
+"""Iterating in Streaming's orders: what the real package read, and went on to read.
+
+The orders themselves are held to golden data in `test_streaming_orders`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream import StreamingShuffle
+from npstream.orders.streaming import StreamingOrder
+from npstream.orders.streaming_partition import World
+from npstream.orders.streaming_shuffle import ALGORITHMS
+from npstream.ranks import Ranks
+from npstream.streaming_epochs import StreamingEpochs
+from npstream.turns import Place, RunOf, Turns
+
+GOLDEN = Path(__file__).parent / "golden"
+DATA = GOLDEN / "checkpoints" / "data" / "a"
+
+
+@functools.cache
+def golden(part):
+    return json.loads((GOLDEN / part / "cases.json").read_text("utf-8"))["cases"]
+
+
+@functools.cache
+def arrays(file):
+    with np.load(GOLDEN / file) as archive:
+        return dict(archive)
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return npstream.open(DATA)
+
+
+def alone(case):
+    """Tell whether a case is of one stream, read as it is."""
+    streams = case["params"]["streams"] if "params" in case else case["streams"]
+    return len(streams) == 1 and not {"choose", "repeat", "proportion"} & set(streams[0])
+
+
+# What Streaming deals out
+
+WORK = [
+    case
+    for case in golden("orders")
+    if case["kind"] == "work" and alone(case) and case["params"]["batching_method"] == "random"
+]
+
+
+def settings_of(case):
+    params = dict(case["params"])
+    if not params["shuffle"]:
+        params["shuffle_algo"] = None
+        if "resolved" in case:  # Streaming counts nodes by the algorithm all the same
+            params["num_canonical_nodes"] = case["resolved"]["num_canonical_nodes"]
+    return StreamingShuffle(**{name: params[name] for name in StreamingShuffle.__slots__})
+
+
+def shards(path, sizes):
+    """Open a dataset of which there is only the index, which says how many samples shards have."""
+    entry = json.loads((DATA / "index.json").read_text())["shards"][0]
+    raw = {"basename": "x", "bytes": 1 << 20, "hashes": {}}
+    index = {
+        "version": 2,
+        "shards": [entry | {"samples": int(size), "raw_data": raw} for size in sizes],
+    }
+    (path / "index.json").write_text(json.dumps(index))
+    return npstream.open(path)
+
+
+@pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
+def test_golden_work(case, tmp_path):
+    params, workers = case["params"], case["params"]["workers_per_rank"]
+    view = shards(tmp_path, params["streams"][0]["shards"])
+    epochs = StreamingEpochs(
+        view._source, view._selection, settings_of(case), 0, params["epoch_size"]
+    )
+    world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
+    begun = params["sample_in_epoch"]
+    place = Place(params["epoch"], begun, drop_first=begun)
+
+    def part(rank, last="repeat"):
+        ranks = epochs.sharing(Ranks(rank, world, params["ranks_per_node"]), replication)
+        return epochs.part(place, ranks, params["batch_size"], last)
+
+    if "raises" in case:
+        with pytest.raises(ValueError, match=r"\w+"):
+            part(0)
+        return
+    work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
+    work = work.reshape(-1, *work.shape[2:])
+    for rank in range(world):
+        share, read = part(rank), 0
+        for worker, slots in enumerate(work[rank // replication]):
+            ids = share.read(range(worker, share.batches, workers))[0]
+            np.testing.assert_array_equal(ids, slots[slots >= 0])
+            read += len(ids)
+        assert share.samples == read
+        by_batch = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
+        full = int((by_batch >= 0).all(axis=1).sum())
+        assert part(rank, "drop").samples == full * params["batch_size"]
+
+
+CASES = [
+    (algorithm, world, per_node, lanes)
+    for algorithm in (None, *ALGORITHMS)
+    for world, per_node, lanes in ((1, 1, None), (4, 2, 4), (3, 3, 1), (4, 1, 2))
+]
+
+
+@pytest.mark.parametrize(("algorithm", "world", "per_node", "lanes"), CASES)
+def test_ranks_and_workers_read_what_streaming_deals_them(
+    ds, monkeypatch, algorithm, world, per_node, lanes
+):
+    settings = StreamingShuffle(algorithm, num_canonical_nodes=lanes, shuffle_block_size=60)
+    order = StreamingOrder(
+        shards=[ds.shards["samples"]],
+        batch_size=7,
+        num_canonical_nodes=lanes,
+        shuffle=algorithm is not None,
+        shuffle_algo=algorithm or "py1e",
+        shuffle_block_size=60,
+    )
+    nodes = World(world // per_node, per_node)
+    for rank in {0, world - 1}:
+        batches = ds.iter(
+            rank, world, batch_size=7, shuffle=settings, ranks_per_node=per_node, epoch=1
+        )
+        dealt = order.epoch(1, nodes)
+        want = [ids.tolist() for ids in dealt.read(*nodes.place(rank), range(dealt.batches))]
+        read = list(batches)
+        assert [batch.ids.tolist() for batch in read] == want
+        assert [batch["id"].tolist() for batch in read] == want
+        assert len(batches) == len(want)
+        samples = ds.iter(
+            rank, world, batch_size=7, batched=False, shuffle=settings, ranks_per_node=per_node
+        )
+        samples.set_epoch(1)
+        for worker in range(3):
+            monkeypatch.setattr("npstream.torch.worker", lambda worker=worker: (worker, 3))
+            batches.set_epoch(1)
+            assert [batch.ids.tolist() for batch in batches] == want[worker::3]
+            ids = [int(sample["id"]) for sample in samples]
+            assert ids == [number for batch in want[worker::3] for number in batch]
+        monkeypatch.undo()
+        assert len(samples) == sum(map(len, want))
+
+
+# Checkpoints
+
+RUNS = [
+    pytest.param(case, run, id=f"{case['name']}-{number}")
+    for case in golden("checkpoints")
+    if alone(case) and case["dataset_args"].get("batching_method", "random") == "random"
+    for number, run in enumerate([case["save"], *case["resume"]])
+]
+
+
+def iteration(ds, rank, run, case, **how):
+    """Return the iteration of a rank in a run of Streaming."""
+    given = dict(run.get("dataset_args", case["dataset_args"]))
+    replication, shuffle = given.pop("replication", 1), given.pop("shuffle", False)
+    algorithm = given.pop("shuffle_algo", "py1e") if shuffle else None
+    return ds.iter(
+        rank,
+        run["nodes"] * run["ranks_per_node"],
+        batch_size=run["batch_size"],
+        shuffle=StreamingShuffle(algorithm, **given),
+        ranks_per_node=run["ranks_per_node"],
+        replication=replication,
+        **how,
+    )
+
+
+@pytest.mark.parametrize(("case", "run"), RUNS)
+def test_runs_of_streaming_go_on(ds, case, run):
+    """Each rank reads what it read there, from the state that was loaded, which others went on."""
+    for rank in range(run["nodes"] * run["ranks_per_node"]):
+        batches = iteration(ds, rank, run, case)
+        if "loaded_state" in run:
+            batches.load_state_dict(json.loads(json.dumps(run["loaded_state"])))
+        for epoch in run["epochs"]:
+            ids = arrays("checkpoints/ids.npz")[epoch["ids"][rank]]
+            if len(ids) == 0:  # Streaming goes through epochs of which nothing is left
+                continue
+            iterator, want = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
+            assert [next(iterator).ids.tolist() for _ in want] == want
+            if epoch["stopped_after_batches"] is None:
+                assert next(iterator, None) is None
+            else:
+                state, after = batches.state_dict(), run["state_after"]
+                assert state["epoch"] == epoch["epoch"]
+                if epoch["epoch"] == after["epoch"]:
+                    assert {name: state[name] for name in after} == after
+
+
+STATE = {
+    "epoch": 2,
+    "sample_in_epoch": 80,
+    "num_canonical_nodes": 4,
+    "shuffle_seed": 5,
+    "initial_physical_nodes": 2,
+}
+
+
+def lists(batches):
+    return [batch.ids.tolist() for batch in batches]
+
+
+def of_run(ds, number, drop_first=0, batch_size=8):
+    """Return the batches that rank 1 of 2 reads in an epoch of the run of `STATE`."""
+    order = StreamingOrder(shards=[ds.shards["samples"]], batch_size=batch_size, shuffle=True)
+    world = World(1, 2)
+    order, *_ = order.resume(STATE, world)
+    epoch = order.epoch(number, world, drop_first)
+    return [ids.tolist() for ids in epoch.read(0, 1, range(epoch.batches))]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "start", "persistent"),
+    [
+        ("torch", "fork", False), ("torch", "spawn", True),
+        ("npstream", "fork", False),
+    ],
+)  # fmt: skip
+def test_workers_go_on_from_a_state_of_streaming(ds, kind, start, persistent):
+    """Epochs that follow keep what the state knows of the run."""
+    torch = pytest.importorskip("torch.utils.data")
+    make = {"torch": torch.DataLoader, "npstream": npstream.torch.DataLoader}[kind]
+    batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
+    loader = make(
+        batches, batch_size=None, num_workers=2, persistent_workers=persistent,
+        multiprocessing_context=start,
+    )  # fmt: skip
+    first = lists(loader)
+    for _ in range(2):
+        batches.load_state_dict(STATE)
+        assert lists(loader) == of_run(ds, 2, 80)
+        assert lists(loader) == of_run(ds, 3) != first
+    batches.set_epoch(1)
+    assert lists(loader) == of_run(ds, 1)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_torchdata_keeps_the_run(ds, persistent):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+
+    def loader(batches):
+        return stateful.StatefulDataLoader(
+            batches, batch_size=None, num_workers=2, persistent_workers=persistent
+        )
+
+    batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
+    batches.load_state_dict(STATE)
+    running = loader(batches)
+    for _ in zip(range(3), running, strict=False):
+        pass
+    resumed = loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
+    resumed.load_state_dict(running.state_dict())
+    assert lists(resumed) == of_run(ds, 2, 80)[3:]
+    assert lists(resumed) == of_run(ds, 3)
+
+
+# States of its own
+
+ORDERS = {
+    "py1e": "py1e",
+    "py1s": "py1s",
+    "lanes": StreamingShuffle("py1br", num_canonical_nodes=6, shuffle_block_size=50),
+    "no shuffle": StreamingShuffle(None, num_canonical_nodes=6),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2), (3, 1)])
+def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
+    """Exactly as if it had not stopped, also where samples come twice to fill ranks up."""
+    settings = {"batch_size": 16, "shuffle": ORDERS[order], "ranks_per_node": per_node}
+    for rank in (0, world - 1):
+        running, other = (ds.iter(rank, world, **settings) for _ in range(2))
+        whole = [lists(other) for _ in range(3)]
+        for number in range(2):
+            for done, batch in enumerate(running, 1):
+                assert batch.ids.tolist() == whole[number][done - 1]
+                state = running.state_dict()
+                assert running.state_dict() == state
+                resumed = ds.iter(rank, world, **settings)
+                for _ in range(2):
+                    resumed.load_state_dict(json.loads(json.dumps(state)))
+                    assert resumed.state_dict() == state
+                assert lists(resumed) == (whole[number][done:] or whole[number + 1])
+                if done == len(whole[number]):
+                    assert (state["epoch"], state["sample_in_epoch"]) == (number + 1, 0)
+            assert done == len(running)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_samples_go_on_after_any_of_them(ds, batch_size):
+    settings = {"batch_size": batch_size, "batched": False, "shuffle": "py1s"}
+    whole = [int(sample["id"]) for sample in ds.iter(1, 3, **settings)]
+    running = ds.iter(1, 3, **settings)
+    assert len(running) == len(whole)
+    for done, _ in enumerate(running, 1):
+        if done % 10 > 1 and done < len(whole) - 3:
+            continue
+        resumed = ds.iter(1, 3, **settings)
+        resumed.load_state_dict(running.state_dict())
+        if done < len(whole):
+            assert [int(sample["id"]) for sample in resumed] == whole[done:]
+
+
+@pytest.mark.parametrize("new", [(1, 1, 24), (2, 1, 12), (3, 3, 8), (4, 2, 6)])
+def test_other_ranks_read_the_same_global_batches(ds, new):
+    """As Streaming's "relaxed" allows, for nodes that do not go with the lanes."""
+
+    def steps(world, per_node, size, state):
+        ranks = [
+            ds.iter(rank, world, batch_size=size, ranks_per_node=per_node, shuffle="py1e")
+            for rank in range(world)
+        ]
+        if state is not None:
+            for rank in ranks:
+                rank.load_state_dict(state)
+        read = [lists(rank) for rank in ranks]
+        return [sorted(i for ids in step for i in ids) for step in zip(*read, strict=False)]
+
+    whole = steps(3, 1, 8, None)
+    running = ds.iter(0, 3, batch_size=8, ranks_per_node=1, shuffle="py1e")
+    for done, _ in enumerate(running, 1):
+        if done in (1, 7, 15):
+            after = steps(*new, running.state_dict())
+            full = len(whole) - 1 - done  # what the last one repeats depends on the ranks
+            assert after[:full] == whole[done:-1]
+
+
+def test_batches_are_skipped(ds):
+    settings = {"batch_size": 8, "shuffle": "py1e"}
+    first, second = (lists(each) for each in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)])
+    batches = ds.iter(0, 2, **settings)
+    batches.skip(0, 2)
+    batches.skip(5, 9)
+    batches.skip(20, 10**6)
+    left = first[2:5] + first[9:20]
+    for done, batch in enumerate(batches, 1):
+        assert batch.ids.tolist() == left[done - 1]
+        resumed = ds.iter(0, 2, **settings)
+        resumed.load_state_dict(batches.state_dict())
+        assert lists(resumed) == (left[done:] or second)
+    assert done == len(left)
+    assert lists(batches) == second
+    batches.skip(3, 4)
+    ds.iter(0, 2, batch_size=15, shuffle="py1e").load_state_dict(batches.state_dict())
+    with pytest.raises(ValueError, match=r"\(\(48, 64\),\) are left out, .* multiples of 5 "):
+        ds.iter(0, 5, batch_size=3, shuffle="py1e").load_state_dict(batches.state_dict())
+    relaxed = {"ranks_per_node": 1, "shuffle": StreamingShuffle(num_canonical_nodes=3)}
+    batches = ds.iter(0, 3, batch_size=4, **relaxed)
+    batches.skip(1, 4)
+    resumed = ds.iter(0, 2, batch_size=6, **relaxed)
+    with pytest.raises(ValueError, match="num_canonical_nodes=3 and 2 nodes"):
+        len(resumed)
+    resumed.load_state_dict(batches.state_dict())
+    assert len(resumed) == 37
+    with pytest.raises(ValueError, match="multiples of 18 samples"):
+        ds.iter(0, 2, batch_size=9, **relaxed).load_state_dict(batches.state_dict())
+
+
+def test_states_are_those_of_streaming(ds):
+    """So that a run may also go back there."""
+    batches = ds.iter(0, 2, batch_size=8, shuffle="py1s", ranks_per_node=1)
+    next(iter(batches))
+    state = batches.state_dict()
+    assert {name: state[name] for name in STATE} == {
+        "epoch": 0, "sample_in_epoch": 16, "num_canonical_nodes": 128, "shuffle_seed": 9176,
+        "initial_physical_nodes": 2,
+    }  # fmt: skip
+
+
+def test_a_state_from_before_the_first_epoch_begins_anew(ds):
+    batches = ds.iter(0, 1, batch_size=8, shuffle="py1s")
+    batches.load_state_dict(STATE | {"epoch": -1, "sample_in_epoch": 0})
+    assert lists(batches) == lists(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
+
+
+def test_epochs_of_another_size_pick_samples(ds):
+    settings = StreamingShuffle("py1e", sampling_granularity=4)
+    batches = ds.iter(0, 1, batch_size=10, shuffle=settings, epoch_size=1000)
+    ids = np.concatenate([batch.ids for batch in batches])
+    assert len(batches) == 100
+    counts = np.bincount(ids, minlength=len(ds))
+    assert set(counts) == {2, 3}
+    state = batches.state_dict()
+    ds.iter(0, 1, batch_size=10, shuffle=settings, epoch_size=1000).load_state_dict(state)
+    with pytest.raises(ValueError, match="epoch_size=1000; this iteration has epoch_size=None"):
+        ds.iter(0, 1, batch_size=10, shuffle=settings).load_state_dict(state)
+
+
+def test_replicated_ranks_read_the_same(ds):
+    read = [
+        lists(ds.iter(rank, 4, batch_size=8, replication=2, ranks_per_node=2, shuffle="py1s"))
+        for rank in range(4)
+    ]
+    assert read[0] == read[1] != read[2] == read[3]
+
+
+def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
+    want = lists(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
+    for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
+        assert lists(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda ds: ds[1:], lambda ds: ds[::-1], lambda ds: ds.shuffle(0), lambda ds: ds[[0, 1]]],
+    ids=["part", "reversed", "shuffled", "picked"],
+)
+def test_other_views_are_refused(ds, view):
+    with pytest.raises(ValueError, match=r"orders are of whole datasets.*; shuffle=True"):
+        view(ds).iter(shuffle="py1e")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"shuffle": "py1b"}, ValueError, "shuffle_algo='py1b': expected one of naive, py1br"),
+        ({"shuffle": 3}, TypeError, "npstream.StreamingShuffle"),
+        ({"seed": 3}, ValueError, r"StreamingShuffle\('py1e', shuffle_seed=3\)"),
+        ({"last": "short"}, ValueError, "last='short': Streaming's orders repeat samples"),
+        (
+            {"shuffle": StreamingShuffle("py1s", 2, partition_algo="orig"), "ranks_per_node": 1},
+            ValueError,
+            "num_canonical_nodes=2 and 3 nodes",
+        ),
+        ({"shuffle": StreamingShuffle("py1br", shuffle_block_size=1)}, ValueError, "larger blocks"),
+    ],
+)
+def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
+    with pytest.raises(error, match=says):
+        ds.iter(0, 3, **{"batch_size": 4, "shuffle": "py1e"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"num_canonical_nodes": 0}, ValueError, "num_canonical_nodes=0"),
+        ({"num_canonical_nodes": 1.5}, TypeError, "num_canonical_nodes=1.5: expected an integer"),
+        ({"shuffle_seed": 1 << 63}, ValueError, "shuffle_seed=.*: expected at most"),
+        ({"partition_algo": "new"}, ValueError, "partition_algo='new'"),
+    ],
+)
+def test_settings_that_make_no_sense_raise(settings, error, says):
+    with pytest.raises(error, match=says):
+        StreamingShuffle(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "version 2; .*reads version 1"),
+        ({"samples": 99}, "view of 99 samples; this has 437"),
+        ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),
+        ({"shuffle": None}, "shuffle=None; this iteration has shuffle={'order': 'py1e'"),
+        ({"shuffle_seed": 1}, "shuffle_seed=1; this iteration has shuffle_seed=9:"),
+        ({"num_canonical_nodes": 3}, "num_canonical_nodes=3; .*num_canonical_nodes=2"),
+        ({"initial_physical_nodes": 3}, "initial_physical_nodes=3; .*initial_physical_nodes=1"),
+        ({"num_canonical_nodes": None}, "num_canonical_nodes=None: expected an integer"),
+    ],
+)
+def test_a_state_that_does_not_fit_says_why(ds, change, says):
+    settings = StreamingShuffle("py1e", 2, shuffle_seed=9, initial_physical_nodes=1)
+    batches = ds.iter(0, 1, batch_size=4, shuffle=settings)
+    state = batches.state_dict()
+    with pytest.raises((ValueError, TypeError), match=says):
+        batches.load_state_dict({**state, **change})
+    assert batches.state_dict() == state
+
+
+def test_states_of_other_orders_are_refused(ds):
+    ours, native = (ds.iter(0, 1, batch_size=4, shuffle=each) for each in ("py1e", True))
+    with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing$"):
+        ours.load_state_dict(native.state_dict())
+    with pytest.raises(ValueError, match="seed=9176; this iteration has seed=0"):
+        native.load_state_dict(ours.state_dict())
+    with pytest.raises(ValueError, match=r"looks like one of Streaming, .* shuffle='py1e'"):
+        native.load_state_dict(STATE)
+    with pytest.raises(ValueError, match="no state of Streaming: it has no num_canonical_nodes"):
+        ours.load_state_dict({"epoch": 0, "sample_in_epoch": 3})
+    with pytest.raises(ValueError, match="sample_in_epoch=10000: expected what was read"):
+        ours.load_state_dict(STATE | {"sample_in_epoch": 10_000})
+    with pytest.raises(TypeError, match="a state is a dict"):
+        ours.load_state_dict(json.dumps(STATE))
+
+
+def test_places_of_a_run_go_through_shared_memory():
+    turns = Turns(0)
+    for place in (
+        Place(3, 40, ((50, 60),), 24, RunOf(64, (1 << 63) - 1, None)),
+        Place(2, 5, (), 5, RunOf(1, 0, 7)),
+    ):
+        turns.share()
+        turns.set(place, pinned=False)
+        assert turns.upcoming() == turns.take() == turns.now() == place
+        assert turns.upcoming() == Place(place.epoch + 1, run=place.run)
