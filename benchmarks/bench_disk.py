@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +141,17 @@ def written(data: Data) -> Pair:
 
 
 COLD = "a cold random row (page cache dropped), batches of 1,000"
-cold_one = figure(COLD, "a loop of `pread` in one thread", factor=0.5)(
-    partial(cold_rows, threads=1)
-)
-cold_all = figure(COLD, "`pread` in 32 threads: all that the disk gives", factor=math.inf)(
-    partial(cold_rows, threads=32)
-)
+
+
+@figure(COLD, "a loop of `pread` in one thread", factor=0.5)
+def cold_one(data: Data) -> Pair:
+    return cold_rows(data, threads=1)
+
+
+@figure(COLD, "`pread` in 32 threads: all that the disk gives", factor=math.inf)
+def cold_all(data: Data) -> Pair:
+    return cold_rows(data, threads=32)
+
 
 FIGURES = [cold_one, cold_all, open_many, open_more, written]
 

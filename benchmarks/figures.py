@@ -46,15 +46,20 @@ class Figure:
     plus: float = 0.0
     under: float = math.inf
     rounds: int = 25
+    text: Callable[[float], str] = field(default=lambda value: seconds(value))
+    """Prints a measured value, which may be something else than a time."""
 
     @property
     def target(self) -> str:
-        if self.factor == math.inf:
-            return "none"
-        bound = f"{seconds(self.plus)} more"
-        if self.factor != 1:
-            bound = f"{self.factor:g} x" + (f" + {seconds(self.plus)}" if self.plus else "")
-        return bound + (f", under {seconds(self.under)}" if self.under < math.inf else "")
+        bounds = []
+        if self.plus and self.factor == 1:
+            bounds = [f"{self.text(self.plus)} more"]
+        elif self.factor < math.inf:
+            plus = f" + {self.text(self.plus)}" if self.plus else ""
+            bounds = [f"{self.factor:g} x{plus}"]
+        if self.under < math.inf:
+            bounds.append(f"under {self.text(self.under)}")
+        return ", ".join(bounds) or "none"
 
 
 @dataclass

@@ -57,14 +57,14 @@ def row(result: Result) -> str:
     figure = result.figure
     ratio = result.ours / result.theirs
     return (
-        f"| {figure.what} | {figure.reference} | {seconds(result.ours)} "
-        f"| {seconds(result.theirs)} | {ratio:.2f} | {figure.target} "
+        f"| {figure.what} | {figure.reference} | {figure.text(result.ours)} "
+        f"| {figure.text(result.theirs)} | {ratio:.2f} | {figure.target} "
         f"| {verdict(result)} |\n"
     )
 
 
 def verdict(result: Result) -> str:
-    if result.figure.factor == math.inf:
+    if result.figure.target == "none":
         return ""
     return "yes" if result.reached else "**no**"
 

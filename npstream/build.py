@@ -15,7 +15,7 @@ import numpy as np
 
 from npstream._log import log
 from npstream.errors import ColumnError, NpstreamError, StorageError
-from npstream.folder import default_directory
+from npstream.folder import default_directory, prepare
 from npstream.formats.hashes import digest
 from npstream.formats.index import Index, parse_index
 from npstream.formats.scalars import scalar_columns
@@ -186,6 +186,7 @@ def _work(store: Store, target: Store, mark: Mark) -> Iterator[str]:
         directory = os.path.join(target.root, _WORK)
     else:
         place = digest("xxh3_128", repr((store.root, target.root, mark.ends)).encode())
+        prepare(default_directory())
         directory = os.path.join(default_directory(), "building", place)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)

@@ -165,10 +165,11 @@ async def persist(
     loop = asyncio.get_running_loop()
     start = loop.time()
     end = start + timeout * job.patience * max(1.0, job.nbytes / REQUEST_BYTES)
+    stalled = False
     for attempt in count(1):
         left = end - loop.time()
-        # A connection that stalls shall leave time for another.
-        limit = left / 3 if attempt == 1 and retries else left
+        # A connection that stalls shall leave time for another, and a slow one then have its own.
+        limit = left if stalled or attempt > retries else left / 3
         try:
             result = await _within(limit, perform(job.call))
             reason, cause = _compare(result, job.exact)
@@ -176,6 +177,7 @@ async def persist(
                 return result
         except Exception as error:
             reason, cause = describe(error), classify(error)
+            stalled = stalled or isinstance(error, TimeoutError)
         delay = _BACK_OFF * 2 ** (attempt - 1) * (0.5 + random.random())
         if not cause.transient or attempt > retries or loop.time() + delay >= end:
             break

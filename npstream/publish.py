@@ -22,6 +22,9 @@ __all__ = ["INDEX", "NewDirectory", "NewPrefix", "new_place"]
 
 INDEX = "index.json"
 
+_PARTS = (INDEX, "index.columns", "index.msgpack", "shard.")
+"""What the names of a dataset's files begin with."""
+
 _UPLOADS = 4
 
 
@@ -55,7 +58,7 @@ class NewDirectory:
         os.makedirs(path, exist_ok=True)
         with os.scandir(path) as files:
             for file in files:
-                if file.name.startswith(("index.", "shard.")):
+                if file.name.startswith(_PARTS):
                     raise self._taken(file.path)
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
@@ -65,8 +68,9 @@ class NewDirectory:
         temporary = os.path.join(folder, f".{base}.{self._token}.tmp")
         try:
             if not os.path.isdir(folder):
-                os.mkdir(folder)
-                self._made.append(folder)
+                with suppress(FileExistsError):
+                    os.mkdir(folder)
+                    self._made.append(folder)
             with open(temporary, "xb") as file:
                 for piece in pieces:
                     file.write(piece)
@@ -99,11 +103,12 @@ class NewDirectory:
                     os.unlink(made)
 
     def _sync(self) -> None:
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        for folder in (self.path, *filter(os.path.isdir, self._made)):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def _taken(self, file: str) -> FileExistsError:
         return _taken(file, "directory")
@@ -133,7 +138,7 @@ class NewPrefix:
         self._made: list[str] = []
         self._uploads: deque[Future[None]] = deque()
         for name, _ in store.names():
-            if name.startswith(("index.", "shard.")):
+            if name.startswith(_PARTS):
                 raise _taken(store.where(name), "URL")
         self._threads = ThreadPoolExecutor(_UPLOADS, "npstream-upload")
 

@@ -86,7 +86,7 @@ def flip(at: int, **match: object) -> Fault:
 
 
 def wrong_length(at: int, **match: object) -> Fault:
-    """Answer with the first so many bytes of the body, and say that these are all."""
+    """Answer with the first so many bytes of the body, and say that it has so many."""
     return Fault("length", at=at, **match)
 
 
@@ -237,7 +237,8 @@ class _Server:
                 await self.forward(head, body, fault, entry, writer)
                 if fault.kind in ("reset", "stall"):
                     await _stop(fault, reader, writer)
-                if fault.kind in ("reset", "stall", "truncate"):
+                short = fault.kind == "length" and entry[4] < fault.at
+                if short or fault.kind in ("reset", "stall", "truncate"):
                     return
 
     async def forward(self, head, body, fault, entry, client) -> None:

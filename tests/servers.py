@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import getpass
 import importlib.util
 import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -109,7 +111,7 @@ class Server:
 
     def start(self) -> None:
         """Start the program and wait until it stores an object and returns it."""
-        sockets = [socket.create_server((HOST, 0)) for _ in range(self.ports)]
+        sockets = [_listen() for _ in range(self.ports)]
         self.bound = [held.getsockname()[1] for held in sockets]
         self.port = self.bound[0]
         self.prepare()
@@ -160,7 +162,8 @@ class Server:
     def stop(self) -> None:
         """End the program and remove what it stored."""
         # Nothing is worth the seconds that some take to end in good order.
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -208,11 +211,18 @@ class SeaweedFS(Server):
             "s3.port": s3,
             "s3.port.grpc": s3_grpc,
             "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
             "s3.config": self.directory / "s3.json",
             "s3.iam": "false",
         }
         flags = [f"-{name}={value}" for name, value in settings.items()]
         return [self.binary(), "server", "-filer", "-s3", *flags]
+
+    def stop(self) -> None:
+        super().stop()
+        for port in self.bound:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
 
     def at(self, path: str, port: int | None = None) -> Place:
         endpoint = f"http://{HOST}:{port or self.port}"
@@ -492,6 +502,13 @@ class Servers:
     def close(self) -> None:
         for running in [*self.proxies.values(), *self.running.values()]:
             running.stop()
+
+
+def _listen() -> socket.socket:
+    """Hold a port that no outgoing connection may be given when it is let go."""
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.create_server((HOST, random.randrange(10_000, 32_000)))
 
 
 def _which(program: str, directory: str = "") -> str | None:

@@ -195,8 +195,7 @@ def test_a_remote_dataset(data, tmp_path, monkeypatch):
 
 KILLED = """
 import sys
-from datasets import write_jsonl
-from npstream import reread
+from npstream import build, reread
 groups = reread.Reading.groups
 reread.Reading.groups = lambda self, shards: [[shard] for shard in shards]
 build._SAVED_EVERY = 0
@@ -371,3 +370,41 @@ def test_commands(data, tmp_path, capsys):
     assert main(["verify", str(path)]) == 1
     assert capsys.readouterr().out.rstrip().endswith("1 problem")
     assert main(["verify", str(path / "absent")]) == 1
+
+
+# While writing.
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    put = LocalStore.put
+    assert put
+    writer = npstream.Writer(tmp_path / "out")
+    writer.write({"x": 1})
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("npstream.publish.NewDirectory.publish", fail)
+    with pytest.raises(OSError, match="disk full"):
+        writer.close()
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_left_of_a_side_car_is_not_written_over(tmp_path):
+    npstream.write(tmp_path, {"x": np.arange(3)})
+    for name in ("index.json", "shard.00000.mds"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileExistsError, match=r"index\.(columns|msgpack)"):
+        npstream.write(tmp_path, {"x": np.arange(3)})
+    shutil.rmtree(tmp_path / "index.columns")
+    (tmp_path / "index.msgpack").unlink()
+    (tmp_path / "index.html").touch()
+    npstream.write(tmp_path, {"x": np.arange(3)})
+
+
+def test_compressed_shards_are_hashed_as_they_are_unpacked(tmp_path):
+    npstream.write(tmp_path, {"x": np.arange(100)}, compression="zstd", hashes=["sha1"])
+    whole = (tmp_path / "index.msgpack").read_bytes()
+    assert len(sidecar_of(tmp_path).piece_hashes(0)) == 2
+    npstream.build_index(tmp_path)
+    assert (tmp_path / "index.msgpack").read_bytes() == whole

@@ -22,6 +22,7 @@ from npstream import drivers, failures, jobs, remote
 from npstream.errors import MissingDependencyError, StorageError
 from npstream.remote import RemoteStore
 from npstream.store import open_store
+from servers import KINDS
 
 DATA = bytes(range(256)) * 40
 
@@ -80,6 +81,12 @@ def blocking():
     return Blocking
 
 
+@pytest.fixture(params=[name for name in KINDS if name != "http"])
+def writable(request, servers):
+    """Return a fresh directory on each of the servers that can be written to."""
+    return servers[request.param].fresh()
+
+
 @pytest.fixture
 def memory(request):
     url = f"memory://{request.node.name}"
@@ -132,10 +139,8 @@ def test_a_store_of_files(tmp_path):
     assert not [name for name in os.listdir(tmp_path / "new") if name.endswith(".tmp")]
 
 
-def test_each_server(place):
-    if place.server.name == "http":
-        pytest.skip("what is read by HTTP is not written by it")
-    exercise(RemoteStore(place.url, place.storage_options))
+def test_each_server(writable):
+    exercise(RemoteStore(writable.url, writable.storage_options))
 
 
 def test_a_server_that_only_reads(servers):
@@ -666,10 +671,8 @@ def test_writing_to_a_url(memory, compression):
         npstream.Writer(memory.root)
 
 
-def test_writing_to_each_server(place):
-    if place.server.name == "http":
-        pytest.skip("what is read by HTTP is not written by it")
-    options = place.storage_options
+def test_writing_to_each_server(writable):
+    place, options = writable, writable.storage_options
     report = npstream.write(place.url, table(), shard_size="16KiB", storage_options=options)
     store = RemoteStore(place.url, options)
     stored = dict(store.names())

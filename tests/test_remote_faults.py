@@ -35,6 +35,7 @@ from faults import (
     truncate,
     wrong_length,
 )
+from npstream import jobs
 from npstream.errors import IntegrityError, StorageError
 from npstream.remote import RemoteStore
 from servers import HOST, KINDS, Place, Servers
@@ -96,6 +97,11 @@ def weak(request: pytest.FixtureRequest, connected: Callable[[str], Weak]) -> We
     return found
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.03)
+
+
 on_every_server = pytest.mark.parametrize("weak", list(KINDS), indirect=True)
 on_web_servers = pytest.mark.parametrize("weak", WEB, indirect=True)
 
@@ -129,7 +135,7 @@ def failure(store: RemoteStore, read: Callable[[], Any], deadline: float) -> Sto
 )
 def test_what_passes_is_got_over(weak: Weak, fault: Fault):
     weak.proxy.faults = [fault]
-    assert weak.store(timeout=2.4).ranges([SPAN]) == [PART]
+    assert weak.store(timeout=1.8).ranges([SPAN]) == [PART]
     # Drivers may try again by themselves what broke before an answer began.
     assert len(weak.proxy.log) > (fault.kind != "slow")
 
@@ -158,8 +164,8 @@ def test_every_attempt_is_one_request(weak: Weak, fault: Fault):
 )
 def test_what_lasts_is_an_error_in_time(weak: Weak, fault: Fault):
     weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
-    store = weak.store(timeout=1.0, retries=1)
-    error = failure(store, lambda: store.ranges([SPAN]), 1.0)
+    store = weak.store(timeout=0.8, retries=1)
+    error = failure(store, lambda: store.ranges([SPAN]), 0.8)
     assert error.errno in (errno.ETIMEDOUT, errno.EIO, errno.ECONNRESET)
     assert "after 2 attempts" in str(error)
 

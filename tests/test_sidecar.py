@@ -156,6 +156,11 @@ def test_digests_that_are_none_are_refused():
             encode(text_of([entry]))
 
 
+def test_text_that_is_none_is_refused():
+    with pytest.raises(FormatError, match="no UTF-8"):
+        encode(text_of([ENTRIES["mds"] | {"compression": "\ud800"}]))
+
+
 # The mark.
 
 

@@ -52,7 +52,10 @@ def encode_sections(facts: Mapping[str, Any], arrays: Mapping[str, AnyArray]) ->
         hashes = block_hashes(array.view(np.uint8).data).astype("<u8").tobytes()
         sections.append((name, array.dtype.str, len(array), at, hashes))
         at += array.nbytes + _BIN32.size
-    table = msgpack.packb({**facts, "sections": sections})
+    try:
+        table = msgpack.packb({**facts, "sections": sections})
+    except UnicodeEncodeError as error:
+        raise FormatError(f"{error.object!r:.80} in the index is no UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
     nbytes = start + at - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, VERSION, len(table), nbytes, xxh3(table))

@@ -93,11 +93,10 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
         for _ in range(count):
             chunks[k] = first
             k += 1
-            first += quotient
             owed += remainder
-            if owed >= count:
-                owed -= count
-                first += 1
+            carry = int(owed >= count)  # no branch, as nobody could guess it
+            owed -= count * carry
+            first += quotient + carry
 
 
 @kernel

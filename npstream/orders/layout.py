@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npstream._jit import draw, kernel
-from npstream._typing import AnyArray
+from npstream._typing import AnyArray, Int64
 from npstream.orders.permutation import shuffle
 
 STRIDE = 8
@@ -71,10 +71,10 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
     # A cut adds one piece, and at most three bounds.
     parts = np.full(3 * cuts, n, chunks.dtype)
     pieces = np.empty(len(chunks) - 1 + cuts, np.int32)
-    sizes = np.empty(pieces.size, chunks.dtype)
+    lane = np.empty(pieces.size, np.int64)
     marks = np.empty(-(-pieces.size // STRIDE), chunks.dtype)
     deal = _deal.sized(pieces.size)
-    count = deal(run_key, epoch_key, lanes, chunks, parts, pieces, sizes, marks)
+    count = deal(run_key, epoch_key, lanes, chunks, parts, pieces, lane, marks)
     return Layout(chunks, parts, pieces[:count], marks[: -(-count // STRIDE)])
 
 
@@ -115,10 +115,14 @@ def _deal(
     chunks: AnyArray,
     parts: AnyArray,
     pieces: AnyArray,
-    sizes: AnyArray,
+    slots: Int64,
     marks: AnyArray,
 ) -> int:
-    """Fill in the parts, pieces and marks of a layout; return the number of pieces."""
+    """Fill in the parts, pieces and marks of a layout; return the number of pieces.
+
+    ``slots`` is room for the pieces of a lane: each with its size, in the upper half of a number,
+    so that they are permuted together.
+    """
     count = len(chunks) - 1
     n = int(chunks[count])
     # Pieces overwrite the chunks that they come from, but none that was not taken yet: the room
@@ -147,8 +151,7 @@ def _deal(
                     read += together
                     used = 0
                 while used < together and ahead_sizes[used] <= room:
-                    pieces[slot] = ahead[used]
-                    sizes[slot - first] = ahead_sizes[used]
+                    slots[slot - first] = int(ahead_sizes[used]) << 32 | int(ahead[used])
                     room -= int(ahead_sizes[used])
                     slot += 1
                     used += 1
@@ -158,8 +161,7 @@ def _deal(
                 parts[part] = chunks[ahead[used]]
                 used += 1
             size = min(left, room)
-            pieces[slot] = count + part
-            sizes[slot - first] = size
+            slots[slot - first] = size << 32 | (count + part)
             parts[part + 1] = parts[part] + size
             part += 1 if size < left else 2
             slot += 1
@@ -168,16 +170,14 @@ def _deal(
         key = subkey(epoch_key, lane, 0)
         for i in range(slot - first):  # as in `shuffle`, but in place
             j = draw(key ^ i, i + 1)
-            piece = pieces[first + i]
-            pieces[first + i] = pieces[first + j]
-            pieces[first + j] = piece
-            size = sizes[i]
-            sizes[i] = sizes[j]
-            sizes[j] = size
+            here = slots[i]
+            slots[i] = slots[j]
+            slots[j] = here
         for i in range(slot - first):
             if (first + i) % STRIDE == 0:
                 marks[(first + i) // STRIDE] = place
-            place += int(sizes[i])
+            pieces[first + i] = slots[i] & 0xFFFFFFFF
+            place += slots[i] >> 32
     return slot
 
 

@@ -1,0 +1,362 @@
+"""Reading from an object store: S3, served by SeaweedFS on this machine.
+
+Each figure is of a new cache, opened for it, where it says cold. Latency is added to every
+request by the proxy of the tests, which also counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+from data import Data
+from figures import Figure, Pair, figure, measure
+from npstream import ahead
+from npstream.formats.pieces import CHUNK_BYTES
+from npstream.remote import requests_at_once
+from npstream.sizes import size_text
+from remote_data import Remote, Span, remote
+
+LATENCY = 0.030
+
+SAMPLES = 32
+"""Samples that are read one by one, each from a chunk of its own."""
+
+BATCH = 256
+
+
+def count(value: float) -> str:
+    return f"{value:g}"
+
+
+def nbytes(value: float) -> str:
+    return size_text(round(value))
+
+
+MEASURES = {"seconds": "", "requests": ": requests", "nbytes": ": bytes read"}
+
+
+def rows(
+    measure: str, make: Callable[..., Pair], what: str, reference: str, delay: float | None = None,
+    **target: Any,
+) -> Figure:  # fmt: skip
+    """Return the row of one thing that is measured of some work, with or without latency."""
+    what += MEASURES[measure]
+    if delay:
+        what += f", {delay * 1000:g} ms of latency"
+    if measure != "seconds":
+        delay, target["text"] = 0.0, {"requests": count, "nbytes": nbytes}[measure]
+    made = figure(what, reference, rounds=5, **target)
+    return made(lambda data: make(remote(data), delay, attrgetter(measure)))
+
+
+Spent = Callable[[Any], float]
+
+
+def timed(ours: Callable[[int], float], theirs: Callable[[int], float], calls: int = 1) -> Pair:
+    return Pair(ours, theirs, lambda left, right: None, calls=calls, timed=True)
+
+
+# Samples
+
+
+def samples(name: str) -> Callable[..., Pair]:
+    def prepare(store: Remote, delay: float | None, spent: Spent) -> Pair:
+        local = store.local[name]
+        filesystem, root = store.filesystem(name, delay)
+        chunks = max(sum(shard.nbytes for shard in local.shards) // CHUNK_BYTES, 2)
+        calls = min(SAMPLES, chunks - 1)
+
+        def pick(number: int) -> list[int]:
+            generator = np.random.default_rng(number)
+            chosen = generator.permutation(chunks)[: calls + 1] + generator.random(calls + 1)
+            return (chosen * len(local) // chunks).astype(int).tolist()
+
+        def ours(number: int) -> float:
+            with store.directory() as cache, store.open(name, delay, cache) as dataset:
+                first, *others = pick(number)
+                dataset[first]  # connects
+                with store.spent(delay) as taken:
+                    read = [dataset[i] for i in others]
+            np.testing.assert_equal(read, [local[i] for i in others])
+            return spent(taken)
+
+        def reference(number: int) -> float:
+            store.place(name, delay)
+            first, *others = store.parts(name, np.array(pick(number)))
+            get(filesystem, root, first)
+            with store.spent(delay) as taken:
+                for part in others:
+                    get(filesystem, root, part)
+            return spent(taken)
+
+        return timed(ours, reference, calls)
+
+    return prepare
+
+
+def get(filesystem: Any, root: str, part: Span) -> bytes:
+    return filesystem.cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
+
+
+def few(store: Remote, delay: float | None, spent: Spent) -> Pair:
+    local, width = store.local["I"], requests_at_once()
+    number_of = min(100, len(local) // 4)
+    filesystem, root = store.filesystem("I", delay, width)
+
+    def pick(number: int) -> np.ndarray:
+        return np.random.default_rng(number).permutation(len(local))[:number_of]
+
+    def ours(number: int) -> float:
+        with store.directory() as cache, store.open("I", delay, cache) as dataset:
+            dataset[0]  # connects
+            with store.spent(delay) as taken:
+                read = dataset[pick(number)].load()
+        np.testing.assert_array_equal(read["label"], local["label"][pick(number)].load())
+        return spent(taken)
+
+    def reference(number: int) -> float:
+        store.place("I", delay)
+        get(filesystem, root, store.parts("I", np.array([0]))[0])
+        spans = store.parts("I", np.sort(pick(number)))
+        with store.spent(delay) as taken:
+            together(filesystem, root, merged(spans), width)
+        return spent(taken)
+
+    return timed(ours, reference)
+
+
+def merged(spans: list[Span]) -> list[Span]:
+    """Merge parts, rising, that touch."""
+    found = spans[:1]
+    for name, begin, end in spans[1:]:
+        if found[-1][0] == name and found[-1][2] >= begin:
+            found[-1] = (name, found[-1][1], end)
+        else:
+            found.append((name, begin, end))
+    return found
+
+
+def together(filesystem: Any, root: str, spans: list[Span], width: int) -> list[bytes]:
+    """Get parts of objects, so many at once."""
+    from fsspec.asyn import sync
+
+    async def run() -> list[bytes]:
+        slots = asyncio.Semaphore(width)
+
+        async def one(part: Span) -> bytes:
+            async with slots:
+                return await filesystem._cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
+
+        return await asyncio.gather(*map(one, spans))
+
+    return sync(filesystem.loop, run)
+
+
+# Epochs
+
+
+def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
+    expected = len(store.local["T"])
+
+    def ours(number: int) -> float:
+        with store.directory() as cache:
+            start = time.perf_counter()
+            first = 0.0
+            with store.spent(delay) as taken, store.open("T", delay, cache) as dataset:
+                read = 0
+                for batch in dataset.iter(0, 1, batch_size=BATCH, last="short"):
+                    first = first or time.perf_counter() - start
+                    read += len(batch)
+        assert read == expected
+        assert first < taken.seconds / 2 or expected < 10 * BATCH, "no sample came on the way"
+        return spent(taken)
+
+    def reference(number: int) -> float:
+        names = [path.name for path in store.paths["T"].glob("*.mds")]
+        with store.directory() as target:
+            with store.spent(delay) as taken, ThreadPoolExecutor(8) as pool:
+                filesystem, root = store.filesystem("T", delay)
+                for name in names:
+                    pool.submit(filesystem.get_file, f"{root}/{name}", str(target / name))
+            assert sum(path.stat().st_size for path in target.iterdir()) > 0
+        return spent(taken)
+
+    return timed(ours, reference)
+
+
+def started(store: Remote, delay: float | None, spent: Spent) -> Pair:
+    width = requests_at_once()
+    every = np.random.default_rng(0).permutation(len(store.local["T"]))[:BATCH]
+
+    def ours(number: int) -> float:
+        with store.directory() as cache:
+            with store.spent(delay) as taken:
+                dataset = store.open("T", delay, cache)
+                batches = iter(dataset.iter(0, 1, batch_size=BATCH, shuffle=True, seed=number))
+                batch = next(batches)
+            batches.close()
+            dataset.close()
+        np.testing.assert_array_equal(batch["id"], batch.ids)
+        return spent(taken)
+
+    def reference(number: int) -> float:
+        spans = store.parts("T", np.sort(every))
+        with store.spent(delay) as taken:
+            filesystem, root = store.filesystem("T", delay, width)
+            filesystem.info(f"{root}/index.json")
+            for name in ("index.json", "index.msgpack"):
+                together(filesystem, root, [(name, 0, 1000)], 1)
+            together(filesystem, root, spans, width)
+        return spent(taken)
+
+    return timed(ours, reference)
+
+
+@figure("warm cached epoch of T, shuffled batches of 256", "the same, local", factor=1.1, rounds=15)
+def cached(data: Data) -> Pair:
+    store = remote(data)
+    context = store.directory()
+    dataset = store.open("T", None, context.__enter__())
+    dataset.load()
+    sides = [data.iter(0, 1, batch_size=BATCH, shuffle=True) for data in (dataset, store.local["T"])]
+
+    def read(batches: Any) -> int:
+        return sum(int(batch["id"].sum()) for batch in batches)
+
+    return Pair(
+        lambda number: read(sides[0]), lambda number: read(sides[1]), np.testing.assert_equal
+    )
+
+
+# Processes
+
+READ = """
+import sys, threading, time
+import npstream
+from npstream import ahead
+url, options, cache, shuffle, window = eval(sys.argv[1])
+ahead.WINDOW = window
+
+def anonymous():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) << 10
+
+def watch():
+    while not over.wait(0.002):
+        peak[0] = max(peak[0], anonymous())
+
+dataset = npstream.open(url, storage_options=options, cache=cache)
+dataset[:1].load()
+next(iter(dataset.iter(0, 1, batch_size=1)))
+over, peak, before = threading.Event(), [0], anonymous()
+watching = threading.Thread(target=watch)
+watching.start()
+for batch in dataset.iter(0, 1, batch_size=256, shuffle=shuffle):
+    batch["id"]
+over.set()
+watching.join()
+print(max(peak[0] - before, 0))
+"""
+
+
+def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]:
+    """Read T in processes that share a new cache; return how their memory grew."""
+    place = store.place("T", 0.0)
+    with store.directory() as cache:
+        what = repr((place.url, place.storage_options, str(cache), shuffle, window))
+        command = [sys.executable, "-c", READ, what]
+        started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(number)]
+        grown = [int(process.communicate()[0]) for process in started]
+    assert not any(process.returncode for process in started)
+    return grown
+
+
+@figure(
+    "2 processes, one cache, one shuffled epoch of T: chunks fetched",
+    "1 process",
+    text=count,
+    rounds=3,
+)
+def shared(data: Data) -> Pair:
+    store = remote(data)
+
+    chunks = store.chunks("T")
+
+    def fetched(processes: int) -> float:
+        before = len(store.proxy.log)
+        readers(store, processes, True, ahead.WINDOW)
+        times = Counter(
+            chunk
+            for file, begin, end in store.ranges(store.proxy.log[before:])
+            for chunk in chunks
+            if chunk[0] == file and begin <= chunk[1] and chunk[2] <= end
+        )
+        assert set(times) == set(chunks)
+        return times.total()
+
+    return timed(lambda number: fetched(2), lambda number: fetched(1))
+
+
+def grown(window: int) -> Figure:
+    def prepare(data: Data) -> Pair:
+        store = remote(data)
+        return timed(
+            lambda number: readers(store, 1, False, window)[0], lambda number: float(window)
+        )
+
+    return figure(
+        "memory that a sequential epoch of T takes beside the cache's pages, at its peak",
+        f"what reading ahead may ask for, `npstream.ahead.WINDOW` of {size_text(window)}",
+        text=nbytes,
+        rounds=3,
+    )(prepare)
+
+
+ONE_GET = "one ranged GET of those bytes"
+MERGED = "exact merged ranges by hand, as many at once"
+FILES = "`s3fs.get_file` of all shards, 8 at a time"
+BY_HAND = f"3 requests in turn, then {BATCH} ranged GETs by hand, as many at once"
+START = f"open, and the first shuffled batch of {BATCH} of T, s3fs imported"
+
+FIGURES = [
+    *(rows("seconds", samples("T"), "cold `ds[i]` on T", ONE_GET, delay, factor=1.3) for delay in (None, LATENCY)),
+    rows("requests", samples("T"), "cold `ds[i]` on T", ONE_GET),
+    rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=32, under=1 << 16),
+    *(rows("seconds", samples("I"), "cold `ds[i]` on I", ONE_GET, delay, factor=2.3) for delay in (None, LATENCY)),
+    rows("requests", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
+    rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2, under=1 << 16),
+    *(rows("seconds", few, "cold `ds[100 random].load()` on I", MERGED, delay, factor=1.5) for delay in (None, LATENCY)),
+    rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
+    *(rows("seconds", epoch, "cold sequential epoch of T", FILES, delay, factor=1.1) for delay in (None, LATENCY)),
+    rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
+    rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),
+    cached,
+    shared,
+    grown(ahead.WINDOW),
+    grown(ahead.WINDOW // 8),
+]
+
+
+@pytest.fixture(scope="module")
+def store(data: Data) -> Any:
+    found = remote(data)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.what)
+def test_remote(figure: Figure, store: Remote) -> None:
+    assert measure(figure, store.data, rounds=1).theirs > 0

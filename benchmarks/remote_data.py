@@ -1,0 +1,144 @@
+"""T and I in an object store: a SeaweedFS of this machine, and a proxy that counts and delays."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npstream
+from data import Data
+from faults import Request
+from servers import Place, Servers
+
+Span = tuple[str, int, int]
+"""An object's path, and where a part of it begins and ends."""
+
+COLUMNS = {"T": None, "I": {"image": "bytes"}}
+"""What they are opened as: the images are none."""
+
+
+@dataclass
+class Spent:
+    """What a piece of work took; requests and the bytes of answers only through the proxy."""
+
+    seconds: float = 0.0
+    requests: int = 0
+    nbytes: int = 0
+
+
+class Remote:
+    """The store, and what is in it.
+
+    With a `delay`, in seconds, it is reached through a proxy; with None straight.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.paths = {"T": data.tokens_dataset(), "I": data.images_dataset()}
+        self.local = {
+            name: npstream.open(path, columns=COLUMNS[name]) for name, path in self.paths.items()
+        }
+        self._servers = Servers(data.directory)
+        self._server = self._servers["s3"]
+        self.proxy = self._servers.proxy("s3")
+        for name, path in self.paths.items():
+            filesystem, root = self.place(name).filesystem()
+            filesystem.put([str(file) for file in path.iterdir()], f"{root}/", batch_size=8)
+
+    def close(self) -> None:
+        self._servers.close()
+
+    def place(self, name: str, delay: float | None = None) -> Place:
+        """Return where a dataset is."""
+        place = self._server.at(f"{self._server.root}/{name}")
+        if delay is None:
+            return place
+        self.proxy.latency = delay
+        return place.through(self.proxy)
+
+    def open(self, name: str, delay: float | None, cache: Path) -> npstream.Dataset:
+        place = self.place(name, delay)
+        return npstream.open(
+            place.url, columns=COLUMNS[name], storage_options=place.storage_options, cache=cache
+        )
+
+    def filesystem(self, name: str, delay: float | None, connections: int = 10) -> tuple[Any, str]:
+        """Return a driver's filesystem without a connection yet, and where in it a dataset is."""
+        import fsspec
+
+        place = self.place(name, delay)
+        return fsspec.core.url_to_fs(
+            place.url,
+            skip_instance_cache=True,
+            config_kwargs={"max_pool_connections": connections},
+            **place.storage_options,
+        )
+
+    def parts(self, name: str, ids: np.ndarray) -> list[Span]:
+        """Return where samples are stored."""
+        index = json.loads((self.paths[name] / "index.json").read_text())["shards"]
+        starts = np.cumsum([0, *(shard["samples"] for shard in index)])
+        shard_of = np.searchsorted(starts, ids, side="right") - 1
+        found = []
+        for shard, row in zip(shard_of.tolist(), (ids - starts[shard_of]).tolist(), strict=True):
+            file = index[shard]["raw_data"]["basename"]
+            begin, end = self._offsets(name, file)[row : row + 2].tolist()
+            found.append((file, begin, end))
+        return found
+
+    def chunks(self, name: str) -> list[Span]:
+        """Return where the chunks of a dataset are stored."""
+        starts = self.local[name]._source.chunk_starts()
+        first, last = self.parts(name, starts[:-1]), self.parts(name, starts[1:] - 1)
+        return [(file, begin, end) for (file, begin, _), (_, _, end) in zip(first, last, strict=True)]
+
+    @staticmethod
+    def ranges(log: list[Request]) -> list[Span]:
+        """Return what parts of objects were asked for."""
+        found = [(request.path, re.fullmatch(r"bytes=(\d+)-(\d+)", request.range)) for request in log]
+        return [
+            (path.rpartition("/")[2], int(match[1]), int(match[2]) + 1)
+            for path, match in found
+            if match
+        ]
+
+    @functools.cache  # noqa: B019 - there is one, as long as the process
+    def _offsets(self, name: str, file: str) -> np.ndarray:
+        count, *_ = np.fromfile(self.paths[name] / file, "<u4", 1)
+        return np.fromfile(self.paths[name] / file, "<u4", count + 1, offset=4).astype(np.int64)
+
+    @contextmanager
+    def spent(self, delay: float | None) -> Iterator[Spent]:
+        """Measure a block."""
+        before = len(self.proxy.log) if delay is not None else 0
+        spent, start = Spent(), time.perf_counter()
+        yield spent
+        spent.seconds = time.perf_counter() - start
+        if delay is not None:
+            made = self.proxy.log[before:]
+            spent.requests, spent.nbytes = len(made), sum(request.nbytes for request in made)
+
+    @contextmanager
+    def directory(self) -> Iterator[Path]:
+        """Make an empty directory on the disk of the data, for a while."""
+        path = Path(tempfile.mkdtemp(prefix="cache-", dir=self.data.directory))
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path)
+
+
+@functools.cache
+def remote(data: Data) -> Remote:
+    return Remote(data)
