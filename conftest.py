@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,9 +23,11 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 @pytest.fixture(autouse=True)
 def _scratch_directory(request: pytest.FixtureRequest) -> None:
-    """Run examples of the documentation, which name no directory, in one of their own."""
+    """Run examples of the documentation in a directory, and a store in memory, of their own."""
     if not isinstance(request.node, pytest.Function):
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
+        if (stores := sys.modules.get("fsspec.implementations.memory")) is not None:
+            stores.MemoryFileSystem.store.clear()
 
 
 @pytest.fixture

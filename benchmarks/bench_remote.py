@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import npstream
 from data import Data
 from figures import Figure, Pair, figure, measure
 from npstream import ahead
@@ -28,6 +28,8 @@ from npstream.formats.pieces import CHUNK_BYTES
 from npstream.remote import requests_at_once
 from npstream.sizes import size_text
 from remote_data import Remote, Span, remote
+
+ROOT = Path(__file__).parents[1]
 
 LATENCY = 0.030
 
@@ -60,6 +62,11 @@ def rows(
         delay, target["text"] = 0.0, {"requests": count, "nbytes": nbytes}[measure]
     made = figure(what, reference, rounds=5, **target)
     return made(lambda data: make(remote(data), delay, attrgetter(measure)))
+
+
+def twice(make: Callable[..., Pair], what: str, reference: str, **target: Any) -> list[Figure]:
+    """Return two rows, of the time without latency and with it."""
+    return [rows("seconds", make, what, reference, delay, **target) for delay in (None, LATENCY)]
 
 
 Spent = Callable[[Any], float]
@@ -172,14 +179,16 @@ def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
     expected = len(store.local["T"])
 
     def ours(number: int) -> float:
-        with store.directory() as cache:
+        first, read = 0.0, 0
+        with (
+            store.directory() as cache,
+            store.open("T", delay, cache) as dataset,
+            store.spent(delay) as taken,
+        ):
             start = time.perf_counter()
-            first = 0.0
-            with store.spent(delay) as taken, store.open("T", delay, cache) as dataset:
-                read = 0
-                for batch in dataset.iter(0, 1, batch_size=BATCH, last="short"):
-                    first = first or time.perf_counter() - start
-                    read += len(batch)
+            for batch in dataset.iter(0, 1, batch_size=BATCH, last="short"):
+                first = first or time.perf_counter() - start
+                read += batch.n
         assert read == expected
         assert first < taken.seconds / 2 or expected < 10 * BATCH, "no sample came on the way"
         return spent(taken)
@@ -187,11 +196,15 @@ def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
     def reference(number: int) -> float:
         names = [path.name for path in store.paths["T"].glob("*.mds")]
         with store.directory() as target:
+            filesystem, root = store.filesystem("T", delay)
+            filesystem.info(f"{root}/index.json")  # connects
             with store.spent(delay) as taken, ThreadPoolExecutor(8) as pool:
-                filesystem, root = store.filesystem("T", delay)
                 for name in names:
                     pool.submit(filesystem.get_file, f"{root}/{name}", str(target / name))
-            assert sum(path.stat().st_size for path in target.iterdir()) > 0
+            assert all(
+                (target / name).stat().st_size == (store.paths["T"] / name).stat().st_size
+                for name in names
+            )
         return spent(taken)
 
     return timed(ours, reference)
@@ -228,10 +241,9 @@ def started(store: Remote, delay: float | None, spent: Spent) -> Pair:
 @figure("warm cached epoch of T, shuffled batches of 256", "the same, local", factor=1.1, rounds=15)
 def cached(data: Data) -> Pair:
     store = remote(data)
-    context = store.directory()
-    dataset = store.open("T", None, context.__enter__())
-    dataset.load()
-    sides = [data.iter(0, 1, batch_size=BATCH, shuffle=True) for data in (dataset, store.local["T"])]
+    opened = store.open("T", None, store.new_directory()), store.local["T"]
+    opened[0].load()
+    sides = [dataset.iter(0, 1, batch_size=BATCH, shuffle=True) for dataset in opened]
 
     def read(batches: Any) -> int:
         return sum(int(batch["id"].sum()) for batch in batches)
@@ -244,10 +256,10 @@ def cached(data: Data) -> Pair:
 # Processes
 
 READ = """
-import sys, threading, time
+import sys, threading
 import npstream
 from npstream import ahead
-url, options, cache, shuffle, window = eval(sys.argv[1])
+url, options, cache, local, shuffle, window = eval(sys.argv[1])
 ahead.WINDOW = window
 
 def anonymous():
@@ -259,8 +271,9 @@ def watch():
         peak[0] = max(peak[0], anonymous())
 
 dataset = npstream.open(url, storage_options=options, cache=cache)
-dataset[:1].load()
-next(iter(dataset.iter(0, 1, batch_size=1)))
+for batch in npstream.open(local).iter(0, 1, batch_size=256, shuffle=shuffle):
+    batch["id"]  # what code and threads take is not the reading's
+dataset[0]
 over, peak, before = threading.Event(), [0], anonymous()
 watching = threading.Thread(target=watch)
 watching.start()
@@ -276,9 +289,12 @@ def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]
     """Read T in processes that share a new cache; return how their memory grew."""
     place = store.place("T", 0.0)
     with store.directory() as cache:
-        what = repr((place.url, place.storage_options, str(cache), shuffle, window))
-        command = [sys.executable, "-c", READ, what]
-        started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(number)]
+        paths = str(cache), str(store.paths["T"])
+        what = (place.url, place.storage_options, *paths, shuffle, window)
+        command = [sys.executable, "-c", READ, repr(what)]
+        started = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(number)
+        ]
         grown = [int(process.communicate()[0]) for process in started]
     assert not any(process.returncode for process in started)
     return grown
@@ -314,14 +330,18 @@ def grown(window: int) -> Figure:
     def prepare(data: Data) -> Pair:
         store = remote(data)
         return timed(
-            lambda number: readers(store, 1, False, window)[0], lambda number: float(window)
+            lambda number: readers(store, 1, False, window)[0], lambda number: float(at_once)
         )
 
+    # A body comes in parts, and is joined.
+    at_once = min(ahead.THREADS * ahead.GROUP, window)
     return figure(
-        "memory that a sequential epoch of T takes beside the cache's pages, at its peak",
-        f"what reading ahead may ask for, `npstream.ahead.WINDOW` of {size_text(window)}",
+        "memory at its peak, the cache's pages apart, of an epoch of T that reads "
+        f"{size_text(window)} ahead",
+        "what it fetches at once",
         text=nbytes,
-        rounds=3,
+        factor=2.5,
+        rounds=5,
     )(prepare)
 
 
@@ -332,15 +352,15 @@ BY_HAND = f"3 requests in turn, then {BATCH} ranged GETs by hand, as many at onc
 START = f"open, and the first shuffled batch of {BATCH} of T, s3fs imported"
 
 FIGURES = [
-    *(rows("seconds", samples("T"), "cold `ds[i]` on T", ONE_GET, delay, factor=1.3) for delay in (None, LATENCY)),
+    *twice(samples("T"), "cold `ds[i]` on T", ONE_GET, factor=1.3),
     rows("requests", samples("T"), "cold `ds[i]` on T", ONE_GET),
-    rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=32, under=1 << 16),
-    *(rows("seconds", samples("I"), "cold `ds[i]` on I", ONE_GET, delay, factor=2.3) for delay in (None, LATENCY)),
+    rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=math.inf, under=1 << 16),
+    *twice(samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
     rows("requests", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
-    rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2, under=1 << 16),
-    *(rows("seconds", few, "cold `ds[100 random].load()` on I", MERGED, delay, factor=1.5) for delay in (None, LATENCY)),
+    rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=math.inf, under=1 << 16),
+    *twice(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
     rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
-    *(rows("seconds", epoch, "cold sequential epoch of T", FILES, delay, factor=1.1) for delay in (None, LATENCY)),
+    *twice(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
     rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
     rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),
     cached,

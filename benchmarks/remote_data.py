@@ -101,17 +101,13 @@ class Remote:
         """Return where the chunks of a dataset are stored."""
         starts = self.local[name]._source.chunk_starts()
         first, last = self.parts(name, starts[:-1]), self.parts(name, starts[1:] - 1)
-        return [(file, begin, end) for (file, begin, _), (_, _, end) in zip(first, last, strict=True)]
+        return [(*head[:2], tail[2]) for head, tail in zip(first, last, strict=True)]
 
     @staticmethod
     def ranges(log: list[Request]) -> list[Span]:
         """Return what parts of objects were asked for."""
-        found = [(request.path, re.fullmatch(r"bytes=(\d+)-(\d+)", request.range)) for request in log]
-        return [
-            (path.rpartition("/")[2], int(match[1]), int(match[2]) + 1)
-            for path, match in found
-            if match
-        ]
+        found = [(r.path.rpartition("/")[2], re.findall(r"\d+", r.range)) for r in log]
+        return [(file, int(ends[0]), int(ends[1]) + 1) for file, ends in found if len(ends) == 2]
 
     @functools.cache  # noqa: B019 - there is one, as long as the process
     def _offsets(self, name: str, file: str) -> np.ndarray:
@@ -131,12 +127,17 @@ class Remote:
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
-        """Make an empty directory on the disk of the data, for a while."""
-        path = Path(tempfile.mkdtemp(prefix="cache-", dir=self.data.directory))
+        """Make an empty directory for a while."""
+        path = self.new_directory()
         try:
             yield path
         finally:
-            shutil.rmtree(path)
+            # What is on its way may still be written.
+            shutil.rmtree(path, ignore_errors=True)
+
+    def new_directory(self) -> Path:
+        """Make an empty directory on the disk of the data, which goes with the store."""
+        return Path(tempfile.mkdtemp(dir=self._server.directory))
 
 
 @functools.cache

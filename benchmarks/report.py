@@ -1,15 +1,15 @@
-"""Measure every figure at full size and write the table of docs/benchmarks.md.
+"""Measure every figure at full size and write the tables of docs/benchmarks.md.
 
-python benchmarks/report.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold]
+python benchmarks/report.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold] [--remote]
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import math
 import os
 import platform
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -20,11 +20,11 @@ import bench_order
 import bench_samples
 import bench_start
 import bench_streaming_orders
+import bench_torch
 import npstream
 from data import Data
-from figures import Figure, Result, measure, seconds
-
-OUTPUT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+from figures import Figure, Result, measure
+from page import fill_in
 
 FIGURES: list[Figure] = [
     *bench_gather.FIGURES,
@@ -32,20 +32,9 @@ FIGURES: list[Figure] = [
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
     *bench_order.FIGURES,
+    *bench_torch.FIGURES,
     *bench_streaming_orders.FIGURES,
 ]
-
-PREFACE = """\
-# Benchmarks
-
-Written by `python benchmarks/report.py`; do not edit by hand.
-
-npstream and the reference run in turn in one process (or one process each, where a process is
-what is measured), and the table gives the medians. T is 200,000 samples of `tokens`
-uint16[1024] and `id`; S is 1,000,000 samples of `id`, `label` and `text` (20 to 200 letters);
-I is 20,000 byte strings of 20 to 40 KB, the size of JPEG images, and `label`. Times are for one
-load, sample or batch. All data are local, and in the page cache where the row does not say cold.
-"""
 
 HEAD = """\
 | what | reference | npstream | reference | ratio | at most | reached |
@@ -74,7 +63,7 @@ def machine() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "numba"))
     return (
-        f"\n{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
+        f"{processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} "
         f"{platform.release()}; Python {platform.python_version()}, {packages}, npstream "
         f"{npstream.__version__}; {datetime.date.today()}, load average "
         f"{os.getloadavg()[0]:.1f} at the start.\n"
@@ -102,19 +91,32 @@ def main() -> None:
     parser.add_argument("--only", default="", help="figures whose names hold this; only print")
     parser.add_argument("--rounds", type=int, help="rounds of every figure, at least 5")
     parser.add_argument("--no-cold", action="store_true", help="leave the cold rows out")
+    parser.add_argument(
+        "--remote", action="store_true", help="the figures of object stores, for which see tests/"
+    )
     arguments = parser.parse_args()
 
     table, about = HEAD, machine()
-    for figure in FIGURES:
+    data = Data(arguments.data)
+    for figure in remote_figures() if arguments.remote else FIGURES:
         if arguments.only not in figure.what:
             continue
         if arguments.no_cold and figure.what == bench_disk.COLD:
             continue
-        line = row(measure(figure, Data(arguments.data), arguments.rounds))
+        line = row(measure(figure, data, arguments.rounds))
         print(line, end="", flush=True)
         table += line
     if not arguments.only:
-        OUTPUT.write_text(PREFACE + about + "\n" + table)
+        script = "report.py --remote" if arguments.remote else "report.py"
+        fill_in("benchmarks.md", script, f"{about}\n{table}")
+
+
+def remote_figures() -> list[Figure]:
+    """Return the figures that need a server, which is one of those of the tests."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import bench_remote
+
+    return bench_remote.FIGURES
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.command(options) or 0
-    except (NpstreamError, OSError) as error:
+    except (NpstreamError, OSError, ValueError) as error:
         print(f"npstream: {error}", file=sys.stderr)
         return 1
 
@@ -50,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=what)
         action.add_argument("directory", nargs="?", help="another cache than the default one")
         action.set_defaults(command=run)
+
+    fetch = actions.add_parser("fetch", help="fetch a dataset into it, ahead of those who read")
+    fetch.add_argument("url", help="the dataset's URL")
+    fetch.add_argument("--split", help="the sub-directory to fetch")
+    fetch.add_argument("--cache", metavar="DIRECTORY", help="another cache than the default one")
+    fetch.add_argument("--limit", help="the bytes that the cache may take, such as 100GB")
+    fetch.add_argument("--index", help="where the side-car is, if not beside the index")
+    fetch.set_defaults(command=run_cache_fetch)
 
     index = commands.add_parser("index", help="make a dataset's side-car: hashes, statistics")
     index.add_argument("url", help="the dataset's directory, or its URL")
@@ -97,6 +105,23 @@ def run_cache_clear(options: argparse.Namespace) -> None:
     from npstream.cache import clear
 
     print(f"{clear(options.directory):,} bytes removed")
+
+
+def run_cache_fetch(options: argparse.Namespace) -> None:
+    """Run ``npstream cache fetch``."""
+    from npstream.cache import info
+    from npstream.opening import open_dataset
+
+    with open_dataset(
+        options.url,
+        split=options.split,
+        cache=options.cache,
+        cache_limit=options.limit,
+        index=options.index,
+    ) as dataset:
+        print(dataset.explain())
+        dataset.prefetch()
+    print(info(options.cache))
 
 
 def run_index(options: argparse.Namespace) -> None:

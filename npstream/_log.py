@@ -6,6 +6,12 @@ import sys
 
 
 def log(message: str, *args: object) -> None:
-    """Log what happens, at level INFO; whoever listens has imported logging, a dear import."""
-    if (logging := sys.modules.get("logging")) is not None:
-        logging.getLogger("npstream").info(message, *args)
+    """Log what happens, at level INFO; whoever listens has imported logging, a dear import.
+
+    Functions among the arguments are called, if anybody listens.
+    """
+    if (logging := sys.modules.get("logging")) is None:
+        return
+    logger = logging.getLogger("npstream")
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(message, *[arg() if callable(arg) else arg for arg in args])

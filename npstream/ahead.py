@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,14 +17,17 @@ if TYPE_CHECKING:
     from npstream._typing import Int64
     from npstream.remote_shards import Chunk, RemoteShards
 
-THREADS = 4
+THREADS = 8
 """Groups of chunks that are fetched side by side."""
 
-GROUP = 1 << 25
+GROUP = 1 << 23
 """Bytes of the chunks that are fetched together, about."""
 
 WINDOW = 1 << 28
-"""Bytes of the chunks that are asked for, and have not come."""
+"""Bytes of the chunks that were asked for, and are of samples that have not been read."""
+
+SHARE = 4
+"""At most this part of the cache's limit."""
 
 
 class Coming:
@@ -63,9 +68,17 @@ class Coming:
 class ReadAhead:
     """Fetches chunks in the background, in the order in which they are asked for.
 
+    It starts when it is told to, so that the first samples, which are read exactly, do not share
+    the connection with what is not needed yet.
+
     Parameters
     ----------
     shards : RemoteShards
+
+    Attributes
+    ----------
+    window : int
+        Bytes that may be asked for ahead of what is read.
     """
 
     def __init__(self, shards: RemoteShards) -> None:
@@ -74,28 +87,47 @@ class ReadAhead:
         self._queue: deque[Chunk] = deque()
         self._asked = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._pending = 0
-        self._is_closed = False
+        self._is_started = self._is_closed = False
+        limit = shards.files.cache.limit
+        self.window = WINDOW if limit is None else min(WINDOW, limit // SHARE)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether enough was asked for that has not come."""
-        return self._pending >= WINDOW
+    def renew_locks(self) -> None:
+        """End in a forked process, which has none of the threads that fetch."""
+        self._asked = threading.Condition()
+        self._queue.clear()
+        self._is_closed = True
 
-    def ask(self, absent: tuple[Int64, Int64]) -> None:
-        """Have the chunks of samples, given with their shards, fetched after all before."""
-        if not len(absent[0]):
-            return
+    def start(self) -> None:
+        """Begin to fetch."""
+        with self._asked:
+            if not (self._is_started or self._is_closed):
+                self._is_started = True
+                self._add_threads(len(self._queue))
+
+    def ask(self, absent: tuple[Int64, Int64]) -> int:
+        """Have the chunks of samples, given with their shards, fetched after all before.
+
+        Returns
+        -------
+        int
+            About how many bytes more will be fetched.
+        """
+        if not len(absent[0]) or self._is_closed:
+            return 0
         chunks = [chunk for chunk, _ in self._shards.wanted(*absent)]
         fresh = [c for c in chunks if not self._shards.files.is_here(*c) and self._coming.add(c)]
         with self._asked:
             self._queue += fresh
-            self._pending += sum(self._shards.chunk_bytes(shard) for shard, _ in fresh)
-            if len(self._threads) < THREADS:
-                thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._asked.notify()
+            if self._is_started:
+                self._add_threads(len(fresh))
+            self._asked.notify_all()
+        return sum(self._shards.chunk_bytes(shard) for shard, _ in fresh)
+
+    def _add_threads(self, most: int) -> None:
+        for _ in range(min(most, THREADS - len(self._threads))):
+            thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -107,6 +139,8 @@ class ReadAhead:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+        if error is not None:  # else what is still coming may be needed next
+            self._shards.remote.stop(self._threads)
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
@@ -122,11 +156,10 @@ class ReadAhead:
                 self._shards.fetch(group)
             except NpstreamError as error:
                 # Whoever reads these chunks will fetch them anew, and is told what is wrong.
-                log("reading ahead failed: %s", error)
+                if not self._is_closed:
+                    log("reading ahead failed: %s", error)
             finally:
                 self._coming.remove(group)
-                with self._asked:
-                    self._pending -= sum(self._shards.chunk_bytes(shard) for shard, _ in group)
 
     def _next(self) -> list[Chunk]:
         """Wait for chunks to fetch together; none once it is closed."""
@@ -138,3 +171,36 @@ class ReadAhead:
                 group.append(self._queue.popleft())
                 nbytes += self._shards.chunk_bytes(group[-1][0])
         return group
+
+
+def fetch_groups(shards: RemoteShards, groups: Sequence[list[Chunk]]) -> Generator[None]:
+    """Fetch groups of chunks side by side, and yield as each has come; raise what one raises.
+
+    Whoever closes the generator waits for nothing.
+    """
+    left: deque[list[Chunk]] = deque(groups)
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run() -> None:
+        with suppress(IndexError):
+            while group := left.popleft():
+                try:
+                    shards.fetch(group)
+                except BaseException as error:
+                    ended.put(error)
+                    return
+                ended.put(None)
+
+    # Unlike those of an executor, daemons do not keep the process from ending.
+    threads = [threading.Thread(target=run, name="npstream-ahead", daemon=True) for _ in groups]
+    threads = threads[:THREADS]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in groups:
+            if (error := ended.get()) is not None:
+                raise error
+            yield
+    finally:
+        left.clear()
+        shards.remote.stop(threads)

@@ -14,7 +14,7 @@ from npstream.cachedfile import CachedFile, Check, Claim, join
 from npstream.formats.hashes import digest
 from npstream.sizes import parse_size
 
-__all__ = ["Cache", "CacheInfo", "CachedFile", "Claim", "clear", "info"]
+__all__ = ["Cache", "CacheInfo", "CachedFile", "Claim", "clear", "info", "tail_bytes"]
 
 _TOUCHED = 5.0
 """A file's time of last use is true to so many seconds."""
@@ -99,7 +99,7 @@ class Cache:
         """
         path = folder.path_of(self.directory, key, folder.SHARD)
         footer = sparse.Footer(key, nbytes, pieces, sparse.boot_id())
-        tail = footer.size - nbytes + _BLOCKS
+        tail = tail_bytes(pieces)
         try:
             for _ in range(_ATTEMPTS if self._usable else 0):
                 with suppress(FileNotFoundError):
@@ -185,12 +185,14 @@ class Cache:
 
     def require(self, nbytes: int) -> None:
         """Raise ValueError unless the cache may hold `nbytes` at once."""
-        most = self.info().limit
+        most = self.info().limit if self.limit is None else self.limit
         if nbytes > most:
-            mend = "raise cache_limit" if self.limit is not None else "free some of the disk"
+            mend = "raise cache_limit, or NPSTREAM_CACHE_LIMIT where that is not given"
+            if self.limit is None:
+                mend = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
             raise ValueError(
-                f"the cache may take {most:,} bytes, and this needs at least {nbytes:,}: {mend}, "
-                f"or choose another directory than {self.directory}"
+                f"{self.directory}: the cache may take {most:,} bytes, and this needs at least "
+                f"{nbytes:,}: {mend}"
             )
 
     def info(self) -> CacheInfo:
@@ -247,6 +249,11 @@ def clear(directory: str | os.PathLike[str] | None = None) -> int:
     0
     """
     return room.clear(folder.resolve(directory))
+
+
+def tail_bytes(pieces: int) -> int:
+    """Return what the file of a shard of so many pieces takes beside the shard's bytes."""
+    return sparse.Footer("", 0, pieces, b"").size + _BLOCKS
 
 
 def _limit(limit: int | float | str | None) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,11 @@ from npstream.gather import Field, Plan
 from npstream.mapped import mapped_column
 from npstream.progress import progress
 from npstream.reading import array_of, in_mode, load
-from npstream.reductions import reduce_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from npstream.costs import Cost
     from npstream.selection import Selection
     from npstream.source import Source
 
@@ -37,21 +37,6 @@ BLOCK_BYTES = 1 << 23
 
 _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns that make arrays of objects only."""
-
-
-def _reduction(name: str) -> Callable[..., Any]:
-    """Return the method that ``np.<name>`` calls: it reads one block of rows at a time."""
-
-    def method(self: Column, axis: Any = None, **options: Any) -> Any:
-        if not self.shape:
-            return getattr(np, name)(np.asarray(self), axis, **options)
-        blocks = map(np.asarray, self._parts(f"{name} of {self.name!r}"))
-        return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
-
-    method.__name__ = name
-    method.__qualname__ = f"Column.{name}"
-    method.__doc__ = f"Reduce the column, block by block, as `numpy.{name}` does."
-    return method
 
 
 class Column(NDArrayOperatorsMixin):
@@ -288,6 +273,14 @@ class Column(NDArrayOperatorsMixin):
         out[...] = chosen
         return out
 
+    def explain(self) -> Cost:
+        """Return what `load` of this column would fetch now, such as its ``nbytes``."""
+        return self._source.explain(self._selection, self._plan)
+
+    def prefetch(self) -> None:
+        """Fetch the chunks of this column's rows into the cache, as `Dataset.prefetch` does."""
+        self._source.prefetch(self._selection, self._plan)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             if self._final is not None or self._cell is None:
@@ -362,17 +355,17 @@ class Column(NDArrayOperatorsMixin):
 
     # Computing
 
-    sum = _reduction("sum")
-    prod = _reduction("prod")
-    min = _reduction("min")
-    max = _reduction("max")
-    any = _reduction("any")
-    all = _reduction("all")
-    mean = _reduction("mean")
-    std = _reduction("std")
-    var = _reduction("var")
-    argmin = _reduction("argmin")
-    argmax = _reduction("argmax")
+    sum = elementwise.reduction("sum")
+    prod = elementwise.reduction("prod")
+    min = elementwise.reduction("min")
+    max = elementwise.reduction("max")
+    any = elementwise.reduction("any")
+    all = elementwise.reduction("all")
+    mean = elementwise.reduction("mean")
+    std = elementwise.reduction("std")
+    var = elementwise.reduction("var")
+    argmin = elementwise.reduction("argmin")
+    argmax = elementwise.reduction("argmax")
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         written = inputs[:1] if method == "at" else options.get("out", ())

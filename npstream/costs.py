@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream.ahead import THREADS
+from npstream import exact
+from npstream.ahead import fetch_groups
 from npstream.downloads import MAX_REQUEST
 from npstream.errors import CostError
-from npstream.exact import merged
+from npstream.formats.blocks import BLOCK as BLOCK_BYTES
+from npstream.formats.blocks import REQUEST as VALUES_REQUEST
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.progress import progress
 from npstream.remote import WHOLE_REQUEST
@@ -84,6 +87,26 @@ def explain(source: Source, selection: Selection) -> Cost:
     return Cost(selection.size, touched, len(chunks), int(here.sum()), requests, nbytes)
 
 
+def explain_values(selection: Selection, run: tuple[int, int], itemsize: int) -> Cost:
+    """Return what loading a column out of the side-car costs, from one sample to another."""
+    begin, end = run[0] * itemsize // BLOCK_BYTES, -(-(run[1] + 1) * itemsize // BLOCK_BYTES)
+    nbytes = min(end * BLOCK_BYTES, selection.source * itemsize) - begin * BLOCK_BYTES
+    return Cost(selection.size, 0, 0, 0, -(-nbytes // VALUES_REQUEST), nbytes)
+
+
+def bounds_of(selection: Selection) -> tuple[int, int]:
+    """Return the first and the last sample, by number, of a view that has some."""
+    if selection.affine is not None:
+        start, step = selection.affine
+        ends = start, start + step * (selection.size - 1)
+        return min(ends), max(ends)
+    first, last = 1 << 62, 0
+    for begin in range(0, selection.size, BLOCK):
+        ids = selection.ids(begin, begin + BLOCK)
+        first, last = min(first, int(ids.min())), max(last, int(ids.max()))
+    return first, last
+
+
 def gate(source: Source, selection: Selection, what: str) -> None:
     """Refuse a read that nobody asked for by name if it would fetch too much.
 
@@ -121,15 +144,9 @@ def prefetch(source: Source, selection: Selection) -> None:
     absent = [chunk for chunk in found if not is_here(remote, chunk)]
     remote.files.cache.require(sum(remote.chunk_bytes(shard) for shard, _ in found))
     groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        fetches = [pool.submit(remote.fetch, group) for group in groups]
-        try:
-            for fetch in progress(fetches, "fetching"):
-                fetch.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with closing(fetch_groups(remote, groups)) as arrivals:
+        for _ in progress(groups, "fetching"):
+            next(arrivals)
 
 
 def chunks_of(source: Source, selection: Selection) -> tuple[Int64, Int64, Int64]:
@@ -178,8 +195,7 @@ def _of_chunks(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int,
         if remote.index.compressed[shard]:
             costs += _of_packed(remote, shard)
         else:
-            costs += _of_head(remote, shard)
-            costs += _of_runs(chunks[shards == shard].tolist(), remote.files.sizes(shard).tolist())
+            costs += _of_plain(remote, shard, chunks[shards == shard].tolist())
     requests = sum(-(-nbytes // most) for nbytes, most in costs)
     return requests, sum(nbytes for nbytes, _ in costs)
 
@@ -191,27 +207,32 @@ def _of_packed(remote: RemoteShards, shard: int) -> list[Transfer]:
     return [(file.nbytes, WHOLE_REQUEST) for file in stored if file is not None]
 
 
-def _of_head(remote: RemoteShards, shard: int) -> list[Transfer]:
-    """Return what stands before a shard's samples, if it is not here."""
-    if remote.files.peek(shard) is not None and remote.files.is_ready(shard):
-        return []
+def _of_plain(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
+    """Return what chunks of a shard take, and what stands before its samples, if it is not here."""
     meta, begin = remote.index.files(shard).meta, remote.files.known_begin(shard)
+    pieces = [1 + chunk for chunk in chunks]
+    sizes = [begin or 0, *remote.files.sizes(shard).tolist()]
+    if remote.files.peek(shard) is not None and remote.files.is_ready(shard):
+        return _of_runs(pieces, sizes)
     if meta is not None:
-        return [(meta.nbytes, MAX_REQUEST)]
+        return [(meta.nbytes, MAX_REQUEST), *_of_runs(pieces, sizes)]
+    if remote.files.is_fixed(shard):
+        return _of_runs([0, *pieces], sizes)
     offsets = 4 * (remote.files.count(shard) + 2)
-    return [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
+    head = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
+    return head + _of_runs(pieces, sizes)
 
 
-def _of_runs(chunks: list[int], sizes: list[int]) -> list[Transfer]:
-    """Return what chunks of a shard, rising, take when neighbours are fetched together."""
+def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
+    """Return what pieces of a shard, rising, take when neighbours are fetched together."""
     runs: list[int] = []
     last = None
-    for chunk in chunks:
-        if chunk - 1 == last and runs[-1] + sizes[chunk] <= MAX_REQUEST:
-            runs[-1] += sizes[chunk]
+    for piece in pieces:
+        if piece - 1 == last and runs[-1] + sizes[piece] <= MAX_REQUEST:
+            runs[-1] += sizes[piece]
         else:
-            runs.append(sizes[chunk])
-        last = chunk
+            runs.append(sizes[piece])
+        last = piece
     return [(nbytes, MAX_REQUEST) for nbytes in runs]
 
 
@@ -234,13 +255,15 @@ def _of_samples(remote: RemoteShards, ids: Int64) -> tuple[int, int]:
     sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
     stride = files.strides[index.schema_of[shard_of]]
     begins = rows * np.where(stride, stride, sizes)
-    *_, lengths = merged(shard_of, begins, begins + np.where(stride, stride, sizes))
+    *_, lengths = exact.merged(
+        shard_of, begins, begins + np.where(stride, stride, sizes), exact.GAP
+    )
     requests, nbytes = len(lengths), int(lengths.sum())
     shards = np.unique(shard_of[stride == 0]).tolist()
     unknown = [s for s in shards if files.peek(s) is None or files.offsets(s) is None]
     lost = np.isin(shard_of, unknown)
     if lost.any():
         at = 4 + 4 * rows[lost]
-        *_, lengths = merged(shard_of[lost], at, at + 8)
+        *_, lengths = exact.merged(shard_of[lost], at, at + 8, exact.OFFSETS_GAP)
         requests, nbytes = requests + len(lengths), nbytes + int(lengths.sum())
     return requests, nbytes

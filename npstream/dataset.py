@@ -245,15 +245,11 @@ class Dataset:
 
     def explain(self) -> Cost:
         """Return what `load` of this view would fetch now, such as its ``nbytes``."""
-        from npstream.costs import explain
-
-        return explain(self._source, self._selection)
+        return self._source.explain(self._selection, self._source.plan(self._names))
 
     def prefetch(self) -> None:
         """Fetch all chunks of this view into the cache; ValueError if that cannot hold them."""
-        from npstream.costs import prefetch
-
-        prefetch(self._source, self._selection)
+        self._source.prefetch(self._selection, self._source.plan(self._names))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:

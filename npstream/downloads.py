@@ -121,9 +121,8 @@ class Downloads:
 
     def _fetch(self, parts: list[Part]) -> None:
         """Fetch parts under locks; then, without, what other processes did not bring."""
-        parts = [part for part in parts if self.can_keep(part.file)]
-        nbytes = sum(part.bounds[-1] - part.bounds[0] for part in parts)
-        if not parts or not self._has_room(parts, nbytes):
+        parts = self._with_room([part for part in parts if self.can_keep(part.file)])
+        if not parts:
             return
         claims: list[Claim] = []
         try:
@@ -142,11 +141,16 @@ class Downloads:
             part.file.wait(part.pieces, self.store.timeout)
         self._bring([late for part in busy for late in _absent(part) if part.file.alive])
 
-    def _has_room(self, parts: list[Part], nbytes: int) -> bool:
-        if self.cache.make_room(nbytes, [part.file for part in parts]):
-            return True
+    def _with_room(self, parts: list[Part]) -> list[Part]:
+        """Return as many of the parts as the cache can take; it takes none of them later, if 0."""
+        count = len(parts)
+        while count:
+            nbytes = sum(part.bounds[-1] - part.bounds[0] for part in parts[:count])
+            if self.cache.make_room(nbytes, [part.file for part in parts[:count]]):
+                return parts[:count]
+            count //= 2
         self._refused.update(part.file.path for part in parts)
-        return False
+        return []
 
     def _bring(self, parts: list[Part]) -> None:
         """Fetch parts, and fetch those anew whose hashes are wrong."""

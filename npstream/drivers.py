@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 from npstream.errors import MissingDependencyError
 
-__all__ = ["SCHEMES", "Driver", "Route", "is_http", "missing", "public", "route"]
+__all__ = [
+    "SCHEMES",
+    "Driver",
+    "Route",
+    "is_http",
+    "missing",
+    "public",
+    "route",
+    "same_service",
+]
 
 Options = dict[str, Any]
 
@@ -149,6 +158,21 @@ def missing(driver: Driver, error: ImportError) -> MissingDependencyError:
 def is_http(url: str) -> bool:
     """Tell whether a URL may have a query, and needs quoting."""
     return url.lower().startswith(("http://", "https://"))
+
+
+def same_service(url: str, other: str) -> bool:
+    """Tell whether two URLs have the same driver, and on the web the same host.
+
+    Examples
+    --------
+    >>> same_service("gs://a/b", "gcs://c"), same_service("https://a/b", "https://b/b")
+    (True, False)
+    """
+    (one, _, here), (two, _, there) = url.partition("://"), other.partition("://")
+    if is_http(url) or is_http(other):
+        return (one.lower(), here.partition("/")[0]) == (two.lower(), there.partition("/")[0])
+    one, two = one.lower(), two.lower()
+    return SCHEMES.get(one, one) == SCHEMES.get(two, two)
 
 
 def public(url: str) -> str:

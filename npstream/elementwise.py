@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from npstream._typing import AnyArray, Bools
 from npstream.gather import BLOCK, equal_text
 from npstream.progress import progress
+from npstream.reductions import reduce_blocks
 
 if TYPE_CHECKING:
     from npstream.column import Column
@@ -76,3 +77,18 @@ def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> B
 def is_same(left: Any, right: Any) -> bool:
     """Tell whether two values are equal; arrays are if all of their elements are."""
     return np.array_equal(left, right) if isinstance(left, np.ndarray) else bool(left == right)
+
+
+def reduction(name: str) -> Callable[..., Any]:
+    """Return the method that ``np.<name>`` calls: it reads one block of rows at a time."""
+
+    def method(self: Column, axis: Any = None, **options: Any) -> Any:
+        if not self.shape:
+            return getattr(np, name)(np.asarray(self), axis, **options)
+        blocks = map(np.asarray, self._parts(f"{name} of {self.name!r}"))
+        return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
+
+    method.__name__ = name
+    method.__qualname__ = f"Column.{name}"
+    method.__doc__ = f"Reduce the column, block by block, as `numpy.{name}` does."
+    return method

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 GAP = 1 << 9
 """Bytes between two samples that are fetched rather than skipped."""
 
+OFFSETS_GAP = 1 << 14
+"""The same between offsets, which lie close together: fewer requests for few bytes more."""
+
 KEPT = 1 << 26
 """Bytes of samples that are kept in memory, so that reading them again costs nothing."""
 
@@ -27,6 +30,9 @@ HURRIED = 1 << 24
 
 HURRIED_READS = 1 << 10
 """And how many samples these may be."""
+
+LITTLE = 32
+"""After the first read, only samples that are one part in so many of their chunk, or less."""
 
 
 class ExactRows:
@@ -43,6 +49,7 @@ class ExactRows:
         self._store = store
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._nbytes = self._hurried = self._hurried_reads = 0
+        self._is_first = False
         self.renew_locks()
 
     def renew_locks(self) -> None:
@@ -51,10 +58,20 @@ class ExactRows:
 
     def hurry(self) -> None:
         """Let the next samples be read exactly, also while their chunks are coming."""
-        self._hurried, self._hurried_reads = HURRIED, HURRIED_READS
+        self._hurried, self._hurried_reads, self._is_first = HURRIED, HURRIED_READS, True
 
-    def may_spend(self, samples: int, nbytes: int) -> bool:
-        """Tell whether samples whose chunk is coming are read exactly, and not waited for."""
+    def may_spend(self, samples: int, nbytes: int, chunk: int) -> bool:
+        """Tell whether samples whose chunk is coming are read exactly, and not waited for.
+
+        Parameters
+        ----------
+        samples, nbytes : int
+            How many they are, and their bytes.
+        chunk : int
+            The bytes of their chunk.
+        """
+        if not (self._is_first or LITTLE * nbytes <= chunk):
+            return False
         if self._hurried < nbytes or self._hurried_reads < samples:
             return False
         self._hurried -= nbytes
@@ -68,6 +85,7 @@ class ExactRows:
         parts = self._remembered(wanted.tolist())
         absent = np.array([k for k, part in enumerate(parts) if part is None], np.int64)
         if absent.size:
+            self._is_first = False
             fetched = self._fetch(wanted[absent], shards[absent])
             self._remember(wanted[absent].tolist(), fetched)
             for k, part in zip(absent.tolist(), fetched, strict=True):
@@ -107,7 +125,8 @@ class ExactRows:
         self, shard_of: Int64, begins: Int64, ends: Int64, offsets: bool = False
     ) -> list[bytes]:
         """Fetch parts of shards' data, or of the files with their offsets; rising."""
-        heads, run, starts, lengths = merged(shard_of, begins, ends)
+        gap = OFFSETS_GAP if offsets else GAP
+        heads, run, starts, lengths = merged(shard_of, begins, ends, gap)
         files = map(self._shards.index.files, shard_of[heads].tolist())
         names = [(f.meta or f.data if offsets else f.data).name for f in files]
         fetched = self._store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
@@ -132,8 +151,10 @@ class ExactRows:
                 self._nbytes -= len(self._kept.popitem(last=False)[1])
 
 
-def merged(file_of: Int64, begins: Int64, ends: Int64) -> tuple[Int64, Int64, Int64, Int64]:
-    """Merge parts of files, rising, where they overlap or nearly touch.
+def merged(
+    file_of: Int64, begins: Int64, ends: Int64, gap: int
+) -> tuple[Int64, Int64, Int64, Int64]:
+    """Merge parts of files, rising, where they overlap or are no further apart than a gap.
 
     Returns
     -------
@@ -147,10 +168,10 @@ def merged(file_of: Int64, begins: Int64, ends: Int64) -> tuple[Int64, Int64, In
     Examples
     --------
     >>> begins = np.array([0, 100, 9000, 50])
-    >>> merged(np.array([0, 0, 0, 1]), begins, begins + 10)[1]
+    >>> merged(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
     array([0, 0, 1, 2])
     """
-    apart = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + GAP)
+    apart = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
     heads = np.flatnonzero(np.append(True, apart))
     sizes = np.diff(np.append(heads, len(file_of)))
     starts = begins[heads]

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LOOK_AHEAD = 32
-"""Pieces of work whose bytes are asked for before they are needed, at most."""
+LOOK_AHEAD = 128
+"""Pieces of work whose bytes are asked for before the first of them is done, at most."""
+
+GROWTH = 4
+"""Pieces whose bytes are asked for while one is done, as long as some have to be fetched."""
 
 
 @dataclass(slots=True)
@@ -81,9 +84,9 @@ class Fetcher:
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
+        self.shards.close()  # first, as whoever has the lock may wait for a store
         with self._lock:
             self.table = None
-        self.shards.close()
 
     def current(self) -> Table:
         """Return the table to read through; the caller holds it while it does."""
@@ -108,9 +111,11 @@ class Fetcher:
         held: list[object] = [table]
         if code > 0:
             absent = address == 0
-            table = self._ensure(self.shards.bring(ids[absent], nbytes[absent]))
-            held = [table]
-            code = locate(ids, *self._lookup, table.place, address, nbytes)
+            brought = self.shards.bring(ids[absent], nbytes[absent])
+            if len(brought):
+                table = self._ensure(brought)
+                held = [table]
+                code = locate(ids, *self._lookup, table.place, address, nbytes)
         if code > 0:
             absent = address == 0
             found = self.shards.borrow(ids[absent], nbytes[absent])
@@ -160,7 +165,9 @@ class Fetcher:
             self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
         return spans, held
 
-    def ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+    def ahead(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int = 0
+    ) -> Iterator[T]:
         """Yield pieces of work, each when the bytes of the next ones were asked for.
 
         Parameters
@@ -168,21 +175,49 @@ class Fetcher:
         pieces : iterable
         ids_of : callable
             Returns the samples that a piece is about.
+        step : int
+            Positive if samples come in rising order, negative if in falling, 0 if in no such.
         """
-        window: deque[T] = deque()
+        last = -1
+        for piece in self._ahead(pieces, ids_of):
+            ids = ids_of(piece)
+            if step and len(ids):
+                shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
+                if last >= 0 and (shard - last) * step > 0:
+                    self.shards.passed(range(last, shard, 1 if step > 0 else -1), shard)
+                last = shard
+            yield piece
+
+    def _ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         with self.shards.read_ahead() as coming:
+            if coming is None:
+                yield from self._prefetched(pieces, ids_of)
+                return
+            window: deque[tuple[T, int]] = deque()
+            most, asked = LOOK_AHEAD, 0
             for piece in pieces:
-                ids = ids_of(piece)
-                if coming is None:
-                    self.prefetch(ids)
-                else:
-                    coming.ask(self._absent(ids))
-                window.append(piece)
-                while len(window) > 1 and (
-                    coming is None or coming.is_full or len(window) > LOOK_AHEAD
-                ):
-                    yield window.popleft()
-            yield from window
+                nbytes = coming.ask(self._absent(ids_of(piece)))
+                window.append((piece, nbytes))
+                asked += nbytes
+                while len(window) > 1 and (asked >= coming.window or len(window) > most):
+                    first, nbytes = window.popleft()
+                    yield first
+                    coming.start()
+                    asked -= nbytes
+                    # The window grows while what is in it has to be fetched.
+                    most = most + GROWTH if asked else LOOK_AHEAD
+            coming.start()
+            for piece, _ in window:
+                yield piece
+
+    def _prefetched(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        window: deque[T] = deque()
+        for piece in pieces:
+            self.prefetch(ids_of(piece))
+            window.append(piece)
+            if len(window) > 1:
+                yield window.popleft()
+        yield from window
 
     def prefetch(self, ids: Int64) -> None:
         """Ask for the pages of samples, if pages have been missing, while others are read.

@@ -151,6 +151,7 @@ class Iteration(Resumable):
         if transform is not None and not callable(transform):
             raise TypeError(f"transform={transform!r}: expected a function, or None")
         self._source, self._selection, self._names = source, selection, names
+        self._step = selection.step if shuffle is False else 0
         self._per_node = _optional("ranks_per_node", ranks_per_node)
         self._given = None if rank is None else checked(rank, world, self._per_node)
         self._found: Ranks | None = None
@@ -299,12 +300,15 @@ class Iteration(Resumable):
 
     def _batches(self, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        for ids, repeated in self._source.fetcher.ahead(pieces, itemgetter(0)):
+        for ids, repeated in self._ahead(pieces):
             yield Batch(self._source.columns(plan, ids, {}), ids, repeated)
 
     def _samples(self, pieces: Iterator[Piece]) -> Iterator[Any]:
-        for ids, _ in self._source.fetcher.ahead(pieces, itemgetter(0)):
+        for ids, _ in self._ahead(pieces):
             yield from self._source.samples(self._names, ids)
+
+    def _ahead(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        return self._source.fetcher.ahead(pieces, itemgetter(0), self._step)
 
     def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import Awaitable, Callable, Generator, Iterable
-from contextlib import suppress
+import threading
+import weakref
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -17,13 +19,17 @@ from typing import Any
 from npstream.errors import StorageError
 from npstream.failures import Cause, classify
 
-__all__ = ["REQUEST_BYTES", "Job", "persist", "results"]
+__all__ = ["REQUEST_BYTES", "Job", "Waits", "persist", "results"]
 
 REQUEST_BYTES = 1 << 24
 """The most bytes that a request has the time of one deadline for; larger ones have more."""
 
 _IN_FLIGHT_BYTES = 1 << 27
 _BACK_OFF = 0.25
+
+_QUEUED = 4
+"""Jobs are handed to the loop, for each that may run: it shall not wait for another thread."""
+
 _HEALTH_CHECK = 60.0
 
 _MENDS = {
@@ -61,11 +67,58 @@ class Job:
     patience: float = 1.0
 
 
+class Waits:
+    """Who waits for results, so that they can be told to stop.
+
+    Parameters
+    ----------
+    place : str
+        Where the results come from, for messages.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._waiting: dict[SimpleQueue[Any], threading.Thread] = {}
+        self._stopped: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._is_closed = False
+
+    def stop(self, threads: Iterable[threading.Thread] | None = None) -> None:
+        """Let what some threads, or all, wait for fail at once, and whatever they ask for later."""
+        if threads is None:
+            self._is_closed = True
+        else:
+            self._stopped.update(threads)
+        for arrived, thread in list(self._waiting.items()):
+            if self._is_over(thread):
+                arrived.put((-1, None, self._error()))
+
+    @contextmanager
+    def joined(self) -> Iterator[SimpleQueue[Any]]:
+        """Make a queue of results that this thread waits for."""
+        arrived: SimpleQueue[Any] = SimpleQueue()
+        self._waiting[arrived] = thread = threading.current_thread()
+        try:
+            # Looked at only now, so that whoever stops the thread sees the queue, or is seen.
+            if self._is_over(thread):
+                raise self._error()
+            yield arrived
+        finally:
+            del self._waiting[arrived]
+
+    def _is_over(self, thread: threading.Thread) -> bool:
+        return self._is_closed or thread in self._stopped
+
+    def _error(self) -> StorageError:
+        code = errno.ECANCELED
+        return StorageError(code, f"{os.strerror(code)}: reading was stopped", self._place)
+
+
 def results(
     jobs: Iterable[Job],
     work: Callable[[Job], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
+    waits: Waits,
 ) -> Generator[tuple[int, Any]]:
     """Yield what jobs come to, as they end, each with its number; raise what the first raises.
 
@@ -79,10 +132,21 @@ def results(
         Runs in another thread.
     width : int
         How many run at once.
+    waits : Waits
 
     Closing the generator cancels the jobs that run.
     """
-    arrived: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+    with waits.joined() as arrived:
+        yield from _results(jobs, work, loop, width, arrived)
+
+
+def _results(
+    jobs: Iterable[Job],
+    work: Callable[[Job], Any],
+    loop: asyncio.AbstractEventLoop,
+    width: int,
+    arrived: SimpleQueue[tuple[int, Any, BaseException | None]],
+) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # of the loop's thread
     pending: dict[int, int] = {}
     process = os.getpid()
@@ -104,7 +168,7 @@ def results(
 
     def admitted(job: Job) -> bool:
         room = _IN_FLIGHT_BYTES - sum(pending.values())
-        return not pending or (len(pending) < width and job.nbytes <= room)
+        return not pending or (len(pending) < _QUEUED * width and job.nbytes <= room)
 
     waiting = enumerate(jobs)
     following = next(waiting, None)
@@ -118,9 +182,9 @@ def results(
             if batch:
                 loop.call_soon_threadsafe(start, batch)
             number, result, failed = _next(arrived, loop)
-            del pending[number]
             if failed is not None:
                 raise failed
+            del pending[number]
             yield number, result
             del result
     finally:

@@ -90,7 +90,11 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
     if sidecar is not None and nbytes > LARGE:
         mark = _mark(store, name, nbytes, sign)
         if sidecar.mark.matches(mark):
-            return Manifest(sidecar.index(store.where(name)), mark.ends.hex(), sidecar)
+            try:
+                return Manifest(sidecar.index(store.where(name)), mark.ends.hex(), sidecar)
+            except (FormatError, IntegrityError) as error:
+                log("reading without a side-car: %s", error)
+                sidecar = None
     text = _through(store, cache, name, sign)
     if sidecar is not None:
         from npstream.formats.sidecar import mark_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,11 @@ from npstream.selection import Selection
 from npstream.shards import Shards
 from npstream.sizes import parse_size
 from npstream.source import open_source
-from npstream.store import LocalStore, open_store
+from npstream.store import LocalStore, below, open_store, options_for
 
 if TYPE_CHECKING:
+    import os
+
     from npstream.remote import RemoteStore
     from npstream.shards import Verify
     from npstream.store import Store
@@ -60,7 +61,8 @@ def open_dataset(
     storage_options : mapping, optional
         Options of the store's fsspec driver.
     index : str or os.PathLike, optional
-        Where the dataset's side-car is, if it is not beside its index.
+        Where the dataset's side-car is, if it is not beside its index. `storage_options` are for
+        it, too, if it has the same scheme, and on the web the same host.
     version : str, optional
         The fingerprint of the index to read, if it is not the newest.
     verify : bool or str
@@ -88,6 +90,8 @@ def open_dataset(
         If the index does not follow the format.
     StorageError
         If there is none.
+    ValueError
+        If the limit of the cache is less than any read needs; it says the least that would do.
 
     Examples
     --------
@@ -104,9 +108,12 @@ def open_dataset(
             f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
         )
     limit = parse_size(implicit_read_limit)
-    where = url if split is None else f"{os.fspath(url)}/{split}"
+    where = url if split is None else below(url, split)
     store = open_store(where, storage_options, timeout=timeout, retries=retries)
-    aside = None if index is None else open_store(index, timeout=timeout, retries=retries)
+    aside = None
+    if index is not None:
+        options = options_for(url, storage_options, index)
+        aside = open_store(index, options, timeout=timeout, retries=retries)
     if isinstance(store, LocalStore):
         shards = Shards(read_manifest(store, None, aside, version).index, store, verify)
     else:
@@ -118,7 +125,7 @@ def open_dataset(
     source, names = open_source(fetcher, columns, allow_pickle, limit)
     log(
         "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",
-        opened.where, opened.fingerprint(), opened.samples, len(opened), ", ".join(names), verify,
+        opened.where, opened.fingerprint, opened.samples, len(opened), ", ".join(names), verify,
     )  # fmt: skip
     return Dataset(source, Selection.all(opened.samples), names)
 
@@ -138,4 +145,6 @@ def _open_remote(
     cache = Cache(*kept)
     found = read_manifest(store, cache, aside, version)
     files = RemoteFiles(found.index, store.root, cache, found.identity, found.sidecar)
+    if cache.limit is not None:
+        cache.require(files.least())
     return RemoteShards(store, files, verify)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from npstream._typing import Body
@@ -144,7 +145,10 @@ class NewPrefix:
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a file, sooner or later."""
-        data = b"".join(pieces)
+        whole = BytesIO()
+        for piece in pieces:
+            whole.write(piece)  # at once, as the next piece may overwrite it
+        data = whole.getvalue()
         self._finish(_UPLOADS - 1)
         self._made.append(name)
         self._uploads.append(self._threads.submit(self._store.put, name, data))

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -23,9 +23,12 @@ from npstream._typing import Bytes
 from npstream.drivers import SCHEMES, Route, is_http, missing, public, route
 from npstream.errors import StorageError
 from npstream.failures import secrets_in, without_secrets
-from npstream.jobs import Job, persist, results
+from npstream.jobs import Job, Waits, persist, results
 from npstream.memory import ensure_fits
 from npstream.threads import Threads
+
+if TYPE_CHECKING:
+    from threading import Thread
 
 __all__ = ["RemoteStore", "known_schemes"]
 
@@ -88,6 +91,7 @@ class RemoteStore:
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = public(url)
+        self._waits = Waits(self.root)
         self._link: _Link | None = None
 
     def __repr__(self) -> str:
@@ -180,21 +184,20 @@ class RemoteStore:
         """Remove a file, if there is one."""
         link = self._connect()
         try:
-            self._one(
-                link, Job(self.where(name), "remove this file", link.remover(link.path(name)))
-            )
+            job = Job(self.where(name), "remove this file", link.remover(link.path(name)))
+            self._one(link, job)
         except StorageError as error:
             if error.errno != errno.ENOENT:
                 raise
 
+    def stop(self, threads: Iterable[Thread] | None = None) -> None:
+        """Let the requests of some threads of this process, or of all, fail, now and later."""
+        self._waits.stop(threads)
+
     def _info(self, name: str) -> dict[str, Any]:
         link = self._connect()
-        return dict(
-            self._one(
-                link,
-                Job(self.where(name), "look at this file", link.method("info", link.path(name))),
-            )
-        )
+        job = Job(self.where(name), "look at this file", link.method("info", link.path(name)))
+        return dict(self._one(link, job))
 
     def _connect(self) -> _Link:
         """Return this process's connection, which is not made before it is used."""
@@ -209,7 +212,7 @@ class RemoteStore:
         return result
 
     def _results(self, link: _Link, jobs: Iterable[Job]) -> Generator[tuple[int, Any]]:
-        return results(jobs, partial(self._persist, link), link.loop, link.width)
+        return results(jobs, partial(self._persist, link), link.loop, link.width, self._waits)
 
     async def _persist(self, link: _Link, job: Job) -> Any:
         async with link.slots:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import Bytes, Int64
+from npstream.cache import tail_bytes
 from npstream.formats.blocks import xxh3
 from npstream.formats.hashes import digest
 from npstream.formats.mds import layout
@@ -43,6 +44,8 @@ class RemoteFiles:
     ----------
     chunks : ndarray of int64, shape (shards,)
         How many chunks each shard has.
+    most_chunks : int
+        The most that one has, at least 1.
     strides : ndarray of int64, shape (schemas,)
         Bytes of every sample of shards of a schema; 0 if they vary.
     """
@@ -57,6 +60,7 @@ class RemoteFiles:
         self.sidecar = sidecar
         samples = np.diff(index.starts)
         self.chunks = chunk_counts(samples, index.nbytes, index.compressed, CHUNK_BYTES)
+        self.most_chunks = int(self.chunks.max(initial=1))
         layouts = [layout(s) if s.format == "mds" else None for s in index.schemas]
         self.strides = np.array([0 if a is None else a.stride for a in layouts])
         self._open: dict[tuple[int, bool], CachedFile] = {}
@@ -81,6 +85,11 @@ class RemoteFiles:
     def has_meta(self, shard: int) -> bool:
         """Tell whether the offsets of a shard are stored apart."""
         return self.index.schemas[int(self.index.schema_of[shard])].format != "mds"
+
+    def opened(self, shard: int) -> list[CachedFile]:
+        """Return those files of a shard that this process has opened."""
+        found = (self._open.get((shard, meta)) for meta in (False, True))
+        return [file for file in found if file is not None]
 
     def peek(self, shard: int) -> CachedFile | None:
         """Return the file of a shard's data if there is one, and make none."""
@@ -111,6 +120,18 @@ class RemoteFiles:
         known = repr((self.root, stored.name, stored.nbytes, content))
         return digest("xxh3_128", known.encode())
 
+    def least(self) -> int:
+        """Return about how many bytes the cache must hold for the largest chunk, and its head."""
+        samples, nbytes = np.diff(self.index.starts), self.index.nbytes
+        apart = np.array([s.format != "mds" for s in self.index.schemas], bool)
+        meta = apart[self.index.schema_of]
+        heads = 4 * (samples + 2)
+        body = np.maximum(nbytes - np.where(meta, 0, heads), 0)
+        # Chunks of a shard differ by one sample.
+        chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
+        sizes = heads + chunks + (1 + meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
+        return int(sizes.max(initial=0))
+
     # What is here
 
     def is_ready(self, shard: int) -> bool:
@@ -133,6 +154,10 @@ class RemoteFiles:
     def count(self, shard: int) -> int:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
+
+    def is_fixed(self, shard: int) -> bool:
+        """Tell whether all samples of a shard have the same size, so that no offset is needed."""
+        return bool(self.strides[self.index.schema_of[shard]])
 
     def begin(self, shard: int) -> int | None:
         """Return where the samples of a shard begin, if no request is needed for that."""
@@ -162,7 +187,7 @@ class RemoteFiles:
     def _offsets(self, head: CachedFile, shard: int) -> Offsets | None:
         if not head.resident[0]:
             return None
-        return head.data[4 : 4 * (self.count(shard) + 2)].view("<u4")
+        return _offsets_in(head.data, self.count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end, if no request is needed for that."""
@@ -203,6 +228,12 @@ class RemoteFiles:
             return None
         return lambda piece, body: xxh3(body.data) == hashes[piece]
 
+    def is_sound(self, shard: int, data: Bytes, head: Bytes, check: Check) -> bool:
+        """Tell whether all pieces of a shard's data are right, given the file of its offsets."""
+        bounds = self._bounds(shard, _offsets_in(head, self.count(shard)))
+        pieces = range(1 + int(self.chunks[shard]))
+        return bounds is not None and all(check(k, _part(data, bounds, k)) for k in pieces)
+
     def _after_restart(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
         """Return what tells whether a piece survived a crash of the system, where hashes tell."""
         check = self.check(shard, meta)
@@ -219,6 +250,10 @@ class RemoteFiles:
             return bounds is not None and check(piece, _part(file.data, bounds, piece))
 
         return is_sound
+
+
+def _offsets_in(head: Bytes, count: int) -> Offsets:
+    return head[4 : 4 * (count + 2)].view("<u4")
 
 
 def _part(data: Bytes, bounds: Int64, piece: int) -> Bytes:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -58,6 +59,7 @@ class RemoteShards(Shards):
         self.downloads = Downloads(store, files.cache)
         self.exact = ExactRows(self, store)
         self.coming = Coming()
+        self._readers: WeakSet[ReadAhead] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: set[str] = set()
         self.renew_locks()
@@ -71,9 +73,14 @@ class RemoteShards(Shards):
         self.downloads.renew_locks()
         self.exact.renew_locks()
         self.coming.renew_locks()
+        for reader in self._readers:
+            reader.renew_locks()
 
     def close(self) -> None:
-        """Let go of the cache's files."""
+        """Stop all that is being fetched, and let go of the cache's files."""
+        self.remote.stop()
+        for reader in list(self._readers):
+            reader.close()
         self.files.close()
 
     # Which chunks a read needs
@@ -82,10 +89,11 @@ class RemoteShards(Shards):
         """Return the chunks of samples in the order of their first use, with their counts."""
         first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
         chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
-        most = int(self.files.chunks.max(initial=1))
-        keys, at, counts = np.unique(
-            shard_of * most + chunk_of, return_index=True, return_counts=True
-        )
+        most = self.files.most_chunks
+        key_of = shard_of * most + chunk_of
+        if (key_of == key_of[0]).all():
+            return [(divmod(int(key_of[0]), most), len(key_of))]
+        keys, at, counts = np.unique(key_of, return_index=True, return_counts=True)
         order = np.argsort(at)
         chunks = (divmod(key, most) for key in keys[order].tolist())
         return list(zip(chunks, counts[order].tolist(), strict=True))
@@ -101,17 +109,24 @@ class RemoteShards(Shards):
                 continue
             self.files.cache.touch(file)
             if not self.files.is_here(shard, chunk):
+                is_dense = self.is_dense(shard, count)
                 if (shard, chunk) in self.coming:
-                    if self.exact.may_spend(count, count * self.sample_bytes(shard)):
+                    if not is_dense and self._may_hurry(shard, count):
                         continue
                     coming.append((shard, chunk))
-                elif self.is_dense(shard, count) or self._is_worn(shard, chunk):
+                elif is_dense or self._is_worn(shard, chunk):
                     dense.append((shard, chunk))
                 else:
                     continue
             ready.add(shard)
-        self.fetch(dense)
-        self.coming.wait(coming, self.remote.timeout)
+        if dense:
+            self.fetch(dense)
+        if coming:
+            self._start_readers()
+            self.coming.wait(coming, self.remote.timeout)
+            # What failed to come is fetched anew, so that nothing is taken that is not verified.
+            if late := [chunk for chunk in coming if not self.files.is_here(*chunk)]:
+                self.fetch(late)
         return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
 
     def is_dense(self, shard: int, count: int) -> bool:
@@ -119,6 +134,11 @@ class RemoteShards(Shards):
         nbytes = self.chunk_bytes(shard)
         whole = self.index.compressed[shard] or self.verify is True or nbytes <= SMALL_CHUNK
         return bool(whole) or MUCH * count * self.sample_bytes(shard) >= nbytes
+
+    def _may_hurry(self, shard: int, count: int) -> bool:
+        """Tell whether so many samples of a chunk that is coming are read exactly."""
+        nbytes = count * self.sample_bytes(shard)
+        return self.exact.may_spend(count, nbytes, self.chunk_bytes(shard))
 
     def _is_worn(self, shard: int, chunk: int) -> bool:
         """Count a sparse read in a chunk, and tell whether there were enough."""
@@ -136,7 +156,22 @@ class RemoteShards(Shards):
     def read_ahead(self) -> ReadAhead:
         """Return what fetches chunks in the background."""
         self.exact.hurry()
-        return ReadAhead(self)
+        reader = ReadAhead(self)
+        self._readers.add(reader)
+        return reader
+
+    def _start_readers(self) -> None:
+        """Have those read ahead who held back until the first samples were read."""
+        for reader in list(self._readers):
+            reader.start()
+
+    def passed(self, shards: range, now: int) -> None:
+        """Note that samples are read in order, who has done with some shards, and is in another."""
+        for shard in shards:
+            for file in self.files.opened(shard):
+                self.files.cache.finished(file)
+        for file in self.files.opened(now):
+            self.files.cache.touch(file)
 
     # Opening what is in the cache
 
@@ -156,8 +191,21 @@ class RemoteShards(Shards):
     def _load(self, shard: int) -> tuple[Bytes, Bytes]:
         data, head = self.files.data(shard), self.files.head(shard)
         if data is None or head is None or not self.files.is_ready(shard):
-            return super()._load(shard)
+            return self._whole(shard)
         return data.data, head.data
+
+    def _whole(self, shard: int) -> tuple[Bytes, Bytes]:
+        """Return a shard that the cache does not have, and hold it against the side-car."""
+        data, head = super()._load(shard)
+        meta, check = self._check(shard, meta=True), self._check(shard)
+        sound = meta is None or head is data or meta(0, head)
+        if not (sound and (check is None or self.files.is_sound(shard, data, head, check))):
+            raise IntegrityError(
+                f"{self.store.where(self.index.name(shard))}: its hashes are not those of the "
+                "side-car: the file was changed or damaged; write it again, or build the side-car "
+                "anew"
+            )
+        return data, head
 
     def _resident(self, shard: int) -> Bytes:
         file = self.files.data(shard)
@@ -191,7 +239,7 @@ class RemoteShards(Shards):
         for shard in [shard for shard in plain if self.index.compressed[shard]]:
             del plain[shard]
             self._fetch_packed(shard)
-        self._fetch_heads(plain)
+        self._fetch_heads([shard for shard in plain if not self.files.is_fixed(shard)])
         self.downloads.fetch([p for shard, mine in plain.items() for p in self._parts(shard, mine)])
         for shard in plain:
             self._verify_whole(shard)
@@ -203,18 +251,27 @@ class RemoteShards(Shards):
             return []
         name, check = self.index.files(shard).data.name, self._check(shard)
         whole = Part(file, name, 0, tuple(bounds.tolist()), check)
-        return runs(whole, [1 + chunk for chunk in sorted(chunks)])
+        head = [] if file.resident[0] else [0]
+        return runs(whole, head + [1 + chunk for chunk in sorted(chunks)])
 
     def _check(self, shard: int, meta: bool = False) -> Check | None:
         return None if self.verify is False else self.files.check(shard, meta)
 
     def _fetch_heads(self, shards: Iterable[int]) -> None:
         """Bring what stands before the samples of shards."""
-        with self._heads:
-            missing = [shard for shard in shards if not self.is_ready(shard)]
-            self.downloads.fetch([part for shard in missing for part in self._meta_part(shard)])
-            begins = self._begins(missing)
-            self.downloads.fetch([part for shard in missing for part in self._head(shard, begins)])
+        missing = [shard for shard in shards if not self.is_ready(shard)]
+        self.downloads.fetch([part for shard in missing for part in self._meta_part(shard)])
+        known = {
+            shard: begin for shard in missing if (begin := self.files.begin(shard)) is not None
+        }
+        self._fetch_to(known)
+        if len(known) < len(missing):
+            with self._heads:  # so that no two threads ask for the same
+                self._fetch_to(self._begins([s for s in missing if not self.is_ready(s)]))
+
+    def _fetch_to(self, begins: dict[int, int]) -> None:
+        """Bring shards up to where their samples begin."""
+        self.downloads.fetch([part for shard in begins for part in self._head(shard, begins)])
 
     def _meta_part(self, shard: int) -> list[Part]:
         meta, file = self.index.files(shard).meta, self.files.head(shard)
@@ -246,7 +303,8 @@ class RemoteShards(Shards):
         data, head = self.files.data(shard), self.files.head(shard)
         if data is None or head is None or self.files.is_whole(shard):
             return
-        if not self.files.cache.make_room(files.data.nbytes + len(head.data), (data, head)):
+        nbytes = files.data.nbytes + (0 if files.meta is None else files.meta.nbytes)
+        if not self.files.cache.make_room(nbytes, (data, head)):
             return
         pieces = range(len(data.resident))
         with data.lock(pieces) as claim:
@@ -275,7 +333,13 @@ class RemoteShards(Shards):
 
     def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples exactly, or unpack the shards, which the cache cannot hold then."""
-        packed = self.index.compressed[shard_of]
+        found = self._borrow(ids, shard_of)
+        self._start_readers()
+        return found
+
+    def _borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        # Whole, as single samples cannot be verified.
+        packed = self.index.compressed[shard_of] | (self.verify is True)
         if not packed.any():
             return self.exact.read(ids, shard_of)
         address, nbytes = np.empty((2, len(ids)), np.int64)
@@ -284,6 +348,11 @@ class RemoteShards(Shards):
             address[some], nbytes[some], more = read(ids[some], shard_of[some])
             held += more
         return address, nbytes, held
+
+    def _unpacked(self, shard: int) -> Region | None:
+        if self.files.is_whole(shard):
+            return self.open([shard])[shard]
+        return self._checked(shard, *self._whole(shard))
 
 
 def _keep(file: CachedFile, data: Bytes) -> None:

@@ -110,6 +110,11 @@ class Selection:
             return None
         return self._rows.start, self._rows.step if len(self._rows) > 1 else 1
 
+    @property
+    def step(self) -> int:
+        """Positive where sample numbers rise evenly, negative where they fall so, else 0."""
+        return 0 if self.affine is None else self.affine[1]
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of unsized object")

@@ -139,6 +139,9 @@ class Shards:
         """Return what fetches shards in the background, if anything does."""
         return nullcontext()
 
+    def passed(self, shards: range, now: int) -> None:
+        """Note that samples are read in order, who has done with some shards, and is in another."""
+
     def is_ready(self, shard: int) -> bool:
         """Tell whether a shard can be opened without a request to a store."""
         return True
@@ -177,8 +180,7 @@ class Shards:
     def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64, int, Region | None]:
         """Return where rows of a shard begin and end, their guard, and the shard, if it is open."""
         files, count = self.index.files(shard), self._count(shard)
-        whole = bool(self.buffered(shard)) or not self._sound[shard]
-        region = self.open([shard])[shard] if whole else None
+        region = self._unpacked(shard)
         layout = self.layouts[self.index.schema_of[shard]]
         if layout is not None and layout.stride:
             begins = files.data.nbytes - (count - rows) * layout.stride
@@ -190,6 +192,11 @@ class Shards:
             pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
             begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
         return begins, ends, self.check_bounds(shard, rows, begins, ends), region
+
+    def _unpacked(self, shard: int) -> Region | None:
+        """Open a shard that must be read whole; None if ranges of it will do."""
+        whole = bool(self.buffered(shard)) or not self._sound[shard]
+        return self.open([shard])[shard] if whole else None
 
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
         """Raise FormatError unless rows lie within their shard; return their guard."""

@@ -23,6 +23,7 @@ from npstream.samples import SampleReader
 
 if TYPE_CHECKING:
     from npstream.batch import Ragged
+    from npstream.costs import Cost
     from npstream.fetch import Fetcher
     from npstream.formats.index import Index, Schema
     from npstream.remote_shards import RemoteShards
@@ -127,7 +128,7 @@ class Source:
         """Read columns of samples as a batch holds them."""
         if (name := self._scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
-            if last - first < max(SPREAD * len(ids), CHUNK_BYTES // 8):
+            if _is_one_run(first, last, len(ids)):
                 values = self._side_values(name, first, last + 1)
                 return {name: np.take(values, ids - first, out=out.get(name))}
         stored = gather(self.fetcher, plan, ids, out)
@@ -163,6 +164,30 @@ class Source:
 
         gate(self, selection, what)
 
+    def explain(self, selection: Selection, plan: Plan) -> Cost:
+        """Return what loading a view would fetch."""
+        from npstream.costs import explain, explain_values
+
+        if (run := self._side_run(selection, plan)) is not None:
+            return explain_values(selection, run, plan.fields[0].encoding.dtype.itemsize)
+        return explain(self, selection)
+
+    def prefetch(self, selection: Selection, plan: Plan) -> None:
+        """Fetch the chunks of a view into the cache, unless the side-car has its values."""
+        from npstream.costs import prefetch
+
+        if self._side_run(selection, plan) is None:
+            prefetch(self, selection)
+
+    def _side_run(self, selection: Selection, plan: Plan) -> tuple[int, int] | None:
+        """Return the first and the last sample of a view whose values the side-car has."""
+        from npstream.costs import bounds_of
+
+        if self._scalars(plan) is None or not selection.size:
+            return None
+        first, last = bounds_of(selection)
+        return (first, last) if _is_one_run(first, last, selection.size) else None
+
     def _scalars(self, plan: Plan) -> str | None:
         """Return the name of a plan's only column, if the side-car holds its values."""
         remote = self.remote
@@ -180,6 +205,11 @@ class Source:
         """Return the first sample of each chunk of the storage, then the number of samples."""
         index = self.index
         return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
+
+
+def _is_one_run(first: int, last: int, count: int) -> bool:
+    """Tell whether so many values of the side-car are read there, out of one run of its file."""
+    return last - first < max(SPREAD * count, CHUNK_BYTES // 8)
 
 
 def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -16,7 +15,7 @@ from npstream.memory import ensure_fits, map_file, open_file
 if TYPE_CHECKING:
     from npstream.remote import RemoteStore
 
-__all__ = ["LocalStore", "Span", "Store", "local_path", "open_store"]
+__all__ = ["LocalStore", "Span", "Store", "below", "local_path", "open_store", "options_for"]
 
 Span: TypeAlias = tuple[str, int, int]
 """A part of a file: its name, the first byte, and how many."""
@@ -54,6 +53,38 @@ def local_path(url: str | os.PathLike[str]) -> str:
             "and file:// URLs"
         )
     return os.path.abspath(unquote(parts.path))
+
+
+def below(url: str | os.PathLike[str], name: str) -> str:
+    """Return the path or URL of something below another; the query of a web address stays last.
+
+    Examples
+    --------
+    >>> below("s3://bucket/corpus/", "train"), below("https://host/corpus?key=1", "train")
+    ('s3://bucket/corpus/train', 'https://host/corpus/train?key=1')
+    """
+    from npstream.drivers import is_http
+
+    text = os.fspath(url)
+    base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
+    return base + "/" * (not base.endswith("/")) + name + mark + query
+
+
+def options_for(
+    url: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+    other: str | os.PathLike[str],
+) -> Mapping[str, Any] | None:
+    """Return the options of one URL if they are meant for another, too; else None.
+
+    That is so where both have the same driver, and on the web the same host, as nobody else is to
+    get what may be a password.
+    """
+    from npstream.drivers import same_service
+
+    here, there = os.fspath(url), os.fspath(other)
+    is_meant = _scheme(there) not in ("", "file") and same_service(here, there)
+    return storage_options if is_meant else None
 
 
 def open_store(
@@ -217,6 +248,8 @@ class LocalStore:
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
         """Store a file, given as bytes or as the path of another; it appears whole."""
+        import shutil
+
         path = self.where(name)
         folder, base = os.path.split(path)
         temporary = os.path.join(folder, f".{base}.{os.urandom(8).hex()}.tmp")

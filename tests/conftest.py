@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 
+import npstream
+from npstream import exact, remote_shards
+from npstream.remote import RemoteStore
+from npstream.store import Span
 from servers import KINDS, Place, Servers
 
 # The same examples at every run; `--hypothesis-profile=search` looks for new ones.
@@ -29,3 +35,55 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def place(request: pytest.FixtureRequest, servers: Servers) -> Place:
     """Return a fresh directory on each of the servers in turn."""
     return servers[request.param].fresh()
+
+
+@pytest.fixture
+def upload() -> Iterator[Callable[[Path], str]]:
+    """Return a function that copies a directory to a store, and returns its URL there."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    roots: list[str] = []
+
+    def copy(directory: Path) -> str:
+        roots.append(f"/bucket-{len(roots)}")
+        for path in directory.rglob("*"):
+            if path.is_file():
+                files.pipe_file(f"{roots[-1]}/{path.relative_to(directory)}", path.read_bytes())
+        return f"memory:/{roots[-1]}"
+
+    yield copy
+    for root in roots:
+        files.rm(root, recursive=True)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut shards into chunks of about 1 KiB, none of which is too small to be read in part."""
+    for name in _cutting():
+        monkeypatch.setattr(importlib.import_module(name), "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(remote_shards, "SMALL_CHUNK", 0)
+    monkeypatch.setattr(exact, "GAP", 0)
+
+
+def _cutting() -> list[str]:
+    """Return the modules that know the size of chunks, all of them imported before it changes."""
+    package = Path(npstream.__file__).parent
+    files = (path for path in package.rglob("*.py") if "CHUNK_BYTES" in path.read_text())
+    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
+    return [name for name in names if hasattr(importlib.import_module(name), "CHUNK_BYTES")]
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
+    """Return the list of what is requested from now on."""
+    made: list[Span] = []
+    stream = RemoteStore.stream
+
+    def spied(self, spans):
+        spans = list(spans)
+        made.extend(spans)
+        return stream(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "stream", spied)
+    return made

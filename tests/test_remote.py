@@ -20,6 +20,7 @@ import pytest
 import npstream
 from npstream import drivers, failures, jobs, remote
 from npstream.errors import MissingDependencyError, StorageError
+from npstream.formats import mds_encode
 from npstream.remote import RemoteStore
 from npstream.store import open_store
 from servers import KINDS
@@ -680,6 +681,28 @@ def test_writing_to_each_server(writable):
     assert stored["index.json"] > 0
     with pytest.raises(FileExistsError):
         npstream.write(place.url, table(), storage_options=options)
+
+
+def test_columns_that_are_written_in_several_pieces(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(mds_encode, "_PIECE", 1 << 10)
+    columns = {"x": np.arange(4000).reshape(-1, 4), "id": np.arange(1000)}
+    for url in (memory.root, tmp_path):
+        npstream.write(url, columns)
+    for path in tmp_path.glob("*.mds"):
+        assert memory.read(path.name) == path.read_bytes()
+    assert npstream.verify_dataset(memory.root).problems == ()
+
+
+def test_a_split_below_an_address_with_a_query(servers, tmp_path):
+    place = servers["http"].fresh()
+    npstream.write(tmp_path / "data", table())
+    for path in (tmp_path / "data").iterdir():
+        if path.is_file():
+            place.put(f"train/{path.name}", path.read_bytes())
+    ds = npstream.open(f"{place.url}/?sig=secret/", split="train", cache=tmp_path / "cache")
+    assert len(ds) == len(npstream.open(tmp_path / "data"))
+    assert ds[7]["id"] == 7
+    assert "secret" not in repr(ds)
 
 
 def test_an_exception_publishes_nothing(memory):

@@ -436,3 +436,20 @@ def test_a_dataset_whose_server_fails_for_ever(
         assert time.monotonic() - start < 2.0 + SLACK
     weak.proxy.faults = []
     assert np.array_equal(ds["value"].load(), VALUES)
+
+
+@on_every_server
+def test_a_dataset_that_is_closed_while_its_server_is_silent(
+    weak: Weak, dataset: Callable[..., npstream.Dataset]
+):
+    ds = dataset(timeout=30.0)
+    weak.proxy.faults = [stall(times=FOR_EVER)]
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(ds["value"].load)
+        while not weak.proxy.log:
+            time.sleep(0.01)
+        start = time.monotonic()
+        ds.close()
+        with pytest.raises((StorageError, ValueError), match=r"was stopped|is closed"):
+            loading.result()
+    assert time.monotonic() - start < SLACK

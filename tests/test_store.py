@@ -10,7 +10,7 @@ import pytest
 
 from npstream import memory
 from npstream.errors import StorageError
-from npstream.store import LocalStore, local_path, open_store
+from npstream.store import LocalStore, below, local_path, open_store, options_for
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,32 @@ def test_options_for_a_path_are_refused():
         open_store("/a", {"key": "x"})
     with pytest.raises(TypeError):
         open_store(b"/a")
+
+
+def test_what_lies_below():
+    assert below("data", "train") == "data/train"
+    assert below(pathlib.Path("/data"), "train") == "/data/train"
+    assert below("memory://", "train") == "memory://train"
+    assert below("s3://bucket/a?b/", "train") == "s3://bucket/a?b/train"
+    assert below("HTTPS://host/a/?key=x/y", "train") == "HTTPS://host/a/train?key=x/y"
+    where = open_store(below("https://host/a?sig=secret", "train")).where("index.json")
+    assert where == "https://host/a/train/index.json"
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "given"),
+    [
+        ("s3://bucket/a", "s3://other/b", True),
+        ("s3://bucket/a", "S3A://bucket/b", True),
+        ("az://container/a", "abfs://container/b", True),
+        ("s3://bucket/a", "gs://bucket/a", False),
+        ("https://host/a", "https://host/b", True),
+        ("https://host/a", "https://elsewhere/a", False),
+        ("https://host/a", "http://host/a", False),
+        ("s3://bucket/a", "/data", False),
+        ("local://a", "file:///data", False),
+    ],
+)
+def test_whose_options_they_are(url, other, given):
+    options = {"key": "secret"}
+    assert options_for(url, options, other) == (options if given else None)

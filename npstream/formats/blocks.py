@@ -15,7 +15,7 @@ from npstream.memory import ensure_fits
 BLOCK = 1 << 18
 """Bytes of a block: what one number costs to read, as all of it is hashed."""
 
-_REQUEST = 1 << 22
+REQUEST = 1 << 22
 
 
 class Ranges(Protocol):
@@ -123,8 +123,8 @@ class Blocks:
         begin, end = first * BLOCK, min(last * BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
-            (self.name, self.offset + at, min(_REQUEST, end - at))
-            for at in range(begin, end, _REQUEST)
+            (self.name, self.offset + at, min(REQUEST, end - at))
+            for at in range(begin, end, REQUEST)
         ]
         for _ in range(2):
             parts = self.store.ranges(spans)

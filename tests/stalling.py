@@ -1,0 +1,30 @@
+"""A driver of local files that answers no read of a shard for as long as it is told so."""
+
+from __future__ import annotations
+
+import threading
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+
+class Stalling(LocalFileSystem):
+    """Files below ``stalling:///path``."""
+
+    protocol = "stalling"
+    stalls = False
+    reached = threading.Event()
+    released = threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("stalling://"))
+
+    def cat_file(self, path, start=None, end=None, **options):
+        if Stalling.stalls and path.endswith(".mds"):
+            Stalling.reached.set()
+            Stalling.released.wait(100)
+        return super().cat_file(path, start, end, **options)
+
+
+fsspec.register_implementation("stalling", Stalling, clobber=True)
