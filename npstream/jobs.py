@@ -26,10 +26,6 @@ REQUEST_BYTES = 1 << 24
 
 _IN_FLIGHT_BYTES = 1 << 27
 _BACK_OFF = 0.25
-
-_QUEUED = 4
-"""Jobs are handed to the loop, for each that may run: it shall not wait for another thread."""
-
 _HEALTH_CHECK = 60.0
 
 _MENDS = {
@@ -168,7 +164,7 @@ def _results(
 
     def admitted(job: Job) -> bool:
         room = _IN_FLIGHT_BYTES - sum(pending.values())
-        return not pending or (len(pending) < _QUEUED * width and job.nbytes <= room)
+        return not pending or (len(pending) < width and job.nbytes <= room)
 
     waiting = enumerate(jobs)
     following = next(waiting, None)

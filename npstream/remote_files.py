@@ -195,7 +195,7 @@ class RemoteFiles:
         if stride:
             begins = int(self.index.nbytes[shard]) + (rows - self.count(shard)) * stride
             return begins, begins + stride
-        offsets = self.offsets(shard)
+        offsets = None if self.peek(shard) is None else self.offsets(shard)
         if offsets is None:
             return None
         return offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)

@@ -104,20 +104,19 @@ class RemoteShards(Shards):
         dense: list[Chunk] = []
         coming: list[Chunk] = []
         for (shard, chunk), count in self.wanted(ids, shard_of):
-            file = self.files.data(shard)
-            if file is None or not self.downloads.can_keep(file):
-                continue
-            self.files.cache.touch(file)
-            if not self.files.is_here(shard, chunk):
+            file = self.files.peek(shard)  # as a sparse read makes none
+            if file is None or not self.files.is_here(shard, chunk):
                 is_dense = self.is_dense(shard, count)
-                if (shard, chunk) in self.coming:
-                    if not is_dense and self._may_hurry(shard, count):
-                        continue
-                    coming.append((shard, chunk))
-                elif is_dense or self._is_worn(shard, chunk):
-                    dense.append((shard, chunk))
-                else:
+                is_coming = (shard, chunk) in self.coming
+                if is_coming and not is_dense and self._may_hurry(shard, count):
                     continue
+                if not (is_coming or is_dense or self._is_worn(shard, chunk)):
+                    continue
+                file = self.files.data(shard)
+                if file is None or not self.downloads.can_keep(file):
+                    continue
+                (coming if is_coming else dense).append((shard, chunk))
+            self.files.cache.touch(file)
             ready.add(shard)
         if dense:
             self.fetch(dense)

@@ -49,8 +49,9 @@ def check(ds, numbers):
 # Its limit.
 
 
-@pytest.mark.parametrize("compression", [None, "zstd"])
-@pytest.mark.parametrize("how", ["argument", "environment"])
+@pytest.mark.parametrize(
+    ("how", "compression"), [("argument", None), ("argument", "zstd"), ("environment", "zstd")]
+)
 def test_a_limit_that_is_too_small(compression, how, tmp_path, upload, small_chunks, monkeypatch):
     numbers = write(tmp_path / "data", compression=compression)
     url = upload(tmp_path / "data")
@@ -91,7 +92,8 @@ def test_a_read_that_is_larger_than_the_limit_does_not_end_caching(tmp_path, upl
     assert 0 < ds.explain().cached < ds.explain().chunks
     for at in range(0, SAMPLES, 100):
         ds[at : at + 50].load()
-        assert ds[at : at + 50].explain().requests == 0
+        cost = ds[at : at + 50].explain()
+        assert cost.cached >= cost.chunks - 2  # of those at the ends, few samples are wanted
 
 
 @pytest.mark.parametrize("step", [1, -1])
@@ -363,9 +365,7 @@ def test_two_processes_fetch_every_chunk_once(method, tmp_path):
     assert one == two >= SAMPLES * (SAMPLES - 1) // 2
 
 
-@pytest.mark.parametrize(
-    ("method", "persistent"), [("fork", False), ("spawn", True), ("fork", True)]
-)
+@pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("spawn", True)])
 def test_workers_of_a_loader(method, persistent, tmp_path):
     torch = pytest.importorskip("torch")
     numbers = write(tmp_path / "data", variable=False)
