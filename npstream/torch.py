@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,56 @@ def _listed(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged
 
 # Torch would copy the first batch, ids and all, and put what it stacked into that.
 default_collate_fn_map.update({Batch: _stacked, Ragged: _listed})
+
+
+_ALIGNED = 64
+"""Where tensors begin that share memory: whole cache lines apart."""
+
+
+def _in_one_piece(batch: Batch) -> tuple[Any, ...]:
+    """Return how a batch is sent to another process: all its tensors in one piece of memory.
+
+    A piece of shared memory costs both processes more than copying most tensors does.
+    """
+    tensors = {
+        name: column
+        for name, column in batch.items()
+        if isinstance(column, torch.Tensor)
+        and column.layout is torch.strided
+        and column.device.type == "cpu"
+        and not column.requires_grad
+    }
+    if len(tensors) < 2:
+        return batch.__reduce_ex__(2)  # type: ignore[return-value]
+    sizes = [-(-column.nbytes // _ALIGNED) * _ALIGNED for column in tensors.values()]
+    memory = torch.empty(0, dtype=torch.uint8)
+    memory.set_(torch.UntypedStorage._new_shared(sum(sizes)))  # type: ignore[no-untyped-call]
+    places = {}
+    at = 0
+    for (name, column), size in zip(tensors.items(), sizes, strict=True):
+        places[name] = (at, column.nbytes, column.dtype, tuple(column.shape))
+        _at(memory, *places[name]).copy_(column)
+        at += size
+    others = {name: places.get(name, column) for name, column in batch.items()}
+    return _of_one_piece, (memory, others, list(places), batch.__dict__)
+
+
+def _of_one_piece(
+    memory: torch.Tensor, columns: dict[str, Any], placed: list[str], state: dict[str, Any]
+) -> Batch:
+    batch = Batch({**columns, **{name: _at(memory, *columns[name]) for name in placed}})
+    batch.__dict__.update(state)
+    return batch
+
+
+def _at(
+    memory: torch.Tensor, at: int, nbytes: int, dtype: torch.dtype, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """Return a tensor that lies in a piece of memory."""
+    return memory[at : at + nbytes].view(dtype).view(shape)
+
+
+ForkingPickler.register(Batch, _in_one_piece)
 
 
 def accelerated(dataset: Any) -> str | None:

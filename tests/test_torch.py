@@ -392,3 +392,30 @@ def test_dask_reads_a_column(ds, chunks):
     np.testing.assert_array_equal(array.compute(), ds["x"].load())
     np.testing.assert_array_equal(array[::7, 1].compute(), ds["x"].load()[::7, 1])
     assert array.sum().compute() == ds["x"].load().sum()
+
+
+def one_batch(_):
+    return Batch(
+        {"x": torch.arange(6).view(3, 2), "y": torch.ones(3, dtype=torch.uint16), "s": "abc",
+         "empty": torch.empty(0, 2), "t": torch.zeros(2, 3).T},
+        ids=[4, 5, 6],
+        repeated=[False, False, True],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_comes_from_a_worker_in_one_piece(workers):
+    loader = torch.utils.data.DataLoader([0], None, num_workers=workers, collate_fn=one_batch)
+    ((batch, expected),) = zip(loader, [one_batch(0)], strict=True)
+    assert type(batch) is Batch
+    assert list(batch) == list(expected)
+    for name, column in expected.items():
+        assert type(batch[name]) is type(column)
+        assert np.array_equal(batch[name], column)
+        if name != "s":
+            assert batch[name].dtype is column.dtype
+            batch[name].zero_()
+    assert batch.ids.tolist() == [4, 5, 6]
+    assert batch.repeated.tolist() == [False, False, True]
+    storages = {batch[name].untyped_storage().data_ptr() for name in ("x", "y", "t")}
+    assert len(storages) == (1 if workers else 3)
