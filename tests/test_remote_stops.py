@@ -123,6 +123,8 @@ import signal, sys
 import npstream
 from stalling import Stalling
 url, cache, how = sys.argv[1:]
+# A shell that starts the tests in the background lets them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ds = npstream.open(url, cache=cache)
 Stalling.stalls = True
 class Reached:
