@@ -59,6 +59,7 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
                     torch.save({**saved, "loader": loader.state_dict()}, directory / "next.pt")
                     os.replace(directory / "next.pt", checkpoint)
     torch.save(model.state_dict(), directory / f"{world}.pt")
+    dist.barrier()  # gloo's destructors may wait for ever for ranks that are gone
     dist.destroy_process_group()
 
 
