@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging.config
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def imported(module: str) -> set[str]:
 
 def test_layers_point_down(monkeypatch):
     monkeypatch.chdir(ROOT)
+    # It would turn off the loggers that there are, ours among them, for all tests that follow.
+    monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
     assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0
 
 
