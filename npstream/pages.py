@@ -13,21 +13,22 @@ from npstream._typing import Int64
 LOOK = 32
 """Rows that are touched to see whether their pages are in memory."""
 
+STREAK = 4
+"""Reads that are announced before a look at whether that is still of use."""
+
 
 class Coldness:
     """Whether pages are asked for before they are read.
 
     Asking costs a system call a row, many times what it takes to copy a row that is in memory,
     and saves most of a page fault. The process's count of major faults tells which it will be: a
-    few rows are touched, and if their pages were missing, this read and the next ones are
-    announced, each time four times as many. Where they were there, reads are not announced until
-    one of them has faulted.
+    few rows are touched, and if their pages were missing, this read and the next few are
+    announced. Where they were there, reads are not announced until one of them has faulted.
     """
 
     def __init__(self) -> None:
         self.warm = False
         self._announce = 0
-        self._streak = 4
         self._faults = 0
         self._unseen = 0
 
@@ -44,9 +45,8 @@ class Coldness:
             self._faults, self._unseen = _major_faults(), 0
             self.warm = self._faults - before <= min(len(address), LOOK) >> 3
             if self.warm:
-                self._streak = max(4, self._streak // 2)
                 return
-            self._streak = self._announce = min(4 * self._streak, 1 << 12)
+            self._announce = STREAK
         self._announce -= 1
         prefetch(address, nbytes)
 

@@ -63,7 +63,7 @@ def test_nothing_is_announced_where_pages_are_there(machine):
 
 def test_everything_is_announced_while_pages_are_missing(machine):
     machine.missing = pages.LOOK
-    assert all(machine.read() for _ in range(100))
+    assert all(machine.read() for _ in range(25 * pages.STREAK + 1))
     assert machine.cold.expected
 
 
@@ -77,9 +77,8 @@ def test_announcing_ends_when_pages_are_there(machine):
     for _ in range(10):
         machine.read()
     machine.missing = 0
-    announced = [machine.read() for _ in range(10_000)]
-    assert announced[0]
-    assert not any(announced[5000:])
+    announced = [machine.read() for _ in range(100)]
+    assert not any(announced[pages.STREAK :])
 
 
 def test_announcing_begins_again_after_a_read_that_faulted(machine):
@@ -89,13 +88,11 @@ def test_announcing_begins_again_after_a_read_that_faulted(machine):
     assert machine.read()
 
 
-def test_looks_grow_rarer(machine):
+def test_looks_come_every_few_reads(machine):
     looks = []
     fault = machine.fault
     machine.fault = lambda *args: (looks.append(machine.announced), fault(*args))
     machine.missing = pages.LOOK
-    for _ in range(20_000):
+    for _ in range(100):
         machine.read()
-    gaps = np.diff(looks)
-    assert gaps.tolist()[:4] == [16, 64, 256, 1024]
-    assert set(gaps.tolist()[5:]) == {4096}
+    assert set(np.diff(looks).tolist()) == {pages.STREAK}
