@@ -286,8 +286,12 @@ class Column(NDArrayOperatorsMixin):
             if self._final is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
+        self._source.gate(self._selection, f"column {self.name!r} as an array", self._plan)
+        return self._as_array(dtype)
+
+    def _as_array(self, dtype: DTypeLike | None = None) -> AnyArray:
+        """Read the column, or a block of one that has passed the gate."""
         encoding, selection = self._field.encoding, self._selection
-        self._source.gate(selection, f"column {self.name!r} as an array", self._plan)
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
             values = self._source.values(self._plan, selection.ids())
             return objects(values).reshape(selection.shape)
@@ -345,7 +349,7 @@ class Column(NDArrayOperatorsMixin):
 
     def _block(self) -> AnyArray:
         """Read the column as an array, if need be of objects."""
-        return np.asarray(self, object if self._field.encoding.kind in _NO_DTYPE else None)
+        return self._as_array(object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def __contains__(self, value: object) -> bool:
         if self._field.encoding.kind in _NO_DTYPE:

@@ -85,7 +85,7 @@ def reduction(name: str) -> Callable[..., Any]:
     def method(self: Column, axis: Any = None, **options: Any) -> Any:
         if not self.shape:
             return getattr(np, name)(np.asarray(self), axis, **options)
-        blocks = map(np.asarray, self._parts(f"{name} of {self.name!r}"))
+        blocks = (part._as_array() for part in self._parts(f"{name} of {self.name!r}"))
         return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
 
     method.__name__ = name

@@ -63,9 +63,6 @@ class Fetcher:
         self.shards = shards
         self.index = shards.index
         self.layouts = shards.layouts
-        self._start()
-
-    def _start(self) -> None:
         self.renew_locks()
         _fetchers.add(self)
         self._cold = pages.Coldness()

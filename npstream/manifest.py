@@ -21,14 +21,13 @@ INDEX = "index.json"
 LARGE = 1 << 22
 """An index of more bytes is not read if there is a side-car that tells all of it."""
 
-
 LARGE_SIDECAR = 1 << 26
 """A side-car of more bytes is read by range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An index, the hash of its file or what stands for it, and the side-car that matches it."""
+    """An index, what tells its file from others and other versions, and its side-car, if any."""
 
     index: Index
     identity: str
@@ -83,7 +82,7 @@ def _require(store: Store, name: str, version: str, newest: Index) -> None:
 
 def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> Manifest:
     sign = store.version(name)
-    nbytes = int(sign.partition(":")[0])
+    nbytes = _nbytes(sign)
     sidecar = None
     if nbytes > LARGE or cache is not None or aside is not None:
         sidecar = _open_sidecar(aside or store, cache)
@@ -91,7 +90,8 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
         mark = _mark(store, name, nbytes, sign)
         if sidecar.mark.matches(mark):
             try:
-                return Manifest(sidecar.index(store.where(name)), mark.ends.hex(), sidecar)
+                identity = _hash(mark.ends + sign.encode())
+                return Manifest(sidecar.index(store.where(name)), identity, sidecar)
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
@@ -102,7 +102,15 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
         if not sidecar.mark.matches(mark_of(text, sign, store.root)):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
-    return Manifest(parse_index(text, store.where(name)), _hash(text) if cache else "", sidecar)
+    # Where the index has no hashes, it may say the same of other shards, in the same words.
+    identity = _hash(text + sign.encode()) if cache else ""
+    return Manifest(parse_index(text, store.where(name)), identity, sidecar)
+
+
+def _nbytes(sign: str) -> int:
+    """Return the bytes of a file of some version; 0 if the store does not say."""
+    size = sign.partition(":")[0]
+    return int(size) if size.isdecimal() else 0
 
 
 def _through(store: Store, cache: Cache | None, name: str, version: str) -> bytes:
@@ -129,7 +137,7 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
 
     try:
         version = store.version(NAME)
-        if store.is_local or int(version.partition(":")[0]) > LARGE_SIDECAR:
+        if store.is_local or _nbytes(version) > LARGE_SIDECAR:
             return Sidecar(store)
         return Sidecar(_Held(store, NAME, _through(store, cache, NAME, version)))
     except StorageError as error:

@@ -123,9 +123,9 @@ class RemoteStore:
     def version(self, name: str) -> str:
         """Return what changes whenever the file does."""
         info = self._info(name)
-        signs = [str(info[key]) for key in _SIGNS if info.get(key)][:1]
-        times = [str(info[key]) for key in _TIMES if info.get(key)][:1]
-        return ":".join([str(info.get("size")), *(signs or times)])
+        # Both, as a file that is written anew, the same, may stand for others that are not.
+        signs = [[str(info[key]) for key in keys if info.get(key)][:1] for keys in (_SIGNS, _TIMES)]
+        return ":".join([str(info.get("size")), *signs[0], *signs[1]])
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
         """Return a whole file, of a known size in several requests at once."""

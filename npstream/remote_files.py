@@ -116,7 +116,7 @@ class RemoteFiles:
     def _key(self, shard: int, meta: bool) -> str:
         """Return what a file is called in the cache: a hash of what tells its content."""
         stored = self._stored(shard, meta)
-        content = sorted(stored.hashes.items()) or self.identity
+        content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
         known = repr((self.root, stored.name, stored.nbytes, content))
         return digest("xxh3_128", known.encode())
 
@@ -216,17 +216,20 @@ class RemoteFiles:
 
     def check(self, shard: int, meta: bool = False) -> Check | None:
         """Return what tells whether a piece has the hash that the side-car records."""
+        hashes = self._hashes(shard, meta)
+        if hashes is None:
+            return None
+        return lambda piece, body: xxh3(body.data) == hashes[piece]
+
+    def _hashes(self, shard: int, meta: bool) -> list[int] | None:
+        """Return the hash of each piece of a file, if the side-car has them."""
         if self.sidecar is None:
             return None
         if meta:
             known = self.sidecar.meta_hash(shard)
-            hashes = None if known is None else [known]
-        else:
-            found = self.sidecar.piece_hashes(shard)
-            hashes = None if found is None else found.tolist()
-        if hashes is None:
-            return None
-        return lambda piece, body: xxh3(body.data) == hashes[piece]
+            return None if known is None else [known]
+        found = self.sidecar.piece_hashes(shard)
+        return None if found is None else found.tolist()
 
     def is_sound(self, shard: int, data: Bytes, head: Bytes, check: Check) -> bool:
         """Tell whether all pieces of a shard's data are right, given the file of its offsets."""

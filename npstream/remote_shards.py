@@ -61,7 +61,7 @@ class RemoteShards(Shards):
         self.coming = Coming()
         self._readers: WeakSet[ReadAhead] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
-        self._verified: set[str] = set()
+        self._verified: WeakSet[CachedFile] = WeakSet()
         self.renew_locks()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -318,7 +318,7 @@ class RemoteShards(Shards):
     def _verify_whole(self, shard: int) -> None:
         """Hold a shard whose pieces have no hashes against its recorded one, once it is whole."""
         file = self.files.data(shard)
-        if file is None or file.path in self._verified or not file.resident.all():
+        if file is None or file in self._verified or not file.resident.all():
             return
         if self._check(shard) is None:
             try:
@@ -326,7 +326,7 @@ class RemoteShards(Shards):
             except IntegrityError:
                 file.discard(range(len(file.resident)))
                 raise
-        self._verified.add(file.path)
+        self._verified.add(file)
 
     # Reading what is not in the cache
 

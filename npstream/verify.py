@@ -180,7 +180,7 @@ def _sizes(store: Store) -> Callable[[str], int | None]:
     """Return what tells the bytes of a file, or None if there is none."""
     try:
         return dict(store.names()).get
-    except (StorageError, NotImplementedError):
+    except StorageError:
         pass  # many servers of http list nothing
 
     def size(name: str) -> int | None:

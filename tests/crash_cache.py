@@ -13,8 +13,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +132,12 @@ def work(directory: str, seed: int, report: int) -> None:
     os.write(report, " ".join(f"{name}={counts[name]}" for name in counts).encode() + b"\n")
 
 
-def start(directory: str, seed: int, report: int) -> int:
-    """Fork a process that works."""
+def in_child(function: Callable[[], None]) -> int:
+    """Fork a process that calls a function, and return its number."""
     if (child := os.fork()) == 0:
         status = 1
         try:
-            work(directory, seed, report)
+            function()
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -158,7 +159,9 @@ def run_round(directory: str, seed: int) -> Counter[str]:
     """Let processes work side by side, kill one of them, and look at what they leave."""
     chance = random.Random(f"round {seed}")
     reports, report = os.pipe()
-    children = [start(directory, PROCESSES * seed + n, report) for n in range(PROCESSES)]
+    children = [
+        in_child(partial(work, directory, PROCESSES * seed + n, report)) for n in range(PROCESSES)
+    ]
     os.close(report)
     time.sleep(chance.uniform(0.05, SECONDS))
     os.kill(children[0], signal.SIGKILL)

@@ -1,15 +1,33 @@
-"""Streaming's shuffles as the reference describes them, step by step, in plain NumPy.
+"""Streaming's orders: what the real package gave, and its shuffles step by step in plain NumPy.
 
 py1e stands in the benchmark, which measures against it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 
 from bench_streaming_orders import cut, numpy_lanes, numpy_py1e
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@functools.cache
+def golden(part):
+    """Return the cases of a directory of golden data."""
+    return json.loads((GOLDEN / part / "cases.json").read_text("utf-8"))["cases"]
+
+
+@functools.cache
+def arrays(file):
+    """Return the arrays of a file of golden data."""
+    with np.load(GOLDEN / file) as archive:
+        return dict(archive)
 
 
 def order(algorithm, units, lanes, seed, epoch, block_size):

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import pytest
 
 import crash_cache
 import npstream
+from crash_cache import in_child
 from npstream import folder, locks, memory, room, sparse
 from npstream.__main__ import main
 from npstream.cache import Cache, CachedFile
@@ -74,20 +74,6 @@ def filled(cache: Cache, key: str, age: float = 0) -> CachedFile:
 
 def key(number: int) -> str:
     return f"{number:016x}"
-
-
-def in_child(function: Callable[[], None]) -> int:
-    """Fork a process that calls a function, and return its number."""
-    if (child := os.fork()) == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
 
 
 def ended(child: int) -> int:

@@ -286,6 +286,28 @@ def test_versions(tmp_path, upload):
             npstream.open(where, version="../x", cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("has_sidecar", [False, True])
+@pytest.mark.parametrize("index_too", [False, True])
+def test_data_that_were_written_anew(has_sidecar, index_too, tmp_path, small_chunks):
+    """The index says the same of both, as it has no hashes, but the cache must not."""
+    files, seen = fsspec.filesystem("memory"), []
+    for number in range(2):
+        directory = tmp_path / str(number)
+        npstream.write(directory, {"x": np.full((300, 12), number)}, shard_size="16KB")
+        for path in directory.rglob("*"):
+            name = path.relative_to(directory).as_posix()
+            is_new = path.suffix == ".mds" or index_too or number == 0
+            is_side = name.startswith("index.") and name != "index.json"
+            if path.is_file() and (has_sidecar if is_side else is_new):
+                files.pipe_file(f"/anew/{name}", path.read_bytes())
+        ds = npstream.open("memory://anew", cache=tmp_path / "cache")
+        seen.append((int(ds["x"].load().min()), int(ds[7]["x"][0])))
+    files.rm("/anew", recursive=True)
+    # Nothing tells shards that were replaced without a word in the index or the side-car.
+    told = has_sidecar or index_too
+    assert seen == [(0, 0), (1, 1) if told else (0, 0)]
+
+
 # What goes wrong.
 
 
@@ -329,6 +351,25 @@ def test_a_recorded_hash_is_checked_when_the_shard_is_whole(tmp_path, upload, sm
         ds.load()
     with pytest.raises(IntegrityError, match="its xxh64 is"):
         ds.load()  # nothing of it was kept
+
+
+def test_a_shard_that_came_again_is_checked_again(tmp_path, upload, small_chunks):
+    data = write(tmp_path / "data", shard_size="16KB", hashes=["xxh64"])
+    (tmp_path / "data" / "index.msgpack").unlink()
+    url = upload(tmp_path / "data")
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    check(ds.load(), data)
+    npstream.cache.clear(tmp_path / "cache")
+    damage(url)
+    with pytest.raises(IntegrityError, match="its xxh64 is"):
+        ds.load()
+
+
+def test_a_store_that_does_not_say_sizes(tmp_path, upload, monkeypatch):
+    data = write(tmp_path / "data", shard_size="16KB")
+    info = RemoteStore._info
+    monkeypatch.setattr(RemoteStore, "_info", lambda *args: {**info(*args), "size": None})
+    check(npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache").load(), data)
 
 
 def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):

@@ -5,9 +5,7 @@ The orders themselves are held to golden data in `test_streaming_orders`.
 
 from __future__ import annotations
 
-import functools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,20 +18,9 @@ from npstream.orders.streaming_shuffle import ALGORITHMS
 from npstream.ranks import Ranks
 from npstream.streaming_epochs import StreamingEpochs
 from npstream.turns import Place, RunOf, Turns
+from streaming_reference import GOLDEN, arrays, golden
 
-GOLDEN = Path(__file__).parent / "golden"
 DATA = GOLDEN / "checkpoints" / "data" / "a"
-
-
-@functools.cache
-def golden(part):
-    return json.loads((GOLDEN / part / "cases.json").read_text("utf-8"))["cases"]
-
-
-@functools.cache
-def arrays(file):
-    with np.load(GOLDEN / file) as archive:
-        return dict(archive)
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,12 @@ in plain NumPy (`streaming_reference`).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
 import pickle
 import tracemalloc
 import warnings
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
@@ -30,19 +28,7 @@ from npstream.orders.streaming_partition import World, lane_bounds, make_partiti
 from npstream.orders.streaming_runs import gather
 from npstream.orders.streaming_sampling import Weight, chosen, chosen_per_shard
 from npstream.orders.streaming_shuffle import ALGORITHMS, EpochShuffle
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-@functools.cache
-def golden(part):
-    return json.loads((GOLDEN / part / "cases.json").read_text("utf-8"))["cases"]
-
-
-@functools.cache
-def arrays(file):
-    with np.load(GOLDEN / file) as archive:
-        return dict(archive)
+from streaming_reference import GOLDEN, arrays, golden
 
 
 def expected(case, name):
