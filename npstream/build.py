@@ -24,7 +24,7 @@ from npstream.progress import progress
 from npstream.publish import INDEX
 from npstream.reread import Reading
 from npstream.spool import Spool
-from npstream.store import LocalStore, Store, open_store
+from npstream.store import LocalStore, Store, open_store, options_for
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -90,14 +90,16 @@ def build_index(
     True
     """
     store = open_store(url, storage_options)
-    target = store if out is None else open_store(out, _options_for(out, url, storage_options))
+    target = store if out is None else open_store(out, options_for(url, storage_options, out))
     index, mark = index_of(store)
     wanted = _columns(index, columns)
     packed = packed_shards(store, index)
     with _work(store, target, mark) as directory:
         spool = Spool(wanted, hashes, directory)
         try:
-            key = [mark.nbytes, mark.ends.hex(), hashes, [[n, t.str] for n, t in wanted.items()]]
+            # By its version, too: the same index, written anew, may be of other shards.
+            key = [store.version(INDEX), mark.ends.hex(), hashes]
+            key += [[name, dtype.str] for name, dtype in wanted.items()]
             if hashes or wanted:
                 _read(Reading(index, store, packed, wanted), spool, directory, key)
             _publish(spool, target, index, mark)
@@ -122,14 +124,6 @@ def packed_shards(store: Store, index: Index) -> Bools:
     for shard in np.flatnonzero(packed).tolist():
         packed[shard] = not store.exists(index.name(shard))
     return packed
-
-
-def _options_for(
-    out: str | PathLike[str], url: str | PathLike[str], options: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """Return the options of the place to write to: those of the dataset, if it is of its kind."""
-    scheme = os.fspath(out).partition("://")
-    return options if scheme[1] and scheme[0] == os.fspath(url).partition("://")[0] else None
 
 
 def _columns(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[Any]]:

@@ -21,6 +21,7 @@ from npstream import kernels, memory, pages
 from npstream._typing import Int64
 
 if TYPE_CHECKING:
+    from npstream.ahead import ReadAhead
     from npstream.shards import Region, Shards
 
 T = TypeVar("T")
@@ -175,8 +176,38 @@ class Fetcher:
         step : int
             Positive if samples come in rising order, negative if in falling, 0 if in no such.
         """
+        with self.shards.read_ahead() as coming:
+            if coming is None:
+                yield from self._prefetched(pieces, ids_of)
+            else:
+                fetched = self._fetched(pieces, ids_of, coming)
+                yield from self._passing(fetched, ids_of, step)
+
+    def _fetched(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ReadAhead
+    ) -> Iterator[T]:
+        """Yield pieces, the chunks of the next of which are being fetched."""
+        window: deque[tuple[T, int]] = deque()
+        most, asked = LOOK_AHEAD, 0
+        for piece in pieces:
+            nbytes = coming.ask(self._absent(ids_of(piece)))
+            window.append((piece, nbytes))
+            asked += nbytes
+            while len(window) > 1 and (asked >= coming.window or len(window) > most):
+                first, nbytes = window.popleft()
+                yield first
+                coming.start()
+                asked -= nbytes
+                # The window grows while what is in it has to be fetched.
+                most = most + GROWTH if asked else LOOK_AHEAD
+        coming.start()
+        for piece, _ in window:
+            yield piece
+
+    def _passing(self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int) -> Iterator[T]:
+        """Yield pieces, and say of which shards in-order ones will need nothing more."""
         last = -1
-        for piece in self._ahead(pieces, ids_of):
+        for piece in pieces:
             ids = ids_of(piece)
             if step and len(ids):
                 shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
@@ -184,28 +215,6 @@ class Fetcher:
                     self.shards.passed(range(last, shard, 1 if step > 0 else -1), shard)
                 last = shard
             yield piece
-
-    def _ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
-        with self.shards.read_ahead() as coming:
-            if coming is None:
-                yield from self._prefetched(pieces, ids_of)
-                return
-            window: deque[tuple[T, int]] = deque()
-            most, asked = LOOK_AHEAD, 0
-            for piece in pieces:
-                nbytes = coming.ask(self._absent(ids_of(piece)))
-                window.append((piece, nbytes))
-                asked += nbytes
-                while len(window) > 1 and (asked >= coming.window or len(window) > most):
-                    first, nbytes = window.popleft()
-                    yield first
-                    coming.start()
-                    asked -= nbytes
-                    # The window grows while what is in it has to be fetched.
-                    most = most + GROWTH if asked else LOOK_AHEAD
-            coming.start()
-            for piece, _ in window:
-                yield piece
 
     def _prefetched(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         window: deque[T] = deque()

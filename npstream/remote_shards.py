@@ -62,7 +62,7 @@ class RemoteShards(Shards):
         self._readers: WeakSet[ReadAhead] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
-        self.renew_locks()
+        self._heads = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteShards, (self.remote, self.files, self.verify)

@@ -239,6 +239,22 @@ def test_unfinished_work_of_another_kind_is_not_used(data):
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
 
 
+def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
+    path, columns = data
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    (path / "index.json").write_bytes((path / "index.json").read_bytes())  # anew, and the same
+    read, scan = [], reread.Reading._scan
+
+    def watched(self, shard, *rest):
+        read.append(shard)
+        return scan(self, shard, *rest)
+
+    monkeypatch.setattr(reread.Reading, "_scan", watched)
+    npstream.build_index(path)
+    assert read == [0, 1, 2]
+    assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+
+
 def test_one_build_at_a_time(data):
     path, _ = data
     (path / ".index.work").mkdir()
