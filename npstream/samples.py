@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from npstream.lines import line_parser
 
 if TYPE_CHECKING:
     from npstream.fetch import Fetcher
+    from npstream.formats.encodings import Encoding
     from npstream.formats.mds import Layout
     from npstream.gather import Field
     from npstream.shards import Region
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 RowReader = Callable[[int, int], Sample]
 """Makes a sample of its number in its shard and its number in the dataset."""
 
-Decoder = Callable[[int, memoryview], Sample]
-"""Makes a sample of its number in the dataset and its bytes."""
+Decoder = Callable[[int, int, int], Sample]
+"""Makes a sample of its number in the dataset, and of where its bytes begin and end."""
 
 
 class SampleReader:
@@ -111,64 +113,83 @@ def _row_reader(
     """Return what reads a sample of a shard by its number there."""
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
-        takes = [(f.name, _value_reader(record_column(region, layout, f), f)) for f in fields]
+        takes = [
+            (f.name, _value_reader(record_column(region, layout, f), f.encoding)) for f in fields
+        ]
         return lambda row, _: {name: take(row) for name, take in takes}
-    data, offsets, begin, end = (
-        region.data.data, region.offsets.data, region.begin, len(region.data),
-    )  # fmt: skip
-    decode, guard = _decoder(fetcher, schema, fields)
+    offsets, begin, end = region.offsets.data, region.begin, len(region.data)
+    decode, guard = _decoder(fetcher, region, schema, fields)
     if stride := region.stride:
-        return lambda row, sample: decode(
-            sample, data[begin + row * stride : begin + (row + 1) * stride]
-        )
+        return lambda row, sample: decode(sample, begin + row * stride, begin + (row + 1) * stride)
 
     def read(row: int, sample: int) -> Sample:
         at, stop = offsets[row], offsets[row + 1]
         if not begin <= at <= stop <= end:
             fetcher.damaged(sample, "its offsets do not fit the shard")
-        return decode(sample, data[at - guard : stop])
+        return decode(sample, at - guard, stop)
 
     return read
 
 
-def _value_reader(column: AnyArray, field: Field) -> Callable[[int], Any]:
+def _value_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
     """Return what makes a value of a sample: a scalar, or an array of its own."""
-    if field.encoding.name == "int":
+    if encoding.name == "int":
         return column.item
     if column.ndim == 1:
         return column.__getitem__
     return lambda row: column[row].copy()
 
 
-def _decoder(fetcher: Fetcher, schema: int, fields: Sequence[Field]) -> tuple[Decoder, int]:
-    """Return what decodes the samples of a schema, and how many bytes it wants before them."""
+def _decoder(
+    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
+) -> tuple[Decoder, int]:
+    """Return what decodes samples of a shard, and how many bytes it wants before them."""
     layout = fetcher.layouts[schema]
     if layout is None:
-        parse = line_parser(fetcher, schema, [f.name for f in fields])
+        data, parse = region.data.data, line_parser(fetcher, schema, [f.name for f in fields])
         guard = text.guard(fetcher.index.schemas[schema])
-        return (lambda sample, line: parse(sample, bytes(line))), guard
-    wanted = {f.name: f.encoding.decode for f in fields}
+        return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
+    wanted = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
     columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
-    return _body_decoder(fetcher, columns, layout.nvariable, list(wanted)), 0
+    return _body_decoder(fetcher, region, columns, list(wanted)), 0
 
 
 def _body_decoder(
     fetcher: Fetcher,
-    columns: list[tuple[str, Callable[[Any], Any] | None, int | None]],
-    nvariable: int,
+    region: Region,
+    columns: list[tuple[str, Encoding | None, int | None]],
     order: list[str],
 ) -> Decoder:
-    sizes = struct.Struct(f"<{nvariable}I")
-    head, nfixed = sizes.size, sum(size for _, _, size in columns if size is not None)
-    in_order = [name for name, value, _ in columns if value is not None] == order
+    """Return what decodes samples of a shard whose columns, in the order of the storage, are these.
 
-    def decode(sample: int, data: memoryview) -> Sample:
-        lengths = sizes.unpack_from(data) if len(data) >= head else ()
-        if head + nfixed + sum(lengths) != len(data):
+    The sizes of the variable ones come first; and where each number lies that no variable column
+    comes before is known, too.
+    """
+    data = region.data.data
+    sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
+    numbers = list(takewhile(_is_number, columns))
+    rest = [
+        (name, None if encoding is None else encoding.decode, size)
+        for name, encoding, size in columns[len(numbers) :]
+    ]
+    head, takes = sizes.size, []
+    for name, encoding, size in numbers:
+        if encoding is not None:
+            takes.append((name, _value_reader(_at_each_byte(region, encoding, head), encoding)))
+        head += size or 0
+    nbytes = head + sum(size for _, _, size in rest if size is not None)
+    in_order = [name for name, encoding, _ in columns if encoding is not None] == order
+
+    def decode(sample: int, at: int, stop: int) -> Sample:
+        lengths = sizes.unpack_from(data, at) if stop - at >= head else ()
+        if nbytes + sum(lengths) != stop - at:
             fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
-        values, at, variable = {}, head, 0
-        for name, value, size in columns:
+        values = {}
+        for name, take in takes:
+            values[name] = take(at)
+        at, variable = at + head, 0
+        for name, value, size in rest:
             if size is None:
                 end = at + lengths[variable]
                 variable += 1
@@ -183,3 +204,17 @@ def _body_decoder(
         return values if in_order else {name: values[name] for name in order}
 
     return decode
+
+
+def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
+    """Tell whether a column is stored as a number; if it is passed over, any fixed size will do."""
+    _, encoding, size = column
+    if encoding is None:
+        return size is not None
+    return encoding.kind == "fixed" and encoding.shape == () and encoding.size == size
+
+
+def _at_each_byte(region: Region, encoding: Encoding, offset: int) -> AnyArray:
+    """Return the numbers that begin `offset` bytes after each byte of a shard, which overlap."""
+    count = max(len(region.data) - offset - encoding.dtype.itemsize + 1, 0)
+    return np.ndarray(count, encoding.dtype, region.data, min(offset, len(region.data)), (1,))
