@@ -194,6 +194,8 @@ class SeaweedFS(Server):
         (self.directory / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def command(self) -> list[str]:
+        # It keeps files in chunks, and reads all of the first one for any range there: with the 4
+        # MB of its default, such a range takes twice as long as others, unlike in object stores.
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self.bound
         settings = {
             "ip": HOST,
@@ -208,12 +210,14 @@ class SeaweedFS(Server):
             "volume.max": 200,
             "filer.port": filer,
             "filer.port.grpc": filer_grpc,
+            "filer.maxMB": 1,
             "s3.port": s3,
             "s3.port.grpc": s3_grpc,
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
             "s3.config": self.directory / "s3.json",
             "s3.iam": "false",
+            "s3.cacheCapacityMB": 0,
         }
         flags = [f"-{name}={value}" for name, value in settings.items()]
         return [self.binary(), "server", "-filer", "-s3", *flags]

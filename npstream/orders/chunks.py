@@ -9,6 +9,7 @@ import numpy as np
 from npstream._jit import kernel
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.formats.pieces import chunk_counts
+from npstream.memory import huge_empty
 
 if TYPE_CHECKING:
     from npstream.selection import Selection
@@ -41,7 +42,8 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
     """
     samples = np.diff(starts)
     counts = np.minimum(chunk_counts(samples, nbytes, whole, chunk_bytes), samples)
-    chunks = np.empty(int(counts.sum()) + 1, np.int32 if starts[-1] < 1 << 31 else np.int64)
+    dtype = np.int32 if starts[-1] < 1 << 31 else np.int64
+    chunks = huge_empty(int(counts.sum()) + 1, dtype)
     chunks[-1] = starts[-1]
     _cut.sized(len(chunks))(starts, counts, chunks)
     return chunks

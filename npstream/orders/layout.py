@@ -23,6 +23,7 @@ import numpy as np
 
 from npstream._jit import draw, kernel
 from npstream._typing import AnyArray, Int64
+from npstream.memory import huge_empty
 from npstream.orders.permutation import shuffle
 
 STRIDE = 8
@@ -70,8 +71,8 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
     cuts = min(lanes, n)
     # A cut adds one piece, and at most three bounds.
     parts = np.full(3 * cuts, n, chunks.dtype)
-    pieces = np.empty(len(chunks) - 1 + cuts, np.int32)
-    lane = np.empty(pieces.size, np.int64)
+    pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
+    lane = huge_empty(pieces.size, np.int64)
     marks = np.empty(-(-pieces.size // STRIDE), chunks.dtype)
     deal = _deal.sized(pieces.size)
     count = deal(run_key, epoch_key, lanes, chunks, parts, pieces, lane, marks)
@@ -80,7 +81,7 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
 
 def slots_of(layout: Layout) -> AnyArray:
     """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
-    slots = np.empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
+    slots = huge_empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
     _invert.sized(slots.size)(layout, slots)
     return slots
 
