@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, TypeVar
 
 from npstream._log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from npstream.cache import Cache
     from npstream.formats.sidecar import Mark, Sidecar
     from npstream.store import Span, Store
+
+T = TypeVar("T")
 
 INDEX = "index.json"
 
@@ -81,12 +86,12 @@ def _require(store: Store, name: str, version: str, newest: Index) -> None:
 
 
 def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> Manifest:
+    opened: Callable[[], Sidecar | None] = partial(_open_sidecar, aside or store, cache)
+    if is_wanted := cache is not None or aside is not None:
+        opened = _meanwhile(opened)  # so that all takes two round trips, and not four
     sign = store.version(name)
-    nbytes = _nbytes(sign)
     sidecar = None
-    if nbytes > LARGE or cache is not None or aside is not None:
-        sidecar = _open_sidecar(aside or store, cache)
-    if sidecar is not None and nbytes > LARGE:
+    if (nbytes := _nbytes(sign)) > LARGE and (sidecar := opened()) is not None:
         mark = _mark(store, name, nbytes, sign)
         if sidecar.mark.matches(mark):
             try:
@@ -96,6 +101,8 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
                 log("reading without a side-car: %s", error)
                 sidecar = None
     text = _through(store, cache, name, sign)
+    if is_wanted and nbytes <= LARGE:
+        sidecar = opened()
     if sidecar is not None:
         from npstream.formats.sidecar import mark_of
 
@@ -105,6 +112,26 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
     # Where the index has no hashes, it may say the same of other shards, in the same words.
     identity = _hash(text + sign.encode()) if cache else ""
     return Manifest(parse_index(text, store.where(name)), identity, sidecar)
+
+
+def _meanwhile(work: Callable[[], T]) -> Callable[[], T]:
+    """Begin work in a thread; return what waits for its result, or raises what it raised."""
+    ended: SimpleQueue[T | BaseException] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            ended.put(work())
+        except BaseException as error:
+            ended.put(error)
+
+    def result() -> T:
+        found = ended.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    threading.Thread(target=run, name="npstream-open", daemon=True).start()
+    return result
 
 
 def _nbytes(sign: str) -> int:

@@ -92,7 +92,7 @@ class RemoteStore:
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = public(url)
         self._waits = Waits(self.root)
-        self._link: _Link | None = None
+        self._links: dict[int, _Link] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
@@ -201,11 +201,10 @@ class RemoteStore:
 
     def _connect(self) -> _Link:
         """Return this process's connection, which is not made before it is used."""
-        link = self._link
-        if link is None or link.pid != os.getpid():
-            # Threads that get here at once make one each, and all but one of them go unused.
-            link = self._link = _Link(self._url, self._options, self.timeout)
-        return link
+        if (link := self._links.get(os.getpid())) is not None:
+            return link
+        # Threads that get here at once make one each, and all take the first.
+        return self._links.setdefault(os.getpid(), _Link(self._url, self._options, self.timeout))
 
     def _one(self, link: _Link, job: Job) -> Any:
         ((_, result),) = self._results(link, [job])

@@ -264,6 +264,23 @@ def test_the_index_is_fetched_once(tmp_path, upload, monkeypatch):
     assert len(npstream.open(url, cache=tmp_path / "cache")) == 600
 
 
+def test_index_and_side_car_are_asked_for_together(tmp_path, upload, monkeypatch):
+    write(tmp_path / "data")
+    url, ask, asked = upload(tmp_path / "data"), RemoteStore.version, threading.Barrier(2)
+
+    def answer_both(store, name):
+        asked.wait(timeout=30)
+        return ask(store, name)
+
+    monkeypatch.setattr(RemoteStore, "version", answer_both)
+    assert npstream.open(url, cache=tmp_path / "cache")[7]["id"] == 7
+
+
+def test_no_index_is_an_error_whatever_becomes_of_the_side_car(tmp_path):
+    with pytest.raises(StorageError, match=r"index\.json"):
+        npstream.open("memory://nothing/here", cache=tmp_path)
+
+
 def test_versions(tmp_path, upload):
     write(tmp_path / "data", n=100)
     ds = npstream.open(tmp_path / "data")
