@@ -669,7 +669,7 @@ def test_a_million_chunks_take_little_memory():
     finally:
         tracemalloc.stop()
     assert most < 64 * MIB
-    assert order._layout.nbytes < 8.6 * 10**6
+    assert order.nbytes < 8.6 * 10**6
 
 
 def test_a_few_rows_do_without_numba():

@@ -19,8 +19,8 @@ from npstream._jit import draw, kernel, u64
 from npstream._typing import AnyArray, Int64
 from npstream.orders.layout import (
     Layout,
-    lane_of,
     lane_start,
+    lay_lane,
     place_of,
     row_of,
     seek,
@@ -88,23 +88,34 @@ class Cache(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return sum(array.nbytes for array in self[1:])
+        return self.kept + self.table.nbytes + self.work.nbytes + self.guide.nbytes
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the arrays that hold what was computed."""
+        return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
 
 
-def new_cache(blocks: Blocks, dtype: np.dtype[Any]) -> Cache:
-    """Return a cache, of no stretch yet, for rows of that dtype."""
+def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
+    """Return a cache, of no stretch yet, for rows of that dtype.
+
+    It works where another one does, if that is given: they may not be used at the same time.
+    """
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
-    large = longest > SMALL
-    width = STRETCH if large else longest
-    return Cache(
+    width = STRETCH if longest > SMALL else longest
+    works = longest > SMALL and shared is None
+    cache = Cache(
         limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
         held=np.full((blocks.lanes, 4), -1),
         lane_of=np.zeros(1, np.int64),
         stretches=np.empty((0, width), dtype),
-        table=np.empty(SMALL if large else 0, dtype),
-        work=np.empty((4, PIECES if large else 0), np.int64),
-        guide=np.empty(4 * PIECES + 1 if large else 0, np.int32),
+        table=np.empty(SMALL if works else 0, dtype),
+        work=np.empty((4, PIECES if works else 0), np.int64),
+        guide=np.empty(4 * PIECES + 1 if works else 0, np.int32),
     )
+    if shared is None:
+        return cache
+    return cache._replace(table=shared.table, work=shared.work, guide=shared.guide)
 
 
 def grown(cache: Cache, wanted: int) -> Cache:
@@ -169,6 +180,8 @@ def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, row
 @kernel
 def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
     """Compute an element of a lane, or a stretch from it on; or return False for lack of one."""
+    if not layout.laid[lane]:
+        lay_lane(layout, lane)
     number, begin, length = _block_of(blocks, lane, element)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
@@ -179,16 +192,16 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
     if not reads_on:
         held[0] = element
         held[1] = element + 1
-        held[3] = _row_of_element(key, length, element - begin, layout, place, cache.work)
+        held[3] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
         return True
     if held[2] < 0 and not _claim(lane, cache):
         return False
     stretch = cache.stretches[held[2]]
     if length <= stretch.size:
         count = length
-        _shuffle(key, layout, place, stretch[:length])
+        _shuffle(key, layout, lane, place, stretch[:length])
     elif length <= SMALL:
-        _shuffle(key, layout, place, cache.table[:length])
+        _shuffle(key, layout, lane, place, cache.table[:length])
         first = (element - begin) // stretch.size * stretch.size
         begin += first
         count = min(stretch.size, length - first)
@@ -198,7 +211,7 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
         # Longer and longer ones, for somebody may stop soon.
         count = max(8 * int(held[1] - held[0]), 8)
         count = min(count, stretch.size, begin + length - element)
-        _scatter(key, length, element - begin, layout, place, cache, stretch[:count])
+        _scatter(key, length, element - begin, layout, lane, place, cache, stretch[:count])
         begin = element
     held[0] = begin
     held[1] = begin + count
@@ -224,7 +237,7 @@ def _claim(lane: int, cache: Cache) -> bool:
 
 @kernel
 def _row_of_element(
-    key: int, length: int, offset: int, layout: Layout, place: int, work: Int64
+    key: int, length: int, offset: int, layout: Layout, lane: int, place: int, work: Int64
 ) -> int:
     """Return the row of number `offset` of a block that begins at a place."""
     if length <= SMALL:
@@ -237,15 +250,15 @@ def _row_of_element(
         right[0] = offset % other
         encipher(length, radix, other, key, left, right)
         place += int(left[0]) * other + int(right[0])
-    slot = slot_at(layout, place)
-    return row_of(layout, slot) + place - place_of(layout, slot)
+    slot = slot_at(layout, lane, place)
+    return row_of(layout, slot) + place - place_of(layout, lane, slot)
 
 
 @kernel
-def _shuffle(key: int, layout: Layout, place: int, rows: AnyArray) -> None:
+def _shuffle(key: int, layout: Layout, lane: int, place: int, rows: AnyArray) -> None:
     """Compute all rows of a small block, permuted as `Permutation` permutes its table."""
-    slot = slot_at(layout, place)
-    skipped = place - place_of(layout, slot)
+    slot = slot_at(layout, lane, place)
+    skipped = place - place_of(layout, lane, slot)
     filled = 0
     while filled < rows.size:
         first = row_of(layout, slot) + skipped - filled
@@ -262,16 +275,23 @@ def _shuffle(key: int, layout: Layout, place: int, rows: AnyArray) -> None:
 
 @kernel
 def _scatter(
-    key: int, length: int, offset: int, layout: Layout, place: int, cache: Cache, rows: AnyArray
+    key: int,
+    length: int,
+    offset: int,
+    layout: Layout,
+    lane: int,
+    place: int,
+    cache: Cache,
+    rows: AnyArray,
 ) -> None:
     """Compute some rows of a large block, from number `offset` on."""
-    slot = slot_at(layout, place)
-    count = slot_at(layout, place + length - 1) + 1 - slot
+    slot = slot_at(layout, lane, place)
+    count = slot_at(layout, lane, place + length - 1) + 1 - slot
     if count > 4 * rows.size:  # to tabulate them would take longer
         for k in range(rows.size):
-            rows[k] = _row_of_element(key, length, offset + k, layout, place, cache.work)
+            rows[k] = _row_of_element(key, length, offset + k, layout, lane, place, cache.work)
         return
-    shift = _tabulate(layout, place, length, slot, count, cache.work, cache.guide)
+    shift = _tabulate(layout, lane, place, length, slot, count, cache.work, cache.guide)
     radix, other = _radices(length)
     left = cache.work[2, : rows.size]
     right = cache.work[3, : rows.size]
@@ -296,14 +316,21 @@ def _scatter(
 
 @kernel
 def _tabulate(
-    layout: Layout, place: int, length: int, slot: int, count: int, work: Int64, guide: AnyArray
+    layout: Layout,
+    lane: int,
+    place: int,
+    length: int,
+    slot: int,
+    count: int,
+    work: Int64,
+    guide: AnyArray,
 ) -> int:
     """Tabulate the pieces of a block.
 
     Returns a shift: number `at` of the block is in the piece ``guide[at >> shift]``, or in one of
     the next few.
     """
-    at = place_of(layout, slot) - place
+    at = place_of(layout, lane, slot) - place
     for piece in range(count):
         work[1, piece] = row_of(layout, slot + piece) - at
         at += size_of(layout, slot + piece)
@@ -331,8 +358,8 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
             while layout.parts[piece - chunks + 1] <= row:
                 piece += 1
         slot = int(slots[piece])
-        place = place_of(layout, slot) + row - row_of(layout, slot)
-        lane = lane_of(blocks.n, blocks.lanes, place)
+        lane = seek(layout.firsts, slot, 0, layout.laid.size - 1)
+        place = place_of(layout, lane, slot) + row - row_of(layout, slot)
         element = place - lane_start(blocks.n, blocks.lanes, lane)
         number, begin, length = _block_of(blocks, lane, element)
         key = subkey(blocks.key, lane, number + 1)

@@ -1,8 +1,9 @@
 """Chunks dealt to lanes: where each row of a view lies in an epoch, and back.
 
 The chunks, permuted, are laid end to end over the lanes, and one that crosses a boundary is cut
-there. Then the pieces of each lane are permuted. The layout is what comes of it: the pieces of
-lane 0, then those of lane 1, and so on. A row's *place* is its number in the layout.
+there. Then the pieces of each lane are permuted: when somebody first needs them, as a batch may
+touch few of many lanes. The layout is what comes of it: the pieces of lane 0, then those of lane 1,
+and so on. A row's *place* is its number in the layout.
 
 Arrays of a layout; numbers of rows are int32 while there are fewer than 2**31 rows:
 
@@ -11,7 +12,9 @@ chunks  first row of each chunk, then the number of rows. Chunk p is piece p, un
 parts   the same for the parts of cut chunks, one chunk after the other; then the number of rows,
         as filling. If there are c chunks, piece c + i begins at ``parts[i]``
 pieces  the piece in each slot of the layout
-marks   the place where every eighth slot begins
+firsts  the first slot of each lane, then the number of slots
+laid    for each lane, whether its pieces were permuted
+marks   the place where every eighth slot of a lane begins, if it was; see `_marks_of`
 ======  ========================================================================================
 """
 
@@ -22,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npstream._jit import draw, kernel
-from npstream._typing import AnyArray, Int64
+from npstream._typing import AnyArray
 from npstream.memory import huge_empty
 from npstream.orders.permutation import shuffle
 
@@ -37,21 +40,25 @@ MAX_KEY = (1 << 63) - 1
 
 
 class Layout(NamedTuple):
-    """The rows of a view in their lanes; see above."""
+    """The rows of a view in their lanes; see above. One thread at a time may use it."""
 
+    lanes: int
+    key: int
     chunks: AnyArray
     parts: AnyArray
     pieces: AnyArray
+    firsts: AnyArray
+    laid: AnyArray
     marks: AnyArray
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return sum(array.nbytes for array in self)
+        return sum(array.nbytes for array in self[2:])
 
 
 def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
-    """Deal chunks to lanes, and permute the pieces of each lane.
+    """Deal chunks to lanes, the pieces of each of which are to be permuted.
 
     Parameters
     ----------
@@ -63,8 +70,9 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
 
     Examples
     --------
-    >>> lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2).pieces
-    array([0, 2, 1], dtype=int32)
+    >>> layout = lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
+    >>> layout.pieces, layout.firsts
+    (array([...], dtype=int32), array([0, 2, 3], dtype=int32))
     """
     n = int(chunks[-1])
     chunks = np.ascontiguousarray(chunks, np.int32 if n < 1 << 31 else np.int64)
@@ -72,15 +80,17 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
     # A cut adds one piece, and at most three bounds.
     parts = np.full(3 * cuts, n, chunks.dtype)
     pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
-    lane = huge_empty(pieces.size, np.int64)
-    marks = np.empty(-(-pieces.size // STRIDE), chunks.dtype)
+    firsts = np.empty(cuts + 1, np.int32)
     deal = _deal.sized(pieces.size)
-    count = deal(run_key, epoch_key, lanes, chunks, parts, pieces, lane, marks)
-    return Layout(chunks, parts, pieces[:count], marks[: -(-count // STRIDE)])
+    count = deal(run_key, lanes, chunks, parts, pieces, firsts)
+    marks = np.empty(count // STRIDE + cuts, chunks.dtype)
+    laid = np.zeros(cuts, np.uint8)
+    return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
 
 
 def slots_of(layout: Layout) -> AnyArray:
     """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
+    lay_lanes.sized(layout.pieces.size)(layout)
     slots = huge_empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
     _invert.sized(slots.size)(layout, slots)
     return slots
@@ -93,16 +103,6 @@ def lane_start(n: int, lanes: int, lane: int) -> int:
 
 
 @kernel
-def lane_of(n: int, lanes: int, place: int) -> int:
-    """Return the lane of a place."""
-    size = n // lanes
-    longer = n % lanes
-    if place < longer * (size + 1):
-        return place // (size + 1)
-    return longer + (place - longer * (size + 1)) // size
-
-
-@kernel
 def subkey(key: int, lane: int, level: int) -> int:
     """Hash a key to that of one permutation of a lane."""
     return draw(draw(key ^ lane, MAX_KEY) ^ level, MAX_KEY)
@@ -111,19 +111,13 @@ def subkey(key: int, lane: int, level: int) -> int:
 @kernel
 def _deal(
     run_key: int,
-    epoch_key: int,
     lanes: int,
     chunks: AnyArray,
     parts: AnyArray,
     pieces: AnyArray,
-    slots: Int64,
-    marks: AnyArray,
+    firsts: AnyArray,
 ) -> int:
-    """Fill in the parts, pieces and marks of a layout; return the number of pieces.
-
-    ``slots`` is room for the pieces of a lane: each with its size, in the upper half of a number,
-    so that they are permuted together.
-    """
+    """Fill in the parts and pieces of a layout, not yet permuted; return the number of pieces."""
     count = len(chunks) - 1
     n = int(chunks[count])
     # Pieces overwrite the chunks that they come from, but none that was not taken yet: the room
@@ -138,9 +132,8 @@ def _deal(
     left = 0  # of a chunk that is being cut
     part = 0
     slot = 0
-    place = 0
     for lane in range(min(lanes, n)):
-        first = slot
+        firsts[lane] = slot
         room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
         while room > 0:
             if left == 0:
@@ -152,7 +145,7 @@ def _deal(
                     read += together
                     used = 0
                 while used < together and ahead_sizes[used] <= room:
-                    slots[slot - first] = int(ahead_sizes[used]) << 32 | int(ahead[used])
+                    pieces[slot] = ahead[used]
                     room -= int(ahead_sizes[used])
                     slot += 1
                     used += 1
@@ -162,24 +155,48 @@ def _deal(
                 parts[part] = chunks[ahead[used]]
                 used += 1
             size = min(left, room)
-            slots[slot - first] = size << 32 | (count + part)
+            pieces[slot] = count + part
             parts[part + 1] = parts[part] + size
             part += 1 if size < left else 2
             slot += 1
             left -= size
             room -= size
-        key = subkey(epoch_key, lane, 0)
-        for i in range(slot - first):  # as in `shuffle`, but in place
-            j = draw(key ^ i, i + 1)
-            here = slots[i]
-            slots[i] = slots[j]
-            slots[j] = here
-        for i in range(slot - first):
-            if (first + i) % STRIDE == 0:
-                marks[(first + i) // STRIDE] = place
-            pieces[first + i] = slots[i] & 0xFFFFFFFF
-            place += slots[i] >> 32
+    firsts[min(lanes, n)] = slot
     return slot
+
+
+@kernel
+def lay_lanes(layout: Layout) -> None:
+    """Permute the pieces of all lanes."""
+    for lane in range(layout.laid.size):
+        if not layout.laid[lane]:
+            lay_lane(layout, lane)
+
+
+@kernel
+def lay_lane(layout: Layout, lane: int) -> None:
+    """Permute the pieces of a lane, as `shuffle` does, but in place."""
+    first = int(layout.firsts[lane])
+    pieces = layout.pieces[first : layout.firsts[lane + 1]]
+    key = subkey(layout.key, lane, 0)
+    for i in range(pieces.size):
+        j = draw(key ^ i, i + 1)
+        here = pieces[i]
+        pieces[i] = pieces[j]
+        pieces[j] = here
+    marks = layout.marks[_marks_of(layout, lane) :]
+    place = lane_start(int(layout.chunks[len(layout.chunks) - 1]), layout.lanes, lane)
+    for i in range(pieces.size):
+        if i % STRIDE == 0:
+            marks[i // STRIDE] = place
+        place += size_of(layout, first + i)
+    layout.laid[lane] = 1
+
+
+@kernel
+def _marks_of(layout: Layout, lane: int) -> int:
+    """Return the number of a lane's first mark; all marks of the lane before come before it."""
+    return int(layout.firsts[lane]) // STRIDE + lane
 
 
 @kernel
@@ -231,10 +248,13 @@ def size_of(layout: Layout, slot: int) -> int:
 
 
 @kernel
-def slot_at(layout: Layout, place: int) -> int:
-    """Return the slot that a place lies in."""
-    mark = seek(layout.marks, place, 0, layout.marks.size - 1)
-    slot = mark * STRIDE
+def slot_at(layout: Layout, lane: int, place: int) -> int:
+    """Return the slot of a lane, which was laid, that a place lies in."""
+    first = int(layout.firsts[lane])
+    begin = _marks_of(layout, lane)
+    last = begin + (int(layout.firsts[lane + 1]) - first - 1) // STRIDE
+    mark = seek(layout.marks, place, begin, last)
+    slot = first + (mark - begin) * STRIDE
     left = place - int(layout.marks[mark])
     while left >= size_of(layout, slot):
         left -= size_of(layout, slot)
@@ -243,10 +263,11 @@ def slot_at(layout: Layout, place: int) -> int:
 
 
 @kernel
-def place_of(layout: Layout, slot: int) -> int:
-    """Return the place where a slot begins."""
-    mark = slot // STRIDE
-    place = int(layout.marks[mark])
-    for before in range(mark * STRIDE, slot):
+def place_of(layout: Layout, lane: int, slot: int) -> int:
+    """Return the place where a slot of a lane, which was laid, begins."""
+    first = int(layout.firsts[lane])
+    number = (slot - first) // STRIDE
+    place = int(layout.marks[_marks_of(layout, lane) + number])
+    for before in range(first + number * STRIDE, slot):
         place += size_of(layout, before)
     return place
