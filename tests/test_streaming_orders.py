@@ -25,8 +25,8 @@ from npstream import _jit
 from npstream.orders import pcg64
 from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World, lane_bounds, make_partition
-from npstream.orders.streaming_runs import gather
-from npstream.orders.streaming_sampling import Weight, chosen, chosen_per_shard
+from npstream.orders.streaming_runs import Pieces, Window
+from npstream.orders.streaming_sampling import Picks, Weight, chosen, chosen_per_shard
 from npstream.orders.streaming_shuffle import ALGORITHMS, EpochShuffle
 from streaming_reference import GOLDEN, arrays, golden
 
@@ -126,7 +126,7 @@ def whole(shuffle, units):
     """Return all of an order, lane by lane."""
     units = np.array(units, np.int64)
     shuffle.check(int(units.sum()), int(units.max()))
-    order = shuffle.order(units)
+    order = shuffle.order(Pieces.counted(units))
     bounds = lane_bounds(int(units.sum()), shuffle.lanes).tolist()
     parts = [order.rows(*each) for each in itertools.pairwise(bounds) if each[0] < each[1]]
     return np.concatenate(parts)
@@ -167,14 +167,14 @@ def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, dat
     np.testing.assert_array_equal(whole(shuffle, units), want)
     if data is None:
         return
-    order = shuffle.order(np.array(units))
+    order = shuffle.order(Pieces.counted(np.array(units)))
     bounds = lane_bounds(sum(units), shuffle.lanes)
     start = data.draw(st.integers(0, sum(units) - 1))
     lane_end = int(bounds[bounds.searchsorted(start, "right")])
     stop = data.draw(st.integers(start + 1, lane_end))
     np.testing.assert_array_equal(order.rows(start, stop), want[start:stop])
     positions = data.draw(st.lists(st.integers(0, sum(units) - 1), max_size=20))
-    got = gather(order, bounds, np.array(positions, np.int64))
+    got = Window(order, bounds).at(np.array(positions, np.int64))
     np.testing.assert_array_equal(got, want[positions])
 
 
@@ -189,13 +189,64 @@ def test_large_shuffles_are_those_of_the_description(algorithm, units):
     size = int(units.sum())
     want = streaming_reference.order(algorithm, units, 3, 1, 2, 40_000)
     np.testing.assert_array_equal(whole(shuffle, units), want)
-    order, bounds = shuffle.order(units), lane_bounds(size, 3)
+    order, bounds = shuffle.order(Pieces.counted(units)), lane_bounds(size, 3)
     for start in (0, size // 6, size // 3 - 20_000, size // 3, size - 20_000):
         np.testing.assert_array_equal(
             order.rows(start, start + 20_000), want[start : start + 20_000]
         )
     positions = np.random.default_rng(0).integers(0, size, 1000)
-    np.testing.assert_array_equal(gather(order, bounds, positions), want[positions])
+    np.testing.assert_array_equal(Window(order, bounds).at(positions), want[positions])
+
+
+@pytest.mark.parametrize("algorithm", ["py1e", "py1s", "py1br"])
+@pytest.mark.parametrize("step", [700, 90_000])
+def test_who_reads_on_finds_what_was_computed_before(algorithm, step, monkeypatch):
+    """In lanes of its own, and whether that is enough or not."""
+    shuffle, size = EpochShuffle(algorithm, 3, 1, 2, 20_000), 900_000
+    order, bounds = shuffle.order(Pieces.counted(np.full(9000, 100))), lane_bounds(size, 3)
+    want = whole(shuffle, [100] * 9000)
+    computed = []
+
+    class Counted:
+        stride = order.stride
+
+        def rows(self, start, stop):
+            computed.append(stop - start)
+            return order.rows(start, stop)
+
+    window = Window(Counted(), bounds)
+    for start in range(0, size // 3, step):
+        own = np.arange(start, min(start + step, size // 3), 7)
+        positions = np.concatenate([own, own + size // 3, own[::-1] + 2 * size // 3])
+        np.testing.assert_array_equal(window.at(positions), want[positions])
+    assert size // 2 < sum(computed) < 2 * size
+    copy = pickle.loads(pickle.dumps(Window(order, bounds)))
+    np.testing.assert_array_equal(copy.at(positions), want[positions])
+    monkeypatch.setattr("npstream.orders.streaming_runs.MOST_HELD", 3000)
+    small = Window(order, bounds)
+    for start in range(0, 20_000, 700):
+        np.testing.assert_array_equal(
+            small.at(np.arange(start, start + 700)), want[start : start + 700]
+        )
+
+
+def test_who_looks_a_position_up_does_not_read_on():
+    order = EpochShuffle("py1e", 1, 0, 0, 200).order(Pieces.counted(np.full(9000, 100)))
+    computed = []
+
+    class Counted:
+        stride = order.stride
+
+        def rows(self, start, stop):
+            computed.append(stop - start)
+            return order.rows(start, stop)
+
+    window = Window(Counted(), lane_bounds(900_000, 1))
+    for position in (5, 899_999, 5):
+        window.at(np.array([position]))
+    assert computed == [1, 1, 1]
+    window.at(np.arange(6, 9))
+    assert computed[3:] == [order.stride]
 
 
 @pytest.mark.parametrize(
@@ -282,6 +333,24 @@ def test_golden_sampling(case):
     got = chosen_per_shard(sizes, params["choose"], params["granularity"], seed)
     np.testing.assert_array_equal(got, expected(case, "choose_per_shard"))
     assert got.sum() == params["choose"]
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 60, 999), (9_999, 10_000, 10_001, 20_000)])
+def test_samples_are_chosen_as_numpy_does(way, sizes):
+    """However NumPy chooses so many of so many, and whatever it drew before."""
+    for seed in range(4 if way == "python" else 40):
+        rng, counts = np.random.default_rng(seed), []
+        for size in sizes:
+            among = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}
+            counts.append(int(rng.choice(sorted(among))))
+        picks = Picks([np.array(sizes)], [sum(counts)], 1, shard_seed=0, sample_seed=seed)
+        vars(picks)["counts"] = np.array(counts)
+        rng, first, want = np.random.default_rng(seed), 0, []
+        for size, count in zip(sizes, counts, strict=True):
+            want += sorted((first + rng.choice(size, count, replace=False)).tolist())
+            first += size
+        assert picks.ids(np.arange(len(want))).tolist() == want
+        assert picks.units.rows(1, len(want)).tolist() == want[1:]
 
 
 @of_kind("weights")
@@ -432,7 +501,7 @@ def test_golden_picks(case, epoch_of):
     np.testing.assert_array_equal(counts, np.concatenate(want))
     for number, stream in streams.items():
         picks = stream.picks
-        np.testing.assert_array_equal(picks.units, expected(case, f"units{number}"))
+        np.testing.assert_array_equal(picks.units.sizes, expected(case, f"units{number}"))
         ids = picks.ids(np.arange(picks.size)) + stream.first_id
         np.testing.assert_array_equal(ids, expected(case, f"ids{number}"))
 

@@ -104,15 +104,25 @@ def below(state: State, bound: int) -> int:
         return 0
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
     spare, has_spare = u64(state[4]), u64(state[5])
+    hi, lo, spare, has_spare, drawn = bounded(hi, lo, inc_hi, inc_lo, spare, has_spare, bound)
+    state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
+    return drawn
+
+
+@kernel
+def bounded(
+    hi: int, lo: int, inc_hi: int, inc_lo: int, spare: int, has_spare: int, bound: int
+) -> tuple[int, int, int, int, int]:
+    """Draw a number below a bound of at least 2, the last result, where the state is at hand."""
     hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
     product = half * u64(bound)
-    threshold = u64(MAX_BOUND - bound) % u64(bound)
-    while product & u64(_HALF) < threshold:
-        hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
-        product = half * u64(bound)
-    state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
+    if product & u64(_HALF) < u64(bound):  # or else it is above the threshold, too
+        threshold = u64(MAX_BOUND - bound) % u64(bound)
+        while product & u64(_HALF) < threshold:
+            hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
+            product = half * u64(bound)
     # The upper half of the product, as a signed number.
-    return multiply_high(half << u64(32), bound)
+    return hi, lo, spare, has_spare, multiply_high(half << u64(32), bound)
 
 
 @kernel

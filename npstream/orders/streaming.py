@@ -128,7 +128,7 @@ class StreamingOrder:
         """
         if number < 0:
             raise ValueError(f"epochs are numbered from 0, not {number}")
-        taken, proportions = self._taken()
+        taken, proportions = self.taken()
         if self.batching_method == "random":
             picks = self._picks(number, self.shards, taken)
             partition = self._partition(picks.size, world, world, self.batch_size, sample_in_epoch)
@@ -180,7 +180,7 @@ class StreamingOrder:
             shuffle_seed=seed,
             initial_physical_nodes=state.get("initial_physical_nodes"),
         )
-        taken, _ = order._taken()
+        taken, _ = order.taken()
         size = sum(taken)
         # Samples are repeated to fill lanes and ranks up. They count, and then Streaming refuses
         # the state in which its own run ended an epoch.
@@ -203,7 +203,7 @@ class StreamingOrder:
             "initial_physical_nodes": self.initial_physical_nodes or world.nodes,
         }
 
-    def _taken(self) -> tuple[list[int], list[float]]:
+    def taken(self) -> tuple[list[int], list[float]]:
         """Return how many samples an epoch takes of each stream, and their proportions."""
         sizes = np.array([int(np.sum(shards)) for shards in self.shards])
         weights = self.weights or [Weight()] * len(sizes)
@@ -313,8 +313,8 @@ class Epoch:
             Numbers of batches.
         """
         first = np.arange(batches.start, batches.stop, batches.step) * self.batch_size
-        numbers = np.add.outer(first, np.arange(self.batch_size))
-        return self.samples(node, rank, numbers.reshape(-1)).reshape(numbers.shape)
+        slots = np.add.outer(self._slots(node, rank, first), np.arange(self.batch_size))
+        return self.batching.ids(slots.reshape(-1)).reshape(slots.shape)
 
     def samples(self, node: int, rank: int, numbers: Int64) -> Int64:
         """Return the ids of a rank's samples with numbers, counted through its batches, or -1."""
@@ -335,9 +335,13 @@ class Epoch:
         """Yield the ids of each of a rank's batches, computing many at once."""
         step = self.at_once(batches.step)
         for start in range(0, len(batches), step):
-            for ids in self.ids(node, rank, batches[start : start + step]):
-                if len(ids := ids[ids >= 0]):
-                    yield ids
+            ids = self.ids(node, rank, batches[start : start + step])
+            if (ids >= 0).all():
+                yield from ids
+                continue
+            for batch in ids:
+                if len(filled := batch[batch >= 0]):
+                    yield filled
 
     def _slots(self, node: int, rank: int, numbers: Int64) -> Int64:
         """Return the slots of a rank's samples."""

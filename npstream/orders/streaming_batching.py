@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import Bools, Int64
+from npstream._typing import AnyArray, Bools, Int64
 from npstream.orders.streaming_partition import lane_bounds
-from npstream.orders.streaming_runs import SPACING, Order, gather
+from npstream.orders.streaming_runs import SPACING, Window
+from npstream.places import grouped
 
 if TYPE_CHECKING:
     from npstream.orders.streaming_partition import StreamingPartition, World
@@ -74,24 +75,32 @@ class Samples:
         return (self.order.stride if self.order else SPACING) * self.partition.lanes
 
     @functools.cached_property
-    def order(self) -> Order | None:
+    def order(self) -> Window | None:
         """The shuffled order. What it takes is drawn when it is first needed."""
-        return self.shuffle.order(self.picks.units) if self.shuffle else None
+        if self.shuffle is None:
+            return None
+        lanes = lane_bounds(self.partition.size, self.partition.lanes)
+        return Window(self.shuffle.order(self.picks.units), lanes)
 
     def ids(self, slots: Int64) -> Int64:
         """Return the ids of the samples in slots, or -1."""
         ids = self.partition.positions(slots)
         read = ids >= 0
-        numbers = ids[read]
-        if self.order is not None:
-            lanes = lane_bounds(self.partition.size, self.partition.lanes)
-            numbers = gather(self.order, lanes, numbers)
-        ids[read] = self.picks.ids(numbers) + self.first_id
-        return ids
+        if not read.all():
+            ids[read] = self._ids(ids[read])
+            return ids
+        return self._ids(ids)
 
     def is_filled(self, slots: Int64) -> Bools:
         """Return which slots hold samples."""
         return self.partition.positions(slots) >= 0
+
+    def _ids(self, positions: Int64) -> Int64:
+        if self.order is None:
+            return self.picks.ids(positions) + self.first_id
+        ids = self.order.at(positions)
+        ids += self.first_id
+        return ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +121,11 @@ class _Streams:
     def ids_of(self, numbers: Int64, slots: Int64) -> Int64:
         """Return the ids in slots of streams of given numbers."""
         ids = np.full(slots.shape, -1)
-        for number, stream in enumerate(self.streams):
-            own = numbers == number
-            ids[own] = stream.ids(slots[own])
+        # NumPy sorts short integers, by which they are grouped, in linear time.
+        short: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers
+        for number, own in grouped(short):
+            if number >= 0:
+                ids[own] = self.streams[number].ids(slots[own])
         return ids
 
 
@@ -234,14 +245,25 @@ class PerDevice(_Streams):
         """Return the ids of the samples in slots, or -1."""
         nodes, ranks = self.world.nodes, self.world.ranks_per_node
         batch, place = np.divmod(slots, self.batch_size)
-        # Batches of a node's lanes are not dealt to its own ranks, but to all nodes in turn.
-        batch, node = np.divmod(batch, nodes)
+        batch, node = self._dealt(batch)
         # Where they are in the streams' partitions, to which each lane is a node.
         lanes = self.streams[0].partition.lanes // nodes
         rest, rank = np.divmod(self.nth[node, batch] * self.batch_size + place, ranks)
         sample, lane = np.divmod(rest, lanes)
         places = ((sample * nodes + node) * lanes + lane) * ranks + rank
         return self.ids_of(self.origins[node, batch], places)
+
+    def is_filled(self, slots: Int64) -> Bools:
+        """Return which slots hold samples: those of the last global batch may not."""
+        batch, node = self._dealt(slots // self.batch_size)
+        filled: Bools = self.origins[node, batch] >= 0
+        return filled
+
+    def _dealt(self, batches: Int64) -> tuple[Int64, Int64]:
+        """Return the number of each batch among those of a node's lanes, and the node."""
+        # They are not dealt to the node's own ranks, but to all nodes in turn.
+        batch, node = np.divmod(batches, self.world.nodes)
+        return batch, node
 
 
 def _shuffled(counts: list[int], rng: np.random.Generator) -> Int64:

@@ -231,7 +231,21 @@ def _positions(
     rows, filler, filler_from, cycles = layout
     lanes = bounds.size - 1
     missing = -per_node % ranks
+    more_rows = ranks * nodes // lanes
+    more_lanes = ranks * nodes - more_rows * lanes
+    row, lane, left = 0, 0, 0
     for k in range(slots.size):
+        if left > 0 and slots[k] == slots[k - 1] + 1:
+            # The rank's next sample, without the divisions.
+            left -= 1
+            row += more_rows
+            lane += more_lanes
+            if lane >= lanes:
+                lane -= lanes
+                row += 1
+            positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)
+            continue
+        left = 0
         rest = slots[k] // batch_size
         place = slots[k] - rest * batch_size
         batch = rest // (ranks * nodes)
@@ -243,6 +257,7 @@ def _positions(
             continue
         # The samples of the rank's node, where some come twice if ranks would differ.
         nth = sample * ranks + rest - node * ranks
+        following = min(batch_size - 1 - place, samples - 1 - sample, (per_node - 1 - nth) // ranks)
         if nth >= per_node:
             nth = nth - ranks - missing + 1 if ranks + missing <= per_node + 1 else nth % per_node
         # The sequence that nodes take turns at.
@@ -253,5 +268,8 @@ def _positions(
             positions[k] = (lane * (rows + filler) + row) % bounds[lanes]
             continue
         # Rows that fill up lanes shared by nodes are earlier ones. Lanes may differ by a sample.
-        row = row if row < rows else row - rows + filler_from
+        if row >= rows:
+            row += filler_from - rows
+        elif following > 0:
+            left = min(following, (rows * lanes - 1 - nth) // (ranks * nodes))
         positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from npstream._jit import kernel, u64
 from npstream._typing import AnyArray, Int64
 from npstream.orders.pcg64 import State, below, jump, shuffle, skip_shuffle, step
-from npstream.orders.streaming_runs import Marks, Pieces, number_type
+from npstream.orders.streaming_runs import Marks, Pieces, lay
 
 SHIFT = 14
 """A bucket holds places in a range of 2**14: what is sorted in the processor's cache."""
@@ -125,24 +125,31 @@ class Expanded:
         floor += needed.start << SHIFT
 
         places = np.empty(bounds[-1])
-        numbers = np.empty(len(places), number_type(int(self.lanes[-1])))
-        piece = np.empty(int(np.diff(offsets).max()), numbers.dtype)
+        picks = self.pieces.picks
+        numbers = np.empty(len(places), picks.dtype)
         _scatter.sized(drawn)(
             self.shuffles.states[mark].copy(),
             self.moves[mark].copy(),
             offsets,
             self.pieces.begins[first:last],
+            picks,
             law,
             floor,
             bounds[:-1].copy(),
             places,
             numbers,
-            piece,
+            np.empty(int(np.diff(offsets).max()), numbers.dtype),
         )
         cells = np.empty(min(1 << SHIFT, end - origin - floor) + 1, np.int32)
         most = int(np.diff(bounds).max())
         _sort.sized(drawn)(
-            places, numbers, bounds, floor, cells, np.empty(most), np.empty(most, numbers.dtype)
+            places,
+            numbers,
+            bounds,
+            floor,
+            cells,
+            np.empty(most, np.int64),
+            np.empty(most, numbers.dtype),
         )
         return numbers[start - base : stop - base]
 
@@ -189,6 +196,7 @@ def _scatter(
     moves: State,
     offsets: Int64,
     begins: Int64,
+    picks: AnyArray,
     law: Law,
     floor: int,
     cursors: Int64,
@@ -205,8 +213,7 @@ def _scatter(
             skip_shuffle(shuffles, size)
             jump(moves, size)
             continue
-        for i in range(size):
-            piece[i] = begins[k] + i
+        lay(piece[:size], begins[k], 0, picks)
         shuffle(shuffles, piece, 0, size)
         hi, lo, inc_hi, inc_lo = u64(moves[0]), u64(moves[1]), u64(moves[2]), u64(moves[3])
         for i in range(size):
@@ -228,31 +235,52 @@ def _sort(
     bounds: Int64,
     floor: int,
     cells: NDArray[np.int32],
-    spare_places: NDArray[np.float64],
-    spare_numbers: AnyArray,
+    keys: Int64,
+    spare: AnyArray,
 ) -> None:
-    """Sort each bucket of numbers by place: into cells of one place each, and then by insertion."""
+    """Sort each bucket of numbers by place: into cells of one place each, and then within them.
+
+    What is sorted are keys: a place, from where the bucket begins and cut to as many bits as
+    fit, and its number among those of the bucket.
+    """
+    index_bits = 0
+    while keys.size >> index_bits:
+        index_bits += 1
+    fine_bits = 63 - SHIFT - index_bits
+    index, fine = (1 << index_bits) - 1, 2.0**fine_bits
     for bucket in range(bounds.size - 1):
-        start, stop = bounds[bucket], bounds[bucket + 1]
+        start, size = bounds[bucket], bounds[bucket + 1] - bounds[bucket]
         base = floor + (bucket << SHIFT)
         cells[:] = 0
-        for i in range(start, stop):
+        for i in range(start, start + size):
             cells[int(places[i]) - base + 1] += 1
+        total = cells[0]
         for cell in range(1, cells.size):
-            cells[cell] += cells[cell - 1]
-        for i in range(start, stop):
-            cell = int(places[i]) - base
-            at = cells[cell]
-            cells[cell] = at + 1
-            spare_places[at] = places[i]
-            spare_numbers[at] = numbers[i]
-        for i in range(1, stop - start):
-            place, number = spare_places[i], spare_numbers[i]
-            at = i
-            while at > 0 and spare_places[at - 1] > place:
-                spare_places[at] = spare_places[at - 1]
-                spare_numbers[at] = spare_numbers[at - 1]
+            total += cells[cell]
+            cells[cell] = total
+        for i in range(size):
+            place = int((places[start + i] - base) * fine)
+            at = cells[place >> fine_bits]
+            cells[place >> fine_bits] = at + 1
+            keys[at] = place << index_bits | i
+        # Hardly any cell has many keys, and what is out of order after this has very few. Where
+        # branches cannot be foreseen, two passes without them cost less than one with them.
+        for _ in range(2 if size else 0):
+            largest = keys[0]
+            for i in range(1, size):
+                key = keys[i]
+                keys[i - 1] = min(largest, key)
+                largest = max(largest, key)
+            keys[size - 1] = largest
+        for i in range(1, size):
+            if keys[i] >> index_bits > keys[i - 1] >> index_bits:
+                continue
+            key, at = keys[i], i
+            place = places[start + (key & index)]
+            while at > 0 and places[start + (keys[at - 1] & index)] > place:
+                keys[at] = keys[at - 1]
                 at -= 1
-            spare_places[at] = place
-            spare_numbers[at] = number
-        numbers[start:stop] = spare_numbers[: stop - start]
+            keys[at] = key
+        spare[:size] = numbers[start : start + size]
+        for i in range(size):
+            numbers[start + i] = spare[keys[i] & index]

@@ -20,6 +20,9 @@ from npstream.orders.pcg64 import MAX_BOUND, WORDS, State, shuffle, skip_shuffle
 SPACING = 1 << 16
 """Samples between marks."""
 
+MOST_HELD = 1 << 24
+"""Numbers, at most, that are kept for whoever reads on."""
+
 
 class Order(Protocol):
     """A permutation of range(n)."""
@@ -50,15 +53,30 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Consecutive numbers, from ``begins[k]`` on, at positions from ``offsets[k]`` on."""
+    """Consecutive numbers, from ``begins[k]`` on, at positions from ``offsets[k]`` on.
+
+    Where a piece's begin is negative, they are consecutive ones of `picks`, from that one on as
+    counted from the end. Numbers have the type of `picks`.
+    """
 
     offsets: Int64
     begins: Int64
+    picks: AnyArray
 
     @classmethod
-    def laid(cls, sizes: Int64, begins: Int64) -> Pieces:
+    def laid(cls, sizes: Int64, begins: Int64, picks: AnyArray) -> Pieces:
         """Lay pieces of given sizes end to end."""
-        return cls(np.concatenate([[0], sizes.cumsum()]), begins)
+        return cls(np.concatenate([[0], sizes.cumsum()]), begins, picks)
+
+    @classmethod
+    def counted(cls, sizes: Int64) -> Pieces:
+        """Return pieces of given sizes that are numbered through.
+
+        >>> Pieces.counted(np.array([3, 4])).begins
+        array([0, 3])
+        """
+        ends = sizes.cumsum()
+        return cls.laid(sizes, ends - sizes, np.empty(0, number_type(int(ends[-1]))))
 
     @property
     def sizes(self) -> Int64:
@@ -67,9 +85,11 @@ class Pieces:
 
     def rows(self, start: int, stop: int) -> AnyArray:
         """Return the numbers at positions."""
-        numbers = np.empty(stop - start, number_type(int(self.offsets[-1])))
+        numbers = np.empty(stop - start, self.picks.dtype)
         first = int(self.offsets.searchsorted(start, "right")) - 1
-        _lay.sized(numbers.size)(numbers, start, self.offsets[first:], self.begins[first:])
+        _lay.sized(numbers.size)(
+            numbers, start, self.offsets[first:], self.begins[first:], self.picks
+        )
         return numbers
 
 
@@ -153,38 +173,78 @@ class Runs:
         return numbers[start - base : stop - base]
 
 
-def gather(order: Order, lanes: Int64, positions: Int64) -> Int64:
-    """Return the numbers at any positions; `lanes` has the bounds of equal lanes."""
-    lane = _lane_of(positions, lanes)
-    # NumPy sorts short integers in linear time. In a lane, positions mostly come in order.
-    by_lane = lane.argsort(kind="stable")
-    (cuts,) = np.diff(lane[by_lane]).nonzero()
-    numbers = np.empty(len(positions), np.int64)
-    stride = order.stride
-    for own in np.split(by_lane, cuts + 1):
-        wanted = positions[own]
+class Window:
+    """The numbers of an order at any positions, of which readers mostly come back for the next.
+
+    Parameters
+    ----------
+    order : Order
+    lanes : ndarray
+        The bounds of equal lanes.
+    """
+
+    def __init__(self, order: Order, lanes: Int64) -> None:
+        self._order = order
+        self._lanes = lanes
+        self._held: dict[int, tuple[int, AnyArray]] = {}
+
+    def __reduce__(self) -> tuple[type[Window], tuple[Order, Int64]]:
+        return Window, (self._order, self._lanes)
+
+    @property
+    def stride(self) -> int:
+        """How many positions of each lane are worth asking for at once."""
+        return self._order.stride
+
+    def at(self, positions: Int64) -> Int64:
+        """Return the numbers at positions."""
+        by_lane, wanted = np.empty_like(positions), np.empty_like(positions)
+        lane_of = np.empty(len(positions), np.uint32)
+        ends = np.zeros(len(self._lanes) - 1, np.int64)
+        _by_lane.sized(len(positions))(positions, self._lanes, lane_of, by_lane, wanted, ends)
+        numbers = np.empty(len(positions), np.int64)
+        (lanes,) = np.diff(ends, prepend=0).nonzero()
+        room = MOST_HELD // max(len(lanes), 1)
+        for lane in lanes.tolist():
+            part = slice(int(ends[lane - 1]) if lane else 0, int(ends[lane]))
+            self._gather(lane, by_lane[part], wanted[part], min(room, self.stride), numbers)
+        return numbers
+
+    def _gather(self, lane: int, where: Int64, wanted: Int64, ahead: int, numbers: Int64) -> None:
+        """Write down what is at wanted positions of a lane."""
+        low, high = int(wanted.min()), int(wanted.max())
+        if high - low < self.stride:
+            start, rows = self._rows(lane, low, high + 1, ahead)
+            _put.sized(len(where))(numbers, where, wanted - start, rows)
+            return
         if (wanted[1:] < wanted[:-1]).any():
-            own = own[wanted.argsort()]
-            wanted = positions[own]
+            rising = wanted.argsort()
+            where, wanted = where[rising], wanted[rising]
         first = 0
-        while first < len(own):
-            start = int(wanted[first])
-            last = int(wanted.searchsorted(start + stride))
-            rows = order.rows(start, int(wanted[last - 1]) + 1)
-            numbers[own[first:last]] = rows[wanted[first:last] - start]
+        while first < len(wanted):
+            low = int(wanted[first])
+            last = int(wanted.searchsorted(low + self.stride))
+            rows = self._order.rows(low, int(wanted[last - 1]) + 1)
+            _put.sized(last - first)(numbers, where[first:last], wanted[first:last] - low, rows)
             first = last
-    return numbers
 
-
-def _lane_of(positions: Int64, lanes: Int64) -> AnyArray:
-    """Return the lane that each position is in."""
-    count = len(lanes) - 1
-    # Lane c begins at c * size // count.
-    lane = positions + 1
-    lane *= count
-    lane -= 1
-    lane //= lanes[-1]
-    return lane.astype(np.uint16) if count <= 1 << 16 else lane
+    def _rows(self, lane: int, start: int, stop: int, ahead: int) -> tuple[int, AnyArray]:
+        """Return numbers from a position on, which is the first result, at least up to `stop`."""
+        first, rows = self._held.get(lane, (start, None))
+        if rows is not None and first <= start and stop <= first + len(rows):
+            return first, rows
+        end = stop
+        goes_on = rows is not None and first <= start <= first + len(rows) + self.stride
+        if goes_on or 8 * (stop - start) > self.stride:
+            # Whoever reads on takes more of what costs little more, and leaves no small rest.
+            end, lane_end = max(stop, start + ahead), int(self._lanes[lane + 1])
+            if end > lane_end - self.stride // 4:
+                end = lane_end
+            elif end - stop < (stop - start) // 8:
+                end = stop
+        rows = self._order.rows(start, end)
+        self._held[lane] = start, rows if end > stop else rows[:0].copy()
+        return start, rows
 
 
 def number_type(size: int) -> type[np.uint32] | type[np.int64]:
@@ -200,18 +260,66 @@ def _clean_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
 
 
 @kernel
-def _lay(numbers: AnyArray, start: int, offsets: Int64, begins: Int64) -> None:
+def _by_lane(
+    positions: Int64,
+    lanes: Int64,
+    lane_of: AnyArray,
+    by_lane: Int64,
+    wanted: Int64,
+    ends: Int64,
+) -> None:
+    """Group positions by lane, and say where the group of each lane ends."""
+    count = ends.size
+    density = count / lanes[count]
+    for k in range(positions.size):
+        lane = int(positions[k] * density)
+        # That may be one too many; and lanes differ by a sample.
+        while lane >= count or lanes[lane] > positions[k]:
+            lane -= 1
+        while lanes[lane + 1] <= positions[k]:
+            lane += 1
+        lane_of[k] = lane
+        ends[lane] += 1
+    before = 0
+    for lane in range(count):
+        ends[lane], before = before, before + ends[lane]
+    for k in range(positions.size):
+        lane = lane_of[k]
+        at = ends[lane]
+        ends[lane] = at + 1
+        by_lane[at], wanted[at] = k, positions[k]
+
+
+@kernel
+def _put(numbers: Int64, where: Int64, wanted: Int64, rows: AnyArray) -> None:
+    """Write down what is at wanted positions of some rows."""
+    for k in range(where.size):
+        numbers[where[k]] = rows[wanted[k]]
+
+
+@kernel
+def _lay(numbers: AnyArray, start: int, offsets: Int64, begins: Int64, picks: AnyArray) -> None:
     """Write the numbers from position `start` on, which lies in the first piece."""
     i = 0
     for k in range(begins.size):
-        number = begins[k] + max(start - offsets[k], 0)
-        end = min(offsets[k + 1] - start, numbers.size)
-        while i < end:
-            numbers[i] = number
-            number += 1
-            i += 1
+        end = max(min(offsets[k + 1] - start, numbers.size), i)
+        lay(numbers[i:end], begins[k], max(start - offsets[k], 0), picks)
+        i = end
         if i == numbers.size:
             return
+
+
+@kernel
+def lay(numbers: AnyArray, begin: int, skipped: int, picks: AnyArray) -> None:
+    """Write numbers of a piece, but for those that are skipped; see `Pieces`."""
+    first = begin + skipped
+    if begin >= 0:
+        for i in range(numbers.size):
+            numbers[i] = first + i
+        return
+    first += picks.size
+    for i in range(numbers.size):
+        numbers[i] = picks[first + i]
 
 
 @kernel

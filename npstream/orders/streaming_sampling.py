@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._jit import kernel
-from npstream._typing import AnyArray, Int64
-from npstream.orders.pcg64 import seeded, shuffle
-from npstream.orders.streaming_runs import number_type
+from npstream._jit import kernel, u64
+from npstream._typing import AnyArray, Bools, Int64
+from npstream.orders.pcg64 import State, below, bounded, seeded, shuffle
+from npstream.orders.streaming_runs import Pieces, number_type
 
 SAMPLINGS = ("balanced", "fixed")
 """Whether every epoch picks other samples, or the same."""
+
+_FEW = 10_000
+"""Of so many samples, at most, NumPy always chooses by Floyd's method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,20 +104,20 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
     times, rest = divmod(choose, max(int(sizes.sum()), 1))
     counts = sizes * times
     if rest:
-        ends = (-(-sizes // granularity)).cumsum()
+        picks = -(-sizes // granularity)
         # The last pick of a shard is short. But before a shard of no samples, and so no picks,
         # Streaming takes it for a whole one.
         last = (sizes - 1) % granularity + 1
         last[:-1][sizes[1:] == 0] = granularity
-        picks = np.arange(ends[-1], dtype=number_type(int(ends[-1])))
-        shuffle.sized(picks.size)(seeded(seed), picks, 0, picks.size)
-        _pick.sized(picks.size)(picks, ends, last, granularity, rest, counts)
+        is_small = len(sizes) <= 1 << 15
+        order = np.empty(int(picks.sum()), np.uint16 if is_small else np.uint32)
+        _pick.sized(order.size)(seeded(seed), picks, last, granularity, rest, order, counts)
     return counts
 
 
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """The samples that an epoch takes, numbered by the units that are shuffled as one.
+    """The samples that an epoch takes, in units that are shuffled as one.
 
     A unit is all of a shard, in order, or what was picked of it. What is picked is drawn when it
     is first needed.
@@ -132,7 +135,7 @@ class Picks:
     Examples
     --------
     >>> picks = Picks([np.array([3, 5])], [11], granularity=2, shard_seed=0, sample_seed=0)
-    >>> picks.units, picks.ids(np.arange(11))
+    >>> picks.units.sizes, picks.ids(np.arange(11))
     (array([3, 5, 3]), array([0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7]))
     """
 
@@ -161,45 +164,36 @@ class Picks:
         ]
         return np.concatenate(counts)
 
-    @property
-    def units(self) -> Int64:
-        """Samples in each unit."""
-        return self._units[0]
-
-    def ids(self, numbers: Int64) -> Int64:
-        """Return the ids of samples, counted through the shards, from their numbers."""
-        if np.array_equal(self.counts, self.sizes):
-            return numbers
-        units, begins, picks = self._units
-        ends = units.cumsum()
-        unit = ends.searchsorted(numbers, "right")
-        ids = begins[unit] + numbers - (ends - units)[unit]
-        picked = ids < 0
-        ids[picked] = picks[ids[picked]]
-        return ids
-
     @functools.cached_property
-    def _units(self) -> tuple[Int64, Int64, AnyArray]:
-        """Samples of each unit; the id of its first one, or its place from the end of the picks.
-
-        The last result are the picks: all samples that are taken of shards in part.
-        """
-        rng = np.random.default_rng(self.sample_seed)
+    def units(self) -> Pieces:
+        """What is shuffled as one: the ids of its samples."""
+        state = seeded(self.sample_seed)
         sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
         times, rest = np.divmod(self.counts, np.maximum(sizes, 1))
         (parts,) = rest.nonzero()
         ends = rest.cumsum()
-        picks = np.empty(ends[-1], number_type(int(sizes.sum())))
-        for shard in parts.tolist():
-            some = rng.choice(int(sizes[shard]), int(rest[shard]), replace=False)
-            picks[ends[shard] - len(some) : ends[shard]] = begins[shard] + np.sort(some)
+        # There is room for one more than are picked; see below.
+        picks = np.empty(int(ends[-1]) + 1, number_type(int(sizes.sum())))
+        most = int(sizes[parts].max(initial=0))
+        _choose.sized(picks.size)(
+            state, sizes[parts], rest[parts], begins[parts], np.zeros(most, bool), picks
+        )
         # All of a shard comes first, then what was picked of it.
         repeats = times + (rest > 0)
         last = repeats.cumsum()[parts] - 1
         units, starts = sizes.repeat(repeats), begins.repeat(repeats)
         units[last] = rest[parts]
         starts[last] = (ends - rest)[parts] - ends[-1]
-        return units, starts, picks
+        return Pieces.laid(units, starts, picks[:-1])
+
+    def ids(self, numbers: Int64) -> Int64:
+        """Return the ids of samples, counted through the units."""
+        if np.array_equal(self.counts, self.sizes):
+            return numbers
+        ids = np.empty_like(numbers)
+        units = self.units
+        _look_up.sized(ids.size)(numbers, units.offsets, units.begins, units.picks, ids)
+        return ids
 
 
 def _taken(weight: Weight, size: int) -> int:
@@ -211,15 +205,90 @@ def _taken(weight: Weight, size: int) -> int:
 
 @kernel
 def _pick(
-    picks: AnyArray, ends: Int64, last: Int64, granularity: int, rest: int, counts: Int64
+    state: State,
+    picks: Int64,
+    last: Int64,
+    granularity: int,
+    rest: int,
+    order: AnyArray,
+    counts: Int64,
 ) -> None:
-    """Take picks, in their order, until nothing of the rest is left."""
+    """Take picks in random order, until nothing of the rest is left.
+
+    What is shuffled is, for each pick, twice its shard, and 1 more if it is the shard's last.
+    """
+    at = 0
+    for shard in range(picks.size):
+        for _ in range(picks[shard]):
+            order[at] = 2 * shard
+            at += 1
+        if picks[shard]:
+            order[at - 1] += 1
+    shuffle(state, order, 0, order.size)
     left = rest
-    for k in range(picks.size):
-        pick = int(picks[k])
-        shard = np.searchsorted(ends, pick, "right")
-        size = last[shard] if pick == ends[shard] - 1 else granularity
-        counts[shard] += min(size, left)
-        left -= min(size, left)
+    for k in range(order.size):
+        shard = int(order[k]) >> 1
+        taken = min(last[shard] if order[k] & 1 else granularity, left)
+        counts[shard] += taken
+        left -= taken
         if left == 0:
             return
+
+
+@kernel
+def _choose(
+    state: State, sizes: Int64, counts: Int64, begins: Int64, chosen: Bools, picks: AnyArray
+) -> None:
+    """Choose samples of each shard as ``Generator.choice`` does; write their ids, in order."""
+    at = 0
+    for k in range(sizes.size):
+        size, count = sizes[k], counts[k]
+        if size > _FEW and count > size // 50:
+            _shuffle_tail(state, size, count, chosen)
+        else:
+            _choose_few(state, size, count, chosen)
+        end = at + count
+        for number in range(size):
+            picks[at] = begins[k] + number  # which the next one replaces unless it was chosen
+            at += chosen[number]
+            chosen[number] = False
+        at = end
+
+
+@kernel
+def _choose_few(state: State, size: int, count: int, chosen: Bools) -> None:
+    """Choose numbers below a size by Floyd's method; their order is drawn, but does not matter."""
+    hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
+    spare, has_spare = u64(state[4]), u64(state[5])
+    if size == count:  # the first is drawn from one
+        chosen[0] = True
+    for last in range(max(size - count, 1), size):
+        hi, lo, spare, has_spare, drawn = bounded(
+            hi, lo, inc_hi, inc_lo, spare, has_spare, last + 1
+        )
+        chosen[last if chosen[drawn] else drawn] = True
+    for bound in range(count, 1, -1):
+        hi, lo, spare, has_spare, drawn = bounded(hi, lo, inc_hi, inc_lo, spare, has_spare, bound)
+    state[0], state[1], state[4], state[5] = hi, lo, spare, has_spare
+
+
+@kernel
+def _shuffle_tail(state: State, size: int, count: int, chosen: Bools) -> None:
+    """Choose numbers below a size by shuffling them, from the end, as far as that is needed."""
+    numbers = np.arange(size)
+    for i in range(size - 1, max(size - count, 1) - 1, -1):
+        drawn = below(state, i + 1)
+        numbers[i], numbers[drawn] = numbers[drawn], numbers[i]
+    for i in range(size - count, size):
+        chosen[numbers[i]] = True
+
+
+@kernel
+def _look_up(numbers: Int64, offsets: Int64, begins: Int64, picks: AnyArray, ids: Int64) -> None:
+    """Write the ids of samples that are counted through units."""
+    unit = 0
+    for k in range(numbers.size):
+        if not offsets[unit] <= numbers[k] < offsets[unit + 1]:
+            unit = int(np.searchsorted(offsets, numbers[k], "right")) - 1
+        number = begins[unit] + numbers[k] - offsets[unit]
+        ids[k] = number if begins[unit] >= 0 else int(picks[number + picks.size])

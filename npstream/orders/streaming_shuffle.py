@@ -28,7 +28,6 @@ from npstream.orders.streaming_runs import (
     PiecesOf,
     Runs,
     Table,
-    number_type,
     shuffle_runs,
 )
 
@@ -52,7 +51,7 @@ class EpochShuffle:
     Examples
     --------
     >>> shuffle = EpochShuffle("py1e", lanes=2, seed=0, epoch=0, block_size=4)
-    >>> order = shuffle.order(np.array([3, 4, 3]))
+    >>> order = shuffle.order(Pieces.counted(np.array([3, 4, 3])))
     >>> order.rows(0, 5), order.rows(5, 10)  # its lanes
     (array([9, 7, 8, 1, 0], dtype=uint32), array([2, 3, 5, 6, 4], dtype=uint32))
     """
@@ -83,22 +82,22 @@ class EpochShuffle:
                 f"{MAX_BOUND}"
             )
 
-    def order(self, units: Int64) -> Order:
-        """Return the order of units with so many samples each; its numbers count through them."""
+    def order(self, units: Pieces) -> Order:
+        """Return the order of what is in units."""
         state = seeded(self.seed + self.epoch)
-        size = int(units.sum())
+        size = int(units.offsets[-1])
         if self.algorithm == "naive":
-            return _naive(state, size)
+            return _naive(state, units)
         bounds = lane_bounds(size, self.lanes)
         if self.algorithm == "py2s":
             return _py2s(state, units, bounds, self.seed)
         # The order of units depends on the seed alone: lanes are the same in every epoch.
-        fixed = np.random.default_rng(self.seed).permutation(len(units))
-        laid = Pieces.laid(units[fixed], (units.cumsum() - units)[fixed])
+        fixed = np.random.default_rng(self.seed).permutation(len(units.begins))
+        laid = Pieces.laid(units.sizes[fixed], units.begins[fixed], units.picks)
         pieces, firsts = _cut(laid, bounds)
         order = np.arange(len(pieces.begins))
         shuffle_runs.sized(order.size)(state, order, firsts[:-1], firsts[1:])
-        pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order])
+        pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order], pieces.picks)
         if self.algorithm == "py1e":
             return Expanded.drawn(state, pieces, bounds, firsts, self._widths)
         if self.algorithm == "py1br":
@@ -123,24 +122,25 @@ def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
     begins = units.begins[unit] + starts - units.offsets[unit]
     # A piece, even an empty one, belongs to the first lane that reaches its end.
     firsts = bounds[1:].searchsorted(stops).searchsorted(np.arange(len(bounds)))
-    return Pieces(np.concatenate([[0], stops]), begins), firsts
+    return Pieces(np.concatenate([[0], stops]), begins, units.picks), firsts
 
 
-def _naive(state: State, size: int) -> Order:
-    numbers = np.arange(size, dtype=number_type(size))
+def _naive(state: State, units: Pieces) -> Order:
+    size = int(units.offsets[-1])
+    numbers = units.rows(0, size)
     shuffle.sized(size)(state, numbers, 0, size)
     return Table(numbers)
 
 
-def _py2s(state: State, units: Int64, bounds: Int64, seed: int) -> Order:
+def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> Order:
     fixed_state = seeded(seed)
-    fixed = np.arange(len(units))
+    fixed = np.arange(len(units.begins))
     shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
-    laid = Pieces.laid(units[fixed], (units.cumsum() - units)[fixed])
+    laid = Pieces.laid(units.sizes[fixed], units.begins[fixed], units.picks)
     starts, stops = laid.offsets[:-1], laid.offsets[1:]
     inner = Runs(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
 
-    pieces, firsts = _cut(Pieces(laid.offsets, starts), bounds)
+    pieces, firsts = _cut(Pieces(laid.offsets, starts, laid.picks), bounds)
     sizes, begins, marks = pieces.sizes, pieces.begins.copy(), []
     for lane in range(len(bounds) - 1):
         part = slice(firsts[lane], firsts[lane + 1])
@@ -149,7 +149,7 @@ def _py2s(state: State, units: Int64, bounds: Int64, seed: int) -> Order:
         sizes[part], begins[part] = sizes[order], begins[order]
         stops = pieces.offsets[part.start] + sizes[part].cumsum()
         marks.append(Marks.drawn(state, stops - sizes[part], stops))
-    pieces = Pieces.laid(sizes, begins)
+    pieces = Pieces.laid(sizes, begins, laid.picks)
     joined = Marks.joined(marks, firsts[:-1])
     return Runs(PiecesOf(pieces, inner), pieces.offsets[:-1], pieces.offsets[1:], joined)
 
