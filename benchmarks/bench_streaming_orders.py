@@ -1,4 +1,4 @@
-"""Streaming's order py1e: what one of 8 nodes computes, against all of it in NumPy.
+"""Streaming's order py1e: what one of 8 nodes computes, against all of it in NumPy; and a mixture.
 
 python benchmarks/bench_streaming_orders.py [samples]
 
@@ -21,7 +21,9 @@ from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream import _jit
 from npstream.orders.streaming import Epoch, StreamingOrder
+from npstream.orders.streaming_batching import Samples
 from npstream.orders.streaming_partition import World, lane_bounds
+from npstream.orders.streaming_sampling import Weight
 
 Spans = list[tuple[int, int]]
 
@@ -103,7 +105,10 @@ def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
 
 def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
     """Return the first node's part of each lane that it reads: the shuffle alone."""
-    order = node_epoch(samples, lanes).batching.order
+    batching = node_epoch(samples, lanes).batching
+    assert isinstance(batching, Samples)
+    assert batching.shuffle is not None
+    order = batching.shuffle.order(batching.picks.units)
     bounds = lane_bounds(samples, lanes).tolist()
     parts = []
     for lane in range(0, lanes, NODES):
@@ -151,11 +156,85 @@ def py1e(lanes: int) -> Figure:
     return prepare
 
 
-FIGURES = [py1e(lanes) for lanes in LANES]
+PROPORTIONS = (0.4, 0.3, 0.2, 0.1)
+
+STREAMS = (0.1, 0.2, 0.3, 0.4)
+"""How large streams are, of as many samples as an epoch takes."""
+
+
+def mixed_order(shards: list[np.ndarray[Any, Any]], samples: int) -> StreamingOrder:
+    """Return the order of an epoch of streams in proportions, for one rank."""
+    return StreamingOrder(
+        shards=shards,
+        weights=[Weight(proportion=proportion) for proportion in PROPORTIONS],
+        epoch_size=samples,
+        batch_size=256,
+        shuffle=True,
+    )
+
+
+def numpy_mixed(shards: list[np.ndarray[Any, Any]], samples: int) -> np.ndarray[Any, Any]:
+    """Return its ids as the reference's sections 3.2 to 3.8 describe them, but for loops there."""
+    seed, counts = StreamingOrder.shuffle_seed, []
+    for sizes, proportion in zip(shards, PROPORTIONS, strict=True):
+        counts.append(numpy_sampling(sizes, round(samples * proportion), seed))
+    units, ids = numpy_resample(np.concatenate(shards), np.concatenate(counts), seed)
+    # One rank of one canonical node reads all positions in order.
+    shuffled: np.ndarray[Any, Any] = ids[numpy_py1e(units, 1, seed, 0, 4_000_000)]
+    return shuffled
+
+
+def numpy_sampling(sizes: np.ndarray[Any, Any], choose: int, seed: int) -> np.ndarray[Any, Any]:
+    """Return how many samples are taken of each shard: those that are left over one by one."""
+    times, rest = divmod(choose, int(sizes.sum()))
+    order = np.random.default_rng(seed).permutation(int(sizes.sum())) if rest else np.arange(0)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    counts: np.ndarray[Any, Any] = sizes * times
+    return counts + np.bincount(shard_of[order[:rest]], minlength=len(sizes))
+
+
+def numpy_resample(
+    sizes: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], seed: int
+) -> tuple[list[int], np.ndarray[Any, Any]]:
+    """Return the units of samples that are taken, and their ids."""
+    rng, units, ids, first = np.random.default_rng(seed), [], [], 0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        times, rest = divmod(count, size)
+        units += [size] * times
+        ids += [np.arange(first, first + size)] * times
+        if rest:
+            units.append(rest)
+            ids.append(np.sort(first + rng.choice(size, rest, replace=False)))
+        first += size
+    return units, np.concatenate(ids)
+
+
+@figure(
+    f"ids of an epoch of {len(STREAMS)} streams in proportions, py1e, random batching",
+    "the same in NumPy",
+    factor=0.333,
+    rounds=3,
+)
+def resampled(data: Data) -> Pair:
+    samples = max(data.small // SHARD, 1) * SHARD * 10
+    shards = [np.full(round(samples * part) // SHARD, SHARD) for part in STREAMS]
+
+    def ids() -> np.ndarray[Any, Any]:
+        epoch = mixed_order(shards, samples).epoch(0, World(1, 1))
+        return np.concatenate(list(epoch.read(0, 0, range(epoch.batches))))
+
+    return Pair(
+        lambda _: ids(), lambda _: numpy_mixed(shards, samples), np.testing.assert_array_equal
+    )
+
+
+FIGURES = [*(py1e(lanes) for lanes in LANES), resampled]
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("figure", FIGURES, ids=[f"{lanes} lanes" for lanes in LANES])
+@pytest.mark.parametrize(
+    "figure", FIGURES, ids=[*(f"{lanes} lanes" for lanes in LANES), "resampled"]
+)
 def test_streaming_orders(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
     check(figure, side, benchmark, data)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import bench_disk
 import bench_gather
+import bench_mixture_order
+import bench_mixture_reading
 import bench_order
 import bench_samples
 import bench_start
@@ -28,10 +30,12 @@ from page import fill_in
 
 FIGURES: list[Figure] = [
     *bench_gather.FIGURES,
+    *bench_mixture_reading.FIGURES,
     *bench_samples.FIGURES,
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
     *bench_order.FIGURES,
+    *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,
     *bench_streaming_orders.FIGURES,
 ]

@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from npstream.column import Column
     from npstream.dataset import Dataset
     from npstream.formats.encodings import register_encoding
+    from npstream.mixture import Mixture, mix
     from npstream.opening import open_dataset
     from npstream.orders.epoch import Shuffle
     from npstream.ragged import Ragged
-    from npstream.streaming_epochs import StreamingShuffle
+    from npstream.streaming_settings import StreamingShuffle
     from npstream.verify import VerifyReport, verify_dataset
     from npstream.warm import precompile
     from npstream.writer import Writer, WriteReport, write
@@ -27,6 +28,7 @@ __all__ = [
     "Batch",
     "Column",
     "Dataset",
+    "Mixture",
     "Ragged",
     "Shuffle",
     "StreamingShuffle",
@@ -36,6 +38,7 @@ __all__ = [
     "build_index",
     "cache",
     "errors",
+    "mix",
     "open_dataset",
     "precompile",
     "register_encoding",
@@ -49,15 +52,17 @@ _EXPORTS = {
     "Batch": "npstream.batch:Batch",
     "Column": "npstream.column:Column",
     "Dataset": "npstream.dataset:Dataset",
+    "Mixture": "npstream.mixture:Mixture",
     "Ragged": "npstream.ragged:Ragged",
     "Shuffle": "npstream.orders.epoch:Shuffle",
-    "StreamingShuffle": "npstream.streaming_epochs:StreamingShuffle",
+    "StreamingShuffle": "npstream.streaming_settings:StreamingShuffle",
     "VerifyReport": "npstream.verify:VerifyReport",
     "WriteReport": "npstream.writer:WriteReport",
     "Writer": "npstream.writer:Writer",
     "build_index": "npstream.build:build_index",
     "cache": "npstream.cache",
     "errors": "npstream.errors",
+    "mix": "npstream.mixture:mix",
     "open": "npstream.opening:open_dataset",
     "open_dataset": "npstream.opening:open_dataset",
     "precompile": "npstream.warm:precompile",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from npstream._log import log
 from npstream.errors import NpstreamError
@@ -16,6 +16,9 @@ from npstream.errors import NpstreamError
 if TYPE_CHECKING:
     from npstream._typing import Int64
     from npstream.remote_shards import Chunk, RemoteShards
+
+Job: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
+"""Something to do that waits for a store, and the shards that are in the store."""
 
 THREADS = 8
 """Groups of chunks that are fetched side by side."""
@@ -65,6 +68,32 @@ class Coming:
             self.changed.wait_for(lambda: wanted.isdisjoint(self._chunks), timeout)
 
 
+class Fetching(Protocol):
+    """Shards whose chunks are fetched: those of one dataset, or of several."""
+
+    @property
+    def cache_limit(self) -> int | None:
+        """The bytes that the cache may take, if that is known."""
+
+    def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
+        """Return the chunks of samples in the order of their first use, with their counts."""
+
+    def chunk_bytes(self, shard: int) -> int:
+        """Return about how many bytes a chunk of a shard has."""
+
+    def claim(self, chunk: Chunk) -> bool:
+        """Say that a chunk will be fetched, unless it is here or somebody else said so."""
+
+    def release(self, chunks: Iterable[Chunk]) -> None:
+        """Say that chunks have come, or will not come after all."""
+
+    def fetch(self, chunks: Iterable[Chunk]) -> None:
+        """Bring chunks into the cache, as far as it can hold them."""
+
+    def stop(self, threads: Iterable[threading.Thread]) -> None:
+        """Let the requests of some threads fail, now and later."""
+
+
 class ReadAhead:
     """Fetches chunks in the background, in the order in which they are asked for.
 
@@ -73,22 +102,23 @@ class ReadAhead:
 
     Parameters
     ----------
-    shards : RemoteShards
+    shards : RemoteShards or JoinedShards
 
     Attributes
     ----------
     window : int
         Bytes that may be asked for ahead of what is read.
+    threads : list of Thread
+        Those that fetch.
     """
 
-    def __init__(self, shards: RemoteShards) -> None:
+    def __init__(self, shards: Fetching) -> None:
         self._shards = shards
-        self._coming = shards.coming
         self._queue: deque[Chunk] = deque()
         self._asked = threading.Condition()
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
-        limit = shards.files.cache.limit
+        limit = shards.cache_limit
         self.window = WINDOW if limit is None else min(WINDOW, limit // SHARE)
 
     def renew_locks(self) -> None:
@@ -115,7 +145,7 @@ class ReadAhead:
         if not len(absent[0]) or self._is_closed:
             return 0
         chunks = [chunk for chunk, _ in self._shards.wanted(*absent)]
-        fresh = [c for c in chunks if not self._shards.files.is_here(*c) and self._coming.add(c)]
+        fresh = [chunk for chunk in chunks if self._shards.claim(chunk)]
         with self._asked:
             self._queue += fresh
             if self._is_started:
@@ -124,9 +154,9 @@ class ReadAhead:
         return sum(self._shards.chunk_bytes(shard) for shard, _ in fresh)
 
     def _add_threads(self, most: int) -> None:
-        for _ in range(min(most, THREADS - len(self._threads))):
+        for _ in range(min(most, THREADS - len(self.threads))):
             thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
-            self._threads.append(thread)
+            self.threads.append(thread)
             thread.start()
 
     def __enter__(self) -> ReadAhead:
@@ -140,7 +170,7 @@ class ReadAhead:
     ) -> None:
         self.close()
         if error is not None:  # else what is still coming may be needed next
-            self._shards.remote.stop(self._threads)
+            self._shards.stop(self.threads)
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
@@ -148,7 +178,7 @@ class ReadAhead:
             self._is_closed = True
             left, self._queue = list(self._queue), deque()
             self._asked.notify_all()
-        self._coming.remove(left)
+        self._shards.release(left)
 
     def _run(self) -> None:
         while group := self._next():
@@ -159,7 +189,7 @@ class ReadAhead:
                 if not self._is_closed:
                     log("reading ahead failed: %s", error)
             finally:
-                self._coming.remove(group)
+                self._shards.release(group)
 
     def _next(self) -> list[Chunk]:
         """Wait for chunks to fetch together; none once it is closed."""
@@ -173,34 +203,37 @@ class ReadAhead:
         return group
 
 
-def fetch_groups(shards: RemoteShards, groups: Sequence[list[Chunk]]) -> Generator[None]:
-    """Fetch groups of chunks side by side, and yield as each has come; raise what one raises.
+def side_by_side(jobs: Sequence[Job], most: int = THREADS) -> Generator[None]:
+    """Do what waits for stores side by side, and yield as each is done; raise what one raises.
 
     Whoever closes the generator waits for nothing.
     """
-    left: deque[list[Chunk]] = deque(groups)
+    left: deque[Job] = deque(jobs)
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:
         with suppress(IndexError):
-            while group := left.popleft():
+            while job := left.popleft():
                 try:
-                    shards.fetch(group)
+                    job[1]()
                 except BaseException as error:
                     ended.put(error)
                     return
                 ended.put(None)
 
     # Unlike those of an executor, daemons do not keep the process from ending.
-    threads = [threading.Thread(target=run, name="npstream-ahead", daemon=True) for _ in groups]
-    threads = threads[:THREADS]
+    threads = [
+        threading.Thread(target=run, name="npstream-ahead", daemon=True)
+        for _ in range(min(most, len(jobs)))
+    ]
     try:
         for thread in threads:
             thread.start()
-        for _ in groups:
+        for _ in jobs:
             if (error := ended.get()) is not None:
                 raise error
             yield
     finally:
         left.clear()
-        shards.remote.stop(threads)
+        for shards in {id(shards): shards for shards, _ in jobs}.values():
+            shards.stop(threads)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from npstream import exact
-from npstream.ahead import fetch_groups
+from npstream.ahead import Job, side_by_side
 from npstream.downloads import MAX_REQUEST
 from npstream.errors import CostError
 from npstream.formats.blocks import BLOCK as BLOCK_BYTES
@@ -21,6 +24,7 @@ from npstream.sizes import size_text
 
 if TYPE_CHECKING:
     from npstream._typing import Int64
+    from npstream.gather import Plan
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
     from npstream.source import Source
@@ -68,12 +72,91 @@ class Cost:
         )
 
 
-def explain(source: Source, selection: Selection) -> Cost:
+class Tally:
+    """What a view has of one dataset: how many samples in which chunks, and between which."""
+
+    __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.size = 0
+        self.first, self.last = 1 << 62, -1
+        self._starts = source.chunk_starts().astype(np.int64)
+        self._counts = np.zeros(len(self._starts) - 1, np.int64)
+
+    def add(self, selection: Selection) -> None:
+        """Count the samples of a view of the dataset."""
+        size = selection.size
+        if size and selection.affine is not None:
+            start, step = selection.affine
+            ends = start, start + step * (size - 1)
+            self._extend(min(ends), max(ends))
+            first, last = np.searchsorted(self._starts, [min(ends), max(ends)], side="right")
+            counts = _affine_counts(self._starts[first - 1 : last + 1], start, step, size)
+            self._counts[first - 1 : last] += counts
+        elif size:
+            for begin in range(0, size, BLOCK):
+                ids = selection.ids(begin, begin + BLOCK)
+                self._extend(int(ids.min()), int(ids.max()))
+                chunk = np.searchsorted(self._starts, ids, side="right") - 1
+                self._counts += np.bincount(chunk, minlength=len(self._counts))
+        self.size += size
+
+    def _extend(self, first: int, last: int) -> None:
+        self.first, self.last = min(self.first, first), max(self.last, last)
+
+    def chunks(self) -> tuple[Int64, Int64, Int64]:
+        """Return the chunks that are touched: their shards, numbers there, and samples."""
+        touched = np.flatnonzero(self._counts)
+        of_shards = self.source.index.starts
+        shards = np.searchsorted(of_shards, self._starts[touched], side="right") - 1
+        numbers = touched - np.searchsorted(self._starts, of_shards[shards])
+        return shards, numbers, self._counts[touched]
+
+    def is_aside(self, plan: Plan) -> bool:
+        """Tell whether the side-car is read, and not the samples."""
+        return self.source.is_aside(plan, self.first, self.last, self.size)
+
+
+def tallies(source: Source, selection: Selection) -> list[Tally]:
+    """Return what a view has of each dataset that it touches."""
+    found: dict[int, Tally] = {}
+    for part, piece in source.pieces(selection):
+        if id(part) not in found:
+            found[id(part)] = Tally(part)
+        found[id(part)].add(piece)
+    return list(found.values())
+
+
+def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return what loading a view at once would cost."""
-    shards, chunks, counts = chunks_of(source, selection)
-    touched, remote = len(np.unique(shards)), source.remote
+    costs = []
+    for tally in tallies(source, selection):
+        if tally.is_aside(plan):
+            costs.append(_of_values(tally, plan.fields[0].encoding.dtype.itemsize))
+        else:
+            costs.append(_of_shards(tally, source, selection))
+    return _sum(costs)
+
+
+def _sum(costs: list[Cost]) -> Cost:
+    return Cost(*(sum(getattr(cost, f.name) for cost in costs) for f in fields(Cost)))
+
+
+def _of_values(tally: Tally, itemsize: int) -> Cost:
+    """Return what loading a column out of the side-car costs."""
+    begin = tally.first * itemsize // BLOCK_BYTES
+    end = -(-(tally.last + 1) * itemsize // BLOCK_BYTES)
+    nbytes = min(end * BLOCK_BYTES, tally.source.index.samples * itemsize) - begin * BLOCK_BYTES
+    return Cost(tally.size, 0, 0, 0, -(-nbytes // VALUES_REQUEST), nbytes)
+
+
+def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
+    """Return what loading that part of a view of a source out of its shards costs."""
+    shards, chunks, counts = tally.chunks()
+    touched, remote = len(np.unique(shards)), tally.source.remote
     if remote is None:
-        return Cost(selection.size, touched, len(chunks), len(chunks), 0, 0)
+        return Cost(tally.size, touched, len(chunks), len(chunks), 0, 0)
     found = zip(shards.tolist(), chunks.tolist(), strict=True)
     here = np.array([is_here(remote, chunk) for chunk in found], bool)
     is_dense = np.array(
@@ -82,32 +165,14 @@ def explain(source: Source, selection: Selection) -> Cost:
     dense, sparse = ~here & is_dense, ~here & ~is_dense
     requests, nbytes = _of_chunks(remote, shards[dense], chunks[dense])
     if sparse.any():
-        more = _of_samples(remote, _samples_in(source, selection, shards[sparse], chunks[sparse]))
+        pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
+        ids = _samples_in(tally.source, pieces, shards[sparse], chunks[sparse])
+        more = _of_samples(remote, ids)
         requests, nbytes = requests + more[0], nbytes + more[1]
-    return Cost(selection.size, touched, len(chunks), int(here.sum()), requests, nbytes)
+    return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
 
 
-def explain_values(selection: Selection, run: tuple[int, int], itemsize: int) -> Cost:
-    """Return what loading a column out of the side-car costs, from one sample to another."""
-    begin, end = run[0] * itemsize // BLOCK_BYTES, -(-(run[1] + 1) * itemsize // BLOCK_BYTES)
-    nbytes = min(end * BLOCK_BYTES, selection.source * itemsize) - begin * BLOCK_BYTES
-    return Cost(selection.size, 0, 0, 0, -(-nbytes // VALUES_REQUEST), nbytes)
-
-
-def bounds_of(selection: Selection) -> tuple[int, int]:
-    """Return the first and the last sample, by number, of a view that has some."""
-    if selection.affine is not None:
-        start, step = selection.affine
-        ends = start, start + step * (selection.size - 1)
-        return min(ends), max(ends)
-    first, last = 1 << 62, 0
-    for begin in range(0, selection.size, BLOCK):
-        ids = selection.ids(begin, begin + BLOCK)
-        first, last = min(first, int(ids.min())), max(last, int(ids.max()))
-    return first, last
-
-
-def gate(source: Source, selection: Selection, what: str) -> None:
+def gate(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
     """Refuse a read that nobody asked for by name if it would fetch too much.
 
     Raises
@@ -116,9 +181,11 @@ def gate(source: Source, selection: Selection, what: str) -> None:
         With what it would cost, and the ways on.
     """
     limit = source.limit
-    if limit is None or source.remote is None or _most(source, selection) <= limit:
+    apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
+    if limit is None or _most(source, selection, apart) <= limit:
         return
-    cost = explain(source, selection)
+    found = tallies(source, selection)
+    cost = _sum([_of_shards(tally, source, selection) for tally in found if tally.source in apart])
     if cost.nbytes > limit:
         raise CostError(
             f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
@@ -128,7 +195,7 @@ def gate(source: Source, selection: Selection, what: str) -> None:
         )
 
 
-def prefetch(source: Source, selection: Selection) -> None:
+def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     """Fetch the chunks that a view touches into the cache.
 
     Raises
@@ -136,33 +203,25 @@ def prefetch(source: Source, selection: Selection) -> None:
     ValueError
         If the cache may not hold them all at once.
     """
-    remote = source.remote
-    if remote is None:
-        return
-    shards, chunks, _ = chunks_of(source, selection)
-    found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-    absent = [chunk for chunk in found if not is_here(remote, chunk)]
-    remote.files.cache.require(sum(remote.chunk_bytes(shard) for shard, _ in found))
-    groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
-    with closing(fetch_groups(remote, groups)) as arrivals:
-        for _ in progress(groups, "fetching"):
+    jobs: list[Job] = []
+    caches, needed = {}, Counter[str]()
+    for tally in tallies(source, selection):
+        remote = tally.source.remote
+        if remote is None or tally.is_aside(plan):
+            continue
+        shards, chunks, _ = tally.chunks()
+        found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
+        absent = [chunk for chunk in found if not is_here(remote, chunk)]
+        cache = remote.files.cache
+        caches[cache.directory] = cache
+        needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
+        groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
+        jobs += [(remote, partial(remote.fetch, group)) for group in groups]
+    for directory, nbytes in needed.items():
+        caches[directory].require(nbytes)
+    with closing(side_by_side(jobs)) as arrivals:
+        for _ in progress(jobs, "fetching"):
             next(arrivals)
-
-
-def chunks_of(source: Source, selection: Selection) -> tuple[Int64, Int64, Int64]:
-    """Return the chunks that a view touches: their shards, numbers there, and samples of it."""
-    starts = source.chunk_starts().astype(np.int64)
-    if selection.affine is not None:
-        counts = _affine_counts(starts, *selection.affine, selection.size)
-    else:
-        counts = np.zeros(len(starts) - 1, np.int64)
-        for begin in range(0, selection.size, BLOCK):
-            chunk = np.searchsorted(starts, selection.ids(begin, begin + BLOCK), side="right") - 1
-            counts += np.bincount(chunk, minlength=len(counts))
-    touched = np.flatnonzero(counts)
-    of_shards = source.index.starts
-    shards = np.searchsorted(of_shards, starts[touched], side="right") - 1
-    return shards, touched - np.searchsorted(starts, of_shards[shards]), counts[touched]
 
 
 def is_here(remote: RemoteShards, chunk: tuple[int, int]) -> bool:
@@ -179,13 +238,18 @@ def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
     return np.diff(before)
 
 
-def _most(source: Source, selection: Selection) -> int:
-    """Return a bound, quickly, of the bytes that a view may fetch."""
-    index = source.index
+def _most(source: Source, selection: Selection, parts: set[Source]) -> int:
+    """Return a bound, quickly, of the bytes that a view may fetch of some datasets."""
     if selection.affine is None:
-        return index.total
-    rows = abs(selection.affine[1]) * selection.size
-    return min(index.total, rows * index.total // max(index.samples, 1) + 2 * CHUNK_BYTES)
+        return sum(part.index.total for part in parts)
+    most = 0
+    for part, piece in source.pieces(selection):
+        if part in parts:
+            most += part.index.total
+            if piece.affine is not None:
+                rows = abs(piece.affine[1]) * piece.size
+                most += min(0, part.bytes_of(rows) + 2 * CHUNK_BYTES - part.index.total)
+    return most
 
 
 def _of_chunks(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int, int]:
@@ -236,14 +300,15 @@ def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
     return [(nbytes, MAX_REQUEST) for nbytes in runs]
 
 
-def _samples_in(source: Source, selection: Selection, shards: Int64, chunks: Int64) -> Int64:
-    """Return the samples of a view that lie in some chunks, rising."""
+def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:
+    """Return the samples of a dataset's views that lie in some chunks, rising."""
     starts = source.chunk_starts().astype(np.int64)
     wanted = np.searchsorted(starts, source.index.starts[shards]) + chunks
     found = []
-    for begin in range(0, selection.size, BLOCK):
-        ids = selection.ids(begin, begin + BLOCK)
-        found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
+    for piece in pieces:
+        for begin in range(0, piece.size, BLOCK):
+            ids = piece.ids(begin, begin + BLOCK)
+            found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
     return np.unique(np.concatenate(found))
 
 

@@ -15,7 +15,7 @@ from npstream.batch import Batch
 from npstream.column import Column
 from npstream.errors import ColumnError
 from npstream.orders.epoch import Order, Shuffle, Size, view_order
-from npstream.places import locate, shard_table
+from npstream.places import shard_table
 from npstream.reading import SAMPLE_BLOCK, in_mode, iterate_samples, load, structured
 from npstream.splits import filter_mask, split
 
@@ -126,8 +126,8 @@ class Dataset:
         """
         chosen = self._selection.select(index)
         if isinstance(chosen, int):
-            return locate(self._source.index, chosen)
-        return locate(self._source.index, chosen.ids().reshape(chosen.shape))
+            return self._source.locate(chosen)
+        return self._source.locate(chosen.ids().reshape(chosen.shape))
 
     def __repr__(self) -> str:
         return display.dataset_text(self)
@@ -165,7 +165,11 @@ class Dataset:
             self._column(name)
         if len(set(names)) != len(names):
             raise ValueError(f"a column is named twice in {list(names)}")
-        return Dataset(self._source, self._selection, tuple(names), self._transform)
+        return self._like(tuple(names), self._transform)
+
+    def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
+        """Return this view with other columns, or with another transform."""
+        return Dataset(self._source, self._selection, names, transform)
 
     def _sample(self, sample: int) -> Any:
         reader = self._reader
@@ -328,7 +332,7 @@ class Dataset:
         """
         if transform is not None and self._transform is not None:
             transform = partial(_transform_twice, self._transform, transform)
-        return Dataset(self._source, self._selection, self._names, transform)
+        return self._like(self._names, transform)
 
     def filter(
         self,

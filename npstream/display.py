@@ -11,6 +11,7 @@ from npstream.sizes import size_text
 if TYPE_CHECKING:
     from npstream.column import Column
     from npstream.dataset import Dataset
+    from npstream.mixture import Mixture
 
 ROWS = 5
 COLUMNS = 24
@@ -23,24 +24,47 @@ def dataset_text(ds: Dataset) -> str:
     shape = f"{len(ds):,} samples" if ds.ndim == 1 else f"samples of shape {ds.shape}"
     stored = f"{len(index):,} shards, {size_text(int(index.nbytes.sum()))}"
     lines = [f"<npstream.Dataset: {shape} of {index.samples:,} in {stored}, {index.where}"]
+    return "\n".join(lines + _column_lines(ds)) + ">"
+
+
+def _column_lines(ds: Dataset) -> list[str]:
     shown = {name: ds._source.field(name).encoding.name for name in ds.columns[:COLUMNS]}
     width = min(WIDTH, max(map(len, shown), default=0))
-    lines += [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown.items()]
+    lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown.items()]
     if len(ds.columns) > COLUMNS:
         lines.append(f"  ... and {len(ds.columns) - COLUMNS} more columns")
+    return lines
+
+
+def mixture_text(mix: Mixture) -> str:
+    """Return a mixture's columns, and its sources with their shares; nothing is read."""
+    lines = [f"<npstream.Mixture: {len(mix):,} samples of {len(mix.names):,} sources"]
+    lines += _column_lines(mix)
+    _, shares = mix._of.schedule[0]
+    facts = [*zip(mix.names, mix._of.sizes, shares, strict=True)]
+    width = min(WIDTH, max(len(name) for name, *_ in facts[:COLUMNS]))
+    lines += [
+        f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {size:,} samples"
+        for name, size, share in facts[:COLUMNS]
+    ]
+    if len(facts) > COLUMNS:
+        lines.append(f"  ... and {len(facts) - COLUMNS:,} more sources")
+    if len(mix._of.schedule) > 1:
+        lines.append(f"  and other shares from position {mix._of.schedule[1][0]:,} on")
     return "\n".join(lines) + ">"
 
 
 def dataset_html(ds: Dataset) -> str:
     """Return a table of a dataset's first rows, which are read."""
     names = list(ds.columns[:COLUMNS])
-    rows = ds[names].ravel().with_transform(None)[:ROWS] if names else ()
+    first = ds.ravel()[:ROWS]
+    columns = [[first[name][row] for row in range(len(first))] for name in names]
     head = "".join(f"<th>{escape(clipped(name))}</th>" for name in names)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in names) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
+        for row in zip(*columns, strict=True)
     )
-    caption = escape(dataset_text(ds).splitlines()[0].strip("<>"))
+    caption = escape(repr(ds).splitlines()[0].strip("<>"))
     return (
         f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import AnyArray, Bools
-from npstream.gather import BLOCK, equal_text
+from npstream.gather import BLOCK
 from npstream.progress import progress
 from npstream.reductions import reduce_blocks
 
@@ -66,11 +66,11 @@ def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes 
 
 def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
     """Compare a column of text with one, where it lies."""
-    source.gate(selection, "comparing text")
+    source.gate(selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, BLOCK), "comparing text"):
         ids = selection.ids(start, start + BLOCK)
-        equal[start : start + BLOCK] = equal_text(source.fetcher, plan, ids, text)
+        equal[start : start + BLOCK] = source.equal(plan, ids, text)
     return equal.reshape(selection.shape)[()]
 
 

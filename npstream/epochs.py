@@ -74,7 +74,7 @@ class Epochs:
         self._chosen = size
         self.shuffle: Shuffle | None = None
         if shuffle is not False:
-            nbytes = int(source.index.nbytes.sum()) * selection.size // max(selection.source, 1)
+            nbytes = source.bytes_of(selection.size)
             self.shuffle = (Shuffle() if shuffle is True else shuffle).resolve(nbytes)
         self._held: tuple[int, Order] | None = None
 
@@ -94,7 +94,7 @@ class Epochs:
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": VERSION, **asdict(self.shuffle)}
-        known = identity(self._source.index, self._selection)
+        known = identity(self._source.index, self._source.stored(self._selection))
         return {**known, "seed": self._seed, "shuffle": order, "epoch_size": self._chosen}
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:

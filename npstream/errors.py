@@ -66,6 +66,11 @@ class ColumnError(NpstreamError, KeyError):
         hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known) or 'none'}"
         super().__init__(f"{where}no column {name!r}; {hint}")
 
+    @classmethod
+    def saying(cls, message: str) -> ColumnError:
+        """Return one that says why a column, which others have, is not there."""
+        return cls.__new__(cls, message)
+
     def __str__(self) -> str:
         # KeyError prints the repr of its argument, quotes and all.
         return str(self.args[0])

@@ -22,6 +22,7 @@ from npstream._typing import Int64
 
 if TYPE_CHECKING:
     from npstream.ahead import ReadAhead
+    from npstream.joined import JoinedShards
     from npstream.shards import Region, Shards
 
 T = TypeVar("T")
@@ -53,14 +54,14 @@ class Split:
 
 
 class Fetcher:
-    """The shards of one dataset, brought into memory as they are touched.
+    """The shards of one dataset, or of several, brought into memory as they are touched.
 
     Parameters
     ----------
-    shards : Shards
+    shards : Shards or JoinedShards
     """
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: Shards | JoinedShards) -> None:
         self.shards = shards
         self.index = shards.index
         self.layouts = shards.layouts
@@ -89,7 +90,7 @@ class Fetcher:
     def current(self) -> Table:
         """Return the table to read through; the caller holds it while it does."""
         if (table := self.table) is None:
-            raise ValueError(f"{self.shards.store.root}: the dataset is closed; open it again")
+            raise ValueError(f"{self.shards.root}: the dataset is closed; open it again")
         return table
 
     def locate(self, ids: Int64) -> tuple[Int64, Int64, object]:

@@ -141,21 +141,30 @@ def gather(
         return _gather_schema(fetcher, 0, plan, ids, out or {})
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     schema_of = index.schema_of[shards]
-    rows = [np.flatnonzero(schema_of == schema) for schema in range(len(index.schemas))]
-    pieces = [
-        _gather_schema(fetcher, schema, plan, ids[mine], {})
-        for schema, mine in enumerate(rows)
-        if len(mine)
-    ]
+    present = np.unique(schema_of).tolist()
+    if len(present) <= 1:
+        return _gather_schema(fetcher, present[0] if present else 0, plan, ids, out or {})
+    rows = [np.flatnonzero(schema_of == schema) for schema in present]
+    # Those of one size are read end to end, so that no more than their order remains to be made.
+    fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
+    pieces, start = [], 0
+    for schema, mine in zip(present, rows, strict=True):
+        stop = start + len(mine)
+        parts = {name: whole[start:stop] for name, whole in fixed.items()}
+        pieces.append(_gather_schema(fetcher, schema, plan, ids[mine], parts))
+        start = stop
     order = np.argsort(np.concatenate(rows), kind="stable")
-    return {f.name: _merge([piece[f.name] for piece in pieces], order) for f in plan.fields}
+    return {
+        f.name: _merge([piece[f.name] for piece in pieces], order, fixed.get(f.name))
+        for f in plan.fields
+    }
 
 
-def _merge(pieces: list[Stored], order: Int64) -> Stored:
-    """Concatenate the pieces of a column and put its rows in order."""
+def _merge(pieces: list[Stored], order: Int64, joined: AnyArray | None) -> Stored:
+    """Put the pieces of a column, which may be joined already, in order."""
     arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     if len(arrays) == len(pieces):
-        whole: AnyArray = np.concatenate(arrays)
+        whole: AnyArray = np.concatenate(arrays) if joined is None else joined
         return whole[order]
     texts = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
     if len(texts) == len(pieces):

@@ -14,15 +14,17 @@ from npstream.epochs import BLOCK, Epochs
 from npstream.exchange import torch_door
 from npstream.orders.epoch import Shuffle
 from npstream.orders.partition import LAST
-from npstream.ranks import Ranks, checked, found, integer, running
+from npstream.ranks import Ranks, checked, counted, found, integer, running
 from npstream.resume import Part, Resumable, Run, this_worker
 from npstream.turns import Place
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
+    from npstream.mixture_epochs import MixtureEpochs
     from npstream.selection import Selection
     from npstream.source import Source
-    from npstream.streaming_epochs import StreamingEpochs, StreamingShuffle
+    from npstream.streaming_epochs import StreamingEpochs
+    from npstream.streaming_settings import StreamingShuffle
 
 logger = logging.getLogger("npstream")
 
@@ -33,20 +35,25 @@ Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
 
 
-class Settings(TypedDict, total=False):
-    """What may be said of an iteration; see `Iteration`."""
+class OtherSettings(TypedDict, total=False):
+    """What may be said of an iteration beside the sizes of batches; see `Iteration`."""
 
-    batch_size: int | None
-    global_batch_size: int | None
     batched: bool
     shuffle: bool | str | Shuffle | StreamingShuffle
     seed: int
     epoch: int
-    epoch_size: int | None
+    epoch_size: int | str | None
     last: str
     ranks_per_node: int | None
     replication: int
     transform: Callable[[Any], Any] | None
+
+
+class Settings(OtherSettings, total=False):
+    """What may be said of an iteration; see `Iteration`."""
+
+    batch_size: int | None
+    global_batch_size: int | None
 
 
 class Iteration(Resumable):
@@ -88,8 +95,9 @@ class Iteration(Resumable):
         What orders are drawn from, except for those of Streaming.
     epoch : int
         Number of the first epoch.
-    epoch_size : int, optional
-        Samples in an epoch, by default those of the view. Epochs then follow each other through
+    epoch_size : int or str, optional
+        Samples in an epoch, by default those of the view; "100k", "64M", "1.5B" and "2T" are
+        numbers, too. Epochs then follow each other through
         the view, in one order until all its samples came, so that none is passed over. With an
         order of Streaming, each epoch picks its samples as Streaming does.
     last : {"repeat", "drop", "short"}
@@ -109,6 +117,8 @@ class Iteration(Resumable):
         Takes each Batch, or each sample, and returns what is yielded in its place.
     view_transform : callable, optional
         The transform that the view's samples have.
+    epochs : MixtureEpochs, optional
+        Epochs of a mixture, which `shuffle`, `seed` and `epoch_size` went into.
 
     Examples
     --------
@@ -133,12 +143,13 @@ class Iteration(Resumable):
         shuffle: bool | str | Shuffle | StreamingShuffle = False,
         seed: int = 0,
         epoch: int = 0,
-        epoch_size: int | None = None,
+        epoch_size: int | str | None = None,
         last: str = "repeat",
         ranks_per_node: int | None = None,
         replication: int = 1,
         transform: Callable[[Any], Any] | None = None,
         view_transform: Callable[[Any], Any] | None = None,
+        epochs: MixtureEpochs | None = None,
     ) -> None:
         if (rank is None) != (world is None):
             raise ValueError(f"rank={rank!r} and world={world!r}: give both, or neither")
@@ -151,7 +162,7 @@ class Iteration(Resumable):
         if transform is not None and not callable(transform):
             raise TypeError(f"transform={transform!r}: expected a function, or None")
         self._source, self._selection, self._names = source, selection, names
-        self._step = selection.step if shuffle is False else 0
+        self._step = selection.step if shuffle is False and epochs is None else 0
         self._per_node = _optional("ranks_per_node", ranks_per_node)
         self._given = None if rank is None else checked(rank, world, self._per_node)
         self._found: Ranks | None = None
@@ -160,16 +171,17 @@ class Iteration(Resumable):
         self._global_batch_size = _optional("global_batch_size", global_batch_size)
         self._batched = batched and (batch_size is not None or global_batch_size is not None)
         self._last = last
-        if self._batched and view_transform is not None:
+        if self._batched and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
         self._transforms = [fn for fn in (view_transform, transform) if fn is not None]
-        self._epochs = _epochs(
-            source, selection, shuffle, integer("seed", seed), _optional("epoch_size", epoch_size)
-        )
-        super().__init__(integer("epoch", epoch, 0))
+        self._epochs = epochs or _epochs(
+            source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
+            self._batch_size, self._global_batch_size,
+        )  # fmt: skip
+        super().__init__(integer("epoch", epoch, 0), 0 if epochs is None else epochs.room)
         if self._given is not None:
             if not self._epochs.needs_state(self._sharing()):
                 self._part(Place(0))  # says what does not fit
@@ -308,7 +320,7 @@ class Iteration(Resumable):
             yield from self._source.samples(self._names, ids)
 
     def _ahead(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        return self._source.fetcher.ahead(pieces, itemgetter(0), self._step)
+        return self._source.ahead(pieces, itemgetter(0), self._step)
 
     def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.
@@ -337,9 +349,11 @@ def _epochs(
     shuffle: bool | str | Shuffle | StreamingShuffle,
     seed: int,
     size: int | None,
+    batch_size: int | None,
+    global_batch_size: int | None,
 ) -> Epochs | StreamingEpochs:
     if isinstance(shuffle, bool | Shuffle):
         return Epochs(source, selection, shuffle, seed, size)
     from npstream.streaming_epochs import StreamingEpochs
 
-    return StreamingEpochs(source, selection, shuffle, seed, size)
+    return StreamingEpochs(source, selection, shuffle, seed, size, batch_size, global_batch_size)

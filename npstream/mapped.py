@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +31,13 @@ def mapped_column(
         If that cannot be: the rows are not evenly spaced within one uncompressed shard whose
         columns all have one size, or another dtype is asked for.
     """
-    encoding, affine = field.encoding, selection.affine
+    encoding = field.encoding
     refusal = ValueError("Unable to avoid copy while creating an array as requested.")
+    pieces = [*islice(source.pieces(selection), 2)]
+    if len(pieces) != 1:
+        raise refusal
+    ((source, selection),) = pieces
+    affine = selection.affine
     if affine is None or selection.size == 0 or (dtype is not None and dtype != encoding.dtype):
         raise refusal
     index = source.index

@@ -121,7 +121,7 @@ def open_dataset(
     fetcher = Fetcher(shards)
     opened = shards.index
     if isinstance(verify, str) and verify != "auto" and len(opened):
-        fetcher.shards.require_hash(verify)
+        shards.require_hash(verify)
     source, names = open_source(fetcher, columns, allow_pickle, limit)
     log(
         "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
+import re
 import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npstream.exchange import torch_door
+
+_COUNT = re.compile(r"(\d{1,18})|(\d{1,18}\.?\d*|\.\d+)([kmbt])", re.ASCII)
 
 
 class Ranks(NamedTuple):
@@ -87,6 +90,27 @@ def integer(name: str, number: Any, least: int | None = None) -> int:
     if least is not None and value < least:
         raise ValueError(f"{name}={value}: expected at least {least}")
     return value
+
+
+def counted(name: str, number: Any) -> int | None:
+    """Return a parameter that counts samples, which may be text, as an int; None for None.
+
+    >>> counted("epoch_size", "1.5k"), counted("epoch_size", "64M"), counted("epoch_size", 77)
+    (1500, 64000000, 77)
+    """
+    if number is None:
+        return None
+    if isinstance(number, str):
+        match = _COUNT.fullmatch(number.strip().lower())
+        if match is None:
+            raise ValueError(
+                f"{name}={number!r}: expected a number, or one of thousands (k), millions (M), "
+                "billions (B) or trillions (T), as in '100k'"
+            )
+        digits, thousands, power = match.groups()
+        times = 1000 ** ("kmbt".index(power) + 1) if power else 1
+        number = int(digits) if digits else int(float(thousands) * times)
+    return integer(name, number, 1)
 
 
 def _environment_integer(name: str, default: int) -> int:

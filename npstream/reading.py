@@ -94,8 +94,7 @@ def iterate_samples(
     blocks = stretches(len(selection), source.rows_of(SAMPLE_BLOCK))
     pieces = (selection.ids(start, stop) for start, stop in blocks)
     return chain.from_iterable(
-        source.samples(names, ids)
-        for ids in source.fetcher.ahead(pieces, lambda ids: ids, selection.step)
+        source.samples(names, ids) for ids in source.ahead(pieces, lambda ids: ids, selection.step)
     )
 
 

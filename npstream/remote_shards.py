@@ -154,22 +154,26 @@ class RemoteShards(Shards):
 
     def read_ahead(self) -> ReadAhead:
         """Return what fetches chunks in the background."""
-        self.exact.hurry()
         reader = ReadAhead(self)
-        self._readers.add(reader)
+        self.attend(reader)
         return reader
+
+    def attend(self, reader: ReadAhead) -> None:
+        """Let somebody read ahead, once the next samples were read, maybe exactly."""
+        self.exact.hurry()
+        self._readers.add(reader)
 
     def _start_readers(self) -> None:
         """Have those read ahead who held back until the first samples were read."""
         for reader in list(self._readers):
             reader.start()
 
-    def passed(self, shards: range, now: int) -> None:
+    def passed(self, shards: range, now: int | None) -> None:
         """Note that samples are read in order, who has done with some shards, and is in another."""
         for shard in shards:
             for file in self.files.opened(shard):
                 self.files.cache.finished(file)
-        for file in self.files.opened(now):
+        for file in () if now is None else self.files.opened(now):
             self.files.cache.touch(file)
 
     # Opening what is in the cache
@@ -223,6 +227,23 @@ class RemoteShards(Shards):
             return super()._load_file(raw, None, None)
 
     # Fetching
+
+    @property
+    def cache_limit(self) -> int | None:
+        """The bytes that the cache may take, if that is known."""
+        return self.files.cache.limit
+
+    def claim(self, chunk: Chunk) -> bool:
+        """Say that a chunk will be fetched, unless it is here or somebody else said so."""
+        return not self.files.is_here(*chunk) and self.coming.add(chunk)
+
+    def release(self, chunks: Iterable[Chunk]) -> None:
+        """Say that chunks have come, or will not come after all."""
+        self.coming.remove(chunks)
+
+    def stop(self, threads: Iterable[threading.Thread]) -> None:
+        """Let the requests of some threads fail, now and later."""
+        self.remote.stop(threads)
 
     def fetch(self, chunks: Iterable[Chunk]) -> None:
         """Bring chunks into the cache, as far as it can hold them.

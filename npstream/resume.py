@@ -110,8 +110,8 @@ class Run:
 class Resumable(ABC):
     """What is iterated over epoch after epoch, and has a state."""
 
-    def __init__(self, epoch: int) -> None:
-        self._turns = Turns(epoch)
+    def __init__(self, epoch: int, room: int = 0) -> None:
+        self._turns = Turns(epoch, room)
         self._run: Run | None = None
         self._rejoined: tuple[Place, int] | None = None
         self._is_led = False

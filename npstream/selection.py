@@ -222,6 +222,13 @@ class Selection:
             under = (self._rows, *self._under)
         return Selection(self._source, range(self.size), (permutation, *under))
 
+    def over(self, stage: Rearrangement, source: int) -> Selection:
+        """Return this view, what it counts being looked up in a stage over another storage."""
+        if self._ids is not None:
+            ids = stage.at(self._ids.reshape(-1)).reshape(self._ids.shape)
+            return Selection(source, _NO_ROWS, (), ids)
+        return Selection(source, self._rows, (*self._under, stage))
+
     def _sample(self, index: int) -> int:
         try:
             position = self._rows[index]

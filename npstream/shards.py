@@ -77,6 +77,11 @@ class Shards:
     def __reduce__(self) -> tuple[Any, ...]:
         return Shards, (self.index, self.store, self.verify)
 
+    @property
+    def root(self) -> str:
+        """The place of the dataset, for messages."""
+        return self.store.root
+
     def buffered(self, shard: int) -> int:
         """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
         files = self.index.files(shard)
@@ -139,7 +144,7 @@ class Shards:
         """Return what fetches shards in the background, if anything does."""
         return nullcontext()
 
-    def passed(self, shards: range, now: int) -> None:
+    def passed(self, shards: range, now: int | None) -> None:
         """Note that samples are read in order, who has done with some shards, and is in another."""
 
     def is_ready(self, shard: int) -> bool:

@@ -5,20 +5,21 @@ Views of a dataset share one source. It pickles to its index and settings, not t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from npstream._typing import AnyArray, Int64, Sample
+from npstream._typing import AnyArray, Bools, Int64, Sample
 from npstream.decode import batch_column, sample_values
 from npstream.errors import ColumnError, FormatError
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.text import CASTS
-from npstream.gather import Field, Plan, gather
+from npstream.gather import Field, Plan, equal_text, gather
 from npstream.orders.chunks import shard_chunks
+from npstream.places import locate
 from npstream.samples import SampleReader
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index, Schema
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
+
+T = TypeVar("T")
+
+Reader: TypeAlias = Callable[[int], Sample]
+"""Reads the sample of a number."""
 
 SPREAD = 16
 """Values of the side-car's columns that are read, at most, for each that is wanted."""
@@ -94,8 +100,11 @@ class Source:
                 raise FormatError(self.partial[name]) from None
             raise ColumnError(name, self.fields) from None
 
-    def reader(self, names: tuple[str, ...]) -> SampleReader:
+    def reader(self, names: tuple[str, ...]) -> Reader:
         """Return what reads one sample with these columns."""
+        return self._kept_reader(names)
+
+    def _kept_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
         if reader is None:
             fields = [self.field(name) for name in names]
@@ -103,10 +112,10 @@ class Source:
             reader = self._readers.setdefault(names, self._reader(fields))
         return reader
 
-    def reader_of(self, field: Field) -> SampleReader:
+    def reader_of(self, field: Field) -> Reader:
         """Return what reads one value of a column, which may be re-declared."""
         if self.field(field.name).encoding is field.encoding:
-            return self.reader((field.name,))
+            return self._kept_reader((field.name,))
         return self._reader([field])
 
     def _reader(self, fields: list[Field]) -> SampleReader:
@@ -126,11 +135,16 @@ class Source:
         self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples as a batch holds them."""
-        if (name := self._scalars(plan)) is not None and len(ids):
+        if (name := self.scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
-            if _is_one_run(first, last, len(ids)):
+            if self.is_aside(plan, first, last, len(ids)):
                 values = self._side_values(name, first, last + 1)
                 return {name: np.take(values, ids - first, out=out.get(name))}
+        return self._gathered(plan, ids, out)
+
+    def _gathered(
+        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
         stored = gather(self.fetcher, plan, ids, out)
         return {
             f.name: batch_column(self.fetcher, f, stored[f.name], ids, out.get(f.name))
@@ -156,39 +170,54 @@ class Source:
         stored = gather(self.fetcher, plan, ids)[field.name]
         return sample_values(self.fetcher, field, stored, ids)
 
+    def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
+        """Compare a column of text with one, where it lies."""
+        return equal_text(self.fetcher, plan, ids, text)
+
+    def ahead(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int = 0
+    ) -> Iterator[T]:
+        """Yield pieces of work, as `npstream.fetch.Fetcher.ahead` does."""
+        return self.fetcher.ahead(pieces, ids_of, step)
+
+    @property
+    def has_transforms(self) -> bool:
+        """Whether samples are passed through functions, before those of a view."""
+        return False
+
+    # What reading costs
+
+    @property
+    def remotes(self) -> list[Source]:
+        """Those of the datasets that samples come from which are in object stores."""
+        return [] if self.remote is None else [self]
+
+    def pieces(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
+        """Yield the datasets that a view's samples come from, and which ones; in any order."""
+        yield self, selection
+
     def gate(self, selection: Selection, what: str, plan: Plan | None = None) -> None:
         """Refuse a read that nobody asked for by name if it would fetch too much."""
-        if self.remote is None or (plan is not None and self._scalars(plan) is not None):
+        remotes = self.remotes
+        if all(plan is not None and source.scalars(plan) is not None for source in remotes):
             return
         from npstream.costs import gate
 
-        gate(self, selection, what)
+        gate(self, selection, what, plan)
 
     def explain(self, selection: Selection, plan: Plan) -> Cost:
         """Return what loading a view would fetch."""
-        from npstream.costs import explain, explain_values
+        from npstream.costs import explain
 
-        if (run := self._side_run(selection, plan)) is not None:
-            return explain_values(selection, run, plan.fields[0].encoding.dtype.itemsize)
-        return explain(self, selection)
+        return explain(self, selection, plan)
 
     def prefetch(self, selection: Selection, plan: Plan) -> None:
         """Fetch the chunks of a view into the cache, unless the side-car has its values."""
         from npstream.costs import prefetch
 
-        if self._side_run(selection, plan) is None:
-            prefetch(self, selection)
+        prefetch(self, selection, plan)
 
-    def _side_run(self, selection: Selection, plan: Plan) -> tuple[int, int] | None:
-        """Return the first and the last sample of a view whose values the side-car has."""
-        from npstream.costs import bounds_of
-
-        if self._scalars(plan) is None or not selection.size:
-            return None
-        first, last = bounds_of(selection)
-        return (first, last) if _is_one_run(first, last, selection.size) else None
-
-    def _scalars(self, plan: Plan) -> str | None:
+    def scalars(self, plan: Plan) -> str | None:
         """Return the name of a plan's only column, if the side-car holds its values."""
         remote = self.remote
         if remote is None or remote.files.sidecar is None or len(plan.fields) != 1:
@@ -196,6 +225,25 @@ class Source:
         (field,) = plan.fields
         known = remote.files.sidecar.columns.get(field.name)
         return None if known is None or known.dtype != field.encoding.dtype else field.name
+
+    def is_aside(self, plan: Plan, first: int, last: int, count: int) -> bool:
+        """Tell whether so many values of a column are read out of one run of the side-car."""
+        near = last - first < max(SPREAD * count, CHUNK_BYTES // 8)
+        return count > 0 and near and self.scalars(plan) is not None
+
+    # Where samples are stored
+
+    def locate(self, ids: int | Int64) -> tuple[Any, Any]:
+        """Return the shard of a sample and its row there; of several samples, in their shape."""
+        return locate(self.index, ids)
+
+    def stored(self, selection: Selection) -> Selection:
+        """Return a view as one of what the index counts."""
+        return selection
+
+    def bytes_of(self, samples: int) -> int:
+        """Return the bytes of so many average samples."""
+        return self.index.total * samples // max(self.index.samples, 1)
 
     def rows_of(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
@@ -205,11 +253,6 @@ class Source:
         """Return the first sample of each chunk of the storage, then the number of samples."""
         index = self.index
         return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
-
-
-def _is_one_run(first: int, last: int, count: int) -> bool:
-    """Tell whether so many values of the side-car are read there, out of one run of its file."""
-    return last - first < max(SPREAD * count, CHUNK_BYTES // 8)
 
 
 def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:
@@ -253,7 +296,7 @@ def open_source(
                 partial[name] = (
                     f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
                 )
-            elif _meaning(mine[name].encoding) != _meaning(fields[name].encoding):
+            elif meaning(mine[name].encoding) != meaning(fields[name].encoding):
                 partial[name] = (
                     f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "
                     f"but {fields[name].encoding.name!r} before it"
@@ -262,8 +305,8 @@ def open_source(
     source = Source(fetcher, fields, partial, limit)
     names = tuple(fields)
     if isinstance(columns, Mapping):
-        for name, meaning in columns.items():
-            fields[name] = Field(name, view_as(source.field(name).encoding, meaning))
+        for name, declared in columns.items():
+            fields[name] = Field(name, view_as(source.field(name).encoding, declared))
     elif columns is not None:
         names = tuple(source.field(name).name for name in columns)
         if len(set(names)) != len(names):
@@ -303,7 +346,7 @@ def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
     return fields
 
 
-def _meaning(encoding: Encoding) -> tuple[Any, ...]:
+def meaning(encoding: Encoding) -> tuple[Any, ...]:
     """Return what two encodings must share so that their values make one column."""
     arrays = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
     return encoding.kind, encoding.dtype, encoding.shape, "" if arrays else encoding.name

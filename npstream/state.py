@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream.concatenation import Concatenation
 from npstream.mask import Mask
 from npstream.orders.partition import joined
 from npstream.ranks import integer
+from npstream.selection import Selection
 from npstream.turns import MAX_GAPS, Place
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
-    from npstream.selection import Selection
 
 VERSION = 1
 """Names this form of states, and what their settings mean."""
@@ -47,16 +48,27 @@ def identity(index: Index, selection: Selection) -> dict[str, Any]:
     dict
         `samples`, and `fingerprint`: a hash of the dataset, a dash, and one of the view.
     """
-    dataset, view = (hashlib.blake2b(digest_size=8) for _ in range(2))
+    fingerprint = f"{of_dataset(index)}-{of_view(selection)}"
+    return {"samples": selection.size, "fingerprint": fingerprint}
+
+
+def of_dataset(index: Index) -> str:
+    """Return the part of a fingerprint that tells a dataset from others."""
+    dataset = hashlib.blake2b(digest_size=8)
     for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
         _add(dataset, facts)
     _add(dataset, repr(index.schemas))
     for shard in range(len(index)):
         if hashes := index.files(shard).data.hashes:
             _add(dataset, (shard, *sorted(hashes.items())))
+    return dataset.hexdigest()
+
+
+def of_view(selection: Selection) -> str:
+    """Return the part of a fingerprint that tells a view from others."""
+    view = hashlib.blake2b(digest_size=8)
     _add(view, selection.__reduce__()[1])
-    fingerprint = f"{dataset.hexdigest()}-{view.hexdigest()}"
-    return {"samples": selection.size, "fingerprint": fingerprint}
+    return view.hexdigest()
 
 
 def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _add(digest: hashlib.blake2b, fact: Any) -> None:
         digest.update(f"({len(fact)}".encode())
         for part in fact:
             _add(digest, part)
-    elif isinstance(fact, Mask):
+    elif isinstance(fact, Mask | Selection | Concatenation):
         _add(digest, fact.__reduce__()[1])
     else:  # numbers and ranges, and what is computed from the numbers that its text says
         digest.update(f"{fact!r};".encode())

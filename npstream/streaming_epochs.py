@@ -1,4 +1,6 @@
-"""A dataset's samples in Streaming's orders, epoch after epoch, for a run that moves here.
+"""Samples in Streaming's orders, epoch after epoch, for a run that moves here.
+
+They are those of a dataset, or of a mixture, whose sources are Streaming's streams.
 
 Positions count samples of all ranks, as everywhere: of what Streaming deals out, where some
 samples come twice so that ranks get equally many.
@@ -13,90 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream.mixed import MixedSource
 from npstream.orders.partition import Gaps, left_before, stepped_over
-from npstream.orders.streaming import Epoch, StreamingOrder
 from npstream.orders.streaming_partition import World
 from npstream.ranks import Ranks, integer
 from npstream.state import difference, identity, place_of, require, state_of
+from npstream.streaming_settings import StreamingShuffle
 from npstream.turns import Place, RunOf
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
+    from npstream.orders.streaming import Epoch, StreamingOrder
     from npstream.selection import Selection
     from npstream.source import Source
-
-_MOST = (1 << 63) - 1
-"""What fits into memory that workers share."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamingShuffle:
-    """Settings of Streaming's orders, under Streaming's names and with its defaults.
-
-    Parameters
-    ----------
-    shuffle_algo : {"py1e", "py1s", "py1br", "py2s", "naive"} or None
-        None is ``shuffle=False`` there: the dataset's order, dealt out as Streaming does.
-    num_canonical_nodes : int, optional
-        By default 64 for each node with "py1s" and "py2s", else the number of nodes.
-    shuffle_block_size : int, optional
-        By default ``max(4_000_000 // num_canonical_nodes, 262_144)``.
-    shuffle_seed : int, optional
-        By default 9176. States know these numbers, and those that are left out are taken from one.
-    partition_algo : {"relaxed", "orig"}
-        "relaxed" lets a run go on with any number of nodes that its global batch allows.
-    initial_physical_nodes : int, optional
-        The nodes that a run began with, which matter where it goes on: its state knows them.
-    sampling_method : {"balanced", "fixed"}
-    sampling_granularity : int
-        What is picked of shards where ``epoch_size`` is not the size of the dataset.
-
-    Examples
-    --------
-    >>> ds = getfixture("example")
-    >>> settings = StreamingShuffle("py1s", num_canonical_nodes=1, shuffle_seed=17)
-    >>> [batch.ids.tolist() for batch in ds.iter(0, 1, batch_size=2, shuffle=settings)]
-    [[0, 2], [1]]
-    """
-
-    shuffle_algo: str | None = "py1e"
-    num_canonical_nodes: int | None = None
-    shuffle_block_size: int | None = None
-    shuffle_seed: int | None = None
-    partition_algo: str = "relaxed"
-    initial_physical_nodes: int | None = None
-    sampling_method: str = "balanced"
-    sampling_granularity: int = 1
-
-    def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if (number := getattr(self, name)) is not None:
-                object.__setattr__(self, name, integer(name, number))
-        if self.shuffle_seed is not None and self.shuffle_seed > _MOST:
-            raise ValueError(f"shuffle_seed={self.shuffle_seed}: expected at most {_MOST}")
-        self.order([], 1, None, None)  # says what makes no sense
-
-    def order(
-        self, shards: list[Int64], batch_size: int, epoch_size: int | None, run: RunOf | None
-    ) -> StreamingOrder:
-        """Return the orders of a dataset, or those of a run that goes on."""
-        settings = asdict(self) | ({} if run is None else run._asdict())
-        algorithm, seed = settings.pop("shuffle_algo"), settings.pop("shuffle_seed")
-        return StreamingOrder(
-            shards=shards,
-            batch_size=batch_size,
-            epoch_size=epoch_size,
-            shuffle=algorithm is not None,
-            shuffle_algo=StreamingOrder.shuffle_algo if algorithm is None else algorithm,
-            shuffle_seed=StreamingOrder.shuffle_seed if seed is None else seed,
-            **settings,
-        )
-
-
-_COUNTS = (
-    "num_canonical_nodes", "shuffle_block_size", "shuffle_seed", "initial_physical_nodes",
-    "sampling_granularity",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +105,8 @@ class StreamingShare:
         first = np.arange(batches.start, batches.stop, batches.step) * self.whole + self.start
         left = np.add.outer(first, np.arange(0, self.whole, self.world)).reshape(-1)
         numbers = (stepped_over(left, self.gaps) - self.first) // self.world
+        # Who goes on within a batch reads batches that begin there.
+        numbers = numbers[numbers < (self.stop - self.first) // self.world]
         ids = self.epoch.samples(self.node, self.rank, numbers)
         ids = ids[ids >= 0]
         return ids, np.zeros(len(ids), bool)
@@ -190,7 +123,9 @@ class StreamingEpochs:
     seed : int
         Must be 0, as the settings hold a seed.
     size : int, optional
-        Samples that an epoch picks, by default all.
+        Samples that an epoch picks, by default all, or what the weights sum up to.
+    batch_size, global_batch_size : int, optional
+        On them depend orders whose batches are not of all samples at random.
     """
 
     def __init__(
@@ -200,6 +135,8 @@ class StreamingEpochs:
         shuffle: str | StreamingShuffle,
         seed: int,
         size: int | None,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
     ) -> None:
         settings = StreamingShuffle(shuffle) if isinstance(shuffle, str) else shuffle
         if not isinstance(settings, StreamingShuffle):
@@ -207,21 +144,24 @@ class StreamingEpochs:
                 f"shuffle={shuffle!r}: expected False, True, an npstream.Shuffle, the name of an "
                 "order of Streaming or an npstream.StreamingShuffle"
             )
-        if selection.affine != (0, 1) or selection.size != selection.source:
-            raise ValueError(
-                f"shuffle={shuffle!r}: Streaming's orders are of whole datasets, and this is a "
-                f"view of one: {selection.size} of {selection.source} samples, or in another "
-                "order; shuffle=True takes any view"
-            )
         if seed != 0:
             raise ValueError(
                 f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "
                 f"shuffle=npstream.StreamingShuffle({settings.shuffle_algo!r}, shuffle_seed={seed})"
             )
+        if batch_size is None and global_batch_size is None and settings.is_batched:
+            raise ValueError(
+                f"batching_method={settings.batching_method!r}: give batch_size or "
+                "global_batch_size"
+            )
         self._settings = settings
         self._source = source
         self._selection = selection
         self._chosen = size
+        self._batch_size, self._global_batch_size = batch_size, global_batch_size
+        self._names, self._shards = _streams(source, selection)
+        self._weights = settings.weights(self._names)
+        self._order(None).taken()  # says what does not fit
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as Streaming counts them."""
@@ -237,7 +177,9 @@ class StreamingEpochs:
             )
         world, first = _world(ranks), place.drop_first
         order, whole = self._order(place.run, batch_size), world.ranks * batch_size
-        unit = whole if order.is_relaxed(world) else world.ranks
+        unit = world.ranks
+        if order.is_relaxed(world) and not self._settings.is_batched:
+            unit = whole
         if (place.position - first) % unit:
             first = place.position  # as Streaming does wherever it goes on
         epoch = order.epoch(place.epoch, world, first)
@@ -274,7 +216,11 @@ class StreamingEpochs:
         order, world = self._order(place.run), _world(ranks)
         of_streaming = order.state(world, place.epoch, place.position)
         run = RunOf(*(of_streaming[name] for name in RunOf._fields))
-        return {**state_of(self._facts(run), place), "drop_first": place.drop_first, **of_streaming}
+        return {
+            **state_of(self._facts(run, ranks), place),
+            "drop_first": place.drop_first,
+            **of_streaming,
+        }
 
     def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
         """Return where a state, or one of Streaming's, says to go on."""
@@ -290,31 +236,51 @@ class StreamingEpochs:
             here = getattr(self._settings, name)
             if here is not None and here != there:
                 raise ValueError(difference(name, there, here))
-        place = place_of(state, self._facts(run))
+        place = place_of(state, self._facts(run, ranks))
         return place._replace(drop_first=integer("drop_first", state["drop_first"], 0), run=run)
 
-    @cached_property
-    def _shards(self) -> list[Int64]:
-        return [np.diff(self._source.index.starts)]
-
     def _order(self, run: RunOf | None, batch_size: int = 1) -> StreamingOrder:
-        return self._settings.order(self._shards, batch_size, self._chosen, run)
+        return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)
 
-    def _facts(self, run: RunOf) -> dict[str, Any]:
+    def _facts(self, run: RunOf, ranks: Ranks) -> dict[str, Any]:
         """Return what positions depend on, but for what a run's states know themselves."""
         order = self._order(run)
-        names = ("partition_algo", "sampling_method", "sampling_granularity")
+        names = ["partition_algo", "sampling_method", "sampling_granularity"]
+        facts = {**self._identity, "seed": run.shuffle_seed, "epoch_size": self._chosen}
+        if self._settings.is_batched:
+            names.append("batching_method")
+            each = self._global_batch_size or (self._batch_size or 1) * ranks.world
+            facts["global_batch_size"] = each
         settings = {name: getattr(order, name) for name in names}
         settings["shuffle_block_size"] = order.block_size(World(1, 1))
-        settings = {"order": self._settings.shuffle_algo, **settings}
-        return {
-            **self._identity, "seed": run.shuffle_seed, "shuffle": settings,
-            "epoch_size": self._chosen,
-        }  # fmt: skip
+        facts["shuffle"] = {"order": self._settings.shuffle_algo, **settings}
+        if self._names:
+            weights = map(asdict, self._weights)
+            facts["weights"] = dict(zip(self._names, weights, strict=True))
+        return facts
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        return identity(self._source.index, self._selection)
+        return identity(self._source.index, self._source.stored(self._selection))
+
+
+def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:
+    """Return the names of a mixture's sources, and the samples of each shard of each stream."""
+    views = [("this", source, selection)]
+    if isinstance(source, MixedSource):
+        mixed = [(f"source {each.name!r}", each.source, each.selection) for each in source.members]
+        views = [("this", source, selection), *mixed]
+    for what, _, view in views:
+        if view.affine != (0, 1) or view.size != view.source:
+            raise ValueError(
+                f"Streaming's orders are of whole datasets, and {what} is a view of one: "
+                f"{view.size} of {view.source} samples, or in another order; shuffle=True takes "
+                "any view"
+            )
+    if not isinstance(source, MixedSource):
+        return [], [np.diff(source.index.starts)]
+    shards = [np.diff(each.source.index.starts) for each in source.members]
+    return [each.name for each in source.members], shards
 
 
 def _world(ranks: Ranks) -> World:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npstream._typing import Int64
+from npstream.notes import Notes
 from npstream.orders.partition import Gaps  # noqa: TC001 - a NamedTuple's field
 
 MAX_WORKERS = 256
@@ -42,7 +43,8 @@ class RunOf(NamedTuple):
 class Place(NamedTuple):
     """Where to begin: a position of an epoch, and the stretches of it that are left out.
 
-    Streaming's orders also know a run, and where Streaming itself went on in the epoch.
+    Streaming's orders also know a run, and where Streaming itself went on in the epoch; mixtures a
+    note of what the run was of before.
     """
 
     epoch: int
@@ -50,11 +52,12 @@ class Place(NamedTuple):
     gaps: Gaps = ()
     drop_first: int = 0
     run: RunOf | None = None
+    note: str = ""
 
     @property
     def beginning(self) -> Place:
         """Where the epoch begins."""
-        return Place(self.epoch, run=self.run)
+        return Place(self.epoch, run=self.run, note=self.note)
 
 
 class Turns:
@@ -67,24 +70,26 @@ class Turns:
     (7, 8, 9)
     """
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, room: int = 0) -> None:
         self._shared: Any = None
         self._words = np.zeros(_SLOTS, np.int64)
+        self._notes = Notes(room)
         self._write(_NEXT, Place(epoch))
 
     def __getstate__(self) -> Any:
         if _is_spawning():
             self.share()
-            return self._shared
-        copy = Turns(0)
+            return self._shared, self._notes
+        copy = Turns(0, self._notes.room)
         copy.set(self.upcoming(), self.pinned)
-        return copy._words
+        return copy._words, copy._notes
 
     def __setstate__(self, state: Any) -> None:
-        if isinstance(state, np.ndarray):
-            self._shared, self._words = None, state
+        words, self._notes = state
+        if isinstance(words, np.ndarray):
+            self._shared, self._words = None, words
         else:
-            self._shared, self._words = state, np.frombuffer(state, np.int64)
+            self._shared, self._words = words, np.frombuffer(words, np.int64)
 
     def share(self) -> None:
         """Move to memory that workers inherit, however they are started."""
@@ -96,6 +101,7 @@ class Turns:
             words: Int64 = np.frombuffer(self._shared, np.int64)
             words[:_SLOTS] = self._words
             self._words = words
+            self._notes.share()
 
     @property
     def pinned(self) -> bool:
@@ -131,6 +137,7 @@ class Turns:
         own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
         # All write the same here, and none reads it before it wrote.
         self._write_run(_NEXT, place.run)
+        self._notes.write(_NEXT // _PLACE, place.note)
 
     def upcoming(self) -> Place:
         """Return where the next iteration begins."""
@@ -168,7 +175,8 @@ class Turns:
         """Return where an iteration begins after others, so many epochs on if none is pinned."""
         if turns == 0 and epochs == 0:
             return place
-        return Place(place.epoch if self.pinned else place.epoch + epochs, run=place.run)
+        epoch = place.epoch if self.pinned else place.epoch + epochs
+        return place._replace(epoch=epoch).beginning
 
     def _read(self, at: int) -> Place:
         words = self._words[at : at + _PLACE].tolist()
@@ -176,7 +184,7 @@ class Turns:
         gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
         drop_first, lanes, seed, nodes = words[_RUN:]
         run = RunOf(lanes, seed, nodes or None) if lanes else None
-        return Place(epoch, position, gaps, drop_first, run)
+        return Place(epoch, position, gaps, drop_first, run, self._notes.read(at // _PLACE))
 
     def _write(self, at: int, place: Place) -> None:
         words = self._words[at : at + _PLACE]
@@ -186,6 +194,7 @@ class Turns:
             words[_GAPS : _GAPS + 2 * len(place.gaps)] = np.ravel(place.gaps)
         words[_RUN] = place.drop_first
         self._write_run(at, place.run)
+        self._notes.write(at // _PLACE, place.note)
 
     def _write_run(self, at: int, run: RunOf | None) -> None:
         lanes, seed, nodes = run or (0, 0, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -55,10 +56,10 @@ def precompile() -> None:
 def _precompile_streaming() -> None:
     """Compute orders of Streaming of every kind, also of a dataset that is picked from."""
     world = World(1, 1)
-    for algorithm in ALGORITHMS:
+    for algorithm, shuffle in (*product(ALGORITHMS, [True]), ("naive", False)):
         for epoch_size in (None, 90):
             order = StreamingOrder(
-                shards=[np.full(8, 8)], batch_size=4, epoch_size=epoch_size, shuffle=True,
+                shards=[np.full(8, 8)], batch_size=4, epoch_size=epoch_size, shuffle=shuffle,
                 shuffle_algo=algorithm, shuffle_block_size=8, num_canonical_nodes=2,
             )  # fmt: skip
             epoch = order.epoch(0, world)

@@ -6,6 +6,7 @@ The orders themselves are held to golden data in `test_streaming_orders`.
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World
 from npstream.orders.streaming_shuffle import ALGORITHMS
 from npstream.ranks import Ranks
-from npstream.streaming_epochs import StreamingEpochs
 from npstream.turns import Place, RunOf, Turns
 from streaming_reference import GOLDEN, arrays, golden
 
@@ -28,19 +28,18 @@ def ds():
     return npstream.open(DATA)
 
 
-def alone(case):
-    """Tell whether a case is of one stream, read as it is."""
-    streams = case["params"]["streams"] if "params" in case else case["streams"]
-    return len(streams) == 1 and not {"choose", "repeat", "proportion"} & set(streams[0])
-
-
 # What Streaming deals out
 
-WORK = [
-    case
-    for case in golden("orders")
-    if case["kind"] == "work" and alone(case) and case["params"]["batching_method"] == "random"
-]
+WEIGHTS = ("proportion", "repeat", "choose")
+
+
+def weights_of(streams):
+    """Return the settings of streams, which are called by their numbers."""
+    given = {
+        weight: {str(k): stream[weight] for k, stream in enumerate(streams) if weight in stream}
+        for weight in WEIGHTS
+    }
+    return {weight: streams for weight, streams in given.items() if streams}
 
 
 def settings_of(case):
@@ -49,10 +48,13 @@ def settings_of(case):
         params["shuffle_algo"] = None
         if "resolved" in case:  # Streaming counts nodes by the algorithm all the same
             params["num_canonical_nodes"] = case["resolved"]["num_canonical_nodes"]
-    return StreamingShuffle(**{name: params[name] for name in StreamingShuffle.__slots__})
+    names = [name for name in StreamingShuffle.__slots__ if name in params]
+    return StreamingShuffle(
+        **{name: params[name] for name in names}, **weights_of(params["streams"])
+    )
 
 
-def shards(path, sizes):
+def of_shards(path, sizes):
     """Open a dataset of which there is only the index, which says how many samples shards have."""
     entry = json.loads((DATA / "index.json").read_text())["shards"][0]
     raw = {"basename": "x", "bytes": 1 << 20, "hashes": {}}
@@ -60,24 +62,42 @@ def shards(path, sizes):
         "version": 2,
         "shards": [entry | {"samples": int(size), "raw_data": raw} for size in sizes],
     }
+    path.mkdir()
     (path / "index.json").write_text(json.dumps(index))
     return npstream.open(path)
 
 
+def of_streams(path, streams):
+    """Open one dataset, or mix those of streams."""
+    opened = {str(k): of_shards(path / str(k), each["shards"]) for k, each in enumerate(streams)}
+    return opened["0"] if alone(streams) else npstream.mix(opened)
+
+
+def alone(streams):
+    """Tell whether there is one stream, read as it is."""
+    return len(streams) == 1 and not set(WEIGHTS) & set(streams[0])
+
+
+WORK = [case for case in golden("orders") if case["kind"] == "work"]
+
+
+@pytest.mark.filterwarnings("ignore:sample_in_epoch=.* is no multiple of the global:UserWarning")
 @pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
 def test_golden_work(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
-    view = shards(tmp_path, params["streams"][0]["shards"])
-    epochs = StreamingEpochs(
-        view._source, view._selection, settings_of(case), 0, params["epoch_size"]
-    )
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
     begun = params["sample_in_epoch"]
     place = Place(params["epoch"], begun, drop_first=begun)
 
+    view = of_streams(tmp_path, params["streams"])
+
     def part(rank, last="repeat"):
-        ranks = epochs.sharing(Ranks(rank, world, params["ranks_per_node"]), replication)
-        return epochs.part(place, ranks, params["batch_size"], last)
+        batches = view.iter(
+            shuffle=settings_of(case), epoch_size=params["epoch_size"], last=last,
+            batch_size=params["batch_size"],
+        )  # fmt: skip
+        ranks = batches._epochs.sharing(Ranks(rank, world, params["ranks_per_node"]), replication)
+        return batches._epochs.part(place, ranks, params["batch_size"], last)
 
     if "raises" in case:
         with pytest.raises(ValueError, match=r"\w+"):
@@ -85,6 +105,8 @@ def test_golden_work(case, tmp_path):
         return
     work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
     work = work.reshape(-1, *work.shape[2:])
+    by_batch = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
+    full = int((by_batch >= 0).all(axis=1).sum())
     for rank in range(world):
         share, read = part(rank), 0
         for worker, slots in enumerate(work[rank // replication]):
@@ -92,8 +114,6 @@ def test_golden_work(case, tmp_path):
             np.testing.assert_array_equal(ids, slots[slots >= 0])
             read += len(ids)
         assert share.samples == read
-        by_batch = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
-        full = int((by_batch >= 0).all(axis=1).sum())
         assert part(rank, "drop").samples == full * params["batch_size"]
 
 
@@ -147,21 +167,22 @@ def test_ranks_and_workers_read_what_streaming_deals_them(
 RUNS = [
     pytest.param(case, run, id=f"{case['name']}-{number}")
     for case in golden("checkpoints")
-    if alone(case) and case["dataset_args"].get("batching_method", "random") == "random"
     for number, run in enumerate([case["save"], *case["resume"]])
 ]
 
 
-def iteration(ds, rank, run, case, **how):
+def iteration(view, rank, run, case, **how):
     """Return the iteration of a rank in a run of Streaming."""
     given = dict(run.get("dataset_args", case["dataset_args"]))
     replication, shuffle = given.pop("replication", 1), given.pop("shuffle", False)
     algorithm = given.pop("shuffle_algo", "py1e") if shuffle else None
-    return ds.iter(
+    epoch_size = given.pop("epoch_size", None)
+    return view.iter(
         rank,
         run["nodes"] * run["ranks_per_node"],
         batch_size=run["batch_size"],
-        shuffle=StreamingShuffle(algorithm, **given),
+        shuffle=StreamingShuffle(algorithm, **given, **weights_of(case["streams"])),
+        epoch_size=epoch_size,
         ranks_per_node=run["ranks_per_node"],
         replication=replication,
         **how,
@@ -169,10 +190,14 @@ def iteration(ds, rank, run, case, **how):
 
 
 @pytest.mark.parametrize(("case", "run"), RUNS)
-def test_runs_of_streaming_go_on(ds, case, run):
+def test_runs_of_streaming_go_on(case, run):
     """Each rank reads what it read there, from the state that was loaded, which others went on."""
+    opened = [npstream.open(GOLDEN / "checkpoints" / "data" / s["dir"]) for s in case["streams"]]
+    view = opened[0]
+    if not alone(case["streams"]):
+        view = npstream.mix({str(number): ds for number, ds in enumerate(opened)})
     for rank in range(run["nodes"] * run["ranks_per_node"]):
-        batches = iteration(ds, rank, run, case)
+        batches = iteration(view, rank, run, case)
         if "loaded_state" in run:
             batches.load_state_dict(json.loads(json.dumps(run["loaded_state"])))
         for epoch in run["epochs"]:
@@ -180,7 +205,9 @@ def test_runs_of_streaming_go_on(ds, case, run):
             if len(ids) == 0:  # Streaming goes through epochs of which nothing is left
                 continue
             iterator, want = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
-            assert [next(iterator).ids.tolist() for _ in want] == want
+            read = [next(iterator) for _ in want]
+            assert [batch.ids.tolist() for batch in read] == want
+            assert [batch["id"].tolist() for batch in read] == want
             if epoch["stopped_after_batches"] is None:
                 assert next(iterator, None) is None
             else:
@@ -407,6 +434,187 @@ def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
         assert lists(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
 
 
+# Mixtures
+
+METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    data = GOLDEN / "checkpoints" / "data"
+    return npstream.mix({name: npstream.open(data / name) for name in "abc"})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2)])
+def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node):
+    order = StreamingShuffle(
+        "py1s", num_canonical_nodes=2, proportion={"a": 3, "b": 1, "c": 2}, batching_method=method
+    )
+    settings = {"batch_size": 9, "shuffle": order, "ranks_per_node": per_node, "epoch_size": "0.5k"}
+    for rank in {0, world - 1}:
+        running, other = (mixed.iter(rank, world, **settings) for _ in range(2))
+        whole, following = lists(other), lists(other)
+        assert whole != following
+        assert len(running) == len(whole) > 2
+        dealt = len(mixed.iter(0, world, **settings))
+        for done, batch in enumerate(running, 1):
+            assert batch.ids.tolist() == whole[done - 1]
+            assert batch["id"].tolist() == batch.ids.tolist()
+            resumed = mixed.iter(rank, world, **settings)
+            resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
+            if done == len(whole) < dealt:  # others have one more of their own
+                assert lists(resumed) == []
+            assert lists(resumed) == (whole[done:] or following)
+        samples = mixed.iter(rank, world, **settings, batched=False)
+        wanted = [number for batch in whole for number in batch]
+        assert len(samples) == len(wanted)
+        for done, sample in enumerate(samples, 1):
+            assert sample["id"] == wanted[done - 1]
+            if done % 9 in (0, 4) and done < len(wanted):
+                resumed = mixed.iter(rank, world, **settings, batched=False)
+                resumed.load_state_dict(samples.state_dict())
+                assert [int(each["id"]) for each in resumed] == wanted[done:]
+
+
+def test_batches_are_of_sources_as_their_method_says(mixed):
+    def origins(method):
+        """Return, of each global batch and rank, how many samples are of each source."""
+        order = StreamingShuffle(batching_method=method, num_canonical_nodes=1)
+        ranks = [mixed.iter(rank, 2, batch_size=8, shuffle=order) for rank in range(2)]
+        counts = [
+            [np.bincount(mixed.origin(batch.ids)[0], minlength=3) for batch in batches]
+            for batches in zip(*ranks, strict=False)
+        ]
+        return np.array(counts)
+
+    assert (origins("stratified").sum(axis=1) == origins("stratified")[0].sum(axis=0)).all()
+    assert (np.count_nonzero(origins("per_stream").sum(axis=1), axis=1) == 1).all()
+    of_devices = origins("device_per_stream")
+    assert (np.count_nonzero(of_devices, axis=2) == 1).all()
+    assert (np.count_nonzero(of_devices.sum(axis=1), axis=1) == 2).any()
+
+
+def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
+    order = StreamingShuffle(None, batching_method="device_per_stream", num_canonical_nodes=1)
+
+    def ranks(last):
+        return [mixed.iter(r, 4, batch_size=7, shuffle=order, last=last) for r in range(4)]
+
+    read = [[len(batch.ids) for batch in batches] for batches in ranks("repeat")]
+    assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]
+    assert {*np.concatenate(read)} == {7}
+    assert {len(lists(batches)) for batches in ranks("drop")} == {23}
+
+
+@pytest.mark.parametrize(
+    ("count", "epoch_size"), [(300, "0.3k"), (300, "300"), (1000, "1K"), (1500, "1.5k"), (7, 7)]
+)
+def test_epochs_of_a_size_that_is_text(mixed, count, epoch_size):
+    batches = mixed.iter(0, 1, batch_size=1, shuffle="py1e", epoch_size=epoch_size)
+    assert len(batches) == count
+    native = mixed[["id"]].iter(0, 1, batch_size=1, epoch_size=epoch_size)
+    assert len(native) == count
+
+
+def test_one_dataset_may_be_all_of_a_mixture(ds):
+    for method in METHODS:
+        settings = {"batch_size": 8, "shuffle": StreamingShuffle(batching_method=method)}
+        want = lists(ds.iter(1, 2, **settings))
+        batches = npstream.mix({"alone": ds}).iter(1, 2, **settings)
+        assert lists(pickle.loads(pickle.dumps(batches))) == lists(batches) == want
+
+
+def test_one_dataset_may_be_several_streams(ds):
+    twice = npstream.mix({"x": ds, "y": ds})
+    ids = np.concatenate(lists(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
+    assert sorted(ids.tolist()) == [*range(2 * len(ds))]
+    thrice = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
+    batches = twice.iter(0, 1, batch_size=8, shuffle=thrice)
+    ids = np.concatenate([batch.ids for batch in batches])
+    assert np.bincount(ids)[: len(ds)].tolist() == [2] * len(ds)
+    assert len(ids) == 2 * len(ds) + 5
+
+
+def test_weights_of_the_run_are_those_of_its_states(mixed):
+    def batches(size=8, **settings):
+        return mixed.iter(0, 1, batch_size=size, shuffle=StreamingShuffle("py1s", **settings))
+
+    state = batches(repeat={"a": 2}).state_dict()
+    batches(repeat={"a": 2.0}).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"the state is of weights=.*'repeat': 2\.0"):
+        batches(repeat={"b": 2}).load_state_dict(state)
+    state = batches(batching_method="per_stream").state_dict()
+    with pytest.raises(ValueError, match=r"global_batch_size=8; .* global_batch_size=4"):
+        batches(4, batching_method="per_stream").load_state_dict(state)
+    with pytest.raises(ValueError, match="'batching_method': 'per_stream'"):
+        batches(batching_method="stratified").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing"):
+        batches().load_state_dict(mixed.iter(0, 1, batch_size=8, shuffle=True).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"proportion": {"a": 1, "b": 1, "d": 1}}, ValueError, "no source 'd', but 'a', 'b', 'c'"),
+        ({"proportion": {"a": 1}}, ValueError, "give a proportion to all"),
+        ({"repeat": {"a": 1}, "choose": {"a": 1}}, ValueError, "'a' has one weight at most, not r"),
+        ({"repeat": {"a": 2}, "epoch_size": 5}, ValueError, "does not go with repeat or choose"),
+        ({"choose": dict.fromkeys("abc", 0)}, ValueError, "no sample of any stream"),
+        (
+            {"choose": {"a": 0}, "batching_method": "stratified"},
+            ValueError,
+            "takes no sample of stream 0, and batching_method='stratified' makes batches of each",
+        ),
+        (
+            {"choose": {"b": 1}, "batching_method": "stratified"},
+            ValueError,
+            "a global batch of 8 holds no sample of stream 1: use a larger batch",
+        ),
+        ({"batching_method": "per_stream", "batch_size": None}, ValueError, "give batch_size or"),
+        ({"batching": "per_stream"}, ValueError, "that is its batching_method"),
+        ({"epoch_size": "many"}, ValueError, "epoch_size='many': expected a number, or one of"),
+        ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
+    ],
+)  # fmt: skip
+def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says):
+    given = {"batch_size": 8} | dict(settings)
+    names = [name for name in given if name in StreamingShuffle.__slots__]
+    order = StreamingShuffle("py1s", **{name: given.pop(name) for name in names})
+    with pytest.raises(error, match=says):
+        mixed.iter(0, 1, shuffle=order, **given)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda mixed, ds: mixed[::2],
+        lambda mixed, ds: mixed.shuffle(0),
+        lambda mixed, ds: npstream.mix({"whole": ds, "part": ds[1:]}),
+        lambda mixed, ds: npstream.mix({"reversed": ds[::-1]}),
+    ],
+    ids=["slice", "shuffled", "part", "reversed"],
+)
+def test_mixtures_of_views_are_refused(mixed, ds, view):
+    with pytest.raises(ValueError, match=r"orders are of whole datasets, and (this|source ')"):
+        view(mixed, ds).iter(shuffle="py1e")
+    for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
+        whole.iter(shuffle="py1e")
+
+
+def test_weights_of_the_mixture_are_not_passed_over_in_silence(ds):
+    equal = npstream.mix({"a": ds, "b": ds}, {"a": 2, "b": 2})
+    equal.iter(shuffle="py1e")  # the shares that they have without weights
+    other = npstream.mix({"a": ds, "b": ds}, {"a": 3, "b": 1})
+    with pytest.raises(ValueError, match=r"mix without weights, and give .*\(proportion=\.\.\.\)"):
+        other.iter(shuffle="py1e")
+
+
+def test_weights_are_of_mixtures(ds):
+    with pytest.raises(ValueError, match=r"no source 'a', but one dataset, and no npstream\.mix"):
+        ds.iter(shuffle=StreamingShuffle(repeat={"a": 2}))
+
+
 # What does not fit
 
 
@@ -447,6 +655,13 @@ def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
         ({"num_canonical_nodes": 1.5}, TypeError, "num_canonical_nodes=1.5: expected an integer"),
         ({"shuffle_seed": 1 << 63}, ValueError, "shuffle_seed=.*: expected at most"),
         ({"partition_algo": "new"}, ValueError, "partition_algo='new'"),
+        ({"batching_method": "none"}, ValueError, "batching_method='none': expected one of random"),
+        ({"proportion": 3}, TypeError, "proportion=3: expected numbers by source"),
+        ({"proportion": {"a": True}}, TypeError, "proportion of source 'a' is True"),
+        ({"repeat": {"a": -1}}, ValueError, "repeat of source 'a' is -1: expected 0 or more"),
+        ({"repeat": {"a": float("nan")}}, ValueError, "repeat of source 'a' is nan"),
+        ({"proportion": {"a": float("inf")}}, ValueError, "proportion of source 'a' is inf"),
+        ({"choose": {"a": 1.5}}, TypeError, "choose of source 'a' is 1.5: expected whole"),
     ],
 )
 def test_settings_that_make_no_sense_raise(settings, error, says):

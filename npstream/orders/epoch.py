@@ -15,13 +15,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from npstream._typing import AnyArray, Int64
-from npstream.orders.blocks import Blocks, Cache, find, grown, look_up, look_up_run, new_cache
+from npstream.orders.blocks import (
+    Blocks,
+    Cache,
+    find,
+    grown,
+    look_up,
+    look_up_run,
+    new_cache,
+)
 from npstream.orders.chunks import smallest_step, view_chunks
 from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
@@ -112,6 +120,9 @@ class Order:
     block : int
         Samples of a block in one lane.
     lanes : int
+    scratch : Cache, optional
+        A cache for rows of the dtype of the chunks, in whose memory to work. Orders that share it
+        may not be used at the same time.
 
     Examples
     --------
@@ -133,16 +144,17 @@ class Order:
         *,
         block: int,
         lanes: int = 1,
+        scratch: Cache | None = None,
     ) -> None:
-        self._n, self._chunks = n, chunks
+        self._n, self._chunks, self._scratch = n, chunks, scratch
         self._seed, self._epoch = seed, epoch
         block, lanes = _count("block", block), _count("lanes", lanes)
         if n * lanes >= 1 << 62:
             raise ValueError(f"{n} rows in {lanes} lanes: the product must be below 2**62")
         # A block that holds all samples is as good as any larger one.
         self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
-        # Whoever looks rows up takes the cache away, so that no two threads ever use one.
-        self._caches: deque[Cache] = deque(maxlen=1)
+        # Whoever looks rows up takes these away, so that no two threads ever use one.
+        self._free: deque[tuple[Layout, Cache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return self._n
@@ -174,8 +186,11 @@ class Order:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the order holds by now."""
-        layout = self._layout.nbytes if "_layout" in self.__dict__ else 0
-        return layout + sum(cache.nbytes for cache in list(self._caches))
+        shared = self._scratch is not None
+        return sum(
+            layout.nbytes + (cache.kept if shared else cache.nbytes)
+            for layout, cache in list(self._free)
+        )
 
     def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
         """Return the rows at positions from `start` up to `stop`, as a new array."""
@@ -196,28 +211,25 @@ class Order:
         rows = self._checked(rows)
         positions = np.empty_like(rows)
         if rows.size:
+            layout, cache = self._taken()
             find.sized(self._work(rows.size, rows.size))(
-                rows.reshape(-1), self._blocks, self._layout, slots_of(self._layout),
-                positions.reshape(-1),
-            )  # fmt: skip
+                rows.reshape(-1), self._blocks, layout, slots_of(layout), positions.reshape(-1)
+            )
+            self._free.append((layout, cache))
         return positions
 
     def _look_up(self, kernel: Kernel[..., int], positions: Any, rows: Int64) -> None:
         """Fill in the rows at positions: an array of them, or the first of consecutive ones."""
         if rows.size == 0:
             return
-        blocks, layout = self._blocks, self._layout
-        try:
-            cache = self._caches.pop()
-        except IndexError:
-            cache = new_cache(blocks, layout.chunks.dtype)
+        blocks, (layout, cache) = self._blocks, self._taken()
         run = kernel.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
             cache = grown(cache, rows.size - done)
             rest = positions[done:] if kernel is look_up else positions + done
             done += run(rest, blocks, layout, cache, rows[done:])
-        self._caches.append(cache)
+        self._free.append((layout, cache))
 
     def _work(self, rows: int, blocks: int) -> int:
         """Reckon what it takes to look up rows in so many blocks."""
@@ -226,11 +238,15 @@ class Order:
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= SMALL else 0)
 
-    @cached_property
-    def _layout(self) -> Layout:
-        chunks = self._chunks() if callable(self._chunks) else self._chunks
+    def _taken(self) -> tuple[Layout, Cache]:
+        """Return a layout and a cache that nobody else has."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            chunks = self._chunks() if callable(self._chunks) else self._chunks
         blocks, run_key = self._blocks, make_key(self._seed, 0, 0, _RUN)
-        return lay_out(_without_empty(chunks, self._n), blocks.lanes, run_key, blocks.key)
+        layout = lay_out(_without_empty(chunks, self._n), blocks.lanes, run_key, blocks.key)
+        return layout, new_cache(blocks, layout.chunks.dtype, self._scratch)
 
     def _checked(self, numbers: Int64) -> Int64:
         """Return numbers, which must be in range(n), as a kernel takes them."""
@@ -249,7 +265,7 @@ def view_order(
     Samples are taken to be of one size, that of the storage's on average.
     """
     n = selection.size
-    nbytes = int(source.index.nbytes.sum()) * n // max(selection.source, 1)
+    nbytes = source.bytes_of(n)
     settings = settings.resolve(nbytes)
     if settings.block is None:
         return full_order(n, seed, epoch)

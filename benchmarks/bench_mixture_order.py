@@ -1,0 +1,101 @@
+"""The native order of mixtures: what its first batch costs in the middle of a run."""
+
+from __future__ import annotations
+
+import functools
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import Data
+from figures import SIDES, Figure, Pair, check, figure
+from npstream._typing import Int64
+from npstream.mixture_epochs import MixtureEpochs
+from npstream.orders.chunks import shard_chunks
+from npstream.orders.epoch import Order, Shuffle
+from npstream.orders.shares import MixtureOf, schedule_of
+
+MIB = 1 << 20
+PER_SHARD, SHARDS = 10**5, 10**5
+"""Samples of a shard of 64 MiB, and all shards: 10^10 samples, 6.7 TB."""
+
+SAMPLES = PER_SHARD * SHARDS
+BATCH = np.arange(SAMPLES // 10 * 9, SAMPLES // 10 * 9 + 256)
+
+
+def chunks_of(shards: int) -> Any:
+    """Return what returns the chunks of so many shards."""
+    starts = np.arange(shards + 1) * PER_SHARD
+    nbytes = np.full(shards, 64 * MIB)
+    return functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
+
+
+def mixed(least: float) -> Any:
+    """Return what reads the batch of 1,000 sources of all those shards.
+
+    The smallest has `least` times as many as the mean, the largest ``2 - least`` times.
+    """
+    counts = np.linspace(least, 2 - least, 1000) * SHARDS / 1000
+    shards = np.diff(np.round(np.cumsum([0, *counts])).astype(int)).tolist()
+    names = tuple(f"source {number}" for number in range(1000))
+    sizes = tuple(count * PER_SHARD for count in shards)
+    of = MixtureOf(
+        names=names,
+        sizes=sizes,
+        nbytes=tuple(count * 64 * MIB for count in shards),
+        chunks=tuple(map(chunks_of, shards)),
+        fingerprints=(str,) * 1000,
+        schedule=schedule_of(names, sizes),
+    )
+    return lambda seed: MixtureEpochs(of, shuffle=True, seed=seed).order(0).at(BATCH)
+
+
+def alone(seed: int) -> Int64:
+    """Return the batch of one dataset of all those shards, with default settings."""
+    settings = Shuffle().resolve(SHARDS * 64 * MIB)
+    lanes = settings.lanes or 1
+    block = -(-int(settings.block or 0) * SAMPLES // (SHARDS * 64 * MIB * lanes))
+    return Order(SAMPLES, chunks_of(SHARDS), seed, block=block, lanes=lanes).at(BATCH)
+
+
+def same(ours: Int64, theirs: Int64) -> None:
+    assert len(np.unique(ours)) == len(np.unique(theirs)) == len(BATCH)
+
+
+def first_batch(least: float) -> Any:
+    return lambda data: Pair(mixed(least), alone, same)
+
+
+def memory(data: Data) -> Pair:
+    def peak(read: Any) -> Any:
+        def traced(number: int) -> float:
+            tracemalloc.start()
+            read(number)
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            return float(most)
+
+        return traced
+
+    return Pair(peak(mixed(0.5)), peak(alone), lambda ours, theirs: None, timed=True)
+
+
+WHAT = "first batch of 1,000 sources{}, 10^10 samples in all, from 90 % of an epoch on"
+ONE = "one dataset of that size"
+
+FIGURES = [
+    figure(WHAT.format(" of one size"), ONE, factor=3)(first_batch(1.0)),
+    figure(WHAT.format(", the largest three times the smallest"), ONE, factor=3)(first_batch(0.5)),
+    figure(
+        "memory that takes", ONE, factor=np.inf, under=100e6, rounds=3,
+        text=lambda nbytes: f"{nbytes / 1e6:.3g} MB",
+    )(memory),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.what)
+def test_mixture_order(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    check(figure, side, benchmark, data)

@@ -1,0 +1,264 @@
+"""Patterns have exact shares at every prefix, see every lane through, and are not periodic."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+
+from npstream import _jit
+from npstream.orders.interleave import VERSION
+from npstream.orders.patterns import draws, make_pattern, places_of, tally
+from npstream.orders.permutation import make_key
+from npstream.orders.shares import (
+    LARGEST,
+    MixtureOf,
+    apportioned,
+    block_counts,
+    block_length,
+    least_length,
+    schedule_of,
+)
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request, monkeypatch):
+    """Run kernels in either way, whatever their size."""
+    if request.param == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+
+
+def pattern_of(counts, lanes=1, seed=0):
+    return make_pattern(np.array(counts), lanes, make_key(seed))
+
+
+def check_prefixes(sources, counts, within=1):
+    """Check that every prefix has each source within one unit, or several, of its share."""
+    length = len(sources)
+    assert np.array_equal(np.bincount(sources, minlength=len(counts)), counts)
+    for source, count in enumerate(counts):
+        drawn = np.cumsum(sources == source) * length
+        assert (np.abs(drawn - count * np.arange(1, length + 1)) < within * length).all(), source
+
+
+@st.composite
+def weights(draw):
+    """Draw weights of 2 to 40 sources, often extreme ones."""
+    count = draw(st.integers(2, 40))
+    spread = draw(st.sampled_from([0, 1, 5]))
+    one = st.floats(-spread, spread).map(math.exp)
+    return draw(st.lists(one, min_size=count, max_size=count))
+
+
+@given(weights(), st.integers(1, 2000))
+def test_shares_are_rounded_by_largest_remainders(given, length):
+    counts = apportioned(given, length)
+    quotas = np.array(given) / math.fsum(given) * length
+    assert sum(counts) == length
+    assert (np.abs(counts - quotas) < 1 + 1e-9).all()
+    rests = quotas - np.floor(quotas)
+    up = np.array(counts) > quotas
+    if up.any() and not up.all():
+        assert rests[up].min() >= rests[~up].max() - 1e-6
+
+
+def test_of_equal_remainders_the_first_count():
+    assert apportioned([1, 1, 1, 1], 6) == [2, 2, 1, 1]
+
+
+@given(weights(), st.integers(40, 1500), st.integers(0, 5))
+@example([1.0, 1e-3], 1001, 0)
+@settings(max_examples=60)
+def test_every_prefix_is_within_one_of_the_shares(given, length, seed):
+    counts = apportioned(given, length)
+    check_prefixes(pattern_of(counts, seed=seed).sources, counts)
+
+
+@pytest.mark.parametrize("counts", [[1], [7], [3, 4], [0, 5, 1], [1, 1, 1], [5, 1, 0, 3, 4]])
+def test_small_patterns_either_way(counts, way):
+    check_prefixes(pattern_of(counts).sources, counts)
+
+
+def test_kernels_agree(monkeypatch):
+    counts = apportioned([1, 2, 3, 0.1], 240)
+    places = np.random.default_rng(0).integers(0, 240 * 6, 300)
+    seen = []
+    for way in (lambda self: self.compiled(), lambda self: self.py_func):
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows, way=way: way(self))
+        pattern = pattern_of(counts, 6)
+        sources, numbers = np.empty_like(places), np.empty_like(places)
+        draws.sized(0)(places, pattern, sources, numbers)
+        seen.append([*pattern[2:], sources, numbers])
+    assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+CASES = [([3, 4, 5], 1), ([3, 4, 5], 4), ([2, 9, 1], 6), ([1, 1], 2), ([5, 0, 3, 4], 12), ([8], 4)]
+
+
+@pytest.mark.parametrize(("counts", "lanes"), CASES)
+def test_places_are_numbered_in_each_lane(counts, lanes, way):
+    pattern = pattern_of(counts, lanes)
+    length = sum(counts)
+    places = np.arange(length * lanes)
+    sources, numbers = np.empty_like(places), np.empty_like(places)
+    draws.sized(0)(places, pattern, sources, numbers)
+    met = {}
+    for place, source, number in zip(places, sources, numbers, strict=True):
+        slot = (place % length + pattern.shifts[place // length]) % length
+        assert source == pattern.sources[slot]
+        key = place % lanes, source
+        assert number == met.get(key, 0)  # in the order in which the lane meets them
+        met[key] = number + 1
+    for lane in range(lanes):
+        assert [met.get((lane, source), 0) for source in range(len(counts))] == counts
+    found = np.empty_like(places)
+    places_of.sized(0)(sources, places % lanes, numbers, pattern, found)
+    assert np.array_equal(found, places)
+
+
+@pytest.mark.parametrize(("counts", "lanes"), CASES)
+def test_draws_before_a_place_are_counted(counts, lanes, way):
+    pattern = pattern_of(counts, lanes)
+    length = sum(counts)
+    places = np.arange(length * lanes)
+    sources, numbers = np.empty_like(places), np.empty_like(places)
+    draws.sized(0)(places, pattern, sources, numbers)
+    expected = np.zeros((len(counts), lanes), int)
+    found = np.full_like(expected, 99)
+    for stop in range(length * lanes + 1):
+        tally.sized(0)(pattern, stop, found)
+        assert np.array_equal(found, expected)
+        if stop < length * lanes:
+            expected[sources[stop], stop % lanes] += 1
+
+
+@given(weights(), st.sampled_from([2, 4, 8, 24]), st.integers(1, 20))
+@settings(max_examples=25)
+def test_with_lanes_prefixes_are_within_two(given, lanes, rounds):
+    counts = apportioned(given, lanes * rounds)
+    pattern = pattern_of(counts, lanes)
+    assert sorted(pattern.shifts % lanes) == list(range(lanes))
+    for shift in pattern.shifts[:4]:
+        check_prefixes(np.roll(pattern.sources, -shift), counts, within=2)
+
+
+@pytest.mark.parametrize(
+    "counts", [[2867, 1229], [410, 3686], [100] * 40 + [96], [2048] + [64] * 32]
+)
+def test_no_residue_class_sees_less_of_a_source(counts):
+    """A rank that takes every tenth position sees all sources by their shares."""
+    length, draws_of = sum(counts), 150
+    for every in (2, 8, 10):
+        seen = np.zeros(every)
+        for seed in range(draws_of):
+            sources = pattern_of(counts, seed=seed).sources[: length - length % every]
+            seen += np.bincount(np.flatnonzero(sources == 0) % every, minlength=every)
+        expected = seen.mean()
+        # Below a fair die's chi-square, as patterns are more even than draws are.
+        assert ((seen - expected) ** 2 / expected).sum() < every + 4 * math.sqrt(2 * every)
+
+
+def test_patterns_are_what_they_were():
+    """Runs go on by what was drawn before: another pattern is another version."""
+    digest = hashlib.blake2b(digest_size=8)
+    for number, (counts, lanes) in enumerate([*CASES, (apportioned([0.6, 0.3, 0.1], 4096), 8)]):
+        pattern = pattern_of(counts, lanes, seed=number)
+        for array in (pattern.shifts, pattern.sources, pattern.ranks, pattern.cells):
+            digest.update(array.astype("<i8").tobytes())
+    assert (VERSION, digest.hexdigest()) == (1, GOLDEN)
+
+
+GOLDEN = "8c6f86884c169fbd"
+
+# What shares come from
+
+
+def facts(names="ab", sizes=(10, 30), block=None, weights=None, alpha=1.0):
+    return MixtureOf(
+        tuple(names), tuple(sizes), tuple(sizes), (), (), schedule_of(names, sizes, weights, alpha),
+        block,
+    )  # fmt: skip
+
+
+def test_weights_are_sizes_to_a_power():
+    assert schedule_of("ab", [10, 30]) == ((0, (0.25, 0.75)),)
+    assert schedule_of("ab", [10, 30], alpha=0) == ((0, (0.5, 0.5)),)
+    ((_, shares),) = schedule_of("ab", [10**15, 1], alpha=0.5)
+    assert shares[0] / shares[1] == pytest.approx(10**7.5)
+    with pytest.raises(ValueError, match="'a' is next to nothing"):
+        schedule_of("ab", [1, 10**300], alpha=1000)
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "said"),
+    [
+        ({"a": 0, "b": 1}, ValueError, "'a' is 0.0: expected a positive number; leave the source"),
+        ({"a": -1, "b": 1}, ValueError, "'a' is -1.0: expected a positive number"),
+        ({"a": math.nan, "b": 1}, ValueError, "'a' is nan"),
+        ({"a": math.inf, "b": 1}, ValueError, "'a' is inf"),
+        ({"a": True, "b": 1}, TypeError, "'a' is True: expected a number"),
+        ({"a": "1", "b": 1}, TypeError, "'a' is '1': expected a number"),
+        ({"a": 1}, ValueError, "'b' has none; the sources are 'a', 'b'"),
+        ({"a": 1, "b": 1, "c": 1}, ValueError, "no source is called 'c'"),
+        ({"a": 1e-320, "b": 1e300}, ValueError, "'a' is next to nothing"),
+        ([], TypeError, "expected a mapping of names to numbers, or a list"),
+        ([(0, 1)], TypeError, "expected a mapping of names to numbers, or a list"),
+        (1.0, TypeError, "expected a mapping of names to numbers, or a list"),
+        ([(5, {"a": 1, "b": 1})], ValueError, "position 5: positions are to rise from 0"),
+        (
+            [(0, {"a": 1, "b": 1}), (0, {"a": 2, "b": 1})],
+            ValueError,
+            "position 0: positions are to rise from 0",
+        ),
+    ],
+)
+def test_bad_weights_are_refused(weights, error, said):
+    with pytest.raises(error, match=said.replace("(", r"\(")):
+        schedule_of(["a", "b"], [10, 30], weights)
+
+
+@pytest.mark.parametrize("alpha", [math.nan, math.inf])
+def test_bad_powers_are_refused(alpha):
+    with pytest.raises(ValueError, match="expected a finite number"):
+        schedule_of(["a", "b"], [10, 30], alpha=alpha)
+    with pytest.raises(ValueError, match="leave it out"):
+        schedule_of(["a", "b"], [10, 30], {"a": 1, "b": 1}, alpha=2)
+
+
+def test_no_sources_and_empty_ones_are_refused():
+    with pytest.raises(ValueError, match="a mixture of no sources"):
+        facts((), (), weights={})
+    with pytest.raises(ValueError, match="source 'b' is empty"):
+        facts(sizes=(3, 0), weights={"a": 1, "b": 1})
+    for block in (0, LARGEST + 1):
+        with pytest.raises(ValueError, match=f"block={block}: expected 1 to"):
+            facts(block=block)
+
+
+def test_blocks_hold_some_of_each_source():
+    with pytest.raises(ValueError, match="a block of 10 units holds none: block=101 would do"):
+        facts(block=10, weights={"a": 1, "b": 100})
+    facts(block=101, weights={"a": 1, "b": 100})
+    with pytest.raises(ValueError, match="holds none: give it more weight"):
+        facts(weights={"a": 1, "b": 1e9})
+
+
+@given(weights())
+def test_the_block_that_is_said_to_do_does(given):
+    least = least_length(given)
+    assert min(apportioned(given, least)) >= 1
+    assert sum(block_counts("x" * len(given), given, least)) == least
+
+
+def test_blocks_are_a_prime_number_of_rows_of_lanes():
+    assert block_length([0.5, 0.5]) == 4099
+    assert block_length([1 / 1000] * 1000) == 32_003
+    assert block_length([1e-9, 1]) == (1 << 20) + 7
+    assert block_length([0.5, 0.5], 480) == 11 * 480
+    assert block_length([1.0], 1 << 14) == 2 << 14

@@ -1,0 +1,315 @@
+"""A mixture's stream draws each sample once a pass, by shares, and is found back."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import pickle
+import threading
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from npstream import _jit
+from npstream.orders import passes
+from npstream.orders.epoch import Order
+from npstream.orders.mixture import (
+    REPEATS,
+    VERSION,
+    Course,
+    EpochOrder,
+    MixtureOrder,
+    Phase,
+    Stored,
+)
+from npstream.orders.passes import source_seed
+from npstream.orders.patterns import make_pattern
+from npstream.orders.permutation import make_key
+
+SIZES = (23, 40, 17)
+CHUNK = 4
+
+
+def even(n):
+    return np.append(np.arange(0, n, CHUNK), n)
+
+
+def stream(phases, lanes=1, own=(1, 1, 1), sizes=SIZES, block=3, seed=1, **settings):
+    """Return a stream of sources named "0", "1", ..."""
+    sources = tuple(
+        Stored(str(number), sizes[number], own[number], block) for number in range(len(sizes))
+    )
+    course = Course(seed, lanes, sources, tuple(itertools.starmap(Phase, phases)), **settings)
+    chunks = [functools.partial(even, n) for n in sizes]
+    return MixtureOrder(course, chunks, np.cumsum([0, *sizes])[:-1].tolist())
+
+
+def sources_of(order, rows):
+    """Return the sources of rows of the concatenation."""
+    return np.searchsorted(np.cumsum([s.samples for s in order.course.sources]), rows, "right")
+
+
+def described(order, stop):
+    """Draw positions up to one as the design describes it, one after the other.
+
+    Returns the row at each, and the pass of its source that it is of.
+    """
+    seed, lanes, sources, phases, batches, across = order.course
+    batches = batches or (1,) * len(sources)
+    drawn = {}
+    orders = {}
+    result = []
+    for unit in range(-(-stop // max(batches))):
+        number = max(n for n, phase in enumerate(phases) if phase.start <= unit)
+        start, counts = phases[number]
+        length = sum(counts)
+        block, within = divmod(unit - (start - start % lanes), length)
+        superblock, block = divmod(block, lanes)
+        key = make_key(seed, start, superblock // -(-REPEATS // lanes), 4)
+        pattern = make_pattern(np.array(counts), lanes, key)
+        source = int(pattern.sources[(within + pattern.shifts[block]) % length])
+        name, samples, own, rows = sources[source]
+        lane = unit % lanes
+        made = drawn[source, lane] = drawn.get((source, lane), -1) + 1
+        for offset in range(max(batches)):
+            if offset >= batches[source]:
+                result.append((-1, -1))
+                continue
+            if across:
+                draw, at = divmod(made * batches[source] + offset, own)
+            else:
+                at = lane % own
+                draw = (made * (lanes // own) + lane // own) * batches[source] + offset
+            once, element = divmod(draw, samples // own + (at < samples % own))
+            if (source, once) not in orders:
+                orders[source, once] = Order(
+                    samples, even(samples), source_seed(seed, name), once, block=rows, lanes=own
+                )[:]
+            first = sum(other.samples for other in sources[:source])
+            result.append((first + orders[source, once][element * own + at], once))
+    return np.array(result[:stop]).T
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request, monkeypatch):
+    """Run kernels in either way, whatever their size."""
+    if request.param == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+
+
+ONE = [(0, (3, 4, 5))]
+CASES = {
+    "one lane": ({"phases": ONE}, 300),
+    "lanes": ({"phases": ONE, "lanes": 4, "own": (4, 2, 1)}, 500),
+    "phases": (
+        {
+            "phases": [(0, (4, 5, 3)), (48, (0, 6, 6)), (96, (10, 1, 1))], "lanes": 6,
+            "own": (6, 3, 2),
+        },
+        400,
+    ),
+    "phases at any unit": (
+        {
+            "phases": [(0, (4, 5, 3)), (50, (2, 9, 1)), (97, (3, 3, 6))], "lanes": 4,
+            "own": (4, 4, 1),
+        },
+        400,
+    ),
+    "batches of a device": (
+        {
+            "phases": [(0, (4, 5, 3)), (10, (3, 4, 5))], "lanes": 4, "own": (4, 2, 1),
+            "batches": (3, 2, 3),
+        },
+        400,
+    ),
+    "batches of all": (
+        {
+            "phases": [(0, (4, 5, 7)), (10, (3, 4, 5))], "own": (4, 2, 1), "batches": (3, 2, 5),
+            "across": True,
+        },
+        400,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_streams_are_as_described(case, way):
+    given, stop = CASES[case]
+    order = stream(**given)
+    rows, _ = described(order, stop)
+    assert np.array_equal(order.at(np.arange(stop)), rows)
+    assert np.array_equal(order.at(np.arange(stop)[::-7].reshape(1, -1))[0], rows[::-7])
+    sources = sources_of(order, order.at(np.arange(stop)))[rows >= 0]
+    assert np.array_equal(sources, np.searchsorted(np.cumsum(SIZES), rows[rows >= 0], "right"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_drawn_is_found(case, way):
+    given, stop = CASES[case]
+    order = stream(**given)
+    rows, once = described(order, stop)
+    drawn = np.flatnonzero(rows >= 0)
+    assert np.array_equal(order.find(rows[drawn], once[drawn]), drawn)
+    first = order.find(np.arange(80).reshape(8, 10))
+    assert np.array_equal(order.at(first), np.arange(80).reshape(8, 10))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_sample_comes_once_a_pass(case):
+    given, _ = CASES[case]
+    order = stream(**given)
+    found = np.array([order.find(np.arange(80), number) for number in range(4)])
+    assert len(np.unique(found)) == found.size
+    assert np.array_equal(order.at(found), np.broadcast_to(np.arange(80), found.shape))
+    stop = int(found.max()) + 1
+    rows, once = described(order, stop)
+    assert np.array_equal(np.bincount(rows[(once >= 0) & (once < 4)]), np.full(80, 4))
+
+
+def test_each_pass_has_an_order_of_its_own():
+    order = stream(ONE)
+    rows = order.at(np.arange(600))
+    first = rows[rows < 23]
+    passes_ = first[: len(first) // 23 * 23].reshape(-1, 23)
+    assert (np.sort(passes_) == np.arange(23)).all()
+    assert len(np.unique(passes_, axis=0)) == len(passes_) > 4
+
+
+def test_without_blocks_sources_come_as_they_are():
+    order = stream(ONE, block=0)
+    rows = order.at(np.arange(600))
+    assert np.array_equal(rows[rows < 23], np.arange((rows < 23).sum()) % 23)
+    assert np.array_equal(order.find(rows[:12]), np.arange(12))
+
+
+def test_blocks_have_exact_counts_and_prefixes_within_one_or_two():
+    for lanes, own, within in ((1, (1, 1, 1), 1), (4, (4, 2, 1), 2)):
+        counts = (40, 33, 7)
+        order = stream([(0, counts)], lanes, own)
+        sources = sources_of(order, order.at(np.arange(80 * 24)))
+        for block in sources.reshape(-1, 80):
+            assert np.array_equal(np.bincount(block, minlength=3), counts)
+            for source, count in enumerate(counts):
+                drawn = np.cumsum(block == source) * 80
+                assert (np.abs(drawn - count * np.arange(1, 81)) < within * 80).all()
+
+
+def test_sources_do_not_depend_on_others():
+    """A source's passes are its own: its samples come in one order whatever it is mixed with."""
+    rows = stream(ONE).at(np.arange(500))
+    other = stream([(0, (5, 1, 1))]).at(np.arange(500))
+    count = min((rows < 23).sum(), (other < 23).sum())
+    assert np.array_equal(rows[rows < 23][:count], other[other < 23][:count])
+    assert source_seed(0, "1") != source_seed(0, "2") != source_seed(1, "2")
+
+
+@given(
+    st.integers(2, 40).flatmap(
+        lambda count: st.lists(st.integers(1, 60), min_size=count, max_size=count)
+    ),
+    st.sampled_from([1, 2, 4]),
+    st.integers(0, 10**12),
+)
+@settings(max_examples=30)
+def test_far_positions_are_found(counts, lanes, position):
+    sizes = tuple(lanes * (7 + 3 * count) for count in counts)
+    length = -(-sum(counts) // lanes) * lanes
+    counts[0] += length - sum(counts)
+    order = stream([(0, tuple(counts))], lanes, (lanes,) * len(sizes), sizes)
+    rows = order.at(np.array([position]))
+    source = int(sources_of(order, order.at(np.array([position])))[0])
+    mean = position * counts[source] // (length * sizes[source])
+    found = [order.find(rows, number)[0] for number in range(max(mean - 2, 0), mean + 3)]
+    assert position in found
+
+
+def test_lanes_of_a_node_touch_chunks_of_their_own():
+    """Of P nodes, where P divides a source's lanes, each reads its chunks, but for cuts."""
+    sizes, nodes = (960, 480, 96), 4
+    order = stream([(0, (10, 5, 1))], 8, (8, 4, 1), sizes, block=24)
+    rows = order.at(np.arange(6400))
+    node = np.arange(6400) % nodes
+    for source, (first, size) in enumerate(zip((0, 960, 1440), sizes, strict=True)):
+        here = (rows >= first) & (rows < first + size)
+        chunk = (rows[here] - first) // CHUNK
+        touched = len(set(zip(chunk.tolist(), node[here].tolist(), strict=True)))
+        cuts = 8 if source < 2 else size  # only the last source has one lane for all nodes
+        assert size // CHUNK <= touched <= size // CHUNK + cuts
+
+
+def test_gone_sources_are_named():
+    full = stream([(0, (4, 4, 4)), (24, (6, 6, 0))])
+    order = MixtureOrder(full.course, [*full.chunks[:2], None], [40, 0, 0])
+    rows = order.at(np.arange(24, 80))
+    assert rows.max() < 63
+    assert np.array_equal(np.where(rows < 40, rows + 23, rows - 40), full.at(np.arange(24, 80)))
+    with pytest.raises(ValueError, match="source '2', which the mixture has no more"):
+        order.at(np.arange(24))
+    found = order.find(np.arange(63), 2)
+    assert np.array_equal(order.at(found[found >= 24]), np.arange(63)[found >= 24])
+    with pytest.raises(IndexError, match="63 is out of bounds for a mixture of 63 rows"):
+        order.find(np.array([63]))
+
+
+def test_stretches_are_arrays():
+    order = stream(ONE)
+    whole = order.at(np.arange(200))
+    stretch = EpochOrder(order, 50, 100)
+    assert len(stretch) == 100
+    assert np.array_equal(stretch, whole[50:150])
+    assert np.array_equal(stretch[::-3], whole[50:150][::-3])
+    assert stretch[-1] == whole[149]
+    assert stretch.find(whole[:1])[0] <= 0
+    with pytest.raises(IndexError, match="100 is out of bounds for 100 positions"):
+        stretch.at(np.array([100]))
+    with pytest.raises(IndexError, match="-1 is out of bounds"):
+        order.at(np.array([-1]))
+    with pytest.raises(ValueError, match="Unable to avoid copy"):
+        np.asarray(stretch, copy=False)
+    again = pickle.loads(pickle.dumps(stretch))
+    assert np.array_equal(again[:], stretch[:])
+    assert repr(again) == repr(stretch) != repr(EpochOrder(stream(ONE, seed=2), 50, 100))
+
+
+def test_many_threads_look_up_at_once():
+    order = stream(ONE, 4, (4, 2, 1))
+    expected = order.at(np.arange(3000))
+    wrong = []
+
+    def read(seed):
+        for _ in range(20):
+            at = np.random.default_rng(seed).integers(0, 3000, 50)
+            if not np.array_equal(order.at(at), expected[at]):
+                wrong.append(seed)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_memory_of_orders_is_bounded(monkeypatch):
+    sizes = (4000,) * 20
+    order = stream([(0, (1,) * 20)], 1, (1,) * 20, sizes, block=4000)
+    expected = order.at(np.arange(4000))
+    assert order.nbytes > 10 * 16_000
+    monkeypatch.setattr(passes, "CACHE_BYTES", 100_000)
+    order = pickle.loads(pickle.dumps(order))
+    seen = [order.at(np.arange(at, at + 20)) for at in range(0, 4000, 20)]
+    assert np.array_equal(np.concatenate(seen), expected)
+    assert order.nbytes < 150_000
+
+
+def test_streams_are_what_they_were():
+    """A release may not change what a run draws, unless it says so by its version."""
+    digest = hashlib.blake2b(digest_size=8)
+    for case, stop in CASES.values():
+        digest.update(stream(**case).at(np.arange(stop)).astype("<i8").tobytes())
+    assert (VERSION, digest.hexdigest()) == ((1, 1, 1), "9cac8efeb99544f5")
