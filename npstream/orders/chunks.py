@@ -91,14 +91,15 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
         first = int(starts[shard])
         quotient = (int(starts[shard + 1]) - first) // count
         remainder = int(starts[shard + 1]) - first - quotient * count
-        owed = 0
-        for _ in range(count):
-            chunks[k] = first
-            k += 1
-            owed += remainder
-            carry = int(owed >= count)  # no branch, as nobody could guess it
-            owed -= count * carry
-            first += quotient + carry
+        if count <= 1 << 16:
+            # In units of 2**-32, rounded up: too large by less than 1 / count after count steps.
+            step = ((remainder << 32) + count - 1) // count
+            for i in range(count):
+                chunks[k + i] = first + i * quotient + (i * step >> 32)
+        else:
+            for i in range(count):
+                chunks[k + i] = first + i * quotient + i * remainder // count
+        k += count
 
 
 @kernel
