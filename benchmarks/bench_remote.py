@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path
@@ -25,7 +26,7 @@ from data import Data
 from figures import SIDES, Figure, Pair, figure, once
 from npstream import ahead
 from npstream.formats.pieces import CHUNK_BYTES
-from npstream.remote import requests_at_once
+from npstream.remote import RemoteStore, requests_at_once
 from npstream.sizes import size_text
 from remote_data import Remote, Span, remote
 
@@ -165,18 +166,112 @@ def merged(spans: list[Span]) -> list[Span]:
 
 def together(filesystem: Any, root: str, spans: list[Span], width: int) -> list[bytes]:
     """Get parts of objects, so many at once."""
-    from fsspec.asyn import sync
+
+    def read(part: Span) -> Awaitable[bytes]:
+        return filesystem._cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
+
+    return awaited(read, spans, width)
+
+
+def awaited(read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: int) -> list[bytes]:
+    """Read parts of objects in fsspec's loop, so many at once."""
+    from fsspec.asyn import get_loop, sync
 
     async def run() -> list[bytes]:
         slots = asyncio.Semaphore(width)
 
         async def one(part: Span) -> bytes:
             async with slots:
-                return await filesystem._cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
+                return bytes(await read(part))
 
         return await asyncio.gather(*map(one, spans))
 
-    return sync(filesystem.loop, run)
+    return sync(get_loop(), run)
+
+
+# Ranges
+
+
+def processor_time(read: Callable[[list[Span]], list[bytes]]) -> Callable[[list[Span]], float]:
+    """Return what measures the CPU time of reading parts of objects."""
+
+    def measured(spans: list[Span]) -> float:
+        start = time.process_time()
+        parts = read(spans)
+        taken = time.process_time() - start
+        assert [len(part) for part in parts] == [end - begin for _, begin, end in spans]
+        return taken
+
+    return measured
+
+
+def pair_of_readers(store: Remote, ours: Any, theirs: Any) -> Pair:
+    """Read samples of T at random, each by a request of its own, in two ways."""
+    number_of = min(500, len(store.local["T"]))
+
+    def pick(number: int) -> list[Span]:
+        ids = np.random.default_rng(number).permutation(len(store.local["T"]))
+        return store.parts("T", ids[:number_of])
+
+    measured = processor_time(ours), processor_time(theirs)
+    for side in measured:
+        side(pick(0))  # connects
+    return timed(
+        lambda number: measured[0](pick(number)),
+        lambda number: measured[1](pick(number)),
+        number_of,
+    )
+
+
+def drivers(width: int) -> Figure:
+    """Compare obstore with s3fs, so many requests at once."""
+
+    def prepare(data: Data) -> Pair:
+        obstore = pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
+        store = remote(data)
+        filesystem, root = store.filesystem("T", None, width)
+        options = store.place("T").storage_options
+        bucket, _, folder = root.partition("/")
+        fast = obstore.store.S3Store(
+            bucket,
+            endpoint=options["endpoint_url"],
+            access_key_id=options["key"],
+            secret_access_key=options["secret"],
+            client_options={"allow_http": True},
+        )
+
+        def read(part: Span) -> Awaitable[Any]:
+            name, begin, end = part
+            return obstore.get_range_async(fast, f"{folder}/{name}", start=begin, end=end)
+
+        return pair_of_readers(
+            store,
+            lambda spans: awaited(read, spans, width),
+            lambda spans: together(filesystem, root, spans, width),
+        )
+
+    what = f"`obstore.get_range_async`, 2 KB, {width} at once: CPU time of a request"
+    return figure(what, "`s3fs._cat_file`", factor=0.5, rounds=5)(prepare)
+
+
+def prepare_stores(data: Data) -> Pair:
+    """Compare a store's ranges by obstore with those by s3fs."""
+    pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
+    store = remote(data)
+    place = store.place("T")
+
+    def reader(wanted: str) -> Callable[[list[Span]], list[bytes]]:
+        made = RemoteStore(place.url, place.storage_options)
+        before = os.environ.get("NPSTREAM_OBSTORE")
+        os.environ["NPSTREAM_OBSTORE"] = wanted
+        try:
+            made.exists("index.json")  # connects
+        finally:
+            del os.environ["NPSTREAM_OBSTORE"]
+            os.environ.update({} if before is None else {"NPSTREAM_OBSTORE": before})
+        return lambda spans: made.ranges((name, begin, end - begin) for name, begin, end in spans)
+
+    return pair_of_readers(store, reader("1"), reader("0"))
 
 
 # Epochs
@@ -372,6 +467,14 @@ FIGURES = [
     *twice(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
     rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
     rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),
+    drivers(1),
+    drivers(64),
+    figure(
+        "ranges of a store, 2 KB, by obstore: CPU time of a request",
+        "the same by s3fs",
+        factor=0.5,
+        rounds=5,
+    )(prepare_stores),
     cached,
     shared,
     grown(ahead.WINDOW),

@@ -23,6 +23,7 @@ from npstream._typing import Bytes
 from npstream.drivers import SCHEMES, Route, is_http, missing, public, route
 from npstream.errors import StorageError
 from npstream.failures import secrets_in, without_secrets
+from npstream.fastranges import fast_ranges
 from npstream.jobs import Job, Waits, persist, results
 from npstream.memory import ensure_fits
 from npstream.threads import Threads
@@ -233,6 +234,7 @@ class _Link:
         self._secrets = secrets_in(self.route.options)
         kind = _filesystem_class(self.route)
         self._blocking = not getattr(kind, "async_impl", False)
+        self._read = self.route.driver.read or fast_ranges(kind)
         self._quotes = is_http(url)
         self._base = str(kind._strip_protocol(self.route.url)).rstrip("/")
         options = {**kind._get_kwargs_from_urls(self.route.url), **self.route.options}
@@ -263,7 +265,7 @@ class _Link:
 
     def ranged(self, where: str, name: str, start: int, nbytes: int) -> Job:
         """Return a job that reads a range."""
-        path, end, read = self.path(name), start + nbytes, self.route.driver.read
+        path, end, read = self.path(name), start + nbytes, self._read
         if read is not None:
             call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
         else:
@@ -338,9 +340,7 @@ def known_schemes() -> list[str]:
 
 def requests_at_once() -> int:
     """Return how many requests a store makes at once: NPSTREAM_THREADS, or else 32."""
-    text = os.environ.get("NPSTREAM_THREADS", "")
-    if not text:
-        return _REQUESTS
+    text = os.environ.get("NPSTREAM_THREADS", "") or str(_REQUESTS)
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"NPSTREAM_THREADS={text!r}: expected a number of requests, 1 or more")
     return int(text)

@@ -470,6 +470,17 @@ class Nginx(Server):
 
 KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx)}
 
+OBSTORE = "s3-obstore"
+"""The name of the first server, as it is reached where obstore reads the ranges."""
+
+
+def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let obstore read the ranges, as soon as it can, if a server is named so, and else s3fs."""
+    from npstream import fastranges
+
+    monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
+    monkeypatch.setattr(fastranges, "FIRST", 1)
+
 
 class Servers:
     """The servers that tests have asked for so far, and a proxy before each.
@@ -487,6 +498,10 @@ class Servers:
 
     def __getitem__(self, name: str) -> Server:
         """Return a server, started at the first call; skip the test where it is not installed."""
+        if name == OBSTORE:
+            if importlib.util.find_spec("obstore") is None:
+                pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
+            name = SeaweedFS.name
         if name not in self.running:
             kind = KINDS[name]
             if missing := kind.missing():

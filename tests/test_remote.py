@@ -23,7 +23,7 @@ from npstream.errors import MissingDependencyError, StorageError
 from npstream.formats import mds_encode
 from npstream.remote import RemoteStore
 from npstream.store import open_store
-from servers import KINDS
+from servers import KINDS, OBSTORE, choose_reader
 
 DATA = bytes(range(256)) * 40
 
@@ -82,9 +82,10 @@ def blocking():
     return Blocking
 
 
-@pytest.fixture(params=[name for name in KINDS if name != "http"])
-def writable(request, servers):
+@pytest.fixture(params=[*(name for name in KINDS if name != "http"), OBSTORE])
+def writable(request, servers, monkeypatch):
     """Return a fresh directory on each of the servers that can be written to."""
+    choose_reader(request.param, monkeypatch)
     return servers[request.param].fresh()
 
 
@@ -156,8 +157,9 @@ def test_a_server_that_only_reads(servers):
             write()
 
 
-@pytest.mark.parametrize("name", ["s3", "gcs", "azure", "oci", "http"])
-def test_one_request_a_range(servers, name):
+@pytest.mark.parametrize("name", ["s3", OBSTORE, "gcs", "azure", "oci", "http"])
+def test_one_request_a_range(servers, name, monkeypatch):
+    choose_reader(name, monkeypatch)
     proxy = servers.proxy(name)
     place = servers[name].fresh().through(proxy)
     place.put("file", DATA)
@@ -182,8 +184,10 @@ def test_a_file_from_disk(memory, tmp_path):
         memory.put("y", tmp_path / "none")
 
 
-def test_in_a_child_process_and_in_threads(servers):
-    place = servers["s3"].fresh()
+@pytest.mark.parametrize("name", ["s3", OBSTORE])
+def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
+    choose_reader(name, monkeypatch)
+    place = servers[name].fresh()
     place.put("file", DATA)
     store = RemoteStore(place.url, place.storage_options)
     spans = [("file", i, 10) for i in range(30)]
