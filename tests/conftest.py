@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 import npstream
-from npstream import exact, remote_shards
+from npstream import _jit, exact, remote_shards
 from npstream.remote import RemoteStore
 from npstream.store import Span
 from servers import KINDS, Place, Servers
@@ -21,6 +21,15 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("repeat")
+
+
+@pytest.fixture(params=["compiled", "python"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run kernels in either way, whatever their size."""
+    if request.param == "python":
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    else:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream import _jit
 from npstream.mask import BLOCK, Mask
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.permutation import Permutation
@@ -18,15 +17,6 @@ MIB = 1 << 20
 shards = st.lists(
     st.tuples(st.integers(0, 40), st.integers(0, 20 * MIB), st.booleans()), max_size=10
 )
-
-
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
 
 
 def tables(shards):

@@ -105,15 +105,6 @@ def described(chunks, seed, epoch, block, lanes):
     return [row for row in order if row is not None]
 
 
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
-
-
 CASES = {
     # chunks, rows of a block, lanes
     "nothing": (bounds([]), 1, 1),

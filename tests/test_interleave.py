@@ -25,15 +25,6 @@ from npstream.orders.shares import (
 )
 
 
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
-
-
 def pattern_of(counts, lanes=1, seed=0):
     return make_pattern(np.array(counts), lanes, make_key(seed))
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from npstream import _jit
 from npstream.orders import passes
 from npstream.orders.epoch import Order
 from npstream.orders.mixture import (
@@ -91,15 +90,6 @@ def described(order, stop):
             first = sum(other.samples for other in sources[:source])
             result.append((first + orders[source, once][element * own + at], once))
     return np.array(result[:stop]).T
-
-
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
 
 
 ONE = [(0, (3, 4, 5))]

@@ -88,15 +88,6 @@ def described_table(n, key):
     return table
 
 
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
-
-
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
 def test_small_permutations_follow_their_description(n):

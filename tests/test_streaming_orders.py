@@ -21,7 +21,6 @@ from hypothesis import example, given, settings
 
 import npstream
 import streaming_reference
-from npstream import _jit
 from npstream.orders import pcg64
 from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World, lane_bounds, make_partition
@@ -47,16 +46,6 @@ def checked(case, run):
     with pytest.raises(ValueError, match=r"\w+"):
         run()
     return None
-
-
-@pytest.fixture(params=["compiled", "python"])
-def way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
-    return request.param
 
 
 # NumPy's generator.
