@@ -129,7 +129,7 @@ def block_length(shares: Sequence[float], lanes: int = 1) -> int:
     every tenth unit meets every slot of a pattern.
 
     >>> block_length([0.5, 0.5]), block_length([0.999, 0.001], lanes=8)
-    (4099, 32056)
+    (4099, 32008)
     """
     wanted = min(max(LEAST, _EACH / min(share for share in shares if share)), MOST)
     return _prime_from(math.ceil(wanted / lanes)) * lanes
