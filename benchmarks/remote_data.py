@@ -45,6 +45,7 @@ class Remote:
     """
 
     def __init__(self, data: Data) -> None:
+        npstream.precompile()  # to import Numba is not what is measured
         self.data = data
         self.paths = {"T": data.tokens_dataset(), "I": data.images_dataset()}
         self.local = {

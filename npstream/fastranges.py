@@ -22,7 +22,7 @@ from npstream.failures import classify, without_secrets
 
 __all__ = ["FastRanges", "fast_ranges"]
 
-FIRST = 64
+FIRST = 16
 """How many of them s3fs reads first: about what opening a dataset, and a look at it, take.
 
 obstore's threads are not in forked processes, where it would wait for them for ever. A process
