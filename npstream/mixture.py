@@ -270,8 +270,9 @@ def mix(
         The columns to have; by default those that all sources have, with one meaning. "source" is
         the name of the source that a sample is of.
     block : int, optional
-        Samples that hold exact shares of all sources (batches, where each is of one source). By
-        default at least 4,096, and enough for 32 of the rarest source.
+        Samples that hold exact shares of all sources (batches, where each is of one source); if it
+        has a factor in common with the number of lanes, the next that has none. By default at
+        least 4,096, and enough for 32 of the rarest source.
 
     Returns
     -------

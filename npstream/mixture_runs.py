@@ -19,6 +19,7 @@ from npstream.orders.shares import (
     apportioned,
     block_counts,
     block_length,
+    coprime_from,
     least_length,
 )
 from npstream.state import require
@@ -177,7 +178,7 @@ class Run:
         lanes = self.stream_lanes
         if of.block is None:
             return block_length(self._unit_shares(shares), lanes)
-        return -(-of.block // lanes) * lanes
+        return coprime_from(of.block, lanes)
 
     def _unit_shares(self, shares: tuple[float, ...]) -> list[float]:
         """Turn shares of samples into shares of units."""

@@ -1,9 +1,15 @@
 """Patterns: which source is drawn at each place of a superblock, and as which of its draws.
 
-Several lanes, whose positions take turns, share a pattern for as many blocks as there are lanes.
-Block a of them runs through it from ``shifts[a]`` on, round and round, and ``shifts[a] % lanes`` is
-a. So each lane meets each slot exactly once: it goes through the slots class by class, where slots
-are of a class that leave the same remainder when divided by the number of lanes.
+Lanes, whose positions take turns, share a pattern for as many blocks as there are lanes, a
+*superblock*: there each lane meets each slot of the pattern exactly once. Where the length L of a
+block has no factor in common with the number of lanes C, that is so by itself. Place w of block a
+is slot w, and of lane ``(a * L + w) % C``: so lane l meets those slots in it that leave
+``(l - a * L) % C`` when divided by C, a *class*. Where C divides L, as the lanes of global batches
+do, a slot would be of the same lane in every block: there each row of C places is turned by one
+place more from block to block, and lane l meets class ``(l + a) % C``.
+
+Classes are numbered in the order in which lanes come through them: each begins with one of its own,
+and goes on round and round.
 """
 
 from __future__ import annotations
@@ -12,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npstream._jit import draw, kernel
+from npstream._jit import kernel
 from npstream._typing import AnyArray, Int64
 from npstream.orders.interleave import interleave
 
@@ -23,9 +29,12 @@ class Pattern(NamedTuple):
     Parameters
     ----------
     lanes, length : int
-        Lanes divide the length of a block.
-    shifts : ndarray of int64, shape (lanes,)
-        The slot at which each block begins.
+        Lanes have no factor in common with the length of a block, or divide it.
+    turn : int
+        Places by which rows of lanes are turned from block to block: 1 where lanes divide the
+        length, or 0.
+    step, back : int
+        Slot q is of class ``q * step % lanes``, and those of class k leave ``k * back % lanes``.
     sources : ndarray of int32, shape (length,)
         The source in each slot.
     ranks : ndarray of int32, shape (length,)
@@ -33,13 +42,15 @@ class Pattern(NamedTuple):
     firsts : ndarray of int64, shape (sources + 1,)
         Where each source's part of `cells` begins.
     cells : ndarray of int32, shape (length,)
-        For each source, its slots, class by class: slot q is ``q % lanes * (length // lanes) +
-        q // lanes`` there.
+        For each source, its slots, class by class: slot q of class k is ``k * rows + q // lanes``
+        there, with ``rows = ceil(length / lanes)``.
     """
 
     lanes: int
     length: int
-    shifts: Int64
+    turn: int
+    step: int
+    back: int
     sources: AnyArray
     ranks: AnyArray
     firsts: Int64
@@ -48,7 +59,7 @@ class Pattern(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return sum(array.nbytes for array in self[2:])
+        return self.sources.nbytes + self.ranks.nbytes + self.firsts.nbytes + self.cells.nbytes
 
 
 def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
@@ -57,8 +68,9 @@ def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
     Parameters
     ----------
     counts : ndarray of int64
-        Units of each source in a block; lanes divide their sum.
+        Units of each source in a block.
     lanes : int
+        They have no factor in common with the length of a block, or divide it.
     key : int
         A number in range(2**63): see `npstream.orders.permutation.make_key`.
 
@@ -68,37 +80,37 @@ def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
     array([...], dtype=int32)
     """
     length = int(counts.sum())
+    turn, step, back = 1, 1, 1
+    if length % lanes:
+        turn, step, back = 0, pow(-length, -1, lanes), -length % lanes
     pattern = Pattern(
         lanes,
         length,
-        np.zeros(lanes, np.int64),
+        turn,
+        step,
+        back,
         np.empty(length, np.int32),
         np.empty(length, np.int32),
         np.concatenate([[0], np.cumsum(counts)]),
         np.empty(length, np.int32),
     )
     interleave.sized(2 * length)(counts, key, pattern.sources)
-    _number.sized(length)(key, pattern)
+    _number.sized(length)(pattern)
     return pattern
 
 
 @kernel
-def _number(key: int, pattern: Pattern) -> None:
-    """Fill in all but the sources of a pattern."""
-    lanes = pattern.lanes
-    rounds = pattern.length // lanes
-    if lanes > 1:
-        for block in range(lanes):
-            pattern.shifts[block] = block + lanes * draw(key ^ ~block, rounds)
+def _number(pattern: Pattern) -> None:
+    """Fill in the ranks and cells of a pattern."""
+    rows = _rows(pattern)
     filled = np.zeros(pattern.firsts.size - 1, np.int64)
-    cell = 0
-    for lane in range(lanes):
-        for slot in range(lane, pattern.length, lanes):
+    for kind in range(pattern.lanes):
+        for slot in range(kind * pattern.back % pattern.lanes, pattern.length, pattern.lanes):
             source = pattern.sources[slot]
             pattern.ranks[slot] = filled[source]
+            cell = kind * rows + slot // pattern.lanes
             pattern.cells[pattern.firsts[source] + filled[source]] = cell
             filled[source] += 1
-            cell += 1
 
 
 @kernel
@@ -110,33 +122,24 @@ def draws(places: Int64, pattern: Pattern, sources: Int64, numbers: Int64) -> No
     """
     lanes = pattern.lanes
     length = pattern.length
-    rounds = length // lanes
+    rows = _rows(pattern)
     for k in range(places.size):
         place = int(places[k])
         block = place // length
         within = place - block * length
         superblock = block // lanes
         block -= superblock * lanes
-        shift = int(pattern.shifts[block])
-        slot = (within + shift) % length
+        slot = _turned(within, pattern.turn * block, lanes)
         source = int(pattern.sources[slot])
-        sources[k] = source
         cells = pattern.cells[pattern.firsts[source] : pattern.firsts[source + 1]]
-        numbers[k] = pattern.ranks[slot] + superblock * cells.size
-        if lanes == 1:
-            continue
-        lane = within % lanes
-        kind = slot % lanes
-        begin = _below(cells, kind * rounds)
-        end = _below(cells, (kind + 1) * rounds)
-        entry = _below(cells, _entry(lane, shift, lanes, length))
-        before = begin - _below(cells, lane * rounds)
-        if kind < lane:
-            before += cells.size
-        number = int(pattern.ranks[slot]) - entry
-        if number < 0:
-            number += end - begin
-        numbers[k] += before + number - int(pattern.ranks[slot])
+        number = int(pattern.ranks[slot])
+        if lanes > 1:
+            lane = (block * length + within) % lanes
+            number -= _below(cells, _first(lane, pattern) * rows)
+            if number < 0:
+                number += cells.size
+        sources[k] = source
+        numbers[k] = number + superblock * cells.size
 
 
 @kernel
@@ -145,24 +148,15 @@ def places_of(
 ) -> None:
     """Find the places of a superblock at which lanes make draws of sources: `draws` inverted."""
     lanes = pattern.lanes
-    length = pattern.length
-    rounds = length // lanes
+    rows = _rows(pattern)
     for k in range(sources.size):
         cells = pattern.cells[pattern.firsts[sources[k]] : pattern.firsts[sources[k] + 1]]
-        lane = int(lanes_of[k])
-        number = (int(numbers[k]) + _below(cells, lane * rounds)) % cells.size
-        kind = int(cells[number]) // rounds
-        block = (kind - lane) % lanes
-        shift = int(pattern.shifts[block])
-        begin = _below(cells, kind * rounds)
-        end = _below(cells, (kind + 1) * rounds)
-        entry = _below(cells, _entry(lane, shift, lanes, length))
-        number += entry - begin
-        if number >= end:
-            number -= end - begin
-        cell = int(cells[number])
-        slot = cell % rounds * lanes + kind
-        places[k] = block * length + (slot - shift) % length
+        first = _first(int(lanes_of[k]), pattern)
+        cell = int(cells[(int(numbers[k]) + _below(cells, first * rows)) % cells.size])
+        kind = cell // rows
+        slot = cell % rows * lanes + kind * pattern.back % lanes
+        block = (kind - first) % lanes
+        places[k] = block * pattern.length + _turned(slot, -pattern.turn * block, lanes)
 
 
 @kernel
@@ -180,35 +174,43 @@ def tally(pattern: Pattern, stop: int, counts: Int64) -> None:
     lanes = pattern.lanes
     length = pattern.length
     whole = stop // length
-    rest = stop - whole * length
-    shift = int(pattern.shifts[whole]) if whole < lanes else 0
-    counts[:] = 0
-    for slot in range(length):
+    # In whole blocks, class k was met by lanes whose first is k - whole + 1 up to k: their bounds.
+    bounds = np.zeros((counts.shape[0], lanes + 1), np.int64)
+    for slot in range(length if whole else 0):
         source = pattern.sources[slot]
-        kind = slot % lanes
-        # In whole blocks before, a slot was of lanes kind - whole + 1 up to kind: their bounds.
-        if whole == lanes:
-            counts[source, 0] += 1
-        elif whole:
-            first = (kind - whole + 1) % lanes
-            counts[source, first] += 1
-            if first > kind:
-                counts[source, 0] += 1
-            if kind + 1 < lanes:
-                counts[source, kind + 1] -= 1
+        kind = slot * pattern.step % lanes
+        first = (kind - whole + 1) % lanes
+        bounds[source, first] += 1
+        bounds[source, kind + 1] -= 1
+        if first > kind:
+            bounds[source, 0] += 1
     for source in range(counts.shape[0]):
-        for lane in range(1, lanes):
-            counts[source, lane] += counts[source, lane - 1]
-    for within in range(rest):
-        slot = (within + shift) % length
-        counts[pattern.sources[slot], within % lanes] += 1
+        met = 0
+        for first in range(lanes):
+            met += int(bounds[source, first])
+            counts[source, first * pattern.back % lanes] = met
+    for within in range(stop - whole * length):
+        slot = _turned(within, pattern.turn * whole, lanes)
+        counts[pattern.sources[slot], (whole * length + within) % lanes] += 1
 
 
 @kernel
-def _entry(lane: int, shift: int, lanes: int, length: int) -> int:
-    """Return the cell of the first slot of a lane in a block."""
-    slot = (lane + shift) % length
-    return slot % lanes * (length // lanes) + slot // lanes
+def _rows(pattern: Pattern) -> int:
+    """Return the rows of lanes in a block, of which the last may not be whole."""
+    return (pattern.length + pattern.lanes - 1) // pattern.lanes
+
+
+@kernel
+def _first(lane: int, pattern: Pattern) -> int:
+    """Return the class of which a lane meets the slots in the first block."""
+    return lane * pattern.step % pattern.lanes
+
+
+@kernel
+def _turned(within: int, by: int, lanes: int) -> int:
+    """Move a place within its row of lanes."""
+    place = within % lanes
+    return within - place + (place + by) % lanes
 
 
 @kernel

@@ -123,24 +123,32 @@ def schedule_of(
 
 
 def block_length(shares: Sequence[float], lanes: int = 1) -> int:
-    """Return the units of a block where that is not given: a prime number for each lane.
+    """Return the units of a block where that is not given: a prime number, no factor of the lanes.
 
     So that no number of ranks has a period in common with blocks, whose patterns repeat: who reads
     every tenth unit meets every slot of a pattern.
 
     >>> block_length([0.5, 0.5]), block_length([0.999, 0.001], lanes=8)
-    (4099, 32008)
+    (4099, 32003)
     """
     wanted = min(max(LEAST, _EACH / min(share for share in shares if share)), MOST)
-    return _prime_from(math.ceil(wanted / lanes)) * lanes
-
-
-def _prime_from(least: int) -> int:
-    """Return the least prime number that is not below another."""
-    number = max(least, 2)
-    while any(number % factor == 0 for factor in range(2, math.isqrt(number) + 1)):
+    number = math.ceil(wanted)
+    while lanes % number == 0 or any(
+        number % factor == 0 for factor in range(2, math.isqrt(number) + 1)
+    ):
         number += 1
     return number
+
+
+def coprime_from(least: int, lanes: int) -> int:
+    """Return the least number from one on that has no factor in common with the lanes.
+
+    >>> coprime_from(48, lanes=8), coprime_from(48, lanes=1)
+    (49, 48)
+    """
+    while math.gcd(least, lanes) > 1:
+        least += 1
+    return least
 
 
 def apportioned(shares: Sequence[float], length: int) -> list[int]:
@@ -166,9 +174,7 @@ def _as_integers(shares: Sequence[float]) -> list[int]:
     return [numerator * (common // denominator) for numerator, denominator in ratios]
 
 
-def block_counts(
-    names: Sequence[str], shares: Sequence[float], block: int | None, lanes: int = 1
-) -> list[int]:
+def block_counts(names: Sequence[str], shares: Sequence[float], block: int | None) -> list[int]:
     """Return the units of each source in a block; sources without a share have none.
 
     Raises
@@ -176,11 +182,11 @@ def block_counts(
     ValueError
         If a block holds none of a source that has a share.
     """
-    length = block_length(shares, lanes) if block is None else -(-block // lanes) * lanes
+    length = block_length(shares) if block is None else block
     counts = apportioned(shares, length)
     for name, share, count in zip(names, shares, counts, strict=True):
         if share and not count:
-            enough = least_length(shares, lanes)
+            enough = least_length(shares)
             mend = f"block={enough} would do" if enough <= LARGEST else "give it more weight"
             raise ValueError(
                 f"source {name!r} has {share:.3g} of the weight, of which a block of {length} "
@@ -189,16 +195,15 @@ def block_counts(
     return counts
 
 
-def least_length(shares: Sequence[float], multiple: int = 1) -> int:
-    """Return a length, a multiple of a number, in which each source that has a share has a unit.
+def least_length(shares: Sequence[float]) -> int:
+    """Return a length in which each source that has a share has a unit.
 
     >>> least_length([0.75, 0.25])
     4
     """
     # A quota of one is enough; what smaller ones are rounded to depends on the others.
     parts = _as_integers(shares)
-    least = -(-sum(parts) // min(part for part in parts if part))
-    return -(-least // multiple) * multiple
+    return -(-sum(parts) // min(part for part in parts if part))
 
 
 def _shares(names: Sequence[str], weights: Mapping[str, float], what: str) -> tuple[float, ...]:
