@@ -20,10 +20,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding
-
 NAMESPACE = "ns"
 SIGNED_ALWAYS = {"date", "(request-target)", "host"}
 CLOCK_SKEW = 300
@@ -118,13 +114,9 @@ class Handler(BaseHTTPRequestHandler):
             digest = base64.b64encode(hashlib.sha256(self.body).digest()).decode()
             if "x-content-sha256" in signed and self.headers["x-content-sha256"] != digest:
                 raise ValueError("the body is not what was signed")
-            self.key.verify(
-                base64.b64decode(fields["signature"]),
-                "\n".join(lines).encode(),
-                padding.PKCS1v15(),
-                hashes.SHA256(),
-            )
-        except (InvalidSignature, KeyError, ValueError) as error:
+            if not is_signed(self.key, base64.b64decode(fields["signature"]), "\n".join(lines)):
+                raise ValueError("the signature is not of this key, or of other lines")
+        except (KeyError, ValueError) as error:
             message = f"The required information to complete authentication was wrong: {error}"
             raise Refused(401, "NotAuthenticated", message) from error
 
@@ -227,12 +219,29 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
+# cryptography comes with the servers: who runs the tests without them collects this module, too.
+
+
+def is_signed(key, signature: bytes, text: str) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    try:
+        key.verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
+    except InvalidSignature:
+        return False
+    return True
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
 
 def main(port: str, public_key: str, key_id: str) -> None:
+    from cryptography.hazmat.primitives import serialization
+
     Handler.buckets = Buckets()
     Handler.key = serialization.load_pem_public_key(Path(public_key).read_bytes())
     Handler.key_id = key_id
