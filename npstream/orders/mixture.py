@@ -68,7 +68,8 @@ class Course(NamedTuple):
     Parameters
     ----------
     seed, lanes : int
-        Lanes of the stream are a multiple of each source's, and divide blocks.
+        Lanes of the stream are a multiple of each source's; they have no factor in common with
+        the units of a block, or divide them.
     sources : tuple of Stored
     phases : tuple of Phase
         The first starts at 0.
