@@ -98,6 +98,13 @@ def skip_shuffle(state: State, size: int) -> None:
 
 
 @kernel
+def write_down(state: State, mark: int, states: NDArray[np.uint64]) -> None:
+    """Copy the state to a row of `states`."""
+    for word in range(state.size):  # to assign a whole row takes Numba 3 s to compile
+        states[mark, word] = state[word]
+
+
+@kernel
 def below(state: State, bound: int) -> int:
     """Draw a number below `bound` as ``Generator.integers`` does: Lemire's method."""
     if bound == 1:

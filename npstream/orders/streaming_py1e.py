@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from npstream._jit import kernel, u64
 from npstream._typing import AnyArray, Int64
-from npstream.orders.pcg64 import State, below, jump, shuffle, skip_shuffle, step
+from npstream.orders.pcg64 import State, below, jump, shuffle, skip_shuffle, step, write_down
 from npstream.orders.streaming_runs import Marks, Pieces, lay
 
 SHIFT = 14
@@ -160,7 +160,7 @@ def _skip_moves(state: State, sizes: Int64, widths: int, marks: Int64, states: S
     mark = 0
     for k in range(sizes.size):
         if mark < marks.size and marks[mark] == k:
-            states[mark] = state
+            write_down(state, mark, states)
             mark += 1
         below(state, widths)
         jump(state, sizes[k])
@@ -281,6 +281,7 @@ def _sort(
                 keys[at] = keys[at - 1]
                 at -= 1
             keys[at] = key
-        spare[:size] = numbers[start : start + size]
+        for i in range(size):
+            spare[i] = numbers[start + i]
         for i in range(size):
             numbers[start + i] = spare[keys[i] & index]

@@ -15,7 +15,7 @@ import numpy as np
 
 from npstream._jit import kernel
 from npstream._typing import AnyArray, Int64
-from npstream.orders.pcg64 import MAX_BOUND, WORDS, State, shuffle, skip_shuffle
+from npstream.orders.pcg64 import MAX_BOUND, WORDS, State, shuffle, skip_shuffle, write_down
 
 SPACING = 1 << 16
 """Samples between marks."""
@@ -335,6 +335,6 @@ def _skip_runs(state: State, sizes: Int64, marks: Int64, states: State) -> None:
     mark = 0
     for k in range(sizes.size):
         if mark < marks.size and marks[mark] == k:
-            states[mark] = state
+            write_down(state, mark, states)
             mark += 1
         skip_shuffle(state, sizes[k])
