@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import npstream
 from data import Data
 from figures import SIDES, Figure, Pair, figure, once
 from npstream import ahead
@@ -80,19 +81,22 @@ def timed(ours: Callable[[int], float], theirs: Callable[[int], float], calls: i
 # Samples
 
 
-def samples(name: str, with_offsets: bool = False) -> Callable[..., Pair]:
-    """Read samples one by one; the reference, too, may read where they are before."""
+def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> Callable[..., Pair]:
+    """Read samples one by one, each of another chunk, or the first that are read of their shards.
+
+    The reference, too, may read where they are before.
+    """
 
     def prepare(store: Remote, delay: float | None, spent: Spent) -> Pair:
         local = store.local[name]
         filesystem, root = store.filesystem(name, delay)
-        chunks = max(sum(shard.nbytes for shard in local.shards) // CHUNK_BYTES, 2)
-        calls = min(SAMPLES, chunks - 1)
+        cuts = cuts_of(local, of_shards)
+        calls = min(SAMPLES, len(cuts) - 2)
 
         def pick(number: int) -> list[int]:
             generator = np.random.default_rng(number + (1 << 32))
-            chosen = generator.permutation(chunks)[: calls + 1] + generator.random(calls + 1)
-            return (chosen * len(local) // chunks).astype(int).tolist()
+            chosen = generator.permutation(len(cuts) - 1)[: calls + 1]
+            return generator.integers(cuts[chosen], cuts[chosen + 1]).tolist()
 
         def ours(number: int) -> float:
             with store.directory() as cache, store.open(name, delay, cache) as dataset:
@@ -120,6 +124,15 @@ def samples(name: str, with_offsets: bool = False) -> Callable[..., Pair]:
         return timed(ours, reference, calls)
 
     return prepare
+
+
+def cuts_of(local: npstream.Dataset, of_shards: bool) -> np.ndarray:
+    """Return where the shards of a dataset begin, or about where its chunks do, and its end."""
+    shards = local.shards
+    if of_shards and len(shards) > 1:
+        return np.append(shards["start"], len(local))
+    chunks = max(int(shards["bytes"].sum()) // CHUNK_BYTES, 2)
+    return np.arange(chunks + 1) * len(local) // chunks
 
 
 def get(filesystem: Any, root: str, part: Span) -> bytes:
@@ -449,6 +462,7 @@ def grown(window: int) -> Figure:
 
 ONE_GET = "one ranged GET of those bytes"
 TWO_GETS = "two ranged GETs, of the offsets and of those bytes"
+FIRST = "cold `ds[i]` on I, the first of its shard"
 MERGED = "exact merged ranges by hand, as many at once"
 FILES = "`s3fs.get_file` of all shards, 8 at a time"
 BY_HAND = f"3 requests in turn, then {BATCH} ranged GETs by hand, as many at once"
@@ -459,9 +473,12 @@ FIGURES = [
     rows("requests", samples("T"), "cold `ds[i]` on T", ONE_GET),
     rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=math.inf, under=1 << 16),
     *twice(samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
-    rows("seconds", samples("I", True), "cold `ds[i]` on I", TWO_GETS, factor=1.3),
     rows("requests", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
     rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=math.inf, under=1 << 16),
+    *twice(samples("I", True), FIRST, ONE_GET, factor=2.3),
+    rows("seconds", samples("I", True, True), FIRST, TWO_GETS, factor=1.3),
+    rows("requests", samples("I", True), FIRST, ONE_GET, factor=2),
+    rows("nbytes", samples("I", True), FIRST, ONE_GET, factor=math.inf, under=1 << 16),
     *twice(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
     rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
     *twice(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),

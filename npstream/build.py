@@ -121,8 +121,8 @@ def index_of(store: Store) -> tuple[Index, Mark]:
 def packed_shards(store: Store, index: Index) -> Bools:
     """Return which shards are stored compressed, and not as they are, too."""
     packed = index.compressed.copy()
-    for shard in np.flatnonzero(packed).tolist():
-        packed[shard] = not store.exists(index.name(shard))
+    shards = np.flatnonzero(packed)
+    packed[shards] = np.logical_not(store.exist(map(index.name, shards.tolist())))
     return packed
 
 

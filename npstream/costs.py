@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream import exact
+from npstream import exact, merging, offsets
 from npstream.ahead import Job, side_by_side
 from npstream.downloads import MAX_REQUEST
 from npstream.errors import CostError
@@ -54,7 +54,8 @@ class Cost:
     requests : int
         Requests to the store.
     nbytes : int
-        Bytes that these bring: reckoned from the average where samples vary in size.
+        Bytes that these bring: reckoned from the average where samples vary in size, and it is
+        not known yet by how much.
     """
 
     samples: int
@@ -157,10 +158,14 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
     touched, remote = len(np.unique(shards)), tally.source.remote
     if remote is None:
         return Cost(tally.size, touched, len(chunks), len(chunks), 0, 0)
-    found = zip(shards.tolist(), chunks.tolist(), strict=True)
+    found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
     here = np.array([is_here(remote, chunk) for chunk in found], bool)
     is_dense = np.array(
-        [remote.is_dense(s, n) for s, n in zip(shards.tolist(), counts.tolist(), strict=True)], bool
+        [
+            remote.is_dense(chunk[0], count) or remote.is_worn(chunk)
+            for chunk, count in zip(found, counts.tolist(), strict=True)
+        ],
+        bool,
     )
     dense, sparse = ~here & is_dense, ~here & ~is_dense
     requests, nbytes = _of_chunks(remote, shards[dense], chunks[dense])
@@ -276,7 +281,7 @@ def _of_plain(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Trans
     meta, begin = remote.index.files(shard).meta, remote.files.known_begin(shard)
     pieces = [1 + chunk for chunk in chunks]
     sizes = [begin or 0, *remote.files.sizes(shard).tolist()]
-    if remote.files.peek(shard) is not None and remote.files.is_ready(shard):
+    if remote.files.is_ready(shard):
         return _of_runs(pieces, sizes)
     if meta is not None:
         return [(meta.nbytes, MAX_REQUEST), *_of_runs(pieces, sizes)]
@@ -314,21 +319,20 @@ def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chun
 
 def _of_samples(remote: RemoteShards, ids: Int64) -> tuple[int, int]:
     """Return the requests for samples that are read exactly, and their bytes."""
-    index, files = remote.index, remote.files
+    index = remote.index
+    ids = remote.exact.absent(ids)
+    if not ids.size:
+        return 0, 0
     shard_of = np.searchsorted(index.starts, ids, side="right") - 1
     rows = ids - index.starts[shard_of]
+    begins, ends, is_known, _ = remote.exact.places(ids, shard_of)
+    reckoned = np.isin(shard_of, shard_of[~is_known])  # so that all of a shard are in order
     sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
-    stride = files.strides[index.schema_of[shard_of]]
-    begins = rows * np.where(stride, stride, sizes)
-    *_, lengths = exact.merged(
-        shard_of, begins, begins + np.where(stride, stride, sizes), exact.GAP
-    )
+    begins = np.where(reckoned, rows * sizes, begins - remote.guards[shard_of])
+    ends = np.where(reckoned, begins + sizes, ends)
+    *_, lengths = merging.merged(shard_of, begins, ends, exact.GAP)
     requests, nbytes = len(lengths), int(lengths.sum())
-    shards = np.unique(shard_of[stride == 0]).tolist()
-    unknown = [s for s in shards if files.peek(s) is None or files.offsets(s) is None]
-    lost = np.isin(shard_of, unknown)
-    if lost.any():
-        at = 4 + 4 * rows[lost]
-        *_, lengths = exact.merged(shard_of[lost], at, at + 8, exact.OFFSETS_GAP)
-        requests, nbytes = requests + len(lengths), nbytes + int(lengths.sum())
+    if not is_known.all():
+        more = offsets.cost(index, shard_of[~is_known], rows[~is_known])
+        requests, nbytes = requests + more[0], nbytes + more[1]
     return requests, nbytes

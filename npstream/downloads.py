@@ -93,8 +93,8 @@ class Downloads:
             self._fetch(mine)
         finally:
             self._land(mine)
-        with self._landed:
-            self._landed.wait_for(lambda: others.isdisjoint(self._flying), self.store.timeout)
+        with self.store.patience.waiting(self.store.timeout) as left, self._landed:
+            self._landed.wait_for(lambda: others.isdisjoint(self._flying), left)
 
     def _claim(self, parts: Iterable[Part]) -> tuple[list[Part], set[tuple[str, int]]]:
         """Take the absent pieces that nobody here is fetching; return the others, too."""
@@ -138,7 +138,9 @@ class Downloads:
             for claim in claims:
                 claim.close()
         for part in busy:
-            part.file.wait(part.pieces, self.store.timeout)
+            # Not longer, so that what a process that was stopped holds can be fetched here.
+            with self.store.patience.waiting(self.store.timeout / 2) as left:
+                part.file.wait(part.pieces, left)
         self._bring([late for part in busy for late in _absent(part) if part.file.alive])
 
     def _with_room(self, parts: list[Part]) -> list[Part]:

@@ -11,10 +11,12 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from typing import Any, NamedTuple
 
+from npstream import hub
 from npstream.errors import MissingDependencyError
 
 __all__ = [
@@ -301,7 +303,14 @@ def _known_hosts(file: str) -> Any:
 def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
     """Read a range, all its requests sent before the first answer is waited for."""
     with filesystem.ftp.open(path, "rb") as file:
+        file._prefetch_thread = partial(_until_closed, file._prefetch_thread)
         return b"".join(file.readv([(start, end - start)]))
+
+
+def _until_closed(send: Callable[..., None], *given: Any) -> None:
+    """Send requests, in a thread of paramiko's; who reads the answers is told what goes wrong."""
+    with suppress(OSError, EOFError):
+        send(*given)
 
 
 def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
@@ -349,7 +358,7 @@ SCHEMES = {
     "ssh": _SFTP,
     "http": Driver("http", "aiohttp", "http"),
     "https": Driver("https", "aiohttp", "http"),
-    "hf": Driver("hf", "huggingface_hub", "hf", read=_read_uncached, width=16),
+    "hf": Driver("hf", "huggingface_hub", "hf", load=hub.load, tame=hub.connect),
     "file": _LOCAL,
     "local": _LOCAL,
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream._typing import Int64
+from npstream._typing import Bools, Int64
+from npstream.errors import StorageError
+from npstream.formats import mds, text
+from npstream.merging import read_merged
+from npstream.offsets import Offsets
+from npstream.recent import Recent
 from npstream.shards import laid_out
 
 if TYPE_CHECKING:
@@ -18,9 +21,6 @@ if TYPE_CHECKING:
 
 GAP = 1 << 9
 """Bytes between two samples that are fetched rather than skipped."""
-
-OFFSETS_GAP = 1 << 14
-"""The same between offsets, which lie close together: fewer requests for few bytes more."""
 
 KEPT = 1 << 26
 """Bytes of samples that are kept in memory, so that reading them again costs nothing."""
@@ -47,14 +47,15 @@ class ExactRows:
     def __init__(self, shards: RemoteShards, store: RemoteStore) -> None:
         self._shards = shards
         self._store = store
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
-        self._nbytes = self._hurried = self._hurried_reads = 0
+        self._kept = Recent(KEPT)
+        self._offsets = Offsets(shards, store)
+        self._hurried = self._hurried_reads = 0
         self._is_first = False
-        self.renew_locks()
 
     def renew_locks(self) -> None:
-        """Replace the lock, which a thread that a forked process does not have may have held."""
-        self._lock = threading.Lock()
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+        self._kept.renew_locks()
+        self._offsets.renew_locks()
 
     def hurry(self) -> None:
         """Let the next samples be read exactly, also while their chunks are coming."""
@@ -82,97 +83,100 @@ class ExactRows:
         """Return where samples lie in memory, their lengths, and what holds them there."""
         wanted, first, which = np.unique(ids, return_index=True, return_inverse=True)
         shards = shard_of[first]
-        parts = self._remembered(wanted.tolist())
+        parts = self._kept.get(wanted.tolist())
         absent = np.array([k for k, part in enumerate(parts) if part is None], np.int64)
         if absent.size:
             self._is_first = False
             fetched = self._fetch(wanted[absent], shards[absent])
-            self._remember(wanted[absent].tolist(), fetched)
+            self._kept.put(wanted[absent].tolist(), fetched)
             for k, part in zip(absent.tolist(), fetched, strict=True):
                 parts[k] = part
         bodies = [part for part in parts if part is not None]
         address, nbytes, arena = laid_out(bodies, self._shards.guards[shards])
         return address[which], nbytes[which], [arena]
 
-    def _fetch(self, ids: Int64, shard_of: Int64) -> list[bytes]:
-        """Fetch samples, rising, each with its guard."""
-        begins, ends = self._bounds(ids, shard_of)
-        return self._ranges(shard_of, begins - self._shards.guards[shard_of], ends)
+    def absent(self, ids: Int64) -> Int64:
+        """Return those samples that are not in memory."""
+        return ids[~np.isin(ids, np.array(self._kept.numbers(), np.int64))]
 
-    def _bounds(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64]:
-        """Return where samples, rising, begin and end in their shards' files."""
+    def places(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, Bools, Bools]:
+        """Return where samples, rising, begin and end, as far as that takes no request.
+
+        Returns
+        -------
+        begins, ends : ndarray of int64, shape (n,)
+        is_known, was_read : ndarray of bool, shape (n,)
+            For which samples that is known, and for which of these it is since some earlier read.
+        """
         begins, ends = np.empty((2, len(ids)), np.int64)
-        shards = self._shards
-        rows = ids - shards.index.starts[shard_of]
+        rows = ids - self._shards.index.starts[shard_of]
         unknown = np.zeros(len(ids), bool)
-        edges = np.flatnonzero(shard_of[1:] != shard_of[:-1]) + 1
-        runs = [slice(a, b) for a, b in pairwise([0, *edges.tolist(), len(ids)])]
-        for run in runs:
-            found = shards.files.row_bounds(int(shard_of[run.start]), rows[run])
+        for run in _runs(shard_of):
+            found = self._shards.files.row_bounds(int(shard_of[run.start]), rows[run])
             if found is None:
                 unknown[run] = True
             else:
                 begins[run], ends[run] = found
+        was_read = np.zeros(len(ids), bool)
         if unknown.any():
-            at = 4 + 4 * rows[unknown]
-            pairs = b"".join(self._ranges(shard_of[unknown], at, at + 8, offsets=True))
-            begins[unknown], ends[unknown] = np.frombuffer(pairs, "<u4").reshape(-1, 2).T
-        for run in runs:
+            begins[unknown], ends[unknown], was_read[unknown] = self._offsets.kept(
+                shard_of[unknown], rows[unknown]
+            )
+        return begins, ends, ~unknown | was_read, was_read
+
+    def _fetch(self, ids: Int64, shard_of: Int64) -> list[bytes]:
+        """Fetch samples, rising, each with its guard."""
+        begins, ends, is_known, was_read = self.places(ids, shard_of)
+        if not is_known.all():
+            unknown = ~is_known
+            begins[unknown], ends[unknown] = self._read_offsets(ids[unknown], shard_of[unknown])
+        # Since the others were read, their shards may have been replaced by another version.
+        old = np.flatnonzero(was_read)
+        try:
+            parts = self._fetch_at(ids, shard_of, begins, ends)
+        except StorageError:
+            self._forget(ids[old], shard_of[old])
+            raise
+        wrong = old[[not self._is_sample(shard_of[k], parts[k]) for k in old]]
+        if wrong.size:
+            ids, shard_of = ids[wrong], shard_of[wrong]
+            self._forget(ids, shard_of)
+            bounds = self._read_offsets(ids, shard_of)
+            for k, part in zip(wrong, self._fetch_at(ids, shard_of, *bounds), strict=True):
+                parts[k] = part
+        return parts
+
+    def _forget(self, ids: Int64, shard_of: Int64) -> None:
+        self._offsets.forget(shard_of, ids - self._shards.index.starts[shard_of])
+
+    def _read_offsets(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64]:
+        return self._offsets.read(shard_of, ids - self._shards.index.starts[shard_of])
+
+    def _fetch_at(self, ids: Int64, shard_of: Int64, begins: Int64, ends: Int64) -> list[bytes]:
+        """Fetch samples, rising, from where they lie, unless that cannot be."""
+        shards = self._shards
+        rows = ids - shards.index.starts[shard_of]
+        for run in _runs(shard_of):
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
-        return begins, ends
+        falls = (shard_of[1:] == shard_of[:-1]) & (begins[1:] < ends[:-1])
+        if falls.any():
+            shards.damaged(int(ids[1 + falls.argmax()]), "its offsets do not fit the shard")
+        begins = begins - shards.guards[shard_of]
+        return read_merged(self._store, self._name, shard_of, begins, ends, GAP)
 
-    def _ranges(
-        self, shard_of: Int64, begins: Int64, ends: Int64, offsets: bool = False
-    ) -> list[bytes]:
-        """Fetch parts of shards' data, or of the files with their offsets; rising."""
-        gap = OFFSETS_GAP if offsets else GAP
-        heads, run, starts, lengths = merged(shard_of, begins, ends, gap)
-        files = map(self._shards.index.files, shard_of[heads].tolist())
-        names = [(f.meta or f.data if offsets else f.data).name for f in files]
-        fetched = self._store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
-        base = starts[run]
-        within = zip(run.tolist(), (begins - base).tolist(), (ends - base).tolist(), strict=True)
-        return [fetched[number][begin:end] for number, begin, end in within]
+    def _name(self, shard: int) -> str:
+        return self._shards.index.files(shard).data.name
 
-    def _remembered(self, ids: list[int]) -> list[bytes | None]:
-        with self._lock:
-            for sample in ids:
-                if sample in self._kept:
-                    self._kept.move_to_end(sample)
-            return [self._kept.get(sample) for sample in ids]
-
-    def _remember(self, ids: list[int], parts: list[bytes]) -> None:
-        with self._lock:
-            for sample, part in zip(ids, parts, strict=True):
-                if sample not in self._kept:
-                    self._kept[sample] = part
-                    self._nbytes += len(part)
-            while self._nbytes > KEPT:
-                self._nbytes -= len(self._kept.popitem(last=False)[1])
+    def _is_sample(self, shard: int, part: bytes) -> bool:
+        """Tell whether bytes, with their guard, look like a sample of a shard."""
+        schema = self._shards.index.schema_of[shard]
+        layout = self._shards.layouts[schema]
+        if layout is None:
+            return text.is_line(self._shards.index.schemas[schema], part)
+        return mds.adds_up(layout, part)
 
 
-def merged(
-    file_of: Int64, begins: Int64, ends: Int64, gap: int
-) -> tuple[Int64, Int64, Int64, Int64]:
-    """Merge parts of files, rising, where they overlap or are no further apart than a gap.
-
-    Returns
-    -------
-    heads : ndarray of int64, shape (requests,)
-        The first part of each request.
-    run : ndarray of int64, shape (parts,)
-        The request that each part is in.
-    starts, lengths : ndarray of int64, shape (requests,)
-        The bytes to request.
-
-    Examples
-    --------
-    >>> begins = np.array([0, 100, 9000, 50])
-    >>> merged(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
-    array([0, 0, 1, 2])
-    """
-    apart = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
-    heads = np.flatnonzero(np.append(True, apart))
-    sizes = np.diff(np.append(heads, len(file_of)))
-    starts = begins[heads]
-    return heads, np.repeat(np.arange(len(heads)), sizes), starts, ends[heads + sizes - 1] - starts
+def _runs(shard_of: Int64) -> list[slice]:
+    """Return the runs of samples, rising, that are of one shard."""
+    edges = np.flatnonzero(shard_of[1:] != shard_of[:-1]) + 1
+    return [slice(a, b) for a, b in pairwise([0, *edges.tolist(), len(shard_of)])]

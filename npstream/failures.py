@@ -72,11 +72,15 @@ _BY_CLASS = {
     "CredentialRetrievalError": _DENIED,
     "CredentialUnavailableError": _DENIED,
     "DefaultCredentialsError": _DENIED,
+    "GatedRepoError": _DENIED,
+    "LocalTokenNotFoundError": _DENIED,
     "NoAuthTokenError": _DENIED,
     "NoCredentialsError": _DENIED,
+    "OfflineModeIsEnabled": Cause(errno.ENETDOWN, False),
     "PartialCredentialsError": _DENIED,
     "ClientConnectorCertificateError": _DENIED,
     "SSLCertVerificationError": _DENIED,
+    "BucketNotFoundError": _NOT_FOUND,
     "RepositoryNotFoundError": _NOT_FOUND,
     "EntryNotFoundError": _NOT_FOUND,
     "RevisionNotFoundError": _NOT_FOUND,
@@ -147,12 +151,13 @@ def classify(error: BaseException) -> Cause:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from."""
+    """Yield an exception and what it was raised from, or made of."""
     for _ in range(10):
         if error is None:
             return
         yield error
-        error = error.__cause__
+        inner = error.args[0] if error.args else None
+        error = error.__cause__ or (inner if isinstance(inner, BaseException) else None)
 
 
 def _status(error: BaseException) -> int | None:

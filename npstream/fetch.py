@@ -19,6 +19,7 @@ import numpy as np
 
 from npstream import kernels, memory, pages
 from npstream._typing import Int64
+from npstream.patience import one_read
 
 if TYPE_CHECKING:
     from npstream.ahead import ReadAhead
@@ -109,20 +110,30 @@ class Fetcher:
         code = locate(ids, *self._lookup, table.place, address, nbytes)
         held: list[object] = [table]
         if code > 0:
-            absent = address == 0
-            brought = self.shards.bring(ids[absent], nbytes[absent])
-            if len(brought):
-                table = self._ensure(brought)
-                held = [table]
-                code = locate(ids, *self._lookup, table.place, address, nbytes)
+            with one_read():
+                code, held = self._locate_absent(ids, address, nbytes, held)
+        if code < 0:
+            self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
+        return address, nbytes, held
+
+    def _locate_absent(
+        self, ids: Int64, address: Int64, nbytes: Int64, held: list[object]
+    ) -> tuple[int, list[object]]:
+        """Find the bytes of samples some of which are not in memory, as their addresses say."""
+        absent = address == 0
+        code = 1
+        brought = self.shards.bring(ids[absent], nbytes[absent])
+        if len(brought):
+            table = self._ensure(brought)
+            held = [table]
+            locate = kernels.locate.sized(len(ids))
+            code = locate(ids, *self._lookup, table.place, address, nbytes)
         if code > 0:
             absent = address == 0
             found = self.shards.borrow(ids[absent], nbytes[absent])
             address[absent], nbytes[absent], borrowed = found
             held += borrowed
-        elif code < 0:
-            self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
-        return address, nbytes, held
+        return code, held
 
     def read(self, ids: Int64, how: Split, fixed: Int64) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and find the bytes of variable ones.

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from npstream.errors import StorageError
 from npstream.failures import Cause, classify
 
-__all__ = ["REQUEST_BYTES", "Job", "Waits", "persist", "results"]
+if TYPE_CHECKING:
+    from npstream.patience import Patience
+
+__all__ = ["REQUEST_BYTES", "Job", "Link", "Waits", "persist", "results"]
 
 REQUEST_BYTES = 1 << 24
 """The most bytes that a request has the time of one deadline for; larger ones have more."""
@@ -27,6 +31,7 @@ REQUEST_BYTES = 1 << 24
 _IN_FLIGHT_BYTES = 1 << 27
 _BACK_OFF = 0.25
 _HEALTH_CHECK = 60.0
+_LATEST = 0.95  # the part of its time after which a job is not begun any more
 
 _MENDS = {
     errno.EACCES: "; give credentials that may do this, in storage_options or where the driver "
@@ -53,6 +58,8 @@ class Job:
         The number of bytes that must come.
     patience : float
         How many times the usual deadline it has.
+    is_optional : bool
+        Whether it comes to None, and does not fail, if there is no such file.
     """
 
     where: str
@@ -61,6 +68,7 @@ class Job:
     nbytes: int = 0
     exact: int | None = None
     patience: float = 1.0
+    is_optional: bool = False
 
 
 class Waits:
@@ -109,12 +117,31 @@ class Waits:
         return StorageError(code, f"{os.strerror(code)}: reading was stopped", self._place)
 
 
+class Link(Protocol):
+    """What requests go through.
+
+    Attributes
+    ----------
+    slots : Semaphore
+        One for each that may be under way.
+    """
+
+    slots: asyncio.Semaphore
+
+    def perform(self, call: Callable[[Any], Any]) -> Awaitable[Any]:
+        """Return an awaitable of what a job's call comes to."""
+
+    def describe(self, error: BaseException) -> str:
+        """Say what an exception says, without secrets."""
+
+
 def results(
     jobs: Iterable[Job],
-    work: Callable[[Job], Any],
+    work: Callable[[Job, float], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
     waits: Waits,
+    patience: Patience,
 ) -> Generator[tuple[int, Any]]:
     """Yield what jobs come to, as they end, each with its number; raise what the first raises.
 
@@ -123,33 +150,35 @@ def results(
     jobs : iterable of Job
         Taken only as far as they may start.
     work : callable
-        Given a job, returns the coroutine that does it.
+        Given a job, and since when it has been waited for, returns the coroutine that does it.
     loop : asyncio.AbstractEventLoop
         Runs in another thread.
     width : int
         How many run at once.
     waits : Waits
+    patience : Patience
 
     Closing the generator cancels the jobs that run.
     """
     with waits.joined() as arrived:
-        yield from _results(jobs, work, loop, width, arrived)
+        yield from _results(jobs, work, loop, width, arrived, patience)
 
 
 def _results(
     jobs: Iterable[Job],
-    work: Callable[[Job], Any],
+    work: Callable[[Job, float], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
     arrived: SimpleQueue[tuple[int, Any, BaseException | None]],
+    patience: Patience,
 ) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # of the loop's thread
     pending: dict[int, int] = {}
     process = os.getpid()
 
-    def start(batch: list[tuple[int, Job]]) -> None:
+    def start(batch: list[tuple[int, Job]], asked: float) -> None:
         for number, job in batch:
-            tasks[number] = task = loop.create_task(work(job))
+            tasks[number] = task = loop.create_task(work(job, asked))
             task.add_done_callback(partial(finish, number))
 
     def finish(number: int, task: asyncio.Task[Any]) -> None:
@@ -176,8 +205,9 @@ def _results(
                 batch.append(following)
                 following = next(waiting, None)
             if batch:
-                loop.call_soon_threadsafe(start, batch)
-            number, result, failed = _next(arrived, loop)
+                loop.call_soon_threadsafe(start, batch, patience.asked())
+            with patience.waiting():
+                number, result, failed = _next(arrived, loop)
             if failed is not None:
                 raise failed
             del pending[number]
@@ -200,56 +230,99 @@ def _next(arrived: SimpleQueue[Any], loop: asyncio.AbstractEventLoop) -> Any:
 
 
 async def persist(
-    job: Job,
-    perform: Callable[[Callable[[Any], Any]], Awaitable[Any]],
-    describe: Callable[[BaseException], str],
-    timeout: float,
-    retries: int,
+    job: Job, asked: float, link: Link, patience: Patience, timeout: float, retries: int
 ) -> Any:
     """Do a job, again after a failure that may pass, until it is done or its time is over.
 
     Parameters
     ----------
     job : Job
-    perform : callable
-        Given the job's call, returns an awaitable of its result.
-    describe : callable
-        Says what an exception says, without secrets.
+    asked : float
+        Since when it has been waited for.
+    link : Link
+    patience : Patience
     timeout : float
-        Seconds for all attempts.
+        Seconds for all attempts, and for waiting until it is the job's turn while nothing comes
+        to others either.
     retries : int
         How many follow the first.
     """
     if job.exact == 0:
         return b""
+    allowed = timeout * job.patience * max(1.0, job.nbytes / REQUEST_BYTES)
+    if not await _turn(link.slots, lambda: patience.end(asked, _LATEST * allowed)):
+        reason = "nothing came, also to those who had asked before"
+        raise _failure(job, Cause(errno.ETIMEDOUT, True), 0, asked, reason)
+    try:
+        return await _attempts(job, asked, link, patience, allowed, retries)
+    finally:
+        link.slots.release()
+
+
+async def _attempts(
+    job: Job, asked: float, link: Link, patience: Patience, allowed: float, retries: int
+) -> Any:
+    """Do a job whose turn it is."""
     loop = asyncio.get_running_loop()
-    start = loop.time()
-    end = start + timeout * job.patience * max(1.0, job.nbytes / REQUEST_BYTES)
+    end = patience.end(asked, allowed)
     stalled = False
     for attempt in count(1):
-        left = end - loop.time()
+        left = max(end - loop.time(), 0.0)
         # A connection that stalls shall leave time for another, and a slow one then have its own.
         limit = left if stalled or attempt > retries else left / 3
         try:
-            result = await _within(limit, perform(job.call))
+            result = await _within(limit, link.perform(job.call))
             reason, cause = _compare(result, job.exact)
             if not reason:
+                patience.came = loop.time()
                 return result
         except Exception as error:
-            reason, cause = describe(error), classify(error)
+            reason, cause = link.describe(error), classify(error)
             stalled = stalled or isinstance(error, TimeoutError)
+        if not cause.transient:  # which is an answer, too
+            patience.came = loop.time()
         delay = _BACK_OFF * 2 ** (attempt - 1) * (0.5 + random.random())
         if not cause.transient or attempt > retries or loop.time() + delay >= end:
             break
         await _pause(delay)
+    if job.is_optional and cause.code == errno.ENOENT:
+        return None
     # Out here the driver's exception, which may tell secrets, is not this one's context.
-    raise StorageError(
+    raise _failure(job, cause, attempt, asked, reason)
+
+
+def _failure(job: Job, cause: Cause, attempts: int, asked: float, reason: str) -> StorageError:
+    return StorageError(
         cause.code,
-        f"{os.strerror(cause.code)}: cannot {job.what}, after {attempt} "
-        f"attempt{'s' * (attempt > 1)} in {loop.time() - start:.1f} s: {reason}"
+        f"{os.strerror(cause.code)}: cannot {job.what}, after {attempts} "
+        f"attempt{'s' * (attempts != 1)} in {time.monotonic() - asked:.1f} s: {reason}"
         f"{_MENDS.get(cause.code, '')}",
         job.where,
     )
+
+
+async def _turn(slots: asyncio.Semaphore, end: Callable[[], float]) -> bool:
+    """Get a slot, and tell whether there was one before the end, which moves."""
+    loop = asyncio.get_running_loop()
+    if not slots.locked() and loop.time() < end():
+        return await slots.acquire()
+    turn = loop.create_task(slots.acquire())
+    try:
+        while (left := end() - loop.time()) > 0:
+            await asyncio.wait((turn,), timeout=left)
+            if turn.done():
+                return True
+    except BaseException:
+        _give_up(slots, turn)
+        raise
+    _give_up(slots, turn)
+    return False
+
+
+def _give_up(slots: asyncio.Semaphore, turn: asyncio.Task[bool]) -> None:
+    if turn.done():
+        slots.release()
+    turn.cancel()
 
 
 def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:

@@ -21,6 +21,7 @@ from npstream._typing import Int64
 from npstream.ahead import Job, ReadAhead, side_by_side
 from npstream.formats import mds
 from npstream.formats.index import Index, ShardFacts, ShardFiles
+from npstream.patience import carried
 from npstream.places import Rows, grouped
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class JoinedShards:
             if (remote := self._remote.get(number)) is None:
                 work(number, rows)
             else:
-                jobs.append((remote, partial(work, number, rows)))
+                jobs.append((remote, carried(partial(work, number, rows))))
         if len(jobs) == 1:
             jobs[0][1]()
         elif jobs:

@@ -26,6 +26,7 @@ from npstream.failures import secrets_in, without_secrets
 from npstream.fastranges import fast_ranges
 from npstream.jobs import Job, Waits, persist, results
 from npstream.memory import ensure_fits
+from npstream.patience import Patience
 from npstream.threads import Threads
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class RemoteStore:
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = public(url)
-        self._waits = Waits(self.root)
+        self._waits, self.patience = Waits(self.root), Patience()
         self._links: dict[int, _Link] = {}
 
     def __repr__(self) -> str:
@@ -107,12 +108,14 @@ class RemoteStore:
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a file of that name."""
-        try:
-            return self._info(name).get("type") != "directory"
-        except StorageError as error:
-            if error.errno == errno.ENOENT:
-                return False
-            raise
+        return self.exist([name]) == [True]
+
+    def exist(self, names: Iterable[str]) -> list[bool]:
+        """Tell of each name whether there is such a file; the store is asked for many at once."""
+        link = self._connect()
+        found = dict(self._results(link, (self._look(link, name, True) for name in names)))
+        infos = [found[number] for number in range(len(found))]
+        return [info is not None and info.get("type") != "directory" for info in infos]
 
     def size(self, name: str) -> int:
         """Return the bytes of a file."""
@@ -162,12 +165,8 @@ class RemoteStore:
         link = self._connect()
         folder = link.path(prefix.rpartition("/")[0]).rstrip("/")
         call = link.method("find", folder, detail=True, **link.strict)
-        try:
-            found = self._one(link, Job(self.where(prefix), "list the files", call, patience=10.0))
-        except StorageError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise
+        job = Job(self.where(prefix), "list the files", call, patience=10.0, is_optional=True)
+        found = self._one(link, job) or {}
         for path, info in sorted(found.items()):
             name = link.name(path)
             if info.get("type") == "file" and name.startswith(prefix) and not name.endswith("/"):
@@ -184,12 +183,8 @@ class RemoteStore:
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
         link = self._connect()
-        try:
-            job = Job(self.where(name), "remove this file", link.remover(link.path(name)))
-            self._one(link, job)
-        except StorageError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        call = link.remover(link.path(name))
+        self._one(link, Job(self.where(name), "remove this file", call, is_optional=True))
 
     def stop(self, threads: Iterable[Thread] | None = None) -> None:
         """Let the requests of some threads of this process, or of all, fail, now and later."""
@@ -197,8 +192,11 @@ class RemoteStore:
 
     def _info(self, name: str) -> dict[str, Any]:
         link = self._connect()
-        job = Job(self.where(name), "look at this file", link.method("info", link.path(name)))
-        return dict(self._one(link, job))
+        return dict(self._one(link, self._look(link, name)))
+
+    def _look(self, link: _Link, name: str, is_optional: bool = False) -> Job:
+        call = link.method("info", link.path(name))
+        return Job(self.where(name), "look at this file", call, is_optional=is_optional)
 
     def _connect(self) -> _Link:
         """Return this process's connection, which is not made before it is used."""
@@ -212,11 +210,10 @@ class RemoteStore:
         return result
 
     def _results(self, link: _Link, jobs: Iterable[Job]) -> Generator[tuple[int, Any]]:
-        return results(jobs, partial(self._persist, link), link.loop, link.width, self._waits)
+        def work(job: Job, asked: float) -> Any:
+            return persist(job, asked, link, self.patience, self.timeout, self.retries)
 
-    async def _persist(self, link: _Link, job: Job) -> Any:
-        async with link.slots:
-            return await persist(job, link.perform, link.describe, self.timeout, self.retries)
+        return results(jobs, work, link.loop, link.width, self._waits, self.patience)
 
 
 class _Link:
@@ -382,8 +379,9 @@ def _close(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> No
     async def close() -> None:
         while made:
             filesystem = made.pop()
-            for name in ("_session", "service_client"):
-                end = getattr(getattr(filesystem, name, None), "close", None)
+            for place in ("_session.close", "service_client.close", "client.aclose"):
+                holder, way = place.split(".")
+                end = getattr(getattr(filesystem, holder, None), way, None)
                 if end is not None:
                     await end()
 

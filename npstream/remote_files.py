@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Offsets = np.ndarray[Any, np.dtype[np.uint32]]
 
+KEYS = 1 << 12
+"""Names of files that are remembered, as every read of a sample asks for them."""
+
 
 class RemoteFiles:
     """The files of the shards of a remote dataset, parts of which are in a cache.
@@ -64,6 +67,7 @@ class RemoteFiles:
         layouts = [layout(s) if s.format == "mds" else None for s in index.schemas]
         self.strides = np.array([0 if a is None else a.stride for a in layouts])
         self._open: dict[tuple[int, bool], CachedFile] = {}
+        self._keys: dict[tuple[int, bool], str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFiles, (self.index, self.root, self.cache, self.identity, self.sidecar)
@@ -115,10 +119,15 @@ class RemoteFiles:
 
     def _key(self, shard: int, meta: bool) -> str:
         """Return what a file is called in the cache: a hash of what tells its content."""
-        stored = self._stored(shard, meta)
-        content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
-        known = repr((self.root, stored.name, stored.nbytes, content))
-        return digest("xxh3_128", known.encode())
+        key = self._keys.get((shard, meta))
+        if key is None:
+            stored = self._stored(shard, meta)
+            content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
+            known = repr((self.root, stored.name, stored.nbytes, content))
+            if len(self._keys) >= KEYS:
+                self._keys.clear()
+            key = self._keys[shard, meta] = digest("xxh3_128", known.encode())
+        return key
 
     def least(self) -> int:
         """Return about how many bytes the cache must hold for the largest chunk, and its head."""
@@ -135,7 +144,9 @@ class RemoteFiles:
     # What is here
 
     def is_ready(self, shard: int) -> bool:
-        """Tell whether all of a shard but its samples is here."""
+        """Tell whether all of a shard but its samples is here, and make no file for that."""
+        if self.peek(shard) is None:
+            return False
         files = (self.data(shard), self.head(shard))
         return all(file is not None and file.resident[0] for file in files)
 

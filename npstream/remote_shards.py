@@ -1,7 +1,8 @@
 """Shards in an object store: chunks in the cache, and single samples read exactly.
 
 A read that covers much of a chunk fetches the chunk; one of few samples fetches their bytes, in
-two round trips at most: offsets, then samples. The third such read in a chunk fetches it.
+two round trips at most: offsets, unless those were read before, then samples. The third such read
+in a chunk fetches it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from npstream.ahead import Coming, ReadAhead
 from npstream.downloads import Check, Downloads, Part, runs
 from npstream.errors import IntegrityError, StorageError
 from npstream.exact import ExactRows
+from npstream.patience import one_read
 from npstream.shards import Region, Shards, Verify
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class RemoteShards(Shards):
                 is_coming = (shard, chunk) in self.coming
                 if is_coming and not is_dense and self._may_hurry(shard, count):
                     continue
-                if not (is_coming or is_dense or self._is_worn(shard, chunk)):
+                if not (is_coming or is_dense or self._wears((shard, chunk))):
                     continue
                 file = self.files.data(shard)
                 if file is None or not self.downloads.can_keep(file):
@@ -122,7 +124,8 @@ class RemoteShards(Shards):
             self.fetch(dense)
         if coming:
             self._start_readers()
-            self.coming.wait(coming, self.remote.timeout)
+            with self.remote.patience.waiting(self.remote.timeout) as left:
+                self.coming.wait(coming, left)
             # What failed to come is fetched anew, so that nothing is taken that is not verified.
             if late := [chunk for chunk in coming if not self.files.is_here(*chunk)]:
                 self.fetch(late)
@@ -139,10 +142,15 @@ class RemoteShards(Shards):
         nbytes = count * self.sample_bytes(shard)
         return self.exact.may_spend(count, nbytes, self.chunk_bytes(shard))
 
-    def _is_worn(self, shard: int, chunk: int) -> bool:
-        """Count a sparse read in a chunk, and tell whether there were enough."""
-        self._sparse[shard, chunk] += 1
-        return self._sparse[shard, chunk] > SPARSE_READS
+    def is_worn(self, chunk: Chunk) -> bool:
+        """Tell whether there were enough sparse reads in a chunk for the next to fetch it."""
+        return self._sparse[chunk] >= SPARSE_READS
+
+    def _wears(self, chunk: Chunk) -> bool:
+        """Count a sparse read in a chunk, and tell whether it is to fetch it."""
+        is_worn = self.is_worn(chunk)
+        self._sparse[chunk] += 1
+        return is_worn
 
     def chunk_bytes(self, shard: int) -> int:
         """Return about how many bytes a chunk of a shard has."""
@@ -253,6 +261,10 @@ class RemoteShards(Shards):
         StorageError
         IntegrityError
         """
+        with one_read():
+            self._fetch(chunks)
+
+    def _fetch(self, chunks: Iterable[Chunk]) -> None:
         plain: dict[int, list[int]] = {}
         for shard, chunk in chunks:
             plain.setdefault(shard, []).append(chunk)
@@ -286,7 +298,7 @@ class RemoteShards(Shards):
         }
         self._fetch_to(known)
         if len(known) < len(missing):
-            with self._heads:  # so that no two threads ask for the same
+            with self.remote.patience.holding(self._heads, self.remote.timeout):
                 self._fetch_to(self._begins([s for s in missing if not self.is_ready(s)]))
 
     def _fetch_to(self, begins: dict[int, int]) -> None:
@@ -329,7 +341,8 @@ class RemoteShards(Shards):
         pieces = range(len(data.resident))
         with data.lock(pieces) as claim:
             if not claim.pieces:
-                data.wait(pieces, self.remote.timeout)
+                with self.remote.patience.waiting(self.remote.timeout / 2) as left:
+                    data.wait(pieces, left)
             if self.files.is_whole(shard):
                 return
             if files.meta is not None:

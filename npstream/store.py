@@ -169,6 +169,10 @@ class LocalStore:
         """Tell whether there is a file of that name."""
         return os.path.isfile(self.where(name))
 
+    def exist(self, names: Iterable[str]) -> list[bool]:
+        """Tell of each name whether there is such a file."""
+        return [self.exists(name) for name in names]
+
     def size(self, name: str) -> int:
         """Return the bytes of a file."""
         try:

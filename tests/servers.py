@@ -24,6 +24,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -35,6 +37,9 @@ ROOT = Path(__file__).parents[1]
 
 # gcsfs asks Google's gRPC service for each bucket's layout, which takes a minute to fail.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# huggingface_hub asks its makers what programs there are that may have started this one.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it tells of uploads that were given up
 
 
 @dataclass(frozen=True)
@@ -468,7 +473,43 @@ class Nginx(Server):
         _write(self.directory / "files" / path, data)
 
 
-KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx)}
+class Hub(Server):
+    """Hugging Face's Hub, by tests/hf_fake.py: a private dataset, and a bucket."""
+
+    name = "hf"
+    modules = ("huggingface_hub",)
+    tokens: ClassVar[dict[str, list[str]]] = {"hf_writer": ["read", "write"], "hf_reader": ["read"]}
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return sys.executable
+
+    def command(self) -> list[str]:
+        fake = str(Path(__file__).with_name("hf_fake.py"))
+        return [sys.executable, fake, str(self.port), json.dumps(self.tokens)]
+
+    def at(self, path: str, port: int | None = None, root: str = "datasets/npstream/data") -> Place:
+        endpoint = f"http://{HOST}:{port or self.port}"
+        options, refused = (
+            {"endpoint": endpoint, "token": token} for token in ("hf_writer", "hf_not-the-token")
+        )
+        env = {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_writer"}
+        return Place(self, path, f"hf://{root}/{path}", options, env, refused)
+
+    def try_out(self) -> None:
+        self.put(f"{self.root}/ready", b"ready")
+        filesystem, root = self.at(self.root).filesystem()
+        if filesystem.cat_file(f"{root}/ready") != b"ready":
+            raise RuntimeError("another file came back")
+
+    def put(self, path: str, data: bytes, root: str = "npstream/data/main") -> None:
+        """Commit a file to a branch of the dataset or bucket."""
+        url = f"http://{HOST}:{self.port}/put/{root}/{quote(path)}"
+        with urlopen(Request(url, data, method="PUT"), timeout=START) as answer:
+            answer.read()
+
+
+KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
 
 OBSTORE = "s3-obstore"
 """The name of the first server, as it is reached where obstore reads the ranges."""

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ import pytest
 import golden_data as golden
 import npstream
 from datasets import write_jsonl
-from npstream import reread
+from npstream import build, reread
 from npstream.__main__ import main
 from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
 from npstream.formats.blocks import xxh3
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.sidecar import Sidecar
-from npstream.store import LocalStore
+from npstream.store import LocalStore, open_store
 
 READABLE = [case for case in golden.cases() if case["readable"] is True]
 
@@ -174,8 +175,6 @@ def test_a_dataset_that_cannot_be_written_to(data, tmp_path, monkeypatch):
 
 def test_a_remote_dataset(data, tmp_path, monkeypatch):
     pytest.importorskip("fsspec")
-    from npstream.store import open_store
-
     path, columns = data
     monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "cache"))
     store = open_store("memory://sidecars/data")
@@ -189,6 +188,27 @@ def test_a_remote_dataset(data, tmp_path, monkeypatch):
     report = npstream.verify_dataset("memory://sidecars/data")
     assert report.problems == ()
     assert report.samples == 3000
+
+
+def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, upload, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    npstream.write(tmp_path, {"x": np.arange(2048)}, shard_size=2048, compression="zstd")
+    (name, *others) = sorted(path.name[: -len(".zstd")] for path in tmp_path.glob("*.zstd"))
+    assert len(others) > 6
+    (tmp_path / name).write_bytes(b"unpacked")
+    store = open_store(upload(tmp_path))
+    index, _ = build.index_of(store)
+    asked, together, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
+
+    def look_together(self, path, **options):
+        asked.append(path.rpartition("/")[2])
+        together.wait(timeout=30)
+        return look(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", look_together)
+    assert build.packed_shards(store, index).tolist() == [False] + [True] * len(others)
+    assert sorted(asked) == [name, *others]
 
 
 # Interruptions.

@@ -125,6 +125,8 @@ def exercise(store):
     store.remove("other")
     store.remove("other")
     assert not store.exists("other")
+    assert store.exist(["other", name, "part/none", name]) == [False, True, False, True]
+    assert store.exist([]) == []
     with pytest.raises(StorageError, match="cannot read this file") as caught:
         store.read("other")
     assert caught.value.errno == errno.ENOENT
@@ -157,7 +159,7 @@ def test_a_server_that_only_reads(servers):
             write()
 
 
-@pytest.mark.parametrize("name", ["s3", OBSTORE, "gcs", "azure", "oci", "http"])
+@pytest.mark.parametrize("name", ["s3", OBSTORE, "gcs", "azure", "oci", "http", "hf"])
 def test_one_request_a_range(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     proxy = servers.proxy(name)
@@ -184,7 +186,7 @@ def test_a_file_from_disk(memory, tmp_path):
         memory.put("y", tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", ["s3", OBSTORE])
+@pytest.mark.parametrize("name", ["s3", OBSTORE, "hf"])
 def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     place = servers[name].fresh()
@@ -528,8 +530,10 @@ def test_ocis_configuration(environment, tmp_path):
     ],
 )
 def test_a_driver_that_is_missing(environment, url, module, extra):
+    scheme = url.partition(":")[0]
+    known = drivers.SCHEMES.get(scheme)
     loaded = sys.modules["fsspec.registry"]._registry
-    environment.delitem(loaded, drivers.route(url, {}, 32, 60.0).driver.protocol, raising=False)
+    environment.delitem(loaded, known.protocol if known else scheme, raising=False)
     environment.setitem(sys.modules, module, None)
     wanted = rf"'npstream\[{extra}\]'" if extra else r"pip install smbclient"
     with pytest.raises(MissingDependencyError, match=wanted):
@@ -538,8 +542,10 @@ def test_a_driver_that_is_missing(environment, url, module, extra):
 
 def test_opening_imports_no_driver():
     code = (
-        "import sys, npstream.store as s; s.open_store('s3://b/x'); s.open_store('gs://b/x')\n"
-        "print(*sorted({'s3fs', 'gcsfs', 'aiohttp', 'botocore'} & set(sys.modules)))"
+        "import sys, npstream.store as s\n"
+        "for scheme in ('s3', 'gs', 'hf'): s.open_store(f'{scheme}://b/x')\n"
+        "drivers = {'s3fs', 'gcsfs', 'huggingface_hub', 'httpx', 'httpx2', 'aiohttp', 'botocore'}\n"
+        "print(*sorted(drivers & set(sys.modules)))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=environment, stdout=-1, check=True)
@@ -604,6 +610,7 @@ def examples():
     import azure.core.exceptions
     import botocore.exceptions
     import gcsfs.retry
+    import huggingface_hub.errors
     import oci.exceptions
     import paramiko
     import urllib3.exceptions
@@ -648,6 +655,8 @@ def examples():
     yield aiohttp.ClientPayloadError("cut"), errno.EIO, True
     yield paramiko.AuthenticationException("x"), errno.EACCES, False
     yield paramiko.SSHException("x"), errno.EIO, True
+    yield huggingface_hub.errors.OfflineModeIsEnabled("x"), errno.ENETDOWN, False
+    yield huggingface_hub.errors.LocalTokenNotFoundError("x"), errno.EACCES, False
     yield EOFError(), errno.EIO, True
     yield urllib3.exceptions.ProtocolError("x"), errno.EIO, True
     yield TimeoutError(), errno.ETIMEDOUT, True

@@ -13,6 +13,7 @@ import json
 import random
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -312,6 +313,31 @@ def test_a_port_where_nobody_listens(servers: Servers, name: str):
     failure(store, lambda: store.ranges([SPAN]), 3.0)
 
 
+def test_a_connection_that_closes_between_the_requests_of_a_range(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+):
+    """SFTP's driver sends them in a thread, whose errors would be shown to all."""
+    place = servers["sftp"].fresh()
+    import paramiko
+
+    place.put(NAME, DATA)
+    store = store_at(place)
+    assert store.ranges([SPAN]) == [PART]
+    client, file = paramiko.SFTPClient, paramiko.SFTPFile
+    send, sent = client._async_request, []
+
+    def send_once(self, *request):
+        if isinstance(request[0], file):
+            sent.append(threading.current_thread().name)
+            if len(sent) == 2:
+                self.get_channel().get_transport().close()
+        return send(self, *request)
+
+    monkeypatch.setattr(client, "_async_request", send_once)
+    assert store.ranges([SPAN]) == [PART]  # through another connection
+    assert len(set(sent)) == 2  # threads, of which the first had sent two of eight
+
+
 def elsewhere(place: Place, host: str) -> Place:
     """Return what a driver is told, with another host in it."""
     options = json.loads(json.dumps(place.storage_options).replace(HOST, host))
@@ -325,6 +351,7 @@ def elsewhere(place: Place, host: str) -> Place:
         ("azure", "AccountKey=AAAA"),
         ("oci", "PRIVATE KEY"),
         ("sftp", "PRIVATE KEY"),
+        ("hf", "hf_not-the-token"),
     ],
 )
 def test_wrong_keys_are_refused(servers: Servers, name: str, secret: str):

@@ -16,6 +16,7 @@ offsets need not be read.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,21 @@ def layout(schema: Schema) -> Layout:
         else:
             offset += size
     return Layout(places, before, offset)
+
+
+def adds_up(layout: Layout, sample: bytes) -> bool:
+    """Tell whether the sizes in a sample add up to its own.
+
+    Examples
+    --------
+    >>> sample = bytes([2, 0, 0, 0]) + bytes(8) + b"hi"
+    >>> adds_up(Layout({}, 1, 8), sample), adds_up(Layout({}, 1, 8), sample[1:])
+    (True, False)
+    """
+    if len(sample) < 4 * layout.nvariable:
+        return False
+    sizes: tuple[int, ...] = struct.unpack_from(f"<{layout.nvariable}I", sample)
+    return 4 * layout.nvariable + layout.nfixed + sum(sizes) == len(sample)
 
 
 def samples_begin(

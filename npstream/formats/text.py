@@ -37,6 +37,13 @@ def guard(schema: Schema) -> int:
     return len(schema.newline.encode()) if schema.format in ("csv", "tsv", "xsv") else 0
 
 
+def is_line(schema: Schema, line: bytes) -> bool:
+    """Tell whether bytes, preceded by `guard` others, look like one whole line."""
+    newline, before = schema.newline.encode(), guard(schema)
+    begin = newline if before else b"{"
+    return line.startswith(begin) and line.find(newline, before) == len(line) - len(newline)
+
+
 def lines_begin(
     schema: Schema, data: Bytes, meta: Bytes, samples: int, nbytes: int | None = None
 ) -> int:

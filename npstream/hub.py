@@ -1,0 +1,154 @@
+"""Hugging Face's Hub: huggingface_hub's filesystem, whose reads are requests of ours.
+
+Its own way to the first range of a file is four requests, which it repeats for half a minute where
+the Hub is busy, and what it has seen of a repository it takes for true ever after. Paths,
+addresses, credentials, the client and the meaning of errors are still its; so is all of writing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+from urllib.parse import quote
+
+from npstream.threads import Threads
+
+__all__ = ["connect", "load"]
+
+
+def load() -> Any:
+    """Return huggingface_hub's filesystem, with coroutines that read."""
+    base = import_module("huggingface_hub").HfFileSystem
+    methods = {
+        "async_impl": True,
+        # Whether there is such a repository, or file, is what the requests themselves find out.
+        "_repo_and_revision_exist": lambda *_: (True, None),
+        "_bucket_exists": lambda *_: (True, None),
+        "isdir": lambda *_: False,
+        "_cat_file": _cat_file,
+        "_info": _info,
+        "_find": _find,
+        "_pipe_file": _blocking(lambda self, path, data: _upload(self, data, path)),
+        "_put_file": _blocking(_upload),
+        "_rm_file": _blocking(base.rm_file),
+    }
+    return type(base)("HfFileSystem", (base,), methods)
+
+
+def connect(filesystem: Any) -> None:
+    """Give a filesystem a client of its own, and its credentials.
+
+    The client that huggingface_hub shares is closed in every forked process, which waits for ever
+    for a lock if another thread had a request under way. And what else it would say of us in each
+    request it asks the Hub for first, while all others would wait.
+    """
+    filesystem.client = import_module("huggingface_hub").get_async_session()
+    filesystem.threads = Threads(lambda: None, lambda _: None)
+    filesystem.credentials = _credentials(filesystem.token)
+
+
+def _credentials(token: str | bool | None) -> dict[str, str]:
+    """Return the header that says who asks, renewed where a login had to be."""
+    found = import_module("huggingface_hub.utils").get_token_to_send(token)
+    return {"authorization": f"Bearer {found}"} if found else {}
+
+
+async def _ask(filesystem: Any, method: str, url: str, **options: Any) -> Any:
+    """Return the answer to a request, which follows where the Hub sends it."""
+    before = filesystem.credentials
+    answer = await _send(filesystem, method, url, **options)
+    if answer.status_code == 401:
+        filesystem.credentials = await filesystem.threads.run(
+            lambda _: _credentials(filesystem.token)
+        )
+        if filesystem.credentials != before:
+            answer = await _send(filesystem, method, url, **options)
+    import_module("huggingface_hub.utils").hf_raise_for_status(answer)
+    return answer
+
+
+async def _send(filesystem: Any, method: str, url: str, **options: Any) -> Any:
+    headers = {**filesystem.credentials, **options.pop("headers", {})}
+    try:
+        return await filesystem.client.request(method, url, headers=headers, **options)
+    except import_module("huggingface_hub.errors").HTTPError as error:
+        # The client's own words do not tell whom it asked.
+        reason = f"{type(error).__name__} {error}".rstrip()
+        raise ConnectionError(f"{error.request.url.host}: {reason}") from error
+
+
+async def _cat_file(self: Any, path: str, start: int | None = None, end: int = 0) -> bytes:
+    headers = {"accept-encoding": "identity"}
+    if start is not None:
+        headers["range"] = f"bytes={start}-{end - 1}"
+    return bytes((await _ask(self, "GET", self.url(path), headers=headers)).content)
+
+
+async def _info(self: Any, path: str) -> dict[str, Any]:
+    place = self.resolve_path(path)
+    # As huggingface_hub asks for either.
+    kind = "json" if hasattr(place, "bucket_id") else "data"
+    url = _address(self, place, "paths-info")
+    found = (await _ask(self, "POST", url, **{kind: {"paths": [place.path]}})).json()
+    if not found:
+        raise FileNotFoundError("the Hub knows no file of that name")
+    return _described(path, found[0])
+
+
+async def _find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
+    place = self.resolve_path(path)
+    folder = f"/{quote(place.path, safe='')}" if place.path else ""
+    url = f"{_address(self, place, 'tree')}{folder}"
+    query: dict[str, str] | None = {"recursive": "true"}
+    root = path.removesuffix(place.path).rstrip("/")
+    found = {}
+    while url:
+        page = await _ask(self, "GET", url, params=query)
+        for entry in page.json():
+            name = f"{root}/{entry['path']}"
+            found[name] = _described(name, entry)
+        # The address of the next page has the query in it.
+        url, query = page.links.get("next", {}).get("url"), None
+    return found
+
+
+def _address(filesystem: Any, place: Any, what: str) -> str:
+    """Return where the Hub tells of the files of a repository or bucket."""
+    root = f"{filesystem.endpoint}/api"
+    if hasattr(place, "bucket_id"):
+        return f"{root}/buckets/{place.bucket_id}/{what}"
+    revision = quote(place.revision, safe="")
+    return f"{root}/{place.repo_type}s/{place.repo_id}/{what}/{revision}"
+
+
+def _described(path: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return what fsspec says of a file, from what the Hub says."""
+    return {
+        "name": path,
+        "type": entry["type"],
+        "size": entry.get("size"),
+        "blob_id": entry.get("oid"),
+        "xet_hash": entry.get("xetHash"),
+        "mtime": entry.get("mtime"),
+    }
+
+
+def _upload(filesystem: Any, data: bytes | str, path: str) -> None:
+    """Commit a file, given as bytes or as the path of a local one."""
+    place, api = filesystem.resolve_path(path), filesystem._api
+    if hasattr(place, "bucket_id"):
+        api.batch_bucket_files(place.bucket_id, add=[(data, place.path)])
+    else:
+        where = {"repo_id": place.repo_id, "repo_type": place.repo_type}
+        api.upload_file(
+            path_or_fileobj=data, path_in_repo=place.path, revision=place.revision, **where
+        )
+
+
+def _blocking(method: Any) -> Any:
+    """Return a coroutine function that does what a method does, in a thread."""
+
+    async def call(self: Any, *args: Any) -> Any:
+        return await self.threads.run(lambda _: method(self, *args))
+
+    return call

@@ -1,0 +1,109 @@
+"""How long readers wait for a store from which nothing comes.
+
+One read may take several requests, one after the other, wait for what other threads or processes
+are fetching, and stand in a queue behind the requests of others. It ends when nothing at all has
+come from the store for as long as a request may take, and not that long after each of these.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Patience", "carried", "one_read"]
+
+
+class _Read:
+    """What a thread is about: how long it has waited since something came."""
+
+    waited = 0.0
+
+
+class _Thread(threading.local):
+    read: _Read | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def one_read() -> Iterator[None]:
+    """Count all that this thread waits for within as one read."""
+    with _within(_thread.read or _Read()):
+        yield
+
+
+def carried(work: Callable[[], object]) -> Callable[[], object]:
+    """Return what does some work in another thread as part of this one's read."""
+    read = _thread.read
+
+    def carry() -> None:
+        with _within(read):
+            work()
+
+    return carry
+
+
+@contextmanager
+def _within(read: _Read | None) -> Iterator[None]:
+    before, _thread.read = _thread.read, read
+    try:
+        yield
+    finally:
+        _thread.read = before
+
+
+class Patience:
+    """The waiting of all threads for one store.
+
+    Attributes
+    ----------
+    came : float
+        When something came last, whoever had asked for it.
+
+    Examples
+    --------
+    >>> patience = Patience()
+    >>> with one_read():
+    ...     with patience.waiting():
+    ...         time.sleep(0.02)
+    ...     with patience.waiting(60.0) as left:
+    ...         left < 59.99
+    True
+    """
+
+    def __init__(self) -> None:
+        self.came = -math.inf
+
+    @contextmanager
+    def waiting(self, timeout: float = math.inf) -> Iterator[float]:
+        """Count the time that this takes as waited; tell how long it may be if nothing comes."""
+        asked = self.asked()
+        try:
+            yield max(self.end(asked, timeout) - time.monotonic(), 0.0)
+        finally:
+            if _thread.read is not None:
+                _thread.read.waited = time.monotonic() - max(asked, self.came)
+
+    @contextmanager
+    def holding(self, lock: threading.Lock, timeout: float) -> Iterator[None]:
+        """Hold a lock that saves requests, or go on without when nothing came for so long."""
+        with self.waiting(timeout) as left:
+            is_held = lock.acquire(timeout=left)
+        try:
+            yield
+        finally:
+            if is_held:
+                lock.release()
+
+    def asked(self) -> float:
+        """Return since when this thread has waited."""
+        read = _thread.read
+        return time.monotonic() - (0.0 if read is None else read.waited)
+
+    def end(self, asked: float, timeout: float) -> float:
+        """Return until when something that was asked for is waited for, as it stands now."""
+        return max(asked, self.came) + timeout

@@ -1,0 +1,76 @@
+"""What was used last, kept in memory up to a bound."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+
+EACH = 1 << 8
+"""Bytes that keeping something takes beside its own."""
+
+
+class Recent:
+    """Byte strings by their numbers, of which those that were used last are kept.
+
+    Threads may share it.
+
+    Parameters
+    ----------
+    limit : int
+        The most bytes that it takes.
+
+    Examples
+    --------
+    >>> recent = Recent(1000)
+    >>> recent.put([1, 2, 3], [b"abc", bytes(300), bytes(100)])
+    >>> recent.get([1, 2, 3]) == [None, bytes(300), bytes(100)]
+    True
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._nbytes = 0
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Replace the lock, which a thread that a forked process does not have may have held."""
+        self._lock = threading.Lock()
+
+    def get(self, numbers: Iterable[int]) -> list[bytes | None]:
+        """Return what is kept under some numbers, and None for the others."""
+        with self._lock:
+            return [self._used(number) for number in numbers]
+
+    def put(self, numbers: Iterable[int], parts: Iterable[bytes]) -> None:
+        """Keep byte strings, instead of what is kept under their numbers."""
+        with self._lock:
+            for number, part in zip(numbers, parts, strict=True):
+                self._drop(number)
+                self._kept[number] = part
+                self._nbytes += EACH + len(part)
+            while self._nbytes > self._limit:
+                self._drop(next(iter(self._kept)))
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Keep nothing under some numbers."""
+        with self._lock:
+            for number in numbers:
+                self._drop(number)
+
+    def numbers(self) -> list[int]:
+        """Return all numbers under which something is kept."""
+        with self._lock:
+            return list(self._kept)
+
+    def _used(self, number: int) -> bytes | None:
+        part = self._kept.get(number)
+        if part is not None:
+            self._kept.move_to_end(number)
+        return part
+
+    def _drop(self, number: int) -> None:
+        part = self._kept.pop(number, None)
+        if part is not None:
+            self._nbytes -= EACH + len(part)

@@ -1,0 +1,304 @@
+"""The Hugging Face Hub as its client speaks to it, kept in memory.
+
+What is answered, and under which names of errors, is our reading of huggingface_hub's source, not
+the Hub's own server. Small files are answered directly, JSON after a turn through the Hub's cache,
+and shards from another origin, as from its CDN, at addresses that are signed and take no token.
+Files are committed as they are; its storage for large ones, Xet, is not here. To run it:
+``python hf_fake.py PORT TOKENS``, with the tokens as JSON: the rights of each.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
+
+REPOSITORY = "npstream/data"
+GATED = "npstream/gated"
+BUCKET = "npstream/bucket"
+PAGE = 100  # entries of a listing; the Hub's own pages have 1000
+VALID = 600
+CDN = "localhost"  # the same machine under another name is another origin
+SECRET = b"what the CDN and the Hub know"
+
+
+class Refused(Exception):
+    """A request that is answered with an error: its status, code and message."""
+
+
+class Repository:
+    """The files of each commit, and the commits that have names."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.refs: dict[str, str] = {}
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.commit("main", {})
+
+    def commit(self, ref: str, changes: dict[str, bytes | None]) -> str:
+        """Add a commit to a branch; None removes a file."""
+        files = dict(self.commits[self.refs[ref]]) if ref in self.refs else {}
+        for path, data in changes.items():
+            if data is None:
+                if files.pop(path, None) is None:
+                    raise Refused(404, "EntryNotFound", "A file with this name doesn't exist")
+            else:
+                files[path] = data
+        sha = hashlib.sha1(f"{ref} {len(self.commits)}".encode()).hexdigest()
+        self.commits[sha], self.refs[ref] = files, sha
+        return sha
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        sha = self.refs.get(revision, revision)
+        if sha not in self.commits:
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return sha, self.commits[sha]
+
+
+def described(path: str, data: bytes, is_bucket: bool) -> dict[str, object]:
+    entry = {"type": "file", "path": path, "size": len(data)}
+    if is_bucket:
+        return entry | {"xetHash": hashlib.sha256(data).hexdigest()}
+    return entry | {"oid": oid(data)}
+
+
+def oid(data: bytes) -> str:
+    """Return git's name of a file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def listing(files: dict[str, bytes], folder: str, is_bucket: bool) -> list[dict[str, object]]:
+    """Return all that is below a folder: files, and in a repository the folders too."""
+    below = {path: data for path, data in files.items() if f"{path}/".startswith(folder)}
+    if not below and folder and not is_bucket:
+        raise Refused(404, "EntryNotFound", f"{folder} does not exist")
+    entries = [described(path, data, is_bucket) for path, data in below.items()]
+    if not is_bucket:
+        parents = {path[:end] for path in below for end, sign in enumerate(path) if sign == "/"}
+        entries += [
+            {"type": "directory", "path": path, "size": 0, "oid": oid(path.encode())}
+            for path in parents
+            if path.startswith(folder)
+        ]
+    return sorted(entries, key=lambda entry: entry["path"])
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    tokens: dict[str, list[str]]
+    known: dict[str, Repository]
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing of every request."""
+
+    def handle_any(self) -> None:
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.url = urlsplit(self.path)
+        self.query = dict(parse_qsl(self.url.query))
+        try:
+            answer = self.route(*self.url.path.removeprefix("/").split("/"))
+        except Refused as refused:
+            status, code, message = refused.args
+            headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+            answer = status, headers, {"error": message}
+        self.answer(*answer)
+
+    do_GET = do_PUT = do_POST = handle_any
+
+    def route(self, *parts: str) -> tuple[int, dict[str, str], object]:
+        """Return the status, headers and body that answer a request."""
+        match parts:
+            case ["cdn", sha, signature]:
+                return self.signed(sha, signature)
+            case ["put", owner, name, revision, *path]:  # how the tests store a file
+                repository = self.known[f"{owner}/{name}"]
+                with repository.lock:
+                    repository.commit(unquote(revision), {unquote("/".join(path)): self.body})
+                return 200, {}, {}
+        self.verify()
+        match parts:
+            case ["datasets", owner, name, "resolve", revision, *path]:
+                return self.resolve(self.repository(owner, name), revision, path)
+            case ["buckets", owner, name, "resolve", *path]:
+                return self.resolve(self.repository(owner, name), "main", path)
+            case ["api", "resolve-cache", "datasets", owner, name, sha, *path]:
+                repository = self.repository(owner, name)
+                return self.file(repository.at(sha)[1][unquote("/".join(path))], sha)
+            case ["api", "datasets", owner, name, what, revision, *path]:
+                return self.told(self.repository(owner, name), what, unquote(revision), path)
+            case ["api", "buckets", owner, name, what, *path]:
+                return self.told(self.repository(owner, name), what, "main", path)
+            case ["api", "datasets", owner, name]:
+                return (
+                    200,
+                    {},
+                    {"id": f"{owner}/{name}", "sha": self.repository(owner, name).at("main")[0]},
+                )
+        raise Refused(404, "", f"Sorry, we can't find the page: {self.path}")
+
+    def verify(self) -> None:
+        """Refuse who has no token, as if there were nothing, and who has a wrong one."""
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        if not kind:
+            raise Refused(401, "RepoNotFound", "Repository not found")
+        if kind != "Bearer" or token not in self.tokens:
+            raise Refused(401, "", "Invalid credentials in Authorization header")
+        self.rights = self.tokens[token]
+
+    def repository(self, owner: str, name: str) -> Repository:
+        if f"{owner}/{name}" == GATED:
+            raise Refused(403, "GatedRepo", f"Access to dataset {GATED} is restricted")
+        if f"{owner}/{name}" not in self.known:
+            raise Refused(404, "RepoNotFound", "Repository not found")
+        return self.known[f"{owner}/{name}"]
+
+    def resolve(
+        self, repository: Repository, revision: str, path: list[str]
+    ) -> tuple[int, dict[str, str], object]:
+        """Return a file, or where it is."""
+        sha, files = repository.at(unquote(revision))
+        name = unquote("/".join(path))
+        if name not in files:
+            raise Refused(404, "EntryNotFound", "Entry not found")
+        data = files[name]
+        if name.endswith(".mds"):
+            return 302, self.elsewhere(name, data, sha), None
+        if name.endswith(".json") and self.url.path.startswith("/datasets"):
+            root = "/".join(self.url.path.split("/")[1:4])
+            return 307, {"Location": f"/api/resolve-cache/{root}/{sha}/{quote(name)}"}, None
+        return self.file(data, sha)
+
+    def elsewhere(self, name: str, data: bytes, sha: str) -> dict[str, str]:
+        content = hashlib.sha256(data).hexdigest()
+        self.server.content[content] = data
+        until = str(int(time.time()) + VALID)
+        shown = f"inline; filename*=UTF-8''{quote(name.rpartition('/')[2])}"
+        query = urlencode({"response-content-disposition": shown, "Expires": until})
+        port = self.headers["Host"].rpartition(":")[2]
+        return {
+            "Location": f"http://{CDN}:{port}/cdn/{content}/{sign(content, until)}?{query}",
+            "X-Repo-Commit": sha,
+            "X-Linked-Size": str(len(data)),
+            "X-Linked-ETag": f'"{content}"',
+        }
+
+    def signed(self, content: str, signature: str) -> tuple[int, dict[str, str], object]:
+        """Answer as a store does whose addresses are signed: a token beside that is too much."""
+        if self.headers.get("Authorization"):
+            raise Refused(400, "", "Only one auth mechanism allowed")
+        until = self.query.get("Expires", "0")
+        if not hmac.compare_digest(signature, sign(content, until)) or int(until) < time.time():
+            raise Refused(403, "", "Access denied")
+        return self.file(self.server.content[content])
+
+    def file(self, data: bytes, sha: str = "") -> tuple[int, dict[str, str], object]:
+        headers = {"ETag": f'"{oid(data)}"', "Accept-Ranges": "bytes"}
+        headers |= {"X-Repo-Commit": sha} if sha else {}
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if span is None:
+            return 200, headers, data
+        start, stop = int(span[1]), min(int(span[2]) + 1, len(data))
+        if start >= stop:
+            raise Refused(416, "", f"{span[0]} of {len(data)} bytes")
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+        return 206, headers, data[start:stop]
+
+    def told(
+        self, repository: Repository, what: str, revision: str, path: list[str]
+    ) -> tuple[int, dict[str, str], object]:
+        """Say what is known of a repository or bucket, or change it."""
+        is_bucket = self.url.path.startswith("/api/buckets")
+        sha, files = repository.at(revision)
+        match what:
+            case "revision":
+                return 200, {}, {"id": REPOSITORY, "sha": sha}
+            case "paths-info":
+                paths = json.loads(self.body)["paths"] if is_bucket else self.form()["paths"]
+                known = [path for path in paths if path in files]
+                entries = [described(path, files[path], is_bucket) for path in known]
+                folders = [path for path in paths if any(n.startswith(f"{path}/") for n in files)]
+                if not is_bucket:
+                    entries += [{"type": "directory", "path": p, "oid": p} for p in folders]
+                return 200, {}, entries
+            case "tree":
+                folder = "".join(f"{unquote(part)}/" for part in path)
+                return self.page(listing(files, folder, is_bucket))
+            case "preupload" | "commit" if "write" not in self.rights:
+                raise Refused(403, "", "Forbidden: you don't have the right to write here")
+            case "preupload":
+                wanted = [file["path"] for file in json.loads(self.body)["files"]]
+                modes = [
+                    {"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in wanted
+                ]
+                return 200, {}, {"files": modes}
+            case "commit":
+                return self.commit(repository, revision)
+        raise Refused(404, "", f"Sorry, we can't find the page: {self.path}")
+
+    def form(self) -> dict[str, list[str]]:
+        return parse_qs(self.body.decode())
+
+    def page(self, entries: list[dict[str, object]]) -> tuple[int, dict[str, str], object]:
+        """Return one page, and where the next one is."""
+        start = int(self.query.get("cursor", 0))
+        if start + PAGE >= len(entries):
+            return 200, {}, entries[start:]
+        query = urlencode(self.query | {"cursor": start + PAGE})
+        following = f"http://{self.headers['Host']}{self.url.path}?{query}"
+        return 200, {"Link": f'<{following}>; rel="next"'}, entries[start : start + PAGE]
+
+    def commit(self, repository: Repository, branch: str) -> tuple[int, dict[str, str], object]:
+        changes: dict[str, bytes | None] = {}
+        for line in self.body.splitlines():
+            match json.loads(line):
+                case {"key": "file", "value": {"path": path, "content": content}}:
+                    changes[path] = base64.b64decode(content, validate=True)
+                case {"key": "deletedFile", "value": {"path": path}}:
+                    changes[path] = None
+        with repository.lock:
+            sha = repository.commit(branch, changes)
+        address = f"http://{self.headers['Host']}/datasets/{REPOSITORY}/commit/{sha}"
+        return 200, {}, {"success": True, "commitOid": sha, "commitUrl": address}
+
+    def answer(self, status: int, headers: dict[str, str], content: object) -> None:
+        if content is None:
+            content = f"Redirecting to {headers['Location']}".encode()
+        elif not isinstance(content, bytes):
+            headers = headers | {"Content-Type": "application/json; charset=utf-8"}
+            content = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def sign(content: str, until: str) -> str:
+    return hmac.new(SECRET, f"{content} {until}".encode(), hashlib.sha256).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    content: dict[str, bytes]
+
+
+def main(port: str, tokens: str) -> None:
+    Handler.tokens = json.loads(tokens)
+    Handler.known = {name: Repository() for name in (REPOSITORY, BUCKET)}
+    server = Server(("127.0.0.1", int(port)), Handler)
+    server.content = {}
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
