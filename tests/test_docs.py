@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-TESTS = "python -m pip install -e '.[test]' && python -m pytest"
+TESTS = "python -m pip install -e '.[test]' && python -m pytest -n 2 --dist loadfile"
 MAIN_JOB = "python -m pip install -e . && python -m npstream demo"
 
 

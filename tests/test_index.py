@@ -363,7 +363,7 @@ def test_unhashable_and_deep_values_are_refused_or_unused():
 
 
 @pytest.mark.parametrize("which", ["zip_data", "raw_meta", "zip_meta"])
-@pytest.mark.parametrize("nbytes", [*NOT_COUNTS, DEL], ids=repr)
+@pytest.mark.parametrize("nbytes", [*NOT_COUNTS, DEL], ids=[*map(repr, NOT_COUNTS), "left out"])
 def test_bytes_of_other_files(which, nbytes):
     entry = copy.deepcopy(ENTRIES["json"])
     entry[which] = changed({"basename": "x", "bytes": 100, "hashes": {}}, "bytes", nbytes)

@@ -327,7 +327,7 @@ def test_golden_sampling(case):
 @pytest.mark.parametrize("sizes", [(2, 3, 60, 999), (9_999, 10_000, 10_001, 20_000)])
 def test_samples_are_chosen_as_numpy_does(way, sizes):
     """However NumPy chooses so many of so many, and whatever it drew before."""
-    for seed in range(4 if way == "python" else 40):
+    for seed in range(2 if way == "python" else 40):
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
             among = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}
