@@ -506,7 +506,7 @@ def test_options_lie_on_top_within_options(environment):
 
 
 def test_ocis_configuration(environment, tmp_path):
-    pytest.importorskip("ocifs")
+    pytest.importorskip("ocifs", reason="python -m pip install -e '.[oci]'")
     environment.setenv("HOME", str(tmp_path))
     assert "iam_type" not in drivers.route("oci://b@n/x", {}, 32, 60.0).options
     (tmp_path / "config").write_text("")
@@ -665,7 +665,7 @@ def examples():
 
 
 def test_what_drivers_mean():
-    pytest.importorskip("oci")
+    pytest.importorskip("oci", reason="python -m pip install -e '.[oci]'")
     for error, code, transient in examples():
         assert failures.classify(error) == (code, transient), repr(error)
 
