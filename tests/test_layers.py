@@ -27,7 +27,7 @@ DOORS = {
 }
 """Package -> the only modules that may import it."""
 
-MAX_MODULE_LINES = 400
+MAX_MODULE_LINES = 700
 MAX_FUNCTION_LINES = 60
 
 
