@@ -76,7 +76,8 @@ def build_index(
     FormatError, IntegrityError
         If a shard is damaged.
     StorageError
-        If a file cannot be read or written, or another process is making the same side-car.
+        If a file cannot be read or written, or another process is making the same side-car. If
+        there is no dataset, the error is also a FileNotFoundError.
 
     See Also
     --------

@@ -30,7 +30,65 @@ class FormatError(NpstreamError, ValueError):
 
 
 class StorageError(NpstreamError, OSError):
-    """A dataset's bytes could not be read or written."""
+    """A dataset's bytes could not be read or written.
+
+    An error with an ``errno`` is also the builtin that ``OSError`` makes of it, so that
+    ``except FileNotFoundError`` catches an absent dataset, local or remote.
+
+    Examples
+    --------
+    >>> import errno
+    >>> error = StorageError(errno.ENOENT, "there is no such file", "s3://bucket/index.json")
+    >>> isinstance(error, FileNotFoundError), isinstance(error, StorageError)
+    (True, True)
+    """
+
+    def __new__(cls, *args: Any) -> StorageError:
+        """Choose the subclass that the first of several arguments, an ``errno``, asks for."""
+        kind: type[StorageError] = cls
+        if cls is StorageError and len(args) > 1:
+            builtin = type(OSError(*args[:2]))
+            kind = next((kind for kind in _KINDS if issubclass(builtin, kind.__bases__[1])), cls)
+        return super().__new__(kind, *args)
+
+
+class StorageNotFoundError(StorageError, FileNotFoundError):
+    """There is no such file or directory."""
+
+
+class StorageExistsError(StorageError, FileExistsError):
+    """There is such a file already."""
+
+
+class StoragePermissionError(StorageError, PermissionError):
+    """The store or the operating system refuses access."""
+
+
+class StorageNotADirectoryError(StorageError, NotADirectoryError):
+    """A part of the path is not a directory."""
+
+
+class StorageIsADirectoryError(StorageError, IsADirectoryError):
+    """The path is a directory."""
+
+
+class StorageTimeoutError(StorageError, TimeoutError):
+    """No answer came within the time allowed."""
+
+
+class StorageConnectionError(StorageError, ConnectionError):
+    """The connection was refused or lost."""
+
+
+_KINDS: tuple[type[StorageError], ...] = (
+    StorageNotFoundError,
+    StorageExistsError,
+    StoragePermissionError,
+    StorageNotADirectoryError,
+    StorageIsADirectoryError,
+    StorageTimeoutError,
+    StorageConnectionError,
+)
 
 
 class IntegrityError(NpstreamError, OSError):

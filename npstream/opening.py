@@ -89,7 +89,7 @@ def open_dataset(
     FormatError
         If the index does not follow the format.
     StorageError
-        If there is none.
+        If the index cannot be read. If there is none, the error is also a FileNotFoundError.
     ValueError
         If the limit of the cache is less than any read needs; it says the least that would do.
 

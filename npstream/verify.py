@@ -88,7 +88,8 @@ def verify_dataset(
     Raises
     ------
     FormatError, StorageError
-        If the index cannot be read; all else is reported.
+        If the index cannot be read; all else is reported. If there is no index, the error is also
+        a FileNotFoundError.
 
     Examples
     --------

@@ -147,6 +147,30 @@ def test_each_server(writable):
     exercise(RemoteStore(writable.url, writable.storage_options))
 
 
+def test_what_is_absent_is_a_missing_file(place, tmp_path):
+    npstream.write(tmp_path / "data", {"x": np.arange(3)})
+    options = place.storage_options
+    for read in (npstream.open, npstream.verify_dataset, npstream.build_index):
+        with pytest.raises(StorageError) as caught:
+            read(place.url, storage_options=options)
+        assert isinstance(caught.value, FileNotFoundError)
+        assert caught.value.errno == errno.ENOENT
+        assert caught.value.filename == f"{place.url}/index.json"
+    place.put("index.json", (tmp_path / "data" / "index.json").read_bytes())
+    with pytest.raises(FileNotFoundError) as caught:
+        npstream.open(place.url, storage_options=options)[0]
+    assert caught.value.filename.endswith("/shard.00000.mds")
+    with pytest.raises(FileNotFoundError, match="was not kept"):
+        npstream.open(place.url, storage_options=options, version="0123456789abcdef")
+
+
+def test_what_is_refused_is_a_permission_error(place):
+    if place.refused:
+        with pytest.raises(PermissionError) as caught:
+            npstream.open(place.url, storage_options=place.refused)
+        assert isinstance(caught.value, StorageError)
+
+
 def test_a_server_that_only_reads(servers):
     place = servers["http"].fresh()
     place.put("part/a b", DATA)

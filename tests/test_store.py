@@ -8,6 +8,7 @@ import pathlib
 
 import pytest
 
+import npstream
 from npstream import memory
 from npstream.errors import StorageError
 from npstream.store import LocalStore, below, local_path, open_store, options_for
@@ -93,6 +94,22 @@ def test_failures_say_which_file_and_why(store, method, name, reason):
     assert caught.value.filename == store.where(name)
     assert caught.value.errno in errno.errorcode
     assert not store.exists(name)
+
+
+def test_what_is_absent_is_a_missing_file(tmp_path):
+    for read in (npstream.open, npstream.verify_dataset, npstream.build_index):
+        with pytest.raises(StorageError, match=r"index\.json") as caught:
+            read(tmp_path / "nothing")
+        assert isinstance(caught.value, FileNotFoundError)
+    assert os.listdir(tmp_path) == []
+    npstream.write(tmp_path / "data", {"x": [1]})
+    with pytest.raises(FileNotFoundError, match="was not kept"):
+        npstream.open(tmp_path / "data", version="0123456789abcdef")
+    (tmp_path / "data" / "shard.00000.mds").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard\.00000\.mds"):
+        npstream.open(tmp_path / "data")[0]
+    with pytest.raises(NotADirectoryError):
+        npstream.open(tmp_path / "data" / "index.json")
 
 
 def test_the_size_of_what_is_not_there(store):
