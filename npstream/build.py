@@ -90,8 +90,9 @@ def build_index(
     >>> place.endswith("index.msgpack")
     True
     """
-    store = open_store(url, storage_options)
-    target = store if out is None else open_store(out, options_for(url, storage_options, out))
+    store = target = open_store(url, storage_options, argument="url")
+    if out is not None:
+        target = open_store(out, options_for(url, storage_options, out), argument="out")
     index, mark = index_of(store)
     wanted = _columns(index, columns)
     packed = packed_shards(store, index)

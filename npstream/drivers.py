@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from npstream import hub
 from npstream.errors import MissingDependencyError
+from npstream.urls import is_http
 
 __all__ = [
     "SCHEMES",
     "Driver",
     "Route",
-    "is_http",
     "missing",
     "public",
     "route",
@@ -155,11 +155,6 @@ def missing(driver: Driver, error: ImportError) -> MissingDependencyError:
     absent = getattr(error.__cause__, "name", None) or error.name
     package = driver.package or absent or driver.protocol
     return MissingDependencyError(f"{driver.protocol}://", package, driver.extra)
-
-
-def is_http(url: str) -> bool:
-    """Tell whether a URL may have a query, and needs quoting."""
-    return url.lower().startswith(("http://", "https://"))
 
 
 def same_service(url: str, other: str) -> bool:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from npstream import locks, memory, sparse
 from npstream._log import log
 from npstream.errors import StorageError
+from npstream.urls import local_path
 
 __all__ = [
     "PATIENCE",
@@ -76,7 +77,7 @@ class Entry(NamedTuple):
 def default_directory() -> str:
     """Return where this user's cache is, unless somebody says otherwise."""
     if chosen := os.environ.get("NPSTREAM_CACHE"):
-        return chosen
+        return local_path(chosen, "NPSTREAM_CACHE")
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"npstream-{os.geteuid()}")
@@ -96,7 +97,7 @@ def path_of(directory: str, key: str, suffix: str) -> str:
 
 def resolve(directory: str | os.PathLike[str] | None) -> str:
     """Return the directory to use: on file systems that hosts share, each host has its own."""
-    path = os.path.abspath(os.path.expanduser(os.fspath(directory or default_directory())))
+    path = local_path(default_directory() if directory is None else directory, "cache")
     existing = path
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)

@@ -14,7 +14,8 @@ from npstream.selection import Selection
 from npstream.shards import Shards
 from npstream.sizes import parse_size
 from npstream.source import open_source
-from npstream.store import LocalStore, below, open_store, options_for
+from npstream.store import LocalStore, open_store, options_for
+from npstream.urls import below, local_path
 
 if TYPE_CHECKING:
     import os
@@ -108,12 +109,14 @@ def open_dataset(
             f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
         )
     limit = parse_size(implicit_read_limit)
+    if cache is not None:
+        cache = local_path(cache, "cache")
     where = url if split is None else below(url, split)
-    store = open_store(where, storage_options, timeout=timeout, retries=retries)
+    store = open_store(where, storage_options, timeout=timeout, retries=retries, argument="url")
     aside = None
     if index is not None:
         options = options_for(url, storage_options, index)
-        aside = open_store(index, options, timeout=timeout, retries=retries)
+        aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
     if isinstance(store, LocalStore):
         shards = Shards(read_manifest(store, None, aside, version).index, store, verify)
     else:

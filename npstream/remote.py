@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from npstream._typing import Bytes
-from npstream.drivers import SCHEMES, Route, is_http, missing, public, route
+from npstream.drivers import SCHEMES, Route, missing, public, route
 from npstream.errors import StorageError
 from npstream.failures import secrets_in, without_secrets
 from npstream.fastranges import fast_ranges
@@ -28,6 +28,7 @@ from npstream.jobs import Job, Waits, persist, results
 from npstream.memory import ensure_fits
 from npstream.patience import Patience
 from npstream.threads import Threads
+from npstream.urls import is_http
 
 if TYPE_CHECKING:
     from threading import Thread

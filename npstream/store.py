@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -11,69 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from npstream._typing import Bytes
 from npstream.errors import StorageError
 from npstream.memory import ensure_fits, map_file, open_file
+from npstream.urls import Location, local_path, location, scheme_of
 
 if TYPE_CHECKING:
     from npstream.remote import RemoteStore
 
-__all__ = ["LocalStore", "Span", "Store", "below", "local_path", "open_store", "options_for"]
+__all__ = ["LocalStore", "Span", "Store", "open_store", "options_for"]
 
 Span: TypeAlias = tuple[str, int, int]
 """A part of a file: its name, the first byte, and how many."""
 
 Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-
-
-def local_path(url: str | os.PathLike[str]) -> str:
-    """Return the local path that a URL names.
-
-    Parameters
-    ----------
-    url : str or os.PathLike
-        A path, or a ``file://`` URL.
-
-    Raises
-    ------
-    ValueError
-        If it names anything but this machine's files.
-    """
-    text = os.fspath(url)
-    if not isinstance(text, str):
-        raise TypeError(f"a path must be str or os.PathLike, not {type(url).__name__}: {url!r}")
-    match = _SCHEME.match(text)
-    if match is None:
-        return os.path.abspath(os.path.expanduser(text))
-    from urllib.parse import unquote, urlsplit
-
-    parts = urlsplit(text)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise ValueError(
-            f"{text!r} is not on this machine: this release reads and writes local directories "
-            "and file:// URLs"
-        )
-    return os.path.abspath(unquote(parts.path))
-
-
-def below(url: str | os.PathLike[str], name: str) -> str:
-    """Return the path or URL of something below another; the query of a web address stays last.
-
-    Examples
-    --------
-    >>> below("s3://bucket/corpus/", "train"), below("https://host/corpus?key=1", "train")
-    ('s3://bucket/corpus/train', 'https://host/corpus/train?key=1')
-    """
-    from npstream.drivers import is_http
-
-    text = os.fspath(url)
-    base, mark, query = text.partition("?") if is_http(text) else (text, "", "")
-    return base + "/" * (not base.endswith("/")) + name + mark + query
-
 
 def options_for(
-    url: str | os.PathLike[str],
-    storage_options: Mapping[str, Any] | None,
-    other: str | os.PathLike[str],
+    url: Location, storage_options: Mapping[str, Any] | None, other: Location
 ) -> Mapping[str, Any] | None:
     """Return the options of one URL if they are meant for another, too; else None.
 
@@ -82,17 +33,18 @@ def options_for(
     """
     from npstream.drivers import same_service
 
-    here, there = os.fspath(url), os.fspath(other)
-    is_meant = _scheme(there) not in ("", "file") and same_service(here, there)
+    here, there = location(url), location(other)
+    is_meant = scheme_of(there) not in ("", "file") and same_service(here, there)
     return storage_options if is_meant else None
 
 
 def open_store(
-    url: str | os.PathLike[str],
+    url: Location,
     storage_options: Mapping[str, Any] | None = None,
     *,
     timeout: float = 60.0,
     retries: int = 4,
+    argument: str = "path",
 ) -> Store:
     """Return the store that a path or URL names; nothing is read.
 
@@ -106,6 +58,8 @@ def open_store(
         Seconds after which a request to a remote store fails, with all its attempts.
     retries : int
         How often such a request is tried again.
+    argument : str
+        The name of the argument that the path or URL was given as, for messages.
 
     Raises
     ------
@@ -119,12 +73,12 @@ def open_store(
     >>> open_store("memory://shelf").where("a")
     'memory://shelf/a'
     """
-    text = os.fspath(url)
-    scheme = _scheme(text) if isinstance(text, str) else ""
+    text = location(url, argument)
+    scheme = scheme_of(text)
     if scheme in ("", "file"):
         if storage_options:
             raise ValueError(f"storage_options are for remote stores; {text!r} is local")
-        return LocalStore(local_path(text))
+        return LocalStore(local_path(text, argument))
     from npstream.remote import RemoteStore, known_schemes
 
     if scheme not in (known := known_schemes()):
@@ -133,18 +87,6 @@ def open_store(
             f"{', '.join(known)}"
         )
     return RemoteStore(text, storage_options, timeout, retries)
-
-
-def _scheme(text: str) -> str:
-    """Return the scheme of a URL, or nothing for a path."""
-    match = _SCHEME.match(text)
-    if match is not None:
-        return match[1].lower()
-    # What Streaming takes for Databricks, and fsspec for chains, are no local paths either.
-    if text.startswith("dbfs:/"):
-        return "dbfs:"
-    start, separator, _ = text.partition("://")
-    return start if separator and "::" in start else ""
 
 
 def _shown(url: str) -> str:

@@ -97,8 +97,8 @@ def verify_dataset(
     >>> verify_dataset("numbers").problems
     ()
     """
-    store = open_store(url, storage_options)
-    aside = store if index is None else open_store(index)
+    store = open_store(url, storage_options, argument="url")
+    aside = store if index is None else open_store(index, argument="index")
     known, mark = index_of(store)
     problems: list[str] = []
     sidecar = _open_sidecar(aside, known, mark, index is not None, problems)

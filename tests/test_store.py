@@ -11,41 +11,8 @@ import pytest
 import npstream
 from npstream import memory
 from npstream.errors import StorageError
-from npstream.store import LocalStore, below, local_path, open_store, options_for
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        ("/a/b", "/a/b"),
-        ("/a/./b/../c/", "/a/c"),
-        ("rel/x", os.path.join(os.getcwd(), "rel/x")),
-        ("~/x", os.path.expanduser("~/x")),
-        (pathlib.Path("/a"), "/a"),
-        ("file:///a/b", "/a/b"),
-        ("file://localhost/a", "/a"),
-        ("FILE:///a", "/a"),
-        ("file:///a%20b/%C3%A4", "/a b/ä"),
-        ("/a:b", "/a:b"),
-        ("c:/x", os.path.join(os.getcwd(), "c:/x")),
-    ],
-)
-def test_local_path(url, path):
-    assert local_path(url) == path
-
-
-@pytest.mark.parametrize(
-    "url", ["s3://bucket/x", "gs://x", "https://x/y", "file://host/x", "local://x", "azure-dl://x"]
-)
-def test_what_is_elsewhere_is_refused(url):
-    with pytest.raises(ValueError, match="is not on this machine"):
-        local_path(url)
-
-
-@pytest.mark.parametrize("url", [b"/a", 5, None])
-def test_what_is_no_path_is_refused(url):
-    with pytest.raises(TypeError):
-        local_path(url)
+from npstream.store import LocalStore, open_store, options_for
+from npstream.urls import local_path
 
 
 @pytest.fixture
@@ -196,16 +163,6 @@ def test_options_for_a_path_are_refused():
         open_store("/a", {"key": "x"})
     with pytest.raises(TypeError):
         open_store(b"/a")
-
-
-def test_what_lies_below():
-    assert below("data", "train") == "data/train"
-    assert below(pathlib.Path("/data"), "train") == "/data/train"
-    assert below("memory://", "train") == "memory://train"
-    assert below("s3://bucket/a?b/", "train") == "s3://bucket/a?b/train"
-    assert below("HTTPS://host/a/?key=x/y", "train") == "HTTPS://host/a/train?key=x/y"
-    where = open_store(below("https://host/a?sig=secret", "train")).where("index.json")
-    assert where == "https://host/a/train/index.json"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,234 @@
+"""Paths and URLs as arguments: each is right, or refused, and never taken for the other."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.__main__ import main
+from npstream.cache import Cache
+from npstream.store import open_store
+from npstream.urls import below, local_path, location, scheme_of
+
+
+class Shown(os.PathLike):
+    """A path of another library: what it shows, and what it gives as a path."""
+
+    def __init__(self, shown, path):
+        self.shown, self.path = shown, path
+
+    def __str__(self):
+        return self.shown
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/a/b", "/a/b"),
+        ("/a/./b/../c/", "/a/c"),
+        ("rel/x", os.path.join(os.getcwd(), "rel/x")),
+        ("~/x", os.path.expanduser("~/x")),
+        (pathlib.Path("/a"), "/a"),
+        ("file:///a/b", "/a/b"),
+        ("file://localhost/a", "/a"),
+        ("FILE:///a", "/a"),
+        ("file:///a%20b/%C3%A4", "/a b/ä"),
+        ("file:///a?b#c", "/a?b#c"),
+        ("file:/a/b", "/a/b"),
+        (pathlib.Path("file:///a/b"), "/a/b"),
+        (Shown("a path", "/a"), "/a"),
+        ("/a:b", "/a:b"),
+        ("c:/x", os.path.join(os.getcwd(), "c:/x")),
+        ("./x3:/x", os.path.join(os.getcwd(), "x3:/x")),
+        ("run:1/x", os.path.join(os.getcwd(), "run:1/x")),
+    ],
+)
+def test_local_path(url, path):
+    assert local_path(url) == path
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/x", "gs://x", "https://x/y", "file://host/x", "local://x", "azure-dl://x",
+        "dbfs:/x", "x::s3://bucket", Shown("s3://bucket/x", "bucket/x"), "s3://user:secret@x/secret",
+    ],
+)  # fmt: skip
+def test_what_is_elsewhere_is_refused(url):
+    with pytest.raises(ValueError, match=r"^cache: '.*' is not on this machine") as caught:
+        local_path(url, "cache")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", [b"/a", 5, None, Shown("b", b"/b"), ["/a"]])
+def test_what_is_no_path_is_refused(url):
+    with pytest.raises(TypeError, match=r"cache: expected str or os\.PathLike of str, not "):
+        local_path(url, "cache")
+
+
+@pytest.mark.parametrize("url", ["file://", "file:///", "file://localhost", "file:/", ""])
+def test_what_names_nothing_is_refused(url):
+    with pytest.raises(ValueError, match=r"cache.*(names no directory|is empty)"):
+        local_path(url, "cache")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3:/bucket/x", pathlib.Path("s3://bucket/x"), pathlib.Path("s3://bucket").absolute(),
+        "other3:/x", "./s3:/bucket", pathlib.Path("memory://"), "/data/HTTPS:/host/x", "x/gs:",
+    ],
+)  # fmt: skip
+def test_urls_that_lost_a_slash_are_refused(url):
+    for function in (local_path, open_store):
+        with pytest.raises(ValueError, match=r"URL .*that lost a slash.* give a URL as a str"):
+            function(url)
+
+
+def test_a_directory_that_is_named_like_a_scheme_is_read(tmp_path, monkeypatch):
+    (tmp_path / "s3:" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert local_path("./s3:/x/y") == local_path(tmp_path / "s3:/x/y") == f"{tmp_path}/s3:/x/y"
+    with pytest.raises(ValueError, match="lost a slash"):
+        local_path("s3:/x/y")
+
+
+def test_objects_that_show_a_url_are_that_url(tmp_path):
+    url = Shown("memory://shown/data", "shown/data")
+    assert npstream.write(url, {"x": [1]}).path == "memory://shown/data"
+    assert npstream.open(url, cache=tmp_path / "cache")[0] == {"x": 1}
+    assert location(url) == "memory://shown/data"
+
+
+@pytest.mark.parametrize(
+    ("url", "scheme"),
+    [("S3://b", "s3"), ("file:/a", "file"), ("c:/x", ""), ("a/b", ""), ("dbfs:/a", "dbfs:")],
+)
+def test_schemes(url, scheme):
+    assert scheme_of(url) == scheme
+
+
+def test_what_lies_below():
+    assert below("data", "train") == "data/train"
+    assert below(pathlib.Path("/data"), "train") == "/data/train"
+    assert below("memory://", "train") == "memory://train"
+    assert below("s3://bucket/a?b/", "train") == "s3://bucket/a?b/train"
+    assert below("HTTPS://host/a/?key=x/y", "train") == "HTTPS://host/a/train?key=x/y"
+    where = open_store(below("https://host/a?sig=secret", "train")).where("index.json")
+    assert where == "https://host/a/train/index.json"
+
+
+@pytest.mark.parametrize("split", ["/train", "s3://bucket/train", "file:///train", b"train", ""])
+def test_what_is_no_split(split):
+    with pytest.raises((TypeError, ValueError), match="split"):
+        npstream.open("data", split=split)
+
+
+# Every argument that takes either, or a path alone
+
+REMOTE = "memory://urls/data"
+PLACES = {
+    "open": lambda at: npstream.open(at),
+    "write": lambda at: npstream.write(at, {"x": [1]}),
+    "Writer": lambda at: npstream.Writer(at).close(),
+    "verify": lambda at: npstream.verify_dataset(at),
+    "build": lambda at: npstream.build_index(at),
+    "open index": lambda at: npstream.open(REMOTE, index=at, cache="kept"),
+    "verify index": lambda at: npstream.verify_dataset(REMOTE, index=at),
+    "build out": lambda at: npstream.build_index(REMOTE, out=at),
+}
+DIRECTORIES = {
+    "open cache": lambda at: npstream.open(REMOTE, cache=at)[0],
+    "local cache": lambda at: npstream.open("data", cache=at),
+    "Cache": Cache,
+    "info": npstream.cache.info,
+    "clear": npstream.cache.clear,
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Change to a directory that holds a dataset, and a store that holds another."""
+    monkeypatch.chdir(tmp_path)
+    npstream.write("data", {"x": [1]})
+    if not open_store(REMOTE).exists("index.json"):
+        npstream.write(REMOTE, {"x": [1]})
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"out", b"s3://bucket/out", pathlib.Path("s3://bucket/out"), "s3:/bucket/out", "",
+        pathlib.Path("s3://bucket/out").absolute(), "nothing://bucket/out", "file://host/out", 5,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_wrong_place_makes_nothing(place, wrong, here):
+    with pytest.raises((TypeError, ValueError)):
+        PLACES[place](wrong)
+    assert set(os.listdir(here)) <= {"data", "kept"}
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "s3://bucket/cache", "memory://cache", b"cache", pathlib.Path("s3://bucket"), "gs:/b", "",
+        pathlib.Path("az://container").absolute(), "https://host/cache", "file://host/cache", 5,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_wrong_directory_makes_nothing(directory, wrong, here):
+    with pytest.raises((TypeError, ValueError), match=r"^cache"):
+        DIRECTORIES[directory](wrong)
+    assert os.listdir(here) == ["data"]
+
+
+def test_the_command_line_makes_nothing(here, capsys):
+    for command in (["cache", "info"], ["cache", "clear"], ["cache", "fetch", REMOTE, "--cache"]):
+        assert main([*command, "s3://bucket/cache"]) != 0
+        assert "cache: 's3://...' is not on this machine" in capsys.readouterr().err
+    assert os.listdir(here) == ["data"]
+
+
+@pytest.mark.parametrize("wrong", ["s3://bucket/cache", "gs:/bucket", "file://host/cache"])
+def test_a_wrong_directory_in_the_environment_makes_nothing(wrong, here, monkeypatch):
+    monkeypatch.setenv("NPSTREAM_CACHE", wrong)
+    uses = [
+        lambda: npstream.open(REMOTE),
+        npstream.cache.info,
+        npstream.cache.clear,
+        lambda: npstream.build_index(REMOTE, out="memory://urls/aside"),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="NPSTREAM_CACHE"):
+            use()
+    assert os.listdir(here) == ["data"]
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}", "path"])
+def test_right_places(form, here, monkeypatch):
+    def at(name):
+        path = here / name
+        return path if form == "path" else form.format(path)
+
+    written = {"x": np.arange(5)}
+    assert npstream.write(at("one"), written).path == str(here / "one")
+    assert npstream.open(at("one"))["x"].load().tolist() == [0, 1, 2, 3, 4]
+    assert npstream.build_index(at("one"), out=at("aside")) == str(here / "aside/index.msgpack")
+    assert npstream.verify_dataset(at("one"), index=at("aside")).problems == ()
+    assert npstream.open(REMOTE, cache=at("cache"))[0] == {"x": 1}
+    assert npstream.cache.info(at("cache")).directory == str(here / "cache")
+    assert npstream.cache.info(at("cache")).files > 0
+    monkeypatch.setenv("NPSTREAM_CACHE", str(at("chosen")))
+    assert Cache().directory == str(here / "chosen")
+    assert set(os.listdir(here)) == {"data", "one", "aside", "cache", "chosen"}
