@@ -8,6 +8,7 @@ on its own, as npstream does that under one deadline for all of them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -214,6 +215,18 @@ def _s3_options(need: Need) -> Options:
 
 def _s3_tame(filesystem: Any) -> None:
     filesystem.retries = 1
+    if not filesystem.version_aware:
+        # It cuts the name of a version off each key, and then reads the newest.
+        filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionId=")
+
+
+def _split_path(
+    split: Callable[..., Any], mark: str, path: str, **options: Any
+) -> tuple[str, str, None]:
+    """Return a bucket and a key from a path, all of which names the object."""
+    bucket, key, _ = split(path, **options)
+    _, found, rest = path.partition(mark)
+    return bucket, f"{key}{found}{rest}", None
 
 
 def _gcs_hmac_options(need: Need) -> Options:
@@ -237,12 +250,25 @@ def _gcs_load() -> Any:
     return type(base)("GCSFileSystem", (base,), {"_request": request})
 
 
+def _azure_load() -> Any:
+    """Return adlfs, which takes the paths that it is given for names and not for URLs."""
+    base = import_module("adlfs").AzureBlobFileSystem
+
+    def strip(cls: Any, path: Any) -> Any:
+        is_name = isinstance(path, str) and re.match("[a-z]+://", path) is None
+        return path.lstrip("/") if is_name else base._strip_protocol(path)
+
+    return type(base)("AzureBlobFileSystem", (base,), {"_strip_protocol": classmethod(strip)})
+
+
 def _azure_options(need: Need) -> Options:
     return {"connection_timeout": need.timeout, "read_timeout": need.timeout}
 
 
 def _azure_tame(filesystem: Any) -> None:
     filesystem.service_client._config.retry_policy.total_retries = 0
+    if not filesystem.version_aware:
+        filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionid=")
 
 
 def _oci_options(need: Need) -> Options:
@@ -329,7 +355,7 @@ _GCS_HMAC = Driver(
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
-    options=_azure_options, tame=_azure_tame,
+    options=_azure_options, load=_azure_load, tame=_azure_tame,
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},

@@ -42,6 +42,9 @@ WHOLE_REQUEST = 1 << 23
 
 _REQUESTS = 32
 
+_PATH = "path"
+"""Stands for a path in the URLs that drivers parse."""
+
 _SIGNS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "content_md5")
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
@@ -63,6 +66,11 @@ class RemoteStore:
         16 MiB in one piece has proportionally more.
     retries : int
         How often a request is tried again after a failure that may pass.
+
+    Raises
+    ------
+    ValueError
+        If a setting makes no sense, or a web address has a fragment.
 
     Attributes
     ----------
@@ -90,6 +98,11 @@ class RemoteStore:
             raise ValueError(f"timeout={timeout}: expected seconds, more than 0")
         if retries < 0:
             raise ValueError(f"retries={retries}: expected 0 or more")
+        if is_http(url) and "#" in url:
+            raise ValueError(
+                f"{public(url.partition('#')[0])!r}: a '#' begins a fragment, which is not sent to "
+                "servers: where it is part of a name, write %23"
+            )
         self._url = url
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
@@ -234,8 +247,8 @@ class _Link:
         self._blocking = not getattr(kind, "async_impl", False)
         self._read = self.route.driver.read or fast_ranges(kind)
         self._quotes = is_http(url)
-        self._base = str(kind._strip_protocol(self.route.url)).rstrip("/")
-        options = {**kind._get_kwargs_from_urls(self.route.url), **self.route.options}
+        self._base, given = _parsed(kind, self.route.url)
+        options = {**given, **self.route.options}
         self._threads = Threads(partial(_make, kind, options, self.route), self.route.driver.end)
         # fsspec's own way of listing leaves out what it could not list.
         self.strict = {"on_error": "raise"} if _lists_by_walking(kind) else {}
@@ -353,6 +366,19 @@ def _filesystem_class(found: Route) -> Any:
         return driver.load() if driver.load else get_filesystem_class(driver.protocol)
     except ImportError as error:
         raise missing(driver, error) from error
+
+
+def _parsed(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
+    """Return a URL's path as a driver names it, and the options that stand in the URL.
+
+    The driver parses the URL with another path in place of its own. So whatever characters a path
+    has, "#" and "?" among them, are those of its name, for every driver.
+    """
+    scheme, _, rest = url.partition("://")
+    authority, _, path = rest.partition("/")
+    stem = f"{scheme}://{authority}/{_PATH}"
+    base = str(kind._strip_protocol(stem)).removesuffix(_PATH)
+    return (base + path).rstrip("/"), kind._get_kwargs_from_urls(stem)
 
 
 def _make(kind: Any, options: Mapping[str, Any], found: Route) -> Any:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from urllib.parse import quote
 
 import fsspec
 import fsspec.asyn
@@ -169,6 +170,52 @@ def test_what_is_refused_is_a_permission_error(place):
         with pytest.raises(PermissionError) as caught:
             npstream.open(place.url, storage_options=place.refused)
         assert isinstance(caught.value, StorageError)
+
+
+ODD = [
+    "#", "a?b#c", "a#b?c=1&d", "a?versionId=1", "a?versionid=1", "a%20%b", "ä日本 *[b]{c}+~",
+    "a@b:c;d=e,'\"|^$HOME!...",
+]  # fmt: skip
+ODD_FILE = "#?%20+&[*] ä.bin"
+
+
+def test_odd_characters_in_a_path(writable):
+    place, options = writable, writable.storage_options
+    odd = [*ODD, "a//b", "a\\b"] if place.server.name == "gcs" else ODD  # others change these
+    for number, name in enumerate(odd):
+        RemoteStore(f"{place.url}/{name}/ds", options).put(ODD_FILE, DATA[: number + 1])
+    above = RemoteStore(place.url, options)
+    assert dict(above.names()) == {f"{name}/ds/{ODD_FILE}": k for k, name in enumerate(odd, 1)}
+    for size, name in enumerate(odd, 1):
+        store = RemoteStore(f"{place.url}/{name}/ds/", options)
+        assert store.exist([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
+        assert store.ranges([(ODD_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
+        assert store.read(ODD_FILE) == DATA[:size]
+        assert list(store.names()) == [(ODD_FILE, size)]
+    store.remove(ODD_FILE)
+    assert len(list(above.names())) == len(odd) - 1
+
+
+def test_odd_characters_in_a_web_address(servers):
+    place = servers["http"].fresh()
+    for size, name in enumerate(ODD, 1):
+        place.put(f"{name}/ds/{ODD_FILE}", DATA[:size])
+        store = RemoteStore(f"{place.url}/{quote(name)}/ds/", place.storage_options)
+        assert store.exist([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
+        assert store.read(ODD_FILE) == DATA[:size]
+        assert list(store.names()) == [(ODD_FILE, size)]
+    with pytest.raises(ValueError, match=r"'https://host/a': .*fragment.*write %23"):
+        open_store("https://host/a#b?sig=secret")
+
+
+def test_a_dataset_in_an_odd_place(tmp_path):
+    url = "memory://odd/a#b?c=1%20[*]&ä+/x y"
+    npstream.write(url, {"# a?": np.arange(50)})
+    ds = npstream.open(url, cache=tmp_path)
+    assert ds["# a?"].max() == 49
+    assert ds[7] == {"# a?": 7}
+    assert npstream.verify_dataset(url).problems == ()
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_a_server_that_only_reads(servers):
