@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from npstream.errors import NpstreamError
+from npstream.redaction import redact, url_secrets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments
         The command line's words; by default those of this process.
     """
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = parser(words).parse_args(words)
     try:
         return options.command(options) or 0
     except (NpstreamError, OSError, ValueError) as error:
@@ -25,11 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    root = argparse.ArgumentParser(
-        prog="npstream", description="Training data as a lazily loaded NumPy array."
-    )
+def parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command line, given its words."""
+
+    class Parser(argparse.ArgumentParser):
+        """A parser that repeats no secret of a URL when it refuses a word."""
+
+        def error(self, message: str) -> NoReturn:
+            super().error(redact(message, (part for word in words for part in url_secrets(word))))
+
+    root = Parser(prog="npstream", description="Training data as a lazily loaded NumPy array.")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="a tour over the sources of Python's library")

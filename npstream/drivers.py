@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 
 from npstream import hub
 from npstream.errors import MissingDependencyError
@@ -26,7 +26,6 @@ __all__ = [
     "Driver",
     "Route",
     "missing",
-    "public",
     "route",
     "same_service",
 ]
@@ -34,7 +33,8 @@ __all__ = [
 Options = dict[str, Any]
 
 
-class Need(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Need:
     """What a driver's options may depend on.
 
     Attributes
@@ -49,8 +49,8 @@ class Need(NamedTuple):
         How many seconds one may take.
     """
 
-    bucket: str
-    given: Options
+    bucket: str = field(repr=False)
+    given: Options = field(repr=False)
     width: int
     timeout: float
 
@@ -114,8 +114,8 @@ class Route:
     """A URL as its driver is to have it."""
 
     driver: Driver
-    url: str
-    options: Options
+    url: str = field(repr=False)  # as there may be secrets in it
+    options: Options = field(repr=False)
 
 
 def route(url: str, storage_options: Mapping[str, Any], width: int, timeout: float) -> Route:
@@ -171,18 +171,6 @@ def same_service(url: str, other: str) -> bool:
         return (one.lower(), here.partition("/")[0]) == (two.lower(), there.partition("/")[0])
     one, two = one.lower(), two.lower()
     return SCHEMES.get(one, one) == SCHEMES.get(two, two)
-
-
-def public(url: str) -> str:
-    """Return a URL without what may be secret in it, and without a slash at its end."""
-    scheme, _, rest = url.partition("://")
-    if is_http(url):
-        rest = rest.partition("?")[0]
-    place, slash, path = rest.partition("/")
-    user, at, host = place.rpartition("@")
-    if is_http(url) or ":" in user:
-        user, at = "", ""
-    return f"{scheme}://{user}{at}{host}{slash}{path}".rstrip("/")
 
 
 def _is_set(*names: str) -> bool:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Cause", "classify", "is_secret", "secrets_in", "without_secrets"]
+__all__ = ["Cause", "classify"]
 
 
 class Cause(NamedTuple):
@@ -188,33 +187,3 @@ def _word(error: BaseException) -> str:
     response = getattr(error, "response", None)
     details = response.get("Error") if isinstance(response, Mapping) else None
     return str(details.get("Code", "")) if isinstance(details, Mapping) else ""
-
-
-_SECRET_NAME = re.compile(r"key|secret|token|pass|cred|sas|connection|auth|sign|cookie", re.I)
-_QUERY = re.compile(r"\?[^\s'\"<>)\]]+=[^\s'\"<>)\]]*")
-_USER = re.compile(r"://[^/\s'\"@]+@")
-_IN_STRING = re.compile(r"((?:Account|SharedAccess)(?:Key|Signature))=[^;\s'\"]+", re.I)
-
-
-def is_secret(name: str) -> bool:
-    """Tell whether an option of that name may hold a secret."""
-    return _SECRET_NAME.search(name) is not None
-
-
-def secrets_in(options: Mapping[str, Any]) -> list[str]:
-    """Return the strings among a driver's options that may be secrets."""
-    found = []
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            found += secrets_in(value)
-        elif isinstance(value, str) and len(value) > 3 and is_secret(name):
-            found.append(value)
-    return found
-
-
-def without_secrets(text: str, secrets: list[str]) -> str:
-    """Return a message without secrets, users, passwords and the queries of URLs."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    text = _IN_STRING.sub(r"\1=***", _USER.sub("://", text))
-    return _QUERY.sub("", text)

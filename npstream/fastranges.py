@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from npstream._log import log
-from npstream.failures import classify, without_secrets
+from npstream.failures import classify
 
 __all__ = ["FastRanges", "fast_ranges"]
 
@@ -55,18 +55,20 @@ _started: set[int] = set()
 """The processes in which obstore has threads: this one, or one that it was forked from."""
 
 
-def fast_ranges(kind: type) -> FastRanges | None:
+def fast_ranges(kind: type, redact: Callable[[str], str]) -> FastRanges | None:
     """Return what reads ranges instead of a driver, or None.
 
     Parameters
     ----------
     kind : type
         The driver's class.
+    redact : callable
+        Returns a message without secrets.
 
     Examples
     --------
     >>> from fsspec.implementations.memory import MemoryFileSystem
-    >>> fast_ranges(MemoryFileSystem) is None
+    >>> fast_ranges(MemoryFileSystem, str) is None
     True
     """
     wanted = os.environ.get("NPSTREAM_OBSTORE", "")
@@ -76,7 +78,7 @@ def fast_ranges(kind: type) -> FastRanges | None:
     is_s3fs = kind.__module__.partition(".")[0] == "s3fs"
     if not is_s3fs or wanted == "0" or find_spec("obstore") is None:
         return None
-    return FastRanges()
+    return FastRanges(redact)
 
 
 class FastRanges:
@@ -88,8 +90,9 @@ class FastRanges:
         "watching" s3fs, "trying" obstore, "proven" when that has read something, or "off".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, redact: Callable[[str], str]) -> None:
         self.state = "watching"
+        self._redact = redact
         self._reads = 0
         self._client: Any = None
         self._sent: Any = None
@@ -174,7 +177,7 @@ class FastRanges:
 
     def _give_up(self, reason: str) -> None:
         if self.state != "off":
-            log("ranges are read by s3fs, not obstore: %s", without_secrets(reason, [])[:300])
+            log("ranges are read by s3fs, not obstore: %s", self._redact(reason)[:300])
         self.state = "off"
         self._stop_watching()
 

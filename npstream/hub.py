@@ -7,13 +7,21 @@ addresses, credentials, the client and the meaning of errors are still its; so i
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from npstream.redaction import redact
 from npstream.threads import Threads
 
+if TYPE_CHECKING:
+    from logging import LogRecord
+
 __all__ = ["connect", "load"]
+
+_asking: ContextVar[bool] = ContextVar("_asking", default=False)
+"""Whether a request of this module's is under way."""
 
 
 def load() -> Any:
@@ -43,8 +51,18 @@ def connect(filesystem: Any) -> None:
     request it asks the Hub for first, while all others would wait.
     """
     filesystem.client = import_module("huggingface_hub").get_async_session()
+    package = type(filesystem.client).__module__.partition(".")[0]
+    import_module("logging").getLogger(package).addFilter(_unsigned)
     filesystem.threads = Threads(lambda: None, lambda _: None)
     filesystem.credentials = _credentials(filesystem.token)
+
+
+def _unsigned(record: LogRecord) -> bool:
+    """Take the signatures out of the addresses of our requests, which the client writes down."""
+    if _asking.get() and isinstance(record.args, tuple):
+        kept = (int, float)
+        record.args = tuple(a if isinstance(a, kept) else redact(str(a), ()) for a in record.args)
+    return True
 
 
 def _credentials(token: str | bool | None) -> dict[str, str]:
@@ -69,6 +87,7 @@ async def _ask(filesystem: Any, method: str, url: str, **options: Any) -> Any:
 
 async def _send(filesystem: Any, method: str, url: str, **options: Any) -> Any:
     headers = {**filesystem.credentials, **options.pop("headers", {})}
+    _asking.set(True)  # for as long as this task of the event loop runs
     try:
         return await filesystem.client.request(method, url, headers=headers, **options)
     except import_module("huggingface_hub.errors").HTTPError as error:

@@ -144,7 +144,7 @@ def _through(store: Store, cache: Cache | None, name: str, version: str) -> byte
     """Return a file of a known version, out of the cache if it is there."""
     if cache is None:
         return store.read(name)
-    key = _hash(repr((store.root, name, version)).encode())
+    key = _hash(repr((store.identity, name, version)).encode())
     text = cache.fetch(key)
     if text is None:
         text = store.read(name)

@@ -147,7 +147,7 @@ def _open_remote(
 
     cache = Cache(*kept)
     found = read_manifest(store, cache, aside, version)
-    files = RemoteFiles(found.index, store.root, cache, found.identity, found.sidecar)
+    files = RemoteFiles(found.index, store.identity, cache, found.identity, found.sidecar)
     if cache.limit is not None:
         cache.require(files.least())
     return RemoteShards(store, files, verify)

@@ -14,19 +14,19 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
 
 from npstream._typing import Bytes
-from npstream.drivers import SCHEMES, Route, missing, public, route
-from npstream.errors import StorageError
-from npstream.failures import secrets_in, without_secrets
+from npstream.drivers import SCHEMES, Route, missing, route
+from npstream.errors import NpstreamError, StorageError
 from npstream.fastranges import fast_ranges
 from npstream.jobs import Job, Waits, persist, results
 from npstream.memory import ensure_fits
 from npstream.patience import Patience
+from npstream.redaction import Redactor, place_hash, redacted_url
 from npstream.threads import Threads
 from npstream.urls import is_http
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from threading import Thread
 
 __all__ = ["RemoteStore", "known_schemes"]
+
+T = TypeVar("T")
 
 Span = tuple[str, int, int]
 
@@ -75,7 +77,9 @@ class RemoteStore:
     Attributes
     ----------
     root : str
-        The URL without user, password and query.
+        The URL without what may be secret in it, for messages.
+    identity : str
+        A hash that tells it from other places.
 
     Examples
     --------
@@ -100,13 +104,14 @@ class RemoteStore:
             raise ValueError(f"retries={retries}: expected 0 or more")
         if is_http(url) and "#" in url:
             raise ValueError(
-                f"{public(url.partition('#')[0])!r}: a '#' begins a fragment, which is not sent to "
+                f"{redacted_url(url)!r}: a '#' begins a fragment, which is not sent to "
                 "servers: where it is part of a name, write %23"
             )
         self._url = url
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
-        self.root = public(url)
+        self.root = redacted_url(url)
+        self.identity = place_hash(url)
         self._waits, self.patience = Waits(self.root), Patience()
         self._links: dict[int, _Link] = {}
 
@@ -237,18 +242,21 @@ class _Link:
         from fsspec.asyn import get_loop
 
         self.pid = os.getpid()
+        self._where = redacted_url(url)
         self.loop: asyncio.AbstractEventLoop = get_loop()
         base, _, self._query = url.partition("?") if is_http(url) else (url, "", "")
-        self.route = route(base, storage_options, requests_at_once(), timeout)
-        self.width = min(requests_at_once(), self.route.driver.width)
+        most = requests_at_once()
+        self._redactor = Redactor(url, storage_options)
+        self.route = self._asked(lambda: route(base, storage_options, most, timeout))
+        self._redactor = Redactor(url, self.route.options)
+        self.width = min(most, self.route.driver.width)
         self.slots = asyncio.Semaphore(self.width)
-        self._secrets = secrets_in(self.route.options)
-        kind = _filesystem_class(self.route)
+        kind = self._asked(lambda: _filesystem_class(self.route))
         self._blocking = not getattr(kind, "async_impl", False)
-        self._read = self.route.driver.read or fast_ranges(kind)
+        self._read = self.route.driver.read or fast_ranges(kind, self._redactor)
         self._quotes = is_http(url)
-        self._base, given = _parsed(kind, self.route.url)
-        options = {**given, **self.route.options}
+        self._base, in_url = self._asked(lambda: _parsed(kind, self.route.url))
+        options = {**in_url, **self.route.options}
         self._threads = Threads(partial(_make, kind, options, self.route), self.route.driver.end)
         # fsspec's own way of listing leaves out what it could not list.
         self.strict = {"on_error": "raise"} if _lists_by_walking(kind) else {}
@@ -337,8 +345,20 @@ class _Link:
 
     def describe(self, error: BaseException) -> str:
         """Say what a driver's exception says, without secrets."""
-        text = without_secrets(" ".join(str(error).split()), self._secrets)
-        return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+        return self._redactor.describe(error)
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """Return what a driver says of the URL and the options, or raise in its place."""
+        try:
+            return ask()
+        except NpstreamError:
+            raise
+        except Exception as error:
+            reason = self.describe(error)
+        # Out here the driver's exception, which may tell secrets, is not this one's context.
+        code = errno.EINVAL
+        what = "the driver does not understand the URL or its options"
+        raise StorageError(code, f"{os.strerror(code)}: {what}: {reason}", self._where)
 
 
 def known_schemes() -> list[str]:

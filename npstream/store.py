@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 from npstream._typing import Bytes
 from npstream.errors import StorageError
 from npstream.memory import ensure_fits, map_file, open_file
+from npstream.redaction import redacted_url
 from npstream.urls import Location, local_path, location, scheme_of
 
 if TYPE_CHECKING:
@@ -77,22 +78,17 @@ def open_store(
     scheme = scheme_of(text)
     if scheme in ("", "file"):
         if storage_options:
-            raise ValueError(f"storage_options are for remote stores; {text!r} is local")
+            shown = redacted_url(text)
+            raise ValueError(f"storage_options are for remote stores; {shown!r} is local")
         return LocalStore(local_path(text, argument))
     from npstream.remote import RemoteStore, known_schemes
 
     if scheme not in (known := known_schemes()):
         raise ValueError(
-            f"{_shown(text)}: unknown scheme {scheme!r}; expected a local path, or a URL of one of "
-            f"{', '.join(known)}"
+            f"{redacted_url(text)!r}: unknown scheme {scheme!r}; expected a local path, or a URL "
+            f"of one of {', '.join(known)}"
         )
     return RemoteStore(text, storage_options, timeout, retries)
-
-
-def _shown(url: str) -> str:
-    """Return a URL of an unknown scheme as far as it holds no secrets."""
-    scheme, separator, _ = url.partition("://")
-    return repr(f"{scheme}://..." if separator else url)
 
 
 class LocalStore:
@@ -101,7 +97,7 @@ class LocalStore:
     is_local = True
 
     def __init__(self, root: str) -> None:
-        self.root = root
+        self.root = self.identity = root
 
     def where(self, name: str) -> str:
         """Return the place of a file, for messages and for reading."""

@@ -11,6 +11,8 @@ import re
 from typing import TypeAlias
 from urllib.parse import unquote
 
+from npstream.redaction import redacted_url
+
 __all__ = ["Location", "below", "is_http", "local_path", "location", "scheme_of"]
 
 Location: TypeAlias = "str | os.PathLike[str]"
@@ -125,7 +127,7 @@ def local_path(given: Location, argument: str = "path") -> str:
             "its file:// URL"
         )
     if not slash or not path.strip("/"):
-        raise ValueError(f"{argument}: {text!r} names no directory")
+        raise ValueError(f"{argument}: {redacted_url(text)!r} names no directory")
     return os.path.abspath("/" + unquote(path))
 
 
@@ -134,9 +136,10 @@ def _check_parts(path: str, argument: str) -> None:
     parts = path.split("/")
     for number, part in enumerate(parts):
         if _STORES.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
+            shown = redacted_url("/".join(parts[number:]))
             raise ValueError(
-                f"{argument}: {path!r} has a URL in it that lost a slash, as in pathlib.Path: give "
-                f"a URL as a str that begins with '{part}//'"
+                f"{argument}: {shown!r} is a URL that lost a slash, as in pathlib.Path: give a URL "
+                f"as a str that begins with '{part}//'"
             )
 
 

@@ -105,7 +105,7 @@ def test_it_can_be_turned_off(place, monkeypatch, value):
 def test_a_setting_that_is_none(monkeypatch):
     monkeypatch.setenv("NPSTREAM_OBSTORE", "no")
     with pytest.raises(ValueError, match="NPSTREAM_OBSTORE='no': expected 0 or 1"):
-        fast_ranges(object)
+        fast_ranges(object, str)
 
 
 def test_where_it_is_not_installed(place, monkeypatch):

@@ -54,6 +54,16 @@ def test_shards_come_from_the_cdn_which_gets_no_token(servers: Servers, place: P
     assert proxy.log[1].path.startswith("/cdn/")
 
 
+def test_the_log_has_no_signatures(servers: Servers, place: Place, caplog):
+    place.put("shard.mds", DATA)
+    proxy = servers.proxy("hf")
+    with caplog.at_level(logging.INFO):
+        store_at(place.through(proxy)).ranges([("shard.mds", 700, 9)])
+    assert "?" in proxy.log[1].path
+    assert "/cdn/" in caplog.text
+    assert "?" not in caplog.text
+
+
 def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, place: Place):
     place.put("index.json", b"{}")
     proxy = servers.proxy("hf")

@@ -1,0 +1,317 @@
+"""Keep secrets out of text: those in URLs, in drivers' options, and in the environment.
+
+Drivers quote what they were given: a bucket's name with a key in front of it, an address with its
+query, a header. So whatever a driver says passes through a `Redactor` before it is shown, and
+URLs are shown as `redacted_url` returns them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+__all__ = ["Redactor", "place_hash", "redact", "redacted_url", "secret_strings", "url_secrets"]
+
+MASK = "***"
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*:/{1,2}")
+"""Also with one slash, which is a slip, and of a chain of several."""
+
+_HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
+"""A host, or a bucket, with or without a port."""
+
+_WITH_USER = {"sftp", "ssh", "ftp", "oci", "az", "abfs", "abfss", "azure", "azure-dl", "adl"}
+"""Schemes where what stands before an ``@`` is a user, a bucket or a container."""
+
+_WITH_PORT = {"http", "https", "sftp", "ssh", "ftp", "smb", "webdav", "webhdfs", "hdfs"}
+"""Schemes whose URLs name a host, and so may have a port."""
+
+_SECRET_NAME = re.compile(
+    r"key|secret|token|pass|pwd|cred|sas|connection|auth|sign|cookie|header|private|bearer|jwt",
+    re.IGNORECASE,
+)
+_PUBLIC_NAME = re.compile(
+    r"(?:\w*_)?(?:url|uri|host|hostname|endpoint|port|region|region_name|bucket|container|project"
+    r"|namespace|profile|user|username|account_name|account_host|protocol|location|encoding"
+    r"|compartment_id|revision|signature_version|addressing_style|checksum_calculation"
+    r"|checksum_validation|access|consistency|filename|file|cert|bundle|config)",
+    re.IGNORECASE,
+)
+"""Options that say where something is or how to talk to it; users need them to understand errors.
+
+Of their values only what is secret in a URL is left out. All other values are left out whole.
+"""
+
+_WORDS = {
+    *("true", "false", "none", "null", "auto", "default"),
+    *("anon", "cloud", "google_default", "browser", "cache"),  # of gcsfs's token
+}
+"""Values that are no secrets whatever the option is called."""
+
+_SHORTEST, _SHORT = 3, 6
+"""Strings below the first length are no secrets; those below the other must stand alone."""
+
+_DEPTH, _MOST = 6, 2000
+"""How deep and how far options are searched: objects among them may refer to the whole program."""
+
+_LONGEST = 1 << 16
+"""Characters of an exception's text that are looked at."""
+
+_CREDENTIALS = re.compile(r"\b(Basic|Bearer|Signature|SharedKey)\s+[\w+/=.~:-]{6,}", re.IGNORECASE)
+_FIELD = re.compile(r"((?:Account|SharedAccess)(?:Key|Signature))=[^;\s'\"]+", re.IGNORECASE)
+_USER = re.compile(r"://[^/\s'\"@]+@")
+_QUERY = re.compile(r"[?#][^\s'\"<>)\]]+=[^\s'\"<>)\]]*")
+_DELIMITERS = re.compile(r"[/@:?#&;,\s]+")
+_PAIRS = re.compile(r"\s*\w+=[^;]*(?:;\s*\w+=[^;]*)+;?\s*")
+
+
+def redacted_url(url: str) -> str:
+    """Return a URL without user, password, parameters, query and fragment, for messages.
+
+    A user stays where the scheme has one that is no secret, unless there is a password. What is
+    no URL is returned as it is.
+
+    Examples
+    --------
+    >>> redacted_url("s3://KEY:SECRET@bucket/corpus/"), redacted_url("sftp://me@host/a")
+    ('s3://bucket/corpus', 'sftp://me@host/a')
+    >>> redacted_url("https://host/corpus?sig=abc"), redacted_url("az://box/corpus?sig=abc")
+    ('https://host/corpus', 'az://box/corpus?***')
+    """
+    begin, scheme, user, rest = _split(url)
+    if not scheme:
+        return url
+    path, mark, _ = _cut(rest)
+    host, slash, below = path.partition("/")
+    if ":" in host and _HOST.fullmatch(host) is None:
+        host = MASK
+    if user and ":" not in user and scheme in _WITH_USER:
+        host = f"{user}@{host}"
+    below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
+    shown = f"{begin}{host}{slash}{below}".rstrip("/")
+    # The names of files come after the path, so of an address on the web that is all to show.
+    return f"{shown}{mark}{MASK}" if mark and scheme not in ("http", "https") else shown
+
+
+def _split(url: str) -> tuple[str, str, str, str]:
+    """Split a URL into its beginning, which is empty without a scheme, scheme, user and rest.
+
+    A password that should have been quoted may hold any character.
+    """
+    match = _SCHEME.match(url)
+    begin = "" if match is None else match[0]
+    scheme, rest = begin.partition(":")[0].lower(), url[len(begin) :]
+    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in place:
+        user, _, host = place.rpartition("@")
+        return begin, scheme, user, host + rest[len(place) :]
+    has_port = _HOST.fullmatch(place) is not None and scheme in _WITH_PORT
+    if ":" in place and "@" in rest and not has_port:
+        user, _, rest = rest.rpartition("@")
+        return begin, scheme, user, rest
+    return begin, scheme, "", rest
+
+
+def _cut(rest: str) -> tuple[str, str, str]:
+    """Split the rest of a URL into its path, the mark that ends it, and what follows."""
+    match = re.search(r"[?#]", rest)
+    return (
+        (rest, "", "") if match is None else (rest[: match.start()], match[0], rest[match.end() :])
+    )
+
+
+def place_hash(url: str) -> str:
+    """Return a hash that tells the place of a URL from others, where `redacted_url` may not.
+
+    Examples
+    --------
+    >>> place_hash("sftp://host/a#1") == place_hash("sftp://host/a#2")
+    False
+    >>> place_hash("https://host/a?sig=1") == place_hash("https://host/a?sig=2")
+    True
+    """
+    from hashlib import blake2b
+
+    begin, scheme, user, rest = _split(url)
+    if scheme in ("http", "https"):
+        rest = _cut(rest)[0]
+    if ":" in user or scheme not in _WITH_USER:
+        user = ""
+    place = "\0".join((begin, user, rest.rstrip("/")))
+    return blake2b(place.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def url_secrets(url: str) -> Iterator[str]:
+    """Yield the parts of a URL that may be secrets, also as a driver may take them apart."""
+    begin, scheme, user, rest = _split(url)
+    name, colon, password = user.partition(":")
+    if colon:
+        yield from (user, password, *_pieces(password))
+    if user and (colon or scheme not in _WITH_USER):
+        yield name
+    path, _, extra = _cut(rest)
+    for text in (extra, *(part.partition(";")[2] for part in path.split("/"))):
+        yield text
+        for pair in re.split(r"[?#&;]", text):
+            name, mark, value = pair.partition("=")
+            secret = value if mark else name
+            yield from (secret, *_pieces(secret))
+    host, _, _ = path.partition("/")
+    if begin and ":" in host and _HOST.fullmatch(host) is None:
+        yield from (host, host.partition(":")[2])
+
+
+def secret_strings(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the strings among a driver's options that may be secrets, also within objects."""
+    budget = [_MOST]
+    for name, value in options.items():
+        yield from _leaves(str(name), value, False, True, _DEPTH, budget)
+
+
+def _leaves(
+    name: str, value: Any, hidden: bool, given: bool, depth: int, budget: list[int]
+) -> Iterator[str]:
+    """Yield the secrets in an option.
+
+    `hidden` says whether it is part of one that is secret, `given` whether the user wrote it:
+    objects have many strings of their own, of which only those are taken whose names say so.
+    """
+    budget[0] -= 1
+    if depth == 0 or budget[0] < 0:
+        return
+    hidden = hidden or (_is_secret(name) and _PUBLIC_NAME.fullmatch(name) is None)
+    if isinstance(value, bytes | bytearray):
+        value = bytes(value).decode("latin-1")
+    if isinstance(value, str):
+        yield from _secrets_of(name, value, hidden, given)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(str(key), inner, hidden, given, depth - 1, budget)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _leaves(name, inner, hidden, given, depth - 1, budget)
+    elif isinstance(value, int):
+        if hidden and not isinstance(value, bool):
+            yield str(value)
+    elif value is not None and not isinstance(value, type | float):
+        for key, inner in _attributes(value):
+            here = hidden and isinstance(inner, str | bytes)
+            yield from _leaves(key, inner, here, False, depth - 1, budget)
+
+
+def _attributes(value: object) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that an object itself holds; nothing of it is called."""
+    own = getattr(value, "__dict__", None)
+    yield from list(own.items()) if isinstance(own, dict) else ()
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            member = kind.__dict__.get(slot)
+            if member is not None:
+                try:
+                    yield slot, member.__get__(value)
+                except AttributeError:
+                    continue  # not set
+
+
+def _secrets_of(name: str, text: str, hidden: bool, given: bool) -> Iterator[str]:
+    if text.lower() in _WORDS:
+        return
+    if _PAIRS.fullmatch(text):  # a connection string, as Azure's
+        for pair in text.split(";"):
+            key, _, value = pair.partition("=")
+            if _is_secret(key):
+                yield from (value, *_pieces(value))
+            else:
+                yield from url_secrets(value)
+        yield text
+    elif not hidden and _PUBLIC_NAME.fullmatch(name):
+        yield from url_secrets(text)
+    elif hidden:
+        yield from (text, *_pieces(text))
+    elif given:
+        yield from (text, *url_secrets(text))
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None
+
+
+def _pieces(secret: str) -> list[str]:
+    """Return the parts of a secret that a driver would take for a bucket, a path or a line."""
+    return [piece for piece in _DELIMITERS.split(secret) if len(piece) >= _SHORT]
+
+
+def _environment_secrets() -> Iterator[str]:
+    """Yield secrets among the environment variables, where drivers look for them."""
+    for name, value in os.environ.items():
+        if "://" in value and "@" in value:
+            yield from url_secrets(value)  # of a proxy, say
+        # A name of a file is none.
+        if _is_secret(name) and len(value) >= 8 and not os.path.lexists(value):
+            yield from _secrets_of(name, value, True, True)
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Return a message without secrets, users, passwords, and the queries of URLs.
+
+    Examples
+    --------
+    >>> redact("invalid bucket 'me:word-of@b' of https://h/a?sig=1", ["word-of"])
+    "invalid bucket 'me:***@b' of https://h/a"
+    """
+    variants = {variant for secret in secrets for variant in _variants(secret)}
+    for length, pattern in (
+        (_SHORT, "(?:{})"),
+        (_SHORTEST, "(?<![A-Za-z0-9])(?:{})(?![A-Za-z0-9])"),
+    ):
+        found = sorted((v for v in variants if len(v) >= length), key=len, reverse=True)
+        variants.difference_update(found)
+        if found:
+            # In any case, as hosts are shown in lower case, whatever stood in their place.
+            matches = pattern.format("|".join(map(re.escape, found)))
+            text = re.sub(matches, MASK, text, flags=re.IGNORECASE)
+    text = _CREDENTIALS.sub(rf"\1 {MASK}", _USER.sub("://", text))
+    return _QUERY.sub("", _FIELD.sub(rf"\1={MASK}", text))
+
+
+def _variants(secret: str) -> Iterator[str]:
+    """Yield a secret in the spellings that it may have in a message."""
+    if not secret.strip(" ."):
+        return
+    lines = [line.strip() for line in secret.splitlines()]
+    for text in (secret, unquote(secret), unquote_plus(secret), *lines):
+        yield from (text, " ".join(text.split()), repr(text)[1:-1], json.dumps(text)[1:-1])
+        yield from (quote(text), quote(text, safe=""), quote_plus(text))
+
+
+class Redactor:
+    """Removes from text the secrets of a URL, of a driver's options, and of the environment.
+
+    Parameters
+    ----------
+    url : str
+    options : mapping of str to object
+        They are looked at anew each time, as credentials are renewed.
+    """
+
+    __slots__ = ("_options", "_url")
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._url = url
+        self._options = options
+
+    def __call__(self, text: str) -> str:
+        """Return a message without secrets."""
+        secrets = [*url_secrets(self._url), *secret_strings(self._options)]
+        return redact(text, [*secrets, *_environment_secrets()])
+
+    def describe(self, error: BaseException, most: int = 300) -> str:
+        """Say what an exception says, in one line without secrets."""
+        # Before it is cut, lest half a secret is left.
+        text = " ".join(self(str(error)[:_LONGEST]).split())
+        return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
