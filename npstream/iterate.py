@@ -42,7 +42,7 @@ class OtherSettings(TypedDict, total=False):
     shuffle: bool | str | Shuffle | StreamingShuffle
     seed: int
     epoch: int
-    epoch_size: int | str | None
+    epoch_size: int | float | str | None
     last: str
     ranks_per_node: int | None
     replication: int
@@ -95,9 +95,9 @@ class Iteration(Resumable):
         What orders are drawn from, except for those of Streaming.
     epoch : int
         Number of the first epoch.
-    epoch_size : int or str, optional
-        Samples in an epoch, by default those of the view; "100k", "64M", "1.5B" and "2T" are
-        numbers, too. Epochs then follow each other through
+    epoch_size : int, float or str, optional
+        Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
+        are numbers, too. Fractions of a sample are dropped. Epochs then follow each other through
         the view, in one order until all its samples came, so that none is passed over. With an
         order of Streaming, each epoch picks its samples as Streaming does.
     last : {"repeat", "drop", "short"}
@@ -143,7 +143,7 @@ class Iteration(Resumable):
         shuffle: bool | str | Shuffle | StreamingShuffle = False,
         seed: int = 0,
         epoch: int = 0,
-        epoch_size: int | str | None = None,
+        epoch_size: int | float | str | None = None,
         last: str = "repeat",
         ranks_per_node: int | None = None,
         replication: int = 1,

@@ -17,6 +17,7 @@ import numpy as np
 
 from npstream.mixed import MixedSource
 from npstream.orders.partition import Gaps, left_before, stepped_over
+from npstream.orders.streaming_batching import StreamError
 from npstream.orders.streaming_partition import World
 from npstream.ranks import Ranks, integer
 from npstream.state import difference, identity, place_of, require, state_of
@@ -182,7 +183,13 @@ class StreamingEpochs:
             unit = whole
         if (place.position - first) % unit:
             first = place.position  # as Streaming does wherever it goes on
-        epoch = order.epoch(place.epoch, world, first)
+        try:
+            epoch = order.epoch(place.epoch, world, first)
+        except StreamError as error:
+            if not self._names:
+                raise
+            name = self._names[error.stream]
+            raise ValueError(f"{error} (stream {error.stream} is source {name!r})") from None
         node, rank = world.place(ranks.rank)
         batches, own = epoch.batches, epoch.count(node, rank)
         if last == "drop":

@@ -152,7 +152,7 @@ def _checked(name: str, weights: Any) -> dict[str, float]:
             raise TypeError(f"{name} of source {source!r} is {weight!r}: expected a number")
         if not 0 <= weight < math.inf:
             raise ValueError(f"{name} of source {source!r} is {weight}: expected 0 or more")
-        if name == "choose" and not hasattr(weight, "__index__"):
+        if name == "choose" and weight != int(weight):
             raise TypeError(f"choose of source {source!r} is {weight}: expected whole samples")
     number = int if name == "choose" else float
     return {source: number(weight) for source, weight in weights.items()}

@@ -22,6 +22,8 @@ from streaming_reference import GOLDEN, arrays, golden
 
 DATA = GOLDEN / "checkpoints" / "data" / "a"
 
+METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+
 
 @pytest.fixture(scope="module")
 def ds():
@@ -407,6 +409,24 @@ def test_a_state_from_before_the_first_epoch_begins_anew(ds):
     assert lists(batches) == lists(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("left", [3, 1, 0])
+def test_states_of_streaming_go_on_to_the_last_batch(ds, method, left):
+    def batches():
+        settings = StreamingShuffle("py1s", batching_method=method)
+        return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
+
+    begun = batches()
+    whole = lists(begun)
+    dealt = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=begun._epochs._settings))
+    assert 4 * dealt > len(ds)
+    resumed = batches()
+    state = {"epoch": 0, "sample_in_epoch": 4 * (dealt - left)}
+    resumed.load_state_dict(STATE | state | {"num_canonical_nodes": 64, "shuffle_seed": 9176})
+    expected = whole[dealt - left :] or lists(begun)
+    assert lists(resumed) == expected
+
+
 def test_epochs_of_another_size_pick_samples(ds):
     settings = StreamingShuffle("py1e", sampling_granularity=4)
     batches = ds.iter(0, 1, batch_size=10, shuffle=settings, epoch_size=1000)
@@ -435,8 +455,6 @@ def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
 
 
 # Mixtures
-
-METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
 @pytest.fixture(scope="module")
@@ -508,9 +526,13 @@ def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
 
 
 @pytest.mark.parametrize(
-    ("count", "epoch_size"), [(300, "0.3k"), (300, "300"), (1000, "1K"), (1500, "1.5k"), (7, 7)]
-)
-def test_epochs_of_a_size_that_is_text(mixed, count, epoch_size):
+    ("count", "epoch_size"),
+    [
+        (300, "0.3k"), (300, "300"), (1000, "1K"), (1500, "1.5k"), (7, 7), (300, " 0.3 k "),
+        (1000, "1e0k"), (50, 50.0), (50, 50.9), (50, np.float32(50)), (77, "0.0775k"),
+    ],
+)  # fmt: skip
+def test_epochs_of_a_size_that_is_text_or_a_float(mixed, count, epoch_size):
     batches = mixed.iter(0, 1, batch_size=1, shuffle="py1e", epoch_size=epoch_size)
     assert len(batches) == count
     native = mixed[["id"]].iter(0, 1, batch_size=1, epoch_size=epoch_size)
@@ -574,7 +596,19 @@ def test_weights_of_the_run_are_those_of_its_states(mixed):
         ({"batching_method": "per_stream", "batch_size": None}, ValueError, "give batch_size or"),
         ({"batching": "per_stream"}, ValueError, "that is its batching_method"),
         ({"epoch_size": "many"}, ValueError, "epoch_size='many': expected a number, or one of"),
+        ({"epoch_size": "1e3"}, ValueError, "epoch_size='1e3': expected a number, or one of"),
+        ({"epoch_size": "infk"}, ValueError, "epoch_size='infk': expected a number, or one of"),
         ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
+        ({"epoch_size": 0.5}, ValueError, "epoch_size=0.5, which is 0: expected at least 1"),
+        ({"epoch_size": "-5k"}, ValueError, "epoch_size='-5k', which is -5000: expected at"),
+        ({"epoch_size": float("nan")}, ValueError, "epoch_size=nan: expected a number"),
+        ({"epoch_size": 1 << 63}, ValueError, "and at most 9223372036854775807"),
+        ({"epoch_size": True}, TypeError, "epoch_size=True: expected an integer"),
+        (
+            {"choose": {"b": 7}, "batching_method": "per_stream", "num_canonical_nodes": 1},
+            ValueError,
+            r"stream 1 has 7 samples .* the 8 samples of a global .*\(stream 1 is source 'b'\)",
+        ),
     ],
 )  # fmt: skip
 def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says):

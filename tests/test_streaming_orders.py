@@ -551,6 +551,67 @@ def test_epochs_that_cannot_be_raise(settings, place, match):
         order.epoch(*place)
 
 
+BY_STREAM = ["per_stream", "stratified", "device_per_stream"]
+
+
+@pytest.mark.parametrize("method", BY_STREAM)
+def test_streams_that_fill_no_batch_raise(method):
+    """Streaming does so, too, but for "stratified", where its epoch has no batch at all."""
+    order = StreamingOrder(
+        shards=[np.array([50, 50]), np.array([3])],
+        weights=[Weight(), Weight(repeat=2)],
+        batch_size=7 if method != "stratified" else 120,
+        shuffle=True,
+        shuffle_algo="py1s",
+        num_canonical_nodes=1,
+        batching_method=method,
+    )
+    with pytest.raises(ValueError, match=r"stream . has (6|100) samples in an epoch, which do not"):
+        order.epoch(0, World(1, 2), 0)
+
+
+@pytest.mark.parametrize("method", BY_STREAM)
+def test_blocks_of_streams_that_are_rounded_to_nothing(method):
+    order = StreamingOrder(
+        shards=[np.array([50, 50]), np.array([10])],
+        batch_size=10,
+        shuffle=True,
+        shuffle_algo="naive",  # which has no use for blocks
+        shuffle_block_size=10,
+        num_canonical_nodes=1,
+        batching_method=method,
+    )
+    if method != "device_per_stream":
+        assert order.epoch(0, World(1, 1)).batches > 0
+        return
+    with pytest.raises(ValueError, match=r"stream 1 is 0\.0909 of an epoch, .* give blocks of 11"):
+        order.epoch(0, World(1, 1))
+    assert dataclasses.replace(order, shuffle=False).epoch(0, World(1, 1)).batches > 0
+    enough = dataclasses.replace(order, shuffle_block_size=11)
+    assert enough.epoch(0, World(1, 1)).batches > 0
+
+
+@pytest.mark.parametrize("method", BY_STREAM)
+@pytest.mark.parametrize("left", [1, 0, -1])
+def test_states_near_the_end_of_an_epoch_are_judged_by_its_batches(method, left):
+    """Lanes are filled up, so an epoch may have more batches than its samples make."""
+    order = StreamingOrder(
+        shards=[np.array([1000, 100])],
+        batch_size=1,
+        shuffle=True,
+        shuffle_algo="py1s",
+        num_canonical_nodes=64,
+        batching_method=method,
+    )
+    world = World(1, 4)
+    batches = order.epoch(0, world).batches
+    assert batches * 4 > 1100
+    state = STATE | {"epoch": 0, "sample_in_epoch": 4 * (batches - left)}
+    resumed, *place = order.resume(state, world)
+    assert place == [0, 4 * (batches - left)]
+    assert resumed.epoch(place[0], world, place[1]).batches == max(left, 0)
+
+
 def test_a_resumed_epoch_says_what_it_reads_again():
     order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
     with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 of them"):

@@ -8,6 +8,7 @@ is read, after one pass over the random numbers that are drawn before.
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from npstream.orders.streaming_batching import (
     PerStream,
     Samples,
     Stratified,
+    StreamError,
 )
 from npstream.orders.streaming_partition import (
     PARTITIONS,
@@ -180,6 +182,9 @@ class StreamingOrder:
             shuffle_seed=seed,
             initial_physical_nodes=state.get("initial_physical_nodes"),
         )
+        if self.batching_method != "random":
+            # Streaming leaves out as many global batches, however many there are: maybe all.
+            return order, number, sample_in_epoch
         taken, _ = order.taken()
         size = sum(taken)
         # Samples are repeated to fill lanes and ranks up. They count, and then Streaming refuses
@@ -249,9 +254,10 @@ class StreamingOrder:
         """Put the streams together, each with its own partition and shuffle."""
         method, batch_size, lanes = self.batching_method, self.batch_size, self.lanes(world)
         if not all(taken):
-            raise ValueError(
+            raise StreamError(
+                taken.index(0),
                 f"an epoch takes no sample of stream {taken.index(0)}, and "
-                f"batching_method={method!r} makes batches of each"
+                f"batching_method={method!r} makes batches of each: take some, or leave it out",
             )
         if method == "device_per_stream" and lanes % world.nodes:
             raise ValueError(
@@ -263,6 +269,8 @@ class StreamingOrder:
             "device_per_stream": (World(lanes, world.ranks_per_node), 1),
         }[method]
         streams, first_id = [], 0
+        if method == "device_per_stream" and self.shuffle:
+            self._require_blocks(world, proportions)
         for shards, choose, proportion in zip(self.shards, taken, proportions, strict=True):
             picks = self._picks(number, [shards], [choose])
             partition = self._partition(choose, world, dealt, size)
@@ -274,6 +282,22 @@ class StreamingOrder:
         if method == "per_stream":
             return PerStream.drawn(streams, world.ranks * batch_size, self._seed(number))
         return PerDevice.drawn(streams, world, batch_size, self._seed(number))
+
+    def _require_blocks(self, world: World, proportions: list[float]) -> None:
+        """Raise if a stream's part of a shuffle block is rounded to 0 samples.
+
+        Streaming does so with "device_per_stream" only, and then whatever the algorithm is.
+        """
+        block_size = self.block_size(world)
+        for stream, proportion in enumerate(proportions):
+            if int(block_size * proportion) == 0:
+                raise StreamError(
+                    stream,
+                    f"stream {stream} is {proportion:.3g} of an epoch, so its part of "
+                    f"shuffle_block_size={block_size} is rounded to 0 samples: give blocks of "
+                    f"{math.ceil(1 / proportion)} samples or more, or give the stream a larger "
+                    "weight",
+                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
+class StreamError(ValueError):
+    """A stream of which no batches can be made; `stream` is its number."""
+
+    def __init__(self, stream: int, message: str) -> None:
+        super().__init__(message)
+        self.stream = stream
+
+
 class Batching(Protocol):
     """What is in the slots of an epoch; see `streaming_partition`."""
 
@@ -134,6 +142,7 @@ class Stratified(_Streams):
     """Global batches that hold so many samples of each stream; ``parts`` says how many."""
 
     parts: Int64
+    batches: int
 
     @classmethod
     def divided(
@@ -144,18 +153,16 @@ class Stratified(_Streams):
         parts = exact.astype(np.int64)
         parts[np.argsort(exact - parts)[::-1][: batch_size - parts.sum()]] += 1
         if not parts.all():
-            raise ValueError(
-                f"a global batch of {batch_size} holds no sample of stream {parts.argmin()}: use "
-                "a larger batch, or give the stream a larger weight"
+            stream = int(parts.argmin())
+            raise StreamError(
+                stream,
+                f"a global batch of {batch_size} holds no sample of stream {stream}: use a larger "
+                "batch, or give the stream a larger weight",
             )
-        return cls(streams, parts)
-
-    @property
-    def batches(self) -> int:
-        """Global batches."""
-        partitions = [stream.partition for stream in self.streams]
+        partitions = [stream.partition for stream in streams]
         sizes = np.array([each.samples * each.world.ranks for each in partitions])
-        return int((sizes // self.parts).min())
+        _require_batches(streams, (sizes // parts).tolist(), "a global batch's share")
+        return cls(streams, parts, int((sizes // parts).min()))
 
     def ids(self, slots: Int64) -> Int64:
         """Return the ids of the samples in slots."""
@@ -187,8 +194,7 @@ class PerStream(_Streams):
     def drawn(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
         """Draw the order of the streams' full batches."""
         full = [each.partition.samples // each.partition.batch_size for each in streams]
-        if not any(full):
-            raise ValueError(f"no stream has the {batch_size} samples of a global batch")
+        _require_batches(streams, full, f"the {batch_size} samples of a global batch")
         origins = _shuffled(full, np.random.default_rng(seed))
         return cls(streams, batch_size, origins, _counted(origins))
 
@@ -229,6 +235,7 @@ class PerDevice(_Streams):
         """Draw the orders of the streams' full batches of a rank."""
         lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
         full = [each.partition.samples * lanes * ranks // batch_size for each in streams]
+        _require_batches(streams, full, f"the {batch_size} samples of a rank's batch on each node")
         origins = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
         rng = np.random.default_rng(seed)
         for own in origins:
@@ -264,6 +271,18 @@ class PerDevice(_Streams):
         # They are not dealt to the node's own ranks, but to all nodes in turn.
         batch, node = np.divmod(batches, self.world.nodes)
         return batch, node
+
+
+def _require_batches(streams: list[Samples], full: list[int], batch: str) -> None:
+    """Raise unless every stream fills a batch: an epoch would have no sample of it."""
+    for number, (stream, batches) in enumerate(zip(streams, full, strict=True)):
+        if not batches:
+            raise StreamError(
+                number,
+                f"stream {number} has {stream.partition.size} samples in an epoch, which do not "
+                f"fill {batch}, so none of them would be read: make batches smaller, take more of "
+                "the stream, or leave it out",
+            )
 
 
 def _shuffled(counts: list[int], rng: np.random.Generator) -> Int64:
