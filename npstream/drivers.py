@@ -7,11 +7,12 @@ on its own, as npstream does that under one deadline for all of them.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from io import BytesIO
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 Options = dict[str, Any]
+
+PARAMIKO_LOG = "npstream.paramiko"
+"""The logger of paramiko's connections. It is silent until somebody sets its level."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Driver:
         Removes a file, where the filesystem's own way is none.
     end : callable
         Closes a filesystem of a driver that blocks.
+    trust : str
+        How it is told which certificates to trust, for messages.
     width : int
         The most requests at once.
     renames : bool
@@ -105,6 +111,7 @@ class Driver:
     write: Callable[[Any, str, Any], object] | None = None
     remove: Callable[[Any, str], object] | None = None
     end: Callable[[Any], object] = _nothing
+    trust: str = "in SSL_CERT_FILE"
     width: int = 1 << 16
     renames: bool = False
 
@@ -201,6 +208,9 @@ def _s3_options(need: Need) -> Options:
     return {"config_kwargs": config}
 
 
+_S3_TRUST = "in AWS_CA_BUNDLE, or as storage_options={'client_kwargs': {'verify': 'ca.pem'}}"
+
+
 def _s3_tame(filesystem: Any) -> None:
     filesystem.retries = 1
     if not filesystem.version_aware:
@@ -241,6 +251,9 @@ def _gcs_load() -> Any:
 def _azure_load() -> Any:
     """Return adlfs, which takes the paths that it is given for names and not for URLs."""
     base = import_module("adlfs").AzureBlobFileSystem
+    # What it says of answers that are not Azure's would be printed where logging is not set up.
+    if not (log := logging.getLogger("azure")).handlers:
+        log.addHandler(logging.NullHandler())
 
     def strip(cls: Any, path: Any) -> Any:
         is_name = isinstance(path, str) and re.match("[a-z]+://", path) is None
@@ -291,9 +304,23 @@ def _sftp_load() -> Any:
 
 def _sftp_options(need: Need) -> Options:
     options: Options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), need.timeout)
+    options["transport_factory"] = _quiet_transport
     if hosts := os.environ.get("COMPOSER_SFTP_KNOWN_HOSTS_FILE"):
         options["host_key_policy"] = _known_hosts(hosts)
     return options
+
+
+def _quiet_transport(*given: Any, **options: Any) -> Any:
+    """Return paramiko's connection, whose log has a name of its own.
+
+    It logs each failure with a traceback, which Python prints where logging is not set up. The
+    reader gets the exception.
+    """
+    if not (channel := logging.getLogger(PARAMIKO_LOG)).level:
+        channel.setLevel(logging.CRITICAL)
+    transport = import_module("paramiko").Transport(*given, **options)
+    transport.set_log_channel(PARAMIKO_LOG)
+    return transport
 
 
 def _known_hosts(file: str) -> Any:
@@ -331,14 +358,28 @@ def _sftp_end(filesystem: Any) -> None:
         filesystem.client.close()
 
 
+def _http_tame(filesystem: Any) -> None:
+    """Turn the name of a file of certificates into what the driver takes."""
+    trusted = filesystem.kwargs.get("ssl")
+    if isinstance(trusted, str | os.PathLike):
+        try:
+            context = import_module("ssl").create_default_context(cafile=trusted)
+        except OSError as error:
+            raise ValueError(
+                f"storage_options['ssl'] = {os.fspath(trusted)!r}: expected a file of certificates "
+                f"in PEM format ({error.strerror or error})"
+            ) from None
+        filesystem.kwargs["ssl"] = context
+
+
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
-    options=_s3_options, tame=_s3_tame, whole={"max_concurrency": 1},
+    options=_s3_options, tame=_s3_tame, whole={"max_concurrency": 1}, trust=_S3_TRUST,
 )  # fmt: skip
 _GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load)
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
-    options=_gcs_hmac_options, tame=_s3_tame, whole={"max_concurrency": 1},
+    options=_gcs_hmac_options, tame=_s3_tame, whole={"max_concurrency": 1}, trust=_S3_TRUST,
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
@@ -352,7 +393,12 @@ _SFTP = Driver(
     width=8, renames=True,
 )  # fmt: skip
 _OCI = Driver(
-    "oci", "ocifs", "oci", options=_oci_options, read=_read_uncached, remove=_oci_remove, width=16,
+    "oci", "ocifs", "oci", options=_oci_options, read=_read_uncached, remove=_oci_remove,
+    trust="in REQUESTS_CA_BUNDLE", width=16,
+)  # fmt: skip
+_HTTP = Driver(
+    "http", "aiohttp", "http", tame=_http_tame,
+    trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
 )  # fmt: skip
 _LOCAL = Driver("file", renames=True)
 
@@ -365,8 +411,8 @@ SCHEMES = {
     "oci": _OCI,
     "sftp": _SFTP,
     "ssh": _SFTP,
-    "http": Driver("http", "aiohttp", "http"),
-    "https": Driver("https", "aiohttp", "http"),
+    "http": _HTTP,
+    "https": replace(_HTTP, protocol="https"),
     "hf": Driver("hf", "huggingface_hub", "hf", load=hub.load, tame=hub.connect),
     "file": _LOCAL,
     "local": _LOCAL,

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Cause", "classify"]
+__all__ = ["Cause", "classify", "diagnose"]
 
 
 class Cause(NamedTuple):
@@ -32,6 +32,10 @@ _TIMED_OUT = Cause(errno.ETIMEDOUT, True)
 _BUSY = Cause(errno.EBUSY, True)
 _BROKEN = Cause(errno.EIO, True)
 _UNREACHABLE = Cause(errno.EHOSTUNREACH, True)
+_UNTRUSTED = Cause(errno.ECONNABORTED, False)
+"""The server's certificate. No other failure has this errno."""
+_NOT_SPOKEN = Cause(errno.EPROTO, True)
+_NOT_TLS = Cause(errno.EPROTO, False)
 
 _BY_STATUS = {
     401: _DENIED,
@@ -77,17 +81,19 @@ _BY_CLASS = {
     "NoCredentialsError": _DENIED,
     "OfflineModeIsEnabled": Cause(errno.ENETDOWN, False),
     "PartialCredentialsError": _DENIED,
-    "ClientConnectorCertificateError": _DENIED,
-    "SSLCertVerificationError": _DENIED,
+    "ClientConnectorCertificateError": _UNTRUSTED,
+    "SSLCertVerificationError": _UNTRUSTED,
     "BucketNotFoundError": _NOT_FOUND,
     "RepositoryNotFoundError": _NOT_FOUND,
     "EntryNotFoundError": _NOT_FOUND,
     "RevisionNotFoundError": _NOT_FOUND,
-    # Raised from an error of the parser's, which bears a status that no server sent.
+    # Raised from an error of the parser, which bears a status that no server sent.
     "ClientPayloadError": _BROKEN,
     # Their errno is a number of the resolver's.
     "ClientConnectorDNSError": _UNREACHABLE,
+    "NameResolutionError": _UNREACHABLE,
     "gaierror": _UNREACHABLE,
+    "BadStatusLine": _NOT_SPOKEN,
     "InvalidUrlClientError": _REFUSED,
     "ParamValidationError": _REFUSED,
 }
@@ -113,6 +119,18 @@ _MISTAKES = (
     ValueError,
 )
 
+_NETWORK = {
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
+}
+"""What the system says of a connection, whatever a driver makes of that."""
+
+_NOT_TLS_REASONS = {
+    *("HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"),
+    *("UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION", "WRONG_VERSION_NUMBER"),
+}
+"""OpenSSL's names for an answer that is not TLS."""
+
 _LASTING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG}
 """What a server's disk says, and goes on saying."""
 
@@ -131,32 +149,64 @@ def classify(error: BaseException) -> Cause:
     >>> classify(FileNotFoundError()).transient
     False
     """
+    return diagnose(error)[0]
+
+
+def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
+    """Return what an exception means, and the one that says so: it, or what it was raised from.
+
+    Drivers wrap exceptions of their libraries, and those wrap the system's. What the outermost
+    says for certain counts; many say nothing but that a request failed.
+    """
     for link in _chain(error):
-        if (cause := _BY_WORD.get(_word(link))) is not None:
-            return cause
-        for kind in type(link).__mro__:
-            if (cause := _BY_CLASS.get(kind.__name__)) is not None:
-                return cause
-        if (status := _status(link)) is not None:
-            return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REFUSED)
+        if (cause := _meaning(link)) is not None:
+            return cause, link
     for family, cause in _BY_TYPE:
         if isinstance(error, family):
-            return cause
+            return cause, error
     if isinstance(error, OSError):
         if str(error).startswith("Forbidden"):  # gcsfs
-            return _DENIED
-        return Cause(error.errno or errno.EIO, error.errno not in _LASTING)
-    return _REFUSED if isinstance(error, _MISTAKES) else _BROKEN
+            return _DENIED, error
+        return Cause(error.errno or errno.EIO, error.errno not in _LASTING), error
+    return (_REFUSED if isinstance(error, _MISTAKES) else _BROKEN), error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from, or made of."""
+    """Yield an exception and what it was raised from, made of, or raised while handling."""
     for _ in range(10):
         if error is None:
             return
         yield error
-        inner = error.args[0] if error.args else None
-        error = error.__cause__ or (inner if isinstance(inner, BaseException) else None)
+        made_of = [*error.args[:1], *getattr(error, "errors", {}).values()]
+        inner = [link for link in made_of if isinstance(link, BaseException)]
+        context = None if error.__suppress_context__ else error.__context__
+        error = error.__cause__ or next(iter(inner), context)
+
+
+def _meaning(error: BaseException) -> Cause | None:
+    """Return what an exception means by itself; None if it does not say."""
+    if (cause := _BY_WORD.get(_word(error))) is not None:
+        return cause
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    for kind in kinds:
+        if (cause := _BY_CLASS.get(kind)) is not None:
+            return cause
+    inner = error.__cause__ or error.__context__
+    # aiohttp gives its error of an answer that is not HTTP a status, which no server sent.
+    unparsed = {*kinds, *(kind.__name__ for kind in type(inner).__mro__)}
+    if "HttpProcessingError" not in unparsed and (status := _status(error)) is not None:
+        return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REFUSED)
+    if "SSLError" in kinds and getattr(error, "reason", None) in _NOT_TLS_REASONS:
+        return _NOT_TLS
+    if "SSHException" in kinds and "protocol banner" in str(error):
+        return None if isinstance(inner, OSError) else _NOT_SPOKEN
+    if "RemoteProtocolError" in kinds and "illegal status line" in str(error):  # httpx
+        return _NOT_SPOKEN
+    if isinstance(error, TimeoutError):
+        return _TIMED_OUT
+    if isinstance(error, OSError) and error.errno in _NETWORK:
+        return Cause(error.errno, True)
+    return None
 
 
 def _status(error: BaseException) -> int | None:

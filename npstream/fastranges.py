@@ -50,6 +50,8 @@ _HEADERS = {
 _STATUS = re.compile(r"non-2xx status code: (\d{3}) ?([^:\n]*)")
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
 _REASON = re.compile(r'(?:message|error): "([^"\n]*)"')
+_OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
+_NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
 
 _started: set[int] = set()
 """The processes in which obstore has threads: this one, or one that it was forked from."""
@@ -167,6 +169,8 @@ class FastRanges:
             return await _by_driver(filesystem, path, start, end)
         except Exception as error:
             failure = _failure(error)
+            if self.state == "proven" and isinstance(failure, _NoAnswerError):
+                return await _by_driver(filesystem, path, start, end)  # which says what is wrong
             if self.state == "proven" or not _is_doubtful(failure):
                 raise failure from None
             self._give_up(str(failure))
@@ -189,6 +193,13 @@ class FastRanges:
 
 class _NotAlikeError(Exception):
     """What s3fs does obstore cannot be told."""
+
+
+class _NoAnswerError(ConnectionError):
+    """No answer came, for a reason that obstore does not tell from others.
+
+    That may be an unknown host, an untrusted certificate or another protocol.
+    """
 
 
 def _maker(
@@ -266,14 +277,16 @@ def _failure(error: Exception) -> Exception:
         return made
     if "non-partial response" in text:
         return ValueError("a whole object came; the server ignores Range requests")
-    reasons = _REASON.findall(details)
-    return ConnectionError(": ".join([text, *reasons[-1:]]))
+    said = ": ".join([text, *_REASON.findall(details)[-1:]])
+    if (code := _OS_CODE.search(details)) is not None:
+        return OSError(int(code[1]), said)
+    return _NoAnswerError(said) if _NO_ANSWER.search(details) else ConnectionError(said)
 
 
 def _is_doubtful(failure: Exception) -> bool:
     """Tell whether s3fs, with what it knows, might not have failed."""
     refused = classify(failure).code in (errno.EACCES, errno.EINVAL)
-    return refused or isinstance(failure, ConnectionError)
+    return refused or isinstance(failure, OSError)
 
 
 def _text(value: str | bytes) -> str:

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from npstream.errors import StorageError
-from npstream.failures import Cause, classify
+from npstream.failures import Cause, diagnose
 
 if TYPE_CHECKING:
     from npstream.patience import Patience
@@ -37,7 +37,19 @@ _MENDS = {
     errno.EACCES: "; give credentials that may do this, in storage_options or where the driver "
     "looks for them",
     errno.ERANGE: "; the file is shorter than its index says",
+    errno.EHOSTUNREACH: "; check the name of the host, and the network",
+    errno.ECONNREFUSED: "; nothing listens there: check the host and the port",
+    errno.EPROTO: "; what answers there does not speak the protocol of the URL: check the scheme "
+    "(http or https) and the port",
+    errno.ECONNABORTED: "; the server's certificate is not trusted: if it should be, name a file "
+    "with that of its issuer ",
 }
+
+_WORDS = {
+    errno.EHOSTUNREACH: "Host unreachable",  # "No route to host" is not what an unknown name has
+    errno.ECONNABORTED: "Certificate not trusted",
+}
+"""What is said of an errno where the system's own words would not be true."""
 
 
 @dataclass(slots=True)
@@ -124,9 +136,12 @@ class Link(Protocol):
     ----------
     slots : Semaphore
         One for each that may be under way.
+    trust : str
+        How the driver is told which certificates to trust, for messages.
     """
 
     slots: asyncio.Semaphore
+    trust: str
 
     def perform(self, call: Callable[[Any], Any]) -> Awaitable[Any]:
         """Return an awaitable of what a job's call comes to."""
@@ -277,7 +292,8 @@ async def _attempts(
                 patience.came = loop.time()
                 return result
         except Exception as error:
-            reason, cause = link.describe(error), classify(error)
+            cause, told = diagnose(error)
+            reason = _reason(link, error, told)
             stalled = stalled or isinstance(error, TimeoutError)
         if not cause.transient:  # which is an answer, too
             patience.came = loop.time()
@@ -288,17 +304,28 @@ async def _attempts(
     if job.is_optional and cause.code == errno.ENOENT:
         return None
     # Out here the driver's exception, which may tell secrets, is not this one's context.
-    raise _failure(job, cause, attempt, asked, reason)
+    mend = _MENDS.get(cause.code, "")
+    if cause.code == errno.ECONNABORTED:
+        mend += link.trust
+    raise _failure(job, cause, attempt, asked, reason + mend)
 
 
 def _failure(job: Job, cause: Cause, attempts: int, asked: float, reason: str) -> StorageError:
     return StorageError(
         cause.code,
-        f"{os.strerror(cause.code)}: cannot {job.what}, after {attempts} "
-        f"attempt{'s' * (attempts != 1)} in {time.monotonic() - asked:.1f} s: {reason}"
-        f"{_MENDS.get(cause.code, '')}",
+        f"{_WORDS.get(cause.code) or os.strerror(cause.code)}: cannot {job.what}, after {attempts} "
+        f"attempt{'s' * (attempts != 1)} in {time.monotonic() - asked:.1f} s: {reason}",
         job.where,
     )
+
+
+def _reason(link: Link, error: BaseException, told: BaseException) -> str:
+    """Say why a request failed: above all in the words of the exception that tells it."""
+    said, last = link.describe(told), link.describe(error)
+    # fsspec's driver for HTTP raises this one for any failure, with the URL as its text.
+    if isinstance(error, FileNotFoundError) or last.partition(": ")[2] in said:
+        return said
+    return last if said.partition(": ")[2] in last else f"{said} ({last})"
 
 
 async def _turn(slots: asyncio.Semaphore, end: Callable[[], float]) -> bool:

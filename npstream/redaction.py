@@ -38,7 +38,7 @@ _PUBLIC_NAME = re.compile(
     r"(?:\w*_)?(?:url|uri|host|hostname|endpoint|port|region|region_name|bucket|container|project"
     r"|namespace|profile|user|username|account_name|account_host|protocol|location|encoding"
     r"|compartment_id|revision|signature_version|addressing_style|checksum_calculation"
-    r"|checksum_validation|access|consistency|filename|file|cert|bundle|config)",
+    r"|checksum_validation|access|consistency|filename|file|cert|bundle|config|ssl|verify)",
     re.IGNORECASE,
 )
 """Options that say where something is or how to talk to it; users need them to understand errors.

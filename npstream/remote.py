@@ -119,6 +119,7 @@ class RemoteStore:
         return f"{type(self).__name__}({self.root!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
+        _require_picklable(self._options, "storage_options")
         return type(self), (self._url, self._options, self.timeout, self.retries)
 
     def where(self, name: str) -> str:
@@ -251,6 +252,7 @@ class _Link:
         self._redactor = Redactor(url, self.route.options)
         self.width = min(most, self.route.driver.width)
         self.slots = asyncio.Semaphore(self.width)
+        self.trust = self.route.driver.trust
         kind = self._asked(lambda: _filesystem_class(self.route))
         self._blocking = not getattr(kind, "async_impl", False)
         self._read = self.route.driver.read or fast_ranges(kind, self._redactor)
@@ -359,6 +361,28 @@ class _Link:
         code = errno.EINVAL
         what = "the driver does not understand the URL or its options"
         raise StorageError(code, f"{os.strerror(code)}: {what}: {reason}", self._where)
+
+
+def _require_picklable(options: Mapping[str, Any], where: str) -> None:
+    """Raise TypeError, which names the option, if one cannot be sent to other processes."""
+    from multiprocessing.reduction import ForkingPickler
+
+    for name, value in options.items():
+        place = f"{where}[{name!r}]"
+        if isinstance(value, Mapping):
+            _require_picklable(value, place)
+            continue
+        try:
+            ForkingPickler.dumps(value)
+        except TypeError:
+            kind = type(value).__name__
+            mend = "give what it is made of"
+            if kind == "SSLContext":
+                mend = "give the name of the file of certificates (Certificates in docs/stores.md)"
+            raise TypeError(
+                f"{place}, of type {kind}, cannot be pickled for another process: {mend}, or fork "
+                "the workers (multiprocessing_context='fork')"
+            ) from None
 
 
 def known_schemes() -> list[str]:

@@ -16,12 +16,14 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import NamedTuple
 
 FOR_EVER = 1 << 62
@@ -105,11 +107,13 @@ class Proxy:
     raw : bool
         Whether to pass bytes on without looking for requests (for protocols other than HTTP);
         every connection is then a request, and what the server sends is its body.
+    certificate : tuple of Path
+        The files of a certificate and its key, for a proxy that speaks TLS.
     """
 
-    def __init__(self, port: int, raw: bool = False) -> None:
+    def __init__(self, port: int, raw: bool = False, certificate: tuple[Path, ...] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(port), str(int(raw))],
+            [sys.executable, __file__, str(port), str(int(raw)), *map(str, certificate)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -168,9 +172,13 @@ class Proxy:
 class _Server:
     """What runs in the proxy's process."""
 
-    def __init__(self, port: int, raw: bool) -> None:
+    def __init__(self, port: int, raw: bool, certificate: list[str]) -> None:
         self.port = port
         self.raw = raw
+        self.tls = None
+        if certificate:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(*certificate)
         self.clear()
 
     def clear(self) -> None:
@@ -179,7 +187,7 @@ class _Server:
         self.latency = 0.0
 
     async def run(self) -> None:
-        server = await asyncio.start_server(self.connect, "127.0.0.1", 0, backlog=512)
+        server = await asyncio.start_server(self.connect, "127.0.0.1", 0, backlog=512, ssl=self.tls)
         print(json.dumps(server.sockets[0].getsockname()[1]), flush=True)
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
@@ -368,4 +376,4 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_Server(int(sys.argv[1]), sys.argv[2] == "1").run())
+    asyncio.run(_Server(int(sys.argv[1]), sys.argv[2] == "1", sys.argv[3:]).run())

@@ -343,11 +343,12 @@ def test_what_it_says_of_connections():
         port = held.getsockname()[1]
     anonymous: dict[str, str] = {}
     refused = fetch(f"http://{HOST}:{port}/bucket", anonymous)
-    assert isinstance(refused, ConnectionError)
+    assert isinstance(refused, ConnectionRefusedError)
+    assert refused.errno == errno.ECONNREFUSED
     assert f"{HOST}:{port}" in str(refused)
     assert "Connection refused" in str(refused)
     unknown = fetch("http://nowhere.invalid/bucket", anonymous)
-    assert isinstance(unknown, ConnectionError)
+    assert isinstance(unknown, fastranges._NoAnswerError)
     assert "nowhere.invalid" in str(unknown)
     assert "\n" not in str(unknown)
 
