@@ -288,7 +288,7 @@ def test_one_bad_answer_among_many(weak: Weak):
     weak.proxy.faults = [reset(MIDDLE // 2, times=3)]
     spans = [(NAME, at, 60_000) for at in range(0, 240_000, 10_000)]
     expected = [DATA[at : at + 60_000] for _, at, _ in spans]
-    assert weak.store(retries=4).ranges(spans) == expected
+    assert weak.store(timeout=20.0, retries=4).ranges(spans) == expected
 
 
 @on_web_servers
@@ -328,7 +328,7 @@ def asked(cases: list[Place], calls: tuple[str, ...], **env: str) -> Iterator[An
     """Call stores in a process of its own, which must print nothing else; return errno and text."""
     given = [((p.url, p.storage_options), call) for p in cases for call in calls]
     ended = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-W", "ignore", "-c", ASK],
         input=json.dumps(given),
         capture_output=True,
         text=True,
