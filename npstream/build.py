@@ -20,6 +20,7 @@ from npstream.formats.hashes import digest
 from npstream.formats.index import Index, parse_index
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.sidecar import NAME, Mark, mark_of
+from npstream.manifest import size_in_version
 from npstream.progress import progress
 from npstream.publish import INDEX
 from npstream.reread import Reading
@@ -115,7 +116,7 @@ def build_index(
 def index_of(store: Store) -> tuple[Index, Mark]:
     """Read the index of a dataset, and what tells it from others."""
     version = "" if store.is_local else store.version(INDEX)
-    text = store.read(INDEX)
+    text = store.read(INDEX, size_in_version(version))
     mark = mark_of(text, version, "" if store.is_local else store.root)
     return parse_index(text, store.where(INDEX)), mark
 

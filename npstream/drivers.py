@@ -10,16 +10,26 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from io import BytesIO
 from typing import Any
 
-from npstream import hub
+from npstream import http, hub
 from npstream.errors import MissingDependencyError
+from npstream.responses import (
+    Response,
+    ResponseError,
+    SurplusError,
+    check_range,
+    file_info,
+    info_with_size,
+    read_range,
+    read_whole,
+)
 from npstream.urls import is_http
 
 __all__ = [
@@ -35,6 +45,12 @@ Options = dict[str, Any]
 
 PARAMIKO_LOG = "npstream.paramiko"
 """The logger of paramiko's connections. It is silent until somebody sets its level."""
+
+_MAX_ERROR = 1 << 16
+"""The maximum number of bytes to read of an error response."""
+
+_SFTP_DATA = 103
+"""The type of an SFTP message that carries data (SSH_FXP_DATA)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +98,15 @@ class Driver:
     tame : callable
         Turns the retries of a filesystem off.
     read : callable, optional
-        Reads a range, where the filesystem's own way takes more than one request.
-    whole : mapping
-        Arguments with which reading a whole object takes one request.
+        Reads a range with one request and checks the response. Replaces the filesystem's own
+        method, which accepts any response.
+    whole : callable, optional
+        Reads a file of unknown size, up to a given number of bytes.
+    info : callable, optional
+        Returns the file's info. Replaces the filesystem's own method where that reports every
+        failure as a missing file, or needs the length in the response to HEAD.
+    can_list : bool
+        True if a listing contains all files.
     write : callable, optional
         Stores bytes, where the filesystem's own way waits for an answer to every few of them.
     remove : callable, optional
@@ -106,8 +128,10 @@ class Driver:
     options: Callable[[Need], Options] = _nothing
     load: Callable[[], Any] | None = None
     tame: Callable[[Any], object] = _nothing
-    read: Callable[[Any, str, int, int], bytes] | None = None
-    whole: Mapping[str, Any] = field(default_factory=dict)
+    read: Callable[[Any, str, int, int], Any] | None = None
+    whole: Callable[[Any, str, int], Any] | None = None
+    info: Callable[[Any, str], Any] | None = None
+    can_list: bool = True
     write: Callable[[Any, str, Any], object] | None = None
     remove: Callable[[Any, str], object] | None = None
     end: Callable[[Any], object] = _nothing
@@ -227,6 +251,18 @@ def _split_path(
     return bucket, f"{key}{found}{rest}", None
 
 
+@asynccontextmanager
+async def _s3_request(filesystem: Any, path: str, start: int, end: Any) -> AsyncIterator[Response]:
+    bucket, key, version = filesystem.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
+    if version:
+        wanted["VersionId"] = version
+    answer = await filesystem._call_s3("get_object", **wanted)
+    said = answer["ResponseMetadata"]
+    with closing(answer["Body"]) as body:
+        yield Response(said["HTTPStatusCode"], said["HTTPHeaders"], key, body.read)
+
+
 def _gcs_hmac_options(need: Need) -> Options:
     options = _s3_options(need)
     # Google's XML interface does not know the checksums that botocore sends by default.
@@ -246,6 +282,30 @@ def _gcs_load() -> Any:
     # Its retries are a decorator's, with no setting.
     request = getattr(base._request, "__wrapped__", base._request)
     return type(base)("GCSFileSystem", (base,), {"_request": request})
+
+
+@asynccontextmanager
+async def _gcs_request(filesystem: Any, path: str, start: int, end: Any) -> AsyncIterator[Response]:
+    await filesystem._set_session()
+    # Without this the server unpacks files that are stored with gzip, and then ignores Range.
+    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
+    async with filesystem.session.get(
+        filesystem.url(path),
+        params=filesystem._get_params({}),
+        headers=filesystem._get_headers(headers),
+        timeout=filesystem.requests_timeout,
+        auto_decompress=False,
+    ) as answer:
+        if answer.status >= 400:
+            told = await answer.content.read(_MAX_ERROR)
+            import_module("gcsfs.retry").validate_response(answer.status, told, path)
+        yield Response(answer.status, answer.headers, path, answer.content.read)
+
+
+async def _gcs_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
+    if type(filesystem)._cat_file is not import_module("gcsfs.core").GCSFileSystem._cat_file:
+        return bytes(await filesystem._cat_file(path, start=start, end=end))  # zonal buckets
+    return await read_range(_gcs_request, filesystem, path, start, end)
 
 
 def _azure_load() -> Any:
@@ -272,6 +332,24 @@ def _azure_tame(filesystem: Any) -> None:
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionid=")
 
 
+@asynccontextmanager
+async def _azure_request(
+    filesystem: Any, path: str, start: int, end: Any
+) -> AsyncIterator[Response]:
+    """Bypass the SDK's downloader, which retries on its own and checks no Content-Range."""
+    container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
+    client = filesystem.service_client.get_blob_client(container=container, blob=blob)
+    async with client:
+        answer = await client._client.blob.download(
+            range=f"bytes={start}-{end - 1}",
+            version_id=version,
+            cls=lambda answer, *_: answer.http_response.internal_response,
+            **filesystem._timeout_kwargs,
+        )
+        with closing(answer):
+            yield Response(answer.status, answer.headers, blob, answer.content.read)
+
+
 def _oci_options(need: Need) -> Options:
     retry = import_module("oci.retry").NoneRetryStrategy()
     limits = (need.timeout, need.timeout)
@@ -290,11 +368,35 @@ def _oci_remove(filesystem: Any, path: str) -> None:
     filesystem.bulk_delete([path])
 
 
-def _read_uncached(filesystem: Any, path: str, start: int, end: int) -> bytes:
-    """Read a range through a file that neither asks for its size nor reads ahead."""
-    with filesystem.open(path, "rb", cache_type="none", size=end) as file:
-        file.seek(start)
-        return bytes(file.read(end - start))
+@contextmanager
+def _oci_request(filesystem: Any, path: str, start: int, end: int) -> Iterator[Any]:
+    bucket, namespace, name = filesystem.split_path(path)
+    answer = filesystem._call_oci(
+        filesystem.oci_client.get_object,
+        namespace_name=namespace,
+        bucket_name=bucket,
+        object_name=name,
+        range=f"bytes={start}-{end - 1}",
+    )
+    with closing(answer.data):
+        yield answer
+
+
+def _oci_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
+    with _oci_request(filesystem, path, start, end) as answer:
+        check_range(answer.status, answer.headers, path, start, end)
+        data = bytes(answer.data.raw.read(end - start + 1, decode_content=False))
+    if len(data) > end - start:
+        raise SurplusError(end - start)
+    return data
+
+
+def _oci_info(filesystem: Any, path: str) -> Any:
+    try:
+        return filesystem.info(path)
+    except KeyError:  # no length in the response to HEAD
+        with _oci_request(filesystem, path, 0, 1) as answer:
+            return file_info(answer.status, answer.headers, path)
 
 
 def _sftp_load() -> Any:
@@ -340,7 +442,22 @@ def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
     """Read a range, all its requests sent before the first answer is waited for."""
     with filesystem.ftp.open(path, "rb") as file:
         file._prefetch_thread = partial(_until_closed, file._prefetch_thread)
+        file._async_response = partial(_bounded, file, file._async_response)
         return b"".join(file.readv([(start, end - start)]))
+
+
+def _bounded(file: Any, take: Callable[..., None], kind: int, message: Any, number: int) -> None:
+    """Accept a response to one request of a range, unless it is longer than a request may be.
+
+    Paramiko would let the surplus replace the bytes of another request.
+    """
+    packet = message.packet
+    begin = packet.tell()
+    length = int.from_bytes(packet.read(4))
+    packet.seek(begin)
+    if kind == _SFTP_DATA and length > file.MAX_REQUEST_SIZE:
+        raise ResponseError(f"{length} of {file.MAX_REQUEST_SIZE} bytes came")
+    take(kind, message, number)
 
 
 def _until_closed(send: Callable[..., None], *given: Any) -> None:
@@ -374,17 +491,20 @@ def _http_tame(filesystem: Any) -> None:
 
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
-    options=_s3_options, tame=_s3_tame, whole={"max_concurrency": 1}, trust=_S3_TRUST,
+    options=_s3_options, tame=_s3_tame, trust=_S3_TRUST,
+    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
 )  # fmt: skip
-_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load)
+_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read)
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
-    options=_gcs_hmac_options, tame=_s3_tame, whole={"max_concurrency": 1}, trust=_S3_TRUST,
+    options=_gcs_hmac_options, tame=_s3_tame, trust=_S3_TRUST,
+    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
     options=_azure_options, load=_azure_load, tame=_azure_tame,
+    read=partial(read_range, _azure_request), info=partial(info_with_size, _azure_request),
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
@@ -393,13 +513,20 @@ _SFTP = Driver(
     width=8, renames=True,
 )  # fmt: skip
 _OCI = Driver(
-    "oci", "ocifs", "oci", options=_oci_options, read=_read_uncached, remove=_oci_remove,
-    trust="in REQUESTS_CA_BUNDLE", width=16,
+    "oci", "ocifs", "oci", options=_oci_options, read=_oci_read, info=_oci_info,
+    remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", width=16,
 )  # fmt: skip
 _HTTP = Driver(
-    "http", "aiohttp", "http", tame=_http_tame,
+    "http",
+    "aiohttp",
+    "http",
+    tame=_http_tame,
     trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
-)  # fmt: skip
+    read=partial(read_range, http.request_range),
+    whole=partial(read_whole, http.request_range),
+    info=http.info,
+    can_list=False,
+)
 _LOCAL = Driver("file", renames=True)
 
 SCHEMES = {
@@ -413,7 +540,15 @@ SCHEMES = {
     "ssh": _SFTP,
     "http": _HTTP,
     "https": replace(_HTTP, protocol="https"),
-    "hf": Driver("hf", "huggingface_hub", "hf", load=hub.load, tame=hub.connect),
+    "hf": Driver(
+        "hf",
+        "huggingface_hub",
+        "hf",
+        load=hub.load,
+        tame=hub.connect,
+        read=partial(read_range, hub.request_range),
+        whole=partial(read_whole, hub.request_range),
+    ),
     "file": _LOCAL,
     "local": _LOCAL,
 }

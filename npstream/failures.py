@@ -6,6 +6,8 @@ import errno
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from npstream.responses import ResponseError
+
 __all__ = ["Cause", "classify", "diagnose"]
 
 
@@ -94,6 +96,7 @@ _BY_CLASS = {
     "NameResolutionError": _UNREACHABLE,
     "gaierror": _UNREACHABLE,
     "BadStatusLine": _NOT_SPOKEN,
+    "RemoteDisconnected": _BROKEN,  # http.client derives it from BadStatusLine
     "InvalidUrlClientError": _REFUSED,
     "ParamValidationError": _REFUSED,
 }
@@ -130,6 +133,16 @@ _NOT_TLS_REASONS = {
     *("UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION", "WRONG_VERSION_NUMBER"),
 }
 """OpenSSL's names for an answer that is not TLS."""
+_CONNECTION = {
+    "ClientConnectionError",  # aiohttp
+    "HTTPClientError",  # botocore
+    "ProtocolError",  # urllib3
+    "ServiceRequestError",  # azure.core
+    "ServiceResponseError",
+    "SSHException",  # paramiko
+    "TransportError",  # httpx
+}
+"""Base classes of connection failures that do not derive from ConnectionError."""
 
 _LASTING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG}
 """What a server's disk says, and goes on saying."""
@@ -161,6 +174,8 @@ def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
     for link in _chain(error):
         if (cause := _meaning(link)) is not None:
             return cause, link
+    if isinstance(error, FileNotFoundError) and (lost := _lost_connection(error)) is not None:
+        return diagnose(lost)
     for family, cause in _BY_TYPE:
         if isinstance(error, family):
             return cause, error
@@ -185,15 +200,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _meaning(error: BaseException) -> Cause | None:
     """Return what an exception means by itself; None if it does not say."""
+    if isinstance(error, ResponseError):
+        return _BROKEN if error.transient else _REFUSED
     if (cause := _BY_WORD.get(_word(error))) is not None:
         return cause
-    kinds = [kind.__name__ for kind in type(error).__mro__]
+    kinds = _families(error)
     for kind in kinds:
         if (cause := _BY_CLASS.get(kind)) is not None:
             return cause
     inner = error.__cause__ or error.__context__
     # aiohttp gives its error of an answer that is not HTTP a status, which no server sent.
-    unparsed = {*kinds, *(kind.__name__ for kind in type(inner).__mro__)}
+    unparsed = {*kinds, *_families(inner)}
     if "HttpProcessingError" not in unparsed and (status := _status(error)) is not None:
         return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REFUSED)
     if "SSLError" in kinds and getattr(error, "reason", None) in _NOT_TLS_REASONS:
@@ -206,6 +223,26 @@ def _meaning(error: BaseException) -> Cause | None:
         return _TIMED_OUT
     if isinstance(error, OSError) and error.errno in _NETWORK:
         return Cause(error.errno, True)
+    return None
+
+
+def _families(error: BaseException | None) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__]
+
+
+def _lost_connection(error: BaseException) -> BaseException | None:
+    """Return the connection failure that a driver reported as a missing file, or None."""
+    for _ in range(10):
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if inner is None:
+            return None
+        error = inner
+        if isinstance(error, FileNotFoundError):
+            continue
+        if isinstance(error, TimeoutError | ConnectionError | EOFError):
+            return error
+        if not _CONNECTION.isdisjoint(_families(error)):
+            return error
     return None
 
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from npstream._log import log
 from npstream.failures import classify
+from npstream.responses import ResponseError, SurplusError, check_encoding
 
 __all__ = ["FastRanges", "fast_ranges"]
 
@@ -57,34 +58,42 @@ _started: set[int] = set()
 """The processes in which obstore has threads: this one, or one that it was forked from."""
 
 
-def fast_ranges(kind: type, redact: Callable[[str], str]) -> FastRanges | None:
+def fast_ranges(
+    kind: type, by_driver: Callable[..., Any], redact: Callable[[str], str]
+) -> FastRanges | None:
     """Return what reads ranges instead of a driver, or None.
 
     Parameters
     ----------
     kind : type
         The driver's class.
+    by_driver : callable
+        Reads a range through the driver.
     redact : callable
         Returns a message without secrets.
 
     Examples
     --------
     >>> from fsspec.implementations.memory import MemoryFileSystem
-    >>> fast_ranges(MemoryFileSystem, str) is None
+    >>> fast_ranges(MemoryFileSystem, MemoryFileSystem.cat_file, str) is None
     True
     """
     wanted = os.environ.get("NPSTREAM_OBSTORE", "")
     if wanted not in ("", "0", "1"):
         raise ValueError(f"NPSTREAM_OBSTORE={wanted!r}: expected 0 or 1")
-    # Another package may have taken the scheme over.
     is_s3fs = kind.__module__.partition(".")[0] == "s3fs"
     if not is_s3fs or wanted == "0" or find_spec("obstore") is None:
         return None
-    return FastRanges(redact)
+    return FastRanges(by_driver, redact)
 
 
 class FastRanges:
     """Reads ranges of a bucket's objects, in one event loop.
+
+    Parameters
+    ----------
+    by_driver : callable
+        Reads a range through s3fs.
 
     Attributes
     ----------
@@ -92,8 +101,9 @@ class FastRanges:
         "watching" s3fs, "trying" obstore, "proven" when that has read something, or "off".
     """
 
-    def __init__(self, redact: Callable[[str], str]) -> None:
+    def __init__(self, by_driver: Callable[..., Any], redact: Callable[[str], str]) -> None:
         self.state = "watching"
+        self._by_driver = by_driver
         self._redact = redact
         self._reads = 0
         self._client: Any = None
@@ -104,10 +114,10 @@ class FastRanges:
         self._credentials: Any = None
         self._frozen: Any = None
 
-    async def __call__(self, filesystem: Any, path: str, start: int, end: int) -> bytes:
+    async def __call__(self, filesystem: Any, path: str, start: int, end: int) -> Any:
         """Return a range of an object, by one request; what is raised is as s3fs's."""
         if self.state == "off" or end - start > LARGEST:
-            return await _by_driver(filesystem, path, start, end)
+            return await self._by_driver(filesystem, path, start, end)
         if self.state == "watching":
             data = await self._watched(filesystem, path, start, end)
             self._reads += 1
@@ -117,15 +127,15 @@ class FastRanges:
         bucket, key, version = filesystem.split_path(path)
         if bucket == self._bucket and version is None:
             return await self._read(filesystem, path, key, start, end)
-        return await _by_driver(filesystem, path, start, end)
+        return await self._by_driver(filesystem, path, start, end)
 
-    async def _watched(self, filesystem: Any, path: str, start: int, end: int) -> bytes:
+    async def _watched(self, filesystem: Any, path: str, start: int, end: int) -> Any:
         """Read through s3fs, and note what it sends."""
         client = await filesystem.set_session()
         if client is not self._client:
             self._client = client
             client.meta.events.register(_BEFORE_SEND, self._note)
-        return await _by_driver(filesystem, path, start, end)
+        return await self._by_driver(filesystem, path, start, end)
 
     def _note(self, request: Any, **_: Any) -> None:
         self._sent = request
@@ -159,22 +169,22 @@ class FastRanges:
             _started.add(os.getpid())
             self._store, self._frozen = self._make(frozen), frozen
 
-    async def _read(self, filesystem: Any, path: str, key: str, start: int, end: int) -> bytes:
+    async def _read(self, filesystem: Any, path: str, key: str, start: int, end: int) -> Any:
         """Read by obstore; by s3fs if that is refused what it was never given."""
         await self._renew()
-        get_range = import_module("obstore").get_range_async
         try:
-            data = bytes(await get_range(self._store, key, start=start, length=end - start))
+            data = await _get(self._store, key, start, end)
         except ValueError:  # it has no name for an object like a//b
-            return await _by_driver(filesystem, path, start, end)
+            return await self._by_driver(filesystem, path, start, end)
         except Exception as error:
             failure = _failure(error)
             if self.state == "proven" and isinstance(failure, _NoAnswerError):
-                return await _by_driver(filesystem, path, start, end)  # which says what is wrong
+                # s3fs says what is wrong.
+                return await self._by_driver(filesystem, path, start, end)
             if self.state == "proven" or not _is_doubtful(failure):
                 raise failure from None
             self._give_up(str(failure))
-            return await _by_driver(filesystem, path, start, end)
+            return await self._by_driver(filesystem, path, start, end)
         if self.state == "trying":
             self.state = "proven"
         return data
@@ -256,13 +266,27 @@ def _trust(filesystem: Any, client: Any) -> bytes | None:
     return Path(verify).read_bytes() if isinstance(verify, str) else None
 
 
-async def _by_driver(filesystem: Any, path: str, start: int, end: int) -> bytes:
-    # By name, as s3fs takes another argument first.
-    return bytes(await filesystem._cat_file(path, start=start, end=end))
+async def _get(store: Any, key: str, start: int, end: int) -> bytes:
+    """Return a range. obstore itself compares Content-Range with the request."""
+    answer = await import_module("obstore").get_async(store, key, options={"range": (start, end)})
+    check_encoding({"content-encoding": answer.attributes.get("Content-Encoding")}, key)
+    body = aiter(answer.stream(min_chunk_size=end - start))
+    parts, left = [], end - start
+    while left > 0:  # not until the end of the stream, which takes as long as its first part
+        part = await anext(body, b"")
+        if not part:
+            raise ResponseError(f"{end - start - left} of {end - start} bytes came")
+        parts.append(part)
+        left -= len(part)
+    if left:
+        raise SurplusError(end - start)
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 def _failure(error: Exception) -> Exception:
     """Return an exception as s3fs's driver raises it for what obstore's text says."""
+    if isinstance(error, ResponseError):
+        return error
     text, _, details = str(error).partition("\n\nDebug source:")
     if (status := _STATUS.search(text)) is not None:
         code, message = _CODE.search(text), _MESSAGE.search(text)
@@ -276,7 +300,7 @@ def _failure(error: Exception) -> Exception:
         made: Exception = import_module("botocore.exceptions").ClientError(answer, "GetObject")
         return made
     if "non-partial response" in text:
-        return ValueError("a whole object came; the server ignores Range requests")
+        return ResponseError("a whole object came; the server ignores Range requests", False)
     said = ": ".join([text, *_REASON.findall(details)[-1:]])
     if (code := _OS_CODE.search(details)) is not None:
         return OSError(int(code[1]), said)

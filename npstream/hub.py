@@ -7,18 +7,33 @@ addresses, credentials, the client and the meaning of errors are still its; so i
 
 from __future__ import annotations
 
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from npstream.redaction import redact
+from npstream.responses import Response, check_encoding, read_body
 from npstream.threads import Threads
 
 if TYPE_CHECKING:
     from logging import LogRecord
 
-__all__ = ["connect", "load"]
+__all__ = ["connect", "load", "request_range"]
+
+_IDENTITY = {"accept-encoding": "identity"}
+
+_MAX_METADATA = 1 << 28
+"""The maximum number of bytes to read of a response about files."""
+
+_MAX_ERROR = 1 << 16
+"""The maximum number of bytes to read of an error response."""
+
+_PART = 1 << 16
+"""Bytes of a body to read at once."""
 
 _asking: ContextVar[bool] = ContextVar("_asking", default=False)
 """Whether a request of this module's is under way."""
@@ -33,7 +48,6 @@ def load() -> Any:
         "_repo_and_revision_exist": lambda *_: (True, None),
         "_bucket_exists": lambda *_: (True, None),
         "isdir": lambda *_: False,
-        "_cat_file": _cat_file,
         "_info": _info,
         "_find": _find,
         "_pipe_file": _blocking(lambda self, path, data: _upload(self, data, path)),
@@ -72,7 +86,15 @@ def _credentials(token: str | bool | None) -> dict[str, str]:
 
 
 async def _ask(filesystem: Any, method: str, url: str, **options: Any) -> Any:
-    """Return the answer to a request, which follows where the Hub sends it."""
+    """Return the JSON body of a response, and the response."""
+    async with _answer(filesystem, method, url, **options) as answer:
+        check_encoding(answer.headers, url)
+        return json.loads(await read_body(_reader(answer), _MAX_METADATA)), answer
+
+
+@asynccontextmanager
+async def _answer(filesystem: Any, method: str, url: str, **options: Any) -> AsyncIterator[Any]:
+    """Send a request, follow redirects, and yield the response with its body unread."""
     before = filesystem.credentials
     answer = await _send(filesystem, method, url, **options)
     if answer.status_code == 401:
@@ -80,27 +102,65 @@ async def _ask(filesystem: Any, method: str, url: str, **options: Any) -> Any:
             lambda _: _credentials(filesystem.token)
         )
         if filesystem.credentials != before:
+            await answer.aclose()
             answer = await _send(filesystem, method, url, **options)
-    import_module("huggingface_hub.utils").hf_raise_for_status(answer)
-    return answer
+    try:
+        if answer.is_error:
+            await _refuse(answer)
+        yield answer
+    finally:
+        await answer.aclose()
 
 
 async def _send(filesystem: Any, method: str, url: str, **options: Any) -> Any:
-    headers = {**filesystem.credentials, **options.pop("headers", {})}
+    headers = {**filesystem.credentials, **_IDENTITY, **options.pop("headers", {})}
     _asking.set(True)  # for as long as this task of the event loop runs
+    with _named(url):
+        request = filesystem.client.build_request(method, url, headers=headers, **options)
+        return await filesystem.client.send(request, stream=True)
+
+
+async def _refuse(answer: Any) -> None:
+    """Raise huggingface_hub's exception for an error response."""
+    if not answer.is_stream_consumed:  # the client's own hook may have read it
+        told = await read_body(_reader(answer), _MAX_ERROR)
+        headers = {
+            n: text for n, text in answer.headers.items() if n.startswith(("x-", "content-t"))
+        }
+        request = answer.request
+        answer = type(answer)(answer.status_code, headers=headers, content=told, request=request)
+    import_module("huggingface_hub.utils").hf_raise_for_status(answer)
+
+
+def _reader(answer: Any) -> Callable[[int], Awaitable[bytes]]:
+    """Return a function that reads the next part of a body, without decoding it."""
+    parts = answer.aiter_raw(_PART)
+
+    async def read(most: int) -> bytes:
+        with _named(str(answer.url)):
+            return bytes(await anext(parts, b""))
+
+    return read
+
+
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Add the host to the client's exceptions, whose text does not name it."""
     try:
-        return await filesystem.client.request(method, url, headers=headers, **options)
+        yield
     except import_module("huggingface_hub.errors").HTTPError as error:
-        # The client's own words do not tell whom it asked.
         reason = f"{type(error).__name__} {error}".rstrip()
-        raise ConnectionError(f"{error.request.url.host}: {reason}") from error
+        raise ConnectionError(f"{urlsplit(url).hostname}: {reason}") from error
 
 
-async def _cat_file(self: Any, path: str, start: int | None = None, end: int = 0) -> bytes:
-    headers = {"accept-encoding": "identity"}
-    if start is not None:
-        headers["range"] = f"bytes={start}-{end - 1}"
-    return bytes((await _ask(self, "GET", self.url(path), headers=headers)).content)
+@asynccontextmanager
+async def request_range(
+    filesystem: Any, path: str, start: int, end: int | None
+) -> AsyncIterator[Response]:
+    """Request a range of a file, or the whole file if `end` is None."""
+    headers = {} if end is None else {"range": f"bytes={start}-{end - 1}"}
+    async with _answer(filesystem, "GET", filesystem.url(path), headers=headers) as answer:
+        yield Response(answer.status_code, answer.headers, path, _reader(answer))
 
 
 async def _info(self: Any, path: str) -> dict[str, Any]:
@@ -108,7 +168,7 @@ async def _info(self: Any, path: str) -> dict[str, Any]:
     # As huggingface_hub asks for either.
     kind = "json" if hasattr(place, "bucket_id") else "data"
     url = _address(self, place, "paths-info")
-    found = (await _ask(self, "POST", url, **{kind: {"paths": [place.path]}})).json()
+    found, _ = await _ask(self, "POST", url, **{kind: {"paths": [place.path]}})
     if not found:
         raise FileNotFoundError("the Hub knows no file of that name")
     return _described(path, found[0])
@@ -122,12 +182,12 @@ async def _find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
     root = path.removesuffix(place.path).rstrip("/")
     found = {}
     while url:
-        page = await _ask(self, "GET", url, params=query)
-        for entry in page.json():
+        page, answer = await _ask(self, "GET", url, params=query)
+        for entry in page:
             name = f"{root}/{entry['path']}"
             found[name] = _described(name, entry)
         # The address of the next page has the query in it.
-        url, query = page.links.get("next", {}).get("url"), None
+        url, query = answer.links.get("next", {}).get("url"), None
     return found
 
 

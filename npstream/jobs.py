@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from npstream.errors import StorageError
 from npstream.failures import Cause, diagnose
+from npstream.responses import NO_RANGES
 
 if TYPE_CHECKING:
     from npstream.patience import Patience
@@ -354,14 +355,15 @@ def _give_up(slots: asyncio.Semaphore, turn: asyncio.Task[bool]) -> None:
 
 def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:
     """Say what is wrong with the length of an answer; nothing is if the text is empty."""
-    if exact is None or len(result) == exact:
+    if exact is None:
+        return "", Cause(0, False)
+    if not isinstance(result, bytes | bytearray | memoryview):
+        return f"{type(result).__name__} came; expected bytes", Cause(errno.EINVAL, False)
+    if len(result) == exact:
         return "", Cause(0, False)
     if len(result) < exact:
         return f"{len(result)} of {exact} bytes came", Cause(errno.EIO, True)
-    return (
-        f"{len(result)} bytes came; the server ignores Range requests: let it answer them, or "
-        "copy the dataset to a local directory"
-    ), Cause(errno.EINVAL, False)
+    return f"{len(result)} bytes came; {NO_RANGES}", Cause(errno.EINVAL, False)
 
 
 async def _within(seconds: float, work: Any) -> Any:

@@ -91,7 +91,8 @@ def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> 
         opened = _meanwhile(opened)  # so that all takes two round trips, and not four
     sign = store.version(name)
     sidecar = None
-    if (nbytes := _nbytes(sign)) > LARGE and (sidecar := opened()) is not None:
+    nbytes = size_in_version(sign) or 0
+    if nbytes > LARGE and (sidecar := opened()) is not None:
         mark = _mark(store, name, nbytes, sign)
         if sidecar.mark.matches(mark):
             try:
@@ -134,20 +135,21 @@ def _meanwhile(work: Callable[[], T]) -> Callable[[], T]:
     return result
 
 
-def _nbytes(sign: str) -> int:
-    """Return the bytes of a file of some version; 0 if the store does not say."""
-    size = sign.partition(":")[0]
-    return int(size) if size.isdecimal() else 0
+def size_in_version(version: str) -> int | None:
+    """Return the size of a file in bytes from its version, or None if the store does not tell."""
+    size = version.partition(":")[0]
+    return int(size) if size.isdecimal() else None
 
 
 def _through(store: Store, cache: Cache | None, name: str, version: str) -> bytes:
     """Return a file of a known version, out of the cache if it is there."""
+    nbytes = size_in_version(version)
     if cache is None:
-        return store.read(name)
+        return store.read(name, nbytes)
     key = _hash(repr((store.identity, name, version)).encode())
     text = cache.fetch(key)
     if text is None:
-        text = store.read(name)
+        text = store.read(name, nbytes)
         cache.store(key, text)
     return text
 
@@ -164,7 +166,7 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
 
     try:
         version = store.version(NAME)
-        if store.is_local or _nbytes(version) > LARGE_SIDECAR:
+        if store.is_local or (size_in_version(version) or 0) > LARGE_SIDECAR:
             return Sidecar(store)
         return Sidecar(_Held(store, NAME, _through(store, cache, NAME, version)))
     except StorageError as error:

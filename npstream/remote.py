@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import os
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from npstream._typing import Bytes
-from npstream.drivers import SCHEMES, Route, missing, route
+from npstream.drivers import SCHEMES, Driver, Route, missing, route
 from npstream.errors import NpstreamError, StorageError
 from npstream.fastranges import fast_ranges
 from npstream.jobs import Job, Waits, persist, results
@@ -41,6 +42,12 @@ Span = tuple[str, int, int]
 
 WHOLE_REQUEST = 1 << 23
 """Bytes of each of the requests that together read a whole file."""
+
+MAX_UNSIZED = 1 << 30
+"""The maximum number of bytes to read of a file of unknown size."""
+
+UNKNOWN_SIZE = -1
+"""The size of a file whose size the server does not tell."""
 
 _REQUESTS = 32
 
@@ -133,16 +140,35 @@ class RemoteStore:
     def exist(self, names: Iterable[str]) -> list[bool]:
         """Tell of each name whether there is such a file; the store is asked for many at once."""
         link = self._connect()
-        found = dict(self._results(link, (self._look(link, name, True) for name in names)))
-        infos = [found[number] for number in range(len(found))]
-        return [info is not None and info.get("type") != "directory" for info in infos]
+        jobs = (self._look(link, name, is_optional=True) for name in names)
+        found = dict(self._results(link, jobs))
+        return [_is_file(found[number]) for number in range(len(found))]
+
+    def sizes(self, names: Iterable[str]) -> list[int | StorageError | None]:
+        """Return the sizes of files in bytes, with many requests at once.
+
+        A size is None if there is no such file, `UNKNOWN_SIZE` if the server does not tell it, and
+        an exception if the request failed.
+        """
+        link = self._connect()
+
+        async def work(job: Job, asked: float) -> int | StorageError | None:
+            try:
+                return _size_of(await self._persist(link, job, asked))
+            except StorageError as error:
+                return error
+
+        jobs = (self._look(link, name, is_optional=True) for name in names)
+        found = dict(self._results(link, jobs, work))
+        return [found[number] for number in range(len(found))]
 
     def size(self, name: str) -> int:
         """Return the bytes of a file."""
-        size = self._info(name).get("size")
-        if size is None:
+        if (size := _size_of(self._info(name))) is None:
+            raise StorageError(errno.ENOENT, "a directory, and no file", self.where(name))
+        if size == UNKNOWN_SIZE:
             raise StorageError(errno.EINVAL, "the server does not say its size", self.where(name))
-        return int(size)
+        return size
 
     def version(self, name: str) -> str:
         """Return what changes whenever the file does."""
@@ -153,18 +179,19 @@ class RemoteStore:
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
         """Return a whole file, of a known size in several requests at once."""
-        if nbytes is not None:
-            ensure_fits(nbytes, f"reading {self.where(name)}")
-            cuts = range(0, nbytes, WHOLE_REQUEST)
-            spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in cuts)
-            return b"".join(self.ranges(spans))
         link = self._connect()
-        call = link.method("cat_file", link.path(name), **link.route.driver.whole)
-        return bytes(self._one(link, Job(self.where(name), "read this file", call)))
+        if nbytes is None:
+            nbytes = _size_of(self._one(link, self._look(link, name, "read this file")))
+        if nbytes is None or nbytes == UNKNOWN_SIZE:
+            return bytes(self._one(link, link.whole(self.where(name), name)))
+        ensure_fits(nbytes, f"reading {self.where(name)}")
+        cuts = range(0, nbytes, WHOLE_REQUEST)
+        spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in cuts)
+        return b"".join(self.ranges(spans))
 
-    def map(self, name: str) -> Bytes:
-        """Return a whole file as a read-only array, which is a copy of it."""
-        return np.frombuffer(self.read(name), np.uint8)
+    def map(self, name: str, nbytes: int | None = None) -> Bytes:
+        """Return a copy of a whole file as a read-only array."""
+        return np.frombuffer(self.read(name, nbytes), np.uint8)
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
         """Return parts of files, each given as name, first byte and length, in that order."""
@@ -179,6 +206,11 @@ class RemoteStore:
         """
         link = self._connect()
         return self._results(link, (link.ranged(self.where(span[0]), *span) for span in spans))
+
+    @property
+    def can_list(self) -> bool:
+        """True if `names` yields all files."""
+        return self._connect().can_list
 
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Yield the names that begin so, and the sizes of the files."""
@@ -214,9 +246,10 @@ class RemoteStore:
         link = self._connect()
         return dict(self._one(link, self._look(link, name)))
 
-    def _look(self, link: _Link, name: str, is_optional: bool = False) -> Job:
-        call = link.method("info", link.path(name))
-        return Job(self.where(name), "look at this file", call, is_optional=is_optional)
+    def _look(
+        self, link: _Link, name: str, what: str = "look at this file", is_optional: bool = False
+    ) -> Job:
+        return Job(self.where(name), what, link.info_call(link.path(name)), is_optional=is_optional)
 
     def _connect(self) -> _Link:
         """Return this process's connection, which is not made before it is used."""
@@ -229,11 +262,17 @@ class RemoteStore:
         ((_, result),) = self._results(link, [job])
         return result
 
-    def _results(self, link: _Link, jobs: Iterable[Job]) -> Generator[tuple[int, Any]]:
-        def work(job: Job, asked: float) -> Any:
-            return persist(job, asked, link, self.patience, self.timeout, self.retries)
-
+    def _results(
+        self,
+        link: _Link,
+        jobs: Iterable[Job],
+        work: Callable[[Job, float], Any] | None = None,
+    ) -> Generator[tuple[int, Any]]:
+        work = work or partial(self._persist, link)
         return results(jobs, work, link.loop, link.width, self._waits, self.patience)
+
+    def _persist(self, link: _Link, job: Job, asked: float) -> Any:
+        return persist(job, asked, link, self.patience, self.timeout, self.retries)
 
 
 class _Link:
@@ -255,7 +294,12 @@ class _Link:
         self.trust = self.route.driver.trust
         kind = self._asked(lambda: _filesystem_class(self.route))
         self._blocking = not getattr(kind, "async_impl", False)
-        self._read = self.route.driver.read or fast_ranges(kind, self._redactor)
+        driver = self.route.driver
+        # Another package may have registered itself for the scheme.
+        is_known = driver.load or kind.__module__.partition(".")[0] in (driver.package, "fsspec")
+        self._driver = driver if is_known else Driver(driver.protocol)
+        read = self._driver.read
+        self._read = read and (fast_ranges(kind, read, self._redactor) or read)
         self._quotes = is_http(url)
         self._base, in_url = self._asked(lambda: _parsed(kind, self.route.url))
         options = {**in_url, **self.route.options}
@@ -265,6 +309,11 @@ class _Link:
         self._making: asyncio.Task[Any] | None = None
         self._made: list[Any] = []
         weakref.finalize(self, _close, self.loop, self._made, self.pid).atexit = False
+
+    @property
+    def can_list(self) -> bool:
+        """True if the driver's listings contain all files."""
+        return self._driver.can_list
 
     def path(self, name: str) -> str:
         """Return a file's path as the driver is to have it."""
@@ -284,13 +333,28 @@ class _Link:
         name = name if self._blocking else f"_{name}"
         return lambda filesystem: getattr(filesystem, name)(*args, **options)
 
+    def info_call(self, path: str) -> Callable[[Any], Any]:
+        """Return a job's call that gets the info of a file."""
+        info = self._driver.info
+        if info is None:
+            return self.method("info", path)
+        return lambda filesystem: info(filesystem, path)
+
+    def whole(self, where: str, name: str) -> Job:
+        """Return a job that reads a file of unknown size."""
+        path, read = self.path(name), self._driver.whole
+        if read is None:
+            call = self.method("cat_file", path)
+        else:
+            call = lambda filesystem: read(filesystem, path, MAX_UNSIZED)  # noqa: E731
+        return Job(where, "read this file", call)
+
     def ranged(self, where: str, name: str, start: int, nbytes: int) -> Job:
         """Return a job that reads a range."""
         path, end, read = self.path(name), start + nbytes, self._read
         if read is not None:
             call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
         else:
-            # By name, as s3fs takes another argument first.
             call = self.method("cat_file", path, start=start, end=end)
         return Job(where, f"read {nbytes} bytes at {start} of this file", call, nbytes, nbytes)
 
@@ -458,6 +522,23 @@ def _close(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> No
 
     if made and process == os.getpid() and loop.is_running():
         asyncio.run_coroutine_threadsafe(close(), loop)
+
+
+def _is_file(info: Mapping[str, Any] | None) -> bool:
+    return info is not None and info.get("type") != "directory"
+
+
+def _size_of(info: Mapping[str, Any] | None) -> int | None:
+    """Return the size in a file's info, as `RemoteStore.sizes` does."""
+    if info is None or not _is_file(info):
+        return None
+    size: Any = info.get("size")
+    if isinstance(size, str) and size.isdecimal():
+        return int(size)
+    try:
+        return max(operator.index(size), UNKNOWN_SIZE)
+    except TypeError:
+        return UNKNOWN_SIZE
 
 
 def _size(file: str | os.PathLike[str]) -> int:

@@ -217,7 +217,7 @@ class Shards:
     def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
         """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
         if zipped is None or not self._is_packed(raw, zipped):
-            data = self.store.map(raw.name)
+            data = self.store.map(raw.name, raw.nbytes)
             self._check_size(len(data), raw)
             self._verify(data, raw, self.verify != "auto")
             return data

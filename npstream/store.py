@@ -95,6 +95,7 @@ class LocalStore:
     """The files below a directory."""
 
     is_local = True
+    can_list = True
 
     def __init__(self, root: str) -> None:
         self.root = self.identity = root
@@ -142,8 +143,12 @@ class LocalStore:
         except OSError as error:
             raise self._failed(name, error) from error
 
-    def map(self, name: str) -> Bytes:
-        """Return a whole file as a read-only array over its pages."""
+    def sizes(self, names: Iterable[str]) -> list[int | StorageError | None]:
+        """Return the sizes of files in bytes, None for missing ones."""
+        return [self.size(name) if self.exists(name) else None for name in names]
+
+    def map(self, name: str, nbytes: int | None = None) -> Bytes:
+        """Return a whole file as a read-only array over its pages; `nbytes` is not used."""
         try:
             return map_file(self.where(name))
         except OSError as error:

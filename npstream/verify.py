@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from npstream.errors import NpstreamError, StorageError
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.sidecar import Mark, Sidecar
 from npstream.progress import progress
+from npstream.remote import UNKNOWN_SIZE
 from npstream.reread import Reading
 from npstream.spool import bounds
-from npstream.store import open_store
+from npstream.store import open_store, options_for
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -98,7 +100,9 @@ def verify_dataset(
     ()
     """
     store = open_store(url, storage_options, argument="url")
-    aside = store if index is None else open_store(index, argument="index")
+    aside = store
+    if index is not None:
+        aside = open_store(index, options_for(url, storage_options, index), argument="index")
     known, mark = index_of(store)
     problems: list[str] = []
     sidecar = _open_sidecar(aside, known, mark, index is not None, problems)
@@ -155,7 +159,7 @@ def _differences(index: Index, other: Index, where: str) -> Iterator[str]:
 
 def _there(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bools]:
     """Return which shards can be read as they are, and which compressed."""
-    size = _sizes(store)
+    size = _sizes(store, index)
     raw, packed = np.zeros((2, len(index)), bool)
     for shard in range(len(index)):
         files = index.files(shard)
@@ -167,27 +171,36 @@ def _there(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bool
             missing += [f.name for f, nbytes in zip(wanted, found, strict=True) if nbytes is None]
             there[shard] = bool(wanted) and None not in found
             for file, nbytes in zip(wanted, found, strict=True):
-                if nbytes not in (None, file.nbytes):
-                    place = f"{store.where(file.name)} (shard {shard})"
-                    problems.append(f"{place}: {nbytes} bytes; the index says {file.nbytes}")
-                    there[shard] = False
-                    missing = []
+                if nbytes in (None, UNKNOWN_SIZE, file.nbytes):
+                    continue
+                place = f"{store.where(file.name)} (shard {shard})"
+                wrong = f"{nbytes} bytes; the index says {file.nbytes}"
+                problems.append(f"{place}: {nbytes if isinstance(nbytes, OSError) else wrong}")
+                there[shard] = False
+                missing = []
         if missing and not (raw[shard] or packed[shard]):
             problems.append(f"{store.where(missing[-1])} (shard {shard}): there is no such file")
     return raw, packed
 
 
-def _sizes(store: Store) -> Callable[[str], int | None]:
-    """Return what tells the bytes of a file, or None if there is none."""
-    try:
-        return dict(store.names()).get
-    except StorageError:
-        pass  # many servers of http list nothing
+def _sizes(store: Store, index: Index) -> Callable[[str], int | StorageError | None]:
+    """Return a function that gives the size of a file, or None if it is missing.
 
-    def size(name: str) -> int | None:
-        return store.size(name) if store.exists(name) else None
+    A listing takes fewer requests than one for each file, where the store can list.
+    """
+    if store.can_list:
+        with suppress(StorageError):
+            return dict(store.names()).get
+    names = list(dict.fromkeys(_names(index)))
+    return dict(zip(names, store.sizes(names), strict=True)).get
 
-    return size
+
+def _names(index: Index) -> Iterator[str]:
+    for shard in range(len(index)):
+        files = index.files(shard)
+        for file in (files.data, files.meta, files.zip_data, files.zip_meta):
+            if file is not None:
+                yield file.name
 
 
 class _Check:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import re
 import socket
@@ -95,6 +96,41 @@ def wrong_length(at: int, **match: object) -> Fault:
 def ignore_range(**match: object) -> Fault:
     """Answer a ranged request with 200 and a whole object; what was not asked for is zeros."""
     return Fault("whole", **match)
+
+
+def other_range(by: int, **match: object) -> Fault:
+    """Answer a ranged request with as many bytes, and say that they begin elsewhere."""
+    return Fault("shift", at=by, **match)
+
+
+def unranged(**match: object) -> Fault:
+    """Answer a ranged request with 200 and as many bytes, which are others."""
+    return Fault("unranged", **match)
+
+
+def unnamed(**match: object) -> Fault:
+    """Answer a ranged request with 206 and as many bytes, and do not say which ones."""
+    return Fault("unnamed", **match)
+
+
+def encoded(**match: object) -> Fault:
+    """Answer with a compressed body, which unpacks to as many other bytes."""
+    return Fault("encoded", **match)
+
+
+def flood(**match: object) -> Fault:
+    """Answer with a body that never ends, and do not say how long it is."""
+    return Fault("flood", **match)
+
+
+def unsized(**match: object) -> Fault:
+    """Answer without saying how long the body is: it ends with the connection."""
+    return Fault("unsized", **match)
+
+
+def garbage(**match: object) -> Fault:
+    """Answer with a status line that is none."""
+    return Fault("garbage", **match)
 
 
 class Proxy:
@@ -238,7 +274,11 @@ class _Server:
                 answer, content = _error(fault.status, path, headers)
                 writer.write(answer if method == "HEAD" else answer + content)
                 await writer.drain()
-            elif fault.at < 0:
+            elif fault.kind == "garbage":
+                writer.write(b"HTTP/1.1 abc\r\nContent-Length: 0\r\n\r\n")
+                await writer.drain()
+                return
+            elif fault.at < 0 and fault.kind in ("reset", "stall"):
                 await _stop(fault, reader, writer)
                 return
             else:
@@ -246,7 +286,7 @@ class _Server:
                 if fault.kind in ("reset", "stall"):
                     await _stop(fault, reader, writer)
                 short = fault.kind == "length" and entry[4] < fault.at
-                if short or fault.kind in ("reset", "stall", "truncate"):
+                if short or fault.kind in ("reset", "stall", "truncate", "flood", "unsized"):
                     return
 
     async def forward(self, head, body, fault, entry, client) -> None:
@@ -266,6 +306,9 @@ class _Server:
                 )
             if fault.kind == "whole" and entry[3] == 206:
                 await _whole(answer, reader, entry, client)
+                return
+            if fault.kind in _REWRITES:
+                await _rewrite(fault, answer, reader, entry, client)
                 return
             client.write(answer)
             if entry[0] != "HEAD":
@@ -372,6 +415,46 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
     entry[3], entry[4] = 200, total
     writer.write("\r\n".join([*head, "", ""]).encode("latin-1"))
     writer.write(bytes(first) + part + bytes(total - last - 1))
+    await writer.drain()
+
+
+_REWRITES = ("shift", "unranged", "unnamed", "encoded", "flood", "unsized")
+
+
+async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], writer) -> None:
+    """Answer with other headers than the server's and, but for "unsized", other bytes."""
+    status, *lines = answer.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    headers = _headers(["", *lines])
+    length = int(headers.pop("content-length", 0))
+    body = b"" if entry[0] == "HEAD" else await reader.readexactly(length)
+    if fault.kind != "unsized":
+        body = bytes(byte ^ 255 for byte in body)
+    if fault.kind == "shift" and entry[3] == 206:
+        first, last, total = map(int, re.findall(r"\d+", headers["content-range"]))
+        headers["content-range"] = f"bytes {first - fault.at}-{last - fault.at}/{total}"
+    elif fault.kind == "unranged":
+        status, entry[3] = "HTTP/1.1 200 OK", 200
+        headers.pop("content-range", None)
+    elif fault.kind == "unnamed":
+        headers.pop("content-range", None)
+    elif fault.kind == "encoded":
+        body = gzip.compress(body)
+        headers["content-encoding"] = "gzip"
+    elif fault.kind == "flood":
+        headers["transfer-encoding"] = "chunked"
+    if fault.kind in ("flood", "unsized"):
+        headers["connection"] = "close"
+    else:
+        headers["content-length"] = str(len(body) or length)
+    head = [status, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    writer.write("\r\n".join(head).encode("latin-1"))
+    if fault.kind == "flood" and entry[0] != "HEAD":
+        while True:  # until the client goes, and writing fails
+            entry[4] += BLOCK
+            writer.write(b"%x\r\n%s\r\n" % (BLOCK, bytes(BLOCK)))
+            await writer.drain()
+    entry[4] += len(body)
+    writer.write(body)
     await writer.drain()
 
 

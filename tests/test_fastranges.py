@@ -17,7 +17,7 @@ import pytest
 from faults import FOR_EVER, stall, status
 from npstream import fastranges, jobs
 from npstream.errors import StorageError
-from npstream.fastranges import fast_ranges
+from npstream.fastranges import FastRanges, fast_ranges
 from npstream.remote import RemoteStore
 from servers import HOST, OBSTORE, choose_reader
 
@@ -99,13 +99,13 @@ def test_it_can_be_turned_off(place, monkeypatch, value):
     monkeypatch.setenv("NPSTREAM_OBSTORE", value)
     store = RemoteStore(place.url, place.storage_options)
     read(store, 2)
-    assert (store._connect()._read is None) == (value == "0")
+    assert isinstance(store._connect()._read, FastRanges) == (value != "0")
 
 
 def test_a_setting_that_is_none(monkeypatch):
     monkeypatch.setenv("NPSTREAM_OBSTORE", "no")
     with pytest.raises(ValueError, match="NPSTREAM_OBSTORE='no': expected 0 or 1"):
-        fast_ranges(object, str)
+        fast_ranges(object, len, str)
 
 
 def test_where_it_is_not_installed(place, monkeypatch):
@@ -115,7 +115,7 @@ def test_where_it_is_not_installed(place, monkeypatch):
     )
     store = RemoteStore(place.url, place.storage_options)
     read(store, 3)
-    assert store._connect()._read is None
+    assert not isinstance(store._connect()._read, FastRanges)
 
 
 def test_nothing_is_imported_before_it_is_used(place):

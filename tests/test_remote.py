@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import http.client
 import os
 import pickle
 import subprocess
@@ -713,6 +714,7 @@ def examples():
     yield paramiko.SSHException("x"), errno.EIO, True
     yield huggingface_hub.errors.OfflineModeIsEnabled("x"), errno.ENETDOWN, False
     yield huggingface_hub.errors.LocalTokenNotFoundError("x"), errno.EACCES, False
+    yield http.client.RemoteDisconnected("x"), errno.EIO, True
     yield EOFError(), errno.EIO, True
     yield urllib3.exceptions.ProtocolError("x"), errno.EIO, True
     yield TimeoutError(), errno.ETIMEDOUT, True
@@ -723,6 +725,93 @@ def test_what_drivers_mean():
     pytest.importorskip("oci", reason="python -m pip install -e '.[oci]'")
     for error, code, transient in examples():
         assert failures.classify(error) == (code, transient), repr(error)
+
+
+def raised(error, cause=None, context=None):
+    """Return an exception as it is raised from another, or while another is handled."""
+    try:
+        if context is None:
+            raise error from cause
+        try:
+            raise context
+        except Exception:
+            raise error  # noqa: B904
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize("lost", [ConnectionResetError, TimeoutError, EOFError, BrokenPipeError])
+def test_a_file_that_a_driver_calls_missing_for_a_lost_connection(lost):
+    for error in (
+        raised(FileNotFoundError("a"), lost()),
+        raised(FileNotFoundError("a"), context=lost()),
+        raised(FileNotFoundError("a"), raised(FileNotFoundError("b"), context=lost())),
+    ):
+        assert failures.classify(error).transient
+        assert failures.classify(error).code != errno.ENOENT
+    for error in (
+        raised(FileNotFoundError("a"), KeyError("a")),
+        raised(FileNotFoundError("a"), context=KeyError("a")),
+        raised(FileNotFoundError("a"), PermissionError("a")),
+        raised(FileNotFoundError("a")),
+    ):
+        assert failures.classify(error) == (errno.ENOENT, False)
+
+
+def test_a_driver_that_takes_a_lost_connection_for_a_missing_file(fake):
+    left = [1, 1]
+
+    async def info(self, path, **kwargs):
+        if left:
+            left.pop()
+            raise FileNotFoundError(path) from ConnectionResetError()
+        return {"name": path, "size": 3, "type": "file"}
+
+    fake._info = info
+    try:
+        assert RemoteStore("fake://x").exists("a")
+        assert not left
+        left[:] = [1] * 9
+        with pytest.raises(StorageError, match="after 2 attempts") as caught:
+            RemoteStore("fake://x", retries=1).exists("a")
+        assert caught.value.errno == errno.EIO
+    finally:
+        del fake._info
+
+
+@pytest.mark.parametrize(
+    ("info", "size"),
+    [
+        ({"size": 3}, 3),
+        ({"size": np.int64(3)}, 3),
+        ({"size": None}, remote.UNKNOWN_SIZE),
+        ({}, remote.UNKNOWN_SIZE),
+        ({"size": "3"}, 3),
+        ({"size": "x"}, remote.UNKNOWN_SIZE),
+        ({"size": -7}, remote.UNKNOWN_SIZE),
+        ({"size": 2.5}, remote.UNKNOWN_SIZE),
+        ({"size": 0, "type": "directory"}, None),
+    ],
+)
+def test_sizes_that_drivers_tell(fake, info, size, monkeypatch):
+    async def told(self, path, **kwargs):
+        return info
+
+    monkeypatch.setattr(fake, "_info", told)
+    store = RemoteStore("fake://x")
+    assert store.sizes(["a"]) == [size]
+    if size == 3:
+        assert store.size("a") == 3
+    else:
+        with pytest.raises(StorageError, match=r"does not say its size|a directory"):
+            store.size("a")
+
+
+@pytest.mark.parametrize("answer", ["abc", None, [1, 2, 3], np.arange(3)])
+def test_what_is_no_bytes_is_not_taken(fake, answer):
+    fake.answer = staticmethod(lambda path, start, end: answer)
+    with pytest.raises(StorageError, match="came; expected bytes"):
+        RemoteStore("fake://x").ranges([("a", 0, 3)])
 
 
 def table(n=1000):

@@ -253,8 +253,8 @@ def test_what_cannot_be_kept_is_verified_too(
     reads = (lambda: ds[-1], lambda: list(ds.iter(0, 1, shuffle=True)))
     whole = RemoteStore.read
 
-    def damaged(self, name):
-        body = bytearray(whole(self, name))
+    def damaged(self, name, nbytes=None):
+        body = bytearray(whole(self, name, nbytes))
         body[-9] ^= 1
         return bytes(body)
 

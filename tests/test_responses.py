@@ -1,0 +1,339 @@
+"""What is believed of the answers of a server: the checks alone, and a server that goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream import jobs, remote
+from npstream.errors import IntegrityError, StorageError
+from npstream.failures import classify
+from npstream.remote import RemoteStore
+from npstream.responses import ResponseError, check_encoding, check_range, file_size, read_body
+
+DATA = bytes(range(256)) * 40
+
+
+# The checks alone
+
+
+def part(first: int, last: int, total: object, length: int | None = None, **more: str) -> dict:
+    headers = {"Content-Range": f"bytes {first}-{last}/{total}", **more}
+    return headers if length is None else headers | {"Content-Length": str(length)}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "span", "expected"),
+    [
+        (206, part(2, 5, 9, 4), (2, 6), 4),
+        (206, part(2, 5, "*", 4), (2, 6), 4),
+        (206, part(2, 5, 9), (2, 6), None),
+        (206, {"content-range": "BYTES 0-0/1"}, (0, 1), None),
+        (200, {"Content-Length": "6"}, (0, 6), 6),
+        (200, {}, (0, 6), None),  # the body's end will tell
+        (206, part(2, 5, 9, 4, **{"Content-Encoding": "identity"}), (2, 6), 4),
+        (206, part(2, 5, 9, 4, **{"Content-Encoding": "aws-chunked"}), (2, 6), 4),
+    ],
+)
+def test_what_was_asked_for(status, headers, span, expected):
+    assert check_range(status, headers, "shard.mds", *span) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "transient", "said"),
+    [
+        (206, part(1, 4, 9, 4), True, "bytes 1 to 5 came; expected 2 to 6"),
+        (206, part(2, 6, 9, 5), True, "bytes 2 to 7 came"),
+        (206, part(2, 4, 9, 3), True, "bytes 2 to 5 came"),
+        (206, part(2, 4, 5, 3), True, "3 of 4 bytes came, and the file ends"),
+        (206, part(5, 2, 9, 4), True, "bytes 5 to 3 came"),
+        (206, {"Content-Length": "4"}, True, "Content-Range is None"),
+        (206, {"Content-Range": "bytes */9"}, True, "a part came that is not named"),
+        (206, {"Content-Range": "bytes 2-5/9, bytes 7-8/9"}, True, "a part came that is not"),
+        (206, {"Content-Range": "rows 2-5/9"}, True, "a part came that is not named"),
+        (206, {"Content-Type": "multipart/byteranges; boundary=x"}, True, "a part came"),
+        (206, part(2, 5, 9, 3), True, "3 of 4 bytes came"),
+        (206, part(2, 5, 9, 5), False, "5 of 4 bytes came"),
+        (200, {"Content-Length": "4"}, False, "the server ignores Range requests"),
+        (200, {}, False, "a whole file came"),
+        (203, part(2, 5, 9, 4), True, "status 203"),
+        (304, part(2, 5, 9, 4), True, "status 304"),
+        (206, part(2, 5, 9, 4, **{"Content-Encoding": "gzip"}), False, "encoded as 'gzip'"),
+        (206, part(2, 5, 9, 4, **{"Content-Encoding": "br, gzip"}), False, "encoded as"),
+    ],
+)
+def test_what_was_not(status, headers, transient, said):
+    with pytest.raises(ResponseError, match=said.replace("*", r"\*")) as caught:
+        check_range(status, headers, "shard.mds", 2, 6)
+    assert caught.value.transient == transient
+    cause = classify(caught.value)
+    assert cause == ((errno.EIO, True) if transient else (errno.EINVAL, False))
+
+
+def test_a_whole_file_of_another_length_is_no_range():
+    for length in ("5", "7"):
+        with pytest.raises(ResponseError, match="ignores Range"):
+            check_range(200, {"Content-Length": length}, "x", 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("a.mds.gz", "gzip"), ("A.GZ", "x-gzip"), ("a.zstd", "zstd"), ("a.mds.zst", "ZSTD")],
+)
+def test_a_file_that_is_stored_compressed_may_be_called_so(name, encoding):
+    check_encoding({"Content-Encoding": encoding}, name)
+    for other in ("a.mds", "gz", "a.gz.mds"):
+        with pytest.raises(ResponseError, match="which was not asked for"):
+            check_encoding({"Content-Encoding": encoding}, other)
+    with pytest.raises(ResponseError, match="which was not asked for"):
+        check_encoding({"Content-Encoding": f"{encoding}, {encoding}"}, name)
+
+
+def test_the_size_of_a_file_in_an_answer():
+    assert file_size(200, {"content-length": "0"}, "x") == 0
+    assert file_size(200, {}, "x") is None
+    assert file_size(206, part(0, 0, 9, 1), "x") == 9
+    assert file_size(206, part(0, 0, "*", 1), "x") is None
+    assert file_size(416, {"Content-Range": "bytes */0"}, "x") == 0
+    assert file_size(200, {"Content-Length": "-3"}, "x") is None
+
+
+def test_a_body_is_read_up_to_a_bound():
+    def body(*parts: bytes):
+        left = list(parts)
+        asked: list[int] = []
+
+        async def read(most: int) -> bytes:
+            asked.append(most)
+            return left.pop(0) if left else b""
+
+        return read, asked
+
+    read, asked = body(b"abc", b"d")
+    assert asyncio.run(read_body(read, 4)) == b"abcd"
+    assert asked == [5, 2, 1]
+    read, asked = body(b"abc", b"de", b"never")
+    with pytest.raises(ResponseError, match="more than 4 bytes came"):
+        asyncio.run(read_body(read, 4))
+    assert asked == [5, 2]
+    read, _ = body()
+    assert asyncio.run(read_body(read, 0)) == b""
+
+
+# Servers of plain HTTP
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the files of a dictionary, as the test says."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+    head = 200  # the status that answers HEAD, if there is such a file
+    ranges = sized = True
+    drops = 0
+    asked: list[str]
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing of every request."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        cls, span = type(self), self.headers.get("Range")
+        cls.asked.append(f"{self.command} {self.path} {span or ''}".strip())
+        if cls.drops and self.path.endswith("index.msgpack"):
+            cls.drops -= 1
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        data = self.files.get(self.path)
+        status = 404 if data is None else 200
+        if self.command == "HEAD" and data is not None:
+            status = self.head
+        body, headers = data or b"", {"ETag": '"x"'}
+        if span and status == 200 and self.ranges:
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            status, total, body = 206, len(body), body[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{first + len(body) - 1}/{total}"
+            if not body:
+                status, headers["Content-Range"] = 416, f"bytes */{total}"
+        if self.sized or status > 206:
+            headers["Content-Length"] = str(len(body))
+        else:
+            headers["Connection"] = "close"
+            self.close_connection = True
+        self.send_response(status)
+        for name, text in headers.items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.01)
+
+
+@contextmanager
+def serving(files: dict[str, bytes], **behaviour: Any) -> Iterator[tuple[str, type[Handler]]]:
+    """Serve files, whose paths are given, and yield the server's URL, and how it behaves."""
+    kind = type("Kind", (Handler,), {"files": files, "asked": [], **behaviour})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", kind
+        server.shutdown()
+
+
+def dataset(directory: Path, root: str = "") -> dict[str, bytes]:
+    """Write a dataset, and return its files."""
+    columns = {"i": np.arange(1000) + 5, "text": [f"{n:x}" * 9 for n in range(1000)]}
+    npstream.write(directory / "data", columns, shard_size="8KiB")
+    files = sorted((directory / "data").rglob("*.*"))
+    return {
+        f"{root}/{path.relative_to(directory / 'data').as_posix()}": path.read_bytes()
+        for path in files
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
+def test_a_server_that_does_not_answer_head(status):
+    with serving({"/a": DATA, "/empty": b""}, head=status) as (url, kind):
+        store = RemoteStore(url)
+        assert store.exist(["a", "b"]) == [True, False]
+        assert store.size("a") == len(DATA)
+        assert store.size("empty") == 0
+        assert store.read("a") == DATA
+        assert store.version("a") == f'{len(DATA)}:"x"'
+    assert {line for line in kind.asked if "GET /empty" in line} == {"GET /empty bytes=0-0"}
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_head_that_fails_is_tried_again(status, short_pauses):
+    with serving({"/a": DATA}, head=status) as (url, kind):
+        with pytest.raises(StorageError, match="after 3 attempts") as caught:
+            RemoteStore(url, retries=2).exists("a")
+        assert caught.value.errno != errno.ENOENT
+    assert kind.asked == ["HEAD /a"] * 3
+
+
+def test_head_that_is_refused_for_want_of_a_password():
+    with serving({"/a": DATA}, head=401) as (url, kind):
+        with pytest.raises(StorageError, match="after 1 attempt in") as caught:
+            RemoteStore(url).exists("a")
+        assert caught.value.errno == errno.EACCES
+    assert kind.asked == ["HEAD /a"]
+
+
+def test_a_server_without_ranges_serves_small_files():
+    with serving({"/a": DATA, "/empty": b""}, ranges=False) as (url, _):
+        store = RemoteStore(url)
+        assert store.read("a") == DATA
+        assert store.ranges([("a", 0, len(DATA))]) == [DATA]
+        assert store.read("empty") == b""
+        for span in ((0, 100), (5, len(DATA) - 5), (1, 10)):
+            with pytest.raises(StorageError, match="the server ignores Range requests"):
+                store.ranges([("a", *span)])
+
+
+def test_a_server_that_says_no_lengths(tmp_path, monkeypatch):
+    files = dataset(tmp_path)
+    for ranges in (True, False):
+        with serving(files, sized=False, ranges=ranges) as (url, _):
+            store = RemoteStore(url)
+            assert store.read("index.json") == files["/index.json"]
+            if ranges:
+                with npstream.open(url, cache=tmp_path / "cache") as ds:
+                    assert ds.load()["i"].tolist() == list(range(5, 1005))
+                assert npstream.verify_dataset(url).problems == ()
+    with serving({"/a": DATA}, sized=False, ranges=False) as (url, _):
+        store = RemoteStore(url)
+        assert store.sizes(["a", "b"]) == [remote.UNKNOWN_SIZE, None]
+        monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA) - 1)
+        with pytest.raises(StorageError, match=f"more than {len(DATA) - 1} bytes came"):
+            store.read("a")
+        monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA))
+        assert store.read("a") == DATA
+        with pytest.raises(StorageError, match="more than 9 bytes came; the server ignores Range"):
+            store.ranges([("a", 0, 9)])
+
+
+def test_a_lost_connection_does_not_drop_the_side_car(tmp_path, short_pauses):
+    """Nor the hashes in it, which tell that the shards are damaged."""
+    files = dataset(tmp_path)
+    damaged = {
+        name: data[:-8] + bytes(8) if name.endswith(".mds") else data
+        for name, data in files.items()
+    }
+    with serving(damaged) as (url, kind):
+        for drops in (1, 4, 7):
+            kind.drops = drops
+            with npstream.open(url, cache=tmp_path / f"{drops}", verify=True) as ds:
+                assert kind.drops == 0
+                with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds"):
+                    ds[999]
+        kind.drops = 1 << 30
+        with pytest.raises(StorageError, match=r"index\.msgpack") as caught:
+            npstream.open(url, cache=tmp_path / "more", retries=1)
+        assert caught.value.errno != errno.ENOENT
+
+
+def test_a_dataset_whose_server_refuses_connections(tmp_path, short_pauses):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        url = f"http://127.0.0.1:{held.getsockname()[1]}/data"
+    with pytest.raises(StorageError, match="after 3 attempts") as caught:
+        npstream.open(url, cache=tmp_path, timeout=10.0, retries=2)
+    assert caught.value.errno not in (errno.ENOENT, errno.EINVAL)
+
+
+@pytest.mark.parametrize("listing", [None, b"", b"<html>nothing</html>", b'<a href="other">o</a>'])
+def test_a_server_that_lists_nothing_is_asked_for_each_file(tmp_path, listing):
+    files = dataset(tmp_path)
+    pages = {} if listing is None else dict.fromkeys(("/", "/data", "/data/"), listing)
+    with serving({**{f"/data{name}": data for name, data in files.items()}, **pages}) as (url, _):
+        report = npstream.verify_dataset(f"{url}/data")
+        assert report.problems == ()
+        assert report.shards > 1
+    (first, *_, last) = [name for name in files if name.endswith(".mds")]
+    left = {name: data for name, data in files.items() if name != first}
+    left[last] = files[last] + b"x"
+    with serving(left) as (url, _):
+        problems = npstream.verify_dataset(url).problems
+    assert len(problems) == 2
+    assert f"{first} (shard 0): there is no such file" in problems[0]
+    assert f"{len(left[last])} bytes; the index says {len(files[last])}" in problems[1]
+
+
+def test_a_shard_that_cannot_be_looked_at_is_told_of(tmp_path, short_pauses):
+    files = dataset(tmp_path)
+    (name, *_) = [name for name in files if name.endswith(".mds")]
+
+    def answer(self: Handler) -> None:
+        if self.path == name:
+            self.send_error(503)
+        else:
+            Handler.answer(self)
+
+    with serving(files, do_HEAD=answer, do_GET=answer) as (url, _):
+        problems = npstream.verify_dataset(url).problems
+    assert len(problems) == 1
+    assert f"{name} (shard 0): " in problems[0]
+    assert "Service Unavailable" in problems[0]
+    assert "no such file" not in problems[0]
