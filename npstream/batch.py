@@ -12,6 +12,7 @@ import numpy as np
 from npstream import exchange
 from npstream._typing import Bools, Int64
 from npstream.ragged import Ragged
+from npstream.tables import Columns, columns_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -34,6 +35,8 @@ class Batch(dict[str, Any]):
         The sample ids, in the shape of the view that was read.
     repeated : array_like of bool, optional
         Which samples only fill the batch up; by default none.
+    encodings : mapping of str to str, optional
+        How the columns were stored, for `npstream.write` to store them so again.
 
     Examples
     --------
@@ -51,8 +54,11 @@ class Batch(dict[str, Any]):
         columns: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         ids: ArrayLike | None = None,
         repeated: ArrayLike | None = None,
+        *,
+        encodings: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(columns)
+        self._encodings = encodings
         self._ids = None if ids is None else np.asarray(ids, np.int64)
         self._repeated = None if repeated is None else np.asarray(repeated, np.bool_)
 
@@ -85,7 +91,7 @@ class Batch(dict[str, Any]):
         """Return the batch with tensors over the same memory.
 
         Arrays in a Ragged become nested tensors in jagged layout, ``bytes`` and images those of
-        their bytes. What torch has no type for stays as it is: text, and arrays of objects.
+        their bytes. What torch has no type for stays as it is: text, dates, and arrays of objects.
 
         Examples
         --------
@@ -97,9 +103,9 @@ class Batch(dict[str, Any]):
         tensors = self.copy()
         for name, column in self.items():
             if isinstance(column, Ragged):
-                if column.kind != "str":
+                if column.kind != "str" and torch.has_dtype(column.dtype):
                     tensors[name] = column.to_torch()
-            elif isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
+            elif isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
                 tensors[name] = torch.tensor(column)
         return tensors
 
@@ -124,11 +130,15 @@ class Batch(dict[str, Any]):
         torch = exchange.torch_door()
         moved = self.copy()
         for name, column in self.items():
-            if isinstance(column, np.ndarray) and column.dtype.kind in "biufc":
+            if isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
                 column = torch.tensor(column)
             if hasattr(column, "to"):
                 moved[name] = column.to(device, **options)
         return moved
+
+    def _to_write(self) -> Columns:
+        """Return the batch as `npstream.tables` takes it."""
+        return columns_of(self, self._encodings)
 
     def __repr__(self) -> str:
         lines = [f"<Batch: {self.n} samples>"]

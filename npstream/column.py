@@ -24,6 +24,8 @@ from npstream.gather import Field, Plan
 from npstream.mapped import mapped_column
 from npstream.progress import progress
 from npstream.reading import array_of, in_mode, load
+from npstream.stored import StoredColumn, StoredTable
+from npstream.tables import ArrayColumn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -356,6 +358,28 @@ class Column(NDArrayOperatorsMixin):
             items = chain.from_iterable(part._block().flat for part in self._parts())
             return any(elementwise.is_same(item, value) for item in items)
         return any(bool(np.any(part == value)) for part in self._parts())
+
+    # Writing
+
+    def _to_write(self) -> StoredColumn | ArrayColumn:
+        """Return this column as `npstream.tables` takes it."""
+        if not self._shape:
+            raise TypeError(f"column {self.name!r} is one value, and not one a sample")
+        field, whole = self._field, self._final is None and not self._cut
+        if whole and field.part is None and self._selection.ndim == 1:
+            return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
+        if self._cell is None:
+            raise ValueError(
+                f"column {self.name!r} has {self.ndim} axes, and values that vary in size: "
+                "take it of a view with one axis, as ravel() gives"
+            )
+        array = self.load() if self._final is not None else None
+        chunk = self.chunks[0]
+
+        def read(start: int, stop: int) -> Any:
+            return self[start:stop].load() if array is None else array[start:stop]
+
+        return ArrayColumn(read, len(self), self.dtype, self.shape[1:], None, chunk)
 
     # Computing
 

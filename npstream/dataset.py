@@ -18,6 +18,7 @@ from npstream.orders.epoch import Order, Shuffle, Size, view_order
 from npstream.places import shard_table
 from npstream.reading import SAMPLE_BLOCK, in_mode, iterate_samples, load, structured
 from npstream.splits import filter_mask, split
+from npstream.stored import StoredTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -215,8 +216,10 @@ class Dataset:
         """
         ids = self._selection.ids()
         shape = self._selection.shape
-        columns = load(self._source, self._source.plan(self._names), ids, shape, out)
-        return Batch(columns, ids if len(shape) == 1 else ids.reshape(shape))
+        plan = self._source.plan(self._names)
+        columns = load(self._source, plan, ids, shape, out)
+        shaped = ids if len(shape) == 1 else ids.reshape(shape)
+        return Batch(columns, shaped, encodings=plan.encodings)
 
     def take(
         self,
@@ -384,6 +387,16 @@ class Dataset:
             self._source, self._selection, self._names, rank, world,
             view_transform=self._transform, **settings,
         )  # fmt: skip
+
+    def _to_write(self) -> StoredTable | None:
+        """Return this view as `npstream.tables` takes it; None if its samples are transformed."""
+        if self._transform is not None or self._source.has_transforms:
+            return None
+        if self.ndim != 1:
+            raise ValueError(
+                f"a view of shape {self.shape} is no sequence of samples: write its ravel()"
+            )
+        return StoredTable(self._source, self._selection, self._source.plan(self._names).fields)
 
     def close(self) -> None:
         """Release the maps and buffers of this dataset and all its views, promptly."""

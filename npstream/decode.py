@@ -10,6 +10,7 @@ import numpy as np
 
 from npstream._typing import AnyArray, Int64
 from npstream.batch import Ragged
+from npstream.dtypes import hidden_bool
 from npstream.errors import NpstreamError
 
 if TYPE_CHECKING:
@@ -42,9 +43,11 @@ def batch_column(
     OverflowError
         If an integer is beyond int64.
     """
+    kind = field.encoding.kind
+    if field.encoding.dtype.kind == "b":
+        _check_bools(fetcher, field, stored, ids)
     if stored is out:
         return stored
-    kind = field.encoding.kind
     if kind in ("int_text", "float_text", "object"):
         stored = sample_values(fetcher, field, stored, ids)
         if kind == "object":
@@ -53,16 +56,36 @@ def batch_column(
         if isinstance(stored, np.ndarray) and out is not None:
             out[...] = stored
             return out
-        return stored
+        return _as_stored(field, stored)
     if kind in ("str", "bytes", "image"):
-        return _text_rows(fetcher, field, stored, ids)
+        return _as_stored(field, _text_rows(fetcher, field, stored, ids))
     if kind == "ndarray":
-        return _ragged_or_objects(stored)
+        return _as_stored(field, _ragged_or_objects(stored))
     numbers = _numbers(fetcher, field, stored, ids)
     if out is None:
         return numbers
     out[...] = numbers
     return out
+
+
+def _as_stored(field: Field, column: Column) -> Column:
+    """Return a column that remembers how its rows are stored, if they vary in length."""
+    if isinstance(column, Ragged):
+        column.encoding = field.encoding.name
+    return column
+
+
+def _check_bools(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> None:
+    """Raise FormatError for the first sample with a bool that is neither 0 nor 1."""
+    values = stored.values if isinstance(stored, Ragged) else stored
+    if not isinstance(values, np.ndarray) or (byte := hidden_bool(values)) is None:
+        return
+    at = int((values.reshape(-1).view(np.uint8) > 1).argmax())
+    if isinstance(stored, Ragged):
+        row = int(np.searchsorted(stored.offsets, at, side="right")) - 1
+    else:
+        row = at // max(values.size // len(ids), 1)
+    fetcher.damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
 
 
 def sample_values(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> list[Any]:
@@ -71,6 +94,8 @@ def sample_values(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) ->
     The parameters and exceptions are those of `batch_column`.
     """
     encoding = field.encoding
+    if encoding.dtype.kind == "b":
+        _check_bools(fetcher, field, stored, ids)
     if isinstance(stored, list):
         return stored
     if isinstance(stored, Ragged):

@@ -75,7 +75,7 @@ def column_text(column: Column) -> str:
     """Return a column's name, shape and dtype; nothing is read."""
     return (
         f"<npstream.Column {column.name!r}: shape {column.shape}, dtype {column.dtype}, "
-        f"stored as {column._field.encoding.name}>"
+        f"stored as {column._field.encoding.stored}>"
     )
 
 

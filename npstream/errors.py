@@ -102,11 +102,11 @@ class CostError(NpstreamError, RuntimeError):
 class MissingDependencyError(NpstreamError, ImportError):
     """A package that npstream needs for this, and does not require, is not installed."""
 
-    def __init__(self, purpose: str, package: str, extra: str = "") -> None:
+    def __init__(self, purpose: str, package: str, extra: str = "", otherwise: str = "") -> None:
         wanted = f"'npstream[{extra}]'" if extra else package
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: "
-            f"python -m pip install {wanted}"
+            f"python -m pip install {wanted}" + (f", or {otherwise}" if otherwise else "")
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ Levels: TypeAlias = "list[int | Int64]"
 
 def torch_door() -> Any:
     """Return `npstream.torch`, the only module that imports torch."""
-    return _optional("npstream.torch", "torch", "torch")
+    return optional("npstream.torch", "torch", "torch")
 
 
 def offsets_of(lengths: ArrayLike) -> Int64:
@@ -52,7 +52,7 @@ def levels_of(offsets: Int64, shapes: Int64 | None) -> Levels:
 
 def to_arrow(values: AnyArray, levels: Levels) -> Any:
     """Return rows as a pyarrow array of lists; a constant axis becomes a list of fixed size."""
-    pa = _optional("pyarrow", "pyarrow", "arrow")
+    pa = optional("pyarrow", "pyarrow", "arrow")
 
     def fixed(content: Any, size: int, lists: int) -> Any:
         # FixedSizeListArray.from_arrays cannot tell how many lists of size 0 there are.
@@ -67,7 +67,7 @@ def to_arrow(values: AnyArray, levels: Levels) -> Any:
 
 def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     """Return rows of bytes as a pyarrow array of large strings, or of large binaries."""
-    pa = _optional("pyarrow", "pyarrow", "arrow")
+    pa = optional("pyarrow", "pyarrow", "arrow")
     held = pa.large_string() if is_text else pa.large_binary()
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     return pa.Array.from_buffers(held, len(offsets) - 1, buffers)
@@ -75,7 +75,7 @@ def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
 
 def to_awkward(values: AnyArray, levels: Levels) -> Any:
     """Return rows as an awkward array; a constant axis becomes a regular one."""
-    ak = _optional("awkward", "awkward", "awkward")
+    ak = optional("awkward", "awkward", "awkward")
 
     def varying(content: Any, offsets: Int64) -> Any:
         return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
@@ -86,7 +86,7 @@ def to_awkward(values: AnyArray, levels: Levels) -> Any:
 
 def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     """Return rows of bytes as an awkward array of strings, or of bytestrings."""
-    ak = _optional("awkward", "awkward", "awkward")
+    ak = optional("awkward", "awkward", "awkward")
     element, row = ("char", "string") if is_text else ("byte", "bytestring")
     content = ak.contents.NumpyArray(values, parameters={"__array__": element})
     return ak.Array(
@@ -127,7 +127,8 @@ def _nest(
     return varying(_nest(inner, content, fixed, varying, int(level[-1])), level)
 
 
-def _optional(module: str, package: str, extra: str) -> Any:
+def optional(module: str, package: str, extra: str) -> Any:
+    """Import a module of a package that need not be installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -135,6 +135,12 @@ class Fetcher:
             held += borrowed
         return code, held
 
+    def whole(self, ids: Int64) -> tuple[Int64, Int64, object]:
+        """Find the bytes of samples as `locate` does, and ask for all pages that they lie in."""
+        address, nbytes, held = self.locate(ids)
+        self._cold.prepare(address, nbytes)
+        return address, nbytes, held
+
     def read(self, ids: Int64, how: Split, fixed: Int64) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and find the bytes of variable ones.
 

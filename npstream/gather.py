@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ import numpy as np
 from npstream import kernels, memory
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.batch import Ragged
+from npstream.dtypes import storage
 from npstream.fetch import Fetcher, Split
 from npstream.formats.encodings import DTYPE_CODES, Encoding
+from npstream.formats.mds_encode import Bodies
 from npstream.lines import read_lines
 
 if TYPE_CHECKING:
@@ -34,7 +37,9 @@ BLOCK = 1 << 16
 _ITEMSIZES = np.zeros(256, np.int64)
 for _code, _dtype in DTYPE_CODES.items():
     _ITEMSIZES[_code] = _dtype.itemsize
-_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+_UNSIGNED = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
+_PARTS = 2
+"""Numbers that store a complex one, along an axis of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,14 @@ class _Split:
 class Plan:
     """Columns to read, and how that is done, worked out once."""
 
-    __slots__ = ("_splits", "fields")
-
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self._splits: dict[int, _Split] = {}
+
+    @cached_property
+    def encodings(self) -> dict[str, str]:
+        """The name of the encoding of each column."""
+        return {field.name: field.encoding.name for field in self.fields}
 
     def split(self, schema: int, layout: Layout) -> _Split:
         """Return how the samples of an MDS schema are taken apart."""
@@ -312,7 +320,9 @@ def _gather_arrays(values: _Values) -> Stored:
     """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
-    codes = np.full(n, 0 if typed else _CODES[encoding.dtype], np.int64)
+    number = storage(encoding.dtype) or encoding.dtype
+    # All numbers of one size have their heads read alike.
+    codes = np.full(n, 0 if typed else _UNSIGNED[number.itemsize], np.int64)
     heads, ndims = np.zeros((2, n), np.int64)
     start = 0
     for address, nbytes in values.spans:
@@ -332,10 +342,14 @@ def _gather_arrays(values: _Values) -> Stored:
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
     shapes = None
-    if ndims[0] > 1:
+    if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
         address = np.concatenate([at for at, _ in values.spans])
         kernels.array_shapes.sized(n)(address, typed, shapes)
+        if encoding.dtype.kind == "c":
+            wrong = (shapes[:, -1] != _PARTS) | (ndims == 1)
+            values.damaged(wrong, f"{encoding.dtype} takes a last axis of {_PARTS}")
+            shapes = shapes[:, :-1] if ndims[0] > _PARTS else None
     start = 0
     for span in values.spans:
         stop = start + span.shape[1]
@@ -343,7 +357,8 @@ def _gather_arrays(values: _Values) -> Stored:
         span[1] -= heads[start:stop]
         start = stop
     lengths = values.lengths
-    return _gather_elements(values, lengths, _offsets(lengths), DTYPE_CODES[int(codes[0])], shapes)
+    dtype = DTYPE_CODES[int(codes[0])] if typed else encoding.dtype
+    return _gather_elements(values, lengths, _offsets(lengths), dtype, shapes)
 
 
 def _gather_objects(values: _Values) -> AnyArray:
@@ -356,6 +371,86 @@ def _gather_objects(values: _Values) -> AnyArray:
             column[row] = decode(ctypes.string_at(address, nbytes))
             row += 1
     return column
+
+
+def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Find columns of samples as they are stored, to be copied.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+        Of whole columns.
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, duplicates kept.
+    """
+    index = fetcher.index
+    if len(index.schemas) <= 1:
+        return _bodies_of_schema(fetcher, 0, plan, ids)
+    schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
+    held: list[object] = []
+    spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
+    for schema in np.unique(schema_of).tolist():
+        rows = np.flatnonzero(schema_of == schema)
+        for name, part in _bodies_of_schema(fetcher, schema, plan, ids[rows]).items():
+            spans[name][:, rows] = part.address, part.nbytes
+            held.append(part.held)
+    return {name: Bodies(address, nbytes, held) for name, (address, nbytes) in spans.items()}
+
+
+def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    layout = fetcher.layouts[schema] if fetcher.layouts else None
+    if layout is None:
+        return _bodies_of_lines(fetcher, schema, plan, ids)
+    address, nbytes, held = fetcher.whole(ids)
+    _refuse(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
+    sizes = np.empty((len(ids), layout.nvariable), "<u4")
+    head = np.full(len(ids), 4 * layout.nvariable, np.int64)
+    kernels.copy_spans.sized(len(ids))(
+        address, head, head * np.arange(len(ids)), memory.address_of(sizes)
+    )
+    wanted = {field.name: field.encoding for field in plan.fields}
+    found, at = {}, address + head
+    for name, place in layout.places.items():
+        if place.size is None:
+            size = sizes[:, place.before].astype(np.int64)
+        else:
+            size = np.full(len(ids), place.size, np.int64)
+        if name in wanted:
+            found[name] = Bodies(at, size, held)
+        at = at + size
+    _refuse(fetcher, ids, at != address + nbytes)
+    for name, encoding in wanted.items():
+        if encoding.size is not None:
+            _Values(
+                fetcher, Field(name, encoding), ids, [np.stack((address, found[name].nbytes))]
+            ).damaged(
+                found[name].nbytes != encoding.size, f"{encoding.name!r} takes {encoding.size}"
+            )
+    return {name: found[name] for name in wanted}
+
+
+def _refuse(fetcher: Fetcher, ids: Int64, wrong: Bools) -> None:
+    """Raise FormatError for the first sample whose parts do not fit."""
+    if wrong.any():
+        sample = int(ids[int(wrong.argmax())])
+        fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+
+
+def _bodies_of_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Encode columns of samples that are lines of text."""
+    found = {}
+    for name, values in read_lines(fetcher, schema, [f.name for f in plan.fields], ids).items():
+        encode = next(f.encoding.encode for f in plan.fields if f.name == name)
+        bodies = []
+        for sample, value in zip(ids.tolist(), values, strict=True):
+            try:
+                bodies.append(encode(value))
+            except (ValueError, OverflowError) as error:
+                where = fetcher.shards.describe(sample)
+                raise type(error)(f"{where}: column {name!r}: {error}") from None
+        found[name] = Bodies.of_list(bodies)
+    return found
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:

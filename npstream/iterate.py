@@ -313,7 +313,8 @@ class Iteration(Resumable):
     def _batches(self, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
         for ids, repeated in self._ahead(pieces):
-            yield Batch(self._source.columns(plan, ids, {}), ids, repeated)
+            columns = self._source.columns(plan, ids, {})
+            yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
     def _samples(self, pieces: Iterator[Piece]) -> Iterator[Any]:
         for ids, _ in self._ahead(pieces):

@@ -150,8 +150,15 @@ def address_of(array: np.ndarray[Any, Any]) -> int:
 
 def writable_address(array: np.ndarray[Any, Any]) -> int:
     """Return where a writable, contiguous array begins, in a third of `address_of`'s time."""
-    # mypy does not know that an array is a buffer.
-    return ctypes.addressof(ctypes.c_char.from_buffer(array)) if array.size else 0  # type: ignore[arg-type]
+    if not array.size:
+        return 0
+    try:
+        # mypy does not know that an array is a buffer.
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except ValueError:
+        if not array.flags.writeable:
+            raise
+        return address_of(array)  # the buffer protocol has no dates, and not every float
 
 
 def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:

@@ -19,6 +19,7 @@ from npstream.batch import Ragged
 from npstream.concatenation import Concatenation
 from npstream.errors import ColumnError
 from npstream.fetch import Fetcher
+from npstream.formats.mds_encode import Bodies
 from npstream.gather import Field, Plan
 from npstream.joined import JoinedShards
 from npstream.orders.chunks import view_chunks
@@ -224,6 +225,20 @@ class MixedSource(Source):
         if self._is_made(plan):
             return [self.members[number].name for number in self.rows.which(ids).tolist()]
         return super().values(plan, self._stored(ids))
+
+    def bodies(self, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+        """Find columns of samples as they are stored, to be copied."""
+        if self._is_made(plan):
+            return {SOURCE: self._name_bodies(ids)}
+        found = super().bodies(self._stored_plan(plan), self._stored(ids))
+        if len(found) == len(plan.fields):
+            return found
+        found[SOURCE] = self._name_bodies(ids)
+        return {f.name: found[f.name] for f in plan.fields}
+
+    def _name_bodies(self, ids: Int64) -> Bodies:
+        names = self._names_at(ids)
+        return Bodies.of(names.values, names.offsets)
 
     def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
         """Compare a column of text with one, where it lies."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +12,15 @@ import numpy as np
 
 from npstream import exchange, kernels
 from npstream._typing import AnyArray, Int64
-from npstream.errors import FormatError
+from npstream.errors import FormatError, NpstreamError
+from npstream.formats.encodings import Encoding, column_type, parse, type_of_array
 from npstream.memory import address_of, ensure_fits
+from npstream.tables import RowsColumn
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
+
+_TEXT = np.dtypes.StringDType()
 
 KINDS = ("str", "bytes", "image")
 """What the bytes of a Ragged may stand for; None where its rows are arrays."""
@@ -39,6 +44,8 @@ class Ragged:
         What a row is: an array, or UTF-8, bytes or an encoded image in elements of uint8.
     shapes : array_like of int, shape (n, ndim), optional
         The shape of each row, where rows are not 1-d.
+    encoding : str, optional
+        How the rows were stored, such as ``"jpeg"``, for `npstream.write` to store them so again.
 
     Examples
     --------
@@ -52,12 +59,13 @@ class Ragged:
            [ 1,  2, -1, -1]])
     """
 
-    __slots__ = ("kind", "offsets", "shapes", "values")
+    __slots__ = ("encoding", "kind", "offsets", "shapes", "values")
 
     values: AnyArray
     offsets: Int64
     kind: str | None
     shapes: Int64 | None
+    encoding: str | None
 
     def __init__(
         self,
@@ -65,7 +73,9 @@ class Ragged:
         offsets: ArrayLike,
         kind: str | None = None,
         shapes: ArrayLike | None = None,
+        encoding: str | None = None,
     ) -> None:
+        self.encoding = encoding
         self.values = np.asarray(values)
         self.offsets = _as_int64(offsets, "offsets")
         self.kind = kind
@@ -193,6 +203,7 @@ class Ragged:
         """Return rows of the same kind, without checking what fits by construction."""
         rows = Ragged.__new__(Ragged)
         rows.values, rows.offsets, rows.kind, rows.shapes = values, offsets, self.kind, shapes
+        rows.encoding = self.encoding
         return rows
 
     def _packed(self) -> tuple[AnyArray, Int64]:
@@ -202,7 +213,7 @@ class Ragged:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Like an ndarray's, the copy or pickle of a slice leaves the other rows behind.
-        return Ragged, (*self._packed(), self.kind, self.shapes)
+        return Ragged, (*self._packed(), self.kind, self.shapes, self.encoding)
 
     def __repr__(self) -> str:
         return f"<Ragged: {len(self)} {self._summary()}>"
@@ -231,6 +242,31 @@ class Ragged:
         for i, row in enumerate(self):
             out[i] = row  # assigned together, rows of one length would spread over an axis
         return out
+
+    def _to_write(self) -> RowsColumn:
+        """Return the rows as `npstream.tables` takes them."""
+        self._check_text()
+        return RowsColumn(
+            self.values, self.offsets, self._stored_as(), self.shapes,
+            lambda start, stop: list(self[start:stop]),
+        )  # fmt: skip
+
+    def _stored_as(self) -> Encoding | None:
+        """Return how the rows are stored; None if they are images of which nothing tells it."""
+        if self.encoding is not None:
+            with suppress(ValueError, NpstreamError):
+                known = column_type(self.encoding)
+                own = "ndarray" if self.kind is None else self.kind
+                if known.kind == own and known.dtype in (object, self.dtype, _TEXT):
+                    return known
+        if self.kind is None:
+            type_of_array(self.dtype, ())  # says whether there are such arrays
+            return column_type(f"ndarray:{self.dtype.name}")
+        if self.kind != "image":
+            return parse(self.kind)
+        first = bytes(self[0][:8]) if len(self) else b""
+        names = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
+        return next((parse(name) for start, name in names.items() if first.startswith(start)), None)
 
     def to_list(self) -> list[Any]:
         """Return the rows: arrays over the same memory, ``str``, or ``bytes``."""

@@ -13,6 +13,7 @@ import numpy as np
 from npstream._typing import AnyArray, Sample
 from npstream.decode import decode_value
 from npstream.formats import text
+from npstream.formats.arrays import check_bools
 from npstream.lines import line_parser
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _row_reader(
         takes = [
             (f.name, _value_reader(record_column(region, layout, f), f.encoding)) for f in fields
         ]
-        return lambda row, _: {name: take(row) for name, take in takes}
+        return _record_reader(fetcher, takes)
     offsets, begin, end = region.offsets.data, region.begin, len(region.data)
     decode, guard = _decoder(fetcher, region, schema, fields)
     if stride := region.stride:
@@ -131,13 +132,49 @@ def _row_reader(
     return read
 
 
+def _record_reader(
+    fetcher: Fetcher, takes: Sequence[tuple[str, Callable[[int], Any]]]
+) -> RowReader:
+    """Return what reads a sample of fixed columns, each taken by its row."""
+
+    def read(row: int, sample: int) -> Sample:
+        try:
+            return {name: take(row) for name, take in takes}
+        except ValueError as error:
+            fetcher.damaged(sample, str(error))
+
+    return read
+
+
 def _value_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
     """Return what makes a value of a sample: a scalar, or an array of its own."""
     if encoding.name == "int":
         return column.item
+    if encoding.dtype.kind == "b":
+        return _bool_reader(column)
     if column.ndim == 1:
         return column.__getitem__
     return lambda row: column[row].copy()
+
+
+def _bool_reader(column: AnyArray) -> Callable[[int], Any]:
+    """Return what makes a value of bools, whose bytes it checks."""
+    byte_at = column.view(np.uint8).item
+
+    def read(row: int) -> Any:
+        if (byte := byte_at(row)) > 1:
+            check_bools(column[row : row + 1])
+        return _BOOLS[byte]
+
+    def read_array(row: int) -> Any:
+        value = column[row].copy()
+        check_bools(value)
+        return value
+
+    return read if column.ndim == 1 else read_array
+
+
+_BOOLS = (np.False_, np.True_)
 
 
 def _decoder(
@@ -179,15 +216,18 @@ def _body_decoder(
             takes.append((name, _value_reader(_at_each_byte(region, encoding, head), encoding)))
         head += size or 0
     nbytes = head + sum(size for _, _, size in rest if size is not None)
-    in_order = [name for name, encoding, _ in columns if encoding is not None] == order
+    template: Sample = dict.fromkeys(order)
 
     def decode(sample: int, at: int, stop: int) -> Sample:
         lengths = sizes.unpack_from(data, at) if stop - at >= head else ()
         if nbytes + sum(lengths) != stop - at:
             fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
-        values = {}
-        for name, take in takes:
-            values[name] = take(at)
+        values = template.copy()
+        try:
+            for name, take in takes:
+                values[name] = take(at)
+        except ValueError as error:
+            fetcher.damaged(sample, f"column {name!r}: {error}")
         at, variable = at + head, 0
         for name, value, size in rest:
             if size is None:
@@ -201,7 +241,7 @@ def _body_decoder(
                 except Exception:
                     values[name] = decode_value(fetcher, name, value, data[at:end], sample)
             at = end
-        return values if in_order else {name: values[name] for name in order}
+        return values
 
     return decode
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from npstream._typing import AnyArray, Bools, Int64, Sample
 from npstream.decode import batch_column, sample_values
-from npstream.errors import ColumnError, FormatError
-from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as
+from npstream.dtypes import hidden_bool
+from npstream.errors import ColumnError, FormatError, MissingDependencyError
+from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.text import CASTS
-from npstream.gather import Field, Plan, equal_text, gather
+from npstream.gather import Field, Plan, equal_text, gather, stored_bodies
 from npstream.orders.chunks import shard_chunks
 from npstream.places import locate
 from npstream.samples import SampleReader
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from npstream.costs import Cost
     from npstream.fetch import Fetcher
     from npstream.formats.index import Index, Schema
+    from npstream.formats.mds_encode import Bodies
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
 
@@ -138,7 +140,7 @@ class Source:
         if (name := self.scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
             if self.is_aside(plan, first, last, len(ids)):
-                values = self._side_values(name, first, last + 1)
+                values = self._side_values(plan.fields[0], first, last + 1)
                 return {name: np.take(values, ids - first, out=out.get(name))}
         return self._gathered(plan, ids, out)
 
@@ -151,12 +153,16 @@ class Source:
             for f in plan.fields
         }
 
-    def _side_values(self, name: str, first: int, stop: int) -> AnyArray:
+    def _side_values(self, field: Field, first: int, stop: int) -> AnyArray:
         """Read a run of a column's values out of the side-car."""
         remote = self.remote
         assert remote is not None
         assert remote.files.sidecar is not None
-        return remote.files.sidecar.column(name, first, stop)
+        values = remote.files.sidecar.column(field.name, first, stop).view(field.encoding.dtype)
+        if (byte := hidden_bool(values)) is not None:
+            where = remote.files.sidecar.where
+            raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
+        return values
 
     def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Sample]:
         """Read samples, all at once, and yield them."""
@@ -169,6 +175,10 @@ class Source:
         (field,) = plan.fields
         stored = gather(self.fetcher, plan, ids)[field.name]
         return sample_values(self.fetcher, field, stored, ids)
+
+    def bodies(self, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+        """Find columns of samples as they are stored, to be copied."""
+        return stored_bodies(self.fetcher, plan, ids)
 
     def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
         """Compare a column of text with one, where it lies."""
@@ -224,7 +234,16 @@ class Source:
             return None
         (field,) = plan.fields
         known = remote.files.sidecar.columns.get(field.name)
-        return None if known is None or known.dtype != field.encoding.dtype else field.name
+        if known is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
+            return None
+        dtype = field.encoding.dtype
+        # The side-car has the bytes of MDS values, whatever these are declared to mean.
+        is_same = dtype.itemsize == known.dtype.itemsize and self._is_mds
+        return field.name if is_same or dtype == known.dtype else None
+
+    @property
+    def _is_mds(self) -> bool:
+        return all(schema.format == "mds" for schema in self.index.schemas)
 
     def is_aside(self, plan: Plan, first: int, last: int, count: int) -> bool:
         """Tell whether so many values of a column are read out of one run of the side-car."""
@@ -303,14 +322,19 @@ def open_source(
                 )
         fields = {name: f for name, f in fields.items() if name not in partial}
     source = Source(fetcher, fields, partial, limit)
-    names = tuple(fields)
-    if isinstance(columns, Mapping):
-        for name, declared in columns.items():
-            fields[name] = Field(name, view_as(source.field(name).encoding, declared))
-    elif columns is not None:
+    order = fetcher.index.annotations.order
+    names = tuple(dict.fromkeys([*(name for name in order if name in fields), *fields]))
+    declared: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
+    if columns is not None and not isinstance(columns, Mapping):
         names = tuple(source.field(name).name for name in columns)
         if len(set(names)) != len(names):
             raise ValueError(f"a column is named twice in {list(names)}")
+    for name, dtype in fetcher.index.annotations.dtypes.items():
+        # A column that is not asked for, or is declared anew, may need a package that is not here.
+        if name in names and name not in declared:
+            fields[name] = Field(name, _recorded(fields[name], dtype, where))
+    for name, meaning_ in declared.items():
+        fields[name] = Field(name, view_as(source.field(name).encoding, meaning_))
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
     if unsafe and not allow_pickle:
         raise ValueError(
@@ -344,6 +368,22 @@ def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
             )
         fields[name] = Field(name, parsed)
     return fields
+
+
+def _recorded(stored: Field, dtype: str, where: str) -> Encoding:
+    """Return the encoding of a column whose dtype the index records."""
+    try:
+        return with_dtype(stored.encoding, dtype)
+    except ValueError as error:
+        raise FormatError(f"{where}: column {stored.name!r}: {error}") from None
+    except MissingDependencyError as error:
+        otherwise = (
+            "leave the column out with columns=, or read it as it is stored with "
+            f"columns={{{stored.name!r}: {stored.encoding.name!r}}}"
+        )
+        raise MissingDependencyError(
+            f"{where}: column {stored.name!r} of dtype {dtype}", "ml_dtypes", "dtypes", otherwise
+        ) from error
 
 
 def meaning(encoding: Encoding) -> tuple[Any, ...]:

@@ -58,6 +58,8 @@ def of_dataset(index: Index) -> str:
     for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
         _add(dataset, facts)
     _add(dataset, repr(index.schemas))
+    if dtypes := index.annotations.dtypes:
+        _add(dataset, tuple(sorted(dtypes.items())))
     for shard in range(len(index)):
         if hashes := index.files(shard).data.hashes:
             _add(dataset, (shard, *sorted(hashes.items())))

@@ -19,13 +19,41 @@ from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from npstream._typing import AnyArray, Int64
 from npstream.batch import Batch, Ragged
+from npstream.dtypes import ML_DTYPES, dtype_of
 from npstream.iterate import Iteration
 
 
 def tensor(array: AnyArray) -> torch.Tensor:
     """Return a tensor over an array's memory, or over a copy's if the array is read-only."""
     # Torch knows no read-only tensors: it would warn, and let the write through.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    array = array if array.flags.writeable else array.copy()
+    if (bits := ML_DTYPES.get(array.dtype.name)) is not None:
+        known = getattr(torch, array.dtype.name, None)
+        if known is None:
+            raise TypeError(f"torch has no dtype {array.dtype}: take its bits, as .view({bits})")
+        return torch.from_numpy(array.view(bits)).view(known)
+    if array.dtype.kind in "mM":
+        raise TypeError(
+            f"torch has no dtype for {array.dtype}: take its numbers, as .view('int64')"
+        )
+    return torch.from_numpy(array)
+
+
+def has_dtype(dtype: np.dtype[Any]) -> bool:
+    """Return True if torch has tensors of a dtype."""
+    return dtype.kind in "biufc" or (dtype.name in ML_DTYPES and hasattr(torch, dtype.name))
+
+
+def array(tensor: torch.Tensor) -> AnyArray:
+    """Return an array of a tensor's values, over the same memory where NumPy can have that."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout)
+        raise TypeError(f"a tensor that is {kind} is no array: convert it, as with .to_dense()")
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if (bits := ML_DTYPES.get(name)) is not None:
+        return tensor.view(getattr(torch, bits.name)).numpy().view(dtype_of(name))
+    return tensor.numpy()
 
 
 def nested(values: AnyArray, offsets: Int64) -> torch.Tensor:

@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from npstream._typing import AnyArray, Body
-from npstream.errors import ColumnError
-from npstream.formats.arrays import DTYPES
+from npstream._typing import AnyArray, Body, Bytes, Int64
+from npstream.errors import ColumnError, NpstreamError
 from npstream.formats.compression import compress, parse_compression
-from npstream.formats.encodings import Encoding, infer
+from npstream.formats.encodings import Encoding, column_type, infer
 from npstream.formats.hashes import digest
-from npstream.formats.mds_encode import ShardFormat, Tally, cells
+from npstream.formats.index import KEY
+from npstream.formats.mds_encode import Bodies, Part, ShardFormat, Tally
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.scan import Scan
 from npstream.publish import new_place
 from npstream.sizes import parse_size
 from npstream.spool import Spool, sidecar_files
+from npstream.tables import GivenTable, named, table_of
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from npstream.column import Column
+    from npstream.dataset import Dataset
+
 __all__ = ["WriteReport", "Writer", "write"]
+
+BLOCK_BYTES = 1 << 23
+"""Bytes of a table that are put together at once."""
+
+BLOCK_ROWS = 1 << 16
+"""Rows of it, so that the kernels' tables of addresses stay in the processor's cache."""
+
+FIRST_ROWS = 64
+"""Rows of the first block, where nothing tells how large rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +54,7 @@ class WriteReport:
     path : str
         The dataset's directory or URL.
     columns : dict of str to str
-        The encoding of each column, in stored order.
+        The encoding of each column, as ``columns=`` takes it, in the order they were given in.
     samples, shards : int
         How many of them.
     raw_bytes, stored_bytes : int
@@ -60,7 +74,7 @@ class WriteReport:
 
 def write(
     path: str | PathLike[str],
-    data: Iterable[Mapping[str, Any]] | Mapping[str, Any],
+    data: Iterable[Mapping[str, Any]] | Mapping[str, Any] | Dataset | Column,
     *,
     columns: Mapping[str, str] | None = None,
     shard_size: int | str | None = "64MiB",
@@ -76,14 +90,15 @@ def write(
     ----------
     path : str or os.PathLike
         A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
-    data : iterable of mappings, or mapping
-        Samples, each a mapping from column name to value; or columns, a mapping from name to an
-        array or list. NumPy arrays whose rows all have one size are written as fast as the disk
-        takes them.
+    data : iterable of mappings, mapping, Dataset or Column
+        Samples, each a mapping from column name to value; or columns, a mapping from name to a
+        list or to an array of any library: NumPy, torch, pandas, or what has ``__array__``,
+        ``__dlpack__`` or Arrow's capsule. Or a Dataset, a view or column of one, or Batches, whose
+        values are copied as they are stored.
     columns : mapping of str to str, optional
-        The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``;
-        other columns are left out. By default all, with the encodings that suit the first
-        sample, or the arrays.
+        The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
+        ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
+        encodings that suit the first sample, or the arrays, or that the Dataset has.
     shard_size : int, str or None
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
         sample that is larger makes a shard of its own.
@@ -98,6 +113,15 @@ def write(
     -------
     WriteReport
 
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not one that its column's encoding holds exactly, a sample has a key that
+        the first one lacks, or nothing says which columns there are. The message names sample and
+        column.
+    ColumnError
+        If a sample lacks a column.
+
     See Also
     --------
     Writer : The same, sample by sample.
@@ -108,18 +132,45 @@ def write(
     >>> rows = np.arange(20, dtype=np.uint16).reshape(5, 4)
     >>> report = npstream.write("letters", {"tokens": rows, "name": list("abcde")})
     >>> report.samples, report.columns
-    (5, {'name': 'str', 'tokens': 'ndarray:uint16:4'})
+    (5, {'tokens': 'ndarray:uint16:4', 'name': 'str'})
     """
+    table = table_of(data)
+    chosen: Mapping[str, str | Encoding] | None = columns
+    samples: Iterable[Any] = ()
+    if table is None:
+        samples = _samples(data, columns)
+    elif columns is None:
+        chosen = _encodings(table)
     with Writer(
-        path, columns, shard_size=shard_size, compression=compression, hashes=hashes,
+        path, chosen, shard_size=shard_size, compression=compression, hashes=hashes,
         storage_options=storage_options,
     ) as writer:  # fmt: skip
-        if isinstance(data, Mapping):
-            writer._write_table(data)
+        if table is not None:
+            writer._write_table(table)
         else:
-            for sample in data:
+            writer._is_inferred = columns is None
+            for sample in samples:
                 writer.write(sample)
     return writer.close()
+
+
+def _samples(data: Any, columns: Mapping[str, str] | None) -> Iterable[Any]:
+    """Return samples, once it is known that there are some, or else columns."""
+    try:
+        samples: Iterator[Any] = iter(data)
+    except TypeError:
+        raise TypeError(
+            f"data is of type {type(data).__name__}: expected samples, each a mapping, or a "
+            "mapping from the names of columns to arrays"
+        ) from None
+    if columns is not None:
+        return samples
+    for first in samples:
+        return chain([first], samples)
+    raise ValueError(
+        "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
+        "gone through once only)"
+    )
 
 
 class Writer:
@@ -145,7 +196,7 @@ class Writer:
     def __init__(
         self,
         path: str | PathLike[str],
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | Encoding] | None = None,
         *,
         shard_size: int | str | None = "64MiB",
         compression: str | None = None,
@@ -156,11 +207,14 @@ class Writer:
         parse_compression(compression)
         self._settings = (_size_limit(shard_size), compression, _hash_names(hashes))
         self._format = None if columns is None else self._new_format(columns)
+        self._is_inferred = columns is None
         self._directory = new_place(path, storage_options)
         self._entries: list[dict[str, Any]] = []
         self._written = 0
-        self._rows: list[bytes] = []
+        self._rows: list[Body] = []
+        self._sizes: list[int] = []
         self._nbytes = 0
+        self._row_bytes = 0
         self._open = True
         self._report: WriteReport | None = None
         self._spool: Spool | None = None
@@ -180,21 +234,31 @@ class Writer:
             self._discard()
 
     def write(self, sample: Mapping[str, Any]) -> None:
-        """Add a sample; keys that are no columns are ignored.
+        """Add a sample, or the rows of a Batch or Dataset.
 
-        A sample that is refused with an exception is as if it had not been given.
+        A sample, or Batch, that is refused with an exception is as if it had not been given. If
+        columns were named to the Writer, other keys are ignored; if not, the columns are the keys
+        of the first sample, and others are refused.
         """
         self._check_open()
-        number = self._written + len(self._rows)
+        number = self._written + len(self._sizes)
+        if type(sample) is not dict and hasattr(type(sample), "_to_write"):
+            table = table_of(sample)
+            if table is not None:
+                self._write_table(table, at_once=isinstance(sample, Mapping))
+                return
         if not isinstance(sample, Mapping):
             raise TypeError(
                 f"sample {number} is of type {type(sample).__name__}; "
                 "expected a mapping from column name to value"
             )
-        if self._format is None:
-            inferred = {name: _infer(name, value) for name, value in sample.items()}
-            self._format = self._new_format(inferred)
-        row = self._format.encode(sample, number)
+        layout = self._format
+        if layout is None:
+            layout = self._new_format({name: _infer(name, sample[name]) for name in sample})
+        elif self._is_inferred and len(sample) > len(layout.columns):
+            self._refuse_surplus(layout.columns, sample, number)
+        row = layout.encode(sample, number)
+        self._format = layout
         nbytes, limit = len(row) + 4, self._format.size_limit
         if self._rows and limit and self._nbytes + nbytes > limit:
             self._flush()
@@ -202,15 +266,33 @@ class Writer:
             self._nbytes = self._format.empty
         self._format.check_end(self._nbytes + nbytes, number)
         self._rows.append(row)
+        self._sizes.append(len(row))
         self._nbytes += nbytes
+
+    def _refuse_surplus(self, columns: Container[str], names: Iterable[Any], number: int) -> None:
+        """Raise if there are names of which no column was made."""
+        if surplus := [name for name in names if name not in columns]:
+            raise ValueError(
+                f"sample {number} has {surplus[0]!r}, which the first sample lacks, so there is no "
+                "column for it: name all columns in columns=, and give every sample all of them; "
+                "or leave that key out"
+            )
 
     def close(self) -> WriteReport:
         """Publish the dataset, unless that is done, and say what was written."""
         if self._report is None:
             self._check_open()
+            if self._format is None:
+                with self._all_or_nothing():
+                    raise ValueError(
+                        "no samples, and no columns=: nothing says what the dataset holds"
+                    )
             if self._rows:
                 self._flush()
-            index = {"shards": self._entries, "version": 2}
+            index: dict[str, Any] = {"shards": self._entries, "version": 2}
+            if self._format.annotations or not self._entries:
+                schema = None if self._entries else self._format.schema
+                index[KEY] = self._format.annotations.document(schema)
             text = json.dumps(index, sort_keys=True).encode()
             with self._all_or_nothing():
                 if self._spool is not None:
@@ -221,61 +303,125 @@ class Writer:
             self._report = self._make_report()
         return self._report
 
-    def _new_format(self, columns: Mapping[str, str]) -> ShardFormat:
+    def _new_format(self, columns: Mapping[str, str | Encoding]) -> ShardFormat:
         if not columns:
             raise ValueError("a dataset has at least one column; columns is empty")
+        parsed = {}
         for name, encoding in columns.items():
-            if not isinstance(name, str) or not isinstance(encoding, str):
+            if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
                 raise TypeError(f"columns maps names to encodings, both str; got {columns!r}")
-        return ShardFormat(columns, *self._settings)
+            parsed[name] = _parse(name, encoding) if isinstance(encoding, str) else encoding
+        return ShardFormat(parsed, *self._settings)
 
     def _check_open(self) -> None:
         if not self._open:
             raise ValueError("this Writer is closed: it published its dataset, or failed and left")
 
-    def _write_table(self, table: Mapping[str, Any]) -> None:
-        """Write columns of a common length."""
-        samples = _table_length(table)
-        if not samples:
-            return
-        if self._format is None:
-            inferred = {name: _infer_column(name, values) for name, values in table.items()}
-            self._format = self._new_format(inferred)
-        columns = self._format.columns
+    def _write_table(self, table: GivenTable, at_once: bool = False) -> None:
+        """Write columns of a common length, block by block, or all or nothing of them."""
+        names, number = table.names(), self._written + len(self._sizes)
+        layout = self._format or self._new_format(_encodings(table))
+        columns = layout.columns
+        if self._is_inferred:
+            self._refuse_surplus(columns, names, number)
         for name in columns:
-            if name not in table:
-                raise ColumnError(name, table)
-        fields = {name for name in columns if _is_field(table[name], columns[name])}
-        if len(fields) == len(columns):
-            self._write_records([table[name] for name in columns], samples)
-            return
-        values = [
-            cells(table[name], columns[name]) if name in fields else table[name] for name in columns
-        ]
-        for row in zip(*values, strict=True):
-            self.write(dict(zip(columns, row, strict=True)))
+            if name not in names:
+                raise ColumnError(name, names)
+        fixed = all(encoding.kind == "fixed" for encoding in columns.values())
+        if not at_once:
+            self._format = layout
+            if fixed and table.is_arrays:
+                self._write_records(table)
+                return
+        bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
+        for block in table.blocks(bounds, columns) if table.length else ():
+            number = self._written + len(self._sizes)
+            packed = {
+                name: part
+                if isinstance(part, np.ndarray | Bodies)
+                else layout.bodies(name, part, number)
+                for name, part in block.items()
+            }
+            samples = layout.pack(packed, number)
+            self._format = layout
+            self._append(*samples)
 
-    def _write_records(self, columns: list[AnyArray], samples: int) -> None:
-        """Write fixed columns, with no Python per sample."""
+    def _bounds(self, table: GivenTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield where blocks of a table begin and end, of about `BLOCK_BYTES` each."""
+        while start < stop:
+            nbytes = table.row_bytes or self._row_bytes
+            rows = min(BLOCK_BYTES // nbytes, BLOCK_ROWS) if nbytes else FIRST_ROWS
+            end = -(-(start + max(rows, 1)) // table.chunk) * table.chunk
+            yield start, min(end, stop)
+            start = end
+
+    def _write_records(self, table: GivenTable) -> None:
+        """Write arrays of fixed columns, with no Python per sample."""
         assert self._format is not None
-        sizes = [encoding.size or 0 for encoding in self._format.columns.values()]
-        each = sum(sizes) + 4
+        if self._rows:
+            self._flush()
+        layout, samples = self._format, table.length
+        each = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
         per_shard = samples
-        if self._format.size_limit:
-            room = self._format.size_limit - self._format.empty
-            per_shard = min(samples, max(1, room // each))
-        self._format.check_end(self._format.empty + per_shard * each, per_shard - 1)
-        for start in range(0, samples, per_shard):
-            part = [column[start : start + per_shard] for column in columns]
-            self._store(self._format.records(part), len(part[0]))
+        if layout.size_limit:
+            per_shard = min(samples, max(1, (layout.size_limit - layout.empty) // each))
+        layout.check_end(layout.empty + per_shard * each, self._written + per_shard - 1)
+        for start in range(0, samples, max(per_shard, 1)):
+            stop = min(start + per_shard, samples)
+            blocks = self._arrays(table, start, stop)
+            self._store(layout.records(blocks, stop - start), stop - start)
+
+    def _arrays(self, table: GivenTable, start: int, stop: int) -> Iterator[dict[str, AnyArray]]:
+        """Yield rows of fixed columns as arrays of their dtypes."""
+        assert self._format is not None
+        number = self._written
+        for block in table.blocks(self._bounds(table, start, stop), self._format.columns):
+            yield {name: self._array(name, part, number) for name, part in block.items()}
+            number += len(next(iter(block.values())))
+
+    def _array(self, name: str, part: Part, number: int) -> AnyArray:
+        """Return rows of a fixed column as an array; values are encoded, or refused, one by one."""
+        assert self._format is not None
+        if isinstance(part, np.ndarray):
+            return part
+        encoding = self._format.columns[name]
+        values: Any = self._format.bodies(name, part, number).held  # type: ignore[arg-type]
+        return values.view(encoding.dtype.newbyteorder("<")).reshape(-1, *(encoding.shape or ()))  # type: ignore[no-any-return]
+
+    def _append(self, data: Bytes, nbytes: Int64) -> None:
+        """Add samples that lie back to back, and store the shards that they fill."""
+        assert self._format is not None
+        ends = np.concatenate([[0], np.cumsum(nbytes)])
+        costs = ends + 4 * np.arange(len(ends))
+        self._row_bytes = -(-len(data) // max(len(nbytes), 1))
+        limit = self._format.most
+        row, count = 0, len(nbytes)
+        while row < count:
+            if not self._rows:
+                self._nbytes = self._format.empty
+            room = int(costs[row]) + limit - self._nbytes
+            stop = int(np.searchsorted(costs, room, side="right")) - 1
+            if stop <= row and self._rows and self._format.size_limit:
+                self._flush()
+                continue
+            stop = max(stop, row + 1)
+            taken = int(costs[stop] - costs[row])
+            number = self._written + len(self._sizes) + stop - row - 1
+            self._format.check_end(self._nbytes + taken, number)
+            self._rows.append(data[int(ends[row]) : int(ends[stop])].data)
+            self._sizes += nbytes[row:stop].tolist()
+            self._nbytes += taken
+            row = stop
 
     def _flush(self) -> None:
         """Store the rows as a shard."""
         assert self._format is not None
-        sizes = np.fromiter(map(len, self._rows), np.int64, len(self._rows))
-        shard = b"".join([self._format.head(np.cumsum(sizes)), *self._rows])
-        self._rows.clear()
-        self._store([shard], len(sizes))
+        sizes = np.array(self._sizes, np.int64)
+        head, rows = self._format.head(np.cumsum(sizes)), self._rows
+        self._rows, self._sizes = [], []
+        if len(rows) == len(sizes):
+            rows = [b"".join(rows)]
+        self._store([head, *rows], len(sizes))
 
     def _store(self, pieces: Iterable[Body], samples: int) -> None:
         """Store a shard; each piece is used before the next is asked for."""
@@ -321,10 +467,12 @@ class Writer:
     def _make_report(self) -> WriteReport:
         raw = [entry["raw_data"] for entry in self._entries]
         stored = [entry["zip_data"] or entry["raw_data"] for entry in self._entries]
-        columns = {} if self._format is None else self._format.columns
+        assert self._format is not None
+        columns = self._format.columns
+        given = self._format.annotations.order or columns
         return WriteReport(
             path=self._directory.path,
-            columns={name: encoding.name for name, encoding in columns.items()},
+            columns={name: columns[name].name for name in given},
             samples=self._written,
             shards=len(self._entries),
             raw_bytes=sum(file["bytes"] for file in raw),
@@ -350,51 +498,31 @@ def _hash_names(hashes: Iterable[str]) -> list[str]:
     return names
 
 
-def _infer(name: str, value: Any) -> str:
+def _infer(name: str, value: Any) -> Encoding:
     """Return the encoding that suits a value of a column."""
     try:
         return infer(value)
     except (TypeError, ValueError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"column {name!r}: {error}") from error
+        raise named(name, error) from error
 
 
-def _infer_column(name: str, values: Any) -> str:
-    """Return the encoding that suits a column, which is not empty."""
-    if not isinstance(values, np.ndarray) or values.dtype.name not in DTYPES:
-        return _infer(name, next(iter(values)))
-    dtype, shape = values.dtype.name, values.shape[1:]
-    return f"ndarray:{dtype}:{','.join(map(str, shape))}" if shape else dtype
+def _parse(name: str, encoding: str) -> Encoding:
+    try:
+        return column_type(encoding)
+    except NpstreamError:
+        raise
+    except ValueError as error:
+        raise named(name, error) from None
 
 
-def _table_length(table: Mapping[str, Any]) -> int:
-    """Return the length that all columns must have."""
-    lengths = {}
-    for name, values in table.items():
-        if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
-            raise TypeError(
-                f"column {name!r} is of type {type(values).__name__}: a mapping holds columns, "
-                "each an array or a list; a single sample goes into a list"
-            )
-        lengths[name] = len(values)
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns differ in length: {lengths}")
-    return next(iter(lengths.values()), 0)
-
-
-def _is_field(values: Any, encoding: Encoding) -> TypeGuard[AnyArray]:
-    """Tell whether copying a column into a record's field does what its encoding would do.
-
-    Where it does not, the values are encoded one by one, and refused if need be.
-    """
-    if not isinstance(values, np.ndarray) or encoding.kind != "fixed":
-        return False
-    source, target = values.dtype.newbyteorder("="), encoding.dtype
-    if values.shape[1:] != encoding.shape:
-        return False
-    if source == target:
-        return True
-    if source.kind in "iu" and target.kind in "iu" and not encoding.shape:
-        limits = np.iinfo(target)
-        return limits.min <= int(values.min()) and int(values.max()) <= limits.max
-    return source.kind == target.kind == "f" and not encoding.shape
+def _encodings(table: GivenTable) -> dict[str, Encoding]:
+    """Return the encodings that keep a table's columns as they are."""
+    encodings = {}
+    for name in table.names():
+        try:
+            encodings[name] = table.encoding(name)
+        except NpstreamError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise named(name, error) from error
+    return encodings

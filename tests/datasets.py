@@ -54,15 +54,21 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[
 
 
 def merge(path: Path, **options: Any) -> npstream.Dataset:
-    """Write an index of all datasets in the directories below, and open it."""
-    shards = []
+    """Write an index of all datasets in the directories below, and open it.
+
+    What the last of them records of its columns holds for all.
+    """
+    shards: list[Any] = []
+    index = {"version": 2, "shards": shards}
     for part in sorted(path.glob("*/index.json")):
-        for shard in json.loads(part.read_text())["shards"]:
+        found = json.loads(part.read_text())
+        index |= {"npstream": found.get("npstream")}
+        for shard in found["shards"]:
             for file in ("raw_data", "raw_meta", "zip_data", "zip_meta"):
                 if shard.get(file):
                     shard[file]["basename"] = f"{part.parent.name}/{shard[file]['basename']}"
             shards.append(shard)
-    (path / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
+    (path / "index.json").write_text(json.dumps(index))
     return npstream.open(path, **options)
 
 

@@ -699,6 +699,34 @@ def test_view_as_a_dtype(ds):
     same(ds[[3, 1]]["tokens"].view("int16")[0], VALUES["tokens"][3].view("int16"))
 
 
+@pytest.mark.parametrize("dtype", ["M8[D]", "m8[s]", ">M8[s]", "c16", ">i8", "S8"])
+def test_view_as_a_dtype_without_a_buffer(dtype, tmp_path):
+    """Python's buffers have no dates; reading does not need them."""
+    days, spans = np.arange(6), np.arange(12).reshape(6, 2)
+    npstream.write(tmp_path, {"when": days, "span": spans, "some": [row for row in spans]})
+    ds = npstream.open(tmp_path)
+    wanted = {"span": spans.view(dtype)}
+    if np.dtype(dtype).itemsize == 8:
+        wanted |= {"when": days.view(dtype), "some": spans.view(dtype)}
+    for name, array in wanted.items():
+        viewed, declared = ds[name].view(dtype), npstream.open(tmp_path, columns={name: dtype})
+        for k in (0, 3, -1):
+            same(viewed[k], array[k])
+            same(declared[k][name], array[k])
+        if name == "some":
+            same(declared.load()["some"].values, array.ravel())
+            continue
+        (batch,) = declared.iter(0, 1, batch_size=6)
+        for read in (viewed.load(), declared.load()[name], batch[name], np.asarray(viewed)):
+            same(read, array)
+        out = np.empty_like(array)
+        assert viewed.load(out) is out
+        same(out, array)
+        same(viewed[::-2].load(), array[::-2])
+        assert np.array_equal(viewed == array[1], array == array[1])
+        assert np.array_equal(viewed != viewed.load(), array != array)
+
+
 def test_view_of_bytes(tmp_path):
     rows = np.arange(24, dtype=np.int64).reshape(4, 6)
     bodies = [row.tobytes()[: 48 if i else 16] for i, row in enumerate(rows)]

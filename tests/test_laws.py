@@ -17,7 +17,7 @@ from npstream import selection
 from npstream._jit import Kernel
 
 DTYPES = [f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)]
-DTYPES += ["float16", "float32", "float64"]
+DTYPES += ["float16", "float32", "float64", "bool", "datetime64[s]", "timedelta64[D]", "complex64"]
 FIXED = ["scalar", "row", "matrix", "cube"]
 DATASETS = 8
 

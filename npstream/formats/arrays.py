@@ -3,24 +3,32 @@
 The body of an array is ``[dtype code] [shape head] values``: the code only where the column
 names no dtype, the head only where it names no shape. The head is one byte, ``ndim << 2 | w``,
 and each dimension in ``2**w`` bytes. All numbers are little-endian, all values in C order.
+
+Elements of a dtype that the format lacks are stored as the numbers in their bytes (`storage`): a
+bool as uint8, a datetime64 as int64, a complex number as two floats along one more axis. The
+index records the dtype itself beside the encodings.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from npstream import foreign
 from npstream._typing import AnyArray, Body
+from npstream.dtypes import KNOWN, NUMBERS, DType, exactly, hidden_bool, storage
 
 __all__ = [
     "DTYPES",
     "DTYPE_CODES",
     "MAX_NDIM",
+    "check_bools",
     "check_length",
     "checked_array",
     "decode_array",
@@ -31,18 +39,11 @@ __all__ = [
     "encode_scalar",
     "parse_array_head",
     "scalar_decoder",
+    "stored_shape",
 ]
 
-DType: TypeAlias = np.dtype[Any]
-
-DTYPES = {
-    name: np.dtype(name)
-    for name in (
-        *("uint8", "int8", "uint16", "int16", "float16", "uint32", "int32", "float32"),
-        *("uint64", "int64", "float64"),
-    )
-}
-"""The dtypes that columns can have, by name."""
+DTYPES = NUMBERS
+"""The dtypes that the format knows, by name."""
 
 DTYPE_CODES = {8 * d.itemsize + "uif".index(d.kind): d for d in DTYPES.values()}
 """The same by the code that starts an array whose column names no dtype."""
@@ -62,29 +63,102 @@ def check_length(body: Body, size: int, name: object) -> None:
         raise ValueError(f"{len(body)} bytes for a value of {name}, which takes {size}")
 
 
+def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the numbers that store an array; complex ones have an axis more.
+
+    Examples
+    --------
+    >>> stored_shape(np.dtype("c8"), (4,)), stored_shape(np.dtype("M8[s]"), (4,))
+    ((4, 2), (4,))
+    """
+    return (*shape, 2) if dtype.kind == "c" else shape
+
+
 def checked_array(value: Any) -> AnyArray:
     """Return an array that can be stored, in the machine's byte order, or say why not."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"expected an array, got {type(value).__name__}")
-    if not 0 < value.ndim <= MAX_NDIM or not value.size:
+    array = value if type(value) is np.ndarray else foreign.as_array(value)
+    most = MAX_NDIM - (array.dtype.kind == "c")
+    if not 0 < array.ndim <= most or not array.size:
         raise ValueError(
-            f"cannot store an array of shape {value.shape}: it must have an element, and "
-            f"1 to {MAX_NDIM} axes"
+            f"cannot store an array of shape {array.shape}: it must have an element, and "
+            f"1 to {most} axes"
         )
-    if value.dtype.kind not in "uif" or value.dtype.newbyteorder("=") not in _CODES:
-        hint = "view it as uint8" if value.dtype.kind == "b" else f"known are {', '.join(DTYPES)}"
-        raise ValueError(f"cannot store an array of dtype {value.dtype}: {hint}")
-    return value.astype(value.dtype.newbyteorder("="), copy=False)
+    if array.dtype in _CODES:
+        return array
+    if storage(array.dtype) is None:
+        raise ValueError(f"cannot store an array of dtype {array.dtype}: {_instead(array.dtype)}")
+    if (byte := hidden_bool(array)) is not None:
+        raise ValueError(f"an array of bool holds the byte {byte}: compare it with 0 first")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _instead(dtype: DType) -> str:
+    """Return what to do about a dtype that cannot be stored."""
+    if dtype.kind in "mM":
+        return f"it has no unit; give it one, as with astype('{dtype.name}[s]')"
+    return f"known are {KNOWN}"
+
+
+def check_bools(values: AnyArray) -> None:
+    """Refuse bytes that are read as bools and are neither 0 nor 1."""
+    if (byte := hidden_bool(values)) is not None:
+        raise ValueError(f"the byte {byte} is no bool, which is 0 or 1")
 
 
 def encode_scalar(dtype: DType, value: Any) -> bytes:
-    """Return a number as `dtype` stores it: NumPy's conversion, but never wrapped around."""
-    if dtype.kind in "iu" and getattr(value, "ndim", None) == 0:
-        value = value.item()  # NumPy checks the range of Python's integers only
-    scalar = dtype.type(value)
-    if not isinstance(scalar, np.generic):
+    """Return a number as `dtype` stores it, if that is the same number.
+
+    Floats may be rounded to narrower ones; see `npstream.dtypes.exactly`.
+    """
+    given = type(value)
+    if given is int and dtype.kind in "iu":
+        return dtype.type(value).tobytes()  # type: ignore[no-any-return]
+    if given is dtype.type and dtype.kind not in "mM":
+        return value.tobytes()  # type: ignore[no-any-return]
+    if given is float and dtype.char in "efd":  # of NumPy and of struct alike
+        with suppress(OverflowError):
+            return struct.pack(f"<{dtype.char}", value)
+    return exact_scalar(dtype, value).tobytes()  # type: ignore[no-any-return]
+
+
+def exact_scalar(dtype: DType, value: Any) -> Any:
+    """Return one value in another dtype, or raise if that would change it."""
+    given = _scalar_array(dtype, value)
+    if given.ndim:
         raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
-    return scalar.tobytes()
+    if given.dtype.kind in "iu" and dtype.kind in "iu":
+        return dtype.type(given.item())  # NumPy says which integers are out of bounds
+    converted, wrong = exactly(given, dtype)
+    if wrong:
+        raise ValueError(f"{dtype} cannot hold {given[()]}: {_lossless(given.dtype, dtype)}")
+    return converted[()]
+
+
+def _lossless(given: DType, dtype: DType) -> str:
+    """Return how to store values of one dtype that another cannot hold."""
+    if given.kind in "fc" and dtype.kind in "fc":
+        return "it is beyond that dtype's range; choose a wider one in columns="
+    if given.kind in "iufb":
+        return f"round or convert it first, or choose {given.name!r} in columns="
+    return f"choose {given.name!r} in columns="
+
+
+def _scalar_array(dtype: DType, value: Any) -> AnyArray:
+    """Return a value of Python or another library as an array without axes."""
+    if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
+        return _python_number(value)
+    if foreign.is_array(value):
+        return foreign.as_array(value)
+    if foreign.is_time(value):
+        return foreign.time_array(value, dtype)
+    raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
+
+
+def _python_number(value: Any) -> AnyArray:
+    try:
+        return np.asarray(value, None if type(value) is not int or value < 1 << 63 else np.uint64)
+    except OverflowError:
+        raise ValueError(f"an integer of {value.bit_length()} bits: 'str_int' holds any") from None
 
 
 def scalar_decoder(dtype: DType) -> Callable[[Body], Any]:
@@ -111,7 +185,9 @@ def _unpack_scalar(scalar: Callable[..., Any], code: str, body: Body) -> Any:
 
 def _view_scalar(dtype: DType, body: Body) -> Any:
     check_length(body, dtype.itemsize, dtype)
-    return np.frombuffer(body, dtype)[0]
+    values = np.frombuffer(body, dtype)
+    check_bools(values)
+    return values[0]
 
 
 def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:
@@ -121,15 +197,30 @@ def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any)
         raise ValueError(f"expected an array of dtype {dtype}, got {array.dtype}")
     if shape is not None and array.shape != shape:
         raise ValueError(f"expected an array of shape {shape}, got {array.shape}")
-    code = b"" if dtype is not None else bytes([_CODES[array.dtype]])
-    head = b"" if shape is not None else _shape_head(array.shape)
+    code = b""
+    if dtype is None:
+        if array.dtype not in _CODES:
+            raise ValueError(
+                f"an 'ndarray' column holds no {array.dtype}: make it one of "
+                f"'ndarray:{array.dtype}', all of whose arrays have that dtype"
+            )
+        code = bytes([_CODES[array.dtype]])
+    head = b"" if shape is not None else _shape_head(stored_shape(array.dtype, array.shape))
     return b"".join((code, head, array.tobytes()))
 
 
 def decode_array(dtype: DType | None, body: Body) -> AnyArray:
-    """Return the array behind a head."""
-    dtype, shape, start = parse_array_head(body, dtype)
-    return np.ndarray(shape, dtype, body, start).copy()
+    """Return the array behind a head; `dtype` is what its elements are, not how they are stored."""
+    number = None if dtype is None else storage(dtype) or dtype
+    number, shape, start = parse_array_head(body, number)
+    if dtype is not None and dtype.kind == "c":
+        *shape_, parts = shape
+        if parts != 2 or not shape_:
+            raise ValueError(f"{dtype} stored as {number} of shape {shape}: the last must be 2")
+        shape = tuple(shape_)
+    array = np.ndarray(shape, number if dtype is None else dtype, body, start).copy()
+    check_bools(array)
+    return array
 
 
 def decode_fixed(
@@ -137,7 +228,9 @@ def decode_fixed(
 ) -> AnyArray:
     """Return the array whose dtype and shape the column says."""
     check_length(body, size, name)
-    return np.ndarray(shape, dtype, body).copy()
+    array = np.ndarray(shape, dtype, body).copy()
+    check_bools(array)
+    return array
 
 
 def encode_headless(dtype: DType, value: Any) -> bytes:
@@ -151,7 +244,9 @@ def decode_headless(dtype: DType, body: Body) -> AnyArray:
     """Return bytes as the values that they are."""
     if len(body) % dtype.itemsize:
         raise ValueError(f"{len(body)} bytes are no whole number of {dtype}")
-    return np.frombuffer(body, dtype).copy()
+    array = np.frombuffer(body, dtype).copy()
+    check_bools(array)
+    return array
 
 
 def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tuple[int, ...], int]:

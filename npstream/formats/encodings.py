@@ -1,8 +1,12 @@
 """The encodings of MDS columns: what the bytes of one value mean.
 
 An encoding is named by the string that stands in ``index.json``; `parse` turns that into an
-`Encoding`. Bodies come from files that nobody vouches for: a decoder takes any bytes and either
-returns a value or raises a ValueError, and allocates no more than a small multiple of them.
+`Encoding`. Columns of a dtype that the format lacks have two names: the one in the index, of the
+numbers that store them, and one that says their dtype, such as ``"bool"``, which `column_type`
+turns into an `Encoding`. The index records the dtype elsewhere; `with_dtype` puts both together.
+
+Bodies come from files that nobody vouches for: a decoder takes any bytes and either returns a
+value or raises a ValueError, and allocates no more than a small multiple of them.
 """
 
 from __future__ import annotations
@@ -11,9 +15,8 @@ import contextlib
 import functools
 import operator
 import pickle
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from typing import Any, Literal, TypeAlias
@@ -21,7 +24,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
+from npstream import foreign
 from npstream._typing import Body
+from npstream.dtypes import KNOWN, ML_DTYPES, dtype_of, is_known, storage
 from npstream.formats import arrays, images, objects
 from npstream.formats.arrays import DTYPE_CODES, DTYPES, parse_array_head
 
@@ -29,12 +34,15 @@ __all__ = [
     "DTYPE_CODES",
     "Encoding",
     "Kind",
+    "column_type",
     "infer",
     "is_unsafe",
     "parse",
     "parse_array_head",
     "register_encoding",
+    "type_of_array",
     "view_as",
+    "with_dtype",
 ]
 
 Kind: TypeAlias = Literal[
@@ -54,7 +62,9 @@ class Encoding:
     Attributes
     ----------
     name : str
-        The string in ``index.json``, such as ``"ndarray:uint16:64"``.
+        What the column is called in ``columns=``, such as ``"ndarray:bool:64"``.
+    stored : str
+        What it is called in ``index.json``, such as ``"ndarray:uint8:64"``; most have one name.
     size : int or None
         The bytes of every value, or None where they vary.
     kind : str
@@ -80,6 +90,16 @@ class Encoding:
     encoder: Callable[[Any], bytes] = field(repr=False, compare=False)
     decode: Callable[[Body], Any] = field(repr=False, compare=False)
     headless: bool = False
+    stored: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.stored:
+            object.__setattr__(self, "stored", self.name)
+
+    @property
+    def recorded(self) -> str:
+        """The name of the dtype that the index records besides; empty if it does not."""
+        return "" if self.stored == self.name else self.dtype.name
 
     def encode(self, value: Any) -> bytes:
         """Return the body of a value; `bytes` are taken to be a body already."""
@@ -109,35 +129,117 @@ def parse(name: str) -> Encoding:
     raise ValueError(f"unknown encoding {name!r}: {hint}known are {', '.join(_KNOWN)}")
 
 
+def column_type(name: str) -> Encoding:
+    """Return what values a column has, by the name that ``columns=`` takes.
+
+    These are the names in ``index.json`` and those of dtypes that are recorded besides.
+
+    Raises
+    ------
+    ValueError
+        If there is no such encoding.
+    MissingDependencyError
+        If its dtype comes from a package that is not installed.
+
+    Examples
+    --------
+    >>> column_type("bool").stored, column_type("ndarray:complex64:3").stored
+    ('uint8', 'ndarray:float32:3,2')
+    """
+    dtype, shape = name, ""
+    if is_array := name.startswith("ndarray:"):
+        dtype, _, shape = name.removeprefix("ndarray:").partition(":")
+    if name in _KNOWN or dtype in DTYPES or not is_known(dtype):
+        return parse(name)
+    if is_array and not shape:
+        return _ragged(name, dtype_of(dtype))
+    return _fixed(name, dtype_of(dtype), _parse_shape(name, shape) if is_array else ())
+
+
+def with_dtype(stored: Encoding, dtype: str) -> Encoding:
+    """Return a stored encoding as that of the dtype which the index records for its column.
+
+    Raises
+    ------
+    ValueError
+        If values of that dtype are not stored so.
+    MissingDependencyError
+        If the dtype comes from a package that is not installed.
+
+    Examples
+    --------
+    >>> with_dtype(parse("ndarray:int64:3"), "datetime64[s]").name
+    'ndarray:datetime64[s]:3'
+    """
+    wanted = dtype_of(dtype)
+    found = stored
+    if stored.kind == "fixed" and stored.shape is not None:
+        shape = stored.shape
+        found = type_of_array(wanted, shape[:-1] if wanted.kind == "c" else shape)
+    elif stored.kind == "ndarray":
+        found = column_type(f"ndarray:{dtype}")
+    if found.stored != stored.name or not found.recorded:
+        raise ValueError(f"{dtype} is not stored as {stored.name!r}")
+    return found
+
+
+def type_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
+    """Return the column of arrays, or numbers, of one dtype and shape.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be stored.
+
+    Examples
+    --------
+    >>> type_of_array(np.dtype(">i4"), (2, 3)).name, type_of_array(np.dtype(bool), ()).name
+    ('ndarray:int32:2,3', 'bool')
+    """
+    if storage(dtype) is None:
+        arrays.checked_array(np.empty(1, dtype))  # says why not
+    return column_type(f"ndarray:{dtype.name}:{_dims(shape)}" if shape else dtype.name)
+
+
 def is_unsafe(name: str) -> bool:
     """Say whether decoding this encoding may run code that the data bring along."""
     return name == "pkl"
 
 
-def infer(value: Any) -> str:
+def infer(value: Any) -> Encoding:
     """Return the encoding that a writer gives a column whose first value this is.
+
+    An image that was opened from a JPEG file makes a column that stores such files and nothing
+    else: other images would lose their pixels in it.
 
     Examples
     --------
-    >>> infer(1), infer(np.float32(1)), infer("a"), infer(np.arange(3, dtype=np.uint8))
-    ('int', 'float32', 'str', 'ndarray:uint8')
+    >>> [infer(value).name for value in (1, True, np.float32(1), "a")]
+    ['int', 'bool', 'float32', 'str']
+    >>> infer(np.arange(3, dtype=np.uint8)).name, infer(np.datetime64("2026-11-22")).name
+    ('ndarray:uint8', 'datetime64[D]')
     """
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"no encoding holds a {type(value).__name__}: store np.uint8({value})")
-    if isinstance(value, np.ndarray):
-        return f"ndarray:{arrays.checked_array(value).dtype.name}"
-    if isinstance(value, np.generic) and value.dtype.name in DTYPES:
-        return value.dtype.name
     for types, name in _INFERRED:
-        if isinstance(value, types):
-            return name
-    # An image can only exist where Pillow has been imported.
-    pillow = sys.modules.get("PIL.Image")
-    if pillow is not None and isinstance(value, pillow.Image):
-        return "png"
+        if isinstance(value, types) and not isinstance(value, np.generic):
+            return column_type(name)
+    if foreign.is_missing(value):
+        raise TypeError(
+            f"no encoding follows from {value!r}: {foreign.MISSING}; columns= names the encoding"
+        )
+    if foreign.is_time(value):
+        return type_of_array(foreign.time_array(value).dtype, ())
+    if isinstance(value, str | bytes):
+        return parse("str" if isinstance(value, str) else "bytes")
+    if foreign.is_array(value):
+        array = foreign.as_array(value)
+        if not array.ndim:
+            return type_of_array(array.dtype, ())
+        return column_type(f"ndarray:{arrays.checked_array(array).dtype.name}")
+    if images.is_image(value):
+        return _FILES if images.jpeg_file(value) is not None else parse("png")
     raise TypeError(
-        f"no encoding follows from a {type(value).__name__}: name one in columns=, or store an "
-        "int, float, str, bytes, list, dict, NumPy scalar, array or PIL image"
+        f"no encoding follows from a {type(value).__name__}: name one in columns=, or store a "
+        "bool, int, float, complex, str, bytes, list, dict, date, array, NumPy scalar or PIL image"
     )
 
 
@@ -170,7 +272,7 @@ def register_encoding(
     >>> parse("complex").decode(parse("complex").encode(1 + 2j))
     (1+2j)
     """
-    if not name or ":" in name or name in _BUILT_IN:
+    if not name or ":" in name or name in _BUILT_IN or is_known(name):
         raise ValueError(f"cannot register {name!r}: empty, with a colon, or npstream's own name")
     if size is not None and not 0 < operator.index(size) <= _MAX_SIZE:
         raise ValueError(f"cannot register {name!r} of size {size}: it must be 1 to {_MAX_SIZE}")
@@ -198,9 +300,9 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
     >>> view_as(parse("bytes"), np.uint16).decode(b"\1\0\2\0")
     array([1, 2], dtype=uint16)
     """
-    if not isinstance(meaning, str) or meaning in DTYPES or not _is_name(meaning):
+    if not isinstance(meaning, str) or not _is_name(meaning):
         return _view_as_dtype(encoding, _as_dtype(meaning))
-    target = parse(meaning)
+    target = column_type(meaning)
     if target.kind == "ndarray" and target.dtype != _OBJECT:
         return _view_as_dtype(encoding, target.dtype)
     if _has_heads(encoding) and target.kind in ("fixed", "ndarray") and target != encoding:
@@ -211,11 +313,14 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
 
 
 def _is_name(text: str) -> bool:
-    return text in _KNOWN or text.startswith("ndarray:")
+    """Return True for the name of an encoding that is not merely a dtype's."""
+    return (text in _KNOWN and text not in DTYPES) or text.startswith("ndarray:")
 
 
 def _as_dtype(meaning: DTypeLike) -> np.dtype[Any]:
     """Return a dtype, but not NumPy's float64 for None."""
+    if isinstance(meaning, str) and meaning in ML_DTYPES:
+        return dtype_of(meaning)  # NumPy knows these names once the package is imported
     with contextlib.suppress(TypeError, ValueError, SyntaxError):
         if meaning is not None:
             return np.dtype(meaning)
@@ -239,7 +344,9 @@ def _view_as_dtype(encoding: Encoding, dtype: np.dtype[Any]) -> Encoding:
         return _view_fixed(encoding, encoding.size, dtype)
     name = f"ndarray:{_spelled(dtype)}"
     if _has_heads(encoding):
-        if encoding.dtype == _OBJECT or encoding.dtype.itemsize != dtype.itemsize:
+        # The heads count the numbers that are stored, of which complex ones have two.
+        counted, wanted = parse(encoding.stored).dtype, storage(dtype) or dtype
+        if counted == _OBJECT or counted.itemsize != wanted.itemsize:
             raise _misfit(encoding, dtype, "their heads count elements of another size")
         return _ragged(name, dtype)
     encode, decode = partial(arrays.encode_headless, dtype), partial(arrays.decode_headless, dtype)
@@ -252,36 +359,51 @@ def _view_fixed(encoding: Encoding, size: int, dtype: np.dtype[Any]) -> Encoding
     if encoding.kind == "fixed" and encoding.shape is not None:
         shape = encoding.shape
     if not shape and dtype.itemsize == size:
-        return _scalar(_spelled(dtype), dtype)
+        return _fixed(_spelled(dtype), dtype, ())
     element, last = size // prod(shape), size // prod(shape[:-1])
     if not shape or (element if dtype.itemsize < element else last) % dtype.itemsize:
         row = f"{last} bytes in elements of {element} along the last axis"
         raise _misfit(encoding, dtype, f"{row} are no elements of {dtype.itemsize}")
     shape = (*shape[:-1], last // dtype.itemsize)
-    return _fixed(f"ndarray:{_spelled(dtype)}:{','.join(map(str, shape))}", dtype, shape)
+    return _fixed(f"ndarray:{_spelled(dtype)}:{_dims(shape)}", dtype, shape)
 
 
 def _spelled(dtype: np.dtype[Any]) -> str:
-    return dtype.name if DTYPES.get(dtype.name) == dtype else dtype.str
+    """Return a dtype's name, or its code where the name says less than all."""
+    return dtype.name if storage(dtype) is not None and dtype.isnative else dtype.str
 
 
-def _scalar(name: str, dtype: np.dtype[Any]) -> Encoding:
-    encode, decode = partial(arrays.encode_scalar, dtype), arrays.scalar_decoder(dtype)
-    return Encoding(name, dtype.itemsize, "fixed", dtype, (), encode, decode)
+def _dims(shape: tuple[int, ...]) -> str:
+    return ",".join(map(str, shape))
+
+
+def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> str:
+    """Return what the index calls values of a dtype; `name` is what they are called otherwise."""
+    number = storage(dtype)
+    if dtype.name in DTYPES or number is None:
+        return name
+    if shape is None:
+        return f"ndarray:{number.name}"
+    stored = arrays.stored_shape(dtype, shape)
+    return f"ndarray:{number.name}:{_dims(stored)}" if stored else number.name
 
 
 def _ragged(name: str, dtype: np.dtype[Any] | None) -> Encoding:
     encode, decode = partial(arrays.encode_array, dtype, None), partial(arrays.decode_array, dtype)
-    return Encoding(
-        name, None, "ndarray", _OBJECT if dtype is None else dtype, None, encode, decode
-    )
+    stored = name if dtype is None else _stored_name(name, dtype, None)
+    known = _OBJECT if dtype is None else dtype
+    return Encoding(name, None, "ndarray", known, None, encode, decode, stored=stored)
 
 
 def _fixed(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     size = prod(shape) * dtype.itemsize
-    encode = partial(arrays.encode_array, dtype, shape)
-    decode = partial(arrays.decode_fixed, name, size, dtype, shape)
-    return Encoding(name, size, "fixed", dtype, shape, encode, decode)
+    encode: Callable[[Any], bytes] = partial(arrays.encode_scalar, dtype)
+    decode = arrays.scalar_decoder(dtype)
+    if shape:
+        encode = partial(arrays.encode_array, dtype, shape)
+        decode = partial(arrays.decode_fixed, name, size, dtype, shape)
+    stored = _stored_name(name, dtype, shape)
+    return Encoding(name, size, "fixed", dtype, shape, encode, decode, stored=stored)
 
 
 @functools.lru_cache
@@ -294,17 +416,23 @@ def _parse_array(name: str) -> Encoding:
     if dtype is None or len(rest) > 1:
         raise ValueError(
             f"{name!r} is no encoding: write ndarray, ndarray:dtype or ndarray:dtype:d0,d1,... "
-            f"with a dtype out of {', '.join(DTYPES)}"
+            f"with a dtype out of {KNOWN}"
         )
+    return _fixed(name, dtype, _parse_shape(name, rest[0]))
+
+
+def _parse_shape(name: str, text: str) -> tuple[int, ...]:
+    """Return the shape in the name of an encoding."""
     try:
-        shape = tuple(map(int, rest[0].split(",")))
+        shape = tuple(map(int, text.split(",")))
     except ValueError:
         shape = ()
     if not 0 < len(shape) <= arrays.MAX_NDIM or min(shape) < 1:
         raise ValueError(f"{name!r}: a shape is 1 to {arrays.MAX_NDIM} positive numbers")
-    if prod(shape) * dtype.itemsize > _MAX_SIZE:
+    itemsize = dtype_of(name.split(":")[1]).itemsize
+    if prod(shape) * itemsize > _MAX_SIZE:
         raise ValueError(f"{name!r}: a value is larger than a shard, {_MAX_SIZE} bytes, can be")
-    return _fixed(name, dtype, shape)
+    return shape
 
 
 def _encode_custom(name: str, encode: Callable[[Any], bytes], value: Any) -> bytes:
@@ -349,7 +477,7 @@ def _built_in() -> list[Encoding]:
     text = np.dtypes.StringDType()
     return [
         Encoding("int", 8, "fixed", DTYPES["int64"], (), objects.encode_int, objects.decode_int),
-        *(_scalar(name, dtype) for name, dtype in DTYPES.items()),
+        *(_fixed(name, dtype, ()) for name, dtype in DTYPES.items()),
         _ragged("ndarray", None),
         _variable("bytes", "bytes", objects.encode_bytes, bytes),
         _variable("str", "str", objects.encode_str, objects.decode_str, text),
@@ -374,10 +502,13 @@ def _built_in() -> list[Encoding]:
 _KNOWN = {encoding.name: encoding for encoding in _built_in()}
 _BUILT_IN = frozenset(_KNOWN)
 
+_FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
+"""A column of JPEG files, which takes no image that is not one."""
+
 _INFERRED: tuple[tuple[Any, str], ...] = (
+    (bool, "bool"),
     (int, "int"),
     (float, "float64"),
-    (str, "str"),
-    (bytes, "bytes"),
+    (complex, "complex128"),
     (list | dict, "json"),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from types import ModuleType
@@ -30,9 +31,12 @@ __all__ = [
     "decode_pil",
     "encode_jpeg",
     "encode_jpeg_array",
+    "encode_jpeg_file",
     "encode_list",
     "encode_pil",
     "encode_png",
+    "is_image",
+    "jpeg_file",
 ]
 
 # Already encoded bytes pass through any column, so a jpeg column may hold other images. Not
@@ -62,10 +66,27 @@ def decode_pil(body: Body) -> Image:
     return image
 
 
+def is_image(value: object) -> bool:
+    """Return True for a PIL image; Pillow is not imported for that."""
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(value, pillow.Image)
+
+
 def encode_jpeg(image: Any) -> bytes:
     """Return an image as JPEG: verbatim the file it was opened from, if there is one."""
     image = _checked(image)
-    return _jpeg_file(image) or _encode_file(image, "JPEG")
+    return jpeg_file(image) or _encode_file(image, "JPEG")
+
+
+def encode_jpeg_file(image: Any) -> bytes:
+    """Return the JPEG file that an image was opened from."""
+    file = jpeg_file(_checked(image))
+    if file is None:
+        raise ValueError(
+            "it was not opened from a JPEG file, or was edited since, and JPEG would change its "
+            "pixels: choose columns={...: 'png'}, which keeps them, or 'jpeg', which encodes anew"
+        )
+    return file
 
 
 def encode_png(image: Any) -> bytes:
@@ -137,19 +158,46 @@ def _bits_per_pixel(mode: str) -> int:
         raise ValueError(f"no image mode {mode[:16]!r}") from None
 
 
-def _jpeg_file(image: Image) -> bytes | None:
+def jpeg_file(image: Image) -> bytes | None:
     """Return the JPEG file that an image was opened from and still equals."""
+    if getattr(image, "format", None) not in ("JPEG", "MPO"):
+        return None
     from PIL.JpegImagePlugin import JpegImageFile
 
-    if not isinstance(image, JpegImageFile) or not os.path.isfile(image.filename):
+    if not isinstance(image, JpegImageFile):
         return None
-    with open(image.filename, "rb") as file:
-        data = file.read()
+    # The open file is what the image shows, whatever has become of its name; its first image.
+    is_read = not image.tile
+    if not is_read and image.tile[0][2]:
+        return None
+    data = _content(image.filename) if is_read else _open_content(image)
+    if data is None:
+        return None
     stored = decode_file(data)
     if (stored.mode, stored.size) != (image.mode, image.size):
         return None
-    loaded = not image.tile  # and so it may have been edited in place
-    return None if loaded and stored.tobytes() != image.tobytes() else data
+    # An image whose pixels were read may have been edited in place.
+    return None if is_read and stored.tobytes() != image.tobytes() else data
+
+
+def _content(path: str | bytes) -> bytes | None:
+    if not path or not os.path.isfile(path):
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _open_content(image: Any) -> bytes | None:
+    """Return all of the file that an image reads from when its pixels are asked for."""
+    file = image.fp
+    try:
+        at = file.tell()
+        file.seek(0)
+        data: bytes = file.read()
+        file.seek(at)
+    except (AttributeError, OSError, ValueError):
+        return None  # closed, or no file that can be read twice
+    return data
 
 
 def _encode_file(image: Image, kind: str) -> bytes:

@@ -1,8 +1,9 @@
 """The index of a dataset: ``index.json``, checked and turned into arrays.
 
-The format is Streaming's, version 2: one entry a shard, in the order of the samples. An index
-is untrusted input; whatever does not follow the format is a `FormatError` that names the file
-and the shard.
+The format is Streaming's, version 2: one entry a shard, in the order of the samples. What
+Streaming has no place for stands under the key ``"npstream"`` beside the shards, which it
+ignores; see `Annotations`. An index is untrusted input; whatever does not follow the format is a
+`FormatError` that names the file and the shard.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -21,6 +23,12 @@ from npstream._typing import Bools, Int64
 from npstream.errors import FormatError
 
 VERSION = 2
+
+KEY = "npstream"
+"""The key of an ``index.json`` under which its annotations stand, and of a side-car's table."""
+
+ANNOTATIONS = 1
+"""Version of the annotations."""
 
 _COMMON = {
     "compression", "format", "hashes", "raw_data", "samples", "size_limit", "version", "zip_data"
@@ -63,6 +71,42 @@ class Schema:
 
 
 @dataclass(frozen=True, slots=True)
+class Annotations:
+    """What an index records of columns beside their encodings.
+
+    Attributes
+    ----------
+    dtypes : dict of str to str
+        The dtype of each column whose encoding does not say it, such as ``"bool"``.
+    order : tuple of str
+        The columns in the order in which they were given; empty if that is the stored order.
+    """
+
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.dtypes or self.order)
+
+    def document(self, schema: Schema | None = None) -> dict[str, Any]:
+        """Return the value of the key ``"npstream"``; `schema` is that of an index without shards.
+
+        Examples
+        --------
+        >>> Annotations({"seen": "bool"}).document()
+        {'version': 1, 'dtypes': {'seen': 'bool'}}
+        """
+        parts: dict[str, Any] = {"dtypes": dict(self.dtypes), "columns": list(self.order)}
+        if schema is not None:
+            parts["schema"] = {
+                "column_encodings": list(schema.encodings),
+                "column_names": list(schema.names),
+                "column_sizes": list(schema.sizes),
+            }
+        return {"version": ANNOTATIONS, **{key: part for key, part in parts.items() if part}}
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One stored file: its name below the dataset's directory, its bytes and recorded hashes."""
 
@@ -91,6 +135,7 @@ class ShardFacts:
     schema_of: NDArray[np.int32]
     compressed: Bools
     schemas: tuple[Schema, ...]
+    annotations: Annotations = field(default_factory=Annotations)
 
 
 class Catalog(Protocol):
@@ -118,7 +163,9 @@ class Index:
     compressed : ndarray of bool, shape (shards,)
         Which shards have a compressed file.
     schemas : tuple of Schema
-        The different schemas, in order of appearance.
+        The different schemas, in order of appearance. An index without shards may have one.
+    annotations : Annotations
+        What is recorded of columns beside their encodings.
     schema_of : ndarray of int32, shape (shards,)
         Which of them each shard has.
     total : int
@@ -130,14 +177,14 @@ class Index:
     """
 
     __slots__ = (
-        "_catalog", "compressed", "guide", "nbytes", "schema_of", "schemas",
+        "_catalog", "annotations", "compressed", "guide", "nbytes", "schema_of", "schemas",
         "shift", "starts", "total", "where",
     )  # fmt: skip
 
     def __init__(self, facts: ShardFacts, catalog: Catalog, where: str) -> None:
         self._catalog = catalog
         self.where = where
-        self.schemas = facts.schemas
+        self.schemas, self.annotations = facts.schemas, facts.annotations
         self.nbytes, self.schema_of = facts.nbytes, facts.schema_of
         self.compressed = facts.compressed
         self.starts = np.zeros(len(self.nbytes) + 1, np.int64)
@@ -199,7 +246,48 @@ def parse_index(text: bytes, where: str) -> Index:
     entries = document.get("shards")
     if not isinstance(entries, list):
         raise FormatError(f"{where}: 'shards' is {type(entries).__name__}; expected a list")
-    return _from_entries(entries, where)
+    schemas, annotations = parse_annotations(document.get(KEY), f"{where}: {KEY!r}")
+    return _from_entries(entries, schemas, annotations, where)
+
+
+def parse_annotations(said: Any, place: str) -> tuple[tuple[Schema, ...], Annotations]:
+    """Check what an index says under the key of its annotations, if it has that.
+
+    Parameters
+    ----------
+    said : dict or None
+    place : str
+        For messages.
+
+    Returns
+    -------
+    schemas : tuple of Schema
+        The schema of an index that has no shards to say it.
+    annotations : Annotations
+    """
+
+    def fail(message: str) -> NoReturn:
+        raise FormatError(f"{place}: {message}")
+
+    if not isinstance(said, dict) or "version" not in said:
+        return (), Annotations()  # of somebody else, who thought of the same key
+    if said["version"] != ANNOTATIONS:
+        fail(f"version {said['version']!r}; this release reads version {ANNOTATIONS}")
+    dtypes, order, schema = said.get("dtypes", {}), said.get("columns", []), said.get("schema")
+    if not isinstance(dtypes, dict) or not all(isinstance(d, str) for d in dtypes.values()):
+        fail(f"'dtypes' is {dtypes!r:.80}; expected names of columns and dtypes")
+    if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
+        fail(f"'columns' is {order!r:.80}; expected a list of names")
+    if len(set(order)) != len(order):
+        fail("'columns' names a column twice")
+    schemas: tuple[Schema, ...] = ()
+    if schema is not None:
+        try:
+            lists = _lists(schema, "column_names", "column_encodings", "column_sizes")
+        except (FormatError, LookupError, TypeError) as error:
+            fail(f"'schema': {error}")
+        schemas = (check_schema(("mds", *lists, "", ""), place),)
+    return schemas, Annotations(dtypes, tuple(order))
 
 
 class _Entries:
@@ -228,6 +316,8 @@ class _Entries:
         for facts in (index.starts, index.nbytes, index.schema_of):
             digest.update(facts.astype(facts.dtype.newbyteorder("<")).data)
         digest.update(repr(index.schemas).encode())
+        if dtypes := index.annotations.dtypes:
+            digest.update(json.dumps(dtypes, sort_keys=True).encode())
         for shard, entry in enumerate(self._entries):
             hashes, zipped = entry["raw_data"].get("hashes"), entry.get("zip_data")
             if hashes or zipped:
@@ -236,7 +326,9 @@ class _Entries:
         return digest.hexdigest()
 
 
-def _from_entries(entries: list[Any], where: str) -> Index:
+def _from_entries(
+    entries: list[Any], given: tuple[Schema, ...], annotations: Annotations, where: str
+) -> Index:
     count = len(entries)
     keys: dict[Any, int] = {}
     samples, nbytes = np.zeros((2, count), np.int64)
@@ -249,8 +341,16 @@ def _from_entries(entries: list[Any], where: str) -> Index:
         check_schema(key, f"{where}: shard {np.argmax(schema_of == number)}")
         for key, number in keys.items()
     )
-    facts = ShardFacts(samples, nbytes, schema_of, compressed, schemas)
+    annotations = _of_columns(annotations, schemas or given)
+    facts = ShardFacts(samples, nbytes, schema_of, compressed, schemas or given, annotations)
     return Index(facts, _Entries(entries, where), where)
+
+
+def _of_columns(annotations: Annotations, schemas: tuple[Schema, ...]) -> Annotations:
+    """Leave out what is said of columns that no shard has, as those of an index that was cut."""
+    names = {name for schema in schemas for name in schema.names}
+    dtypes = {name: dtype for name, dtype in annotations.dtypes.items() if name in names}
+    return Annotations(dtypes, tuple(name for name in annotations.order if name in names))
 
 
 def guide_table(starts: Int64) -> tuple[Int64, int]:

@@ -1,4 +1,4 @@
-"""MDS shards, written: samples and records as bytes, and what the index says of them.
+"""MDS shards, written: samples, columns and records as bytes, and what the index says of them.
 
 `npstream.formats.mds` shows where everything lies.
 """
@@ -8,18 +8,25 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._typing import AnyArray, Body, Int64
+from npstream import kernels
+from npstream._typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError
+from npstream.foreign import MISSING, is_missing
+from npstream.formats.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.compression import parse_compression
-from npstream.formats.encodings import Encoding, parse
 from npstream.formats.hashes import hasher
-from npstream.formats.index import Schema
+from npstream.formats.index import Annotations, Schema
+from npstream.memory import address_of, ensure_fits
 
-__all__ = ["MAX_BYTES", "ShardFormat", "Tally", "cells"]
+if TYPE_CHECKING:
+    from npstream.formats.encodings import Encoding
+
+__all__ = ["MAX_BYTES", "Bodies", "Part", "ShardFormat", "Tally", "bodies_of_rows"]
 
 MAX_BYTES = 2**32 - 1
 """Where a shard may end: its offsets are uint32."""
@@ -27,14 +34,51 @@ MAX_BYTES = 2**32 - 1
 _PIECE = 1 << 20
 """Bytes of records that are put together at a time, so that they stay in the CPU's cache."""
 
+_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """Encoded values of a column, wherever they lie.
+
+    Attributes
+    ----------
+    address, nbytes : ndarray of int64, shape (n,)
+        Where each value lies, and its length.
+    held : object
+        What must be referred to while the addresses are in use.
+    """
+
+    address: Int64
+    nbytes: Int64
+    held: object
+
+    @classmethod
+    def of(cls, values: Bytes, offsets: Int64) -> Bodies:
+        """Return the rows ``values[offsets[k]:offsets[k + 1]]``."""
+        return cls(address_of(values) + offsets[:-1], np.diff(offsets), values)
+
+    @classmethod
+    def of_list(cls, bodies: Sequence[bytes]) -> Bodies:
+        """Return bodies that are bytes objects."""
+        values = np.frombuffer(b"".join(bodies), np.uint8)
+        return cls.of(values, _ends(np.fromiter(map(len, bodies), np.int64, len(bodies))))
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+
+Part: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
+"""Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
+
 
 class ShardFormat:
     """What all shards of a dataset have in common.
 
     Parameters
     ----------
-    columns : mapping of str to str
-        The encoding of each column.
+    columns : mapping of str to Encoding
+        The columns in the order in which they were given.
     size_limit : int or None
         Bytes that a shard of more than one sample may have; None for no limit but the format's.
     compression : str or None
@@ -46,6 +90,8 @@ class ShardFormat:
     ----------
     columns : dict of str to Encoding
         The columns in stored order, which is that of their names.
+    annotations : Annotations
+        What the index records of the columns beside their encodings.
     size_limit : int or None
         As given.
     compression : str or None
@@ -60,17 +106,20 @@ class ShardFormat:
 
     def __init__(
         self,
-        columns: Mapping[str, str],
+        columns: Mapping[str, Encoding],
         size_limit: int | None,
         compression: str | None,
         hashes: Iterable[str],
     ) -> None:
-        self.columns = {name: _parse(name, columns[name]) for name in sorted(columns)}
+        self.columns = {name: columns[name] for name in sorted(columns)}
+        dtypes = {name: e.recorded for name, e in self.columns.items() if e.recorded}
+        given = tuple(columns)
+        self.annotations = Annotations(dtypes, () if given == tuple(self.columns) else given)
         self.size_limit = size_limit
         self.compression = compression
         self.hashes = sorted(set(hashes))
         sizes = [encoding.size for encoding in self.columns.values()]
-        encodings = [columns[name] for name in self.columns]
+        encodings = [encoding.stored for encoding in self.columns.values()]
         self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
         self._facts: dict[str, Any] = {
             "column_encodings": encodings,
@@ -112,11 +161,72 @@ class ShardFormat:
         """Return the exception that says which value of which sample could not be encoded."""
         if name not in sample:
             return ColumnError(name, map(str, sample), f"sample {number}: ")
+        value = sample[name]
         kind = TypeError if isinstance(error, TypeError) else ValueError
+        lacks = is_missing(value) or (isinstance(value, float) and value != value)
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {type(sample[name]).__name__}: {error}"
+            f"this {type(value).__name__}: {error}" + (f"; {MISSING}" if lacks else "")
         )
+
+    def bodies(self, name: str, values: Iterable[Any], number: int) -> Bodies:
+        """Encode values of a column one by one; `number` is that of the first, for messages."""
+        encode, bodies = self.columns[name].encode, []
+        for value in values:
+            try:
+                bodies.append(encode(value))
+            except (MemoryError, MissingDependencyError):
+                raise
+            except Exception as error:
+                at = number + len(bodies)
+                raise self._refusal({name: value}, name, at, error) from error
+        return Bodies.of_list(bodies)
+
+    def pack(self, columns: Mapping[str, AnyArray | Bodies], number: int) -> tuple[Bytes, Int64]:
+        """Put columns together as samples.
+
+        Parameters
+        ----------
+        columns : mapping of str to ndarray or Bodies
+            All columns, in any order: arrays where values have one size.
+        number : int
+            The number of the first sample, for messages.
+
+        Returns
+        -------
+        data : ndarray of uint8
+            The samples, back to back.
+        nbytes : ndarray of int64, shape (n,)
+            The bytes of each.
+        """
+        parts = [_spans(columns[name], encoding) for name, encoding in self.columns.items()]
+        varying = [
+            part.nbytes
+            for part, encoding in zip(parts, self.columns.values(), strict=True)
+            if encoding.size is None
+        ]
+        head = 4 * len(varying)
+        nbytes = sum((part.nbytes for part in parts), np.full(len(parts[0]), head, np.int64))
+        if len(nbytes) and (most := int(nbytes.max())) > MAX_BYTES:
+            raise self._too_long(most, number + int(nbytes.argmax()))
+        ends = _ends(nbytes)
+        ensure_fits(int(ends[-1]), f"{len(nbytes):,} samples that are written at once")
+        data: Bytes = np.empty(int(ends[-1]), np.uint8)
+        copy, target, at = kernels.copy_spans.sized(len(nbytes)), address_of(data), ends[:-1]
+        if varying:
+            sizes = np.ascontiguousarray(np.stack(varying, axis=1).astype("<u4"))
+            each = np.full(len(nbytes), head, np.int64)
+            copy(address_of(sizes) + head * np.arange(len(nbytes)), each, at, target)
+        at = at + head
+        for part in parts:
+            copy(part.address, part.nbytes, at, target)
+            at = at + part.nbytes
+        return data, nbytes
+
+    @property
+    def most(self) -> int:
+        """Bytes that a shard of more than one sample may have."""
+        return self.size_limit or MAX_BYTES
 
     def check_end(self, nbytes: int, number: int) -> None:
         """Refuse the sample with which a shard would end beyond what its offsets can say."""
@@ -138,23 +248,25 @@ class ShardFormat:
         np.add(ends, begin, out=words[2:], casting="unsafe")
         return words.tobytes() + self._configuration
 
-    def records(self, columns: Sequence[AnyArray]) -> Iterator[Body]:
-        """Yield the pieces of a shard of fixed columns, in stored order.
+    def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
+        """Yield the pieces of a shard of `count` samples, all of whose columns are fixed.
 
-        All but the first lie in one buffer: the next piece overwrites the last.
+        The columns come in blocks of rows. All pieces but the first lie in one buffer: the next
+        one overwrites the last.
         """
         record = np.dtype(
             [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
         )
-        count = len(columns[0])
         yield self.head(record.itemsize * np.arange(1, count + 1))
         step = max(1, _PIECE // record.itemsize)
         buffer = np.empty(min(step, count), record)
-        for start in range(0, count, step):
-            piece = buffer[: count - start]
-            for name, column in zip(record.names or (), columns, strict=True):
-                piece[name] = column[start : start + step]
-            yield piece.view(np.uint8).data
+        for block in blocks:
+            columns = [block[name] for name in self.columns]
+            for start in range(0, len(columns[0]), step):
+                piece = buffer[: len(columns[0]) - start]
+                for name, column in zip(record.names or (), columns, strict=True):
+                    piece[name] = column[start : start + step]
+                yield piece.view(np.uint8).data
 
     def name(self, number: int, compression: str | None = None) -> str:
         """Return the name of a shard's file."""
@@ -192,17 +304,83 @@ class Tally:
         return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
 
 
-def _parse(name: str, encoding: str) -> Encoding:
-    try:
-        return parse(encoding)
-    except ValueError as error:
-        raise ValueError(f"column {name!r}: {error}") from None
+def _ends(nbytes: Int64) -> Int64:
+    """Return 0, and where each of some runs of bytes ends that lie back to back."""
+    ends = np.zeros(len(nbytes) + 1, np.int64)
+    np.cumsum(nbytes, out=ends[1:])
+    return ends
 
 
-def cells(column: AnyArray, encoding: Encoding) -> Iterator[bytes]:
-    """Encode the rows of an array that is a fixed column."""
+def _spans(part: AnyArray | Bodies, encoding: Encoding) -> Bodies:
+    """Return rows of an array as their bytes."""
+    if isinstance(part, Bodies):
+        return part
     assert encoding.size is not None
-    step = max(1, _PIECE // encoding.size)
-    for start in range(0, len(column), step):
-        part = column[start : start + step].astype(encoding.dtype.newbyteorder("<"), order="C")
-        yield from part.reshape(-1).view(f"V{encoding.size}").tolist()
+    values = np.ascontiguousarray(part, encoding.dtype.newbyteorder("<"))
+    at = np.arange(len(values), dtype=np.int64) * encoding.size
+    return Bodies(address_of(values) + at, np.full(len(values), encoding.size, np.int64), values)
+
+
+def bodies_of_rows(
+    elements: AnyArray,
+    offsets: Int64,
+    shapes: Int64 | None,
+    encoding: Encoding,
+    first: int = 0,
+) -> Bodies:
+    """Encode arrays of one rank that lie in one: a head each, and then its elements.
+
+    Parameters
+    ----------
+    elements : ndarray, 1-d
+        Of the encoding's dtype, or any that an untyped one can hold.
+    offsets : ndarray of int64, shape (n + 1,)
+        Where rows begin and end among the elements.
+    shapes : ndarray of int64, shape (n, ndim), optional
+        Where rows are not 1-d.
+    encoding : Encoding
+        ``"ndarray"``, or one with a dtype and no shape.
+    first : int
+        The number of the first row, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a row has no elements, or a dtype that the encoding does not hold.
+    """
+    lengths = np.diff(offsets)
+    shapes = lengths[:, None] if shapes is None else shapes
+    if len(lengths) and not lengths.min():
+        row = int(lengths.argmin())
+        shape = tuple(shapes[row].tolist())
+        raise ValueError(
+            f"row {first + row}: cannot store an array of shape {shape}: it must have an element"
+        )
+    dtype = elements.dtype.newbyteorder("=")
+    code = b""
+    if encoding.dtype == object:
+        if dtype not in _CODES:
+            raise ValueError(f"an 'ndarray' column holds no {dtype}: choose 'ndarray:{dtype}'")
+        code = bytes([_CODES[dtype]])
+    elif encoding.dtype != dtype:
+        raise ValueError(f"expected arrays of dtype {encoding.dtype}, got {dtype}")
+    sides = np.array([stored_shape(dtype, ())], np.int64)
+    shapes = np.hstack([shapes, np.repeat(sides, len(shapes), axis=0)])
+    most = shapes.max(axis=1, initial=0)
+    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], most, side="right")
+    heads = len(code) + 1 + (shapes.shape[1] << widths)
+    ends = _ends(heads + lengths * dtype.itemsize)
+    data: Bytes = np.empty(int(ends[-1]), np.uint8)
+    elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
+    at = address_of(elements) + offsets[:-1] * dtype.itemsize
+    copy, target = kernels.copy_spans.sized(len(lengths)), address_of(data)
+    copy(at, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    for width in np.unique(widths).tolist():
+        rows = np.flatnonzero(widths == width)
+        lead = np.array([*code, shapes.shape[1] << 2 | width], np.uint8)
+        numbers = shapes[rows].astype(f"<u{1 << width}").view(np.uint8).reshape(len(rows), -1)
+        written = np.hstack([np.tile(lead, (len(rows), 1)), numbers])
+        size = written.shape[1]
+        spans = address_of(written) + size * np.arange(len(rows))
+        copy(spans, np.full(len(rows), size, np.int64), ends[rows], target)
+    return Bodies.of(data, ends)

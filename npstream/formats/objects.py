@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from npstream import foreign
 from npstream._typing import Body
 from npstream.formats.arrays import check_length
 
@@ -48,9 +49,11 @@ def decode_int(body: Body) -> int:
 
 def _integer(value: Any) -> int:
     try:
-        return int(operator.index(value))
+        if not getattr(value, "ndim", 0):  # some arrays of one element say that they are integers
+            return int(operator.index(value))
     except TypeError:
-        raise TypeError(f"expected an int, got {type(value).__name__}") from None
+        pass
+    raise TypeError(f"expected an int, got {type(value).__name__}")
 
 
 def encode_bytes(value: Any) -> bytes:
@@ -115,8 +118,30 @@ def decode_str_decimal(body: Body) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as JSON, an array as nested lists."""
-    return json.dumps(value.tolist() if isinstance(value, np.ndarray) else value).encode()
+    """Return a value as JSON: tuples and arrays as lists, all else such that it comes back."""
+    if isinstance(value, np.ndarray):
+        value = foreign.as_array(value).tolist()
+    text = json.dumps(value).encode()
+    _check_keys(value)
+    return text
+
+
+def _check_keys(value: Any) -> None:
+    """Refuse what JSON would change without a word: keys of mappings that are no str."""
+    items = value
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"its key {key!r} would become text: make it a str, or use 'pkl'")
+        items = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in items:
+        if type(item) not in _LEAVES:
+            _check_keys(item)
+
+
+_LEAVES = frozenset((str, int, float, bool, type(None)))
 
 
 def decode_json(body: Body) -> Any:

@@ -11,6 +11,9 @@ shards' files. Beside those there are these sections, one number a shard if not 
     min/NAME, max/NAME        bounds of a scalar column's values
     column/NAME               hash of each block of the values in ``index.columns``
 
+Values and bounds are of the numbers that are stored, such as uint8 for a bool. The table holds the
+index's annotations, if it has any, as they stand there.
+
 Like an index, a side-car is untrusted input.
 """
 
@@ -30,7 +33,16 @@ from npstream._typing import AnyArray, Body, Int64
 from npstream.errors import ColumnError, FormatError
 from npstream.formats.blocks import Blocks, Ranges, xxh3
 from npstream.formats.catalog import SidecarCatalog, catalog_sections, least
-from npstream.formats.index import FORMATS, MAX_BYTES, Index, Schema, ShardFacts, check_schema
+from npstream.formats.index import (
+    FORMATS,
+    KEY,
+    MAX_BYTES,
+    Index,
+    Schema,
+    ShardFacts,
+    check_schema,
+    parse_annotations,
+)
 from npstream.formats.pieces import CHUNK_BYTES, chunk_counts
 from npstream.formats.sections import Sections, encode_sections
 
@@ -120,6 +132,8 @@ def encode_sidecar(
         ],
         "columns": [[column.name, column.dtype.str, column.file] for column in columns],
     }
+    if index.annotations:
+        facts[KEY] = index.annotations.document()
     arrays = {
         "samples": least(np.diff(index.starts)),
         "bytes": least(index.nbytes),
@@ -294,7 +308,10 @@ class Sidecar:
         if wrong.any():
             raise sections.damaged(f"shard {wrong.argmax()} cannot hold its samples")
         compressed = catalog.present("zip_data")
-        return ShardFacts(samples, nbytes, schema_of.astype(np.int32), compressed, schemas)
+        _, annotations = parse_annotations(sections.table.get(KEY), f"{self.where}: {KEY!r}")
+        return ShardFacts(
+            samples, nbytes, schema_of.astype(np.int32), compressed, schemas, annotations
+        )
 
     @property
     def _schemas(self) -> tuple[Schema, ...]:

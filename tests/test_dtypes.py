@@ -1,0 +1,616 @@
+"""Columns of dtypes that the format lacks: what is written is what is read, everywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npstream
+from npstream.dtypes import ML_DTYPES, NUMBERS, dtype_of, exactly, is_known, storage
+from npstream.errors import FormatError, MissingDependencyError
+from npstream.formats.encodings import column_type, parse, with_dtype
+from npstream.formats.index import parse_index
+from npstream.formats.sidecar import Sidecar
+from npstream.store import open_store
+
+ROWS = 300
+RNG = np.random.default_rng(0)
+BF16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+def ragged(dtype, ndim=1):
+    shapes = [(k % 3 + 1, 2, k % 2 + 1)[:ndim] for k in range(ROWS)]
+    return [drawn(dtype, shape) for shape in shapes]
+
+
+def drawn(dtype, shape):
+    dtype = np.dtype(dtype)
+    if dtype.kind == "c":
+        return (RNG.random(shape) + 1j * RNG.random(shape)).astype(dtype)
+    if dtype.kind in "bmM":
+        return RNG.integers(0, 2 if dtype.kind == "b" else 10**6, shape).astype(dtype)
+    return RNG.random(shape).astype(dtype)
+
+
+TABLE = {
+    "text": [f"row {k}" for k in range(ROWS)],
+    "flag": drawn(bool, ROWS),
+    "day": drawn("M8[D]", ROWS),
+    "span": drawn("m8[25ms]", ROWS),
+    "half": drawn("f2", ROWS),
+    "brain": drawn(BF16, ROWS),
+    "tiny": drawn(FLOAT8, ROWS),
+    "phase": drawn("c8", ROWS),
+    "wide": drawn("c16", ROWS),
+    "flags": drawn(bool, (ROWS, 3, 2)),
+    "days": drawn("M8[ns]", (ROWS, 2)),
+    "phases": drawn("c8", (ROWS, 2, 3)),
+    "brains": drawn(BF16, (ROWS, 4)),
+    "some_flags": ragged(bool),
+    "some_days": ragged("M8[s]"),
+    "some_phases": ragged("c16"),
+    "more_phases": ragged("c8", 2),
+    "most_phases": ragged("c8", 3),
+    "some_brains": ragged(BF16),
+    "any_rank": [drawn(bool, (2,) * (k % 2 + 1)) for k in range(ROWS)],
+}
+TABLE["day"][3] = "NaT"
+STORED = {
+    **{"text": "str", "flag": "uint8", "day": "int64", "span": "int64", "half": "float16"},
+    **{"brain": "uint16", "tiny": "uint8", "phase": "ndarray:float32:2"},
+    **{"wide": "ndarray:float64:2", "flags": "ndarray:uint8:3,2", "days": "ndarray:int64:2"},
+    **{"phases": "ndarray:float32:2,3,2", "brains": "ndarray:uint16:4"},
+    **{"some_flags": "ndarray:uint8", "some_days": "ndarray:int64"},
+    **{"some_phases": "ndarray:float64", "more_phases": "ndarray:float32"},
+    **{"most_phases": "ndarray:float32", "some_brains": "ndarray:uint16"},
+    "any_rank": "ndarray:uint8",
+}  # fmt: skip
+
+
+def same(got, wanted):
+    """Fail unless two values have one dtype, shape and content."""
+    if isinstance(wanted, str):
+        assert got == wanted
+        return
+    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
+    assert got.tobytes() == wanted.tobytes()
+
+
+def is_table(ds, rows):
+    """Fail unless a dataset has these rows of the table, however they are read."""
+    assert ds.columns == tuple(TABLE)
+    assert len(ds) == len(rows)
+    batch = ds.load()
+    (streamed,) = ds.iter(0, 1, batch_size=len(ds), last="short")
+    for name, column in TABLE.items():
+        for got in (batch[name], list(ds[name]), streamed[name]):
+            for k, row in enumerate(rows):
+                same(got[k], column[row])
+        for k in (0, len(rows) // 2, -1):
+            same(ds[k][name], column[rows[k]])
+            assert type(ds[k][name]) is type(column[rows[k]])
+    for k, sample in enumerate(ds):
+        for name, value in sample.items():
+            same(value, TABLE[name][rows[k]])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("dtypes") / "table"
+    report = npstream.write(root, TABLE, shard_size="20KiB")
+    assert report.shards > 3
+    return root, report
+
+
+def test_what_is_written_is_what_is_read(written):
+    root, report = written
+    assert npstream.verify_dataset(root).problems == ()
+    is_table(npstream.open(root), range(ROWS))
+    is_table(pickle.loads(pickle.dumps(npstream.open(root))), range(ROWS))
+    assert report.columns["span"] == "timedelta64[25ms]"
+    assert report.columns["most_phases"] == "ndarray:complex64"
+
+
+def test_what_streaming_finds(written):
+    root, _ = written
+    index = json.loads((root / "index.json").read_text())
+    entry = index["shards"][0]
+    assert dict(zip(entry["column_names"], entry["column_encodings"], strict=True)) == STORED
+    assert index["npstream"] == {
+        "version": 1,
+        "columns": list(TABLE),
+        "dtypes": {
+            **{"flag": "bool", "flags": "bool", "some_flags": "bool", "any_rank": "bool"},
+            **{"day": "datetime64[D]", "days": "datetime64[ns]", "some_days": "datetime64[s]"},
+            **{"span": "timedelta64[25ms]", "tiny": "float8_e4m3fn"},
+            **{"brain": "bfloat16", "brains": "bfloat16", "some_brains": "bfloat16"},
+            **{"phase": "complex64", "phases": "complex64", "wide": "complex128"},
+            **{"some_phases": "complex128", "more_phases": "complex64"},
+            "most_phases": "complex64",
+        },
+    }
+    plain = npstream.open(root, columns={"flag": "uint8", "phase": "ndarray:float32:2"})
+    assert plain["flag"].dtype == np.uint8
+    same(plain["phase"].load(), TABLE["phase"].view("f4").reshape(-1, 2))
+
+
+def test_nothing_is_recorded_where_nothing_needs_it(tmp_path):
+    npstream.write(tmp_path, {"a": np.zeros(3, "f2"), "b": ["", "", ""]})
+    assert json.loads((tmp_path / "index.json").read_text()).keys() == {"shards", "version"}
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_samples_are_written_as_columns_are(compression, written, tmp_path):
+    _, report = written
+    samples = ({name: column[k] for name, column in TABLE.items()} for k in range(ROWS))
+    npstream.write(tmp_path, samples, columns=report.columns, compression=compression)
+    is_table(npstream.open(tmp_path), range(ROWS))
+
+
+def test_inferred_from_samples(tmp_path):
+    names = [name for name in TABLE if name != "any_rank"]
+    npstream.write(tmp_path, ({name: TABLE[name][k] for name in names} for k in range(9)))
+    ds = npstream.open(tmp_path)
+    for name in names:
+        for k in range(9):
+            same(ds[k][name], TABLE[name][k])
+
+
+COPIES = {
+    "dataset": lambda ds: ds,
+    "batch": lambda ds: ds.load(),
+    "columns": lambda ds: {name: ds[name] for name in ds.columns},
+    "batches": lambda ds: ds.iter(0, 1, batch_size=7, last="short"),
+    "views": lambda ds: iter([ds[:5], ds[5:]]),
+    "pickled batch": lambda ds: pickle.loads(pickle.dumps(ds.load())),
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize(
+    "rows", [range(0, ROWS, 3), [7, 3, 3, 299], []], ids=["step", "any", "none"]
+)
+def test_copies_keep_everything(how, rows, written, tmp_path):
+    root, report = written
+    ds = npstream.open(root)[list(rows)]
+    if not rows and how == "batches":
+        return  # which are none
+    copy = npstream.write(tmp_path / "copy", COPIES[how](ds), shard_size="9KiB")
+    assert list(copy.columns.items()) == list(report.columns.items())
+    opened = npstream.open(tmp_path / "copy")
+    assert npstream.verify_dataset(tmp_path / "copy").problems == ()
+    if rows:
+        is_table(opened, list(rows))
+    assert opened.dtypes == ds.dtypes
+    assert [opened[name].shape for name in TABLE] == [ds[name].shape for name in TABLE]
+
+
+def test_in_a_store(upload, written, tmp_path):
+    root, _ = written
+    remote = npstream.open(upload(root), cache=tmp_path)
+    is_table(remote, range(ROWS))
+    assert len(remote[remote["flag"]]) == np.count_nonzero(TABLE["flag"])
+
+
+def test_columns_of_the_side_car(upload, written, tmp_path, requests):
+    """A comparison reads the side-car, and no shard."""
+    root, _ = written
+    remote = npstream.open(upload(root), cache=tmp_path)
+    for name, other in {
+        "flag": True,
+        "day": np.datetime64("2400-01-01"),
+        "span": np.timedelta64(1000, "s"),
+        "brain": BF16.type(0.5),
+        "half": np.float16(0.5),
+    }.items():
+        requests.clear()
+        assert remote[name].explain().chunks == 0
+        for compare in (np.equal, np.not_equal, np.less, np.greater_equal):
+            assert np.array_equal(compare(remote[name], other), compare(TABLE[name], other))
+        same(remote[name].load(), TABLE[name])
+        assert {file for file, *_ in requests} == {f"index.columns/{name}.npy"}
+    assert np.array_equal(np.isnat(remote["day"]), np.isnat(TABLE["day"]))
+    assert np.load(root / "index.columns" / "flag.npy").dtype == np.uint8
+    declared = npstream.open(upload(root), cache=tmp_path, columns={"day": "uint64"})
+    assert declared["day"].explain().chunks == 0
+    same(declared["day"].load(), TABLE["day"].view("u8"))
+
+
+def test_a_side_car_made_later_is_the_same(written, tmp_path):
+    root, _ = written
+    npstream.build_index(root, tmp_path)
+    ours, theirs = (Sidecar(open_store(place)) for place in (tmp_path, root))
+    index = parse_index((root / "index.json").read_bytes(), "index.json")
+    for sidecar in (ours, theirs):
+        assert sidecar.index("").annotations == index.annotations
+        assert sidecar.index("").annotations.order == tuple(TABLE)
+        assert sidecar.index("").fingerprint() == index.fingerprint()
+    assert ours.columns == theirs.columns
+
+
+def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch):
+    npstream.write(tmp_path / "many", TABLE, shard_size=1)
+    url = upload(tmp_path / "many")
+    monkeypatch.setattr("npstream.manifest.LARGE", 1 << 17)
+    monkeypatch.setattr("npstream.manifest.parse_index", None)
+    remote = npstream.open(url, cache=tmp_path / "cache")
+    assert len(remote.shards) == ROWS
+    is_table(remote[:9], range(9))
+
+
+def test_mixtures(written, upload, tmp_path):
+    root, report = written
+    local, remote = npstream.open(root), npstream.open(upload(root), cache=tmp_path)
+    mixed = npstream.mix({"a": local[:9], "b": remote[9:]})
+    is_table(mixed[:], range(ROWS))
+    assert np.array_equal(mixed["day"] == mixed["day"].load(), ~np.isnat(TABLE["day"]))
+    names = [*TABLE, "source"]
+    copy = npstream.write(
+        tmp_path / "copy", npstream.mix({"a": local[:9], "b": remote[9:20]}, columns=names)
+    )
+    assert copy.columns == {**report.columns, "source": "str"}
+    opened = npstream.open(tmp_path / "copy")
+    is_table(opened[list(TABLE)], range(20))
+    assert list(opened["source"]) == ["a"] * 9 + ["b"] * 11
+
+
+def test_other_dtypes_do_not_mix(tmp_path):
+    npstream.write(tmp_path / "a", {"x": np.ones(3, bool)})
+    npstream.write(tmp_path / "b", {"x": np.ones(3, np.uint8)})
+    a, b = npstream.open(tmp_path / "a"), npstream.open(tmp_path / "b")
+    with pytest.raises(ValueError, match="'x' is 'bool' in source 'a', but 'uint8' in 'b'"):
+        npstream.mix({"a": a, "b": b})
+    as_bool = npstream.open(tmp_path / "b", columns={"x": "bool"})
+    assert npstream.mix({"a": a, "b": as_bool})["x"].sum() == 6
+
+
+def test_versions_and_states_tell_dtypes_apart(tmp_path):
+    npstream.write(tmp_path / "a", {"x": np.ones(3, bool)})
+    npstream.write(tmp_path / "b", {"x": np.ones(3, np.uint8)})
+    npstream.write(tmp_path / "c", {"x": np.ones(3, bool)})
+    a, b, c = (npstream.open(tmp_path / name) for name in "abc")
+    assert a.version == c.version != b.version
+    assert npstream.open(tmp_path / "a", version=a.version).version == a.version
+    state = a.iter(0, 1, batch_size=1).state_dict()
+    c.iter(0, 1, batch_size=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="of another dataset"):
+        b.iter(0, 1, batch_size=1).load_state_dict(state)
+
+
+def test_merged_shards(tmp_path):
+    """Streaming's merged index leaves our key out; with it, the dtypes hold for all shards."""
+    for name in "ab":
+        npstream.write(tmp_path / name, {"y": np.arange(3), "flag": np.ones(3, bool)})
+    index = {"shards": [], "version": 2}
+    for name in "ab":
+        part = json.loads((tmp_path / name / "index.json").read_text())
+        for entry in part["shards"]:
+            entry["raw_data"]["basename"] = f"{name}/{entry['raw_data']['basename']}"
+            index["shards"].append(entry)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert npstream.open(tmp_path).dtypes == {"flag": np.uint8, "y": np.int64}
+    index["npstream"] = part["npstream"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert list(npstream.open(tmp_path).dtypes.items()) == [("y", np.int64), ("flag", np.bool_)]
+
+
+def test_tensors(written):
+    root, _ = written
+    names = [name for name in TABLE if name != "most_phases"]  # no jagged tensor holds those
+    batch = npstream.open(root)[names].load().to_torch()
+    for name in ("flag", "half", "phase", "wide", "flags", "phases"):
+        assert torch.equal(batch[name], torch.from_numpy(TABLE[name]))
+    for name, bits in (("brain", torch.uint16), ("brains", torch.uint16), ("tiny", torch.uint8)):
+        assert batch[name].dtype == getattr(torch, TABLE[name].dtype.name)
+        wanted = torch.from_numpy(TABLE[name].view(str(bits).removeprefix("torch.")))
+        assert torch.equal(batch[name].view(bits), wanted)
+    assert batch["some_brains"][1].dtype == torch.bfloat16
+    assert isinstance(batch["day"], np.ndarray)
+    assert isinstance(batch["some_days"], npstream.Ragged)
+    moved = npstream.open(root)[:3].load().to("cpu")
+    assert (moved["brain"].dtype, type(moved["day"])) == (torch.bfloat16, np.ndarray)
+    with pytest.raises(TypeError, match=r"torch has no dtype for datetime64\[D\].*view\('int64'\)"):
+        npstream.open(root)["day"].to_torch()
+
+
+def test_numpy_functions(written):
+    """Reductions, operators and indices give what NumPy gives for the arrays."""
+    ds = npstream.open(written[0])
+    for name, functions in {
+        "flag": (np.sum, np.mean, np.any, np.all, np.argmax, np.logical_not),
+        "flags": (np.sum, np.any, np.max),
+        "day": (np.min, np.max, np.argmax, np.isnat),
+        "span": (np.sum, np.max, np.mean, np.abs),
+        "phase": (np.sum, np.abs, np.conj, np.isfinite),
+        "brain": (np.max, np.negative),
+        "days": (np.max, np.ptp),
+    }.items():
+        for function in functions:
+            got, wanted = function(ds[name]), function(TABLE[name])
+            assert np.asarray(got).dtype == np.asarray(wanted).dtype
+            if np.asarray(wanted).dtype.kind in "fcV":
+                np.testing.assert_allclose(got.astype("c16"), wanted.astype("c16"), rtol=1e-5)
+            else:
+                assert np.array_equal(got, wanted, equal_nan=True)
+    for name in ("flags", "days", "phases", "brains"):
+        for index in (np.s_[5], np.s_[::7], np.s_[1:9, 0], np.s_[..., -1], np.s_[[3, 1], 1]):
+            same(np.asarray(ds[name][index]), np.asarray(TABLE[name][index]))
+        out = np.empty_like(TABLE[name])
+        assert ds[name].load(out=out) is out
+        same(out, TABLE[name])
+    assert np.array_equal(
+        ds["flag"] & ~ds["flags"][:, 0, 0], TABLE["flag"] & ~TABLE["flags"][:, 0, 0]
+    )
+    table = np.asarray(ds[["flag", "day", "phases"]])
+    same(table["phases"], TABLE["phases"])
+
+
+def test_the_map_of_a_file(tmp_path):
+    columns = {name: TABLE[name] for name in ("flag", "day", "brain", "phases")}
+    npstream.write(tmp_path, columns)
+    ds = npstream.open(tmp_path)
+    for name, column in columns.items():
+        same(np.asarray(ds[name], copy=False), column)
+
+
+def test_reprs(written):
+    ds = npstream.open(written[0])
+    assert repr(ds["flag"]).endswith(f"'flag': shape ({ROWS},), dtype bool, stored as uint8>")
+    assert "days  " in repr(ds)
+    assert "ndarray:datetime64[ns]:2" in repr(ds)
+    assert "bfloat16" in ds._repr_html_()
+
+
+# Bytes that are no bools
+
+
+@pytest.mark.parametrize("more", [{}, {"text": ["", "a", "b"]}], ids=["records", "samples"])
+@pytest.mark.parametrize("shape", [(), (2,), None], ids=["scalar", "fixed", "ragged"])
+def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
+    rows = [np.ones(2, np.uint8)] * 3 if shape is None else np.ones((3, *shape), np.uint8)
+    npstream.write(tmp_path / "a", {"flag": rows, **more})
+    (shard,) = (tmp_path / "a").glob("*.mds")
+    data = bytearray(shard.read_bytes())
+    at = len(data) - 1 - len(more.get("text", [""])[-1])
+    assert data[at] == 1
+    data[at] = 7
+    shard.write_bytes(data)
+    index = json.loads((tmp_path / "a" / "index.json").read_text())
+    index["npstream"] = {"version": 1, "dtypes": {"flag": "bool"}}
+    (tmp_path / "a" / "index.json").write_text(json.dumps(index))
+    ds = npstream.open(tmp_path / "a")
+    ds[1]
+    ds[:2].load()
+    for read in (
+        lambda: ds[2],
+        lambda: ds["flag"][2],
+        lambda: ds.load(),
+        lambda: ds[["flag"]][[2, 0]].load(),
+        lambda: list(ds),
+        lambda: ds["flag"].load(),
+    ):
+        with pytest.raises(FormatError, match=r"sample 2 .*the byte 7 is no bool"):
+            read()
+    if not more and shape == ():
+        with pytest.raises(FormatError, match="no bool"):
+            ds.load(out={"flag": np.empty(3, bool)})
+
+
+# Names and packages
+
+
+def test_names_of_dtypes():
+    for name in (*NUMBERS, *ML_DTYPES, "bool", "complex64", "datetime64[us]", "timedelta64[7D]"):
+        assert is_known(name)
+        assert dtype_of(name).name == name
+        assert storage(dtype_of(name)) in NUMBERS.values()
+    for name in ("object", "O", "U3", "V2", "int4", "datetime64", "datetime64[0s]", "float128", ""):
+        assert not is_known(name)
+        with pytest.raises(ValueError, match="not a dtype of columns"):
+            dtype_of(name)
+    for dtype in ("O", "U3", "S3", "V2", "M8", "m8", "g", "T", [("a", "i4")]):
+        assert storage(np.dtype(dtype)) is None
+    assert storage(np.dtype(ml_dtypes.int4)) is None
+
+
+def test_recorded_dtypes_that_do_not_fit():
+    for stored, dtype in [
+        ("int32", "bool"), ("int", "datetime64[s]"), ("ndarray:float32:3", "complex64"),
+        ("float32", "complex64"), ("str", "bool"), ("ndarray", "bool"), ("uint8", "uint8"),
+        ("ndarray:uint8", "bfloat16"), ("ndarray:float64:2", "complex64"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=r"is not stored as|takes|larger|axes|dtype"):
+            with_dtype(parse(stored), dtype)
+    for name in (
+        "bool",
+        "ndarray:bool:3",
+        "ndarray:complex64:2,2",
+        "complex128",
+        "ndarray:bfloat16",
+    ):
+        encoding = column_type(name)
+        assert with_dtype(parse(encoding.stored), encoding.dtype.name) == encoding
+
+
+ANNOTATIONS = [
+    ({"version": 2}, "version 2; this release reads version 1"),
+    ({"version": "1"}, "version '1'"),
+    ({"version": 1, "dtypes": []}, "'dtypes' is"),
+    ({"version": 1, "dtypes": {"x": 5}}, "'dtypes' is"),
+    ({"version": 1, "dtypes": {"x": "O"}}, "'O' is not a dtype of columns"),
+    ({"version": 1, "dtypes": {"x": "float64"}}, "float64 is not stored as 'uint8'"),
+    ({"version": 1, "dtypes": {"x": "datetime64[s]"}}, "is not stored as 'uint8'"),
+    ({"version": 1, "columns": "xy"}, "'columns' is"),
+    ({"version": 1, "columns": [["x"]]}, "'columns' is"),
+    ({"version": 1, "columns": ["x", "x"]}, "names a column twice"),
+    ({"version": 1, "schema": {}}, "'schema'"),
+    ({"version": 1, "schema": {"column_names": ["x"]}}, "'schema'"),
+    ({"version": 1, "schema": 5}, "'schema'"),
+]
+
+
+@pytest.mark.parametrize(("said", "words"), ANNOTATIONS, ids=[str(said) for said, _ in ANNOTATIONS])
+def test_annotations_that_do_not_follow_the_format(said, words, tmp_path):
+    npstream.write(tmp_path, {"x": np.ones(3, np.uint8)})
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": said}))
+    with pytest.raises(FormatError, match=words) as caught:
+        npstream.open(tmp_path)
+    assert "index.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "said", [5, None, "x", [], {}, {"a": 1}, {"version": 1, "dtypes": {"other": "O"}},
+             {"version": 1, "columns": ["other"]}, {"version": 1, "more": {}}],
+)  # fmt: skip
+def test_annotations_of_others_are_passed_over(said, tmp_path):
+    npstream.write(tmp_path, {"x": np.ones(3, np.uint8)})
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": said}))
+    assert npstream.open(tmp_path)["x"].dtype == np.uint8
+
+
+JSON = st.recursive(
+    st.none() | st.integers(-1, 3) | st.sampled_from(["x", "bool", "uint8", "ndarray:", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["version", "dtypes", "columns", "schema", "x", "column_names"]), inner
+        )
+    ),
+    max_leaves=9,
+)
+
+
+@given(JSON)
+def test_any_annotations(said):
+    index = {"shards": [], "version": 2, "npstream": said}
+    try:
+        found = parse_index(json.dumps(index).encode(), "index.json")
+    except FormatError:
+        return
+    assert len(found.schemas) in (0, 1)
+
+
+def test_without_the_package(written, monkeypatch):
+    root, _ = written
+    dtype_of.cache_clear()
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        npstream.open(root)
+    message = str(caught.value)
+    assert "column 'brain' of dtype bfloat16 needs the package 'ml_dtypes'" in message
+    assert "npstream[dtypes]" in message
+    assert "columns={'brain': 'uint16'}" in message
+    assert npstream.open(root, columns=["flag", "text"])[1]["flag"] == TABLE["flag"][1]
+    names = {name: STORED[name] for name in TABLE if TABLE[name][0].__class__ is not str}
+    assert npstream.open(root, columns=names)["brain"].dtype == np.uint16
+    with pytest.raises(MissingDependencyError, match="ml_dtypes"):
+        npstream.write(root / "other", [{"x": 1.5}], columns={"x": "bfloat16"})
+    assert not (root / "other").exists()
+    monkeypatch.undo()
+    dtype_of.cache_clear()
+
+
+# Exact conversion, against Python's own numbers
+
+EDGES = [
+    0, 1, -1, 2, 3, 127, 128, 255, 256, 2**31, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1,
+    65504, 70000, 448, 480, 0.5, 1.5, -0.0, 1e-300, 1e300, math.inf, -math.inf, math.nan,
+]  # fmt: skip
+DTYPES = [
+    *NUMBERS.values(),
+    *map(np.dtype, ("?", "c8", "c16")),
+    *(dtype_of(name) for name in ML_DTYPES if name != "float8_e8m0fnu"),
+]
+
+
+def held(dtype):
+    """Return the edges that a dtype holds, as it holds them."""
+    values = []
+    for value in EDGES:
+        try:
+            with np.errstate(all="ignore"):
+                as_array = np.array([value], np.float64 if isinstance(value, float) else None)
+                values.append(as_array.astype(dtype)[0])
+        except (OverflowError, TypeError):
+            continue
+    return np.array(values, dtype)
+
+
+def number(value):
+    """Return a NumPy scalar as Python's number."""
+    if value.dtype.name in ML_DTYPES:
+        return float(value)
+    return value.item()
+
+
+@pytest.mark.parametrize("given_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("wanted", DTYPES, ids=str)
+def test_exact_conversion(given_dtype, wanted):
+    array = held(given_dtype)
+    if given_dtype.kind == "c" and wanted.kind != "c":
+        with pytest.raises(TypeError, match="expected"):
+            exactly(array, wanted)
+        return
+    converted, wrong = exactly(array, wanted)
+    assert converted.dtype == wanted
+    is_float = [dtype.kind in "fc" or dtype.name in ML_DTYPES for dtype in (given_dtype, wanted)]
+    for value, got, is_wrong in zip(map(number, array), map(number, converted), wrong, strict=True):
+        if all(is_float):  # rounded, but never to infinity, nor away from a NaN
+            parts = [
+                (complex(value).real, complex(got).real),
+                (complex(value).imag, complex(got).imag),
+            ]
+            changed = any(
+                (math.isfinite(a), math.isnan(a)) != (math.isfinite(b), math.isnan(b))
+                for a, b in parts
+            )
+            assert is_wrong == changed
+        elif is_wrong:
+            assert not _fits(value, wanted)
+        else:
+            assert got == value
+
+
+def _fits(value, dtype):
+    """Return True if a dtype has a number's value, to Python."""
+    if dtype.kind == "b":
+        return value in (0, 1)
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+    with np.errstate(all="ignore"):
+        return number(np.array([float(value)]).astype(dtype)[0]) == value
+
+
+def test_units_of_time():
+    days = np.array(["2026-11-22", "NaT"], "M8[D]")
+    converted, wrong = exactly(days, np.dtype("M8[ns]"))
+    assert not wrong.any()
+    same(converted, days.astype("M8[ns]"))
+    hours = np.array(["2026-11-22T00", "2026-11-22T01"], "M8[h]")
+    assert exactly(hours, np.dtype("M8[D]"))[1].tolist() == [False, True]
+    assert exactly(np.array(["2026", "5000000"], "M8[Y]"), np.dtype("M8[ns]"))[1].tolist() == [
+        False,
+        True,
+    ]
+    for array, dtype in [
+        (hours, "m8[h]"),
+        (np.arange(2), "M8[D]"),
+        (hours, "f8"),
+        (np.arange(2).astype("m8"), "m8[s]"),
+        (np.array(["2026"]), "M8[Y]"),
+    ]:
+        with pytest.raises(TypeError):
+            exactly(array, np.dtype(dtype))
