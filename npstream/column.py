@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from npstream.batch import Ragged
 from npstream.cells import Cell
 from npstream.decode import objects
 from npstream.exchange import torch_door
+from npstream.foreign import as_array, is_tensor
 from npstream.formats.encodings import is_unsafe, view_as
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.gather import Field, Plan
@@ -401,15 +402,58 @@ class Column(NDArrayOperatorsMixin):
             raise TypeError(
                 f"a column is read-only: store the result of np.{ufunc.__name__} in an array"
             )
+        if any(map(is_tensor, inputs)):
+            return self._with_tensors(getattr(ufunc, method), inputs, options)
+        return self._apply(ufunc, method, getattr(ufunc, method), inputs, options)
+
+    def __eq__(self, other: object) -> Any:
+        return self._compare(np.equal, other)
+
+    def __ne__(self, other: object) -> Any:
+        return self._compare(np.not_equal, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _compare(self, ufunc: np.ufunc, other: Any) -> Any:
+        """Compare as the operators do, which call a number and a text unequal."""
+        if getattr(other, "__array_ufunc__", ufunc) is None:
+            return NotImplemented
+        function = elementwise.EQUALITY[ufunc]
+        if is_tensor(other):
+            return self._with_tensors(function, (self, other), {})
+        return self._apply(ufunc, "__call__", function, (self, other), {})
+
+    def _with_tensors(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """Apply a function to tensors as to arrays, and return a tensor."""
+        arrays = [as_array(item) if is_tensor(item) else item for item in inputs]
+        result = function(*arrays, **options)
+        tensor = next(item for item in inputs if is_tensor(item))
+        if not isinstance(result, np.ndarray):
+            return result
+        if result.dtype != np.bool_ and any(getattr(item, "requires_grad", 0) for item in inputs):
+            raise TypeError(f"NumPy has no gradients: compute with {self.name!r}.to_torch()")
+        return torch_door().tensor(result).to(tensor.device)
+
+    def _apply(
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        function: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """Apply a ufunc, or the operator that stands for it, one block of rows at a time."""
         if not elementwise.is_blockwise(ufunc, method, inputs, options, self):
             arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
-            return getattr(ufunc, method)(*arrays, **options)
+            return function(*arrays, **options)
         text = elementwise.compared_text(ufunc, inputs, self._field.encoding.kind)
         if text is not None:
             equal = elementwise.equal_to(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
         blocks = map(Column._block, self._parts(f"{ufunc.__name__} of {self.name!r}"))
-        return elementwise.blockwise(ufunc, inputs, self, blocks)
+        return elementwise.blockwise(function, inputs, self, blocks)
 
     def __bool__(self) -> bool:
         if self.size != 1:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from npstream.source import Source
 
 
+EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
+    np.equal: operator.eq,
+    np.not_equal: operator.ne,
+}
+"""The operators of equality, which know that a number is no text, where their ufuncs raise."""
+
+
 def is_blockwise(
     ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any], column: Column
 ) -> bool:
@@ -34,12 +41,12 @@ def is_blockwise(
 
 
 def blockwise(
-    ufunc: np.ufunc, inputs: tuple[Any, ...], column: Column, blocks: Iterable[AnyArray]
+    function: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    column: Column,
+    blocks: Iterable[AnyArray],
 ) -> Any:
-    """Apply a ufunc to the blocks of a column, which is one of the inputs, and join the results."""
-    # The operators know that a number is not a text, where the ufuncs only raise.
-    operators: dict[np.ufunc, Any] = {np.equal: operator.eq, np.not_equal: operator.ne}
-    function = operators.get(ufunc, ufunc)
+    """Apply a function to the blocks of a column, one of the inputs, and join the results."""
     parts = (function(*(block if item is column else item for item in inputs)) for block in blocks)
     first = next(parts)
     if not column.shape or len(first) == len(column):
@@ -55,7 +62,7 @@ def blockwise(
 def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
     """Return the text that a column of a kind of text is compared with, if that is done."""
     wanted: Any = {"str": str, "bytes": bytes}.get(kind)
-    if wanted is None or ufunc not in (np.equal, np.not_equal):
+    if wanted is None or ufunc not in EQUALITY:
         return None
     for item in inputs:
         if isinstance(item, wanted):

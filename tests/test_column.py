@@ -685,6 +685,84 @@ def test_pandas(ds):
     assert frame["data"].tolist() == VALUES["data"].tolist()
 
 
+# Comparing
+
+
+OTHERS = [
+    *(3, 3.0, "ab", b"ab", None, True, np.float64(3), np.str_("ab"), np.int8(3)),
+    *(np.array(["ab"] * N), np.arange(N), ["ab"] * N, [3] * N, np.datetime64("2026-01-01")),
+]
+
+
+@pytest.mark.parametrize(
+    "other", OTHERS, ids=[f"{k}-{type(x).__name__}" for k, x in enumerate(OTHERS)]
+)
+@pytest.mark.parametrize("name", ["label", "score", "text", "data", "str_int"])
+def test_text_and_numbers_compare_as_in_numpy(ds, name, other):
+    """The operators call them unequal; the ufuncs raise, and so does what asks for an order."""
+    values = np.array(VALUES[name])
+    for function in (
+        *(operator.eq, operator.ne, operator.lt, operator.ge, np.equal, np.not_equal),
+        lambda x, y: y == x,
+    ):
+        try:
+            wanted = function(values, other)
+        except TypeError:
+            with pytest.raises(TypeError):
+                function(ds[name], other)
+            continue
+        got = function(ds[name], other)
+        same(got, wanted)
+    if np.ndim(other) == 0:
+        assert (other in ds[name]) == bool(np.any(values == other))
+
+
+TENSORS = {
+    "int64": torch.arange(N) % 4,
+    "int8": (torch.arange(N) % 4).to(torch.int8),
+    "float32": torch.arange(N, dtype=torch.float32),
+    "one": torch.tensor(3),
+    "with a gradient": torch.arange(N, dtype=torch.float32).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_compare_to_tensors_of_bools(ds, name):
+    tensor, label = TENSORS[name], VALUES["label"]
+    values = tensor.detach().numpy()
+    for function in (operator.eq, operator.ne):
+        for got in (function(tensor, ds["label"]), function(ds["label"], tensor)):
+            assert got.dtype == torch.bool
+            assert torch.equal(got, torch.from_numpy(function(label, values)))
+            assert torch.equal(~got, torch.from_numpy(~function(label, values)))
+    for function in (operator.lt, operator.ge):
+        got = function(ds["label"], tensor)
+        assert torch.equal(got, torch.from_numpy(function(label, values)))
+        assert torch.equal(function(tensor, ds["label"]), torch.from_numpy(function(values, label)))
+    if tensor.requires_grad:
+        for function in (operator.add, operator.mul):
+            with pytest.raises(TypeError, match=r"NumPy has no gradients.*to_torch"):
+                function(ds["label"], tensor)
+    else:
+        assert torch.equal(ds["label"] + tensor, torch.from_numpy(label + values))
+        assert torch.equal(tensor - ds["label"], torch.from_numpy(values - label))
+    nd = ds["tokens"] == torch.from_numpy(VALUES["tokens"])
+    assert nd.dtype == torch.bool
+    assert nd.all()
+
+
+def test_what_has_its_own_say_in_comparing(ds):
+    class Proud:
+        __array_ufunc__ = None
+
+        def __eq__(self, other):
+            return "mine"
+
+        __hash__ = None
+
+    assert (ds["label"] == Proud()) == "mine"
+
+
 # Declaring anew
 
 
