@@ -502,7 +502,7 @@ def source(tmp_path_factory):
         **{"text": "str", "number": "int", "image": "jpeg", "tokens": "ndarray:uint16:4"},
         **{"array": "ndarray:float32", "any": "ndarray", "meta": "json", "object": "pkl"},
         **{"digits": "str_int", "float": "str_float", "decimal": "str_decimal", "raw": "bytes"},
-        **{"images": "list[png]", "seen": "bool", "label": "int32"},
+        **{"images": "list[png]", "files": "jpeg_array", "seen": "bool", "label": "int32"},
     }
     rows = [
         {
@@ -511,7 +511,7 @@ def source(tmp_path_factory):
             **{"meta": {"k": k}, "object": (k, "o"), "digits": 10**k, "float": k / 3},
             **{"decimal": decimal.Decimal(k), "raw": np.arange(k + 1, dtype="u2").tobytes()},
             "images": [Image.new("L", (2, 2), k)] * (k % 3),
-            **{"seen": k % 2 == 0, "label": np.int32(k)},
+            **{"files": [jpeg(k)] * (k % 2 + 1), "seen": k % 2 == 0, "label": np.int32(k)},
         }
         for k in range(ROWS)
     ]
@@ -597,7 +597,7 @@ def test_columns_and_batches_keep_their_encodings(source, tmp_path):
 
 def test_a_batch_that_was_edited(source, tmp_path):
     batch = npstream.open(source[0], allow_pickle=True)[:3].load()
-    del batch["object"], batch["images"]
+    del batch["object"], batch["images"], batch["files"]
     batch["number"] = np.array(["a", "b", "c"])
     batch["label"] = batch["label"] * 0.5
     batch["new"] = np.arange(3) * 1j
@@ -807,6 +807,18 @@ def test_images_of_which_nothing_tells_the_encoding(tmp_path):
         npstream.write(tmp_path / "b", {"x": raw})
     _, ds = rewritten(tmp_path / "c", {"x": files}, columns={"x": "bytes"})
     assert list(ds["x"]) == [jpeg(0), jpeg(1)]
+
+
+@pytest.mark.parametrize(
+    "kind", [bytes, bytearray, memoryview, lambda file: Image.open(io.BytesIO(file))]
+)
+@pytest.mark.parametrize("outer", [list, tuple])
+def test_a_jpeg_array_takes_any_bytes(kind, outer, tmp_path):
+    files = [jpeg(0), jpeg(1)]
+    npstream.write(tmp_path / "a", [{"x": files}], columns={"x": "jpeg_array"})
+    npstream.write(tmp_path / "b", [{"x": outer(map(kind, files))}], columns={"x": "jpeg_array"})
+    a, b = ((tmp_path / name / "shard.00000.mds").read_bytes() for name in "ab")
+    assert a == b
 
 
 # Ragged

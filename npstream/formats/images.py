@@ -122,10 +122,20 @@ def decode_list(decode: Callable[[Body], Image], body: Body) -> list[Image]:
 
 
 def encode_jpeg_array(files: Any) -> bytes:
-    """Return a list of JPEG byte strings: their count, their sizes, and each as it is."""
-    if not isinstance(files, list | tuple) or not all(isinstance(file, bytes) for file in files):
+    """Return a list of JPEG byte strings: their count, their sizes, and each as it is.
+
+    An image counts as its bytes if it was opened from a JPEG file.
+    """
+    bodies = [_file_bytes(file) for file in files] if isinstance(files, list | tuple) else [None]
+    if None in bodies:
         raise TypeError("expected a list of the bytes of JPEG files; for images use list[jpeg]")
-    return _join(files)
+    return _join([body for body in bodies if body is not None])
+
+
+def _file_bytes(file: Any) -> bytes | None:
+    if isinstance(file, bytes | bytearray | memoryview):
+        return bytes(file)
+    return jpeg_file(file) if is_image(file) else None
 
 
 def decode_jpeg_array(body: Body) -> list[Image]:
@@ -209,7 +219,7 @@ def _encode_file(image: Image, kind: str) -> bytes:
     return file.getvalue()
 
 
-def _join(parts: list[bytes] | tuple[bytes, ...]) -> bytes:
+def _join(parts: list[bytes]) -> bytes:
     head = np.array([len(parts), *map(len, parts)], np.uint32)
     return b"".join((head.tobytes(), *parts))
 
