@@ -235,7 +235,7 @@ def test_bad_datasets_are_refused(name):
     with pytest.raises((NpstreamError, ValueError)) as caught:
         list(open_case(name, verify=case.get("validate_hash") or "auto"))
     kinds = {
-        "bad_missing_shard": StorageError,
+        "bad_missing_shard": StorageNotFoundError,
         "bad_hash_zip": IntegrityError,
         "bad_hash_name": ValueError,
     }
