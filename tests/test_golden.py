@@ -13,7 +13,13 @@ import pytest
 
 import golden_data as golden
 import npstream
-from npstream.errors import FormatError, IntegrityError, NpstreamError, StorageError
+from npstream.errors import (
+    FormatError,
+    IntegrityError,
+    NpstreamError,
+    StorageError,
+    StorageNotFoundError,
+)
 
 
 def names(cases):
