@@ -12,9 +12,21 @@ from npstream import folder, room, sparse
 from npstream._typing import Body
 from npstream.cachedfile import CachedFile, Check, Claim, join
 from npstream.formats.hashes import digest
+from npstream.room import Refusal, Reservation
 from npstream.sizes import parse_size
 
-__all__ = ["Cache", "CacheInfo", "CachedFile", "Claim", "clear", "info", "tail_bytes"]
+__all__ = [
+    "Cache",
+    "CacheInfo",
+    "CachedFile",
+    "Claim",
+    "Refusal",
+    "Reservation",
+    "allocated",
+    "clear",
+    "info",
+    "tail_bytes",
+]
 
 _TOUCHED = 5.0
 """A file's time of last use is true to so many seconds."""
@@ -25,8 +37,11 @@ _FINISHED = 1 << 30
 _ATTEMPTS = 5
 """How often a file may vanish while it is being opened, before it is not cached."""
 
-_BLOCKS = 1 << 13
-"""What a file may take beyond its bytes: the rest of two blocks of the disk."""
+_BLOCKS = 3 * room.BLOCK
+"""What a file may take beyond its bytes: the rest of two blocks, and one with their places."""
+
+TIMEOUT = 60.0
+"""Seconds to wait for other processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,8 @@ class Cache:
     limit : int or str, optional
         The bytes that it may take, as a number or as text such as "100GB"; "auto" leaves a tenth
         of the disk free. By default what ``NPSTREAM_CACHE_LIMIT`` says, or else "auto".
+    timeout : float
+        Seconds to wait for other processes that hold a lock.
 
     Examples
     --------
@@ -69,9 +86,11 @@ class Cache:
         self,
         directory: str | os.PathLike[str] | None = None,
         limit: int | float | str | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         self.directory = folder.resolve(directory)
         self.limit = _limit(limit)
+        self.timeout = timeout
         folder.prepare(self.directory)
         self._usable = folder.is_usable(self.directory)
         folder.sweep(self.directory)
@@ -103,12 +122,14 @@ class Cache:
         try:
             for _ in range(_ATTEMPTS if self._usable else 0):
                 with suppress(FileNotFoundError):
-                    return join(path, footer, check)
-                if not room.make_room(self.directory, self.limit, tail):
+                    return join(path, footer, check, self.timeout)
+                reserved = self.reserve(tail, may_exceed=True)
+                if isinstance(reserved, Refusal):
                     return None
-                folder.prepare(self.directory)
-                with suppress(FileNotFoundError):
-                    sparse.create(path, footer)
+                with reserved:
+                    folder.prepare(self.directory)
+                    with suppress(FileNotFoundError):
+                        sparse.create(path, footer)
         except OSError as error:
             self._uncached(error)
         return None
@@ -121,21 +142,27 @@ class Cache:
         """Keep a small object whole, and tell whether that was possible."""
         path = folder.path_of(self.directory, key, folder.STORED)
         footer = sparse.Footer(key, len(data), 0, bytes.fromhex(digest("xxh3_128", data)))
-        if not room.make_room(self.directory, self.limit, footer.size + _BLOCKS):
+        reserved = self.reserve(footer.size + _BLOCKS)
+        if isinstance(reserved, Refusal):
             return False
         try:
-            for _ in range(_ATTEMPTS):
-                folder.prepare(self.directory)
-                with (
-                    suppress(FileNotFoundError),
-                    sparse.temporary(self.directory) as (descriptor, unnamed),
-                ):
-                    sparse.write_all(descriptor, data, 0)
-                    sparse.write_all(descriptor, footer.pack(), len(data))
-                    os.rename(unnamed, path)
-                    return True
+            with reserved:
+                return self._store(path, data, footer)
         except OSError as error:
             self._uncached(error)
+        return False
+
+    def _store(self, path: str, data: Body, footer: sparse.Footer) -> bool:
+        for _ in range(_ATTEMPTS):
+            folder.prepare(self.directory)
+            with (
+                suppress(FileNotFoundError),
+                sparse.temporary(self.directory) as (descriptor, unnamed),
+            ):
+                sparse.write_all(descriptor, data, 0)
+                sparse.write_all(descriptor, footer.pack(), len(data))
+                os.rename(unnamed, path)
+                return True
         return False
 
     def _uncached(self, error: OSError) -> None:
@@ -160,16 +187,36 @@ class Cache:
             sparse.set_used(path, time.time())
         return data
 
-    def make_room(self, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
-        """Evict files until `nbytes` more may be written, and tell whether they may.
+    def reserve(
+        self,
+        nbytes: int,
+        keep: Iterable[CachedFile] = (),
+        *,
+        may_exceed: bool = False,
+        timeout: float | None = None,
+    ) -> Reservation | Refusal:
+        """Evict files until `nbytes` more may be written, and reserve these; or say why not.
 
         Parameters
         ----------
         nbytes : int
+            Bytes on the disk, as `allocated` and `tail_bytes` count them.
         keep : iterable of CachedFile
             Files that stay.
+        may_exceed : bool
+            Whether the limit may be exceeded for a moment where others are writing all that it
+            allows: for one chunk.
+        timeout : float, optional
+            Seconds to wait for others; by default the cache's.
         """
-        return room.make_room(self.directory, self.limit, nbytes, {file.path for file in keep})
+        return room.reserve(
+            self.directory, self.limit, nbytes, {file.path for file in keep},
+            timeout=self.timeout if timeout is None else timeout, may_exceed=may_exceed,
+        )  # fmt: skip
+
+    def trim(self) -> None:
+        """Evict files until the limit holds: it may have been larger for others."""
+        room.trim(self.directory, self.limit, self.timeout)
 
     def touch(self, file: CachedFile) -> None:
         """Note that a file is in use; only every few seconds does this cost anything."""
@@ -204,7 +251,7 @@ class Cache:
 
     def clear(self) -> int:
         """Remove all files, also those in use, whose readers go on; return the bytes they took."""
-        return room.clear(self.directory)
+        return room.clear(self.directory, self.timeout)
 
 
 def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
@@ -225,18 +272,25 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     return CacheInfo(path, files, nbytes, room.largest(path, _limit(None), nbytes))
 
 
-def clear(directory: str | os.PathLike[str] | None = None) -> int:
+def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIMEOUT) -> int:
     """Empty a cache, also while it is in use: its readers go on, and fetch anew.
 
     Parameters
     ----------
     directory : str or os.PathLike, optional
         By default the one that is used by default.
+    timeout : float
+        Seconds to wait for another process that holds the directory's lock.
 
     Returns
     -------
     int
         The bytes that its files took.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be emptied: another process holds the lock for all of that time, for one.
 
     Examples
     --------
@@ -248,12 +302,23 @@ def clear(directory: str | os.PathLike[str] | None = None) -> int:
     >>> cache.info().files
     0
     """
-    return room.clear(folder.resolve(directory))
+    return room.clear(folder.resolve(directory), timeout)
 
 
 def tail_bytes(pieces: int) -> int:
-    """Return what the file of a shard of so many pieces takes beside the shard's bytes."""
+    """Return what the file of a shard of so many pieces takes besides the shard's bytes."""
     return sparse.Footer("", 0, pieces, b"").size + _BLOCKS
+
+
+def allocated(begin: int, end: int) -> int:
+    """Return what a range of a file takes on the disk, which counts in blocks.
+
+    Examples
+    --------
+    >>> allocated(0, 1), allocated(4095, 4097)
+    (4096, 8192)
+    """
+    return (-(-end // room.BLOCK) - begin // room.BLOCK) * room.BLOCK
 
 
 def _limit(limit: int | float | str | None) -> int | None:

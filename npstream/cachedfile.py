@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 
 import numpy as np
 
@@ -155,20 +154,25 @@ class Claim:
         self.close()
 
 
-def join(path: str, footer: sparse.Footer, check: Check | None) -> CachedFile | None:
-    """Open a shard's file; None if the one of its name is something else."""
+def join(
+    path: str, footer: sparse.Footer, check: Check | None, timeout: float
+) -> CachedFile | None:
+    """Open a shard's file; None if the one of its name is something else.
+
+    Another process that verifies the file is waited for, for `timeout` seconds.
+    """
     with sparse.opened(path) as descriptor:
         found = sparse.read_footer(descriptor, footer)
         if found is None or found[:3] != footer[:3]:
             folder.say(path, "this file is another user's, or not what belongs here: remove it")
             return None
         file = CachedFile(path, descriptor, footer)
-    if found.stamp != footer.stamp and not _renew(file, footer, check):
+    if found.stamp != footer.stamp and not _renew(file, footer, check, timeout):
         return None
     return file
 
 
-def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None) -> bool:
+def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None, timeout: float) -> bool:
     """Verify what was written before the system last started, once over all processes."""
     try:
         description = locks.Description(file.path)
@@ -179,9 +183,8 @@ def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None) -> bool
         file.resident = _sound(file, check)
         return True
     with description as descriptor:
-        locked = locks.wait_until(
-            partial(locks.try_lock, descriptor, len(file.data) + footer.pieces), folder.PATIENCE
-        )
+        begin = len(file.data) + footer.pieces
+        locked = locks.wait_for_lock(file.path, descriptor, begin, 0, timeout)
         found = sparse.read_footer(descriptor, footer)
         if not locked or found is None or _inode(os.fstat(descriptor)) != file._inode:
             return False

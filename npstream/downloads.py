@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._typing import Bytes
+from npstream.cache import Refusal, Reservation, allocated
 from npstream.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -121,9 +122,21 @@ class Downloads:
 
     def _fetch(self, parts: list[Part]) -> None:
         """Fetch parts under locks; then, without, what other processes did not bring."""
-        parts = self._with_room([part for part in parts if self.can_keep(part.file)])
-        if not parts:
-            return
+        parts, reserved = self._with_room([part for part in parts if self.can_keep(part.file)])
+        with reserved:
+            busy = self._fetch_locked(parts, reserved)
+        for part in busy:
+            # Not longer, so that what a process that was stopped holds can be fetched here.
+            with self.store.patience.waiting(self.store.timeout / 2) as left:
+                part.file.wait(part.pieces, left)
+        late, reserved = self._with_room(
+            [late for part in busy for late in _absent(part) if part.file.alive]
+        )
+        with reserved:
+            self._bring(late, reserved)
+
+    def _fetch_locked(self, parts: list[Part], reserved: Reservation) -> list[Part]:
+        """Fetch those of some parts that no other process is fetching; return the others."""
         claims: list[Claim] = []
         try:
             claimed, busy = [], []
@@ -133,31 +146,42 @@ class Downloads:
                 claimed += runs(part, claim.pieces)
                 locked = set(claim.pieces)
                 busy += runs(part, [piece for piece in part.pieces if piece not in locked])
-            self._bring(claimed)
+            self._bring(claimed, reserved)
         finally:
             for claim in claims:
                 claim.close()
-        for part in busy:
-            # Not longer, so that what a process that was stopped holds can be fetched here.
-            with self.store.patience.waiting(self.store.timeout / 2) as left:
-                part.file.wait(part.pieces, left)
-        self._bring([late for part in busy for late in _absent(part) if part.file.alive])
+        return busy
 
-    def _with_room(self, parts: list[Part]) -> list[Part]:
-        """Return as many of the parts as the cache can take; it takes none of them later, if 0."""
+    def _with_room(self, parts: list[Part]) -> tuple[list[Part], Reservation]:
+        """Reserve room in the cache for as many of the parts as it can take now."""
         count = len(parts)
         while count:
-            nbytes = sum(part.bounds[-1] - part.bounds[0] for part in parts[:count])
-            if self.cache.make_room(nbytes, [part.file for part in parts[:count]]):
-                return parts[:count]
+            found = self._reserve(parts[:count])
+            if isinstance(found, Reservation):
+                return parts[:count], found
+            if found is Refusal.LOCKED:
+                return [], Reservation()
             count //= 2
-        self._refused.update(part.file.path for part in parts)
-        return []
+        if parts:
+            # A chunk at a time each process may have, whatever the others are writing.
+            one = parts[0].some(parts[0].first, parts[0].first + 1)
+            found = self._reserve([one], may_exceed=True)
+            if isinstance(found, Reservation):
+                return [one], found
+            if found is Refusal.FULL:
+                self._refused.update(part.file.path for part in parts)
+        return [], Reservation()
 
-    def _bring(self, parts: list[Part]) -> None:
+    def _reserve(self, parts: list[Part], may_exceed: bool = False) -> Reservation | Refusal:
+        nbytes = sum(allocated(part.bounds[0], part.bounds[-1]) for part in parts)
+        keep = [part.file for part in parts]
+        with self.store.patience.waiting(self.store.timeout) as left:
+            return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=left)
+
+    def _bring(self, parts: list[Part], reserved: Reservation) -> None:
         """Fetch parts, and fetch those anew whose hashes are wrong."""
         for _ in range(ATTEMPTS):
-            wrong = list(self._transfer(parts))
+            wrong = list(self._transfer(parts, reserved))
             if not wrong:
                 return
             parts = wrong
@@ -169,7 +193,7 @@ class Downloads:
             "its side-car anew"
         )
 
-    def _transfer(self, parts: list[Part]) -> Iterator[Part]:
+    def _transfer(self, parts: list[Part], reserved: Reservation) -> Iterator[Part]:
         """Fetch parts and yield those with pieces whose hashes are wrong."""
         spans = [(part, span) for part in parts for span in part.spans()]
         left = {id(part): len(part.spans()) for part in parts}
@@ -189,6 +213,7 @@ class Downloads:
                     wrong = _damaged(part, part.file.data)
                     yield from runs(part, wrong)
                     part.file.commit(piece for piece in part.pieces if piece not in wrong)
+                    reserved.spend(allocated(part.bounds[0], part.bounds[-1]))
                     self._land([part])
         finally:
             stream.close()

@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import NamedTuple
 
 from npstream import locks, memory, sparse
@@ -20,7 +19,6 @@ from npstream.errors import StorageError
 from npstream.urls import local_path
 
 __all__ = [
-    "PATIENCE",
     "SHARD",
     "STORED",
     "Entry",
@@ -30,6 +28,7 @@ __all__ = [
     "locked",
     "path_of",
     "prepare",
+    "remove_unlocked",
     "resolve",
     "say",
     "sweep",
@@ -38,14 +37,11 @@ __all__ = [
 SHARD, STORED = ".shard", ".stored"
 _NAME = re.compile(r"[0-9a-f]{16,64}\.(shard|stored)")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(?:tmp|reserved)")
 _LOCK = ".lock"
 
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-PATIENCE = 30.0
-"""Seconds to wait for whoever holds the directory's lock, or verifies a file."""
 
 _NETWORK = {
     0x6969: "NFS",
@@ -201,26 +197,30 @@ def _network(path: str) -> str | None:
 
 
 @contextmanager
-def locked(path: str) -> Iterator[int | None]:
-    """Hold the directory's lock: its descriptor, or None where that cannot be had."""
-    try:
-        lock = _take_lock(path)
-    except OSError as error:
-        say(path, f"{error.strerror}: reading on without caching")
-        yield None
-        return
-    with lock as descriptor:
+def locked(path: str, timeout: float) -> Iterator[int]:
+    """Hold the directory's lock: its descriptor.
+
+    Raises
+    ------
+    TimeoutError
+        If another process holds it all the time.
+    OSError
+        If it cannot be had for another reason.
+    """
+    with _take_lock(path, timeout) as descriptor:
         yield descriptor
 
 
-def _take_lock(path: str) -> locks.Description:
+def _take_lock(path: str, timeout: float) -> locks.Description:
     for _ in range(_ATTEMPTS):
         os.makedirs(path, mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
-            lock = locks.Description(os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT)
+            file = os.path.join(path, _LOCK)
+            lock = locks.Description(file, os.O_RDWR | os.O_CREAT)
             try:
-                if not locks.wait_until(partial(locks.try_lock, lock.descriptor, 0, 1), PATIENCE):
-                    raise TimeoutError(errno.ETIMEDOUT, f"its lock was held for {PATIENCE:g} s")
+                if not locks.wait_for_lock(file, lock.descriptor, 0, 1, timeout):
+                    what = "another process, which may have been stopped, holds its lock"
+                    raise TimeoutError(errno.ETIMEDOUT, what)
                 if os.fstat(lock.descriptor).st_nlink:
                     return lock
             except BaseException:
@@ -246,17 +246,25 @@ def entries(path: str) -> list[Entry]:
 
 
 def sweep(path: str) -> None:
-    """Remove the temporary files that their makers' death has left: their locks are free."""
+    """Remove temporary files and reservations of processes that died: their locks are free."""
     with suppress(OSError), os.scandir(path) as files:
         for file in files:
             if _TEMPORARY.fullmatch(file.name):
-                _remove_temporary(file.path)
+                remove_unlocked(file.path)
 
 
-def _remove_temporary(path: str) -> None:
-    with suppress(OSError), locks.Description(path) as descriptor:
-        if sparse.is_trusted(os.fstat(descriptor)) and locks.try_lock(descriptor):
-            os.unlink(path)
+def remove_unlocked(path: str) -> bool:
+    """Remove a file unless a process has it locked, and return True if it is not there now."""
+    try:
+        with locks.Description(path) as descriptor:
+            is_left = sparse.is_trusted(os.fstat(descriptor)) and locks.try_lock(descriptor)
+            if is_left:
+                os.unlink(path)
+            return is_left
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
 
 
 _said: set[tuple[str, str]] = set()

@@ -19,8 +19,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
-__all__ = ["Description", "has_ranges", "is_locked", "notify", "try_lock", "wait_until"]
+__all__ = [
+    "Description",
+    "has_ranges",
+    "is_locked",
+    "notify",
+    "try_lock",
+    "wait_for_lock",
+    "wait_until",
+]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
 _BUSY = (errno.EAGAIN, errno.EACCES)
@@ -35,6 +44,9 @@ _open: set[Description] = set()
 # Collecting garbage inside the lock may close another descriptor on the same thread.
 _guard = threading.RLock()
 _changed = threading.Condition()
+
+_stuck: set[str] = set()
+"""The files whose locks somebody held for a whole timeout, and nobody has let go since."""
 
 
 def _before_fork() -> None:
@@ -171,3 +183,30 @@ def wait_until(done: Callable[[], bool], timeout: float) -> bool:
             _changed.wait(min(pause, left))
             pause = min(2 * pause, _LONGEST)
     return True
+
+
+def wait_for_lock(path: str, descriptor: int, begin: int, nbytes: int, timeout: float) -> bool:
+    """Lock a range of a file as soon as nobody else holds a part of it.
+
+    Parameters
+    ----------
+    path : str
+        The file. Who has waited in vain for its lock does not wait for it again, until the lock
+        was to be had once: a process that was stopped while it holds the lock costs others one
+        timeout, not one for each thing that they would do under the lock.
+    descriptor, begin, nbytes
+        As for `try_lock`.
+    timeout : float
+        Seconds to wait.
+
+    Returns
+    -------
+    bool
+        Whether the range is locked.
+    """
+    attempt = partial(try_lock, descriptor, begin, nbytes)
+    if wait_until(attempt, 0.0 if path in _stuck else timeout):
+        _stuck.discard(path)
+        return True
+    _stuck.add(path)
+    return False

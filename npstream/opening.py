@@ -145,9 +145,10 @@ def _open_remote(
     from npstream.remote_files import RemoteFiles
     from npstream.remote_shards import RemoteShards
 
-    cache = Cache(*kept)
+    cache = Cache(*kept, store.timeout)
     found = read_manifest(store, cache, aside, version)
     files = RemoteFiles(found.index, store.identity, cache, found.identity, found.sidecar)
     if cache.limit is not None:
         cache.require(files.least())
+        cache.trim()
     return RemoteShards(store, files, verify)

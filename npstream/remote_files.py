@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import Bytes, Int64
-from npstream.cache import tail_bytes
+from npstream.cache import allocated, tail_bytes
 from npstream.formats.blocks import xxh3
 from npstream.formats.hashes import digest
 from npstream.formats.mds import layout
@@ -139,6 +139,7 @@ class RemoteFiles:
         # Chunks of a shard differ by one sample.
         chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
         sizes = heads + chunks + (1 + meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
+        sizes += 2 * allocated(0, 1)  # as a chunk begins and ends within a block
         return int(sizes.max(initial=0))
 
     # What is here

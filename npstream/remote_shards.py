@@ -18,6 +18,7 @@ import numpy as np
 
 from npstream._typing import Bytes, Int64
 from npstream.ahead import Coming, ReadAhead
+from npstream.cache import Reservation, allocated
 from npstream.downloads import Check, Downloads, Part, runs
 from npstream.errors import IntegrityError, StorageError
 from npstream.exact import ExactRows
@@ -335,10 +336,18 @@ class RemoteShards(Shards):
         data, head = self.files.data(shard), self.files.head(shard)
         if data is None or head is None or self.files.is_whole(shard):
             return
-        nbytes = files.data.nbytes + (0 if files.meta is None else files.meta.nbytes)
-        if not self.files.cache.make_room(nbytes, (data, head)):
-            return
-        pieces = range(len(data.resident))
+        sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
+        with self.remote.patience.waiting(self.remote.timeout) as left:
+            reserved = self.files.cache.reserve(
+                sum(allocated(0, size) for size in sizes), (data, head),
+                may_exceed=True, timeout=left,
+            )  # fmt: skip
+        if isinstance(reserved, Reservation):
+            with reserved:
+                self._fetch_unpacked(shard, data, head)
+
+    def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
+        files, pieces = self.index.files(shard), range(len(data.resident))
         with data.lock(pieces) as claim:
             if not claim.pieces:
                 with self.remote.patience.waiting(self.remote.timeout / 2) as left:

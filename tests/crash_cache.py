@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from npstream import locks
-from npstream.cache import Cache, CachedFile
+from npstream.cache import Cache, CachedFile, Reservation, allocated
 
 PROCESSES = 4
 SHARDS, PIECES, PIECE = 24, 9, 30_011
 NBYTES = PIECES * PIECE
 LIMIT = SHARDS * NBYTES // 3
 MOST = 4  # pieces a read
-IN_FLIGHT = PROCESSES * MOST * (PIECE + 2 * 4096)
-"""By so much the limit may be exceeded: what each process is writing, to the block."""
+IN_FLIGHT = PROCESSES * (PIECE + 2 * 4096)
+"""The limit may be exceeded by a piece for each process that is writing, to the block."""
 
 SECONDS = 0.6
 
@@ -49,6 +49,7 @@ class Reader:
 
     def __init__(self, directory: str) -> None:
         self.cache = Cache(directory, LIMIT)
+        self.cache.trim()
         self.files: dict[int, CachedFile] = {}
         self.counts: Counter[str] = Counter()
 
@@ -72,17 +73,28 @@ class Reader:
             self.files[shard] = file
         found = {}
         with file.lock(pieces) as claim:
-            fits = not claim.pieces or self.cache.make_room(len(claim.pieces) * PIECE, [file])
-            for piece in claim.pieces:
-                found[piece] = self._fetch(shard, piece)
-                if fits and file.put(piece * PIECE, found[piece]) and file.commit([piece]):
-                    self.counts["kept"] += 1
+            kept, reserved = self._reserve(file, claim.pieces)
+            with reserved:
+                for piece in claim.pieces:
+                    found[piece] = self._fetch(shard, piece)
+                    if piece in kept and file.put(piece * PIECE, found[piece]):
+                        self.counts["kept"] += file.commit([piece])
         file.wait(pieces, 5)
         present = [piece for piece in pieces if piece not in found and file.resident[piece]]
         found.update(self._copy(file, present))
         found.update({piece: self._fetch(shard, piece) for piece in pieces if piece not in found})
         self.cache.touch(file)
         return found
+
+    def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
+        """Reserve room for pieces, or for one of them at least."""
+        for some in (pieces, pieces[:1]):
+            nbytes = sum(allocated(piece * PIECE, (piece + 1) * PIECE) for piece in some)
+            found = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
+            if isinstance(found, Reservation):
+                return some, found
+        self.counts["refused"] += 1
+        return [], Reservation()
 
     def _copy(self, file: CachedFile, pieces: list[int]) -> dict[int, bytes]:
         self.counts["hits"] += len(pieces)
@@ -183,8 +195,11 @@ def inspect(directory: str, counts: Counter[str]) -> None:
     """Count what no round may leave behind."""
     counts["peak"] = max(counts["peak"], in_use(directory))
     cache = Cache(directory, LIMIT)
+    cache.trim()
+    counts["at rest"] = in_use(directory)
     counts["temporaries"] = sum(
-        name.endswith(".tmp") and name not in FOREIGN for name in os.listdir(directory)
+        name.endswith((".tmp", ".reserved")) and name not in FOREIGN
+        for name in os.listdir(directory)
     )
     for path in Path(directory).iterdir():
         with locks.Description(str(path), os.O_RDONLY) as descriptor:
@@ -215,10 +230,11 @@ def run(rounds: int, directory: str) -> Counter[str]:
 
 
 def add(total: Counter[str], counts: Mapping[str, int]) -> None:
-    """Add counts, except that of the bytes in use, whose peak matters."""
-    peak = max(total["peak"], counts.get("peak", 0))
+    """Add counts, except those of the bytes in use, whose peaks matter."""
+    peaks = {name: max(total[name], counts.get(name, 0)) for name in ("peak", "at rest")}
     total.update(counts)
-    total["peak"] = peak
+    for name, peak in peaks.items():
+        total[name] = peak
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import gc
 import itertools
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ import npstream
 from crash_cache import in_child
 from npstream import folder, locks, memory, room, sparse
 from npstream.__main__ import main
-from npstream.cache import Cache, CachedFile
+from npstream.cache import Cache, CachedFile, Refusal
 from npstream.errors import StorageError
 
 KEY, OTHER = "0123456789abcdef", "f" * 64
@@ -65,11 +66,20 @@ def read(file: CachedFile, piece: int) -> bytes:
 def filled(cache: Cache, key: str, age: float = 0) -> CachedFile:
     """Return a file with all its pieces, last used some seconds ago."""
     file = opened(cache, key)
-    assert cache.make_room(len(CONTENT))
+    assert has_room(cache, len(CONTENT))
     add(file)
     then = time.time() - age
     os.utime(file.path, (then, then))
     return file
+
+
+def has_room(cache: Cache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
+    """Reserve bytes, give them up, and return whether that was possible."""
+    found = cache.reserve(nbytes, keep)
+    if isinstance(found, Refusal):
+        return False
+    found.close()
+    return True
 
 
 def key(number: int) -> str:
@@ -194,7 +204,7 @@ def test_a_file_without_our_footer_is_neither_used_nor_touched(cache, damage):
     path.unlink()
     path.write_bytes(content)
     assert cache.open(KEY, len(CONTENT), PIECES) is None
-    assert cache.make_room(100 << 20)
+    assert has_room(cache, 100 << 20)
     cache.clear()
     assert path.read_bytes() == content
 
@@ -428,7 +438,7 @@ def test_without_any_locks_each_fetches_for_itself(cache, without_ranges, monkey
     monkeypatch.setattr(locks.fcntl, "flock", flock)
     with opened(cache).lock([0]) as claim, opened(cache).lock([0]) as second:
         assert claim.pieces == second.pieces == [0]
-    assert cache.make_room(1)
+    assert has_room(cache, 1)
     add(opened(cache))
 
 
@@ -449,11 +459,11 @@ def test_least_recently_used_files_go_first(tmp_path):
     cache.finished(files[2])
     files[1].touched -= 60
     cache.touch(files[1])
-    assert cache.make_room(PIECE)
+    assert has_room(cache, PIECE)
     assert [file.alive for file in files] == [True, True, True, True]
     expected = [True, True, False, True], [False, True, False, True], [False, True, False, False]
     for number, alive in enumerate(expected, 1):
-        assert cache.make_room(number * FILE)
+        assert has_room(cache, number * FILE)
         assert [file.alive for file in files] == alive
 
 
@@ -499,15 +509,15 @@ def test_eviction_by_another_process(cache):
 def test_files_in_need_stay(tmp_path):
     cache = Cache(tmp_path, 3 * FILE)
     old, new = filled(cache, key(1), age=50), filled(cache, key(2))
-    assert cache.make_room(2 * FILE, keep=[old])
+    assert has_room(cache, 2 * FILE, keep=[old])
     assert (old.alive, new.alive) == (True, False)
 
 
 def test_nothing_goes_for_what_never_fits(tmp_path):
     cache = Cache(tmp_path, 3 * FILE)
     old, new = filled(cache, key(1)), filled(cache, key(2))
-    assert not cache.make_room(3 * FILE + 1)
-    assert not cache.make_room(2 * FILE + FILE // 2, keep=[old])
+    assert not has_room(cache, 3 * FILE + 1)
+    assert not has_room(cache, 2 * FILE + FILE // 2, keep=[old])
     assert old.alive
     assert new.alive
 
@@ -518,7 +528,7 @@ def test_a_file_that_is_not_ours_does_not_stop_eviction(tmp_path):
     foreign.write_bytes(bytes(FILE))
     os.utime(foreign, (0, 0))
     files = [filled(cache, key(1)), filled(cache, key(2))]
-    assert cache.make_room(2 * FILE)
+    assert has_room(cache, 2 * FILE)
     assert [file.alive for file in files].count(True) <= 1
     assert foreign.read_bytes() == bytes(FILE)
 
@@ -529,11 +539,11 @@ def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "entries", lambda path: counted.append(path) or entries(path))
     cache = Cache(tmp_path, "10MB")
     for _ in range(100):
-        assert cache.make_room(100_000)
+        assert has_room(cache, 100_000)
     assert len(counted) == 1
     # What was promised and never written does not count for ever.
     for _ in range(100):
-        assert cache.make_room(100_000)
+        assert has_room(cache, 100_000)
     assert len(counted) == 2
 
 
@@ -542,15 +552,15 @@ def test_automatic_limit_leaves_a_tenth_of_the_disk(tmp_path, monkeypatch):
     file = filled(cache, KEY)
     free = 1 << 20
     monkeypatch.setattr(room, "free_and_total", lambda path: (free, 5 << 20))
-    assert cache.make_room(1 << 19)
+    assert has_room(cache, 1 << 19)
     assert file.alive
     assert cache.info().limit == cache.info().nbytes + (1 << 19)
-    assert cache.make_room((1 << 19) + 1)
+    assert has_room(cache, (1 << 19) + 1)
     assert not file.alive
     # Others fill the disk: the cache gives way, and keeps nothing more.
     file = filled(cache, KEY)
     free = 0
-    assert not cache.make_room(1)
+    assert not has_room(cache, 1)
     assert not file.alive
 
 
@@ -567,15 +577,48 @@ def test_no_room_means_no_file(tmp_path):
     assert not cache.store(KEY, b"object")
 
 
-def test_a_lock_that_is_never_let_go(cache, monkeypatch, caplog):
-    monkeypatch.setattr(folder, "PATIENCE", 0.05)
-    with locks.Description(os.path.join(cache.directory, ".lock"), os.O_RDWR | os.O_CREAT) as held:
-        assert locks.try_lock(held, 0, 1)
-        with caplog.at_level(logging.INFO, "npstream"):
-            assert not cache.make_room(1)
-            assert cache.open(KEY, len(CONTENT), PIECES) is None
-    assert "its lock was held for 0.05 s" in caplog.text
-    assert cache.make_room(1)
+@contextlib.contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Hold a lock as another process does that was stopped."""
+    with locks.Description(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
+        assert locks.try_lock(descriptor)
+        yield
+
+
+def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
+    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    waits = []
+    wait = locks.wait_until
+    monkeypatch.setattr(locks, "wait_until", lambda done, t: waits.append(t) or wait(done, t))
+    with held(tmp_path / ".lock"), caplog.at_level(logging.INFO, "npstream"):
+        for _ in range(3):
+            assert cache.reserve(1) is Refusal.LOCKED
+        assert cache.reserve(1, may_exceed=True, timeout=7.0) is Refusal.LOCKED
+        assert cache.open(KEY, len(CONTENT), PIECES) is None
+        assert not cache.store(OTHER, b"object")
+        cache.trim()
+        with pytest.raises(TimeoutError, match=r"holds its lock: the cache was not emptied"):
+            cache.clear()
+        with pytest.raises(TimeoutError, match=r"holds its lock"):
+            npstream.cache.clear(tmp_path, timeout=0.05)
+    assert "which may have been stopped, holds its lock: reading on without" in caplog.text
+    # The time is up once, and not once for each thing to do.
+    assert waits[0] == 0.05
+    assert not any(waits[1:])
+    assert has_room(cache, 1)
+    assert has_room(cache, 1)
+    assert waits[-1] == 0.05
+
+
+def test_a_file_that_another_process_goes_on_verifying(tmp_path, monkeypatch):
+    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    add(opened(cache))
+    monkeypatch.setattr(sparse, "boot_id", lambda: bytes(16))
+    with held(tmp_path / f"{KEY}.shard"):
+        begin = time.monotonic()
+        assert cache.open(KEY, len(CONTENT), PIECES, lambda *_: True) is None
+        assert time.monotonic() - begin < 20
+    assert opened(cache, check=lambda *_: True).resident.all()
 
 
 # Trouble.
@@ -620,7 +663,7 @@ def test_a_full_disk(small_disk, caplog):
         assert not cache.store(OTHER, bytes(10_000))
         assert opened(cache).resident.tolist() == [1, 0, 0, 0]
         os.truncate(directory / ".lock", 0)
-        assert cache.make_room(1)
+        assert has_room(cache, 1)
     assert caplog.text.count("No space left on device") == 1
     assert sorted(os.listdir(directory)) in (
         [".lock", f"{KEY}.shard"],
@@ -687,8 +730,9 @@ def test_a_cache_that_can_only_be_read(open_directory):
         assert mine.fetch(OTHER) == b"object"
         assert mine.open(KEY[::-1], 1, 1) is None
         assert not mine.store(KEY, b"x")
-        assert not mine.make_room(200 << 20)
-        assert mine.clear() == 0
+        assert not has_room(mine, 200 << 20)
+        with pytest.raises(PermissionError, match="the cache was not emptied"):
+            mine.clear()
 
     unprivileged(lambda: use(None, None))
     unprivileged(lambda: use(bytes(16), None))
@@ -716,7 +760,7 @@ def test_a_cache_that_is_deleted_while_in_use(cache):
     assert not file.alive
     assert not file.put(0, b"x")
     assert cache.fetch(OTHER) is None
-    assert cache.make_room(PIECE)
+    assert has_room(cache, PIECE)
     again = opened(cache)
     add(again, [0])
     assert os.stat(cache.directory).st_mode & 0o777 == 0o700
@@ -902,7 +946,7 @@ def test_objects_are_evicted_like_shards(tmp_path):
         assert cache.store(key(number), bytes(100_000))
         os.utime(tmp_path / f"{key(number)}.stored", (number, number))
     assert cache.fetch(key(0)) is not None  # and with that used just now
-    assert cache.make_room(900_000)
+    assert has_room(cache, 900_000)
     assert [cache.fetch(key(number)) is not None for number in range(4)] == [True] + 3 * [False]
 
 
@@ -998,6 +1042,7 @@ def check_rounds(counts: dict[str, int], rounds: int) -> None:
     assert counts["hits"] > rounds
     assert counts["kept"] > rounds
     assert counts["peak"] <= crash_cache.LIMIT + crash_cache.IN_FLIGHT
+    assert counts["at rest"] <= crash_cache.LIMIT
     for what in ("wrong", "failed", "temporaries", "locks", "foreign touched", "unusable"):
         assert counts[what] == 0, what
 
