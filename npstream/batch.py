@@ -138,6 +138,11 @@ class Batch(dict[str, Any]):
 
     def _to_write(self) -> Columns:
         """Return the batch as `npstream.tables` takes it."""
+        if self._repeated is not None and self._repeated.any():
+            raise ValueError(
+                f"{int(self._repeated.sum())} rows of this batch only fill it up, and would be "
+                "written twice: iterate with last='short' or 'drop'"
+            )
         return columns_of(self, self._encodings)
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from npstream._typing import AnyArray, Int64, Sample
 from npstream.batch import Ragged
 from npstream.errors import ColumnError
+from npstream.foreign import as_array, is_tensor
 from npstream.memory import ensure_fits
 
 if TYPE_CHECKING:
@@ -122,7 +123,9 @@ def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -
 
 def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
     """Return the caller's array as NumPy's, if a column of that shape and dtype can go there."""
-    array = np.asarray(out)
+    # Of a tensor's memory NumPy has not every dtype, and no copy is wanted of it.
+    here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
+    array = as_array(out) if here else np.asarray(out)
     # What NumPy had to copy does not see what is written to the copy.
     if array is not out and (array.base is None or not hasattr(out, "__setitem__")):
         raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")

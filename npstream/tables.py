@@ -2,7 +2,7 @@
 
 A table is anything with rows in several columns, whoever holds them: arrays of any library, lists,
 or what npstream itself has read or would read. Classes of npstream take part by a method
-``_to_write``, which returns a `Column` or a `Table`.
+``_to_write``; see `Writable`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ class GivenTable(Protocol):
 
     def blocks(self, bounds: Bounds, wanted: Mapping[str, Encoding]) -> Iterator[dict[str, Part]]:
         """Yield blocks of rows of the columns that are wanted."""
+
+
+class Writable(Protocol):
+    """A class of npstream whose rows can be written."""
+
+    def _to_write(self) -> GivenColumn | GivenTable | None:
+        """Return a column, or a table; None for samples that are to be written one by one."""
 
 
 def table_of(data: Any) -> GivenTable | None:

@@ -30,8 +30,7 @@ from npstream.tables import GivenTable, named, table_of
 if TYPE_CHECKING:
     from os import PathLike
 
-    from npstream.column import Column
-    from npstream.dataset import Dataset
+    from npstream.tables import Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
 
@@ -74,7 +73,7 @@ class WriteReport:
 
 def write(
     path: str | PathLike[str],
-    data: Iterable[Mapping[str, Any]] | Mapping[str, Any] | Dataset | Column,
+    data: Iterable[Mapping[str, Any]] | Mapping[str, Any] | Writable,
     *,
     columns: Mapping[str, str] | None = None,
     shard_size: int | str | None = "64MiB",
@@ -311,7 +310,8 @@ class Writer:
             if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
                 raise TypeError(f"columns maps names to encodings, both str; got {columns!r}")
             parsed[name] = _parse(name, encoding) if isinstance(encoding, str) else encoding
-        return ShardFormat(parsed, *self._settings)
+        inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
+        return ShardFormat(parsed, *self._settings, inferred=inferred)
 
     def _check_open(self) -> None:
         if not self._open:

@@ -323,6 +323,17 @@ def test_tensors(written):
         npstream.open(root)["day"].to_torch()
 
 
+def test_tensors_as_buffers(written):
+    ds = npstream.open(written[0])[["flag", "brain", "brains", "phase"]]
+    out = {name: torch.empty_like(column) for name, column in ds.load().to_torch().items()}
+    batch = ds.load(out=out)
+    for name, column in out.items():
+        assert batch[name] is column
+        bits = column.view(torch.uint8) if column.dtype == torch.bfloat16 else column
+        wanted = TABLE[name].view("u1") if column.dtype == torch.bfloat16 else TABLE[name]
+        assert np.array_equal(bits.numpy(), wanted)
+
+
 def test_numpy_functions(written):
     """Reductions, operators and indices give what NumPy gives for the arrays."""
     ds = npstream.open(written[0])

@@ -145,6 +145,29 @@ def test_values_that_an_encoding_holds(encoding, values, tmp_path):
     same(rows["x"].load(), wanted)
 
 
+INFERRED = [
+    (["a", b"\xff"], "sample 1: column 'x' is 'str' and cannot take this bytes: 'utf-8'"),
+    ([1, b"12345678"], "sample 1: column 'x' is 'int' and cannot take this bytes: expected an int"),
+    ([1.5, b"12345678"], "expected one float64, got bytes"),
+    ([True, b"1"], "expected one bool, got bytes"),
+    ([[1], b"[2]"], "not JSON serializable"),
+    ([np.zeros(1), b"12345678"], "expected an array, got bytes"),
+]
+
+
+@pytest.mark.parametrize(("values", "words"), INFERRED, ids=[str(k) for k in range(len(INFERRED))])
+def test_bytes_are_encoded_values_only_where_an_encoding_was_chosen(values, words, tmp_path):
+    for data in ({"x": values}, [{"x": x} for x in values]):
+        with pytest.raises((TypeError, ValueError), match=words):
+            npstream.write(tmp_path / "out", data)
+    _, ds = rewritten(tmp_path / "str", {"x": ["a", "é".encode()]})
+    assert list(ds["x"]) == ["a", "é"]
+    _, ds = rewritten(tmp_path / "bytes", {"x": [b"a", b"\xff"]})
+    assert list(ds["x"]) == [b"a", b"\xff"]
+    _, ds = rewritten(tmp_path / "int64", {"x": [1, b"\2" + bytes(7)]}, columns={"x": "int64"})
+    assert list(ds["x"]) == [1, 2]
+
+
 def test_what_json_holds(tmp_path):
     values = [{"a": [1, (2.5, None)], "é": {"b": True}}, [], "text", None, float("inf"), 10**30]
     _, ds = rewritten(tmp_path, {"x": [*values, np.arange(3)]}, columns={"x": "json"})
@@ -610,6 +633,14 @@ def test_a_batch_that_was_edited(source, tmp_path):
     }
     assert report.columns["image"] == "jpeg"
     assert ds[2]["new"] == 2j
+
+
+def test_rows_that_only_fill_a_batch_up_are_not_written(source, tmp_path):
+    ds = npstream.open(source[0], columns=["number"])[:5]
+    with pytest.raises(ValueError, match=r"1 rows of this batch only fill it up.*last='short'"):
+        npstream.write(tmp_path / "out", ds.iter(0, 1, batch_size=2))
+    _, copy = rewritten(tmp_path / "short", ds.iter(0, 1, batch_size=2, last="short"))
+    assert list(copy["number"]) == list(range(5))
 
 
 def test_parts_of_columns(source, tmp_path):

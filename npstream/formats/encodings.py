@@ -108,6 +108,17 @@ class Encoding:
             arrays.check_length(body, self.size, self.name)
         return body
 
+    def encode_value(self, value: Any) -> bytes:
+        """Return the body of a value; `bytes` are a value of bytes or, as UTF-8, of text only.
+
+        So are the values of a column encoded whose encoding nobody chose.
+        """
+        if not isinstance(value, bytes):
+            return self.encode(value)
+        if self.kind == "str":
+            self.decode(value)
+        return value if self.kind in ("str", "bytes") else self.encoder(value)
+
 
 def parse(name: str) -> Encoding:
     """Return the encoding of a column by its name in ``index.json``.

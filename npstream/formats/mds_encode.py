@@ -85,6 +85,8 @@ class ShardFormat:
         The codec of the stored files.
     hashes : iterable of str
         The hashes that the index shall hold of every file.
+    inferred : bool
+        Whether nobody chose these encodings, so that `bytes` do not count as encoded values.
 
     Attributes
     ----------
@@ -110,6 +112,8 @@ class ShardFormat:
         size_limit: int | None,
         compression: str | None,
         hashes: Iterable[str],
+        *,
+        inferred: bool = False,
     ) -> None:
         self.columns = {name: columns[name] for name in sorted(columns)}
         dtypes = {name: e.recorded for name, e in self.columns.items() if e.recorded}
@@ -132,7 +136,12 @@ class ShardFormat:
             "version": 2,
         }
         self._configuration = json.dumps(self._facts, sort_keys=True).encode()
-        self._plan = [(name, e.encode, e.size is None) for name, e in self.columns.items()]
+        self._encoders = {
+            name: e.encode_value if inferred else e.encode for name, e in self.columns.items()
+        }
+        self._plan = [
+            (name, self._encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
+        ]
         self._sizes = struct.Struct(f"<{sizes.count(None)}I")
         self.empty = 8 + len(self._configuration)
 
@@ -171,7 +180,7 @@ class ShardFormat:
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> Bodies:
         """Encode values of a column one by one; `number` is that of the first, for messages."""
-        encode, bodies = self.columns[name].encode, []
+        encode, bodies = self._encoders[name], []
         for value in values:
             try:
                 bodies.append(encode(value))
