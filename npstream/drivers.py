@@ -109,6 +109,9 @@ class Driver:
         True if a listing contains all files.
     write : callable, optional
         Stores bytes, where the filesystem's own way waits for an answer to every few of them.
+    create : callable, optional
+        Stores bytes under a path, or raises FileExistsError if there is such a file, in one step
+        for the server. None where there is no such step.
     remove : callable, optional
         Removes a file, where the filesystem's own way is none.
     end : callable
@@ -117,8 +120,12 @@ class Driver:
         How it is told which certificates to trust, for messages.
     width : int
         The most requests at once.
-    renames : bool
-        Whether a file would be seen while it is written, and so gets its name last.
+    uploads : int
+        The most files that one write stores at once.
+    rename : callable, optional
+        Gives a file another name, or raises FileExistsError if there is such a file. A driver that
+        has it works with directories and shows files while they are written, so files get their
+        names last.
     """
 
     protocol: str
@@ -133,11 +140,13 @@ class Driver:
     info: Callable[[Any, str], Any] | None = None
     can_list: bool = True
     write: Callable[[Any, str, Any], object] | None = None
+    create: Callable[[Any, str, bytes], object] | None = None
     remove: Callable[[Any, str], object] | None = None
     end: Callable[[Any], object] = _nothing
     trust: str = "in SSL_CERT_FILE"
     width: int = 1 << 16
-    renames: bool = False
+    uploads: int = 4
+    rename: Callable[[Any, str, str], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +226,17 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Options:
             value = _merge(under, value)
         merged[name] = value
     return merged
+
+
+def _create(filesystem: Any, path: str, data: bytes) -> Any:
+    """Store bytes on a condition that S3, Google and Azure know: that there is no such object."""
+    return filesystem._pipe_file(path, data, mode="create")
+
+
+def _memory_create(filesystem: Any, path: str, data: bytes) -> None:
+    made = import_module("fsspec.implementations.memory").MemoryFile(filesystem, path, data)
+    if filesystem.store.setdefault(path, made) is not made:  # in one step, for all threads
+        raise FileExistsError(path)
 
 
 def _s3_options(need: Need) -> Options:
@@ -368,6 +388,11 @@ def _oci_remove(filesystem: Any, path: str) -> None:
     filesystem.bulk_delete([path])
 
 
+def _oci_create(filesystem: Any, path: str, data: bytes) -> None:
+    bucket, namespace, key = filesystem.split_path(path)
+    filesystem.oci_client.put_object(namespace, bucket, key, data, if_none_match="*")
+
+
 @contextmanager
 def _oci_request(filesystem: Any, path: str, start: int, end: int) -> Iterator[Any]:
     bucket, namespace, name = filesystem.split_path(path)
@@ -470,6 +495,22 @@ def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
     filesystem.ftp.putfo(BytesIO(data), path)
 
 
+def _sftp_rename(filesystem: Any, old: str, new: str) -> None:
+    """Give a file a name that is not taken: the protocol's own rename replaces nothing."""
+    try:
+        filesystem.ftp.rename(old, new)
+    except OSError as error:
+        # Servers say no more than that it failed.
+        if error.errno is None and filesystem.exists(new):
+            raise FileExistsError(new) from error
+        raise
+
+
+def _local_rename(_filesystem: Any, old: str, new: str) -> None:
+    os.link(old, new)
+    os.unlink(old)
+
+
 def _sftp_end(filesystem: Any) -> None:
     with suppress(Exception):
         filesystem.client.close()
@@ -491,30 +532,30 @@ def _http_tame(filesystem: Any) -> None:
 
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
-    options=_s3_options, tame=_s3_tame, trust=_S3_TRUST,
+    options=_s3_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
 )  # fmt: skip
-_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read)
+_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read, create=_create)
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
-    options=_gcs_hmac_options, tame=_s3_tame, trust=_S3_TRUST,
+    options=_gcs_hmac_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
-    options=_azure_options, load=_azure_load, tame=_azure_tame,
+    options=_azure_options, load=_azure_load, tame=_azure_tame, create=_create,
     read=partial(read_range, _azure_request), info=partial(info_with_size, _azure_request),
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
     # A server drops connections beyond ten that have not logged in yet.
     options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, end=_sftp_end,
-    width=8, renames=True,
+    width=8, rename=_sftp_rename,
 )  # fmt: skip
 _OCI = Driver(
     "oci", "ocifs", "oci", options=_oci_options, read=_oci_read, info=_oci_info,
-    remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", width=16,
+    create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", width=16,
 )  # fmt: skip
 _HTTP = Driver(
     "http",
@@ -527,7 +568,7 @@ _HTTP = Driver(
     info=http.info,
     can_list=False,
 )
-_LOCAL = Driver("file", renames=True)
+_LOCAL = Driver("file", rename=_local_rename)
 
 SCHEMES = {
     "s3": _S3,
@@ -548,7 +589,10 @@ SCHEMES = {
         tame=hub.connect,
         read=partial(read_range, hub.request_range),
         whole=partial(read_whole, hub.request_range),
+        create=hub.create,
+        uploads=1,  # each is a commit on top of the newest
     ),
+    "memory": Driver("memory", create=_memory_create),
     "file": _LOCAL,
     "local": _LOCAL,
 }

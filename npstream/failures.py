@@ -30,6 +30,7 @@ _NOT_FOUND = Cause(errno.ENOENT, False)
 _DENIED = Cause(errno.EACCES, False)
 _EXISTS = Cause(errno.EEXIST, False)
 _REFUSED = Cause(errno.EINVAL, False)
+_UNSUPPORTED = Cause(errno.EOPNOTSUPP, False)
 _TIMED_OUT = Cause(errno.ETIMEDOUT, True)
 _BUSY = Cause(errno.EBUSY, True)
 _BROKEN = Cause(errno.EIO, True)
@@ -51,14 +52,17 @@ _BY_STATUS = {
     416: Cause(errno.ERANGE, False),
     425: _BUSY,
     429: _BUSY,
-    501: _REFUSED,
+    501: _UNSUPPORTED,
     503: _BUSY,
     504: _TIMED_OUT,
     505: _REFUSED,
 }
 
-# Amazon says some of what passes with the status of what does not.
+# Amazon and Oracle say some of what passes with the status of what does not.
 _BY_WORD = {
+    "ConcurrentObjectUpdate": _BUSY,
+    "ConditionalRequestConflict": _BUSY,
+    "OperationAborted": _BUSY,
     "RequestTimeout": _TIMED_OUT,
     "RequestTimeTooSkewed": _DENIED,
     "SlowDown": _BUSY,
@@ -144,7 +148,9 @@ _CONNECTION = {
 }
 """Base classes of connection failures that do not derive from ConnectionError."""
 
-_LASTING = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG}
+_LASTING = {
+    errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOSPC, errno.EOPNOTSUPP, errno.EROFS
+}  # fmt: skip
 """What a server's disk says, and goes on saying."""
 
 
@@ -270,7 +276,9 @@ def _as_status(value: Any) -> int | None:
 
 
 def _word(error: BaseException) -> str:
-    """Return the code of an error of Amazon's."""
+    """Return the code of an error of Amazon's or Oracle's."""
+    if type(error).__name__ == "ServiceError":
+        return str(getattr(error, "code", ""))
     response = getattr(error, "response", None)
     details = response.get("Error") if isinstance(response, Mapping) else None
     return str(details.get("Code", "")) if isinstance(details, Mapping) else ""

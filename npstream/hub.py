@@ -7,10 +7,12 @@ addresses, credentials, the client and the meaning of errors are still its; so i
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from http import HTTPStatus
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -22,7 +24,7 @@ from npstream.threads import Threads
 if TYPE_CHECKING:
     from logging import LogRecord
 
-__all__ = ["connect", "load", "request_range"]
+__all__ = ["connect", "create", "load", "request_range"]
 
 _IDENTITY = {"accept-encoding": "identity"}
 
@@ -212,16 +214,50 @@ def _described(path: str, entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _upload(filesystem: Any, data: bytes | str, path: str) -> None:
-    """Commit a file, given as bytes or as the path of a local one."""
+def _upload(filesystem: Any, data: bytes | str, path: str, parent: str | None = None) -> None:
+    """Commit a file, given as bytes or as the path of a local one, to a branch that may not move.
+
+    Parameters
+    ----------
+    filesystem : HfFileSystem
+    data : bytes or str
+    path : str
+    parent : str, optional
+        The commit that must be the newest.
+    """
     place, api = filesystem.resolve_path(path), filesystem._api
     if hasattr(place, "bucket_id"):
         api.batch_bucket_files(place.bucket_id, add=[(data, place.path)])
     else:
         where = {"repo_id": place.repo_id, "repo_type": place.repo_type}
         api.upload_file(
-            path_or_fileobj=data, path_in_repo=place.path, revision=place.revision, **where
-        )
+            path_or_fileobj=data, path_in_repo=place.path, revision=place.revision,
+            parent_commit=parent, **where,
+        )  # fmt: skip
+
+
+async def create(filesystem: Any, path: str, data: bytes) -> None:
+    """Commit a new file; raise FileExistsError if there is one of that name."""
+    place = filesystem.resolve_path(path)
+    if hasattr(place, "bucket_id"):
+        raise OSError(errno.EOPNOTSUPP, "a bucket creates no file in one step")
+    await filesystem.threads.run(lambda _: _create(filesystem, place, path, data))
+
+
+def _create(filesystem: Any, place: Any, path: str, data: bytes) -> None:
+    api = filesystem._api
+    where = {"repo_id": place.repo_id, "repo_type": place.repo_type}
+    while True:
+        newest = api.repo_info(revision=place.revision, **where).sha
+        if api.get_paths_info(paths=[place.path], revision=newest, **where):
+            raise FileExistsError(path)
+        try:
+            _upload(filesystem, data, path, parent=newest)
+            return
+        except import_module("huggingface_hub.errors").HfHubHTTPError as error:
+            # Each time another's commit was first, so it does not go on for ever.
+            if error.response.status_code != HTTPStatus.PRECONDITION_FAILED:
+                raise
 
 
 def _blocking(method: Any) -> Any:

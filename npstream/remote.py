@@ -129,6 +129,11 @@ class RemoteStore:
         _require_picklable(self._options, "storage_options")
         return type(self), (self._url, self._options, self.timeout, self.retries)
 
+    @property
+    def uploads(self) -> int:
+        """The most files that one write stores at once."""
+        return self._connect().driver.uploads
+
     def where(self, name: str) -> str:
         """Return the URL of a file, for messages."""
         return f"{self.root}/{name}"
@@ -229,14 +234,66 @@ class RemoteStore:
         """Store a file, given as bytes or as the path of a local one; it appears whole."""
         link = self._connect()
         nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
-        call = partial(link.upload, link.writer(data), link.path(name))
+        call = link.uploader(link.path(name), link.writer(data))
         self._one(link, Job(self.where(name), f"store {nbytes} bytes as this file", call, nbytes))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Store a new file; it appears whole, and never in place of another.
+
+        The server sees to that, in one step. So of several that create the same file at once, one
+        does. After a lost answer a second attempt may find the file of the first.
+
+        Raises
+        ------
+        StorageError
+            With ``errno.EEXIST`` if there is such a file, which is left as it is; with
+            ``errno.EOPNOTSUPP`` if this store cannot create files in one step.
+        """
+        link = self._connect()
+        what = f"create this file of {len(data)} bytes"
+        self._one(link, Job(self.where(name), what, link.creator(link.path(name), data), len(data)))
+
+    def make_folders(self, folders: list[str], name: str = "") -> None:
+        """Make a directory and those above it; add what was made to a list, from the top.
+
+        In object stores there are none to be made.
+        """
+        link = self._connect()
+        if link.driver.rename is not None:
+            call = partial(_make_folders, folder=link.path(name).rstrip("/"))
+            folders += self._one(link, Job(self.where(name), "make this directory", call))
+
+    def sweep(self) -> None:
+        """Remove what uploads that broke off have left under names that nobody looks for."""
+        link = self._connect()
+        while link.left:
+            call = link.remover(link.left[-1])
+            self._one(link, Job(self.root, "remove a file that is left", call, is_optional=True))
+            link.left.pop()
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a directory that was made, unless something is in it."""
+        link = self._connect()
+        call = partial(_remove_folder, folder=folder)
+        self._one(link, Job(self.root, f"remove the directory {folder}", call, is_optional=True))
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
+        self.remove_all([name])
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove files, many at once, as far as there are any of these names."""
         link = self._connect()
-        call = link.remover(link.path(name))
-        self._one(link, Job(self.where(name), "remove this file", call, is_optional=True))
+
+        def job(name: str) -> Job:
+            call = link.remover(link.path(name))
+            return Job(self.where(name), "remove this file", call, is_optional=True)
+
+        wanted = list(names)
+        at_once = len(wanted) if link.driver.uploads > 1 else 1
+        for start in range(0, len(wanted), at_once):
+            for _ in self._results(link, map(job, wanted[start : start + at_once])):
+                pass
 
     def stop(self, threads: Iterable[Thread] | None = None) -> None:
         """Let the requests of some threads of this process, or of all, fail, now and later."""
@@ -297,9 +354,10 @@ class _Link:
         driver = self.route.driver
         # Another package may have registered itself for the scheme.
         is_known = driver.load or kind.__module__.partition(".")[0] in (driver.package, "fsspec")
-        self._driver = driver if is_known else Driver(driver.protocol)
-        read = self._driver.read
+        self.driver = driver if is_known else Driver(driver.protocol)
+        read = self.driver.read
         self._read = read and (fast_ranges(kind, read, self._redactor) or read)
+        self.left: list[str] = []
         self._quotes = is_http(url)
         self._base, in_url = self._asked(lambda: _parsed(kind, self.route.url))
         options = {**in_url, **self.route.options}
@@ -313,7 +371,7 @@ class _Link:
     @property
     def can_list(self) -> bool:
         """True if the driver's listings contain all files."""
-        return self._driver.can_list
+        return self.driver.can_list
 
     def path(self, name: str) -> str:
         """Return a file's path as the driver is to have it."""
@@ -335,14 +393,14 @@ class _Link:
 
     def info_call(self, path: str) -> Callable[[Any], Any]:
         """Return a job's call that gets the info of a file."""
-        info = self._driver.info
+        info = self.driver.info
         if info is None:
             return self.method("info", path)
         return lambda filesystem: info(filesystem, path)
 
     def whole(self, where: str, name: str) -> Job:
         """Return a job that reads a file of unknown size."""
-        path, read = self.path(name), self._driver.whole
+        path, read = self.path(name), self.driver.whole
         if read is None:
             call = self.method("cat_file", path)
         else:
@@ -375,21 +433,25 @@ class _Link:
             return self.method("rm_file", path)
         return lambda filesystem: remove(filesystem, path)
 
-    def upload(self, put: Callable[[Any, str], Any], path: str, filesystem: Any) -> Any:
-        """Store a file under a path, of a blocking driver under its name only when it is whole."""
-        if not self.route.driver.renames:
-            return put(filesystem, path)
-        folder, _, name = path.rpartition("/")
-        temporary = f"{folder}/.{name}.{os.urandom(8).hex()}.tmp"
-        filesystem.makedirs(folder, exist_ok=True)
-        try:
-            put(filesystem, temporary)
-            filesystem.mv(temporary, path)
-        except BaseException:
-            with suppress(Exception):
-                filesystem.rm_file(temporary)
-            raise
-        return None
+    def uploader(self, path: str, put: Callable[[Any, str], Any]) -> Callable[[Any], Any]:
+        """Return what stores a file under a path, which has that name only when it is whole."""
+        if self.driver.rename is None:
+            return lambda filesystem: put(filesystem, path)
+        return lambda filesystem: _put_aside(filesystem, path, put, filesystem.mv, self.left)
+
+    def creator(self, path: str, data: bytes) -> Callable[[Any], Any]:
+        """Return what stores bytes under a path where there is no file."""
+        create, rename = self.driver.create, self.driver.rename
+        if rename is not None:
+            put = self.writer(data)
+            return lambda filesystem: _put_aside(
+                filesystem, path, put, partial(rename, filesystem), self.left
+            )
+        if create is not None:
+            return lambda filesystem: create(filesystem, path, data)
+        raise StorageError(
+            errno.EOPNOTSUPP, "this driver creates no file in one step", f"{self._base}/..."
+        )
 
     async def perform(self, call: Callable[[Any], Any]) -> Any:
         """Return what a call of the filesystem comes to."""
@@ -496,6 +558,50 @@ def _make(kind: Any, options: Mapping[str, Any], found: Route) -> Any:
         filesystem.dircache.use_listings_cache = False
     found.driver.tame(filesystem)
     return filesystem
+
+
+def _put_aside(
+    filesystem: Any,
+    path: str,
+    put: Callable[[Any, str], object],
+    rename: Callable[[str, str], object],
+    left: list[str],
+) -> None:
+    """Store a file under a name that nobody looks for, and then rename it.
+
+    Such a name is added to `left` if the connection breaks, so that it cannot be removed now.
+    """
+    folder, _, name = path.rpartition("/")
+    temporary = f"{folder}/.{name}.{os.urandom(8).hex()}.tmp"
+    filesystem.makedirs(folder, exist_ok=True)
+    left.append(temporary)
+    try:
+        put(filesystem, temporary)
+        rename(temporary, path)
+    except BaseException:
+        with suppress(Exception):
+            filesystem.rm_file(temporary)
+            left.remove(temporary)
+        raise
+    left.remove(temporary)
+
+
+def _make_folders(filesystem: Any, folder: str) -> list[str]:
+    missing, made = [], []
+    while folder and not filesystem.exists(folder):
+        missing.append(folder)
+        folder = folder.rpartition("/")[0]
+    for folder in reversed(missing):
+        # Another may have made it meanwhile.
+        with suppress(FileExistsError):
+            filesystem.mkdir(folder, create_parents=False)
+            made.append(folder)
+    return made
+
+
+def _remove_folder(filesystem: Any, folder: str) -> None:
+    if not filesystem.ls(folder, detail=False):
+        filesystem.rmdir(folder)
 
 
 def _lists_by_walking(kind: Any) -> bool:

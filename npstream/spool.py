@@ -35,8 +35,14 @@ _LONGEST = 200
 _COPIED = 1 << 20
 
 
-def column_files(columns: Mapping[str, np.dtype[Any]]) -> list[ColumnFile]:
+def column_files(columns: Mapping[str, np.dtype[Any]], mark: str = "") -> list[ColumnFile]:
     """Name the files of columns, differently also where upper and lower case are the same.
+
+    Parameters
+    ----------
+    columns : mapping of str to dtype
+    mark : str
+        What tells the files from those of other writes.
 
     Examples
     --------
@@ -49,7 +55,7 @@ def column_files(columns: Mapping[str, np.dtype[Any]]) -> list[ColumnFile]:
         if base.lower() in taken:
             base += f"~{number}"
         taken.add(base.lower())
-        files.append(ColumnFile(name, dtype, f"index.columns/{base}.npy"))
+        files.append(ColumnFile(name, dtype, f"index.columns/{mark}{base}.npy"))
     return files
 
 
@@ -67,6 +73,8 @@ class Spool:
         Whether hashes of pieces are kept.
     directory : str, optional
         Where the files are, or come to be; by default they have no names, and vanish.
+    mark : str
+        What the names of the columns' files begin with.
 
     Attributes
     ----------
@@ -77,14 +85,18 @@ class Spool:
     """
 
     def __init__(
-        self, columns: Mapping[str, np.dtype[Any]], hashed: bool, directory: str | None = None
+        self,
+        columns: Mapping[str, np.dtype[Any]],
+        hashed: bool,
+        directory: str | None = None,
+        mark: str = "",
     ) -> None:
+        self._files: list[IO[bytes]] = []
         self.dtypes = dict(columns)
-        self.columns = column_files(columns)
+        self.columns = column_files(columns, mark)
         self._hashed = hashed
         self._bounds = np.dtype([("", c.dtype) for c in self.columns for _ in ("min", "max")])
         self._hashes: dict[str, AnyArray] = {}
-        self._files: list[IO[bytes]] = []
         try:
             for name in ("heads", "pieces", "bounds", "values", "column"):
                 self._files.append(_open(directory, name))
@@ -92,6 +104,9 @@ class Spool:
             self.close()
             raise
         self._heads, self._pieces, self._ranges, self._values, self._column = self._files
+
+    def __del__(self) -> None:
+        self.close()
 
     def add(self, found: Scanned) -> None:
         """Take what was found in the next shard."""
@@ -103,6 +118,8 @@ class Spool:
             for bound in bounds(values):
                 self._ranges.write(bound.tobytes())
             self._values.write(values.tobytes())
+        for file in self._files:
+            file.flush()  # else a forked process that ends would write what is in its buffers, too
 
     def sync(self) -> None:
         """Bring to the disk what was added."""

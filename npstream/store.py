@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
-from npstream._typing import Bytes
+from npstream._typing import Body, Bytes
 from npstream.errors import StorageError
 from npstream.memory import ensure_fits, map_file, open_file
 from npstream.redaction import redacted_url
@@ -20,6 +21,11 @@ __all__ = ["LocalStore", "Span", "Store", "open_store", "options_for"]
 
 Span: TypeAlias = tuple[str, int, int]
 """A part of a file: its name, the first byte, and how many."""
+
+_COPIED = 1 << 20
+
+_ATTEMPTS = 5
+"""How often a directory may be removed while a file is being created in it."""
 
 Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
@@ -195,27 +201,74 @@ class LocalStore:
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
         """Store a file, given as bytes or as the path of another; it appears whole."""
-        import shutil
+        with (
+            self.draft(name, self._content(name, data), os.urandom(8).hex(), []) as draft,
+            self._reporting(name, "store"),
+        ):
+            draft.replace()
 
-        path = self.where(name)
-        folder, base = os.path.split(path)
-        temporary = os.path.join(folder, f".{base}.{os.urandom(8).hex()}.tmp")
+    def _content(self, name: str, data: bytes | str | os.PathLike[str]) -> Iterator[Body]:
+        """Yield bytes, or the content of a file that is to be stored."""
+        if isinstance(data, bytes | bytearray | memoryview):
+            yield data
+            return
+        with self._reporting(name, "store"):
+            descriptor = open_file(os.fspath(data))
+        with open(descriptor, "rb") as source:
+            while piece := source.read(_COPIED):
+                yield piece
+
+    @contextmanager
+    def draft(
+        self, name: str, pieces: Iterable[Body], token: str, folders: list[str]
+    ) -> Iterator[Draft]:
+        """Write a file under a hidden name, and bring it to the disk; remove it in the end.
+
+        Parameters
+        ----------
+        name : str
+            The file whose directory it is written to, and whose name it may be given.
+        pieces : iterable of bytes-like
+            The content. Each piece is used before the next is asked for.
+        token : str
+            What the hidden name has in it.
+        folders : list of str
+            Directories that are made are added to it.
+        """
+        draft = Draft(self.where(name), token)
         try:
-            os.makedirs(folder, exist_ok=True)
-            with open(temporary, "xb") as file:
-                if isinstance(data, bytes | bytearray | memoryview):
-                    file.write(data)
-                else:
-                    with open(data, "rb") as source:
-                        shutil.copyfileobj(source, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise self._failed(name, error, "store") from error
+            with self._reporting(name, "store"):
+                file = draft.open(folders)
+            with file:
+                for piece in pieces:
+                    with self._reporting(name, "store"):
+                        file.write(piece)
+                with self._reporting(name, "store"):
+                    file.flush()
+                    os.fsync(file.fileno())
+            yield draft
         finally:
             with suppress(OSError):
-                os.unlink(temporary)
+                os.unlink(draft.path)
+
+    def make_folders(self, folders: list[str]) -> None:
+        """Make this directory and those above it; add what was made to a list, from the top."""
+        with self._reporting("", "make the directory of"):
+            _make_folders(self.root, folders)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a directory that was made, unless something is in it."""
+        with suppress(OSError):
+            os.rmdir(folder)
+
+    def sync(self, folder: str) -> None:
+        """Bring to the disk which files are in a directory."""
+        with self._reporting("", "store"):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
@@ -225,9 +278,85 @@ class LocalStore:
         except OSError as error:
             raise self._failed(name, error, "remove") from error
 
+    @contextmanager
+    def _reporting(self, name: str, what: str) -> Iterator[None]:
+        """Raise what the operating system says as a StorageError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise self._failed(name, error, what) from error
+
     def _failed(self, name: str, error: OSError, what: str = "read") -> StorageError:
         reason = error.strerror or str(error)
         return StorageError(error.errno, f"{reason}: cannot {what} this file", self.where(name))
+
+
+class Draft:
+    """A file that is written under a hidden name, in the directory where it will have another.
+
+    Attributes
+    ----------
+    path : str
+        Where it is now.
+    """
+
+    def __init__(self, target: str, token: str) -> None:
+        folder, base = os.path.split(target)
+        self._target = target
+        self.path = os.path.join(folder, f".{base}.{token}.tmp")
+
+    def open(self, folders: list[str]) -> BinaryIO:
+        """Create the file, and its directory if need be."""
+        folder = os.path.dirname(self.path)
+        for _ in range(_ATTEMPTS):
+            _make_folders(folder, folders)
+            # A write that gives up removes the directory that it made.
+            with suppress(FileNotFoundError):
+                return open(self.path, "xb")
+        raise FileNotFoundError(errno.ENOENT, "it is removed again and again", folder)
+
+    def replace(self) -> None:
+        """Give the file its name, which may have been another's."""
+        os.replace(self.path, self._target)
+
+    def link(self) -> None:
+        """Give the file its name; raise FileExistsError if it is taken."""
+        try:
+            os.link(self.path, self._target)
+        except FileExistsError:
+            # A server of files may repeat a request whose answer was lost.
+            if os.stat(self.path).st_nlink == 1:
+                raise
+        except OSError:
+            # No hard links on this file system: the name is reserved, and then used.
+            os.close(os.open(self._target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            try:
+                self.replace()
+            except BaseException:
+                os.unlink(self._target)
+                raise
+
+
+def identity(path: str) -> tuple[int, ...]:
+    """Return what tells a file from others, and stays the same when it gets another name."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _make_folders(folder: str, made: list[str]) -> None:
+    missing: list[str] = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for folder in reversed(missing):
+        made.append(folder)
+        try:
+            os.mkdir(folder)
+        except OSError as error:
+            made.pop()
+            if not isinstance(error, FileExistsError) or not os.path.isdir(folder):
+                raise
+            # Another has made it meanwhile.
 
 
 def _close(descriptor: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,14 +24,16 @@ from npstream.formats.index import KEY
 from npstream.formats.mds_encode import Bodies, Part, ShardFormat, Tally
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.scan import Scan
-from npstream.publish import new_place
+from npstream.publish import destination
 from npstream.sizes import parse_size
 from npstream.spool import Spool, sidecar_files
+from npstream.store import open_store
 from npstream.tables import GivenTable, named, table_of
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from npstream.publish import Destination
     from npstream.tables import Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
@@ -80,6 +84,8 @@ def write(
     compression: str | None = None,
     hashes: Iterable[str] = (),
     storage_options: Mapping[str, Any] | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
 ) -> WriteReport:
     """Write a dataset.
 
@@ -107,6 +113,10 @@ def write(
         Hashes that the index shall record of every file, such as ``"xxh3_64"`` and ``"sha256"``.
     storage_options : mapping, optional
         Options of the driver, if the dataset is written to a URL.
+    timeout : float
+        Seconds that a request to the store may take, with all its attempts.
+    retries : int
+        How often a request is tried again.
 
     Returns
     -------
@@ -120,6 +130,10 @@ def write(
         column.
     ColumnError
         If a sample lacks a column.
+    FileExistsError
+        If there is a dataset, or a part of one: another write is under way, or was cut off.
+    StorageError
+        If a file cannot be stored.
 
     See Also
     --------
@@ -142,7 +156,7 @@ def write(
         chosen = _encodings(table)
     with Writer(
         path, chosen, shard_size=shard_size, compression=compression, hashes=hashes,
-        storage_options=storage_options,
+        storage_options=storage_options, timeout=timeout, retries=retries,
     ) as writer:  # fmt: skip
         if table is not None:
             writer._write_table(table)
@@ -180,7 +194,7 @@ class Writer:
 
     Parameters
     ----------
-    path, columns, shard_size, compression, hashes, storage_options
+    path, columns, shard_size, compression, hashes, storage_options, timeout, retries
         As for `write`.
 
     Examples
@@ -201,13 +215,19 @@ class Writer:
         compression: str | None = None,
         hashes: Iterable[str] = (),
         storage_options: Mapping[str, Any] | None = None,
+        timeout: float = 60.0,
+        retries: int = 4,
     ) -> None:
         self._start = time.perf_counter()
         parse_compression(compression)
         self._settings = (_size_limit(shard_size), compression, _hash_names(hashes))
         self._format = None if columns is None else self._new_format(columns)
         self._is_inferred = columns is None
-        self._directory = new_place(path, storage_options)
+        store = open_store(path, storage_options, timeout=timeout, retries=retries)
+        self._destination = destination(store)
+        # Also when this Writer is given up without a word.
+        self._given_up = weakref.finalize(self, _remove, self._destination)
+        self._destination.prepare()
         self._entries: list[dict[str, Any]] = []
         self._written = 0
         self._rows: list[Body] = []
@@ -227,10 +247,10 @@ class Writer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
+        if error is None:
             self.close()
         elif self._open:
-            self._discard()
+            self._discard(error)
 
     def write(self, sample: Mapping[str, Any]) -> None:
         """Add a sample, or the rows of a Batch or Dataset.
@@ -294,10 +314,12 @@ class Writer:
                 index[KEY] = self._format.annotations.document(schema)
             text = json.dumps(index, sort_keys=True).encode()
             with self._all_or_nothing():
-                if self._spool is not None:
-                    for name, parts in sidecar_files(self._spool, text):
-                        self._directory.put(name, parts)
-                self._directory.publish(text)
+                if self._spool is None:
+                    self._destination.begin()
+                    self._destination.publish(text, ())
+                else:
+                    self._destination.publish(text, sidecar_files(self._spool, text))
+                self._given_up.detach()
             self._open = False
             self._report = self._make_report()
         return self._report
@@ -429,21 +451,25 @@ class Writer:
         compression, hashes = self._format.compression, self._format.hashes
         number = len(self._entries)
         if self._spool is None:
-            self._spool = Spool(scalar_columns([self._format.schema]), hashed=True)
+            with self._all_or_nothing():
+                self._destination.begin()
+            columns = scalar_columns([self._format.schema])
+            self._spool = Spool(columns, hashed=True, mark=self._destination.mark)
+        mark = self._destination.mark
         scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
         pieces = scan.watch(pieces)
-        raw = Tally(self._format.name(number), hashes)
+        raw = Tally(self._format.name(number, mark=mark), hashes)
         stored = None
         with self._all_or_nothing():
             if compression is None:
-                self._directory.put(raw.name, raw.watch(pieces))
+                self._destination.put(raw.name, raw.watch(pieces))
             else:
                 shard = bytearray()
                 for piece in raw.watch(pieces):
                     shard += piece
-                stored = Tally(self._format.name(number, compression), hashes)
+                stored = Tally(self._format.name(number, compression, mark), hashes)
                 packed = compress(memoryview(shard), compression)
-                self._directory.put(stored.name, stored.watch([packed]))
+                self._destination.put(stored.name, stored.watch([packed]))
             self._spool.add(scan.finish())
             self._entries.append(self._format.entry(samples, raw, stored))
             self._written += samples
@@ -453,16 +479,18 @@ class Writer:
         """Give the dataset up if the block fails, which may have lost a shard."""
         try:
             yield
-        except BaseException:
-            self._discard()
+        except BaseException as error:
+            self._discard(error)
             raise
 
-    def _discard(self) -> None:
+    def _discard(self, error: BaseException) -> None:
         self._open = False
         if self._spool is not None:
             self._spool.close()
         self._rows.clear()
-        self._directory.remove()
+        if left := self._destination.remove():
+            error.add_note(left)
+        self._given_up.detach()
 
     def _make_report(self) -> WriteReport:
         raw = [entry["raw_data"] for entry in self._entries]
@@ -471,7 +499,7 @@ class Writer:
         columns = self._format.columns
         given = self._format.annotations.order or columns
         return WriteReport(
-            path=self._directory.path,
+            path=self._destination.path,
             columns={name: columns[name].name for name in given},
             samples=self._written,
             shards=len(self._entries),
@@ -479,6 +507,14 @@ class Writer:
             stored_bytes=sum(file["bytes"] for file in stored),
             seconds=time.perf_counter() - self._start,
         )
+
+
+def _remove(place: Destination) -> None:
+    """Remove what a Writer made that nobody closed, and wait in no thread that has other work."""
+    if threading.current_thread() is threading.main_thread():
+        place.remove()
+    else:
+        threading.Thread(target=place.remove, name="npstream-remove").start()
 
 
 def _size_limit(shard_size: int | str | None) -> int | None:

@@ -257,13 +257,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def commit(self, repository: Repository, branch: str) -> tuple[int, dict[str, str], object]:
         changes: dict[str, bytes | None] = {}
+        parent = None
         for line in self.body.splitlines():
             match json.loads(line):
+                case {"key": "header", "value": header}:
+                    parent = header.get("parentCommit")
                 case {"key": "file", "value": {"path": path, "content": content}}:
                     changes[path] = base64.b64decode(content, validate=True)
                 case {"key": "deletedFile", "value": {"path": path}}:
                     changes[path] = None
         with repository.lock:
+            if parent is not None and parent != repository.refs.get(branch):
+                raise Refused(412, "", "A commit has happened since. Please refresh and try again.")
             sha = repository.commit(branch, changes)
         address = f"http://{self.headers['Host']}/datasets/{REPOSITORY}/commit/{sha}"
         return 200, {}, {"success": True, "commitOid": sha, "commitUrl": address}

@@ -360,7 +360,8 @@ class SSHD(Server):
 
     def prepare(self) -> None:
         for name in ("host", "key", "wrong"):
-            _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name)
+            if not (self.directory / name).exists():  # it may be started again
+                _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name)
         settings = {
             "Port": self.port,
             "ListenAddress": HOST,

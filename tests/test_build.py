@@ -411,21 +411,6 @@ def test_commands(data, tmp_path, capsys):
 # While writing.
 
 
-def test_a_writer_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    put = LocalStore.put
-    assert put
-    writer = npstream.Writer(tmp_path / "out")
-    writer.write({"x": 1})
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("npstream.publish.NewDirectory.publish", fail)
-    with pytest.raises(OSError, match="disk full"):
-        writer.close()
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 def test_what_is_left_of_a_side_car_is_not_written_over(tmp_path):
     npstream.write(tmp_path, {"x": np.arange(3)})
     for name in ("index.json", "shard.00000.mds"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import http.client
@@ -128,6 +129,12 @@ def exercise(store):
     store.remove("other")
     assert not store.exists("other")
     assert store.exist(["other", name, "part/none", name]) == [False, True, False, True]
+    store.create("part/new", DATA)
+    for other in (DATA, b"", b"other"):
+        with pytest.raises(FileExistsError, match="cannot create this file") as caught:
+            store.create("part/new", other)
+        assert isinstance(caught.value, StorageError)
+    assert store.read("part/new") == DATA
     assert store.exist([]) == []
     with pytest.raises(StorageError, match="cannot read this file") as caught:
         store.read("other")
@@ -880,16 +887,16 @@ def test_an_exception_publishes_nothing(memory):
 
 def test_an_upload_that_fails(memory, monkeypatch):
     monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
-    pipe = type(fsspec.filesystem("memory")).pipe_file
+    driver = drivers.SCHEMES["memory"]
 
-    def fail(self, path, value, **kwargs):
+    def fail(filesystem, path, data):
         if "00003" in path:
             raise ConnectionResetError("again")
-        return pipe(self, path, value, **kwargs)
+        driver.create(filesystem, path, data)
 
-    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", fail)
+    monkeypatch.setitem(drivers.SCHEMES, "memory", dataclasses.replace(driver, create=fail))
     with pytest.raises(
-        StorageError, match=r"cannot store \d+ bytes as this file, after 5 attempts"
+        StorageError, match=r"cannot create this file of \d+ bytes, after 5 attempts"
     ):
         npstream.write(memory.root, table(), shard_size="16KiB")
     assert list(memory.names()) == []

@@ -277,10 +277,10 @@ class ShardFormat:
                     piece[name] = column[start : start + step]
                 yield piece.view(np.uint8).data
 
-    def name(self, number: int, compression: str | None = None) -> str:
-        """Return the name of a shard's file."""
+    def name(self, number: int, compression: str | None = None, mark: str = "") -> str:
+        """Return the name of a shard's file; `mark` is what tells it from those of other writes."""
         parsed = parse_compression(compression)
-        return f"shard.{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
+        return f"shard.{mark}{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
 
     def entry(self, samples: int, raw: Tally, zipped: Tally | None) -> dict[str, Any]:
         """Return what the index says of a shard and its files."""
