@@ -8,18 +8,18 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._log import log
-from npstream.errors import ColumnError, NpstreamError, StorageError
+from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.folder import default_directory, prepare
 from npstream.formats.hashes import digest
 from npstream.formats.index import Index, parse_index
 from npstream.formats.scalars import scalar_columns
-from npstream.formats.sidecar import NAME, Mark, mark_of
+from npstream.formats.sidecar import NAME, Mark, Sidecar, mark_of
 from npstream.manifest import size_in_version
 from npstream.progress import progress
 from npstream.publish import INDEX
@@ -165,12 +165,37 @@ def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> Non
 
 
 def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
-    """Store the columns, and then what refers to them."""
-    if target.exists(NAME):
-        target.remove(NAME)  # it refers to the columns that are replaced now
-    for name, file in spool.finish(index):
-        target.put(name, file.name)
-    target.put(NAME, b"".join(spool.sidecar(index, mark)))
+    """Store the columns, and then what refers to them; a side-car of this index is kept until then.
+
+    Its columns have the same values, so it stays valid while they are stored again.
+    """
+    kept = _kept_columns(target, mark)
+    made = []
+    try:
+        for name, file in spool.finish(index):
+            made.append(name)
+            target.put(name, file.name)
+        target.put(NAME, b"".join(spool.sidecar(index, mark)))
+    except BaseException:
+        with suppress(StorageError):
+            if _kept_columns(target, mark) == kept:  # else only the answer was lost
+                for name in set(made) - kept:
+                    target.remove(name)
+        raise
+
+
+def _kept_columns(target: Store, mark: Mark) -> set[str]:
+    """Return the columns' files of a side-car of this index; remove one of another."""
+    try:
+        sidecar = Sidecar(target)
+        if sidecar.mark.matches(mark):
+            return {column.file for column in sidecar.columns.values()}
+    except FileNotFoundError:
+        return set()
+    except (FormatError, IntegrityError) as error:
+        log("it is replaced: %s", error)
+    target.remove(NAME)
+    return set()
 
 
 # The state of the work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -273,6 +274,46 @@ def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
     npstream.build_index(path)
     assert read == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_a_side_car_is_valid_until_another_replaces_it(kind, data, upload, monkeypatch):
+    path, _ = data
+    url = str(path) if kind == "directory" else upload(path)
+    store = open_store(url)
+    npstream.build_index(url, columns=["label"])
+    before = dict(store.names())
+    put = type(store).put
+
+    def fail(self, name, content):
+        if name == "index.msgpack":
+            raise StorageError(errno.ENOSPC, "disk full", name)
+        put(self, name, content)
+
+    monkeypatch.setattr(type(store), "put", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        npstream.build_index(url)
+    monkeypatch.undo()
+    after = dict(store.names())
+    assert {name: n for name, n in after.items() if not name.startswith(".index.work/")} == before
+    assert npstream.verify_dataset(url).problems == ()
+    npstream.build_index(url)
+    assert npstream.verify_dataset(url).problems == ()
+    assert len(list(store.names("index.columns/"))) == 2
+
+
+def test_a_side_car_of_another_index_is_removed_first(data, monkeypatch):
+    path, _ = data
+    npstream.build_index(path)
+    (path / "index.json").write_bytes((path / "index.json").read_bytes() + b" ")
+
+    def fail(*_):
+        raise StorageError(errno.ENOSPC, "disk full", "column")
+
+    monkeypatch.setattr(LocalStore, "put", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        npstream.build_index(path)
+    assert not (path / "index.msgpack").exists()
 
 
 def test_one_build_at_a_time(data):
