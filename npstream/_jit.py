@@ -57,6 +57,11 @@ class Kernel(Generic[P, R]):
                 return self.py_func
         return self.compiled()
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the compiled kernel runs without Numba being imported for it."""
+        return self._compiled is not None or _loaded
+
     @functools.cached_property
     def py_func(self) -> Callable[P, R]:
         """The function as plain Python, and so the kernels that it calls."""

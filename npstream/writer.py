@@ -406,9 +406,11 @@ class Writer:
         assert self._format is not None
         if isinstance(part, np.ndarray):
             return part
+        assert not isinstance(part, Bodies)
         encoding = self._format.columns[name]
-        values: Any = self._format.bodies(name, part, number).held  # type: ignore[arg-type]
-        return values.view(encoding.dtype.newbyteorder("<")).reshape(-1, *(encoding.shape or ()))  # type: ignore[no-any-return]
+        body = b"".join(self._format.bodies(name, part, number))
+        values = np.frombuffer(body, encoding.dtype.newbyteorder("<"))
+        return values.reshape(-1, *(encoding.shape or ()))
 
     def _append(self, data: Bytes, nbytes: Int64) -> None:
         """Add samples that lie back to back, and store the shards that they fill."""

@@ -9,6 +9,8 @@ import decimal
 import io
 import json
 import os
+import subprocess
+import sys
 
 import dask.array
 import ml_dtypes
@@ -24,6 +26,7 @@ from PIL import Image
 import npstream
 from golden_data import FORMATS
 from npstream import writer
+from npstream._jit import Kernel
 from npstream.errors import ColumnError, FormatError
 from test_dtypes import same
 
@@ -855,7 +858,9 @@ def test_a_jpeg_array_takes_any_bytes(kind, outer, tmp_path):
 # Ragged
 
 
-def test_ragged_rows(tmp_path):
+@pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
+def test_ragged_rows(compiled, tmp_path, monkeypatch):
+    monkeypatch.setattr(Kernel, "is_loaded", property(lambda self: compiled))
     rng = np.random.default_rng(0)
     for number, (rows, encoding) in enumerate([
         ([rng.random((k % 3 + 1, 2, 3)) for k in range(9)], "ndarray:float64"),
@@ -897,10 +902,12 @@ def test_ragged_rows_that_are_refused(tmp_path):
 # Shards of blocks are those of samples
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
 @pytest.mark.parametrize("block", [1, 100, 1 << 23])
 @pytest.mark.parametrize("shard_size", [None, 1, 700, 1500])
-def test_shards_of_blocks_are_those_of_samples(shard_size, block, tmp_path, monkeypatch):
+def test_shards_of_blocks_are_those_of_samples(shard_size, block, compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "BLOCK_BYTES", block)
+    monkeypatch.setattr(Kernel, "is_loaded", property(lambda self: compiled))
     texts = ["x" * (k * 37 % 200) for k in range(40)]
     table = {"text": texts, "k": np.arange(40), "row": np.ones((40, 3), bool)}
     npstream.write(tmp_path / "a", table, shard_size=shard_size, hashes=["xxh64"])
@@ -916,3 +923,27 @@ def test_shards_of_blocks_are_those_of_samples(shard_size, block, tmp_path, monk
     assert (tmp_path / "a" / "index.json").read_bytes() == (
         tmp_path / "c" / "index.json"
     ).read_bytes()
+
+
+def test_numba_is_imported_once_it_pays(tmp_path):
+    """Tables of lists and arrays never need it; spans only where there are very many."""
+    script = """
+import sys
+import numpy as np
+import npstream
+from npstream.formats import mds_encode
+root = sys.argv[1]
+rows = 20_000
+table = {"text": ["a"] * rows, "x": np.arange(rows), "y": np.zeros((rows, 3), bool)}
+npstream.write(root + "/a", table)
+assert "numba" not in sys.modules
+ragged = npstream.Ragged(np.zeros(100), np.arange(101))
+npstream.write(root + "/b", {"x": ragged, "y": np.arange(100)})
+assert "numba" not in sys.modules
+mds_encode._PATIENCE = 0
+npstream.write(root + "/c", {"x": ragged, "y": np.arange(100)})
+assert "numba" in sys.modules
+for name in "bc":
+    assert npstream.open(root + "/" + name)["x"][99].tolist() == [0]
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

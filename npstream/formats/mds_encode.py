@@ -9,6 +9,8 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -21,7 +23,7 @@ from npstream.formats.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.compression import parse_compression
 from npstream.formats.hashes import hasher
 from npstream.formats.index import Annotations, Schema
-from npstream.memory import address_of, ensure_fits
+from npstream.memory import address_of, ensure_fits, move_spans
 
 if TYPE_CHECKING:
     from npstream.formats.encodings import Encoding
@@ -33,6 +35,9 @@ MAX_BYTES = 2**32 - 1
 
 _PIECE = 1 << 20
 """Bytes of records that are put together at a time, so that they stay in the CPU's cache."""
+
+_PATIENCE = 1 << 20
+"""Spans that are copied in Python, over the process's life: a third of a second."""
 
 _CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
 
@@ -178,7 +183,7 @@ class ShardFormat:
             f"this {type(value).__name__}: {error}" + (f"; {MISSING}" if lacks else "")
         )
 
-    def bodies(self, name: str, values: Iterable[Any], number: int) -> Bodies:
+    def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:
         """Encode values of a column one by one; `number` is that of the first, for messages."""
         encode, bodies = self._encoders[name], []
         for value in values:
@@ -189,15 +194,17 @@ class ShardFormat:
             except Exception as error:
                 at = number + len(bodies)
                 raise self._refusal({name: value}, name, at, error) from error
-        return Bodies.of_list(bodies)
+        return bodies
 
-    def pack(self, columns: Mapping[str, AnyArray | Bodies], number: int) -> tuple[Bytes, Int64]:
+    def pack(
+        self, columns: Mapping[str, AnyArray | Bodies | list[bytes]], number: int
+    ) -> tuple[Bytes, Int64]:
         """Put columns together as samples.
 
         Parameters
         ----------
-        columns : mapping of str to ndarray or Bodies
-            All columns, in any order: arrays where values have one size.
+        columns : mapping of str to ndarray, Bodies or list of bytes
+            All columns, in any order: arrays where values have one size, or encoded values.
         number : int
             The number of the first sample, for messages.
 
@@ -208,28 +215,34 @@ class ShardFormat:
         nbytes : ndarray of int64, shape (n,)
             The bytes of each.
         """
-        parts = [_spans(columns[name], encoding) for name, encoding in self.columns.items()]
-        varying = [
-            part.nbytes
+        parts = [columns[name] for name in self.columns]
+        sizes = [
+            _sizes(part, encoding)
             for part, encoding in zip(parts, self.columns.values(), strict=True)
+        ]
+        varying = [
+            size
+            for size, encoding in zip(sizes, self.columns.values(), strict=True)
             if encoding.size is None
         ]
         head = 4 * len(varying)
-        nbytes = sum((part.nbytes for part in parts), np.full(len(parts[0]), head, np.int64))
+        nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
         if len(nbytes) and (most := int(nbytes.max())) > MAX_BYTES:
             raise self._too_long(most, number + int(nbytes.argmax()))
+        ensure_fits(int(nbytes.sum()), f"{len(nbytes):,} samples that are written at once")
+        if varying:  # they come before the bodies
+            parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
+            sizes.insert(0, np.full(len(nbytes), head, np.int64))
+        is_python = not any(isinstance(part, Bodies) for part in parts)
+        if is_python and not kernels.copy_spans.is_loaded:
+            return _joined(parts), nbytes
         ends = _ends(nbytes)
-        ensure_fits(int(ends[-1]), f"{len(nbytes):,} samples that are written at once")
         data: Bytes = np.empty(int(ends[-1]), np.uint8)
-        copy, target, at = kernels.copy_spans.sized(len(nbytes)), address_of(data), ends[:-1]
-        if varying:
-            sizes = np.ascontiguousarray(np.stack(varying, axis=1).astype("<u4"))
-            each = np.full(len(nbytes), head, np.int64)
-            copy(address_of(sizes) + head * np.arange(len(nbytes)), each, at, target)
-        at = at + head
-        for part in parts:
-            copy(part.address, part.nbytes, at, target)
-            at = at + part.nbytes
+        at = ends[:-1]
+        for part, size in zip(parts, sizes, strict=True):
+            spans = _as_bodies(part)
+            _copy_spans(spans.address, size, at, address_of(data))
+            at = at + size
         return data, nbytes
 
     @property
@@ -320,14 +333,56 @@ def _ends(nbytes: Int64) -> Int64:
     return ends
 
 
-def _spans(part: AnyArray | Bodies, encoding: Encoding) -> Bodies:
-    """Return rows of an array as their bytes."""
+def _sizes(part: AnyArray | Bodies | list[bytes], encoding: Encoding) -> Int64:
+    """Return the bytes of each row."""
+    if isinstance(part, Bodies):
+        return part.nbytes
+    if isinstance(part, list):
+        return np.fromiter(map(len, part), np.int64, len(part))
+    assert encoding.size is not None
+    return np.full(len(part), encoding.size, np.int64)
+
+
+def _little(array: AnyArray) -> AnyArray:
+    """Return an array as it is stored: little-endian, and in C order."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _joined(parts: Sequence[AnyArray | Bodies | list[bytes]]) -> Bytes:
+    """Return rows as bytes whose parts are arrays or bytes objects, with no kernel."""
+    columns: list[list[bytes]] = []
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            size = part.itemsize * prod(part.shape[1:])
+            columns.append(_little(part).reshape(-1).view(f"V{size}").tolist())
+        elif isinstance(part, list):
+            columns.append(part)
+    return np.frombuffer(b"".join(chain.from_iterable(zip(*columns, strict=True))), np.uint8)
+
+
+def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
+    """Return rows of an array, or bytes objects, as spans of memory."""
     if isinstance(part, Bodies):
         return part
-    assert encoding.size is not None
-    values = np.ascontiguousarray(part, encoding.dtype.newbyteorder("<"))
-    at = np.arange(len(values), dtype=np.int64) * encoding.size
-    return Bodies(address_of(values) + at, np.full(len(values), encoding.size, np.int64), values)
+    if isinstance(part, list):
+        return Bodies.of_list(part)
+    values = _little(part)
+    size = values.itemsize * prod(values.shape[1:])
+    at = size * np.arange(len(values), dtype=np.int64)
+    return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
+
+
+def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
+    """Copy span k to ``destination + offsets[k]``: in Python, until Numba pays for its import."""
+    global _spans_in_python
+    if kernels.copy_spans.is_loaded or _spans_in_python > _PATIENCE:
+        kernels.copy_spans(address, nbytes, offsets, destination)
+    else:
+        _spans_in_python += len(address)
+        move_spans(address, nbytes, offsets, destination)
+
+
+_spans_in_python = 0
 
 
 def bodies_of_rows(
@@ -382,8 +437,8 @@ def bodies_of_rows(
     data: Bytes = np.empty(int(ends[-1]), np.uint8)
     elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
     at = address_of(elements) + offsets[:-1] * dtype.itemsize
-    copy, target = kernels.copy_spans.sized(len(lengths)), address_of(data)
-    copy(at, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    target = address_of(data)
+    _copy_spans(at, lengths * dtype.itemsize, ends[:-1] + heads, target)
     for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
         lead = np.array([*code, shapes.shape[1] << 2 | width], np.uint8)
@@ -391,5 +446,5 @@ def bodies_of_rows(
         written = np.hstack([np.tile(lead, (len(rows), 1)), numbers])
         size = written.shape[1]
         spans = address_of(written) + size * np.arange(len(rows))
-        copy(spans, np.full(len(rows), size, np.int64), ends[rows], target)
+        _copy_spans(spans, np.full(len(rows), size, np.int64), ends[rows], target)
     return Bodies.of(data, ends)
