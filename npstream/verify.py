@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream.build import index_of
-from npstream.errors import NpstreamError, StorageError
+from npstream.errors import MissingDependencyError, NpstreamError, StorageError
+from npstream.formats.encodings import parse, with_dtype
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.sidecar import Mark, Sidecar
 from npstream.progress import progress
@@ -71,8 +72,9 @@ def verify_dataset(
     """Read a whole dataset, and hold everything that is recorded twice against each other.
 
     That is: the index with the files that are there and their sizes, with every hash that it
-    records, and with what shards say of themselves; the sizes in every sample with its own; the
-    side-car with the index, its hashes with the shards, and its columns with the samples.
+    records, and with what shards say of themselves; the dtypes that it records with the encodings,
+    and bools of one size with their bytes; the sizes in every sample with its own; the side-car
+    with the index, its hashes with the shards, and its columns with the samples.
 
     Parameters
     ----------
@@ -203,15 +205,39 @@ def _names(index: Index) -> Iterator[str]:
                 yield file.name
 
 
+def _recorded(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
+    """Hold recorded dtypes against encodings; return the bytes of bools, which shards must hold."""
+    bools: dict[str, np.dtype[Any]] = {}
+    for name, dtype in index.annotations.dtypes.items():
+        sizes = []
+        for schema in index.schemas:
+            if name not in schema.names:
+                continue
+            column = schema.names.index(name)
+            try:
+                encoding = with_dtype(parse(schema.encodings[column]), dtype)
+            except MissingDependencyError:
+                continue
+            except ValueError as error:
+                problems.append(f"{index.where}: column {name!r}: {error}")
+                continue
+            told = schema.sizes[column] if schema.format == "mds" else None
+            sizes.append(encoding.size if told == encoding.size else None)
+        if dtype == "bool" and sizes and sizes == [sizes[0]] * len(index.schemas) and sizes[0]:
+            bools[name] = np.dtype(f"V{sizes[0]}")
+    return bools
+
+
 class _Check:
-    """Holds what was found in shards against what the side-car says of them."""
+    """Holds what was found in shards against what the index and the side-car say of them."""
 
     def __init__(self, index: Index, sidecar: Sidecar | None, problems: list[str]) -> None:
         self._index = index
         self._sidecar = sidecar
         self._problems = problems
         self._ranges: dict[str, tuple[AnyArray, AnyArray]] = {}
-        self.columns: dict[str, np.dtype[Any]] = {}
+        self._bools = _recorded(index, problems)
+        self.columns = dict(self._bools)
         known = scalar_columns(index.schemas)
         if sidecar is None:
             return
@@ -229,7 +255,13 @@ class _Check:
         """Take note of what is wrong with a shard."""
         if isinstance(found, NpstreamError):
             self._problems.append(str(found))
-        elif self._sidecar is not None:
+            return
+        for name in self._bools:
+            values = found.columns[name].view(np.uint8).reshape(len(found.columns[name]), -1)
+            if (wrong := (values > 1).any(axis=1)).any():
+                place = f"{self._index.where}: shard {shard}: sample {wrong.argmax()}"
+                self._problems.append(f"{place}: column {name!r} holds a byte that is no bool")
+        if self._sidecar is not None:
             try:
                 self._problems.extend(self._compare(self._sidecar, shard, found))
             except NpstreamError as error:
@@ -247,7 +279,8 @@ class _Check:
             if found.meta != (sidecar.meta_hash(shard) or 0):
                 yield f"{place}: the hash of its meta file is not that of its bytes"
         start, stop = self._index.starts[shard : shard + 2].tolist()
-        for name, values in found.columns.items():
+        for name in self._ranges:
+            values = found.columns[name]
             said = tuple(bound[shard] for bound in self._ranges[name])
             if said != bounds(values):
                 yield f"{place}: column {name!r} is within {bounds(values)}, not {said}"

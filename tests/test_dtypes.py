@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import sys
 
 import ml_dtypes
@@ -399,6 +400,9 @@ def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
     index = json.loads((tmp_path / "a" / "index.json").read_text())
     index["npstream"] = {"version": 1, "dtypes": {"flag": "bool"}}
     (tmp_path / "a" / "index.json").write_text(json.dumps(index))
+    problems = npstream.verify_dataset(tmp_path / "a").problems
+    if shape is not None:
+        assert any("sample 2: column 'flag' holds a byte that is no bool" in p for p in problems)
     ds = npstream.open(tmp_path / "a")
     ds[1]
     ds[:2].load()
@@ -478,6 +482,11 @@ def test_annotations_that_do_not_follow_the_format(said, words, tmp_path):
     with pytest.raises(FormatError, match=words) as caught:
         npstream.open(tmp_path)
     assert "index.json" in str(caught.value)
+    try:
+        problems = npstream.verify_dataset(tmp_path).problems
+    except FormatError as error:
+        problems = (str(error),)
+    assert any(re.search(words, problem) for problem in problems)
 
 
 @pytest.mark.parametrize(

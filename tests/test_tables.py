@@ -72,6 +72,7 @@ NOT_HELD = [
     ("str", ["a", float("nan")], "sample 1: .*fill it in"),
     ("str", [pd.NA], "fill it in"),
     ("bytes", [None], "fill it in"),
+    ("bytes", [memoryview(np.arange(3))], r"use its cast\('B'\)"),
     ("bool", [2], "bool cannot hold 2"),
     ("bool", [None], "fill it in"),
     ("bool", np.array([0, 2]), "sample 1: .*cannot hold 2"),

@@ -60,6 +60,8 @@ def encode_bytes(value: Any) -> bytes:
     """Return other buffers of bytes as bytes."""
     if not isinstance(value, bytearray | memoryview):
         raise TypeError(f"expected bytes, got {type(value).__name__}")
+    if isinstance(value, memoryview) and (value.ndim, value.itemsize) != (1, 1):
+        raise TypeError("expected bytes, got a memoryview of something else: use its cast('B')")
     return bytes(value)
 
 
