@@ -223,7 +223,7 @@ def test_prefetch(tmp_path, upload, requests, small_chunks):
     check(ds[100:400:3].load(), data)
     assert ds[250]["text"] == data["text"][250]
     assert requests == []
-    small = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "less", cache_limit="20KB")
+    small = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "less", cache_limit="24KB")
     with pytest.raises(ValueError, match="raise cache_limit"):
         small.prefetch()
 
