@@ -13,10 +13,10 @@ from npstream import display
 from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, stopped
 from npstream.orders.epoch import Order, Shuffle, Size, view_order
 from npstream.places import shard_table
-from npstream.reading import SAMPLE_BLOCK, in_mode, iterate_samples, load, structured
+from npstream.reading import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
 from npstream.splits import filter_mask, split
 from npstream.stored import StoredTable
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from npstream.source import Source
 
 Transform = Callable[[Sample], Any]
+
+TRANSFORM = "the transform of the view"
+"""What errors call what `Dataset.with_transform` was given."""
 
 
 class Dataset:
@@ -177,7 +180,12 @@ class Dataset:
         if reader is None:
             reader = self._reader = self._source.reader(self._names)
         values = reader(sample)
-        return values if self._transform is None else self._transform(values)
+        if self._transform is None:
+            return values
+        try:
+            return self._transform(values)
+        except StopIteration as error:
+            raise stopped(TRANSFORM) from error
 
     def __iter__(self) -> Iterator[Any]:
         if self.ndim == 0:
@@ -185,7 +193,7 @@ class Dataset:
         if self.ndim > 1:
             return map(self.__getitem__, range(len(self)))
         samples = iterate_samples(self._source, self._selection, self._names)
-        return samples if self._transform is None else map(self._transform, samples)
+        return samples if self._transform is None else applied(self._transform, samples, TRANSFORM)
 
     # Reading
 

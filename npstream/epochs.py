@@ -109,6 +109,11 @@ class Epochs:
             epochs=self, place=place,
         )  # fmt: skip
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return True
+
     def needs_state(self, ranks: Ranks) -> bool:
         """Tell whether these ranks will do only after a state was loaded: any always do."""
         return False

@@ -137,6 +137,17 @@ class ColumnError(NpstreamError, KeyError):
         return _with_message, (type(self), self.args)
 
 
+def stopped(what: str) -> RuntimeError:
+    """Return what is raised where a user's function raised StopIteration.
+
+    That would end the loop that called it, as if there were no more data.
+    """
+    return RuntimeError(
+        f"{what} raised StopIteration, by which a loop ends: catch it there, or give next() a "
+        "default"
+    )
+
+
 def _with_message(kind: type[BaseException], args: tuple[str]) -> BaseException:
     """Make an exception anew from its message, as another process receives it."""
     return kind.__new__(kind, *args)

@@ -6,17 +6,21 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from npstream.batch import Batch
 from npstream.epochs import BLOCK, Epochs
 from npstream.exchange import torch_door
+from npstream.iterator import Part, Run
 from npstream.orders.epoch import Shuffle
-from npstream.orders.partition import LAST
-from npstream.ranks import Ranks, checked, counted, found, integer, running
-from npstream.resume import Part, Resumable, Run, this_worker
-from npstream.turns import Place
+from npstream.orders.partition import LAST, left_before
+from npstream.ranks import Ranks, checked, counted, found, integer, other_launcher, running
+from npstream.reading import applied
+from npstream.resume import Resumable, this_worker
+from npstream.turns import Place, is_spawning
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
@@ -27,6 +31,12 @@ if TYPE_CHECKING:
     from npstream.streaming_settings import StreamingShuffle
 
 logger = logging.getLogger("npstream")
+
+TRANSFORM = "the transform of the view"
+"""What errors call what `npstream.Dataset.with_transform` was given."""
+
+_RANKS, _CHUNKS = 0, 1
+"""Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
 
 BLOCK_BYTES = 1 << 22
 """Bytes of the samples, at most `BLOCK`, that are read at once where samples are yielded."""
@@ -176,7 +186,8 @@ class Iteration(Resumable):
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
-        self._transforms = [fn for fn in (view_transform, transform) if fn is not None]
+        given = [(TRANSFORM, view_transform), ("transform=", transform)]
+        self._transforms = [(what, fn) for what, fn in given if fn is not None]
         self._epochs = epochs or _epochs(
             source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
             self._batch_size, self._global_batch_size,
@@ -202,8 +213,11 @@ class Iteration(Resumable):
         return part.batches if self._batched else part.samples
 
     def __iter__(self) -> Iterator[Any]:
-        self._check_reader()
         worker, workers = this_worker()
+        make = partial(self._items, worker, workers)
+        if self._is_led:
+            return make(self._run_from(self._turns.now()))
+        passed_over = self._check_reader()
         one_by_one = self._batch_size is None and self._global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
@@ -212,18 +226,31 @@ class Iteration(Resumable):
                 "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
-        run = self._begin_as(worker, workers) if workers else self.begin()
-        part, rank_rows = run.part, (run.position - run.part.start) // run.part.world
-        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
-        mine = range(worker, part.batches, workers or 1)[rank_rows // part.batch_size :]
-        pieces = self._pieces(run, mine, rank_rows % part.batch_size)
-        items = self._batches(pieces) if self._batched else self._samples(pieces)
-        for transform in self._transforms:
-            items = map(transform, items)
-        return run.counted(items, part.batch_size if self._batched else 1)
+        if workers:
+            return self.begin_as(worker, workers, make, self.rows_of)
+        iterator = self.begin(make, self.rows_of)
+        if passed_over:
+            return chain(repeat(torch_door().PASSED_OVER, passed_over), iterator)
+        return iterator
 
-    def rows_of(self, run: Run, batch_size: int | None, workers: int) -> int:
-        """Return the samples in each item of a DataLoader that makes batches of so many items."""
+    def _items(self, worker: int, workers: int, run: Run) -> Iterator[Any]:
+        """Yield what a worker, or a process that is none, reads of a run and is not done with."""
+        part, rows = run.part, run.rows
+        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
+        mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
+        pieces = self._pieces(run, mine, rows % part.batch_size)
+        items = self._batches(run, pieces) if self._batched else self._samples(run, pieces)
+        for what, transform in self._transforms:
+            items = applied(transform, items, what)
+        return items
+
+    @property
+    def yields_batches(self) -> bool:
+        """Whether Batches are yielded, not samples."""
+        return self._batched
+
+    def rows_of(self, run: Run, batch_size: int | None = None, workers: int = 0) -> int:
+        """Return the samples in each item, or in each batch that a DataLoader makes of items."""
         rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
         if workers > 1 and rows != run.part.batch_size:
             raise ValueError(
@@ -234,7 +261,8 @@ class Iteration(Resumable):
         return rows
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_reader()  # before workers start that know of no other reader
+        if is_spawning():
+            self._check_reader(has_workers=True)  # who know of no other reader
         self._resolve()
         return super().__getstate__()
 
@@ -245,21 +273,62 @@ class Iteration(Resumable):
         what = f"batches of {size}{whose}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
 
-    def _check_reader(self) -> None:
-        """Refuse to be read by what takes one rank's part for all there is."""
-        how = torch_door().accelerated(self) if "accelerate" in sys.modules else None
+    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
+        if samples is None and "accelerate" in sys.modules:
+            how, _ = torch_door().accelerated(self)
+            if how == "ahead":
+                raise RuntimeError(
+                    "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
+                    "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
+                )
+        return super()._reached(samples, from_beginning)
+
+    def _check_reader(self, has_workers: bool = False) -> int:
+        """Refuse to be read by what takes one rank's part for all there is, or loses count.
+
+        Returns
+        -------
+        int
+            Items that Accelerate will drop, and behind which a state stands, so that nothing has
+            to be read for them.
+        """
+        if "accelerate" not in sys.modules:
+            return 0
+        how: str | None
+        dropped: int
+        how, dropped = torch_door().accelerated(self)
         if how == "deals" and (world := self._resolve().world) > 1:
             raise RuntimeError(
                 f"this is the part of one of {world} ranks, and Accelerate would deal it out to "
                 "them again: prepare an npstream.torch.DataLoader, which it takes as it is; in "
                 "a Hugging Face Trainer, let get_train_dataloader return one"
             )
-        if how == "skips" and not self._turns.pinned:
+        if how != "skips":
+            return 0
+        place = self._upcoming()
+        if self._turns.pinned and place == place.beginning:
+            return 0  # of an epoch that was named, they are read
+        if place == place.beginning:
             raise RuntimeError(
                 "Accelerate would skip batches of the next epoch, not knowing which one was begun: "
-                "give the npstream.torch.DataLoader the state_dict() that it had, with "
-                "ignore_data_skip=True in a Hugging Face Trainer; or call its set_epoch before"
+                "give the npstream.torch.DataLoader the state_dict() that it had, and what is "
+                "skipped is not even read; or call its set_epoch before"
             )
+        if has_workers or this_worker()[1]:
+            raise RuntimeError(
+                "Accelerate skips batches by a DataLoader of its own, whose workers nobody would "
+                "count for: give the npstream.torch.DataLoader num_workers=0, whose process reads "
+                "ahead by itself; or skip nothing (ignore_data_skip=True in a Hugging Face "
+                "Trainer, if its gradient accumulation divides the batches of an epoch)"
+            )
+        part = self._part(place)
+        behind, each = left_before(place.position, place.gaps), self.rows_of(Run(place, part, 0))
+        if behind != dropped * each * part.world:
+            raise RuntimeError(
+                f"Accelerate would skip {dropped * each * part.world} samples, and the state that "
+                f"was loaded stands behind {behind} of its epoch: load the one of that checkpoint"
+            )
+        return dropped
 
     def _resolve(self) -> Ranks:
         """Return the rank and the number of ranks; once found, they may not change."""
@@ -267,6 +336,8 @@ class Iteration(Resumable):
             return self._given
         if self._found is None:
             self._found = found(self._per_node)
+            if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
+                warnings.warn(text, stacklevel=4)
             self._warn(self._found)
         elif (now := running()) is not None and now != self._found[:2]:
             raise RuntimeError(
@@ -280,12 +351,16 @@ class Iteration(Resumable):
         """Say, in one of several workers, that nodes read the same chunks, where they need not."""
         shared = self._epochs.sharing(ranks, self._replication)
         nodes = shared.world // shared.per_node
-        if (times := self._epochs.shared_chunks(nodes)) > 1 and this_worker()[0] == 0:
+        if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
             warnings.warn(
                 f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
                 "of lanes: give npstream.Shuffle(lanes=...) a multiple",
                 stacklevel=4,
             )
+
+    def _is_first_to_say(self, number: int) -> bool:
+        """Return whether a warning is to be given: once, also if workers come to it, too."""
+        return this_worker()[0] == 0 and self._turns.say_once(number)
 
     def _sharing(self) -> Ranks:
         return self._epochs.sharing(self._resolve(), self._replication)
@@ -310,18 +385,29 @@ class Iteration(Resumable):
         self._part(place)  # says what does not fit
         return place
 
-    def _batches(self, pieces: Iterator[Piece]) -> Iterator[Any]:
+    def _warn_of_left(self, run: Run) -> None:
+        text = (
+            f"epoch {run.place.epoch} was left after {run.position} of {run.part.size} samples, "
+            "where a state was saved: a run that goes on from it reads the rest of the epoch, and "
+            "this one begins another"
+        )
+        if self._epochs.can_be_cut:
+            text += f". To have epochs end there, give epoch_size={run.position}"
+            warnings.warn(text, stacklevel=5)
+        else:  # Streaming does so, too, and its orders depend on epoch_size
+            logger.warning("%s", text)
+
+    def _batches(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        for ids, repeated in self._ahead(pieces):
+        for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step):
+            self.require_newest(run)
             columns = self._source.columns(plan, ids, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
-    def _samples(self, pieces: Iterator[Piece]) -> Iterator[Any]:
-        for ids, _ in self._ahead(pieces):
+    def _samples(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
+        for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step):
+            self.require_newest(run)
             yield from self._source.samples(self._names, ids)
-
-    def _ahead(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        return self._source.ahead(pieces, itemgetter(0), self._step)
 
     def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from npstream._typing import AnyArray, Bools, Int64, Sample
 from npstream.batch import Ragged
 from npstream.concatenation import Concatenation
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, stopped
 from npstream.fetch import Fetcher
 from npstream.formats.mds_encode import Bodies
 from npstream.gather import Field, Plan
@@ -215,10 +216,8 @@ class MixedSource(Source):
         if not (is_named or self.has_transforms):
             return samples
         whose = map(self.members.__getitem__, self.rows.which(ids).tolist())
-        return (
-            _finished(sample, member, names if is_named else None)
-            for sample, member in zip(samples, whose, strict=True)
-        )
+        # Not a generator, which would end where a transform raises.
+        return map(_finished, samples, whose, repeat(names if is_named else None))
 
     def values(self, plan: Plan, ids: Int64) -> list[Any]:
         """Read one column of samples as samples hold it."""
@@ -366,4 +365,9 @@ def _finished(sample: Sample, member: Member, names: tuple[str, ...] | None) -> 
     """Return a sample of a source with its name, if that is among names, as transformed."""
     if names is not None:
         sample = {name: member.name if name == SOURCE else sample[name] for name in names}
-    return sample if member.transform is None else member.transform(sample)
+    if member.transform is None:
+        return sample
+    try:
+        return member.transform(sample)
+    except StopIteration as error:
+        raise stopped(f"the transform of source {member.name!r}") from error

@@ -184,6 +184,11 @@ class MixtureEpochs:
         """Return the ranks that are left if several in a row are one, as to what they read."""
         return ranks.sharing(replication)
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return True
+
     def needs_state(self, ranks: Ranks) -> bool:
         """Tell whether these ranks will do only after a state was loaded: any always do."""
         return False

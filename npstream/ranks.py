@@ -22,6 +22,15 @@ _MOST_DIGITS = 40
 """Digits of a number that are read, at most."""
 
 
+_LAUNCHERS = [
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+]
+"""By which launchers other than torchrun say the rank and the number of ranks."""
+
+
 class Ranks(NamedTuple):
     """The number of a process among ranks, and how many there are, in all and on each node."""
 
@@ -71,6 +80,24 @@ def environment() -> tuple[int, int]:
             "the environment says RANK={} and WORLD_SIZE={}: expected a number below another, or "
             "neither; or give rank= and world=".format(*said)
         ) from None
+
+
+def other_launcher(ranks: Ranks) -> str | None:
+    """Return a warning if only variables that are not looked at say that there are other ranks."""
+    if ranks.world > 1 or running() is not None or "WORLD_SIZE" in os.environ:
+        return None
+    for rank, world in _LAUNCHERS:
+        said = {name: value for name in (rank, world) if (value := os.environ.get(name))}
+        if said.get(rank, "0").strip() == "0" and said.get(world, "1").strip() == "1":
+            continue
+        seen = " and ".join(f"{name}={value}" for name, value in said.items())
+        return (
+            f"the environment says {seen}, which is not looked at, and no RANK and WORLD_SIZE: "
+            f"this process reads all samples, as rank 0 of 1. Give rank=int(os.environ[{rank!r}]) "
+            f"and world=int(os.environ[{world!r}]), or initialise torch.distributed before; or "
+            "give rank=0 and world=1, if it is to read all"
+        )
+    return None
 
 
 def checked(rank: Any, world: Any, per_node: int | None) -> Ranks:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from npstream._typing import AnyArray, Int64, Sample
 from npstream.batch import Ragged
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, FormatError, stopped
 from npstream.foreign import as_array, is_tensor
 from npstream.memory import ensure_fits
 
@@ -92,11 +93,102 @@ def iterate_samples(
     """
     if selection.affine is None:
         source.gate(selection, "iterating over this view")
-    blocks = stretches(len(selection), source.rows_of(SAMPLE_BLOCK))
-    pieces = (selection.ids(start, stop) for start, stop in blocks)
-    return chain.from_iterable(
-        source.samples(names, ids) for ids in source.ahead(pieces, lambda ids: ids, selection.step)
-    )
+    return chain.from_iterable(_Blocks(source, selection, names))
+
+
+class _Blocks:
+    """The samples of a 1-d view, in blocks that are read at once.
+
+    Of a block that cannot be, samples are read one by one: damage is of one sample. Whoever catches
+    an error can go on with the samples after it; the iteration does not seem to be over.
+    """
+
+    def __init__(self, source: Source, selection: Selection, names: tuple[str, ...]) -> None:
+        self._source, self._selection = source, selection
+        self._read = partial(source.samples, names)
+        self._step = source.rows_of(SAMPLE_BLOCK)
+        self._row = 0
+        self._ahead = self._blocks()
+
+    def __iter__(self) -> _Blocks:
+        return self
+
+    def __next__(self) -> Iterator[Sample]:
+        begin = self._row
+        try:
+            ids = next(self._ahead)
+            self._row += len(ids)
+            return self._read(ids)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._row = min(begin + self._step, len(self._selection))
+            self._ahead = self._blocks()
+            ids = self._selection.ids(begin, self._row)
+            return _OneByOne(self._read, ids, None if isinstance(error, FormatError) else error)
+
+    def _blocks(self) -> Iterator[Int64]:
+        """Return the ids of blocks from a row on, some of which are read ahead."""
+        starts = range(self._row, len(self._selection), self._step)
+        blocks = (self._selection.ids(start, start + self._step) for start in starts)
+        return self._source.ahead(blocks, lambda ids: ids, self._selection.step)
+
+
+class _OneByOne:
+    """Samples that are read each when it is asked for, after an error is raised if there is one."""
+
+    def __init__(
+        self,
+        read: Callable[[Int64], Iterator[Sample]],
+        ids: Int64,
+        error: BaseException | None,
+    ) -> None:
+        self._read, self._ids, self._error = read, iter(ids), error
+
+    def __iter__(self) -> _OneByOne:
+        return self
+
+    def __next__(self) -> Sample:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        (sample,) = self._read(np.array([next(self._ids)]))
+        return sample
+
+
+def applied(function: Callable[[Any], Any], items: Iterator[Any], what: str) -> Iterator[Any]:
+    """Pass items through a user's function, which errors call `what`.
+
+    After an item for which the function raised it goes on with the next one, as ``map`` does; but
+    StopIteration becomes an error, for a loop would end.
+    """
+    return chain.from_iterable(_Applications(function, items, what))
+
+
+class _Applications:
+    """Generators of what a function returns for items: each ends where the function raises."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], what: str) -> None:
+        self._function, self._items, self._what = function, items, what
+        self._is_over = False
+
+    def __iter__(self) -> _Applications:
+        return self
+
+    def __next__(self) -> Iterator[Any]:
+        if self._is_over:
+            raise StopIteration
+        return self._results()
+
+    def _results(self) -> Iterator[Any]:
+        function = self._function
+        for item in self._items:
+            try:
+                result = function(item)
+            except StopIteration as error:
+                raise stopped(self._what) from error
+            yield result
+        self._is_over = True
 
 
 def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:

@@ -8,103 +8,39 @@ from __future__ import annotations
 
 import copy
 import sys
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import Any, TypeVar
 
 from npstream.exchange import torch_door
-from npstream.orders.partition import joined, stepped_over
+from npstream.iterator import EpochIterator, Make, Part, Run
+from npstream.orders.partition import joined
 from npstream.ranks import integer
-from npstream.turns import MAX_GAPS, Place, Turns
+from npstream.turns import MAX_GAPS, Place, Turns, is_spawning
 
-if TYPE_CHECKING:
-    from npstream._typing import Bools, Int64
+T = TypeVar("T")
 
+_AGAIN: Any = None
+"""In place of what is made again where a copy arrives."""
 
-class Part(Protocol):
-    """One rank's part of what is left of an epoch, as in `npstream.orders.partition.Partition`.
+OLD = (
+    "this iterator is an old one: a newer iteration began, an epoch was set or a state was loaded, "
+    "so states do not count what it yields; go on with the newer one. Workers of torch's own "
+    "DataLoader may have lost count if a loop was left before all of them had begun: call "
+    "set_epoch, or use npstream.torch.DataLoader, whose workers cannot"
+)
+"""What an iterator says that is used although it is not the one that states are of."""
 
-    Positions count what is left, gaps taken out.
-    """
+_READ_AHEAD = (
+    "workers of a DataLoader read ahead, and do not know what it yielded: "
+    "npstream.torch.DataLoader does, and has the same methods"
+)
 
-    @property
-    def world(self) -> int:
-        """All ranks."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of the rank in a batch."""
-
-    @property
-    def whole(self) -> int:
-        """Samples in a global batch."""
-
-    @property
-    def start(self) -> int:
-        """Where the first batch begins."""
-
-    @property
-    def size(self) -> int:
-        """The end of the epoch."""
-
-    @property
-    def end(self) -> int:
-        """The position after the last one that some rank reads."""
-
-    @property
-    def until(self) -> int:
-        """The position from which on nothing new is read."""
-
-    @property
-    def samples(self) -> int:
-        """Samples that the rank reads."""
-
-    @property
-    def batches(self) -> int:
-        """Batches that the rank reads."""
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches, and which of them only fill up the last one."""
-
-
-@dataclass(slots=True)
-class Run:
-    """One iteration: where it began, and how far it came.
-
-    Positions count what is left of the epoch, gaps taken out.
-    """
-
-    place: Place
-    part: Part
-    position: int
-    is_over: bool = False
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether nothing was taken from it."""
-        return self.position == self.part.start and not self.is_over
-
-    def counted(self, items: Iterable[Any], rows: int) -> Iterator[Any]:
-        """Yield items, and count each as `rows` samples of every rank before it is yielded."""
-        step = rows * self.part.world
-        for item in items:
-            self.position += step
-            yield item
-        self.is_over = True
-
-    def reached(self) -> Place | None:
-        """Return the place from which on nothing was yielded; None if no batch is left."""
-        if self.is_over or self.position >= self.part.until:
-            return None
-        position = int(stepped_over(np.array([self.position]), self.place.gaps)[0])
-        return self.place._replace(position=position)
+_TRAINER = "trainer_epoch"
+"""In a state, the number that a trainer gives to its epoch, if one did."""
 
 
 class Resumable(ABC):
@@ -113,13 +49,33 @@ class Resumable(ABC):
     def __init__(self, epoch: int, room: int = 0) -> None:
         self._turns = Turns(epoch, room)
         self._run: Run | None = None
+        self._iterator: weakref.ref[EpochIterator] | None = None
         self._rejoined: tuple[Place, int] | None = None
         self._is_led = False
+        self._has_warned = False
+        # A trainer's number of the epoch that it is in; and ours of its epoch 0.
+        self._trainer_epoch: int | None = None
+        self._trainer_offset: int | None = None
         if "torch.utils.data" in sys.modules:
             self._turns.share()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None, "_turns": copy.copy(self._turns)}
+        state = {**self.__dict__, "_iterator": None, "_turns": copy.copy(self._turns)}
+        if is_spawning():
+            return {**state, "_run": None}
+        if self._turns.begun:
+            raise RuntimeError(f"it is not known where a copy is to go on: {_READ_AHEAD}")
+        if self._current() is not None:
+            state["_turns"].set(self._reached(), self._turns.pinned)
+            return {**state, "_run": None}
+        # An epoch that was left: its state is that of a copy, and both begin the next one.
+        left = None if self._run is None else replace(self._run, part=_AGAIN)
+        return {**state, "_run": left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._run is not None:
+            self._run.part = self._part(self._run.place)
 
     @abstractmethod
     def _part(self, place: Place) -> Part:
@@ -133,32 +89,131 @@ class Resumable(ABC):
     def _place_of(self, state: Mapping[str, Any]) -> Place:
         """Return where a state says to go on; raise if it is of something else."""
 
-    def begin(self) -> Run:
-        """Begin the next epoch, or where a state says, and return what counts how far it is.
+    # Beginning
 
-        This is for whoever hands on what workers read, such as `npstream.torch.DataLoader`.
+    def begin(self, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
+        """Begin the next epoch, or where a state says.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the items of a run.
+        rows_of : callable
+            Returns the samples of each rank in an item of a run.
         """
         run = self._fresh()
-        # Each gets a run of its own, for an earlier iterator may yet go on.
-        self._run = self._run_from(run.place) if run else self._next_run(self._turns.take)
-        return self._run
+        if run is None:
+            self._warn_of_what_is_left(self._turns.upcoming())
+            run = self._next_run(self._turns.take)
+        else:
+            run = self._run_from(run.place)
+        return self._begun(run, make, rows_of)
 
-    def lead(self, is_led: bool) -> None:
-        """Let workers that are started now begin where `begin` does, and count no epochs."""
-        self._is_led = is_led
+    def begin_as(
+        self, worker: int, workers: int, make: Make, rows_of: Callable[[Run], int]
+    ) -> EpochIterator:
+        """Begin, in a worker that nobody leads, its share of the next epoch."""
+        run = self._next_run(partial(self._turns.take_as, worker, workers))
+        if self._rejoined is not None:
+            place, yielded = self._rejoined
+            run = self._run_from(place)
+            run.position += yielded * run.part.world
+            self._rejoined = None
+        return self._begun(run, make, rows_of)
+
+    def _begun(self, run: Run, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
+        worker, workers = this_worker()
+        if not workers and (old := self._alive()) is not None:
+            old.retire(OLD)
+        self._run, self._iterator = run, None
+        run.number = self._turns.number(worker, workers)
+        iterator = EpochIterator.of(run, make, rows_of(run))
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def require_newest(self, run: Run) -> None:
+        """Raise if another iteration than a run's began last, in this process or in workers."""
+        if run.number is not None and self._turns.newest > run.number:
+            raise RuntimeError(OLD)
+
+    def lead(self, run: Run, start: Callable[[], T]) -> T:
+        """Call a function that iterates over this, or starts workers that do.
+
+        They read what comes after all that is done with of a run, and count nothing.
+        """
+        position = run.position + run.missed
+        self._turns.lead(run.reached(position) or run.place)
+        self._is_led = True
+        try:
+            return start()
+        finally:
+            self._is_led = False
 
     # How far it is
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that a loop is in; outside of loops, the one that the next loop is of.
+
+        After a state was loaded, that is the state's, unless nothing is left of it. The workers of
+        torch's own DataLoader read ahead, so with them it is right between loops only.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2)
+        >>> while batches.epoch < 2:
+        ...     for batch in batches:
+        ...         print(batches.epoch, batch.ids)
+        0 [0 1]
+        0 [2 0]
+        1 [0 1]
+        1 [2 0]
+        """
+        _, workers = this_worker()
+        run = self._run
+        if workers:
+            return self._turns.now().epoch if self._is_led or run is None else run.place.epoch
+        is_new = run is not None and self._fresh() is run
+        if run is not None and not run.is_over and (is_new or self._alive() is not None):
+            return run.place.epoch
+        place = self._turns.upcoming()
+        if place == place.beginning or self._turns.pinned or not _is_empty(self._run_from(place)):
+            return place.epoch
+        return place.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Make all iterations from now on those of one epoch, until it is set anew.
 
         In the epoch that a state was loaded of, the next iteration begins where the state says.
+
+        Raises
+        ------
+        RuntimeError
+            Within a loop over this: the epoch that it is in does not change.
         """
-        run = self._fresh()
-        place = self._turns.upcoming() if run is None else run.place
-        if place.epoch != integer("epoch", epoch, 0):
+        self._refuse_in_loop("set_epoch()")
+        integer("epoch", epoch, 0)
+        place = self._upcoming()
+        if place.epoch != epoch:
             place = place._replace(epoch=epoch).beginning
+        self._warn_of_what_is_left(place)
         self._go_to(place, pinned=True)
+
+    def follow_epoch(self, epoch: int) -> None:
+        """Take a trainer's word that its epoch of some number begins, or goes on.
+
+        Trainers tell it the sampler of a loader. They may leave epochs early, always at the same
+        step: so a run that goes on from a state, of an epoch that the trainer is done with, begins
+        the next one, as it would have if it had not stopped. Otherwise this changes nothing.
+        """
+        coming = self._upcoming()
+        offset, last = self._trainer_offset, self._trainer_epoch
+        self._trainer_epoch = epoch
+        if offset is None or (last is not None and epoch <= last) or epoch + offset < coming.epoch:
+            self._trainer_offset = coming.epoch - epoch  # another training, which counts anew
+        elif epoch + offset > coming.epoch:
+            place = coming._replace(epoch=epoch + offset).beginning
+            self._go_to(place, self._turns.pinned)
 
     def state_dict(
         self, num_samples: int | None = None, from_beginning: bool = True
@@ -188,12 +243,18 @@ class Resumable(ABC):
         [array([ True]), array([ True])]
         """
         _, workers = this_worker()
-        if not workers:
-            return self._state_of(self._reached(num_samples, from_beginning))
-        run = self._run or self._run_from(self._turns.upcoming())
-        yielded = (run.position - run.part.start) // run.part.world
-        state = self._state_of(run.place)
-        return {**state, "workers": workers, "yielded": yielded}
+        if workers:
+            run = self._run or self._run_from(self._turns.upcoming())
+            yielded = (run.position - run.part.start) // run.part.world
+            state = self._state_of(run.place)
+            return {**state, "workers": workers, "yielded": yielded}
+        place = self._reached(num_samples, from_beginning)
+        if self._run is not None:
+            self._run.saved = self._run.position
+        state = self._state_of(place)
+        if self._trainer_offset is not None:
+            state[_TRAINER] = place.epoch - self._trainer_offset
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin where another was when it returned this state.
@@ -205,8 +266,11 @@ class Resumable(ABC):
         ------
         ValueError
             If it was over another dataset or view, or in another order; it says what differs.
+        RuntimeError
+            Within a loop over this, which would not know of it.
         """
         worker, workers = this_worker()
+        self._refuse_in_loop("load_state_dict()")
         place = self._place_of(state)
         if state.get("workers", 0) != workers:
             raise ValueError(
@@ -216,14 +280,18 @@ class Resumable(ABC):
         if workers:
             self._turns.rejoin(place, worker, workers)
             self._rejoined = place, integer("yielded", state["yielded"], 0)
-        else:
-            self._go_to(place, pinned=False)
+            return
+        self._trainer_epoch = self._trainer_offset = None
+        if (known := state.get(_TRAINER)) is not None:
+            self._trainer_offset = place.epoch - integer(_TRAINER, known)
+        self._go_to(place, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:
         """Leave batches of an epoch out, say those that made the loss jump.
 
-        It is the epoch that goes on, or comes next: the next iteration begins behind what was
-        yielded so far, and passes over the batches, which states know.
+        It is the epoch that goes on, or comes next. A loop passes over the batches, from the next
+        one on; outside of a loop, the next iteration begins behind what was yielded so far, and
+        passes over them. States know of them.
 
         Parameters
         ----------
@@ -239,64 +307,117 @@ class Resumable(ABC):
         [[2]]
         """
         start, stop = integer("start", start, 0), integer("stop", stop, 0)
+        if this_worker()[1]:
+            raise RuntimeError("skip() in a worker of a DataLoader: call it where the loader is")
         place = self._reached()
         part = self._part(place.beginning)
         gap = (min(start * part.whole, part.size), min(stop * part.whole, part.size))
         gaps = joined([*place.gaps, gap])
         if len(gaps) > MAX_GAPS:
             raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
-        self._go_to(place._replace(gaps=gaps), self._turns.pinned)
+        run = self._run_from(place._replace(gaps=gaps))  # says what does not fit
+        if (old := self._running()) is None:
+            self._go_to(run.place, self._turns.pinned)
+            return
+        iterator = self._alive()
+        assert iterator is not None
+        run.was_taken, run.number = True, old.number
+        run.origin = run.position - (old.position - old.origin)
+        iterator.redirect(run)
+        self._run = run
 
     def _go_to(self, place: Place, pinned: bool) -> None:
+        """Begin there next, or let the iterator do from which nothing was taken."""
         self._turns.set(place, pinned)
+        iterator, fresh = self._alive(), self._fresh() is not None
         self._run = None
+        if iterator is not None and fresh:
+            self._run = self._next_run(self._turns.take)
+            self._run.number = self._turns.number(0, 0)
+            iterator.redirect(self._run)
+
+    # What runs
+
+    def _alive(self) -> EpochIterator | None:
+        """Return the iterator that began last, if somebody has it."""
+        iterator = None if self._iterator is None else self._iterator()
+        return iterator if iterator is not None and iterator.run is self._run else None
 
     def _fresh(self) -> Run | None:
         """Return the run that has begun, if nothing was taken from it."""
         run = self._run
         return run if run is not None and run.is_fresh and not self._turns.begun else None
 
+    def _running(self) -> Run | None:
+        """Return the run of a loop from which something was taken, and that is not over."""
+        run = self._run
+        if run is None or run.is_fresh or run.is_done or self._alive() is None:
+            return None
+        return run
+
+    def _current(self) -> Run | None:
+        """Return the run that the next batch is of, if that one has begun."""
+        return self._fresh() or self._running()
+
+    def _upcoming(self) -> Place:
+        """Return where the next iteration begins."""
+        run = self._fresh()
+        return self._turns.upcoming() if run is None else run.place
+
     def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
         """Return what a state is to say, given what somebody else counted, if so."""
         run = self._run
         if self._turns.begun:
             if samples is None:
-                raise RuntimeError(
-                    "workers of a DataLoader read ahead, and do not know what it yielded: "
-                    "npstream.torch.DataLoader does, and has the same methods"
-                )
+                raise RuntimeError(_READ_AHEAD)
             run = self._run_from(self._turns.last())
         if samples is not None:
             run = run or self._run_from(self._turns.upcoming())
-            run = Run(run.place, run.part, samples + (0 if from_beginning else run.part.start))
+            run = Run(run.place, run.part, samples + (0 if from_beginning else run.origin))
         if run is None:
             return self._turns.upcoming()
         return run.reached() or self._turns.upcoming()
 
-    def _begin_as(self, worker: int, workers: int) -> Run:
-        """Begin, in a worker, what its share of an epoch is to be taken from."""
-        if self._is_led:
-            self._run = self._run_from(self._turns.now())
-            return self._run
-        run = self._next_run(partial(self._turns.take_as, worker, workers))
-        if self._rejoined is not None:
-            place, yielded = self._rejoined
-            run = self._run_from(place)
-            run.position += yielded * run.part.world
-            self._rejoined = None
-        self._run = run
-        return run
+    def _refuse_in_loop(self, what: str) -> None:
+        run = self._running()
+        if run is not None and not this_worker()[1]:
+            raise RuntimeError(
+                f"{what} within a loop, which is in epoch {run.place.epoch} and would go on as it "
+                "is: leave the loop before, or drop its iterator if you hold it (del, or its "
+                "close()); or make another iteration"
+            )
+
+    def _warn_of_what_is_left(self, next_place: Place) -> None:
+        """Say that an epoch was left where a run that is resumed would go on."""
+        run = self._run
+        if run is None or self._has_warned or self._trainer_offset is not None:
+            return
+        is_left = not run.is_fresh and not run.is_done and run.reached() is not None
+        if not is_left or run.saved != run.position or next_place.epoch == run.place.epoch:
+            return
+        self._has_warned = True
+        self._warn_of_left(run)
+
+    @abstractmethod
+    def _warn_of_left(self, run: Run) -> None:
+        """Say that an epoch was left where a state of it was saved."""
+
+    # Runs
 
     def _next_run(self, take: Callable[[], Place]) -> Run:
         """Take turns until there is something to read: little may be left of an epoch."""
         while True:
             run = self._run_from(take())
-            if run.part.end > run.part.start or run.place == run.place.beginning:
+            if not _is_empty(run) or run.place == run.place.beginning:
                 return run
 
     def _run_from(self, place: Place) -> Run:
         part = self._part(place)
         return Run(place, part, part.start)
+
+
+def _is_empty(run: Run) -> bool:
+    return run.part.end <= run.part.start
 
 
 def this_worker() -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from npstream._typing import Bools, Int64
+from npstream.errors import stopped
 from npstream.orders.epoch import full_order
 from npstream.orders.permutation import Permutation, make_key
 from npstream.progress import progress
@@ -127,10 +128,13 @@ def filter_mask(
     step = batch_size or block
     for start in progress(range(0, len(view), step), "filter"):
         part = view[start : start + step]
-        if batch_size is None:
-            mask[start : start + step] = [bool(fn(sample)) for sample in part]
-            continue
-        kept = np.asarray(fn(part.load()))
+        try:
+            if batch_size is None:
+                mask[start : start + step] = [bool(fn(sample)) for sample in part]
+                continue
+            kept = np.asarray(fn(part.load()))
+        except StopIteration as error:
+            raise stopped("the function of filter()") from error
         if kept.dtype != bool or kept.shape != (len(part),):
             raise TypeError(
                 f"fn returned {kept.dtype} of shape {kept.shape} for a batch of {len(part)}; "

@@ -208,6 +208,11 @@ class StreamingEpochs:
             stop=stop, own=own, gaps=place.gaps,
         )  # fmt: skip
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return False
+
     def needs_state(self, ranks: Ranks) -> bool:
         """Tell whether the nodes do, only where a state knows which ones the run began with."""
         world, order = _world(ranks), self._order(None)

@@ -7,20 +7,26 @@ or when torch is there already and may know what they want to.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import repeat
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 import torch.distributed
+import torch.utils._pytree
 import torch.utils.data
-from torch.utils.data._utils.collate import collate, default_collate_fn_map
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from npstream._typing import AnyArray, Int64
 from npstream.batch import Batch, Ragged
 from npstream.dtypes import ML_DTYPES, dtype_of
+from npstream.errors import stopped
 from npstream.iterate import Iteration
+
+if TYPE_CHECKING:
+    from npstream.iterator import Run
 
 
 def tensor(array: AnyArray) -> torch.Tensor:
@@ -82,24 +88,88 @@ def worker() -> tuple[int, int]:
     return (0, 0) if info is None else (info.id, info.num_workers)
 
 
-def _stacked(batches: list[Batch], *, collate_fn_map: Any = None) -> Batch:
-    """Return batches as one, which has an axis more, as has what says which samples they hold."""
-    columns = {
-        name: collate([batch[name] for batch in batches], collate_fn_map=collate_fn_map)
-        for name in batches[0]
-    }
-    if not all(hasattr(batch, "ids") for batch in batches):
-        return Batch(columns)
-    ids, repeated = ([getattr(b, what) for b in batches] for what in ("ids", "repeated"))
-    return Batch(columns, np.stack(ids), np.stack(repeated))
+class _PassedOver:
+    """Stands for batches that are dropped unseen, so that none has to be read for them."""
+
+
+PASSED_OVER = _PassedOver()
+
+
+def _refuse(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
+    """Refuse to make a batch of batches."""
+    raise TypeError(
+        f"this DataLoader makes batches, of {len(batches)} each, of what are batches already, of "
+        f"{batches[0].n} samples: give it batch_size=None; or let torch make the batches, of "
+        "ds.iter(batch_size=..., batched=False)"
+    )
+
+
+def _first(items: list[_PassedOver], *, collate_fn_map: Any = None) -> _PassedOver:
+    return items[0]
 
 
 def _listed(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged]:
     return list(columns)
 
 
-# Torch would copy the first batch, ids and all, and put what it stacked into that.
-default_collate_fn_map.update({Batch: _stacked, Ragged: _listed})
+# Torch would wrap each batch in one more axis without a word: its default batch size is 1.
+default_collate_fn_map.update({Batch: _refuse, Ragged: _listed, _PassedOver: _first})
+
+
+class _Columns:
+    """What torch keeps of a batch that it takes apart as a pytree: a dict of its columns.
+
+    Two are equal if the names are. Which samples they are only goes along.
+    """
+
+    def __init__(self, names: Iterable[str], ids: Any = None, repeated: Any = None) -> None:
+        self.names = tuple(names)
+        self.ids, self.repeated = ids, repeated
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Columns) and self.names == other.names
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __repr__(self) -> str:
+        return repr(list(self.names))
+
+
+def _taken_apart(batch: Batch) -> tuple[list[Any], _Columns]:
+    return list(batch.values()), _Columns(batch, batch._ids, batch._repeated)
+
+
+def _taken_apart_by_name(batch: Batch) -> tuple[list[tuple[Any, Any]], _Columns]:
+    values, columns = _taken_apart(batch)
+    keys: list[Any] = [torch.utils._pytree.MappingKey(name) for name in columns.names]
+    return list(zip(keys, values, strict=True)), columns
+
+
+def _put_together(values: Iterable[Any], columns: _Columns) -> Batch:
+    """Return a batch, which still knows its samples if all its columns have as many rows."""
+    batch = Batch(zip(columns.names, values, strict=True))
+    ids = columns.ids
+    if ids is None or not all(np.shape(ids)[:1] == _rows(column) for column in batch.values()):
+        return batch
+    return Batch(batch, ids, columns.repeated)
+
+
+def _rows(column: Any) -> tuple[int, ...] | None:
+    if isinstance(column, Ragged):
+        return (len(column),)
+    return tuple(column.shape[:1]) if isinstance(column, torch.Tensor | np.ndarray) else None
+
+
+torch.utils._pytree.register_pytree_node(
+    Batch,
+    _taken_apart,
+    _put_together,
+    serialized_type_name="npstream.batch.Batch",
+    to_dumpable_context=lambda columns: list(columns.names),
+    from_dumpable_context=_Columns,
+    flatten_with_keys_fn=_taken_apart_by_name,
+)
 
 
 _ALIGNED = 64
@@ -152,24 +222,61 @@ def _at(
 ForkingPickler.register(Batch, _in_one_piece)
 
 
-def accelerated(dataset: Any) -> str | None:
-    """Tell how Accelerate, if it is there, reads a dataset now, where that takes knowing.
+def accelerated(dataset: Any) -> tuple[str | None, int]:
+    """Tell how Accelerate, which was imported, reads a dataset now, where that takes knowing.
 
     It "deals" what one process read to several, or several read all and drop what is others'; or
-    it "skips" what came before a checkpoint, of the next epoch, whichever was the checkpoint's.
+    it "skips" so many items, of the next epoch, whichever was the checkpoint's; or it reads a batch
+    "ahead" of what it yields.
     """
     loaders: Any = sys.modules.get("accelerate.data_loader")
     if loaders is None:
-        return None
+        return None, 0
     loader = loaders.GradientState().active_dataloader
     read = getattr(loader, "dataset", None)
     if isinstance(read, loaders.IterableDatasetShard):
-        return "deals" if read.dataset is dataset and read.num_processes > 1 else None
+        is_dealt = read.dataset is dataset and read.num_processes > 1
+        return "deals" if is_dealt else None, 0
     if read is not dataset:
-        return None
+        return None, 0
     if isinstance(loader, loaders.DataLoaderDispatcher) and loader.state.num_processes > 1:
-        return "deals"
-    return "skips" if isinstance(loader, loaders.SkipDataLoader) else None
+        return "deals", 0
+    if isinstance(loader, loaders.SkipDataLoader):
+        return "skips", loader.skip_batches * (loader.batch_size or 1)
+    if isinstance(loader, loaders.DataLoaderShard | loaders.DataLoaderDispatcher):
+        is_counted = hasattr(loader.base_dataloader, "state_dict")
+        return None if is_counted or loader.end_of_dataloader else "ahead", 0
+    return None, 0
+
+
+class _Guarded:
+    """A user's function, whose StopIteration does not end the loop that calls it."""
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self._function, self._what = function, what
+
+    def __call__(self, data: Any) -> Any:
+        first = data[0] if isinstance(data, list) and data else data
+        if isinstance(first, _PassedOver):
+            return first
+        try:
+            return self._function(data)
+        except StopIteration as error:
+            raise stopped(self._what) from error
+
+
+class _Epochs(torch.utils.data.Sampler[None]):
+    """The sampler of a loader, which samples nothing: trainers tell it which epoch begins."""
+
+    def __init__(self, iteration: Iteration) -> None:
+        self._iteration = iteration
+
+    def __iter__(self) -> Iterator[None]:
+        return repeat(None)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take a trainer's word that one of its epochs begins."""
+        self._iteration.follow_epoch(epoch)
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
@@ -185,6 +292,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         Samples that torch makes batches of. By default what is iterated over is yielded as it is.
     **options
         What else torch's takes.
+
+    Raises
+    ------
+    ValueError
+        If torch is to make batches of batches, and nothing says how.
 
     Examples
     --------
@@ -208,21 +320,61 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 f"{type(dataset).__name__!r} is not what ds.iter returns: "
                 "torch's own DataLoader takes any dataset"
             )
+        for name in ("collate_fn", "worker_init_fn"):
+            if options.get(name) is not None:
+                options[name] = _Guarded(options[name], name)
+            elif name == "collate_fn" and batch_size is not None and dataset.yields_batches:
+                raise ValueError(
+                    f"batch_size={batch_size} of a DataLoader of what are batches already: leave "
+                    "it out, or give batch_size=None; or let torch make the batches, of "
+                    "ds.iter(batch_size=..., batched=False)"
+                )
         super().__init__(dataset, batch_size, **options)  # type: ignore[arg-type]
+        sampler = _Epochs(dataset)
+        object.__setattr__(self, "sampler", sampler)  # which torch's own attributes refuse
+        if self.batch_sampler is not None:
+            self.batch_sampler.sampler = sampler  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        if not self.num_workers:
-            return super().__iter__()
-        if not getattr(self, "in_order", True):
+        if self.num_workers and not getattr(self, "in_order", True):
             raise ValueError("in_order=False: what is yielded in no order has no state")
-        run = self.dataset.begin()
-        rows = self.dataset.rows_of(run, self.batch_size, self.num_workers)
-        self.dataset.lead(True)
+        return self.dataset.begin(self._items, self._rows_of)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_iterator": None}
+
+    def _rows_of(self, run: Run) -> int:
+        return self.dataset.rows_of(run, self.batch_size, self.num_workers)
+
+    def _items(self, run: Run) -> Iterator[Any]:
+        """Let torch read what is left of a run."""
+        if run.reached(run.position + run.missed) is None:
+            return iter(())
+        return self._watched(self.dataset.lead(run, super().__iter__), run)
+
+    def _watched(self, batches: Iterator[Any], run: Run) -> Iterator[Any]:
+        """Yield batches; raise if there are fewer than there must be."""
         try:
-            batches = super().__iter__()
-        finally:
-            self.dataset.lead(False)
-        return run.counted(batches, rows)
+            for batch in batches:
+                self.dataset.require_newest(run)
+                yield batch
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._iterator = None  # persistent workers, which may be lost
+            raise
+        left = run.part.samples - run.rows
+        if left > (self._rows_of(run) - 1 if self.drop_last else 0):
+            raise RuntimeError(
+                f"torch's DataLoader ended with {left} of this rank's {run.part.samples} samples "
+                "not read: a collate_fn, or something else that it calls, may have raised "
+                "StopIteration"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that a loop is in; outside of loops, the one that the next loop is of."""
+        return self.dataset.epoch
 
     def state_dict(self, *composer: Any) -> dict[str, Any]:
         """Return what is to be loaded to go on after the last batch that was yielded."""
@@ -235,3 +387,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Make all iterations from now on those of one epoch, until it is set anew."""
         self.dataset.set_epoch(epoch)
+
+    def skip(self, start: int, stop: int) -> None:
+        """Leave batches of an epoch out, in a loop from its next batch on."""
+        self.dataset.skip(start, stop)

@@ -26,7 +26,8 @@ MAX_GAPS = 8
 
 _GAPS, _RUN = 2, 2 + 2 * MAX_GAPS
 _PLACE = _RUN + 4  # words: epoch and position; gaps, the unused ones empty; drop_first and run
-_NEXT, _NOW, _PINNED, _SLOTS = 0, _PLACE, 2 * _PLACE, 2 * _PLACE + 1
+_NEXT, _NOW = 0, _PLACE
+_PINNED, _NEWEST, _BASE, _SAID, _SLOTS = range(2 * _PLACE, 2 * _PLACE + 5)
 _TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """The slot of worker 0 of as many workers; those of the others follow."""
@@ -72,12 +73,12 @@ class Turns:
 
     def __init__(self, epoch: int, room: int = 0) -> None:
         self._shared: Any = None
-        self._words = np.zeros(_SLOTS, np.int64)
+        self._hold(np.zeros(_SLOTS, np.int64))
         self._notes = Notes(room)
         self._write(_NEXT, Place(epoch))
 
     def __getstate__(self) -> Any:
-        if _is_spawning():
+        if is_spawning():
             self.share()
             return self._shared, self._notes
         copy = Turns(0, self._notes.room)
@@ -87,9 +88,14 @@ class Turns:
     def __setstate__(self, state: Any) -> None:
         words, self._notes = state
         if isinstance(words, np.ndarray):
-            self._shared, self._words = None, words
+            self._shared = None
+            self._hold(words)
         else:
-            self._shared, self._words = words, np.frombuffer(words, np.int64)
+            self._shared = words
+            self._hold(np.frombuffer(words, np.int64))
+
+    def _hold(self, words: Int64) -> None:
+        self._words, self._fast = words, words.data  # by which a word is read in no time
 
     def share(self) -> None:
         """Move to memory that workers inherit, however they are started."""
@@ -100,7 +106,7 @@ class Turns:
             self._shared = multiprocessing.RawArray("q", _SLOTS + 2 * slots)
             words: Int64 = np.frombuffer(self._shared, np.int64)
             words[:_SLOTS] = self._words
-            self._words = words
+            self._hold(words)
             self._notes.share()
 
     @property
@@ -108,18 +114,35 @@ class Turns:
         """Whether all iterations are of the same epoch."""
         return bool(self._words[_PINNED])
 
+    def say_once(self, number: int) -> bool:
+        """Return whether nobody said what has this number before; from now on, somebody has."""
+        is_first = not int(self._words[_SAID]) >> number & 1
+        self._words[_SAID] |= 1 << number
+        return is_first
+
     def set(self, place: Place, pinned: bool) -> None:
         """Begin here next."""
         self._words[_SLOTS:] = 0
         self._words[_PINNED] = pinned
+        self._words[_NEWEST] += 1
+        self._words[_BASE] = self._words[_NEWEST]
         self._write(_NEXT, place)
+
+    @property
+    def newest(self) -> int:
+        """Number of the iteration that began last, or of the last place that was set."""
+        return self._fast[_NEWEST]
 
     def take(self) -> Place:
         """Return where an iteration begins that this process, no worker, makes or leads."""
         place = self.upcoming()
-        self._write(_NOW, place)
+        self.lead(place)
         self.set(self._after(place, 1, 1), self.pinned)
         return place
+
+    def lead(self, place: Place) -> None:
+        """Let iterations that this process leads begin here."""
+        self._write(_NOW, place)
 
     def now(self) -> Place:
         """Return where the iteration begins that the process leads which has this as a worker."""
@@ -129,7 +152,17 @@ class Turns:
         """Return where an iteration begins that is made by workers which nobody leads."""
         own, turns, shift = self._turns_of(worker, workers)
         own[_TURNS] += 1
+        number = self.number(worker, workers)
+        if number > self._words[_NEWEST]:
+            self._words[_NEWEST] = number  # as do the other workers of the same loader
         return self._after(self._read(_NEXT), turns, turns + shift)
+
+    def number(self, worker: int, workers: int) -> int:
+        """Return the number of the last iteration of a worker, or of a process that is none."""
+        if not workers:
+            return int(self._words[_BASE])
+        _, turns, _ = self._turns_of(worker, workers)
+        return int(self._words[_BASE]) + turns
 
     def rejoin(self, place: Place, worker: int, workers: int) -> None:
         """Let a worker, as all others do, take a turn of a place's epoch next."""
@@ -201,7 +234,7 @@ class Turns:
         self._words[at + _RUN + 1 : at + _PLACE] = lanes, seed, nodes or 0
 
 
-def _is_spawning() -> bool:
+def is_spawning() -> bool:
     """Tell whether what is being pickled is sent to a process that is about to start."""
     context: Any = sys.modules.get("multiprocessing.context")
     return context is not None and context.get_spawning_popen() is not None

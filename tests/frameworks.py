@@ -23,6 +23,8 @@ import npstream
 import npstream.torch
 
 EPOCHS, STEPS, SAVED = 2, 8, 11
+LIMIT = 5  # batches of an epoch that is left early
+ACCUMULATED = 3  # batches, which do not divide an epoch
 SETTINGS = {"batch_size": 4, "shuffle": True, "seed": 5}
 
 
@@ -80,15 +82,16 @@ def lightning(path, directory):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.01)
 
-    def seen(workers, checkpoint=None):
+    def seen(workers, checkpoint=None, limit=None, every=SAVED):
         saver = lightning.pytorch.callbacks.ModelCheckpoint(
-            directory, "{step}", every_n_train_steps=SAVED, save_top_k=-1
+            directory, f"{limit}-{{step}}", every_n_train_steps=every, save_top_k=-1
         )
         trainer = lightning.Trainer(
             accelerator="cpu",
             devices=2,
             strategy="ddp",
             max_epochs=EPOCHS,
+            limit_train_batches=limit,
             callbacks=[saver],
             logger=False,
             enable_progress_bar=False,
@@ -101,7 +104,12 @@ def lightning(path, directory):
 
     return {
         "whole": seen(workers=1),
-        "resumed": seen(0, directory / f"step={SAVED}.ckpt"),
+        "resumed": seen(0, directory / f"None-step={SAVED}.ckpt"),
+        "limited": seen(0, limit=LIMIT, every=1),
+        "limited and resumed": [
+            seen(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
+            for step in (LIMIT - 1, LIMIT, LIMIT + 1)
+        ],
         "moved": moved(path, lambda batch: move_data_to_device(batch, "meta")),
     }
 
@@ -177,37 +185,53 @@ def transformers(path, directory):
                 saved = directory / f"checkpoint-{state.global_step}" / "data.json"
                 saved.write_text(json.dumps(train_dataloader.state_dict()))
 
-    def seen(checkpoint=None, kind=Streamed, **options):
+    def trained(checkpoint=None, kind=Streamed, load=True, save_steps=SAVED, **options):
+        torch.manual_seed(0)
         model, data = Model(), ds.iter(**SETTINGS)
         if kind is Streamed:
             data = npstream.torch.DataLoader(data)
-            if checkpoint is not None:
+            if checkpoint is not None and load:
                 data.load_state_dict(json.loads((checkpoint / "data.json").read_text()))
         arguments = TrainingArguments(
             str(directory),
             num_train_epochs=EPOCHS,
-            save_steps=SAVED,
+            save_steps=save_steps,
             use_cpu=True,
             report_to=[],
             disable_tqdm=True,
             **options,
         )
         trainer = kind(model, arguments, train_dataset=data, callbacks=[SaveData()])
-        if checkpoint is None and kind is Streamed:
+        if "moved" not in results:
             results["moved"] = moved(path, trainer._prepare_input)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        return model.seen
+        return model, trainer.state.global_step
+
+    def seen(*args, **options):
+        return trained(*args, **options)[0].seen
+
+    def accumulated(*args, **options):
+        model, steps = trained(
+            *args, gradient_accumulation_steps=ACCUMULATED, save_steps=1, **options
+        )
+        return [steps, model.layer.weight.tolist(), model.seen]
 
     results = {}
     whole = seen()
     checkpoint = directory / f"checkpoint-{SAVED}"
-    return {
-        **results,
+    results |= {
         "whole": whole,
-        "resumed": seen(checkpoint, ignore_data_skip=True),
-        "skipped": refusal(lambda: seen(checkpoint)),
+        "resumed": seen(checkpoint),
+        "nothing to skip": seen(checkpoint, ignore_data_skip=True),
+        "without a state": refusal(lambda: seen(checkpoint, load=False)),
         "dispatched": refusal(lambda: seen(kind=Trainer)),
     }
+    steps = -(-STEPS // ACCUMULATED)  # in an epoch
+    results["accumulated"] = accumulated()
+    results["accumulated and resumed"] = [
+        accumulated(directory / f"checkpoint-{step}") for step in (steps - 1, steps, steps + 1)
+    ]
+    return results
 
 
 def stub(*names):

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, default_collate
 
 import npstream
-from frameworks import EPOCHS, SAVED, SETTINGS, STEPS
+import npstream.torch
+from frameworks import ACCUMULATED, EPOCHS, LIMIT, SAVED, SETTINGS, STEPS
 from npstream.batch import Batch, Ragged
 
 N = 64
@@ -89,6 +91,12 @@ def test_lightning(trained, path):
     ranks = trained("lightning", package="lightning", launch=False)
     assert_each_has_its_part(ranks, path)
     assert ranks[0]["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
+    for number, rank in enumerate(ranks):
+        part = expected(path, number)
+        limited = [*part[:LIMIT], *part[STEPS : STEPS + LIMIT]]
+        assert rank["limited"] == limited
+        starts = (LIMIT - 1, LIMIT, LIMIT + 1)
+        assert rank["limited and resumed"] == [limited[start:] for start in starts]
 
 
 def test_accelerate(trained, path):
@@ -111,8 +119,15 @@ def test_hugging_face_trainer(trained, path):
     assert_each_has_its_part(ranks, path)
     for rank in ranks:
         assert "let get_train_dataloader return one" in rank["dispatched"]
-        assert "ignore_data_skip=True" in rank["skipped"]
+        assert rank["nothing to skip"] == rank["resumed"]
+        assert "give the npstream.torch.DataLoader the state_dict()" in rank["without a state"]
         assert rank["moved"] == ["Batch", "cpu", TEXT, None]
+        steps, weights, seen = rank["accumulated"]
+        assert steps == EPOCHS * -(-STEPS // ACCUMULATED)
+        assert len(seen) == EPOCHS * STEPS
+        starts = 2 * ACCUMULATED, STEPS, STEPS + ACCUMULATED
+        for start, resumed in zip(starts, rank["accumulated and resumed"], strict=True):
+            assert resumed == [steps, weights, seen[start:]]
 
 
 def test_composer(trained, path):
@@ -147,23 +162,37 @@ def test_a_batch_moves_with_its_ids():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_that_torch_makes_one_of_keep_all_ids(path, workers):
+@pytest.mark.parametrize("kind", ["dataset", "mixture"])
+def test_batches_of_batches_are_refused(path, workers, kind):
+    ds = npstream.open(path)
+    view = npstream.mix({"a": ds[:32], "b": ds[32:]}) if kind == "mixture" else ds
+    with pytest.raises(TypeError, match="batches already, of 4 samples: give it batch_size=None"):
+        list(DataLoader(view.iter(0, 1, batch_size=4), num_workers=workers))
+    samples = view.iter(0, 1, batch_size=4, batched=False)
+    assert len(list(DataLoader(samples, batch_size=4, num_workers=workers))) == N // 4
+
+
+def test_a_loader_of_batches_takes_no_batch_size(path):
     batches = npstream.open(path).iter(0, 1, batch_size=4)
-    first, *_ = DataLoader(batches, batch_size=2, num_workers=workers)
-    assert type(first) is Batch
-    assert first["x"].shape == (2, 4, 2)
-    assert first.ids.tolist() == first["number"].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert first.repeated.shape == (2, 4)
-    assert [list(column) for column in first["text"]] == [
-        ["", "a", "aa", "aaa"],
-        ["aaaa", "aaaaa", "aaaaaa", "aaaaaaa"],
-    ]
+    with pytest.raises(ValueError, match="batch_size=2 of a DataLoader of what are batches alrea"):
+        npstream.torch.DataLoader(batches, batch_size=2)
+    loader = npstream.torch.DataLoader(batches, batch_size=2, collate_fn=len)
+    assert list(loader) == [2] * 8
 
 
-def test_batches_without_ids_collate_too():
-    stacked = default_collate([Batch({"x": np.zeros(3)}), Batch({"x": np.ones(3)}, ids=range(3))])
-    assert stacked["x"].shape == (2, 3)
-    assert not hasattr(stacked, "ids")
+def test_a_batch_is_a_pytree_of_its_columns():
+    batch = Batch({"x": torch.arange(3), "y": torch.ones(3, 2)}, ids=[5, 6, 7])
+    doubled = pytree.tree_map(lambda column: 2 * column, batch)
+    assert type(doubled) is Batch
+    assert doubled["x"].tolist() == [0, 2, 4]
+    assert doubled.ids.tolist() == [5, 6, 7]
+    leaves, spec = pytree.tree_flatten(batch)
+    assert [leaf.shape for leaf in leaves] == [(3,), (3, 2)]
+    assert spec == pytree.tree_flatten(doubled)[1]
+    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
+    paths = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(batch)[0]]
+    assert paths == ["['x']", "['y']"]
+    assert not hasattr(pytree.tree_map(lambda column: column.sum(), batch), "ids")
 
 
 def test_rows_of_different_lengths_collate_as_a_list():

@@ -193,13 +193,6 @@ def test_batches_of_a_view_with_a_transform_are_refused(ds):
         view.iter(0, 1, batch_size=3, transform=len)
 
 
-def test_an_iteration_begins_anew_each_time(ds):
-    batches = ds.iter(0, 1, batch_size=50)
-    first, second = iter(batches), iter(batches)
-    assert next(first).ids[0] == next(second).ids[0] == 0
-    assert next(first).ids[0] == 50
-
-
 def test_columns_that_were_left_out_are_not_read(ds):
     (batch,) = ds[:4][["label"]].iter(0, 1, batch_size=4)
     assert list(batch) == ["label"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 
@@ -264,6 +265,142 @@ def test_a_loader_that_cannot_count_is_refused(ds):
         iter(npstream.torch.DataLoader(samples, 4, num_workers=2, in_order=False))
     with pytest.raises(TypeError, match=r"'Dataset' is not what ds.iter returns"):
         npstream.torch.DataLoader(ds)
+
+
+# Loops over loaders
+
+LOADERS = {
+    "alone": {},
+    "one": {"num_workers": 1},
+    "two": {"num_workers": 2},
+    "persistent": {"num_workers": 2, "persistent_workers": True},
+    "spawned": {"num_workers": 1, "multiprocessing_context": "spawn"},
+}
+
+
+def label_of(batch):
+    return batch["label"].tolist()
+
+
+def stop_at_20(batch):
+    """Transform a batch; spawned workers find it by name."""
+    if 20 in label_of(batch):
+        raise StopIteration
+    return batch
+
+
+def stop(*_):
+    raise StopIteration
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_batches_are_skipped_in_a_loop_over_a_loader(ds, kind):
+    whole, following = (
+        [b.ids.tolist() for b in ds.iter(0, 1, epoch=epoch, batch_size=6, shuffle=True)]
+        for epoch in range(2)
+    )
+    loader = npstream.torch.DataLoader(ds.iter(0, 1, batch_size=6, shuffle=True), **LOADERS[kind])
+    seen = []
+    for step, batch in enumerate(loader):
+        seen.append(batch.ids.tolist())
+        if step == 2:
+            loader.skip(4, 7)
+        state = loader.state_dict()
+        if step == 5:
+            resumed = ds.iter(0, 1, batch_size=6, shuffle=True)
+            resumed.load_state_dict(state)
+            assert [b.ids.tolist() for b in resumed] == whole[9:]
+    assert seen == [*whole[:4], *whole[7:]]
+    assert [batch.ids.tolist() for batch in loader] == following
+
+
+@pytest.mark.parametrize("kind", ["alone", "two", "persistent"])
+def test_what_a_loop_over_a_loader_does_not_allow(ds, kind):
+    loader = npstream.torch.DataLoader(ds.iter(0, 1, batch_size=6), **LOADERS[kind])
+    state = loader.state_dict()
+    old = iter(loader)
+    next(old)
+    with pytest.raises(RuntimeError, match="within a loop"):
+        loader.set_epoch(1)
+    with pytest.raises(RuntimeError, match="within a loop"):
+        loader.load_state_dict(state)
+    new = iter(loader)
+    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+        next(old)
+    assert next(new).ids[0] == 0
+    assert loader.state_dict()["position"] == 6
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loop_over_the_epochs_of_a_loader(ds, kind):
+    def trained(loader, stop=None):
+        seen = []
+        while loader.epoch < 3:
+            for batch in loader:
+                seen.append((loader.epoch, batch.ids.tolist()))
+                if len(seen) == stop:
+                    return seen, loader.state_dict()
+        return seen, None
+
+    def made(**options):
+        return npstream.torch.DataLoader(ds.iter(0, 1, batch_size=30, shuffle=True), **options)
+
+    whole, _ = trained(made())
+    assert [epoch for epoch, _ in whole] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    first, state = trained(made(**LOADERS[kind]), stop=5)
+    loader = made(**LOADERS[kind])
+    loader.load_state_dict(state)
+    rest, _ = trained(loader)
+    assert first + rest == whole
+
+
+@pytest.mark.parametrize("kind", ["alone", "two"])
+def test_stop_iteration_does_not_end_a_loader_s_epoch(ds, kind):
+    batches = ds.iter(0, 1, batch_size=6, transform=stop_at_20)
+    loader = npstream.torch.DataLoader(batches, **LOADERS[kind])
+    iterator = iter(loader)
+    assert [label_of(next(iterator))[0] for _ in range(3)] == [0, 6, 12]
+    with pytest.raises(RuntimeError, match="transform= raised StopIteration"):
+        next(iterator)
+    assert loader.state_dict()["position"] == 18
+    batches = ds.iter(0, 1, batch_size=6, transform=stop_at_20)
+    plain = DataLoader(batches, batch_size=None, **LOADERS[kind])
+    with pytest.raises(RuntimeError, match="transform= raised StopIteration"):
+        list(plain)
+
+
+@pytest.mark.parametrize("name", ["collate_fn", "worker_init_fn"])
+@pytest.mark.parametrize("kind", ["alone", "two"])
+def test_stop_iteration_in_what_a_loader_calls(ds, kind, name):
+    batches = ds.iter(0, 1, batch_size=6, batched=False)
+    loader = npstream.torch.DataLoader(batches, 6, **LOADERS[kind], **{name: stop})
+    if kind == "alone" and name == "worker_init_fn":
+        assert len(list(loader)) == 11
+        return
+    with pytest.raises(RuntimeError, match=f"{name} raised StopIteration"):
+        list(loader)
+
+
+@pytest.mark.parametrize("kind", ["alone", "two", "persistent"])
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_copy_of_a_loader_goes_on_where_the_original_was(ds, kind, done):
+    loader = npstream.torch.DataLoader(ds.iter(0, 1, batch_size=6, shuffle=True), **LOADERS[kind])
+    iterator = iter(loader)
+    for _ in range(done):
+        next(iterator)
+    other = copy.deepcopy(loader)
+    rest = [batch.ids.tolist() for batch in iterator]
+    assert [batch.ids.tolist() for batch in other] == rest
+    assert len(rest) == 11 - done
+
+
+def test_an_iteration_that_torch_s_workers_read_is_not_copied(ds):
+    batches = ds.iter(0, 1, batch_size=6)
+    loader = DataLoader(batches, batch_size=None, num_workers=1)
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(RuntimeError, match="not known where a copy is to go on"):
+        copy.deepcopy(batches)
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own

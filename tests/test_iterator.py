@@ -1,0 +1,389 @@
+"""Loops over an iteration: skipping within them, errors in them, older and newer ones, copies."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import warnings
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npstream
+
+N = 100
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("iterator") / "data"
+    npstream.write(path, {"x": np.arange(N)}, shard_size="256B")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ds(path):
+    return npstream.open(path)
+
+
+def of_dataset(ds, **more):
+    return ds.iter(0, 1, batch_size=10, shuffle=True, **more)
+
+
+def of_mixture(ds, **more):
+    mixed = npstream.mix({"a": ds[:60], "b": ds[60:]})
+    return mixed.iter(0, 1, batch_size=10, shuffle=True, **more)
+
+
+def of_streaming(ds, **more):
+    order = npstream.StreamingShuffle("py1s", num_canonical_nodes=1)
+    return ds.iter(0, 1, batch_size=10, shuffle=order, **more)
+
+
+KINDS = [of_dataset, of_mixture, of_streaming]
+
+
+def ids(batches):
+    return [batch["x"].tolist() for batch in batches]
+
+
+def left(length, done, skips):
+    """Return the numbers of the batches that are left of an epoch, by the plain meaning of skip."""
+    return [k for k in range(done, length) if not any(a <= k < b for a, b in skips)]
+
+
+# Skipping within a loop
+
+
+@pytest.mark.parametrize("make", KINDS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_batches_are_skipped_from_the_next_one_on(ds, make, data):
+    epochs = [ids(make(ds, epoch=epoch)) for epoch in range(2)]
+    numbers = {tuple(batch): k for k, batch in enumerate(epochs[0])}
+    batches, seen, skips, expected = make(ds), [], [], list(range(10))
+    for batch in batches:
+        seen.append(numbers[tuple(batch["x"].tolist())])
+        # After the last batch, it is the next epoch that batches are left out of.
+        is_over = not left(10, seen[-1] + 1, skips)
+        if not is_over and len(skips) < 3 and data.draw(st.integers(0, 3)) == 0:
+            gap = sorted(data.draw(st.tuples(st.integers(0, 10), st.integers(0, 10))))
+            batches.skip(*gap)
+            skips.append(gap)
+            expected = seen + left(10, seen[-1] + 1, skips)
+        state = json.loads(json.dumps(batches.state_dict()))
+        resumed = make(ds)
+        resumed.load_state_dict(state)
+        following = left(10, seen[-1] + 1, skips)
+        rest = [epochs[0][k] for k in following] if following else epochs[1]
+        assert ids(resumed) == rest
+    assert seen == expected
+    assert ids(batches) == epochs[1]
+
+
+def test_the_next_loop_does_not_read_the_epoch_again(ds):
+    batches = of_dataset(ds)
+    for step, _ in enumerate(batches):
+        if step == 2:
+            batches.skip(5, 7)
+    assert ids(batches) == ids(of_dataset(ds, epoch=1))
+
+
+def test_samples_are_skipped_too(ds):
+    samples = ds.iter(0, 1)
+    seen = []
+    for sample in samples:
+        seen.append(int(sample["x"]))
+        if len(seen) == 10:
+            samples.skip(20, 90)
+    assert seen == [*range(20), *range(90, 100)]
+
+
+def test_skip_is_refused_while_a_batch_is_made(ds):
+    batches = ds.iter(0, 1, batch_size=10, transform=lambda batch: batches.skip(5, 6))
+    with pytest.raises(RuntimeError, match="call it in the loop over the batches"):
+        next(iter(batches))
+
+
+# What a loop does not allow
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_an_epoch_is_not_set_within_a_loop(ds, make):
+    batches = make(ds)
+    state = batches.state_dict()
+    for step, _ in enumerate(batches):
+        with pytest.raises(RuntimeError, match=r"set_epoch\(\) within a loop, which is in epoch 0"):
+            batches.set_epoch(3)
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) within a loop"):
+            batches.load_state_dict(state)
+        if step == 3:
+            break
+    batches.set_epoch(3)
+    assert ids(batches) == ids(make(ds, epoch=3))
+    batches.load_state_dict(state)
+    assert ids(batches) == ids(make(ds))
+
+
+def test_an_iterator_that_is_held_can_be_closed(ds):
+    batches = of_dataset(ds)
+    iterator = iter(batches)
+    next(iterator)
+    with pytest.raises(RuntimeError, match="or drop its iterator if you hold it"):
+        batches.set_epoch(2)
+    iterator.close()
+    batches.set_epoch(2)
+    assert list(iterator) == []
+    assert ids(batches) == ids(of_dataset(ds, epoch=2))
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_an_old_iterator_raises(ds, make):
+    batches = make(ds)
+    old = iter(batches)
+    next(old)
+    new = iter(batches)
+    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+        next(old)
+    position = batches.state_dict()["position"]
+    next(new)
+    assert batches.state_dict()["position"] == position + 10 or position >= N
+
+
+def test_an_old_iterator_that_had_all_ends(ds):
+    batches = of_dataset(ds)
+    old = iter(batches)
+    for _ in range(10):
+        next(old)
+    iter(batches)
+    assert next(old, None) is None
+
+
+def test_an_iterator_that_nothing_was_taken_from_follows_what_is_set(ds):
+    batches = of_dataset(ds)
+    iterator = iter(batches)
+    batches.set_epoch(4)
+    assert ids(iterator) == ids(of_dataset(ds, epoch=4))
+
+
+# Errors in user code
+
+
+def stop(*_):
+    raise StopIteration
+
+
+def failing(numbers, error, batch):
+    if np.ravel(batch["x"])[0] in numbers:
+        raise error
+    return batch
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_stop_iteration_in_a_transform_does_not_end_an_epoch(ds, batched):
+    transform = functools.partial(failing, {50}, StopIteration())
+    items = iter(ds.iter(0, 1, batch_size=10, batched=batched, transform=transform))
+    before = list(islice(items, 5 if batched else 50))
+    assert np.ravel(before[-1]["x"])[-1] == 49
+    with pytest.raises(RuntimeError, match="transform= raised StopIteration, by which a loop ends"):
+        next(items)
+    assert len(list(items)) == (4 if batched else 49)  # a loop may go on behind it
+
+
+def test_stop_iteration_in_a_transform_of_a_view(ds):
+    view = ds.with_transform(stop)
+    reads = [
+        lambda: view[3],
+        lambda: list(view),
+        lambda: list(view.iter(0, 1)),
+        lambda: list(view.iter(0, 1, batch_size=10, batched=False)),
+        lambda: view.__getitems__([1, 2]),
+        lambda: list(view[np.arange(6).reshape(2, 3)][0]),
+    ]
+    for read in reads:
+        with pytest.raises(RuntimeError, match="the transform of the view raised StopIteration"):
+            read()
+
+
+def test_stop_iteration_in_a_transform_of_a_source(ds):
+    mixed = npstream.mix({"a": ds[:50], "b": ds[50:].with_transform(stop)})
+    for read in (lambda: mixed[70], lambda: list(mixed), lambda: list(mixed.iter(0, 1))):
+        with pytest.raises(RuntimeError, match="the transform of source 'b' raised StopIteration"):
+            read()
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_stop_iteration_in_a_filter(ds, batch_size):
+    with pytest.raises(RuntimeError, match=r"the function of filter\(\) raised StopIteration"):
+        ds.filter(stop, batch_size=batch_size)
+
+
+def test_an_error_of_a_transform_counts_its_batch_as_passed_over(ds):
+    transform = functools.partial(failing, {30, 40}, ValueError("bad"))
+    batches = ds.iter(0, 1, batch_size=10, transform=transform)
+    iterator, seen, states = iter(batches), [], []
+    while True:
+        try:
+            seen.append(next(iterator)["x"][0])
+        except ValueError:
+            states.append(batches.state_dict()["position"])
+        except StopIteration:
+            break
+    assert seen == [0, 10, 20, 50, 60, 70, 80, 90]
+    assert states == [30, 30]  # a state goes on before them, for they were not yielded
+    assert batches.state_dict()["epoch"] == 1
+
+
+# The epoch
+
+
+def test_a_loop_over_epochs(ds):
+    batches, seen = of_dataset(ds), []
+    while batches.epoch < 3:
+        seen += [(batches.epoch, batch["x"].tolist()) for batch in batches]
+    assert seen == [
+        (epoch, batch) for epoch in range(3) for batch in ids(of_dataset(ds, epoch=epoch))
+    ]
+
+
+@pytest.mark.parametrize(("done", "epoch"), [(0, 2), (1, 2), (9, 2), (10, 3)])
+def test_the_epoch_after_a_state_was_loaded(ds, done, epoch):
+    batches = of_dataset(ds, epoch=2)
+    for _ in zip(range(done), batches, strict=False):
+        pass
+    resumed = of_dataset(ds)
+    resumed.load_state_dict(batches.state_dict())
+    assert resumed.epoch == epoch
+    resumed.set_epoch(5)
+    assert resumed.epoch == 5
+
+
+# Copies
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("done", [0, 4, 10])
+def test_a_copy_goes_on_where_the_original_was(ds, make, done):
+    batches = make(ds)
+    iterator = iter(batches)
+    for _ in range(done):
+        next(iterator)
+    other = copy.deepcopy(batches)
+    rest = ids(iterator) if done < 10 else ids(batches)
+    assert ids(other) == rest
+
+
+def test_a_copy_of_an_epoch_that_was_left_begins_the_next_one(ds):
+    batches = of_dataset(ds)
+    next(iter(batches))
+    other = copy.deepcopy(batches)
+    assert ids(other) == ids(batches) == ids(of_dataset(ds, epoch=1))
+
+
+def test_a_copy_of_an_epoch_that_was_left_has_its_state(ds):
+    batches = of_dataset(ds)
+    next(iter(batches))
+    assert copy.deepcopy(batches).state_dict() == batches.state_dict()
+
+
+def test_an_iterator_is_not_copied(ds):
+    iterator = iter(of_dataset(ds))
+    for duplicate in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"copy what ds\.iter returned"):
+            duplicate(iterator)
+
+
+# Epochs that are left where a state was saved
+
+
+def test_leaving_an_epoch_at_a_saved_state_warns_and_names_epoch_size(ds):
+    batches = of_dataset(ds)
+    for step, _ in enumerate(batches, 1):
+        if step == 4:
+            state = batches.state_dict()
+            break
+    with pytest.warns(UserWarning, match=r"epoch 0 was left after 40 of 100 .* epoch_size=40"):
+        iter(batches)
+    limited = ds.iter(0, 1, batch_size=10, shuffle=True, epoch_size=40)
+    whole = [ids(limited) for _ in range(2)]
+    resumed = ds.iter(0, 1, batch_size=10, shuffle=True, epoch_size=40)
+    first = ds.iter(0, 1, batch_size=10, shuffle=True, epoch_size=40)
+    list(first)
+    resumed.load_state_dict(first.state_dict())
+    assert ids(resumed) == whole[1]
+    assert state["position"] == 40
+
+
+@pytest.mark.parametrize("saves", [0, 1, 2])
+def test_leaving_an_epoch_elsewhere_is_no_matter(ds, saves):
+    batches = of_dataset(ds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step, _ in enumerate(batches, 1):
+            if step <= saves:
+                batches.state_dict()
+            if step == 4:
+                break
+        list(batches)
+
+
+# Ranks that another launcher numbered
+
+
+LAUNCHERS = [
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "PMI_", "MV2_")) or name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name)
+    return monkeypatch.setenv
+
+
+@pytest.mark.parametrize("names", LAUNCHERS)
+def test_ranks_of_another_launcher_are_named_once(ds, alone, names):
+    rank, world = names
+    alone(rank, "3")
+    alone(world, "8")
+    batches = ds.iter(batch_size=10)
+    says = rf"{rank}=3 and {world}=8.*rank=int\(os.environ\['{rank}'\]\)"
+    with pytest.warns(UserWarning, match=says) as caught:
+        list(batches)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(batches)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+        {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "RANK": "1", "WORLD_SIZE": "2"},
+    ],
+)
+def test_ranks_that_are_known_come_without_a_warning(ds, alone, variables):
+    for name, value in variables.items():
+        alone(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(ds.iter(batch_size=10))
+        list(ds.iter(0, 1, batch_size=10))
+
+
+def test_ranks_that_are_given_come_without_a_warning(ds, alone):
+    alone("SLURM_PROCID", "3")
+    alone("SLURM_NTASKS", "8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(ds.iter(0, 1, batch_size=10))
