@@ -485,6 +485,31 @@ def test_what_others_write_over_stays_in_a_directory(tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == [INDEX, "notes.txt", "shard.00001.mds"]
 
 
+def test_a_server_of_files_that_repeats_a_request(tmp_path, monkeypatch):
+    """The answer to a link was lost, and its repetition finds the name taken, by itself."""
+    link = os.link
+
+    def repeated(old, new):
+        link(old, new)
+        raise FileExistsError(new)
+
+    monkeypatch.setattr(os, "link", repeated)
+    write(tmp_path / "out", None, 7)
+    monkeypatch.undo()
+    assert_published(str(tmp_path / "out"), None, 7, tmp_path / "cache")
+
+
+def test_writers_at_once_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refuse(old, new):
+        raise OSError(errno.EOPNOTSUPP, "no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for number in range(10):
+        url = str(tmp_path / f"{number}")
+        writes = [contender(url, None, value) for value in (7, 7, 8)]
+        assert_one_has_won(race(writes), url, None, [7, 7, 8], tmp_path / "cache")
+
+
 @pytest.mark.parametrize("path", ["out", "a/b/c"])
 def test_directories_that_a_write_made_go_with_it(path, tmp_path):
     for refused in ([{"x": object()}], [{"x": 1}, {"y": 2}], failing()):
