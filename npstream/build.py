@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -125,7 +126,11 @@ def packed_shards(store: Store, index: Index) -> Bools:
     """Return which shards are stored compressed, and not as they are, too."""
     packed = index.compressed.copy()
     shards = np.flatnonzero(packed)
-    packed[shards] = np.logical_not(store.exist(map(index.name, shards.tolist())))
+    found = store.sizes(map(index.name, shards.tolist()))
+    for shard, size in zip(shards.tolist(), found, strict=True):
+        if isinstance(size, StorageError) and size.errno != errno.EACCES:
+            raise size
+        packed[shard] = not isinstance(size, int)
     return packed
 
 

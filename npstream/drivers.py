@@ -103,8 +103,9 @@ class Driver:
     whole : callable, optional
         Reads a file of unknown size, up to a given number of bytes.
     info : callable, optional
-        Returns the file's info. Replaces the filesystem's own method where that reports every
-        failure as a missing file, or needs the length in the response to HEAD.
+        Returns the file's info with one request for the file itself. Replaces the filesystem's own
+        method where that lists the bucket, which may not be permitted, reports every failure as a
+        missing file, or needs the length in the response to HEAD.
     can_list : bool
         True if a listing contains all files.
     write : callable, optional
@@ -271,6 +272,14 @@ def _split_path(
     return bucket, f"{key}{found}{rest}", None
 
 
+async def _s3_head(filesystem: Any, path: str) -> dict[str, Any]:
+    bucket, key, version = filesystem.split_path(path)
+    wanted = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
+    found = await filesystem._call_s3("head_object", filesystem.kwargs, **wanted)
+    signs = {sign: found[sign] for sign in ("ETag", "LastModified") if sign in found}
+    return {"name": path, "type": "file", "size": found.get("ContentLength"), **signs}
+
+
 @asynccontextmanager
 async def _s3_request(filesystem: Any, path: str, start: int, end: Any) -> AsyncIterator[Response]:
     bucket, key, version = filesystem.split_path(path)
@@ -302,6 +311,14 @@ def _gcs_load() -> Any:
     # Its retries are a decorator's, with no setting.
     request = getattr(base._request, "__wrapped__", base._request)
     return type(base)("GCSFileSystem", (base,), {"_request": request})
+
+
+async def _gcs_info(filesystem: Any, path: str) -> Any:
+    bucket, key, version = filesystem.split_path(path)
+    found = await filesystem._call(
+        "GET", "b/{}/o/{}", bucket, key, json_out=True, generation=version
+    )
+    return filesystem._process_object(bucket, found)
 
 
 @asynccontextmanager
@@ -350,6 +367,14 @@ def _azure_tame(filesystem: Any) -> None:
     filesystem.service_client._config.retry_policy.total_retries = 0
     if not filesystem.version_aware:
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionid=")
+
+
+async def _azure_head(filesystem: Any, path: str) -> dict[str, Any]:
+    container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
+    client = filesystem.service_client.get_blob_client(container=container, blob=blob)
+    async with client:
+        found = await client.get_blob_properties(version_id=version, **filesystem._timeout_kwargs)
+    return dict((await filesystem._details([found]))[0])
 
 
 @asynccontextmanager
@@ -417,11 +442,18 @@ def _oci_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
 
 
 def _oci_info(filesystem: Any, path: str) -> Any:
-    try:
-        return filesystem.info(path)
-    except KeyError:  # no length in the response to HEAD
+    bucket, namespace, name = filesystem.split_path(path)
+    answer = filesystem._call_oci(
+        filesystem.oci_client.head_object,
+        namespace_name=namespace,
+        bucket_name=bucket,
+        object_name=name,
+    )
+    found = file_info(answer.status, answer.headers, path)
+    if found["size"] is None:  # no length in the response to HEAD
         with _oci_request(filesystem, path, 0, 1) as answer:
             return file_info(answer.status, answer.headers, path)
+    return found
 
 
 def _sftp_load() -> Any:
@@ -533,19 +565,22 @@ def _http_tame(filesystem: Any) -> None:
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
     options=_s3_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
-    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
+    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
-_GCS = Driver("gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read, create=_create)
+_GCS = Driver(
+    "gcs", "gcsfs", "gcs", load=_gcs_load, read=_gcs_read, info=_gcs_info, create=_create,
+)  # fmt: skip
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
     options=_gcs_hmac_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
-    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_request),
+    read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
     options=_azure_options, load=_azure_load, tame=_azure_tame, create=_create,
-    read=partial(read_range, _azure_request), info=partial(info_with_size, _azure_request),
+    read=partial(read_range, _azure_request),
+    info=partial(info_with_size, _azure_head, _azure_request),
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},

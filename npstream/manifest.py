@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,11 @@ class Manifest:
 
 
 def read_manifest(
-    store: Store, cache: Cache | None = None, aside: Store | None = None, version: str | None = None
+    store: Store,
+    cache: Cache | None = None,
+    aside: Store | None = None,
+    version: str | None = None,
+    strict: bool = False,
 ) -> Manifest:
     """Read the index of a dataset.
 
@@ -53,6 +58,9 @@ def read_manifest(
         Where the side-car lies, if not beside the index.
     version : str, optional
         The fingerprint of the index, if not the newest is wanted.
+    strict : bool
+        Raise an error if the store refuses to give the side-car. By default the side-car then
+        counts as absent, with a warning.
 
     Raises
     ------
@@ -60,12 +68,12 @@ def read_manifest(
     StorageError
         If there is no index, or the version was not kept.
     """
-    found = _read(store, cache, aside, INDEX)
+    found = _read(store, cache, aside, INDEX, strict)
     if version is None or found.index.fingerprint() == version:
         return found
     name = _kept(version)
     _require(store, name, version, found.index)
-    return _read(store, cache, aside, name)
+    return _read(store, cache, aside, name, strict)
 
 
 def _kept(version: str) -> str:
@@ -85,10 +93,14 @@ def _require(store: Store, name: str, version: str, newest: Index) -> None:
         )
 
 
-def _read(store: Store, cache: Cache | None, aside: Store | None, name: str) -> Manifest:
+def _read(
+    store: Store, cache: Cache | None, aside: Store | None, name: str, strict: bool
+) -> Manifest:
     opened: Callable[[], Sidecar | None] = partial(_open_sidecar, aside or store, cache)
     if is_wanted := cache is not None or aside is not None:
         opened = _meanwhile(opened)  # so that all takes two round trips, and not four
+    if not strict:
+        opened = partial(_unless_refused, opened, aside or store)
     sign = store.version(name)
     sidecar = None
     nbytes = size_in_version(sign) or 0
@@ -175,6 +187,33 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
     except (FormatError, IntegrityError) as error:
         log("reading without a side-car: %s", error)
     return None
+
+
+def _unless_refused(opened: Callable[[], Sidecar | None], store: Store) -> Sidecar | None:
+    """Return a side-car, or None if it may not be read."""
+    try:
+        return opened()
+    except StorageError as error:
+        if error.errno != errno.EACCES:
+            raise
+    warn_of_refused(store, stacklevel=7)
+    return None
+
+
+def warn_of_refused(store: Store, stacklevel: int) -> None:
+    """Warn that a side-car may not be read.
+
+    Amazon and Google answer so for an absent file to whoever may not list the bucket.
+    """
+    from npstream.formats.sidecar import NAME
+
+    warnings.warn(
+        f"{store.where(NAME)}: permission denied, so this optional file counts as absent: chunks "
+        "are not verified, and columns are read from the shards. If there is such a file, permit "
+        "to read it; if there is none, permit to list the bucket (Permissions in docs/stores.md)",
+        RuntimeWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def _mark(store: Store, name: str, nbytes: int, version: str) -> Mark:

@@ -118,7 +118,9 @@ def open_dataset(
         options = options_for(url, storage_options, index)
         aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
     if isinstance(store, LocalStore):
-        shards = Shards(read_manifest(store, None, aside, version).index, store, verify)
+        shards = Shards(
+            read_manifest(store, None, aside, version, verify is True).index, store, verify
+        )
     else:
         shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
     fetcher = Fetcher(shards)
@@ -146,7 +148,7 @@ def _open_remote(
     from npstream.remote_shards import RemoteShards
 
     cache = Cache(*kept, store.timeout)
-    found = read_manifest(store, cache, aside, version)
+    found = read_manifest(store, cache, aside, version, verify is True)
     files = RemoteFiles(found.index, store.identity, cache, found.identity, found.sidecar)
     if cache.limit is not None:
         cache.require(files.least())

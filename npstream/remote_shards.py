@@ -40,6 +40,9 @@ SMALL_CHUNK = 1 << 16
 MUCH = 4
 """A read of one part in so many of a chunk fetches the chunk."""
 
+_ABSENT = (errno.ENOENT, errno.EACCES)
+"""Amazon and Google answer "denied" for an absent file to whoever may not list the bucket."""
+
 SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
 
@@ -231,7 +234,7 @@ class RemoteShards(Shards):
             return super()._load_file(raw, zipped, compression)
         except StorageError as error:
             # What Streaming keeps in its own cache has only the unpacked file.
-            if zipped is None or error.errno != errno.ENOENT:
+            if zipped is None or error.errno not in _ABSENT:
                 raise
             return super()._load_file(raw, None, None)
 

@@ -115,7 +115,8 @@ class SurplusError(ResponseError):
 def check_range(status: int, headers: Headers, name: str, start: int, end: int) -> int | None:
     """Raise ResponseError unless a response holds bytes `start` to `end` of a file.
 
-    A response with the whole file is valid if the range is the whole file.
+    A response with the whole file is valid if the range is the whole file. So is a part without
+    Content-Range, which some servers leave out, if it has the length of the range.
 
     Parameters
     ----------
@@ -140,14 +141,18 @@ def check_range(status: int, headers: Headers, name: str, start: int, end: int) 
     """
     length = _length(headers)
     if status == 206:
-        found = _RANGE.fullmatch(_header(headers, "Content-Range") or "")
-        if found is None or found[1] is None:
+        named = _header(headers, "Content-Range")
+        found = _RANGE.fullmatch(named or "")
+        if named is None and length == end - start and not _is_multipart(headers):
+            first, stop = start, end
+        elif found is None or found[1] is None:
             raise ResponseError(
-                f"a part came that is not named: Content-Range is "
-                f"{_header(headers, 'Content-Range')!r}; expected bytes {start} to {end}"
+                f"a part came that is not named: Content-Range is {named!r}; expected bytes "
+                f"{start} to {end}"
             )
-        first, stop = int(found[1]), int(found[2]) + 1
-        if first == start and start < stop < end and found[3] == str(stop):
+        else:
+            first, stop = int(found[1]), int(found[2]) + 1
+        if first == start and start < stop < end and found and found[3] == str(stop):
             raise ResponseError(f"{stop - start} of {end - start} bytes came, and the file ends")
         if (first, stop) != (start, end):
             raise ResponseError(f"bytes {first} to {stop} came; expected {start} to {end}")
@@ -201,15 +206,25 @@ async def read_range(
             raise ResponseError(why, transient=False) from None
 
 
-async def info_with_size(request: RangeRequest, filesystem: Any, path: str) -> dict[str, Any]:
-    """Return the driver's info of a file, with the size from a range request if it is missing.
+async def info_with_size(
+    head: Callable[[Any, str], Awaitable[dict[str, Any]]],
+    request: RangeRequest,
+    filesystem: Any,
+    path: str,
+) -> dict[str, Any]:
+    """Return a file's info, with the size from a range request if `head` does not know it.
 
     Some proxies remove Content-Length from the response to HEAD.
+
+    Parameters
+    ----------
+    head : callable
+        Asks for the info with one request.
+    request : RangeRequest
+    filesystem
+    path : str
     """
-    try:
-        found = dict(await filesystem._info(path))
-    except KeyError:
-        found = {}
+    found = await head(filesystem, path)
     if found.get("size") is not None or found.get("type") == "directory":
         return found
     async with request(filesystem, path, 0, 1) as response:
@@ -252,6 +267,10 @@ async def read_body(read: Callable[[int], Awaitable[bytes]], most: int) -> bytes
 def _length(headers: Headers) -> int | None:
     text = _header(headers, "Content-Length")
     return int(text) if text and text.strip().isdecimal() else None
+
+
+def _is_multipart(headers: Headers) -> bool:
+    return (_header(headers, "Content-Type") or "").strip().lower().startswith("multipart/")
 
 
 def _header(headers: Headers, name: str) -> str | None:

@@ -15,6 +15,7 @@ from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings import parse, with_dtype
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.sidecar import Mark, Sidecar
+from npstream.manifest import warn_of_refused
 from npstream.progress import progress
 from npstream.remote import UNKNOWN_SIZE
 from npstream.reread import Reading
@@ -135,8 +136,10 @@ def _open_sidecar(
             return None
         problems.extend(_differences(index, sidecar.index(index.where), sidecar.where))
     except StorageError as error:
-        if needed or error.errno != errno.ENOENT:
+        if needed or error.errno not in (errno.ENOENT, errno.EACCES):
             problems.append(str(error))
+        elif error.errno == errno.EACCES:
+            warn_of_refused(aside, stacklevel=4)
         return None
     except NpstreamError as error:
         problems.append(str(error))
@@ -166,23 +169,28 @@ def _there(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bool
     for shard in range(len(index)):
         files = index.files(shard)
         ways = [[files.data, files.meta], [files.zip_data, files.zip_meta]]
-        missing = []
+        absent = []
         for there, way in zip((raw, packed), ways, strict=True):
             wanted = [file for file in way if file is not None]
             found = [size(file.name) for file in wanted]
-            missing += [f.name for f, nbytes in zip(wanted, found, strict=True) if nbytes is None]
-            there[shard] = bool(wanted) and None not in found
+            there[shard] = bool(wanted) and not any(map(_is_absent, found))
             for file, nbytes in zip(wanted, found, strict=True):
-                if nbytes in (None, UNKNOWN_SIZE, file.nbytes):
-                    continue
                 place = f"{store.where(file.name)} (shard {shard})"
-                wrong = f"{nbytes} bytes; the index says {file.nbytes}"
-                problems.append(f"{place}: {nbytes if isinstance(nbytes, OSError) else wrong}")
-                there[shard] = False
-                missing = []
-        if missing and not (raw[shard] or packed[shard]):
-            problems.append(f"{store.where(missing[-1])} (shard {shard}): there is no such file")
+                if _is_absent(nbytes):
+                    absent.append(f"{place}: {nbytes or 'there is no such file'}")
+                elif nbytes not in (UNKNOWN_SIZE, file.nbytes):
+                    wrong = f"{nbytes} bytes; the index says {file.nbytes}"
+                    problems.append(f"{place}: {nbytes if isinstance(nbytes, OSError) else wrong}")
+                    there[shard] = False
+                    absent = []
+        if absent and not (raw[shard] or packed[shard]):
+            problems.append(absent[-1])
     return raw, packed
+
+
+def _is_absent(size: int | StorageError | None) -> bool:
+    """Return whether a file is absent, or must be taken for that since the store refuses it."""
+    return size is None or (isinstance(size, StorageError) and size.errno == errno.EACCES)
 
 
 def _sizes(store: Store, index: Index) -> Callable[[str], int | StorageError | None]:

@@ -108,9 +108,9 @@ def unranged(**match: object) -> Fault:
     return Fault("unranged", **match)
 
 
-def unnamed(**match: object) -> Fault:
-    """Answer a ranged request with 206 and as many bytes, and do not say which ones."""
-    return Fault("unnamed", **match)
+def multipart(**match: object) -> Fault:
+    """Answer a ranged request with 206 and as many bytes, which are of several parts."""
+    return Fault("multipart", **match)
 
 
 def encoded(**match: object) -> Fault:
@@ -418,7 +418,7 @@ async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
     await writer.drain()
 
 
-_REWRITES = ("shift", "unranged", "unnamed", "encoded", "flood", "unsized")
+_REWRITES = ("shift", "unranged", "multipart", "encoded", "flood", "unsized")
 
 
 async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], writer) -> None:
@@ -435,8 +435,9 @@ async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], wri
     elif fault.kind == "unranged":
         status, entry[3] = "HTTP/1.1 200 OK", 200
         headers.pop("content-range", None)
-    elif fault.kind == "unnamed":
+    elif fault.kind == "multipart":
         headers.pop("content-range", None)
+        headers["content-type"] = "multipart/byteranges; boundary=x"
     elif fault.kind == "encoded":
         body = gzip.compress(body)
         headers["content-encoding"] = "gzip"

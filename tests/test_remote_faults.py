@@ -39,13 +39,13 @@ from faults import (
     flood,
     garbage,
     ignore_range,
+    multipart,
     other_range,
     reset,
     slow,
     stall,
     status,
     truncate,
-    unnamed,
     unranged,
     unsized,
     wrong_length,
@@ -243,7 +243,7 @@ def test_a_server_that_ignores_ranges_is_told_of(weak: Weak):
 @on_web_servers
 @pytest.mark.parametrize(
     "fault",
-    [other_range(1000), other_range(-1000), unranged(), unnamed(), encoded(), flood()],
+    [other_range(1000), other_range(-1000), unranged(), multipart(), encoded(), flood()],
     ids=lambda fault: f"{fault.kind}{fault.at or ''}",
 )
 def test_bytes_that_were_not_asked_for_are_not_taken(weak: Weak, fault: Fault):

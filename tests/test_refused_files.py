@@ -1,0 +1,158 @@
+"""Datasets whose files may be read, in buckets that may not be listed.
+
+Amazon and Google then answer 403, not 404, for a file that does not exist.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream.errors import StorageError
+from npstream.formats.compression import decompress
+
+SCHEMES = ("s3", "gs", "http")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves the files below a directory as a bucket, by three protocols, and lists nothing."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+    refused: tuple[str, ...] = ()
+    asked: list[str]
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing of every request."""
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        self.asked.append(f"{self.command} {self.path}")
+        is_about = path.startswith("/storage/v1/b/") and "alt=media" not in query
+        for prefix in ("/download/storage/v1/b/", "/storage/v1/b/", "/"):
+            if path.startswith(prefix):
+                name = unquote(path.removeprefix(prefix).replace("/o/", "/", 1))
+                break
+        file = self.root / name
+        if not file.is_file() or "list-type" in query or name.endswith(self.refused or ("//",)):
+            return self.answer(403, b"{}")
+        body = file.read_bytes()
+        if is_about:
+            about = {"name": name.partition("/")[2], "size": len(body), "generation": "1"}
+            return self.answer(200, json.dumps(about).encode())
+        if span := self.headers.get("Range"):
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            part = body[first : last + 1]
+            where = f"bytes {first}-{first + len(part) - 1}/{len(body)}"
+            return self.answer(206, part, {"Content-Range": where})
+        return self.answer(200, body)
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        for name, text in (headers or {}).items():
+            self.send_header(name, text)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@contextmanager
+def bucket(root: Path, scheme: str) -> Iterator[tuple[str, dict[str, Any], type[Handler]]]:
+    """Serve a directory; yield the URL of the dataset in it, options, and the handler."""
+    if scheme != "http":
+        pytest.importorskip({"s3": "s3fs", "gs": "gcsfs"}[scheme])
+    kind = type("Kind", (Handler,), {"root": root, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        options: dict[str, Any] = {
+            "s3": {"endpoint_url": address, "key": "k", "secret": "s"},
+            "gs": {"endpoint_url": address, "token": "anon", "project": "p"},
+            "http": {},
+        }[scheme]
+        yield f"{address}/b/ds" if scheme == "http" else f"{scheme}://b/ds", options, kind
+        server.shutdown()
+
+
+def make(root: Path, **settings: Any) -> None:
+    columns = {"i": np.arange(600), "text": [f"{n}" * 9 for n in range(600)]}
+    npstream.write(root / "b/ds", columns, shard_size="4KiB", **settings)
+
+
+def without_sidecar(root: Path) -> None:
+    for file in [*root.glob("b/ds/index.columns/*"), root / "b/ds/index.msgpack"]:
+        file.unlink()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_dataset_without_a_side_car_opens(tmp_path, scheme, compression):
+    make(tmp_path, compression=compression)
+    without_sidecar(tmp_path)
+    with bucket(tmp_path, scheme) as (url, options, _):
+        settings = {"storage_options": options, "cache": tmp_path / "cache"}
+        with pytest.warns(RuntimeWarning, match=r"index\.msgpack: permission denied") as told:
+            opened = npstream.open(url, **settings)
+        assert [warning.filename for warning in told] == [__file__]
+        with opened as ds:
+            assert ds[7]["i"] == 7
+            assert ds.load()["i"].tolist() == list(range(600))
+        with pytest.raises(StorageError, match=r"index\.msgpack") as caught:
+            npstream.open(url, verify=True, **settings)
+        assert caught.value.errno == errno.EACCES
+        with pytest.warns(RuntimeWarning, match="permission denied") as told:
+            report = npstream.verify_dataset(url, storage_options=options)
+        assert report.problems == ()
+        assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_compressed_shard_that_is_stored_unpacked_is_read(tmp_path, scheme):
+    make(tmp_path, compression="zstd")
+    without_sidecar(tmp_path)
+    for entry in json.loads((tmp_path / "b/ds/index.json").read_text())["shards"]:
+        file, raw = (tmp_path / "b/ds" / entry[of]["basename"] for of in ("zip_data", "raw_data"))
+        raw.write_bytes(decompress(file.read_bytes(), "zstd", entry["raw_data"]["bytes"]))
+        file.unlink()
+    with bucket(tmp_path, scheme) as (url, options, _), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds:
+            assert ds.load()["i"].tolist() == list(range(600))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_is_listed_to_look_at_a_file(tmp_path, scheme):
+    make(tmp_path)
+    with (
+        bucket(tmp_path, scheme) as (url, options, kind),
+        npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds,
+    ):
+        assert len(ds) == 600
+    assert not [line for line in kind.asked if "list-type" in line or line.endswith("/o")]
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_dataset_that_may_not_be_read_is_refused(tmp_path, scheme):
+    with (
+        bucket(tmp_path, scheme) as (url, options, _),
+        pytest.raises(StorageError, match="give credentials") as caught,
+    ):
+        npstream.open(url, storage_options=options, cache=tmp_path / "cache")
+    assert caught.value.errno == errno.EACCES
