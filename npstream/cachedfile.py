@@ -25,17 +25,20 @@ class CachedFile:
     ----------
     data : ndarray of uint8
         The shard's bytes, read-only; those of absent pieces must not be touched.
+    here : ndarray of uint8
+        Not 0 for each piece that is in the file, read-only; it changes under its reader.
     resident : ndarray of uint8
-        Not 0 for each piece that is here, read-only; it changes under its reader.
+        Not 0 for each piece that may be read: the same array, unless `distrust` was called.
     """
 
-    __slots__ = ("__weakref__", "_inode", "data", "path", "resident", "touched")
+    __slots__ = ("__weakref__", "_inode", "data", "here", "path", "resident", "touched")
 
     def __init__(self, path: str, descriptor: int, footer: sparse.Footer) -> None:
         whole = map_shared(descriptor, path)
         self.path = path
         self.data: Bytes = whole[: footer.nbytes]
-        self.resident: Bytes = whole[footer.nbytes : footer.nbytes + footer.pieces]
+        self.here: Bytes = whole[footer.nbytes : footer.nbytes + footer.pieces]
+        self.resident = self.here
         status = os.fstat(descriptor)
         self._inode = _inode(status)
         self.touched = time.monotonic() - (time.time() - status.st_mtime)
@@ -48,13 +51,27 @@ class CachedFile:
         except OSError:
             return False
 
+    def distrust(self) -> None:
+        """Let no piece be read before this process has verified it, as `admit` does."""
+        self.resident = np.zeros(len(self.here), np.uint8)
+
+    def admit(self, piece: int, check: Check) -> bool:
+        """Tell whether a piece may be read, and verify it for that; drop it if it is damaged."""
+        if self.resident[piece] or not self.here[piece]:
+            return bool(self.resident[piece])
+        if is_sound := check(self, piece):
+            self.resident[piece] = 1
+        else:
+            self.discard([piece])
+        return is_sound
+
     def lock(self, pieces: Iterable[int]) -> Claim:
         """Lock those of some pieces that are absent and that nobody else has locked."""
         return Claim(self, [int(piece) for piece in pieces])
 
     def wait(self, pieces: Iterable[int], timeout: float) -> None:
         """Wait until nobody fetches any of the pieces, they are here, or time is up."""
-        left = [int(piece) for piece in pieces if not self.resident[piece]]
+        left = [int(piece) for piece in pieces if not self.here[piece]]
         with suppress(OSError), locks.Description(self.path, os.O_RDONLY) as descriptor:
             locks.wait_until(lambda: not self._fetched_by_others(descriptor, left), timeout)
 
@@ -63,7 +80,7 @@ class CachedFile:
             return False
         first = len(self.data)
         return any(
-            not self.resident[piece] and locks.is_locked(descriptor, first + piece, 1)
+            not self.here[piece] and locks.is_locked(descriptor, first + piece, 1)
             for piece in pieces
         )
 
@@ -76,20 +93,24 @@ class CachedFile:
             )
         return self._write([(offset, data)])
 
-    def commit(self, pieces: Iterable[int]) -> bool:
+    def commit(self, pieces: Sequence[int]) -> bool:
         """Say that pieces are here, all of whose bytes were put; tell whether that was possible."""
         done = self._write([(self._place(piece), b"\1") for piece in pieces])
+        if done and self.resident is not self.here:
+            self.resident[pieces] = 1
         locks.notify()
         return done
 
-    def discard(self, pieces: Iterable[int]) -> None:
+    def discard(self, pieces: Sequence[int]) -> None:
         """Say that pieces are absent, since their bytes are wrong."""
+        if self.resident is not self.here:
+            self.resident[pieces] = 0
         self._write([(self._place(piece), b"\0") for piece in pieces])
 
     def _place(self, piece: int) -> int:
         """Return where a piece's residency byte is."""
-        if not 0 <= piece < len(self.resident):
-            raise IndexError(f"{self.path}: piece {piece} of {len(self.resident)}")
+        if not 0 <= piece < len(self.here):
+            raise IndexError(f"{self.path}: piece {piece} of {len(self.here)}")
         return len(self.data) + int(piece)
 
     def _write(self, parts: Sequence[tuple[int, Body]]) -> bool:
@@ -124,7 +145,7 @@ class Claim:
     def __init__(self, file: CachedFile, pieces: list[int]) -> None:
         self.pieces: list[int] = []
         self._description: locks.Description | None = None
-        absent = [piece for piece in pieces if not file.resident[piece]]
+        absent = [piece for piece in pieces if not file.here[piece]]
         if not absent:
             return
         try:
@@ -136,7 +157,7 @@ class Claim:
             if _inode(os.fstat(descriptor)) == file._inode:
                 locked = [p for p in absent if locks.try_lock(descriptor, file._place(p), 1)]
                 # Before the lock was ours, the piece may have come, or the file gone.
-                self.pieces = [piece for piece in locked if not file.resident[piece]]
+                self.pieces = [piece for piece in locked if not file.here[piece]]
         finally:
             if not (self.pieces and file.alive):
                 self.close()
@@ -180,7 +201,7 @@ def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None, timeout
         raise
     except OSError:
         # It can only be read, so what is sound in it is for this process to know.
-        file.resident = _sound(file, check)
+        file.here = file.resident = _sound(file, check)
         return True
     with description as descriptor:
         begin = len(file.data) + footer.pieces
@@ -197,7 +218,7 @@ def _sound(file: CachedFile, check: Check | None) -> Bytes:
     """Return the residency of the pieces whose bytes are right."""
     known = [
         check is not None and bool(here) and check(file, piece)
-        for piece, here in enumerate(file.resident)
+        for piece, here in enumerate(file.here)
     ]
     return np.array(known, np.uint8)
 

@@ -159,7 +159,7 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
     if remote is None:
         return Cost(tally.size, touched, len(chunks), len(chunks), 0, 0)
     found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-    here = np.array([is_here(remote, chunk) for chunk in found], bool)
+    here = np.array([remote.files.is_stored(*chunk) for chunk in found], bool)
     is_dense = np.array(
         [
             remote.is_dense(chunk[0], count) or remote.is_worn(chunk)
@@ -216,7 +216,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
             continue
         shards, chunks, _ = tally.chunks()
         found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-        absent = [chunk for chunk in found if not is_here(remote, chunk)]
+        absent = [chunk for chunk in found if not remote.files.is_here(*chunk)]
         cache = remote.files.cache
         caches[cache.directory] = cache
         needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
@@ -227,12 +227,6 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     with closing(side_by_side(jobs)) as arrivals:
         for _ in progress(jobs, "fetching"):
             next(arrivals)
-
-
-def is_here(remote: RemoteShards, chunk: tuple[int, int]) -> bool:
-    """Tell whether a chunk is in the cache, and make no file for it there."""
-    shard, number = chunk
-    return remote.files.peek(shard) is not None and remote.files.is_here(shard, number)
 
 
 def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:

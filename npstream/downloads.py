@@ -107,7 +107,7 @@ class Downloads:
                 for piece in part.pieces:
                     if (part.file.path, piece) in self._flying:
                         others.add((part.file.path, piece))
-                    elif not part.file.resident[piece]:
+                    elif not part.file.here[piece]:
                         free.append(piece)
                 mine += runs(part, free)
             for part in mine:
@@ -212,7 +212,7 @@ class Downloads:
                 if left[id(part)] == 0:
                     wrong = _damaged(part, part.file.data)
                     yield from runs(part, wrong)
-                    part.file.commit(piece for piece in part.pieces if piece not in wrong)
+                    part.file.commit([piece for piece in part.pieces if piece not in wrong])
                     reserved.spend(allocated(part.bounds[0], part.bounds[-1]))
                     self._land([part])
         finally:
@@ -227,7 +227,7 @@ def _damaged(part: Part, data: Bytes) -> list[int]:
 
 
 def _absent(part: Part) -> list[Part]:
-    return runs(part, [piece for piece in part.pieces if not part.file.resident[piece]])
+    return runs(part, [piece for piece in part.pieces if not part.file.here[piece]])
 
 
 def runs(part: Part, pieces: list[int]) -> list[Part]:

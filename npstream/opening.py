@@ -68,9 +68,9 @@ def open_dataset(
         The fingerprint of the index to read, if it is not the newest.
     verify : bool or str
         Which recorded hashes to check: "auto", those of shards that are decompressed, and of
-        chunks that are fetched; True, also those of files that are mapped, and single samples
-        are not fetched without their chunks; False, none; or the name of the hash to check in
-        both.
+        chunks that are fetched; True, also those of files that are mapped and of what is in the
+        cache, and single samples are not fetched without their chunks; False, none; or the name
+        of the hash to check in both.
     allow_pickle : bool
         Whether columns may be unpickled, which can run code.
     timeout : float
@@ -149,7 +149,10 @@ def _open_remote(
 
     cache = Cache(*kept, store.timeout)
     found = read_manifest(store, cache, aside, version, verify is True)
-    files = RemoteFiles(found.index, store.identity, cache, found.identity, found.sidecar)
+    files = RemoteFiles(
+        found.index, store.identity, cache, found.identity, found.sidecar,
+        strict=verify not in (False, "auto"),
+    )  # fmt: skip
     if cache.limit is not None:
         cache.require(files.least())
         cache.trim()

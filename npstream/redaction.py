@@ -46,6 +46,40 @@ _PUBLIC_NAME = re.compile(
 Of their values only what is secret in a URL is left out. All other values are left out whole.
 """
 
+_SERVICE = {
+    **dict.fromkeys(("endpoint", "endpoint_url", "service_endpoint", "blobendpoint"), "endpoint"),
+    **dict.fromkeys(("host", "hostname", "account_host", "endpointsuffix"), "host"),
+    "port": "port",
+    **dict.fromkeys(("account_name", "accountname"), "account"),
+    **dict.fromkeys(("region", "region_name"), "region"),
+}
+"""Options, and fields of connection strings, that tell one service from another."""
+
+_SERVICE_VARIABLES = {
+    "s3": {
+        "S3_ENDPOINT_URL": "endpoint",
+        "AWS_ENDPOINT_URL": "endpoint",
+        "AWS_ENDPOINT_URL_S3": "endpoint",
+        "AWS_REGION": "region",
+        "AWS_DEFAULT_REGION": "region",
+    },
+    "gs": {"STORAGE_EMULATOR_HOST": "endpoint"},
+    "az": {
+        "AZURE_ACCOUNT_NAME": "account_name",
+        "AZURE_STORAGE_ACCOUNT_NAME": "account_name",
+        "AZURE_STORAGE_CONNECTION_STRING": "connection_string",
+    },
+    "hf": {"HF_ENDPOINT": "endpoint"},
+}
+"""Environment variables that drivers take such options from, by scheme."""
+
+_SCHEMES = {
+    "s3a": "s3",
+    "gcs": "gs",
+    **dict.fromkeys(("abfs", "abfss", "azure", "azure-dl"), "az"),
+}
+"""Other names of schemes."""
+
 _WORDS = {
     *("true", "false", "none", "null", "auto", "default"),
     *("anon", "cloud", "google_default", "browser", "cache"),  # of gcsfs's token
@@ -124,15 +158,24 @@ def _cut(rest: str) -> tuple[str, str, str]:
     )
 
 
-def place_hash(url: str) -> str:
-    """Return a hash that tells the place of a URL from others, where `redacted_url` may not.
+def place_hash(url: str, options: Mapping[str, Any]) -> str:
+    """Return a hash that tells a place from others, where `redacted_url` may not.
+
+    Parameters
+    ----------
+    url : str
+    options : mapping
+        Options of the driver. Of these, endpoint, host, port, account and region count, also where
+        an environment variable gives them.
 
     Examples
     --------
-    >>> place_hash("sftp://host/a#1") == place_hash("sftp://host/a#2")
+    >>> place_hash("sftp://host/a#1", {}) == place_hash("sftp://host/a#2", {})
     False
-    >>> place_hash("https://host/a?sig=1") == place_hash("https://host/a?sig=2")
+    >>> place_hash("https://host/a?sig=1", {}) == place_hash("https://host/a?sig=2", {})
     True
+    >>> place_hash("s3://a/b", {}) == place_hash("s3://a/b", {"endpoint_url": "http://minio"})
+    False
     """
     from hashlib import blake2b
 
@@ -141,8 +184,23 @@ def place_hash(url: str) -> str:
         rest = _cut(rest)[0]
     if ":" in user or scheme not in _WITH_USER:
         user = ""
-    place = "\0".join((begin, user, rest.rstrip("/")))
+    known = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
+    given = {option: os.environ[name] for name, option in known.items() if name in os.environ}
+    service = sorted(set(_service({**given, **options})))
+    place = "\0".join((begin, user, rest.rstrip("/"), *service))
     return blake2b(place.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _service(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    """Yield what options say of the service, as "name=value"."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and depth < _DEPTH:
+            yield from _service(value, depth + 1)
+        elif isinstance(value, str) and _PAIRS.fullmatch(value):  # a connection string
+            pairs = (pair.partition("=") for pair in value.split(";"))
+            yield from _service({key.strip(): text for key, _, text in pairs}, _DEPTH)
+        elif isinstance(value, str | int) and (found := _SERVICE.get(str(name).lower())):
+            yield f"{found}={str(value).rstrip('/')}"
 
 
 def url_secrets(url: str) -> Iterator[str]:

@@ -118,7 +118,7 @@ class RemoteStore:
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = redacted_url(url)
-        self.identity = place_hash(url)
+        self.identity = place_hash(url, self._options)
         self._waits, self.patience = Waits(self.root), Patience()
         self._links: dict[int, _Link] = {}
 

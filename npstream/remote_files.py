@@ -42,6 +42,8 @@ class RemoteFiles:
         What tells this version of the dataset from others.
     sidecar : Sidecar, optional
         Holds the hashes of pieces.
+    strict : bool
+        Verify what is in the cache before this process first reads it, where hashes are recorded.
 
     Attributes
     ----------
@@ -54,13 +56,20 @@ class RemoteFiles:
     """
 
     def __init__(
-        self, index: Index, root: str, cache: Cache, identity: str, sidecar: Sidecar | None
+        self,
+        index: Index,
+        root: str,
+        cache: Cache,
+        identity: str,
+        sidecar: Sidecar | None,
+        strict: bool,
     ) -> None:
         self.index = index
         self.root = root
         self.cache = cache
         self.identity = identity
         self.sidecar = sidecar
+        self.strict = strict
         samples = np.diff(index.starts)
         self.chunks = chunk_counts(samples, index.nbytes, index.compressed, CHUNK_BYTES)
         self.most_chunks = int(self.chunks.max(initial=1))
@@ -70,7 +79,9 @@ class RemoteFiles:
         self._keys: dict[tuple[int, bool], str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteFiles, (self.index, self.root, self.cache, self.identity, self.sidecar)
+        return RemoteFiles, (
+            self.index, self.root, self.cache, self.identity, self.sidecar, self.strict,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Let go of the files."""
@@ -107,11 +118,22 @@ class RemoteFiles:
         if found is not None and found.alive:
             return found
         pieces = 1 if meta else 1 + int(self.chunks[shard])
-        key, check = self._key(shard, meta), self._after_restart(shard, meta)
+        key, check = self._key(shard, meta), self._cached_check(shard, meta)
         opened = self.cache.open(key, self._stored(shard, meta).nbytes, pieces, check)
         if opened is not None:
+            if self.strict and check is not None:
+                opened.distrust()
             self._open[shard, meta] = opened
         return opened
+
+    def _has(self, shard: int, meta: bool, piece: int) -> bool:
+        """Tell whether a piece may be read, and verify it for that where that is wanted."""
+        file = self._file(shard, meta)
+        if file is None or file.resident[piece] or not file.here[piece]:
+            return file is not None and bool(file.resident[piece])
+        check = self._cached_check(shard, meta)
+        assert check is not None
+        return file.admit(piece, check)
 
     def _stored(self, shard: int, meta: bool) -> File:
         files = self.index.files(shard)
@@ -148,18 +170,25 @@ class RemoteFiles:
         """Tell whether all of a shard but its samples is here, and make no file for that."""
         if self.peek(shard) is None:
             return False
-        files = (self.data(shard), self.head(shard))
-        return all(file is not None and file.resident[0] for file in files)
+        return self._has(shard, False, 0) and self._has(shard, self.has_meta(shard), 0)
 
     def is_here(self, shard: int, chunk: int) -> bool:
         """Tell whether a chunk is here, and where its samples lie."""
-        file = self.data(shard)
-        return file is not None and bool(file.resident[1 + chunk]) and self.is_ready(shard)
+        return self.is_ready(shard) and self._has(shard, False, 1 + chunk)
+
+    def is_stored(self, shard: int, chunk: int) -> bool:
+        """Tell whether a chunk is in the cache, verified or not, and make no file for that."""
+        if self.peek(shard) is None:
+            return False
+        data, head = self.data(shard), self.head(shard)
+        if data is None or head is None or not (data.here[0] and head.here[0]):
+            return False
+        return bool(data.here[1 + chunk])
 
     def is_whole(self, shard: int) -> bool:
         """Tell whether all of a shard is here."""
-        files = (self.data(shard), self.head(shard))
-        return all(file is not None and bool(file.resident.all()) for file in files)
+        chunks = range(int(self.chunks[shard]))
+        return self.is_ready(shard) and all(self._has(shard, False, 1 + k) for k in chunks)
 
     # Where things lie
 
@@ -193,13 +222,10 @@ class RemoteFiles:
 
     def offsets(self, shard: int) -> Offsets | None:
         """Return the offsets of a shard, if they are here."""
-        head = self.head(shard)
-        return None if head is None else self._offsets(head, shard)
-
-    def _offsets(self, head: CachedFile, shard: int) -> Offsets | None:
-        if not head.resident[0]:
+        if not self._has(shard, self.has_meta(shard), 0):
             return None
-        return _offsets_in(head.data, self.count(shard))
+        head = self.head(shard)
+        return None if head is None else _offsets_in(head.data, self.count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end, if no request is needed for that."""
@@ -249,8 +275,8 @@ class RemoteFiles:
         pieces = range(1 + int(self.chunks[shard]))
         return bounds is not None and all(check(k, _part(data, bounds, k)) for k in pieces)
 
-    def _after_restart(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
-        """Return what tells whether a piece survived a crash of the system, where hashes tell."""
+    def _cached_check(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
+        """Return what tells whether a piece that is in the cache is right, where hashes tell."""
         check = self.check(shard, meta)
         if check is None:
             return None
@@ -258,10 +284,10 @@ class RemoteFiles:
         def is_sound(file: CachedFile, piece: int) -> bool:
             if meta:
                 return check(piece, file.data)
-            apart = self.has_meta(shard)
-            bounds = self._bounds(
-                shard, self.offsets(shard) if apart else self._offsets(file, shard)
-            )
+            head = self.head(shard) if self.has_meta(shard) else file
+            if head is None or not head.here[0]:
+                return False
+            bounds = self._bounds(shard, _offsets_in(head.data, self.count(shard)))
             return bounds is not None and check(piece, _part(file.data, bounds, piece))
 
         return is_sound

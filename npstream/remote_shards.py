@@ -192,6 +192,8 @@ class RemoteShards(Shards):
 
     def is_ready(self, shard: int) -> bool:
         """Tell whether a shard can be opened without a request to the store."""
+        if self.files.strict and (file := self.files.peek(shard)) is not None:
+            self._verify_whole(shard, file)
         return self.files.is_ready(shard)
 
     def is_stale(self, shard: int, region: Region) -> bool:
@@ -277,8 +279,13 @@ class RemoteShards(Shards):
             self._fetch_packed(shard)
         self._fetch_heads([shard for shard in plain if not self.files.is_fixed(shard)])
         self.downloads.fetch([p for shard, mine in plain.items() for p in self._parts(shard, mine)])
-        for shard in plain:
-            self._verify_whole(shard)
+        for shard, mine in plain.items():
+            file = self.files.data(shard)
+            if file is not None and (error := self._verify_whole(shard, file)) is not None:
+                raise error
+            if self.files.strict:  # other processes may have brought some of them
+                for chunk in mine:
+                    self.files.is_here(shard, chunk)
 
     def _parts(self, shard: int, chunks: list[int]) -> list[Part]:
         """Return what to fetch for chunks of a shard."""
@@ -287,7 +294,7 @@ class RemoteShards(Shards):
             return []
         name, check = self.index.files(shard).data.name, self._check(shard)
         whole = Part(file, name, 0, tuple(bounds.tolist()), check)
-        head = [] if file.resident[0] else [0]
+        head = [] if self.files.is_ready(shard) else [0]
         return runs(whole, head + [1 + chunk for chunk in sorted(chunks)])
 
     def _check(self, shard: int, meta: bool = False) -> Check | None:
@@ -350,7 +357,7 @@ class RemoteShards(Shards):
                 self._fetch_unpacked(shard, data, head)
 
     def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
-        files, pieces = self.index.files(shard), range(len(data.resident))
+        files, pieces = self.index.files(shard), range(len(data.here))
         with data.lock(pieces) as claim:
             if not claim.pieces:
                 with self.remote.patience.waiting(self.remote.timeout / 2) as left:
@@ -361,18 +368,29 @@ class RemoteShards(Shards):
                 _keep(head, self._load_file(files.meta, files.zip_meta, files.compression))
             _keep(data, self._load_file(files.data, files.zip_data, files.compression))
 
-    def _verify_whole(self, shard: int) -> None:
-        """Hold a shard whose pieces have no hashes against its recorded one, once it is whole."""
-        file = self.files.data(shard)
-        if file is None or file in self._verified or not file.resident.all():
-            return
+    def _verify_whole(self, shard: int, file: CachedFile) -> IntegrityError | None:
+        """Verify a whole shard by its recorded hash, once, if its pieces have none.
+
+        Returns
+        -------
+        IntegrityError or None
+            What is wrong with it. It has been dropped then.
+        """
+        if file in self._verified or not file.here.all():
+            return None
         if self._check(shard) is None:
+            files, head = self.index.files(shard), self.files.head(shard)
             try:
-                self._verify(file.data, self.index.files(shard).data, True)
-            except IntegrityError:
-                file.discard(range(len(file.resident)))
-                raise
+                self._verify(file.data, files.data, True)
+                if files.meta is not None and head is not None and head.here[0]:
+                    self._verify(head.data, files.meta, True)
+            except IntegrityError as error:
+                for damaged in (file, head):
+                    if damaged is not None:
+                        damaged.discard(range(len(damaged.here)))
+                return error
         self._verified.add(file)
+        return None
 
     # Reading what is not in the cache
 
@@ -403,4 +421,4 @@ class RemoteShards(Shards):
 def _keep(file: CachedFile, data: Bytes) -> None:
     """Put all of a file into the cache."""
     if file.put(0, data.data):
-        file.commit(range(len(file.resident)))
+        file.commit(range(len(file.here)))

@@ -24,7 +24,14 @@ from npstream import drivers, jobs
 from npstream.__main__ import main
 from npstream.drivers import route
 from npstream.errors import NpstreamError
-from npstream.redaction import Redactor, redact, redacted_url, secret_strings, url_secrets
+from npstream.redaction import (
+    Redactor,
+    place_hash,
+    redact,
+    redacted_url,
+    secret_strings,
+    url_secrets,
+)
 from npstream.remote import RemoteStore
 from npstream.store import local_path, open_store
 
@@ -469,3 +476,40 @@ def test_an_event_loop_is_told_nothing(everything_said, monkeypatch):
     failure(lambda: RemoteStore(URLS[0], OPTIONS, 0.2, 0).ranges([("a", 0, 1)]))
     asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), fsspec.asyn.get_loop()).result(5)
     assert not has_secret(everything_said())
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "variables"),
+    [
+        ("s3://a/b", {"endpoint_url": "http://one"}, {}),
+        ("s3://a/b", {"client_kwargs": {"endpoint_url": "http://one", "region_name": "x"}}, {}),
+        ("s3a://a/b", {}, {"AWS_ENDPOINT_URL": "http://one"}),
+        ("s3://a/b", {}, {"AWS_DEFAULT_REGION": "us-gov-west-1"}),
+        ("gs://a/b", {"endpoint_url": "http://one"}, {}),
+        ("gs://a/b", {}, {"STORAGE_EMULATOR_HOST": "http://one"}),
+        ("az://a/b", {"account_name": "one"}, {}),
+        ("az://a/b", {}, {"AZURE_STORAGE_ACCOUNT_NAME": "one"}),
+        ("az://a/b", {"connection_string": "AccountName=one;AccountKey=secret=="}, {}),
+        ("abfs://a/b", {"connection_string": "AccountKey=k;BlobEndpoint=http://one"}, {}),
+        ("oci://a@n/b", {"config_kwargs": {"service_endpoint": "http://one"}}, {}),
+        ("sftp://host/b", {"port": 2222}, {}),
+        ("hf://datasets/a/b", {"endpoint": "http://one"}, {}),
+    ],
+)
+def test_places_of_different_services_differ(url, options, variables, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    plain = place_hash(url, {})
+    secrets = {"key": "k", "secret": "s", "token": "t", "AccountKey": "x"}
+    assert place_hash(url, secrets) == plain
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    assert place_hash(url, options) != plain
+    assert place_hash(url, options | secrets) == place_hash(url, options)
+
+
+def test_the_place_is_the_same_however_it_is_told(monkeypatch):
+    given = place_hash("s3://a/b", {"client_kwargs": {"endpoint_url": "http://one/"}})
+    assert place_hash("s3://a/b", {"endpoint_url": "http://one"}) == given
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one")
+    assert place_hash("s3://a/b", {}) == given

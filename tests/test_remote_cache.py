@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import npstream
+from datasets import write_jsonl
 from npstream import downloads, reading, sparse
 from npstream.__main__ import main
 from npstream.cache import Refusal
@@ -263,6 +264,74 @@ def test_what_cannot_be_kept_is_verified_too(
     for read in reads:
         with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds"):
             read()
+
+
+def damage(cache, begin=0.0, end=0.9):
+    """Flip the bytes of the shards in a cache, in some part of each, but not what follows them."""
+    for path in sorted(cache.glob("*.shard")):
+        body = bytearray(path.read_bytes())
+        with sparse.opened(str(path)) as descriptor:
+            footer = sparse.read_footer(descriptor)
+        first, last = int(begin * footer.nbytes), int(end * footer.nbytes)
+        body[first:last] = bytes(byte ^ 255 for byte in body[first:last])
+        with open(path, "r+b") as file:
+            file.write(body)
+
+
+@pytest.mark.parametrize("part", [(0.0, 0.01), (0.5, 0.6), (0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("how", "verify"),
+    [
+        *itertools.product(["variable", "fixed", "compressed", "no side-car"], [True, "xxh64"]),
+        ("text", True),
+    ],
+)
+def test_a_cache_that_is_damaged_is_verified(
+    how, part, verify, tmp_path, upload, requests, small_chunks
+):
+    data = tmp_path / "data"
+    if how == "text":
+        rows = [{"id": i, "x": f"{i:08}" * 9} for i in range(SAMPLES)]
+        write_jsonl(data, rows, {"id": "int", "x": "str"})
+        npstream.build_index(data)
+        numbers = np.array([row["x"] for row in rows])
+    else:
+        compression = "zstd" if how == "compressed" else None
+        numbers = write(data, how == "variable", hashes=["xxh64"], compression=compression)
+    if how == "no side-car":
+        (data / "index.msgpack").unlink()
+    url, cache = upload(data), tmp_path / "cache"
+    for _ in range(2):
+        with npstream.open(url, cache=cache, verify=verify) as ds:
+            ds.load()
+        damage(cache, *part)
+        # One sample, one of all chunks, all.
+        for read in (slice(77, 78), slice(None, None, 5), slice(None)):
+            with npstream.open(url, cache=cache, verify=verify) as ds:
+                np.testing.assert_array_equal(np.asarray(ds[read]["x"].load()), numbers[read])
+    # What is right is not fetched again, in another process either.
+    with npstream.open(url, cache=cache, verify=verify) as ds:
+        ds.load()
+    requests.clear()
+    with npstream.open(url, cache=cache, verify=verify) as ds:
+        np.testing.assert_array_equal(np.asarray(ds["x"].load()), numbers)
+        assert ds[SAMPLES - 1]["id"] == SAMPLES - 1
+    assert not [span for span in requests if "shard" in span[0]]
+
+
+def test_what_others_did_not_verify_is_verified(tmp_path, upload, small_chunks):
+    numbers = write(tmp_path / "data")
+    url, cache = upload(tmp_path / "data"), tmp_path / "cache"
+    with (
+        npstream.open(url, cache=cache, verify=True) as ds,
+        npstream.open(url, cache=cache, verify=False) as other,
+    ):
+        assert ds[0]["id"] == 0  # its files are open
+        other.load()
+        damage(cache, 0.3, 1.0)
+        assert ds.explain().cached == ds.explain().chunks
+        np.testing.assert_array_equal(ds["x"].load(), numbers)
+        check(ds, numbers)
 
 
 @pytest.mark.parametrize("has_sidecar", [True, False])
