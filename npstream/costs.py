@@ -13,21 +13,21 @@ import numpy as np
 
 from npstream import exact, merging, offsets
 from npstream.ahead import Job, side_by_side
+from npstream.cachedranges import CachedRanges
 from npstream.downloads import MAX_REQUEST
 from npstream.errors import CostError
-from npstream.formats.blocks import BLOCK as BLOCK_BYTES
-from npstream.formats.blocks import REQUEST as VALUES_REQUEST
 from npstream.formats.pieces import CHUNK_BYTES
+from npstream.gather import Plan
 from npstream.progress import progress
 from npstream.remote import WHOLE_REQUEST
 from npstream.sizes import size_text
 
 if TYPE_CHECKING:
     from npstream._typing import Int64
-    from npstream.gather import Plan
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
     from npstream.source import Source
+    from npstream.store import Span
 
 BLOCK = 1 << 20
 """Samples that are counted at once."""
@@ -134,7 +134,7 @@ def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     costs = []
     for tally in tallies(source, selection):
         if tally.is_aside(plan):
-            costs.append(_of_values(tally, plan.fields[0].encoding.dtype.itemsize))
+            costs.append(_of_values(tally, plan.fields[0].name))
         else:
             costs.append(_of_shards(tally, source, selection))
     return _sum(costs)
@@ -144,12 +144,21 @@ def _sum(costs: list[Cost]) -> Cost:
     return Cost(*(sum(getattr(cost, f.name) for cost in costs) for f in fields(Cost)))
 
 
-def _of_values(tally: Tally, itemsize: int) -> Cost:
+def _of_values(tally: Tally, column: str) -> Cost:
     """Return what loading a column out of the side-car costs."""
-    begin = tally.first * itemsize // BLOCK_BYTES
-    end = -(-(tally.last + 1) * itemsize // BLOCK_BYTES)
-    nbytes = min(end * BLOCK_BYTES, tally.source.index.samples * itemsize) - begin * BLOCK_BYTES
-    return Cost(tally.size, 0, 0, 0, -(-nbytes // VALUES_REQUEST), nbytes)
+    files, spans = _spans(tally, column)
+    sizes = [] if files is None else files.cost(spans)
+    return Cost(tally.size, 0, 0, 0, len(sizes), sum(sizes))
+
+
+def _spans(tally: Tally, column: str) -> tuple[CachedRanges | None, list[Span]]:
+    """Return the parts of files that hold a column of a view, and what reads them from a store."""
+    remote = tally.source.remote
+    assert remote is not None
+    assert remote.files.sidecar is not None
+    sidecar = remote.files.sidecar
+    files = sidecar.store if isinstance(sidecar.store, CachedRanges) else None
+    return files, sidecar.column_spans(column, tally.first, tally.last + 1)
 
 
 def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
@@ -201,24 +210,33 @@ def gate(source: Source, selection: Selection, what: str, plan: Plan | None = No
 
 
 def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
-    """Fetch the chunks that a view touches into the cache.
+    """Fetch what reading a view takes into the cache: chunks, and columns of the side-car.
 
     Raises
     ------
     ValueError
-        If the cache may not hold them all at once.
+        If the cache may not hold it all at once.
     """
     jobs: list[Job] = []
     caches, needed = {}, Counter[str]()
     for tally in tallies(source, selection):
         remote = tally.source.remote
-        if remote is None or tally.is_aside(plan):
+        if remote is None:
+            continue
+        cache = remote.files.cache
+        caches[cache.directory] = cache
+        for field in plan.fields:
+            alone = Plan([field])
+            if tally.size and tally.is_aside(alone):
+                files, spans = _spans(tally, field.name)
+                if files is not None:
+                    needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
+                    jobs.append((remote, partial(files.fetch, spans)))
+        if tally.is_aside(plan):
             continue
         shards, chunks, _ = tally.chunks()
         found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
         absent = [chunk for chunk in found if not remote.files.is_here(*chunk)]
-        cache = remote.files.cache
-        caches[cache.directory] = cache
         needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
         groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
         jobs += [(remote, partial(remote.fetch, group)) for group in groups]

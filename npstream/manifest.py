@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -14,15 +15,22 @@ from typing import TYPE_CHECKING, TypeVar
 from npstream._log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.formats.index import Index, parse_index
+from npstream.store import LocalStore
 
 if TYPE_CHECKING:
     from npstream.cache import Cache
     from npstream.formats.sidecar import Mark, Sidecar
-    from npstream.store import Span, Store
+    from npstream.store import Store
 
 T = TypeVar("T")
 
 INDEX = "index.json"
+
+UNREACHABLE = {
+    *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EIO),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+"""What errors say if a store does not answer."""
 
 LARGE = 1 << 22
 """An index of more bytes is not read if there is a side-car that tells all of it."""
@@ -101,11 +109,11 @@ def _read(
         opened = _meanwhile(opened)  # so that all takes two round trips, and not four
     if not strict:
         opened = partial(_unless_refused, opened, aside or store)
-    sign = store.version(name)
+    sign = _version(store, cache, name, is_index=True)
     sidecar = None
     nbytes = size_in_version(sign) or 0
     if nbytes > LARGE and (sidecar := opened()) is not None:
-        mark = _mark(store, name, nbytes, sign)
+        mark = _mark(store, cache, name, nbytes, sign)
         if sidecar.mark.matches(mark):
             try:
                 identity = _hash(mark.ends + sign.encode())
@@ -153,17 +161,64 @@ def size_in_version(version: str) -> int | None:
     return int(size) if size.isdecimal() else None
 
 
-def _through(store: Store, cache: Cache | None, name: str, version: str) -> bytes:
-    """Return a file of a known version, out of the cache if it is there."""
+def _version(store: Store, cache: Cache | None, name: str, is_index: bool = False) -> str:
+    """Return the version of a file: the last that the cache knows if the store is unreachable.
+
+    Raises
+    ------
+    StorageError
+        If there is no such file, or the cache knows no version of it.
+    """
+    if cache is None:
+        return store.version(name)
+    key = _key(store, name, "version")
+    kept = cache.fetch(key)
+    try:
+        version = store.version(name)
+    except StorageError as error:
+        is_absent = error.errno in (errno.ENOENT, errno.EACCES)
+        if is_absent and kept != b"" and (kept or not is_index):
+            cache.store(key, b"")
+        if error.errno not in UNREACHABLE or kept is None:
+            raise
+        if not kept:
+            code = errno.ENOENT
+            raise StorageError(code, os.strerror(code), store.where(name)) from error
+        version = kept.decode()
+        if is_index:
+            warnings.warn(
+                f"the store cannot be reached, so the dataset is read as the cache knows it, and "
+                f"may have been replaced meanwhile: {error}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+    else:
+        if kept != version.encode():
+            cache.store(key, version.encode())
+    return version
+
+
+def _through(
+    store: Store,
+    cache: Cache | None,
+    name: str,
+    version: str,
+    read: Callable[[], bytes] | None = None,
+) -> bytes:
+    """Return a file of a known version, or what `read` reads of it, out of the cache if it can."""
     nbytes = size_in_version(version)
     if cache is None:
-        return store.read(name, nbytes)
-    key = _hash(repr((store.identity, name, version)).encode())
+        return store.read(name, nbytes) if read is None else read()
+    key = _key(store, name, version if read is None else f"{version} ends")
     text = cache.fetch(key)
     if text is None:
-        text = store.read(name, nbytes)
+        text = store.read(name, nbytes) if read is None else read()
         cache.store(key, text)
     return text
+
+
+def _key(store: Store, name: str, what: str) -> str:
+    return _hash(repr((store.identity, name, what)).encode())
 
 
 def _hash(text: bytes) -> str:
@@ -177,10 +232,14 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
     from npstream.formats.sidecar import NAME, Sidecar
 
     try:
-        version = store.version(NAME)
-        if store.is_local or (size_in_version(version) or 0) > LARGE_SIDECAR:
+        version = _version(store, cache, NAME)
+        if cache is None or isinstance(store, LocalStore):
             return Sidecar(store)
-        return Sidecar(_Held(store, NAME, _through(store, cache, NAME, version)))
+        from npstream.cachedranges import CachedRanges
+
+        is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
+        held = {} if is_large else {NAME: _through(store, cache, NAME, version)}
+        return Sidecar(CachedRanges(store, cache, version, held))
     except StorageError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -216,35 +275,10 @@ def warn_of_refused(store: Store, stacklevel: int) -> None:
     )
 
 
-def _mark(store: Store, name: str, nbytes: int, version: str) -> Mark:
+def _mark(store: Store, cache: Cache | None, name: str, nbytes: int, version: str) -> Mark:
     """Return the mark of an index that is too large to be read for that."""
     from npstream.formats.sidecar import ENDS, make_mark
 
-    head, tail = store.ranges([(name, 0, ENDS), (name, nbytes - ENDS, ENDS)])
-    return make_mark(nbytes, head, tail, version, store.root)
-
-
-class _Held:
-    """A store whose side-car is in memory."""
-
-    def __init__(self, store: Store, name: str, text: bytes) -> None:
-        self._store = store
-        self._name = name
-        self._text = text
-
-    def ranges(self, spans: Iterable[Span]) -> list[bytes]:
-        """Return parts of files."""
-        wanted = list(spans)
-        others = iter(self._store.ranges(span for span in wanted if span[0] != self._name))
-        return [
-            self._text[begin : begin + nbytes] if name == self._name else next(others)
-            for name, begin, nbytes in wanted
-        ]
-
-    def size(self, name: str) -> int:
-        """Return the bytes of a file."""
-        return len(self._text) if name == self._name else self._store.size(name)
-
-    def where(self, name: str) -> str:
-        """Return the place of a file, for messages."""
-        return self._store.where(name)
+    spans = [(name, 0, ENDS), (name, nbytes - ENDS, ENDS)]
+    ends = _through(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
+    return make_mark(nbytes, ends[:ENDS], ends[ENDS:], version, store.root)

@@ -203,6 +203,9 @@ class RemoteStore:
         parts = dict(self.stream(spans))
         return [parts[number] for number in range(len(parts))]
 
+    def forget(self, spans: Iterable[Span]) -> None:
+        """Keep no copies of parts of files, whose bytes are wrong: there are none."""
+
     def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
         """Yield parts of files as they arrive, each with its number among the spans.
 

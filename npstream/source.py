@@ -5,6 +5,8 @@ Views of a dataset share one source. It pickles to its index and settings, not t
 
 from __future__ import annotations
 
+import errno
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -14,7 +16,7 @@ import numpy as np
 from npstream._typing import AnyArray, Bools, Int64, Sample
 from npstream.decode import batch_column, sample_values
 from npstream.dtypes import hidden_bool
-from npstream.errors import ColumnError, FormatError, MissingDependencyError
+from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.text import CASTS
@@ -141,7 +143,8 @@ class Source:
             first, last = int(ids.min()), int(ids.max())
             if self.is_aside(plan, first, last, len(ids)):
                 values = self._side_values(plan.fields[0], first, last + 1)
-                return {name: np.take(values, ids - first, out=out.get(name))}
+                if values is not None:
+                    return {name: np.take(values, ids - first, out=out.get(name))}
         return self._gathered(plan, ids, out)
 
     def _gathered(
@@ -153,14 +156,27 @@ class Source:
             for f in plan.fields
         }
 
-    def _side_values(self, field: Field, first: int, stop: int) -> AnyArray:
-        """Read a run of a column's values out of the side-car."""
+    def _side_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
+        """Read a run of a column's values out of the side-car; None if it may not be read."""
         remote = self.remote
         assert remote is not None
-        assert remote.files.sidecar is not None
-        values = remote.files.sidecar.column(field.name, first, stop).view(field.encoding.dtype)
+        sidecar = remote.files.sidecar
+        assert sidecar is not None
+        try:
+            values = sidecar.column(field.name, first, stop).view(field.encoding.dtype)
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES):
+                raise
+            warnings.warn(
+                f"column {field.name!r} is read from the shards, as its file in the side-car "
+                f"cannot be: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            sidecar.drop_column(field.name)
+            return None
         if (byte := hidden_bool(values)) is not None:
-            where = remote.files.sidecar.where
+            where = sidecar.where
             raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
         return values
 

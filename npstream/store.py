@@ -160,6 +160,9 @@ class LocalStore:
         except OSError as error:
             raise self._failed(name, error) from error
 
+    def forget(self, spans: Iterable[Span]) -> None:
+        """Keep no copies of parts of files, whose bytes are wrong: there are none."""
+
     def stream(self, spans: Iterable[Span]) -> Iterator[tuple[int, bytes]]:
         """Yield parts of files, each with its number; none may be cut short."""
         name, descriptor = "", -1

@@ -30,6 +30,9 @@ class Ranges(Protocol):
     def where(self, name: str) -> str:
         """Return the place of a file, for messages."""
 
+    def forget(self, spans: Iterable[tuple[str, int, int]]) -> None:
+        """Keep no copies of parts of files, whose bytes are wrong."""
+
 
 def xxh3(body: Body) -> int:
     """Return the 64-bit hash by which blocks and pieces are known.
@@ -132,6 +135,7 @@ class Blocks:
             wrong = block_hashes(body) != self.hashes[first:last]
             if not wrong.any():
                 return body
+            self.store.forget(spans)
         at = self.offset + (first + int(wrong.argmax())) * BLOCK
         raise IntegrityError(
             f"{self.store.where(self.name)}: the {BLOCK} bytes from byte {at} are not those "

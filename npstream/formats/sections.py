@@ -198,7 +198,7 @@ class _Begun:
         self._store = store
         self._name = name
         self._first = first
-        self.size, self.where = store.size, store.where
+        self.size, self.where, self.forget = store.size, store.where, store.forget
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
         wanted = list(spans)

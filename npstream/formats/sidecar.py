@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from npstream._typing import AnyArray, Body, Int64
 from npstream.errors import ColumnError, FormatError
-from npstream.formats.blocks import Blocks, Ranges, xxh3
+from npstream.formats.blocks import BLOCK, Blocks, Ranges, xxh3
 from npstream.formats.catalog import SidecarCatalog, catalog_sections, least
 from npstream.formats.index import (
     FORMATS,
@@ -259,6 +259,18 @@ class Sidecar:
         if values is None:
             values = self._values.setdefault(name, self._open_column(self._column(name)))
         return values.array(start, stop)
+
+    def column_spans(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
+        """Return what `column` reads for a run of values that is not empty."""
+        column = self._column(name)
+        begin, end = start * column.dtype.itemsize, stop * column.dtype.itemsize
+        first = begin - begin % BLOCK
+        last = min(-(-end // BLOCK) * BLOCK, self.samples * column.dtype.itemsize)
+        return [(column.file, 0, NPY_HEAD), (column.file, NPY_HEAD + first, last - first)]
+
+    def drop_column(self, name: str) -> None:
+        """Go on without a column whose file cannot be read."""
+        self.columns.pop(name, None)
 
     def _column(self, name: str) -> ColumnFile:
         try:
