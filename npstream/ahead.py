@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from npstream._log import log
 from npstream.errors import NpstreamError
@@ -16,6 +16,8 @@ from npstream.errors import NpstreamError
 if TYPE_CHECKING:
     from npstream._typing import Int64
     from npstream.remote_shards import Chunk, RemoteShards
+
+T = TypeVar("T")
 
 Job: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """Something to do that waits for a store, and the shards that are in the store."""
@@ -25,6 +27,9 @@ THREADS = 8
 
 GROUP = 1 << 23
 """Bytes of the chunks that are fetched together, about."""
+
+ROW_THREADS = 4
+"""Pieces of work whose samples are fetched one by one, side by side."""
 
 WINDOW = 1 << 28
 """Bytes of the chunks that were asked for, and are of samples that have not been read."""
@@ -201,6 +206,126 @@ class ReadAhead:
                 group.append(self._queue.popleft())
                 nbytes += self._shards.chunk_bytes(group[-1][0])
         return group
+
+
+class FetchingRows(Protocol):
+    """Shards whose samples are fetched one by one: those of one dataset, or of several."""
+
+    def hold_rows(self, nbytes: int) -> None:
+        """Keep so many more bytes of single samples in memory, or fewer."""
+
+    def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
+        """Bring samples whose chunks are not here into memory."""
+
+    def rows_bytes(self, shard_of: Int64) -> int:
+        """Return about how many bytes samples of some shards have."""
+
+    def stop(self, threads: Iterable[threading.Thread]) -> None:
+        """Let the requests of some threads fail, now and later."""
+
+
+class RowsOfPiece:
+    """The samples of a piece of work that are being fetched.
+
+    Parameters
+    ----------
+    ids, shard_of : ndarray of int64, shape (n,)
+    nbytes : int
+        Of the samples, about.
+    """
+
+    def __init__(self, ids: Int64, shard_of: Int64, nbytes: int) -> None:
+        self.ids, self.shard_of, self.nbytes = ids, shard_of, nbytes
+        self.done = threading.Event()
+
+
+class RowsAhead:
+    """Fetches single samples in the background, piece by piece, and holds them in memory.
+
+    Parameters
+    ----------
+    shards : RemoteShards or JoinedShards
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of the pieces that were asked for and not released, about.
+    threads : list of Thread
+        Those that fetch.
+    """
+
+    def __init__(self, shards: FetchingRows) -> None:
+        self._shards = shards
+        self._queue: deque[RowsOfPiece] = deque()
+        self._asked = threading.Condition()
+        self._is_closed = False
+        self.threads: list[threading.Thread] = []
+        self.nbytes = 0
+
+    def renew_locks(self) -> None:
+        """End in a forked process, which has none of the threads that fetch."""
+        self._asked = threading.Condition()
+        self.close()
+
+    def start(self) -> None:
+        """Do nothing: what is asked for is fetched at once."""
+
+    def ask(self, absent: tuple[Int64, Int64]) -> RowsOfPiece:
+        """Have samples, given with their shards, fetched after all before."""
+        piece = RowsOfPiece(*absent, self._shards.rows_bytes(absent[1]))
+        self.nbytes += piece.nbytes
+        self._shards.hold_rows(piece.nbytes)
+        with self._asked:
+            if self._is_closed or not len(piece.ids):
+                piece.done.set()
+                return piece
+            self._queue.append(piece)
+            if len(self.threads) < ROW_THREADS:
+                thread = threading.Thread(target=self._run, name="npstream-rows", daemon=True)
+                self.threads.append(thread)
+                thread.start()
+            self._asked.notify()
+        return piece
+
+    def taken(self, piece: T, asked: RowsOfPiece) -> Generator[T]:
+        """Yield a piece of work once its samples came, and hold them until it is done."""
+        asked.done.wait()  # the deadlines of its requests bound this
+        yield piece
+        self.nbytes -= asked.nbytes
+        self._shards.hold_rows(-asked.nbytes)
+
+    def __enter__(self) -> RowsAhead:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+        self._shards.stop(self.threads)
+        self._shards.hold_rows(-self.nbytes)
+
+    def close(self) -> None:
+        """Fetch no more than what is being fetched."""
+        with self._asked:
+            self._is_closed = True
+            while self._queue:
+                self._queue.popleft().done.set()
+            self._asked.notify_all()
+
+    def _run(self) -> None:
+        while (piece := self._next()) is not None:
+            try:
+                self._shards.fetch_rows(piece.ids, piece.shard_of)
+            except NpstreamError as error:
+                # Whoever reads these samples will fetch them anew, and is told what is wrong.
+                if not self._is_closed:
+                    log("reading ahead failed: %s", error)
+            finally:
+                piece.done.set()
+
+    def _next(self) -> RowsOfPiece | None:
+        """Wait for a piece to fetch; None once it is closed."""
+        with self._asked:
+            self._asked.wait_for(lambda: self._queue or self._is_closed)
+            return self._queue.popleft() if self._queue else None
 
 
 def side_by_side(jobs: Sequence[Job], most: int = THREADS) -> Generator[None]:

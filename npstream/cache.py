@@ -232,7 +232,7 @@ class Cache:
 
     def require(self, nbytes: int) -> None:
         """Raise ValueError unless the cache may hold `nbytes` at once."""
-        most = self.info().limit if self.limit is None else self.limit
+        most = self.room()
         if nbytes > most:
             mend = "raise cache_limit, or NPSTREAM_CACHE_LIMIT where that is not given"
             if self.limit is None:
@@ -241,6 +241,14 @@ class Cache:
                 f"{self.directory}: the cache may take {most:,} bytes, and this needs at least "
                 f"{nbytes:,}: {mend}"
             )
+
+    def room(self) -> int:
+        """Return the bytes that the cache may take; without a limit, its files are counted."""
+        return self.info().limit if self.limit is None else self.limit
+
+    def free(self) -> int:
+        """Return the bytes that the disk has left for a cache without a limit."""
+        return room.largest(self.directory, None, 0)
 
     def info(self) -> CacheInfo:
         """Count the cache's files."""

@@ -176,6 +176,11 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
         ],
         bool,
     )
+    # What the cache cannot hold at once is read sample by sample.
+    sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in found], 0)
+    limit = remote.files.cache.limit
+    if limit is not None and remote.verify is not True:
+        is_dense &= (np.cumsum(sizes) <= limit) | tally.source.index.compressed[shards]
     dense, sparse = ~here & is_dense, ~here & ~is_dense
     requests, nbytes = _of_chunks(remote, shards[dense], chunks[dense])
     if sparse.any():

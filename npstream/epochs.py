@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -122,6 +123,20 @@ class Epochs:
         """Return how many nodes read a chunk that one could read alone."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads."""
+        lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
+        return math.gcd(nodes, lanes) / nodes
+
+    def with_block(self, nbytes: int) -> tuple[Epochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self.shuffle is None:
+            return None
+        other = copy(self)
+        other.shuffle = Shuffle(nbytes).resolve(self._source.bytes_of(self._selection.size))
+        other._held = None
+        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""

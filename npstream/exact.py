@@ -95,6 +95,19 @@ class ExactRows:
         address, nbytes, arena = laid_out(bodies, self._shards.guards[shards])
         return address[which], nbytes[which], [arena]
 
+    @property
+    def is_extended(self) -> bool:
+        """Whether somebody fetches samples ahead, to be kept until they are read."""
+        return self._kept.is_extended
+
+    def extend(self, nbytes: int) -> None:
+        """Keep so many more bytes of samples, or fewer."""
+        self._kept.extend(nbytes)
+
+    def lacks(self, ids: Int64) -> Bools:
+        """Return which samples are not in memory."""
+        return np.array(self._kept.lacks(ids.tolist()), bool)
+
     def absent(self, ids: Int64) -> Int64:
         """Return those samples that are not in memory."""
         return ids[~np.isin(ids, np.array(self._kept.numbers(), np.int64))]

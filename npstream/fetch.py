@@ -22,7 +22,7 @@ from npstream._typing import Int64
 from npstream.patience import one_read
 
 if TYPE_CHECKING:
-    from npstream.ahead import ReadAhead
+    from npstream.ahead import ReadAhead, RowsOfPiece
     from npstream.joined import JoinedShards
     from npstream.shards import Region, Shards
 
@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 LOOK_AHEAD = 128
 """Pieces of work whose bytes are asked for before the first of them is done, at most."""
+
+ROWS_WINDOW = 1 << 24
+"""Bytes of single samples that are fetched ahead, about, but at least two pieces of work."""
 
 GROWTH = 4
 """Pieces whose bytes are asked for while one is done, as long as some have to be fetched."""
@@ -182,7 +185,11 @@ class Fetcher:
         return spans, held
 
     def ahead(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int = 0
+        self,
+        pieces: Iterable[T],
+        ids_of: Callable[[T], Int64],
+        step: int = 0,
+        is_rowwise: bool = False,
     ) -> Iterator[T]:
         """Yield pieces of work, each when the bytes of the next ones were asked for.
 
@@ -193,13 +200,29 @@ class Fetcher:
             Returns the samples that a piece is about.
         step : int
             Positive if samples come in rising order, negative if in falling, 0 if in no such.
+        is_rowwise : bool
+            Whether samples are fetched one by one, and not with their chunks.
         """
+        if is_rowwise:
+            yield from self._by_rows(pieces, ids_of)
+            return
         with self.shards.read_ahead() as coming:
             if coming is None:
                 yield from self._prefetched(pieces, ids_of)
             else:
                 fetched = self._fetched(pieces, ids_of, coming)
                 yield from self._passing(fetched, ids_of, step)
+
+    def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
+        window: deque[tuple[T, RowsOfPiece]] = deque()
+        with self.shards.rows_ahead() as rows:
+            for piece in pieces:
+                window.append((piece, rows.ask(self._absent(ids_of(piece)))))
+                while len(window) > 1 and (rows.nbytes >= ROWS_WINDOW or len(window) > LOOK_AHEAD):
+                    yield from rows.taken(*window.popleft())
+            for piece, asked in window:
+                yield from rows.taken(piece, asked)
 
     def _fetched(
         self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ReadAhead

@@ -11,10 +11,13 @@ from itertools import chain, repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+import numpy as np
+
 from npstream.batch import Batch
 from npstream.epochs import BLOCK, Epochs
 from npstream.exchange import torch_door
 from npstream.iterator import Part, Run
+from npstream.locality import Order
 from npstream.orders.epoch import Shuffle
 from npstream.orders.partition import LAST, left_before
 from npstream.ranks import Ranks, checked, counted, found, integer, other_launcher, running
@@ -37,6 +40,9 @@ TRANSFORM = "the transform of the view"
 
 _RANKS, _CHUNKS = 0, 1
 """Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
+
+NEIGHBOURS = 32
+"""Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
 
 BLOCK_BYTES = 1 << 22
 """Bytes of the samples, at most `BLOCK`, that are read at once where samples are yielded."""
@@ -176,6 +182,7 @@ class Iteration(Resumable):
         self._per_node = _optional("ranks_per_node", ranks_per_node)
         self._given = None if rank is None else checked(rank, world, self._per_node)
         self._found: Ranks | None = None
+        self._rowwise: bool | None = None
         self._replication = integer("replication", replication, 1)
         self._batch_size = _optional("batch_size", batch_size)
         self._global_batch_size = _optional("global_batch_size", global_batch_size)
@@ -366,7 +373,11 @@ class Iteration(Resumable):
         return self._epochs.sharing(self._resolve(), self._replication)
 
     def _part(self, place: Place) -> Part:
-        ranks = self._sharing()
+        return self._part_of(place, self._sharing(), self._epochs)
+
+    def _part_of(
+        self, place: Place, ranks: Ranks, epochs: Epochs | StreamingEpochs | MixtureEpochs
+    ) -> Part:
         size = self._batch_size or 1
         if (whole := self._global_batch_size) is not None:
             if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):
@@ -375,7 +386,48 @@ class Iteration(Resumable):
                     f"{ranks.world} times that, for as many ranks"
                 )
             size = whole // ranks.world
-        return self._epochs.part(place, ranks, size, self._last)
+        return epochs.part(place, ranks, size, self._last)
+
+    def _is_rowwise(self, run: Run) -> bool:
+        """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
+        if self._rowwise is None:
+            place = run.place.beginning
+            self._rowwise = not self._step and self._source.is_rowwise(
+                self._order(place, self._epochs), partial(self._smaller_block, place)
+            )
+        return self._rowwise
+
+    def _order(self, place: Place, epochs: Epochs | StreamingEpochs | MixtureEpochs) -> Order:
+        """Return the order in which this machine reads an epoch."""
+        ranks = self._sharing()
+        nodes = ranks.world // ranks.per_node
+        view = self._selection.size / max(self._source.index.samples, 1)
+        share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBOURS / ranks.per_node)
+        return Order(partial(self._first_samples, place, ranks, epochs), share)
+
+    def _first_samples(
+        self, place: Place, ranks: Ranks, epochs: Epochs | StreamingEpochs | MixtureEpochs, n: int
+    ) -> Int64:
+        """Return about the first `n` samples that ranks of this machine read."""
+        first = ranks.rank - ranks.rank % ranks.per_node
+        step = -(-ranks.per_node // NEIGHBOURS)
+        neighbours = range(first, first + ranks.per_node, step)
+        ids, turns = [], []
+        for rank in neighbours:
+            part = self._part_of(place, ranks._replace(rank=rank), epochs)
+            batches = min(-(-n // (len(neighbours) * part.batch_size)), part.batches)
+            ids.append(part.read(range(batches))[0])
+            turns.append(np.arange(len(ids[-1])) // part.batch_size)
+        return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
+
+    def _smaller_block(self, place: Place, fits: Callable[[Order], bool]) -> str:
+        """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
+        nbytes = self._source.index.total
+        while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
+            epochs, setting = smaller
+            if fits(self._order(place, epochs)):
+                return f"give {setting}"
+        return "read the samples in the order in which they are stored"
 
     def _state_of(self, place: Place) -> dict[str, Any]:
         return self._epochs.state(place, self._sharing())
@@ -399,13 +451,15 @@ class Iteration(Resumable):
 
     def _batches(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step):
+        rowwise = self._is_rowwise(run)
+        for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
             self.require_newest(run)
             columns = self._source.columns(plan, ids, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
     def _samples(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
-        for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step):
+        rowwise = self._is_rowwise(run)
+        for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
             self.require_newest(run)
             yield from self._source.samples(self._names, ids)
 

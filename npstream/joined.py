@@ -18,7 +18,7 @@ from weakref import WeakSet
 import numpy as np
 
 from npstream._typing import Int64
-from npstream.ahead import Job, ReadAhead, side_by_side
+from npstream.ahead import Job, ReadAhead, RowsAhead, side_by_side
 from npstream.formats import mds
 from npstream.formats.index import Index, ShardFacts, ShardFiles
 from npstream.patience import carried
@@ -64,7 +64,7 @@ class JoinedShards:
             for number, part in enumerate(self.parts)
             if not part.store.is_local
         }
-        self._readers: WeakSet[ReadAhead] = WeakSet()
+        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return JoinedShards, (self.parts,)
@@ -193,6 +193,39 @@ class JoinedShards:
         for part in self._remote.values():
             part.attend(reader)
         return reader
+
+    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
+        """Return the datasets in stores, and the number of the first sample of each."""
+        return [(part, self.first_samples[number]) for number, part in self._remote.items()]
+
+    def rows_ahead(self) -> RowsAhead:
+        """Return what fetches single samples in the background."""
+        reader = RowsAhead(self)
+        self._readers.add(reader)
+        return reader
+
+    def hold_rows(self, nbytes: int) -> None:
+        """Keep so many more bytes of single samples of each dataset in memory, or fewer."""
+        for part in self._remote.values():
+            part.hold_rows(nbytes)
+
+    def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
+        """Bring samples that are in stores into memory, if their chunks are not here."""
+
+        def fetch(number: int, rows: Rows) -> None:
+            if (part := self._remote.get(number)) is not None:
+                first, samples = self.first_shards[number], self.first_samples[number]
+                part.fetch_rows(ids[rows] - samples, shard_of[rows] - first)
+
+        self.each(self._by_shards(shard_of), fetch)
+
+    def rows_bytes(self, shard_of: Int64) -> int:
+        """Return about how many bytes samples of some shards have that are in stores."""
+        return sum(
+            part.rows_bytes(shard_of[rows] - self.first_shards[number])
+            for number, rows in self._by_shards(shard_of)
+            if (part := self._remote.get(number)) is not None
+        )
 
     @property
     def cache_limit(self) -> int | None:

@@ -31,6 +31,7 @@ from npstream.state import of_dataset, of_view
 
 if TYPE_CHECKING:
     from npstream.costs import Cost
+    from npstream.locality import Order
 
 SOURCE = "source"
 """The column that says which source a sample is of."""
@@ -136,14 +137,21 @@ class MixedSource(Source):
         return stored if rows is ids else self.rows.at(ids)
 
     def ahead(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int = 0
+        self,
+        pieces: Iterable[T],
+        ids_of: Callable[[T], Int64],
+        step: int = 0,
+        is_rowwise: bool = False,
     ) -> Iterator[T]:
         """Yield pieces of work, as `npstream.fetch.Fetcher.ahead` does."""
         looked_up = ((piece, self.rows.at(ids_of(piece))) for piece in pieces)
         step = step if self.rows.rises else 0
-        for piece, stored in self.fetcher.ahead(looked_up, itemgetter(1), step):
+        for piece, stored in self.fetcher.ahead(looked_up, itemgetter(1), step, is_rowwise):
             self._known = ids_of(piece), stored  # which will be read next
             yield piece
+
+    def _stored_order(self, order: Order) -> Order:
+        return order._replace(first=lambda n: self.rows.at(order.first(n)))
 
     def _named(self, names: Iterable[str]) -> tuple[tuple[str, ...], bool]:
         """Return the columns that are stored, and whether that of the sources is wanted, too."""

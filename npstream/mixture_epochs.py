@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -204,6 +205,18 @@ class MixtureEpochs:
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
         ]
         return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._of.nbytes]))
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        return 1 / nodes
+
+    def with_block(self, nbytes: int) -> tuple[MixtureEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self._settings is None:
+            return None
+        other = copy(self)
+        other._settings, other._held = Shuffle(nbytes), {}
+        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def part(
         self, place: Place, ranks: Ranks, batch_size: int, last: str

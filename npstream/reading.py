@@ -131,7 +131,8 @@ class _Blocks:
         """Return the ids of blocks from a row on, some of which are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
-        return self._source.ahead(blocks, lambda ids: ids, self._selection.step)
+        rowwise = self._source.is_view_rowwise(self._selection)
+        return self._source.ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
 
 
 class _OneByOne:

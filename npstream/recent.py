@@ -30,6 +30,7 @@ class Recent:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._extra = 0
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._nbytes = 0
         self.renew_locks()
@@ -37,6 +38,17 @@ class Recent:
     def renew_locks(self) -> None:
         """Replace the lock, which a thread that a forked process does not have may have held."""
         self._lock = threading.Lock()
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether the limit is raised."""
+        return self._extra > 0
+
+    def extend(self, nbytes: int) -> None:
+        """Raise the limit by so many bytes, or lower it again."""
+        with self._lock:
+            self._extra += nbytes
+            self._trim()
 
     def get(self, numbers: Iterable[int]) -> list[bytes | None]:
         """Return what is kept under some numbers, and None for the others."""
@@ -50,8 +62,7 @@ class Recent:
                 self._drop(number)
                 self._kept[number] = part
                 self._nbytes += EACH + len(part)
-            while self._nbytes > self._limit:
-                self._drop(next(iter(self._kept)))
+            self._trim()
 
     def drop(self, numbers: Iterable[int]) -> None:
         """Keep nothing under some numbers."""
@@ -63,6 +74,15 @@ class Recent:
         """Return all numbers under which something is kept."""
         with self._lock:
             return list(self._kept)
+
+    def lacks(self, numbers: Iterable[int]) -> list[bool]:
+        """Tell of each number whether nothing is kept under it."""
+        with self._lock:
+            return [number not in self._kept for number in numbers]
+
+    def _trim(self) -> None:
+        while self._nbytes > self._limit + self._extra:
+            self._drop(next(iter(self._kept)))
 
     def _used(self, number: int) -> bytes | None:
         part = self._kept.get(number)

@@ -17,7 +17,7 @@ from weakref import WeakSet
 import numpy as np
 
 from npstream._typing import Bytes, Int64
-from npstream.ahead import Coming, ReadAhead
+from npstream.ahead import Coming, ReadAhead, RowsAhead
 from npstream.cache import Reservation, allocated
 from npstream.downloads import Check, Downloads, Part, runs
 from npstream.errors import IntegrityError, StorageError
@@ -65,7 +65,7 @@ class RemoteShards(Shards):
         self.downloads = Downloads(store, files.cache)
         self.exact = ExactRows(self, store)
         self.coming = Coming()
-        self._readers: WeakSet[ReadAhead] = WeakSet()
+        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
         self._heads = threading.Lock()
@@ -93,10 +93,7 @@ class RemoteShards(Shards):
 
     def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
         """Return the chunks of samples in the order of their first use, with their counts."""
-        first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
-        chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
-        most = self.files.most_chunks
-        key_of = shard_of * most + chunk_of
+        key_of, most = self._keys_of(ids, shard_of), self.files.most_chunks
         if (key_of == key_of[0]).all():
             return [(divmod(int(key_of[0]), most), len(key_of))]
         keys, at, counts = np.unique(key_of, return_index=True, return_counts=True)
@@ -104,8 +101,27 @@ class RemoteShards(Shards):
         chunks = (divmod(key, most) for key in keys[order].tolist())
         return list(zip(chunks, counts[order].tolist(), strict=True))
 
+    def _keys_of(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Return a number for the chunk of each sample."""
+        first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
+        chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
+        return shard_of * self.files.most_chunks + chunk_of
+
+    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
+        """Return the datasets in stores, and the number of the first sample of each."""
+        return [(self, 0)]
+
+    def chunk_of(self, ids: Int64) -> Int64:
+        """Return the chunks of samples: numbers whose quotient by `most_chunks` is the shard."""
+        return self._keys_of(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
+
     def bring(self, ids: Int64, shard_of: Int64) -> Int64:
         """Fetch the chunks that samples cover much of; return the shards that are in the cache."""
+        if self.exact.is_extended:  # samples that were fetched one by one need no chunk
+            lacking = self.exact.lacks(ids)
+            ids, shard_of = ids[lacking], shard_of[lacking]
+            if not len(ids):
+                return ids
         ready: set[int] = set()
         dense: list[Chunk] = []
         coming: list[Chunk] = []
@@ -174,6 +190,32 @@ class RemoteShards(Shards):
         """Let somebody read ahead, once the next samples were read, maybe exactly."""
         self.exact.hurry()
         self._readers.add(reader)
+
+    # Reading ahead sample by sample
+
+    def rows_ahead(self) -> RowsAhead:
+        """Return what fetches single samples in the background."""
+        reader = RowsAhead(self)
+        self._readers.add(reader)
+        return reader
+
+    def hold_rows(self, nbytes: int) -> None:
+        """Keep so many more bytes of single samples in memory, or fewer."""
+        self.exact.extend(nbytes)
+
+    def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
+        """Bring samples whose chunks are not here into memory."""
+        keys, which = np.unique(self._keys_of(ids, shard_of), return_inverse=True)
+        most = self.files.most_chunks
+        absent = np.array([not self.files.is_here(*divmod(key, most)) for key in keys.tolist()])
+        rows = absent[which]
+        if rows.any():
+            with one_read():
+                self.exact.read(ids[rows], shard_of[rows])
+
+    def rows_bytes(self, shard_of: Int64) -> int:
+        """Return about how many bytes samples of some shards have."""
+        return sum(self.sample_bytes(shard) for shard in shard_of.tolist())
 
     def _start_readers(self) -> None:
         """Have those read ahead who held back until the first samples were read."""

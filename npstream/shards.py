@@ -17,8 +17,9 @@ from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
 
 if TYPE_CHECKING:
-    from npstream.ahead import ReadAhead
+    from npstream.ahead import ReadAhead, RowsAhead
     from npstream.formats.index import File, Index
+    from npstream.remote_shards import RemoteShards
     from npstream.store import Store
 
 Verify = bool | str
@@ -143,6 +144,14 @@ class Shards:
     def read_ahead(self) -> AbstractContextManager[ReadAhead | None]:
         """Return what fetches shards in the background, if anything does."""
         return nullcontext()
+
+    def rows_ahead(self) -> RowsAhead:
+        """Raise NotImplementedError: local files are mapped."""
+        raise NotImplementedError
+
+    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
+        """Return the datasets in stores, and the number of the first sample of each: none."""
+        return []
 
     def passed(self, shards: range, now: int | None) -> None:
         """Note that samples are read in order, who has done with some shards, and is in another."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from npstream.fetch import Fetcher
     from npstream.formats.index import Index, Schema
     from npstream.formats.mds_encode import Bodies
+    from npstream.locality import Order
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
 
@@ -201,10 +202,37 @@ class Source:
         return equal_text(self.fetcher, plan, ids, text)
 
     def ahead(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int = 0
+        self,
+        pieces: Iterable[T],
+        ids_of: Callable[[T], Int64],
+        step: int = 0,
+        is_rowwise: bool = False,
     ) -> Iterator[T]:
         """Yield pieces of work, as `npstream.fetch.Fetcher.ahead` does."""
-        return self.fetcher.ahead(pieces, ids_of, step)
+        return self.fetcher.ahead(pieces, ids_of, step, is_rowwise)
+
+    def is_rowwise(
+        self, order: Order, mend: Callable[[Callable[[Order], bool]], str] | None = None
+    ) -> bool:
+        """Tell whether an order is read sample by sample: `npstream.locality.is_rowwise`."""
+        if not self.remotes:
+            return False
+        from npstream import locality
+
+        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), mend)
+
+    def is_view_rowwise(self, selection: Selection) -> bool:
+        """Tell whether a view, which is read in its own order, is read sample by sample."""
+        if selection.step or not self.remotes:
+            return False
+        from npstream.locality import Order
+
+        share = min(1.0, selection.size / max(self.index.samples, 1))
+        return self.is_rowwise(Order(lambda n: selection.ids(0, min(n, selection.size)), share))
+
+    def _stored_order(self, order: Order) -> Order:
+        """Return an order as one of what the index counts."""
+        return order
 
     @property
     def has_transforms(self) -> bool:

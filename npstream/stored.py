@@ -66,7 +66,8 @@ class StoredTable:
             (copied if same else others).append(field)
         plan, first = Plan(copied), 0
         pieces = (self._selection.ids(start, stop) for start, stop in bounds)
-        for ids in self._source.ahead(pieces, lambda ids: ids, self._selection.step):
+        rowwise = self._source.is_view_rowwise(self._selection)
+        for ids in self._source.ahead(pieces, lambda ids: ids, self._selection.step, rowwise):
             parts: dict[str, Part] = dict(self._source.bodies(plan, ids)) if copied else {}
             for field in others:
                 parts[field.name] = self._decoded(field, ids, wanted[field.name], first)

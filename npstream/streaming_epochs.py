@@ -9,7 +9,8 @@ samples come twice so that ranks get equally many.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +223,19 @@ class StreamingEpochs:
     def shared_chunks(self, nodes: int) -> int:
         """Return 1: Streaming lets nodes share a lane, or take whole ones."""
         return 1
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        return 1 / nodes
+
+    def with_block(self, nbytes: int) -> tuple[StreamingEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self._settings.shuffle_algo is None:
+            return None
+        samples = self._source.rows_of(nbytes)
+        other = copy(self)
+        other._settings = replace(self._settings, shuffle_block_size=samples)
+        return other, f"shuffle_block_size={samples}"
 
     def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which is also one of Streaming's."""
