@@ -179,11 +179,26 @@ def _samples(data: Any, columns: Mapping[str, str] | None) -> Iterable[Any]:
     if columns is not None:
         return samples
     for first in samples:
+        _check_first(data, first)
         return chain([first], samples)
     raise ValueError(
         "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
         "gone through once only)"
     )
+
+
+def _check_first(data: Any, first: Any) -> None:
+    """Say of a table of another library, which is no samples, how it is written."""
+    if isinstance(first, Mapping) or hasattr(type(first), "_to_write"):
+        return
+    names = [name for name in ("column_names", "columns") if hasattr(data, name)]
+    if getattr(getattr(data, "dtype", None), "names", None):
+        names.append("dtype.names")
+    if names:
+        raise TypeError(
+            f"data is of type {type(data).__name__}, which holds no samples: write a mapping of "
+            f"its columns, {{name: data[name] for name in data.{names[0]}}}"
+        )
 
 
 class Writer:
@@ -284,9 +299,13 @@ class Writer:
         if not self._rows:
             self._nbytes = self._format.empty
         self._format.check_end(self._nbytes + nbytes, number)
-        self._rows.append(row)
-        self._sizes.append(len(row))
-        self._nbytes += nbytes
+        try:
+            self._rows.append(row)
+            self._sizes.append(len(row))
+            self._nbytes += nbytes
+        except BaseException as error:  # an interruption, which may have come in between
+            self._discard(error)
+            raise
 
     def _refuse_surplus(self, columns: Container[str], names: Iterable[Any], number: int) -> None:
         """Raise if there are names of which no column was made."""
@@ -301,36 +320,44 @@ class Writer:
         """Publish the dataset, unless that is done, and say what was written."""
         if self._report is None:
             self._check_open()
-            if self._format is None:
-                with self._all_or_nothing():
-                    raise ValueError(
-                        "no samples, and no columns=: nothing says what the dataset holds"
-                    )
-            if self._rows:
-                self._flush()
-            index: dict[str, Any] = {"shards": self._entries, "version": 2}
-            if self._format.annotations or not self._entries:
-                schema = None if self._entries else self._format.schema
-                index[KEY] = self._format.annotations.document(schema)
-            text = json.dumps(index, sort_keys=True).encode()
             with self._all_or_nothing():
-                if self._spool is None:
-                    self._destination.begin()
-                    self._destination.publish(text, ())
-                else:
-                    self._destination.publish(text, sidecar_files(self._spool, text))
+                self._publish()
                 self._given_up.detach()
             self._open = False
             self._report = self._make_report()
         return self._report
 
-    def _new_format(self, columns: Mapping[str, str | Encoding]) -> ShardFormat:
+    def _publish(self) -> None:
+        """Store what is left of the samples, and then the index."""
+        if self._format is None:
+            raise ValueError("no samples, and no columns=: nothing says what the dataset holds")
+        if self._rows:
+            self._flush()
+        index: dict[str, Any] = {"shards": self._entries, "version": 2}
+        if self._format.annotations or not self._entries:
+            schema = None if self._entries else self._format.schema
+            index[KEY] = self._format.annotations.document(schema)
+        text = json.dumps(index, sort_keys=True).encode()
+        if self._spool is None:
+            self._destination.begin()
+            self._destination.publish(text, ())
+        else:
+            self._destination.publish(text, sidecar_files(self._spool, text))
+
+    def _new_format(self, columns: Any) -> ShardFormat:
+        if not isinstance(columns, Mapping):
+            raise TypeError(f"columns maps names to encodings; got {columns!r}")
         if not columns:
             raise ValueError("a dataset has at least one column; columns is empty")
         parsed = {}
         for name, encoding in columns.items():
             if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
-                raise TypeError(f"columns maps names to encodings, both str; got {columns!r}")
+                shown = encoding.name if isinstance(encoding, Encoding) else encoding
+                raise TypeError(
+                    f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
+                )
+            if not _is_text(name):
+                raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
             parsed[name] = _parse(name, encoding) if isinstance(encoding, str) else encoding
         inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
         return ShardFormat(parsed, *self._settings, inferred=inferred)
@@ -418,6 +445,18 @@ class Writer:
         ends = np.concatenate([[0], np.cumsum(nbytes)])
         costs = ends + 4 * np.arange(len(ends))
         self._row_bytes = -(-len(data) // max(len(nbytes), 1))
+        number = self._written + len(self._sizes)
+        if self._format.size_limit:  # a sample that does not fit begins a shard
+            self._format.check_ends(self._format.empty + np.diff(costs), number)
+        else:
+            begin = self._nbytes if self._rows else self._format.empty
+            self._format.check_ends(begin + costs[1:], number)
+        with self._all_or_nothing():
+            self._append_checked(data, nbytes, ends, costs)
+
+    def _append_checked(self, data: Bytes, nbytes: Int64, ends: Int64, costs: Int64) -> None:
+        """Add samples, given where each ends, and where it would with what the head says of it."""
+        assert self._format is not None
         limit = self._format.most
         row, count = 0, len(nbytes)
         while row < count:
@@ -429,40 +468,37 @@ class Writer:
                 self._flush()
                 continue
             stop = max(stop, row + 1)
-            taken = int(costs[stop] - costs[row])
-            number = self._written + len(self._sizes) + stop - row - 1
-            self._format.check_end(self._nbytes + taken, number)
             self._rows.append(data[int(ends[row]) : int(ends[stop])].data)
             self._sizes += nbytes[row:stop].tolist()
-            self._nbytes += taken
+            self._nbytes += int(costs[stop] - costs[row])
             row = stop
 
     def _flush(self) -> None:
         """Store the rows as a shard."""
         assert self._format is not None
-        sizes = np.array(self._sizes, np.int64)
-        head, rows = self._format.head(np.cumsum(sizes)), self._rows
-        self._rows, self._sizes = [], []
-        if len(rows) == len(sizes):
-            rows = [b"".join(rows)]
-        self._store([head, *rows], len(sizes))
+        with self._all_or_nothing():
+            sizes = np.array(self._sizes, np.int64)
+            head, rows = self._format.head(np.cumsum(sizes)), self._rows
+            self._rows, self._sizes = [], []
+            if len(rows) == len(sizes):
+                rows = [b"".join(rows)]
+            self._store([head, *rows], len(sizes))
 
     def _store(self, pieces: Iterable[Body], samples: int) -> None:
         """Store a shard; each piece is used before the next is asked for."""
         assert self._format is not None
         compression, hashes = self._format.compression, self._format.hashes
         number = len(self._entries)
-        if self._spool is None:
-            with self._all_or_nothing():
-                self._destination.begin()
-            columns = scalar_columns([self._format.schema])
-            self._spool = Spool(columns, hashed=True, mark=self._destination.mark)
-        mark = self._destination.mark
-        scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
-        pieces = scan.watch(pieces)
-        raw = Tally(self._format.name(number, mark=mark), hashes)
-        stored = None
         with self._all_or_nothing():
+            if self._spool is None:
+                self._destination.begin()
+                columns = scalar_columns([self._format.schema])
+                self._spool = Spool(columns, hashed=True, mark=self._destination.mark)
+            mark = self._destination.mark
+            scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
+            pieces = scan.watch(pieces)
+            raw = Tally(self._format.name(number, mark=mark), hashes)
+            stored = None
             if compression is None:
                 self._destination.put(raw.name, raw.watch(pieces))
             else:
@@ -486,6 +522,8 @@ class Writer:
             raise
 
     def _discard(self, error: BaseException) -> None:
+        if not self._open:
+            return
         self._open = False
         if self._spool is not None:
             self._spool.close()
@@ -534,6 +572,15 @@ def _hash_names(hashes: Iterable[str]) -> list[str]:
     for name in names:
         digest(name, b"")  # refuses an unknown one
     return names
+
+
+def _is_text(name: str) -> bool:
+    """Return True if a name has bytes in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _infer(name: str, value: Any) -> Encoding:

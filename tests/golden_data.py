@@ -81,6 +81,15 @@ def sample(tagged: dict[str, Tagged]) -> dict[str, Any]:
     return {column: value(item) for column, item in tagged.items()}
 
 
+def without_palette(item: Any, encoding: str) -> Any:
+    """Return an image as Streaming stores it, without the palette that ours refuses to lose."""
+    if encoding != "pil" or not item.getpalette():
+        return item
+    from PIL import Image
+
+    return Image.frombytes(item.mode, item.size, item.tobytes())
+
+
 def _ndarray(tagged: Tagged) -> Any:
     array = np.frombuffer(blob(tagged), dtype=tagged["dtype"])
     return array.reshape(tagged["shape"]).copy()

@@ -649,6 +649,40 @@ def test_an_interruption_at_any_line_leaves_all_or_nothing(kind, tmp_path, memor
 
 @interruptions
 @pytest.mark.usefixtures("small_heap")
+@pytest.mark.parametrize(("how", "size"), [("samples", 1), ("batches", 300)])
+def test_an_interruption_that_a_loop_survives_loses_no_sample(how, size, tmp_path):
+    """What was written is published all the same, or nothing is, and the writer says so."""
+    done = []
+
+    def work(number):
+        done.clear()
+        with (
+            contextlib.suppress(ValueError),
+            npstream.Writer(tmp_path / str(number), {"v": "str"}, shard_size=size) as out,
+        ):
+            for k in range(4):
+                rows = npstream.Batch({"v": ["x" * 50, str(k)]})
+                with contextlib.suppress(KeyboardInterrupt):
+                    out.write({"v": str(k)} if how == "samples" else rows)
+                    done.append(k)
+
+    times, published = moments(lambda: work("traced")), 0
+    for number in times:
+        interrupt(number, partial(work, number))
+        url = str(tmp_path / str(number))
+        if settle(url):
+            published += 1
+            found = [int(value) for value in npstream.open(url)["v"] if value[0] != "x"]
+            assert found == sorted(set(found))
+            assert set(done) <= set(found)
+        else:
+            assert_nothing(url)
+    assert len(times) > 100
+    assert published
+
+
+@interruptions
+@pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("kind", ["directory", "memory"])
 def test_an_interruption_while_a_failed_write_is_removed(kind, tmp_path, memory):
     def work(number):

@@ -13,6 +13,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,6 +31,7 @@ from golden_data import (
     sample,
     units,
     value,
+    without_palette,
 )
 from npstream.errors import ColumnError
 from npstream.formats import encodings, mds_encode
@@ -162,7 +165,12 @@ EXACT_CASES = list(exact_cases())
 
 @pytest.mark.parametrize(("args", "samples", "golden", "exactness"), EXACT_CASES)
 def test_bytes_are_streamings(args, samples, golden, exactness, tmp_path):
-    report = write(tmp_path, map(sample, samples), **arguments(args))
+    columns = args["columns"]
+    given_ = (
+        {name: without_palette(item, columns[name]) for name, item in sample(each).items()}
+        for each in samples
+    )
+    report = write(tmp_path, given_, **arguments(args))
     same_dataset(tmp_path, golden, exactness)
     assert report.samples == len(samples)
     assert report.shards == len(load_index(golden)["shards"])
@@ -499,7 +507,97 @@ def test_a_sample_beyond_4_gib_is_refused(tmp_path, monkeypatch):
         writer.write({"x": 1})
 
 
+def test_a_batch_beyond_4_gib_is_refused_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(mds_encode, "MAX_BYTES", 1000)
+    with Writer(tmp_path, {"x": "str"}, shard_size=None) as writer:
+        writer.write({"x": "a"})
+        with pytest.raises(ValueError, match=r"with sample 3 a shard would have 1.* bytes"):
+            writer.write(npstream.Batch({"x": ["b", "c", "d" * 900, "e"]}))
+        writer.write(npstream.Batch({"x": ["b", "c"]}))
+    assert read(tmp_path) == [{"x": "a"}, {"x": "b"}, {"x": "c"}]
+
+
+def test_a_row_of_a_batch_that_no_shard_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(mds_encode, "MAX_BYTES", 1000)
+    with Writer(tmp_path, {"x": "str"}, shard_size=300) as writer:
+        with pytest.raises(ValueError, match=r"with sample 2 a shard would have .* split the"):
+            writer.write(npstream.Batch({"x": ["b", "c", "d" * 900]}))
+        writer.write({"x": "a"})
+    assert read(tmp_path) == [{"x": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kind", "words"),
+    [
+        (["x"], TypeError, r"columns maps names to encodings; got \['x'\]"),
+        ("int", TypeError, "columns maps names to encodings; got 'int'"),
+        ({"x": int}, TypeError, "both str; got 'x': <class 'int'>"),
+        ({1: "int"}, TypeError, "both str; got 1: 'int'"),
+        ({"\ud800": "int"}, ValueError, "its name has surrogates"),
+    ],
+)
+def test_columns_that_are_none(columns, kind, words, tmp_path):
+    with pytest.raises(kind, match=words):
+        write(tmp_path / "a", [{"x": 1}], columns=columns)
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_are_checked_before_anything_is_stored(tmp_path):
+    with pytest.raises(ValueError, match="its name has surrogates"):
+        write(tmp_path / "a", [{"\ud800": 1}])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (pandas.DataFrame({"a": [1]}), "DataFrame, which holds no samples.* in data.columns}"),
+        (pyarrow.table({"a": [1]}), "Table, which holds no samples.* in data.column_names}"),
+        (np.zeros(2, [("a", "i4")]), "ndarray, which holds no samples.* in data.dtype.names}"),
+        (np.zeros(2), "sample 0 is of type float64; expected a mapping"),
+    ],
+)
+def test_tables_that_are_no_samples(data, words, tmp_path):
+    with pytest.raises(TypeError, match=words):
+        write(tmp_path / "a", data)
+    assert os.listdir(tmp_path) == []
+
+
 # All or nothing
+
+
+@pytest.mark.parametrize("how", ["samples", "a batch"])
+def test_an_error_that_a_loop_survives_loses_no_sample(how, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # for the side-car, at the first shard
+    writer = Writer(tmp_path / "a", {"x": "str"}, shard_size=300)
+    rows = [{"x": "a" * 100} for _ in range(6)]
+    given_ = rows if how == "samples" else [npstream.Batch({"x": [row["x"] for row in rows]})]
+    for each in given_:
+        try:
+            writer.write(each)
+        except OSError:
+            break
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="this Writer is closed"):
+        writer.write(rows[0])
+    with pytest.raises(ValueError, match="this Writer is closed"):
+        writer.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_error_at_the_end_removes_everything(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    writer = Writer(tmp_path / "a")
+    writer.write({"x": 1})
+    with pytest.raises(OSError, match="Too many open files"):
+        writer.close()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])

@@ -255,6 +255,12 @@ class ShardFormat:
         if nbytes > MAX_BYTES:
             raise self._too_long(nbytes, number)
 
+    def check_ends(self, ends: Int64, number: int) -> None:
+        """Do so for several samples, given where a shard would end; `number` is the first's."""
+        if (beyond := ends > MAX_BYTES).any():
+            row = int(beyond.argmax())
+            self.check_end(int(ends[row]), number + row)
+
     def _too_long(self, nbytes: int, number: int) -> ValueError:
         mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
         return ValueError(
