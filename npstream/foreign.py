@@ -44,8 +44,11 @@ def is_arrow(value: object) -> bool:
     """Return True for what hands its values over as Arrow does, apart from pandas and images."""
     if type(value).__module__.partition(".")[0] in ("pandas", "PIL"):
         return False
-    if isinstance(getattr(value, "dtype", None), np.dtype):
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype):
         return False  # a NumPy-like array, whose shape Arrow's tables do not have
+    if str(dtype) == "Object":
+        return False  # of polars, which would hand over addresses of Python's objects
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
 
 
@@ -119,7 +122,7 @@ def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
     Raises
     ------
     ValueError
-        If it has a time zone, which datetime64 does not.
+        If it has a time zone, which datetime64 does not, or more microseconds than int64 holds.
     """
     if _is_nat(value) and dtype is not None and dtype.kind in "mM":
         return np.array("NaT", dtype)
@@ -132,9 +135,15 @@ def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
 
 
 def _time(value: datetime.date | datetime.timedelta) -> np.datetime64 | np.timedelta64:
-    if isinstance(value, datetime.timedelta):
-        return np.timedelta64(value)
-    return np.datetime64(value)
+    if not isinstance(value, datetime.timedelta):
+        return np.datetime64(value)
+    # NumPy takes microseconds modulo 2**64.
+    if abs(microseconds := value // datetime.timedelta(microseconds=1)) < 1 << 63:
+        return np.timedelta64(microseconds, "us")
+    seconds, rest = divmod(microseconds, 10**6)
+    if rest:
+        raise ValueError(f"{value} is more than 2**63 microseconds: round it to seconds")
+    return np.timedelta64(seconds, "s")
 
 
 # Arrow
@@ -201,6 +210,35 @@ def check_nulls(array: Any) -> None:
             f"{array.null_count} of {len(array)} values are null, the first in row {row}: fill "
             "them in, as with .fill_null(0), or leave their samples out"
         )
+
+
+def arrow_plain(array: Any) -> Any:
+    """Return an Arrow array without categories, runs and views of lists."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    while (kind := array.type) is not None:
+        if pa.types.is_dictionary(kind):
+            array = arrow_categories(array)
+        elif pa.types.is_run_end_encoded(kind):
+            array = optional("pyarrow.compute", "pyarrow", "arrow").run_end_decode(array)
+        elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+            array = _arrow_lists(array)
+        else:
+            break
+    array.validate()
+    return array
+
+
+def _arrow_lists(array: Any) -> Any:
+    """Return views of lists as lists, which pyarrow's cast does not get right."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    check_nulls(array)
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    lists = []
+    for chunk in chunks:
+        lengths = chunk.value_lengths().to_numpy()
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        lists.append(pa.LargeListArray.from_arrays(offsets, chunk.flatten()))
+    return pa.chunked_array(lists, pa.large_list(array.type.value_type))
 
 
 def arrow_categories(array: Any) -> Any:

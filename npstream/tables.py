@@ -103,7 +103,7 @@ def columns_of(data: Mapping[str, Any], known: Mapping[str, str] | None = None) 
     for name, values in data.items():
         try:
             columns[name] = column_of(values, (known or {}).get(name))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise named(name, error) from error
     return Columns(columns)
 
@@ -112,8 +112,11 @@ def named(column: object, error: Exception) -> Exception:
     """Return an exception that says which column it is about."""
     if isinstance(error, MissingDependencyError):
         return error
-    kind = TypeError if isinstance(error, TypeError) else ValueError
+    kind = ValueError if isinstance(error, ValueError) else TypeError
     return kind(f"column {column!r}: {error}")
+
+
+_SEVERAL = "which is several columns: write a mapping of these, such as dict(frame) of pandas's"
 
 
 def column_of(values: Any, known: str | None = None) -> GivenColumn:
@@ -135,9 +138,11 @@ def column_of(values: Any, known: str | None = None) -> GivenColumn:
         )
     if type(values).__module__.partition(".")[0] == "pandas":
         if getattr(values, "ndim", 1) != 1:
-            raise TypeError("it is a DataFrame, which is several columns: write dict(frame)")
+            raise TypeError(f"it is a DataFrame, {_SEVERAL}")
         return _pandas_column(values)
     if foreign.is_arrow(values):
+        if hasattr(values, "schema"):
+            raise TypeError(f"it is a {type(values).__name__}, {_SEVERAL}")
         return ArrowColumn(foreign.arrow_array(values))
     if foreign.is_tensor(values) and (rows := foreign.tensor_rows(values)) is not None:
         return ListColumn(rows)
@@ -153,14 +158,18 @@ def _has_length(values: Any) -> bool:
     return hasattr(values, "__len__")
 
 
+_TEXT = {"U": "str", "T": "str", "S": "bytes"}
+"""The encodings of NumPy's kinds of text, which matter where there are no rows."""
+
+
 def _array_column(values: Any, known: str | None = None) -> GivenColumn:
     """Return an array as a column; one that is no NumPy array is read block by block."""
     is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
-    if is_here or not hasattr(values, "__getitem__"):
+    if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
         values = foreign.as_array(values)
     first = foreign.as_array(values[:1])
     if storage(first.dtype) is None and first.dtype.kind in "OUST":
-        return ListColumn(foreign.as_array(values), known)
+        return ListColumn(foreign.as_array(values), known or _TEXT.get(first.dtype.kind))
     return ArrayColumn(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
         known, _chunk_rows(values),
@@ -177,6 +186,8 @@ def _pandas_column(values: Any) -> GivenColumn:
     is_text = dtype.name in ("str", "string")
     if is_text or hasattr(dtype, "numpy_dtype") or hasattr(dtype, "categories"):
         _refuse_missing(values)
+    if hasattr(dtype, "categories"):
+        return column_of(values.astype(dtype.categories.dtype))
     if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
         number = dtype.subtype  # of a sparse array
     if number is not None and number.kind != "O":
@@ -364,8 +375,7 @@ class ArrowColumn:
 
     def __init__(self, array: Any) -> None:
         self._types = optional("pyarrow.types", "pyarrow", "arrow")
-        if self._types.is_dictionary(array.type):
-            array = foreign.arrow_categories(array)
+        array = foreign.arrow_plain(array)
         self.length = len(array)
         self.row_bytes: int | None = array.nbytes // max(self.length, 1)
         self.chunk = 1

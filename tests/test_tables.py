@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 
+import awkward
 import dask.array
 import ml_dtypes
 import numpy as np
@@ -90,6 +91,15 @@ NOT_HELD = [
     ("json", [{None: 0}], "its key None"),
     ("json", [np.ma.array([1], mask=True)], "mask hides"),
     ("json", [{"a": 1j}], "not JSON serializable"),
+    ("json", [np.array([1], "M8[ns]")], r"JSON has nothing for an array of datetime64\[ns\]"),
+    ("json", [np.array([1], "m8[ns]")], r"JSON has nothing for an array of timedelta64\[ns\]"),
+    ("json", np.zeros((1, 2), "m8[Y]"), r"JSON has nothing for an array of timedelta64\[Y\]"),
+    ("json", [np.zeros(1, [("a", "i4")])], "JSON has nothing for an array of"),
+    ("int64", [2**63], "9223372036854775808 is out of bounds for int64"),
+    ("uint64", [-(2**64)], "an integer of 65 bits is out of bounds for uint64"),
+    ("uint8", [np.int16(300)], "300 is out of bounds for uint8, which holds 0 to 255"),
+    ("timedelta64[us]", [datetime.timedelta.max], "is more than 2.*63 microseconds"),
+    ("timedelta64[us]", [datetime.timedelta.min], r"choose 'timedelta64\[s\]'"),
     ("ndarray:uint8:2", [np.ma.array([1, 2], np.uint8, mask=[0, 1])], "mask hides"),
     ("ndarray:uint8", [np.ma.array([1, 2], np.uint8, mask=[0, 1])], "mask hides"),
     ("ndarray:float32:2", np.zeros((1, 2)), "expected an array of dtype float32, got float64"),
@@ -157,6 +167,15 @@ INFERRED = [
     ([[1], b"[2]"], "not JSON serializable"),
     ([np.zeros(1), b"12345678"], "expected an array, got bytes"),
 ]
+
+
+def test_durations_that_numpy_takes_modulo(tmp_path):
+    durations = [datetime.timedelta.min, datetime.timedelta(1), datetime.timedelta(-1)]
+    for unit, per_day in (("D", 1), ("s", 86400)):
+        _, ds = rewritten(tmp_path / unit, {"x": durations}, columns={"x": f"timedelta64[{unit}]"})
+        assert ds["x"].load().astype(np.int64).tolist() == [d.days * per_day for d in durations]
+    with pytest.raises(ValueError, match=r"column 'x': 999999999 days.* is more than 2.*63 micro"):
+        npstream.write(tmp_path / "inferred", [{"x": datetime.timedelta.max}])
 
 
 @pytest.mark.parametrize(("values", "words"), INFERRED, ids=[str(k) for k in range(len(INFERRED))])
@@ -258,6 +277,8 @@ ARRAYS = {
     "pandas text": (pd.Series(["a", "bc"]), "str"),
     "pandas string": (pd.Series(["a", "bc"], dtype="string"), "str"),
     "pandas category": (pd.Series(["a", "bc", "a"], dtype="category"), "str"),
+    "pandas numbers in categories": (pd.Series([2, 1], dtype="int8").astype("category"), "int8"),
+    "pandas categorical": (pd.Categorical(np.array([1.5], "f4")), "float32"),
     "pandas objects": (pd.Series([{"a": 1}, {"a": 2}]), "json"),
     "pandas of Arrow": (pd.Series([1, 2], dtype="int32[pyarrow]"), "int32"),
     "pandas text of Arrow": (pd.Series(["a", "bc"], dtype=pd.ArrowDtype(pa.string())), "str"),
@@ -274,6 +295,15 @@ ARRAYS = {
     "arrow bytes": (pa.array([b"a", b"", b"bc"], pa.large_binary())[:2], "bytes"),
     "arrow fixed bytes": (pa.array([b"ab", b"cd"], pa.binary(2))[1:], "bytes"),
     "arrow lists": (pa.array([[1], [2, 3], [4]], pa.list_(pa.int16()))[1:], "ndarray:int16"),
+    "arrow views of lists": (
+        pa.ListViewArray.from_arrays(pa.array([2, 0]), pa.array([1, 2]), pa.array([4, 5, 6])),
+        "ndarray:int64",
+    ),
+    "arrow chunks of views": (
+        pa.chunked_array([pa.array([[k], [k, 1]], pa.large_list_view(pa.int8())) for k in (2, 3)]),
+        "ndarray:int8",
+    ),
+    "arrow runs": (pa.RunEndEncodedArray.from_arrays([2, 3], pa.array([7, 8], "int8")), "int8"),
     "arrow bool lists": (pa.array([[True], [False, True]]), "ndarray:bool"),
     "arrow rows": (pa.array([[1, 2], [3, 4]], pa.list_(pa.int16(), 2))[1:], "ndarray:int16:2"),
     "arrow matrices": (
@@ -294,6 +324,7 @@ ARRAYS = {
     "zarr": (zarr.array(np.ones((10, 3), "i2"), chunks=(4, 3)), "ndarray:int16:3"),
     "zarr bool": (zarr.array(np.array([True, False])), "bool"),
     "dask": (dask.array.arange(10, chunks=3), "int64"),
+    "awkward": (awkward.Array(np.array([[1, 2]], "i2")), "ndarray:int16:2"),
     "ml_dtypes": (np.array([1.5, 2], ml_dtypes.bfloat16), "bfloat16"),
     "object": (np.array(["a", "bc"], object), "str"),
     "StringDType": (np.array(["a", "bc"], np.dtypes.StringDType()), "str"),
@@ -342,6 +373,14 @@ class Array(Lent):
 ARRAYS["an Arrow capsule"] = Capsule(pa.array([1, 2], pa.int8())), "int8"
 ARRAYS["an Arrow stream"] = Stream(pa.chunked_array([["a"], ["b"]])), "str"
 ARRAYS["a DLPack tensor"] = Tensor(np.arange(3.0)), "float64"
+
+
+class Objects(Stream, Array):
+    """Objects as polars lends them: as an array, and their addresses as Arrow's bytes."""
+
+    dtype = "Object"
+
+
 ARRAYS["an __array__"] = Array(np.array([1, 2], "M8[D]")), "datetime64[D]"
 
 
@@ -387,7 +426,7 @@ def test_arrays_of_other_libraries(name, block, tmp_path, monkeypatch):
     assert report.columns == {"text": "str", "x": encoding}
 
 
-UNKNOWN_WHEN_EMPTY = {"pandas category", "object", "StringDType", "unicode", "strings of bytes"}
+UNKNOWN_WHEN_EMPTY = {"object"}
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -430,7 +469,14 @@ REFUSED = {
     "text matrix": (np.array([["a", "b"]]), "cannot store an array of dtype <U1"),
     "no unit": (np.zeros(2, "M8"), "no unit"),
     "missing text": (np.array(["a", None], np.dtypes.StringDType(na_object=None)), "fill it in"),
-    "DataFrame": (pd.DataFrame({"a": [1]}), r"several columns: write dict\(frame\)"),
+    "DataFrame": (pd.DataFrame({"a": [1]}), "it is a DataFrame, which is several columns"),
+    "arrow table": (pa.table({"a": [1]}), "it is a Table, which is several columns"),
+    "arrow batch": (pa.record_batch({"a": [1]}), "it is a RecordBatch, which is several columns"),
+    "arrow null run": (pa.RunEndEncodedArray.from_arrays([1], pa.nulls(1)), "1 values are null"),
+    "arrow null view": (pa.array([[1], None], pa.list_view(pa.int8())), "null, the first in row 1"),
+    "objects as bytes": (Objects(np.array([1j, object()])), "expected complex128|cannot take this"),
+    "no data": (torch.ones(2, device="meta"), "Cannot copy out of meta tensor"),
+    "ragged": (awkward.Array([[1, 2], [3]]), "cannot convert to RegularArray"),
     "a set": ({1, 2}, "'set' object is not subscriptable"),
 }
 

@@ -112,7 +112,7 @@ def encode_scalar(dtype: DType, value: Any) -> bytes:
     """
     given = type(value)
     if given is int and dtype.kind in "iu":
-        return dtype.type(value).tobytes()  # type: ignore[no-any-return]
+        return _integer(dtype, value).tobytes()  # type: ignore[no-any-return]
     if given is dtype.type and dtype.kind not in "mM":
         return value.tobytes()  # type: ignore[no-any-return]
     if given is float and dtype.char in "efd":  # of NumPy and of struct alike
@@ -127,11 +127,24 @@ def exact_scalar(dtype: DType, value: Any) -> Any:
     if given.ndim:
         raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
     if given.dtype.kind in "iu" and dtype.kind in "iu":
-        return dtype.type(given.item())  # NumPy says which integers are out of bounds
+        return _integer(dtype, given.item())
     converted, wrong = exactly(given, dtype)
     if wrong:
         raise ValueError(f"{dtype} cannot hold {given[()]}: {_lossless(given.dtype, dtype)}")
     return converted[()]
+
+
+def _integer(dtype: DType, value: int) -> Any:
+    """Return an integer as a scalar of NumPy."""
+    try:
+        return dtype.type(value)
+    except OverflowError:
+        limits, bits = np.iinfo(dtype), value.bit_length()
+        given = f"{value}" if bits <= 64 else f"an integer of {bits} bits"
+        raise OverflowError(
+            f"{given} is out of bounds for {dtype}, which holds {limits.min} to {limits.max}: "
+            "choose a wider one in columns=, or 'str_int'"
+        ) from None
 
 
 def _lossless(given: DType, dtype: DType) -> str:

@@ -45,8 +45,13 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def encode_pil(image: Any) -> bytes:
-    """Return an image's width, height, mode and raw pixels; a palette is not kept."""
+    """Return an image's width, height, mode and raw pixels, to which a palette does not belong."""
     image = _checked(image)
+    if image.getpalette():
+        raise ValueError(
+            "its pixels are numbers of colors in a palette, which pil does not store: convert it, "
+            "as with .convert('RGB'), or choose 'png'"
+        )
     mode = image.mode.encode()
     head = np.array([*image.size, len(mode)], np.uint32).tobytes()
     return b"".join((head, mode, image.tobytes()))
@@ -215,7 +220,8 @@ def _encode_file(image: Image, kind: str) -> bytes:
     try:
         image.save(file, kind)
     except OSError as error:
-        raise ValueError(f"{error}: convert the image, or store it as pil or png") from error
+        other = "pil" if kind == "PNG" else "pil or png"
+        raise ValueError(f"{error}: convert the image, or store it as {other}") from error
     return file.getvalue()
 
 

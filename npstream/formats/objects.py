@@ -122,7 +122,11 @@ def decode_str_decimal(body: Body) -> Any:
 def encode_json(value: Any) -> bytes:
     """Return a value as JSON: tuples and arrays as lists, all else such that it comes back."""
     if isinstance(value, np.ndarray):
-        value = foreign.as_array(value).tolist()
+        array = foreign.as_array(value)
+        if array.dtype.kind in "mM" or array.dtype.names is not None:
+            # Some of these become integers, or lose the names of their fields.
+            raise TypeError(f"JSON has nothing for an array of {array.dtype}: convert it first")
+        value = array.tolist()
     text = json.dumps(value).encode()
     _check_keys(value)
     return text
