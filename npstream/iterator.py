@@ -84,8 +84,8 @@ class Run:
         Whether the iterator has ended.
     was_taken : bool
         Whether something was yielded before `place`, in the same loop.
-    origin : int
-        Where the loop began.
+    began : int, optional
+        Where the loop began, if that is not where the part does.
     missed : int
         Positions after `position` that raised an error, and are passed over if the loop goes on.
     saved : int
@@ -99,14 +99,15 @@ class Run:
     position: int
     is_over: bool = False
     was_taken: bool = False
-    origin: int = -1
+    began: int | None = None
     missed: int = 0
     saved: int = -1
     number: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.origin < 0:
-            self.origin = self.part.start
+    @property
+    def origin(self) -> int:
+        """Where the loop began; below 0 if it skipped batches that it had yielded."""
+        return self.part.start if self.began is None else self.began
 
     @property
     def is_fresh(self) -> bool:

@@ -322,7 +322,7 @@ class Resumable(ABC):
         iterator = self._alive()
         assert iterator is not None
         run.was_taken, run.number = True, old.number
-        run.origin = run.position - (old.position - old.origin)
+        run.began = run.position - (old.position - old.origin)
         iterator.redirect(run)
         self._run = run
 

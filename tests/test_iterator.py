@@ -291,6 +291,19 @@ def test_a_copy_of_an_epoch_that_was_left_has_its_state(ds):
     assert copy.deepcopy(batches).state_dict() == batches.state_dict()
 
 
+@pytest.mark.parametrize("make", KINDS)
+def test_a_copy_after_skipping_what_was_yielded(make, ds):
+    batches = make(ds)
+    iterator = iter(batches)
+    for _ in range(5):
+        next(iterator)
+    batches.skip(0, 4)
+    other = copy.deepcopy(batches)
+    rest = ids(iterator)
+    assert rest == ids(other) == ids(make(ds))[5:]
+    assert ids(copy.deepcopy(batches)) == ids(make(ds, epoch=1))
+
+
 def test_an_iterator_is_not_copied(ds):
     iterator = iter(of_dataset(ds))
     for duplicate in (copy.copy, copy.deepcopy):
