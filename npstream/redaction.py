@@ -123,7 +123,7 @@ def redacted_url(url: str) -> str:
     host, slash, below = path.partition("/")
     if ":" in host and _HOST.fullmatch(host) is None:
         host = MASK
-    if user and ":" not in user and scheme in _WITH_USER:
+    if user and ":" not in unquote(user) and scheme in _WITH_USER:
         host = f"{user}@{host}"
     below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
     shown = f"{begin}{host}{slash}{below}".rstrip("/")
@@ -182,7 +182,7 @@ def place_hash(url: str, options: Mapping[str, Any]) -> str:
     begin, scheme, user, rest = _split(url)
     if scheme in ("http", "https"):
         rest = _cut(rest)[0]
-    if ":" in user or scheme not in _WITH_USER:
+    if ":" in unquote(user) or scheme not in _WITH_USER:
         user = ""
     known = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
     given = {option: os.environ[name] for name, option in known.items() if name in os.environ}
@@ -207,6 +207,8 @@ def url_secrets(url: str) -> Iterator[str]:
     """Yield the parts of a URL that may be secrets, also as a driver may take them apart."""
     begin, scheme, user, rest = _split(url)
     name, colon, password = user.partition(":")
+    if not colon:
+        name, colon, password = unquote(user).partition(":")
     if colon:
         yield from (user, password, *_pieces(password))
     if user and (colon or scheme not in _WITH_USER):

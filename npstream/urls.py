@@ -19,9 +19,9 @@ Location: TypeAlias = "str | os.PathLike[str]"
 """A local path, or a URL."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
+_ONE_SLASH = re.compile(r"((?:[^/:]*::)*[A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _STORES = re.compile(
-    r"(abfss?|adl|azure(-dl)?|az|file|ftps?|gc?s|hdfs|hf|https?|local|memory|oci|s3[an]?|sftp|smb|ssh"
+    r"(?:[^/:]*::)*(abfss?|adl|azure(-dl)?|az|file|ftps?|gc?s|hdfs|hf|https?|local|memory|oci|s3[an]?|sftp|smb|ssh"
     r"|webdav|webhdfs):",
     re.IGNORECASE,
 )

@@ -49,6 +49,7 @@ HALVES = ["Sw0rdFish", "Xyl0phone"]
         (f"s3:/KEY:{SECRET}@bucket/x", "s3:/bucket/x"),
         (f"sftp://me:{SECRET}@host:22/a@b", "sftp://host:22/a@b"),
         (f"sftp://me:{SECRET}#{SECRET}?{SECRET}@host/a", "sftp://host/a"),
+        (f"sftp://me%3A{SECRET}@host/a", "sftp://host/a"),
         ("sftp://me@host:22/a@b", "sftp://me@host:22/a@b"),
         (f"sftp://host/a#{SECRET}", "sftp://host/a#***"),
         (f"az://box/a?sv=1&sig={SECRET}", "az://box/a?***"),

@@ -84,6 +84,7 @@ def test_what_names_nothing_is_refused(url):
     [
         "s3:/bucket/x", pathlib.Path("s3://bucket/x"), pathlib.Path("s3://bucket").absolute(),
         "other3:/x", "./s3:/bucket", pathlib.Path("memory://"), "/data/HTTPS:/host/x", "x/gs:",
+        pathlib.Path("simplecache::s3://bucket/x"), pathlib.Path("a::s3://bucket").absolute(),
     ],
 )  # fmt: skip
 def test_urls_that_lost_a_slash_are_refused(url):
