@@ -445,6 +445,7 @@ class Column(NDArrayOperatorsMixin):
         options: dict[str, Any],
     ) -> Any:
         """Apply a ufunc, or the operator that stands for it, one block of rows at a time."""
+        inputs = elementwise.plain_times(inputs, self.dtype)
         if not elementwise.is_blockwise(ufunc, method, inputs, options, self):
             arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
             return function(*arrays, **options)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import AnyArray, Bools
+from npstream.foreign import is_time, time_array
 from npstream.gather import BLOCK
 from npstream.progress import progress
 from npstream.reductions import reduce_blocks
@@ -26,6 +27,21 @@ EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
     np.not_equal: operator.ne,
 }
 """The operators of equality, which know that a number is no text, where their ufuncs raise."""
+
+
+def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return inputs to a column of times with the times and durations of pandas as NumPy's.
+
+    Arrays leave operators to those, which do so; a column is no array to them.
+    """
+    if dtype.kind not in "mM":
+        return inputs
+    return tuple(
+        time_array(item, dtype)
+        if is_time(item) and hasattr(item, "to_numpy") and getattr(item, "tzinfo", None) is None
+        else item
+        for item in inputs
+    )
 
 
 def is_blockwise(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import pickle
 import re
 import sys
 
 import ml_dtypes
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -365,6 +367,27 @@ def test_numpy_functions(written):
     )
     table = np.asarray(ds[["flag", "day", "phases"]])
     same(table["phases"], TABLE["phases"])
+
+
+def test_times_of_pandas_compare_as_with_arrays(tmp_path):
+    values = {
+        "day": np.array(["2020", "2021", "NaT"], "M8[D]"),
+        "delay": np.array([1, 2, "NaT"], "m8[s]"),
+    }
+    npstream.write(tmp_path / "a", values)
+    ds = npstream.open(tmp_path / "a")
+    cases = [
+        ("day", pd.Timestamp("2020-06-01")),
+        ("delay", pd.Timedelta("2s")),
+        *((name, pd.NaT) for name in values),
+    ]
+    for name, other in cases:
+        for function in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt):
+            same(function(ds[name], other), function(values[name], other))
+            same(function(other, ds[name]), function(other, values[name]))
+    same(ds["day"] + pd.Timedelta("1s"), values["day"] + np.timedelta64(10**6, "us"))
+    with pytest.raises(TypeError):
+        operator.lt(ds["day"], pd.Timestamp("2020", tz="UTC"))
 
 
 def test_the_map_of_a_file(tmp_path):
