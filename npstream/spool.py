@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 from npstream._typing import AnyArray, Body
+from npstream.errors import StorageError
 from npstream.formats.blocks import BLOCK, xxh3
 from npstream.formats.catalog import least
 from npstream.formats.index import parse_index
@@ -94,12 +96,13 @@ class Spool:
         self._files: list[IO[bytes]] = []
         self.dtypes = dict(columns)
         self.columns = column_files(columns, mark)
-        self._hashed = hashed
+        self._hashed, self._directory = hashed, directory
         self._bounds = np.dtype([("", c.dtype) for c in self.columns for _ in ("min", "max")])
         self._hashes: dict[str, AnyArray] = {}
         try:
             for name in ("heads", "pieces", "bounds", "values", "column"):
-                self._files.append(_open(directory, name))
+                with self._reporting():
+                    self._files.append(_open(directory, name))
         except BaseException:
             self.close()
             raise
@@ -110,16 +113,17 @@ class Spool:
 
     def add(self, found: Scanned) -> None:
         """Take what was found in the next shard."""
-        if self._hashed:
-            self._heads.write(np.array([found.begin, found.meta], "<u8").tobytes())
-            self._pieces.write(found.pieces.astype("<u8").tobytes())
-        for column in self.columns:
-            values = found.columns[column.name]
-            for bound in bounds(values):
-                self._ranges.write(bound.tobytes())
-            self._values.write(values.tobytes())
-        for file in self._files:
-            file.flush()  # else a forked process that ends would write what is in its buffers, too
+        with self._reporting():
+            if self._hashed:
+                self._heads.write(np.array([found.begin, found.meta], "<u8").tobytes())
+                self._pieces.write(found.pieces.astype("<u8").tobytes())
+            for column in self.columns:
+                values = found.columns[column.name]
+                for bound in bounds(values):
+                    self._ranges.write(bound.tobytes())
+                self._values.write(values.tobytes())
+            for file in self._files:
+                file.flush()  # else a forked process that ends would write its buffers, too
 
     def sync(self) -> None:
         """Bring to the disk what was added."""
@@ -153,13 +157,14 @@ class Spool:
         for column in self.columns:
             begins = index.starts[:-1] * row + counts * before
             before += column.dtype.itemsize
-            self._column.seek(0)
-            self._column.truncate()
-            self._column.write(npy_head(column.dtype, index.samples))
-            for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
-                self._values.seek(begin)
-                self._column.write(self._values.read(count * column.dtype.itemsize))
-            self._column.flush()
+            with self._reporting():
+                self._column.seek(0)
+                self._column.truncate()
+                self._column.write(npy_head(column.dtype, index.samples))
+                for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
+                    self._values.seek(begin)
+                    self._column.write(self._values.read(count * column.dtype.itemsize))
+                self._column.flush()
             self._hashes[f"column/{column.name}"] = _block_hashes(self._column)
             self._column.seek(0)
             yield column.file, self._column
@@ -180,10 +185,23 @@ class Spool:
                 sections[f"max/{column.name}"] = ranges[f"f{2 * k + 1}"]
         return encode_sidecar(index, mark, self.columns, sections)
 
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        """Raise what the operating system says of these files as a StorageError."""
+        try:
+            yield
+        except OSError as error:
+            place, mend = self._directory, ""
+            if place is None:
+                place, mend = tempfile.gettempdir(), "; TMPDIR names another directory for them"
+            what = f"{error.strerror}: cannot store parts of the side-car{mend}"
+            raise StorageError(error.errno, what, place) from error
+
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # of what a full disk has not taken, of which `add` has told
+                file.close()
 
 
 def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Body]]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ from golden_data import (
     value,
     without_palette,
 )
-from npstream.errors import ColumnError
+from npstream.errors import ColumnError, StorageError
 from npstream.formats import encodings, mds_encode
 from npstream.formats.compression import decompress
 from npstream.formats.encodings import parse, register_encoding
@@ -586,6 +587,25 @@ def test_an_error_that_a_loop_survives_loses_no_sample(how, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="this Writer is closed"):
         writer.close()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["samples", "columns"])
+def test_a_full_directory_of_temporary_files(how, tmp_path, monkeypatch):
+    """It is named, and nothing is left in the dataset's directory, which is not full."""
+    full = []
+
+    def open_full(**options):
+        full.append(open("/dev/full", "w+b"))  # noqa: SIM115 - the spool closes it
+        return full[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", open_full)
+    data = [{"x": 1}] if how == "samples" else {"x": np.arange(10**5)}
+    with pytest.raises(StorageError, match=r"No space left.*side-car; TMPDIR names") as caught:
+        write(tmp_path / "a", data, shard_size=1000)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == tempfile.gettempdir()
+    assert os.listdir(tmp_path) == []
+    assert all(file.closed for file in full)
 
 
 def test_an_error_at_the_end_removes_everything(tmp_path, monkeypatch):
