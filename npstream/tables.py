@@ -97,6 +97,20 @@ def table_of(data: Any) -> GivenTable | None:
     return columns_of(data)
 
 
+def check_first(data: Any, first: Any) -> None:
+    """Say of a table of another library, which is no samples, how it is written."""
+    if isinstance(first, Mapping) or hasattr(type(first), "_to_write"):
+        return
+    names = [name for name in ("column_names", "columns") if hasattr(data, name)]
+    if getattr(getattr(data, "dtype", None), "names", None):
+        names.append("dtype.names")
+    if names:
+        raise TypeError(
+            f"data is of type {type(data).__name__}, which holds no samples: write a mapping of "
+            f"its columns, {{name: data[name] for name in data.{names[0]}}}"
+        )
+
+
 def columns_of(data: Mapping[str, Any], known: Mapping[str, str] | None = None) -> Columns:
     """Return a mapping of columns as a table; `known` is the encodings that they had."""
     columns = {}

@@ -28,7 +28,7 @@ from npstream.publish import destination
 from npstream.sizes import parse_size
 from npstream.spool import Spool, sidecar_files
 from npstream.store import open_store
-from npstream.tables import GivenTable, named, table_of
+from npstream.tables import GivenTable, check_first, named, table_of
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -50,7 +50,7 @@ FIRST_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What was written.
+    """What was written: what `write` and `Writer.close` return.
 
     Attributes
     ----------
@@ -58,12 +58,22 @@ class WriteReport:
         The dataset's directory or URL.
     columns : dict of str to str
         The encoding of each column, as ``columns=`` takes it, in the order they were given in.
-    samples, shards : int
-        How many of them.
-    raw_bytes, stored_bytes : int
-        Bytes of all shards, before and after compression.
+    samples : int
+        Number of samples.
+    shards : int
+        Number of shards.
+    raw_bytes : int
+        Bytes of all shards before compression.
+    stored_bytes : int
+        Bytes of all shards as they are stored.
     seconds : float
         Time from the Writer's creation to the index's publication.
+
+    Examples
+    --------
+    >>> report = write("squares", {"square": np.arange(10) ** 2}, compression="zstd")
+    >>> report.samples, report.shards, report.stored_bytes < report.raw_bytes
+    (10, 1, True)
     """
 
     path: str
@@ -104,36 +114,40 @@ def write(
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
         encodings that suit the first sample, or the arrays, or that the Dataset has.
-    shard_size : int, str or None
+    shard_size : int, str or None, default "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
         sample that is larger makes a shard of its own.
     compression : str, optional
-        ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``.
-    hashes : iterable of str
+        ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
+        default shards are not compressed.
+    hashes : iterable of str, default ()
         Hashes that the index shall record of every file, such as ``"xxh3_64"`` and ``"sha256"``.
     storage_options : mapping, optional
         Options of the driver, if the dataset is written to a URL.
-    timeout : float
+    timeout : float, default 60
         Seconds that a request to the store may take, with all its attempts.
-    retries : int
+    retries : int, default 4
         How often a request is tried again.
 
     Returns
     -------
     WriteReport
+        What was written, and where.
 
     Raises
     ------
     TypeError, ValueError
         If a value is not one that its column's encoding holds exactly, a sample has a key that
         the first one lacks, or nothing says which columns there are. The message names sample and
-        column.
+        column. Also if an encoding, codec, hash or size is not known.
     ColumnError
         If a sample lacks a column.
     FileExistsError
         If there is a dataset, or a part of one: another write is under way, or was cut off.
     StorageError
         If a file cannot be stored.
+    MissingDependencyError
+        If a codec, a dtype, images or the store's driver need a package that is not installed.
 
     See Also
     --------
@@ -179,26 +193,12 @@ def _samples(data: Any, columns: Mapping[str, str] | None) -> Iterable[Any]:
     if columns is not None:
         return samples
     for first in samples:
-        _check_first(data, first)
+        check_first(data, first)
         return chain([first], samples)
     raise ValueError(
         "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
         "gone through once only)"
     )
-
-
-def _check_first(data: Any, first: Any) -> None:
-    """Say of a table of another library, which is no samples, how it is written."""
-    if isinstance(first, Mapping) or hasattr(type(first), "_to_write"):
-        return
-    names = [name for name in ("column_names", "columns") if hasattr(data, name)]
-    if getattr(getattr(data, "dtype", None), "names", None):
-        names.append("dtype.names")
-    if names:
-        raise TypeError(
-            f"data is of type {type(data).__name__}, which holds no samples: write a mapping of "
-            f"its columns, {{name: data[name] for name in data.{names[0]}}}"
-        )
 
 
 class Writer:
@@ -209,8 +209,38 @@ class Writer:
 
     Parameters
     ----------
-    path, columns, shard_size, compression, hashes, storage_options, timeout, retries
-        As for `write`.
+    path : str or os.PathLike
+        A local directory or a URL; it must not hold a dataset.
+    columns : mapping of str to str, optional
+        The encoding of each column; other keys of samples are ignored. By default the columns are
+        the keys of the first sample, with the encodings that suit its values.
+    shard_size : int, str or None, default "64MiB"
+        Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard.
+    compression : str, optional
+        The codec of the shards, as for `write`. By default they are not compressed.
+    hashes : iterable of str, default ()
+        Hashes that the index shall record of every file.
+    storage_options : mapping, optional
+        Options of the driver, if the dataset is written to a URL.
+    timeout : float, default 60
+        Seconds that a request to the store may take, with all its attempts.
+    retries : int, default 4
+        How often a request is tried again.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an encoding, codec, hash or size is not known.
+    FileExistsError
+        If there is a dataset, or a part of one.
+    StorageError
+        If the directory cannot be made, or the store cannot be asked.
+    MissingDependencyError
+        If a codec, a dtype, images or the store's driver need a package that is not installed.
+
+    See Also
+    --------
+    write : All samples, or whole columns, at once.
 
     Examples
     --------
@@ -270,9 +300,35 @@ class Writer:
     def write(self, sample: Mapping[str, Any]) -> None:
         """Add a sample, or the rows of a Batch or Dataset.
 
-        A sample, or Batch, that is refused with an exception is as if it had not been given. If
-        columns were named to the Writer, other keys are ignored; if not, the columns are the keys
-        of the first sample, and others are refused.
+        A sample, or Batch, that is refused with an exception is as if it had not been given. An
+        exception of storing a shard, and an interruption meanwhile, closes the Writer: nothing is
+        published.
+
+        Parameters
+        ----------
+        sample : mapping of str to object, Batch, Dataset or Column
+            A value for each column. If columns were named to the Writer, other keys are ignored;
+            if not, the columns are the keys of the first sample, and others are refused.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is not one that its column's encoding holds exactly, there is a key without
+            a column, or the Writer is closed.
+        ColumnError
+            If the sample lacks a column.
+        FileExistsError
+            If another write has begun here.
+        StorageError
+            If a shard cannot be stored.
+
+        Examples
+        --------
+        >>> with Writer("letters") as writer:
+        ...     writer.write({"letter": "a"})
+        ...     writer.write(npstream.Batch({"letter": ["b", "c"]}))
+        >>> writer.close().samples
+        3
         """
         self._check_open()
         number = self._written + len(self._sizes)
@@ -317,7 +373,28 @@ class Writer:
             )
 
     def close(self) -> WriteReport:
-        """Publish the dataset, unless that is done, and say what was written."""
+        """Publish the dataset, unless that is done, and say what was written.
+
+        Returns
+        -------
+        WriteReport
+
+        Raises
+        ------
+        ValueError
+            If nothing says what the dataset holds, or the Writer was closed by an exception.
+        FileExistsError
+            If another write has begun, or published, here.
+        StorageError
+            If a file cannot be stored.
+
+        Examples
+        --------
+        >>> writer = Writer("one")
+        >>> writer.write({"x": 1})
+        >>> writer.close().columns
+        {'x': 'int'}
+        """
         if self._report is None:
             self._check_open()
             with self._all_or_nothing():
