@@ -7,6 +7,7 @@ and the mend.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -135,6 +136,22 @@ class ColumnError(NpstreamError, KeyError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _with_message, (type(self), self.args)
+
+
+_repr = reprlib.Repr()
+_repr.maxlevel = 4
+_repr.maxstring = _repr.maxother = _repr.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """Return the ``repr`` of untrusted data, of which a little is shown, however large or deep.
+
+    Examples
+    --------
+    >>> shown([[[[[[1]]]]]]), len(shown("x" * 1_000_000))
+    ('[[[[[...]]]]]', 80)
+    """
+    return _repr.repr(value)
 
 
 def stopped(what: str) -> RuntimeError:

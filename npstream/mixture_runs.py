@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from npstream.errors import shown
 from npstream.orders.epoch import LANES, LEAST_BLOCK, Shuffle
 from npstream.orders.mixture import VERSION, Course, Phase, Stored
 from npstream.orders.shares import (
@@ -22,7 +23,7 @@ from npstream.orders.shares import (
     coprime_from,
     least_length,
 )
-from npstream.state import require
+from npstream.state import count_in, require
 
 if TYPE_CHECKING:
     from npstream.ranks import Ranks
@@ -196,20 +197,84 @@ class Run:
     def of_json(cls, facts: Any) -> Run:
         """Return the run that `as_json` had."""
         names = [each.name for each in fields(cls)]
+        if not isinstance(facts, Mapping):
+            raise ValueError(f"this state is damaged: mixture is {shown(facts)}")
         require(facts, ("version", *names))
-        if list(facts["version"]) != list(VERSION):
+        if facts["version"] != list(VERSION):
             raise ValueError(
-                f"the state is of a mixture's order of version {facts['version']}; this release "
-                f"of npstream has version {list(VERSION)}"
+                f"the state is of a mixture's order of version {shown(facts['version'])}; this "
+                f"release of npstream has version {list(VERSION)}"
             )
         known = {name: facts[name] for name in names}
-        known["sources"] = tuple(Source(**source) for source in known["sources"])
+        known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
         known["stretches"] = tuple(
-            Stretch(stretch["start"], stretch["length"], tuple(stretch["shares"]))
-            for stretch in known["stretches"]
+            _stretch(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
         )
-        known["sizes"] = None if known["sizes"] is None else tuple(known["sizes"])
-        return cls(**known)
+        for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
+            count_in(facts, key, least)
+        if not 0 <= count_in(facts, "since") < len(known["stretches"]):
+            raise ValueError(f"this state is damaged: since is {facts['since']}")
+        count_in(facts, "epoch")
+        if known["sizes"] is not None:
+            known["sizes"] = tuple(_list_in(facts, "sizes"))
+            if len(known["sizes"]) != len(known["sources"]):
+                raise ValueError(f"this state is damaged: sizes are {shown(facts['sizes'])}")
+            for size in known["sizes"]:
+                if size is not None:
+                    count_in({"sizes": size}, "sizes", 1)
+        if known["batching"] not in BATCHINGS:
+            raise ValueError(f"this state is damaged: batching is {shown(known['batching'])}")
+        run = cls(**known)
+        run._check_lanes()
+        return run
+
+    def _check_lanes(self) -> None:
+        """Raise unless lanes and stretches are such that `Course` can have them."""
+        if wrong := [source.lanes for source in self.sources if self.lanes % source.lanes]:
+            raise ValueError(
+                f"this state is damaged: a source has {wrong[0]} lanes, and all have {self.lanes}"
+            )
+        lanes = self.stream_lanes
+        starts = [stretch.start for stretch in self.stretches]
+        shared = [math.gcd(stretch.length, lanes) not in (1, lanes) for stretch in self.stretches]
+        if starts[0] or starts != sorted(set(starts)) or any(shared):
+            raise ValueError(f"this state is damaged: stretches {shown(self.stretches)}")
+
+
+def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list of a state, which is not empty."""
+    if not isinstance(facts[key], list) or not facts[key]:
+        raise ValueError(f"this state is damaged: {key} is {shown(facts[key])}; expected a list")
+    return list(facts[key])
+
+
+def _require_fields(facts: Any, kind: type[Source | Stretch]) -> None:
+    """Raise unless this is a part of a state that has the fields of a class."""
+    names = [each.name for each in fields(kind)]
+    if not isinstance(facts, Mapping) or any(name not in facts for name in names):
+        raise ValueError(f"this state is damaged: {shown(facts)}; expected {', '.join(names)}")
+
+
+def _source(facts: Any) -> Source:
+    """Return a source of a state."""
+    _require_fields(facts, Source)
+    name, fingerprint = facts["name"], facts["fingerprint"]
+    if not isinstance(name, str) or not isinstance(fingerprint, str):
+        raise ValueError(f"this state is damaged: it has the source {shown(facts)}")
+    samples, block = count_in(facts, "samples"), count_in(facts, "block")
+    return Source(name, samples, fingerprint, count_in(facts, "lanes", 1), block)
+
+
+def _stretch(facts: Any, sources: int) -> Stretch:
+    """Return a stretch of a state with so many sources."""
+    _require_fields(facts, Stretch)
+    shares = _list_in(facts, "shares")
+    sound = len(shares) == sources and all(
+        isinstance(share, int | float) and 0 <= share <= 1 for share in shares
+    )
+    if not sound or not 0.99 < math.fsum(shares) < 1.01:
+        raise ValueError(f"this state is damaged: it has the shares {shown(shares)}")
+    return Stretch(count_in(facts, "start"), count_in(facts, "length", 1), tuple(shares))
 
 
 def new_run(

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from npstream.mixture_runs import Run, Source, epoch_size, laid_out
-from npstream.orders.epoch import Shuffle
-from npstream.ranks import integer
-from npstream.state import require
+from npstream.orders.epoch import LANES, Shuffle
+from npstream.state import count_in, require
 
 if TYPE_CHECKING:
     from npstream.orders.shares import MixtureOf
@@ -37,6 +36,8 @@ def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
         If it cannot; it says what differs.
     """
     _check_batches(run, own)
+    if run.lanes > max(*LANES, own.lanes):
+        raise ValueError(f"this state is damaged: it has {run.lanes} lanes")
     if set(run.present) != set(of.names):
         raise ValueError(
             f"the state is of sources {_some(run.present)}; this mixture has {_some(of.names)}: "
@@ -92,7 +93,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
             "of all of them"
         )
     run = Run.of_json(state["mixture"])
-    epoch, position = (integer(key, state[key], 0) for key in ("epoch", "position"))
+    epoch, position = (count_in(state, key) for key in ("epoch", "position"))
     reached = run.reached(epoch, position)
     if position % run.grain:
         raise ValueError(

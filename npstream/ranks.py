@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npstream.errors import shown
 from npstream.exchange import torch_door
 
 _POWERS = {"k": 1, "m": 2, "b": 3, "t": 4}
@@ -119,7 +120,7 @@ def checked(rank: Any, world: Any, per_node: int | None) -> Ranks:
 def integer(name: str, number: Any, least: int | None = None) -> int:
     """Return a parameter as an int; bools are none."""
     if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name}={number!r}: expected an integer")
+        raise TypeError(f"{name}={shown(number)}: expected an integer")
     value = operator.index(number)
     if least is not None and value < least:
         raise ValueError(f"{name}={value}: expected at least {least}")

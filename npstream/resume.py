@@ -15,10 +15,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from npstream.errors import shown
 from npstream.exchange import torch_door
 from npstream.iterator import EpochIterator, Make, Part, Run
 from npstream.orders.partition import joined
 from npstream.ranks import integer
+from npstream.state import MOST, count_in
 from npstream.turns import MAX_GAPS, Place, Turns, is_spawning
 
 T = TypeVar("T")
@@ -274,16 +276,16 @@ class Resumable(ABC):
         place = self._place_of(state)
         if state.get("workers", 0) != workers:
             raise ValueError(
-                f"this is the state of one of {state.get('workers', 0)} workers, and there are "
-                f"{workers}: states of npstream.torch.DataLoader are the same for any number"
+                f"this is the state of one of {shown(state.get('workers', 0))} workers, and there "
+                f"are {workers}: states of npstream.torch.DataLoader are the same for any number"
             )
         if workers:
             self._turns.rejoin(place, worker, workers)
-            self._rejoined = place, integer("yielded", state["yielded"], 0)
+            self._rejoined = place, count_in(state, "yielded")
             return
         self._trainer_epoch = self._trainer_offset = None
-        if (known := state.get(_TRAINER)) is not None:
-            self._trainer_offset = place.epoch - integer(_TRAINER, known)
+        if state.get(_TRAINER) is not None:
+            self._trainer_offset = place.epoch - count_in(state, _TRAINER, -MOST)
         self._go_to(place, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:

@@ -8,12 +8,13 @@ many ranks, workers or samples a batch there are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream.concatenation import Concatenation
+from npstream.errors import shown
 from npstream.mask import Mask
 from npstream.orders.partition import joined
 from npstream.ranks import integer
@@ -22,6 +23,9 @@ from npstream.turns import MAX_GAPS, Place
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
+
+MOST = 1 << 62
+"""No number in a state is as large, so that sums of them are numbers of 64 bits."""
 
 VERSION = 1
 """Names this form of states, and what their settings mean."""
@@ -97,8 +101,8 @@ def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
     for key, here in expected.items():
         if state[key] != here:
             raise ValueError(difference(key, state[key], here))
-    epoch, position = (integer(key, state[key], 0) for key in ("epoch", "position"))
-    gaps = joined((int(start), int(stop)) for start, stop in state["skipped"])
+    epoch, position = (count_in(state, key) for key in ("epoch", "position"))
+    gaps = joined(gaps_in(state))
     if len(gaps) > MAX_GAPS:
         raise ValueError(
             f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
@@ -106,10 +110,38 @@ def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
     return Place(epoch, position, gaps)
 
 
+def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
+    """Return a number of a state, or say that it is none."""
+    try:
+        found = integer(key, state[key])
+    except TypeError:
+        found = least - 1
+    if not least <= found < MOST:
+        raise ValueError(
+            f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
+            f"{least} to {MOST - 1}"
+        )
+    return found
+
+
+def gaps_in(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Yield the stretches that a state leaves out, or say what is wrong with them."""
+    said = state["skipped"]
+    if not isinstance(said, list | tuple):
+        raise ValueError(f"this state is damaged: skipped is {shown(said)}; expected a list")
+    for pair in said:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(
+                f"this state is damaged: skipped has {shown(pair)}; expected a start and a stop"
+            )
+        ends = {"start": pair[0], "stop": pair[1]}
+        yield count_in(ends, "start"), count_in(ends, "stop")
+
+
 def require(state: Any, keys: Iterable[str]) -> None:
     """Raise unless this is a state that has keys."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"a state is a dict, as state_dict() returns it, not {state!r}")
+        raise TypeError(f"a state is a dict, as state_dict() returns it, not {shown(state)}")
     if missing := [key for key in keys if key not in state]:
         hint = ""
         if "sample_in_epoch" in state:
@@ -123,14 +155,19 @@ def require(state: Any, keys: Iterable[str]) -> None:
 def difference(key: str, there: Any, here: Any) -> str:
     """Say how a state differs, and what to do."""
     if key == "version":
-        return f"the state has version {there}; this release of npstream reads version {here}"
+        return (
+            f"the state has version {shown(there)}; this release of npstream reads version {here}"
+        )
     if key == "fingerprint":
-        parts = zip(("dataset", "view"), str(there).split("-"), here.split("-"), strict=False)
-        key = next(name for name, that, this in parts if that != this)
+        known = there.split("-") if isinstance(there, str) else []
+        key = "view" if known[:1] == here.split("-")[:1] else "dataset"
         return f"the state is of another {key}: {_MENDS[key]}"
     if key == "samples":
-        return f"the state is of a view of {there} samples; this has {here}: {_MENDS[key]}"
-    return f"the state is of {key}={there!r}; this iteration has {key}={here!r}: make it like that"
+        return f"the state is of a view of {shown(there)} samples; this has {here}: {_MENDS[key]}"
+    return (
+        f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: make it like "
+        "that"
+    )
 
 
 def _add(digest: hashlib.blake2b, fact: Any) -> None:

@@ -18,10 +18,11 @@ import numpy as np
 
 from npstream.mixed import MixedSource
 from npstream.orders.partition import Gaps, left_before, stepped_over
+from npstream.orders.streaming import STATE
 from npstream.orders.streaming_batching import StreamError
 from npstream.orders.streaming_partition import World
-from npstream.ranks import Ranks, integer
-from npstream.state import difference, identity, place_of, require, state_of
+from npstream.ranks import Ranks
+from npstream.state import count_in, difference, identity, place_of, require, state_of
 from npstream.streaming_settings import StreamingShuffle
 from npstream.turns import Place, RunOf
 
@@ -251,19 +252,22 @@ class StreamingEpochs:
     def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
         """Return where a state, or one of Streaming's, says to go on."""
         if isinstance(state, Mapping) and "version" not in state:
+            for key in (*STATE, "initial_physical_nodes"):
+                if state.get(key) is not None:
+                    count_in(state, key, -1 if key == "epoch" else 0)
             order, number, position = self._order(None).resume(state, _world(ranks))
             if state["epoch"] < 0:
                 return Place(0)
             run = RunOf(*(getattr(order, name) for name in RunOf._fields))
             return Place(number, position, drop_first=position, run=run)
         require(state, (*RunOf._fields, "drop_first"))
-        run = RunOf(*(integer(name, state[name], 0) for name in RunOf._fields))
+        run = RunOf(*(count_in(state, name) for name in RunOf._fields))
         for name, there in run._asdict().items():
             here = getattr(self._settings, name)
             if here is not None and here != there:
                 raise ValueError(difference(name, there, here))
         place = place_of(state, self._facts(run, ranks))
-        return place._replace(drop_first=integer("drop_first", state["drop_first"], 0), run=run)
+        return place._replace(drop_first=count_in(state, "drop_first"), run=run)
 
     def _order(self, run: RunOf | None, batch_size: int = 1) -> StreamingOrder:
         return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)

@@ -713,7 +713,7 @@ def test_settings_that_make_no_sense_raise(settings, error, says):
         ({"shuffle_seed": 1}, "shuffle_seed=1; this iteration has shuffle_seed=9:"),
         ({"num_canonical_nodes": 3}, "num_canonical_nodes=3; .*num_canonical_nodes=2"),
         ({"initial_physical_nodes": 3}, "initial_physical_nodes=3; .*initial_physical_nodes=1"),
-        ({"num_canonical_nodes": None}, "num_canonical_nodes=None: expected an integer"),
+        ({"num_canonical_nodes": None}, "num_canonical_nodes=None; expected an integer"),
     ],
 )
 def test_a_state_that_does_not_fit_says_why(ds, change, says):
