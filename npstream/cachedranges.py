@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from npstream.downloads import MAX_REQUEST, Downloads, Part, runs
+from npstream.errors import FormatError
 from npstream.formats.blocks import BLOCK
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar import NPY_HEAD
@@ -131,6 +132,10 @@ class CachedRanges:
         if name in self._held or (file := self._file(name)) is None:
             return None, []
         pieces, size = _pieces(begin, nbytes), len(file.data)
+        if begin + nbytes > size:
+            raise FormatError(
+                f"{self.where(name)}: {size} bytes; its side-car needs {begin + nbytes}"
+            )
         bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
         part = Part(file, name, pieces.start, bounds, None)
         return file, runs(part, [piece for piece in pieces if not file.here[piece]])

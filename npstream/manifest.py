@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from npstream._log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
-from npstream.formats.index import Index, parse_index
+from npstream.formats.index import Index, check_size, parse_index
 from npstream.store import LocalStore
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _read(
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
+    check_size(nbytes, store.where(name))
     text = _through(store, cache, name, sign)
     if is_wanted and nbytes <= LARGE:
         sidecar = opened()

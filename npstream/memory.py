@@ -11,6 +11,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import stat
 import sys
 import threading
@@ -184,17 +185,30 @@ def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
 
 def available() -> int:
     """Return the bytes that can be allocated without swapping, at most what a cgroup leaves."""
-    bounds = [_cgroup_free(), _system_free()]
+    bounds = [_cgroup_free(), _system_free(), _address_space()]
     return min(bound for bound in bounds if bound is not None)
 
 
 def ensure_fits(nbytes: int, what: str) -> None:
     """Raise MemoryError, before allocating, where `nbytes` is more than the memory that is free."""
-    if nbytes > _CHECKED and nbytes > (free := available()):
+    if not fits(nbytes):
         raise MemoryError(
-            f"{what} takes {nbytes:,} bytes and {free:,} are free: read a part of it, "
+            f"{what} takes {nbytes:,} bytes and {available():,} are free: read a part of it, "
             "fewer columns, or iterate"
         )
+
+
+def fits(nbytes: int) -> bool:
+    """Return True if so much memory is free."""
+    return nbytes <= _CHECKED or nbytes <= available()
+
+
+def too_large(nbytes: int) -> str:
+    """Say that what an index says of a file cannot be, as far as this machine can tell."""
+    return (
+        f"{nbytes:,} bytes when decompressed, as its index says, and {available():,} bytes of "
+        "memory are free"
+    )
 
 
 _CHECKED = 1 << 26
@@ -222,6 +236,15 @@ def _system_free() -> int:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) << 10
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _address_space() -> int | None:
+    """Return what is left of the address space that this process may have, if that is limited."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or sys.platform != "linux":
+        return None
+    with open("/proc/self/statm") as file:
+        return max(limit - int(file.read().split()[0]) * mmap.PAGESIZE, 0)
 
 
 def _cgroup_free() -> int | None:

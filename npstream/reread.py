@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from npstream import memory
 from npstream._typing import Bools
 from npstream.errors import FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import HASHES, Hasher, fastest, hasher
 from npstream.formats.scan import Scan, Scanned
-from npstream.memory import ensure_fits
 
 if TYPE_CHECKING:
     from npstream.formats.index import File, Index
@@ -152,7 +152,8 @@ class Reading:
     def _unpacked(self, file: _Stored, parts: Iterator[bytes], compression: str | None) -> bytes:
         if compression is None:
             raise FormatError("compressed, but the index names no compression")
-        ensure_fits(file.raw.nbytes, f"decompressing {self.store.where(file.stored.name)}")
+        if not memory.fits(file.raw.nbytes):
+            raise FormatError(memory.too_large(file.raw.nbytes))
         packed = b"".join(parts)
         checks = self._hashers(file.stored)
         for check in checks.values():

@@ -238,7 +238,8 @@ class Shards:
         if self.store.is_local:
             self._check_size(self.store.size(zipped.name), zipped)
         packed = self.store.read(zipped.name, zipped.nbytes)
-        memory.ensure_fits(raw.nbytes, f"decompressing {where}")
+        if not memory.fits(raw.nbytes):
+            raise FormatError(f"{where}: {memory.too_large(raw.nbytes)}")
         # What the recorded hash of the content covers need not be hashed before, too.
         self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
         try:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._typing import AnyArray, Bools, Int64
-from npstream.errors import FormatError
+from npstream.errors import FormatError, shown
 from npstream.formats.index import BELOW, MAX_BYTES, File, Index, ShardFiles
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class SidecarCatalog:
         self._fingerprint = sections.typed("fingerprint", str)
         for text in self._compressions:
             if not isinstance(text, str | None):
-                raise sections.damaged(f"compression {text!r:.80}; expected str or nil")
+                raise sections.damaged(f"compression {shown(text)}; expected str or nil")
 
     def present(self, kind: str) -> Bools:
         """Return which shards have a file of a kind."""
@@ -232,13 +232,13 @@ class SidecarCatalog:
     def _checked_shapes(self, shapes: Any) -> list[list[tuple[str, int]]]:
         checked = []
         if type(shapes) is not list or not shapes:
-            raise self._sections.damaged(f"hashes {shapes!r:.80}; expected a list")
+            raise self._sections.damaged(f"hashes {shown(shapes)}; expected a list")
         for shape in shapes:
             if type(shape) is not list:
-                raise self._sections.damaged(f"hashes {shape!r:.80}; expected a list")
+                raise self._sections.damaged(f"hashes {shown(shape)}; expected a list")
             pairs = [self._sections.row(pair, str, int) for pair in shape]
             if any(nbytes > 255 for _, nbytes in pairs):
-                raise self._sections.damaged(f"hashes {shape!r:.80} are too long")
+                raise self._sections.damaged(f"hashes {shown(shape)} are too long")
             checked.append([(str(name), int(nbytes)) for name, nbytes in pairs])
         return checked
 

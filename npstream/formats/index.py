@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._typing import Bools, Int64
-from npstream.errors import FormatError
+from npstream.errors import FormatError, shown
+from npstream.memory import available, fits
 
 VERSION = 2
 
@@ -49,6 +50,15 @@ _SEPARATORS = {"csv": ",", "tsv": "\t"}
 BELOW = re.compile(
     r"(?![/\\]|[A-Za-z]:|.*://)(?!(?:.*/)?\.{1,2}(?:/|$))[^\\\0\ud800-\udfff]+", re.DOTALL
 )
+
+MAX_INDEX = 1 << 30
+"""An index that another process wrote is refused from so many bytes on."""
+
+_COUNTED = 1 << 20
+"""The memory that smaller indexes take is not estimated."""
+
+_PARSED = {b"[": 72, b"{": 200, b",": 40, b":": 24}
+"""Bytes of memory that a character stands for, about, in JSON that is parsed."""
 
 MAX_BYTES = 1 << 40
 """Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
@@ -217,7 +227,31 @@ class Index:
         return self._catalog.fingerprint(self)
 
 
-def parse_index(text: bytes, where: str) -> Index:
+def check_size(nbytes: int, where: str) -> None:
+    """Refuse an index, before it is read, that is too large to be read.
+
+    Raises
+    ------
+    FormatError
+        If it has `MAX_INDEX` bytes, or the memory that is free does not hold it twice, as bytes and
+        as text. What it takes beyond that, when parsed, depends on what is in it.
+    """
+    if nbytes >= MAX_INDEX:
+        raise FormatError(
+            f"{where}: {nbytes:,} bytes; an index has less than {MAX_INDEX:,}: write larger shards"
+        )
+    if not fits(2 * nbytes):
+        raise FormatError(f"{where}: {nbytes:,} bytes; {available():,} bytes of memory are free")
+
+
+def parsed_size(text: bytes) -> int:
+    """Return about how many bytes of memory parsing takes, at most twice what it does."""
+    strings = max(text.count(b'"') - 2 * text.count(b":"), 0)
+    parsed = sum(text.count(character) * nbytes for character, nbytes in _PARSED.items())
+    return 2 * (1 if text.isascii() else 4) * len(text) + parsed + 16 * strings
+
+
+def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
     """Read an ``index.json``.
 
     Parameters
@@ -226,14 +260,27 @@ def parse_index(text: bytes, where: str) -> Index:
         The file's content.
     where : str
         The file's place, for messages.
+    trusted : bool
+        Whether this process wrote it, so that its size has no limit.
 
     Raises
     ------
     FormatError
-        If it is no JSON, or does not follow the format.
+        If it is no JSON, does not follow the format, or takes more memory than is free.
     """
+    if not trusted:
+        check_size(len(text), where)
+        if len(text) > _COUNTED and not fits(taken := parsed_size(text)):
+            raise FormatError(
+                f"{where}: to parse its {len(text):,} bytes takes about {taken:,} bytes of memory, "
+                f"and {available():,} are free"
+            )
     try:
         document = json.loads(text)
+    except MemoryError as error:
+        raise FormatError(
+            f"{where}: its {len(text):,} bytes take more memory than is free"
+        ) from error
     except (ValueError, RecursionError) as error:
         what = "an empty file" if not text.strip() else f"no JSON: {error}"
         raise FormatError(f"{where}: {what}; expected the index of a dataset") from error
@@ -241,7 +288,8 @@ def parse_index(text: bytes, where: str) -> Index:
         raise FormatError(f"{where}: {type(document).__name__} at the top; expected an object")
     if document.get("version") != VERSION:
         raise FormatError(
-            f"{where}: version {document.get('version')!r}; this release reads version {VERSION}"
+            f"{where}: version {shown(document.get('version'))}; this release reads version "
+            f"{VERSION}"
         )
     entries = document.get("shards")
     if not isinstance(entries, list):
@@ -272,12 +320,12 @@ def parse_annotations(said: Any, place: str) -> tuple[tuple[Schema, ...], Annota
     if not isinstance(said, dict) or "version" not in said:
         return (), Annotations()  # of somebody else, who thought of the same key
     if said["version"] != ANNOTATIONS:
-        fail(f"version {said['version']!r}; this release reads version {ANNOTATIONS}")
+        fail(f"version {shown(said['version'])}; this release reads version {ANNOTATIONS}")
     dtypes, order, schema = said.get("dtypes", {}), said.get("columns", []), said.get("schema")
     if not isinstance(dtypes, dict) or not all(isinstance(d, str) for d in dtypes.values()):
-        fail(f"'dtypes' is {dtypes!r:.80}; expected names of columns and dtypes")
+        fail(f"'dtypes' is {shown(dtypes)}; expected names of columns and dtypes")
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        fail(f"'columns' is {order!r:.80}; expected a list of names")
+        fail(f"'columns' is {shown(order)}; expected a list of names")
     if len(set(order)) != len(order):
         fail("'columns' names a column twice")
     schemas: tuple[Schema, ...] = ()
@@ -381,19 +429,19 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
     try:
         kind = entry["format"]
         if entry["version"] != VERSION:
-            raise FormatError(f"version {entry['version']!r}; this release reads {VERSION}")
+            raise FormatError(f"version {shown(entry['version'])}; this release reads {VERSION}")
         if kind not in FORMATS:
-            raise FormatError(f"format {kind!r}; known: {', '.join(FORMATS)}")
+            raise FormatError(f"format {shown(kind)}; known: {', '.join(FORMATS)}")
         if not entry.keys() <= FORMATS[kind]:
-            raise FormatError(f"unknown keys {sorted(entry.keys() - FORMATS[kind])}")
+            raise FormatError(f"unknown keys {shown(sorted(entry.keys() - FORMATS[kind]))}")
         raw = entry["raw_data"]
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
-            raise FormatError(f"'samples' is {samples!r}; expected an int in [0, 2**32)")
+            raise FormatError(f"'samples' is {shown(samples)}; expected an int in [0, 2**32)")
         if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
-            raise FormatError(f"'bytes' is {nbytes!r}; expected an int in [0, 2**40)")
+            raise FormatError(f"'bytes' is {shown(nbytes)}; expected an int in [0, 2**40)")
         if not isinstance(compression := entry.get("compression"), str | None):
-            raise FormatError(f"'compression' is {compression!r}; expected a string or null")
+            raise FormatError(f"'compression' is {shown(compression)}; expected a string or null")
         if kind == "mds":
             head = nbytes
             key = kind, *_lists(entry, "column_names", "column_encodings", "column_sizes"), "", ""
@@ -405,7 +453,9 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
             if file is not None and not BELOW.fullmatch(file["basename"]):
-                raise FormatError(f"'basename' {file['basename']!r} leaves the dataset's directory")
+                raise FormatError(
+                    f"'basename' {shown(file['basename'])} leaves the dataset's directory"
+                )
         hash(key)
     except FormatError as error:
         raise FormatError(f"{where}: shard {shard}: {error}") from None
@@ -428,7 +478,7 @@ def _text_key(kind: str, entry: dict[str, Any]) -> tuple[Any, ...]:
 def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     for key in keys:
         if not isinstance(entry[key], list):
-            raise FormatError(f"{key!r} is {entry[key]!r}; expected a list")
+            raise FormatError(f"{key!r} is {shown(entry[key])}; expected a list")
     return tuple([tuple(entry[key]) for key in keys])
 
 
@@ -449,9 +499,10 @@ def check_schema(key: Any, place: str) -> Schema:
     if not names:
         fail("a shard has no columns")
     if len(set(names)) != len(names):
-        fail(f"duplicate columns {sorted(name for name, n in Counter(names).items() if n > 1)}")
+        twice = sorted(name for name, n in Counter(names).items() if n > 1)
+        fail(f"duplicate columns {shown(twice)}")
     if not all(size is None or (type(size) is int and 0 < size < 2**32) for size in sizes):
-        fail(f"column sizes {sizes}: expected null or an int in [1, 2**32)")
+        fail(f"column sizes {shown(sizes)}: expected null or an int in [1, 2**32)")
     if kind != "mds" and not newline:
         fail("an empty newline")
     if kind == "xsv" and not separator:
@@ -467,7 +518,11 @@ def _file(entry: dict[str, Any], key: str, place: str) -> File:
     facts = entry[key]
     name, nbytes, hashes = facts["basename"], facts.get("bytes"), facts.get("hashes") or {}
     if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
-        raise FormatError(f"{place}: {key} has 'bytes' {nbytes!r}; expected an int in [0, 2**40)")
+        raise FormatError(
+            f"{place}: {key} has 'bytes' {shown(nbytes)}; expected an int in [0, 2**40)"
+        )
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
-        raise FormatError(f"{place}: {key} has 'hashes' {hashes!r}; expected names and digests")
+        raise FormatError(
+            f"{place}: {key} has 'hashes' {shown(hashes)}; expected names and digests"
+        )
     return File(name, nbytes, hashes)

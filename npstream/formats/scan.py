@@ -42,6 +42,9 @@ class Scanned:
     columns: dict[str, AnyArray]
 
 
+_BUFFER = 1 << 23
+"""Bytes that are allocated for pieces, of which most have half as many."""
+
 Take = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
 """Takes columns out of consecutive samples: their bytes, where each begins in
 them, and the number of the first."""
@@ -86,7 +89,6 @@ class Scan:
         self._steps = _steps(schema, samples, dict(columns), whole, nbytes, meta, every)
         self._need = next(self._steps)
         self._buffer = bytearray()
-        self._make_room()
         self._filled = 0
         self._total = 0
         self._found: Scanned | None = None
@@ -103,6 +105,7 @@ class Scan:
         self._total += len(rest)
         while self._found is None:
             count = min(len(rest), self._need - self._filled)
+            self._make_room(self._filled + count)
             self._buffer[self._filled : self._filled + count] = rest[:count]
             self._filled, rest = self._filled + count, rest[count:]
             if self._filled < self._need:
@@ -112,13 +115,15 @@ class Scan:
             except StopIteration as stop:
                 self._found = stop.value
             self._filled = 0
-            self._make_room()
         self._filled += len(rest)
 
-    def _make_room(self) -> None:
-        if self._need > len(self._buffer):
-            ensure_fits(self._need, "a piece of a shard")
-            self._buffer = bytearray(self._need)
+    def _make_room(self, nbytes: int) -> None:
+        """Enlarge the buffer: an index may say that a piece has more bytes than there are."""
+        if nbytes > len(self._buffer):
+            size = min(self._need, max(2 * nbytes, _BUFFER))
+            ensure_fits(size, "a piece of a shard")
+            old, self._buffer = self._buffer, bytearray(size)  # somebody may look at the old one
+            self._buffer[: self._filled] = old[: self._filled]
 
     def finish(self) -> Scanned:
         """Return what was found, after the last byte."""

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from npstream._typing import AnyArray, Body
-from npstream.errors import FormatError
+from npstream.errors import FormatError, shown
 from npstream.formats.blocks import BLOCK, Blocks, Ranges, block_hashes, xxh3
+from npstream.memory import fits
 
 VERSION = 1
 
@@ -32,6 +33,12 @@ _BIN32 = struct.Struct(">cI")
 _NIL = b"\xc0"
 _MAGIC = b"npstream"
 _ALIGNMENT = 64
+_MAX_TABLE = 1 << 26
+"""A table of more bytes is not read: there is a hash for each 256 KiB, and the schemas."""
+
+_UNPACKED = 64
+"""Bytes of memory that a byte of msgpack stands for, at most: an empty map has one."""
+
 _FIRST = 1 << 16
 """Bytes that are read to begin with: most side-cars have no more."""
 
@@ -55,7 +62,7 @@ def encode_sections(facts: Mapping[str, Any], arrays: Mapping[str, AnyArray]) ->
     try:
         table = msgpack.packb({**facts, "sections": sections})
     except UnicodeEncodeError as error:
-        raise FormatError(f"{error.object!r:.80} in the index is no UTF-8") from None
+        raise FormatError(f"{shown(error.object)} in the index is no UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
     nbytes = start + at - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, VERSION, len(table), nbytes, xxh3(table))
@@ -111,6 +118,8 @@ class Sections:
         self._start = _aligned(_HEAD.size + length)
         if self._start > nbytes:
             raise self.damaged(f"{nbytes} bytes; the table takes {length}")
+        if length > _MAX_TABLE or not fits(_UNPACKED * length):
+            raise self.damaged(f"its table takes {length} bytes, which is too much to read")
         self._store = _Begun(store, name, first)
         (table,) = self._store.ranges([(name, _HEAD.size, length)])
         if xxh3(table) != known:
@@ -170,17 +179,17 @@ class Sections:
     def row(self, values: Any, *kinds: Any) -> tuple[Any, ...]:
         """Return a list of the table, whose values must be of these types."""
         if type(values) is not list or len(values) != len(kinds):
-            raise self.damaged(f"{values!r:.80}; expected a list of {len(kinds)}")
+            raise self.damaged(f"{shown(values)}; expected a list of {len(kinds)}")
         for value, kind in zip(values, kinds, strict=True):
             if type(value) is not kind or (kind is int and not 0 <= value < 1 << 63):
-                raise self.damaged(f"{value!r:.80}; expected {kind.__name__}")
+                raise self.damaged(f"{shown(value)}; expected {kind.__name__}")
         return tuple(values)
 
     def dtype(self, text: str) -> np.dtype[Any]:
         """Return the dtype of that name, which is one of a number."""
         known = {f"{order}{kind}" for order in "<|" for kind in _NUMBERS}
         if text not in known:
-            raise self.damaged(f"dtype {text!r}; expected that of a number")
+            raise self.damaged(f"dtype {shown(text)}; expected that of a number")
         return np.dtype(text)
 
     def damaged(self, what: str) -> FormatError:

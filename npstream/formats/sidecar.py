@@ -287,7 +287,9 @@ class Sidecar:
         (head,) = self.store.ranges([(column.file, 0, NPY_HEAD)])
         if head != npy_head(column.dtype, self.samples):
             raise FormatError(f"{where}: its head does not say {self.samples} of {column.dtype}")
-        hashes = self._sections.blocks(f"column/{column.name}").array().astype(np.uint64)
+        count = -(-self.samples * itemsize // BLOCK)
+        found = self._sections.blocks(f"column/{column.name}", count)
+        hashes = found.array().astype(np.uint64)
         return Blocks(self.store, column.file, NPY_HEAD, self.samples, column.dtype, hashes)
 
     def _one(self, section: str, shard: int) -> int | None:
