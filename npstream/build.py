@@ -18,7 +18,7 @@ from npstream._log import log
 from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.folder import default_directory, prepare
 from npstream.formats.hashes import digest
-from npstream.formats.index import Index, parse_index
+from npstream.formats.index import Index, check_size, parse_index
 from npstream.formats.scalars import scalar_columns
 from npstream.formats.sidecar import NAME, Mark, Sidecar, mark_of
 from npstream.manifest import size_in_version
@@ -37,6 +37,7 @@ __all__ = ["build_index", "index_of", "packed_shards"]
 
 _WORK = ".index.work"
 _STATE = "state.json"
+_STATE_BYTES = 1 << 24
 _SAVED_EVERY = 2.0
 """Seconds of work that an interruption may cost."""
 
@@ -109,7 +110,7 @@ def build_index(
             _publish(spool, target, index, mark)
         finally:
             spool.close()
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)
     log("made %s: %d shards, columns %s", target.where(NAME), len(index), ", ".join(wanted))
     return target.where(NAME)
 
@@ -117,7 +118,9 @@ def build_index(
 def index_of(store: Store) -> tuple[Index, Mark]:
     """Read the index of a dataset, and what tells it from others."""
     version = "" if store.is_local else store.version(INDEX)
-    text = store.read(INDEX, size_in_version(version))
+    nbytes = size_in_version(version or store.version(INDEX))
+    check_size(nbytes or 0, store.where(INDEX))
+    text = store.read(INDEX, nbytes)
     mark = mark_of(text, version, "" if store.is_local else store.root)
     return parse_index(text, store.where(INDEX)), mark
 
@@ -155,7 +158,7 @@ def _columns(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[An
 def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> None:
     """Read the shards that were not read when the work was interrupted."""
     index = reading.index
-    done = spool.cut(index, _done(directory, key, len(index)))
+    done = spool.cut(index, *_done(directory, key, len(index)))
     saved = time.monotonic()
     for group in progress(reading.groups(range(done, len(index))), "making the side-car"):
         for shard, found in reading.shards(group):
@@ -164,8 +167,7 @@ def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> Non
             spool.add(found)
             done = shard + 1
         if time.monotonic() - saved > _SAVED_EVERY:
-            spool.sync()
-            _save(directory, key, done)
+            _save(directory, key, done, spool.sync())
             saved = time.monotonic()
 
 
@@ -218,7 +220,9 @@ def _work(store: Store, target: Store, mark: Mark) -> Iterator[str]:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         lock = os.open(
-            os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            os.path.join(directory, "lock"),
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
         )
     except OSError as error:
         mend = "name a directory that can be written to, as out="
@@ -230,25 +234,52 @@ def _work(store: Store, target: Store, mark: Mark) -> Iterator[str]:
             raise StorageError(
                 error.errno, "another process is making this side-car", directory
             ) from error
+        _remove_others(directory)
         yield directory
     finally:
         os.close(lock)
 
 
-def _done(directory: str, key: list[Any], most: int) -> int:
-    """Return how many shards were read for a side-car of this kind."""
+def _remove_others(directory: str) -> None:
+    """Remove what cannot be a file of the work: directories, links, and what cannot be written."""
     try:
-        with open(os.path.join(directory, _STATE)) as file:
-            state = json.load(file)
-        return min(int(state["done"]), most) if state["key"] == key else 0
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0  # there is none, or it is of another release
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                elif not (
+                    entry.is_file(follow_symlinks=False)
+                    and os.access(entry.path, os.R_OK | os.W_OK)
+                ):
+                    os.unlink(entry.path)
+    except OSError as error:
+        raise StorageError(
+            error.errno, f"{error.strerror}: remove it by hand", error.filename
+        ) from error
 
 
-def _save(directory: str, key: list[Any], done: int) -> None:
+def _done(directory: str, key: list[Any], most: int) -> tuple[int, list[str]]:
+    """Return how many shards were read for a side-car of this kind, and the files' hashes then."""
+    try:
+        with open(os.path.join(directory, _STATE), "rb") as file:
+            state = json.loads(file.read(_STATE_BYTES))
+        done, digests = state["done"], state["digests"]
+        if state["key"] == key and type(done) is int and type(digests) is list:
+            return min(max(done, 0), most), digests
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass  # there is none, it is damaged, or of another release
+    return 0, []
+
+
+def _save(directory: str, key: list[Any], done: int, digests: list[str]) -> None:
     path = os.path.join(directory, _STATE)
-    with open(f"{path}.tmp", "w") as file:
-        json.dump({"key": key, "done": done}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
+    try:
+        with open(f"{path}.tmp", "w") as file:
+            json.dump({"key": key, "done": done, "digests": digests}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(f"{path}.tmp", path)
+    except OSError as error:
+        raise StorageError(
+            error.errno, f"{error.strerror}: cannot save how far the work is", path
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -15,6 +15,7 @@ from npstream._typing import AnyArray, Body
 from npstream.errors import StorageError
 from npstream.formats.blocks import BLOCK, xxh3
 from npstream.formats.catalog import least
+from npstream.formats.hashes import Hasher, hasher
 from npstream.formats.index import parse_index
 from npstream.formats.pieces import CHUNK_BYTES, chunk_counts
 from npstream.formats.sidecar import (
@@ -35,6 +36,7 @@ __all__ = ["Spool", "column_files"]
 
 _LONGEST = 200
 _COPIED = 1 << 20
+_HASH = "xxh3_128"
 
 
 def column_files(columns: Mapping[str, np.dtype[Any]], mark: str = "") -> list[ColumnFile]:
@@ -107,6 +109,7 @@ class Spool:
             self.close()
             raise
         self._heads, self._pieces, self._ranges, self._values, self._column = self._files
+        self._hashers = [hasher(_HASH) for _ in range(4)]
 
     def __del__(self) -> None:
         self.close()
@@ -115,35 +118,46 @@ class Spool:
         """Take what was found in the next shard."""
         with self._reporting():
             if self._hashed:
-                self._heads.write(np.array([found.begin, found.meta], "<u8").tobytes())
-                self._pieces.write(found.pieces.astype("<u8").tobytes())
+                self._write(0, np.array([found.begin, found.meta], "<u8").tobytes())
+                self._write(1, found.pieces.astype("<u8").tobytes())
             for column in self.columns:
                 values = found.columns[column.name]
                 for bound in bounds(values):
-                    self._ranges.write(bound.tobytes())
-                self._values.write(values.tobytes())
+                    self._write(2, bound.tobytes())
+                self._write(3, values.tobytes())
             for file in self._files:
                 file.flush()  # else a forked process that ends would write its buffers, too
 
-    def sync(self) -> None:
-        """Bring to the disk what was added."""
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+    def _write(self, number: int, body: bytes) -> None:
+        self._hashers[number].update(body)
+        self._files[number].write(body)
 
-    def cut(self, index: Index, shards: int) -> int:
-        """Forget all but the first shards, or all if less is there; return how many are left."""
+    def sync(self) -> list[str]:
+        """Bring to the disk what was added, and return the hash of each file."""
+        with self._reporting():
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+        return [hasher.hexdigest() for hasher in self._hashers]
+
+    def cut(self, index: Index, shards: int, digests: Sequence[str] = ()) -> int:
+        """Forget all but the first shards, and return how many are left.
+
+        That is none if the files do not hold them, or have other hashes than `sync` returned.
+        """
         row = sum(column.dtype.itemsize for column in self.columns)
         ends = [shards * self._bounds.itemsize, int(index.starts[shards]) * row]
         ends = [16 * shards, 8 * int(_pieces(index)[:shards].sum()), *ends]
         if not self._hashed:
             ends[:2] = 0, 0
         kept = list(zip(self._files, ends, strict=False))
-        if shards and any(file.seek(0, os.SEEK_END) < end for file, end in kept):
-            return self.cut(index, 0)
-        for file, end in kept:
-            file.truncate(end)
-            file.seek(end)
+        with self._reporting():
+            self._hashers = [_hash_of(file, end) for file, end in kept]
+            if shards and [hasher.hexdigest() for hasher in self._hashers] != list(digests):
+                return self.cut(index, 0)
+            for file, end in kept:
+                file.truncate(end)
+                file.seek(end)
         return shards
 
     def finish(self, index: Index) -> Iterator[tuple[str, IO[bytes]]]:
@@ -206,7 +220,7 @@ class Spool:
 
 def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Body]]]:
     """Yield the names and contents of the files that go with an index, and close the spool."""
-    index = parse_index(text, "index.json")
+    index = parse_index(text, "index.json", trusted=True)
     for name, file in spool.finish(index):
         yield name, iter(lambda file=file: file.read(_COPIED), b"")  # type: ignore[misc]
     yield NAME, spool.sidecar(index, mark_of(text))
@@ -227,6 +241,16 @@ def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:
     if values.dtype.kind == "f" and np.isnan(least):
         least, most = (values.dtype.type(bound) for bound in (-np.inf, np.inf))
     return least, most
+
+
+def _hash_of(file: IO[bytes], nbytes: int) -> Hasher:
+    """Return the hash of the first bytes of a file, or of all if it has fewer."""
+    found = hasher(_HASH)
+    file.seek(0)
+    while nbytes and (body := file.read(min(nbytes, _COPIED))):
+        found.update(body)
+        nbytes -= len(body)
+    return found
 
 
 def _open(directory: str | None, name: str) -> IO[bytes]:
