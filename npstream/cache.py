@@ -12,6 +12,7 @@ from npstream import folder, room, sparse
 from npstream._typing import Body
 from npstream.cachedfile import CachedFile, Check, Claim, join
 from npstream.formats.hashes import digest
+from npstream.memory import ensure_fits
 from npstream.room import Refusal, Reservation
 from npstream.sizes import parse_size
 
@@ -176,11 +177,12 @@ class Cache:
                 footer = sparse.read_footer(descriptor)
                 if footer is None or (footer.key, footer.pieces) != (key, 0):
                     return None
+                ensure_fits(footer.nbytes, f"reading {path}")
                 with open(descriptor, "rb", closefd=False) as file:
                     data = file.read(footer.nbytes)
                 used = os.fstat(descriptor).st_mtime
-        except OSError:
-            return None
+        except (OSError, MemoryError):
+            return None  # of a size that only a damaged footer names, for one
         if bytes.fromhex(digest("xxh3_128", data)) != footer.stamp:
             return None
         if abs(time.time() - used) > _TOUCHED:

@@ -129,8 +129,12 @@ def reserve(
         One reservation of each process does that at a time. When it is closed, so much is evicted
         that the limit holds again.
     """
-    if limit is None and _fits_disk(path, nbytes):
-        return Reservation()
+    try:
+        if limit is None and _fits_disk(path, nbytes):
+            return Reservation()
+    except StorageError as error:
+        folder.say(path, f"{error.strerror}: reading on without caching")
+        return Refusal.FULL
     end = time.monotonic() + timeout
     found = _reserve(path, limit, nbytes, keep, timeout, False)
     if found is not Refusal.CROWDED or not may_exceed:
@@ -249,7 +253,9 @@ def _reserved(path: str) -> int:
         for file in files:
             if _RESERVED.fullmatch(file.name) and not folder.remove_unlocked(file.path):
                 with suppress(FileNotFoundError):
-                    nbytes += file.stat(follow_symlinks=False).st_size * BLOCK
+                    status = file.stat(follow_symlinks=False)
+                    if sparse.is_trusted(status):
+                        nbytes += status.st_size * BLOCK
     return nbytes
 
 
@@ -298,6 +304,9 @@ def free_and_total(path: str) -> tuple[int, int]:
             return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
         except FileNotFoundError:
             path = os.path.dirname(path)
+        except OSError as error:
+            what = f"{error.strerror}: this cannot be the cache's directory"
+            raise StorageError(error.errno, what, path) from error
 
 
 def used(path: str) -> tuple[int, int]:

@@ -39,6 +39,10 @@ _MAGIC, _VERSION = b"npcache\n", 1
 _FOOTER = struct.Struct("<8sIQQ16s64s")  # magic, version, nbytes, pieces, stamp, key
 
 
+_MAX_PIECES = 1 << 24
+"""Many more than a shard has: a footer that says more is none."""
+
+
 class Footer(NamedTuple):
     """What a file of the cache says of itself.
 
@@ -79,7 +83,7 @@ def read_footer(descriptor: int, expected: Footer | None = None) -> Footer | Non
     if len(packed) != _FOOTER.size:
         return None
     magic, version, nbytes, pieces, stamp, key = _FOOTER.unpack(packed)
-    if magic != _MAGIC or version != _VERSION:
+    if magic != _MAGIC or version != _VERSION or pieces > _MAX_PIECES:
         return None
     footer = Footer(key.rstrip(b"\0").decode("ascii", "replace"), nbytes, pieces, stamp)
     return footer if footer.size == size else None
