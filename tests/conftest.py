@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-import npstream
+from datasets import cutting
 from npstream import _jit, exact, remote_shards
 from npstream.remote import RemoteStore
 from npstream.store import Span
@@ -69,18 +69,10 @@ def upload() -> Iterator[Callable[[Path], str]]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut shards into chunks of about 1 KiB, none of which is too small to be read in part."""
-    for name in _cutting():
+    for name in cutting():
         monkeypatch.setattr(importlib.import_module(name), "CHUNK_BYTES", 1 << 10)
     monkeypatch.setattr(remote_shards, "SMALL_CHUNK", 0)
     monkeypatch.setattr(exact, "GAP", 0)
-
-
-def _cutting() -> list[str]:
-    """Return the modules that know the size of chunks, all of them imported before it changes."""
-    package = Path(npstream.__file__).parent
-    files = (path for path in package.rglob("*.py") if "CHUNK_BYTES" in path.read_text())
-    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
-    return [name for name in names if hasattr(importlib.import_module(name), "CHUNK_BYTES")]
 
 
 @pytest.fixture

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from pathlib import Path
 
 import fuzz
 
 _run = fuzz._run
 
 
-def crash(root: Path, known: list[fuzz.Case], seed: int, number: int) -> None:
+def crash(damaged: fuzz.Kind, seed: int, number: int) -> None:
     """Run a mutation, or die of it."""
     if number == 1:
         print('{"start": 1, "what": "a crash"}', flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
-    _run(root, known, seed, number)
+    _run(damaged, seed, number)
 
 
 if __name__ == "__main__":

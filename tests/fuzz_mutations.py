@@ -7,7 +7,12 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import msgpack
+
+from npstream.formats.blocks import block_hashes, xxh3
 
 Files = dict[str, bytes]
 """The content of files by their names below the dataset's directory."""
@@ -208,6 +213,8 @@ SHARD_CHANGES: tuple[Change, ...] = (
 def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the paths to everything below the top of a JSON document."""
     keys: list[Any] = []
+    if len(path) > 40:
+        return []
     if isinstance(node, dict):
         keys = list(node)
     elif isinstance(node, list):
@@ -332,6 +339,16 @@ def reencode(rng: random.Random, content: bytes) -> bytes:
         content + content,
         content + b"\0",
         b" \n" + content + b"\n",
+        b" " * 10_000_000,
+        content.replace(b":", b":" + b"[" * 900 + b"]" * 900 + b",", 1),
+        b'{"version": 2, "shards": [], "npstream": ' + b"[" * 900 + b"]" * 900 + b"}",
+        content.replace(b"null", b"[" * 900 + b"]" * 900, 1),
+        content.replace(b"null", b"NaN", 1),
+        content.replace(b"null", b"Infinity", 1),
+        content.replace(b"null", b"-1e999", 1),
+        content.replace(b'"', b'"\xff', 1),
+        content.replace(b"{", b'{"version": 2, "shards": [], ', 1),
+        content.replace(b'"raw_data": {', b'"raw_data": {"bytes": 1, ', 1),
         b"",
         b"null",
         b'{"shards": [], "version": 2}',
@@ -344,3 +361,136 @@ INDEX_CHANGES: tuple[Change, ...] = (
     *(edit_shard, edit_shard, edit_shard, change_digit, change_digit),
     *(flip_bits, flip_bits, set_bytes, truncate, swap_ranges, copy_range, shift, reencode),
 )
+
+
+# The side-car.
+
+
+def resign(rng: random.Random, content: bytes) -> bytes:
+    """Change what the table of a side-car says, and sign it anew."""
+    table, arrays = _opened(content)
+    places = _places(table)
+    path = rng.choice(places)
+    values = [_at(table, place) for place in places]
+    old = values[places.index(path)]
+    alike = [value for value in values if type(value) is type(old)]
+    new = rng.choice((rng.choice(PACKED), rng.choice(alike), None))
+    if new is None and type(old) is int:
+        new = rng.choice((old - 1, old + 1, 2 * old, -old, old // 2, old << 40))
+    parent = _at(table, path[:-1])
+    if rng.random() < 0.15:
+        del parent[path[-1]]
+    elif isinstance(parent, dict) and rng.random() < 0.1:
+        parent[rng.choice(("x", *parent))] = parent[path[-1]]
+    else:
+        parent[path[-1]] = copy.deepcopy(new)
+    return _signed(table, arrays)
+
+
+def resign_array(rng: random.Random, content: bytes) -> bytes:
+    """Change numbers of an array of a side-car, and sign it anew."""
+    table, arrays = _opened(content)
+    section = rng.choice(table["sections"])
+    _, dtype, count, offset, _ = section
+    size = int(dtype[2:])
+    if not count:
+        return content
+    body = bytearray(arrays)
+    for _ in range(rng.choice((1, 1, 1, count))):
+        at = offset + size * rng.randrange(count)
+        other = offset + size * rng.randrange(count)
+        values = (bytes(size), b"\xff" * size, rng.randbytes(size), arrays[other : other + size])
+        near = (int.from_bytes(body[at : at + size], "little") + rng.choice((-1, 1))) % 256**size
+        body[at : at + size] = rng.choice((*values, near.to_bytes(size, "little")))
+    hashes = block_hashes(bytes(body[offset : offset + count * size]))
+    section[4] = hashes.astype("<u8").tobytes()
+    return _signed(table, bytes(body))
+
+
+def resign_bomb(rng: random.Random, content: bytes) -> bytes:
+    """Put another table in the place of a side-car's, and sign it."""
+    _, arrays = _opened(content)
+    table = rng.choice((
+        b"\x91" * 400 + b"\xc0",
+        b"\x91" * 100_000 + b"\xc0",
+        b"\x81\xa1a" * 400 + b"\xc0",
+        b"\xdd\xff\xff\xff\xff" + b"\xc0",
+        b"\xdf\xff\xff\xff\xff" + b"\xc0",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+        b"\x82\xa1a\x01\xa1a\x02",
+        b"\x81\xa1\xff\x01",
+        b"\x81\x01\x02",
+        b"\x81\x91\x01\x02",
+        b"\x81\xa5index\xcb\x7f\xf0\x00\x00\x00\x00\x00\x00",
+        b"\xc1",
+        b"\x80",
+        b"",
+    ))  # fmt: skip
+    return _assembled(table, arrays)
+
+
+PACKED: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2**64 - 1),
+    *(1.5, float("nan"), float("inf"), "", "x", "..", "../x", "\0", "x" * 5000, b"", b"\xff" * 8),
+    *("<u8", "|u1", "<f8", "<U1000000000", "|V2147483647", "O", "mds", "json", "xsv", "zstd"),
+    *("index.columns/../../x.npy", "index.columns/x.npy", "uint8", "ndarray:uint8:4294967295"),
+    *([], [1], [[]], {}, {"a": 1}, ["mds", ["x"], ["int"], [8], "", ""], ["x", "<u8", "y"]),
+)
+
+_HEAD = struct.Struct("<2s8sHIQQ")
+
+
+def _opened(content: bytes) -> tuple[Any, bytes]:
+    """Return the table of a side-car, and the arrays after it."""
+    length = _HEAD.unpack_from(content)[3]
+    table = msgpack.unpackb(content[_HEAD.size : _HEAD.size + length])
+    return table, content[-(-(_HEAD.size + length) // 64) * 64 :]
+
+
+def _signed(table: Any, arrays: bytes) -> bytes:
+    return _assembled(msgpack.packb(table), arrays)
+
+
+def _assembled(table: bytes, arrays: bytes) -> bytes:
+    start = -(-(_HEAD.size + len(table)) // 64) * 64
+    head = _HEAD.pack(b"\xc4\x1e", b"npstream", 1, len(table), start + len(arrays), xxh3(table))
+    return (head + table).ljust(start, b"\xc0") + arrays
+
+
+SIDECAR_CHANGES: tuple[Change, ...] = (resign, resign, resign, resign_array, resign_bomb)
+
+
+# States.
+
+
+def edit_state(rng: random.Random, state: dict[str, Any]) -> dict[str, Any]:
+    """Put something hostile or nearly right in a random place of a state, or take it out."""
+    for _ in range(9):
+        new = json.loads(json.dumps(state))
+        places = _places(new)
+        path = rng.choice(places)
+        parent, old = _at(new, path[:-1]), _at(new, path)
+        alike = [value for value in map(partial(_at, new), places) if type(value) is type(old)]
+        wild = (rng.choice(HOSTILE), rng.choice(alike), [[0, 1], [1, 0]], [[-1, 2**70]])
+        value = json.loads(json.dumps(rng.choice(wild)))
+        if rng.random() < 0.05:
+            value = _nested(900)
+        if type(old) is int and rng.random() < 0.6:
+            value = rng.choice((old - 1, old + 1, 2 * old, -old, old // 2, old << 40, old + 2**64))
+        if rng.random() < 0.15:
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = value
+        if new != state:
+            break
+    return new
+
+
+def _nested(depth: int) -> list[Any]:
+    """Return lists within lists, of which `repr` fails where the stack has some frames already."""
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested

@@ -11,14 +11,17 @@ import random
 import struct
 import tracemalloc
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
 
 import fuzz
+import fuzz_reading
 import golden_data as golden
 import npstream
 from fuzz_oracle import STRUCTURE, judge
+from fuzz_reading import Case
 from npstream.errors import FormatError
 from npstream.formats.compression import compress
 
@@ -26,7 +29,7 @@ from npstream.formats.compression import compress
 @pytest.mark.parametrize("python", [False, True], ids=["compiled", "python"])
 def test_mutations(python):
     findings = []
-    totals = fuzz.fuzz(0, list(range(200)), findings.append, python)
+    totals = fuzz.fuzz("local", 0, list(range(200)), findings.append, python)
     assert findings == []
     assert totals["mutations"] == 200
     # That most were of consequence, and most of the rest was read.
@@ -35,11 +38,24 @@ def test_mutations(python):
     assert 0 < totals["excused"] < totals["read"] / 10
 
 
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("annotated", 30), ("remote", 25), ("cache", 25), ("work", 50), ("states", 300)],
+)
+def test_mutations_of_other_things(kind, count):
+    findings = []
+    totals = fuzz.fuzz(kind, 0, list(range(count)), findings.append)
+    assert findings == []
+    assert totals["mutations"] == count
+    assert totals["read"]
+    assert totals["raised"] or kind == "cache"  # which is no reason to raise
+
+
 # The fuzzer itself: what it must notice, and what it must not.
 
 
 def sample_case():
-    return fuzz.Case(golden.case("mds_no_limit"))
+    return Case.golden("mds_no_limit")
 
 
 def check(tmp_path, case, changed):
@@ -47,7 +63,8 @@ def check(tmp_path, case, changed):
     findings = []
     for name, content in (case.files | changed).items():
         (tmp_path / name).write_bytes(content)
-    fuzz.check(tmp_path, case, changed, random.Random(0), findings.append)
+    opened = partial(npstream.open, tmp_path)
+    fuzz_reading.check(opened, case, changed, random.Random(0), findings.append)
     return findings
 
 
@@ -74,7 +91,7 @@ def test_workers_that_die_are_noticed(monkeypatch):
     """The second mutation ends its process, and the third runs in another."""
     findings = []
     monkeypatch.setattr(fuzz, "__file__", str(golden.FORMATS.parents[1] / "fuzz_crash.py"))
-    totals = fuzz.fuzz(0, [0, 1, 2], findings.append)
+    totals = fuzz.fuzz("local", 0, [0, 1, 2], findings.append)
     assert totals["mutations"] == 3
     assert len(findings) == 1
     assert "exit -11" in findings[0]
@@ -108,7 +125,7 @@ def test_what_is_excused():
     ],
 )
 def test_recorded_hashes_excuse_nothing_where_they_are_checked(name, excusing):
-    case = fuzz.Case(golden.case(name))
+    case = Case.golden(name)
     shard = next(shard for shard in case.original.shards.values() if shard.rows)
     (file, *_) = [file for file, known in case.original.shards.items() if known is shard]
     at = int(np.flatnonzero(shard.owner != STRUCTURE)[-1])
