@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from npstream._typing import Bools, Int64
-from npstream.errors import FormatError
 from npstream.merging import merged, read_merged
 from npstream.recent import Recent
 
@@ -98,26 +97,23 @@ class Offsets:
         runs, run_of = runs_of(self._shards.index, shard_of, rows)
         parts = read_merged(self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=GAP)
         if runs.numbers is not None:
-            sound = [k for k, part in enumerate(parts) if self._is_sound(runs, k, part)]
-            self._kept.put(runs.numbers[sound].tolist(), [parts[k] for k in sound])
+            for k, part in enumerate(parts):
+                self._check(runs, k, part)
+            self._kept.put(runs.numbers.tolist(), parts)
         return _picked(parts, runs.first, run_of, rows)
 
     def _name(self, shard: int) -> str:
         files = self._shards.index.files(shard)
         return (files.meta or files.data).name
 
-    def _is_sound(self, runs: Runs, k: int, part: bytes) -> bool:
-        """Tell whether all rows of a run lie within their shard.
+    def _check(self, runs: Runs, k: int, part: bytes) -> None:
+        """Raise unless all rows of a run lie within their shard, one after the other.
 
-        What is damaged is not kept, so that it is seen when it has been mended.
+        Where they do not, a row may be another one than was asked for, and fit all the same.
         """
         words = np.frombuffer(part, "<u4").astype(np.int64)
         rows = np.arange(runs.first[k], runs.stop[k])
-        try:
-            self._shards.check_bounds(int(runs.shard_of[k]), rows, words[:-1], words[1:])
-        except FormatError:
-            return False
-        return True
+        self._shards.check_bounds(int(runs.shard_of[k]), rows, words[:-1], words[1:])
 
 
 def runs_of(index: Index, shard_of: Int64, rows: Int64) -> tuple[Runs, Int64]:
