@@ -399,7 +399,9 @@ class RemoteDestination(Destination):
             return False
 
     def _writer(self) -> str:
-        with suppress(FileNotFoundError, ValueError, LookupError, TypeError):
-            said = json.loads(self._store.read(LOCK)[:_LOCK_BYTES])
-            return f" (begun {said['begun']} by process {said['process']} on {said['host']})"
+        with suppress(FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
+            nbytes = self._store.size(LOCK)
+            if nbytes <= _LOCK_BYTES:
+                said = json.loads(self._store.read(LOCK, nbytes))
+                return f" (begun {said['begun']} by process {said['process']} on {said['host']})"
         return ""

@@ -426,6 +426,18 @@ def test_an_index_of_which_nobody_knows_whether_it_is_stored(memory, create):
     released.set()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[" * 1000, b"\xff", b"[1, 2]", b'"' * 5_000_000],
+    ids=["empty", "other", "deep", "binary", "list", "long"],
+)
+def test_a_damaged_lock_file(tmp_path, upload, body):
+    (tmp_path / LOCK).write_bytes(body)
+    memory = upload(tmp_path)
+    with pytest.raises(FileExistsError, match=r"is under way or was cut off(?! \(begun)"):
+        write(memory, None, 8)
+
+
 def test_a_lock_file_that_cannot_be_removed(memory, tmp_path, monkeypatch, caplog):
     def refuse(self, name):
         raise StorageError(errno.EACCES, "no right to delete", self.where(name))
