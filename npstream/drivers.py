@@ -395,10 +395,43 @@ async def _azure_request(
             yield Response(answer.status, answer.headers, blob, answer.content.read)
 
 
+def _oci_load() -> Any:
+    """Return ocifs, which lists files without the SDK's paginator: that has retries of its own."""
+    base = import_module("ocifs").OCIFileSystem
+    return type(base)("OCIFileSystem", (base,), {"find": _oci_find})
+
+
+def _oci_find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
+    bucket, namespace, key = self.split_path(path)
+    prefix, start, found = f"{key}/" if key else "", None, {}
+    while True:
+        page = self._call_oci(
+            self.oci_client.list_objects,
+            namespace_name=namespace,
+            bucket_name=bucket,
+            prefix=prefix,
+            start=start,
+            fields="name,size",
+        ).data
+        for entry in page.objects:
+            name = f"{bucket}@{namespace}/{entry.name}"
+            found[name] = {"name": name, "type": "file", "size": entry.size}
+        if (start := page.next_start_with) is None:
+            return found
+
+
 def _oci_options(need: Need) -> Options:
     retry = import_module("oci.retry").NoneRetryStrategy()
     limits = (need.timeout, need.timeout)
-    options: Options = {"config_kwargs": {"retry_strategy": retry, "timeout": limits}}
+    # After ten failures its circuit breaker fails every request of the process for 30 s, unsent.
+    breaker = import_module("oci.circuit_breaker").NoCircuitBreakerStrategy()
+    options: Options = {
+        "config_kwargs": {
+            "retry_strategy": retry,
+            "circuit_breaker_strategy": breaker,
+            "timeout": limits,
+        }
+    }
     # As the SDK does, and Streaming with it; the driver would ask for a resource principal.
     if not {"config", "iam_type", "signer"} & set(need.given) and not _is_set("OCIFS_IAM_TYPE"):
         files = [os.environ.get(name) for name in ("OCIFS_CONFIG_LOCATION", "OCI_CONFIG_FILE")]
@@ -589,7 +622,7 @@ _SFTP = Driver(
     width=8, rename=_sftp_rename,
 )  # fmt: skip
 _OCI = Driver(
-    "oci", "ocifs", "oci", options=_oci_options, read=_oci_read, info=_oci_info,
+    "oci", "ocifs", "oci", options=_oci_options, load=_oci_load, read=_oci_read, info=_oci_info,
     create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", width=16,
 )  # fmt: skip
 _HTTP = Driver(

@@ -184,6 +184,46 @@ def test_every_attempt_is_one_request(weak: Weak, fault: Fault):
     assert weak.proxy.log[-1].nbytes == len(PART)
 
 
+CALLS: dict[str, Callable[[RemoteStore], Any]] = {
+    "look": lambda store: store.version(NAME),
+    "absent": lambda store: store.exists("absent"),
+    "range": lambda store: store.ranges([SPAN]),
+    "list": lambda store: list(store.names("folder/")),
+    "put": lambda store: store.put("new", DATA),
+    "put large": lambda store: store.put("new", bytes(9 << 20)),
+    "create": lambda store: store.create(f"new {time.monotonic_ns()}", b"new"),
+    "remove": lambda store: store.remove("new"),
+}
+
+
+WRITES = ("put", "put large", "create", "remove")
+UNCOUNTED = {
+    "http": WRITES,  # it only reads
+    "hf": ("put", "put large"),  # huggingface_hub uploads in its own way
+}
+
+
+@on_web_servers
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_no_driver_tries_again(weak: Weak):
+    """An attempt that fails makes no more requests than one that does not."""
+    for name, call in CALLS.items():
+        if name in UNCOUNTED.get(weak.place.server.name, ()):
+            continue
+        weak.proxy.clear()
+        call(weak.store(timeout=20.0))
+        enough = len(weak.proxy.log)
+        for fault in (reset(), status(429), status(500), status(503), reset(1), truncate(1)):
+            weak.proxy.clear()
+            weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
+            # Without an answer to read there is nothing to cut short.
+            with contextlib.suppress(StorageError):
+                call(weak.store(timeout=20.0, retries=0))
+            # Where a connection breaks before an answer, aiohttp takes it for one that was idle.
+            most = enough * (1 + (fault == reset()))
+            assert len(weak.proxy.log) <= most, f"{name}, {fault}: {weak.proxy.log}"
+
+
 @on_every_server
 @pytest.mark.parametrize(
     "fault",
