@@ -31,7 +31,14 @@ REQUEST_BYTES = 1 << 24
 
 _IN_FLIGHT_BYTES = 1 << 27
 _BACK_OFF = 0.25
-_HEALTH_CHECK = 60.0
+_MAX_BACK_OFF = 1.0
+"""The longest pause, on average, before another attempt to connect."""
+
+_UNREACHED = {
+    *(errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+}
+"""No server was reached, so it may be restarting."""
+
 _LATEST = 0.95  # the part of its time after which a job is not begun any more
 
 _MENDS = {
@@ -51,6 +58,15 @@ _WORDS = {
     errno.ECONNABORTED: "Certificate not trusted",
 }
 """What is said of an errno where the system's own words would not be true."""
+
+
+_LOOP_CHECK = 2.0
+"""The shortest time after which a loop that has not run counts as blocked."""
+
+_Arrived = tuple[int, Any, BaseException | None]
+
+_RUNS: _Arrived = (-1, None, None)
+"""Arrives when the loop runs."""
 
 
 @dataclass(slots=True)
@@ -94,7 +110,7 @@ class Waits:
     """
 
     def __init__(self, place: str) -> None:
-        self._place = place
+        self.place = place
         self._waiting: dict[SimpleQueue[Any], threading.Thread] = {}
         self._stopped: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._is_closed = False
@@ -127,7 +143,7 @@ class Waits:
 
     def _error(self) -> StorageError:
         code = errno.ECANCELED
-        return StorageError(code, f"{os.strerror(code)}: reading was stopped", self._place)
+        return StorageError(code, f"{os.strerror(code)}: reading was stopped", self.place)
 
 
 class Link(Protocol):
@@ -158,6 +174,7 @@ def results(
     width: int,
     waits: Waits,
     patience: Patience,
+    timeout: float,
 ) -> Generator[tuple[int, Any]]:
     """Yield what jobs come to, as they end, each with its number; raise what the first raises.
 
@@ -173,11 +190,14 @@ def results(
         How many run at once.
     waits : Waits
     patience : Patience
+    timeout : float
+        Seconds to wait for a loop that does not run.
 
     Closing the generator cancels the jobs that run.
     """
     with waits.joined() as arrived:
-        yield from _results(jobs, work, loop, width, arrived, patience)
+        next_arrived = partial(_next, arrived, loop, max(timeout / 2, _LOOP_CHECK), waits.place)
+        yield from _results(jobs, work, loop, width, arrived, patience, next_arrived)
 
 
 def _results(
@@ -185,8 +205,9 @@ def _results(
     work: Callable[[Job, float], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
-    arrived: SimpleQueue[tuple[int, Any, BaseException | None]],
+    arrived: SimpleQueue[_Arrived],
     patience: Patience,
+    next_arrived: Callable[[], _Arrived],
 ) -> Generator[tuple[int, Any]]:
     tasks: dict[int, asyncio.Task[Any]] = {}  # of the loop's thread
     pending: dict[int, int] = {}
@@ -223,7 +244,7 @@ def _results(
             if batch:
                 loop.call_soon_threadsafe(start, batch, patience.asked())
             with patience.waiting():
-                number, result, failed = _next(arrived, loop)
+                number, result, failed = next_arrived()
             if failed is not None:
                 raise failed
             del pending[number]
@@ -235,14 +256,32 @@ def _results(
                 loop.call_soon_threadsafe(cancel)
 
 
-def _next(arrived: SimpleQueue[Any], loop: asyncio.AbstractEventLoop) -> Any:
-    """Return what arrives next; every job ends, unless the loop does."""
+def _next(
+    arrived: SimpleQueue[_Arrived], loop: asyncio.AbstractEventLoop, seconds: float, place: str
+) -> _Arrived:
+    """Return what arrives next. Every job ends in time, unless the loop does not run it.
+
+    The loop is also that of other programs' filesystems, and one blocked callback stops them all.
+    """
+    is_asked = False
     while True:
         try:
-            return arrived.get(timeout=_HEALTH_CHECK)
+            found = arrived.get(timeout=min(seconds, threading.TIMEOUT_MAX))
         except Empty:
-            if not loop.is_running():
-                raise StorageError("the event loop ended under a request") from None
+            if is_asked or not loop.is_running():
+                what = "blocked by another task" if loop.is_running() else "stopped"
+                raise StorageError(
+                    errno.ETIMEDOUT,
+                    f"fsspec's event loop, which makes the requests, is {what}",
+                    place,
+                ) from None
+            is_asked = True
+            with suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(arrived.put, _RUNS)
+            continue
+        if found is not _RUNS:
+            return found
+        is_asked = False
 
 
 async def persist(

@@ -329,7 +329,7 @@ class RemoteStore:
         work: Callable[[Job, float], Any] | None = None,
     ) -> Generator[tuple[int, Any]]:
         work = work or partial(self._persist, link)
-        return results(jobs, work, link.loop, link.width, self._waits, self.patience)
+        return results(jobs, work, link.loop, link.width, self._waits, self.patience, self.timeout)
 
     def _persist(self, link: _Link, job: Job, asked: float) -> Any:
         return persist(job, asked, link, self.patience, self.timeout, self.retries)
