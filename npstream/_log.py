@@ -15,3 +15,10 @@ def log(message: str, *args: object) -> None:
     logger = logging.getLogger("npstream")
     if logger.isEnabledFor(logging.INFO):
         logger.info(message, *[arg() if callable(arg) else arg for arg in args])
+
+
+def warn(message: str, *args: object) -> None:
+    """Log what a user must know, at level WARNING, which Python shows where nobody listens."""
+    import logging
+
+    logging.getLogger("npstream").warning(message, *args)

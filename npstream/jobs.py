@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from npstream._log import warn
 from npstream.errors import StorageError
 from npstream.failures import Cause, diagnose
 from npstream.responses import NO_RANGES
@@ -300,7 +300,8 @@ async def persist(
         Seconds for all attempts, and for waiting until it is the job's turn while nothing comes
         to others either.
     retries : int
-        How many follow the first.
+        How many follow the first. Those that reach no server do not count, if the store has
+        answered before: a server that restarts is waited for until the time is over.
     """
     if job.exact == 0:
         return b""
@@ -321,15 +322,17 @@ async def _attempts(
     loop = asyncio.get_running_loop()
     end = patience.end(asked, allowed)
     stalled = False
-    for attempt in count(1):
+    attempts = failures = refusals = 0
+    while True:
+        attempts += 1
         left = max(end - loop.time(), 0.0)
         # A connection that stalls shall leave time for another, and a slow one then have its own.
-        limit = left if stalled or attempt > retries else left / 3
+        limit = left if stalled or failures >= retries else left / 3
         try:
             result = await _within(limit, link.perform(job.call))
             reason, cause = _compare(result, job.exact)
             if not reason:
-                patience.came = loop.time()
+                patience.came, patience.is_known = loop.time(), True
                 return result
         except Exception as error:
             cause, told = diagnose(error)
@@ -337,9 +340,21 @@ async def _attempts(
             stalled = stalled or isinstance(error, TimeoutError)
         if not cause.transient:  # which is an answer, too
             patience.came = loop.time()
-        delay = _BACK_OFF * 2 ** (attempt - 1) * (0.5 + random.random())
-        if not cause.transient or attempt > retries or loop.time() + delay >= end:
+        if retries and cause.transient and cause.code in _UNREACHED and patience.is_known:
+            refusals += 1
+            delay = min(_BACK_OFF * 2 ** min(refusals - 1, 10), _MAX_BACK_OFF)
+        else:
+            failures, refusals = failures + 1, 0
+            delay = _BACK_OFF * 2 ** (failures - 1)
+        delay *= 0.5 + random.random()
+        if not cause.transient or failures > retries or loop.time() + delay >= end:
             break
+        if refusals and patience.is_first_warning(loop.time(), allowed):
+            warn(
+                "%s: no server there (%s). It has answered before, so npstream waits for it, for "
+                "up to %.0f s (timeout=)",
+                job.where, reason, end - loop.time(),
+            )  # fmt: skip
         await _pause(delay)
     if job.is_optional and cause.code == errno.ENOENT:
         return None
@@ -347,7 +362,7 @@ async def _attempts(
     mend = _MENDS.get(cause.code, "")
     if cause.code == errno.ECONNABORTED:
         mend += link.trust
-    raise _failure(job, cause, attempt, asked, reason + mend)
+    raise _failure(job, cause, attempts, asked, reason + mend)
 
 
 def _failure(job: Job, cause: Cause, attempts: int, asked: float, reason: str) -> StorageError:

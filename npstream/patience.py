@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["Patience", "carried", "one_read"]
@@ -56,13 +56,25 @@ def _within(read: _Read | None) -> Iterator[None]:
         _thread.read = before
 
 
+_known: set[Hashable] = set()
+"""The services that have answered this process, or the one that it was forked from."""
+
+
 class Patience:
     """The waiting of all threads for one store.
+
+    Parameters
+    ----------
+    service : hashable, optional
+        Identifies the server. Stores on the same server share `is_known`.
 
     Attributes
     ----------
     came : float
         When something came last, whoever had asked for it.
+    is_known : bool
+        True if the server has answered a request of this process, or of the process that pickled
+        the store. So the host and the port are right.
 
     Examples
     --------
@@ -75,8 +87,26 @@ class Patience:
     True
     """
 
-    def __init__(self) -> None:
-        self.came = -math.inf
+    def __init__(self, service: Hashable = None) -> None:
+        self.came = self._warned = -math.inf
+        self._service = object() if service is None else service
+
+    @property
+    def is_known(self) -> bool:
+        """True if the server has answered."""
+        return self._service in _known
+
+    @is_known.setter
+    def is_known(self, known: bool) -> None:
+        if known:
+            _known.add(self._service)
+
+    def is_first_warning(self, now: float, period: float) -> bool:
+        """Return True once in a period."""
+        if now - self._warned < period:
+            return False
+        self._warned = now
+        return True
 
     @contextmanager
     def waiting(self, timeout: float = math.inf) -> Iterator[float]:

@@ -119,7 +119,10 @@ class RemoteStore:
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = redacted_url(url)
         self.identity = place_hash(url, self._options)
-        self._waits, self.patience = Waits(self.root), Patience()
+        self._waits = Waits(self.root)
+        scheme, _, rest = url.partition("://")
+        service = place_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
+        self.patience = Patience(service)
         self._links: dict[int, _Link] = {}
 
     def __repr__(self) -> str:
@@ -127,7 +130,11 @@ class RemoteStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         _require_picklable(self._options, "storage_options")
-        return type(self), (self._url, self._options, self.timeout, self.retries)
+        arguments = (self._url, self._options, self.timeout, self.retries)
+        return type(self), arguments, self.patience.is_known
+
+    def __setstate__(self, is_known: bool) -> None:
+        self.patience.is_known = is_known
 
     @property
     def uploads(self) -> int:

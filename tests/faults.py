@@ -189,6 +189,14 @@ class Proxy:
         self._latency = seconds
         self._ask("latency", seconds)
 
+    def close_port(self) -> None:
+        """Drop every connection and refuse others, as if the server had stopped."""
+        self._ask("close_port")
+
+    def open_port(self) -> None:
+        """Accept connections again, if the port was closed."""
+        self._ask("open_port")
+
     def clear(self) -> None:
         """Forget the log, the faults and the latency."""
         self._faults, self._latency = [], 0.0
@@ -215,6 +223,10 @@ class _Server:
         if certificate:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.tls.load_cert_chain(*certificate)
+        self.server: asyncio.Server | None = None
+        self.clients: set[asyncio.StreamWriter] = set()
+        # Holds the port while nothing listens there.
+        self.held = _bound(("127.0.0.1", 0))
         self.clear()
 
     def clear(self) -> None:
@@ -223,29 +235,50 @@ class _Server:
         self.latency = 0.0
 
     async def run(self) -> None:
-        server = await asyncio.start_server(self.connect, "127.0.0.1", 0, backlog=512, ssl=self.tls)
-        print(json.dumps(server.sockets[0].getsockname()[1]), flush=True)
+        await self.open_port()
+        print(json.dumps(self.held.getsockname()[1]), flush=True)
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
         )
         while line := await commands.readline():
-            print(json.dumps(self.command(*json.loads(line))), flush=True)
+            print(json.dumps(await self.command(*json.loads(line))), flush=True)
 
-    def command(self, name: str, value: object = None) -> object:
+    async def command(self, name: str, value: object = None) -> object:
         if name == "log":
             return self.log
         if name == "clear":
             self.clear()
+        elif name == "open_port":
+            await self.open_port()
+        elif name == "close_port":
+            self.close_port()
         else:
             setattr(self, name, value)
         return []
 
+    async def open_port(self) -> None:
+        if self.server is None:
+            self.server = await asyncio.start_server(
+                self.connect, sock=_bound(self.held.getsockname()), backlog=512, ssl=self.tls
+            )
+
+    def close_port(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.server = None
+        for client in self.clients:
+            client.transport.abort()
+
     async def connect(self, reader, writer) -> None:
         handle = self.pass_on if self.raw else self.serve
         gone = (OSError, asyncio.IncompleteReadError)
-        with contextlib.suppress(*gone), contextlib.closing(writer):
-            await handle(reader, writer)
+        self.clients.add(writer)
+        try:
+            with contextlib.suppress(*gone), contextlib.closing(writer):
+                await handle(reader, writer)
+        finally:
+            self.clients.remove(writer)
 
     def fate(self, method: str, path: str) -> Fault:
         for entry in self.faults:
@@ -334,6 +367,14 @@ class _Server:
                 await _stop(fault, reader, writer)
             up.cancel()
             await asyncio.gather(up, down, return_exceptions=True)
+
+
+def _bound(address: tuple[str, int]) -> socket.socket:
+    """Return a socket with a port that others may have, too, as long as one listens at most."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(address)
+    return made
 
 
 async def _head(reader) -> bytes:

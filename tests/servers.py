@@ -122,7 +122,11 @@ class Server:
         self.prepare()
         for held in sockets:
             held.close()
-        with open(self.directory / "log", "wb") as log:
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the program, again if it was halted, with what it stores on the disk."""
+        with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*_ends_with_parent(), *self.command()],
                 cwd=self.directory,
@@ -164,12 +168,16 @@ class Server:
         path = self.filesystem._strip_protocol(self.at(path).url)
         self.filesystem.pipe_file(path, data)
 
-    def stop(self) -> None:
-        """End the program and remove what it stored."""
+    def halt(self) -> None:
+        """End the program."""
         # Nothing is worth the seconds that some take to end in good order.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def stop(self) -> None:
+        """End the program and remove what it stored."""
+        self.halt()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -558,6 +566,7 @@ class Servers:
         if name not in self.proxies:
             self.proxies[name] = Proxy(self[name].port, raw=self[name].raw)
         self.proxies[name].clear()
+        self.proxies[name].open_port()
         return self.proxies[name]
 
     def close(self) -> None:
