@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._typing import Bytes
 from npstream.cache import Refusal, Reservation, allocated
-from npstream.errors import IntegrityError
+from npstream.errors import DAMAGED, IntegrityError
 
 if TYPE_CHECKING:
     from npstream.cache import Cache, CachedFile, Claim
@@ -189,8 +189,7 @@ class Downloads:
         begin, end = parts[0].bounds[0], parts[0].bounds[-1]
         raise IntegrityError(
             f"{where}: the hash of bytes {begin:,} to {end:,} is not the recorded one, also after "
-            f"{ATTEMPTS} attempts: the file was changed or damaged; write it again, or build "
-            "its side-car anew"
+            f"{ATTEMPTS} attempts{DAMAGED}"
         )
 
     def _transfer(self, parts: list[Part], reserved: Reservation) -> Iterator[Part]:

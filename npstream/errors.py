@@ -96,6 +96,10 @@ class IntegrityError(NpstreamError, OSError):
     """A dataset's bytes are not the ones that its index recorded."""
 
 
+DAMAGED = ": the file was changed or damaged; write it again, or build its side-car anew"
+"""What an `IntegrityError` says of a dataset that was not replaced."""
+
+
 class CostError(NpstreamError, RuntimeError):
     """A read that nobody asked for by name would fetch more than was allowed."""
 

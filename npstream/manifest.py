@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 from npstream._log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.formats.index import Index, check_size, parse_index
+from npstream.snapshot import Snapshot, identity_of
 from npstream.store import LocalStore
+from npstream.versions import Version
 
 if TYPE_CHECKING:
     from npstream.cache import Cache
@@ -46,6 +48,7 @@ class Manifest:
     index: Index
     identity: str
     sidecar: Sidecar | None
+    snapshot: Snapshot
 
 
 def read_manifest(
@@ -117,7 +120,8 @@ def _read(
         if sidecar.mark.matches(mark):
             try:
                 identity = _hash(mark.ends + sign.encode())
-                return Manifest(sidecar.index(store.where(name)), identity, sidecar)
+                index = sidecar.index(store.where(name))
+                return Manifest(index, identity, sidecar, Snapshot(name, sign))
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
@@ -131,9 +135,9 @@ def _read(
         if not sidecar.mark.matches(mark_of(text, sign, store.root)):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
-    # Where the index has no hashes, it may say the same of other shards, in the same words.
-    identity = _hash(text + sign.encode()) if cache else ""
-    return Manifest(parse_index(text, store.where(name)), identity, sidecar)
+    identity = identity_of(text, sign) if cache else ""
+    snapshot = Snapshot(name, sign, identity)
+    return Manifest(parse_index(text, store.where(name)), identity, sidecar, snapshot)
 
 
 def _meanwhile(work: Callable[[], T]) -> Callable[[], T]:
@@ -211,7 +215,8 @@ def _through(
     if cache is None:
         return store.read(name, nbytes) if read is None else read()
     key = _key(store, name, version if read is None else f"{version} ends")
-    text = cache.fetch(key)
+    is_exact = not isinstance(version, Version) or version.is_exact
+    text = cache.fetch(key) if is_exact else None
     if text is None:
         text = store.read(name, nbytes) if read is None else read()
         cache.store(key, text)
@@ -240,6 +245,8 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
         held = {} if is_large else {NAME: _through(store, cache, NAME, version)}
+        if held and isinstance(version, Version) and not version.is_exact:
+            version = f"{version}:{_hash(held[NAME])}"
         return Sidecar(CachedRanges(store, cache, version, held))
     except StorageError as error:
         if error.errno != errno.ENOENT:

@@ -118,9 +118,8 @@ def open_dataset(
         options = options_for(url, storage_options, index)
         aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
     if isinstance(store, LocalStore):
-        shards = Shards(
-            read_manifest(store, None, aside, version, verify is True).index, store, verify
-        )
+        found = read_manifest(store, None, aside, version, verify is True)
+        shards = Shards(found.index, store, verify, found.snapshot)
     else:
         shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
     fetcher = Fetcher(shards)
@@ -156,4 +155,4 @@ def _open_remote(
     if cache.limit is not None:
         cache.require(files.least())
         cache.trim()
-    return RemoteShards(store, files, verify)
+    return RemoteShards(store, files, verify, found.snapshot)

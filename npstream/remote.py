@@ -30,6 +30,7 @@ from npstream.patience import Patience
 from npstream.redaction import Redactor, place_hash, redacted_url
 from npstream.threads import Threads
 from npstream.urls import is_http
+from npstream.versions import Version, version_of
 
 if TYPE_CHECKING:
     from threading import Thread
@@ -53,9 +54,6 @@ _REQUESTS = 32
 
 _PATH = "path"
 """Stands for a path in the URLs that drivers parse."""
-
-_SIGNS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "content_md5")
-_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
 
 class RemoteStore:
@@ -182,12 +180,9 @@ class RemoteStore:
             raise StorageError(errno.EINVAL, "the server does not say its size", self.where(name))
         return size
 
-    def version(self, name: str) -> str:
-        """Return what changes whenever the file does."""
-        info = self._info(name)
-        # Both, as a file that is written anew, the same, may stand for others that are not.
-        signs = [[str(info[key]) for key in keys if info.get(key)][:1] for keys in (_SIGNS, _TIMES)]
-        return ":".join([str(info.get("size")), *signs[0], *signs[1]])
+    def version(self, name: str) -> Version:
+        """Return what changes whenever the file does, as far as the server tells."""
+        return version_of(self._info(name))
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
         """Return a whole file, of a known size in several requests at once."""

@@ -16,20 +16,22 @@ from weakref import WeakSet
 
 import numpy as np
 
-from npstream._typing import Bytes, Int64
+from npstream._typing import AnyArray, Bytes, Int64
 from npstream.ahead import Coming, ReadAhead, RowsAhead
 from npstream.cache import Reservation, allocated
 from npstream.downloads import Check, Downloads, Part, runs
-from npstream.errors import IntegrityError, StorageError
+from npstream.errors import DAMAGED, IntegrityError, StorageError
 from npstream.exact import ExactRows
 from npstream.patience import one_read
 from npstream.shards import Region, Shards, Verify
+from npstream.snapshot import explained
 
 if TYPE_CHECKING:
     from npstream.cachedfile import CachedFile
     from npstream.formats.index import File
     from npstream.remote import RemoteStore
     from npstream.remote_files import RemoteFiles
+    from npstream.snapshot import Snapshot
 
 Chunk = tuple[int, int]
 """A chunk, by its shard and its number there."""
@@ -56,10 +58,18 @@ class RemoteShards(Shards):
     files : RemoteFiles
         What is in the cache.
     verify : bool or str
+    snapshot : Snapshot, optional
+        The index as it was when the dataset was opened.
     """
 
-    def __init__(self, store: RemoteStore, files: RemoteFiles, verify: Verify) -> None:
-        super().__init__(files.index, store, verify)
+    def __init__(
+        self,
+        store: RemoteStore,
+        files: RemoteFiles,
+        verify: Verify,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        super().__init__(files.index, store, verify, snapshot)
         self.remote = store
         self.files = files
         self.downloads = Downloads(store, files.cache)
@@ -71,7 +81,7 @@ class RemoteShards(Shards):
         self._heads = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteShards, (self.remote, self.files, self.verify)
+        return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
 
     def renew_locks(self) -> None:
         """Replace the locks, which a thread that a forked process does not have may have held."""
@@ -115,6 +125,7 @@ class RemoteShards(Shards):
         """Return the chunks of samples: numbers whose quotient by `most_chunks` is the shard."""
         return self._keys_of(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
 
+    @explained
     def bring(self, ids: Int64, shard_of: Int64) -> Int64:
         """Fetch the chunks that samples cover much of; return the shards that are in the cache."""
         if self.exact.is_extended:  # samples that were fetched one by one need no chunk
@@ -230,6 +241,12 @@ class RemoteShards(Shards):
         for file in () if now is None else self.files.opened(now):
             self.files.cache.touch(file)
 
+    @explained
+    def side_column(self, name: str, start: int, stop: int) -> AnyArray:
+        """Return a run of a column's values in the side-car."""
+        assert self.files.sidecar is not None
+        return self.files.sidecar.column(name, start, stop)
+
     # Opening what is in the cache
 
     def is_ready(self, shard: int) -> bool:
@@ -261,8 +278,7 @@ class RemoteShards(Shards):
         if not (sound and (check is None or self.files.is_sound(shard, data, head, check))):
             raise IntegrityError(
                 f"{self.store.where(self.index.name(shard))}: its hashes are not those of the "
-                "side-car: the file was changed or damaged; write it again, or build the side-car "
-                "anew"
+                f"side-car{DAMAGED}"
             )
         return data, head
 
@@ -312,6 +328,7 @@ class RemoteShards(Shards):
         with one_read():
             self._fetch(chunks)
 
+    @explained
     def _fetch(self, chunks: Iterable[Chunk]) -> None:
         plain: dict[int, list[int]] = {}
         for shard, chunk in chunks:
@@ -436,6 +453,7 @@ class RemoteShards(Shards):
 
     # Reading what is not in the cache
 
+    @explained
     def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples exactly, or unpack the shards, which the cache cannot hold then."""
         found = self._borrow(ids, shard_of)

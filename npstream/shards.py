@@ -15,6 +15,7 @@ from npstream.errors import FormatError, IntegrityError
 from npstream.formats import mds, text
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
+from npstream.snapshot import Snapshot, explained
 
 if TYPE_CHECKING:
     from npstream.ahead import ReadAhead, RowsAhead
@@ -60,14 +61,26 @@ class Region:
 class Shards:
     """The shards of a dataset, as they are stored.
 
+    Parameters
+    ----------
+    index : Index
+    store : LocalStore or RemoteStore
+    verify : bool or str
+    snapshot : Snapshot, optional
+        The index as it was when the dataset was opened. Errors of reads then say if the dataset
+        was replaced.
+
     Attributes
     ----------
     layouts : list of Layout or None
         For each schema of the index, how its samples are laid out; None for text.
     """
 
-    def __init__(self, index: Index, store: Store, verify: Verify) -> None:
+    def __init__(
+        self, index: Index, store: Store, verify: Verify, snapshot: Snapshot | None = None
+    ) -> None:
         self.index = index
+        self.snapshot = snapshot
         self.store = store
         self.verify = verify
         self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
@@ -76,7 +89,7 @@ class Shards:
         self._sound = np.zeros(len(index), bool)  # opened once, and so checked
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.index, self.store, self.verify)
+        return Shards, (self.index, self.store, self.verify, self.snapshot)
 
     @property
     def root(self) -> str:
@@ -92,6 +105,7 @@ class Shards:
     def _is_packed(self, raw: File, zipped: File | None) -> bool:
         return zipped is not None and not self.store.exists(raw.name)
 
+    @explained
     def open(self, shards: Iterable[int]) -> dict[int, Region]:
         """Map or decompress the files of shards, and check them against the index."""
         # All heads are asked for before the first is looked at.
@@ -164,6 +178,7 @@ class Shards:
         """Tell whether a shard that is in memory is to be opened anew."""
         return False
 
+    @explained
     def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples of shards that cannot stay in memory.
 
@@ -279,6 +294,7 @@ class Shards:
     def close(self) -> None:
         """Stop what runs in the background."""
 
+    @explained
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
         raise FormatError(f"{self.describe(sample)}: {what}") from cause

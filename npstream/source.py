@@ -164,7 +164,7 @@ class Source:
         sidecar = remote.files.sidecar
         assert sidecar is not None
         try:
-            values = sidecar.column(field.name, first, stop).view(field.encoding.dtype)
+            values = remote.side_column(field.name, first, stop).view(field.encoding.dtype)
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.EACCES):
                 raise

@@ -410,7 +410,7 @@ class SSHD(Server):
 class Nginx(Server):
     """HTTP, and HTTPS by the second port.
 
-    The same files stand below /plain, /auth (a password), /norange and /slow (1 MB/s).
+    The same files stand below /plain, /auth (a password), /norange, /noetag and /slow (1 MB/s).
     """
 
     name = "http"
@@ -445,6 +445,7 @@ class Nginx(Server):
                     location /plain/ {{ {files} }}
                     location /auth/ {{ {files} {password} }}
                     location /norange/ {{ {files} max_ranges 0; }}
+                    location /noetag/ {{ {files} etag off; }}
                     location /slow/ {{ {files} limit_rate 1m; }}
                 }}
             }}""")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._typing import AnyArray, Body
-from npstream.errors import IntegrityError
+from npstream.errors import DAMAGED, IntegrityError
 from npstream.memory import ensure_fits
 
 BLOCK = 1 << 18
@@ -139,5 +139,5 @@ class Blocks:
         at = self.offset + (first + int(wrong.argmax())) * BLOCK
         raise IntegrityError(
             f"{self.store.where(self.name)}: the {BLOCK} bytes from byte {at} are not those "
-            "that were written: remove the file, or make it anew with npstream.build_index"
+            f"that were written{DAMAGED}"
         )
