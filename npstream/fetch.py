@@ -294,7 +294,7 @@ class Fetcher:
         if not self.shards.is_ready(shard):
             return None
         region = self._ensure(np.array([shard])).regions.get(shard)
-        return self.shards.open([shard])[shard] if region is None else region
+        return self.shards.open([shard]).get(shard) if region is None else region
 
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
@@ -320,7 +320,7 @@ class Fetcher:
                     room -= owned[shard]
                 else:
                     maps -= 2
-            fresh = self.shards.open(admitted)
+            fresh = self.shards.open(admitted)  # which waits for no store
             for shard, region in fresh.items():
                 table.regions[shard] = region
                 if shard in owned:

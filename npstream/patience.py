@@ -113,7 +113,8 @@ class Patience:
         """Count the time that this takes as waited; tell how long it may be if nothing comes."""
         asked = self.asked()
         try:
-            yield max(self.end(asked, timeout) - time.monotonic(), 0.0)
+            left = self.end(asked, timeout) - time.monotonic()
+            yield min(max(left, 0.0), threading.TIMEOUT_MAX)
         finally:
             if _thread.read is not None:
                 _thread.read.waited = time.monotonic() - max(asked, self.came)

@@ -255,6 +255,13 @@ class RemoteShards(Shards):
             self._verify_whole(shard, file)
         return self.files.is_ready(shard)
 
+    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+        """Open those of some shards that are in the cache, and make no request.
+
+        The caller may hold a lock, and a shard may have left the cache since it was fetched.
+        """
+        return super().open([shard for shard in shards if self.files.is_ready(shard)])
+
     def is_stale(self, shard: int, region: Region) -> bool:
         """Tell whether a shard has left the cache since it was opened."""
         file = self.files.data(shard)
@@ -473,8 +480,8 @@ class RemoteShards(Shards):
         return address, nbytes, held
 
     def _unpacked(self, shard: int) -> Region | None:
-        if self.files.is_whole(shard):
-            return self.open([shard])[shard]
+        if self.files.is_whole(shard) and (found := self.open([shard])):
+            return found[shard]
         return self._checked(shard, *self._whole(shard))
 
 

@@ -167,7 +167,9 @@ def _begin_exceeding(path: str, timeout: float) -> bool:
     """Let this thread exceed a cache's limit, unless one does, maybe this, and goes on doing so."""
     if _owners.get(path) == threading.get_ident():
         return False
-    if not _exceeding.setdefault(path, threading.Lock()).acquire(timeout=max(timeout, 0.0)):
+    if not _exceeding.setdefault(path, threading.Lock()).acquire(
+        timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+    ):
         return False
     _owners[path] = threading.get_ident()
     return True

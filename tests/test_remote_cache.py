@@ -22,6 +22,7 @@ from npstream import downloads, reading, sparse
 from npstream.__main__ import main
 from npstream.cache import Refusal
 from npstream.errors import IntegrityError, StorageError
+from npstream.fetch import Fetcher
 from npstream.remote import RemoteStore
 
 SAMPLES = 600
@@ -187,6 +188,31 @@ def read_only(directory, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "makedirs", refuse_to_make)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_no_store_is_waited_for_under_a_lock(
+    compression, tmp_path, upload, small_chunks, monkeypatch
+):
+    """Shards that leave the cache before they are opened are read like others that it lacks."""
+    numbers = write(tmp_path / "data", variable=False, compression=compression)
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    lock, ensure, stream = ds._source.fetcher._lock, Fetcher._ensure, RemoteStore.stream
+    evicted = []
+
+    def evict(self, shards):
+        evicted.append(npstream.cache.clear(tmp_path / "cache"))
+        return ensure(self, shards)
+
+    def request(self, spans):
+        assert not lock._is_owned()
+        return stream(self, spans)
+
+    monkeypatch.setattr(Fetcher, "_ensure", evict)
+    monkeypatch.setattr(RemoteStore, "stream", request)
+    np.testing.assert_array_equal(ds["x"].load(), numbers)
+    np.testing.assert_array_equal(ds[7]["x"], numbers[7])
+    assert max(evicted) > 0
 
 
 def test_a_directory_that_is_deleted_in_use(tmp_path, upload, small_chunks):
