@@ -245,9 +245,9 @@ def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
         held = {} if is_large else {NAME: _through(store, cache, NAME, version)}
-        if held and isinstance(version, Version) and not version.is_exact:
-            version = f"{version}:{_hash(held[NAME])}"
-        return Sidecar(CachedRanges(store, cache, version, held))
+        # With its hash, as versions may be coarse, and columns belong to one side-car.
+        whole = f"{version}:{_hash(held[NAME])}" if held else version
+        return Sidecar(CachedRanges(store, cache, whole, held))
     except StorageError as error:
         if error.errno != errno.ENOENT:
             raise

@@ -180,7 +180,7 @@ def test_a_column_that_may_not_be_read_is_read_from_the_shards(
 # A store that cannot be reached
 
 
-@pytest.mark.parametrize("kind", ["small", "large", "no side-car", "aside"])
+@pytest.mark.parametrize("kind", ["small", "large", "no side-car", "aside", "coarse"])
 def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypatch):
     files, labels, index = files_of(data), labels_of(data), None
     if kind == "large":

@@ -150,6 +150,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     head = 200  # the status that answers HEAD, if there is such a file
     ranges = sized = True
     drops = 0
+    tag = '"x"'
     asked: list[str]
 
     def log_message(self, *args: object) -> None:
@@ -173,7 +174,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         status = 404 if data is None else 200
         if self.command == "HEAD" and data is not None:
             status = self.head
-        body, headers = data or b"", {"ETag": '"x"'}
+        body, headers = data or b"", {"ETag": self.tag}
         if span and status == 200 and self.ranges:
             first, last = map(int, span.removeprefix("bytes=").split("-"))
             status, total, body = 206, len(body), body[first : last + 1]
