@@ -236,7 +236,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
                 files, spans = _spans(tally, field.name)
                 if files is not None:
                     needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
-                    jobs.append((remote, partial(files.fetch, spans)))
+                    jobs.append((remote, partial(remote.fetch_column, files, spans)))
         if tally.is_aside(plan):
             continue
         shards, chunks, _ = tally.chunks()

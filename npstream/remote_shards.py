@@ -28,10 +28,12 @@ from npstream.snapshot import explained
 
 if TYPE_CHECKING:
     from npstream.cachedfile import CachedFile
+    from npstream.cachedranges import CachedRanges
     from npstream.formats.index import File
     from npstream.remote import RemoteStore
     from npstream.remote_files import RemoteFiles
     from npstream.snapshot import Snapshot
+    from npstream.store import Span
 
 Chunk = tuple[int, int]
 """A chunk, by its shard and its number there."""
@@ -201,6 +203,11 @@ class RemoteShards(Shards):
         """Let somebody read ahead, once the next samples were read, maybe exactly."""
         self.exact.hurry()
         self._readers.add(reader)
+
+    @explained
+    def fetch_column(self, files: CachedRanges, spans: Iterable[Span]) -> None:
+        """Bring a part of a column of the side-car into the cache."""
+        files.fetch(spans)
 
     # Reading ahead sample by sample
 

@@ -63,9 +63,12 @@ def explained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
             return method(self, *args, **options)
         except (IntegrityError, FormatError, StorageError) as error:
             found = _explain(error, self.store, self.snapshot)
-            if found is error:
-                raise
-            raise found from None
+            try:
+                if found is error:
+                    raise
+                raise found from None
+            finally:
+                del found  # else it would hold this frame, which holds it, and what was read
 
     return call
 
