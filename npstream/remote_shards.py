@@ -430,11 +430,13 @@ class RemoteShards(Shards):
                 self._fetch_unpacked(shard, data, head)
 
     def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
-        files, pieces = self.index.files(shard), range(len(data.here))
-        with data.lock(pieces) as claim:
+        files = self.index.files(shard)
+        # Which is committed last: of several locks, two threads could get one each.
+        last = [len(data.here) - 1]
+        with data.lock(last) as claim:
             if not claim.pieces:
                 with self.remote.patience.waiting(self.remote.timeout / 2) as left:
-                    data.wait(pieces, left)
+                    data.wait(last, left)
             if self.files.is_whole(shard):
                 return
             if files.meta is not None:
