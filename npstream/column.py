@@ -132,10 +132,12 @@ class Column(NDArrayOperatorsMixin):
         return self._shape[0]
 
     def __repr__(self) -> str:
-        return display.column_text(self)
+        stored = self._field.encoding.stored
+        return display.column_text(self.name, self.shape, self.dtype, stored)
 
     def _repr_html_(self) -> str:
-        return display.column_html(self)
+        shown = min(display.ROWS, len(self)) if self.ndim else 0
+        return display.column_html(repr(self), [self[row] for row in range(shown)])
 
     # Indexing
 

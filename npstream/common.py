@@ -9,7 +9,7 @@ from npstream.source import meaning
 
 if TYPE_CHECKING:
     from npstream.gather import Field
-    from npstream.mixed import Member
+    from npstream.source import Member
 
 FEW = 3
 """Names that a message lists."""

@@ -14,9 +14,10 @@ from npstream._typing import AnyArray, Sample
 from npstream.batch import Batch
 from npstream.column import Column
 from npstream.errors import ColumnError, stopped
-from npstream.orders.epoch import Order, Shuffle, Size, view_order
-from npstream.places import shard_table
+from npstream.formats.index import shard_table
+from npstream.orders.epoch import Order, Shuffle, Size
 from npstream.reading import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
+from npstream.source import view_order
 from npstream.splits import filter_mask, split
 from npstream.stored import StoredTable
 
@@ -134,10 +135,15 @@ class Dataset:
         return self._source.locate(chosen.ids().reshape(chosen.shape))
 
     def __repr__(self) -> str:
-        return display.dataset_text(self)
+        return display.dataset_text(self._source.index, self.shape, self._encodings())
 
     def _repr_html_(self) -> str:
-        return display.dataset_html(self)
+        first = self.ravel()[: display.ROWS]
+        names = self._names[: display.COLUMNS]
+        return display.dataset_html(repr(self), {name: list(first[name]) for name in names})
+
+    def _encodings(self) -> dict[str, str]:
+        return {name: self._source.field(name).encoding.name for name in self._names}
 
     # Indexing
 

@@ -9,81 +9,104 @@ import numpy as np
 from npstream.sizes import size_text
 
 if TYPE_CHECKING:
-    from npstream.column import Column
-    from npstream.dataset import Dataset
-    from npstream.mixture import Mixture
+    from collections.abc import Mapping, Sequence
+
+    from npstream.formats.index import Index
 
 ROWS = 5
 COLUMNS = 24
 WIDTH = 60
 
 
-def dataset_text(ds: Dataset) -> str:
-    """Return a dataset's columns and extent; nothing is read."""
-    index = ds._source.index
-    shape = f"{len(ds):,} samples" if ds.ndim == 1 else f"samples of shape {ds.shape}"
+def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, str]) -> str:
+    """Return a dataset's columns and extent.
+
+    Parameters
+    ----------
+    index : Index
+    shape : tuple of int
+        Of the view.
+    encodings : mapping of str to str
+        The columns of the view.
+    """
+    samples = f"{shape[0]:,} samples" if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{len(index):,} shards, {size_text(int(index.nbytes.sum()))}"
-    lines = [f"<npstream.Dataset: {shape} of {index.samples:,} in {stored}, {index.where}"]
-    return "\n".join(lines + _column_lines(ds)) + ">"
+    lines = [f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {index.where}"]
+    return "\n".join(lines + _column_lines(encodings)) + ">"
 
 
-def _column_lines(ds: Dataset) -> list[str]:
-    shown = {name: ds._source.field(name).encoding.name for name in ds.columns[:COLUMNS]}
-    width = min(WIDTH, max(map(len, shown), default=0))
-    lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown.items()]
-    if len(ds.columns) > COLUMNS:
-        lines.append(f"  ... and {len(ds.columns) - COLUMNS} more columns")
+def _column_lines(encodings: Mapping[str, str]) -> list[str]:
+    shown = list(encodings.items())[:COLUMNS]
+    width = min(WIDTH, max((len(name) for name, _ in shown), default=0))
+    lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown]
+    if len(encodings) > COLUMNS:
+        lines.append(f"  ... and {len(encodings) - COLUMNS} more columns")
     return lines
 
 
-def mixture_text(mix: Mixture) -> str:
-    """Return a mixture's columns, and its sources with their shares; nothing is read."""
-    lines = [f"<npstream.Mixture: {len(mix):,} samples of {len(mix.names):,} sources"]
-    lines += _column_lines(mix)
-    _, shares = mix._of.schedule[0]
-    facts = [*zip(mix.names, mix._of.sizes, shares, strict=True)]
-    width = min(WIDTH, max(len(name) for name, *_ in facts[:COLUMNS]))
+def mixture_text(
+    samples: int,
+    encodings: Mapping[str, str],
+    sources: Sequence[tuple[str, int, float]],
+    changes: int | None,
+) -> str:
+    """Return a mixture's columns, and its sources with their shares.
+
+    Parameters
+    ----------
+    samples : int
+    encodings : mapping of str to str
+        The columns.
+    sources : sequence of tuple
+        The name of each source, its number of samples, and its share of what is drawn.
+    changes : int, optional
+        The position from which on other shares hold.
+    """
+    lines = [f"<npstream.Mixture: {samples:,} samples of {len(sources):,} sources"]
+    lines += _column_lines(encodings)
+    width = min(WIDTH, max(len(name) for name, *_ in sources[:COLUMNS]))
     lines += [
         f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {size:,} samples"
-        for name, size, share in facts[:COLUMNS]
+        for name, size, share in sources[:COLUMNS]
     ]
-    if len(facts) > COLUMNS:
-        lines.append(f"  ... and {len(facts) - COLUMNS:,} more sources")
-    if len(mix._of.schedule) > 1:
-        lines.append(f"  and other shares from position {mix._of.schedule[1][0]:,} on")
+    if len(sources) > COLUMNS:
+        lines.append(f"  ... and {len(sources) - COLUMNS:,} more sources")
+    if changes is not None:
+        lines.append(f"  and other shares from position {changes:,} on")
     return "\n".join(lines) + ">"
 
 
-def dataset_html(ds: Dataset) -> str:
-    """Return a table of a dataset's first rows, which are read."""
-    names = list(ds.columns[:COLUMNS])
-    first = ds.ravel()[:ROWS]
-    columns = [[first[name][row] for row in range(len(first))] for name in names]
-    head = "".join(f"<th>{escape(clipped(name))}</th>" for name in names)
+def dataset_html(text: str, columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return a table of a dataset's first rows.
+
+    Parameters
+    ----------
+    text : str
+        What the dataset is, as `dataset_text` says it.
+    columns : mapping of str to sequence
+        The values of the first rows.
+    """
+    head = "".join(f"<th>{escape(clipped(name))}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
-        for row in zip(*columns, strict=True)
+        for row in zip(*columns.values(), strict=True)
     )
-    caption = escape(repr(ds).splitlines()[0].strip("<>"))
+    caption = escape(text.splitlines()[0].strip("<>"))
     return (
         f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table>"
     )
 
 
-def column_text(column: Column) -> str:
-    """Return a column's name, shape and dtype; nothing is read."""
-    return (
-        f"<npstream.Column {column.name!r}: shape {column.shape}, dtype {column.dtype}, "
-        f"stored as {column._field.encoding.stored}>"
-    )
+def column_text(name: str, shape: tuple[int, ...], dtype: Any, stored: str) -> str:
+    """Return a column's name, shape, dtype and encoding."""
+    return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {stored}>"
 
 
-def column_html(column: Column) -> str:
-    """Return a column's description and first values, which are read."""
-    shown = min(ROWS, len(column)) if column.ndim else 0
-    values = "".join(f"<li>{escape(value_text(column[row]))}</li>" for row in range(shown))
-    return f"<div>{escape(column_text(column).strip('<>'))}<ol start='0'>{values}</ol></div>"
+def column_html(text: str, values: Sequence[Any]) -> str:
+    """Return a column's description and first values."""
+    items = "".join(f"<li>{escape(value_text(value))}</li>" for value in values)
+    return f"<div>{escape(text.strip('<>'))}<ol start='0'>{items}</ol></div>"
 
 
 def escape(text: str) -> str:

@@ -16,7 +16,6 @@ from npstream.progress import progress
 from npstream.reductions import reduce_blocks
 
 if TYPE_CHECKING:
-    from npstream.column import Column
     from npstream.gather import Plan
     from npstream.selection import Selection
     from npstream.source import Source
@@ -45,7 +44,7 @@ def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...
 
 
 def is_blockwise(
-    ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any], column: Column
+    ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any], column: object
 ) -> bool:
     """Tell whether a ufunc takes each element of a column on its own, beside mere numbers."""
     others = [item for item in inputs if item is not column]
@@ -59,7 +58,7 @@ def is_blockwise(
 def blockwise(
     function: Callable[..., Any],
     inputs: tuple[Any, ...],
-    column: Column,
+    column: Any,
     blocks: Iterable[AnyArray],
 ) -> Any:
     """Apply a function to the blocks of a column, one of the inputs, and join the results."""
@@ -105,7 +104,7 @@ def is_same(left: Any, right: Any) -> bool:
 def reduction(name: str) -> Callable[..., Any]:
     """Return the method that ``np.<name>`` calls: it reads one block of rows at a time."""
 
-    def method(self: Column, axis: Any = None, **options: Any) -> Any:
+    def method(self: Any, axis: Any = None, **options: Any) -> Any:
         if not self.shape:
             return getattr(np, name)(np.asarray(self), axis, **options)
         blocks = (part._as_array() for part in self._parts(f"{name} of {self.name!r}"))

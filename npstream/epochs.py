@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from npstream.orders.epoch import VERSION, Order, Shuffle, view_order
+from npstream.orders.epoch import VERSION, Order, Shuffle
 from npstream.orders.partition import Partition, left_before, stepped_over
+from npstream.source import view_order
 from npstream.state import identity, place_of, state_of
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
+    from npstream.iterator import Part
     from npstream.ranks import Ranks
     from npstream.selection import Selection
     from npstream.source import Source
@@ -25,6 +27,42 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 10
 """Samples that are looked up at once."""
+
+
+class AnyEpochs(Protocol):
+    """Samples at positions of epochs: those of a view, of a mixture, or in Streaming's orders."""
+
+    @property
+    def room(self) -> int:
+        """Bytes of a note that a place may have."""
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as to what they read."""
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Part:
+        """Return a rank's part of what is left of an epoch."""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether these ranks will do only after a state was loaded."""
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return how many nodes read a chunk that one could read alone."""
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads."""
+
+    def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which does not depend on the ranks."""
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state says to go on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +98,8 @@ class Epochs:
         Samples in an epoch, by default those of the view. Epochs follow each other through the
         passes.
     """
+
+    room = 0
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from npstream.fetch import Fetcher, Split
 from npstream.formats.encodings import DTYPE_CODES, Encoding
 from npstream.formats.mds_encode import Bodies
 from npstream.lines import read_lines
+from npstream.spans import copy_spans, equal_spans
 
 if TYPE_CHECKING:
     from npstream.cells import Cell
@@ -256,7 +257,7 @@ class _Values:
         start, base = 0, memory.address_of(destination)
         for address, nbytes in self.spans:
             stop = start + len(address)
-            copy = kernels.copy_spans.sized(len(address))
+            copy = copy_spans.sized(len(address))
             copy(address, nbytes, offsets[start:stop], base)
             start = stop
 
@@ -406,9 +407,7 @@ def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> 
     _refuse(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
     sizes = np.empty((len(ids), layout.nvariable), "<u4")
     head = np.full(len(ids), 4 * layout.nvariable, np.int64)
-    kernels.copy_spans.sized(len(ids))(
-        address, head, head * np.arange(len(ids)), memory.address_of(sizes)
-    )
+    copy_spans.sized(len(ids))(address, head, head * np.arange(len(ids)), memory.address_of(sizes))
     wanted = {field.name: field.encoding for field in plan.fields}
     found, at = {}, address + head
     for name, place in layout.places.items():
@@ -469,7 +468,7 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
             column = _as_ragged(*gather(fetcher, plan, part).values())
             held = column
             address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        kernels.equal_spans.sized(len(part))(
+        equal_spans.sized(len(part))(
             address, nbytes, memory.address_of(wanted), len(wanted), equal[start : start + BLOCK]
         )
         del held  # the addresses were in use until here

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 import numpy as np
 
 from npstream.batch import Batch
-from npstream.epochs import BLOCK, Epochs
+from npstream.epochs import BLOCK, AnyEpochs, Epochs
 from npstream.exchange import torch_door
 from npstream.iterator import Part, Run
-from npstream.locality import Order
+from npstream.locality import ReadOrder
 from npstream.orders.epoch import Shuffle
 from npstream.orders.partition import LAST, left_before
-from npstream.ranks import Ranks, checked, counted, found, integer, other_launcher, running
+from npstream.ranks import Ranks, checked, found, other_launcher, running
 from npstream.reading import applied
 from npstream.resume import Resumable, this_worker
+from npstream.sizes import counted, integer
 from npstream.turns import Place, is_spawning
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
-    from npstream.mixture_epochs import MixtureEpochs
     from npstream.selection import Selection
     from npstream.source import Source
     from npstream.streaming_epochs import StreamingEpochs
@@ -133,7 +133,7 @@ class Iteration(Resumable):
         Takes each Batch, or each sample, and returns what is yielded in its place.
     view_transform : callable, optional
         The transform that the view's samples have.
-    epochs : MixtureEpochs, optional
+    epochs : AnyEpochs, optional
         Epochs of a mixture, which `shuffle`, `seed` and `epoch_size` went into.
 
     Examples
@@ -165,7 +165,7 @@ class Iteration(Resumable):
         replication: int = 1,
         transform: Callable[[Any], Any] | None = None,
         view_transform: Callable[[Any], Any] | None = None,
-        epochs: MixtureEpochs | None = None,
+        epochs: AnyEpochs | None = None,
     ) -> None:
         if (rank is None) != (world is None):
             raise ValueError(f"rank={rank!r} and world={world!r}: give both, or neither")
@@ -199,7 +199,7 @@ class Iteration(Resumable):
             source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
             self._batch_size, self._global_batch_size,
         )  # fmt: skip
-        super().__init__(integer("epoch", epoch, 0), 0 if epochs is None else epochs.room)
+        super().__init__(integer("epoch", epoch, 0), self._epochs.room)
         if self._given is not None:
             if not self._epochs.needs_state(self._sharing()):
                 self._part(Place(0))  # says what does not fit
@@ -375,9 +375,7 @@ class Iteration(Resumable):
     def _part(self, place: Place) -> Part:
         return self._part_of(place, self._sharing(), self._epochs)
 
-    def _part_of(
-        self, place: Place, ranks: Ranks, epochs: Epochs | StreamingEpochs | MixtureEpochs
-    ) -> Part:
+    def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Part:
         size = self._batch_size or 1
         if (whole := self._global_batch_size) is not None:
             if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):
@@ -397,17 +395,15 @@ class Iteration(Resumable):
             )
         return self._rowwise
 
-    def _order(self, place: Place, epochs: Epochs | StreamingEpochs | MixtureEpochs) -> Order:
+    def _order(self, place: Place, epochs: AnyEpochs) -> ReadOrder:
         """Return the order in which this machine reads an epoch."""
         ranks = self._sharing()
         nodes = ranks.world // ranks.per_node
         view = self._selection.size / max(self._source.index.samples, 1)
         share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBOURS / ranks.per_node)
-        return Order(partial(self._first_samples, place, ranks, epochs), share)
+        return ReadOrder(partial(self._first_samples, place, ranks, epochs), share)
 
-    def _first_samples(
-        self, place: Place, ranks: Ranks, epochs: Epochs | StreamingEpochs | MixtureEpochs, n: int
-    ) -> Int64:
+    def _first_samples(self, place: Place, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
         """Return about the first `n` samples that ranks of this machine read."""
         first = ranks.rank - ranks.rank % ranks.per_node
         step = -(-ranks.per_node // NEIGHBOURS)
@@ -420,7 +416,7 @@ class Iteration(Resumable):
             turns.append(np.arange(len(ids[-1])) // part.batch_size)
         return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
 
-    def _smaller_block(self, place: Place, fits: Callable[[Order], bool]) -> str:
+    def _smaller_block(self, place: Place, fits: Callable[[ReadOrder], bool]) -> str:
         """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
         nbytes = self._source.index.total
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):

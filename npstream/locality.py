@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from npstream.remote_shards import RemoteShards
     from npstream.shards import Shards
 
-__all__ = ["Order", "is_rowwise"]
+__all__ = ["ReadOrder", "is_rowwise"]
 
 PREFIX = 1 << 18
 """Samples of an order that are looked at, at most."""
@@ -31,7 +31,7 @@ REQUEST_BYTES = 1 << 16
 """Bytes that take as long as a request: no more are fetched again for each sample."""
 
 
-class Order(NamedTuple):
+class ReadOrder(NamedTuple):
     """An order in which samples are read, in pieces.
 
     Attributes
@@ -64,15 +64,15 @@ class _Touches(NamedTuple):
 
 def is_rowwise(
     shards: Shards | JoinedShards,
-    order: Order,
-    mend: Callable[[Callable[[Order], bool]], str] | None = None,
+    order: ReadOrder,
+    mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
 ) -> bool:
     """Tell whether samples are read one by one, as their chunks cannot be cached for so long.
 
     Parameters
     ----------
     shards : Shards or JoinedShards
-    order : Order
+    order : ReadOrder
     mend : callable, optional
         Given a function that tells whether another order would fit the cache, returns what to
         change in the order, for the message.
@@ -111,7 +111,7 @@ def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
     )
 
 
-def _fits(shards: Shards | JoinedShards, cache: Cache, order: Order, limit: int) -> bool:
+def _fits(shards: Shards | JoinedShards, cache: Cache, order: ReadOrder, limit: int) -> bool:
     return not _overflows(shards, order, cache, limit)
 
 
@@ -132,7 +132,7 @@ def _caches(shards: Shards | JoinedShards) -> Iterator[tuple[Cache, list[RemoteS
     yield from found.values()
 
 
-def _overflows(shards: Shards | JoinedShards, order: Order, cache: Cache, limit: int) -> bool:
+def _overflows(shards: Shards | JoinedShards, order: ReadOrder, cache: Cache, limit: int) -> bool:
     """Tell whether an order would have chunks fetched again, too much of that."""
     chunk = max(part.chunk_bytes(0) for part, _ in shards.remote_parts() if len(part.index))
     ids = order.first(min(PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))

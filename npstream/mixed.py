@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -26,28 +25,18 @@ from npstream.joined import JoinedShards
 from npstream.orders.chunks import view_chunks
 from npstream.places import Rows, grouped
 from npstream.selection import Selection
-from npstream.source import Reader, Source, T
+from npstream.source import Member, Reader, Source, T
 from npstream.state import of_dataset, of_view
 
 if TYPE_CHECKING:
     from npstream.costs import Cost
-    from npstream.locality import Order
+    from npstream.locality import ReadOrder
 
 SOURCE = "source"
 """The column that says which source a sample is of."""
 
 BLOCK = 1 << 20
 """Samples that are looked up at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One source of a mixture: a view, and the name that the mixture knows it by."""
-
-    name: str
-    source: Source
-    selection: Selection
-    transform: Callable[[Sample], Any] | None = None
 
 
 class MixedSource(Source):
@@ -71,8 +60,16 @@ class MixedSource(Source):
     """
 
     __slots__ = (
-        "_has_transforms", "_known", "_names", "_parts", "_prints", "_remotes", "_total",
-        "members", "names_sources", "rows",
+        "_has_transforms",
+        "_known",
+        "_members",
+        "_names",
+        "_parts",
+        "_prints",
+        "_remotes",
+        "_total",
+        "names_sources",
+        "rows",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +79,7 @@ class MixedSource(Source):
         partial: Mapping[str, str],
         names_sources: bool = False,
     ) -> None:
-        self.members = tuple(members)
+        self._members = tuple(members)
         self.names_sources = names_sources
         parts = {id(member.source): member.source for member in self.members}
         self._parts = tuple(parts.values())
@@ -104,6 +101,11 @@ class MixedSource(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MixedSource, (self.members, self.fields, self.partial, self.names_sources)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The views that the mixture is made of."""
+        return self._members
 
     def field(self, name: str) -> Field:
         """Return the column of that name, or say why there is none."""
@@ -150,7 +152,7 @@ class MixedSource(Source):
             self._known = ids_of(piece), stored  # which will be read next
             yield piece
 
-    def _stored_order(self, order: Order) -> Order:
+    def _stored_order(self, order: ReadOrder) -> ReadOrder:
         return order._replace(first=lambda n: self.rows.at(order.first(n)))
 
     def _named(self, names: Iterable[str]) -> tuple[tuple[str, ...], bool]:

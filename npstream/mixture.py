@@ -13,11 +13,12 @@ from npstream.common import common_columns
 from npstream.dataset import Dataset, Transform
 from npstream.formats.encodings import parse
 from npstream.gather import Field
-from npstream.mixed import SOURCE, Member, MixedSource
+from npstream.mixed import SOURCE, MixedSource
 from npstream.orders.epoch import Shuffle, Size
 from npstream.orders.shares import MixtureOf, schedule_of
-from npstream.ranks import integer
 from npstream.selection import Selection
+from npstream.sizes import integer
+from npstream.source import Member
 
 if TYPE_CHECKING:
     from npstream.iterate import Iteration, OtherSettings
@@ -62,7 +63,10 @@ class Mixture(Dataset):
         return Mixture(self._source, self._selection, names, transform, of.schedule, of.block)
 
     def __repr__(self) -> str:
-        return display.mixture_text(self)
+        of = self._of
+        sources = list(zip(of.names, of.sizes, of.schedule[0][1], strict=True))
+        changes = of.schedule[1][0] if len(of.schedule) > 1 else None
+        return display.mixture_text(len(self), self._encodings(), sources, changes)
 
     @property
     def names(self) -> tuple[str, ...]:

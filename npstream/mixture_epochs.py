@@ -16,7 +16,8 @@ from npstream.mixture_states import adopted, named
 from npstream.orders.epoch import Shuffle
 from npstream.orders.mixture import EpochOrder, MixtureOrder
 from npstream.orders.partition import Partition, left_before, stepped_over
-from npstream.ranks import Ranks, counted, integer
+from npstream.ranks import Ranks
+from npstream.sizes import counted, integer
 from npstream.state import place_of, require, state_of
 
 if TYPE_CHECKING:

@@ -1,38 +1,17 @@
-"""Where samples are stored: in which dataset, in which shard, and as which of its rows."""
+"""Arrays of numbers: grouping, and checks of positions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from npstream._typing import AnyArray, Int64
-
-if TYPE_CHECKING:
-    from npstream.formats.index import Index
+from npstream._typing import Int64
 
 Rows: TypeAlias = slice | Int64
 """Which of some samples."""
-
-
-def locate(index: Index, ids: int | Int64) -> tuple[Any, Any]:
-    """Return the shard of a sample and its row there; of several samples, in their shape."""
-    shards = np.searchsorted(index.starts, ids, side="right") - 1
-    rows = ids - index.starts[shards]
-    return (int(shards), int(rows)) if isinstance(ids, int) else (shards, rows)
-
-
-def shard_table(index: Index) -> AnyArray:
-    """Return name, first sample, samples and bytes of each shard as a structured array."""
-    names = [index.name(shard) for shard in range(len(index))]
-    width = max(map(len, names), default=1)
-    fields = [("name", f"U{width}"), ("start", "i8"), ("samples", "i8"), ("bytes", "i8")]
-    table = np.empty(len(index), fields)
-    table["name"], table["bytes"] = names, index.nbytes
-    table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
-    return table
 
 
 def grouped(numbers: Int64) -> Iterator[tuple[int, Rows]]:
@@ -57,3 +36,10 @@ def grouped(numbers: Int64) -> Iterator[tuple[int, Rows]]:
     cuts = [0, *(np.flatnonzero(short[1:] != short[:-1]) + 1).tolist(), len(order)]
     for first, stop in pairwise(cuts):
         yield least + int(short[first]), order[first:stop]
+
+
+def out_of_bounds(positions: Int64, n: int) -> bool:
+    """Tell whether some position is negative or at least n."""
+    # As unsigned numbers, negative ones are too large as well.
+    unsigned = positions.view(np.uint64)
+    return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n

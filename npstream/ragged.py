@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from npstream import exchange, kernels
+from npstream import exchange
 from npstream._typing import AnyArray, Int64
 from npstream.errors import FormatError, NpstreamError
 from npstream.formats.encodings import Encoding, column_type, parse, type_of_array
 from npstream.memory import address_of, ensure_fits
+from npstream.spans import copy_spans
 from npstream.tables import RowsColumn
 
 if TYPE_CHECKING:
@@ -407,8 +408,8 @@ def _box(shapes: Int64, length: int | Sequence[int] | None, truncate: bool) -> t
 def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, at: Int64) -> None:
     """Copy elements ``source[starts[k]:][:lengths[k]]`` to the flat position ``at[k]`` of `out`."""
     size = source.itemsize
-    copy_spans = kernels.copy_spans.sized(len(starts))
-    copy_spans(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
+    copy = copy_spans.sized(len(starts))
+    copy(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
 
 
 def _as_int64(array_like: ArrayLike, name: str) -> Int64:

@@ -19,7 +19,7 @@ from npstream.errors import shown
 from npstream.exchange import torch_door
 from npstream.iterator import EpochIterator, Make, Part, Run
 from npstream.orders.partition import joined
-from npstream.ranks import integer
+from npstream.sizes import integer
 from npstream.state import MOST, count_in
 from npstream.turns import MAX_GAPS, Place, Turns, is_spawning
 

@@ -18,7 +18,7 @@ import numpy as np
 from npstream._typing import AnyArray, Bools, Int64
 from npstream.mask import PIECE, Mask, values
 from npstream.memory import ensure_fits
-from npstream.orders.permutation import out_of_bounds
+from npstream.places import out_of_bounds
 
 FEW = 1 << 13
 """Samples up to which a mask is kept as positions, even where bits would be smaller."""

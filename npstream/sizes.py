@@ -1,11 +1,26 @@
-"""Sizes in bytes, as numbers or as text."""
+"""Arguments that are numbers: integers, counts of samples, sizes in bytes."""
 
 from __future__ import annotations
 
+import math
+import operator
 import re
-from typing import overload
+from typing import Any, overload
 
-__all__ = ["parse_size", "size_text"]
+import numpy as np
+
+from npstream.errors import shown
+
+__all__ = ["counted", "integer", "parse_size", "size_text"]
+
+_POWERS = {"k": 1, "m": 2, "b": 3, "t": 4}
+"""Units of counts of samples: powers of a thousand."""
+
+_MOST = (1 << 63) - 1
+"""The largest count: positions are int64."""
+
+_MOST_DIGITS = 40
+"""Digits of a number that are read, at most."""
 
 _UNITS = {letter: 1024**power for power, letter in enumerate([None, *"kmgtpezy"])}
 _SIZE = re.compile(r"(\d{1,30})|(\d{1,30}\.?\d*|\.\d+)\s*(?:([kmgtpezy])i?)?b", re.ASCII)
@@ -76,3 +91,53 @@ def size_text(nbytes: int) -> str:
         size /= 1024
         units.pop(0)
     return f"{size:.1f} {units[0]}" if units[0] != "bytes" else f"{nbytes} bytes"
+
+
+def integer(name: str, number: Any, least: int | None = None) -> int:
+    """Return a parameter as an int; bools are none."""
+    if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
+        raise TypeError(f"{name}={shown(number)}: expected an integer")
+    value = operator.index(number)
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value}: expected at least {least}")
+    return value
+
+
+def counted(name: str, number: Any) -> int | None:
+    """Return a parameter that counts samples as an int; None for None.
+
+    It may be a float, as configuration files give it, or text, as Streaming reads it: digits, or
+    anything that ``float`` takes and a unit. Fractions of a sample are dropped, as there.
+
+    >>> counted("epoch_size", "1.5k"), counted("epoch_size", " 64 M"), counted("epoch_size", 500.0)
+    (1500, 64000000, 500)
+    """
+    if number is None:
+        return None
+    count = number
+    if isinstance(number, str):
+        count = _parsed_count(name, number)
+    elif isinstance(number, float | np.floating):
+        if not math.isfinite(number):
+            raise ValueError(f"{name}={number!r}: expected a number of samples")
+        count = int(number)
+    count = integer(name, count)
+    if not 1 <= count <= _MOST:
+        given = "" if count == number else f", which is {count}"
+        raise ValueError(f"{name}={number!r}{given}: expected at least 1, and at most {_MOST}")
+    return count
+
+
+def _parsed_count(name: str, text: str) -> int:
+    digits = text.strip().lower()
+    if digits.isdecimal() and len(digits) <= _MOST_DIGITS:
+        return int(digits)
+    if digits[-1:] in _POWERS:
+        try:
+            return int(float(digits[:-1]) * 1000 ** _POWERS[digits[-1]])
+        except (ValueError, OverflowError):  # no number; infinity
+            pass
+    raise ValueError(
+        f"{name}={text!r}: expected a number, or one of thousands (k), millions (M), "
+        "billions (B) or trillions (T), as in '100k'"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -18,11 +19,12 @@ from npstream.decode import batch_column, sample_values
 from npstream.dtypes import hidden_bool
 from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
 from npstream.formats.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
+from npstream.formats.index import locate
 from npstream.formats.pieces import CHUNK_BYTES
 from npstream.formats.text import CASTS
 from npstream.gather import Field, Plan, equal_text, gather, stored_bodies
-from npstream.orders.chunks import shard_chunks
-from npstream.places import locate
+from npstream.orders.chunks import shard_chunks, view_chunks
+from npstream.orders.epoch import Order, Shuffle, full_order
 from npstream.samples import SampleReader
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from npstream.fetch import Fetcher
     from npstream.formats.index import Index, Schema
     from npstream.formats.mds_encode import Bodies
-    from npstream.locality import Order
+    from npstream.locality import ReadOrder
     from npstream.remote_shards import RemoteShards
     from npstream.selection import Selection
 
@@ -44,6 +46,16 @@ SPREAD = 16
 """Values of the side-car's columns that are read, at most, for each that is wanted."""
 
 _TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One source of a mixture: a view, and the name that the mixture knows it by."""
+
+    name: str
+    source: Source
+    selection: Selection
+    transform: Callable[[Sample], Any] | None = None
 
 
 class Source:
@@ -84,6 +96,11 @@ class Source:
         self.fetcher.close()
         for reader in list(self._readers.values()):
             reader.release()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The views that a mixture is made of; none of a dataset."""
+        return ()
 
     @property
     def index(self) -> Index:
@@ -210,7 +227,7 @@ class Source:
         return self.fetcher.ahead(pieces, ids_of, step, is_rowwise)
 
     def is_rowwise(
-        self, order: Order, mend: Callable[[Callable[[Order], bool]], str] | None = None
+        self, order: ReadOrder, mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None
     ) -> bool:
         """Tell whether an order is read sample by sample: `npstream.locality.is_rowwise`."""
         if not self.remotes:
@@ -223,12 +240,12 @@ class Source:
         """Tell whether a view, which is read in its own order, is read sample by sample."""
         if selection.step or not self.remotes:
             return False
-        from npstream.locality import Order
+        from npstream.locality import ReadOrder
 
         share = min(1.0, selection.size / max(self.index.samples, 1))
-        return self.is_rowwise(Order(lambda n: selection.ids(0, min(n, selection.size)), share))
+        return self.is_rowwise(ReadOrder(lambda n: selection.ids(0, min(n, selection.size)), share))
 
-    def _stored_order(self, order: Order) -> Order:
+    def _stored_order(self, order: ReadOrder) -> ReadOrder:
         """Return an order as one of what the index counts."""
         return order
 
@@ -328,6 +345,28 @@ def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:
 def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
     (found,) = _samples(fetcher, plan, np.array([sample]))
     return found
+
+
+def view_order(
+    source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
+) -> Order:
+    """Return the order of an epoch of a view, ravelled.
+
+    Samples are taken to be of one size, that of the storage's on average.
+    """
+    n = selection.size
+    nbytes = source.bytes_of(n)
+    settings = settings.resolve(nbytes)
+    if settings.block is None:
+        return full_order(n, seed, epoch)
+    lanes = settings.lanes or 1
+    block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
+    chunks = partial(_chunks_of, source, selection)
+    return Order(n, chunks, seed, epoch, block=max(block, 1), lanes=lanes)
+
+
+def _chunks_of(source: Source, selection: Selection) -> AnyArray:
+    return view_chunks(source.chunk_starts(), selection)
 
 
 def open_source(

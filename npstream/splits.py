@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from npstream.progress import progress
 from npstream.reading import stretches
 
 if TYPE_CHECKING:
-    from npstream.dataset import Dataset
     from npstream.selection import Selection
 
 _BLOCK = 1 << 20
@@ -118,9 +117,15 @@ def _chunk_of(selection: Selection, chunk_starts: Int64, start: int, stop: int) 
     return np.searchsorted(chunk_starts, selection.ids(start, stop), side="right") - 1
 
 
-def filter_mask(
-    view: Dataset, fn: Callable[[Any], Any], batch_size: int | None, block: int
-) -> Bools:
+class View(Protocol):
+    """Samples that can be sliced, iterated over and loaded."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Any: ...
+
+
+def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, block: int) -> Bools:
     """Return for which samples a function holds, which takes a sample or, if sized, a Batch."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected a positive integer")

@@ -17,8 +17,8 @@ from npstream.concatenation import Concatenation
 from npstream.errors import shown
 from npstream.mask import Mask
 from npstream.orders.partition import joined
-from npstream.ranks import integer
 from npstream.selection import Selection
+from npstream.sizes import integer
 from npstream.turns import MAX_GAPS, Place
 
 if TYPE_CHECKING:

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream.mixed import MixedSource
 from npstream.orders.partition import Gaps, left_before, stepped_over
 from npstream.orders.streaming import STATE
 from npstream.orders.streaming_batching import StreamError
 from npstream.orders.streaming_partition import World
+from npstream.orders.streaming_state import RunOf
 from npstream.ranks import Ranks
 from npstream.state import count_in, difference, identity, place_of, require, state_of
 from npstream.streaming_settings import StreamingShuffle
-from npstream.turns import Place, RunOf
+from npstream.turns import Place
 
 if TYPE_CHECKING:
     from npstream._typing import Bools, Int64
@@ -130,6 +130,8 @@ class StreamingEpochs:
     batch_size, global_batch_size : int, optional
         On them depend orders whose batches are not of all samples at random.
     """
+
+    room = 0
 
     def __init__(
         self,
@@ -296,21 +298,18 @@ class StreamingEpochs:
 
 def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:
     """Return the names of a mixture's sources, and the samples of each shard of each stream."""
-    views = [("this", source, selection)]
-    if isinstance(source, MixedSource):
-        mixed = [(f"source {each.name!r}", each.source, each.selection) for each in source.members]
-        views = [("this", source, selection), *mixed]
-    for what, _, view in views:
+    members = source.members
+    mixed = [(f"source {each.name!r}", each.source, each.selection) for each in members]
+    for what, _, view in [("this", source, selection), *mixed]:
         if view.affine != (0, 1) or view.size != view.source:
             raise ValueError(
                 f"Streaming's orders are of whole datasets, and {what} is a view of one: "
                 f"{view.size} of {view.source} samples, or in another order; shuffle=True takes "
                 "any view"
             )
-    if not isinstance(source, MixedSource):
+    if not members:
         return [], [np.diff(source.index.starts)]
-    shards = [np.diff(each.source.index.starts) for each in source.members]
-    return [each.name for each in source.members], shards
+    return [each.name for each in members], [np.diff(e.source.index.starts) for e in members]
 
 
 def _world(ranks: Ranks) -> World:

@@ -11,11 +11,11 @@ import numpy as np
 
 from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_sampling import Weight
-from npstream.ranks import integer
+from npstream.sizes import integer
 
 if TYPE_CHECKING:
     from npstream._typing import Int64
-    from npstream.turns import RunOf
+    from npstream.orders.streaming_state import RunOf
 
 _MOST = (1 << 63) - 1
 """What fits into memory that workers share."""

@@ -17,6 +17,7 @@ import numpy as np
 from npstream._typing import Int64
 from npstream.notes import Notes
 from npstream.orders.partition import Gaps  # noqa: TC001 - a NamedTuple's field
+from npstream.orders.streaming_state import RunOf
 
 MAX_WORKERS = 256
 """Workers that a loader may have."""
@@ -31,14 +32,6 @@ _PINNED, _NEWEST, _BASE, _SAID, _SLOTS = range(2 * _PLACE, 2 * _PLACE + 5)
 _TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """The slot of worker 0 of as many workers; those of the others follow."""
-
-
-class RunOf(NamedTuple):
-    """What one of Streaming's orders keeps of the run that a state is of, wherever that goes on."""
-
-    num_canonical_nodes: int
-    shuffle_seed: int
-    initial_physical_nodes: int | None
 
 
 class Place(NamedTuple):

@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as npst
 from torch.utils.data import DataLoader, default_collate, default_convert
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from npstream import kernels
 from npstream.batch import Batch, Ragged
 from npstream.errors import FormatError, MissingDependencyError
+from npstream.spans import copy_spans
 
 ROWS = [np.array([1, 2]), np.array([], np.int64), np.array([3, 4, 5]), np.array([6])]
 TEXT = ["one", "", "zwei", "trois ❤"]
@@ -123,7 +123,7 @@ def test_attributes():
 def test_gathering_many_rows_compiles_the_loop():
     index = np.arange(4000) % 4
     assert_rows(Ragged.from_list(ROWS)[index], [ROWS[i] for i in index])
-    assert kernels.copy_spans._compiled is not None
+    assert copy_spans._compiled is not None
 
 
 @pytest.mark.parametrize(

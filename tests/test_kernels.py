@@ -22,6 +22,7 @@ from npstream.formats.arrays import DTYPE_CODES
 from npstream.formats.encodings import parse_array_head
 from npstream.formats.index import guide_table
 from npstream.memory import address_of, map_file
+from npstream.spans import copy_short, copy_spans, equal_spans
 
 WATCH = 0xA5
 ITEMSIZES = np.zeros(256, np.int64)
@@ -323,7 +324,7 @@ def test_copy_spans(run, parts, gap):
     offsets = np.cumsum(nbytes + gap) - nbytes - gap
     output, intact = watched(int((nbytes + gap).sum()))
     output[:] = WATCH
-    assert run(kernels.copy_spans)(address, nbytes, offsets, address_of(output)) is None
+    assert run(copy_spans)(address, nbytes, offsets, address_of(output)) is None
     assert intact()
     assert output.tobytes() == b"".join(part + bytes([WATCH] * gap) for part in parts)
 
@@ -332,7 +333,7 @@ def test_copy_spans(run, parts, gap):
 def test_copy_short(run, size):
     source = guarded(np.random.default_rng(size).bytes(size))
     output, intact = watched(size)
-    run(kernels.copy_short)(address_of(output), address_of(source), size)
+    run(copy_short)(address_of(output), address_of(source), size)
     assert intact()
     assert (output == source).all()
 
@@ -342,7 +343,7 @@ def test_equal_spans(run, parts, value):
     address, nbytes, _held = spans_of(parts)
     wanted = guarded(value)
     around = np.ones(len(parts) + 2, bool)
-    run(kernels.equal_spans)(address, nbytes, address_of(wanted), len(value), around[1:-1])
+    run(equal_spans)(address, nbytes, address_of(wanted), len(value), around[1:-1])
     assert around.tolist() == [True, *(part == value for part in parts), True]
 
 

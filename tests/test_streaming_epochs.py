@@ -16,8 +16,9 @@ from npstream import StreamingShuffle
 from npstream.orders.streaming import StreamingOrder
 from npstream.orders.streaming_partition import World
 from npstream.orders.streaming_shuffle import ALGORITHMS
+from npstream.orders.streaming_state import RunOf
 from npstream.ranks import Ranks
-from npstream.turns import Place, RunOf, Turns
+from npstream.turns import Place, Turns
 from streaming_reference import GOLDEN, arrays, golden
 
 DATA = GOLDEN / "checkpoints" / "data" / "a"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import Bools, Int64
+from npstream._typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
 from npstream.memory import available, fits
 
@@ -526,3 +526,21 @@ def _file(entry: dict[str, Any], key: str, place: str) -> File:
             f"{place}: {key} has 'hashes' {shown(hashes)}; expected names and digests"
         )
     return File(name, nbytes, hashes)
+
+
+def locate(index: Index, ids: int | Int64) -> tuple[Any, Any]:
+    """Return the shard of a sample and its row there; of several samples, in their shape."""
+    shards = np.searchsorted(index.starts, ids, side="right") - 1
+    rows = ids - index.starts[shards]
+    return (int(shards), int(rows)) if isinstance(ids, int) else (shards, rows)
+
+
+def shard_table(index: Index) -> AnyArray:
+    """Return name, first sample, samples and bytes of each shard as a structured array."""
+    names = [index.name(shard) for shard in range(len(index))]
+    width = max(map(len, names), default=1)
+    fields = [("name", f"U{width}"), ("start", "i8"), ("samples", "i8"), ("bytes", "i8")]
+    table = np.empty(len(index), fields)
+    table["name"], table["bytes"] = names, index.nbytes
+    table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
+    return table

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream import kernels
 from npstream._typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError
 from npstream.foreign import MISSING, is_missing
@@ -24,6 +23,7 @@ from npstream.formats.compression import parse_compression
 from npstream.formats.hashes import hasher
 from npstream.formats.index import Annotations, Schema
 from npstream.memory import address_of, ensure_fits, move_spans
+from npstream.spans import copy_spans
 
 if TYPE_CHECKING:
     from npstream.formats.encodings import Encoding
@@ -234,7 +234,7 @@ class ShardFormat:
             parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
             sizes.insert(0, np.full(len(nbytes), head, np.int64))
         is_python = not any(isinstance(part, Bodies) for part in parts)
-        if is_python and not kernels.copy_spans.is_loaded:
+        if is_python and not copy_spans.is_loaded:
             return _joined(parts), nbytes
         ends = _ends(nbytes)
         data: Bytes = np.empty(int(ends[-1]), np.uint8)
@@ -381,8 +381,8 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
     """Copy span k to ``destination + offsets[k]``: in Python, until Numba pays for its import."""
     global _spans_in_python
-    if kernels.copy_spans.is_loaded or _spans_in_python > _PATIENCE:
-        kernels.copy_spans(address, nbytes, offsets, destination)
+    if copy_spans.is_loaded or _spans_in_python > _PATIENCE:
+        copy_spans(address, nbytes, offsets, destination)
     else:
         _spans_in_python += len(address)
         move_spans(address, nbytes, offsets, destination)

@@ -30,15 +30,15 @@ from npstream.orders.blocks import (
     look_up_run,
     new_cache,
 )
-from npstream.orders.chunks import smallest_step, view_chunks
+from npstream.orders.chunks import smallest_step
 from npstream.orders.layout import Layout, lay_out, slots_of
-from npstream.orders.permutation import SMALL, integer, make_key, out_of_bounds
+from npstream.orders.permutation import SMALL, make_key
+from npstream.places import out_of_bounds
 from npstream.selection import Selection
-from npstream.sizes import parse_size
+from npstream.sizes import integer, parse_size
 
 if TYPE_CHECKING:
     from npstream._jit import Kernel
-    from npstream.source import Source
 
 Size: TypeAlias = int | str | None
 """Bytes, or text for `npstream.sizes.parse_size`, or "auto"; or None for all there are."""
@@ -257,31 +257,9 @@ class Order:
         return numbers
 
 
-def view_order(
-    source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
-) -> Order:
-    """Return the order of an epoch of a view, ravelled.
-
-    Samples are taken to be of one size, that of the storage's on average.
-    """
-    n = selection.size
-    nbytes = source.bytes_of(n)
-    settings = settings.resolve(nbytes)
-    if settings.block is None:
-        return full_order(n, seed, epoch)
-    lanes = settings.lanes or 1
-    block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
-    chunks = partial(_chunks_of, source, selection)
-    return Order(n, chunks, seed, epoch, block=max(block, 1), lanes=lanes)
-
-
 def full_order(n: int, seed: int, epoch: int = 0) -> Order:
     """Return an order that permutes n rows at once."""
     return Order(n, np.array([0, n]), seed, epoch, block=max(n, 1))
-
-
-def _chunks_of(source: Source, selection: Selection) -> AnyArray:
-    return view_chunks(source.chunk_starts(), selection)
 
 
 def _without_empty(chunks: AnyArray, n: int) -> AnyArray:

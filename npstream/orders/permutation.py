@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import operator
 from typing import TypeAlias
 
 import numpy as np
 
 from npstream._jit import Kernel, draw, kernel
 from npstream._typing import AnyArray, Int64
+from npstream.places import out_of_bounds
+from npstream.sizes import integer
 
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 
@@ -127,25 +128,6 @@ class Permutation:
             bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
             raise IndexError(f"{bad} is out of bounds for a permutation of {self._n} elements")
         return copy
-
-
-def out_of_bounds(positions: Int64, n: int) -> bool:
-    """Tell whether some position is negative or at least n."""
-    # As unsigned numbers, negative ones are too large as well.
-    unsigned = positions.view(np.uint64)
-    return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
-
-
-def integer(name: str, number: object) -> int:
-    """Return an integer of any type as an int, and refuse what only looks like one."""
-    if type(number) is int:
-        return number
-    if isinstance(number, bool):
-        raise TypeError(f"{name} must be an integer, not the bool {number}")
-    try:
-        return operator.index(number)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {number!r}") from None
 
 
 @kernel
