@@ -112,7 +112,7 @@ def small_gathers() -> tuple[Callable[..., None], Callable[..., None]]:
     """Return the references' kernels: plain Numba, and with memcpy."""
     import numba
 
-    from npstream import _jit
+    from npstream._core import jit as _jit
 
     _jit._load_primitives()
     copy = _jit.copy

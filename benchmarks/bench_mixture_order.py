@@ -11,11 +11,11 @@ import pytest
 
 from data import Data
 from figures import SIDES, Figure, Pair, check, figure
-from npstream._typing import Int64
-from npstream.mixture_epochs import MixtureEpochs
+from npstream._core.typing import Int64
+from npstream.mixture.epochs import MixtureEpochs
+from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.orders.chunks import shard_chunks
-from npstream.orders.epoch import Order, Shuffle
-from npstream.orders.shares import MixtureOf, schedule_of
+from npstream.orders.order import Order, Shuffle
 
 MIB = 1 << 20
 PER_SHARD, SHARDS = 10**5, 10**5

@@ -11,7 +11,7 @@ import pytest
 from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream.orders.chunks import shard_chunks
-from npstream.orders.epoch import Order, Shuffle
+from npstream.orders.order import Order, Shuffle
 
 MIB = 1 << 20
 BILLION = 10**9

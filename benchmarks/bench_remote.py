@@ -25,10 +25,10 @@ import pytest
 import npstream
 from data import Data
 from figures import SIDES, Figure, Pair, figure, once
-from npstream import ahead
-from npstream.formats.pieces import CHUNK_BYTES
-from npstream.remote import RemoteStore, requests_at_once
-from npstream.sizes import size_text
+from npstream._core.arguments import size_text
+from npstream.formats.chunks import CHUNK_BYTES
+from npstream.shards import readahead as ahead
+from npstream.storage.remote import RemoteStore, requests_at_once
 from remote_data import Remote, Span, remote
 
 ROOT = Path(__file__).parents[1]

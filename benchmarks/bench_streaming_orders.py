@@ -19,11 +19,11 @@ import pytest
 
 from data import Data
 from figures import SIDES, Figure, Pair, check, figure
-from npstream import _jit
-from npstream.orders.streaming import Epoch, StreamingOrder
-from npstream.orders.streaming_batching import Samples
-from npstream.orders.streaming_partition import World, lane_bounds
-from npstream.orders.streaming_sampling import Weight
+from npstream._core import jit as _jit
+from npstream.orders.streaming.batching import Samples
+from npstream.orders.streaming.order import Epoch, StreamingOrder
+from npstream.orders.streaming.partition import World, lane_bounds
+from npstream.orders.streaming.sampling import Weight
 
 Spans = list[tuple[int, int]]
 

@@ -23,9 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 import npstream
-from npstream._typing import Int64
-from npstream.orders.streaming import StreamingOrder
-from npstream.orders.streaming_partition import World
+from npstream._core.typing import Int64
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
 from page import fill_in
 
 Samples: TypeAlias = NDArray[np.uint8]

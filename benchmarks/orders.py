@@ -17,10 +17,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from npstream._typing import Int64
-from npstream.orders.epoch import Order, Shuffle
-from npstream.orders.streaming import StreamingOrder
-from npstream.orders.streaming_partition import World
+from npstream._core.typing import Int64
+from npstream.orders.order import Order, Shuffle
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
 from page import fill_in
 
 MIB = 1 << 20

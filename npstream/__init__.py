@@ -6,20 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from npstream import cache, errors
-    from npstream.batch import Batch
-    from npstream.build import build_index
-    from npstream.column import Column
-    from npstream.dataset import Dataset
-    from npstream.formats.encodings import register_encoding
-    from npstream.mixture import Mixture, mix
-    from npstream.opening import open_dataset
-    from npstream.orders.epoch import Shuffle
-    from npstream.ragged import Ragged
-    from npstream.streaming_settings import StreamingShuffle
-    from npstream.verify import VerifyReport, verify_dataset
-    from npstream.warm import precompile
-    from npstream.writer import Writer, WriteReport, write
+    from npstream import errors
+    from npstream.cache import cache
+    from npstream.dataset.column import Column
+    from npstream.dataset.dataset import Dataset
+    from npstream.dataset.opening import open_dataset
+    from npstream.formats.encodings.encodings import register_encoding
+    from npstream.mixture.mixture import Mixture, mix
+    from npstream.orders.order import Shuffle
+    from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.reading.batch import Batch
+    from npstream.reading.ragged import Ragged
+    from npstream.tools.index_builder import build_index
+    from npstream.tools.precompile import precompile
+    from npstream.tools.verify import VerifyReport, verify_dataset
+    from npstream.writing.writer import Writer, WriteReport, write
 
     open = open_dataset
 
@@ -49,26 +50,26 @@ __all__ = [
 __version__ = "0.1.0.dev0"
 
 _EXPORTS = {
-    "Batch": "npstream.batch:Batch",
-    "Column": "npstream.column:Column",
-    "Dataset": "npstream.dataset:Dataset",
-    "Mixture": "npstream.mixture:Mixture",
-    "Ragged": "npstream.ragged:Ragged",
-    "Shuffle": "npstream.orders.epoch:Shuffle",
-    "StreamingShuffle": "npstream.streaming_settings:StreamingShuffle",
-    "VerifyReport": "npstream.verify:VerifyReport",
-    "WriteReport": "npstream.writer:WriteReport",
-    "Writer": "npstream.writer:Writer",
-    "build_index": "npstream.build:build_index",
+    "Batch": "npstream.reading.batch:Batch",
+    "Column": "npstream.dataset.column:Column",
+    "Dataset": "npstream.dataset.dataset:Dataset",
+    "Mixture": "npstream.mixture.mixture:Mixture",
+    "Ragged": "npstream.reading.ragged:Ragged",
+    "Shuffle": "npstream.orders.order:Shuffle",
+    "StreamingShuffle": "npstream.orders.streaming.settings:StreamingShuffle",
+    "VerifyReport": "npstream.tools.verify:VerifyReport",
+    "WriteReport": "npstream.writing.writer:WriteReport",
+    "Writer": "npstream.writing.writer:Writer",
+    "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",
     "errors": "npstream.errors",
-    "mix": "npstream.mixture:mix",
-    "open": "npstream.opening:open_dataset",
-    "open_dataset": "npstream.opening:open_dataset",
-    "precompile": "npstream.warm:precompile",
-    "register_encoding": "npstream.formats.encodings:register_encoding",
-    "verify_dataset": "npstream.verify:verify_dataset",
-    "write": "npstream.writer:write",
+    "mix": "npstream.mixture.mixture:mix",
+    "open": "npstream.dataset.opening:open_dataset",
+    "open_dataset": "npstream.dataset.opening:open_dataset",
+    "precompile": "npstream.tools.precompile:precompile",
+    "register_encoding": "npstream.formats.encodings.encodings:register_encoding",
+    "verify_dataset": "npstream.tools.verify:verify_dataset",
+    "write": "npstream.writing.writer:write",
 }
 """Where each public name is defined; it is imported when somebody first asks for it."""
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from npstream._core.redaction import redact, url_secrets
 from npstream.errors import NpstreamError
-from npstream.redaction import redact, url_secrets
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +88,14 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def run_demo(options: argparse.Namespace) -> None:
     """Run ``npstream demo``."""
-    from npstream.demo import demo
+    from npstream.tools.demo import demo
 
     demo(options.out)
 
 
 def run_info(options: argparse.Namespace) -> None:
     """Run ``npstream info``."""
-    from npstream.opening import open_dataset
+    from npstream.dataset.opening import open_dataset
 
     with open_dataset(options.url, split=options.split) as dataset:
         print(repr(dataset))
@@ -103,22 +103,22 @@ def run_info(options: argparse.Namespace) -> None:
 
 def run_cache_info(options: argparse.Namespace) -> None:
     """Run ``npstream cache info``."""
-    from npstream.cache import info
+    from npstream.cache.cache import info
 
     print(info(options.directory))
 
 
 def run_cache_clear(options: argparse.Namespace) -> None:
     """Run ``npstream cache clear``."""
-    from npstream.cache import clear
+    from npstream.cache.cache import clear
 
     print(f"{clear(options.directory):,} bytes removed")
 
 
 def run_cache_fetch(options: argparse.Namespace) -> None:
     """Run ``npstream cache fetch``."""
-    from npstream.cache import info
-    from npstream.opening import open_dataset
+    from npstream.cache.cache import info
+    from npstream.dataset.opening import open_dataset
 
     with open_dataset(
         options.url,
@@ -134,7 +134,7 @@ def run_cache_fetch(options: argparse.Namespace) -> None:
 
 def run_index(options: argparse.Namespace) -> None:
     """Run ``npstream index``."""
-    from npstream.build import build_index
+    from npstream.tools.index_builder import build_index
 
     hashes = not options.no_hashes
     print(build_index(options.url, options.out, columns=options.columns, hashes=hashes))
@@ -142,7 +142,7 @@ def run_index(options: argparse.Namespace) -> None:
 
 def run_verify(options: argparse.Namespace) -> int:
     """Run ``npstream verify``; the exit status says whether anything is wrong."""
-    from npstream.verify import verify_dataset
+    from npstream.tools.verify import verify_dataset
 
     report = verify_dataset(options.url, index=options.index)
     print(report)
@@ -151,7 +151,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 def run_precompile(_options: argparse.Namespace) -> None:
     """Run ``npstream precompile``."""
-    from npstream.warm import precompile
+    from npstream.tools.precompile import precompile
 
     precompile()
 

@@ -19,14 +19,14 @@ import torch.utils._pytree
 import torch.utils.data
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from npstream._typing import AnyArray, Int64
-from npstream.batch import Batch, Ragged
-from npstream.dtypes import ML_DTYPES, dtype_of
+from npstream._core.dtypes import ML_DTYPES, dtype_of
+from npstream._core.typing import AnyArray, Int64
 from npstream.errors import stopped
-from npstream.iterate import Iteration
+from npstream.iteration.iteration import Iteration
+from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
-    from npstream.iterator import Run
+    from npstream.iteration.iterator import Run
 
 
 def tensor(array: AnyArray) -> torch.Tensor:
@@ -165,7 +165,7 @@ torch.utils._pytree.register_pytree_node(
     Batch,
     _taken_apart,
     _put_together,
-    serialized_type_name="npstream.batch.Batch",
+    serialized_type_name="npstream.reading.batch.Batch",
     to_dumpable_context=lambda columns: list(columns.names),
     from_dumpable_context=_Columns,
     flatten_with_keys_fn=_taken_apart_by_name,

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from npstream import locks
-from npstream.cache import Cache, CachedFile, Reservation, allocated
+from npstream.cache import locks
+from npstream.cache.cache import Cache, CachedFile, Reservation, allocated
 
 PROCESSES = 4
 SHARDS, PIECES, PIECE = 24, 9, 30_011

@@ -22,7 +22,7 @@ from pathlib import Path
 import npstream
 from fuzz_kinds import KINDS, Kind
 from fuzz_reading import Report
-from npstream import _jit
+from npstream._core import jit as _jit
 
 SECONDS = 20
 """What reading one damaged dataset may take."""

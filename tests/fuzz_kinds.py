@@ -27,21 +27,19 @@ from datasets import cutting
 from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
 from fuzz_reading import RAISED, Case, Report, cases, check, write_annotated
 from guards import guarded
-from npstream import (
-    build,
-    exact,
-    fetch,
-    jobs,
-    manifest,
-    memory,
-    remote_shards,
-    reread,
-    shards,
-    spool,
-    store,
-)
+from npstream._core import memory
 from npstream.errors import StorageError
 from npstream.formats.compression import decompress
+from npstream.shards import local as shards
+from npstream.shards import manifest
+from npstream.shards import point_reads as exact
+from npstream.shards import remote as remote_shards
+from npstream.shards import table as fetch
+from npstream.storage import local as store
+from npstream.storage import requests as jobs
+from npstream.tools import index_builder as build
+from npstream.tools import scan as reread
+from npstream.writing import sidecar as spool
 
 Check = Callable[[Report], Counter[str]]
 

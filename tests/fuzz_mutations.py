@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from npstream.formats.blocks import block_hashes, xxh3
+from npstream.formats.sidecar.blocks import block_hashes, xxh3
 
 Files = dict[str, bytes]
 """The content of files by their names below the dataset's directory."""

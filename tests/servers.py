@@ -527,7 +527,7 @@ OBSTORE = "s3-obstore"
 
 def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let obstore read the ranges, as soon as it can, if a server is named so, and else s3fs."""
-    from npstream import fastranges
+    from npstream.storage import obstore as fastranges
 
     monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
     monkeypatch.setattr(fastranges, "FIRST", 1)

@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as npst
 from torch.utils.data import DataLoader, default_collate, default_convert
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from npstream.batch import Batch, Ragged
+from npstream._core.spans import copy_spans
 from npstream.errors import FormatError, MissingDependencyError
-from npstream.spans import copy_spans
+from npstream.reading.batch import Batch, Ragged
 
 ROWS = [np.array([1, 2]), np.array([], np.int64), np.array([3, 4, 5]), np.array([6])]
 TEXT = ["one", "", "zwei", "trois ❤"]

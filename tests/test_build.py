@@ -17,13 +17,14 @@ import pytest
 import golden_data as golden
 import npstream
 from datasets import write_jsonl
-from npstream import build, reread
 from npstream.__main__ import main
 from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
-from npstream.formats.blocks import xxh3
-from npstream.formats.pieces import CHUNK_BYTES
-from npstream.formats.sidecar import Sidecar
-from npstream.store import LocalStore, open_store
+from npstream.formats.chunks import CHUNK_BYTES
+from npstream.formats.sidecar.blocks import xxh3
+from npstream.formats.sidecar.sidecar import Sidecar
+from npstream.storage.local import LocalStore, open_store
+from npstream.tools import index_builder as build
+from npstream.tools import scan as reread
 
 READABLE = [case for case in golden.cases() if case["readable"] is True]
 

@@ -24,9 +24,13 @@ import pytest
 import crash_cache
 import npstream
 from crash_cache import in_child
-from npstream import folder, locks, memory, room, sparse
 from npstream.__main__ import main
-from npstream.cache import Cache, CachedFile, Refusal
+from npstream._core import memory
+from npstream.cache import directory as folder
+from npstream.cache import eviction as room
+from npstream.cache import locks
+from npstream.cache import sparse_file as sparse
+from npstream.cache.cache import Cache, CachedFile, Refusal
 from npstream.errors import StorageError
 
 KEY, OTHER = "0123456789abcdef", "f" * 64
@@ -907,8 +911,9 @@ def test_a_power_failure_takes_the_footer(cache, reboot, hashed):
 
 def test_the_boot_has_a_number():
     assert len(sparse.boot_id()) == 16
+    code = "from npstream.cache import sparse_file; print(sparse_file.boot_id().hex())"
     other = subprocess.run(
-        [sys.executable, "-c", "from npstream import sparse; print(sparse.boot_id().hex())"],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,

@@ -15,13 +15,13 @@ import pytest
 
 import npstream
 from datasets import write_jsonl
-from npstream import manifest
-from npstream.cache import Cache, Refusal
-from npstream.cachedranges import CachedRanges
+from npstream.cache.cache import Cache, Refusal
+from npstream.cache.ranges import CachedRanges
 from npstream.errors import IntegrityError, StorageError
-from npstream.formats.blocks import BLOCK
-from npstream.formats.sidecar import NPY_HEAD
-from npstream.remote import RemoteStore
+from npstream.formats.sidecar.blocks import BLOCK
+from npstream.formats.sidecar.sidecar import NPY_HEAD
+from npstream.shards import manifest
+from npstream.storage.remote import RemoteStore
 from test_responses import serving
 
 ROWS = 200_000
@@ -186,7 +186,7 @@ def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypat
     if kind == "large":
         monkeypatch.setattr(manifest, "LARGE", 0)
         monkeypatch.setattr(manifest, "LARGE_SIDECAR", 0)
-        monkeypatch.setattr("npstream.formats.sidecar.ENDS", 64)
+        monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
     if kind in ("no side-car", "aside"):
         files.pop("/index.msgpack")
     if kind == "aside":

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream.mask import BLOCK, Mask
+from npstream.indexing.mask import BLOCK, Mask
+from npstream.indexing.selection import FEW, Selection
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.permutation import Permutation
-from npstream.selection import FEW, Selection
 
 MIB = 1 << 20
 

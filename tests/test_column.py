@@ -16,7 +16,7 @@ from PIL import Image
 
 import npstream
 from datasets import merge, objects, write_jsonl, write_shards
-from npstream import _jit
+from npstream._core import jit as _jit
 
 SIZES = (5, 0, 7, 1)
 N = sum(SIZES)
@@ -201,7 +201,7 @@ def test_numbers_are_scalars_of_the_dtype_or_ints(ds):
     ],
 )
 def test_other_indices_make_columns_that_read_nothing(ds, index, monkeypatch):
-    monkeypatch.setattr(npstream.fetch.Fetcher, "read", None)
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     column = ds["tokens"][index]
     want = VALUES["tokens"][index]
     assert isinstance(column, npstream.Column)
@@ -376,14 +376,14 @@ def test_arrays_are_mapped_when_they_may_not_be_copied(single):
 
 
 def test_mapped_arrays_outlive_the_dataset(single):
-    before = npstream.memory._live
+    before = npstream._core.memory._live
     array = np.asarray(single["tokens"], copy=False)
     single.close()
     del single
     same(array, VALUES["tokens"])
-    assert npstream.memory._live == before + 1
+    assert npstream._core.memory._live == before + 1
     del array
-    assert npstream.memory._live == before
+    assert npstream._core.memory._live == before
 
 
 def test_arrays_that_cannot_be_mapped_raise(ds, single):
@@ -410,7 +410,7 @@ def test_compressed_shards_are_not_mapped(tmp_path):
 @pytest.mark.parametrize("block", [1, 1 << 23])
 @pytest.mark.parametrize("name", COLUMNS)
 def test_iteration(ds, name, block, monkeypatch):
-    monkeypatch.setattr(npstream.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
     column = ds[1::2][name]
     for i, value in enumerate(column):
         same_value(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
@@ -422,7 +422,7 @@ def test_iteration(ds, name, block, monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 1 << 23])
 def test_contains(ds, block, monkeypatch):
-    monkeypatch.setattr(npstream.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
     assert 3 in ds["label"]
     assert 4 not in ds["label"]
     assert "3" not in ds["label"]
@@ -512,7 +512,7 @@ UFUNCS = [
 @pytest.mark.parametrize("name", ["label", "small", "score", "number", "str_float"])
 @pytest.mark.parametrize("function", range(len(UFUNCS)))
 def test_ufuncs(ds, name, function, block, monkeypatch):
-    monkeypatch.setattr(npstream.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
     for index in (..., slice(None, None, -1)):
         got, want = UFUNCS[function](ds[name][index]), UFUNCS[function](VALUES[name][index])
         for left, right in zip(
@@ -582,7 +582,7 @@ def test_operators_in_place_raise(ds, symbol):
 )
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_reductions(ds, name, reduction, block, monkeypatch):
-    monkeypatch.setattr(npstream.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
     function = getattr(np, reduction)
     for index in (slice(1, None), [[1, 2], [4, 12]]):
         column, array = ds[name][index], VALUES[name][index]
@@ -923,7 +923,7 @@ def test_integers_beyond_int64(tmp_path):
 
 
 def test_its_repr_says_what_it_is_and_reads_nothing(ds, monkeypatch):
-    monkeypatch.setattr(npstream.fetch.Fetcher, "read", None)
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     assert repr(ds["tokens"][:, 1]) == (
         f"<npstream.Column 'tokens': shape ({N}, 3), dtype uint16, stored as ndarray:uint16:4,3>"
     )

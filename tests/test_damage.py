@@ -14,17 +14,21 @@ import pytest
 
 import npstream
 from datasets import write_shards
-from npstream import build, memory, reread, room, spool
-from npstream.cache import Cache
+from npstream._core import memory
+from npstream.cache import eviction as room
+from npstream.cache.cache import Cache
+from npstream.cache.sparse_file import Footer
 from npstream.errors import FormatError, StorageError, shown
 from npstream.formats import index as formats_index
-from npstream.formats import sections
-from npstream.formats.blocks import xxh3
 from npstream.formats.index import parse_index, parsed_size
 from npstream.formats.scan import Scan
-from npstream.formats.sidecar import Sidecar
-from npstream.sparse import Footer
-from npstream.store import LocalStore
+from npstream.formats.sidecar import container as sections
+from npstream.formats.sidecar.blocks import xxh3
+from npstream.formats.sidecar.sidecar import Sidecar
+from npstream.storage.local import LocalStore
+from npstream.tools import index_builder as build
+from npstream.tools import scan as reread
+from npstream.writing import sidecar as spool
 
 KEY = "00112233445566ff"
 OTHER = "ffeeddccbbaa9988"

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 
 import npstream
 from datasets import merge, objects, write_jsonl, write_shards
-from npstream import errors, memory, progress
-from npstream.splits import split_lengths
+from npstream import errors
+from npstream._core import memory, progress
+from npstream.dataset.splits import split_lengths
 
 SIZES = (4, 0, 6, 1)
 N = sum(SIZES)
@@ -142,8 +143,8 @@ def test_an_integer_reads_a_sample(ds, index):
     ],
 )
 def test_other_indices_make_views_that_read_nothing(ds, index, monkeypatch):
-    monkeypatch.setattr(npstream.fetch.Fetcher, "read", None)
-    monkeypatch.setattr(npstream.fetch.Fetcher, "locate", None)
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "locate", None)
     view = ds[index]
     assert isinstance(view, npstream.Dataset)
     assert view.shape == np.arange(N)[index].shape
@@ -439,7 +440,7 @@ def test_samples_are_writable_and_share_nothing(ds):
 
 def test_iteration(ds, monkeypatch):
     for block in (1, 1 << 20):
-        monkeypatch.setattr(npstream.dataset, "SAMPLE_BLOCK", block)
+        monkeypatch.setattr(npstream.dataset.dataset, "SAMPLE_BLOCK", block)
         for i, sample in enumerate(ds):
             check_sample(sample, i)
         assert i == N - 1

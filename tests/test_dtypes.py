@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npstream
-from npstream.dtypes import ML_DTYPES, NUMBERS, dtype_of, exactly, is_known, storage
+from npstream._core.dtypes import ML_DTYPES, NUMBERS, dtype_of, exactly, is_known, storage
 from npstream.errors import FormatError, MissingDependencyError
-from npstream.formats.encodings import column_type, parse, with_dtype
+from npstream.formats.encodings.encodings import column_type, parse, with_dtype
 from npstream.formats.index import parse_index
-from npstream.formats.sidecar import Sidecar
-from npstream.store import open_store
+from npstream.formats.sidecar.sidecar import Sidecar
+from npstream.storage.local import open_store
 
 ROWS = 300
 RNG = np.random.default_rng(0)
@@ -244,8 +244,8 @@ def test_a_side_car_made_later_is_the_same(written, tmp_path):
 def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch):
     npstream.write(tmp_path / "many", TABLE, shard_size=1)
     url = upload(tmp_path / "many")
-    monkeypatch.setattr("npstream.manifest.LARGE", 1 << 17)
-    monkeypatch.setattr("npstream.manifest.parse_index", None)
+    monkeypatch.setattr("npstream.shards.manifest.LARGE", 1 << 17)
+    monkeypatch.setattr("npstream.shards.manifest.parse_index", None)
     remote = npstream.open(url, cache=tmp_path / "cache")
     assert len(remote.shards) == ROWS
     is_table(remote[:9], range(9))

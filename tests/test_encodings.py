@@ -35,8 +35,8 @@ from golden_data import (
     without_palette,
 )
 from npstream.errors import MissingDependencyError
-from npstream.formats import encodings
-from npstream.formats.encodings import (
+from npstream.formats.encodings import encodings
+from npstream.formats.encodings.encodings import (
     DTYPE_CODES,
     column_type,
     infer,

@@ -21,12 +21,14 @@ from hypothesis import given
 
 import npstream
 from datasets import write_shards
-from npstream import _jit, source
-from npstream.orders import blocks, epoch
+from npstream._core import jit as _jit
+from npstream.iteration.partition import Partition
+from npstream.orders import blocks
+from npstream.orders import order as epoch
 from npstream.orders.chunks import shard_chunks
-from npstream.orders.epoch import Order, Shuffle
-from npstream.orders.partition import Partition
+from npstream.orders.order import Order, Shuffle
 from npstream.orders.permutation import SMALL, Permutation, make_key
+from npstream.reading import source
 from orders import CHUNK, Scene, figures, native
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40

@@ -15,10 +15,11 @@ import time
 import pytest
 
 from faults import FOR_EVER, stall, status
-from npstream import fastranges, jobs
 from npstream.errors import StorageError
-from npstream.fastranges import FastRanges, fast_ranges
-from npstream.remote import RemoteStore
+from npstream.storage import obstore as fastranges
+from npstream.storage import requests as jobs
+from npstream.storage.obstore import FastRanges, fast_ranges
+from npstream.storage.remote import RemoteStore
 from servers import HOST, OBSTORE, choose_reader
 
 DATA = bytes(range(256)) * 40
@@ -120,7 +121,7 @@ def test_where_it_is_not_installed(place, monkeypatch):
 
 def test_nothing_is_imported_before_it_is_used(place):
     code = (
-        "import sys; from npstream.remote import RemoteStore\n"
+        "import sys; from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({place.url!r}, {place.storage_options!r})\n"
         "store.ranges([('file', 0, 9)] * 9); print('obstore' in sys.modules)"
     )
@@ -289,7 +290,8 @@ def test_a_child_of_a_process_that_uses_it(place):
 
 def test_a_child_of_a_process_that_has_only_opened(place):
     code = (
-        "import os; from npstream import fastranges; from npstream.remote import RemoteStore\n"
+        "import os; from npstream.storage import obstore as fastranges\n"
+        "from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({place.url!r}, {place.storage_options!r})\n"
         "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"
         "read(fastranges.FIRST - 1)\n"

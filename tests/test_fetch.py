@@ -18,8 +18,11 @@ import pytest
 import golden_data as golden
 import npstream
 from datasets import write_shards
-from npstream import fetch, kernels, memory, store
+from npstream._core import memory
 from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.shards import kernels
+from npstream.shards import table as fetch
+from npstream.storage import local as store
 
 MAPPED = ["mds_tokens", "mds_ragged", "mds_scalars", "jsonl_shards", "csv_shards", "xsv_bar"]
 PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]

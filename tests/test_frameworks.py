@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 import npstream
 import npstream.torch
 from frameworks import ACCUMULATED, EPOCHS, LIMIT, SAVED, SETTINGS, STEPS
-from npstream.batch import Batch, Ragged
+from npstream.reading.batch import Batch, Ragged
 
 N = 64
 LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

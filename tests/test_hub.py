@@ -15,9 +15,9 @@ import pytest
 
 import npstream
 from faults import FOR_EVER, status
-from npstream import jobs
 from npstream.errors import StorageError
-from npstream.remote import RemoteStore
+from npstream.storage import requests as jobs
+from npstream.storage.remote import RemoteStore
 from servers import Hub, Place, Servers
 
 DATA = bytes(range(256)) * 40
@@ -163,7 +163,10 @@ def test_a_login_that_was_renewed(servers: Servers, place: Place, monkeypatch: p
 
 def test_the_environment_does_for_options(place: Place):
     place.put("x", DATA)
-    code = f"from npstream.store import open_store; print(len(open_store({place.url!r}).read('x')))"
+    code = (
+        "from npstream.storage.local import open_store; "
+        f"print(len(open_store({place.url!r}).read('x')))"
+    )
     environment = {**os.environ, **place.env, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=environment, stdout=-1, check=True)
     assert int(out.stdout) == len(DATA)

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from npstream import _jit
-from npstream.orders.interleave import VERSION
-from npstream.orders.patterns import draws, make_pattern, places_of, tally
-from npstream.orders.permutation import make_key
-from npstream.orders.shares import (
+from npstream._core import jit as _jit
+from npstream.mixture.interleave import VERSION
+from npstream.mixture.patterns import draws, make_pattern, places_of, tally
+from npstream.mixture.shares import (
     LARGEST,
     MixtureOf,
     apportioned,
@@ -24,6 +23,7 @@ from npstream.orders.shares import (
     least_length,
     schedule_of,
 )
+from npstream.orders.permutation import make_key
 
 
 def pattern_of(counts, lanes=1, seed=0):

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 import golden_data
 import npstream
 from npstream import Shuffle
-from npstream.batch import Batch
-from npstream.fetch import Fetcher
-from npstream.iterate import BLOCK
-from npstream.orders.partition import LAST, Partition
-from npstream.pages import Coldness
-from npstream.source import Source
+from npstream.iteration.iteration import BLOCK
+from npstream.iteration.partition import LAST, Partition
+from npstream.reading.batch import Batch
+from npstream.reading.source import Source
+from npstream.shards.paging import Coldness
+from npstream.shards.table import Fetcher
 
 N = 103
 

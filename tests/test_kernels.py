@@ -17,12 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guards import guarded
-from npstream import kernels, pages
-from npstream.formats.arrays import DTYPE_CODES
-from npstream.formats.encodings import parse_array_head
+from npstream._core.memory import address_of, map_file
+from npstream._core.spans import copy_short, copy_spans, equal_spans
+from npstream.formats.encodings.arrays import DTYPE_CODES
+from npstream.formats.encodings.encodings import parse_array_head
 from npstream.formats.index import guide_table
-from npstream.memory import address_of, map_file
-from npstream.spans import copy_short, copy_spans, equal_spans
+from npstream.shards import kernels
+from npstream.shards import paging as pages
 
 WATCH = 0xA5
 ITEMSIZES = np.zeros(256, np.int64)

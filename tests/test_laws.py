@@ -13,8 +13,8 @@ from hypothesis.extra.numpy import arrays, basic_indices, broadcastable_shapes
 
 import npstream
 from datasets import objects, write_shards
-from npstream import selection
-from npstream._jit import Kernel
+from npstream._core.jit import Kernel
+from npstream.indexing import selection
 
 DTYPES = [f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)]
 DTYPES += ["float16", "float32", "float64", "bool", "datetime64[s]", "timedelta64[D]", "complex64"]

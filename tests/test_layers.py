@@ -19,11 +19,11 @@ MODULES = {
 }
 
 DOORS = {
-    "numba": {"_jit"},
-    "llvmlite": {"_jit"},
+    "numba": {"_core.jit"},
+    "llvmlite": {"_core.jit"},
     "torch": {"torch"},
-    "fsspec": {"drivers", "remote"},
-    "pickle": {"formats.encodings"},
+    "fsspec": {"storage.drivers", "storage.remote"},
+    "pickle": {"formats.encodings.encodings"},
 }
 """Package -> the only modules that may import it."""
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import npstream
 from datasets import write_jsonl
-from npstream import locality
 from npstream.errors import StorageError
-from npstream.locality import _fetched_again
-from npstream.remote import RemoteStore
+from npstream.shards import locality
+from npstream.shards.locality import _fetched_again
+from npstream.storage.remote import RemoteStore
 
 SAMPLES = 4000
 CHUNK = 1 << 14

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream import _jit, mask
-from npstream.mask import BLOCK, Mask
+from npstream._core import jit as _jit
+from npstream.indexing import mask
+from npstream.indexing.mask import BLOCK, Mask
 
 SHARES = [0.001, 0.03, 0.5, 1]
 

@@ -11,8 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from npstream import memory
-from npstream.memory import address_of, ensure_fits, is_mapped, map_file, open_file
+from npstream._core import memory
+from npstream._core.memory import address_of, ensure_fits, is_mapped, map_file, open_file
 
 CONTENT = bytes(range(256)) * 100
 

@@ -20,16 +20,17 @@ from hypothesis import strategies as st
 
 import npstream
 from datasets import write_jsonl
-from npstream import ahead, selection
-from npstream.dataset import Dataset
+from npstream.dataset.dataset import Dataset
 from npstream.errors import ColumnError, CostError, FormatError, StorageError
-from npstream.fetch import Fetcher
-from npstream.mixed import MixedSource
-from npstream.remote import RemoteStore
-from npstream.remote_shards import RemoteShards
-from npstream.selection import Selection
-from npstream.shards import Shards
-from npstream.source import Source
+from npstream.indexing import selection
+from npstream.indexing.selection import Selection
+from npstream.mixture.source import MixedSource
+from npstream.reading.source import Source
+from npstream.shards import readahead as ahead
+from npstream.shards.local import Shards
+from npstream.shards.remote import RemoteShards
+from npstream.shards.table import Fetcher
+from npstream.storage.remote import RemoteStore
 
 COLUMNS = {"id": "int64", "x": "ndarray:float32:3", "text": "str", "tokens": "ndarray:int32"}
 

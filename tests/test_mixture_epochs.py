@@ -13,13 +13,13 @@ import pytest
 
 import npstream
 from datasets import write_shards
-from npstream.mixture_epochs import MixtureEpochs, epochs_of
-from npstream.mixture_states import continuing
-from npstream.notes import Notes
-from npstream.orders.epoch import Shuffle
-from npstream.orders.shares import MixtureOf, schedule_of
-from npstream.ranks import Ranks
-from npstream.turns import Place, Turns
+from npstream.iteration.counter import Place, Turns
+from npstream.iteration.notes import Notes
+from npstream.iteration.ranks import Ranks
+from npstream.mixture.epochs import MixtureEpochs, epochs_of
+from npstream.mixture.shares import MixtureOf, schedule_of
+from npstream.mixture.states import continuing
+from npstream.orders.order import Shuffle
 
 torch = pytest.importorskip("torch", reason="loaders are torch's")
 

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 
 import golden_data as golden
 import npstream
-from npstream import exact, offsets, recent, remote_shards
+from npstream._core import lru as recent
 from npstream.errors import FormatError, StorageError
 from npstream.formats import mds
 from npstream.formats import text as text_format
+from npstream.shards import offsets
+from npstream.shards import point_reads as exact
+from npstream.shards import remote as remote_shards
 
 ROWS = 8
 

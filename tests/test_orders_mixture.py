@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from npstream.orders import passes
-from npstream.orders.epoch import Order
-from npstream.orders.mixture import (
+from npstream.mixture import passes
+from npstream.mixture.passes import source_seed
+from npstream.mixture.patterns import make_pattern
+from npstream.mixture.shares import coprime_from
+from npstream.mixture.stream import (
     REPEATS,
     VERSION,
     Course,
@@ -24,10 +26,8 @@ from npstream.orders.mixture import (
     Phase,
     Stored,
 )
-from npstream.orders.passes import source_seed
-from npstream.orders.patterns import make_pattern
+from npstream.orders.order import Order
 from npstream.orders.permutation import make_key
-from npstream.orders.shares import coprime_from
 
 SIZES = (23, 40, 17)
 CHUNK = 4

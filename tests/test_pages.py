@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from npstream import pages
-from npstream.memory import address_of, map_file
+from npstream._core.memory import address_of, map_file
+from npstream.shards import paging as pages
 
 ROWS = 1 << 12
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream.orders.partition import LAST, Partition, joined, left_before, stepped_over
+from npstream.iteration.partition import LAST, Partition, joined, left_before, stepped_over
 
 settings = st.fixed_dictionaries(
     {

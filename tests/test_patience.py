@@ -17,10 +17,11 @@ import pytest
 
 import npstream
 from faults import FOR_EVER, Proxy, stall
-from npstream import jobs, patience
 from npstream.errors import StorageError
-from npstream.patience import Patience, carried, one_read
-from npstream.remote import RemoteStore
+from npstream.storage import deadlines as patience
+from npstream.storage import requests as jobs
+from npstream.storage.deadlines import Patience, carried, one_read
+from npstream.storage.remote import RemoteStore
 from servers import Place, Servers
 
 DEADLINE = 1.2
@@ -269,7 +270,7 @@ def test_an_iteration_whose_server_falls_silent(
     servers: Servers, published: Place, dataset: npstream.Dataset, monkeypatch: pytest.MonkeyPatch
 ):
     proxy = servers.proxy("http")
-    monkeypatch.setattr("npstream.ahead.WINDOW", 1 << 18)
+    monkeypatch.setattr("npstream.shards.readahead.WINDOW", 1 << 18)
     batches = iter(dataset.iter(0, 1, batch_size=50))
     next(batches)
     proxy.faults = [stall(times=FOR_EVER, path=".mds")]

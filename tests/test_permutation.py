@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream import _jit
+from npstream._core import jit as _jit
 from npstream.orders import permutation
 from npstream.orders.permutation import MAX_LENGTH, SMALL, Permutation, make_key
 

@@ -23,11 +23,15 @@ import numpy as np
 import pytest
 
 import npstream
-from npstream import drivers, jobs, publish, store, writer
 from npstream.errors import StorageError
-from npstream.publish import INDEX, LOCK
-from npstream.remote import RemoteStore
-from npstream.store import open_store
+from npstream.storage import drivers
+from npstream.storage import local as store
+from npstream.storage import requests as jobs
+from npstream.storage.local import open_store
+from npstream.storage.remote import RemoteStore
+from npstream.writing import destination as publish
+from npstream.writing import writer
+from npstream.writing.destination import INDEX, LOCK
 from servers import KINDS
 
 WRITABLE = [name for name in KINDS if name != "http"]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream.recent import EACH, Recent
+from npstream._core.lru import EACH, Recent
 
 LIMIT = 4 * (EACH + 10)
 

@@ -20,11 +20,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import npstream
-from npstream import drivers, jobs
 from npstream.__main__ import main
-from npstream.drivers import route
-from npstream.errors import NpstreamError
-from npstream.redaction import (
+from npstream._core.redaction import (
     Redactor,
     place_hash,
     redact,
@@ -32,8 +29,12 @@ from npstream.redaction import (
     secret_strings,
     url_secrets,
 )
-from npstream.remote import RemoteStore
-from npstream.store import local_path, open_store
+from npstream.errors import NpstreamError
+from npstream.storage import drivers
+from npstream.storage import requests as jobs
+from npstream.storage.drivers import route
+from npstream.storage.local import local_path, open_store
+from npstream.storage.remote import RemoteStore
 
 SECRET = "-".join(["Sw0rd", "FISH", "77"])
 HALVES = ["Sw0rdFish", "Xyl0phone"]

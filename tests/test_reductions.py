@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from npstream.reductions import REDUCTIONS, UFUNCS, reduce_blocks
+from npstream.dataset.reductions import REDUCTIONS, UFUNCS, reduce_blocks
 
 DTYPES = ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "g", "c8", "c16"]
 

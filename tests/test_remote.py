@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 
 import npstream
-from npstream import drivers, failures, jobs, remote
 from npstream.errors import MissingDependencyError, StorageError
-from npstream.formats import mds_encode
-from npstream.remote import RemoteStore
-from npstream.store import open_store
+from npstream.storage import drivers, failures, remote
+from npstream.storage import requests as jobs
+from npstream.storage.local import open_store
+from npstream.storage.remote import RemoteStore
+from npstream.writing import shard as mds_encode
 from servers import KINDS, OBSTORE, choose_reader
 
 DATA = bytes(range(256)) * 40
@@ -622,7 +623,7 @@ def test_a_driver_that_is_missing(environment, url, module, extra):
 
 def test_opening_imports_no_driver():
     code = (
-        "import sys, npstream.store as s\n"
+        "import sys, npstream.storage.local as s\n"
         "for scheme in ('s3', 'gs', 'hf'): s.open_store(f'{scheme}://b/x')\n"
         "drivers = {'s3fs', 'gcsfs', 'huggingface_hub', 'httpx', 'httpx2', 'aiohttp', 'botocore'}\n"
         "print(*sorted(drivers & set(sys.modules)))"

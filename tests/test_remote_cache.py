@@ -18,12 +18,14 @@ import pytest
 
 import npstream
 from datasets import write_jsonl
-from npstream import downloads, reading, sparse
 from npstream.__main__ import main
-from npstream.cache import Refusal
+from npstream.cache import downloads
+from npstream.cache import sparse_file as sparse
+from npstream.cache.cache import Refusal
 from npstream.errors import IntegrityError, StorageError
-from npstream.fetch import Fetcher
-from npstream.remote import RemoteStore
+from npstream.reading import load as reading
+from npstream.shards.table import Fetcher
+from npstream.storage.remote import RemoteStore
 
 SAMPLES = 600
 
@@ -83,7 +85,7 @@ def test_a_limit_that_is_too_small(compression, how, tmp_path, upload, small_chu
 def test_the_disk_as_the_limit_is_never_too_small(tmp_path, upload, monkeypatch):
     numbers = write(tmp_path / "data")
     url = upload(tmp_path / "data")
-    monkeypatch.setattr("npstream.room.free_and_total", lambda path: (0, 1 << 40))
+    monkeypatch.setattr("npstream.cache.eviction.free_and_total", lambda path: (0, 1 << 40))
     check(npstream.open(url, cache=tmp_path / "cache"), numbers)
     assert npstream.cache.info(tmp_path / "cache").files == 0
 
@@ -403,8 +405,8 @@ def test_a_side_car_beside_a_dataset_that_cannot_be_written(
 
 
 def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, caplog):
-    monkeypatch.setattr("npstream.formats.sidecar.ENDS", 64)
-    monkeypatch.setattr("npstream.manifest.LARGE", 0)  # so that it stands for the index
+    monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
+    monkeypatch.setattr("npstream.shards.manifest.LARGE", 0)  # so that it stands for the index
     numbers = write(tmp_path / "data", variable=False)
     body = bytearray((tmp_path / "data" / "index.msgpack").read_bytes())
     places = [k for k in range(100, len(body), 37)]

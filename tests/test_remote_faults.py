@@ -50,9 +50,9 @@ from faults import (
     unsized,
     wrong_length,
 )
-from npstream import jobs
 from npstream.errors import IntegrityError, StorageError
-from npstream.remote import RemoteStore
+from npstream.storage import requests as jobs
+from npstream.storage.remote import RemoteStore
 from servers import HOST, KINDS, OBSTORE, Place, Servers, choose_reader
 
 NAME = "folder/file ä+%.bin"

@@ -8,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
+import npstream.build
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,10 +16,9 @@ from hypothesis import strategies as st
 
 import golden_data as golden
 import npstream
-import npstream.build
-from npstream import ahead
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
-from npstream.remote import RemoteStore
+from npstream.shards import readahead as ahead
+from npstream.storage.remote import RemoteStore
 
 READABLE = [case["name"] for case in golden.cases() if case["readable"] is True]
 BAD = [case["name"] for case in golden.cases() if case["name"].startswith("bad_")]

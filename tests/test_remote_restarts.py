@@ -24,9 +24,10 @@ import pytest
 
 import npstream
 from faults import Proxy
-from npstream import jobs, patience
 from npstream.errors import StorageError
-from npstream.remote import RemoteStore
+from npstream.storage import deadlines as patience
+from npstream.storage import requests as jobs
+from npstream.storage.remote import RemoteStore
 from servers import KINDS, OBSTORE, Nginx, Place, Servers, choose_reader
 
 NAME = "folder/file.bin"

@@ -16,11 +16,18 @@ import numpy as np
 import pytest
 
 import npstream
-from npstream import jobs, remote
 from npstream.errors import IntegrityError, StorageError
-from npstream.failures import classify
-from npstream.remote import RemoteStore
-from npstream.responses import ResponseError, check_encoding, check_range, file_size, read_body
+from npstream.storage import remote
+from npstream.storage import requests as jobs
+from npstream.storage.failures import classify
+from npstream.storage.remote import RemoteStore
+from npstream.storage.responses import (
+    ResponseError,
+    check_encoding,
+    check_range,
+    file_size,
+    read_body,
+)
 
 DATA = bytes(range(256)) * 40
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream import Shuffle
-from npstream.turns import MAX_GAPS, MAX_WORKERS, Place, Turns
+from npstream.iteration.counter import MAX_GAPS, MAX_WORKERS, Place, Turns
 
 N = 103
 

@@ -14,8 +14,9 @@ import pytest
 import npstream
 import stalling
 from crash_cache import in_child
-from npstream import folder, room
-from npstream.cache import Cache, CachedFile, Refusal, Reservation, allocated
+from npstream.cache import directory as folder
+from npstream.cache import eviction as room
+from npstream.cache.cache import Cache, CachedFile, Refusal, Reservation, allocated
 
 CHUNK = 40_960
 LIMIT = 4 * CHUNK + 32_768  # of four chunks, and what three files take besides

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays, basic_indices, integer_array_indices
 
-from npstream import selection
+from npstream.indexing import selection
+from npstream.indexing.selection import Selection
 from npstream.orders.permutation import Permutation
-from npstream.selection import Selection
 
 SIZES = (0, 1, 2, 7, 1024, 3000)
 

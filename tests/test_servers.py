@@ -10,8 +10,8 @@ import urllib.request
 import pytest
 
 from faults import Request, flip, ignore_range, status
-from npstream.remote import RemoteStore
-from npstream.store import open_store
+from npstream.storage.local import open_store
+from npstream.storage.remote import RemoteStore
 from servers import KINDS, Place, Servers
 
 DATA = random.Random(1).randbytes(100_000)

@@ -12,8 +12,10 @@ import pytest
 
 import golden_data as golden
 import npstream
-from npstream import memory, shards, store
+from npstream._core import memory
 from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.shards import local as shards
+from npstream.storage import local as store
 
 MAPPED = ["mds_tokens", "mds_ragged", "jsonl_shards", "csv_shards", "xsv_weird"]
 PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_bz2", "mds_c_br", "mds_c_snappy", "jsonl_zstd", "tsv_br"]

@@ -16,11 +16,11 @@ from hypothesis import given
 
 import golden_data as golden
 from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
-from npstream.formats.blocks import BLOCK, Blocks, block_hashes, xxh3
+from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
 from npstream.formats.index import parse_index
-from npstream.formats.pieces import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
-from npstream.formats.sections import _HEAD, _aligned
-from npstream.formats.sidecar import (
+from npstream.formats.sidecar.blocks import BLOCK, Blocks, block_hashes, xxh3
+from npstream.formats.sidecar.container import _HEAD, _aligned
+from npstream.formats.sidecar.sidecar import (
     ENDS,
     NAME,
     ColumnFile,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from golden_data import units
-from npstream.sizes import parse_size
+from npstream._core.arguments import parse_size
 
 
 @pytest.mark.parametrize(("text", "size", "refused"), units()["bytes_to_int"])

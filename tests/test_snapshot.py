@@ -18,8 +18,8 @@ import pytest
 
 import npstream
 from npstream.errors import DAMAGED, FormatError, IntegrityError, NpstreamError, StorageError
-from npstream.remote import RemoteStore
-from npstream.versions import Version, version_of
+from npstream.storage.remote import RemoteStore
+from npstream.storage.versions import Version, version_of
 from servers import Servers
 
 N = 2000

@@ -9,10 +9,10 @@ import pathlib
 import pytest
 
 import npstream
-from npstream import memory
+from npstream._core import memory
 from npstream.errors import StorageError
-from npstream.store import LocalStore, open_store, options_for
-from npstream.urls import local_path
+from npstream.storage.local import LocalStore, open_store, options_for
+from npstream.storage.urls import local_path
 
 
 @pytest.fixture

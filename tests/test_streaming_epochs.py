@@ -13,12 +13,12 @@ import pytest
 
 import npstream
 from npstream import StreamingShuffle
-from npstream.orders.streaming import StreamingOrder
-from npstream.orders.streaming_partition import World
-from npstream.orders.streaming_shuffle import ALGORITHMS
-from npstream.orders.streaming_state import RunOf
-from npstream.ranks import Ranks
-from npstream.turns import Place, Turns
+from npstream.iteration.counter import Place, Turns
+from npstream.iteration.ranks import Ranks
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.shuffle import ALGORITHMS
+from npstream.orders.streaming.state import RunOf
 from streaming_reference import GOLDEN, arrays, golden
 
 DATA = GOLDEN / "checkpoints" / "data" / "a"

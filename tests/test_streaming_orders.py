@@ -21,12 +21,12 @@ from hypothesis import example, given, settings
 
 import npstream
 import streaming_reference
-from npstream.orders import pcg64
-from npstream.orders.streaming import StreamingOrder
-from npstream.orders.streaming_partition import World, lane_bounds, make_partition
-from npstream.orders.streaming_runs import Pieces, Window
-from npstream.orders.streaming_sampling import Picks, Weight, chosen, chosen_per_shard
-from npstream.orders.streaming_shuffle import ALGORITHMS, EpochShuffle
+from npstream.orders.streaming import pcg64
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World, lane_bounds, make_partition
+from npstream.orders.streaming.runs import Pieces, Window
+from npstream.orders.streaming.sampling import Picks, Weight, chosen, chosen_per_shard
+from npstream.orders.streaming.shuffle import ALGORITHMS, EpochShuffle
 from streaming_reference import GOLDEN, arrays, golden
 
 
@@ -211,7 +211,7 @@ def test_who_reads_on_finds_what_was_computed_before(algorithm, step, monkeypatc
     assert size // 2 < sum(computed) < 2 * size
     copy = pickle.loads(pickle.dumps(Window(order, bounds)))
     np.testing.assert_array_equal(copy.at(positions), want[positions])
-    monkeypatch.setattr("npstream.orders.streaming_runs.MOST_HELD", 3000)
+    monkeypatch.setattr("npstream.orders.streaming.runs.MOST_HELD", 3000)
     small = Window(order, bounds)
     for start in range(0, 20_000, 700):
         np.testing.assert_array_equal(
@@ -642,7 +642,7 @@ def test_an_unshuffled_epoch_takes_no_memory():
 
 @pytest.mark.parametrize("lanes", [1, 8, 64])
 def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
-    monkeypatch.setattr("npstream.orders.streaming.MOST_IDS", 1 << 16)
+    monkeypatch.setattr("npstream.orders.streaming.order.MOST_IDS", 1 << 16)
     samples = 1 << 22
     order = StreamingOrder(
         shards=[np.full(samples >> 10, 1 << 10)],
@@ -666,7 +666,7 @@ def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
 
 @pytest.mark.parametrize("batching_method", ["random", "per_stream", "stratified"])
 def test_workers_that_take_turns_read_the_same(batching_method, monkeypatch):
-    monkeypatch.setattr("npstream.orders.streaming.MOST_IDS", 50)
+    monkeypatch.setattr("npstream.orders.streaming.order.MOST_IDS", 50)
     order = StreamingOrder(
         shards=[np.full(20, 30), np.full(10, 33)],
         batch_size=7,

@@ -26,9 +26,9 @@ from PIL import Image
 
 import npstream
 from golden_data import FORMATS
-from npstream import writer
-from npstream._jit import Kernel
+from npstream._core.jit import Kernel
 from npstream.errors import ColumnError, FormatError
+from npstream.writing import writer
 from test_dtypes import same
 
 
@@ -636,9 +636,9 @@ def test_a_view_is_copied_as_it_is_stored(view, compression, source, tmp_path, u
 def test_nothing_is_decoded_for_a_copy(source, tmp_path, monkeypatch):
     root, columns = source
     ds = npstream.open(root, allow_pickle=True)
-    monkeypatch.setattr("npstream.decode._decoded", None)
-    monkeypatch.setattr("npstream.decode.sample_values", None)
-    monkeypatch.setattr("npstream.formats.encodings.Encoding.encode", None)
+    monkeypatch.setattr("npstream.reading.decode._decoded", None)
+    monkeypatch.setattr("npstream.reading.decode.sample_values", None)
+    monkeypatch.setattr("npstream.formats.encodings.encodings.Encoding.encode", None)
     assert npstream.write(tmp_path, ds).columns == columns
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import npstream
 import npstream.torch
-from npstream.batch import Batch, Ragged
+from npstream.reading.batch import Batch, Ragged
 
 N = 61
 
@@ -65,7 +65,7 @@ def test_an_iteration_is_an_iterable_dataset(ds):
     batches = ds.iter(0, 1, batch_size=4)
     assert isinstance(batches, IterableDataset)
     assert not isinstance(batches, torch.utils.data.IterDataPipe)
-    assert isinstance(batches, npstream.iterate.Iteration)
+    assert isinstance(batches, npstream.iteration.iteration.Iteration)
     assert not isinstance(ds, IterableDataset)
 
 
@@ -500,9 +500,9 @@ def test_a_view_with_a_transform_is_a_map_style_dataset(ds):
 
 def test_the_samples_of_a_batch_are_read_together(ds, monkeypatch):
     reads = []
-    samples = npstream.source.Source.samples
+    samples = npstream.reading.source.Source.samples
     monkeypatch.setattr(
-        npstream.source.Source,
+        npstream.reading.source.Source,
         "samples",
         lambda self, names, ids: reads.append(len(ids)) or samples(self, names, ids),
     )

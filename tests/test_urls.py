@@ -10,9 +10,9 @@ import pytest
 
 import npstream
 from npstream.__main__ import main
-from npstream.cache import Cache
-from npstream.store import open_store
-from npstream.urls import below, local_path, location, scheme_of
+from npstream.cache.cache import Cache
+from npstream.storage.local import open_store
+from npstream.storage.urls import below, local_path, location, scheme_of
 
 
 class Shown(os.PathLike):

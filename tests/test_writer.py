@@ -35,11 +35,12 @@ from golden_data import (
     without_palette,
 )
 from npstream.errors import ColumnError, StorageError
-from npstream.formats import encodings, mds_encode
 from npstream.formats.compression import decompress
-from npstream.formats.encodings import parse, register_encoding
+from npstream.formats.encodings import encodings
+from npstream.formats.encodings.encodings import parse, register_encoding
 from npstream.formats.hashes import digest
-from npstream.writer import Writer, write
+from npstream.writing import shard as mds_encode
+from npstream.writing.writer import Writer, write
 
 
 def load_index(root):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from npstream._typing import Body
+from npstream._core.typing import Body
 from npstream.errors import FormatError, MissingDependencyError
 
 __all__ = ["Compression", "compress", "decompress", "parse_compression"]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Protocol, cast
 
-from npstream._typing import Body
+from npstream._core.typing import Body
 
 __all__ = ["HASHES", "Hasher", "digest", "fastest", "hasher"]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._typing import Bytes
+from npstream._core.typing import Bytes
 from npstream.errors import FormatError
 
 if TYPE_CHECKING:

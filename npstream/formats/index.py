@@ -19,9 +19,9 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import AnyArray, Bools, Int64
+from npstream._core.memory import available, fits
+from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
-from npstream.memory import available, fits
 
 VERSION = 2
 

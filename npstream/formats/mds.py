@@ -20,7 +20,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from npstream._typing import Bytes
+from npstream._core.typing import Bytes
 from npstream.errors import FormatError
 from npstream.formats.heads import check_ascent, check_configuration
 

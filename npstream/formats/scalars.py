@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._typing import AnyArray, Bytes, Int64
+from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.errors import FormatError
-from npstream.formats.encodings import parse
+from npstream.formats.encodings.encodings import parse
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npstream._typing import AnyArray, Body, Bytes, Int64
+from npstream._core.memory import ensure_fits
+from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
 from npstream.formats import mds, scalars, text
-from npstream.formats.blocks import xxh3
-from npstream.formats.pieces import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
-from npstream.memory import ensure_fits
+from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
+from npstream.formats.sidecar.blocks import xxh3
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from npstream._typing import Bytes
+from npstream._core.typing import Bytes
 from npstream.errors import FormatError
 from npstream.formats.heads import check_ascent, check_configuration
 

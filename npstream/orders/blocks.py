@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npstream._jit import draw, kernel, u64
-from npstream._typing import AnyArray, Int64
+from npstream._core.jit import draw, kernel, u64
+from npstream._core.typing import AnyArray, Int64
 from npstream.orders.layout import (
     Layout,
     lane_start,

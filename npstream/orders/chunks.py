@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream._jit import kernel
-from npstream._typing import AnyArray, Bools, Int64
-from npstream.formats.pieces import chunk_counts
-from npstream.memory import huge_empty
+from npstream._core.jit import kernel
+from npstream._core.memory import huge_empty
+from npstream._core.typing import AnyArray, Bools, Int64
+from npstream.formats.chunks import chunk_counts
 
 if TYPE_CHECKING:
-    from npstream.selection import Selection
+    from npstream.indexing.selection import Selection
 
 
 def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> AnyArray:
@@ -69,7 +69,7 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
 
     Examples
     --------
-    >>> from npstream.selection import Selection
+    >>> from npstream.indexing.selection import Selection
     >>> view_chunks(np.array([0, 4, 8, 10]), Selection.all(10).select(slice(None, 1, -2)))
     array([0, 1, 3, 4])
     """

@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from npstream._jit import draw, kernel
-from npstream._typing import AnyArray
-from npstream.memory import huge_empty
+from npstream._core.jit import draw, kernel
+from npstream._core.memory import huge_empty
+from npstream._core.typing import AnyArray
 from npstream.orders.permutation import shuffle
 
 STRIDE = 8

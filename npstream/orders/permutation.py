@@ -18,10 +18,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npstream._jit import Kernel, draw, kernel
-from npstream._typing import AnyArray, Int64
-from npstream.places import out_of_bounds
-from npstream.sizes import integer
+from npstream._core.arguments import integer
+from npstream._core.arrays import out_of_bounds
+from npstream._core.jit import Kernel, draw, kernel
+from npstream._core.typing import AnyArray, Int64
 
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 

@@ -1,0 +1,1 @@
+"""What every part needs: compiling, types, logging, memory, arguments."""

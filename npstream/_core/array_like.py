@@ -1,0 +1,273 @@
+"""Arrays of other libraries as NumPy's, with the dtype that they have there."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.optional import optional, torch_door
+from npstream._core.typing import AnyArray
+
+if TYPE_CHECKING:
+    from npstream._core.dtypes import DType
+
+MISSING = "fill it in with a value of your own, or leave the sample out"
+"""What to do about a value that is missing."""
+
+
+def is_missing(value: object) -> bool:
+    """Return True for what stands for no value: None, NumPy's masked, and pandas's NA.
+
+    Examples
+    --------
+    >>> is_missing(None), is_missing(np.ma.masked), is_missing(float("nan"))
+    (True, True, False)
+    """
+    return value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType")
+
+
+def is_tensor(value: object) -> bool:
+    """Return True for a tensor of torch, which is not imported for that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def tensor_rows(value: Any) -> Any:
+    """Return the rows of a nested tensor, which vary in shape; None for any other."""
+    return value.unbind() if value.is_nested else None
+
+
+def is_arrow(value: object) -> bool:
+    """Return True for what hands its values over as Arrow does, apart from pandas and images."""
+    if type(value).__module__.partition(".")[0] in ("pandas", "PIL"):
+        return False
+    dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, np.dtype):
+        return False  # a NumPy-like array, whose shape Arrow's tables do not have
+    if str(dtype) == "Object":
+        return False  # of polars, which would hand over addresses of Python's objects
+    return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
+
+
+def is_array(value: object) -> bool:
+    """Return True for an array of any library."""
+    if isinstance(value, np.ndarray | np.generic):
+        return True
+    return hasattr(value, "__array__") or hasattr(value, "__dlpack__") or is_arrow(value)
+
+
+def as_array(value: Any) -> AnyArray:
+    """Return the array that an object is, without converting its values.
+
+    Parameters
+    ----------
+    value : array
+        Of NumPy or torch, or with ``__array__``, ``__dlpack__`` or Arrow's capsule.
+
+    Raises
+    ------
+    TypeError
+        If it is none, or has values for which NumPy has no dtype.
+    ValueError
+        If it hides some of its values, or some are missing.
+    """
+    if isinstance(value, np.ndarray):
+        return _unmasked(value)
+    if is_tensor(value):
+        return torch_door().array(value)  # type: ignore[no-any-return]
+    if is_arrow(value):
+        return arrow_numbers(arrow_array(value))
+    if hasattr(value, "__array__"):
+        return _unmasked(np.asanyarray(value))
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value, device="cpu")
+        except TypeError:
+            return np.from_dlpack(value)  # of a library that cannot be asked for a copy
+    raise TypeError(f"expected an array, got {type(value).__name__}")
+
+
+def _unmasked(array: AnyArray) -> AnyArray:
+    if not isinstance(array, np.ma.MaskedArray):
+        return np.asarray(array)
+    if hidden := int(np.ma.getmaskarray(array).sum()):
+        raise ValueError(
+            f"its mask hides {hidden} of {array.size} values: fill them in, as with .filled(0), or "
+            "leave the samples out"
+        )
+    return np.asarray(array.data)
+
+
+def is_time(value: object) -> bool:
+    """Return True for a date, time or duration of Python or pandas."""
+    return isinstance(value, datetime.date | datetime.timedelta) or _is_nat(value)
+
+
+def _is_nat(value: object) -> bool:
+    return type(value).__name__ == "NaTType"
+
+
+def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
+    """Return a date, time or duration of Python or pandas as an array without axes.
+
+    Parameters
+    ----------
+    value : datetime.date or datetime.timedelta
+    dtype : dtype, optional
+        The dtype that pandas's NaT is to have, which may be a time or a duration.
+
+    Raises
+    ------
+    ValueError
+        If it has a time zone, which datetime64 does not, or more microseconds than int64 holds.
+    """
+    if _is_nat(value) and dtype is not None and dtype.kind in "mM":
+        return np.array("NaT", dtype)
+    if getattr(value, "tzinfo", None) is not None:
+        raise ValueError(
+            f"{value} has a time zone, which datetime64 does not: convert it to UTC and leave the "
+            "zone out, as with .astimezone(datetime.UTC).replace(tzinfo=None)"
+        )
+    return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else _time(value))
+
+
+def _time(value: datetime.date | datetime.timedelta) -> np.datetime64 | np.timedelta64:
+    if not isinstance(value, datetime.timedelta):
+        return np.datetime64(value)
+    # NumPy takes microseconds modulo 2**64.
+    if abs(microseconds := value // datetime.timedelta(microseconds=1)) < 1 << 63:
+        return np.timedelta64(microseconds, "us")
+    seconds, rest = divmod(microseconds, 10**6)
+    if rest:
+        raise ValueError(f"{value} is more than 2**63 microseconds: round it to seconds")
+    return np.timedelta64(seconds, "s")
+
+
+# Arrow
+
+
+def arrow_array(value: Any) -> Any:
+    """Return a pyarrow Array or ChunkedArray over the memory of an Arrow array."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return value
+    return pa.chunked_array(value) if hasattr(value, "__arrow_c_stream__") else pa.array(value)
+
+
+def arrow_numbers(array: Any) -> AnyArray:
+    """Return the numbers of an Arrow array, or its rows of one size, as a NumPy array.
+
+    Raises
+    ------
+    TypeError
+        If NumPy has no dtype for its values, or none that says all of them.
+    ValueError
+        If some are null.
+    """
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    check_nulls(array)
+    if isinstance(array.type, pa.FixedShapeTensorType):
+        check_nulls(array.storage.flatten())
+        return array.to_numpy_ndarray()  # type: ignore[no-any-return]
+    shape: tuple[int, ...] = ()
+    flat = array
+    while pa.types.is_fixed_size_list(flat.type):
+        shape += (flat.type.list_size,)
+        flat = flat.flatten()
+        check_nulls(flat)
+    if not is_arrow_number(flat.type):
+        raise TypeError(f"Arrow's {array.type} is no array of numbers: convert it first")
+    return flat.to_numpy(zero_copy_only=False).reshape(len(array), *shape)  # type: ignore[no-any-return]
+
+
+def is_arrow_number(kind: Any) -> bool:
+    """Return True for an Arrow type whose values NumPy has a dtype for.
+
+    Raises
+    ------
+    TypeError
+        If it is a time with a zone, which NumPy would leave out.
+    """
+    types = optional("pyarrow.types", "pyarrow", "arrow")
+    if types.is_timestamp(kind) and kind.tz is not None:
+        raise TypeError(
+            f"{kind} has a time zone, which datetime64 does not: cast it to UTC without"
+        )
+    known = ("is_integer", "is_floating", "is_boolean", "is_timestamp", "is_date", "is_duration")
+    return any(getattr(types, name)(kind) for name in known)
+
+
+def check_nulls(array: Any) -> None:
+    """Raise ValueError if values of an Arrow array are null."""
+    if array.null_count:
+        row = array.is_null().index(True).as_py()
+        raise ValueError(
+            f"{array.null_count} of {len(array)} values are null, the first in row {row}: fill "
+            "them in, as with .fill_null(0), or leave their samples out"
+        )
+
+
+def arrow_plain(array: Any) -> Any:
+    """Return an Arrow array without categories, runs and views of lists."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    while (kind := array.type) is not None:
+        if pa.types.is_dictionary(kind):
+            array = arrow_categories(array)
+        elif pa.types.is_run_end_encoded(kind):
+            array = optional("pyarrow.compute", "pyarrow", "arrow").run_end_decode(array)
+        elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+            array = _arrow_lists(array)
+        else:
+            break
+    array.validate()
+    return array
+
+
+def _arrow_lists(array: Any) -> Any:
+    """Return views of lists as lists, which pyarrow's cast does not get right."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    check_nulls(array)
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    lists = []
+    for chunk in chunks:
+        lengths = chunk.value_lengths().to_numpy()
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+        lists.append(pa.LargeListArray.from_arrays(offsets, chunk.flatten()))
+    return pa.chunked_array(lists, pa.large_list(array.type.value_type))
+
+
+def arrow_categories(array: Any) -> Any:
+    """Return an Arrow array of categories as one of their values."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    kind = array.type.value_type
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        # These cannot be taken by number.
+        kind = pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
+    taken = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in chunks]
+    return pa.chunked_array(taken, kind)
+
+
+def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:
+    """Return the rows of an Arrow array that vary in length: their elements, and offsets."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    check_nulls(array)
+    if is_text:
+        array = array.cast(pa.large_binary())
+        _, at, data = array.buffers()
+        values = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    else:
+        array = array.cast(pa.large_list(array.type.value_type))
+        _, at, *_ = array.buffers()
+        values = array.values
+    offsets = np.zeros(1, np.int64) if at is None else np.frombuffer(at, np.int64)
+    offsets = offsets[array.offset : array.offset + len(array) + 1]
+    if not is_text:
+        first, last = int(offsets[0]), int(offsets[-1])
+        values, offsets = arrow_numbers(values[first:last]), offsets - first
+    return values, offsets

@@ -1,0 +1,137 @@
+"""Handing arrays to other libraries without copying them, whichever of those are installed.
+
+Rows of varying shapes are described by *levels*, one for each axis of a row, from the outermost
+in: the axis's length, if every list along it has the same, else the offsets of the lists. The
+first axis always has offsets.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Int64
+from npstream.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Levels: TypeAlias = "list[int | Int64]"
+
+
+def torch_door() -> Any:
+    """Return `npstream.torch`, the only module that imports torch."""
+    return optional("npstream.torch", "torch", "torch")
+
+
+def offsets_of(lengths: ArrayLike) -> Int64:
+    """Return where rows of these lengths begin, and where the last one ends."""
+    lengths = np.asarray(lengths, np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def levels_of(offsets: Int64, shapes: Int64 | None) -> Levels:
+    """Return the levels of rows with these offsets, beginning at 0, and shapes."""
+    if shapes is None:
+        return [offsets]
+    levels: Levels = []
+    for axis, lengths in enumerate(shapes.T):
+        longest = int(lengths.max(initial=0))
+        if axis and (lengths == longest).all():
+            levels.append(longest)
+        else:
+            lists = np.repeat(lengths, shapes[:, :axis].prod(axis=1))
+            levels.append(offsets_of(lists))
+    return levels
+
+
+def to_arrow(values: AnyArray, levels: Levels) -> Any:
+    """Return rows as a pyarrow array of lists; a constant axis becomes a list of fixed size."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+
+    def fixed(content: Any, size: int, lists: int) -> Any:
+        # FixedSizeListArray.from_arrays cannot tell how many lists of size 0 there are.
+        held = pa.list_(content.type, size)
+        return pa.Array.from_buffers(held, lists, [None], children=[content])
+
+    def varying(content: Any, offsets: Int64) -> Any:
+        return pa.LargeListArray.from_arrays(pa.array(offsets), content)
+
+    return _nest(levels, pa.array(values), fixed, varying)
+
+
+def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
+    """Return rows of bytes as a pyarrow array of large strings, or of large binaries."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    held = pa.large_string() if is_text else pa.large_binary()
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
+    return pa.Array.from_buffers(held, len(offsets) - 1, buffers)
+
+
+def to_awkward(values: AnyArray, levels: Levels) -> Any:
+    """Return rows as an awkward array; a constant axis becomes a regular one."""
+    ak = optional("awkward", "awkward", "awkward")
+
+    def varying(content: Any, offsets: Int64) -> Any:
+        return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
+
+    content = ak.contents.NumpyArray(values)
+    return ak.Array(_nest(levels, content, ak.contents.RegularArray, varying))
+
+
+def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
+    """Return rows of bytes as an awkward array of strings, or of bytestrings."""
+    ak = optional("awkward", "awkward", "awkward")
+    element, row = ("char", "string") if is_text else ("byte", "bytestring")
+    content = ak.contents.NumpyArray(values, parameters={"__array__": element})
+    return ak.Array(
+        ak.contents.ListOffsetArray(
+            ak.index.Index64(offsets), content, parameters={"__array__": row}
+        )
+    )
+
+
+def to_nested(values: AnyArray, levels: Levels) -> Any:
+    """Return rows as a nested torch tensor in jagged layout, which varies in one axis only."""
+    torch = torch_door()
+    if not levels:
+        return torch.tensor(values)
+    offsets, *inner = levels
+    if not all(isinstance(level, int) for level in inner):
+        raise ValueError(
+            "rows differ along more than their first axis, which jagged tensors cannot: "
+            "pad them (padding=0), or convert row by row"
+        )
+    lists = int(offsets[-1])  # type: ignore[index]
+    return torch.nested(values.reshape(lists, *inner), offsets)
+
+
+def _nest(
+    levels: Levels,
+    content: Any,
+    fixed: Callable[[Any, int, int], Any],
+    varying: Callable[[Any, Int64], Any],
+    lists: int = 0,
+) -> Any:
+    """Wrap flat content in a type of list for each level; `lists` is how many the outermost has."""
+    if not levels:
+        return content
+    level, *inner = levels
+    if isinstance(level, int):
+        return fixed(_nest(inner, content, fixed, varying, lists * level), level, lists)
+    return varying(_nest(inner, content, fixed, varying, int(level[-1])), level)
+
+
+def optional(module: str, package: str, extra: str) -> Any:
+    """Import a module of a package that need not be installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingDependencyError("this conversion", package, extra) from None

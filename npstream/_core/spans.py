@@ -1,0 +1,51 @@
+"""Spans, runs of bytes at addresses, copied and compared.
+
+Whoever passes addresses holds the memory.
+"""
+
+from __future__ import annotations
+
+from npstream._core.jit import compare, copy, kernel, load_ahead
+from npstream._core.typing import Bools, Int64
+
+AHEAD = 8
+"""Spans whose ends are on their way to the processor while one is copied: without that, each copy
+waits for memory, and for the addresses of one or two pages, before its first byte."""
+
+
+@kernel
+def announce(address: Int64, nbytes: Int64, k: int) -> None:
+    """Prefetch the first and last bytes of a span, if there is one of that number."""
+    if k < address.size:
+        load_ahead(address[k])
+        load_ahead(address[k] + nbytes[k] - 1)
+
+
+@kernel
+def copy_short(destination: int, source: int, size: int) -> None:
+    """Copy a value; a size known when compiled becomes one load and one store, not a call."""
+    if size == 8:
+        copy(destination, source, 8)
+    elif size == 4:
+        copy(destination, source, 4)
+    elif size == 2:
+        copy(destination, source, 2)
+    elif size == 1:
+        copy(destination, source, 1)
+    else:
+        copy(destination, source, size)
+
+
+@kernel
+def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
+    """Copy span k to ``destination + offsets[k]``, for all k."""
+    for k in range(address.size):
+        announce(address, nbytes, k + AHEAD)
+        copy(destination + offsets[k], address[k], nbytes[k])
+
+
+@kernel
+def equal_spans(address: Int64, nbytes: Int64, value: int, size: int, equal: Bools) -> None:
+    """Compare each span with the `size` bytes at the address `value`."""
+    for k in range(address.size):
+        equal[k] = nbytes[k] == size and compare(address[k], value, size) == 0

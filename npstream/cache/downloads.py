@@ -1,0 +1,242 @@
+"""Bringing pieces of files into the cache, each once, whoever asks for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from npstream._core.typing import Bytes
+from npstream.cache.cache import Refusal, Reservation, allocated
+from npstream.errors import DAMAGED, IntegrityError
+
+if TYPE_CHECKING:
+    from npstream.cache.cache import Cache, CachedFile, Claim
+    from npstream.storage.remote import RemoteStore, Span
+
+MAX_REQUEST = 1 << 24
+"""Bytes of one request."""
+
+ATTEMPTS = 3
+"""How often bytes are fetched whose hash is not the recorded one."""
+
+Check = Callable[[int, Bytes], bool]
+"""Tells whether the bytes of a piece are right."""
+
+
+class Part(NamedTuple):
+    """Successive pieces of one file, and the bytes where they begin; then where the last ends."""
+
+    file: CachedFile
+    name: str
+    first: int
+    bounds: tuple[int, ...]
+    check: Check | None
+
+    @property
+    def pieces(self) -> range:
+        """The numbers of the pieces."""
+        return range(self.first, self.first + len(self.bounds) - 1)
+
+    def piece(self, number: int) -> slice:
+        """Return where in the file a piece is."""
+        k = number - self.first
+        return slice(self.bounds[k], self.bounds[k + 1])
+
+    def some(self, first: int, stop: int) -> Part:
+        """Return the part with the pieces from `first` up to `stop`."""
+        bounds = self.bounds[first - self.first : stop - self.first + 1]
+        return self._replace(first=first, bounds=bounds)
+
+    def spans(self) -> list[Span]:
+        """Return what to request."""
+        begin, end = self.bounds[0], self.bounds[-1]
+        return [
+            (self.name, at, min(MAX_REQUEST, end - at)) for at in range(begin, end, MAX_REQUEST)
+        ]
+
+
+class Downloads:
+    """What this process fetches into the cache, so that no two threads fetch the same.
+
+    Between processes, locks on the cache's files see to that. They only save requests: who waits
+    too long fetches the same bytes.
+    """
+
+    def __init__(self, store: RemoteStore, cache: Cache) -> None:
+        self.store = store
+        self.cache = cache
+        self.renew_locks()
+
+    def renew_locks(self) -> None:
+        """Begin anew in a forked process, which has none of the threads that fetch."""
+        self._landed = threading.Condition()
+        self._flying: set[tuple[str, int]] = set()
+        self._refused: set[str] = set()
+
+    def can_keep(self, file: CachedFile) -> bool:
+        """Tell whether a file's pieces can be kept: not if the disk is full or read-only."""
+        return file.path not in self._refused
+
+    def fetch(self, parts: Iterable[Part]) -> None:
+        """Fetch pieces that are absent, and wait for those that others are fetching.
+
+        Pieces may still be absent then: where the cache cannot keep them, or has evicted them.
+
+        Raises
+        ------
+        StorageError
+        IntegrityError
+            If the bytes are wrong however often they are fetched.
+        """
+        mine, others = self._claim(parts)
+        try:
+            self._fetch(mine)
+        finally:
+            self._land(mine)
+        with self.store.patience.waiting(self.store.timeout) as left, self._landed:
+            self._landed.wait_for(lambda: others.isdisjoint(self._flying), left)
+
+    def _claim(self, parts: Iterable[Part]) -> tuple[list[Part], set[tuple[str, int]]]:
+        """Take the absent pieces that nobody here is fetching; return the others, too."""
+        mine: list[Part] = []
+        others: set[tuple[str, int]] = set()
+        with self._landed:
+            for part in parts:
+                free = []
+                for piece in part.pieces:
+                    if (part.file.path, piece) in self._flying:
+                        others.add((part.file.path, piece))
+                    elif not part.file.here[piece]:
+                        free.append(piece)
+                mine += runs(part, free)
+            for part in mine:
+                self._flying.update((part.file.path, piece) for piece in part.pieces)
+        return mine, others
+
+    def _land(self, parts: Iterable[Part]) -> None:
+        with self._landed:
+            for part in parts:
+                self._flying.difference_update((part.file.path, piece) for piece in part.pieces)
+            self._landed.notify_all()
+
+    def _fetch(self, parts: list[Part]) -> None:
+        """Fetch parts under locks; then, without, what other processes did not bring."""
+        parts, reserved = self._with_room([part for part in parts if self.can_keep(part.file)])
+        with reserved:
+            busy = self._fetch_locked(parts, reserved)
+        for part in busy:
+            # Not longer, so that what a process that was stopped holds can be fetched here.
+            with self.store.patience.waiting(self.store.timeout / 2) as left:
+                part.file.wait(part.pieces, left)
+        late, reserved = self._with_room(
+            [late for part in busy for late in _absent(part) if part.file.alive]
+        )
+        with reserved:
+            self._bring(late, reserved)
+
+    def _fetch_locked(self, parts: list[Part], reserved: Reservation) -> list[Part]:
+        """Fetch those of some parts that no other process is fetching; return the others."""
+        claims: list[Claim] = []
+        try:
+            claimed, busy = [], []
+            for part in parts:
+                claim = part.file.lock(part.pieces)
+                claims.append(claim)
+                claimed += runs(part, claim.pieces)
+                locked = set(claim.pieces)
+                busy += runs(part, [piece for piece in part.pieces if piece not in locked])
+            self._bring(claimed, reserved)
+        finally:
+            for claim in claims:
+                claim.close()
+        return busy
+
+    def _with_room(self, parts: list[Part]) -> tuple[list[Part], Reservation]:
+        """Reserve room in the cache for as many of the parts as it can take now."""
+        count = len(parts)
+        while count:
+            found = self._reserve(parts[:count])
+            if isinstance(found, Reservation):
+                return parts[:count], found
+            if found is Refusal.LOCKED:
+                return [], Reservation()
+            count //= 2
+        if parts:
+            # A chunk at a time each process may have, whatever the others are writing.
+            one = parts[0].some(parts[0].first, parts[0].first + 1)
+            found = self._reserve([one], may_exceed=True)
+            if isinstance(found, Reservation):
+                return [one], found
+            if found is Refusal.FULL:
+                self._refused.update(part.file.path for part in parts)
+        return [], Reservation()
+
+    def _reserve(self, parts: list[Part], may_exceed: bool = False) -> Reservation | Refusal:
+        nbytes = sum(allocated(part.bounds[0], part.bounds[-1]) for part in parts)
+        keep = [part.file for part in parts]
+        with self.store.patience.waiting(self.store.timeout) as left:
+            return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=left)
+
+    def _bring(self, parts: list[Part], reserved: Reservation) -> None:
+        """Fetch parts, and fetch those anew whose hashes are wrong."""
+        for _ in range(ATTEMPTS):
+            wrong = list(self._transfer(parts, reserved))
+            if not wrong:
+                return
+            parts = wrong
+        where = self.store.where(parts[0].name)
+        begin, end = parts[0].bounds[0], parts[0].bounds[-1]
+        raise IntegrityError(
+            f"{where}: the hash of bytes {begin:,} to {end:,} is not the recorded one, also after "
+            f"{ATTEMPTS} attempts{DAMAGED}"
+        )
+
+    def _transfer(self, parts: list[Part], reserved: Reservation) -> Iterator[Part]:
+        """Fetch parts and yield those with pieces whose hashes are wrong."""
+        spans = [(part, span) for part in parts for span in part.spans()]
+        left = {id(part): len(part.spans()) for part in parts}
+        for part in parts:
+            if not left[id(part)]:
+                part.file.commit(part.pieces)  # of no bytes
+        stream = self.store.stream(span for _, span in spans)
+        try:
+            for number, data in stream:
+                part, (_, begin, _) = spans[number]
+                if not part.file.put(begin, data):
+                    if part.file.alive:
+                        self._refused.add(part.file.path)
+                    left[id(part)] = -1
+                left[id(part)] -= 1
+                if left[id(part)] == 0:
+                    wrong = _damaged(part, part.file.data)
+                    yield from runs(part, wrong)
+                    part.file.commit([piece for piece in part.pieces if piece not in wrong])
+                    reserved.spend(allocated(part.bounds[0], part.bounds[-1]))
+                    self._land([part])
+        finally:
+            stream.close()
+
+
+def _damaged(part: Part, data: Bytes) -> list[int]:
+    """Return the pieces whose bytes, all of which are in the file, are wrong."""
+    if part.check is None:
+        return []
+    return [piece for piece in part.pieces if not part.check(piece, data[part.piece(piece)])]
+
+
+def _absent(part: Part) -> list[Part]:
+    return runs(part, [piece for piece in part.pieces if not part.file.here[piece]])
+
+
+def runs(part: Part, pieces: list[int]) -> list[Part]:
+    """Return some pieces of a part, rising, as parts of successive ones that are not too long."""
+    found: list[Part] = []
+    for piece in pieces:
+        if found and found[-1].pieces.stop == piece:
+            longer = part.some(found[-1].first, piece + 1)
+            if longer.bounds[-1] - longer.bounds[0] <= MAX_REQUEST:
+                found[-1] = longer
+                continue
+        found.append(part.some(piece, piece + 1))
+    return found

@@ -1,0 +1,1 @@
+"""Dataset and Column: lazily loaded arrays."""

@@ -1,0 +1,427 @@
+"""Dataset: a lazily loaded array of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+from numpy.lib.array_utils import normalize_axis_index
+
+from npstream._core.typing import AnyArray, Sample
+from npstream.dataset.column import Column
+from npstream.dataset.splits import filter_mask, split
+from npstream.errors import ColumnError, stopped
+from npstream.explore import display
+from npstream.formats.index import shard_table
+from npstream.orders.order import Order, Shuffle, Size
+from npstream.reading.batch import Batch
+from npstream.reading.load import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
+from npstream.reading.source import view_order
+from npstream.reading.stored import StoredTable
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from npstream.indexing.selection import Selection
+    from npstream.iteration.iteration import Iteration, Settings
+    from npstream.reading.cost import Cost
+    from npstream.reading.source import Source
+
+Transform = Callable[[Sample], Any]
+
+TRANSFORM = "the transform of the view"
+"""What errors call what `Dataset.with_transform` was given."""
+
+
+class Dataset:
+    """Samples of an opened dataset, in some order: the dataset itself, or a view of it.
+
+    Made by `npstream.open`. An integer reads one sample; every other row index is a lazy view; a
+    name picks columns; NumPy functions, `load` and iteration read. ``==`` is identity.
+    """
+
+    __slots__ = ("__weakref__", "_names", "_reader", "_selection", "_source", "_transform")
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        names: tuple[str, ...],
+        transform: Transform | None = None,
+    ) -> None:
+        self._source = source
+        self._selection = selection
+        self._names = names
+        self._transform = transform
+        self._reader: Any = None
+
+    def _view(self, selection: Selection) -> Dataset:
+        return Dataset(self._source, selection, self._names, self._transform)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self._source, self._selection, self._names, self._transform)
+
+    # What it is
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return self._names
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Dtype of each column: of its values' elements, StringDType for text, or object."""
+        return {name: self[name].dtype for name in self._names}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the view: ``(len(ds),)``, unless an N-d index array made it."""
+        return self._selection.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the view."""
+        return len(self._selection.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of samples in the view."""
+        return self._selection.size
+
+    def __len__(self) -> int:
+        return len(self._selection)
+
+    @property
+    def version(self) -> str:
+        """Fingerprint of the whole dataset's index, as ``npstream.open(version=)`` takes it."""
+        return self._source.index.fingerprint()
+
+    @property
+    def shards(self) -> AnyArray:
+        """The shards of the whole dataset.
+
+        Returns
+        -------
+        ndarray, shape (shards,)
+            Structured: ``name`` (str), ``start`` (number of the first sample), ``samples`` and
+            ``bytes`` (uncompressed), int64.
+        """
+        return shard_table(self._source.index)
+
+    def locate(self, index: Any) -> tuple[Any, Any]:
+        """Return where samples are stored.
+
+        Parameters
+        ----------
+        index : int, slice or array_like
+            Rows of this view.
+
+        Returns
+        -------
+        shard, row : int or ndarray of int64
+            Number of the shard, and of the sample within it.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.locate(1)
+        (0, 1)
+        """
+        chosen = self._selection.select(index)
+        if isinstance(chosen, int):
+            return self._source.locate(chosen)
+        return self._source.locate(chosen.ids().reshape(chosen.shape))
+
+    def __repr__(self) -> str:
+        return display.dataset_text(self._source.index, self.shape, self._encodings())
+
+    def _repr_html_(self) -> str:
+        first = self.ravel()[: display.ROWS]
+        names = self._names[: display.COLUMNS]
+        return display.dataset_html(repr(self), {name: list(first[name]) for name in names})
+
+    def _encodings(self) -> dict[str, str]:
+        return {name: self._source.field(name).encoding.name for name in self._names}
+
+    # Indexing
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            return self._column(index)
+        if isinstance(index, list) and any(isinstance(name, str) for name in index):
+            return self._project(index)
+        chosen = self._selection.select(index)
+        if isinstance(chosen, int):
+            return self._sample(chosen)
+        return self._view(chosen)
+
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        """Return several samples at once, as ``torch.utils.data.DataLoader(ds)`` asks for them."""
+        return list(self[np.asarray(rows, np.int64)])
+
+    def _column(self, name: str) -> Column:
+        if name not in self._names:
+            if name in self._source.partial:
+                self._source.field(name)  # says what is wrong with it
+            raise ColumnError(name, self._names)
+        return Column.of(self._source, self._source.plan((name,)), self._selection)
+
+    def _project(self, names: Sequence[str]) -> Dataset:
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"a list is all column names or all rows, not both: {name!r}")
+            self._column(name)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column is named twice in {list(names)}")
+        return self._like(tuple(names), self._transform)
+
+    def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
+        """Return this view with other columns, or with another transform."""
+        return Dataset(self._source, self._selection, names, transform)
+
+    def _sample(self, sample: int) -> Any:
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = self._source.reader(self._names)
+        values = reader(sample)
+        if self._transform is None:
+            return values
+        try:
+            return self._transform(values)
+        except StopIteration as error:
+            raise stopped(TRANSFORM) from error
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.ndim == 0:
+            raise TypeError("iteration over a 0-d array")
+        if self.ndim > 1:
+            return map(self.__getitem__, range(len(self)))
+        samples = iterate_samples(self._source, self._selection, self._names)
+        return samples if self._transform is None else applied(self._transform, samples, TRANSFORM)
+
+    # Reading
+
+    def load(self, out: Mapping[str, Any] | None = None) -> Batch:
+        """Read all columns of all samples.
+
+        Parameters
+        ----------
+        out : mapping of str to array_like, optional
+            Arrays for fixed-size columns, of the column's dtype and shape: filled and returned
+            instead of new ones. They may be tensors in pinned memory.
+
+        Returns
+        -------
+        Batch
+            Arrays have the view's shape, then the values'; a Ragged has one row a sample.
+
+        Raises
+        ------
+        MemoryError
+            Before reading, if it takes more memory than is free.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds[[2, 0]].load()["label"]
+        array([2, 0])
+        """
+        ids = self._selection.ids()
+        shape = self._selection.shape
+        plan = self._source.plan(self._names)
+        columns = load(self._source, plan, ids, shape, out)
+        shaped = ids if len(shape) == 1 else ids.reshape(shape)
+        return Batch(columns, shaped, encodings=plan.encodings)
+
+    def take(
+        self,
+        indices: ArrayLike,
+        axis: int | None = None,
+        out: Mapping[str, Any] | None = None,
+        mode: str = "raise",
+    ) -> Any:
+        """Read samples: ``ds[indices].load(out)``, with the signature of `numpy.take`.
+
+        Parameters
+        ----------
+        indices : array_like of int
+            One integer takes a sample, not a Batch.
+        axis : int, optional
+            0, or None for the ravelled view, which is the same unless the view is N-d.
+        out, mode
+            As for `load`, and what an index out of bounds does: "raise", "wrap" or "clip".
+        """
+        view = self
+        if axis is None:
+            view = self.ravel()
+        elif normalize_axis_index(axis, self.ndim):
+            raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
+        if isinstance(chosen := view[in_mode(indices, len(view), mode)], Dataset):
+            return chosen.load(out)
+        if out is not None:
+            raise TypeError("out= takes arrays of several samples, and one was asked for")
+        return chosen
+
+    def explain(self) -> Cost:
+        """Return what `load` of this view would fetch now, such as its ``nbytes``."""
+        return self._source.explain(self._selection, self._source.plan(self._names))
+
+    def prefetch(self) -> None:
+        """Fetch all chunks of this view into the cache; ValueError if that cannot hold them."""
+        self._source.prefetch(self._selection, self._source.plan(self._names))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+        self._source.gate(self._selection, "an array of this view")
+        source, ids = self._source, self._selection.ids()
+        table = structured(source, source.plan(self._names), ids, self.shape)
+        return table if dtype is None else table.astype(dtype, copy=False)
+
+    # Views
+
+    def ravel(self) -> Dataset:
+        """Return the samples of an N-d view as a 1-d view."""
+        return self if self.ndim == 1 else self._view(self._selection.ravel())
+
+    def order(
+        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+    ) -> Order:
+        """Return the order of a training epoch: an array of row numbers, computed where it is read.
+
+        Parameters
+        ----------
+        seed, epoch : int
+            Each pair gives another order, the same on any machine and in any release.
+        block, lanes
+            See `npstream.Shuffle`. ``block=None`` permutes all samples at once.
+
+        Examples
+        --------
+        >>> order = getfixture("example").order(0)
+        >>> order.find(order[1:3])
+        array([1, 2])
+        """
+        return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
+
+    def shuffle(
+        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+    ) -> Dataset:
+        """Return a view of all samples in the order of a training epoch; see `order`."""
+        order = self.order(seed, epoch, block=block, lanes=lanes)
+        return self._view(self._selection.permuted(order))
+
+    def random_split(
+        self, lengths: Sequence[float], seed: int = 0, by: str = "sample"
+    ) -> list[Dataset]:
+        """Split the samples at random into views that do not overlap.
+
+        Parameters
+        ----------
+        lengths : sequence of int or float
+            Samples of each part, or fractions that sum to 1; rounded as torch's does.
+        seed : int
+        by : {"sample", "chunk"}
+            "sample": parts are runs of ``shuffle(seed, block=None)``. "chunk" draws chunks, which
+            are stored together, so that a part reads its share; its samples keep their order.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
+        [2, 1]
+        """
+        parts = split(self._selection, lengths, seed, by, self._source.chunk_starts)
+        return [self._view(part) for part in parts]
+
+    def with_transform(self, transform: Transform | None) -> Dataset:
+        """Return a view whose samples are passed through a function.
+
+        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, after the
+        transform that the view already has; columns and batches are as they are stored.
+
+        Parameters
+        ----------
+        transform : callable, optional
+            Takes a sample and returns what is to stand for it. None removes the transform.
+        """
+        if transform is not None and self._transform is not None:
+            transform = partial(_transform_twice, self._transform, transform)
+        return self._like(self._names, transform)
+
+    def filter(
+        self,
+        fn: Callable[[Any], Any],
+        columns: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> Dataset:
+        """Return a view of the samples for which a function holds.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes a sample and says whether it stays; with `batch_size`, takes a Batch and
+            returns a mask of its rows.
+        columns : sequence of str, optional
+            What `fn` is given, and all that is read.
+        batch_size : int, optional
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.filter(lambda sample: sample["label"] > 0).shape
+        (2,)
+        """
+        view = self.ravel()
+        given = view if columns is None else view[list(columns)]
+        mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
+        return view[mask]  # type: ignore[no-any-return]
+
+    def iter(
+        self,
+        rank: int | None = None,
+        world: int | None = None,
+        **settings: Unpack[Settings],
+    ) -> Iteration:
+        """Return an iterable over this rank's part of the view, epoch after epoch.
+
+        See `npstream.iteration.iteration.Iteration` for the parameters.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [batch["label"].tolist() for batch in ds.iter(0, 1, batch_size=2, last="short")]
+        [[0, 1], [2]]
+        """
+        from npstream.iteration.iteration import Iteration
+
+        return Iteration(
+            self._source, self._selection, self._names, rank, world,
+            view_transform=self._transform, **settings,
+        )  # fmt: skip
+
+    def _to_write(self) -> StoredTable | None:
+        """Return this view for a writer to copy; None if its samples are transformed."""
+        if self._transform is not None or self._source.has_transforms:
+            return None
+        if self.ndim != 1:
+            raise ValueError(
+                f"a view of shape {self.shape} is no sequence of samples: write its ravel()"
+            )
+        return StoredTable(self._source, self._selection, self._source.plan(self._names).fields)
+
+    def close(self) -> None:
+        """Release the maps and buffers of this dataset and all its views, promptly."""
+        self._source.close()
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _transform_twice(first: Transform, second: Transform, sample: Sample) -> Any:
+    return second(first(sample))

@@ -1,0 +1,1 @@
+"""How datasets and columns show themselves."""

@@ -1,0 +1,1 @@
+"""The encodings of columns: what the bytes of one value mean."""

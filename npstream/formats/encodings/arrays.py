@@ -1,0 +1,300 @@
+"""Arrays and scalars as bytes.
+
+The body of an array is ``[dtype code] [shape head] values``: the code only where the column
+names no dtype, the head only where it names no shape. The head is one byte, ``ndim << 2 | w``,
+and each dimension in ``2**w`` bytes. All numbers are little-endian, all values in C order.
+
+Elements of a dtype that the format lacks are stored as the numbers in their bytes (`storage`): a
+bool as uint8, a datetime64 as int64, a complex number as two floats along one more axis. The
+index records the dtype itself beside the encodings.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from npstream._core import array_like as foreign
+from npstream._core.dtypes import KNOWN, NUMBERS, DType, exactly, hidden_bool, storage
+from npstream._core.typing import AnyArray, Body
+
+__all__ = [
+    "DTYPES",
+    "DTYPE_CODES",
+    "MAX_NDIM",
+    "check_bools",
+    "check_length",
+    "checked_array",
+    "decode_array",
+    "decode_fixed",
+    "decode_headless",
+    "encode_array",
+    "encode_headless",
+    "encode_scalar",
+    "parse_array_head",
+    "scalar_decoder",
+    "stored_shape",
+]
+
+DTYPES = NUMBERS
+"""The dtypes that the format knows, by name."""
+
+DTYPE_CODES = {8 * d.itemsize + "uif".index(d.kind): d for d in DTYPES.values()}
+"""The same by the code that starts an array whose column names no dtype."""
+
+MAX_NDIM = 63
+"""An array's head counts its dimensions in six bits."""
+
+_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+
+_WIDTHS = "BHIQ"
+"""The type of a head's dimensions, by w."""
+
+
+def check_length(body: Body, size: int, name: object) -> None:
+    """Refuse a body that has not the length which its column fixes."""
+    if len(body) != size:
+        raise ValueError(f"{len(body)} bytes for a value of {name}, which takes {size}")
+
+
+def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the numbers that store an array; complex ones have an axis more.
+
+    Examples
+    --------
+    >>> stored_shape(np.dtype("c8"), (4,)), stored_shape(np.dtype("M8[s]"), (4,))
+    ((4, 2), (4,))
+    """
+    return (*shape, 2) if dtype.kind == "c" else shape
+
+
+def checked_array(value: Any) -> AnyArray:
+    """Return an array that can be stored, in the machine's byte order, or say why not."""
+    array = value if type(value) is np.ndarray else foreign.as_array(value)
+    most = MAX_NDIM - (array.dtype.kind == "c")
+    if not 0 < array.ndim <= most or not array.size:
+        raise ValueError(
+            f"cannot store an array of shape {array.shape}: it must have an element, and "
+            f"1 to {most} axes"
+        )
+    if array.dtype in _CODES:
+        return array
+    if storage(array.dtype) is None:
+        raise ValueError(f"cannot store an array of dtype {array.dtype}: {_instead(array.dtype)}")
+    if (byte := hidden_bool(array)) is not None:
+        raise ValueError(f"an array of bool holds the byte {byte}: compare it with 0 first")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _instead(dtype: DType) -> str:
+    """Return what to do about a dtype that cannot be stored."""
+    if dtype.kind in "mM":
+        return f"it has no unit; give it one, as with astype('{dtype.name}[s]')"
+    return f"known are {KNOWN}"
+
+
+def check_bools(values: AnyArray) -> None:
+    """Refuse bytes that are read as bools and are neither 0 nor 1."""
+    if (byte := hidden_bool(values)) is not None:
+        raise ValueError(f"the byte {byte} is no bool, which is 0 or 1")
+
+
+def encode_scalar(dtype: DType, value: Any) -> bytes:
+    """Return a number as `dtype` stores it, if that is the same number.
+
+    Floats may be rounded to narrower ones; see `npstream._core.dtypes.exactly`.
+    """
+    given = type(value)
+    if given is int and dtype.kind in "iu":
+        return _integer(dtype, value).tobytes()  # type: ignore[no-any-return]
+    if given is dtype.type and dtype.kind not in "mM":
+        return value.tobytes()  # type: ignore[no-any-return]
+    if given is float and dtype.char in "efd":  # of NumPy and of struct alike
+        with suppress(OverflowError):
+            return struct.pack(f"<{dtype.char}", value)
+    return exact_scalar(dtype, value).tobytes()  # type: ignore[no-any-return]
+
+
+def exact_scalar(dtype: DType, value: Any) -> Any:
+    """Return one value in another dtype, or raise if that would change it."""
+    given = _scalar_array(dtype, value)
+    if given.ndim:
+        raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
+    if given.dtype.kind in "iu" and dtype.kind in "iu":
+        return _integer(dtype, given.item())
+    converted, wrong = exactly(given, dtype)
+    if wrong:
+        raise ValueError(f"{dtype} cannot hold {given[()]}: {_lossless(given.dtype, dtype)}")
+    return converted[()]
+
+
+def _integer(dtype: DType, value: int) -> Any:
+    """Return an integer as a scalar of NumPy."""
+    try:
+        return dtype.type(value)
+    except OverflowError:
+        limits, bits = np.iinfo(dtype), value.bit_length()
+        given = f"{value}" if bits <= 64 else f"an integer of {bits} bits"
+        raise OverflowError(
+            f"{given} is out of bounds for {dtype}, which holds {limits.min} to {limits.max}: "
+            "choose a wider one in columns=, or 'str_int'"
+        ) from None
+
+
+def _lossless(given: DType, dtype: DType) -> str:
+    """Return how to store values of one dtype that another cannot hold."""
+    if given.kind in "fc" and dtype.kind in "fc":
+        return "it is beyond that dtype's range; choose a wider one in columns="
+    if given.kind in "iufb":
+        return f"round or convert it first, or choose {given.name!r} in columns="
+    return f"choose {given.name!r} in columns="
+
+
+def _scalar_array(dtype: DType, value: Any) -> AnyArray:
+    """Return a value of Python or another library as an array without axes."""
+    if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
+        return _python_number(value)
+    if foreign.is_array(value):
+        return foreign.as_array(value)
+    if foreign.is_time(value):
+        return foreign.time_array(value, dtype)
+    raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
+
+
+def _python_number(value: Any) -> AnyArray:
+    try:
+        return np.asarray(value, None if type(value) is not int or value < 1 << 63 else np.uint64)
+    except OverflowError:
+        raise ValueError(f"an integer of {value.bit_length()} bits: 'str_int' holds any") from None
+
+
+def scalar_decoder(dtype: DType) -> Callable[[Body], Any]:
+    """Return what turns the body that `encode_scalar` made into a scalar again."""
+    code = _STRUCT_CODES.get(dtype.name) if dtype.isnative else None
+    if code is not None:
+        return partial(_unpack_scalar, dtype.type, code)
+    return partial(_view_scalar, dtype)
+
+
+# The narrower floats are left out: a NaN's payload would not survive the way through a double.
+_STRUCT_CODES = {
+    **{"int8": "<b", "int16": "<h", "int32": "<i", "int64": "<q", "float64": "<d"},
+    **{"uint8": "<B", "uint16": "<H", "uint32": "<I", "uint64": "<Q"},
+}
+
+
+def _unpack_scalar(scalar: Callable[..., Any], code: str, body: Body) -> Any:
+    try:
+        return scalar(*struct.unpack(code, body))
+    except struct.error as error:
+        raise ValueError(f"{len(body)} bytes for a number: {error}") from None
+
+
+def _view_scalar(dtype: DType, body: Body) -> Any:
+    check_length(body, dtype.itemsize, dtype)
+    values = np.frombuffer(body, dtype)
+    check_bools(values)
+    return values[0]
+
+
+def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:
+    """Return an array, after what the column does not say of it: its dtype and its shape."""
+    array = checked_array(value)
+    if dtype is not None and array.dtype != dtype:
+        raise ValueError(f"expected an array of dtype {dtype}, got {array.dtype}")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"expected an array of shape {shape}, got {array.shape}")
+    code = b""
+    if dtype is None:
+        if array.dtype not in _CODES:
+            raise ValueError(
+                f"an 'ndarray' column holds no {array.dtype}: make it one of "
+                f"'ndarray:{array.dtype}', all of whose arrays have that dtype"
+            )
+        code = bytes([_CODES[array.dtype]])
+    head = b"" if shape is not None else _shape_head(stored_shape(array.dtype, array.shape))
+    return b"".join((code, head, array.tobytes()))
+
+
+def decode_array(dtype: DType | None, body: Body) -> AnyArray:
+    """Return the array behind a head; `dtype` is what its elements are, not how they are stored."""
+    number = None if dtype is None else storage(dtype) or dtype
+    number, shape, start = parse_array_head(body, number)
+    if dtype is not None and dtype.kind == "c":
+        *shape_, parts = shape
+        if parts != 2 or not shape_:
+            raise ValueError(f"{dtype} stored as {number} of shape {shape}: the last must be 2")
+        shape = tuple(shape_)
+    array = np.ndarray(shape, number if dtype is None else dtype, body, start).copy()
+    check_bools(array)
+    return array
+
+
+def decode_fixed(
+    name: str, size: int, dtype: DType, shape: tuple[int, ...], body: Body
+) -> AnyArray:
+    """Return the array whose dtype and shape the column says."""
+    check_length(body, size, name)
+    array = np.ndarray(shape, dtype, body).copy()
+    check_bools(array)
+    return array
+
+
+def encode_headless(dtype: DType, value: Any) -> bytes:
+    """Return the values of an array and nothing else."""
+    if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
+        raise TypeError(f"expected a one-dimensional array of dtype {dtype}")
+    return value.tobytes()
+
+
+def decode_headless(dtype: DType, body: Body) -> AnyArray:
+    """Return bytes as the values that they are."""
+    if len(body) % dtype.itemsize:
+        raise ValueError(f"{len(body)} bytes are no whole number of {dtype}")
+    array = np.frombuffer(body, dtype).copy()
+    check_bools(array)
+    return array
+
+
+def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tuple[int, ...], int]:
+    """Return an array's dtype and shape, and where in its body the values start.
+
+    Parameters
+    ----------
+    body : bytes or memoryview
+        The whole body; it must end where the values do.
+    dtype : dtype, optional
+        The dtype that the column says; without one the body starts with its code.
+
+    Examples
+    --------
+    >>> parse_array_head(bytes([16, 2 << 2, 1, 2]) + bytes(4))
+    (dtype('uint16'), (1, 2), 4)
+    """
+    start = 0
+    if dtype is None:
+        start = 1
+        dtype = DTYPE_CODES.get(body[0]) if len(body) else None
+        if dtype is None:
+            raise ValueError(
+                f"an array starts with {bytes(body[:1])!r}; dtype codes are {list(DTYPE_CODES)}"
+            )
+    ndim, width = divmod(body[start], 4) if start < len(body) else (0, 0)
+    stop = start + 1 + (ndim << width)
+    if stop > len(body):
+        raise ValueError(f"an array ends at byte {len(body)} of its head of {stop}")
+    shape = tuple(np.frombuffer(body, _WIDTHS[width], ndim, start + 1).tolist())
+    if not shape or 0 in shape or prod(shape) * dtype.itemsize != len(body) - stop:
+        raise ValueError(f"{len(body) - stop} bytes of values for {dtype} of shape {shape}")
+    return dtype, shape, stop
+
+
+def _shape_head(shape: tuple[int, ...]) -> bytes:
+    width = next(w for w in range(4) if max(shape) < 1 << (8 << w))
+    return bytes([len(shape) << 2 | width]) + np.array(shape, _WIDTHS[width]).tobytes()

@@ -1,0 +1,1 @@
+"""NumPy's indexing of datasets and columns, without reading anything."""

@@ -1,0 +1,109 @@
+"""Indices of a column, taken apart into those of rows and those of values."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from npstream._core.typing import AnyArray
+from npstream.indexing.selection import admit
+
+Items: TypeAlias = tuple[Any, ...]
+Shape: TypeAlias = tuple[int, ...]
+
+
+def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, bool]:
+    """Split an index of a whole array into one of its rows and one of its values.
+
+    Parameters
+    ----------
+    index : object
+        Whatever stands in the brackets.
+    row_axes : int
+        How many of the first axes are the rows'.
+    shape : tuple of int
+        The array's.
+
+    Returns
+    -------
+    rows, cells : tuple
+        Ints, slices and arrays, one for each axis; `cells` may end early. An Ellipsis before the
+        rows says that they remain an array, if one without axes.
+    separable : bool
+        Whether ``array[rows][(slice(None),) * k + cells]``, where k axes are left of the rows',
+        is what NumPy gives.
+
+    Raises
+    ------
+    IndexError, TypeError
+        In NumPy's words, unless it concerns the rows alone.
+
+    Examples
+    --------
+    >>> split_index((..., 0), 1, (10, 4))
+    ((slice(None, None, None),), (0,), True)
+    """
+    if row_axes == 1 and (
+        type(index) in (int, slice) or (type(index) is np.ndarray and index.ndim == 1)
+    ):
+        return (index,), (), True
+    given = index if isinstance(index, tuple) else (index,)
+    items = _one_an_axis(tuple(map(admit, given)), index, shape)
+    rows, cells = items[:row_axes], items[row_axes:]
+    row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
+    if not cell_kinds <= {int, slice}:
+        indexed_shape(shape, (slice(None),) * row_axes + cells)  # for its exceptions
+    for item, length in zip(cells, shape[row_axes:], strict=False):
+        if type(item) is int and not -length <= item < length:
+            _refuse(index, shape)
+    # To NumPy, a number beside an array is one, too: if a slice stands between them, the array's
+    # axis moves to the front.
+    if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):
+        return rows, cells, False
+    one_element = {int} >= row_kinds | cell_kinds
+    stays = any(item is Ellipsis for item in given) if one_element else not rows
+    return ((..., *rows) if stays else rows), cells, True
+
+
+def indexed_shape(shape: Shape, index: Items) -> Shape:
+    """Return the shape of an array of that shape, indexed, at no cost in its first, whole axes."""
+    whole = 0
+    while whole < len(index) and isinstance(index[whole], slice) and index[whole] == slice(None):
+        whole += 1
+    # Two arrays whose whole axes differ in length show where these axes go.
+    empty, single = (
+        np.broadcast_to(np.False_, (length,) * whole + shape[whole:])[index].shape
+        for length in (0, 1)
+    )
+    lengths = iter(shape)
+    return tuple(next(lengths) if a != b else a for a, b in zip(empty, single, strict=True))
+
+
+def _one_an_axis(items: Items, index: Any, shape: Shape) -> Items:
+    """Replace the ellipsis by slices, and masks of several axes by arrays of numbers."""
+    masks = [isinstance(item, np.ndarray) and item.dtype == bool for item in items]
+    ellipses = sum(item is Ellipsis for item in items)
+    widths = [item.ndim if mask else 1 for item, mask in zip(items, masks, strict=True)]
+    free = len(shape) - sum(widths) + ellipses
+    if ellipses > 1 or free < 0:
+        _refuse(index, shape)
+    flat: list[Any] = []
+    for item, width in zip(items, widths, strict=True):
+        if item is Ellipsis:
+            flat += [slice(None)] * free
+        elif width == 1:
+            flat.append(item)
+        else:
+            lengths = zip(item.shape, shape[len(flat) :], strict=False)
+            if any(here not in (0, there) for here, there in lengths):  # none fits any, to NumPy
+                _refuse(index, shape)
+            flat += item.nonzero()
+    return tuple(flat)
+
+
+def _refuse(index: Any, shape: Shape) -> NoReturn:
+    """Raise what NumPy raises."""
+    stand_in: AnyArray = np.broadcast_to(np.False_, shape)
+    stand_in[index]
+    raise IndexError(f"{index!r} does not index an array of shape {shape}")

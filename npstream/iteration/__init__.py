@@ -1,0 +1,1 @@
+"""Batches and samples for a rank, epoch after epoch, resumable."""

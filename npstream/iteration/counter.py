@@ -1,0 +1,233 @@
+"""Which epoch an iteration is of: counted by a process and its workers, without a message.
+
+Each new iteration is of the next epoch. Workers of a DataLoader make theirs in processes of their
+own, which may live for one epoch or for all; so where the next one begins, and how often each
+worker began, stands in memory that they inherit. Workers begin at the same time, and nothing there
+is read whole: so each writes a slot of its own, and none reads another's of its own loader. Loaders
+with different numbers of workers may follow each other, and what the others counted is added.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npstream._core.typing import Int64
+from npstream.iteration.notes import Notes
+from npstream.iteration.partition import Gaps  # noqa: TC001 - a NamedTuple's field
+from npstream.orders.streaming.state import RunOf
+
+MAX_WORKERS = 256
+"""Workers that a loader may have."""
+
+MAX_GAPS = 8
+"""Stretches that an epoch may be spared."""
+
+_GAPS, _RUN = 2, 2 + 2 * MAX_GAPS
+_PLACE = _RUN + 4  # words: epoch and position; gaps, the unused ones empty; drop_first and run
+_NEXT, _NOW = 0, _PLACE
+_PINNED, _NEWEST, _BASE, _SAID, _SLOTS = range(2 * _PLACE, 2 * _PLACE + 5)
+_TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
+_FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
+"""The slot of worker 0 of as many workers; those of the others follow."""
+
+
+class Place(NamedTuple):
+    """Where to begin: a position of an epoch, and the stretches of it that are left out.
+
+    Streaming's orders also know a run, and where Streaming itself went on in the epoch; mixtures a
+    note of what the run was of before.
+    """
+
+    epoch: int
+    position: int = 0
+    gaps: Gaps = ()
+    drop_first: int = 0
+    run: RunOf | None = None
+    note: str = ""
+
+    @property
+    def beginning(self) -> Place:
+        """Where the epoch begins."""
+        return Place(self.epoch, run=self.run, note=self.note)
+
+
+class Turns:
+    """The places at which iterations begin, one after the other.
+
+    Examples
+    --------
+    >>> turns = Turns(epoch=7)
+    >>> turns.take().epoch, turns.take().epoch, turns.upcoming().epoch
+    (7, 8, 9)
+    """
+
+    def __init__(self, epoch: int, room: int = 0) -> None:
+        self._shared: Any = None
+        self._hold(np.zeros(_SLOTS, np.int64))
+        self._notes = Notes(room)
+        self._write(_NEXT, Place(epoch))
+
+    def __getstate__(self) -> Any:
+        if is_spawning():
+            self.share()
+            return self._shared, self._notes
+        copy = Turns(0, self._notes.room)
+        copy.set(self.upcoming(), self.pinned)
+        return copy._words, copy._notes
+
+    def __setstate__(self, state: Any) -> None:
+        words, self._notes = state
+        if isinstance(words, np.ndarray):
+            self._shared = None
+            self._hold(words)
+        else:
+            self._shared = words
+            self._hold(np.frombuffer(words, np.int64))
+
+    def _hold(self, words: Int64) -> None:
+        self._words, self._fast = words, words.data  # by which a word is read in no time
+
+    def share(self) -> None:
+        """Move to memory that workers inherit, however they are started."""
+        if self._shared is None:
+            import multiprocessing
+
+            slots = int(_FIRST[-1]) + MAX_WORKERS
+            self._shared = multiprocessing.RawArray("q", _SLOTS + 2 * slots)
+            words: Int64 = np.frombuffer(self._shared, np.int64)
+            words[:_SLOTS] = self._words
+            self._hold(words)
+            self._notes.share()
+
+    @property
+    def pinned(self) -> bool:
+        """Whether all iterations are of the same epoch."""
+        return bool(self._words[_PINNED])
+
+    def say_once(self, number: int) -> bool:
+        """Return whether nobody said what has this number before; from now on, somebody has."""
+        is_first = not int(self._words[_SAID]) >> number & 1
+        self._words[_SAID] |= 1 << number
+        return is_first
+
+    def set(self, place: Place, pinned: bool) -> None:
+        """Begin here next."""
+        self._words[_SLOTS:] = 0
+        self._words[_PINNED] = pinned
+        self._words[_NEWEST] += 1
+        self._words[_BASE] = self._words[_NEWEST]
+        self._write(_NEXT, place)
+
+    @property
+    def newest(self) -> int:
+        """Number of the iteration that began last, or of the last place that was set."""
+        return self._fast[_NEWEST]
+
+    def take(self) -> Place:
+        """Return where an iteration begins that this process, no worker, makes or leads."""
+        place = self.upcoming()
+        self.lead(place)
+        self.set(self._after(place, 1, 1), self.pinned)
+        return place
+
+    def lead(self, place: Place) -> None:
+        """Let iterations that this process leads begin here."""
+        self._write(_NOW, place)
+
+    def now(self) -> Place:
+        """Return where the iteration begins that the process leads which has this as a worker."""
+        return self._read(_NOW)
+
+    def take_as(self, worker: int, workers: int) -> Place:
+        """Return where an iteration begins that is made by workers which nobody leads."""
+        own, turns, shift = self._turns_of(worker, workers)
+        own[_TURNS] += 1
+        number = self.number(worker, workers)
+        if number > self._words[_NEWEST]:
+            self._words[_NEWEST] = number  # as do the other workers of the same loader
+        return self._after(self._read(_NEXT), turns, turns + shift)
+
+    def number(self, worker: int, workers: int) -> int:
+        """Return the number of the last iteration of a worker, or of a process that is none."""
+        if not workers:
+            return int(self._words[_BASE])
+        _, turns, _ = self._turns_of(worker, workers)
+        return int(self._words[_BASE]) + turns
+
+    def rejoin(self, place: Place, worker: int, workers: int) -> None:
+        """Let a worker, as all others do, take a turn of a place's epoch next."""
+        own, turns, shift = self._turns_of(worker, workers)
+        own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
+        # All write the same here, and none reads it before it wrote.
+        self._write_run(_NEXT, place.run)
+        self._notes.write(_NEXT // _PLACE, place.note)
+
+    def upcoming(self) -> Place:
+        """Return where the next iteration begins."""
+        turns, shift = self._others(0)
+        return self._after(self._read(_NEXT), turns, turns + shift)
+
+    @property
+    def begun(self) -> int:
+        """Iterations that were made by workers whom nobody led, since the last that was led."""
+        return self._others(0)[_TURNS]
+
+    def last(self) -> Place:
+        """Return where the last iteration began that was made by workers whom nobody led."""
+        turns, shift = self._others(0)
+        return self._after(self._read(_NEXT), turns - 1, turns - 1 + shift)
+
+    def _turns_of(self, worker: int, workers: int) -> tuple[Int64, int, int]:
+        """Return a worker's slot; and the turns before its next one, and what they are moved by."""
+        if workers > MAX_WORKERS:
+            raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
+        self.share()
+        own = self._words[_SLOTS:].reshape(-1, 2)[_FIRST[workers] + worker]
+        turns, shift = self._others(workers)
+        return own, turns + int(own[_TURNS]), shift + int(own[_SHIFT])
+
+    def _others(self, workers: int) -> tuple[int, int]:
+        """Add up the slots of the first workers of loaders with other numbers of workers."""
+        if self._shared is None:
+            return 0, 0
+        firsts = np.delete(_FIRST[1:], workers - 1) if workers else _FIRST[1:]
+        turns, shift = self._words[_SLOTS:].reshape(-1, 2)[firsts].sum(axis=0).tolist()
+        return turns, shift
+
+    def _after(self, place: Place, turns: int, epochs: int) -> Place:
+        """Return where an iteration begins after others, so many epochs on if none is pinned."""
+        if turns == 0 and epochs == 0:
+            return place
+        epoch = place.epoch if self.pinned else place.epoch + epochs
+        return place._replace(epoch=epoch).beginning
+
+    def _read(self, at: int) -> Place:
+        words = self._words[at : at + _PLACE].tolist()
+        (epoch, position), ends = words[:_GAPS], words[_GAPS:_RUN]
+        gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
+        drop_first, lanes, seed, nodes = words[_RUN:]
+        run = RunOf(lanes, seed, nodes or None) if lanes else None
+        return Place(epoch, position, gaps, drop_first, run, self._notes.read(at // _PLACE))
+
+    def _write(self, at: int, place: Place) -> None:
+        words = self._words[at : at + _PLACE]
+        words[:] = 0
+        words[:_GAPS] = place.epoch, place.position
+        if place.gaps:
+            words[_GAPS : _GAPS + 2 * len(place.gaps)] = np.ravel(place.gaps)
+        words[_RUN] = place.drop_first
+        self._write_run(at, place.run)
+        self._notes.write(at // _PLACE, place.note)
+
+    def _write_run(self, at: int, run: RunOf | None) -> None:
+        lanes, seed, nodes = run or (0, 0, None)
+        self._words[at + _RUN + 1 : at + _PLACE] = lanes, seed, nodes or 0
+
+
+def is_spawning() -> bool:
+    """Tell whether what is being pickled is sent to a process that is about to start."""
+    context: Any = sys.modules.get("multiprocessing.context")
+    return context is not None and context.get_spawning_popen() is not None

@@ -1,0 +1,208 @@
+"""The samples of a view, epoch after epoch, in the orders that these have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from npstream.iteration.partition import Partition, left_before, stepped_over
+from npstream.iteration.state import identity, place_of, state_of
+from npstream.orders.order import VERSION, Order, Shuffle
+from npstream.reading.source import view_order
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Bools, Int64
+    from npstream.indexing.selection import Selection
+    from npstream.iteration.counter import Place
+    from npstream.iteration.iterator import Part
+    from npstream.iteration.ranks import Ranks
+    from npstream.reading.source import Source
+
+
+BLOCK = 1 << 10
+"""Samples that are looked up at once."""
+
+
+class AnyEpochs(Protocol):
+    """Samples at positions of epochs: those of a view, of a mixture, or in Streaming's orders."""
+
+    @property
+    def room(self) -> int:
+        """Bytes of a note that a place may have."""
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as to what they read."""
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Part:
+        """Return a rank's part of what is left of an epoch."""
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether these ranks will do only after a state was loaded."""
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return how many nodes read a chunk that one could read alone."""
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads."""
+
+    def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which does not depend on the ranks."""
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state says to go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share(Partition):
+    """One rank's part of what is left of an epoch, and the samples that it holds."""
+
+    epochs: Epochs = field(repr=False)
+    place: Place
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return max(1, BLOCK // self.batch_size)
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches, and which of them only fill up the last one."""
+        positions = self.positions(batches)
+        left = stepped_over(positions % self.size, self.place.gaps)
+        return self.epochs.at(self.place.epoch, left), positions >= self.size
+
+
+class Epochs:
+    """Sample ids at positions of epochs.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+        The view, of which each pass has all samples.
+    shuffle : bool or Shuffle
+        Whether each pass has an order of its own, and its settings.
+    seed : int
+    size : int, optional
+        Samples in an epoch, by default those of the view. Epochs follow each other through the
+        passes.
+    """
+
+    room = 0
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        shuffle: bool | Shuffle,
+        seed: int,
+        size: int | None,
+    ) -> None:
+        self._source = source
+        self._selection = selection
+        self._seed = seed
+        self._chosen = size
+        self.shuffle: Shuffle | None = None
+        if shuffle is not False:
+            nbytes = source.bytes_of(selection.size)
+            self.shuffle = (Shuffle() if shuffle is True else shuffle).resolve(nbytes)
+        self._held: tuple[int, Order] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    @property
+    def size(self) -> int:
+        """Samples in an epoch."""
+        if self._chosen is None or self._selection.size == 0:
+            return self._selection.size
+        return self._chosen
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What all of this depends on, and a state compares."""
+        order = None
+        if self.shuffle is not None:
+            order = {"order": "native", "version": VERSION, **asdict(self.shuffle)}
+        known = identity(self._source.index, self._source.stored(self._selection))
+        return {**known, "seed": self._seed, "shuffle": order, "epoch_size": self._chosen}
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as to what they read."""
+        return ranks.sharing(replication)
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Share:
+        """Return a rank's part of what is left of an epoch."""
+        return Share(
+            left_before(self.size, place.gaps), ranks.rank, ranks.world, batch_size, last,
+            ranks.world // ranks.per_node, left_before(place.position, place.gaps),
+            epochs=self, place=place,
+        )  # fmt: skip
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return True
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether these ranks will do only after a state was loaded: any always do."""
+        return False
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return how many nodes read a chunk that one could read alone."""
+        lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
+        return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads."""
+        lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
+        return math.gcd(nodes, lanes) / nodes
+
+    def with_block(self, nbytes: int) -> tuple[Epochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self.shuffle is None:
+            return None
+        other = copy(self)
+        other.shuffle = Shuffle(nbytes).resolve(self._source.bytes_of(self._selection.size))
+        other._held = None
+        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which does not depend on the ranks."""
+        return state_of(self.facts, place)
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state says to go on, with any ranks."""
+        return place_of(state, self.facts)
+
+    def at(self, epoch: int, positions: Int64) -> Int64:
+        """Return the samples at positions in an epoch, below its length."""
+        samples = self._selection.size
+        if self.size == samples:
+            return self._selection.at(self._rows(epoch, positions))
+        passes, positions = np.divmod(positions + epoch * self.size, samples)
+        rows = np.empty_like(positions)
+        for number in np.unique(passes).tolist():
+            here = passes == number
+            rows[here] = self._rows(number, positions[here])
+        return self._selection.at(rows)
+
+    def _rows(self, number: int, positions: Int64) -> Int64:
+        """Return the rows of the view at positions in a pass."""
+        if self.shuffle is None:
+            return positions
+        if self._held is None or self._held[0] != number:
+            order = view_order(self._source, self._selection, self.shuffle, self._seed, number)
+            self._held = number, order
+        return self._held[1].at(positions)

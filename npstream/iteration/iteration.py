@@ -1,0 +1,496 @@
+"""Iterating over a rank's part of a view, as batches or samples."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain, repeat
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+
+import numpy as np
+
+from npstream._core.arguments import counted, integer
+from npstream._core.optional import torch_door
+from npstream.iteration.counter import Place, is_spawning
+from npstream.iteration.epochs import BLOCK, AnyEpochs, Epochs
+from npstream.iteration.iterator import Part, Run
+from npstream.iteration.partition import LAST, left_before
+from npstream.iteration.ranks import Ranks, checked, found, other_launcher, running
+from npstream.iteration.resumable import Resumable, this_worker
+from npstream.orders.order import Shuffle
+from npstream.reading.batch import Batch
+from npstream.reading.load import applied
+from npstream.shards.locality import ReadOrder
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Bools, Int64
+    from npstream.indexing.selection import Selection
+    from npstream.iteration.streaming_epochs import StreamingEpochs
+    from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.reading.source import Source
+
+logger = logging.getLogger("npstream")
+
+TRANSFORM = "the transform of the view"
+"""What errors call what `npstream.Dataset.with_transform` was given."""
+
+_RANKS, _CHUNKS = 0, 1
+"""Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
+
+NEIGHBOURS = 32
+"""Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
+
+BLOCK_BYTES = 1 << 22
+"""Bytes of the samples, at most `BLOCK`, that are read at once where samples are yielded."""
+
+Piece: TypeAlias = "tuple[Int64, Bools]"
+"""Sample ids, and which of them only fill a batch up."""
+
+
+class OtherSettings(TypedDict, total=False):
+    """What may be said of an iteration beside the sizes of batches; see `Iteration`."""
+
+    batched: bool
+    shuffle: bool | str | Shuffle | StreamingShuffle
+    seed: int
+    epoch: int
+    epoch_size: int | float | str | None
+    last: str
+    ranks_per_node: int | None
+    replication: int
+    transform: Callable[[Any], Any] | None
+
+
+class Settings(OtherSettings, total=False):
+    """What may be said of an iteration; see `Iteration`."""
+
+    batch_size: int | None
+    global_batch_size: int | None
+
+
+class Iteration(Resumable):
+    """One rank's part of a view, epoch after epoch; what ``ds.iter`` returns.
+
+    It can be iterated over any number of times, pickled, and given to
+    ``torch.utils.data.DataLoader``, to which it is an ``IterableDataset``: with
+    ``batch_size=None`` there, if it yields batches. Batches are dealt to workers in turn, so the
+    number of workers changes neither batches nor their order. ``len`` is exact.
+
+    Each new iteration is of the next epoch, also if the last one was left early; only one that
+    nothing was taken from is made again. `npstream.torch.DataLoader` keeps count of what
+    it yielded, so that states are exact with workers, too.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    names : tuple of str
+        The view: `Dataset` passes these, and `view_transform`.
+    rank, world : int, optional
+        Number of this process among those that share the view, and of them all. By default those
+        of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
+        environment; else 0 of 1. That is looked up when it is needed, not before.
+    batch_size : int, optional
+        Samples of this rank in a batch. Without it samples are yielded, not batches.
+    global_batch_size : int, optional
+        Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
+        It stays the same when their number changes, and with it what every batch holds.
+    batched : bool
+        False yields samples also with `batch_size`, for torch to make batches of as many: workers
+        are dealt runs of that length.
+    shuffle : bool, Shuffle, str or StreamingShuffle
+        Whether each epoch has a random order of its own, and its settings; see
+        `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
+        "naive" are orders of Streaming, of whole datasets, whose settings
+        `npstream.StreamingShuffle` holds.
+    seed : int
+        What orders are drawn from, except for those of Streaming.
+    epoch : int
+        Number of the first epoch.
+    epoch_size : int, float or str, optional
+        Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
+        are numbers, too. Fractions of a sample are dropped. Epochs then follow each other through
+        the view, in one order until all its samples came, so that none is passed over. With an
+        order of Streaming, each epoch picks its samples as Streaming does.
+    last : {"repeat", "drop", "short"}
+        Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
+        up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples carry
+        no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all ranks
+        have the same number of batches of the same size. "short" reads each sample once, and
+        ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as many as
+        make ranks equal, so that the last batch may be short.
+    ranks_per_node : int, optional
+        Ranks on each machine, numbered one machine after the other. With a number of lanes that
+        the number of machines divides, a machine reads only chunks that no other does. By default
+        LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else all.
+    replication : int
+        So many ranks in a row read the same samples, as those do that share one model.
+    transform : callable, optional
+        Takes each Batch, or each sample, and returns what is yielded in its place.
+    view_transform : callable, optional
+        The transform that the view's samples have.
+    epochs : AnyEpochs, optional
+        Epochs of a mixture, which `shuffle`, `seed` and `epoch_size` went into.
+
+    Examples
+    --------
+    >>> ds = getfixture("example")
+    >>> for batch in ds.iter(0, 1, batch_size=2):
+    ...     print(batch["label"], batch.ids, batch.repeated)
+    [0 1] [0 1] [False False]
+    [2 0] [2 0] [False  True]
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        names: tuple[str, ...],
+        rank: int | None = None,
+        world: int | None = None,
+        *,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+        batched: bool = True,
+        shuffle: bool | str | Shuffle | StreamingShuffle = False,
+        seed: int = 0,
+        epoch: int = 0,
+        epoch_size: int | float | str | None = None,
+        last: str = "repeat",
+        ranks_per_node: int | None = None,
+        replication: int = 1,
+        transform: Callable[[Any], Any] | None = None,
+        view_transform: Callable[[Any], Any] | None = None,
+        epochs: AnyEpochs | None = None,
+    ) -> None:
+        if (rank is None) != (world is None):
+            raise ValueError(f"rank={rank!r} and world={world!r}: give both, or neither")
+        if not isinstance(batched, bool):
+            raise TypeError(f"batched={batched!r}: expected True or False")
+        if last not in LAST:
+            raise ValueError(
+                f"last={last!r}: expected 'repeat', 'drop' (torch's drop_last=True) or 'short'"
+            )
+        if transform is not None and not callable(transform):
+            raise TypeError(f"transform={transform!r}: expected a function, or None")
+        self._source, self._selection, self._names = source, selection, names
+        self._step = selection.step if shuffle is False and epochs is None else 0
+        self._per_node = _optional("ranks_per_node", ranks_per_node)
+        self._given = None if rank is None else checked(rank, world, self._per_node)
+        self._found: Ranks | None = None
+        self._rowwise: bool | None = None
+        self._replication = integer("replication", replication, 1)
+        self._batch_size = _optional("batch_size", batch_size)
+        self._global_batch_size = _optional("global_batch_size", global_batch_size)
+        self._batched = batched and (batch_size is not None or global_batch_size is not None)
+        self._last = last
+        if self._batched and (view_transform is not None or source.has_transforms):
+            raise ValueError(
+                "the view has a transform, which takes samples, and batches are not made of "
+                "samples: give iter a transform= for batches, or batched=False"
+            )
+        given = [(TRANSFORM, view_transform), ("transform=", transform)]
+        self._transforms = [(what, fn) for what, fn in given if fn is not None]
+        self._epochs = epochs or _epochs(
+            source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
+            self._batch_size, self._global_batch_size,
+        )  # fmt: skip
+        super().__init__(integer("epoch", epoch, 0), self._epochs.room)
+        if self._given is not None:
+            if not self._epochs.needs_state(self._sharing()):
+                self._part(Place(0))  # says what does not fit
+            self._warn(self._given)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Iteration]:
+        # Whoever calls isinstance looks here, so torch finds it registered whenever it came; and
+        # DataLoader does before it starts workers, which may be forks that inherit memory.
+        if "torch.utils.data" in sys.modules:
+            torch_door().register(Iteration)
+            self._turns.share()
+        return type(self)
+
+    def __len__(self) -> int:
+        """Return the number of batches, or samples, of a whole epoch."""
+        part = self._part(self._turns.upcoming().beginning)
+        return part.batches if self._batched else part.samples
+
+    def __iter__(self) -> Iterator[Any]:
+        worker, workers = this_worker()
+        make = partial(self._items, worker, workers)
+        if self._is_led:
+            return make(self._run_from(self._turns.now()))
+        passed_over = self._check_reader()
+        one_by_one = self._batch_size is None and self._global_batch_size is None
+        if workers > 1 and worker == 0 and one_by_one:
+            warnings.warn(
+                f"samples are dealt to {workers} workers one by one, so batches that torch makes "
+                "of them depend on the number of workers: give its batch size to iter, too, as in "
+                "ds.iter(batch_size=..., batched=False)",
+                stacklevel=2,
+            )
+        if workers:
+            return self.begin_as(worker, workers, make, self.rows_of)
+        iterator = self.begin(make, self.rows_of)
+        if passed_over:
+            return chain(repeat(torch_door().PASSED_OVER, passed_over), iterator)
+        return iterator
+
+    def _items(self, worker: int, workers: int, run: Run) -> Iterator[Any]:
+        """Yield what a worker, or a process that is none, reads of a run and is not done with."""
+        part, rows = run.part, run.rows
+        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
+        mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
+        pieces = self._pieces(run, mine, rows % part.batch_size)
+        items = self._batches(run, pieces) if self._batched else self._samples(run, pieces)
+        for what, transform in self._transforms:
+            items = applied(transform, items, what)
+        return items
+
+    @property
+    def yields_batches(self) -> bool:
+        """Whether Batches are yielded, not samples."""
+        return self._batched
+
+    def rows_of(self, run: Run, batch_size: int | None = None, workers: int = 0) -> int:
+        """Return the samples in each item, or in each batch that a DataLoader makes of items."""
+        rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
+        if workers > 1 and rows != run.part.batch_size:
+            raise ValueError(
+                f"DataLoader(batch_size={batch_size}) takes {rows} samples from each of {workers} "
+                f"workers in turn, which are dealt {run.part.batch_size} at a time: both must be "
+                "the same; or use one worker"
+            )
+        return rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        if is_spawning():
+            self._check_reader(has_workers=True)  # who know of no other reader
+        self._resolve()
+        return super().__getstate__()
+
+    def __repr__(self) -> str:
+        rank, world = (self._given or self._found or ("?", "?"))[:2]
+        size = self._global_batch_size if self._batch_size is None else self._batch_size
+        whose = " of all ranks" if self._batch_size is None else ""
+        what = f"batches of {size}{whose}" if self._batched else "samples"
+        return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
+
+    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
+        if samples is None and "accelerate" in sys.modules:
+            how, _ = torch_door().accelerated(self)
+            if how == "ahead":
+                raise RuntimeError(
+                    "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
+                    "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
+                )
+        return super()._reached(samples, from_beginning)
+
+    def _check_reader(self, has_workers: bool = False) -> int:
+        """Refuse to be read by what takes one rank's part for all there is, or loses count.
+
+        Returns
+        -------
+        int
+            Items that Accelerate will drop, and behind which a state stands, so that nothing has
+            to be read for them.
+        """
+        if "accelerate" not in sys.modules:
+            return 0
+        how: str | None
+        dropped: int
+        how, dropped = torch_door().accelerated(self)
+        if how == "deals" and (world := self._resolve().world) > 1:
+            raise RuntimeError(
+                f"this is the part of one of {world} ranks, and Accelerate would deal it out to "
+                "them again: prepare an npstream.torch.DataLoader, which it takes as it is; in "
+                "a Hugging Face Trainer, let get_train_dataloader return one"
+            )
+        if how != "skips":
+            return 0
+        place = self._upcoming()
+        if self._turns.pinned and place == place.beginning:
+            return 0  # of an epoch that was named, they are read
+        if place == place.beginning:
+            raise RuntimeError(
+                "Accelerate would skip batches of the next epoch, not knowing which one was begun: "
+                "give the npstream.torch.DataLoader the state_dict() that it had, and what is "
+                "skipped is not even read; or call its set_epoch before"
+            )
+        if has_workers or this_worker()[1]:
+            raise RuntimeError(
+                "Accelerate skips batches by a DataLoader of its own, whose workers nobody would "
+                "count for: give the npstream.torch.DataLoader num_workers=0, whose process reads "
+                "ahead by itself; or skip nothing (ignore_data_skip=True in a Hugging Face "
+                "Trainer, if its gradient accumulation divides the batches of an epoch)"
+            )
+        part = self._part(place)
+        behind, each = left_before(place.position, place.gaps), self.rows_of(Run(place, part, 0))
+        if behind != dropped * each * part.world:
+            raise RuntimeError(
+                f"Accelerate would skip {dropped * each * part.world} samples, and the state that "
+                f"was loaded stands behind {behind} of its epoch: load the one of that checkpoint"
+            )
+        return dropped
+
+    def _resolve(self) -> Ranks:
+        """Return the rank and the number of ranks; once found, they may not change."""
+        if self._given is not None:
+            return self._given
+        if self._found is None:
+            self._found = found(self._per_node)
+            if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
+                warnings.warn(text, stacklevel=4)
+            self._warn(self._found)
+        elif (now := running()) is not None and now != self._found[:2]:
+            raise RuntimeError(
+                f"(rank, world) was {self._found[:2]} when this was first used, and "
+                f"torch.distributed says {now}: call init_process_group before, or give rank= and "
+                "world="
+            )
+        return self._found
+
+    def _warn(self, ranks: Ranks) -> None:
+        """Say, in one of several workers, that nodes read the same chunks, where they need not."""
+        shared = self._epochs.sharing(ranks, self._replication)
+        nodes = shared.world // shared.per_node
+        if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
+            warnings.warn(
+                f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
+                "of lanes: give npstream.Shuffle(lanes=...) a multiple",
+                stacklevel=4,
+            )
+
+    def _is_first_to_say(self, number: int) -> bool:
+        """Return whether a warning is to be given: once, also if workers come to it, too."""
+        return this_worker()[0] == 0 and self._turns.say_once(number)
+
+    def _sharing(self) -> Ranks:
+        return self._epochs.sharing(self._resolve(), self._replication)
+
+    def _part(self, place: Place) -> Part:
+        return self._part_of(place, self._sharing(), self._epochs)
+
+    def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Part:
+        size = self._batch_size or 1
+        if (whole := self._global_batch_size) is not None:
+            if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):
+                raise ValueError(
+                    f"global_batch_size={whole} with batch_size={self._batch_size}: expected "
+                    f"{ranks.world} times that, for as many ranks"
+                )
+            size = whole // ranks.world
+        return epochs.part(place, ranks, size, self._last)
+
+    def _is_rowwise(self, run: Run) -> bool:
+        """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
+        if self._rowwise is None:
+            place = run.place.beginning
+            self._rowwise = not self._step and self._source.is_rowwise(
+                self._order(place, self._epochs), partial(self._smaller_block, place)
+            )
+        return self._rowwise
+
+    def _order(self, place: Place, epochs: AnyEpochs) -> ReadOrder:
+        """Return the order in which this machine reads an epoch."""
+        ranks = self._sharing()
+        nodes = ranks.world // ranks.per_node
+        view = self._selection.size / max(self._source.index.samples, 1)
+        share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBOURS / ranks.per_node)
+        return ReadOrder(partial(self._first_samples, place, ranks, epochs), share)
+
+    def _first_samples(self, place: Place, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
+        """Return about the first `n` samples that ranks of this machine read."""
+        first = ranks.rank - ranks.rank % ranks.per_node
+        step = -(-ranks.per_node // NEIGHBOURS)
+        neighbours = range(first, first + ranks.per_node, step)
+        ids, turns = [], []
+        for rank in neighbours:
+            part = self._part_of(place, ranks._replace(rank=rank), epochs)
+            batches = min(-(-n // (len(neighbours) * part.batch_size)), part.batches)
+            ids.append(part.read(range(batches))[0])
+            turns.append(np.arange(len(ids[-1])) // part.batch_size)
+        return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
+
+    def _smaller_block(self, place: Place, fits: Callable[[ReadOrder], bool]) -> str:
+        """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
+        nbytes = self._source.index.total
+        while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
+            epochs, setting = smaller
+            if fits(self._order(place, epochs)):
+                return f"give {setting}"
+        return "read the samples in the order in which they are stored"
+
+    def _state_of(self, place: Place) -> dict[str, Any]:
+        return self._epochs.state(place, self._sharing())
+
+    def _place_of(self, state: Mapping[str, Any]) -> Place:
+        place = self._epochs.place(state, self._sharing())
+        self._part(place)  # says what does not fit
+        return place
+
+    def _warn_of_left(self, run: Run) -> None:
+        text = (
+            f"epoch {run.place.epoch} was left after {run.position} of {run.part.size} samples, "
+            "where a state was saved: a run that goes on from it reads the rest of the epoch, and "
+            "this one begins another"
+        )
+        if self._epochs.can_be_cut:
+            text += f". To have epochs end there, give epoch_size={run.position}"
+            warnings.warn(text, stacklevel=5)
+        else:  # Streaming does so, too, and its orders depend on epoch_size
+            logger.warning("%s", text)
+
+    def _batches(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
+        plan = self._source.plan(self._names)
+        rowwise = self._is_rowwise(run)
+        for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
+            self.require_newest(run)
+            columns = self._source.columns(plan, ids, {})
+            yield Batch(columns, ids, repeated, encodings=plan.encodings)
+
+    def _samples(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
+        rowwise = self._is_rowwise(run)
+        for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
+            self.require_newest(run)
+            yield from self._source.samples(self._names, ids)
+
+    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
+        """Look up several batches at once, and yield the ids of those that are read together.
+
+        Of the first batch, some samples may have been taken before.
+        """
+        part = run.part
+        step = part.at_once(mine.step)
+        rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
+        if self._batched:
+            rows = part.batch_size
+        for start in range(0, len(mine), step):
+            ids, repeated = part.read(mine[start : start + step])
+            for row in range(taken, len(ids), rows):
+                yield ids[row : row + rows], repeated[row : row + rows]
+            taken = 0
+
+
+def _optional(name: str, number: Any) -> int | None:
+    return None if number is None else integer(name, number, 1)
+
+
+def _epochs(
+    source: Source,
+    selection: Selection,
+    shuffle: bool | str | Shuffle | StreamingShuffle,
+    seed: int,
+    size: int | None,
+    batch_size: int | None,
+    global_batch_size: int | None,
+) -> Epochs | StreamingEpochs:
+    if isinstance(shuffle, bool | Shuffle):
+        return Epochs(source, selection, shuffle, seed, size)
+    from npstream.iteration.streaming_epochs import StreamingEpochs
+
+    return StreamingEpochs(source, selection, shuffle, seed, size, batch_size, global_batch_size)

@@ -1,0 +1,143 @@
+"""Which positions of an epoch a rank reads, batch by batch: arithmetic, nothing else.
+
+The batches with number t of all ranks are one run of G positions, the global batch. Of P nodes
+with R ranks each, rank k of node n takes ``t * G + (i * R + k) * P + n`` as sample i. So what a
+global batch holds does not depend on how many ranks and nodes share it; and as an order deals
+positions to its lanes in turn, a node reads every P-th lane, and no others, if P divides their
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from npstream._core.typing import Int64
+
+LAST = ("repeat", "drop", "short")
+"""What becomes of the last global batch, where too few samples are left to fill it."""
+
+Gaps: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Stretches of positions to be left out, each from a start up to a stop; rising, and apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One rank's part of an epoch.
+
+    Parameters
+    ----------
+    size : int
+        Samples in the epoch.
+    rank, world : int
+        Number of this rank, from 0, and of all ranks.
+    batch_size : int
+        Samples of each rank in a batch.
+    last : {"repeat", "drop", "short"}
+        Whether the last global batch is filled up with the first positions of the epoch, is left
+        out, or holds what is left, so that ranks may differ in their number of samples.
+    nodes : int
+        Machines that the ranks are on, as many on each, one machine's after the other's.
+    start : int
+        Where the first batch begins.
+
+    Examples
+    --------
+    >>> part = Partition(size=8, rank=1, world=2, batch_size=3)
+    >>> part.positions(range(part.batches))
+    array([ 1,  3,  5,  7,  9, 11])
+
+    Positions from `size` on stand for the first ones: 9 and 11 for 1 and 3.
+    """
+
+    size: int
+    rank: int
+    world: int
+    batch_size: int
+    last: str = "repeat"
+    nodes: int = 1
+    start: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples that the rank reads, repeated ones included."""
+        return len(range(self.start + self._first, self.end, self.world))
+
+    @property
+    def batches(self) -> int:
+        """Batches that the rank reads."""
+        return -(-self.samples // self.batch_size)
+
+    @property
+    def whole(self) -> int:
+        """Samples in a global batch."""
+        return self.world * self.batch_size
+
+    @property
+    def end(self) -> int:
+        """The position after the last one that some rank reads."""
+        left = max(0, self.size - self.start)
+        if self.last == "drop":
+            left -= left % self.whole
+        elif self.last == "repeat":
+            left += -left % self.whole
+        return self.start + left
+
+    @property
+    def until(self) -> int:
+        """The position from which on nothing new is read."""
+        return min(self.end, self.size)
+
+    def positions(self, batches: range) -> Int64:
+        """Return the positions of the samples in some of the rank's batches."""
+        first = np.arange(batches.start, batches.stop, batches.step) * self.whole
+        within = np.arange(self.start + self._first, self.start + self.whole, self.world)
+        positions = np.add.outer(first, within).reshape(-1)
+        # Only a short last batch ends early.
+        return positions if self.last != "short" else positions[positions < self.end]
+
+    @property
+    def _first(self) -> int:
+        """The position of the rank's first sample in a global batch."""
+        node, k = divmod(self.rank, self.world // self.nodes)
+        return k * self.nodes + node
+
+
+def stepped_over(positions: Int64, gaps: Gaps) -> Int64:
+    """Turn positions in what is left of an epoch, in place, into positions in all of it.
+
+    >>> stepped_over(np.arange(5), ((1, 3), (4, 10)))
+    array([ 0,  3, 10, 11, 12])
+    """
+    for start, stop in gaps:
+        positions += (stop - start) * (positions >= start)
+    return positions
+
+
+def left_before(position: int, gaps: Gaps) -> int:
+    """Return how many positions before one are left.
+
+    >>> [left_before(position, ((1, 3), (4, 10))) for position in (0, 1, 2, 3, 12)]
+    [0, 1, 1, 1, 4]
+    """
+    return position - sum(min(max(position, start), stop) - start for start, stop in gaps)
+
+
+def joined(gaps: Iterable[tuple[int, int]]) -> Gaps:
+    """Return stretches in rising order, those that touch made one.
+
+    >>> joined([(8, 9), (5, 7), (3, 5), (2, 2)])
+    ((3, 7), (8, 9))
+    """
+    apart: list[tuple[int, int]] = []
+    for start, stop in sorted(gaps):
+        if start >= stop:
+            continue
+        if apart and start <= apart[-1][1]:
+            first, before = apart.pop()
+            start, stop = first, max(before, stop)
+        apart.append((start, stop))
+    return tuple(apart)

@@ -1,0 +1,428 @@
+"""Iterating epoch after epoch, and going on where another process stopped.
+
+Nothing here reads: it is about which place of which epoch an iteration begins at, and how far it
+came.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from npstream._core.arguments import integer
+from npstream._core.optional import torch_door
+from npstream.errors import shown
+from npstream.iteration.counter import MAX_GAPS, Place, Turns, is_spawning
+from npstream.iteration.iterator import EpochIterator, Make, Part, Run
+from npstream.iteration.partition import joined
+from npstream.iteration.state import MOST, count_in
+
+T = TypeVar("T")
+
+_AGAIN: Any = None
+"""In place of what is made again where a copy arrives."""
+
+OLD = (
+    "this iterator is an old one: a newer iteration began, an epoch was set or a state was loaded, "
+    "so states do not count what it yields; go on with the newer one. Workers of torch's own "
+    "DataLoader may have lost count if a loop was left before all of them had begun: call "
+    "set_epoch, or use npstream.torch.DataLoader, whose workers cannot"
+)
+"""What an iterator says that is used although it is not the one that states are of."""
+
+_READ_AHEAD = (
+    "workers of a DataLoader read ahead, and do not know what it yielded: "
+    "npstream.torch.DataLoader does, and has the same methods"
+)
+
+_TRAINER = "trainer_epoch"
+"""In a state, the number that a trainer gives to its epoch, if one did."""
+
+
+class Resumable(ABC):
+    """What is iterated over epoch after epoch, and has a state."""
+
+    def __init__(self, epoch: int, room: int = 0) -> None:
+        self._turns = Turns(epoch, room)
+        self._run: Run | None = None
+        self._iterator: weakref.ref[EpochIterator] | None = None
+        self._rejoined: tuple[Place, int] | None = None
+        self._is_led = False
+        self._has_warned = False
+        # A trainer's number of the epoch that it is in; and ours of its epoch 0.
+        self._trainer_epoch: int | None = None
+        self._trainer_offset: int | None = None
+        if "torch.utils.data" in sys.modules:
+            self._turns.share()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_iterator": None, "_turns": copy.copy(self._turns)}
+        if is_spawning():
+            return {**state, "_run": None}
+        if self._turns.begun:
+            raise RuntimeError(f"it is not known where a copy is to go on: {_READ_AHEAD}")
+        if self._current() is not None:
+            state["_turns"].set(self._reached(), self._turns.pinned)
+            return {**state, "_run": None}
+        # An epoch that was left: its state is that of a copy, and both begin the next one.
+        left = None if self._run is None else replace(self._run, part=_AGAIN)
+        return {**state, "_run": left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._run is not None:
+            self._run.part = self._part(self._run.place)
+
+    @abstractmethod
+    def _part(self, place: Place) -> Part:
+        """Return this rank's part of what is left of an epoch."""
+
+    @abstractmethod
+    def _state_of(self, place: Place) -> dict[str, Any]:
+        """Return the state that says to go on at a place."""
+
+    @abstractmethod
+    def _place_of(self, state: Mapping[str, Any]) -> Place:
+        """Return where a state says to go on; raise if it is of something else."""
+
+    # Beginning
+
+    def begin(self, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
+        """Begin the next epoch, or where a state says.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the items of a run.
+        rows_of : callable
+            Returns the samples of each rank in an item of a run.
+        """
+        run = self._fresh()
+        if run is None:
+            self._warn_of_what_is_left(self._turns.upcoming())
+            run = self._next_run(self._turns.take)
+        else:
+            run = self._run_from(run.place)
+        return self._begun(run, make, rows_of)
+
+    def begin_as(
+        self, worker: int, workers: int, make: Make, rows_of: Callable[[Run], int]
+    ) -> EpochIterator:
+        """Begin, in a worker that nobody leads, its share of the next epoch."""
+        run = self._next_run(partial(self._turns.take_as, worker, workers))
+        if self._rejoined is not None:
+            place, yielded = self._rejoined
+            run = self._run_from(place)
+            run.position += yielded * run.part.world
+            self._rejoined = None
+        return self._begun(run, make, rows_of)
+
+    def _begun(self, run: Run, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
+        worker, workers = this_worker()
+        if not workers and (old := self._alive()) is not None:
+            old.retire(OLD)
+        self._run, self._iterator = run, None
+        run.number = self._turns.number(worker, workers)
+        iterator = EpochIterator.of(run, make, rows_of(run))
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def require_newest(self, run: Run) -> None:
+        """Raise if another iteration than a run's began last, in this process or in workers."""
+        if run.number is not None and self._turns.newest > run.number:
+            raise RuntimeError(OLD)
+
+    def lead(self, run: Run, start: Callable[[], T]) -> T:
+        """Call a function that iterates over this, or starts workers that do.
+
+        They read what comes after all that is done with of a run, and count nothing.
+        """
+        position = run.position + run.missed
+        self._turns.lead(run.reached(position) or run.place)
+        self._is_led = True
+        try:
+            return start()
+        finally:
+            self._is_led = False
+
+    # How far it is
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that a loop is in; outside of loops, the one that the next loop is of.
+
+        After a state was loaded, that is the state's, unless nothing is left of it. The workers of
+        torch's own DataLoader read ahead, so with them it is right between loops only.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2)
+        >>> while batches.epoch < 2:
+        ...     for batch in batches:
+        ...         print(batches.epoch, batch.ids)
+        0 [0 1]
+        0 [2 0]
+        1 [0 1]
+        1 [2 0]
+        """
+        _, workers = this_worker()
+        run = self._run
+        if workers:
+            return self._turns.now().epoch if self._is_led or run is None else run.place.epoch
+        is_new = run is not None and self._fresh() is run
+        if run is not None and not run.is_over and (is_new or self._alive() is not None):
+            return run.place.epoch
+        place = self._turns.upcoming()
+        if place == place.beginning or self._turns.pinned or not _is_empty(self._run_from(place)):
+            return place.epoch
+        return place.epoch + 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make all iterations from now on those of one epoch, until it is set anew.
+
+        In the epoch that a state was loaded of, the next iteration begins where the state says.
+
+        Raises
+        ------
+        RuntimeError
+            Within a loop over this: the epoch that it is in does not change.
+        """
+        self._refuse_in_loop("set_epoch()")
+        integer("epoch", epoch, 0)
+        place = self._upcoming()
+        if place.epoch != epoch:
+            place = place._replace(epoch=epoch).beginning
+        self._warn_of_what_is_left(place)
+        self._go_to(place, pinned=True)
+
+    def follow_epoch(self, epoch: int) -> None:
+        """Take a trainer's word that its epoch of some number begins, or goes on.
+
+        Trainers tell it the sampler of a loader. They may leave epochs early, always at the same
+        step: so a run that goes on from a state, of an epoch that the trainer is done with, begins
+        the next one, as it would have if it had not stopped. Otherwise this changes nothing.
+        """
+        coming = self._upcoming()
+        offset, last = self._trainer_offset, self._trainer_epoch
+        self._trainer_epoch = epoch
+        if offset is None or (last is not None and epoch <= last) or epoch + offset < coming.epoch:
+            self._trainer_offset = coming.epoch - epoch  # another training, which counts anew
+        elif epoch + offset > coming.epoch:
+            place = coming._replace(epoch=epoch + offset).beginning
+            self._go_to(place, self._turns.pinned)
+
+    def state_dict(
+        self, num_samples: int | None = None, from_beginning: bool = True
+    ) -> dict[str, Any]:
+        """Return what is to be loaded to go on after the last batch, or sample, that was yielded.
+
+        Parameters
+        ----------
+        num_samples : int, optional
+            Samples that all ranks together have used, if somebody else counts them.
+        from_beginning : bool
+            Whether those of the whole epoch are meant, or those since a state was loaded.
+
+        Returns
+        -------
+        dict
+            Nothing but what JSON can hold. After the last batch of an epoch, it is the state of
+            the next one's beginning.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=1, shuffle=True)
+        >>> first, second, third = batches
+        >>> again = getfixture("example").iter(0, 1, batch_size=1, shuffle=True)
+        >>> again.load_state_dict(batches.state_dict(1))
+        >>> [batch.ids == other.ids for batch, other in zip(again, [second, third])]
+        [array([ True]), array([ True])]
+        """
+        _, workers = this_worker()
+        if workers:
+            run = self._run or self._run_from(self._turns.upcoming())
+            yielded = (run.position - run.part.start) // run.part.world
+            state = self._state_of(run.place)
+            return {**state, "workers": workers, "yielded": yielded}
+        place = self._reached(num_samples, from_beginning)
+        if self._run is not None:
+            self._run.saved = self._run.position
+        state = self._state_of(place)
+        if self._trainer_offset is not None:
+            state[_TRAINER] = place.epoch - self._trainer_offset
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration begin where another was when it returned this state.
+
+        That may have been on another number of ranks or workers, and of other batches. The epoch
+        after it is a whole one.
+
+        Raises
+        ------
+        ValueError
+            If it was over another dataset or view, or in another order; it says what differs.
+        RuntimeError
+            Within a loop over this, which would not know of it.
+        """
+        worker, workers = this_worker()
+        self._refuse_in_loop("load_state_dict()")
+        place = self._place_of(state)
+        if state.get("workers", 0) != workers:
+            raise ValueError(
+                f"this is the state of one of {shown(state.get('workers', 0))} workers, and there "
+                f"are {workers}: states of npstream.torch.DataLoader are the same for any number"
+            )
+        if workers:
+            self._turns.rejoin(place, worker, workers)
+            self._rejoined = place, count_in(state, "yielded")
+            return
+        self._trainer_epoch = self._trainer_offset = None
+        if state.get(_TRAINER) is not None:
+            self._trainer_offset = place.epoch - count_in(state, _TRAINER, -MOST)
+        self._go_to(place, pinned=False)
+
+    def skip(self, start: int, stop: int) -> None:
+        """Leave batches of an epoch out, say those that made the loss jump.
+
+        It is the epoch that goes on, or comes next. A loop passes over the batches, from the next
+        one on; outside of a loop, the next iteration begins behind what was yielded so far, and
+        passes over them. States know of them.
+
+        Parameters
+        ----------
+        start, stop : int
+            The first batch to be left out, and the next one not to be, as counted from the
+            beginning of the epoch.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=1)
+        >>> batches.skip(0, 2)
+        >>> [batch.ids.tolist() for batch in batches]
+        [[2]]
+        """
+        start, stop = integer("start", start, 0), integer("stop", stop, 0)
+        if this_worker()[1]:
+            raise RuntimeError("skip() in a worker of a DataLoader: call it where the loader is")
+        place = self._reached()
+        part = self._part(place.beginning)
+        gap = (min(start * part.whole, part.size), min(stop * part.whole, part.size))
+        gaps = joined([*place.gaps, gap])
+        if len(gaps) > MAX_GAPS:
+            raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
+        run = self._run_from(place._replace(gaps=gaps))  # says what does not fit
+        if (old := self._running()) is None:
+            self._go_to(run.place, self._turns.pinned)
+            return
+        iterator = self._alive()
+        assert iterator is not None
+        run.was_taken, run.number = True, old.number
+        run.began = run.position - (old.position - old.origin)
+        iterator.redirect(run)
+        self._run = run
+
+    def _go_to(self, place: Place, pinned: bool) -> None:
+        """Begin there next, or let the iterator do from which nothing was taken."""
+        self._turns.set(place, pinned)
+        iterator, fresh = self._alive(), self._fresh() is not None
+        self._run = None
+        if iterator is not None and fresh:
+            self._run = self._next_run(self._turns.take)
+            self._run.number = self._turns.number(0, 0)
+            iterator.redirect(self._run)
+
+    # What runs
+
+    def _alive(self) -> EpochIterator | None:
+        """Return the iterator that began last, if somebody has it."""
+        iterator = None if self._iterator is None else self._iterator()
+        return iterator if iterator is not None and iterator.run is self._run else None
+
+    def _fresh(self) -> Run | None:
+        """Return the run that has begun, if nothing was taken from it."""
+        run = self._run
+        return run if run is not None and run.is_fresh and not self._turns.begun else None
+
+    def _running(self) -> Run | None:
+        """Return the run of a loop from which something was taken, and that is not over."""
+        run = self._run
+        if run is None or run.is_fresh or run.is_done or self._alive() is None:
+            return None
+        return run
+
+    def _current(self) -> Run | None:
+        """Return the run that the next batch is of, if that one has begun."""
+        return self._fresh() or self._running()
+
+    def _upcoming(self) -> Place:
+        """Return where the next iteration begins."""
+        run = self._fresh()
+        return self._turns.upcoming() if run is None else run.place
+
+    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
+        """Return what a state is to say, given what somebody else counted, if so."""
+        run = self._run
+        if self._turns.begun:
+            if samples is None:
+                raise RuntimeError(_READ_AHEAD)
+            run = self._run_from(self._turns.last())
+        if samples is not None:
+            run = run or self._run_from(self._turns.upcoming())
+            run = Run(run.place, run.part, samples + (0 if from_beginning else run.origin))
+        if run is None:
+            return self._turns.upcoming()
+        return run.reached() or self._turns.upcoming()
+
+    def _refuse_in_loop(self, what: str) -> None:
+        run = self._running()
+        if run is not None and not this_worker()[1]:
+            raise RuntimeError(
+                f"{what} within a loop, which is in epoch {run.place.epoch} and would go on as it "
+                "is: leave the loop before, or drop its iterator if you hold it (del, or its "
+                "close()); or make another iteration"
+            )
+
+    def _warn_of_what_is_left(self, next_place: Place) -> None:
+        """Say that an epoch was left where a run that is resumed would go on."""
+        run = self._run
+        if run is None or self._has_warned or self._trainer_offset is not None:
+            return
+        is_left = not run.is_fresh and not run.is_done and run.reached() is not None
+        if not is_left or run.saved != run.position or next_place.epoch == run.place.epoch:
+            return
+        self._has_warned = True
+        self._warn_of_left(run)
+
+    @abstractmethod
+    def _warn_of_left(self, run: Run) -> None:
+        """Say that an epoch was left where a state of it was saved."""
+
+    # Runs
+
+    def _next_run(self, take: Callable[[], Place]) -> Run:
+        """Take turns until there is something to read: little may be left of an epoch."""
+        while True:
+            run = self._run_from(take())
+            if not _is_empty(run) or run.place == run.place.beginning:
+                return run
+
+    def _run_from(self, place: Place) -> Run:
+        part = self._part(place)
+        return Run(place, part, part.start)
+
+
+def _is_empty(run: Run) -> bool:
+    return run.part.end <= run.part.start
+
+
+def this_worker() -> tuple[int, int]:
+    """Return the number of the worker that this process is, and of all workers: 0 if it is none."""
+    worker: tuple[int, int] = torch_door().worker() if "torch" in sys.modules else (0, 0)
+    return worker

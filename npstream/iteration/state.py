@@ -1,0 +1,185 @@
+"""The state of an iteration, as plain JSON: what it is an iteration of, and how far it came.
+
+Everything but the position is compared when a state is loaded: a position means nothing in
+another order. It counts samples of all ranks from the epoch's first, so it does not depend on how
+many ranks, workers or samples a batch there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.arguments import integer
+from npstream.errors import shown
+from npstream.indexing.concatenation import Concatenation
+from npstream.indexing.mask import Mask
+from npstream.indexing.selection import Selection
+from npstream.iteration.counter import MAX_GAPS, Place
+from npstream.iteration.partition import joined
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Index
+
+MOST = 1 << 62
+"""No number in a state is as large, so that sums of them are numbers of 64 bits."""
+
+VERSION = 1
+"""Names this form of states, and what their settings mean."""
+
+_MENDS = {
+    "samples": "open the dataset, and select the view, as it was",
+    "dataset": "its shards are others; open the dataset as it was",
+    "view": "its samples are others, or in another order; select them as was done then",
+}
+
+
+def identity(index: Index, selection: Selection) -> dict[str, Any]:
+    """Return what tells a dataset, and a view of it, from others.
+
+    Parameters
+    ----------
+    index : Index
+        Names of shards, and how well they are compressed, do not matter.
+    selection : Selection
+        The same samples, selected in another way, may be another view.
+
+    Returns
+    -------
+    dict
+        `samples`, and `fingerprint`: a hash of the dataset, a dash, and one of the view.
+    """
+    fingerprint = f"{of_dataset(index)}-{of_view(selection)}"
+    return {"samples": selection.size, "fingerprint": fingerprint}
+
+
+def of_dataset(index: Index) -> str:
+    """Return the part of a fingerprint that tells a dataset from others."""
+    dataset = hashlib.blake2b(digest_size=8)
+    for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
+        _add(dataset, facts)
+    _add(dataset, repr(index.schemas))
+    if dtypes := index.annotations.dtypes:
+        _add(dataset, tuple(sorted(dtypes.items())))
+    for shard in range(len(index)):
+        if hashes := index.files(shard).data.hashes:
+            _add(dataset, (shard, *sorted(hashes.items())))
+    return dataset.hexdigest()
+
+
+def of_view(selection: Selection) -> str:
+    """Return the part of a fingerprint that tells a view from others."""
+    view = hashlib.blake2b(digest_size=8)
+    _add(view, selection.__reduce__()[1])
+    return view.hexdigest()
+
+
+def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    """Return the state of an iteration with these settings."""
+    return {
+        "version": VERSION,
+        **settings,
+        "epoch": place.epoch,
+        "position": place.position,
+        "skipped": [list(gap) for gap in place.gaps],
+    }
+
+
+def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
+    """Return where a state says to go on, in an iteration with these settings.
+
+    Raises
+    ------
+    ValueError
+        If it is of an iteration over something else, or in another order.
+    """
+    expected = {"version": VERSION, **settings}
+    require(state, (*expected, "epoch", "position", "skipped"))
+    for key, here in expected.items():
+        if state[key] != here:
+            raise ValueError(difference(key, state[key], here))
+    epoch, position = (count_in(state, key) for key in ("epoch", "position"))
+    gaps = joined(gaps_in(state))
+    if len(gaps) > MAX_GAPS:
+        raise ValueError(
+            f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
+        )
+    return Place(epoch, position, gaps)
+
+
+def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
+    """Return a number of a state, or say that it is none."""
+    try:
+        found = integer(key, state[key])
+    except TypeError:
+        found = least - 1
+    if not least <= found < MOST:
+        raise ValueError(
+            f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
+            f"{least} to {MOST - 1}"
+        )
+    return found
+
+
+def gaps_in(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+    """Yield the stretches that a state leaves out, or say what is wrong with them."""
+    said = state["skipped"]
+    if not isinstance(said, list | tuple):
+        raise ValueError(f"this state is damaged: skipped is {shown(said)}; expected a list")
+    for pair in said:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(
+                f"this state is damaged: skipped has {shown(pair)}; expected a start and a stop"
+            )
+        ends = {"start": pair[0], "stop": pair[1]}
+        yield count_in(ends, "start"), count_in(ends, "stop")
+
+
+def require(state: Any, keys: Iterable[str]) -> None:
+    """Raise unless this is a state that has keys."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"a state is a dict, as state_dict() returns it, not {shown(state)}")
+    if missing := [key for key in keys if key not in state]:
+        hint = ""
+        if "sample_in_epoch" in state:
+            hint = (
+                "; it looks like one of Streaming, with which an iteration goes on that has its "
+                "order, as in shuffle='py1e'"
+            )
+        raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing{hint}")
+
+
+def difference(key: str, there: Any, here: Any) -> str:
+    """Say how a state differs, and what to do."""
+    if key == "version":
+        return (
+            f"the state has version {shown(there)}; this release of npstream reads version {here}"
+        )
+    if key == "fingerprint":
+        known = there.split("-") if isinstance(there, str) else []
+        key = "view" if known[:1] == here.split("-")[:1] else "dataset"
+        return f"the state is of another {key}: {_MENDS[key]}"
+    if key == "samples":
+        return f"the state is of a view of {shown(there)} samples; this has {here}: {_MENDS[key]}"
+    return (
+        f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: make it like "
+        "that"
+    )
+
+
+def _add(digest: hashlib.blake2b, fact: Any) -> None:
+    """Add what something is made of to a hash; each fact is told from its neighbours."""
+    if isinstance(fact, np.ndarray):
+        digest.update(f"{fact.dtype.str}{fact.shape}".encode())
+        digest.update(np.ascontiguousarray(fact).view(np.uint8).data)
+    elif isinstance(fact, tuple):
+        digest.update(f"({len(fact)}".encode())
+        for part in fact:
+            _add(digest, part)
+    elif isinstance(fact, Mask | Selection | Concatenation):
+        _add(digest, fact.__reduce__()[1])
+    else:  # numbers and ranges, and what is computed from the numbers that its text says
+        digest.update(f"{fact!r};".encode())

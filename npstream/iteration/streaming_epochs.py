@@ -1,0 +1,316 @@
+"""Samples in Streaming's orders, epoch after epoch, for a run that moves here.
+
+They are those of a dataset, or of a mixture, whose sources are Streaming's streams.
+
+Positions count samples of all ranks, as everywhere: of what Streaming deals out, where some
+samples come twice so that ranks get equally many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream.iteration.counter import Place
+from npstream.iteration.partition import Gaps, left_before, stepped_over
+from npstream.iteration.ranks import Ranks
+from npstream.iteration.state import count_in, difference, identity, place_of, require, state_of
+from npstream.orders.streaming.batching import StreamError
+from npstream.orders.streaming.order import STATE
+from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.settings import StreamingShuffle
+from npstream.orders.streaming.state import RunOf
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Bools, Int64
+    from npstream.indexing.selection import Selection
+    from npstream.orders.streaming.order import Epoch, StreamingOrder
+    from npstream.reading.source import Source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamingShare:
+    """One rank's part of what is left of an epoch; compare `npstream.iteration.epochs.Share`.
+
+    Parameters
+    ----------
+    epoch : Epoch
+        What Streaming deals out from position `first` on.
+    node, rank : int
+        The rank's node, and its number there.
+    first : int
+    position, stop : int
+        Where the first batch begins, and where the last one of any rank ends.
+    own : int
+        The rank's samples in `epoch`.
+    gaps : tuple
+        Stretches that are left out: as many samples of each rank.
+    """
+
+    epoch: Epoch = field(repr=False)
+    node: int
+    rank: int
+    first: int
+    position: int
+    stop: int
+    own: int
+    gaps: Gaps
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.epoch.world.ranks
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of each rank in a batch."""
+        return self.epoch.batch_size
+
+    @property
+    def whole(self) -> int:
+        """Samples in a global batch."""
+        return self.world * self.batch_size
+
+    @property
+    def start(self) -> int:
+        """Where the first batch begins; like all positions here, with gaps taken out."""
+        return left_before(self.position, self.gaps)
+
+    @property
+    def size(self) -> int:
+        """The position after the last global batch."""
+        return left_before(self.stop, self.gaps)
+
+    end = until = size
+
+    @property
+    def samples(self) -> int:
+        """Samples that the rank reads."""
+        stop = left_before(self.first + self.own * self.world, self.gaps)
+        return max(stop - self.start, 0) // self.world
+
+    @property
+    def batches(self) -> int:
+        """Batches that the rank reads."""
+        return -(-self.samples // self.batch_size)
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return self.epoch.at_once(step)
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches. Which of them come again is not known."""
+        first = np.arange(batches.start, batches.stop, batches.step) * self.whole + self.start
+        left = np.add.outer(first, np.arange(0, self.whole, self.world)).reshape(-1)
+        numbers = (stepped_over(left, self.gaps) - self.first) // self.world
+        # Who goes on within a batch reads batches that begin there.
+        numbers = numbers[numbers < (self.stop - self.first) // self.world]
+        ids = self.epoch.samples(self.node, self.rank, numbers)
+        ids = ids[ids >= 0]
+        return ids, np.zeros(len(ids), bool)
+
+
+class StreamingEpochs:
+    """Samples at positions of epochs, as `Epochs` has them for native orders.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    shuffle : str or StreamingShuffle
+    seed : int
+        Must be 0, as the settings hold a seed.
+    size : int, optional
+        Samples that an epoch picks, by default all, or what the weights sum up to.
+    batch_size, global_batch_size : int, optional
+        On them depend orders whose batches are not of all samples at random.
+    """
+
+    room = 0
+
+    def __init__(
+        self,
+        source: Source,
+        selection: Selection,
+        shuffle: str | StreamingShuffle,
+        seed: int,
+        size: int | None,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+    ) -> None:
+        settings = StreamingShuffle(shuffle) if isinstance(shuffle, str) else shuffle
+        if not isinstance(settings, StreamingShuffle):
+            raise TypeError(
+                f"shuffle={shuffle!r}: expected False, True, an npstream.Shuffle, the name of an "
+                "order of Streaming or an npstream.StreamingShuffle"
+            )
+        if seed != 0:
+            raise ValueError(
+                f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "
+                f"shuffle=npstream.StreamingShuffle({settings.shuffle_algo!r}, shuffle_seed={seed})"
+            )
+        if batch_size is None and global_batch_size is None and settings.is_batched:
+            raise ValueError(
+                f"batching_method={settings.batching_method!r}: give batch_size or "
+                "global_batch_size"
+            )
+        self._settings = settings
+        self._source = source
+        self._selection = selection
+        self._chosen = size
+        self._batch_size, self._global_batch_size = batch_size, global_batch_size
+        self._names, self._shards = _streams(source, selection)
+        self._weights = settings.weights(self._names)
+        self._order(None).taken()  # says what does not fit
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as Streaming counts them."""
+        world = _world(ranks).replicated(replication)
+        return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
+
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> StreamingShare:
+        """Return a rank's part of what is left of an epoch."""
+        if last == "short":
+            raise ValueError(
+                "last='short': Streaming's orders repeat samples so that all ranks read equally "
+                "many; shuffle=False, or a native order, reads each sample once"
+            )
+        world, first = _world(ranks), place.drop_first
+        order, whole = self._order(place.run, batch_size), world.ranks * batch_size
+        unit = world.ranks
+        if order.is_relaxed(world) and not self._settings.is_batched:
+            unit = whole
+        if (place.position - first) % unit:
+            first = place.position  # as Streaming does wherever it goes on
+        try:
+            epoch = order.epoch(place.epoch, world, first)
+        except StreamError as error:
+            if not self._names:
+                raise
+            name = self._names[error.stream]
+            raise ValueError(f"{error} (stream {error.stream} is source {name!r})") from None
+        node, rank = world.place(ranks.rank)
+        batches, own = epoch.batches, epoch.count(node, rank)
+        if last == "drop":
+            batches = epoch.full_batches
+            own = batches * batch_size
+        stop = first + batches * whole
+        cuts = [cut for gap in place.gaps for cut in gap if place.position < cut < stop]
+        if any((cut - first) % unit for cut in cuts):
+            raise ValueError(
+                f"of the epoch, {place.gaps} are left out, where an order of Streaming leaves out "
+                f"multiples of {unit} samples, from sample {first} on: go on with the ranks and "
+                "batches for which they were left out"
+            )
+        return StreamingShare(
+            epoch=epoch, node=node, rank=rank, first=first, position=place.position,
+            stop=stop, own=own, gaps=place.gaps,
+        )  # fmt: skip
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return False
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether the nodes do, only where a state knows which ones the run began with."""
+        world, order = _world(ranks), self._order(None)
+        fits = order.lanes(world) % world.nodes == 0 or world.nodes % order.lanes(world) == 0
+        return order.partition_algo == "relaxed" and not fits
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return 1: Streaming lets nodes share a lane, or take whole ones."""
+        return 1
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        return 1 / nodes
+
+    def with_block(self, nbytes: int) -> tuple[StreamingEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self._settings.shuffle_algo is None:
+            return None
+        samples = self._source.rows_of(nbytes)
+        other = copy(self)
+        other._settings = replace(self._settings, shuffle_block_size=samples)
+        return other, f"shuffle_block_size={samples}"
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which is also one of Streaming's."""
+        order, world = self._order(place.run), _world(ranks)
+        of_streaming = order.state(world, place.epoch, place.position)
+        run = RunOf(*(of_streaming[name] for name in RunOf._fields))
+        return {
+            **state_of(self._facts(run, ranks), place),
+            "drop_first": place.drop_first,
+            **of_streaming,
+        }
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state, or one of Streaming's, says to go on."""
+        if isinstance(state, Mapping) and "version" not in state:
+            for key in (*STATE, "initial_physical_nodes"):
+                if state.get(key) is not None:
+                    count_in(state, key, -1 if key == "epoch" else 0)
+            order, number, position = self._order(None).resume(state, _world(ranks))
+            if state["epoch"] < 0:
+                return Place(0)
+            run = RunOf(*(getattr(order, name) for name in RunOf._fields))
+            return Place(number, position, drop_first=position, run=run)
+        require(state, (*RunOf._fields, "drop_first"))
+        run = RunOf(*(count_in(state, name) for name in RunOf._fields))
+        for name, there in run._asdict().items():
+            here = getattr(self._settings, name)
+            if here is not None and here != there:
+                raise ValueError(difference(name, there, here))
+        place = place_of(state, self._facts(run, ranks))
+        return place._replace(drop_first=count_in(state, "drop_first"), run=run)
+
+    def _order(self, run: RunOf | None, batch_size: int = 1) -> StreamingOrder:
+        return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)
+
+    def _facts(self, run: RunOf, ranks: Ranks) -> dict[str, Any]:
+        """Return what positions depend on, but for what a run's states know themselves."""
+        order = self._order(run)
+        names = ["partition_algo", "sampling_method", "sampling_granularity"]
+        facts = {**self._identity, "seed": run.shuffle_seed, "epoch_size": self._chosen}
+        if self._settings.is_batched:
+            names.append("batching_method")
+            each = self._global_batch_size or (self._batch_size or 1) * ranks.world
+            facts["global_batch_size"] = each
+        settings = {name: getattr(order, name) for name in names}
+        settings["shuffle_block_size"] = order.block_size(World(1, 1))
+        facts["shuffle"] = {"order": self._settings.shuffle_algo, **settings}
+        if self._names:
+            weights = map(asdict, self._weights)
+            facts["weights"] = dict(zip(self._names, weights, strict=True))
+        return facts
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return identity(self._source.index, self._source.stored(self._selection))
+
+
+def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:
+    """Return the names of a mixture's sources, and the samples of each shard of each stream."""
+    members = source.members
+    mixed = [(f"source {each.name!r}", each.source, each.selection) for each in members]
+    for what, _, view in [("this", source, selection), *mixed]:
+        if view.affine != (0, 1) or view.size != view.source:
+            raise ValueError(
+                f"Streaming's orders are of whole datasets, and {what} is a view of one: "
+                f"{view.size} of {view.source} samples, or in another order; shuffle=True takes "
+                "any view"
+            )
+    if not members:
+        return [], [np.diff(source.index.starts)]
+    return [each.name for each in members], [np.diff(e.source.index.starts) for e in members]
+
+
+def _world(ranks: Ranks) -> World:
+    return World(ranks.world // ranks.per_node, ranks.per_node)

@@ -1,0 +1,1 @@
+"""Mixtures of several datasets, drawn by weight."""

@@ -1,0 +1,355 @@
+"""The samples of a mixture, epoch after epoch, however its batches are drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.arguments import counted, integer
+from npstream.iteration.partition import Partition, left_before, stepped_over
+from npstream.iteration.ranks import Ranks
+from npstream.iteration.state import place_of, require, state_of
+from npstream.mixture.run import BATCHINGS, Batches, Run, laid_out, new_run, resolved
+from npstream.mixture.states import adopted, named
+from npstream.mixture.stream import EpochOrder, MixtureOrder
+from npstream.orders.order import Shuffle
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Bools, Int64
+    from npstream.iteration.counter import Place
+    from npstream.mixture.shares import MixtureOf
+
+ROOM = 1 << 20
+"""Bytes of what workers can be told of the run that a state is of, compressed."""
+
+_EACH, _LEAST = 8, 1 << 14
+"""Rows of each source that are looked up at once, on average, and of all, at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureShare(Partition):
+    """One rank's part of what is left of an epoch; compare `npstream.iteration.epochs.Share`.
+
+    Parameters
+    ----------
+    stretch : EpochOrder
+    place : Place
+    first : int
+        Where those positions begin that fill up the last batch: not before the mixture changed.
+    even : bool
+        Whether batches of all sources are of one size.
+    """
+
+    stretch: EpochOrder = field(repr=False)
+    place: Place
+    first: int
+    even: bool
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return _rows_at_once(self.stretch) // self.batch_size or 1 if self.even else 1
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches, and which of them only fill up the last one."""
+        positions = self.positions(batches)
+        repeated = _wrap(positions, self.first, self.size)
+        rows = self.stretch.at(stepped_over(positions, self.place.gaps))
+        return (rows, repeated) if self.even else (rows[rows >= 0], repeated[rows >= 0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceShare:
+    """One rank's part of what is left of an epoch, where each of its batches is of one source.
+
+    Parameters
+    ----------
+    units : Partition
+        The rank's batches, as those of all ranks are dealt to them.
+    batch_size : int
+        Positions of a batch.
+    stretch, place, first, even
+        See `MixtureShare`.
+    """
+
+    units: Partition
+    batch_size: int
+    stretch: EpochOrder = field(repr=False)
+    place: Place
+    first: int
+    even: bool
+
+    @property
+    def world(self) -> int:
+        """All ranks."""
+        return self.units.world
+
+    @property
+    def whole(self) -> int:
+        """Positions of a global batch."""
+        return self.world * self.batch_size
+
+    @property
+    def start(self) -> int:
+        """Where the first batch begins."""
+        return self.units.start * self.batch_size
+
+    @property
+    def size(self) -> int:
+        """The end of the epoch."""
+        return self.units.size * self.batch_size
+
+    @property
+    def end(self) -> int:
+        """The position after the last one that some rank reads."""
+        return self.units.end * self.batch_size
+
+    @property
+    def until(self) -> int:
+        """The position from which on nothing new is read."""
+        return self.units.until * self.batch_size
+
+    @property
+    def batches(self) -> int:
+        """Batches that the rank reads."""
+        return self.units.samples
+
+    @property
+    def samples(self) -> int:
+        """Positions that the rank reads."""
+        return self.batches * self.batch_size
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        return _rows_at_once(self.stretch) // self.batch_size or 1 if self.even else 1
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the samples in some batches, and which of them come again."""
+        begin = self.units.positions(batches) * self.batch_size
+        repeated = np.repeat(_wrap(begin, self.first, self.size), self.batch_size)
+        begin = stepped_over(begin, self.place.gaps)
+        rows = self.stretch.at(np.add.outer(begin, np.arange(self.batch_size)).reshape(-1))
+        return (rows, repeated) if self.even else (rows[rows >= 0], repeated[rows >= 0])
+
+
+class MixtureEpochs:
+    """Rows of a mixture at positions of epochs, as `Epochs` has those of a view.
+
+    Parameters
+    ----------
+    of : MixtureOf
+    shuffle : bool or Shuffle
+        Whether each pass through a source has an order of its own, and its settings.
+    seed : int
+    size : int, optional
+        Samples in an epoch, by default those of all sources, but for what is left of a row of
+        lanes. Where batches must not be split, it is rounded down to whole ones.
+    batching : {"random", "stratified", "per_stream", "device_per_stream"}
+        What a source is drawn for: a sample; a sample of a global batch, which has exact shares; a
+        global batch; a rank's batch.
+    batches : Batches
+        Sizes of batches, if they matter.
+    """
+
+    room = ROOM
+
+    def __init__(
+        self,
+        of: MixtureOf,
+        shuffle: bool | Shuffle = False,
+        seed: int = 0,
+        size: int | None = None,
+        batching: str = "random",
+        batches: Batches = Batches(),  # noqa: B008 - it cannot change
+    ) -> None:
+        if batching not in BATCHINGS:
+            raise ValueError(f"batching={batching!r}: expected {', '.join(map(repr, BATCHINGS))}")
+        if not isinstance(shuffle, bool | Shuffle):
+            raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
+        if batching != "random" and not batches.sizes:
+            raise ValueError(f"batching={batching!r}: give batch_size or global_batch_size")
+        self._of = of
+        self._settings = Shuffle() if shuffle is True else shuffle or None
+        self._seed, self._chosen = seed, size
+        self._batching, self._batches = batching, batches
+        self._held: dict[Any, tuple[Run, MixtureOrder]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": {}}
+
+    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+        """Return the ranks that are left if several in a row are one, as to what they read."""
+        return ranks.sharing(replication)
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether `epoch_size` changes no order, but only where epochs end."""
+        return True
+
+    def needs_state(self, ranks: Ranks) -> bool:
+        """Tell whether these ranks will do only after a state was loaded: any always do."""
+        return False
+
+    def shared_chunks(self, nodes: int) -> int:
+        """Return how many nodes read a chunk that one could read alone, on average over bytes.
+
+        Sources of one lane are small, as a rule, and all nodes read them.
+        """
+        block, lanes = resolved(self._of, self._settings)
+        sources = laid_out(self._of, range(len(self._of.names)), self._settings, block, lanes)
+        times = [
+            nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
+        ]
+        return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._of.nbytes]))
+
+    def chunk_share(self, nodes: int) -> float:
+        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        return 1 / nodes
+
+    def with_block(self, nbytes: int) -> tuple[MixtureEpochs, str] | None:
+        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        if self._settings is None:
+            return None
+        other = copy(self)
+        other._settings, other._held = Shuffle(nbytes), {}
+        return other, f"shuffle=npstream.Shuffle(block={nbytes})"
+
+    def part(
+        self, place: Place, ranks: Ranks, batch_size: int, last: str
+    ) -> MixtureShare | DeviceShare:
+        """Return a rank's part of what is left of an epoch."""
+        run, stream = self._stream(place.note, ranks)
+        cuts = [place.position, *(cut for gap in place.gaps for cut in gap)]
+        if any(cut % run.grain for cut in cuts if cut < run.size and self._batching != "random"):
+            raise ValueError(
+                f"position {place.position} of the epoch, of which {place.gaps} are left out, is "
+                f"within a batch: with batching={self._batching!r} an iteration goes on between "
+                f"batches, which take {run.grain} positions"
+            )
+        stretch = EpochOrder(stream, run.reached(place.epoch, 0), run.size)
+        size, start = (left_before(at, place.gaps) for at in (run.size, place.position))
+        begun = run.stretches[run.since].start * run.width - run.reached(place.epoch, 0)
+        facts: Any = {
+            "stretch": stretch, "place": place, "even": run.is_even,
+            "first": left_before(max(begun, 0), place.gaps),
+        }  # fmt: skip
+        nodes = ranks.world // ranks.per_node
+        if self._batching == "device_per_stream":
+            each = run.grain
+            units = Partition(size // each, ranks.rank, ranks.world, 1, last, nodes, start // each)
+            return DeviceShare(units=units, batch_size=each, **facts)
+        if self._batching != "random":
+            batch_size = run.grain // ranks.world
+        return MixtureShare(size, ranks.rank, ranks.world, batch_size, last, nodes, start, **facts)
+
+    def order(self, epoch: int, ranks: Ranks = Ranks(0, 1, 1)) -> EpochOrder:  # noqa: B008
+        """Return the order of an epoch, of a run that no state was loaded into."""
+        run, stream = self._stream("", ranks)
+        if not run.is_even:
+            raise ValueError("batches that differ in size by source have no order of samples")
+        return EpochOrder(stream, run.reached(epoch, 0), run.size)
+
+    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+        """Return a state, which does not depend on the ranks."""
+        run, _ = self._stream(place.note, ranks)
+        return {**state_of(self._facts, place), "mixture": named(run, self._of).as_json()}
+
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+        """Return where a state says to go on, with any ranks."""
+        if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
+            raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
+        require(state, ("mixture",))
+        place = place_of(state, self._facts)
+        own, _ = self._stream("", ranks)
+        run = adopted(Run.of_json(state["mixture"]), own, self._of)
+        if run == named(own, self._of):
+            return place
+        return place._replace(note=json.dumps(run.as_json()))
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """Return what positions depend on, but for the run."""
+        shuffle = None
+        if self._settings is not None:
+            block, lanes = self._settings.block, self._settings.lanes
+            shuffle = {"order": "mixture", "block": block, "lanes": lanes}
+        return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._chosen}
+
+    def _stream(self, note: str, ranks: Ranks) -> tuple[Run, MixtureOrder]:
+        """Return the run that a note is of, or the one without a note; and its stream."""
+        key = note, ranks.world
+        if key not in self._held:
+            if note:
+                run = Run.of_json(json.loads(note))
+            else:
+                run = new_run(
+                    self._of, self._settings, self._batching, self._batches, self._chosen, ranks
+                )
+            firsts = np.cumsum([0, *self._of.sizes]).tolist()
+            here = {
+                name: stored
+                for name, *stored in zip(self._of.names, self._of.chunks, firsts, strict=False)
+            }
+            chunks, rows = zip(*(here.get(s.name, (None, 0)) for s in run.sources), strict=True)
+            self._held = {key: (run, MixtureOrder(run.course(self._seed), chunks, rows))}
+        return self._held[key]
+
+
+def _rows_at_once(stretch: EpochOrder) -> int:
+    """Return how many rows are worth looking up at once: to go to a source takes long."""
+    return max(_LEAST, _EACH * len(stretch.stream.chunks))
+
+
+def _wrap(positions: Int64, first: int, size: int) -> Bools:
+    """Turn positions beyond the last, in place, into ones from `first` on; return which were."""
+    beyond = positions >= size
+    if beyond.any():
+        positions[beyond] = first + (positions[beyond] - size) % (size - first)
+    return beyond
+
+
+def epochs_of(
+    of: MixtureOf, batching: str, settings: Mapping[str, Any]
+) -> tuple[MixtureEpochs, dict[str, Any]]:
+    """Return epochs for the settings of `Mixture.iter`, and what an Iteration takes of them."""
+    given = dict(settings)
+    batches, is_mapping = Batches(), False
+    for key in ("batch_size", "global_batch_size"):
+        size = given.get(key)
+        if size is None:
+            continue
+        if isinstance(size, Mapping):
+            is_mapping = True
+            if batching not in ("per_stream", "device_per_stream"):
+                raise ValueError(
+                    f"{key}={size!r}: batches of one source each, as with batching='per_stream' or "
+                    "'device_per_stream', may differ in size"
+                )
+            if set(size) != set(of.names):
+                raise ValueError(
+                    f"{key}={size!r}: expected a size for each of {', '.join(map(repr, of.names))}"
+                )
+        else:
+            size = dict.fromkeys(of.names, size)
+        sizes = tuple(integer(key, size[name], 1) for name in of.names)
+        given[key] = max(sizes)
+        batches = Batches(sizes, key == "global_batch_size")
+    if (is_mapping or batching == "device_per_stream") and not given.get("batched", True):
+        raise ValueError(
+            "batched=False: batches of the device's own source, or of a source's own size, are "
+            "made here"
+        )
+    epochs = MixtureEpochs(
+        of,
+        given.pop("shuffle", False),
+        integer("seed", given.pop("seed", 0)),
+        counted("epoch_size", given.pop("epoch_size", None)),
+        batching,
+        batches,
+    )
+    return epochs, given

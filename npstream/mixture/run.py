@@ -1,0 +1,391 @@
+"""What a run over a mixture is of, from its beginning on; and how it goes on with another one.
+
+A run is what positions mean: the lanes and blocks of each source, which stay as they were when the
+run met it, and from which unit on sources are drawn by which shares. All of it stands in states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from npstream.errors import shown
+from npstream.iteration.state import count_in, require
+from npstream.mixture.shares import (
+    MixtureOf,
+    apportioned,
+    block_counts,
+    block_length,
+    coprime_from,
+    least_length,
+)
+from npstream.mixture.stream import VERSION, Course, Phase, Stored
+from npstream.orders.order import LANES, LEAST_BLOCK, Shuffle
+
+if TYPE_CHECKING:
+    from npstream.iteration.ranks import Ranks
+
+BATCHINGS = ("random", "stratified", "per_stream", "device_per_stream")
+"""What sources are drawn for: samples; those of a global batch; global batches; ranks' batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Sizes of batches, of each source: of a rank's, or of those of all ranks."""
+
+    sizes: tuple[int, ...] = ()
+    of_all_ranks: bool = False
+
+    def per_rank(self, ranks: Ranks) -> tuple[int, ...]:
+        """Return the sizes of a rank's batches."""
+        if not self.of_all_ranks:
+            return self.sizes
+        if uneven := [size for size in self.sizes if size % ranks.world]:
+            raise ValueError(
+                f"global_batch_size={uneven[0]}: expected a multiple of {ranks.world}, the number "
+                "of ranks"
+            )
+        return tuple(size // ranks.world for size in self.sizes)
+
+    def whole(self, ranks: Ranks) -> tuple[int, ...]:
+        """Return the sizes of global batches."""
+        return tuple(size * ranks.world for size in self.per_rank(ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A source as a run knows it; its lanes, and the rows of a block in one."""
+
+    name: str
+    samples: int
+    fingerprint: str
+    lanes: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """From which unit on sources have which shares, exact in blocks of how many units."""
+
+    start: int
+    length: int
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What positions of a run mean.
+
+    Parameters
+    ----------
+    batching : str
+    lanes, block : int
+        What the lanes of sources divide; and bytes that are shuffled together, 0 for all.
+    sources : tuple of Source
+        All that the run ever drew from.
+    sizes : tuple of int, optional
+        Where batches are drawn, the samples of each source in one; None while that is not known.
+    grain : int
+        Positions of a batch that must not be split: those of the largest.
+    stretches : tuple of Stretch
+    size : int
+        Positions in an epoch.
+    epoch, offset : int
+        The first epoch of that size, and where in the stream it begins.
+    since : int
+        The first of the stretches that are of the mixture which the run goes on with.
+    """
+
+    batching: str
+    lanes: int
+    block: int
+    sources: tuple[Source, ...]
+    sizes: tuple[int | None, ...] | None
+    grain: int
+    stretches: tuple[Stretch, ...]
+    size: int
+    epoch: int = 0
+    offset: int = 0
+    since: int = 0
+
+    @property
+    def is_even(self) -> bool:
+        """Whether batches of all sources are of one size."""
+        return self.sizes is None or len(set(self.sizes)) == 1
+
+    @property
+    def width(self) -> int:
+        """Positions of a unit."""
+        return 1 if self.sizes is None else self.grain
+
+    @property
+    def stream_lanes(self) -> int:
+        """Lanes that units are dealt to."""
+        return 1 if self.batching == "per_stream" else self.lanes
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the sources that the run draws from by now."""
+        shares = self.stretches[-1].shares
+        return [s.name for s, share in zip(self.sources, shares, strict=True) if share]
+
+    def reached(self, epoch: int, position: int) -> int:
+        """Return the position in the stream of a position in an epoch."""
+        if epoch < self.epoch:
+            raise ValueError(f"epoch {epoch} was before the mixture changed, in epoch {self.epoch}")
+        return self.offset + (epoch - self.epoch) * self.size + position
+
+    def course(self, seed: int) -> Course:
+        """Return what the run's stream depends on."""
+        names = [source.name for source in self.sources]
+        phases = [
+            Phase(
+                stretch.start,
+                tuple(block_counts(names, self._unit_shares(stretch.shares), stretch.length)),
+            )
+            for stretch in self.stretches
+        ]
+        return Course(
+            seed=seed,
+            lanes=self.stream_lanes,
+            sources=tuple(Stored(s.name, s.samples, s.lanes, s.block) for s in self.sources),
+            phases=tuple(phases),
+            batches=None if self.sizes is None else tuple(s or self.grain for s in self.sizes),
+            across=self.batching == "per_stream",
+        )
+
+    def going_by(self, of: MixtureOf, begin: int = 0) -> tuple[Stretch, ...]:
+        """Return the stretches of a mixture's schedule, from a unit on."""
+        grid = self.grain if self.batching == "stratified" else self.stream_lanes
+        starts: dict[int, tuple[float, ...]] = {}
+        for position, shares in of.schedule:
+            start = -(-position // (self.width * grid)) * grid
+            by_name = dict(zip(of.names, shares, strict=True))
+            of_all = tuple(by_name.get(source.name, 0.0) for source in self.sources)
+            starts[max(start, begin)] = of_all  # the last one that begins there
+            if self.batching == "stratified":
+                _check_shares(of, shares, self.grain)
+        return tuple(
+            Stretch(start, self._length(of, shares), shares) for start, shares in starts.items()
+        )
+
+    def _length(self, of: MixtureOf, shares: tuple[float, ...]) -> int:
+        """Return the units in which shares are exact."""
+        if self.batching == "stratified":
+            return self.grain
+        lanes = self.stream_lanes
+        if of.block is None:
+            return block_length(self._unit_shares(shares), lanes)
+        return coprime_from(of.block, lanes)
+
+    def _unit_shares(self, shares: tuple[float, ...]) -> list[float]:
+        """Turn shares of samples into shares of units."""
+        sizes = self.sizes or [1] * len(shares)
+        units = [share / (size or self.grain) for share, size in zip(shares, sizes, strict=True)]
+        whole = math.fsum(units)
+        return [unit / whole for unit in units]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the run as plain JSON has it."""
+        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {"version": list(VERSION), **facts}
+
+    @classmethod
+    def of_json(cls, facts: Any) -> Run:
+        """Return the run that `as_json` had."""
+        names = [each.name for each in fields(cls)]
+        if not isinstance(facts, Mapping):
+            raise ValueError(f"this state is damaged: mixture is {shown(facts)}")
+        require(facts, ("version", *names))
+        if facts["version"] != list(VERSION):
+            raise ValueError(
+                f"the state is of a mixture's order of version {shown(facts['version'])}; this "
+                f"release of npstream has version {list(VERSION)}"
+            )
+        known = {name: facts[name] for name in names}
+        known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
+        known["stretches"] = tuple(
+            _stretch(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
+        )
+        for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
+            count_in(facts, key, least)
+        if not 0 <= count_in(facts, "since") < len(known["stretches"]):
+            raise ValueError(f"this state is damaged: since is {facts['since']}")
+        count_in(facts, "epoch")
+        if known["sizes"] is not None:
+            known["sizes"] = tuple(_list_in(facts, "sizes"))
+            if len(known["sizes"]) != len(known["sources"]):
+                raise ValueError(f"this state is damaged: sizes are {shown(facts['sizes'])}")
+            for size in known["sizes"]:
+                if size is not None:
+                    count_in({"sizes": size}, "sizes", 1)
+        if known["batching"] not in BATCHINGS:
+            raise ValueError(f"this state is damaged: batching is {shown(known['batching'])}")
+        run = cls(**known)
+        run._check_lanes()
+        return run
+
+    def _check_lanes(self) -> None:
+        """Raise unless lanes and stretches are such that `Course` can have them."""
+        if wrong := [source.lanes for source in self.sources if self.lanes % source.lanes]:
+            raise ValueError(
+                f"this state is damaged: a source has {wrong[0]} lanes, and all have {self.lanes}"
+            )
+        lanes = self.stream_lanes
+        starts = [stretch.start for stretch in self.stretches]
+        shared = [math.gcd(stretch.length, lanes) not in (1, lanes) for stretch in self.stretches]
+        if starts[0] or starts != sorted(set(starts)) or any(shared):
+            raise ValueError(f"this state is damaged: stretches {shown(self.stretches)}")
+
+
+def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list of a state, which is not empty."""
+    if not isinstance(facts[key], list) or not facts[key]:
+        raise ValueError(f"this state is damaged: {key} is {shown(facts[key])}; expected a list")
+    return list(facts[key])
+
+
+def _require_fields(facts: Any, kind: type[Source | Stretch]) -> None:
+    """Raise unless this is a part of a state that has the fields of a class."""
+    names = [each.name for each in fields(kind)]
+    if not isinstance(facts, Mapping) or any(name not in facts for name in names):
+        raise ValueError(f"this state is damaged: {shown(facts)}; expected {', '.join(names)}")
+
+
+def _source(facts: Any) -> Source:
+    """Return a source of a state."""
+    _require_fields(facts, Source)
+    name, fingerprint = facts["name"], facts["fingerprint"]
+    if not isinstance(name, str) or not isinstance(fingerprint, str):
+        raise ValueError(f"this state is damaged: it has the source {shown(facts)}")
+    samples, block = count_in(facts, "samples"), count_in(facts, "block")
+    return Source(name, samples, fingerprint, count_in(facts, "lanes", 1), block)
+
+
+def _stretch(facts: Any, sources: int) -> Stretch:
+    """Return a stretch of a state with so many sources."""
+    _require_fields(facts, Stretch)
+    shares = _list_in(facts, "shares")
+    sound = len(shares) == sources and all(
+        isinstance(share, int | float) and 0 <= share <= 1 for share in shares
+    )
+    if not sound or not 0.99 < math.fsum(shares) < 1.01:
+        raise ValueError(f"this state is damaged: it has the shares {shown(shares)}")
+    return Stretch(count_in(facts, "start"), count_in(facts, "length", 1), tuple(shares))
+
+
+def new_run(
+    of: MixtureOf,
+    settings: Shuffle | None,
+    batching: str,
+    batches: Batches,
+    size: int | None,
+    ranks: Ranks,
+) -> Run:
+    """Return a run as it is from the beginning; fingerprints of sources are left out.
+
+    Parameters
+    ----------
+    of : MixtureOf
+    settings : Shuffle, optional
+        None reads sources in their own order.
+    batching : str
+    batches : Batches
+    size : int, optional
+        Samples in an epoch.
+    ranks : Ranks
+    """
+    block, lanes = resolved(of, settings)
+    is_batched = batching in ("per_stream", "device_per_stream")
+    if batching == "random":
+        sizes: tuple[int, ...] = (1,)
+    elif batching == "device_per_stream":
+        sizes = batches.per_rank(ranks)
+    else:
+        sizes = batches.whole(ranks)
+    grain = max(sizes)
+    if batching == "stratified":
+        lanes = math.gcd(lanes, grain)
+    run = Run(
+        batching=batching,
+        lanes=lanes,
+        block=block,
+        sources=laid_out(of, range(len(of.names)), settings, block, lanes),
+        sizes=sizes if is_batched else None,
+        grain=grain,
+        stretches=(),
+        size=0,
+    )
+    return replace(run, stretches=run.going_by(of), size=epoch_size(of, size, run))
+
+
+def resolved(of: MixtureOf, settings: Shuffle | None) -> tuple[int, int]:
+    """Return the bytes that are shuffled together, 0 for all, and the lanes of a mixture."""
+    chosen = Shuffle(None) if settings is None else settings.resolve(sum(of.nbytes))
+    return int(chosen.block or 0), chosen.lanes or 1
+
+
+def laid_out(
+    of: MixtureOf, numbers: Iterable[int], settings: Shuffle | None, block: int, lanes: int
+) -> tuple[Source, ...]:
+    """Lay sources out in lanes and blocks of their own.
+
+    Parameters
+    ----------
+    of : MixtureOf
+    numbers : iterable of int
+        Which sources.
+    settings : Shuffle, optional
+    block, lanes : int
+        Those of the mixture.
+    """
+    total = max(sum(of.nbytes), 1)
+    # Lanes that were asked for may be smaller than those that are chosen.
+    least = min(LEAST_BLOCK, max(block // lanes, 1))
+    choice = [c for c in range(1, lanes + 1) if lanes % c == 0 and (c in LANES or c & c - 1 == 0)]
+    choice += [lanes]
+    found = []
+    for number in numbers:
+        name, samples, nbytes = of.names[number], of.sizes[number], max(of.nbytes[number], 1)
+        own = max(block * nbytes // total, least)
+        if settings is None or block == 0 or (nbytes <= own and settings.lanes is None):
+            found.append(Source(name, samples, "", 1, 0 if settings is None else samples))
+            continue
+        most = min(own // least, samples)
+        count = max(c for c in choice if c == 1 or c <= most)
+        found.append(Source(name, samples, "", count, -(-own * samples // (nbytes * count))))
+    return tuple(found)
+
+
+def epoch_size(of: MixtureOf, chosen: int | None, run: Run) -> int:
+    """Return the positions in an epoch: whole batches, or whole rows of lanes if none is chosen."""
+    samples = sum(of.sizes) if chosen is None else chosen
+    if run.batching == "random":
+        rest = samples % run.lanes if chosen is None and samples >= run.lanes else 0
+        return samples - rest
+    if chosen is not None and chosen < run.grain:
+        raise ValueError(
+            f"epoch_size={chosen}: with batching={run.batching!r} an epoch has whole batches, and "
+            f"one takes {run.grain} samples"
+        )
+    return max(samples // run.grain, 1) * run.grain
+
+
+def _check_shares(of: MixtureOf, shares: tuple[float, ...], whole: int) -> None:
+    """Raise unless a global batch holds some of each source, and none of them twice."""
+    for name, samples, share, count in zip(
+        of.names, of.sizes, shares, apportioned(shares, whole), strict=True
+    ):
+        if count == 0:
+            raise ValueError(
+                f"source {name!r} has {share:.3g} of the weight, of which a global batch of "
+                f"{whole} samples holds none: global_batch_size={least_length(shares)} would do"
+            )
+        if count > samples:
+            raise ValueError(
+                f"source {name!r} has {samples} samples, and a global batch of {whole} is to hold "
+                f"{count} of it: give it less weight, or make batches smaller"
+            )

@@ -1,0 +1,1 @@
+"""The orders of MosaicML Streaming, bit for bit."""

@@ -1,0 +1,1 @@
+"""From sample numbers to arrays: plan, gather, decode."""

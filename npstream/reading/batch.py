@@ -1,0 +1,163 @@
+"""What a read returns: the columns of some samples."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core import optional as exchange
+from npstream._core.typing import Bools, Int64
+from npstream.reading.ragged import Ragged
+from npstream.writing.tables import Columns, columns_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["Batch", "Ragged"]
+
+_SHOWN = 20  # columns in a repr
+
+
+class Batch(dict[str, Any]):
+    """The columns of some samples: a dict of an array, or a Ragged, for each.
+
+    It knows which samples these are, and still does when it is copied, pickled, or converted by
+    torch. What rebuilds it from its columns alone loses that: `ids` then raises AttributeError.
+
+    Parameters
+    ----------
+    columns : mapping of str to ndarray or Ragged
+    ids : array_like of int, optional
+        The sample ids, in the shape of the view that was read.
+    repeated : array_like of bool, optional
+        Which samples only fill the batch up; by default none.
+    encodings : mapping of str to str, optional
+        How the columns were stored, for `npstream.write` to store them so again.
+
+    Examples
+    --------
+    >>> batch = Batch({"x": np.ones((2, 3)), "text": Ragged.from_list(["a", "bcd"])}, [7, 3])
+    >>> batch
+    <Batch: 2 samples>
+      x     float64 (2, 3)
+      text  Ragged, 2 str, 1 to 3 bytes
+    >>> batch.ids
+    array([7, 3])
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        ids: ArrayLike | None = None,
+        repeated: ArrayLike | None = None,
+        *,
+        encodings: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(columns)
+        self._encodings = encodings
+        self._ids = None if ids is None else np.asarray(ids, np.int64)
+        self._repeated = None if repeated is None else np.asarray(repeated, np.bool_)
+
+    @property
+    def ids(self) -> Int64:
+        """The sample ids, in the shape of the view that was read."""
+        if self._ids is None:
+            raise AttributeError("this batch was made from columns alone: it has no sample ids")
+        return self._ids
+
+    @property
+    def n(self) -> int:
+        """The number of rows."""
+        if self._ids is not None:
+            return len(self._ids) if self._ids.ndim else 1
+        return len(next(iter(self.values()), ()))
+
+    @property
+    def repeated(self) -> Bools:
+        """Which samples only fill the batch up, and count elsewhere."""
+        if self._repeated is None:
+            return np.zeros(self.ids.shape, np.bool_)
+        return self._repeated
+
+    def copy(self) -> Batch:
+        """Return a batch of the same arrays."""
+        return copy.copy(self)
+
+    def to_torch(self) -> Batch:
+        """Return the batch with tensors over the same memory.
+
+        Arrays in a Ragged become nested tensors in jagged layout, ``bytes`` and images those of
+        their bytes. What torch has no type for stays as it is: text, dates, and arrays of objects.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("torch")
+        >>> Batch({"x": np.arange(3)}, ids=[5, 6, 7]).to_torch()["x"]
+        tensor([0, 1, 2])
+        """
+        torch = exchange.torch_door()
+        tensors = self.copy()
+        for name, column in self.items():
+            if isinstance(column, Ragged):
+                if column.kind != "str" and torch.has_dtype(column.dtype):
+                    tensors[name] = column.to_torch()
+            elif isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
+                tensors[name] = torch.tensor(column)
+        return tensors
+
+    def to(self, device: Any, **options: Any) -> Batch:
+        """Return the batch with what are numbers as tensors on a device.
+
+        Trainers move batches by this, and the batch keeps its `ids`. A Ragged stays where it is.
+
+        Parameters
+        ----------
+        device : torch.device, str or int
+        **options
+            What else ``torch.Tensor.to`` takes.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("torch")
+        >>> moved = Batch({"x": np.arange(3)}, ids=[5, 6, 7]).to("meta", non_blocking=True)
+        >>> moved["x"].device, moved.ids
+        (device(type='meta'), array([5, 6, 7]))
+        """
+        torch = exchange.torch_door()
+        moved = self.copy()
+        for name, column in self.items():
+            if isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
+                column = torch.tensor(column)
+            if hasattr(column, "to"):
+                moved[name] = column.to(device, **options)
+        return moved
+
+    def _to_write(self) -> Columns:
+        """Return the batch as `npstream.writing.tables` takes it."""
+        if self._repeated is not None and self._repeated.any():
+            raise ValueError(
+                f"{int(self._repeated.sum())} rows of this batch only fill it up, and would be "
+                "written twice: iterate with last='short' or 'drop'"
+            )
+        return columns_of(self, self._encodings)
+
+    def __repr__(self) -> str:
+        lines = [f"<Batch: {self.n} samples>"]
+        shown = list(islice(self, _SHOWN))
+        width = max(map(len, shown), default=0)
+        lines += [f"  {name:{width}}  {_describe(self[name])}" for name in shown]
+        if len(self) > len(shown):
+            lines.append(f"  ... and {len(self) - len(shown)} more columns")
+        return "\n".join(lines)
+
+
+def _describe(column: Any) -> str:
+    if isinstance(column, Ragged):
+        return repr(column).strip("<>").replace(":", ",")
+    return (
+        f"{getattr(column, 'dtype', type(column).__name__)} {tuple(getattr(column, 'shape', ()))}"
+    )

@@ -1,0 +1,357 @@
+"""What reading a view would cost: shards, requests and bytes that are not here yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npstream._core.arguments import size_text
+from npstream._core.progress import progress
+from npstream.cache.downloads import MAX_REQUEST
+from npstream.cache.ranges import CachedRanges
+from npstream.errors import CostError
+from npstream.formats.chunks import CHUNK_BYTES
+from npstream.reading.gather import Plan
+from npstream.shards import offsets
+from npstream.shards import point_reads as exact
+from npstream.shards.readahead import Job, side_by_side
+from npstream.storage import coalesce as merging
+from npstream.storage.remote import WHOLE_REQUEST
+
+if TYPE_CHECKING:
+    from npstream._core.typing import Int64
+    from npstream.indexing.selection import Selection
+    from npstream.reading.source import Source
+    from npstream.shards.remote import RemoteShards
+    from npstream.storage.local import Span
+
+BLOCK = 1 << 20
+"""Samples that are counted at once."""
+
+GROUP = 8
+"""Chunks that are fetched together."""
+
+Transfer = tuple[int, int]
+"""Bytes, and how many of them one request brings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What reading a view would fetch.
+
+    Attributes
+    ----------
+    samples : int
+        Samples of the view.
+    shards, chunks : int
+        Shards and chunks that they lie in.
+    cached : int
+        Chunks of these that are in the cache, or local.
+    requests : int
+        Requests to the store.
+    nbytes : int
+        Bytes that these bring: reckoned from the average where samples vary in size, and it is
+        not known yet by how much.
+    """
+
+    samples: int
+    shards: int
+    chunks: int
+    cached: int
+    requests: int
+    nbytes: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.samples:,} samples in {self.chunks:,} chunks of {self.shards:,} shards; "
+            f"{self.cached:,} chunks are here, the rest takes {self.requests:,} requests for "
+            f"{size_text(self.nbytes)}"
+        )
+
+
+class Tally:
+    """What a view has of one dataset: how many samples in which chunks, and between which."""
+
+    __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.size = 0
+        self.first, self.last = 1 << 62, -1
+        self._starts = source.chunk_starts().astype(np.int64)
+        self._counts = np.zeros(len(self._starts) - 1, np.int64)
+
+    def add(self, selection: Selection) -> None:
+        """Count the samples of a view of the dataset."""
+        size = selection.size
+        if size and selection.affine is not None:
+            start, step = selection.affine
+            ends = start, start + step * (size - 1)
+            self._extend(min(ends), max(ends))
+            first, last = np.searchsorted(self._starts, [min(ends), max(ends)], side="right")
+            counts = _affine_counts(self._starts[first - 1 : last + 1], start, step, size)
+            self._counts[first - 1 : last] += counts
+        elif size:
+            for begin in range(0, size, BLOCK):
+                ids = selection.ids(begin, begin + BLOCK)
+                self._extend(int(ids.min()), int(ids.max()))
+                chunk = np.searchsorted(self._starts, ids, side="right") - 1
+                self._counts += np.bincount(chunk, minlength=len(self._counts))
+        self.size += size
+
+    def _extend(self, first: int, last: int) -> None:
+        self.first, self.last = min(self.first, first), max(self.last, last)
+
+    def chunks(self) -> tuple[Int64, Int64, Int64]:
+        """Return the chunks that are touched: their shards, numbers there, and samples."""
+        touched = np.flatnonzero(self._counts)
+        of_shards = self.source.index.starts
+        shards = np.searchsorted(of_shards, self._starts[touched], side="right") - 1
+        numbers = touched - np.searchsorted(self._starts, of_shards[shards])
+        return shards, numbers, self._counts[touched]
+
+    def is_aside(self, plan: Plan) -> bool:
+        """Tell whether the side-car is read, and not the samples."""
+        return self.source.is_aside(plan, self.first, self.last, self.size)
+
+
+def tallies(source: Source, selection: Selection) -> list[Tally]:
+    """Return what a view has of each dataset that it touches."""
+    found: dict[int, Tally] = {}
+    for part, piece in source.pieces(selection):
+        if id(part) not in found:
+            found[id(part)] = Tally(part)
+        found[id(part)].add(piece)
+    return list(found.values())
+
+
+def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
+    """Return what loading a view at once would cost."""
+    costs = []
+    for tally in tallies(source, selection):
+        if tally.is_aside(plan):
+            costs.append(_of_values(tally, plan.fields[0].name))
+        else:
+            costs.append(_of_shards(tally, source, selection))
+    return _sum(costs)
+
+
+def _sum(costs: list[Cost]) -> Cost:
+    return Cost(*(sum(getattr(cost, f.name) for cost in costs) for f in fields(Cost)))
+
+
+def _of_values(tally: Tally, column: str) -> Cost:
+    """Return what loading a column out of the side-car costs."""
+    files, spans = _spans(tally, column)
+    sizes = [] if files is None else files.cost(spans)
+    return Cost(tally.size, 0, 0, 0, len(sizes), sum(sizes))
+
+
+def _spans(tally: Tally, column: str) -> tuple[CachedRanges | None, list[Span]]:
+    """Return the parts of files that hold a column of a view, and what reads them from a store."""
+    remote = tally.source.remote
+    assert remote is not None
+    assert remote.files.sidecar is not None
+    sidecar = remote.files.sidecar
+    files = sidecar.store if isinstance(sidecar.store, CachedRanges) else None
+    return files, sidecar.column_spans(column, tally.first, tally.last + 1)
+
+
+def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
+    """Return what loading that part of a view of a source out of its shards costs."""
+    shards, chunks, counts = tally.chunks()
+    touched, remote = len(np.unique(shards)), tally.source.remote
+    if remote is None:
+        return Cost(tally.size, touched, len(chunks), len(chunks), 0, 0)
+    found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
+    here = np.array([remote.files.is_stored(*chunk) for chunk in found], bool)
+    is_dense = np.array(
+        [
+            remote.is_dense(chunk[0], count) or remote.is_worn(chunk)
+            for chunk, count in zip(found, counts.tolist(), strict=True)
+        ],
+        bool,
+    )
+    # What the cache cannot hold at once is read sample by sample.
+    sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in found], 0)
+    limit = remote.files.cache.limit
+    if limit is not None and remote.verify is not True:
+        is_dense &= (np.cumsum(sizes) <= limit) | tally.source.index.compressed[shards]
+    dense, sparse = ~here & is_dense, ~here & ~is_dense
+    requests, nbytes = _of_chunks(remote, shards[dense], chunks[dense])
+    if sparse.any():
+        pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
+        ids = _samples_in(tally.source, pieces, shards[sparse], chunks[sparse])
+        more = _of_samples(remote, ids)
+        requests, nbytes = requests + more[0], nbytes + more[1]
+    return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
+
+
+def gate(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
+    """Refuse a read that nobody asked for by name if it would fetch too much.
+
+    Raises
+    ------
+    CostError
+        With what it would cost, and the ways on.
+    """
+    limit = source.limit
+    apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
+    if limit is None or _most(source, selection, apart) <= limit:
+        return
+    found = tallies(source, selection)
+    cost = _sum([_of_shards(tally, source, selection) for tally in found if tally.source in apart])
+    if cost.nbytes > limit:
+        raise CostError(
+            f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
+            "with .load() or fetch ahead with .prefetch(), which say what they want; take a "
+            "sample of the rows; build the dataset's side-car (npstream.build_index), which holds "
+            "small columns; or open with implicit_read_limit=None"
+        )
+
+
+def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
+    """Fetch what reading a view takes into the cache: chunks, and columns of the side-car.
+
+    Raises
+    ------
+    ValueError
+        If the cache may not hold it all at once.
+    """
+    jobs: list[Job] = []
+    caches, needed = {}, Counter[str]()
+    for tally in tallies(source, selection):
+        remote = tally.source.remote
+        if remote is None:
+            continue
+        cache = remote.files.cache
+        caches[cache.directory] = cache
+        for field in plan.fields:
+            alone = Plan([field])
+            if tally.size and tally.is_aside(alone):
+                files, spans = _spans(tally, field.name)
+                if files is not None:
+                    needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
+                    jobs.append((remote, partial(remote.fetch_column, files, spans)))
+        if tally.is_aside(plan):
+            continue
+        shards, chunks, _ = tally.chunks()
+        found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
+        absent = [chunk for chunk in found if not remote.files.is_here(*chunk)]
+        needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
+        groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
+        jobs += [(remote, partial(remote.fetch, group)) for group in groups]
+    for directory, nbytes in needed.items():
+        caches[directory].require(nbytes)
+    with closing(side_by_side(jobs)) as arrivals:
+        for _ in progress(jobs, "fetching"):
+            next(arrivals)
+
+
+def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
+    """Return how many of ``start + k * step``, for k below `size`, lie in each chunk."""
+    if step < 0:
+        start, step = start + step * (size - 1), -step
+    before = np.clip(-((start - starts) // step), 0, size)
+    return np.diff(before)
+
+
+def _most(source: Source, selection: Selection, parts: set[Source]) -> int:
+    """Return a bound, quickly, of the bytes that a view may fetch of some datasets."""
+    if selection.affine is None:
+        return sum(part.index.total for part in parts)
+    most = 0
+    for part, piece in source.pieces(selection):
+        if part in parts:
+            most += part.index.total
+            if piece.affine is not None:
+                rows = abs(piece.affine[1]) * piece.size
+                most += min(0, part.bytes_of(rows) + 2 * CHUNK_BYTES - part.index.total)
+    return most
+
+
+def _of_chunks(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int, int]:
+    """Return the requests for chunks, and their bytes."""
+    costs = []
+    for shard in np.unique(shards).tolist():
+        if remote.index.compressed[shard]:
+            costs += _of_packed(remote, shard)
+        else:
+            costs += _of_plain(remote, shard, chunks[shards == shard].tolist())
+    requests = sum(-(-nbytes // most) for nbytes, most in costs)
+    return requests, sum(nbytes for nbytes, _ in costs)
+
+
+def _of_packed(remote: RemoteShards, shard: int) -> list[Transfer]:
+    """Return what a compressed shard takes."""
+    files = remote.index.files(shard)
+    stored = [files.zip_data, files.zip_meta or files.meta]
+    return [(file.nbytes, WHOLE_REQUEST) for file in stored if file is not None]
+
+
+def _of_plain(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
+    """Return what chunks of a shard take, and what stands before its samples, if it is not here."""
+    meta, begin = remote.index.files(shard).meta, remote.files.known_begin(shard)
+    pieces = [1 + chunk for chunk in chunks]
+    sizes = [begin or 0, *remote.files.sizes(shard).tolist()]
+    if remote.files.is_ready(shard):
+        return _of_runs(pieces, sizes)
+    if meta is not None:
+        return [(meta.nbytes, MAX_REQUEST), *_of_runs(pieces, sizes)]
+    if remote.files.is_fixed(shard):
+        return _of_runs([0, *pieces], sizes)
+    offsets = 4 * (remote.files.count(shard) + 2)
+    head = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
+    return head + _of_runs(pieces, sizes)
+
+
+def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
+    """Return what pieces of a shard, rising, take when neighbours are fetched together."""
+    runs: list[int] = []
+    last = None
+    for piece in pieces:
+        if piece - 1 == last and runs[-1] + sizes[piece] <= MAX_REQUEST:
+            runs[-1] += sizes[piece]
+        else:
+            runs.append(sizes[piece])
+        last = piece
+    return [(nbytes, MAX_REQUEST) for nbytes in runs]
+
+
+def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:
+    """Return the samples of a dataset's views that lie in some chunks, rising."""
+    starts = source.chunk_starts().astype(np.int64)
+    wanted = np.searchsorted(starts, source.index.starts[shards]) + chunks
+    found = []
+    for piece in pieces:
+        for begin in range(0, piece.size, BLOCK):
+            ids = piece.ids(begin, begin + BLOCK)
+            found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
+    return np.unique(np.concatenate(found))
+
+
+def _of_samples(remote: RemoteShards, ids: Int64) -> tuple[int, int]:
+    """Return the requests for samples that are read exactly, and their bytes."""
+    index = remote.index
+    ids = remote.exact.absent(ids)
+    if not ids.size:
+        return 0, 0
+    shard_of = np.searchsorted(index.starts, ids, side="right") - 1
+    rows = ids - index.starts[shard_of]
+    begins, ends, is_known, _ = remote.exact.places(ids, shard_of)
+    reckoned = np.isin(shard_of, shard_of[~is_known])  # so that all of a shard are in order
+    sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
+    begins = np.where(reckoned, rows * sizes, begins - remote.guards[shard_of])
+    ends = np.where(reckoned, begins + sizes, ends)
+    *_, lengths = merging.merged(shard_of, begins, ends, exact.GAP)
+    requests, nbytes = len(lengths), int(lengths.sum())
+    if not is_known.all():
+        more = offsets.cost(index, shard_of[~is_known], rows[~is_known])
+        requests, nbytes = requests + more[0], nbytes + more[1]
+    return requests, nbytes

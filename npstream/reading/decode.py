@@ -1,0 +1,190 @@
+"""What batches and samples hold, made of columns as they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.dtypes import hidden_bool
+from npstream._core.typing import AnyArray, Int64
+from npstream.errors import NpstreamError
+from npstream.reading.batch import Ragged
+
+if TYPE_CHECKING:
+    from npstream.reading.gather import Field, Stored
+    from npstream.shards.table import Fetcher
+
+Column = AnyArray | Ragged
+
+
+def batch_column(
+    fetcher: Fetcher, field: Field, stored: Stored, ids: Int64, out: AnyArray | None = None
+) -> Column:
+    """Return a column as a batch holds it: bytes stay bytes, numbers become arrays.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+        Says where a sample is stored, if its value cannot be read.
+    field : Field
+    stored : ndarray, Ragged or list
+    ids : ndarray of int64, shape (n,)
+        The samples whose values these are.
+    out : ndarray, optional
+        Where a fixed column is to go.
+
+    Raises
+    ------
+    FormatError
+        If a value's bytes are not what the encoding says.
+    OverflowError
+        If an integer is beyond int64.
+    """
+    kind = field.encoding.kind
+    if field.encoding.dtype.kind == "b":
+        _check_bools(fetcher, field, stored, ids)
+    if stored is out:
+        return stored
+    if kind in ("int_text", "float_text", "object"):
+        stored = sample_values(fetcher, field, stored, ids)
+        if kind == "object":
+            return objects(stored)
+    if not isinstance(stored, list):
+        if isinstance(stored, np.ndarray) and out is not None:
+            out[...] = stored
+            return out
+        return _as_stored(field, stored)
+    if kind in ("str", "bytes", "image"):
+        return _as_stored(field, _text_rows(fetcher, field, stored, ids))
+    if kind == "ndarray":
+        return _as_stored(field, _ragged_or_objects(stored))
+    numbers = _numbers(fetcher, field, stored, ids)
+    if out is None:
+        return numbers
+    out[...] = numbers
+    return out
+
+
+def _as_stored(field: Field, column: Column) -> Column:
+    """Return a column that remembers how its rows are stored, if they vary in length."""
+    if isinstance(column, Ragged):
+        column.encoding = field.encoding.name
+    return column
+
+
+def _check_bools(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> None:
+    """Raise FormatError for the first sample with a bool that is neither 0 nor 1."""
+    values = stored.values if isinstance(stored, Ragged) else stored
+    if not isinstance(values, np.ndarray) or (byte := hidden_bool(values)) is None:
+        return
+    at = int((values.reshape(-1).view(np.uint8) > 1).argmax())
+    if isinstance(stored, Ragged):
+        row = int(np.searchsorted(stored.offsets, at, side="right")) - 1
+    else:
+        row = at // max(values.size // len(ids), 1)
+    fetcher.damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
+
+
+def sample_values(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> list[Any]:
+    """Return a column's values as samples hold them, writable and sharing memory with none.
+
+    The parameters and exceptions are those of `batch_column`.
+    """
+    encoding = field.encoding
+    if encoding.dtype.kind == "b":
+        _check_bools(fetcher, field, stored, ids)
+    if isinstance(stored, list):
+        return stored
+    if isinstance(stored, Ragged):
+        if stored.kind is None:
+            return [row.copy() for row in stored]
+        if stored.kind == encoding.kind == "str":
+            return _texts(stored) or _decoded(fetcher, field, stored, ids, encoding.decode)
+        if stored.kind == encoding.kind == "bytes":
+            return list(stored)
+        return _decoded(fetcher, field, stored, ids, encoding.decode)
+    if stored.dtype == object:
+        return list(stored)
+    if encoding.name == "int":
+        return stored.tolist()  # type: ignore[no-any-return]
+    if stored.ndim == 1:
+        return list(stored)
+    return [row.copy() for row in stored]
+
+
+def objects(values: list[Any]) -> AnyArray:
+    """Return values as an array of objects, one an element, whatever they are."""
+    column = np.empty(len(values), object)
+    for k, value in enumerate(values):
+        column[k] = value
+    return column
+
+
+def decode_value(
+    fetcher: Fetcher, name: str, decode: Callable[[Any], Any], body: Any, sample: int
+) -> Any:
+    """Decode one value; a failure names the column and where the sample is stored."""
+    try:
+        return decode(body)
+    except NpstreamError as error:
+        if not isinstance(error, ValueError):
+            raise  # a missing package, not a damaged value
+        fetcher.damaged(sample, f"column {name!r}: {error}")
+    except Exception as error:
+        # A decoder that the user registered may raise anything.
+        fetcher.damaged(sample, f"column {name!r}: {error}", error)
+
+
+def _texts(stored: Ragged) -> list[str] | None:
+    """Return the rows as str where all are ASCII, whose bytes are its characters."""
+    body = stored.values.tobytes()
+    if not body.isascii():
+        return None
+    text = body.decode()
+    return [text[start:stop] for start, stop in pairwise(stored.offsets.tolist())]
+
+
+def _decoded(
+    fetcher: Fetcher, field: Field, stored: Ragged, ids: Int64, decode: Callable[[Any], Any]
+) -> list[Any]:
+    body = memoryview(stored.values.data)
+    spans = pairwise(stored.offsets.tolist())
+    try:
+        return [decode(body[start:stop]) for start, stop in spans]
+    except Exception:
+        # Once more, one by one, to say which; what is not damaged data is raised from there.
+        spans = pairwise(stored.offsets.tolist())
+        return [
+            decode_value(fetcher, field.name, decode, body[start:stop], int(sample))
+            for (start, stop), sample in zip(spans, ids, strict=True)
+        ]
+
+
+def _numbers(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> AnyArray:
+    dtype = field.encoding.dtype
+    try:
+        return np.array(values, dtype).reshape(-1, *(field.shape or ()))
+    except OverflowError:
+        wide = next(k for k, v in enumerate(values) if not -(2**63) <= v < 2**63)
+        raise OverflowError(
+            f"{fetcher.shards.describe(int(ids[wide]))}: column {field.name!r} holds "
+            f"{values[wide]}, which int64 cannot; read it with dtype=object"
+        ) from None
+
+
+def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> Ragged:
+    try:
+        return Ragged.from_list(values, field.encoding.kind)
+    except UnicodeEncodeError as error:
+        # JSON can spell half of a character.
+        sample = next(i for i, text in zip(ids, values, strict=True) if text is error.object)
+        fetcher.damaged(int(sample), f"column {field.name!r}: {error}; read it with dtype=object")
+
+
+def _ragged_or_objects(rows: list[AnyArray]) -> Column:
+    if len({(row.dtype, row.ndim) for row in rows}) == 1:
+        return Ragged.from_list(rows)
+    return objects(rows)

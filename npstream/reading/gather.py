@@ -1,0 +1,489 @@
+"""From sample numbers to columns: read, split and gather, one allocation a column.
+
+A column is gathered *as stored*: an ndarray where all values take the same bytes, a Ragged of
+bytes or array elements where they vary, a list where the format is text, an object array where
+arrays differ in rank or dtype. `npstream.reading.decode` makes of that what batches and samples
+hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core import memory
+from npstream._core.dtypes import storage
+from npstream._core.spans import copy_spans, equal_spans
+from npstream._core.typing import AnyArray, Bools, Int64
+from npstream.formats.encodings.encodings import DTYPE_CODES, Encoding
+from npstream.reading.batch import Ragged
+from npstream.reading.lines import read_lines
+from npstream.shards import kernels
+from npstream.shards.table import Fetcher, Split
+from npstream.writing.shard import Bodies
+
+if TYPE_CHECKING:
+    from npstream.formats.mds import Layout
+    from npstream.indexing.cells import Cell
+
+Stored = AnyArray | Ragged | list[Any]
+
+BLOCK = 1 << 16
+"""Rows a kernel call, so that its tables of addresses stay in the processor's cache."""
+
+_ITEMSIZES = np.zeros(256, np.int64)
+for _code, _dtype in DTYPE_CODES.items():
+    _ITEMSIZES[_code] = _dtype.itemsize
+_UNSIGNED = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
+_PARTS = 2
+"""Numbers that store a complex one, along an axis of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column to read, and the encoding of its values.
+
+    ``part`` restricts a fixed column to bytes ``part[0]`` to ``part[1]`` of each value, which
+    has then the shape ``part[2]``.
+    """
+
+    name: str
+    encoding: Encoding
+    part: tuple[int, int, tuple[int, ...]] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of one value as read; None where it varies."""
+        return self.part[2] if self.part else self.encoding.shape
+
+    def cut(self, cell: Cell) -> Field:
+        """Return the column with a part of each value, or all of it if that is not one run."""
+        assert self.encoding.shape is not None
+        run = cell.contiguous(self.encoding.shape, self.encoding.dtype.itemsize)
+        return replace(self, part=None if run is None else (*run, cell.shape))
+
+    def allocate(self, n: int) -> AnyArray:
+        """Return a new array for `n` values of one size: the column's own, or their bytes."""
+        shape, dtype = self.shape, self.encoding.dtype
+        if self.encoding.kind != "fixed":
+            assert self.encoding.size is not None
+            shape, dtype = (self.encoding.size,), np.dtype(np.uint8)
+        assert shape is not None
+        memory.ensure_fits(n * dtype.itemsize * prod(shape), f"{n:,} rows of column {self.name!r}")
+        return np.empty((n, *shape), dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """How samples of a schema are taken apart.
+
+    The columns that are copied at once, and those that are only found, in the tables' order.
+    """
+
+    how: Split
+    copied: list[Field]
+    found: list[Field]
+
+
+class Plan:
+    """Columns to read, and how that is done, worked out once."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self._splits: dict[int, _Split] = {}
+
+    @cached_property
+    def encodings(self) -> dict[str, str]:
+        """The name of the encoding of each column."""
+        return {field.name: field.encoding.name for field in self.fields}
+
+    def split(self, schema: int, layout: Layout) -> _Split:
+        """Return how the samples of an MDS schema are taken apart."""
+        split = self._splits.get(schema)
+        if split is None:
+            split = self._splits[schema] = self._make_split(layout)
+        return split
+
+    def _make_split(self, layout: Layout) -> _Split:
+        copied, found, fixed, variable = [], [], [], []
+        for f in self.fields:
+            place = layout.places[f.name]
+            if place.size is None:
+                found.append(f)
+                variable.append((place.before, place.offset))
+            else:
+                first, last = f.part[:2] if f.part else (0, place.size)
+                copied.append(f)
+                fixed.append((place.before, place.offset + first, last - first, 0))
+        how = Split(
+            layout.nvariable,
+            layout.nfixed,
+            np.array(fixed, np.int64).reshape(-1, 4),
+            np.array(variable, np.int64).reshape(-1, 2),
+        )
+        return _Split(how, copied, found)
+
+
+def gather(
+    fetcher: Fetcher,
+    plan: Plan,
+    ids: Int64,
+    out: Mapping[str, AnyArray] | None = None,
+) -> dict[str, Stored]:
+    """Read columns of samples, as stored.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, duplicates kept.
+    out : mapping of str to ndarray, optional
+        C-contiguous arrays of a fixed column's dtype and shape, to be filled and returned.
+    """
+    index = fetcher.index
+    if len(index.schemas) <= 1:
+        return _gather_schema(fetcher, 0, plan, ids, out or {})
+    shards = np.searchsorted(index.starts, ids, side="right") - 1
+    schema_of = index.schema_of[shards]
+    present = np.unique(schema_of).tolist()
+    if len(present) <= 1:
+        return _gather_schema(fetcher, present[0] if present else 0, plan, ids, out or {})
+    rows = [np.flatnonzero(schema_of == schema) for schema in present]
+    # Those of one size are read end to end, so that no more than their order remains to be made.
+    fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
+    pieces, start = [], 0
+    for schema, mine in zip(present, rows, strict=True):
+        stop = start + len(mine)
+        parts = {name: whole[start:stop] for name, whole in fixed.items()}
+        pieces.append(_gather_schema(fetcher, schema, plan, ids[mine], parts))
+        start = stop
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    return {
+        f.name: _merge([piece[f.name] for piece in pieces], order, fixed.get(f.name))
+        for f in plan.fields
+    }
+
+
+def _merge(pieces: list[Stored], order: Int64, joined: AnyArray | None) -> Stored:
+    """Put the pieces of a column, which may be joined already, in order."""
+    arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
+    if len(arrays) == len(pieces):
+        whole: AnyArray = np.concatenate(arrays) if joined is None else joined
+        return whole[order]
+    texts = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
+    if len(texts) == len(pieces):
+        values = np.concatenate([piece.values for piece in texts])
+        lengths = np.concatenate([piece.lengths for piece in texts])
+        merged: Ragged = Ragged(values, _offsets(lengths), texts[0].kind)[order]
+        return merged
+    rows = [row for piece in pieces for row in piece]
+    return [rows[k] for k in order.tolist()]
+
+
+def _gather_schema(
+    fetcher: Fetcher,
+    schema: int,
+    plan: Plan,
+    ids: Int64,
+    out: Mapping[str, AnyArray],
+) -> dict[str, Stored]:
+    layout = fetcher.layouts[schema] if fetcher.layouts else None
+    if layout is None:
+        return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
+    split = plan.split(schema, layout)
+    how, copied = split.how, split.copied
+    columns: dict[str, Any] = {
+        f.name: out[f.name] if f.name in out else f.allocate(len(ids)) for f in copied
+    }
+    blocks, held = [], []
+    fixed = how.fixed.copy()
+    for place, f in enumerate(copied):
+        fixed[place, 3] = memory.writable_address(columns[f.name])
+    # The array of ids itself, where it is short, since that may have been announced.
+    for part in _parts(ids):
+        spans, holder = fetcher.read(part, how, fixed)
+        blocks.append(spans)
+        held.append(holder)
+        if len(part) < len(ids):
+            fixed[:, 3] += len(part) * fixed[:, 2]
+    for f in copied:
+        if f.encoding.kind != "fixed":
+            columns[f.name] = _rows_of_bytes(columns[f.name])
+    for place, f in enumerate(split.found):
+        values = _Values(fetcher, f, ids, [block[place] for block in blocks])
+        columns[f.name] = _gather_spans(values, out.get(f.name))
+    return columns
+
+
+def _parts(ids: Int64) -> list[Int64]:
+    if len(ids) <= BLOCK:
+        return [ids] if len(ids) else []
+    return [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
+
+
+def _rows_of_bytes(column: AnyArray) -> Ragged:
+    """Return values of one size whose meaning is not an array's as rows of bytes."""
+    n, size = column.shape
+    return Ragged(column.reshape(-1), np.arange(n + 1, dtype=np.int64) * size, "bytes")
+
+
+@dataclass(slots=True)
+class _Values:
+    """The values of a variable column, found in blocks of rows, not yet gathered."""
+
+    fetcher: Fetcher
+    field: Field
+    ids: Int64
+    spans: list[Int64]  # of shape (2, rows): addresses, lengths
+
+    @property
+    def lengths(self) -> Int64:
+        """Bytes of each value."""
+        return np.concatenate([nbytes for _, nbytes in self.spans] or [np.empty(0, np.int64)])
+
+    def allocate(self, elements: int, dtype: np.dtype[Any]) -> AnyArray:
+        """Return a new array for the elements of all values."""
+        what = f"{len(self.ids):,} rows of column {self.field.name!r}"
+        memory.ensure_fits(elements * dtype.itemsize, what)
+        return np.empty(elements, dtype)
+
+    def copy(self, offsets: Int64, destination: AnyArray) -> None:
+        """Copy each value to its offset, in bytes."""
+        start, base = 0, memory.address_of(destination)
+        for address, nbytes in self.spans:
+            stop = start + len(address)
+            copy = copy_spans.sized(len(address))
+            copy(address, nbytes, offsets[start:stop], base)
+            start = stop
+
+    def damaged(self, wrong: AnyArray, what: str) -> None:
+        """Raise FormatError for the first row that is wrong, if any is."""
+        if wrong.any():
+            k = int(wrong.argmax())
+            nbytes = int(self.lengths[k])
+            self.fetcher.damaged(
+                int(self.ids[k]), f"column {self.field.name!r} has {nbytes} bytes; {what}"
+            )
+
+
+def _gather_spans(values: _Values, out: AnyArray | None) -> Stored:
+    """Gather the values of a variable column in the form that its encoding asks for."""
+    encoding, lengths = values.field.encoding, values.lengths
+    if encoding.kind == "fixed":
+        return _gather_declared_fixed(values, lengths, out)
+    if encoding.kind == "ndarray" and not encoding.headless:
+        return _gather_arrays(values)
+    offsets = _offsets(lengths)
+    if encoding.kind == "ndarray":
+        return _gather_elements(values, lengths, offsets, encoding.dtype)
+    data = values.allocate(int(offsets[-1]), np.dtype(np.uint8))
+    values.copy(offsets, data)
+    return Ragged(data, offsets, encoding.kind if encoding.kind in _TEXT_KINDS else "bytes")
+
+
+_TEXT_KINDS = ("str", "bytes", "image")
+
+
+def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None) -> AnyArray:
+    """Gather a column that is stored as variable and was declared to be fixed."""
+    field, encoding = values.field, values.field.encoding
+    assert encoding.size is not None
+    values.damaged(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
+    first, last = field.part[:2] if field.part else (0, encoding.size)
+    values.spans = [
+        np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans
+    ]
+    column = field.allocate(len(lengths)) if out is None else out
+    values.copy(np.arange(len(lengths), dtype=np.int64) * (last - first), column)
+    return column
+
+
+def _gather_elements(
+    values: _Values,
+    lengths: Int64,
+    offsets: Int64,
+    dtype: np.dtype[Any],
+    shapes: Int64 | None = None,
+) -> Ragged:
+    """Gather rows of array elements into one array of them."""
+    values.damaged(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
+    elements = values.allocate(int(offsets[-1]) // dtype.itemsize, dtype)
+    values.copy(offsets, elements)
+    return Ragged(elements, offsets // dtype.itemsize, None, shapes)
+
+
+def _gather_arrays(values: _Values) -> Stored:
+    """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
+    encoding, n = values.field.encoding, len(values.ids)
+    typed = int(encoding.dtype == object)
+    number = storage(encoding.dtype) or encoding.dtype
+    # All numbers of one size have their heads read alike.
+    codes = np.full(n, 0 if typed else _UNSIGNED[number.itemsize], np.int64)
+    heads, ndims = np.zeros((2, n), np.int64)
+    start = 0
+    for address, nbytes in values.spans:
+        stop = start + len(address)
+        code = kernels.array_heads.sized(len(address))(
+            address, nbytes, typed, _ITEMSIZES,
+            codes[start:stop], heads[start:stop], ndims[start:stop],
+        )  # fmt: skip
+        if code < 0:
+            wrong = np.arange(n) == start - 1 - code
+            values.damaged(wrong, f"they are no array of {encoding.name!r}")
+        start = stop
+    if n == 0:
+        return (
+            np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), _offsets(heads))
+        )
+    if (codes != codes[0]).any() or (ndims != ndims[0]).any():
+        return _gather_objects(values)
+    shapes = None
+    if ndims[0] > 1 or encoding.dtype.kind == "c":
+        shapes = np.empty((n, int(ndims[0])), np.int64)
+        address = np.concatenate([at for at, _ in values.spans])
+        kernels.array_shapes.sized(n)(address, typed, shapes)
+        if encoding.dtype.kind == "c":
+            wrong = (shapes[:, -1] != _PARTS) | (ndims == 1)
+            values.damaged(wrong, f"{encoding.dtype} takes a last axis of {_PARTS}")
+            shapes = shapes[:, :-1] if ndims[0] > _PARTS else None
+    start = 0
+    for span in values.spans:
+        stop = start + span.shape[1]
+        span[0] += heads[start:stop]
+        span[1] -= heads[start:stop]
+        start = stop
+    lengths = values.lengths
+    dtype = DTYPE_CODES[int(codes[0])] if typed else encoding.dtype
+    return _gather_elements(values, lengths, _offsets(lengths), dtype, shapes)
+
+
+def _gather_objects(values: _Values) -> AnyArray:
+    """Decode arrays that differ in dtype or rank one by one."""
+    column = np.empty(len(values.ids), object)
+    decode = values.field.encoding.decode
+    row = 0
+    for block in values.spans:
+        for address, nbytes in block.T.tolist():
+            column[row] = decode(ctypes.string_at(address, nbytes))
+            row += 1
+    return column
+
+
+def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Find columns of samples as they are stored, to be copied.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    plan : Plan
+        Of whole columns.
+    ids : ndarray of int64, shape (n,)
+        Sample numbers, in any order, duplicates kept.
+    """
+    index = fetcher.index
+    if len(index.schemas) <= 1:
+        return _bodies_of_schema(fetcher, 0, plan, ids)
+    schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
+    held: list[object] = []
+    spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
+    for schema in np.unique(schema_of).tolist():
+        rows = np.flatnonzero(schema_of == schema)
+        for name, part in _bodies_of_schema(fetcher, schema, plan, ids[rows]).items():
+            spans[name][:, rows] = part.address, part.nbytes
+            held.append(part.held)
+    return {name: Bodies(address, nbytes, held) for name, (address, nbytes) in spans.items()}
+
+
+def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    layout = fetcher.layouts[schema] if fetcher.layouts else None
+    if layout is None:
+        return _bodies_of_lines(fetcher, schema, plan, ids)
+    address, nbytes, held = fetcher.whole(ids)
+    _refuse(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
+    sizes = np.empty((len(ids), layout.nvariable), "<u4")
+    head = np.full(len(ids), 4 * layout.nvariable, np.int64)
+    copy_spans.sized(len(ids))(address, head, head * np.arange(len(ids)), memory.address_of(sizes))
+    wanted = {field.name: field.encoding for field in plan.fields}
+    found, at = {}, address + head
+    for name, place in layout.places.items():
+        if place.size is None:
+            size = sizes[:, place.before].astype(np.int64)
+        else:
+            size = np.full(len(ids), place.size, np.int64)
+        if name in wanted:
+            found[name] = Bodies(at, size, held)
+        at = at + size
+    _refuse(fetcher, ids, at != address + nbytes)
+    for name, encoding in wanted.items():
+        if encoding.size is not None:
+            _Values(
+                fetcher, Field(name, encoding), ids, [np.stack((address, found[name].nbytes))]
+            ).damaged(
+                found[name].nbytes != encoding.size, f"{encoding.name!r} takes {encoding.size}"
+            )
+    return {name: found[name] for name in wanted}
+
+
+def _refuse(fetcher: Fetcher, ids: Int64, wrong: Bools) -> None:
+    """Raise FormatError for the first sample whose parts do not fit."""
+    if wrong.any():
+        sample = int(ids[int(wrong.argmax())])
+        fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+
+
+def _bodies_of_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Encode columns of samples that are lines of text."""
+    found = {}
+    for name, values in read_lines(fetcher, schema, [f.name for f in plan.fields], ids).items():
+        encode = next(f.encoding.encode for f in plan.fields if f.name == name)
+        bodies = []
+        for sample, value in zip(ids.tolist(), values, strict=True):
+            try:
+                bodies.append(encode(value))
+            except (ValueError, OverflowError) as error:
+                where = fetcher.shards.describe(sample)
+                raise type(error)(f"{where}: column {name!r}: {error}") from None
+        found[name] = Bodies.of_list(bodies)
+    return found
+
+
+def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
+    """Compare the bytes of one column's values with `value`, without copying them."""
+    equal = np.zeros(len(ids), bool)
+    wanted = np.frombuffer(value, np.uint8)
+    layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None
+    for start in range(0, len(ids), BLOCK):
+        part = ids[start : start + BLOCK]
+        held: object
+        if layout is not None:
+            how = plan.split(0, layout).how
+            found, held = fetcher.read(part, how, how.fixed)
+            address, nbytes = found[0]
+        else:
+            column = _as_ragged(*gather(fetcher, plan, part).values())
+            held = column
+            address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
+        equal_spans.sized(len(part))(
+            address, nbytes, memory.address_of(wanted), len(wanted), equal[start : start + BLOCK]
+        )
+        del held  # the addresses were in use until here
+    return equal
+
+
+def _as_ragged(column: Stored) -> Ragged:
+    if isinstance(column, Ragged):
+        return column
+    return Ragged.from_list([text.encode("utf-8", "surrogatepass") for text in column])
+
+
+def _offsets(lengths: Int64) -> Int64:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets

@@ -1,0 +1,261 @@
+"""Reading a selection of samples into arrays: the caller's, or new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.array_like import as_array, is_tensor
+from npstream._core.memory import ensure_fits
+from npstream._core.typing import AnyArray, Int64, Sample
+from npstream.errors import ColumnError, FormatError, stopped
+from npstream.reading.batch import Ragged
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from npstream.indexing.selection import Selection
+    from npstream.reading.gather import Field, Plan
+    from npstream.reading.source import Source
+
+MODES = ("raise", "wrap", "clip")
+
+SAMPLE_BLOCK = 1 << 19
+"""Bytes of samples that iteration reads at once: few enough to stay in the processor's cache."""
+
+
+def load(
+    source: Source,
+    plan: Plan,
+    ids: Int64,
+    shape: tuple[int, ...],
+    out: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Read columns of samples as arrays of a view's shape.
+
+    Parameters
+    ----------
+    source : Source
+    plan : Plan
+    ids : ndarray of int64, shape (n,)
+    shape : tuple of int
+        The view's, with n samples.
+    out : mapping of str to array_like, optional
+        Where fixed columns are to go; these objects are returned for them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If `out` does not fit.
+    """
+    flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
+    columns: dict[str, Any] = source.columns(plan, ids, flat)
+    if len(shape) != 1:
+        for name, column in columns.items():
+            if not isinstance(column, Ragged):
+                columns[name] = column.reshape(shape + column.shape[1:])
+    for name, target in flat.items():
+        assert out is not None
+        if target.base is None and target is not out[name]:
+            np.asarray(out[name])[...] = columns[name]
+        columns[name] = out[name]
+    return columns
+
+
+def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
+    """Return the array, its rows ravelled, that a column is read into for the caller's."""
+    field = _named(plan, name)
+    if field.encoding.kind != "fixed":
+        raise TypeError(
+            f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
+        )
+    assert field.shape is not None
+    array = array_of(given, name, shape + field.shape, field.encoding.dtype)
+    if not array.flags.c_contiguous:
+        return np.empty((prod(shape), *field.shape), array.dtype)
+    return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
+
+
+def iterate_samples(
+    source: Source, selection: Selection, names: tuple[str, ...]
+) -> Iterator[Sample]:
+    """Read the samples of a 1-d view, some ahead of those that are yielded.
+
+    Raises
+    ------
+    CostError
+        If the view is in another order than the storage, and would fetch too much.
+    """
+    if selection.affine is None:
+        source.gate(selection, "iterating over this view")
+    return chain.from_iterable(_Blocks(source, selection, names))
+
+
+class _Blocks:
+    """The samples of a 1-d view, in blocks that are read at once.
+
+    Of a block that cannot be, samples are read one by one: damage is of one sample. Whoever catches
+    an error can go on with the samples after it; the iteration does not seem to be over.
+    """
+
+    def __init__(self, source: Source, selection: Selection, names: tuple[str, ...]) -> None:
+        self._source, self._selection = source, selection
+        self._read = partial(source.samples, names)
+        self._step = source.rows_of(SAMPLE_BLOCK)
+        self._row = 0
+        self._ahead = self._blocks()
+
+    def __iter__(self) -> _Blocks:
+        return self
+
+    def __next__(self) -> Iterator[Sample]:
+        begin = self._row
+        try:
+            ids = next(self._ahead)
+            self._row += len(ids)
+            return self._read(ids)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._row = min(begin + self._step, len(self._selection))
+            self._ahead = self._blocks()
+            ids = self._selection.ids(begin, self._row)
+            return _OneByOne(self._read, ids, None if isinstance(error, FormatError) else error)
+
+    def _blocks(self) -> Iterator[Int64]:
+        """Return the ids of blocks from a row on, some of which are read ahead."""
+        starts = range(self._row, len(self._selection), self._step)
+        blocks = (self._selection.ids(start, start + self._step) for start in starts)
+        rowwise = self._source.is_view_rowwise(self._selection)
+        return self._source.ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
+
+
+class _OneByOne:
+    """Samples that are read each when it is asked for, after an error is raised if there is one."""
+
+    def __init__(
+        self,
+        read: Callable[[Int64], Iterator[Sample]],
+        ids: Int64,
+        error: BaseException | None,
+    ) -> None:
+        self._read, self._ids, self._error = read, iter(ids), error
+
+    def __iter__(self) -> _OneByOne:
+        return self
+
+    def __next__(self) -> Sample:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        (sample,) = self._read(np.array([next(self._ids)]))
+        return sample
+
+
+def applied(function: Callable[[Any], Any], items: Iterator[Any], what: str) -> Iterator[Any]:
+    """Pass items through a user's function, which errors call `what`.
+
+    After an item for which the function raised it goes on with the next one, as ``map`` does; but
+    StopIteration becomes an error, for a loop would end.
+    """
+    return chain.from_iterable(_Applications(function, items, what))
+
+
+class _Applications:
+    """Generators of what a function returns for items: each ends where the function raises."""
+
+    def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], what: str) -> None:
+        self._function, self._items, self._what = function, items, what
+        self._is_over = False
+
+    def __iter__(self) -> _Applications:
+        return self
+
+    def __next__(self) -> Iterator[Any]:
+        if self._is_over:
+            raise StopIteration
+        return self._results()
+
+    def _results(self) -> Iterator[Any]:
+        function = self._function
+        for item in self._items:
+            try:
+                result = function(item)
+            except StopIteration as error:
+                raise stopped(self._what) from error
+            yield result
+        self._is_over = True
+
+
+def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:
+    """Read fixed columns of samples as a structured array.
+
+    Raises
+    ------
+    TypeError
+        If the values of some columns vary in size; it names them.
+    """
+    variable = [f.name for f in plan.fields if f.encoding.kind != "fixed"]
+    if variable or not plan.fields:
+        raise TypeError(
+            f"columns of varying size make no structured array: {', '.join(variable) or 'none'}; "
+            "leave them out, as in ds[[...]], or use load()"
+        )
+    record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in plan.fields])
+    ensure_fits(len(ids) * record.itemsize, f"{len(ids):,} samples as a structured array")
+    table: AnyArray = np.empty(shape, record)
+    for name, column in load(source, plan, ids, shape).items():
+        table[name] = column
+    return table
+
+
+def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+    """Return the caller's array as NumPy's, if a column of that shape and dtype can go there."""
+    # Of a tensor's memory NumPy has not every dtype, and no copy is wanted of it.
+    here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
+    array = as_array(out) if here else np.asarray(out)
+    # What NumPy had to copy does not see what is written to the copy.
+    if array is not out and (array.base is None or not hasattr(out, "__setitem__")):
+        raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
+    if array.shape != shape:
+        raise ValueError(f"out for column {name!r} has shape {array.shape}; expected {shape}")
+    if array.dtype != dtype:
+        raise TypeError(f"out for column {name!r} has dtype {array.dtype}; expected {dtype}")
+    if not array.flags.writeable:
+        raise ValueError(f"out for column {name!r} is read-only")
+    return array
+
+
+def _named(plan: Plan, name: str) -> Field:
+    for field in plan.fields:
+        if field.name == name:
+            return field
+    raise ColumnError(name, [field.name for field in plan.fields])
+
+
+def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
+    """Return the indices that `numpy.take` would use, for an axis of that length."""
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    array = np.asarray(indices)
+    if array.dtype.kind == "b":
+        raise TypeError("take expects integers, not a mask: index with it instead")
+    if array.size == 0 and isinstance(indices, list | tuple):
+        array = array.astype(np.int64)  # an empty list is float64 to NumPy
+    array = array.astype(np.int64, casting="safe")
+    if length == 0 and array.size:
+        raise IndexError("cannot do a non-empty take from an empty axes.")
+    if mode != "raise":
+        array = array % length if mode == "wrap" and length else array.clip(0, length - 1)
+    return array.item() if array.ndim == 0 else array
+
+
+def stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of consecutive stretches of `step` rows; the last may be shorter."""
+    for start in range(0, n, step):
+        yield start, min(start + step, n)

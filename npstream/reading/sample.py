@@ -1,0 +1,260 @@
+"""Reading one sample: no plan, no kernel, a few microseconds."""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Sample
+from npstream.formats import text
+from npstream.formats.encodings.arrays import check_bools
+from npstream.reading.decode import decode_value
+from npstream.reading.lines import line_parser
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+    from npstream.formats.mds import Layout
+    from npstream.reading.gather import Field
+    from npstream.shards.local import Region
+    from npstream.shards.table import Fetcher
+
+RowReader = Callable[[int, int], Sample]
+"""Makes a sample of its number in its shard and its number in the dataset."""
+
+Decoder = Callable[[int, int, int], Sample]
+"""Makes a sample of its number in the dataset, and of where its bytes begin and end."""
+
+
+class SampleReader:
+    """Reads samples one at a time, all with the same columns.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    fields : sequence of Field
+    fetch : callable
+        Returns a sample, by its number, that is not in memory.
+    """
+
+    def __init__(
+        self, fetcher: Fetcher, fields: Sequence[Field], fetch: Callable[[int], Sample]
+    ) -> None:
+        self._fetcher = fetcher
+        self._fields = fields
+        self._fetch = fetch
+        self._starts = fetcher.index.starts.data
+        # Readers keep shards in memory, so they go when the table does.
+        self._table: object = None
+        self._readers: dict[int, tuple[int, RowReader]] = {}
+
+    def __call__(self, sample: int) -> Sample:
+        """Return the sample of that number."""
+        shard = bisect_right(self._starts, sample) - 1
+        if self._fetcher.table is not self._table:
+            self._readers = {}
+            self._table = self._fetcher.current()
+        found = self._readers.get(shard)
+        first, read = self._open(shard) if found is None else found
+        return read(sample - first, sample)
+
+    def release(self) -> None:
+        """Let go of the shards that samples were read from."""
+        self._readers, self._table = {}, None
+
+    def _open(self, shard: int) -> tuple[int, RowReader]:
+        first, region = self._starts[shard], self._fetcher.region(shard)
+        if region is None:
+            return first, self._fetch_row
+        schema = int(self._fetcher.index.schema_of[shard])
+        read = _row_reader(self._fetcher, region, schema, self._fields)
+        if len(region.resident):
+            read = self._where_resident(region, self._starts[shard + 1] - first, read)
+        reader = first, read
+        if shard in self._fetcher.current().regions:
+            self._readers[shard] = reader
+        return reader
+
+    def _fetch_row(self, row: int, sample: int) -> Sample:
+        return self._fetch(sample)
+
+    def _where_resident(self, region: Region, samples: int, read: RowReader) -> RowReader:
+        """Return what reads rows of chunks that are in memory, and fetches others."""
+        resident, chunks = region.resident.data, len(region.resident)
+
+        def read_or_fetch(row: int, sample: int) -> Sample:
+            is_here = resident[((row + 1) * chunks - 1) // samples] == 1
+            return read(row, sample) if is_here else self._fetch(sample)
+
+        return read_or_fetch
+
+
+def record_column(region: Region, layout: Layout, field: Field) -> AnyArray:
+    """Return a fixed column of a shard of fixed columns, as an array over the shard."""
+    record = np.dtype(
+        {
+            "names": ["values"],
+            "formats": [(field.encoding.dtype, field.encoding.shape)],
+            "offsets": [layout.places[field.name].offset],
+            "itemsize": layout.stride,
+        }
+    )
+    samples = len(region.offsets) - 1
+    column: AnyArray = np.ndarray(samples, record, region.data, region.begin)["values"]
+    return column
+
+
+def _row_reader(
+    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
+) -> RowReader:
+    """Return what reads a sample of a shard by its number there."""
+    layout = fetcher.layouts[schema]
+    if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
+        takes = [
+            (f.name, _value_reader(record_column(region, layout, f), f.encoding)) for f in fields
+        ]
+        return _record_reader(fetcher, takes)
+    offsets, begin, end = region.offsets.data, region.begin, len(region.data)
+    decode, guard = _decoder(fetcher, region, schema, fields)
+    if stride := region.stride:
+        return lambda row, sample: decode(sample, begin + row * stride, begin + (row + 1) * stride)
+
+    def read(row: int, sample: int) -> Sample:
+        at, stop = offsets[row], offsets[row + 1]
+        if not begin <= at <= stop <= end:
+            fetcher.damaged(sample, "its offsets do not fit the shard")
+        return decode(sample, at - guard, stop)
+
+    return read
+
+
+def _record_reader(
+    fetcher: Fetcher, takes: Sequence[tuple[str, Callable[[int], Any]]]
+) -> RowReader:
+    """Return what reads a sample of fixed columns, each taken by its row."""
+
+    def read(row: int, sample: int) -> Sample:
+        try:
+            return {name: take(row) for name, take in takes}
+        except ValueError as error:
+            fetcher.damaged(sample, str(error))
+
+    return read
+
+
+def _value_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
+    """Return what makes a value of a sample: a scalar, or an array of its own."""
+    if encoding.name == "int":
+        return column.item
+    if encoding.dtype.kind == "b":
+        return _bool_reader(column)
+    if column.ndim == 1:
+        return column.__getitem__
+    return lambda row: column[row].copy()
+
+
+def _bool_reader(column: AnyArray) -> Callable[[int], Any]:
+    """Return what makes a value of bools, whose bytes it checks."""
+    byte_at = column.view(np.uint8).item
+
+    def read(row: int) -> Any:
+        if (byte := byte_at(row)) > 1:
+            check_bools(column[row : row + 1])
+        return _BOOLS[byte]
+
+    def read_array(row: int) -> Any:
+        value = column[row].copy()
+        check_bools(value)
+        return value
+
+    return read if column.ndim == 1 else read_array
+
+
+_BOOLS = (np.False_, np.True_)
+
+
+def _decoder(
+    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
+) -> tuple[Decoder, int]:
+    """Return what decodes samples of a shard, and how many bytes it wants before them."""
+    layout = fetcher.layouts[schema]
+    if layout is None:
+        data, parse = region.data.data, line_parser(fetcher, schema, [f.name for f in fields])
+        guard = text.guard(fetcher.index.schemas[schema])
+        return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
+    wanted = {f.name: f.encoding for f in fields}
+    names = fetcher.index.schemas[schema].names
+    columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
+    return _body_decoder(fetcher, region, columns, list(wanted)), 0
+
+
+def _body_decoder(
+    fetcher: Fetcher,
+    region: Region,
+    columns: list[tuple[str, Encoding | None, int | None]],
+    order: list[str],
+) -> Decoder:
+    """Return what decodes samples of a shard whose columns, in the order of the storage, are these.
+
+    The sizes of the variable ones come first; and where each number lies that no variable column
+    comes before is known, too.
+    """
+    data = region.data.data
+    sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
+    numbers = list(takewhile(_is_number, columns))
+    rest = [
+        (name, None if encoding is None else encoding.decode, size)
+        for name, encoding, size in columns[len(numbers) :]
+    ]
+    head, takes = sizes.size, []
+    for name, encoding, size in numbers:
+        if encoding is not None:
+            takes.append((name, _value_reader(_at_each_byte(region, encoding, head), encoding)))
+        head += size or 0
+    nbytes = head + sum(size for _, _, size in rest if size is not None)
+    template: Sample = dict.fromkeys(order)
+
+    def decode(sample: int, at: int, stop: int) -> Sample:
+        lengths = sizes.unpack_from(data, at) if stop - at >= head else ()
+        if nbytes + sum(lengths) != stop - at:
+            fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+        values = template.copy()
+        try:
+            for name, take in takes:
+                values[name] = take(at)
+        except ValueError as error:
+            fetcher.damaged(sample, f"column {name!r}: {error}")
+        at, variable = at + head, 0
+        for name, value, size in rest:
+            if size is None:
+                end = at + lengths[variable]
+                variable += 1
+            else:
+                end = at + size
+            if value is not None:
+                try:
+                    values[name] = value(data[at:end])
+                except Exception:
+                    values[name] = decode_value(fetcher, name, value, data[at:end], sample)
+            at = end
+        return values
+
+    return decode
+
+
+def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
+    """Tell whether a column is stored as a number; if it is passed over, any fixed size will do."""
+    _, encoding, size = column
+    if encoding is None:
+        return size is not None
+    return encoding.kind == "fixed" and encoding.shape == () and encoding.size == size
+
+
+def _at_each_byte(region: Region, encoding: Encoding, offset: int) -> AnyArray:
+    """Return the numbers that begin `offset` bytes after each byte of a shard, which overlap."""
+    count = max(len(region.data) - offset - encoding.dtype.itemsize + 1, 0)
+    return np.ndarray(count, encoding.dtype, region.data, min(offset, len(region.data)), (1,))

@@ -1,0 +1,475 @@
+"""An opened dataset: its index, its columns, and how to read samples of it.
+
+Views of a dataset share one source. It pickles to its index and settings, not to its maps.
+"""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from npstream._core.dtypes import hidden_bool
+from npstream._core.typing import AnyArray, Bools, Int64, Sample
+from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
+from npstream.formats.chunks import CHUNK_BYTES
+from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
+from npstream.formats.index import locate
+from npstream.formats.text import CASTS
+from npstream.orders.chunks import shard_chunks, view_chunks
+from npstream.orders.order import Order, Shuffle, full_order
+from npstream.reading.decode import batch_column, sample_values
+from npstream.reading.gather import Field, Plan, equal_text, gather, stored_bodies
+from npstream.reading.sample import SampleReader
+
+if TYPE_CHECKING:
+    from npstream.formats.index import Index, Schema
+    from npstream.indexing.selection import Selection
+    from npstream.reading.batch import Ragged
+    from npstream.reading.cost import Cost
+    from npstream.shards.locality import ReadOrder
+    from npstream.shards.remote import RemoteShards
+    from npstream.shards.table import Fetcher
+    from npstream.writing.shard import Bodies
+
+T = TypeVar("T")
+
+Reader: TypeAlias = Callable[[int], Sample]
+"""Reads the sample of a number."""
+
+SPREAD = 16
+"""Values of the side-car's columns that are read, at most, for each that is wanted."""
+
+_TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One source of a mixture: a view, and the name that the mixture knows it by."""
+
+    name: str
+    source: Source
+    selection: Selection
+    transform: Callable[[Sample], Any] | None = None
+
+
+class Source:
+    """The samples of a dataset, by number.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    fields : mapping of str to Field
+        The columns that every shard has, with one meaning.
+    partial : mapping of str to str
+        What is wrong with each of the other columns.
+    limit : int, optional
+        The bytes that a read may fetch which nobody asked for by name.
+    """
+
+    __slots__ = ("_plans", "_readers", "fetcher", "fields", "limit", "partial")
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        fields: Mapping[str, Field],
+        partial: Mapping[str, str],
+        limit: int | None = None,
+    ) -> None:
+        self.fetcher = fetcher
+        self.fields = fields
+        self.partial = partial
+        self.limit = limit
+        self._readers: dict[tuple[str, ...], SampleReader] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Source, (self.fetcher, self.fields, self.partial, self.limit)
+
+    def close(self) -> None:
+        """Let go of every map and buffer; calls that are reading finish first."""
+        self.fetcher.close()
+        for reader in list(self._readers.values()):
+            reader.release()
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The views that a mixture is made of; none of a dataset."""
+        return ()
+
+    @property
+    def index(self) -> Index:
+        """The index of the dataset's shards."""
+        return self.fetcher.index
+
+    @property
+    def remote(self) -> RemoteShards | None:
+        """The dataset's shards, if they are in an object store."""
+        shards: Any = self.fetcher.shards
+        return None if shards.store.is_local else shards
+
+    def field(self, name: str) -> Field:
+        """Return the column of that name, or say why there is none."""
+        try:
+            return self.fields[name]
+        except KeyError:
+            if name in self.partial:
+                raise FormatError(self.partial[name]) from None
+            raise ColumnError(name, self.fields) from None
+
+    def reader(self, names: tuple[str, ...]) -> Reader:
+        """Return what reads one sample with these columns."""
+        return self._kept_reader(names)
+
+    def _kept_reader(self, names: tuple[str, ...]) -> SampleReader:
+        reader = self._readers.get(names)
+        if reader is None:
+            fields = [self.field(name) for name in names]
+            # Threads must share one, which `close` then reaches.
+            reader = self._readers.setdefault(names, self._reader(fields))
+        return reader
+
+    def reader_of(self, field: Field) -> Reader:
+        """Return what reads one value of a column, which may be re-declared."""
+        if self.field(field.name).encoding is field.encoding:
+            return self._kept_reader((field.name,))
+        return self._reader([field])
+
+    def _reader(self, fields: list[Field]) -> SampleReader:
+        # Not bound to this source, whose readers shall go when it does, at once.
+        return SampleReader(
+            self.fetcher, fields, partial(_fetch_sample, self.fetcher, Plan(fields))
+        )
+
+    def plan(self, names: tuple[str, ...]) -> Plan:
+        """Return how to read several samples with these columns."""
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plans[names] = Plan([self.field(name) for name in names])
+        return plan
+
+    def columns(
+        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
+        """Read columns of samples as a batch holds them."""
+        if (name := self.scalars(plan)) is not None and len(ids):
+            first, last = int(ids.min()), int(ids.max())
+            if self.is_aside(plan, first, last, len(ids)):
+                values = self._side_values(plan.fields[0], first, last + 1)
+                if values is not None:
+                    return {name: np.take(values, ids - first, out=out.get(name))}
+        return self._gathered(plan, ids, out)
+
+    def _gathered(
+        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
+        stored = gather(self.fetcher, plan, ids, out)
+        return {
+            f.name: batch_column(self.fetcher, f, stored[f.name], ids, out.get(f.name))
+            for f in plan.fields
+        }
+
+    def _side_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
+        """Read a run of a column's values out of the side-car; None if it may not be read."""
+        remote = self.remote
+        assert remote is not None
+        sidecar = remote.files.sidecar
+        assert sidecar is not None
+        try:
+            values = remote.side_column(field.name, first, stop).view(field.encoding.dtype)
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.EACCES):
+                raise
+            warnings.warn(
+                f"column {field.name!r} is read from the shards, as its file in the side-car "
+                f"cannot be: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            sidecar.drop_column(field.name)
+            return None
+        if (byte := hidden_bool(values)) is not None:
+            where = sidecar.where
+            raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
+        return values
+
+    def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Sample]:
+        """Read samples, all at once, and yield them."""
+        return _samples(self.fetcher, self.plan(names), ids)
+
+    def values(self, plan: Plan, ids: Int64) -> list[Any]:
+        """Read one column of samples as samples hold it."""
+        (field,) = plan.fields
+        stored = gather(self.fetcher, plan, ids)[field.name]
+        return sample_values(self.fetcher, field, stored, ids)
+
+    def bodies(self, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+        """Find columns of samples as they are stored, to be copied."""
+        return stored_bodies(self.fetcher, plan, ids)
+
+    def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
+        """Compare a column of text with one, where it lies."""
+        return equal_text(self.fetcher, plan, ids, text)
+
+    def ahead(
+        self,
+        pieces: Iterable[T],
+        ids_of: Callable[[T], Int64],
+        step: int = 0,
+        is_rowwise: bool = False,
+    ) -> Iterator[T]:
+        """Yield pieces of work, as `npstream.shards.table.Fetcher.ahead` does."""
+        return self.fetcher.ahead(pieces, ids_of, step, is_rowwise)
+
+    def is_rowwise(
+        self, order: ReadOrder, mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None
+    ) -> bool:
+        """Tell whether an order is read sample by sample: `npstream.shards.locality.is_rowwise`."""
+        if not self.remotes:
+            return False
+        from npstream.shards import locality
+
+        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), mend)
+
+    def is_view_rowwise(self, selection: Selection) -> bool:
+        """Tell whether a view, which is read in its own order, is read sample by sample."""
+        if selection.step or not self.remotes:
+            return False
+        from npstream.shards.locality import ReadOrder
+
+        share = min(1.0, selection.size / max(self.index.samples, 1))
+        return self.is_rowwise(ReadOrder(lambda n: selection.ids(0, min(n, selection.size)), share))
+
+    def _stored_order(self, order: ReadOrder) -> ReadOrder:
+        """Return an order as one of what the index counts."""
+        return order
+
+    @property
+    def has_transforms(self) -> bool:
+        """Whether samples are passed through functions, before those of a view."""
+        return False
+
+    # What reading costs
+
+    @property
+    def remotes(self) -> list[Source]:
+        """Those of the datasets that samples come from which are in object stores."""
+        return [] if self.remote is None else [self]
+
+    def pieces(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
+        """Yield the datasets that a view's samples come from, and which ones; in any order."""
+        yield self, selection
+
+    def gate(self, selection: Selection, what: str, plan: Plan | None = None) -> None:
+        """Refuse a read that nobody asked for by name if it would fetch too much."""
+        remotes = self.remotes
+        if all(plan is not None and source.scalars(plan) is not None for source in remotes):
+            return
+        from npstream.reading.cost import gate
+
+        gate(self, selection, what, plan)
+
+    def explain(self, selection: Selection, plan: Plan) -> Cost:
+        """Return what loading a view would fetch."""
+        from npstream.reading.cost import explain
+
+        return explain(self, selection, plan)
+
+    def prefetch(self, selection: Selection, plan: Plan) -> None:
+        """Fetch the chunks of a view into the cache, unless the side-car has its values."""
+        from npstream.reading.cost import prefetch
+
+        prefetch(self, selection, plan)
+
+    def scalars(self, plan: Plan) -> str | None:
+        """Return the name of a plan's only column, if the side-car holds its values."""
+        remote = self.remote
+        if remote is None or remote.files.sidecar is None or len(plan.fields) != 1:
+            return None
+        (field,) = plan.fields
+        known = remote.files.sidecar.columns.get(field.name)
+        if known is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
+            return None
+        dtype = field.encoding.dtype
+        # The side-car has the bytes of MDS values, whatever these are declared to mean.
+        is_same = dtype.itemsize == known.dtype.itemsize and self._is_mds
+        return field.name if is_same or dtype == known.dtype else None
+
+    @property
+    def _is_mds(self) -> bool:
+        return all(schema.format == "mds" for schema in self.index.schemas)
+
+    def is_aside(self, plan: Plan, first: int, last: int, count: int) -> bool:
+        """Tell whether so many values of a column are read out of one run of the side-car."""
+        near = last - first < max(SPREAD * count, CHUNK_BYTES // 8)
+        return count > 0 and near and self.scalars(plan) is not None
+
+    # Where samples are stored
+
+    def locate(self, ids: int | Int64) -> tuple[Any, Any]:
+        """Return the shard of a sample and its row there; of several samples, in their shape."""
+        return locate(self.index, ids)
+
+    def stored(self, selection: Selection) -> Selection:
+        """Return a view as one of what the index counts."""
+        return selection
+
+    def bytes_of(self, samples: int) -> int:
+        """Return the bytes of so many average samples."""
+        return self.index.total * samples // max(self.index.samples, 1)
+
+    def rows_of(self, nbytes: int) -> int:
+        """Return how many average samples take about `nbytes`, at least one."""
+        return max(1, nbytes * self.index.samples // max(self.index.total, 1))
+
+    def chunk_starts(self) -> AnyArray:
+        """Return the first sample of each chunk of the storage, then the number of samples."""
+        index = self.index
+        return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
+
+
+def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:
+    if not plan.fields:  # shards may have no column in common
+        return ({} for _ in ids)
+    stored = gather(fetcher, plan, ids)
+    values = [sample_values(fetcher, f, stored[f.name], ids) for f in plan.fields]
+    names = [f.name for f in plan.fields]
+    return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
+
+
+def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
+    (found,) = _samples(fetcher, plan, np.array([sample]))
+    return found
+
+
+def view_order(
+    source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
+) -> Order:
+    """Return the order of an epoch of a view, ravelled.
+
+    Samples are taken to be of one size, that of the storage's on average.
+    """
+    n = selection.size
+    nbytes = source.bytes_of(n)
+    settings = settings.resolve(nbytes)
+    if settings.block is None:
+        return full_order(n, seed, epoch)
+    lanes = settings.lanes or 1
+    block = -(-int(settings.block) * n // max(nbytes * lanes, 1))
+    chunks = partial(_chunks_of, source, selection)
+    return Order(n, chunks, seed, epoch, block=max(block, 1), lanes=lanes)
+
+
+def _chunks_of(source: Source, selection: Selection) -> AnyArray:
+    return view_chunks(source.chunk_starts(), selection)
+
+
+def open_source(
+    fetcher: Fetcher,
+    columns: Sequence[str] | Mapping[str, Any] | None,
+    allow_pickle: bool,
+    limit: int | None = None,
+) -> tuple[Source, tuple[str, ...]]:
+    """Resolve the columns of an index, and those that the user asked for or re-declared.
+
+    Returns
+    -------
+    source : Source
+    names : tuple of str
+        The columns that samples have.
+    """
+    where = fetcher.index.where
+    fields: dict[str, Field] = {}
+    partial: dict[str, str] = {}
+    for number, schema in enumerate(fetcher.index.schemas):
+        mine = _schema_fields(schema, where)
+        if number == 0:
+            fields = mine
+            continue
+        shard = int(np.argmax(fetcher.index.schema_of == number))
+        for name in fields.keys() | mine.keys():
+            if name not in mine or name not in fields:
+                holds = "does not have" if name not in mine else "has"
+                partial[name] = (
+                    f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
+                )
+            elif meaning(mine[name].encoding) != meaning(fields[name].encoding):
+                partial[name] = (
+                    f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "
+                    f"but {fields[name].encoding.name!r} before it"
+                )
+        fields = {name: f for name, f in fields.items() if name not in partial}
+    source = Source(fetcher, fields, partial, limit)
+    order = fetcher.index.annotations.order
+    names = tuple(dict.fromkeys([*(name for name in order if name in fields), *fields]))
+    declared: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
+    if columns is not None and not isinstance(columns, Mapping):
+        names = tuple(source.field(name).name for name in columns)
+        if len(set(names)) != len(names):
+            raise ValueError(f"a column is named twice in {list(names)}")
+    for name, dtype in fetcher.index.annotations.dtypes.items():
+        # A column that is not asked for, or is declared anew, may need a package that is not here.
+        if name in names and name not in declared:
+            fields[name] = Field(name, _recorded(fields[name], dtype, where))
+    for name, meaning_ in declared.items():
+        fields[name] = Field(name, view_as(source.field(name).encoding, meaning_))
+    unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
+    if unsafe and not allow_pickle:
+        raise ValueError(
+            f"{where}: column {unsafe[0]!r} is pickled, and loading it can run code: open with "
+            "allow_pickle=True if you trust the data, or leave it out with columns="
+        )
+    return source, names
+
+
+def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
+    fields = {}
+    for name, encoding, size in zip(
+        schema.names, schema.encodings, schema.sizes or [None] * len(schema.names), strict=True
+    ):
+        if schema.format != "mds":
+            if encoding not in CASTS:
+                raise FormatError(
+                    f"{where}: column {name!r} has encoding {encoding!r}; "
+                    f"{schema.format} columns are {', '.join(CASTS)}"
+                )
+            fields[name] = Field(name, parse(_TEXT_ENCODINGS[encoding]))
+            continue
+        try:
+            parsed = parse(encoding)
+        except ValueError as error:
+            raise FormatError(f"{where}: column {name!r}: {error}") from error
+        if parsed.size != size:
+            raise FormatError(
+                f"{where}: column {name!r} of encoding {encoding!r} has size {size}; "
+                f"its values take {parsed.size or 'different sizes'}"
+            )
+        fields[name] = Field(name, parsed)
+    return fields
+
+
+def _recorded(stored: Field, dtype: str, where: str) -> Encoding:
+    """Return the encoding of a column whose dtype the index records."""
+    try:
+        return with_dtype(stored.encoding, dtype)
+    except ValueError as error:
+        raise FormatError(f"{where}: column {stored.name!r}: {error}") from None
+    except MissingDependencyError as error:
+        otherwise = (
+            "leave the column out with columns=, or read it as it is stored with "
+            f"columns={{{stored.name!r}: {stored.encoding.name!r}}}"
+        )
+        raise MissingDependencyError(
+            f"{where}: column {stored.name!r} of dtype {dtype}", "ml_dtypes", "dtypes", otherwise
+        ) from error
+
+
+def meaning(encoding: Encoding) -> tuple[Any, ...]:
+    """Return what two encodings must share so that their values make one column."""
+    arrays = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
+    return encoding.kind, encoding.dtype, encoding.shape, "" if arrays else encoding.name

@@ -1,0 +1,1 @@
+"""Shards in memory: local, remote, several datasets' as one."""

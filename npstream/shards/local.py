@@ -1,0 +1,324 @@
+"""Opening a shard: its files mapped or decompressed, and checked against the index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from npstream._core import memory
+from npstream._core.typing import Bytes, Int64
+from npstream.errors import FormatError, IntegrityError
+from npstream.formats import mds, text
+from npstream.formats.compression import decompress
+from npstream.formats.hashes import digest, fastest
+from npstream.shards.snapshot import Snapshot, explained
+
+if TYPE_CHECKING:
+    from npstream.formats.index import File, Index
+    from npstream.shards.readahead import ReadAhead, RowsAhead
+    from npstream.shards.remote import RemoteShards
+    from npstream.storage.local import Store
+
+Verify = bool | str
+"""Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
+files too; False, none; a name, that one of both."""
+
+_ALL: Bytes = np.empty(0, np.uint8)
+
+_MAX_BYTES = 1 << 32
+"""Where samples end that offsets of four bytes can reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A shard in memory.
+
+    ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
+    begin, ``stride`` their size, 0 if it varies. ``resident`` has a byte for each chunk, 1 if it
+    is in memory; it is empty if all are.
+    """
+
+    data: Bytes
+    offsets: np.ndarray[Any, np.dtype[np.uint32]]
+    begin: int
+    stride: int
+    resident: Bytes
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The shard's row in the table that kernels read."""
+        chunks = len(self.resident)
+        return (
+            memory.address_of(self.data), memory.address_of(self.offsets), self.begin,
+            len(self.data), self.stride, memory.address_of(self.resident) if chunks else 0, chunks,
+        )  # fmt: skip
+
+
+class Shards:
+    """The shards of a dataset, as they are stored.
+
+    Parameters
+    ----------
+    index : Index
+    store : LocalStore or RemoteStore
+    verify : bool or str
+    snapshot : Snapshot, optional
+        The index as it was when the dataset was opened. Errors of reads then say if the dataset
+        was replaced.
+
+    Attributes
+    ----------
+    layouts : list of Layout or None
+        For each schema of the index, how its samples are laid out; None for text.
+    """
+
+    def __init__(
+        self, index: Index, store: Store, verify: Verify, snapshot: Snapshot | None = None
+    ) -> None:
+        self.index = index
+        self.snapshot = snapshot
+        self.store = store
+        self.verify = verify
+        self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
+        guards = [text.guard(schema) for schema in index.schemas]
+        self.guards = np.array(guards, np.int64)[index.schema_of]
+        self._sound = np.zeros(len(index), bool)  # opened once, and so checked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shards, (self.index, self.store, self.verify, self.snapshot)
+
+    @property
+    def root(self) -> str:
+        """The place of the dataset, for messages."""
+        return self.store.root
+
+    def buffered(self, shard: int) -> int:
+        """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
+        files = self.index.files(shard)
+        pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
+        return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_packed(raw, zipped))
+
+    def _is_packed(self, raw: File, zipped: File | None) -> bool:
+        return zipped is not None and not self.store.exists(raw.name)
+
+    @explained
+    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+        """Map or decompress the files of shards, and check them against the index."""
+        # All heads are asked for before the first is looked at.
+        loaded = [(shard, *self._load(shard)) for shard in shards]
+        return {shard: self._checked(shard, data, head) for shard, data, head in loaded}
+
+    def _load(self, shard: int) -> tuple[Bytes, Bytes]:
+        """Return a shard's data, and the file with its offsets."""
+        files = self.index.files(shard)
+        data = head = self._load_file(files.data, files.zip_data, files.compression)
+        if files.meta is not None:
+            head = self._load_file(files.meta, files.zip_meta, files.compression)
+        if memory.is_mapped(head):
+            layout, end = self.layouts[self.index.schema_of[shard]], 4 * (self._count(shard) + 2)
+            if layout is None or not layout.stride:
+                memory.will_need(head[: end + 1])
+            else:  # only the first and the last offset are looked at
+                memory.will_need(head[:8])
+                memory.will_need(head[end - 4 : end + 1])
+        return data, head
+
+    def _checked(self, shard: int, data: Bytes, head: Bytes) -> Region:
+        number = int(self.index.schema_of[shard])
+        schema, layout = self.index.schemas[number], self.layouts[number]
+        samples, stride = self._count(shard), layout.stride if layout is not None else 0
+        try:
+            if layout is not None:
+                begin = mds.samples_begin(schema, data, samples, stride)
+            else:
+                begin = text.lines_begin(schema, data, head, samples)
+        except FormatError as error:
+            where = self.store.where(self.index.name(shard))
+            raise FormatError(f"{where} (shard {shard}): {error}") from None
+        self._sound[shard] = True
+        offsets = head[4 : 4 * (samples + 2)].view("<u4")
+        return Region(data, offsets, begin, stride, self._resident(shard))
+
+    def _resident(self, shard: int) -> Bytes:
+        """Return a byte for each chunk of a shard; none if all of it is in memory."""
+        return _ALL
+
+    def _count(self, shard: int) -> int:
+        """Return the number of samples of a shard."""
+        return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
+
+    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Return the shards to be opened so that samples are in memory."""
+        return np.unique(shard_of)
+
+    def read_ahead(self) -> AbstractContextManager[ReadAhead | None]:
+        """Return what fetches shards in the background, if anything does."""
+        return nullcontext()
+
+    def rows_ahead(self) -> RowsAhead:
+        """Raise NotImplementedError: local files are mapped."""
+        raise NotImplementedError
+
+    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
+        """Return the datasets in stores, and the number of the first sample of each: none."""
+        return []
+
+    def passed(self, shards: range, now: int | None) -> None:
+        """Note that samples are read in order, who has done with some shards, and is in another."""
+
+    def is_ready(self, shard: int) -> bool:
+        """Tell whether a shard can be opened without a request to a store."""
+        return True
+
+    def is_stale(self, shard: int, region: Region) -> bool:
+        """Tell whether a shard that is in memory is to be opened anew."""
+        return False
+
+    @explained
+    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        """Read samples of shards that cannot stay in memory.
+
+        Returns
+        -------
+        address, nbytes : ndarray of int64, shape (n,)
+            Where each sample lies, and its length; its `text.guard` lies before it.
+        held : list
+            What must be referred to while the addresses are in use.
+        """
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        held: list[object] = []
+        for shard in np.unique(shard_of).tolist():
+            samples = np.flatnonzero(shard_of == shard)
+            rows = ids[samples] - self.index.starts[shard]
+            begins, ends, guard, region = self._bounds(shard, rows)
+            begins = begins - guard
+            if region is not None:
+                parts = [region.data[a:b].tobytes() for a, b in zip(begins, ends, strict=True)]
+            else:
+                name = self.index.files(shard).data.name
+                spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
+                parts = self.store.ranges((name, begin, size) for begin, size in spans)
+            address[samples], nbytes[samples], arena = laid_out(parts, guard)
+            held.append(arena)
+        return address, nbytes, held
+
+    def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64, int, Region | None]:
+        """Return where rows of a shard begin and end, their guard, and the shard, if it is open."""
+        files, count = self.index.files(shard), self._count(shard)
+        region = self._unpacked(shard)
+        layout = self.layouts[self.index.schema_of[shard]]
+        if layout is not None and layout.stride:
+            begins = files.data.nbytes - (count - rows) * layout.stride
+            ends = begins + layout.stride
+        elif region is not None:
+            begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
+        else:
+            head = (files.meta or files.data).name
+            pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
+            begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
+        return begins, ends, self.check_bounds(shard, rows, begins, ends), region
+
+    def _unpacked(self, shard: int) -> Region | None:
+        """Open a shard that must be read whole; None if ranges of it will do."""
+        whole = bool(self.buffered(shard)) or not self._sound[shard]
+        return self.open([shard])[shard] if whole else None
+
+    def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
+        """Raise FormatError unless rows lie within their shard; return their guard."""
+        files = self.index.files(shard)
+        guard = int(self.guards[shard])
+        low = 0 if files.meta else 4 * (self._count(shard) + 2)
+        wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
+        if wrong.any():
+            sample = int(self.index.starts[shard]) + int(rows[wrong.argmax()])
+            self.damaged(sample, "its offsets do not fit the shard")
+        return guard
+
+    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+        """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
+        if zipped is None or not self._is_packed(raw, zipped):
+            data = self.store.map(raw.name, raw.nbytes)
+            self._check_size(len(data), raw)
+            self._verify(data, raw, self.verify != "auto")
+            return data
+        where = self.store.where(zipped.name)
+        if compression is None:
+            raise FormatError(f"{where}: compressed, but the index names no compression")
+        if raw.nbytes > _MAX_BYTES:
+            raise FormatError(f"{where}: {raw.nbytes} bytes unpacked; offsets reach {_MAX_BYTES}")
+        if self.store.is_local:
+            self._check_size(self.store.size(zipped.name), zipped)
+        packed = self.store.read(zipped.name, zipped.nbytes)
+        if not memory.fits(raw.nbytes):
+            raise FormatError(f"{where}: {memory.too_large(raw.nbytes)}")
+        # What the recorded hash of the content covers need not be hashed before, too.
+        self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
+        try:
+            data = np.frombuffer(decompress(packed, compression, raw.nbytes), np.uint8)
+        except ValueError as error:
+            raise FormatError(f"{where}: {error}") from error
+        self._verify(data, raw, True)
+        return data
+
+    def _check_size(self, nbytes: int, file: File) -> None:
+        if nbytes != file.nbytes:
+            raise FormatError(
+                f"{self.store.where(file.name)}: {nbytes} bytes; the index says {file.nbytes}"
+            )
+
+    def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:
+        """Compare a file's recorded hash with its bytes'."""
+        if not self.verify or not wanted:
+            return
+        named = isinstance(self.verify, str) and self.verify != "auto"
+        name = str(self.verify) if named else fastest(file.hashes)
+        if name is None and (self.verify == "auto" or not file.hashes):
+            return
+        where = self.store.where(file.name)
+        if name not in file.hashes:
+            raise IntegrityError(
+                f"{where}: the index records {', '.join(file.hashes) or 'no hash'}; expected "
+                f"{name or 'one that is known'} to verify it by"
+            )
+        found = digest(name, data if isinstance(data, bytes) else data.data)
+        if found != (expected := file.hashes[name]):
+            raise IntegrityError(f"{where}: its {name} is {found}; the index says {expected}")
+
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+
+    @explained
+    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError for a sample, saying where it is stored."""
+        raise FormatError(f"{self.describe(sample)}: {what}") from cause
+
+    def require_hash(self, name: str) -> None:
+        """Raise ValueError unless the index records the hash that is to be checked."""
+        files = self.index.files(0)
+        recorded = sorted(files.data.hashes)
+        if name not in recorded:
+            raise ValueError(
+                f"verify={name!r}, but {self.index.where} records {recorded or 'no hashes'}"
+            )
+
+    def describe(self, sample: int) -> str:
+        """Say where a sample is stored, for messages."""
+        shard = int(np.searchsorted(self.index.starts, sample, side="right")) - 1
+        row = sample - int(self.index.starts[shard])
+        where = self.store.where(self.index.name(shard))
+        return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"
+
+
+def laid_out(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
+    """Lay byte strings end to end; return where they lie after their guard, and their lengths."""
+    arena: Bytes = np.frombuffer(b"".join(parts), np.uint8)
+    lengths = np.array([len(part) for part in parts], np.int64)
+    address = memory.address_of(arena) + np.cumsum(lengths) - lengths + guard
+    return address, lengths - guard, arena

@@ -1,0 +1,500 @@
+"""Shards in an object store: chunks in the cache, and single samples read exactly.
+
+A read that covers much of a chunk fetches the chunk; one of few samples fetches their bytes, in
+two round trips at most: offsets, unless those were read before, then samples. The third such read
+in a chunk fetches it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Bytes, Int64
+from npstream.cache.cache import Reservation, allocated
+from npstream.cache.downloads import Check, Downloads, Part, runs
+from npstream.errors import DAMAGED, IntegrityError, StorageError
+from npstream.shards.local import Region, Shards, Verify
+from npstream.shards.point_reads import ExactRows
+from npstream.shards.readahead import Coming, ReadAhead, RowsAhead
+from npstream.shards.snapshot import explained
+from npstream.storage.deadlines import one_read
+
+if TYPE_CHECKING:
+    from npstream.cache.ranges import CachedRanges
+    from npstream.cache.shard_file import CachedFile
+    from npstream.formats.index import File
+    from npstream.shards.residency import RemoteFiles
+    from npstream.shards.snapshot import Snapshot
+    from npstream.storage.local import Span
+    from npstream.storage.remote import RemoteStore
+
+Chunk = tuple[int, int]
+"""A chunk, by its shard and its number there."""
+
+SMALL_CHUNK = 1 << 16
+"""A chunk of no more bytes is fetched whole by any read."""
+
+MUCH = 4
+"""A read of one part in so many of a chunk fetches the chunk."""
+
+_ABSENT = (errno.ENOENT, errno.EACCES)
+"""Amazon and Google answer "denied" for an absent file to whoever may not list the bucket."""
+
+SPARSE_READS = 2
+"""Sparse reads in a chunk; the next one fetches it."""
+
+
+class RemoteShards(Shards):
+    """The shards of a dataset in an object store.
+
+    Parameters
+    ----------
+    store : RemoteStore
+    files : RemoteFiles
+        What is in the cache.
+    verify : bool or str
+    snapshot : Snapshot, optional
+        The index as it was when the dataset was opened.
+    """
+
+    def __init__(
+        self,
+        store: RemoteStore,
+        files: RemoteFiles,
+        verify: Verify,
+        snapshot: Snapshot | None = None,
+    ) -> None:
+        super().__init__(files.index, store, verify, snapshot)
+        self.remote = store
+        self.files = files
+        self.downloads = Downloads(store, files.cache)
+        self.exact = ExactRows(self, store)
+        self.coming = Coming()
+        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
+        self._sparse: Counter[Chunk] = Counter()
+        self._verified: WeakSet[CachedFile] = WeakSet()
+        self._heads = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
+
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+        self._heads = threading.Lock()
+        self.downloads.renew_locks()
+        self.exact.renew_locks()
+        self.coming.renew_locks()
+        for reader in self._readers:
+            reader.renew_locks()
+
+    def close(self) -> None:
+        """Stop all that is being fetched, and let go of the cache's files."""
+        self.remote.stop()
+        for reader in list(self._readers):
+            reader.close()
+        self.files.close()
+
+    # Which chunks a read needs
+
+    def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
+        """Return the chunks of samples in the order of their first use, with their counts."""
+        key_of, most = self._keys_of(ids, shard_of), self.files.most_chunks
+        if (key_of == key_of[0]).all():
+            return [(divmod(int(key_of[0]), most), len(key_of))]
+        keys, at, counts = np.unique(key_of, return_index=True, return_counts=True)
+        order = np.argsort(at)
+        chunks = (divmod(key, most) for key in keys[order].tolist())
+        return list(zip(chunks, counts[order].tolist(), strict=True))
+
+    def _keys_of(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Return a number for the chunk of each sample."""
+        first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
+        chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
+        return shard_of * self.files.most_chunks + chunk_of
+
+    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
+        """Return the datasets in stores, and the number of the first sample of each."""
+        return [(self, 0)]
+
+    def chunk_of(self, ids: Int64) -> Int64:
+        """Return the chunks of samples: numbers whose quotient by `most_chunks` is the shard."""
+        return self._keys_of(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
+
+    @explained
+    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Fetch the chunks that samples cover much of; return the shards that are in the cache."""
+        if self.exact.is_extended:  # samples that were fetched one by one need no chunk
+            lacking = self.exact.lacks(ids)
+            ids, shard_of = ids[lacking], shard_of[lacking]
+            if not len(ids):
+                return ids
+        ready: set[int] = set()
+        dense: list[Chunk] = []
+        coming: list[Chunk] = []
+        for (shard, chunk), count in self.wanted(ids, shard_of):
+            file = self.files.peek(shard)  # as a sparse read makes none
+            if file is None or not self.files.is_here(shard, chunk):
+                is_dense = self.is_dense(shard, count)
+                is_coming = (shard, chunk) in self.coming
+                if is_coming and not is_dense and self._may_hurry(shard, count):
+                    continue
+                if not (is_coming or is_dense or self._wears((shard, chunk))):
+                    continue
+                file = self.files.data(shard)
+                if file is None or not self.downloads.can_keep(file):
+                    continue
+                (coming if is_coming else dense).append((shard, chunk))
+            self.files.cache.touch(file)
+            ready.add(shard)
+        if dense:
+            self.fetch(dense)
+        if coming:
+            self._start_readers()
+            with self.remote.patience.waiting(self.remote.timeout) as left:
+                self.coming.wait(coming, left)
+            # What failed to come is fetched anew, so that nothing is taken that is not verified.
+            if late := [chunk for chunk in coming if not self.files.is_here(*chunk)]:
+                self.fetch(late)
+        return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
+
+    def is_dense(self, shard: int, count: int) -> bool:
+        """Tell whether a read of so many samples of a chunk fetches the chunk."""
+        nbytes = self.chunk_bytes(shard)
+        whole = self.index.compressed[shard] or self.verify is True or nbytes <= SMALL_CHUNK
+        return bool(whole) or MUCH * count * self.sample_bytes(shard) >= nbytes
+
+    def _may_hurry(self, shard: int, count: int) -> bool:
+        """Tell whether so many samples of a chunk that is coming are read exactly."""
+        nbytes = count * self.sample_bytes(shard)
+        return self.exact.may_spend(count, nbytes, self.chunk_bytes(shard))
+
+    def is_worn(self, chunk: Chunk) -> bool:
+        """Tell whether there were enough sparse reads in a chunk for the next to fetch it."""
+        return self._sparse[chunk] >= SPARSE_READS
+
+    def _wears(self, chunk: Chunk) -> bool:
+        """Count a sparse read in a chunk, and tell whether it is to fetch it."""
+        is_worn = self.is_worn(chunk)
+        self._sparse[chunk] += 1
+        return is_worn
+
+    def chunk_bytes(self, shard: int) -> int:
+        """Return about how many bytes a chunk of a shard has."""
+        return int(self.index.nbytes[shard]) // int(self.files.chunks[shard])
+
+    def sample_bytes(self, shard: int) -> int:
+        """Return about how many bytes a sample of a shard has."""
+        return int(self.index.nbytes[shard]) // max(self.files.count(shard), 1)
+
+    def read_ahead(self) -> ReadAhead:
+        """Return what fetches chunks in the background."""
+        reader = ReadAhead(self)
+        self.attend(reader)
+        return reader
+
+    def attend(self, reader: ReadAhead) -> None:
+        """Let somebody read ahead, once the next samples were read, maybe exactly."""
+        self.exact.hurry()
+        self._readers.add(reader)
+
+    @explained
+    def fetch_column(self, files: CachedRanges, spans: Iterable[Span]) -> None:
+        """Bring a part of a column of the side-car into the cache."""
+        files.fetch(spans)
+
+    # Reading ahead sample by sample
+
+    def rows_ahead(self) -> RowsAhead:
+        """Return what fetches single samples in the background."""
+        reader = RowsAhead(self)
+        self._readers.add(reader)
+        return reader
+
+    def hold_rows(self, nbytes: int) -> None:
+        """Keep so many more bytes of single samples in memory, or fewer."""
+        self.exact.extend(nbytes)
+
+    def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
+        """Bring samples whose chunks are not here into memory."""
+        keys, which = np.unique(self._keys_of(ids, shard_of), return_inverse=True)
+        most = self.files.most_chunks
+        absent = np.array([not self.files.is_here(*divmod(key, most)) for key in keys.tolist()])
+        rows = absent[which]
+        if rows.any():
+            with one_read():
+                self.exact.read(ids[rows], shard_of[rows])
+
+    def rows_bytes(self, shard_of: Int64) -> int:
+        """Return about how many bytes samples of some shards have."""
+        return sum(self.sample_bytes(shard) for shard in shard_of.tolist())
+
+    def _start_readers(self) -> None:
+        """Have those read ahead who held back until the first samples were read."""
+        for reader in list(self._readers):
+            reader.start()
+
+    def passed(self, shards: range, now: int | None) -> None:
+        """Note that samples are read in order, who has done with some shards, and is in another."""
+        for shard in shards:
+            for file in self.files.opened(shard):
+                self.files.cache.finished(file)
+        for file in () if now is None else self.files.opened(now):
+            self.files.cache.touch(file)
+
+    @explained
+    def side_column(self, name: str, start: int, stop: int) -> AnyArray:
+        """Return a run of a column's values in the side-car."""
+        assert self.files.sidecar is not None
+        return self.files.sidecar.column(name, start, stop)
+
+    # Opening what is in the cache
+
+    def is_ready(self, shard: int) -> bool:
+        """Tell whether a shard can be opened without a request to the store."""
+        if self.files.strict and (file := self.files.peek(shard)) is not None:
+            self._verify_whole(shard, file)
+        return self.files.is_ready(shard)
+
+    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+        """Open those of some shards that are in the cache, and make no request.
+
+        The caller may hold a lock, and a shard may have left the cache since it was fetched.
+        """
+        return super().open([shard for shard in shards if self.files.is_ready(shard)])
+
+    def is_stale(self, shard: int, region: Region) -> bool:
+        """Tell whether a shard has left the cache since it was opened."""
+        file = self.files.data(shard)
+        return file is None or region.data.base is not file.data.base
+
+    def buffered(self, shard: int) -> int:
+        """Return the bytes of memory that a shard takes beside maps: 0 if it is in the cache."""
+        return 0 if self.is_ready(shard) else super().buffered(shard)
+
+    def _load(self, shard: int) -> tuple[Bytes, Bytes]:
+        data, head = self.files.data(shard), self.files.head(shard)
+        if data is None or head is None or not self.files.is_ready(shard):
+            return self._whole(shard)
+        return data.data, head.data
+
+    def _whole(self, shard: int) -> tuple[Bytes, Bytes]:
+        """Return a shard that the cache does not have, and hold it against the side-car."""
+        data, head = super()._load(shard)
+        meta, check = self._check(shard, meta=True), self._check(shard)
+        sound = meta is None or head is data or meta(0, head)
+        if not (sound and (check is None or self.files.is_sound(shard, data, head, check))):
+            raise IntegrityError(
+                f"{self.store.where(self.index.name(shard))}: its hashes are not those of the "
+                f"side-car{DAMAGED}"
+            )
+        return data, head
+
+    def _resident(self, shard: int) -> Bytes:
+        file = self.files.data(shard)
+        return super()._resident(shard) if file is None else file.resident[1:]
+
+    def _is_packed(self, raw: File, zipped: File | None) -> bool:
+        return zipped is not None
+
+    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+        try:
+            return super()._load_file(raw, zipped, compression)
+        except StorageError as error:
+            # What Streaming keeps in its own cache has only the unpacked file.
+            if zipped is None or error.errno not in _ABSENT:
+                raise
+            return super()._load_file(raw, None, None)
+
+    # Fetching
+
+    @property
+    def cache_limit(self) -> int | None:
+        """The bytes that the cache may take, if that is known."""
+        return self.files.cache.limit
+
+    def claim(self, chunk: Chunk) -> bool:
+        """Say that a chunk will be fetched, unless it is here or somebody else said so."""
+        return not self.files.is_here(*chunk) and self.coming.add(chunk)
+
+    def release(self, chunks: Iterable[Chunk]) -> None:
+        """Say that chunks have come, or will not come after all."""
+        self.coming.remove(chunks)
+
+    def stop(self, threads: Iterable[threading.Thread]) -> None:
+        """Let the requests of some threads fail, now and later."""
+        self.remote.stop(threads)
+
+    def fetch(self, chunks: Iterable[Chunk]) -> None:
+        """Bring chunks into the cache, as far as it can hold them.
+
+        Raises
+        ------
+        StorageError
+        IntegrityError
+        """
+        with one_read():
+            self._fetch(chunks)
+
+    @explained
+    def _fetch(self, chunks: Iterable[Chunk]) -> None:
+        plain: dict[int, list[int]] = {}
+        for shard, chunk in chunks:
+            plain.setdefault(shard, []).append(chunk)
+        for shard in [shard for shard in plain if self.index.compressed[shard]]:
+            del plain[shard]
+            self._fetch_packed(shard)
+        self._fetch_heads([shard for shard in plain if not self.files.is_fixed(shard)])
+        self.downloads.fetch([p for shard, mine in plain.items() for p in self._parts(shard, mine)])
+        for shard, mine in plain.items():
+            file = self.files.data(shard)
+            if file is not None and (error := self._verify_whole(shard, file)) is not None:
+                raise error
+            if self.files.strict:  # other processes may have brought some of them
+                for chunk in mine:
+                    self.files.is_here(shard, chunk)
+
+    def _parts(self, shard: int, chunks: list[int]) -> list[Part]:
+        """Return what to fetch for chunks of a shard."""
+        file, bounds = self.files.data(shard), self.files.bounds(shard)
+        if file is None or bounds is None:
+            return []
+        name, check = self.index.files(shard).data.name, self._check(shard)
+        whole = Part(file, name, 0, tuple(bounds.tolist()), check)
+        head = [] if self.files.is_ready(shard) else [0]
+        return runs(whole, head + [1 + chunk for chunk in sorted(chunks)])
+
+    def _check(self, shard: int, meta: bool = False) -> Check | None:
+        return None if self.verify is False else self.files.check(shard, meta)
+
+    def _fetch_heads(self, shards: Iterable[int]) -> None:
+        """Bring what stands before the samples of shards."""
+        missing = [shard for shard in shards if not self.is_ready(shard)]
+        self.downloads.fetch([part for shard in missing for part in self._meta_part(shard)])
+        known = {
+            shard: begin for shard in missing if (begin := self.files.begin(shard)) is not None
+        }
+        self._fetch_to(known)
+        if len(known) < len(missing):
+            with self.remote.patience.holding(self._heads, self.remote.timeout):
+                self._fetch_to(self._begins([s for s in missing if not self.is_ready(s)]))
+
+    def _fetch_to(self, begins: dict[int, int]) -> None:
+        """Bring shards up to where their samples begin."""
+        self.downloads.fetch([part for shard in begins for part in self._head(shard, begins)])
+
+    def _meta_part(self, shard: int) -> list[Part]:
+        meta, file = self.index.files(shard).meta, self.files.head(shard)
+        if meta is None or file is None:
+            return []
+        return [Part(file, meta.name, 0, (0, meta.nbytes), self._check(shard, meta=True))]
+
+    def _head(self, shard: int, begins: dict[int, int]) -> list[Part]:
+        file, name = self.files.data(shard), self.index.files(shard).data.name
+        if file is None or shard not in begins:
+            return []
+        return [Part(file, name, 0, (0, begins[shard]), self._check(shard))]
+
+    def _begins(self, shards: list[int]) -> dict[int, int]:
+        """Return where the samples of shards begin."""
+        known = {shard: self.files.begin(shard) for shard in shards}
+        begins = {shard: begin for shard, begin in known.items() if begin is not None}
+        asked = [s for s in shards if s not in begins and not self.files.has_meta(s)]
+        words = self.remote.ranges((self.index.files(shard).data.name, 4, 4) for shard in asked)
+        for shard, word in zip(asked, words, strict=True):
+            # A damaged one is found when the shard is opened; here it must but fit the file.
+            begin = int.from_bytes(word, "little")
+            begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
+        return begins
+
+    def _fetch_packed(self, shard: int) -> None:
+        """Bring a compressed shard, unpacked."""
+        files = self.index.files(shard)
+        data, head = self.files.data(shard), self.files.head(shard)
+        if data is None or head is None or self.files.is_whole(shard):
+            return
+        sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
+        with self.remote.patience.waiting(self.remote.timeout) as left:
+            reserved = self.files.cache.reserve(
+                sum(allocated(0, size) for size in sizes), (data, head),
+                may_exceed=True, timeout=left,
+            )  # fmt: skip
+        if isinstance(reserved, Reservation):
+            with reserved:
+                self._fetch_unpacked(shard, data, head)
+
+    def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
+        files = self.index.files(shard)
+        # Which is committed last: of several locks, two threads could get one each.
+        last = [len(data.here) - 1]
+        with data.lock(last) as claim:
+            if not claim.pieces:
+                with self.remote.patience.waiting(self.remote.timeout / 2) as left:
+                    data.wait(last, left)
+            if self.files.is_whole(shard):
+                return
+            if files.meta is not None:
+                _keep(head, self._load_file(files.meta, files.zip_meta, files.compression))
+            _keep(data, self._load_file(files.data, files.zip_data, files.compression))
+
+    def _verify_whole(self, shard: int, file: CachedFile) -> IntegrityError | None:
+        """Verify a whole shard by its recorded hash, once, if its pieces have none.
+
+        Returns
+        -------
+        IntegrityError or None
+            What is wrong with it. It has been dropped then.
+        """
+        if file in self._verified or not file.here.all():
+            return None
+        if self._check(shard) is None:
+            files, head = self.index.files(shard), self.files.head(shard)
+            try:
+                self._verify(file.data, files.data, True)
+                if files.meta is not None and head is not None and head.here[0]:
+                    self._verify(head.data, files.meta, True)
+            except IntegrityError as error:
+                for damaged in (file, head):
+                    if damaged is not None:
+                        damaged.discard(range(len(damaged.here)))
+                return error
+        self._verified.add(file)
+        return None
+
+    # Reading what is not in the cache
+
+    @explained
+    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        """Read samples exactly, or unpack the shards, which the cache cannot hold then."""
+        found = self._borrow(ids, shard_of)
+        self._start_readers()
+        return found
+
+    def _borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        # Whole, as single samples cannot be verified.
+        packed = self.index.compressed[shard_of] | (self.verify is True)
+        if not packed.any():
+            return self.exact.read(ids, shard_of)
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        held: list[object] = []
+        for some, read in ((packed, super().borrow), (~packed, self.exact.read)):
+            address[some], nbytes[some], more = read(ids[some], shard_of[some])
+            held += more
+        return address, nbytes, held
+
+    def _unpacked(self, shard: int) -> Region | None:
+        if self.files.is_whole(shard) and (found := self.open([shard])):
+            return found[shard]
+        return self._checked(shard, *self._whole(shard))
+
+
+def _keep(file: CachedFile, data: Bytes) -> None:
+    """Put all of a file into the cache."""
+    if file.put(0, data.data):
+        file.commit(range(len(file.here)))

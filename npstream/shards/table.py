@@ -1,0 +1,386 @@
+"""From sample numbers to bytes in memory.
+
+A *table* says where the resident shards lie; kernels read it without the GIL. Shards come into a
+table when they are first touched and never leave it: to evict, a new table takes its place, and
+the old one, which holds its maps and buffers, dies with the last call that reads through it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import numpy as np
+
+from npstream._core import memory
+from npstream._core.typing import Int64
+from npstream.shards import kernels
+from npstream.shards import paging as pages
+from npstream.storage.deadlines import one_read
+
+if TYPE_CHECKING:
+    from npstream.shards.local import Region, Shards
+    from npstream.shards.readahead import ReadAhead, RowsOfPiece
+    from npstream.shards.union import JoinedShards
+
+T = TypeVar("T")
+
+LOOK_AHEAD = 128
+"""Pieces of work whose bytes are asked for before the first of them is done, at most."""
+
+ROWS_WINDOW = 1 << 24
+"""Bytes of single samples that are fetched ahead, about, but at least two pieces of work."""
+
+GROWTH = 4
+"""Pieces whose bytes are asked for while one is done, as long as some have to be fetched."""
+
+
+@dataclass(slots=True)
+class Table:
+    """Where the resident shards lie (see `npstream.shards.kernels`), and what keeps them there."""
+
+    place: Int64
+    regions: dict[int, Region] = field(default_factory=dict)
+    owned: dict[int, int] = field(default_factory=dict)  # buffers, not maps: shard -> bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How to take samples apart: the arguments of the kernel `split`, without addresses."""
+
+    nvariable: int
+    nfixed: int
+    fixed: Int64
+    variable: Int64
+
+
+class Fetcher:
+    """The shards of one dataset, or of several, brought into memory as they are touched.
+
+    Parameters
+    ----------
+    shards : Shards or JoinedShards
+    """
+
+    def __init__(self, shards: Shards | JoinedShards) -> None:
+        self.shards = shards
+        self.index = shards.index
+        self.layouts = shards.layouts
+        self.renew_locks()
+        _fetchers.add(self)
+        self._cold = pages.Coldness()
+        self._announced: tuple[Int64, ...] = ()
+        self._lookup = (self.index.starts, self.index.guide, self.index.shift)
+        self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 7), np.int64))
+
+    def renew_locks(self) -> None:
+        """Replace the locks, which a thread that a forked process does not have may have held."""
+        self._lock = threading.RLock()
+        self._publish = threading.Lock()
+        self.shards.renew_locks()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fetcher, (self.shards,)
+
+    def close(self) -> None:
+        """Let go of every map and buffer; calls that are reading finish first."""
+        self.shards.close()  # first, as whoever has the lock may wait for a store
+        with self._lock:
+            self.table = None
+
+    def current(self) -> Table:
+        """Return the table to read through; the caller holds it while it does."""
+        if (table := self.table) is None:
+            raise ValueError(f"{self.shards.root}: the dataset is closed; open it again")
+        return table
+
+    def locate(self, ids: Int64) -> tuple[Int64, Int64, object]:
+        """Find the bytes of samples.
+
+        Returns
+        -------
+        address, nbytes : ndarray of int64, shape (n,)
+            Where each sample lies, and its length.
+        held : object
+            What must be referred to while the addresses are in use.
+        """
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        table = self.current()
+        locate = kernels.locate.sized(len(ids))
+        code = locate(ids, *self._lookup, table.place, address, nbytes)
+        held: list[object] = [table]
+        if code > 0:
+            with one_read():
+                code, held = self._locate_absent(ids, address, nbytes, held)
+        if code < 0:
+            self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
+        return address, nbytes, held
+
+    def _locate_absent(
+        self, ids: Int64, address: Int64, nbytes: Int64, held: list[object]
+    ) -> tuple[int, list[object]]:
+        """Find the bytes of samples some of which are not in memory, as their addresses say."""
+        absent = address == 0
+        code = 1
+        brought = self.shards.bring(ids[absent], nbytes[absent])
+        if len(brought):
+            table = self._ensure(brought)
+            held = [table]
+            locate = kernels.locate.sized(len(ids))
+            code = locate(ids, *self._lookup, table.place, address, nbytes)
+        if code > 0:
+            absent = address == 0
+            found = self.shards.borrow(ids[absent], nbytes[absent])
+            address[absent], nbytes[absent], borrowed = found
+            held += borrowed
+        return code, held
+
+    def whole(self, ids: Int64) -> tuple[Int64, Int64, object]:
+        """Find the bytes of samples as `locate` does, and ask for all pages that they lie in."""
+        address, nbytes, held = self.locate(ids)
+        self._cold.prepare(address, nbytes)
+        return address, nbytes, held
+
+    def read(self, ids: Int64, how: Split, fixed: Int64) -> tuple[Int64, object]:
+        """Copy the fixed columns of MDS samples, and find the bytes of variable ones.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+        how : Split
+        fixed : ndarray of int64
+            ``how.fixed``, with the addresses of the outputs.
+
+        Returns
+        -------
+        spans : ndarray of int64, shape (variable columns, 2, n)
+            Address and length of each value.
+        held : object
+            What must be referred to while the addresses are in use.
+        """
+        n = len(ids)
+        spans = np.empty((len(how.variable), 2, n), np.int64)
+        announced = any(ids is asked for asked in self._announced)
+        if announced or self._cold.warm:
+            table = self.current()
+            address, nbytes = np.empty(n, np.int64), np.empty(n, np.int64)
+            code = kernels.read.sized(n)(
+                ids, *self._lookup, table.place, address, nbytes,
+                how.nvariable, how.nfixed, fixed, how.variable, spans,
+            )  # fmt: skip
+            if not announced:
+                self._cold.observe(n)
+            if code == 0:
+                return spans, table
+        address, nbytes, held = self.locate(ids)
+        self._cold.prepare(address, nbytes)
+        code = kernels.split.sized(n)(
+            address, nbytes, how.nvariable, how.nfixed, fixed, how.variable, spans
+        )
+        if code < 0:
+            self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
+        return spans, held
+
+    def ahead(
+        self,
+        pieces: Iterable[T],
+        ids_of: Callable[[T], Int64],
+        step: int = 0,
+        is_rowwise: bool = False,
+    ) -> Iterator[T]:
+        """Yield pieces of work, each when the bytes of the next ones were asked for.
+
+        Parameters
+        ----------
+        pieces : iterable
+        ids_of : callable
+            Returns the samples that a piece is about.
+        step : int
+            Positive if samples come in rising order, negative if in falling, 0 if in no such.
+        is_rowwise : bool
+            Whether samples are fetched one by one, and not with their chunks.
+        """
+        if is_rowwise:
+            yield from self._by_rows(pieces, ids_of)
+            return
+        with self.shards.read_ahead() as coming:
+            if coming is None:
+                yield from self._prefetched(pieces, ids_of)
+            else:
+                fetched = self._fetched(pieces, ids_of, coming)
+                yield from self._passing(fetched, ids_of, step)
+
+    def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
+        window: deque[tuple[T, RowsOfPiece]] = deque()
+        with self.shards.rows_ahead() as rows:
+            for piece in pieces:
+                window.append((piece, rows.ask(self._absent(ids_of(piece)))))
+                while len(window) > 1 and (rows.nbytes >= ROWS_WINDOW or len(window) > LOOK_AHEAD):
+                    yield from rows.taken(*window.popleft())
+            for piece, asked in window:
+                yield from rows.taken(piece, asked)
+
+    def _fetched(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ReadAhead
+    ) -> Iterator[T]:
+        """Yield pieces, the chunks of the next of which are being fetched."""
+        window: deque[tuple[T, int]] = deque()
+        most, asked = LOOK_AHEAD, 0
+        for piece in pieces:
+            nbytes = coming.ask(self._absent(ids_of(piece)))
+            window.append((piece, nbytes))
+            asked += nbytes
+            while len(window) > 1 and (asked >= coming.window or len(window) > most):
+                first, nbytes = window.popleft()
+                yield first
+                coming.start()
+                asked -= nbytes
+                # The window grows while what is in it has to be fetched.
+                most = most + GROWTH if asked else LOOK_AHEAD
+        coming.start()
+        for piece, _ in window:
+            yield piece
+
+    def _passing(self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int) -> Iterator[T]:
+        """Yield pieces, and say of which shards in-order ones will need nothing more."""
+        last = -1
+        for piece in pieces:
+            ids = ids_of(piece)
+            if step and len(ids):
+                shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
+                if last >= 0 and (shard - last) * step > 0:
+                    self.shards.passed(range(last, shard, 1 if step > 0 else -1), shard)
+                last = shard
+            yield piece
+
+    def _prefetched(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        window: deque[T] = deque()
+        for piece in pieces:
+            self.prefetch(ids_of(piece))
+            window.append(piece)
+            if len(window) > 1:
+                yield window.popleft()
+        yield from window
+
+    def prefetch(self, ids: Int64) -> None:
+        """Ask for the pages of samples, if pages have been missing, while others are read.
+
+        A read of the same array of ids then does not ask again. The last two are remembered: who
+        reads ahead asks for the next one before this one is read.
+        """
+        if self._cold.expected:
+            address, nbytes, _held = self.locate(ids)
+            self._cold.prepare(address, nbytes)
+            self._announced = (*self._announced[-1:], ids)
+
+    def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
+        """Return the samples that are not in memory, and their shards."""
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        locate = kernels.locate.sized(len(ids))
+        if locate(ids, *self._lookup, self.current().place, address, nbytes) <= 0:
+            return _NONE, _NONE
+        absent = address == 0
+        return ids[absent], nbytes[absent]
+
+    def region(self, shard: int) -> Region | None:
+        """Return a shard in memory, all of it or in part; None if that would take a request."""
+        region = self.current().regions.get(shard)
+        if region is not None:
+            return region
+        if not self.shards.is_ready(shard):
+            return None
+        region = self._ensure(np.array([shard])).regions.get(shard)
+        return self.shards.open([shard]).get(shard) if region is None else region
+
+    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError for a sample, saying where it is stored."""
+        self.shards.damaged(sample, what, cause)
+
+    # Bringing shards in
+
+    def _ensure(self, shards: Int64) -> Table:
+        """Bring shards into the table, as far as maps and memory allow, and return it."""
+        with self._lock:
+            table = self._without_stale(self.current(), shards.tolist())
+            missing = [shard for shard in shards.tolist() if shard not in table.regions]
+            owned = {s: n for s in missing if (n := self.shards.buffered(s))}
+            table = self._make_room(table, sum(owned.values()))
+            room = _budget(table) - sum(table.owned.values())
+            maps = memory.map_budget()
+            admitted = []
+            for shard in missing:
+                if owned.get(shard, 0) > room or (shard not in owned and maps < 2):
+                    continue  # its samples are borrowed instead, one shard after the other
+                admitted.append(shard)
+                if shard in owned:
+                    room -= owned[shard]
+                else:
+                    maps -= 2
+            fresh = self.shards.open(admitted)  # which waits for no store
+            for shard, region in fresh.items():
+                table.regions[shard] = region
+                if shard in owned:
+                    table.owned[shard] = owned[shard]
+                table.place[shard, 1:] = region.place[1:]
+            with self._publish:
+                pass  # releasing a lock orders the stores above before those below
+            for shard, region in fresh.items():
+                table.place[shard, 0] = region.place[0]
+            return table
+
+    def _without_stale(self, table: Table, shards: list[int]) -> Table:
+        """Return a table without those of some shards that are to be opened anew."""
+        stale = [
+            shard
+            for shard in shards
+            if shard in table.regions and self.shards.is_stale(shard, table.regions[shard])
+        ]
+        return self._without(table, stale) if stale else table
+
+    def _without(self, table: Table, shards: list[int]) -> Table:
+        """Put a table without some shards in the place of the old one, and return it."""
+        table = Table(table.place.copy(), dict(table.regions), dict(table.owned))
+        for shard in shards:
+            table.owned.pop(shard, None)
+            del table.regions[shard]
+            table.place[shard] = 0
+        self.table = table
+        return table
+
+    def _make_room(self, table: Table, nbytes: int) -> Table:
+        """Return a table with room for `nbytes` of buffers: the oldest leave, if they must."""
+        if not (nbytes and table.owned):
+            return table
+        excess = sum(table.owned.values()) + nbytes - _budget(table)
+        if excess <= 0:
+            return table
+        leaving = []
+        for shard, held in table.owned.items():
+            if excess > 0:
+                excess -= held
+                leaving.append(shard)
+        return self._without(table, leaving)
+
+
+_NONE: Int64 = np.empty(0, np.int64)
+
+_fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for fetcher in _fetchers:
+        fetcher.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
+def _budget(table: Table) -> int:
+    """Return the bytes that decompressed shards may take: a quarter of what would be free."""
+    return (memory.available() + sum(table.owned.values())) // 4

@@ -1,0 +1,57 @@
+"""Requests for parts of files, neighbours in one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from npstream._core.typing import Int64
+
+if TYPE_CHECKING:
+    from npstream.storage.local import Store
+
+
+def merged(
+    file_of: Int64, begins: Int64, ends: Int64, gap: int
+) -> tuple[Int64, Int64, Int64, Int64]:
+    """Merge parts of files, rising, where they overlap or are no further apart than a gap.
+
+    Returns
+    -------
+    heads : ndarray of int64, shape (requests,)
+        The first part of each request.
+    run : ndarray of int64, shape (parts,)
+        The request that each part is in.
+    starts, lengths : ndarray of int64, shape (requests,)
+        The bytes to request.
+
+    Examples
+    --------
+    >>> begins = np.array([0, 100, 9000, 50])
+    >>> merged(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
+    array([0, 0, 1, 2])
+    """
+    apart = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
+    heads = np.flatnonzero(np.append(True, apart))
+    sizes = np.diff(np.append(heads, len(file_of)))
+    starts = begins[heads]
+    return heads, np.repeat(np.arange(len(heads)), sizes), starts, ends[heads + sizes - 1] - starts
+
+
+def read_merged(
+    store: Store,
+    name_of: Callable[[int], str],
+    file_of: Int64,
+    begins: Int64,
+    ends: Int64,
+    gap: int,
+) -> list[bytes]:
+    """Read parts of files, rising, in requests that are merged."""
+    heads, run, starts, lengths = merged(file_of, begins, ends, gap)
+    names = map(name_of, file_of[heads].tolist())
+    fetched = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
+    base = starts[run]
+    within = zip(run.tolist(), (begins - base).tolist(), (ends - base).tolist(), strict=True)
+    return [fetched[number][begin:end] for number, begin, end in within]

@@ -1,0 +1,63 @@
+"""Requests to plain web servers, through the session and the options of fsspec's filesystem.
+
+The filesystem's own methods accept any response, and report any failure as a missing file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from npstream.storage.responses import Response, ResponseError, file_info
+
+__all__ = ["info", "request_range"]
+
+_IDENTITY = {"Accept-Encoding": "identity"}
+
+_FINAL = (401, 402, 407, 408, 425, 429)
+"""Statuses of HEAD after which GET would fail as well."""
+
+
+async def info(filesystem: Any, path: str) -> dict[str, Any]:
+    """Return the info of a file: from HEAD or, if that gives no size, from GET."""
+    from aiohttp import ClientResponseError
+
+    try:
+        async with _ask(filesystem, "HEAD", path, {}) as answer:
+            found = file_info(answer.status, answer.headers, answer.url.path)
+            if found["size"] is not None:
+                return found
+    except ClientResponseError as error:
+        # Some URLs are signed for GET only, and some servers do not support HEAD.
+        if error.status in _FINAL or (error.status >= 500 and error.status != 501):
+            raise
+    except ResponseError:
+        pass  # compressed; a range may not be
+    async with _ask(filesystem, "GET", path, {"Range": "bytes=0-0"}, 416) as answer:
+        return file_info(answer.status, answer.headers, answer.url.path)
+
+
+@asynccontextmanager
+async def request_range(
+    filesystem: Any, path: str, start: int, end: int | None
+) -> AsyncIterator[Response]:
+    """Request a range of a file, or the whole file if `end` is None."""
+    headers = {} if end is None else {"Range": f"bytes={start}-{end - 1}"}
+    async with _ask(filesystem, "GET", path, headers) as answer:
+        yield Response(answer.status, answer.headers, answer.url.path, answer.content.read)
+
+
+@asynccontextmanager
+async def _ask(
+    filesystem: Any, method: str, path: str, headers: dict[str, str], allowed: int = 0
+) -> AsyncIterator[Any]:
+    """Send a request with the user's options. Raise for error statuses except `allowed`."""
+    session = await filesystem.set_session()
+    options = {"allow_redirects": True, **filesystem.kwargs, "auto_decompress": False}
+    options["headers"] = {**_IDENTITY, **(options.get("headers") or {}), **headers}
+    url = filesystem.encode_url(path)
+    async with session.request(method, url, **options) as answer:
+        if answer.status != allowed:
+            answer.raise_for_status()
+        yield answer

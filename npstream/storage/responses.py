@@ -1,0 +1,277 @@
+"""Checks of HTTP responses: a response must be what the request asked for.
+
+Drivers return whatever a server sends. A broken server or proxy may answer a range request with
+another range, with the whole file, with a compressed body, or with a body that never ends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, NamedTuple, Protocol
+
+__all__ = [
+    "NO_RANGES",
+    "RangeRequest",
+    "Response",
+    "ResponseError",
+    "SurplusError",
+    "check_encoding",
+    "check_range",
+    "file_info",
+    "file_size",
+    "info_with_size",
+    "read_body",
+    "read_range",
+    "read_whole",
+]
+
+_RANGE = re.compile(r"\s*bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)\s*", re.I)
+
+_SUFFIXES = {
+    "gzip": (".gz",),
+    "x-gzip": (".gz",),
+    "br": (".br",),
+    "zstd": (".zstd", ".zst"),
+    "deflate": (),
+    "compress": (),
+    "x-compress": (),
+    "dcb": (),
+    "dcz": (),
+}
+"""Content encodings that change the body, with the endings of files that are stored that way."""
+
+_SIGNS = ("ETag", "Content-MD5", "Digest", "Last-Modified")
+"""Headers that change when the file changes."""
+
+NO_RANGES = (
+    "the server ignores Range requests: let it answer them, or copy the dataset to a local "
+    "directory"
+)
+
+
+class Headers(Protocol):
+    """The headers of a response: a case-insensitive mapping, or one with lower-case keys."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return the value of a header, or None."""
+
+
+class Response(NamedTuple):
+    """A response to a range request.
+
+    Attributes
+    ----------
+    status : int
+    headers : Headers
+    name : str
+        The name of the file.
+    read : callable
+        Reads at most the given number of bytes of the undecoded body; b"" at the end.
+    """
+
+    status: int
+    headers: Headers
+    name: str
+    read: Callable[[int], Awaitable[bytes]]
+
+
+RangeRequest = Callable[[Any, str, int, int | None], AbstractAsyncContextManager[Response]]
+"""Sends a range request: called with the filesystem, the path, the start and the end.
+
+Without an end the request is for the whole file; not all drivers support that.
+"""
+
+
+class ResponseError(Exception):
+    """A response is not what the request asked for.
+
+    Parameters
+    ----------
+    message : str
+    transient : bool
+        True if the same request may succeed later.
+    """
+
+    def __init__(self, message: str, transient: bool = True) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class SurplusError(ResponseError):
+    """A body is longer than expected.
+
+    Parameters
+    ----------
+    most : int
+        The maximum length in bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"more than {most} bytes came", transient=False)
+
+
+def check_range(status: int, headers: Headers, name: str, start: int, end: int) -> int | None:
+    """Raise ResponseError unless a response holds bytes `start` to `end` of a file.
+
+    A response with the whole file is valid if the range is the whole file. So is a part without
+    Content-Range, which some servers leave out, if it has the length of the range.
+
+    Parameters
+    ----------
+    status : int
+    headers : Headers
+    name : str
+        The name of the file.
+    start, end : int
+
+    Returns
+    -------
+    int or None
+        The length of the body, if the response gives it.
+
+    Examples
+    --------
+    >>> check_range(206, {"content-range": "bytes 2-5/9", "content-length": "4"}, "a", 2, 6)
+    4
+    >>> check_range(206, {"content-range": "bytes 0-3/9"}, "a", 2, 6)
+    Traceback (most recent call last):
+    npstream.storage.responses.ResponseError: bytes 0 to 4 came; expected 2 to 6
+    """
+    length = _length(headers)
+    if status == 206:
+        named = _header(headers, "Content-Range")
+        found = _RANGE.fullmatch(named or "")
+        if named is None and length == end - start and not _is_multipart(headers):
+            first, stop = start, end
+        elif found is None or found[1] is None:
+            raise ResponseError(
+                f"a part came that is not named: Content-Range is {named!r}; expected bytes "
+                f"{start} to {end}"
+            )
+        else:
+            first, stop = int(found[1]), int(found[2]) + 1
+        if first == start and start < stop < end and found and found[3] == str(stop):
+            raise ResponseError(f"{stop - start} of {end - start} bytes came, and the file ends")
+        if (first, stop) != (start, end):
+            raise ResponseError(f"bytes {first} to {stop} came; expected {start} to {end}")
+    elif status == 200:
+        if start or length not in (None, end):
+            came = "a whole file" if length is None else f"{length} bytes"
+            raise ResponseError(f"{came} came; {NO_RANGES}", transient=False)
+    else:
+        raise ResponseError(f"the server answered with status {status}; expected 206")
+    check_encoding(headers, name)
+    if length is not None and length != end - start:
+        raise ResponseError(f"{length} of {end - start} bytes came", length < end - start)
+    return length
+
+
+def check_encoding(headers: Headers, name: str) -> None:
+    """Raise ResponseError if the server compressed the body.
+
+    Some servers also send Content-Encoding for files that are stored compressed. Their bytes are
+    unchanged. This is accepted if the file's ending matches the encoding.
+    """
+    said = (_header(headers, "Content-Encoding") or "").lower()
+    codings = [coding for part in said.split(",") if (coding := part.strip()) in _SUFFIXES]
+    if codings and not (len(codings) == 1 and name.lower().endswith(_SUFFIXES[codings[0]])):
+        raise ResponseError(
+            f"the body is encoded as {said!r}, which was not asked for: let the server, and what "
+            "is between, send files as they are stored",
+            transient=False,
+        )
+
+
+async def read_whole(request: RangeRequest, filesystem: Any, path: str, most: int) -> bytes:
+    """Read a whole file of at most `most` bytes."""
+    async with request(filesystem, path, 0, None) as response:
+        if response.status != 200:
+            raise ResponseError(f"the server answered with status {response.status}; expected 200")
+        check_encoding(response.headers, response.name)
+        return await read_body(response.read, most)
+
+
+async def read_range(
+    request: RangeRequest, filesystem: Any, path: str, start: int, end: int
+) -> bytes:
+    """Read a range with one request, and check the response."""
+    async with request(filesystem, path, start, end) as response:
+        check_range(response.status, response.headers, response.name, start, end)
+        try:
+            return await read_body(response.read, end - start)
+        except SurplusError as error:
+            why = f"{error}; {NO_RANGES}" if response.status == 200 else str(error)
+            raise ResponseError(why, transient=False) from None
+
+
+async def info_with_size(
+    head: Callable[[Any, str], Awaitable[dict[str, Any]]],
+    request: RangeRequest,
+    filesystem: Any,
+    path: str,
+) -> dict[str, Any]:
+    """Return a file's info, with the size from a range request if `head` does not know it.
+
+    Some proxies remove Content-Length from the response to HEAD.
+
+    Parameters
+    ----------
+    head : callable
+        Asks for the info with one request.
+    request : RangeRequest
+    filesystem
+    path : str
+    """
+    found = await head(filesystem, path)
+    if found.get("size") is not None or found.get("type") == "directory":
+        return found
+    async with request(filesystem, path, 0, 1) as response:
+        return found | file_info(response.status, response.headers, response.name)
+
+
+def file_info(status: int, headers: Headers, name: str) -> dict[str, Any]:
+    """Return the info of a file, in the form that fsspec uses, from a response."""
+    signs = {sign: text for sign in _SIGNS if (text := _header(headers, sign))}
+    return {"name": name, "type": "file", "size": file_size(status, headers, name), **signs}
+
+
+def file_size(status: int, headers: Headers, name: str) -> int | None:
+    """Return the size of a file from a response to a request for it or for a range."""
+    check_encoding(headers, name)
+    if status == 200:
+        return _length(headers)
+    found = _RANGE.fullmatch(_header(headers, "Content-Range") or "")
+    return int(found[3]) if found is not None and found[3] != "*" else None
+
+
+async def read_body(read: Callable[[int], Awaitable[bytes]], most: int) -> bytes:
+    """Read a body to its end. Raise SurplusError as soon as it is longer than `most` bytes.
+
+    Parameters
+    ----------
+    read : callable
+        Reads at most the given number of bytes; b"" at the end.
+    most : int
+    """
+    parts, left = [], most
+    while data := await read(left + 1):
+        parts.append(data)
+        left -= len(data)
+        if left < 0:
+            raise SurplusError(most)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _length(headers: Headers) -> int | None:
+    text = _header(headers, "Content-Length")
+    return int(text) if text and text.strip().isdecimal() else None
+
+
+def _is_multipart(headers: Headers) -> bool:
+    return (_header(headers, "Content-Type") or "").strip().lower().startswith("multipart/")
+
+
+def _header(headers: Headers, name: str) -> str | None:
+    return headers.get(name) or headers.get(name.lower())

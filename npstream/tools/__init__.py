@@ -1,0 +1,1 @@
+"""Commands over whole datasets: build a side-car, verify, precompile, demo."""

@@ -1,0 +1,157 @@
+"""A tour of npstream over the sources of Python's own standard library."""
+
+from __future__ import annotations
+
+import sysconfig
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+import npstream
+from npstream._core.typing import Sample
+
+T = TypeVar("T")
+
+COLUMNS = {
+    "path": "str",
+    "package": "str",
+    "text": "str",
+    "tokens": "ndarray:uint16:512",
+    "lines": "int32",
+    "size": "int",
+}
+TOKENS = 512
+PADDING = 256
+"""The token that follows a short file's last; the others are a file's first bytes."""
+
+BAR = 30
+
+
+def demo(directory: str | None = None) -> None:
+    """Write a dataset, open it, and show what can be done with it, and how fast.
+
+    Parameters
+    ----------
+    directory
+        Where to write the dataset; by default a temporary directory, removed at the end.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="npstream-demo-") as temporary:
+        where = directory or temporary
+        write_library(where)
+        with npstream.open(where) as dataset:
+            show_array(dataset)
+            show_batch(dataset)
+            show_ranks(dataset)
+    print(f"\nall of this took {time.perf_counter() - start:.1f} s")
+
+
+def write_library(directory: str) -> None:
+    """Write the standard library's source files as MDS shards."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = [file for file in sorted(root.rglob("*.py")) if "site-packages" not in file.parts]
+    title("the source files of Python's standard library, written as MDS shards")
+    start = time.perf_counter()
+    samples = progress(read_samples(root, files), len(files))
+    npstream.write(directory, samples, columns=COLUMNS, shard_size="4MiB")
+    nbytes = sum(file.stat().st_size for file in files)
+    print(speed(len(files), nbytes, time.perf_counter() - start))
+
+
+def read_samples(root: Path, files: list[Path]) -> Iterator[Sample]:
+    """Yield a sample for every file."""
+    for file in files:
+        source = file.read_bytes()
+        relative = file.relative_to(root)
+        tokens = np.full(TOKENS, PADDING, np.uint16)
+        tokens[: len(source)] = np.frombuffer(source[:TOKENS], np.uint8)
+        yield {
+            "path": str(relative),
+            "package": relative.parts[0] if len(relative.parts) > 1 else "",
+            "text": source.decode(errors="replace"),
+            "tokens": tokens,
+            "lines": source.count(b"\n"),
+            "size": len(source),
+        }
+
+
+def show_array(ds: npstream.Dataset) -> None:
+    """Show what indexing gives and what NumPy's functions do with it."""
+    scope = {"np": np, "ds": ds}
+    title("opened: only the index is read")
+    run("ds", scope)
+    title("an integer reads one sample; every other index is a lazy view")
+    run("ds[0]['path'], ds[-1]['path']", scope)
+    run("ds['tokens'][::2, :16]", scope)
+    run("np.asarray(ds['tokens'][:2, :16])", scope)
+    title("a boolean filter, and statistics of a column")
+    run("long = ds[ds['lines'] > 2000]", scope)
+    run("len(ds), len(long), long[0]['path']", scope)
+    run("int(np.sum(ds['lines'])), float(np.mean(ds['lines'])), int(np.max(ds['lines']))", scope)
+    run("np.sort(ds[ds['package'] == 'json']['lines'])", scope)
+
+
+def show_batch(ds: npstream.Dataset) -> None:
+    """Load a batch a few times: the first load of a process compiles or finds the kernels."""
+    title("a batch of 4,096 random samples: one array for each column")
+    ids = np.random.default_rng(0).integers(0, len(ds), 4096)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        batch = ds[ids].load()
+        seconds.append(time.perf_counter() - start)
+    nbytes = int(batch["size"].sum())
+    print(f"the first, kernels included: {speed(batch.n, nbytes, seconds[0])}")
+    print(f"the fastest of four more: {speed(batch.n, nbytes, min(seconds[1:]))}")
+    run("batch['tokens'].shape, batch['text'].lengths[:4], batch['path'][0]", {"batch": batch})
+
+
+def show_ranks(ds: npstream.Dataset) -> None:
+    """Iterate over a shuffled epoch as two ranks do, and count how often each sample comes."""
+    title("a shuffled epoch on two ranks, batches of 64, last='short'")
+    shuffled = ds.shuffle(0, block=None)
+    times_seen = np.zeros(len(ds), np.int64)
+    for rank in range(2):
+        batches = shuffled.iter(rank, 2, batch_size=64, last="short")
+        samples = nbytes = 0
+        start = time.perf_counter()
+        for batch in progress(batches, len(batches)):
+            np.add.at(times_seen, batch.ids, 1)
+            samples += batch.n
+            nbytes += int(batch["size"].sum())
+        print(f"rank {rank}: {speed(samples, nbytes, time.perf_counter() - start)}")
+    if (times_seen != 1).any():
+        raise RuntimeError(f"not every sample came once: {np.bincount(times_seen)}")
+    print(f"together they saw each of the {len(ds):,} samples exactly once")
+
+
+def title(text: str) -> None:
+    """Begin a part."""
+    print(f"\n# {text}")
+
+
+def run(code: str, scope: dict[str, Any]) -> None:
+    """Print a line of Python and run it as the interactive interpreter would."""
+    print(f">>> {code}")
+    exec(compile(code, "<demo>", "single"), scope)
+
+
+def progress(items: Iterable[T], total: int) -> Iterator[T]:
+    """Pass items on while drawing a bar."""
+    print("[", end="")
+    for done, item in enumerate(items):
+        print("#" * ((done + 1) * BAR // total - done * BAR // total), end="", flush=True)
+        yield item
+    print("]", end=" ")
+
+
+def speed(samples: int, nbytes: int, seconds: float) -> str:
+    """Describe how fast samples went by."""
+    return (
+        f"{samples:,} samples in {seconds:.3f} s, {samples / seconds:,.0f} samples/s, "
+        f"{nbytes / seconds / 1e6:,.0f} MB/s"
+    )

@@ -1,0 +1,66 @@
+"""Compiling every kernel ahead of its first use."""
+
+from __future__ import annotations
+
+import os
+from itertools import product
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from npstream._core import jit as _jit
+from npstream.dataset.opening import open_dataset
+from npstream.indexing.selection import Selection
+from npstream.orders.order import full_order
+from npstream.orders.permutation import Permutation
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.shuffle import ALGORITHMS
+from npstream.writing.writer import write
+
+
+def precompile() -> None:
+    """Compile the kernels now, and keep them where Numba keeps compiled code.
+
+    The first large read of a process takes about a second then, not several. Numba keeps code
+    beside npstream's own if that can be written, else in the user's cache directory, or where
+    ``NUMBA_CACHE_DIR`` says.
+
+    Examples
+    --------
+    >>> import npstream
+    >>> npstream.precompile()
+    """
+    _jit.always_compile()
+    rows = [np.zeros((1, 2), np.int32) for _ in range(4)]
+    data = {"fixed": np.arange(4), "text": list("abcd"), "array": rows}
+    columns = {"fixed": "int64", "text": "str", "array": "ndarray:int32"}
+    # Using the kernels is what tells them the types that they are used with.
+    with TemporaryDirectory() as directory:
+        path = os.path.join(directory, "data")
+        write(path, data, columns=columns)
+        with open_dataset(path) as ds:
+            ds.shuffle(0).load()
+            _ = ds["text"] == "a"
+    large = Selection.all(1 << 17)
+    order = full_order(len(large), 0)
+    order.find(order[:])
+    chunks = Permutation(len(large), 0)
+    chunks.find(chunks.at(np.arange(2)))
+    masked = large.select(np.arange(len(large)) % 2 == 0)
+    assert isinstance(masked, Selection)
+    masked.at(np.arange(len(masked)))
+    _precompile_streaming()
+
+
+def _precompile_streaming() -> None:
+    """Compute orders of Streaming of every kind, also of a dataset that is picked from."""
+    world = World(1, 1)
+    for algorithm, shuffle in (*product(ALGORITHMS, [True]), ("naive", False)):
+        for epoch_size in (None, 90):
+            order = StreamingOrder(
+                shards=[np.full(8, 8)], batch_size=4, epoch_size=epoch_size, shuffle=shuffle,
+                shuffle_algo=algorithm, shuffle_block_size=8, num_canonical_nodes=2,
+            )  # fmt: skip
+            epoch = order.epoch(0, world)
+            epoch.ids(0, 0, range(epoch.batches))

@@ -1,0 +1,456 @@
+"""MDS shards, written: samples, columns and records as bytes, and what the index says of them.
+
+`npstream.formats.mds` shows where everything lies.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from npstream._core.array_like import MISSING, is_missing
+from npstream._core.memory import address_of, ensure_fits, move_spans
+from npstream._core.spans import copy_spans
+from npstream._core.typing import AnyArray, Body, Bytes, Int64
+from npstream.errors import ColumnError, MissingDependencyError
+from npstream.formats.compression import parse_compression
+from npstream.formats.encodings.arrays import DTYPE_CODES, stored_shape
+from npstream.formats.hashes import hasher
+from npstream.formats.index import Annotations, Schema
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+
+__all__ = ["MAX_BYTES", "Bodies", "Part", "ShardFormat", "Tally", "bodies_of_rows"]
+
+MAX_BYTES = 2**32 - 1
+"""Where a shard may end: its offsets are uint32."""
+
+_PIECE = 1 << 20
+"""Bytes of records that are put together at a time, so that they stay in the CPU's cache."""
+
+_PATIENCE = 1 << 20
+"""Spans that are copied in Python, over the process's life: a third of a second."""
+
+_CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Bodies:
+    """Encoded values of a column, wherever they lie.
+
+    Attributes
+    ----------
+    address, nbytes : ndarray of int64, shape (n,)
+        Where each value lies, and its length.
+    held : object
+        What must be referred to while the addresses are in use.
+    """
+
+    address: Int64
+    nbytes: Int64
+    held: object
+
+    @classmethod
+    def of(cls, values: Bytes, offsets: Int64) -> Bodies:
+        """Return the rows ``values[offsets[k]:offsets[k + 1]]``."""
+        return cls(address_of(values) + offsets[:-1], np.diff(offsets), values)
+
+    @classmethod
+    def of_list(cls, bodies: Sequence[bytes]) -> Bodies:
+        """Return bodies that are bytes objects."""
+        values = np.frombuffer(b"".join(bodies), np.uint8)
+        return cls.of(values, _ends(np.fromiter(map(len, bodies), np.int64, len(bodies))))
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+
+Part: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
+"""Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
+
+
+class ShardFormat:
+    """What all shards of a dataset have in common.
+
+    Parameters
+    ----------
+    columns : mapping of str to Encoding
+        The columns in the order in which they were given.
+    size_limit : int or None
+        Bytes that a shard of more than one sample may have; None for no limit but the format's.
+    compression : str or None
+        The codec of the stored files.
+    hashes : iterable of str
+        The hashes that the index shall hold of every file.
+    inferred : bool
+        Whether nobody chose these encodings, so that `bytes` do not count as encoded values.
+
+    Attributes
+    ----------
+    columns : dict of str to Encoding
+        The columns in stored order, which is that of their names.
+    annotations : Annotations
+        What the index records of the columns beside their encodings.
+    size_limit : int or None
+        As given.
+    compression : str or None
+        As given.
+    hashes : list of str
+        The different ones, sorted.
+    schema : Schema
+        What the index says of the columns.
+    empty : int
+        Bytes of a shard without samples; each sample adds its own and four for its offset.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Encoding],
+        size_limit: int | None,
+        compression: str | None,
+        hashes: Iterable[str],
+        *,
+        inferred: bool = False,
+    ) -> None:
+        self.columns = {name: columns[name] for name in sorted(columns)}
+        dtypes = {name: e.recorded for name, e in self.columns.items() if e.recorded}
+        given = tuple(columns)
+        self.annotations = Annotations(dtypes, () if given == tuple(self.columns) else given)
+        self.size_limit = size_limit
+        self.compression = compression
+        self.hashes = sorted(set(hashes))
+        sizes = [encoding.size for encoding in self.columns.values()]
+        encodings = [encoding.stored for encoding in self.columns.values()]
+        self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
+        self._facts: dict[str, Any] = {
+            "column_encodings": encodings,
+            "column_names": list(self.columns),
+            "column_sizes": sizes,
+            "compression": compression,
+            "format": "mds",
+            "hashes": self.hashes,
+            "size_limit": size_limit,
+            "version": 2,
+        }
+        self._configuration = json.dumps(self._facts, sort_keys=True).encode()
+        self._encoders = {
+            name: e.encode_value if inferred else e.encode for name, e in self.columns.items()
+        }
+        self._plan = [
+            (name, self._encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
+        ]
+        self._sizes = struct.Struct(f"<{sizes.count(None)}I")
+        self.empty = 8 + len(self._configuration)
+
+    def encode(self, sample: Mapping[str, Any], number: int) -> bytes:
+        """Return the bytes of a sample; `number` is for messages."""
+        sizes, bodies = [], [b""]
+        for name, encode, varies in self._plan:
+            try:
+                body = encode(sample[name])
+            except (MemoryError, MissingDependencyError):
+                raise
+            except Exception as error:
+                raise self._refusal(sample, name, number, error) from error
+            bodies.append(body)
+            if varies:
+                sizes.append(len(body))
+        try:
+            bodies[0] = self._sizes.pack(*sizes)
+        except struct.error:
+            raise self._too_long(max(sizes), number) from None
+        return b"".join(bodies)
+
+    def _refusal(
+        self, sample: Mapping[str, Any], name: str, number: int, error: Exception
+    ) -> Exception:
+        """Return the exception that says which value of which sample could not be encoded."""
+        if name not in sample:
+            return ColumnError(name, map(str, sample), f"sample {number}: ")
+        value = sample[name]
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        lacks = is_missing(value) or (isinstance(value, float) and value != value)
+        return kind(
+            f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
+            f"this {type(value).__name__}: {error}" + (f"; {MISSING}" if lacks else "")
+        )
+
+    def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:
+        """Encode values of a column one by one; `number` is that of the first, for messages."""
+        encode, bodies = self._encoders[name], []
+        for value in values:
+            try:
+                bodies.append(encode(value))
+            except (MemoryError, MissingDependencyError):
+                raise
+            except Exception as error:
+                at = number + len(bodies)
+                raise self._refusal({name: value}, name, at, error) from error
+        return bodies
+
+    def pack(
+        self, columns: Mapping[str, AnyArray | Bodies | list[bytes]], number: int
+    ) -> tuple[Bytes, Int64]:
+        """Put columns together as samples.
+
+        Parameters
+        ----------
+        columns : mapping of str to ndarray, Bodies or list of bytes
+            All columns, in any order: arrays where values have one size, or encoded values.
+        number : int
+            The number of the first sample, for messages.
+
+        Returns
+        -------
+        data : ndarray of uint8
+            The samples, back to back.
+        nbytes : ndarray of int64, shape (n,)
+            The bytes of each.
+        """
+        parts = [columns[name] for name in self.columns]
+        sizes = [
+            _sizes(part, encoding)
+            for part, encoding in zip(parts, self.columns.values(), strict=True)
+        ]
+        varying = [
+            size
+            for size, encoding in zip(sizes, self.columns.values(), strict=True)
+            if encoding.size is None
+        ]
+        head = 4 * len(varying)
+        nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
+        if len(nbytes) and (most := int(nbytes.max())) > MAX_BYTES:
+            raise self._too_long(most, number + int(nbytes.argmax()))
+        ensure_fits(int(nbytes.sum()), f"{len(nbytes):,} samples that are written at once")
+        if varying:  # they come before the bodies
+            parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
+            sizes.insert(0, np.full(len(nbytes), head, np.int64))
+        is_python = not any(isinstance(part, Bodies) for part in parts)
+        if is_python and not copy_spans.is_loaded:
+            return _joined(parts), nbytes
+        ends = _ends(nbytes)
+        data: Bytes = np.empty(int(ends[-1]), np.uint8)
+        at = ends[:-1]
+        for part, size in zip(parts, sizes, strict=True):
+            spans = _as_bodies(part)
+            _copy_spans(spans.address, size, at, address_of(data))
+            at = at + size
+        return data, nbytes
+
+    @property
+    def most(self) -> int:
+        """Bytes that a shard of more than one sample may have."""
+        return self.size_limit or MAX_BYTES
+
+    def check_end(self, nbytes: int, number: int) -> None:
+        """Refuse the sample with which a shard would end beyond what its offsets can say."""
+        if nbytes > MAX_BYTES:
+            raise self._too_long(nbytes, number)
+
+    def check_ends(self, ends: Int64, number: int) -> None:
+        """Do so for several samples, given where a shard would end; `number` is the first's."""
+        if (beyond := ends > MAX_BYTES).any():
+            row = int(beyond.argmax())
+            self.check_end(int(ends[row]), number + row)
+
+    def _too_long(self, nbytes: int, number: int) -> ValueError:
+        mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
+        return ValueError(
+            f"with sample {number} a shard would have {nbytes} bytes, but its offsets are uint32 "
+            f"and end at {MAX_BYTES}: {mend}"
+        )
+
+    def head(self, ends: Int64) -> bytes:
+        """Return what stands before the samples, given where each ends, counted from the first."""
+        begin = self.empty + 4 * len(ends)
+        words = np.empty(len(ends) + 2, "<u4")
+        words[:2] = len(ends), begin
+        np.add(ends, begin, out=words[2:], casting="unsafe")
+        return words.tobytes() + self._configuration
+
+    def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
+        """Yield the pieces of a shard of `count` samples, all of whose columns are fixed.
+
+        The columns come in blocks of rows. All pieces but the first lie in one buffer: the next
+        one overwrites the last.
+        """
+        record = np.dtype(
+            [("", e.dtype.newbyteorder("<"), e.shape or ()) for e in self.columns.values()]
+        )
+        yield self.head(record.itemsize * np.arange(1, count + 1))
+        step = max(1, _PIECE // record.itemsize)
+        buffer = np.empty(min(step, count), record)
+        for block in blocks:
+            columns = [block[name] for name in self.columns]
+            for start in range(0, len(columns[0]), step):
+                piece = buffer[: len(columns[0]) - start]
+                for name, column in zip(record.names or (), columns, strict=True):
+                    piece[name] = column[start : start + step]
+                yield piece.view(np.uint8).data
+
+    def name(self, number: int, compression: str | None = None, mark: str = "") -> str:
+        """Return the name of a shard's file; `mark` is what tells it from those of other writes."""
+        parsed = parse_compression(compression)
+        return f"shard.{mark}{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
+
+    def entry(self, samples: int, raw: Tally, zipped: Tally | None) -> dict[str, Any]:
+        """Return what the index says of a shard and its files."""
+        return self._facts | {
+            "raw_data": raw.facts(),
+            "samples": samples,
+            "zip_data": zipped and zipped.facts(),
+        }
+
+
+class Tally:
+    """What the index says of a file, gathered while its bytes go by."""
+
+    def __init__(self, name: str, hashes: Iterable[str]) -> None:
+        self.name = name
+        self.nbytes = 0
+        self._hashers = {algorithm: hasher(algorithm) for algorithm in hashes}
+
+    def watch(self, pieces: Iterable[Body]) -> Iterator[Body]:
+        """Yield the pieces of the file, and take note of them."""
+        for piece in pieces:
+            self.nbytes += len(piece)
+            for each in self._hashers.values():
+                each.update(piece)
+            yield piece
+
+    def facts(self) -> dict[str, Any]:
+        """Return the file's entry in the index."""
+        hashes = {algorithm: each.hexdigest() for algorithm, each in self._hashers.items()}
+        return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
+
+
+def _ends(nbytes: Int64) -> Int64:
+    """Return 0, and where each of some runs of bytes ends that lie back to back."""
+    ends = np.zeros(len(nbytes) + 1, np.int64)
+    np.cumsum(nbytes, out=ends[1:])
+    return ends
+
+
+def _sizes(part: AnyArray | Bodies | list[bytes], encoding: Encoding) -> Int64:
+    """Return the bytes of each row."""
+    if isinstance(part, Bodies):
+        return part.nbytes
+    if isinstance(part, list):
+        return np.fromiter(map(len, part), np.int64, len(part))
+    assert encoding.size is not None
+    return np.full(len(part), encoding.size, np.int64)
+
+
+def _little(array: AnyArray) -> AnyArray:
+    """Return an array as it is stored: little-endian, and in C order."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+
+
+def _joined(parts: Sequence[AnyArray | Bodies | list[bytes]]) -> Bytes:
+    """Return rows as bytes whose parts are arrays or bytes objects, with no kernel."""
+    columns: list[list[bytes]] = []
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            size = part.itemsize * prod(part.shape[1:])
+            columns.append(_little(part).reshape(-1).view(f"V{size}").tolist())
+        elif isinstance(part, list):
+            columns.append(part)
+    return np.frombuffer(b"".join(chain.from_iterable(zip(*columns, strict=True))), np.uint8)
+
+
+def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
+    """Return rows of an array, or bytes objects, as spans of memory."""
+    if isinstance(part, Bodies):
+        return part
+    if isinstance(part, list):
+        return Bodies.of_list(part)
+    values = _little(part)
+    size = values.itemsize * prod(values.shape[1:])
+    at = size * np.arange(len(values), dtype=np.int64)
+    return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
+
+
+def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
+    """Copy span k to ``destination + offsets[k]``: in Python, until Numba pays for its import."""
+    global _spans_in_python
+    if copy_spans.is_loaded or _spans_in_python > _PATIENCE:
+        copy_spans(address, nbytes, offsets, destination)
+    else:
+        _spans_in_python += len(address)
+        move_spans(address, nbytes, offsets, destination)
+
+
+_spans_in_python = 0
+
+
+def bodies_of_rows(
+    elements: AnyArray,
+    offsets: Int64,
+    shapes: Int64 | None,
+    encoding: Encoding,
+    first: int = 0,
+) -> Bodies:
+    """Encode arrays of one rank that lie in one: a head each, and then its elements.
+
+    Parameters
+    ----------
+    elements : ndarray, 1-d
+        Of the encoding's dtype, or any that an untyped one can hold.
+    offsets : ndarray of int64, shape (n + 1,)
+        Where rows begin and end among the elements.
+    shapes : ndarray of int64, shape (n, ndim), optional
+        Where rows are not 1-d.
+    encoding : Encoding
+        ``"ndarray"``, or one with a dtype and no shape.
+    first : int
+        The number of the first row, for messages.
+
+    Raises
+    ------
+    ValueError
+        If a row has no elements, or a dtype that the encoding does not hold.
+    """
+    lengths = np.diff(offsets)
+    shapes = lengths[:, None] if shapes is None else shapes
+    if len(lengths) and not lengths.min():
+        row = int(lengths.argmin())
+        shape = tuple(shapes[row].tolist())
+        raise ValueError(
+            f"row {first + row}: cannot store an array of shape {shape}: it must have an element"
+        )
+    dtype = elements.dtype.newbyteorder("=")
+    code = b""
+    if encoding.dtype == object:
+        if dtype not in _CODES:
+            raise ValueError(f"an 'ndarray' column holds no {dtype}: choose 'ndarray:{dtype}'")
+        code = bytes([_CODES[dtype]])
+    elif encoding.dtype != dtype:
+        raise ValueError(f"expected arrays of dtype {encoding.dtype}, got {dtype}")
+    sides = np.array([stored_shape(dtype, ())], np.int64)
+    shapes = np.hstack([shapes, np.repeat(sides, len(shapes), axis=0)])
+    most = shapes.max(axis=1, initial=0)
+    widths = np.searchsorted([1 << 8, 1 << 16, 1 << 32], most, side="right")
+    heads = len(code) + 1 + (shapes.shape[1] << widths)
+    ends = _ends(heads + lengths * dtype.itemsize)
+    data: Bytes = np.empty(int(ends[-1]), np.uint8)
+    elements = np.ascontiguousarray(elements, dtype.newbyteorder("<"))
+    at = address_of(elements) + offsets[:-1] * dtype.itemsize
+    target = address_of(data)
+    _copy_spans(at, lengths * dtype.itemsize, ends[:-1] + heads, target)
+    for width in np.unique(widths).tolist():
+        rows = np.flatnonzero(widths == width)
+        lead = np.array([*code, shapes.shape[1] << 2 | width], np.uint8)
+        numbers = shapes[rows].astype(f"<u{1 << width}").view(np.uint8).reshape(len(rows), -1)
+        written = np.hstack([np.tile(lead, (len(rows), 1)), numbers])
+        size = written.shape[1]
+        spans = address_of(written) + size * np.arange(len(rows))
+        _copy_spans(spans, np.full(len(rows), size, np.int64), ends[rows], target)
+    return Bodies.of(data, ends)
