@@ -117,7 +117,7 @@ def main() -> None:
 
 def remote_figures() -> list[Figure]:
     """Return the figures that need a server, which is one of those of the tests."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
     import bench_remote
 
     return bench_remote.FIGURES

@@ -1,0 +1,266 @@
+"""The side-car and its columns in the cache: read once, verified, and there without the store."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+import shutil
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from datasets import write_jsonl
+
+import npstream
+from npstream.cache.cache import Cache, Refusal
+from npstream.cache.ranges import CachedRanges
+from npstream.errors import IntegrityError, StorageError
+from npstream.formats.sidecar.blocks import BLOCK
+from npstream.formats.sidecar.sidecar import NPY_HEAD
+from npstream.shards import manifest
+from npstream.storage.remote import RemoteStore
+from tests.storage.test_responses import serving
+
+ROWS = 200_000
+"""So many that a column of int64 has several blocks."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    labels = np.random.default_rng(0).integers(0, 9, ROWS)
+    npstream.write(directory, {"label": labels, "x": np.arange(ROWS), "flag": labels > 4})
+    return directory
+
+
+def labels_of(data: Path) -> np.ndarray:
+    return npstream.open(data)["label"].load()
+
+
+def column_spans(requests) -> list[tuple[str, int, int]]:
+    return [span for span in requests if span[0].startswith("index.columns/")]
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {
+        f"/{path.relative_to(directory).as_posix()}": path.read_bytes()
+        for path in directory.rglob("*.*")
+        if path.is_file()
+    }
+
+
+def test_each_block_of_a_column_is_fetched_once(data, tmp_path, upload, requests):
+    url, labels = upload(data), labels_of(data)
+    ds = npstream.open(url, cache=tmp_path)
+    requests.clear()
+    assert ds["label"][:1000].explain().nbytes == NPY_HEAD + BLOCK
+    np.testing.assert_array_equal(ds["label"][:1000].load(), labels[:1000])
+    assert column_spans(requests) == requests
+    assert sum(span[2] for span in requests) == NPY_HEAD + BLOCK
+    assert ds["label"][1000:9000:3].explain().nbytes == 0
+    nbytes = ds["label"].explain().nbytes
+    np.testing.assert_array_equal(ds["label"].load(), labels)
+    assert sum(span[2] for span in requests) == NPY_HEAD + BLOCK + nbytes == NPY_HEAD + 8 * ROWS
+    requests.clear()
+    np.testing.assert_array_equal(ds["label"].load(), labels)
+    with npstream.open(url, cache=tmp_path) as again:
+        np.testing.assert_array_equal(again["label"].load(), labels)
+        np.testing.assert_array_equal(
+            again[again["label"] == 3]["label"].load(), labels[labels == 3]
+        )
+    assert not column_spans(requests)
+
+
+def test_prefetched_columns_need_no_store(data, tmp_path, upload):
+    url, labels = upload(data), labels_of(data)
+    with npstream.open(url, cache=tmp_path) as ds:
+        ds["flag"].prefetch()
+        assert ds["flag"].explain().nbytes == 0
+        ds[50:].prefetch()
+        store = fsspec.filesystem("memory")
+        root = url.removeprefix("memory:/")
+        kept = {path: store.cat_file(path) for path in store.find(root)}
+        store.rm(root, recursive=True)
+        try:
+            np.testing.assert_array_equal(ds["flag"].load(), labels > 4)
+            np.testing.assert_array_equal(ds["label"][50:].load(), labels[50:])
+            np.testing.assert_array_equal(ds["label"][60:70].load(), labels[60:70])
+            assert ds[77] == {"label": labels[77], "x": 77, "flag": labels[77] > 4}
+            found = ds[50:][ds["label"][50:] == 3]
+            np.testing.assert_array_equal(found["x"].load(), 50 + np.flatnonzero(labels[50:] == 3))
+        finally:
+            for path, body in kept.items():
+                store.pipe_file(path, body)
+
+
+@pytest.mark.parametrize("verify", ["auto", True, False])
+def test_a_damaged_block_is_fetched_again(verify, data, tmp_path, upload, requests):
+    url, labels = upload(data), labels_of(data)
+    with npstream.open(url, cache=tmp_path, verify=verify) as ds:
+        ds["label"].load()
+        for path in tmp_path.glob("*.shard"):
+            with open(path, "r+b") as file:
+                file.seek(BLOCK + 5000)
+                file.write(b"\xff" * 64)
+        requests.clear()
+        np.testing.assert_array_equal(ds["label"].load(), labels)
+        assert 0 < sum(span[2] for span in column_spans(requests)) <= 8 * ROWS + NPY_HEAD
+        requests.clear()
+        np.testing.assert_array_equal(ds["label"].load(), labels)
+        assert not column_spans(requests)
+
+
+def test_a_column_that_is_damaged_in_the_store_is_an_error(data, tmp_path, upload):
+    url = upload(data)
+    store = fsspec.filesystem("memory")
+    (name,) = (path for path in store.find(url.removeprefix("memory:/")) if "label" in path)
+    body = store.cat_file(name)
+    store.pipe_file(name, body[:-8] + bytes(8))
+    with npstream.open(url, cache=tmp_path) as ds:
+        assert ds["label"][:5].load().tolist() == labels_of(data)[:5].tolist()
+        for _ in range(2):
+            with pytest.raises(IntegrityError, match="label"):
+                ds["label"].load()
+        store.pipe_file(name, body)
+        np.testing.assert_array_equal(ds["label"].load(), labels_of(data))
+    store.pipe_file(name, body[:-8])
+    with (
+        npstream.open(url, cache=tmp_path / "other") as ds,
+        pytest.raises(npstream.errors.FormatError, match=f"expected {ROWS} of int64"),
+    ):
+        ds["label"].load()
+
+
+def test_a_cache_that_cannot_hold_a_column(data, tmp_path, upload, monkeypatch):
+    url, labels = upload(data), labels_of(data)
+    with npstream.open(url, cache=tmp_path) as ds:
+        ds["label"][:10].load()
+        monkeypatch.setattr(Cache, "reserve", lambda *_, **options: Refusal.FULL)
+        np.testing.assert_array_equal(ds["label"].load(), labels)
+    with npstream.open(url, cache=tmp_path / "none") as ds:
+        assert ds["label"].explain().nbytes == NPY_HEAD + 8 * ROWS
+        np.testing.assert_array_equal(ds["label"].load(), labels)
+
+
+def test_threads_and_copies_read_one_column(data, tmp_path, upload, requests):
+    ds = npstream.open(upload(data), cache=tmp_path)
+    labels = labels_of(data)
+    copies = [ds, pickle.loads(pickle.dumps(ds))]
+    requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda k: copies[k % 2]["label"].load(), range(16))
+        assert all((values == labels).all() for values in found)
+    assert sum(span[2] for span in column_spans(requests)) <= 2 * (8 * ROWS + NPY_HEAD)
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES])
+def test_a_column_that_may_not_be_read_is_read_from_the_shards(
+    code, data, tmp_path, upload, monkeypatch
+):
+    url, labels = upload(data), labels_of(data)
+    size = RemoteStore.size
+
+    def refused(self, name):
+        if name.startswith("index.columns/"):
+            raise StorageError(code, "it may not be read", name)
+        return size(self, name)
+
+    monkeypatch.setattr(RemoteStore, "size", refused)
+    with npstream.open(url, cache=tmp_path) as ds:
+        with pytest.warns(RuntimeWarning, match="'label' is read from the shards"):
+            np.testing.assert_array_equal(ds["label"].load(), labels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            np.testing.assert_array_equal(ds["label"].load(), labels)
+
+
+# A store that cannot be reached
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "no side-car", "aside", "coarse"])
+def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypatch):
+    files, labels, index = files_of(data), labels_of(data), None
+    if kind == "large":
+        monkeypatch.setattr(manifest, "LARGE", 0)
+        monkeypatch.setattr(manifest, "LARGE_SIDECAR", 0)
+        monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
+    if kind in ("no side-car", "aside"):
+        files.pop("/index.msgpack")
+    if kind == "aside":
+        index = tmp_path / "aside"
+        index.mkdir()
+        shutil.copy(data / "index.msgpack", index)
+        shutil.copytree(data / "index.columns", index / "index.columns")
+    settings = {"cache": tmp_path / "cache", "retries": 0, "index": index}
+    with serving(files) as (url, _), npstream.open(url, **settings) as ds:
+        ds.prefetch()
+        version = ds.version
+    with pytest.warns(RuntimeWarning, match="the store cannot be reached") as told:
+        ds = npstream.open(url, **settings)
+    assert [warning.filename for warning in told] == [__file__]
+    with ds:
+        assert ds.version == version
+        np.testing.assert_array_equal(ds["label"].load(), labels)
+        assert ds[7] == {"label": labels[7], "x": 7, "flag": labels[7] > 4}
+        assert ds.load()["x"].tolist() == list(range(ROWS))
+
+
+def test_a_dataset_of_which_nothing_is_cached_is_not_opened(data, tmp_path):
+    with serving(files_of(data)) as (url, _):
+        npstream.open(url, cache=tmp_path / "a").close()
+    with pytest.raises(StorageError) as caught:
+        npstream.open(url, cache=tmp_path / "b", retries=0)
+    assert caught.value.errno == errno.ECONNREFUSED
+    with (
+        serving({}) as (other, _),
+        pytest.raises(FileNotFoundError),
+    ):
+        npstream.open(other, cache=tmp_path / "a")
+
+
+def test_a_dataset_that_was_removed_is_not_opened(data, tmp_path):
+    with serving(files_of(data)) as (url, kind):
+        npstream.open(url, cache=tmp_path).close()
+        kind.files = {}
+        with pytest.raises(FileNotFoundError):
+            npstream.open(url, cache=tmp_path)
+    with pytest.raises(FileNotFoundError):
+        npstream.open(url, cache=tmp_path, retries=0)
+
+
+def test_a_side_car_that_came_later_is_used(tmp_path):
+    rows = [{"id": i} for i in range(50)]
+    write_jsonl(tmp_path / "data", rows, {"id": "int"})
+    with serving(files_of(tmp_path / "data")) as (url, kind):
+        with npstream.open(url, cache=tmp_path / "cache") as ds:
+            assert ds["id"].explain().nbytes > 0
+        npstream.build_index(tmp_path / "data")
+        kind.files = files_of(tmp_path / "data")
+        with npstream.open(url, cache=tmp_path / "cache", verify=True) as ds:
+            ds.prefetch()
+    with pytest.warns(RuntimeWarning, match="cannot be reached"):
+        ds = npstream.open(url, cache=tmp_path / "cache", verify=True, retries=0)
+    with ds:
+        assert [row["id"] for row in ds] == list(range(50))
+
+
+def test_parts_of_files(tmp_path):
+    store = RemoteStore("memory://parts")
+    body = np.random.default_rng(0).bytes(3 * BLOCK + 777)
+    store.put("a", body)
+    files = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    spans = [("a", 0, 10), ("a", 100, 100), ("a", NPY_HEAD + BLOCK - 1, 2), ("held", 1, 2)]
+    spans += [("a", len(body) - 5, 5), ("a", 0, len(body)), ("a", 7, 0)]
+    expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
+    assert [files.ranges([span])[0] for span in spans] == expected
+    assert files.ranges(spans) == expected
+    assert files.cost(spans) == []
+    files.forget([("a", 5, 1), ("held", 0, 1)])
+    assert files.cost([("a", 0, 10)]) == [NPY_HEAD]
+    store.remove("a")
+    with pytest.raises(FileNotFoundError):
+        files.ranges([("a", 0, 10)])
+    assert files.ranges([("a", NPY_HEAD, 10)]) == [body[NPY_HEAD : NPY_HEAD + 10]]

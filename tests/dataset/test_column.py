@@ -1,0 +1,945 @@
+"""A column is to NumPy what an array is, but for being read-only, and read when it must be."""
+
+from __future__ import annotations
+
+import copy
+import decimal
+import operator
+import pickle
+
+import dask.array
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import merge, objects, write_jsonl, write_shards
+from PIL import Image
+
+import npstream
+from npstream._core import jit as _jit
+
+SIZES = (5, 0, 7, 1)
+N = sum(SIZES)
+RNG = np.random.default_rng(0)
+VALUES = {
+    "label": np.arange(N) % 4,
+    "small": np.arange(N, dtype=np.int8),
+    "score": RNG.normal(size=N).astype(np.float32),
+    "tokens": np.arange(N * 12, dtype=np.uint16).reshape(N, 4, 3),
+    "number": np.arange(N) * 10**12,
+    "text": np.array(["", "ab", "é", "text", "ab"] * 3, np.dtypes.StringDType())[:N],
+    "data": objects([b"", b"ab", b"\xff", b"text"] * 4)[:N],
+    "ragged": objects(np.arange(1 + i % 3, dtype=np.int32) for i in range(N)),
+    "any": objects(np.ones(1 + i % 2, [np.int8, float][i % 2]) for i in range(N)),
+    "json": objects([{"i": i}, [i, i], "x", None][i % 4] for i in range(N)),
+    "image": objects(Image.new("L", (i + 1, 2), i) for i in range(N)),
+    "str_int": np.arange(N) ** 5,
+    "str_float": np.arange(N) / 7,
+    "decimal": objects(decimal.Decimal(i) / 8 for i in range(N)),
+}
+COLUMNS = {
+    "label": "int64",
+    "small": "int8",
+    "score": "float32",
+    "tokens": "ndarray:uint16:4,3",
+    "number": "int",
+    "text": "str",
+    "data": "bytes",
+    "ragged": "ndarray:int32",
+    "any": "ndarray",
+    "json": "json",
+    "image": "png",
+    "str_int": "str_int",
+    "str_float": "str_float",
+    "decimal": "str_decimal",
+}
+FIXED = ("label", "small", "score", "tokens", "number")
+NUMBERS = (*FIXED, "str_int", "str_float")
+RAGGED = ("text", "data", "ragged", "image")
+OBJECTS = ("ragged", "any", "json", "image", "decimal")
+"""Columns that NumPy has no dtype for."""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("column")
+    values = VALUES | {
+        "str_int": VALUES["str_int"].tolist(),
+        "str_float": VALUES["str_float"].tolist(),
+    }
+    write_shards(path, values, SIZES, COLUMNS)
+    return path
+
+
+@pytest.fixture
+def ds(path):
+    return npstream.open(path)
+
+
+@pytest.fixture
+def single(tmp_path):
+    """Return a dataset of one shard of fixed columns, which can be mapped."""
+    values = {name: VALUES[name] for name in FIXED}
+    npstream.write(tmp_path / "single", values, columns={name: COLUMNS[name] for name in FIXED})
+    return npstream.open(tmp_path / "single")
+
+
+def same(got, want):
+    """Compare type, dtype, shape and values."""
+    assert type(got) is type(want)
+    if isinstance(want, np.ndarray):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape)
+        if want.dtype == object:
+            for left, right in zip(got.flat, want.flat, strict=True):
+                same_value(left, right)
+        else:
+            assert np.array_equal(got, want)
+    else:
+        assert got == want
+    return True
+
+
+def same_value(got, want):
+    if isinstance(want, Image.Image):
+        assert (got.size, got.mode, got.tobytes()) == (want.size, want.mode, want.tobytes())
+    else:
+        same(got, want)
+
+
+# What it is
+
+
+def test_it_says_what_it_is(ds):
+    tokens = ds["tokens"]
+    assert (tokens.name, tokens.shape, tokens.ndim, tokens.size) == ("tokens", (N, 4, 3), 3, N * 12)
+    assert (tokens.dtype, tokens.nbytes, len(tokens)) == (np.dtype("uint16"), N * 24, N)
+    assert tokens[:, 1].nbytes == N * 6
+    assert ds["text"].dtype == np.dtypes.StringDType()
+    assert ds["ragged"].dtype == np.int32
+    assert ds["str_int"].dtype == np.int64
+    for name in ("data", "any", "json", "image", "decimal"):
+        assert ds[name].dtype == object
+    for name in COLUMNS:
+        assert ds[name].shape[:1] == (N,)
+        assert ds[[[1, 2, 3]]][name].shape[:2] == (1, 3)
+
+
+@pytest.mark.parametrize("name", ["text", "ragged", "json"])
+def test_bytes_of_varying_values_are_unknown(ds, name):
+    with pytest.raises(TypeError, match=rf"column '{name}' vary in size.*load\(\)"):
+        assert ds[name].nbytes
+
+
+def test_chunks(ds, tmp_path):
+    assert ds["tokens"].chunks == (N, 4, 3)
+    assert ds["tokens"][:, 1, :0].chunks == (N, 0)
+    assert ds["text"].chunks == (N,)
+    assert ds["label"][[]].chunks == (1,)
+    assert ds[..., 3]["tokens"].chunks == (4, 3)
+    rows = np.zeros((64, 1 << 18), np.uint8)
+    npstream.write(tmp_path, {"x": rows})
+    assert npstream.open(tmp_path)["x"].chunks == (15, 1 << 18)
+
+
+def test_it_is_no_key_and_cannot_be_assigned_to(ds):
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(ds["label"])
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        ds["label"][0] = 1
+    with pytest.raises(AttributeError):
+        ds["label"].shape = (1, N)
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_copies_are_the_same_view(ds, name):
+    column = ds[::-2][name]
+    want = np.asarray(column, object)
+    for again in (copy.copy(column), copy.deepcopy(column), pickle.loads(pickle.dumps(column))):
+        same(np.asarray(again, object), want)
+    part = ds["tokens"][1:, ::2, [1, 0]]
+    same(pickle.loads(pickle.dumps(part)).load(), part.load())
+
+
+# Indexing
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_an_integer_reads_a_value_as_samples_hold_it(ds, name):
+    for i in (0, 5, -1, np.int8(7), np.array(3)):
+        value, sample = ds[name][i], ds[int(i)]
+        same_value(value, sample[name])
+        same_value(
+            ds[2:][name][np.asarray(i) - 2 if i > 2 else -1],
+            sample[name] if i > 2 else ds[-1][name],
+        )
+
+
+def test_numbers_are_scalars_of_the_dtype_or_ints(ds):
+    assert [type(ds[name][1]) for name in ("label", "small", "score", "number", "str_int")] == [
+        np.int64, np.int8, np.float32, int, int,
+    ]  # fmt: skip
+    assert type(ds["tokens"][1, 2, 0]) is np.uint16
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(3, None, 4),
+        ...,
+        (..., 0),
+        (slice(None), 1),
+        (slice(None, None, -1), slice(1, 3), 2),
+        ([1, 1, 5], slice(None), slice(None, None, 2)),
+        (np.arange(N) > 6, 3),
+        (slice(2), ..., [0, 2]),
+        ([[0, 1], [2, 3]], 1, [[0], [1]]),
+        (slice(None), [0, 1], slice(None)),
+        (slice(4), slice(None), np.array([True, False, True])),
+        np.arange(N * 12).reshape(N, 4, 3) % 5 == 0,
+        (slice(0, 0), 3),
+        ([], slice(None), 1),
+    ],
+)
+def test_other_indices_make_columns_that_read_nothing(ds, index, monkeypatch):
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    column = ds["tokens"][index]
+    want = VALUES["tokens"][index]
+    assert isinstance(column, npstream.Column)
+    assert column.shape == want.shape
+    monkeypatch.undo()
+    same(np.asarray(column), want)
+    same(column.load(), want)
+    assert column.load().flags.c_contiguous
+    assert column.load().flags.writeable
+
+
+def test_only_the_part_that_is_asked_for_is_copied(ds):
+    assert ds["tokens"][3, 1].flags.owndata
+    assert ds["tokens"][3, :, 1].base is None
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        ((0, 4), IndexError, "index 4 is out of bounds for axis 1 with size 4"),
+        ((slice(None), 0, -4), IndexError, "index -4 is out of bounds for axis 2 with size 3"),
+        ((N, 0), IndexError, f"index {N} is out of bounds for axis 0 with size {N}"),
+        ((0, 0, 0, 0), IndexError, "too many indices for array: array is 3-dimensional"),
+        ((..., ...), IndexError, "single ellipsis"),
+        (([0, 1], [0, 1, 2]), IndexError, "shape mismatch: indexing arrays"),
+        ((slice(None), [4]), IndexError, "index 4 is out of bounds for axis 1"),
+        ((slice(None), np.ones(3, bool)), IndexError, "boolean index did not match .* axis 1"),
+        (np.ones((N, 3), bool), IndexError, "boolean index did not match .* axis 1"),
+        (np.ones((N + 1, 4), bool), IndexError, "boolean index did not match .* axis 0"),
+        ((0, "a"), IndexError, "only integers, slices"),
+        ((0, slice("a")), TypeError, "slice indices must be integers"),
+        ((0, None), IndexError, "newaxis"),
+        ((0, True), IndexError, "neither a row number nor a mask"),
+        ((0, 1.0), IndexError, "1.0 is not an integer"),
+        ((0, [True, 1]), IndexError, "neither a mask nor row numbers"),
+        ("tokens", IndexError, "only integers, slices"),
+    ],
+)
+def test_indices_that_raise(ds, index, error, message):
+    with pytest.raises(error, match=message):
+        ds["tokens"][index]
+
+
+def test_rows_have_no_further_axes_where_values_vary(ds):
+    with pytest.raises(IndexError, match="too many indices for array: array is 1-dimensional"):
+        ds["text"][0, 0]
+
+
+def test_views_without_axes(ds):
+    label = ds[..., 3]["label"]
+    assert label.shape == ()
+    same(label[()], np.int64(3))
+    same(np.asarray(label), np.array(3))
+    same(label.load(), np.array(3))
+    same(label + 1, np.int64(4))
+    assert label == 3
+    assert np.mean(label) == 3
+    assert 3 in ds["label"][..., 3] + np.zeros(1)
+    assert ds["text"][..., 3] == "text"
+    same(np.asarray(ds[..., 3]["text"]), VALUES["text"][..., 3])
+    same(ds[..., 3]["tokens"][1:, [0, 2]].load(), VALUES["tokens"][3][1:, [0, 2]])
+    with pytest.raises(TypeError, match="unsized"):
+        len(label)
+    with pytest.raises(TypeError, match="0-d"):
+        iter(label)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("index", [..., slice(None, None, -2), [3, 3, 0], [[1, 2], [4, 12]], []])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_load(ds, name, index):
+    want = VALUES[name][index]
+    column = ds[name][index].load()
+    if name in RAGGED:
+        assert isinstance(column, npstream.Ragged)
+        assert column.kind == {"text": "str", "data": "bytes", "image": "image"}.get(name)
+        if name != "image":
+            assert all(map(same, column, want.ravel().tolist()))
+        assert len(column) == want.size
+    elif name == "any" and isinstance(column, npstream.Ragged):
+        assert len({row.dtype for row in want.flat}) <= 1
+        assert all(map(same, column, want.flat))
+    else:
+        same(column, want)
+    batch = ds[index].load()[name]
+    assert type(batch) is type(column)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_load_into_an_array(ds, name):
+    want = VALUES[name][::3]
+    for out in (np.empty_like(want), np.empty((*want.shape, 2), want.dtype)[..., 1]):
+        assert ds[name][::3].load(out=out) is out
+        assert np.array_equal(out, want)
+
+
+@pytest.mark.parametrize("cells", [(0,), (slice(None), 1), (slice(None, None, 2),), ([2, 0],)])
+def test_load_a_part_into_an_array_or_a_tensor(ds, cells):
+    want = VALUES["tokens"][(slice(None), *cells)]
+    part = ds["tokens"][(slice(None), *cells)]
+    out = torch.empty(want.shape, dtype=torch.uint16)
+    assert part.load(out=out) is out
+    assert np.array_equal(out.numpy(), want)
+    wide = np.empty((*want.shape, 2), want.dtype)
+    assert np.array_equal(part.load(out=wide[..., 0]), want)
+    for bad, error in (
+        (np.empty(N, np.uint16), ValueError),
+        (np.empty(want.shape, np.int16), TypeError),
+        (np.broadcast_to(np.uint16(0), want.shape), ValueError),
+        (want.tolist(), TypeError),
+        (part, TypeError),
+    ):
+        with pytest.raises(error, match="out for column 'tokens'"):
+            part.load(out=bad)
+
+
+@pytest.mark.parametrize("name", ["text", "ragged", "json", "str_int"])
+def test_what_varies_takes_no_out(ds, name):
+    with pytest.raises(TypeError, match="vary in size"):
+        ds[name].load(out=np.empty(N, object))
+
+
+@pytest.mark.parametrize("index", [..., slice(4, None, 2), [[0, 12], [6, 1]], []])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_asarray(ds, name, index):
+    column, want = ds[name][index], VALUES[name][index]
+    if name in OBJECTS:
+        for read in (np.asarray, np.sum, column.astype):
+            with pytest.raises(TypeError, match=r"holds .* values.*dtype=object"):
+                read(*([str] if read == column.astype else [column]))
+    else:
+        array = np.asarray(column)
+        same(array, want)
+        assert array.flags.writeable
+        same(column.to_numpy(), want)
+        same(np.array(column), want)
+        assert np.asarray(column, copy=True) is not array
+    same(np.asarray(column, object), want.astype(object))
+    same(column.astype(object), want.astype(object))
+    same(column.to_numpy(object), want.astype(object))
+
+
+def test_asarray_converts(ds):
+    same(np.asarray(ds["small"], float), VALUES["small"].astype(float))
+    same(ds["score"].astype("f8"), VALUES["score"].astype(float))
+    same(np.asarray(ds["text"], "U4"), VALUES["text"].astype("U4"))
+    same(ds["str_int"].astype(np.float32), VALUES["str_int"].astype(np.float32))
+    with pytest.raises(ValueError, match=r"invalid literal|could not convert"):
+        ds["text"].astype(int)
+
+
+def test_arrays_are_mapped_when_they_may_not_be_copied(single):
+    for index in (
+        ...,
+        slice(2, 9, 3),
+        slice(None, None, -1),
+        slice(8, 1, -3),
+        (slice(3, None), 1),
+        (slice(None), slice(None, None, -2), 2),
+        (slice(None), 3, 1),
+        slice(5, 6),
+    ):
+        array = np.asarray(single["tokens"][index], copy=False)
+        same(array, VALUES["tokens"][index])
+        assert not array.flags.writeable
+        assert not array.flags.owndata
+    for name in FIXED:
+        same(np.asarray(single[name], copy=False), VALUES[name])
+        same(np.asarray(single[name], VALUES[name].dtype, copy=False), VALUES[name])
+
+
+def test_mapped_arrays_outlive_the_dataset(single):
+    before = npstream._core.memory._live
+    array = np.asarray(single["tokens"], copy=False)
+    single.close()
+    del single
+    same(array, VALUES["tokens"])
+    assert npstream._core.memory._live == before + 1
+    del array
+    assert npstream._core.memory._live == before
+
+
+def test_arrays_that_cannot_be_mapped_raise(ds, single):
+    for column, dtype in (
+        (ds["label"], None),
+        (ds["text"], None),
+        (single["label"][[0, 1]], None),
+        (single["label"][:0], None),
+        (single["label"], np.int32),
+        (single["tokens"][:, [0, 1]], None),
+        (single["tokens"].view("bytes"), None),
+        (single.shuffle(0, block=None)["label"], None),
+    ):
+        with pytest.raises(ValueError, match="Unable to avoid copy"):
+            np.asarray(column, dtype, copy=False)
+
+
+def test_compressed_shards_are_not_mapped(tmp_path):
+    npstream.write(tmp_path, {"x": np.arange(9)}, compression="zstd")
+    with pytest.raises(ValueError, match="Unable to avoid copy"):
+        np.asarray(npstream.open(tmp_path)["x"], copy=False)
+
+
+@pytest.mark.parametrize("block", [1, 1 << 23])
+@pytest.mark.parametrize("name", COLUMNS)
+def test_iteration(ds, name, block, monkeypatch):
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    column = ds[1::2][name]
+    for i, value in enumerate(column):
+        same_value(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
+    assert i == len(column) - 1
+    for part, want in zip(ds[[[0, 1], [2, 3]]][name], VALUES[name][[[0, 1], [2, 3]]], strict=True):
+        same(part, want)
+    assert list(ds[:0][name]) == []
+
+
+@pytest.mark.parametrize("block", [1, 1 << 23])
+def test_contains(ds, block, monkeypatch):
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    assert 3 in ds["label"]
+    assert 4 not in ds["label"]
+    assert "3" not in ds["label"]
+    assert 12 * 10**12 in ds["number"]
+    assert VALUES["score"][-1] in ds["score"]
+    assert VALUES["tokens"][-1, 0, 0] in ds["tokens"]
+    assert "text" in ds["text"]
+    assert "tex" not in ds["text"]
+    assert b"text" not in ds["text"]
+    assert b"\xff" in ds["data"]
+    assert "text" not in ds["data"]
+    assert {"i": 12} in ds["json"]
+    assert [5, 5] in ds["json"]
+    assert None in ds["json"]
+    assert [5] not in ds["json"]
+    assert np.arange(3) in ds["ragged"]
+    assert np.arange(4) not in ds["ragged"]
+    assert ds["image"][7] in ds["image"]
+    assert ds["image"][7] not in ds["image"][:7]
+    assert decimal.Decimal("0.125") in ds["decimal"]
+    assert 12**5 in ds["str_int"]
+    assert 3 not in ds["label"][:0]
+    assert [5, 5] in ds[[[5, 1]]]["json"]
+
+
+def test_take(ds):
+    tokens, want = ds["tokens"], VALUES["tokens"]
+    for axis, n in ((0, N), (1, 4), (-1, 3), (None, want.size)):
+        for indices in ([0, -1], [[1, 0], [2, 2]], 2, []):
+            expected = want.take(np.array(indices, int), axis)
+            same(tokens.take(indices, axis), expected)
+            same(np.take(tokens[::2], indices, axis), want[::2].take(np.array(indices, int), axis))
+        for mode in ("wrap", "clip"):
+            same(
+                tokens.take([n, -n - 1, 1], axis, None, mode),
+                want.take([n, -n - 1, 1], axis, None, mode),
+            )
+        with pytest.raises(IndexError, match=f"index {n} is out of bounds"):
+            tokens.take([n], axis)
+    out = np.empty((2, 4, 3), np.uint16)
+    assert tokens.take([5, 4], 0, out) is out
+    assert np.array_equal(out, want[[5, 4]])
+    assert ds["label"].take([3, 2], out=(numbers := np.empty(2, int))) is numbers
+    assert numbers.tolist() == [3, 2]
+    assert ds["label"].take(3, out=(number := np.empty((), int))) is number
+    assert number == 3
+    assert ds["text"].take([3, 1]).to_list() == ["text", "ab"]
+    assert ds["text"].take(3) == "text"
+    assert ds[[[1, 2], [3, 4]]]["text"].take([2]).to_list() == ["text"]
+    same(ds[[[1, 2], [3, 4]]]["label"].take([2, 0]), np.array([3, 1]))
+    same(tokens[:, [0, 1]].take([1], 0), want[:, [0, 1]].take([1], 0))
+    for axis in (3, -4):
+        with pytest.raises(np.exceptions.AxisError):
+            tokens.take([0], axis)
+    with pytest.raises(IndexError, match="empty axes"):
+        ds["label"][:0].take([0], mode="wrap")
+
+
+# Computing
+
+UFUNCS = [
+    np.negative,
+    lambda x: x + 1,
+    lambda x: 2.5 * x,
+    lambda x: np.maximum(x, 3),
+    lambda x: x - x[::-1],
+    lambda x: x**2 > np.float64(4),
+    lambda x: np.add(x, 1, dtype=float),
+    lambda x: divmod(x, 7),
+    lambda x: np.multiply.outer(x, [1, 2]),
+    lambda x: np.add.reduce(x),
+    lambda x: x == 3,
+    lambda x: x != 3,
+    lambda x: x == "3",
+    lambda x: x == None,  # noqa: E711
+    lambda x: x == np.arange(N),
+    lambda x: np.arange(N) + x,
+    lambda x: x // np.ones((2, N)),
+    lambda x: x @ np.arange(N),
+    np.isnan,
+    np.frexp,
+    abs,
+]
+
+
+@pytest.mark.parametrize("block", [1, 1 << 23])
+@pytest.mark.parametrize("name", ["label", "small", "score", "number", "str_float"])
+@pytest.mark.parametrize("function", range(len(UFUNCS)))
+def test_ufuncs(ds, name, function, block, monkeypatch):
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    for index in (..., slice(None, None, -1)):
+        got, want = UFUNCS[function](ds[name][index]), UFUNCS[function](VALUES[name][index])
+        for left, right in zip(
+            *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+        ):
+            same(left, right)
+
+
+@pytest.mark.parametrize("view", [slice(0, 0), [[0, 1, 2], [7, 6, 5]], (..., 2)])
+def test_ufuncs_on_views(ds, view):
+    for name in ("label", "tokens", "text"):
+        for function in (lambda x: x == 3, lambda x: x != "text", lambda x: x == x):
+            same(function(ds[name][view]), function(VALUES[name][view]))
+    same(ds["tokens"][view] + 1, VALUES["tokens"][view] + 1)
+    same(ds["tokens"][:, [0, 1]] + 1, VALUES["tokens"][:, [0, 1]] + 1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["text", "data"])
+def test_text_is_compared(ds, name, compiled, monkeypatch):
+    if compiled:
+        monkeypatch.setattr(_jit.Kernel, "sized", lambda kernel, rows: kernel.compiled())
+    values = VALUES[name]
+    for value in set(values) | {"x", b"x", b"", "", "text" * 9}:
+        for index in (..., slice(None, None, -3), [[0, 1], [1, 4]]):
+            same(ds[name][index] == value, values[index] == value)
+            same(ds[name][index] != value, values[index] != value)
+            same(value == ds[name][index], values[index] == value)
+    same(ds[name] == values, np.ones(N, bool))
+    assert not (ds["text"] == "\ud800").any()
+
+
+def test_text_is_compared_and_joined_as_in_numpy(ds):
+    same(ds["text"] < "b", VALUES["text"] < "b")
+    same(ds["text"] + "!", VALUES["text"] + "!")
+    same(np.strings.str_len(ds["text"]), np.strings.str_len(VALUES["text"]))
+
+
+def test_objects_are_compared_one_by_one(ds):
+    assert (ds["json"] == {"i": 4}).nonzero()[0].tolist() == [4]
+    assert (ds["decimal"] > 1).nonzero()[0].tolist() == list(range(9, N))
+    assert (ds["json"] == None).sum() == 3  # noqa: E711
+
+
+@pytest.mark.parametrize("symbol", ["iadd", "isub", "imul", "iand", "ipow", "ifloordiv", "ilshift"])
+def test_operators_in_place_raise(ds, symbol):
+    column = ds["label"]
+    with pytest.raises(TypeError, match="a column is read-only"):
+        getattr(operator, symbol)(column, 1)
+    with pytest.raises(TypeError, match="a column is read-only"):
+        np.add(np.arange(N), 1, out=column)
+    with pytest.raises(TypeError, match="a column is read-only"):
+        np.add.at(column, [0], 1)
+    array = np.ones(N, int)
+    array += column
+    same(array, VALUES["label"] + 1)
+    out = np.empty(N, int)
+    assert np.add(column, 1, out=out) is out
+    assert np.add.at(out, [0], column[:1]) is None
+
+
+@pytest.mark.parametrize("block", [1, 1 << 23])
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "reduction",
+    ["sum", "prod", "min", "max", "mean", "std", "var", "any", "all", "argmin", "argmax"],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_reductions(ds, name, reduction, block, monkeypatch):
+    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    function = getattr(np, reduction)
+    for index in (slice(1, None), [[1, 2], [4, 12]]):
+        column, array = ds[name][index], VALUES[name][index]
+        for axis in (None, 0, -1):
+            got, want = function(column, axis=axis), function(array, axis=axis)
+            assert type(got) is type(want)
+            assert got.dtype == want.dtype
+            assert got.shape == want.shape
+            np.testing.assert_allclose(got, want, rtol=1e-5)
+    got = getattr(column, reduction)(axis=0, keepdims=True)
+    np.testing.assert_allclose(got, function(array, axis=0, keepdims=True), rtol=1e-5)
+
+
+def test_reductions_that_raise(ds):
+    with pytest.raises(np.exceptions.AxisError):
+        np.sum(ds["label"], axis=1)
+    with pytest.raises(ValueError, match="zero-size array to reduction operation minimum"):
+        np.min(ds["label"][:0])
+    with pytest.raises(TypeError, match="holds ndarray:int32 values"):
+        np.mean(ds["ragged"])
+    with pytest.raises(ValueError, match="truth value of an array with more than one element"):
+        bool(ds["label"])
+    assert bool(ds["label"][1:2])
+    assert not bool(ds["label"][0:1] != 0)
+    assert np.sum(ds["label"][:0]) == 0
+
+
+FUNCTIONS = [
+    np.flip,
+    lambda x: np.flip(x, axis=1),
+    lambda x: np.concatenate([x, x[:2]]),
+    lambda x: np.stack([x, x]),
+    lambda x: np.where(x > 5, x, 0),
+    lambda x: np.isin(x, [1, 100]),
+    lambda x: np.unique(x % 7),
+    lambda x: np.reshape(x, (-1, 2)),
+    lambda x: np.ravel(x),
+    lambda x: np.transpose(x, (1, 0, 2)),
+    lambda x: np.median(x, axis=0),
+    lambda x: np.percentile(x, 50),
+    lambda x: np.sort(x, axis=0),
+    lambda x: np.argsort(x[:, 0, 0]),
+    lambda x: np.cumsum(x, axis=0),
+    lambda x: np.clip(x, 3, 9),
+    lambda x: np.count_nonzero(x),
+    lambda x: np.average(x, axis=0),
+    lambda x: np.nanmean(x),
+    lambda x: np.expand_dims(x, 0),
+    lambda x: np.squeeze(x[:1]),
+    lambda x: np.split(x[:4], 2)[1],
+    lambda x: np.array_split(x, 3)[2],
+    lambda x: np.dot(x[:, 0, 0], np.arange(N)),
+    lambda x: np.einsum("nij->n", x),
+    lambda x: np.shape(x),
+    lambda x: np.size(x),
+    lambda x: np.ndim(x),
+    lambda x: np.diff(x, axis=0),
+    lambda x: np.histogram(x, bins=3)[0],
+    lambda x: np.copy(x),
+    lambda x: np.array_equal(x, x),
+    lambda x: np.broadcast_to(x, (2, *np.shape(x))),
+    lambda x: np.searchsorted(x[:, 0, 0], [3, 40]),
+    lambda x: np.bincount(x[:, 0, 0]),
+    lambda x: np.ptp(x),
+    lambda x: np.arange(500)[x],
+    lambda x: np.vectorize(int)(x),
+]
+
+
+@pytest.mark.parametrize("function", range(len(FUNCTIONS)))
+def test_functions_of_numpy(ds, function):
+    got, want = FUNCTIONS[function](ds["tokens"]), FUNCTIONS[function](VALUES["tokens"])
+    same(np.asarray(got) if isinstance(got, npstream.Column) else got, want)
+
+
+# Other libraries
+
+
+def test_torch(ds):
+    tensor = ds["tokens"][::2].to_torch()
+    assert torch.equal(tensor, torch.from_numpy(VALUES["tokens"][::2]))
+    assert torch.equal(torch.from_numpy(ds.load()["label"]), torch.from_numpy(VALUES["label"]))
+    nested = ds["ragged"].to_torch()
+    assert [row.tolist() for row in nested.unbind()] == [row.tolist() for row in VALUES["ragged"]]
+
+
+def test_dask(ds):
+    for index in (..., slice(0, 0), (slice(None), 1, slice(None, 0))):
+        lazy = dask.array.from_array(ds["tokens"][index])
+        same(np.asarray(lazy), VALUES["tokens"][index])
+        same((lazy + 1)[::2].compute(), (VALUES["tokens"][index] + 1)[::2])
+    lazy = dask.array.from_array(ds["tokens"], chunks=(4, 4, 2))
+    same(lazy.sum(axis=0).compute(), VALUES["tokens"].sum(axis=0))
+    lazy = dask.array.from_array(ds["label"], getitem=lambda x, i: np.asarray(x[i]))
+    same(lazy[lazy > 1].compute(), VALUES["label"][VALUES["label"] > 1])
+
+
+def test_pandas(ds):
+    frame = pd.DataFrame({name: np.asarray(ds[name]) for name in ("label", "score", "data")})
+    assert frame["data"].tolist() == VALUES["data"].tolist()
+
+
+# Comparing
+
+
+OTHERS = [
+    *(3, 3.0, "ab", b"ab", None, True, np.float64(3), np.str_("ab"), np.int8(3)),
+    *(np.array(["ab"] * N), np.arange(N), ["ab"] * N, [3] * N, np.datetime64("2026-01-01")),
+]
+
+
+@pytest.mark.parametrize(
+    "other", OTHERS, ids=[f"{k}-{type(x).__name__}" for k, x in enumerate(OTHERS)]
+)
+@pytest.mark.parametrize("name", ["label", "score", "text", "data", "str_int"])
+def test_text_and_numbers_compare_as_in_numpy(ds, name, other):
+    """The operators call them unequal; the ufuncs raise, and so does what asks for an order."""
+    values = np.array(VALUES[name])
+    for function in (
+        *(operator.eq, operator.ne, operator.lt, operator.ge, np.equal, np.not_equal),
+        lambda x, y: y == x,
+    ):
+        try:
+            wanted = function(values, other)
+        except TypeError:
+            with pytest.raises(TypeError):
+                function(ds[name], other)
+            continue
+        got = function(ds[name], other)
+        same(got, wanted)
+    if np.ndim(other) == 0:
+        assert (other in ds[name]) == bool(np.any(values == other))
+
+
+TENSORS = {
+    "int64": torch.arange(N) % 4,
+    "int8": (torch.arange(N) % 4).to(torch.int8),
+    "float32": torch.arange(N, dtype=torch.float32),
+    "one": torch.tensor(3),
+    "with a gradient": torch.arange(N, dtype=torch.float32).requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_compare_to_tensors_of_bools(ds, name):
+    tensor, label = TENSORS[name], VALUES["label"]
+    values = tensor.detach().numpy()
+    for function in (operator.eq, operator.ne):
+        for got in (function(tensor, ds["label"]), function(ds["label"], tensor)):
+            assert got.dtype == torch.bool
+            assert torch.equal(got, torch.from_numpy(function(label, values)))
+            assert torch.equal(~got, torch.from_numpy(~function(label, values)))
+    for function in (operator.lt, operator.ge):
+        got = function(ds["label"], tensor)
+        assert torch.equal(got, torch.from_numpy(function(label, values)))
+        assert torch.equal(function(tensor, ds["label"]), torch.from_numpy(function(values, label)))
+    if tensor.requires_grad:
+        for function in (operator.add, operator.mul):
+            with pytest.raises(TypeError, match=r"NumPy has no gradients.*to_torch"):
+                function(ds["label"], tensor)
+    else:
+        assert torch.equal(ds["label"] + tensor, torch.from_numpy(label + values))
+        assert torch.equal(tensor - ds["label"], torch.from_numpy(values - label))
+    nd = ds["tokens"] == torch.from_numpy(VALUES["tokens"])
+    assert nd.dtype == torch.bool
+    assert nd.all()
+
+
+def test_what_has_its_own_say_in_comparing(ds):
+    class Proud:
+        __array_ufunc__ = None
+
+        def __eq__(self, other):
+            return "mine"
+
+        __hash__ = None
+
+    assert (ds["label"] == Proud()) == "mine"
+
+
+# Declaring anew
+
+
+def test_view_as_a_dtype(ds):
+    same(ds["tokens"].view("int16").load(), VALUES["tokens"].view("int16"))
+    same(ds["tokens"].view(np.uint8).load(), VALUES["tokens"].view(np.uint8))
+    same(ds["score"].view("uint32")[::2].load(), VALUES["score"].view("uint32")[::2])
+    ragged = ds["ragged"].view("float32")
+    assert ragged.dtype == np.float32
+    assert np.array_equal(ragged[1], VALUES["ragged"][1].view("float32"))
+    assert np.array_equal(ragged.load()[2], VALUES["ragged"][2].view("float32"))
+    same(ds[[3, 1]]["tokens"].view("int16")[0], VALUES["tokens"][3].view("int16"))
+
+
+@pytest.mark.parametrize("dtype", ["M8[D]", "m8[s]", ">M8[s]", "c16", ">i8", "S8"])
+def test_view_as_a_dtype_without_a_buffer(dtype, tmp_path):
+    """Python's buffers have no dates; reading does not need them."""
+    days, spans = np.arange(6), np.arange(12).reshape(6, 2)
+    npstream.write(tmp_path, {"when": days, "span": spans, "some": [row for row in spans]})
+    ds = npstream.open(tmp_path)
+    wanted = {"span": spans.view(dtype)}
+    if np.dtype(dtype).itemsize == 8:
+        wanted |= {"when": days.view(dtype), "some": spans.view(dtype)}
+    for name, array in wanted.items():
+        viewed, declared = ds[name].view(dtype), npstream.open(tmp_path, columns={name: dtype})
+        for k in (0, 3, -1):
+            same(viewed[k], array[k])
+            same(declared[k][name], array[k])
+        if name == "some":
+            same(declared.load()["some"].values, array.ravel())
+            continue
+        (batch,) = declared.iter(0, 1, batch_size=6)
+        for read in (viewed.load(), declared.load()[name], batch[name], np.asarray(viewed)):
+            same(read, array)
+        out = np.empty_like(array)
+        assert viewed.load(out) is out
+        same(out, array)
+        same(viewed[::-2].load(), array[::-2])
+        assert np.array_equal(viewed == array[1], array == array[1])
+        assert np.array_equal(viewed != viewed.load(), array != array)
+
+
+def test_view_of_bytes(tmp_path):
+    rows = np.arange(24, dtype=np.int64).reshape(4, 6)
+    bodies = [row.tobytes()[: 48 if i else 16] for i, row in enumerate(rows)]
+    npstream.write(tmp_path, {"tokens": bodies, "meta": [b'{"a": 1}'] * 4, "x": np.arange(4)})
+    ds = npstream.open(tmp_path)
+    ragged = ds["tokens"].view(np.int64)
+    assert (ragged.shape, ragged.dtype) == ((4,), np.dtype(np.int64))
+    same(ragged[0], rows[0, :2])
+    assert [row.tolist() for row in ragged.load()] == [
+        row[: 6 if i else 2].tolist() for i, row in enumerate(rows)
+    ]
+    fixed = ds["tokens"][1:].view("ndarray:int64:2,3")
+    assert fixed.shape == (3, 2, 3)
+    same(fixed.load(), rows[1:].reshape(3, 2, 3))
+    same(fixed[::2, 1, ::-1].load(), rows[1::2].reshape(2, 2, 3)[:, 1, ::-1])
+    same(fixed[:, 1].load(), rows[1:].reshape(3, 2, 3)[:, 1])
+    same(fixed[2, 0], rows[3, :3])
+    same(fixed[:, :, 1].load(out=(out := np.empty((3, 2), np.int64))), out)
+    same(np.sum(fixed, axis=0), rows[1:].reshape(3, 2, 3).sum(axis=0))
+    again = npstream.open(tmp_path, columns={"tokens": "ndarray:int64:6", "meta": "json"})
+    assert again[1]["meta"] == {"a": 1}
+    same(again[3]["tokens"], rows[3])
+    same(again[1:]["tokens"].load(), rows[1:])
+    same(again[1:].load()["tokens"], rows[1:])
+    for read in (again.load, lambda: again[0], ds["tokens"].view("ndarray:int64:6").load):
+        with pytest.raises(
+            npstream.errors.FormatError, match=r"shard.00000.mds .*sample 0 .*16 bytes"
+        ):
+            read()
+    assert pickle.loads(pickle.dumps(again))[1]["meta"] == {"a": 1}
+    assert ds["meta"].view("json")[2] == {"a": 1}
+    assert ds["meta"].view("str").load()[0] == '{"a": 1}'
+
+
+@pytest.mark.parametrize("dtype", ["int32", "ndarray:int32:5", "float", "nothing", None])
+def test_views_that_raise(ds, dtype):
+    with pytest.raises(ValueError, match=r"cannot be viewed as|neither a dtype nor an encoding"):
+        ds["small"].view(dtype)
+
+
+@pytest.mark.parametrize("cells", [(0,), (slice(None, None, 2),), (slice(0, 1),), ([0],)])
+def test_parts_are_not_declared_anew(ds, cells):
+    with pytest.raises(ValueError, match="declare the whole column first"):
+        ds["tokens"][(slice(None), *cells)].view("int16")
+
+
+# Encodings of the user's own, numbers of any size
+
+
+def encode_complex(value):
+    return np.complex128(value).tobytes()
+
+
+def decode_complex(body):
+    return complex(np.frombuffer(body, np.complex128)[0])
+
+
+@pytest.mark.parametrize("size", [16, None])
+def test_encodings_of_the_users_own(tmp_path, size):
+    npstream.register_encoding("complex", encode_complex, decode_complex, size=size)
+    values = [1 + 2j, 0j, -1j]
+    npstream.write(
+        tmp_path, {"z": values, "i": np.arange(3)}, columns={"z": "complex", "i": "int8"}
+    )
+    ds = npstream.open(tmp_path)
+    assert [sample["z"] for sample in ds] == values
+    assert [ds[i]["z"] for i in range(3)] == values
+    assert ds["z"][1] == 0j
+    same(ds["z"][[2, 0]].load(), objects([-1j, 1 + 2j]))
+    same(np.asarray(ds["z"], object), objects(values))
+    assert list(ds["z"]) == values
+    assert -1j in ds["z"]
+    assert (ds["z"] == 0).tolist() == [False, True, False]
+    with pytest.raises(TypeError, match="dtype=object"):
+        np.asarray(ds["z"])
+    assert pickle.loads(pickle.dumps(ds))[0]["z"] == 1 + 2j
+
+
+def test_a_decoder_that_fails_names_the_sample(tmp_path):
+    npstream.register_encoding("broken", bytes, lambda body: 1 // len(body))
+    npstream.write(tmp_path, {"x": [b"a", b"", b"b"]}, columns={"x": "broken"})
+    ds = npstream.open(tmp_path)
+    for read in (ds.load, lambda: ds[1], lambda: list(ds), lambda: ds["x"][1]):
+        with pytest.raises(
+            npstream.errors.FormatError, match=r"sample 1 .*column 'x': integer division"
+        ):
+            read()
+
+
+def test_integers_beyond_int64(tmp_path):
+    values = [1, 2**63, -(2**70)]
+    write_jsonl(tmp_path / "0", [{"n": n} for n in values], {"n": "int"})
+    npstream.write(tmp_path / "1", [{"n": n} for n in values], columns={"n": "str_int"})
+    for part in ("0", "1"):
+        ds = npstream.open(tmp_path / part)
+        for read in (
+            ds.load,
+            ds["n"].load,
+            lambda ds=ds: np.asarray(ds["n"]),
+            lambda ds=ds: ds["n"] + 1,
+        ):
+            with pytest.raises(
+                OverflowError, match=r"sample 1 .*9223372036854775808.*dtype=object"
+            ):
+                read()
+        assert [sample["n"] for sample in ds] == values
+        assert list(ds["n"]) == values
+        assert ds["n"][2] == values[2]
+        same(np.asarray(ds["n"], object), objects(values))
+        same(ds[:1].load()["n"], np.array([1]))
+    with pytest.raises(npstream.errors.FormatError, match="'str_int' in shard 1"):
+        merge(tmp_path)["n"]
+
+
+# How it shows itself
+
+
+def test_its_repr_says_what_it_is_and_reads_nothing(ds, monkeypatch):
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    assert repr(ds["tokens"][:, 1]) == (
+        f"<npstream.Column 'tokens': shape ({N}, 3), dtype uint16, stored as ndarray:uint16:4,3>"
+    )
+    assert "shape (13,), dtype StringDType(), stored as str" in repr(ds["text"])
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_html_shows_the_first_values(ds, name):
+    assert ds[name]._repr_html_().count("<li>") == 5
+    assert ds[[[0, 1]]][name]._repr_html_().count("<li>") == 1
+    assert ds[..., 1][name]._repr_html_().startswith("<div>")
+
+
+def test_html_is_escaped(tmp_path):
+    evil = "<script>"
+    npstream.write(tmp_path, [{evil: evil}])
+    html = npstream.open(tmp_path)[evil]._repr_html_()
+    assert "<script" not in html
+    assert html.count("&lt;script") == 2

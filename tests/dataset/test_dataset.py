@@ -1,0 +1,837 @@
+"""A dataset is an array of samples that reads nothing before it has to."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import merge, objects, write_jsonl, write_shards
+from torch.utils.data import DataLoader
+
+import npstream
+from npstream import errors
+from npstream._core import memory, progress
+from npstream.dataset.splits import split_lengths
+
+SIZES = (4, 0, 6, 1)
+N = sum(SIZES)
+VALUES = {
+    "label": np.arange(N) % 4,
+    "number": np.arange(N) * 10**12,
+    "tokens": np.arange(N * 6, dtype=np.uint16).reshape(N, 3, 2),
+    "text": [f"text {i}" * (i % 3) for i in range(N)],
+    "data": [bytes(range(i)) for i in range(N)],
+    "ragged": objects(np.arange(1 + i % 3, dtype=np.int32) for i in range(N)),
+    "meta": [{"i": i} for i in range(N)],
+}
+COLUMNS = {
+    "label": "int64",
+    "number": "int",
+    "tokens": "ndarray:uint16:3,2",
+    "text": "str",
+    "data": "bytes",
+    "ragged": "ndarray:int32",
+    "meta": "json",
+}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("dataset")
+    write_shards(path, VALUES, SIZES, COLUMNS)
+    return path
+
+
+@pytest.fixture
+def ds(path):
+    return npstream.open(path)
+
+
+@pytest.fixture
+def fixed(ds):
+    return ds[["label", "number", "tokens"]]
+
+
+def check_sample(sample, i):
+    assert list(sample) == list(COLUMNS)
+    assert type(sample["label"]) is np.int64
+    assert type(sample["number"]) is int
+    assert sample["tokens"].dtype == np.uint16
+    for name, value in sample.items():
+        assert np.array_equal(value, VALUES[name][i])
+        assert isinstance(value, np.ndarray) == isinstance(VALUES[name][i], np.ndarray)
+
+
+def ids_of(ds):
+    return ds.load().ids
+
+
+# What it is
+
+
+def test_it_says_what_it_is(ds):
+    assert ds.columns == tuple(COLUMNS)
+    assert (len(ds), ds.shape, ds.ndim, ds.size) == (N, (N,), 1, N)
+    assert ds.dtypes == {
+        "label": np.dtype("int64"),
+        "number": np.dtype("int64"),
+        "tokens": np.dtype("uint16"),
+        "text": np.dtypes.StringDType(),
+        "data": np.dtype(object),
+        "ragged": np.dtype("int32"),
+        "meta": np.dtype(object),
+    }
+
+
+def test_shards(ds):
+    assert ds.shards["name"].tolist() == [f"{i:04}/shard.00000.mds" for i in range(4)]
+    assert ds.shards["samples"].tolist() == list(SIZES)
+    assert ds.shards["start"].tolist() == [0, 4, 4, 10]
+    assert ds.shards["bytes"].dtype == np.int64
+    assert ds[:2].shards.tolist() == ds.shards.tolist()
+
+
+def test_locate(ds):
+    assert ds.locate(3) == (0, 3)
+    assert ds.locate(4) == (2, 0)
+    assert ds[::-1].locate(0) == (3, 0)
+    assert all(type(number) is int for number in ds.locate(-1))
+    shard, row = ds.locate([[9, 10], [0, 4]])
+    assert shard.tolist() == [[2, 3], [0, 2]]
+    assert row.tolist() == [[5, 0], [0, 0]]
+    assert ds.locate(slice(0, 0))[0].shape == (0,)
+    with pytest.raises(IndexError, match="out of bounds"):
+        ds.locate(N)
+
+
+def test_equality_is_identity(ds):
+    assert ds == ds
+    assert ds != ds[:]
+    assert len({ds, ds, ds[:]}) == 2
+
+
+# Indexing
+
+
+@pytest.mark.parametrize("index", [0, -1, np.int8(3), np.uint64(5), np.array(7)])
+def test_an_integer_reads_a_sample(ds, index):
+    check_sample(ds[index], int(index))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        slice(2, 9, 3),
+        slice(None, None, -2),
+        ...,
+        [3, 3, -1],
+        np.array([7, 0]),
+        np.array([[1, 2], [3, 4], [5, 0]]),
+        [[1, 2]],
+        np.arange(N) % 2 == 0,
+        (np.arange(N) > 4).tolist(),
+        (slice(3),),
+        (..., [1, 2]),
+    ],
+)
+def test_other_indices_make_views_that_read_nothing(ds, index, monkeypatch):
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "locate", None)
+    view = ds[index]
+    assert isinstance(view, npstream.Dataset)
+    assert view.shape == np.arange(N)[index].shape
+    monkeypatch.undo()
+    assert np.array_equal(ids_of(view), np.arange(N)[index])
+
+
+def test_names_pick_columns(ds):
+    part = ds[["text", "label"]]
+    assert part.columns == ("text", "label")
+    assert part[3] == {"text": VALUES["text"][3], "label": 3}
+    assert list(part[3]) == ["text", "label"]
+    assert list(part.load()) == ["text", "label"]
+    assert [list(sample) for sample in part[:2]] == [["text", "label"]] * 2
+    assert part[["label"]].columns == ("label",)
+    assert isinstance(ds["text"], npstream.Column)
+
+
+def test_what_is_not_asked_for_is_not_decoded(tmp_path):
+    npstream.write(tmp_path, [{"a": 1, "b": b"no json"}], columns={"a": "int", "b": "json"})
+    ds = npstream.open(tmp_path)
+    assert ds[["a"]][0] == {"a": 1}
+    assert list(ds[["a"]]) == [{"a": 1}]
+    with pytest.raises(errors.FormatError, match=r"shard.00000.mds .*sample 0 .*column 'b'"):
+        ds[0]
+    with pytest.raises(errors.FormatError, match=r"shard.00000.mds .*sample 0 .*column 'b'"):
+        ds.load()
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (N, IndexError, f"index {N} is out of bounds for axis 0 with size {N}"),
+        (-N - 1, IndexError, f"index {-N - 1} is out of bounds for axis 0 with size {N}"),
+        ([0, N], IndexError, f"index {N} is out of bounds for axis 0 with size {N}"),
+        (np.ones(N + 1, bool), IndexError, "boolean index did not match"),
+        ((0, 0), IndexError, "too many indices for array"),
+        (True, IndexError, "a mask has a bool for every row"),
+        (np.bool_(True), IndexError, "a mask has a bool for every row"),
+        (None, IndexError, "newaxis"),
+        (1.0, IndexError, "1.0 is not an integer"),
+        (np.float32(1), IndexError, "1.0 is not an integer"),
+        ([0.0, 1.0], IndexError, "only integers, slices"),
+        ([True, 0], IndexError, "neither a mask nor row numbers"),
+        (["text", 0], TypeError, "all column names or all rows"),
+        ([0, "text"], TypeError, "all column names or all rows"),
+        (["text", "text"], ValueError, "named twice"),
+        ({"a": 1}, IndexError, "only integers, slices"),
+        (slice(1.0), TypeError, "slice indices must be integers"),
+    ],
+)
+def test_indices_that_raise(ds, index, error, message):
+    with pytest.raises(error, match=message):
+        ds[index]
+
+
+@pytest.mark.parametrize("name", ["lable", ["lable"]])
+def test_an_unknown_column_raises_with_the_nearest_name(ds, name):
+    with pytest.raises(
+        errors.ColumnError, match="no column 'lable'; did you mean 'label'"
+    ) as caught:
+        ds[name]
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(errors.ColumnError, match="no column 'label'; columns: text"):
+        ds[["text"]]["label"]
+
+
+def test_an_empty_list_is_no_rows(ds):
+    assert ds[[]].shape == (0,)
+    assert ds[[]].columns == ds.columns
+
+
+def test_views_of_many_axes(ds):
+    order = np.array([[5, 0, 9], [10, 2, 2]])
+    view = ds[order]
+    assert (view.shape, view.ndim, view.size, len(view)) == ((2, 3), 2, 6, 2)
+    check_sample(view[1, 0], 10)
+    assert view[1].shape == (3,)
+    assert [part.shape for part in view] == [(3,), (3,)]
+    assert [ids_of(part).tolist() for part in view] == order.tolist()
+    assert ids_of(view[:, ::-1]).tolist() == order[:, ::-1].tolist()
+    assert ids_of(view[order > 4]).tolist() == order[order > 4].tolist()
+    assert ids_of(view[[False, True]]).tolist() == order[1:].tolist()
+    batch = view.load()
+    assert batch.ids.tolist() == order.tolist()
+    assert np.array_equal(batch["tokens"], VALUES["tokens"][order])
+    assert batch["text"].to_list() == [VALUES["text"][i] for i in order.ravel()]
+    assert batch["meta"].shape == order.shape
+    assert ids_of(view.ravel()).tolist() == order.ravel().tolist()
+
+
+def test_a_view_without_axes(ds):
+    view = ds[..., 3]
+    assert (view.shape, view.ndim, view.size) == ((), 0, 1)
+    check_sample(view[()], 3)
+    assert view[...].shape == ()
+    batch = view.load()
+    assert batch.ids.shape == ()
+    assert batch["tokens"].shape == (3, 2)
+    assert "1 samples" in repr(batch)
+    assert view["label"].shape == ()
+    with pytest.raises(TypeError, match="len\\(\\) of unsized object"):
+        len(view)
+    with pytest.raises(TypeError, match="iteration over a 0-d array"):
+        iter(view)
+    assert ids_of(view.ravel()).tolist() == [3]
+
+
+def test_index_arrays_are_copied(ds):
+    index = np.array([1, 2])
+    view = ds[index]
+    index[0] = 5
+    assert ids_of(view).tolist() == [1, 2]
+
+
+def test_comparisons_filter(ds):
+    assert ids_of(ds[ds["label"] == 3]).tolist() == np.flatnonzero(VALUES["label"] == 3).tolist()
+    assert ids_of(ds[ds["text"] == "text 1"]).tolist() == [1]
+    assert ids_of(ds[(ds["label"] > 0) & (ds["number"] < 5e12)]).tolist() == [1, 2, 3]
+    view = ds[::-1]
+    assert ids_of(view[view["label"] == 3]).tolist() == [7, 3]
+
+
+def test_arrays_of_other_libraries_are_indices(ds):
+    for index in (torch.tensor([3, 1]), pd.Series([3, 1]), [np.int8(3), np.uint8(1)]):
+        assert ids_of(ds[index]).tolist() == [3, 1]
+        assert ds["label"][index].load().tolist() == [3, 1]
+    check_sample(ds[torch.tensor(3)], 3)
+    assert ids_of(ds[torch.arange(N) > 8]).tolist() == [9, 10]
+
+
+def test_a_column_of_numbers_is_an_index(ds):
+    assert ids_of(ds[ds["label"]]).tolist() == VALUES["label"].tolist()
+
+
+# Reading
+
+
+def test_load(ds):
+    batch = ds.load()
+    assert isinstance(batch, npstream.Batch)
+    assert list(batch) == list(ds.columns)
+    assert batch.n == N
+    assert batch.ids.dtype == np.int64
+    for name in ("label", "number", "tokens"):
+        assert batch[name].dtype == VALUES[name].dtype
+        assert np.array_equal(batch[name], VALUES[name])
+    assert batch["text"].to_list() == VALUES["text"]
+    assert batch["data"].to_list() == VALUES["data"]
+    assert (batch["text"].kind, batch["data"].kind) == ("str", "bytes")
+    assert all(map(np.array_equal, batch["ragged"], VALUES["ragged"]))
+    assert batch["meta"].dtype == object
+    assert batch["meta"].tolist() == VALUES["meta"]
+
+
+@pytest.mark.parametrize("index", [[], slice(0, 0), np.zeros(N, bool), np.empty((0, 2), int)])
+def test_loading_no_samples(ds, index):
+    batch = ds[index].load()
+    shape = np.arange(N)[index].shape
+    assert batch.ids.shape == shape
+    assert batch["tokens"].shape == (*shape, 3, 2)
+    assert len(batch["text"]) == len(batch["ragged"]) == 0
+    assert batch["meta"].shape == shape
+    assert list(ds[index]) == []
+    for name in ds.columns:
+        assert ds[index][name].load().dtype == batch[name].dtype
+        assert ds[index][name].size == 0
+
+
+def test_load_into_arrays(ds):
+    out = {"label": np.empty(3, np.int64), "tokens": np.empty((3, 3, 2), np.uint16)}
+    batch = ds[[4, 0, 10]].load(out=out)
+    assert batch["label"] is out["label"]
+    assert batch["tokens"] is out["tokens"]
+    assert out["label"].tolist() == [0, 0, 2]
+    assert np.array_equal(out["tokens"], VALUES["tokens"][[4, 0, 10]])
+    assert list(batch) == list(ds.columns)
+
+
+def test_load_into_strided_arrays_and_tensors(ds):
+    rows = [[4, 0], [10, 1]]
+    wide = np.zeros((2, 2, 5), np.int64)
+    tokens = torch.zeros((2, 2, 3, 2), dtype=torch.uint16)
+    out = {"label": wide[..., ::-1][..., 1], "tokens": tokens}
+    batch = ds[rows].load(out=out)
+    assert batch["tokens"] is tokens
+    assert np.array_equal(tokens.numpy(), VALUES["tokens"][rows])
+    assert np.array_equal(wide[..., 3], VALUES["label"][rows])
+    assert wide.sum() == VALUES["label"][rows].sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "error", "message"),
+    [
+        ("label", np.empty(4, np.int64), ValueError, r"shape \(4,\); expected \(3,\)"),
+        ("label", np.empty(3, np.int32), TypeError, "dtype int32; expected int64"),
+        ("label", np.broadcast_to(np.int64(0), 3), ValueError, "read-only"),
+        ("label", [0, 0, 0], TypeError, "is a list; expected an array"),
+        ("text", np.empty(3, object), TypeError, "vary in size"),
+        ("lable", np.empty(3, object), errors.ColumnError, "did you mean 'label'"),
+    ],
+)
+def test_load_into_what_does_not_fit(ds, name, out, error, message):
+    with pytest.raises(error, match=message):
+        ds[:3].load(out={name: out})
+
+
+def test_a_column_takes_no_results(ds):
+    with pytest.raises(TypeError, match="is a Column; expected an array"):
+        ds[[[0, 1]]].load(out={"label": ds[[[0, 1]]]["label"]})
+
+
+def test_take(ds):
+    assert ids_of(ds[[3, -1]]).tolist() == ds.take([3, -1]).ids.tolist()
+    check_sample(ds.take(5), 5)
+    assert ds.take([[1, 2]]).ids.tolist() == [[1, 2]]
+    assert np.take(ds, [1, 2]).ids.tolist() == [1, 2]
+    out = {"label": np.empty(2, np.int64)}
+    assert ds.take([3, 2], out=out)["label"] is out["label"]
+    assert out["label"].tolist() == [3, 2]
+    assert ds.take([]).n == 0
+
+
+@pytest.mark.parametrize("mode", ["wrap", "clip"])
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint8])
+def test_take_in_the_modes_of_numpy(ds, mode, dtype):
+    indices = np.array([0, N, 100, 3]).astype(dtype)
+    assert (
+        ds.take(indices, mode=mode).ids.tolist() == np.arange(N).take(indices, mode=mode).tolist()
+    )
+    assert (
+        ds[[[1, 2], [3, 4]]].take([5, -1], mode=mode).ids.tolist()
+        == {
+            "wrap": [2, 4],
+            "clip": [4, 1],
+        }[mode]
+    )
+
+
+def test_take_along_an_axis(ds):
+    view = ds[[[1, 2], [3, 4]]]
+    assert view.take([1, 0], axis=0).ids.tolist() == [[3, 4], [1, 2]]
+    assert view.take([1], axis=-2).ids.tolist() == [[3, 4]]
+    assert view.take([3]).ids.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        (([N],), IndexError, f"index {N} is out of bounds"),
+        (([0.5],), TypeError, "Cannot cast array data from dtype\\('float64'\\)"),
+        (([True],), TypeError, "not a mask"),
+        (([0], 1), np.exceptions.AxisError, "axis 1 is out of bounds"),
+        (([0], None, None, "warp"), ValueError, "mode='warp'"),
+        ((0, None, {}), TypeError, "out="),
+    ],
+)
+def test_take_what_raises(ds, args, error, message):
+    with pytest.raises(error, match=message):
+        ds.take(*args)
+    if args == ([0], 1):
+        with pytest.raises(ValueError, match="along axis 0"):
+            ds[[[0, 1]]].take(*args)
+
+
+def test_structured_arrays(fixed):
+    table = np.asarray(fixed)
+    assert table.shape == (N,)
+    assert table.dtype.names == ("label", "number", "tokens")
+    assert table.dtype["tokens"] == np.dtype(("<u2", (3, 2)))
+    assert table.itemsize == 8 + 8 + 12
+    assert table.flags.writeable
+    for name in table.dtype.names:
+        assert np.array_equal(table[name], VALUES[name])
+    assert np.asarray(fixed[[[1, 2]]]).shape == (1, 2)
+    assert np.array(fixed[["label"]], dtype=[("label", "f4")])["label"].dtype == np.float32
+    with pytest.raises(ValueError, match="Unable to avoid copy"):
+        np.asarray(fixed, copy=False)
+
+
+def test_columns_of_varying_size_make_no_structured_array(ds):
+    with pytest.raises(TypeError, match="text, data, ragged, meta; leave them out"):
+        np.asarray(ds)
+
+
+def test_samples_are_writable_and_share_nothing(ds):
+    for sample in (ds[0], next(iter(ds)), ds.__getitems__([0])[0]):
+        assert sample["tokens"].flags.owndata
+        assert sample["ragged"].flags.owndata
+        sample["tokens"][:] = 0
+    check_sample(ds[0], 0)
+
+
+def test_iteration(ds, monkeypatch):
+    for block in (1, 1 << 20):
+        monkeypatch.setattr(npstream.dataset.dataset, "SAMPLE_BLOCK", block)
+        for i, sample in enumerate(ds):
+            check_sample(sample, i)
+        assert i == N - 1
+        for i, sample in zip([10, 8, 6], ds[::-2], strict=False):
+            check_sample(sample, i)
+    assert next(reversed(ds))["number"] == 10 * 10**12
+
+
+def test_more_than_the_free_memory_is_refused(ds, fixed, monkeypatch):
+    monkeypatch.setattr(memory, "_CHECKED", 0)
+    monkeypatch.setattr(memory, "available", lambda: 20)
+    for read in (ds.load, fixed.load, ds["tokens"].load, ds["text"].load, ds["ragged"].load):
+        with pytest.raises(MemoryError, match="20 are free"):
+            read()
+    check_sample(ds[0], 0)
+    monkeypatch.setattr(memory, "available", lambda: 200)
+    with pytest.raises(MemoryError, match="as a structured array"):
+        np.asarray(fixed)
+
+
+# Orders and parts
+
+
+def test_shuffle(ds):
+    shuffled = ds.shuffle(3, block=None)
+    order = ids_of(shuffled)
+    assert sorted(order) == list(range(N))
+    assert order.tolist() == ids_of(ds.shuffle(3, block=None)).tolist()
+    others = [ids_of(ds.shuffle(*key, block=None)).tolist() for key in ((4,), (3, 1), (0, 3))]
+    assert order.tolist() not in others
+    assert ids_of(shuffled[2:5]).tolist() == order[2:5].tolist()
+    check_sample(shuffled[4], order[4])
+    assert np.array_equal(shuffled["tokens"][:3], VALUES["tokens"][order[:3]])
+    view = ds[[[5, 6], [7, 8]]].shuffle(0, block=None)
+    assert view.shape == (4,)
+    assert sorted(ids_of(view)) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("by", ["sample", "chunk"])
+@pytest.mark.parametrize("view", [..., slice(None, None, -1), [[0, 1, 2], [2, 9, 10]], []])
+def test_random_splits_are_disjoint_and_whole(ds, by, view):
+    view = ds[view]
+    parts = view.random_split([0.5, 0.2, 0.3], seed=1, by=by)
+    assert [len(part) for part in parts] == split_lengths([0.5, 0.2, 0.3], view.size)
+    found = np.concatenate([ids_of(part) for part in parts])
+    assert sorted(found) == sorted(ids_of(view).ravel())
+
+
+def test_random_splits_by_sample_are_runs_of_a_shuffle(ds):
+    one, two = ds.random_split([4, N - 4], 7)
+    order = ids_of(ds.shuffle(7, block=None)).tolist()
+    assert ids_of(one).tolist() + ids_of(two).tolist() == order
+    assert ids_of(ds.random_split([4, N - 4], 8)[0]).tolist() != order[:4]
+
+
+def test_random_splits_by_chunk_split_few_chunks_and_keep_the_order(tmp_path):
+    ds = write_shards(tmp_path, {"x": np.arange(100)}, [10] * 10, {"x": "int64"})
+    seen = set()
+    for seed in range(5):
+        parts = ds.random_split([0.5, 0.25, 0.25], seed, by="chunk")
+        assert [len(part) for part in parts] == [50, 25, 25]
+        shards = [set(part.locate(...)[0].tolist()) for part in parts]
+        assert sum(map(len, shards)) <= 10 + 2
+        assert all((np.diff(ids_of(part)) > 0).all() for part in parts)
+        seen.add(tuple(sorted(shards[0])))
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 10, 1001])
+@pytest.mark.parametrize("lengths", [[1], [0.9, 0.1], [1 / 3] * 3, [0.5, 0.25, 0.25], [0.1] * 10])
+@pytest.mark.filterwarnings("ignore:Length of split")
+def test_fractions_are_rounded_as_in_torch(lengths, n):
+    parts = torch.utils.data.random_split(range(n), lengths)
+    assert split_lengths(lengths, n) == [len(part) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([3, 3], r"lengths \[3, 3\] are 6 samples; there are 11"),
+        ([0.5, 0.4], "fractions .* sum to 0.9"),
+        ([-1, 12], "none negative"),
+        ([float("nan"), 1], "none negative"),
+        ([], "0 samples"),
+    ],
+)
+def test_lengths_that_raise(ds, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        ds.random_split(lengths)
+    with pytest.raises(ValueError, match="by='shard'"):
+        ds.random_split([1.0], by="shard")
+
+
+def double(sample):
+    return {**sample, "label": 2 * sample["label"]}
+
+
+def label(sample):
+    return sample["label"]
+
+
+def test_a_transform_applies_to_samples_only(ds):
+    view = ds.with_transform(double)
+    assert [view[i]["label"] for i in range(N)] == (2 * VALUES["label"]).tolist()
+    assert [sample["label"] for sample in view[::2]] == (2 * VALUES["label"][::2]).tolist()
+    assert [sample["label"] for sample in view.__getitems__([3, 1])] == [6, 2]
+    assert np.array_equal(view["label"], VALUES["label"])
+    assert np.array_equal(view.load()["label"], VALUES["label"])
+    assert ds[1]["label"] == 1
+    assert view.with_transform(None)[1]["label"] == 1
+
+
+def test_transforms_follow_each_other_and_pickle(ds):
+    view = pickle.loads(pickle.dumps(ds.with_transform(double).with_transform(label)))
+    assert list(view) == (2 * VALUES["label"]).tolist()
+    assert list(view[["label"]].shuffle(0, block=None)) != list(view)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
+@pytest.mark.parametrize("columns", [None, ["label"]])
+def test_filter(ds, batch_size, columns):
+    def odd(item):
+        assert columns is None or list(item) == columns
+        return item["label"] % 2 == 1
+
+    for view in (ds, ds[::-1], ds[ds["label"] > 1]):
+        kept = view.filter(odd, columns=columns, batch_size=batch_size)
+        ids = ids_of(view)
+        assert ids_of(kept).tolist() == ids[ids % 2 == 1].tolist()
+        assert kept.columns == ds.columns
+    assert ids_of(ds[[[0, 1], [2, 3]]].filter(odd, columns=columns)).tolist() == [1, 3]
+
+
+def test_filter_what_raises(ds):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        ds.filter(label, batch_size=0)
+    with pytest.raises(TypeError, match=r"int64 of shape \(4,\).*bool for each row"):
+        ds.filter(label, batch_size=4)
+    with pytest.raises(TypeError, match=r"shape \(\)"):
+        ds.filter(lambda batch: True, batch_size=4)
+    with pytest.raises(errors.ColumnError):
+        ds.filter(label, columns=["lable"])
+
+
+def test_long_work_shows_progress(ds, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", -1)
+    monkeypatch.setattr(progress, "_INTERVAL", 0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    ds.filter(lambda batch: time.sleep(1e-3) or batch["label"] > 0, batch_size=1)
+    assert "filter:  45%" in capsys.readouterr().err
+    np.sum(ds["label"])
+    assert "sum of 'label': 100%" in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    ds.filter(lambda batch: batch["label"] > 0, batch_size=1)
+    assert capsys.readouterr().err == ""
+
+
+# torch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torch_loads_it_in_map_style(fixed, workers):
+    loader = DataLoader(fixed, batch_size=4, num_workers=workers)
+    batches = list(loader)
+    assert torch.equal(
+        torch.cat([b["tokens"] for b in batches]), torch.from_numpy(VALUES["tokens"])
+    )
+    assert torch.cat([batch["label"] for batch in batches]).tolist() == VALUES["label"].tolist()
+
+
+def test_torch_loads_views_of_many_axes(fixed):
+    (batch,) = DataLoader(fixed[[[0, 1], [2, 3]]], batch_size=2, collate_fn=list)
+    assert [ids_of(view).tolist() for view in batch] == [[0, 1], [2, 3]]
+
+
+# Opening, closing
+
+
+def test_copies_are_the_same_view(ds):
+    for again in (
+        copy.copy(ds[::-1]),
+        copy.deepcopy(ds[::-1]),
+        pickle.loads(pickle.dumps(ds[::-1])),
+    ):
+        assert ids_of(again).tolist() == list(range(N))[::-1]
+        check_sample(again[0], N - 1)
+
+
+def test_closing(path):
+    with npstream.open(path) as ds:
+        view, column = ds[::2], ds["label"]
+        check_sample(view[1], 2)
+    for read in (
+        lambda: ds[0],
+        lambda: view[0],
+        ds.load,
+        lambda: list(view),
+        lambda: np.sum(column),
+    ):
+        with pytest.raises(ValueError, match="closed; open it again"):
+            read()
+    assert repr(ds)
+    assert len(view) == 6
+    ds.close()
+
+
+def test_closing_releases_maps(path):
+    gc.collect()
+    before = memory._live
+    ds = npstream.open(path)
+    ds.load()
+    list(ds)
+    ds[0]
+    assert memory._live > before
+    ds.close()
+    assert memory._live == before
+
+
+def test_open_projects_and_declares_anew(path):
+    assert npstream.open(path, columns=["text", "label"]).columns == ("text", "label")
+    with pytest.raises(errors.ColumnError, match="did you mean 'label'"):
+        npstream.open(path, columns=["lable"])
+    with pytest.raises(ValueError, match="named twice"):
+        npstream.open(path, columns=["text", "text"])
+    with pytest.raises(TypeError, match=r"columns='text': expected a list"):
+        npstream.open(path, columns="text")
+    ds = npstream.open(path, columns={"data": "uint8", "label": np.uint64})
+    assert ds.columns == tuple(COLUMNS)
+    assert ds["label"].dtype == np.uint64
+    assert ds[5]["data"].tolist() == [0, 1, 2, 3, 4]
+    assert ds.load()["data"].kind is None
+    with pytest.raises(ValueError, match="cannot be viewed"):
+        npstream.open(path, columns={"label": "float32"})
+    with pytest.raises(errors.ColumnError):
+        npstream.open(path, columns={"lable": "float32"})
+
+
+def test_a_dataset_of_no_columns(path):
+    ds = npstream.open(path, columns=[])
+    assert (ds.columns, len(ds)) == ((), N)
+    assert ds[1] == {}
+    assert list(ds[:2]) == [{}, {}]
+    assert ds[[3, 1]].load().ids.tolist() == [3, 1]
+    with pytest.raises(TypeError, match="structured array"):
+        np.asarray(ds)
+    assert "<table>" in ds._repr_html_()
+
+
+def test_pickles_are_loaded_where_they_are_allowed_only(tmp_path):
+    npstream.write(tmp_path, {"x": [pickle.dumps(i) for i in range(3)], "y": np.arange(3)})
+    for columns in ({"x": "pkl"}, {"x": "pkl", "y": "int"}):
+        with pytest.raises(ValueError, match="allow_pickle=True"):
+            npstream.open(tmp_path, columns=columns)
+    ds = npstream.open(tmp_path, columns={"x": "pkl"}, allow_pickle=True)
+    assert [sample["x"] for sample in ds] == [0, 1, 2]
+    assert ds["x"].view("pkl")[1] == 1
+    with pytest.raises(ValueError, match="allow_pickle=True"):
+        npstream.open(tmp_path)["x"].view("pkl")
+
+
+def test_open_says_what_is_wrong(tmp_path, path):
+    with pytest.raises(errors.StorageError, match=r"index\.json"):
+        npstream.open(tmp_path)
+    with pytest.raises(ValueError, match="verify='sha0'"):
+        npstream.open(path, verify="sha0")
+    with pytest.raises(ValueError, match="s3"):
+        npstream.open("s4://bucket/data")
+
+
+def test_opening_reads_only_the_index(path, tmp_path):
+    (tmp_path / "index.json").write_bytes((path / "index.json").read_bytes())
+    ds = npstream.open(tmp_path)
+    assert len(ds[::2]["tokens"]) == 6
+    with pytest.raises(errors.StorageError, match="No such file"):
+        ds[0]
+
+
+# Shards that differ
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Return merged shards: MDS, MDS with other columns, JSONL."""
+    one = [{"n": np.int64(i), "x": i / 2, "text": f"{i}", "a": 1, "only": b"one"} for i in range(3)]
+    two = [{"text": f"{i}" * i, "n": i, "x": i / 2, "a": f"{i}"} for i in range(3, 5)]
+    three = [{"x": i / 2, "text": "é" * i, "n": i, "extra": "three"} for i in range(5, 9)]
+    npstream.write(tmp_path / "1", one)
+    npstream.write(tmp_path / "2", two)
+    columns = {"x": "float", "text": "str", "n": "int", "extra": "str"}
+    write_jsonl(tmp_path / "3", three, columns)
+    samples = [{name: row[name] for name in ("n", "text", "x")} for row in one + two + three]
+    return merge(tmp_path), samples
+
+
+def test_merged_shards_have_their_common_columns(mixed):
+    ds, samples = mixed
+    assert ds.columns == ("n", "text", "x")
+    assert ds.dtypes["n"] == np.int64
+    rng = np.random.default_rng(0)
+    for order in (np.arange(9), rng.permutation(9), rng.integers(0, 9, 50), np.array([0, 8])):
+        expected = [samples[i] for i in order]
+        view = ds[order]
+        assert [view[i] for i in range(len(order))] == expected
+        assert list(view) == expected
+        batch = view.load(out={"n": (numbers := np.zeros(len(order), np.int64))})
+        assert batch["n"] is numbers
+        assert batch["n"].tolist() == [sample["n"] for sample in expected]
+        assert batch["x"].tolist() == [sample["x"] for sample in expected]
+        assert batch["text"].to_list() == [sample["text"] for sample in expected]
+        assert (view["text"] == "4444").tolist() == [s["text"] == "4444" for s in expected]
+        assert (view["text"] == "éééééé").tolist() == [s["text"] == "éééééé" for s in expected]
+        assert np.asarray(view[["n", "x"]])["x"].tolist() == [s["x"] for s in expected]
+
+
+def test_all_kinds_of_columns_are_merged(tmp_path):
+    extra = {"before": b"a", "until": 1}
+    for part in range(3):
+        rows = [{name: VALUES[name][i] for name in VALUES} for i in range(4 * part, 4 * part + 3)]
+        rows = [row | ({} if part == 1 else extra) for row in rows]
+        columns = COLUMNS | ({} if part == 1 else {"before": "bytes", "until": "int8"})
+        npstream.write(tmp_path / f"{part}", rows, columns=columns)
+    ds = merge(tmp_path)
+    order = np.array([8, 0, 3, 4, 3, 7])
+    ids = order // 3 * 4 + order % 3
+    for k, i, sample in zip(order, ids, ds[order], strict=True):
+        check_sample(sample, i)
+        check_sample(ds[k], i)
+    batch = ds[order].load()
+    assert np.array_equal(batch["tokens"], VALUES["tokens"][ids])
+    assert batch["meta"].tolist() == [VALUES["meta"][i] for i in ids]
+    assert batch["data"].to_list() == [VALUES["data"][i] for i in ids]
+    assert all(map(np.array_equal, batch["ragged"], VALUES["ragged"][ids]))
+    for cells in (1, slice(1, 3), [0, 2], slice(None, None, -1)):
+        assert np.array_equal(ds["tokens"][order][:, cells], VALUES["tokens"][ids][:, cells])
+    assert np.array_equal(ds["ragged"].view("float32")[4], VALUES["ragged"][5].view("float32"))
+    assert np.array_equal(np.asarray(ds["number"]), VALUES["number"][[0, 1, 2, 4, 5, 6, 8, 9, 10]])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a", r"column 'a' is 'str' in shard 1, but 'int' before it"),
+        ("only", r"not all shards have column 'only': shard 1 does not have it"),
+        ("extra", r"not all shards have column 'extra': shard 2 has it"),
+    ],
+)
+def test_other_columns_name_the_shard_that_differs(mixed, name, message):
+    ds, _ = mixed
+    for read in (lambda: ds[name], lambda: ds[[name]]):
+        with pytest.raises(errors.FormatError, match=message):
+            read()
+
+
+# How it shows itself
+
+
+def test_its_repr_is_one_screen(ds, tmp_path):
+    text = repr(ds[2:5])
+    assert "3 samples of 11 in 4 shards" in text
+    for name, encoding in COLUMNS.items():
+        assert f"{name:6}  {encoding}" in text
+    assert "samples of shape (1, 2)" in repr(ds[[[0, 1]]])
+    row = {f"{'x' * 200}{i}": i for i in range(100)}
+    npstream.write(tmp_path / "wide", [row])
+    wide = repr(npstream.open(tmp_path / "wide"))
+    assert "and 76 more columns" in wide
+    assert len(wide.splitlines()) < 30
+    assert max(map(len, wide.splitlines()[1:])) < 80
+
+
+def test_html_is_a_table_of_the_first_rows(ds):
+    html = ds._repr_html_()
+    assert html.count("<tr>") == 1 + 5
+    assert "<td>text 4</td>" in html
+    assert ds[[[0, 1], [2, 3]]]._repr_html_().count("<tr>") == 1 + 4
+    assert ds[[]]._repr_html_().count("<tr>") == 1
+    assert "<td>1</td>" in ds.with_transform(label)._repr_html_()
+
+
+def test_html_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    npstream.write(tmp_path / "<b>", [{evil: evil, "json": [evil], "bytes": evil.encode()}])
+    html = npstream.open(tmp_path / "<b>")._repr_html_()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert html.count("&lt;script") == 4
+
+
+def test_nothing_is_left_open_by_a_process_that_ends(path):
+    code = f"import npstream; ds = npstream.open({str(path)!r}); ds[0]; list(ds); ds.load()"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,32 @@
+"""States that earlier releases saved resume exactly: the same samples, in the same order."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import saved_states
+
+FILES = sorted((Path(__file__).parents[1] / "golden" / "states").glob("*.json"))
+SAVED = [record for file in FILES for record in json.loads(file.read_text())]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved")
+    saved_states.write(root)
+    return saved_states.sources(root)
+
+
+@pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
+@pytest.mark.parametrize("case", saved_states.CASES)
+def test_a_saved_state_resumes_at_its_sample(sources, case):
+    records = [record for record in SAVED if record["case"] == case]
+    assert records
+    for record in records:
+        iteration = saved_states.CASES[case](sources)
+        iteration.load_state_dict(record["state"])
+        found = list(islice(saved_states.items(iteration), saved_states.FOLLOWING))
+        assert found == record["following"]

@@ -1,0 +1,178 @@
+"""What reads a remote dataset stops at once when it is told to, though nobody answers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from stalling import Stalling
+
+import npstream
+from npstream.errors import StorageError
+
+SOON = 15.0  # seconds, on a busy machine; requests here have a deadline of a minute
+SAMPLES = 6000
+
+
+@pytest.fixture
+def ds(tmp_path, monkeypatch):
+    """Return a dataset of several chunks whose shards cannot be read."""
+    monkeypatch.setattr(Stalling, "stalls", True)
+    monkeypatch.setattr(Stalling, "reached", threading.Event())
+    monkeypatch.setattr(Stalling, "released", threading.Event())
+    npstream.write(tmp_path / "data", columns(), shard_size="128KB")
+    with npstream.open(f"stalling://{tmp_path / 'data'}", cache=tmp_path / "cache") as ds:
+        yield ds
+    Stalling.released.set()
+
+
+def columns():
+    return {"x": np.arange(SAMPLES * 16).reshape(SAMPLES, 16), "id": np.arange(SAMPLES)}
+
+
+def ours():
+    """Return the threads that fetch."""
+    return [t for t in threading.enumerate() if t.name == "npstream-ahead" and t.is_alive()]
+
+
+def assert_gone():
+    deadline = time.monotonic() + SOON
+    for thread in ours():
+        thread.join(max(deadline - time.monotonic(), 0.0))
+    assert ours() == []
+
+
+READS = {
+    "load": lambda ds: ds.load(),
+    "few": lambda ds: ds[[1, 2000]].load(),
+    "sample": lambda ds: ds[5],
+    "iteration": lambda ds: list(ds),
+    "batches": lambda ds: list(ds.iter(0, 1, batch_size=100, shuffle=True)),
+    "prefetch": lambda ds: ds.prefetch(),
+    "mean": lambda ds: ds["x"].mean(),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_closing_from_another_thread(ds, read):
+    failed = []
+
+    def reading():
+        try:
+            read(ds)
+        except (StorageError, ValueError) as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=reading, daemon=True)
+    reader.start()
+    assert Stalling.reached.wait(20)
+    start = time.monotonic()
+    ds.close()
+    reader.join(SOON)
+    assert time.monotonic() - start < SOON
+    (error,) = failed
+    assert re.search("reading was stopped|the dataset is closed", str(error))
+    assert_gone()
+    with pytest.raises(ValueError, match="the dataset is closed"):
+        ds[5]
+
+
+class Left(Exception):
+    pass
+
+
+def leave(batches, how):
+    """Take a batch and leave, while others are being fetched in vain."""
+    for number, batch in enumerate(batches):
+        assert len(batch["id"]) == 50
+        if number == 0:
+            continue
+        assert Stalling.reached.wait(20)
+        assert ours()
+        if how == "break":
+            break
+        raise Left
+
+
+@pytest.mark.parametrize("how", ["break", "exception"])
+def test_leaving_an_iteration(ds, how):
+    Stalling.stalls = False
+    ds[:900].prefetch()
+    Stalling.stalls = True
+    start = time.monotonic()
+    with suppress(Left):
+        leave(ds.iter(0, 1, batch_size=50), how)
+    assert_gone()
+    assert time.monotonic() - start < SOON
+    # Others go on.
+    threading.Timer(0.1, Stalling.released.set).start()
+    np.testing.assert_array_equal(ds["x"].load(), columns()["x"])
+
+
+PROGRAM = """
+import signal, sys
+import npstream
+from stalling import Stalling
+url, cache, how = sys.argv[1:]
+# A shell that starts the tests in the background lets them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ds = npstream.open(url, cache=cache)
+Stalling.stalls = True
+class Reached:
+    def set(self):
+        print("reached", flush=True)
+Stalling.reached = Reached()
+batches = ds.iter(0, 1, batch_size=100)
+match how:
+    case "load":
+        ds.load()
+    case "prefetch":
+        ds.prefetch()
+    case "batches":
+        for batch in batches:
+            pass
+    case "end":
+        import threading
+        reader = threading.Thread(target=ds.load, daemon=True)
+        reader.start()
+        ahead = iter(batches)
+        threading.Thread(target=next, args=(ahead,), daemon=True).start()
+        sys.stdin.read(1)
+"""
+
+
+@pytest.mark.parametrize("how", ["load", "prefetch", "batches", "end"])
+def test_a_process_that_is_interrupted_or_ends(tmp_path, how):
+    npstream.write(tmp_path / "data", columns(), shard_size="128KB")
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, f"stalling://{tmp_path}/data", tmp_path / "cache", how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("reached")
+            time.sleep(0.3)  # the reader, too, has to come to where it waits
+            start = time.monotonic()
+            if how == "end":
+                process.stdin.close()
+                process.stdin = None
+            else:
+                process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert time.monotonic() - start < SOON
+    if how != "end":
+        assert "KeyboardInterrupt" in errors
+    assert process.returncode == (0 if how == "end" else -signal.SIGINT)

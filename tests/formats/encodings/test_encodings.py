@@ -1,0 +1,814 @@
+"""Encodings, held against what the real package wrote, against NumPy, and against hostile bytes."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import decimal
+import io
+import itertools
+import operator
+import pickle
+import struct
+import sys
+import tracemalloc
+import zlib
+
+import hypothesis.extra.numpy as hnp
+import ml_dtypes
+import numpy as np
+import pandas
+import pytest
+import torch
+from golden_data import (
+    assert_same,
+    blob,
+    cases,
+    expected,
+    inputs,
+    units,
+    value,
+    without_palette,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from npstream.errors import MissingDependencyError
+from npstream.formats.encodings import encodings
+from npstream.formats.encodings.encodings import (
+    DTYPE_CODES,
+    column_type,
+    infer,
+    is_unsafe,
+    parse,
+    parse_array_head,
+    register_encoding,
+    view_as,
+)
+
+DTYPES = [dtype.name for dtype in DTYPE_CODES.values()]
+NAMES = [
+    *("int", *DTYPES, "ndarray", "ndarray:uint16", "ndarray:float32:2,3"),
+    *("bytes", "str", "str_int", "str_float", "str_decimal", "json"),
+    *("pil", "jpeg", "png", "list[pil]", "list[jpeg]", "list[png]", "jpeg_array", "jpegarray"),
+]
+
+
+def numbered(rows, name=operator.itemgetter("encoding")):
+    return [pytest.param(row, id=f"{i}-{name(row)}") for i, row in enumerate(rows)]
+
+
+def picture(mode="RGB", size=(6, 5), seed=0):
+    image = Image.new(mode, size)
+    pixels = np.random.default_rng(seed).bytes(len(image.tobytes()))
+    return Image.frombytes(mode, size, pixels)
+
+
+def image_file(kind, **options):
+    file = io.BytesIO()
+    picture(**options).save(file, kind)
+    return file.getvalue()
+
+
+# What the real package wrote, refused and read.
+
+ENCODED = [unit for unit in units()["encode"] if unit["encoding"]]
+
+REFUSED = {
+    "np.int64(3)": np.int64(3),
+    "1.0": 1.0,
+    "'1'": "1",
+    "2**63": 2**63,
+    "256": 256,
+    "-1": -1,
+    "'x'": "x",
+    "5": 5,
+    "1.5": 1.5,
+    "1": 1,
+    "zeros((0,), uint8)": np.zeros((0,), np.uint8),
+    "zeros((2,0,3), uint8)": np.zeros((2, 0, 3), np.uint8),
+    "array(5) (0-d)": np.array(5),
+    "bool array": np.array([True]),
+    "complex64": np.ones(2, np.complex64),
+    "datetime64": np.ones(2, "datetime64[s]"),
+    "int8 array": np.ones(2, np.int8),
+    "shape (3,)": np.ones(3, np.uint8),
+    "shape (2,1)": np.ones((2, 1), np.uint8),
+    "[1, 2]": [1, 2],
+    "64 axes": np.ones((1,) * 64, np.uint8),
+    "ndarray": np.ones((2, 2, 3), np.uint8),
+    "RGBA image": picture("RGBA"),
+    "CMYK image": picture("CMYK"),
+    "tuple": (picture(),),
+    "[bytes]": [b"x"],
+    "set": {1},
+    "generator": (i for i in range(3)),
+}
+"""The inputs of ``encode_errors``, by how that table writes them."""
+
+REFUSED_ON_PURPOSE = {
+    ("uint8", "3.9"): "the original cuts the fraction off",
+}
+
+ACCEPTED_ON_PURPOSE = {
+    ("int", "np.int64(3)"): "an integer of NumPy is an integer",
+}
+
+READ_ON_PURPOSE = {
+    ("jpeg_array", b"\0\0\0\0"): "the original writes an empty list, so it can be read",
+    ("jpegarray", b"\0\0\0\0"): "the same under its other name",
+}
+
+
+@pytest.mark.parametrize("unit", numbered(ENCODED))
+def test_bytes_are_those_that_the_original_wrote(unit):
+    encoding = parse(unit["encoding"])
+    body = blob(unit["bytes"])
+    assert encoding.size == unit["size"]
+    if (encoding.name, unit["input"].get("repr")) in REFUSED_ON_PURPOSE:
+        with pytest.raises(ValueError, match=r"uint8 cannot hold 3\.9"):
+            encoding.encode(value(unit["input"]))
+        return
+    assert encoding.encode(value(unit["input"])) == body
+    if "decoded" in unit:
+        assert_same(encoding.decode(body), unit["decoded"])
+        assert_same(encoding.decode(memoryview(body)), unit["decoded"])
+    elif (encoding.name, body) in READ_ON_PURPOSE:
+        assert encoding.decode(body) == []
+    else:
+        with pytest.raises(ValueError, match="not an image"):
+            encoding.decode(body)
+
+
+def test_units_left_out_have_no_column_string():
+    left_out = [unit for unit in units()["encode"] if unit not in ENCODED]
+    assert {unit["class"] for unit in left_out} == {"NDArray(dtype=None, shape=(2, 3))"}
+
+
+@pytest.mark.parametrize("unit", numbered(units()["encode_errors"]))
+def test_what_the_original_refuses_to_encode(unit):
+    name, text = unit["encoding"], unit["input"]
+    if unit["raises"] is None or (name, text) in ACCEPTED_ON_PURPOSE:
+        return  # the next test
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        parse(name).encode(REFUSED[text])
+
+
+def test_what_is_accepted_beyond_the_original_or_other_than_by_it():
+    assert parse("int").encode(np.int64(3)) == parse("int").encode(3)
+    assert parse("json").encode(b"bytes") == b"bytes"
+    big = np.arange(2, dtype=">i4")  # which the original stores big-endian, and reads wrong
+    assert parse("ndarray").encode(big) == parse("ndarray").encode(big.astype("<i4"))
+    assert parse("ndarray:int32:2").encode(big) == b"\0\0\0\0\1\0\0\0"
+
+
+@pytest.mark.parametrize("unit", numbered(units()["column_strings"], operator.itemgetter("string")))
+def test_column_strings(unit):
+    if unit["valid"]:
+        encoding = parse(unit["string"])
+        assert (encoding.name, encoding.size) == (unit["string"], unit["size"])
+    else:
+        with pytest.raises(ValueError, match=r"encoding|shape"):
+            parse(unit["string"])
+
+
+@pytest.mark.parametrize("unit", numbered(units()["decode_errors"]))
+def test_what_the_original_refuses_to_decode(unit):
+    name, body = unit["encoding"], blob(unit["bytes"])
+    if (name, body) in READ_ON_PURPOSE:
+        assert parse(name).decode(body) == []
+    else:
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own words among them
+            parse(name).decode(body)
+
+
+MDS = [case for case in cases() if case["writer"] == "MDSWriter" and case["args"]]
+
+
+@pytest.mark.parametrize("case", numbered(MDS, operator.itemgetter("name")))
+def test_values_of_golden_datasets_survive(case):
+    columns = {name: parse(encoding) for name, encoding in case["args"]["columns"].items()}
+    samples = zip(inputs(case)["samples"], expected(case), strict=True)
+    for (given_sample, wanted), (name, encoding) in itertools.product(samples, columns.items()):
+        item = without_palette(value(given_sample[name]), encoding.name)
+        decoded = encoding.decode(encoding.encode(item))
+        if case["byte_exact"] == "codec" and encoding.name == "jpeg":
+            assert (decoded.mode, [*decoded.size]) == (wanted[name]["mode"], wanted[name]["size"])
+        else:
+            assert_same(decoded, wanted[name], name)
+
+
+# Round trips.
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from(DTYPES).flatmap(
+            lambda name: st.sampled_from([np.dtype(name), np.dtype(name).newbyteorder(">")])
+        ),
+        hnp.array_shapes(max_dims=4, max_side=4),
+    ),
+    st.booleans(),
+)
+def test_arrays_survive_in_every_form(array, transposed):
+    array = array.T if transposed else array
+    native = array.astype(array.dtype.newbyteorder("="))
+    dims = ",".join(map(str, array.shape))
+    for name in ("ndarray", f"ndarray:{native.dtype}", f"ndarray:{native.dtype}:{dims}"):
+        encoding = parse(name)
+        decoded = encoding.decode(encoding.encode(array))
+        assert (decoded.dtype, decoded.shape) == (native.dtype, native.shape)
+        assert decoded.tobytes() == native.tobytes()
+        assert decoded.flags.writeable
+        assert decoded.flags.owndata
+
+
+@pytest.mark.parametrize("side", [255, 256, 65535, 65536])
+def test_head_of_an_array_is_as_narrow_as_its_largest_side(side):
+    width = 1 if side < 256 else 2 if side < 65536 else 4
+    body = parse("ndarray:uint8").encode(np.zeros((1, side), np.uint8))
+    assert len(body) == 1 + 2 * width + side
+    assert parse_array_head(body, np.dtype(np.uint8)) == (np.uint8, (1, side), 1 + 2 * width)
+
+
+@given(st.sampled_from(DTYPES).flatmap(lambda name: hnp.arrays(name, ())))
+def test_scalars_survive_to_the_bit(array):
+    scalar = array[()]
+    encoding = parse(scalar.dtype.name)
+    decoded = encoding.decode(encoding.encode(scalar))
+    assert type(decoded) is type(scalar)
+    assert decoded.tobytes() == scalar.tobytes() == encoding.encode(array)
+
+
+SIGNALLING_NAN = np.frombuffer(b"\1\0\x80\x7f", np.float32)[0]
+
+
+def test_bits_of_a_nan_survive():
+    assert parse("float32").encode(SIGNALLING_NAN) == b"\1\0\x80\x7f"
+    assert parse("float32").decode(b"\1\0\x80\x7f").tobytes() == b"\1\0\x80\x7f"
+
+
+@pytest.mark.parametrize("number", [300, np.int64(300), np.array(300), -1, np.int8(-1)])
+def test_integers_never_wrap_around(number):
+    with pytest.raises(OverflowError, match="out of bounds for uint8"):
+        parse("uint8").encode(number)
+
+
+@pytest.mark.parametrize("name", ["uint8", "float32"])
+def test_a_scalar_column_takes_one_number(name):
+    for values in ([7], [1, 2], np.ones(1)):
+        with pytest.raises(TypeError):
+            parse(name).encode(values)
+
+
+@given(st.integers())
+def test_integers_survive(number):
+    text = parse("str_int")
+    assert text.decode(text.encode(number)) == number
+    if -(2**63) <= number < 2**63:
+        assert parse("int").decode(parse("int").encode(number)) == number
+    else:
+        with pytest.raises(OverflowError, match="'str_int' holds any"):
+            parse("int").encode(number)
+
+
+@given(st.floats())
+def test_float_text_survives(number):
+    encoding = parse("str_float")
+    decoded = encoding.decode(encoding.encode(number))
+    assert np.float64(decoded).tobytes() == np.float64(number).tobytes() or number != number
+
+
+@given(st.decimals())
+def test_decimals_survive_with_their_scale(number):
+    encoding = parse("str_decimal")
+    assert str(encoding.decode(encoding.encode(number))) == str(number)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+@settings(max_examples=50)
+def test_json_survives(obj):
+    assert parse("json").decode(parse("json").encode(obj)) == obj
+
+
+@given(st.text())
+def test_text_survives(text):
+    assert parse("str").decode(parse("str").encode(text)) == text
+
+
+def test_other_buffers_go_into_a_bytes_column():
+    assert parse("bytes").encode(bytearray(b"ab")) == b"ab"
+    assert parse("bytes").encode(memoryview(b"ab")[1:]) == b"b"
+
+
+def test_bytes_pass_through_every_encoding():
+    for name in NAMES:
+        size = parse(name).size
+        body = bytes(range(size or 5))
+        assert parse(name).encode(body) == body
+        if size is not None:
+            with pytest.raises(ValueError, match=f"which takes {size}"):
+                parse(name).encode(body + b"x")
+
+
+def test_decoded_arrays_do_not_share_the_bytes():
+    data = bytearray(range(8))
+    for name in ("ndarray:uint8:8", "ndarray:uint16:4"):
+        decoded = parse(name).decode(memoryview(data))
+        assert not np.shares_memory(decoded, np.frombuffer(data, np.uint8))
+    viewed = view_as(parse("bytes"), "uint8").decode(memoryview(data))
+    assert not np.shares_memory(viewed, np.frombuffer(data, np.uint8))
+
+
+# Images.
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
+@pytest.mark.parametrize("size", [(9, 2), (1, 1), (0, 3)])
+def test_pixels_survive(mode, size):
+    encoding = parse("pil")
+    image = picture(mode, size)
+    decoded = encoding.decode(encoding.encode(image))
+    assert (decoded.mode, decoded.size) == (mode, size)
+    assert decoded.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("name", ["pil", "list[pil]"])
+def test_a_palette_is_not_lost(name):
+    image = picture().quantize(4)
+    with pytest.raises(ValueError, match=r"colors in a palette.*convert.*or choose 'png'"):
+        parse(name).encode([image] if "list" in name else image)
+    kept = parse("png").decode(parse("png").encode(image))
+    assert kept.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.fixture
+def jpeg(tmp_path):
+    path = tmp_path / "picture.jpg"
+    picture(size=(40, 30)).save(path, quality=50)
+    return path
+
+
+def opened(path):
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+def test_a_jpeg_file_is_stored_verbatim(jpeg):
+    assert parse("jpeg").encode(opened(jpeg)) == jpeg.read_bytes()
+    with Image.open(jpeg) as unread:
+        assert parse("jpeg").encode(unread) == jpeg.read_bytes()
+
+
+def test_what_is_no_longer_the_file_is_encoded(jpeg):
+    """The original stores the file all the same: another picture than the one it was given."""
+    smaller, painted, homeless = (opened(jpeg) for _ in range(3))
+    smaller.thumbnail((20, 20))
+    painted.paste((255, 0, 0), (0, 0, 40, 30))
+    for image in (smaller, painted):
+        decoded = parse("jpeg").decode(parse("jpeg").encode(image))
+        assert decoded.size == image.size
+        assert decoded.resize((1, 1)).getpixel((0, 0)) == pytest.approx(
+            image.resize((1, 1)).getpixel((0, 0)), abs=8
+        )
+    data = jpeg.read_bytes()
+    jpeg.unlink()
+    again = parse("jpeg").encode(homeless)
+    assert again != data
+    assert parse("jpeg").decode(again).size == homeless.size
+
+
+@pytest.mark.parametrize(("name", "mode"), [("jpeg", "RGBA"), ("png", "CMYK")])
+def test_modes_that_a_format_cannot_hold(name, mode):
+    with pytest.raises(ValueError, match=f"cannot write mode {mode}.*convert"):
+        parse(name).encode(picture(mode))
+
+
+def test_lists_of_images_hold_nothing_else():
+    with pytest.raises(TypeError, match="got bytes; jpeg_array takes"):
+        parse("list[jpeg]").encode([b"x"])
+    with pytest.raises(TypeError, match=r"list\[jpeg\]"):
+        parse("jpeg_array").encode([picture()])
+
+
+def test_without_pillow_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for name in ("pil", "jpeg", "png"):
+        with pytest.raises(MissingDependencyError, match=r"npstream\[images\]"):
+            parse(name).decode(bytes(12))
+        with pytest.raises(MissingDependencyError, match=r"npstream\[images\]"):
+            parse(name).encode("x")
+
+
+# Hostile bytes: a value or a ValueError, whatever they say, and no memory but for what they are.
+
+VALID = {
+    "int": b"12345678",
+    "ndarray": parse("ndarray").encode(np.arange(300, dtype="u2").reshape(3, 100)),
+    "ndarray:uint16": parse("ndarray:uint16").encode(np.ones((2, 3), "u2")),
+    "ndarray:float32:2,3": bytes(24),
+    "str": "é😀 text".encode(),
+    "str_int": b"-123456789012345678901234567890",
+    "str_float": b"-1.5e300",
+    "str_decimal": b"1.50E+7",
+    "json": b'{"a": [1, 2.5, null, "\\u00e9"]}',
+    "pil": parse("pil").encode(picture()),
+    "jpeg": image_file("JPEG"),
+    "png": image_file("PNG"),
+    "list[pil]": parse("list[pil]").encode([picture(), picture("1")]),
+    "list[jpeg]": parse("list[jpeg]").encode([picture(), picture("L")]),
+    "list[png]": parse("list[png]").encode([picture(), picture("L")]),
+    "jpeg_array": parse("jpeg_array").encode([image_file("JPEG"), image_file("JPEG", seed=1)]),
+}
+
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=6), st.integers(0, 6)),
+    max_size=3,
+)
+
+
+def edited(body, edits):
+    for place, new, removed in edits:
+        at = int(place * (len(body) + 1))
+        body = body[:at] + new + body[at + removed :]
+    return body
+
+
+@pytest.mark.parametrize("name", VALID)
+@given(edits=EDITS, cut=st.floats(0, 1) | st.just(1.0))
+def test_damaged_bodies_give_a_value_or_a_value_error(name, edits, cut):
+    body = edited(VALID[name], edits)
+    body = body[: int(cut * len(body))]
+    tracemalloc.start()
+    try:
+        decoded = parse(name).decode(memoryview(body))
+    except ValueError:
+        decoded = None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+    if isinstance(decoded, np.ndarray):
+        assert decoded.nbytes <= len(body)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(body=st.binary(max_size=40))
+def test_any_bytes_give_a_value_or_a_value_error(name, body):
+    try:
+        parse(name).decode(body)
+    except ValueError:
+        return
+    assert len(body) == (parse(name).size or len(body))
+
+
+def uint32s(*numbers):
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def png_of(width, height):
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+HOSTILE = [
+    ("int", b"1234567"),
+    ("float64", b""),
+    ("ndarray:float32:2,3", bytes(23)),
+    ("ndarray", b""),
+    ("ndarray", b"\x08"),
+    ("ndarray", b"\x07\x04\x01\x00"),  # no such dtype
+    ("ndarray", b"\x08\x00\x01"),  # no axis
+    ("ndarray", b"\x08\x04\x00"),  # no element
+    ("ndarray", b"\x08\xfc" + bytes(63)),
+    ("ndarray", b"\x08\x06\xff\xff"),  # a head cut short
+    ("ndarray", b"\x08\x08\x02\x02abc"),
+    ("ndarray", b"\x08\x08\x02\x02abcde"),
+    ("ndarray", b"\x42\x0b" + b"\xff" * 16 + b"x"),  # 2**128 elements
+    ("ndarray", b"\x08\x0b" + struct.pack("<2Q", 2**32, 2**32) + b"x"),  # 2**64: 0 in 64 bits
+    ("ndarray", b"\x42\x07" + struct.pack("<Q", 2**61)),  # 2**64 bytes
+    ("str", b"\xff"),
+    ("str_int", b"9" * 5000),  # beyond Python's limit of digits
+    ("str_int", b""),
+    ("str_int", b"1.5"),
+    ("str_float", b"1,5"),
+    ("str_decimal", b"one"),
+    ("str_decimal", b"\xff"),
+    ("json", b"[" * 100_000),
+    ("json", b"\xff\xfe[\0]\0"),  # UTF-16
+    ("json", b"[1] 2"),
+    ("json", b"9" * 5000),
+    ("pil", uint32s(1, 1)),
+    ("pil", uint32s(65535, 65535, 1) + b"L"),
+    ("pil", uint32s(0, 2**31 - 1, 1) + b"L"),  # eight bytes of pointers a line
+    ("pil", uint32s(2**32 - 1, 0, 1) + b"L"),
+    ("pil", uint32s(1, 1, 2**32 - 1) + b"L"),
+    ("pil", uint32s(1, 1, 3) + b"RGB" + bytes(4)),
+    ("pil", uint32s(1, 1, 2) + b"\xff\xff"),
+    ("pil", uint32s(1, 1, 4) + b"nope" + bytes(4)),
+    ("png", png_of(20_000, 20_000)),  # beyond twice Pillow's limit
+    ("png", b""),
+    ("jpeg", b"\xff\xd8\xff"),
+    ("jpeg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+    ("list[pil]", b"\0\0\0"),
+    ("list[pil]", uint32s(1, 0)),
+    ("list[pil]", uint32s(0, 2**32 - 1)),
+    ("list[pil]", uint32s(0, 2, 2**32 - 1, 1)),
+    ("list[pil]", uint32s(0, 0) + b"x"),
+    ("jpeg_array", uint32s(2**32 - 1)),
+    ("jpeg_array", uint32s(1, 2**32 - 1) + b"x"),
+    ("jpeg_array", uint32s(2, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("row", numbered(HOSTILE, operator.itemgetter(0)))
+def test_hostile_bodies_are_refused(row):
+    name, body = row
+    for form in (body, memoryview(body)):
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own words among them
+            parse(name).decode(form)
+
+
+def test_damaged_pickles_are_value_errors():
+    with pytest.raises(ValueError, match="not a pickle"):
+        parse("pkl").decode(b"\x80\x04K")
+    assert [name for name in [*NAMES, "pkl"] if is_unsafe(name)] == ["pkl"]
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("unit8", "did you mean 'uint8'"),
+        ("text", "known are int, uint8, "),
+        ("ndarray:uint8:4294967296", "larger than a shard"),
+        ("ndarray:float64:65536,65536", "larger than a shard"),
+        ("ndarray:uint8:" + "9" * 5000, "positive numbers"),
+        ("ndarray:uint8:" + "1," * 63 + "1", "1 to 63"),
+    ],
+)
+def test_names_that_say_nothing(name, words):
+    with pytest.raises(ValueError, match=words):
+        parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype", "shape"),
+    [
+        ("int", "fixed", "int64", ()),
+        ("float16", "fixed", "float16", ()),
+        ("ndarray:uint8:2,3", "fixed", "uint8", (2, 3)),
+        ("ndarray:uint8", "ndarray", "uint8", None),
+        ("ndarray", "ndarray", object, None),
+        ("str", "str", np.dtypes.StringDType(), None),
+        ("bytes", "bytes", object, None),
+        ("png", "image", object, None),
+        ("str_int", "int_text", "int64", None),
+        ("str_float", "float_text", "float64", None),
+        ("str_decimal", "object", object, None),
+    ],
+)
+def test_what_a_batch_needs_to_know(name, kind, dtype, shape):
+    encoding = parse(name)
+    assert (encoding.kind, encoding.dtype, encoding.shape) == (kind, np.dtype(dtype), shape)
+    assert not encoding.headless
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_encodings_travel_to_other_processes(name):
+    encoding = parse(name)
+    copy = pickle.loads(pickle.dumps(encoding))
+    assert copy == encoding
+    assert hash(copy) == hash(encoding)
+    if name in VALID and encoding.kind not in ("image", "object"):
+        assert np.array_equal(copy.decode(VALID[name]), encoding.decode(VALID[name]))
+
+
+INFERRED = [
+    (1, "int"),
+    (2.5, "float64"),
+    ("a", "str"),
+    (np.str_("a"), "str"),
+    (b"a", "bytes"),
+    ([1], "json"),
+    ({"a": 1}, "json"),
+    (np.float64(1), "float64"),
+    (np.float16(1), "float16"),
+    (np.uint64(1), "uint64"),
+    (True, "bool"),
+    (np.True_, "bool"),
+    (1j, "complex128"),
+    (np.complex64(1), "complex64"),
+    (np.datetime64("2026-11-22", "D"), "datetime64[D]"),
+    (np.timedelta64(25, "ms"), "timedelta64[ms]"),
+    (datetime.date(2026, 11, 22), "datetime64[D]"),
+    (datetime.datetime(2026, 11, 22, 1), "datetime64[us]"),
+    (datetime.timedelta(1), "timedelta64[us]"),
+    (pandas.Timestamp("2026-11-22").as_unit("ns"), "datetime64[ns]"),
+    (ml_dtypes.bfloat16(1.5), "bfloat16"),
+    (np.array(5), "int64"),
+    (torch.tensor(5, dtype=torch.int16), "int16"),
+    (torch.zeros(2, dtype=torch.bool), "ndarray:bool"),
+    (np.zeros((2, 3), np.complex64), "ndarray:complex64"),
+    (np.zeros((2, 3), np.int16), "ndarray:int16"),
+    (np.zeros((2, 3), ">i4"), "ndarray:int32"),
+    (picture(), "png"),
+]
+
+
+@pytest.mark.parametrize("row", numbered(INFERRED, operator.itemgetter(1)))
+def test_encodings_follow_from_the_first_value(row):
+    first, name = row
+    assert infer(first) == column_type(name)
+    decoded = infer(first).decode(infer(first).encode(first))
+    first = first.to_numpy() if isinstance(first, pandas.Timestamp) else first
+    if not isinstance(first, Image.Image):
+        assert np.array_equal(decoded, first)
+
+
+NOT_INFERRED = [(1, 2), {1}, object(), decimal.Decimal(1), datetime.time(1)]
+
+
+@pytest.mark.parametrize("row", numbered(NOT_INFERRED, lambda row: type(row).__name__))
+def test_other_values_ask_for_a_name(row):
+    with pytest.raises(TypeError, match=f"from a {type(row).__name__}: name one in columns="):
+        infer(row)
+
+
+@pytest.mark.parametrize("row", [None, np.ma.masked, pandas.NA, pandas.NaT])
+def test_missing_values_ask_to_be_filled_in(row):
+    with pytest.raises(TypeError, match="fill it in with a value of your own, or leave the sample"):
+        infer(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (np.datetime64("NaT"), r"datetime64: it has no unit"),
+        (np.timedelta64(3), r"timedelta64: it has no unit"),
+        (np.longdouble(1), "dtype float128: known are bool"),
+        (np.zeros(3, "V4"), "known are bool"),
+        (np.zeros(0), r"shape \(0,\)"),
+        (datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC), "has a time zone"),
+        (np.array([2], np.uint8).view(bool), "an array of bool holds the byte 2"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_at_once(row, words):
+    with pytest.raises(ValueError, match=words):
+        infer(row)
+
+
+# Encodings of one's own.
+
+Point = collections.namedtuple("Point", "x y")
+
+
+def encode_point(point):
+    return struct.pack("<2h", *point)
+
+
+def decode_point(body):
+    assert type(body) is bytes
+    return Point(*struct.unpack("<2h", body))
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
+
+
+@pytest.mark.usefixtures("registry")
+def test_registered_encodings_read_and_write():
+    register_encoding("point", encode_point, decode_point, size=4)
+    encoding = parse("point")
+    assert (encoding.kind, encoding.size, encoding.dtype) == ("object", 4, np.dtype(object))
+    assert encoding.encode(Point(1, -2)) == b"\1\0\xfe\xff"
+    assert encoding.decode(memoryview(b"\1\0\xfe\xff")) == Point(1, -2)
+    assert pickle.loads(pickle.dumps(encoding)).decode(b"\1\0\xfe\xff") == Point(1, -2)
+    with pytest.raises(ValueError, match="3 bytes for a value of point, which takes 4"):
+        encoding.decode(b"\1\0\1")
+
+
+@pytest.mark.usefixtures("registry")
+def test_registering_again_replaces():
+    register_encoding("point", encode_point, decode_point)
+    assert parse("point").size is None
+    register_encoding("point", lambda point: "text", decode_point)
+    with pytest.raises(TypeError, match="'point' returned str, not bytes"):
+        parse("point").encode(Point(1, 2))
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "int", "ndarray", "jpeg_array"])
+def test_names_that_cannot_be_registered(name):
+    with pytest.raises(ValueError, match="cannot register"):
+        register_encoding(name, encode_point, decode_point)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**32])
+def test_sizes_that_cannot_be_registered(size):
+    with pytest.raises(ValueError, match="must be 1 to 4294967295"):
+        register_encoding("point", encode_point, decode_point, size=size)
+
+
+# Columns declared anew.
+
+BODY = bytes(range(24))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["int32", "ndarray:int32", np.int64, np.dtype("f4"), ">u2", "M8[s]"]
+)
+@pytest.mark.parametrize("stored", ["bytes", "str", "jpeg", "json"])
+def test_variable_bytes_as_elements(stored, dtype):
+    encoding = view_as(parse(stored), dtype)
+    wanted = np.frombuffer(BODY, dtype.removeprefix("ndarray:") if type(dtype) is str else dtype)
+    assert (encoding.kind, encoding.size, encoding.shape) == ("ndarray", None, None)
+    assert encoding.headless
+    assert encoding.dtype == wanted.dtype
+    decoded = encoding.decode(BODY)
+    assert np.array_equal(decoded, wanted)
+    assert decoded.flags.writeable
+    assert encoding.encode(decoded) == BODY
+    assert encoding.decode(b"").shape == (0,)
+    assert view_as(encoding, np.uint8).decode(BODY).tobytes() == BODY
+    assert pickle.loads(pickle.dumps(encoding)) == encoding
+    with pytest.raises(ValueError, match="no whole number"):
+        encoding.decode(BODY[:23])
+    with pytest.raises(TypeError, match="one-dimensional"):
+        encoding.encode(wanted.reshape(1, -1))
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1)])
+@pytest.mark.parametrize("old", ["uint16", "int32", "float64"])
+@pytest.mark.parametrize("new", ["uint8", "int16", "float32", "int64", "bool", "M8[s]", "i4, i2"])
+def test_fixed_values_are_viewed_as_numpy_views_rows(shape, old, new):
+    stored = parse(f"ndarray:{old}:{','.join(map(str, shape))}" if shape else old)
+    row = np.frombuffer(bytes(i % 2 for i in range(stored.size)), old).reshape(shape)
+    try:
+        wanted = row.view(new)
+    except ValueError:
+        with pytest.raises(ValueError, match="cannot be viewed"):
+            view_as(stored, np.dtype(new))
+        return
+    encoding = view_as(stored, np.dtype(new))
+    decoded = encoding.decode(row.tobytes())
+    assert (encoding.kind, encoding.size, encoding.shape) == ("fixed", stored.size, wanted.shape)
+    assert (decoded.dtype, decoded.shape) == (wanted.dtype, wanted.shape)
+    assert decoded.tobytes() == wanted.tobytes()
+
+
+def test_columns_declared_by_name():
+    stored = parse("bytes")
+    assert view_as(stored, "ndarray:int64:3") is parse("ndarray:int64:3")
+    assert view_as(stored, "str") is parse("str")
+    assert view_as(parse("pkl"), "bytes") is parse("bytes")
+    assert view_as(parse("int64"), "int") is parse("int")
+    assert view_as(parse("int"), "uint64") == parse("uint64")
+    assert view_as(parse("ndarray:uint8:8"), "ndarray:int16") == parse("ndarray:int16:4")
+    assert view_as(parse("ndarray:int32"), "float32") == parse("ndarray:float32")
+
+
+@pytest.mark.usefixtures("registry")
+def test_custom_values_of_one_size_as_elements():
+    register_encoding("point", encode_point, decode_point, size=4)
+    assert view_as(parse("point"), "int16") == parse("ndarray:int16:2")
+    assert view_as(parse("bytes"), "point") is parse("point")
+
+
+@pytest.mark.parametrize(
+    ("stored", "meaning", "words"),
+    [
+        ("bytes", "text", "neither a dtype nor an encoding"),
+        ("bytes", "ndarray:object", "dtype out of"),
+        ("bytes", "a,,", "neither a dtype"),
+        ("bytes", object, "cannot be viewed as object"),
+        ("bytes", "S0", "cannot be viewed"),
+        ("bytes", np.dtype((np.int32, 2)), "cannot be viewed"),
+        ("int32", "int", "'int32' values cannot be viewed as int: they have 4 bytes, not 8"),
+        ("ndarray:uint8:6", "ndarray:uint16:2", "6 bytes, not 4"),
+        ("bytes", None, "None is neither"),
+        ("float32", "uint8", "4 bytes in elements of 4 along the last axis are no elements of 1"),
+        ("ndarray", "uint8", "their heads count"),
+        ("ndarray", "ndarray:uint8:2", "a head of its own"),
+        ("ndarray:uint8", "ndarray", "a head of its own"),
+        ("ndarray:uint16", "uint8", "their heads count"),
+    ],
+)
+def test_meanings_that_do_not_fit(stored, meaning, words):
+    with pytest.raises(ValueError, match=words):
+        view_as(parse(stored), meaning)

@@ -1,0 +1,576 @@
+"""What `fuzz` damages: datasets in directories and stores, caches, unfinished work, and states."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import itertools
+import json
+import os
+import random
+import shutil
+import struct
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+import golden_data as golden
+import saved_states
+from datasets import cutting
+from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
+from fuzz_reading import RAISED, Case, Report, cases, check, write_annotated
+from guards import guarded
+
+import npstream
+from npstream._core import memory
+from npstream.errors import StorageError
+from npstream.formats.compression import decompress
+from npstream.shards import local as shards
+from npstream.shards import manifest
+from npstream.shards import point_reads as exact
+from npstream.shards import remote as remote_shards
+from npstream.shards import table as fetch
+from npstream.storage import local as store
+from npstream.storage import requests as jobs
+from npstream.tools import index_builder as build
+from npstream.tools import scan as reread
+from npstream.writing import sidecar as spool
+
+Check = Callable[[Report], Counter[str]]
+
+
+class Kind(Protocol):
+    """One kind of what is damaged."""
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Choose a mutation; return what it is, and what does it and undoes it again."""
+
+
+@contextmanager
+def replaced(values: dict[tuple[Any, str], Any]) -> Iterator[None]:
+    """Replace names of modules for a moment."""
+    before = {(module, name): getattr(module, name) for module, name in values}
+    try:
+        for (module, name), value in values.items():
+            setattr(module, name, value)
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+# Datasets in directories.
+
+
+class Local:
+    """Golden datasets, and ones whose index records more than Streaming's."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.cases = cases()
+        for case in self.cases:
+            case.write(root / case.name)
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Damage one or two files of a dataset."""
+        case = rng.choice(self.cases)
+        changed, done = mutate(rng, case.files, case.compressed)
+        return f"{case.name}: {done}", partial(self._check, rng, case, changed)
+
+    def _check(
+        self, rng: random.Random, case: Case, changed: Files, report: Report
+    ) -> Counter[str]:
+        root = self._root / case.name
+        for name, content in changed.items():
+            (root / name).write_bytes(content)
+        try:
+            with replaced(_guard(rng)):
+                return check(partial(npstream.open, root), case, changed, rng, report)
+        finally:
+            for name in changed:
+                (root / name).write_bytes(case.files[name])
+
+
+class Annotated(Local):
+    """Datasets whose index records dtypes, and the order of columns."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.cases = []
+        for compression in (None, "zstd"):
+            name = f"annotated-{compression}"
+            write_annotated(root / name, compression)
+            shutil.rmtree(root / name / "index.columns", ignore_errors=True)
+            (root / name / "index.msgpack").unlink()
+            self.cases.append(Case(name, root / name))
+
+
+def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
+    """Return what to replace this time, by module and name.
+
+    That is files and buffers by ones that end where nobody may read on, and limits by such that
+    keep shards from staying in memory.
+    """
+    found: dict[tuple[Any, str], Any] = {}
+    if rng.random() < 0.5:
+        found[store, "map_file"] = lambda path: guarded(Path(path).read_bytes(), 4)
+        found[shards, "decompress"] = lambda *args: guarded(decompress(*args), 4)
+    if rng.random() < 0.2:
+        found[memory, "map_budget"] = lambda: 0
+        found[fetch, "_budget"] = lambda table: rng.choice((0, 5000))
+    return found
+
+
+# Datasets in a store.
+
+
+def _small_chunks() -> None:
+    for name in cutting():
+        importlib.import_module(name).CHUNK_BYTES = 1 << 10
+    jobs._BACK_OFF = 0.001
+    remote_shards.SMALL_CHUNK = 0
+    exact.GAP = 0
+
+
+def _remote_cases(root: Path) -> list[Case]:
+    """Return datasets with side-cars: one of each format and compression, and annotated ones."""
+    chosen: dict[Any, str] = {}
+    for case in golden.cases():
+        if case["readable"] is not True or not case["num_samples"] or case.get("unsafe"):
+            continue
+        entries = json.loads((golden.directory(case) / "index.json").read_text())["shards"]
+        there = [golden.directory(case) / entry["raw_data"]["basename"] for entry in entries]
+        if entries[0].get("zip_data") and any(path.exists() for path in there):
+            continue  # of two files, the oracle does not know which one is read
+        key = entries[0]["format"], entries[0]["compression"], bool(entries[0]["hashes"])
+        chosen.setdefault(key, case["name"])
+    for name in chosen.values():
+        shutil.copytree(golden.directory(golden.case(name)), root / name)
+        npstream.build_index(root / name)
+    for compression in (None, "zstd"):
+        write_annotated(root / f"annotated-{compression}", compression)
+    return [Case(path.name, path) for path in sorted(root.iterdir())]
+
+
+class Remote:
+    """Datasets with side-cars in a store."""
+
+    def __init__(self, root: Path) -> None:
+        _small_chunks()
+        self._root = root
+        self._store = fsspec.filesystem("memory")
+        self._numbers = itertools.count()
+        self.cases = _remote_cases(root / "datasets")
+        for case in self.cases:
+            for name, content in case.files.items():
+                self._store.pipe_file(f"/fuzz/{case.name}/{name}", content)
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Damage the side-car, files of its columns, or others."""
+        case = rng.choice(self.cases)
+        columns = [name for name in case.files if name.startswith("index.columns/")]
+        changed: Files = {}
+        draw = rng.random()
+        if draw < 0.45:
+            name, change = "index.msgpack", rng.choice(SIDECAR_CHANGES)
+        elif draw < 0.65:
+            name, change = "index.msgpack", rng.choice(BLOB_CHANGES)
+        elif draw < 0.8 and columns:
+            name, change = rng.choice(columns), rng.choice(BLOB_CHANGES)
+        else:
+            aside = {"index.msgpack", *columns}
+            rest = {name: body for name, body in case.files.items() if name not in aside}
+            changed, done = mutate(rng, rest, case.compressed)
+            draw = 1.0
+        if draw < 1:
+            changed = {name: change(rng, case.files[name])}
+            done = f"{change.__name__} {name}"
+        gone = draw < 0.8 and rng.random() < 0.03
+        if gone:
+            done = f"removed {', '.join(changed)}"
+        trusted = change in SIDECAR_CHANGES if draw < 0.65 else False
+        # Single samples are read without what their shard says of itself.
+        compares = not trusted and "index.json" not in changed
+        run = partial(self._check, rng, case, changed, gone, compares)
+        return f"{case.name}: {done}", run
+
+    def _check(
+        self,
+        rng: random.Random,
+        case: Case,
+        changed: Files,
+        gone: bool,
+        compares: bool,
+        report: Report,
+    ) -> Counter[str]:
+        url = f"memory://fuzz/{case.name}"
+        cache = self._root / f"cache-{next(self._numbers)}"
+        values: dict[tuple[Any, str], Any] = {}
+        if rng.random() < 0.3:
+            values[manifest, "LARGE"] = 0
+        if rng.random() < 0.3:
+            values[manifest, "LARGE_SIDECAR"] = 0
+        for name, content in changed.items():
+            if gone:
+                self._store.rm_file(f"/fuzz/{case.name}/{name}")
+            else:
+                self._store.pipe_file(f"/fuzz/{case.name}/{name}", content)
+        try:
+            with replaced(values):
+                opened = partial(
+                    npstream.open,
+                    url,
+                    cache=cache,
+                    cache_limit="1PB",
+                    retries=0,
+                    implicit_read_limit=None,
+                )
+                reads = check(opened, case, changed, rng, report, compares)
+            _allowed("verify_dataset()", lambda: npstream.verify_dataset(url), report)
+            if rng.random() < 0.1:
+                out = self._root / "built"
+                _allowed("build_index()", lambda: npstream.build_index(url, out), report)
+                shutil.rmtree(out, ignore_errors=True)
+            return reads
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+            for name in changed:
+                self._store.pipe_file(f"/fuzz/{case.name}/{name}", case.files[name])
+
+
+def _allowed(what: str, call: Callable[[], Any], report: Report) -> Any:
+    """Call a function, and report what it must not raise."""
+    try:
+        return call()
+    except RAISED:
+        return None
+    except Exception:
+        report(f"{what} raised {traceback.format_exc(limit=-3)}")
+        return None
+
+
+# Caches.
+
+
+class CacheDirectory(Remote):
+    """The directory of a cache, while the dataset is sound."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._templates: dict[str, Path] = {}
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Damage one to three of the things in a directory, or the directory."""
+        case = rng.choice(self.cases)
+        return f"{case.name}: damaged cache", partial(self._check_cache, rng, case)
+
+    def _template(self, case: Case) -> Path:
+        """Return a cache that holds all or a part of a dataset."""
+        if case.name not in self._templates:
+            path = self._root / f"template-{case.name}"
+            with npstream.open(f"memory://fuzz/{case.name}", cache=path) as ds:
+                ds[: len(ds) // 2].prefetch()
+                ds[-1]
+                for name in ds.columns:
+                    with suppress(OverflowError):
+                        ds[[name]].load()
+            self._templates[case.name] = path
+        return self._templates[case.name]
+
+    def _check_cache(self, rng: random.Random, case: Case, report: Report) -> Counter[str]:
+        path = self._root / f"cache-{next(self._numbers)}"
+        shutil.copytree(self._template(case), path)
+        done = [damage_cache(rng, path) for _ in range(rng.choice((1, 1, 2, 3)))]
+        directory_is_lost = not path.is_dir() or path.is_symlink()
+
+        def noted(finding: str) -> None:
+            report(f"{done}: {finding}")
+
+        limit = rng.choice(("1MB", "16MB", None))
+        opened = partial(
+            npstream.open, f"memory://fuzz/{case.name}", cache=path, cache_limit=limit, timeout=5
+        )
+        # Bytes of shards are believed, and which are there, unless `verify` asks for more.
+        trusted = any(what.startswith("bytes of shard") for what in done)
+        try:
+            for _ in "12":  # what the first left is good for the second
+                reads = check(opened, case, {}, rng, noted, compares=not trusted)
+                if not (trusted or directory_is_lost) and (reads["raised"] or reads["refused"]):
+                    noted("a damaged cache was taken for a damaged dataset")
+            _allowed("info()", lambda: npstream.cache.info(path), noted)
+            _allowed("clear()", lambda: npstream.cache.clear(path, 1), noted)
+            return reads
+        finally:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+_FOOTER = struct.Struct("<8sIQQ16s64s")
+
+
+def damage_cache(rng: random.Random, path: Path) -> str:
+    """Damage something in the directory of a cache, or the directory; return what was done."""
+    if not path.is_dir():
+        return "nothing"
+    if rng.random() < 0.04:
+        shutil.rmtree(path)
+        return _replace(rng, path, "the directory")
+    names = sorted(file.name for file in path.iterdir())
+    random_name = f".{rng.randbytes(8).hex()}"
+    key = rng.randbytes(16).hex()
+    new = (f"{random_name}.reserved", f"{random_name}.tmp", f"{key}.shard", f"{key}.stored")
+    if not names or rng.random() < 0.25:
+        file = path / rng.choice(new)
+        if rng.random() < 0.5:
+            file.write_bytes(rng.randbytes(rng.randrange(300)))
+            if rng.random() < 0.5:
+                os.truncate(file, rng.choice((1 << 20, 1 << 40)))
+            return f"new {file.name}"
+        return _replace(rng, file, f"new {file.name}")
+    file = path / rng.choice(names)
+    if not file.is_file() or file.is_symlink() or file.stat().st_size > 1 << 24:
+        return "nothing"
+    content = file.read_bytes()
+    if rng.random() < 0.25:
+        return _replace(rng, file, file.suffix)
+    draw = rng.random()
+    if draw < 0.15:
+        others = [name for name in names if name != file.name and (path / name).is_file()]
+        if others:
+            file.write_bytes((path / rng.choice(others)).read_bytes())
+        return f"{file.name} is another's"
+    if draw < 0.35 and len(content) >= _FOOTER.size:
+        return _forge(rng, file, content)
+    change = rng.choice(BLOB_CHANGES)
+    new_content = change(rng, content)
+    file.write_bytes(new_content)
+    body = len(content) - _FOOTER.size
+    same = len(new_content) == len(content) and new_content[:body] == content[:body]
+    if file.suffix == ".shard" and not same:
+        return f"bytes of shard {file.name}: {change.__name__}"
+    return f"{change.__name__} {file.name}"
+
+
+def _forge(rng: random.Random, file: Path, content: bytes) -> str:
+    """Change what a footer says, so that it agrees with the size of the file, or does not."""
+    fields = list(_FOOTER.unpack(content[-_FOOTER.size :]))
+    body = content[: -_FOOTER.size]
+    which = rng.randrange(1, 6)
+    if which in (1, 2, 3):
+        values = (0, 1, 2, fields[which] + 1, 2**31, 2**32 - 1)
+        fields[which] = rng.choice(values if which == 1 else (*values, 2**40, 2**60, 2**64 - 1))
+    else:
+        fields[which] = rng.randbytes(len(fields[which]))
+    size = fields[2] + fields[3] + _FOOTER.size
+    file.write_bytes(body + _FOOTER.pack(*fields))
+    if which in (2, 3) and rng.random() < 0.7 and size < 1 << 42:
+        with open(file, "r+b") as opened:
+            opened.truncate(size - _FOOTER.size)
+            opened.seek(size - _FOOTER.size)
+            opened.write(_FOOTER.pack(*fields))
+    is_shard = file.suffix == ".shard"
+    return f"{'bytes of shard' if is_shard else 'footer of'} {file.name}: field {which}"
+
+
+def _replace(rng: random.Random, file: Path, what: str) -> str:
+    """Put something that is no plain file of ours in the place of a file."""
+    if file.exists() or file.is_symlink():
+        file.unlink()
+    kinds = ("directory", "full directory", "link", "loop", "fifo", "empty", "unreadable")
+    kind = rng.choice(kinds)
+    match kind:
+        case "directory":
+            file.mkdir()
+        case "full directory":
+            file.mkdir()
+            (file / "x").write_bytes(b"x")
+        case "link":
+            file.symlink_to(rng.choice(("/nowhere/at/all", "/etc/passwd", "/dev/zero")))
+        case "loop":
+            file.symlink_to(file.name)
+        case "fifo":
+            os.mkfifo(file)
+        case "empty":
+            file.touch()
+        case _:
+            file.touch(mode=0)
+            if os.geteuid() == 0:
+                os.chown(file, 54_321, -1)
+    return f"{what} is a {kind}"
+
+
+# Unfinished work.
+
+
+class Work:
+    """The directory in which a side-car is being made."""
+
+    def __init__(self, root: Path) -> None:
+        _small_chunks()
+        build._SAVED_EVERY = 0
+        reread._FILES_AT_ONCE = 1
+        self._root = root
+        self._numbers = itertools.count()
+        self._whole = root / "whole"
+        npstream.write(
+            self._whole,
+            {"x": list(range(300)), "y": [k / 7 for k in range(300)], "text": ["text"] * 300},
+            shard_size=1500,
+        )
+        self._files = {
+            path.relative_to(self._whole).as_posix(): path.read_bytes()
+            for path in self._whole.rglob("*")
+            if path.is_file()
+        }
+        shutil.rmtree(self._whole / "index.columns")
+        (self._whole / "index.msgpack").unlink()
+        npstream.build_index(self._whole)
+        self._made = self._aside(self._whole)
+        shutil.rmtree(self._whole / "index.columns")
+        (self._whole / "index.msgpack").unlink()
+        add = spool.Spool.add
+
+        done = itertools.count()
+
+        def interrupted(self: spool.Spool, found: Any) -> None:
+            if next(done) == 4:
+                raise KeyboardInterrupt
+            add(self, found)
+
+        try:
+            with replaced({(spool.Spool, "add"): interrupted}):
+                npstream.build_index(self._whole)
+        except KeyboardInterrupt:
+            pass
+
+    @staticmethod
+    def _aside(root: Path) -> Files:
+        found = [root / "index.msgpack", *sorted((root / "index.columns").iterdir())]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Damage one or two files of the work."""
+        return "unfinished work", partial(self._check, rng)
+
+    def _check(self, rng: random.Random, report: Report) -> Counter[str]:
+        root = self._root / f"work-{next(self._numbers)}"
+        shutil.copytree(self._whole, root)
+        work = root / ".index.work"
+        done = [self._damage(rng, work) for _ in range(rng.choice((1, 1, 2)))]
+        lock = work / "lock"
+        is_lost = not work.is_dir() or work.is_symlink() or lock.is_symlink() or not lock.is_file()
+        try:
+            npstream.build_index(root)
+            if self._aside(root) != self._made:
+                report(f"{done}: the side-car is another")
+            return Counter(read=1)
+        except RAISED as error:
+            if not is_lost:
+                report(f"{done}: {error}")
+            return Counter(raised=1)
+        except Exception:
+            report(f"{done}: build_index() raised {traceback.format_exc(limit=-3)}")
+            return Counter(raised=1)
+        finally:
+            shutil.rmtree(root)
+
+    @staticmethod
+    def _damage(rng: random.Random, work: Path) -> str:
+        if not work.is_dir():
+            return "nothing"
+        if rng.random() < 0.03:
+            shutil.rmtree(work)
+            return _replace(rng, work, "the directory")
+        file = rng.choice(sorted(work.iterdir()))
+        if not file.is_file() or rng.random() < 0.2:
+            if file.is_dir() and not file.is_symlink():
+                return "nothing"
+            return _replace(rng, file, file.name)
+        if file.name == "state.json" and rng.random() < 0.6:
+            state = edit_state(rng, json.loads(file.read_bytes()))
+            file.write_text(json.dumps(state))
+            return f"state.json is {state!r:.200}"
+        change = rng.choice(BLOB_CHANGES)
+        file.write_bytes(change(rng, file.read_bytes()))
+        return f"{change.__name__} {file.name}"
+
+
+# States.
+
+
+class States:
+    """Saved states of iterations."""
+
+    def __init__(self, root: Path) -> None:
+        saved_states.write(root)
+        self._of = saved_states.sources(root)
+        self._states: list[tuple[str, dict[str, Any]]] = []
+        for name, make in saved_states.CASES.items():
+            iteration = make(self._of)
+            read = saved_states.items(iteration)
+            for _ in range(5):
+                next(read)
+            self._states.append((name, json.loads(json.dumps(iteration.state_dict()))))
+
+    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+        """Damage a state."""
+        name, state = rng.choice(self._states)
+        new = edit_state(rng, state)
+        if rng.random() < 0.1:
+            new = edit_state(rng, new)
+        if rng.random() < 0.01:
+            new = copy.deepcopy(rng.choice((None, [], "state", 7, {}, {"version": 1})))
+        changed = "not a dict"
+        if isinstance(new, dict):
+            pairs = {
+                key: new.get(key) for key in {**state, **new} if state.get(key) != new.get(key)
+            }
+            changed = _short(pairs)
+        return f"{name}: {changed}", partial(self._check, name, new)
+
+    def _check(self, name: str, state: Any, report: Report) -> Counter[str]:
+        made = saved_states.CASES[name](self._of)
+        before = made.state_dict()
+        try:
+            made.load_state_dict(state)
+        except (ValueError, StorageError):
+            if made.state_dict() != before:
+                report("a state that was refused had an effect")
+            return Counter(raised=1)
+        except TypeError as error:
+            if isinstance(state, dict):
+                report(f"load_state_dict() raised {error!r}: {traceback.format_exc(limit=-3)}")
+            return Counter(raised=1)
+        except Exception:
+            report(f"load_state_dict() raised {traceback.format_exc(limit=-3)}")
+            return Counter(raised=1)
+        try:
+            list(itertools.islice(saved_states.items(made), 3))
+            made.state_dict()
+        except Exception:
+            report(f"reading on raised {traceback.format_exc(limit=-4)}")
+        return Counter(read=1)
+
+
+def _short(value: Any) -> str:
+    try:
+        return repr(value)[:300]
+    except RecursionError:
+        return "something deep"
+
+
+KINDS: dict[str, Callable[[Path], Kind]] = {
+    "local": Local,
+    "annotated": Annotated,
+    "remote": Remote,
+    "cache": CacheDirectory,
+    "work": Work,
+    "states": States,
+}

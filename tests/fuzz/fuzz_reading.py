@@ -1,0 +1,330 @@
+"""Reading a damaged dataset in every way, and what is wrong with what comes of it."""
+
+from __future__ import annotations
+
+import json
+import random
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import golden_data as golden
+import numpy as np
+from fuzz_mutations import Files
+from fuzz_oracle import Original, Place, judge
+
+import npstream
+from npstream.errors import FormatError, IntegrityError, StorageError
+
+MOST = 400
+"""Samples that are read one by one, where the index says that there are more."""
+
+RAISED: tuple[type[Exception], ...] = (FormatError, IntegrityError, StorageError)
+"""What damage may raise, and whatever is documented for one way of reading."""
+
+Report = Callable[[str], None]
+
+
+class Case:
+    """A dataset, and what is read from it undamaged.
+
+    Parameters
+    ----------
+    name : str
+    root : Path
+        The directory that holds its ``index.json``.
+    """
+
+    def __init__(self, name: str, root: Path) -> None:
+        self.name = name
+        self.files: Files = {
+            path.relative_to(root).as_posix(): path.read_bytes()
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and (path.name != "index.json" or path.parent == root)
+        }
+        self.original = Original(self.files)
+        self.index = index = json.loads(self.files["index.json"])
+        self.compressed = {
+            entry[which]["basename"]
+            for entry in index["shards"]
+            for which in ("zip_data", "zip_meta")
+            if entry.get(which)
+        }
+        ds = npstream.open(root)
+        self.values = {column: [ds[i][column] for i in range(len(ds))] for column in ds.columns}
+        self.stored = {column: _stored(ds[column]) for column in ds.columns}
+        # Where each shard's rows are among these, by the shard's identity.
+        self.first: dict[int, int] = {}
+        row = 0
+        for entry in index["shards"]:
+            shard = self.original.shards[entry["raw_data"]["basename"]]
+            self.first.setdefault(id(shard), row)
+            row += entry["samples"]
+
+    @classmethod
+    def golden(cls, name: str) -> Case:
+        """Return a golden dataset."""
+        return cls(name, golden.directory(golden.case(name)))
+
+    def write(self, root: Path) -> None:
+        """Write the files to a directory."""
+        for name, content in self.files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def expected(self, table: dict[str, list[Any]], place: Place, column: str) -> Any:
+        """Return the value of a column at a place, out of `values` or `stored`."""
+        return table[column][self.first[id(place.shard)] + place.row]
+
+
+def cases() -> list[Case]:
+    """Return the golden datasets that can be damaged and read; pickles could do anything."""
+    known = [case for case in golden.cases() if case["readable"] is True and case["num_samples"]]
+    return [Case.golden(case["name"]) for case in known if not case.get("unsafe")]
+
+
+def write_annotated(root: Path, compression: str | None = None) -> None:
+    """Write a dataset whose index records dtypes, and the order of its columns."""
+    rows = np.arange(60)
+    columns = {
+        "when": rows.astype("M8[D]"),
+        "even": rows % 2 == 0,
+        "place": rows * (1 + 2j),
+        "label": (rows % 7).astype(np.int16),
+        "text": [f"sample {row}" for row in rows],
+        "pairs": [np.arange(1 + row % 3).astype("m8[s]") for row in rows],
+    }
+    hashes = [] if compression is None else ["xxh64"]
+    npstream.write(root, columns, shard_size=700, compression=compression, hashes=hashes)
+
+
+def _stored(column: Any) -> list[Any]:
+    """Return what batches of one row hold; None where an integer does not fit one."""
+    rows: list[Any] = []
+    for row in range(len(column)):
+        try:
+            rows.append(column[[row]].load()[0])
+        except OverflowError:
+            rows.append(None)
+    return rows
+
+
+def identity(value: Any) -> Any:
+    """Return what is equal exactly where two values are the same."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, np.int64):
+        value = int(value)  # what it is depends on the shard that the index names first
+    if isinstance(value, np.generic):
+        return value.dtype.str, value.tobytes()
+    if isinstance(value, list):
+        return [identity(item) for item in value]
+    if hasattr(value, "getpalette"):
+        return value.mode, value.size, value.tobytes()
+    return type(value), repr(value)
+
+
+# Reading a damaged dataset in every way.
+
+
+class Reading:
+    """One damaged dataset, as it is read; what must not be is reported."""
+
+    def __init__(
+        self, ds: Any, case: Case, places: Iterator[Place], report: Report, rng: random.Random
+    ) -> None:
+        self.ds = ds
+        self.case = case
+        self.report = report
+        self.rng = rng
+        self.places = [place for place, _ in zip(places, range(MOST), strict=False)]
+        self.reads = Counter[str]()
+        self.compares = True
+        self.is_typed = True
+
+    def attempt(self, what: str, read: Callable[[], Any], *documented: type[Exception]) -> Any:
+        """Return what is read, or None if it raises what it may raise."""
+        try:
+            result = read()
+            self.reads["read"] += 1
+            return result
+        except RAISED:
+            self.reads["raised"] += 1
+        except documented:
+            self.reads["documented"] += 1
+        except MemoryError:
+            if len(self.ds) < MOST:  # what the index claims may be too much
+                self.report(f"{what} raised {traceback.format_exc(limit=-3)}")
+        except Exception:
+            self.report(f"{what} raised {traceback.format_exc(limit=-3)}")
+        return None
+
+    def compare(self, what: str, row: int, column: str, value: Any, table: Any) -> None:
+        """Report a value that is neither the original nor excused."""
+        place = self.places[row]
+        if not self.compares:
+            return
+        if column in place.excused:
+            self.reads["excused"] += 1
+            return
+        if place.shard is None or column not in table:
+            self.report(f"{what}, sample {row}, column {column!r}: read {value!r:.80}; must raise")
+            return
+        wanted = self.case.expected(table, place, column)
+        if identity(value) != identity(wanted):
+            self.report(
+                f"{what}, sample {row}, column {column!r}: {value!r:.80}; expected {wanted!r:.80}"
+            )
+
+    def all(self) -> None:
+        """Read the dataset in every way."""
+        rows = range(len(self.places))
+        for row in rows:
+            sample = self.attempt(f"ds[{row}]", partial(self.ds.__getitem__, row))
+            self.sample(f"ds[{row}]", row, sample)
+        self.iterate()
+        order = list(rows)
+        self.rng.shuffle(order)
+        self.batches(self.ds, order)
+        for column in self.ds.columns:
+            part = self.attempt("ds[[column]]", partial(self.ds.__getitem__, [column]))
+            if part is not None:
+                self.batches(part, list(rows))
+                self.equal(column, list(rows))
+                self.mapped(column)
+
+    def describe(self) -> None:
+        """Ask for what else is known of it, and read it in other orders."""
+        rows = list(range(len(self.places)))
+        self.attempt("repr()", lambda: repr(self.ds))
+        self.attempt("shards", lambda: self.ds.shards)
+        self.attempt("explain()", lambda: self.ds.explain())
+        self.attempt("locate()", lambda: self.ds.locate(rows))
+        if len(self.ds) > MOST:
+            return
+        self.attempt("prefetch()", lambda: self.ds.prefetch())
+        self.attempt("iter()", self._shuffled, OverflowError)
+        for column in self.ds.columns:
+            values = self.attempt("ds[column]", partial(self.ds.__getitem__, column))
+            if values is None:
+                continue
+            if self.is_typed and isinstance(self.case.values[column][0], np.number):
+                self.attempt("min()", values.min)
+                self.attempt("==", partial(np.equal, values, 1))
+
+    def _shuffled(self) -> None:
+        for _ in self.ds.iter(0, 1, batch_size=5, shuffle=True):
+            pass
+
+    def sample(self, what: str, row: int, sample: Any) -> None:
+        """Compare what a sample holds."""
+        for column, value in (sample or {}).items():
+            self.compare(what, row, column, value, self.case.values)
+
+    def iterate(self) -> None:
+        """Read samples one after the other, up to the first that raises."""
+        samples = iter(self.ds)
+        for row in range(len(self.places)):
+            sample = self.attempt("iter(ds)", lambda: next(samples))
+            if sample is None:
+                return
+            self.sample("iter(ds)", row, sample)
+
+    def batches(self, ds: Any, rows: list[int]) -> None:
+        """Load samples at once or, where that raises, in halves."""
+        batch = self.attempt("load()", lambda: ds[rows].load(), OverflowError)
+        if batch is None and len(rows) > 1:
+            self.batches(ds, rows[: len(rows) // 2])
+            self.batches(ds, rows[len(rows) // 2 :])
+        for column, values in (batch or {}).items():
+            for k, row in enumerate(rows):
+                value = self.attempt("batch row", partial(values.__getitem__, k))
+                if value is not None:
+                    self.compare("load()", row, column, value, self.case.stored)
+
+    def mapped(self, column: str) -> None:
+        """Read a column where it lies, if that can be."""
+        view = self.ds[column][: len(self.places)]
+        array = self.attempt("copy=False", lambda: np.array(view, copy=False), ValueError)
+        for row, value in enumerate(() if array is None else array):
+            self.compare("copy=False", row, column, value, self.case.stored)
+
+    def equal(self, column: str, rows: list[int]) -> None:
+        """Look for a value among texts, which compares bytes where they lie."""
+        wanted = self.case.values.get(column, [None])[0]
+        if not rows or not isinstance(wanted, str | bytes):
+            return
+        mask = self.attempt("==", lambda: self.ds[column][rows] == wanted)
+        for row, equal in enumerate(() if mask is None else mask):
+            place = self.places[row]
+            if column in place.excused or not self.compares:
+                continue
+            if place.shard is None:
+                self.report(f"ds[{column!r}] == ..., sample {row}: must raise")
+            elif bool(equal) != (self.case.expected(self.case.values, place, column) == wanted):
+                self.report(f"ds[{column!r}] == ..., sample {row}: {equal}")
+
+
+def check(
+    opened: Callable[..., Any],
+    case: Case,
+    changed: Files,
+    rng: random.Random,
+    report: Report,
+    compares: bool = True,
+) -> Counter[str]:
+    """Read a damaged dataset and report what breaks the rule.
+
+    Parameters
+    ----------
+    opened : callable
+        Opens it, given `verify`.
+    case : Case
+        What it was.
+    changed : dict of str to bytes
+        The files that were changed.
+    rng : random.Random
+    report : callable
+    compares : bool
+        Whether what is read must be what was written, where nothing is raised.
+    """
+    verify = rng.choice(("auto", "auto", "auto", True, True, False))
+    verdict = judge(case.original, changed, verify)
+    try:
+        ds = opened(verify=verify)
+    except RAISED:
+        return Counter(refused=1)
+    except Exception as error:
+        if not (isinstance(error, ValueError) and "pickled" in str(error)):
+            report(f"open() raised {traceback.format_exc(limit=-3)}")
+        return Counter(refused=1)
+    if verdict is None:
+        report("open() took an index that is none")
+        return Counter()
+    if len(ds) != sum(count for count, _ in verdict):
+        if compares:
+            report(f"{len(ds)} samples; the index says {sum(count for count, _ in verdict)}")
+            return Counter()
+        verdict = [(len(ds), [])]
+    places = (
+        place
+        for count, known in verdict
+        for place in (known or (Place() for _ in range(min(count, MOST))))
+    )
+    with ds:
+        reading = Reading(ds, case, places, report, rng)
+        reading.compares = compares and _annotations(case, changed) == case.index.get("npstream")
+        reading.is_typed = "index.json" not in changed
+        reading.all()
+        reading.describe()
+    return reading.reads
+
+
+def _annotations(case: Case, changed: Files) -> Any:
+    """Return what the damaged index records of its columns, which is no value either."""
+    document = json.loads(changed.get("index.json", case.files["index.json"]))
+    return document.get("npstream")

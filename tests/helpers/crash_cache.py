@@ -1,0 +1,242 @@
+"""Rounds of processes that share a cache of too small a limit, and are killed.
+
+``python tests/helpers/crash_cache.py 200`` runs 200 rounds and prints what was counted.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from npstream.cache import locks
+from npstream.cache.cache import Cache, CachedFile, Reservation, allocated
+
+PROCESSES = 4
+SHARDS, PIECES, PIECE = 24, 9, 30_011
+NBYTES = PIECES * PIECE
+LIMIT = SHARDS * NBYTES // 3
+MOST = 4  # pieces a read
+IN_FLIGHT = PROCESSES * (PIECE + 2 * 4096)
+"""The limit may be exceeded by a piece for each process that is writing, to the block."""
+
+SECONDS = 0.6
+
+KEYS = [f"{number:032x}" for number in range(SHARDS)]
+CONTENT = [np.random.default_rng(number).bytes(NBYTES) for number in range(SHARDS)]
+
+FOREIGN = {"notes.txt": b"mine", f"{999:032x}.shard": bytes(5000), ".abc.tmp": b"also mine"}
+"""Files of which the cache knows nothing."""
+
+
+def expected(shard: int, piece: int) -> bytes:
+    return CONTENT[shard][piece * PIECE : (piece + 1) * PIECE]
+
+
+class Reader:
+    """Reads pieces through a cache, as a dataset does."""
+
+    def __init__(self, directory: str) -> None:
+        self.cache = Cache(directory, LIMIT)
+        self.cache.trim()
+        self.files: dict[int, CachedFile] = {}
+        self.counts: Counter[str] = Counter()
+
+    def read(self, shard: int, pieces: list[int]) -> None:
+        """Read pieces of a shard, and count those that are wrong."""
+        for piece, data in self._get(shard, pieces).items():
+            self.counts["reads"] += 1
+            self.counts["wrong"] += data != expected(shard, piece)
+
+    def _get(self, shard: int, pieces: list[int]) -> dict[int, bytes]:
+        file = self.files.get(shard)
+        if file is not None and file.resident[pieces].all():
+            return self._copy(file, pieces)
+        if file is None or not file.alive:
+            self.counts["reopened"] += file is not None
+            file = self.cache.open(KEYS[shard], NBYTES, PIECES)
+            if file is None:
+                self.files.pop(shard, None)
+                self.counts["uncached"] += 1
+                return {piece: self._fetch(shard, piece) for piece in pieces}
+            self.files[shard] = file
+        found = {}
+        with file.lock(pieces) as claim:
+            kept, reserved = self._reserve(file, claim.pieces)
+            with reserved:
+                for piece in claim.pieces:
+                    found[piece] = self._fetch(shard, piece)
+                    if piece in kept and file.put(piece * PIECE, found[piece]):
+                        self.counts["kept"] += file.commit([piece])
+        file.wait(pieces, 5)
+        present = [piece for piece in pieces if piece not in found and file.resident[piece]]
+        found.update(self._copy(file, present))
+        found.update({piece: self._fetch(shard, piece) for piece in pieces if piece not in found})
+        self.cache.touch(file)
+        return found
+
+    def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
+        """Reserve room for pieces, or for one of them at least."""
+        for some in (pieces, pieces[:1]):
+            nbytes = sum(allocated(piece * PIECE, (piece + 1) * PIECE) for piece in some)
+            found = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
+            if isinstance(found, Reservation):
+                return some, found
+        self.counts["refused"] += 1
+        return [], Reservation()
+
+    def _copy(self, file: CachedFile, pieces: list[int]) -> dict[int, bytes]:
+        self.counts["hits"] += len(pieces)
+        return {piece: file.data[piece * PIECE : (piece + 1) * PIECE].tobytes() for piece in pieces}
+
+    def _fetch(self, shard: int, piece: int) -> bytes:
+        self.counts["fetches"] += 1
+        time.sleep(0.0005)  # as long as a store takes, so that others come in between
+        return expected(shard, piece)
+
+
+def die_after(calls: int) -> None:
+    """Kill this process before one of its next system calls that change a file."""
+    left = calls
+
+    def dying(name: str) -> None:
+        call = getattr(os, name)
+
+        def counted(*args: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **options)
+
+        setattr(os, name, counted)
+
+    for name in ("pwrite", "link", "unlink", "ftruncate", "posix_fallocate", "fsync"):
+        dying(name)
+
+
+def work(directory: str, seed: int, report: int) -> None:
+    """Read at random until time is up, as one of the processes, and report what was counted."""
+    chance = random.Random(seed)
+    if chance.random() < 0.25:
+        die_after(chance.randrange(200))
+    reader = Reader(directory)
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        shard = chance.randrange(SHARDS)
+        reader.read(shard, sorted(chance.sample(range(PIECES), chance.randint(1, MOST))))
+        if chance.random() < 0.02:
+            reader.counts["peak"] = max(reader.counts["peak"], in_use(directory))
+            if (file := reader.files.get(shard)) is not None:
+                reader.cache.finished(file)
+    counts = reader.counts
+    os.write(report, " ".join(f"{name}={counts[name]}" for name in counts).encode() + b"\n")
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Fork a process that calls a function, and return its number."""
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return child
+
+
+def in_use(directory: str) -> int:
+    """Return the bytes that the cache's named files take."""
+    total = 0
+    for path in Path(directory).glob("*.shard"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_blocks * 512 if path.name not in FOREIGN else 0
+    return total
+
+
+def run_round(directory: str, seed: int) -> Counter[str]:
+    """Let processes work side by side, kill one of them, and look at what they leave."""
+    chance = random.Random(f"round {seed}")
+    reports, report = os.pipe()
+    children = [
+        in_child(partial(work, directory, PROCESSES * seed + n, report)) for n in range(PROCESSES)
+    ]
+    os.close(report)
+    time.sleep(chance.uniform(0.05, SECONDS))
+    os.kill(children[0], signal.SIGKILL)
+    counts: Counter[str] = Counter(rounds=1)
+    with open(reports) as lines:
+        # The pipe ends when the last process does.
+        for line in lines:
+            add(counts, {name: int(n) for name, n in (p.split("=") for p in line.split())})
+    for child in children:
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        counts["killed"] += killed
+        counts["failed"] += not killed and status != 0
+    inspect(directory, counts)
+    return counts
+
+
+def inspect(directory: str, counts: Counter[str]) -> None:
+    """Count what no round may leave behind."""
+    counts["peak"] = max(counts["peak"], in_use(directory))
+    cache = Cache(directory, LIMIT)
+    cache.trim()
+    counts["at rest"] = in_use(directory)
+    counts["temporaries"] = sum(
+        name.endswith((".tmp", ".reserved")) and name not in FOREIGN
+        for name in os.listdir(directory)
+    )
+    for path in Path(directory).iterdir():
+        with locks.Description(str(path), os.O_RDONLY) as descriptor:
+            counts["locks"] += locks.is_locked(descriptor, 0, 0)
+    for name, content in FOREIGN.items():
+        counts["foreign touched"] += Path(directory, name).read_bytes() != content
+    counts["unusable"] = sum(
+        path.name not in FOREIGN and cache.open(path.stem, NBYTES, PIECES) is None
+        for path in Path(directory).glob("*.shard")
+    )
+    for shard, key in enumerate(KEYS):
+        if os.path.exists(os.path.join(directory, f"{key}.shard")):
+            file = cache.open(key, NBYTES, PIECES)
+            for piece in np.flatnonzero(file.resident).tolist():
+                data = file.data[piece * PIECE : (piece + 1) * PIECE].tobytes()
+                counts["resident"] += 1
+                counts["wrong"] += data != expected(shard, piece)
+
+
+def run(rounds: int, directory: str) -> Counter[str]:
+    """Run rounds in a new directory, and return what was counted in all of them."""
+    for name, content in FOREIGN.items():
+        Path(directory, name).write_bytes(content)
+    total: Counter[str] = Counter()
+    for number in range(rounds):
+        add(total, run_round(directory, number))
+    return total
+
+
+def add(total: Counter[str], counts: Mapping[str, int]) -> None:
+    """Add counts, except those of the bytes in use, whose peaks matter."""
+    peaks = {name: max(total[name], counts.get(name, 0)) for name in ("peak", "at rest")}
+    total.update(counts)
+    for name, peak in peaks.items():
+        total[name] = peak
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        print(dict(run(int(sys.argv[1]), scratch)), "limit", LIMIT)

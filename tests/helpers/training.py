@@ -1,0 +1,67 @@
+"""A small training that torchrun starts; `test_resumable` kills it and lets it go on.
+
+Usage: training.py DATASET DIRECTORY WORKERS KILLED
+
+Each rank writes the ids of its batches to the directory; rank 0 saves a checkpoint every third
+step, and goes on from the one that is there. Before step KILLED, the last rank is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import npstream
+import npstream.torch
+
+GLOBAL_BATCH = 12
+EPOCHS = 2
+
+
+def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    batches = npstream.open(dataset).iter(
+        global_batch_size=GLOBAL_BATCH, shuffle=npstream.Shuffle("2KB", lanes=4)
+    )
+    dist.init_process_group("gloo")  # rank and world are looked up later than they are needed
+    loader = npstream.torch.DataLoader(batches, num_workers=workers)
+    step, checkpoint = 0, directory / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        model.load_state_dict(saved["model"])
+        loader.load_state_dict(saved["loader"])
+        step = saved["step"]
+    dist.barrier()  # all have read it before rank 0 writes the next one
+    ddp = DistributedDataParallel(model)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    with open(directory / f"{world}-{rank}.jsonl", "w", buffering=1) as log:
+        while loader.state_dict()["epoch"] < EPOCHS:
+            for batch in loader:
+                if step == killed and rank == world - 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                loss = torch.nn.functional.mse_loss(ddp(batch["x"])[:, 0], batch["y"])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+                log.write(json.dumps([step, batch.ids.tolist(), loss.item()]) + "\n")
+                if rank == 0 and step % 3 == 0:
+                    saved = {"model": model.state_dict(), "step": step}
+                    torch.save({**saved, "loader": loader.state_dict()}, directory / "next.pt")
+                    os.replace(directory / "next.pt", checkpoint)
+    torch.save(model.state_dict(), directory / f"{world}.pt")
+    dist.barrier()  # gloo's destructors may wait for ever for ranks that are gone
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    train(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

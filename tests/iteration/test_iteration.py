@@ -1,0 +1,447 @@
+"""What ``ds.iter`` yields, against what `load` reads of the same rows."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import golden_data
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npstream
+from npstream import Shuffle
+from npstream.iteration.iteration import BLOCK
+from npstream.iteration.partition import LAST, Partition
+from npstream.reading.batch import Batch
+from npstream.reading.source import Source
+from npstream.shards.paging import Coldness
+from npstream.shards.table import Fetcher
+
+N = 103
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory):
+    path = tmp_path_factory.mktemp("iterate") / "data"
+    columns = {
+        "x": np.arange(3 * N, dtype=np.float32).reshape(N, 3),
+        "label": np.arange(N, dtype=np.int16),
+        "text": ["z" * (i % 7) for i in range(N)],
+    }
+    npstream.write(path, columns, shard_size="512B")
+    return npstream.open(path)
+
+
+VIEWS = {
+    "all": lambda ds: ds,
+    "reversed": lambda ds: ds[::-3],
+    "mask": lambda ds: ds[ds["label"] % 3 == 1],
+    "shuffled": lambda ds: ds.shuffle(3, block=None),
+    "part of shuffled": lambda ds: ds.shuffle(3, block=None)[5:70:2],
+    "2-d": lambda ds: ds[np.arange(24)[::-1].reshape(4, 6)],
+    "beyond a block": lambda ds: ds[np.arange(BLOCK + 200) % N],
+    "one": lambda ds: ds[7:8],
+    "none": lambda ds: ds[:0],
+}
+
+
+@pytest.fixture(scope="module", params=VIEWS)
+def view(request, ds):
+    return VIEWS[request.param](ds)
+
+
+def workers(monkeypatch, worker: int, workers: int) -> None:
+    """Take the place of one of DataLoader's workers."""
+    monkeypatch.setattr("npstream.torch.worker", lambda: (worker, workers))
+
+
+def in_turn(iterators):
+    """Yield the first item of each, then the second, as DataLoader collects from its workers."""
+    iterators = list(iterators)
+    while iterators:
+        for iterator in list(iterators):
+            try:
+                yield next(iterator)
+            except StopIteration:
+                iterators.remove(iterator)
+
+
+def assert_same_columns(left, right):
+    assert left.keys() == right.keys()
+    for name, column in right.items():
+        assert type(left[name]) is type(column)
+        for one, other in zip(left[name], column, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def assert_same_samples(left, right):
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            assert type(one[name]) is type(value)
+            np.testing.assert_array_equal(one[name], value)
+
+
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 8), (3, 5), (4, 1), (2, BLOCK + 1)])
+def test_batches_hold_the_positions_of_the_partition(view, last, world, batch_size):
+    flat = view.ravel()
+    ids = np.arange(N)[flat["label"].load()]
+    for rank in range(world):
+        part = Partition(view.size, rank, world, batch_size, last)
+        batches = view.iter(rank, world, batch_size=batch_size, last=last)
+        assert len(batches) == part.batches
+        t = -1
+        for t, batch in enumerate(batches):
+            assert type(batch) is Batch
+            positions = part.positions(range(t, t + 1))
+            rows = positions % view.size
+            np.testing.assert_array_equal(batch.ids, ids[rows])
+            np.testing.assert_array_equal(batch.repeated, positions >= view.size)
+            if t in (0, part.batches - 1):
+                assert_same_columns(batch, flat[rows].load())
+        assert t + 1 == part.batches
+
+
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("batch_size", [None, 1, 6])
+def test_samples_are_those_of_the_batches(view, last, batch_size):
+    flat = view.ravel()[:200]
+    part = Partition(flat.size, 1, 3, batch_size or 1, last)
+    samples = flat.iter(1, 3, batch_size=batch_size, batched=False, last=last)
+    rows = part.positions(range(part.batches)) % max(flat.size, 1)
+    assert_same_samples(list(samples), list(flat[rows]))
+    assert len(samples) == part.samples
+
+
+def test_ranks_together_see_every_sample_once_if_the_last_batch_is_short(view):
+    batches = [
+        batch for rank in range(3) for batch in view.iter(rank, 3, batch_size=4, last="short")
+    ]
+    seen = np.concatenate([np.empty(0, np.int64), *[batch.ids for batch in batches]])
+    np.testing.assert_array_equal(np.sort(seen), np.sort(view.ravel()["label"].load()))
+    assert not any(batch.repeated.any() for batch in batches)
+
+
+def test_ranks_together_see_every_sample_if_batches_are_filled_up(view):
+    ranks = [list(view.iter(rank, 3, batch_size=4)) for rank in range(3)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {batch.n for batches in ranks for batch in batches} <= {4}
+    once = [batch.ids[~batch.repeated] for batches in ranks for batch in batches]
+    seen = np.concatenate([np.empty(0, np.int64), *once])
+    np.testing.assert_array_equal(np.sort(seen), np.sort(view.ravel()["label"].load()))
+
+
+@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("batch_size", [1, 7, 200])
+def test_workers_share_the_batches_of_one_in_turn(ds, monkeypatch, last, batch_size):
+    batches = ds.iter(1, 2, batch_size=batch_size, last=last)
+    alone = [batch.ids.tolist() for batch in batches]
+    for count in (2, 3, 5):
+        shares = []
+        for worker in range(count):
+            workers(monkeypatch, worker, count)
+            shares.append(iter(batches))
+        assert [batch.ids.tolist() for batch in in_turn(shares)] == alone
+        assert len(batches) == len(alone)
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
+    samples = ds.iter(0, 2, batch_size=4, batched=False, last=last)
+    alone = [sample["label"] for sample in samples]
+    runs = [alone[start : start + 4] for start in range(0, len(alone), 4)]
+    for worker in range(3):
+        workers(monkeypatch, worker, 3)
+        share = [sample["label"] for sample in samples]
+        assert share == [label for run in runs[worker::3] for label in run]
+
+
+def test_samples_dealt_one_by_one_come_with_a_warning(ds, monkeypatch):
+    samples = ds.iter(0, 1, last="short")
+    workers(monkeypatch, 0, 2)
+    with pytest.warns(UserWarning, match=r"2 workers one by one.*batch_size=\.\.\., batched=False"):
+        shares = [iter(samples)]
+    workers(monkeypatch, 1, 2)
+    shares.append(iter(samples))  # one worker says it for all
+    assert [sample["label"] for sample in in_turn(shares)] == list(range(N))
+
+
+def test_transform_takes_batches_or_samples(ds):
+    batches = ds.iter(0, 1, batch_size=50, last="drop", transform=lambda batch: batch.n)
+    assert list(batches) == [50, 50]
+    samples = ds[:3].iter(0, 1, transform=lambda sample: int(sample["label"]) + 10)
+    assert list(samples) == [10, 11, 12]
+
+
+def test_transform_follows_that_of_the_view(ds):
+    view = ds[:3].with_transform(lambda sample: int(sample["label"]))
+    assert list(view.iter(0, 1)) == [0, 1, 2]
+    assert list(view.iter(0, 1, batch_size=3, batched=False)) == [0, 1, 2]
+    assert list(view.iter(0, 1, transform=lambda label: label - 1)) == [-1, 0, 1]
+
+
+def test_batches_of_a_view_with_a_transform_are_refused(ds):
+    view = ds.with_transform(len)
+    with pytest.raises(ValueError, match="transform="):
+        view.iter(0, 1, batch_size=3)
+    with pytest.raises(ValueError, match="transform="):
+        view.iter(0, 1, batch_size=3, transform=len)
+
+
+def test_columns_that_were_left_out_are_not_read(ds):
+    (batch,) = ds[:4][["label"]].iter(0, 1, batch_size=4)
+    assert list(batch) == ["label"]
+
+
+@pytest.mark.parametrize("name", ["csv_one_col", "jsonl_shards", "mds_c_gz", "mds_bytes_str"])
+def test_every_format_is_iterated(name):
+    data = npstream.open(golden_data.directory(golden_data.case(name)))
+    rows = 0
+    for batch in data.iter(0, 1, batch_size=2, last="short"):
+        assert_same_columns(batch, data[rows : rows + 2].load())
+        rows += batch.n
+    assert rows == len(data)
+    assert_same_samples(list(data.iter(0, 1)), list(data))
+
+
+# Reading ahead
+
+
+def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypatch):
+    events = []
+    columns = Source.columns
+
+    def read(self, plan, ids, out):
+        events.append(("read", int(ids[0])))
+        return columns(self, plan, ids, out)
+
+    monkeypatch.setattr(Source, "columns", read)
+    monkeypatch.setattr(
+        Fetcher, "prefetch", lambda self, ids: events.append(("ask for", int(ids[0])))
+    )
+    batches = ds[:30].iter(0, 1, batch_size=10)
+    events.extend(("yield", int(batch.ids[0])) for batch in batches)
+    assert events == [
+        ("ask for", 0), ("ask for", 10), ("read", 0), ("yield", 0),
+        ("ask for", 20), ("read", 10), ("yield", 10),
+        ("read", 20), ("yield", 20),
+    ]  # fmt: skip
+
+
+def test_pages_are_asked_for_once(ds, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Coldness, "expected", True)
+    monkeypatch.setattr(
+        Coldness, "prepare", lambda self, address, nbytes: asked.append(len(address))
+    )
+    assert len(list(ds[:35].iter(0, 1, batch_size=10, last="short"))) == 4
+    assert asked == [10, 10, 10, 5]
+
+
+def test_samples_are_read_in_blocks(ds, monkeypatch):
+    reads = []
+    samples = Source.samples
+
+    def read(self, names, ids):
+        reads.append(len(ids))
+        return samples(self, names, ids)
+
+    monkeypatch.setattr(Source, "samples", read)
+    view = ds[np.arange(3000) % N]
+    assert len(list(view.iter(0, 1, batch_size=8, batched=False))) == 3000
+    assert reads == [BLOCK, BLOCK, 3000 - 2 * BLOCK]
+
+
+# Who shares the view
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    return monkeypatch
+
+
+def test_one_process_is_alone(ds, alone):
+    assert len(ds.iter()) == N
+
+
+def test_rank_and_world_are_those_of_the_environment(ds, alone):
+    batches = ds.iter(batch_size=10, last="short")
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "4")
+    assert next(iter(batches)).ids.tolist() == list(range(1, 41, 4))
+    assert len(ds.iter(3, 5, batch_size=1, last="short")) == 20
+
+
+def test_ranks_per_node_are_those_of_the_launcher_only_if_the_rank_is(ds, alone):
+    for name, said in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        alone.setenv(name, said)
+    assert next(iter(ds.iter(batch_size=3))).ids.tolist() == [1, 5, 9]
+    assert next(iter(ds.iter(batch_size=3, ranks_per_node=4))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=1))).ids.tolist() == [2, 6, 10]
+    assert next(iter(ds.iter(2, 4, batch_size=3, ranks_per_node=2))).ids.tolist() == [1, 5, 9]
+    alone.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="ranks_per_node=3 does not divide world=4"):
+        len(ds.iter())
+    alone.setenv("LOCAL_WORLD_SIZE", "two")
+    with pytest.raises(ValueError, match="LOCAL_WORLD_SIZE=two"):
+        len(ds.iter())
+
+
+@pytest.mark.parametrize("per_node", [1, 8])
+def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
+    """Those that lie across the end of a lane are two nodes'."""
+    nodes, lanes = 2, 4
+    read = [set(), set()]
+    for rank in range(nodes * per_node):
+        batches = ds.iter(
+            rank, nodes * per_node, batch_size=3, shuffle=Shuffle("1KB", lanes=lanes),
+            last="short", ranks_per_node=per_node,
+        )  # fmt: skip
+        for _ in range(3):
+            for batch in batches:
+                read[rank // per_node].update(ds.locate(batch.ids)[0].tolist())
+    shards = len(ds.shards)
+    assert len(read[0] | read[1]) == shards > 2 * lanes
+    assert len(read[0] & read[1]) < lanes
+
+
+def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
+    four = {"shuffle": Shuffle("1KB", lanes=4)}
+    says = "each chunk is fetched 3 times, as 6 nodes do not divide the number of lanes"
+    with pytest.warns(UserWarning, match=says):
+        ds.iter(0, 12, ranks_per_node=2, **four)
+    for name, said in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
+        alone.setenv(name, said)
+    batches = ds.iter(**four)
+    with pytest.warns(UserWarning, match=says) as warned:
+        assert len(batches) == len(list(batches)) == 9
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},  # nobody knows the nodes
+        {"ranks_per_node": 3},
+        {"ranks_per_node": 2, "replication": 6},
+        {"ranks_per_node": 2, "shuffle": True},  # one lane
+        {"ranks_per_node": 2, "shuffle": Shuffle(lanes=12)},
+        {"ranks_per_node": 2, "shuffle": False},
+        {"ranks_per_node": 2, "shuffle": "py1e"},
+    ],
+)
+def test_chunks_that_one_node_fetches_are_no_matter(ds, how):
+    assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **how})
+
+
+def test_a_global_batch_is_shared_out(ds, alone):
+    batches = ds.iter(global_batch_size=24)
+    assert "batches of 24 of all ranks" in repr(batches)
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "3")
+    assert len(batches) == 5
+    assert next(iter(batches)).ids.tolist() == list(range(1, 24, 3))
+    assert next(iter(ds.iter(global_batch_size=24, batch_size=8))).n == 8
+    alone.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match=r"global_batch_size=24 with batch_size=None: .* 5 times"):
+        len(ds.iter(global_batch_size=24))
+
+
+def test_ranks_that_replicate_read_the_same(ds):
+    read = [
+        next(iter(ds.iter(rank, 8, batch_size=3, replication=2, ranks_per_node=4))).ids.tolist()
+        for rank in range(8)
+    ]
+    assert read[::2] == read[1::2] == [[0, 4, 8], [2, 6, 10], [1, 5, 9], [3, 7, 11]]
+    across_nodes = ds.iter(5, 8, batch_size=2, replication=4, ranks_per_node=2)
+    assert next(iter(across_nodes)).ids.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("use", [len, iter, pickle.dumps, copy.copy])
+def test_rank_and_world_are_found_at_the_first_use_and_stay(ds, alone, use):
+    samples = ds.iter(last="short")
+    assert "rank ? of ?" in repr(samples)
+    alone.setenv("RANK", "1")
+    alone.setenv("WORLD_SIZE", "2")
+    use(samples)
+    alone.setenv("RANK", "0")
+    assert len(samples) == 51
+    assert len(ds.iter(last="short")) == 52
+
+
+def test_pickling_sends_the_rank_along(ds, alone):
+    alone.setenv("RANK", "2")
+    alone.setenv("WORLD_SIZE", "3")
+    sent = pickle.dumps(ds.iter(batch_size=9, last="short"))
+    alone.setenv("RANK", "0")
+    received = pickle.loads(sent)
+    assert "rank 2 of 3, batches of 9" in repr(received)
+    assert next(iter(received)).ids[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("rank", "world"), [("1", None), (None, "2"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")]
+)
+def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
+    for name, said in (("RANK", rank), ("WORLD_SIZE", world)):
+        if said is not None:
+            alone.setenv(name, said)
+    with pytest.raises(ValueError, match=f"RANK={rank} and WORLD_SIZE={world}: .*give rank="):
+        len(ds.iter())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"rank": 0}, ValueError, "rank=0 and world=None: give both"),
+        ({"world": 2}, ValueError, "give both, or neither"),
+        ({"rank": 2, "world": 2}, ValueError, "rank=2 of world=2"),
+        ({"rank": -1, "world": 2}, ValueError, "rank=-1: expected at least 0"),
+        ({"rank": 0, "world": 0}, ValueError, "world=0: expected at least 1"),
+        ({"rank": 0.0, "world": 1}, TypeError, "rank=0.0: expected an integer"),
+        ({"rank": False, "world": 1}, TypeError, "rank=False: expected an integer"),
+        ({"batch_size": 0}, ValueError, "batch_size=0: expected at least 1"),
+        ({"batch_size": 2.5}, TypeError, "batch_size=2.5: expected an integer"),
+        ({"batch_size": True}, TypeError, "batch_size=True: expected an integer"),
+        ({"batch_size": np.True_}, TypeError, "batch_size=.*: expected an integer"),
+        ({"batched": 1}, TypeError, "batched=1: expected True or False"),
+        ({"last": "pad"}, ValueError, "last='pad': expected 'repeat', 'drop'"),
+        ({"last": True}, ValueError, "last=True: expected .*drop_last=True"),
+        ({"global_batch_size": 0}, ValueError, "global_batch_size=0: expected at least 1"),
+        (
+            {"rank": 0, "world": 2, "global_batch_size": 8, "batch_size": 3},
+            ValueError,
+            "global_batch_size=8 with batch_size=3: expected 2 times that",
+        ),
+        ({"shuffle": 1}, TypeError, "shuffle=1: expected False, True, an npstream.Shuffle"),
+        ({"seed": 0.5}, TypeError, "seed=0.5: expected an integer"),
+        ({"epoch": -1}, ValueError, "epoch=-1: expected at least 0"),
+        ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
+        ({"rank": 0, "world": 4, "ranks_per_node": 3}, ValueError, "does not divide world=4"),
+        ({"rank": 0, "world": 4, "replication": 3}, ValueError, "replication=3 does not divide"),
+        (
+            {"rank": 0, "world": 12, "ranks_per_node": 6, "replication": 4},
+            ValueError,
+            "replication=4 neither divides ranks_per_node=6",
+        ),
+        ({"transform": "f"}, TypeError, "transform='f': expected a function"),
+    ],
+)
+def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
+    with pytest.raises(error, match=says):
+        ds.iter(**arguments)
+
+
+@given(st.sampled_from([np.int64, np.uint8, np.array]), st.integers(1, 5))
+def test_integers_of_any_type_will_do(ds, kind, number):
+    batches = ds.iter(kind(0), kind(number), batch_size=kind(number))
+    assert len(batches) == -(-N // number**2)

@@ -1,0 +1,522 @@
+"""Going on where another iteration stopped, against one that nobody disturbed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npstream
+from npstream import Shuffle
+from npstream.iteration.counter import MAX_GAPS, MAX_WORKERS, Place, Turns
+
+N = 103
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory):
+    path = tmp_path_factory.mktemp("resume") / "data"
+    npstream.write(path, {"label": np.arange(N), "x": np.ones((N, 2))}, shard_size="256B")
+    return npstream.open(path)
+
+
+ORDERS = {
+    "no shuffle": {},
+    "shuffle": {"shuffle": True, "seed": 5},
+    "lanes": {"shuffle": Shuffle(block="500B", lanes=3)},
+    "permutation": {"shuffle": Shuffle(block=None)},
+    "long epochs": {"shuffle": Shuffle(block="500B", lanes=2), "epoch_size": 150},
+    "short epochs": {"shuffle": True, "epoch_size": 40},
+}
+
+
+def ranks(ds, world, state=None, **settings):
+    """Return the iterations of all ranks, all gone to a state."""
+    iterations = [ds.iter(rank, world, **settings) for rank in range(world)]
+    for iteration in iterations:
+        if state is not None:
+            iteration.load_state_dict(state)
+    return iterations
+
+
+def steps(iterations):
+    """Yield what all ranks read in one step, sorted, and the state that all of them have then."""
+    iterators = [iter(iteration) for iteration in iterations]
+    while batches := [batch for it in iterators if (batch := next(it, None)) is not None]:
+        states = [iteration.state_dict() for iteration in iterations]
+        if len(batches) == len(iterations):
+            assert all(state == states[0] for state in states)
+        read = [(int(i), bool(r)) for b in batches for i, r in zip(b.ids, b.repeated, strict=True)]
+        yield sorted(read), states[0]
+
+
+def epochs(iterations, count):
+    """Return what all ranks read in each step of some epochs."""
+    return [batch for _ in range(count) for batch, _ in steps(iterations)]
+
+
+@pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("last", ["repeat", "drop", "short"])
+def test_any_ranks_go_on_after_any_global_batch(ds, order, last):
+    settings = {"global_batch_size": 12, "last": last, **ORDERS[order]}
+    undisturbed = epochs(ranks(ds, 2, **settings), 3)
+    done = 0
+    running = ranks(ds, 2, **settings)
+    for _ in range(2):
+        for batch, state in steps(running):
+            assert batch == undisturbed[done]
+            done += 1
+            world, per_node = ((1, 1), (3, 1), (4, 2))[done % 3]
+            state = json.loads(json.dumps(state))
+            resumed = ranks(ds, world, state, **settings, ranks_per_node=per_node)
+            following = epochs(resumed, 1)
+            following += [next(steps(resumed))[0]]
+            expected = undisturbed[done : done + len(following)]
+            assert following[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("order", ["no shuffle", "lanes"])
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_samples_go_on_after_any_of_them(ds, order, batch_size):
+    settings = {"batch_size": batch_size, "batched": False, "last": "short", **ORDERS[order]}
+    undisturbed = [int(sample["label"]) for sample in ds.iter(1, 2, **settings)]
+    running = ds.iter(1, 2, **settings)
+    for done, sample in enumerate(running, 1):
+        assert int(sample["label"]) == undisturbed[done - 1]
+        resumed = ds.iter(1, 2, **settings)
+        resumed.load_state_dict(running.state_dict())
+        if done < len(undisturbed):
+            assert [int(sample["label"]) for sample in resumed] == undisturbed[done:]
+
+
+@given(
+    st.sampled_from(sorted(ORDERS)), st.integers(1, 5), st.integers(1, 9), st.integers(1, 5),
+    st.integers(1, 9), st.integers(0, 6),
+)  # fmt: skip
+def test_other_batches_take_up_where_the_first_ones_ended(
+    ds, order, world, size, new_world, new_size, done
+):
+    settings = {"last": "short", **ORDERS[order]}
+    whole = epochs(ranks(ds, 1, batch_size=1000, **settings), 1)
+    running = ranks(ds, world, batch_size=size, **settings)
+    seen, state = [], running[0].state_dict()
+    for step, (batch, reached) in enumerate(steps(running)):
+        if step == done:
+            break
+        seen += batch
+        state = reached
+    if state["epoch"] == 0:
+        for batch, _ in steps(ranks(ds, new_world, state, batch_size=new_size, **settings)):
+            seen += batch
+    assert sorted(seen) == whole[0]
+
+
+def test_a_state_is_plain_and_names_what_it_is_of(ds):
+    batches = ds.iter(0, 1, batch_size=4, shuffle=Shuffle(block="1MB", lanes=2), seed=3)
+    assert next(iter(batches)).n == 4
+    assert batches.state_dict() == {
+        "version": 1,
+        "samples": N,
+        "fingerprint": batches.state_dict()["fingerprint"],
+        "seed": 3,
+        "shuffle": {"order": "native", "version": 1, "block": 1 << 20, "lanes": 2},
+        "epoch_size": None,
+        "epoch": 0,
+        "position": 4,
+        "skipped": [],
+    }
+
+
+def test_a_state_can_be_loaded_twice_and_is_then_the_state(ds):
+    batches = ds.iter(0, 1, batch_size=10, shuffle=True)
+    first = [batch.ids.tolist() for batch in batches]
+    batches = ds.iter(0, 1, batch_size=10, shuffle=True)
+    iterator = iter(batches)
+    next(iterator), next(iterator)
+    state = batches.state_dict()
+    del iterator
+    for _ in range(2):
+        batches.load_state_dict(state)
+        assert batches.state_dict() == state
+        assert len(batches) == len(first)
+        assert [batch.ids.tolist() for batch in batches] == first[2:]
+
+
+def test_at_the_end_of_an_epoch_the_next_one_follows(ds):
+    batches = ds.iter(0, 1, batch_size=50, last="drop", shuffle=True)
+    states = [batches.state_dict() for _ in batches]
+    states.append(batches.state_dict())
+    assert [(state["epoch"], state["position"]) for state in states] == [(0, 50), (1, 0), (1, 0)]
+    following = [batch.ids.tolist() for batch in batches]
+    for state in states[1:]:
+        resumed = ds.iter(0, 1, batch_size=50, last="drop", shuffle=True)
+        resumed.load_state_dict(state)
+        assert [batch.ids.tolist() for batch in resumed] == following
+
+
+def test_what_is_left_may_be_too_little_for_a_batch(ds):
+    batches = ds.iter(0, 1, batch_size=10, last="drop")
+    iterator = iter(batches)
+    for _ in range(9):
+        next(iterator)
+    resumed = ds.iter(0, 1, batch_size=20, last="drop")
+    resumed.load_state_dict(batches.state_dict())
+    assert next(iter(resumed)).ids[0] == 0
+    assert resumed.state_dict()["epoch"] == 1
+
+
+# Epochs
+
+
+def first_ids(batches):
+    return next(iter(batches)).ids.tolist()
+
+
+def test_each_iteration_is_of_the_next_epoch(ds):
+    settings = {"batch_size": 30, "shuffle": True}
+    orders = [first_ids(ds.iter(0, 1, epoch=e, **settings)) for e in range(4)]
+    assert len({tuple(order) for order in orders}) == 4
+    batches = ds.iter(0, 1, epoch=1, **settings)
+    assert [first_ids(batches) for _ in range(3)] == orders[1:]
+
+
+def test_an_iteration_that_nothing_was_taken_from_does_not_count(ds):
+    batches = ds.iter(0, 1, batch_size=30, shuffle=True)
+    first, second = iter(batches), iter(batches)
+    taken = next(second).ids.tolist()
+    assert taken == first_ids(ds.iter(0, 1, batch_size=30, shuffle=True))
+    assert batches.state_dict()["position"] == 30
+    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+        next(first)
+    assert batches.state_dict()["position"] == 30
+
+
+def test_the_seed_and_the_epoch_are_no_sum(ds):
+    one = first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=0, epoch=1))
+    assert one != first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=1, epoch=0))
+
+
+def test_set_epoch_pins_one(ds):
+    settings = {"batch_size": 30, "shuffle": True}
+    batches = ds.iter(0, 1, **settings)
+    batches.set_epoch(3)
+    expected = first_ids(ds.iter(0, 1, epoch=3, **settings))
+    assert [first_ids(batches) for _ in range(2)] == [expected] * 2
+    batches.set_epoch(4)
+    assert first_ids(batches) != expected
+
+
+def test_set_epoch_of_the_epoch_that_was_loaded_keeps_the_position(ds):
+    batches = ds.iter(0, 1, batch_size=30, epoch=2)
+    state = {**batches.state_dict(), "position": 60}
+    for begun in (False, True):
+        batches.load_state_dict(state)
+        if begun:
+            iter(batches)
+        batches.set_epoch(2)
+        assert first_ids(batches)[0] == 60
+        assert first_ids(batches)[0] == 0
+    batches.load_state_dict(state)
+    batches.set_epoch(3)
+    assert first_ids(batches)[0] == 0
+
+
+def test_epochs_of_another_size_pass_no_sample_over(ds):
+    settings = {"shuffle": True, "batch_size": 20, "last": "short"}
+    batches = ds.iter(0, 1, epoch_size=60, **settings)
+    assert len(batches) == 3
+    seen = [i for _ in range(7) for batch in batches for i in batch.ids.tolist()]
+    whole = ds.iter(0, 1, **settings)
+    assert seen[: 4 * N] == [i for _ in range(4) for batch in whole for i in batch.ids.tolist()]
+
+
+def test_copies_go_on_by_themselves(ds):
+    batches = ds.iter(0, 1, batch_size=30, shuffle=True)
+    orders = [first_ids(batches) for _ in range(3)]
+    batches = ds.iter(0, 1, batch_size=30, shuffle=True)
+    first_ids(batches)
+    for copied in (copy.copy(batches), copy.deepcopy(batches), pickle.loads(pickle.dumps(batches))):
+        assert [first_ids(copied) for _ in range(2)] == orders[1:]
+
+
+# Skipping
+
+
+def test_batches_are_skipped(ds):
+    settings = {"shuffle": True, "batch_size": 8}
+    whole = epochs(ranks(ds, 1, **settings), 2)
+    steps_in = len(whole) // 2
+    batches = ds.iter(0, 1, **settings)
+    batches.skip(3, 6)
+    batches.skip(8, 9)
+    left = [batch for t, batch in enumerate(whole[: steps_in - 1]) if t not in (3, 4, 5, 8)]
+    read = epochs([batches], 2)
+    assert read[: len(left)] == left
+    assert read[-steps_in:] == whole[-steps_in:]  # the next epoch is whole
+
+
+@pytest.mark.parametrize("done", [0, 2, 4, 7, 10])
+def test_skipping_goes_with_the_state(ds, done):
+    settings = {"shuffle": True, "global_batch_size": 8, "last": "drop"}
+    whole = epochs(ranks(ds, 1, **settings), 1)
+    batches = ds.iter(0, 1, **settings)
+    iterator = iter(batches)
+    for _ in range(done):
+        next(iterator)
+    batches.skip(3, 6)
+    batches.skip(7, 9)
+    expected = [batch for t, batch in enumerate(whole) if t >= done and t not in (3, 4, 5, 7, 8)]
+    read = list(steps([copy.copy(batches)]))
+    assert [batch for batch, _ in read] == expected
+    for number, (_, state) in enumerate(read[:-1], 1):
+        assert epochs(ranks(ds, 2, state, **settings), 1) == expected[number:]
+
+
+def test_all_that_is_left_may_be_skipped(ds):
+    batches = ds.iter(0, 1, batch_size=8)
+    batches.skip(0, 10**9)
+    assert first_ids(batches)[0] == 0
+    assert batches.state_dict()["epoch"] == 1
+
+
+def test_an_epoch_is_spared_a_few_stretches(ds):
+    batches = ds.iter(0, 1, batch_size=1)
+    for t in range(MAX_GAPS):
+        batches.skip(3 * t, 3 * t + 1)
+    batches.skip(1, 3)  # closes the first gap, and needs none
+    batches.skip(90, 91)
+    with pytest.raises(ValueError, match=f"{MAX_GAPS} stretches"):
+        batches.skip(92, 93)
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "version 2; .*reads version 1"),
+        ({"seed": 1}, "seed=1; this iteration has seed=0"),
+        ({"samples": 99}, "view of 99 samples; this has 103"),
+        ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),
+        ({"shuffle": None}, "shuffle=None; this iteration has shuffle={"),
+        ({"epoch_size": 7}, "epoch_size=7"),
+        ({"epoch": -1}, "epoch=-1"),
+        ({"workers": 2, "yielded": 3}, "one of 2 workers"),
+    ],
+)
+def test_a_state_that_does_not_fit_says_why(ds, change, says):
+    batches = ds.iter(0, 1, batch_size=4, shuffle=True)
+    state = batches.state_dict()
+    with pytest.raises(ValueError, match=says):
+        batches.load_state_dict({**state, **change})
+    assert batches.state_dict() == state
+
+
+def test_another_view_or_dataset_is_refused_by_name(ds, tmp_path):
+    def copied(name, **options):
+        npstream.write(tmp_path / name, {"label": np.arange(N), "x": np.ones((N, 2))}, **options)
+        return npstream.open(tmp_path / name)
+
+    state = ds.iter(0, 1).state_dict()
+    ds[:].iter(0, 1).load_state_dict(state)
+    ds[["x"]].iter(0, 1).load_state_dict(state)
+    copied("same", shard_size="256B").iter(0, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="another view"):
+        ds[::-1].iter(0, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="another dataset"):
+        copied("shards", shard_size="512B").iter(0, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="another dataset"):
+        copied("hashes", shard_size="256B", hashes=["sha1"]).iter(0, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="another dataset"):
+        copied("zip", shard_size="256B", compression="gz").iter(0, 1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "index", [slice(1, None), np.arange(N) % 3 == 0, np.arange(2 * N).reshape(2, N) % 5]
+)
+def test_views_have_states(ds, index):
+    view = ds[index]
+    state = view.iter(0, 1).state_dict()
+    view.iter(0, 1).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"samples|another view"):
+        ds.iter(0, 1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [{}, {"position": 3}, {"epoch": 0, "sample_in_epoch": 4}])
+def test_what_is_no_state_is_refused(ds, state):
+    with pytest.raises(ValueError, match=r"no state of an iteration: version, .* missing"):
+        ds.iter(0, 1).load_state_dict(state)
+    with pytest.raises(TypeError, match="a state is a dict"):
+        ds.iter(0, 1).load_state_dict(json.dumps(state))
+
+
+def test_somebody_else_may_count(ds):
+    settings = {"batch_size": 10, "shuffle": True}
+    whole = [batch.ids.tolist() for batch in ds.iter(0, 1, **settings)]
+    batches = ds.iter(0, 1, **settings)
+    for state in (batches.state_dict(30, True), batches.state_dict(30, False)):
+        resumed = ds.iter(0, 1, **settings)
+        resumed.load_state_dict(state)
+        assert first_ids(resumed) == whole[3]
+    iter(resumed)
+    resumed.load_state_dict(state)
+    iter(resumed)
+    assert resumed.state_dict(20, False)["position"] == 50
+    assert resumed.state_dict(20, True)["position"] == 20
+    assert resumed.state_dict(N, True)["epoch"] == 1
+
+
+# Turns
+
+
+def test_loaders_with_any_number_of_workers_take_turns():
+    turns = Turns(4)
+    for epoch, workers in enumerate([2, 3, 3, 1, 2, MAX_WORKERS, 2], 4):
+        found = {turns.take_as(worker, workers).epoch for worker in reversed(range(workers))}
+        assert found == {epoch}
+        assert turns.last() == Place(epoch)
+        assert turns.upcoming() == Place(epoch + 1)
+    assert turns.take() == Place(11)
+    with pytest.raises(ValueError, match=f"at most {MAX_WORKERS}"):
+        turns.take_as(0, MAX_WORKERS + 1)
+
+
+def test_only_the_first_turn_begins_where_it_was_set():
+    turns = Turns(0)
+    place = Place(3, 40, ((50, 60), (70, 2**40)))
+    for shared in (False, True):
+        if shared:
+            turns.share()
+        turns.set(place, pinned=shared)
+        assert turns.take() == place
+        assert turns.now() == place
+        assert turns.upcoming() == Place(3 if shared else 4)
+        turns.set(place, pinned=shared)
+        assert [turns.take_as(worker, 2) for worker in (0, 1, 1, 0)] == [
+            place, place, turns.last(), turns.last()
+        ]  # fmt: skip
+        assert turns.last() == Place(3 if shared else 4)
+
+
+def at_once(run, workers=3):
+    """Return what a function returns for each worker, called for all of them at the same time."""
+    gate, results = threading.Barrier(workers), [None] * workers
+
+    def go(worker):
+        gate.wait()
+        results[worker] = run(worker)
+
+    threads = [threading.Thread(target=go, args=(worker,)) for worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.fixture
+def hasty():
+    """Let threads take turns after nearly every step, as processes on their own cores do."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_no_worker_disturbs_another_that_begins_at_the_same_time():
+    turns = Turns(5)
+    turns.share()
+    taken = at_once(lambda worker: [turns.take_as(worker, 3).epoch for _ in range(400)])
+    assert taken == [[*range(5, 405)]] * 3
+
+    def rejoined(worker):
+        epochs = []
+        for epoch in (*range(700, 800), *range(100)):
+            turns.rejoin(Place(epoch), worker, 3)
+            epochs += [turns.take_as(worker, 3).epoch for _ in range(2)]
+        return epochs
+
+    expected = [epoch + k for epoch in (*range(700, 800), *range(100)) for k in range(2)]
+    assert at_once(rejoined) == [expected] * 3
+    assert turns.upcoming() == Place(101)
+
+
+def test_workers_that_loaded_a_state_have_begun():
+    turns = Turns(5)
+    turns.share()
+    for worker in range(2):
+        turns.rejoin(Place(4), worker, 2)
+        assert turns.take_as(worker, 2) == Place(4)
+    assert turns.begun
+    assert (turns.last(), turns.upcoming()) == (Place(4), Place(5))
+    turns.set(turns.upcoming(), pinned=True)
+    turns.rejoin(Place(1), 0, 2)
+    assert turns.take_as(0, 2) == Place(5)
+
+
+# A training
+
+
+def torchrun(processes, *arguments):
+    """Run tests/helpers/training.py under so many ranks, and return whether it came to its end."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    script = Path(__file__).parents[1] / "helpers" / "training.py"
+    paths = [str(Path(npstream.__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    done = subprocess.run(
+        [*launch, str(processes), str(script), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0 or "Signal 9 (SIGKILL)" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+def trained_on(directory, processes):
+    """Return the samples of each step, whichever rank had them."""
+    read = {}
+    for rank in range(processes):
+        for line in (directory / f"{processes}-{rank}.jsonl").read_text().splitlines():
+            step, ids, _ = json.loads(line)
+            read.setdefault(step, []).extend(ids)
+    return {step: sorted(ids) for step, ids in read.items()}
+
+
+def test_a_killed_training_goes_on_with_other_processes(tmp_path):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 4)).astype(np.float32)
+    npstream.write(tmp_path / "data", {"x": x, "y": x.sum(axis=1)}, shard_size="300B")
+    settings = {"shuffle": Shuffle("2KB", lanes=4), "batch_size": 12}
+    undisturbed = [
+        [i for i, _ in batch]
+        for batch in epochs(ranks(npstream.open(tmp_path / "data"), 1, **settings), 2)
+    ]
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    assert not torchrun(2, tmp_path / "data", killed, 1, 5)  # of 9 in the first epoch
+    assert list(trained_on(killed, 2).values())[:4] == undisturbed[:4]
+    weights = []
+    for processes in (1, 4):
+        directory = shutil.copytree(killed, tmp_path / str(processes))
+        assert torchrun(processes, tmp_path / "data", directory, 0, -1)
+        after = trained_on(directory, processes)
+        assert list(after) == list(range(4, 19))  # from the checkpoint after step 3
+        assert list(after.values()) == undisturbed[3:]
+        weights.append(torch.load(directory / f"{processes}.pt")["weight"].numpy())
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-4)

@@ -1,0 +1,754 @@
+"""Iterating in Streaming's orders: what the real package read, and went on to read.
+
+The orders themselves are held to golden data in `test_order`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from streaming_reference import GOLDEN, arrays, golden
+
+import npstream
+from npstream import StreamingShuffle
+from npstream.iteration.counter import Place, Turns
+from npstream.iteration.ranks import Ranks
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.shuffle import ALGORITHMS
+from npstream.orders.streaming.state import RunOf
+
+DATA = GOLDEN / "checkpoints" / "data" / "a"
+
+METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return npstream.open(DATA)
+
+
+# What Streaming deals out
+
+WEIGHTS = ("proportion", "repeat", "choose")
+
+
+def weights_of(streams):
+    """Return the settings of streams, which are called by their numbers."""
+    given = {
+        weight: {str(k): stream[weight] for k, stream in enumerate(streams) if weight in stream}
+        for weight in WEIGHTS
+    }
+    return {weight: streams for weight, streams in given.items() if streams}
+
+
+def settings_of(case):
+    params = dict(case["params"])
+    if not params["shuffle"]:
+        params["shuffle_algo"] = None
+        if "resolved" in case:  # Streaming counts nodes by the algorithm all the same
+            params["num_canonical_nodes"] = case["resolved"]["num_canonical_nodes"]
+    names = [name for name in StreamingShuffle.__slots__ if name in params]
+    return StreamingShuffle(
+        **{name: params[name] for name in names}, **weights_of(params["streams"])
+    )
+
+
+def of_shards(path, sizes):
+    """Open a dataset of which there is only the index, which says how many samples shards have."""
+    entry = json.loads((DATA / "index.json").read_text())["shards"][0]
+    raw = {"basename": "x", "bytes": 1 << 20, "hashes": {}}
+    index = {
+        "version": 2,
+        "shards": [entry | {"samples": int(size), "raw_data": raw} for size in sizes],
+    }
+    path.mkdir()
+    (path / "index.json").write_text(json.dumps(index))
+    return npstream.open(path)
+
+
+def of_streams(path, streams):
+    """Open one dataset, or mix those of streams."""
+    opened = {str(k): of_shards(path / str(k), each["shards"]) for k, each in enumerate(streams)}
+    return opened["0"] if alone(streams) else npstream.mix(opened)
+
+
+def alone(streams):
+    """Tell whether there is one stream, read as it is."""
+    return len(streams) == 1 and not set(WEIGHTS) & set(streams[0])
+
+
+WORK = [case for case in golden("orders") if case["kind"] == "work"]
+
+
+@pytest.mark.filterwarnings("ignore:sample_in_epoch=.* is no multiple of the global:UserWarning")
+@pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
+def test_golden_work(case, tmp_path):
+    params, workers = case["params"], case["params"]["workers_per_rank"]
+    world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
+    begun = params["sample_in_epoch"]
+    place = Place(params["epoch"], begun, drop_first=begun)
+
+    view = of_streams(tmp_path, params["streams"])
+
+    def part(rank, last="repeat"):
+        batches = view.iter(
+            shuffle=settings_of(case), epoch_size=params["epoch_size"], last=last,
+            batch_size=params["batch_size"],
+        )  # fmt: skip
+        ranks = batches._epochs.sharing(Ranks(rank, world, params["ranks_per_node"]), replication)
+        return batches._epochs.part(place, ranks, params["batch_size"], last)
+
+    if "raises" in case:
+        with pytest.raises(ValueError, match=r"\w+"):
+            part(0)
+        return
+    work = arrays(f"orders/{case['file']}")[f"{case['id']}.work"]
+    work = work.reshape(-1, *work.shape[2:])
+    by_batch = work.transpose(2, 1, 0, 3).reshape(-1, work.shape[0] * work.shape[3])
+    full = int((by_batch >= 0).all(axis=1).sum())
+    for rank in range(world):
+        share, read = part(rank), 0
+        for worker, slots in enumerate(work[rank // replication]):
+            ids = share.read(range(worker, share.batches, workers))[0]
+            np.testing.assert_array_equal(ids, slots[slots >= 0])
+            read += len(ids)
+        assert share.samples == read
+        assert part(rank, "drop").samples == full * params["batch_size"]
+
+
+CASES = [
+    (algorithm, world, per_node, lanes)
+    for algorithm in (None, *ALGORITHMS)
+    for world, per_node, lanes in ((1, 1, None), (4, 2, 4), (3, 3, 1), (4, 1, 2))
+]
+
+
+@pytest.mark.parametrize(("algorithm", "world", "per_node", "lanes"), CASES)
+def test_ranks_and_workers_read_what_streaming_deals_them(
+    ds, monkeypatch, algorithm, world, per_node, lanes
+):
+    settings = StreamingShuffle(algorithm, num_canonical_nodes=lanes, shuffle_block_size=60)
+    order = StreamingOrder(
+        shards=[ds.shards["samples"]],
+        batch_size=7,
+        num_canonical_nodes=lanes,
+        shuffle=algorithm is not None,
+        shuffle_algo=algorithm or "py1e",
+        shuffle_block_size=60,
+    )
+    nodes = World(world // per_node, per_node)
+    for rank in {0, world - 1}:
+        batches = ds.iter(
+            rank, world, batch_size=7, shuffle=settings, ranks_per_node=per_node, epoch=1
+        )
+        dealt = order.epoch(1, nodes)
+        want = [ids.tolist() for ids in dealt.read(*nodes.place(rank), range(dealt.batches))]
+        read = list(batches)
+        assert [batch.ids.tolist() for batch in read] == want
+        assert [batch["id"].tolist() for batch in read] == want
+        assert len(batches) == len(want)
+        samples = ds.iter(
+            rank, world, batch_size=7, batched=False, shuffle=settings, ranks_per_node=per_node
+        )
+        samples.set_epoch(1)
+        for worker in range(3):
+            monkeypatch.setattr("npstream.torch.worker", lambda worker=worker: (worker, 3))
+            batches.set_epoch(1)
+            assert [batch.ids.tolist() for batch in batches] == want[worker::3]
+            ids = [int(sample["id"]) for sample in samples]
+            assert ids == [number for batch in want[worker::3] for number in batch]
+        monkeypatch.undo()
+        assert len(samples) == sum(map(len, want))
+
+
+# Checkpoints
+
+RUNS = [
+    pytest.param(case, run, id=f"{case['name']}-{number}")
+    for case in golden("checkpoints")
+    for number, run in enumerate([case["save"], *case["resume"]])
+]
+
+
+def iteration(view, rank, run, case, **how):
+    """Return the iteration of a rank in a run of Streaming."""
+    given = dict(run.get("dataset_args", case["dataset_args"]))
+    replication, shuffle = given.pop("replication", 1), given.pop("shuffle", False)
+    algorithm = given.pop("shuffle_algo", "py1e") if shuffle else None
+    epoch_size = given.pop("epoch_size", None)
+    return view.iter(
+        rank,
+        run["nodes"] * run["ranks_per_node"],
+        batch_size=run["batch_size"],
+        shuffle=StreamingShuffle(algorithm, **given, **weights_of(case["streams"])),
+        epoch_size=epoch_size,
+        ranks_per_node=run["ranks_per_node"],
+        replication=replication,
+        **how,
+    )
+
+
+@pytest.mark.parametrize(("case", "run"), RUNS)
+def test_runs_of_streaming_go_on(case, run):
+    """Each rank reads what it read there, from the state that was loaded, which others went on."""
+    opened = [npstream.open(GOLDEN / "checkpoints" / "data" / s["dir"]) for s in case["streams"]]
+    view = opened[0]
+    if not alone(case["streams"]):
+        view = npstream.mix({str(number): ds for number, ds in enumerate(opened)})
+    for rank in range(run["nodes"] * run["ranks_per_node"]):
+        batches = iteration(view, rank, run, case)
+        if "loaded_state" in run:
+            batches.load_state_dict(json.loads(json.dumps(run["loaded_state"])))
+        for epoch in run["epochs"]:
+            ids = arrays("checkpoints/ids.npz")[epoch["ids"][rank]]
+            if len(ids) == 0:  # Streaming goes through epochs of which nothing is left
+                continue
+            iterator, want = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
+            read = [next(iterator) for _ in want]
+            assert [batch.ids.tolist() for batch in read] == want
+            assert [batch["id"].tolist() for batch in read] == want
+            if epoch["stopped_after_batches"] is None:
+                assert next(iterator, None) is None
+            else:
+                state, after = batches.state_dict(), run["state_after"]
+                assert state["epoch"] == epoch["epoch"]
+                if epoch["epoch"] == after["epoch"]:
+                    assert {name: state[name] for name in after} == after
+
+
+STATE = {
+    "epoch": 2,
+    "sample_in_epoch": 80,
+    "num_canonical_nodes": 4,
+    "shuffle_seed": 5,
+    "initial_physical_nodes": 2,
+}
+
+
+def lists(batches):
+    return [batch.ids.tolist() for batch in batches]
+
+
+def of_run(ds, number, drop_first=0, batch_size=8):
+    """Return the batches that rank 1 of 2 reads in an epoch of the run of `STATE`."""
+    order = StreamingOrder(shards=[ds.shards["samples"]], batch_size=batch_size, shuffle=True)
+    world = World(1, 2)
+    order, *_ = order.resume(STATE, world)
+    epoch = order.epoch(number, world, drop_first)
+    return [ids.tolist() for ids in epoch.read(0, 1, range(epoch.batches))]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("kind", "start", "persistent"),
+    [
+        ("torch", "fork", False), ("torch", "spawn", True),
+        ("npstream", "fork", False),
+    ],
+)  # fmt: skip
+def test_workers_go_on_from_a_state_of_streaming(ds, kind, start, persistent):
+    """Epochs that follow keep what the state knows of the run."""
+    torch = pytest.importorskip("torch.utils.data")
+    make = {"torch": torch.DataLoader, "npstream": npstream.torch.DataLoader}[kind]
+    batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
+    loader = make(
+        batches, batch_size=None, num_workers=2, persistent_workers=persistent,
+        multiprocessing_context=start,
+    )  # fmt: skip
+    first = lists(loader)
+    for _ in range(2):
+        batches.load_state_dict(STATE)
+        assert lists(loader) == of_run(ds, 2, 80)
+        assert lists(loader) == of_run(ds, 3) != first
+    batches.set_epoch(1)
+    assert lists(loader) == of_run(ds, 1)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("persistent", [False, True])
+def test_torchdata_keeps_the_run(ds, persistent):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+
+    def loader(batches):
+        return stateful.StatefulDataLoader(
+            batches, batch_size=None, num_workers=2, persistent_workers=persistent
+        )
+
+    batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
+    batches.load_state_dict(STATE)
+    running = loader(batches)
+    for _ in zip(range(3), running, strict=False):
+        pass
+    resumed = loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
+    resumed.load_state_dict(running.state_dict())
+    assert lists(resumed) == of_run(ds, 2, 80)[3:]
+    assert lists(resumed) == of_run(ds, 3)
+
+
+# States of its own
+
+ORDERS = {
+    "py1e": "py1e",
+    "py1s": "py1s",
+    "lanes": StreamingShuffle("py1br", num_canonical_nodes=6, shuffle_block_size=50),
+    "no shuffle": StreamingShuffle(None, num_canonical_nodes=6),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2), (3, 1)])
+def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
+    """Exactly as if it had not stopped, also where samples come twice to fill ranks up."""
+    settings = {"batch_size": 16, "shuffle": ORDERS[order], "ranks_per_node": per_node}
+    for rank in (0, world - 1):
+        running, other = (ds.iter(rank, world, **settings) for _ in range(2))
+        whole = [lists(other) for _ in range(3)]
+        for number in range(2):
+            for done, batch in enumerate(running, 1):
+                assert batch.ids.tolist() == whole[number][done - 1]
+                state = running.state_dict()
+                assert running.state_dict() == state
+                resumed = ds.iter(rank, world, **settings)
+                for _ in range(2):
+                    resumed.load_state_dict(json.loads(json.dumps(state)))
+                    assert resumed.state_dict() == state
+                assert lists(resumed) == (whole[number][done:] or whole[number + 1])
+                if done == len(whole[number]):
+                    assert (state["epoch"], state["sample_in_epoch"]) == (number + 1, 0)
+            assert done == len(running)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_samples_go_on_after_any_of_them(ds, batch_size):
+    settings = {"batch_size": batch_size, "batched": False, "shuffle": "py1s"}
+    whole = [int(sample["id"]) for sample in ds.iter(1, 3, **settings)]
+    running = ds.iter(1, 3, **settings)
+    assert len(running) == len(whole)
+    for done, _ in enumerate(running, 1):
+        if done % 10 > 1 and done < len(whole) - 3:
+            continue
+        resumed = ds.iter(1, 3, **settings)
+        resumed.load_state_dict(running.state_dict())
+        if done < len(whole):
+            assert [int(sample["id"]) for sample in resumed] == whole[done:]
+
+
+@pytest.mark.parametrize("new", [(1, 1, 24), (2, 1, 12), (3, 3, 8), (4, 2, 6)])
+def test_other_ranks_read_the_same_global_batches(ds, new):
+    """As Streaming's "relaxed" allows, for nodes that do not go with the lanes."""
+
+    def steps(world, per_node, size, state):
+        ranks = [
+            ds.iter(rank, world, batch_size=size, ranks_per_node=per_node, shuffle="py1e")
+            for rank in range(world)
+        ]
+        if state is not None:
+            for rank in ranks:
+                rank.load_state_dict(state)
+        read = [lists(rank) for rank in ranks]
+        return [sorted(i for ids in step for i in ids) for step in zip(*read, strict=False)]
+
+    whole = steps(3, 1, 8, None)
+    running = ds.iter(0, 3, batch_size=8, ranks_per_node=1, shuffle="py1e")
+    for done, _ in enumerate(running, 1):
+        if done in (1, 7, 15):
+            after = steps(*new, running.state_dict())
+            full = len(whole) - 1 - done  # what the last one repeats depends on the ranks
+            assert after[:full] == whole[done:-1]
+
+
+def test_batches_are_skipped(ds):
+    settings = {"batch_size": 8, "shuffle": "py1e"}
+    first, second = (lists(each) for each in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)])
+    batches = ds.iter(0, 2, **settings)
+    batches.skip(0, 2)
+    batches.skip(5, 9)
+    batches.skip(20, 10**6)
+    left = first[2:5] + first[9:20]
+    for done, batch in enumerate(batches, 1):
+        assert batch.ids.tolist() == left[done - 1]
+        resumed = ds.iter(0, 2, **settings)
+        resumed.load_state_dict(batches.state_dict())
+        assert lists(resumed) == (left[done:] or second)
+    assert done == len(left)
+    assert lists(batches) == second
+    batches.skip(3, 4)
+    ds.iter(0, 2, batch_size=15, shuffle="py1e").load_state_dict(batches.state_dict())
+    with pytest.raises(ValueError, match=r"\(\(48, 64\),\) are left out, .* multiples of 5 "):
+        ds.iter(0, 5, batch_size=3, shuffle="py1e").load_state_dict(batches.state_dict())
+    relaxed = {"ranks_per_node": 1, "shuffle": StreamingShuffle(num_canonical_nodes=3)}
+    batches = ds.iter(0, 3, batch_size=4, **relaxed)
+    batches.skip(1, 4)
+    resumed = ds.iter(0, 2, batch_size=6, **relaxed)
+    with pytest.raises(ValueError, match="num_canonical_nodes=3 and 2 nodes"):
+        len(resumed)
+    resumed.load_state_dict(batches.state_dict())
+    assert len(resumed) == 37
+    with pytest.raises(ValueError, match="multiples of 18 samples"):
+        ds.iter(0, 2, batch_size=9, **relaxed).load_state_dict(batches.state_dict())
+
+
+def test_states_are_those_of_streaming(ds):
+    """So that a run may also go back there."""
+    batches = ds.iter(0, 2, batch_size=8, shuffle="py1s", ranks_per_node=1)
+    next(iter(batches))
+    state = batches.state_dict()
+    assert {name: state[name] for name in STATE} == {
+        "epoch": 0, "sample_in_epoch": 16, "num_canonical_nodes": 128, "shuffle_seed": 9176,
+        "initial_physical_nodes": 2,
+    }  # fmt: skip
+
+
+def test_a_state_from_before_the_first_epoch_begins_anew(ds):
+    batches = ds.iter(0, 1, batch_size=8, shuffle="py1s")
+    batches.load_state_dict(STATE | {"epoch": -1, "sample_in_epoch": 0})
+    assert lists(batches) == lists(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("left", [3, 1, 0])
+def test_states_of_streaming_go_on_to_the_last_batch(ds, method, left):
+    def batches():
+        settings = StreamingShuffle("py1s", batching_method=method)
+        return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
+
+    begun = batches()
+    whole = lists(begun)
+    dealt = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=begun._epochs._settings))
+    assert 4 * dealt > len(ds)
+    resumed = batches()
+    state = {"epoch": 0, "sample_in_epoch": 4 * (dealt - left)}
+    resumed.load_state_dict(STATE | state | {"num_canonical_nodes": 64, "shuffle_seed": 9176})
+    expected = whole[dealt - left :] or lists(begun)
+    assert lists(resumed) == expected
+
+
+def test_epochs_of_another_size_pick_samples(ds):
+    settings = StreamingShuffle("py1e", sampling_granularity=4)
+    batches = ds.iter(0, 1, batch_size=10, shuffle=settings, epoch_size=1000)
+    ids = np.concatenate([batch.ids for batch in batches])
+    assert len(batches) == 100
+    counts = np.bincount(ids, minlength=len(ds))
+    assert set(counts) == {2, 3}
+    state = batches.state_dict()
+    ds.iter(0, 1, batch_size=10, shuffle=settings, epoch_size=1000).load_state_dict(state)
+    with pytest.raises(ValueError, match="epoch_size=1000; this iteration has epoch_size=None"):
+        ds.iter(0, 1, batch_size=10, shuffle=settings).load_state_dict(state)
+
+
+def test_replicated_ranks_read_the_same(ds):
+    read = [
+        lists(ds.iter(rank, 4, batch_size=8, replication=2, ranks_per_node=2, shuffle="py1s"))
+        for rank in range(4)
+    ]
+    assert read[0] == read[1] != read[2] == read[3]
+
+
+def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
+    want = lists(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
+    for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
+        assert lists(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
+
+
+# Mixtures
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    data = GOLDEN / "checkpoints" / "data"
+    return npstream.mix({name: npstream.open(data / name) for name in "abc"})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2)])
+def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node):
+    order = StreamingShuffle(
+        "py1s", num_canonical_nodes=2, proportion={"a": 3, "b": 1, "c": 2}, batching_method=method
+    )
+    settings = {"batch_size": 9, "shuffle": order, "ranks_per_node": per_node, "epoch_size": "0.5k"}
+    for rank in {0, world - 1}:
+        running, other = (mixed.iter(rank, world, **settings) for _ in range(2))
+        whole, following = lists(other), lists(other)
+        assert whole != following
+        assert len(running) == len(whole) > 2
+        dealt = len(mixed.iter(0, world, **settings))
+        for done, batch in enumerate(running, 1):
+            assert batch.ids.tolist() == whole[done - 1]
+            assert batch["id"].tolist() == batch.ids.tolist()
+            resumed = mixed.iter(rank, world, **settings)
+            resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
+            if done == len(whole) < dealt:  # others have one more of their own
+                assert lists(resumed) == []
+            assert lists(resumed) == (whole[done:] or following)
+        samples = mixed.iter(rank, world, **settings, batched=False)
+        wanted = [number for batch in whole for number in batch]
+        assert len(samples) == len(wanted)
+        for done, sample in enumerate(samples, 1):
+            assert sample["id"] == wanted[done - 1]
+            if done % 9 in (0, 4) and done < len(wanted):
+                resumed = mixed.iter(rank, world, **settings, batched=False)
+                resumed.load_state_dict(samples.state_dict())
+                assert [int(each["id"]) for each in resumed] == wanted[done:]
+
+
+def test_batches_are_of_sources_as_their_method_says(mixed):
+    def origins(method):
+        """Return, of each global batch and rank, how many samples are of each source."""
+        order = StreamingShuffle(batching_method=method, num_canonical_nodes=1)
+        ranks = [mixed.iter(rank, 2, batch_size=8, shuffle=order) for rank in range(2)]
+        counts = [
+            [np.bincount(mixed.origin(batch.ids)[0], minlength=3) for batch in batches]
+            for batches in zip(*ranks, strict=False)
+        ]
+        return np.array(counts)
+
+    assert (origins("stratified").sum(axis=1) == origins("stratified")[0].sum(axis=0)).all()
+    assert (np.count_nonzero(origins("per_stream").sum(axis=1), axis=1) == 1).all()
+    of_devices = origins("device_per_stream")
+    assert (np.count_nonzero(of_devices, axis=2) == 1).all()
+    assert (np.count_nonzero(of_devices.sum(axis=1), axis=1) == 2).any()
+
+
+def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
+    order = StreamingShuffle(None, batching_method="device_per_stream", num_canonical_nodes=1)
+
+    def ranks(last):
+        return [mixed.iter(r, 4, batch_size=7, shuffle=order, last=last) for r in range(4)]
+
+    read = [[len(batch.ids) for batch in batches] for batches in ranks("repeat")]
+    assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]
+    assert {*np.concatenate(read)} == {7}
+    assert {len(lists(batches)) for batches in ranks("drop")} == {23}
+
+
+@pytest.mark.parametrize(
+    ("count", "epoch_size"),
+    [
+        (300, "0.3k"), (300, "300"), (1000, "1K"), (1500, "1.5k"), (7, 7), (300, " 0.3 k "),
+        (1000, "1e0k"), (50, 50.0), (50, 50.9), (50, np.float32(50)), (77, "0.0775k"),
+    ],
+)  # fmt: skip
+def test_epochs_of_a_size_that_is_text_or_a_float(mixed, count, epoch_size):
+    batches = mixed.iter(0, 1, batch_size=1, shuffle="py1e", epoch_size=epoch_size)
+    assert len(batches) == count
+    native = mixed[["id"]].iter(0, 1, batch_size=1, epoch_size=epoch_size)
+    assert len(native) == count
+
+
+def test_one_dataset_may_be_all_of_a_mixture(ds):
+    for method in METHODS:
+        settings = {"batch_size": 8, "shuffle": StreamingShuffle(batching_method=method)}
+        want = lists(ds.iter(1, 2, **settings))
+        batches = npstream.mix({"alone": ds}).iter(1, 2, **settings)
+        assert lists(pickle.loads(pickle.dumps(batches))) == lists(batches) == want
+
+
+def test_one_dataset_may_be_several_streams(ds):
+    twice = npstream.mix({"x": ds, "y": ds})
+    ids = np.concatenate(lists(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
+    assert sorted(ids.tolist()) == [*range(2 * len(ds))]
+    thrice = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
+    batches = twice.iter(0, 1, batch_size=8, shuffle=thrice)
+    ids = np.concatenate([batch.ids for batch in batches])
+    assert np.bincount(ids)[: len(ds)].tolist() == [2] * len(ds)
+    assert len(ids) == 2 * len(ds) + 5
+
+
+def test_weights_of_the_run_are_those_of_its_states(mixed):
+    def batches(size=8, **settings):
+        return mixed.iter(0, 1, batch_size=size, shuffle=StreamingShuffle("py1s", **settings))
+
+    state = batches(repeat={"a": 2}).state_dict()
+    batches(repeat={"a": 2.0}).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"the state is of weights=.*'repeat': 2\.0"):
+        batches(repeat={"b": 2}).load_state_dict(state)
+    state = batches(batching_method="per_stream").state_dict()
+    with pytest.raises(ValueError, match=r"global_batch_size=8; .* global_batch_size=4"):
+        batches(4, batching_method="per_stream").load_state_dict(state)
+    with pytest.raises(ValueError, match="'batching_method': 'per_stream'"):
+        batches(batching_method="stratified").load_state_dict(state)
+    with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing"):
+        batches().load_state_dict(mixed.iter(0, 1, batch_size=8, shuffle=True).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"proportion": {"a": 1, "b": 1, "d": 1}}, ValueError, "no source 'd', but 'a', 'b', 'c'"),
+        ({"proportion": {"a": 1}}, ValueError, "give a proportion to all"),
+        ({"repeat": {"a": 1}, "choose": {"a": 1}}, ValueError, "'a' has one weight at most, not r"),
+        ({"repeat": {"a": 2}, "epoch_size": 5}, ValueError, "does not go with repeat or choose"),
+        ({"choose": dict.fromkeys("abc", 0)}, ValueError, "no sample of any stream"),
+        (
+            {"choose": {"a": 0}, "batching_method": "stratified"},
+            ValueError,
+            "takes no sample of stream 0, and batching_method='stratified' makes batches of each",
+        ),
+        (
+            {"choose": {"b": 1}, "batching_method": "stratified"},
+            ValueError,
+            "a global batch of 8 holds no sample of stream 1: use a larger batch",
+        ),
+        ({"batching_method": "per_stream", "batch_size": None}, ValueError, "give batch_size or"),
+        ({"batching": "per_stream"}, ValueError, "that is its batching_method"),
+        ({"epoch_size": "many"}, ValueError, "epoch_size='many': expected a number, or one of"),
+        ({"epoch_size": "1e3"}, ValueError, "epoch_size='1e3': expected a number, or one of"),
+        ({"epoch_size": "infk"}, ValueError, "epoch_size='infk': expected a number, or one of"),
+        ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
+        ({"epoch_size": 0.5}, ValueError, "epoch_size=0.5, which is 0: expected at least 1"),
+        ({"epoch_size": "-5k"}, ValueError, "epoch_size='-5k', which is -5000: expected at"),
+        ({"epoch_size": float("nan")}, ValueError, "epoch_size=nan: expected a number"),
+        ({"epoch_size": 1 << 63}, ValueError, "and at most 9223372036854775807"),
+        ({"epoch_size": True}, TypeError, "epoch_size=True: expected an integer"),
+        (
+            {"choose": {"b": 7}, "batching_method": "per_stream", "num_canonical_nodes": 1},
+            ValueError,
+            r"stream 1 has 7 samples .* the 8 samples of a global .*\(stream 1 is source 'b'\)",
+        ),
+    ],
+)  # fmt: skip
+def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says):
+    given = {"batch_size": 8} | dict(settings)
+    names = [name for name in given if name in StreamingShuffle.__slots__]
+    order = StreamingShuffle("py1s", **{name: given.pop(name) for name in names})
+    with pytest.raises(error, match=says):
+        mixed.iter(0, 1, shuffle=order, **given)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda mixed, ds: mixed[::2],
+        lambda mixed, ds: mixed.shuffle(0),
+        lambda mixed, ds: npstream.mix({"whole": ds, "part": ds[1:]}),
+        lambda mixed, ds: npstream.mix({"reversed": ds[::-1]}),
+    ],
+    ids=["slice", "shuffled", "part", "reversed"],
+)
+def test_mixtures_of_views_are_refused(mixed, ds, view):
+    with pytest.raises(ValueError, match=r"orders are of whole datasets, and (this|source ')"):
+        view(mixed, ds).iter(shuffle="py1e")
+    for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
+        whole.iter(shuffle="py1e")
+
+
+def test_weights_of_the_mixture_are_not_passed_over_in_silence(ds):
+    equal = npstream.mix({"a": ds, "b": ds}, {"a": 2, "b": 2})
+    equal.iter(shuffle="py1e")  # the shares that they have without weights
+    other = npstream.mix({"a": ds, "b": ds}, {"a": 3, "b": 1})
+    with pytest.raises(ValueError, match=r"mix without weights, and give .*\(proportion=\.\.\.\)"):
+        other.iter(shuffle="py1e")
+
+
+def test_weights_are_of_mixtures(ds):
+    with pytest.raises(ValueError, match=r"no source 'a', but one dataset, and no npstream\.mix"):
+        ds.iter(shuffle=StreamingShuffle(repeat={"a": 2}))
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda ds: ds[1:], lambda ds: ds[::-1], lambda ds: ds.shuffle(0), lambda ds: ds[[0, 1]]],
+    ids=["part", "reversed", "shuffled", "picked"],
+)
+def test_other_views_are_refused(ds, view):
+    with pytest.raises(ValueError, match=r"orders are of whole datasets.*; shuffle=True"):
+        view(ds).iter(shuffle="py1e")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"shuffle": "py1b"}, ValueError, "shuffle_algo='py1b': expected one of naive, py1br"),
+        ({"shuffle": 3}, TypeError, "npstream.StreamingShuffle"),
+        ({"seed": 3}, ValueError, r"StreamingShuffle\('py1e', shuffle_seed=3\)"),
+        ({"last": "short"}, ValueError, "last='short': Streaming's orders repeat samples"),
+        (
+            {"shuffle": StreamingShuffle("py1s", 2, partition_algo="orig"), "ranks_per_node": 1},
+            ValueError,
+            "num_canonical_nodes=2 and 3 nodes",
+        ),
+        ({"shuffle": StreamingShuffle("py1br", shuffle_block_size=1)}, ValueError, "larger blocks"),
+    ],
+)
+def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
+    with pytest.raises(error, match=says):
+        ds.iter(0, 3, **{"batch_size": 4, "shuffle": "py1e"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"num_canonical_nodes": 0}, ValueError, "num_canonical_nodes=0"),
+        ({"num_canonical_nodes": 1.5}, TypeError, "num_canonical_nodes=1.5: expected an integer"),
+        ({"shuffle_seed": 1 << 63}, ValueError, "shuffle_seed=.*: expected at most"),
+        ({"partition_algo": "new"}, ValueError, "partition_algo='new'"),
+        ({"batching_method": "none"}, ValueError, "batching_method='none': expected one of random"),
+        ({"proportion": 3}, TypeError, "proportion=3: expected numbers by source"),
+        ({"proportion": {"a": True}}, TypeError, "proportion of source 'a' is True"),
+        ({"repeat": {"a": -1}}, ValueError, "repeat of source 'a' is -1: expected 0 or more"),
+        ({"repeat": {"a": float("nan")}}, ValueError, "repeat of source 'a' is nan"),
+        ({"proportion": {"a": float("inf")}}, ValueError, "proportion of source 'a' is inf"),
+        ({"choose": {"a": 1.5}}, TypeError, "choose of source 'a' is 1.5: expected whole"),
+    ],
+)
+def test_settings_that_make_no_sense_raise(settings, error, says):
+    with pytest.raises(error, match=says):
+        StreamingShuffle(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "version 2; .*reads version 1"),
+        ({"samples": 99}, "view of 99 samples; this has 437"),
+        ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),
+        ({"shuffle": None}, "shuffle=None; this iteration has shuffle={'order': 'py1e'"),
+        ({"shuffle_seed": 1}, "shuffle_seed=1; this iteration has shuffle_seed=9:"),
+        ({"num_canonical_nodes": 3}, "num_canonical_nodes=3; .*num_canonical_nodes=2"),
+        ({"initial_physical_nodes": 3}, "initial_physical_nodes=3; .*initial_physical_nodes=1"),
+        ({"num_canonical_nodes": None}, "num_canonical_nodes=None; expected an integer"),
+    ],
+)
+def test_a_state_that_does_not_fit_says_why(ds, change, says):
+    settings = StreamingShuffle("py1e", 2, shuffle_seed=9, initial_physical_nodes=1)
+    batches = ds.iter(0, 1, batch_size=4, shuffle=settings)
+    state = batches.state_dict()
+    with pytest.raises((ValueError, TypeError), match=says):
+        batches.load_state_dict({**state, **change})
+    assert batches.state_dict() == state
+
+
+def test_states_of_other_orders_are_refused(ds):
+    ours, native = (ds.iter(0, 1, batch_size=4, shuffle=each) for each in ("py1e", True))
+    with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing$"):
+        ours.load_state_dict(native.state_dict())
+    with pytest.raises(ValueError, match="seed=9176; this iteration has seed=0"):
+        native.load_state_dict(ours.state_dict())
+    with pytest.raises(ValueError, match=r"looks like one of Streaming, .* shuffle='py1e'"):
+        native.load_state_dict(STATE)
+    with pytest.raises(ValueError, match="no state of Streaming: it has no num_canonical_nodes"):
+        ours.load_state_dict({"epoch": 0, "sample_in_epoch": 3})
+    with pytest.raises(ValueError, match="sample_in_epoch=10000: expected what was read"):
+        ours.load_state_dict(STATE | {"sample_in_epoch": 10_000})
+    with pytest.raises(TypeError, match="a state is a dict"):
+        ours.load_state_dict(json.dumps(STATE))
+
+
+def test_places_of_a_run_go_through_shared_memory():
+    turns = Turns(0)
+    for place in (
+        Place(3, 40, ((50, 60),), 24, RunOf(64, (1 << 63) - 1, None)),
+        Place(2, 5, (), 5, RunOf(1, 0, 7)),
+    ):
+        turns.share()
+        turns.set(place, pinned=False)
+        assert turns.upcoming() == turns.take() == turns.now() == place
+        assert turns.upcoming() == Place(place.epoch + 1, run=place.run)

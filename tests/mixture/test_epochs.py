@@ -1,0 +1,560 @@
+"""A mixture's epochs are the same for any ranks, go on at any position, and with other mixtures."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import pickle
+
+import numpy as np
+import pytest
+from datasets import write_shards
+
+import npstream
+from npstream.iteration.counter import Place, Turns
+from npstream.iteration.notes import Notes
+from npstream.iteration.ranks import Ranks
+from npstream.mixture.epochs import MixtureEpochs, epochs_of
+from npstream.mixture.shares import MixtureOf, schedule_of
+from npstream.mixture.states import continuing
+from npstream.orders.order import Shuffle
+
+torch = pytest.importorskip("torch", reason="loaders are torch's")
+
+BATCHINGS = ["random", "stratified", "per_stream", "device_per_stream"]
+LANES = Shuffle("1KiB", 8)
+START = Place(0)
+ALONE = Ranks(0, 1, 1)
+
+
+def even(n):
+    return np.append(np.arange(0, n, 4), n)
+
+
+def print_of(name, n):
+    return f"{name}{n}"
+
+
+def mixture(sizes=None, weights=None, block=24, **settings):
+    sizes = {"a": 200, "b": 120, "c": 64} if sizes is None else sizes
+    return MixtureOf(
+        names=tuple(sizes),
+        sizes=tuple(sizes.values()),
+        nbytes=tuple(8 * n for n in sizes.values()),
+        chunks=tuple(functools.partial(even, n) for n in sizes.values()),
+        fingerprints=tuple(functools.partial(print_of, name, n) for name, n in sizes.items()),
+        schedule=schedule_of(list(sizes), list(sizes.values()), weights, **settings),
+        block=block,
+    )
+
+
+def epochs(of=None, batching="random", **settings):
+    made, _ = epochs_of(of or mixture(), batching, {"shuffle": LANES, **settings})
+    return made
+
+
+def part(made, rank=0, world=1, size=8, last="repeat", place=START, per_node=None):
+    return made.part(place, Ranks(rank, world, per_node or world), size, last)
+
+
+def read(share):
+    """Return the rows of all batches of a rank."""
+    return [share.read(range(number, number + 1))[0].tolist() for number in range(share.batches)]
+
+
+def chained(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+def together(made, world, size, **settings):
+    """Return what all ranks read, one global batch a row."""
+    by_rank = [read(part(made, rank, world, size, **settings)) for rank in range(world)]
+    return [chained(step) for step in zip(*by_rank, strict=True)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True, LANES, Shuffle(None)])
+@pytest.mark.parametrize("batching", BATCHINGS[:3])
+def test_global_batches_do_not_depend_on_ranks(batching, shuffle):
+    made = {
+        world: epochs(batching=batching, global_batch_size=24, shuffle=shuffle)
+        for world in (1, 2, 4, 8)
+    }
+    expected = [sorted(batch) for batch in together(made[1], 1, 24)]
+    assert len(expected) == 16
+    for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
+        seen = together(made[world], world, 24 // world, per_node=per_node)
+        assert [sorted(batch) for batch in seen] == expected
+
+
+def test_batches_of_devices_do_not_depend_on_ranks():
+    made = epochs(batching="device_per_stream", batch_size=6)
+    expected = read(part(made, size=6))
+    assert len(expected) == 64
+    for world, per_node in ((2, 1), (4, 2), (8, 8), (8, 1)):
+        seen = [None] * 64
+        for rank in range(world):
+            node, k = divmod(rank, per_node)
+            share = part(made, rank, world, 6, per_node=per_node)
+            seen[k * (world // per_node) + node :: world] = read(share)
+        assert seen == expected
+
+
+@pytest.mark.parametrize("last", ["repeat", "drop", "short"])
+def test_last_batches_of_devices(last):
+    made = epochs(batching="device_per_stream", batch_size=7)  # 54 in an epoch, and 4 ranks
+    shares = [part(made, rank, 4, 7, last) for rank in range(4)]
+    counts = {"repeat": [14] * 4, "drop": [13] * 4, "short": [14, 14, 13, 13]}[last]
+    assert [share.batches for share in shares] == counts
+    assert [share.samples for share in shares] == [7 * count for count in counts]
+    repeated = [share.read(range(share.batches))[1].sum() for share in shares]
+    assert repeated == ([0, 0, 7, 7] if last == "repeat" else [0] * 4)
+    if last == "repeat":
+        assert read(shares[2])[-1] == read(shares[0])[0]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_epochs_go_on_from_any_batch(batching):
+    settings = {
+        "batching": batching,
+        "batch_size" if batching[0] == "d" else "global_batch_size": 24,
+    }
+    size = 24
+    made = epochs(**settings)
+    whole = read(part(made, size=size))
+    for number in range(len(whole)):
+        state = made.state(Place(0, 24 * number), ALONE)
+        again = epochs(**settings)
+        place = again.place(json.loads(json.dumps(state)), ALONE)
+        assert place == Place(0, 24 * number)
+        assert read(part(again, size=size, place=place)) == whole[number:]
+
+
+def test_epochs_go_on_from_any_sample_with_any_ranks():
+    made = epochs()
+    whole = chained(read(part(made)))
+    for position in (1, 7, 24, 100, 383):
+        left = part(made, place=Place(0, position), last="short")
+        assert chained(read(left)) == whole[position:]
+        seen = [
+            row
+            for rank in range(3)
+            for row in chained(read(part(made, rank, 3, 5, "short", Place(0, position))))
+        ]
+        assert sorted(seen) == sorted(whole[position:])
+
+
+def test_stretches_are_left_out():
+    for batching in BATCHINGS:
+        made = epochs(batching=batching, batch_size=12)
+        whole = read(part(made, size=12))
+        left = part(made, size=12, place=Place(0, 0, ((24, 60),)))
+        assert read(left) == whole[:2] + whole[5:]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS[1:])
+def test_batches_are_of_one_source_or_have_exact_shares(batching):
+    of = mixture(weights={"a": 4, "b": 3, "c": 1})
+    world = 1 if batching == "device_per_stream" else 2
+    made = epochs(of, batching, batch_size=8)
+    batches = together(made, world, 8)
+    sources = np.searchsorted([200, 320], np.array(batches), side="right")
+    if batching == "stratified":
+        assert (np.sort(sources) == [0] * 8 + [1] * 6 + [2] * 2).all()
+    else:
+        assert (sources == sources[:, :1]).all()
+        block = sources[:24, 0]
+        assert np.bincount(block).tolist() == [12, 9, 3]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS[2:])
+def test_sizes_of_batches_by_source(batching):
+    sizes = {"a": 2, "b": 4, "c": 6}
+    of = mixture(weights={"a": 1, "b": 1, "c": 1}, block=11)
+    given = {name: 2 * size for name, size in sizes.items()}
+    made, settings = epochs_of(of, batching, {"shuffle": True, "batch_size": sizes})
+    assert settings == {"batch_size": 6}
+    shares = [part(made, rank, 2, 6) for rank in range(2)]
+    batches = [batch for share in shares for batch in read(share)]
+    sources = [set(np.searchsorted([200, 320], batch, side="right").tolist()) for batch in batches]
+    assert all(len(found) == 1 for found in sources)
+    lengths = [list(sizes.values())[found.pop()] for found in sources]
+    assert [len(batch) for batch in batches] == lengths
+    # Shares are of samples: 6, 3 and 2 batches of 2, 4 and 6.
+    units = np.array([len(batch) for batch in read(part(made, 0, 2, 6))[:11]])
+    if batching == "per_stream":
+        assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
+        whole, _ = epochs_of(of, batching, {"shuffle": True, "global_batch_size": given})
+        assert read(part(whole, 0, 2, 6)) == read(shares[0])
+    place = Place(0, 12 * 12)
+    left = part(made, 1, 2, 6, place=place)
+    assert read(left) == read(shares[1])[12:]
+
+
+@pytest.mark.parametrize("per_node", [1, 8])
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_nodes_read_lanes_of_their_own(batching, per_node):
+    """Counted over two epochs: but where lanes cut chunks, a chunk is read by one node."""
+    of = mixture({"a": 1600, "b": 800}, {"a": 2, "b": 1}, block=48)
+    nodes, world = 4, 4 * per_node
+    made = epochs(of, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
+    readers = {}
+    for rank, epoch in itertools.product(range(world), range(2)):
+        share = part(made, rank, world, 4, "drop", Place(epoch), per_node)
+        for row in chained(read(share)):
+            readers.setdefault(row // 4, set()).add(rank // per_node)
+    shared = sum(len(found) > 1 for found in readers.values())
+    assert len(readers) == 600
+    assert shared <= 2 * 16
+    assert made.shared_chunks(nodes) == 1
+    assert made.shared_chunks(3) == 3
+
+
+def test_weights_follow_a_schedule():
+    of = mixture(weights=[(0, {"a": 1, "b": 1, "c": 2}), (91, {"a": 6, "b": 1, "c": 1})])
+    made = epochs(of, epoch_size=400)
+    order = made.order(0)
+    sources = np.searchsorted([200, 320], order[:], side="right")
+    # From the next row of 8 lanes on, in blocks of 25, as lanes would divide 24.
+    assert np.bincount(sources[:75]).tolist() == [18, 18, 39]
+    assert np.bincount(sources[96:396]).tolist() == [228, 36, 36]
+    rows = order[:]
+    for first, size in ((0, 200), (200, 120), (320, 64)):
+        mine = rows[(rows >= first) & (rows < first + size)]
+        counts = np.bincount(mine - first, minlength=size)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_epochs_follow_each_other():
+    made = epochs(epoch_size=100)
+    stream = made.order(0).stream
+    for epoch in range(4):
+        seen = chained(read(part(made, size=10, place=Place(epoch))))
+        assert seen == stream.at(np.arange(100 * epoch, 100 * epoch + 100)).tolist()
+    sizes = {"a": 201, "b": 120, "c": 64}
+    assert len(epochs(mixture(sizes)).order(0)) == 384  # a row of lanes less one
+    assert len(epochs(mixture(sizes), shuffle=False).order(0)) == 385
+    assert len(epochs(mixture(sizes), "stratified", batch_size=100).order(0)) == 300
+
+
+# States
+
+
+def state_at(made, position, epoch=0):
+    return json.loads(json.dumps(made.state(Place(epoch, position), ALONE)))
+
+
+def gone_on(of, state):
+    """Return what is read from a state on, to the end of the epoch after its own."""
+    made = epochs(of, shuffle=True)
+    place = made.place(state, ALONE)
+    rows = chained(read(part(made, place=place, last="short")))
+    after = place._replace(epoch=place.epoch + 1).beginning
+    return rows, chained(read(part(made, place=after, last="short")))
+
+
+def test_other_weights_go_on_in_the_passes_of_sources():
+    before, after = (
+        mixture(weights={"a": 1, "b": 1, "c": 1}),
+        mixture(weights={"a": 6, "b": 1, "c": 1}),
+    )
+    drawn = chained(read(part(epochs(before, shuffle=True))))[:101]
+    state = state_at(epochs(before, shuffle=True), 101)
+    with pytest.raises(ValueError, match=r"other weights, .*: mix.continuing.state., of this"):
+        epochs(after, shuffle=True).place(state, ALONE)
+    changed = json.loads(json.dumps(continuing(after, state)))
+    assert (changed["epoch"], changed["position"]) == (0, 101)
+    rest, following = gone_on(after, changed)
+    sources = np.searchsorted([200, 320], rest[:240], side="right")
+    assert np.bincount(sources).tolist() == [180, 30, 30]
+    everything = np.array(drawn + rest + following)
+    for first, size in ((0, 200), (200, 120), (320, 64)):
+        mine = everything[(everything >= first) & (everything < first + size)] - first
+        for passed in range(0, len(mine), size):  # each pass through the source has all of it
+            once = mine[passed : passed + size]
+            assert len(np.unique(once)) == len(once)
+    with pytest.raises(ValueError, match=r"mix.continuing"):
+        epochs(before, shuffle=True).place(changed, ALONE)
+
+
+def test_sources_come_and_go():
+    before, after = mixture(), mixture({"d": 96, "b": 120, "a": 200}, {"a": 1, "b": 1, "d": 1})
+    state = state_at(epochs(before, shuffle=True), 104)
+    with pytest.raises(
+        ValueError, match=r"of sources 'a', 'b', 'c'; this mixture has 'd', 'b', 'a'"
+    ):
+        epochs(after, shuffle=True).place(state, ALONE)
+    changed = continuing(after, state)
+    rest, following = gone_on(after, changed)
+    assert (len(rest), len(following)) == (416 - 104, 416)
+    drawn = np.array(chained(read(part(epochs(before, shuffle=True))))[:104])
+    mine = [*drawn[drawn < 200], *(row - 216 for row in rest if row >= 216)]
+    assert len(np.unique(mine)) == len(mine) > 54
+    new = [row for row in rest if row < 96]
+    assert len(np.unique(new[:96])) == 96
+    # And back: what is known of a source outlives its absence.
+    again = state_at(epochs(after, shuffle=True), 0)
+    made = epochs(after, shuffle=True)
+    place = made.place(changed, ALONE)._replace(position=208)
+    again = continuing(before, made.state(place, ALONE))
+    assert [source["name"] for source in again["mixture"]["sources"]] == ["a", "b", "c", "d"]
+    back, _ = gone_on(before, again)
+    old = drawn[drawn >= 320].tolist()
+    both = old + [row for row in back if row >= 320]
+    assert len(np.unique(both)) == len(both) > len(old)
+
+
+def test_what_goes_on_may_be_at_an_end():
+    small = mixture({"d": 16, "e": 16})
+    changed = continuing(small, state_at(epochs(shuffle=True), 100, 3))
+    assert (changed["epoch"], changed["position"]) == (4, 0)
+    rest, following = gone_on(small, changed)
+    assert len(rest) == len(following) == 32
+    made = epochs(small, shuffle=True)
+    place = made.place(changed, ALONE)
+    with pytest.raises(ValueError, match="epoch 3 was before the mixture changed, in epoch 4"):
+        part(made, place=place._replace(epoch=3))
+
+
+def test_the_same_mixture_goes_on_as_it_would_have():
+    of = mixture()
+    changed = continuing(of, state_at(epochs(of, shuffle=True), 0))
+    assert gone_on(of, changed)[0] == chained(read(part(epochs(of, shuffle=True))))
+
+
+@pytest.mark.parametrize("batching", BATCHINGS[1:])
+def test_other_batchings_go_on_between_batches(batching):
+    settings = {"batching": batching, "batch_size": 8}
+    before, after = mixture(), mixture({"a": 200, "d": 100}, {"a": 1, "d": 1})
+    state = state_at(epochs(before, **settings), 88)
+    made = epochs(after, **settings)
+    place = made.place(continuing(after, state), ALONE)
+    batches = np.array(read(part(made, place=place)))
+    sources = (batches >= 200).astype(int)
+    if batching == "stratified":
+        assert (sources.sum(1) == 4).all()
+    else:
+        assert (sources == sources[:, :1]).all()
+        assert 11 <= sources[:24, 0].sum() <= 13
+    with pytest.raises(ValueError, match=r"position 90 is within a batch, which takes 8"):
+        continuing(after, {**state, "position": 90})
+    with pytest.raises(ValueError, match=r"is within a batch: with batching="):
+        part(made, place=place._replace(position=90))
+
+
+def test_new_sources_bring_their_size_of_batches():
+    sizes = {"a": 2, "b": 4, "c": 6}
+    settings = {"batching": "device_per_stream", "batch_size": sizes}
+    state = state_at(epochs(**settings), 60)
+    after = mixture({"b": 120, "c": 64, "d": 90})
+    changed = continuing(after, state)
+    assert changed["mixture"]["sizes"] == [2, 4, 6, None]
+    made = epochs(after, "device_per_stream", batch_size={"b": 4, "c": 6, "d": 3})
+    place = made.place(changed, ALONE)
+    lengths = {len(batch) for batch in read(part(made, place=place))}
+    assert lengths == {3, 4, 6}
+    made = epochs(after, "device_per_stream", batch_size={"b": 5, "c": 6, "d": 3})
+    with pytest.raises(
+        ValueError, match=r"batches of 4 samples of source 'b'; this iteration has 5"
+    ):
+        made.place(changed, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batching": "per_stream"}, "batching='stratified'; this iteration has .*per_stream"),
+        ({"batch_size": 12}, "global_batch_size=24; this iteration has 12: it must stay"),
+        ({"seed": 1}, "seed=0; this iteration has seed=1"),
+        ({"shuffle": True}, "the state is of shuffle=.*; this iteration has shuffle="),
+        ({"epoch_size": 100}, "the state is of epoch_size=None"),
+        ({"of": mixture({"a": 200, "b": 120, "c": 63})}, "'c' has 63 samples, and had 64"),
+        ({"of": mixture(block=48)}, None),
+    ],
+)
+def test_states_of_something_else_are_refused(settings, said):
+    given = {"batching": "stratified", "batch_size": 24, **settings}
+    state = state_at(epochs(batching="stratified", batch_size=24), 48)
+    made = epochs(**given)
+    if said is None:
+        made.place(state, ALONE)  # blocks are the batches
+        return
+    with pytest.raises(ValueError, match=said):
+        made.place(state, ALONE)
+
+
+def test_states_that_are_none_are_refused():
+    made = epochs()
+    with pytest.raises(ValueError, match="mixture missing"):
+        made.place({}, ALONE)
+    with pytest.raises(ValueError, match=r"over one dataset, and this is a mixture"):
+        made.place({"fingerprint": "x"}, ALONE)
+    state = state_at(made, 8)
+    old = {**state, "mixture": {**state["mixture"], "version": [0, 1, 1]}}
+    with pytest.raises(ValueError, match=r"version .0, 1, 1.; this release of npstream has"):
+        made.place(old, ALONE)
+    with pytest.raises(ValueError, match="one of several workers"):
+        continuing(mixture(), {**state, "workers": 2, "yielded": 3})
+    other = mixture()
+    object.__setattr__(other, "fingerprints", (lambda: "?",) * 3)
+    with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
+        continuing(other, state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "said"),
+    [
+        ({"batching": "mixed"}, ValueError, "batching='mixed': expected 'random', 'stratified'"),
+        ({"batching": "stratified"}, ValueError, "give batch_size or global_batch_size"),
+        ({"batch_size": {"a": 1, "b": 1, "c": 1}}, ValueError, "batches of one source each"),
+        ({"batching": "per_stream", "batch_size": {"a": 1}}, ValueError, "a size for each of 'a',"),
+        (
+            {"batching": "per_stream", "batch_size": {"a": 1, "b": 0, "c": 1}},
+            ValueError,
+            "batch_size=0: expected at least 1",
+        ),
+        (
+            {"batching": "device_per_stream", "batch_size": 4, "batched": False},
+            ValueError,
+            "batched=False: ",
+        ),
+        ({"shuffle": "py1e"}, TypeError, "expected False, True or an npstream.Shuffle"),
+    ],
+)
+def test_bad_settings_are_refused(settings, error, said):
+    with pytest.raises(error, match=said):
+        epochs(**settings)
+
+
+def test_batches_that_cannot_have_shares_are_refused():
+    made = epochs(
+        mixture(weights={"a": 100, "b": 100, "c": 1}, block=None), "stratified", batch_size=50
+    )
+    with pytest.raises(ValueError, match="50 samples holds none: global_batch_size=201 would do"):
+        part(made, size=50)
+    made = epochs(mixture(weights={"a": 1, "b": 1, "c": 1}), "stratified", batch_size=300)
+    with pytest.raises(
+        ValueError, match="'c' has 64 samples, and a global batch of 300 is to hold 100"
+    ):
+        part(made, size=300)
+    made = epochs(batching="per_stream", global_batch_size={"a": 8, "b": 6, "c": 8})
+    with pytest.raises(ValueError, match="global_batch_size=6: expected a multiple of 4"):
+        part(made, 0, 4, 2)
+    made = epochs(batching="per_stream", batch_size=8, epoch_size=7)
+    with pytest.raises(ValueError, match=r"epoch_size=7: .* one takes 8 samples"):
+        part(made)
+    made = epochs(batching="per_stream", batch_size={"a": 8, "b": 6, "c": 8})
+    with pytest.raises(ValueError, match="have no order of samples"):
+        made.order(0)
+
+
+def test_epochs_are_what_they_were():
+    digest = hashlib.blake2b(digest_size=8)
+    for batching in BATCHINGS:
+        made = epochs(batching=batching, batch_size=24)
+        digest.update(json.dumps(read(part(made, size=24, place=Place(2)))).encode())
+        digest.update(json.dumps(state_at(made, 48), sort_keys=True).encode())
+    assert digest.hexdigest() == "3d0987da201127a3"
+
+
+# Workers
+
+
+def test_notes_reach_others():
+    notes = Notes(200)
+    notes.write(0, "first")
+    notes.write(1, "other" * 99)
+    notes.share()
+    assert (notes.read(0), notes.read(1)) == ("first", "other" * 99)
+    notes.write(0, "")
+    notes.write(1, "other" * 99)
+    assert (notes.read(0), notes.read(1)) == ("", "other" * 99)
+    with pytest.raises(ValueError, match="and workers can be told 200"):
+        notes.write(0, "".join(map(str, range(1000))))
+
+
+def test_turns_hand_notes_on():
+    turns = Turns(0, room=100)
+    turns.set(Place(2, 5, note="n"), pinned=False)
+    assert pickle.loads(pickle.dumps(turns)).upcoming() == Place(2, 5, note="n")
+    turns.share()
+    assert turns.take() == turns.now() == Place(2, 5, note="n")
+    assert turns.upcoming() == Place(3, note="n")
+    turns.rejoin(Place(7, note="m"), 0, 2)
+    assert turns.take_as(0, 2) == Place(7, note="m")
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory):
+    """Return a mixture, and another one to go on with."""
+    path = tmp_path_factory.mktemp("mixtures")
+    views = {}
+    for name, n in {"a": 90, "b": 60, "c": 40}.items():
+        views[name] = write_shards(path / name, {"label": np.arange(n)}, [n // 2, n - n // 2])
+    one = npstream.mix({"a": views["a"], "b": views["b"]}, {"a": 1, "b": 2}, block=12)
+    other = npstream.mix({"c": views["c"], "b": views["b"]}, {"b": 1, "c": 3}, block=12)
+    return one, other
+
+
+def ids(loader):
+    return [np.asarray(batch.ids).tolist() for batch in loader]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_go_on_with_another_mixture(mixtures, start, persistent):
+    one, other = mixtures
+    settings = {"batch_size": 8, "shuffle": True}
+    batches = one.iter(0, 1, **settings)
+    for _ in zip(range(3), batches):  # noqa: B905 - it is left early
+        pass
+    state = other.continuing(json.loads(json.dumps(batches.state_dict())))
+    alone = other.iter(0, 1, **settings)
+    fresh = ids(alone)
+    alone.load_state_dict(state)
+    expected = [ids(alone), ids(alone)]
+    loader = npstream.torch.DataLoader(
+        other.iter(0, 1, **settings),
+        num_workers=2,
+        multiprocessing_context=start,
+        persistent_workers=persistent,
+    )
+    if persistent:  # workers are running already
+        assert ids(loader) == fresh
+    loader.load_state_dict(state)
+    assert ids(loader) == expected[0]
+    if start == "fork" or persistent:  # starting workers anew takes long
+        assert ids(loader) == expected[1]
+        assert loader.state_dict() == alone.state_dict()
+    assert len(loader) == len(expected[1])
+
+
+def test_torchs_own_loader_goes_on_too(mixtures):
+    one, other = mixtures
+    settings = {"batch_size": 8, "shuffle": True}
+    state = other.continuing(one.iter(0, 1, **settings).state_dict(24))
+    alone, samples = other.iter(0, 1, **settings), other.iter(0, 1, **settings)
+    loader = torch.utils.data.DataLoader(
+        samples, batch_size=None, num_workers=2, persistent_workers=True
+    )
+    assert ids(loader) == ids(alone)
+    for each in (samples, alone):
+        each.load_state_dict(state)
+    assert [ids(loader), ids(loader)] == [ids(alone), ids(alone)]
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_iterations_read_what_their_order_says(mixtures, batching):
+    one, _ = mixtures
+    settings = {"batching": batching, "batch_size": 6}
+    seen = chained(ids(one.iter(0, 1, shuffle=True, seed=3, **settings)))
+    assert seen == one.order(3, **settings)[:].tolist()
+    assert one.shuffle(3, **settings).take([5])["label"][0] == one.take([seen[5]])["label"][0]
+    again = one.iter(0, 1, shuffle=True, seed=3, **settings)
+    first = next(iter(again)).ids.tolist()
+    state = again.state_dict()
+    resumed = one.iter(0, 1, shuffle=True, seed=3, **settings)
+    resumed.load_state_dict(json.loads(json.dumps(state)))
+    assert first + chained(ids(resumed)) == seen
+    assert isinstance(resumed._epochs, MixtureEpochs)

@@ -1,0 +1,780 @@
+"""Mixtures read as NumPy's concatenation of their sources does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import multiprocessing
+import operator
+import pickle
+import threading
+import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+from datasets import write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npstream
+from npstream.dataset.dataset import Dataset
+from npstream.errors import ColumnError, CostError, FormatError, StorageError
+from npstream.indexing import selection
+from npstream.indexing.selection import Selection
+from npstream.mixture.source import MixedSource
+from npstream.reading.source import Source
+from npstream.shards import readahead as ahead
+from npstream.shards.local import Shards
+from npstream.shards.remote import RemoteShards
+from npstream.shards.table import Fetcher
+from npstream.storage.remote import RemoteStore
+
+COLUMNS = {"id": "int64", "x": "ndarray:float32:3", "text": "str", "tokens": "ndarray:int32"}
+
+
+def rows_of(first, n):
+    """Return samples whose columns say which they are."""
+    return [
+        {
+            "id": i,
+            "x": np.arange(i, i + 3, dtype=np.float32),
+            "text": f"<{i}>" * (i % 5),
+            "tokens": np.arange(i % 7 + 1, dtype=np.int32) + i,
+        }
+        for i in range(first, first + n)
+    ]
+
+
+def write(path, first=0, n=120, columns=COLUMNS, **options):
+    rows = [{name: row[name] for name in columns} for row in rows_of(first, n)]
+    npstream.write(path, rows, columns=columns, shard_size=2500, **options)
+    return npstream.open(path)
+
+
+def views_of(a, b, c, d):
+    """Return views of datasets of 120, 80, 60 and 40 samples, and the ids of their samples."""
+    views = {
+        "first": a[::-2],
+        "packed": b,
+        "masked": a[SOME],
+        "remote": c[5:],
+        "listed": d[[7, 7, 3, 39, 0]],
+        "shuffled": c.shuffle(1),
+        "tail": a[100:],
+    }
+    shuffled = 2000 + c.order(1)[:]
+    ids = [np.arange(120)[::-2], 1000 + np.arange(80), np.flatnonzero(SOME), 2005 + np.arange(55)]
+    ids += [np.array([3007, 3007, 3003, 3039, 3000]), shuffled, np.arange(100, 120)]
+    return views, ids
+
+
+def check(batch, ids):
+    """Compare all columns with what the samples of these ids have."""
+    assert batch["id"].tolist() == list(ids)
+    np.testing.assert_array_equal(batch["x"], np.add.outer(ids, np.arange(3)))
+    assert list(batch["text"]) == [f"<{i}>" * (i % 5) for i in ids]
+    for row, i in zip(batch["tokens"], ids, strict=True):
+        np.testing.assert_array_equal(row, np.arange(i % 7 + 1) + i)
+
+
+def expect(sample, i):
+    (want,) = rows_of(int(i), 1)
+    assert sample.keys() == want.keys()
+    np.testing.assert_equal(sample, want)
+
+
+@pytest.fixture
+def made(tmp_path, upload, small_chunks):
+    """Return a mixture of local, compressed and remote views, and the ids of its samples."""
+    a = write(tmp_path / "a")
+    b = write(tmp_path / "b", 1000, 80, compression="zstd")
+    for name, first, n, options in (("c", 2000, 60, {}), ("d", 3000, 40, {"compression": "zstd"})):
+        write(tmp_path / name, first, n, **options)
+    c, d = (
+        npstream.open(upload(tmp_path / name), cache=tmp_path / f"cache-{name}") for name in "cd"
+    )
+    views, ids = views_of(a, b, c, d)
+    return npstream.mix(views), np.concatenate(ids)
+
+
+# As a concatenation.
+
+
+@st.composite
+def chains(draw):
+    """Draw a few indices, each for the rows that the last one left, and what they make of them."""
+    rows, steps = np.arange(SIZE), []
+    for _ in range(draw(st.integers(0, 3))):
+        n, kind = len(rows), draw(st.sampled_from(["slice", "list", "mask", "shuffle"]))
+        if kind == "slice":
+            index = draw(st.slices(n))
+        elif kind == "list" and n:
+            index = np.array(draw(st.lists(st.integers(-n, n - 1), max_size=20)), np.int64)
+        else:
+            rng = np.random.default_rng(draw(st.integers(0, 99)))
+            index = rng.random(n) < 0.5 if kind == "mask" else rng.permutation(n)
+        steps.append(index)
+        rows = rows[index]
+    return steps, rows
+
+
+SOME = np.random.default_rng(0).random(120) < 0.6
+SIZE = 60 + 80 + int(SOME.sum()) + 55 + 5 + 60 + 20
+
+
+def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
+    monkeypatch.setattr(selection, "FEW", 0)  # let small masks, too, be kept as bits
+    mixed, ids = made
+    assert len(mixed) == len(ids) == SIZE
+
+    @settings(max_examples=60)
+    @given(chains())
+    def holds(chain):
+        steps, rows = chain
+        view = functools.reduce(operator.getitem, steps, mixed)
+        batch = view.load()
+        assert batch.ids.tolist() == rows.tolist()
+        check(batch, ids[rows])
+        np.testing.assert_array_equal(np.asarray(view["id"]), ids[rows])
+        np.testing.assert_array_equal(view["x"][:, 1].load(), ids[rows] + 1)
+        np.testing.assert_array_equal(view["text"] == "<2001>", ids[rows] == 2001)
+        assert view["id"].sum() == ids[rows].sum()
+        source, row = mixed.origin(rows)
+        shard, place = view.locate(slice(None))
+        assert (mixed.shards["samples"][shard] > place).all()
+        for k in range(0, len(rows), 17):
+            expect(view[k], ids[rows[k]])
+            assert view.locate(k) == (shard[k], place[k])
+            assert mixed.origin(int(rows[k])) == (source[k], row[k])
+
+    holds()
+
+
+def test_iteration_reads_what_an_index_does(made):
+    mixed, ids = made
+    for view, rows in ((mixed, slice(None)), (mixed[::-3], slice(None, None, -3))):
+        for sample, i in zip(view, ids[rows], strict=True):
+            expect(sample, i)
+    view = mixed[::2]
+    for shuffle in (False, True):
+        seen = []
+        for batch in view.iter(0, 1, batch_size=17, shuffle=shuffle, last="short"):
+            check(batch, ids[batch.ids])
+            seen += batch.ids.tolist()
+        assert sorted(seen) == list(range(0, SIZE, 2))
+        assert shuffle == (seen != sorted(seen))
+
+
+def test_values_of_any_kind_of_index(made):
+    mixed, ids = made
+    nd = np.arange(24).reshape(2, 3, 4) * 7
+    assert mixed[nd]["id"].load().tolist() == ids[nd].tolist()
+    assert [part["id"].load().tolist() for part in mixed[nd]] == ids[nd].tolist()
+    with pytest.raises(IndexError, match=f"index {SIZE} is out of bounds for axis 0"):
+        mixed[SIZE]
+    assert mixed.take([0, -1])["id"].tolist() == ids[[0, -1]].tolist()
+    out = np.empty((SIZE, 3), np.float32)
+    assert mixed.load(out={"x": out})["x"] is out
+    np.testing.assert_array_equal(out[:, 2], ids + 2)
+    parts = mixed.random_split([0.5, 0.5], 0, by="chunk")
+    assert sorted(np.concatenate([part.load().ids for part in parts])) == list(range(SIZE))
+    odd = mixed.filter(lambda sample: sample["id"] % 2 == 1, ["id"])
+    assert odd["id"].load().tolist() == ids[ids % 2 == 1].tolist()
+
+
+def test_a_fixed_column_of_one_local_view_is_mapped(tmp_path):
+    for name in "ab":
+        npstream.write(tmp_path / name, {"x": np.arange(40.0)})
+    a, b = (npstream.open(tmp_path / name) for name in "ab")
+    mixed = npstream.mix({"a": a[::2], "b": b})
+    mapped = np.asarray(mixed[4:10]["x"], copy=False)
+    assert mapped.tolist() == list(range(8, 20, 2))
+    assert not mapped.flags.owndata
+    for rows in (slice(15, 25), slice(0, 0)):
+        with pytest.raises(ValueError, match="Unable to avoid copy"):
+            np.asarray(mixed[rows]["x"], copy=False)
+
+
+def test_columns_that_differ_in_how_they_are_stored(tmp_path):
+    """Text and binary files, and fixed sizes declared for bytes of any size, make one column."""
+    npstream.write(tmp_path / "a", [{"id": i, "t": f"a{i}"} for i in range(9)],
+                   columns={"t": "str", "id": "int64"})  # fmt: skip
+    write_jsonl(
+        tmp_path / "b",
+        [{"id": i, "t": f"b{i}", "more": 1.5} for i in range(5)],
+        {"id": "int", "t": "str", "more": "float"},
+    )
+    mixed = npstream.mix({name: npstream.open(tmp_path / name) for name in "ab"})
+    assert mixed.columns == ("t", "id")
+    batch = mixed[::-1].load()
+    assert batch["id"].tolist() == [*range(4, -1, -1), *range(8, -1, -1)]
+    assert list(batch["t"])[3:7] == ["b1", "b0", "a8", "a7"]
+    assert mixed[10]["t"] == "b1"
+    assert (mixed["t"] == "b1").tolist() == [row == 10 for row in range(14)]
+    assert mixed[:0].load()["id"].shape == (0,)
+    rows = np.arange(24, dtype=np.uint16).reshape(6, 4)
+    npstream.write(tmp_path / "c", {"x": rows})
+    npstream.write(tmp_path / "d", [{"x": row.tobytes()} for row in rows], columns={"x": "bytes"})
+    d = npstream.open(tmp_path / "d", columns={"x": "ndarray:uint16:4"})
+    both = npstream.mix({"c": npstream.open(tmp_path / "c"), "d": d})
+    np.testing.assert_array_equal(both[[1, 7, 11]]["x"].load(), rows[[1, 1, 5]])
+    with pytest.raises(ColumnError, match=r"'ndarray:uint16:4' in source 'c', but 'bytes' in 'd'"):
+        npstream.mix({name: npstream.open(tmp_path / name) for name in "cd"}, columns=["x"])
+
+
+# The sources.
+
+
+def test_what_a_mixture_says_of_itself(made):
+    mixed, ids = made
+    assert mixed.names == ("first", "packed", "masked", "remote", "listed", "shuffled", "tail")
+    assert list(mixed.columns) == list(COLUMNS)
+    assert mixed.weights["packed"] == pytest.approx(80 / SIZE)
+    text = repr(mixed)
+    assert text.startswith(f"<npstream.Mixture: {SIZE} samples of 7 sources\n  id ")
+    assert f"  packed     {80 / SIZE:.2%} of what is drawn, 80 samples\n" in text
+    assert repr(mixed[::2]).startswith(f"<npstream.Dataset: {len(mixed[::2])} samples of 300 in ")
+    assert f"<td>{ids[4]}</td>" in mixed._repr_html_()
+    assert len(mixed.version) == 16
+    assert len(mixed.shards) == sum(len(part.index) for part in mixed._source._parts)
+    assert mixed["id"].shape == (SIZE,)
+    assert mixed.dtypes["x"] == np.float32
+
+
+def test_views_of_one_dataset_share_it(tmp_path):
+    a = write(tmp_path / "a")
+    mixed = npstream.mix({"even": a[::2], "odd": a[1::2], "all": a})
+    assert len(mixed._source._parts) == 1
+    assert len(mixed.shards) == len(a.shards)
+    assert mixed.version != a.version
+    check(mixed[[3, 65, 120]].load(), [6, 11, 0])
+
+
+def test_the_column_of_sources(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80, compression="zstd")
+    mixed = npstream.mix({"é": a[:3], "b": b[:2]}, columns=["source", "id"])
+    names = ["é"] * 3 + ["b"] * 2
+    assert mixed.columns == ("source", "id")
+    assert list(mixed.load()["source"]) == names
+    assert [sample["source"] for sample in mixed] == names
+    assert mixed[3] == {"source": "b", "id": 1000}
+    assert mixed["source"][4] == "b"
+    assert mixed["source"].dtype == np.dtypes.StringDType()
+    assert (mixed["source"] == "b").tolist() == [False] * 3 + [True] * 2
+    assert np.asarray(mixed["source"]).tolist() == names
+    assert list(mixed[["source"]].load()["source"]) == names
+    assert mixed[["source"]][0] == {"source": "é"}
+    assert [*mixed[["source"]]] == [{"source": name} for name in names]
+    assert list(pickle.loads(pickle.dumps(mixed["source"]))[::2].load()) == names[::2]
+    cost = mixed["source"].explain()
+    assert (cost.samples, cost.shards) == (5, 0)
+    assert mixed.explain() == mixed[["id"]].explain()
+    with pytest.raises(ValueError, match="column 'source' is made"):
+        mixed["source"].view("uint8").load()
+    with pytest.raises(ColumnError, match="no column 'source'"):
+        npstream.mix({"a": a, "b": b})["source"]
+
+
+def test_a_column_called_source(tmp_path):
+    for name in "ab":
+        npstream.write(tmp_path / name, [{"source": "mine", "x": 1}])
+    a, b = (npstream.open(tmp_path / name) for name in "ab")
+    assert npstream.mix({"a": a, "b": b})[1] == {"source": "mine", "x": 1}
+    with pytest.raises(ValueError, match="source 'a' has a column of that name: leave it out"):
+        npstream.mix({"a": a, "b": b}, columns=["source", "x"])
+    mixed = npstream.mix({"a": a[["x"]], "b": b[["x"]]}, columns=["source", "x"])
+    assert mixed[1] == {"source": "b", "x": 1}
+
+
+def doubled(sample):
+    return {**sample, "id": 2 * sample["id"]}
+
+
+def test_transforms_of_sources(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
+    mixed = npstream.mix({"a": a.with_transform(doubled), "b": b}, columns=["id", "source"])
+    view = mixed[[5, 121]]
+    assert [sample["id"] for sample in view] == [view[0]["id"], view[1]["id"]] == [10, 1001]
+    assert view["id"].load().tolist() == [5, 1001]
+    assert view["id"][0] == 5
+    assert "<td>5</td>" in view._repr_html_()
+    names = view.with_transform(lambda sample: (sample["source"], sample["id"]))
+    assert [*names] == [("a", 10), ("b", 1001)]
+    assert isinstance(mixed.with_transform(str), npstream.Mixture)
+    samples = mixed[::40].iter(0, 1, batch_size=2, batched=False)
+    assert [sample["id"] for sample in samples] == [0, 80, 160, 1000, 1040, 0]
+    with pytest.raises(ValueError, match="give iter a transform= for batches"):
+        mixed[::40].iter(0, 1, batch_size=2)
+
+
+# What is wrong.
+
+
+def test_bad_sources(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
+    for sources, error, message in (
+        ({}, ValueError, "a mixture of no sources: give at least one"),
+        ([a, b], TypeError, "expected datasets by name"),
+        ({"a": a, "b": b[:0]}, ValueError, "source 'b' is empty: leave it out"),
+        ({"a": a, 3: b}, TypeError, "a source is called 3"),
+        ({"a": a["id"]}, TypeError, "source 'a' is a Column; expected a Dataset"),
+        ({"a": a[[[0, 1]]]}, ValueError, "source 'a' has 2 axes; expected 1"),
+        (
+            {"a": npstream.mix({"a": a})[::2]},
+            TypeError,
+            "source 'a' is a mixture, or a view",
+        ),
+        ({"a": a[["x"]], "b": b}, ValueError, "no column in common: column 'x' is not common"),
+    ):
+        with pytest.raises(error, match=message):
+            npstream.mix(sources)
+    a.close()
+    with pytest.raises(ValueError, match="the dataset is closed"):
+        npstream.mix({"a": a})
+
+
+def test_bad_columns(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
+    sources = {"a": a, "b": b, "c": b, "d": b, "e": b}
+    assert npstream.mix(sources).columns == ("text",)
+    for columns, error, message in (
+        (["x"], ColumnError, "'x' is not common .* it is missing in 'b', 'c', 'd' and 1 more"),
+        (["id"], ColumnError, "'id' is 'int64' in source 'a', but 'int32' in 'b', 'c', 'd' and 1"),
+        (["txt"], ColumnError, "no column 'txt'; did you mean 'text'"),
+        ("text", TypeError, r"expected a list of names, \['text'\]"),
+        (["text", "text"], ValueError, "named twice"),
+    ):
+        with pytest.raises(error, match=message):
+            npstream.mix(sources, columns=columns)
+    with pytest.raises(ColumnError, match="'x' is not common"):
+        npstream.mix(sources)[["x"]]
+
+
+def test_bad_weights(tmp_path):
+    a = write(tmp_path / "a")
+    sources = {"a": a[:50], "b": a[50:]}
+    for weights, message in (
+        ({"a": 1}, "'b'"),
+        ({"a": 1, "b": 1, "c": 1}, "'c'"),
+        ({"a": 0, "b": 1}, "'a'"),
+        ({"a": 1, "b": -1}, "'b'"),
+        ({"a": 1, "b": float("nan")}, "'b'"),
+        ({"a": 1, "b": float("inf")}, "'b'"),
+        ([(5, {"a": 1, "b": 1})], "position"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            npstream.mix(sources, weights)
+    for weights in ([], "a", {"a": True, "b": 1}):
+        with pytest.raises(TypeError, match=r"'a'|weights"):
+            npstream.mix(sources, weights)
+    with pytest.raises(ValueError, match="alpha"):
+        npstream.mix(sources, alpha=float("nan"))
+    with pytest.raises(ValueError, match=r"block=100000[01] would do"):
+        npstream.mix(sources, {"a": 1e-6, "b": 1 - 1e-6}, block=1000)
+
+
+def test_a_schedule(tmp_path):
+    a = write(tmp_path / "a")
+    weights = [(0, {"a": 1, "b": 1}), (64, {"a": 1, "b": 3})]
+    mixed = npstream.mix({"a": a[:50], "b": a[50:]}, weights)
+    assert mixed.weights == [(0, {"a": 0.5, "b": 0.5}), (64, {"a": 0.25, "b": 0.75})]
+    assert repr(mixed).endswith("  and other shares from position 64 on>")
+    drawn, _ = mixed.origin(mixed.order(0)[:64])
+    assert np.bincount(drawn).tolist() == [32, 32]
+
+
+def test_damage_is_said_to_be_where_it_is(tmp_path):
+    a = write(tmp_path / "a")
+    write(tmp_path / "b", 1000, 80)
+    (shard,) = [path for path in (tmp_path / "b").glob("*.mds") if "00001" in path.name]
+    body = bytearray(shard.read_bytes())
+    count = int.from_bytes(body[:4], "little")
+    begin = int.from_bytes(body[4:8], "little")
+    body[begin : begin + 4] = b"\xff\xff\xff\xff"
+    shard.write_bytes(body)
+    b = npstream.open(tmp_path / "b")
+    mixed = npstream.mix({"a": a, "b": b[::-1]})
+    first = int(b.shards["start"][1])
+    assert count > 1
+    where = rf"b/shard\.00001\.mds \(shard 1\): sample 0 \(sample {first} of the dataset\)"
+    with pytest.raises(FormatError, match=where):
+        mixed.load()
+    with pytest.raises(FormatError, match=where):
+        mixed[120 + 79 - first]
+
+
+# In object stores.
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Return the list of what is requested from now on, and of which store."""
+    made = []
+    stream = RemoteStore.stream
+
+    def spied(self, spans):
+        spans = list(spans)
+        made.extend((self.root, *span) for span in spans)
+        return stream(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "stream", spied)
+    return made
+
+
+@pytest.fixture
+def remote(tmp_path, upload, small_chunks):
+    """Three remote datasets, of which the second is compressed, and a local one."""
+    n = 300
+    opened = []
+    for number, name in enumerate("abcd"):
+        x = np.arange(n * 12, dtype=np.float64).reshape(n, 12) + number * 10_000
+        data = {"id": np.arange(n) + number * n, "x": x}
+        options = {"compression": "zstd"} if number == 1 else {}
+        npstream.write(tmp_path / name, data, shard_size="8KB", **options)
+        if number == 2:
+            for side in (tmp_path / name).glob("index.*"):
+                if side.name != "index.json":
+                    side.unlink() if side.is_file() else remove(side)
+        if number == 3:
+            opened.append(npstream.open(tmp_path / name))
+        else:
+            cache = tmp_path / "cache"
+            opened.append(npstream.open(upload(tmp_path / name), cache=cache))
+    return opened
+
+
+def remove(directory):
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+@pytest.mark.parametrize(
+    "index", [slice(None), slice(50, 1150, 3), slice(None, None, -70), [3, 310, 700, 1100, 4]],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("twice", [False, True])
+def test_explain_says_what_is_fetched(index, twice, remote, requests):
+    sources = dict(zip("abcd", remote, strict=True))
+    if twice:  # views that overlap
+        sources |= {"a2": remote[0][100:250], "b2": remote[1].shuffle(0)}
+    mixed = npstream.mix(sources)
+    view = mixed[index]
+    cost = view.explain()
+    requests.clear()
+    batch = view.load()
+    np.testing.assert_array_equal(batch["id"] // 300 * 10_000 + batch["id"] % 300 * 12,
+                                  batch["x"][:, 0])  # fmt: skip
+    assert (cost.requests, cost.nbytes) == (len(requests), sum(nbytes for *_, nbytes in requests))
+    assert cost.samples == len(view)
+    whole = [ds.explain() for ds in remote]
+    if len(view) == 1200 and not twice:
+        assert cost.chunks == sum(part.chunks for part in whole)
+        assert cost.shards == sum(part.shards for part in whole)
+    after = view.explain()
+    assert after.cached >= cost.cached
+    if isinstance(index, slice) and index.step is None:
+        assert (after.requests, after.cached) == (0, after.chunks)
+
+
+def test_prefetch(remote, requests, tmp_path, upload):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    mixed[100:1000].prefetch()
+    requests.clear()
+    assert mixed[100:1000:3].load()["id"].tolist() == list(range(100, 1000, 3))
+    assert requests == []
+    # Each dataset would fit alone.
+    small = [
+        npstream.open(upload(tmp_path / name), cache=tmp_path / "less", cache_limit="50KB")
+        for name in "ac"
+    ]
+    small[0].prefetch()
+    with pytest.raises(ValueError, match="raise cache_limit"):
+        npstream.mix({"a": small[0], "c": small[1]}).prefetch()
+
+
+def test_the_cost_gate(tmp_path, upload, remote):
+    def opened(limit):
+        return [
+            npstream.open(upload(tmp_path / name), cache=tmp_path / f"{limit}",
+                          implicit_read_limit=limit) for name in "abc"
+        ]  # fmt: skip
+
+    strict = npstream.mix(dict(zip("abcd", [*opened("40KB"), remote[3]], strict=True)))
+    for read in (
+        lambda: strict["x"].mean(),
+        lambda: np.asarray(strict[::2]["x"]),
+        lambda: strict["x"][:700] + 1,
+        lambda: next(iter(strict[[*range(1200)]])),
+    ):
+        with pytest.raises(CostError, match=r"more than implicit_read_limit=40\.0 KiB"):
+            read()
+    assert strict["x"][900:].max() == 30_000 + 3599  # local
+    assert strict["x"][:100].min() == 0
+    named = npstream.mix({"a": opened(0)[0], "d": remote[3]}, columns=["id", "x", "source"])
+    assert (named["source"] == "d").sum() == 300  # which is not read
+    assert np.asarray(named[["id", "source"]]["id"]).max() == 1199  # out of the side-car
+    with pytest.raises(CostError):
+        named["x"].sum()
+    free = npstream.mix(dict(zip("abcd", [*opened(None), remote[3]], strict=True)))
+    assert free["x"].max() == 30_000 + 3599
+
+
+def test_small_columns_come_from_side_cars(remote, requests):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    requests.clear()
+    cost = mixed["id"].explain()
+    view = mixed[np.r_[0:600, 900:1200]]
+    assert view["id"].load().tolist() == [*range(600), *range(900, 1200)]
+    assert {name for _, name, *_ in requests} == {"index.columns/id.npy"}
+    requests.clear()
+    assert (mixed["id"] % 7 == 3).tolist() == (np.arange(1200) % 7 == 3).tolist()
+    # Those of side-cars are in the cache now.
+    assert {name.split(".")[0] for _, name, *_ in requests} == {"shard"}
+    assert cost.samples == 1200
+    assert 0 < cost.nbytes < mixed.explain().nbytes + 60_000
+
+
+def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
+    monkeypatch.setattr(ahead, "WINDOW", 1 << 13)
+    monkeypatch.setattr(ahead, "GROUP", 1 << 11)
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    threads = set()
+    fetch = ahead.ReadAhead._next
+
+    def spied(self):
+        threads.add(threading.current_thread())
+        return fetch(self)
+
+    monkeypatch.setattr(ahead.ReadAhead, "_next", spied)
+    seen = []
+    for batch in mixed[:].iter(0, 1, batch_size=32, shuffle=True, last="short"):
+        np.testing.assert_array_equal(batch["id"], batch.ids)
+        seen += batch.ids.tolist()
+    assert sorted(seen) == list(range(1200))
+    assert 0 < len(threads) <= ahead.THREADS  # of all stores together
+    assert len(requests) == len(set(requests))
+    assert [int(sample["id"]) for sample in mixed] == list(range(1200))
+
+
+def test_threads_share_what_they_fetch(remote, requests):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        for batch in pool.map(lambda _: mixed.load(), range(8)):
+            assert batch["id"].tolist() == list(range(1200))
+    assert len(requests) == len(set(requests))
+
+
+def test_sources_go_on_when_a_mixture_is_closed(remote):
+    with npstream.mix(dict(zip("abcd", remote, strict=True))) as mixed:
+        batches = iter(mixed[:].iter(0, 1, batch_size=8, shuffle=True))
+        next(batches)
+    with pytest.raises(ValueError, match="mixture of 4 datasets: the dataset is closed"):
+        mixed[0]
+    assert [ds[299]["id"] for ds in remote] == [299, 599, 899, 1199]
+    assert remote[0].load()["id"].tolist() == list(range(300))
+
+
+def test_stores_are_waited_for_side_by_side(remote, monkeypatch):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    together = threading.Barrier(2, timeout=20)
+    stream = RemoteStore.stream
+
+    def waiting(self, spans):
+        together.wait()
+        return stream(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "stream", waiting)
+    batch = mixed[[1100, 700, 5]].load()  # one request to each
+    assert batch["id"].tolist() == [1100, 700, 5]
+
+
+def test_a_store_that_fails(remote, upload, tmp_path):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    fsspec.filesystem("memory").rm("/bucket-2/shard.00001.mds")
+    with pytest.raises(StorageError, match=r"memory://bucket-2/shard\.00001\.mds"):
+        mixed.load()
+    with pytest.raises(StorageError, match=r"memory://bucket-2/shard\.00001\.mds"):
+        list(mixed.iter(0, 1, batch_size=32, shuffle=True))
+    assert mixed[:600].load()["id"].tolist() == list(range(600))
+
+
+def test_a_cache_that_is_cleared_in_use(remote, tmp_path):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    for _ in range(2):
+        assert mixed.load()["id"].tolist() == list(range(1200))
+        assert mixed[601]["id"] == 601
+        npstream.cache.clear(tmp_path / "cache")
+
+
+def test_shards_that_were_passed(remote, monkeypatch):
+    """Reading in order says which shards of which dataset need not be kept; reading back does."""
+    seen = []
+
+    def passed(self, shards, now):
+        seen.append((self.root[-1], [*shards], now))
+
+    monkeypatch.setattr(RemoteShards, "passed", passed)
+    mixed = npstream.mix({"a": remote[0], "c": remote[2]})
+    done = {"0": [], "2": []}
+    for view in (mixed, mixed[::-1]):
+        seen.clear()
+        for batch in view[:].iter(0, 1, batch_size=16):
+            assert batch.n == 16
+        for root, shards, _ in seen:
+            done[root] += shards
+    assert done["0"] == [0, 1, 2, 3, 4, 4, 3, 2, 1]
+    assert done["2"] == [0, 1, 2, 3, 4, 3, 2, 1, 0]
+    seen.clear()
+    for _ in npstream.mix({"c": remote[2], "a": remote[0][::-1]})[:].iter(0, 1, batch_size=16):
+        pass
+    assert seen == []
+
+
+# In other processes.
+
+
+def read_some(mixed):
+    return [int(sample["id"]) for sample in mixed[::7]], mixed[3]["source"]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes(method, tmp_path, upload):
+    a = write(tmp_path / "a")
+    write(tmp_path / "b", 1000, 80)
+    # A store of memory is its process's own, so only a forked one has it.
+    url = upload(tmp_path / "b") if method == "fork" else f"local://{tmp_path / 'b'}"
+    b = npstream.open(url, cache=tmp_path / "cache")
+    mixed = npstream.mix({"a": a[::2], "b": b}, columns=["id", "source"])
+    assert mixed[60]["id"] == 1000
+    want = [*range(0, 120, 2), *range(1000, 1080)][::7]
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(read_some, (mixed,)) == (want, "a")
+
+
+def test_a_data_loader_with_workers(tmp_path):
+    torch_data = pytest.importorskip("torch.utils.data")
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
+    mixed = npstream.mix({"a": a, "b": b}, columns=["id"])
+    options = {"num_workers": 2, "multiprocessing_context": "fork"}
+    loader = torch_data.DataLoader(mixed, batch_size=8, **options)
+    ids = [int(i) for batch in loader for i in batch["id"]]
+    assert ids == [*range(120), *range(1000, 1080)]
+
+
+def test_pickles(made):
+    mixed, ids = made
+    mixed.load()
+    body = pickle.dumps(mixed)
+    again = pickle.loads(body)
+    assert isinstance(again, npstream.Mixture)
+    assert (again.names, again.weights) == (mixed.names, mixed.weights)
+    check(again[::-5].load(), ids[::-5])
+    assert len(again._source._parts) == 4
+    column = pickle.loads(pickle.dumps(mixed["x"][::3, 1]))
+    np.testing.assert_array_equal(column.load(), ids[::3] + 1)
+
+
+# What is drawn.
+
+
+def test_batches_hold_the_rows_that_are_drawn(made):
+    mixed, ids = made
+    for batching in ("random", "stratified", "per_stream", "device_per_stream"):
+        batches = mixed.iter(1, 2, batch_size=40, batching=batching, shuffle=True, seed=3)
+        assert len(batches) == len(list(batches)) > 2
+        for batch in batches:
+            check(batch, ids[batch.ids])
+            if batching.endswith("per_stream"):
+                assert len(set(mixed.origin(batch.ids)[0])) == 1
+    samples = mixed[["id"]].iter(0, 1, batch_size=40, batched=False, seed=3, shuffle=True)
+    want = mixed.shuffle(3)["id"].load()
+    assert [sample["id"] for sample in samples][: len(want)] == want.tolist()
+    assert want.tolist() == ids[mixed.order(3)[:]].tolist()
+    assert mixed.order(3, 1)[:9].tolist() != mixed.order(3, 0)[:9].tolist()
+
+
+def test_views_of_what_is_drawn(made):
+    mixed, ids = made
+    drawn = mixed.shuffle(5, 2)
+    assert not isinstance(drawn, npstream.Mixture)
+    rows = np.asarray(mixed.order(5, 2))
+    check(drawn[10:50:3].load(), ids[rows[10:50:3]])
+    again = pickle.loads(pickle.dumps(drawn))
+    assert again["id"].load().tolist() == ids[rows].tolist()
+    state = drawn.iter(0, 1, batch_size=4).state_dict()
+    again.iter(0, 1, batch_size=4).load_state_dict(state)
+    with pytest.raises(ValueError, match="the state is of another view"):
+        mixed.shuffle(5, 3).iter(0, 1, batch_size=4).load_state_dict(state)
+
+
+def test_settings_of_streaming_are_told_apart(made):
+    mixed, _ = made
+    with pytest.raises(ValueError, match="that is its batching_method"):
+        mixed.iter(0, 1, batch_size=4, shuffle="py1e", batching="stratified")
+
+
+def test_states_of_views_tell_mixtures_from_each_other(tmp_path):
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 120)
+    views = [
+        npstream.mix(sources)[::2].iter(0, 1, batch_size=4)
+        for sources in ({"a": a, "b": b}, {"a": a, "b": b[::-1]}, {"a": b, "b": a})
+    ]
+    state = views[0].state_dict()
+    npstream.mix({"x": a, "y": b})[::2].iter(0, 1, batch_size=9).load_state_dict(state)
+    for other in views[1:]:
+        with pytest.raises(ValueError, match=r"the state is of another (dataset|view)"):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_draw_alike(method, tmp_path):
+    pytest.importorskip("torch")
+    from npstream.torch import DataLoader
+
+    a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80)
+    mixed = npstream.mix({"a": a, "b": b}, {"a": 1, "b": 2}, columns=["id"])
+    want = [batch["id"].tolist() for batch in mixed.iter(0, 1, batch_size=16, shuffle=True)]
+    workers = 2 if method == "fork" else 1
+    options = {"num_workers": workers, "multiprocessing_context": method}
+    loader = DataLoader(mixed.iter(0, 1, batch_size=16, shuffle=True), **options)
+    assert [batch["id"].tolist() for batch in loader] == want
+
+
+# At a large scale.
+
+
+def copied(ds):
+    """Return another opening of a local dataset, without reading its index again."""
+    source = ds._source
+    shards = Shards(source.index, source.fetcher.shards.store, "auto")
+    opened = Source(Fetcher(shards), source.fields, source.partial)
+    return Dataset(opened, Selection.all(len(ds)), ds.columns)
+
+
+def test_a_thousand_sources(tmp_path):
+    """Joining them takes little time and memory beyond their own."""
+    npstream.write(tmp_path / "x", {"x": np.arange(10)})
+    index = json.loads((tmp_path / "x" / "index.json").read_text())
+    index["shards"] *= 200
+    (tmp_path / "x" / "index.json").write_text(json.dumps(index))
+    ds = npstream.open(tmp_path / "x")
+    sources = {f"s{k}": copied(ds) for k in range(1000)}
+    npstream.mix({"s0": sources["s0"]})  # imports what it needs
+    begin = time.perf_counter()
+    mixed = npstream.mix(sources)
+    assert time.perf_counter() - begin < 1  # 0.1 s where nothing else runs
+    tracemalloc.start()
+    mixed = npstream.mix(sources)
+    kept = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept < 50e6
+    assert isinstance(mixed._source, MixedSource)
+    assert (len(mixed), len(mixed.shards)) == (2_000_000, 200_000)
+    rows = np.random.default_rng(0).integers(0, 2_000_000, 256)
+    np.testing.assert_array_equal(mixed[rows]["x"].load(), rows % 10)
+    assert len(repr(mixed).splitlines()) < 40

@@ -1,0 +1,681 @@
+"""The native order does what the design says, exactly, and shuffles as well as it promises."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import math
+import pickle
+import subprocess
+import sys
+import threading
+import tracemalloc
+from dataclasses import asdict
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from datasets import write_shards
+from hypothesis import given
+
+import npstream
+from npstream._core import jit as _jit
+from npstream.iteration.partition import Partition
+from npstream.orders import blocks
+from npstream.orders import order as epoch
+from npstream.orders.chunks import shard_chunks
+from npstream.orders.order import Order, Shuffle
+from npstream.orders.permutation import SMALL, Permutation, make_key
+from npstream.reading import source
+from orders import CHUNK, Scene, figures, native
+
+MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
+
+
+def bounds(sizes):
+    """Return the bounds of chunks of given sizes."""
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+
+def even(n, size):
+    """Return the bounds of chunks of one size, of which the last may be smaller."""
+    return np.append(np.arange(0, n, size), n)
+
+
+# What the design says, step by step, on lists.
+
+
+def draw(counter, bound):
+    x = (counter ^ counter >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x * bound >> 64
+
+
+def subkey(key, lane, level):
+    return draw(draw(key ^ lane, 2**63 - 1) ^ level, 2**63 - 1)
+
+
+def permuted(items, key):
+    """Permute a list by a Fisher-Yates shuffle, however long it is."""
+    items = list(items)
+    for i in range(len(items)):
+        j = draw(key ^ i, i + 1)
+        items[i], items[j] = items[j], items[i]
+    return items
+
+
+def described_lanes(chunks, seed, lanes):
+    """Lay permuted chunks end to end over the lanes, as lists of pieces."""
+    n = int(chunks[-1])
+    runs = [
+        range(first, stop) for first, stop in itertools.pairwise(chunks.tolist()) if first < stop
+    ]
+    laid = permuted([run for run in runs if run], make_key(seed, 0, 0, 2))
+    result = []
+    for lane in range(lanes):
+        room = n // lanes + (lane < n % lanes)
+        result.append([])
+        while room:
+            piece = laid.pop(0)
+            if len(piece) > room:
+                laid.insert(0, piece[room:])
+                piece = piece[:room]
+            result[-1].append(piece)
+            room -= len(piece)
+    return result
+
+
+def described(chunks, seed, epoch, block, lanes):
+    """Compute an order as the design describes it."""
+    epoch_key = make_key(seed, epoch, 0, 3)
+    sequences = []
+    for lane, pieces in enumerate(described_lanes(chunks, seed, lanes)):
+        elements = [row for piece in permuted(pieces, subkey(epoch_key, lane, 0)) for row in piece]
+        sequence = []
+        length = math.ceil(block * (lane + 1) / lanes)
+        for number in itertools.count():
+            part, elements = elements[:length], elements[length:]
+            if not part:
+                break
+            permutation = Permutation(len(part), subkey(epoch_key, lane, number + 1))
+            sequence += np.array(part)[permutation.at(np.arange(len(part)))].tolist()
+            length = block
+        sequences.append(sequence)
+    order = itertools.chain.from_iterable(itertools.zip_longest(*sequences))
+    return [row for row in order if row is not None]
+
+
+CASES = {
+    # chunks, rows of a block, lanes
+    "nothing": (bounds([]), 1, 1),
+    "no samples": (bounds([0, 0]), 3, 2),
+    "one sample": (bounds([1]), 1, 1),
+    "one sample, many lanes": (bounds([1]), 5, 4),
+    "one chunk": (bounds([10]), 4, 1),
+    "one chunk over lanes": (bounds([23]), 4, 5),
+    "more lanes than samples": (bounds([2, 0, 3]), 2, 9),
+    "chunks of all sizes": (bounds([0, 1, 0, 7, 30, 2, 0, 1, 12]), 6, 4),
+    "blocks of one": (even(50, 8), 1, 3),
+    "blocks over chunks": (even(100, 8), 17, 3),
+    "one block": (even(100, 8), 100, 1),
+    "lanes divide": (even(96, 8), 5, 12),
+    "a long block": (even(1000, 30), 10**6, 2),
+}
+
+LARGE_CASES = {
+    "one large block": (even(40_000, 700), 40_000, 1),
+    "large blocks, small first and last": (even(150_001, 4000), 34_000, 3),
+    "pieces of one sample": (even(80_000, 1), 40_000, 2),
+    "pieces of many sizes": (
+        bounds([*[1] * 3000, 50_000, *[7] * 500, 30_000]),
+        45_000,
+        2,
+    ),
+}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("case", CASES)
+def test_orders_follow_their_description(case):
+    chunks, block, lanes = CASES[case]
+    order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes)
+    want = described(chunks, 5, 2, block, lanes)
+    assert len(order) == len(want)
+    assert order[:].tolist() == want
+    assert order.at(np.arange(len(want))).tolist() == want
+    assert order.find(np.array(want, int)).tolist() == list(range(len(want)))
+
+
+@pytest.mark.parametrize("case", LARGE_CASES)
+def test_orders_of_large_blocks_follow_their_description(case):
+    chunks, block, lanes = LARGE_CASES[case]
+    order = Order(int(chunks[-1]), chunks, 5, 2, block=block, lanes=lanes)
+    want = np.array(described(chunks, 5, 2, block, lanes))
+    assert np.array_equal(order[:], want)
+    some = np.random.default_rng(0).integers(0, len(want), 3000)
+    assert np.array_equal(order.at(some), want[some])
+    assert np.array_equal(order.find(want[some]), some)
+    for part in (slice(len(want) // 2, None), slice(3, None, 5), slice(1, None, 40 * lanes)):
+        order = Order(len(want), chunks, 5, 2, block=block, lanes=lanes)
+        assert np.array_equal(order[part], want[part])
+
+
+def test_compiled_and_plain_kernels_agree_on_large_blocks(monkeypatch):
+    chunks, block, lanes = LARGE_CASES["pieces of many sizes"]
+    parts = [slice(0, 40), slice(60_000, 60_090), slice(30_000, 30_010)]
+
+    def run():
+        order = Order(int(chunks[-1]), chunks, 1, block=block, lanes=lanes)
+        looked_up = [order[part] for part in parts]
+        return [*looked_up, order.find(looked_up[1][:3])]
+
+    compiled = run()
+    monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    for one, other in zip(compiled, run(), strict=True):
+        assert np.array_equal(one, other)
+
+
+sizes = st.lists(st.integers(0, 40), max_size=30)
+
+
+@given(sizes, st.integers(0, 9), st.integers(0, 9), st.integers(1, 50), st.integers(1, 40))
+def test_every_row_comes_once_and_is_found(sizes, seed, number, block, lanes):
+    n = sum(sizes)
+    order = Order(n, bounds(sizes), seed, number, block=block, lanes=lanes)
+    rows = order[:]
+    assert rows.dtype == np.int64
+    assert np.array_equal(np.sort(rows), np.arange(n))
+    assert np.array_equal(order.find(rows), np.arange(n))
+
+
+@given(sizes, st.integers(1, 50), st.integers(1, 12), st.data())
+def test_parts_are_the_same_however_they_are_asked_for(sizes, block, lanes, data):
+    n = sum(sizes)
+    make = functools.partial(Order, n, bounds(sizes), 3, block=block, lanes=lanes)
+    whole, order = make()[:], make()
+    for _ in range(4):
+        start = data.draw(st.integers(0, n))
+        stop = data.draw(st.integers(start, n))
+        assert np.array_equal(order[start:stop], whole[start:stop])
+        some = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=9)) if n else [], int)
+        assert np.array_equal(order.at(some), whole[some])
+
+
+@given(st.integers(1, 5), st.integers(1, 2**40), st.integers(1, 1000), st.data())
+def test_any_part_of_a_vast_order_is_found_again(chunks, n, lanes, data):
+    block = data.draw(st.integers(1, n))
+    starts = np.linspace(0, n, chunks + 1).astype(np.int64)
+    order = Order(n, starts, 1, block=block, lanes=lanes)
+    positions = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=5, unique=True))
+    rows = order.at(np.array(positions))
+    assert len(set(rows.tolist())) == len(positions)
+    assert order.find(rows).tolist() == positions
+
+
+# It is an array.
+
+
+@pytest.fixture(scope="module")
+def order():
+    return Order(1000, even(1000, 64), 7, 1, block=100, lanes=6)
+
+
+INDICES = [
+    0, 999, -1, -1000, np.int8(5), slice(None), slice(10, 20), slice(-5, None), slice(900, 5000),
+    slice(20, 10), slice(None, None, -1), slice(5, 800, 7), [3, 1, 3], [], [[1, 2], [-1, -2]],
+    np.arange(0, 1000, 333), np.arange(1000) % 3 == 0, ..., (slice(3, 5),), np.array(4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", INDICES)
+def test_orders_are_indexed_as_arrays(order, index):
+    array = np.asarray(order)
+    got, want = order[index], array[index]
+    assert np.array_equal(got, want)
+    assert np.shape(got) == np.shape(want)
+    assert np.asarray(got).dtype == np.int64
+
+
+@pytest.mark.parametrize("index", [1000, -1001, [5, 1000], 1.5, None, True, [True], "a", (1, 2)])
+def test_bad_indices_raise(order, index):
+    with pytest.raises(IndexError):
+        order[index]
+
+
+@pytest.mark.parametrize("method", ["at", "find"])
+def test_numbers_out_of_bounds_raise(order, method):
+    for number in (-1, 1000, 2**62):
+        with pytest.raises(IndexError, match=f"{number} is out of bounds for an order of 1000"):
+            getattr(order, method)(np.array([0, number]))
+    with pytest.raises(TypeError, match="Cannot cast"):
+        getattr(order, method)(np.array([0.5]))
+
+
+def test_shapes_are_kept_and_arguments_left_alone(order):
+    positions = np.arange(12, dtype=np.int32).reshape(3, 4).T
+    rows = order.at(positions)
+    assert rows.shape == (4, 3)
+    assert np.array_equal(order.find(rows), positions)
+    assert np.array_equal(positions, np.arange(12).reshape(3, 4).T)
+    assert order.find(np.empty((0, 2), np.int64)).shape == (0, 2)
+
+
+def test_an_array_is_a_copy(order):
+    assert np.asarray(order, np.float32).dtype == np.float32
+    with pytest.raises(ValueError, match="Unable to avoid copy"):
+        np.asarray(order, copy=False)
+
+
+def test_orders_are_pickled_without_what_they_computed():
+    chunks = functools.partial(even, 10**6, 10)
+    order = Order(10**6, chunks, 7, 1, block=10_000, lanes=6)
+    rows = order[500:600]
+    assert order.nbytes > 10**5
+    again = pickle.dumps(order)
+    assert len(again) < 400
+    assert pickle.loads(again).nbytes == 0
+    assert np.array_equal(pickle.loads(again)[500:600], rows)
+
+
+def test_threads_share_an_order():
+    order = Order(10**6, even(10**6, 100), 7, 1, block=1000, lanes=6)
+    want = Order(10**6, even(10**6, 100), 7, 1, block=1000, lanes=6)[:]
+    same = []
+
+    def read(start):
+        parts = [slice(first, first + 5000) for first in range(start, 10**6, 40_000)]
+        same.extend(np.array_equal(order[part], want[part]) for part in parts)
+
+    threads = [threading.Thread(target=read, args=(start,)) for start in range(0, 40_000, 5000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert same == [True] * 200
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_full_cache_makes_room(monkeypatch, rows):
+    want = Order(5000, even(5000, 64), 7, block=100, lanes=20)[:]
+    monkeypatch.setattr(blocks, "CACHE_BYTES", rows * 400)
+    order = Order(5000, even(5000, 64), 7, block=100, lanes=20)
+    some = np.random.default_rng(0).integers(0, 5000, 1000)
+    assert np.array_equal(order.at(some), want[some])
+    assert np.array_equal(np.concatenate([order[k : k + 7] for k in range(0, 5000, 7)]), want)
+    assert order.nbytes < 20_000
+
+
+@pytest.mark.parametrize(
+    ("chunks", "options", "error", "match"),
+    [
+        ([0, 5], {}, ValueError, "must rise from 0 to that"),
+        ([1, 10], {}, ValueError, "chunks of 10 rows"),
+        ([0, 7, 5, 10], {}, ValueError, "must rise"),
+        ([0, 7, 5, 7, 10], {}, ValueError, "must rise"),
+        ([], {}, ValueError, "must rise"),
+        ([0, 10], {"block": 0}, ValueError, "block=0: expected at least 1"),
+        ([0, 10], {"lanes": -1}, ValueError, "lanes=-1: expected at least 1"),
+        ([0, 10], {"lanes": 2.0}, TypeError, "lanes=2.0: expected an integer"),
+        ([0, 10], {"lanes": 1 << 60}, ValueError, "must be below 2"),
+        ([0, 10], {"seed": "a"}, TypeError, "seed='a': expected an integer"),
+    ],
+)
+def test_impossible_orders_are_refused(chunks, options, error, match):
+    with pytest.raises(error, match=match):
+        Order(10, np.array(chunks, int), **{"seed": 0, "block": 5, **options})[0]
+
+
+# The order is part of what a release promises: with VERSION 1, these values never change.
+
+
+GOLDEN = {
+    # chunks, rows of a block, lanes: first rows, first digits of the sha256 of up to 1000 rows
+    # from the start and from the middle, as little-endian int64
+    "one sample": ((bounds([1]), 5, 4), [0, 0], "374708fff7719dd5"),
+    "small": ((even(1000, 64), 100, 6), [591, 374, 537, 439], "eec174bdc837864a"),
+    "uneven": (
+        (bounds([0, 1, 0, 7, 30, 2, 0, 1, 12, 300]), 6, 4),
+        [53, 142, 231, 4],
+        "d536aaa2043431fe",
+    ),
+    "long blocks": (
+        (even(100_000, 300), 1 << 15, 3),
+        [97892, 53069, 47139, 65963],
+        "5ac66378a73b0bcb",
+    ),
+    "large blocks": (
+        (even(1_000_003, 1000), 100_000, 7),
+        [885892, 19553, 787209, 679497],
+        "654bc8f7a839de96",
+    ),
+    "one block": (
+        (even((1 << 20) + 1, 4096), 1 << 21, 1),
+        [173991, 448957, 333806, 457488],
+        "e0508fc8728a3f59",
+    ),
+    "many lanes": ((even(10**6, 10), 200, 960), [945030, 805660, 396480, 3610], "00b1fb353a43a8be"),
+    "vast": (
+        (even(5 * 10**9, 10**7), 10**6, 96),
+        [1440004312, 4290012269, 2110029772, 2900002612],
+        "8edc10959b5039bd",
+    ),
+}
+
+
+def test_the_version_is_the_one_that_was_recorded():
+    assert epoch.VERSION == 1
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_orders_are_frozen(case):
+    (chunks, block, lanes), first, digits = GOLDEN[case]
+    n = int(chunks[-1])
+    order = Order(n, chunks, 1, 2, block=block, lanes=lanes)
+    rows = np.concatenate([order[:1000], order[n // 2 : n // 2 + 1000]])
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    assert (rows[:4].tolist(), digest[:16]) == (first, digits)
+
+
+# Seeds, epochs, lanes.
+
+
+def test_seeds_and_epochs_have_nothing_in_common():
+    make = functools.partial(Order, 20_000, even(20_000, 50), block=2000, lanes=4)
+    orders = [make(seed, number)[:] for seed, number in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2))]
+    for one, other in itertools.combinations(orders, 2):
+        assert (one == other).sum() < 10
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+
+
+def lanes_of(order, lanes):
+    return [frozenset(order[lane::lanes].tolist()) for lane in range(lanes)]
+
+
+def test_lanes_do_not_change_with_the_epoch():
+    make = functools.partial(Order, 5003, even(5003, 50), block=300, lanes=7)
+    first = lanes_of(make(0, 0), 7)
+    assert lanes_of(make(0, 1), 7) == lanes_of(make(0, 99), 7) == first
+    assert not set(lanes_of(make(1, 0), 7)) & set(first)
+    assert sorted(map(len, first)) == [714, 714, 715, 715, 715, 715, 715]
+
+
+@pytest.mark.parametrize("ranks_per_node", [1, 8])
+@pytest.mark.parametrize(("nodes", "times"), [(1, 1), (4, 1), (12, 1), (5, 5), (16, 2), (48, 2)])
+def test_nodes_fetch_chunks_as_often_as_lanes_and_nodes_have_it(nodes, times, ranks_per_node):
+    """Once if the nodes divide the lanes, and no other node's in any epoch."""
+    n, lanes, chunks = 240_000, 24, 2000
+    world = nodes * ranks_per_node
+    fetched = [set() for _ in range(nodes)]
+    for number in range(2):
+        order = Order(n, even(n, n // chunks), 3, number, block=3000, lanes=lanes)
+        rows = order[:]
+        for rank in range(world):
+            part = Partition(n, rank, world, batch_size=4, last="short", nodes=nodes)
+            mine = rows[part.positions(range(part.batches))]
+            fetched[rank // ranks_per_node].update((mine // (n // chunks)).tolist())
+    total = sum(map(len, fetched))
+    # At most as many chunks as lanes are cut, and shared by two.
+    if times == 1:
+        assert chunks <= total <= chunks + lanes
+    else:
+        assert 0.9 * times * chunks < total <= times * (chunks + lanes)
+
+
+def test_lanes_turn_to_new_blocks_in_turn():
+    lanes, size = 24, 10
+    order = Order(240_000, even(240_000, size), 3, block=240, lanes=lanes)
+    chunks, first = np.unique(order[:] // size, return_index=True)
+    assert len(chunks) == 24_000
+    new = np.bincount(first // (lanes * size))  # chunks that each batch is the first to need
+    assert new[0] == pytest.approx(len(np.unique(order[: lanes * size] // size)))
+    steady = new[24:-48]  # not while the first blocks begin, nor when the last have begun
+    assert steady.mean() == pytest.approx(24, rel=0.1)
+    assert steady.max() < 2.5 * steady.mean()  # without turns: 24 times the mean
+
+
+# Quality.
+
+
+def z_score(counts):
+    expected = counts.sum() / counts.size
+    free = math.prod(length - 1 for length in counts.shape)
+    return (((counts - expected) ** 2 / expected).sum() - free) / math.sqrt(2 * free)
+
+
+@pytest.mark.parametrize("n", [SMALL, 300_007])
+@pytest.mark.parametrize("lag", [1, 2, 64, 1024])
+def test_one_block_is_shuffled_as_well_as_by_chance(n, lag):
+    rows = Order(n, even(n, 128), 5, block=n)[:]
+    apart = (rows[lag:] - rows[:-lag]) % n
+    assert abs(z_score(np.bincount(apart * 256 // n, minlength=256))) < 3.5
+    assert abs(z_score(np.histogram2d(np.arange(n), rows, bins=32)[0])) < 3.5
+
+
+def test_blocks_are_shuffled_as_well_as_by_chance():
+    """Where a row stands in its block says nothing of where it lies in its chunk."""
+    lanes, block, size = 8, 512, 16
+    order = Order(1 << 20, even(1 << 20, size), 5, block=block, lanes=lanes)
+    for lane in (0, lanes - 1):
+        rows = order[lane::lanes][block * (lane + 1) // lanes :]
+        places = np.arange(len(rows)) % block
+        assert abs(z_score(np.histogram2d(places, rows % size, bins=(32, 16))[0])) < 3.5
+
+
+@pytest.mark.parametrize("block", [256, 1024, 8192])
+def test_means_of_batches_spread_as_the_law_has_it(block):
+    """With a class for each chunk of which m are in flight: sqrt(1 + (batch - 1) / m)."""
+    n, size, lanes, batch = 1 << 19, 32, 16, 256
+    in_flight = lanes * block / size
+    spreads = []
+    for seed in range(3):
+        classes = np.random.default_rng(seed).standard_normal(n // size)
+        order = Order(n, even(n, size), seed, block=block, lanes=lanes)
+        means = classes[order[:] // size].reshape(-1, batch).mean(axis=1)
+        spreads.append(means.std() / (classes.std() / math.sqrt(batch)))
+    assert np.mean(spreads) == pytest.approx(math.sqrt(1 + (batch - 1) / in_flight), rel=0.1)
+
+
+@pytest.mark.parametrize("settings", [Shuffle("64MiB", 4), Shuffle("256MiB", 16)])
+def test_what_a_node_fetches_and_keeps_is_bounded(settings):
+    """In the simulator that docs/orders.md has its table from, on a small scene."""
+    scene = Scene("small", 4 * GIB, 30_000, 256, nodes=2)
+    seen = figures(scene, native(scene, settings), CHUNK)
+    share = settings.block / scene.nodes
+    assert seen.burst < 4
+    assert seen.first < share / MIB
+    assert seen.resident < 2 * share / MIB
+    assert seen.spread == pytest.approx(math.sqrt(1 + 255 / (share / CHUNK)), rel=0.15)
+    assert seen.neighbours < 1.2
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "block", "lanes"),
+    [
+        (0, GIB, 1),
+        (400 * MIB, GIB, 1),
+        (GIB, GIB, 1),
+        (GIB + 1, GIB, 48),
+        (64 * GIB, GIB, 48),
+        (248 * 10**9, 3875 * 10**6, 192),
+        (TIB, 16 * GIB, 960),
+        (10 * TIB, 64 * GIB, 960),
+    ],
+)
+def test_default_settings_depend_on_bytes_alone(nbytes, block, lanes):
+    assert Shuffle().resolve(nbytes) == Shuffle(block, lanes)
+    assert Shuffle(block, lanes).resolve(nbytes) == Shuffle(block, lanes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "resolved"),
+    [
+        (Shuffle("5MiB"), (5 * MIB, 1)),
+        (Shuffle("100MiB"), (100 * MIB, 4)),
+        (Shuffle(64 * MIB, 3), (64 * MIB, 3)),
+        (Shuffle(lanes=7), (16 * GIB, 7)),
+        (Shuffle("2TiB"), (2 * TIB, 1)),
+        (Shuffle(None), (None, 1)),
+    ],
+)
+def test_settings_that_are_given_are_kept(settings, resolved):
+    assert settings.resolve(TIB) == Shuffle(*resolved)
+
+
+def test_settings_are_plain_and_equal_by_value():
+    for settings in (Shuffle(), Shuffle("4GiB", np.int64(8)), Shuffle(None)):
+        assert Shuffle(**json.loads(json.dumps(asdict(settings)))) == settings
+        assert hash(pickle.loads(pickle.dumps(settings))) == hash(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"block": 0}, ValueError, "block=0: expected a size, 'auto' or None"),
+        ({"block": True}, ValueError, "block=True"),
+        ({"block": "much"}, ValueError, "cannot read the size 'much'"),
+        ({"block": -5}, ValueError, "-5"),
+        ({"lanes": 0}, ValueError, "lanes=0: expected at least 1"),
+        ({"lanes": True}, TypeError, "lanes=True: expected an integer"),
+        ({"lanes": "8"}, TypeError, "lanes='8': expected an integer"),
+        ({"block": None, "lanes": 2}, ValueError, "all samples at once are one lane"),
+    ],
+)
+def test_impossible_settings_are_refused(given, error, match):
+    with pytest.raises(error, match=match):
+        Shuffle(**given)
+
+
+# Views of datasets.
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory):
+    return write_shards(
+        tmp_path_factory.mktemp("epoch"), {"number": np.arange(300)}, [100, 0, 1, 150, 49]
+    )
+
+
+VIEWS = [
+    ..., slice(20, 250), slice(None, None, -3), np.arange(300) % 3 == 0, [5, 3, 5, 299],
+    [[1, 2], [3, 4]], [], slice(7, 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("block", ["auto", "300B", None])
+def test_views_have_orders(ds, view, block):
+    view = ds[view].ravel()
+    rows = view.order(3, 1, block=block)[:]
+    assert np.array_equal(np.sort(rows), np.arange(len(view)))
+    shuffled = view.shuffle(3, 1, block=block)
+    numbers = view["number"].to_numpy()[rows]
+    assert np.array_equal(shuffled["number"], numbers)
+    assert np.array_equal(view[rows]["number"], numbers)
+    settings = Shuffle(block)
+    read = view.iter(0, 1, batch_size=7, shuffle=settings, seed=3, epoch=1, last="short")
+    assert np.array_equal(np.concatenate([[], *[batch["number"] for batch in read]]), numbers)
+
+
+def test_projections_and_splits_have_orders(ds):
+    assert np.array_equal(ds[["number"]].order(3)[:], ds.order(3)[:])
+    for part in ds.random_split([0.7, 0.3], seed=1):
+        rows = part.order(3, block="300B", lanes=2)[:]
+        assert np.array_equal(np.sort(rows), np.arange(len(part)))
+        assert np.array_equal(
+            part.shuffle(3, block="300B", lanes=2)["number"], part["number"].to_numpy()[rows]
+        )
+
+
+def test_compressed_shards_are_one_chunk(tmp_path, monkeypatch):
+    monkeypatch.setattr(source, "CHUNK_BYTES", 1000)
+    for compression in (None, "zstd"):
+        path = tmp_path / str(compression)
+        numbers = {"number": np.arange(5000)}
+        npstream.write(path, numbers, shard_size=8000, compression=compression)
+        shards = json.loads((path / "index.json").read_text())["shards"]
+        first = np.cumsum([0, *(shard["samples"] for shard in shards)])
+        rows = npstream.open(path).order(0, block=1, lanes=1)[:]  # chunks stay whole
+        begins = rows[np.diff(rows, prepend=-2) != 1]
+        assert len(begins) > len(shards) // 2
+        assert np.isin(begins, first).all() == (compression is not None)
+
+
+@pytest.mark.parametrize("flight", [4, 16])
+def test_means_of_batches_of_a_dataset_of_pure_shards_spread_as_the_law_has_it(tmp_path, flight):
+    """All samples of a shard are of one class, and so many shards in flight."""
+    shards, each, batch = 256, 32, 64
+    labels = np.repeat(np.random.default_rng(0).standard_normal(shards), each)
+    ds = write_shards(tmp_path, {"label": labels}, [each] * shards)
+    block = flight * sum(path.stat().st_size for path in tmp_path.glob("*/*.mds")) // shards
+    means = [
+        ds.shuffle(seed, block=block, lanes=2)["label"].to_numpy().reshape(-1, batch).mean(axis=1)
+        for seed in range(8)
+    ]
+    spread = np.std(means) / (labels.std() / math.sqrt(batch))
+    assert spread == pytest.approx(math.sqrt(1 + (batch - 1) / flight), rel=0.12)
+
+
+def test_orders_of_views_are_frozen(ds):
+    """So are the settings that a dataset's size leads to, and the chunks of views."""
+    assert ds.order(0)[:6].tolist() == [116, 58, 286, 290, 273, 297]
+    assert ds[::-2].order(0, 1, block="300B", lanes=3)[:6].tolist() == [100, 28, 80, 102, 27, 78]
+
+
+def test_views_of_shuffled_views_are_arrays_as_any(ds):
+    rows = ds.order(0, block="200B", lanes=3)[:]
+    shuffled = ds.shuffle(0, block="200B", lanes=3)
+    assert shuffled[17]["number"] == rows[17]
+    assert np.array_equal(shuffled[5:50:3]["number"], rows[5:50:3])
+    assert np.array_equal(shuffled[::-1]["number"], rows[::-1])
+    assert np.array_equal(shuffled[rows > 100]["number"], rows[rows > 100])
+    assert np.array_equal(shuffled.shuffle(1).ravel()["number"], rows[shuffled.order(1)[:]])
+
+
+def test_shuffled_views_are_pickled_without_their_chunks(ds):
+    shuffled = ds.shuffle(0)
+    shuffled[:5].load()
+    again = pickle.dumps(shuffled)
+    assert len(again) < len(pickle.dumps(ds)) + 700
+    assert np.array_equal(pickle.loads(again)["number"], shuffled["number"])
+
+
+# Figures that are promised.
+
+
+def test_a_million_chunks_take_little_memory():
+    starts = np.linspace(0, 10**9, 62_501).astype(np.int64)
+    chunks = functools.partial(
+        shard_chunks, starts, np.full(62_500, 64 * MIB), np.zeros(62_500, bool), 4 * MIB
+    )
+    make = functools.partial(Order, 10**9, chunks, 0, block=16_277, lanes=960)
+    make(0)[: 1 << 10]  # compiles
+    tracemalloc.start()
+    try:
+        order = make(7)
+        order[900_000_000:900_000_256]
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 64 * MIB
+    assert order.nbytes < 8.6 * 10**6
+
+
+def test_a_few_rows_do_without_numba():
+    code = """
+import sys
+import numpy as np
+from npstream.orders.epoch import Order, full_order
+order = Order(1000, np.arange(0, 1001, 50), 0, block=100, lanes=2)
+order.find(order[:20])
+full_order(10**9, 0)[:100]
+print("numba" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (result.stderr, result.stdout) == ("", "False\n")

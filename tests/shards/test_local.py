@@ -1,0 +1,331 @@
+"""Opening shards: what is stored must be what the index says, or nothing is read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+
+import golden_data as golden
+import numpy as np
+import pytest
+
+import npstream
+from npstream._core import memory
+from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.shards import local as shards
+from npstream.storage import local as store
+
+MAPPED = ["mds_tokens", "mds_ragged", "jsonl_shards", "csv_shards", "xsv_weird"]
+PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_bz2", "mds_c_br", "mds_c_snappy", "jsonl_zstd", "tsv_br"]
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Return a function that copies a golden dataset to where it may be damaged."""
+
+    def copy(name):
+        return shutil.copytree(golden.directory(golden.case(name)), tmp_path / name)
+
+    return copy
+
+
+def change_index(root, edit):
+    index = json.loads((root / "index.json").read_text())
+    for shard in index["shards"]:
+        edit(shard)
+    (root / "index.json").write_text(json.dumps(index))
+
+
+def files(root):
+    return sorted(path for path in root.iterdir() if path.name != "index.json")
+
+
+def read_all(ds):
+    """Return every way to read the first sample."""
+    return (
+        lambda: ds[0],
+        lambda: ds[[0]].load(),
+        lambda: next(iter(ds)),
+        lambda: ds[ds.columns[0]][0],
+        lambda: ds[ds.columns[0]][:1].load(),
+    )
+
+
+def raises(ds, error, match):
+    for read in read_all(ds):
+        with pytest.raises(error, match=match):
+            read()
+
+
+# Files that are not what they were when the dataset was opened.
+
+
+@pytest.mark.parametrize("name", MAPPED + PACKED)
+def test_files_that_went_missing(copied, name):
+    root = copied(name)
+    for path in files(root):
+        if ".00000." not in path.name:
+            continue
+        ds = npstream.open(root)
+        path.rename(path.with_suffix(".away"))
+        raises(ds, StorageError, f"No such file.*{re.escape(path.name.split('.meta')[0][:14])}")
+        path.with_suffix(".away").rename(path)
+        assert ds[0]  # a failure is not remembered
+
+
+@pytest.mark.parametrize("name", MAPPED + PACKED)
+def test_files_that_are_cut_or_grow(copied, name):
+    root = copied(name)
+    for path in files(root):
+        if ".00000." not in path.name:
+            continue
+        content = path.read_bytes()
+        for new in (b"", content[:1], content[:-1], content + b"x", content * 2):
+            ds = npstream.open(root)
+            path.write_bytes(new)
+            raises(ds, FormatError, f"{path.name}: {len(new)} bytes; the index says {len(content)}")
+        path.write_bytes(content)
+
+
+def test_what_is_no_file(copied):
+    root = copied("mds_tokens")
+    path = files(root)[0]
+    path.unlink()
+    os.mkfifo(path)
+    raises(npstream.open(root), StorageError, f"not a file.*{path.name}")
+    path.unlink()
+    path.mkdir()
+    raises(npstream.open(root), StorageError, f"not a file.*{path.name}")
+
+
+def test_a_head_that_the_index_contradicts(copied):
+    root = copied("mds_ragged")
+    path = files(root)[0]
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    match = rf"{path.name} \(shard 0\): \d+ samples in the shard's head; the index says \d+"
+    raises(npstream.open(root), FormatError, match)
+
+
+def test_a_sample_is_named_where_it_is_damaged(copied):
+    root = copied("mds_ragged")
+    ds = npstream.open(root)
+    path = files(root)[1]
+    content = bytearray(path.read_bytes())
+    first = int(ds.shards["start"][1])
+    begin, end = np.frombuffer(content[4 + 4 * 3 : 12 + 4 * 3], "<u4").tolist()
+    content[begin] ^= 4  # the size of a column
+    path.write_bytes(content)
+    match = rf"{path.name} \(shard 1\): sample 3 \(sample {first + 3} of the dataset\): .*add up"
+    for read in (lambda: ds[first + 3], lambda: ds[[first, first + 3]].load(), lambda: list(ds)):
+        with pytest.raises(FormatError, match=match):
+            read()
+    assert end > begin
+    assert ds[first + 2]
+    assert ds[[0, first + 4]].load().n == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
+)
+def test_samples_that_begin_a_little_off(copied, name, head):
+    """Both samples that an offset bounds raise, or are what they were (JSON says where it ends)."""
+    root = copied(name)
+    expected = list(npstream.open(root))
+    (path,) = (path for path in files(root) if path.suffix == head)
+    content = path.read_bytes()
+    n = len(expected)
+    for row in (1, n // 2, n - 1):
+        for shift in (-8, -4, -3, -2, -1, 1, 2, 3, 4, 8):
+            words = np.frombuffer(content[: 4 * (n + 2)], "<u4").astype(np.int64)
+            words[1 + row] += shift
+            path.write_bytes(words.astype("<u4").tobytes() + content[4 * (n + 2) :])
+            ascend = (words[2:] > words[1:-1]).all()
+            ds = npstream.open(root)
+            for i in range(n):
+                try:
+                    sample = ds[i]
+                except FormatError:
+                    assert i in (row - 1, row) or not ascend
+                else:
+                    np.testing.assert_equal(sample, expected[i])
+                    assert name == "jsonl_basic" or i not in (row - 1, row)
+
+
+@pytest.mark.parametrize("name", ["csv_shards", "mds_ragged", "jsonl_shards"])
+def test_samples_passed_off_as_others(copied, name):
+    """Offsets that were moved would give whole samples, but others than were asked for."""
+    root = copied(name)
+    head = ".mds" if name == "mds_ragged" else ".meta"
+    path = next(path for path in files(root) if path.suffix == head and ".00001." in path.name)
+    content = path.read_bytes()
+    words = np.frombuffer(content[: 4 * (content[0] + 2)], "<u4")
+    moved = words.copy()
+    moved[2:4] = words[3:5]
+    path.write_bytes(moved.tobytes() + content[words.nbytes :])
+    first = int(npstream.open(root).shards["start"][1])
+    for row in (0, 1, 2):
+        with pytest.raises(
+            FormatError, match=r"\(shard 1\): sample \d begins at byte \d+, ends at"
+        ):
+            npstream.open(root)[first + row]
+
+
+# Compressed files.
+
+
+@pytest.mark.parametrize(
+    ("compression", "match"),
+    [
+        (None, "compressed, but the index names no compression"),
+        ("lzma", "unknown compression 'lzma'"),
+        ("zstd:99", "unknown compression 'zstd:99'"),
+        ("", "unknown compression ''"),
+        ("gz", "damaged gz data"),
+    ],
+)
+def test_compressions_that_are_not_meant(copied, compression, match):
+    root = copied("mds_c_zstd")
+    change_index(root, lambda shard: shard.update(compression=compression))
+    raises(npstream.open(root), FormatError, rf"shard\.00000\.mds\.zstd: .*{match}")
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("change", [-1, 1, 10_000, 2**32 - 1, 2**32, 2**39])
+def test_sizes_that_do_not_unpack(copied, name, change, monkeypatch):
+    root = copied(name)
+
+    def edit(shard):
+        shard["raw_data"]["bytes"] += change
+
+    change_index(root, edit)
+    extension = name.rpartition("_")[2]
+    with pytest.raises((FormatError, MemoryError), match=rf"shard\.00000\.\w+\.{extension}"):
+        npstream.open(root)[0]
+
+
+def test_what_does_not_fit_is_not_unpacked(copied, monkeypatch):
+    root = copied("mds_c_zstd")
+    change_index(root, lambda shard: shard["raw_data"].update(bytes=1 << 30))
+    monkeypatch.setattr(memory, "available", lambda: 1 << 29)
+    monkeypatch.delattr(shards, "decompress")
+    with pytest.raises(FormatError, match=r"mds\.zstd: 1,073,741,824 bytes when decompressed"):
+        npstream.open(root)[0]
+
+
+def test_a_compressed_file_of_another_size_is_not_read(copied, monkeypatch):
+    root = copied("mds_c_zstd")
+    with open(files(root)[0], "ab") as file:
+        file.truncate(1 << 30)
+    ds = npstream.open(root)
+    monkeypatch.delattr(store.LocalStore, "read")
+    raises(ds, FormatError, r"mds\.zstd: 1073741824 bytes; the index says \d+")
+
+
+@pytest.mark.parametrize("which", ["data", "meta"])
+def test_some_files_compressed_and_some_not(copied, which):
+    root = copied("jsonl_zstd")
+    expected = golden.expected(golden.case("jsonl_zstd"))
+    whole = npstream.open(root)._source.fetcher.shards
+    for shard in range(len(whole.index)):
+        described = whole.index.files(shard)
+        raw, packed = (getattr(described, name) for name in (which, f"zip_{which}"))
+        content = whole._load_file(raw, packed, "zstd")
+        (root / raw.name).write_bytes(content.tobytes())
+        (root / packed.name).unlink()
+    for i, sample in enumerate(npstream.open(root)):
+        golden.assert_same_sample(sample, expected[i])
+
+
+# Pages are asked for where they are mapped, and nowhere else.
+
+
+def test_pages_are_asked_for_of_maps_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "will_need", asked.append)
+    for name, parts in (("mds_ragged", 1), ("csv_shards", 1), ("mds_tokens_one", 2)):
+        npstream.open(golden.directory(golden.case(name)))[0]
+        assert len(asked) == parts
+        asked.clear()
+    for name in PACKED:
+        npstream.open(golden.directory(golden.case(name)))[0]
+    assert asked == []
+
+
+# Hashes.
+
+RECORDED = ["mds_h_sha1", "mds_h_xxh3_128", "mds_hz_sha1", "mds_hz_xxh3_128"]
+
+
+def damage(root):
+    """Flip a bit of a value, in the stored form that is read."""
+    path = files(root)[0]
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    return path.name
+
+
+@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("verify", ["auto", True, False, "named"])
+def test_verify(copied, name, verify):
+    root, packed = copied(name), name.startswith("mds_hz")
+    if verify == "named":
+        (verify,) = golden.case(name)["args"]["hashes"]
+    npstream.open(root, verify=verify).load()
+    damaged = damage(root)
+    ds = npstream.open(root, verify=verify)
+    if verify is not False and (packed or verify != "auto"):
+        file = damaged.removesuffix(".zstd")
+        raises(ds, IntegrityError, rf"{file}\S*: its \w+ is \w+; the index says \w+$")
+    elif not packed:
+        assert len(list(ds)) == len(ds)  # a changed value, and nothing to notice it by
+
+
+def test_the_content_is_checked_where_only_that_is_hashed(copied):
+    root = copied("mds_hz_sha1")
+    change_index(root, lambda shard: shard["zip_data"].update(hashes={}))
+    assert npstream.open(root)[0]
+    change_index(root, lambda shard: shard["raw_data"]["hashes"].update(sha1="0" * 40))
+    raises(npstream.open(root), IntegrityError, r"00000\.mds: its sha1 is")
+
+
+def test_the_stored_form_is_checked_where_only_that_is_hashed(copied):
+    root = copied("mds_hz_sha1")
+    change_index(root, lambda shard: shard["raw_data"].update(hashes={}))
+    assert npstream.open(root)[0]
+    change_index(root, lambda shard: shard["zip_data"]["hashes"].update(sha1="0" * 40))
+    raises(npstream.open(root), IntegrityError, r"00000\.mds\.zstd: its sha1 is")
+    assert npstream.open(root, verify=False)[0]
+
+
+def test_the_meta_file_is_checked_too(copied):
+    root = copied("jsonl_zstd")
+    change_index(root, lambda shard: shard["raw_meta"].update(hashes={"md5": "0" * 32}))
+    raises(npstream.open(root), IntegrityError, r"json\.meta: its md5 is")
+
+
+def test_hashes_that_are_unknown(copied):
+    root = copied("mds_h_sha1")
+    change_index(root, lambda shard: shard["raw_data"].update(hashes={"sha99": "00"}))
+    assert npstream.open(root)[0]
+    raises(
+        npstream.open(root, verify=True),
+        IntegrityError,
+        "records sha99; expected one that is known",
+    )
+
+
+def test_a_hash_that_one_shard_lacks(copied):
+    root = copied("mds_h_sha1")
+    index = json.loads((root / "index.json").read_text())
+    index["shards"][-1]["raw_data"]["hashes"] = {}
+    (root / "index.json").write_text(json.dumps(index))
+    ds = npstream.open(root, verify="sha1")
+    assert ds[0]
+    with pytest.raises(IntegrityError, match="the index records no hash; expected sha1"):
+        ds[-1]
+    assert npstream.open(root, verify=True)[-1]  # what is recorded is checked

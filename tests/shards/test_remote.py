@@ -1,0 +1,428 @@
+"""Remote datasets read as local ones do, and fetch no more than they say."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import golden_data as golden
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import npstream
+from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
+from npstream.shards import readahead as ahead
+from npstream.storage.remote import RemoteStore
+
+READABLE = [case["name"] for case in golden.cases() if case["readable"] is True]
+BAD = [case["name"] for case in golden.cases() if case["name"].startswith("bad_")]
+
+
+def write(directory, n=600, variable=False, **options):
+    """Write a dataset of about 100 bytes a sample, and return its columns."""
+    data = {"id": np.arange(n), "x": np.arange(n * 12).reshape(n, 12).astype(np.float64)}
+    if variable:
+        texts = [f"{i}" * (i % 40) for i in range(n)]
+        rows = [{"id": i, "text": texts[i], "x": data["x"][i]} for i in range(n)]
+        columns = {"id": "int64", "text": "str", "x": "ndarray:float64:12"}
+        npstream.write(directory, rows, columns=columns, **options)
+        return {**data, "text": texts}
+    npstream.write(directory, data, **options)
+    return data
+
+
+def check(batch, data):
+    np.testing.assert_array_equal(batch["id"], data["id"][batch.ids])
+    np.testing.assert_array_equal(batch["x"], data["x"][batch.ids])
+    if "text" in data:
+        assert list(batch["text"]) == [data["text"][i] for i in batch.ids.ravel()]
+
+
+# As local ones.
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_golden_data(name, upload, tmp_path, small_chunks):
+    case = golden.case(name)
+    expected = golden.expected(case)
+    url = upload(golden.directory(case))
+    for order in (range(len(expected)), reversed(range(len(expected)))):
+        ds = npstream.open(url, cache=tmp_path, allow_pickle=True)
+        for row in order:
+            golden.assert_same_sample(ds[row], expected[row], f"sample {row}")
+    ds = npstream.open(url, cache=tmp_path / "other", allow_pickle=True)
+    for row, sample in enumerate(ds):
+        golden.assert_same_sample(sample, expected[row], f"sample {row}")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_damaged(name, upload, tmp_path, small_chunks):
+    case = golden.case(name)
+    with pytest.raises((NpstreamError, ValueError)):  # noqa: PT012 - at the index, or at a sample
+        verify = case.get("validate_hash") or True
+        ds = npstream.open(upload(golden.directory(case)), cache=tmp_path, verify=verify)
+        for sample in ds:
+            assert sample
+        assert [ds[i] for i in range(len(ds))]
+
+
+indices = st.one_of(
+    st.integers(-600, 599),
+    st.slices(600),
+    st.lists(st.integers(-600, 599), min_size=1, max_size=40),
+)
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_any_reads_in_any_order(variable, compression, upload, tmp_path, small_chunks):
+    data = write(tmp_path / "data", variable=variable, compression=compression, shard_size="16KB")
+    local, url = npstream.open(tmp_path / "data"), upload(tmp_path / "data")
+    caches = iter(range(1000))
+
+    @given(st.lists(indices, min_size=1, max_size=8))
+    def reads(chosen):
+        ds = npstream.open(url, cache=tmp_path / f"cache{next(caches)}")
+        for index in chosen:
+            if isinstance(index, int):
+                np.testing.assert_equal(ds[index], local[index])
+            else:
+                check(ds[index].load(), data)
+
+    reads()
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+def test_iteration(variable, upload, tmp_path, small_chunks, monkeypatch):
+    monkeypatch.setattr(ahead, "WINDOW", 1 << 13)
+    monkeypatch.setattr(ahead, "GROUP", 1 << 11)
+    data = write(tmp_path / "data", variable=variable, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    batches = ds.iter(0, 1, batch_size=17, shuffle=True, last="short")
+    for _ in range(2):
+        seen = []
+        for batch in batches:
+            check(batch, data)
+            seen += batch.ids.tolist()
+        assert sorted(seen) == list(range(600))
+    assert [sample["id"] for sample in ds[::-1]] == list(range(600))[::-1]
+
+
+def read_all(ds):
+    return [int(sample["id"]) for sample in ds[::7]]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes(method, tmp_path, upload):
+    write(tmp_path / "data", shard_size="16KB")
+    # A store of memory is its process's own, so only a forked one has it.
+    url = upload(tmp_path / "data") if method == "fork" else f"local://{tmp_path / 'data'}"
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    assert ds[3]["id"] == 3
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(read_all, (ds,)) == list(range(0, 600, 7))
+
+
+def test_pickle(tmp_path, upload, small_chunks):
+    data = write(tmp_path / "data", shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    ds[:100].load()
+    check(pickle.loads(pickle.dumps(ds))[::-1].load(), data)
+
+
+def test_threads(tmp_path, upload, small_chunks, requests):
+    data = write(tmp_path / "data", shard_size="64KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    with ThreadPoolExecutor(8) as pool:
+        for batch in pool.map(lambda _: ds.load(), range(8)):
+            check(batch, data)
+    assert len(requests) == len(set(requests))
+
+
+# What is fetched.
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+def test_one_sample_takes_its_bytes_and_is_kept(variable, tmp_path, upload, requests, small_chunks):
+    write(tmp_path / "data", variable=variable, shard_size="64KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    requests.clear()
+    assert ds[7]["id"] == ds[7]["id"] == 7
+    assert len(requests) == 1 + variable
+    sizes = [nbytes for *_, nbytes in requests]
+    assert sizes.pop() < 150
+    if variable:  # the offsets of all of the shard, so that the next sample takes one request
+        assert sizes == [4 * (int(ds.shards["samples"][0]) + 1)]
+        assert ds[300]["id"] == 300
+        assert len(requests) == 3
+
+
+def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, small_chunks):
+    write(tmp_path / "data", shard_size="64KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    requests.clear()
+    for row in (0, 2, 4):
+        cost, seen = ds[[row]].explain(), len(requests)
+        assert ds[row]["id"] == row
+        sizes = [nbytes for *_, nbytes in requests[seen:]]
+        assert (cost.requests, cost.nbytes) == (len(sizes), sum(sizes))
+    assert len(requests) == 3  # two samples, then a chunk and what stands before it
+    for row in range(6):
+        assert ds[row]["id"] == row
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+@pytest.mark.parametrize(
+    "index",
+    [5, slice(None), slice(10, 30), slice(None, None, -50), [3, 599, 4, 300], slice(0, 0)],
+    ids=str,
+)
+def test_explain_says_what_is_fetched(variable, index, tmp_path, upload, requests, small_chunks):
+    write(tmp_path / "data", variable=variable, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    view = ds[[index]] if isinstance(index, int) else ds[index]
+    requests.clear()
+    cost = view.explain()
+    assert requests == []
+    view.load()
+    nbytes = sum(nbytes for *_, nbytes in requests)
+    if variable:  # whose samples are about as large as the average
+        assert cost.requests == pytest.approx(len(requests), abs=2)
+        assert cost.nbytes == pytest.approx(nbytes, rel=0.6, abs=600)
+    else:
+        assert (cost.requests, cost.nbytes) == (len(requests), nbytes)
+    assert cost.samples == view.size
+
+
+def test_explain_knows_what_is_cached(tmp_path, upload, small_chunks):
+    write(tmp_path / "data", shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    before = ds.explain()
+    assert (before.cached, before.shards) == (0, len(ds.shards))
+    ds[:300].load()
+    assert 0 < ds.explain().cached < before.chunks
+    assert ds.explain().nbytes < before.nbytes
+    ds.load()
+    assert ds.explain().requests == 0
+    local = npstream.open(tmp_path / "data").explain()
+    assert (local.cached, local.requests) == (local.chunks, 0)
+
+
+def test_prefetch(tmp_path, upload, requests, small_chunks):
+    data = write(tmp_path / "data", variable=True, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    ds[100:400].prefetch()
+    requests.clear()
+    check(ds[100:400:3].load(), data)
+    assert ds[250]["text"] == data["text"][250]
+    assert requests == []
+    small = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "less", cache_limit="24KB")
+    with pytest.raises(ValueError, match="raise cache_limit"):
+        small.prefetch()
+
+
+def test_the_cost_gate(tmp_path, upload, small_chunks):
+    write(tmp_path / "data", variable=True, shard_size="16KB")
+    url = upload(tmp_path / "data")
+    ds = npstream.open(url, cache=tmp_path / "cache", implicit_read_limit="4KB")
+    for read in (
+        lambda: ds["x"].mean(),
+        lambda: ds["x"] + 1,
+        lambda: ds["text"] == "1",
+        lambda: np.asarray(ds["x"]),
+        lambda: list(ds["x"]),
+        lambda: next(iter(ds.shuffle(0, block=None))),
+    ):
+        with pytest.raises(CostError, match=r"implicit_read_limit=4\.0 KiB: read with \.load\(\)"):
+            read()
+    assert ds["x"][:10].sum() == np.arange(120).sum()
+    assert ds.load().n == 600
+    assert ds["x"].mean() == np.arange(7200).mean()  # by now all is here
+    free = npstream.open(url, cache=tmp_path / "other", implicit_read_limit=None)
+    assert free["x"].mean() == np.arange(7200).mean()
+
+
+def test_small_columns_are_read_from_the_side_car(tmp_path, upload, requests, small_chunks):
+    write(tmp_path / "data", shard_size="16KB")
+    url = upload(tmp_path / "data")
+    ds = npstream.open(url, cache=tmp_path / "cache", implicit_read_limit=0)
+    requests.clear()
+    view = ds[ds["id"] % 100 == 3]
+    assert ds["id"].max() == 599
+    assert {name for name, *_ in requests} == {"index.columns/id.npy"}
+    assert view["id"].load().tolist() == list(range(3, 600, 100))
+    assert view[2]["x"][0] == 203 * 12
+
+
+# The index.
+
+
+def test_the_index_is_fetched_once(tmp_path, upload, monkeypatch):
+    write(tmp_path / "data")
+    url = upload(tmp_path / "data")
+    npstream.open(url, cache=tmp_path / "cache")
+    monkeypatch.delattr(RemoteStore, "read")
+    assert len(npstream.open(url, cache=tmp_path / "cache")) == 600
+
+
+def test_index_and_side_car_are_asked_for_together(tmp_path, upload, monkeypatch):
+    write(tmp_path / "data")
+    url, ask, asked = upload(tmp_path / "data"), RemoteStore.version, threading.Barrier(2)
+
+    def answer_both(store, name):
+        asked.wait(timeout=30)
+        return ask(store, name)
+
+    monkeypatch.setattr(RemoteStore, "version", answer_both)
+    assert npstream.open(url, cache=tmp_path / "cache")[7]["id"] == 7
+
+
+def test_no_index_is_an_error_whatever_becomes_of_the_side_car(tmp_path):
+    with pytest.raises(StorageError, match=r"index\.json"):
+        npstream.open("memory://nothing/here", cache=tmp_path)
+
+
+def test_versions(tmp_path, upload):
+    write(tmp_path / "data", n=100)
+    ds = npstream.open(tmp_path / "data")
+    old = ds.version
+    kept = (tmp_path / "data" / "index.json").read_bytes()
+    write(tmp_path / "new", n=50)
+    for path in (tmp_path / "new").glob("*.mds"):
+        path.rename(tmp_path / "data" / f"new-{path.name}")
+    text = (tmp_path / "new" / "index.json").read_text().replace("shard.0", "new-shard.0")
+    (tmp_path / "data" / "index.json").write_text(text)
+    (tmp_path / "data" / f"index.{old}.json").write_bytes(kept)
+    for where in (tmp_path / "data", upload(tmp_path / "data")):
+        newest = npstream.open(where, cache=tmp_path / "cache")
+        assert len(newest) == 50
+        assert len(npstream.open(where, version=newest.version, cache=tmp_path / "cache")) == 50
+        assert len(npstream.open(where, version=old, cache=tmp_path / "cache")) == 100
+        with pytest.raises(StorageError, match=f"the newest is '{newest.version}'"):
+            npstream.open(where, version="0123456789abcdef", cache=tmp_path / "cache")
+        with pytest.raises(ValueError, match="expected the fingerprint"):
+            npstream.open(where, version="../x", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("has_sidecar", [False, True])
+@pytest.mark.parametrize("index_too", [False, True])
+def test_data_that_were_written_anew(has_sidecar, index_too, tmp_path, small_chunks):
+    """The index says the same of both, as it has no hashes, but the cache must not."""
+    files, seen = fsspec.filesystem("memory"), []
+    for number in range(2):
+        directory = tmp_path / str(number)
+        npstream.write(directory, {"x": np.full((300, 12), number)}, shard_size="16KB")
+        for path in directory.rglob("*"):
+            name = path.relative_to(directory).as_posix()
+            is_new = path.suffix == ".mds" or index_too or number == 0
+            is_side = name.startswith("index.") and name != "index.json"
+            if path.is_file() and (has_sidecar if is_side else is_new):
+                files.pipe_file(f"/anew/{name}", path.read_bytes())
+        ds = npstream.open("memory://anew", cache=tmp_path / "cache")
+        seen.append((int(ds["x"].load().min()), int(ds[7]["x"][0])))
+    files.rm("/anew", recursive=True)
+    # Nothing tells shards that were replaced without a word in the index or the side-car.
+    told = has_sidecar or index_too
+    assert seen == [(0, 0), (1, 1) if told else (0, 0)]
+
+
+# What goes wrong.
+
+
+def test_a_cache_that_is_cleared_in_use(tmp_path, upload, small_chunks):
+    data = write(tmp_path / "data", variable=True, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    for _ in range(3):
+        check(ds.load(), data)
+        assert ds[5]["id"] == 5
+        npstream.cache.clear(tmp_path / "cache")
+    check(ds[::-1].load(), data)
+
+
+def test_a_cache_that_is_too_small(tmp_path, upload, small_chunks):
+    data = write(tmp_path / "data", variable=True, shard_size="16KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit="60KB")
+    for _ in range(2):
+        check(ds.load(), data)
+        for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
+            check(batch, data)
+    # Pieces of 1 KiB take a block of the disk each, which is not reckoned with.
+    assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * 60 << 10
+
+
+def damage(url, pattern="*.mds"):
+    """Flip a bit in the last value of each shard."""
+    files = fsspec.filesystem("memory")
+    for name in files.glob(f"{url.removeprefix('memory:/')}/{pattern}"):
+        body = bytearray(files.cat_file(name))
+        body[-3] ^= 1
+        files.pipe_file(name, bytes(body))
+
+
+def test_a_recorded_hash_is_checked_when_the_shard_is_whole(tmp_path, upload, small_chunks):
+    write(tmp_path / "data", shard_size="16KB", hashes=["xxh64"])
+    (tmp_path / "data" / "index.msgpack").unlink(missing_ok=True)
+    url = upload(tmp_path / "data")
+    damage(url)
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    with pytest.raises(IntegrityError, match="its xxh64 is"):
+        ds.load()
+    with pytest.raises(IntegrityError, match="its xxh64 is"):
+        ds.load()  # nothing of it was kept
+
+
+def test_a_shard_that_came_again_is_checked_again(tmp_path, upload, small_chunks):
+    data = write(tmp_path / "data", shard_size="16KB", hashes=["xxh64"])
+    (tmp_path / "data" / "index.msgpack").unlink()
+    url = upload(tmp_path / "data")
+    ds = npstream.open(url, cache=tmp_path / "cache")
+    check(ds.load(), data)
+    npstream.cache.clear(tmp_path / "cache")
+    damage(url)
+    with pytest.raises(IntegrityError, match="its xxh64 is"):
+        ds.load()
+
+
+def test_a_store_that_does_not_say_sizes(tmp_path, upload, monkeypatch):
+    data = write(tmp_path / "data", shard_size="16KB")
+    info = RemoteStore._info
+    monkeypatch.setattr(RemoteStore, "_info", lambda *args: {**info(*args), "size": None})
+    check(npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache").load(), data)
+
+
+def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):
+    write(tmp_path / "data", shard_size="16KB")
+    url = upload(tmp_path / "data")
+    ds = npstream.open(url, cache=tmp_path / "cache", timeout=5, retries=0)
+    files = fsspec.filesystem("memory")
+    for name in files.glob(f"{url.removeprefix('memory:/')}/*.mds"):
+        files.rm_file(name)
+    with pytest.raises(StorageError, match="No such file"):
+        ds[::2].load()
+    with pytest.raises(StorageError, match="No such file"):
+        next(iter(ds.iter(0, 1, batch_size=100)))
+    with pytest.raises(StorageError, match="No such file"):
+        ds.prefetch()
+    for thread in [t for t in threading.enumerate() if t.name == "npstream-ahead"]:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_head_that_lies(tmp_path, upload, small_chunks):
+    write(tmp_path / "data", variable=True, shard_size="16KB")
+    url = upload(tmp_path / "data")
+    files = fsspec.filesystem("memory")
+    (name, *_) = sorted(files.glob(f"{url.removeprefix('memory:/')}/*.mds"))
+    body = bytearray(files.cat_file(name))
+    body[4:8] = b"\xff\xff\xff\xff"
+    files.pipe_file(name, bytes(body))
+    ds = npstream.open(url, cache=tmp_path / "cache", verify=False)
+    for read in (lambda: ds[0], lambda: ds[:100].load()):
+        with pytest.raises(FormatError):
+            read()

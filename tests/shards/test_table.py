@@ -1,0 +1,413 @@
+"""Tables of shards: what is read is right, whatever stays in memory, leaves it or is closed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import golden_data as golden
+import numpy as np
+import pytest
+from datasets import write_shards
+
+import npstream
+from npstream._core import memory
+from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.shards import kernels
+from npstream.shards import table as fetch
+from npstream.storage import local as store
+
+MAPPED = ["mds_tokens", "mds_ragged", "mds_scalars", "jsonl_shards", "csv_shards", "xsv_bar"]
+PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
+
+
+def open_case(name, **options):
+    """Open a golden dataset, without the column whose integers no array of int64 holds."""
+    ds = npstream.open(golden.directory(golden.case(name)), **options)
+    return ds[[column for column in ds.columns if column != "n"]]
+
+
+def expected_of(name):
+    samples = golden.expected(golden.case(name))
+    return [{c: value for c, value in sample.items() if c != "n"} for sample in samples]
+
+
+def check(name, ds):
+    """Read everything in every way, and hold it against what Streaming reads."""
+    expected = expected_of(name)
+    rows = np.random.default_rng(0).integers(0, len(expected), 2 * len(expected)).tolist()
+    for i in rows:
+        golden.assert_same_sample(ds[i], expected[i])
+    for part in (ds, ds[rows], ds[::-3]):
+        for i, sample in zip(part.load().ids.tolist(), part, strict=True):
+            golden.assert_same_sample(sample, expected[i])
+        for column in ds.columns:
+            values, whole = part[column].load(), ds[column].load()
+            for row, i in enumerate(part.load().ids.tolist()):
+                np.testing.assert_array_equal(values[row], whole[i])
+
+
+def regions(ds):
+    return ds._source.fetcher.table.regions
+
+
+# What may stay in memory.
+
+
+def test_maps_keep_no_descriptors(tmp_path):
+    n = 2000
+    npstream.write(tmp_path / "data", {"x": np.arange(n)}, shard_size=1)
+    assert len(npstream.open(tmp_path / "data").shards) == n
+    code = f"""
+        import os, resource
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        import numpy as np, npstream
+        ds = npstream.open({str(tmp_path / "data")!r})
+        assert (ds["x"].load() == np.arange({n})).all()
+        assert [sample["x"] for sample in ds[::-50]] == list(range({n}))[::-50]
+        assert len(os.listdir("/dev/fd")) < 10
+        assert len(ds._source.fetcher.table.regions) == {n}
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+@pytest.mark.parametrize("name", MAPPED + PACKED)
+def test_beyond_the_budget_of_maps(monkeypatch, name):
+    """Shards are opened once, to be checked, and their samples read from the files after that."""
+    monkeypatch.setattr(memory, "map_budget", lambda: 1)
+    read = []
+    ranges = store.LocalStore.ranges
+
+    def spied(self, spans):
+        spans = list(spans)
+        read.extend(name for name, _, _ in spans)
+        return ranges(self, spans)
+
+    monkeypatch.setattr(store.LocalStore, "ranges", spied)
+    ds = open_case(name)
+    check(name, ds)
+    if name in PACKED:
+        assert read == []
+        return
+    assert regions(ds) == {}
+    assert {file for file in read if ".meta" not in file} == set(ds.shards["name"])
+
+
+def test_a_map_budget_that_is_used_up(monkeypatch, tmp_path):
+    ds = write_shards(tmp_path, {"x": np.arange(12), "s": list("abcdefghijkl")}, [3, 3, 3, 3])
+    left = iter([4, *[0] * 100])
+    monkeypatch.setattr(memory, "map_budget", lambda: next(left))
+    batch = ds[::-1].load()
+    assert sorted(regions(ds)) == [0, 1]
+    assert batch["x"].tolist() == list(range(12))[::-1]
+    assert "".join(batch["s"]) == "lkjihgfedcba"
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_files_are_checked_where_they_are_not_mapped(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case(name)).iterdir():
+        content = path.read_bytes()
+        if path.suffix in (".mds", ".meta"):
+            content = bytes([content[0] ^ 1]) + content[1:]
+        (tmp_path / path.name).write_bytes(content)
+    ds = npstream.open(tmp_path)
+    for read in (lambda: ds[0], lambda: ds[[0]].load()):
+        with pytest.raises(FormatError, match=r"\(shard 0\): "):
+            read()
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "csv_shards"])
+def test_files_that_shrink_after_they_were_checked(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case(name)).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    ds = npstream.open(tmp_path)
+    column = ds[next(column for column in ds.columns if column != "n")]
+    column[:2].load()
+    path = tmp_path / str(ds.shards["name"][0])
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(StorageError, match="the file is shorter than its index says"):
+        column[:2].load()
+
+
+def test_hashes_are_checked_where_files_are_not_mapped(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "map_budget", lambda: 0)
+    for path in golden.directory(golden.case("mds_h_sha1")).iterdir():
+        content = bytearray(path.read_bytes())
+        content[-1] ^= path.suffix == ".mds"
+        (tmp_path / path.name).write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="its sha1 is"):
+            npstream.open(tmp_path, verify=True)[[0]].load()
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("shards", [0, 1, 2])
+def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
+    """What was decompressed leaves memory again, the oldest first, or never stays there."""
+    ds = open_case(name)
+    largest = max(ds._source.fetcher.shards.buffered(shard) for shard in range(len(ds.shards)))
+    monkeypatch.setattr(fetch, "_budget", lambda table: shards * largest)
+    check(name, ds)
+    table = ds._source.fetcher.table
+    assert table.owned.keys() == table.regions.keys()
+    assert sum(table.owned.values()) <= shards * largest
+    assert {int(i) for i in np.flatnonzero(table.place[:, 0])} == set(table.regions)
+
+
+def test_buffers_leave_for_others(monkeypatch, tmp_path):
+    values = {"x": np.arange(400).repeat(100).reshape(400, 100)}
+    npstream.write(tmp_path / "data", values, shard_size=40_000, compression="zstd")
+    ds = npstream.open(tmp_path / "data")
+    assert len(ds.shards) == 9
+    monkeypatch.setattr(fetch, "_budget", lambda table: 100_000)
+    for start in range(0, 400, 7):
+        assert (ds["x"][start : start + 7].load() == values["x"][start : start + 7]).all()
+        assert (ds["x"][::50].load() == values["x"][::50]).all()
+        assert len(regions(ds)) <= 2
+    old = ds._source.fetcher.table
+    place = old.place.copy()
+    ds["x"][:100].load()
+    assert (old.place == place).all()  # whoever reads through it finds what was there
+
+
+def test_the_budget_of_buffers(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    assert fetch._budget(fetch.Table(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500})) == 400
+
+
+def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
+    npstream.write(tmp_path / "data", {"x": np.arange(4000)}, shard_size=9000, compression="zstd")
+    damaged = sorted((tmp_path / "data").glob("*.zstd"))[2]
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
+    ds = npstream.open(tmp_path / "data")
+    for _ in range(3):
+        with pytest.raises(FormatError, match=damaged.name):
+            ds.load()
+    table = ds._source.fetcher.table
+    assert table.owned.keys() == table.regions.keys()
+    damaged.write_bytes(content)
+    monkeypatch.setattr(fetch, "_budget", lambda table: 10_000)
+    assert ds["x"].load().tolist() == list(range(4000))
+
+
+# Closing.
+
+
+def test_closing_releases_maps_at_once():
+    gc.collect()
+    before = memory.map_budget()
+    for name in MAPPED:
+        ds = open_case(name)
+        list(ds)
+        ds.load()
+        kept = [ds[0], ds[ds.columns[0]][0]], iter(ds)
+        assert memory.map_budget() < before
+        ds.close()
+        assert memory.map_budget() == before
+        assert kept
+        ds.close()
+
+
+def test_what_is_closed_says_so():
+    ds = open_case("mds_ragged")
+    views = [ds, ds[::2], ds[ds.columns[0]]]
+    ds[0]
+    with ds:
+        pass
+    for view in views:
+        for read in (lambda v=view: v[0], lambda v=view: v.load(), lambda v=view: list(v)):
+            with pytest.raises(
+                ValueError, match=r"mds_ragged: the dataset is closed; open it again"
+            ):
+                read()
+
+
+def test_mapped_arrays_outlive_the_dataset():
+    gc.collect()
+    before = memory.map_budget()
+    ds = open_case("mds_tokens_one")
+    column = ds.columns[-1]
+    expected = ds[column].load()
+    mapped = np.array(ds[column], copy=False)
+    ds.close()
+    assert memory.map_budget() == before - 1
+    assert (mapped == expected).all()
+    del mapped
+    assert memory.map_budget() == before
+
+
+def until_closed(samples):
+    """Yield samples up to where the dataset is found to be closed."""
+    samples = iter(samples)
+    while True:
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        except ValueError as error:
+            if "the dataset is closed" not in str(error):
+                raise
+            return
+        yield sample
+
+
+class Closing:
+    """A kernel before which the dataset is closed."""
+
+    def __init__(self, kernel, ds):
+        self.kernel, self.ds = kernel, ds
+
+    def sized(self, rows):
+        def run(*args):
+            self.ds.close()
+            gc.collect()
+            return self.kernel.compiled()(*args)
+
+        return run
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "csv_shards"])
+@pytest.mark.parametrize("which", ["locate", "split", "read"])
+def test_a_running_read_keeps_its_shards(monkeypatch, name, which):
+    ds = open_case(name)
+    expected = expected_of(name)
+    list(ds)
+    ds.load()
+    real = {kernel: getattr(kernels, kernel) for kernel in ("locate", "split", "read")}
+    real[which] = Closing(real[which], ds)
+    monkeypatch.setattr(fetch, "kernels", SimpleNamespace(**real))
+    for i, sample in enumerate(until_closed(ds[::-1])):
+        golden.assert_same_sample(sample, expected[-1 - i])
+
+
+@pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "jsonl_shards"])
+def test_closing_while_others_read(name):
+    expected = expected_of(name)
+    n = len(expected)
+
+    def read(ds, seed):
+        rng = np.random.default_rng(seed)
+        while True:
+            rows = rng.integers(0, n, 20).tolist()
+            found = [*until_closed(ds[rows]), *until_closed(map(ds.__getitem__, rows))]
+            for i, sample in zip(rows * 2, found, strict=False):
+                golden.assert_same_sample(sample, expected[i])
+            if len(found) < 40:
+                return
+
+    with ThreadPoolExecutor(4) as pool:
+        for round_ in range(8):
+            ds = open_case(name)
+            readers = [pool.submit(read, ds, 10 * round_ + k) for k in range(4)]
+            threading.Event().wait(0.01 * (round_ % 4))
+            ds.close()
+            for reader in readers:
+                reader.result()
+            assert ds._source.fetcher.table is None
+
+
+def test_threads_touch_new_shards_together(tmp_path):
+    n = 3000
+    npstream.write(tmp_path / "data", {"x": np.arange(n), "y": np.arange(n)}, shard_size=600)
+    ds = npstream.open(tmp_path / "data")
+    start = threading.Barrier(6)
+
+    def read(seed):
+        rows = np.random.default_rng(seed).permutation(n)
+        start.wait()
+        for part in np.array_split(rows, 30):
+            assert (ds[part].load()["x"] == part).all()
+            assert ds[int(part[0])]["y"] == part[0]
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(read, range(6)))
+
+
+# Processes.
+
+
+def test_pickles_hold_no_maps():
+    ds = open_case("mds_ragged")
+    ds.load()
+    copy = pickle.loads(pickle.dumps(ds))
+    assert regions(copy) == {}
+    assert copy._source.fetcher.shards.verify == "auto"
+    check("mds_ragged", copy)
+    ds.close()
+    check("mds_ragged", copy)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_process_reads_though_a_thread_was_opening_shards():
+    ds = open_case("mds_ragged")
+    ds[0]
+    fetcher = ds._source.fetcher
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with fetcher._lock, fetcher._publish:
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        try:
+            check("mds_ragged", ds)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    done.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+# Reading ahead.
+
+
+def test_prefetching_changes_nothing_that_is_read():
+    ds = open_case("mds_ragged")
+    fetcher, plan = ds._source.fetcher, ds._source.plan(ds.columns)
+    expected = ds.load()
+    parts = np.array_split(np.arange(len(ds)), 3)
+    fetcher.prefetch(parts[0])
+    assert fetcher._announced == ()  # no page has been missing
+    fetcher._cold._announce = 4
+    for part in parts:
+        fetcher.prefetch(part)
+    assert [id(ids) for ids in fetcher._announced] == [id(parts[1]), id(parts[2])]
+    for part in parts:
+        for name, column in ds._source.columns(plan, part, {}).items():
+            for i, value in zip(part, column, strict=True):
+                np.testing.assert_array_equal(value, expected[name][i])
+
+
+# What does not fit.
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [("mds_tokens", "tokens"), ("mds_ragged", "text"), ("mds_ragged", "tokens")]
+)
+def test_columns_that_do_not_fit_are_not_allocated(monkeypatch, name, column):
+    ds = open_case(name)
+    monkeypatch.setattr(memory, "_CHECKED", 2000)
+    ds[column].load()
+    monkeypatch.setattr(memory, "available", lambda: 3000)
+    for read in (ds[column].load, ds.load, ds[::-1].load):
+        with pytest.raises(MemoryError, match=r"rows of column '\w+' takes [\d,]+ bytes and 3,000"):
+            read()
+    assert ds[:5].load().n == 5

@@ -1,0 +1,473 @@
+"""Side-cars are made for any dataset, again and again, and checked against it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import golden_data as golden
+import numpy as np
+import pytest
+from datasets import write_jsonl
+
+import npstream
+from npstream.__main__ import main
+from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
+from npstream.formats.chunks import CHUNK_BYTES
+from npstream.formats.sidecar.blocks import xxh3
+from npstream.formats.sidecar.sidecar import Sidecar
+from npstream.storage.local import LocalStore, open_store
+from npstream.tools import index_builder as build
+from npstream.tools import scan as reread
+
+READABLE = [case for case in golden.cases() if case["readable"] is True]
+
+
+def sidecar_of(path):
+    return Sidecar(LocalStore(str(path)))
+
+
+def copied(case, path):
+    shutil.copytree(golden.directory(golden.case(case)), path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Return a dataset without a side-car: three shards of several chunks."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "data"
+    columns = {
+        "half": rng.random(3000).astype("f2"),
+        "label": np.arange(3000) % 17,
+        "noise": rng.integers(0, 256, (3000, 9000), np.uint8),
+        "text": [("x" * (k % 5)) for k in range(3000)],
+    }
+    npstream.write(path, columns, shard_size="9MiB")
+    columns["bytes"] = (path / "index.msgpack").read_bytes()
+    shutil.rmtree(path / "index.columns")
+    (path / "index.msgpack").unlink()
+    return path, columns
+
+
+def damage(file, at=-1):
+    body = bytearray(file.read_bytes())
+    body[at] ^= 1
+    file.write_bytes(body)
+
+
+# Building.
+
+
+def test_the_writer_makes_what_build_index_makes(data):
+    path, columns = data
+    assert npstream.build_index(path) == str(path / "index.msgpack")
+    assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+    assert not (path / ".index.work").exists()
+
+
+def test_pieces_are_hashed_as_they_are_cut(data):
+    path, columns = data
+    npstream.build_index(path)
+    sidecar = sidecar_of(path)
+    index = sidecar.index("x")
+    for shard in range(len(index)):
+        body = (path / index.name(shard)).read_bytes()
+        rows = int(index.starts[shard + 1] - index.starts[shard])
+        offsets = np.frombuffer(body[4 : 8 + 4 * rows], "<u4").tolist()
+        chunks = -(-len(body) // CHUNK_BYTES)
+        ends = [offsets[i * rows // chunks] for i in range(chunks)] + [len(body)]
+        cuts = zip([0, *ends], ends, strict=False)
+        assert sidecar.piece_hashes(shard).tolist() == [xxh3(body[a:b]) for a, b in cuts]
+        assert sidecar.begin(shard) == offsets[0]
+    assert list(sidecar.columns) == ["half", "label"]
+    for name in sidecar.columns:
+        values = np.load(path / "index.columns" / f"{name}.npy")
+        assert np.array_equal(values, columns[name])
+        assert np.array_equal(sidecar.column(name, 5, 2000), columns[name][5:2000])
+        for bound, found in zip((np.min, np.max), sidecar.shard_range(name), strict=True):
+            parts = np.split(columns[name], index.starts[1:-1])
+            assert found.tolist() == [bound(part) for part in parts]
+
+
+@pytest.mark.parametrize("case", READABLE, ids=lambda case: case["name"])
+def test_golden_datasets(case, tmp_path):
+    place = golden.directory(case)
+    npstream.build_index(place, out=tmp_path / "aside")
+    report = npstream.verify_dataset(place, index=tmp_path / "aside")
+    assert report.problems == ()
+    assert report.sidecar == str(tmp_path / "aside" / "index.msgpack")
+    sidecar = sidecar_of(tmp_path / "aside")
+    for name in sidecar.columns:
+        wanted = [golden.value(row[name]) for row in golden.expected(case)]
+        array = np.array(wanted, sidecar.columns[name].dtype)
+        assert sidecar.column(name).tobytes() == array.tobytes()
+
+
+def test_text_has_columns_that_are_asked_for(tmp_path):
+    rows = [{"k": k, "x": k / 2, "wide": 2 ** (62 + k), "s": "a"} for k in range(3)]
+    path = tmp_path / "text"
+    write_jsonl(path, rows, {"k": "int", "x": "float", "wide": "int", "s": "str"})
+    npstream.build_index(path)
+    assert list(sidecar_of(path).columns) == []
+    npstream.build_index(path, columns=["k", "x"])
+    assert sidecar_of(path).column("k").tolist() == [0, 1, 2]
+    assert sidecar_of(path).shard_range("x") == (0, 1)
+    with pytest.raises(OverflowError, match="sample 1: column 'wide' is beyond int64; leave it"):
+        npstream.build_index(path, columns=["wide"])
+
+
+def test_choices(data, tmp_path):
+    path, _ = data
+    npstream.build_index(path, columns=["label"], hashes=False)
+    sidecar = sidecar_of(path)
+    assert (list(sidecar.columns), sidecar.hashed) == (["label"], False)
+    npstream.build_index(path, columns=[], hashes=False)
+    assert list(sidecar_of(path).columns) == []
+    assert len(sidecar_of(path).index("x")) == 3
+    with pytest.raises(ColumnError, match="no column 'lable'; did you mean 'label'"):
+        npstream.build_index(path, columns=["lable"])
+    with pytest.raises(ValueError, match="column 'text' is no scalar"):
+        npstream.build_index(path, columns=["text"])
+    with pytest.raises(TypeError, match="expected a list of names"):
+        npstream.build_index(path, columns="label")
+
+
+def test_nan_and_empty_shards_bound_nothing(tmp_path):
+    values = np.array([1.0, np.nan, 3.0, 4.0])
+    with npstream.Writer(tmp_path, {"x": "float64"}, shard_size=1) as writer:
+        for value in values:
+            writer.write({"x": value})
+    least, most = sidecar_of(tmp_path).shard_range("x")
+    assert least.tolist() == [1.0, -np.inf, 3.0, 4.0]
+    assert most.tolist() == [1.0, np.inf, 3.0, 4.0]
+
+
+def test_columns_of_any_name(tmp_path):
+    names = ["a/b", "..", "A", "a", "ä", "x" * 300, "x" * 299 + "y"]
+    npstream.write(tmp_path, {name: np.arange(k, k + 5) for k, name in enumerate(names)})
+    sidecar = sidecar_of(tmp_path)
+    for k, name in enumerate(names):
+        assert sidecar.column(name).tolist() == list(range(k, k + 5))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"index.columns"}
+    assert npstream.verify_dataset(tmp_path).problems == ()
+
+
+def test_a_dataset_that_cannot_be_written_to(data, tmp_path, monkeypatch):
+    path, columns = data
+    put = LocalStore.put
+
+    def refuse(self, name, body):
+        assert not self.root.startswith(str(path))
+        put(self, name, body)
+
+    monkeypatch.setattr(LocalStore, "put", refuse)
+    before = sorted(path.rglob("*"))
+    npstream.build_index(path, out=tmp_path / "aside")
+    assert (tmp_path / "aside" / "index.msgpack").read_bytes() == columns["bytes"]
+    assert sorted(path.rglob("*")) == before
+    assert npstream.verify_dataset(path, index=tmp_path / "aside").problems == ()
+
+
+def test_a_remote_dataset(data, tmp_path, monkeypatch):
+    pytest.importorskip("fsspec")
+    path, columns = data
+    monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "cache"))
+    store = open_store("memory://sidecars/data")
+    for file in path.iterdir():
+        store.put(file.name, file.read_bytes())
+    place = npstream.build_index("memory://sidecars/data")
+    assert place == store.where("index.msgpack")
+    sidecar = Sidecar(store)
+    assert np.array_equal(sidecar.column("label"), columns["label"])
+    assert sidecar.mark.version == store.version("index.json")
+    report = npstream.verify_dataset("memory://sidecars/data")
+    assert report.problems == ()
+    assert report.samples == 3000
+
+
+def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, upload, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    npstream.write(tmp_path, {"x": np.arange(2048)}, shard_size=2048, compression="zstd")
+    (name, *others) = sorted(path.name[: -len(".zstd")] for path in tmp_path.glob("*.zstd"))
+    assert len(others) > 6
+    (tmp_path / name).write_bytes(b"unpacked")
+    store = open_store(upload(tmp_path))
+    index, _ = build.index_of(store)
+    asked, together, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
+
+    def look_together(self, path, **options):
+        asked.append(path.rpartition("/")[2])
+        together.wait(timeout=30)
+        return look(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", look_together)
+    assert build.packed_shards(store, index).tolist() == [False] + [True] * len(others)
+    assert sorted(asked) == [name, *others]
+
+
+# Interruptions.
+
+KILLED = """
+import sys
+from npstream import build, reread
+groups = reread.Reading.groups
+reread.Reading.groups = lambda self, shards: [[shard] for shard in shards]
+build._SAVED_EVERY = 0
+scan, left = reread.Reading._scan, [2]
+def stop(self, shard, *rest):
+    if shard == 2:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return scan(self, shard, *rest)
+reread.Reading._scan = stop
+build.build_index(sys.argv[1])
+"""
+
+
+def test_a_killed_build_goes_on(data, monkeypatch):
+    path, columns = data
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (path / "index.msgpack").exists()
+    read, scan = [], reread.Reading._scan
+
+    def watched(self, shard, *rest):
+        read.append(shard)
+        return scan(self, shard, *rest)
+
+    monkeypatch.setattr(reread.Reading, "_scan", watched)
+    npstream.build_index(path)
+    assert read == [2]
+    assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+    assert not (path / ".index.work").exists()
+
+
+def test_unfinished_work_of_another_kind_is_not_used(data):
+    path, columns = data
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    npstream.build_index(path, columns=["label"])
+    assert list(sidecar_of(path).columns) == ["label"]
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    (path / ".index.work" / "values").write_bytes(b"")
+    npstream.build_index(path)
+    assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+
+
+def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
+    path, columns = data
+    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    (path / "index.json").write_bytes((path / "index.json").read_bytes())  # anew, and the same
+    read, scan = [], reread.Reading._scan
+
+    def watched(self, shard, *rest):
+        read.append(shard)
+        return scan(self, shard, *rest)
+
+    monkeypatch.setattr(reread.Reading, "_scan", watched)
+    npstream.build_index(path)
+    assert read == [0, 1, 2]
+    assert (path / "index.msgpack").read_bytes() == columns["bytes"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_a_side_car_is_valid_until_another_replaces_it(kind, data, upload, monkeypatch):
+    path, _ = data
+    url = str(path) if kind == "directory" else upload(path)
+    store = open_store(url)
+    npstream.build_index(url, columns=["label"])
+    before = dict(store.names())
+    put = type(store).put
+
+    def fail(self, name, content):
+        if name == "index.msgpack":
+            raise StorageError(errno.ENOSPC, "disk full", name)
+        put(self, name, content)
+
+    monkeypatch.setattr(type(store), "put", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        npstream.build_index(url)
+    monkeypatch.undo()
+    after = dict(store.names())
+    assert {name: n for name, n in after.items() if not name.startswith(".index.work/")} == before
+    assert npstream.verify_dataset(url).problems == ()
+    npstream.build_index(url)
+    assert npstream.verify_dataset(url).problems == ()
+    assert len(list(store.names("index.columns/"))) == 2
+
+
+def test_a_side_car_of_another_index_is_removed_first(data, monkeypatch):
+    path, _ = data
+    npstream.build_index(path)
+    (path / "index.json").write_bytes((path / "index.json").read_bytes() + b" ")
+
+    def fail(*_):
+        raise StorageError(errno.ENOSPC, "disk full", "column")
+
+    monkeypatch.setattr(LocalStore, "put", fail)
+    with pytest.raises(StorageError, match="disk full"):
+        npstream.build_index(path)
+    assert not (path / "index.msgpack").exists()
+
+
+def test_one_build_at_a_time(data):
+    path, _ = data
+    (path / ".index.work").mkdir()
+    with open(path / ".index.work" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match="another process is making this side-car"):
+            npstream.build_index(path)
+    npstream.build_index(path)
+
+
+def test_no_room_for_the_work(data):
+    path, _ = data
+    (path / ".index.work").write_text("a file")
+    with pytest.raises(StorageError, match="out="):
+        npstream.build_index(path)
+
+
+# Damage.
+
+
+def test_damaged_shards_get_no_side_car(tmp_path):
+    copied("mds_h_sha1", tmp_path / "hashed")
+    damage(next((tmp_path / "hashed").glob("*.mds")))
+    with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds: its sha1 is"):
+        npstream.build_index(tmp_path / "hashed")
+    npstream.write(tmp_path / "plain", [{"x": "a"}])
+    damage(tmp_path / "plain" / "shard.00000.mds", 0)
+    with pytest.raises(FormatError, match=r"shard\.00000\.mds \(shard 0\): "):
+        npstream.build_index(tmp_path / "plain")
+    (tmp_path / "plain" / "shard.00000.mds").unlink()
+    with pytest.raises(StorageError, match=r"shard\.00000\.mds"):
+        npstream.build_index(tmp_path / "plain")
+
+
+def problems(path):
+    return "\n".join(npstream.verify_dataset(path).problems)
+
+
+def test_verify_finds_what_is_wrong_with_shards(data):
+    path, _ = data
+    npstream.build_index(path)
+    assert problems(path) == ""
+    assert npstream.verify_dataset(path).sidecar == str(path / "index.msgpack")
+    damage(path / "shard.00000.mds")
+    damage(path / "shard.00001.mds", 4)
+    with open(path / "shard.00002.mds", "ab") as file:
+        file.write(b"x")
+    found = problems(path)
+    assert "shard 0: the hashes of pieces [3] are not those of its bytes" in found
+    assert "shard.00001.mds (shard 1): " in found
+    assert "shard.00002.mds (shard 2): " in found
+    assert "bytes; the index says" in found
+    (path / "shard.00002.mds").unlink()
+    assert "shard.00002.mds (shard 2): there is no such file" in problems(path)
+
+
+def test_verify_finds_what_is_wrong_with_a_side_car(data):
+    path, _ = data
+    npstream.build_index(path)
+    sidecar, values = path / "index.msgpack", path / "index.columns" / "label.npy"
+    whole, column = sidecar.read_bytes(), values.read_bytes()
+    damage(values)
+    assert "label.npy: " in problems(path)
+    values.unlink()
+    assert "label.npy" in problems(path)
+    values.write_bytes(column)
+    damage(sidecar, 100)
+    assert "index.msgpack: its table is not what was written" in problems(path)
+    sidecar.write_bytes(whole[:-1])
+    assert "its head says" in problems(path)
+    sidecar.write_bytes(whole)
+    text = (path / "index.json").read_text()
+    (path / "index.json").write_text(text + " ")
+    assert "it was made of another" in problems(path)
+    (path / "index.json").write_text(text)
+    assert problems(path) == ""
+
+
+def test_verify_finds_a_side_car_of_other_shards(tmp_path):
+    for name, label in (("a", 1), ("b", 2)):
+        npstream.write(tmp_path / name, {"label": np.full(10, label)})
+    for file in ("index.msgpack", "index.columns/label.npy"):
+        shutil.copy(tmp_path / "a" / file, tmp_path / "b" / file)
+    found = problems(tmp_path / "b")
+    assert "pieces [1] are not those of its bytes" in found
+    assert "column 'label' is within" in found
+    assert "the values of column 'label' are not those of its samples" in found
+
+
+def test_verify_reads_both_of_zip_and_raw(tmp_path):
+    path = copied("cache_zip_and_raw", tmp_path / "both")
+    shard = json.loads((path / "index.json").read_text())["shards"][0]
+    assert npstream.verify_dataset(path).problems == ()
+    body = (path / shard["zip_data"]["basename"]).read_bytes()
+    damage(path / shard["zip_data"]["basename"], len(body) // 2)
+    assert shard["zip_data"]["basename"] in problems(path)
+
+
+def test_verify_wants_the_side_car_that_is_named(data, tmp_path):
+    path, _ = data
+    (tmp_path / "nothing").mkdir()
+    report = npstream.verify_dataset(path, index=tmp_path / "nothing")
+    assert len(report.problems) == 1
+    assert "index.msgpack" in report.problems[0]
+
+
+def test_text_shards_are_parsed(tmp_path):
+    path = copied("jsonl_basic", tmp_path / "text")
+    shard = json.loads((path / "index.json").read_text())["shards"][0]
+    file = path / shard["raw_data"]["basename"]
+    body = file.read_bytes()
+    file.write_bytes(body.replace(b"{", b"[", 1))
+    assert "sample 0: " in problems(path)
+
+
+# The command line.
+
+
+def test_commands(data, tmp_path, capsys):
+    path, _ = data
+    assert main(["index", str(path), "--out", str(tmp_path / "aside"), "--columns", "label"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "aside" / "index.msgpack")
+    assert list(sidecar_of(tmp_path / "aside").columns) == ["label"]
+    assert main(["index", str(path), "--no-hashes"]) == 0
+    assert not sidecar_of(path).hashed
+    assert main(["verify", str(path), "--index", str(tmp_path / "aside")]) == 0
+    assert "3 shards, 3,000 samples" in capsys.readouterr().out
+    damage(path / "shard.00000.mds", 4)
+    assert main(["verify", str(path)]) == 1
+    assert capsys.readouterr().out.rstrip().endswith("1 problem")
+    assert main(["verify", str(path / "absent")]) == 1
+
+
+# While writing.
+
+
+def test_what_is_left_of_a_side_car_is_not_written_over(tmp_path):
+    npstream.write(tmp_path, {"x": np.arange(3)})
+    for name in ("index.json", "shard.00000.mds"):
+        (tmp_path / name).unlink()
+    with pytest.raises(FileExistsError, match=r"index\.(columns|msgpack)"):
+        npstream.write(tmp_path, {"x": np.arange(3)})
+    shutil.rmtree(tmp_path / "index.columns")
+    (tmp_path / "index.msgpack").unlink()
+    (tmp_path / "index.html").touch()
+    npstream.write(tmp_path, {"x": np.arange(3)})
+
+
+def test_compressed_shards_are_hashed_as_they_are_unpacked(tmp_path):
+    npstream.write(tmp_path, {"x": np.arange(100)}, compression="zstd", hashes=["sha1"])
+    whole = (tmp_path / "index.msgpack").read_bytes()
+    assert len(sidecar_of(tmp_path).piece_hashes(0)) == 2
+    npstream.build_index(tmp_path)
+    assert (tmp_path / "index.msgpack").read_bytes() == whole
