@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream.indexing.selection import Selection
-    from npstream.iteration.iteration import Iteration, Settings
+    from npstream.iteration.iteration import Iteration
+    from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.cost import Cost
     from npstream.reading.source import Source
 
@@ -147,6 +148,12 @@ class Dataset:
 
     # Indexing
 
+    @overload
+    def __getitem__(self, index: str) -> Column: ...
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: Any) -> Dataset: ...
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, str):
             return self._column(index)
@@ -377,29 +384,101 @@ class Dataset:
         view = self.ravel()
         given = view if columns is None else view[list(columns)]
         mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
-        return view[mask]  # type: ignore[no-any-return]
+        return view[mask]
 
     def iter(
         self,
         rank: int | None = None,
         world: int | None = None,
-        **settings: Unpack[Settings],
+        *,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+        batched: bool = True,
+        shuffle: bool | str | Shuffle | StreamingShuffle = False,
+        seed: int = 0,
+        epoch: int = 0,
+        epoch_size: int | float | str | None = None,
+        last: str = "repeat",
+        ranks_per_node: int | None = None,
+        replication: int = 1,
+        transform: Callable[[Any], Any] | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
 
-        See `npstream.iteration.iteration.Iteration` for the parameters.
+        It yields Batches, or samples without a batch size. It can be iterated over any number of
+        times, pickled, and given to ``torch.utils.data.DataLoader``; ``state_dict`` and
+        ``load_state_dict`` resume it.
+
+        Parameters
+        ----------
+        rank, world : int, optional
+            Number of this process among those that share the view, and of them all. By default
+            those of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
+            environment; else 0 of 1. That is looked up when it is needed, not before.
+        batch_size : int, optional
+            Samples of this rank in a batch. Without it samples are yielded, not batches.
+        global_batch_size : int, optional
+            Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
+            It stays the same when their number changes, and with it what every batch holds.
+        batched : bool
+            False yields samples also with `batch_size`, for torch to make batches of as many:
+            workers are dealt runs of that length.
+        shuffle : bool, Shuffle, str or StreamingShuffle
+            Whether each epoch has a random order of its own, and its settings; see
+            `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
+            "naive" are orders of Streaming, of whole datasets, whose settings
+            `npstream.StreamingShuffle` holds.
+        seed : int
+            What orders are drawn from, except for those of Streaming.
+        epoch : int
+            Number of the first epoch.
+        epoch_size : int, float or str, optional
+            Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
+            are numbers, too. Fractions of a sample are dropped. Epochs then follow each other
+            through the view, in one order until all its samples came, so that none is passed over.
+            With an order of Streaming, each epoch picks its samples as Streaming does.
+        last : {"repeat", "drop", "short"}
+            Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
+            up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
+            carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
+            ranks have the same number of batches of the same size. "short" reads each sample once,
+            and ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as
+            many as make ranks equal, so that the last batch may be short.
+        ranks_per_node : int, optional
+            Ranks on each machine, numbered one machine after the other. With a number of lanes that
+            the number of machines divides, a machine reads only chunks that no other does. By
+            default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
+            all.
+        replication : int
+            So many ranks in a row read the same samples, as those do that share one model.
+        transform : callable, optional
+            Takes each Batch, or each sample, and returns what is yielded in its place.
+
+        Returns
+        -------
+        Iteration
+
+        Raises
+        ------
+        ValueError
+            If settings do not fit each other, or the cache cannot hold what the order needs.
 
         Examples
         --------
         >>> ds = getfixture("example")
-        >>> [batch["label"].tolist() for batch in ds.iter(0, 1, batch_size=2, last="short")]
-        [[0, 1], [2]]
+        >>> for batch in ds.iter(0, 1, batch_size=2):
+        ...     print(batch["label"], batch.ids, batch.repeated)
+        [0 1] [0 1] [False False]
+        [2 0] [2 0] [False  True]
         """
         from npstream.iteration.iteration import Iteration
 
         return Iteration(
             self._source, self._selection, self._names, rank, world,
-            view_transform=self._transform, **settings,
+            batch_size=batch_size, global_batch_size=global_batch_size, batched=batched,
+            shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size, last=last,
+            ranks_per_node=ranks_per_node, replication=replication, transform=transform,
+            view_transform=self._transform,
         )  # fmt: skip
 
     def _to_write(self) -> StoredTable | None:

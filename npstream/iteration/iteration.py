@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain, repeat
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -51,27 +51,6 @@ Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
 
 
-class OtherSettings(TypedDict, total=False):
-    """What may be said of an iteration beside the sizes of batches; see `Iteration`."""
-
-    batched: bool
-    shuffle: bool | str | Shuffle | StreamingShuffle
-    seed: int
-    epoch: int
-    epoch_size: int | float | str | None
-    last: str
-    ranks_per_node: int | None
-    replication: int
-    transform: Callable[[Any], Any] | None
-
-
-class Settings(OtherSettings, total=False):
-    """What may be said of an iteration; see `Iteration`."""
-
-    batch_size: int | None
-    global_batch_size: int | None
-
-
 class Iteration(Resumable):
     """One rank's part of a view, epoch after epoch; what ``ds.iter`` returns.
 
@@ -89,48 +68,10 @@ class Iteration(Resumable):
     source : Source
     selection : Selection
     names : tuple of str
-        The view: `Dataset` passes these, and `view_transform`.
-    rank, world : int, optional
-        Number of this process among those that share the view, and of them all. By default those
-        of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
-        environment; else 0 of 1. That is looked up when it is needed, not before.
-    batch_size : int, optional
-        Samples of this rank in a batch. Without it samples are yielded, not batches.
-    global_batch_size : int, optional
-        Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
-        It stays the same when their number changes, and with it what every batch holds.
-    batched : bool
-        False yields samples also with `batch_size`, for torch to make batches of as many: workers
-        are dealt runs of that length.
-    shuffle : bool, Shuffle, str or StreamingShuffle
-        Whether each epoch has a random order of its own, and its settings; see
-        `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
-        "naive" are orders of Streaming, of whole datasets, whose settings
-        `npstream.StreamingShuffle` holds.
-    seed : int
-        What orders are drawn from, except for those of Streaming.
-    epoch : int
-        Number of the first epoch.
-    epoch_size : int, float or str, optional
-        Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
-        are numbers, too. Fractions of a sample are dropped. Epochs then follow each other through
-        the view, in one order until all its samples came, so that none is passed over. With an
-        order of Streaming, each epoch picks its samples as Streaming does.
-    last : {"repeat", "drop", "short"}
-        Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
-        up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples carry
-        no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all ranks
-        have the same number of batches of the same size. "short" reads each sample once, and
-        ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as many as
-        make ranks equal, so that the last batch may be short.
-    ranks_per_node : int, optional
-        Ranks on each machine, numbered one machine after the other. With a number of lanes that
-        the number of machines divides, a machine reads only chunks that no other does. By default
-        LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else all.
-    replication : int
-        So many ranks in a row read the same samples, as those do that share one model.
-    transform : callable, optional
-        Takes each Batch, or each sample, and returns what is yielded in its place.
+        The view.
+    rank, world, batch_size, global_batch_size, batched, shuffle, seed, epoch, epoch_size, last, \
+ranks_per_node, replication, transform
+        See `Dataset.iter`.
     view_transform : callable, optional
         The transform that the view's samples have.
     epochs : AnyEpochs, optional

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
 
 if TYPE_CHECKING:
-    from npstream.iteration.iteration import Iteration, OtherSettings
+    from npstream.iteration.iteration import Iteration
     from npstream.mixture.shares import Schedule
     from npstream.mixture.stream import EpochOrder
+    from npstream.orders.streaming.settings import StreamingShuffle
 
 Sizes: TypeAlias = "int | Mapping[str, int] | None"
 """Samples of a batch: as many for all sources, or for each, by name."""
@@ -150,9 +151,22 @@ class Mixture(Dataset):
         epochs, _ = epochs_of(self._of, batching, {**settings, **sizes})
         return epochs.order(integer("epoch", epoch, 0))
 
-    def shuffle(self, seed: int, epoch: int = 0, **settings: Any) -> Dataset:
+    def shuffle(
+        self,
+        seed: int,
+        epoch: int = 0,
+        *,
+        block: Size = "auto",
+        lanes: int | None = None,
+        batching: str = "random",
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
+    ) -> Dataset:
         """Return a view of what is drawn in a training epoch, in that order; see `order`."""
-        order = self.order(seed, epoch, **settings)
+        order = self.order(
+            seed, epoch, block=block, lanes=lanes, batching=batching,
+            batch_size=batch_size, global_batch_size=global_batch_size,
+        )  # fmt: skip
         return self._view(Selection(self._selection.source, range(len(order)), (order,)))
 
     def iter(
@@ -163,7 +177,15 @@ class Mixture(Dataset):
         batching: str = "random",
         batch_size: Sizes = None,
         global_batch_size: Sizes = None,
-        **settings: Unpack[OtherSettings],
+        batched: bool = True,
+        shuffle: bool | str | Shuffle | StreamingShuffle = False,
+        seed: int = 0,
+        epoch: int = 0,
+        epoch_size: int | float | str | None = None,
+        last: str = "repeat",
+        ranks_per_node: int | None = None,
+        replication: int = 1,
+        transform: Callable[[Any], Any] | None = None,
     ) -> Iteration:
         """Return an iterable over this rank's part of what is drawn, epoch after epoch.
 
@@ -172,15 +194,53 @@ class Mixture(Dataset):
 
         Parameters
         ----------
-        rank, world, **settings
-            See `npstream.iteration.iteration.Iteration`. An epoch has, by default, as many samples
-            as all sources together.
+        rank, world : int, optional
+            Number of this process among those that share the view, and of them all. By default
+            those of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
+            environment; else 0 of 1. That is looked up when it is needed, not before.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}
             What a source is drawn for: each sample; each sample, but so that every global batch
             holds the exact shares; each global batch; each batch of a rank.
         batch_size, global_batch_size : int, or mapping of str to int, optional
             Samples in a batch of a rank, or of all ranks. Batches of one source each may differ in
-            size by source.
+            size by source. Without either samples are yielded, not batches.
+        batched : bool
+            False yields samples also with `batch_size`, for torch to make batches of as many:
+            workers are dealt runs of that length.
+        shuffle : bool, Shuffle, str or StreamingShuffle
+            Whether each epoch has a random order of its own, and its settings; see
+            `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
+            "naive" are orders of Streaming, of whole datasets, whose settings
+            `npstream.StreamingShuffle` holds.
+        seed : int
+            What orders are drawn from, except for those of Streaming.
+        epoch : int
+            Number of the first epoch.
+        epoch_size : int, float or str, optional
+            Samples in an epoch, by default those of all sources together; "100k", " 64 M", "1.5B",
+            "2T" and 5e5 are numbers, too. Fractions of a sample are dropped. Epochs then follow
+            each other through the view, in one order until all its samples came, so that none is
+            passed over. With an order of Streaming, each epoch picks its samples as Streaming does.
+        last : {"repeat", "drop", "short"}
+            Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
+            up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
+            carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
+            ranks have the same number of batches of the same size. "short" reads each sample once,
+            and ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as
+            many as make ranks equal, so that the last batch may be short.
+        ranks_per_node : int, optional
+            Ranks on each machine, numbered one machine after the other. With a number of lanes that
+            the number of machines divides, a machine reads only chunks that no other does. By
+            default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
+            all.
+        replication : int
+            So many ranks in a row read the same samples, as those do that share one model.
+        transform : callable, optional
+            Takes each Batch, or each sample, and returns what is yielded in its place.
+
+        Returns
+        -------
+        Iteration
 
         Examples
         --------
@@ -193,9 +253,13 @@ class Mixture(Dataset):
         from npstream.iteration.iteration import Iteration
         from npstream.mixture.epochs import epochs_of
 
-        sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
-        given: Any = {**settings, **sizes}
-        if not isinstance(settings.get("shuffle", False), bool | Shuffle):
+        given: Any = {
+            "batch_size": batch_size, "global_batch_size": global_batch_size, "batched": batched,
+            "shuffle": shuffle, "seed": seed, "epoch": epoch, "epoch_size": epoch_size,
+            "last": last, "ranks_per_node": ranks_per_node, "replication": replication,
+            "transform": transform,
+        }  # fmt: skip
+        if not isinstance(shuffle, bool | Shuffle):
             if batching != "random":
                 raise ValueError(
                     f"batching={batching!r}: with an order of Streaming, that is its "

@@ -1,0 +1,55 @@
+"""Types that mypy infers for what users write; `.ci/run` has it check this file."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import pytest
+
+import npstream
+from npstream import Column, Dataset, Mixture
+
+
+@pytest.fixture
+def ds(tmp_path: Path) -> Dataset:
+    npstream.write(tmp_path / "data", {"a": np.arange(4)})
+    return npstream.open(tmp_path / "data")
+
+
+def test_indexing(ds: Dataset) -> None:
+    assert isinstance(assert_type(ds[0], dict[str, Any]), dict)
+    assert isinstance(assert_type(ds[np.int64(1)], dict[str, Any]), dict)
+    assert isinstance(assert_type(ds["a"], Column), Column)
+    assert isinstance(assert_type(ds[["a"]], Dataset), Dataset)
+    assert isinstance(assert_type(ds[::2], Dataset), Dataset)
+    assert isinstance(assert_type(ds[np.array([3, 1])], Dataset), Dataset)
+    assert isinstance(assert_type(ds[np.asarray(ds["a"]) > 1], Dataset), Dataset)
+    assert isinstance(assert_type(npstream.mix({"x": ds}), Mixture), Mixture)
+
+
+PUBLIC = [
+    npstream.open,
+    npstream.write,
+    npstream.mix,
+    *(
+        method
+        for kind in (Dataset, Mixture)
+        for name, method in vars(kind).items()
+        if callable(method) and not name.startswith("_")
+    ),
+]
+
+
+@pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__qualname__)
+def test_help_shows_every_parameter(function: Any) -> None:
+    parameters = inspect.signature(function).parameters
+    assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+    text = inspect.getdoc(function) or ""
+    assert text
+    if "Parameters\n" in text:
+        described = text.partition("Parameters\n")[2]
+        for name in parameters:
+            assert name == "self" or name in described, name
