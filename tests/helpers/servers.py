@@ -1,6 +1,6 @@
 """Real servers on this machine's loopback, each started when a test first asks for it.
 
-``docs/development.md`` says what to install. What they store is thrown away with them.
+``docs/contributing.md`` says what to install. What they store is thrown away with them.
 """
 
 from __future__ import annotations
@@ -555,7 +555,7 @@ class Servers:
         if name not in self.running:
             kind = KINDS[name]
             if missing := kind.missing():
-                pytest.skip(f"{name}: {missing}; see docs/development.md")
+                pytest.skip(f"{name}: {missing}; see docs/contributing.md")
             server = kind(self.parent)
             server.start()
             self.running[name] = server
