@@ -27,7 +27,7 @@ MIB = 1 << 20
 CHUNK, SHARD = 4 * MIB, 64 * MIB
 
 HEAD = """\
-| scene | order | first batch MiB | burst | ahead MiB | resident MiB | spread | neighbours |
+| scene | order | first batch MiB | burst | ahead MiB | resident MiB | spread | neighbors |
 |---|---|---|---|---|---|---|---|
 """
 
@@ -79,13 +79,13 @@ class Figures:
     ahead: float
     resident: float
     spread: float
-    neighbours: float
+    neighbors: float
 
     def row(self) -> str:
         burst = "-" if math.isnan(self.burst) else f"{self.burst:.1f}"
         return (
             f"{self.first:.0f} | {burst} | {self.ahead:.0f} | {self.resident:.0f} "
-            f"| {self.spread:.2f} | {self.neighbours:.2f}"
+            f"| {self.spread:.2f} | {self.neighbors:.2f}"
         )
 
 
@@ -137,7 +137,7 @@ def figures(scene: Scene, samples: Int64, unit: int) -> Figures:
         ahead=(fetched - used)[middle].max(),
         resident=(fetched - np.cumsum(end) + end)[middle].max(),
         spread=spread(shard, scene.shards),
-        neighbours=np.mean(np.diff(shard.reshape(-1)) == 0) / chance,
+        neighbors=np.mean(np.diff(shard.reshape(-1)) == 0) / chance,
     )
 
 

@@ -73,7 +73,7 @@ def register(iterable: type) -> None:
 
 
 def rank_and_world() -> tuple[int, int] | None:
-    """Return the process's rank and the number of ranks, if a process group is initialised."""
+    """Return the process's rank and the number of ranks, if a process group is initialized."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return None

@@ -442,7 +442,7 @@ def test_torchdata_keeps_states(ds, workers, persistent, settings, batch_size):
 
 @pytest.fixture
 def process_group():
-    """Initialise torch.distributed for this process alone."""
+    """Initialize torch.distributed for this process alone."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )

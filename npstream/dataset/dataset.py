@@ -413,7 +413,7 @@ class Dataset:
         ----------
         rank, world : int, optional
             Number of this process among those that share the view, and of them all. By default
-            those of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
+            those of ``torch.distributed`` where it is initialized; else RANK and WORLD_SIZE of the
             environment; else 0 of 1. That is looked up when it is needed, not before.
         batch_size : int, optional
             Samples of this rank in a batch. Without it samples are yielded, not batches.

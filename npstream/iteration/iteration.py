@@ -41,7 +41,7 @@ TRANSFORM = "the transform of the view"
 _RANKS, _CHUNKS = 0, 1
 """Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
 
-NEIGHBOURS = 32
+NEIGHBORS = 32
 """Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
 
 BLOCK_BYTES = 1 << 22
@@ -341,18 +341,18 @@ ranks_per_node, replication, transform
         ranks = self._sharing()
         nodes = ranks.world // ranks.per_node
         view = self._selection.size / max(self._source.index.samples, 1)
-        share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBOURS / ranks.per_node)
+        share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBORS / ranks.per_node)
         return ReadOrder(partial(self._first_samples, place, ranks, epochs), share)
 
     def _first_samples(self, place: Place, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
         """Return about the first `n` samples that ranks of this machine read."""
         first = ranks.rank - ranks.rank % ranks.per_node
-        step = -(-ranks.per_node // NEIGHBOURS)
-        neighbours = range(first, first + ranks.per_node, step)
+        step = -(-ranks.per_node // NEIGHBORS)
+        neighbors = range(first, first + ranks.per_node, step)
         ids, turns = [], []
-        for rank in neighbours:
+        for rank in neighbors:
             part = self._part_of(place, ranks._replace(rank=rank), epochs)
-            batches = min(-(-n // (len(neighbours) * part.batch_size)), part.batches)
+            batches = min(-(-n // (len(neighbors) * part.batch_size)), part.batches)
             ids.append(part.read(range(batches))[0])
             turns.append(np.arange(len(ids[-1])) // part.batch_size)
         return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]

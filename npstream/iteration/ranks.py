@@ -47,7 +47,7 @@ def found(per_node: int | None) -> Ranks:
 
 
 def running() -> tuple[int, int] | None:
-    """Return the rank and the number of ranks of torch.distributed, if it is initialised."""
+    """Return the rank and the number of ranks of torch.distributed, if it is initialized."""
     known: tuple[int, int] | None = None
     if "torch" in sys.modules:
         known = torch_door().rank_and_world()
@@ -81,7 +81,7 @@ def other_launcher(ranks: Ranks) -> str | None:
         return (
             f"the environment says {seen}, which is not looked at, and no RANK and WORLD_SIZE: "
             f"this process reads all samples, as rank 0 of 1. Give rank=int(os.environ[{rank!r}]) "
-            f"and world=int(os.environ[{world!r}]), or initialise torch.distributed before; or "
+            f"and world=int(os.environ[{world!r}]), or initialize torch.distributed before; or "
             "give rank=0 and world=1, if it is to read all"
         )
     return None

@@ -171,7 +171,7 @@ def difference(key: str, there: Any, here: Any) -> str:
 
 
 def _add(digest: hashlib.blake2b, fact: Any) -> None:
-    """Add what something is made of to a hash; each fact is told from its neighbours."""
+    """Add what something is made of to a hash; each fact is told from its neighbors."""
     if isinstance(fact, np.ndarray):
         digest.update(f"{fact.dtype.str}{fact.shape}".encode())
         digest.update(np.ascontiguousarray(fact).view(np.uint8).data)

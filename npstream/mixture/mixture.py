@@ -196,7 +196,7 @@ class Mixture(Dataset):
         ----------
         rank, world : int, optional
             Number of this process among those that share the view, and of them all. By default
-            those of ``torch.distributed`` where it is initialised; else RANK and WORLD_SIZE of the
+            those of ``torch.distributed`` where it is initialized; else RANK and WORLD_SIZE of the
             environment; else 0 of 1. That is looked up when it is needed, not before.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}
             What a source is drawn for: each sample; each sample, but so that every global batch

@@ -100,7 +100,7 @@ def schedule_of(
             raise ValueError(f"alpha={alpha!r}: expected a finite number")
         # The largest power is 1, so that none overflows.
         base = (max if power >= 0 else min)(sizes, default=1) or 1
-        return ((0, _normalised(names, [(max(size, 1) / base) ** power for size in sizes])),)
+        return ((0, _normalized(names, [(max(size, 1) / base) ** power for size in sizes])),)
     if alpha != 1:
         raise ValueError(
             f"alpha={alpha!r} makes weights of sizes: leave it out where they are given"
@@ -221,10 +221,10 @@ def _shares(names: Sequence[str], weights: Mapping[str, float], what: str) -> tu
                 f"the weight of source {name!r} is {weight!r}: expected a positive number{mend}"
             )
         found.append(weight)
-    return _normalised(names, found)
+    return _normalized(names, found)
 
 
-def _normalised(names: Sequence[str], weights: list[float]) -> tuple[float, ...]:
+def _normalized(names: Sequence[str], weights: list[float]) -> tuple[float, ...]:
     most = max(weights, default=1.0)
     scaled = [weight / most for weight in weights]
     whole = math.fsum(scaled)

@@ -264,7 +264,7 @@ class MixedSource(Source):
         return _RowReader(self, lambda sample, at: _finished(read(sample), at, finish))
 
     def reader_of(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be re-declared."""
+        """Return what reads one value of a column, which may be redeclared."""
         if self._is_made(Plan([field])):
             return _RowReader(self, lambda _, member: {SOURCE: member.name})
         read = super().reader_of(field)

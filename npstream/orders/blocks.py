@@ -153,7 +153,7 @@ def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, row
     window = max(WINDOW, 16 * lanes)
     for start in range(0, rows.size, window):
         stop = min(start + window, rows.size)
-        # Neighbours in a lane are as many positions apart as there are lanes.
+        # Neighbors in a lane are as many positions apart as there are lanes.
         for first in range(start, min(start + lanes, stop)):
             element = (position + first) // lanes
             lane = position + first - element * lanes

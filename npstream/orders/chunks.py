@@ -104,7 +104,7 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
 
 @kernel
 def smallest_step(bounds: AnyArray) -> int:
-    """Return the least difference of neighbours, which may be negative; but 1 if it is more."""
+    """Return the least difference of neighbors, which may be negative; but 1 if it is more."""
     least = 1
     for k in range(bounds.size - 1):
         least = min(least, int(bounds[k + 1]) - int(bounds[k]))

@@ -312,7 +312,7 @@ def _of_plain(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Trans
 
 
 def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
-    """Return what pieces of a shard, rising, take when neighbours are fetched together."""
+    """Return what pieces of a shard, rising, take when neighbors are fetched together."""
     runs: list[int] = []
     last = None
     for piece in pieces:

@@ -135,7 +135,7 @@ class Source:
         return reader
 
     def reader_of(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be re-declared."""
+        """Return what reads one value of a column, which may be redeclared."""
         if self.field(field.name).encoding is field.encoding:
             return self._kept_reader((field.name,))
         return self._reader([field])
@@ -375,7 +375,7 @@ def open_source(
     allow_pickle: bool,
     limit: int | None = None,
 ) -> tuple[Source, tuple[str, ...]]:
-    """Resolve the columns of an index, and those that the user asked for or re-declared.
+    """Resolve the columns of an index, and those that the user asked for or redeclared.
 
     Returns
     -------

@@ -64,7 +64,7 @@ def _major_faults() -> int:
 
 
 def prefetch(address: Int64, nbytes: Int64) -> None:
-    """Ask for the pages of spans, neighbours merged.
+    """Ask for the pages of spans, neighbors merged.
 
     Parameters
     ----------

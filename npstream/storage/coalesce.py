@@ -1,4 +1,4 @@
-"""Requests for parts of files, neighbours in one."""
+"""Requests for parts of files, neighbors in one."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class LocalStore:
         try:
             for number, (wanted, begin, nbytes) in enumerate(spans):
                 if wanted != name:
-                    # One is open at a time: neighbours are mostly of one file.
+                    # One is open at a time: neighbors are mostly of one file.
                     _close(descriptor)
                     name, descriptor = wanted, -1
                     descriptor = open_file(self.where(name))

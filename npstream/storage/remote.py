@@ -74,17 +74,17 @@ class RemoteStore:
     retries : int
         How often a request is tried again after a failure that may pass.
 
-    Raises
-    ------
-    ValueError
-        If a setting makes no sense, or a web address has a fragment.
-
     Attributes
     ----------
     root : str
         The URL without what may be secret in it, for messages.
     identity : str
         A hash that tells it from other places.
+
+    Raises
+    ------
+    ValueError
+        If a setting makes no sense, or a web address has a fragment.
 
     Examples
     --------

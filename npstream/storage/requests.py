@@ -178,6 +178,8 @@ def results(
 ) -> Generator[tuple[int, Any]]:
     """Yield what jobs come to, as they end, each with its number; raise what the first raises.
 
+    Closing the generator cancels the jobs that run.
+
     Parameters
     ----------
     jobs : iterable of Job
@@ -192,8 +194,6 @@ def results(
     patience : Patience
     timeout : float
         Seconds to wait for a loop that does not run.
-
-    Closing the generator cancels the jobs that run.
     """
     with waits.joined() as arrived:
         next_arrived = partial(_next, arrived, loop, max(timeout / 2, _LOOP_CHECK), waits.place)

@@ -487,7 +487,7 @@ def test_what_a_node_fetches_and_keeps_is_bounded(settings):
     assert seen.first < share / MIB
     assert seen.resident < 2 * share / MIB
     assert seen.spread == pytest.approx(math.sqrt(1 + 255 / (share / CHUNK)), rel=0.15)
-    assert seen.neighbours < 1.2
+    assert seen.neighbors < 1.2
 
 
 # Settings.

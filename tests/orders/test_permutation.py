@@ -271,7 +271,7 @@ def test_tiny_permutations_are_uniform(n):
 
 @pytest.mark.parametrize("n", [SMALL, SMALL + 1, 1_000_003, (1 << 20) + 1, 10**9, 10**12])
 @pytest.mark.parametrize("lag", [1, 2, 3, 64, 1024])
-def test_differences_of_neighbours_are_uniform(n, lag):
+def test_differences_of_neighbors_are_uniform(n, lag):
     """Weak round functions show here first."""
     permutation, bins = Permutation(n, make_key(5)), 512
     start = np.arange(min(n - lag, 200_000))
@@ -295,7 +295,7 @@ def test_windows_hold_as_many_of_each_part_as_chance_has_it():
         assert abs(z_score(counts)) < 3
 
 
-def test_pairs_of_neighbours_are_uniform_in_a_dozen():
+def test_pairs_of_neighbors_are_uniform_in_a_dozen():
     counts = np.zeros((12, 12))
     for seed in range(6000):
         ids = elements(12, make_key(seed))

@@ -164,7 +164,7 @@ def test_several_runs_are_read_where_they_are_little(ds, requests, monkeypatch):
     check(ds, more)
     asked = [span for span in requests if is_offsets(span)]
     name = "shard.00006.mds"
-    assert asked == [(name, 4, 4 * 17), (name, 4 + 4 * 56, 4 * 9)]  # neighbours are merged
+    assert asked == [(name, 4, 4 * 17), (name, 4 + 4 * 56, 4 * 9)]  # neighbors are merged
     requests.clear()
     check(ds, [k + 1 for k in more[:2]])
     assert len(requests) == 2

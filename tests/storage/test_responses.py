@@ -207,9 +207,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def serving(files: dict[str, bytes], **behaviour: Any) -> Iterator[tuple[str, type[Handler]]]:
+def serving(files: dict[str, bytes], **behavior: Any) -> Iterator[tuple[str, type[Handler]]]:
     """Serve files, whose paths are given, and yield the server's URL, and how it behaves."""
-    kind = type("Kind", (Handler,), {"files": files, "asked": [], **behaviour})
+    kind = type("Kind", (Handler,), {"files": files, "asked": [], **behavior})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
