@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from faults import Request
+from servers import Place, Servers
 
 import npstream
 from data import Data
-from faults import Request
-from servers import Place, Servers
 
 Span = tuple[str, int, int]
 """An object's path, and where a part of it begins and ends."""

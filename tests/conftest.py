@@ -8,14 +8,14 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-
 from datasets import cutting
+from servers import KINDS, Place, Servers
+
 from npstream._core import jit as _jit
 from npstream.shards import point_reads as exact
 from npstream.shards import remote as remote_shards
 from npstream.storage.local import Span
 from npstream.storage.remote import RemoteStore
-from servers import KINDS, Place, Servers
 
 # The same examples at every run; `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile(
