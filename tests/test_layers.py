@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import logging.config
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 from importlinter.cli import lint_imports
 
@@ -54,6 +56,16 @@ def test_layers_point_down(monkeypatch):
     # It would turn off the loggers that there are, ours among them, for all tests that follow.
     monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
     assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0
+
+
+def test_no_modules_import_each_other():
+    """Not under TYPE_CHECKING either."""
+    graph = grimp.build_graph("npstream")
+    imports = {
+        module: graph.find_modules_directly_imported_by(module)
+        for module in graph.modules - {"npstream"}  # which names what it exports
+    }
+    TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize("package", DOORS)

@@ -23,6 +23,7 @@ from npstream.indexing.cells import Cell
 from npstream.indexing.columns import indexed_shape, split_index
 from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
+from npstream.reading.gate import gate
 from npstream.reading.gather import Field, Plan
 from npstream.reading.load import array_of, in_mode, load
 from npstream.reading.mapped import mapped_column
@@ -281,18 +282,22 @@ class Column(NDArrayOperatorsMixin):
 
     def explain(self) -> Cost:
         """Return what `load` of this column would fetch now, such as its ``nbytes``."""
-        return self._source.explain(self._selection, self._plan)
+        from npstream.reading.cost import explain
+
+        return explain(self._source, self._selection, self._plan)
 
     def prefetch(self) -> None:
         """Fetch the chunks of this column's rows into the cache, as `Dataset.prefetch` does."""
-        self._source.prefetch(self._selection, self._plan)
+        from npstream.reading.cost import prefetch
+
+        prefetch(self._source, self._selection, self._plan)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             if self._final is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
-        self._source.gate(self._selection, f"column {self.name!r} as an array", self._plan)
+        gate(self._source, self._selection, f"column {self.name!r} as an array", self._plan)
         return self._as_array(dtype)
 
     def _as_array(self, dtype: DTypeLike | None = None) -> AnyArray:
@@ -344,7 +349,7 @@ class Column(NDArrayOperatorsMixin):
 
     def _parts(self, purpose: str | None = None) -> Iterator[Column]:
         """Yield the column in blocks of rows; show the progress of what has a purpose."""
-        self._source.gate(self._selection, purpose or f"column {self.name!r}", self._plan)
+        gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         if self._final is not None or not self.size or not self.shape:
             yield self
             return

@@ -17,6 +17,7 @@ from npstream.explore import display
 from npstream.formats.index import shard_table
 from npstream.orders.order import Order, Shuffle, Size
 from npstream.reading.batch import Batch
+from npstream.reading.gate import gate
 from npstream.reading.load import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
 from npstream.reading.source import view_order
 from npstream.reading.stored import StoredTable
@@ -273,16 +274,20 @@ class Dataset:
 
     def explain(self) -> Cost:
         """Return what `load` of this view would fetch now, such as its ``nbytes``."""
-        return self._source.explain(self._selection, self._source.plan(self._names))
+        from npstream.reading.cost import explain
+
+        return explain(self._source, self._selection, self._source.plan(self._names))
 
     def prefetch(self) -> None:
         """Fetch all chunks of this view into the cache; ValueError if that cannot hold them."""
-        self._source.prefetch(self._selection, self._source.plan(self._names))
+        from npstream.reading.cost import prefetch
+
+        prefetch(self._source, self._selection, self._source.plan(self._names))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        self._source.gate(self._selection, "an array of this view")
+        gate(self._source, self._selection, "an array of this view")
         source, ids = self._source, self._selection.ids()
         table = structured(source, source.plan(self._names), ids, self.shape)
         return table if dtype is None else table.astype(dtype, copy=False)

@@ -20,7 +20,7 @@ from npstream.storage.urls import below, local_path
 if TYPE_CHECKING:
     import os
 
-    from npstream.shards.local import Verify
+    from npstream.shards.base import Verify
     from npstream.storage.local import Store
     from npstream.storage.remote import RemoteStore
 

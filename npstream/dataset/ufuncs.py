@@ -13,6 +13,7 @@ from npstream._core.array_like import is_time, time_array
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray, Bools
 from npstream.dataset.reductions import reduce_blocks
+from npstream.reading.gate import gate
 from npstream.reading.gather import BLOCK
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes 
 
 def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
     """Compare a column of text with one, where it lies."""
-    source.gate(selection, "comparing text", plan)
+    gate(source, selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, BLOCK), "comparing text"):
         ids = selection.ids(start, start + BLOCK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,11 +15,17 @@ from npstream.orders.blocks import CACHE_BYTES, Blocks, Cache, new_cache
 from npstream.orders.order import Order
 from npstream.orders.permutation import SMALL
 
-if TYPE_CHECKING:
-    from npstream.mixture.stream import Stored
-
 _LARGE = Blocks(SMALL + 1, 1, SMALL + 1, 0)
 """What takes memory to work in."""
+
+
+class Stored(NamedTuple):
+    """A source: its name and samples, its lanes, and rows of a block in one, 0 for no shuffling."""
+
+    name: str
+    samples: int
+    lanes: int
+    block: int
 
 
 def source_seed(seed: int, name: str) -> int:

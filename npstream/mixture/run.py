@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from npstream.errors import shown
 from npstream.iteration.state import count_in, require
+from npstream.mixture.passes import Stored
 from npstream.mixture.shares import (
     MixtureOf,
     apportioned,
@@ -22,7 +23,7 @@ from npstream.mixture.shares import (
     coprime_from,
     least_length,
 )
-from npstream.mixture.stream import VERSION, Course, Phase, Stored
+from npstream.mixture.stream import VERSION, Course, Phase
 from npstream.orders.order import LANES, LEAST_BLOCK, Shuffle
 
 if TYPE_CHECKING:

@@ -29,7 +29,6 @@ from npstream.shards.union import JoinedShards
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
-    from npstream.reading.cost import Cost
     from npstream.shards.locality import ReadOrder
 
 SOURCE = "source"
@@ -277,23 +276,9 @@ class MixedSource(Source):
 
     # What reading costs, and where samples are stored
 
-    def gate(self, selection: Selection, what: str, plan: Plan | None = None) -> None:
-        """Refuse a read that nobody asked for by name if it would fetch too much."""
-        if plan is None or not self._is_made(plan):
-            super().gate(selection, what, None if plan is None else self._stored_plan(plan))
-
-    def explain(self, selection: Selection, plan: Plan) -> Cost:
-        """Return what loading a view would fetch."""
-        from npstream.reading.cost import Cost
-
-        if self._is_made(plan):
-            return Cost(selection.size, 0, 0, 0, 0, 0)
-        return super().explain(selection, self._stored_plan(plan))
-
-    def prefetch(self, selection: Selection, plan: Plan) -> None:
-        """Fetch the chunks of a view into the caches, unless side-cars have its values."""
-        if not self._is_made(plan):
-            super().prefetch(selection, self._stored_plan(plan))
+    def stored_plan(self, plan: Plan) -> Plan | None:
+        """Return a plan as one of what is stored; None for the column of the sources."""
+        return None if self._is_made(plan) else self._stored_plan(plan)
 
     @property
     def remotes(self) -> list[Source]:

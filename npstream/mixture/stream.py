@@ -29,7 +29,7 @@ from npstream._core.arrays import grouped
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.selection import Selection
 from npstream.mixture.interleave import VERSION as PATTERN_VERSION
-from npstream.mixture.passes import Passes, spread
+from npstream.mixture.passes import Passes, Stored, spread
 from npstream.mixture.patterns import Pattern, draws, make_pattern, places_of, tally
 from npstream.orders.order import VERSION as ORDER_VERSION
 from npstream.orders.permutation import make_key
@@ -44,15 +44,6 @@ _NOUGHT = np.zeros(1, np.int64)
 
 _PATTERN = 4
 """Level of the keys of patterns."""
-
-
-class Stored(NamedTuple):
-    """A source: its name and samples, its lanes, and rows of a block in one, 0 for no shuffling."""
-
-    name: str
-    samples: int
-    lanes: int
-    block: int
 
 
 class Phase(NamedTuple):

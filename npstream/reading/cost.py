@@ -133,7 +133,10 @@ def tallies(source: Source, selection: Selection) -> list[Tally]:
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return what loading a view at once would cost."""
-    costs = []
+    stored = source.stored_plan(plan)
+    if stored is None:
+        return Cost(selection.size, 0, 0, 0, 0, 0)
+    plan, costs = stored, []
     for tally in tallies(source, selection):
         if tally.is_aside(plan):
             costs.append(_of_values(tally, plan.fields[0].name))
@@ -193,14 +196,16 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
     return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
 
 
-def gate(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
-    """Refuse a read that nobody asked for by name if it would fetch too much.
+def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
+    """Refuse a read that would fetch more than the source's limit.
 
     Raises
     ------
     CostError
         With what it would cost, and the ways on.
     """
+    if plan is not None and (plan := source.stored_plan(plan)) is None:
+        return
     limit = source.limit
     apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
     if limit is None or _most(source, selection, apart) <= limit:
@@ -224,6 +229,10 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     ValueError
         If the cache may not hold it all at once.
     """
+    stored = source.stored_plan(plan)
+    if stored is None:
+        return
+    plan = stored
     jobs: list[Job] = []
     caches, needed = {}, Counter[str]()
     for tally in tallies(source, selection):

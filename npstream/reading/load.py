@@ -15,6 +15,7 @@ from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Int64, Sample
 from npstream.errors import ColumnError, FormatError, stopped
 from npstream.reading.batch import Ragged
+from npstream.reading.gate import gate
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -92,7 +93,7 @@ def iterate_samples(
         If the view is in another order than the storage, and would fetch too much.
     """
     if selection.affine is None:
-        source.gate(selection, "iterating over this view")
+        gate(source, selection, "iterating over this view")
     return chain.from_iterable(_Blocks(source, selection, names))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
     from npstream.formats.mds import Layout
     from npstream.reading.gather import Field
-    from npstream.shards.local import Region
+    from npstream.shards.base import Region
     from npstream.shards.table import Fetcher
 
 RowReader = Callable[[int, int], Sample]

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index, Schema
     from npstream.indexing.selection import Selection
     from npstream.reading.batch import Ragged
-    from npstream.reading.cost import Cost
     from npstream.shards.locality import ReadOrder
     from npstream.shards.remote import RemoteShards
     from npstream.shards.table import Fetcher
@@ -234,7 +233,8 @@ class Source:
             return False
         from npstream.shards import locality
 
-        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), mend)
+        shards: Any = self.fetcher.shards
+        return locality.is_rowwise(shards, self._stored_order(order), mend)
 
     def is_view_rowwise(self, selection: Selection) -> bool:
         """Tell whether a view, which is read in its own order, is read sample by sample."""
@@ -265,26 +265,9 @@ class Source:
         """Yield the datasets that a view's samples come from, and which ones; in any order."""
         yield self, selection
 
-    def gate(self, selection: Selection, what: str, plan: Plan | None = None) -> None:
-        """Refuse a read that nobody asked for by name if it would fetch too much."""
-        remotes = self.remotes
-        if all(plan is not None and source.scalars(plan) is not None for source in remotes):
-            return
-        from npstream.reading.cost import gate
-
-        gate(self, selection, what, plan)
-
-    def explain(self, selection: Selection, plan: Plan) -> Cost:
-        """Return what loading a view would fetch."""
-        from npstream.reading.cost import explain
-
-        return explain(self, selection, plan)
-
-    def prefetch(self, selection: Selection, plan: Plan) -> None:
-        """Fetch the chunks of a view into the cache, unless the side-car has its values."""
-        from npstream.reading.cost import prefetch
-
-        prefetch(self, selection, plan)
+    def stored_plan(self, plan: Plan) -> Plan | None:
+        """Return a plan as one of what is stored; None if nothing is to be read."""
+        return plan
 
     def scalars(self, plan: Plan) -> str | None:
         """Return the name of a plan's only column, if the side-car holds its values."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -15,47 +14,18 @@ from npstream.errors import FormatError, IntegrityError
 from npstream.formats import mds, text
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
+from npstream.shards.base import Region, Verify, laid_out
 from npstream.shards.snapshot import Snapshot, explained
 
 if TYPE_CHECKING:
     from npstream.formats.index import File, Index
-    from npstream.shards.readahead import ReadAhead, RowsAhead
-    from npstream.shards.remote import RemoteShards
+    from npstream.shards.readahead import ReadAhead
     from npstream.storage.local import Store
-
-Verify = bool | str
-"""Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
-files too; False, none; a name, that one of both."""
 
 _ALL: Bytes = np.empty(0, np.uint8)
 
 _MAX_BYTES = 1 << 32
 """Where samples end that offsets of four bytes can reach."""
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A shard in memory.
-
-    ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
-    begin, ``stride`` their size, 0 if it varies. ``resident`` has a byte for each chunk, 1 if it
-    is in memory; it is empty if all are.
-    """
-
-    data: Bytes
-    offsets: np.ndarray[Any, np.dtype[np.uint32]]
-    begin: int
-    stride: int
-    resident: Bytes
-
-    @property
-    def place(self) -> tuple[int, ...]:
-        """The shard's row in the table that kernels read."""
-        chunks = len(self.resident)
-        return (
-            memory.address_of(self.data), memory.address_of(self.offsets), self.begin,
-            len(self.data), self.stride, memory.address_of(self.resident) if chunks else 0, chunks,
-        )  # fmt: skip
 
 
 class Shards:
@@ -158,14 +128,6 @@ class Shards:
     def read_ahead(self) -> AbstractContextManager[ReadAhead | None]:
         """Return what fetches shards in the background, if anything does."""
         return nullcontext()
-
-    def rows_ahead(self) -> RowsAhead:
-        """Raise NotImplementedError: local files are mapped."""
-        raise NotImplementedError
-
-    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
-        """Return the datasets in stores, and the number of the first sample of each: none."""
-        return []
 
     def passed(self, shards: range, now: int | None) -> None:
         """Note that samples are read in order, who has done with some shards, and is in another."""
@@ -314,11 +276,3 @@ class Shards:
         row = sample - int(self.index.starts[shard])
         where = self.store.where(self.index.name(shard))
         return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"
-
-
-def laid_out(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
-    """Lay byte strings end to end; return where they lie after their guard, and their lengths."""
-    arena: Bytes = np.frombuffer(b"".join(parts), np.uint8)
-    lengths = np.array([len(part) for part in parts], np.int64)
-    address = memory.address_of(arena) + np.cumsum(lengths) - lengths + guard
-    return address, lengths - guard, arena

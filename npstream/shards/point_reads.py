@@ -11,12 +11,12 @@ from npstream._core.lru import Recent
 from npstream._core.typing import Bools, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
-from npstream.shards.local import laid_out
+from npstream.shards.base import laid_out
 from npstream.shards.offsets import Offsets
 from npstream.storage.coalesce import read_merged
 
 if TYPE_CHECKING:
-    from npstream.shards.remote import RemoteShards
+    from npstream.shards.base import Located
     from npstream.storage.remote import RemoteStore
 
 GAP = 1 << 9
@@ -40,11 +40,11 @@ class ExactRows:
 
     Parameters
     ----------
-    shards : RemoteShards
+    shards : Located
     store : RemoteStore
     """
 
-    def __init__(self, shards: RemoteShards, store: RemoteStore) -> None:
+    def __init__(self, shards: Located, store: RemoteStore) -> None:
         self._shards = shards
         self._store = store
         self._kept = Recent(KEPT)

@@ -15,11 +15,19 @@ from npstream.errors import NpstreamError
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
-    from npstream.shards.remote import Chunk, RemoteShards
+    from npstream.shards.base import Chunk
 
 T = TypeVar("T")
 
-Job: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
+
+class Stoppable(Protocol):
+    """What waits for a store, and can be told to stop."""
+
+    def stop(self, threads: Iterable[threading.Thread]) -> None:
+        """Let the requests of some threads fail, now and later."""
+
+
+Job: TypeAlias = tuple[Stoppable, Callable[[], object]]
 """Something to do that waits for a store, and the shards that are in the store."""
 
 THREADS = 8

@@ -20,7 +20,7 @@ from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.cache.cache import Reservation, allocated
 from npstream.cache.downloads import Check, Downloads, Part, runs
 from npstream.errors import DAMAGED, IntegrityError, StorageError
-from npstream.shards.local import Region, Shards, Verify
+from npstream.shards.local import Shards
 from npstream.shards.point_reads import ExactRows
 from npstream.shards.readahead import Coming, ReadAhead, RowsAhead
 from npstream.shards.snapshot import explained
@@ -30,13 +30,11 @@ if TYPE_CHECKING:
     from npstream.cache.ranges import CachedRanges
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File
+    from npstream.shards.base import Chunk, Region, Verify
     from npstream.shards.residency import RemoteFiles
     from npstream.shards.snapshot import Snapshot
     from npstream.storage.local import Span
     from npstream.storage.remote import RemoteStore
-
-Chunk = tuple[int, int]
-"""A chunk, by its shard and its number there."""
 
 SMALL_CHUNK = 1 << 16
 """A chunk of no more bytes is fetched whole by any read."""

@@ -24,7 +24,8 @@ from npstream.shards import paging as pages
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
-    from npstream.shards.local import Region, Shards
+    from npstream.shards.base import Region
+    from npstream.shards.local import Shards
     from npstream.shards.readahead import ReadAhead, RowsOfPiece
     from npstream.shards.union import JoinedShards
 
@@ -218,7 +219,8 @@ class Fetcher:
     def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
         window: deque[tuple[T, RowsOfPiece]] = deque()
-        with self.shards.rows_ahead() as rows:
+        shards: Any = self.shards  # in stores, as local samples are not fetched
+        with shards.rows_ahead() as rows:
             for piece in pieces:
                 window.append((piece, rows.ask(self._absent(ids_of(piece)))))
                 while len(window) > 1 and (rows.nbytes >= ROWS_WINDOW or len(window) > LOOK_AHEAD):

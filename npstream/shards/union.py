@@ -27,8 +27,9 @@ from npstream.storage.deadlines import carried
 if TYPE_CHECKING:
     import threading
 
-    from npstream.shards.local import Region, Shards
-    from npstream.shards.remote import Chunk, RemoteShards
+    from npstream.shards.base import Chunk, Region
+    from npstream.shards.local import Shards
+    from npstream.shards.remote import RemoteShards
 
 SIDE_BY_SIDE = 32
 """Datasets whose stores are waited for at once."""

@@ -1,0 +1,35 @@
+"""The limit of reads that nobody asked for by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from npstream.indexing.selection import Selection
+    from npstream.reading.gather import Plan
+    from npstream.reading.source import Source
+
+
+def gate(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
+    """Refuse a read that nobody asked for by name if it would fetch too much.
+
+    Parameters
+    ----------
+    source : Source
+    selection : Selection
+    what : str
+        What reads, for the message.
+    plan : Plan, optional
+        The columns, by default all.
+
+    Raises
+    ------
+    CostError
+        With what it would cost, and the ways on.
+    """
+    remotes = source.remotes
+    if all(plan is not None and remote.scalars(plan) is not None for remote in remotes):
+        return
+    from npstream.reading.cost import require_affordable
+
+    require_affordable(source, selection, what, plan)
