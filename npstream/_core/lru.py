@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 
+from npstream._core.fork import renew_in_child
+
 EACH = 1 << 8
 """Bytes that keeping something takes beside its own."""
 
@@ -34,6 +36,7 @@ class Recent:
         self._kept: OrderedDict[int, bytes] = OrderedDict()
         self._nbytes = 0
         self.renew_locks()
+        renew_in_child(self)
 
     def renew_locks(self) -> None:
         """Replace the lock, which a thread that a forked process does not have may have held."""

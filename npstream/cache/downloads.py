@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes
 from npstream.cache.cache import Refusal, Reservation, allocated
 from npstream.errors import DAMAGED, IntegrityError
@@ -67,6 +68,7 @@ class Downloads:
         self.store = store
         self.cache = cache
         self.renew_locks()
+        renew_in_child(self)
 
     def renew_locks(self) -> None:
         """Begin anew in a forked process, which has none of the threads that fetch."""

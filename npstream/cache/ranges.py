@@ -6,8 +6,6 @@ they are wrong.
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +51,9 @@ class CachedRanges:
         self._files: dict[str, CachedFile] = {}
         self._sizes: dict[str, int] = {}
         self._downloads = Downloads(store, cache)
-        _every.add(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CachedRanges, (self._store, self._cache, self._version, self._held)
-
-    def renew_locks(self) -> None:
-        """Replace the locks, which a thread that a forked process does not have may have held."""
-        self._downloads.renew_locks()
 
     def where(self, name: str) -> str:
         """Return the place of a file, for messages."""
@@ -170,14 +163,3 @@ def _piece(at: int) -> int:
 def _begin(piece: int) -> int:
     """Return where a piece begins."""
     return 0 if piece == 0 else NPY_HEAD + (piece - 1) * BLOCK
-
-
-_every: weakref.WeakSet[CachedRanges] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for files in _every:
-        files.renew_locks()
-
-
-os.register_at_fork(after_in_child=_renew_locks)

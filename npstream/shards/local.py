@@ -250,9 +250,6 @@ class Shards:
         if found != (expected := file.hashes[name]):
             raise IntegrityError(f"{where}: its {name} is {found}; the index says {expected}")
 
-    def renew_locks(self) -> None:
-        """Replace the locks, which a thread that a forked process does not have may have held."""
-
     def close(self) -> None:
         """Stop what runs in the background."""
 

@@ -71,10 +71,6 @@ class Offsets:
         self._store = store
         self._kept = Recent(KEPT)
 
-    def renew_locks(self) -> None:
-        """Replace the lock, which a thread that a forked process does not have may have held."""
-        self._kept.renew_locks()
-
     def kept(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Bools]:
         """Return where rows, rising, begin and end, and for which of them that is in memory."""
         begins, ends = np.empty((2, len(rows)), np.int64)

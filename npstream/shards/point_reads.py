@@ -52,11 +52,6 @@ class ExactRows:
         self._hurried = self._hurried_reads = 0
         self._is_first = False
 
-    def renew_locks(self) -> None:
-        """Replace the locks, which a thread that a forked process does not have may have held."""
-        self._kept.renew_locks()
-        self._offsets.renew_locks()
-
     def hurry(self) -> None:
         """Let the next samples be read exactly, also while their chunks are coming."""
         self._hurried, self._hurried_reads, self._is_first = HURRIED, HURRIED_READS, True

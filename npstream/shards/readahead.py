@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
+from npstream._core.fork import renew_in_child
 from npstream._core.log import log
 from npstream.errors import NpstreamError
 
@@ -51,6 +52,7 @@ class Coming:
 
     def __init__(self) -> None:
         self.renew_locks()
+        renew_in_child(self)
 
     def renew_locks(self) -> None:
         """Begin anew in a forked process, which has none of the threads that fetch."""
@@ -133,6 +135,7 @@ class ReadAhead:
         self._is_started = self._is_closed = False
         limit = shards.cache_limit
         self.window = WINDOW if limit is None else min(WINDOW, limit // SHARE)
+        renew_in_child(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
@@ -269,11 +272,13 @@ class RowsAhead:
         self._is_closed = False
         self.threads: list[threading.Thread] = []
         self.nbytes = 0
+        renew_in_child(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
         self._asked = threading.Condition()
-        self.close()
+        self._queue.clear()
+        self._is_closed = True
 
     def start(self) -> None:
         """Do nothing: what is asked for is fetched at once."""
@@ -297,7 +302,8 @@ class RowsAhead:
 
     def taken(self, piece: T, asked: RowsOfPiece) -> Generator[T]:
         """Yield a piece of work once its samples came, and hold them until it is done."""
-        asked.done.wait()  # the deadlines of its requests bound this
+        if not self._is_closed:
+            asked.done.wait()  # the deadlines of its requests bound this
         yield piece
         self.nbytes -= asked.nbytes
         self._shards.hold_rows(-asked.nbytes)

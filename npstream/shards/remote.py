@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from npstream._core.fork import renew_in_child
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.cache.cache import Reservation, allocated
 from npstream.cache.downloads import Check, Downloads, Part, runs
@@ -78,19 +79,15 @@ class RemoteShards(Shards):
         self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
-        self._heads = threading.Lock()
+        self.renew_locks()
+        renew_in_child(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
 
     def renew_locks(self) -> None:
-        """Replace the locks, which a thread that a forked process does not have may have held."""
+        """Replace the lock, which a thread that a forked process does not have may have held."""
         self._heads = threading.Lock()
-        self.downloads.renew_locks()
-        self.exact.renew_locks()
-        self.coming.renew_locks()
-        for reader in self._readers:
-            reader.renew_locks()
 
     def close(self) -> None:
         """Stop all that is being fetched, and let go of the cache's files."""

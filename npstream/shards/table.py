@@ -7,9 +7,7 @@ the old one, which holds its maps and buffers, dies with the last call that read
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import numpy as np
 
 from npstream._core import memory
+from npstream._core.fork import renew_in_child
 from npstream._core.typing import Int64
 from npstream.shards import kernels
 from npstream.shards import paging as pages
@@ -73,7 +72,7 @@ class Fetcher:
         self.index = shards.index
         self.layouts = shards.layouts
         self.renew_locks()
-        _fetchers.add(self)
+        renew_in_child(self)
         self._cold = pages.Coldness()
         self._announced: tuple[Int64, ...] = ()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
@@ -83,7 +82,6 @@ class Fetcher:
         """Replace the locks, which a thread that a forked process does not have may have held."""
         self._lock = threading.RLock()
         self._publish = threading.Lock()
-        self.shards.renew_locks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fetcher, (self.shards,)
@@ -371,16 +369,6 @@ class Fetcher:
 
 
 _NONE: Int64 = np.empty(0, np.int64)
-
-_fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for fetcher in _fetchers:
-        fetcher.renew_locks()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _budget(table: Table) -> int:

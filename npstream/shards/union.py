@@ -70,9 +70,6 @@ class JoinedShards:
     def __reduce__(self) -> tuple[Any, ...]:
         return JoinedShards, (self.parts,)
 
-    def renew_locks(self) -> None:
-        """Do nothing: there are no locks but those of the parts, who renew them themselves."""
-
     def close(self) -> None:
         """Stop what is read ahead for this; the parts stay open."""
         for reader in list(self._readers):

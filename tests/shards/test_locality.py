@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import sys
 import threading
@@ -264,6 +265,27 @@ def test_an_iteration_that_is_left_holds_nothing(tmp_path, upload, exact_costs):
         assert exact.is_extended
         it.close()
         assert not exact.is_extended
+
+
+def test_a_forked_process_goes_on(tmp_path, upload, exact_costs):
+    numbers = write(tmp_path / "data")
+    with npstream.open(
+        upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
+    ) as ds:
+        batches = iter(ds.iter(0, 1, batch_size=32, shuffle=True, seed=1))
+        seen = next(batches)["id"].tolist()
+
+        def read_on():
+            rest = list(batches)
+            for batch in rest:
+                np.testing.assert_array_equal(batch["x"], numbers[batch["id"]])
+            assert sorted({*seen, *np.concatenate([b["id"] for b in rest])}) == [*range(SAMPLES)]
+
+        child = multiprocessing.get_context("fork").Process(target=read_on)
+        child.start()
+        child.join(120)
+        assert child.exitcode == 0
+        read_on()
 
 
 def lru(chunks, nbytes, enough, limit):
