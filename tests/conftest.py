@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
-from datasets import cutting
 from servers import KINDS, Place, Servers
 
 from npstream._core import jit as _jit
@@ -71,8 +69,7 @@ def upload() -> Iterator[Callable[[Path], str]]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut shards into chunks of about 1 KiB, none of which is too small to be read in part."""
-    for name in cutting():
-        monkeypatch.setattr(importlib.import_module(name), "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 10)
     monkeypatch.setattr(remote_shards, "SMALL_CHUNK", 0)
     monkeypatch.setattr(exact, "GAP", 0)
 

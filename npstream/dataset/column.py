@@ -17,7 +17,6 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.explore import display
-from npstream.formats.chunks import CHUNK_BYTES
 from npstream.formats.encodings.encodings import is_unsafe, view_as
 from npstream.indexing.cells import Cell
 from npstream.indexing.columns import indexed_shape, split_index
@@ -126,7 +125,9 @@ class Column(NDArrayOperatorsMixin):
     def chunks(self) -> tuple[int, ...]:
         """Shape of a chunk: about the rows that are stored together, and whole values."""
         rows, *cells = self.shape or (1,)
-        return (max(1, min(self._source.rows_of(CHUNK_BYTES), rows)), *cells)[: self.ndim]
+        return (max(1, min(self._source.rows_of(self._source.index.chunk_bytes), rows)), *cells)[
+            : self.ndim
+        ]
 
     def __len__(self) -> int:
         if not self._shape:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from npstream._core.memory import available, fits
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
+from npstream.formats import chunks
 
 VERSION = 2
 
@@ -184,11 +185,23 @@ class Index:
         Shard look-up: ``guide[i >> shift]`` is the shard of the sample ``i >> shift << shift``.
     where : str
         The index's own place, for messages.
+    chunk_bytes : int
+        The least bytes of a shard for each further chunk.
     """
 
     __slots__ = (
-        "_catalog", "annotations", "compressed", "guide", "nbytes", "schema_of", "schemas",
-        "shift", "starts", "total", "where",
+        "_catalog",
+        "annotations",
+        "chunk_bytes",
+        "compressed",
+        "guide",
+        "nbytes",
+        "schema_of",
+        "schemas",
+        "shift",
+        "starts",
+        "total",
+        "where",
     )  # fmt: skip
 
     def __init__(self, facts: ShardFacts, catalog: Catalog, where: str) -> None:
@@ -201,6 +214,7 @@ class Index:
         np.cumsum(facts.samples, out=self.starts[1:])
         self.guide, self.shift = guide_table(self.starts)
         self.total = int(self.nbytes.sum())
+        self.chunk_bytes = chunks.CHUNK_BYTES
 
     def __len__(self) -> int:
         """Return the number of shards."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
-from npstream.formats import mds, scalars, text
-from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
+from npstream.formats import chunks, mds, scalars, text
+from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
 from npstream.formats.sidecar.blocks import xxh3
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _steps(
         told = np.frombuffer(meta or b"", np.uint8)
         text.lines_begin(schema, np.frombuffer(head, np.uint8), told, samples, end)
     (count,) = chunk_counts(
-        np.array([samples]), np.array([end]), np.array([whole]), CHUNK_BYTES
+        np.array([samples]), np.array([end]), np.array([whole]), chunks.CHUNK_BYTES
     ).tolist()
     rows = piece_rows(samples, count)
     bounds = piece_bounds(rows, begin, end, None if stride else words[1:]).tolist()

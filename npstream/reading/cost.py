@@ -16,7 +16,6 @@ from npstream._core.progress import progress
 from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
-from npstream.formats.chunks import CHUNK_BYTES
 from npstream.reading.gather import Plan
 from npstream.shards import offsets
 from npstream.shards import point_reads as exact
@@ -281,7 +280,7 @@ def _most(source: Source, selection: Selection, parts: set[Source]) -> int:
             most += part.index.total
             if piece.affine is not None:
                 rows = abs(piece.affine[1]) * piece.size
-                most += min(0, part.bytes_of(rows) + 2 * CHUNK_BYTES - part.index.total)
+                most += min(0, part.bytes_of(rows) + 2 * part.index.chunk_bytes - part.index.total)
     return most
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from npstream._core.dtypes import hidden_bool
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
-from npstream.formats.chunks import CHUNK_BYTES
 from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
 from npstream.formats.index import locate
 from npstream.formats.text import CASTS
@@ -289,7 +288,7 @@ class Source:
 
     def is_aside(self, plan: Plan, first: int, last: int, count: int) -> bool:
         """Tell whether so many values of a column are read out of one run of the side-car."""
-        near = last - first < max(SPREAD * count, CHUNK_BYTES // 8)
+        near = last - first < max(SPREAD * count, self.index.chunk_bytes // 8)
         return count > 0 and near and self.scalars(plan) is not None
 
     # Where samples are stored
@@ -313,7 +312,7 @@ class Source:
     def chunk_starts(self) -> AnyArray:
         """Return the first sample of each chunk of the storage, then the number of samples."""
         index = self.index
-        return shard_chunks(index.starts, index.nbytes, index.compressed, CHUNK_BYTES)
+        return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
 
 
 def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:

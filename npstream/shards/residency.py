@@ -9,7 +9,7 @@ import numpy as np
 
 from npstream._core.typing import Bytes, Int64
 from npstream.cache.cache import allocated, tail_bytes
-from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
+from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
 from npstream.formats.hashes import digest
 from npstream.formats.mds import layout
 from npstream.formats.sidecar.blocks import xxh3
@@ -71,7 +71,7 @@ class RemoteFiles:
         self.sidecar = sidecar
         self.strict = strict
         samples = np.diff(index.starts)
-        self.chunks = chunk_counts(samples, index.nbytes, index.compressed, CHUNK_BYTES)
+        self.chunks = chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes)
         self.most_chunks = int(self.chunks.max(initial=1))
         layouts = [layout(s) if s.format == "mds" else None for s in index.schemas]
         self.strides = np.array([0 if a is None else a.stride for a in layouts])

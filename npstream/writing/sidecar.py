@@ -13,7 +13,7 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import StorageError
-from npstream.formats.chunks import CHUNK_BYTES, chunk_counts
+from npstream.formats.chunks import chunk_counts
 from npstream.formats.hashes import Hasher, hasher
 from npstream.formats.index import parse_index
 from npstream.formats.sidecar.blocks import BLOCK, xxh3
@@ -268,7 +268,7 @@ def _content(file: IO[bytes], dtype: np.dtype[Any]) -> AnyArray:
 def _pieces(index: Index) -> AnyArray:
     """Return the number of pieces of each shard."""
     samples = np.diff(index.starts)
-    return chunk_counts(samples, index.nbytes, index.compressed, CHUNK_BYTES) + 1
+    return chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes) + 1
 
 
 def _block_hashes(file: IO[bytes]) -> AnyArray:

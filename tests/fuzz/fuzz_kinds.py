@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import itertools
 import json
 import os
@@ -21,7 +20,6 @@ from typing import Any, Protocol
 import fsspec
 import golden_data as golden
 import saved_states
-from datasets import cutting
 from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
 from fuzz_reading import RAISED, Case, Report, cases, check, write_annotated
 from guards import guarded
@@ -29,6 +27,7 @@ from guards import guarded
 import npstream
 from npstream._core import memory
 from npstream.errors import StorageError
+from npstream.formats import chunks
 from npstream.formats.compression import decompress
 from npstream.shards import local as shards
 from npstream.shards import manifest
@@ -130,8 +129,7 @@ def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
 
 
 def _small_chunks() -> None:
-    for name in cutting():
-        importlib.import_module(name).CHUNK_BYTES = 1 << 10
+    chunks.CHUNK_BYTES = 1 << 10
     jobs._BACK_OFF = 0.001
     remote_shards.SMALL_CHUNK = 0
     exact.GAP = 0

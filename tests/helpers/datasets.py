@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import struct
 from collections.abc import Mapping, Sequence
@@ -90,11 +89,3 @@ def objects(rows: Any) -> np.ndarray[Any, Any]:
     for i, row in enumerate(rows):
         array[i] = row
     return array
-
-
-def cutting() -> list[str]:
-    """Return the modules that know the size of chunks, all of them imported before it changes."""
-    package = Path(npstream.__file__).parent
-    files = (path for path in package.rglob("*.py") if "CHUNK_BYTES" in path.read_text())
-    names = [".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files]
-    return [name for name in names if hasattr(importlib.import_module(name), "CHUNK_BYTES")]

@@ -28,7 +28,6 @@ from npstream.orders import order as epoch
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
 from npstream.orders.permutation import SMALL, Permutation, make_key
-from npstream.reading import source
 from orders import CHUNK, Scene, figures, native
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
@@ -592,7 +591,7 @@ def test_projections_and_splits_have_orders(ds):
 
 
 def test_compressed_shards_are_one_chunk(tmp_path, monkeypatch):
-    monkeypatch.setattr(source, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1000)
     for compression in (None, "zstd"):
         path = tmp_path / str(compression)
         numbers = {"number": np.arange(5000)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import re
-import sys
 import threading
 from collections import OrderedDict
 
@@ -29,9 +28,7 @@ LIMIT = 400_000
 @pytest.fixture
 def exact_costs(small_chunks, monkeypatch):
     """Cut shards into chunks of 16 KiB, and let a request cost less than one."""
-    for module in list(sys.modules.values()):
-        if module.__name__.startswith("npstream") and hasattr(module, "CHUNK_BYTES"):
-            monkeypatch.setattr(module, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(locality, "REQUEST_BYTES", 256)
 
 

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 
 from npstream._core.typing import AnyArray, Body, Int64
 from npstream.errors import ColumnError, FormatError
-from npstream.formats.chunks import CHUNK_BYTES, chunk_counts
+from npstream.formats import chunks
+from npstream.formats.chunks import chunk_counts
 from npstream.formats.index import (
     FORMATS,
     KEY,
@@ -126,7 +127,7 @@ def encode_sidecar(
         "index": [mark.nbytes, mark.ends, mark.version, mark.origin],
         "shards": len(index),
         "samples": index.samples,
-        "chunk_bytes": CHUNK_BYTES,
+        "chunk_bytes": chunks.CHUNK_BYTES,
         "fingerprint": index.fingerprint(),
         "schemas": [
             [s.format, s.names, s.encodings, s.sizes, s.newline, s.separator] for s in index.schemas
@@ -178,8 +179,8 @@ class Sidecar:
         self.mark = Mark(*sections.row(sections.typed("index", list), int, bytes, str, str))
         self.shards: int = sections.typed("shards", int)
         self.samples: int = sections.typed("samples", int)
-        if (chunk_bytes := sections.typed("chunk_bytes", int)) != CHUNK_BYTES:
-            raise sections.damaged(f"chunks of {chunk_bytes} bytes; expected {CHUNK_BYTES}")
+        if (chunk_bytes := sections.typed("chunk_bytes", int)) != chunks.CHUNK_BYTES:
+            raise sections.damaged(f"chunks of {chunk_bytes} bytes; expected {chunks.CHUNK_BYTES}")
         self.columns: dict[str, ColumnFile] = {}
         for column in sections.typed("columns", list):
             key, dtype, file = sections.row(column, str, str, str)
@@ -343,7 +344,7 @@ class Sidecar:
     def _piece_starts(self) -> Int64:
         """The number of the first piece of each shard, then of all pieces."""
         facts = self._facts
-        counts = chunk_counts(facts.samples, facts.nbytes, facts.compressed, CHUNK_BYTES) + 1
+        counts = chunk_counts(facts.samples, facts.nbytes, facts.compressed, chunks.CHUNK_BYTES) + 1
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
 
