@@ -373,7 +373,7 @@ def cached(data: Data) -> Pair:
 READ = """
 import sys, threading
 import npstream
-from npstream import ahead
+from npstream.shards import readahead as ahead
 url, options, cache, local, shuffle, window = eval(sys.argv[1])
 ahead.WINDOW = window
 

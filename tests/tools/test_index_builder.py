@@ -217,7 +217,7 @@ def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, up
 
 KILLED = """
 import sys
-from npstream import build, reread
+from npstream.tools import index_builder as build, scan as reread
 groups = reread.Reading.groups
 reread.Reading.groups = lambda self, shards: [[shard] for shard in shards]
 build._SAVED_EVERY = 0
