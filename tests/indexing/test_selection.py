@@ -365,7 +365,7 @@ def test_views_of_any_kind_do_without_numba():
 import sys
 import numpy as np
 from npstream.orders.permutation import Permutation
-from npstream.selection import Selection
+from npstream.indexing.selection import Selection
 mask = np.arange(100_000) % 3 == 0
 view = Selection.all(100_000).select(slice(None, None, -1)).select(mask[::-1])
 assert view.select(-1) == 0 and view.at(np.arange(0, 30000, 1000))[3] == 99_999 - 9_000

@@ -669,7 +669,7 @@ def test_a_few_rows_do_without_numba():
     code = """
 import sys
 import numpy as np
-from npstream.orders.epoch import Order, full_order
+from npstream.orders.order import Order, full_order
 order = Order(1000, np.arange(0, 1001, 50), 0, block=100, lanes=2)
 order.find(order[:20])
 full_order(10**9, 0)[:100]

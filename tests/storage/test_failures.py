@@ -429,7 +429,7 @@ def test_a_file_that_is_cut_short_is_an_error(weak: Weak):
 ASK = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
-from npstream.remote import RemoteStore
+from npstream.storage.remote import RemoteStore
 
 def ask(case):
     (url, options), name = case

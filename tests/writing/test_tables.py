@@ -978,7 +978,7 @@ def test_numba_is_imported_once_it_pays(tmp_path):
 import sys
 import numpy as np
 import npstream
-from npstream.formats import mds_encode
+from npstream.writing import shard
 root = sys.argv[1]
 rows = 20_000
 table = {"text": ["a"] * rows, "x": np.arange(rows), "y": np.zeros((rows, 3), bool)}
@@ -987,7 +987,7 @@ assert "numba" not in sys.modules
 ragged = npstream.Ragged(np.zeros(100), np.arange(101))
 npstream.write(root + "/b", {"x": ragged, "y": np.arange(100)})
 assert "numba" not in sys.modules
-mds_encode._PATIENCE = 0
+shard._PATIENCE = 0
 npstream.write(root + "/c", {"x": ragged, "y": np.arange(100)})
 assert "numba" in sys.modules
 for name in "bc":

@@ -747,7 +747,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
 def test_a_killed_writer_leaves_no_index(tmp_path):
     script = """
 import itertools, sys
-from npstream.writer import Writer
+from npstream.writing.writer import Writer
 writer = Writer(sys.argv[1], shard_size=1000)
 for i in itertools.count():
     writer.write({"x": 1})
