@@ -1,4 +1,7 @@
-"""Opening a dataset."""
+"""Opening a dataset.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 

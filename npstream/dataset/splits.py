@@ -1,4 +1,7 @@
-"""Parts of a view: a shuffled order, random splits, and what a filter keeps."""
+"""Parts of a view: a shuffled order, random splits, and what a filter keeps.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 
