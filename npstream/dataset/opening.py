@@ -1,7 +1,4 @@
-"""Opening a dataset.
-
-Tested in tests/dataset/test_dataset.py.
-"""
+"""Opening a dataset."""
 
 from __future__ import annotations
 

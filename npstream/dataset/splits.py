@@ -1,7 +1,4 @@
-"""Parts of a view: a shuffled order, random splits, and what a filter keeps.
-
-Tested in tests/dataset/test_dataset.py.
-"""
+"""Parts of a view: a shuffled order, random splits, and what a filter keeps."""
 
 from __future__ import annotations
 

@@ -17,9 +17,7 @@ from npstream.cache import locks
 from npstream.cache.cache import Cache, CachedFile, Refusal
 
 KEY, OTHER = "0123456789abcdef", "f" * 64
-
 PIECE, PIECES = 10_000, 4
-
 CONTENT = np.random.default_rng(0).bytes(PIECE * PIECES)
 
 FILE = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB

@@ -15,7 +15,6 @@ from npstream.writing.destination import INDEX
 WRITABLE = [name for name in KINDS if name != "http"]
 
 SAMPLES = 24
-
 SHARD = 300  # bytes, so that there are several
 
 

@@ -19,7 +19,6 @@ from npstream.errors import StorageError
 from npstream.storage.remote import RemoteStore
 
 NAME = "folder/file ä+%.bin"
-
 DATA = random.Random(0).randbytes(300_000)
 
 SPAN = (NAME, 1000, 250_000)
@@ -27,9 +26,7 @@ SPAN = (NAME, 1000, 250_000)
 PART = DATA[1000:251_000]
 
 SLACK = 2.0  # seconds that a busy machine may take on top
-
 MIDDLE = 100_000  # a byte of the answer, also after what SFTP says at first
-
 EVERY = [*KINDS, OBSTORE]
 
 WEB = [name for name in EVERY if name != "sftp"]
