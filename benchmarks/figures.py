@@ -1,7 +1,7 @@
 """What a figure is: npstream and a reference, measured in turn, in one run, as a ratio.
 
-The themes are the ``bench_*.py`` beside this; `report.py` measures them at full size. As tests
-they run on tiny data and only hold both sides to the same result.
+The themes are in ``bench_*.py``; `reports/speed.py` measures them at full size. As tests they run
+on tiny data and only hold both sides to the same result.
 """
 
 from __future__ import annotations

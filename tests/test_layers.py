@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging.config
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -20,6 +21,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
+TESTS = sorted(ROOT.glob("tests/**/test_*.py"))
+
 DOORS = {
     "numba": {"_core.jit"},
     "llvmlite": {"_core.jit"},
@@ -30,6 +33,8 @@ DOORS = {
 """Package -> the only modules that may import it."""
 
 MAX_MODULE_LINES = 700
+MAX_TEST_LINES = 700
+MAX_MODULES = 14
 MAX_FUNCTION_LINES = 60
 
 
@@ -82,6 +87,27 @@ def test_modules_and_functions_stay_short(module):
             # Signatures and docstrings may be as long as they need.
             code = node.body[1:] if ast.get_docstring(node) else node.body
             assert not code or node.end_lineno - code[0].lineno < MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=lambda p: p.parent.name)
+def test_folders_hold_few_modules(path):
+    assert len([*path.parent.glob("*.py")]) - 1 <= MAX_MODULES  # __init__ is not counted
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_stay_short(path):
+    assert path.read_text().count("\n") <= MAX_TEST_LINES
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__init__")])
+def test_modules_have_a_test_file_or_name_one(module):
+    *folders, name = module.split(".")
+    if Path(ROOT, "tests", *folders, f"test_{name.strip('_')}.py").is_file():
+        return
+    last = ast.get_docstring(tree(module)).splitlines()[-1]
+    named = re.fullmatch(r"Tested in (tests/\S+\.py)\.", last)
+    assert named, f"{MODULES[module]} should end its docstring with 'Tested in tests/... .'"
+    assert (ROOT / named[1]).is_file(), f"there is no {named[1]}"
 
 
 @pytest.mark.parametrize("module", MODULES)

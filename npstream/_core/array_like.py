@@ -1,4 +1,7 @@
-"""Arrays of other libraries as NumPy's, with the dtype that they have there."""
+"""Arrays of other libraries as NumPy's, with the dtype that they have there.
+
+Tested in tests/writing/test_foreign_arrays.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arrays of numbers: grouping, and checks of positions."""
+"""Arrays of numbers: grouping, and checks of positions.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 

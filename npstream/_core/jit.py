@@ -3,6 +3,8 @@
 Importing Numba costs more than half a second and the first call of any kernel a third more,
 so nothing here imports it before a kernel is worth that. A kernel is an ordinary Python
 function over arrays and addresses; until then it runs as one.
+
+Tested in tests/shards/test_kernels.py.
 """
 
 from __future__ import annotations

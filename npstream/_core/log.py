@@ -1,4 +1,7 @@
-"""The logger "npstream", at no cost to programs that do not log."""
+"""The logger "npstream", at no cost to programs that do not log.
+
+Tested in tests/storage/test_requests.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Rows of varying shapes are described by *levels*, one for each axis of a row, from the outermost
 in: the axis's length, if every list along it has the same, else the offsets of the lists. The
 first axis always has offsets.
+
+Tested in tests/reading/test_batch.py.
 """
 
 from __future__ import annotations

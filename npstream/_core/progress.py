@@ -1,4 +1,7 @@
-"""Progress of what takes more than two seconds, shown where somebody looks."""
+"""Progress of what takes more than two seconds, shown where somebody looks.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 

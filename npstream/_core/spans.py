@@ -1,6 +1,8 @@
 """Spans, runs of bytes at addresses, copied and compared.
 
 Whoever passes addresses holds the memory.
+
+Tested in tests/shards/test_kernels.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Names for the array types that cross module boundaries."""
+"""Names for the array types that cross module boundaries.
+
+Tested in tests/dataset/test_types.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bringing pieces of files into the cache, each once, whoever asks for it."""
+"""Bringing pieces of files into the cache, each once, whoever asks for it.
+
+Tested in tests/shards/test_residency.py.
+"""
 
 from __future__ import annotations
 

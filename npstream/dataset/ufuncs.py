@@ -1,4 +1,7 @@
-"""NumPy's ufuncs on columns, one block of rows at a time."""
+"""NumPy's ufuncs on columns, one block of rows at a time.
+
+Tested in tests/dataset/test_column.py.
+"""
 
 from __future__ import annotations
 

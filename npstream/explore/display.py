@@ -1,4 +1,7 @@
-"""How datasets and columns show themselves: one screen, no surprises."""
+"""How datasets and columns show themselves: one screen, no surprises.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Piece 0 is what stands before the samples, piece 1 + i chunk i. A chunk is a run of samples. Where
 shards are cut follows from the index alone; where that is in bytes, from the shard's offsets.
+
+Tested in tests/formats/sidecar/test_sidecar.py.
 """
 
 from __future__ import annotations

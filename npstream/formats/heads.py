@@ -1,4 +1,7 @@
-"""What a shard says of itself before its samples, held against the index."""
+"""What a shard says of itself before its samples, held against the index.
+
+Tested in tests/formats/test_mds.py.
+"""
 
 from __future__ import annotations
 

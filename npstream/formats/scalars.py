@@ -1,4 +1,7 @@
-"""Scalar columns taken out of the bytes of consecutive samples."""
+"""Scalar columns taken out of the bytes of consecutive samples.
+
+Tested in tests/formats/sidecar/test_sidecar.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What reading a shard as a whole tells: hashes of its pieces, and its scalar columns."""
+"""What reading a shard as a whole tells: hashes of its pieces, and its scalar columns.
+
+Tested in tests/tools/test_index_builder.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Basic indices on the axes of one value, composed without reading it."""
+"""Basic indices on the axes of one value, composed without reading it.
+
+Tested in tests/dataset/test_column.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Indices of a column, taken apart into those of rows and those of values."""
+"""Indices of a column, taken apart into those of rows and those of values.
+
+Tested in tests/dataset/test_column.py.
+"""
 
 from __future__ import annotations
 

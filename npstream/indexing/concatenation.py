@@ -1,4 +1,7 @@
-"""The rows of several views, one view after the other, as numbers of joined samples."""
+"""The rows of several views, one view after the other, as numbers of joined samples.
+
+Tested in tests/mixture/test_mixture.py.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ own, which may live for one epoch or for all; so where the next one begins, and 
 worker began, stands in memory that they inherit. Workers begin at the same time, and nothing there
 is read whole: so each writes a slot of its own, and none reads another's of its own loader. Loaders
 with different numbers of workers may follow each other, and what the others counted is added.
+
+Tested in tests/iteration/test_resumable.py.
 """
 
 from __future__ import annotations

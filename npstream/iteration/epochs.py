@@ -1,4 +1,7 @@
-"""The samples of a view, epoch after epoch, in the orders that these have."""
+"""The samples of a view, epoch after epoch, in the orders that these have.
+
+Tested in tests/iteration/test_iteration.py.
+"""
 
 from __future__ import annotations
 

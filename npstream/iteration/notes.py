@@ -1,4 +1,7 @@
-"""Texts that a process hands on to its workers, also to those that are running."""
+"""Texts that a process hands on to its workers, also to those that are running.
+
+Tested in tests/mixture/test_epochs.py.
+"""
 
 from __future__ import annotations
 

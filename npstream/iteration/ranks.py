@@ -1,4 +1,7 @@
-"""Who shares a view: the number of this process, and of all, from what is given or what runs."""
+"""Who shares a view: the number of this process, and of all, from what is given or what runs.
+
+Tested in tests/iteration/test_iteration.py.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Everything but the position is compared when a state is loaded: a position means nothing in
 another order. It counts samples of all ranks from the epoch's first, so it does not depend on how
 many ranks, workers or samples a batch there are.
+
+Tested in tests/iteration/test_resumable.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Passes through the sources of a mixture, each in an order of its own."""
+"""Passes through the sources of a mixture, each in an order of its own.
+
+Tested in tests/mixture/test_stream.py.
+"""
 
 from __future__ import annotations
 

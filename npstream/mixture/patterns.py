@@ -10,6 +10,8 @@ place more from block to block, and lane l meets class ``(l + a) % C``.
 
 Classes are numbered in the order in which lanes come through them: each begins with one of its own,
 and goes on round and round.
+
+Tested in tests/mixture/test_interleave.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A run is what positions mean: the lanes and blocks of each source, which stay as they were when the
 run met it, and from which unit on sources are drawn by which shares. All of it stands in states.
+
+Tested in tests/mixture/test_epochs.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a mixture is made of, and the shares that its sources have of what is drawn."""
+"""What a mixture is made of, and the shares that its sources have of what is drawn.
+
+Tested in tests/mixture/test_interleave.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Whether a run may go on with a mixture, and how it does with another one."""
+"""Whether a run may go on with a mixture, and how it does with another one.
+
+Tested in tests/mixture/test_epochs.py.
+"""
 
 from __future__ import annotations
 

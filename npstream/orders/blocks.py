@@ -6,6 +6,8 @@ up, and the last, which has what is left. Each is permuted as a `Permutation` of
 The first element of a lane that somebody asks for is computed alone; whoever reads on gets a
 stretch at a time. Of a small block that is all, since a Fisher-Yates shuffle makes no less. The
 last stretch of each lane is kept, so that reading all lanes in turn computes nothing twice.
+
+Tested in tests/orders/test_order.py.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ firsts  the first slot of each lane, then the number of slots
 laid    for each lane, whether its pieces were permuted
 marks   the place where every eighth slot of a lane begins, if it was; see `_marks_of`
 ======  ========================================================================================
+
+Tested in tests/orders/test_order.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What reading a view would cost: shards, requests and bytes that are not here yet."""
+"""What reading a view would cost: shards, requests and bytes that are not here yet.
+
+Tested in tests/shards/test_remote.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What batches and samples hold, made of columns as they are stored."""
+"""What batches and samples hold, made of columns as they are stored.
+
+Tested in tests/end_to_end/test_golden.py.
+"""
 
 from __future__ import annotations
 

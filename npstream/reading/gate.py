@@ -1,4 +1,7 @@
-"""The limit of reads that nobody asked for by name."""
+"""The limit of reads that nobody asked for by name.
+
+Tested in tests/shards/test_residency.py.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ A column is gathered *as stored*: an ndarray where all values take the same byte
 bytes or array elements where they vary, a list where the format is text, an object array where
 arrays differ in rank or dtype. `npstream.reading.decode` makes of that what batches and samples
 hold.
+
+Tested in tests/end_to_end/test_laws.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Samples that are lines of text: JSONL, CSV, TSV and XSV, parsed one by one."""
+"""Samples that are lines of text: JSONL, CSV, TSV and XSV, parsed one by one.
+
+Tested in tests/formats/test_text.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading a selection of samples into arrays: the caller's, or new ones."""
+"""Reading a selection of samples into arrays: the caller's, or new ones.
+
+Tested in tests/dataset/test_dataset.py.
+"""
 
 from __future__ import annotations
 

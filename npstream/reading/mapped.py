@@ -1,4 +1,7 @@
-"""Columns as arrays over mapped files, copying nothing."""
+"""Columns as arrays over mapped files, copying nothing.
+
+Tested in tests/dataset/test_column.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Rows of different lengths in one allocation."""
+"""Rows of different lengths in one allocation.
+
+Tested in tests/reading/test_batch.py.
+"""
 
 from __future__ import annotations
 

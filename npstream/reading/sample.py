@@ -1,4 +1,7 @@
-"""Reading one sample: no plan, no kernel, a few microseconds."""
+"""Reading one sample: no plan, no kernel, a few microseconds.
+
+Tested in tests/end_to_end/test_golden.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The columns that the sources of a mixture have in common."""
+"""The columns that the sources of a mixture have in common.
+
+Tested in tests/mixture/test_mixture.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """An opened dataset: its index, its columns, and how to read samples of it.
 
 Views of a dataset share one source. It pickles to its index and settings, not to its maps.
+
+Tested in tests/dataset/test_dataset.py.
 """
 
 from __future__ import annotations

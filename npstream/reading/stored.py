@@ -1,4 +1,7 @@
-"""The rows of a view as they are stored, for a writer to copy."""
+"""The rows of a view as they are stored, for a writer to copy.
+
+Tested in tests/writing/test_copies.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A shard in memory, and what reads of single samples ask of shards."""
+"""A shard in memory, and what reads of single samples ask of shards.
+
+Tested in tests/shards/test_local.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading the index of a dataset, once per machine, and its side-car if there is one."""
+"""Reading the index of a dataset, once per machine, and its side-car if there is one.
+
+Tested in tests/cache/test_ranges.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading single samples out of an object store, without the chunks that they lie in."""
+"""Reading single samples out of an object store, without the chunks that they lie in.
+
+Tested in tests/shards/test_offsets.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Fetching the chunks of samples that will be read, while others are."""
+"""Fetching the chunks of samples that will be read, while others are.
+
+Tested in tests/shards/test_remote.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Each number is looked up and handed on to the shards that it belongs to, which keep what they have
 fetched, so one table, and one call of a kernel, serves samples of all of them.
+
+Tested in tests/mixture/test_mixture.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Requests for parts of files, neighbors in one."""
+"""Requests for parts of files, neighbors in one.
+
+Tested in tests/shards/test_remote.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Requests to plain web servers, through the session and the options of fsspec's filesystem.
 
 The filesystem's own methods accept any response, and report any failure as a missing file.
+
+Tested in tests/storage/test_responses.py.
 """
 
 from __future__ import annotations

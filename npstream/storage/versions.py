@@ -1,4 +1,7 @@
-"""Versions of remote files: what changes whenever a file does."""
+"""Versions of remote files: what changes whenever a file does.
+
+Tested in tests/shards/test_snapshot.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A tour of npstream over the sources of Python's own standard library."""
+"""A tour of npstream over the sources of Python's own standard library.
+
+Tested in tests/test_main.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Compiling every kernel ahead of its first use."""
+"""Compiling every kernel ahead of its first use.
+
+Tested in tests/test_main.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reading whole shards out of a store, one after another, to learn or to check what they hold."""
+"""Reading whole shards out of a store, one after another, to learn or to check what they hold.
+
+Tested in tests/tools/test_index_builder.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checking a dataset from end to end."""
+"""Checking a dataset from end to end.
+
+Tested in tests/tools/test_index_builder.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a side-car holds beyond the index, put down in files while shards are read or written."""
+"""What a side-car holds beyond the index, put down in files while shards are read or written.
+
+Tested in tests/tools/test_index_builder.py.
+"""
 
 from __future__ import annotations
 

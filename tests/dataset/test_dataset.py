@@ -13,65 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import merge, objects, write_jsonl, write_shards
+from mixed_columns import COLUMNS, SIZES, VALUES, N, check_sample, ids_of, label
 from torch.utils.data import DataLoader
 
 import npstream
 from npstream import errors
 from npstream._core import memory, progress
-from npstream.dataset.splits import split_lengths
-
-SIZES = (4, 0, 6, 1)
-N = sum(SIZES)
-VALUES = {
-    "label": np.arange(N) % 4,
-    "number": np.arange(N) * 10**12,
-    "tokens": np.arange(N * 6, dtype=np.uint16).reshape(N, 3, 2),
-    "text": [f"text {i}" * (i % 3) for i in range(N)],
-    "data": [bytes(range(i)) for i in range(N)],
-    "ragged": objects(np.arange(1 + i % 3, dtype=np.int32) for i in range(N)),
-    "meta": [{"i": i} for i in range(N)],
-}
-COLUMNS = {
-    "label": "int64",
-    "number": "int",
-    "tokens": "ndarray:uint16:3,2",
-    "text": "str",
-    "data": "bytes",
-    "ragged": "ndarray:int32",
-    "meta": "json",
-}
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("dataset")
-    write_shards(path, VALUES, SIZES, COLUMNS)
-    return path
-
-
-@pytest.fixture
-def ds(path):
-    return npstream.open(path)
 
 
 @pytest.fixture
 def fixed(ds):
     return ds[["label", "number", "tokens"]]
-
-
-def check_sample(sample, i):
-    assert list(sample) == list(COLUMNS)
-    assert type(sample["label"]) is np.int64
-    assert type(sample["number"]) is int
-    assert sample["tokens"].dtype == np.uint16
-    for name, value in sample.items():
-        assert np.array_equal(value, VALUES[name][i])
-        assert isinstance(value, np.ndarray) == isinstance(VALUES[name][i], np.ndarray)
-
-
-def ids_of(ds):
-    return ds.load().ids
 
 
 # What it is
@@ -479,67 +431,8 @@ def test_shuffle(ds):
     assert sorted(ids_of(view)) == [5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("by", ["sample", "chunk"])
-@pytest.mark.parametrize("view", [..., slice(None, None, -1), [[0, 1, 2], [2, 9, 10]], []])
-def test_random_splits_are_disjoint_and_whole(ds, by, view):
-    view = ds[view]
-    parts = view.random_split([0.5, 0.2, 0.3], seed=1, by=by)
-    assert [len(part) for part in parts] == split_lengths([0.5, 0.2, 0.3], view.size)
-    found = np.concatenate([ids_of(part) for part in parts])
-    assert sorted(found) == sorted(ids_of(view).ravel())
-
-
-def test_random_splits_by_sample_are_runs_of_a_shuffle(ds):
-    one, two = ds.random_split([4, N - 4], 7)
-    order = ids_of(ds.shuffle(7, block=None)).tolist()
-    assert ids_of(one).tolist() + ids_of(two).tolist() == order
-    assert ids_of(ds.random_split([4, N - 4], 8)[0]).tolist() != order[:4]
-
-
-def test_random_splits_by_chunk_split_few_chunks_and_keep_the_order(tmp_path):
-    ds = write_shards(tmp_path, {"x": np.arange(100)}, [10] * 10, {"x": "int64"})
-    seen = set()
-    for seed in range(5):
-        parts = ds.random_split([0.5, 0.25, 0.25], seed, by="chunk")
-        assert [len(part) for part in parts] == [50, 25, 25]
-        shards = [set(part.locate(...)[0].tolist()) for part in parts]
-        assert sum(map(len, shards)) <= 10 + 2
-        assert all((np.diff(ids_of(part)) > 0).all() for part in parts)
-        seen.add(tuple(sorted(shards[0])))
-    assert len(seen) > 1
-
-
-@pytest.mark.parametrize("n", [0, 1, 7, 10, 1001])
-@pytest.mark.parametrize("lengths", [[1], [0.9, 0.1], [1 / 3] * 3, [0.5, 0.25, 0.25], [0.1] * 10])
-@pytest.mark.filterwarnings("ignore:Length of split")
-def test_fractions_are_rounded_as_in_torch(lengths, n):
-    parts = torch.utils.data.random_split(range(n), lengths)
-    assert split_lengths(lengths, n) == [len(part) for part in parts]
-
-
-@pytest.mark.parametrize(
-    ("lengths", "message"),
-    [
-        ([3, 3], r"lengths \[3, 3\] are 6 samples; there are 11"),
-        ([0.5, 0.4], "fractions .* sum to 0.9"),
-        ([-1, 12], "none negative"),
-        ([float("nan"), 1], "none negative"),
-        ([], "0 samples"),
-    ],
-)
-def test_lengths_that_raise(ds, lengths, message):
-    with pytest.raises(ValueError, match=message):
-        ds.random_split(lengths)
-    with pytest.raises(ValueError, match="by='shard'"):
-        ds.random_split([1.0], by="shard")
-
-
 def double(sample):
     return {**sample, "label": 2 * sample["label"]}
-
-
-def label(sample):
-    return sample["label"]
 
 
 def test_a_transform_applies_to_samples_only(ds):
@@ -557,32 +450,6 @@ def test_transforms_follow_each_other_and_pickle(ds):
     view = pickle.loads(pickle.dumps(ds.with_transform(double).with_transform(label)))
     assert list(view) == (2 * VALUES["label"]).tolist()
     assert list(view[["label"]].shuffle(0, block=None)) != list(view)
-
-
-@pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
-@pytest.mark.parametrize("columns", [None, ["label"]])
-def test_filter(ds, batch_size, columns):
-    def odd(item):
-        assert columns is None or list(item) == columns
-        return item["label"] % 2 == 1
-
-    for view in (ds, ds[::-1], ds[ds["label"] > 1]):
-        kept = view.filter(odd, columns=columns, batch_size=batch_size)
-        ids = ids_of(view)
-        assert ids_of(kept).tolist() == ids[ids % 2 == 1].tolist()
-        assert kept.columns == ds.columns
-    assert ids_of(ds[[[0, 1], [2, 3]]].filter(odd, columns=columns)).tolist() == [1, 3]
-
-
-def test_filter_what_raises(ds):
-    with pytest.raises(ValueError, match="batch_size=0"):
-        ds.filter(label, batch_size=0)
-    with pytest.raises(TypeError, match=r"int64 of shape \(4,\).*bool for each row"):
-        ds.filter(label, batch_size=4)
-    with pytest.raises(TypeError, match=r"shape \(\)"):
-        ds.filter(lambda batch: True, batch_size=4)
-    with pytest.raises(errors.ColumnError):
-        ds.filter(label, columns=["lable"])
 
 
 def test_long_work_shows_progress(ds, monkeypatch, capsys):
@@ -657,141 +524,6 @@ def test_closing_releases_maps(path):
     assert memory._live > before
     ds.close()
     assert memory._live == before
-
-
-def test_open_projects_and_declares_anew(path):
-    assert npstream.open(path, columns=["text", "label"]).columns == ("text", "label")
-    with pytest.raises(errors.ColumnError, match="did you mean 'label'"):
-        npstream.open(path, columns=["lable"])
-    with pytest.raises(ValueError, match="named twice"):
-        npstream.open(path, columns=["text", "text"])
-    with pytest.raises(TypeError, match=r"columns='text': expected a list"):
-        npstream.open(path, columns="text")
-    ds = npstream.open(path, columns={"data": "uint8", "label": np.uint64})
-    assert ds.columns == tuple(COLUMNS)
-    assert ds["label"].dtype == np.uint64
-    assert ds[5]["data"].tolist() == [0, 1, 2, 3, 4]
-    assert ds.load()["data"].kind is None
-    with pytest.raises(ValueError, match="cannot be viewed"):
-        npstream.open(path, columns={"label": "float32"})
-    with pytest.raises(errors.ColumnError):
-        npstream.open(path, columns={"lable": "float32"})
-
-
-def test_a_dataset_of_no_columns(path):
-    ds = npstream.open(path, columns=[])
-    assert (ds.columns, len(ds)) == ((), N)
-    assert ds[1] == {}
-    assert list(ds[:2]) == [{}, {}]
-    assert ds[[3, 1]].load().ids.tolist() == [3, 1]
-    with pytest.raises(TypeError, match="structured array"):
-        np.asarray(ds)
-    assert "<table>" in ds._repr_html_()
-
-
-def test_pickles_are_loaded_where_they_are_allowed_only(tmp_path):
-    npstream.write(tmp_path, {"x": [pickle.dumps(i) for i in range(3)], "y": np.arange(3)})
-    for columns in ({"x": "pkl"}, {"x": "pkl", "y": "int"}):
-        with pytest.raises(ValueError, match="allow_pickle=True"):
-            npstream.open(tmp_path, columns=columns)
-    ds = npstream.open(tmp_path, columns={"x": "pkl"}, allow_pickle=True)
-    assert [sample["x"] for sample in ds] == [0, 1, 2]
-    assert ds["x"].view("pkl")[1] == 1
-    with pytest.raises(ValueError, match="allow_pickle=True"):
-        npstream.open(tmp_path)["x"].view("pkl")
-
-
-def test_open_says_what_is_wrong(tmp_path, path):
-    with pytest.raises(errors.StorageError, match=r"index\.json"):
-        npstream.open(tmp_path)
-    with pytest.raises(ValueError, match="verify='sha0'"):
-        npstream.open(path, verify="sha0")
-    with pytest.raises(ValueError, match="s3"):
-        npstream.open("s4://bucket/data")
-
-
-def test_opening_reads_only_the_index(path, tmp_path):
-    (tmp_path / "index.json").write_bytes((path / "index.json").read_bytes())
-    ds = npstream.open(tmp_path)
-    assert len(ds[::2]["tokens"]) == 6
-    with pytest.raises(errors.StorageError, match="No such file"):
-        ds[0]
-
-
-# Shards that differ
-
-
-@pytest.fixture
-def mixed(tmp_path):
-    """Return merged shards: MDS, MDS with other columns, JSONL."""
-    one = [{"n": np.int64(i), "x": i / 2, "text": f"{i}", "a": 1, "only": b"one"} for i in range(3)]
-    two = [{"text": f"{i}" * i, "n": i, "x": i / 2, "a": f"{i}"} for i in range(3, 5)]
-    three = [{"x": i / 2, "text": "é" * i, "n": i, "extra": "three"} for i in range(5, 9)]
-    npstream.write(tmp_path / "1", one)
-    npstream.write(tmp_path / "2", two)
-    columns = {"x": "float", "text": "str", "n": "int", "extra": "str"}
-    write_jsonl(tmp_path / "3", three, columns)
-    samples = [{name: row[name] for name in ("n", "text", "x")} for row in one + two + three]
-    return merge(tmp_path), samples
-
-
-def test_merged_shards_have_their_common_columns(mixed):
-    ds, samples = mixed
-    assert ds.columns == ("n", "text", "x")
-    assert ds.dtypes["n"] == np.int64
-    rng = np.random.default_rng(0)
-    for order in (np.arange(9), rng.permutation(9), rng.integers(0, 9, 50), np.array([0, 8])):
-        expected = [samples[i] for i in order]
-        view = ds[order]
-        assert [view[i] for i in range(len(order))] == expected
-        assert list(view) == expected
-        batch = view.load(out={"n": (numbers := np.zeros(len(order), np.int64))})
-        assert batch["n"] is numbers
-        assert batch["n"].tolist() == [sample["n"] for sample in expected]
-        assert batch["x"].tolist() == [sample["x"] for sample in expected]
-        assert batch["text"].to_list() == [sample["text"] for sample in expected]
-        assert (view["text"] == "4444").tolist() == [s["text"] == "4444" for s in expected]
-        assert (view["text"] == "éééééé").tolist() == [s["text"] == "éééééé" for s in expected]
-        assert np.asarray(view[["n", "x"]])["x"].tolist() == [s["x"] for s in expected]
-
-
-def test_all_kinds_of_columns_are_merged(tmp_path):
-    extra = {"before": b"a", "until": 1}
-    for part in range(3):
-        rows = [{name: VALUES[name][i] for name in VALUES} for i in range(4 * part, 4 * part + 3)]
-        rows = [row | ({} if part == 1 else extra) for row in rows]
-        columns = COLUMNS | ({} if part == 1 else {"before": "bytes", "until": "int8"})
-        npstream.write(tmp_path / f"{part}", rows, columns=columns)
-    ds = merge(tmp_path)
-    order = np.array([8, 0, 3, 4, 3, 7])
-    ids = order // 3 * 4 + order % 3
-    for k, i, sample in zip(order, ids, ds[order], strict=True):
-        check_sample(sample, i)
-        check_sample(ds[k], i)
-    batch = ds[order].load()
-    assert np.array_equal(batch["tokens"], VALUES["tokens"][ids])
-    assert batch["meta"].tolist() == [VALUES["meta"][i] for i in ids]
-    assert batch["data"].to_list() == [VALUES["data"][i] for i in ids]
-    assert all(map(np.array_equal, batch["ragged"], VALUES["ragged"][ids]))
-    for cells in (1, slice(1, 3), [0, 2], slice(None, None, -1)):
-        assert np.array_equal(ds["tokens"][order][:, cells], VALUES["tokens"][ids][:, cells])
-    assert np.array_equal(ds["ragged"].view("float32")[4], VALUES["ragged"][5].view("float32"))
-    assert np.array_equal(np.asarray(ds["number"]), VALUES["number"][[0, 1, 2, 4, 5, 6, 8, 9, 10]])
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("a", r"column 'a' is 'str' in shard 1, but 'int' before it"),
-        ("only", r"not all shards have column 'only': shard 1 does not have it"),
-        ("extra", r"not all shards have column 'extra': shard 2 has it"),
-    ],
-)
-def test_other_columns_name_the_shard_that_differs(mixed, name, message):
-    ds, _ = mixed
-    for read in (lambda: ds[name], lambda: ds[[name]]):
-        with pytest.raises(errors.FormatError, match=message):
-            read()
 
 
 # How it shows itself

@@ -19,7 +19,7 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_blocks_train_as_well_as_a_full_permutation_and_no_shuffle_does_not(tmp_path):
-    """Seed by seed, from the same weights: `benchmarks/convergence.py` does it at length."""
+    """Seed by seed, from the same weights; `reports/convergence.py` does it at length."""
     task = Task(samples=1 << 12, held_out=1 << 8, batch=32, epochs=1, hidden=16, seeds=3)
     data = Data(task, tmp_path / "data")
     full = losses(data, task, "full permutation")

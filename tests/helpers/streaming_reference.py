@@ -11,8 +11,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bench_streaming_orders import cut, numpy_lanes, numpy_py1e
+from npstream.orders.streaming.partition import lane_bounds
+from npstream.orders.streaming.runs import Pieces
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -87,3 +90,54 @@ def py2s(units, lanes, seed, epoch):
         rng.shuffle(spans)
         parts += [shuffled(laid[begin:end], rng) for begin, end in spans]
     return np.concatenate(parts)
+
+
+def expected(case, name):
+    return arrays(f"orders/{case['file']}")[f"{case['id']}.{name}"]
+
+
+def of_kind(*kinds):
+    cases = [case for case in golden("orders") if case["kind"] in kinds]
+    return pytest.mark.parametrize("case", cases, ids=[case["id"] for case in cases])
+
+
+def checked(case, run):
+    """Return what a case gives, or None if it rightly raises."""
+    if "raises" not in case:
+        return run()
+    with pytest.raises(ValueError, match=r"\w+"):
+        run()
+    return None
+
+
+def whole(shuffle, units):
+    """Return all of an order, lane by lane."""
+    units = np.array(units, np.int64)
+    shuffle.check(int(units.sum()), int(units.max()))
+    order = shuffle.order(Pieces.counted(units))
+    bounds = lane_bounds(int(units.sum()), shuffle.lanes).tolist()
+    parts = [order.rows(*each) for each in itertools.pairwise(bounds) if each[0] < each[1]]
+    return np.concatenate(parts)
+
+
+def tensor(values, world, workers, batch_size):
+    """Arrange values by slot as Streaming does: by node, rank, worker, batch of it and place."""
+    missing = -len(values) % (world.ranks * workers * batch_size)
+    values = np.concatenate([values, np.full(missing, -1)])
+    shape = (-1, workers, world.nodes, world.ranks_per_node, batch_size)
+    return values.reshape(shape).transpose(2, 3, 1, 0, 4)
+
+
+def assert_resolved(case, counts, proportions, sizes):
+    resolved = case["resolved"]
+    assert counts.sum() == resolved["epoch_size"]
+    repeats = counts / sizes
+    for stream, count, proportion, repeat in zip(
+        resolved["streams"], counts, proportions, repeats, strict=True
+    ):
+        assert count == stream["choose"]
+        assert float(proportion).hex() == stream["proportion"]
+        assert float(repeat).hex() == stream["repeat"]
+
+
+BY_STREAM = ["per_stream", "stratified", "device_per_stream"]

@@ -6,11 +6,11 @@ The orders themselves are held to golden data in `test_order`.
 from __future__ import annotations
 
 import json
-import pickle
 
 import numpy as np
 import pytest
 from streaming_reference import GOLDEN, arrays, golden
+from streaming_runs import DATA, METHODS, lists
 
 import npstream
 from npstream import StreamingShuffle
@@ -21,17 +21,8 @@ from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.shuffle import ALGORITHMS
 from npstream.orders.streaming.state import RunOf
 
-DATA = GOLDEN / "checkpoints" / "data" / "a"
-
-METHODS = ("random", "stratified", "per_stream", "device_per_stream")
-
-
-@pytest.fixture(scope="module")
-def ds():
-    return npstream.open(DATA)
-
-
 # What Streaming deals out
+
 
 WEIGHTS = ("proportion", "repeat", "choose")
 
@@ -167,6 +158,7 @@ def test_ranks_and_workers_read_what_streaming_deals_them(
 
 # Checkpoints
 
+
 RUNS = [
     pytest.param(case, run, id=f"{case['name']}-{number}")
     for case in golden("checkpoints")
@@ -229,10 +221,6 @@ STATE = {
 }
 
 
-def lists(batches):
-    return [batch.ids.tolist() for batch in batches]
-
-
 def of_run(ds, number, drop_first=0, batch_size=8):
     """Return the batches that rank 1 of 2 reads in an epoch of the run of `STATE`."""
     order = StreamingOrder(shards=[ds.shards["samples"]], batch_size=batch_size, shuffle=True)
@@ -291,6 +279,7 @@ def test_torchdata_keeps_the_run(ds, persistent):
 
 
 # States of its own
+
 
 ORDERS = {
     "py1e": "py1e",
@@ -453,201 +442,6 @@ def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
     want = lists(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
     for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
         assert lists(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
-
-
-# Mixtures
-
-
-@pytest.fixture(scope="module")
-def mixed():
-    data = GOLDEN / "checkpoints" / "data"
-    return npstream.mix({name: npstream.open(data / name) for name in "abc"})
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2)])
-def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node):
-    order = StreamingShuffle(
-        "py1s", num_canonical_nodes=2, proportion={"a": 3, "b": 1, "c": 2}, batching_method=method
-    )
-    settings = {"batch_size": 9, "shuffle": order, "ranks_per_node": per_node, "epoch_size": "0.5k"}
-    for rank in {0, world - 1}:
-        running, other = (mixed.iter(rank, world, **settings) for _ in range(2))
-        whole, following = lists(other), lists(other)
-        assert whole != following
-        assert len(running) == len(whole) > 2
-        dealt = len(mixed.iter(0, world, **settings))
-        for done, batch in enumerate(running, 1):
-            assert batch.ids.tolist() == whole[done - 1]
-            assert batch["id"].tolist() == batch.ids.tolist()
-            resumed = mixed.iter(rank, world, **settings)
-            resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
-            if done == len(whole) < dealt:  # others have one more of their own
-                assert lists(resumed) == []
-            assert lists(resumed) == (whole[done:] or following)
-        samples = mixed.iter(rank, world, **settings, batched=False)
-        wanted = [number for batch in whole for number in batch]
-        assert len(samples) == len(wanted)
-        for done, sample in enumerate(samples, 1):
-            assert sample["id"] == wanted[done - 1]
-            if done % 9 in (0, 4) and done < len(wanted):
-                resumed = mixed.iter(rank, world, **settings, batched=False)
-                resumed.load_state_dict(samples.state_dict())
-                assert [int(each["id"]) for each in resumed] == wanted[done:]
-
-
-def test_batches_are_of_sources_as_their_method_says(mixed):
-    def origins(method):
-        """Return, of each global batch and rank, how many samples are of each source."""
-        order = StreamingShuffle(batching_method=method, num_canonical_nodes=1)
-        ranks = [mixed.iter(rank, 2, batch_size=8, shuffle=order) for rank in range(2)]
-        counts = [
-            [np.bincount(mixed.origin(batch.ids)[0], minlength=3) for batch in batches]
-            for batches in zip(*ranks, strict=False)
-        ]
-        return np.array(counts)
-
-    assert (origins("stratified").sum(axis=1) == origins("stratified")[0].sum(axis=0)).all()
-    assert (np.count_nonzero(origins("per_stream").sum(axis=1), axis=1) == 1).all()
-    of_devices = origins("device_per_stream")
-    assert (np.count_nonzero(of_devices, axis=2) == 1).all()
-    assert (np.count_nonzero(of_devices.sum(axis=1), axis=1) == 2).any()
-
-
-def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
-    order = StreamingShuffle(None, batching_method="device_per_stream", num_canonical_nodes=1)
-
-    def ranks(last):
-        return [mixed.iter(r, 4, batch_size=7, shuffle=order, last=last) for r in range(4)]
-
-    read = [[len(batch.ids) for batch in batches] for batches in ranks("repeat")]
-    assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]
-    assert {*np.concatenate(read)} == {7}
-    assert {len(lists(batches)) for batches in ranks("drop")} == {23}
-
-
-@pytest.mark.parametrize(
-    ("count", "epoch_size"),
-    [
-        (300, "0.3k"), (300, "300"), (1000, "1K"), (1500, "1.5k"), (7, 7), (300, " 0.3 k "),
-        (1000, "1e0k"), (50, 50.0), (50, 50.9), (50, np.float32(50)), (77, "0.0775k"),
-    ],
-)  # fmt: skip
-def test_epochs_of_a_size_that_is_text_or_a_float(mixed, count, epoch_size):
-    batches = mixed.iter(0, 1, batch_size=1, shuffle="py1e", epoch_size=epoch_size)
-    assert len(batches) == count
-    native = mixed[["id"]].iter(0, 1, batch_size=1, epoch_size=epoch_size)
-    assert len(native) == count
-
-
-def test_one_dataset_may_be_all_of_a_mixture(ds):
-    for method in METHODS:
-        settings = {"batch_size": 8, "shuffle": StreamingShuffle(batching_method=method)}
-        want = lists(ds.iter(1, 2, **settings))
-        batches = npstream.mix({"alone": ds}).iter(1, 2, **settings)
-        assert lists(pickle.loads(pickle.dumps(batches))) == lists(batches) == want
-
-
-def test_one_dataset_may_be_several_streams(ds):
-    twice = npstream.mix({"x": ds, "y": ds})
-    ids = np.concatenate(lists(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
-    assert sorted(ids.tolist()) == [*range(2 * len(ds))]
-    thrice = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
-    batches = twice.iter(0, 1, batch_size=8, shuffle=thrice)
-    ids = np.concatenate([batch.ids for batch in batches])
-    assert np.bincount(ids)[: len(ds)].tolist() == [2] * len(ds)
-    assert len(ids) == 2 * len(ds) + 5
-
-
-def test_weights_of_the_run_are_those_of_its_states(mixed):
-    def batches(size=8, **settings):
-        return mixed.iter(0, 1, batch_size=size, shuffle=StreamingShuffle("py1s", **settings))
-
-    state = batches(repeat={"a": 2}).state_dict()
-    batches(repeat={"a": 2.0}).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state is of weights=.*'repeat': 2\.0"):
-        batches(repeat={"b": 2}).load_state_dict(state)
-    state = batches(batching_method="per_stream").state_dict()
-    with pytest.raises(ValueError, match=r"global_batch_size=8; .* global_batch_size=4"):
-        batches(4, batching_method="per_stream").load_state_dict(state)
-    with pytest.raises(ValueError, match="'batching_method': 'per_stream'"):
-        batches(batching_method="stratified").load_state_dict(state)
-    with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing"):
-        batches().load_state_dict(mixed.iter(0, 1, batch_size=8, shuffle=True).state_dict())
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "says"),
-    [
-        ({"proportion": {"a": 1, "b": 1, "d": 1}}, ValueError, "no source 'd', but 'a', 'b', 'c'"),
-        ({"proportion": {"a": 1}}, ValueError, "give a proportion to all"),
-        ({"repeat": {"a": 1}, "choose": {"a": 1}}, ValueError, "'a' has one weight at most, not r"),
-        ({"repeat": {"a": 2}, "epoch_size": 5}, ValueError, "does not go with repeat or choose"),
-        ({"choose": dict.fromkeys("abc", 0)}, ValueError, "no sample of any stream"),
-        (
-            {"choose": {"a": 0}, "batching_method": "stratified"},
-            ValueError,
-            "takes no sample of stream 0, and batching_method='stratified' makes batches of each",
-        ),
-        (
-            {"choose": {"b": 1}, "batching_method": "stratified"},
-            ValueError,
-            "a global batch of 8 holds no sample of stream 1: use a larger batch",
-        ),
-        ({"batching_method": "per_stream", "batch_size": None}, ValueError, "give batch_size or"),
-        ({"batching": "per_stream"}, ValueError, "that is its batching_method"),
-        ({"epoch_size": "many"}, ValueError, "epoch_size='many': expected a number, or one of"),
-        ({"epoch_size": "1e3"}, ValueError, "epoch_size='1e3': expected a number, or one of"),
-        ({"epoch_size": "infk"}, ValueError, "epoch_size='infk': expected a number, or one of"),
-        ({"epoch_size": 0}, ValueError, "epoch_size=0: expected at least 1"),
-        ({"epoch_size": 0.5}, ValueError, "epoch_size=0.5, which is 0: expected at least 1"),
-        ({"epoch_size": "-5k"}, ValueError, "epoch_size='-5k', which is -5000: expected at"),
-        ({"epoch_size": float("nan")}, ValueError, "epoch_size=nan: expected a number"),
-        ({"epoch_size": 1 << 63}, ValueError, "and at most 9223372036854775807"),
-        ({"epoch_size": True}, TypeError, "epoch_size=True: expected an integer"),
-        (
-            {"choose": {"b": 7}, "batching_method": "per_stream", "num_canonical_nodes": 1},
-            ValueError,
-            r"stream 1 has 7 samples .* the 8 samples of a global .*\(stream 1 is source 'b'\)",
-        ),
-    ],
-)  # fmt: skip
-def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says):
-    given = {"batch_size": 8} | dict(settings)
-    names = [name for name in given if name in StreamingShuffle.__slots__]
-    order = StreamingShuffle("py1s", **{name: given.pop(name) for name in names})
-    with pytest.raises(error, match=says):
-        mixed.iter(0, 1, shuffle=order, **given)
-
-
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda mixed, ds: mixed[::2],
-        lambda mixed, ds: mixed.shuffle(0),
-        lambda mixed, ds: npstream.mix({"whole": ds, "part": ds[1:]}),
-        lambda mixed, ds: npstream.mix({"reversed": ds[::-1]}),
-    ],
-    ids=["slice", "shuffled", "part", "reversed"],
-)
-def test_mixtures_of_views_are_refused(mixed, ds, view):
-    with pytest.raises(ValueError, match=r"orders are of whole datasets, and (this|source ')"):
-        view(mixed, ds).iter(shuffle="py1e")
-    for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
-        whole.iter(shuffle="py1e")
-
-
-def test_weights_of_the_mixture_are_not_passed_over_in_silence(ds):
-    equal = npstream.mix({"a": ds, "b": ds}, {"a": 2, "b": 2})
-    equal.iter(shuffle="py1e")  # the shares that they have without weights
-    other = npstream.mix({"a": ds, "b": ds}, {"a": 3, "b": 1})
-    with pytest.raises(ValueError, match=r"mix without weights, and give .*\(proportion=\.\.\.\)"):
-        other.iter(shuffle="py1e")
-
-
-def test_weights_are_of_mixtures(ds):
-    with pytest.raises(ValueError, match=r"no source 'a', but one dataset, and no npstream\.mix"):
-        ds.iter(shuffle=StreamingShuffle(repeat={"a": 2}))
 
 
 # What does not fit

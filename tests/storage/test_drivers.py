@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,8 +23,10 @@ import numpy as np
 import pytest
 
 import npstream
-from npstream.errors import StorageError
+from npstream.errors import MissingDependencyError, StorageError
 from npstream.formats.compression import decompress
+from npstream.storage import drivers
+from npstream.storage.local import open_store
 
 SCHEMES = ("s3", "gs", "http")
 
@@ -156,3 +161,130 @@ def test_a_dataset_that_may_not_be_read_is_refused(tmp_path, scheme):
     ):
         npstream.open(url, storage_options=options, cache=tmp_path / "cache")
     assert caught.value.errno == errno.EACCES
+
+
+VARIABLES = [
+    "AZURE_ACCOUNT_NAME", "AZURE_ACCOUNT_ACCESS_KEY", "COMPOSER_SFTP_KEY_FILE",
+    "COMPOSER_SFTP_KNOWN_HOSTS_FILE", "GCS_KEY", "GCS_SECRET", "OCI_CONFIG_FILE",
+    "OCIFS_CONFIG_LOCATION", "OCIFS_IAM_TYPE", "MOSAICML_STREAMING_AWS_REQUESTER_PAYS",
+    "S3_ENDPOINT_URL",
+]  # fmt: skip
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "given", "expected", "options"),
+    [
+        ("s3://b/x", {}, {}, "s3://b/x", {}),
+        ("S3://b/x", {"S3_ENDPOINT_URL": "http://e"}, {}, "s3://b/x", {"endpoint_url": "http://e"}),
+        (
+            "s3://b/x",
+            {"S3_ENDPOINT_URL": "http://e"},
+            {"endpoint_url": "http://f"},
+            "s3://b/x",
+            {"endpoint_url": "http://f"},
+        ),
+        (
+            "s3://b/x",
+            {"MOSAICML_STREAMING_AWS_REQUESTER_PAYS": "a, b"},
+            {},
+            "s3://b/x",
+            {"requester_pays": True},
+        ),
+        (
+            "azure://c/x",
+            {"AZURE_ACCOUNT_NAME": "n", "AZURE_ACCOUNT_ACCESS_KEY": "k"},
+            {},
+            "abfs://c/x",
+            {"account_name": "n", "account_key": "k"},
+        ),
+        ("azure-dl://c/x", {}, {"account_name": "m"}, "abfs://c/x", {"account_name": "m"}),
+        ("az://c/x", {}, {}, "abfs://c/x", {}),
+        ("gs://b/x", {}, {}, "gcs://b/x", {}),
+        (
+            "gs://b/x",
+            {"GCS_KEY": "k", "GCS_SECRET": "s"},
+            {},
+            "s3://b/x",
+            {"key": "k", "secret": "s", "endpoint_url": "https://storage.googleapis.com"},
+        ),
+        (
+            "gs://b/x",
+            {"GCS_KEY": "k", "GCS_SECRET": "s"},
+            {"token": "anon"},
+            "gcs://b/x",
+            {"token": "anon"},
+        ),
+        ("sftp://h/x", {"COMPOSER_SFTP_KEY_FILE": "f"}, {}, "sftp://h/x", {"key_filename": "f"}),
+        ("https://h/x", {}, {}, "https://h/x", {}),
+        ("ftp://h/x", {}, {"port": 2}, "ftp://h/x", {"port": 2}),
+    ],
+)
+def test_the_table_of_drivers(environment, url, variables, given, expected, options):
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    found = drivers.route(url, given, 32, 60.0)
+    assert found.url == expected
+    assert options.items() <= found.options.items()
+    assert "requester_pays" in options or "requester_pays" not in found.options
+
+
+def test_options_lie_on_top_within_options(environment):
+    found = drivers.route("s3://b/x", {"config_kwargs": {"read_timeout": 5}}, 40, 60.0)
+    config = found.options["config_kwargs"]
+    assert config["read_timeout"] == 5
+    assert config["max_pool_connections"] == 40
+
+
+def test_ocis_configuration(environment, tmp_path):
+    pytest.importorskip("ocifs", reason="python -m pip install -e '.[oci]'")
+    environment.setenv("HOME", str(tmp_path))
+    assert "iam_type" not in drivers.route("oci://b@n/x", {}, 32, 60.0).options
+    (tmp_path / "config").write_text("")
+    environment.setenv("OCI_CONFIG_FILE", str(tmp_path / "config"))
+    found = drivers.route("oci://b@n/x", {}, 32, 60.0).options
+    assert found["config"] == str(tmp_path / "config")
+    assert found["iam_type"] == "api_key"
+    assert "iam_type" not in drivers.route("oci://b@n/x", {"config": {}}, 32, 60.0).options
+
+
+@pytest.mark.parametrize(
+    ("url", "module", "extra"),
+    [
+        ("s3://b/x", "s3fs", "s3"),
+        ("gs://b/x", "gcsfs.core", "gcs"),
+        ("azure://b/x", "adlfs", "azure"),
+        ("oci://b@n/x", "oci.retry", "oci"),
+        ("sftp://h/x", "fsspec.implementations.sftp", "sftp"),
+        ("https://h/x", "fsspec.implementations.http", "http"),
+        ("hf://datasets/a/b", "huggingface_hub", "hf"),
+        ("smb://h/x", "smbclient", None),
+    ],
+)
+def test_a_driver_that_is_missing(environment, url, module, extra):
+    scheme = url.partition(":")[0]
+    known = drivers.SCHEMES.get(scheme)
+    loaded = sys.modules["fsspec.registry"]._registry
+    environment.delitem(loaded, known.protocol if known else scheme, raising=False)
+    environment.setitem(sys.modules, module, None)
+    wanted = rf"'npstream\[{extra}\]'" if extra else r"pip install smbclient"
+    with pytest.raises(MissingDependencyError, match=wanted):
+        open_store(url).read("x")
+
+
+def test_opening_imports_no_driver():
+    code = (
+        "import sys, npstream.storage.local as s\n"
+        "for scheme in ('s3', 'gs', 'hf'): s.open_store(f'{scheme}://b/x')\n"
+        "drivers = {'s3fs', 'gcsfs', 'huggingface_hub', 'httpx', 'httpx2', 'aiohttp', 'botocore'}\n"
+        "print(*sorted(drivers & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, stdout=-1, check=True)
+    assert out.stdout.split() == []

@@ -7,11 +7,14 @@ import pathlib
 
 import numpy as np
 import pytest
+from fake_drivers import DATA
 
 import npstream
 from npstream.__main__ import main
 from npstream.cache.cache import Cache
+from npstream.errors import StorageError
 from npstream.storage.local import open_store
+from npstream.storage.remote import RemoteStore
 from npstream.storage.urls import below, local_path, location, scheme_of
 
 
@@ -233,3 +236,34 @@ def test_right_places(form, here, monkeypatch):
     monkeypatch.setenv("NPSTREAM_CACHE", str(at("chosen")))
     assert Cache().directory == str(here / "chosen")
     assert set(os.listdir(here)) == {"data", "one", "aside", "cache", "chosen"}
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("sftp://user:word@host:22/a", "sftp://host:22/a"),
+        ("sftp://user@host/a", "sftp://user@host/a"),
+        ("https://user:word@host/a?sig=x", "https://host/a"),
+        ("https://token@host/a/?sig=x", "https://host/a"),
+        ("abfs://c@account.dfs.core.windows.net/a", "abfs://c@account.dfs.core.windows.net/a"),
+        ("oci://bucket@namespace/a", "oci://bucket@namespace/a"),
+    ],
+)
+def test_what_is_shown_of_a_url(url, root):
+    store = RemoteStore(url)
+    assert store.root == root
+    assert store.where("b/c") == f"{root}/b/c"
+    assert repr(store) == f"RemoteStore({root!r})"
+
+
+def test_a_signed_url(servers):
+    proxy = servers.proxy("http")
+    place = servers["http"].fresh().through(proxy)
+    place.put("a b", DATA)
+    store = RemoteStore(f"{place.url}?sig=wonderful&x=1", place.storage_options)
+    assert store.ranges([("a b", 1, 2)]) == [DATA[1:3]]
+    assert proxy.log[-1].path.endswith("/a%20b?sig=wonderful&x=1")
+    with pytest.raises(StorageError) as caught:
+        store.read("none")
+    assert "wonderful" not in str(caught.value)

@@ -1,4 +1,7 @@
-"""Bytes of a file that are read by range and held against hashes, block by block."""
+"""Bytes of a file that are read by range and held against hashes, block by block.
+
+Tested in tests/cache/test_ranges.py.
+"""
 
 from __future__ import annotations
 

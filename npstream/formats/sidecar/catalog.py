@@ -11,6 +11,8 @@ For each kind of file (`KINDS`) there are these sections, unless no shard has on
     KIND.bytes    of each shard, 0 where it has none
     KIND.digests  of each shard, as its hashes name them
     KIND.hashes   of each shard, which of the table's lists of (hash, bytes) it has
+
+Tested in tests/formats/sidecar/test_sidecar.py.
 """
 
 from __future__ import annotations

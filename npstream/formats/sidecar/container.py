@@ -10,6 +10,8 @@ It is a sequence of msgpack objects, so that any reader of msgpack can walk it::
 
 Hashes are xxh3 of 64 bits. The table holds one of each block of an array. The file is untrusted
 input: whatever does not follow the format is a `FormatError`.
+
+Tested in tests/formats/sidecar/test_sidecar.py.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@
 - The others shuffle and partition each stream by itself. Each global batch is of one stream in
   "per_stream", each batch of a rank in "device_per_stream", and in "stratified" each global batch
   has so much of every stream. What does not fill a batch is left out.
+
+Tested in tests/orders/streaming/test_order.py.
 """
 
 from __future__ import annotations

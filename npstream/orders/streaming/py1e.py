@@ -8,6 +8,8 @@ keeps what falls in those; and each bucket is sorted in the processor's cache.
 
 Two samples of a lane may draw the same place, though hardly ever: one pair, about, in a lane of
 10**8. They keep their order here. In Streaming it depends on the processor.
+
+Tested in tests/orders/streaming/test_shuffle.py.
 """
 
 from __future__ import annotations

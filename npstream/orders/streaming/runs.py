@@ -4,6 +4,8 @@ One generator shuffles all the runs, so none can be computed without what was dr
 drawing, and doing nothing else, takes little time and no memory. It is done once, for the whole
 order, and leaves the generator's states at marks, `SPACING` samples apart, from where any part can
 be computed.
+
+Tested in tests/orders/streaming/test_shuffle.py.
 """
 
 from __future__ import annotations

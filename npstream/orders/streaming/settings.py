@@ -1,4 +1,7 @@
-"""The settings of Streaming's orders, which StreamingDataset and its streams take there."""
+"""The settings of Streaming's orders, which StreamingDataset and its streams take there.
+
+Tested in tests/orders/streaming/test_order.py.
+"""
 
 from __future__ import annotations
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import collections
 import datetime
 import decimal
-import io
 import itertools
 import operator
 import pickle
 import struct
-import sys
 import tracemalloc
 import zlib
 
-import hypothesis.extra.numpy as hnp
 import ml_dtypes
 import numpy as np
 import pandas
 import pytest
 import torch
+from encoded import DTYPES, image_file, numbered, picture
 from golden_data import (
     assert_same,
     blob,
@@ -30,24 +28,20 @@ from golden_data import (
     value,
     without_palette,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from npstream.errors import MissingDependencyError
 from npstream.formats.encodings import encodings
 from npstream.formats.encodings.encodings import (
-    DTYPE_CODES,
     column_type,
     infer,
     is_unsafe,
     parse,
-    parse_array_head,
     register_encoding,
     view_as,
 )
 
-DTYPES = [dtype.name for dtype in DTYPE_CODES.values()]
 NAMES = [
     *("int", *DTYPES, "ndarray", "ndarray:uint16", "ndarray:float32:2,3"),
     *("bytes", "str", "str_int", "str_float", "str_decimal", "json"),
@@ -55,23 +49,8 @@ NAMES = [
 ]
 
 
-def numbered(rows, name=operator.itemgetter("encoding")):
-    return [pytest.param(row, id=f"{i}-{name(row)}") for i, row in enumerate(rows)]
-
-
-def picture(mode="RGB", size=(6, 5), seed=0):
-    image = Image.new(mode, size)
-    pixels = np.random.default_rng(seed).bytes(len(image.tobytes()))
-    return Image.frombytes(mode, size, pixels)
-
-
-def image_file(kind, **options):
-    file = io.BytesIO()
-    picture(**options).save(file, kind)
-    return file.getvalue()
-
-
 # What the real package wrote, refused and read.
+
 
 ENCODED = [unit for unit in units()["encode"] if unit["encoding"]]
 
@@ -202,106 +181,11 @@ def test_values_of_golden_datasets_survive(case):
 # Round trips.
 
 
-@given(
-    hnp.arrays(
-        st.sampled_from(DTYPES).flatmap(
-            lambda name: st.sampled_from([np.dtype(name), np.dtype(name).newbyteorder(">")])
-        ),
-        hnp.array_shapes(max_dims=4, max_side=4),
-    ),
-    st.booleans(),
-)
-def test_arrays_survive_in_every_form(array, transposed):
-    array = array.T if transposed else array
-    native = array.astype(array.dtype.newbyteorder("="))
-    dims = ",".join(map(str, array.shape))
-    for name in ("ndarray", f"ndarray:{native.dtype}", f"ndarray:{native.dtype}:{dims}"):
-        encoding = parse(name)
-        decoded = encoding.decode(encoding.encode(array))
-        assert (decoded.dtype, decoded.shape) == (native.dtype, native.shape)
-        assert decoded.tobytes() == native.tobytes()
-        assert decoded.flags.writeable
-        assert decoded.flags.owndata
-
-
-@pytest.mark.parametrize("side", [255, 256, 65535, 65536])
-def test_head_of_an_array_is_as_narrow_as_its_largest_side(side):
-    width = 1 if side < 256 else 2 if side < 65536 else 4
-    body = parse("ndarray:uint8").encode(np.zeros((1, side), np.uint8))
-    assert len(body) == 1 + 2 * width + side
-    assert parse_array_head(body, np.dtype(np.uint8)) == (np.uint8, (1, side), 1 + 2 * width)
-
-
-@given(st.sampled_from(DTYPES).flatmap(lambda name: hnp.arrays(name, ())))
-def test_scalars_survive_to_the_bit(array):
-    scalar = array[()]
-    encoding = parse(scalar.dtype.name)
-    decoded = encoding.decode(encoding.encode(scalar))
-    assert type(decoded) is type(scalar)
-    assert decoded.tobytes() == scalar.tobytes() == encoding.encode(array)
-
-
-SIGNALLING_NAN = np.frombuffer(b"\1\0\x80\x7f", np.float32)[0]
-
-
-def test_bits_of_a_nan_survive():
-    assert parse("float32").encode(SIGNALLING_NAN) == b"\1\0\x80\x7f"
-    assert parse("float32").decode(b"\1\0\x80\x7f").tobytes() == b"\1\0\x80\x7f"
-
-
-@pytest.mark.parametrize("number", [300, np.int64(300), np.array(300), -1, np.int8(-1)])
-def test_integers_never_wrap_around(number):
-    with pytest.raises(OverflowError, match="out of bounds for uint8"):
-        parse("uint8").encode(number)
-
-
 @pytest.mark.parametrize("name", ["uint8", "float32"])
 def test_a_scalar_column_takes_one_number(name):
     for values in ([7], [1, 2], np.ones(1)):
         with pytest.raises(TypeError):
             parse(name).encode(values)
-
-
-@given(st.integers())
-def test_integers_survive(number):
-    text = parse("str_int")
-    assert text.decode(text.encode(number)) == number
-    if -(2**63) <= number < 2**63:
-        assert parse("int").decode(parse("int").encode(number)) == number
-    else:
-        with pytest.raises(OverflowError, match="'str_int' holds any"):
-            parse("int").encode(number)
-
-
-@given(st.floats())
-def test_float_text_survives(number):
-    encoding = parse("str_float")
-    decoded = encoding.decode(encoding.encode(number))
-    assert np.float64(decoded).tobytes() == np.float64(number).tobytes() or number != number
-
-
-@given(st.decimals())
-def test_decimals_survive_with_their_scale(number):
-    encoding = parse("str_decimal")
-    assert str(encoding.decode(encoding.encode(number))) == str(number)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
-
-
-@given(JSON)
-@settings(max_examples=50)
-def test_json_survives(obj):
-    assert parse("json").decode(parse("json").encode(obj)) == obj
-
-
-@given(st.text())
-def test_text_survives(text):
-    assert parse("str").decode(parse("str").encode(text)) == text
 
 
 def test_other_buffers_go_into_a_bytes_column():
@@ -319,97 +203,8 @@ def test_bytes_pass_through_every_encoding():
                 parse(name).encode(body + b"x")
 
 
-def test_decoded_arrays_do_not_share_the_bytes():
-    data = bytearray(range(8))
-    for name in ("ndarray:uint8:8", "ndarray:uint16:4"):
-        decoded = parse(name).decode(memoryview(data))
-        assert not np.shares_memory(decoded, np.frombuffer(data, np.uint8))
-    viewed = view_as(parse("bytes"), "uint8").decode(memoryview(data))
-    assert not np.shares_memory(viewed, np.frombuffer(data, np.uint8))
-
-
-# Images.
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
-@pytest.mark.parametrize("size", [(9, 2), (1, 1), (0, 3)])
-def test_pixels_survive(mode, size):
-    encoding = parse("pil")
-    image = picture(mode, size)
-    decoded = encoding.decode(encoding.encode(image))
-    assert (decoded.mode, decoded.size) == (mode, size)
-    assert decoded.tobytes() == image.tobytes()
-
-
-@pytest.mark.parametrize("name", ["pil", "list[pil]"])
-def test_a_palette_is_not_lost(name):
-    image = picture().quantize(4)
-    with pytest.raises(ValueError, match=r"colors in a palette.*convert.*or choose 'png'"):
-        parse(name).encode([image] if "list" in name else image)
-    kept = parse("png").decode(parse("png").encode(image))
-    assert kept.convert("RGB").tobytes() == image.convert("RGB").tobytes()
-
-
-@pytest.fixture
-def jpeg(tmp_path):
-    path = tmp_path / "picture.jpg"
-    picture(size=(40, 30)).save(path, quality=50)
-    return path
-
-
-def opened(path):
-    with Image.open(path) as image:
-        image.load()
-    return image
-
-
-def test_a_jpeg_file_is_stored_verbatim(jpeg):
-    assert parse("jpeg").encode(opened(jpeg)) == jpeg.read_bytes()
-    with Image.open(jpeg) as unread:
-        assert parse("jpeg").encode(unread) == jpeg.read_bytes()
-
-
-def test_what_is_no_longer_the_file_is_encoded(jpeg):
-    """The original stores the file all the same: another picture than the one it was given."""
-    smaller, painted, homeless = (opened(jpeg) for _ in range(3))
-    smaller.thumbnail((20, 20))
-    painted.paste((255, 0, 0), (0, 0, 40, 30))
-    for image in (smaller, painted):
-        decoded = parse("jpeg").decode(parse("jpeg").encode(image))
-        assert decoded.size == image.size
-        assert decoded.resize((1, 1)).getpixel((0, 0)) == pytest.approx(
-            image.resize((1, 1)).getpixel((0, 0)), abs=8
-        )
-    data = jpeg.read_bytes()
-    jpeg.unlink()
-    again = parse("jpeg").encode(homeless)
-    assert again != data
-    assert parse("jpeg").decode(again).size == homeless.size
-
-
-@pytest.mark.parametrize(("name", "mode"), [("jpeg", "RGBA"), ("png", "CMYK")])
-def test_modes_that_a_format_cannot_hold(name, mode):
-    with pytest.raises(ValueError, match=f"cannot write mode {mode}.*convert"):
-        parse(name).encode(picture(mode))
-
-
-def test_lists_of_images_hold_nothing_else():
-    with pytest.raises(TypeError, match="got bytes; jpeg_array takes"):
-        parse("list[jpeg]").encode([b"x"])
-    with pytest.raises(TypeError, match=r"list\[jpeg\]"):
-        parse("jpeg_array").encode([picture()])
-
-
-def test_without_pillow_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    for name in ("pil", "jpeg", "png"):
-        with pytest.raises(MissingDependencyError, match=r"npstream\[images\]"):
-            parse(name).decode(bytes(12))
-        with pytest.raises(MissingDependencyError, match=r"npstream\[images\]"):
-            parse(name).encode("x")
-
-
 # Hostile bytes: a value or a ValueError, whatever they say, and no memory but for what they are.
+
 
 VALID = {
     "int": b"12345678",
@@ -675,6 +470,7 @@ def test_what_cannot_be_stored_is_refused_at_once(row, words):
 
 # Encodings of one's own.
 
+
 Point = collections.namedtuple("Point", "x y")
 
 
@@ -726,6 +522,7 @@ def test_sizes_that_cannot_be_registered(size):
 
 
 # Columns declared anew.
+
 
 BODY = bytes(range(24))
 

@@ -1,6 +1,6 @@
 """Simulate what one node reads in shuffled epochs, and write the table of docs/orders.md.
 
-python benchmarks/orders.py [--only WORD]
+python benchmarks/reports/orders.py [--only WORD]
 
 Nothing is read: an order says which sample comes when, and that says what must be fetched, what
 must be kept, and how well samples are mixed. All shards have 64 MiB and are one class each, the

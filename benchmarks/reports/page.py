@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 END = "<!-- End. -->\n"
 
 
 def fill_in(page: str, script: str, text: str) -> None:
     """Replace what a page has between the mark of a script and the next end."""
-    path, mark = DOCS / page, f"<!-- What follows is written by `python benchmarks/{script}`. -->\n"
+    path = DOCS / page
+    mark = f"<!-- What follows is written by `python benchmarks/reports/{script}`. -->\n"
     before, _, rest = path.read_text().partition(mark)
     _, end, after = rest.partition(END)
     if not end:

@@ -1,6 +1,7 @@
 """Measure every figure at full size and write the tables of docs/benchmarks.md.
 
-python benchmarks/report.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold] [--remote]
+python benchmarks/reports/speed.py [--data DIRECTORY] [--only WORD] [--rounds N] [--no-cold]
+    [--remote]
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
+
+# The benches are in the directory above; they import each other by name.
+sys.path.append(str(Path(__file__).parents[1]))
 
 import bench_disk
 import bench_gather
@@ -111,13 +115,13 @@ def main() -> None:
         print(line, end="", flush=True)
         table += line
     if not arguments.only:
-        script = "report.py --remote" if arguments.remote else "report.py"
+        script = "speed.py --remote" if arguments.remote else "speed.py"
         fill_in("benchmarks.md", script, f"{about}\n{table}")
 
 
 def remote_figures() -> list[Figure]:
     """Return the figures that need a server, which is one of those of the tests."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests" / "helpers"))
+    sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))
     import bench_remote
 
     return bench_remote.FIGURES

@@ -1,6 +1,6 @@
 """Train a small model on data in several orders, and write the table of docs/orders.md.
 
-python benchmarks/convergence.py
+python benchmarks/reports/convergence.py
 
 The model predicts bytes of the sources of Python's standard library, each from those before it.
 The sources are stored in the order of their paths, so each shard holds a file or a few of one

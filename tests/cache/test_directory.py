@@ -1,0 +1,199 @@
+"""The cache's directory: where it is, to whom it belongs, and whether it can be written to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cached_files import CONTENT, KEY, OTHER, PIECE, PIECES, add, ended, has_room, opened, read
+from crash_cache import in_child
+
+import npstream
+from npstream._core import memory
+from npstream.cache import directory as folder
+from npstream.cache import sparse_file as sparse
+from npstream.cache.cache import Cache, CachedFile
+from npstream.errors import StorageError
+
+# Files that are not what they should be.
+
+
+def give_away(path: str | Path, monkeypatch) -> None:
+    """Make a file another user's, or this process another user."""
+    if os.geteuid() == 0:
+        os.chown(path, 54_321, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 54_321)
+
+
+def test_files_of_others_are_refused(cache, monkeypatch, caplog):
+    add(opened(cache))
+    cache.store(OTHER, b"object")
+    for name in (f"{KEY}.shard", f"{OTHER}.stored"):
+        give_away(Path(cache.directory, name), monkeypatch)
+    with caplog.at_level(logging.INFO, "npstream"):
+        assert cache.open(KEY, len(CONTENT), PIECES) is None
+        assert cache.open(KEY, len(CONTENT), PIECES) is None
+    assert caplog.text.count("this file is another user's") == 1
+    assert cache.fetch(OTHER) is None
+    cache.clear()
+    assert len(list(Path(cache.directory).glob("*.s*"))) == 2
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    give_away(tmp_path / "theirs", monkeypatch)
+    with pytest.raises(StorageError, match=r"belongs to user .* choose another with cache="):
+        Cache(tmp_path / "theirs")
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be the cache's directory"):
+        Cache(tmp_path / "file")
+
+
+# Trouble.
+
+
+def unprivileged(function: Callable[[], None]) -> None:
+    """Run a function in a process that may not write everywhere."""
+
+    def child() -> None:
+        if os.geteuid() == 0:
+            os.setgid(65_534)
+            os.setuid(65_534)
+        function()
+
+    assert ended(in_child(child)) == 0
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """Make a directory that every user can reach, as pytest's own is not."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    path.chmod(0o755)
+    shutil.rmtree(path)
+
+
+def test_a_cache_that_can_only_be_read(open_directory):
+    cache = Cache(open_directory, "100MB")
+    add(opened(cache), [1])
+    cache.store(OTHER, b"object")
+    for path in open_directory.iterdir():
+        path.chmod(0o444)
+    open_directory.chmod(0o555)
+
+    def use(stamp: bytes | None, check: Callable[[CachedFile, int], bool] | None) -> None:
+        if stamp is not None:
+            sparse.boot_id = lambda: stamp
+        mine = Cache(open_directory, "100MB")
+        file = opened(mine, check=check)
+        trusted = stamp is None or check is not None
+        assert file.resident.tolist() == [0, int(trusted), 0, 0]
+        if trusted:
+            assert read(file, 1) == CONTENT[PIECE : 2 * PIECE]
+        with file.lock(range(PIECES)) as claim:
+            assert claim.pieces == []
+        file.wait(range(PIECES), 60)
+        assert not file.put(0, b"x")
+        assert not file.commit([0])
+        mine.touch(file)
+        mine.finished(file)
+        assert mine.fetch(OTHER) == b"object"
+        assert mine.open(KEY[::-1], 1, 1) is None
+        assert not mine.store(KEY, b"x")
+        assert not has_room(mine, 200 << 20)
+        with pytest.raises(PermissionError, match="the cache was not emptied"):
+            mine.clear()
+
+    unprivileged(lambda: use(None, None))
+    unprivileged(lambda: use(bytes(16), None))
+    unprivileged(lambda: use(bytes(16), lambda file, piece: True))
+
+
+def test_a_directory_that_cannot_be_made(open_directory, caplog):
+    open_directory.chmod(0o555)
+
+    def use() -> None:
+        with caplog.at_level(logging.INFO, "npstream"):
+            cache = Cache(open_directory / "below")
+            assert cache.open(KEY, 1, 1) is None
+            assert not cache.store(KEY, b"")
+            assert cache.fetch(KEY) is None
+        assert "cannot make it (Permission denied)" in caplog.text
+
+    unprivileged(use)
+
+
+# Where it is, and what one sees of it.
+
+
+def test_the_default_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("NPSTREAM_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert folder.default_directory() == str(tmp_path / ".cache/npstream")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert folder.default_directory() == str(tmp_path / "xdg/npstream")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert folder.default_directory() == str(tmp_path / ".cache/npstream")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert folder.default_directory() == str(tmp_path / "Library/Caches/npstream")
+    monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "mine"))
+    assert Cache().directory == str(tmp_path / "mine")
+    assert Cache(tmp_path / "argument").directory == str(tmp_path / "argument")
+    assert os.stat(tmp_path / "mine").st_mode & 0o777 == 0o700
+
+
+def test_without_a_home(tmp_path, monkeypatch):
+    monkeypatch.delenv("NPSTREAM_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert folder.default_directory() == str(tmp_path / f"npstream-{os.geteuid()}")
+
+
+def test_the_limit(tmp_path, monkeypatch):
+    monkeypatch.delenv("NPSTREAM_CACHE_LIMIT", raising=False)
+    assert Cache(tmp_path).limit is None
+    assert Cache(tmp_path, "1.5GB").limit == 3 << 29
+    monkeypatch.setenv("NPSTREAM_CACHE_LIMIT", "2KB")
+    assert Cache(tmp_path).limit == npstream.cache.info(tmp_path).limit == 2048
+    assert Cache(tmp_path, "auto").limit is None
+    assert Cache(tmp_path, 77).limit == 77
+    with pytest.raises(ValueError, match="cannot read the size 'much'"):
+        Cache(tmp_path, "much")
+
+
+def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "_network", lambda path: "NFS")
+    with pytest.warns(RuntimeWarning, match="the cache is on NFS, which is slow"):
+        cache = Cache(tmp_path / "shared")
+    assert os.path.dirname(cache.directory) == str(tmp_path / "shared")
+    add(opened(cache))
+    Cache(tmp_path / "shared")  # it warns once
+    assert npstream.cache.info(tmp_path / "shared").files == 1
+
+
+def test_the_kind_of_a_file_system(tmp_path, monkeypatch):
+    assert folder._network(str(tmp_path)) is None
+    kinds = {0xEF53, 0x01021994, 0x9123683E, 0x58465342, 0x794C7630}
+    assert kinds.isdisjoint(folder._NETWORK)
+
+
+def test_where_maps_do_not_show_writes_nothing_is_cached(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "map_shared", lambda descriptor, path: np.zeros(6, np.uint8))
+    with pytest.warns(RuntimeWarning, match="nothing is cached, since maps do not show"):
+        cache = Cache(tmp_path)
+    assert cache.open(KEY, len(CONTENT), PIECES) is None
+    assert cache.store(KEY, b"object")

@@ -1,0 +1,178 @@
+"""Locks of the cache: processes that die, fork or stop, and file systems without locks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+
+import crash_cache
+import pytest
+from cached_files import CONTENT, KEY, OTHER, PIECES, add, ended, has_room, held, opened, program
+from crash_cache import in_child
+
+import npstream
+from npstream.cache import locks
+from npstream.cache import sparse_file as sparse
+from npstream.cache.cache import Cache, Refusal
+
+# Locks.
+
+
+def test_a_killed_process_leaves_no_lock(cache):
+    holder = program(cache, "claim = file.lock(range(4)); print(claim.pieces, flush=True); input()")
+    assert holder.stdout.readline() == "[0, 1, 2, 3]\n"
+    file = opened(cache)
+    with file.lock([0]) as claim:
+        assert claim.pieces == []
+    threading.Timer(0.1, holder.kill).start()
+    file.wait([0], 60)
+    with file.lock([0]) as claim:
+        assert claim.pieces == [0]
+    holder.communicate()
+
+
+def test_a_forked_child_neither_keeps_nor_breaks_locks(cache):
+    file = opened(cache)
+    (tried, done), (wait, release) = os.pipe(), os.pipe()
+
+    def child() -> None:
+        assert own.pieces == [0]
+        own.close()  # which must not close whatever has the descriptor's number by now
+        with file.lock([0]) as claim:
+            assert claim.pieces == []
+        with file.lock([1]) as claim:
+            assert claim.pieces == [1]
+        os.write(done, b"x")
+        os.close(release)
+        os.read(wait, 1)
+
+    own = file.lock([0])
+    forked = in_child(child)
+    os.close(done)
+    assert os.read(tried, 1) == b"x"
+    with opened(cache).lock([0]) as claim:
+        assert claim.pieces == []
+    own.close()
+    # The child lives, and the lock does not.
+    with opened(cache).lock([0]) as claim:
+        assert claim.pieces == [0]
+    os.close(release)
+    assert ended(forked) == 0
+    os.close(wait)
+    os.close(tried)
+
+
+def test_forks_beside_threads_that_lock(cache):
+    file = opened(cache)
+    stop = threading.Event()
+
+    def lock() -> None:
+        while not stop.is_set():
+            file.lock([0]).close()
+
+    threads = [threading.Thread(target=lock) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert ended(in_child(lambda: file.lock([1]).close())) == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_without_locks_of_ranges_a_claim_takes_the_file(cache, without_ranges):
+    file, other = opened(cache), opened(cache)
+    with file.lock([0]) as claim:
+        assert claim.pieces == [0]
+        with other.lock([0, 1]) as second:
+            assert second.pieces == []
+        other.wait([0], 0.05)
+        add(file, [0])
+        other.wait([0], 60)
+    other.wait([1], 60)
+    with other.lock([0, 1]) as claim:
+        assert claim.pieces == [1]
+
+
+def test_without_any_locks_each_fetches_for_itself(cache, without_ranges, monkeypatch):
+    def flock(*_arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with opened(cache).lock([0]) as claim, opened(cache).lock([0]) as second:
+        assert claim.pieces == second.pieces == [0]
+    assert has_room(cache, 1)
+    add(opened(cache))
+
+
+def test_missing_locks_are_said_once(tmp_path, without_ranges, caplog):
+    with caplog.at_level(logging.INFO, "npstream"):
+        Cache(tmp_path / "a")
+        Cache(tmp_path / "a")
+    assert caplog.text.count("no locks of ranges here") == 1
+
+
+# Room.
+
+
+def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
+    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    waits = []
+    wait = locks.wait_until
+    monkeypatch.setattr(locks, "wait_until", lambda done, t: waits.append(t) or wait(done, t))
+    with held(tmp_path / ".lock"), caplog.at_level(logging.INFO, "npstream"):
+        for _ in range(3):
+            assert cache.reserve(1) is Refusal.LOCKED
+        assert cache.reserve(1, may_exceed=True, timeout=7.0) is Refusal.LOCKED
+        assert cache.open(KEY, len(CONTENT), PIECES) is None
+        assert not cache.store(OTHER, b"object")
+        cache.trim()
+        with pytest.raises(TimeoutError, match=r"holds its lock: the cache was not emptied"):
+            cache.clear()
+        with pytest.raises(TimeoutError, match=r"holds its lock"):
+            npstream.cache.clear(tmp_path, timeout=0.05)
+    assert "which may have been stopped, holds its lock: reading on without" in caplog.text
+    # The time is up once, and not once for each thing to do.
+    assert waits[0] == 0.05
+    assert not any(waits[1:])
+    assert has_room(cache, 1)
+    assert has_room(cache, 1)
+    assert waits[-1] == 0.05
+
+
+def test_a_file_that_another_process_goes_on_verifying(tmp_path, monkeypatch):
+    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    add(opened(cache))
+    monkeypatch.setattr(sparse, "boot_id", lambda: bytes(16))
+    with held(tmp_path / f"{KEY}.shard"):
+        begin = time.monotonic()
+        assert cache.open(KEY, len(CONTENT), PIECES, lambda *_: True) is None
+        assert time.monotonic() - begin < 20
+    assert opened(cache, check=lambda *_: True).resident.all()
+
+
+# Crashes.
+
+
+def check_rounds(counts: dict[str, int], rounds: int) -> None:
+    assert counts["rounds"] == rounds
+    assert counts["killed"] >= rounds - 1  # one may end just before it is killed
+    assert counts["hits"] > rounds
+    assert counts["kept"] > rounds
+    assert counts["peak"] <= crash_cache.LIMIT + crash_cache.IN_FLIGHT
+    assert counts["at rest"] <= crash_cache.LIMIT
+    for what in ("wrong", "failed", "temporaries", "locks", "foreign touched", "unusable"):
+        assert counts[what] == 0, what
+
+
+def test_processes_that_are_killed_break_nothing(tmp_path):
+    check_rounds(crash_cache.run(10, str(tmp_path)), 10)
+
+
+def test_nor_where_locks_are_missing(tmp_path, without_ranges):
+    check_rounds(crash_cache.run(2, str(tmp_path)), 2)

@@ -1,0 +1,158 @@
+"""A shard of which parts are cached: its pieces come one by one, each fetched by one reader."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+from cached_files import CONTENT, KEY, PIECE, PIECES, add, key, opened, program, read
+
+# What is kept.
+
+
+def test_pieces_come_one_by_one(cache):
+    file = opened(cache)
+    assert file.resident.tolist() == [0, 0, 0, 0]
+    add(file, [2])
+    assert file.resident.tolist() == [0, 0, 1, 0]
+    assert read(file, 2) == CONTENT[2 * PIECE : 3 * PIECE]
+    again = opened(cache)
+    assert again.resident.tolist() == [0, 0, 1, 0]
+    add(again, [0, 1])
+    assert file.resident.tolist() == [1, 1, 1, 0]
+    assert read(file, 0) == CONTENT[:PIECE]
+    file.discard([2])
+    assert again.resident.tolist() == [1, 1, 0, 0]
+
+
+def test_nothing_but_files_can_be_written_through(cache):
+    file = opened(cache)
+    assert not file.data.flags.writeable
+    assert not file.resident.flags.writeable
+    assert (len(file.data), len(file.resident)) == (len(CONTENT), PIECES)
+
+
+def test_absent_pieces_take_no_room(cache):
+    big = cache.open(KEY, 1 << 30, 257)
+    assert cache.info().nbytes < 1 << 16
+    assert big.put(1 << 29, b"x" * 5000)
+    assert 5000 <= cache.info().nbytes < 1 << 17
+
+
+def test_nothing_is_written_beyond_a_shard(cache):
+    file = opened(cache)
+    for offset, nbytes in ((-1, 1), (0, len(CONTENT) + 1), (len(CONTENT), 1)):
+        with pytest.raises(ValueError, match="of a shard of 40,000"):
+            file.put(offset, bytes(nbytes))
+    for piece in (-1, PIECES):
+        with pytest.raises(IndexError, match=f"piece {piece} of 4"):
+            file.commit([piece])
+    assert opened(cache).resident.tolist() == [0, 0, 0, 0]
+
+
+def test_no_descriptor_is_kept(cache):
+    before = os.listdir("/dev/fd")
+    files = [opened(cache, key(number)) for number in range(50)]
+    for file in files:
+        add(file, [0])
+    assert os.listdir("/dev/fd") == before
+
+
+def test_a_shard_of_no_bytes(cache):
+    file = cache.open(KEY, 0, 1)
+    assert file.put(0, b"")
+    assert file.commit([0])
+    assert len(file.data) == 0
+    assert cache.open(KEY, 0, 1).resident.tolist() == [1]
+
+
+# Locks.
+
+
+def test_a_piece_is_claimed_once(cache):
+    file, other = opened(cache), opened(cache)
+    add(file, [3])
+    with file.lock([0, 1, 3]) as claim:
+        assert claim.pieces == [0, 1]
+        with other.lock(range(PIECES)) as second:
+            assert second.pieces == [2]
+        with other.lock([0]) as third:
+            assert third.pieces == []
+    with other.lock(np.arange(PIECES)) as claim:
+        assert claim.pieces == [0, 1, 2]
+
+
+def test_a_wait_ends_when_time_is_up(cache):
+    file = opened(cache)
+    start = time.monotonic()
+    with file.lock([1]):
+        file.wait([0, 2], 60)
+        file.wait([1], 0.1)
+    assert 0.1 <= time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("event", ["commit", "close", "evict", "remove"])
+def test_a_wait_ends_with_what_it_waits_for(cache, event):
+    file, waiter = opened(cache), opened(cache)
+    claim = file.lock([1])
+    thread = threading.Thread(target=waiter.wait, args=([1], 60))
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    if event == "commit":
+        add(file, [1])
+    elif event == "evict":
+        cache.clear()
+        claim.close()
+    elif event == "remove":
+        shutil.rmtree(cache.directory)
+        claim.close()
+    else:
+        claim.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    claim.close()
+
+
+def test_threads_fetch_a_piece_once(cache):
+    fetched = []
+
+    def work() -> None:
+        file = opened(cache)
+        for piece in range(PIECES):
+            with file.lock([piece]) as claim:
+                if claim.pieces:
+                    fetched.append(piece)
+                    time.sleep(0.01)
+                    add(file, [piece])
+            file.wait([piece], 60)
+            assert read(file, piece) == CONTENT[piece * PIECE : (piece + 1) * PIECE]
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(fetched) == list(range(PIECES))
+
+
+def test_processes_fetch_a_piece_once(cache):
+    code = """
+for piece in range(4):
+    with file.lock([piece]) as claim:
+        if claim.pieces:
+            print(piece, flush=True)
+            time.sleep(0.02)
+            file.put(piece * 10_000, bytes(10_000))
+            file.commit([piece])
+    file.wait([piece], 60)
+    assert file.resident[piece]
+"""
+    running = [program(cache, code) for _ in range(3)]
+    fetched = [line for process in running for line in process.communicate()[0].split()]
+    assert sorted(fetched) == ["0", "1", "2", "3"]
+    assert [process.returncode for process in running] == [0, 0, 0]

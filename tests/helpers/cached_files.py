@@ -1,0 +1,95 @@
+"""A file of a cache in four pieces: opened, filled and read, also by another process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+import npstream
+from npstream.cache import locks
+from npstream.cache.cache import Cache, CachedFile, Refusal
+
+KEY, OTHER = "0123456789abcdef", "f" * 64
+PIECE, PIECES = 10_000, 4
+CONTENT = np.random.default_rng(0).bytes(PIECE * PIECES)
+
+FILE = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB
+
+
+def opened(cache: Cache, key: str = KEY, **options) -> CachedFile:
+    file = cache.open(key, len(CONTENT), PIECES, **options)
+    assert file is not None
+    return file
+
+
+def add(file: CachedFile, pieces=range(PIECES)) -> None:
+    for piece in pieces:
+        assert file.put(piece * PIECE, CONTENT[piece * PIECE : (piece + 1) * PIECE])
+    assert file.commit(pieces)
+
+
+def read(file: CachedFile, piece: int) -> bytes:
+    assert file.resident[piece]
+    return file.data[piece * PIECE : (piece + 1) * PIECE].tobytes()
+
+
+def filled(cache: Cache, key: str, age: float = 0) -> CachedFile:
+    """Return a file with all its pieces, last used some seconds ago."""
+    file = opened(cache, key)
+    assert has_room(cache, len(CONTENT))
+    add(file)
+    then = time.time() - age
+    os.utime(file.path, (then, then))
+    return file
+
+
+def has_room(cache: Cache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
+    """Reserve bytes, give them up, and return whether that was possible."""
+    found = cache.reserve(nbytes, keep)
+    if isinstance(found, Refusal):
+        return False
+    found.close()
+    return True
+
+
+def key(number: int) -> str:
+    return f"{number:016x}"
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+PRELUDE = f"""
+import sys, time
+from npstream.cache import Cache
+directory = sys.argv[1]
+cache = Cache(directory, "100MB")
+file = cache.open({KEY!r}, {len(CONTENT)}, {PIECES})
+"""
+
+
+def program(cache: Cache, code: str) -> subprocess.Popen[str]:
+    """Start another process, with a file of the cache open."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code, cache.directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(npstream.__file__).parents[1],
+    )
+
+
+@contextlib.contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Hold a lock as another process does that was stopped."""
+    with locks.Description(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
+        assert locks.try_lock(descriptor)
+        yield

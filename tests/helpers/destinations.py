@@ -1,0 +1,71 @@
+"""Datasets of one value, written to places that are then compared with what they should hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from servers import KINDS
+
+import npstream
+from npstream.storage.local import open_store
+from npstream.writing.destination import INDEX
+
+WRITABLE = [name for name in KINDS if name != "http"]
+
+SAMPLES = 24
+SHARD = 300  # bytes, so that there are several
+
+
+def add(writing, value, samples=SAMPLES):
+    for _ in range(samples):
+        writing.write({"v": np.int64(value), "text": str(value)})
+
+
+def write(url, options, value, **settings):
+    """Write a dataset of one value, and return the report."""
+    return npstream.write(url, data(value), shard_size=SHARD, storage_options=options, **settings)
+
+
+def data(value):
+    return {"v": np.full(SAMPLES, value), "text": [str(value)] * SAMPLES}
+
+
+def names(url, options=None):
+    return sorted(name for name, _ in open_store(url, options).names())
+
+
+def assert_published(url, options, value, cache):
+    """Fail unless a place holds one dataset of that value, whole, and nothing else."""
+    with npstream.open(url, storage_options=options, cache=cache) as ds:
+        assert ds["v"].load().tolist() == [value] * SAMPLES
+        assert set(ds["text"]) == {str(value)}
+        shards = [name for shard in range(len(ds.shards)) for name in files(ds, shard)]
+    assert npstream.verify_dataset(url, storage_options=options).problems == ()
+    there = names(url, options)
+    columns = [name for name in there if name.startswith("index.columns/")]
+    assert len(columns) == 1
+    assert there == sorted([INDEX, "index.msgpack", *columns, *shards])
+
+
+def files(ds, shard):
+    named = ds._source.index.files(shard)
+    return [(named.zip_data or named.data).name]
+
+
+def assert_nothing(url, options=None):
+    """Fail if anything is left in a place that a write made."""
+    assert names(url, options) == []
+    where = open_store(url, options)
+    if where.is_local:
+        assert not Path(url).exists()
+    elif url.startswith("sftp"):
+        filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)
+        assert not filesystem.exists(path)
+
+
+def failing():
+    for _ in range(SAMPLES):
+        yield {"v": np.int64(1), "text": "1"}
+    raise ZeroDivisionError

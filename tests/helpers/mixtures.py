@@ -1,0 +1,63 @@
+"""Datasets whose samples say which they are, and views of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+import npstream
+
+COLUMNS = {"id": "int64", "x": "ndarray:float32:3", "text": "str", "tokens": "ndarray:int32"}
+
+
+def rows_of(first, n):
+    """Return samples whose columns say which they are."""
+    return [
+        {
+            "id": i,
+            "x": np.arange(i, i + 3, dtype=np.float32),
+            "text": f"<{i}>" * (i % 5),
+            "tokens": np.arange(i % 7 + 1, dtype=np.int32) + i,
+        }
+        for i in range(first, first + n)
+    ]
+
+
+def write(path, first=0, n=120, columns=COLUMNS, **options):
+    rows = [{name: row[name] for name in columns} for row in rows_of(first, n)]
+    npstream.write(path, rows, columns=columns, shard_size=2500, **options)
+    return npstream.open(path)
+
+
+def views_of(a, b, c, d):
+    """Return views of datasets of 120, 80, 60 and 40 samples, and the ids of their samples."""
+    views = {
+        "first": a[::-2],
+        "packed": b,
+        "masked": a[SOME],
+        "remote": c[5:],
+        "listed": d[[7, 7, 3, 39, 0]],
+        "shuffled": c.shuffle(1),
+        "tail": a[100:],
+    }
+    shuffled = 2000 + c.order(1)[:]
+    ids = [np.arange(120)[::-2], 1000 + np.arange(80), np.flatnonzero(SOME), 2005 + np.arange(55)]
+    ids += [np.array([3007, 3007, 3003, 3039, 3000]), shuffled, np.arange(100, 120)]
+    return views, ids
+
+
+def check(batch, ids):
+    """Compare all columns with what the samples of these ids have."""
+    assert batch["id"].tolist() == list(ids)
+    np.testing.assert_array_equal(batch["x"], np.add.outer(ids, np.arange(3)))
+    assert list(batch["text"]) == [f"<{i}>" * (i % 5) for i in ids]
+    for row, i in zip(batch["tokens"], ids, strict=True):
+        np.testing.assert_array_equal(row, np.arange(i % 7 + 1) + i)
+
+
+def expect(sample, i):
+    (want,) = rows_of(int(i), 1)
+    assert sample.keys() == want.keys()
+    np.testing.assert_equal(sample, want)
+
+
+SOME = np.random.default_rng(0).random(120) < 0.6

@@ -1,0 +1,24 @@
+"""Data that are written and opened again."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+import npstream
+
+
+def rewritten(root, data, **options):
+    """Write data, and return what opening them gives."""
+    report = npstream.write(root, data, **options)
+    assert npstream.verify_dataset(root).problems == ()
+    return report, npstream.open(root, allow_pickle=True)
+
+
+def jpeg(seed):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(file, "jpeg")
+    return file.getvalue()

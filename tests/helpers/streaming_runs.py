@@ -1,0 +1,12 @@
+"""What tests of Streaming's orders read, and how batches are compared."""
+
+from __future__ import annotations
+
+from streaming_reference import GOLDEN
+
+DATA = GOLDEN / "checkpoints" / "data" / "a"
+METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+
+
+def lists(batches):
+    return [batch.ids.tolist() for batch in batches]

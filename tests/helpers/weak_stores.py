@@ -1,0 +1,71 @@
+"""Stores behind proxies that fail as they are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from faults import (
+    Proxy,
+)
+from servers import KINDS, OBSTORE, Place
+
+from npstream.errors import StorageError
+from npstream.storage.remote import RemoteStore
+
+NAME = "folder/file ä+%.bin"
+DATA = random.Random(0).randbytes(300_000)
+
+SPAN = (NAME, 1000, 250_000)
+
+PART = DATA[1000:251_000]
+
+SLACK = 2.0  # seconds that a busy machine may take on top
+MIDDLE = 100_000  # a byte of the answer, also after what SFTP says at first
+EVERY = [*KINDS, OBSTORE]
+
+WEB = [name for name in EVERY if name != "sftp"]
+
+
+@dataclasses.dataclass
+class Weak:
+    """A directory with one file, behind a proxy, and a store that has been there."""
+
+    place: Place
+    proxy: Proxy
+    connected: RemoteStore
+
+    def store(self, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
+        self.connected.timeout, self.connected.retries = timeout, retries
+        return self.connected
+
+    def statuses(self) -> list[int]:
+        return [request.status for request in self.proxy.log]
+
+
+def store_at(place: Place, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
+    return RemoteStore(place.url, place.storage_options, timeout, retries)
+
+
+on_every_server = pytest.mark.parametrize("weak", EVERY, indirect=True)
+
+on_web_servers = pytest.mark.parametrize("weak", WEB, indirect=True)
+
+
+def failure(store: RemoteStore, read: Callable[[], Any], deadline: float) -> StorageError:
+    """Return the error that reading ends in, which must come in time and say what it should."""
+    start = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        read()
+    assert time.monotonic() - start < deadline + SLACK
+    message = str(caught.value)
+    assert store.where(NAME) in message
+    assert " attempt" in message
+    assert " s: " in message
+    assert caught.value.errno in errno.errorcode
+    return caught.value

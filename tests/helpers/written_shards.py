@@ -1,0 +1,110 @@
+"""Reading written datasets without npstream's reader, and comparing them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import struct
+from pathlib import Path
+
+from npstream.formats.compression import decompress
+from npstream.formats.encodings.encodings import parse
+from npstream.formats.hashes import digest
+
+
+def load_index(root):
+    text = (Path(root) / "index.json").read_text("ascii")
+    return json.loads(text)
+
+
+def checked(root, entry, facts):
+    """Return a file of a dataset, after a check of what the index says of it."""
+    data = Path(root, facts["basename"]).read_bytes()
+    assert_described(data, entry, facts)
+    return data
+
+
+def assert_described(data, entry, facts):
+    assert len(data) == facts["bytes"]
+    assert {name: digest(name, data) for name in entry["hashes"]} == facts["hashes"]
+
+
+def shard_bytes(root, entry):
+    """Return a shard, uncompressed."""
+    raw, packed = entry["raw_data"], entry["zip_data"]
+    if packed is None or not Path(root, packed["basename"]).exists():
+        return checked(root, entry, raw)
+    data = decompress(checked(root, entry, packed), entry["compression"], raw["bytes"])
+    assert_described(data, entry, raw)
+    return data
+
+
+def read(root):
+    """Decode a dataset by the letter of the format."""
+    samples = []
+    for entry in load_index(root)["shards"]:
+        data = shard_bytes(root, entry)
+        (count,) = struct.unpack_from("<I", data)
+        ends = struct.unpack_from(f"<{count + 1}I", data, 4)
+        assert count == entry["samples"]
+        assert ends[-1] == len(data)
+        for begin, end in itertools.pairwise(ends):
+            samples.append(decode(entry, data[begin:end]))
+    return samples
+
+
+def decode(entry, data):
+    sizes = list(entry["column_sizes"])
+    position = 4 * sizes.count(None)
+    varying = iter(struct.unpack_from(f"<{sizes.count(None)}I", data))
+    decoded = {}
+    for name, encoding, size in zip(
+        entry["column_names"], entry["column_encodings"], sizes, strict=True
+    ):
+        end = position + (next(varying) if size is None else size)
+        decoded[name] = parse(encoding).decode(data[position:end])
+        position = end
+    assert position == len(data)
+    return decoded
+
+
+def without_zip_sizes(index):
+    for entry in index["shards"]:
+        if entry["zip_data"]:
+            entry["zip_data"] |= {"bytes": None, "hashes": None}
+    return index
+
+
+def without_annotations(text):
+    """Return an index as Streaming writes it: without our key, which says what it cannot."""
+    index = json.loads(text)
+    index.pop("npstream", None)
+    return json.dumps(index, sort_keys=True).encode()
+
+
+def streamings(path):
+    """Return the names of the files that Streaming writes, too: all but the side-car's."""
+    names = sorted(os.listdir(path))
+    return [name for name in names if name not in ("index.columns", "index.msgpack")]
+
+
+def same_dataset(written, golden, exactness):
+    """Fail unless a dataset has the golden one's bytes: of the files, or of what is in them."""
+    if exactness == "files":
+        names = streamings(golden)
+        assert streamings(written) == names
+        for name in names:
+            ours, theirs = ((root / name).read_bytes() for root in (written, golden))
+            if name == "index.json":
+                ours, theirs = without_annotations(ours), without_annotations(theirs)
+            assert ours == theirs, name
+    else:
+        ours, theirs = load_index(written), load_index(golden)
+        ours.pop("npstream", None)
+        for our, their in zip(ours["shards"], theirs["shards"], strict=True):
+            assert shard_bytes(written, our) == shard_bytes(golden, their)
+        files = [entry["zip_data"] or entry["raw_data"] for entry in ours["shards"]]
+        names = {"index.json", *(facts["basename"] for facts in files)}
+        assert set(streamings(written)) == names
+        assert without_zip_sizes(ours) == without_zip_sizes(theirs)

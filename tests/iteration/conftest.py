@@ -1,0 +1,13 @@
+"""The dataset that the golden checkpoints are of."""
+
+from __future__ import annotations
+
+import pytest
+from streaming_runs import DATA
+
+import npstream
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return npstream.open(DATA)

@@ -1,0 +1,242 @@
+"""A mixture of stores reads each of them as its own dataset would."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import numpy as np
+import pytest
+
+import npstream
+from npstream.errors import CostError, StorageError
+from npstream.shards import readahead as ahead
+from npstream.shards.remote import RemoteShards
+from npstream.storage.remote import RemoteStore
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Return the list of what is requested from now on, and of which store."""
+    made = []
+    stream = RemoteStore.stream
+
+    def spied(self, spans):
+        spans = list(spans)
+        made.extend((self.root, *span) for span in spans)
+        return stream(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "stream", spied)
+    return made
+
+
+@pytest.fixture
+def remote(tmp_path, upload, small_chunks):
+    """Three remote datasets, of which the second is compressed, and a local one."""
+    n = 300
+    opened = []
+    for number, name in enumerate("abcd"):
+        x = np.arange(n * 12, dtype=np.float64).reshape(n, 12) + number * 10_000
+        data = {"id": np.arange(n) + number * n, "x": x}
+        options = {"compression": "zstd"} if number == 1 else {}
+        npstream.write(tmp_path / name, data, shard_size="8KB", **options)
+        if number == 2:
+            for side in (tmp_path / name).glob("index.*"):
+                if side.name != "index.json":
+                    side.unlink() if side.is_file() else remove(side)
+        if number == 3:
+            opened.append(npstream.open(tmp_path / name))
+        else:
+            cache = tmp_path / "cache"
+            opened.append(npstream.open(upload(tmp_path / name), cache=cache))
+    return opened
+
+
+def remove(directory):
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+
+
+@pytest.mark.parametrize(
+    "index", [slice(None), slice(50, 1150, 3), slice(None, None, -70), [3, 310, 700, 1100, 4]],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("twice", [False, True])
+def test_explain_says_what_is_fetched(index, twice, remote, requests):
+    sources = dict(zip("abcd", remote, strict=True))
+    if twice:  # views that overlap
+        sources |= {"a2": remote[0][100:250], "b2": remote[1].shuffle(0)}
+    mixed = npstream.mix(sources)
+    view = mixed[index]
+    cost = view.explain()
+    requests.clear()
+    batch = view.load()
+    np.testing.assert_array_equal(batch["id"] // 300 * 10_000 + batch["id"] % 300 * 12,
+                                  batch["x"][:, 0])  # fmt: skip
+    assert (cost.requests, cost.nbytes) == (len(requests), sum(nbytes for *_, nbytes in requests))
+    assert cost.samples == len(view)
+    whole = [ds.explain() for ds in remote]
+    if len(view) == 1200 and not twice:
+        assert cost.chunks == sum(part.chunks for part in whole)
+        assert cost.shards == sum(part.shards for part in whole)
+    after = view.explain()
+    assert after.cached >= cost.cached
+    if isinstance(index, slice) and index.step is None:
+        assert (after.requests, after.cached) == (0, after.chunks)
+
+
+def test_prefetch(remote, requests, tmp_path, upload):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    mixed[100:1000].prefetch()
+    requests.clear()
+    assert mixed[100:1000:3].load()["id"].tolist() == list(range(100, 1000, 3))
+    assert requests == []
+    # Each dataset would fit alone.
+    small = [
+        npstream.open(upload(tmp_path / name), cache=tmp_path / "less", cache_limit="50KB")
+        for name in "ac"
+    ]
+    small[0].prefetch()
+    with pytest.raises(ValueError, match="raise cache_limit"):
+        npstream.mix({"a": small[0], "c": small[1]}).prefetch()
+
+
+def test_the_cost_gate(tmp_path, upload, remote):
+    def opened(limit):
+        return [
+            npstream.open(upload(tmp_path / name), cache=tmp_path / f"{limit}",
+                          implicit_read_limit=limit) for name in "abc"
+        ]  # fmt: skip
+
+    strict = npstream.mix(dict(zip("abcd", [*opened("40KB"), remote[3]], strict=True)))
+    for read in (
+        lambda: strict["x"].mean(),
+        lambda: np.asarray(strict[::2]["x"]),
+        lambda: strict["x"][:700] + 1,
+        lambda: next(iter(strict[[*range(1200)]])),
+    ):
+        with pytest.raises(CostError, match=r"more than implicit_read_limit=40\.0 KiB"):
+            read()
+    assert strict["x"][900:].max() == 30_000 + 3599  # local
+    assert strict["x"][:100].min() == 0
+    named = npstream.mix({"a": opened(0)[0], "d": remote[3]}, columns=["id", "x", "source"])
+    assert (named["source"] == "d").sum() == 300  # which is not read
+    assert np.asarray(named[["id", "source"]]["id"]).max() == 1199  # out of the side-car
+    with pytest.raises(CostError):
+        named["x"].sum()
+    free = npstream.mix(dict(zip("abcd", [*opened(None), remote[3]], strict=True)))
+    assert free["x"].max() == 30_000 + 3599
+
+
+def test_small_columns_come_from_side_cars(remote, requests):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    requests.clear()
+    cost = mixed["id"].explain()
+    view = mixed[np.r_[0:600, 900:1200]]
+    assert view["id"].load().tolist() == [*range(600), *range(900, 1200)]
+    assert {name for _, name, *_ in requests} == {"index.columns/id.npy"}
+    requests.clear()
+    assert (mixed["id"] % 7 == 3).tolist() == (np.arange(1200) % 7 == 3).tolist()
+    # Those of side-cars are in the cache now.
+    assert {name.split(".")[0] for _, name, *_ in requests} == {"shard"}
+    assert cost.samples == 1200
+    assert 0 < cost.nbytes < mixed.explain().nbytes + 60_000
+
+
+def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
+    monkeypatch.setattr(ahead, "WINDOW", 1 << 13)
+    monkeypatch.setattr(ahead, "GROUP", 1 << 11)
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    threads = set()
+    fetch = ahead.ReadAhead._next
+
+    def spied(self):
+        threads.add(threading.current_thread())
+        return fetch(self)
+
+    monkeypatch.setattr(ahead.ReadAhead, "_next", spied)
+    seen = []
+    for batch in mixed[:].iter(0, 1, batch_size=32, shuffle=True, last="short"):
+        np.testing.assert_array_equal(batch["id"], batch.ids)
+        seen += batch.ids.tolist()
+    assert sorted(seen) == list(range(1200))
+    assert 0 < len(threads) <= ahead.THREADS  # of all stores together
+    assert len(requests) == len(set(requests))
+    assert [int(sample["id"]) for sample in mixed] == list(range(1200))
+
+
+def test_threads_share_what_they_fetch(remote, requests):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    requests.clear()
+    with ThreadPoolExecutor(8) as pool:
+        for batch in pool.map(lambda _: mixed.load(), range(8)):
+            assert batch["id"].tolist() == list(range(1200))
+    assert len(requests) == len(set(requests))
+
+
+def test_sources_go_on_when_a_mixture_is_closed(remote):
+    with npstream.mix(dict(zip("abcd", remote, strict=True))) as mixed:
+        batches = iter(mixed[:].iter(0, 1, batch_size=8, shuffle=True))
+        next(batches)
+    with pytest.raises(ValueError, match="mixture of 4 datasets: the dataset is closed"):
+        mixed[0]
+    assert [ds[299]["id"] for ds in remote] == [299, 599, 899, 1199]
+    assert remote[0].load()["id"].tolist() == list(range(300))
+
+
+def test_stores_are_waited_for_side_by_side(remote, monkeypatch):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    together = threading.Barrier(2, timeout=20)
+    stream = RemoteStore.stream
+
+    def waiting(self, spans):
+        together.wait()
+        return stream(self, spans)
+
+    monkeypatch.setattr(RemoteStore, "stream", waiting)
+    batch = mixed[[1100, 700, 5]].load()  # one request to each
+    assert batch["id"].tolist() == [1100, 700, 5]
+
+
+def test_a_store_that_fails(remote, upload, tmp_path):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    fsspec.filesystem("memory").rm("/bucket-2/shard.00001.mds")
+    with pytest.raises(StorageError, match=r"memory://bucket-2/shard\.00001\.mds"):
+        mixed.load()
+    with pytest.raises(StorageError, match=r"memory://bucket-2/shard\.00001\.mds"):
+        list(mixed.iter(0, 1, batch_size=32, shuffle=True))
+    assert mixed[:600].load()["id"].tolist() == list(range(600))
+
+
+def test_a_cache_that_is_cleared_in_use(remote, tmp_path):
+    mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
+    for _ in range(2):
+        assert mixed.load()["id"].tolist() == list(range(1200))
+        assert mixed[601]["id"] == 601
+        npstream.cache.clear(tmp_path / "cache")
+
+
+def test_shards_that_were_passed(remote, monkeypatch):
+    """Reading in order says which shards of which dataset need not be kept; reading back does."""
+    seen = []
+
+    def passed(self, shards, now):
+        seen.append((self.root[-1], [*shards], now))
+
+    monkeypatch.setattr(RemoteShards, "passed", passed)
+    mixed = npstream.mix({"a": remote[0], "c": remote[2]})
+    done = {"0": [], "2": []}
+    for view in (mixed, mixed[::-1]):
+        seen.clear()
+        for batch in view[:].iter(0, 1, batch_size=16):
+            assert batch.n == 16
+        for root, shards, _ in seen:
+            done[root] += shards
+    assert done["0"] == [0, 1, 2, 3, 4, 4, 3, 2, 1]
+    assert done["2"] == [0, 1, 2, 3, 4, 3, 2, 1, 0]
+    seen.clear()
+    for _ in npstream.mix({"c": remote[2], "a": remote[0][::-1]})[:].iter(0, 1, batch_size=16):
+        pass
+    assert seen == []

@@ -1,0 +1,65 @@
+"""NumPy's generator inside kernels gives what NumPy's own does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npstream.orders.streaming import pcg64
+
+
+def state_of(rng):
+    """Return the state of a NumPy generator as kernels have it."""
+    state = rng.bit_generator.state
+    words = [number >> shift & 2**64 - 1 for number in state["state"].values() for shift in (64, 0)]
+    spare = [state["uinteger"], 1] if state["has_uint32"] else [0, 0]
+    return np.array([*words, *spare], np.uint64)
+
+
+def assert_at(state, rng):
+    """Fail unless a state is that of a generator; an old spare half does not matter."""
+    np.testing.assert_array_equal(state[[0, 1, 2, 3, 5]], state_of(rng)[[0, 1, 2, 3, 5]])
+    if state[5]:
+        assert state[4] == state_of(rng)[4]
+
+
+@pytest.fixture
+def run(way):
+    return lambda kernel: kernel.py_func if way == "python" else kernel.compiled()
+
+
+def test_kernels_shuffle_as_numpy_does(run):
+    rng, state, skipped = np.random.default_rng(3), pcg64.seeded(3), pcg64.seeded(3)
+    for size in [0, 1, 2, 3, 4, 5, 7, 8, 9, 63, 64, 65, 1000]:
+        for dtype in (np.uint32, np.int64):
+            want, got = np.arange(size), np.arange(size + 3, dtype=dtype) - 2
+            rng.shuffle(want)
+            run(pcg64.shuffle)(state, got[2:], 0, size)
+            run(pcg64.skip_shuffle)(skipped, size)
+            np.testing.assert_array_equal(got[2:-1], want)
+            assert_at(state, rng)
+            assert_at(skipped, rng)
+
+
+def test_kernels_shuffle_just_the_part(run):
+    values = np.arange(20)
+    run(pcg64.shuffle)(pcg64.seeded(0), values, 5, 15)
+    assert values[:5].tolist() + values[15:].tolist() == [*range(5), *range(15, 20)]
+    assert sorted(values[5:15]) == [*range(5, 15)] != values[5:15].tolist()
+
+
+@pytest.mark.parametrize("bound", [1, 2, 3, 10, 2**16 + 1, 2**31, 2**31 + 1, 3 << 30, 2**32 - 1])
+def test_kernels_draw_as_numpy_does(run, bound):
+    rng, state = np.random.default_rng(bound), pcg64.seeded(bound)
+    for _ in range(50):
+        assert run(pcg64.below)(state, bound) == rng.integers(0, bound)
+    assert_at(state, rng)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 100, 12345])
+def test_kernels_jump_as_numpy_draws(run, steps):
+    rng, state = np.random.default_rng(steps), pcg64.seeded(steps)
+    assert run(pcg64.below)(state, 10) == rng.integers(0, 10)  # leaves half a word
+    run(pcg64.jump)(state, steps)
+    rng.random(steps)
+    assert_at(state, rng)

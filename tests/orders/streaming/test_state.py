@@ -1,0 +1,153 @@
+"""Checkpoints of the real package are continued, and others are refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from streaming_reference import BY_STREAM, GOLDEN, arrays, golden
+
+import npstream
+from npstream.orders.streaming.order import StreamingOrder
+from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.sampling import Weight
+
+# All of it.
+
+
+@pytest.mark.parametrize("method", BY_STREAM)
+@pytest.mark.parametrize("left", [1, 0, -1])
+def test_states_near_the_end_of_an_epoch_are_judged_by_its_batches(method, left):
+    """Lanes are filled up, so an epoch may have more batches than its samples make."""
+    order = StreamingOrder(
+        shards=[np.array([1000, 100])],
+        batch_size=1,
+        shuffle=True,
+        shuffle_algo="py1s",
+        num_canonical_nodes=64,
+        batching_method=method,
+    )
+    world = World(1, 4)
+    batches = order.epoch(0, world).batches
+    assert batches * 4 > 1100
+    state = STATE | {"epoch": 0, "sample_in_epoch": 4 * (batches - left)}
+    resumed, *place = order.resume(state, world)
+    assert place == [0, 4 * (batches - left)]
+    assert resumed.epoch(place[0], world, place[1]).batches == max(left, 0)
+
+
+def test_a_resumed_epoch_says_what_it_reads_again():
+    order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
+    with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 of them"):
+        epoch = order.epoch(0, World(1, 2), 16)
+    assert epoch.ids(0, 0, range(1)).tolist() == [[12, 14, 16]]
+    assert epoch.batches == 13
+
+
+# Checkpoints.
+
+
+RUNS = [
+    pytest.param(case, run, id=f"{case['name']}-{number}")
+    for case in golden("checkpoints")
+    for number, run in enumerate([case["save"], *case["resume"]])
+]
+
+
+@pytest.mark.parametrize(("case", "run"), RUNS)
+def test_runs_of_streaming_go_on(case, run):
+    """From the state that was loaded, each rank reads what it read there, and ends in its state."""
+    arguments = dict(run.get("dataset_args", case["dataset_args"]))
+    world = World(run["nodes"], run["ranks_per_node"])
+    replication = arguments.pop("replication", None)
+    ranks, world = world.ranks, world.replicated(replication)
+    order = StreamingOrder(
+        shards=[np.array(sizes_of(stream["dir"])) for stream in case["streams"]],
+        weights=[
+            Weight(**{name: stream[name] for name in Weight.__slots__ if name in stream})
+            for stream in case["streams"]
+        ],
+        batch_size=run["batch_size"],
+        **arguments,
+    )
+    number, begun, yielded = -1, 0, [0]
+    following = 0, 0
+    if "loaded_state" in run:
+        order, *following = order.resume(run["loaded_state"], world)
+    for each in run["epochs"]:
+        number, begun = following
+        assert number == each["epoch"]
+        epoch = order.epoch(number, world, begun)
+        batches = range(epoch.batches)[: each["stopped_after_batches"]]
+        yielded = []
+        for rank in range(ranks):
+            node, own = world.place(rank // (replication or 1))
+            got = [ids.tolist() for ids in epoch.read(node, own, batches)]
+            want = arrays("checkpoints/ids.npz")[each["ids"][rank]]
+            assert got == [[i for i in ids if i >= 0] for ids in want.tolist()]
+            yielded.append(sum(map(len, got)))
+        following = number + 1, 0
+    for rank, state in enumerate(run.get("state_after_per_rank", [run["state_after"]])):
+        assert order.state(world, number, begun + yielded[rank] * world.ranks) == state
+
+
+def sizes_of(directory):
+    data = json.loads((GOLDEN / "checkpoints" / "cases.json").read_text("utf-8"))["data"]
+    return data[directory]["samples_per_shard"]
+
+
+def test_ids_of_runs_are_those_of_their_data():
+    first_id = 0
+    for directory in "abc":
+        with npstream.open(GOLDEN / "checkpoints" / "data" / directory) as ds:
+            assert ds["id"].load().tolist() == [*range(first_id, first_id + len(ds))]
+            assert ds.shards["samples"].tolist() == sizes_of(directory)
+            first_id += len(ds)
+
+
+def order_for_states(**settings):
+    return StreamingOrder(shards=[np.full(10, 44)], batch_size=8, shuffle=True, **settings)
+
+
+STATE = {
+    "epoch": 2,
+    "sample_in_epoch": 80,
+    "num_canonical_nodes": 64,
+    "shuffle_seed": 5,
+    "initial_physical_nodes": 1,
+}
+
+
+def test_states_come_back():
+    world = World(2, 4)
+    order, *place = order_for_states(shuffle_seed=7).resume(STATE, world)
+    assert order.state(world, *place) == STATE
+    assert order_for_states(shuffle_seed=7).state(world) == {
+        "epoch": -1,
+        "sample_in_epoch": 0,
+        "num_canonical_nodes": 2,
+        "shuffle_seed": 7,
+        "initial_physical_nodes": 2,
+    }
+
+
+def test_a_state_of_anything_else_raises():
+    with pytest.raises(ValueError, match="no num_canonical_nodes, shuffle_seed"):
+        order_for_states().resume({"epoch": 0, "sample_in_epoch": 3}, World(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("sample_in_epoch", "goes_on"), [(440, (2, 440)), (441, (2, 441)), (448, (3, 0))]
+)
+def test_a_finished_epoch_may_count_repeated_samples(sample_in_epoch, goes_on):
+    """Streaming itself refuses such states, which it saves where lanes are not equal."""
+    state = STATE | {"sample_in_epoch": sample_in_epoch}
+    _, *place = order_for_states().resume(state, World(1, 1))
+    assert tuple(place) == goes_on
+
+
+def test_a_state_of_a_larger_dataset_raises():
+    order, *place = order_for_states().resume(STATE | {"sample_in_epoch": 10_000}, World(1, 1))
+    with pytest.raises(ValueError, match="sample_in_epoch=10000: expected what was read"):
+        order.epoch(place[0], World(1, 1), place[1])

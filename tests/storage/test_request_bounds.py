@@ -1,0 +1,165 @@
+"""Requests are bounded in number and bytes, are repeated, and end in time."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+import time
+
+import numpy as np
+import pytest
+from fake_drivers import DATA, loop_is_idle
+
+from npstream.errors import StorageError
+from npstream.storage import requests as jobs
+from npstream.storage.remote import RemoteStore
+
+
+def test_bounded_requests(fake, monkeypatch):
+    monkeypatch.setenv("NPSTREAM_THREADS", "5")
+
+    async def answer(start, end):
+        await asyncio.sleep(0.002)
+        return DATA[start:end]
+
+    fake.answer = staticmethod(lambda path, start, end: answer(start, end))
+    taken = []
+
+    def spans():
+        for i in range(100):
+            taken.append(i)
+            yield "x", i, 4
+
+    store = RemoteStore("fake://a")
+    parts = store.stream(spans())
+    next(parts)
+    assert len(taken) <= 5 + 1
+    assert len(list(parts)) == 99
+    assert fake.most == 5
+    together = [threading.Thread(target=lambda: store.ranges(spans())) for _ in range(3)]
+    for thread in together:
+        thread.start()
+    for thread in together:
+        thread.join()
+    assert fake.most == 5
+
+
+def test_bounded_bytes(fake, monkeypatch):
+    monkeypatch.setattr(jobs, "_IN_FLIGHT_BYTES", 1000)
+    held = []
+
+    async def answer(start, end):
+        held.append(end - start)
+        await asyncio.sleep(0.002)
+        assert sum(held) <= 1000 or len(held) == 1
+        held.remove(end - start)
+        return DATA[start:end]
+
+    fake.answer = staticmethod(lambda path, start, end: answer(start, end))
+    sizes = [400, 400, 400, 2000, 10, 900, 400] * 5
+    parts = RemoteStore("fake://a").ranges(("x", 0, size) for size in sizes)
+    assert [len(part) for part in parts] == sizes
+
+
+def test_closing_cancels_the_rest(fake):
+    waiting = asyncio.Event()
+    cancelled = []
+
+    async def answer(start):
+        if start == 0:
+            return b"0"
+        try:
+            await waiting.wait()
+        except asyncio.CancelledError:
+            cancelled.append(start)
+            raise
+
+    fake.answer = staticmethod(lambda path, start, end: answer(start))
+    parts = RemoteStore("fake://a").stream(("x", i, 1) for i in range(10))
+    assert next(parts) == (0, b"0")
+    parts.close()
+    loop_is_idle()
+    loop_is_idle()
+    assert fake.running == 0
+    assert len(cancelled) == fake.calls - 1
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(ConnectionResetError, 3), (PermissionError, 1), (FileNotFoundError, 1), (KeyError, 1)],
+)
+def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+
+    def answer(path, start, end):
+        raise error("what happened")
+
+    fake.answer = staticmethod(answer)
+    with pytest.raises(StorageError) as caught:
+        RemoteStore("fake://a", retries=2).ranges([("b/c", 0, 1)])
+    assert fake.calls == attempts
+    message = str(caught.value)
+    assert f"{attempts} attempt" in message
+    assert "fake://a/b/c" in message
+    assert f"{error.__name__}: " in message
+    assert caught.value.__context__ is caught.value.__cause__ is None
+
+
+def test_what_passes_is_not_noticed(fake, monkeypatch):
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    outcomes = iter([TimeoutError(), DATA[:3], ConnectionResetError(), DATA[:5]])
+
+    def answer(path, start, end):
+        if isinstance(outcome := next(outcomes), Exception):
+            raise outcome
+        return outcome
+
+    fake.answer = staticmethod(answer)
+    assert RemoteStore("fake://a").ranges([("x", 0, 5)]) == [DATA[:5]]
+
+
+def test_answers_of_the_wrong_length(fake, monkeypatch):
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    fake.answer = staticmethod(lambda path, start, end: DATA[start : end - 1])
+    with pytest.raises(StorageError, match=r"after 3 attempts.* 9 of 10 bytes came"):
+        RemoteStore("fake://a", retries=2).ranges([("x", 5, 10)])
+    fake.answer = staticmethod(lambda path, start, end: DATA)
+    with pytest.raises(StorageError, match=r"after 1 attempt .*the server ignores Range"):
+        RemoteStore("fake://a", retries=2).ranges([("x", 5, 10)])
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    never = asyncio.Event()
+
+    async def answer():
+        try:
+            await never.wait()
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+            await asyncio.wait_for(never.wait(), 1.0)
+
+    fake.answer = staticmethod(lambda path, start, end: answer())
+    start = time.monotonic()
+    with pytest.raises(StorageError, match=r"after 2 attempts in 0\.\d s: .*no answer") as caught:
+        RemoteStore("fake://a", timeout=0.3).ranges([("x", 0, 1)])
+    assert time.monotonic() - start < 0.8
+    assert caught.value.errno == errno.ETIMEDOUT
+
+
+def test_one_stall_is_got_over(fake):
+    never = asyncio.Event()
+    fake.answer = staticmethod(
+        lambda path, start, end: never.wait() if fake.calls == 1 else DATA[start:end]
+    )
+    assert RemoteStore("fake://a", timeout=1.0).ranges([("x", 0, 5)]) == [DATA[:5]]
+
+
+@pytest.mark.parametrize("answer", ["abc", None, [1, 2, 3], np.arange(3)])
+def test_what_is_no_bytes_is_not_taken(fake, answer):
+    fake.answer = staticmethod(lambda path, start, end: answer)
+    with pytest.raises(StorageError, match="came; expected bytes"):
+        RemoteStore("fake://x").ranges([("a", 0, 3)])

@@ -1,0 +1,50 @@
+"""Places to write to, of each kind of store."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import fsspec
+import pytest
+from destinations import WRITABLE
+
+from npstream.storage import drivers
+from npstream.storage import requests as jobs
+
+
+@pytest.fixture
+def short_pauses(monkeypatch):
+    """Try again soon."""
+    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+
+
+@pytest.fixture
+def memory(request):
+    """Return the URL of an empty directory in memory."""
+    yield f"memory://{request.node.name}"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(params=["directory", "memory", *WRITABLE])
+def place(request, tmp_path):
+    """Return a URL that holds nothing, and its options: of each kind of store."""
+    if request.param == "directory":
+        yield str(tmp_path / "new"), None
+    elif request.param == "memory":
+        yield request.getfixturevalue("memory"), None
+    else:
+        fresh = request.getfixturevalue("servers")[request.param].fresh()
+        yield fresh.url, fresh.storage_options
+
+
+@pytest.fixture
+def create(monkeypatch):
+    """Return a function that replaces how the store in memory creates a file."""
+
+    def replace(function):
+        driver = drivers.SCHEMES["memory"]
+        wrapped = function and (lambda *given: function(driver.create, *given))
+        changed = dataclasses.replace(driver, create=wrapped)
+        monkeypatch.setitem(drivers.SCHEMES, "memory", changed)
+
+    return replace

@@ -1,0 +1,316 @@
+"""Arrays of other libraries are written as what they hold there."""
+
+from __future__ import annotations
+
+import awkward
+import dask.array
+import ml_dtypes
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+import xarray
+import zarr
+from rewriting import rewritten
+
+import npstream
+from npstream.writing import writer
+from tests._core.test_dtypes import same
+
+ARRAYS = {
+    "torch": (torch.arange(6, dtype=torch.int16).reshape(3, 2), "ndarray:int16:2"),
+    "torch bool": (torch.tensor([True, False]), "bool"),
+    "torch bfloat16": (torch.tensor([1.5, 2]).bfloat16(), "bfloat16"),
+    "torch complex": (torch.tensor([1j, 2]).conj(), "complex64"),
+    "torch float8": (torch.tensor([1.5, 2]).to(torch.float8_e5m2), "float8_e5m2"),
+    "torch strided": (torch.arange(8).reshape(2, 4).T, "ndarray:int64:2"),
+    "torch with a gradient": (torch.ones(3, requires_grad=True), "float32"),
+    "pandas": (pd.Series([1, 2], index=[7, 5], dtype="int16"), "int16"),
+    "pandas nullable": (pd.Series([1, 2], dtype="UInt8"), "uint8"),
+    "pandas boolean": (pd.Series([True, False], dtype="boolean"), "bool"),
+    "pandas times": (pd.Series(pd.to_datetime(["2020", None])).dt.as_unit("ms"), "datetime64[ms]"),
+    "pandas durations": (pd.Series(pd.to_timedelta([1, 2], unit="s")), "timedelta64[us]"),
+    "pandas float": (pd.Series([1.5, np.nan]), "float64"),
+    "pandas sparse": (pd.Series([0, 2]).astype(pd.SparseDtype("int32")), "int32"),
+    "pandas text": (pd.Series(["a", "bc"]), "str"),
+    "pandas string": (pd.Series(["a", "bc"], dtype="string"), "str"),
+    "pandas category": (pd.Series(["a", "bc", "a"], dtype="category"), "str"),
+    "pandas numbers in categories": (pd.Series([2, 1], dtype="int8").astype("category"), "int8"),
+    "pandas categorical": (pd.Categorical(np.array([1.5], "f4")), "float32"),
+    "pandas objects": (pd.Series([{"a": 1}, {"a": 2}]), "json"),
+    "pandas of Arrow": (pd.Series([1, 2], dtype="int32[pyarrow]"), "int32"),
+    "pandas text of Arrow": (pd.Series(["a", "bc"], dtype=pd.ArrowDtype(pa.string())), "str"),
+    "pandas index": (pd.Index([1.5, 2]), "float64"),
+    "pandas array": (pd.array([1, 2]), "int64"),
+    "arrow": (pa.array([1, 2], pa.int8()), "int8"),
+    "arrow bool": (pa.array([True, False, True])[1:], "bool"),
+    "arrow half": (pa.array([1.5], pa.float16()), "float16"),
+    "arrow date": (pa.array([18000, 1], pa.date32()), "datetime64[D]"),
+    "arrow time": (pa.array([18000, 1], pa.timestamp("us")), "datetime64[us]"),
+    "arrow duration": (pa.array([5, 1], pa.duration("ms")), "timedelta64[ms]"),
+    "arrow text": (pa.array(["a", "é", "", "bc"])[1:], "str"),
+    "arrow views": (pa.array(["a", "é" * 20, ""], pa.string_view())[1:], "str"),
+    "arrow bytes": (pa.array([b"a", b"", b"bc"], pa.large_binary())[:2], "bytes"),
+    "arrow fixed bytes": (pa.array([b"ab", b"cd"], pa.binary(2))[1:], "bytes"),
+    "arrow lists": (pa.array([[1], [2, 3], [4]], pa.list_(pa.int16()))[1:], "ndarray:int16"),
+    "arrow views of lists": (
+        pa.ListViewArray.from_arrays(pa.array([2, 0]), pa.array([1, 2]), pa.array([4, 5, 6])),
+        "ndarray:int64",
+    ),
+    "arrow chunks of views": (
+        pa.chunked_array([pa.array([[k], [k, 1]], pa.large_list_view(pa.int8())) for k in (2, 3)]),
+        "ndarray:int8",
+    ),
+    "arrow runs": (pa.RunEndEncodedArray.from_arrays([2, 3], pa.array([7, 8], "int8")), "int8"),
+    "arrow bool lists": (pa.array([[True], [False, True]]), "ndarray:bool"),
+    "arrow rows": (pa.array([[1, 2], [3, 4]], pa.list_(pa.int16(), 2))[1:], "ndarray:int16:2"),
+    "arrow matrices": (
+        pa.array([[[1, 2]] * 3] * 2, pa.list_(pa.list_(pa.int16(), 2), 3)),
+        "ndarray:int16:3,2",
+    ),
+    "arrow categories": (pa.array(["a", "b", "a"]).dictionary_encode(), "str"),
+    "arrow structs": (pa.array([{"a": 1}, {"a": 2}]), "json"),
+    "arrow nested lists": (pa.array([[[1], [2, 3]], []]), "json"),
+    "arrow chunks": (pa.chunked_array([[1, 2], [], [3]]), "int64"),
+    "arrow text chunks": (pa.chunked_array([["a", "bc"], ["d"]])[1:], "str"),
+    "arrow category chunks": (
+        pa.chunked_array([pa.array(part).dictionary_encode() for part in (["a", "b"], ["c"])]),
+        "str",
+    ),
+    "xarray": (xarray.DataArray(np.zeros((3, 2), "f4"), dims=("row", "x")), "ndarray:float32:2"),
+    "xarray times": (xarray.DataArray(np.array(["2020", "NaT"], "M8[ns]")), "datetime64[ns]"),
+    "zarr": (zarr.array(np.ones((10, 3), "i2"), chunks=(4, 3)), "ndarray:int16:3"),
+    "zarr bool": (zarr.array(np.array([True, False])), "bool"),
+    "dask": (dask.array.arange(10, chunks=3), "int64"),
+    "awkward": (awkward.Array(np.array([[1, 2]], "i2")), "ndarray:int16:2"),
+    "ml_dtypes": (np.array([1.5, 2], ml_dtypes.bfloat16), "bfloat16"),
+    "object": (np.array(["a", "bc"], object), "str"),
+    "StringDType": (np.array(["a", "bc"], np.dtypes.StringDType()), "str"),
+    "unicode": (np.array(["a", "bc"]), "str"),
+    "strings of bytes": (np.array([b"a", b"bc"]), "bytes"),
+    "masked, hiding nothing": (np.ma.array([1, 2]), "int64"),
+    "big-endian": (np.array([1, 2], ">i4"), "int32"),
+    "big-endian times": (np.array([1, 2], ">M8[s]"), "datetime64[s]"),
+    "big-endian complex": (np.array([[1j, 2]], ">c8"), "ndarray:complex64:2"),
+}  # fmt: skip
+
+
+class Lent:
+    """An array that some library lends by one protocol only."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __len__(self):
+        return len(self.array)
+
+
+class Capsule(Lent):
+    def __arrow_c_array__(self, requested_schema=None):
+        return self.array.__arrow_c_array__(requested_schema)
+
+
+class Stream(Lent):
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.array.__arrow_c_stream__(requested_schema)
+
+
+class Tensor(Lent):
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+class Array(Lent):
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+ARRAYS["an Arrow capsule"] = Capsule(pa.array([1, 2], pa.int8())), "int8"
+
+ARRAYS["an Arrow stream"] = Stream(pa.chunked_array([["a"], ["b"]])), "str"
+
+ARRAYS["a DLPack tensor"] = Tensor(np.arange(3.0)), "float64"
+
+
+class Objects(Stream, Array):
+    """Objects as polars lends them: as an array, and their addresses as Arrow's bytes."""
+
+    dtype = "Object"
+
+
+ARRAYS["an __array__"] = Array(np.array([1, 2], "M8[D]")), "datetime64[D]"
+
+
+def values_of(given):
+    """Return an array's rows as NumPy's or Python's values, by its library's own means."""
+    given = given.array if isinstance(given, Lent) else given
+    if isinstance(given, torch.Tensor):
+        given = given.detach().resolve_conj()
+        if str(given.dtype).removeprefix("torch.") in ("bfloat16", "float8_e5m2"):
+            return list(given.float().numpy())
+        return list(given.numpy())
+    if isinstance(given, pa.Array | pa.ChunkedArray):
+        return given.to_pylist()
+    if isinstance(given, dask.array.Array):
+        given = given.compute()
+    if type(given).__module__.startswith("pandas"):
+        return given.tolist()
+    return list(np.asarray(given))
+
+
+def is_same(got, wanted):
+    """Return True if two values are equal, or neither is one."""
+    if isinstance(wanted, list | dict):
+        return got.tolist() == wanted if isinstance(got, np.ndarray) else got == wanted
+    return np.array_equal(got, wanted) or bool(
+        np.ndim(got) == 0 and got != got and wanted != wanted
+    )
+
+
+@pytest.mark.parametrize("block", [writer.BLOCK_BYTES, 1], ids=["at once", "row by row"])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_other_libraries(name, block, tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "BLOCK_BYTES", block)
+    given, encoding = ARRAYS[name]
+    report, ds = rewritten(tmp_path / "a", {"x": given})
+    assert report.columns == {"x": encoding}
+    wanted = values_of(given)
+    assert len(ds) == len(wanted)
+    for got, value in zip(ds["x"], wanted, strict=True):
+        assert is_same(got, value.to_numpy() if hasattr(value, "to_numpy") else value)
+    more = [str(k) for k in range(len(ds))]
+    report, ds = rewritten(tmp_path / "b", {"text": more, "x": given})
+    assert report.columns == {"text": "str", "x": encoding}
+
+
+UNKNOWN_WHEN_EMPTY = {"object"}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_no_rows_of_other_libraries(name, tmp_path):
+    given, encoding = ARRAYS[name]
+    if isinstance(given, Lent):
+        return
+    if encoding == "json" or name in UNKNOWN_WHEN_EMPTY:
+        with pytest.raises(ValueError, match="column 'x': it has no values to tell its encoding"):
+            npstream.write(tmp_path / "out", {"x": given[:0]})
+        return
+    report, ds = rewritten(tmp_path, {"x": given[:0]})
+    assert report.columns == {"x": encoding}
+    assert len(ds) == 0
+
+
+REFUSED = {
+    "pandas NA": (
+        pd.Series([1, None], dtype="Int64"),
+        "1 of 2 values are missing, the first in row 1",
+    ),
+    "pandas NA text": (pd.Series(["a", None]), "missing, the first in row 1: fill them in"),
+    "pandas NA float": (pd.Series([1.5, None], dtype="Float64"), "missing"),
+    "pandas NA category": (pd.Series(["a", None], dtype="category"), "missing"),
+    "pandas None": (pd.Series(["a", None], dtype=object), "sample 1: .*fill it in"),
+    "pandas zone": (pd.Series(pd.date_range("2020", periods=2, tz="UTC")), "has a time zone"),
+    "pandas period": (pd.Series(pd.period_range("2020", periods=2)), "no encoding follows"),
+    "arrow null": (pa.array([1, None]), "1 of 2 values are null, the first in row 1: fill them in"),
+    "arrow null text": (pa.array(["a", None]), "null, the first in row 1"),
+    "arrow null in a list": (pa.array([[1], [None]]), "values are null"),
+    "arrow null in a row": (pa.array([[1, None]], pa.list_(pa.int8(), 2)), "values are null"),
+    "arrow nulls": (pa.nulls(2), "2 of 2 values are null"),
+    "arrow zone": (pa.array([1], pa.timestamp("us", "UTC")), "has a time zone"),
+    "arrow empty list": (pa.array([[1], []]), r"row 1: cannot store an array of shape \(0,\)"),
+    "arrow time of day": (pa.array([1], pa.time32("s")), "no encoding follows from a time"),
+    "torch sparse": (torch.ones(2, 2).to_sparse(), "torch.sparse_coo is no array"),
+    "torch scalar": (torch.tensor(1), "it is of type Tensor: a mapping holds columns"),
+    "masked": (np.ma.array([1, 2], mask=[0, 1]), "its mask hides 1 of 2 values"),
+    "structured": (np.zeros(2, [("a", "i4")]), "cannot store an array of dtype"),
+    "text matrix": (np.array([["a", "b"]]), "cannot store an array of dtype <U1"),
+    "no unit": (np.zeros(2, "M8"), "no unit"),
+    "missing text": (np.array(["a", None], np.dtypes.StringDType(na_object=None)), "fill it in"),
+    "DataFrame": (pd.DataFrame({"a": [1]}), "it is a DataFrame, which is several columns"),
+    "arrow table": (pa.table({"a": [1]}), "it is a Table, which is several columns"),
+    "arrow batch": (pa.record_batch({"a": [1]}), "it is a RecordBatch, which is several columns"),
+    "arrow null run": (pa.RunEndEncodedArray.from_arrays([1], pa.nulls(1)), "1 values are null"),
+    "arrow null view": (pa.array([[1], None], pa.list_view(pa.int8())), "null, the first in row 1"),
+    "objects as bytes": (Objects(np.array([1j, object()])), "expected complex128|cannot take this"),
+    "no data": (torch.ones(2, device="meta"), "Cannot copy out of meta tensor"),
+    "ragged": (awkward.Array([[1, 2], [3]]), "cannot convert to RegularArray"),
+    "a set": ({1, 2}, "'set' object is not subscriptable"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arrays_that_are_refused(name, tmp_path):
+    given, words = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=words) as caught:
+        npstream.write(tmp_path / "out", {"x": given})
+    assert "column 'x'" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_other_libraries(tmp_path):
+    rows = [
+        {
+            "vector": torch.full((2,), k, dtype=torch.bfloat16),
+            "label": torch.tensor(k),
+            "seen": torch.tensor(k > 1),
+            "array": xarray.DataArray(np.full(k + 1, k)),
+            "list": pa.array([k, k]),
+        }
+        for k in range(3)
+    ]
+    report, ds = rewritten(tmp_path, rows)
+    assert report.columns == {
+        **{"vector": "ndarray:bfloat16", "label": "int64", "seen": "bool"},
+        **{"array": "ndarray:int64", "list": "ndarray:int64"},
+    }
+    same(ds[2]["vector"], np.full(2, 2, ml_dtypes.bfloat16))
+    same(ds[2]["array"], np.full(3, 2))
+    assert (ds[2]["label"], ds[2]["seen"], ds[2]["list"].tolist()) == (2, True, [2, 2])
+
+
+def test_a_nested_tensor(tmp_path):
+    rows = [torch.ones(2), torch.zeros(3)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    report, ds = rewritten(tmp_path, {"x": nested})
+    assert report.columns == {"x": "ndarray:float32"}
+    assert [row.tolist() for row in ds["x"]] == [[1, 1], [0, 0, 0]]
+
+
+def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
+    asked = []
+
+    class Chunked:
+        shape, dtype, ndim, chunks = (10, 2), np.dtype("f4"), 2, (4, 2)
+
+        def __getitem__(self, rows):
+            asked.append((rows.start, rows.stop))
+            return np.ones(self.shape, self.dtype)[rows]
+
+        def __array__(self, dtype=None, copy=None):
+            raise AssertionError("read at once")
+
+    _, ds = rewritten(tmp_path, {"x": Chunked()})
+    assert ds["x"].shape == (10, 2)
+    assert asked[1:] == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_a_shape_that_changes_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
+
+    class Shrinking:
+        shape, dtype, ndim = (10,), np.dtype("f4"), 1
+
+        def __getitem__(self, rows):
+            return np.ones(8, self.dtype)[rows]
+
+        def __array__(self, dtype=None, copy=None):
+            raise AssertionError("read at once")
+
+    with pytest.raises(ValueError, match="column 'x': rows 8 to 9 are 0: its length has changed"):
+        npstream.write(tmp_path / "out", {"x": Shrinking()})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,366 @@
+"""Writers that are interrupted, given up or killed leave all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from destinations import (
+    SAMPLES,
+    SHARD,
+    WRITABLE,
+    add,
+    assert_nothing,
+    assert_published,
+    failing,
+    names,
+    write,
+)
+from servers import KINDS
+
+import npstream
+from npstream.errors import StorageError
+from npstream.storage import local as store
+from npstream.storage.local import open_store
+from npstream.writing import destination as publish
+from npstream.writing import writer
+from npstream.writing.destination import INDEX
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
+# Interruptions
+
+
+MODULES = {module.__file__ for module in (publish, store, writer)}
+
+# A file that is interrupted while it is being opened is closed by nobody.
+interruptions = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture
+def small_heap():
+    """Collect only what is made from now on, as most of these tests' time would go there."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def traced(work, within, seen):
+    """Do some work, and call a function before each line of this thread that writes.
+
+    Parameters
+    ----------
+    work : callable
+    within : code, optional
+        Only lines count that are run while this function is running.
+    seen : callable
+        Given the place of a line.
+    """
+
+    def is_within(frame):
+        while frame is not None and frame.f_code is not within:
+            frame = frame.f_back
+        return frame is not None
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename not in MODULES:
+            return None
+        if event == "line" and (within is None or is_within(frame)):
+            seen((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(None)
+
+
+def moments(work, within=None):
+    """Return the first and the last time that each line is run, as numbers of lines."""
+    lines = []
+    traced(work, within, lines.append)
+    times = {line: number for number, line in enumerate(lines)}
+    times |= {line: number for number, line in reversed(list(enumerate(lines)))}
+    return sorted({*times.values(), *{line: k for k, line in enumerate(lines)}.values()})
+
+
+def interrupt(number, work, within=None):
+    """Do some work until so many of its lines were run."""
+    lines = itertools.count()
+
+    def seen(_):
+        if next(lines) == number:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        traced(work, within, seen)
+
+
+def settle(url):
+    """Return the names of what is in a place once nothing refers to a writer any more."""
+    if found := names(url):
+        gc.collect()
+        found = names(url)
+    return found
+
+
+@interruptions
+@pytest.mark.usefixtures("small_heap")
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_an_interruption_at_any_line_leaves_all_or_nothing(kind, tmp_path, memory):
+    def work(number):
+        where = f"{tmp_path}/a" if kind == "directory" else memory
+        npstream.write(f"{where}/{number}", {"v": np.arange(2)}, shard_size=1)
+        return f"{where}/{number}"
+
+    expected = names(work("whole"))
+    times = moments(lambda: work("traced"))
+    published = 0
+    for number in times:
+        interrupt(number, partial(work, number))
+        url = f"{tmp_path}/a/{number}" if kind == "directory" else f"{memory}/{number}"
+        if settle(url):
+            published += 1
+            assert names(url) == expected
+            assert npstream.verify_dataset(url).problems == ()
+        else:
+            assert_nothing(url)
+    assert len(times) > 150
+    assert 1 <= published < len(times) / 2
+
+
+@interruptions
+@pytest.mark.usefixtures("small_heap")
+@pytest.mark.parametrize(("how", "size"), [("samples", 1), ("batches", 300)])
+def test_an_interruption_that_a_loop_survives_loses_no_sample(how, size, tmp_path):
+    """What was written is published all the same, or nothing is, and the writer says so."""
+    done = []
+
+    def work(number):
+        done.clear()
+        with (
+            contextlib.suppress(ValueError),
+            npstream.Writer(tmp_path / str(number), {"v": "str"}, shard_size=size) as out,
+        ):
+            for k in range(4):
+                rows = npstream.Batch({"v": ["x" * 50, str(k)]})
+                with contextlib.suppress(KeyboardInterrupt):
+                    out.write({"v": str(k)} if how == "samples" else rows)
+                    done.append(k)
+
+    times, published = moments(lambda: work("traced")), 0
+    for number in times:
+        interrupt(number, partial(work, number))
+        url = str(tmp_path / str(number))
+        if settle(url):
+            published += 1
+            found = [int(value) for value in npstream.open(url)["v"] if value[0] != "x"]
+            assert found == sorted(set(found))
+            assert set(done) <= set(found)
+        else:
+            assert_nothing(url)
+    assert len(times) > 100
+    assert published
+
+
+@interruptions
+@pytest.mark.usefixtures("small_heap")
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_an_interruption_while_a_failed_write_is_removed(kind, tmp_path, memory):
+    def work(number):
+        where = str(tmp_path) if kind == "directory" else memory
+        with contextlib.suppress(ZeroDivisionError):
+            npstream.write(f"{where}/{number}", failing(), shard_size=SHARD)
+
+    removing = publish.Destination.remove.__code__
+    times = moments(lambda: work("traced"), removing)
+    for number in times:
+        interrupt(number, partial(work, number), removing)
+        gc.collect()
+        assert_nothing(f"{tmp_path}/{number}" if kind == "directory" else f"{memory}/{number}")
+    assert len(times) > 20
+
+
+@pytest.mark.parametrize("thread", ["main", "other"])
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_a_writer_that_is_given_up_leaves_nothing(kind, thread, tmp_path, memory):
+    url = str(tmp_path / "out") if kind == "directory" else memory
+
+    def give_up():
+        writing = npstream.Writer(url, shard_size=SHARD)
+        add(writing, 7)
+        assert names(url)
+
+    if thread == "main":
+        give_up()
+    else:
+        running = threading.Thread(target=give_up)
+        running.start()
+        running.join()
+    for removing in threading.enumerate():
+        if removing.name == "npstream-remove":
+            removing.join()
+    assert_nothing(url)
+
+
+def run_python(code, *arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_process_that_ends_with_an_open_writer_leaves_nothing(tmp_path):
+    code = """
+import sys, npstream
+writing = npstream.Writer(sys.argv[1], shard_size=300)
+for _ in range(24):
+    writing.write({"v": 1, "text": "1"})
+raise SystemExit(3)
+"""
+    assert run_python(code, str(tmp_path / "a" / "out")).returncode == 3
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_forked_process_leaves_its_parents_files(tmp_path):
+    code = """
+import os, sys, npstream
+with npstream.Writer(sys.argv[1], shard_size=300) as writing:
+    for _ in range(12):
+        writing.write({"v": 1, "text": "1"})
+    if (child := os.fork()) == 0:
+        try:
+            while True:
+                writing.write({"v": 2, "text": "2"})
+        except RuntimeError as error:
+            print(error, flush=True)
+            sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for _ in range(12):
+        writing.write({"v": 1, "text": "1"})
+"""
+    done = run_python(code, str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "this write belongs to process" in done.stdout
+    assert npstream.open(tmp_path / "out")["v"].load().tolist() == [1] * SAMPLES
+    assert npstream.verify_dataset(tmp_path / "out").problems == ()
+
+
+KILLED = """
+import json, sys
+import numpy as np, npstream
+url, options, shards = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+writing = npstream.Writer(url, shard_size=1, storage_options=options)
+for k in range(shards):
+    writing.write({"v": np.int64(k)})
+print("shards", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "shards"),
+    [("directory", 1), ("directory", 2), ("directory", 7), ("s3", 2), ("sftp", 7)],
+)
+def test_a_writer_that_is_killed(kind, shards, tmp_path, servers):
+    if kind == "directory":
+        url, options = str(tmp_path / "out"), None
+    else:
+        fresh = servers[kind].fresh()
+        url, options = fresh.url, fresh.storage_options
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, url, json.dumps(options), str(shards)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    with process:
+        assert process.stdout.readline() == "shards\n"
+        process.send_signal(signal.SIGKILL)
+    left = names(url, options)
+    assert INDEX not in left
+    with pytest.raises(FileNotFoundError):
+        npstream.open(url, storage_options=options, cache=tmp_path / "cache")
+    if left:
+        with pytest.raises(FileExistsError, match="under way or was cut off") as caught:
+            write(url, options, 7)
+        assert kind == "directory" or f"by process {process.pid} on " in str(caught.value)
+        assert names(url, options) == left
+        for name in left:
+            open_store(url, options).remove(name)
+    write(url, options, 7)
+    assert_published(url, options, 7, tmp_path / "cache")
+
+
+def test_hidden_files_of_a_writer_that_was_killed(tmp_path):
+    (tmp_path / ".shard.00000.mds.0123456789abcdef.tmp").write_bytes(b"half")
+    with pytest.raises(FileExistsError, match=r"cut off.*\.shard\.00000\.mds\.0123456789abcdef"):
+        npstream.write(tmp_path, [{"x": 1}])
+
+
+# The server goes away
+
+
+def kill(process):
+    """Kill a process and those that it started, which may have sessions of their own."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            parents[int(path.parent.name)] = int(fields[1])
+    killed = {process.pid}
+    while more := {pid for pid, parent in parents.items() if parent in killed} - killed:
+        killed |= more
+    for pid in killed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
+    servers[kind]  # skips the test where it is not installed
+    server = KINDS[kind](tmp_path)
+    server.start()
+    try:
+        fresh = server.fresh()
+        writing = npstream.Writer(
+            fresh.url, shard_size=SHARD, storage_options=fresh.storage_options
+        )
+        add(writing, 7, SAMPLES // 2)
+        kill(server.process)
+        writing._destination._store.timeout = 0.5
+        with pytest.raises(StorageError) as caught:
+            add(writing, 7, 100 * SAMPLES)
+        assert any("could not be removed" in note for note in caught.value.__notes__)
+        server.start()
+        again = server.at(fresh.path)
+        url, options = again.url, again.storage_options
+        with pytest.raises(FileNotFoundError):
+            npstream.open(url, storage_options=options, cache=tmp_path / "cache")
+        if left := names(url, options):  # some keep all in memory
+            with pytest.raises(FileExistsError, match="cut off"):
+                write(url, options, 8)
+            assert names(url, options) == left
+            for name in left:
+                open_store(url, options).remove(name)
+        write(url, options, 8)
+        with npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds:
+            assert ds["v"].load().tolist() == [8] * SAMPLES
+    finally:
+        server.stop()
