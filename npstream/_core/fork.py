@@ -3,7 +3,7 @@
 A forked process has the locks of its parent as they stood, and none of the threads that may hold
 them. So each object with locks is registered here, and makes new ones in the child.
 
-Tested in tests/shards/test_locality.py and tests/shards/test_table.py.
+Tested in tests/shards/test_locality.py.
 """
 
 from __future__ import annotations
