@@ -1,7 +1,4 @@
-"""NumPy's ufuncs on columns, one block of rows at a time.
-
-Tested in tests/dataset/test_column.py.
-"""
+"""NumPy's ufuncs on columns, one block of rows at a time."""
 
 from __future__ import annotations
 
