@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -14,6 +15,13 @@ import npstream
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
+
+# The same examples at every run; `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile(
+    "repeat", deadline=None, derandomize=True, database=None, print_blob=True
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("repeat")
 
 # They hold no examples, and two modules cannot both be imported as `conftest`.
 collect_ignore_glob = ["*/conftest.py"]

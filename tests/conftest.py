@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 from servers import KINDS, Place, Servers
 
@@ -14,13 +13,6 @@ from npstream.shards import point_reads as exact
 from npstream.shards import remote as remote_shards
 from npstream.storage.local import Span
 from npstream.storage.remote import RemoteStore
-
-# The same examples at every run; `--hypothesis-profile=search` looks for new ones.
-hypothesis.settings.register_profile(
-    "repeat", deadline=None, derandomize=True, database=None, print_blob=True
-)
-hypothesis.settings.register_profile("search", deadline=None, max_examples=2000)
-hypothesis.settings.load_profile("repeat")
 
 
 @pytest.fixture(params=["compiled", "python"])

@@ -10,7 +10,7 @@ import pytest
 
 BUDGET_MS = 60
 
-HEAVY = ["PIL", "awkward", "dask", "fsspec", "numba", "pandas", "pyarrow", "torch"]
+HEAVY = ["PIL", "awkward", "dask", "fsspec", "hypothesis", "numba", "pandas", "pyarrow", "torch"]
 SLOW = ["asyncio", "concurrent.futures", "importlib.metadata", "multiprocessing"]
 
 ALL_MODULES = """

@@ -27,6 +27,7 @@ DOORS = {
     "numba": {"_core.jit"},
     "llvmlite": {"_core.jit"},
     "torch": {"torch"},
+    "hypothesis": {"testing"},
     "fsspec": {"storage.drivers", "storage.remote"},
     "pickle": {"formats.encodings.encodings"},
 }

@@ -129,11 +129,11 @@ def _nest(
     return varying(_nest(inner, content, fixed, varying, int(level[-1])), level)
 
 
-def optional(module: str, package: str, extra: str) -> Any:
+def optional(module: str, package: str, extra: str, purpose: str = "this conversion") -> Any:
     """Import a module of a package that need not be installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise MissingDependencyError("this conversion", package, extra) from None
+        raise MissingDependencyError(purpose, package, extra) from None

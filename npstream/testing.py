@@ -1,0 +1,700 @@
+"""Checks and Hypothesis strategies for code that should do what NumPy does.
+
+The checks compare with NumPy as the oracle. They raise AssertionError, run without Hypothesis, and
+take Datasets, Columns and any other array-like. Only the strategies import Hypothesis.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import numpy as np
+
+from npstream._core.optional import optional
+from npstream._core.typing import AnyArray
+from npstream.formats.encodings.encodings import Encoding, column_type
+from npstream.formats.encodings.images import is_image
+from npstream.reading.batch import Ragged
+from npstream.reading.decode import objects
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import DrawFn, SearchStrategy
+
+__all__ = [
+    "assert_same",
+    "assert_same_as_numpy",
+    "assert_same_result",
+    "column_values",
+    "encodings",
+    "indices",
+    "tables",
+]
+
+Reference: TypeAlias = AnyArray | Mapping[str, AnyArray]
+
+_SCALARS = [f"{kind}{8 * size}" for kind in ("int", "uint") for size in (1, 2, 4, 8)]
+_SCALARS += ["float16", "float32", "float64", "bool", "complex64", "complex128"]
+_SCALARS += ["datetime64[s]", "datetime64[D]", "timedelta64[ms]"]
+_ENCODINGS = [*_SCALARS, "int", "str", "bytes", "json", "str_int", "str_float", "str_decimal"]
+_ENCODINGS += ["ndarray", "ndarray:bool", "ndarray:int32", "ndarray:float64"]
+
+_ROW_DTYPES = ["int8", "uint16", "int64", "float32", "float64"]
+_INDEX_DTYPES = [np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (64, 32, 16)]
+_BEYOND = 2
+"""An invalid index lies up to this far outside an axis."""
+
+_DRAWN_MASK = 64
+"""Larger masks are drawn from a seed: drawing each element takes too long."""
+
+_LARGEST_MASK = 1 << 20
+
+_PYTHON = {int: np.int64, float: np.float64}
+"""Samples hold these Python types where an array has NumPy's."""
+
+
+# Checks
+
+
+def assert_same_as_numpy(
+    actual: Any, reference: Reference, index: Any = ..., *, messages: bool = False
+) -> tuple[Any, Any] | None:
+    """Raise if an index gives something other than it gives with NumPy.
+
+    Both are indexed. Either the two results have the same values, dtype and shape, or both raise an
+    exception of the same type.
+
+    Parameters
+    ----------
+    actual : Column, Dataset or array_like
+        What to check. An array-like other than a Column needs ``shape``, ``dtype``,
+        ``__getitem__`` and ``__array__``.
+    reference : ndarray or mapping of str to ndarray
+        What `actual` holds: an array, or for a Dataset an array for each of its columns. The first
+        axes of these arrays are the axes of the view.
+    index : object, default: Ellipsis
+        Any index. An index of a Dataset applies to the axes of the view, or names columns.
+    messages : bool, default: False
+        Whether exceptions must also have NumPy's message, up to its list of shapes.
+
+    Returns
+    -------
+    tuple or None
+        The two results, to be indexed again; None if both raised.
+
+    Raises
+    ------
+    AssertionError
+        If the results differ.
+
+    Examples
+    --------
+    >>> from npstream import testing
+    >>> ds, labels = getfixture("example"), np.arange(3)
+    >>> testing.assert_same_as_numpy(ds["label"], labels, slice(None, None, -1))
+    (<npstream.Column 'label': shape (3,), dtype int64, stored as int64>, array([2, 1, 0]))
+    >>> testing.assert_same_as_numpy(ds["label"], labels, 3)  # both raise IndexError
+    >>> testing.assert_same_as_numpy(ds[["label"]], {"label": labels}, [2, 0])[1]
+    {'label': array([2, 0])}
+    >>> testing.assert_same_as_numpy(ds["label"], labels + 1, slice(2))
+    Traceback (most recent call last):
+    AssertionError: 2 of 2 values differ, the first at (0,): 0 is not NumPy's 1
+    index: slice(None, 2, None)
+    """
+    get = functools.partial(_indexed, index=index, shape=np.shape(actual))
+    try:
+        return _assert_same_outcome(operator.itemgetter(index), get, actual, reference, messages)
+    except AssertionError as error:
+        error.add_note(f"index: {index!r}")
+        raise
+
+
+def assert_same_result(
+    function: Callable[[Any], Any], actual: Any, reference: Reference, *, messages: bool = False
+) -> tuple[Any, Any] | None:
+    """Raise if a function gives something other than it gives for NumPy's array.
+
+    Parameters
+    ----------
+    function : callable
+        Takes `actual`, then `reference`.
+    actual : Column, Dataset or array_like
+        What to check.
+    reference : ndarray or mapping of str to ndarray
+        What `actual` holds.
+    messages : bool, default: False
+        Whether exceptions must also have NumPy's message, up to its list of shapes.
+
+    Returns
+    -------
+    tuple or None
+        The two results; None if both raised.
+
+    Raises
+    ------
+    AssertionError
+        If the results differ, or only one raises.
+
+    Examples
+    --------
+    >>> from npstream import testing
+    >>> column = getfixture("example")["label"]
+    >>> testing.assert_same_result(np.cumsum, column, np.arange(3))
+    (array([0, 1, 3]), array([0, 1, 3]))
+    >>> testing.assert_same_result(lambda x: x.sum(axis=5), column, np.arange(3))  # both raise
+    """
+    return _assert_same_outcome(function, function, actual, reference, messages)
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Raise unless two values are the same: in type, dtype, shape and elements.
+
+    Compared with `numpy.testing.assert_array_equal`, it reads Columns, Datasets, Batches and
+    Raggeds, and compares the elements of object arrays, which may themselves be arrays.
+
+    Parameters
+    ----------
+    actual : object
+        What to check. A Column is read in full, through `numpy.asarray` and through `load`.
+    expected : object
+        An array, a scalar, any other value, or a mapping of them: for a Dataset, a Batch or a
+        sample.
+
+    Raises
+    ------
+    AssertionError
+        If they differ.
+
+    Notes
+    -----
+    NaN equals NaN, and NaT equals NaT. A Python int or float is the same as NumPy's int64 or
+    float64: samples hold Python's. The rows of a `Ragged` are compared with the elements of an
+    array in C order, except images, which a batch holds as they are stored.
+
+    Examples
+    --------
+    >>> from npstream import testing
+    >>> ds = getfixture("example")
+    >>> testing.assert_same(ds[1], {"text": "one", "label": np.int64(1)})
+    >>> testing.assert_same(ds["label"], np.arange(3))
+    >>> testing.assert_same(ds["label"], np.arange(3, dtype=np.int32))
+    Traceback (most recent call last):
+    AssertionError: dtype int64 is not NumPy's int32
+    """
+    if isinstance(expected, Mapping):
+        _assert_same_mapping(actual, expected)
+    elif not isinstance(expected, np.ndarray):
+        _assert_same_value(actual, expected)
+    elif isinstance(actual, Ragged):
+        _assert_same_loaded(actual, expected)
+    elif isinstance(actual, np.ndarray):
+        _assert_same_array(actual, expected)
+    elif hasattr(actual, "__array__") and not isinstance(actual, np.generic):
+        _assert_same_column(actual, expected)
+    else:
+        _differ("type", type(actual), type(expected))
+
+
+def _assert_same_outcome(
+    ours: Callable[[Any], Any],
+    numpys: Callable[[Any], Any],
+    actual: Any,
+    reference: Reference,
+    messages: bool,
+) -> tuple[Any, Any] | None:
+    got, want = _outcome(ours, actual), _outcome(numpys, reference)
+    if isinstance(want, Exception):
+        if not isinstance(got, type(want)):
+            cause = got if isinstance(got, Exception) else None
+            raise AssertionError(f"{got!r}, where NumPy raises {want!r}") from cause
+        if messages and _words(got) != _words(want):
+            raise AssertionError(f"the message {str(got)!r} is not NumPy's {str(want)!r}") from got
+        return None
+    if isinstance(got, Exception):
+        raise AssertionError(f"{got!r} is raised, where NumPy gives {want!r}") from got
+    assert_same(got, want)
+    return got, want
+
+
+def _outcome(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return the result of a call, or the exception that it raises."""
+    try:
+        return function(value)
+    except Exception as error:
+        return error
+
+
+def _words(error: Exception) -> str:
+    """Return an exception's message; NumPy lists all shapes where two do not fit."""
+    return str(error).partition(" with shapes")[0]
+
+
+def _indexed(reference: Reference, index: Any, shape: tuple[int, ...]) -> Any:
+    """Return what an index gives of an array, or of the columns of a dataset of this shape."""
+    if not isinstance(reference, Mapping) or isinstance(index, str):
+        return reference[index]
+    if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
+        return {name: reference[name] for name in index}
+    size = math.prod(shape)
+    rows = np.arange(size).reshape(shape)[index]
+    chosen = (rows, ...) if isinstance(rows, np.ndarray) else rows
+    return {
+        name: values.reshape(size, *values.shape[len(shape) :])[chosen]
+        for name, values in reference.items()
+    }
+
+
+def _differ(what: str, actual: object, expected: object) -> NoReturn:
+    raise AssertionError(f"{what} {actual} is not NumPy's {expected}")
+
+
+def _assert_same_mapping(actual: Any, expected: Mapping[str, Any]) -> None:
+    """Compare a dataset, a batch or a sample."""
+    is_dataset = hasattr(actual, "columns") and hasattr(actual, "load")
+    if not is_dataset and not isinstance(actual, Mapping):
+        _differ("type", type(actual), type(expected))
+    names = actual.columns if is_dataset else actual
+    if set(names) != set(expected):
+        _differ("set of columns", sorted(names), sorted(expected))
+    batch = actual.load() if is_dataset else {}
+    for name, value in expected.items():
+        try:
+            assert_same(actual[name], value)
+            if is_dataset:
+                _assert_same_loaded(batch[name], value)
+        except AssertionError as error:
+            error.add_note(f"column: {name!r}")
+            raise
+
+
+def _assert_same_column(actual: Any, expected: AnyArray) -> None:
+    """Compare an array-like with an array, in all ways of reading it."""
+    for attribute in ("shape", "ndim", "size"):
+        want = getattr(expected, attribute)
+        if (got := getattr(actual, attribute, want)) != want:
+            _differ(attribute, got, want)
+    has_objects = expected.dtype == object
+    rows = expected.flat if has_objects else ()
+    # A column of arrays of varying shape has the dtype of their elements.
+    if actual.dtype != expected.dtype and not (
+        has_objects and all(getattr(row, "dtype", actual.dtype) == actual.dtype for row in rows)
+    ):
+        _differ("dtype", actual.dtype, expected.dtype)
+    _assert_same_array(np.asarray(actual, object if has_objects else None), expected)
+    if hasattr(actual, "load"):
+        _assert_same_loaded(actual.load(), expected)
+
+
+def _assert_same_loaded(loaded: Any, expected: AnyArray) -> None:
+    """Compare what `load` gives: an array, or rows in order."""
+    if not isinstance(loaded, Ragged) and (loaded.dtype == object or expected.dtype != object):
+        _assert_same_array(loaded, expected)
+    else:
+        _assert_same_elements(loaded, expected)
+
+
+def _assert_same_array(actual: AnyArray, expected: AnyArray) -> None:
+    for what, got, want in (
+        ("type", type(actual), type(expected)),
+        ("dtype", actual.dtype, expected.dtype),
+        ("shape", actual.shape, expected.shape),
+    ):
+        if got != want:
+            _differ(what, got, want)
+    if expected.dtype == object:
+        _assert_same_elements(actual, expected)
+        return
+    same = np.asarray((actual == expected) | ((actual != actual) & (expected != expected)))
+    if not same.all():
+        first = tuple(axis.item(0) for axis in np.nonzero(~np.atleast_1d(same)))[: expected.ndim]
+        raise AssertionError(
+            f"{np.count_nonzero(~same)} of {same.size} values differ, the first at {first}: "
+            f"{actual[first]} is not NumPy's {expected[first]}"
+        )
+
+
+def _assert_same_elements(actual: AnyArray | Ragged, expected: AnyArray) -> None:
+    rows = actual if isinstance(actual, Ragged) else actual.ravel()
+    if len(rows) != expected.size:
+        _differ("number of rows", len(rows), expected.size)
+    for number, (got, want) in enumerate(zip(rows, expected.flat, strict=True)):
+        if is_image(want) and isinstance(got, bytes):
+            continue  # a batch holds images as they are stored
+        try:
+            assert_same(got, want)
+        except AssertionError as error:
+            error.add_note(f"element: {number} in C order")
+            raise
+
+
+def _assert_same_value(actual: Any, expected: Any) -> None:
+    if is_image(expected) and is_image(actual):
+        actual, expected = (
+            (image.size, image.mode, image.tobytes()) for image in (actual, expected)
+        )
+    kinds = {_PYTHON.get(type(value), type(value)) for value in (actual, expected)}
+    if len(kinds) > 1:
+        _differ("type", type(actual), type(expected))
+    if actual != expected and (actual == actual or expected == expected):
+        _differ("value", repr(actual), repr(expected))
+
+
+# Strategies
+
+
+def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> SearchStrategy[Any]:
+    """Draw any index of an array or view of a shape.
+
+    It draws integers, slices, Ellipsis, index arrays and masks of several dtypes, shapes and
+    layouts, lists, and tuples of all of them.
+
+    Parameters
+    ----------
+    shape : int or tuple of int
+        The shape of what will be indexed.
+    allow_invalid : bool, default: True
+        Whether to draw indices that raise an exception, too: out of bounds, of too many axes,
+        masks of another length, shapes that do not broadcast, slices with a step of 0.
+
+    Returns
+    -------
+    SearchStrategy
+
+    Raises
+    ------
+    MissingDependencyError
+        If Hypothesis is not installed.
+
+    Notes
+    -----
+    It does not draw what NumPy takes and npstream refuses: ``None``, single booleans and floats.
+    It draws no integers and index arrays for axes of length 0 in a tuple: NumPy does not check
+    these if the tuple has an empty mask. It draws masks of up to 1,048,576 elements.
+
+    Examples
+    --------
+    >>> from hypothesis import given, settings
+    >>> from npstream import testing
+    >>> values = np.arange(12).reshape(3, 4)
+    >>> @settings(max_examples=10)
+    ... @given(testing.indices((3, 4), allow_invalid=False))
+    ... def test_an_index_picks_elements(index):
+    ...     assert np.isin(values[index], values).all()
+    >>> test_an_index_picks_elements()
+    """
+    _hypothesis("indices")
+    axes = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
+    drawn: SearchStrategy[Any] = _indices(axes, _BEYOND if allow_invalid else 0)
+    return drawn
+
+
+def encodings() -> SearchStrategy[str]:
+    """Draw the name of an encoding, as ``columns=`` of `npstream.write` takes it.
+
+    Returns
+    -------
+    SearchStrategy
+        Of numbers, booleans, dates, text, bytes, JSON, decimals, and arrays of fixed and of varying
+        shapes. It draws no images and no pickles.
+
+    Raises
+    ------
+    MissingDependencyError
+        If Hypothesis is not installed.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from npstream import testing
+    >>> find(testing.encodings(), lambda name: name.startswith("ndarray:int8:"))
+    'ndarray:int8:1'
+    """
+    st, npst = _hypothesis("encodings")
+    arrays = st.builds(
+        lambda dtype, shape: f"ndarray:{dtype}:{','.join(map(str, shape))}",
+        st.sampled_from(_SCALARS),
+        npst.array_shapes(max_dims=3, max_side=4),
+    )
+    drawn: SearchStrategy[str] = st.sampled_from(_ENCODINGS) | arrays
+    return drawn
+
+
+def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
+    """Draw the values of a column.
+
+    Parameters
+    ----------
+    encoding : str
+        Name of the encoding, such as ``"int32"`` or ``"ndarray:uint16:4,3"``.
+    n : int
+        Number of samples.
+
+    Returns
+    -------
+    SearchStrategy
+        Of arrays of `n` values. They have the dtype and shape that the column will have, or
+        dtype object where NumPy has no dtype for the values.
+
+    Raises
+    ------
+    ValueError
+        If the encoding is not one that `encodings` draws.
+    MissingDependencyError
+        If Hypothesis is not installed.
+
+    Examples
+    --------
+    >>> from hypothesis import find
+    >>> from npstream import testing
+    >>> find(testing.column_values("ndarray:uint8:2", 3), lambda values: True)
+    array([[0, 0],
+           [0, 0],
+           [0, 0]], dtype=uint8)
+    """
+    st, npst = _hypothesis("column_values")
+    known = column_type(encoding)
+    drawn: SearchStrategy[AnyArray]
+    if known.kind in ("fixed", "int_text", "float_text"):
+        # Of itself Hypothesis draws no bfloat16, nor another dtype of another package.
+        other = st.integers(-8, 8).map(known.dtype.type) if known.dtype.kind == "V" else None
+        drawn = npst.arrays(known.dtype, (n, *(known.shape or ())), elements=other)
+    else:
+        is_text = known.kind == "str"
+        rows = st.lists(_value(known), min_size=n, max_size=n)
+        drawn = rows.map(lambda row: np.array(row, known.dtype) if is_text else objects(row))
+    return drawn
+
+
+def tables(
+    columns: SearchStrategy[str] | None = None,
+    *,
+    min_samples: int = 1,
+    max_samples: int = 10,
+    max_columns: int = 4,
+) -> SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]:
+    """Draw datasets to write: the values of some columns, and their encodings.
+
+    Parameters
+    ----------
+    columns : SearchStrategy of str, optional
+        Draws the encoding of a column; by default `encodings`.
+    min_samples, max_samples : int, default: 1, 10
+        Bounds of the number of samples.
+    max_columns : int, default: 4
+        Largest number of columns.
+
+    Returns
+    -------
+    SearchStrategy
+        Of tuples ``(values, columns)``, the arguments of ``npstream.write(path, values,
+        columns=columns)``. The values are also the reference for `assert_same_as_numpy`.
+
+    Raises
+    ------
+    MissingDependencyError
+        If Hypothesis is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hypothesis import given, settings
+    >>> from npstream import testing
+    >>> @settings(max_examples=3)
+    ... @given(testing.tables())
+    ... def test_what_is_written_is_what_is_read(table):
+    ...     values, columns = table
+    ...     with tempfile.TemporaryDirectory() as directory:
+    ...         npstream.write(f"{directory}/new", values, columns=columns)
+    ...         with npstream.open(f"{directory}/new") as ds:
+    ...             testing.assert_same_as_numpy(ds, values)
+    >>> test_what_is_written_is_what_is_read()
+    """
+    _hypothesis("tables")
+    wanted = encodings() if columns is None else columns
+    drawn: SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]
+    drawn = _composite(_table)(wanted, min_samples, max_samples, max_columns)
+    return drawn
+
+
+def _hypothesis(name: str) -> tuple[Any, Any]:
+    """Import Hypothesis: its strategies, and those of arrays."""
+    optional("hypothesis", "hypothesis", "testing", f"npstream.testing.{name}")
+    from hypothesis import strategies
+    from hypothesis.extra import numpy
+
+    return strategies, numpy
+
+
+@functools.cache
+def _composite(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a strategy of a function that draws."""
+    return _hypothesis(function.__name__)[0].composite(function)  # type: ignore[no-any-return]
+
+
+# Hypothesis validates a strategy when it first draws from it, which takes longer than the drawing.
+
+
+@functools.lru_cache(256)
+def _indices(shape: tuple[int, ...], beyond: int) -> Any:
+    st, npst = _hypothesis("indices")
+    kinds = [npst.basic_indices(shape, allow_newaxis=False), st.just(...)]
+    kinds += [_composite(_tuple_index)(shape, beyond)]
+    if shape:
+        n = shape[0]
+        kinds += [_integers(n, beyond), _slices(n, beyond), _index_arrays(n, None, beyond)]
+        kinds += [st.just([])] + [
+            _masks(axes, beyond) for axes in {shape[:1], shape} if _fits(axes)
+        ]
+    if len(shape) > 1 and 0 not in shape:
+        kinds.append(npst.integer_array_indices(shape))
+    drawn = st.one_of(kinds)
+    return drawn if beyond else drawn.filter(functools.partial(_is_valid, shape))
+
+
+@functools.lru_cache(256)
+def _integers(n: int, beyond: int) -> Any:
+    st, _ = _hypothesis("indices")
+    return st.integers(-n - beyond, n - 1 + beyond) if n + beyond else st.nothing()
+
+
+@functools.lru_cache(256)
+def _slices(n: int, beyond: int) -> Any:
+    st, _ = _hypothesis("indices")
+    bound = st.none() | st.integers(-n - 2, n + 1)
+    steps = st.integers(-3, 3) | st.integers(-n - 2, n + 1)
+    return st.builds(slice, bound, bound, st.none() | (steps if beyond else steps.filter(bool)))
+
+
+@functools.lru_cache(256)
+def _index_arrays(n: int, shape: tuple[int, ...] | None, beyond: int) -> Any:
+    """Return a strategy for integers of any type and layout, and of the shape if one is given."""
+    st, npst = _hypothesis("indices")
+    shapes = [(0,), (1,), (5,), (40,), (2, 3), (0, 4), (2, 1, 2)] if shape is None else [shape]
+
+    def arrays(far: int) -> Any:
+        low, high = -n - far, n - 1 + far
+        if low > high:  # there is no element to pick
+            return st.just(np.zeros(0 if shape is None else shape, np.int64))
+        return st.one_of(
+            npst.arrays(
+                dtype,
+                st.sampled_from(shapes),
+                elements=st.integers(0 if dtype.kind == "u" else low, high),
+            )
+            for dtype in _INDEX_DTYPES
+            if np.iinfo(dtype).max > high
+        )
+
+    # Mostly within bounds, so that few indices raise.
+    drawn = st.one_of([arrays(0)] * 3 + [arrays(beyond)])
+    forms = [np.asarray, np.asfortranarray, np.ndarray.tolist]
+    return st.builds(lambda form, array: form(array), st.sampled_from(forms), drawn)
+
+
+@functools.lru_cache(256)
+def _masks(shape: tuple[int, ...], beyond: int) -> Any:
+    """Return a strategy for booleans, sometimes of a wrong length."""
+    st, npst = _hypothesis("indices")
+    if math.prod(shape) > _DRAWN_MASK:
+        return _composite(_large_mask)(shape, beyond)
+    drawn = npst.arrays(np.bool_, shape)
+    if beyond and shape[0]:
+        others = [npst.arrays(np.bool_, (shape[0] + off, *shape[1:])) for off in (1, -1)]
+        drawn = st.one_of([drawn] * 4 + others)
+    # An empty list is no mask, but integers.
+    return st.builds(
+        lambda as_list, mask: mask.tolist() if as_list and mask.size else mask, st.booleans(), drawn
+    )
+
+
+def _fits(shape: tuple[int, ...]) -> bool:
+    return math.prod(shape) <= _LARGEST_MASK
+
+
+def _large_mask(draw: DrawFn, shape: tuple[int, ...], beyond: int) -> Any:
+    st, _ = _hypothesis("indices")
+    if beyond:
+        shape = (shape[0] + draw(st.sampled_from([0, 0, 0, 0, 1, -1])), *shape[1:])
+    density = draw(st.sampled_from([0, 0.01, 0.1, 0.5, 0.9, 1]))
+    return np.random.default_rng(draw(st.integers(0, 2**32))).random(shape) < density
+
+
+def _tuple_index(draw: DrawFn, shape: tuple[int, ...], beyond: int) -> tuple[Any, ...]:
+    """Draw an integer, a slice, an array or a mask for each of some axes."""
+    st, npst = _hypothesis("indices")
+    common = draw(st.sampled_from([(1,), (3,), (2, 3)]))
+    # One item at most is out of bounds: of several errors, NumPy reports the one it finds first.
+    fault = draw(st.integers(0, 9)) if beyond else -1
+    items: list[Any] = []
+    axis = 0
+    while axis < len(shape) and draw(st.integers(0, 4)):
+        # Beside an empty mask, NumPy overlooks what picks from an axis without elements.
+        kinds = ["slice", "mask", "integer", "slice", "array", "array"][: 6 if shape[axis] else 2]
+        kind = draw(st.sampled_from(kinds))
+        width = draw(st.integers(1, len(shape) - axis)) if kind == "mask" else 1
+        far = beyond if len(items) == fault else 0
+        if kind == "integer":
+            items.append(draw(_integers(shape[axis], far)))
+        elif kind == "array":
+            part = draw(npst.broadcastable_shapes(common, max_dims=len(common)))
+            items.append(draw(_index_arrays(shape[axis], part, far)))
+        elif kind == "mask" and _fits(shape[axis : axis + width]):
+            items.append(draw(_masks(shape[axis : axis + width], far)))
+        else:
+            items.append(draw(_slices(shape[axis], 0)))
+            width = 1
+        axis += width
+    if draw(st.integers(0, 2)) == 0:
+        items.insert(draw(st.integers(0, len(items))), ...)
+    if fault == 9:
+        items.append(draw(st.sampled_from([0, slice(None), [0], ...])))
+    return tuple(items)
+
+
+def _is_valid(shape: tuple[int, ...], index: Any) -> bool:
+    """Return True if NumPy takes the index."""
+    return not isinstance(
+        _outcome(operator.itemgetter(index), np.broadcast_to(np.int8(0), shape)), Exception
+    )
+
+
+def _value(encoding: Encoding) -> Any:
+    """Return a strategy for one value of varying size."""
+    st, npst = _hypothesis("column_values")
+    if encoding.kind == "ndarray":
+        dtypes = st.sampled_from(_ROW_DTYPES) if encoding.dtype == object else encoding.dtype
+        shapes = npst.array_shapes(max_dims=2, max_side=4)
+        return npst.arrays(dtypes, shapes)
+    json = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5)
+    strategies = {
+        "str": st.text(max_size=8),
+        "bytes": st.binary(max_size=8),
+        "str_decimal": st.decimals(allow_nan=False, allow_infinity=False),
+        "json": st.recursive(
+            json | st.floats(allow_nan=False, allow_infinity=False),
+            lambda item: (
+                st.lists(item, max_size=3) | st.dictionaries(st.text(max_size=5), item, max_size=3)
+            ),
+            max_leaves=4,
+        ),
+    }
+    if encoding.name not in strategies:
+        raise ValueError(
+            f"there is no strategy for values of encoding {encoding.name!r}: draw them with one of "
+            f"your own, or take an array, or one of {', '.join(_ENCODINGS)}"
+        )
+    return strategies[encoding.name]
+
+
+def _table(
+    draw: DrawFn, wanted: Any, min_samples: int, max_samples: int, max_columns: int
+) -> tuple[dict[str, AnyArray], dict[str, str]]:
+    """Draw the values and the encodings of columns."""
+    st, _ = _hypothesis("tables")
+    names = st.text("abcdefgh_é 0123", min_size=1, max_size=4)
+    columns = draw(st.dictionaries(names, wanted, min_size=1, max_size=max_columns))
+    n = draw(st.integers(min_samples, max_samples))
+    return {name: draw(column_values(columns[name], n)) for name in columns}, columns
