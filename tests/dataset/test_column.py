@@ -18,13 +18,12 @@ from column_values import (
     RAGGED,
     VALUES,
     N,
-    same,
-    same_value,
     write_columns,
 )
 from datasets import merge, objects, write_jsonl
 
 import npstream
+from npstream.testing import assert_same
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +93,9 @@ def test_copies_are_the_same_view(ds, name):
     column = ds[::-2][name]
     want = np.asarray(column, object)
     for again in (copy.copy(column), copy.deepcopy(column), pickle.loads(pickle.dumps(column))):
-        same(np.asarray(again, object), want)
+        assert_same(np.asarray(again, object), want)
     part = ds["tokens"][1:, ::2, [1, 0]]
-    same(pickle.loads(pickle.dumps(part)).load(), part.load())
+    assert_same(pickle.loads(pickle.dumps(part)).load(), part.load())
 
 
 # Indexing
@@ -106,8 +105,8 @@ def test_copies_are_the_same_view(ds, name):
 def test_an_integer_reads_a_value_as_samples_hold_it(ds, name):
     for i in (0, 5, -1, np.int8(7), np.array(3)):
         value, sample = ds[name][i], ds[int(i)]
-        same_value(value, sample[name])
-        same_value(
+        assert_same(value, sample[name])
+        assert_same(
             ds[2:][name][np.asarray(i) - 2 if i > 2 else -1],
             sample[name] if i > 2 else ds[-1][name],
         )
@@ -146,8 +145,8 @@ def test_other_indices_make_columns_that_read_nothing(ds, index, monkeypatch):
     assert isinstance(column, npstream.Column)
     assert column.shape == want.shape
     monkeypatch.undo()
-    same(np.asarray(column), want)
-    same(column.load(), want)
+    assert_same(np.asarray(column), want)
+    assert_same(column.load(), want)
     assert column.load().flags.c_contiguous
     assert column.load().flags.writeable
 
@@ -192,16 +191,16 @@ def test_rows_have_no_further_axes_where_values_vary(ds):
 def test_views_without_axes(ds):
     label = ds[..., 3]["label"]
     assert label.shape == ()
-    same(label[()], np.int64(3))
-    same(np.asarray(label), np.array(3))
-    same(label.load(), np.array(3))
-    same(label + 1, np.int64(4))
+    assert_same(label[()], np.int64(3))
+    assert_same(np.asarray(label), np.array(3))
+    assert_same(label.load(), np.array(3))
+    assert_same(label + 1, np.int64(4))
     assert label == 3
     assert np.mean(label) == 3
     assert 3 in ds["label"][..., 3] + np.zeros(1)
     assert ds["text"][..., 3] == "text"
-    same(np.asarray(ds[..., 3]["text"]), VALUES["text"][..., 3])
-    same(ds[..., 3]["tokens"][1:, [0, 2]].load(), VALUES["tokens"][3][1:, [0, 2]])
+    assert_same(np.asarray(ds[..., 3]["text"]), VALUES["text"][..., 3])
+    assert_same(ds[..., 3]["tokens"][1:, [0, 2]].load(), VALUES["tokens"][3][1:, [0, 2]])
     with pytest.raises(TypeError, match="unsized"):
         len(label)
     with pytest.raises(TypeError, match="0-d"):
@@ -220,13 +219,15 @@ def test_load(ds, name, index):
         assert isinstance(column, npstream.Ragged)
         assert column.kind == {"text": "str", "data": "bytes", "image": "image"}.get(name)
         if name != "image":
-            assert all(map(same, column, want.ravel().tolist()))
+            for got, row in zip(column, want.flat, strict=True):
+                assert_same(got, row)
         assert len(column) == want.size
     elif name == "any" and isinstance(column, npstream.Ragged):
         assert len({row.dtype for row in want.flat}) <= 1
-        assert all(map(same, column, want.flat))
+        for got, row in zip(column, want.flat, strict=True):
+            assert_same(got, row)
     else:
-        same(column, want)
+        assert_same(column, want)
     batch = ds[index].load()[name]
     assert type(batch) is type(column)
 
@@ -275,21 +276,21 @@ def test_asarray(ds, name, index):
                 read(*([str] if read == column.astype else [column]))
     else:
         array = np.asarray(column)
-        same(array, want)
+        assert_same(array, want)
         assert array.flags.writeable
-        same(column.to_numpy(), want)
-        same(np.array(column), want)
+        assert_same(column.to_numpy(), want)
+        assert_same(np.array(column), want)
         assert np.asarray(column, copy=True) is not array
-    same(np.asarray(column, object), want.astype(object))
-    same(column.astype(object), want.astype(object))
-    same(column.to_numpy(object), want.astype(object))
+    assert_same(np.asarray(column, object), want.astype(object))
+    assert_same(column.astype(object), want.astype(object))
+    assert_same(column.to_numpy(object), want.astype(object))
 
 
 def test_asarray_converts(ds):
-    same(np.asarray(ds["small"], float), VALUES["small"].astype(float))
-    same(ds["score"].astype("f8"), VALUES["score"].astype(float))
-    same(np.asarray(ds["text"], "U4"), VALUES["text"].astype("U4"))
-    same(ds["str_int"].astype(np.float32), VALUES["str_int"].astype(np.float32))
+    assert_same(np.asarray(ds["small"], float), VALUES["small"].astype(float))
+    assert_same(ds["score"].astype("f8"), VALUES["score"].astype(float))
+    assert_same(np.asarray(ds["text"], "U4"), VALUES["text"].astype("U4"))
+    assert_same(ds["str_int"].astype(np.float32), VALUES["str_int"].astype(np.float32))
     with pytest.raises(ValueError, match=r"invalid literal|could not convert"):
         ds["text"].astype(int)
 
@@ -306,12 +307,12 @@ def test_arrays_are_mapped_when_they_may_not_be_copied(single):
         slice(5, 6),
     ):
         array = np.asarray(single["tokens"][index], copy=False)
-        same(array, VALUES["tokens"][index])
+        assert_same(array, VALUES["tokens"][index])
         assert not array.flags.writeable
         assert not array.flags.owndata
     for name in FIXED:
-        same(np.asarray(single[name], copy=False), VALUES[name])
-        same(np.asarray(single[name], VALUES[name].dtype, copy=False), VALUES[name])
+        assert_same(np.asarray(single[name], copy=False), VALUES[name])
+        assert_same(np.asarray(single[name], VALUES[name].dtype, copy=False), VALUES[name])
 
 
 def test_mapped_arrays_outlive_the_dataset(single):
@@ -319,7 +320,7 @@ def test_mapped_arrays_outlive_the_dataset(single):
     array = np.asarray(single["tokens"], copy=False)
     single.close()
     del single
-    same(array, VALUES["tokens"])
+    assert_same(array, VALUES["tokens"])
     assert npstream._core.memory._live == before + 1
     del array
     assert npstream._core.memory._live == before
@@ -352,10 +353,10 @@ def test_iteration(ds, name, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
     column = ds[1::2][name]
     for i, value in enumerate(column):
-        same_value(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
+        assert_same(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
     assert i == len(column) - 1
     for part, want in zip(ds[[[0, 1], [2, 3]]][name], VALUES[name][[[0, 1], [2, 3]]], strict=True):
-        same(part, want)
+        assert_same(part, want)
     assert list(ds[:0][name]) == []
 
 
@@ -392,10 +393,12 @@ def test_take(ds):
     for axis, n in ((0, N), (1, 4), (-1, 3), (None, want.size)):
         for indices in ([0, -1], [[1, 0], [2, 2]], 2, []):
             expected = want.take(np.array(indices, int), axis)
-            same(tokens.take(indices, axis), expected)
-            same(np.take(tokens[::2], indices, axis), want[::2].take(np.array(indices, int), axis))
+            assert_same(tokens.take(indices, axis), expected)
+            assert_same(
+                np.take(tokens[::2], indices, axis), want[::2].take(np.array(indices, int), axis)
+            )
         for mode in ("wrap", "clip"):
-            same(
+            assert_same(
                 tokens.take([n, -n - 1, 1], axis, None, mode),
                 want.take([n, -n - 1, 1], axis, None, mode),
             )
@@ -411,8 +414,8 @@ def test_take(ds):
     assert ds["text"].take([3, 1]).to_list() == ["text", "ab"]
     assert ds["text"].take(3) == "text"
     assert ds[[[1, 2], [3, 4]]]["text"].take([2]).to_list() == ["text"]
-    same(ds[[[1, 2], [3, 4]]]["label"].take([2, 0]), np.array([3, 1]))
-    same(tokens[:, [0, 1]].take([1], 0), want[:, [0, 1]].take([1], 0))
+    assert_same(ds[[[1, 2], [3, 4]]]["label"].take([2, 0]), np.array([3, 1]))
+    assert_same(tokens[:, [0, 1]].take([1], 0), want[:, [0, 1]].take([1], 0))
     for axis in (3, -4):
         with pytest.raises(np.exceptions.AxisError):
             tokens.take([0], axis)
@@ -434,12 +437,12 @@ def test_torch(ds):
 def test_dask(ds):
     for index in (..., slice(0, 0), (slice(None), 1, slice(None, 0))):
         lazy = dask.array.from_array(ds["tokens"][index])
-        same(np.asarray(lazy), VALUES["tokens"][index])
-        same((lazy + 1)[::2].compute(), (VALUES["tokens"][index] + 1)[::2])
+        assert_same(np.asarray(lazy), VALUES["tokens"][index])
+        assert_same((lazy + 1)[::2].compute(), (VALUES["tokens"][index] + 1)[::2])
     lazy = dask.array.from_array(ds["tokens"], chunks=(4, 4, 2))
-    same(lazy.sum(axis=0).compute(), VALUES["tokens"].sum(axis=0))
+    assert_same(lazy.sum(axis=0).compute(), VALUES["tokens"].sum(axis=0))
     lazy = dask.array.from_array(ds["label"], getitem=lambda x, i: np.asarray(x[i]))
-    same(lazy[lazy > 1].compute(), VALUES["label"][VALUES["label"] > 1])
+    assert_same(lazy[lazy > 1].compute(), VALUES["label"][VALUES["label"] > 1])
 
 
 def test_pandas(ds):
@@ -451,14 +454,14 @@ def test_pandas(ds):
 
 
 def test_view_as_a_dtype(ds):
-    same(ds["tokens"].view("int16").load(), VALUES["tokens"].view("int16"))
-    same(ds["tokens"].view(np.uint8).load(), VALUES["tokens"].view(np.uint8))
-    same(ds["score"].view("uint32")[::2].load(), VALUES["score"].view("uint32")[::2])
+    assert_same(ds["tokens"].view("int16").load(), VALUES["tokens"].view("int16"))
+    assert_same(ds["tokens"].view(np.uint8).load(), VALUES["tokens"].view(np.uint8))
+    assert_same(ds["score"].view("uint32")[::2].load(), VALUES["score"].view("uint32")[::2])
     ragged = ds["ragged"].view("float32")
     assert ragged.dtype == np.float32
     assert np.array_equal(ragged[1], VALUES["ragged"][1].view("float32"))
     assert np.array_equal(ragged.load()[2], VALUES["ragged"][2].view("float32"))
-    same(ds[[3, 1]]["tokens"].view("int16")[0], VALUES["tokens"][3].view("int16"))
+    assert_same(ds[[3, 1]]["tokens"].view("int16")[0], VALUES["tokens"][3].view("int16"))
 
 
 @pytest.mark.parametrize("dtype", ["M8[D]", "m8[s]", ">M8[s]", "c16", ">i8", "S8"])
@@ -473,18 +476,18 @@ def test_view_as_a_dtype_without_a_buffer(dtype, tmp_path):
     for name, array in wanted.items():
         viewed, declared = ds[name].view(dtype), npstream.open(tmp_path, columns={name: dtype})
         for k in (0, 3, -1):
-            same(viewed[k], array[k])
-            same(declared[k][name], array[k])
+            assert_same(viewed[k], array[k])
+            assert_same(declared[k][name], array[k])
         if name == "some":
-            same(declared.load()["some"].values, array.ravel())
+            assert_same(declared.load()["some"].values, array.ravel())
             continue
         (batch,) = declared.iter(0, 1, batch_size=6)
         for read in (viewed.load(), declared.load()[name], batch[name], np.asarray(viewed)):
-            same(read, array)
+            assert_same(read, array)
         out = np.empty_like(array)
         assert viewed.load(out) is out
-        same(out, array)
-        same(viewed[::-2].load(), array[::-2])
+        assert_same(out, array)
+        assert_same(viewed[::-2].load(), array[::-2])
         assert np.array_equal(viewed == array[1], array == array[1])
         assert np.array_equal(viewed != viewed.load(), array != array)
 
@@ -496,23 +499,23 @@ def test_view_of_bytes(tmp_path):
     ds = npstream.open(tmp_path)
     ragged = ds["tokens"].view(np.int64)
     assert (ragged.shape, ragged.dtype) == ((4,), np.dtype(np.int64))
-    same(ragged[0], rows[0, :2])
+    assert_same(ragged[0], rows[0, :2])
     assert [row.tolist() for row in ragged.load()] == [
         row[: 6 if i else 2].tolist() for i, row in enumerate(rows)
     ]
     fixed = ds["tokens"][1:].view("ndarray:int64:2,3")
     assert fixed.shape == (3, 2, 3)
-    same(fixed.load(), rows[1:].reshape(3, 2, 3))
-    same(fixed[::2, 1, ::-1].load(), rows[1::2].reshape(2, 2, 3)[:, 1, ::-1])
-    same(fixed[:, 1].load(), rows[1:].reshape(3, 2, 3)[:, 1])
-    same(fixed[2, 0], rows[3, :3])
-    same(fixed[:, :, 1].load(out=(out := np.empty((3, 2), np.int64))), out)
-    same(np.sum(fixed, axis=0), rows[1:].reshape(3, 2, 3).sum(axis=0))
+    assert_same(fixed.load(), rows[1:].reshape(3, 2, 3))
+    assert_same(fixed[::2, 1, ::-1].load(), rows[1::2].reshape(2, 2, 3)[:, 1, ::-1])
+    assert_same(fixed[:, 1].load(), rows[1:].reshape(3, 2, 3)[:, 1])
+    assert_same(fixed[2, 0], rows[3, :3])
+    assert_same(fixed[:, :, 1].load(out=(out := np.empty((3, 2), np.int64))), out)
+    assert_same(np.sum(fixed, axis=0), rows[1:].reshape(3, 2, 3).sum(axis=0))
     again = npstream.open(tmp_path, columns={"tokens": "ndarray:int64:6", "meta": "json"})
     assert again[1]["meta"] == {"a": 1}
-    same(again[3]["tokens"], rows[3])
-    same(again[1:]["tokens"].load(), rows[1:])
-    same(again[1:].load()["tokens"], rows[1:])
+    assert_same(again[3]["tokens"], rows[3])
+    assert_same(again[1:]["tokens"].load(), rows[1:])
+    assert_same(again[1:].load()["tokens"], rows[1:])
     for read in (again.load, lambda: again[0], ds["tokens"].view("ndarray:int64:6").load):
         with pytest.raises(
             npstream.errors.FormatError, match=r"shard.00000.mds .*sample 0 .*16 bytes"
@@ -557,8 +560,8 @@ def test_encodings_of_the_users_own(tmp_path, size):
     assert [sample["z"] for sample in ds] == values
     assert [ds[i]["z"] for i in range(3)] == values
     assert ds["z"][1] == 0j
-    same(ds["z"][[2, 0]].load(), objects([-1j, 1 + 2j]))
-    same(np.asarray(ds["z"], object), objects(values))
+    assert_same(ds["z"][[2, 0]].load(), objects([-1j, 1 + 2j]))
+    assert_same(np.asarray(ds["z"], object), objects(values))
     assert list(ds["z"]) == values
     assert -1j in ds["z"]
     assert (ds["z"] == 0).tolist() == [False, True, False]
@@ -597,8 +600,8 @@ def test_integers_beyond_int64(tmp_path):
         assert [sample["n"] for sample in ds] == values
         assert list(ds["n"]) == values
         assert ds["n"][2] == values[2]
-        same(np.asarray(ds["n"], object), objects(values))
-        same(ds[:1].load()["n"], np.array([1]))
+        assert_same(np.asarray(ds["n"], object), objects(values))
+        assert_same(ds[:1].load()["n"], np.array([1]))
     with pytest.raises(npstream.errors.FormatError, match="'str_int' in shard 1"):
         merge(tmp_path)["n"]
 

@@ -7,10 +7,11 @@ import operator
 import numpy as np
 import pytest
 import torch
-from column_values import NUMBERS, VALUES, N, same, write_columns
+from column_values import NUMBERS, VALUES, N, write_columns
 
 import npstream
 from npstream._core import jit as _jit
+from npstream.testing import assert_same
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +62,16 @@ def test_ufuncs(ds, name, function, block, monkeypatch):
         for left, right in zip(
             *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
         ):
-            same(left, right)
+            assert_same(left, right)
 
 
 @pytest.mark.parametrize("view", [slice(0, 0), [[0, 1, 2], [7, 6, 5]], (..., 2)])
 def test_ufuncs_on_views(ds, view):
     for name in ("label", "tokens", "text"):
         for function in (lambda x: x == 3, lambda x: x != "text", lambda x: x == x):
-            same(function(ds[name][view]), function(VALUES[name][view]))
-    same(ds["tokens"][view] + 1, VALUES["tokens"][view] + 1)
-    same(ds["tokens"][:, [0, 1]] + 1, VALUES["tokens"][:, [0, 1]] + 1)
+            assert_same(function(ds[name][view]), function(VALUES[name][view]))
+    assert_same(ds["tokens"][view] + 1, VALUES["tokens"][view] + 1)
+    assert_same(ds["tokens"][:, [0, 1]] + 1, VALUES["tokens"][:, [0, 1]] + 1)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -81,17 +82,17 @@ def test_text_is_compared(ds, name, compiled, monkeypatch):
     values = VALUES[name]
     for value in set(values) | {"x", b"x", b"", "", "text" * 9}:
         for index in (..., slice(None, None, -3), [[0, 1], [1, 4]]):
-            same(ds[name][index] == value, values[index] == value)
-            same(ds[name][index] != value, values[index] != value)
-            same(value == ds[name][index], values[index] == value)
-    same(ds[name] == values, np.ones(N, bool))
+            assert_same(ds[name][index] == value, values[index] == value)
+            assert_same(ds[name][index] != value, values[index] != value)
+            assert_same(value == ds[name][index], values[index] == value)
+    assert_same(ds[name] == values, np.ones(N, bool))
     assert not (ds["text"] == "\ud800").any()
 
 
 def test_text_is_compared_and_joined_as_in_numpy(ds):
-    same(ds["text"] < "b", VALUES["text"] < "b")
-    same(ds["text"] + "!", VALUES["text"] + "!")
-    same(np.strings.str_len(ds["text"]), np.strings.str_len(VALUES["text"]))
+    assert_same(ds["text"] < "b", VALUES["text"] < "b")
+    assert_same(ds["text"] + "!", VALUES["text"] + "!")
+    assert_same(np.strings.str_len(ds["text"]), np.strings.str_len(VALUES["text"]))
 
 
 def test_objects_are_compared_one_by_one(ds):
@@ -111,7 +112,7 @@ def test_operators_in_place_raise(ds, symbol):
         np.add.at(column, [0], 1)
     array = np.ones(N, int)
     array += column
-    same(array, VALUES["label"] + 1)
+    assert_same(array, VALUES["label"] + 1)
     out = np.empty(N, int)
     assert np.add(column, 1, out=out) is out
     assert np.add.at(out, [0], column[:1]) is None
@@ -198,7 +199,7 @@ FUNCTIONS = [
 @pytest.mark.parametrize("function", range(len(FUNCTIONS)))
 def test_functions_of_numpy(ds, function):
     got, want = FUNCTIONS[function](ds["tokens"]), FUNCTIONS[function](VALUES["tokens"])
-    same(np.asarray(got) if isinstance(got, npstream.Column) else got, want)
+    assert_same(np.asarray(got) if isinstance(got, npstream.Column) else got, want)
 
 
 # Comparing
@@ -228,7 +229,7 @@ def test_text_and_numbers_compare_as_in_numpy(ds, name, other):
                 function(ds[name], other)
             continue
         got = function(ds[name], other)
-        same(got, wanted)
+        assert_same(got, wanted)
     if np.ndim(other) == 0:
         assert (other in ds[name]) == bool(np.any(values == other))
 

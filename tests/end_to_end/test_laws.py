@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import operator
+import tempfile
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from datasets import objects, write_shards
 from hypothesis import given, settings
-from hypothesis.extra.numpy import arrays, basic_indices, broadcastable_shapes
 
 import npstream
+from npstream import testing
 from npstream._core.jit import Kernel
 from npstream.indexing import selection
 
@@ -57,158 +57,21 @@ def make(path, seed):
     return ds, {name: rows[: sum(sizes)] for name, rows in values.items()}
 
 
-def outcome(operation, *args):
-    """Return what an operation does: its result, or the exception that it raises."""
-    try:
-        return operation(*args)
-    except Exception as error:
-        return error
-
-
-def same_error(got, want, words=True):
-    """Compare exceptions; True if there is one, and nothing else to compare."""
-    if isinstance(want, Exception):
-        assert isinstance(got, Exception), f"{got!r}; NumPy raises {want!r}"
-        assert type(got) is type(want)
-        if words:  # but for the shapes that do not fit, of which NumPy lists all
-            assert str(got).partition(" with shapes")[0] == str(want).partition(" with shapes")[0]
-        return True
-    if isinstance(got, Exception):
-        raise got
-    return False
-
-
-def check_value(got, want):
-    """Compare an element: of the same type, but that `int` columns have Python's."""
-    if isinstance(want, np.ndarray):
-        check_array(got, want)
-    elif type(got) is int:
-        assert type(want) is np.int64
-        assert got == want
-    else:
-        assert type(got) is type(want)
-        assert got == want
-
-
-def check_array(got, want):
-    assert type(got) is np.ndarray
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    if want.dtype == object:
-        for left, right in zip(got.flat, want.flat, strict=True):
-            check_value(left, right)
-    else:
-        assert np.array_equal(got, want)
-
-
-def check_column(column, want):
-    """Compare a column, or what an index made of one, with NumPy's array."""
-    if not isinstance(column, npstream.Column):
-        check_value(column, want)
+def check_column(column):
+    """Compare the ways to read a column into arrays of one's own."""
+    if column.dtype == object or isinstance(loaded := column.load(), npstream.Ragged):
         return
-    assert (column.shape, column.ndim, column.size) == (want.shape, want.ndim, want.size)
-    assert column.dtype == want.dtype or (want.dtype == object and column.dtype == np.int32)
-    array = np.asarray(column, object if want.dtype == object else None)
-    check_array(array, want)
-    assert array.flags.writeable
-    loaded = column.load()
-    if isinstance(loaded, npstream.Ragged):
-        assert len(loaded) == want.size
-        for left, right in zip(loaded, want.flat, strict=True):
-            check_value(left, right)
-    else:
-        check_array(loaded, want)
-        out = np.ones((*want.shape, 2), want.dtype)[..., 0]
-        assert column.load(out=out) is out
-        check_array(np.ascontiguousarray(out).reshape(out.shape), want)
+    assert np.asarray(column).flags.writeable
+    out = np.ones((*loaded.shape, 2), loaded.dtype)[..., 0]
+    assert column.load(out=out) is out
+    testing.assert_same(np.ascontiguousarray(out).reshape(out.shape), loaded)
 
 
-def check_dataset(ds, ids, values):
-    """Compare a view, or a sample, with NumPy's array of sample numbers."""
-    if not isinstance(ids, np.ndarray):
-        assert set(ds) == set(values)
-        for name, value in ds.items():
-            check_value(value, values[name][ids])
-        return
-    assert (ds.shape, ds.ndim, ds.size) == (ids.shape, ids.ndim, ids.size)
-    batch = ds.load()
-    check_array(batch.ids, ids)
-    for name, rows in values.items():
-        if isinstance(batch[name], npstream.Ragged):
-            for left, right in zip(batch[name], rows[ids, ...].flat, strict=True):
-                check_value(left, right)
-        else:
-            check_array(batch[name], rows[ids, ...])
+def check_ids(ds, ids):
+    """Compare the samples of a view, and where they are, with NumPy's array of sample numbers."""
+    testing.assert_same(ds.load().ids, ids)
     shard, row = ds.locate(...)
     assert np.array_equal(ds.shards["start"][shard] + row, ids)
-
-
-def integers(n):
-    return st.integers(-n, n - 1) if n else st.just(0)
-
-
-def arrays_of_indices(n, shape):
-    """Draw arrays of integers, now and then one that is out of bounds."""
-    return st.sampled_from([(-n, n - 1)] * 8 + [(0, n - 1), (-n - 1, n)]).flatmap(
-        lambda bounds: arrays(
-            st.sampled_from([np.int64, np.int16, np.uint32 if bounds[0] >= 0 else np.int32]),
-            shape,
-            elements=st.integers(*bounds) if bounds[0] <= bounds[1] else st.just(0),
-        )
-    )
-
-
-@st.composite
-def masks(draw, shape):
-    mask = draw(arrays(np.bool_, shape))
-    return mask.tolist() if mask.size and draw(st.booleans()) else mask
-
-
-@st.composite
-def mixed_indices(draw, shape):
-    """Draw a tuple with an integer, a slice, an array or a mask for each of some axes."""
-    common = draw(st.sampled_from([(1,), (3,), (2, 3)]))
-    items = []
-    axis = 0
-    while axis < len(shape) and draw(st.integers(0, 4)):
-        # Beside an empty mask, NumPy overlooks whatever picks from an axis without elements.
-        kinds = ["slice", "mask", "int", "slice", "array", "array"][: 6 if shape[axis] else 2]
-        kind = draw(st.sampled_from(kinds))
-        width = 1
-        if kind == "int":
-            item = draw(integers(shape[axis]))
-        elif kind == "slice":
-            item = draw(st.slices(shape[axis]))
-        elif kind == "array":
-            item = draw(
-                arrays_of_indices(
-                    shape[axis], draw(broadcastable_shapes(common, max_dims=len(common)))
-                )
-            )
-            item = item.tolist() if item.ndim and draw(st.booleans()) else item
-        else:
-            width = draw(st.integers(1, len(shape) - axis))
-            item = draw(masks(shape[axis : axis + width]))
-        items.append(item)
-        axis += width
-    if draw(st.integers(0, 2)) == 0:
-        items.insert(draw(st.integers(0, len(items))), ...)
-    return tuple(items)
-
-
-@st.composite
-def indices(draw, shape):
-    """Draw an index for an array of that shape."""
-    kinds = [basic_indices(shape, allow_newaxis=False), mixed_indices(shape)]
-    if shape:
-        n = shape[0]
-        kinds += [
-            integers(n),
-            st.slices(n),
-            arrays_of_indices(n, (4,)),
-            arrays_of_indices(n, (2, 3)),
-        ]
-        kinds += [st.integers(-n - 2, n + 1), masks((n,)), masks(shape), st.just([])]
-    return draw(st.one_of(kinds))
 
 
 def has_ellipsis(index):
@@ -219,21 +82,23 @@ def has_ellipsis(index):
 @given(st.data())
 def test_datasets_are_indexed_as_arrays_are(made, data):
     ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
-    ids = np.arange(len(ds))
+    ids, rows = np.arange(len(ds)), values
     for step in range(4):
         if data.draw(st.integers(0, 4)) == 0:
             before = ids
             ds = ds.shuffle(step, block=None)
             ids = ds.load().ids
+            rows = {name: column[ids] for name, column in values.items()}
             assert np.array_equal(np.sort(ids), np.sort(before, axis=None))
-        index = data.draw(indices(ids.shape))
-        got, want = outcome(operator.getitem, ds, index), outcome(operator.getitem, ids, index)
-        if same_error(got, want):
+        index = data.draw(testing.indices(ids.shape))
+        pair = testing.assert_same_as_numpy(ds, rows, index, messages=True)
+        if pair is None:
             continue
-        check_dataset(got, want, values)
-        if not isinstance(want, np.ndarray):
+        assert isinstance(pair[0], npstream.Dataset) == isinstance(ids[index], np.ndarray)
+        if not isinstance(pair[0], npstream.Dataset):
             break
-        ds, ids = got, want
+        (ds, rows), ids = pair, ids[index]
+        check_ids(ds, ids)
 
 
 @settings(max_examples=300)
@@ -243,17 +108,14 @@ def test_columns_are_indexed_as_arrays_are(made, data):
     name = data.draw(st.sampled_from(ds.columns))
     column, array = ds[name], values[name]
     for _ in range(4):
-        index = data.draw(indices(array.shape))
-        got, want = (
-            outcome(operator.getitem, column, index),
-            outcome(operator.getitem, array, index),
-        )
-        if same_error(got, want):
+        index = data.draw(testing.indices(array.shape))
+        pair = testing.assert_same_as_numpy(column, array, index, messages=True)
+        if pair is None:
             continue
-        check_column(got, want)
-        if not isinstance(got, npstream.Column):
+        if not isinstance(pair[0], npstream.Column):
             break
-        column, array = got, want
+        column, array = pair
+        check_column(column)
 
 
 @settings(max_examples=100)
@@ -262,8 +124,8 @@ def test_rows_and_names_commute(made, data):
     ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
     ids = np.arange(len(ds))
     for _ in range(2):
-        index = data.draw(indices(ids.shape))
-        if not isinstance(want := outcome(operator.getitem, ids, index), np.ndarray):
+        index = data.draw(testing.indices(ids.shape, allow_invalid=False))
+        if not isinstance(want := ids[index], np.ndarray):
             continue
         names = data.draw(st.lists(st.sampled_from(ds.columns), min_size=1, unique=True))
         part = ds[index][names]
@@ -271,10 +133,21 @@ def test_rows_and_names_commute(made, data):
         assert list(part.load()) == names
         for name in names:
             expected = values[name][want, ...]
-            check_column(ds[index][name], expected)
+            testing.assert_same(ds[index][name], expected)
             if not has_ellipsis(index):  # which would reach into the values
-                check_column(ds[name][index], expected)
+                testing.assert_same(ds[name][index], expected)
         ds, ids = ds[index], want
+
+
+@settings(max_examples=50)
+@given(testing.tables())
+def test_what_is_written_is_what_is_read(table):
+    values, columns = table
+    with tempfile.TemporaryDirectory() as directory:
+        npstream.write(f"{directory}/new", values, columns=columns, shard_size="100b")
+        with npstream.open(f"{directory}/new") as ds:
+            testing.assert_same_as_numpy(ds, values)
+            testing.assert_same_as_numpy(ds, values, -1)
 
 
 FUNCTIONS = {
@@ -303,14 +176,11 @@ def test_functions_of_columns_are_those_of_arrays(made, data):
     ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
     name = data.draw(st.sampled_from([*FIXED, "number"]))
     column, array = ds[name], values[name]
-    index = data.draw(indices(array.shape))
-    if not isinstance(array := outcome(operator.getitem, array, index), np.ndarray):
+    index = data.draw(testing.indices(array.shape, allow_invalid=False))
+    if not isinstance(array := array[index], np.ndarray):
         return
     column = column[index]
     # NumPy takes from arrays without axes or elements what it takes from no others.
     names = [name for name in FUNCTIONS if (array.ndim and array.size) or name not in TAKES]
     function = FUNCTIONS[data.draw(st.sampled_from(names))]
-    got, want = outcome(function, column), outcome(function, array)
-    if not same_error(got, want, words=False):
-        assert type(got) is type(want)
-        np.testing.assert_array_equal(got, want, strict=True)
+    testing.assert_same_result(function, column, array)

@@ -51,28 +51,6 @@ OBJECTS = ("ragged", "any", "json", "image", "decimal")
 """Columns that NumPy has no dtype for."""
 
 
-def same(got, want):
-    """Compare type, dtype, shape and values."""
-    assert type(got) is type(want)
-    if isinstance(want, np.ndarray):
-        assert (got.dtype, got.shape) == (want.dtype, want.shape)
-        if want.dtype == object:
-            for left, right in zip(got.flat, want.flat, strict=True):
-                same_value(left, right)
-        else:
-            assert np.array_equal(got, want)
-    else:
-        assert got == want
-    return True
-
-
-def same_value(got, want):
-    if isinstance(want, Image.Image):
-        assert (got.size, got.mode, got.tobytes()) == (want.size, want.mode, want.tobytes())
-    else:
-        same(got, want)
-
-
 def write_columns(path):
     """Write the values in four shards, of which one is empty."""
     values = VALUES | {

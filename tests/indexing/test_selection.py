@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis.extra.numpy import arrays, basic_indices, integer_array_indices
 
+from npstream import testing
 from npstream.indexing import selection
 from npstream.indexing.selection import Selection
 from npstream.orders.permutation import Permutation
@@ -42,21 +42,24 @@ def _masks_stay_masks(monkeypatch):
     monkeypatch.setattr(selection, "FEW", 0)
 
 
-def outcome(view, index):
-    """Return what an index picks, or the exception that it raises."""
-    try:
-        return view.select(index) if isinstance(view, Selection) else view[index]
-    except Exception as error:
-        return type(error), str(error)
+class Ids:
+    """A selection as the array of sample ids that it stands for."""
+
+    def __init__(self, view):
+        self.view = view
+        self.shape = view.shape
+        self.dtype = np.dtype(np.int64)
+
+    def __array__(self, dtype=None, copy=None):
+        return self.view.ids().reshape(self.shape)
+
+    def __getitem__(self, index):
+        chosen = self.view.select(index)
+        return Ids(chosen) if isinstance(chosen, Selection) else chosen
 
 
 def check_same(view, ids):
-    """Compare a selection, or the id of one sample, with NumPy's array of ids."""
-    if not isinstance(view, Selection):
-        assert type(view) is int
-        assert not isinstance(ids, np.ndarray)
-        assert view == ids
-        return
+    """Compare a selection with NumPy's array of ids."""
     assert (view.shape, view.ndim, view.size) == (ids.shape, ids.ndim, ids.size)
     got = view.ids()
     assert got.dtype == np.int64
@@ -75,59 +78,14 @@ def check_same(view, ids):
 
 
 def check_select(view, ids, index):
-    """Index both in the same way; return the two results, or None if both raised the same."""
-    got, want = outcome(view, index), outcome(ids, index)
-    if isinstance(want, tuple):
-        assert got == want
+    """Index both in the same way; return the two results, or None if there is no selection."""
+    pair = testing.assert_same_as_numpy(Ids(view), ids, index, messages=True)
+    if pair is None or not isinstance(pair[0], Ids):
+        assert pair is None or type(pair[0]) is int
         return None
-    check_same(got, want)
-    return got, want
-
-
-def integers(n):
-    return st.integers(-n - 2, n + 1)
-
-
-@st.composite
-def index_arrays(draw, n):
-    """Draw integers of any type, shape and layout; some beyond the bounds."""
-    inside = draw(st.booleans())
-    low, high = (-n, n - 1) if inside and n else (-n - 2, n + 1)
-    dtype = draw(st.sampled_from([np.int64, np.int32, np.int16, np.uint64, np.uint16]))
-    low = max(low, 0) if np.issubdtype(dtype, np.unsignedinteger) else low
-    shape = draw(st.sampled_from([(0,), (1,), (5,), (40,), (2, 3), (0, 4), (2, 1, 2)]))
-    array = draw(arrays(dtype, shape, elements=st.integers(low, high)))
-    if draw(st.booleans()):
-        array = array.T
-    return array.tolist() if draw(st.booleans()) else array
-
-
-@st.composite
-def masks(draw, n):
-    """Draw bools, mostly of the right length; from a seed, as drawing each would take too long."""
-    length = n + draw(st.sampled_from([0, 0, 0, 0, 1, -1])) if n else 0
-    density = draw(st.sampled_from([0, 0.01, 0.1, 0.5, 0.9, 1]))
-    mask = np.random.default_rng(draw(st.integers(0, 2**32))).random(length) < density
-    return mask.tolist() if n < 50 and draw(st.booleans()) else mask
-
-
-def slices(n):
-    bounds = st.none() | integers(n)
-    return st.builds(slice, bounds, bounds, st.none() | st.integers(-3, 3) | integers(n))
-
-
-def indices(shape):
-    """Draw any index for a view of this shape."""
-    n = shape[0] if shape else 0
-    one = st.one_of(slices(n), masks(n), index_arrays(n), integers(n), st.just(...))
-    if len(shape) == 1:
-        return one | st.lists(one, max_size=2).map(tuple)
-    several = basic_indices(shape, allow_newaxis=False)
-    if not shape:
-        return several | one
-    if 0 not in shape:
-        several |= integer_array_indices(shape)
-    return several | arrays(np.bool_, shape) | one
+    got, want = pair
+    check_same(got.view, want)
+    return got.view, want
 
 
 @settings(max_examples=200)
@@ -141,8 +99,8 @@ def test_any_chain_of_indices_does_what_numpy_does(data):
             view = view.permuted(permutation)
             ids = ids.ravel()[permutation.at(np.arange(ids.size))]
             check_same(view, ids)
-        result = check_select(view, ids, data.draw(indices(ids.shape)))
-        if result is not None and isinstance(result[0], Selection):
+        result = check_select(view, ids, data.draw(testing.indices(ids.shape)))
+        if result is not None:
             view, ids = result
     again = pickle.loads(pickle.dumps(view))
     check_same(again, ids)

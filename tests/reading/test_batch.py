@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import objects
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -18,6 +19,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from npstream._core.spans import copy_spans
 from npstream.errors import FormatError, MissingDependencyError
 from npstream.reading.batch import Batch, Ragged
+from npstream.testing import assert_same
 
 ROWS = [np.array([1, 2]), np.array([], np.int64), np.array([3, 4, 5]), np.array([6])]
 TEXT = ["one", "", "zwei", "trois ❤"]
@@ -25,21 +27,9 @@ IMAGES = [np.arange(6, dtype="u1").reshape(2, 3), np.full((1, 3), 9, "u1"), np.o
 SIZES = [np.ones((2, 3)), np.full((3, 1), 2.0), np.empty((0, 4)), np.full((1, 1), 3.0)]
 
 
-def holding(rows):
-    """Return an array whose elements are the rows."""
-    array = np.empty(len(rows), object)
-    for i, row in enumerate(rows):
-        array[i] = row
-    return array
-
-
 def assert_rows(ragged, rows):
-    assert len(ragged) == len(rows)
     assert ragged.shape == (len(rows),)
-    for got, row in zip(ragged, rows, strict=True):
-        assert type(got) is type(row)
-        assert getattr(got, "dtype", None) == getattr(row, "dtype", None)
-        assert np.array_equal(got, row)
+    assert_same(ragged, objects(rows))
 
 
 @st.composite
@@ -73,7 +63,7 @@ def indices(n):
 @given(raggeds(), st.data())
 def test_indices_give_the_rows_that_they_give_of_an_array(drawn, data):
     ragged, rows = drawn
-    rows = holding(rows)
+    rows = objects(rows)
     for _ in range(3):
         index = data.draw(indices(len(rows)), "index")
         ragged, rows = ragged[index], rows[index]
@@ -377,7 +367,7 @@ def batch():
         "x": np.arange(8.0).reshape(4, 2),
         "tokens": Ragged.from_list(ROWS),
         "text": Ragged.from_list(TEXT),
-        "object": holding([1, "a", None, []]),
+        "object": objects([1, "a", None, []]),
     }
     return Batch(columns, ids=[9, 3, 4, 1], repeated=[False, False, False, True])
 
