@@ -74,10 +74,11 @@ def indexed_shape(shape: Shape, index: Items) -> Shape:
     whole = 0
     while whole < len(index) and isinstance(index[whole], slice) and index[whole] == slice(None):
         whole += 1
-    # Two arrays whose whole axes differ in length show where these axes go.
-    empty, single = (
+    # Two arrays whose whole axes differ in length show where these axes go. The empty one comes
+    # second: of an index out of bounds, NumPy 2.0 only warns there.
+    single, empty = (
         np.broadcast_to(np.False_, (length,) * whole + shape[whole:])[index].shape
-        for length in (0, 1)
+        for length in (1, 0)
     )
     lengths = iter(shape)
     return tuple(next(lengths) if a != b else a for a, b in zip(empty, single, strict=True))

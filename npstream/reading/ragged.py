@@ -313,7 +313,8 @@ class Ragged:
         box = _box(shapes, length, truncate)
         nbytes = math.prod(box) * len(self) * self.dtype.itemsize
         ensure_fits(nbytes, f"padding {len(self)} rows to {box}")
-        out = np.full((len(self), *box), value, self.dtype)
+        # `np.full` of NumPy 2.0 wraps a number that the dtype cannot hold; `np.asarray` raises.
+        out = np.full((len(self), *box), np.asarray(value, self.dtype), self.dtype)
         room = np.array(box, np.int64)
         kept = np.minimum(shapes, room)
         begin = room - kept if side == "left" else np.zeros_like(kept)
