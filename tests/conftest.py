@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from servers import KINDS, Place, Servers
@@ -22,6 +23,24 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
     else:
         monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    """Return torch, or skip the test."""
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def pyarrow() -> ModuleType:
+    """Return pyarrow, or skip the test."""
+    return pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(scope="session")
+def awkward() -> ModuleType:
+    """Return awkward, or skip the test."""
+    return pytest.importorskip("awkward")
 
 
 @pytest.fixture(scope="session")

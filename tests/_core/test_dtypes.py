@@ -11,9 +11,7 @@ import sys
 
 import ml_dtypes
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -307,7 +305,7 @@ def test_merged_shards(tmp_path):
     assert list(npstream.open(tmp_path).dtypes.items()) == [("y", np.int64), ("flag", np.bool_)]
 
 
-def test_tensors(written):
+def test_tensors(written, torch):
     root, _ = written
     names = [name for name in TABLE if name != "most_phases"]  # no jagged tensor holds those
     batch = npstream.open(root)[names].load().to_torch()
@@ -326,7 +324,7 @@ def test_tensors(written):
         npstream.open(root)["day"].to_torch()
 
 
-def test_tensors_as_buffers(written):
+def test_tensors_as_buffers(written, torch):
     ds = npstream.open(written[0])[["flag", "brain", "brains", "phase"]]
     out = {name: torch.empty_like(column) for name, column in ds.load().to_torch().items()}
     batch = ds.load(out=out)
@@ -370,6 +368,7 @@ def test_numpy_functions(written):
 
 
 def test_times_of_pandas_compare_as_with_arrays(tmp_path):
+    pd = pytest.importorskip("pandas")
     values = {
         "day": np.array(["2020", "2021", "NaT"], "M8[D]"),
         "delay": np.array([1, 2, "NaT"], "m8[s]"),

@@ -10,11 +10,8 @@ import sys
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from mixed_columns import COLUMNS, SIZES, VALUES, N, check_sample, ids_of, label
-from torch.utils.data import DataLoader
 
 import npstream
 from npstream import errors
@@ -220,10 +217,21 @@ def test_comparisons_filter(ds):
     assert ids_of(view[view["label"] == 3]).tolist() == [7, 3]
 
 
-def test_arrays_of_other_libraries_are_indices(ds):
-    for index in (torch.tensor([3, 1]), pd.Series([3, 1]), [np.int8(3), np.uint8(1)]):
-        assert ids_of(ds[index]).tolist() == [3, 1]
-        assert ds["label"][index].load().tolist() == [3, 1]
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pytest.importorskip("torch").tensor([3, 1]),
+        lambda: pytest.importorskip("pandas").Series([3, 1]),
+        lambda: [np.int8(3), np.uint8(1)],
+    ],
+    ids=["torch", "pandas", "scalars of NumPy"],
+)
+def test_arrays_of_other_libraries_are_indices(ds, make):
+    assert ids_of(ds[make()]).tolist() == [3, 1]
+    assert ds["label"][make()].load().tolist() == [3, 1]
+
+
+def test_tensors_of_one_number_and_of_bools_are_indices(ds, torch):
     check_sample(ds[torch.tensor(3)], 3)
     assert ids_of(ds[torch.arange(N) > 8]).tolist() == [9, 10]
 
@@ -276,14 +284,16 @@ def test_load_into_arrays(ds):
     assert list(batch) == list(ds.columns)
 
 
-def test_load_into_strided_arrays_and_tensors(ds):
+@pytest.mark.parametrize("package", ["numpy", "torch"])
+def test_load_into_strided_arrays_and_tensors(ds, package):
     rows = [[4, 0], [10, 1]]
     wide = np.zeros((2, 2, 5), np.int64)
-    tokens = torch.zeros((2, 2, 3, 2), dtype=torch.uint16)
+    arrays = pytest.importorskip(package)
+    tokens = arrays.zeros((2, 2, 3, 2), dtype=arrays.uint16)
     out = {"label": wide[..., ::-1][..., 1], "tokens": tokens}
     batch = ds[rows].load(out=out)
     assert batch["tokens"] is tokens
-    assert np.array_equal(tokens.numpy(), VALUES["tokens"][rows])
+    assert np.array_equal(np.asarray(tokens), VALUES["tokens"][rows])
     assert np.array_equal(wide[..., 3], VALUES["label"][rows])
     assert wide.sum() == VALUES["label"][rows].sum()
 
@@ -469,8 +479,8 @@ def test_long_work_shows_progress(ds, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_torch_loads_it_in_map_style(fixed, workers):
-    loader = DataLoader(fixed, batch_size=4, num_workers=workers)
+def test_torch_loads_it_in_map_style(fixed, workers, torch):
+    loader = torch.utils.data.DataLoader(fixed, batch_size=4, num_workers=workers)
     batches = list(loader)
     assert torch.equal(
         torch.cat([b["tokens"] for b in batches]), torch.from_numpy(VALUES["tokens"])
@@ -478,8 +488,9 @@ def test_torch_loads_it_in_map_style(fixed, workers):
     assert torch.cat([batch["label"] for batch in batches]).tolist() == VALUES["label"].tolist()
 
 
-def test_torch_loads_views_of_many_axes(fixed):
-    (batch,) = DataLoader(fixed[[[0, 1], [2, 3]]], batch_size=2, collate_fn=list)
+def test_torch_loads_views_of_many_axes(fixed, torch):
+    view = fixed[[[0, 1], [2, 3]]]
+    (batch,) = torch.utils.data.DataLoader(view, batch_size=2, collate_fn=list)
     assert [ids_of(view).tolist() for view in batch] == [[0, 1], [2, 3]]
 
 

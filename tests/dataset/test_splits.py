@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from datasets import write_shards
 from mixed_columns import N, ids_of, label
 
@@ -45,7 +44,7 @@ def test_random_splits_by_chunk_split_few_chunks_and_keep_the_order(tmp_path):
 @pytest.mark.parametrize("n", [0, 1, 7, 10, 1001])
 @pytest.mark.parametrize("lengths", [[1], [0.9, 0.1], [1 / 3] * 3, [0.5, 0.25, 0.25], [0.1] * 10])
 @pytest.mark.filterwarnings("ignore:Length of split")
-def test_fractions_are_rounded_as_in_torch(lengths, n):
+def test_fractions_are_rounded_as_in_torch(lengths, n, torch):
     parts = torch.utils.data.random_split(range(n), lengths)
     assert split_lengths(lengths, n) == [len(part) for part in parts]
 

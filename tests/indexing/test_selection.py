@@ -8,9 +8,7 @@ import sys
 
 import hypothesis.strategies as st
 import numpy as np
-import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 
 from npstream import testing
@@ -165,10 +163,6 @@ ODD = {
     "not native": np.arange(4, dtype=">i4"),
     "transposed": np.arange(6).reshape(2, 3).T,
     "read-only": np.broadcast_to(np.int64(3), 4),
-    "torch": torch.tensor([3, 1, -2]),
-    "torch mask": torch.arange(10) % 3 == 0,
-    "pandas": pd.Series([3, 1, 2]),
-    "pandas mask": pd.Series(np.arange(10) % 2 == 0),
     "lazy": Lazy([1, 2]),
     "lazy int": Lazy(3),
     "lazy mask": Lazy(np.arange(10) < 4),
@@ -205,11 +199,25 @@ def test_odd_indices_do_what_numpy_does(kind, name):
     check_select(*views()[kind], ODD[name])
 
 
+ARRAYS = {
+    "torch": ("torch", lambda torch: torch.tensor([3, 1, -2])),
+    "torch mask": ("torch", lambda torch: torch.arange(10) % 3 == 0),
+    "pandas": ("pandas", lambda pandas: pandas.Series([3, 1, 2])),
+    "pandas mask": ("pandas", lambda pandas: pandas.Series(np.arange(10) % 2 == 0)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_of_other_libraries_do_what_numpy_does(kind, name):
+    package, make = ARRAYS[name]
+    check_select(*views()[kind], make(pytest.importorskip(package)))
+
+
 DIFFERENT = {
     "True": (True, "a single True is neither a row number nor a mask"),
     "np.False_": (np.False_, "a single False"),
     "0-d bool": (np.array(True), "a single True"),
-    "torch bool": (torch.tensor(True), "a single True"),
     "None": (None, "adds no axis"),
     "float": (1.0, "1.0 is not an integer: only integers, slices"),
     "np.float32": (np.float32(1.5), "1.5 is not an integer"),
@@ -235,7 +243,13 @@ def test_indices_that_numpy_takes_otherwise_raise_with_a_hint(kind, name):
         views()[kind][0].select(index)
 
 
-def test_a_tensor_of_one_number_is_an_array_unlike_in_numpy():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_of_one_bool_raises_with_a_hint(kind, torch):
+    with pytest.raises(IndexError, match="a single True"):
+        views()[kind][0].select(torch.tensor(True))
+
+
+def test_a_tensor_of_one_number_is_an_array_unlike_in_numpy(torch):
     """NumPy takes it for an integer, so that the last, short batch would change its type."""
     assert Selection.all(10).select(torch.tensor([3])).shape == (1,)
     assert Selection.all(10).select(torch.tensor(3)) == 3

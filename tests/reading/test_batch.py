@@ -8,13 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from datasets import objects
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from torch.utils.data import DataLoader, default_collate, default_convert
-from torch.utils.data._utils.pin_memory import pin_memory
 
 from npstream._core.spans import copy_spans
 from npstream.errors import FormatError, MissingDependencyError
@@ -246,21 +243,24 @@ def test_asarray():
 @pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
 def test_text_that_is_not_utf8_is_found(bodies):
     ragged = Ragged.from_list(bodies, "str")
-    read = [
-        lambda: ragged[1],
-        ragged.to_list,
-        ragged.to_arrow,
-        ragged.to_awkward,
-        lambda: np.asarray(ragged),
-        lambda: ragged[:2].to_arrow(),
-    ]
-    for conversion in read:
+    for conversion in (lambda: ragged[1], ragged.to_list, lambda: np.asarray(ragged)):
         with pytest.raises(FormatError, match="row 1 is not UTF-8"):
             conversion()
-    assert ragged[:1].to_arrow().to_pylist() == ["ok"]
+    assert ragged[:1].to_list() == ["ok"]
     repr(ragged)
 
 
+@pytest.mark.usefixtures("pyarrow", "awkward")
+@pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
+def test_arrow_and_awkward_refuse_text_that_is_not_utf8(bodies):
+    ragged = Ragged.from_list(bodies, "str")
+    for conversion in (ragged.to_arrow, ragged.to_awkward, lambda: ragged[:2].to_arrow()):
+        with pytest.raises(FormatError, match="row 1 is not UTF-8"):
+            conversion()
+    assert ragged[:1].to_arrow().to_pylist() == ["ok"]
+
+
+@pytest.mark.usefixtures("pyarrow", "awkward")
 @given(raggeds(), st.data())
 def test_arrow_and_awkward_hold_the_rows(drawn, data):
     ragged, rows = drawn
@@ -274,6 +274,7 @@ def test_arrow_and_awkward_hold_the_rows(drawn, data):
         assert arrow.to_pylist() == expected
 
 
+@pytest.mark.usefixtures("pyarrow")
 def test_arrow_types():
     def type_of(rows, kind=None):
         return str(Ragged.from_list(rows, kind).to_arrow().type)
@@ -286,6 +287,7 @@ def test_arrow_types():
     assert type_of(SIZES) == "large_list<item: large_list<item: double>>"
 
 
+@pytest.mark.usefixtures("awkward")
 def test_awkward_types():
     def type_of(rows):
         return str(Ragged.from_list(rows).to_awkward().type)
@@ -296,6 +298,7 @@ def test_awkward_types():
     assert type_of(SIZES) == "4 * var * var * float64"
 
 
+@pytest.mark.usefixtures("pyarrow", "awkward", "torch")
 def test_arrow_awkward_and_torch_use_the_same_memory():
     ragged = Ragged.from_list(ROWS)[2:]
     address = ragged[0].ctypes.data
@@ -307,7 +310,7 @@ def test_arrow_awkward_and_torch_use_the_same_memory():
 
 
 @pytest.mark.parametrize("rows", [ROWS, IMAGES, [b"ab", b"", b"c"], ROWS[:0], IMAGES[:0]])
-def test_torch_nests_rows_that_differ_in_the_first_axis(rows):
+def test_torch_nests_rows_that_differ_in_the_first_axis(rows, torch):
     ragged = Ragged.from_list(rows)
     nested = ragged.to_torch()
     assert nested.is_nested
@@ -316,6 +319,7 @@ def test_torch_nests_rows_that_differ_in_the_first_axis(rows):
         assert np.array_equal(tensor.numpy(), np.frombuffer(row, "u1") if ragged.kind else row)
 
 
+@pytest.mark.usefixtures("torch")
 def test_torch_pads():
     ragged = Ragged.from_list(ROWS)
     assert np.array_equal(ragged.to_torch(padding=-1).numpy(), ragged.pad(-1))
@@ -327,6 +331,7 @@ def test_torch_pads():
         Ragged.from_list(SIZES).to_torch()
 
 
+@pytest.mark.usefixtures("torch")
 def test_torch_copies_what_is_read_only():
     values = np.arange(3)
     values.flags.writeable = False
@@ -386,29 +391,41 @@ COPIES = {
     "copy.copy": copy.copy,
     "copy.deepcopy": copy.deepcopy,
     "copy": Batch.copy,
-    "to_torch": Batch.to_torch,
-    "default_convert": default_convert,
     "pickle": lambda one: pickle.loads(pickle.dumps(one)),
-    "loader": lambda one: next(iter(DataLoader([one], batch_size=None))),
-    "worker": lambda one: next(iter(DataLoader([one], batch_size=None, num_workers=1))),
+}
+TORCH_COPIES = {
+    "to_torch": lambda one, data: one.to_torch(),
+    "default_convert": lambda one, data: data.default_convert(one),
+    "loader": lambda one, data: next(iter(data.DataLoader([one], batch_size=None))),
+    "worker": lambda one, data: next(iter(data.DataLoader([one], batch_size=None, num_workers=1))),
 }
 
 
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_batch_keeps_its_samples(copied):
+def assert_keeps_its_samples(copied):
     original = batch()
     assert same_samples(copied(original))
     assert same_samples(original)
     assert isinstance(original["x"], np.ndarray)
 
 
-def test_torch_converts_arrays_and_passes_ragged_columns_on():
-    converted = default_convert(batch())
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+def test_a_batch_keeps_its_samples(copied):
+    assert_keeps_its_samples(copied)
+
+
+@pytest.mark.parametrize("copied", TORCH_COPIES.values(), ids=TORCH_COPIES)
+def test_a_batch_keeps_its_samples_in_torch(copied, torch):
+    assert_keeps_its_samples(lambda one: copied(one, torch.utils.data))
+
+
+def test_torch_converts_arrays_and_passes_ragged_columns_on(torch):
+    converted = torch.utils.data.default_convert(batch())
     assert isinstance(converted["x"], torch.Tensor)
     assert_rows(converted["tokens"], ROWS)
     assert_rows(converted["text"], TEXT)
 
 
+@pytest.mark.usefixtures("torch")
 def test_to_torch_shares_memory_and_keeps_what_torch_has_no_type_for():
     original = batch()
     tensors = original.to_torch()
@@ -418,7 +435,9 @@ def test_to_torch_shares_memory_and_keeps_what_torch_has_no_type_for():
     assert tensors["object"] is original["object"]
 
 
-def test_pinning_keeps_the_samples_and_passes_ragged_columns_on(monkeypatch):
+def test_pinning_keeps_the_samples_and_passes_ragged_columns_on(monkeypatch, torch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
     pinned = []
 
     def pin(tensor):
@@ -426,15 +445,15 @@ def test_pinning_keeps_the_samples_and_passes_ragged_columns_on(monkeypatch):
         return tensor.clone()
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    result = pin_memory(default_convert(batch()))
+    result = pin_memory(torch.utils.data.default_convert(batch()))
     assert same_samples(result)
     assert len(pinned) == 1
     assert_rows(result["tokens"], ROWS)
 
 
-def test_samples_of_rows_collate():
+def test_samples_of_rows_collate(torch):
     rows = Ragged.from_list([[1, 2], [3, 4]])
-    collated = default_collate([{"row": row, "text": "a"} for row in rows])
+    collated = torch.utils.data.default_collate([{"row": row, "text": "a"} for row in rows])
     assert collated["row"].tolist() == [[1, 2], [3, 4]]
 
 
@@ -466,4 +485,8 @@ def test_batch_repr_fits_a_screen():
     wide = repr(Batch({f"c{i}": np.zeros(1) for i in range(1000)}))
     assert wide.count("\n") < 24
     assert wide.endswith("... and 980 more columns")
+
+
+@pytest.mark.usefixtures("torch")
+def test_batch_repr_of_tensors():
     assert "torch.float64 (4, 2)" in repr(batch().to_torch())

@@ -14,9 +14,7 @@ import zlib
 
 import ml_dtypes
 import numpy as np
-import pandas
 import pytest
-import torch
 from encoded import DTYPES, image_file, numbered, picture
 from golden_data import (
     assert_same,
@@ -414,11 +412,8 @@ INFERRED = [
     (datetime.date(2026, 11, 22), "datetime64[D]"),
     (datetime.datetime(2026, 11, 22, 1), "datetime64[us]"),
     (datetime.timedelta(1), "timedelta64[us]"),
-    (pandas.Timestamp("2026-11-22").as_unit("ns"), "datetime64[ns]"),
     (ml_dtypes.bfloat16(1.5), "bfloat16"),
     (np.array(5), "int64"),
-    (torch.tensor(5, dtype=torch.int16), "int16"),
-    (torch.zeros(2, dtype=torch.bool), "ndarray:bool"),
     (np.zeros((2, 3), np.complex64), "ndarray:complex64"),
     (np.zeros((2, 3), np.int16), "ndarray:int16"),
     (np.zeros((2, 3), ">i4"), "ndarray:int32"),
@@ -431,9 +426,24 @@ def test_encodings_follow_from_the_first_value(row):
     first, name = row
     assert infer(first) == column_type(name)
     decoded = infer(first).decode(infer(first).encode(first))
-    first = first.to_numpy() if isinstance(first, pandas.Timestamp) else first
     if not isinstance(first, Image.Image):
         assert np.array_equal(decoded, first)
+
+
+INFERRED_OF_OTHERS = [
+    ("pandas", lambda pandas: pandas.Timestamp("2026-11-22").as_unit("ns"), "datetime64[ns]"),
+    ("torch", lambda torch: torch.tensor(5, dtype=torch.int16), "int16"),
+    ("torch", lambda torch: torch.zeros(2, dtype=torch.bool), "ndarray:bool"),
+]
+
+
+@pytest.mark.parametrize("row", numbered(INFERRED_OF_OTHERS, operator.itemgetter(2)))
+def test_encodings_follow_from_values_of_other_libraries(row):
+    package, make, name = row
+    first = make(pytest.importorskip(package))
+    assert infer(first) == column_type(name)
+    decoded = infer(first).decode(infer(first).encode(first))
+    assert np.array_equal(decoded, first.to_numpy() if package == "pandas" else first)
 
 
 NOT_INFERRED = [(1, 2), {1}, object(), decimal.Decimal(1), datetime.time(1)]
@@ -445,8 +455,15 @@ def test_other_values_ask_for_a_name(row):
         infer(row)
 
 
-@pytest.mark.parametrize("row", [None, np.ma.masked, pandas.NA, pandas.NaT])
+@pytest.mark.parametrize("row", [None, np.ma.masked])
 def test_missing_values_ask_to_be_filled_in(row):
+    with pytest.raises(TypeError, match="fill it in with a value of your own, or leave the sample"):
+        infer(row)
+
+
+@pytest.mark.parametrize("name", ["NA", "NaT"])
+def test_missing_values_of_pandas_ask_to_be_filled_in(name):
+    row = getattr(pytest.importorskip("pandas"), name)
     with pytest.raises(TypeError, match="fill it in with a value of your own, or leave the sample"):
         infer(row)
 
