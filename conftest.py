@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -50,18 +51,34 @@ def _names_in_docstrings(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(np=np, npstream=npstream)
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    return _without_skips((yield))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without",
+        metavar="PACKAGES",
+        default="",
+        help="packages, with commas between them, whose absence may skip a test in CI",
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    return _without_skips((yield))
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _without_skips((yield), item.config)
 
 
-def _without_skips(report: Report) -> Report:
-    """Turn a skip into a failure in CI, where everything that a test needs is installed."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _without_skips((yield), collector.config)
+
+
+def _without_skips(report: Report, config: pytest.Config) -> Report:
+    """Turn a skip into a failure in CI, unless `--without` names the package that is missing."""
+    missing = re.search(r"could not import '(\w+)", str(report.longrepr))
+    if missing and missing[1] in config.getoption("without").split(","):
+        return report
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, which CI does not allow: {report.longrepr}"
