@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from importlib import import_module
 from io import BytesIO
 from typing import Any
 
+from npstream._core.fork import renew_in_child
 from npstream.errors import MissingDependencyError
 from npstream.storage import http
 from npstream.storage import huggingface as hub
@@ -37,6 +39,7 @@ __all__ = [
     "SCHEMES",
     "Driver",
     "Route",
+    "imports",
     "missing",
     "route",
     "same_service",
@@ -78,6 +81,25 @@ class Need:
 
 def _nothing(*_: Any) -> Any:
     return {}
+
+
+class _Imports:
+    """A lock for importing drivers.
+
+    Parts of some packages import each other, such as those of Oracle's SDK. Two threads that
+    import different parts at once would find half of them.
+    """
+
+    def __init__(self) -> None:
+        self.renew_locks()
+        renew_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Replace the lock, which a thread that a forked process does not have may have held."""
+        self.lock = threading.RLock()
+
+
+imports = _Imports()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +209,8 @@ def route(url: str, storage_options: Mapping[str, Any], width: int, timeout: flo
     given.update(storage_options)
     need = Need(rest.partition("/")[0], given, min(width, driver.width), timeout)
     try:
-        merged = _merge(driver.options(need), given)
+        with imports.lock:
+            merged = _merge(driver.options(need), given)
     except ImportError as error:
         raise missing(driver, error) from error
     return Route(driver, f"{driver.protocol}://{rest}", merged)

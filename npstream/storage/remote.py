@@ -25,7 +25,7 @@ from npstream._core.redaction import Redactor, place_hash, redacted_url
 from npstream._core.typing import Bytes
 from npstream.errors import NpstreamError, StorageError
 from npstream.storage.deadlines import Patience
-from npstream.storage.drivers import SCHEMES, Driver, Route, missing, route
+from npstream.storage.drivers import SCHEMES, Driver, Route, imports, missing, route
 from npstream.storage.obstore import fast_ranges
 from npstream.storage.requests import Job, Waits, persist, results
 from npstream.storage.threads import Threads
@@ -538,7 +538,8 @@ def _filesystem_class(found: Route) -> Any:
 
     driver = found.driver
     try:
-        return driver.load() if driver.load else get_filesystem_class(driver.protocol)
+        with imports.lock:
+            return driver.load() if driver.load else get_filesystem_class(driver.protocol)
     except ImportError as error:
         raise missing(driver, error) from error
 
