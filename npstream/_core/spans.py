@@ -1,6 +1,6 @@
 """Spans, runs of bytes at addresses, copied and compared.
 
-Whoever passes addresses holds the memory.
+The caller holds the memory.
 
 Tested in tests/shards/test_kernels.py.
 """

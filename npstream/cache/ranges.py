@@ -1,7 +1,7 @@
 """Files of an object store that are read by range, through the cache: a side-car and its columns.
 
-Nothing is verified here: whoever reads holds what it gets against hashes, and calls `forget` if
-they are wrong.
+Nothing is verified here. The reader compares what it gets with hashes, and calls `forget` if they
+are wrong.
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ def _unless_refused(opened: Callable[[], Sidecar | None], store: Store) -> Sidec
 def warn_of_refused(store: Store, stacklevel: int) -> None:
     """Warn that a side-car may not be read.
 
-    Amazon and Google answer so for an absent file to whoever may not list the bucket.
+    Amazon and Google answer so for an absent file if the user may not list the bucket.
     """
     from npstream.formats.sidecar.sidecar import NAME
 

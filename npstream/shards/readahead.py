@@ -332,7 +332,7 @@ class RowsAhead:
             try:
                 self._shards.fetch_rows(piece.ids, piece.shard_of)
             except NpstreamError as error:
-                # Whoever reads these samples will fetch them anew, and is told what is wrong.
+                # The reader of these samples will fetch them again, and gets the error.
                 if not self._is_closed:
                     log("reading ahead failed: %s", error)
             finally:

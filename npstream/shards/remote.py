@@ -44,7 +44,7 @@ MUCH = 4
 """A read of one part in so many of a chunk fetches the chunk."""
 
 _ABSENT = (errno.ENOENT, errno.EACCES)
-"""Amazon and Google answer "denied" for an absent file to whoever may not list the bucket."""
+"""Amazon and Google answer "denied" for an absent file if the user may not list the bucket."""
 
 SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
