@@ -95,7 +95,8 @@ class CachedRanges:
         for name, begin, nbytes in spans:
             if name in self._held:
                 continue
-            if name in self._files or self._cache.holds(self._key(name)):
+            is_known = name in self._sizes or self._cache.fetch(self._key(name, "size")) is not None
+            if is_known and self._cache.holds(self._key(name)):
                 file, parts = self._absent(name, begin, nbytes)
                 if file is not None:
                     found += [part.bounds[-1] - part.bounds[0] for part in parts]

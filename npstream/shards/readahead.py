@@ -328,15 +328,21 @@ class RowsAhead:
             self._asked.notify_all()
 
     def _run(self) -> None:
-        while (piece := self._next()) is not None:
-            try:
-                self._shards.fetch_rows(piece.ids, piece.shard_of)
-            except NpstreamError as error:
-                # The reader of these samples will fetch them again, and gets the error.
-                if not self._is_closed:
-                    log("reading ahead failed: %s", error)
-            finally:
-                piece.done.set()
+        try:
+            while (piece := self._next()) is not None:
+                self._fetch(piece)
+        finally:
+            self.close()  # also after an unexpected error, so that no reader waits for this thread
+
+    def _fetch(self, piece: RowsOfPiece) -> None:
+        try:
+            self._shards.fetch_rows(piece.ids, piece.shard_of)
+        except NpstreamError as error:
+            # The reader of these samples will fetch them again, and gets the error.
+            if not self._is_closed:
+                log("reading ahead failed: %s", error)
+        finally:
+            piece.done.set()
 
     def _next(self) -> RowsOfPiece | None:
         """Wait for a piece to fetch; None once it is closed."""

@@ -247,7 +247,7 @@ def test_a_side_car_that_came_later_is_used(tmp_path):
         assert [row["id"] for row in ds] == list(range(50))
 
 
-def test_parts_of_files(tmp_path):
+def test_parts_of_files(tmp_path, monkeypatch):
     store = RemoteStore("memory://parts")
     body = np.random.default_rng(0).bytes(3 * BLOCK + 777)
     store.put("a", body)
@@ -258,9 +258,15 @@ def test_parts_of_files(tmp_path):
     assert [files.ranges([span])[0] for span in spans] == expected
     assert files.ranges(spans) == expected
     assert files.cost(spans) == []
+    again = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    assert again.cost(spans) == []
     files.forget([("a", 5, 1), ("held", 0, 1)])
     assert files.cost([("a", 0, 10)]) == [NPY_HEAD]
     store.remove("a")
     with pytest.raises(FileNotFoundError):
         files.ranges([("a", 0, 10)])
     assert files.ranges([("a", NPY_HEAD, 10)]) == [body[NPY_HEAD : NPY_HEAD + 10]]
+    npstream.cache.clear(tmp_path)
+    monkeypatch.setattr(RemoteStore, "size", None)  # nothing is asked of the store
+    again = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    assert again.cost([("a", 0, 10), ("held", 0, 1)]) == [10]

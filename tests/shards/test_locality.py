@@ -17,6 +17,7 @@ import npstream
 from npstream.errors import StorageError
 from npstream.shards import locality
 from npstream.shards.locality import _fetched_again
+from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
 SAMPLES = 4000
@@ -249,6 +250,21 @@ def test_failures_come_to_the_reader(tmp_path, upload, exact_costs, monkeypatch)
     assert not [t for t in threading.enumerate() if t.name == "npstream-rows" and t.is_alive()] or (
         [t.join(30) for t in threading.enumerate() if t.name == "npstream-rows"]
     )
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, monkeypatch):
+    write(tmp_path / "data")
+
+    def broken(self, ids, shard_of):
+        raise RuntimeError("a mistake in the code")
+
+    monkeypatch.setattr(RemoteShards, "fetch_rows", broken)
+    with npstream.open(
+        upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
+    ) as ds:
+        seen = [batch["id"] for batch in ds.iter(0, 1, batch_size=400, shuffle=True)]
+    assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
 
 
 def test_an_iteration_that_is_left_holds_nothing(tmp_path, upload, exact_costs):
