@@ -247,9 +247,10 @@ def test_failures_come_to_the_reader(tmp_path, upload, exact_costs, monkeypatch)
                 pass
         fails[0] = False
         assert sum(len(b["id"]) for b in ds.iter(0, 1, batch_size=32, shuffle=True)) >= SAMPLES
-    assert not [t for t in threading.enumerate() if t.name == "npstream-rows" and t.is_alive()] or (
-        [t.join(30) for t in threading.enumerate() if t.name == "npstream-rows"]
-    )
+    left = [thread for thread in threading.enumerate() if thread.name == "npstream-rows"]
+    for thread in left:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in left)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
