@@ -258,8 +258,10 @@ class Dataset:
             One integer takes a sample, not a Batch.
         axis : int, optional
             0, or None for the ravelled view, which is the same unless the view is N-d.
-        out, mode
-            As for `load`, and what an index out of bounds does: "raise", "wrap" or "clip".
+        out : mapping of str to array_like, optional
+            Arrays to fill, as for `load`.
+        mode : {"raise", "wrap", "clip"}
+            What an index out of bounds does.
         """
         view = self
         if axis is None:
@@ -307,8 +309,10 @@ class Dataset:
         ----------
         seed, epoch : int
             Each pair gives another order, the same on any machine and in any release.
-        block, lanes
-            See `npstream.Shuffle`. ``block=None`` permutes all samples at once.
+        block : int, str or None, default: "auto"
+            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+        lanes : int, optional
+            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
 
         Examples
         --------
@@ -321,7 +325,23 @@ class Dataset:
     def shuffle(
         self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
     ) -> Dataset:
-        """Return a view of all samples in the order of a training epoch; see `order`."""
+        """Return a view of all samples in the order of a training epoch, which `order` gives.
+
+        Parameters
+        ----------
+        seed, epoch : int
+            Each pair gives another order, the same on any machine and in any release.
+        block : int, str or None, default: "auto"
+            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+        lanes : int, optional
+            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> sorted(sample["label"] for sample in ds.shuffle(seed=0))
+        [np.int64(0), np.int64(1), np.int64(2)]
+        """
         order = self.order(seed, epoch, block=block, lanes=lanes)
         return self._view(self._selection.permuted(order))
 

@@ -132,10 +132,14 @@ class Mixture(Dataset):
         ----------
         seed, epoch : int
             Each pair gives another order, the same on any machine and in any release.
-        block, lanes
-            See `npstream.Shuffle`.
-        batching, batch_size, global_batch_size
-            See `iter`.
+        block : int, str or None, default: "auto"
+            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+        lanes : int, optional
+            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+        batching : {"random", "stratified", "per_stream", "device_per_stream"}
+            What a source is drawn for; see `iter`.
+        batch_size, global_batch_size : int, optional
+            Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
 
         Examples
         --------
@@ -162,7 +166,21 @@ class Mixture(Dataset):
         batch_size: int | None = None,
         global_batch_size: int | None = None,
     ) -> Dataset:
-        """Return a view of what is drawn in a training epoch, in that order; see `order`."""
+        """Return a view of what is drawn in a training epoch, in that order; `order` gives it.
+
+        Parameters
+        ----------
+        seed, epoch : int
+            Each pair gives another order, the same on any machine and in any release.
+        block : int, str or None, default: "auto"
+            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+        lanes : int, optional
+            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+        batching : {"random", "stratified", "per_stream", "device_per_stream"}
+            What a source is drawn for; see `iter`.
+        batch_size, global_batch_size : int, optional
+            Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
+        """
         order = self.order(
             seed, epoch, block=block, lanes=lanes, batching=batching,
             batch_size=batch_size, global_batch_size=global_batch_size,
