@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import npstream
 
 BUDGET_MS = 60
 
@@ -56,3 +60,10 @@ print(time.process_time() - start)
     # The least of several processes, as noise only ever adds; the first compiles the modules.
     cache = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
     assert 1000 * min(float(run(code, **cache)) for _ in range(5)) <= BUDGET_MS
+
+
+def test_an_editable_install_is_a_path():
+    # A finder comes after sys.path, where the directory above a clone has a "npstream", too.
+    settings = configparser.ConfigParser()
+    settings.read(Path(npstream.__file__).parents[1] / "setup.cfg")
+    assert settings["options"]["package_dir"].split() == ["=", "."]
