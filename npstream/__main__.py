@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from npstream import __version__
 from npstream._core.redaction import redact, url_secrets
 from npstream.errors import NpstreamError
 
@@ -20,7 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The command line's words; by default those of this process.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    options = parser(words).parse_args(words)
+    root = parser(words)
+    if not words:
+        root.print_help()
+        return 0
+    options = root.parse_args(words)
     try:
         return options.command(options) or 0
     except (NpstreamError, OSError, ValueError) as error:
@@ -38,6 +43,7 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
             super().error(redact(message, (part for word in words for part in url_secrets(word))))
 
     root = Parser(prog="npstream", description="Training data as a lazily loaded NumPy array.")
+    root.add_argument("--version", action="version", version=f"npstream {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="a tour over the sources of Python's library")

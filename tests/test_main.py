@@ -52,7 +52,20 @@ def test_precompile_leaves_nothing_to_compile(capsys):
     assert main(["precompile"]) == 0
 
 
-def test_a_command_is_required(capsys):
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    for command in ("demo", "info", "cache", "index", "verify", "precompile"):
+        assert f"\n    {command}" in shown
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"npstream {npstream.__version__}\n"
+
+
+def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([])
-    assert "COMMAND" in capsys.readouterr().err
+        main(["opne"])
+    assert "'opne'" in capsys.readouterr().err
