@@ -208,6 +208,7 @@ class LocalStore:
             self.draft(name, self._content(name, data), os.urandom(8).hex(), []) as draft,
             self._reporting(name, "store"),
         ):
+            draft.sync()
             draft.replace()
 
     def _content(self, name: str, data: bytes | str | os.PathLike[str]) -> Iterator[Body]:
@@ -225,7 +226,9 @@ class LocalStore:
     def draft(
         self, name: str, pieces: Iterable[Body], token: str, folders: list[str]
     ) -> Iterator[Draft]:
-        """Write a file under a hidden name, and bring it to the disk; remove it in the end.
+        """Write a file under a hidden name; remove it in the end.
+
+        It is on the disk once its `Draft.sync` has returned.
 
         Parameters
         ----------
@@ -248,7 +251,6 @@ class LocalStore:
                         file.write(piece)
                 with self._reporting(name, "store"):
                     file.flush()
-                    os.fsync(file.fileno())
             yield draft
         finally:
             with suppress(OSError):
@@ -267,11 +269,7 @@ class LocalStore:
     def sync(self, folder: str) -> None:
         """Bring to the disk which files are in a directory."""
         with self._reporting("", "store"):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(folder)
 
     def remove(self, name: str) -> None:
         """Remove a file, if there is one."""
@@ -318,6 +316,10 @@ class Draft:
                 return open(self.path, "xb")
         raise FileNotFoundError(errno.ENOENT, "it is removed again and again", folder)
 
+    def sync(self) -> None:
+        """Bring the file's content to the disk."""
+        _sync(self.path)
+
     def replace(self) -> None:
         """Give the file its name, which may have been another's."""
         os.replace(self.path, self._target)
@@ -344,6 +346,15 @@ def identity(path: str) -> tuple[int, ...]:
     """Return what tells a file from others, and stays the same when it gets another name."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _sync(path: str) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _make_folders(folder: str, made: list[str]) -> None:

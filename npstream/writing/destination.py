@@ -10,8 +10,8 @@ import errno
 import json
 import os
 from collections import deque
-from collections.abc import Container, Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from npstream.storage.local import LocalStore, identity
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from npstream.storage.local import Store
+    from npstream.storage.local import Draft, Store
     from npstream.storage.remote import RemoteStore
 
 __all__ = ["INDEX", "LOCK", "Destination", "LocalDestination", "RemoteDestination", "destination"]
@@ -37,6 +37,12 @@ LOCK = "index.json.lock"
 
 _PARTS = (INDEX, "index.columns", SIDECAR, "shard.")
 """What the names of a dataset's files begin with."""
+
+_SYNCS = 32
+"""Files that are brought to the disk at once."""
+
+_FEW_FILES = 4
+"""Files that are brought there one after the other, as threads would take longer."""
 
 _LOCK_BYTES = 1 << 10
 """No lock file is longer than this."""
@@ -166,27 +172,65 @@ class LocalDestination(Destination):
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file: it has its name once it is whole and on the disk."""
-        self._check_process()
-        with self._store.draft(name, pieces, self._token, self._folders) as draft:
-            self._made[name] = identity(draft.path)
-            try:
-                draft.link()
-            except FileExistsError:
-                del self._made[name]
-                raise self._taken(name) from None
-            except OSError as error:
-                what = f"{error.strerror or error}: cannot create this file"
-                raise StorageError(error.errno, what, self._store.where(name)) from error
+        self._put_all([(name, pieces)])
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""
-        for name, pieces in files:
-            self.put(name, pieces)
+        self._put_all(files)
         self._sync()
         self.put(INDEX, [index])
         self._sync()
         self._made.clear()
         self._folders.clear()
+
+    def _put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        """Store new files: they have their names once all are whole and on the disk."""
+        self._check_process()
+        with ExitStack() as stack:
+            drafts: list[tuple[str, Draft]] = []
+            for name, pieces in files:
+                written = self._store.draft(name, pieces, self._token, self._folders)
+                drafts.append((name, stack.enter_context(written)))
+            self._sync_all(drafts)
+            for name, draft in drafts:
+                self._link(name, draft)
+
+    def _sync_all(self, drafts: Sequence[tuple[str, Draft]]) -> None:
+        """Bring files to the disk, many at once: file systems commit these together."""
+
+        def sync(entry: tuple[str, Draft]) -> None:
+            name, draft = entry
+            with self._reporting(name):
+                draft.sync()
+
+        if len(drafts) <= _FEW_FILES:
+            for entry in drafts:
+                sync(entry)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(_SYNCS, "npstream-sync") as threads:
+            for _ in threads.map(sync, drafts):
+                pass
+
+    def _link(self, name: str, draft: Draft) -> None:
+        """Give a file its name."""
+        self._made[name] = identity(draft.path)
+        try:
+            with self._reporting(name):
+                draft.link()
+        except FileExistsError:
+            del self._made[name]
+            raise self._taken(name) from None
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[None]:
+        """Raise what the operating system says as a StorageError that names the file."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{error.strerror or error}: cannot create this file"
+            raise StorageError(error.errno, what, self._store.where(name)) from error
 
     def _names(self) -> Iterable[str]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import random
 import subprocess
@@ -458,3 +459,27 @@ def test_a_place_that_is_no_directory(path, tmp_path):
     with pytest.raises(StorageError, match="Not a directory"):
         npstream.Writer(tmp_path / path)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
+    """Written all, synced all, named all: a sync for each file alone takes a commit for each."""
+    calls: list[str] = []
+    sync, link = os.fsync, os.link
+
+    def record_sync(descriptor: int) -> None:
+        calls.append("sync")
+        sync(descriptor)
+
+    def record_link(*paths: str) -> None:
+        calls.append("link")
+        link(*paths)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "link", record_link)
+    columns = {f"c{number}": np.arange(20) for number in range(40)}
+    npstream.write(tmp_path / "new", columns)
+    steps = [(call, len(list(group))) for call, group in itertools.groupby(calls)]
+    files = 41  # columns and the side-car; before them a shard; then directories, the index
+    assert steps[:5] == [("sync", 1), ("link", 1), ("sync", files), ("link", files), ("sync", 4)]
+    assert steps[5:] == [("link", 1), ("sync", 3)]
+    assert npstream.open(tmp_path / "new")["c39"][-1] == 19
