@@ -90,7 +90,20 @@ def size_text(nbytes: int) -> str:
     while size >= 1024 and len(units) > 1:
         size /= 1024
         units.pop(0)
-    return f"{size:.1f} {units[0]}" if units[0] != "bytes" else f"{nbytes} bytes"
+    return f"{size:.1f} {units[0]}" if units[0] != "bytes" else quantity(nbytes, "byte")
+
+
+def quantity(count: int, noun: str) -> str:
+    """Return a number of things, their name in the plural unless there is one.
+
+    Examples
+    --------
+    >>> quantity(1, "shard"), quantity(2000, "batch")
+    ('1 shard', '2,000 batches')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
 
 
 def integer(name: str, number: Any, least: int | None = None) -> int:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import parse_size
 from npstream._core.log import log
+from npstream.dataset.absence import explain_absence
 from npstream.dataset.dataset import Dataset
+from npstream.errors import StorageError
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.reading.source import open_source
@@ -117,11 +119,14 @@ def open_dataset(
     if index is not None:
         options = options_for(url, storage_options, index)
         aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
-    if isinstance(store, LocalStore):
-        found = read_manifest(store, None, aside, version, verify is True)
-        shards = Shards(found.index, store, verify, found.snapshot)
-    else:
-        shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
+    try:
+        if isinstance(store, LocalStore):
+            found = read_manifest(store, None, aside, version, verify is True)
+            shards = Shards(found.index, store, verify, found.snapshot)
+        else:
+            shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
+    except StorageError as error:
+        raise explain_absence(error, store, split) from error
     fetcher = Fetcher(shards)
     opened = shards.index
     if isinstance(verify, str) and verify != "auto" and len(opened):

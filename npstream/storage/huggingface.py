@@ -52,6 +52,7 @@ def load() -> Any:
         "isdir": lambda *_: False,
         "_info": _info,
         "_find": _find,
+        "_ls": _list,
         "_pipe_file": _blocking(lambda self, path, data: _upload(self, data, path)),
         "_put_file": _blocking(_upload),
         "_rm_file": _blocking(base.rm_file),
@@ -176,11 +177,18 @@ async def _info(self: Any, path: str) -> dict[str, Any]:
     return _described(path, found[0])
 
 
-async def _find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
+async def _list(self: Any, path: str, detail: bool = True) -> list[dict[str, Any]]:
+    """Return what is right below a path."""
+    return list((await _find(self, path, recursive=False)).values())
+
+
+async def _find(
+    self: Any, path: str, detail: bool = True, recursive: bool = True
+) -> dict[str, Any]:
     place = self.resolve_path(path)
     folder = f"/{quote(place.path, safe='')}" if place.path else ""
     url = f"{_address(self, place, 'tree')}{folder}"
-    query: dict[str, str] | None = {"recursive": "true"}
+    query: dict[str, str] | None = {"recursive": str(recursive).lower()}
     root = path.removesuffix(place.path).rstrip("/")
     found = {}
     while url:

@@ -202,6 +202,11 @@ class LocalStore:
                 if name.startswith(prefix) and os.path.isfile(path):
                     yield name, self.size(name)
 
+    def entries(self) -> list[str]:
+        """Return the names in this directory, those of directories with a slash behind."""
+        with self._reporting("", "list"), os.scandir(self.root) as found:
+            return sorted(entry.name + "/" * entry.is_dir() for entry in found)
+
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
         """Store a file, given as bytes or as the path of another; it appears whole."""
         with (

@@ -235,6 +235,17 @@ class RemoteStore:
                 size = info.get("size")
                 yield name, self.size(name) if size is None else int(size)
 
+    def entries(self) -> list[str]:
+        """Return the names right below this URL, those of directories with a slash behind."""
+        link = self._connect()
+        call = link.method("ls", link.path("").rstrip("/"), detail=True)
+        found = self._one(link, Job(self.root, "list what is below", call, is_optional=True)) or []
+        names = ((link.name(info["name"]), info["type"] == "directory") for info in found)
+        bare = ((name.rstrip("/"), is_folder) for name, is_folder in names)
+        return sorted(
+            name + "/" * is_folder for name, is_folder in bare if name and "/" not in name
+        )
+
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
         """Store a file, given as bytes or as the path of a local one; it appears whole."""
         link = self._connect()

@@ -17,6 +17,7 @@ import numpy as np
 from npstream._core.log import log
 from npstream._core.progress import progress
 from npstream.cache.directory import default_directory, prepare
+from npstream.dataset.absence import explain_absence
 from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.hashes import digest
 from npstream.formats.index import Index, check_size, parse_index
@@ -117,8 +118,11 @@ def build_index(
 
 def index_of(store: Store) -> tuple[Index, Mark]:
     """Read the index of a dataset, and what tells it from others."""
-    version = "" if store.is_local else store.version(INDEX)
-    nbytes = size_in_version(version or store.version(INDEX))
+    try:
+        sign = store.version(INDEX)
+    except StorageError as error:
+        raise explain_absence(error, store) from error
+    version, nbytes = "" if store.is_local else sign, size_in_version(sign)
     check_size(nbytes or 0, store.where(INDEX))
     text = store.read(INDEX, nbytes)
     mark = mark_of(text, version, "" if store.is_local else store.root)
