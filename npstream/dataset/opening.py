@@ -13,7 +13,7 @@ from npstream.errors import StorageError
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.reading.source import open_source
-from npstream.shards.local import Shards
+from npstream.shards.local import LocalShards
 from npstream.shards.manifest import read_manifest
 from npstream.shards.table import Fetcher
 from npstream.storage.local import LocalStore, open_store, options_for
@@ -122,7 +122,7 @@ def open_dataset(
     try:
         if isinstance(store, LocalStore):
             found = read_manifest(store, None, aside, version, verify is True)
-            shards = Shards(found.index, store, verify, found.snapshot)
+            shards = LocalShards(found.index, store, verify, found.snapshot)
         else:
             shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
     except StorageError as error:
@@ -145,7 +145,7 @@ def _open_remote(
     kept: tuple[str | os.PathLike[str] | None, int | str | None],
     aside: Store | None,
     version: str | None,
-) -> Shards:
+) -> LocalShards:
     """Open the shards of a remote dataset; `kept` is the cache's directory and its limit."""
     from npstream.cache.cache import Cache
     from npstream.shards.remote import RemoteShards

@@ -25,7 +25,7 @@ from npstream.reading.batch import Ragged
 from npstream.reading.gather import Field, Plan
 from npstream.reading.source import Member, Reader, Source, T
 from npstream.shards.table import Fetcher
-from npstream.shards.union import JoinedShards
+from npstream.shards.union import ShardUnion
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class MixedSource(Source):
         self.names_sources = names_sources
         parts = {id(member.source): member.source for member in self.members}
         self._parts = tuple(parts.values())
-        shards: list[Any] = [part.fetcher.shards for part in self._parts]
-        joined = JoinedShards(shards)
+        joined = ShardUnion([part.fetcher.shards for part in self._parts])
         self._remotes = [part for part in self._parts if part.remote is not None]
         limits = [part.limit for part in self._remotes if part.limit is not None]
         super().__init__(Fetcher(joined), fields, partial, min(limits, default=None))
@@ -210,7 +209,7 @@ class MixedSource(Source):
         return {field.name: column}
 
     @property
-    def _shards(self) -> JoinedShards:
+    def _shards(self) -> ShardUnion:
         shards: Any = self.fetcher.shards
         return shards  # type: ignore[no-any-return]
 

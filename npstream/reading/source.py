@@ -110,8 +110,8 @@ class Source:
     @property
     def remote(self) -> RemoteShards | None:
         """The dataset's shards, if they are in an object store."""
-        shards: Any = self.fetcher.shards
-        return None if shards.store.is_local else shards
+        remotes = self.fetcher.shards.remotes
+        return remotes[0].shards if remotes else None
 
     def field(self, name: str) -> Field:
         """Return the column of that name, or say why there is none."""
@@ -234,8 +234,7 @@ class Source:
             return False
         from npstream.shards import locality
 
-        shards: Any = self.fetcher.shards
-        return locality.is_rowwise(shards, self._stored_order(order), mend)
+        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), mend)
 
     def is_view_rowwise(self, selection: Selection) -> bool:
         """Tell whether a view, which is read in its own order, is read sample by sample."""

@@ -1,12 +1,16 @@
-"""A shard in memory, and what reads of single samples ask of shards.
+"""A shard in memory, and a source of shards: what tables, read-ahead and costs ask of it.
+
+The shards of a local dataset, those of a dataset in an object store and those of several datasets
+are such sources.
 
 Tested in tests/shards/test_local.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,9 +18,11 @@ from npstream._core import memory
 from npstream._core.typing import Bytes, Int64
 
 if TYPE_CHECKING:
+    from npstream._core.arrays import Rows
     from npstream.formats.index import Index
-    from npstream.formats.mds import Layout
-    from npstream.shards.residency import RemoteFiles
+
+Remote = TypeVar("Remote", covariant=True)
+"""The class of the shards of a dataset in an object store, which this module does not know."""
 
 Verify = bool | str
 """Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
@@ -51,19 +57,75 @@ class Region:
         )  # fmt: skip
 
 
-class Located(Protocol):
-    """The shards of a remote dataset, as reads of single samples need them."""
+class RemotePart(NamedTuple, Generic[Remote]):
+    """A dataset in an object store, and the numbers that its shards and samples begin with."""
 
-    index: Index
-    files: RemoteFiles
-    guards: Int64
-    layouts: list[Layout | None]
+    shards: Remote
+    first_shard: int
+    first_sample: int
 
-    def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
-        """Raise FormatError unless rows lie within their shard; return their guard."""
+
+class Shards(Protocol[Remote]):
+    """The shards of one dataset, or of several datasets, numbered one after the other."""
+
+    @property
+    def index(self) -> Index:
+        """The index of all shards."""
+
+    @property
+    def root(self) -> str:
+        """The place of the dataset, for messages."""
+
+    @property
+    def remotes(self) -> Sequence[RemotePart[Remote]]:
+        """The datasets that are in object stores."""
+
+    def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[Remote], Rows]]:
+        """Yield the datasets in object stores that samples belong to, and which samples do.
+
+        Parameters
+        ----------
+        shard_of : ndarray of int64, shape (n,)
+            The shard of each sample.
+        """
+
+    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+        """Return the shards to open so that samples are in memory, fetched if need be."""
+
+    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+        """Read samples of shards that cannot stay in memory.
+
+        Returns
+        -------
+        address, nbytes : ndarray of int64, shape (n,)
+            Where each sample lies, and its length; its `text.guard` lies before it.
+        held : list
+            What must be referred to while the addresses are in use.
+        """
+
+    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+        """Open those of some shards that take no request, and check them against the index."""
+
+    def buffered(self, shard: int) -> int | None:
+        """Return the bytes of memory that a shard takes, open, besides maps.
+
+        Returns
+        -------
+        int or None
+            0 unless the shard is compressed; None if opening it takes a request.
+        """
+
+    def is_stale(self, shard: int, region: Region) -> bool:
+        """Return True if a shard that is in memory is to be opened again."""
+
+    def describe(self, sample: int) -> str:
+        """Say where a sample is stored, for messages."""
 
     def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
 
 
 def laid_out(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -18,8 +17,10 @@ from npstream.shards.base import Region, Verify, laid_out
 from npstream.shards.snapshot import Snapshot, explained
 
 if TYPE_CHECKING:
+    from npstream._core.arrays import Rows
     from npstream.formats.index import File, Index
-    from npstream.shards.readahead import ReadAhead
+    from npstream.formats.mds import Layout
+    from npstream.shards.base import RemotePart
     from npstream.storage.local import Store
 
 _ALL: Bytes = np.empty(0, np.uint8)
@@ -28,7 +29,7 @@ _MAX_BYTES = 1 << 32
 """Where samples end that offsets of four bytes can reach."""
 
 
-class Shards:
+class LocalShards:
     """The shards of a dataset, as they are stored.
 
     Parameters
@@ -43,7 +44,7 @@ class Shards:
     Attributes
     ----------
     layouts : list of Layout or None
-        For each schema of the index, how its samples are laid out; None for text.
+        As `layouts_of` returns them.
     """
 
     def __init__(
@@ -53,21 +54,30 @@ class Shards:
         self.snapshot = snapshot
         self.store = store
         self.verify = verify
-        self.layouts = [mds.layout(s) if s.format == "mds" else None for s in index.schemas]
+        self.layouts = layouts_of(index)
         guards = [text.guard(schema) for schema in index.schemas]
         self.guards = np.array(guards, np.int64)[index.schema_of]
         self._sound = np.zeros(len(index), bool)  # opened once, and so checked
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.index, self.store, self.verify, self.snapshot)
+        return LocalShards, (self.index, self.store, self.verify, self.snapshot)
 
     @property
     def root(self) -> str:
         """The place of the dataset, for messages."""
         return self.store.root
 
-    def buffered(self, shard: int) -> int:
-        """Return the bytes of memory that a shard takes beside maps: 0 unless it is compressed."""
+    @property
+    def remotes(self) -> Sequence[RemotePart[Any]]:
+        """The datasets that are in object stores."""
+        return ()
+
+    def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[Any], Rows]]:
+        """Yield the datasets in object stores that samples belong to, and which samples do."""
+        yield from ()
+
+    def buffered(self, shard: int) -> int | None:
+        """Return the bytes of memory that a shard takes, open, besides maps."""
         files = self.index.files(shard)
         pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
         return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_packed(raw, zipped))
@@ -122,35 +132,16 @@ class Shards:
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
     def bring(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the shards to be opened so that samples are in memory."""
+        """Return the shards to open so that samples are in memory."""
         return np.unique(shard_of)
 
-    def read_ahead(self) -> AbstractContextManager[ReadAhead | None]:
-        """Return what fetches shards in the background, if anything does."""
-        return nullcontext()
-
-    def passed(self, shards: range, now: int | None) -> None:
-        """Note that samples are read in order, who has done with some shards, and is in another."""
-
-    def is_ready(self, shard: int) -> bool:
-        """Tell whether a shard can be opened without a request to a store."""
-        return True
-
     def is_stale(self, shard: int, region: Region) -> bool:
-        """Tell whether a shard that is in memory is to be opened anew."""
+        """Return True if a shard that is in memory is to be opened again."""
         return False
 
     @explained
     def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        """Read samples of shards that cannot stay in memory.
-
-        Returns
-        -------
-        address, nbytes : ndarray of int64, shape (n,)
-            Where each sample lies, and its length; its `text.guard` lies before it.
-        held : list
-            What must be referred to while the addresses are in use.
-        """
+        """Read samples of shards that cannot stay in memory."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
         held: list[object] = []
         for shard in np.unique(shard_of).tolist():
@@ -273,3 +264,8 @@ class Shards:
         row = sample - int(self.index.starts[shard])
         where = self.store.where(self.index.name(shard))
         return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"
+
+
+def layouts_of(index: Index) -> list[Layout | None]:
+    """Return for each schema of an index how its samples are laid out; None for text."""
+    return [mds.layout(schema) if schema.format == "mds" else None for schema in index.schemas]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from npstream.cache.cache import allocated, tail_bytes
 
 if TYPE_CHECKING:
     from npstream.cache.cache import Cache
+    from npstream.shards.base import Shards
     from npstream.shards.remote import RemoteShards
 
 __all__ = ["ReadOrder", "is_rowwise"]
@@ -27,13 +28,6 @@ USED_AT_ONCE = 0.75
 
 REQUEST_BYTES = 1 << 16
 """Bytes that take as long as a request: no more are fetched again for each sample."""
-
-
-class RemoteParts(Protocol):
-    """The shards of one dataset, or of several, of which some are in stores."""
-
-    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
-        """Return the datasets in stores, and the number of the first sample of each."""
 
 
 class ReadOrder(NamedTuple):
@@ -68,7 +62,7 @@ class _Touches(NamedTuple):
 
 
 def is_rowwise(
-    shards: RemoteParts,
+    shards: Shards[RemoteShards],
     order: ReadOrder,
     mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
 ) -> bool:
@@ -76,7 +70,7 @@ def is_rowwise(
 
     Parameters
     ----------
-    shards : RemoteShards or JoinedShards
+    shards : Shards
     order : ReadOrder
     mend : callable, optional
         Given a function that tells whether another order would fit the cache, returns what to
@@ -116,7 +110,7 @@ def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
     )
 
 
-def _fits(shards: RemoteParts, cache: Cache, order: ReadOrder, limit: int) -> bool:
+def _fits(shards: Shards[RemoteShards], cache: Cache, order: ReadOrder, limit: int) -> bool:
     return not _overflows(shards, order, cache, limit)
 
 
@@ -128,18 +122,18 @@ def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
     return high
 
 
-def _caches(shards: RemoteParts) -> Iterator[tuple[Cache, list[RemoteShards]]]:
+def _caches(shards: Shards[RemoteShards]) -> Iterator[tuple[Cache, list[RemoteShards]]]:
     """Yield each cache, with the datasets that are kept there."""
     found: dict[str, tuple[Cache, list[RemoteShards]]] = {}
-    for part, _ in shards.remote_parts():
+    for part, *_ in shards.remotes:
         cache = part.files.cache
         found.setdefault(cache.directory, (cache, []))[1].append(part)
     yield from found.values()
 
 
-def _overflows(shards: RemoteParts, order: ReadOrder, cache: Cache, limit: int) -> bool:
+def _overflows(shards: Shards[RemoteShards], order: ReadOrder, cache: Cache, limit: int) -> bool:
     """Tell whether an order would have chunks fetched again, too much of that."""
-    chunk = max(part.chunk_bytes(0) for part, _ in shards.remote_parts() if len(part.index))
+    chunk = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
     ids = order.first(min(PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
     touches = _touches(shards, ids, cache)
     expected = touches.samples * order.share
@@ -147,11 +141,11 @@ def _overflows(shards: RemoteParts, order: ReadOrder, cache: Cache, limit: int) 
     return again > REQUEST_BYTES
 
 
-def _touches(shards: RemoteParts, ids: Int64, cache: Cache) -> _Touches:
+def _touches(shards: Shards[RemoteShards], ids: Int64, cache: Cache) -> _Touches:
     """Return the chunks that samples of the datasets with one cache lie in."""
     keys = np.full(len(ids), -1)
     nbytes, samples, base = [], [], 0
-    for part, first in shards.remote_parts():
+    for part, _, first in shards.remotes:
         if part.files.cache.directory != cache.directory:
             continue
         mine = np.flatnonzero((ids >= first) & (ids < first + part.index.samples))

@@ -17,7 +17,7 @@ from npstream.storage.coalesce import merged, read_merged
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
-    from npstream.shards.base import Located
+    from npstream.shards.local import LocalShards
     from npstream.storage.local import Store
 
 ROWS = 1 << 12
@@ -62,11 +62,11 @@ class Offsets:
 
     Parameters
     ----------
-    shards : Located
+    shards : LocalShards
     store : Store
     """
 
-    def __init__(self, shards: Located, store: Store) -> None:
+    def __init__(self, shards: LocalShards, store: Store) -> None:
         self._shards = shards
         self._store = store
         self._kept = Recent(KEPT)

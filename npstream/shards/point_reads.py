@@ -19,7 +19,8 @@ from npstream.shards.offsets import Offsets
 from npstream.storage.coalesce import read_merged
 
 if TYPE_CHECKING:
-    from npstream.shards.base import Located
+    from npstream.shards.local import LocalShards
+    from npstream.shards.residency import RemoteFiles
     from npstream.storage.remote import RemoteStore
 
 GAP = 1 << 9
@@ -43,12 +44,15 @@ class ExactRows:
 
     Parameters
     ----------
-    shards : Located
+    shards : LocalShards
+    files : RemoteFiles
+        What is in the cache.
     store : RemoteStore
     """
 
-    def __init__(self, shards: Located, store: RemoteStore) -> None:
+    def __init__(self, shards: LocalShards, files: RemoteFiles, store: RemoteStore) -> None:
         self._shards = shards
+        self._files = files
         self._store = store
         self._kept = Recent(KEPT)
         self._offsets = Offsets(shards, store)
@@ -123,7 +127,7 @@ class ExactRows:
         rows = ids - self._shards.index.starts[shard_of]
         unknown = np.zeros(len(ids), bool)
         for run in _runs(shard_of):
-            found = self._shards.files.row_bounds(int(shard_of[run.start]), rows[run])
+            found = self._files.row_bounds(int(shard_of[run.start]), rows[run])
             if found is None:
                 unknown[run] = True
             else:

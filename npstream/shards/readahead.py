@@ -6,33 +6,32 @@ Tested in tests/shards/test_remote.py.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from npstream._core.fork import renew_in_child
 from npstream._core.log import log
 from npstream.errors import NpstreamError
 
 if TYPE_CHECKING:
+    from npstream._core.arrays import Rows
     from npstream._core.typing import Int64
-    from npstream.shards.base import Chunk
+    from npstream.shards.base import Chunk, RemotePart, Shards
+    from npstream.shards.remote import RemoteShards
 
 T = TypeVar("T")
 
 
-class Stoppable(Protocol):
-    """What waits for a store, and can be told to stop."""
-
-    def stop(self, threads: Iterable[threading.Thread]) -> None:
-        """Let the requests of some threads fail, now and later."""
-
-
-Job: TypeAlias = tuple[Stoppable, Callable[[], object]]
+Job: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """Something to do that waits for a store, and the shards that are in the store."""
+
+Claimed: TypeAlias = "tuple[RemoteShards, Chunk]"
+"""A chunk to fetch, and the dataset that it is of."""
 
 THREADS = 8
 """Groups of chunks that are fetched side by side."""
@@ -50,68 +49,6 @@ SHARE = 4
 """At most this part of the cache's limit."""
 
 
-class Coming:
-    """The chunks that somebody in this process will fetch, or is fetching."""
-
-    def __init__(self) -> None:
-        self.renew_locks()
-        renew_in_child(self)
-
-    def renew_locks(self) -> None:
-        """Begin anew in a forked process, which has none of the threads that fetch."""
-        self._chunks: set[Chunk] = set()
-        self.changed = threading.Condition()
-
-    def __contains__(self, chunk: Chunk) -> bool:
-        return chunk in self._chunks
-
-    def add(self, chunk: Chunk) -> bool:
-        """Say that a chunk will be fetched, unless somebody else said so."""
-        with self.changed:
-            if chunk in self._chunks:
-                return False
-            self._chunks.add(chunk)
-            return True
-
-    def remove(self, chunks: Iterable[Chunk]) -> None:
-        """Say that chunks have come, or will not come after all."""
-        with self.changed:
-            self._chunks.difference_update(chunks)
-            self.changed.notify_all()
-
-    def wait(self, chunks: Iterable[Chunk], timeout: float) -> None:
-        """Wait until none of some chunks is coming any more."""
-        wanted = set(chunks)
-        with self.changed:
-            self.changed.wait_for(lambda: wanted.isdisjoint(self._chunks), timeout)
-
-
-class Fetching(Protocol):
-    """Shards whose chunks are fetched: those of one dataset, or of several."""
-
-    @property
-    def cache_limit(self) -> int | None:
-        """The bytes that the cache may take, if that is known."""
-
-    def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
-        """Return the chunks of samples in the order of their first use, with their counts."""
-
-    def chunk_bytes(self, shard: int) -> int:
-        """Return about how many bytes a chunk of a shard has."""
-
-    def claim(self, chunk: Chunk) -> bool:
-        """Say that a chunk will be fetched, unless it is here or somebody else said so."""
-
-    def release(self, chunks: Iterable[Chunk]) -> None:
-        """Say that chunks have come, or will not come after all."""
-
-    def fetch(self, chunks: Iterable[Chunk]) -> None:
-        """Bring chunks into the cache, as far as it can hold them."""
-
-    def stop(self, threads: Iterable[threading.Thread]) -> None:
-        """Let the requests of some threads fail, now and later."""
-
-
 class ReadAhead:
     """Fetches chunks in the background, in the order in which they are asked for.
 
@@ -120,7 +57,7 @@ class ReadAhead:
 
     Parameters
     ----------
-    shards : RemoteShards or JoinedShards
+    shards : Shards
 
     Attributes
     ----------
@@ -130,15 +67,18 @@ class ReadAhead:
         Those that fetch.
     """
 
-    def __init__(self, shards: Fetching) -> None:
+    def __init__(self, shards: Shards[RemoteShards]) -> None:
         self._shards = shards
-        self._queue: deque[Chunk] = deque()
+        self._queue: deque[Claimed] = deque()
         self._asked = threading.Condition()
         self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
-        limit = shards.cache_limit
-        self.window = WINDOW if limit is None else min(WINDOW, limit // SHARE)
+        limits = [part.shards.files.cache.limit for part in shards.remotes]
+        self.window = min([WINDOW, *(limit // SHARE for limit in limits if limit is not None)])
         renew_in_child(self)
+        for part in shards.remotes:
+            part.shards.exact.hurry()
+            part.shards.attend(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
@@ -161,16 +101,19 @@ class ReadAhead:
         int
             About how many bytes more will be fetched.
         """
-        if not len(absent[0]) or self._is_closed:
+        if self._is_closed:
             return 0
-        chunks = [chunk for chunk, _ in self._shards.wanted(*absent)]
-        fresh = [chunk for chunk in chunks if self._shards.claim(chunk)]
+        ids, shard_of = absent
+        fresh: list[Claimed] = []
+        for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
+            wanted = shards.wanted(ids[rows] - first_sample, shard_of[rows] - first_shard)
+            fresh += [(shards, chunk) for chunk, _ in wanted if shards.claim(chunk)]
         with self._asked:
             self._queue += fresh
             if self._is_started:
                 self._add_threads(len(fresh))
             self._asked.notify_all()
-        return sum(self._shards.chunk_bytes(shard) for shard, _ in fresh)
+        return sum(shards.chunk_bytes(shard) for shards, (shard, _) in fresh)
 
     def _add_threads(self, most: int) -> None:
         for _ in range(min(most, THREADS - len(self.threads))):
@@ -189,7 +132,12 @@ class ReadAhead:
     ) -> None:
         self.close()
         if error is not None:  # else what is still coming may be needed next
-            self._shards.stop(self.threads)
+            self.stop()
+
+    def stop(self) -> None:
+        """Let the requests of its threads fail, now and later."""
+        for part in self._shards.remotes:
+            part.shards.stop(self.threads)
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
@@ -197,45 +145,40 @@ class ReadAhead:
             self._is_closed = True
             left, self._queue = list(self._queue), deque()
             self._asked.notify_all()
-        self._shards.release(left)
+        for shards, chunks in _by_dataset(left):
+            shards.release(chunks)
 
     def _run(self) -> None:
         while group := self._next():
             try:
-                self._shards.fetch(group)
+                do_all([(shards, partial(shards.fetch, chunks)) for shards, chunks in group])
             except NpstreamError as error:
                 # Whoever reads these chunks will fetch them anew, and is told what is wrong.
                 if not self._is_closed:
                     log("reading ahead failed: %s", error)
             finally:
-                self._shards.release(group)
+                for shards, chunks in group:
+                    shards.release(chunks)
 
-    def _next(self) -> list[Chunk]:
+    def _next(self) -> list[tuple[RemoteShards, list[Chunk]]]:
         """Wait for chunks to fetch together; none once it is closed."""
-        group: list[Chunk] = []
+        group: list[Claimed] = []
         with self._asked:
             self._asked.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
             while self._queue and nbytes < GROUP:
-                group.append(self._queue.popleft())
-                nbytes += self._shards.chunk_bytes(group[-1][0])
-        return group
+                shards, chunk = self._queue.popleft()
+                group.append((shards, chunk))
+                nbytes += shards.chunk_bytes(chunk[0])
+        return _by_dataset(group)
 
 
-class FetchingRows(Protocol):
-    """Shards whose samples are fetched one by one: those of one dataset, or of several."""
-
-    def hold_rows(self, nbytes: int) -> None:
-        """Keep so many more bytes of single samples in memory, or fewer."""
-
-    def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
-        """Bring samples whose chunks are not here into memory."""
-
-    def rows_bytes(self, shard_of: Int64) -> int:
-        """Return about how many bytes samples of some shards have."""
-
-    def stop(self, threads: Iterable[threading.Thread]) -> None:
-        """Let the requests of some threads fail, now and later."""
+def _by_dataset(claimed: list[Claimed]) -> list[tuple[RemoteShards, list[Chunk]]]:
+    """Return the chunks of each dataset."""
+    found: dict[RemoteShards, list[Chunk]] = defaultdict(list)
+    for shards, chunk in claimed:
+        found[shards].append(chunk)
+    return list(found.items())
 
 
 class RowsOfPiece:
@@ -258,7 +201,7 @@ class RowsAhead:
 
     Parameters
     ----------
-    shards : RemoteShards or JoinedShards
+    shards : Shards
 
     Attributes
     ----------
@@ -268,7 +211,7 @@ class RowsAhead:
         Those that fetch.
     """
 
-    def __init__(self, shards: FetchingRows) -> None:
+    def __init__(self, shards: Shards[RemoteShards]) -> None:
         self._shards = shards
         self._queue: deque[RowsOfPiece] = deque()
         self._asked = threading.Condition()
@@ -276,6 +219,8 @@ class RowsAhead:
         self.threads: list[threading.Thread] = []
         self.nbytes = 0
         renew_in_child(self)
+        for part in shards.remotes:
+            part.shards.attend(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
@@ -288,9 +233,12 @@ class RowsAhead:
 
     def ask(self, absent: tuple[Int64, Int64]) -> RowsOfPiece:
         """Have samples, given with their shards, fetched after all before."""
-        piece = RowsOfPiece(*absent, self._shards.rows_bytes(absent[1]))
-        self.nbytes += piece.nbytes
-        self._shards.hold_rows(piece.nbytes)
+        nbytes = sum(
+            part.shards.rows_bytes(absent[1][rows] - part.first_shard)
+            for part, rows in self._shards.split(absent[1])
+        )
+        piece = RowsOfPiece(*absent, nbytes)
+        self._hold(nbytes)
         with self._asked:
             if self._is_closed or not len(piece.ids):
                 piece.done.set()
@@ -308,16 +256,26 @@ class RowsAhead:
         if not self._is_closed:
             asked.done.wait()  # the deadlines of its requests bound this
         yield piece
-        self.nbytes -= asked.nbytes
-        self._shards.hold_rows(-asked.nbytes)
+        self._hold(-asked.nbytes)
+
+    def _hold(self, nbytes: int) -> None:
+        """Keep so many more bytes of single samples of each dataset in memory, or fewer."""
+        self.nbytes += nbytes
+        for part in self._shards.remotes:
+            part.shards.exact.extend(nbytes)
 
     def __enter__(self) -> RowsAhead:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-        self._shards.stop(self.threads)
-        self._shards.hold_rows(-self.nbytes)
+        self.stop()
+        self._hold(-self.nbytes)
+
+    def stop(self) -> None:
+        """Let the requests of its threads fail, now and later."""
+        for part in self._shards.remotes:
+            part.shards.stop(self.threads)
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
@@ -336,7 +294,12 @@ class RowsAhead:
 
     def _fetch(self, piece: RowsOfPiece) -> None:
         try:
-            self._shards.fetch_rows(piece.ids, piece.shard_of)
+            do_all(
+                [
+                    (part.shards, partial(self._fetch_of, part, piece, rows))
+                    for part, rows in self._shards.split(piece.shard_of)
+                ]
+            )
         except NpstreamError as error:
             # The reader of these samples will fetch them again, and gets the error.
             if not self._is_closed:
@@ -344,11 +307,25 @@ class RowsAhead:
         finally:
             piece.done.set()
 
+    @staticmethod
+    def _fetch_of(part: RemotePart[RemoteShards], piece: RowsOfPiece, rows: Rows) -> None:
+        ids, shard_of = piece.ids[rows], piece.shard_of[rows]
+        part.shards.fetch_rows(ids - part.first_sample, shard_of - part.first_shard)
+
     def _next(self) -> RowsOfPiece | None:
         """Wait for a piece to fetch; None once it is closed."""
         with self._asked:
             self._asked.wait_for(lambda: self._queue or self._is_closed)
             return self._queue.popleft() if self._queue else None
+
+
+def do_all(jobs: Sequence[Job], most: int = THREADS) -> None:
+    """Do what waits for stores, side by side; raise what one raises."""
+    if len(jobs) == 1:
+        jobs[0][1]()
+    elif jobs:
+        for _ in side_by_side(jobs, most):
+            pass
 
 
 def side_by_side(jobs: Sequence[Job], most: int = THREADS) -> Generator[None]:

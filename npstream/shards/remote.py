@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -21,13 +21,14 @@ from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.cache.cache import Reservation, allocated
 from npstream.cache.downloads import Check, Downloads, Part, runs
 from npstream.errors import DAMAGED, IntegrityError, StorageError
-from npstream.shards.local import Shards
+from npstream.shards.base import RemotePart
+from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import ExactRows
-from npstream.shards.readahead import Coming, ReadAhead, RowsAhead
 from npstream.shards.snapshot import explained
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
+    from npstream._core.arrays import Rows
     from npstream.cache.ranges import CachedRanges
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File
@@ -50,7 +51,53 @@ SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
 
 
-class RemoteShards(Shards):
+class Coming:
+    """The chunks that somebody in this process will fetch, or is fetching."""
+
+    def __init__(self) -> None:
+        self.renew_locks()
+        renew_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Begin anew in a forked process, which has none of the threads that fetch."""
+        self._chunks: set[Chunk] = set()
+        self.changed = threading.Condition()
+
+    def __contains__(self, chunk: Chunk) -> bool:
+        return chunk in self._chunks
+
+    def add(self, chunk: Chunk) -> bool:
+        """Say that a chunk will be fetched, unless somebody else said so."""
+        with self.changed:
+            if chunk in self._chunks:
+                return False
+            self._chunks.add(chunk)
+            return True
+
+    def remove(self, chunks: Iterable[Chunk]) -> None:
+        """Say that chunks have come, or will not come after all."""
+        with self.changed:
+            self._chunks.difference_update(chunks)
+            self.changed.notify_all()
+
+    def wait(self, chunks: Iterable[Chunk], timeout: float) -> None:
+        """Wait until none of some chunks is coming any more."""
+        wanted = set(chunks)
+        with self.changed:
+            self.changed.wait_for(lambda: wanted.isdisjoint(self._chunks), timeout)
+
+
+class Reader(Protocol):
+    """What fetches in the background for a read in progress."""
+
+    def start(self) -> None:
+        """Begin to fetch: the first samples were read."""
+
+    def close(self) -> None:
+        """Fetch no more than what is being fetched."""
+
+
+class RemoteShards(LocalShards):
     """The shards of a dataset in an object store.
 
     Parameters
@@ -74,9 +121,9 @@ class RemoteShards(Shards):
         self.remote = store
         self.files = files
         self.downloads = Downloads(store, files.cache)
-        self.exact = ExactRows(self, store)
+        self.exact = ExactRows(self, files, store)
         self.coming = Coming()
-        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
+        self._readers: WeakSet[Reader] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
         self.renew_locks()
@@ -96,6 +143,16 @@ class RemoteShards(Shards):
             reader.close()
         self.files.close()
 
+    @property
+    def remotes(self) -> Sequence[RemotePart[RemoteShards]]:
+        """The datasets that are in object stores."""
+        return (RemotePart(self, 0, 0),)
+
+    def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[RemoteShards], Rows]]:
+        """Yield the datasets in object stores that samples belong to, and which samples do."""
+        if len(shard_of):
+            yield RemotePart(self, 0, 0), slice(None)
+
     # Which chunks a read needs
 
     def wanted(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
@@ -113,10 +170,6 @@ class RemoteShards(Shards):
         first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
         chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
         return shard_of * self.files.most_chunks + chunk_of
-
-    def remote_parts(self) -> list[tuple[RemoteShards, int]]:
-        """Return the datasets in stores, and the number of the first sample of each."""
-        return [(self, 0)]
 
     def chunk_of(self, ids: Int64) -> Int64:
         """Return the chunks of samples: numbers whose quotient by `most_chunks` is the shard."""
@@ -188,15 +241,8 @@ class RemoteShards(Shards):
         """Return about how many bytes a sample of a shard has."""
         return int(self.index.nbytes[shard]) // max(self.files.count(shard), 1)
 
-    def read_ahead(self) -> ReadAhead:
-        """Return what fetches chunks in the background."""
-        reader = ReadAhead(self)
-        self.attend(reader)
-        return reader
-
-    def attend(self, reader: ReadAhead) -> None:
-        """Let somebody read ahead, once the next samples were read, maybe exactly."""
-        self.exact.hurry()
+    def attend(self, reader: Reader) -> None:
+        """Register a reader, to be started once its first samples were read."""
         self._readers.add(reader)
 
     @explained
@@ -205,16 +251,6 @@ class RemoteShards(Shards):
         files.fetch(spans)
 
     # Reading ahead sample by sample
-
-    def rows_ahead(self) -> RowsAhead:
-        """Return what fetches single samples in the background."""
-        reader = RowsAhead(self)
-        self._readers.add(reader)
-        return reader
-
-    def hold_rows(self, nbytes: int) -> None:
-        """Keep so many more bytes of single samples in memory, or fewer."""
-        self.exact.extend(nbytes)
 
     def fetch_rows(self, ids: Int64, shard_of: Int64) -> None:
         """Bring samples whose chunks are not here into memory."""
@@ -235,12 +271,15 @@ class RemoteShards(Shards):
         for reader in list(self._readers):
             reader.start()
 
-    def passed(self, shards: range, now: int | None) -> None:
-        """Note that samples are read in order, who has done with some shards, and is in another."""
+    def finished(self, shards: Iterable[int]) -> None:
+        """Record that a sequential reader has finished some shards."""
         for shard in shards:
             for file in self.files.opened(shard):
                 self.files.cache.finished(file)
-        for file in () if now is None else self.files.opened(now):
+
+    def entered(self, shard: int) -> None:
+        """Record that a sequential reader reads a shard now."""
+        for file in self.files.opened(shard):
             self.files.cache.touch(file)
 
     @explained
@@ -269,9 +308,9 @@ class RemoteShards(Shards):
         file = self.files.data(shard)
         return file is None or region.data.base is not file.data.base
 
-    def buffered(self, shard: int) -> int:
-        """Return the bytes of memory that a shard takes beside maps: 0 if it is in the cache."""
-        return 0 if self.is_ready(shard) else super().buffered(shard)
+    def buffered(self, shard: int) -> int | None:
+        """Return 0 if a shard is in the cache, and None if not."""
+        return 0 if self.is_ready(shard) else None
 
     def _load(self, shard: int) -> tuple[Bytes, Bytes]:
         data, head = self.files.data(shard), self.files.head(shard)
@@ -308,11 +347,6 @@ class RemoteShards(Shards):
             return super()._load_file(raw, None, None)
 
     # Fetching
-
-    @property
-    def cache_limit(self) -> int | None:
-        """The bytes that the cache may take, if that is known."""
-        return self.files.cache.limit
 
     def claim(self, chunk: Chunk) -> bool:
         """Say that a chunk will be fetched, unless it is here or somebody else said so."""

@@ -11,8 +11,8 @@ from npstream._core.typing import Bytes, Int64
 from npstream.cache.cache import allocated, tail_bytes
 from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
 from npstream.formats.hashes import digest
-from npstream.formats.mds import layout
 from npstream.formats.sidecar.blocks import xxh3
+from npstream.shards.local import layouts_of
 
 if TYPE_CHECKING:
     from npstream.cache.cache import Cache
@@ -73,8 +73,7 @@ class RemoteFiles:
         samples = np.diff(index.starts)
         self.chunks = chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes)
         self.most_chunks = int(self.chunks.max(initial=1))
-        layouts = [layout(s) if s.format == "mds" else None for s in index.schemas]
-        self.strides = np.array([0 if a is None else a.stride for a in layouts])
+        self.strides = np.array([0 if a is None else a.stride for a in layouts_of(index)])
         self._open: dict[tuple[int, bool], CachedFile] = {}
         self._keys: dict[tuple[int, bool], str] = {}
 

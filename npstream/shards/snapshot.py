@@ -51,7 +51,7 @@ def identity_of(text: bytes, version: str) -> str:
 
 
 def explained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Return a method of `Shards` whose errors say if the dataset was replaced.
+    """Return a method of `LocalShards` whose errors say if the dataset was replaced.
 
     Then another index is in the store. It is looked for once for each error, within the time that
     the read has.

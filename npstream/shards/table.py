@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -20,13 +21,13 @@ from npstream._core.fork import renew_in_child
 from npstream._core.typing import Int64
 from npstream.shards import kernels
 from npstream.shards import paging as pages
+from npstream.shards.local import layouts_of
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
-    from npstream.shards.base import Region
-    from npstream.shards.local import Shards
-    from npstream.shards.readahead import ReadAhead, RowsOfPiece
-    from npstream.shards.union import JoinedShards
+    from npstream.shards.base import Region, Shards
+    from npstream.shards.readahead import ReadAhead, RowsAhead, RowsOfPiece
+    from npstream.shards.remote import RemoteShards
 
 T = TypeVar("T")
 
@@ -64,16 +65,17 @@ class Fetcher:
 
     Parameters
     ----------
-    shards : Shards or JoinedShards
+    shards : Shards
     """
 
-    def __init__(self, shards: Shards | JoinedShards) -> None:
+    def __init__(self, shards: Shards[RemoteShards]) -> None:
         self.shards = shards
         self.index = shards.index
-        self.layouts = shards.layouts
+        self.layouts = layouts_of(shards.index)
         self.renew_locks()
         renew_in_child(self)
         self._cold = pages.Coldness()
+        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
         self._announced: tuple[Int64, ...] = ()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 7), np.int64))
@@ -88,7 +90,11 @@ class Fetcher:
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
-        self.shards.close()  # first, as whoever has the lock may wait for a store
+        # First, as whoever has the lock may wait for a store.
+        for reader in list(self._readers):
+            reader.close()
+            reader.stop()
+        self.shards.close()
         with self._lock:
             self.table = None
 
@@ -207,18 +213,22 @@ class Fetcher:
         if is_rowwise:
             yield from self._by_rows(pieces, ids_of)
             return
-        with self.shards.read_ahead() as coming:
-            if coming is None:
-                yield from self._prefetched(pieces, ids_of)
-            else:
-                fetched = self._fetched(pieces, ids_of, coming)
-                yield from self._passing(fetched, ids_of, step)
+        if not self.shards.remotes:
+            yield from self._prefetched(pieces, ids_of)
+            return
+        from npstream.shards.readahead import ReadAhead
+
+        with ReadAhead(self.shards) as reader:
+            self._readers.add(reader)
+            yield from self._passing(self._fetched(pieces, ids_of, reader), ids_of, step)
 
     def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
         window: deque[tuple[T, RowsOfPiece]] = deque()
-        shards: Any = self.shards  # in stores, as local samples are not fetched
-        with shards.rows_ahead() as rows:
+        from npstream.shards.readahead import RowsAhead
+
+        with RowsAhead(self.shards) as rows:
+            self._readers.add(rows)
             for piece in pieces:
                 window.append((piece, rows.ask(self._absent(ids_of(piece)))))
                 while len(window) > 1 and (rows.nbytes >= ROWS_WINDOW or len(window) > LOOK_AHEAD):
@@ -255,9 +265,16 @@ class Fetcher:
             if step and len(ids):
                 shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
                 if last >= 0 and (shard - last) * step > 0:
-                    self.shards.passed(range(last, shard, 1 if step > 0 else -1), shard)
+                    self._pass(np.arange(last, shard, 1 if step > 0 else -1), shard)
                 last = shard
             yield piece
+
+    def _pass(self, finished: Int64, entered: int) -> None:
+        """Record that a sequential reader has finished some shards, and reads another."""
+        for part, rows in self.shards.split(finished):
+            part.shards.finished((finished[rows] - part.first_shard).tolist())
+        for part, _ in self.shards.split(np.array([entered])):
+            part.shards.entered(entered - part.first_shard)
 
     def _prefetched(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         window: deque[T] = deque()
@@ -293,7 +310,7 @@ class Fetcher:
         region = self.current().regions.get(shard)
         if region is not None:
             return region
-        if not self.shards.is_ready(shard):
+        if self.shards.buffered(shard) is None:
             return None
         region = self._ensure(np.array([shard])).regions.get(shard)
         return self.shards.open([shard]).get(shard) if region is None else region
@@ -308,8 +325,10 @@ class Fetcher:
         """Bring shards into the table, as far as maps and memory allow, and return it."""
         with self._lock:
             table = self._without_stale(self.current(), shards.tolist())
-            missing = [shard for shard in shards.tolist() if shard not in table.regions]
-            owned = {s: n for s in missing if (n := self.shards.buffered(s))}
+            absent = [shard for shard in shards.tolist() if shard not in table.regions]
+            sizes = {shard: self.shards.buffered(shard) for shard in absent}
+            missing = [shard for shard in absent if sizes[shard] is not None]
+            owned = {shard: size for shard, size in sizes.items() if size}
             table = self._make_room(table, sum(owned.values()))
             room = _budget(table) - sum(table.owned.values())
             maps = memory.map_budget()

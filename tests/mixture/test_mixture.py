@@ -24,7 +24,7 @@ from npstream.indexing import selection
 from npstream.indexing.selection import Selection
 from npstream.mixture.source import MixedSource
 from npstream.reading.source import Source
-from npstream.shards.local import Shards
+from npstream.shards.local import LocalShards
 from npstream.shards.table import Fetcher
 
 
@@ -463,7 +463,7 @@ def test_workers_draw_alike(method, tmp_path):
 def copied(ds):
     """Return another opening of a local dataset, without reading its index again."""
     source = ds._source
-    shards = Shards(source.index, source.fetcher.shards.store, "auto")
+    shards = LocalShards(source.index, source.fetcher.shards.store, "auto")
     opened = Source(Fetcher(shards), source.fields, source.partial)
     return Dataset(opened, Selection.all(len(ds)), ds.columns)
 

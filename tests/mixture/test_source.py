@@ -222,17 +222,17 @@ def test_shards_that_were_passed(remote, monkeypatch):
     """Reading in order says which shards of which dataset need not be kept; reading back does."""
     seen = []
 
-    def passed(self, shards, now):
-        seen.append((self.root[-1], [*shards], now))
+    def finished(self, shards):
+        seen.append((self.root[-1], [*shards]))
 
-    monkeypatch.setattr(RemoteShards, "passed", passed)
+    monkeypatch.setattr(RemoteShards, "finished", finished)
     mixed = npstream.mix({"a": remote[0], "c": remote[2]})
     done = {"0": [], "2": []}
     for view in (mixed, mixed[::-1]):
         seen.clear()
         for batch in view[:].iter(0, 1, batch_size=16):
             assert batch.n == 16
-        for root, shards, _ in seen:
+        for root, shards in seen:
             done[root] += shards
     assert done["0"] == [0, 1, 2, 3, 4, 4, 3, 2, 1]
     assert done["2"] == [0, 1, 2, 3, 4, 3, 2, 1, 0]
