@@ -119,7 +119,7 @@ class Cache:
             what was written before the system last started, which a crash may have damaged;
             without it such pieces count as absent.
         """
-        path = folder.path_of(self.directory, key, folder.SHARD)
+        path = self.path(key)
         footer = sparse.Footer(key, nbytes, pieces, sparse.boot_id())
         tail = tail_bytes(pieces)
         try:
@@ -137,9 +137,13 @@ class Cache:
             self._uncached(error)
         return None
 
+    def path(self, key: str) -> str:
+        """Return where a shard's file of that key is, or would be."""
+        return folder.path_of(self.directory, key, folder.SHARD)
+
     def holds(self, key: str) -> bool:
         """Tell whether there is a shard's file of that key."""
-        return os.path.exists(folder.path_of(self.directory, key, folder.SHARD))
+        return os.path.exists(self.path(key))
 
     def store(self, key: str, data: Body) -> bool:
         """Keep a small object whole, and tell whether that was possible."""

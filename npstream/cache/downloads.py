@@ -1,17 +1,15 @@
-"""Bringing pieces of files into the cache, each once, whoever asks for it.
-
-Tested in tests/shards/test_residency.py.
-"""
+"""Bringing pieces of files into the cache, each once, whoever asks for it."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes
 from npstream.cache.cache import Refusal, Reservation, allocated
+from npstream.cache.leases import Lease, Piece, wait
 from npstream.errors import DAMAGED, IntegrityError
 
 if TYPE_CHECKING:
@@ -42,6 +40,11 @@ class Part(NamedTuple):
         """The numbers of the pieces."""
         return range(self.first, self.first + len(self.bounds) - 1)
 
+    @property
+    def leased(self) -> list[Piece]:
+        """The pieces as leases know them."""
+        return [(self.file.path, piece) for piece in self.pieces]
+
     def piece(self, number: int) -> slice:
         """Return where in the file a piece is."""
         k = number - self.first
@@ -61,7 +64,7 @@ class Part(NamedTuple):
 
 
 class Downloads:
-    """What this process fetches into the cache, so that no two threads fetch the same.
+    """Fetches into the cache, so that no two threads fetch the same piece.
 
     Between processes, locks on the cache's files see to that. They only save requests: who waits
     too long fetches the same bytes.
@@ -70,23 +73,27 @@ class Downloads:
     def __init__(self, store: RemoteStore, cache: Cache) -> None:
         self.store = store
         self.cache = cache
-        self.renew_locks()
+        self._refused: set[str] = set()
         renew_in_child(self)
 
     def renew_locks(self) -> None:
-        """Begin anew in a forked process, which has none of the threads that fetch."""
-        self._landed = threading.Condition()
-        self._flying: set[tuple[str, int]] = set()
-        self._refused: set[str] = set()
+        """Try again in a forked process what the disk refused."""
+        self._refused = set()
 
     def can_keep(self, file: CachedFile) -> bool:
         """Tell whether a file's pieces can be kept: not if the disk is full or read-only."""
         return file.path not in self._refused
 
-    def fetch(self, parts: Iterable[Part]) -> None:
+    def fetch(self, parts: Iterable[Part], lease: Lease | None = None) -> None:
         """Fetch pieces that are absent, and wait for those that others are fetching.
 
         Pieces may still be absent then: where the cache cannot keep them, or has evicted them.
+
+        Parameters
+        ----------
+        parts : iterable of Part
+        lease : Lease, optional
+            Of whoever wants them. Pieces that it has are fetched, too.
 
         Raises
         ------
@@ -94,42 +101,61 @@ class Downloads:
         IntegrityError
             If the bytes are wrong however often they are fetched.
         """
-        mine, others = self._claim(parts)
-        try:
-            self._fetch(mine)
-        finally:
-            self._land(mine)
-        with self.store.patience.waiting(self.store.timeout) as left, self._landed:
-            self._landed.wait_for(lambda: others.isdisjoint(self._flying), left)
+        part_of = {piece: part for part in parts for piece in part.leased}
 
-    def _claim(self, parts: Iterable[Part]) -> tuple[list[Part], set[tuple[str, int]]]:
-        """Take the absent pieces that nobody here is fetching; return the others, too."""
-        mine: list[Part] = []
-        others: set[tuple[str, int]] = set()
-        with self._landed:
-            for part in parts:
-                free = []
-                for piece in part.pieces:
-                    if (part.file.path, piece) in self._flying:
-                        others.add((part.file.path, piece))
-                    elif not part.file.here[piece]:
-                        free.append(piece)
-                mine += runs(part, free)
-            for part in mine:
-                self._flying.update((part.file.path, piece) for piece in part.pieces)
-        return mine, others
+        def fetch(pieces: list[Piece], own: Lease) -> None:
+            of_parts = groupby(pieces, part_of.__getitem__)
+            found = [run for part, mine in of_parts for run in runs(part, [k for _, k in mine])]
+            self._fetch(found, own)
 
-    def _land(self, parts: Iterable[Part]) -> None:
-        with self._landed:
-            for part in parts:
-                self._flying.difference_update((part.file.path, piece) for piece in part.pieces)
-            self._landed.notify_all()
+        self.once(part_of, lambda piece: not part_of[piece].file.here[piece[1]], fetch, lease)
 
-    def _fetch(self, parts: list[Part]) -> None:
+    def once(
+        self,
+        pieces: Iterable[Piece],
+        is_absent: Callable[[Piece], object],
+        fetch: Callable[[list[Piece], Lease], object],
+        lease: Lease | None = None,
+    ) -> None:
+        """Have absent pieces fetched by one thread; wait for those that another one fetches.
+
+        What another thread failed to fetch is fetched here.
+
+        Parameters
+        ----------
+        pieces : iterable of Piece
+        is_absent : callable
+            ``is_absent(piece)`` tells whether a piece is to be fetched.
+        fetch : callable
+            ``fetch(pieces, lease)`` fetches pieces, which the lease has until then.
+        lease : Lease, optional
+            Of whoever wants the pieces. Those that it has are fetched, too.
+        """
+        absent = [piece for piece in pieces if is_absent(piece)]
+        for _ in range(2):
+            if not absent:
+                return
+            own = Lease()
+            mine = own.take(absent, lease)
+            try:
+                # Before they were ours, some may have come.
+                if left := [piece for piece in mine if is_absent(piece)]:
+                    fetch(left, own)
+            finally:
+                own.drop(mine)
+            taken = {*mine}
+            others = [piece for piece in absent if piece not in taken]
+            if not others:
+                return
+            with self.store.patience.waiting(self.store.timeout) as time:
+                wait(others, time)
+            absent = [piece for piece in others if is_absent(piece)]
+
+    def _fetch(self, parts: list[Part], lease: Lease) -> None:
         """Fetch parts under locks; then, without, what other processes did not bring."""
         parts, reserved = self._with_room([part for part in parts if self.can_keep(part.file)])
         with reserved:
-            busy = self._fetch_locked(parts, reserved)
+            busy = self._fetch_locked(parts, reserved, lease)
         for part in busy:
             # Not longer, so that what a process that was stopped holds can be fetched here.
             with self.store.patience.waiting(self.store.timeout / 2) as left:
@@ -138,9 +164,9 @@ class Downloads:
             [late for part in busy for late in _absent(part) if part.file.alive]
         )
         with reserved:
-            self._bring(late, reserved)
+            self._bring(late, reserved, lease)
 
-    def _fetch_locked(self, parts: list[Part], reserved: Reservation) -> list[Part]:
+    def _fetch_locked(self, parts: list[Part], reserved: Reservation, lease: Lease) -> list[Part]:
         """Fetch those of some parts that no other process is fetching; return the others."""
         claims: list[Claim] = []
         try:
@@ -151,7 +177,7 @@ class Downloads:
                 claimed += runs(part, claim.pieces)
                 locked = set(claim.pieces)
                 busy += runs(part, [piece for piece in part.pieces if piece not in locked])
-            self._bring(claimed, reserved)
+            self._bring(claimed, reserved, lease)
         finally:
             for claim in claims:
                 claim.close()
@@ -183,10 +209,10 @@ class Downloads:
         with self.store.patience.waiting(self.store.timeout) as left:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=left)
 
-    def _bring(self, parts: list[Part], reserved: Reservation) -> None:
+    def _bring(self, parts: list[Part], reserved: Reservation, lease: Lease) -> None:
         """Fetch parts, and fetch those anew whose hashes are wrong."""
         for _ in range(ATTEMPTS):
-            wrong = list(self._transfer(parts, reserved))
+            wrong = list(self._transfer(parts, reserved, lease))
             if not wrong:
                 return
             parts = wrong
@@ -197,7 +223,7 @@ class Downloads:
             f"{ATTEMPTS} attempts{DAMAGED}"
         )
 
-    def _transfer(self, parts: list[Part], reserved: Reservation) -> Iterator[Part]:
+    def _transfer(self, parts: list[Part], reserved: Reservation, lease: Lease) -> Iterator[Part]:
         """Fetch parts and yield those with pieces whose hashes are wrong."""
         spans = [(part, span) for part in parts for span in part.spans()]
         left = {id(part): len(part.spans()) for part in parts}
@@ -216,9 +242,10 @@ class Downloads:
                 if left[id(part)] == 0:
                     wrong = _damaged(part, part.file.data)
                     yield from runs(part, wrong)
-                    part.file.commit([piece for piece in part.pieces if piece not in wrong])
+                    sound = [piece for piece in part.pieces if piece not in wrong]
+                    part.file.commit(sound)
                     reserved.spend(allocated(part.bounds[0], part.bounds[-1]))
-                    self._land([part])
+                    lease.drop((part.file.path, piece) for piece in sound)
         finally:
             stream.close()
 

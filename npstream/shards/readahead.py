@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from npstream._core.fork import renew_in_child
 from npstream._core.log import log
+from npstream.cache.leases import Lease
 from npstream.errors import NpstreamError
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ SHARE = 4
 """At most this part of the cache's limit."""
 
 
-class ReadAhead:
+class ReadAhead(Lease):
     """Fetches chunks in the background, in the order in which they are asked for.
 
     It starts when it is told to, so that the first samples, which are read exactly, do not share
-    the connection with what is not needed yet.
+    the connection with what is not needed yet. It is the lease of the chunks that it was asked for.
 
     Parameters
     ----------
@@ -107,7 +108,10 @@ class ReadAhead:
         fresh: list[Claimed] = []
         for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
             wanted = shards.wanted(ids[rows] - first_sample, shard_of[rows] - first_shard)
-            fresh += [(shards, chunk) for chunk, _ in wanted if shards.claim(chunk)]
+            absent_of = [chunk for chunk, _ in wanted if not shards.files.is_here(*chunk)]
+            fresh += [
+                (shards, chunk) for chunk in absent_of if self.take([shards.files.piece(*chunk)])
+            ]
         with self._asked:
             self._queue += fresh
             if self._is_started:
@@ -145,22 +149,33 @@ class ReadAhead:
             self._is_closed = True
             left, self._queue = list(self._queue), deque()
             self._asked.notify_all()
-        for shards, chunks in _by_dataset(left):
-            shards.release(chunks)
+        self._drop(left)
+
+    def _drop(self, claimed: Iterable[Claimed]) -> None:
+        self.drop(shards.files.piece(*chunk) for shards, chunk in claimed)
 
     def _run(self) -> None:
-        while group := self._next():
-            try:
-                do_all([(shards, partial(shards.fetch, chunks)) for shards, chunks in group])
-            except NpstreamError as error:
-                # Whoever reads these chunks will fetch them anew, and is told what is wrong.
-                if not self._is_closed:
-                    log("reading ahead failed: %s", error)
-            finally:
-                for shards, chunks in group:
-                    shards.release(chunks)
+        try:
+            while group := self._next():
+                self._fetch(group)
+        finally:
+            self.close()  # also after an unexpected error, so that no reader waits for this thread
 
-    def _next(self) -> list[tuple[RemoteShards, list[Chunk]]]:
+    def _fetch(self, group: list[Claimed]) -> None:
+        chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
+        for shards, chunk in group:
+            chunks_of[shards].append(chunk)
+        fetches = [(s, partial(s.fetch, chunks, self)) for s, chunks in chunks_of.items()]
+        try:
+            do_all(fetches)
+        except NpstreamError as error:
+            # Whoever reads these chunks will fetch them anew, and is told what is wrong.
+            if not self._is_closed:
+                log("reading ahead failed: %s", error)
+        finally:
+            self._drop(group)
+
+    def _next(self) -> list[Claimed]:
         """Wait for chunks to fetch together; none once it is closed."""
         group: list[Claimed] = []
         with self._asked:
@@ -170,15 +185,7 @@ class ReadAhead:
                 shards, chunk = self._queue.popleft()
                 group.append((shards, chunk))
                 nbytes += shards.chunk_bytes(chunk[0])
-        return _by_dataset(group)
-
-
-def _by_dataset(claimed: list[Claimed]) -> list[tuple[RemoteShards, list[Chunk]]]:
-    """Return the chunks of each dataset."""
-    found: dict[RemoteShards, list[Chunk]] = defaultdict(list)
-    for shards, chunk in claimed:
-        found[shards].append(chunk)
-    return list(found.items())
+        return group
 
 
 class RowsOfPiece:

@@ -8,7 +8,6 @@ in a chunk fetches it.
 from __future__ import annotations
 
 import errno
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,10 +15,10 @@ from weakref import WeakSet
 
 import numpy as np
 
-from npstream._core.fork import renew_in_child
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.cache.cache import Reservation, allocated
 from npstream.cache.downloads import Check, Downloads, Part, runs
+from npstream.cache.leases import is_leased
 from npstream.errors import DAMAGED, IntegrityError, StorageError
 from npstream.shards.base import RemotePart
 from npstream.shards.local import LocalShards
@@ -28,7 +27,10 @@ from npstream.shards.snapshot import explained
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
+    import threading
+
     from npstream._core.arrays import Rows
+    from npstream.cache.leases import Lease, Piece
     from npstream.cache.ranges import CachedRanges
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File
@@ -49,42 +51,6 @@ _ABSENT = (errno.ENOENT, errno.EACCES)
 
 SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
-
-
-class Coming:
-    """The chunks that somebody in this process will fetch, or is fetching."""
-
-    def __init__(self) -> None:
-        self.renew_locks()
-        renew_in_child(self)
-
-    def renew_locks(self) -> None:
-        """Begin anew in a forked process, which has none of the threads that fetch."""
-        self._chunks: set[Chunk] = set()
-        self.changed = threading.Condition()
-
-    def __contains__(self, chunk: Chunk) -> bool:
-        return chunk in self._chunks
-
-    def add(self, chunk: Chunk) -> bool:
-        """Say that a chunk will be fetched, unless somebody else said so."""
-        with self.changed:
-            if chunk in self._chunks:
-                return False
-            self._chunks.add(chunk)
-            return True
-
-    def remove(self, chunks: Iterable[Chunk]) -> None:
-        """Say that chunks have come, or will not come after all."""
-        with self.changed:
-            self._chunks.difference_update(chunks)
-            self.changed.notify_all()
-
-    def wait(self, chunks: Iterable[Chunk], timeout: float) -> None:
-        """Wait until none of some chunks is coming any more."""
-        wanted = set(chunks)
-        with self.changed:
-            self.changed.wait_for(lambda: wanted.isdisjoint(self._chunks), timeout)
 
 
 class Reader(Protocol):
@@ -122,19 +88,12 @@ class RemoteShards(LocalShards):
         self.files = files
         self.downloads = Downloads(store, files.cache)
         self.exact = ExactRows(self, files, store)
-        self.coming = Coming()
         self._readers: WeakSet[Reader] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
-        self.renew_locks()
-        renew_in_child(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
-
-    def renew_locks(self) -> None:
-        """Replace the lock, which a thread that a forked process does not have may have held."""
-        self._heads = threading.Lock()
 
     def close(self) -> None:
         """Stop all that is being fetched, and let go of the cache's files."""
@@ -184,13 +143,12 @@ class RemoteShards(LocalShards):
             if not len(ids):
                 return ids
         ready: set[int] = set()
-        dense: list[Chunk] = []
-        coming: list[Chunk] = []
+        absent: list[Chunk] = []
         for (shard, chunk), count in self.wanted(ids, shard_of):
             file = self.files.peek(shard)  # as a sparse read makes none
             if file is None or not self.files.is_here(shard, chunk):
                 is_dense = self.is_dense(shard, count)
-                is_coming = (shard, chunk) in self.coming
+                is_coming = is_leased(self.files.piece(shard, chunk))
                 if is_coming and not is_dense and self._may_hurry(shard, count):
                     continue
                 if not (is_coming or is_dense or self._wears((shard, chunk))):
@@ -198,18 +156,11 @@ class RemoteShards(LocalShards):
                 file = self.files.data(shard)
                 if file is None or not self.downloads.can_keep(file):
                     continue
-                (coming if is_coming else dense).append((shard, chunk))
+                absent.append((shard, chunk))
             self.files.cache.touch(file)
             ready.add(shard)
-        if dense:
-            self.fetch(dense)
-        if coming:
-            self._start_readers()
-            with self.remote.patience.waiting(self.remote.timeout) as left:
-                self.coming.wait(coming, left)
-            # What failed to come is fetched anew, so that nothing is taken that is not verified.
-            if late := [chunk for chunk in coming if not self.files.is_here(*chunk)]:
-                self.fetch(late)
+        if absent:
+            self.fetch(absent)
         return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
 
     def is_dense(self, shard: int, count: int) -> bool:
@@ -348,20 +299,18 @@ class RemoteShards(LocalShards):
 
     # Fetching
 
-    def claim(self, chunk: Chunk) -> bool:
-        """Say that a chunk will be fetched, unless it is here or somebody else said so."""
-        return not self.files.is_here(*chunk) and self.coming.add(chunk)
-
-    def release(self, chunks: Iterable[Chunk]) -> None:
-        """Say that chunks have come, or will not come after all."""
-        self.coming.remove(chunks)
-
     def stop(self, threads: Iterable[threading.Thread]) -> None:
         """Let the requests of some threads fail, now and later."""
         self.remote.stop(threads)
 
-    def fetch(self, chunks: Iterable[Chunk]) -> None:
+    def fetch(self, chunks: Iterable[Chunk], lease: Lease | None = None) -> None:
         """Bring chunks into the cache, as far as it can hold them.
+
+        Parameters
+        ----------
+        chunks : iterable of Chunk
+        lease : Lease, optional
+            Has chunks that were claimed before. Those that others claimed are waited for.
 
         Raises
         ------
@@ -369,18 +318,20 @@ class RemoteShards(LocalShards):
         IntegrityError
         """
         with one_read():
-            self._fetch(chunks)
+            self._fetch(chunks, lease)
 
     @explained
-    def _fetch(self, chunks: Iterable[Chunk]) -> None:
+    def _fetch(self, chunks: Iterable[Chunk], lease: Lease | None) -> None:
         plain: dict[int, list[int]] = {}
         for shard, chunk in chunks:
             plain.setdefault(shard, []).append(chunk)
-        for shard in [shard for shard in plain if self.index.compressed[shard]]:
+        packed = [shard for shard in plain if self.index.compressed[shard]]
+        for shard in packed:
             del plain[shard]
-            self._fetch_packed(shard)
+        self._fetch_packed(packed, lease)
         self._fetch_heads([shard for shard in plain if not self.files.is_fixed(shard)])
-        self.downloads.fetch([p for shard, mine in plain.items() for p in self._parts(shard, mine)])
+        parts = [part for shard, mine in plain.items() for part in self._parts(shard, mine)]
+        self.downloads.fetch(parts, lease)
         for shard, mine in plain.items():
             file = self.files.data(shard)
             if file is not None and (error := self._verify_whole(shard, file)) is not None:
@@ -410,13 +361,21 @@ class RemoteShards(LocalShards):
             shard: begin for shard in missing if (begin := self.files.begin(shard)) is not None
         }
         self._fetch_to(known)
-        if len(known) < len(missing):
-            with self.remote.patience.holding(self._heads, self.remote.timeout):
-                self._fetch_to(self._begins([s for s in missing if not self.is_ready(s)]))
+        unknown = {
+            (file.path, 0): shard
+            for shard in missing
+            if shard not in known and (file := self.files.data(shard)) is not None
+        }
 
-    def _fetch_to(self, begins: dict[int, int]) -> None:
+        def fetch(pieces: list[Piece], lease: Lease) -> None:
+            self._fetch_to(self._begins([unknown[piece] for piece in pieces]), lease)
+
+        self.downloads.once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
+
+    def _fetch_to(self, begins: dict[int, int], lease: Lease | None = None) -> None:
         """Bring shards up to where their samples begin."""
-        self.downloads.fetch([part for shard in begins for part in self._head(shard, begins)])
+        parts = [part for shard in begins for part in self._head(shard, begins)]
+        self.downloads.fetch(parts, lease)
 
     def _meta_part(self, shard: int) -> list[Part]:
         meta, file = self.index.files(shard).meta, self.files.head(shard)
@@ -442,11 +401,23 @@ class RemoteShards(LocalShards):
             begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
         return begins
 
-    def _fetch_packed(self, shard: int) -> None:
-        """Bring a compressed shard, unpacked."""
+    def _fetch_packed(self, shards: Iterable[int], lease: Lease | None) -> None:
+        """Bring compressed shards, unpacked."""
+        shard_of = {self.files.piece(shard, 0): shard for shard in shards}
+
+        def fetch(pieces: list[Piece], _: Lease) -> None:
+            for piece in pieces:
+                self._unpack(shard_of[piece])
+
+        self.downloads.once(
+            shard_of, lambda piece: not self.files.is_whole(shard_of[piece]), fetch, lease
+        )
+
+    def _unpack(self, shard: int) -> None:
+        """Bring a compressed shard, unpacked, that no other thread is fetching."""
         files = self.index.files(shard)
         data, head = self.files.data(shard), self.files.head(shard)
-        if data is None or head is None or self.files.is_whole(shard):
+        if data is None or head is None:
             return
         sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
         with self.remote.patience.waiting(self.remote.timeout) as left:
@@ -460,7 +431,7 @@ class RemoteShards(LocalShards):
 
     def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
         files = self.index.files(shard)
-        # Which is committed last: of several locks, two threads could get one each.
+        # Which is committed last: of several locks, two processes could get one each.
         last = [len(data.here) - 1]
         with data.lock(last) as claim:
             if not claim.pieces:

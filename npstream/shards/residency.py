@@ -17,6 +17,7 @@ from npstream.shards.local import layouts_of
 if TYPE_CHECKING:
     from npstream.cache.cache import Cache
     from npstream.cache.downloads import Check
+    from npstream.cache.leases import Piece
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File, Index
     from npstream.formats.sidecar.sidecar import Sidecar
@@ -124,6 +125,10 @@ class RemoteFiles:
                 opened.distrust()
             self._open[shard, meta] = opened
         return opened
+
+    def piece(self, shard: int, chunk: int) -> Piece:
+        """Return the piece of a file in the cache that a chunk is."""
+        return self.cache.path(self._key(shard, False)), 1 + chunk
 
     def _has(self, shard: int, meta: bool, piece: int) -> bool:
         """Tell whether a piece may be read, and verify it for that where that is wanted."""

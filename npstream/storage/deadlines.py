@@ -119,17 +119,6 @@ class Patience:
             if _thread.read is not None:
                 _thread.read.waited = time.monotonic() - max(asked, self.came)
 
-    @contextmanager
-    def holding(self, lock: threading.Lock, timeout: float) -> Iterator[None]:
-        """Hold a lock that saves requests, or go on without when nothing came for so long."""
-        with self.waiting(timeout) as left:
-            is_held = lock.acquire(timeout=left)
-        try:
-            yield
-        finally:
-            if is_held:
-                lock.release()
-
     def asked(self) -> float:
         """Return since when this thread has waited."""
         read = _thread.read

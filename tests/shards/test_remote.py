@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.shards import readahead as ahead
+from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
 READABLE = [case["name"] for case in golden.cases() if case["readable"] is True]
@@ -412,6 +413,39 @@ def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):
     for thread in [t for t in threading.enumerate() if t.name == "npstream-ahead"]:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_threads_that_die_are_not_waited_for(tmp_path, upload, small_chunks, monkeypatch):
+    data = write(tmp_path / "data", shard_size="4KB")
+    fetch = RemoteShards.fetch
+
+    def broken(self, chunks, lease=None):
+        if lease is not None:
+            raise RuntimeError("a mistake in the code")
+        fetch(self, chunks)
+
+    monkeypatch.setattr(RemoteShards, "fetch", broken)
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
+    for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
+        check(batch, data)
+
+
+@pytest.mark.timeout(60)
+def test_a_reader_that_holds_back_starts_when_others_wait(tmp_path, upload, small_chunks):
+    """Also when another opening of the dataset wants its chunks, and nobody reads on."""
+    data = write(tmp_path / "data")
+    url = upload(tmp_path / "data")
+    one = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
+    two = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
+    shards = one._source.remote
+    with ahead.ReadAhead(shards) as reader:
+        assert reader.ask((np.arange(600), np.zeros(600, np.int64))) > 0
+        assert not reader.threads
+        two.prefetch()
+        assert two.explain().nbytes == 0
+        check(two.load(), data)
 
 
 def test_a_head_that_lies(tmp_path, upload, small_chunks):

@@ -107,17 +107,6 @@ def test_a_read_that_goes_on_in_another_thread(clock: Clock):
     assert seen == [50, 60, 60]
 
 
-def test_a_lock_that_saves_requests_is_done_without():
-    store, lock = Patience(), threading.Lock()
-    with store.holding(lock, 60.0):
-        assert lock.locked()
-        with one_read(), store.holding(lock, 0.01):
-            assert lock.locked()
-            assert left(store, 0.01) == 0
-        assert lock.locked()
-    assert not lock.locked()
-
-
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """Return a driver with one request at a time, whose answers the test gives."""

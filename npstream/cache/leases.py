@@ -1,0 +1,103 @@
+"""The registry of what this process fetches into the cache: a piece has one owner at a time.
+
+A lease is an owner's handle. Who wants a piece that another one owns waits for it. Between
+processes, locks on the cache's files do the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from npstream._core.fork import renew_in_child
+
+__all__ = ["Lease", "Piece", "is_leased", "wait"]
+
+Piece: TypeAlias = tuple[str, int]
+"""A piece of a file in the cache: the file's path, and the number of the piece."""
+
+
+class _Registry:
+    """The owner of each piece."""
+
+    def __init__(self) -> None:
+        self.renew_locks()
+        renew_in_child(self)
+
+    def renew_locks(self) -> None:
+        """Begin anew in a forked process, which has none of the threads that fetch."""
+        self.changed = threading.Condition()
+        self.owners: dict[Piece, Lease] = {}
+
+
+class Lease:
+    """The pieces that one owner fetches, or will fetch.
+
+    Examples
+    --------
+    >>> queued, direct = Lease(), Lease()
+    >>> queued.take([("a", 0), ("a", 1)])
+    [('a', 0), ('a', 1)]
+    >>> direct.take([("a", 1), ("a", 2)])
+    [('a', 2)]
+    >>> direct.take([("a", 0)], of=queued)
+    [('a', 0)]
+    >>> queued.drop([("a", 0), ("a", 1)])
+    >>> [is_leased(("a", piece)) for piece in range(3)]
+    [True, False, True]
+    >>> direct.drop([("a", 0), ("a", 2)])
+    """
+
+    def take(self, pieces: Iterable[Piece], of: Lease | None = None) -> list[Piece]:
+        """Take those of some pieces that have no owner, or that another lease has.
+
+        Parameters
+        ----------
+        pieces : iterable of Piece
+        of : Lease, optional
+            The lease whose pieces this one takes over.
+
+        Returns
+        -------
+        list of Piece
+            Those that were taken.
+        """
+        taken = []
+        with _registry.changed:
+            owners = _registry.owners
+            for piece in pieces:
+                owner = owners.get(piece)
+                if owner is None or owner is of:
+                    owners[piece] = self
+                    taken.append(piece)
+        return taken
+
+    def drop(self, pieces: Iterable[Piece]) -> None:
+        """Own some pieces no longer: they have come, or will not come after all."""
+        with _registry.changed:
+            for piece in pieces:
+                if _registry.owners.get(piece) is self:
+                    del _registry.owners[piece]
+            _registry.changed.notify_all()
+
+    def start(self) -> None:
+        """Begin to fetch what was held back: another thread waits for it."""
+
+
+def is_leased(piece: Piece) -> bool:
+    """Return True if a piece has an owner."""
+    return piece in _registry.owners
+
+
+def wait(pieces: Iterable[Piece], timeout: float) -> None:
+    """Wait until none of some pieces has an owner, or time is up."""
+    wanted = [*pieces]
+    for owner in {_registry.owners.get(piece) for piece in wanted}:
+        if owner is not None:
+            owner.start()  # without the lock, which it may need
+    with _registry.changed:
+        _registry.changed.wait_for(lambda: not any(map(is_leased, wanted)), timeout)
+
+
+_registry = _Registry()
