@@ -20,10 +20,7 @@ from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
 from npstream.reading.gather import Plan
-from npstream.shards import offsets
-from npstream.shards import point_reads as exact
 from npstream.shards.readahead import Job, side_by_side
-from npstream.storage import coalesce as merging
 from npstream.storage.remote import WHOLE_REQUEST
 
 if TYPE_CHECKING:
@@ -193,7 +190,7 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
     if sparse.any():
         pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
         ids = _samples_in(tally.source, pieces, shards[sparse], chunks[sparse])
-        more = _of_samples(remote, ids)
+        more = remote.exact.cost(ids)
         requests, nbytes = requests + more[0], nbytes + more[1]
     return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
 
@@ -345,24 +342,3 @@ def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chun
             ids = piece.ids(begin, begin + BLOCK)
             found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
     return np.unique(np.concatenate(found))
-
-
-def _of_samples(remote: RemoteShards, ids: Int64) -> tuple[int, int]:
-    """Return the requests for samples that are read exactly, and their bytes."""
-    index = remote.index
-    ids = remote.exact.absent(ids)
-    if not ids.size:
-        return 0, 0
-    shard_of = np.searchsorted(index.starts, ids, side="right") - 1
-    rows = ids - index.starts[shard_of]
-    begins, ends, is_known, _ = remote.exact.places(ids, shard_of)
-    reckoned = np.isin(shard_of, shard_of[~is_known])  # so that all of a shard are in order
-    sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
-    begins = np.where(reckoned, rows * sizes, begins - remote.guards[shard_of])
-    ends = np.where(reckoned, begins + sizes, ends)
-    *_, lengths = merging.merged(shard_of, begins, ends, exact.GAP)
-    requests, nbytes = len(lengths), int(lengths.sum())
-    if not is_known.all():
-        more = offsets.cost(index, shard_of[~is_known], rows[~is_known])
-        requests, nbytes = requests + more[0], nbytes + more[1]
-    return requests, nbytes

@@ -20,8 +20,7 @@ from npstream._core import lru as recent
 from npstream.errors import FormatError, StorageError
 from npstream.formats import mds
 from npstream.formats import text as text_format
-from npstream.shards import offsets
-from npstream.shards import point_reads as exact
+from npstream.shards import point_reads
 from npstream.shards import remote as remote_shards
 
 ROWS = 8
@@ -39,10 +38,10 @@ COLUMNS = {"id": "int", "text": "str"}
 @pytest.fixture(autouse=True)
 def all_is_exact(monkeypatch):
     """Make runs short, and have every sample read on its own, however many are."""
-    monkeypatch.setattr(offsets, "ROWS", ROWS)
+    monkeypatch.setattr(point_reads, "ROWS", ROWS)
     for module, name, value in (
-        (offsets, "GAP", 0),
-        (exact, "GAP", 0),
+        (point_reads, "OFFSETS_GAP", 0),
+        (point_reads, "GAP", 0),
         (remote_shards, "SMALL_CHUNK", 0),
         (remote_shards, "MUCH", 0),
         (remote_shards, "SPARSE_READS", 1 << 30),
@@ -153,13 +152,13 @@ def test_any_samples_in_any_order(url, tmp_path, requests):
 
 def test_several_runs_are_read_where_they_are_little(ds, requests, monkeypatch):
     """Else only what is asked for is."""
-    monkeypatch.setattr(offsets, "FRACTION", 1 << 20)
+    monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 1 << 20)
     few = [STARTS[5], STARTS[5] + 9]  # in two runs of a shard
     check(ds, few)
     asked = [span for span in requests if is_offsets(span)]
     assert [nbytes for *_, nbytes in asked] == [8, 8]
     requests.clear()
-    monkeypatch.setattr(offsets, "FRACTION", 0)
+    monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 0)
     more = [STARTS[6], STARTS[6] + 9, STARTS[6] + 63]
     check(ds, more)
     asked = [span for span in requests if is_offsets(span)]
@@ -173,15 +172,15 @@ def test_several_runs_are_read_where_they_are_little(ds, requests, monkeypatch):
 def test_how_much_is_little():
     index = Rows([100, 100], [100 * 600, 100 * 600])
     rows = np.array([3, 50, 7])
-    runs, _ = offsets.runs_of(index, np.array([0, 0, 1]), rows)
+    runs, _ = point_reads.runs_of(index, np.array([0, 0, 1]), rows)
     assert (runs.ends - runs.begins).tolist() == [36, 36, 36]
     assert runs.numbers is not None
     for nbytes, is_little in ((4 * 36, True), (4 * 36 - 1, False)):
         index = Rows([100, 100], [100 * nbytes, 100 * nbytes])
-        runs, _ = offsets.runs_of(index, np.array([0, 0, 1]), rows)
+        runs, _ = point_reads.runs_of(index, np.array([0, 0, 1]), rows)
         assert (runs.numbers is not None) == is_little
         # A single run is always read.
-        runs, _ = offsets.runs_of(index, np.array([0, 0]), rows[[0, 2]])
+        runs, _ = point_reads.runs_of(index, np.array([0, 0]), rows[[0, 2]])
         assert runs.first.tolist() == [0]
         assert runs.stop.tolist() == [ROWS]
 
@@ -195,7 +194,7 @@ class Rows:
 
 
 def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
-    monkeypatch.setattr(offsets, "KEPT", 2 * (recent.EACH + 4 * (ROWS + 1)))
+    monkeypatch.setattr(point_reads, "OFFSETS_KEPT", 2 * (recent.EACH + 4 * (ROWS + 1)))
     with npstream.open(url, cache=tmp_path / "cache") as ds:
         first = [STARTS[6] + ROWS * k for k in (0, 1, 2)]
         for sample in first:
