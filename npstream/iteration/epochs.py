@@ -8,28 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from npstream.iteration.partition import Partition, left_before, stepped_over
+from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.state import identity, place_of, state_of
 from npstream.orders.order import VERSION, Order, Shuffle
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
+    from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
     from npstream.iteration.counter import Place
-    from npstream.iteration.iterator import Part
     from npstream.iteration.ranks import Ranks
     from npstream.reading.source import Source
-
-
-BLOCK = 1 << 10
-"""Samples that are looked up at once."""
 
 
 class AnyEpochs(Protocol):
@@ -42,7 +37,7 @@ class AnyEpochs(Protocol):
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Part:
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
 
     @property
@@ -66,24 +61,6 @@ class AnyEpochs(Protocol):
 
     def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
         """Return where a state says to go on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share(Partition):
-    """One rank's part of what is left of an epoch, and the samples that it holds."""
-
-    epochs: Epochs = field(repr=False)
-    place: Place
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-        return max(1, BLOCK // self.batch_size)
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches, and which of them only fill up the last one."""
-        positions = self.positions(batches)
-        left = stepped_over(positions % self.size, self.place.gaps)
-        return self.epochs.at(self.place.epoch, left), positions >= self.size
 
 
 class Epochs:
@@ -145,12 +122,12 @@ class Epochs:
         """Return the ranks that are left if several in a row are one, as to what they read."""
         return ranks.sharing(replication)
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Share:
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
-        return Share(
+        return Partition(
             left_before(self.size, place.gaps), ranks.rank, ranks.world, batch_size, last,
             ranks.world // ranks.per_node, left_before(place.position, place.gaps),
-            epochs=self, place=place,
+            gaps=place.gaps, rows=partial(self.at, place.epoch),
         )  # fmt: skip
 
     @property

@@ -16,9 +16,9 @@ import numpy as np
 from npstream._core.arguments import counted, integer
 from npstream._core.optional import torch_door
 from npstream.iteration.counter import Place, is_spawning
-from npstream.iteration.epochs import BLOCK, AnyEpochs, Epochs
-from npstream.iteration.iterator import Part, Run
-from npstream.iteration.partition import LAST, left_before
+from npstream.iteration.epochs import AnyEpochs, Epochs
+from npstream.iteration.iterator import Run
+from npstream.iteration.partition import BLOCK, LAST, Partition, left_before
 from npstream.iteration.ranks import Ranks, checked, found, other_launcher, running
 from npstream.iteration.resumable import Resumable, this_worker
 from npstream.orders.order import Shuffle
@@ -313,10 +313,10 @@ ranks_per_node, replication, transform
     def _sharing(self) -> Ranks:
         return self._epochs.sharing(self._resolve(), self._replication)
 
-    def _part(self, place: Place) -> Part:
+    def _part(self, place: Place) -> Partition:
         return self._part_of(place, self._sharing(), self._epochs)
 
-    def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Part:
+    def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Partition:
         size = self._batch_size or 1
         if (whole := self._global_batch_size) is not None:
             if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):

@@ -8,64 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 
 from npstream.iteration.partition import stepped_over
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
     from npstream.iteration.counter import Place
-
-
-class Part(Protocol):
-    """One rank's part of what is left of an epoch, as in `npstream.iteration.partition.Partition`.
-
-    Positions count what is left, gaps taken out.
-    """
-
-    @property
-    def world(self) -> int:
-        """All ranks."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of the rank in a batch."""
-
-    @property
-    def whole(self) -> int:
-        """Samples in a global batch."""
-
-    @property
-    def start(self) -> int:
-        """Where the first batch begins."""
-
-    @property
-    def size(self) -> int:
-        """The end of the epoch."""
-
-    @property
-    def end(self) -> int:
-        """The position after the last one that some rank reads."""
-
-    @property
-    def until(self) -> int:
-        """The position from which on nothing new is read."""
-
-    @property
-    def samples(self) -> int:
-        """Samples that the rank reads."""
-
-    @property
-    def batches(self) -> int:
-        """Batches that the rank reads."""
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches, and which of them only fill up the last one."""
+    from npstream.iteration.partition import Partition
 
 
 @dataclass(slots=True)
@@ -77,7 +28,7 @@ class Run:
     Parameters
     ----------
     place : Place
-    part : Part
+    part : Partition
     position : int
         What was yielded ends here.
     is_over : bool
@@ -96,7 +47,7 @@ class Run:
     """
 
     place: Place
-    part: Part
+    part: Partition
     position: int
     is_over: bool = False
     was_taken: bool = False

@@ -1,21 +1,24 @@
-"""Which positions of an epoch a rank reads, batch by batch: arithmetic, nothing else.
+"""Which positions of an epoch a rank reads, batch by batch, and the samples there.
 
 The batches with number t of all ranks are one run of G positions, the global batch. Of P nodes
 with R ranks each, rank k of node n takes ``t * G + (i * R + k) * P + n`` as sample i. So what a
 global batch holds does not depend on how many ranks and nodes share it; and as an order deals
 positions to its lanes in turn, a node reads every P-th lane, and no others, if P divides their
-number.
+number. Orders differ in one thing only: which rows are at these positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 
-from npstream._core.typing import Int64
+from npstream._core.typing import Bools, Int64
+
+BLOCK = 1 << 10
+"""Samples that are looked up at once."""
 
 LAST = ("repeat", "drop", "short")
 """What becomes of the last global batch, where too few samples are left to fill it."""
@@ -24,25 +27,48 @@ Gaps: TypeAlias = "tuple[tuple[int, int], ...]"
 """Stretches of positions to be left out, each from a start up to a stop; rising, and apart."""
 
 
+def _positions(positions: Int64) -> Int64:
+    """Return the rows at positions of an epoch in the order of its rows: the positions."""
+    return positions
+
+
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One rank's part of an epoch.
+    """One rank's part of what is left of an epoch.
+
+    All positions here count what is left: `gaps` are taken out.
 
     Parameters
     ----------
     size : int
-        Samples in the epoch.
+        Positions in the epoch.
     rank, world : int
         Number of this rank, from 0, and of all ranks.
     batch_size : int
         Samples of each rank in a batch.
     last : {"repeat", "drop", "short"}
-        Whether the last global batch is filled up with the first positions of the epoch, is left
+        Whether the last global batch is filled up with earlier positions of the epoch, is left
         out, or holds what is left, so that ranks may differ in their number of samples.
     nodes : int
         Machines that the ranks are on, as many on each, one machine's after the other's.
     start : int
         Where the first batch begins.
+    unit : int
+        Consecutive positions that are dealt to a rank at once; `size` and `batch_size` are
+        multiples.
+    stop : int, optional
+        The position after the last one that this rank reads, where ranks differ.
+    repeat_start : int
+        The first of the positions that fill up the last batch.
+    gaps : tuple
+        Stretches of the epoch that are left out.
+    rows : callable
+        Returns the rows at positions in the whole epoch, gaps included, as a new array or the same
+        one. Rows below 0 stand for no sample, and are left out. By default the positions.
+    block : int
+        Samples of the rank that are worth looking up at once.
+    span : int, optional
+        Positions that such a look-up may range over.
 
     Examples
     --------
@@ -60,11 +86,19 @@ class Partition:
     last: str = "repeat"
     nodes: int = 1
     start: int = 0
+    unit: int = 1
+    stop: int | None = None
+    repeat_start: int = 0
+    gaps: Gaps = ()
+    rows: Callable[[Int64], Int64] = field(default=_positions, repr=False)
+    block: int = BLOCK
+    span: int | None = None
 
     @property
     def samples(self) -> int:
         """Samples that the rank reads, repeated ones included."""
-        return len(range(self.start + self._first, self.end, self.world))
+        stop = self.end if self.stop is None else self.stop
+        return len(range(self.start + self._first, stop, self.world * self.unit)) * self.unit
 
     @property
     def batches(self) -> int:
@@ -94,16 +128,37 @@ class Partition:
     def positions(self, batches: range) -> Int64:
         """Return the positions of the samples in some of the rank's batches."""
         first = np.arange(batches.start, batches.stop, batches.step) * self.whole
-        within = np.arange(self.start + self._first, self.start + self.whole, self.world)
+        step = self.world * self.unit
+        within = np.arange(self.start + self._first, self.start + self.whole, step)
+        if self.unit > 1:
+            within = np.add.outer(within, np.arange(self.unit)).reshape(-1)
         positions = np.add.outer(first, within).reshape(-1)
         # Only a short last batch ends early.
         return positions if self.last != "short" else positions[positions < self.end]
+
+    def read(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the rows in some batches, and which of them only fill up the last one."""
+        positions = self.positions(batches)
+        repeated = positions >= self.size
+        if repeated.any():
+            again = positions[repeated] - self.size
+            positions[repeated] = self.repeat_start + again % (self.size - self.repeat_start)
+        rows = self.rows(stepped_over(positions, self.gaps))
+        is_sample = rows >= 0
+        return (rows, repeated) if is_sample.all() else (rows[is_sample], repeated[is_sample])
+
+    def at_once(self, step: int) -> int:
+        """Return how many batches, so far apart, are worth looking up at once."""
+        batches = self.block // self.batch_size
+        if self.span is not None:
+            batches = min(batches, self.span // (self.whole * step))
+        return max(1, batches)
 
     @property
     def _first(self) -> int:
         """The position of the rank's first sample in a global batch."""
         node, k = divmod(self.rank, self.world // self.nodes)
-        return k * self.nodes + node
+        return (k * self.nodes + node) * self.unit
 
 
 def stepped_over(positions: Int64, gaps: Gaps) -> Int64:

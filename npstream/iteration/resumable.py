@@ -19,8 +19,8 @@ from npstream._core.arguments import integer
 from npstream._core.optional import torch_door
 from npstream.errors import shown
 from npstream.iteration.counter import MAX_GAPS, Place, Turns, is_spawning
-from npstream.iteration.iterator import EpochIterator, Make, Part, Run
-from npstream.iteration.partition import joined
+from npstream.iteration.iterator import EpochIterator, Make, Run
+from npstream.iteration.partition import Partition, joined
 from npstream.iteration.state import MOST, count_in
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class Resumable(ABC):
             self._run.part = self._part(self._run.place)
 
     @abstractmethod
-    def _part(self, place: Place) -> Part:
+    def _part(self, place: Place) -> Partition:
         """Return this rank's part of what is left of an epoch."""
 
     @abstractmethod

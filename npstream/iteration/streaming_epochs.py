@@ -10,109 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream.iteration.counter import Place
-from npstream.iteration.partition import Gaps, left_before, stepped_over
+from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.state import count_in, difference, identity, place_of, require, state_of
 from npstream.orders.streaming.batching import StreamError
-from npstream.orders.streaming.order import STATE
+from npstream.orders.streaming.order import MOST_IDS, STATE
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import StreamingShuffle
 from npstream.orders.streaming.state import RunOf
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
+    from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
     from npstream.orders.streaming.order import Epoch, StreamingOrder
     from npstream.reading.source import Source
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StreamingShare:
-    """One rank's part of what is left of an epoch; compare `npstream.iteration.epochs.Share`.
-
-    Parameters
-    ----------
-    epoch : Epoch
-        What Streaming deals out from position `first` on.
-    node, rank : int
-        The rank's node, and its number there.
-    first : int
-    position, stop : int
-        Where the first batch begins, and where the last one of any rank ends.
-    own : int
-        The rank's samples in `epoch`.
-    gaps : tuple
-        Stretches that are left out: as many samples of each rank.
-    """
-
-    epoch: Epoch = field(repr=False)
-    node: int
-    rank: int
-    first: int
-    position: int
-    stop: int
-    own: int
-    gaps: Gaps
-
-    @property
-    def world(self) -> int:
-        """All ranks."""
-        return self.epoch.world.ranks
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of each rank in a batch."""
-        return self.epoch.batch_size
-
-    @property
-    def whole(self) -> int:
-        """Samples in a global batch."""
-        return self.world * self.batch_size
-
-    @property
-    def start(self) -> int:
-        """Where the first batch begins; like all positions here, with gaps taken out."""
-        return left_before(self.position, self.gaps)
-
-    @property
-    def size(self) -> int:
-        """The position after the last global batch."""
-        return left_before(self.stop, self.gaps)
-
-    end = until = size
-
-    @property
-    def samples(self) -> int:
-        """Samples that the rank reads."""
-        stop = left_before(self.first + self.own * self.world, self.gaps)
-        return max(stop - self.start, 0) // self.world
-
-    @property
-    def batches(self) -> int:
-        """Batches that the rank reads."""
-        return -(-self.samples // self.batch_size)
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-        return self.epoch.at_once(step)
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches. Which of them come again is not known."""
-        first = np.arange(batches.start, batches.stop, batches.step) * self.whole + self.start
-        left = np.add.outer(first, np.arange(0, self.whole, self.world)).reshape(-1)
-        numbers = (stepped_over(left, self.gaps) - self.first) // self.world
-        # Who goes on within a batch reads batches that begin there.
-        numbers = numbers[numbers < (self.stop - self.first) // self.world]
-        ids = self.epoch.samples(self.node, self.rank, numbers)
-        ids = ids[ids >= 0]
-        return ids, np.zeros(len(ids), bool)
 
 
 class StreamingEpochs:
@@ -173,7 +91,7 @@ class StreamingEpochs:
         world = _world(ranks).replicated(replication)
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> StreamingShare:
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         if last == "short":
             raise ValueError(
@@ -207,9 +125,13 @@ class StreamingEpochs:
                 f"multiples of {unit} samples, from sample {first} on: go on with the ranks and "
                 "batches for which they were left out"
             )
-        return StreamingShare(
-            epoch=epoch, node=node, rank=rank, first=first, position=place.position,
-            stop=stop, own=own, gaps=place.gaps,
+        size, own_stop, start = (
+            left_before(at, place.gaps) for at in (stop, first + own * world.ranks, place.position)
+        )
+        return Partition(
+            size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
+            stop=own_stop, gaps=place.gaps, rows=partial(_samples, epoch, node, rank, first),
+            block=MOST_IDS, span=epoch.batching.stride,
         )  # fmt: skip
 
     @property
@@ -310,6 +232,11 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
     if not members:
         return [], [np.diff(source.index.starts)]
     return [each.name for each in members], [np.diff(e.source.index.starts) for e in members]
+
+
+def _samples(epoch: Epoch, node: int, rank: int, first: int, positions: Int64) -> Int64:
+    """Return a rank's samples at its positions, where `epoch` begins at position `first`; or -1."""
+    return epoch.samples(node, rank, (positions - first) // epoch.world.ranks)
 
 
 def _world(ranks: Ranks) -> World:

@@ -6,13 +6,12 @@ import json
 import math
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.arguments import counted, integer
-from npstream.iteration.partition import Partition, left_before, stepped_over
+from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.state import place_of, require, state_of
 from npstream.mixture.run import BATCHINGS, Batches, Run, laid_out, new_run, resolved
@@ -21,7 +20,6 @@ from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Bools, Int64
     from npstream.iteration.counter import Place
     from npstream.mixture.shares import MixtureOf
 
@@ -30,111 +28,6 @@ ROOM = 1 << 20
 
 _EACH, _LEAST = 8, 1 << 14
 """Rows of each source that are looked up at once, on average, and of all, at least."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureShare(Partition):
-    """One rank's part of what is left of an epoch; compare `npstream.iteration.epochs.Share`.
-
-    Parameters
-    ----------
-    stretch : EpochOrder
-    place : Place
-    first : int
-        Where those positions begin that fill up the last batch: not before the mixture changed.
-    even : bool
-        Whether batches of all sources are of one size.
-    """
-
-    stretch: EpochOrder = field(repr=False)
-    place: Place
-    first: int
-    even: bool
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-        return _rows_at_once(self.stretch) // self.batch_size or 1 if self.even else 1
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches, and which of them only fill up the last one."""
-        positions = self.positions(batches)
-        repeated = _wrap(positions, self.first, self.size)
-        rows = self.stretch.at(stepped_over(positions, self.place.gaps))
-        return (rows, repeated) if self.even else (rows[rows >= 0], repeated[rows >= 0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceShare:
-    """One rank's part of what is left of an epoch, where each of its batches is of one source.
-
-    Parameters
-    ----------
-    units : Partition
-        The rank's batches, as those of all ranks are dealt to them.
-    batch_size : int
-        Positions of a batch.
-    stretch, place, first, even
-        See `MixtureShare`.
-    """
-
-    units: Partition
-    batch_size: int
-    stretch: EpochOrder = field(repr=False)
-    place: Place
-    first: int
-    even: bool
-
-    @property
-    def world(self) -> int:
-        """All ranks."""
-        return self.units.world
-
-    @property
-    def whole(self) -> int:
-        """Positions of a global batch."""
-        return self.world * self.batch_size
-
-    @property
-    def start(self) -> int:
-        """Where the first batch begins."""
-        return self.units.start * self.batch_size
-
-    @property
-    def size(self) -> int:
-        """The end of the epoch."""
-        return self.units.size * self.batch_size
-
-    @property
-    def end(self) -> int:
-        """The position after the last one that some rank reads."""
-        return self.units.end * self.batch_size
-
-    @property
-    def until(self) -> int:
-        """The position from which on nothing new is read."""
-        return self.units.until * self.batch_size
-
-    @property
-    def batches(self) -> int:
-        """Batches that the rank reads."""
-        return self.units.samples
-
-    @property
-    def samples(self) -> int:
-        """Positions that the rank reads."""
-        return self.batches * self.batch_size
-
-    def at_once(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
-        return _rows_at_once(self.stretch) // self.batch_size or 1 if self.even else 1
-
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the samples in some batches, and which of them come again."""
-        begin = self.units.positions(batches) * self.batch_size
-        repeated = np.repeat(_wrap(begin, self.first, self.size), self.batch_size)
-        begin = stepped_over(begin, self.place.gaps)
-        rows = self.stretch.at(np.add.outer(begin, np.arange(self.batch_size)).reshape(-1))
-        return (rows, repeated) if self.even else (rows[rows >= 0], repeated[rows >= 0])
 
 
 class MixtureEpochs:
@@ -219,9 +112,7 @@ class MixtureEpochs:
         other._settings, other._held = Shuffle(nbytes), {}
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
-    def part(
-        self, place: Place, ranks: Ranks, batch_size: int, last: str
-    ) -> MixtureShare | DeviceShare:
+    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         run, stream = self._stream(place.note, ranks)
         cuts = [place.position, *(cut for gap in place.gaps for cut in gap)]
@@ -232,20 +123,20 @@ class MixtureEpochs:
                 f"batches, which take {run.grain} positions"
             )
         stretch = EpochOrder(stream, run.reached(place.epoch, 0), run.size)
-        size, start = (left_before(at, place.gaps) for at in (run.size, place.position))
-        begun = run.stretches[run.since].start * run.width - run.reached(place.epoch, 0)
-        facts: Any = {
-            "stretch": stretch, "place": place, "even": run.is_even,
-            "first": left_before(max(begun, 0), place.gaps),
-        }  # fmt: skip
-        nodes = ranks.world // ranks.per_node
+        begun = max(run.stretches[run.since].start * run.width - run.reached(place.epoch, 0), 0)
+        size, start, first = (
+            left_before(at, place.gaps) for at in (run.size, place.position, begun)
+        )
+        unit = 1
         if self._batching == "device_per_stream":
-            each = run.grain
-            units = Partition(size // each, ranks.rank, ranks.world, 1, last, nodes, start // each)
-            return DeviceShare(units=units, batch_size=each, **facts)
-        if self._batching != "random":
+            unit = batch_size = run.grain
+        elif self._batching != "random":
             batch_size = run.grain // ranks.world
-        return MixtureShare(size, ranks.rank, ranks.world, batch_size, last, nodes, start, **facts)
+        return Partition(
+            size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
+            unit, repeat_start=first, gaps=place.gaps, rows=stretch.at,
+            block=_rows_at_once(stretch) if run.is_even else 1,
+        )  # fmt: skip
 
     def order(self, epoch: int, ranks: Ranks = Ranks(0, 1, 1)) -> EpochOrder:  # noqa: B008
         """Return the order of an epoch, of a run that no state was loaded into."""
@@ -303,14 +194,6 @@ class MixtureEpochs:
 def _rows_at_once(stretch: EpochOrder) -> int:
     """Return how many rows are worth looking up at once: to go to a source takes long."""
     return max(_LEAST, _EACH * len(stretch.stream.chunks))
-
-
-def _wrap(positions: Int64, first: int, size: int) -> Bools:
-    """Turn positions beyond the last, in place, into ones from `first` on; return which were."""
-    beyond = positions >= size
-    if beyond.any():
-        positions[beyond] = first + (positions[beyond] - size) % (size - first)
-    return beyond
 
 
 def epochs_of(

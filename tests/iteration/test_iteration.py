@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream import Shuffle
-from npstream.iteration.iteration import BLOCK
-from npstream.iteration.partition import LAST, Partition
+from npstream.iteration.partition import BLOCK, LAST, Partition
 from npstream.reading.batch import Batch
 from npstream.reading.source import Source
 from npstream.shards.paging import Coldness

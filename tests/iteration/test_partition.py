@@ -156,3 +156,47 @@ def test_gaps_are_what_is_not_left(gaps):
     assert [left_before(p, joint) for p in range(50)] == [
         sum(q < p for q in left) for p in range(50)
     ]
+
+
+@given(settings, st.integers(1, 4))
+def test_batches_that_are_dealt_whole(settings, unit):
+    """Units of several positions are dealt as single positions are, if a batch is one of them."""
+    for rank in range(settings["world"]):
+        single = Partition(rank=rank, **{**settings, "batch_size": 1})
+        part = Partition(
+            settings["size"] * unit, rank, settings["world"], unit, settings["last"], unit=unit
+        )
+        assert (part.batches, part.samples) == (single.batches, single.samples * unit)
+        assert (part.end, part.until) == (single.end * unit, single.until * unit)
+        mine = range(part.batches)
+        expected = [p * unit + k for p in single.positions(mine).tolist() for k in range(unit)]
+        assert part.positions(mine).tolist() == expected
+
+
+@given(settings, st.integers(0, 20))
+def test_rows_are_read_with_gaps_repeats_and_places_without_a_sample(settings, repeat_start):
+    """Position p holds row ``p + 1000``; every fifth position holds none."""
+    repeat_start = min(repeat_start, max(settings["size"] - 1, 0))
+    gaps = ((2, 4), (7, 20))
+    whole = [p for p in range(settings["size"] + 15) if not (2 <= p < 4 or 7 <= p < 20)]
+
+    def rows(positions):
+        return np.where(positions % 5 == 0, -1, positions + 1000)
+
+    for rank in range(settings["world"]):
+        part = Partition(rank=rank, **settings, gaps=gaps, rows=rows, repeat_start=repeat_start)
+        expected = []
+        for position in part.positions(range(part.batches)).tolist():
+            repeated = position >= part.size
+            if repeated:
+                position = repeat_start + (position - part.size) % (part.size - repeat_start)
+            if whole[position] % 5:
+                expected.append((whole[position] + 1000, repeated))
+        found = part.read(range(part.batches))
+        assert list(zip(*(each.tolist() for each in found), strict=True)) == expected
+
+
+def test_so_many_batches_are_looked_up_at_once():
+    part = Partition(10**6, 0, 4, 8, block=100, span=800)
+    assert [part.at_once(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]
+    assert [Partition(10**6, 0, 4, 8, block=1).at_once(1), part.at_once(1000)] == [1, 1]
