@@ -5,8 +5,6 @@ own, which may live for one epoch or for all; so where the next one begins, and 
 worker began, stands in memory that they inherit. Workers begin at the same time, and nothing there
 is read whole: so each writes a slot of its own, and none reads another's of its own loader. Loaders
 with different numbers of workers may follow each other, and what the others counted is added.
-
-Tested in tests/iteration/test_resumable.py.
 """
 
 from __future__ import annotations
@@ -17,9 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npstream._core.typing import Int64
-from npstream.iteration.notes import Notes
 from npstream.iteration.partition import Gaps  # noqa: TC001 - a NamedTuple's field
-from npstream.orders.streaming.state import RunOf
 
 MAX_WORKERS = 256
 """Workers that a loader may have."""
@@ -27,82 +23,100 @@ MAX_WORKERS = 256
 MAX_GAPS = 8
 """Stretches that an epoch may be spared."""
 
-_GAPS, _RUN = 2, 2 + 2 * MAX_GAPS
-_PLACE = _RUN + 4  # words: epoch and position; gaps, the unused ones empty; drop_first and run
+_GAPS = 3
+_PLACE = _GAPS + 2 * MAX_GAPS  # words: epoch, position, restart; gaps, the unused ones empty
 _NEXT, _NOW = 0, _PLACE
 _PINNED, _NEWEST, _BASE, _SAID, _SLOTS = range(2 * _PLACE, 2 * _PLACE + 5)
 _TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """The slot of worker 0 of as many workers; those of the others follow."""
 
+_CONTEXTS = _SLOTS + 2 * (int(_FIRST[-1]) + MAX_WORKERS)
+_LENGTH = 8
+"""Bytes that say how long a context is."""
+
 
 class Place(NamedTuple):
     """Where to begin: a position of an epoch, and the stretches of it that are left out.
 
-    Streaming's orders also know a run, and where Streaming itself went on in the epoch; mixtures a
-    note of what the run was of before.
+    Attributes
+    ----------
+    epoch, position : int
+    gaps : tuple
+    restart : int
+        The position from which an order deals the rest of the epoch out anew, if it does so.
+    context : bytes
+        What an order needs to know of the run in which the epoch is; only the order reads it. It is
+        the same in all epochs of the run.
     """
 
     epoch: int
     position: int = 0
     gaps: Gaps = ()
-    drop_first: int = 0
-    run: RunOf | None = None
-    note: str = ""
+    restart: int = 0
+    context: bytes = b""
 
     @property
     def beginning(self) -> Place:
         """Where the epoch begins."""
-        return Place(self.epoch, run=self.run, note=self.note)
+        return Place(self.epoch, context=self.context)
 
 
-class Turns:
+class EpochCounter:
     """The places at which iterations begin, one after the other.
+
+    Parameters
+    ----------
+    epoch : int
+        The first epoch.
+    context_bytes : int
+        Bytes that the context of a place may have where workers are to read it.
 
     Examples
     --------
-    >>> turns = Turns(epoch=7)
-    >>> turns.take().epoch, turns.take().epoch, turns.upcoming().epoch
+    >>> counter = EpochCounter(epoch=7)
+    >>> counter.take().epoch, counter.take().epoch, counter.upcoming().epoch
     (7, 8, 9)
     """
 
-    def __init__(self, epoch: int, room: int = 0) -> None:
+    def __init__(self, epoch: int, context_bytes: int = 0) -> None:
+        self._context_bytes = context_bytes
+        self._contexts = {_NEXT: b"", _NOW: b""}  # read only while nothing is shared
         self._shared: Any = None
         self._hold(np.zeros(_SLOTS, np.int64))
-        self._notes = Notes(room)
         self._write(_NEXT, Place(epoch))
 
     def __getstate__(self) -> Any:
         if is_spawning():
             self.share()
-            return self._shared, self._notes
-        copy = Turns(0, self._notes.room)
+            return self._shared, self._context_bytes, {}
+        copy = EpochCounter(0, self._context_bytes)
         copy.set(self.upcoming(), self.pinned)
-        return copy._words, copy._notes
+        return copy._words, copy._context_bytes, copy._contexts
 
     def __setstate__(self, state: Any) -> None:
-        words, self._notes = state
-        if isinstance(words, np.ndarray):
-            self._shared = None
-            self._hold(words)
-        else:
-            self._shared = words
-            self._hold(np.frombuffer(words, np.int64))
+        words, self._context_bytes, self._contexts = state
+        self._shared = None if isinstance(words, np.ndarray) else words
+        self._hold(words if self._shared is None else np.frombuffer(words, np.int64))
 
     def _hold(self, words: Int64) -> None:
         self._words, self._fast = words, words.data  # by which a word is read in no time
+        self._slots = words[_SLOTS:_CONTEXTS].reshape(-1, 2)
 
     def share(self) -> None:
         """Move to memory that workers inherit, however they are started."""
         if self._shared is None:
             import multiprocessing
 
-            slots = int(_FIRST[-1]) + MAX_WORKERS
-            self._shared = multiprocessing.RawArray("q", _SLOTS + 2 * slots)
+            for context in self._contexts.values():
+                self._require_short(context)
+            contexts = 2 * -(-(_LENGTH + self._context_bytes) // 8)
+            self._shared = multiprocessing.RawArray("q", _CONTEXTS + contexts)
             words: Int64 = np.frombuffer(self._shared, np.int64)
             words[:_SLOTS] = self._words
             self._hold(words)
-            self._notes.share()
+            for at, context in self._contexts.items():
+                self._write_context(at, context)
 
     @property
     def pinned(self) -> bool:
@@ -117,7 +131,7 @@ class Turns:
 
     def set(self, place: Place, pinned: bool) -> None:
         """Begin here next."""
-        self._words[_SLOTS:] = 0
+        self._slots[:] = 0
         self._words[_PINNED] = pinned
         self._words[_NEWEST] += 1
         self._words[_BASE] = self._words[_NEWEST]
@@ -164,8 +178,7 @@ class Turns:
         own, turns, shift = self._turns_of(worker, workers)
         own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
         # All write the same here, and none reads it before it wrote.
-        self._write_run(_NEXT, place.run)
-        self._notes.write(_NEXT // _PLACE, place.note)
+        self._write_context(_NEXT, place.context)
 
     def upcoming(self) -> Place:
         """Return where the next iteration begins."""
@@ -187,7 +200,7 @@ class Turns:
         if workers > MAX_WORKERS:
             raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
         self.share()
-        own = self._words[_SLOTS:].reshape(-1, 2)[_FIRST[workers] + worker]
+        own = self._slots[_FIRST[workers] + worker]
         turns, shift = self._others(workers)
         return own, turns + int(own[_TURNS]), shift + int(own[_SHIFT])
 
@@ -196,7 +209,7 @@ class Turns:
         if self._shared is None:
             return 0, 0
         firsts = np.delete(_FIRST[1:], workers - 1) if workers else _FIRST[1:]
-        turns, shift = self._words[_SLOTS:].reshape(-1, 2)[firsts].sum(axis=0).tolist()
+        turns, shift = self._slots[firsts].sum(axis=0).tolist()
         return turns, shift
 
     def _after(self, place: Place, turns: int, epochs: int) -> Place:
@@ -208,25 +221,46 @@ class Turns:
 
     def _read(self, at: int) -> Place:
         words = self._words[at : at + _PLACE].tolist()
-        (epoch, position), ends = words[:_GAPS], words[_GAPS:_RUN]
+        (epoch, position, restart), ends = words[:_GAPS], words[_GAPS:]
         gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
-        drop_first, lanes, seed, nodes = words[_RUN:]
-        run = RunOf(lanes, seed, nodes or None) if lanes else None
-        return Place(epoch, position, gaps, drop_first, run, self._notes.read(at // _PLACE))
+        return Place(epoch, position, gaps, restart, self._read_context(at))
 
     def _write(self, at: int, place: Place) -> None:
         words = self._words[at : at + _PLACE]
         words[:] = 0
-        words[:_GAPS] = place.epoch, place.position
+        words[:_GAPS] = place.epoch, place.position, place.restart
         if place.gaps:
             words[_GAPS : _GAPS + 2 * len(place.gaps)] = np.ravel(place.gaps)
-        words[_RUN] = place.drop_first
-        self._write_run(at, place.run)
-        self._notes.write(at // _PLACE, place.note)
+        self._write_context(at, place.context)
 
-    def _write_run(self, at: int, run: RunOf | None) -> None:
-        lanes, seed, nodes = run or (0, 0, None)
-        self._words[at + _RUN + 1 : at + _PLACE] = lanes, seed, nodes or 0
+    def _read_context(self, at: int) -> bytes:
+        if self._shared is None:
+            return self._contexts[at]
+        memory = self._context_memory(at)
+        length = int.from_bytes(memory[:_LENGTH], "little")
+        return bytes(memory[_LENGTH : _LENGTH + length])
+
+    def _write_context(self, at: int, context: bytes) -> None:
+        if self._shared is None:
+            self._contexts[at] = context
+            return
+        self._require_short(context)
+        length = len(context).to_bytes(_LENGTH, "little")
+        self._context_memory(at)[: _LENGTH + len(context)] = length + context
+
+    def _require_short(self, context: bytes) -> None:
+        """Raise unless workers can be told a context."""
+        if len(context) > self._context_bytes:
+            raise ValueError(
+                f"what an order needs to know of its run takes {len(context)} bytes, and workers "
+                f"can be told {self._context_bytes}: begin a new run, or read without workers"
+            )
+
+    def _context_memory(self, at: int) -> memoryview:
+        """Return the memory of a place's context: its length, and its bytes."""
+        contexts = self._words[_CONTEXTS:].reshape(2, -1)
+        memory: memoryview = contexts[at // _PLACE].data.cast("B")
+        return memory
 
 
 def is_spawning() -> bool:

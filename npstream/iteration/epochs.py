@@ -31,8 +31,8 @@ class AnyEpochs(Protocol):
     """Samples at positions of epochs: those of a view, of a mixture, or in Streaming's orders."""
 
     @property
-    def room(self) -> int:
-        """Bytes of a note that a place may have."""
+    def context_bytes(self) -> int:
+        """Bytes that the context of a place may have where workers are to read it."""
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
@@ -79,7 +79,7 @@ class Epochs:
         passes.
     """
 
-    room = 0
+    context_bytes = 0
 
     def __init__(
         self,

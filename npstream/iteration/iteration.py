@@ -140,7 +140,7 @@ ranks_per_node, replication, transform
             source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
             self._batch_size, self._global_batch_size,
         )  # fmt: skip
-        super().__init__(integer("epoch", epoch, 0), self._epochs.room)
+        super().__init__(integer("epoch", epoch, 0), self._epochs.context_bytes)
         if self._given is not None:
             if not self._epochs.needs_state(self._sharing()):
                 self._part(Place(0))  # says what does not fit
@@ -152,19 +152,19 @@ ranks_per_node, replication, transform
         # DataLoader does before it starts workers, which may be forks that inherit memory.
         if "torch.utils.data" in sys.modules:
             torch_door().register(Iteration)
-            self._turns.share()
+            self._counter.share()
         return type(self)
 
     def __len__(self) -> int:
         """Return the number of batches, or samples, of a whole epoch."""
-        part = self._part(self._turns.upcoming().beginning)
+        part = self._part(self._counter.upcoming().beginning)
         return part.batches if self._batched else part.samples
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = this_worker()
         make = partial(self._items, worker, workers)
         if self._is_led:
-            return make(self._run_from(self._turns.now()))
+            return make(self._run_from(self._counter.now()))
         passed_over = self._check_reader()
         one_by_one = self._batch_size is None and self._global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
@@ -254,7 +254,7 @@ ranks_per_node, replication, transform
         if how != "skips":
             return 0
         place = self._upcoming()
-        if self._turns.pinned and place == place.beginning:
+        if self._counter.pinned and place == place.beginning:
             return 0  # of an epoch that was named, they are read
         if place == place.beginning:
             raise RuntimeError(
@@ -308,7 +308,7 @@ ranks_per_node, replication, transform
 
     def _is_first_to_say(self, number: int) -> bool:
         """Return whether a warning is to be given: once, also if workers come to it, too."""
-        return this_worker()[0] == 0 and self._turns.say_once(number)
+        return this_worker()[0] == 0 and self._counter.say_once(number)
 
     def _sharing(self) -> Ranks:
         return self._epochs.sharing(self._resolve(), self._replication)

@@ -42,8 +42,8 @@ class Run:
     saved : int
         The position at which a state was last asked for.
     number : int, optional
-        That of the iteration, as `npstream.iteration.counter.Turns` counts them, if this process
-        began it.
+        That of the iteration, as `npstream.iteration.counter.EpochCounter` counts them, if this
+        process began it.
     """
 
     place: Place

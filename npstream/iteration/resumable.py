@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from npstream._core.arguments import integer
 from npstream._core.optional import torch_door
 from npstream.errors import shown
-from npstream.iteration.counter import MAX_GAPS, Place, Turns, is_spawning
+from npstream.iteration.counter import MAX_GAPS, EpochCounter, Place, is_spawning
 from npstream.iteration.iterator import EpochIterator, Make, Run
 from npstream.iteration.partition import Partition, joined
 from npstream.iteration.state import MOST, count_in
@@ -48,8 +48,8 @@ _TRAINER = "trainer_epoch"
 class Resumable(ABC):
     """What is iterated over epoch after epoch, and has a state."""
 
-    def __init__(self, epoch: int, room: int = 0) -> None:
-        self._turns = Turns(epoch, room)
+    def __init__(self, epoch: int, context_bytes: int = 0) -> None:
+        self._counter = EpochCounter(epoch, context_bytes)
         self._run: Run | None = None
         self._iterator: weakref.ref[EpochIterator] | None = None
         self._rejoined: tuple[Place, int] | None = None
@@ -59,16 +59,16 @@ class Resumable(ABC):
         self._trainer_epoch: int | None = None
         self._trainer_offset: int | None = None
         if "torch.utils.data" in sys.modules:
-            self._turns.share()
+            self._counter.share()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_iterator": None, "_turns": copy.copy(self._turns)}
+        state = {**self.__dict__, "_iterator": None, "_counter": copy.copy(self._counter)}
         if is_spawning():
             return {**state, "_run": None}
-        if self._turns.begun:
+        if self._counter.begun:
             raise RuntimeError(f"it is not known where a copy is to go on: {_READ_AHEAD}")
         if self._current() is not None:
-            state["_turns"].set(self._reached(), self._turns.pinned)
+            state["_counter"].set(self._reached(), self._counter.pinned)
             return {**state, "_run": None}
         # An epoch that was left: its state is that of a copy, and both begin the next one.
         left = None if self._run is None else replace(self._run, part=_AGAIN)
@@ -105,8 +105,8 @@ class Resumable(ABC):
         """
         run = self._fresh()
         if run is None:
-            self._warn_of_what_is_left(self._turns.upcoming())
-            run = self._next_run(self._turns.take)
+            self._warn_of_what_is_left(self._counter.upcoming())
+            run = self._next_run(self._counter.take)
         else:
             run = self._run_from(run.place)
         return self._begun(run, make, rows_of)
@@ -115,7 +115,7 @@ class Resumable(ABC):
         self, worker: int, workers: int, make: Make, rows_of: Callable[[Run], int]
     ) -> EpochIterator:
         """Begin, in a worker that nobody leads, its share of the next epoch."""
-        run = self._next_run(partial(self._turns.take_as, worker, workers))
+        run = self._next_run(partial(self._counter.take_as, worker, workers))
         if self._rejoined is not None:
             place, yielded = self._rejoined
             run = self._run_from(place)
@@ -128,14 +128,14 @@ class Resumable(ABC):
         if not workers and (old := self._alive()) is not None:
             old.retire(OLD)
         self._run, self._iterator = run, None
-        run.number = self._turns.number(worker, workers)
+        run.number = self._counter.number(worker, workers)
         iterator = EpochIterator.of(run, make, rows_of(run))
         self._iterator = weakref.ref(iterator)
         return iterator
 
     def require_newest(self, run: Run) -> None:
         """Raise if another iteration than a run's began last, in this process or in workers."""
-        if run.number is not None and self._turns.newest > run.number:
+        if run.number is not None and self._counter.newest > run.number:
             raise RuntimeError(OLD)
 
     def lead(self, run: Run, start: Callable[[], T]) -> T:
@@ -144,7 +144,7 @@ class Resumable(ABC):
         They read what comes after all that is done with of a run, and count nothing.
         """
         position = run.position + run.missed
-        self._turns.lead(run.reached(position) or run.place)
+        self._counter.lead(run.reached(position) or run.place)
         self._is_led = True
         try:
             return start()
@@ -174,12 +174,12 @@ class Resumable(ABC):
         _, workers = this_worker()
         run = self._run
         if workers:
-            return self._turns.now().epoch if self._is_led or run is None else run.place.epoch
+            return self._counter.now().epoch if self._is_led or run is None else run.place.epoch
         is_new = run is not None and self._fresh() is run
         if run is not None and not run.is_over and (is_new or self._alive() is not None):
             return run.place.epoch
-        place = self._turns.upcoming()
-        if place == place.beginning or self._turns.pinned or not _is_empty(self._run_from(place)):
+        place = self._counter.upcoming()
+        if place == place.beginning or self._counter.pinned or not _is_empty(self._run_from(place)):
             return place.epoch
         return place.epoch + 1
 
@@ -215,7 +215,7 @@ class Resumable(ABC):
             self._trainer_offset = coming.epoch - epoch  # another training, which counts anew
         elif epoch + offset > coming.epoch:
             place = coming._replace(epoch=epoch + offset).beginning
-            self._go_to(place, self._turns.pinned)
+            self._go_to(place, self._counter.pinned)
 
     def state_dict(
         self, num_samples: int | None = None, from_beginning: bool = True
@@ -246,7 +246,7 @@ class Resumable(ABC):
         """
         _, workers = this_worker()
         if workers:
-            run = self._run or self._run_from(self._turns.upcoming())
+            run = self._run or self._run_from(self._counter.upcoming())
             yielded = (run.position - run.part.start) // run.part.world
             state = self._state_of(run.place)
             return {**state, "workers": workers, "yielded": yielded}
@@ -280,7 +280,7 @@ class Resumable(ABC):
                 f"are {workers}: states of npstream.torch.DataLoader are the same for any number"
             )
         if workers:
-            self._turns.rejoin(place, worker, workers)
+            self._counter.rejoin(place, worker, workers)
             self._rejoined = place, count_in(state, "yielded")
             return
         self._trainer_epoch = self._trainer_offset = None
@@ -319,7 +319,7 @@ class Resumable(ABC):
             raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
         run = self._run_from(place._replace(gaps=gaps))  # says what does not fit
         if (old := self._running()) is None:
-            self._go_to(run.place, self._turns.pinned)
+            self._go_to(run.place, self._counter.pinned)
             return
         iterator = self._alive()
         assert iterator is not None
@@ -330,12 +330,12 @@ class Resumable(ABC):
 
     def _go_to(self, place: Place, pinned: bool) -> None:
         """Begin there next, or let the iterator do from which nothing was taken."""
-        self._turns.set(place, pinned)
+        self._counter.set(place, pinned)
         iterator, fresh = self._alive(), self._fresh() is not None
         self._run = None
         if iterator is not None and fresh:
-            self._run = self._next_run(self._turns.take)
-            self._run.number = self._turns.number(0, 0)
+            self._run = self._next_run(self._counter.take)
+            self._run.number = self._counter.number(0, 0)
             iterator.redirect(self._run)
 
     # What runs
@@ -348,7 +348,7 @@ class Resumable(ABC):
     def _fresh(self) -> Run | None:
         """Return the run that has begun, if nothing was taken from it."""
         run = self._run
-        return run if run is not None and run.is_fresh and not self._turns.begun else None
+        return run if run is not None and run.is_fresh and not self._counter.begun else None
 
     def _running(self) -> Run | None:
         """Return the run of a loop from which something was taken, and that is not over."""
@@ -364,21 +364,21 @@ class Resumable(ABC):
     def _upcoming(self) -> Place:
         """Return where the next iteration begins."""
         run = self._fresh()
-        return self._turns.upcoming() if run is None else run.place
+        return self._counter.upcoming() if run is None else run.place
 
     def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
         """Return what a state is to say, given what somebody else counted, if so."""
         run = self._run
-        if self._turns.begun:
+        if self._counter.begun:
             if samples is None:
                 raise RuntimeError(_READ_AHEAD)
-            run = self._run_from(self._turns.last())
+            run = self._run_from(self._counter.last())
         if samples is not None:
-            run = run or self._run_from(self._turns.upcoming())
+            run = run or self._run_from(self._counter.upcoming())
             run = Run(run.place, run.part, samples + (0 if from_beginning else run.origin))
         if run is None:
-            return self._turns.upcoming()
-        return run.reached() or self._turns.upcoming()
+            return self._counter.upcoming()
+        return run.reached() or self._counter.upcoming()
 
     def _refuse_in_loop(self, what: str) -> None:
         run = self._running()

@@ -8,6 +8,7 @@ samples come twice so that ranks get equally many.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, replace
@@ -23,14 +24,17 @@ from npstream.iteration.state import count_in, difference, identity, place_of, r
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MOST_IDS, STATE
 from npstream.orders.streaming.partition import World
-from npstream.orders.streaming.settings import StreamingShuffle
-from npstream.orders.streaming.state import RunOf
+from npstream.orders.streaming.settings import StreamingRun, StreamingShuffle
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
     from npstream.orders.streaming.order import Epoch, StreamingOrder
     from npstream.reading.source import Source
+
+
+_CONTEXT = struct.Struct("<qqq")
+"""The context of a place: a StreamingRun, with 0 for initial nodes that are not known."""
 
 
 class StreamingEpochs:
@@ -49,7 +53,7 @@ class StreamingEpochs:
         On them depend orders whose batches are not of all samples at random.
     """
 
-    room = 0
+    context_bytes = _CONTEXT.size
 
     def __init__(
         self,
@@ -98,8 +102,8 @@ class StreamingEpochs:
                 "last='short': Streaming's orders repeat samples so that all ranks read equally "
                 "many; shuffle=False, or a native order, reads each sample once"
             )
-        world, first = _world(ranks), place.drop_first
-        order, whole = self._order(place.run, batch_size), world.ranks * batch_size
+        world, first = _world(ranks), place.restart
+        order, whole = self._order(_run(place), batch_size), world.ranks * batch_size
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = whole
@@ -164,12 +168,12 @@ class StreamingEpochs:
 
     def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which is also one of Streaming's."""
-        order, world = self._order(place.run), _world(ranks)
+        order, world = self._order(_run(place)), _world(ranks)
         of_streaming = order.state(world, place.epoch, place.position)
-        run = RunOf(*(of_streaming[name] for name in RunOf._fields))
+        run = StreamingRun(*(of_streaming[name] for name in StreamingRun._fields))
         return {
             **state_of(self._facts(run, ranks), place),
-            "drop_first": place.drop_first,
+            "drop_first": place.restart,
             **of_streaming,
         }
 
@@ -182,21 +186,21 @@ class StreamingEpochs:
             order, number, position = self._order(None).resume(state, _world(ranks))
             if state["epoch"] < 0:
                 return Place(0)
-            run = RunOf(*(getattr(order, name) for name in RunOf._fields))
-            return Place(number, position, drop_first=position, run=run)
-        require(state, (*RunOf._fields, "drop_first"))
-        run = RunOf(*(count_in(state, name) for name in RunOf._fields))
+            run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
+            return Place(number, position, restart=position, context=_context(run))
+        require(state, (*StreamingRun._fields, "drop_first"))
+        run = StreamingRun(*(count_in(state, name) for name in StreamingRun._fields))
         for name, there in run._asdict().items():
             here = getattr(self._settings, name)
             if here is not None and here != there:
                 raise ValueError(difference(name, there, here))
         place = place_of(state, self._facts(run, ranks))
-        return place._replace(drop_first=count_in(state, "drop_first"), run=run)
+        return place._replace(restart=count_in(state, "drop_first"), context=_context(run))
 
-    def _order(self, run: RunOf | None, batch_size: int = 1) -> StreamingOrder:
+    def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:
         return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)
 
-    def _facts(self, run: RunOf, ranks: Ranks) -> dict[str, Any]:
+    def _facts(self, run: StreamingRun, ranks: Ranks) -> dict[str, Any]:
         """Return what positions depend on, but for what a run's states know themselves."""
         order = self._order(run)
         names = ["partition_algo", "sampling_method", "sampling_granularity"]
@@ -237,6 +241,19 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
 def _samples(epoch: Epoch, node: int, rank: int, first: int, positions: Int64) -> Int64:
     """Return a rank's samples at its positions, where `epoch` begins at position `first`; or -1."""
     return epoch.samples(node, rank, (positions - first) // epoch.world.ranks)
+
+
+def _context(run: StreamingRun) -> bytes:
+    """Return the context of places in a run."""
+    return _CONTEXT.pack(run.num_canonical_nodes, run.shuffle_seed, run.initial_physical_nodes or 0)
+
+
+def _run(place: Place) -> StreamingRun | None:
+    """Return the run that a place is in; None if no state was loaded."""
+    if not place.context:
+        return None
+    lanes, seed, nodes = _CONTEXT.unpack(place.context)
+    return StreamingRun(lanes, seed, nodes or None)
 
 
 def _world(ranks: Ranks) -> World:

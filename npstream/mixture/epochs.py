@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from npstream.iteration.counter import Place
     from npstream.mixture.shares import MixtureOf
 
-ROOM = 1 << 20
+CONTEXT_BYTES = 1 << 20
 """Bytes of what workers can be told of the run that a state is of, compressed."""
 
 _EACH, _LEAST = 8, 1 << 14
@@ -49,7 +50,7 @@ class MixtureEpochs:
         Sizes of batches, if they matter.
     """
 
-    room = ROOM
+    context_bytes = CONTEXT_BYTES
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class MixtureEpochs:
 
     def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
-        run, stream = self._stream(place.note, ranks)
+        run, stream = self._stream(place.context, ranks)
         cuts = [place.position, *(cut for gap in place.gaps for cut in gap)]
         if any(cut % run.grain for cut in cuts if cut < run.size and self._batching != "random"):
             raise ValueError(
@@ -140,14 +141,14 @@ class MixtureEpochs:
 
     def order(self, epoch: int, ranks: Ranks = Ranks(0, 1, 1)) -> EpochOrder:  # noqa: B008
         """Return the order of an epoch, of a run that no state was loaded into."""
-        run, stream = self._stream("", ranks)
+        run, stream = self._stream(b"", ranks)
         if not run.is_even:
             raise ValueError("batches that differ in size by source have no order of samples")
         return EpochOrder(stream, run.reached(epoch, 0), run.size)
 
     def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
-        run, _ = self._stream(place.note, ranks)
+        run, _ = self._stream(place.context, ranks)
         return {**state_of(self._facts, place), "mixture": named(run, self._of).as_json()}
 
     def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
@@ -156,11 +157,11 @@ class MixtureEpochs:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require(state, ("mixture",))
         place = place_of(state, self._facts)
-        own, _ = self._stream("", ranks)
+        own, _ = self._stream(b"", ranks)
         run = adopted(Run.of_json(state["mixture"]), own, self._of)
         if run == named(own, self._of):
             return place
-        return place._replace(note=json.dumps(run.as_json()))
+        return place._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))
 
     @property
     def _facts(self) -> dict[str, Any]:
@@ -171,12 +172,12 @@ class MixtureEpochs:
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
         return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._chosen}
 
-    def _stream(self, note: str, ranks: Ranks) -> tuple[Run, MixtureOrder]:
-        """Return the run that a note is of, or the one without a note; and its stream."""
-        key = note, ranks.world
+    def _stream(self, context: bytes, ranks: Ranks) -> tuple[Run, MixtureOrder]:
+        """Return the run of a place's context, or a new one if that is empty; and its stream."""
+        key = context, ranks.world
         if key not in self._held:
-            if note:
-                run = Run.of_json(json.loads(note))
+            if context:
+                run = Run.of_json(json.loads(zlib.decompress(context)))
             else:
                 run = new_run(
                     self._of, self._settings, self._batching, self._batches, self._chosen, ranks

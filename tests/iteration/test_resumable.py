@@ -9,7 +9,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream import Shuffle
-from npstream.iteration.counter import MAX_GAPS, MAX_WORKERS, Place, Turns
+from npstream.iteration.counter import MAX_GAPS
 
 N = 103
 
@@ -377,95 +376,6 @@ def test_somebody_else_may_count(ds):
     assert resumed.state_dict(20, False)["position"] == 50
     assert resumed.state_dict(20, True)["position"] == 20
     assert resumed.state_dict(N, True)["epoch"] == 1
-
-
-# Turns
-
-
-def test_loaders_with_any_number_of_workers_take_turns():
-    turns = Turns(4)
-    for epoch, workers in enumerate([2, 3, 3, 1, 2, MAX_WORKERS, 2], 4):
-        found = {turns.take_as(worker, workers).epoch for worker in reversed(range(workers))}
-        assert found == {epoch}
-        assert turns.last() == Place(epoch)
-        assert turns.upcoming() == Place(epoch + 1)
-    assert turns.take() == Place(11)
-    with pytest.raises(ValueError, match=f"at most {MAX_WORKERS}"):
-        turns.take_as(0, MAX_WORKERS + 1)
-
-
-def test_only_the_first_turn_begins_where_it_was_set():
-    turns = Turns(0)
-    place = Place(3, 40, ((50, 60), (70, 2**40)))
-    for shared in (False, True):
-        if shared:
-            turns.share()
-        turns.set(place, pinned=shared)
-        assert turns.take() == place
-        assert turns.now() == place
-        assert turns.upcoming() == Place(3 if shared else 4)
-        turns.set(place, pinned=shared)
-        assert [turns.take_as(worker, 2) for worker in (0, 1, 1, 0)] == [
-            place, place, turns.last(), turns.last()
-        ]  # fmt: skip
-        assert turns.last() == Place(3 if shared else 4)
-
-
-def at_once(run, workers=3):
-    """Return what a function returns for each worker, called for all of them at the same time."""
-    gate, results = threading.Barrier(workers), [None] * workers
-
-    def go(worker):
-        gate.wait()
-        results[worker] = run(worker)
-
-    threads = [threading.Thread(target=go, args=(worker,)) for worker in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-@pytest.fixture
-def hasty():
-    """Let threads take turns after nearly every step, as processes on their own cores do."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.mark.usefixtures("hasty")
-def test_no_worker_disturbs_another_that_begins_at_the_same_time():
-    turns = Turns(5)
-    turns.share()
-    taken = at_once(lambda worker: [turns.take_as(worker, 3).epoch for _ in range(400)])
-    assert taken == [[*range(5, 405)]] * 3
-
-    def rejoined(worker):
-        epochs = []
-        for epoch in (*range(700, 800), *range(100)):
-            turns.rejoin(Place(epoch), worker, 3)
-            epochs += [turns.take_as(worker, 3).epoch for _ in range(2)]
-        return epochs
-
-    expected = [epoch + k for epoch in (*range(700, 800), *range(100)) for k in range(2)]
-    assert at_once(rejoined) == [expected] * 3
-    assert turns.upcoming() == Place(101)
-
-
-def test_workers_that_loaded_a_state_have_begun():
-    turns = Turns(5)
-    turns.share()
-    for worker in range(2):
-        turns.rejoin(Place(4), worker, 2)
-        assert turns.take_as(worker, 2) == Place(4)
-    assert turns.begun
-    assert (turns.last(), turns.upcoming()) == (Place(4), Place(5))
-    turns.set(turns.upcoming(), pinned=True)
-    turns.rejoin(Place(1), 0, 2)
-    assert turns.take_as(0, 2) == Place(5)
 
 
 # A training

@@ -14,12 +14,11 @@ from streaming_runs import DATA, METHODS, lists
 
 import npstream
 from npstream import StreamingShuffle
-from npstream.iteration.counter import Place, Turns
+from npstream.iteration.counter import Place
 from npstream.iteration.ranks import Ranks
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.shuffle import ALGORITHMS
-from npstream.orders.streaming.state import RunOf
 
 # What Streaming deals out
 
@@ -81,7 +80,7 @@ def test_golden_work(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
     begun = params["sample_in_epoch"]
-    place = Place(params["epoch"], begun, drop_first=begun)
+    place = Place(params["epoch"], begun, restart=begun)
 
     view = of_streams(tmp_path, params["streams"])
 
@@ -534,15 +533,3 @@ def test_states_of_other_orders_are_refused(ds):
         ours.load_state_dict(STATE | {"sample_in_epoch": 10_000})
     with pytest.raises(TypeError, match="a state is a dict"):
         ours.load_state_dict(json.dumps(STATE))
-
-
-def test_places_of_a_run_go_through_shared_memory():
-    turns = Turns(0)
-    for place in (
-        Place(3, 40, ((50, 60),), 24, RunOf(64, (1 << 63) - 1, None)),
-        Place(2, 5, (), 5, RunOf(1, 0, 7)),
-    ):
-        turns.share()
-        turns.set(place, pinned=False)
-        assert turns.upcoming() == turns.take() == turns.now() == place
-        assert turns.upcoming() == Place(place.epoch + 1, run=place.run)

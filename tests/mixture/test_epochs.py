@@ -6,15 +6,13 @@ import functools
 import hashlib
 import itertools
 import json
-import pickle
 
 import numpy as np
 import pytest
 from datasets import write_shards
 
 import npstream
-from npstream.iteration.counter import Place, Turns
-from npstream.iteration.notes import Notes
+from npstream.iteration.counter import Place
 from npstream.iteration.ranks import Ranks
 from npstream.mixture.epochs import MixtureEpochs, epochs_of
 from npstream.mixture.shares import MixtureOf, schedule_of
@@ -459,30 +457,6 @@ def test_epochs_are_what_they_were():
 
 
 # Workers
-
-
-def test_notes_reach_others():
-    notes = Notes(200)
-    notes.write(0, "first")
-    notes.write(1, "other" * 99)
-    notes.share()
-    assert (notes.read(0), notes.read(1)) == ("first", "other" * 99)
-    notes.write(0, "")
-    notes.write(1, "other" * 99)
-    assert (notes.read(0), notes.read(1)) == ("", "other" * 99)
-    with pytest.raises(ValueError, match="and workers can be told 200"):
-        notes.write(0, "".join(map(str, range(1000))))
-
-
-def test_turns_hand_notes_on():
-    turns = Turns(0, room=100)
-    turns.set(Place(2, 5, note="n"), pinned=False)
-    assert pickle.loads(pickle.dumps(turns)).upcoming() == Place(2, 5, note="n")
-    turns.share()
-    assert turns.take() == turns.now() == Place(2, 5, note="n")
-    assert turns.upcoming() == Place(3, note="n")
-    turns.rejoin(Place(7, note="m"), 0, 2)
-    assert turns.take_as(0, 2) == Place(7, note="m")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,17 @@ from npstream.orders.streaming.sampling import Weight
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
-    from npstream.orders.streaming.state import RunOf
 
 _MOST = (1 << 63) - 1
 """What fits into memory that workers share."""
+
+
+class StreamingRun(NamedTuple):
+    """What an order of Streaming keeps of a run wherever that goes on; states hold it."""
+
+    num_canonical_nodes: int
+    shuffle_seed: int
+    initial_physical_nodes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +131,7 @@ class StreamingShuffle:
         weights: Sequence[Weight],
         batch_size: int,
         epoch_size: int | None,
-        run: RunOf | None,
+        run: StreamingRun | None,
     ) -> StreamingOrder:
         """Return the orders of streams, or those of a run that goes on."""
         given = {name: getattr(self, name) for name in self.__slots__ if name not in _WEIGHTS}
