@@ -12,7 +12,7 @@ import pytest
 from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream._core.typing import Int64
-from npstream.mixture.epochs import MixtureEpochs
+from npstream.mixture.epochs import MixtureEpochs, MixtureSettings
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
@@ -49,7 +49,12 @@ def mixed(least: float) -> Any:
         fingerprints=(str,) * 1000,
         schedule=schedule_of(names, sizes),
     )
-    return lambda seed: MixtureEpochs(of, shuffle=True, seed=seed).order(0).at(BATCH)
+
+    def read(seed: int) -> Int64:
+        settings = MixtureSettings(shuffle=True, seed=seed)
+        return MixtureEpochs(of, settings).order(0).at(BATCH)
+
+    return read
 
 
 def alone(seed: int) -> Int64:

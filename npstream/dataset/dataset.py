@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream.indexing.selection import Selection
+    from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
+    from npstream.iteration.settings import IterationSettings
     from npstream.orders.streaming.settings import StreamingShuffle
     from npstream.reading.cost import Cost
     from npstream.reading.source import Source
@@ -496,15 +498,31 @@ class Dataset:
         [0 1] [0 1] [False False]
         [2 0] [2 0] [False  True]
         """
+        from npstream.iteration.settings import IterationSettings
+
+        return self._iterate(
+            IterationSettings(
+                rank=rank, world=world, batch_size=batch_size, global_batch_size=global_batch_size,
+                batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
+                last=last, ranks_per_node=ranks_per_node, replication=replication,
+                transform=transform,
+            )
+        )  # fmt: skip
+
+    def _iterate(self, settings: IterationSettings) -> Iteration:
+        """Return an iterable over a rank's part of this view."""
         from npstream.iteration.iteration import Iteration
 
         return Iteration(
-            self._source, self._selection, self._names, rank, world,
-            batch_size=batch_size, global_batch_size=global_batch_size, batched=batched,
-            shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size, last=last,
-            ranks_per_node=ranks_per_node, replication=replication, transform=transform,
-            view_transform=self._transform,
+            self._source, self._selection, self._names, self._transform, settings,
+            self._epochs_for(settings),
         )  # fmt: skip
+
+    def _epochs_for(self, settings: IterationSettings) -> AnyEpochs:
+        """Return what epochs of this view have at their positions."""
+        from npstream.iteration.epochs import epochs_for
+
+        return epochs_for(self._source, self._selection, settings)
 
     def _to_write(self) -> StoredTable | None:
         """Return this view for a writer to copy; None if its samples are transformed."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
     from npstream.iteration.counter import Place
     from npstream.iteration.ranks import Ranks
+    from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
 
 
@@ -39,6 +40,10 @@ class AnyEpochs(Protocol):
 
     def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
+
+    @property
+    def is_stored_order(self) -> bool:
+        """Whether epochs are in the order of the view."""
 
     @property
     def can_be_cut(self) -> bool:
@@ -71,32 +76,22 @@ class Epochs:
     source : Source
     selection : Selection
         The view, of which each pass has all samples.
-    shuffle : bool or Shuffle
-        Whether each pass has an order of its own, and its settings.
-    seed : int
-    size : int, optional
-        Samples in an epoch, by default those of the view. Epochs follow each other through the
-        passes.
+    settings : IterationSettings
+        Each pass has an order of its own if `shuffle` is True or a Shuffle. Epochs follow each
+        other through the passes.
     """
 
     context_bytes = 0
 
-    def __init__(
-        self,
-        source: Source,
-        selection: Selection,
-        shuffle: bool | Shuffle,
-        seed: int,
-        size: int | None,
-    ) -> None:
+    def __init__(self, source: Source, selection: Selection, settings: IterationSettings) -> None:
         self._source = source
         self._selection = selection
-        self._seed = seed
-        self._chosen = size
+        self._seed = settings.seed
+        self._chosen = settings.epoch_samples
         self.shuffle: Shuffle | None = None
-        if shuffle is not False:
-            nbytes = source.bytes_of(selection.size)
-            self.shuffle = (Shuffle() if shuffle is True else shuffle).resolve(nbytes)
+        if settings.shuffle is not False:
+            shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
+            self.shuffle = shuffle.resolve(source.bytes_of(selection.size))
         self._held: tuple[int, Order] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -129,6 +124,11 @@ class Epochs:
             ranks.world // ranks.per_node, left_before(place.position, place.gaps),
             gaps=place.gaps, rows=partial(self.at, place.epoch),
         )  # fmt: skip
+
+    @property
+    def is_stored_order(self) -> bool:
+        """Whether epochs are in the order of the view."""
+        return self.shuffle is None
 
     @property
     def can_be_cut(self) -> bool:
@@ -186,3 +186,12 @@ class Epochs:
             order = view_order(self._source, self._selection, self.shuffle, self._seed, number)
             self._held = number, order
         return self._held[1].at(positions)
+
+
+def epochs_for(source: Source, selection: Selection, settings: IterationSettings) -> AnyEpochs:
+    """Return the epochs of a view: in a native order, or in one of Streaming's."""
+    if isinstance(settings.shuffle, bool | Shuffle):
+        return Epochs(source, selection, settings)
+    from npstream.iteration.streaming_epochs import StreamingEpochs
+
+    return StreamingEpochs(source, selection, settings)

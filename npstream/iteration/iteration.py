@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import counted, integer
 from npstream._core.optional import torch_door
 from npstream.iteration.counter import Place, is_spawning
-from npstream.iteration.epochs import AnyEpochs, Epochs
 from npstream.iteration.iterator import Run
-from npstream.iteration.partition import BLOCK, LAST, Partition, left_before
+from npstream.iteration.partition import BLOCK, Partition, left_before
 from npstream.iteration.ranks import Ranks, checked, found, other_launcher, running
 from npstream.iteration.resumable import Resumable, this_worker
-from npstream.orders.order import Shuffle
 from npstream.reading.batch import Batch
 from npstream.reading.load import applied
 from npstream.shards.locality import ReadOrder
@@ -29,8 +26,8 @@ from npstream.shards.locality import ReadOrder
 if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64
     from npstream.indexing.selection import Selection
-    from npstream.iteration.streaming_epochs import StreamingEpochs
-    from npstream.orders.streaming.settings import StreamingShuffle
+    from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
 
 logger = logging.getLogger("npstream")
@@ -69,13 +66,11 @@ class Iteration(Resumable):
     selection : Selection
     names : tuple of str
         The view.
-    rank, world, batch_size, global_batch_size, batched, shuffle, seed, epoch, epoch_size, last, \
-ranks_per_node, replication, transform
-        See `Dataset.iter`.
     view_transform : callable, optional
         The transform that the view's samples have.
-    epochs : AnyEpochs, optional
-        Epochs of a mixture, which `shuffle`, `seed` and `epoch_size` went into.
+    settings : IterationSettings
+    epochs : AnyEpochs
+        What the settings of the order come to.
 
     Examples
     --------
@@ -91,56 +86,27 @@ ranks_per_node, replication, transform
         source: Source,
         selection: Selection,
         names: tuple[str, ...],
-        rank: int | None = None,
-        world: int | None = None,
-        *,
-        batch_size: int | None = None,
-        global_batch_size: int | None = None,
-        batched: bool = True,
-        shuffle: bool | str | Shuffle | StreamingShuffle = False,
-        seed: int = 0,
-        epoch: int = 0,
-        epoch_size: int | float | str | None = None,
-        last: str = "repeat",
-        ranks_per_node: int | None = None,
-        replication: int = 1,
-        transform: Callable[[Any], Any] | None = None,
-        view_transform: Callable[[Any], Any] | None = None,
-        epochs: AnyEpochs | None = None,
+        view_transform: Callable[[Any], Any] | None,
+        settings: IterationSettings,
+        epochs: AnyEpochs,
     ) -> None:
-        if (rank is None) != (world is None):
-            raise ValueError(f"rank={rank!r} and world={world!r}: give both, or neither")
-        if not isinstance(batched, bool):
-            raise TypeError(f"batched={batched!r}: expected True or False")
-        if last not in LAST:
-            raise ValueError(
-                f"last={last!r}: expected 'repeat', 'drop' (torch's drop_last=True) or 'short'"
-            )
-        if transform is not None and not callable(transform):
-            raise TypeError(f"transform={transform!r}: expected a function, or None")
+        super().__init__(settings.epoch, epochs.context_bytes)
         self._source, self._selection, self._names = source, selection, names
-        self._step = selection.step if shuffle is False and epochs is None else 0
-        self._per_node = _optional("ranks_per_node", ranks_per_node)
-        self._given = None if rank is None else checked(rank, world, self._per_node)
+        self._settings, self._epochs = settings, epochs
+        self._batched = settings.yields_batches
+        self._step = selection.step if epochs.is_stored_order else 0
+        self._given: Ranks | None = None
+        if settings.rank is not None:
+            self._given = checked(settings.rank, settings.world, settings.ranks_per_node)
         self._found: Ranks | None = None
         self._rowwise: bool | None = None
-        self._replication = integer("replication", replication, 1)
-        self._batch_size = _optional("batch_size", batch_size)
-        self._global_batch_size = _optional("global_batch_size", global_batch_size)
-        self._batched = batched and (batch_size is not None or global_batch_size is not None)
-        self._last = last
-        if self._batched and (view_transform is not None or source.has_transforms):
+        if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
-        given = [(TRANSFORM, view_transform), ("transform=", transform)]
+        given = [(TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(what, fn) for what, fn in given if fn is not None]
-        self._epochs = epochs or _epochs(
-            source, selection, shuffle, integer("seed", seed), counted("epoch_size", epoch_size),
-            self._batch_size, self._global_batch_size,
-        )  # fmt: skip
-        super().__init__(integer("epoch", epoch, 0), self._epochs.context_bytes)
         if self._given is not None:
             if not self._epochs.needs_state(self._sharing()):
                 self._part(Place(0))  # says what does not fit
@@ -166,7 +132,7 @@ ranks_per_node, replication, transform
         if self._is_led:
             return make(self._run_from(self._counter.now()))
         passed_over = self._check_reader()
-        one_by_one = self._batch_size is None and self._global_batch_size is None
+        one_by_one = self._settings.batch_size is None and self._settings.global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
                 f"samples are dealt to {workers} workers one by one, so batches that torch makes "
@@ -216,10 +182,11 @@ ranks_per_node, replication, transform
 
     def __repr__(self) -> str:
         rank, world = (self._given or self._found or ("?", "?"))[:2]
-        size = self._global_batch_size if self._batch_size is None else self._batch_size
-        whose = " of all ranks" if self._batch_size is None else ""
+        size, whose = self._settings.batch_size, ""
+        if size is None:
+            size, whose = self._settings.global_batch_size, " of all ranks"
         what = f"batches of {size}{whose}" if self._batched else "samples"
-        return f"<Iteration: rank {rank} of {world}, {what}, last={self._last!r}>"
+        return f"<Iteration: rank {rank} of {world}, {what}, last={self._settings.last!r}>"
 
     def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
         if samples is None and "accelerate" in sys.modules:
@@ -283,7 +250,7 @@ ranks_per_node, replication, transform
         if self._given is not None:
             return self._given
         if self._found is None:
-            self._found = found(self._per_node)
+            self._found = found(self._settings.ranks_per_node)
             if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
                 warnings.warn(text, stacklevel=4)
             self._warn(self._found)
@@ -297,13 +264,13 @@ ranks_per_node, replication, transform
 
     def _warn(self, ranks: Ranks) -> None:
         """Say, in one of several workers, that nodes read the same chunks, where they need not."""
-        shared = self._epochs.sharing(ranks, self._replication)
+        shared = self._epochs.sharing(ranks, self._settings.replication)
         nodes = shared.world // shared.per_node
         if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
             warnings.warn(
                 f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
                 "of lanes: give npstream.Shuffle(lanes=...) a multiple",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _is_first_to_say(self, number: int) -> bool:
@@ -311,21 +278,21 @@ ranks_per_node, replication, transform
         return this_worker()[0] == 0 and self._counter.say_once(number)
 
     def _sharing(self) -> Ranks:
-        return self._epochs.sharing(self._resolve(), self._replication)
+        return self._epochs.sharing(self._resolve(), self._settings.replication)
 
     def _part(self, place: Place) -> Partition:
         return self._part_of(place, self._sharing(), self._epochs)
 
     def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Partition:
-        size = self._batch_size or 1
-        if (whole := self._global_batch_size) is not None:
-            if whole % ranks.world or self._batch_size not in (None, whole // ranks.world):
+        size, whole = self._settings.batch_size, self._settings.global_batch_size
+        if whole is not None:
+            if whole % ranks.world or size not in (None, whole // ranks.world):
                 raise ValueError(
-                    f"global_batch_size={whole} with batch_size={self._batch_size}: expected "
+                    f"global_batch_size={whole} with batch_size={size}: expected "
                     f"{ranks.world} times that, for as many ranks"
                 )
             size = whole // ranks.world
-        return epochs.part(place, ranks, size, self._last)
+        return epochs.part(place, ranks, size or 1, self._settings.last)
 
     def _is_rowwise(self, run: Run) -> bool:
         """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
@@ -415,23 +382,3 @@ ranks_per_node, replication, transform
             for row in range(taken, len(ids), rows):
                 yield ids[row : row + rows], repeated[row : row + rows]
             taken = 0
-
-
-def _optional(name: str, number: Any) -> int | None:
-    return None if number is None else integer(name, number, 1)
-
-
-def _epochs(
-    source: Source,
-    selection: Selection,
-    shuffle: bool | str | Shuffle | StreamingShuffle,
-    seed: int,
-    size: int | None,
-    batch_size: int | None,
-    global_batch_size: int | None,
-) -> Epochs | StreamingEpochs:
-    if isinstance(shuffle, bool | Shuffle):
-        return Epochs(source, selection, shuffle, seed, size)
-    from npstream.iteration.streaming_epochs import StreamingEpochs
-
-    return StreamingEpochs(source, selection, shuffle, seed, size, batch_size, global_batch_size)

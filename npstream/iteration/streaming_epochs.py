@@ -29,6 +29,7 @@ from npstream.orders.streaming.settings import StreamingRun, StreamingShuffle
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
+    from npstream.iteration.settings import IterationSettings
     from npstream.orders.streaming.order import Epoch, StreamingOrder
     from npstream.reading.source import Source
 
@@ -44,50 +45,40 @@ class StreamingEpochs:
     ----------
     source : Source
     selection : Selection
-    shuffle : str or StreamingShuffle
-    seed : int
-        Must be 0, as the settings hold a seed.
-    size : int, optional
-        Samples that an epoch picks, by default all, or what the weights sum up to.
-    batch_size, global_batch_size : int, optional
-        On them depend orders whose batches are not of all samples at random.
+    settings : IterationSettings
+        `shuffle` is a str or a StreamingShuffle, which holds a seed, so `seed` must be 0. An epoch
+        picks `epoch_size` samples, by default all, or what the weights sum up to. Orders whose
+        batches are not of all samples at random depend on `batch_size` and `global_batch_size`.
     """
 
     context_bytes = _CONTEXT.size
 
-    def __init__(
-        self,
-        source: Source,
-        selection: Selection,
-        shuffle: str | StreamingShuffle,
-        seed: int,
-        size: int | None,
-        batch_size: int | None = None,
-        global_batch_size: int | None = None,
-    ) -> None:
-        settings = StreamingShuffle(shuffle) if isinstance(shuffle, str) else shuffle
-        if not isinstance(settings, StreamingShuffle):
+    def __init__(self, source: Source, selection: Selection, settings: IterationSettings) -> None:
+        shuffle: Any = settings.shuffle
+        if isinstance(shuffle, str):
+            shuffle = StreamingShuffle(shuffle)
+        if not isinstance(shuffle, StreamingShuffle):
             raise TypeError(
                 f"shuffle={shuffle!r}: expected False, True, an npstream.Shuffle, the name of an "
                 "order of Streaming or an npstream.StreamingShuffle"
             )
-        if seed != 0:
+        if (seed := settings.seed) != 0:
             raise ValueError(
                 f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "
-                f"shuffle=npstream.StreamingShuffle({settings.shuffle_algo!r}, shuffle_seed={seed})"
+                f"shuffle=npstream.StreamingShuffle({shuffle.shuffle_algo!r}, shuffle_seed={seed})"
             )
-        if batch_size is None and global_batch_size is None and settings.is_batched:
+        self._batch_size = settings.batch_size
+        self._global_batch_size = settings.global_batch_size
+        if self._batch_size is None and self._global_batch_size is None and shuffle.is_batched:
             raise ValueError(
-                f"batching_method={settings.batching_method!r}: give batch_size or "
-                "global_batch_size"
+                f"batching_method={shuffle.batching_method!r}: give batch_size or global_batch_size"
             )
-        self._settings = settings
+        self._settings = shuffle
         self._source = source
         self._selection = selection
-        self._chosen = size
-        self._batch_size, self._global_batch_size = batch_size, global_batch_size
+        self._chosen = settings.epoch_samples
         self._names, self._shards = _streams(source, selection)
-        self._weights = settings.weights(self._names)
+        self._weights = shuffle.weights(self._names)
         self._order(None).taken()  # says what does not fit
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
@@ -137,6 +128,11 @@ class StreamingEpochs:
             stop=own_stop, gaps=place.gaps, rows=partial(_samples, epoch, node, rank, first),
             block=MOST_IDS, span=epoch.batching.stride,
         )  # fmt: skip
+
+    @property
+    def is_stored_order(self) -> bool:
+        """Whether epochs are in the order of the view."""
+        return False
 
     @property
     def can_be_cut(self) -> bool:

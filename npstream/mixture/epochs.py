@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import counted, integer
+from npstream._core.arguments import integer
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
+from npstream.iteration.settings import IterationSettings
 from npstream.iteration.state import place_of, require, state_of
 from npstream.mixture.run import BATCHINGS, Batches, Run, laid_out, new_run, resolved
 from npstream.mixture.states import adopted, named
@@ -31,46 +33,54 @@ _EACH, _LEAST = 8, 1 << 14
 """Rows of each source that are looked up at once, on average, and of all, at least."""
 
 
+Sizes: TypeAlias = "int | Mapping[str, int] | None"
+"""Samples of a batch: as many for all sources, or for each, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureSettings(IterationSettings):
+    """What `npstream.Mixture.iter` was given; its documentation says what each setting means.
+
+    Parameters
+    ----------
+    batches : Batches
+        Sizes of batches of each source. `batch_size` and `global_batch_size` are the largest ones.
+    """
+
+    batching: str = "random"
+    batches: Batches = field(default_factory=Batches)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batching not in BATCHINGS:
+            expected = ", ".join(map(repr, BATCHINGS))
+            raise ValueError(f"batching={self.batching!r}: expected {expected}")
+        if self.batching != "random" and not self.batches.sizes:
+            raise ValueError(f"batching={self.batching!r}: give batch_size or global_batch_size")
+
+
 class MixtureEpochs:
     """Rows of a mixture at positions of epochs, as `Epochs` has those of a view.
 
     Parameters
     ----------
     of : MixtureOf
-    shuffle : bool or Shuffle
-        Whether each pass through a source has an order of its own, and its settings.
-    seed : int
-    size : int, optional
-        Samples in an epoch, by default those of all sources, but for what is left of a row of
-        lanes. Where batches must not be split, it is rounded down to whole ones.
-    batching : {"random", "stratified", "per_stream", "device_per_stream"}
-        What a source is drawn for: a sample; a sample of a global batch, which has exact shares; a
-        global batch; a rank's batch.
-    batches : Batches
-        Sizes of batches, if they matter.
+    settings : MixtureSettings
+        Each pass through a source has an order of its own if `shuffle` is True or a Shuffle. An
+        epoch has `epoch_size` samples, by default those of all sources, but for what is left of a
+        row of lanes. Where batches must not be split, it is rounded down to whole ones.
     """
 
     context_bytes = CONTEXT_BYTES
 
-    def __init__(
-        self,
-        of: MixtureOf,
-        shuffle: bool | Shuffle = False,
-        seed: int = 0,
-        size: int | None = None,
-        batching: str = "random",
-        batches: Batches = Batches(),  # noqa: B008 - it cannot change
-    ) -> None:
-        if batching not in BATCHINGS:
-            raise ValueError(f"batching={batching!r}: expected {', '.join(map(repr, BATCHINGS))}")
+    def __init__(self, of: MixtureOf, settings: MixtureSettings) -> None:
+        shuffle = settings.shuffle
         if not isinstance(shuffle, bool | Shuffle):
             raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
-        if batching != "random" and not batches.sizes:
-            raise ValueError(f"batching={batching!r}: give batch_size or global_batch_size")
         self._of = of
         self._settings = Shuffle() if shuffle is True else shuffle or None
-        self._seed, self._chosen = seed, size
-        self._batching, self._batches = batching, batches
+        self._seed, self._chosen = settings.seed, settings.epoch_samples
+        self._batching, self._batches = settings.batching, settings.batches
         self._held: dict[Any, tuple[Run, MixtureOrder]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,6 +89,11 @@ class MixtureEpochs:
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
         return ranks.sharing(replication)
+
+    @property
+    def is_stored_order(self) -> bool:
+        """Whether epochs are in the order of the view: they never are."""
+        return False
 
     @property
     def can_be_cut(self) -> bool:
@@ -197,43 +212,49 @@ def _rows_at_once(stretch: EpochOrder) -> int:
     return max(_LEAST, _EACH * len(stretch.stream.chunks))
 
 
-def epochs_of(
-    of: MixtureOf, batching: str, settings: Mapping[str, Any]
-) -> tuple[MixtureEpochs, dict[str, Any]]:
-    """Return epochs for the settings of `Mixture.iter`, and what an Iteration takes of them."""
-    given = dict(settings)
-    batches, is_mapping = Batches(), False
-    for key in ("batch_size", "global_batch_size"):
-        size = given.get(key)
+def mixture_settings(
+    names: Sequence[str],
+    batching: str,
+    batch_size: Sizes,
+    global_batch_size: Sizes,
+    **others: Any,
+) -> MixtureSettings:
+    """Return settings with the sizes of batches of each source.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the sources.
+    batching, batch_size, global_batch_size
+        As `npstream.Mixture.iter` takes them.
+    **others
+        The other settings.
+    """
+    batches, has_own = Batches(), batching == "device_per_stream"
+    largest: dict[str, Any] = {}
+    for key, size in {"batch_size": batch_size, "global_batch_size": global_batch_size}.items():
         if size is None:
             continue
         if isinstance(size, Mapping):
-            is_mapping = True
+            has_own = True
             if batching not in ("per_stream", "device_per_stream"):
                 raise ValueError(
                     f"{key}={size!r}: batches of one source each, as with batching='per_stream' or "
                     "'device_per_stream', may differ in size"
                 )
-            if set(size) != set(of.names):
+            if set(size) != set(names):
                 raise ValueError(
-                    f"{key}={size!r}: expected a size for each of {', '.join(map(repr, of.names))}"
+                    f"{key}={size!r}: expected a size for each of {', '.join(map(repr, names))}"
                 )
         else:
-            size = dict.fromkeys(of.names, size)
-        sizes = tuple(integer(key, size[name], 1) for name in of.names)
-        given[key] = max(sizes)
+            size = dict.fromkeys(names, size)
+        sizes = tuple(integer(key, size[name], 1) for name in names)
+        largest[key] = max(sizes)
         batches = Batches(sizes, key == "global_batch_size")
-    if (is_mapping or batching == "device_per_stream") and not given.get("batched", True):
+    settings = MixtureSettings(batching=batching, batches=batches, **largest, **others)
+    if has_own and not settings.batched:
         raise ValueError(
             "batched=False: batches of the device's own source, or of a source's own size, are "
             "made here"
         )
-    epochs = MixtureEpochs(
-        of,
-        given.pop("shuffle", False),
-        integer("seed", given.pop("seed", 0)),
-        counted("epoch_size", given.pop("epoch_size", None)),
-        batching,
-        batches,
-    )
-    return epochs, given
+    return settings

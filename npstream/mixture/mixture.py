@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,13 +21,13 @@ from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
 
 if TYPE_CHECKING:
+    from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
+    from npstream.iteration.settings import IterationSettings
+    from npstream.mixture.epochs import Sizes
     from npstream.mixture.shares import Schedule
     from npstream.mixture.stream import EpochOrder
     from npstream.orders.streaming.settings import StreamingShuffle
-
-Sizes: TypeAlias = "int | Mapping[str, int] | None"
-"""Samples of a batch: as many for all sources, or for each, by name."""
 
 
 class Mixture(Dataset):
@@ -148,12 +148,13 @@ class Mixture(Dataset):
         >>> len(order), np.sort(order)[0]
         (3, np.int64(0))
         """
-        from npstream.mixture.epochs import epochs_of
+        from npstream.mixture.epochs import MixtureEpochs, mixture_settings
 
-        settings = {"shuffle": Shuffle(block, lanes), "seed": seed}
-        sizes = {"batch_size": batch_size, "global_batch_size": global_batch_size}
-        epochs, _ = epochs_of(self._of, batching, {**settings, **sizes})
-        return epochs.order(integer("epoch", epoch, 0))
+        settings = mixture_settings(
+            self.names, batching, batch_size, global_batch_size, shuffle=Shuffle(block, lanes),
+            seed=seed,
+        )  # fmt: skip
+        return MixtureEpochs(self._of, settings).order(integer("epoch", epoch, 0))
 
     def shuffle(
         self,
@@ -268,32 +269,34 @@ class Mixture(Dataset):
         >>> [sorted(batch["source"]) for batch in batches]
         [['a', 'b'], ['a', 'b']]
         """
-        from npstream.iteration.iteration import Iteration
-        from npstream.mixture.epochs import epochs_of
+        from npstream.mixture.epochs import mixture_settings
 
-        given: Any = {
-            "batch_size": batch_size, "global_batch_size": global_batch_size, "batched": batched,
-            "shuffle": shuffle, "seed": seed, "epoch": epoch, "epoch_size": epoch_size,
-            "last": last, "ranks_per_node": ranks_per_node, "replication": replication,
-            "transform": transform,
-        }  # fmt: skip
-        if not isinstance(shuffle, bool | Shuffle):
-            if batching != "random":
-                raise ValueError(
-                    f"batching={batching!r}: with an order of Streaming, that is its "
-                    "batching_method, as in shuffle=npstream.StreamingShuffle(batching_method=...)"
-                )
-            if self._of.schedule != schedule_of(self.names, self._of.sizes):
-                raise ValueError(
-                    "an order of Streaming has weights of its own: mix without weights, and give "
-                    "npstream.StreamingShuffle(proportion=...)"
-                )
-            return super().iter(rank, world, **given)
-        epochs, given = epochs_of(self._of, batching, given)
-        return Iteration(
-            self._source, self._selection, self._names, rank, world,
-            view_transform=self._transform, epochs=epochs, **given,
+        return self._iterate(
+            mixture_settings(
+                self.names, batching, batch_size, global_batch_size, rank=rank, world=world,
+                batched=batched, shuffle=shuffle, seed=seed, epoch=epoch, epoch_size=epoch_size,
+                last=last, ranks_per_node=ranks_per_node, replication=replication,
+                transform=transform,
+            )
         )  # fmt: skip
+
+    def _epochs_for(self, settings: IterationSettings) -> AnyEpochs:
+        from npstream.mixture.epochs import MixtureEpochs, MixtureSettings
+
+        assert isinstance(settings, MixtureSettings)
+        if isinstance(settings.shuffle, bool | Shuffle):
+            return MixtureEpochs(self._of, settings)
+        if settings.batching != "random":
+            raise ValueError(
+                f"batching={settings.batching!r}: with an order of Streaming, that is its "
+                "batching_method, as in shuffle=npstream.StreamingShuffle(batching_method=...)"
+            )
+        if self._of.schedule != schedule_of(self.names, self._of.sizes):
+            raise ValueError(
+                "an order of Streaming has weights of its own: mix without weights, and give "
+                "npstream.StreamingShuffle(proportion=...)"
+            )
+        return super()._epochs_for(settings)
 
     def continuing(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state with which a run over another mixture goes on over this one.

@@ -14,7 +14,7 @@ from datasets import write_shards
 import npstream
 from npstream.iteration.counter import Place
 from npstream.iteration.ranks import Ranks
-from npstream.mixture.epochs import MixtureEpochs, epochs_of
+from npstream.mixture.epochs import MixtureEpochs, mixture_settings
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.mixture.states import continuing
 from npstream.orders.order import Shuffle
@@ -48,9 +48,13 @@ def mixture(sizes=None, weights=None, block=24, **settings):
     )
 
 
+def settings_of(of, batching, batch_size=None, global_batch_size=None, **others):
+    return mixture_settings(of.names, batching, batch_size, global_batch_size, **others)
+
+
 def epochs(of=None, batching="random", **settings):
-    made, _ = epochs_of(of or mixture(), batching, {"shuffle": LANES, **settings})
-    return made
+    of = of or mixture()
+    return MixtureEpochs(of, settings_of(of, batching, **{"shuffle": LANES, **settings}))
 
 
 def part(made, rank=0, world=1, size=8, last="repeat", place=START, per_node=None):
@@ -171,8 +175,9 @@ def test_sizes_of_batches_by_source(batching):
     sizes = {"a": 2, "b": 4, "c": 6}
     of = mixture(weights={"a": 1, "b": 1, "c": 1}, block=11)
     given = {name: 2 * size for name, size in sizes.items()}
-    made, settings = epochs_of(of, batching, {"shuffle": True, "batch_size": sizes})
-    assert settings == {"batch_size": 6}
+    settings = settings_of(of, batching, shuffle=True, batch_size=sizes)
+    assert (settings.batch_size, settings.global_batch_size) == (6, None)
+    made = MixtureEpochs(of, settings)
     shares = [part(made, rank, 2, 6) for rank in range(2)]
     batches = [batch for share in shares for batch in read(share)]
     sources = [set(np.searchsorted([200, 320], batch, side="right").tolist()) for batch in batches]
@@ -183,7 +188,7 @@ def test_sizes_of_batches_by_source(batching):
     units = np.array([len(batch) for batch in read(part(made, 0, 2, 6))[:11]])
     if batching == "per_stream":
         assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
-        whole, _ = epochs_of(of, batching, {"shuffle": True, "global_batch_size": given})
+        whole = epochs(of, batching, shuffle=True, global_batch_size=given)
         assert read(part(whole, 0, 2, 6)) == read(shares[0])
     place = Place(0, 12 * 12)
     left = part(made, 1, 2, 6, place=place)
