@@ -9,13 +9,14 @@ import math
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from npstream.iteration.partition import Partition, left_before
-from npstream.iteration.state import identity, place_of, state_of
+from npstream.iteration.state import VERSION as STATE_VERSION
+from npstream.iteration.state import DatasetFingerprint, ViewFingerprint, place_of, state_of
 from npstream.orders.order import VERSION, Order, Shuffle
 from npstream.reading.source import view_order
 
@@ -93,6 +94,7 @@ class Epochs:
             shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
             self.shuffle = shuffle.resolve(source.bytes_of(selection.size))
         self._held: tuple[int, Order] | None = None
+        self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}
@@ -104,14 +106,15 @@ class Epochs:
             return self._selection.size
         return self._chosen
 
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What all of this depends on, and a state compares."""
+    def _facts(self, version: int = STATE_VERSION) -> dict[str, Any]:
+        """Return what all of this depends on, as a state of some version has it."""
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": VERSION, **asdict(self.shuffle)}
-        known = identity(self._source.index, self._source.stored(self._selection))
-        return {**known, "seed": self._seed, "shuffle": order, "epoch_size": self._chosen}
+        return {
+            "samples": self._selection.size, "fingerprint": self._fingerprint(version),
+            "seed": self._seed, "shuffle": order, "epoch_size": self._chosen,
+        }  # fmt: skip
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
@@ -160,11 +163,11 @@ class Epochs:
 
     def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
-        return state_of(self.facts, place)
+        return state_of(self._facts(), place)
 
     def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
         """Return where a state says to go on, with any ranks."""
-        return place_of(state, self.facts)
+        return place_of(state, self._facts)
 
     def at(self, epoch: int, positions: Int64) -> Int64:
         """Return the samples at positions in an epoch, below its length."""

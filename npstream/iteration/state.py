@@ -10,13 +10,14 @@ Tested in tests/iteration/test_resumable.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.arguments import integer
 from npstream.errors import shown
+from npstream.formats.index import Index
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.mask import Mask
 from npstream.indexing.selection import Selection
@@ -24,13 +25,16 @@ from npstream.iteration.counter import MAX_GAPS, Place
 from npstream.iteration.partition import joined
 
 if TYPE_CHECKING:
-    from npstream.formats.index import Index
+    from npstream.reading.source import Source
 
 MOST = 1 << 62
 """No number in a state is as large, so that sums of them are numbers of 64 bits."""
 
-VERSION = 1
-"""Names this form of states, and what their settings mean."""
+VERSION = 2
+"""Names the form of states. They are read for ever; those of version 1 tell datasets apart by
+another fingerprint than `Index.fingerprint`."""
+
+_VERSIONS = (1, VERSION)
 
 _MENDS = {
     "samples": "open the dataset, and select the view, as it was",
@@ -39,27 +43,50 @@ _MENDS = {
 }
 
 
-def identity(index: Index, selection: Selection) -> dict[str, Any]:
-    """Return what tells a dataset, and a view of it, from others.
+class DatasetFingerprint:
+    """What tells a dataset from others, in states of each version; computed once.
+
+    Names of shards, and how well they are compressed, do not matter.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._known: dict[int, str] = {}
+
+    def __call__(self, version: int) -> str:
+        """Return the fingerprint in states of a version."""
+        if version not in self._known:
+            index = self.source.index
+            make = _first_fingerprint if version == 1 else Index.fingerprint
+            self._known[version] = make(index)
+        return self._known[version]
+
+
+class ViewFingerprint:
+    """What tells a view, and its dataset, from others: both fingerprints, with a dash between.
 
     Parameters
     ----------
-    index : Index
-        Names of shards, and how well they are compressed, do not matter.
+    dataset : DatasetFingerprint
     selection : Selection
         The same samples, selected in another way, may be another view.
-
-    Returns
-    -------
-    dict
-        `samples`, and `fingerprint`: a hash of the dataset, a dash, and one of the view.
     """
-    fingerprint = f"{of_dataset(index)}-{of_view(selection)}"
-    return {"samples": selection.size, "fingerprint": fingerprint}
+
+    def __init__(self, dataset: DatasetFingerprint, selection: Selection) -> None:
+        self._dataset, self._selection = dataset, selection
+        self._view = ""
+
+    def __call__(self, version: int) -> str:
+        """Return the fingerprint in states of a version."""
+        if not self._view:
+            digest = hashlib.blake2b(digest_size=8)
+            _add(digest, self._dataset.source.stored(self._selection).__reduce__()[1])
+            self._view = digest.hexdigest()
+        return f"{self._dataset(version)}-{self._view}"
 
 
-def of_dataset(index: Index) -> str:
-    """Return the part of a fingerprint that tells a dataset from others."""
+def _first_fingerprint(index: Index) -> str:
+    """Return the fingerprint of a dataset in states of version 1."""
     dataset = hashlib.blake2b(digest_size=8)
     for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
         _add(dataset, facts)
@@ -70,13 +97,6 @@ def of_dataset(index: Index) -> str:
         if hashes := index.files(shard).data.hashes:
             _add(dataset, (shard, *sorted(hashes.items())))
     return dataset.hexdigest()
-
-
-def of_view(selection: Selection) -> str:
-    """Return the part of a fingerprint that tells a view from others."""
-    view = hashlib.blake2b(digest_size=8)
-    _add(view, selection.__reduce__()[1])
-    return view.hexdigest()
 
 
 def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
@@ -90,15 +110,22 @@ def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
     }
 
 
-def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
-    """Return where a state says to go on, in an iteration with these settings.
+def place_of(state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]) -> Place:
+    """Return where a state says to go on.
+
+    Parameters
+    ----------
+    state : mapping
+    settings_in : callable
+        Returns the settings of the iteration as a state of some version has them.
 
     Raises
     ------
     ValueError
         If it is of an iteration over something else, or in another order.
     """
-    expected = {"version": VERSION, **settings}
+    version = version_of(state)
+    expected = {"version": version, **settings_in(version)}
     require(state, (*expected, "epoch", "position", "skipped"))
     for key, here in expected.items():
         if state[key] != here:
@@ -110,6 +137,12 @@ def place_of(state: Mapping[str, Any], settings: Mapping[str, Any]) -> Place:
             f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
         )
     return Place(epoch, position, gaps)
+
+
+def version_of(state: Any) -> int:
+    """Return the version of a state; the newest if the state has another one, or none."""
+    version = state.get("version") if isinstance(state, Mapping) else None
+    return VERSION if version not in _VERSIONS else int(version)
 
 
 def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
@@ -158,7 +191,8 @@ def difference(key: str, there: Any, here: Any) -> str:
     """Say how a state differs, and what to do."""
     if key == "version":
         return (
-            f"the state has version {shown(there)}; this release of npstream reads version {here}"
+            f"the state has version {shown(there)}; this release of npstream reads versions "
+            f"{' and '.join(map(str, _VERSIONS))}"
         )
     if key == "fingerprint":
         known = there.split("-") if isinstance(there, str) else []

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import asdict, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,16 @@ import numpy as np
 from npstream.iteration.counter import Place
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
-from npstream.iteration.state import count_in, difference, identity, place_of, require, state_of
+from npstream.iteration.state import VERSION as STATE_VERSION
+from npstream.iteration.state import (
+    DatasetFingerprint,
+    ViewFingerprint,
+    count_in,
+    difference,
+    place_of,
+    require,
+    state_of,
+)
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MOST_IDS, STATE
 from npstream.orders.streaming.partition import World
@@ -78,6 +87,7 @@ class StreamingEpochs:
         self._selection = selection
         self._chosen = settings.epoch_samples
         self._names, self._shards = _streams(source, selection)
+        self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
         self._weights = shuffle.weights(self._names)
         self._order(None).taken()  # says what does not fit
 
@@ -168,7 +178,7 @@ class StreamingEpochs:
         of_streaming = order.state(world, place.epoch, place.position)
         run = StreamingRun(*(of_streaming[name] for name in StreamingRun._fields))
         return {
-            **state_of(self._facts(run, ranks), place),
+            **state_of(self._facts(run, ranks, STATE_VERSION), place),
             "drop_first": place.restart,
             **of_streaming,
         }
@@ -190,17 +200,20 @@ class StreamingEpochs:
             here = getattr(self._settings, name)
             if here is not None and here != there:
                 raise ValueError(difference(name, there, here))
-        place = place_of(state, self._facts(run, ranks))
+        place = place_of(state, partial(self._facts, run, ranks))
         return place._replace(restart=count_in(state, "drop_first"), context=_context(run))
 
     def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:
         return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)
 
-    def _facts(self, run: StreamingRun, ranks: Ranks) -> dict[str, Any]:
+    def _facts(self, run: StreamingRun, ranks: Ranks, version: int) -> dict[str, Any]:
         """Return what positions depend on, but for what a run's states know themselves."""
         order = self._order(run)
         names = ["partition_algo", "sampling_method", "sampling_granularity"]
-        facts = {**self._identity, "seed": run.shuffle_seed, "epoch_size": self._chosen}
+        facts: dict[str, Any] = {
+            "samples": self._selection.size, "fingerprint": self._fingerprint(version),
+            "seed": run.shuffle_seed, "epoch_size": self._chosen,
+        }  # fmt: skip
         if self._settings.is_batched:
             names.append("batching_method")
             each = self._global_batch_size or (self._batch_size or 1) * ranks.world
@@ -212,10 +225,6 @@ class StreamingEpochs:
             weights = map(asdict, self._weights)
             facts["weights"] = dict(zip(self._names, weights, strict=True))
         return facts
-
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        return identity(self._source.index, self._source.stored(self._selection))
 
 
 def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:

@@ -18,7 +18,7 @@ from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
 from npstream.iteration.state import place_of, require, state_of
 from npstream.mixture.run import BATCHINGS, Batches, Run, laid_out, new_run, resolved
-from npstream.mixture.states import adopted, named
+from npstream.mixture.states import adopted, named, run_of
 from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 
@@ -171,9 +171,9 @@ class MixtureEpochs:
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require(state, ("mixture",))
-        place = place_of(state, self._facts)
+        place = place_of(state, lambda _: self._facts)
         own, _ = self._stream(b"", ranks)
-        run = adopted(Run.of_json(state["mixture"]), own, self._of)
+        run = adopted(run_of(state), own, self._of)
         if run == named(own, self._of):
             return place
         return place._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))

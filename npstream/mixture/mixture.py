@@ -13,6 +13,7 @@ from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
 from npstream.formats.encodings.encodings import parse
 from npstream.indexing.selection import Selection
+from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.mixture.source import SOURCE, MixedSource
 from npstream.orders.order import Shuffle, Size
@@ -321,12 +322,15 @@ class Mixture(Dataset):
 
 def _facts(source: MixedSource, schedule: Schedule, block: int | None) -> MixtureOf:
     members = range(len(source.members))
+    datasets = {id(m.source): DatasetFingerprint(m.source) for m in source.members}
     return MixtureOf(
         names=tuple(member.name for member in source.members),
         sizes=tuple(member.selection.size for member in source.members),
         nbytes=tuple(source.member_bytes(number) for number in members),
         chunks=tuple(partial(source.member_chunks, number) for number in members),
-        fingerprints=tuple(partial(source.member_fingerprint, number) for number in members),
+        fingerprints=tuple(
+            ViewFingerprint(datasets[id(m.source)], m.selection) for m in source.members
+        ),
         schedule=schedule,
         block=block,
     )

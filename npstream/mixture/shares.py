@@ -40,7 +40,8 @@ class MixtureOf:
     chunks : tuple of callable
         Each returns the bounds of a source's chunks: the first row of each, then their number.
     fingerprints : tuple of callable
-        Each returns what tells a source from others: see `npstream.iteration.state.identity`.
+        Each returns what tells a source from others, in states of a version: see
+        `npstream.iteration.state.ViewFingerprint`.
     schedule : tuple
         See `schedule_of`.
     block : int, optional
@@ -51,7 +52,7 @@ class MixtureOf:
     sizes: tuple[int, ...]
     nbytes: tuple[int, ...]
     chunks: tuple[Callable[[], AnyArray], ...]
-    fingerprints: tuple[Callable[[], str], ...]
+    fingerprints: tuple[Callable[[int], str], ...]
     schedule: Schedule
     block: int | None = None
 

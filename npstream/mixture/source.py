@@ -19,7 +19,6 @@ from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, stopped
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.selection import Selection
-from npstream.iteration.state import of_dataset, of_view
 from npstream.orders.chunks import view_chunks
 from npstream.reading.batch import Ragged
 from npstream.reading.gather import Field, Plan
@@ -64,7 +63,6 @@ class MixedSource(Source):
         "_members",
         "_names",
         "_parts",
-        "_prints",
         "_remotes",
         "_total",
         "names_sources",
@@ -95,7 +93,6 @@ class MixedSource(Source):
         self._has_transforms = any(member.transform is not None for member in self.members)
         self._names: Ragged = Ragged.from_list([member.name for member in self.members], "str")
         self._known: tuple[Int64, Int64] = (_NONE, _NONE)
-        self._prints: dict[int, str] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MixedSource, (self.members, self.fields, self.partial, self.names_sources)
@@ -120,14 +117,6 @@ class MixedSource(Source):
         """Return the first row, in a view, of each chunk of it, then the number of rows."""
         member = self.members[number]
         return view_chunks(member.source.chunk_starts(), member.selection)
-
-    def member_fingerprint(self, number: int) -> str:
-        """Return what tells a view, and its dataset, from others."""
-        member = self.members[number]
-        known = self._prints.get(id(member.source))
-        if known is None:
-            known = self._prints[id(member.source)] = of_dataset(member.source.index)
-        return f"{known}-{of_view(member.selection)}"
 
     # Reading
 

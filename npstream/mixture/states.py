@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from npstream.iteration.state import count_in, require
+from npstream.iteration.state import VERSION as STATE_VERSION
+from npstream.iteration.state import count_in, require, version_of
 from npstream.mixture.run import Run, Source, epoch_size, laid_out
 from npstream.orders.order import LANES, Shuffle
 
@@ -18,8 +19,23 @@ if TYPE_CHECKING:
 
 _CONTINUE = "mix.continuing(state), of this mixture, returns a state that goes on with it"
 
+_OLD = "1:"
+"""Marks fingerprints that are those of states of version 1, which sources that are gone keep."""
+
 _LISTED = 5
 """Names that a message lists."""
+
+
+def run_of(state: Mapping[str, Any]) -> Run:
+    """Return the run of a state.
+
+    What tells sources from others is said in the newest version, or marked as of an older one.
+    """
+    run = Run.of_json(state["mixture"])
+    if version_of(state) == STATE_VERSION:
+        return run
+    sources = [replace(s, fingerprint=_OLD + s.fingerprint) for s in run.sources]
+    return replace(run, sources=tuple(sources))
 
 
 def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
@@ -49,6 +65,7 @@ def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
     known = {source.name: source for source in run.sources}
     for number, name in enumerate(of.names):
         _check_same(known[name], of, number)
+    run = named(run, of)
     begin = run.stretches[run.since].start
     if run.stretches[run.since :] != run.going_by(of, begin):
         raise ValueError(
@@ -95,7 +112,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
             "this is the state of one of several workers: those of npstream.torch.DataLoader are "
             "of all of them"
         )
-    run = Run.of_json(state["mixture"])
+    run = run_of(state)
     epoch, position = (count_in(state, key) for key in ("epoch", "position"))
     reached = run.reached(epoch, position)
     if position % run.grain:
@@ -132,22 +149,21 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
         epoch, position, skipped = epoch + 1, 0, []
     run = replace(run, epoch=epoch, offset=reached - position)
     return {
-        **state, "mixture": run.as_json(), "epoch": epoch, "position": position,
-        "skipped": skipped,
+        **state, "version": STATE_VERSION, "mixture": run.as_json(), "epoch": epoch,
+        "position": position, "skipped": skipped,
     }  # fmt: skip
 
 
 def named(run: Run, of: MixtureOf) -> Run:
-    """Return a run with the fingerprints of its sources."""
-    numbers = {name: number for number, name in enumerate(of.names)}
-    return replace(
-        run,
-        sources=tuple(
-            source if source.fingerprint
-            else replace(source, fingerprint=of.fingerprints[numbers[source.name]]())
-            for source in run.sources
-        ),
-    )  # fmt: skip
+    """Return a run with the fingerprints of its sources; those that are gone keep theirs."""
+    fingerprints = dict(zip(of.names, of.fingerprints, strict=True))
+    sources = [
+        replace(source, fingerprint=fingerprints[source.name](STATE_VERSION))
+        if source.name in fingerprints
+        else source
+        for source in run.sources
+    ]
+    return replace(run, sources=tuple(sources))
 
 
 def _check_batches(run: Run, own: Run) -> None:
@@ -169,7 +185,7 @@ def _check_same(known: Source, of: MixtureOf, number: int) -> None:
     """Raise unless a source holds the samples that it did."""
     if known.samples != of.sizes[number]:
         holds = f"has {of.sizes[number]} samples, and had {known.samples}"
-    elif known.fingerprint != of.fingerprints[number]():
+    elif known.fingerprint != _fingerprint_like(known, of, number):
         holds = "holds other samples, or in another order"
     else:
         return
@@ -177,6 +193,13 @@ def _check_same(known: Source, of: MixtureOf, number: int) -> None:
         f"source {known.name!r} {holds}: select them as was done then, or give the source another "
         "name, and its passes begin anew"
     )
+
+
+def _fingerprint_like(known: Source, of: MixtureOf, number: int) -> str:
+    """Return the fingerprint of a source, in the version of the one that is known."""
+    if known.fingerprint.startswith(_OLD):
+        return _OLD + of.fingerprints[number](1)
+    return of.fingerprints[number](STATE_VERSION)
 
 
 def _some(names: Iterable[str]) -> str:

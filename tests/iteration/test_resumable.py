@@ -126,9 +126,9 @@ def test_a_state_is_plain_and_names_what_it_is_of(ds):
     batches = ds.iter(0, 1, batch_size=4, shuffle=Shuffle(block="1MB", lanes=2), seed=3)
     assert next(iter(batches)).n == 4
     assert batches.state_dict() == {
-        "version": 1,
+        "version": 2,
         "samples": N,
-        "fingerprint": batches.state_dict()["fingerprint"],
+        "fingerprint": f"{ds.version}-{batches.state_dict()['fingerprint'].split('-')[1]}",
         "seed": 3,
         "shuffle": {"order": "native", "version": 1, "block": 1 << 20, "lanes": 2},
         "epoch_size": None,
@@ -306,7 +306,7 @@ def test_an_epoch_is_spared_a_few_stretches(ds):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, "version 2; .*reads version 1"),
+        ({"version": 3}, "version 3; .*reads versions 1 and 2"),
         ({"seed": 1}, "seed=1; this iteration has seed=0"),
         ({"samples": 99}, "view of 99 samples; this has 103"),
         ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),

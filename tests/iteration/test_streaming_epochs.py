@@ -500,7 +500,7 @@ def test_settings_that_make_no_sense_raise(settings, error, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, "version 2; .*reads version 1"),
+        ({"version": 3}, "version 3; .*reads versions 1 and 2"),
         ({"samples": 99}, "view of 99 samples; this has 437"),
         ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),
         ({"shuffle": None}, "shuffle=None; this iteration has shuffle={'order': 'py1e'"),

@@ -31,8 +31,8 @@ def even(n):
     return np.append(np.arange(0, n, 4), n)
 
 
-def print_of(name, n):
-    return f"{name}{n}"
+def print_of(name, n, version):
+    return f"{name}{n}" if version == 2 else f"{name}{n} in version {version}"
 
 
 def mixture(sizes=None, weights=None, block=24, **settings):
@@ -400,9 +400,38 @@ def test_states_that_are_none_are_refused():
     with pytest.raises(ValueError, match="one of several workers"):
         continuing(mixture(), {**state, "workers": 2, "yielded": 3})
     other = mixture()
-    object.__setattr__(other, "fingerprints", (lambda: "?",) * 3)
+    object.__setattr__(other, "fingerprints", (lambda version: "?",) * 3)
     with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
         continuing(other, state)
+
+
+def test_states_of_version_1_go_on():
+    """They hold other fingerprints, which are kept of a source that is gone."""
+    of = mixture()
+
+    def saved_then(state):
+        sources = state["mixture"]["sources"]
+        for source, name, size in zip(sources, of.names, of.sizes, strict=True):
+            source["fingerprint"] = print_of(name, size, 1)
+        return {**state, "version": 1}
+
+    made = epochs(of)
+    old = saved_then(state_at(made, 8))
+    assert made.place(old, ALONE) == Place(0, 8)  # which is of the mixture's own run
+    small = mixture({"a": 200, "b": 120})
+    changed = continuing(small, old)
+    prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
+    assert (changed["version"], prints) == (2, ["a200", "b120", "1:c64 in version 1"])
+    later = epochs(small)
+    again = later.state(later.place(changed, ALONE), ALONE)
+    assert [source["fingerprint"] for source in again["mixture"]["sources"]] == prints
+    back = continuing(of, again)
+    assert [source["fingerprint"] for source in back["mixture"]["sources"]] == [
+        "a200", "b120", "c64"
+    ]  # fmt: skip
+    wrong = {**old, "version": 2}
+    with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
+        made.place(wrong, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -457,7 +486,8 @@ def test_epochs_are_what_they_were():
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=24)
         digest.update(json.dumps(read(part(made, size=24, place=Place(2)))).encode())
-        digest.update(json.dumps(state_at(made, 48), sort_keys=True).encode())
+        state = {**state_at(made, 48), "version": 1}  # under which the digest was taken
+        digest.update(json.dumps(state, sort_keys=True).encode())
     assert digest.hexdigest() == "3d0987da201127a3"
 
 
