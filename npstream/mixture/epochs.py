@@ -17,8 +17,17 @@ from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
 from npstream.iteration.state import place_of, require, state_of
-from npstream.mixture.run import BATCHINGS, Batches, Run, laid_out, new_run, resolved
-from npstream.mixture.states import adopted, named, run_of
+from npstream.mixture.run import (
+    BATCHINGS,
+    Batches,
+    Run,
+    adopted,
+    laid_out,
+    named,
+    new_run,
+    resolved,
+    run_of,
+)
 from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 

@@ -315,7 +315,7 @@ class Mixture(Dataset):
         dict
             What `load_state_dict` takes, of an iteration over this one.
         """
-        from npstream.mixture.states import continuing
+        from npstream.mixture.run import continuing
 
         return continuing(self._of, state)
 

@@ -15,8 +15,8 @@ import npstream
 from npstream.iteration.counter import Place
 from npstream.iteration.ranks import Ranks
 from npstream.mixture.epochs import MixtureEpochs, mixture_settings
+from npstream.mixture.run import continuing
 from npstream.mixture.shares import MixtureOf, schedule_of
-from npstream.mixture.states import continuing
 from npstream.orders.order import Shuffle
 
 torch = pytest.importorskip("torch", reason="loaders are torch's")
