@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SMALL = 1 << 10
+SMALL_WORK = 1 << 10
 """Rows up to which a call runs as plain Python while Numba is not loaded (about 10 us a row)."""
 
 PATIENCE = 1 << 15
@@ -52,7 +52,7 @@ class Kernel(Generic[P, R]):
         global _rows_in_python
         if self._compiled is not None:
             return self._compiled
-        if not _loaded and rows <= SMALL:
+        if not _loaded and rows <= SMALL_WORK:
             # A lost update between threads only shifts the moment of the change.
             _rows_in_python += rows
             if _rows_in_python <= PATIENCE:

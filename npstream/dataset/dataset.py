@@ -15,6 +15,7 @@ from npstream.dataset.splits import filter_mask, split
 from npstream.errors import ColumnError, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
+from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import Order, Shuffle, Size
 from npstream.reading.batch import Batch
 from npstream.reading.gate import gate
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 Transform = Callable[[Sample], Any]
-
-TRANSFORM = "the transform of the view"
-"""What errors call what `Dataset.with_transform` was given."""
 
 
 class Dataset:
@@ -201,7 +199,7 @@ class Dataset:
         try:
             return self._transform(values)
         except StopIteration as error:
-            raise stopped(TRANSFORM) from error
+            raise stopped(VIEW_TRANSFORM) from error
 
     def __iter__(self) -> Iterator[Any]:
         if self.ndim == 0:
@@ -209,7 +207,11 @@ class Dataset:
         if self.ndim > 1:
             return map(self.__getitem__, range(len(self)))
         samples = iterate_samples(self._source, self._selection, self._names)
-        return samples if self._transform is None else applied(self._transform, samples, TRANSFORM)
+        return (
+            samples
+            if self._transform is None
+            else applied(self._transform, samples, VIEW_TRANSFORM)
+        )
 
     # Reading
 

@@ -36,7 +36,7 @@ _LENGTH = 8
 """Bytes that say how long a context is."""
 
 
-class Place(NamedTuple):
+class EpochPlace(NamedTuple):
     """Where to begin: a position of an epoch, and the stretches of it that are left out.
 
     Attributes
@@ -57,9 +57,9 @@ class Place(NamedTuple):
     context: bytes = b""
 
     @property
-    def beginning(self) -> Place:
+    def beginning(self) -> EpochPlace:
         """Where the epoch begins."""
-        return Place(self.epoch, context=self.context)
+        return EpochPlace(self.epoch, context=self.context)
 
 
 class EpochCounter:
@@ -84,7 +84,7 @@ class EpochCounter:
         self._contexts = {_NEXT: b"", _NOW: b""}  # read only while nothing is shared
         self._shared: Any = None
         self._hold(np.zeros(_SLOTS, np.int64))
-        self._write(_NEXT, Place(epoch))
+        self._write(_NEXT, EpochPlace(epoch))
 
     def __getstate__(self) -> Any:
         if is_spawning():
@@ -129,7 +129,7 @@ class EpochCounter:
         self._words[_SAID] |= 1 << number
         return is_first
 
-    def set(self, place: Place, pinned: bool) -> None:
+    def set(self, place: EpochPlace, pinned: bool) -> None:
         """Begin here next."""
         self._slots[:] = 0
         self._words[_PINNED] = pinned
@@ -142,22 +142,22 @@ class EpochCounter:
         """Number of the iteration that began last, or of the last place that was set."""
         return self._fast[_NEWEST]
 
-    def take(self) -> Place:
+    def take(self) -> EpochPlace:
         """Return where an iteration begins that this process, no worker, makes or leads."""
         place = self.upcoming()
         self.lead(place)
         self.set(self._after(place, 1, 1), self.pinned)
         return place
 
-    def lead(self, place: Place) -> None:
+    def lead(self, place: EpochPlace) -> None:
         """Let iterations that this process leads begin here."""
         self._write(_NOW, place)
 
-    def now(self) -> Place:
+    def now(self) -> EpochPlace:
         """Return where the iteration begins that the process leads which has this as a worker."""
         return self._read(_NOW)
 
-    def take_as(self, worker: int, workers: int) -> Place:
+    def take_as(self, worker: int, workers: int) -> EpochPlace:
         """Return where an iteration begins that is made by workers which nobody leads."""
         own, turns, shift = self._turns_of(worker, workers)
         own[_TURNS] += 1
@@ -173,14 +173,14 @@ class EpochCounter:
         _, turns, _ = self._turns_of(worker, workers)
         return int(self._words[_BASE]) + turns
 
-    def rejoin(self, place: Place, worker: int, workers: int) -> None:
+    def rejoin(self, place: EpochPlace, worker: int, workers: int) -> None:
         """Let a worker, as all others do, take a turn of a place's epoch next."""
         own, turns, shift = self._turns_of(worker, workers)
         own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
         # All write the same here, and none reads it before it wrote.
         self._write_context(_NEXT, place.context)
 
-    def upcoming(self) -> Place:
+    def upcoming(self) -> EpochPlace:
         """Return where the next iteration begins."""
         turns, shift = self._others(0)
         return self._after(self._read(_NEXT), turns, turns + shift)
@@ -190,7 +190,7 @@ class EpochCounter:
         """Iterations that were made by workers whom nobody led, since the last that was led."""
         return self._others(0)[_TURNS]
 
-    def last(self) -> Place:
+    def last(self) -> EpochPlace:
         """Return where the last iteration began that was made by workers whom nobody led."""
         turns, shift = self._others(0)
         return self._after(self._read(_NEXT), turns - 1, turns - 1 + shift)
@@ -212,20 +212,20 @@ class EpochCounter:
         turns, shift = self._slots[firsts].sum(axis=0).tolist()
         return turns, shift
 
-    def _after(self, place: Place, turns: int, epochs: int) -> Place:
+    def _after(self, place: EpochPlace, turns: int, epochs: int) -> EpochPlace:
         """Return where an iteration begins after others, so many epochs on if none is pinned."""
         if turns == 0 and epochs == 0:
             return place
         epoch = place.epoch if self.pinned else place.epoch + epochs
         return place._replace(epoch=epoch).beginning
 
-    def _read(self, at: int) -> Place:
+    def _read(self, at: int) -> EpochPlace:
         words = self._words[at : at + _PLACE].tolist()
         (epoch, position, restart), ends = words[:_GAPS], words[_GAPS:]
         gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
-        return Place(epoch, position, gaps, restart, self._read_context(at))
+        return EpochPlace(epoch, position, gaps, restart, self._read_context(at))
 
-    def _write(self, at: int, place: Place) -> None:
+    def _write(self, at: int, place: EpochPlace) -> None:
         words = self._words[at : at + _PLACE]
         words[:] = 0
         words[:_GAPS] = place.epoch, place.position, place.restart

@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from npstream.iteration.partition import Partition, left_before
-from npstream.iteration.state import VERSION as STATE_VERSION
-from npstream.iteration.state import DatasetFingerprint, ViewFingerprint, place_of, state_of
-from npstream.orders.order import VERSION, Order, Shuffle
+from npstream.iteration.state import (
+    STATE_VERSION,
+    DatasetFingerprint,
+    ViewFingerprint,
+    make_state,
+    read_place,
+)
+from npstream.orders.order import ORDER_VERSION, Order, Shuffle
 from npstream.reading.source import view_order
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
-    from npstream.iteration.counter import Place
+    from npstream.iteration.counter import EpochPlace
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
@@ -39,7 +44,7 @@ class AnyEpochs(Protocol):
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
 
     @property
@@ -62,10 +67,10 @@ class AnyEpochs(Protocol):
     def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
         """Return epochs with another block, and how to set it; None if there is no shuffle."""
 
-    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
         """Return where a state says to go on."""
 
 
@@ -110,7 +115,7 @@ class Epochs:
         """Return what all of this depends on, as a state of some version has it."""
         order = None
         if self.shuffle is not None:
-            order = {"order": "native", "version": VERSION, **asdict(self.shuffle)}
+            order = {"order": "native", "version": ORDER_VERSION, **asdict(self.shuffle)}
         return {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
             "seed": self._seed, "shuffle": order, "epoch_size": self._chosen,
@@ -120,7 +125,7 @@ class Epochs:
         """Return the ranks that are left if several in a row are one, as to what they read."""
         return ranks.sharing(replication)
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         return Partition(
             left_before(self.size, place.gaps), ranks.rank, ranks.world, batch_size, last,
@@ -161,13 +166,13 @@ class Epochs:
         other._held = None
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
-    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
-        return state_of(self._facts(), place)
+        return make_state(self._facts(), place)
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
         """Return where a state says to go on, with any ranks."""
-        return place_of(state, self._facts)
+        return read_place(state, self._facts)
 
     def at(self, epoch: int, positions: Int64) -> Int64:
         """Return the samples at positions in an epoch, below its length."""

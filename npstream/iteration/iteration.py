@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from npstream._core.optional import torch_door
-from npstream.iteration.counter import Place, is_spawning
+from npstream.iteration.counter import EpochPlace, is_spawning
 from npstream.iteration.iterator import Run
-from npstream.iteration.partition import BLOCK, Partition, left_before
+from npstream.iteration.partition import LOOKUP_SAMPLES, Partition, left_before
 from npstream.iteration.ranks import Ranks, checked, found, other_launcher, running
 from npstream.iteration.resumable import Resumable, this_worker
+from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.reading.batch import Batch
 from npstream.reading.load import applied
 from npstream.shards.locality import ReadOrder
@@ -32,17 +33,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("npstream")
 
-TRANSFORM = "the transform of the view"
-"""What errors call what `npstream.Dataset.with_transform` was given."""
-
 _RANKS, _CHUNKS = 0, 1
 """Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
 
 NEIGHBORS = 32
 """Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
 
-BLOCK_BYTES = 1 << 22
-"""Bytes of the samples, at most `BLOCK`, that are read at once where samples are yielded."""
+_READ_BYTES = 1 << 22
+"""Bytes of samples that are read at once where samples are yielded, not batches."""
 
 Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
@@ -105,11 +103,11 @@ class Iteration(Resumable):
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
-        given = [(TRANSFORM, view_transform), ("transform=", settings.transform)]
+        given = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(what, fn) for what, fn in given if fn is not None]
         if self._given is not None:
             if not self._epochs.needs_state(self._sharing()):
-                self._part(Place(0))  # says what does not fit
+                self._part(EpochPlace(0))  # says what does not fit
             self._warn(self._given)
 
     @property  # type: ignore[misc]
@@ -188,7 +186,7 @@ class Iteration(Resumable):
         what = f"batches of {size}{whose}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._settings.last!r}>"
 
-    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
+    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> EpochPlace:
         if samples is None and "accelerate" in sys.modules:
             how, _ = torch_door().accelerated(self)
             if how == "ahead":
@@ -280,10 +278,10 @@ class Iteration(Resumable):
     def _sharing(self) -> Ranks:
         return self._epochs.sharing(self._resolve(), self._settings.replication)
 
-    def _part(self, place: Place) -> Partition:
+    def _part(self, place: EpochPlace) -> Partition:
         return self._part_of(place, self._sharing(), self._epochs)
 
-    def _part_of(self, place: Place, ranks: Ranks, epochs: AnyEpochs) -> Partition:
+    def _part_of(self, place: EpochPlace, ranks: Ranks, epochs: AnyEpochs) -> Partition:
         size, whole = self._settings.batch_size, self._settings.global_batch_size
         if whole is not None:
             if whole % ranks.world or size not in (None, whole // ranks.world):
@@ -303,7 +301,7 @@ class Iteration(Resumable):
             )
         return self._rowwise
 
-    def _order(self, place: Place, epochs: AnyEpochs) -> ReadOrder:
+    def _order(self, place: EpochPlace, epochs: AnyEpochs) -> ReadOrder:
         """Return the order in which this machine reads an epoch."""
         ranks = self._sharing()
         nodes = ranks.world // ranks.per_node
@@ -311,7 +309,7 @@ class Iteration(Resumable):
         share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBORS / ranks.per_node)
         return ReadOrder(partial(self._first_samples, place, ranks, epochs), share)
 
-    def _first_samples(self, place: Place, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
+    def _first_samples(self, place: EpochPlace, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
         """Return about the first `n` samples that ranks of this machine read."""
         first = ranks.rank - ranks.rank % ranks.per_node
         step = -(-ranks.per_node // NEIGHBORS)
@@ -324,7 +322,7 @@ class Iteration(Resumable):
             turns.append(np.arange(len(ids[-1])) // part.batch_size)
         return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
 
-    def _smaller_block(self, place: Place, fits: Callable[[ReadOrder], bool]) -> str:
+    def _smaller_block(self, place: EpochPlace, fits: Callable[[ReadOrder], bool]) -> str:
         """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
         nbytes = self._source.index.total
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
@@ -333,10 +331,10 @@ class Iteration(Resumable):
                 return f"give {setting}"
         return "read the samples in the order in which they are stored"
 
-    def _state_of(self, place: Place) -> dict[str, Any]:
+    def _state_of(self, place: EpochPlace) -> dict[str, Any]:
         return self._epochs.state(place, self._sharing())
 
-    def _place_of(self, state: Mapping[str, Any]) -> Place:
+    def _place_of(self, state: Mapping[str, Any]) -> EpochPlace:
         place = self._epochs.place(state, self._sharing())
         self._part(place)  # says what does not fit
         return place
@@ -374,7 +372,7 @@ class Iteration(Resumable):
         """
         part = run.part
         step = part.at_once(mine.step)
-        rows = min(BLOCK, self._source.rows_of(BLOCK_BYTES))
+        rows = min(LOOKUP_SAMPLES, self._source.rows_of(_READ_BYTES))
         if self._batched:
             rows = part.batch_size
         for start in range(0, len(mine), step):

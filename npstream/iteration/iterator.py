@@ -15,7 +15,7 @@ import numpy as np
 from npstream.iteration.partition import stepped_over
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import Place
+    from npstream.iteration.counter import EpochPlace
     from npstream.iteration.partition import Partition
 
 
@@ -27,7 +27,7 @@ class Run:
 
     Parameters
     ----------
-    place : Place
+    place : EpochPlace
     part : Partition
     position : int
         What was yielded ends here.
@@ -46,7 +46,7 @@ class Run:
         process began it.
     """
 
-    place: Place
+    place: EpochPlace
     part: Partition
     position: int
     is_over: bool = False
@@ -76,7 +76,7 @@ class Run:
         """Samples of the rank that are done with: yielded, or passed over."""
         return (self.position + self.missed - self.part.start) // self.part.world
 
-    def reached(self, position: int | None = None) -> Place | None:
+    def reached(self, position: int | None = None) -> EpochPlace | None:
         """Return the place from which on nothing was yielded; None if no batch is left."""
         position = self.position if position is None else position
         if self.is_over or position >= self.part.until:

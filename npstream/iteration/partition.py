@@ -17,7 +17,7 @@ import numpy as np
 
 from npstream._core.typing import Bools, Int64
 
-BLOCK = 1 << 10
+LOOKUP_SAMPLES = 1 << 10
 """Samples that are looked up at once."""
 
 LAST = ("repeat", "drop", "short")
@@ -91,7 +91,7 @@ class Partition:
     repeat_start: int = 0
     gaps: Gaps = ()
     rows: Callable[[Int64], Int64] = field(default=_positions, repr=False)
-    block: int = BLOCK
+    block: int = LOOKUP_SAMPLES
     span: int | None = None
 
     @property
@@ -181,10 +181,10 @@ def left_before(position: int, gaps: Gaps) -> int:
     return position - sum(min(max(position, start), stop) - start for start, stop in gaps)
 
 
-def joined(gaps: Iterable[tuple[int, int]]) -> Gaps:
+def merge_gaps(gaps: Iterable[tuple[int, int]]) -> Gaps:
     """Return stretches in rising order, those that touch made one.
 
-    >>> joined([(8, 9), (5, 7), (3, 5), (2, 2)])
+    >>> merge_gaps([(8, 9), (5, 7), (3, 5), (2, 2)])
     ((3, 7), (8, 9))
     """
     apart: list[tuple[int, int]] = []

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from npstream._core.arguments import integer
 from npstream._core.optional import torch_door
 from npstream.errors import shown
-from npstream.iteration.counter import MAX_GAPS, EpochCounter, Place, is_spawning
+from npstream.iteration.counter import MAX_GAPS, EpochCounter, EpochPlace, is_spawning
 from npstream.iteration.iterator import EpochIterator, Make, Run
-from npstream.iteration.partition import Partition, joined
-from npstream.iteration.state import MOST, count_in
+from npstream.iteration.partition import Partition, merge_gaps
+from npstream.iteration.state import MAX_COUNT, count_in
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Resumable(ABC):
         self._counter = EpochCounter(epoch, context_bytes)
         self._run: Run | None = None
         self._iterator: weakref.ref[EpochIterator] | None = None
-        self._rejoined: tuple[Place, int] | None = None
+        self._rejoined: tuple[EpochPlace, int] | None = None
         self._is_led = False
         self._has_warned = False
         # A trainer's number of the epoch that it is in; and ours of its epoch 0.
@@ -80,15 +80,15 @@ class Resumable(ABC):
             self._run.part = self._part(self._run.place)
 
     @abstractmethod
-    def _part(self, place: Place) -> Partition:
+    def _part(self, place: EpochPlace) -> Partition:
         """Return this rank's part of what is left of an epoch."""
 
     @abstractmethod
-    def _state_of(self, place: Place) -> dict[str, Any]:
+    def _state_of(self, place: EpochPlace) -> dict[str, Any]:
         """Return the state that says to go on at a place."""
 
     @abstractmethod
-    def _place_of(self, state: Mapping[str, Any]) -> Place:
+    def _place_of(self, state: Mapping[str, Any]) -> EpochPlace:
         """Return where a state says to go on; raise if it is of something else."""
 
     # Beginning
@@ -285,7 +285,7 @@ class Resumable(ABC):
             return
         self._trainer_epoch = self._trainer_offset = None
         if state.get(_TRAINER) is not None:
-            self._trainer_offset = place.epoch - count_in(state, _TRAINER, -MOST)
+            self._trainer_offset = place.epoch - count_in(state, _TRAINER, -MAX_COUNT)
         self._go_to(place, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:
@@ -314,7 +314,7 @@ class Resumable(ABC):
         place = self._reached()
         part = self._part(place.beginning)
         gap = (min(start * part.whole, part.size), min(stop * part.whole, part.size))
-        gaps = joined([*place.gaps, gap])
+        gaps = merge_gaps([*place.gaps, gap])
         if len(gaps) > MAX_GAPS:
             raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
         run = self._run_from(place._replace(gaps=gaps))  # says what does not fit
@@ -328,7 +328,7 @@ class Resumable(ABC):
         iterator.redirect(run)
         self._run = run
 
-    def _go_to(self, place: Place, pinned: bool) -> None:
+    def _go_to(self, place: EpochPlace, pinned: bool) -> None:
         """Begin there next, or let the iterator do from which nothing was taken."""
         self._counter.set(place, pinned)
         iterator, fresh = self._alive(), self._fresh() is not None
@@ -361,12 +361,12 @@ class Resumable(ABC):
         """Return the run that the next batch is of, if that one has begun."""
         return self._fresh() or self._running()
 
-    def _upcoming(self) -> Place:
+    def _upcoming(self) -> EpochPlace:
         """Return where the next iteration begins."""
         run = self._fresh()
         return self._counter.upcoming() if run is None else run.place
 
-    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> Place:
+    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> EpochPlace:
         """Return what a state is to say, given what somebody else counted, if so."""
         run = self._run
         if self._counter.begun:
@@ -389,7 +389,7 @@ class Resumable(ABC):
                 "close()); or make another iteration"
             )
 
-    def _warn_of_what_is_left(self, next_place: Place) -> None:
+    def _warn_of_what_is_left(self, next_place: EpochPlace) -> None:
         """Say that an epoch was left where a run that is resumed would go on."""
         run = self._run
         if run is None or self._has_warned or self._trainer_offset is not None:
@@ -406,14 +406,14 @@ class Resumable(ABC):
 
     # Runs
 
-    def _next_run(self, take: Callable[[], Place]) -> Run:
+    def _next_run(self, take: Callable[[], EpochPlace]) -> Run:
         """Take turns until there is something to read: little may be left of an epoch."""
         while True:
             run = self._run_from(take())
             if not _is_empty(run) or run.place == run.place.beginning:
                 return run
 
-    def _run_from(self, place: Place) -> Run:
+    def _run_from(self, place: EpochPlace) -> Run:
         part = self._part(place)
         return Run(place, part, part.start)
 

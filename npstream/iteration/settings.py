@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from npstream.orders.order import Shuffle
     from npstream.orders.streaming.settings import StreamingShuffle
 
+VIEW_TRANSFORM = "the transform of the view"
+"""What errors call what `npstream.Dataset.with_transform` was given."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class IterationSettings:

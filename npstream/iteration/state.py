@@ -21,20 +21,20 @@ from npstream.formats.index import Index
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.mask import Mask
 from npstream.indexing.selection import Selection
-from npstream.iteration.counter import MAX_GAPS, Place
-from npstream.iteration.partition import joined
+from npstream.iteration.counter import MAX_GAPS, EpochPlace
+from npstream.iteration.partition import merge_gaps
 
 if TYPE_CHECKING:
     from npstream.reading.source import Source
 
-MOST = 1 << 62
+MAX_COUNT = 1 << 62
 """No number in a state is as large, so that sums of them are numbers of 64 bits."""
 
-VERSION = 2
+STATE_VERSION = 2
 """Names the form of states. They are read for ever; those of version 1 tell datasets apart by
 another fingerprint than `Index.fingerprint`."""
 
-_VERSIONS = (1, VERSION)
+_VERSIONS = (1, STATE_VERSION)
 
 _MENDS = {
     "samples": "open the dataset, and select the view, as it was",
@@ -99,10 +99,10 @@ def _first_fingerprint(index: Index) -> str:
     return dataset.hexdigest()
 
 
-def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
+def make_state(settings: Mapping[str, Any], place: EpochPlace) -> dict[str, Any]:
     """Return the state of an iteration with these settings."""
     return {
-        "version": VERSION,
+        "version": STATE_VERSION,
         **settings,
         "epoch": place.epoch,
         "position": place.position,
@@ -110,7 +110,9 @@ def state_of(settings: Mapping[str, Any], place: Place) -> dict[str, Any]:
     }
 
 
-def place_of(state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]) -> Place:
+def read_place(
+    state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]
+) -> EpochPlace:
     """Return where a state says to go on.
 
     Parameters
@@ -124,25 +126,25 @@ def place_of(state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str,
     ValueError
         If it is of an iteration over something else, or in another order.
     """
-    version = version_of(state)
+    version = state_version(state)
     expected = {"version": version, **settings_in(version)}
     require(state, (*expected, "epoch", "position", "skipped"))
     for key, here in expected.items():
         if state[key] != here:
             raise ValueError(difference(key, state[key], here))
     epoch, position = (count_in(state, key) for key in ("epoch", "position"))
-    gaps = joined(gaps_in(state))
+    gaps = merge_gaps(gaps_in(state))
     if len(gaps) > MAX_GAPS:
         raise ValueError(
             f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
         )
-    return Place(epoch, position, gaps)
+    return EpochPlace(epoch, position, gaps)
 
 
-def version_of(state: Any) -> int:
+def state_version(state: Any) -> int:
     """Return the version of a state; the newest if the state has another one, or none."""
     version = state.get("version") if isinstance(state, Mapping) else None
-    return VERSION if version not in _VERSIONS else int(version)
+    return STATE_VERSION if version not in _VERSIONS else int(version)
 
 
 def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
@@ -151,10 +153,10 @@ def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
         found = integer(key, state[key])
     except TypeError:
         found = least - 1
-    if not least <= found < MOST:
+    if not least <= found < MAX_COUNT:
         raise ValueError(
             f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
-            f"{least} to {MOST - 1}"
+            f"{least} to {MAX_COUNT - 1}"
         )
     return found
 

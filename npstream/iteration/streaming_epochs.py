@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream.iteration.counter import Place
+from npstream.iteration.counter import EpochPlace
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
-from npstream.iteration.state import VERSION as STATE_VERSION
 from npstream.iteration.state import (
+    STATE_VERSION,
     DatasetFingerprint,
     ViewFingerprint,
     count_in,
     difference,
-    place_of,
+    make_state,
+    read_place,
     require,
-    state_of,
 )
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MOST_IDS, STATE
@@ -96,7 +96,7 @@ class StreamingEpochs:
         world = _world(ranks).replicated(replication)
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         if last == "short":
             raise ValueError(
@@ -172,18 +172,18 @@ class StreamingEpochs:
         other._settings = replace(self._settings, shuffle_block_size=samples)
         return other, f"shuffle_block_size={samples}"
 
-    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which is also one of Streaming's."""
         order, world = self._order(_run(place)), _world(ranks)
         of_streaming = order.state(world, place.epoch, place.position)
         run = StreamingRun(*(of_streaming[name] for name in StreamingRun._fields))
         return {
-            **state_of(self._facts(run, ranks, STATE_VERSION), place),
+            **make_state(self._facts(run, ranks, STATE_VERSION), place),
             "drop_first": place.restart,
             **of_streaming,
         }
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
         """Return where a state, or one of Streaming's, says to go on."""
         if isinstance(state, Mapping) and "version" not in state:
             for key in (*STATE, "initial_physical_nodes"):
@@ -191,16 +191,16 @@ class StreamingEpochs:
                     count_in(state, key, -1 if key == "epoch" else 0)
             order, number, position = self._order(None).resume(state, _world(ranks))
             if state["epoch"] < 0:
-                return Place(0)
+                return EpochPlace(0)
             run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
-            return Place(number, position, restart=position, context=_context(run))
+            return EpochPlace(number, position, restart=position, context=_context(run))
         require(state, (*StreamingRun._fields, "drop_first"))
         run = StreamingRun(*(count_in(state, name) for name in StreamingRun._fields))
         for name, there in run._asdict().items():
             here = getattr(self._settings, name)
             if here is not None and here != there:
                 raise ValueError(difference(name, there, here))
-        place = place_of(state, partial(self._facts, run, ranks))
+        place = read_place(state, partial(self._facts, run, ranks))
         return place._replace(restart=count_in(state, "drop_first"), context=_context(run))
 
     def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:
@@ -253,7 +253,7 @@ def _context(run: StreamingRun) -> bytes:
     return _CONTEXT.pack(run.num_canonical_nodes, run.shuffle_seed, run.initial_physical_nodes or 0)
 
 
-def _run(place: Place) -> StreamingRun | None:
+def _run(place: EpochPlace) -> StreamingRun | None:
     """Return the run that a place is in; None if no state was loaded."""
     if not place.context:
         return None

@@ -16,23 +16,23 @@ from npstream._core.arguments import integer
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
-from npstream.iteration.state import place_of, require, state_of
+from npstream.iteration.state import make_state, read_place, require
 from npstream.mixture.run import (
     BATCHINGS,
     Batches,
-    Run,
-    adopted,
-    laid_out,
-    named,
+    MixtureRun,
+    adopt_run,
+    lay_out_sources,
     new_run,
-    resolved,
-    run_of,
+    resolve_shuffle,
+    run_in,
+    with_fingerprints,
 )
 from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import Place
+    from npstream.iteration.counter import EpochPlace
     from npstream.mixture.shares import MixtureOf
 
 CONTEXT_BYTES = 1 << 20
@@ -90,7 +90,7 @@ class MixtureEpochs:
         self._settings = Shuffle() if shuffle is True else shuffle or None
         self._seed, self._chosen = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
-        self._held: dict[Any, tuple[Run, MixtureOrder]] = {}
+        self._held: dict[Any, tuple[MixtureRun, MixtureOrder]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": {}}
@@ -118,8 +118,10 @@ class MixtureEpochs:
 
         Sources of one lane are small, as a rule, and all nodes read them.
         """
-        block, lanes = resolved(self._of, self._settings)
-        sources = laid_out(self._of, range(len(self._of.names)), self._settings, block, lanes)
+        block, lanes = resolve_shuffle(self._of, self._settings)
+        sources = lay_out_sources(
+            self._of, range(len(self._of.names)), self._settings, block, lanes
+        )
         times = [
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
         ]
@@ -137,7 +139,7 @@ class MixtureEpochs:
         other._settings, other._held = Shuffle(nbytes), {}
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
-    def part(self, place: Place, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         run, stream = self._stream(place.context, ranks)
         cuts = [place.position, *(cut for gap in place.gaps for cut in gap)]
@@ -170,20 +172,23 @@ class MixtureEpochs:
             raise ValueError("batches that differ in size by source have no order of samples")
         return EpochOrder(stream, run.reached(epoch, 0), run.size)
 
-    def state(self, place: Place, ranks: Ranks) -> dict[str, Any]:
+    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
         run, _ = self._stream(place.context, ranks)
-        return {**state_of(self._facts, place), "mixture": named(run, self._of).as_json()}
+        return {
+            **make_state(self._facts, place),
+            "mixture": with_fingerprints(run, self._of).as_json(),
+        }
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> Place:
+    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
         """Return where a state says to go on, with any ranks."""
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require(state, ("mixture",))
-        place = place_of(state, lambda _: self._facts)
+        place = read_place(state, lambda _: self._facts)
         own, _ = self._stream(b"", ranks)
-        run = adopted(run_of(state), own, self._of)
-        if run == named(own, self._of):
+        run = adopt_run(run_in(state), own, self._of)
+        if run == with_fingerprints(own, self._of):
             return place
         return place._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))
 
@@ -196,12 +201,12 @@ class MixtureEpochs:
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
         return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._chosen}
 
-    def _stream(self, context: bytes, ranks: Ranks) -> tuple[Run, MixtureOrder]:
+    def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
         """Return the run of a place's context, or a new one if that is empty; and its stream."""
         key = context, ranks.world
         if key not in self._held:
             if context:
-                run = Run.of_json(json.loads(zlib.decompress(context)))
+                run = MixtureRun.of_json(json.loads(zlib.decompress(context)))
             else:
                 run = new_run(
                     self._of, self._settings, self._batching, self._batches, self._chosen, ranks

@@ -21,7 +21,7 @@ import numpy as np
 from npstream._core.jit import draw, kernel
 from npstream._core.typing import AnyArray, Int64
 
-VERSION = 1
+PATTERN_VERSION = 1
 """Names the patterns that this module computes; they may not change without it."""
 
 _CLASSES = 24

@@ -315,9 +315,9 @@ class Mixture(Dataset):
         dict
             What `load_state_dict` takes, of an iteration over this one.
         """
-        from npstream.mixture.run import continuing
+        from npstream.mixture.run import continue_run
 
-        return continuing(self._of, state)
+        return continue_run(self._of, state)
 
 
 def _facts(source: MixedSource, schedule: Schedule, block: int | None) -> MixtureOf:

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from npstream.errors import shown
-from npstream.iteration.state import VERSION as STATE_VERSION
-from npstream.iteration.state import count_in, require, version_of
+from npstream.iteration.state import STATE_VERSION, count_in, require, state_version
 from npstream.mixture.passes import Stored
 from npstream.mixture.shares import (
     MixtureOf,
@@ -26,7 +25,7 @@ from npstream.mixture.shares import (
     coprime_from,
     least_length,
 )
-from npstream.mixture.stream import VERSION, Course, Phase
+from npstream.mixture.stream import STREAM_VERSION, Course, Phase
 from npstream.orders.order import LANES, LEAST_BLOCK, Shuffle
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class Batches:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RunSource:
     """A source as a run knows it; its lanes, and the rows of a block in one."""
 
     name: str
@@ -88,7 +87,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MixtureRun:
     """What positions of a run mean.
 
     Parameters
@@ -96,7 +95,7 @@ class Run:
     batching : str
     lanes, block : int
         What the lanes of sources divide; and bytes that are shuffled together, 0 for all.
-    sources : tuple of Source
+    sources : tuple of RunSource
         All that the run ever drew from.
     sizes : tuple of int, optional
         Where batches are drawn, the samples of each source in one; None while that is not known.
@@ -114,7 +113,7 @@ class Run:
     batching: str
     lanes: int
     block: int
-    sources: tuple[Source, ...]
+    sources: tuple[RunSource, ...]
     sizes: tuple[int | None, ...] | None
     grain: int
     stretches: tuple[Stretch, ...]
@@ -203,19 +202,19 @@ class Run:
     def as_json(self) -> dict[str, Any]:
         """Return the run as plain JSON has it."""
         facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {"version": list(VERSION), **facts}
+        return {"version": list(STREAM_VERSION), **facts}
 
     @classmethod
-    def of_json(cls, facts: Any) -> Run:
+    def of_json(cls, facts: Any) -> MixtureRun:
         """Return the run that `as_json` had."""
         names = [each.name for each in fields(cls)]
         if not isinstance(facts, Mapping):
             raise ValueError(f"this state is damaged: mixture is {shown(facts)}")
         require(facts, ("version", *names))
-        if facts["version"] != list(VERSION):
+        if facts["version"] != list(STREAM_VERSION):
             raise ValueError(
                 f"the state is of a mixture's order of version {shown(facts['version'])}; this "
-                f"release of npstream has version {list(VERSION)}"
+                f"release of npstream has version {list(STREAM_VERSION)}"
             )
         known = {name: facts[name] for name in names}
         known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
@@ -260,21 +259,21 @@ def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
     return list(facts[key])
 
 
-def _require_fields(facts: Any, kind: type[Source | Stretch]) -> None:
+def _require_fields(facts: Any, kind: type[RunSource | Stretch]) -> None:
     """Raise unless this is a part of a state that has the fields of a class."""
     names = [each.name for each in fields(kind)]
     if not isinstance(facts, Mapping) or any(name not in facts for name in names):
         raise ValueError(f"this state is damaged: {shown(facts)}; expected {', '.join(names)}")
 
 
-def _source(facts: Any) -> Source:
+def _source(facts: Any) -> RunSource:
     """Return a source of a state."""
-    _require_fields(facts, Source)
+    _require_fields(facts, RunSource)
     name, fingerprint = facts["name"], facts["fingerprint"]
     if not isinstance(name, str) or not isinstance(fingerprint, str):
         raise ValueError(f"this state is damaged: it has the source {shown(facts)}")
     samples, block = count_in(facts, "samples"), count_in(facts, "block")
-    return Source(name, samples, fingerprint, count_in(facts, "lanes", 1), block)
+    return RunSource(name, samples, fingerprint, count_in(facts, "lanes", 1), block)
 
 
 def _stretch(facts: Any, sources: int) -> Stretch:
@@ -296,7 +295,7 @@ def new_run(
     batches: Batches,
     size: int | None,
     ranks: Ranks,
-) -> Run:
+) -> MixtureRun:
     """Return a run as it is from the beginning; fingerprints of sources are left out.
 
     Parameters
@@ -310,7 +309,7 @@ def new_run(
         Samples in an epoch.
     ranks : Ranks
     """
-    block, lanes = resolved(of, settings)
+    block, lanes = resolve_shuffle(of, settings)
     is_batched = batching in ("per_stream", "device_per_stream")
     if batching == "random":
         sizes: tuple[int, ...] = (1,)
@@ -321,11 +320,11 @@ def new_run(
     grain = max(sizes)
     if batching == "stratified":
         lanes = math.gcd(lanes, grain)
-    run = Run(
+    run = MixtureRun(
         batching=batching,
         lanes=lanes,
         block=block,
-        sources=laid_out(of, range(len(of.names)), settings, block, lanes),
+        sources=lay_out_sources(of, range(len(of.names)), settings, block, lanes),
         sizes=sizes if is_batched else None,
         grain=grain,
         stretches=(),
@@ -334,15 +333,15 @@ def new_run(
     return replace(run, stretches=run.going_by(of), size=epoch_size(of, size, run))
 
 
-def resolved(of: MixtureOf, settings: Shuffle | None) -> tuple[int, int]:
+def resolve_shuffle(of: MixtureOf, settings: Shuffle | None) -> tuple[int, int]:
     """Return the bytes that are shuffled together, 0 for all, and the lanes of a mixture."""
     chosen = Shuffle(None) if settings is None else settings.resolve(sum(of.nbytes))
     return int(chosen.block or 0), chosen.lanes or 1
 
 
-def laid_out(
+def lay_out_sources(
     of: MixtureOf, numbers: Iterable[int], settings: Shuffle | None, block: int, lanes: int
-) -> tuple[Source, ...]:
+) -> tuple[RunSource, ...]:
     """Lay sources out in lanes and blocks of their own.
 
     Parameters
@@ -364,15 +363,15 @@ def laid_out(
         name, samples, nbytes = of.names[number], of.sizes[number], max(of.nbytes[number], 1)
         own = max(block * nbytes // total, least)
         if settings is None or block == 0 or (nbytes <= own and settings.lanes is None):
-            found.append(Source(name, samples, "", 1, 0 if settings is None else samples))
+            found.append(RunSource(name, samples, "", 1, 0 if settings is None else samples))
             continue
         most = min(own // least, samples)
         count = max(c for c in choice if c == 1 or c <= most)
-        found.append(Source(name, samples, "", count, -(-own * samples // (nbytes * count))))
+        found.append(RunSource(name, samples, "", count, -(-own * samples // (nbytes * count))))
     return tuple(found)
 
 
-def epoch_size(of: MixtureOf, chosen: int | None, run: Run) -> int:
+def epoch_size(of: MixtureOf, chosen: int | None, run: MixtureRun) -> int:
     """Return the positions in an epoch: whole batches, or whole rows of lanes if none is chosen."""
     samples = sum(of.sizes) if chosen is None else chosen
     if run.batching == "random":
@@ -406,26 +405,26 @@ def _check_shares(of: MixtureOf, shares: tuple[float, ...], whole: int) -> None:
 # Going on with a mixture: the one of the state, or another one
 
 
-def run_of(state: Mapping[str, Any]) -> Run:
+def run_in(state: Mapping[str, Any]) -> MixtureRun:
     """Return the run of a state.
 
     What tells sources from others is said in the newest version, or marked as of an older one.
     """
-    run = Run.of_json(state["mixture"])
-    if version_of(state) == STATE_VERSION:
+    run = MixtureRun.of_json(state["mixture"])
+    if state_version(state) == STATE_VERSION:
         return run
     sources = [replace(s, fingerprint=_OLD + s.fingerprint) for s in run.sources]
     return replace(run, sources=tuple(sources))
 
 
-def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
+def adopt_run(run: MixtureRun, own: MixtureRun, of: MixtureOf) -> MixtureRun:
     """Return the run of a state as it goes on with a mixture.
 
     Parameters
     ----------
-    run : Run
+    run : MixtureRun
         That of the state.
-    own : Run
+    own : MixtureRun
         That of the mixture, if it began now.
     of : MixtureOf
 
@@ -445,7 +444,7 @@ def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
     known = {source.name: source for source in run.sources}
     for number, name in enumerate(of.names):
         _check_same(known[name], of, number)
-    run = named(run, of)
+    run = with_fingerprints(run, of)
     begin = run.stretches[run.since].start
     if run.stretches[run.since :] != run.going_by(of, begin):
         raise ValueError(
@@ -469,7 +468,7 @@ def adopted(run: Run, own: Run, of: MixtureOf) -> Run:
     return replace(run, stretches=(*run.stretches[: run.since], *run.going_by(of, begin)))
 
 
-def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
+def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state with which a run goes on with another mixture.
 
     Sources that the run knows, by their names, go on in their passes; others begin.
@@ -492,7 +491,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
             "this is the state of one of several workers: those of npstream.torch.DataLoader are "
             "of all of them"
         )
-    run = run_of(state)
+    run = run_in(state)
     epoch, position = (count_in(state, key) for key in ("epoch", "position"))
     reached = run.reached(epoch, position)
     if position % run.grain:
@@ -507,7 +506,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
         if name in known:
             _check_same(known[name], of, number)
     new = [number for number, name in enumerate(of.names) if name not in known]
-    added = laid_out(of, new, settings, run.block, run.lanes)
+    added = lay_out_sources(of, new, settings, run.block, run.lanes)
     unit = reached // run.width
     past = [
         replace(stretch, shares=stretch.shares + (0.0,) * len(added))
@@ -517,7 +516,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     if run.sizes is not None:
         size = run.sizes[0] if run.is_even else None
         run = replace(run, sizes=run.sizes + (size,) * len(added))
-    run = named(replace(run, sources=run.sources + added), of)
+    run = with_fingerprints(replace(run, sources=run.sources + added), of)
     run = replace(
         run,
         stretches=(*past, *run.going_by(of, unit)),
@@ -534,7 +533,7 @@ def continuing(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def named(run: Run, of: MixtureOf) -> Run:
+def with_fingerprints(run: MixtureRun, of: MixtureOf) -> MixtureRun:
     """Return a run with the fingerprints of its sources; those that are gone keep theirs."""
     fingerprints = dict(zip(of.names, of.fingerprints, strict=True))
     sources = [
@@ -546,7 +545,7 @@ def named(run: Run, of: MixtureOf) -> Run:
     return replace(run, sources=tuple(sources))
 
 
-def _check_batches(run: Run, own: Run) -> None:
+def _check_batches(run: MixtureRun, own: MixtureRun) -> None:
     """Raise unless batches are drawn as they were."""
     if run.batching != own.batching:
         raise ValueError(
@@ -561,7 +560,7 @@ def _check_batches(run: Run, own: Run) -> None:
         )
 
 
-def _check_same(known: Source, of: MixtureOf, number: int) -> None:
+def _check_same(known: RunSource, of: MixtureOf, number: int) -> None:
     """Raise unless a source holds the samples that it did."""
     if known.samples != of.sizes[number]:
         holds = f"has {of.sizes[number]} samples, and had {known.samples}"
@@ -575,7 +574,7 @@ def _check_same(known: Source, of: MixtureOf, number: int) -> None:
     )
 
 
-def _fingerprint_like(known: Source, of: MixtureOf, number: int) -> str:
+def _fingerprint_like(known: RunSource, of: MixtureOf, number: int) -> str:
     """Return the fingerprint of a source, in the version of the one that is known."""
     if known.fingerprint.startswith(_OLD):
         return _OLD + of.fingerprints[number](1)

@@ -18,10 +18,10 @@ from npstream._core.typing import AnyArray
 Schedule: TypeAlias = "tuple[tuple[int, tuple[float, ...]], ...]"
 """Positions from which on sources have these shares, rising from 0; shares sum to 1."""
 
-LEAST, MOST = 1 << 12, 1 << 20
+_LEAST, _MOST = 1 << 12, 1 << 20
 """Units of a block, where that is not given."""
 
-LARGEST = 1 << 22
+MAX_BLOCK = 1 << 22
 """Units of a block, at most."""
 
 _EACH = 32
@@ -64,8 +64,8 @@ class MixtureOf:
                 raise ValueError(f"source {name!r} is empty: leave it out of the mixture")
         if self.block is not None:
             block = _integer("block", self.block)
-            if not 1 <= block <= LARGEST:
-                raise ValueError(f"block={block}: expected 1 to {LARGEST}")
+            if not 1 <= block <= MAX_BLOCK:
+                raise ValueError(f"block={block}: expected 1 to {MAX_BLOCK}")
             object.__setattr__(self, "block", block)
         for _, shares in self.schedule:
             block_counts(self.names, shares, self.block)
@@ -135,7 +135,7 @@ def block_length(shares: Sequence[float], lanes: int = 1) -> int:
     >>> block_length([0.5, 0.5]), block_length([0.999, 0.001], lanes=8)
     (4099, 32003)
     """
-    wanted = min(max(LEAST, _EACH / min(share for share in shares if share)), MOST)
+    wanted = min(max(_LEAST, _EACH / min(share for share in shares if share)), _MOST)
     number = math.ceil(wanted)
     while lanes % number == 0 or any(
         number % factor == 0 for factor in range(2, math.isqrt(number) + 1)
@@ -191,7 +191,7 @@ def block_counts(names: Sequence[str], shares: Sequence[float], block: int | Non
     for name, share, count in zip(names, shares, counts, strict=True):
         if share and not count:
             enough = least_length(shares)
-            mend = f"block={enough} would do" if enough <= LARGEST else "give it more weight"
+            mend = f"block={enough} would do" if enough <= MAX_BLOCK else "give it more weight"
             raise ValueError(
                 f"source {name!r} has {share:.3g} of the weight, of which a block of {length} "
                 f"units holds none: {mend}"

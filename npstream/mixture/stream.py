@@ -28,13 +28,13 @@ import numpy as np
 from npstream._core.arrays import grouped
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.selection import Selection
-from npstream.mixture.interleave import VERSION as PATTERN_VERSION
+from npstream.mixture.interleave import PATTERN_VERSION
 from npstream.mixture.passes import Passes, Stored, spread
 from npstream.mixture.patterns import Pattern, draws, make_pattern, places_of, tally
-from npstream.orders.order import VERSION as ORDER_VERSION
+from npstream.orders.order import ORDER_VERSION
 from npstream.orders.permutation import make_key
 
-VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
+STREAM_VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
 """Names the streams that this module computes; they may not change without it."""
 
 REPEATS = 16
@@ -130,7 +130,7 @@ class MixtureOrder:
         return MixtureOrder, (self.course, self.chunks, self._firsts)
 
     def __repr__(self) -> str:
-        digest = hashlib.blake2b(repr((VERSION, self.course)).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((STREAM_VERSION, self.course)).encode(), digest_size=8)
         return f"<MixtureOrder: {len(self.chunks)} sources, {digest.hexdigest()}>"
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 from npstream._core.jit import draw, kernel, u64
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.layout import (
-    Layout,
+    LaneLayout,
     lane_start,
     lay_lane,
     place_of,
@@ -32,23 +32,23 @@ from npstream.orders.layout import (
 )
 from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_from, shuffled_to
 
-STRETCH = 1 << 11
+_STRETCH = 1 << 11
 """Elements of large blocks that are computed at once, at most."""
 
 STEP = 16
 """Elements of a large block, at most, from one to the next for somebody who reads on."""
 
-PIECES = 4 * STRETCH
+PIECES = 4 * _STRETCH
 """Pieces of a large block that are tabulated for a stretch, at most."""
 
-WINDOW = 1 << 12
+_WINDOW = 1 << 12
 """Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
 
 CACHE_BYTES = 1 << 28
 """Bytes of stretches that are kept, at most. Few settings bring even all lanes to that."""
 
 
-class Blocks(NamedTuple):
+class LaneBlocks(NamedTuple):
     """What an order is cut into: rows, lanes, elements of a block; and the key of its epoch."""
 
     n: int
@@ -57,7 +57,7 @@ class Blocks(NamedTuple):
     key: int
 
 
-class Cache(NamedTuple):
+class BlockCache(NamedTuple):
     """What was computed last of each lane, and room to compute more.
 
     Parameters
@@ -98,15 +98,17 @@ class Cache(NamedTuple):
         return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
 
 
-def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
+def new_cache(
+    blocks: LaneBlocks, dtype: np.dtype[Any], shared: BlockCache | None = None
+) -> BlockCache:
     """Return a cache, of no stretch yet, for rows of that dtype.
 
     It works where another one does, if that is given: they may not be used at the same time.
     """
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
-    width = STRETCH if longest > SMALL else longest
+    width = _STRETCH if longest > SMALL else longest
     works = longest > SMALL and shared is None
-    cache = Cache(
+    cache = BlockCache(
         limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
         held=np.full((blocks.lanes, 4), -1),
         lane_of=np.zeros(1, np.int64),
@@ -120,7 +122,7 @@ def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None)
     return cache._replace(table=shared.table, work=shared.work, guide=shared.guide)
 
 
-def grown(cache: Cache, wanted: int) -> Cache:
+def grown(cache: BlockCache, wanted: int) -> BlockCache:
     """Return a cache with more stretches: as many as wanted, but not too few nor too many."""
     old, width = cache.stretches.shape
     count = min(max(2 * old, wanted), cache.limit)
@@ -131,7 +133,9 @@ def grown(cache: Cache, wanted: int) -> Cache:
 
 
 @kernel
-def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
+def look_up(
+    positions: Int64, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache, rows: Int64
+) -> int:
     """Look up the rows at positions.
 
     Returns how many were: not all if the cache lacks a stretch for a lane, and may grow.
@@ -149,10 +153,12 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows
 
 
 @kernel
-def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
+def look_up_run(
+    position: int, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache, rows: Int64
+) -> int:
     """Look up the rows at consecutive positions, from `position` on; else as `look_up`."""
     lanes = blocks.lanes
-    window = max(WINDOW, 16 * lanes)
+    window = max(_WINDOW, 16 * lanes)
     for start in range(0, rows.size, window):
         stop = min(start + window, rows.size)
         # Neighbors in a lane are as many positions apart as there are lanes.
@@ -180,7 +186,9 @@ def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, row
 
 
 @kernel
-def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
+def _fill(
+    lane: int, element: int, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache
+) -> bool:
     """Compute an element of a lane, or a stretch from it on; or return False for lack of one."""
     if not layout.laid[lane]:
         lay_lane(layout, lane)
@@ -222,7 +230,7 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
 
 
 @kernel
-def _claim(lane: int, cache: Cache) -> bool:
+def _claim(lane: int, cache: BlockCache) -> bool:
     """Give a lane a stretch: if need be one of another lane, unless there may be more."""
     count = len(cache.stretches)
     claims = int(cache.lane_of[count])
@@ -239,7 +247,7 @@ def _claim(lane: int, cache: Cache) -> bool:
 
 @kernel
 def _row_of_element(
-    key: int, length: int, offset: int, layout: Layout, lane: int, place: int, work: Int64
+    key: int, length: int, offset: int, layout: LaneLayout, lane: int, place: int, work: Int64
 ) -> int:
     """Return the row of number `offset` of a block that begins at a place."""
     if length <= SMALL:
@@ -257,7 +265,7 @@ def _row_of_element(
 
 
 @kernel
-def _shuffle(key: int, layout: Layout, lane: int, place: int, rows: AnyArray) -> None:
+def _shuffle(key: int, layout: LaneLayout, lane: int, place: int, rows: AnyArray) -> None:
     """Compute all rows of a small block, permuted as `Permutation` permutes its table."""
     slot = slot_at(layout, lane, place)
     skipped = place - place_of(layout, lane, slot)
@@ -280,10 +288,10 @@ def _scatter(
     key: int,
     length: int,
     offset: int,
-    layout: Layout,
+    layout: LaneLayout,
     lane: int,
     place: int,
-    cache: Cache,
+    cache: BlockCache,
     rows: AnyArray,
 ) -> None:
     """Compute some rows of a large block, from number `offset` on."""
@@ -318,7 +326,7 @@ def _scatter(
 
 @kernel
 def _tabulate(
-    layout: Layout,
+    layout: LaneLayout,
     lane: int,
     place: int,
     length: int,
@@ -349,7 +357,9 @@ def _tabulate(
 
 
 @kernel
-def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
+def find(
+    rows: Int64, blocks: LaneBlocks, layout: LaneLayout, slots: AnyArray, positions: Int64
+) -> None:
     """Find the positions of rows; see `npstream.orders.layout.slots_of`."""
     chunks = len(layout.chunks) - 1
     for k in range(rows.size):
@@ -374,7 +384,7 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
 
 
 @kernel
-def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
+def _block_of(blocks: LaneBlocks, lane: int, element: int) -> tuple[int, int, int]:
     """Return the number, the first element and the length of an element's block."""
     first = (blocks.block * (lane + 1) + blocks.lanes - 1) // blocks.lanes
     number = 0

@@ -7,7 +7,7 @@ turn to their next blocks, and to the chunks that these need, in turn and not al
 
 Lanes depend on the seed alone, not on the epoch: who reads certain lanes needs the same chunks in
 every epoch. An order depends on nothing but its arguments, and is part of what can be reproduced:
-`VERSION` stands in the state of a run, and tests hold orders to recorded values.
+`ORDER_VERSION` stands in the state of a run, and tests hold orders to recorded values.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from npstream._core.arrays import out_of_bounds
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.selection import Selection
 from npstream.orders.blocks import (
-    Blocks,
-    Cache,
+    BlockCache,
+    LaneBlocks,
     find,
     grown,
     look_up,
@@ -34,7 +34,7 @@ from npstream.orders.blocks import (
     new_cache,
 )
 from npstream.orders.chunks import smallest_step
-from npstream.orders.layout import Layout, lay_out, slots_of
+from npstream.orders.layout import LaneLayout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, make_key
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 Size: TypeAlias = int | str | None
 """Bytes, as a number or as text such as "1GiB", or "auto"; or None for all there are."""
 
-VERSION = 1
+ORDER_VERSION = 1
 """Names the order that this module computes; it may not change without it."""
 
 LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
@@ -120,7 +120,7 @@ class Order:
     block : int
         Samples of a block in one lane.
     lanes : int
-    scratch : Cache, optional
+    scratch : BlockCache, optional
         A cache for rows of the dtype of the chunks, in whose memory to work. Orders that share it
         may not be used at the same time.
 
@@ -144,7 +144,7 @@ class Order:
         *,
         block: int,
         lanes: int = 1,
-        scratch: Cache | None = None,
+        scratch: BlockCache | None = None,
     ) -> None:
         self._n, self._chunks, self._scratch = n, chunks, scratch
         self._seed, self._epoch = seed, epoch
@@ -152,9 +152,9 @@ class Order:
         if n * lanes >= 1 << 62:
             raise ValueError(f"{n} rows in {lanes} lanes: the product must be below 2**62")
         # A block that holds all samples is as good as any larger one.
-        self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
+        self._blocks = LaneBlocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
         # Whoever looks rows up takes these away, so that no two threads ever use one.
-        self._free: deque[tuple[Layout, Cache]] = deque(maxlen=2)
+        self._free: deque[tuple[LaneLayout, BlockCache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return self._n
@@ -238,7 +238,7 @@ class Order:
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= SMALL else 0)
 
-    def _taken(self) -> tuple[Layout, Cache]:
+    def _taken(self) -> tuple[LaneLayout, BlockCache]:
         """Return a layout and a cache that nobody else has."""
         try:
             return self._free.pop()

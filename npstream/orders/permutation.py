@@ -5,8 +5,8 @@ table is made at the first use. Beyond that it is a Feistel network over pairs o
 right) in radix (a, b) with a * b just above n: no table, the same cost everywhere, and an
 inverse. Results outside range(n) are put through again, which a * b - n < a makes rare.
 
-The order of a run is part of what can be reproduced: `VERSION` stands in its state, and tests
-hold the permutations to recorded values.
+The order of a run is part of what can be reproduced: `PERMUTATION_VERSION` stands in
+its state, and tests hold the permutations to recorded values.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from npstream._core.typing import AnyArray, Int64
 
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 
-VERSION = 1
+PERMUTATION_VERSION = 1
 """Names the permutations that this module computes; they may not change without it."""
 
 SMALL = 1 << 15
 """Elements up to which a permutation is a table."""
 
-STRETCH = 1 << 10
+_STRETCH = 1 << 10
 """Positions that are enciphered together: few enough for the processor's first cache."""
 
 MAX_LENGTH = 1 << 62
@@ -207,10 +207,10 @@ def decipher(n: int, a: int, b: int, key: int, element: int) -> int:
 @kernel
 def _encipher_all(n: int, a: int, b: int, key: int, values: Int64) -> None:
     """Replace each position by its element."""
-    left = np.empty(min(values.size, STRETCH), np.int64)
+    left = np.empty(min(values.size, _STRETCH), np.int64)
     right = np.empty_like(left)
-    for start in range(0, values.size, STRETCH):
-        part = values[start : start + STRETCH]
+    for start in range(0, values.size, _STRETCH):
+        part = values[start : start + _STRETCH]
         for k in range(part.size):
             left[k] = int(part[k]) // b
             right[k] = int(part[k]) - left[k] * b

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream import Shuffle
-from npstream.iteration.partition import BLOCK, LAST, Partition
+from npstream.iteration.partition import LAST, LOOKUP_SAMPLES, Partition
 from npstream.reading.batch import Batch
 from npstream.reading.source import Source
 from npstream.shards.paging import Coldness
@@ -41,7 +41,7 @@ VIEWS = {
     "shuffled": lambda ds: ds.shuffle(3, block=None),
     "part of shuffled": lambda ds: ds.shuffle(3, block=None)[5:70:2],
     "2-d": lambda ds: ds[np.arange(24)[::-1].reshape(4, 6)],
-    "beyond a block": lambda ds: ds[np.arange(BLOCK + 200) % N],
+    "beyond a block": lambda ds: ds[np.arange(LOOKUP_SAMPLES + 200) % N],
     "one": lambda ds: ds[7:8],
     "none": lambda ds: ds[:0],
 }
@@ -86,7 +86,7 @@ def assert_same_samples(left, right):
 
 
 @pytest.mark.parametrize("last", LAST)
-@pytest.mark.parametrize(("world", "batch_size"), [(1, 8), (3, 5), (4, 1), (2, BLOCK + 1)])
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 8), (3, 5), (4, 1), (2, LOOKUP_SAMPLES + 1)])
 def test_batches_hold_the_positions_of_the_partition(view, last, world, batch_size):
     flat = view.ravel()
     ids = np.arange(N)[flat["label"].load()]
@@ -253,7 +253,7 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
     monkeypatch.setattr(Source, "samples", read)
     view = ds[np.arange(3000) % N]
     assert len(list(view.iter(0, 1, batch_size=8, batched=False))) == 3000
-    assert reads == [BLOCK, BLOCK, 3000 - 2 * BLOCK]
+    assert reads == [LOOKUP_SAMPLES, LOOKUP_SAMPLES, 3000 - 2 * LOOKUP_SAMPLES]
 
 
 # Who shares the view

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream.iteration.partition import LAST, Partition, joined, left_before, stepped_over
+from npstream.iteration.partition import LAST, Partition, left_before, merge_gaps, stepped_over
 
 settings = st.fixed_dictionaries(
     {
@@ -147,7 +147,7 @@ gaps = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5)
 
 @given(gaps)
 def test_gaps_are_what_is_not_left(gaps):
-    joint = joined(gaps)
+    joint = merge_gaps(gaps)
     skipped = {p for start, stop in gaps for p in range(start, stop)}
     assert [p for start, stop in joint for p in range(start, stop)] == sorted(skipped)
     assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(joint))

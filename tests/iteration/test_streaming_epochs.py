@@ -14,7 +14,7 @@ from streaming_runs import DATA, METHODS, lists
 
 import npstream
 from npstream import StreamingShuffle
-from npstream.iteration.counter import Place
+from npstream.iteration.counter import EpochPlace
 from npstream.iteration.ranks import Ranks
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
@@ -80,7 +80,7 @@ def test_golden_work(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
     begun = params["sample_in_epoch"]
-    place = Place(params["epoch"], begun, restart=begun)
+    place = EpochPlace(params["epoch"], begun, restart=begun)
 
     view = of_streams(tmp_path, params["streams"])
 

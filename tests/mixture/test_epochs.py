@@ -12,10 +12,10 @@ import pytest
 from datasets import write_shards
 
 import npstream
-from npstream.iteration.counter import Place
+from npstream.iteration.counter import EpochPlace
 from npstream.iteration.ranks import Ranks
 from npstream.mixture.epochs import MixtureEpochs, mixture_settings
-from npstream.mixture.run import continuing
+from npstream.mixture.run import continue_run
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.orders.order import Shuffle
 
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="loaders are torch's")
 
 BATCHINGS = ["random", "stratified", "per_stream", "device_per_stream"]
 LANES = Shuffle("1KiB", 8)
-START = Place(0)
+START = EpochPlace(0)
 ALONE = Ranks(0, 1, 1)
 
 
@@ -126,10 +126,10 @@ def test_epochs_go_on_from_any_batch(batching):
     made = epochs(**settings)
     whole = read(part(made, size=size))
     for number in range(len(whole)):
-        state = made.state(Place(0, 24 * number), ALONE)
+        state = made.state(EpochPlace(0, 24 * number), ALONE)
         again = epochs(**settings)
         place = again.place(json.loads(json.dumps(state)), ALONE)
-        assert place == Place(0, 24 * number)
+        assert place == EpochPlace(0, 24 * number)
         assert read(part(again, size=size, place=place)) == whole[number:]
 
 
@@ -137,12 +137,12 @@ def test_epochs_go_on_from_any_sample_with_any_ranks():
     made = epochs()
     whole = chained(read(part(made)))
     for position in (1, 7, 24, 100, 383):
-        left = part(made, place=Place(0, position), last="short")
+        left = part(made, place=EpochPlace(0, position), last="short")
         assert chained(read(left)) == whole[position:]
         seen = [
             row
             for rank in range(3)
-            for row in chained(read(part(made, rank, 3, 5, "short", Place(0, position))))
+            for row in chained(read(part(made, rank, 3, 5, "short", EpochPlace(0, position))))
         ]
         assert sorted(seen) == sorted(whole[position:])
 
@@ -151,7 +151,7 @@ def test_stretches_are_left_out():
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=12)
         whole = read(part(made, size=12))
-        left = part(made, size=12, place=Place(0, 0, ((24, 60),)))
+        left = part(made, size=12, place=EpochPlace(0, 0, ((24, 60),)))
         assert read(left) == whole[:2] + whole[5:]
 
 
@@ -190,7 +190,7 @@ def test_sizes_of_batches_by_source(batching):
         assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
         whole = epochs(of, batching, shuffle=True, global_batch_size=given)
         assert read(part(whole, 0, 2, 6)) == read(shares[0])
-    place = Place(0, 12 * 12)
+    place = EpochPlace(0, 12 * 12)
     left = part(made, 1, 2, 6, place=place)
     assert read(left) == read(shares[1])[12:]
 
@@ -204,7 +204,7 @@ def test_nodes_read_lanes_of_their_own(batching, per_node):
     made = epochs(of, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
     readers = {}
     for rank, epoch in itertools.product(range(world), range(2)):
-        share = part(made, rank, world, 4, "drop", Place(epoch), per_node)
+        share = part(made, rank, world, 4, "drop", EpochPlace(epoch), per_node)
         for row in chained(read(share)):
             readers.setdefault(row // 4, set()).add(rank // per_node)
     shared = sum(len(found) > 1 for found in readers.values())
@@ -233,7 +233,7 @@ def test_epochs_follow_each_other():
     made = epochs(epoch_size=100)
     stream = made.order(0).stream
     for epoch in range(4):
-        seen = chained(read(part(made, size=10, place=Place(epoch))))
+        seen = chained(read(part(made, size=10, place=EpochPlace(epoch))))
         assert seen == stream.at(np.arange(100 * epoch, 100 * epoch + 100)).tolist()
     sizes = {"a": 201, "b": 120, "c": 64}
     assert len(epochs(mixture(sizes)).order(0)) == 384  # a row of lanes less one
@@ -245,7 +245,7 @@ def test_epochs_follow_each_other():
 
 
 def state_at(made, position, epoch=0):
-    return json.loads(json.dumps(made.state(Place(epoch, position), ALONE)))
+    return json.loads(json.dumps(made.state(EpochPlace(epoch, position), ALONE)))
 
 
 def gone_on(of, state):
@@ -266,7 +266,7 @@ def test_other_weights_go_on_in_the_passes_of_sources():
     state = state_at(epochs(before, shuffle=True), 101)
     with pytest.raises(ValueError, match=r"other weights, .*: mix.continuing.state., of this"):
         epochs(after, shuffle=True).place(state, ALONE)
-    changed = json.loads(json.dumps(continuing(after, state)))
+    changed = json.loads(json.dumps(continue_run(after, state)))
     assert (changed["epoch"], changed["position"]) == (0, 101)
     rest, following = gone_on(after, changed)
     sources = np.searchsorted([200, 320], rest[:240], side="right")
@@ -288,7 +288,7 @@ def test_sources_come_and_go():
         ValueError, match=r"of sources 'a', 'b', 'c'; this mixture has 'd', 'b', 'a'"
     ):
         epochs(after, shuffle=True).place(state, ALONE)
-    changed = continuing(after, state)
+    changed = continue_run(after, state)
     rest, following = gone_on(after, changed)
     assert (len(rest), len(following)) == (416 - 104, 416)
     drawn = np.array(chained(read(part(epochs(before, shuffle=True))))[:104])
@@ -300,7 +300,7 @@ def test_sources_come_and_go():
     again = state_at(epochs(after, shuffle=True), 0)
     made = epochs(after, shuffle=True)
     place = made.place(changed, ALONE)._replace(position=208)
-    again = continuing(before, made.state(place, ALONE))
+    again = continue_run(before, made.state(place, ALONE))
     assert [source["name"] for source in again["mixture"]["sources"]] == ["a", "b", "c", "d"]
     back, _ = gone_on(before, again)
     old = drawn[drawn >= 320].tolist()
@@ -310,7 +310,7 @@ def test_sources_come_and_go():
 
 def test_what_goes_on_may_be_at_an_end():
     small = mixture({"d": 16, "e": 16})
-    changed = continuing(small, state_at(epochs(shuffle=True), 100, 3))
+    changed = continue_run(small, state_at(epochs(shuffle=True), 100, 3))
     assert (changed["epoch"], changed["position"]) == (4, 0)
     rest, following = gone_on(small, changed)
     assert len(rest) == len(following) == 32
@@ -322,7 +322,7 @@ def test_what_goes_on_may_be_at_an_end():
 
 def test_the_same_mixture_goes_on_as_it_would_have():
     of = mixture()
-    changed = continuing(of, state_at(epochs(of, shuffle=True), 0))
+    changed = continue_run(of, state_at(epochs(of, shuffle=True), 0))
     assert gone_on(of, changed)[0] == chained(read(part(epochs(of, shuffle=True))))
 
 
@@ -332,7 +332,7 @@ def test_other_batchings_go_on_between_batches(batching):
     before, after = mixture(), mixture({"a": 200, "d": 100}, {"a": 1, "d": 1})
     state = state_at(epochs(before, **settings), 88)
     made = epochs(after, **settings)
-    place = made.place(continuing(after, state), ALONE)
+    place = made.place(continue_run(after, state), ALONE)
     batches = np.array(read(part(made, place=place)))
     sources = (batches >= 200).astype(int)
     if batching == "stratified":
@@ -341,7 +341,7 @@ def test_other_batchings_go_on_between_batches(batching):
         assert (sources == sources[:, :1]).all()
         assert 11 <= sources[:24, 0].sum() <= 13
     with pytest.raises(ValueError, match=r"position 90 is within a batch, which takes 8"):
-        continuing(after, {**state, "position": 90})
+        continue_run(after, {**state, "position": 90})
     with pytest.raises(ValueError, match=r"is within a batch: with batching="):
         part(made, place=place._replace(position=90))
 
@@ -351,7 +351,7 @@ def test_new_sources_bring_their_size_of_batches():
     settings = {"batching": "device_per_stream", "batch_size": sizes}
     state = state_at(epochs(**settings), 60)
     after = mixture({"b": 120, "c": 64, "d": 90})
-    changed = continuing(after, state)
+    changed = continue_run(after, state)
     assert changed["mixture"]["sizes"] == [2, 4, 6, None]
     made = epochs(after, "device_per_stream", batch_size={"b": 4, "c": 6, "d": 3})
     place = made.place(changed, ALONE)
@@ -398,11 +398,11 @@ def test_states_that_are_none_are_refused():
     with pytest.raises(ValueError, match=r"version .0, 1, 1.; this release of npstream has"):
         made.place(old, ALONE)
     with pytest.raises(ValueError, match="one of several workers"):
-        continuing(mixture(), {**state, "workers": 2, "yielded": 3})
+        continue_run(mixture(), {**state, "workers": 2, "yielded": 3})
     other = mixture()
     object.__setattr__(other, "fingerprints", (lambda version: "?",) * 3)
     with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
-        continuing(other, state)
+        continue_run(other, state)
 
 
 def test_states_of_version_1_go_on():
@@ -417,15 +417,15 @@ def test_states_of_version_1_go_on():
 
     made = epochs(of)
     old = saved_then(state_at(made, 8))
-    assert made.place(old, ALONE) == Place(0, 8)  # which is of the mixture's own run
+    assert made.place(old, ALONE) == EpochPlace(0, 8)  # which is of the mixture's own run
     small = mixture({"a": 200, "b": 120})
-    changed = continuing(small, old)
+    changed = continue_run(small, old)
     prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
     assert (changed["version"], prints) == (2, ["a200", "b120", "1:c64 in version 1"])
     later = epochs(small)
     again = later.state(later.place(changed, ALONE), ALONE)
     assert [source["fingerprint"] for source in again["mixture"]["sources"]] == prints
-    back = continuing(of, again)
+    back = continue_run(of, again)
     assert [source["fingerprint"] for source in back["mixture"]["sources"]] == [
         "a200", "b120", "c64"
     ]  # fmt: skip
@@ -485,7 +485,7 @@ def test_epochs_are_what_they_were():
     digest = hashlib.blake2b(digest_size=8)
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=24)
-        digest.update(json.dumps(read(part(made, size=24, place=Place(2)))).encode())
+        digest.update(json.dumps(read(part(made, size=24, place=EpochPlace(2)))).encode())
         state = {**state_at(made, 48), "version": 1}  # under which the digest was taken
         digest.update(json.dumps(state, sort_keys=True).encode())
     assert digest.hexdigest() == "3d0987da201127a3"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from npstream._core import jit as _jit
-from npstream.mixture.interleave import VERSION
+from npstream.mixture.interleave import PATTERN_VERSION
 from npstream.mixture.patterns import draws, make_pattern, places_of, tally
 from npstream.mixture.shares import (
-    LARGEST,
+    MAX_BLOCK,
     MixtureOf,
     apportioned,
     block_counts,
@@ -159,7 +159,7 @@ def test_patterns_are_what_they_were():
         pattern = pattern_of(counts, lanes, seed=number)
         for array in (pattern.sources, pattern.ranks, pattern.cells):
             digest.update(array.astype("<i8").tobytes())
-    assert (VERSION, digest.hexdigest()) == (1, GOLDEN)
+    assert (PATTERN_VERSION, digest.hexdigest()) == (1, GOLDEN)
 
 
 GOLDEN = "64d5cc95ceda4f98"
@@ -224,7 +224,7 @@ def test_no_sources_and_empty_ones_are_refused():
         facts((), (), weights={})
     with pytest.raises(ValueError, match="source 'b' is empty"):
         facts(sizes=(3, 0), weights={"a": 1, "b": 1})
-    for block in (0, LARGEST + 1):
+    for block in (0, MAX_BLOCK + 1):
         with pytest.raises(ValueError, match=f"block={block}: expected 1 to"):
             facts(block=block)
 

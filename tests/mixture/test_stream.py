@@ -19,7 +19,7 @@ from npstream.mixture.patterns import make_pattern
 from npstream.mixture.shares import coprime_from
 from npstream.mixture.stream import (
     REPEATS,
-    VERSION,
+    STREAM_VERSION,
     Course,
     EpochOrder,
     MixtureOrder,
@@ -318,4 +318,4 @@ def test_streams_are_what_they_were():
     digest = hashlib.blake2b(digest_size=8)
     for case, stop in CASES.values():
         digest.update(stream(**case).at(np.arange(stop)).astype("<i8").tobytes())
-    assert (VERSION, digest.hexdigest()) == ((1, 1, 1), "055729f8fbb70a14")
+    assert (STREAM_VERSION, digest.hexdigest()) == ((1, 1, 1), "055729f8fbb70a14")

@@ -326,7 +326,7 @@ def test_impossible_orders_are_refused(chunks, options, error, match):
         Order(10, np.array(chunks, int), **{"seed": 0, "block": 5, **options})[0]
 
 
-# The order is part of what a release promises: with VERSION 1, these values never change.
+# The order is part of what a release promises: with ORDER_VERSION 1, these values never change.
 
 
 GOLDEN = {
@@ -364,7 +364,7 @@ GOLDEN = {
 
 
 def test_the_version_is_the_one_that_was_recorded():
-    assert epoch.VERSION == 1
+    assert epoch.ORDER_VERSION == 1
 
 
 @pytest.mark.parametrize("case", GOLDEN)

@@ -48,7 +48,22 @@ GOLDEN = {
     ),
 }
 
-SIZES = [0, 1, 2, 3, 5, 17, 100, 1000, SMALL - 1, SMALL, SMALL + 1, 65_537, 131_071, (1 << 17) + 1]
+SIZES = [
+    0,
+    1,
+    2,
+    3,
+    5,
+    17,
+    100,
+    1000,
+    SMALL - 1,
+    SMALL,
+    SMALL + 1,
+    65_537,
+    131_071,
+    (1 << 17) + 1,
+]
 
 
 def elements(n, key=1):
@@ -230,11 +245,12 @@ def test_keys_refuse_what_is_no_integer(word, value):
         make_key(**{"seed": 0, word: value})
 
 
-# The order is part of what a release promises: with VERSION 1, these values never change.
+# The order is part of what a release promises: with PERMUTATION_VERSION 1, these values never
+# change.
 
 
 def test_the_version_is_the_one_that_was_recorded():
-    assert permutation.VERSION == 1
+    assert permutation.PERMUTATION_VERSION == 1
 
 
 def test_keys_are_frozen():

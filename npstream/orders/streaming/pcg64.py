@@ -34,7 +34,7 @@ def seeded(seed: int) -> State:
 
     >>> state = seeded(7)
     >>> values = np.arange(5)
-    >>> shuffle(state, values, 0, 5)
+    >>> draw_shuffle(state, values, 0, 5)
     >>> values, np.random.default_rng(7).permutation(5)
     (array([2, 0, 4, 1, 3]), array([2, 0, 4, 1, 3]))
     """
@@ -44,7 +44,7 @@ def seeded(seed: int) -> State:
 
 
 @kernel
-def shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
+def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
     """Shuffle ``values[start:stop]`` as ``Generator.shuffle`` does: Fisher-Yates from the end.
 
     Whose place an element takes is drawn from as many bits as that needs, and drawn again while
@@ -105,7 +105,7 @@ def write_down(state: State, mark: int, states: NDArray[np.uint64]) -> None:
 
 
 @kernel
-def below(state: State, bound: int) -> int:
+def draw_below(state: State, bound: int) -> int:
     """Draw a number below `bound` as ``Generator.integers`` does: Lemire's method."""
     if bound == 1:
         return 0

@@ -24,9 +24,9 @@ from npstream._core.jit import kernel, u64
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.streaming.pcg64 import (
     State,
-    below,
+    draw_below,
+    draw_shuffle,
     jump,
-    shuffle,
     skip_shuffle,
     step,
     write_down,
@@ -172,7 +172,7 @@ def _skip_moves(state: State, sizes: Int64, widths: int, marks: Int64, states: S
         if mark < marks.size and marks[mark] == k:
             write_down(state, mark, states)
             mark += 1
-        below(state, widths)
+        draw_below(state, widths)
         jump(state, sizes[k])
 
 
@@ -180,7 +180,7 @@ def _skip_moves(state: State, sizes: Int64, widths: int, marks: Int64, states: S
 def _span(state: State, offset: int, size: int, law: Law) -> tuple[float, float]:
     """Draw how far the samples of a piece may move: back to the left, and over what range."""
     length, least, widths = law
-    reach = max((least + below(state, widths) - size) / 2, 0.0)
+    reach = max((least + draw_below(state, widths) - size) / 2, 0.0)
     left = max(-reach, -float(offset))
     return left, min(reach, float(length - offset - size)) - left
 
@@ -224,7 +224,7 @@ def _scatter(
             jump(moves, size)
             continue
         lay(piece[:size], begins[k], 0, picks)
-        shuffle(shuffles, piece, 0, size)
+        draw_shuffle(shuffles, piece, 0, size)
         hi, lo, inc_hi, inc_lo = u64(moves[0]), u64(moves[1]), u64(moves[2]), u64(moves[3])
         for i in range(size):
             hi, lo, word = step(hi, lo, inc_hi, inc_lo)

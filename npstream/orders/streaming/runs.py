@@ -21,7 +21,7 @@ from npstream.orders.streaming.pcg64 import (
     MAX_BOUND,
     WORDS,
     State,
-    shuffle,
+    draw_shuffle,
     skip_shuffle,
     write_down,
 )
@@ -33,7 +33,7 @@ MOST_HELD = 1 << 24
 """Numbers, at most, that are kept for whoever reads on."""
 
 
-class Order(Protocol):
+class PieceOrder(Protocol):
     """A permutation of range(n)."""
 
     @property
@@ -45,7 +45,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class OrderTable:
     """An order held as an array."""
 
     numbers: AnyArray
@@ -107,7 +107,7 @@ class PiecesOf:
     """Pieces of another order, in place of consecutive numbers."""
 
     pieces: Pieces
-    order: Order
+    order: PieceOrder
 
     def rows(self, start: int, stop: int) -> AnyArray:
         """Return the numbers at positions."""
@@ -151,7 +151,7 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class ShuffledRuns:
     """What a source has at each position, shuffled within runs, in the order of their starts.
 
     Runs may overlap, and leave positions out.
@@ -187,17 +187,17 @@ class Window:
 
     Parameters
     ----------
-    order : Order
+    order : PieceOrder
     lanes : ndarray
         The bounds of equal lanes.
     """
 
-    def __init__(self, order: Order, lanes: Int64) -> None:
+    def __init__(self, order: PieceOrder, lanes: Int64) -> None:
         self._order = order
         self._lanes = lanes
         self._held: dict[int, tuple[int, AnyArray]] = {}
 
-    def __reduce__(self) -> tuple[type[Window], tuple[Order, Int64]]:
+    def __reduce__(self) -> tuple[type[Window], tuple[PieceOrder, Int64]]:
         return Window, (self._order, self._lanes)
 
     @property
@@ -335,7 +335,7 @@ def lay(numbers: AnyArray, begin: int, skipped: int, picks: AnyArray) -> None:
 def shuffle_runs(state: State, values: AnyArray, starts: Int64, stops: Int64) -> None:
     """Shuffle runs of values, one after the other."""
     for k in range(starts.size):
-        shuffle(state, values, starts[k], stops[k])
+        draw_shuffle(state, values, starts[k], stops[k])
 
 
 @kernel

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from npstream._core.jit import kernel, u64
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.orders.streaming.pcg64 import State, below, bounded, seeded, shuffle
+from npstream.orders.streaming.pcg64 import State, bounded, draw_below, draw_shuffle, seeded
 from npstream.orders.streaming.runs import Pieces, number_type
 
 SAMPLINGS = ("balanced", "fixed")
@@ -224,7 +224,7 @@ def _pick(
             at += 1
         if picks[shard]:
             order[at - 1] += 1
-    shuffle(state, order, 0, order.size)
+    draw_shuffle(state, order, 0, order.size)
     left = rest
     for k in range(order.size):
         shard = int(order[k]) >> 1
@@ -277,7 +277,7 @@ def _shuffle_tail(state: State, size: int, count: int, chosen: Bools) -> None:
     """Choose numbers below a size by shuffling them, from the end, as far as that is needed."""
     numbers = np.arange(size)
     for i in range(size - 1, max(size - count, 1) - 1, -1):
-        drawn = below(state, i + 1)
+        drawn = draw_below(state, i + 1)
         numbers[i], numbers[drawn] = numbers[drawn], numbers[i]
     for i in range(size - count, size):
         chosen[numbers[i]] = True

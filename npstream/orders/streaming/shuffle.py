@@ -19,15 +19,15 @@ import numpy as np
 from npstream._core.jit import kernel
 from npstream._core.typing import Int64
 from npstream.orders.streaming.partition import lane_bounds
-from npstream.orders.streaming.pcg64 import MAX_BOUND, State, below, seeded, shuffle
+from npstream.orders.streaming.pcg64 import MAX_BOUND, State, draw_below, draw_shuffle, seeded
 from npstream.orders.streaming.py1e import Expanded
 from npstream.orders.streaming.runs import (
     Marks,
-    Order,
+    OrderTable,
+    PieceOrder,
     Pieces,
     PiecesOf,
-    Runs,
-    Table,
+    ShuffledRuns,
     shuffle_runs,
 )
 
@@ -82,7 +82,7 @@ class EpochShuffle:
                 f"{MAX_BOUND}"
             )
 
-    def order(self, units: Pieces) -> Order:
+    def order(self, units: Pieces) -> PieceOrder:
         """Return the order of what is in units."""
         state = seeded(self.seed + self.epoch)
         size = int(units.offsets[-1])
@@ -103,7 +103,7 @@ class EpochShuffle:
         if self.algorithm == "py1br":
             return _py1br(state, pieces, bounds, self._widths)
         starts, stops = pieces.offsets[:-1], pieces.offsets[1:]
-        return Runs(pieces, starts, stops, Marks.drawn(state, starts, stops))
+        return ShuffledRuns(pieces, starts, stops, Marks.drawn(state, starts, stops))
 
     @property
     def _widths(self) -> tuple[int, int]:
@@ -125,38 +125,38 @@ def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
     return Pieces(np.concatenate([[0], stops]), begins, units.picks), firsts
 
 
-def _naive(state: State, units: Pieces) -> Order:
+def _naive(state: State, units: Pieces) -> PieceOrder:
     size = int(units.offsets[-1])
     numbers = units.rows(0, size)
-    shuffle.sized(size)(state, numbers, 0, size)
-    return Table(numbers)
+    draw_shuffle.sized(size)(state, numbers, 0, size)
+    return OrderTable(numbers)
 
 
-def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> Order:
+def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
     fixed_state = seeded(seed)
     fixed = np.arange(len(units.begins))
-    shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
+    draw_shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
     laid = Pieces.laid(units.sizes[fixed], units.begins[fixed], units.picks)
     starts, stops = laid.offsets[:-1], laid.offsets[1:]
-    inner = Runs(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
+    inner = ShuffledRuns(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
 
     pieces, firsts = _cut(Pieces(laid.offsets, starts, laid.picks), bounds)
     sizes, begins, marks = pieces.sizes, pieces.begins.copy(), []
     for lane in range(len(bounds) - 1):
         part = slice(firsts[lane], firsts[lane + 1])
         order = np.arange(part.start, part.stop)
-        shuffle.sized(order.size)(state, order, 0, order.size)
+        draw_shuffle.sized(order.size)(state, order, 0, order.size)
         sizes[part], begins[part] = sizes[order], begins[order]
         stops = pieces.offsets[part.start] + sizes[part].cumsum()
         marks.append(Marks.drawn(state, stops - sizes[part], stops))
     pieces = Pieces.laid(sizes, begins, laid.picks)
     joined = Marks.joined(marks, firsts[:-1])
-    return Runs(PiecesOf(pieces, inner), pieces.offsets[:-1], pieces.offsets[1:], joined)
+    return ShuffledRuns(PiecesOf(pieces, inner), pieces.offsets[:-1], pieces.offsets[1:], joined)
 
 
-def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int]) -> Order:
+def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int]) -> PieceOrder:
     least, most = widths
-    staggers = [below.sized(1)(state, least) for _ in bounds[1:]]
+    staggers = [draw_below.sized(1)(state, least) for _ in bounds[1:]]
     starts, stops, marks = [], [], []
     for lane, stagger in enumerate(staggers):
         origin, length = bounds[lane], int(bounds[lane + 1] - bounds[lane])
@@ -167,7 +167,9 @@ def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int])
         stops.append(origin + blocks[1, :count])
         marks.append(Marks.drawn(state, starts[-1], stops[-1]))
     firsts = np.cumsum([0, *map(len, starts[:-1])])
-    return Runs(pieces, np.concatenate(starts), np.concatenate(stops), Marks.joined(marks, firsts))
+    return ShuffledRuns(
+        pieces, np.concatenate(starts), np.concatenate(stops), Marks.joined(marks, firsts)
+    )
 
 
 @kernel
@@ -177,7 +179,7 @@ def _cut_blocks(
     """Draw the lengths of a lane's blocks; write their starts and stops, and return how many."""
     count, at = 0, 0
     while at < length:
-        width = least + below(state, widths)
+        width = least + draw_below(state, widths)
         start, stop = max(at - stagger, 0), min(at + width - stagger, length)
         blocks[0, count], blocks[1, count] = start, stop
         at += stop - start

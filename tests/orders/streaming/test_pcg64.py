@@ -34,7 +34,7 @@ def test_kernels_shuffle_as_numpy_does(run):
         for dtype in (np.uint32, np.int64):
             want, got = np.arange(size), np.arange(size + 3, dtype=dtype) - 2
             rng.shuffle(want)
-            run(pcg64.shuffle)(state, got[2:], 0, size)
+            run(pcg64.draw_shuffle)(state, got[2:], 0, size)
             run(pcg64.skip_shuffle)(skipped, size)
             np.testing.assert_array_equal(got[2:-1], want)
             assert_at(state, rng)
@@ -43,7 +43,7 @@ def test_kernels_shuffle_as_numpy_does(run):
 
 def test_kernels_shuffle_just_the_part(run):
     values = np.arange(20)
-    run(pcg64.shuffle)(pcg64.seeded(0), values, 5, 15)
+    run(pcg64.draw_shuffle)(pcg64.seeded(0), values, 5, 15)
     assert values[:5].tolist() + values[15:].tolist() == [*range(5), *range(15, 20)]
     assert sorted(values[5:15]) == [*range(5, 15)] != values[5:15].tolist()
 
@@ -52,14 +52,14 @@ def test_kernels_shuffle_just_the_part(run):
 def test_kernels_draw_as_numpy_does(run, bound):
     rng, state = np.random.default_rng(bound), pcg64.seeded(bound)
     for _ in range(50):
-        assert run(pcg64.below)(state, bound) == rng.integers(0, bound)
+        assert run(pcg64.draw_below)(state, bound) == rng.integers(0, bound)
     assert_at(state, rng)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 100, 12345])
 def test_kernels_jump_as_numpy_draws(run, steps):
     rng, state = np.random.default_rng(steps), pcg64.seeded(steps)
-    assert run(pcg64.below)(state, 10) == rng.integers(0, 10)  # leaves half a word
+    assert run(pcg64.draw_below)(state, 10) == rng.integers(0, 10)  # leaves half a word
     run(pcg64.jump)(state, steps)
     rng.random(steps)
     assert_at(state, rng)
