@@ -12,6 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream._core.array_like import as_array, is_tensor
+from npstream._core.memory import ensure_fits
 from npstream._core.optional import torch_door
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
@@ -19,7 +20,8 @@ from npstream.dataset import ufuncs as elementwise
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe, view_as
 from npstream.indexing.cells import Cell
-from npstream.indexing.columns import indexed_shape, split_index
+from npstream.indexing.columns import split_index
+from npstream.indexing.mesh import Mesh
 from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
 from npstream.reading.gate import gate
@@ -51,9 +53,9 @@ class Column(NDArrayOperatorsMixin):
     of values that vary in shape have the view's axes alone; `load` gives them as a `Ragged`.
     """
 
-    # The array that NumPy would have is base[final]: base holds, of the selected samples, the parts
-    # of values that `_cell` names, and `_final` is None for all of it.
-    __slots__ = ("__weakref__", "_cell", "_final", "_plan", "_selection", "_shape", "_source")
+    # `_cell` is the part of each value that is read; `_mesh` chooses elements of it, unless it is
+    # None, for all of them.
+    __slots__ = ("__weakref__", "_cell", "_mesh", "_plan", "_selection", "_shape", "_source")
 
     def __init__(
         self,
@@ -61,15 +63,17 @@ class Column(NDArrayOperatorsMixin):
         plan: Plan,
         selection: Selection,
         cell: Cell | None = None,
-        final: tuple[Any, ...] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self._source = source
         self._plan = plan
         self._selection = selection
         self._cell = cell
-        self._final = final
-        base = selection.shape if cell is None else selection.shape + cell.shape
-        self._shape = base if final is None else indexed_shape(base, final)
+        self._mesh = mesh
+        if mesh is not None:
+            self._shape = mesh.result_shape(selection.shape)
+        else:
+            self._shape = selection.shape if cell is None else selection.shape + cell.shape
 
     @classmethod
     def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
@@ -79,7 +83,7 @@ class Column(NDArrayOperatorsMixin):
         return cls(source, plan, selection, cell)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Column, (self._source, self._plan, self._selection, self._cell, self._final)
+        return Column, (self._source, self._plan, self._selection, self._cell, self._mesh)
 
     # What it is
 
@@ -145,37 +149,69 @@ class Column(NDArrayOperatorsMixin):
     # Indexing
 
     def __getitem__(self, index: Any) -> Any:
-        if self._final is not None:
-            return np.asarray(self)[index]
+        mesh, cell = self._mesh, self._cell
+        if mesh is not None and mesh.lead:
+            return self._index_around_rows(index, mesh)
         rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
         if not separable:
             return self._index_jointly(rows, cells)
         chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
-        cell, plan = self._cell, self._plan
+        if mesh is not None:
+            return self._of_mesh(chosen, mesh.select(*self._padded(rows, cells)))
         if cell is not None and cells:
             cell = cell.select(cells)
         if isinstance(chosen, int):
             return self._value(chosen, cell)
-        if cell is not None and cell is not self._cell:
-            plan = Plan([self._field.cut(cell)])
-        return Column(self._source, plan, chosen, cell)
+        return Column(self._source, self._plan_of(cell), chosen, cell)
 
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
         """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
-        chosen: Any = self._selection
-        final = (*rows, *cells)
+        selection, mesh = self._selection, self._mesh
+        if mesh is None:
+            assert self._cell is not None
+            mesh = Mesh.whole(selection.ndim, self._cell.shape)
+        rows, cells = self._padded(rows, cells)
         if all(isinstance(item, slice) for item in rows):
-            chosen = chosen.select((..., *rows))
-            final = (*[slice(None)] * len(rows), *cells)
-        elif all(isinstance(item, int) for item in rows):
-            value = self._value(chosen.select(rows), self._cell)
-            # Rows of one sample, as a number beside an array decides where the array's axes go.
-            return value[(None,) * len(rows)][(*[0] * len(rows), *cells)]
-        elif len(rows) == 1:
-            picked = chosen.select(rows[0])
-            chosen = picked.ravel()
-            final = (np.arange(picked.size).reshape(picked.shape), *cells)
-        return Column(self._source, self._plan, chosen, self._cell, final)
+            return self._of_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
+        positions, mesh = mesh.select_jointly(rows, cells, selection.shape)
+        column = self._of_mesh(selection.ravel().select(positions), mesh)
+        # An integer reads, also in brackets that have an array for an axis of the values.
+        return column.load() if all(isinstance(item, int) for item in rows) else column
+
+    def _index_around_rows(self, index: Any, mesh: Mesh) -> Any:
+        """Index a column whose first axes are not those of its rows."""
+        rows, cells, separable = split_index(index, self.ndim, self.shape)
+        items = (*rows, *cells)
+        if not separable or any(not isinstance(item, int | slice) for item in items):
+            return np.asarray(self)[index]
+        items += (slice(None),) * (self.ndim - len(items))
+        stop = mesh.lead + self._selection.ndim
+        rows, cells = items[mesh.lead : stop], items[: mesh.lead] + items[stop:]
+        chosen = self._selection.select(rows)
+        return self._of_mesh(chosen, mesh.select(rows, cells))
+
+    def _of_mesh(self, chosen: int | Selection, mesh: Mesh) -> Any:
+        """Return elements of some rows, or of one."""
+        assert self._cell is not None
+        part, mesh = mesh.bounded()
+        cell = self._cell.select(part.index)
+        if isinstance(chosen, int):
+            values = np.asarray(self._value(chosen, cell))
+            return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
+        return Column(self._source, self._plan_of(cell), chosen, cell, mesh)
+
+    def _padded(
+        self, rows: tuple[Any, ...], cells: tuple[Any, ...]
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return an index with one item for each axis of the rows and of the values."""
+        axes = self._selection.ndim
+        items = tuple(item for item in rows if item is not Ellipsis)
+        items += (slice(None),) * (axes - len(items)) + cells
+        items += (slice(None),) * (self.ndim - len(items))
+        return items[:axes], items[axes:]
+
+    def _plan_of(self, cell: Cell | None) -> Plan:
+        return self._plan if cell is None or cell is self._cell else Plan([self._field.cut(cell)])
 
     def _value(self, sample: int, cell: Cell | None) -> Any:
         value = self._source.reader_of(self._field)(sample)[self.name]
@@ -206,7 +242,7 @@ class Column(NDArrayOperatorsMixin):
         >>> ds["text"].view("uint8")[0]
         array([122, 101, 114, 111], dtype=uint8)
         """
-        if self._final is not None or self._cut or self._field.part is not None:
+        if self._mesh is not None or self._cut or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")
         encoding = view_as(self._field.encoding, dtype)
         if is_unsafe(encoding.name) and encoding != self._field.encoding:
@@ -236,11 +272,10 @@ class Column(NDArrayOperatorsMixin):
         <Ragged: 3 str, 3 to 4 bytes>
         """
         cut = self._cut
-        if not cut and self._final is None:
+        if not cut and self._mesh is None:
             return self._load(None if out is None else {self.name: out})
         target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
-        array = self._load(None)[(..., *cut)]
-        array = array if self._final is None else array[self._final]
+        array = self._load(None)[(..., *cut)] if self._mesh is None else self._load_mesh(self._mesh)
         if target is None:
             return np.asarray(array, order="C")
         target[...] = array
@@ -258,6 +293,27 @@ class Column(NDArrayOperatorsMixin):
         selection = self._selection
         return load(self._source, self._plan, selection.ids(), selection.shape, out)[self.name]
 
+    def _load_mesh(self, mesh: Mesh) -> AnyArray:
+        """Read elements of values, a block of rows at a time."""
+        source, rows, cut = self._source, self._selection.ravel(), self._cut
+        shape = (rows.size, *mesh.shape)
+        ensure_fits(prod(shape) * self.dtype.itemsize, f"{rows.size:,} rows of {self.name!r}")
+        array: AnyArray = np.empty(shape, self.dtype)
+        step, start = source.rows_of(BLOCK_BYTES), 0
+        starts = range(0, rows.size if array.size else 0, step)
+        pieces = (rows.ids(start, start + step) for start in starts)
+        rowwise = source.is_view_rowwise(rows)
+        for ids in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
+            unique, where = np.unique(ids, return_inverse=True)
+            ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
+            values = load(source, self._plan, ids, ids.shape)[self.name][(..., *cut)]
+            stop = start + len(where)
+            array[start:stop] = mesh.take(values, where, start, self._selection.ndim)
+            start = stop
+        array = array.reshape(self._selection.shape + mesh.shape)
+        axes = range(self._selection.ndim, self._selection.ndim + mesh.lead)
+        return np.moveaxis(array, axes, range(mesh.lead))
+
     def take(
         self,
         indices: ArrayLike,
@@ -265,15 +321,30 @@ class Column(NDArrayOperatorsMixin):
         out: AnyArray | None = None,
         mode: str = "raise",
     ) -> Any:
-        """Read elements, as `numpy.take` does: along an axis, or of the ravelled column."""
-        column = self
-        if axis is not None:
+        """Read elements, as `numpy.take` does: along an axis, or of the ravelled column.
+
+        Parameters
+        ----------
+        indices : array_like of int
+        axis : int, optional
+            None takes elements of the ravelled column.
+        out : ndarray, optional
+            The array to fill and return.
+        mode : {"raise", "wrap", "clip"}, default: "raise"
+            What an index out of bounds does.
+
+        Returns
+        -------
+        ndarray or scalar
+            A Ragged if the values vary in size.
+        """
+        if axis is None:
+            picked = in_mode(indices, self.size, mode)
+            bounded = np.asarray(picked) if self.ndim == 1 else _in_bounds(picked, self.size)
+            chosen = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
+        else:
             axis = normalize_axis_index(axis, self.ndim)
-        elif self.ndim == self._selection.ndim and self._final is None:
-            column, axis = Column(self._source, self._plan, self._selection.ravel(), self._cell), 0
-        if axis != 0 or self._final is not None:
-            return np.asarray(self).take(indices, axis, out, mode)  # type: ignore[call-overload]
-        chosen = column[in_mode(indices, len(column), mode)]
+            chosen = self[(slice(None),) * axis + (in_mode(indices, self.shape[axis], mode),)]
         if isinstance(chosen, Column):
             return chosen.load(out)
         if out is None:
@@ -295,7 +366,7 @@ class Column(NDArrayOperatorsMixin):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
         if copy is False:
-            if self._final is not None or self._cell is None:
+            if self._mesh is not None or self._cell is None:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
             return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
         gate(self._source, self._selection, f"column {self.name!r} as an array", self._plan)
@@ -344,14 +415,14 @@ class Column(NDArrayOperatorsMixin):
 
     def _rows(self) -> Iterable[Any]:
         """Read the rows, each as an index gives it."""
-        if self.ndim == 1 and self._final is None and self._holds_objects:
+        if self.ndim == 1 and self._mesh is None and self._holds_objects:
             return self._source.values(self._plan, self._selection.ids())
         return self._block()
 
     def _parts(self, purpose: str | None = None) -> Iterator[Column]:
         """Yield the column in blocks of rows; show the progress of what has a purpose."""
         gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
-        if self._final is not None or not self.size or not self.shape:
+        if not self.size or not self.shape or (self._mesh is not None and self._mesh.lead):
             yield self
             return
         rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
@@ -375,7 +446,7 @@ class Column(NDArrayOperatorsMixin):
         """Return this column as `npstream.writing.tables` takes it."""
         if not self._shape:
             raise TypeError(f"column {self.name!r} is one value, and not one a sample")
-        field, whole = self._field, self._final is None and not self._cut
+        field, whole = self._field, self._mesh is None and not self._cut
         if whole and field.part is None and self._selection.ndim == 1:
             return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
         if self._cell is None:
@@ -383,7 +454,8 @@ class Column(NDArrayOperatorsMixin):
                 f"column {self.name!r} has {self.ndim} axes, and values that vary in size: "
                 "take it of a view with one axis, as ravel() gives"
             )
-        array = self.load() if self._final is not None else None
+        rows_lead = self._mesh is None or not self._mesh.lead
+        array = None if rows_lead else self.load()
         chunk = self.chunks[0]
 
         def read(start: int, stop: int) -> Any:
@@ -472,3 +544,13 @@ class Column(NDArrayOperatorsMixin):
                 "Use a.any() or a.all()"
             )
         return bool(np.asarray(self))
+
+
+def _in_bounds(indices: Any, size: int) -> Any:
+    """Return indices of a ravelled array as numbers from 0; raise IndexError out of bounds."""
+    array = np.asarray(indices)
+    wrong = (array < -size) | (array >= size)
+    if wrong.any():
+        first = array[wrong].flat[0]
+        raise IndexError(f"index {first} is out of bounds for axis 0 with size {size}")
+    return np.where(array < 0, array + size, array)

@@ -1,0 +1,202 @@
+"""Elements of values, chosen by arrays of numbers and slices together, composed without reading.
+
+NumPy picks one part of an array for all rows (``a[:, [0, 1]]``), or another part for each row
+(``a[[4, 2], [0, 1]]``). A `Mesh` holds both as one array of numbers for each axis of a value. These
+arrays broadcast to the shape of the result, so an axis that is sliced costs its length alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Int64
+from npstream.indexing.cells import Cell
+
+Items = tuple[Any, ...]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Elements of the values of some rows.
+
+    Parameters
+    ----------
+    numbers : tuple of ndarray of int64
+        For each axis of a value, the elements' positions there. Each array has the axes of the
+        rows, then those of `shape`; an axis along which it is constant has length 1.
+    shape : tuple of int
+        Shape of what is taken of one row.
+    lead : int
+        How many axes of `shape` stand before those of the rows in the result.
+    """
+
+    numbers: tuple[Int64, ...]
+    shape: Shape
+    lead: int = 0
+
+    @classmethod
+    def whole(cls, row_axes: int, shape: Shape) -> Mesh:
+        """Return all elements of values of a shape.
+
+        Examples
+        --------
+        >>> [numbers.shape for numbers in Mesh.whole(1, (4, 3)).numbers]
+        [(1, 4, 1), (1, 1, 3)]
+        """
+        grid = np.ogrid[tuple(slice(length) for length in shape)] if shape else ()
+        return cls(tuple(n.reshape((1,) * row_axes + n.shape) for n in grid), shape)
+
+    def result_shape(self, rows: Shape) -> Shape:
+        """Return the shape of the result, of rows of a shape."""
+        return (*self.shape[: self.lead], *rows, *self.shape[self.lead :])
+
+    def is_same_for_rows(self, row_axes: int) -> bool:
+        """Return True if one part is taken of all rows."""
+        return all(set(numbers.shape[:row_axes]) <= {1} for numbers in self.numbers)
+
+    def select(self, rows: Items, cells: Items) -> Mesh:
+        """Return a part of the elements, where rows and values are indexed one after the other.
+
+        Parameters
+        ----------
+        rows, cells : tuple of int, slice or ndarray
+            One for each axis of the rows and of `shape`, within bounds. If `cells` have arrays,
+            `rows` are slices and lead.
+        """
+        numbers = tuple(_index(n, rows, cells) for n in self.numbers)
+        lead = sum(not isinstance(item, int) for item in cells[: self.lead])
+        chosen = [k for k, item in enumerate(cells) if not isinstance(item, slice)]
+        # Where a slice stands between arrays, or an array and a number, their axes come first.
+        if width := _width(cells):
+            lead = width if chosen[-1] - chosen[0] + 1 != len(chosen) else 0
+            ends = range(len(rows), len(rows) + lead)
+            numbers = tuple(np.moveaxis(n, range(lead), ends) for n in numbers)
+        return Mesh(numbers, _indexed_shape(self.shape, cells), lead)
+
+    def select_jointly(self, rows: Items, cells: Items, row_shape: Shape) -> tuple[Int64, Mesh]:
+        """Return a part of the elements that may differ among rows.
+
+        Parameters
+        ----------
+        rows, cells : tuple of int, slice or ndarray
+            One for each axis of the rows and of `shape`. Some of `rows` are no slices.
+        row_shape : tuple of int
+            Shape of the rows, which lead.
+
+        Returns
+        -------
+        positions : ndarray of int64
+            The rows of the result, by their number among all rows.
+        mesh : Mesh
+        """
+        shape = _indexed_shape(row_shape + self.shape, rows + cells)
+        sliced = sum(isinstance(item, slice) for item in cells)
+        lead = len(shape) - sliced
+        if len(rows) == 1:
+            positions = np.asarray(rows[0])
+            positions = positions.nonzero()[0] if positions.dtype == bool else positions
+        else:
+            every = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(cells))
+            whole: AnyArray = _index(every, rows, cells)
+            positions = whole.reshape(whole.shape[: whole.ndim - sliced])
+        numbers = []
+        for n in self.numbers:
+            part = _index(n, rows, cells)
+            if set(part.shape[:lead]) - {1}:
+                part = np.broadcast_to(part, shape[:lead] + part.shape[lead:])
+            numbers.append(part)
+        return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(numbers), shape[lead:])
+
+    def bounded(self) -> tuple[Cell, Mesh]:
+        """Return the least part of a value that has all elements, and the mesh over that part."""
+        axes, numbers = [], []
+        for n in self.numbers:
+            first, stop = (int(n.min()), int(n.max()) + 1) if n.size else (0, 0)
+            axes.append(range(first, stop))
+            numbers.append(n - first)
+        return Cell(tuple(axes)), Mesh(tuple(numbers), self.shape, self.lead)
+
+    def take(self, values: AnyArray, rows: Int64, start: int, row_axes: int) -> AnyArray:
+        """Return the elements of consecutive rows, whose axes are one and come first.
+
+        Parameters
+        ----------
+        values : ndarray
+            What `bounded` asks for, of some rows.
+        rows : ndarray of int64, shape (n,)
+            Where in `values` each row is.
+        start : int
+            Number of the first of these rows.
+        row_axes : int
+            Number of axes of all rows.
+        """
+        flat = [n.reshape((prod(n.shape[:row_axes]), *n.shape[row_axes:])) for n in self.numbers]
+        shape = (len(rows), *self.shape)
+        axes = _own_axes(flat)
+        if axes is None:
+            row = rows.reshape((-1,) + (1,) * len(self.shape))
+            here = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
+            return np.broadcast_to(values[(row, *here)], shape)
+        for axis, n in enumerate(flat, 1):
+            if not np.array_equal(n.reshape(-1), np.arange(values.shape[axis])):
+                values = values.take(n.reshape(-1), axis)
+        if not np.array_equal(rows, np.arange(len(values))):
+            values = values.take(rows, 0)
+        # Axes along which nothing varies have length 1, and are the last ones.
+        order = sorted(range(len(axes)), key=lambda axis: axes[axis])
+        ordered = values.transpose(0, *(1 + axis for axis in order))
+        lengths = [1] * len(self.shape)
+        for axis in order:
+            if axes[axis] < len(lengths):
+                lengths[axes[axis]] = flat[axis].size
+        return np.broadcast_to(ordered.reshape((len(rows), *lengths)), shape)
+
+
+def _own_axes(flat: list[Int64]) -> list[int] | None:
+    """Return the axis of the result along which each array varies; None if that is not its own.
+
+    Examples
+    --------
+    >>> _own_axes([np.zeros((1, 1, 3)), np.zeros((1, 1, 1))])
+    [1, 2]
+    """
+    axes: list[int] = []
+    for n in flat:
+        varies = [axis for axis, length in enumerate(n.shape[1:]) if length != 1]
+        if len(n) != 1 or len(varies) > 1 or (varies and varies[0] in axes):
+            return None
+        axes += varies or [n.ndim - 1]
+    return axes
+
+
+def _width(items: Items) -> int:
+    """Return the number of axes that arrays in an index have together."""
+    return max((item.ndim for item in items if isinstance(item, np.ndarray)), default=0)
+
+
+def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
+    """Index an array whose constant axes have length 1, and keep that length where they stay."""
+    width = _width(rows + cells)
+    items: list[Any] = []
+    for length, item in zip(numbers.shape, rows + cells, strict=True):
+        constant = length == 1
+        if isinstance(item, slice):
+            items.append(slice(None) if constant else item)
+        elif not isinstance(item, np.ndarray):
+            items.append(0 if constant else item)
+        elif constant:
+            items.append(np.zeros((1,) * width, np.int64))
+        else:
+            chosen = item.nonzero()[0] if item.dtype == bool else item
+            items.append(chosen.reshape((1,) * (width - chosen.ndim) + chosen.shape))
+    part: Int64 = numbers[tuple(items)]
+    return part
+
+
+def _indexed_shape(shape: Shape, items: Items) -> Shape:
+    return np.broadcast_to(np.False_, shape)[items].shape
