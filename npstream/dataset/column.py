@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
@@ -17,6 +18,9 @@ from npstream._core.optional import torch_door
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
+from npstream.dataset.array_functions import apply
+from npstream.dataset.array_methods import ArrayMethods
+from npstream.dataset.reductions import UFUNCS
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe, view_as
 from npstream.indexing.cells import Cell
@@ -41,11 +45,14 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
 
+REDUCED = {ufunc: name for name, ufunc in UFUNCS.items()}
+"""Reductions by ufuncs, such as ``np.add.reduce``, and the methods that they are."""
+
 _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns that make arrays of objects only."""
 
 
-class Column(NDArrayOperatorsMixin):
+class Column(ArrayMethods, NDArrayOperatorsMixin):
     """One column of a view: like an ndarray whose first axes are the view's, and read-only.
 
     Made by ``ds["name"]``. Indexing gives views and reads nothing, but for an integer, which
@@ -404,14 +411,13 @@ class Column(NDArrayOperatorsMixin):
             return column.to_torch()
         return torch_door().tensor(column)
 
-    def astype(self, dtype: DTypeLike) -> AnyArray:
-        """Read the column and convert it."""
-        return np.asarray(self, dtype)
-
     def __iter__(self) -> Iterator[Any]:
         if not self.shape:
             raise TypeError("iteration over a 0-d array")
-        return chain.from_iterable(map(Column._rows, self._parts()))
+        return chain.from_iterable(self[a:b]._rows() for a, b in self._bounds())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(self[::-1])
 
     def _rows(self) -> Iterable[Any]:
         """Read the rows, each as an index gives it."""
@@ -419,26 +425,47 @@ class Column(NDArrayOperatorsMixin):
             return self._source.values(self._plan, self._selection.ids())
         return self._block()
 
-    def _parts(self, purpose: str | None = None) -> Iterator[Column]:
-        """Yield the column in blocks of rows; show the progress of what has a purpose."""
+    @property
+    def _leads(self) -> bool:
+        """Return True if rows are the first axis, so that blocks of them can be read."""
+        return bool(self._selection.ndim) and (self._mesh is None or not self._mesh.lead)
+
+    def _bounds(self, purpose: str | None = None) -> Iterator[tuple[int, int]]:
+        """Yield the bounds of blocks of rows; show the progress of what has a purpose."""
         gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
-        if not self.size or not self.shape or (self._mesh is not None and self._mesh.lead):
-            yield self
-            return
-        rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
-        starts = range(0, len(self), max(1, rows))
+        length, rows = len(self), len(self)
+        if self.size and self._leads:
+            rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
+        starts = range(0, length, max(1, rows)) or range(1)
         for start in starts if purpose is None else progress(starts, purpose):
-            yield self[start : start + starts.step]
+            yield start, min(start + starts.step, length)
+
+    def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]:
+        """Read the column in blocks of rows, or raise TypeError where NumPy has no dtype."""
+        for start, stop in self._bounds(purpose):
+            yield self[start:stop]._as_array()
 
     def _block(self) -> AnyArray:
-        """Read the column as an array, if need be of objects."""
+        """Read the column, or a block that has passed the gate, if need be as objects."""
         return self._as_array(object if self._field.encoding.kind in _NO_DTYPE else None)
+
+    def _array(self) -> AnyArray:
+        """Read the column as an array, of objects where NumPy has no dtype."""
+        return np.asarray(self, object if self._field.encoding.kind in _NO_DTYPE else None)
+
+    def _flat_rows(self) -> Column | None:
+        """Return the rows along one axis if values have none; else None."""
+        if self.ndim != self._selection.ndim or self._mesh is not None:
+            return None
+        return Column(self._source, self._plan, self._selection.ravel(), self._cell)
 
     def __contains__(self, value: object) -> bool:
         if self._field.encoding.kind in _NO_DTYPE:
-            items = chain.from_iterable(part._block().flat for part in self._parts())
+            items = chain.from_iterable(self[a:b]._block().flat for a, b in self._bounds())
             return any(elementwise.is_same(item, value) for item in items)
-        return any(bool(np.any(part == value)) for part in self._parts())
+        if not self.shape:
+            raise TypeError("argument of type 'Column' without axes is not iterable")
+        return any(bool(np.any(self[a:b] == value)) for a, b in self._bounds())
 
     # Writing
 
@@ -465,17 +492,10 @@ class Column(NDArrayOperatorsMixin):
 
     # Computing
 
-    sum = elementwise.reduction("sum")
-    prod = elementwise.reduction("prod")
-    min = elementwise.reduction("min")
-    max = elementwise.reduction("max")
-    any = elementwise.reduction("any")
-    all = elementwise.reduction("all")
-    mean = elementwise.reduction("mean")
-    std = elementwise.reduction("std")
-    var = elementwise.reduction("var")
-    argmin = elementwise.reduction("argmin")
-    argmax = elementwise.reduction("argmax")
+    def __array_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return apply(func, args, kwargs, Column)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         written = inputs[:1] if method == "at" else options.get("out", ())
@@ -527,15 +547,47 @@ class Column(NDArrayOperatorsMixin):
     ) -> Any:
         """Apply a ufunc, or the operator that stands for it, one block of rows at a time."""
         inputs = elementwise.plain_times(inputs, self.dtype)
-        if not elementwise.is_blockwise(ufunc, method, inputs, options, self):
-            arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
-            return function(*arrays, **options)
-        text = elementwise.compared_text(ufunc, inputs, self._field.encoding.kind)
-        if text is not None:
+        text = (
+            None if options else elementwise.compared_text(ufunc, inputs, self._field.encoding.kind)
+        )
+        if method == "__call__" and text is not None:
             equal = elementwise.equal_to(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
-        blocks = map(Column._block, self._parts(f"{ufunc.__name__} of {self.name!r}"))
-        return elementwise.blockwise(function, inputs, self, blocks)
+        result = self._in_blocks(ufunc, method, function, inputs, options)
+        if result is not NotImplemented:
+            return result
+        arrays = [np.asarray(item) if isinstance(item, Column) else item for item in inputs]
+        return function(*arrays, **options)
+
+    def _in_blocks(
+        self,
+        ufunc: np.ufunc,
+        method: str,
+        function: Callable[..., Any],
+        inputs: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """Apply a ufunc in blocks of rows; return NotImplemented if it needs all at once."""
+        purpose = f"{ufunc.__name__} of {self.name!r}"
+        if method == "reduce" and ufunc in REDUCED and inputs[0] is self and self._leads:
+            outs = options.pop("out", (None,))
+            axis = options.pop("axis", 0)
+            return getattr(inputs[0], REDUCED[ufunc])(axis, out=outs[0], **options)
+        if method != "__call__":
+            return NotImplemented
+        if ufunc is np.matmul and not options:
+            left, right = inputs
+            return elementwise.matrix_product(left, right, lambda c: c._bounds(purpose))
+        if ufunc.signature is not None:
+            return NotImplemented
+        shape = elementwise.common_rows(inputs, options)
+        if shape is None:
+            return NotImplemented
+        columns = (item for item in inputs if isinstance(item, Column))
+        leader = next(c for c in columns if c.ndim == len(shape) and len(c) == shape[0])
+        return elementwise.in_blocks(function, inputs, options, shape, leader._bounds(purpose))
+
+    # Values
 
     def __bool__(self) -> bool:
         if self.size != 1:
@@ -544,6 +596,33 @@ class Column(NDArrayOperatorsMixin):
                 "Use a.any() or a.all()"
             )
         return bool(np.asarray(self))
+
+    def __int__(self) -> int:
+        return int(self._scalar())
+
+    def __float__(self) -> float:
+        return float(self._scalar())
+
+    def __complex__(self) -> complex:
+        return complex(self._scalar())
+
+    def __index__(self) -> int:
+        if self.shape:
+            raise TypeError("only integer scalar arrays can be converted to a scalar index")
+        return operator.index(np.asarray(self))
+
+    def _scalar(self) -> Any:
+        """Read the only element, or raise TypeError; NumPy takes it of an array without axes."""
+        if self.shape:
+            raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+        return np.asarray(self)[()]
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Read the column and hand the array over, as `numpy.ndarray.__dlpack__` does."""
+        return np.asarray(self).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0  # DLPack's kDLCPU
 
 
 def _in_bounds(indices: Any, size: int) -> Any:

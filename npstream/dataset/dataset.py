@@ -95,6 +95,14 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._selection)
 
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"`in` asks a dataset for the name of a column, got {type(name).__name__}; "
+                "to look for a value, ask a column, as in `value in ds['name']`"
+            )
+        return name in self._names
+
     @property
     def version(self) -> str:
         """Fingerprint of the whole dataset's index, as ``npstream.open(version=)`` takes it."""

@@ -9,6 +9,7 @@ an argument rules that out: then NumPy gets the whole array.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -32,6 +33,10 @@ UFUNCS: dict[str, np.ufunc] = {
     "all": np.logical_and,
 }
 REDUCTIONS = (*UFUNCS, "mean", "var", "std", "argmin", "argmax")
+NAN_REDUCTIONS = (
+    "nansum", "nanprod", "nanmin", "nanmax", "nanmean", "nanvar", "nanstd", "nanargmin",
+    "nanargmax",
+)  # fmt: skip
 
 
 def reduce_blocks(
@@ -253,3 +258,145 @@ def _position(name: str, blocks: Blocks, flat: bool) -> AnyArray:
             best = np.where(better, value, best)
         start += len(rows)
     return position  # type: ignore[no-any-return]
+
+
+# Without NaN
+
+
+def reduce_without_nan(
+    name: str,
+    blocks: Blocks,
+    shape: Shape,
+    source: Dtype,
+    /,
+    axis: Any = None,
+    *,
+    out: AnyArray | None = None,
+    **options: Any,
+) -> Any:
+    """Reduce an array that comes as blocks of rows, and leave NaN out.
+
+    Parameters
+    ----------
+    name : str
+        One of `NAN_REDUCTIONS`, without "nan".
+    blocks, shape, source, axis, out, **options
+        As for `reduce_blocks`.
+
+    Examples
+    --------
+    >>> reduce_without_nan("mean", [np.array([1, np.nan, 3])], (3,), np.dtype(float))
+    np.float64(2.0)
+    """
+    if source.kind in "biu":
+        return reduce_blocks(name, blocks, shape, source, axis, out=out, **options)
+    if name in ("sum", "prod") and source.kind in "fc":
+        filled = (np.where(np.isnan(b), source.type(name == "prod"), b) for b in blocks)
+        return reduce_blocks(name, filled, shape, source, axis, out=out, **options)
+    known = {"keepdims", "dtype", "ddof"} if name in ("mean", "var", "std") else {"keepdims"}
+    dtype = options.get("dtype")
+    if (
+        source.kind != "f"
+        or math.prod(shape) == 0
+        or options.keys() - known
+        or (out is not None and not isinstance(out, np.ndarray))
+        or (dtype is not None and np.dtype(dtype).kind != "f")
+        or (name in ("argmin", "argmax") and axis is not None and not isinstance(axis, int))
+    ):
+        options |= {} if out is None else {"out": out}
+        return getattr(np, "nan" + name)(_whole(blocks, shape, source), axis=axis, **options)
+    axes = _axes(axis, len(shape))
+    final = _result_shape(shape, axes, options.pop("keepdims", False) is True)
+    if out is not None and out.shape != final:
+        raise ValueError(f"output array has shape {out.shape}, and the result {final}")
+    if name in ("argmin", "argmax"):
+        along = None if axis is None else axes[0]
+        result, kind = _position_without_nan(name, blocks, along), np.dtype(np.intp)
+    elif name in ("min", "max"):
+        result, kind = _extreme_without_nan(name, blocks, axes), source
+    else:
+        kind = source if dtype is None else np.dtype(dtype)
+        result = _moment_without_nan(name, blocks, axes, kind, options.get("ddof", 0))
+    result = result.reshape(final)
+    if out is not None:
+        np.copyto(out, result, casting="same_kind")
+        return out
+    result = result.astype(kind, copy=False)
+    return result if result.ndim else result[()]
+
+
+def _joined_or_merged(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyArray:
+    """Join the results of blocks, or merge them if the rows are reduced, too."""
+    if 0 not in axes:
+        return np.concatenate(list(parts))
+    result = next(parts)
+    for part in parts:
+        result = merge(result, part)
+    return result
+
+
+def _extreme_without_nan(name: str, blocks: Blocks, axes: Axes) -> AnyArray:
+    ufunc = np.fmin if name == "min" else np.fmax
+    parts = (ufunc.reduce(b, axis=axes, keepdims=True) for b in blocks if len(b))
+    result = _joined_or_merged(axes, parts, ufunc)
+    if np.isnan(result).any():
+        warnings.warn("All-NaN slice encountered", RuntimeWarning, stacklevel=4)
+    return result
+
+
+def _position_without_nan(name: str, blocks: Blocks, axis: Any) -> AnyArray:
+    """Find the first extreme among numbers; raise ValueError where there are none."""
+    worst = np.inf if name == "argmin" else -np.inf
+    merged = axis is None or axis == 0
+    without: list[AnyArray] = []
+
+    def filled() -> Iterator[AnyArray]:
+        for block in blocks:
+            absent = np.isnan(block)
+            reduced: AnyArray = np.all(absent, axis=axis, keepdims=True)
+            if without and merged:
+                without[0] &= reduced
+            else:
+                without.append(reduced)
+            yield np.where(absent, worst, block)
+
+    if merged:
+        result = _position(name, filled(), flat=axis is None)
+    else:
+        result = _row_by_row(name, filled(), axis, {})
+    if any(part.any() for part in without):
+        raise ValueError("All-NaN slice encountered")
+    return result
+
+
+def _moment_without_nan(
+    name: str, blocks: Blocks, axes: Axes, dtype: Dtype, ddof: float
+) -> AnyArray:
+    """Find means or variances of numbers, by merging those of blocks (Chan et al., 1979)."""
+    wide = np.result_type(dtype, np.float64)
+    parts = (_moments(block, axes, wide) for block in blocks if len(block))
+    if 0 not in axes:
+        count, total, squares = (np.concatenate(part) for part in zip(*parts, strict=True))
+    else:
+        count, total, squares = next(parts)
+        for n, more, square in parts:
+            apart = more / np.maximum(n, 1) - total / np.maximum(count, 1)
+            squares = squares + square + _square(apart) * count * n / np.maximum(count + n, 1)
+            count, total = count + n, total + more
+    divisor = count if name == "mean" else count - ddof
+    if (divisor <= 0).any():
+        few = "Mean of empty slice" if name == "mean" else "Degrees of freedom <= 0 for slice."
+        warnings.warn(few, RuntimeWarning, stacklevel=4)
+    dividend = total if name == "mean" else squares
+    result = np.where(divisor <= 0, np.nan, dividend / np.where(divisor <= 0, 1, divisor))
+    return np.sqrt(result) if name == "std" else result
+
+
+def _moments(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Return the count, the sum, and the sum of squared distances of the numbers of a block."""
+    given = ~np.isnan(block)
+    count = given.sum(axis=axes, keepdims=True)
+    total = np.add.reduce(block, axis=axes, dtype=dtype, where=given, keepdims=True)
+    apart = np.subtract(block, total / np.maximum(count, 1), dtype=dtype)
+    squares = np.add.reduce(_square(apart), axis=axes, where=given, keepdims=True)
+    return count, total, squares

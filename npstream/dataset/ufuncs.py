@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,7 @@ import numpy as np
 
 from npstream._core.array_like import is_time, time_array
 from npstream._core.progress import progress
-from npstream._core.typing import AnyArray, Bools
-from npstream.dataset.reductions import reduce_blocks
+from npstream._core.typing import Bools
 from npstream.reading.gate import gate
 from npstream.reading.gather import BLOCK
 
@@ -44,35 +43,151 @@ def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...
     )
 
 
-def is_blockwise(
-    ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], options: dict[str, Any], column: object
-) -> bool:
-    """Tell whether a ufunc takes each element of a column on its own, beside mere numbers."""
-    others = [item for item in inputs if item is not column]
-    return (
-        (method, ufunc.nout, ufunc.signature, options) == ("__call__", 1, None, {})
-        and len(others) == len(inputs) - 1
-        and all(np.ndim(item) == 0 for item in others)
-    )
+def common_rows(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the shape that inputs of a ufunc have together, if rows can be computed in blocks.
+
+    None leaves all to NumPy: for arrays of other libraries, and arguments that bind rows together.
+
+    Parameters
+    ----------
+    inputs : sequence of array_like
+        Columns are told by their attribute ``_leads``, which is True if rows are the first axis.
+    options : mapping
+        Keyword arguments of the call.
+    """
+    if options.keys() - {"out", "dtype", "casting", "where"}:
+        return None
+    arrays = [*inputs, options.get("where", True)]
+    if not all(_is_plain(item) for item in arrays):
+        return None
+    shape = np.broadcast_shapes(*(np.shape(item) for item in arrays))
+    outs = [out for out in options.get("out", ()) if out is not None]
+    if not all(type(out) is np.ndarray for out in outs):
+        return None
+    for out in outs:
+        if np.broadcast_shapes(out.shape, shape) != out.shape:
+            raise ValueError(f"out has shape {out.shape}, and the result {shape}")
+    if any(out.shape != shape for out in outs):
+        return None
+    columns = [item for item in inputs if hasattr(item, "_leads")]
+    if not shape or 0 in shape or any(not c._leads for c in columns):
+        return None
+    return shape if any(_has_rows(c, shape) for c in columns) else None
 
 
-def blockwise(
+def _is_plain(item: Any) -> bool:
+    return hasattr(item, "_leads") or type(item) in (np.ndarray, list) or np.ndim(item) == 0
+
+
+def _has_rows(item: Any, shape: tuple[int, ...]) -> bool:
+    """Return True if an input has the rows of the result, and not one for all of them."""
+    return np.ndim(item) == len(shape) and np.shape(item)[0] == shape[0] != 1
+
+
+def in_blocks(
     function: Callable[..., Any],
-    inputs: tuple[Any, ...],
-    column: Any,
-    blocks: Iterable[AnyArray],
+    inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    shape: tuple[int, ...],
+    bounds: Iterable[tuple[int, int]],
 ) -> Any:
-    """Apply a function to the blocks of a column, one of the inputs, and join the results."""
-    parts = (function(*(block if item is column else item for item in inputs)) for block in blocks)
-    first = next(parts)
-    if not column.shape or len(first) == len(column):
+    """Call a ufunc, or the operator that stands for it, on blocks of rows; join the results.
+
+    Parameters
+    ----------
+    function : callable
+    inputs, options
+        As `common_rows` takes them.
+    shape : tuple of int
+        What it returned.
+    bounds : iterable of (int, int)
+        First row of each block, and the one after its last.
+    """
+    wholes = [
+        item if not hasattr(item, "_leads") or _has_rows(item, shape) else np.asarray(item)
+        for item in inputs
+    ]
+    outs = options.get("out")
+    given = {key: value for key, value in options.items() if key != "out"}
+    results: list[Any] = list(outs) if outs else []
+    for start, stop in bounds:
+        rows = slice(start, stop)
+        parts = [_block(item[rows]) if _has_rows(item, shape) else item for item in wholes]
+        if _has_rows(options.get("where", True), shape):
+            given["where"] = np.asarray(options["where"])[rows]
+        if outs:
+            given["out"] = tuple(None if out is None else out[rows] for out in outs)
+        blocks = function(*parts, **given)
+        several = isinstance(blocks, tuple)
+        blocks = blocks if several else (blocks,)
+        if start == 0 and stop >= shape[0] and not outs:
+            return blocks if several else blocks[0]
+        results = results or [None] * len(blocks)
+        for k, block in enumerate(blocks):
+            if results[k] is None:
+                results[k] = np.empty(shape, block.dtype)
+            if not outs or outs[k] is None:
+                results[k][rows] = block
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def _block(rows: Any) -> Any:
+    """Return rows as an array: a column's are read."""
+    return rows._block() if hasattr(rows, "_leads") else rows
+
+
+def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]) -> Any:
+    """Multiply matrices, one of which is a column, by blocks of its rows.
+
+    Parameters
+    ----------
+    left, right : ndarray or Column
+    bounds : callable
+        Returns the bounds of the blocks of a column.
+
+    Returns
+    -------
+    ndarray or scalar
+        NotImplemented where rows cannot be taken in blocks.
+    """
+    shapes = np.shape(left), np.shape(right)
+    if not all(shapes) or any(0 in shape for shape in shapes):
+        return NotImplemented
+    lengths = shapes[0][-1], shapes[1][-2:][0]
+    if lengths[0] != lengths[1]:
+        # For the exception, before anything is read.
+        np.matmul(np.empty((0, lengths[0])), np.empty((lengths[1], 0)))
+    if getattr(left, "_leads", False) and len(shapes[0]) > 1:
+        return _by_rows(left, right, bounds(left)) if len(shapes[1]) <= 2 else NotImplemented
+    if getattr(right, "_leads", False) and len(shapes[1]) <= 2:
+        return _summed(left, right, bounds(right))
+    if getattr(left, "_leads", False) and len(shapes[1]) <= 2:
+        return _summed(left, right, bounds(left))
+    return NotImplemented
+
+
+def _by_rows(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
+    """Multiply blocks of rows with the whole of another matrix."""
+    right = np.asarray(right)
+    products = (np.matmul(left[start:stop]._block(), right) for start, stop in bounds)
+    first = next(products)
+    if len(first) == len(left):
         return first
-    result = np.empty((len(column), *first.shape[1:]), first.dtype)
+    result = np.empty((len(left), *first.shape[1:]), first.dtype)
     start = 0
-    for part in chain([first], parts):
-        result[start : start + len(part)] = part
-        start += len(part)
+    for product in chain([first], products):
+        result[start : start + len(product)] = product
+        start += len(product)
     return result
+
+
+def _summed(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
+    """Sum the products of blocks along the axis that disappears."""
+    total: Any = None
+    for start, stop in bounds:
+        part = np.matmul(_block(left[..., start:stop]), _block(right[start:stop]))
+        total = part if total is None else np.add(total, part)
+    return total
 
 
 def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
@@ -100,18 +215,3 @@ def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> B
 def is_same(left: Any, right: Any) -> bool:
     """Tell whether two values are equal; arrays are if all of their elements are."""
     return np.array_equal(left, right) if isinstance(left, np.ndarray) else bool(left == right)
-
-
-def reduction(name: str) -> Callable[..., Any]:
-    """Return the method that ``np.<name>`` calls: it reads one block of rows at a time."""
-
-    def method(self: Any, axis: Any = None, **options: Any) -> Any:
-        if not self.shape:
-            return getattr(np, name)(np.asarray(self), axis, **options)
-        blocks = (part._as_array() for part in self._parts(f"{name} of {self.name!r}"))
-        return reduce_blocks(name, blocks, self.shape, self.dtype, axis, **options)
-
-    method.__name__ = name
-    method.__qualname__ = f"Column.{name}"
-    method.__doc__ = f"Reduce the column, block by block, as `numpy.{name}` does."
-    return method

@@ -105,10 +105,12 @@ def test_a_part_is_read_in_blocks(column, monkeypatch):
     for index in [(slice(None), [0, 3]), (slice(None), 1, slice(None), [0, 3])]:
         sizes.clear()
         assert_same(column[index].load(), VALUES[index].copy())
-        assert sum(sizes) == 9 and max(sizes) <= 3
+        assert sum(sizes) == 9
+        assert max(sizes) <= 3
     sizes.clear()
     assert_same(column[:, [0, 3]].sum(axis=0), VALUES[:, [0, 3]].sum(axis=0))
-    assert sum(sizes) == 9 and max(sizes) <= 3
+    assert sum(sizes) == 9
+    assert max(sizes) <= 3
 
 
 def test_only_the_bytes_between_the_first_and_the_last_element_are_copied(column):

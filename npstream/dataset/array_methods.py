@@ -1,0 +1,359 @@
+"""The methods of an ndarray that a column has, with ndarray's signatures.
+
+Those that return a new array in NumPy read the column. So do those that return a view there and
+cannot be lazy here (`reshape`, `transpose`). Reductions read one block of rows at a time.
+
+Tested in tests/dataset/test_array_methods.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+
+from npstream._core.typing import AnyArray
+from npstream.dataset.reductions import reduce_blocks
+from npstream.dataset.ufuncs import common_rows, in_blocks
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+_DEFAULTS = {
+    "dtype": None, "out": None, "keepdims": False, "initial": None, "ddof": 0, "mean": None
+}  # fmt: skip
+
+
+class Rows(Protocol):
+    """What the methods need of a column."""
+
+    @property
+    def name(self) -> str:
+        """Name of the column."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the column."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+
+    def _array(self) -> AnyArray:
+        """Read the column as an array, of objects where NumPy has no dtype."""
+
+    def _flat_rows(self) -> Any:
+        """Return the rows along one axis if values have none; else None."""
+
+    def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]:
+        """Read the column in blocks of rows."""
+
+    def _bounds(self, purpose: str) -> Iterator[tuple[int, int]]:
+        """Yield the bounds of blocks of rows."""
+
+
+class ArrayMethods:
+    """Methods that a column shares with an ndarray."""
+
+    __slots__ = ()
+
+    def sum(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        initial: Any = None,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return the sum of elements, as `numpy.sum` does."""
+        options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
+        return _reduced(self, "sum", axis, out, options)
+
+    def prod(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        initial: Any = None,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return the product of elements, as `numpy.prod` does."""
+        options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
+        return _reduced(self, "prod", axis, out, options)
+
+    def min(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        initial: Any = None,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return the least element, as `numpy.min` does."""
+        options = {"keepdims": keepdims, "initial": initial, "where": where}
+        return _reduced(self, "min", axis, out, options)
+
+    def max(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        initial: Any = None,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return the greatest element, as `numpy.max` does."""
+        options = {"keepdims": keepdims, "initial": initial, "where": where}
+        return _reduced(self, "max", axis, out, options)
+
+    def any(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        *,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return True if any element is true, as `numpy.any` does, and stop reading there."""
+        return _reduced(self, "any", axis, out, {"keepdims": keepdims, "where": where})
+
+    def all(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        *,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return True if all elements are true, as `numpy.all` does; stop reading at one not."""
+        return _reduced(self, "all", axis, out, {"keepdims": keepdims, "where": where})
+
+    def mean(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+        keepdims: bool = False,
+        *,
+        where: ArrayLike = True,
+    ) -> Any:
+        """Return the mean of elements, as `numpy.mean` does."""
+        options = {"dtype": dtype, "keepdims": keepdims, "where": where}
+        return _reduced(self, "mean", axis, out, options)
+
+    def std(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+        ddof: float = 0,
+        keepdims: bool = False,
+        *,
+        where: ArrayLike = True,
+        mean: AnyArray | None = None,
+        correction: float | None = None,
+    ) -> Any:
+        """Return the standard deviation of elements, as `numpy.std` does."""
+        options = _moment(dtype, ddof, keepdims, where, mean, correction)
+        return _reduced(self, "std", axis, out, options)
+
+    def var(
+        self,
+        axis: int | tuple[int, ...] | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+        ddof: float = 0,
+        keepdims: bool = False,
+        *,
+        where: ArrayLike = True,
+        mean: AnyArray | None = None,
+        correction: float | None = None,
+    ) -> Any:
+        """Return the variance of elements, as `numpy.var` does."""
+        options = _moment(dtype, ddof, keepdims, where, mean, correction)
+        return _reduced(self, "var", axis, out, options)
+
+    def argmin(
+        self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
+    ) -> Any:
+        """Return where the least element is, as `numpy.argmin` does."""
+        return _reduced(self, "argmin", axis, out, {"keepdims": keepdims})
+
+    def argmax(
+        self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
+    ) -> Any:
+        """Return where the greatest element is, as `numpy.argmax` does."""
+        return _reduced(self, "argmax", axis, out, {"keepdims": keepdims})
+
+    # These read
+
+    def astype(
+        self: Rows,
+        dtype: DTypeLike,
+        order: str = "K",
+        casting: str = "unsafe",
+        subok: bool = True,
+        copy: bool = True,
+    ) -> AnyArray:
+        """Read the column and convert it, as `numpy.ndarray.astype` does."""
+        if not np.can_cast(self.dtype, dtype, casting=cast("Any", casting)):
+            raise TypeError(
+                f"Cannot cast array data from {self.dtype!r} to {np.dtype(dtype)!r} according to "
+                f"the rule {casting!r}"
+            )
+        array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
+        return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
+
+    def copy(self: Rows, order: str = "C") -> AnyArray:
+        """Read the column."""
+        return np.asarray(self._array(), order=cast("Any", order))
+
+    def flatten(self: Rows, order: str = "C") -> AnyArray:
+        """Read the column into one axis."""
+        return self._array().reshape(-1, order=cast("Any", order))
+
+    def reshape(self: Rows, *shape: Any, order: str = "C", copy: bool | None = None) -> Any:
+        """Read the column into another shape, as `numpy.ndarray.reshape` takes it."""
+        given = shape[0] if len(shape) == 1 else shape
+        final = np.broadcast_to(np.False_, self.shape).reshape(given).shape
+        if final == self.shape and not copy:
+            return self
+        if copy is False:
+            raise ValueError("Unable to avoid creating a copy while reshaping.")
+        return self._array().reshape(final, order=cast("Any", order))
+
+    def ravel(self: Rows, order: str = "C") -> Any:
+        """Return the column with one axis: lazily where values have none, else as an array."""
+        if len(self.shape) == 1:
+            return self
+        flat = self._flat_rows() if order in ("C", "K") else None
+        return self._array().reshape(-1, order=cast("Any", order)) if flat is None else flat
+
+    def transpose(self: Rows, *axes: Any) -> Any:
+        """Read the column with its axes in another order, as `numpy.ndarray.transpose` takes it."""
+        np.broadcast_to(np.False_, self.shape).transpose(*axes)
+        return self if len(self.shape) < 2 else self._array().transpose(*axes)
+
+    @property
+    def T(self: Rows) -> Any:
+        """The column with its axes in reverse order, as an array if there are several."""
+        return self if len(self.shape) < 2 else self._array().T
+
+    def tolist(self: Rows) -> Any:
+        """Read the column as a list, nested as its axes are, of Python's values."""
+        return self._array().tolist()
+
+    def repeat(self: Rows, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
+        """Read the column and repeat its elements, as `numpy.repeat` does."""
+        return self._array().repeat(cast("Any", repeats), axis)
+
+    def clip(
+        self: Rows,
+        min: ArrayLike | None = None,
+        max: ArrayLike | None = None,
+        out: AnyArray | None = None,
+        **options: Any,
+    ) -> AnyArray:
+        """Read the column with its elements limited, as `numpy.clip` does."""
+        limits = [limit for limit in (min, max) if limit is not None]
+
+        def function(rows: AnyArray, *given: Any, **keywords: Any) -> Any:
+            limits = iter(given)
+            lower, upper = (None if limit is None else next(limits) for limit in (min, max))
+            return np.clip(rows, lower, upper, **keywords)
+
+        options |= {} if out is None else {"out": (out,)}
+        clipped: AnyArray = _rowwise(self, "clip", function, limits, options)
+        return clipped
+
+    def round(self: Rows, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
+        """Read the column with its elements rounded, as `numpy.round` does."""
+
+        def function(rows: AnyArray, out: Any = (None,)) -> Any:
+            return np.round(rows, decimals, *out)
+
+        options = {} if out is None else {"out": (out,)}
+        rounded: AnyArray = _rowwise(self, "round", function, [], options)
+        return rounded
+
+    def cumsum(
+        self: Rows,
+        axis: int | None = None,
+        dtype: DTypeLike | None = None,
+        out: AnyArray | None = None,
+    ) -> AnyArray:
+        """Read the column and add its elements up one by one, as `numpy.cumsum` does."""
+        total: AnyArray = np.cumsum(self._array(), axis, cast("Any", dtype), cast("Any", out))
+        return total
+
+    def argsort(
+        self: Rows,
+        axis: int | None = -1,
+        kind: Any = None,
+        order: Any = None,
+        *,
+        stable: bool | None = None,
+    ) -> AnyArray:
+        """Read the column and return the positions that sort it, as `numpy.argsort` does."""
+        return np.argsort(self._array(), axis, kind, order, stable=stable)
+
+    def nonzero(self: Rows) -> tuple[AnyArray, ...]:
+        """Return the positions of elements that are not zero, as `numpy.nonzero` does."""
+        if self.dtype.kind in "biufc" and self.shape:
+            return cast("AnyArray", np.not_equal(cast("Any", self), 0)).nonzero()
+        return self._array().nonzero()
+
+    def dot(self: Rows, b: ArrayLike, out: AnyArray | None = None) -> Any:
+        """Return the dot product with another array, as `numpy.dot` does."""
+        return np.dot(cast("Any", self), b, *(() if out is None else (out,)))
+
+    def item(self: Rows, *args: Any) -> Any:
+        """Read one element as Python's value, as `numpy.ndarray.item` does."""
+        stand_in = np.broadcast_to(np.False_, self.shape)
+        stand_in.item(*args)  # raises before anything is read
+        given = args[0] if len(args) == 1 else args or 0
+        index = given if isinstance(given, tuple) else _unravelled(given, self.shape)
+        value = cast("Any", self)[index]
+        return value.item() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _unravelled(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    size = int(np.prod(shape, dtype=np.int64))
+    return tuple(int(k) for k in np.unravel_index(flat % size, shape)) if shape else ()
+
+
+def _moment(
+    dtype: Any, ddof: float, keepdims: bool, where: Any, mean: Any, correction: float | None
+) -> dict[str, Any]:
+    options = {"dtype": dtype, "ddof": ddof, "keepdims": keepdims, "where": where, "mean": mean}
+    return options if correction is None else options | {"correction": correction}
+
+
+def _reduced(column: Any, name: str, axis: Any, out: Any, options: dict[str, Any]) -> Any:
+    """Reduce a column by a function of NumPy, one block of rows at a time."""
+    given = {
+        key: value
+        for key, value in options.items()
+        if not (value is True if key == "where" else value is _DEFAULTS.get(key, _DEFAULTS))
+    }
+    if not column.shape:
+        return getattr(np, name)(np.asarray(column), axis, out=out, **given)
+    blocks = column._blocks(f"{name} of {column.name!r}")
+    return reduce_blocks(name, blocks, column.shape, column.dtype, axis, out=out, **given)
+
+
+def _rowwise(
+    column: Any, name: str, function: Any, others: list[Any], options: dict[str, Any]
+) -> Any:
+    """Apply a function of elements to a column, one block of rows at a time."""
+    shape = common_rows([column, *others], options)
+    if shape is None:
+        return function(np.asarray(column), *others, **options)
+    bounds = column._bounds(f"{name} of {column.name!r}")
+    return in_blocks(function, [column, *others], options, shape, bounds)

@@ -1,0 +1,436 @@
+"""NumPy's functions on columns: NumPy's results, without reading more than they need."""
+
+from __future__ import annotations
+
+import operator
+import tracemalloc
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+import npstream
+from npstream.dataset.array_functions import HANDLERS, STAND_INS
+from npstream.dataset.reductions import NAN_REDUCTIONS, REDUCTIONS, reduce_without_nan
+from npstream.testing import assert_same
+
+N, WIDTH = 40, 6
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(N, WIDTH)).astype(np.float32)
+    values[rng.random(values.shape) < 0.3] = np.nan
+    return {
+        "x": rng.normal(size=(N, WIDTH)).astype(np.float32),
+        "nan": values,
+        "n": rng.integers(0, 9, N),
+        "grid": rng.integers(-9, 9, (N, 3, WIDTH)),
+        "z": (rng.normal(size=(N, 2)) + 1j).astype(np.complex64),
+        "text": np.array([f"t{k % 7}" for k in range(N)], np.dtypes.StringDType()),
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset(arrays, tmp_path_factory):
+    path = tmp_path_factory.mktemp("functions")
+    npstream.write(path, arrays, shard_size=1 << 12)
+    return npstream.open(path)
+
+
+@pytest.fixture
+def ds(dataset, monkeypatch):
+    """Return a dataset whose columns are read in blocks of a few rows."""
+    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 2000)
+    return dataset
+
+
+def row_bytes(ds):
+    return ds._source.bytes_of(ds.size) // ds.size
+
+
+def outcome(function, value):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            result = function(value)
+        except Exception as error:
+            return type(error), set()
+    return result, {str(w.message) for w in caught}
+
+
+def assert_alike(function, column, array):
+    got, said = outcome(function, column)
+    want, says = outcome(function, array)
+    if isinstance(want, type):
+        assert isinstance(got, type)
+        assert issubclass(got, want)
+        return
+    assert said == says
+    for left, right in zip(
+        *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+    ):
+        assert type(left) is type(right)
+        if isinstance(right, np.ndarray | np.generic) and right.dtype.kind in "fc":
+            assert left.dtype == right.dtype
+            np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+        else:
+            assert_same(left, right)
+
+
+W = np.arange(WIDTH, dtype=np.float32)
+
+FUNCTIONS = {
+    "x": [
+        lambda a: a @ W,
+        lambda a: a @ np.ones((WIDTH, 2)),
+        lambda a: np.arange(N) @ a,
+        lambda a: np.ones((3, N)) @ a,
+        lambda a: np.ones((2, 3, N)) @ a,
+        lambda a: a @ np.ones((2, WIDTH, 3)),
+        lambda a: a @ np.ones(N),
+        lambda a: W @ a,
+        lambda a: a.T @ a,
+        lambda a: a - a,
+        lambda a: a - W,
+        lambda a: W[None] * a,
+        lambda a: a - a[:1],
+        lambda a: a - a.mean(axis=0),
+        lambda a: a + np.ones((2, N, 1)),
+        lambda a: a + np.ones((N, 1)),
+        lambda a: a + np.ones(N),
+        lambda a: a[:, 0] + np.ones((N, 1)),
+        lambda a: a[:, [0, 4]] * [1, 2],
+        lambda a: np.divmod(a, W + 1),
+        lambda a: np.add(a, W, dtype=np.float64),
+        lambda a: np.multiply(a, 2, out=np.zeros((N, WIDTH), np.float32)),
+        lambda a: np.multiply(a, 2, out=np.zeros((3, N, WIDTH), np.float32)),
+        lambda a: np.multiply(a, 2, out=np.zeros((N, 2), np.float32)),
+        lambda a: np.add(a, 1, where=a > 0, out=np.zeros((N, WIDTH), np.float32)),
+        lambda a: np.add(a, 1, casting="no", dtype=np.int8),
+        lambda a: np.add.reduce(a),
+        lambda a: np.add.reduce(a, axis=1, keepdims=True),
+        lambda a: np.add.accumulate(a),
+        lambda a: np.logical_and.reduce(a, axis=None),
+        lambda a: np.linalg.norm(a),
+        lambda a: np.linalg.norm(a, axis=1),
+        lambda a: np.linalg.norm(a, axis=-1, keepdims=True),
+        lambda a: np.linalg.norm(a, axis=0),
+        lambda a: np.linalg.norm(a, 1, axis=0),
+        lambda a: np.linalg.norm(a, 3, axis=0),
+        lambda a: np.linalg.norm(a, np.inf, axis=0),
+        lambda a: np.linalg.norm(a, -np.inf, axis=0),
+        lambda a: np.linalg.norm(a, 0, axis=0),
+        lambda a: np.linalg.norm(a, "fro"),
+        lambda a: np.linalg.norm(a, 2),
+        lambda a: np.linalg.norm(a, "nuc"),
+        lambda a: np.linalg.norm(a, axis=2),
+        lambda a: np.linalg.norm(a[:, 0]),
+        lambda a: np.linalg.norm(a[:, 0], 1),
+        lambda a: np.dot(a, W),
+        lambda a: np.dot(a, 2),
+        lambda a: np.dot(2, a),
+        lambda a: np.dot(a[:, 0], a),
+        lambda a: np.inner(a, W),
+        lambda a: np.inner(a[:, 0], a[:, 1]),
+        lambda a: np.tensordot(a, W, 1),
+        lambda a: np.einsum("ij,j->i", a, W),
+        lambda a: np.clip(a, -0.5, 0.5),
+        lambda a: np.clip(a, W - 2, None),
+        lambda a: np.clip(a, a_min=0, a_max=None),
+        lambda a: np.clip(a, None, None),
+        lambda a: np.round(a, 1),
+        lambda a: np.around(a, decimals=2),
+        lambda a: np.round(a, 1, np.zeros((N, WIDTH), np.float32)),
+        lambda a: np.count_nonzero(a > 0),
+        lambda a: np.count_nonzero(a),
+        lambda a: np.count_nonzero(a, axis=1),
+        lambda a: np.count_nonzero(a, axis=0, keepdims=True),
+        lambda a: np.array_equal(a, np.asarray(a)),
+        lambda a: np.array_equal(a, np.asarray(a) + 1),
+        lambda a: np.array_equal(a, W),
+        lambda a: np.allclose(a, np.asarray(a)),
+        lambda a: np.unique(a),
+        lambda a: np.unique(a, return_counts=True),
+        lambda a: np.histogram(a),
+        lambda a: np.histogram(a, 5, density=True),
+        lambda a: np.histogram(a, [-1, 0, 1]),
+        lambda a: np.histogram(a, 4, (0, 1)),
+        lambda a: np.histogram(a, "auto"),
+        lambda a: np.histogram(a, 0),
+        lambda a: np.isin(a, [0.5]),
+        lambda a: np.nan_to_num(a),
+        lambda a: np.concatenate([a, a]),
+        lambda a: np.stack((a, a[::-1])),
+        lambda a: np.where(a > 0, a, 0),
+        lambda a: np.take(a, [1, 0], axis=1),
+        lambda a: np.take(a, 3),
+        lambda a: np.take(a, [99], mode="clip"),
+        lambda a: np.median(a, axis=0),
+        lambda a: np.quantile(a, 0.25),
+        lambda a: np.cov(a.T),
+        lambda a: np.sum(a, 0, np.float64),
+        lambda a: np.mean(a, axis=1, keepdims=True),
+        lambda a: np.max(a, initial=3),
+        lambda a: np.sum(a=a),
+        lambda a: np.nonzero(a > 0),
+        lambda a: np.argsort(a, axis=0),
+        lambda a: np.sum(a, where=np.ones((N, 1), bool)),
+        lambda a: np.sum(a, axis=2),
+        lambda a: np.empty_like(a).shape,
+        lambda a: np.full_like(a, 3),
+        lambda a: np.zeros_like(a, dtype=int, shape=(2,)),
+        lambda a: np.result_type(a, np.float64),
+        lambda a: np.size(a),
+        lambda a: np.shape(a),
+        lambda a: np.iscomplexobj(a),
+    ],
+    "nan": [
+        lambda a: np.isnan(a).sum(),
+        lambda a: np.nan_to_num(a, nan=1),
+        lambda a: np.array_equal(a, np.asarray(a), equal_nan=True),
+        lambda a: np.nanmedian(a),
+        lambda a: np.unique(a),
+        lambda a: np.nanmean(a, axis=0, out=np.zeros(WIDTH, np.float32)),
+        lambda a: np.nanstd(a, 1, ddof=1),
+        lambda a: np.nansum(a, axis=0, initial=2),
+        lambda a: np.nanmax(a, initial=9),
+        lambda a: np.nanmean(a, dtype=np.float64),
+        lambda a: np.histogram(a),
+    ],
+    "n": [
+        lambda a: np.bincount(a),
+        lambda a: np.bincount(a, minlength=20),
+        lambda a: np.bincount(a, weights=np.ones(N)),
+        lambda a: np.bincount(a - 5),
+        lambda a: np.unique(a),
+        lambda a: np.isin(a, [3, 4], invert=True),
+        lambda a: a @ a,
+        lambda a: a @ np.arange(N),
+        lambda a: np.linalg.norm(a),
+        lambda a: np.linalg.norm(a, 1),
+        lambda a: np.nanmean(a),
+        lambda a: np.nanmax(a),
+        lambda a: np.histogram(a, bins=3),
+        lambda a: np.clip(a, 2, 5),
+        lambda a: np.round(a, -1),
+        lambda a: np.zeros(9)[a],
+        lambda a: np.searchsorted(np.arange(9), a),
+        lambda a: np.repeat(a, 2),
+        lambda a: np.split(a, 2)[0],
+        lambda a: np.real(a),
+        lambda a: (a > 3) & (a < 7),
+        lambda a: ~(a > 3) | (a[::-1] == a),
+        lambda a: np.array_equal(a, a),
+        lambda a: np.bincount(a[:0]),
+    ],
+    "grid": [
+        lambda a: a @ np.arange(WIDTH),
+        lambda a: a @ np.ones((WIDTH, 2), int),
+        lambda a: np.ones((2, 3), int) @ a,
+        lambda a: a * np.arange(3)[:, None],
+        lambda a: a.sum(axis=(1, 2)),
+        lambda a: np.linalg.norm(a, axis=(1, 2)),
+        lambda a: np.linalg.norm(a),
+        lambda a: np.inner(a, np.arange(WIDTH)),
+        lambda a: a[:, 0, [1, 2]] + 1,
+        lambda a: a[:, 0, :][:, [1, 2]].max(axis=0),
+        lambda a: a[
+            :,
+            [0, 1],
+            :,
+        ][..., [2, 0]].mean(axis=0),
+        lambda a: np.count_nonzero(a, axis=(0, 2)),
+    ],
+    "z": [
+        lambda a: np.linalg.norm(a, axis=0),
+        lambda a: np.real(a),
+        lambda a: np.angle(a),
+        lambda a: np.imag(a),
+        lambda a: np.nansum(a, axis=0),
+        lambda a: np.nanmean(a, axis=0),
+        lambda a: np.linalg.norm(a),
+    ],
+    "text": [
+        lambda a: a == "t3",
+        lambda a: np.unique(a),
+        lambda a: np.isin(a, ["t3"]),
+        lambda a: np.strings.upper(a),
+        lambda a: a + "!",
+        lambda a: np.array_equal(a, a),
+        lambda a: np.count_nonzero(a),
+        lambda a: np.full_like(a, "x"),
+        lambda a: np.linalg.norm(a),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, k) for name in FUNCTIONS for k in range(len(FUNCTIONS[name]))]
+)
+def test_results_are_numpys(ds, arrays, name, number):
+    assert_alike(FUNCTIONS[name][number], ds[name], arrays[name])
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), 2])
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("name", NAN_REDUCTIONS)
+def test_reductions_without_nan(ds, arrays, name, axis, keepdims):
+    function = getattr(np, name)
+    for column in ("x", "nan"):
+        assert_alike(
+            lambda a: function(a, axis=axis, keepdims=keepdims), ds[column], arrays[column]
+        )
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_reductions_without_nan_of_any_blocks(data):
+    name = data.draw(st.sampled_from(NAN_REDUCTIONS))
+    array = data.draw(
+        npst.arrays(
+            data.draw(st.sampled_from(["f4", "f8", "i4", "?"])),
+            npst.array_shapes(max_dims=3, max_side=4),
+            elements=st.sampled_from([0, 1]) | st.just(0),
+        )
+    )
+    if array.dtype.kind == "f":
+        array = np.where(data.draw(npst.arrays(bool, array.shape)), np.nan, array + 2).astype(
+            array.dtype
+        )
+    axis = data.draw(st.none() | st.integers(-array.ndim, array.ndim - 1))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(array)), max_size=3)))
+
+    def ours(given):
+        blocks = np.split(given, cuts)
+        return reduce_without_nan(name.removeprefix("nan"), blocks, given.shape, given.dtype, axis)
+
+    got, said = outcome(ours, array)
+    want, says = outcome(lambda given: getattr(np, name)(given, axis=axis), array)
+    if isinstance(want, type):
+        assert got is want
+        return
+    assert said == says
+    assert np.asarray(got).dtype == np.asarray(want).dtype
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", [f for f in STAND_INS if f.__name__.endswith("_like")])
+def test_what_needs_a_shape_reads_nothing(ds, function, monkeypatch):
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    column = ds["grid"]
+    like = function(column, *([1] if function is np.full_like else []))
+    assert (like.shape, like.dtype, like.flags.c_contiguous) == (column.shape, column.dtype, True)
+
+
+BAD = [
+    lambda a: a @ np.ones(3),
+    lambda a: a + np.ones(4),
+    lambda a: np.add(a, 1, out=np.ones(3)),
+    lambda a: a.reshape(7, 7),
+    lambda a: a.transpose(0, 0),
+    lambda a: a.item(),
+    lambda a: a.item(10**6),
+    lambda a: a.sum(axis=3),
+    lambda a: np.nansum(a, axis=3),
+    lambda a: np.nanmean(a, axis=3),
+    lambda a: a.take([7], axis=1),
+    lambda a: a.take([10**6]),
+    lambda a: a.astype("i1", casting="safe"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_bad_arguments_raise_before_anything_is_read(ds, arrays, number, monkeypatch):
+    function = BAD[number]
+    with pytest.raises((ValueError, TypeError, IndexError)) as numpys:
+        function(arrays["x"])
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
+    with pytest.raises(numpys.type):
+        function(ds["x"])
+
+
+BOUNDED = {
+    "matmul": lambda a: a @ np.ones(WIDTH * 100),
+    "rmatmul": lambda a: np.ones(len(a)) @ a,
+    "norm of rows": lambda a: np.linalg.norm(a, axis=1),
+    "norm": lambda a: np.linalg.norm(a),
+    "nanmean": lambda a: np.nanmean(a, axis=0),
+    "nanvar": lambda a: np.nanvar(a),
+    "nanmax": lambda a: np.nanmax(a, axis=1),
+    "nanargmin": lambda a: np.nanargmin(a, axis=0),
+    "a broadcast row": lambda a: np.greater(a, a[0]).shape,
+    "into an array": lambda a: np.copyto(np.empty(a.shape, np.float16), a),
+    "count_nonzero": np.count_nonzero,
+    "histogram": lambda a: np.histogram(a, 5, (0, 1)),
+    "array_equal": lambda a: np.array_equal(a, np.broadcast_to(np.float32(1), a.shape)),
+    "an index on values": lambda a: a[:, [5, 1]].std(axis=0),
+    "add.reduce": np.add.reduce,
+    "unique": np.unique,
+}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large")
+    npstream.write(path, {"x": np.ones((4000, WIDTH * 100), np.float32)})
+    return npstream.open(path)["x"]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_memory_is_that_of_blocks_and_the_result(large, name, monkeypatch):
+    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 1 << 18)
+    BOUNDED[name](large)  # compiles what there is to compile
+    tracemalloc.start()
+    try:
+        BOUNDED[name](large)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    result = {"a broadcast row": large.size, "into an array": 2 * large.size}.get(name, 0)
+    assert peak - result < large.nbytes // 3
+
+
+def test_other_arguments_may_be_columns(ds, arrays):
+    out = np.zeros((N, WIDTH), np.float32)
+    np.copyto(out, ds["x"])
+    assert_same(out, arrays["x"])
+    np.copyto(out, ds["x"] > 0, where=ds["x"] > 0, casting="unsafe")
+    assert_same(np.choose(ds["n"] % 2, [ds["n"], 0]), np.choose(arrays["n"] % 2, [arrays["n"], 0]))
+    assert_same(np.interp(ds["n"], [0, 9], [0, 1]), np.interp(arrays["n"], [0, 9], [0, 1]))
+
+
+def test_protocols_of_python(ds, arrays):
+    x, n = ds["x"], ds["n"]
+    assert_same(np.array(list(reversed(n))), arrays["n"][::-1].copy())
+    assert arrays["n"][0] in n
+    assert 99 not in n
+    one = n[..., 3]
+    assert (int(one), float(one), complex(one)) == (arrays["n"][3],) * 3
+    assert operator.index(one) == arrays["n"][3]
+    for function in (int, float, operator.index):
+        with pytest.raises(TypeError):
+            function(n)
+    with pytest.raises(TypeError):
+        operator.index(x[..., 0, 0])
+    assert min(n) == arrays["n"].min()
+    assert sorted(n) == sorted(arrays["n"])
+
+
+def test_dlpack(ds, arrays):
+    assert_same(np.from_dlpack(ds["x"][::2]), arrays["x"][::2].copy())
+    assert ds["x"].__dlpack_device__() == arrays["x"].__dlpack_device__()
+    with pytest.raises((BufferError, TypeError)):
+        np.from_dlpack(ds["text"])
+
+
+def test_every_handler_is_tried():
+    text = Path(__file__).read_text()
+    methods = {getattr(np, name) for name in (*REDUCTIONS, *NAN_REDUCTIONS, "amin", "amax")}
+    names = {function.__name__ for function in set(HANDLERS) - methods}
+    assert {name for name in names if f".{name}(" not in text} == set()
