@@ -29,7 +29,7 @@ STAND_INS: tuple[Any, ...] = (
 )  # fmt: skip
 """Functions that need a shape and a dtype, and no element."""
 
-METHODS: dict[Any, str] = {
+METHOD_OF: dict[Any, str] = {
     **{getattr(np, name): name for name in REDUCTIONS},
     np.amin: "min", np.amax: "max", np.take: "take", np.round: "round", np.around: "round",
     np.nonzero: "nonzero",
@@ -260,7 +260,7 @@ def _histogram(
 
 
 HANDLERS: dict[Any, Callable[..., Any]] = {
-    **{function: _method(name) for function, name in METHODS.items()},
+    **{function: _method(name) for function, name in METHOD_OF.items()},
     **{getattr(np, name): _without_nan(name) for name in NAN_REDUCTIONS},
     **{function: _by_rows(function) for function in BY_ROWS},
     np.clip: _clip,

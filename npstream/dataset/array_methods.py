@@ -25,7 +25,7 @@ _DEFAULTS = {
 }  # fmt: skip
 
 
-class Rows(Protocol):
+class ArrayLikeColumn(Protocol):
     """What the methods need of a column."""
 
     @property
@@ -194,7 +194,7 @@ class ArrayMethods:
     # These read
 
     def astype(
-        self: Rows,
+        self: ArrayLikeColumn,
         dtype: DTypeLike,
         order: str = "K",
         casting: str = "unsafe",
@@ -210,15 +210,15 @@ class ArrayMethods:
         array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
         return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
 
-    def copy(self: Rows, order: str = "C") -> AnyArray:
+    def copy(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column."""
         return np.asarray(self._array(), order=cast("Any", order))
 
-    def flatten(self: Rows, order: str = "C") -> AnyArray:
+    def flatten(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column into one axis."""
         return self._array().reshape(-1, order=cast("Any", order))
 
-    def reshape(self: Rows, *shape: Any, order: str = "C", copy: bool | None = None) -> Any:
+    def reshape(self: ArrayLikeColumn, *shape: Any, order: str = "C", copy: bool | None = None) -> Any:
         """Read the column into another shape, as `numpy.ndarray.reshape` takes it."""
         given = shape[0] if len(shape) == 1 else shape
         final = np.broadcast_to(np.False_, self.shape).reshape(given).shape
@@ -228,33 +228,33 @@ class ArrayMethods:
             raise ValueError("Unable to avoid creating a copy while reshaping.")
         return self._array().reshape(final, order=cast("Any", order))
 
-    def ravel(self: Rows, order: str = "C") -> Any:
+    def ravel(self: ArrayLikeColumn, order: str = "C") -> Any:
         """Return the column with one axis: lazily where values have none, else as an array."""
         if len(self.shape) == 1:
             return self
         flat = self._flat_rows() if order in ("C", "K") else None
         return self._array().reshape(-1, order=cast("Any", order)) if flat is None else flat
 
-    def transpose(self: Rows, *axes: Any) -> Any:
+    def transpose(self: ArrayLikeColumn, *axes: Any) -> Any:
         """Read the column with its axes in another order, as `numpy.ndarray.transpose` takes it."""
         np.broadcast_to(np.False_, self.shape).transpose(*axes)
         return self if len(self.shape) < 2 else self._array().transpose(*axes)
 
     @property
-    def T(self: Rows) -> Any:
+    def T(self: ArrayLikeColumn) -> Any:
         """The column with its axes in reverse order, as an array if there are several."""
         return self if len(self.shape) < 2 else self._array().T
 
-    def tolist(self: Rows) -> Any:
+    def tolist(self: ArrayLikeColumn) -> Any:
         """Read the column as a list, nested as its axes are, of Python's values."""
         return self._array().tolist()
 
-    def repeat(self: Rows, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
+    def repeat(self: ArrayLikeColumn, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
         """Read the column and repeat its elements, as `numpy.repeat` does."""
         return self._array().repeat(cast("Any", repeats), axis)
 
     def clip(
-        self: Rows,
+        self: ArrayLikeColumn,
         min: ArrayLike | None = None,
         max: ArrayLike | None = None,
         out: AnyArray | None = None,
@@ -272,7 +272,7 @@ class ArrayMethods:
         clipped: AnyArray = _rowwise(self, "clip", function, limits, options)
         return clipped
 
-    def round(self: Rows, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
+    def round(self: ArrayLikeColumn, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
         """Read the column with its elements rounded, as `numpy.round` does."""
 
         def function(rows: AnyArray, out: Any = (None,)) -> Any:
@@ -283,7 +283,7 @@ class ArrayMethods:
         return rounded
 
     def cumsum(
-        self: Rows,
+        self: ArrayLikeColumn,
         axis: int | None = None,
         dtype: DTypeLike | None = None,
         out: AnyArray | None = None,
@@ -293,7 +293,7 @@ class ArrayMethods:
         return total
 
     def argsort(
-        self: Rows,
+        self: ArrayLikeColumn,
         axis: int | None = -1,
         kind: Any = None,
         order: Any = None,
@@ -303,17 +303,17 @@ class ArrayMethods:
         """Read the column and return the positions that sort it, as `numpy.argsort` does."""
         return np.argsort(self._array(), axis, kind, order, stable=stable)
 
-    def nonzero(self: Rows) -> tuple[AnyArray, ...]:
+    def nonzero(self: ArrayLikeColumn) -> tuple[AnyArray, ...]:
         """Return the positions of elements that are not zero, as `numpy.nonzero` does."""
         if self.dtype.kind in "biufc" and self.shape:
             return cast("AnyArray", np.not_equal(cast("Any", self), 0)).nonzero()
         return self._array().nonzero()
 
-    def dot(self: Rows, b: ArrayLike, out: AnyArray | None = None) -> Any:
+    def dot(self: ArrayLikeColumn, b: ArrayLike, out: AnyArray | None = None) -> Any:
         """Return the dot product with another array, as `numpy.dot` does."""
         return np.dot(cast("Any", self), b, *(() if out is None else (out,)))
 
-    def item(self: Rows, *args: Any) -> Any:
+    def item(self: ArrayLikeColumn, *args: Any) -> Any:
         """Read one element as Python's value, as `numpy.ndarray.item` does."""
         stand_in = np.broadcast_to(np.False_, self.shape)
         stand_in.item(*args)  # raises before anything is read

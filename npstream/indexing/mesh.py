@@ -15,9 +15,8 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.cells import Cell
+from npstream.indexing.columns import Items, Shape
 
-Items = tuple[Any, ...]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
