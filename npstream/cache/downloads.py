@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes
 from npstream.cache.cache import Refusal, Reservation, allocated
-from npstream.cache.leases import Lease, Piece, wait
+from npstream.cache.leases import Lease, PieceKey, wait
 from npstream.errors import DAMAGED, IntegrityError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return range(self.first, self.first + len(self.bounds) - 1)
 
     @property
-    def leased(self) -> list[Piece]:
+    def leased(self) -> list[PieceKey]:
         """The pieces as leases know them."""
         return [(self.file.path, piece) for piece in self.pieces]
 
@@ -103,7 +103,7 @@ class Downloads:
         """
         part_of = {piece: part for part in parts for piece in part.leased}
 
-        def fetch(pieces: list[Piece], own: Lease) -> None:
+        def fetch(pieces: list[PieceKey], own: Lease) -> None:
             of_parts = groupby(pieces, part_of.__getitem__)
             found = [run for part, mine in of_parts for run in runs(part, [k for _, k in mine])]
             self._fetch(found, own)
@@ -112,9 +112,9 @@ class Downloads:
 
     def once(
         self,
-        pieces: Iterable[Piece],
-        is_absent: Callable[[Piece], object],
-        fetch: Callable[[list[Piece], Lease], object],
+        pieces: Iterable[PieceKey],
+        is_absent: Callable[[PieceKey], object],
+        fetch: Callable[[list[PieceKey], Lease], object],
         lease: Lease | None = None,
     ) -> None:
         """Have absent pieces fetched by one thread; wait for those that another one fetches.
@@ -123,7 +123,7 @@ class Downloads:
 
         Parameters
         ----------
-        pieces : iterable of Piece
+        pieces : iterable of PieceKey
         is_absent : callable
             ``is_absent(piece)`` tells whether a piece is to be fetched.
         fetch : callable

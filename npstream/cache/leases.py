@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 from npstream._core.fork import renew_in_child
 
-__all__ = ["Lease", "Piece", "is_leased", "wait"]
+__all__ = ["Lease", "PieceKey", "is_leased", "wait"]
 
-Piece: TypeAlias = tuple[str, int]
+PieceKey: TypeAlias = tuple[str, int]
 """A piece of a file in the cache: the file's path, and the number of the piece."""
 
 
@@ -28,7 +28,7 @@ class _Registry:
     def renew_locks(self) -> None:
         """Begin anew in a forked process, which has none of the threads that fetch."""
         self.changed = threading.Condition()
-        self.owners: dict[Piece, Lease] = {}
+        self.owners: dict[PieceKey, Lease] = {}
 
 
 class Lease:
@@ -49,18 +49,18 @@ class Lease:
     >>> direct.drop([("a", 0), ("a", 2)])
     """
 
-    def take(self, pieces: Iterable[Piece], of: Lease | None = None) -> list[Piece]:
+    def take(self, pieces: Iterable[PieceKey], of: Lease | None = None) -> list[PieceKey]:
         """Take those of some pieces that have no owner, or that another lease has.
 
         Parameters
         ----------
-        pieces : iterable of Piece
+        pieces : iterable of PieceKey
         of : Lease, optional
             The lease whose pieces this one takes over.
 
         Returns
         -------
-        list of Piece
+        list of PieceKey
             Those that were taken.
         """
         taken = []
@@ -73,7 +73,7 @@ class Lease:
                     taken.append(piece)
         return taken
 
-    def drop(self, pieces: Iterable[Piece]) -> None:
+    def drop(self, pieces: Iterable[PieceKey]) -> None:
         """Own some pieces no longer: they have come, or will not come after all."""
         with _registry.changed:
             for piece in pieces:
@@ -85,12 +85,12 @@ class Lease:
         """Begin to fetch what was held back: another thread waits for it."""
 
 
-def is_leased(piece: Piece) -> bool:
+def is_leased(piece: PieceKey) -> bool:
     """Return True if a piece has an owner."""
     return piece in _registry.owners
 
 
-def wait(pieces: Iterable[Piece], timeout: float) -> None:
+def wait(pieces: Iterable[PieceKey], timeout: float) -> None:
     """Wait until none of some pieces has an owner, or time is up."""
     wanted = [*pieces]
     for owner in {_registry.owners.get(piece) for piece in wanted}:

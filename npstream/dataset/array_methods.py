@@ -218,7 +218,9 @@ class ArrayMethods:
         """Read the column into one axis."""
         return self._array().reshape(-1, order=cast("Any", order))
 
-    def reshape(self: ArrayLikeColumn, *shape: Any, order: str = "C", copy: bool | None = None) -> Any:
+    def reshape(
+        self: ArrayLikeColumn, *shape: Any, order: str = "C", copy: bool | None = None
+    ) -> Any:
         """Read the column into another shape, as `numpy.ndarray.reshape` takes it."""
         given = shape[0] if len(shape) == 1 else shape
         final = np.broadcast_to(np.False_, self.shape).reshape(given).shape

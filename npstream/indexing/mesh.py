@@ -18,7 +18,6 @@ from npstream.indexing.cells import Cell
 from npstream.indexing.columns import Items, Shape
 
 
-
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """Elements of the values of some rows.

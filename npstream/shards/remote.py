@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import threading
 
     from npstream._core.arrays import Rows
-    from npstream.cache.leases import Lease, Piece
+    from npstream.cache.leases import Lease, PieceKey
     from npstream.cache.ranges import CachedRanges
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File
@@ -53,7 +53,7 @@ SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
 
 
-class Reader(Protocol):
+class BackgroundReader(Protocol):
     """What fetches in the background for a read in progress."""
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ class RemoteShards(LocalShards):
         self.files = files
         self.downloads = Downloads(store, files.cache)
         self.exact = ExactRows(self, files, store)
-        self._readers: WeakSet[Reader] = WeakSet()
+        self._readers: WeakSet[BackgroundReader] = WeakSet()
         self._sparse: Counter[Chunk] = Counter()
         self._verified: WeakSet[CachedFile] = WeakSet()
 
@@ -192,7 +192,7 @@ class RemoteShards(LocalShards):
         """Return about how many bytes a sample of a shard has."""
         return int(self.index.nbytes[shard]) // max(self.files.count(shard), 1)
 
-    def attend(self, reader: Reader) -> None:
+    def attend(self, reader: BackgroundReader) -> None:
         """Register a reader, to be started once its first samples were read."""
         self._readers.add(reader)
 
@@ -367,7 +367,7 @@ class RemoteShards(LocalShards):
             if shard not in known and (file := self.files.data(shard)) is not None
         }
 
-        def fetch(pieces: list[Piece], lease: Lease) -> None:
+        def fetch(pieces: list[PieceKey], lease: Lease) -> None:
             self._fetch_to(self._begins([unknown[piece] for piece in pieces]), lease)
 
         self.downloads.once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
@@ -405,7 +405,7 @@ class RemoteShards(LocalShards):
         """Bring compressed shards, unpacked."""
         shard_of = {self.files.piece(shard, 0): shard for shard in shards}
 
-        def fetch(pieces: list[Piece], _: Lease) -> None:
+        def fetch(pieces: list[PieceKey], _: Lease) -> None:
             for piece in pieces:
                 self._unpack(shard_of[piece])
 

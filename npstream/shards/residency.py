@@ -17,7 +17,7 @@ from npstream.shards.local import layouts_of
 if TYPE_CHECKING:
     from npstream.cache.cache import Cache
     from npstream.cache.downloads import Check
-    from npstream.cache.leases import Piece
+    from npstream.cache.leases import PieceKey
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File, Index
     from npstream.formats.sidecar.sidecar import Sidecar
@@ -126,7 +126,7 @@ class RemoteFiles:
             self._open[shard, meta] = opened
         return opened
 
-    def piece(self, shard: int, chunk: int) -> Piece:
+    def piece(self, shard: int, chunk: int) -> PieceKey:
         """Return the piece of a file in the cache that a chunk is."""
         return self.cache.path(self._key(shard, False)), 1 + chunk
 
