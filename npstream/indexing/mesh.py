@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.cells import Cell
-from npstream.indexing.columns import Items, Shape
+
+if TYPE_CHECKING:
+    from npstream.indexing.columns import Items, Shape
 
 
 @dataclass(frozen=True, slots=True)
