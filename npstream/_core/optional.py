@@ -37,14 +37,17 @@ def offsets_of(lengths: ArrayLike) -> Int64:
     return offsets
 
 
-def levels_of(offsets: Int64, shapes: Int64 | None) -> Levels:
-    """Return the levels of rows with these offsets, beginning at 0, and shapes."""
+def levels_of(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
+    """Return the levels of rows with these offsets, beginning at 0, and shapes.
+
+    If not `regular`, all of them are offsets.
+    """
     if shapes is None:
         return [offsets]
     levels: Levels = []
     for axis, lengths in enumerate(shapes.T):
         longest = int(lengths.max(initial=0))
-        if axis and (lengths == longest).all():
+        if regular and axis and (lengths == longest).all():
             levels.append(longest)
         else:
             lists = np.repeat(lengths, shapes[:, :axis].prod(axis=1))
@@ -73,6 +76,12 @@ def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     held = pa.large_string() if is_text else pa.large_binary()
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     return pa.Array.from_buffers(held, len(offsets) - 1, buffers)
+
+
+def arrow_stream(array: Any, requested_schema: Any) -> Any:
+    """Return a pyarrow array as an Arrow stream of one chunk."""
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    return pa.chunked_array([array]).__arrow_c_stream__(requested_schema)
 
 
 def to_awkward(values: AnyArray, levels: Levels) -> Any:

@@ -14,7 +14,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.memory import ensure_fits
-from npstream._core.optional import torch_door
+from npstream._core.optional import arrow_stream, torch_door
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
@@ -620,6 +620,27 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
     def __dlpack__(self, **options: Any) -> Any:
         """Read the column and hand the array over, as `numpy.ndarray.__dlpack__` does."""
         return np.asarray(self).__dlpack__(**options)
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+        return self._arrow_array().__arrow_c_array__(requested_schema)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return arrow_stream(self._arrow_array(), requested_schema)
+
+    def _arrow_array(self) -> Any:
+        """Read the column as a pyarrow array of its rows."""
+        from npstream.reading.arrow import arrow_array, arrow_field
+
+        if not self.shape or (self._cell is None and self.ndim != 1):
+            raise ValueError(
+                f"column {self.name!r} of shape {self.shape} has no rows along one axis: take it "
+                "of a view with one, as ravel() gives"
+            )
+        column, field = self, arrow_field(self._field)
+        if field is not self._field:
+            column = Column(self._source, Plan([field]), self._selection)
+        gate(self._source, self._selection, f"column {self.name!r} for Arrow", column._plan)
+        return arrow_array(self.name, column.load())
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0  # DLPack's kDLCPU

@@ -136,6 +136,15 @@ class Batch(dict[str, Any]):
                 moved[name] = column.to(device, **options)
         return moved
 
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        if self._ids is not None and self._ids.ndim != 1:
+            raise ValueError(
+                f"a batch of a view of shape {self._ids.shape} is no table: load its ravel()"
+            )
+        from npstream.reading.arrow import batch_of
+
+        return batch_of(self, self._encodings).__arrow_c_stream__(requested_schema)
+
     def _to_write(self) -> Columns:
         """Return the batch as `npstream.writing.tables` takes it."""
         if self._repeated is not None and self._repeated.any():

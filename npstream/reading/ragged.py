@@ -337,10 +337,20 @@ class Ragged:
         >>> Ragged.from_list(["one", "two"]).to_arrow().type
         DataType(large_string)
         """
+        return self._to_arrow(regular=True)
+
+    def _to_arrow(self, regular: bool) -> Any:
+        """Return a pyarrow array; `regular` makes lists of a fixed size of constant axes."""
         if self.kind is None:
-            return exchange.to_arrow(*self._levels())
+            return exchange.to_arrow(*self._levels(regular))
         self._check_text()
         return exchange.text_to_arrow(*self._packed(), self.kind == "str")
+
+    def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
+        return self.to_arrow().__arrow_c_array__(requested_schema)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return exchange.arrow_stream(self.to_arrow(), requested_schema)
 
     def to_awkward(self) -> Any:
         """Return an awkward array over the same memory: lists, strings or bytestrings.
@@ -373,9 +383,9 @@ class Ragged:
             raise ValueError("length is what to fill rows up to: say with which padding=")
         return exchange.to_nested(*self._levels())
 
-    def _levels(self) -> tuple[AnyArray, exchange.Levels]:
+    def _levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
         values, offsets = self._packed()
-        return values, exchange.levels_of(offsets, self.shapes)
+        return values, exchange.levels_of(offsets, self.shapes, regular)
 
     def _check_text(self) -> None:
         """Raise FormatError where a row is not UTF-8, without decoding row by row."""
