@@ -629,7 +629,8 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
 
     def _arrow_array(self) -> Any:
         """Read the column as a pyarrow array of its rows."""
-        from npstream.reading.arrow import arrow_array, arrow_field
+        from npstream.reading.arrow import to_arrow_array
+        from npstream.reading.arrow_stream import arrow_field
 
         if not self.shape or (self._cell is None and self.ndim != 1):
             raise ValueError(
@@ -640,7 +641,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         if field is not self._field:
             column = Column(self._source, Plan([field]), self._selection)
         gate(self._source, self._selection, f"column {self.name!r} for Arrow", column._plan)
-        return arrow_array(self.name, column.load())
+        return to_arrow_array(self.name, column.load())
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 1, 0  # DLPack's kDLCPU

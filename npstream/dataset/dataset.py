@@ -309,7 +309,7 @@ class Dataset:
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         if self.ndim != 1:
             raise ValueError(f"a view of shape {self.shape} is no table: take its ravel()")
-        from npstream.reading.arrow import record_batches
+        from npstream.reading.arrow_stream import record_batches
 
         reader = record_batches(self._source, self._selection, self._names)
         return reader.__arrow_c_stream__(requested_schema)

@@ -49,7 +49,7 @@ def test_matplotlib(ds, values, plt):
     assert_same(np.asarray(line.get_xdata()), values["x"][::2].copy())
     points = axes.scatter(ds["x"], ds["y"], c=ds["group"])
     assert points.get_offsets().shape == (N, 2)
-    assert_same(np.asarray(points.get_array()), values["group"])
+    assert_same(np.asarray(points.get_array()), values["group"].astype(float))
     counts, edges, _ = axes.hist(ds["x"], bins=5)
     want, bounds = np.histogram(values["x"], 5)
     assert_same(counts, want.astype(float))

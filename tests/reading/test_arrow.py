@@ -66,7 +66,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture
 def ds(path, monkeypatch):
-    monkeypatch.setattr("npstream.reading.arrow.BATCH_BYTES", 1 << 11)
+    monkeypatch.setattr("npstream.reading.arrow_stream.BATCH_BYTES", 1 << 11)
     return npstream.open(path)
 
 
@@ -159,7 +159,7 @@ def test_what_has_no_type(tmp_path):
 
 
 def test_rows_of_another_rank_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("npstream.reading.arrow.BATCH_BYTES", 1)
+    monkeypatch.setattr("npstream.reading.arrow_stream.BATCH_BYTES", 1)
     rows = [{"x": np.ones((1,) * (1 + k // 2))} for k in range(4)]
     npstream.write(tmp_path, rows, columns={"x": "ndarray:float64"})
     with pytest.raises((TypeError, OSError, pa.ArrowException), match="column 'x' holds arrays of"):
@@ -193,7 +193,7 @@ def test_expensive_streams_are_refused(ds, monkeypatch):
     def refuse(source, selection, purpose, *_):
         raise CostError(purpose)
 
-    monkeypatch.setattr("npstream.reading.arrow.gate", refuse)
+    monkeypatch.setattr("npstream.reading.arrow_stream.gate", refuse)
     with pytest.raises(CostError, match="Arrow"):
         pa.table(ds)
 

@@ -1,0 +1,78 @@
+"""Views and columns as Arrow data, read as a stream asks for them.
+
+Tested in tests/reading/test_arrow.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from npstream._core.optional import optional
+from npstream.formats.encodings.encodings import parse
+from npstream.reading.arrow import AS_TEXT, arrow_type, batch_of, no_type
+from npstream.reading.gate import gate
+from npstream.reading.gather import Field, Plan
+
+if TYPE_CHECKING:
+    from npstream.indexing.selection import Selection
+    from npstream.reading.source import Source
+
+BATCH_BYTES = 1 << 24
+"""Bytes of samples in a record batch."""
+
+
+def arrow_field(field: Field) -> Field:
+    """Return a column as it is read for Arrow.
+
+    Raises
+    ------
+    TypeError
+        If Arrow has no type for its values.
+    """
+    encoding = field.encoding
+    if encoding.kind in ("image", "bytes"):
+        return Field(field.name, parse("bytes"))
+    if encoding.name in AS_TEXT:
+        return Field(field.name, parse("str"))
+    if encoding.kind == "object" or (encoding.kind == "ndarray" and encoding.dtype == object):
+        raise no_type(field.name, f"{encoding.name} values")
+    arrow_type(field.name, encoding.dtype)
+    return field
+
+
+def record_batches(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
+    """Return the samples of a 1-d view as a pyarrow RecordBatchReader, which reads as it goes.
+
+    Raises
+    ------
+    TypeError
+        If Arrow has no type for a column.
+    CostError
+        If that fetches more than an implicit read may.
+    """
+    pa = optional("pyarrow", "pyarrow", "arrow")
+    plan = Plan([arrow_field(source.field(name)) for name in names])
+    gate(source, selection, "an Arrow stream of this view", plan)
+    step = source.rows_of(BATCH_BYTES)
+    starts = range(0, selection.size, step) or range(1)
+    pieces = (selection.ids(start, start + step) for start in starts)
+    rowwise = source.is_view_rowwise(selection)
+    ahead = source.ahead(pieces, lambda ids: ids, selection.step, rowwise)
+    batches = (batch_of(source.columns(plan, ids, {}), {}, is_part=True) for ids in ahead)
+    first = next(batches)
+    return pa.RecordBatchReader.from_batches(first.schema, _alike(first, batches))
+
+
+def _alike(first: Any, others: Iterator[Any]) -> Iterator[Any]:
+    """Yield record batches; raise TypeError at one whose columns have other types."""
+    yield first
+    for batch in others:
+        if batch.schema != first.schema:
+            name = next(f.name for f, g in zip(batch.schema, first.schema, strict=True) if f != g)
+            raise TypeError(
+                f"column {name!r} holds arrays of different numbers of axes, "
+                f"{first.schema.field(name).type} and {batch.schema.field(name).type}, and an "
+                "Arrow column has one type: leave the column out, as in ds[['other', 'columns']]"
+            )
+        yield batch
