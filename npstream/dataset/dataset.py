@@ -16,7 +16,7 @@ from npstream.errors import ColumnError, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
 from npstream.iteration.settings import VIEW_TRANSFORM
-from npstream.orders.order import Order, Shuffle, Size
+from npstream.orders.order import RowOrder, Shuffle, Size
 from npstream.reading.batch import Batch
 from npstream.reading.gate import gate
 from npstream.reading.load import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
@@ -322,7 +322,7 @@ class Dataset:
 
     def order(
         self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
-    ) -> Order:
+    ) -> RowOrder:
         """Return the order of a training epoch: an array of row numbers, computed where it is read.
 
         Parameters

@@ -114,7 +114,7 @@ class Mixture(Dataset):
 
     # What is drawn
 
-    def order(  # type: ignore[override]
+    def order(
         self,
         seed: int,
         epoch: int = 0,

@@ -27,11 +27,10 @@ import numpy as np
 
 from npstream._core.arrays import grouped
 from npstream._core.typing import AnyArray, Int64
-from npstream.indexing.selection import Selection
 from npstream.mixture.interleave import PATTERN_VERSION
 from npstream.mixture.passes import Passes, Stored, spread
 from npstream.mixture.patterns import Pattern, draws, make_pattern, places_of, tally
-from npstream.orders.order import ORDER_VERSION
+from npstream.orders.order import ORDER_VERSION, RowOrder
 from npstream.orders.permutation import make_key
 
 STREAM_VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
@@ -330,8 +329,8 @@ class MixtureOrder:
         return _Kept(self)
 
 
-class EpochOrder:
-    """A stretch of a mixture's stream: an array of rows, computed where it is read.
+class EpochOrder(RowOrder):
+    """A stretch of a mixture's stream: the order of an epoch of the mixture.
 
     Parameters
     ----------
@@ -353,16 +352,10 @@ class EpochOrder:
     def __reduce__(self) -> tuple[Any, ...]:
         return EpochOrder, (self.stream, self._start, self._length)
 
-    def __getitem__(self, index: Any) -> Any:
-        chosen = Selection.all(self._length).select(index)
-        if isinstance(chosen, int):
-            return int(self.at(np.array([chosen]))[0])
-        return self.at(chosen.ids()).reshape(chosen.shape)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
-        if copy is False:
-            raise ValueError("Unable to avoid copy while creating an array as requested.")
-        return self.at(np.arange(self._length)).astype(dtype or np.int64, copy=False)
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the stream holds by now."""
+        return self.stream.nbytes
 
     def at(self, positions: Int64) -> Int64:
         """Return the rows at positions, in the shape of `positions`."""

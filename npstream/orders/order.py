@@ -12,6 +12,7 @@ every epoch. An order depends on nothing but its arguments, and is part of what 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,8 +106,46 @@ class Shuffle:
         return Shuffle(block, max(c for c in LANES if c == 1 or block >= c * LEAST_BLOCK))
 
 
-class Order:
-    """The order of an epoch: an array of the rows of a view, computed where it is read.
+class RowOrder(ABC):
+    """The order of a training epoch: an array of row numbers, computed where it is read."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of memory that the order holds by now."""
+
+    @abstractmethod
+    def at(self, positions: Int64) -> Int64:
+        """Return the rows at positions, all in ``range(len(order))``, in their shape."""
+
+    @abstractmethod
+    def find(self, rows: Int64) -> Int64:
+        """Return the positions of rows: ``find(at(p))`` is p."""
+
+    def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
+        """Return the rows at positions from `start` up to `stop`, as a new array."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return self.at(np.arange(start, stop))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice) and index.step in (None, 1):
+            return self.rows(index.start, index.stop)
+        chosen = Selection.all(len(self)).select(index)
+        if isinstance(chosen, int):
+            return int(self.at(np.array([chosen]))[0])
+        return self.at(chosen.ids()).reshape(chosen.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
+        if copy is False:
+            raise ValueError("Unable to avoid copy while creating an array as requested.")
+        return self.rows().astype(dtype or np.int64, copy=False)
+
+
+class Order(RowOrder):
+    """The native order of an epoch of a view.
 
     Parameters
     ----------
@@ -169,19 +208,6 @@ class Order:
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(Order, block=self._blocks.block, lanes=self._blocks.lanes)
         return make, (self._n, self._chunks, self._seed, self._epoch)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice) and index.step in (None, 1):
-            return self.rows(index.start, index.stop)
-        chosen = Selection.all(self._n).select(index)
-        if isinstance(chosen, int):
-            return int(self.at(np.array([chosen]))[0])
-        return self.at(chosen.ids()).reshape(chosen.shape)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
-        if copy is False:
-            raise ValueError("Unable to avoid copy while creating an array as requested.")
-        return self.rows().astype(dtype or np.int64, copy=False)
 
     @property
     def nbytes(self) -> int:

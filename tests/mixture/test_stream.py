@@ -270,6 +270,9 @@ def test_stretches_are_arrays():
     assert np.array_equal(stretch, whole[50:150])
     assert np.array_equal(stretch[::-3], whole[50:150][::-3])
     assert stretch[-1] == whole[149]
+    assert np.array_equal(stretch[10:20], stretch.rows(10, 20))
+    assert np.array_equal(stretch.rows(), whole[50:150])
+    assert stretch.nbytes == order.nbytes > 0
     assert stretch.find(whole[:1])[0] <= 0
     with pytest.raises(IndexError, match="100 is out of bounds for 100 positions"):
         stretch.at(np.array([100]))
