@@ -41,10 +41,10 @@ SAME_IDEA = {
 """Public names that two modules define on purpose, and what both mean."""
 
 SAME_NAME = {
-    "BLOCK", "BLOCK_BYTES", "Blocks", "COLUMNS", "Check", "Column", "FEW", "GAP", "GROUP", "INDEX",
-    "Job", "KEPT", "KINDS", "MAX_BYTES", "Offsets", "Part", "REQUEST_BYTES", "ROWS", "Shape",
-    "Span", "Stored", "Tally", "VERSION", "clear", "create", "info", "load", "locate", "parser",
-    "prefetch", "progress", "split",
+    "BLOCK", "BLOCK_BYTES", "Blocks", "COLUMNS", "Cache", "Check", "Column", "FEW", "GAP", "GROUP",
+    "INDEX", "Job", "KEPT", "KINDS", "Layout", "MAX_BYTES", "Offsets", "Part", "REQUEST_BYTES",
+    "ROWS", "Shape", "Span", "Stored", "Tally", "VERSION", "clear", "create", "info", "load",
+    "locate", "parser", "prefetch", "progress", "split",
 }  # fmt: skip
 """Names that still have several meanings. Rename one of them, and take it off this list."""
 

@@ -14,11 +14,11 @@ import numpy as np
 from npstream._core.arrays import grouped
 from npstream._core.jit import kernel
 from npstream._core.typing import AnyArray, Int64
-from npstream.orders.blocks import CACHE_BYTES, BlockCache, LaneBlocks, new_cache
+from npstream.orders.blocks import CACHE_BYTES, Blocks, Cache, new_cache
 from npstream.orders.order import Order
 from npstream.orders.permutation import SMALL
 
-_LARGE = LaneBlocks(SMALL + 1, 1, SMALL + 1, 0)
+_LARGE = Blocks(SMALL + 1, 1, SMALL + 1, 0)
 """What takes memory to work in."""
 
 
@@ -60,7 +60,7 @@ class Passes:
         self._samples = np.array([source.samples for source in sources], np.int64)
         self._lanes = np.array([source.lanes for source in sources], np.int64)
         self._orders: dict[tuple[int, int], tuple[Order, int]] = {}
-        self._scratch: dict[np.dtype[Any], BlockCache] = {}
+        self._scratch: dict[np.dtype[Any], Cache] = {}
         self.nbytes = 0
         """Bytes that orders hold."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from npstream._core.jit import draw, kernel, u64
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.layout import (
-    LaneLayout,
+    Layout,
     lane_start,
     lay_lane,
     place_of,
@@ -48,7 +48,7 @@ CACHE_BYTES = 1 << 28
 """Bytes of stretches that are kept, at most. Few settings bring even all lanes to that."""
 
 
-class LaneBlocks(NamedTuple):
+class Blocks(NamedTuple):
     """What an order is cut into: rows, lanes, elements of a block; and the key of its epoch."""
 
     n: int
@@ -57,7 +57,7 @@ class LaneBlocks(NamedTuple):
     key: int
 
 
-class BlockCache(NamedTuple):
+class Cache(NamedTuple):
     """What was computed last of each lane, and room to compute more.
 
     Parameters
@@ -98,9 +98,7 @@ class BlockCache(NamedTuple):
         return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
 
 
-def new_cache(
-    blocks: LaneBlocks, dtype: np.dtype[Any], shared: BlockCache | None = None
-) -> BlockCache:
+def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
     """Return a cache, of no stretch yet, for rows of that dtype.
 
     It works where another one does, if that is given: they may not be used at the same time.
@@ -108,7 +106,7 @@ def new_cache(
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
     width = _STRETCH if longest > SMALL else longest
     works = longest > SMALL and shared is None
-    cache = BlockCache(
+    cache = Cache(
         limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
         held=np.full((blocks.lanes, 4), -1),
         lane_of=np.zeros(1, np.int64),
@@ -122,7 +120,7 @@ def new_cache(
     return cache._replace(table=shared.table, work=shared.work, guide=shared.guide)
 
 
-def grown(cache: BlockCache, wanted: int) -> BlockCache:
+def grown(cache: Cache, wanted: int) -> Cache:
     """Return a cache with more stretches: as many as wanted, but not too few nor too many."""
     old, width = cache.stretches.shape
     count = min(max(2 * old, wanted), cache.limit)
@@ -133,9 +131,7 @@ def grown(cache: BlockCache, wanted: int) -> BlockCache:
 
 
 @kernel
-def look_up(
-    positions: Int64, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache, rows: Int64
-) -> int:
+def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
     """Look up the rows at positions.
 
     Returns how many were: not all if the cache lacks a stretch for a lane, and may grow.
@@ -153,9 +149,7 @@ def look_up(
 
 
 @kernel
-def look_up_run(
-    position: int, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache, rows: Int64
-) -> int:
+def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
     """Look up the rows at consecutive positions, from `position` on; else as `look_up`."""
     lanes = blocks.lanes
     window = max(_WINDOW, 16 * lanes)
@@ -186,9 +180,7 @@ def look_up_run(
 
 
 @kernel
-def _fill(
-    lane: int, element: int, blocks: LaneBlocks, layout: LaneLayout, cache: BlockCache
-) -> bool:
+def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
     """Compute an element of a lane, or a stretch from it on; or return False for lack of one."""
     if not layout.laid[lane]:
         lay_lane(layout, lane)
@@ -230,7 +222,7 @@ def _fill(
 
 
 @kernel
-def _claim(lane: int, cache: BlockCache) -> bool:
+def _claim(lane: int, cache: Cache) -> bool:
     """Give a lane a stretch: if need be one of another lane, unless there may be more."""
     count = len(cache.stretches)
     claims = int(cache.lane_of[count])
@@ -247,7 +239,7 @@ def _claim(lane: int, cache: BlockCache) -> bool:
 
 @kernel
 def _row_of_element(
-    key: int, length: int, offset: int, layout: LaneLayout, lane: int, place: int, work: Int64
+    key: int, length: int, offset: int, layout: Layout, lane: int, place: int, work: Int64
 ) -> int:
     """Return the row of number `offset` of a block that begins at a place."""
     if length <= SMALL:
@@ -265,7 +257,7 @@ def _row_of_element(
 
 
 @kernel
-def _shuffle(key: int, layout: LaneLayout, lane: int, place: int, rows: AnyArray) -> None:
+def _shuffle(key: int, layout: Layout, lane: int, place: int, rows: AnyArray) -> None:
     """Compute all rows of a small block, permuted as `Permutation` permutes its table."""
     slot = slot_at(layout, lane, place)
     skipped = place - place_of(layout, lane, slot)
@@ -288,10 +280,10 @@ def _scatter(
     key: int,
     length: int,
     offset: int,
-    layout: LaneLayout,
+    layout: Layout,
     lane: int,
     place: int,
-    cache: BlockCache,
+    cache: Cache,
     rows: AnyArray,
 ) -> None:
     """Compute some rows of a large block, from number `offset` on."""
@@ -326,7 +318,7 @@ def _scatter(
 
 @kernel
 def _tabulate(
-    layout: LaneLayout,
+    layout: Layout,
     lane: int,
     place: int,
     length: int,
@@ -357,9 +349,7 @@ def _tabulate(
 
 
 @kernel
-def find(
-    rows: Int64, blocks: LaneBlocks, layout: LaneLayout, slots: AnyArray, positions: Int64
-) -> None:
+def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
     """Find the positions of rows; see `npstream.orders.layout.slots_of`."""
     chunks = len(layout.chunks) - 1
     for k in range(rows.size):
@@ -384,7 +374,7 @@ def find(
 
 
 @kernel
-def _block_of(blocks: LaneBlocks, lane: int, element: int) -> tuple[int, int, int]:
+def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
     """Return the number, the first element and the length of an element's block."""
     first = (blocks.block * (lane + 1) + blocks.lanes - 1) // blocks.lanes
     number = 0

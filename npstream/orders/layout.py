@@ -41,7 +41,7 @@ MAX_KEY = (1 << 63) - 1
 """What the keys are below that are hashed from other keys."""
 
 
-class LaneLayout(NamedTuple):
+class Layout(NamedTuple):
     """The rows of a view in their lanes; see above. One thread at a time may use it."""
 
     lanes: int
@@ -59,7 +59,7 @@ class LaneLayout(NamedTuple):
         return sum(array.nbytes for array in self[2:])
 
 
-def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> LaneLayout:
+def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
     """Deal chunks to lanes, the pieces of each of which are to be permuted.
 
     Parameters
@@ -87,10 +87,10 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> LaneL
     count = deal(run_key, lanes, chunks, parts, pieces, firsts)
     marks = np.empty(count // STRIDE + cuts, chunks.dtype)
     laid = np.zeros(cuts, np.uint8)
-    return LaneLayout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
+    return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
 
 
-def slots_of(layout: LaneLayout) -> AnyArray:
+def slots_of(layout: Layout) -> AnyArray:
     """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
     lay_lanes.sized(layout.pieces.size)(layout)
     slots = huge_empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
@@ -168,7 +168,7 @@ def _deal(
 
 
 @kernel
-def lay_lanes(layout: LaneLayout) -> None:
+def lay_lanes(layout: Layout) -> None:
     """Permute the pieces of all lanes."""
     for lane in range(layout.laid.size):
         if not layout.laid[lane]:
@@ -176,7 +176,7 @@ def lay_lanes(layout: LaneLayout) -> None:
 
 
 @kernel
-def lay_lane(layout: LaneLayout, lane: int) -> None:
+def lay_lane(layout: Layout, lane: int) -> None:
     """Permute the pieces of a lane, as `shuffle` does, but in place."""
     first = int(layout.firsts[lane])
     pieces = layout.pieces[first : layout.firsts[lane + 1]]
@@ -202,13 +202,13 @@ def lay_lane(layout: LaneLayout, lane: int) -> None:
 
 
 @kernel
-def _marks_of(layout: LaneLayout, lane: int) -> int:
+def _marks_of(layout: Layout, lane: int) -> int:
     """Return the number of a lane's first mark; all marks of the lane before come before it."""
     return int(layout.firsts[lane]) // STRIDE + lane
 
 
 @kernel
-def _invert(layout: LaneLayout, slots: AnyArray) -> None:
+def _invert(layout: Layout, slots: AnyArray) -> None:
     """Fill in the slot of each piece."""
     for slot in range(layout.pieces.size):
         slots[layout.pieces[slot]] = slot
@@ -237,7 +237,7 @@ def seek(values: AnyArray, value: int, low: int, high: int) -> int:
 
 
 @kernel
-def row_of(layout: LaneLayout, slot: int) -> int:
+def row_of(layout: Layout, slot: int) -> int:
     """Return the first row in a slot."""
     part = int(layout.pieces[slot]) - (len(layout.chunks) - 1)
     if part < 0:
@@ -246,7 +246,7 @@ def row_of(layout: LaneLayout, slot: int) -> int:
 
 
 @kernel
-def size_of(layout: LaneLayout, slot: int) -> int:
+def size_of(layout: Layout, slot: int) -> int:
     """Return the number of rows in a slot."""
     piece = int(layout.pieces[slot])
     part = piece - (len(layout.chunks) - 1)
@@ -256,7 +256,7 @@ def size_of(layout: LaneLayout, slot: int) -> int:
 
 
 @kernel
-def slot_at(layout: LaneLayout, lane: int, place: int) -> int:
+def slot_at(layout: Layout, lane: int, place: int) -> int:
     """Return the slot of a lane, which was laid, that a place lies in."""
     first = int(layout.firsts[lane])
     begin = _marks_of(layout, lane)
@@ -271,7 +271,7 @@ def slot_at(layout: LaneLayout, lane: int, place: int) -> int:
 
 
 @kernel
-def place_of(layout: LaneLayout, lane: int, slot: int) -> int:
+def place_of(layout: Layout, lane: int, slot: int) -> int:
     """Return the place where a slot of a lane, which was laid, begins."""
     first = int(layout.firsts[lane])
     number = (slot - first) // STRIDE

@@ -26,8 +26,8 @@ from npstream._core.arrays import out_of_bounds
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.selection import Selection
 from npstream.orders.blocks import (
-    BlockCache,
-    LaneBlocks,
+    Blocks,
+    Cache,
     find,
     grown,
     look_up,
@@ -35,7 +35,7 @@ from npstream.orders.blocks import (
     new_cache,
 )
 from npstream.orders.chunks import smallest_step
-from npstream.orders.layout import LaneLayout, lay_out, slots_of
+from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, make_key
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Order(RowOrder):
     block : int
         Samples of a block in one lane.
     lanes : int
-    scratch : BlockCache, optional
+    scratch : Cache, optional
         A cache for rows of the dtype of the chunks, in whose memory to work. Orders that share it
         may not be used at the same time.
 
@@ -183,7 +183,7 @@ class Order(RowOrder):
         *,
         block: int,
         lanes: int = 1,
-        scratch: BlockCache | None = None,
+        scratch: Cache | None = None,
     ) -> None:
         self._n, self._chunks, self._scratch = n, chunks, scratch
         self._seed, self._epoch = seed, epoch
@@ -191,9 +191,9 @@ class Order(RowOrder):
         if n * lanes >= 1 << 62:
             raise ValueError(f"{n} rows in {lanes} lanes: the product must be below 2**62")
         # A block that holds all samples is as good as any larger one.
-        self._blocks = LaneBlocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
+        self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
         # Whoever looks rows up takes these away, so that no two threads ever use one.
-        self._free: deque[tuple[LaneLayout, BlockCache]] = deque(maxlen=2)
+        self._free: deque[tuple[Layout, Cache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return self._n
@@ -264,7 +264,7 @@ class Order(RowOrder):
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= SMALL else 0)
 
-    def _taken(self) -> tuple[LaneLayout, BlockCache]:
+    def _taken(self) -> tuple[Layout, Cache]:
         """Return a layout and a cache that nobody else has."""
         try:
             return self._free.pop()
