@@ -42,7 +42,7 @@ NEIGHBORS = 32
 _READ_BYTES = 1 << 22
 """Bytes of samples that are read at once where samples are yielded, not batches."""
 
-Piece: TypeAlias = "tuple[Int64, Bools]"
+_Piece: TypeAlias = "tuple[Int64, Bools]"
 """Sample ids, and which of them only fill a batch up."""
 
 
@@ -351,7 +351,7 @@ class Iteration(Resumable):
         else:  # Streaming does so, too, and its orders depend on epoch_size
             logger.warning("%s", text)
 
-    def _batches(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
+    def _batches(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
         rowwise = self._is_rowwise(run)
         for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
@@ -359,13 +359,13 @@ class Iteration(Resumable):
             columns = self._source.columns(plan, ids, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
-    def _samples(self, run: Run, pieces: Iterator[Piece]) -> Iterator[Any]:
+    def _samples(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
         rowwise = self._is_rowwise(run)
         for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
             self.require_newest(run)
             yield from self._source.samples(self._names, ids)
 
-    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[Piece]:
+    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[_Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.
 
         Of the first batch, some samples may have been taken before.
