@@ -106,9 +106,10 @@ class Iteration(Resumable):
         given = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(what, fn) for what, fn in given if fn is not None]
         if self._given is not None:
-            if not self._epochs.needs_state(self._sharing()):
-                self._part(EpochPlace(0))  # says what does not fit
-            self._warn(self._given)
+            shared = self._sharing()
+            if not epochs.needs_state(shared):
+                self._part_of(EpochPlace(0), shared, epochs)  # says what does not fit
+            self._warn(shared)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Iteration]:
@@ -251,7 +252,7 @@ class Iteration(Resumable):
             self._found = found(self._settings.ranks_per_node)
             if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
                 warnings.warn(text, stacklevel=4)
-            self._warn(self._found)
+            self._warn(self._epochs.sharing(self._found, self._settings.replication))
         elif (now := running()) is not None and now != self._found[:2]:
             raise RuntimeError(
                 f"(rank, world) was {self._found[:2]} when this was first used, and "
@@ -260,9 +261,8 @@ class Iteration(Resumable):
             )
         return self._found
 
-    def _warn(self, ranks: Ranks) -> None:
+    def _warn(self, shared: Ranks) -> None:
         """Say, in one of several workers, that nodes read the same chunks, where they need not."""
-        shared = self._epochs.sharing(ranks, self._settings.replication)
         nodes = shared.world // shared.per_node
         if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
             warnings.warn(
