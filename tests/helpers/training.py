@@ -60,7 +60,8 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
                     os.replace(directory / "next.pt", checkpoint)
     torch.save(model.state_dict(), directory / f"{world}.pt")
     dist.barrier()  # gloo's destructors may wait for ever for ranks that are gone
-    dist.destroy_process_group()
+    # They also join a thread that may wait for the GIL, which the destructor of `ddp` holds.
+    os._exit(0)
 
 
 if __name__ == "__main__":
