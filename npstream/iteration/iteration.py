@@ -17,7 +17,7 @@ from npstream._core.optional import torch_door
 from npstream.iteration.counter import EpochPlace, is_spawning
 from npstream.iteration.iterator import Run
 from npstream.iteration.partition import LOOKUP_SAMPLES, Partition, left_before
-from npstream.iteration.ranks import Ranks, checked, found, other_launcher, running
+from npstream.iteration.ranks import Ranks, find_ranks, make_ranks, other_launcher, torch_ranks
 from npstream.iteration.resumable import Resumable, this_worker
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.reading.batch import Batch
@@ -95,7 +95,7 @@ class Iteration(Resumable):
         self._step = selection.step if epochs.is_stored_order else 0
         self._given: Ranks | None = None
         if settings.rank is not None:
-            self._given = checked(settings.rank, settings.world, settings.ranks_per_node)
+            self._given = make_ranks(settings.rank, settings.world, settings.ranks_per_node)
         self._found: Ranks | None = None
         self._rowwise: bool | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
@@ -249,11 +249,11 @@ class Iteration(Resumable):
         if self._given is not None:
             return self._given
         if self._found is None:
-            self._found = found(self._settings.ranks_per_node)
+            self._found = find_ranks(self._settings.ranks_per_node)
             if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
                 warnings.warn(text, stacklevel=4)
             self._warn(self._epochs.sharing(self._found, self._settings.replication))
-        elif (now := running()) is not None and now != self._found[:2]:
+        elif (now := torch_ranks()) is not None and now != self._found[:2]:
             raise RuntimeError(
                 f"(rank, world) was {self._found[:2]} when this was first used, and "
                 f"torch.distributed says {now}: call init_process_group before, or give rank= and "

@@ -41,15 +41,15 @@ class Ranks(NamedTuple):
         return Ranks(self.rank // replication, self.world // replication, per_node)
 
 
-def found(per_node: int | None) -> Ranks:
+def find_ranks(per_node: int | None) -> Ranks:
     """Return what torch.distributed says, or else the environment, or else that we are alone."""
-    rank, world = running() or environment()
+    rank, world = torch_ranks() or launcher_ranks()
     if per_node is None:
         per_node = _environment_integer("LOCAL_WORLD_SIZE", world)
-    return checked(rank, world, per_node)
+    return make_ranks(rank, world, per_node)
 
 
-def running() -> tuple[int, int] | None:
+def torch_ranks() -> tuple[int, int] | None:
     """Return the rank and the number of ranks of torch.distributed, if it is initialized."""
     known: tuple[int, int] | None = None
     if "torch" in sys.modules:
@@ -57,14 +57,14 @@ def running() -> tuple[int, int] | None:
     return known
 
 
-def environment() -> tuple[int, int]:
+def launcher_ranks() -> tuple[int, int]:
     """Return the rank and the number of ranks that a launcher says, or else 0 of 1."""
     said = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     if said == (None, None):
         return 0, 1
     try:
         rank, world = map(int, said)  # type: ignore[arg-type]
-        return checked(rank, world, None)[:2]
+        return make_ranks(rank, world, None)[:2]
     except (TypeError, ValueError):
         raise ValueError(
             "the environment says RANK={} and WORLD_SIZE={}: expected a number below another, or "
@@ -74,7 +74,7 @@ def environment() -> tuple[int, int]:
 
 def other_launcher(ranks: Ranks) -> str | None:
     """Return a warning if only variables that are not looked at say that there are other ranks."""
-    if ranks.world > 1 or running() is not None or "WORLD_SIZE" in os.environ:
+    if ranks.world > 1 or torch_ranks() is not None or "WORLD_SIZE" in os.environ:
         return None
     for rank, world in _LAUNCHERS:
         said = {name: value for name in (rank, world) if (value := os.environ.get(name))}
@@ -90,7 +90,7 @@ def other_launcher(ranks: Ranks) -> str | None:
     return None
 
 
-def checked(rank: Any, world: Any, per_node: int | None) -> Ranks:
+def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
     """Return numbers that make sense together; by default, all ranks are on one node."""
     world = integer("world", world, 1)
     rank = integer("rank", rank, 0)
