@@ -22,7 +22,7 @@ from npstream.dataset.array_functions import apply
 from npstream.dataset.array_methods import ArrayMethods
 from npstream.dataset.reductions import UFUNCS
 from npstream.explore import display
-from npstream.formats.encodings.encodings import is_unsafe, view_as
+from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.cells import Cell
 from npstream.indexing.columns import split_index
 from npstream.indexing.mesh import Mesh
@@ -251,10 +251,10 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         """
         if self._mesh is not None or self._cut or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")
-        encoding = view_as(self._field.encoding, dtype)
-        if is_unsafe(encoding.name) and encoding != self._field.encoding:
+        field = self._field.view(dtype)
+        if is_unsafe(field.encoding.name) and field.encoding != self._field.encoding:
             raise ValueError(f"{dtype!r} can run code: declare it with open(allow_pickle=True)")
-        return Column.of(self._source, Plan([Field(self.name, encoding)]), self._selection)
+        return Column.of(self._source, Plan([field]), self._selection)
 
     # Reading
 
@@ -310,7 +310,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         starts = range(0, rows.size if array.size else 0, step)
         pieces = (rows.ids(start, start + step) for start in starts)
         rowwise = source.is_view_rowwise(rows)
-        for ids in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
+        for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
             unique, where = np.unique(ids, return_inverse=True)
             ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
             values = load(source, self._plan, ids, ids.shape)[self.name][(..., *cut)]
@@ -383,7 +383,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         """Read the column, or a block of one that has passed the gate."""
         encoding, selection = self._field.encoding, self._selection
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
-            values = self._source.values(self._plan, selection.ids())
+            values = self._source.values(self._plan, self._source.look_up(selection.ids()))
             return objects(values).reshape(selection.shape)
         if encoding.kind in _NO_DTYPE:
             raise TypeError(
@@ -422,7 +422,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
     def _rows(self) -> Iterable[Any]:
         """Read the rows, each as an index gives it."""
         if self.ndim == 1 and self._mesh is None and self._holds_objects:
-            return self._source.values(self._plan, self._selection.ids())
+            return self._source.values(self._plan, self._source.look_up(self._selection.ids()))
         return self._block()
 
     @property

@@ -207,8 +207,8 @@ def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> B
     gate(source, selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, BLOCK), "comparing text"):
-        ids = selection.ids(start, start + BLOCK)
-        equal[start : start + BLOCK] = source.equal(plan, ids, text)
+        found = source.look_up(selection.ids(start, start + BLOCK))
+        equal[start : start + BLOCK] = source.equal(plan, found, text)
     return equal.reshape(selection.shape)[()]
 
 

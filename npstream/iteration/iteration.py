@@ -354,16 +354,17 @@ class Iteration(Resumable):
     def _batches(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
         rowwise = self._is_rowwise(run)
-        for ids, repeated in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
+        ahead = self._source.ahead(pieces, itemgetter(0), self._step, rowwise)
+        for (ids, repeated), lookup in ahead:
             self.require_newest(run)
-            columns = self._source.columns(plan, ids, {})
+            columns = self._source.columns(plan, lookup, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
     def _samples(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
         rowwise = self._is_rowwise(run)
-        for ids, _ in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
+        for _, lookup in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
             self.require_newest(run)
-            yield from self._source.samples(self._names, ids)
+            yield from self._source.samples(self._names, lookup)
 
     def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[_Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.

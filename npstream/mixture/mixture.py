@@ -11,13 +11,11 @@ import numpy as np
 from npstream._core.arguments import integer
 from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
-from npstream.formats.encodings.encodings import parse
 from npstream.indexing.selection import Selection
 from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.mixture.source import SOURCE, MixedSource
 from npstream.orders.order import Shuffle, Size
-from npstream.reading.gather import Field
 from npstream.reading.schema import common_columns
 from npstream.reading.source import Member
 
@@ -392,7 +390,6 @@ def mix(
     is_named = columns is not None and SOURCE in columns
     if is_named:
         _require_free(sources)
-        fields[SOURCE] = Field(SOURCE, parse("str"))
     names = tuple(fields)
     source = MixedSource(members, fields, partial_, is_named)
     if columns is not None:

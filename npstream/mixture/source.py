@@ -1,40 +1,71 @@
-"""What a mixture reads from: the samples of several views as those of one source.
+"""The samples of several views, read as those of one source.
 
-Samples are numbered as rows of the views, laid end to end. One look-up turns rows into samples of
-the joined datasets, which are read as those of one are.
+Rows are those of the views, laid end to end. One look-up turns rows into samples of the joined
+datasets, which are read as those of one dataset are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from npstream._core.arrays import Rows, grouped
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, stopped
+from npstream.formats.encodings.encodings import parse
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.selection import Selection
 from npstream.orders.chunks import view_chunks
 from npstream.reading.batch import Ragged
-from npstream.reading.gather import Field, Plan
+from npstream.reading.gather import Field, Lookup, Plan
 from npstream.reading.source import Member, Reader, Source, T
 from npstream.shards.table import Fetcher
 from npstream.shards.union import ShardUnion
-from npstream.writing.shard import Bodies
-
-if TYPE_CHECKING:
-    from npstream.shards.locality import ReadOrder
 
 SOURCE = "source"
-"""The column that says which source a sample is of."""
+"""The computed column of the names of the rows' sources."""
 
 BLOCK = 1 << 20
 """Samples that are looked up at once."""
+
+
+class SourceNames:
+    """The name of each row's source, as a `npstream.reading.gather.Computation`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The name of each view's source.
+    rows : Concatenation
+        The views.
+    """
+
+    __slots__ = ("_bounds", "_column", "_names", "_rows")
+
+    def __init__(self, names: Sequence[str], rows: Concatenation) -> None:
+        self._names, self._rows = tuple(names), rows
+        self._column: Ragged = Ragged.from_list(self._names, "str")
+        self._bounds = rows.bounds.tolist()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SourceNames, (self._names, self._rows)
+
+    def column(self, rows: Int64) -> Ragged:
+        """Return the names at rows, as text."""
+        names: Ragged = self._column[self._rows.which(rows)]
+        return names
+
+    def value(self, row: int) -> str:
+        """Return the name at one row."""
+        return self._names[bisect_right(self._bounds, row) - 1]
+
+    def equal(self, rows: Int64, text: bytes) -> Bools:
+        """Return which rows have this name."""
+        equal = np.array([name.encode() == text for name in self._names])
+        return equal[self._rows.which(rows)]
 
 
 class MixedSource(Source):
@@ -45,11 +76,11 @@ class MixedSource(Source):
     members : sequence of Member
         None of the views is empty. Those of one source share all that is in memory.
     fields : mapping of str to Field
-        The columns that all of them have, with one meaning; and `SOURCE`, if it is to be made.
+        The columns that all of them have, with one meaning.
     partial : mapping of str to str
         What is wrong with each of the others.
-    names_sources : bool
-        Whether column `SOURCE` is made, of the names of the sources.
+    names_sources : bool, default: False
+        Whether there is a column `SOURCE`, of the names of the sources.
 
     Attributes
     ----------
@@ -59,13 +90,10 @@ class MixedSource(Source):
 
     __slots__ = (
         "_has_transforms",
-        "_known",
         "_members",
-        "_names",
         "_parts",
         "_remotes",
         "_total",
-        "names_sources",
         "rows",
     )  # fmt: skip
 
@@ -77,25 +105,26 @@ class MixedSource(Source):
         names_sources: bool = False,
     ) -> None:
         self._members = tuple(members)
-        self.names_sources = names_sources
         parts = {id(member.source): member.source for member in self.members}
         self._parts = tuple(parts.values())
         joined = ShardUnion([part.fetcher.shards for part in self._parts])
         self._remotes = [part for part in self._parts if part.remote is not None]
         limits = [part.limit for part in self._remotes if part.limit is not None]
-        super().__init__(Fetcher(joined), fields, partial, min(limits, default=None))
         firsts = dict(zip(parts, joined.first_samples, strict=False))
         self.rows = Concatenation(
             [member.selection for member in self.members],
             [firsts[id(member.source)] for member in self.members],
         )
+        if names_sources:
+            names = SourceNames([member.name for member in self.members], self.rows)
+            fields = {**fields, SOURCE: Field(SOURCE, parse("str"), computation=names)}
+        super().__init__(Fetcher(joined), fields, partial, min(limits, default=None))
         self._total = sum(map(self.member_bytes, range(len(self.members))))
         self._has_transforms = any(member.transform is not None for member in self.members)
-        self._names: Ragged = Ragged.from_list([member.name for member in self.members], "str")
-        self._known: tuple[Int64, Int64] = (_NONE, _NONE)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MixedSource, (self.members, self.fields, self.partial, self.names_sources)
+        stored = {name: f for name, f in self.fields.items() if f.computation is None}
+        return MixedSource, (self.members, stored, self.partial, len(stored) < len(self.fields))
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -120,81 +149,37 @@ class MixedSource(Source):
 
     # Reading
 
-    def _stored(self, ids: Int64) -> Int64:
+    def samples_at(self, rows: Int64) -> Int64:
         """Return the joined samples at rows."""
-        rows, stored = self._known
-        return stored if rows is ids else self.rows.at(ids)
+        return self.rows.at(rows)
 
     def ahead(
         self,
         pieces: Iterable[T],
-        ids_of: Callable[[T], Int64],
+        rows_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
-    ) -> Iterator[T]:
-        """Yield pieces of work, as `npstream.shards.table.Fetcher.ahead` does."""
-        looked_up = ((piece, self.rows.at(ids_of(piece))) for piece in pieces)
-        step = step if self.rows.rises else 0
-        for piece, stored in self.fetcher.ahead(looked_up, itemgetter(1), step, is_rowwise):
-            self._known = ids_of(piece), stored  # which will be read next
-            yield piece
+    ) -> Iterator[tuple[T, Lookup]]:
+        """Yield pieces of work and what their rows are, some of which are fetched ahead."""
+        return super().ahead(pieces, rows_of, step if self.rows.rises else 0, is_rowwise)
 
-    def _stored_order(self, order: ReadOrder) -> ReadOrder:
-        return order._replace(first=lambda n: self.rows.at(order.first(n)))
-
-    def _named(self, names: Iterable[str]) -> tuple[tuple[str, ...], bool]:
-        """Return the columns that are stored, and whether that of the sources is wanted, too."""
-        wanted = tuple(names)
-        if not self.names_sources or SOURCE not in wanted:
-            return wanted, False
-        return tuple(name for name in wanted if name != SOURCE), True
-
-    def _is_made(self, plan: Plan) -> bool:
-        """Tell whether a plan is that of the column of the sources."""
-        if not self.names_sources or [f.name for f in plan.fields] != [SOURCE]:
-            return False
-        if plan.fields[0].encoding.kind != "str":
-            raise ValueError(f"column {SOURCE!r} is made, not stored: its bytes mean its text")
-        return True
-
-    def columns(
+    def _stored_columns(
         self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of samples as a batch holds them."""
-        if self._is_made(plan):
-            return {SOURCE: self._names_at(ids)}
-        columns = self._read(self._stored_plan(plan), self._stored(ids), out)
-        if len(columns) == len(plan.fields):
-            return columns
-        columns[SOURCE] = self._names_at(ids)
-        return {f.name: columns[f.name] for f in plan.fields}
-
-    def _stored_plan(self, plan: Plan) -> Plan:
-        """Return how to read those of some columns that are stored."""
-        stored, is_named = self._named(f.name for f in plan.fields)
-        return self.plan(stored) if is_named else plan
-
-    def _names_at(self, ids: Int64) -> Ragged:
-        found: Ragged = self._names[self.rows.which(ids)]
-        return found
-
-    def _read(
-        self, plan: Plan, stored: Int64, out: Mapping[str, AnyArray]
-    ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of joined samples."""
-        one = len(plan.fields) == 1 and len(stored) > 0
+        """Read columns that are all stored, of joined samples."""
+        one = len(plan.fields) == 1 and len(ids) > 0
         if not (one and any(part.scalars(plan) for part in self.remotes)):
-            return self._gathered(plan, stored, out)
+            return self._batch_columns(plan, ids, out)
         # Some values may be in side-cars, which their datasets know how to read.
         (field,) = plan.fields
-        column = out[field.name] if field.name in out else field.allocate(len(stored))
+        column = out[field.name] if field.name in out else field.allocate(len(ids))
 
         def read(number: int, rows: Rows) -> None:
-            mine = stored[rows] - self._shards.first_samples[number]
-            values = self._parts[number].columns(Plan(plan.fields), mine, {})
-            column[rows] = values[field.name]
+            part = self._parts[number]
+            mine = part.look_up(ids[rows] - self._shards.first_samples[number])
+            column[rows] = part.columns(Plan(plan.fields), mine, {})[field.name]
 
-        self._shards.each(self._by_part(stored), read)
+        self._shards.each(self._by_part(ids), read)
         return {field.name: column}
 
     @property
@@ -206,56 +191,24 @@ class MixedSource(Source):
         """Yield the number of each dataset that joined samples are of, and which are."""
         return grouped(np.searchsorted(self._shards.first_samples, stored, side="right") - 1)
 
-    def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Any]:
+    def samples(self, names: tuple[str, ...], found: Lookup) -> Iterator[Any]:
         """Read samples, all at once, and yield them as their sources' transforms make them."""
-        stored, is_named = self._named(names)
-        samples = super().samples(stored, self._stored(ids))
-        if not (is_named or self.has_transforms):
+        samples = super().samples(names, found)
+        if not self.has_transforms:
             return samples
-        whose = map(self.members.__getitem__, self.rows.which(ids).tolist())
+        members = map(self.members.__getitem__, self.rows.which(found.rows).tolist())
         # Not a generator, which would end where a transform raises.
-        return map(_finished, samples, whose, repeat(names if is_named else None))
-
-    def values(self, plan: Plan, ids: Int64) -> list[Any]:
-        """Read one column of samples as samples hold it."""
-        if self._is_made(plan):
-            return [self.members[number].name for number in self.rows.which(ids).tolist()]
-        return super().values(plan, self._stored(ids))
-
-    def bodies(self, plan: Plan, ids: Int64) -> dict[str, Bodies]:
-        """Find columns of samples as they are stored, to be copied."""
-        if self._is_made(plan):
-            return {SOURCE: self._name_bodies(ids)}
-        found = super().bodies(self._stored_plan(plan), self._stored(ids))
-        if len(found) == len(plan.fields):
-            return found
-        found[SOURCE] = self._name_bodies(ids)
-        return {f.name: found[f.name] for f in plan.fields}
-
-    def _name_bodies(self, ids: Int64) -> Bodies:
-        names = self._names_at(ids)
-        return Bodies.of(names.values, names.offsets)
-
-    def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
-        """Compare a column of text with one, where it lies."""
-        if self._is_made(plan):
-            equal = np.array([member.name.encode() == text for member in self.members])
-            return equal[self.rows.which(ids)]
-        return super().equal(plan, self._stored(ids), text)
+        return map(_transform, samples, members)
 
     def reader(self, names: tuple[str, ...]) -> Reader:
         """Return what reads one sample with these columns, as its source's transform makes it."""
-        stored, is_named = self._named(names)
-        read = self._kept_reader(stored) if stored else _nothing
-        finish = names if is_named else None
-        return _RowReader(self, lambda sample, at: _finished(read(sample), at, finish))
+        plan = self.plan(names)
+        return _RowReader(self, self._stored_reader(plan), plan if plan.computed else None)
 
     def reader_of(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be redeclared."""
-        if self._is_made(Plan([field])):
-            return _RowReader(self, lambda _, member: {SOURCE: member.name})
+        """Return what reads one value of a column, which may be redeclared, by its row."""
         read = super().reader_of(field)
-        return _RowReader(self, lambda sample, _: read(sample))
+        return read if field.computation is not None else _ValueReader(self, read)
 
     @property
     def has_transforms(self) -> bool:
@@ -263,10 +216,6 @@ class MixedSource(Source):
         return self._has_transforms
 
     # What reading costs, and where samples are stored
-
-    def stored_plan(self, plan: Plan) -> Plan | None:
-        """Return a plan as one of what is stored; None for the column of the sources."""
-        return None if self._is_made(plan) else self._stored_plan(plan)
 
     @property
     def remotes(self) -> list[Source]:
@@ -290,12 +239,6 @@ class MixedSource(Source):
     def scalars(self, plan: Plan) -> str | None:
         """Return None: only the datasets themselves have side-cars."""
         return None
-
-    def locate(self, ids: int | Int64) -> tuple[Any, Any]:
-        """Return the shard of a sample and its row there; of several samples, in their shape."""
-        if isinstance(ids, int):
-            return super().locate(int(self.rows.at(np.array([ids]))[0]))
-        return super().locate(self.rows.at(ids))
 
     def stored(self, selection: Selection) -> Selection:
         """Return a view as one of what the index counts."""
@@ -321,13 +264,10 @@ class MixedSource(Source):
         return np.concatenate([*chunks, bounds[-1:].astype(dtype)])
 
 
-_NONE: Int64 = np.empty(0, np.int64)
+class _ValueReader:
+    """Reads one value, by its row."""
 
-
-class _RowReader:
-    """Reads one sample, by its row."""
-
-    def __init__(self, source: MixedSource, read: Callable[[int, Member], Any]) -> None:
+    def __init__(self, source: MixedSource, read: Reader) -> None:
         self._members = source.members
         self._bounds = source.rows.bounds.tolist()
         self._firsts = source.rows.firsts
@@ -335,19 +275,32 @@ class _RowReader:
 
     def __call__(self, row: int) -> Any:
         number = bisect_right(self._bounds, row) - 1
+        sample: Any = self._members[number].selection.select(row - self._bounds[number])
+        return self._read(sample + self._firsts[number])
+
+
+class _RowReader(_ValueReader):
+    """Reads one sample, by its row.
+
+    `plan` is that of all columns if some of them are computed.
+    """
+
+    def __init__(self, source: MixedSource, read: Reader, plan: Plan | None) -> None:
+        super().__init__(source, read)
+        self._plan = plan
+
+    def __call__(self, row: int) -> Any:
+        number = bisect_right(self._bounds, row) - 1
         member = self._members[number]
-        sample: Any = member.selection.select(row - self._bounds[number])
-        return self._read(sample + self._firsts[number], member)
+        stored: Any = member.selection.select(row - self._bounds[number])
+        sample = self._read(stored + self._firsts[number])
+        if self._plan is not None:
+            sample = self._plan.complete(sample, row)
+        return sample if member.transform is None else _transform(sample, member)
 
 
-def _nothing(sample: int) -> Sample:
-    return {}
-
-
-def _finished(sample: Sample, member: Member, names: tuple[str, ...] | None) -> Any:
-    """Return a sample of a source with its name, if that is among names, as transformed."""
-    if names is not None:
-        sample = {name: member.name if name == SOURCE else sample[name] for name in names}
+def _transform(sample: Sample, member: Member) -> Any:
+    """Return a sample as the transform of its source makes it."""
     if member.transform is None:
         return sample
     try:

@@ -132,10 +132,10 @@ def tallies(source: Source, selection: Selection) -> list[Tally]:
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return what loading a view at once would cost."""
-    stored = source.stored_plan(plan)
-    if stored is None:
+    plan = plan.stored
+    if not plan.fields:
         return Cost(selection.size, 0, 0, 0, 0, 0)
-    plan, costs = stored, []
+    costs = []
     for tally in tallies(source, selection):
         if tally.is_aside(plan):
             costs.append(_of_values(tally, plan.fields[0].name))
@@ -196,14 +196,14 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
-    """Refuse a read that would fetch more than the source's limit.
+    """Refuse a read of stored columns that would fetch more than the source's limit.
 
     Raises
     ------
     CostError
         With what it would cost, and the ways on.
     """
-    if plan is not None and (plan := source.stored_plan(plan)) is None:
+    if plan is not None and not plan.fields:
         return
     limit = source.limit
     apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
@@ -228,10 +228,9 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     ValueError
         If the cache may not hold it all at once.
     """
-    stored = source.stored_plan(plan)
-    if stored is None:
+    plan = plan.stored
+    if not plan.fields:
         return
-    plan = stored
     jobs: list[Job] = []
     caches, needed = {}, Counter[str]()
     for tally in tallies(source, selection):

@@ -30,9 +30,9 @@ def gate(source: Source, selection: Selection, what: str, plan: Plan | None = No
     CostError
         With what it would cost, and the ways on.
     """
-    remotes = source.remotes
-    if all(plan is not None and remote.scalars(plan) is not None for remote in remotes):
+    stored = None if plan is None else plan.stored
+    if all(stored is not None and part.scalars(stored) is not None for part in source.remotes):
         return
     from npstream.reading.cost import require_affordable
 
-    require_affordable(source, selection, what, plan)
+    require_affordable(source, selection, what, stored)

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from npstream._core import memory
 from npstream._core.dtypes import storage
 from npstream._core.spans import copy_spans, equal_spans
-from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.formats.encodings.encodings import DTYPE_CODES, Encoding
+from npstream._core.typing import AnyArray, Bools, Int64, Sample
+from npstream.formats.encodings.encodings import DTYPE_CODES, Encoding, view_as
 from npstream.reading.batch import Ragged
 from npstream.reading.lines import read_lines
 from npstream.shards import kernels
@@ -47,25 +47,75 @@ _PARTS = 2
 """Numbers that store a complex one, along an axis of their own."""
 
 
+class Lookup(NamedTuple):
+    """Rows of a source, and what they are in the index.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+        The numbers by which a source's users know its samples.
+    samples : ndarray of int64, shape (n,)
+        The numbers by which the index knows them; `rows` itself where these are the same.
+    """
+
+    rows: Int64
+    samples: Int64
+
+
+class Computation(Protocol):
+    """Makes the values of a column that is not stored, from the numbers of rows."""
+
+    def column(self, rows: Int64) -> AnyArray | Ragged:
+        """Return the values at rows as a stored column of the field's encoding is gathered."""
+        ...
+
+    def value(self, row: int) -> Any:
+        """Return the value at one row as a sample holds it."""
+        ...
+
+    def equal(self, rows: Int64, text: bytes) -> Bools:
+        """Return where a column of text, or of bytes, is `text`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """A column to read, and the encoding of its values.
 
     ``part`` restricts a fixed column to bytes ``part[0]`` to ``part[1]`` of each value, which
-    has then the shape ``part[2]``.
+    has then the shape ``part[2]``. ``computation`` makes the values of a column that no shard
+    stores.
     """
 
     name: str
     encoding: Encoding
     part: tuple[int, int, tuple[int, ...]] | None = None
+    computation: Computation | None = None
 
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Shape of one value as read; None where it varies."""
         return self.part[2] if self.part else self.encoding.shape
 
+    def view(self, meaning: Any) -> Field:
+        """Return the column with its bytes declared to mean something else.
+
+        Raises
+        ------
+        ValueError
+            If they cannot be that, or if no bytes are stored.
+        """
+        if self.computation is not None:
+            raise ValueError(
+                f"column {self.name!r} is computed, not stored: it has no bytes to declare as "
+                f"{meaning!r}; convert its values once they are loaded"
+            )
+        return replace(self, encoding=view_as(self.encoding, meaning))
+
     def cut(self, cell: Cell) -> Field:
         """Return the column with a part of each value, or all of it if that is not one run."""
+        if self.computation is not None:
+            return self
         assert self.encoding.shape is not None
         run = cell.contiguous(self.encoding.shape, self.encoding.dtype.itemsize)
         return replace(self, part=None if run is None else (*run, cell.shape))
@@ -94,11 +144,35 @@ class _Split:
 
 
 class Plan:
-    """Columns to read, and how that is done, worked out once."""
+    """Columns to read, and how that is done, worked out once.
+
+    Attributes
+    ----------
+    fields : tuple of Field
+        The columns, in order.
+    computed : dict of str to Computation
+        What makes those that are not stored.
+    """
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
+        self.computed = {f.name: f.computation for f in fields if f.computation is not None}
         self._splits: dict[int, _Split] = {}
+
+    @cached_property
+    def stored(self) -> Plan:
+        """How those of the columns are read that are stored; this plan if all are."""
+        if not self.computed:
+            return self
+        return Plan([field for field in self.fields if field.computation is None])
+
+    def complete(self, sample: Sample, row: int) -> Sample:
+        """Return a sample of the stored columns with those that are computed for its row."""
+        computed = self.computed
+        return {
+            f.name: computed[f.name].value(row) if f.name in computed else sample[f.name]
+            for f in self.fields
+        }
 
     @cached_property
     def encodings(self) -> dict[str, str]:
@@ -144,12 +218,15 @@ def gather(
     ----------
     fetcher : Fetcher
     plan : Plan
+        Of columns that are stored. If it has none, no shard is touched.
     ids : ndarray of int64, shape (n,)
         Sample numbers, in any order, duplicates kept.
     out : mapping of str to ndarray, optional
         C-contiguous arrays of a fixed column's dtype and shape, to be filled and returned.
     """
     index = fetcher.index
+    if not plan.fields:
+        return {}
     if len(index.schemas) <= 1:
         return _gather_schema(fetcher, 0, plan, ids, out or {})
     shards = np.searchsorted(index.starts, ids, side="right") - 1
@@ -385,11 +462,13 @@ def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]
     ----------
     fetcher : Fetcher
     plan : Plan
-        Of whole columns.
+        Of whole columns that are stored. If it has none, no shard is touched.
     ids : ndarray of int64, shape (n,)
         Sample numbers, in any order, duplicates kept.
     """
     index = fetcher.index
+    if not plan.fields:
+        return {}
     if len(index.schemas) <= 1:
         return _bodies_of_schema(fetcher, 0, plan, ids)
     schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
@@ -456,8 +535,18 @@ def _bodies_of_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> d
     return found
 
 
+def column_bodies(column: AnyArray | Ragged) -> Bodies:
+    """Return the rows of a gathered column as what is stored of them, to be copied."""
+    if isinstance(column, Ragged):
+        return Bodies.of(column.values, column.offsets)
+    rows = np.ascontiguousarray(column)
+    size = rows.dtype.itemsize * prod(rows.shape[1:])
+    ends = np.arange(len(rows) + 1, dtype=np.int64) * size
+    return Bodies.of(rows.reshape(-1).view(np.uint8), ends)
+
+
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
-    """Compare the bytes of one column's values with `value`, without copying them."""
+    """Compare the bytes of one stored column's values with `value`, without copying them."""
     equal = np.zeros(len(ids), bool)
     wanted = np.frombuffer(value, np.uint8)
     layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from npstream.indexing.selection import Selection
-    from npstream.reading.gather import Field, Plan
+    from npstream.reading.gather import Field, Lookup, Plan
     from npstream.reading.source import Source
 
 MODES = ("raise", "wrap", "clip")
@@ -58,7 +58,7 @@ def load(
         If `out` does not fit.
     """
     flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
-    columns: dict[str, Any] = source.columns(plan, ids, flat)
+    columns: dict[str, Any] = source.columns(plan, source.look_up(ids), flat)
     if len(shape) != 1:
         for name, column in columns.items():
             if not isinstance(column, Ragged):
@@ -120,19 +120,22 @@ class _Blocks:
     def __next__(self) -> Iterator[Sample]:
         begin = self._row
         try:
-            ids = next(self._ahead)
-            self._row += len(ids)
-            return self._read(ids)
+            _, found = next(self._ahead)
+            self._row += len(found.rows)
+            return self._read(found)
         except StopIteration:
             raise
         except BaseException as error:
             self._row = min(begin + self._step, len(self._selection))
             self._ahead = self._blocks()
             ids = self._selection.ids(begin, self._row)
-            return _OneByOne(self._read, ids, None if isinstance(error, FormatError) else error)
+            return _OneByOne(self._read_one, ids, None if isinstance(error, FormatError) else error)
 
-    def _blocks(self) -> Iterator[Int64]:
-        """Return the ids of blocks from a row on, some of which are read ahead."""
+    def _read_one(self, row: Int64) -> Iterator[Sample]:
+        return self._read(self._source.look_up(row))
+
+    def _blocks(self) -> Iterator[tuple[Int64, Lookup]]:
+        """Return blocks of rows from one on, some of which are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
         rowwise = self._source.is_view_rowwise(self._selection)

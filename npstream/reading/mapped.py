@@ -43,6 +43,8 @@ def mapped_column(
     affine = selection.affine
     if affine is None or selection.size == 0 or (dtype is not None and dtype != encoding.dtype):
         raise refusal
+    if field.computation is not None:
+        raise refusal
     index = source.index
     start, step = affine
     last = start + step * (selection.size - 1)

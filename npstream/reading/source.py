@@ -1,8 +1,6 @@
 """An opened dataset: its index, its columns, and how to read samples of it.
 
 Views of a dataset share one source. It pickles to its index and settings, not to its maps.
-
-Tested in tests/dataset/test_dataset.py.
 """
 
 from __future__ import annotations
@@ -19,19 +17,28 @@ import numpy as np
 from npstream._core.dtypes import hidden_bool
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
-from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, view_as, with_dtype
+from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, with_dtype
 from npstream.formats.index import locate
 from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
-from npstream.reading.gather import Field, Plan, equal_text, gather, stored_bodies
+from npstream.reading.gather import (
+    Field,
+    Lookup,
+    Plan,
+    column_bodies,
+    equal_text,
+    gather,
+    stored_bodies,
+)
 from npstream.reading.sample import SampleReader
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index, Schema
     from npstream.indexing.selection import Selection
     from npstream.reading.batch import Ragged
+    from npstream.reading.gather import Stored
     from npstream.shards.locality import ReadOrder
     from npstream.shards.remote import RemoteShards
     from npstream.shards.table import Fetcher
@@ -59,13 +66,16 @@ class Member:
 
 
 class Source:
-    """The samples of a dataset, by number.
+    """The samples of a dataset, by the numbers of their rows.
+
+    What reads several samples takes a `Lookup`, which `look_up` or `ahead` returns: the index may
+    know samples by other numbers than those of the rows.
 
     Parameters
     ----------
     fetcher : Fetcher
     fields : mapping of str to Field
-        The columns that every shard has, with one meaning.
+        The columns that every shard has, with one meaning, and those that are computed.
     partial : mapping of str to str
         What is wrong with each of the other columns.
     limit : int, optional
@@ -123,8 +133,16 @@ class Source:
             raise ColumnError(name, self.fields) from None
 
     def reader(self, names: tuple[str, ...]) -> Reader:
-        """Return what reads one sample with these columns."""
-        return self._kept_reader(names)
+        """Return what reads one sample with these columns, by its row."""
+        plan = self.plan(names)
+        read = self._stored_reader(plan)
+        return read if not plan.computed else lambda row: plan.complete(read(row), row)
+
+    def _stored_reader(self, plan: Plan) -> Reader:
+        """Return what reads those columns of one sample that are stored."""
+        if not plan.stored.fields and plan.computed:
+            return _nothing
+        return self._kept_reader(tuple(f.name for f in plan.stored.fields))
 
     def _kept_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
@@ -135,7 +153,9 @@ class Source:
         return reader
 
     def reader_of(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be redeclared."""
+        """Return what reads one value of a column, which may be redeclared, by its row."""
+        if (computed := field.computation) is not None:
+            return lambda row: {field.name: computed.value(row)}
         if self.field(field.name).encoding is field.encoding:
             return self._kept_reader((field.name,))
         return self._reader([field])
@@ -153,19 +173,41 @@ class Source:
             plan = self._plans[names] = Plan([self.field(name) for name in names])
         return plan
 
+    def samples_at(self, rows: Int64) -> Int64:
+        """Return the numbers by which the index knows rows."""
+        return rows
+
+    def look_up(self, rows: Int64) -> Lookup:
+        """Return rows with the numbers by which the index knows them, for a read of them."""
+        return Lookup(rows, self.samples_at(rows))
+
     def columns(
-        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples as a batch holds them."""
+        if not plan.computed:
+            return self._stored_columns(plan, found.samples, out)
+        columns = self._stored_columns(plan.stored, found.samples, out)
+        for f in plan.fields:
+            if f.computation is not None:
+                column = f.computation.column(found.rows)
+                target = out.get(f.name)
+                columns[f.name] = batch_column(self.fetcher, f, column, found.samples, target)
+        return {f.name: columns[f.name] for f in plan.fields}
+
+    def _stored_columns(
+        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+    ) -> dict[str, AnyArray | Ragged]:
+        """Read columns that are all stored, of samples by their numbers in the index."""
         if (name := self.scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
             if self.is_aside(plan, first, last, len(ids)):
                 values = self._side_values(plan.fields[0], first, last + 1)
                 if values is not None:
                     return {name: np.take(values, ids - first, out=out.get(name))}
-        return self._gathered(plan, ids, out)
+        return self._batch_columns(plan, ids, out)
 
-    def _gathered(
+    def _batch_columns(
         self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         stored = gather(self.fetcher, plan, ids, out)
@@ -198,33 +240,44 @@ class Source:
             raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
         return values
 
-    def samples(self, names: tuple[str, ...], ids: Int64) -> Iterator[Sample]:
+    def samples(self, names: tuple[str, ...], found: Lookup) -> Iterator[Sample]:
         """Read samples, all at once, and yield them."""
-        return _samples(self.fetcher, self.plan(names), ids)
+        return _samples(self.fetcher, self.plan(names), found)
 
-    def values(self, plan: Plan, ids: Int64) -> list[Any]:
+    def values(self, plan: Plan, found: Lookup) -> list[Any]:
         """Read one column of samples as samples hold it."""
         (field,) = plan.fields
-        stored = gather(self.fetcher, plan, ids)[field.name]
-        return sample_values(self.fetcher, field, stored, ids)
+        stored = _gather_all(self.fetcher, plan, found)[field.name]
+        return sample_values(self.fetcher, field, stored, found.samples)
 
-    def bodies(self, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    def bodies(self, plan: Plan, found: Lookup) -> dict[str, Bodies]:
         """Find columns of samples as they are stored, to be copied."""
-        return stored_bodies(self.fetcher, plan, ids)
+        bodies = stored_bodies(self.fetcher, plan.stored, found.samples)
+        for name, computation in plan.computed.items():
+            bodies[name] = column_bodies(computation.column(found.rows))
+        return bodies
 
-    def equal(self, plan: Plan, ids: Int64, text: bytes) -> Bools:
+    def equal(self, plan: Plan, found: Lookup, text: bytes) -> Bools:
         """Compare a column of text with one, where it lies."""
-        return equal_text(self.fetcher, plan, ids, text)
+        (field,) = plan.fields
+        if field.computation is not None:
+            return field.computation.equal(found.rows, text)
+        return equal_text(self.fetcher, plan, found.samples, text)
 
     def ahead(
         self,
         pieces: Iterable[T],
-        ids_of: Callable[[T], Int64],
+        rows_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
-    ) -> Iterator[T]:
-        """Yield pieces of work, as `npstream.shards.table.Fetcher.ahead` does."""
-        return self.fetcher.ahead(pieces, ids_of, step, is_rowwise)
+    ) -> Iterator[tuple[T, Lookup]]:
+        """Yield pieces of work and what their rows are, some of which are fetched ahead.
+
+        The parameters are those of `npstream.shards.table.Fetcher.ahead`. A read of a piece takes
+        the `Lookup` that comes with it, so that rows are looked up once.
+        """
+        found = ((piece, self.look_up(rows_of(piece))) for piece in pieces)
+        return self.fetcher.ahead(found, _samples_of, step, is_rowwise)
 
     def is_rowwise(
         self, order: ReadOrder, mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None
@@ -247,7 +300,7 @@ class Source:
 
     def _stored_order(self, order: ReadOrder) -> ReadOrder:
         """Return an order as one of what the index counts."""
-        return order
+        return order._replace(first=lambda n: self.samples_at(order.first(n)))
 
     @property
     def has_transforms(self) -> bool:
@@ -265,16 +318,13 @@ class Source:
         """Yield the datasets that a view's samples come from, and which ones; in any order."""
         yield self, selection
 
-    def stored_plan(self, plan: Plan) -> Plan | None:
-        """Return a plan as one of what is stored; None if nothing is to be read."""
-        return plan
-
     def scalars(self, plan: Plan) -> str | None:
         """Return the name of a plan's only column, if the side-car holds its values."""
-        remote = self.remote
-        if remote is None or remote.files.sidecar is None or len(plan.fields) != 1:
+        if len(plan.fields) != 1 or (remote := self.remote) is None or not remote.files.sidecar:
             return None
         (field,) = plan.fields
+        if field.computation is not None:
+            return None
         known = remote.files.sidecar.columns.get(field.name)
         if known is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
             return None
@@ -296,7 +346,9 @@ class Source:
 
     def locate(self, ids: int | Int64) -> tuple[Any, Any]:
         """Return the shard of a sample and its row there; of several samples, in their shape."""
-        return locate(self.index, ids)
+        if isinstance(ids, int):
+            return locate(self.index, int(self.samples_at(np.array([ids]))[0]))
+        return locate(self.index, self.samples_at(ids))
 
     def stored(self, selection: Selection) -> Selection:
         """Return a view as one of what the index counts."""
@@ -316,18 +368,35 @@ class Source:
         return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
 
 
-def _samples(fetcher: Fetcher, plan: Plan, ids: Int64) -> Iterator[Sample]:
+def _samples_of(piece: tuple[Any, Lookup]) -> Int64:
+    return piece[1].samples
+
+
+def _gather_all(fetcher: Fetcher, plan: Plan, found: Lookup) -> dict[str, Stored]:
+    """Read columns as they are stored, and make those that are computed."""
+    columns = gather(fetcher, plan.stored, found.samples)
+    for name, computation in plan.computed.items():
+        columns[name] = computation.column(found.rows)
+    return columns
+
+
+def _samples(fetcher: Fetcher, plan: Plan, found: Lookup) -> Iterator[Sample]:
     if not plan.fields:  # shards may have no column in common
-        return ({} for _ in ids)
-    stored = gather(fetcher, plan, ids)
-    values = [sample_values(fetcher, f, stored[f.name], ids) for f in plan.fields]
+        return ({} for _ in found.samples)
+    stored = _gather_all(fetcher, plan, found)
+    values = [sample_values(fetcher, f, stored[f.name], found.samples) for f in plan.fields]
     names = [f.name for f in plan.fields]
     return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
 
 def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
-    (found,) = _samples(fetcher, plan, np.array([sample]))
+    ids = np.array([sample])
+    (found,) = _samples(fetcher, plan, Lookup(ids, ids))
     return found
+
+
+def _nothing(sample: int) -> Sample:
+    return {}
 
 
 def view_order(
@@ -400,7 +469,7 @@ def open_source(
         if name in names and name not in declared:
             fields[name] = Field(name, _recorded(fields[name], dtype, where))
     for name, meaning_ in declared.items():
-        fields[name] = Field(name, view_as(source.field(name).encoding, meaning_))
+        fields[name] = source.field(name).view(meaning_)
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
     if unsafe and not allow_pickle:
         raise ValueError(

@@ -18,8 +18,8 @@ from npstream.writing.shard import bodies_of_rows
 from npstream.writing.tables import rows_as
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
+    from npstream.reading.gather import Lookup
     from npstream.reading.source import Source
     from npstream.writing.shard import Part
     from npstream.writing.tables import Bounds
@@ -70,22 +70,22 @@ class StoredTable:
         plan, first = Plan(copied), 0
         pieces = (self._selection.ids(start, stop) for start, stop in bounds)
         rowwise = self._source.is_view_rowwise(self._selection)
-        for ids in self._source.ahead(pieces, lambda ids: ids, self._selection.step, rowwise):
-            parts: dict[str, Part] = dict(self._source.bodies(plan, ids)) if copied else {}
+        for _, found in self._source.ahead(pieces, lambda ids: ids, self._selection.step, rowwise):
+            parts: dict[str, Part] = dict(self._source.bodies(plan, found))
             for field in others:
-                parts[field.name] = self._decoded(field, ids, wanted[field.name], first)
+                parts[field.name] = self._decoded(field, found, wanted[field.name], first)
             yield parts
-            first += len(ids)
+            first += len(found.rows)
 
-    def _decoded(self, field: Field, ids: Int64, wanted: Encoding, first: int) -> Part:
+    def _decoded(self, field: Field, found: Lookup, wanted: Encoding, first: int) -> Part:
         """Return rows, from `first` on, that are to be stored otherwise than they are."""
         plan = Plan([field])
         if field.encoding.kind == wanted.kind == "fixed":
-            numbers = self._source.columns(plan, ids, {})[field.name]
+            numbers = self._source.columns(plan, found, {})[field.name]
             assert isinstance(numbers, np.ndarray)
             return rows_as(numbers, wanted)
         if field.encoding.headless and wanted.kind == "ndarray":
-            rows = self._source.columns(plan, ids, {})[field.name]
+            rows = self._source.columns(plan, found, {})[field.name]
             assert isinstance(rows, Ragged)
             try:
                 return bodies_of_rows(rows.values, rows.offsets, rows.shapes, wanted, first)
@@ -94,7 +94,7 @@ class StoredTable:
                     f"column {field.name!r}: {error}; open the dataset without columns= to copy "
                     "its bytes as they are"
                 ) from error
-        return self._source.values(plan, ids)
+        return self._source.values(plan, found)
 
 
 class StoredColumn:

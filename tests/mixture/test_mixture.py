@@ -213,8 +213,8 @@ def test_the_column_of_sources(tmp_path):
     cost = mixed["source"].explain()
     assert (cost.samples, cost.shards) == (5, 0)
     assert mixed.explain() == mixed[["id"]].explain()
-    with pytest.raises(ValueError, match="column 'source' is made"):
-        mixed["source"].view("uint8").load()
+    with pytest.raises(ValueError, match="column 'source' is computed, not stored"):
+        mixed["source"].view("uint8")
     with pytest.raises(ColumnError, match="no column 'source'"):
         npstream.mix({"a": a, "b": b})["source"]
 

@@ -20,6 +20,7 @@ from datasets import write_shards
 import npstream
 from npstream._core import memory
 from npstream.errors import FormatError, IntegrityError, StorageError
+from npstream.reading.gather import Lookup
 from npstream.shards import kernels
 from npstream.shards import table as fetch
 from npstream.storage import local as store
@@ -391,7 +392,7 @@ def test_prefetching_changes_nothing_that_is_read():
         fetcher.prefetch(part)
     assert [id(ids) for ids in fetcher._announced] == [id(parts[1]), id(parts[2])]
     for part in parts:
-        for name, column in ds._source.columns(plan, part, {}).items():
+        for name, column in ds._source.columns(plan, Lookup(part, part), {}).items():
             for i, value in zip(part, column, strict=True):
                 np.testing.assert_array_equal(value, expected[name][i])
 

@@ -52,7 +52,8 @@ def bodies(ds):
 
 
 def _bytes(ds, name):
-    part = ds._source.bodies(ds._source.plan((name,)), ds._selection.ids())[name]
+    source = ds._source
+    part = source.bodies(source.plan((name,)), source.look_up(ds._selection.ids()))[name]
     spans = zip(part.address.tolist(), part.nbytes.tolist(), strict=True)
     return [ctypes.string_at(at, nbytes) for at, nbytes in spans]
 
