@@ -49,7 +49,25 @@ TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """What a cache holds: its directory, its files, the bytes that they take, and its limit."""
+    """What a cache holds.
+
+    Attributes
+    ----------
+    directory : str
+        Where it is.
+    files : int
+        Files in it.
+    nbytes : int
+        Bytes that these take on the disk.
+    limit : int
+        Bytes that they may take.
+
+    Examples
+    --------
+    >>> empty = npstream.cache.info("cache")
+    >>> empty.files, empty.nbytes
+    (0, 0)
+    """
 
     directory: str
     files: int
@@ -276,7 +294,11 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     Parameters
     ----------
     directory : str or os.PathLike, optional
-        By default the one that is used by default.
+        By default the one that `npstream.open` uses by default.
+
+    Returns
+    -------
+    CacheInfo
 
     Examples
     --------
@@ -294,8 +316,8 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
     Parameters
     ----------
     directory : str or os.PathLike, optional
-        By default the one that is used by default.
-    timeout : float
+        By default the one that `npstream.open` uses by default.
+    timeout : float, default: 60.0
         Seconds to wait for another process that holds the directory's lock.
 
     Returns
@@ -310,7 +332,8 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
 
     Examples
     --------
-    >>> cache = npstream.cache.Cache("cache")
+    >>> from npstream.cache.cache import Cache
+    >>> cache = Cache("cache")
     >>> cache.store("00112233445566ff", bytes(10_000))
     True
     >>> npstream.cache.clear("cache") >= 10_000

@@ -69,7 +69,7 @@ def ended(child: int) -> int:
 
 PRELUDE = f"""
 import sys, time
-from npstream.cache import Cache
+from npstream.cache.cache import Cache
 directory = sys.argv[1]
 cache = Cache(directory, "100MB")
 file = cache.open({KEY!r}, {len(CONTENT)}, {PIECES})
