@@ -105,7 +105,19 @@ class CostError(NpstreamError, RuntimeError):
 
 
 class MissingDependencyError(NpstreamError, ImportError):
-    """A package that npstream needs for this, and does not require, is not installed."""
+    """A package that npstream needs for this, and does not require, is not installed.
+
+    Parameters
+    ----------
+    purpose : str
+        What needs it.
+    package : str
+        Its name on PyPI.
+    extra : str, default: ""
+        The extra of npstream that installs it.
+    otherwise : str, default: ""
+        What helps without it.
+    """
 
     def __init__(self, purpose: str, package: str, extra: str = "", otherwise: str = "") -> None:
         wanted = f"'npstream[{extra}]'" if extra else package
@@ -119,7 +131,17 @@ class MissingDependencyError(NpstreamError, ImportError):
 
 
 class ColumnError(NpstreamError, KeyError):
-    """A dataset has no column of that name."""
+    """A dataset has no column of that name.
+
+    Parameters
+    ----------
+    name : object
+        What was asked for.
+    columns : iterable of str
+        The columns that there are, of which the message names the nearest, or all.
+    where : str, default: ""
+        What the message begins with, such as the place of the dataset.
+    """
 
     def __init__(self, name: object, columns: Iterable[str], where: str = "") -> None:
         import difflib
@@ -131,7 +153,22 @@ class ColumnError(NpstreamError, KeyError):
 
     @classmethod
     def saying(cls, message: str) -> ColumnError:
-        """Return one that says why a column, which others have, is not there."""
+        """Return one that says why a column, which others have, is not there.
+
+        Parameters
+        ----------
+        message : str
+            The whole message.
+
+        Returns
+        -------
+        ColumnError
+
+        Examples
+        --------
+        >>> str(ColumnError.saying("only shard 3 has column 'x'"))
+        "only shard 3 has column 'x'"
+        """
         return cls.__new__(cls, message)
 
     def __str__(self) -> str:

@@ -64,8 +64,7 @@ def assert_same_as_numpy(
 ) -> tuple[Any, Any] | None:
     """Raise if an index gives something other than it gives with NumPy.
 
-    Both are indexed. Either the two results have the same values, dtype and shape, or both raise an
-    exception of the same type.
+    Both results have the same values, dtype and shape, or both raise exceptions of one type.
 
     Parameters
     ----------
@@ -73,8 +72,8 @@ def assert_same_as_numpy(
         What to check. An array-like other than a Column needs ``shape``, ``dtype``,
         ``__getitem__`` and ``__array__``.
     reference : ndarray or mapping of str to ndarray
-        What `actual` holds: an array, or for a Dataset an array for each of its columns. The first
-        axes of these arrays are the axes of the view.
+        What `actual` holds: an array, or for a Dataset one for each column. The first axes of these
+        arrays are the axes of the view.
     index : object, default: Ellipsis
         Any index. An index of a Dataset applies to the axes of the view, or names columns.
     messages : bool, default: False
@@ -152,8 +151,7 @@ def assert_same_result(
 def assert_same(actual: Any, expected: Any) -> None:
     """Raise unless two values are the same: in type, dtype, shape and elements.
 
-    Compared with `numpy.testing.assert_array_equal`, it reads Columns, Datasets, Batches and
-    Raggeds, and compares the elements of object arrays, which may themselves be arrays.
+    It reads Columns, Datasets, Batches and Raggeds. Elements of object arrays may be arrays.
 
     Parameters
     ----------
@@ -481,8 +479,10 @@ def tables(
     ----------
     columns : SearchStrategy of str, optional
         Draws the encoding of a column; by default `encodings`.
-    min_samples, max_samples : int, default: 1, 10
-        Bounds of the number of samples.
+    min_samples : int, default: 1
+        Least number of samples.
+    max_samples : int, default: 10
+        Largest number of samples.
     max_columns : int, default: 4
         Largest number of columns.
 

@@ -28,6 +28,8 @@ from npstream.reading.batch import Batch, Ragged
 if TYPE_CHECKING:
     from npstream.iteration.iterator import Run
 
+__all__ = ["DataLoader"]
+
 
 def tensor(array: AnyArray) -> torch.Tensor:
     """Return a tensor over an array's memory, or over a copy's if the array is read-only."""
@@ -288,13 +290,16 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     Parameters
     ----------
     dataset : Iteration
+        What to iterate over.
     batch_size : int, optional
         Samples that torch makes batches of. By default what is iterated over is yielded as it is.
-    **options
+    **options : Any
         What else torch's takes.
 
     Raises
     ------
+    TypeError
+        If `dataset` is not what ``ds.iter`` returns.
     ValueError
         If torch is to make batches of batches, and nothing says how.
 
@@ -377,17 +382,76 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return self.dataset.epoch
 
     def state_dict(self, *composer: Any) -> dict[str, Any]:
-        """Return what is to be loaded to go on after the last batch that was yielded."""
+        """Return what is to be loaded to go on after the last batch that was yielded.
+
+        Parameters
+        ----------
+        *composer : Any
+            What Composer passes; see `npstream.iteration.iteration.Iteration.state_dict`.
+
+        Returns
+        -------
+        dict
+            Nothing but what JSON can hold.
+
+        Examples
+        --------
+        >>> loader = DataLoader(getfixture("example").iter(0, 1, batch_size=2))
+        >>> loader.state_dict()["epoch"]
+        0
+        """
         return self.dataset.state_dict(*composer)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin next where another was, maybe with other workers, when it returned this state."""
+        """Begin next where another was, maybe with other workers, when it returned this state.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned, of a loader or of an iteration.
+
+        Examples
+        --------
+        >>> loader = DataLoader(getfixture("example").iter(0, 1, batch_size=1))
+        >>> first = next(iter(loader))
+        >>> again = DataLoader(getfixture("example").iter(0, 1, batch_size=1))
+        >>> again.load_state_dict(loader.state_dict())
+        >>> [batch.ids.tolist() for batch in again]
+        [[1], [2]]
+        """
         self.dataset.load_state_dict(state)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make all iterations from now on those of one epoch, until it is set anew."""
+        """Make all iterations from now on those of one epoch, until it is set anew.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+
+        Examples
+        --------
+        >>> loader = DataLoader(getfixture("example").iter(0, 1, batch_size=2))
+        >>> loader.set_epoch(4)
+        >>> loader.epoch
+        4
+        """
         self.dataset.set_epoch(epoch)
 
     def skip(self, start: int, stop: int) -> None:
-        """Leave batches of an epoch out, in a loop from its next batch on."""
+        """Leave batches of an epoch out, in a loop from its next batch on.
+
+        Parameters
+        ----------
+        start, stop : int
+            The first batch to be left out, and the next one not to be, as counted from the
+            beginning of the epoch.
+
+        Examples
+        --------
+        >>> loader = DataLoader(getfixture("example").iter(0, 1, batch_size=1))
+        >>> loader.skip(0, 2)
+        >>> [batch.ids.tolist() for batch in loader]
+        [[2]]
+        """
         self.dataset.skip(start, stop)

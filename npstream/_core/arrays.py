@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -46,3 +46,13 @@ def out_of_bounds(positions: Int64, n: int) -> bool:
     # As unsigned numbers, negative ones are too large as well.
     unsigned = positions.view(np.uint64)
     return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
+
+
+def in_bounds(indices: Any, size: int) -> Any:
+    """Return indices of a ravelled array as numbers from 0; raise IndexError out of bounds."""
+    array = np.asarray(indices)
+    wrong = (array < -size) | (array >= size)
+    if wrong.any():
+        first = array[wrong].flat[0]
+        raise IndexError(f"index {first} is out of bounds for axis 0 with size {size}")
+    return np.where(array < 0, array + size, array)

@@ -8,12 +8,14 @@ Tested in tests/dataset/test_array_methods.py.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from npstream._core.typing import AnyArray
+from npstream.dataset.docstrings import documented
 from npstream.dataset.reductions import reduce_blocks
 from npstream.dataset.ufuncs import common_rows, in_blocks
 
@@ -44,6 +46,9 @@ class ArrayLikeColumn(Protocol):
     def size(self) -> int:
         """Number of elements."""
 
+    def _scalar(self) -> Any:
+        """Read the only element."""
+
     def _array(self) -> AnyArray:
         """Read the column as an array, of objects where NumPy has no dtype."""
 
@@ -62,6 +67,7 @@ class ArrayMethods:
 
     __slots__ = ()
 
+    @documented("ndarray or scalar", "sum()", "np.int64(3)")
     def sum(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -75,6 +81,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
         return _reduced(self, "sum", axis, out, options)
 
+    @documented("ndarray or scalar", "prod()", "np.int64(0)")
     def prod(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -88,6 +95,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
         return _reduced(self, "prod", axis, out, options)
 
+    @documented("ndarray or scalar", "min()", "np.int64(0)")
     def min(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -100,6 +108,7 @@ class ArrayMethods:
         options = {"keepdims": keepdims, "initial": initial, "where": where}
         return _reduced(self, "min", axis, out, options)
 
+    @documented("ndarray or scalar", "max()", "np.int64(2)")
     def max(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -112,6 +121,7 @@ class ArrayMethods:
         options = {"keepdims": keepdims, "initial": initial, "where": where}
         return _reduced(self, "max", axis, out, options)
 
+    @documented("ndarray or scalar", "any()", "np.True_")
     def any(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -123,6 +133,7 @@ class ArrayMethods:
         """Return True if any element is true, as `numpy.any` does, and stop reading there."""
         return _reduced(self, "any", axis, out, {"keepdims": keepdims, "where": where})
 
+    @documented("ndarray or scalar", "all()", "np.False_")
     def all(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -134,6 +145,7 @@ class ArrayMethods:
         """Return True if all elements are true, as `numpy.all` does; stop reading at one not."""
         return _reduced(self, "all", axis, out, {"keepdims": keepdims, "where": where})
 
+    @documented("ndarray or scalar", "mean()", "np.float64(1.0)")
     def mean(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -147,6 +159,7 @@ class ArrayMethods:
         options = {"dtype": dtype, "keepdims": keepdims, "where": where}
         return _reduced(self, "mean", axis, out, options)
 
+    @documented("ndarray or scalar", "std(ddof=1)", "np.float64(1.0)")
     def std(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -163,6 +176,7 @@ class ArrayMethods:
         options = _moment(dtype, ddof, keepdims, where, mean, correction)
         return _reduced(self, "std", axis, out, options)
 
+    @documented("ndarray or scalar", "var(ddof=1)", "np.float64(1.0)")
     def var(
         self,
         axis: int | tuple[int, ...] | None = None,
@@ -179,12 +193,24 @@ class ArrayMethods:
         options = _moment(dtype, ddof, keepdims, where, mean, correction)
         return _reduced(self, "var", axis, out, options)
 
+    @documented(
+        "ndarray or scalar",
+        "argmin()",
+        "np.int64(0)",
+        axis=("int", "Along which axis; by default of the ravelled column."),
+    )
     def argmin(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
     ) -> Any:
         """Return where the least element is, as `numpy.argmin` does."""
         return _reduced(self, "argmin", axis, out, {"keepdims": keepdims})
 
+    @documented(
+        "ndarray or scalar",
+        "argmax()",
+        "np.int64(2)",
+        axis=("int", "Along which axis; by default of the ravelled column."),
+    )
     def argmax(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
     ) -> Any:
@@ -193,6 +219,12 @@ class ArrayMethods:
 
     # These read
 
+    @documented(
+        "ndarray",
+        "astype(bool)",
+        "array([False,  True,  True])",
+        raises="TypeError: If `casting` does not allow it.",
+    )
     def astype(
         self: ArrayLikeColumn,
         dtype: DTypeLike,
@@ -210,14 +242,22 @@ class ArrayMethods:
         array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
         return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
 
+    @documented("ndarray", "copy()", "array([0, 1, 2])")
     def copy(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column."""
         return np.asarray(self._array(), order=cast("Any", order))
 
+    @documented("ndarray", "flatten()", "array([0, 1, 2])")
     def flatten(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
         """Read the column into one axis."""
         return self._array().reshape(-1, order=cast("Any", order))
 
+    @documented(
+        "Column or ndarray",
+        "reshape(1, -1)",
+        "array([[0, 1, 2]])",
+        raises="ValueError: If the shape does not fit, or `copy` is False and one is needed.",
+    )
     def reshape(
         self: ArrayLikeColumn, *shape: Any, order: str = "C", copy: bool | None = None
     ) -> Any:
@@ -230,6 +270,7 @@ class ArrayMethods:
             raise ValueError("Unable to avoid creating a copy while reshaping.")
         return self._array().reshape(final, order=cast("Any", order))
 
+    @documented("Column or ndarray", "ravel().shape", "(3,)")
     def ravel(self: ArrayLikeColumn, order: str = "C") -> Any:
         """Return the column with one axis: lazily where values have none, else as an array."""
         if len(self.shape) == 1:
@@ -237,6 +278,7 @@ class ArrayMethods:
         flat = self._flat_rows() if order in ("C", "K") else None
         return self._array().reshape(-1, order=cast("Any", order)) if flat is None else flat
 
+    @documented("Column or ndarray", "transpose().shape", "(3,)")
     def transpose(self: ArrayLikeColumn, *axes: Any) -> Any:
         """Read the column with its axes in another order, as `numpy.ndarray.transpose` takes it."""
         np.broadcast_to(np.False_, self.shape).transpose(*axes)
@@ -247,14 +289,17 @@ class ArrayMethods:
         """The column with its axes in reverse order, as an array if there are several."""
         return self if len(self.shape) < 2 else self._array().T
 
+    @documented("list", "tolist()", "[0, 1, 2]")
     def tolist(self: ArrayLikeColumn) -> Any:
         """Read the column as a list, nested as its axes are, of Python's values."""
         return self._array().tolist()
 
+    @documented("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
     def repeat(self: ArrayLikeColumn, repeats: ArrayLike, axis: int | None = None) -> AnyArray:
         """Read the column and repeat its elements, as `numpy.repeat` does."""
         return self._array().repeat(cast("Any", repeats), axis)
 
+    @documented("ndarray", "clip(1)", "array([1, 1, 2])")
     def clip(
         self: ArrayLikeColumn,
         min: ArrayLike | None = None,
@@ -274,6 +319,7 @@ class ArrayMethods:
         clipped: AnyArray = _rowwise(self, "clip", function, limits, options)
         return clipped
 
+    @documented("ndarray", "round()", "array([0, 1, 2])")
     def round(self: ArrayLikeColumn, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
         """Read the column with its elements rounded, as `numpy.round` does."""
 
@@ -284,6 +330,7 @@ class ArrayMethods:
         rounded: AnyArray = _rowwise(self, "round", function, [], options)
         return rounded
 
+    @documented("ndarray", "cumsum()", "array([0, 1, 3])")
     def cumsum(
         self: ArrayLikeColumn,
         axis: int | None = None,
@@ -294,6 +341,13 @@ class ArrayMethods:
         total: AnyArray = np.cumsum(self._array(), axis, cast("Any", dtype), cast("Any", out))
         return total
 
+    @documented(
+        "ndarray",
+        "argsort()",
+        "array([0, 1, 2])",
+        axis=("int", "Along which axis; None ravels the column."),
+        order=("str or list of str", "Fields to compare; without meaning here."),
+    )
     def argsort(
         self: ArrayLikeColumn,
         axis: int | None = -1,
@@ -305,16 +359,19 @@ class ArrayMethods:
         """Read the column and return the positions that sort it, as `numpy.argsort` does."""
         return np.argsort(self._array(), axis, kind, order, stable=stable)
 
+    @documented("tuple of ndarray", "nonzero()", "(array([1, 2]),)")
     def nonzero(self: ArrayLikeColumn) -> tuple[AnyArray, ...]:
         """Return the positions of elements that are not zero, as `numpy.nonzero` does."""
         if self.dtype.kind in "biufc" and self.shape:
             return cast("AnyArray", np.not_equal(cast("Any", self), 0)).nonzero()
         return self._array().nonzero()
 
+    @documented("ndarray or scalar", "dot([1, 10, 100])", "np.int64(210)")
     def dot(self: ArrayLikeColumn, b: ArrayLike, out: AnyArray | None = None) -> Any:
         """Return the dot product with another array, as `numpy.dot` does."""
         return np.dot(cast("Any", self), b, *(() if out is None else (out,)))
 
+    @documented("scalar", "item(2)", "2")
     def item(self: ArrayLikeColumn, *args: Any) -> Any:
         """Read one element as Python's value, as `numpy.ndarray.item` does."""
         stand_in = np.broadcast_to(np.False_, self.shape)
@@ -323,6 +380,43 @@ class ArrayMethods:
         index = given if isinstance(given, tuple) else _unravelled(given, self.shape)
         value = cast("Any", self)[index]
         return value.item() if isinstance(value, np.ndarray | np.generic) else value
+
+    # Values
+
+    def __bool__(self: ArrayLikeColumn) -> bool:
+        if self.size != 1:
+            raise ValueError(
+                "The truth value of an array with more than one element is ambiguous. "
+                "Use a.any() or a.all()"
+            )
+        return bool(np.asarray(self))
+
+    def __int__(self: ArrayLikeColumn) -> int:
+        return int(self._scalar())
+
+    def __float__(self: ArrayLikeColumn) -> float:
+        return float(self._scalar())
+
+    def __complex__(self: ArrayLikeColumn) -> complex:
+        return complex(self._scalar())
+
+    def __index__(self: ArrayLikeColumn) -> int:
+        if self.shape:
+            raise TypeError("only integer scalar arrays can be converted to a scalar index")
+        return operator.index(np.asarray(self))
+
+    def _scalar(self: ArrayLikeColumn) -> Any:
+        """Read the only element, or raise TypeError; NumPy takes it of an array without axes."""
+        if self.shape:
+            raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
+        return np.asarray(self)[()]
+
+    def __dlpack__(self: ArrayLikeColumn, **options: Any) -> Any:
+        """Read the column and hand the array over, as `numpy.ndarray.__dlpack__` does."""
+        return np.asarray(self).__dlpack__(**options)
+
+    def __dlpack_device__(self: ArrayLikeColumn) -> tuple[int, int]:
+        return 1, 0  # DLPack's kDLCPU
 
 
 def _unravelled(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
@@ -13,6 +12,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream._core.array_like import as_array, is_tensor
+from npstream._core.arrays import in_bounds
 from npstream._core.memory import ensure_fits
 from npstream._core.optional import arrow_stream, torch_door
 from npstream._core.progress import progress
@@ -55,9 +55,20 @@ _NO_DTYPE = ("image", "ndarray", "object")
 class Column(ArrayMethods, NDArrayOperatorsMixin):
     """One column of a view: like an ndarray whose first axes are the view's, and read-only.
 
-    Made by ``ds["name"]``. Indexing gives views and reads nothing, but for an integer, which
+    ``ds["name"]`` is one. Indexing gives views and reads nothing, but for an integer, which
     reads that value. NumPy functions, operators, comparisons, `load` and iteration read. Columns
     of values that vary in shape have the view's axes alone; `load` gives them as a `Ragged`.
+    Made by `Dataset`.
+
+    Examples
+    --------
+    >>> label = getfixture("example")["label"]
+    >>> label
+    <npstream.Column 'label': shape (3,), dtype int64, stored as int64>
+    >>> label[::2].load()
+    array([0, 2])
+    >>> label > 0
+    array([False,  True,  True])
     """
 
     # `_cell` is the part of each value that is read; `_mesh` chooses elements of it, unless it is
@@ -84,7 +95,23 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
 
     @classmethod
     def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
-        """Return the whole of a plan's only column."""
+        """Return the whole of a plan's only column.
+
+        For `npstream.dataset` only.
+
+        Parameters
+        ----------
+        source : Source
+            What is read.
+        plan : Plan
+            How the column is read.
+        selection : Selection
+            The rows.
+
+        Returns
+        -------
+        Column
+        """
         encoding = plan.fields[0].encoding
         cell = Cell.whole(encoding.shape or ()) if encoding.kind == "fixed" else None
         return cls(source, plan, selection, cell)
@@ -238,10 +265,14 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
             the elements that they hold. Or the name of an encoding, such as
             ``"ndarray:int64:2048"``.
 
+        Returns
+        -------
+        Column
+
         Raises
         ------
         ValueError
-            If the bytes of a value cannot be that.
+            If the bytes of a value cannot be that, or the column is a part of values.
 
         Examples
         --------
@@ -271,6 +302,13 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         ndarray or Ragged
             A Ragged if the values vary in size, one row a sample also of an N-d view; an object
             array if they are neither numbers nor text nor bytes.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If `out` does not have the column's shape or dtype.
+        MemoryError
+            Before reading, if it takes more memory than is free.
 
         Examples
         --------
@@ -333,21 +371,32 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         Parameters
         ----------
         indices : array_like of int
+            Which elements.
         axis : int, optional
-            None takes elements of the ravelled column.
+            The axis along which to take; by default the column is ravelled.
         out : ndarray, optional
-            The array to fill and return.
+            The array to fill and return; by default a new one.
         mode : {"raise", "wrap", "clip"}, default: "raise"
             What an index out of bounds does.
 
         Returns
         -------
-        ndarray or scalar
+        ndarray, Ragged or scalar
             A Ragged if the values vary in size.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of bounds, and `mode` is "raise".
+
+        Examples
+        --------
+        >>> getfixture("example")["label"].take([2, -3])
+        array([2, 0])
         """
         if axis is None:
             picked = in_mode(indices, self.size, mode)
-            bounded = np.asarray(picked) if self.ndim == 1 else _in_bounds(picked, self.size)
+            bounded = np.asarray(picked) if self.ndim == 1 else in_bounds(picked, self.size)
             chosen = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
         else:
             axis = normalize_axis_index(axis, self.ndim)
@@ -360,13 +409,33 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         return out
 
     def explain(self) -> Cost:
-        """Return what `load` of this column would fetch now, such as its ``nbytes``."""
+        """Return what `load` of this column would fetch now, such as its ``nbytes``.
+
+        Returns
+        -------
+        Cost
+
+        Examples
+        --------
+        >>> getfixture("example")["label"].explain().nbytes
+        0
+        """
         from npstream.reading.cost import explain
 
         return explain(self._source, self._selection, self._plan)
 
     def prefetch(self) -> None:
-        """Fetch the chunks of this column's rows into the cache, as `Dataset.prefetch` does."""
+        """Fetch the chunks of this column's rows into the cache, as `Dataset.prefetch` does.
+
+        Raises
+        ------
+        ValueError
+            If the cache cannot hold them all at once.
+
+        Examples
+        --------
+        >>> getfixture("example")["label"].prefetch()  # nothing is to be fetched: it is local
+        """
         from npstream.reading.cost import prefetch
 
         prefetch(self._source, self._selection, self._plan)
@@ -401,11 +470,47 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         return self._cell is None or self._field.encoding.name == "int"
 
     def to_numpy(self, dtype: DTypeLike | None = None) -> AnyArray:
-        """Read the column: ``np.asarray(column, dtype)``."""
+        """Read the column: ``np.asarray(column, dtype)``.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            What to convert it to; by default it is not converted.
+
+        Returns
+        -------
+        ndarray
+
+        Raises
+        ------
+        TypeError
+            If NumPy has no dtype for the values: read them with ``dtype=object``.
+
+        Examples
+        --------
+        >>> getfixture("example")["label"].to_numpy(np.float32)
+        array([0., 1., 2.], dtype=float32)
+        """
         return np.asarray(self, dtype)
 
     def to_torch(self) -> Any:
-        """Read the column as a tensor; a nested one, in jagged layout, if values vary in size."""
+        """Read the column as a tensor; a nested one, in jagged layout, if values vary in size.
+
+        Returns
+        -------
+        torch.Tensor
+
+        Raises
+        ------
+        MissingDependencyError
+            If torch is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("torch")
+        >>> getfixture("example")["label"].to_torch()
+        tensor([0, 1, 2])
+        """
         column = self.load()
         if isinstance(column, Ragged):
             return column.to_torch()
@@ -587,40 +692,6 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         leader = next(c for c in columns if c.ndim == len(shape) and len(c) == shape[0])
         return elementwise.in_blocks(function, inputs, options, shape, leader._bounds(purpose))
 
-    # Values
-
-    def __bool__(self) -> bool:
-        if self.size != 1:
-            raise ValueError(
-                "The truth value of an array with more than one element is ambiguous. "
-                "Use a.any() or a.all()"
-            )
-        return bool(np.asarray(self))
-
-    def __int__(self) -> int:
-        return int(self._scalar())
-
-    def __float__(self) -> float:
-        return float(self._scalar())
-
-    def __complex__(self) -> complex:
-        return complex(self._scalar())
-
-    def __index__(self) -> int:
-        if self.shape:
-            raise TypeError("only integer scalar arrays can be converted to a scalar index")
-        return operator.index(np.asarray(self))
-
-    def _scalar(self) -> Any:
-        """Read the only element, or raise TypeError; NumPy takes it of an array without axes."""
-        if self.shape:
-            raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
-        return np.asarray(self)[()]
-
-    def __dlpack__(self, **options: Any) -> Any:
-        """Read the column and hand the array over, as `numpy.ndarray.__dlpack__` does."""
-        return np.asarray(self).__dlpack__(**options)
-
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
         return self._arrow_array().__arrow_c_array__(requested_schema)
 
@@ -642,16 +713,3 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
             column = Column(self._source, Plan([field]), self._selection)
         gate(self._source, self._selection, f"column {self.name!r} for Arrow", column._plan)
         return to_arrow_array(self.name, column.load())
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return 1, 0  # DLPack's kDLCPU
-
-
-def _in_bounds(indices: Any, size: int) -> Any:
-    """Return indices of a ravelled array as numbers from 0; raise IndexError out of bounds."""
-    array = np.asarray(indices)
-    wrong = (array < -size) | (array >= size)
-    if wrong.any():
-        first = array[wrong].flat[0]
-        raise IndexError(f"index {first} is out of bounds for axis 0 with size {size}")
-    return np.where(array < 0, array + size, array)

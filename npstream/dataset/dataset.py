@@ -42,6 +42,14 @@ class Dataset:
 
     Made by `npstream.open`. An integer reads one sample; every other row index is a lazy view; a
     name picks columns; NumPy functions, `load` and iteration read. ``==`` is identity.
+
+    Examples
+    --------
+    >>> ds = getfixture("example")
+    >>> ds[1]
+    {'text': 'one', 'label': np.int64(1)}
+    >>> ds[::2]["text"].to_numpy()
+    array(['zero', 'two'], dtype=StringDType())
     """
 
     __slots__ = ("__weakref__", "_names", "_reader", "_selection", "_source", "_transform")
@@ -230,7 +238,7 @@ class Dataset:
         ----------
         out : mapping of str to array_like, optional
             Arrays for fixed-size columns, of the column's dtype and shape: filled and returned
-            instead of new ones. They may be tensors in pinned memory.
+            instead of new ones, which is the default. They may be tensors in pinned memory.
 
         Returns
         -------
@@ -241,6 +249,8 @@ class Dataset:
         ------
         MemoryError
             Before reading, if it takes more memory than is free.
+        ValueError, TypeError
+            If an array of `out` does not have the column's shape or dtype.
 
         Examples
         --------
@@ -272,8 +282,28 @@ class Dataset:
             0, or None for the ravelled view, which is the same unless the view is N-d.
         out : mapping of str to array_like, optional
             Arrays to fill, as for `load`.
-        mode : {"raise", "wrap", "clip"}
+        mode : {"raise", "wrap", "clip"}, default: "raise"
             What an index out of bounds does.
+
+        Returns
+        -------
+        Batch or dict
+            A dict, or what the view's transform makes of it, for one integer.
+
+        Raises
+        ------
+        IndexError
+            If an index is out of bounds, and `mode` is "raise".
+        ValueError
+            If there is no such axis or mode.
+        TypeError
+            If the indices are no integers, or there are arrays to fill with one sample.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.take([5, -1], mode="clip")["label"]
+        array([2, 0])
         """
         view = self
         if axis is None:
@@ -287,13 +317,34 @@ class Dataset:
         return chosen
 
     def explain(self) -> Cost:
-        """Return what `load` of this view would fetch now, such as its ``nbytes``."""
+        """Return what `load` of this view would fetch now, such as its ``nbytes``.
+
+        Returns
+        -------
+        Cost
+
+        Examples
+        --------
+        >>> getfixture("example").explain().nbytes  # nothing is fetched of a local dataset
+        0
+        """
         from npstream.reading.cost import explain
 
         return explain(self._source, self._selection, self._source.plan(self._names))
 
     def prefetch(self) -> None:
-        """Fetch all chunks of this view into the cache; ValueError if that cannot hold them."""
+        """Fetch all chunks of this view into the cache.
+
+        Raises
+        ------
+        ValueError
+            If the cache cannot hold them all at once.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds[:2].prefetch()  # nothing is to be fetched of a local dataset
+        """
         from npstream.reading.cost import prefetch
 
         prefetch(self._source, self._selection, self._source.plan(self._names))
@@ -317,7 +368,19 @@ class Dataset:
     # Views
 
     def ravel(self) -> Dataset:
-        """Return the samples of an N-d view as a 1-d view."""
+        """Return the samples of an N-d view as a 1-d view.
+
+        Returns
+        -------
+        Dataset
+            The view itself if it has one axis.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds[np.array([[0, 1], [2, 0]])].ravel().shape
+        (4,)
+        """
         return self if self.ndim == 1 else self._view(self._selection.ravel())
 
     def order(
@@ -327,12 +390,24 @@ class Dataset:
 
         Parameters
         ----------
-        seed, epoch : int
-            Each pair gives another order, the same on any machine and in any release.
+        seed : int
+            What the order is drawn from; it is the same on any machine and in any release.
+        epoch : int, default: 0
+            Number of the epoch; each has another order.
         block : int, str or None, default: "auto"
             Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
         lanes : int, optional
             Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+
+        Returns
+        -------
+        Order
+            Array-like; ``order.find(rows)`` is its inverse.
+
+        Raises
+        ------
+        ValueError
+            If `block` or `lanes` is no such number.
 
         Examples
         --------
@@ -349,12 +424,23 @@ class Dataset:
 
         Parameters
         ----------
-        seed, epoch : int
-            Each pair gives another order, the same on any machine and in any release.
+        seed : int
+            What the order is drawn from; it is the same on any machine and in any release.
+        epoch : int, default: 0
+            Number of the epoch; each has another order.
         block : int, str or None, default: "auto"
             Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
         lanes : int, optional
             Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        ValueError
+            If `block` or `lanes` is no such number.
 
         Examples
         --------
@@ -374,10 +460,20 @@ class Dataset:
         ----------
         lengths : sequence of int or float
             Samples of each part, or fractions that sum to 1; rounded as torch's does.
-        seed : int
-        by : {"sample", "chunk"}
+        seed : int, default: 0
+            What the parts are drawn from.
+        by : {"sample", "chunk"}, default: "sample"
             "sample": parts are runs of ``shuffle(seed, block=None)``. "chunk" draws chunks, which
             are stored together, so that a part reads its share; its samples keep their order.
+
+        Returns
+        -------
+        list of Dataset
+
+        Raises
+        ------
+        ValueError
+            If the lengths do not sum to the number of samples, or to 1.
 
         Examples
         --------
@@ -396,8 +492,18 @@ class Dataset:
 
         Parameters
         ----------
-        transform : callable, optional
+        transform : callable or None
             Takes a sample and returns what is to stand for it. None removes the transform.
+
+        Returns
+        -------
+        Dataset
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> [*ds.with_transform(lambda sample: sample["text"].upper())]
+        ['ZERO', 'ONE', 'TWO']
         """
         if transform is not None and self._transform is not None:
             transform = partial(_transform_twice, self._transform, transform)
@@ -417,8 +523,19 @@ class Dataset:
             Takes a sample and says whether it stays; with `batch_size`, takes a Batch and
             returns a mask of its rows.
         columns : sequence of str, optional
-            What `fn` is given, and all that is read.
+            What `fn` is given, and all that is read; by default all columns.
         batch_size : int, optional
+            Samples of each Batch that `fn` is given; by default it is given single samples.
+
+        Returns
+        -------
+        Dataset
+            A 1-d view.
+
+        Raises
+        ------
+        TypeError
+            If `fn` is given Batches and does not return a mask of their rows.
 
         Examples
         --------
@@ -465,24 +582,24 @@ class Dataset:
         global_batch_size : int, optional
             Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
             It stays the same when their number changes, and with it what every batch holds.
-        batched : bool
+        batched : bool, default: True
             False yields samples also with `batch_size`, for torch to make batches of as many:
             workers are dealt runs of that length.
-        shuffle : bool, Shuffle, str or StreamingShuffle
+        shuffle : bool, Shuffle, str or StreamingShuffle, default: False
             Whether each epoch has a random order of its own, and its settings; see
             `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
             "naive" are orders of Streaming, of whole datasets, whose settings
             `npstream.StreamingShuffle` holds.
-        seed : int
+        seed : int, default: 0
             What orders are drawn from, except for those of Streaming.
-        epoch : int
+        epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional
             Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
             are numbers, too. Fractions of a sample are dropped. Epochs then follow each other
             through the view, in one order until all its samples came, so that none is passed over.
             With an order of Streaming, each epoch picks its samples as Streaming does.
-        last : {"repeat", "drop", "short"}
+        last : {"repeat", "drop", "short"}, default: "repeat"
             Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
             up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
             carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
@@ -494,7 +611,7 @@ class Dataset:
             the number of machines divides, a machine reads only chunks that no other does. By
             default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
             all.
-        replication : int
+        replication : int, default: 1
             So many ranks in a row read the same samples, as those do that share one model.
         transform : callable, optional
             Takes each Batch, or each sample, and returns what is yielded in its place.
@@ -553,7 +670,18 @@ class Dataset:
         return StoredTable(self._source, self._selection, self._source.plan(self._names).fields)
 
     def close(self) -> None:
-        """Release the maps and buffers of this dataset and all its views, promptly."""
+        """Release the maps and buffers of this dataset and all its views, promptly.
+
+        Calls that are reading finish first. A dataset is also a context manager, which closes it.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> ds.close()
+        >>> ds[0]
+        Traceback (most recent call last):
+        ValueError: ...: the dataset is closed; open it again
+        """
         self._source.close()
 
     def __enter__(self) -> Dataset:

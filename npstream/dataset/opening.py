@@ -68,20 +68,20 @@ def open_dataset(
         it, too, if it has the same scheme, and on the web the same host.
     version : str, optional
         The fingerprint of the index to read, if it is not the newest.
-    verify : bool or str
+    verify : bool or str, default: "auto"
         Which recorded hashes to check: "auto", those of shards that are decompressed, and of
         chunks that are fetched; True, also those of files that are mapped and of what is in the
         cache, and single samples are not fetched without their chunks; False, none; or the name
         of the hash to check in both.
-    allow_pickle : bool
+    allow_pickle : bool, default: False
         Whether columns may be unpickled, which can run code.
-    timeout : float
+    timeout : float, default: 60.0
         Seconds that a request to the store may take, with all its attempts.
-    retries : int
+    retries : int, default: 4
         How often a request is tried again.
-    implicit_read_limit : int or str, optional
-        The bytes that a read which nobody asked for by name, such as a comparison, may fetch;
-        beyond them it raises `CostError`. None for any number.
+    implicit_read_limit : int, str or None, default: "1GiB"
+        The bytes that an implicit read, such as a comparison, may fetch; beyond them it raises
+        `CostError`. None for any number.
 
     Returns
     -------
@@ -95,6 +95,11 @@ def open_dataset(
         If the index cannot be read. If there is none, the error is also a FileNotFoundError.
     ValueError
         If the limit of the cache is less than any read needs; it says the least that would do.
+        Also if `verify` is no such hash, or a column is pickled and `allow_pickle` is False.
+    TypeError
+        If `columns` is one name.
+    MissingDependencyError
+        If the store's driver, or a column's dtype, needs a package that is not installed.
 
     Examples
     --------

@@ -47,7 +47,7 @@ _Piece: TypeAlias = "tuple[Int64, Bools]"
 
 
 class Iteration(Resumable):
-    """One rank's part of a view, epoch after epoch; what ``ds.iter`` returns.
+    """One rank's part of a view, epoch after epoch. Made by `Dataset.iter`.
 
     It can be iterated over any number of times, pickled, and given to
     ``torch.utils.data.DataLoader``, to which it is an ``IterableDataset``: with
@@ -163,7 +163,28 @@ class Iteration(Resumable):
         return self._batched
 
     def rows_of(self, run: Run, batch_size: int | None = None, workers: int = 0) -> int:
-        """Return the samples in each item, or in each batch that a DataLoader makes of items."""
+        """Return the samples in each item, or in each batch that a DataLoader makes of items.
+
+        For `npstream.torch` only.
+
+        Parameters
+        ----------
+        run : Run
+            The epoch that is read.
+        batch_size : int, optional
+            Items in a batch of the DataLoader; by default it makes none.
+        workers : int, default: 0
+            Workers of the DataLoader.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        ValueError
+            If batches of the DataLoader are not what its workers are dealt.
+        """
         rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
         if workers > 1 and rows != run.part.batch_size:
             raise ValueError(

@@ -96,12 +96,18 @@ class Resumable(ABC):
     def begin(self, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
         """Begin the next epoch, or where a state says.
 
+        For `npstream.torch` only.
+
         Parameters
         ----------
         make : callable
             Makes the items of a run.
         rows_of : callable
             Returns the samples of each rank in an item of a run.
+
+        Returns
+        -------
+        EpochIterator
         """
         run = self._fresh()
         if run is None:
@@ -114,7 +120,25 @@ class Resumable(ABC):
     def begin_as(
         self, worker: int, workers: int, make: Make, rows_of: Callable[[Run], int]
     ) -> EpochIterator:
-        """Begin, in a worker that nobody leads, its share of the next epoch."""
+        """Begin, in a worker that nobody leads, its share of the next epoch.
+
+        For `npstream.torch` only.
+
+        Parameters
+        ----------
+        worker : int
+            Number of this worker.
+        workers : int
+            Number of all workers.
+        make : callable
+            Makes the items of a run.
+        rows_of : callable
+            Returns the samples of each rank in an item of a run.
+
+        Returns
+        -------
+        EpochIterator
+        """
         run = self._next_run(partial(self._counter.take_as, worker, workers))
         if self._rejoined is not None:
             place, yielded = self._rejoined
@@ -134,14 +158,40 @@ class Resumable(ABC):
         return iterator
 
     def require_newest(self, run: Run) -> None:
-        """Raise if another iteration than a run's began last, in this process or in workers."""
+        """Raise if another iteration than a run's began last, in this process or in workers.
+
+        For `npstream.torch` only.
+
+        Parameters
+        ----------
+        run : Run
+            What is being read.
+
+        Raises
+        ------
+        RuntimeError
+            It says that only the newest iteration goes on.
+        """
         if run.number is not None and self._counter.newest > run.number:
             raise RuntimeError(OLD)
 
     def lead(self, run: Run, start: Callable[[], T]) -> T:
         """Call a function that iterates over this, or starts workers that do.
 
-        They read what comes after all that is done with of a run, and count nothing.
+        They read what comes after all that is done with of a run, and count nothing. For
+        `npstream.torch` only.
+
+        Parameters
+        ----------
+        run : Run
+            What is being read.
+        start : callable
+            Takes nothing.
+
+        Returns
+        -------
+        Any
+            What the function returns.
         """
         position = run.position + run.missed
         self._counter.lead(run.reached(position) or run.place)
@@ -188,10 +238,22 @@ class Resumable(ABC):
 
         In the epoch that a state was loaded of, the next iteration begins where the state says.
 
+        Parameters
+        ----------
+        epoch : int
+            Number of the epoch.
+
         Raises
         ------
         RuntimeError
             Within a loop over this: the epoch that it is in does not change.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=2, shuffle=True)
+        >>> batches.set_epoch(4)
+        >>> batches.epoch
+        4
         """
         self._refuse_in_loop("set_epoch()")
         integer("epoch", epoch, 0)
@@ -206,7 +268,13 @@ class Resumable(ABC):
 
         Trainers tell it the sampler of a loader. They may leave epochs early, always at the same
         step: so a run that goes on from a state, of an epoch that the trainer is done with, begins
-        the next one, as it would have if it had not stopped. Otherwise this changes nothing.
+        the next one, as it would have if it had not stopped. Otherwise this changes nothing. For
+        `npstream.torch` only.
+
+        Parameters
+        ----------
+        epoch : int
+            The trainer's number of the epoch.
         """
         coming = self._upcoming()
         offset, last = self._trainer_offset, self._trainer_epoch
@@ -226,7 +294,7 @@ class Resumable(ABC):
         ----------
         num_samples : int, optional
             Samples that all ranks together have used, if somebody else counts them.
-        from_beginning : bool
+        from_beginning : bool, default: True
             Whether those of the whole epoch are meant, or those since a state was loaded.
 
         Returns
@@ -264,12 +332,26 @@ class Resumable(ABC):
         That may have been on another number of ranks or workers, and of other batches. The epoch
         after it is a whole one.
 
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
         Raises
         ------
         ValueError
             If it was over another dataset or view, or in another order; it says what differs.
         RuntimeError
             Within a loop over this, which would not know of it.
+
+        Examples
+        --------
+        >>> batches = getfixture("example").iter(0, 1, batch_size=1)
+        >>> first = next(iter(batches))
+        >>> again = getfixture("example").iter(0, 1, batch_size=1)
+        >>> again.load_state_dict(batches.state_dict())
+        >>> [batch.ids.tolist() for batch in again]
+        [[1], [2]]
         """
         worker, workers = this_worker()
         self._refuse_in_loop("load_state_dict()")
@@ -300,6 +382,13 @@ class Resumable(ABC):
         start, stop : int
             The first batch to be left out, and the next one not to be, as counted from the
             beginning of the epoch.
+
+        Raises
+        ------
+        RuntimeError
+            In a worker of a DataLoader.
+        ValueError
+            If too many stretches of an epoch are left out.
 
         Examples
         --------

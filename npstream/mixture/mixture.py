@@ -35,6 +35,12 @@ class Mixture(Dataset):
     Made by `npstream.mix`. It is a Dataset of all their samples: the rows of the first source,
     then those of the second, and so on. Weights are what `iter`, `order` and `shuffle` draw by;
     views of a mixture, such as ``mix[::2]``, are Datasets without weights.
+
+    Examples
+    --------
+    >>> ds = getfixture("example")
+    >>> mix({"odd": ds[1::2], "all": ds}, {"odd": 3, "all": 1}).weights
+    {'odd': 0.75, 'all': 0.25}
     """
 
     __slots__ = ("_of",)
@@ -129,16 +135,28 @@ class Mixture(Dataset):
 
         Parameters
         ----------
-        seed, epoch : int
-            Each pair gives another order, the same on any machine and in any release.
+        seed : int
+            What the order is drawn from; it is the same on any machine and in any release.
+        epoch : int, default: 0
+            Number of the epoch; each has another order.
         block : int, str or None, default: "auto"
             Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
         lanes : int, optional
             Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
-        batching : {"random", "stratified", "per_stream", "device_per_stream"}
+        batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
             What a source is drawn for; see `iter`.
         batch_size, global_batch_size : int, optional
             Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
+
+        Returns
+        -------
+        EpochOrder
+            Array-like.
+
+        Raises
+        ------
+        ValueError
+            If settings do not fit each other.
 
         Examples
         --------
@@ -170,16 +188,33 @@ class Mixture(Dataset):
 
         Parameters
         ----------
-        seed, epoch : int
-            Each pair gives another order, the same on any machine and in any release.
+        seed : int
+            What the order is drawn from; it is the same on any machine and in any release.
+        epoch : int, default: 0
+            Number of the epoch; each has another order.
         block : int, str or None, default: "auto"
             Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
         lanes : int, optional
             Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
-        batching : {"random", "stratified", "per_stream", "device_per_stream"}
+        batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
             What a source is drawn for; see `iter`.
         batch_size, global_batch_size : int, optional
             Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
+
+        Returns
+        -------
+        Dataset
+
+        Raises
+        ------
+        ValueError
+            If settings do not fit each other.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> sorted(mix({"a": ds[:1], "b": ds[1:]}).shuffle(0)["label"])
+        [np.int64(0), np.int64(1), np.int64(2)]
         """
         order = self.order(
             seed, epoch, block=block, lanes=lanes, batching=batching,
@@ -216,30 +251,30 @@ class Mixture(Dataset):
             Number of this process among those that share the view, and of them all. By default
             those of ``torch.distributed`` where it is initialized; else RANK and WORLD_SIZE of the
             environment; else 0 of 1. That is looked up when it is needed, not before.
-        batching : {"random", "stratified", "per_stream", "device_per_stream"}
+        batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
             What a source is drawn for: each sample; each sample, but so that every global batch
             holds the exact shares; each global batch; each batch of a rank.
         batch_size, global_batch_size : int, or mapping of str to int, optional
             Samples in a batch of a rank, or of all ranks. Batches of one source each may differ in
             size by source. Without either samples are yielded, not batches.
-        batched : bool
+        batched : bool, default: True
             False yields samples also with `batch_size`, for torch to make batches of as many:
             workers are dealt runs of that length.
-        shuffle : bool, Shuffle, str or StreamingShuffle
+        shuffle : bool, Shuffle, str or StreamingShuffle, default: False
             Whether each epoch has a random order of its own, and its settings; see
             `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
             "naive" are orders of Streaming, of whole datasets, whose settings
             `npstream.StreamingShuffle` holds.
-        seed : int
+        seed : int, default: 0
             What orders are drawn from, except for those of Streaming.
-        epoch : int
+        epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional
             Samples in an epoch, by default those of all sources together; "100k", " 64 M", "1.5B",
             "2T" and 5e5 are numbers, too. Fractions of a sample are dropped. Epochs then follow
             each other through the view, in one order until all its samples came, so that none is
             passed over. With an order of Streaming, each epoch picks its samples as Streaming does.
-        last : {"repeat", "drop", "short"}
+        last : {"repeat", "drop", "short"}, default: "repeat"
             Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
             up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
             carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
@@ -251,7 +286,7 @@ class Mixture(Dataset):
             the number of machines divides, a machine reads only chunks that no other does. By
             default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
             all.
-        replication : int
+        replication : int, default: 1
             So many ranks in a row read the same samples, as those do that share one model.
         transform : callable, optional
             Takes each Batch, or each sample, and returns what is yielded in its place.
@@ -259,6 +294,11 @@ class Mixture(Dataset):
         Returns
         -------
         Iteration
+
+        Raises
+        ------
+        ValueError
+            If settings do not fit each other, or the cache cannot hold what the order needs.
 
         Examples
         --------
@@ -312,6 +352,21 @@ class Mixture(Dataset):
         -------
         dict
             What `load_state_dict` takes, of an iteration over this one.
+
+        Raises
+        ------
+        ValueError
+            If the state is not that of a mixture, or its epochs do not fit this one.
+
+        Examples
+        --------
+        >>> ds = getfixture("example")
+        >>> few, more = mix({"a": ds}), mix({"a": ds, "b": ds}, {"a": 1, "b": 2})
+        >>> state = few.iter(0, 1, batch_size=1, epoch_size=6).state_dict()
+        >>> batches = more.iter(0, 1, batch_size=1, epoch_size=6)
+        >>> batches.load_state_dict(more.continuing(state))
+        >>> len(list(batches))
+        6
         """
         from npstream.mixture.run import continue_run
 
@@ -354,7 +409,7 @@ def mix(
         Of each source, its share in the samples that are drawn: positive numbers on any scale. A
         sequence changes them along the run: from which position on, in samples of all ranks, and
         what they are then; the first position is 0.
-    alpha : float
+    alpha : float, default: 1.0
         Without weights, those are the numbers of samples to this power: 1 draws from sources by
         their sizes, 0 from all alike.
     columns : sequence of str, optional
@@ -375,6 +430,8 @@ def mix(
         If a column is asked for that some sources do not have; it names them.
     ValueError
         If a source is empty, or the weights are not positive numbers of all sources.
+    TypeError
+        If a source is not a Dataset, or is a mixture.
 
     Examples
     --------

@@ -63,7 +63,7 @@ class Shuffle:
 
     Parameters
     ----------
-    block : int, str or None
+    block : int, str or None, default: "auto"
         Bytes of data that are shuffled together, over all lanes; about what stays in memory or in
         the cache while the order is read. "auto" is a 64th of the data, but at least 1 GiB and at
         most 64 GiB. None shuffles all samples at once.
@@ -94,7 +94,22 @@ class Shuffle:
                 )
 
     def resolve(self, nbytes: int) -> Shuffle:
-        """Return the settings for so many bytes of data, with nothing left to choose."""
+        """Return the settings for a number of bytes of data, with nothing left to choose.
+
+        Parameters
+        ----------
+        nbytes : int
+            Bytes of the data.
+
+        Returns
+        -------
+        Shuffle
+
+        Examples
+        --------
+        >>> Shuffle("2GiB").resolve(1 << 34)
+        Shuffle(block=2147483648, lanes=96)
+        """
         if self.block is None:
             return Shuffle(None, 1)
         block = min(max(nbytes >> 6, 1 << 30), 1 << 36) if self.block == "auto" else self.block

@@ -30,7 +30,8 @@ class Batch(dict[str, Any]):
 
     Parameters
     ----------
-    columns : mapping of str to ndarray or Ragged
+    columns : mapping of str to ndarray or Ragged, or iterable of pairs, default: ()
+        What each column holds.
     ids : array_like of int, optional
         The sample ids, in the shape of the view that was read.
     repeated : array_like of bool, optional
@@ -84,7 +85,19 @@ class Batch(dict[str, Any]):
         return self._repeated
 
     def copy(self) -> Batch:
-        """Return a batch of the same arrays."""
+        """Return a batch of the same arrays.
+
+        Returns
+        -------
+        Batch
+
+        Examples
+        --------
+        >>> batch = Batch({"x": np.arange(2)}, ids=[5, 6])
+        >>> copied = batch.copy()
+        >>> copied["x"] is batch["x"], copied.ids
+        (True, array([5, 6]))
+        """
         return copy.copy(self)
 
     def to_torch(self) -> Batch:
@@ -92,6 +105,10 @@ class Batch(dict[str, Any]):
 
         Arrays in a Ragged become nested tensors in jagged layout, ``bytes`` and images those of
         their bytes. What torch has no type for stays as it is: text, dates, and arrays of objects.
+
+        Returns
+        -------
+        Batch
 
         Examples
         --------
@@ -117,8 +134,13 @@ class Batch(dict[str, Any]):
         Parameters
         ----------
         device : torch.device, str or int
-        **options
+            Where the tensors go.
+        **options : Any
             What else ``torch.Tensor.to`` takes.
+
+        Returns
+        -------
+        Batch
 
         Examples
         --------

@@ -42,7 +42,7 @@ Transfer = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What reading a view would fetch.
+    """What reading a view would fetch. Made by `Dataset.explain`.
 
     Attributes
     ----------
@@ -55,8 +55,14 @@ class Cost:
     requests : int
         Requests to the store.
     nbytes : int
-        Bytes that these bring: reckoned from the average where samples vary in size, and it is
+        Bytes that these bring: estimated from the average where samples vary in size, and it is
         not known yet by how much.
+
+    Examples
+    --------
+    >>> cost = getfixture("example").explain()
+    >>> cost.samples, cost.nbytes
+    (3, 0)
     """
 
     samples: int

@@ -44,8 +44,8 @@ class Ragged:
         The elements of all rows, one row after the other; not of an object dtype.
     offsets : array_like of int, shape (n + 1,)
         Where rows begin and end among the elements, ascending.
-    kind : {None, "str", "bytes", "image"}
-        What a row is: an array, or UTF-8, bytes or an encoded image in elements of uint8.
+    kind : {"str", "bytes", "image"}, optional
+        What a row is: UTF-8, bytes or an encoded image in elements of uint8; by default an array.
     shapes : array_like of int, shape (n, ndim), optional
         The shape of each row, where rows are not 1-d.
     encoding : str, optional
@@ -114,9 +114,26 @@ class Ragged:
 
     @classmethod
     def from_list(cls, rows: Iterable[Any], kind: str | None = None) -> Ragged:
-        """Copy rows into one allocation: arrays with one number of axes, ``str``, or ``bytes``.
+        """Copy rows into one allocation.
 
-        Arrays get a common dtype, as in `np.concatenate`. `kind` says what ``bytes`` stand for.
+        Parameters
+        ----------
+        rows : iterable of array_like, str or bytes
+            Arrays with one number of axes, which get a common dtype as in `np.concatenate`; or
+            text, or bytes.
+        kind : {"str", "bytes", "image"}, optional
+            What ``bytes`` stand for; by default the first row says it.
+
+        Returns
+        -------
+        Ragged
+
+        Raises
+        ------
+        ValueError
+            If arrays have different numbers of axes.
+        TypeError
+            If some rows are text or bytes, and others are not.
 
         Examples
         --------
@@ -273,7 +290,22 @@ class Ragged:
         return next((parse(name) for start, name in names.items() if first.startswith(start)), None)
 
     def to_list(self) -> list[Any]:
-        """Return the rows: arrays over the same memory, ``str``, or ``bytes``."""
+        """Return the rows: arrays over the same memory, ``str``, or ``bytes``.
+
+        Returns
+        -------
+        list
+
+        Raises
+        ------
+        FormatError
+            If a row of text is not UTF-8.
+
+        Examples
+        --------
+        >>> Ragged([1, 2, 3], [0, 2, 3]).to_list()
+        [array([1, 2]), array([3])]
+        """
         return list(self)
 
     def pad(
@@ -288,18 +320,27 @@ class Ragged:
 
         Parameters
         ----------
-        value : scalar
+        value : scalar, default: 0
             What to fill with.
         length : int or sequence of int, optional
             The length of each axis of the rows; by default that of the longest.
-        side : {"right", "left"}
+        side : {"right", "left"}, default: "right"
             Where to fill.
-        truncate : bool
+        truncate : bool, default: False
             Cut off the ends of longer rows, instead of raising ValueError.
 
         Returns
         -------
         ndarray, shape (n, length) or (n, *length)
+
+        Raises
+        ------
+        ValueError
+            If a row is longer than `length`, or an argument is none of these.
+        OverflowError
+            If the dtype cannot hold `value`.
+        MemoryError
+            If the array takes more memory than is free.
 
         Examples
         --------
@@ -332,6 +373,17 @@ class Ragged:
 
         Further axes of the rows are nested lists, of a fixed size where all rows have the same.
 
+        Returns
+        -------
+        pyarrow.Array
+
+        Raises
+        ------
+        MissingDependencyError
+            If pyarrow is not installed.
+        FormatError
+            If a row of text is not UTF-8.
+
         Examples
         --------
         >>> Ragged.from_list(["one", "two"]).to_arrow().type
@@ -355,6 +407,17 @@ class Ragged:
     def to_awkward(self) -> Any:
         """Return an awkward array over the same memory: lists, strings or bytestrings.
 
+        Returns
+        -------
+        awkward.Array
+
+        Raises
+        ------
+        MissingDependencyError
+            If awkward is not installed.
+        FormatError
+            If a row of text is not UTF-8.
+
         Examples
         --------
         >>> Ragged.from_list([[1, 2, 3], [4]]).to_awkward()
@@ -375,7 +438,25 @@ class Ragged:
         padding : scalar, optional
             Fill up with this value (see `pad`) rather than nest.
         length : int or sequence of int, optional
-            The length to fill up to.
+            The length to fill up to; by default that of the longest row.
+
+        Returns
+        -------
+        torch.Tensor
+
+        Raises
+        ------
+        ValueError
+            If there is a length and no padding.
+        MissingDependencyError
+            If torch is not installed.
+
+        Examples
+        --------
+        >>> import pytest; _ = pytest.importorskip("torch")
+        >>> Ragged.from_list([[1, 2, 3], [4]]).to_torch(padding=0)
+        tensor([[1, 2, 3],
+                [4, 0, 0]])
         """
         if padding is not None:
             return exchange.torch_door().tensor(self.pad(padding, length))

@@ -65,7 +65,7 @@ def build_index(
     columns : sequence of str, optional
         The scalar columns whose values, and least and greatest in each shard, it is to hold; by
         default all of fixed size in MDS shards.
-    hashes : bool
+    hashes : bool, default: True
         Whether it is to hold the hash of each piece.
     storage_options : mapping, optional
         Options of the store's driver.

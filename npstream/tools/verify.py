@@ -50,6 +50,13 @@ class VerifyReport:
         The place of the side-car that was checked too, or nothing.
     problems : tuple of str
         What is wrong, each with its place.
+
+    Examples
+    --------
+    >>> _ = npstream.write("numbers", {"x": np.arange(10)})
+    >>> report = verify_dataset("numbers")
+    >>> report.samples, report.problems
+    (10, ())
     """
 
     where: str

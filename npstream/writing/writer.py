@@ -114,19 +114,19 @@ def write(
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
         encodings that suit the first sample, or the arrays, or that the Dataset has.
-    shard_size : int, str or None, default "64MiB"
+    shard_size : int, str or None, default: "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
         sample that is larger makes a shard of its own.
     compression : str, optional
         ``"zstd"``, ``"gz"``, ``"bz2"``, ``"br"``, each also with ``":level"``, or ``"snappy"``. By
         default shards are not compressed.
-    hashes : iterable of str, default ()
+    hashes : iterable of str, default: ()
         Hashes that the index shall record of every file, such as ``"xxh3_64"`` and ``"sha256"``.
     storage_options : mapping, optional
         Options of the driver, if the dataset is written to a URL.
-    timeout : float, default 60
+    timeout : float, default: 60.0
         Seconds that a request to the store may take, with all its attempts.
-    retries : int, default 4
+    retries : int, default: 4
         How often a request is tried again.
 
     Returns
@@ -214,17 +214,17 @@ class Writer:
     columns : mapping of str to str, optional
         The encoding of each column; other keys of samples are ignored. By default the columns are
         the keys of the first sample, with the encodings that suit its values.
-    shard_size : int, str or None, default "64MiB"
+    shard_size : int, str or None, default: "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard.
     compression : str, optional
         The codec of the shards, as for `write`. By default they are not compressed.
-    hashes : iterable of str, default ()
+    hashes : iterable of str, default: ()
         Hashes that the index shall record of every file.
     storage_options : mapping, optional
         Options of the driver, if the dataset is written to a URL.
-    timeout : float, default 60
+    timeout : float, default: 60.0
         Seconds that a request to the store may take, with all its attempts.
-    retries : int, default 4
+    retries : int, default: 4
         How often a request is tried again.
 
     Raises

@@ -277,6 +277,11 @@ def register_encoding(
     size : int, optional
         The number of bytes of every value, if they all have one.
 
+    Raises
+    ------
+    ValueError
+        If the name is not free, or the size is not one of a value.
+
     Examples
     --------
     >>> register_encoding("complex", lambda z: str(z).encode(), lambda body: complex(body.decode()))

@@ -40,28 +40,33 @@ class StreamingShuffle:
 
     Parameters
     ----------
-    shuffle_algo : {"py1e", "py1s", "py1br", "py2s", "naive"} or None
+    shuffle_algo : {"py1e", "py1s", "py1br", "py2s", "naive"} or None, default: "py1e"
         None is ``shuffle=False`` there: the dataset's order, dealt out as Streaming does.
     num_canonical_nodes : int, optional
-        By default 64 for each node with "py1s" and "py2s", else the number of nodes.
+        Sequences that the order interleaves, each read by one node or shared out among several. By
+        default 64 for each node with "py1s" and "py2s", else the number of nodes.
     shuffle_block_size : int, optional
-        By default ``max(4_000_000 // num_canonical_nodes, 262_144)``.
+        Samples that are shuffled together, in the orders that have blocks. By default
+        ``max(4_000_000 // num_canonical_nodes, 262_144)``.
     shuffle_seed : int, optional
-        By default 9176. States know these numbers, and those that are left out are taken from one.
-    partition_algo : {"relaxed", "orig"}
+        What orders are drawn from. By default 9176. States know these numbers, and those that are
+        left out are taken from one.
+    partition_algo : {"relaxed", "orig"}, default: "relaxed"
         "relaxed" lets a run go on with any number of nodes that its global batch allows.
     initial_physical_nodes : int, optional
         The nodes that a run began with, which matter where it goes on: its state knows them.
-    sampling_method : {"balanced", "fixed"}
-    sampling_granularity : int
-        What is picked of shards where an epoch does not take all of a dataset.
+    sampling_method : {"balanced", "fixed"}, default: "balanced"
+        Whether each epoch picks its samples anew, or all epochs pick the same ones.
+    sampling_granularity : int, default: 1
+        Samples of a shard that are picked in a row where an epoch does not take all of a dataset.
     proportion : mapping of str to float, optional
         Of each source, its share in an epoch, on any scale.
     repeat : mapping of str to float, optional
         How often an epoch takes some sources; those without a weight it takes once.
     choose : mapping of str to int, optional
         How many samples an epoch takes of some sources.
-    batching_method : {"random", "stratified", "per_stream", "device_per_stream"}
+    batching_method : {"random", "stratified", "per_stream", "device_per_stream"}, \
+default: "random"
         Whether samples of all sources are shuffled as one; or each global batch has its share of
         every source; or is of one source; or each rank's batch is.
 
@@ -107,7 +112,24 @@ class StreamingShuffle:
         return self.batching_method != "random"
 
     def weights(self, names: Sequence[str]) -> list[Weight]:
-        """Return the weights of sources with these names."""
+        """Return the weights of sources with these names.
+
+        For `npstream.iteration` only.
+
+        Parameters
+        ----------
+        names : sequence of str
+            The sources of a mixture; none of a dataset.
+
+        Returns
+        -------
+        list of Weight
+
+        Raises
+        ------
+        ValueError
+            If a weight is of no source, or a source has several.
+        """
         given = {name: getattr(self, name) or {} for name in _WEIGHTS}
         for name, weights in given.items():
             if unknown := weights.keys() - set(names):
@@ -133,7 +155,27 @@ class StreamingShuffle:
         epoch_size: int | None,
         run: StreamingRun | None,
     ) -> StreamingOrder:
-        """Return the orders of streams, or those of a run that goes on."""
+        """Return the orders of streams, or those of a run that goes on.
+
+        For `npstream.iteration` only.
+
+        Parameters
+        ----------
+        shards : sequence of ndarray of int64
+            Of each stream, the samples of its shards.
+        weights : sequence of Weight
+            Those of the streams.
+        batch_size : int
+            Samples in a batch of a rank.
+        epoch_size : int or None
+            Samples in an epoch; None for those that the streams have.
+        run : RunOf or None
+            What a state says of the run that goes on.
+
+        Returns
+        -------
+        StreamingOrder
+        """
         given = {name: getattr(self, name) for name in self.__slots__ if name not in _WEIGHTS}
         given |= {} if run is None else run._asdict()
         known = {name: value for name, value in given.items() if value is not None}
