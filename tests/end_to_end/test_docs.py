@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+RULES = ROOT / "docs" / "design" / "rules.md"
+
 TESTS = "python -m pip install -e '.[test]' && python -m pytest -n 2 --dist loadfile"
 MAIN_JOB = "python -m pip install -e . && python -m npstream demo"
 
@@ -26,6 +28,15 @@ def test_ci_runs_the_commands_of_the_readme(command):
     for file in ("README.md", ".ci/run"):
         lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
         assert command in lines, file
+
+
+def test_one_page_lists_the_environment_variables():
+    used = {
+        name
+        for path in (ROOT / "npstream").rglob("*.py")
+        for name in re.findall(r'environ[.\w]*[\[(]"(NPSTREAM_\w+)"', path.read_text())
+    }
+    assert used == set(re.findall(r"^\| `(NPSTREAM_\w+)`", RULES.read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
