@@ -3,7 +3,8 @@
 The format is Streaming's, version 2: one entry a shard, in the order of the samples. What
 Streaming has no place for stands under the key ``"npstream"`` beside the shards, which it
 ignores; see `Annotations`. An index is untrusted input; whatever does not follow the format is a
-`FormatError` that names the file and the shard.
+`FormatError` that names the file and the shard. What shards say of themselves before their samples
+is held against it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.memory import available, fits
-from npstream._core.typing import AnyArray, Bools, Int64
+from npstream._core.typing import AnyArray, Bools, Bytes, Int64
 from npstream.errors import FormatError, shown
 from npstream.formats import chunks
 
@@ -60,6 +61,9 @@ _COUNTED = 1 << 20
 
 _PARSED = {b"[": 72, b"{": 200, b",": 40, b":": 24}
 """Bytes of memory that a character stands for, about, in JSON that is parsed."""
+
+_MAX_CONFIGURATION = 1 << 20
+"""Bytes of a configuration, from which on it is not compared."""
 
 MAX_BYTES = 1 << 40
 """Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
@@ -558,3 +562,50 @@ def shard_table(index: Index) -> AnyArray:
     table["name"], table["bytes"] = names, index.nbytes
     table["start"], table["samples"] = index.starts[:-1], np.diff(index.starts)
     return table
+
+
+def check_ascent(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+    """Raise FormatError unless a shard's offsets ascend.
+
+    Damaged ones could otherwise pass one sample off as another, both whole.
+    """
+    if (descends := offsets[1:] <= offsets[:-1]).any():
+        row = int(descends.argmax())
+        raise FormatError(f"sample {row} begins at byte {offsets[row]}, ends at {offsets[row + 1]}")
+
+
+def check_configuration(schema: Schema, configuration: Bytes) -> None:
+    """Compare what a shard says of its own columns with what the index says.
+
+    Reading does not need it, and other writers leave it out; but an index that calls the bytes
+    something else, or by another name, would give wrong values without any other sign.
+
+    Parameters
+    ----------
+    schema : Schema
+    configuration : ndarray of uint8
+        The JSON object that stands in the shard; what does not begin with one is passed over.
+
+    Raises
+    ------
+    FormatError
+        If they differ, or something follows the object.
+    """
+    if len(configuration) > _MAX_CONFIGURATION:
+        return
+    try:
+        text = configuration.tobytes().decode(errors="replace").lstrip()
+        said, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(said, dict):
+        return
+    if text[end:].strip():
+        raise FormatError("something follows its configuration")
+    names, encodings = list(schema.names), list(schema.encodings)
+    known: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
+    if schema.format == "json":
+        known = {"columns": dict(zip(names, encodings, strict=True))}
+    for key in known.keys() & said.keys():
+        if said[key] != known[key]:
+            raise FormatError(f"its own {key!r} are {said[key]!r}; the index says {known[key]!r}")

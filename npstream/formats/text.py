@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.heads import check_ascent, check_configuration
+from npstream.formats.index import check_ascent, check_configuration
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream.errors import FormatError
-from npstream.formats.heads import check_ascent
-from npstream.formats.index import guide_table, parse_index
+from npstream.formats.index import check_ascent, guide_table, parse_index
 
 MDS = {
     "column_encodings": ["int", "str"],
