@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings.encodings import parse, with_dtype
-from npstream.formats.scalars import scalar_columns
+from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import Mark, Sidecar
 from npstream.shards.manifest import warn_of_refused
 from npstream.storage.local import open_store, options_for

@@ -22,8 +22,7 @@ from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings.encodings import Encoding, column_type, infer
 from npstream.formats.hashes import digest
 from npstream.formats.index import KEY
-from npstream.formats.scalars import scalar_columns
-from npstream.formats.scan import Scan
+from npstream.formats.scan import Scan, scalar_columns
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
 from npstream.writing.shard import Bodies, Part, ShardFormat, Tally
