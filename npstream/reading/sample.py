@@ -17,7 +17,7 @@ from npstream._core.typing import AnyArray, Sample
 from npstream.formats import text
 from npstream.formats.encodings.arrays import check_bools
 from npstream.reading.decode import decode_value
-from npstream.reading.lines import line_parser
+from npstream.reading.gather import line_parser
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
