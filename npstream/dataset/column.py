@@ -30,8 +30,7 @@ from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
 from npstream.reading.gate import gate
 from npstream.reading.gather import Field, Plan
-from npstream.reading.load import array_of, in_mode, load
-from npstream.reading.mapped import mapped_column
+from npstream.reading.load import array_of, in_mode, load, mapped_column
 from npstream.reading.stored import StoredColumn, StoredTable
 from npstream.writing.tables import ArrayColumn
 

@@ -1,4 +1,4 @@
-"""Reading a selection of samples into arrays: the caller's, or new ones.
+"""Reading a selection of samples into arrays: the caller's, new ones, or maps of files.
 
 Tested in tests/dataset/test_dataset.py.
 """
@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from npstream._core.array_like import as_array, is_tensor
-from npstream._core.memory import ensure_fits
+from npstream._core.memory import ensure_fits, is_mapped
 from npstream._core.typing import AnyArray, Int64, Sample
 from npstream.errors import ColumnError, FormatError, stopped
+from npstream.indexing.cells import Cell, as_slice
 from npstream.reading.batch import Ragged
 from npstream.reading.gate import gate
+from npstream.reading.sample import record_column
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -266,3 +268,44 @@ def stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
     """Yield the ends of consecutive stretches of `step` rows; the last may be shorter."""
     for start in range(0, n, step):
         yield start, min(start + step, n)
+
+
+def mapped_column(
+    source: Source, field: Field, selection: Selection, cell: Cell, dtype: Any
+) -> AnyArray:
+    """Return a fixed column as a read-only array over one shard's file.
+
+    The file stays mapped for as long as the array lives, also after the dataset is closed.
+
+    Raises
+    ------
+    ValueError
+        If that cannot be: the rows are not evenly spaced within one uncompressed shard whose
+        columns all have one size, or another dtype is asked for.
+    """
+    encoding = field.encoding
+    refusal = ValueError("Unable to avoid copy while creating an array as requested.")
+    pieces = [*islice(source.pieces(selection), 2)]
+    if len(pieces) != 1:
+        raise refusal
+    ((source, selection),) = pieces
+    affine = selection.affine
+    if affine is None or selection.size == 0 or (dtype is not None and dtype != encoding.dtype):
+        raise refusal
+    if field.computation is not None:
+        raise refusal
+    index = source.index
+    start, step = affine
+    last = start + step * (selection.size - 1)
+    shards = np.searchsorted(index.starts, [start, last], side="right") - 1
+    shard = int(shards[0])
+    layout = source.fetcher.layouts[index.schema_of[shard]]
+    if shards[1] != shard or layout is None or not layout.stride:
+        raise refusal
+    region = source.fetcher.region(shard)
+    if region is None or not (is_mapped(region.data) and region.resident.all()):
+        raise refusal
+    column = record_column(region, layout, field)
+    row = start - int(index.starts[shard])
+    rows = range(row, row + step * selection.size, step)
+    return column[(as_slice(rows), *cell.index)]
