@@ -23,8 +23,7 @@ from npstream.dataset.array_methods import ArrayMethods
 from npstream.dataset.reductions import UFUNCS
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
-from npstream.indexing.cells import Cell
-from npstream.indexing.columns import split_index
+from npstream.indexing.columns import Cell, split_index
 from npstream.indexing.mesh import Mesh
 from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects

@@ -13,7 +13,7 @@ import numpy as np
 
 from npstream._core.arrays import grouped
 from npstream._core.typing import Int64
-from npstream.indexing.cells import as_slice
+from npstream.indexing.columns import as_slice
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import AnyArray, Int64
-from npstream.indexing.cells import Cell
+from npstream.indexing.columns import Cell
 
 if TYPE_CHECKING:
     from npstream.indexing.columns import Items, Shape

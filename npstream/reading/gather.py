@@ -33,7 +33,7 @@ from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
     from npstream.formats.mds import Layout
-    from npstream.indexing.cells import Cell
+    from npstream.indexing.columns import Cell
 
 Stored = AnyArray | Ragged | list[Any]
 

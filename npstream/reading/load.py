@@ -17,7 +17,7 @@ from npstream._core.array_like import as_array, is_tensor
 from npstream._core.memory import ensure_fits, is_mapped
 from npstream._core.typing import AnyArray, Int64, Sample
 from npstream.errors import ColumnError, FormatError, stopped
-from npstream.indexing.cells import Cell, as_slice
+from npstream.indexing.columns import Cell, as_slice
 from npstream.reading.batch import Ragged
 from npstream.reading.gate import gate
 from npstream.reading.sample import record_column
