@@ -77,9 +77,9 @@ def test_rows_of_a_part_read_these_rows(column, index, rows, monkeypatch):
     read = []
     whole = type(column._source).columns
 
-    def columns(self, plan, ids, *rest):
-        read.extend(ids.tolist())
-        return whole(self, plan, ids, *rest)
+    def columns(self, plan, found, *rest):
+        read.extend(found.rows.tolist())
+        return whole(self, plan, found, *rest)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
     part, want = column[index], VALUES[index]
@@ -97,9 +97,9 @@ def test_a_part_is_read_in_blocks(column, monkeypatch):
     sizes = []
     whole = type(column._source).columns
 
-    def columns(self, plan, ids, *rest):
-        sizes.append(len(ids))
-        return whole(self, plan, ids, *rest)
+    def columns(self, plan, found, *rest):
+        sizes.append(len(found.rows))
+        return whole(self, plan, found, *rest)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
     for index in [(slice(None), [0, 3]), (slice(None), 1, slice(None), [0, 3])]:

@@ -215,9 +215,9 @@ def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypa
     events = []
     columns = Source.columns
 
-    def read(self, plan, ids, out):
-        events.append(("read", int(ids[0])))
-        return columns(self, plan, ids, out)
+    def read(self, plan, found, out):
+        events.append(("read", int(found.rows[0])))
+        return columns(self, plan, found, out)
 
     monkeypatch.setattr(Source, "columns", read)
     monkeypatch.setattr(
@@ -246,9 +246,9 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
     reads = []
     samples = Source.samples
 
-    def read(self, names, ids):
-        reads.append(len(ids))
-        return samples(self, names, ids)
+    def read(self, names, found):
+        reads.append(len(found.rows))
+        return samples(self, names, found)
 
     monkeypatch.setattr(Source, "samples", read)
     view = ds[np.arange(3000) % N]
