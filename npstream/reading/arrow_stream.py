@@ -59,7 +59,7 @@ def record_batches(source: Source, selection: Selection, names: tuple[str, ...])
     pieces = (selection.ids(start, start + step) for start in starts)
     rowwise = source.is_view_rowwise(selection)
     ahead = source.ahead(pieces, lambda ids: ids, selection.step, rowwise)
-    batches = (batch_of(source.columns(plan, ids, {}), {}, is_part=True) for ids in ahead)
+    batches = (batch_of(source.columns(plan, found, {}), {}, is_part=True) for _, found in ahead)
     first = next(batches)
     return pa.RecordBatchReader.from_batches(first.schema, _alike(first, batches))
 
