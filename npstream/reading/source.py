@@ -120,7 +120,7 @@ class Source:
     @property
     def remote(self) -> RemoteShards | None:
         """The dataset's shards, if they are in an object store."""
-        remotes = self.fetcher.shards.remotes
+        remotes = self.fetcher.remotes
         return remotes[0].shards if remotes else None
 
     def field(self, name: str) -> Field:

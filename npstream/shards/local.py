@@ -95,9 +95,16 @@ class LocalShards:
     def _load(self, shard: int) -> tuple[Bytes, Bytes]:
         """Return a shard's data, and the file with its offsets."""
         files = self.index.files(shard)
-        data = head = self._load_file(files.data, files.zip_data, files.compression)
+        pairs = [(files.data, files.zip_data)]
         if files.meta is not None:
-            head = self._load_file(files.meta, files.zip_meta, files.compression)
+            pairs.append((files.meta, files.zip_meta))
+        loaded = [
+            self._load_file(
+                raw, zipped if self._is_packed(raw, zipped) else None, files.compression
+            )
+            for raw, zipped in pairs
+        ]
+        data, head = loaded[0], loaded[-1]
         if memory.is_mapped(head):
             layout, end = self.layouts[self.index.schema_of[shard]], 4 * (self._count(shard) + 2)
             if layout is None or not layout.stride:
@@ -107,7 +114,17 @@ class LocalShards:
                 memory.will_need(head[end - 4 : end + 1])
         return data, head
 
-    def _checked(self, shard: int, data: Bytes, head: Bytes) -> Region:
+    def _checked(self, shard: int, data: Bytes, head: Bytes, resident: Bytes = _ALL) -> Region:
+        """Return a shard in memory, whose files are held against the index.
+
+        Parameters
+        ----------
+        shard : int
+        data, head : ndarray of uint8
+            The shard's bytes, and those of the file with its offsets.
+        resident : ndarray of uint8
+            A byte for each chunk, as a Region has them; none if all of the shard is in memory.
+        """
         number = int(self.index.schema_of[shard])
         schema, layout = self.index.schemas[number], self.layouts[number]
         samples, stride = self._count(shard), layout.stride if layout is not None else 0
@@ -121,11 +138,7 @@ class LocalShards:
             raise FormatError(f"{where} (shard {shard}): {error}") from None
         self._sound[shard] = True
         offsets = head[4 : 4 * (samples + 2)].view("<u4")
-        return Region(data, offsets, begin, stride, self._resident(shard))
-
-    def _resident(self, shard: int) -> Bytes:
-        """Return a byte for each chunk of a shard; none if all of it is in memory."""
-        return _ALL
+        return Region(data, offsets, begin, stride, resident)
 
     def _count(self, shard: int) -> int:
         """Return the number of samples of a shard."""
@@ -147,38 +160,46 @@ class LocalShards:
         for shard in np.unique(shard_of).tolist():
             samples = np.flatnonzero(shard_of == shard)
             rows = ids[samples] - self.index.starts[shard]
-            begins, ends, guard, region = self._bounds(shard, rows)
-            begins = begins - guard
-            if region is not None:
-                parts = [region.data[a:b].tobytes() for a, b in zip(begins, ends, strict=True)]
-            else:
-                name = self.index.files(shard).data.name
+            region = self._unpacked(shard)
+            if region is None:
+                begins, ends = self._bounds(shard, rows)
+                guard = self.check_bounds(shard, rows, begins, ends)
+                name, begins = self.index.files(shard).data.name, begins - guard
                 spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
                 parts = self.store.ranges((name, begin, size) for begin, size in spans)
-            address[samples], nbytes[samples], arena = laid_out(parts, guard)
+                address[samples], nbytes[samples], arena = laid_out(parts, guard)
+            else:
+                address[samples], nbytes[samples], arena = self._copied(shard, region, rows)
             held.append(arena)
         return address, nbytes, held
-
-    def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64, int, Region | None]:
-        """Return where rows of a shard begin and end, their guard, and the shard, if it is open."""
-        files, count = self.index.files(shard), self._count(shard)
-        region = self._unpacked(shard)
-        layout = self.layouts[self.index.schema_of[shard]]
-        if layout is not None and layout.stride:
-            begins = files.data.nbytes - (count - rows) * layout.stride
-            ends = begins + layout.stride
-        elif region is not None:
-            begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
-        else:
-            head = (files.meta or files.data).name
-            pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
-            begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
-        return begins, ends, self.check_bounds(shard, rows, begins, ends), region
 
     def _unpacked(self, shard: int) -> Region | None:
         """Open a shard that must be read whole; None if ranges of it will do."""
         whole = bool(self.buffered(shard)) or not self._sound[shard]
         return self.open([shard])[shard] if whole else None
+
+    def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64]:
+        """Return where rows of a shard that is not open begin and end."""
+        files = self.index.files(shard)
+        layout = self.layouts[self.index.schema_of[shard]]
+        if layout is not None and layout.stride:
+            begins = files.data.nbytes - (self._count(shard) - rows) * layout.stride
+            return begins, begins + layout.stride
+        head = (files.meta or files.data).name
+        pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
+        begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
+        return begins, ends
+
+    def _copied(self, shard: int, region: Region, rows: Int64) -> tuple[Int64, Int64, Bytes]:
+        """Copy rows of a shard in memory, and return them as `laid_out` does."""
+        if region.stride:
+            begins = region.begin + rows * region.stride
+            ends = begins + region.stride
+        else:
+            begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
+        guard = self.check_bounds(shard, rows, begins, ends)
+        spans = zip((begins - guard).tolist(), ends.tolist(), strict=True)
+        return laid_out([region.data[begin:end].tobytes() for begin, end in spans], guard)
 
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
         """Raise FormatError unless rows lie within their shard; return their guard."""
@@ -192,8 +213,8 @@ class LocalShards:
         return guard
 
     def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
-        """Return a file's bytes: the stored file mapped, or else the compressed one unpacked."""
-        if zipped is None or not self._is_packed(raw, zipped):
+        """Return a file's bytes: the compressed file unpacked, or the stored one mapped."""
+        if zipped is None:
             data = self.store.map(raw.name, raw.nbytes)
             self._check_size(len(data), raw)
             self._verify(data, raw, self.verify != "auto")

@@ -247,12 +247,19 @@ class RemoteShards(LocalShards):
             self._verify_whole(shard, file)
         return self.files.is_ready(shard)
 
+    @explained
     def open(self, shards: Iterable[int]) -> dict[int, Region]:
         """Open those of some shards that are in the cache, and make no request.
 
         The caller may hold a lock, and a shard may have left the cache since it was fetched.
         """
-        return super().open([shard for shard in shards if self.files.is_ready(shard)])
+        found: dict[int, Region] = {}
+        for shard in shards:
+            if self.files.is_ready(shard):
+                data, head = self.files.data(shard), self.files.head(shard)
+                if data is not None and head is not None:
+                    found[shard] = self._checked(shard, data.data, head.data, data.resident[1:])
+        return found
 
     def is_stale(self, shard: int, region: Region) -> bool:
         """Tell whether a shard has left the cache since it was opened."""
@@ -263,15 +270,12 @@ class RemoteShards(LocalShards):
         """Return 0 if a shard is in the cache, and None if not."""
         return 0 if self.is_ready(shard) else None
 
-    def _load(self, shard: int) -> tuple[Bytes, Bytes]:
-        data, head = self.files.data(shard), self.files.head(shard)
-        if data is None or head is None or not self.files.is_ready(shard):
-            return self._whole(shard)
-        return data.data, head.data
-
     def _whole(self, shard: int) -> tuple[Bytes, Bytes]:
         """Return a shard that the cache does not have, and hold it against the side-car."""
-        data, head = super()._load(shard)
+        files = self.index.files(shard)
+        data = head = self._fetch_file(files.data, files.zip_data, files.compression)
+        if files.meta is not None:
+            head = self._fetch_file(files.meta, files.zip_meta, files.compression)
         meta, check = self._check(shard, meta=True), self._check(shard)
         sound = meta is None or head is data or meta(0, head)
         if not (sound and (check is None or self.files.is_sound(shard, data, head, check))):
@@ -281,21 +285,15 @@ class RemoteShards(LocalShards):
             )
         return data, head
 
-    def _resident(self, shard: int) -> Bytes:
-        file = self.files.data(shard)
-        return super()._resident(shard) if file is None else file.resident[1:]
-
-    def _is_packed(self, raw: File, zipped: File | None) -> bool:
-        return zipped is not None
-
-    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+    def _fetch_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
+        """Return a whole file, fetched and unpacked."""
         try:
-            return super()._load_file(raw, zipped, compression)
+            return self._load_file(raw, zipped, compression)
         except StorageError as error:
             # What Streaming keeps in its own cache has only the unpacked file.
             if zipped is None or error.errno not in _ABSENT:
                 raise
-            return super()._load_file(raw, None, None)
+            return self._load_file(raw, None, None)
 
     # Fetching
 
@@ -440,8 +438,8 @@ class RemoteShards(LocalShards):
             if self.files.is_whole(shard):
                 return
             if files.meta is not None:
-                _keep(head, self._load_file(files.meta, files.zip_meta, files.compression))
-            _keep(data, self._load_file(files.data, files.zip_data, files.compression))
+                _keep(head, self._fetch_file(files.meta, files.zip_meta, files.compression))
+            _keep(data, self._fetch_file(files.data, files.zip_data, files.compression))
 
     def _verify_whole(self, shard: int, file: CachedFile) -> IntegrityError | None:
         """Verify a whole shard by its recorded hash, once, if its pieces have none.
@@ -483,12 +481,18 @@ class RemoteShards(LocalShards):
             return self.exact.read(ids, shard_of)
         address, nbytes = np.empty((2, len(ids)), np.int64)
         held: list[object] = []
-        for some, read in ((packed, super().borrow), (~packed, self.exact.read)):
-            address[some], nbytes[some], more = read(ids[some], shard_of[some])
-            held += more
+        if not packed.all():
+            plain = ~packed
+            address[plain], nbytes[plain], held = self.exact.read(ids[plain], shard_of[plain])
+        for shard in np.unique(shard_of[packed]).tolist():
+            rows = np.flatnonzero(shard_of == shard)
+            mine = ids[rows] - self.index.starts[shard]
+            address[rows], nbytes[rows], arena = self._copied(shard, self._opened(shard), mine)
+            held.append(arena)
         return address, nbytes, held
 
-    def _unpacked(self, shard: int) -> Region | None:
+    def _opened(self, shard: int) -> Region:
+        """Return a whole shard in memory: out of the cache, or fetched."""
         if self.files.is_whole(shard) and (found := self.open([shard])):
             return found[shard]
         return self._checked(shard, *self._whole(shard))

@@ -71,6 +71,7 @@ class Fetcher:
     def __init__(self, shards: Shards[RemoteShards]) -> None:
         self.shards = shards
         self.index = shards.index
+        self.remotes = tuple(shards.remotes)
         self.layouts = layouts_of(shards.index)
         self.renew_locks()
         renew_in_child(self)
@@ -213,7 +214,7 @@ class Fetcher:
         if is_rowwise:
             yield from self._by_rows(pieces, ids_of)
             return
-        if not self.shards.remotes:
+        if not self.remotes:
             yield from self._prefetched(pieces, ids_of)
             return
         from npstream.shards.readahead import ReadAhead
