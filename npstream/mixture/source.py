@@ -164,12 +164,13 @@ class MixedSource(Source):
         return super().ahead(pieces, rows_of, step if self.rows.rises else 0, is_rowwise)
 
     def _stored_columns(
-        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns that are all stored, of joined samples."""
+        ids = found.samples
         one = len(plan.fields) == 1 and len(ids) > 0
         if not (one and any(part.scalars(plan) for part in self.remotes)):
-            return self._batch_columns(plan, ids, out)
+            return self._batch_columns(plan, found, out)
         # Some values may be in side-cars, which their datasets know how to read.
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))

@@ -57,10 +57,13 @@ class Lookup(NamedTuple):
         The numbers by which a source's users know its samples.
     samples : ndarray of int64, shape (n,)
         The numbers by which the index knows them; `rows` itself where these are the same.
+    is_prefetched : bool, default: False
+        Whether the pages that the samples lie in were asked for.
     """
 
     rows: Int64
     samples: Int64
+    is_prefetched: bool = False
 
 
 class Computation(Protocol):
@@ -212,6 +215,7 @@ def gather(
     plan: Plan,
     ids: Int64,
     out: Mapping[str, AnyArray] | None = None,
+    is_prefetched: bool = False,
 ) -> dict[str, Stored]:
     """Read columns of samples, as stored.
 
@@ -224,17 +228,20 @@ def gather(
         Sample numbers, in any order, duplicates kept.
     out : mapping of str to ndarray, optional
         C-contiguous arrays of a fixed column's dtype and shape, to be filled and returned.
+    is_prefetched : bool, default: False
+        Whether the pages that the samples lie in were asked for.
     """
     index = fetcher.index
     if not plan.fields:
         return {}
     if len(index.schemas) <= 1:
-        return _gather_schema(fetcher, 0, plan, ids, out or {})
+        return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     schema_of = index.schema_of[shards]
     present = np.unique(schema_of).tolist()
     if len(present) <= 1:
-        return _gather_schema(fetcher, present[0] if present else 0, plan, ids, out or {})
+        schema = present[0] if present else 0
+        return _gather_schema(fetcher, schema, plan, ids, out or {}, is_prefetched)
     rows = [np.flatnonzero(schema_of == schema) for schema in present]
     # Those of one size are read end to end, so that no more than their order remains to be made.
     fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
@@ -242,7 +249,7 @@ def gather(
     for schema, mine in zip(present, rows, strict=True):
         stop = start + len(mine)
         parts = {name: whole[start:stop] for name, whole in fixed.items()}
-        pieces.append(_gather_schema(fetcher, schema, plan, ids[mine], parts))
+        pieces.append(_gather_schema(fetcher, schema, plan, ids[mine], parts, is_prefetched))
         start = stop
     order = np.argsort(np.concatenate(rows), kind="stable")
     return {
@@ -273,6 +280,7 @@ def _gather_schema(
     plan: Plan,
     ids: Int64,
     out: Mapping[str, AnyArray],
+    is_prefetched: bool,
 ) -> dict[str, Stored]:
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
@@ -286,9 +294,9 @@ def _gather_schema(
     fixed = how.fixed.copy()
     for place, f in enumerate(copied):
         fixed[place, 3] = memory.writable_address(columns[f.name])
-    # The array of ids itself, where it is short, since that may have been announced.
-    for part in _parts(ids):
-        spans, holder = fetcher.read(part, how, fixed)
+    for start in range(0, len(ids), BLOCK):
+        part = ids[start : start + BLOCK]
+        spans, holder = fetcher.read(part, how, fixed, is_prefetched)
         blocks.append(spans)
         held.append(holder)
         if len(part) < len(ids):
@@ -300,12 +308,6 @@ def _gather_schema(
         values = _Values(fetcher, f, ids, [block[place] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
     return columns
-
-
-def _parts(ids: Int64) -> list[Int64]:
-    if len(ids) <= BLOCK:
-        return [ids] if len(ids) else []
-    return [ids[start : start + BLOCK] for start in range(0, len(ids), BLOCK)]
 
 
 def _rows_of_bytes(column: AnyArray) -> Ragged:

@@ -186,8 +186,8 @@ class Source:
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples as a batch holds them."""
         if not plan.computed:
-            return self._stored_columns(plan, found.samples, out)
-        columns = self._stored_columns(plan.stored, found.samples, out)
+            return self._stored_columns(plan, found, out)
+        columns = self._stored_columns(plan.stored, found, out)
         for f in plan.fields:
             if f.computation is not None:
                 column = f.computation.column(found.rows)
@@ -196,23 +196,24 @@ class Source:
         return {f.name: columns[f.name] for f in plan.fields}
 
     def _stored_columns(
-        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns that are all stored, of samples by their numbers in the index."""
+        """Read columns that are all stored."""
+        ids = found.samples
         if (name := self.scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
             if self.is_aside(plan, first, last, len(ids)):
                 values = self._side_values(plan.fields[0], first, last + 1)
                 if values is not None:
                     return {name: np.take(values, ids - first, out=out.get(name))}
-        return self._batch_columns(plan, ids, out)
+        return self._batch_columns(plan, found, out)
 
     def _batch_columns(
-        self, plan: Plan, ids: Int64, out: Mapping[str, AnyArray]
+        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        stored = gather(self.fetcher, plan, ids, out)
+        stored = gather(self.fetcher, plan, found.samples, out, found.is_prefetched)
         return {
-            f.name: batch_column(self.fetcher, f, stored[f.name], ids, out.get(f.name))
+            f.name: batch_column(self.fetcher, f, stored[f.name], found.samples, out.get(f.name))
             for f in plan.fields
         }
 
@@ -276,8 +277,10 @@ class Source:
         The parameters are those of `npstream.shards.table.Fetcher.ahead`. A read of a piece takes
         the `Lookup` that comes with it, so that rows are looked up once.
         """
-        found = ((piece, self.look_up(rows_of(piece))) for piece in pieces)
-        return self.fetcher.ahead(found, _samples_of, step, is_rowwise)
+        looked_up = ((piece, self.look_up(rows_of(piece))) for piece in pieces)
+        ahead = self.fetcher.ahead(looked_up, _samples_of, step, is_rowwise)
+        for (piece, found), is_prefetched in ahead:
+            yield piece, found._replace(is_prefetched=is_prefetched) if is_prefetched else found
 
     def is_rowwise(
         self, order: ReadOrder, mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None
@@ -374,7 +377,7 @@ def _samples_of(piece: tuple[Any, Lookup]) -> Int64:
 
 def _gather_all(fetcher: Fetcher, plan: Plan, found: Lookup) -> dict[str, Stored]:
     """Read columns as they are stored, and make those that are computed."""
-    columns = gather(fetcher, plan.stored, found.samples)
+    columns = gather(fetcher, plan.stored, found.samples, is_prefetched=found.is_prefetched)
     for name, computation in plan.computed.items():
         columns[name] = computation.column(found.rows)
     return columns

@@ -77,7 +77,6 @@ class Fetcher:
         renew_in_child(self)
         self._cold = pages.Coldness()
         self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
-        self._announced: tuple[Int64, ...] = ()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
         self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 7), np.int64))
 
@@ -152,7 +151,9 @@ class Fetcher:
         self._cold.prepare(address, nbytes)
         return address, nbytes, held
 
-    def read(self, ids: Int64, how: Split, fixed: Int64) -> tuple[Int64, object]:
+    def read(
+        self, ids: Int64, how: Split, fixed: Int64, is_prefetched: bool = False
+    ) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and find the bytes of variable ones.
 
         Parameters
@@ -161,6 +162,8 @@ class Fetcher:
         how : Split
         fixed : ndarray of int64
             ``how.fixed``, with the addresses of the outputs.
+        is_prefetched : bool, default: False
+            Whether `prefetch` has asked for the pages of these samples.
 
         Returns
         -------
@@ -171,15 +174,14 @@ class Fetcher:
         """
         n = len(ids)
         spans = np.empty((len(how.variable), 2, n), np.int64)
-        announced = any(ids is asked for asked in self._announced)
-        if announced or self._cold.warm:
+        if is_prefetched or self._cold.warm:
             table = self.current()
             address, nbytes = np.empty(n, np.int64), np.empty(n, np.int64)
             code = kernels.read.sized(n)(
                 ids, *self._lookup, table.place, address, nbytes,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
-            if not announced:
+            if not is_prefetched:
                 self._cold.observe(n)
             if code == 0:
                 return spans, table
@@ -198,8 +200,10 @@ class Fetcher:
         ids_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
-    ) -> Iterator[T]:
+    ) -> Iterator[tuple[T, bool]]:
         """Yield pieces of work, each when the bytes of the next ones were asked for.
+
+        With each piece comes what `read` takes as `is_prefetched`.
 
         Parameters
         ----------
@@ -212,7 +216,7 @@ class Fetcher:
             Whether samples are fetched one by one, and not with their chunks.
         """
         if is_rowwise:
-            yield from self._by_rows(pieces, ids_of)
+            yield from ((piece, False) for piece in self._by_rows(pieces, ids_of))
             return
         if not self.remotes:
             yield from self._prefetched(pieces, ids_of)
@@ -221,7 +225,8 @@ class Fetcher:
 
         with ReadAhead(self.shards) as reader:
             self._readers.add(reader)
-            yield from self._passing(self._fetched(pieces, ids_of, reader), ids_of, step)
+            fetched = self._fetched(pieces, ids_of, reader)
+            yield from ((piece, False) for piece in self._passing(fetched, ids_of, step))
 
     def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
@@ -277,25 +282,29 @@ class Fetcher:
         for part, _ in self.shards.split(np.array([entered])):
             part.shards.entered(entered - part.first_shard)
 
-    def _prefetched(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
-        window: deque[T] = deque()
+    def _prefetched(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64]
+    ) -> Iterator[tuple[T, bool]]:
+        window: deque[tuple[T, bool]] = deque()
         for piece in pieces:
-            self.prefetch(ids_of(piece))
-            window.append(piece)
+            window.append((piece, self.prefetch(ids_of(piece))))
             if len(window) > 1:
                 yield window.popleft()
         yield from window
 
-    def prefetch(self, ids: Int64) -> None:
+    def prefetch(self, ids: Int64) -> bool:
         """Ask for the pages of samples, if pages have been missing, while others are read.
 
-        A read of the same array of ids then does not ask again. The last two are remembered: who
-        reads ahead asks for the next one before this one is read.
+        Returns
+        -------
+        bool
+            Whether the pages were asked for.
         """
-        if self._cold.expected:
-            address, nbytes, _held = self.locate(ids)
-            self._cold.prepare(address, nbytes)
-            self._announced = (*self._announced[-1:], ids)
+        if not self._cold.expected:
+            return False
+        address, nbytes, _held = self.locate(ids)
+        self._cold.prepare(address, nbytes)
+        return True
 
     def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return the samples that are not in memory, and their shards."""
