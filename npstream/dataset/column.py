@@ -13,7 +13,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.arrays import in_bounds
-from npstream._core.memory import ensure_fits
 from npstream._core.optional import arrow_stream, torch_door
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
@@ -29,7 +28,7 @@ from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
 from npstream.reading.gate import gate
 from npstream.reading.gather import Field, Plan
-from npstream.reading.load import array_of, in_mode, load, mapped_column
+from npstream.reading.load import array_of, in_mode, load, load_elements, mapped_column
 from npstream.reading.stored import StoredColumn, StoredTable
 from npstream.writing.tables import ArrayColumn
 
@@ -318,7 +317,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         if not cut and self._mesh is None:
             return self._load(None if out is None else {self.name: out})
         target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
-        array = self._load(None)[(..., *cut)] if self._mesh is None else self._load_mesh(self._mesh)
+        array = self._load(None)[(..., *cut)] if self._mesh is None else self._elements(self._mesh)
         if target is None:
             return np.asarray(array, order="C")
         target[...] = array
@@ -336,26 +335,9 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         selection = self._selection
         return load(self._source, self._plan, selection.ids(), selection.shape, out)[self.name]
 
-    def _load_mesh(self, mesh: Mesh) -> AnyArray:
-        """Read elements of values, a block of rows at a time."""
-        source, rows, cut = self._source, self._selection.ravel(), self._cut
-        shape = (rows.size, *mesh.shape)
-        ensure_fits(prod(shape) * self.dtype.itemsize, f"{rows.size:,} rows of {self.name!r}")
-        array: AnyArray = np.empty(shape, self.dtype)
-        step, start = source.rows_of(BLOCK_BYTES), 0
-        starts = range(0, rows.size if array.size else 0, step)
-        pieces = (rows.ids(start, start + step) for start in starts)
-        rowwise = source.is_view_rowwise(rows)
-        for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
-            unique, where = np.unique(ids, return_inverse=True)
-            ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
-            values = load(source, self._plan, ids, ids.shape)[self.name][(..., *cut)]
-            stop = start + len(where)
-            array[start:stop] = mesh.take(values, where, start, self._selection.ndim)
-            start = stop
-        array = array.reshape(self._selection.shape + mesh.shape)
-        axes = range(self._selection.ndim, self._selection.ndim + mesh.lead)
-        return np.moveaxis(array, axes, range(mesh.lead))
+    def _elements(self, mesh: Mesh) -> AnyArray:
+        plan, selection = self._plan, self._selection
+        return load_elements(self._source, plan, selection, self._cut, mesh, BLOCK_BYTES)
 
     def take(
         self,

@@ -25,6 +25,7 @@ from npstream.reading.sample import record_column
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from npstream.indexing.mesh import Mesh
     from npstream.indexing.selection import Selection
     from npstream.reading.gather import Field, Lookup, Plan
     from npstream.reading.source import Source
@@ -71,6 +72,48 @@ def load(
             np.asarray(out[name])[...] = columns[name]
         columns[name] = out[name]
     return columns
+
+
+def load_elements(
+    source: Source,
+    plan: Plan,
+    selection: Selection,
+    cut: tuple[int | slice, ...],
+    mesh: Mesh,
+    block: int,
+) -> AnyArray:
+    """Read elements of the values of a fixed column, some rows at a time.
+
+    Parameters
+    ----------
+    source : Source
+    plan : Plan
+        Of one column.
+    selection : Selection
+        The rows.
+    cut : tuple of int or slice
+        What is taken of values as they are read, before `mesh` is.
+    mesh : Mesh
+    block : int
+        Bytes of samples that are read at once.
+    """
+    (field,), rows = plan.fields, selection.ravel()
+    dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
+    ensure_fits(prod(shape) * dtype.itemsize, f"{rows.size:,} rows of {field.name!r}")
+    array: AnyArray = np.empty(shape, dtype)
+    step, start = source.rows_of(block), 0
+    pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
+    rowwise = source.is_view_rowwise(rows)
+    for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
+        unique, where = np.unique(ids, return_inverse=True)
+        ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
+        values = load(source, plan, ids, ids.shape)[field.name][(..., *cut)]
+        stop = start + len(where)
+        array[start:stop] = mesh.take(values, where, start, selection.ndim)
+        start = stop
+    array = array.reshape(selection.shape + mesh.shape)
+    axes = range(selection.ndim, selection.ndim + mesh.lead)
+    return np.moveaxis(array, axes, range(mesh.lead))
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
