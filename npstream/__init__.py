@@ -76,13 +76,25 @@ _EXPORTS = {
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}")
     module, _, attribute = _EXPORTS[name].partition(":")
     value: Any = importlib.import_module(module)
     if attribute:
         value = getattr(value, attribute)
     globals()[name] = value
     return value
+
+
+def _hint(name: str) -> str:
+    """Return what is meant by a name that is not there."""
+    if name in ("torch", "testing"):
+        return f": write import {__name__}.{name}"
+    if name.startswith("_"):
+        return ""
+    import difflib
+
+    near = difflib.get_close_matches(name, _EXPORTS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def __dir__() -> list[str]:

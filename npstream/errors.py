@@ -2,13 +2,16 @@
 
 Each subclasses the builtin that a user would catch, so ``except ValueError`` and
 ``except OSError`` keep working. A message says the value, the rule it broke, the place,
-and the mend.
+and the mend. Where an exception leaves a public function its traceback is cut to the first and the
+last line of the package: in place, so that all that show or log it agree.
 """
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Iterable
+from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -195,6 +198,14 @@ def shown(value: object) -> str:
     return _repr.repr(value)
 
 
+def read_only(place: str) -> TypeError:
+    """Return what is raised where a user assigns to a place of a dataset, such as "ds[0]"."""
+    return TypeError(
+        f"{place} = ... is refused, as datasets are read-only: change samples as they are read, "
+        "with ds.with_transform, or what load() returned, and store that with npstream.write"
+    )
+
+
 def stopped(what: str) -> RuntimeError:
     """Return what is raised where a user's function raised StopIteration.
 
@@ -209,3 +220,78 @@ def stopped(what: str) -> RuntimeError:
 def _with_message(kind: type[BaseException], args: tuple[str]) -> BaseException:
     """Make an exception anew from its message, as another process receives it."""
     return kind.__new__(kind, *args)
+
+
+_VARIABLE = "NPSTREAM_TRACEBACK"
+"""The environment variable that keeps tracebacks whole if it is "full"."""
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+_MOST_CAUSES = 16
+
+
+def shorten(error: BaseException) -> None:
+    """Cut the inner frames of this package out of an exception's traceback, and of its causes'.
+
+    Of frames in a row, the first and the last stay; of a cause's, the last. Frames of others, such
+    as a user's transform, stay where they are. Call it in an ``except`` clause that then raises.
+
+    Examples
+    --------
+    >>> error = ValueError("x")
+    >>> shorten(error)
+    >>> error.__traceback__ is None
+    True
+    """
+    if os.environ.get(_VARIABLE) == "full":
+        return
+    _cut(error.__traceback__)
+    for _ in range(_MOST_CAUSES):
+        cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if cause is None:
+            return
+        while _is_own(cause.__traceback__) and _is_own(_next(cause.__traceback__)):
+            cause.__traceback__ = _next(cause.__traceback__)
+        _cut(cause.__traceback__)
+        error = cause
+
+
+def _cut(first: TracebackType | None) -> None:
+    """Link the first frame of each run of own ones to the last."""
+    while first is not None:
+        if _is_own(first):
+            last = first
+            while (after := last.tb_next) is not None and _is_own(after):
+                last = after
+            if last is not first:
+                first.tb_next = last
+            first = last
+        first = first.tb_next
+
+
+def _is_own(frame: TracebackType | None) -> bool:
+    return frame is not None and frame.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+
+
+def _next(frame: TracebackType | None) -> TracebackType | None:
+    return None if frame is None else frame.tb_next
+
+
+class _Door:
+    """Shortens the traceback of what leaves its block, which must be a public function's."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            shorten(error)
+
+
+short_traceback = _Door()
+"""The context in which public functions run whose calls take longer than a microsecond."""

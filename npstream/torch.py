@@ -13,7 +13,15 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
-import torch
+
+from npstream.errors import MissingDependencyError, stopped
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    raise MissingDependencyError("npstream.torch", "torch", "torch") from None
 import torch.distributed
 import torch.utils._pytree
 import torch.utils.data
@@ -21,7 +29,6 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from npstream._core.dtypes import ML_DTYPES, dtype_of
 from npstream._core.typing import AnyArray, Int64
-from npstream.errors import stopped
 from npstream.iteration.iteration import Iteration
 from npstream.reading.batch import Batch, Ragged
 

@@ -67,5 +67,5 @@ def test_version(capsys):
 
 def test_an_unknown_command_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["opne"])
-    assert "'opne'" in capsys.readouterr().err
+        main(["opan"])
+    assert "'opan'" in capsys.readouterr().err

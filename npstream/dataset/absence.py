@@ -50,13 +50,15 @@ _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", "
 _SHARDS = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
 
 
-def explain_absence(error: StorageError, store: Store, split: str | None = None) -> StorageError:
-    """Return the error of an index that is not there, saying what is.
+def explain_absence(
+    error: StorageError, store: Store, split: str | None = None
+) -> StorageError | None:
+    """Return an error that says what is there instead of an index; None if that is not absent.
 
     Parameters
     ----------
     error : StorageError
-        What reading the index raised. An error of anything else is returned as it is.
+        What reading the index raised.
     store : LocalStore or RemoteStore
         The directory, or URL.
     split : str, optional
@@ -64,7 +66,7 @@ def explain_absence(error: StorageError, store: Store, split: str | None = None)
     """
     place = store.where(INDEX)
     if error.errno not in (errno.ENOENT, errno.ENOTDIR) or error.filename != place:
-        return error
+        return None
     found = _local(store) if isinstance(store, LocalStore) else _remote(store)
     if split is not None:
         found = f"split={split!r}: {found}"

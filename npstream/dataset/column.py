@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -20,6 +20,7 @@ from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_functions import apply
 from npstream.dataset.array_methods import ArrayMethods
 from npstream.dataset.reductions import UFUNCS
+from npstream.errors import read_only, short_traceback, shorten, shown
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
@@ -179,21 +180,28 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
 
     # Indexing
 
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        raise read_only(f"ds[{self.name!r}][{shown(index)}]")
+
     def __getitem__(self, index: Any) -> Any:
-        mesh, cell = self._mesh, self._cell
-        if mesh is not None and mesh.lead:
-            return self._index_around_rows(index, mesh)
-        rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
-        if not separable:
-            return self._index_jointly(rows, cells)
-        chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
-        if mesh is not None:
-            return self._of_mesh(chosen, mesh.select(*self._padded(rows, cells)))
-        if cell is not None and cells:
-            cell = cell.select(cells)
-        if isinstance(chosen, int):
-            return self._value(chosen, cell)
-        return Column(self._source, self._plan_of(cell), chosen, cell)
+        try:
+            mesh, cell = self._mesh, self._cell
+            if mesh is not None and mesh.lead:
+                return self._index_around_rows(index, mesh)
+            rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
+            if not separable:
+                return self._index_jointly(rows, cells)
+            chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
+            if mesh is not None:
+                return self._of_mesh(chosen, mesh.select(*self._padded(rows, cells)))
+            if cell is not None and cells:
+                cell = cell.select(cells)
+            if isinstance(chosen, int):
+                return self._value(chosen, cell)
+            return Column(self._source, self._plan_of(cell), chosen, cell)
+        except Exception as error:
+            shorten(error)
+            raise
 
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
         """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
@@ -313,15 +321,18 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         >>> ds["text"].load()
         <Ragged: 3 str, 3 to 4 bytes>
         """
-        cut = self._cut
-        if not cut and self._mesh is None:
-            return self._load(None if out is None else {self.name: out})
-        target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
-        array = self._load(None)[(..., *cut)] if self._mesh is None else self._elements(self._mesh)
-        if target is None:
-            return np.asarray(array, order="C")
-        target[...] = array
-        return out
+        with short_traceback:
+            cut = self._cut
+            if not cut and self._mesh is None:
+                return self._load(None if out is None else {self.name: out})
+            target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
+            array = (
+                self._load(None)[(..., *cut)] if self._mesh is None else self._elements(self._mesh)
+            )
+            if target is None:
+                return np.asarray(array, order="C")
+            target[...] = array
+            return out
 
     @property
     def _cut(self) -> tuple[Any, ...]:
@@ -421,12 +432,13 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         prefetch(self._source, self._selection, self._plan)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
-        if copy is False:
-            if self._mesh is not None or self._cell is None:
-                raise ValueError("Unable to avoid copy while creating an array as requested.")
-            return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
-        gate(self._source, self._selection, f"column {self.name!r} as an array", self._plan)
-        return self._as_array(dtype)
+        with short_traceback:
+            if copy is False:
+                if self._mesh is not None or self._cell is None:
+                    raise ValueError("Unable to avoid copy while creating an array as requested.")
+                return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
+            gate(self._source, self._selection, f"column {self.name!r} as an array", self._plan)
+            return self._as_array(dtype)
 
     def _as_array(self, dtype: DTypeLike | None = None) -> AnyArray:
         """Read the column, or a block of one that has passed the gate."""

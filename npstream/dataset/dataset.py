@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
@@ -12,9 +12,10 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
 from npstream.dataset.splits import filter_mask, split
-from npstream.errors import ColumnError, stopped
+from npstream.errors import ColumnError, read_only, short_traceback, shorten, shown, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
+from npstream.indexing.columns import refuse_names
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import RowOrder, Shuffle, Size
 from npstream.reading.batch import Batch
@@ -172,14 +173,23 @@ class Dataset:
     @overload
     def __getitem__(self, index: Any) -> Dataset: ...
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, str):
-            return self._column(index)
-        if isinstance(index, list) and any(isinstance(name, str) for name in index):
-            return self._project(index)
-        chosen = self._selection.select(index)
-        if isinstance(chosen, int):
-            return self._sample(chosen)
+        try:
+            if isinstance(index, str):
+                return self._column(index)
+            if isinstance(index, list) and any(isinstance(name, str) for name in index):
+                return self._project(index)
+            chosen = self._selection.select(index)
+            if isinstance(chosen, int):
+                return self._sample(chosen)
+        except Exception as error:
+            if isinstance(error, IndexError):
+                refuse_names(index)
+            shorten(error)
+            raise
         return self._view(chosen)
+
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        raise read_only(f"ds[{shown(index)}]")
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
         """Return several samples at once, as ``torch.utils.data.DataLoader(ds)`` asks for them."""
@@ -258,12 +268,13 @@ class Dataset:
         >>> ds[[2, 0]].load()["label"]
         array([2, 0])
         """
-        ids = self._selection.ids()
-        shape = self._selection.shape
-        plan = self._source.plan(self._names)
-        columns = load(self._source, plan, ids, shape, out)
-        shaped = ids if len(shape) == 1 else ids.reshape(shape)
-        return Batch(columns, shaped, encodings=plan.encodings)
+        with short_traceback:
+            ids = self._selection.ids()
+            shape = self._selection.shape
+            plan = self._source.plan(self._names)
+            columns = load(self._source, plan, ids, shape, out)
+            shaped = ids if len(shape) == 1 else ids.reshape(shape)
+            return Batch(columns, shaped, encodings=plan.encodings)
 
     def take(
         self,
@@ -305,16 +316,17 @@ class Dataset:
         >>> ds.take([5, -1], mode="clip")["label"]
         array([2, 0])
         """
-        view = self
-        if axis is None:
-            view = self.ravel()
-        elif normalize_axis_index(axis, self.ndim):
-            raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
-        if isinstance(chosen := view[in_mode(indices, len(view), mode)], Dataset):
-            return chosen.load(out)
-        if out is not None:
-            raise TypeError("out= takes arrays of several samples, and one was asked for")
-        return chosen
+        with short_traceback:
+            view = self
+            if axis is None:
+                view = self.ravel()
+            elif normalize_axis_index(axis, self.ndim):
+                raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
+            if isinstance(chosen := view[in_mode(indices, len(view), mode)], Dataset):
+                return chosen.load(out)
+            if out is not None:
+                raise TypeError("out= takes arrays of several samples, and one was asked for")
+            return chosen
 
     def explain(self) -> Cost:
         """Return what `load` of this view would fetch now, such as its ``nbytes``.
@@ -350,12 +362,13 @@ class Dataset:
         prefetch(self._source, self._selection, self._source.plan(self._names))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> AnyArray:
-        if copy is False:
-            raise ValueError("Unable to avoid copy while creating an array as requested.")
-        gate(self._source, self._selection, "an array of this view")
-        source, ids = self._source, self._selection.ids()
-        table = structured(source, source.plan(self._names), ids, self.shape)
-        return table if dtype is None else table.astype(dtype, copy=False)
+        with short_traceback:
+            if copy is False:
+                raise ValueError("Unable to avoid copy while creating an array as requested.")
+            gate(self._source, self._selection, "an array of this view")
+            source, ids = self._source, self._selection.ids()
+            table = structured(source, source.plan(self._names), ids, self.shape)
+            return table if dtype is None else table.astype(dtype, copy=False)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         if self.ndim != 1:
@@ -648,10 +661,11 @@ class Dataset:
         """Return an iterable over a rank's part of this view."""
         from npstream.iteration.iteration import Iteration
 
-        return Iteration(
-            self._source, self._selection, self._names, self._transform, settings,
-            self._epochs_for(settings),
-        )  # fmt: skip
+        with short_traceback:
+            return Iteration(
+                self._source, self._selection, self._names, self._transform, settings,
+                self._epochs_for(settings),
+            )  # fmt: skip
 
     def _epochs_for(self, settings: IterationSettings) -> AnyEpochs:
         """Return what epochs of this view have at their positions."""

@@ -9,7 +9,7 @@ from npstream._core.arguments import parse_size
 from npstream._core.log import log
 from npstream.dataset.absence import explain_absence
 from npstream.dataset.dataset import Dataset
-from npstream.errors import StorageError
+from npstream.errors import StorageError, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
 from npstream.reading.source import open_source
@@ -109,39 +109,42 @@ def open_dataset(
     >>> npstream.open(path)[3]
     {'x': np.int64(3)}
     """
-    if isinstance(columns, str):
-        raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
-    if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
-        raise ValueError(
-            f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
-        )
-    limit = parse_size(implicit_read_limit)
-    if cache is not None:
-        cache = local_path(cache, "cache")
-    where = url if split is None else below(url, split)
-    store = open_store(where, storage_options, timeout=timeout, retries=retries, argument="url")
-    aside = None
-    if index is not None:
-        options = options_for(url, storage_options, index)
-        aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
-    try:
-        if isinstance(store, LocalStore):
-            found = read_manifest(store, None, aside, version, verify is True)
-            shards = LocalShards(found.index, store, verify, found.snapshot)
-        else:
-            shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
-    except StorageError as error:
-        raise explain_absence(error, store, split) from error
-    fetcher = Fetcher(shards)
-    opened = shards.index
-    if isinstance(verify, str) and verify != "auto" and len(opened):
-        shards.require_hash(verify)
-    source, names = open_source(fetcher, columns, allow_pickle, limit)
-    log(
-        "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",
-        opened.where, opened.fingerprint, opened.samples, len(opened), ", ".join(names), verify,
-    )  # fmt: skip
-    return Dataset(source, Selection.all(opened.samples), names)
+    with short_traceback:
+        if isinstance(columns, str):
+            raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
+        if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
+            raise ValueError(
+                f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"
+            )
+        limit = parse_size(implicit_read_limit)
+        if cache is not None:
+            cache = local_path(cache, "cache")
+        where = url if split is None else below(url, split)
+        store = open_store(where, storage_options, timeout=timeout, retries=retries, argument="url")
+        aside = None
+        if index is not None:
+            options = options_for(url, storage_options, index)
+            aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
+        try:
+            if isinstance(store, LocalStore):
+                found = read_manifest(store, None, aside, version, verify is True)
+                shards = LocalShards(found.index, store, verify, found.snapshot)
+            else:
+                shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
+        except StorageError as error:
+            if (absence := explain_absence(error, store, split)) is not None:
+                raise absence from None
+            raise
+        fetcher = Fetcher(shards)
+        opened = shards.index
+        if isinstance(verify, str) and verify != "auto" and len(opened):
+            shards.require_hash(verify)
+        source, names = open_source(fetcher, columns, allow_pickle, limit)
+        log(
+            "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",
+            opened.where, opened.fingerprint, opened.samples, len(opened), ", ".join(names), verify,
+        )  # fmt: skip
+        return Dataset(source, Selection.all(opened.samples), names)
 
 
 def _open_remote(

@@ -12,10 +12,42 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from npstream._core.typing import AnyArray
+from npstream.errors import shown
 from npstream.indexing.selection import admit
 
 Items: TypeAlias = tuple[Any, ...]
 Shape: TypeAlias = tuple[int, ...]
+
+
+def refuse_names(index: Any) -> None:
+    """Raise IndexError if an index of a dataset's rows has names of columns in it.
+
+    Examples
+    --------
+    >>> refuse_names((0, "label"))
+    Traceback (most recent call last):
+    ...
+    IndexError: ds[0, 'label']: an index has rows or names, not both: write ds['label'][0]
+    """
+    items = index if isinstance(index, tuple) else ()
+    names = [item for item in items if isinstance(item, str)]
+    if not names:
+        return
+    given = ", ".join(map(_index_text, items))
+    rows = [item for item in items if not isinstance(item, str)]
+    if not rows:
+        raise IndexError(f"ds[{given}]: a list picks several columns: write ds[{names}]") from None
+    column = repr(names[0]) if len(names) == 1 else names
+    mend = f"ds[{column}][{', '.join(map(_index_text, rows))}]"
+    raise IndexError(f"ds[{given}]: an index has rows or names, not both: write {mend}") from None
+
+
+def _index_text(item: Any) -> str:
+    """Return what stands in brackets."""
+    if not isinstance(item, slice):
+        return shown(item)
+    ends = [item.start, item.stop] + [item.step] * (item.step is not None)
+    return ":".join("" if end is None else shown(end) for end in ends)
 
 
 def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, bool]:

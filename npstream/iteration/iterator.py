@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 
+from npstream.errors import shorten
 from npstream.iteration.partition import stepped_over
 
 if TYPE_CHECKING:
@@ -179,8 +180,9 @@ def _counted(items: Iterator[Any] | None, make: Make, run: Run, step: int) -> It
         for item in items:
             run.position += step
             yield item
-    except Exception:
+    except Exception as error:
         run.missed += step
+        shorten(error)
         raise
     run.position, run.missed = run.position + run.missed, 0
     run.is_over = True

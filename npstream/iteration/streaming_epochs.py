@@ -63,14 +63,7 @@ class StreamingEpochs:
     context_bytes = _CONTEXT.size
 
     def __init__(self, source: Source, selection: Selection, settings: IterationSettings) -> None:
-        shuffle: Any = settings.shuffle
-        if isinstance(shuffle, str):
-            shuffle = StreamingShuffle(shuffle)
-        if not isinstance(shuffle, StreamingShuffle):
-            raise TypeError(
-                f"shuffle={shuffle!r}: expected False, True, an npstream.Shuffle, the name of an "
-                "order of Streaming or an npstream.StreamingShuffle"
-            )
+        shuffle = StreamingShuffle.of(settings.shuffle)
         if (seed := settings.seed) != 0:
             raise ValueError(
                 f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "

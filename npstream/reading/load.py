@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.memory import ensure_fits, is_mapped
 from npstream._core.typing import AnyArray, Int64, Sample
-from npstream.errors import ColumnError, FormatError, stopped
+from npstream.errors import ColumnError, FormatError, short_traceback, stopped
 from npstream.indexing.columns import Cell, as_slice
 from npstream.reading.batch import Ragged
 from npstream.reading.gate import gate
@@ -60,6 +60,11 @@ def load(
     ValueError, TypeError
         If `out` does not fit.
     """
+    if out is not None and not isinstance(out, Mapping):
+        raise TypeError(
+            f"out is of type {type(out).__name__}: expected a mapping from names of columns to "
+            "arrays, as in out={'x': array}"
+        )
     flat = {name: _target(plan, name, shape, out[name]) for name in out} if out else {}
     columns: dict[str, Any] = source.columns(plan, source.look_up(ids), flat)
     if len(shape) != 1:
@@ -203,9 +208,10 @@ class _OneByOne:
 
     def __next__(self) -> Sample:
         error, self._error = self._error, None
-        if error is not None:
-            raise error
-        (sample,) = self._read(np.array([next(self._ids)]))
+        with short_traceback:
+            if error is not None:
+                raise error
+            (sample,) = self._read(np.array([next(self._ids)]))
         return sample
 
 
@@ -272,7 +278,8 @@ def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
     array = as_array(out) if here else np.asarray(out)
     # What NumPy had to copy does not see what is written to the copy.
-    if array is not out and (array.base is None or not hasattr(out, "__setitem__")):
+    is_read_only = not hasattr(out, "__setitem__") or hasattr(type(out), "_to_write")
+    if array is not out and (array.base is None or is_read_only):
         raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
     if array.shape != shape:
         raise ValueError(f"out for column {name!r} has shape {array.shape}; expected {shape}")

@@ -90,9 +90,13 @@ def open_store(
     from npstream.storage.remote import RemoteStore, known_schemes
 
     if scheme not in (known := known_schemes()):
+        import difflib
+
+        near = difflib.get_close_matches(scheme, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"{redacted_url(text)!r}: unknown scheme {scheme!r}; expected a local path, or a URL "
-            f"of one of {', '.join(known)}"
+            f"{redacted_url(text)!r}: unknown scheme {scheme!r}; {hint}expected a local path, or a "
+            f"URL of one of {', '.join(known)}"
         )
     return RemoteStore(text, storage_options, timeout, retries)
 

@@ -121,7 +121,9 @@ def index_of(store: Store) -> tuple[Index, Mark]:
     try:
         sign = store.version(INDEX)
     except StorageError as error:
-        raise explain_absence(error, store) from error
+        if (absence := explain_absence(error, store)) is not None:
+            raise absence from None
+        raise
     version, nbytes = "" if store.is_local else sign, size_in_version(sign)
     check_size(nbytes or 0, store.where(INDEX))
     text = store.read(INDEX, nbytes)

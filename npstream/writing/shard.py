@@ -19,7 +19,7 @@ from npstream._core.array_like import MISSING, is_missing
 from npstream._core.memory import address_of, ensure_fits, move_spans
 from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
-from npstream.errors import ColumnError, MissingDependencyError
+from npstream.errors import ColumnError, MissingDependencyError, shown
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.hashes import hasher
@@ -178,9 +178,12 @@ class ShardFormat:
         value = sample[name]
         kind = TypeError if isinstance(error, TypeError) else ValueError
         lacks = is_missing(value) or (isinstance(value, float) and value != value)
+        what = type(value).__name__
+        if isinstance(value, str | int | float | np.number):
+            what += f" {shown(value)}"
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {type(value).__name__}: {error}" + (f"; {MISSING}" if lacks else "")
+            f"this {what}: {error}" + (f"; {MISSING}" if lacks else "")
         )
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from npstream._core.arguments import parse_size
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
-from npstream.errors import ColumnError, NpstreamError
+from npstream.errors import ColumnError, NpstreamError, short_traceback
 from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings.encodings import Encoding, column_type, infer
 from npstream.formats.hashes import digest
@@ -160,24 +160,25 @@ def write(
     >>> report.samples, report.columns
     (5, {'tokens': 'ndarray:uint16:4', 'name': 'str'})
     """
-    table = table_of(data)
-    chosen: Mapping[str, str | Encoding] | None = columns
-    samples: Iterable[Any] = ()
-    if table is None:
-        samples = _samples(data, columns)
-    elif columns is None:
-        chosen = _encodings(table)
-    with Writer(
-        path, chosen, shard_size=shard_size, compression=compression, hashes=hashes,
-        storage_options=storage_options, timeout=timeout, retries=retries,
-    ) as writer:  # fmt: skip
-        if table is not None:
-            writer._write_table(table)
-        else:
-            writer._is_inferred = columns is None
-            for sample in samples:
-                writer.write(sample)
-    return writer.close()
+    with short_traceback:
+        table = table_of(data)
+        chosen: Mapping[str, str | Encoding] | None = columns
+        samples: Iterable[Any] = ()
+        if table is None:
+            samples = _samples(data, columns)
+        elif columns is None:
+            chosen = _encodings(table)
+        with Writer(
+            path, chosen, shard_size=shard_size, compression=compression, hashes=hashes,
+            storage_options=storage_options, timeout=timeout, retries=retries,
+        ) as writer:  # fmt: skip
+            if table is not None:
+                writer._write_table(table)
+            else:
+                writer._is_inferred = columns is None
+                for sample in samples:
+                    writer._write(sample)
+        return writer.close()
 
 
 def _samples(data: Any, columns: Mapping[str, str] | None) -> Iterable[Any]:
@@ -329,6 +330,10 @@ class Writer:
         >>> writer.close().samples
         3
         """
+        with short_traceback:
+            self._write(sample)
+
+    def _write(self, sample: Mapping[str, Any]) -> None:
         self._check_open()
         number = self._written + len(self._sizes)
         if type(sample) is not dict and hasattr(type(sample), "_to_write"):
@@ -394,14 +399,15 @@ class Writer:
         >>> writer.close().columns
         {'x': 'int'}
         """
-        if self._report is None:
-            self._check_open()
-            with self._all_or_nothing():
-                self._publish()
-                self._given_up.detach()
-            self._open = False
-            self._report = self._make_report()
-        return self._report
+        with short_traceback:
+            if self._report is None:
+                self._check_open()
+                with self._all_or_nothing():
+                    self._publish()
+                    self._given_up.detach()
+                self._open = False
+                self._report = self._make_report()
+            return self._report
 
     def _publish(self) -> None:
         """Store what is left of the samples, and then the index."""
@@ -440,7 +446,10 @@ class Writer:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise ValueError("this Writer is closed: it published its dataset, or failed and left")
+            raise ValueError(
+                "this Writer is closed: it published its dataset, or failed and left; open another "
+                "npstream.Writer, for another directory"
+            )
 
     def _write_table(self, table: GivenTable, at_once: bool = False) -> None:
         """Write columns of a common length, block by block, or all or nothing of them."""

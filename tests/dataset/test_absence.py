@@ -44,7 +44,7 @@ def test_a_search_below_is_bounded(tmp_path):
 
 
 def test_a_split_that_is_not_there(splits):
-    assert re.search(r"split='trian': .*did you mean 'train'\?", said(splits, split="trian"))
+    assert re.search(r"split='tran': .*did you mean 'train'\?", said(splits, split="tran"))
     assert "holds the datasets 'train', 'val'" in said(splits, split="zzz")
 
 

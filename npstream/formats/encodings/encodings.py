@@ -135,8 +135,9 @@ def parse(name: str) -> Encoding:
         return _parse_array(name)
     import difflib
 
-    near = difflib.get_close_matches(name, _KNOWN, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    # Names that only look alike, such as those of other kinds of text, would mislead.
+    near = _OTHER_NAMES.get(name.lower()) or difflib.get_close_matches(name, _KNOWN, 1, 0.75)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise ValueError(f"unknown encoding {name!r}: {hint}known are {', '.join(_KNOWN)}")
 
 
@@ -517,6 +518,20 @@ def _built_in() -> list[Encoding]:
 
 _KNOWN = {encoding.name: encoding for encoding in _built_in()}
 _BUILT_IN = frozenset(_KNOWN)
+
+_OTHER_NAMES = {
+    **dict.fromkeys(("string", "text", "unicode", "utf8", "utf-8", "varchar"), ("str",)),
+    **dict.fromkeys(("integer", "long"), ("int",)),
+    **dict.fromkeys(("float", "double"), ("float64", "float32")),
+    **dict.fromkeys(("boolean", "bool_"), ("bool",)),
+    **dict.fromkeys(("binary", "blob", "byte", "bytearray"), ("bytes",)),
+    **dict.fromkeys(("image", "img", "jpg"), ("jpeg", "png", "pil")),
+    **dict.fromkeys(("list", "dict", "object"), ("json", "pkl")),
+    **dict.fromkeys(("array", "tensor", "numpy"), ("ndarray", "ndarray:float32:224,224,3")),
+    **dict.fromkeys(("datetime", "timestamp", "date"), ("datetime64[us]",)),
+    "pickle": ("pkl",),
+}
+"""What users call encodings, and the names that these have here."""
 
 _FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
 """A column of JPEG files, which takes no image that is not one."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from npstream._core.arguments import integer
+from npstream.errors import shown
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.sampling import Weight
+from npstream.orders.streaming.shuffle import ALGORITHMS
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
@@ -105,6 +107,21 @@ default: "random"
             if (weights := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _checked(name, weights))
         self.order([], [], 1, None, None)  # says what makes no sense
+
+    @classmethod
+    def of(cls, shuffle: Any) -> StreamingShuffle:
+        """Return what the argument ``shuffle`` of an iteration says, if that is such an order."""
+        if isinstance(shuffle, cls):
+            return shuffle
+        expected = (
+            "expected False, True, an npstream.Shuffle, an npstream.StreamingShuffle, or the name "
+            f"of an order of Streaming, {', '.join(map(repr, ALGORITHMS))}"
+        )
+        if not isinstance(shuffle, str):
+            raise TypeError(f"shuffle={shown(shuffle)}: {expected}")
+        if shuffle not in ALGORITHMS:
+            raise ValueError(f"shuffle={shown(shuffle)}: {expected}")
+        return cls(shuffle)
 
     @property
     def is_batched(self) -> bool:

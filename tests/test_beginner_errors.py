@@ -1,0 +1,241 @@
+"""What beginners get wrong: each error names the value, the rule, the place and the mend.
+
+It is one that a beginner would catch, and shows the user's line and a few of npstream's.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npstream
+
+MOST_FRAMES = 4
+"""Lines of npstream that a traceback shows."""
+
+PACKAGE = str(Path(npstream.__file__).parent)
+
+Mistake = Callable[[npstream.Dataset, Path], Any]
+
+
+def _write(samples: Any, **settings: Any) -> Mistake:
+    return lambda ds, at: npstream.write(at / "new", samples, **settings)
+
+
+def _closed_writer(ds: npstream.Dataset, at: Path) -> None:
+    with npstream.Writer(at / "new") as writer:
+        writer.write({"x": 1})
+    writer.write({"x": 2})
+
+
+def _other_state(ds: npstream.Dataset, at: Path) -> None:
+    npstream.write(at / "other", {"x": np.arange(50)})
+    other = npstream.open(at / "other").iter(0, 1, batch_size=5)
+    ds.iter(0, 1, batch_size=5).load_state_dict(other.state_dict())
+
+
+def _remote(url: str, **settings: Any) -> Mistake:
+    return lambda ds, at: npstream.open(url, cache=at / "cache", **settings)
+
+
+X = np.arange(3)
+MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
+    # Opening
+    "a path with a typo": (
+        lambda ds, at: npstream.open(at / "dta"),
+        FileNotFoundError, ["'dta'", "did you mean 'data'"],
+    ),
+    "a parent": (lambda ds, at: npstream.open(at), FileNotFoundError, ["'data'", "split='data'"]),
+    "the index": (
+        lambda ds, at: npstream.open(at / "data/index.json"),
+        NotADirectoryError, ["index.json", "give the directory that holds"],
+    ),
+    "a CSV file": (
+        lambda ds, at: npstream.open(at / "table.csv"),
+        NotADirectoryError, ["table.csv", "npstream.write('new', dict(pandas.read_csv("],
+    ),
+    "no path": (lambda ds, at: npstream.open(""), ValueError, ["url is empty", "give a path"]),
+    "a number": (lambda ds, at: npstream.open(3), TypeError, ["url", "expected str", "int"]),
+    "a URL without a slash": (_remote("s3:/bucket/x"), ValueError, ["'s3:/", "begins with 's3://"]),
+    "a scheme with a typo": (
+        _remote("s4://bucket/x"),
+        ValueError, ["s4://bucket/x", "unknown scheme 's4'", "did you mean 's3'"],
+    ),
+    "a path of Windows": (
+        lambda ds, at: npstream.open(r"C:\data\corpus"),
+        FileNotFoundError, ["C:", "check the path; a relative one begins at"],
+    ),
+    "nothing at a URL": (
+        _remote("memory://none/x"), FileNotFoundError, ["memory://none/x", "check the names"]
+    ),
+    "one name for columns": (
+        lambda ds, at: npstream.open(at / "data", columns="label"),
+        TypeError, ["columns='label'", "expected a list", "['label']"],
+    ),
+    "a hash with a typo": (
+        lambda ds, at: npstream.open(at / "data", verify="sha257"),
+        ValueError, ["verify='sha257'", "expected True", "sha256"],
+    ),
+    # Indexing
+    "a column with a typo": (
+        lambda ds, at: ds["lable"], KeyError, ["no column 'lable'", "did you mean 'label'"]
+    ),
+    "an index too large": (lambda ds, at: ds[100], IndexError, ["100", "out of bounds", "size 9"]),
+    "a float": (lambda ds, at: ds[1.5], IndexError, ["1.5 is not an integer", "divide with //"]),
+    "a row and a name": (
+        lambda ds, at: ds[0, "label"], IndexError, ["ds[0, 'label']", "ds['label'][0]"]
+    ),
+    "rows and names": (
+        lambda ds, at: ds[2:5, "label"], IndexError, ["ds[2:5, 'label']", "ds['label'][2:5]"]
+    ),
+    "names without a list": (
+        lambda ds, at: ds["label", "text"], IndexError, ["a list", "ds[['label', 'text']]"]
+    ),
+    "a mask of another length": (
+        lambda ds, at: ds[np.ones(4, bool)], IndexError, ["4", "9", "boolean"]
+    ),
+    "an assignment": (
+        lambda ds, at: ds.__setitem__(0, {"label": 1}), TypeError, ["ds[0]", "read-only", "write"]
+    ),
+    "an assignment to a column": (
+        lambda ds, at: ds["label"].__setitem__(0, 1),
+        TypeError, ["ds['label'][0]", "read-only", "load()"],
+    ),
+    "an array of rows that vary": (
+        lambda ds, at: np.asarray(ds), TypeError, ["varying size", "text", "ds[[...]]", "load()"]
+    ),
+    "out= that is no mapping": (
+        lambda ds, at: ds.load(out=np.zeros(9)), TypeError, ["out", "ndarray", "out={'x': array}"]
+    ),
+    "a function that is not there": (
+        lambda ds, at: npstream.opan, AttributeError, ["'opan'", "did you mean 'open'"]
+    ),
+    # Iterating
+    "a batch size that is a float": (
+        lambda ds, at: ds.iter(0, 1, batch_size=2.5), TypeError, ["batch_size=2.5", "an integer"]
+    ),
+    "a batch size of nothing": (
+        lambda ds, at: ds.iter(0, 1, batch_size=0), ValueError, ["batch_size=0", "at least 1"]
+    ),
+    "shuffle as text": (
+        lambda ds, at: ds.iter(0, 1, batch_size=3, shuffle="yes"),
+        ValueError, ["shuffle='yes'", "expected False, True", "'py1e'"],
+    ),
+    "shuffle as a number": (
+        lambda ds, at: ds.iter(0, 1, batch_size=3, shuffle=1),
+        TypeError, ["shuffle=1", "expected False, True"],
+    ),
+    "a rank that is not there": (
+        lambda ds, at: ds.iter(4, 4), ValueError, ["rank=4", "world=4", "numbered from 0"]
+    ),
+    "a rank without a world": (
+        lambda ds, at: ds.iter(rank=0), ValueError, ["rank=0", "world=None", "give both"]
+    ),
+    "the state of another dataset": (
+        _other_state,
+        ValueError, ["the state is of a view of 50 samples", "this has 9", "open the dataset"],
+    ),
+    # Mixing
+    "a list of sources": (
+        lambda ds, at: npstream.mix([ds, ds]), TypeError, ["sources=", "by name", "{'web': ds}"]
+    ),
+    "a negative weight": (
+        lambda ds, at: npstream.mix({"a": ds, "b": ds}, weights={"a": 1, "b": -1}),
+        ValueError, ["-1", "source 'b'", "a positive number"],
+    ),
+    # Writing
+    "an encoding of another library": (
+        _write({"x": ["a"]}, columns={"x": "string"}),
+        ValueError, ["column 'x'", "'string'", "did you mean 'str'?"],
+    ),
+    "a list of columns": (
+        _write({"x": X}, columns=["x"]), TypeError, ["columns", "['x']", "encodings"]
+    ),
+    "a codec that is not there": (
+        _write({"x": X}, compression="lz4"), ValueError, ["'lz4'", "zstd"]
+    ),
+    "a hash that is not there": (
+        _write({"x": X}, hashes=["crc"]), ValueError, ["unknown hash 'crc'", "sha1"]
+    ),
+    "a negative size": (
+        _write({"x": X}, shard_size=-1), ValueError, ["-1", "0 or more"]
+    ),
+    "a size without a unit": (
+        _write({"x": X}, shard_size="64 megs"), ValueError, ["'64 megs'", "MB"]
+    ),
+    "an existing dataset": (
+        lambda ds, at: npstream.write(at / "data", {"x": X}),
+        FileExistsError, ["a dataset, or a part of one, is here", "remove it"],
+    ),
+    "one sample": (
+        _write({"x": 1, "y": 2}),
+        TypeError, ["column 'x'", "int", "a single sample goes into a list"],
+    ),
+    "columns of other lengths": (
+        _write({"x": X, "y": np.arange(4)}), ValueError, ["differ in length", "'y': 4"]
+    ),
+    "an object": (
+        _write([{"x": object()}]), TypeError, ["column 'x'", "object", "columns="]
+    ),
+    "another type later": (
+        _write([{"x": 1}, {"x": "two"}]), TypeError, ["sample 1", "column 'x'", "'two'"]
+    ),
+    "another shape later": (
+        _write([{"x": X}, {"x": np.zeros((2, 2))}], columns={"x": "ndarray:int64:3"}),
+        ValueError, ["sample 1", "column 'x'", "int64:3", "float64"],
+    ),
+    "a key that is missing": (
+        _write([{"x": 1, "y": 2}, {"x": 1}]), KeyError, ["sample 1", "'y'"]
+    ),
+    "a number too large": (
+        _write({"x": [1, 300]}, columns={"x": "uint8"}), ValueError, ["sample 1", "300", "uint8"]
+    ),
+    "a closed writer": (_closed_writer, ValueError, ["this Writer is closed", "open another"]),
+}  # fmt: skip
+
+
+@pytest.fixture
+def at(tmp_path: Path) -> Path:
+    npstream.write(tmp_path / "data", {"text": list("abcdefghi"), "label": np.arange(9)})
+    (tmp_path / "table.csv").write_text("x\n1\n")
+    return tmp_path
+
+
+def own_frames(error: BaseException) -> list[str]:
+    """Return the lines of npstream that the traceback shows, of the error and of its causes."""
+    shown: BaseException | None = error
+    frames = []
+    while shown is not None:
+        frames += [
+            f"{frame.filename[len(PACKAGE) :]}:{frame.lineno} {frame.name}"
+            for frame in traceback.extract_tb(shown.__traceback__)
+            if frame.filename.startswith(PACKAGE)
+        ]
+        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+    return frames
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str, at: Path) -> None:
+    mistake, kind, words = MISTAKES[name]
+    with pytest.raises(kind) as caught:
+        mistake(npstream.open(at / "data"), at)
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == [], text
+    assert len(text) < 600
+    assert len(frames := own_frames(caught.value)) <= MOST_FRAMES, frames
+
+
+def test_torch_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "npstream.torch", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'npstream\[torch\]'"):
+        importlib.import_module("npstream.torch")
