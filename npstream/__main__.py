@@ -89,6 +89,8 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
         "precompile", help="compile all kernels now, for the first load of later processes"
     )
     precompile.set_defaults(command=run_precompile)
+    check = commands.add_parser("selftest", help="check this installation, in under a minute")
+    check.set_defaults(command=run_selftest)
     return root
 
 
@@ -160,6 +162,13 @@ def run_precompile(_options: argparse.Namespace) -> None:
     from npstream.tools.precompile import precompile
 
     precompile()
+
+
+def run_selftest(_options: argparse.Namespace) -> int:
+    """Run ``npstream selftest``; the exit status says whether a check failed."""
+    from npstream.tools.selftest import selftest
+
+    return int(not selftest())
 
 
 if __name__ == "__main__":

@@ -52,10 +52,28 @@ def test_precompile_leaves_nothing_to_compile(capsys):
     assert main(["precompile"]) == 0
 
 
+def test_selftest_says_what_works(capsys):
+    assert main(["selftest"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "npstream works"
+    assert [line[:8] for line in lines[2:-1]] == ["ok      "] * 7
+
+
+def test_selftest_says_what_fails(capsys, monkeypatch):
+    def refuse(*_arguments, **_settings):
+        raise ValueError("no such hash")
+
+    monkeypatch.setattr(npstream, "verify_dataset", refuse)
+    assert main(["selftest"]) == 1
+    said = capsys.readouterr().out
+    assert "FAILED  hashes and statistics of the side-car: ValueError: no such hash" in said
+    assert said.endswith("1 check failed\n")
+
+
 def test_no_command_prints_the_help(capsys):
     assert main([]) == 0
     shown = capsys.readouterr().out
-    for command in ("demo", "info", "cache", "index", "verify", "precompile"):
+    for command in ("demo", "info", "cache", "index", "verify", "precompile", "selftest"):
         assert f"\n    {command}" in shown
 
 

@@ -1,0 +1,155 @@
+"""A check of an installation: it writes, reads and iterates, and compares with NumPy.
+
+Tested in tests/test_main.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, TypeAlias
+
+import numpy as np
+
+import npstream
+from npstream._core.arguments import quantity
+
+__all__ = ["CHECKS", "EXTRAS", "selftest"]
+
+_Data: TypeAlias = "dict[str, Any]"
+
+SAMPLES = 1000
+
+EXTRAS = {
+    "torch": "torch", "s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs", "oci": "ocifs",
+    "sftp": "paramiko", "http": "aiohttp", "hf": "huggingface_hub", "fast": "obstore",
+    "codecs": "brotli", "images": "PIL", "arrow": "pyarrow", "awkward": "awkward",
+    "dtypes": "ml_dtypes",
+}  # fmt: skip
+"""The module that each extra brings."""
+
+
+def selftest(show: Callable[[str], None] = print) -> bool:
+    """Run all checks, each of which says how long it took, and return True if all pass.
+
+    Parameters
+    ----------
+    show : callable
+        What is given each line.
+
+    Examples
+    --------
+    >>> lines = []
+    >>> selftest(lines.append)
+    True
+    >>> lines[-1]
+    'npstream works'
+    """
+    absent = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
+    show(f"npstream {npstream.__version__}, NumPy {np.__version__}")
+    show(f"extras that are not installed: {', '.join(absent) or 'none'}")
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="npstream-selftest-") as directory:
+        data = arrays()
+        for name, check in CHECKS.items():
+            start = time.perf_counter()
+            try:
+                check(directory, data)
+            except Exception as error:
+                failed += 1
+                show(f"FAILED  {name}: {type(error).__name__}: {error}")
+            else:
+                show(f"ok      {name} ({time.perf_counter() - start:.1f} s)")
+    show(f"{quantity(failed, 'check')} failed" if failed else "npstream works")
+    return not failed
+
+
+def arrays() -> _Data:
+    """Return the columns that are written: fixed, ragged, and text."""
+    rng = np.random.default_rng(0)
+    return {
+        "label": np.arange(SAMPLES),
+        "pixels": rng.random((SAMPLES, 4, 4), np.float32),
+        "tokens": [np.arange(1 + n % 7, dtype=np.uint16) for n in range(SAMPLES)],
+        "text": [f"text {n}" for n in range(SAMPLES)],
+    }
+
+
+def _equal(found: Any, wanted: Any) -> None:
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+
+
+def _write(directory: str, data: _Data) -> None:
+    path = f"{directory}/data"
+    report = npstream.write(path, data, shard_size="32KiB", compression="zstd", hashes=["xxh3_64"])
+    _equal(report.samples, SAMPLES)
+    with npstream.open(path) as ds:
+        _equal(len(ds), SAMPLES)
+
+
+def _samples(directory: str, data: _Data) -> None:
+    with npstream.open(f"{directory}/data") as ds:
+        for row in (0, 17, -1):
+            sample = ds[row]
+            for name, values in data.items():
+                _equal(sample[name], values[row])
+        _equal([sample["label"] for sample in ds[::-100]], data["label"][::-100])
+
+
+def _batches(directory: str, data: _Data) -> None:
+    with npstream.open(f"{directory}/data") as ds:
+        rows = np.random.default_rng(1).integers(0, SAMPLES, 300)
+        batch = ds[rows].load()
+        _equal(batch["label"], data["label"][rows])
+        _equal(batch["pixels"], data["pixels"][rows])
+        for tokens, row in zip(batch["tokens"], rows, strict=True):
+            _equal(tokens, data["tokens"][row])
+        _equal(batch["text"].to_list(), [data["text"][row] for row in rows])
+
+
+def _columns(directory: str, data: _Data) -> None:
+    with npstream.open(f"{directory}/data") as ds:
+        _equal(ds["pixels"][::3, 1], data["pixels"][::3, 1])
+        _equal(ds[ds["label"] % 7 == 3]["label"], data["label"][3::7])
+        np.testing.assert_allclose(ds["pixels"].mean(axis=0), data["pixels"].mean(axis=0), 1e-5)
+
+
+def _ranks(directory: str, data: _Data) -> None:
+    ds, seen = npstream.open(f"{directory}/data"), []
+    for rank in range(2):
+        whole = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
+        begun = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+        first = next(iter(begun)).ids
+        again = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+        again.load_state_dict(begun.state_dict())
+        _equal(np.concatenate([first, *(batch.ids for batch in again)]), np.concatenate(whole))
+        seen += whole
+    _equal(np.sort(np.concatenate(seen)), np.arange(SAMPLES))
+    ds.close()
+
+
+def _verify(directory: str, data: _Data) -> None:
+    _equal(npstream.verify_dataset(f"{directory}/data").problems, ())
+
+
+def _remote(directory: str, data: _Data) -> None:
+    url = f"memory://npstream-selftest{directory}"
+    npstream.write(url, data)
+    with npstream.open(url, cache=f"{directory}/cache") as remote:
+        _equal(remote[17]["pixels"], data["pixels"][17])
+        _equal(remote["label"], data["label"])
+        _equal(remote[::2].load()["text"].to_list(), data["text"][::2])
+
+
+CHECKS: dict[str, Callable[[str, _Data], None]] = {
+    "write and open": _write,
+    "samples and views": _samples,
+    "batches": _batches,
+    "columns and filters": _columns,
+    "shuffled iteration of two ranks, resumed": _ranks,
+    "hashes and statistics of the side-car": _verify,
+    "an object store in memory, with a cache": _remote,
+}
+"""What is run, in this order: the first one writes what the others read."""
