@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from fake_drivers import DATA, loop_is_idle
+from fsspec.asyn import get_loop
 
 from npstream.errors import StorageError
 from npstream.storage import requests as jobs
@@ -140,14 +141,15 @@ def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
         except asyncio.CancelledError:
             if not stubborn:
                 raise
-            await asyncio.wait_for(never.wait(), 1.0)
+            await asyncio.wait_for(never.wait(), 60.0)
 
     fake.answer = staticmethod(lambda path, start, end: answer())
     start = time.monotonic()
-    with pytest.raises(StorageError, match=r"after 2 attempts in 0\.\d s: .*no answer") as caught:
+    with pytest.raises(StorageError, match=r"after 2 attempts in .*no answer") as caught:
         RemoteStore("fake://a", timeout=0.3).ranges([("x", 0, 1)])
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 30.0  # a driver that ignores its end would take a minute
     assert caught.value.errno == errno.ETIMEDOUT
+    get_loop().call_soon_threadsafe(never.set)
 
 
 def test_one_stall_is_got_over(fake):
