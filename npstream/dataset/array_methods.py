@@ -381,6 +381,30 @@ class ArrayMethods:
         value = cast("Any", self)[index]
         return value.item() if isinstance(value, np.ndarray | np.generic) else value
 
+    def to_numpy(self: ArrayLikeColumn, dtype: DTypeLike | None = None) -> AnyArray:
+        """Read the column: ``np.asarray(column, dtype)``.
+
+        Parameters
+        ----------
+        dtype : dtype, optional
+            What to convert it to; by default it is not converted.
+
+        Returns
+        -------
+        ndarray
+
+        Raises
+        ------
+        TypeError
+            If NumPy has no dtype for the values: read them with ``dtype=object``.
+
+        Examples
+        --------
+        >>> getfixture("example")["label"].to_numpy(np.float32)
+        array([0., 1., 2.], dtype=float32)
+        """
+        return np.asarray(self, dtype)
+
     # Values
 
     def __bool__(self: ArrayLikeColumn) -> bool:

@@ -461,30 +461,6 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         """Whether samples hold what no array of numbers does; integers may have any size."""
         return self._cell is None or self._field.encoding.name == "int"
 
-    def to_numpy(self, dtype: DTypeLike | None = None) -> AnyArray:
-        """Read the column: ``np.asarray(column, dtype)``.
-
-        Parameters
-        ----------
-        dtype : dtype, optional
-            What to convert it to; by default it is not converted.
-
-        Returns
-        -------
-        ndarray
-
-        Raises
-        ------
-        TypeError
-            If NumPy has no dtype for the values: read them with ``dtype=object``.
-
-        Examples
-        --------
-        >>> getfixture("example")["label"].to_numpy(np.float32)
-        array([0., 1., 2.], dtype=float32)
-        """
-        return np.asarray(self, dtype)
-
     def to_torch(self) -> Any:
         """Read the column as a tensor; a nested one, in jagged layout, if values vary in size.
 
