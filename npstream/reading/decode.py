@@ -17,15 +17,15 @@ from npstream.errors import NpstreamError
 from npstream.reading.batch import Ragged
 
 if TYPE_CHECKING:
-    from npstream.reading.gather import Field, Stored
+    from npstream.reading.gather import Field, RawColumn
     from npstream.shards.table import Fetcher
 
-Column = AnyArray | Ragged
+BatchColumn = AnyArray | Ragged
 
 
 def batch_column(
-    fetcher: Fetcher, field: Field, stored: Stored, ids: Int64, out: AnyArray | None = None
-) -> Column:
+    fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64, out: AnyArray | None = None
+) -> BatchColumn:
     """Return a column as a batch holds it: bytes stay bytes, numbers become arrays.
 
     Parameters
@@ -71,14 +71,14 @@ def batch_column(
     return out
 
 
-def _as_stored(field: Field, column: Column) -> Column:
+def _as_stored(field: Field, column: BatchColumn) -> BatchColumn:
     """Return a column that remembers how its rows are stored, if they vary in length."""
     if isinstance(column, Ragged):
         column.encoding = field.encoding.name
     return column
 
 
-def _check_bools(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> None:
+def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> None:
     """Raise FormatError for the first sample with a bool that is neither 0 nor 1."""
     values = stored.values if isinstance(stored, Ragged) else stored
     if not isinstance(values, np.ndarray) or (byte := hidden_bool(values)) is None:
@@ -91,7 +91,7 @@ def _check_bools(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> 
     fetcher.damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
 
 
-def sample_values(fetcher: Fetcher, field: Field, stored: Stored, ids: Int64) -> list[Any]:
+def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> list[Any]:
     """Return a column's values as samples hold them, writable and sharing memory with none.
 
     The parameters and exceptions are those of `batch_column`.
@@ -187,7 +187,7 @@ def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) ->
         fetcher.damaged(int(sample), f"column {field.name!r}: {error}; read it with dtype=object")
 
 
-def _ragged_or_objects(rows: list[AnyArray]) -> Column:
+def _ragged_or_objects(rows: list[AnyArray]) -> BatchColumn:
     if len({(row.dtype, row.ndim) for row in rows}) == 1:
         return Ragged.from_list(rows)
     return objects(rows)

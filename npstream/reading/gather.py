@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from npstream.formats.mds import Layout
     from npstream.indexing.columns import Cell
 
-Stored = AnyArray | Ragged | list[Any]
+RawColumn = AnyArray | Ragged | list[Any]
 
 BLOCK = 1 << 16
 """Rows a kernel call, so that its tables of addresses stay in the processor's cache."""
@@ -216,7 +216,7 @@ def gather(
     ids: Int64,
     out: Mapping[str, AnyArray] | None = None,
     is_prefetched: bool = False,
-) -> dict[str, Stored]:
+) -> dict[str, RawColumn]:
     """Read columns of samples, as stored.
 
     Parameters
@@ -258,7 +258,7 @@ def gather(
     }
 
 
-def _merge(pieces: list[Stored], order: Int64, joined: AnyArray | None) -> Stored:
+def _merge(pieces: list[RawColumn], order: Int64, joined: AnyArray | None) -> RawColumn:
     """Put the pieces of a column, which may be joined already, in order."""
     arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     if len(arrays) == len(pieces):
@@ -281,7 +281,7 @@ def _gather_schema(
     ids: Int64,
     out: Mapping[str, AnyArray],
     is_prefetched: bool,
-) -> dict[str, Stored]:
+) -> dict[str, RawColumn]:
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
         return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
@@ -355,7 +355,7 @@ class _Values:
             )
 
 
-def _gather_spans(values: _Values, out: AnyArray | None) -> Stored:
+def _gather_spans(values: _Values, out: AnyArray | None) -> RawColumn:
     """Gather the values of a variable column in the form that its encoding asks for."""
     encoding, lengths = values.field.encoding, values.lengths
     if encoding.kind == "fixed":
@@ -401,7 +401,7 @@ def _gather_elements(
     return Ragged(elements, offsets // dtype.itemsize, None, shapes)
 
 
-def _gather_arrays(values: _Values) -> Stored:
+def _gather_arrays(values: _Values) -> RawColumn:
     """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
@@ -571,7 +571,7 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
     return equal
 
 
-def _as_ragged(column: Stored) -> Ragged:
+def _as_ragged(column: RawColumn) -> Ragged:
     if isinstance(column, Ragged):
         return column
     return Ragged.from_list([text.encode("utf-8", "surrogatepass") for text in column])

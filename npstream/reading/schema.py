@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from npstream.reading.gather import Field
     from npstream.reading.source import Member
 
-FEW = 3
+_SHOWN = 3
 """Names that a message lists."""
 
 
@@ -61,5 +61,5 @@ def _differs(one: Field, other: Field) -> bool:
 
 def _few(names: list[str]) -> str:
     """Return names, or the first of many."""
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
-    return ", ".join(map(repr, names[:FEW])) + more
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more

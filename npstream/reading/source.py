@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index, Schema
     from npstream.indexing.selection import Selection
     from npstream.reading.batch import Ragged
-    from npstream.reading.gather import Stored
+    from npstream.reading.gather import RawColumn
     from npstream.shards.locality import ReadOrder
     from npstream.shards.remote import RemoteShards
     from npstream.shards.table import Fetcher
@@ -375,7 +375,7 @@ def _samples_of(piece: tuple[Any, Lookup]) -> Int64:
     return piece[1].samples
 
 
-def _gather_all(fetcher: Fetcher, plan: Plan, found: Lookup) -> dict[str, Stored]:
+def _gather_all(fetcher: Fetcher, plan: Plan, found: Lookup) -> dict[str, RawColumn]:
     """Read columns as they are stored, and make those that are computed."""
     columns = gather(fetcher, plan.stored, found.samples, is_prefetched=found.is_prefetched)
     for name, computation in plan.computed.items():
