@@ -114,8 +114,7 @@ def small_gathers() -> tuple[Callable[..., None], Callable[..., None]]:
 
     from npstream._core import jit as _jit
 
-    _jit._load_primitives()
-    copy = _jit.copy
+    copy = _jit._primitives()[_jit.copy]
 
     @numba.njit(nogil=True)
     def assign(rows, begin, length, start, ids, labels, texts):

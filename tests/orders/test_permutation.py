@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given
 
 from npstream._core import jit as _jit
+from npstream._core.jit import draw as draw_number
 from npstream.orders import permutation
 from npstream.orders.permutation import MAX_LENGTH, SMALL, Permutation, make_key
 
@@ -125,7 +126,7 @@ def test_draws_are_the_same_compiled_and_not():
     @_jit.kernel
     def draws(counters, bounds, out):
         for k in range(counters.size):
-            out[k] = _jit.draw(int(counters[k]), int(bounds[k]))
+            out[k] = draw_number(int(counters[k]), int(bounds[k]))
 
     rng = np.random.default_rng(0)
     counters = rng.integers(-(2**63), 2**63 - 1, 1000, endpoint=True)
