@@ -33,7 +33,7 @@ from npstream.iteration.state import (
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MOST_IDS, STATE
 from npstream.orders.streaming.partition import World
-from npstream.orders.streaming.settings import StreamingRun, StreamingShuffle
+from npstream.orders.streaming.settings import StreamingRun, streaming_shuffle
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
@@ -63,7 +63,7 @@ class StreamingEpochs:
     context_bytes = _CONTEXT.size
 
     def __init__(self, source: Source, selection: Selection, settings: IterationSettings) -> None:
-        shuffle = StreamingShuffle.of(settings.shuffle)
+        shuffle = streaming_shuffle(settings.shuffle)
         if (seed := settings.seed) != 0:
             raise ValueError(
                 f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "

@@ -108,21 +108,6 @@ default: "random"
                 object.__setattr__(self, name, _checked(name, weights))
         self.order([], [], 1, None, None)  # says what makes no sense
 
-    @classmethod
-    def of(cls, shuffle: Any) -> StreamingShuffle:
-        """Return what the argument ``shuffle`` of an iteration says, if that is such an order."""
-        if isinstance(shuffle, cls):
-            return shuffle
-        expected = (
-            "expected False, True, an npstream.Shuffle, an npstream.StreamingShuffle, or the name "
-            f"of an order of Streaming, {', '.join(map(repr, ALGORITHMS))}"
-        )
-        if not isinstance(shuffle, str):
-            raise TypeError(f"shuffle={shown(shuffle)}: {expected}")
-        if shuffle not in ALGORITHMS:
-            raise ValueError(f"shuffle={shown(shuffle)}: {expected}")
-        return cls(shuffle)
-
     @property
     def is_batched(self) -> bool:
         """Whether the order is made of batches, so that it depends on their size."""
@@ -225,3 +210,24 @@ def _checked(name: str, weights: Any) -> dict[str, float]:
             raise TypeError(f"choose of source {source!r} is {weight}: expected whole samples")
     number = int if name == "choose" else float
     return {source: number(weight) for source, weight in weights.items()}
+
+
+def streaming_shuffle(shuffle: Any) -> StreamingShuffle:
+    """Return the order of Streaming that the argument ``shuffle`` of an iteration asks for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it asks for none; these say what ``shuffle`` may be.
+    """
+    if isinstance(shuffle, StreamingShuffle):
+        return shuffle
+    expected = (
+        "expected False, True, an npstream.Shuffle, an npstream.StreamingShuffle, or the name "
+        f"of an order of Streaming, {', '.join(map(repr, ALGORITHMS))}"
+    )
+    if not isinstance(shuffle, str):
+        raise TypeError(f"shuffle={shown(shuffle)}: {expected}")
+    if shuffle not in ALGORITHMS:
+        raise ValueError(f"shuffle={shown(shuffle)}: {expected}")
+    return StreamingShuffle(shuffle)
