@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from npstream._core.arguments import parse_size
+from npstream._core.arguments import parse_size, quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import Body
 from npstream.cache import directory as folder
@@ -76,8 +76,8 @@ class CacheInfo:
 
     def __str__(self) -> str:
         return (
-            f"{self.directory}: {self.files:,} files, {self.nbytes:,} bytes of {self.limit:,} "
-            "that it may take"
+            f"{self.directory}: {quantity(self.files, 'file')}, {self.nbytes:,} bytes of "
+            f"{self.limit:,} that it may take"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import size_text
+from npstream._core.arguments import quantity, size_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, s
     encodings : mapping of str to str
         The columns of the view.
     """
-    samples = f"{shape[0]:,} samples" if len(shape) == 1 else f"samples of shape {shape}"
-    stored = f"{len(index):,} shards, {size_text(int(index.nbytes.sum()))}"
+    samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
+    stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
     lines = [f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {index.where}"]
     return "\n".join(lines + _column_lines(encodings)) + ">"
 
@@ -65,11 +65,13 @@ def mixture_text(
     changes : int, optional
         The position from which on other shares hold.
     """
-    lines = [f"<npstream.Mixture: {samples:,} samples of {len(sources):,} sources"]
+    lines = [
+        f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
+    ]
     lines += _column_lines(encodings)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:COLUMNS]))
     lines += [
-        f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {size:,} samples"
+        f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {quantity(size, 'sample')}"
         for name, size, share in sources[:COLUMNS]
     ]
     if len(sources) > COLUMNS:

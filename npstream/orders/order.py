@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import integer, parse_size
+from npstream._core.arguments import integer, parse_size, quantity
 from npstream._core.arrays import out_of_bounds
 from npstream._core.typing import AnyArray, Int64
 from npstream.indexing.selection import Selection
@@ -216,7 +216,7 @@ class Order(RowOrder):
     def __repr__(self) -> str:
         _, lanes, block, _ = self._blocks
         return (
-            f"<Order: {self._n} rows, seed {self._seed}, epoch {self._epoch}, "
+            f"<Order: {quantity(self._n, 'row')}, seed {self._seed}, epoch {self._epoch}, "
             f"{lanes} lanes, blocks of {block}>"
         )
 

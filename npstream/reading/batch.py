@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core import optional as exchange
+from npstream._core.arguments import quantity
 from npstream._core.typing import Bools, Int64
 from npstream.reading.ragged import Ragged
 from npstream.writing.tables import Columns, columns_of
@@ -177,7 +178,7 @@ class Batch(dict[str, Any]):
         return columns_of(self, self._encodings)
 
     def __repr__(self) -> str:
-        lines = [f"<Batch: {self.n} samples>"]
+        lines = [f"<Batch: {quantity(self.n, 'sample')}>"]
         shown = list(islice(self, _SHOWN))
         width = max(map(len, shown), default=0)
         lines += [f"  {name:{width}}  {_describe(self[name])}" for name in shown]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream._core.arguments import size_text
+from npstream._core.arguments import quantity, size_text
 from npstream._core.progress import progress
 from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
@@ -74,9 +74,9 @@ class Cost:
 
     def __str__(self) -> str:
         return (
-            f"{self.samples:,} samples in {self.chunks:,} chunks of {self.shards:,} shards; "
-            f"{self.cached:,} chunks are here, the rest takes {self.requests:,} requests for "
-            f"{size_text(self.nbytes)}"
+            f"{quantity(self.samples, 'sample')} in {quantity(self.chunks, 'chunk')} of "
+            f"{quantity(self.shards, 'shard')}; in cache: {quantity(self.cached, 'chunk')}; the "
+            f"rest takes {quantity(self.requests, 'request')} for {size_text(self.nbytes)}"
         )
 
 

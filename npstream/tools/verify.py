@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings.encodings import parse, with_dtype
@@ -69,9 +70,10 @@ class VerifyReport:
     def __str__(self) -> str:
         aside = f"with {self.sidecar}" if self.sidecar else "without a side-car"
         count = len(self.problems)
-        verdict = "sound" if not count else f"{count} problem{'s' if count > 1 else ''}"
-        facts = f"{self.shards:,} shards, {self.samples:,} samples, {self.nbytes:,} bytes, {aside}"
-        return "\n".join([*self.problems, f"{self.where}: {facts}: {verdict}"])
+        verdict = "sound" if not count else quantity(count, "problem")
+        counts = {"shard": self.shards, "sample": self.samples, "byte": self.nbytes}
+        facts = ", ".join(quantity(number, noun) for noun, number in counts.items())
+        return "\n".join([*self.problems, f"{self.where}: {facts}, {aside}: {verdict}"])
 
 
 def verify_dataset(

@@ -193,7 +193,7 @@ def test_a_view_without_axes(ds):
     batch = view.load()
     assert batch.ids.shape == ()
     assert batch["tokens"].shape == (3, 2)
-    assert "1 samples" in repr(batch)
+    assert "1 sample" in repr(batch)
     assert view["label"].shape == ()
     with pytest.raises(TypeError, match="len\\(\\) of unsized object"):
         len(view)
