@@ -203,6 +203,10 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
             shorten(error)
             raise
 
+    def __getitems__(self, rows: list[int]) -> list[Any]:
+        """Return several rows at once, as ``torch.utils.data.DataLoader(column)`` asks for them."""
+        return list(self[np.asarray(rows, np.int64)])
+
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
         """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
         selection, mesh = self._selection, self._mesh

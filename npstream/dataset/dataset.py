@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
-from npstream.dataset.splits import filter_mask, split
+from npstream.dataset.splits import apply_both, filter_mask, split
 from npstream.errors import ColumnError, read_only, short_traceback, shorten, shown, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
@@ -22,7 +22,7 @@ from npstream.reading.batch import Batch
 from npstream.reading.gate import gate
 from npstream.reading.load import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
 from npstream.reading.source import view_order
-from npstream.reading.stored import StoredTable
+from npstream.reading.stored import StoredTable, stored_table
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -519,7 +519,7 @@ class Dataset:
         ['ZERO', 'ONE', 'TWO']
         """
         if transform is not None and self._transform is not None:
-            transform = partial(_transform_twice, self._transform, transform)
+            transform = partial(apply_both, self._transform, transform)
         return self._like(self._names, transform)
 
     def filter(
@@ -675,13 +675,8 @@ class Dataset:
 
     def _to_write(self) -> StoredTable | None:
         """Return this view for a writer to copy; None if its samples are transformed."""
-        if self._transform is not None or self._source.has_transforms:
-            return None
-        if self.ndim != 1:
-            raise ValueError(
-                f"a view of shape {self.shape} is no sequence of samples: write its ravel()"
-            )
-        return StoredTable(self._source, self._selection, self._source.plan(self._names).fields)
+        is_stored = self._transform is None
+        return stored_table(self._source, self._selection, self._names) if is_stored else None
 
     def close(self) -> None:
         """Release the maps and buffers of this dataset and all its views, promptly.
@@ -703,7 +698,3 @@ class Dataset:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _transform_twice(first: Transform, second: Transform, sample: Sample) -> Any:
-    return second(first(sample))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 import numpy as np
 
 from npstream._core.progress import progress
-from npstream._core.typing import Bools, Int64
+from npstream._core.typing import Bools, Int64, Sample
 from npstream.errors import stopped
 from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation, make_key
@@ -147,3 +147,8 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
             )
         mask[start : start + step] = kept
     return mask
+
+
+def apply_both(first: Callable[[Sample], Any], second: Callable[[Any], Any], sample: Sample) -> Any:
+    """Apply two functions, one after the other."""
+    return second(first(sample))

@@ -97,6 +97,19 @@ class StoredTable:
         return self._source.values(plan, found)
 
 
+def stored_table(
+    source: Source, selection: Selection, names: tuple[str, ...]
+) -> StoredTable | None:
+    """Return a view for a writer to copy; None if its samples are transformed."""
+    if source.has_transforms:
+        return None
+    if selection.ndim != 1:
+        raise ValueError(
+            f"a view of shape {selection.shape} is no sequence of samples: write its ravel()"
+        )
+    return StoredTable(source, selection, source.plan(names).fields)
+
+
 class StoredColumn:
     """One column of a `StoredTable`."""
 

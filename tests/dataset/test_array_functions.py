@@ -434,3 +434,18 @@ def test_every_handler_is_tried():
     methods = {getattr(np, name) for name in (*REDUCTIONS, *NAN_REDUCTIONS, "amin", "amax")}
     names = {function.__name__ for function in set(HANDLERS) - methods}
     assert {name for name in names if f".{name}(" not in text} == set()
+
+
+def test_a_loader_of_torch_reads_the_rows_of_a_batch_at_once(ds, arrays, monkeypatch):
+    data = pytest.importorskip("torch.utils.data")
+    calls = []
+    whole = type(ds._source).columns
+
+    def columns(self, plan, found, *rest):
+        calls.append(len(found.rows))
+        return whole(self, plan, found, *rest)
+
+    monkeypatch.setattr(type(ds._source), "columns", columns)
+    batches = list(data.DataLoader(ds["x"], batch_size=4))
+    assert_same(np.concatenate([batch.numpy() for batch in batches]), arrays["x"])
+    assert set(calls) == {4}
