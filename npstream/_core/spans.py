@@ -7,7 +7,16 @@ Tested in tests/shards/test_kernels.py.
 
 from __future__ import annotations
 
-from npstream._core.jit import compare, copy, kernel, load_ahead
+from npstream._core.jit import (
+    compare,
+    copy,
+    copy_u8,
+    copy_u16,
+    copy_u32,
+    copy_u64,
+    kernel,
+    load_ahead,
+)
 from npstream._core.typing import Bools, Int64
 
 AHEAD = 8
@@ -27,13 +36,13 @@ def announce(address: Int64, nbytes: Int64, k: int) -> None:
 def copy_short(destination: int, source: int, size: int) -> None:
     """Copy a value; a size known when compiled becomes one load and one store, not a call."""
     if size == 8:
-        copy(destination, source, 8)
+        copy_u64(destination, source)
     elif size == 4:
-        copy(destination, source, 4)
+        copy_u32(destination, source)
     elif size == 2:
-        copy(destination, source, 2)
+        copy_u16(destination, source)
     elif size == 1:
-        copy(destination, source, 1)
+        copy_u8(destination, source)
     else:
         copy(destination, source, size)
 

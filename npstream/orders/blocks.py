@@ -142,14 +142,14 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows
         stop = done + 1
         while stop < positions.size and positions[stop] == position + stop - done:
             stop += 1
-        done += look_up_run(position, blocks, layout, cache, rows[done:stop])
+        done += _look_up_run(position, blocks, layout, cache, rows[done:stop])
         if done < stop:
             return done
     return done
 
 
 @kernel
-def look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
+def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
     """Look up the rows at consecutive positions, from `position` on; else as `look_up`."""
     lanes = blocks.lanes
     window = max(_WINDOW, 16 * lanes)

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -31,15 +31,11 @@ from npstream.orders.blocks import (
     find,
     grown,
     look_up,
-    look_up_run,
     new_cache,
 )
 from npstream.orders.chunks import smallest_step
 from npstream.orders.layout import Layout, lay_out, slots_of
 from npstream.orders.permutation import SMALL, make_key
-
-if TYPE_CHECKING:
-    from npstream._core.jit import Kernel
 
 Size: TypeAlias = int | str | None
 """Bytes, as a number or as text such as "1GiB", or "auto"; or None for all there are."""
@@ -233,18 +229,11 @@ class Order(RowOrder):
             for layout, cache in list(self._free)
         )
 
-    def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
-        """Return the rows at positions from `start` up to `stop`, as a new array."""
-        start, stop, _ = slice(start, stop).indices(self._n)
-        rows = np.empty(max(stop - start, 0), np.int64)
-        self._look_up(look_up_run, start, rows)
-        return rows
-
     def at(self, positions: Int64) -> Int64:
         """Return the rows at positions, all in ``range(n)``, in the shape of `positions`."""
         positions = self._checked(positions)
         rows = np.empty_like(positions)
-        self._look_up(look_up, positions.reshape(-1), rows.reshape(-1))
+        self._look_up(positions.reshape(-1), rows.reshape(-1))
         return rows
 
     def find(self, rows: Int64) -> Int64:
@@ -259,17 +248,16 @@ class Order(RowOrder):
             self._free.append((layout, cache))
         return positions
 
-    def _look_up(self, kernel: Kernel[..., int], positions: Any, rows: Int64) -> None:
-        """Fill in the rows at positions: an array of them, or the first of consecutive ones."""
+    def _look_up(self, positions: Int64, rows: Int64) -> None:
+        """Fill in the rows at positions."""
         if rows.size == 0:
             return
         blocks, (layout, cache) = self._blocks, self._taken()
-        run = kernel.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
+        run = look_up.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
             cache = grown(cache, rows.size - done)
-            rest = positions[done:] if kernel is look_up else positions + done
-            done += run(rest, blocks, layout, cache, rows[done:])
+            done += run(positions[done:], blocks, layout, cache, rows[done:])
         self._free.append((layout, cache))
 
     def _work(self, rows: int, blocks: int) -> int:

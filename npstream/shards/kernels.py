@@ -130,8 +130,13 @@ def split(
     return 0
 
 
+LOCATE, SPLIT = 1, 2
+"""Steps of `read`."""
+
+
 @kernel
 def read(
+    steps: int,
     ids: Int64,
     starts: Int64,
     guide: Int64,
@@ -145,11 +150,16 @@ def read(
     variable: Int64,
     spans: Int64,
 ) -> int:
-    """`locate`, then `split` if every sample was found; returns what the first failure did."""
-    code = locate(ids, starts, guide, shift, place, address, nbytes)
-    if code != 0:
-        return code
-    return split(address, nbytes, nvariable, nfixed, fixed, variable, spans)
+    """`locate`, `split`, or the one and then the other; returns what the first failure did.
+
+    Only this is called: to compile both alone as well would take as long again.
+    """
+    code = 0
+    if steps & LOCATE:
+        code = locate(ids, starts, guide, shift, place, address, nbytes)
+    if code == 0 and steps & SPLIT:
+        code = split(address, nbytes, nvariable, nfixed, fixed, variable, spans)
+    return code
 
 
 @kernel

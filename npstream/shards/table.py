@@ -116,8 +116,7 @@ class Fetcher:
         """
         address, nbytes = np.empty((2, len(ids)), np.int64)
         table = self.current()
-        locate = kernels.locate.sized(len(ids))
-        code = locate(ids, *self._lookup, table.place, address, nbytes)
+        code = self._find(ids, table, address, nbytes)
         held: list[object] = [table]
         if code > 0:
             with one_read():
@@ -136,14 +135,20 @@ class Fetcher:
         if len(brought):
             table = self._ensure(brought)
             held = [table]
-            locate = kernels.locate.sized(len(ids))
-            code = locate(ids, *self._lookup, table.place, address, nbytes)
+            code = self._find(ids, table, address, nbytes)
         if code > 0:
             absent = address == 0
             found = self.shards.borrow(ids[absent], nbytes[absent])
             address[absent], nbytes[absent], borrowed = found
             held += borrowed
         return code, held
+
+    def _find(self, ids: Int64, table: Table, address: Int64, nbytes: Int64) -> int:
+        """Fill in the addresses and lengths of samples; returns what `kernels.locate` does."""
+        return kernels.read.sized(len(ids))(
+            kernels.LOCATE, ids, *self._lookup, table.place, address, nbytes,
+            0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
+        )  # fmt: skip
 
     def whole(self, ids: Int64) -> tuple[Int64, Int64, object]:
         """Find the bytes of samples as `locate` does, and ask for all pages that they lie in."""
@@ -178,7 +183,7 @@ class Fetcher:
             table = self.current()
             address, nbytes = np.empty(n, np.int64), np.empty(n, np.int64)
             code = kernels.read.sized(n)(
-                ids, *self._lookup, table.place, address, nbytes,
+                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.place, address, nbytes,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
@@ -187,9 +192,10 @@ class Fetcher:
                 return spans, table
         address, nbytes, held = self.locate(ids)
         self._cold.prepare(address, nbytes)
-        code = kernels.split.sized(n)(
-            address, nbytes, how.nvariable, how.nfixed, fixed, how.variable, spans
-        )
+        code = kernels.read.sized(n)(
+            kernels.SPLIT, ids, *self._lookup, _NO_PLACE, address, nbytes,
+            how.nvariable, how.nfixed, fixed, how.variable, spans,
+        )  # fmt: skip
         if code < 0:
             self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
         return spans, held
@@ -309,8 +315,7 @@ class Fetcher:
     def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return the samples that are not in memory, and their shards."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
-        locate = kernels.locate.sized(len(ids))
-        if locate(ids, *self._lookup, self.current().place, address, nbytes) <= 0:
+        if self._find(ids, self.current(), address, nbytes) <= 0:
             return _NONE, _NONE
         absent = address == 0
         return ids[absent], nbytes[absent]
@@ -398,6 +403,9 @@ class Fetcher:
 
 
 _NONE: Int64 = np.empty(0, np.int64)
+_NO_PLACE: Int64 = np.empty((0, 7), np.int64)
+_NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
+_NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
 def _budget(table: Table) -> int:

@@ -287,6 +287,7 @@ def test_split_refuses_sizes_that_do_not_add_up(run, sizes):
 
 @given(st.lists(st.lists(st.binary(max_size=5), max_size=4), min_size=1, max_size=5).filter(any))
 def test_read_is_locate_and_split(run, shards):
+    """In one step or in two."""
     bodies = [[encoded([None, 2], (value, b"ab")) for value in values] for values in shards]
     table = Shards([[len(body) for body in shard] for shard in bodies])
     for data, shard in zip(table.held[1::2], bodies, strict=True):
@@ -294,16 +295,27 @@ def test_read_is_locate_and_split(run, shards):
     values = [value for shard in shards for value in shard]
     n = len(values)
 
-    def read():
+    def read_in(*parts):
         output, intact = watched(2 * n)
         address, nbytes = np.zeros((2, n), np.int64)
         spans = np.zeros((1, 2, n), np.int64)
-        code = run(kernels.read)(
-            np.arange(n), table.starts, table.guide, table.shift, table.place, address, nbytes,
-            1, 2, np.array([(1, 0, 2, address_of(output))]), np.array([(0, 0)]), spans,
-        )  # fmt: skip
+        for steps in parts:
+            code = run(kernels.read)(
+                steps, np.arange(n), table.starts, table.guide, table.shift, table.place,
+                address, nbytes, 1, 2, np.array([(1, 0, 2, address_of(output))]),
+                np.array([(0, 0)]), spans,
+            )  # fmt: skip
+            if code:
+                break
         assert intact()
         return code, output.tobytes(), spans
+
+    def read():
+        at_once = read_in(kernels.LOCATE | kernels.SPLIT)
+        in_steps = read_in(kernels.LOCATE, kernels.SPLIT)
+        assert at_once[:2] == in_steps[:2]
+        assert (at_once[2] == in_steps[2]).all()
+        return at_once
 
     code, fixed, spans = read()
     assert code == 0

@@ -264,30 +264,37 @@ def until_closed(samples):
 
 
 class Closing:
-    """A kernel before which the dataset is closed."""
+    """The kernel, before some steps of which the dataset is closed."""
 
-    def __init__(self, kernel, ds):
-        self.kernel, self.ds = kernel, ds
+    def __init__(self, steps, ds):
+        self.steps, self.ds = steps, ds
 
     def sized(self, rows):
-        def run(*args):
-            self.ds.close()
-            gc.collect()
-            return self.kernel.compiled()(*args)
+        def run(steps, *args):
+            if steps == self.steps:
+                self.ds.close()
+                gc.collect()
+            return kernels.read.compiled()(steps, *args)
 
         return run
 
 
 @pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "csv_shards"])
-@pytest.mark.parametrize("which", ["locate", "split", "read"])
-def test_a_running_read_keeps_its_shards(monkeypatch, name, which):
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(kernels.LOCATE, id="locate"),
+        pytest.param(kernels.SPLIT, id="split"),
+        pytest.param(kernels.LOCATE | kernels.SPLIT, id="read"),
+    ],
+)
+def test_a_running_read_keeps_its_shards(monkeypatch, name, steps):
     ds = open_case(name)
     expected = expected_of(name)
     list(ds)
     ds.load()
-    real = {kernel: getattr(kernels, kernel) for kernel in ("locate", "split", "read")}
-    real[which] = Closing(real[which], ds)
-    monkeypatch.setattr(fetch, "kernels", SimpleNamespace(**real))
+    closing = SimpleNamespace(LOCATE=kernels.LOCATE, SPLIT=kernels.SPLIT, read=Closing(steps, ds))
+    monkeypatch.setattr(fetch, "kernels", closing)
     for i, sample in enumerate(until_closed(ds[::-1])):
         golden.assert_same_sample(sample, expected[-1 - i])
 
