@@ -34,6 +34,20 @@ def precompile() -> None:
     >>> import npstream
     >>> npstream.precompile()
     """
+    precompile_reads()
+    large = Selection.all(1 << 17)
+    order = full_order(len(large), 0)
+    order.find(order[:])
+    chunks = Permutation(len(large), 0)
+    chunks.find(chunks.at(np.arange(2)))
+    masked = large.select(np.arange(len(large)) % 2 == 0)
+    assert isinstance(masked, Selection)
+    masked.at(np.arange(len(masked)))
+    _precompile_streaming()
+
+
+def precompile_reads() -> None:
+    """Compile the kernels of loads and of native orders, which most programs use."""
     _jit.always_compile()
     rows = [np.zeros((1, 2), np.int32) for _ in range(4)]
     data = {"fixed": np.arange(4), "text": list("abcd"), "array": rows}
@@ -45,15 +59,6 @@ def precompile() -> None:
         with open_dataset(path) as ds:
             ds.shuffle(0).load()
             _ = ds["text"] == "a"
-    large = Selection.all(1 << 17)
-    order = full_order(len(large), 0)
-    order.find(order[:])
-    chunks = Permutation(len(large), 0)
-    chunks.find(chunks.at(np.arange(2)))
-    masked = large.select(np.arange(len(large)) % 2 == 0)
-    assert isinstance(masked, Selection)
-    masked.at(np.arange(len(masked)))
-    _precompile_streaming()
 
 
 def _precompile_streaming() -> None:
