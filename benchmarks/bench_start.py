@@ -6,8 +6,10 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +18,17 @@ from data import TOKENS, Data
 from figures import SIDES, Figure, Pair, check, figure
 
 
-def process(code: str) -> None:
+def process(code: str, **settings: str) -> None:
     """Run code in a process that may keep its modules compiled, as installed ones are.
 
     The threads of NumPy's BLAS spin while they wait: whatever runs longer pays for them, too.
     """
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONDONTWRITEBYTECODE": "",
+        "OPENBLAS_NUM_THREADS": "1",
+        **settings,
+    }
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
@@ -36,7 +43,7 @@ def wall(code: str) -> Callable[[int], float]:
     return run
 
 
-def cpu(code: str) -> Callable[[int], float]:
+def cpu(code: str, **settings: str) -> Callable[[int], float]:
     """Return a function that runs code in a process and returns the CPU time that it took."""
 
     def spent() -> float:
@@ -45,8 +52,18 @@ def cpu(code: str) -> Callable[[int], float]:
 
     def run(_number: int) -> float:
         start = spent()
-        process(code)
+        process(code, **settings)
         return spent() - start
+
+    return run
+
+
+def first_use(code: str) -> Callable[[int], float]:
+    """Return `cpu` of code in a process that finds no compiled kernel."""
+
+    def run(number: int) -> float:
+        with tempfile.TemporaryDirectory() as empty:
+            return cpu(code, NUMBA_CACHE_DIR=empty)(number)
 
     return run
 
@@ -88,7 +105,62 @@ def first_load(data: Data) -> Pair:
     return timed(wall(ours), wall(memmap(data, pick)))
 
 
-FIGURES = [imported, first_sample, first_load]
+@figure(
+    "first shuffled batch of 4,096 rows with no kernel compiled, CPU time",
+    "`import numpy`",
+    plus=6.0,
+    rounds=3,
+)
+def first_batch(data: Data) -> Pair:
+    dataset = str(data.tokens_dataset())
+    settings = "batch_size=4096, shuffle=True, seed=0, last='short'"
+    ours = f"import npstream\nnext(iter(npstream.open({dataset!r}).iter(0, 1, {settings})))"
+    return timed(first_use(ours), cpu("import numpy"))
+
+
+@figure(
+    "the same, compiled at once",
+    "`import numpy`",
+    plus=6.0,
+    rounds=3,
+)
+def first_compiled_batch(data: Data) -> Pair:
+    dataset = str(data.tokens_dataset())
+    settings = "batch_size=4096, shuffle=True, seed=0, last='short'"
+    ours = (
+        "import npstream\nfrom npstream._core import jit\njit.always_compile()\n"
+        f"next(iter(npstream.open({dataset!r}).iter(0, 1, {settings})))"
+    )
+    return timed(first_use(ours), cpu("import numpy"))
+
+
+@figure(
+    "first load of 4,096 fixed rows with no kernel compiled, CPU time",
+    "`import numpy`",
+    plus=4.0,
+    rounds=3,
+)
+def first_fixed(data: Data) -> Pair:
+    return timed(first_use(_first_rows(data.tokens_dataset())), cpu("import numpy"))
+
+
+@figure(
+    "first load of 4,096 rows of text with no kernel compiled, CPU time",
+    "`import numpy`",
+    plus=4.0,
+    rounds=3,
+)
+def first_text(data: Data) -> Pair:
+    return timed(first_use(_first_rows(data.small_dataset())), cpu("import numpy"))
+
+
+def _first_rows(dataset: Path) -> str:
+    return f"import npstream\nnpstream.open({str(dataset)!r})[:4096].load()"
+
+
+FIGURES = [
+    imported, first_sample, first_load, first_batch, first_compiled_batch, first_fixed, first_text,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("side", SIDES)
