@@ -41,10 +41,9 @@ SAME_IDEA = {
 """Public names that two modules define on purpose, and what both mean."""
 
 SAME_NAME = {
-    "BLOCK", "BLOCK_BYTES", "Blocks", "COLUMNS", "Cache", "Check", "GROUP",
-    "INDEX", "Job", "KINDS", "Layout", "MAX_BYTES", "Offsets", "Part", "REQUEST_BYTES", "ROWS",
-    "Reader", "Shape", "Span", "Tally", "VERSION", "clear", "create", "info", "load",
-    "locate", "parser", "prefetch", "progress", "split",
+    "Blocks", "Cache", "Check", "Job", "Layout", "Offsets", "Part", "Shape", "Span",
+    "Tally", "clear", "create", "info", "load", "locate", "parser", "prefetch",
+    "progress", "split",
 }  # fmt: skip
 """Names that still have several meanings. Rename one of them, and take it off this list."""
 

@@ -40,7 +40,7 @@ _FINISHED = 1 << 30
 _ATTEMPTS = 5
 """How often a file may vanish while it is being opened, before it is not cached."""
 
-_BLOCKS = 3 * room.BLOCK
+_BLOCKS = 3 * room.DISK_BLOCK
 """What a file may take beyond its bytes: the rest of two blocks, and one with their places."""
 
 TIMEOUT = 60.0
@@ -357,7 +357,7 @@ def allocated(begin: int, end: int) -> int:
     >>> allocated(0, 1), allocated(4095, 4097)
     (4096, 8192)
     """
-    return (-(-end // room.BLOCK) - begin // room.BLOCK) * room.BLOCK
+    return (-(-end // room.DISK_BLOCK) - begin // room.DISK_BLOCK) * room.DISK_BLOCK
 
 
 def _limit(limit: int | float | str | None) -> int | None:

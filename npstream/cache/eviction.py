@@ -48,7 +48,7 @@ _SPARE = 32
 
 _RESERVED = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
-BLOCK = 1 << 12
+DISK_BLOCK = 1 << 12
 """Bytes of a block of the disk: what a file takes is counted in these."""
 
 
@@ -82,7 +82,7 @@ class Reservation:
         """Free a part of it that was written, and so is counted with the files."""
         if self._description is not None and (descriptor := self._description.descriptor) >= 0:
             with suppress(OSError):
-                left = os.fstat(descriptor).st_size - nbytes // BLOCK
+                left = os.fstat(descriptor).st_size - nbytes // DISK_BLOCK
                 os.ftruncate(descriptor, max(left, 0))
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ def _promised(path: str, nbytes: int) -> Reservation:
         descriptor = description.descriptor
         # Somebody who sweeps may have had the lock, and the file, before us.
         if locks.try_lock(descriptor) and os.fstat(descriptor).st_nlink:
-            os.ftruncate(descriptor, -(-nbytes // BLOCK))
+            os.ftruncate(descriptor, -(-nbytes // DISK_BLOCK))
             return Reservation(description, name)
         description.close()
 
@@ -259,7 +259,7 @@ def _reserved(path: str) -> int:
                 with suppress(FileNotFoundError):
                     status = file.stat(follow_symlinks=False)
                     if sparse.is_trusted(status):
-                        nbytes += status.st_size * BLOCK
+                        nbytes += status.st_size * DISK_BLOCK
     return nbytes
 
 

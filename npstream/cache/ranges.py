@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from npstream.cache.downloads import MAX_REQUEST, Downloads, Part, runs
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
-from npstream.formats.sidecar.blocks import BLOCK
+from npstream.formats.sidecar.blocks import HASH_BLOCK
 from npstream.formats.sidecar.sidecar import NPY_HEAD
 from npstream.storage.deadlines import one_read
 
@@ -158,9 +158,9 @@ def _pieces(begin: int, nbytes: int) -> range:
 
 def _piece(at: int) -> int:
     """Return the piece that a byte lies in."""
-    return 0 if at < NPY_HEAD else 1 + (at - NPY_HEAD) // BLOCK
+    return 0 if at < NPY_HEAD else 1 + (at - NPY_HEAD) // HASH_BLOCK
 
 
 def _begin(piece: int) -> int:
     """Return where a piece begins."""
-    return 0 if piece == 0 else NPY_HEAD + (piece - 1) * BLOCK
+    return 0 if piece == 0 else NPY_HEAD + (piece - 1) * HASH_BLOCK

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from npstream._core.arguments import quantity
 from npstream.errors import StorageError
-from npstream.shards.manifest import INDEX
+from npstream.formats.index import INDEX
 from npstream.storage.local import LocalStore
 
 if TYPE_CHECKING:

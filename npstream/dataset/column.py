@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from npstream.reading.cost import Cost
     from npstream.reading.source import Source
 
-BLOCK_BYTES = 1 << 23
+READ_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
 
 REDUCED = {ufunc: name for name, ufunc in UFUNCS.items()}
@@ -175,7 +175,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         return display.column_text(self.name, self.shape, self.dtype, stored)
 
     def _repr_html_(self) -> str:
-        shown = min(display.ROWS, len(self)) if self.ndim else 0
+        shown = min(display.MAX_ROWS, len(self)) if self.ndim else 0
         return display.column_html(repr(self), [self[row] for row in range(shown)])
 
     # Indexing
@@ -352,7 +352,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
 
     def _elements(self, mesh: Mesh) -> AnyArray:
         plan, selection = self._plan, self._selection
-        return load_elements(self._source, plan, selection, self._cut, mesh, BLOCK_BYTES)
+        return load_elements(self._source, plan, selection, self._cut, mesh, READ_BYTES)
 
     def take(
         self,
@@ -512,7 +512,7 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         length, rows = len(self), len(self)
         if self.size and self._leads:
-            rows = self._source.rows_of(BLOCK_BYTES) // max(1, prod(self._selection.shape[1:]))
+            rows = self._source.rows_of(READ_BYTES) // max(1, prod(self._selection.shape[1:]))
         starts = range(0, length, max(1, rows)) or range(1)
         for start in starts if purpose is None else progress(starts, purpose):
             yield start, min(start + starts.step, length)

@@ -157,8 +157,8 @@ class Dataset:
         return display.dataset_text(self._source.index, self.shape, self._encodings())
 
     def _repr_html_(self) -> str:
-        first = self.ravel()[: display.ROWS]
-        names = self._names[: display.COLUMNS]
+        first = self.ravel()[: display.MAX_ROWS]
+        names = self._names[: display.MAX_COLUMNS]
         return display.dataset_html(repr(self), {name: list(first[name]) for name in names})
 
     def _encodings(self) -> dict[str, str]:

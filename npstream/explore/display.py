@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from npstream.formats.index import Index
 
-ROWS = 5
-COLUMNS = 24
+MAX_ROWS = 5
+MAX_COLUMNS = 24
 WIDTH = 60
 
 
@@ -39,11 +39,11 @@ def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, s
 
 
 def _column_lines(encodings: Mapping[str, str]) -> list[str]:
-    shown = list(encodings.items())[:COLUMNS]
+    shown = list(encodings.items())[:MAX_COLUMNS]
     width = min(WIDTH, max((len(name) for name, _ in shown), default=0))
     lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown]
-    if len(encodings) > COLUMNS:
-        lines.append(f"  ... and {len(encodings) - COLUMNS} more columns")
+    if len(encodings) > MAX_COLUMNS:
+        lines.append(f"  ... and {len(encodings) - MAX_COLUMNS} more columns")
     return lines
 
 
@@ -69,13 +69,13 @@ def mixture_text(
         f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
     ]
     lines += _column_lines(encodings)
-    width = min(WIDTH, max(len(name) for name, *_ in sources[:COLUMNS]))
+    width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [
         f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {quantity(size, 'sample')}"
-        for name, size, share in sources[:COLUMNS]
+        for name, size, share in sources[:MAX_COLUMNS]
     ]
-    if len(sources) > COLUMNS:
-        lines.append(f"  ... and {len(sources) - COLUMNS:,} more sources")
+    if len(sources) > MAX_COLUMNS:
+        lines.append(f"  ... and {len(sources) - MAX_COLUMNS:,} more sources")
     if changes is not None:
         lines.append(f"  and other shares from position {changes:,} on")
     return "\n".join(lines) + ">"

@@ -25,7 +25,10 @@ from npstream._core.typing import AnyArray, Bools, Bytes, Int64
 from npstream.errors import FormatError, shown
 from npstream.formats import chunks
 
-VERSION = 2
+INDEX = "index.json"
+"""The file that lists the shards of a dataset."""
+
+INDEX_VERSION = 2
 
 KEY = "npstream"
 """The key of an ``index.json`` under which its annotations stand, and of a side-car's table."""
@@ -65,7 +68,7 @@ _PARSED = {b"[": 72, b"{": 200, b",": 40, b":": 24}
 _MAX_CONFIGURATION = 1 << 20
 """Bytes of a configuration, from which on it is not compared."""
 
-MAX_BYTES = 1 << 40
+MAX_FILE_BYTES = 1 << 40
 """Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
 
 
@@ -304,10 +307,10 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
         raise FormatError(f"{where}: {what}; expected the index of a dataset") from error
     if not isinstance(document, dict):
         raise FormatError(f"{where}: {type(document).__name__} at the top; expected an object")
-    if document.get("version") != VERSION:
+    if document.get("version") != INDEX_VERSION:
         raise FormatError(
             f"{where}: version {shown(document.get('version'))}; this release reads version "
-            f"{VERSION}"
+            f"{INDEX_VERSION}"
         )
     entries = document.get("shards")
     if not isinstance(entries, list):
@@ -446,8 +449,10 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
     """Check a shard's entry; return its schema as a hashable key, its samples and its bytes."""
     try:
         kind = entry["format"]
-        if entry["version"] != VERSION:
-            raise FormatError(f"version {shown(entry['version'])}; this release reads {VERSION}")
+        if entry["version"] != INDEX_VERSION:
+            raise FormatError(
+                f"version {shown(entry['version'])}; this release reads {INDEX_VERSION}"
+            )
         if kind not in FORMATS:
             raise FormatError(f"format {shown(kind)}; known: {', '.join(FORMATS)}")
         if not entry.keys() <= FORMATS[kind]:
@@ -456,7 +461,7 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
             raise FormatError(f"'samples' is {shown(samples)}; expected an int in [0, 2**32)")
-        if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
+        if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
             raise FormatError(f"'bytes' is {shown(nbytes)}; expected an int in [0, 2**40)")
         if not isinstance(compression := entry.get("compression"), str | None):
             raise FormatError(f"'compression' is {shown(compression)}; expected a string or null")
@@ -535,7 +540,7 @@ def _optional_file(entry: dict[str, Any], key: str, place: str) -> File | None:
 def _file(entry: dict[str, Any], key: str, place: str) -> File:
     facts = entry[key]
     name, nbytes, hashes = facts["basename"], facts.get("bytes"), facts.get("hashes") or {}
-    if type(nbytes) is not int or not 0 <= nbytes < MAX_BYTES:
+    if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
         raise FormatError(
             f"{place}: {key} has 'bytes' {shown(nbytes)}; expected an int in [0, 2**40)"
         )

@@ -13,7 +13,7 @@ from npstream._core.typing import Bools, Bytes, Int64
 
 Words: TypeAlias = NDArray[np.uint64]
 
-BLOCK = 1 << 10
+ENTRY_BITS = 1 << 10
 """Bits per entry of the directory."""
 
 PIECE = 1 << 20
@@ -42,7 +42,7 @@ class Mask:
     def __init__(self, bits: Bytes, domain: int) -> None:
         self._bits = bits
         self.domain = domain
-        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, BLOCK // 64)
+        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, ENTRY_BITS // 64)
         self._before = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts.sum(axis=1, dtype=np.int64), out=self._before[1:])
 
@@ -89,7 +89,7 @@ class Mask:
 
     def rank(self, positions: Int64) -> Int64:
         """Return how many set bits are before each position, all in ``range(domain + 1)``."""
-        block = positions // BLOCK
+        block = positions // ENTRY_BITS
         ranks = self._before[block]
         _rank.sized(positions.size)(self._bits.view(np.uint64), positions, ranks)
         return ranks
@@ -103,17 +103,17 @@ class Mask:
             return np.empty(0, np.int64)
         low, high = sorted((ranks[0], ranks[-1]))
         first, last = (self._before.searchsorted((low, high), "right") - 1).tolist()
-        if (last + 1 - first) * BLOCK > 64 * len(ranks) + 16 * BLOCK:
+        if (last + 1 - first) * ENTRY_BITS > 64 * len(ranks) + 16 * ENTRY_BITS:
             return self.at(values(ranks, np.arange(len(ranks))))
         positions = np.empty(high + 1 - low, np.int64)
-        for block in range(first, last + 1, PIECE // BLOCK):
-            end = min(block + PIECE // BLOCK, last + 1)
-            packed = self._bits[block * BLOCK // 8 : end * BLOCK // 8]
+        for block in range(first, last + 1, PIECE // ENTRY_BITS):
+            end = min(block + PIECE // ENTRY_BITS, last + 1)
+            packed = self._bits[block * ENTRY_BITS // 8 : end * ENTRY_BITS // 8]
             found = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0]
             before = int(self._before[block])
             found = found[max(low - before, 0) : high + 1 - before]
             to = max(before - low, 0)
-            np.add(found, block * BLOCK, out=positions[to : to + found.size])
+            np.add(found, block * ENTRY_BITS, out=positions[to : to + found.size])
         return np.ascontiguousarray(positions[:: ranks.step])
 
 
@@ -128,7 +128,7 @@ def values(numbers: range, positions: Int64) -> Int64:
 
 
 def _no_bits(domain: int) -> Bytes:
-    return np.zeros(-(-domain // BLOCK) * (BLOCK // 8), np.uint8)
+    return np.zeros(-(-domain // ENTRY_BITS) * (ENTRY_BITS // 8), np.uint8)
 
 
 @kernel
@@ -137,7 +137,7 @@ def _select(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
     one = u64(1)
     for k in range(rank.size):
         left = int(rank[k])
-        at = int(block[k]) * (BLOCK // 64)
+        at = int(block[k]) * (ENTRY_BITS // 64)
         word = u64(words[at])
         count = popcount(word)
         while left >= count:
@@ -157,7 +157,7 @@ def _rank(words: Words, position: Int64, rank: Int64) -> None:
     for k in range(position.size):
         end = int(position[k])
         count = 0
-        for at in range(end // BLOCK * (BLOCK // 64), end // 64):
+        for at in range(end // ENTRY_BITS * (ENTRY_BITS // 64), end // 64):
             count += popcount(u64(words[at]))
         if end % 64:
             below = (one << u64(end % 64)) - one

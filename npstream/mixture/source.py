@@ -28,7 +28,7 @@ from npstream.shards.union import ShardUnion
 SOURCE = "source"
 """The computed column of the names of the rows' sources."""
 
-BLOCK = 1 << 20
+PIECE_ROWS = 1 << 20
 """Samples that are looked up at once."""
 
 
@@ -229,8 +229,8 @@ class MixedSource(Source):
             for number, mine in self.rows.pieces(selection):
                 yield self.members[number].source, mine
             return
-        for begin in range(0, selection.size, BLOCK):
-            stored = self.rows.at(selection.ids(begin, begin + BLOCK))
+        for begin in range(0, selection.size, PIECE_ROWS):
+            stored = self.rows.at(selection.ids(begin, begin + PIECE_ROWS))
             for number, rows in self._by_part(stored):
                 part = self._parts[number]
                 ids = stored[rows] - self._shards.first_samples[number]

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
     from npstream.storage.local import Span
 
-BLOCK = 1 << 20
+COUNT_ROWS = 1 << 20
 """Samples that are counted at once."""
 
-GROUP = 8
+JOB_CHUNKS = 8
 """Chunks that are fetched together."""
 
 Transfer = tuple[int, int]
@@ -103,8 +103,8 @@ class Tally:
             counts = _affine_counts(self._starts[first - 1 : last + 1], start, step, size)
             self._counts[first - 1 : last] += counts
         elif size:
-            for begin in range(0, size, BLOCK):
-                ids = selection.ids(begin, begin + BLOCK)
+            for begin in range(0, size, COUNT_ROWS):
+                ids = selection.ids(begin, begin + COUNT_ROWS)
                 self._extend(int(ids.min()), int(ids.max()))
                 chunk = np.searchsorted(self._starts, ids, side="right") - 1
                 self._counts += np.bincount(chunk, minlength=len(self._counts))
@@ -258,7 +258,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
         absent = [chunk for chunk in found if not remote.files.is_here(*chunk)]
         needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
-        groups = [absent[at : at + GROUP] for at in range(0, len(absent), GROUP)]
+        groups = [absent[at : at + JOB_CHUNKS] for at in range(0, len(absent), JOB_CHUNKS)]
         jobs += [(remote, partial(remote.fetch, group)) for group in groups]
     for directory, nbytes in needed.items():
         caches[directory].require(nbytes)
@@ -343,7 +343,7 @@ def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chun
     wanted = np.searchsorted(starts, source.index.starts[shards]) + chunks
     found = []
     for piece in pieces:
-        for begin in range(0, piece.size, BLOCK):
-            ids = piece.ids(begin, begin + BLOCK)
+        for begin in range(0, piece.size, COUNT_ROWS):
+            ids = piece.ids(begin, begin + COUNT_ROWS)
             found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
     return np.unique(np.concatenate(found))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from npstream._core.log import log
 from npstream.errors import FormatError, IntegrityError, StorageError
-from npstream.formats.index import Index, check_size, parse_index
+from npstream.formats.index import INDEX, Index, check_size, parse_index
 from npstream.shards.snapshot import Snapshot, identity_of
 from npstream.storage.local import LocalStore
 from npstream.storage.versions import Version
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 T = TypeVar("T")
-
-INDEX = "index.json"
 
 UNREACHABLE = {
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EIO),

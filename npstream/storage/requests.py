@@ -24,9 +24,9 @@ from npstream.storage.responses import NO_RANGES
 if TYPE_CHECKING:
     from npstream.storage.deadlines import Patience
 
-__all__ = ["REQUEST_BYTES", "Job", "Link", "Waits", "persist", "results"]
+__all__ = ["DEADLINE_BYTES", "Job", "Link", "Waits", "persist", "results"]
 
-REQUEST_BYTES = 1 << 24
+DEADLINE_BYTES = 1 << 24
 """The most bytes that a request has the time of one deadline for; larger ones have more."""
 
 _IN_FLIGHT_BYTES = 1 << 27
@@ -305,7 +305,7 @@ async def persist(
     """
     if job.exact == 0:
         return b""
-    allowed = timeout * job.patience * max(1.0, job.nbytes / REQUEST_BYTES)
+    allowed = timeout * job.patience * max(1.0, job.nbytes / DEADLINE_BYTES)
     if not await _turn(link.slots, lambda: patience.end(asked, _LATEST * allowed)):
         reason = "nothing came, also to those who had asked before"
         raise _failure(job, Cause(errno.ETIMEDOUT, True), 0, asked, reason)

@@ -20,13 +20,12 @@ from npstream.cache.directory import default_directory, prepare
 from npstream.dataset.absence import explain_absence
 from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.hashes import digest
-from npstream.formats.index import Index, check_size, parse_index
+from npstream.formats.index import INDEX, Index, check_size, parse_index
 from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import NAME, Mark, Sidecar, mark_of
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
 from npstream.tools.scan import Reading
-from npstream.writing.destination import INDEX
 from npstream.writing.sidecar import Spool
 
 if TYPE_CHECKING:

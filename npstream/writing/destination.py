@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from npstream._core.log import log
 from npstream._core.typing import Body
 from npstream.errors import FormatError, StorageError
-from npstream.formats.index import parse_index
+from npstream.formats.index import INDEX, parse_index
 from npstream.formats.sidecar.sidecar import NAME as SIDECAR
 from npstream.storage.local import LocalStore, identity
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from npstream.storage.local import Draft, Store
     from npstream.storage.remote import RemoteStore
 
-__all__ = ["INDEX", "LOCK", "Destination", "LocalDestination", "RemoteDestination", "destination"]
-
-INDEX = "index.json"
+__all__ = ["LOCK", "Destination", "LocalDestination", "RemoteDestination", "destination"]
 
 LOCK = "index.json.lock"
 """The file that says who is writing to a URL."""

@@ -28,9 +28,9 @@ from npstream.formats.index import Annotations, Schema
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
 
-__all__ = ["MAX_BYTES", "Bodies", "Part", "ShardFormat", "Tally", "bodies_of_rows"]
+__all__ = ["MAX_SHARD_BYTES", "Bodies", "Part", "ShardFormat", "Tally", "bodies_of_rows"]
 
-MAX_BYTES = 2**32 - 1
+MAX_SHARD_BYTES = 2**32 - 1
 """Where a shard may end: its offsets are uint32."""
 
 _PIECE = 1 << 20
@@ -230,7 +230,7 @@ class ShardFormat:
         ]
         head = 4 * len(varying)
         nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
-        if len(nbytes) and (most := int(nbytes.max())) > MAX_BYTES:
+        if len(nbytes) and (most := int(nbytes.max())) > MAX_SHARD_BYTES:
             raise self._too_long(most, number + int(nbytes.argmax()))
         ensure_fits(int(nbytes.sum()), f"{len(nbytes):,} samples that are written at once")
         if varying:  # they come before the bodies
@@ -251,16 +251,16 @@ class ShardFormat:
     @property
     def most(self) -> int:
         """Bytes that a shard of more than one sample may have."""
-        return self.size_limit or MAX_BYTES
+        return self.size_limit or MAX_SHARD_BYTES
 
     def check_end(self, nbytes: int, number: int) -> None:
         """Refuse the sample with which a shard would end beyond what its offsets can say."""
-        if nbytes > MAX_BYTES:
+        if nbytes > MAX_SHARD_BYTES:
             raise self._too_long(nbytes, number)
 
     def check_ends(self, ends: Int64, number: int) -> None:
         """Do so for several samples, given where a shard would end; `number` is the first's."""
-        if (beyond := ends > MAX_BYTES).any():
+        if (beyond := ends > MAX_SHARD_BYTES).any():
             row = int(beyond.argmax())
             self.check_end(int(ends[row]), number + row)
 
@@ -268,7 +268,7 @@ class ShardFormat:
         mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
         return ValueError(
             f"with sample {number} a shard would have {nbytes} bytes, but its offsets are uint32 "
-            f"and end at {MAX_BYTES}: {mend}"
+            f"and end at {MAX_SHARD_BYTES}: {mend}"
         )
 
     def head(self, ends: Int64) -> bytes:

@@ -18,8 +18,8 @@ from npstream._core.typing import AnyArray, Body
 from npstream.errors import StorageError
 from npstream.formats.chunks import chunk_counts
 from npstream.formats.hashes import Hasher, hasher
-from npstream.formats.index import parse_index
-from npstream.formats.sidecar.blocks import BLOCK, xxh3
+from npstream.formats.index import INDEX, parse_index
+from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import least
 from npstream.formats.sidecar.sidecar import (
     NAME,
@@ -223,7 +223,7 @@ class Spool:
 
 def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Body]]]:
     """Yield the names and contents of the files that go with an index, and close the spool."""
-    index = parse_index(text, "index.json", trusted=True)
+    index = parse_index(text, INDEX, trusted=True)
     for name, file in spool.finish(index):
         yield name, iter(lambda file=file: file.read(_COPIED), b"")  # type: ignore[misc]
     yield NAME, spool.sidecar(index, mark_of(text))
@@ -276,4 +276,4 @@ def _pieces(index: Index) -> AnyArray:
 
 def _block_hashes(file: IO[bytes]) -> AnyArray:
     file.seek(NPY_HEAD)
-    return np.fromiter(map(xxh3, iter(lambda: file.read(BLOCK), b"")), np.uint64)
+    return np.fromiter(map(xxh3, iter(lambda: file.read(HASH_BLOCK), b"")), np.uint64)

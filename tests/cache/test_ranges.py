@@ -18,7 +18,7 @@ import npstream
 from npstream.cache.cache import Cache, Refusal
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import IntegrityError, StorageError
-from npstream.formats.sidecar.blocks import BLOCK
+from npstream.formats.sidecar.blocks import HASH_BLOCK
 from npstream.formats.sidecar.sidecar import NPY_HEAD
 from npstream.shards import manifest
 from npstream.storage.remote import RemoteStore
@@ -56,14 +56,15 @@ def test_each_block_of_a_column_is_fetched_once(data, tmp_path, upload, requests
     url, labels = upload(data), labels_of(data)
     ds = npstream.open(url, cache=tmp_path)
     requests.clear()
-    assert ds["label"][:1000].explain().nbytes == NPY_HEAD + BLOCK
+    assert ds["label"][:1000].explain().nbytes == NPY_HEAD + HASH_BLOCK
     np.testing.assert_array_equal(ds["label"][:1000].load(), labels[:1000])
     assert column_spans(requests) == requests
-    assert sum(span[2] for span in requests) == NPY_HEAD + BLOCK
+    assert sum(span[2] for span in requests) == NPY_HEAD + HASH_BLOCK
     assert ds["label"][1000:9000:3].explain().nbytes == 0
     nbytes = ds["label"].explain().nbytes
     np.testing.assert_array_equal(ds["label"].load(), labels)
-    assert sum(span[2] for span in requests) == NPY_HEAD + BLOCK + nbytes == NPY_HEAD + 8 * ROWS
+    assert nbytes == 8 * ROWS - HASH_BLOCK
+    assert sum(span[2] for span in requests) == NPY_HEAD + 8 * ROWS
     requests.clear()
     np.testing.assert_array_equal(ds["label"].load(), labels)
     with npstream.open(url, cache=tmp_path) as again:
@@ -103,7 +104,7 @@ def test_a_damaged_block_is_fetched_again(verify, data, tmp_path, upload, reques
         ds["label"].load()
         for path in tmp_path.glob("*.shard"):
             with open(path, "r+b") as file:
-                file.seek(BLOCK + 5000)
+                file.seek(HASH_BLOCK + 5000)
                 file.write(b"\xff" * 64)
         requests.clear()
         np.testing.assert_array_equal(ds["label"].load(), labels)
@@ -249,10 +250,10 @@ def test_a_side_car_that_came_later_is_used(tmp_path):
 
 def test_parts_of_files(tmp_path, monkeypatch):
     store = RemoteStore("memory://parts")
-    body = np.random.default_rng(0).bytes(3 * BLOCK + 777)
+    body = np.random.default_rng(0).bytes(3 * HASH_BLOCK + 777)
     store.put("a", body)
     files = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
-    spans = [("a", 0, 10), ("a", 100, 100), ("a", NPY_HEAD + BLOCK - 1, 2), ("held", 1, 2)]
+    spans = [("a", 0, 10), ("a", 100, 100), ("a", NPY_HEAD + HASH_BLOCK - 1, 2), ("held", 1, 2)]
     spans += [("a", len(body) - 5, 5), ("a", 0, len(body)), ("a", 7, 0)]
     expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
     assert [files.ranges([span])[0] for span in spans] == expected

@@ -46,7 +46,7 @@ def dataset(arrays, tmp_path_factory):
 @pytest.fixture
 def ds(dataset, monkeypatch):
     """Return a dataset whose columns are read in blocks of a few rows."""
-    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 2000)
+    monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 2000)
     return dataset
 
 
@@ -384,7 +384,7 @@ def large(tmp_path_factory):
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_memory_is_that_of_blocks_and_the_result(large, name, monkeypatch):
-    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 1 << 18)
     BOUNDED[name](large)  # compiles what there is to compile
     tracemalloc.start()
     try:

@@ -33,7 +33,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture
 def ds(dataset, monkeypatch):
-    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 200)
+    monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 200)
     return dataset
 
 

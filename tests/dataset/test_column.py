@@ -355,7 +355,7 @@ def test_compressed_shards_are_not_mapped(tmp_path):
 @pytest.mark.parametrize("block", [1, 1 << 23])
 @pytest.mark.parametrize("name", COLUMNS)
 def test_iteration(ds, name, block, monkeypatch):
-    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     column = ds[1::2][name]
     for i, value in enumerate(column):
         assert_same(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
@@ -367,7 +367,7 @@ def test_iteration(ds, name, block, monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 1 << 23])
 def test_contains(ds, block, monkeypatch):
-    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     assert 3 in ds["label"]
     assert 4 not in ds["label"]
     assert "3" not in ds["label"]

@@ -54,7 +54,7 @@ UFUNCS = [
 @pytest.mark.parametrize("name", ["label", "small", "score", "number", "str_float"])
 @pytest.mark.parametrize("function", range(len(UFUNCS)))
 def test_ufuncs(ds, name, function, block, monkeypatch):
-    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     for index in (..., slice(None, None, -1)):
         got, want = UFUNCS[function](ds[name][index]), UFUNCS[function](VALUES[name][index])
         for left, right in zip(
@@ -124,7 +124,7 @@ def test_operators_in_place_raise(ds, symbol):
 )
 @pytest.mark.filterwarnings("ignore:overflow")
 def test_reductions(ds, name, reduction, block, monkeypatch):
-    monkeypatch.setattr(npstream.dataset.column, "BLOCK_BYTES", block)
+    monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     function = getattr(np, reduction)
     for index in (slice(1, None), [[1, 2], [4, 12]]):
         column, array = ds[name][index], VALUES[name][index]

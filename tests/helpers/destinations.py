@@ -9,8 +9,8 @@ import numpy as np
 from servers import KINDS
 
 import npstream
+from npstream.formats.index import INDEX
 from npstream.storage.local import open_store
-from npstream.writing.destination import INDEX
 
 WRITABLE = [name for name in KINDS if name != "http"]
 

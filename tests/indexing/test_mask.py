@@ -11,7 +11,7 @@ from hypothesis import given
 
 from npstream._core import jit as _jit
 from npstream.indexing import mask
-from npstream.indexing.mask import BLOCK, Mask
+from npstream.indexing.mask import ENTRY_BITS, Mask
 
 SHARES = [0.001, 0.03, 0.5, 1]
 
@@ -32,7 +32,7 @@ def _way(request, monkeypatch):
 @pytest.mark.usefixtures("_way")
 @pytest.mark.parametrize("share", SHARES)
 def test_every_position_is_found_by_its_number(share):
-    chosen = bools(7 * BLOCK + 5, share)
+    chosen = bools(7 * ENTRY_BITS + 5, share)
     found = Mask.where(chosen)
     ranks = np.random.default_rng(2).permutation(len(found))
     assert np.array_equal(found.at(ranks), np.flatnonzero(chosen)[ranks])
@@ -42,7 +42,7 @@ def test_every_position_is_found_by_its_number(share):
 
 @given(st.data())
 def test_ranges_of_numbers_are_found_whatever_their_step(data):
-    chosen = bools(data.draw(st.integers(1, 40 * BLOCK)), data.draw(st.sampled_from(SHARES)))
+    chosen = bools(data.draw(st.integers(1, 40 * ENTRY_BITS)), data.draw(st.sampled_from(SHARES)))
     found, positions = Mask.where(chosen), np.flatnonzero(chosen)
     bound = st.none() | st.integers(-len(found), len(found))
     step = st.sampled_from([None, 2, -1, -3, 100, -2000])
@@ -53,14 +53,14 @@ def test_ranges_of_numbers_are_found_whatever_their_step(data):
 
 
 def test_long_runs_are_unpacked_in_pieces(monkeypatch):
-    monkeypatch.setattr(mask, "PIECE", 4 * BLOCK)
-    chosen = bools(50 * BLOCK, 0.3)
+    monkeypatch.setattr(mask, "PIECE", 4 * ENTRY_BITS)
+    chosen = bools(50 * ENTRY_BITS, 0.3)
     found, positions = Mask.where(chosen), np.flatnonzero(chosen)
     for cut in (slice(None), slice(1000, -1000), slice(5000, 6500)):
         assert np.array_equal(found.run(range(len(found))[cut]), positions[cut])
 
 
-@pytest.mark.parametrize("n", [0, 1, 8, BLOCK, BLOCK + 1, 9999])
+@pytest.mark.parametrize("n", [0, 1, 8, ENTRY_BITS, ENTRY_BITS + 1, 9999])
 def test_positions_may_come_in_pieces_and_in_any_order(n):
     chosen = bools(n, 0.3)
     positions = np.flatnonzero(chosen)[::-1]

@@ -93,7 +93,7 @@ def test_rows_of_a_part_read_these_rows(column, index, rows, monkeypatch):
 
 
 def test_a_part_is_read_in_blocks(column, monkeypatch):
-    monkeypatch.setattr("npstream.dataset.column.BLOCK_BYTES", 3 * 240)
+    monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 3 * 240)
     sizes = []
     whole = type(column._source).columns
 

@@ -27,8 +27,9 @@ from destinations import (
 
 import npstream
 from npstream.errors import StorageError
+from npstream.formats.index import INDEX
 from npstream.storage.remote import RemoteStore
-from npstream.writing.destination import INDEX, LOCK
+from npstream.writing.destination import LOCK
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 

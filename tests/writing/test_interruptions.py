@@ -31,11 +31,11 @@ from servers import KINDS
 
 import npstream
 from npstream.errors import StorageError
+from npstream.formats.index import INDEX
 from npstream.storage import local as store
 from npstream.storage.local import open_store
 from npstream.writing import destination as publish
 from npstream.writing import writer
-from npstream.writing.destination import INDEX
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 

@@ -280,9 +280,9 @@ def test_shard_size_out_of_range(shard_size, tmp_path):
 def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
     write(tmp_path / "whole", data, shard_size=None)
     nbytes = (tmp_path / "whole" / "shard.00000.mds").stat().st_size
-    monkeypatch.setattr(mds_encode, "MAX_BYTES", nbytes)
+    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes)
     write(tmp_path / "limit", data, shard_size=None)
-    monkeypatch.setattr(mds_encode, "MAX_BYTES", nbytes - 1)
+    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes - 1)
     with pytest.raises(ValueError, match=rf"sample 19 .*{nbytes} bytes.*set shard_size"):
         write(tmp_path / "beyond", data, shard_size=None)
     assert not (tmp_path / "beyond").exists()
@@ -294,7 +294,7 @@ def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
 def test_offsets_up_to_the_last_byte():
     shards = mds_encode.ShardFormat({"x": parse("uint8")}, None, None, [])
     begin = shards.empty + 8
-    head = shards.head(np.array([2**31, mds_encode.MAX_BYTES - begin]))
+    head = shards.head(np.array([2**31, mds_encode.MAX_SHARD_BYTES - begin]))
     assert struct.unpack_from("<4I", head) == (2, begin, begin + 2**31, 2**32 - 1)
 
 
@@ -311,7 +311,7 @@ def test_a_sample_beyond_4_gib_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_batch_beyond_4_gib_is_refused_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "MAX_BYTES", 1000)
+    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", 1000)
     with Writer(tmp_path, {"x": "str"}, shard_size=None) as writer:
         writer.write({"x": "a"})
         with pytest.raises(ValueError, match=r"with sample 3 a shard would have 1.* bytes"):
@@ -321,7 +321,7 @@ def test_a_batch_beyond_4_gib_is_refused_as_a_whole(tmp_path, monkeypatch):
 
 
 def test_a_row_of_a_batch_that_no_shard_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(mds_encode, "MAX_BYTES", 1000)
+    monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", 1000)
     with Writer(tmp_path, {"x": "str"}, shard_size=300) as writer:
         with pytest.raises(ValueError, match=r"with sample 2 a shard would have .* split the"):
             writer.write(npstream.Batch({"x": ["b", "c", "d" * 900]}))

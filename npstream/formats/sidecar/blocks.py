@@ -15,7 +15,7 @@ from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import DAMAGED, IntegrityError
 
-BLOCK = 1 << 18
+HASH_BLOCK = 1 << 18
 """Bytes of a block: what one number costs to read, as all of it is hashed."""
 
 REQUEST = 1 << 22
@@ -53,8 +53,8 @@ def xxh3(body: Body) -> int:
 def block_hashes(body: Body) -> NDArray[np.uint64]:
     """Return the hash of each block of some bytes; the last may be short."""
     view = memoryview(body).cast("B")
-    parts = (view[at : at + BLOCK] for at in range(0, len(view), BLOCK))
-    return np.fromiter(map(xxh3, parts), np.uint64, -(-len(view) // BLOCK))
+    parts = (view[at : at + HASH_BLOCK] for at in range(0, len(view), HASH_BLOCK))
+    return np.fromiter(map(xxh3, parts), np.uint64, -(-len(view) // HASH_BLOCK))
 
 
 class Blocks:
@@ -102,21 +102,19 @@ class Blocks:
         begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
         if begin >= end:
             return np.empty(0, self.dtype)
-        first, last = begin // BLOCK, -(-end // BLOCK)
+        first, last = begin // HASH_BLOCK, -(-end // HASH_BLOCK)
         body = self._read(first, last)
-        return np.frombuffer(body, np.uint8)[begin - first * BLOCK : end - first * BLOCK].view(
-            self.dtype
-        )
+        skipped = first * HASH_BLOCK
+        return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
 
     def part(self, start: int, stop: int) -> AnyArray:
         """Read a few numbers, and keep their blocks for those beside them."""
         begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
-        first = begin // BLOCK
-        blocks = [self._block(k) for k in range(first, -(-end // BLOCK))]
+        first = begin // HASH_BLOCK
+        blocks = [self._block(k) for k in range(first, -(-end // HASH_BLOCK))]
         body = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        return np.frombuffer(body, np.uint8)[begin - first * BLOCK : end - first * BLOCK].view(
-            self.dtype
-        )
+        skipped = first * HASH_BLOCK
+        return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
 
     def _block(self, number: int) -> bytes:
         body = self._kept.get(number)
@@ -126,7 +124,7 @@ class Blocks:
 
     def _read(self, first: int, last: int) -> bytes:
         """Return whole blocks; ones that are damaged are read once more, from afar they may be."""
-        begin, end = first * BLOCK, min(last * BLOCK, self.count * self.dtype.itemsize)
+        begin, end = first * HASH_BLOCK, min(last * HASH_BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
             (self.name, self.offset + at, min(REQUEST, end - at))
@@ -139,8 +137,8 @@ class Blocks:
             if not wrong.any():
                 return body
             self.store.forget(spans)
-        at = self.offset + (first + int(wrong.argmax())) * BLOCK
+        at = self.offset + (first + int(wrong.argmax())) * HASH_BLOCK
         raise IntegrityError(
-            f"{self.store.where(self.name)}: the {BLOCK} bytes from byte {at} are not those "
+            f"{self.store.where(self.name)}: the {HASH_BLOCK} bytes from byte {at} are not those "
             f"that were written{DAMAGED}"
         )

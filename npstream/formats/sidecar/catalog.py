@@ -1,7 +1,7 @@
 """The files of very many shards as arrays: names as runs of numbers, digests back to back.
 
 Names that only count on, such as ``shard.00000.mds`` and those after it, take one run together.
-For each kind of file (`KINDS`) there are these sections, unless no shard has one:
+For each kind of file (`FILE_KINDS`) there are these sections, unless no shard has one:
 
     KIND.first    first shard of each run
     KIND.number   what its name counts from
@@ -26,12 +26,12 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
-from npstream.formats.index import BELOW, MAX_BYTES, File, Index, ShardFiles
+from npstream.formats.index import BELOW, MAX_FILE_BYTES, File, Index, ShardFiles
 
 if TYPE_CHECKING:
     from npstream.formats.sidecar.container import Sections
 
-KINDS = ("data", "zip_data", "meta", "zip_meta")
+FILE_KINDS = ("data", "zip_data", "meta", "zip_meta")
 
 _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 
@@ -46,7 +46,7 @@ def catalog_sections(index: Index) -> tuple[dict[str, Any], dict[str, AnyArray]]
     numbers = [compressions.setdefault(files.compression, len(compressions)) for files in each]
     facts: dict[str, Any] = {"compressions": list(compressions), "hashes": {}}
     sections = {"compression": least(numbers)}
-    for kind in KINDS:
+    for kind in FILE_KINDS:
         mine: list[File | None] = [getattr(files, kind) for files in each]
         if any(mine):
             shapes, more = _hash_sections(mine, kind, index.where)
@@ -142,7 +142,7 @@ class SidecarCatalog:
         self._sections = sections
         self._shards = shards
         self._runs: dict[str, _Runs] = {}
-        self._kinds = [kind for kind in KINDS if f"{kind}.first" in sections]
+        self._kinds = [kind for kind in FILE_KINDS if f"{kind}.first" in sections]
         table = sections.typed("hashes", dict)
         self._shapes = {kind: self._checked_shapes(table.get(kind)) for kind in self._kinds}
         self._compressions = sections.typed("compressions", list)
@@ -169,7 +169,7 @@ class SidecarCatalog:
 
     def files(self, shard: int) -> ShardFiles:
         """Return the files of a shard."""
-        data, zip_data, meta, zip_meta = (self._file(kind, shard) for kind in KINDS)
+        data, zip_data, meta, zip_meta = (self._file(kind, shard) for kind in FILE_KINDS)
         if data is None:
             raise self._sections.damaged(f"shard {shard} has no data file")
         (number,) = self._sections.blocks("compression", self._shards).part(shard, shard + 1)
@@ -185,7 +185,7 @@ class SidecarCatalog:
         if kind not in self._kinds or not (name := self._name(kind, shard)):
             return None
         (nbytes,) = self._sections.blocks(f"{kind}.bytes", self._shards).part(shard, shard + 1)
-        if nbytes >= MAX_BYTES:
+        if nbytes >= MAX_FILE_BYTES:
             raise self._sections.damaged(f"shard {shard} has {nbytes} bytes")
         return File(name, int(nbytes), self._hashes(kind, shard))
 

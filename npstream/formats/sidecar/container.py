@@ -25,9 +25,9 @@ import numpy as np
 from npstream._core.memory import fits
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, shown
-from npstream.formats.sidecar.blocks import BLOCK, Blocks, Ranges, block_hashes, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, Ranges, block_hashes, xxh3
 
-VERSION = 1
+SIDECAR_VERSION = 1
 
 _HEAD = struct.Struct("<2s8sHIQQ")
 _BIN8 = b"\xc4\x1e"
@@ -67,7 +67,7 @@ def encode_sections(facts: Mapping[str, Any], arrays: Mapping[str, AnyArray]) ->
         raise FormatError(f"{shown(error.object)} in the index is no UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
     nbytes = start + at - _BIN32.size if arrays else start
-    yield _HEAD.pack(_BIN8, _MAGIC, VERSION, len(table), nbytes, xxh3(table))
+    yield _HEAD.pack(_BIN8, _MAGIC, SIDECAR_VERSION, len(table), nbytes, xxh3(table))
     yield table
     at = _HEAD.size + len(table)
     for array, (_, _, _, offset, _) in zip(little.values(), sections, strict=True):
@@ -113,8 +113,8 @@ class Sections:
         prefix, magic, version, length, said, known = _HEAD.unpack_from(first)
         if (prefix, magic) != (_BIN8, _MAGIC):
             raise self.damaged("it does not begin as a side-car does")
-        if version != VERSION:
-            raise self.damaged(f"version {version}; this release reads version {VERSION}")
+        if version != SIDECAR_VERSION:
+            raise self.damaged(f"version {version}; this release reads version {SIDECAR_VERSION}")
         if said != nbytes:
             raise self.damaged(f"{nbytes} bytes; its head says {said}")
         self._start = _aligned(_HEAD.size + length)
@@ -155,7 +155,7 @@ class Sections:
         nbytes, begin = count * dtype.itemsize, self._start + offset
         if count < 0 or offset < 0 or begin + nbytes > self._nbytes:
             raise self.damaged(f"section {name!r} has {nbytes} bytes at {begin} of {self._nbytes}")
-        if len(hashes) != 8 * -(-nbytes // BLOCK):
+        if len(hashes) != 8 * -(-nbytes // HASH_BLOCK):
             raise self.damaged(f"section {name!r} of {nbytes} bytes has {len(hashes)} of hashes")
         return Blocks(self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8"))
 

@@ -37,14 +37,14 @@ from npstream.formats.chunks import chunk_counts
 from npstream.formats.index import (
     FORMATS,
     KEY,
-    MAX_BYTES,
+    MAX_FILE_BYTES,
     Index,
     Schema,
     ShardFacts,
     check_schema,
     parse_annotations,
 )
-from npstream.formats.sidecar.blocks import BLOCK, Blocks, Ranges, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, Ranges, xxh3
 from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, least
 from npstream.formats.sidecar.container import Sections, encode_sections
 
@@ -266,8 +266,8 @@ class Sidecar:
         """Return what `column` reads for a run of values that is not empty."""
         column = self._column(name)
         begin, end = start * column.dtype.itemsize, stop * column.dtype.itemsize
-        first = begin - begin % BLOCK
-        last = min(-(-end // BLOCK) * BLOCK, self.samples * column.dtype.itemsize)
+        first = begin - begin % HASH_BLOCK
+        last = min(-(-end // HASH_BLOCK) * HASH_BLOCK, self.samples * column.dtype.itemsize)
         return [(column.file, 0, NPY_HEAD), (column.file, NPY_HEAD + first, last - first)]
 
     def drop_column(self, name: str) -> None:
@@ -289,7 +289,7 @@ class Sidecar:
         (head,) = self.store.ranges([(column.file, 0, NPY_HEAD)])
         if head != npy_head(column.dtype, self.samples):
             raise FormatError(f"{where}: its head does not say {self.samples} of {column.dtype}")
-        count = -(-self.samples * itemsize // BLOCK)
+        count = -(-self.samples * itemsize // HASH_BLOCK)
         found = self._sections.blocks(f"column/{column.name}", count)
         hashes = found.array().astype(np.uint64)
         return Blocks(self.store, column.file, NPY_HEAD, self.samples, column.dtype, hashes)
@@ -307,7 +307,7 @@ class Sidecar:
             sections.blocks(name, self.shards).array() for name in ("samples", "bytes", "schema")
         )
         schemas = self._schemas
-        if (samples >= 1 << 32).any() or (nbytes >= MAX_BYTES).any():
+        if (samples >= 1 << 32).any() or (nbytes >= MAX_FILE_BYTES).any():
             raise sections.damaged("a shard has more samples or bytes than the format allows")
         if (schema_of >= len(schemas)).any():
             raise sections.damaged("a shard has a schema that is not listed")

@@ -18,7 +18,7 @@ from hypothesis import given
 from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
 from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
 from npstream.formats.index import parse_index
-from npstream.formats.sidecar.blocks import BLOCK, Blocks, block_hashes, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, block_hashes, xxh3
 from npstream.formats.sidecar.container import _HEAD, _aligned
 from npstream.formats.sidecar.sidecar import (
     ENDS,
@@ -230,7 +230,7 @@ def test_columns_are_read_by_range():
     sidecar = Sidecar(store)
     before = store.nbytes
     assert sidecar.column("a", 100_000, 100_003).tolist() == values[100_000:100_003].tolist()
-    assert store.nbytes - before <= BLOCK + 256
+    assert store.nbytes - before <= HASH_BLOCK + 256
     for start, stop in ((0, 0), (0, 1), (len(values), len(values)), (32_767, 32_769)):
         assert sidecar.column("a", start, stop).tolist() == values[start:stop].tolist()
     assert np.array_equal(sidecar.column("a"), values)
@@ -268,7 +268,7 @@ def test_opening_reads_what_an_index_is():
     assert len(sidecar.index("here/index.json")) == count
     assert store.nbytes < 12 * count
     assert sidecar.piece_hashes(count - 1).tolist() == [2 * count - 2, 2 * count - 1]
-    assert store.nbytes < 12 * count + 2 * BLOCK
+    assert store.nbytes < 12 * count + 2 * HASH_BLOCK
 
 
 # Damage.
