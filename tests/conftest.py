@@ -10,9 +10,9 @@ import pytest
 from servers import KINDS, Place, Servers
 
 from npstream._core import jit as _jit
+from npstream._core.typing import Span
 from npstream.shards import point_reads as exact
 from npstream.shards import remote as remote_shards
-from npstream.storage.local import Span
 from npstream.storage.remote import RemoteStore
 
 

@@ -41,9 +41,8 @@ SAME_IDEA = {
 """Public names that two modules define on purpose, and what both mean."""
 
 SAME_NAME = {
-    "Blocks", "Cache", "Check", "Job", "Layout", "Offsets", "Part", "Shape", "Span",
-    "Tally", "clear", "create", "info", "load", "locate", "parser", "prefetch",
-    "progress", "split",
+    "clear", "create", "info", "load", "locate", "parser", "prefetch", "progress",
+    "split",
 }  # fmt: skip
 """Names that still have several meanings. Rename one of them, and take it off this list."""
 

@@ -1,4 +1,4 @@
-"""Names for the array types that cross module boundaries.
+"""Names for the types that cross module boundaries.
 
 Tested in tests/dataset/test_types.py.
 """
@@ -16,3 +16,6 @@ Bools: TypeAlias = NDArray[np.bool_]
 Bytes: TypeAlias = NDArray[np.uint8]
 Int64: TypeAlias = NDArray[np.int64]
 Sample: TypeAlias = dict[str, Any]
+Shape: TypeAlias = tuple[int, ...]
+Span: TypeAlias = tuple[str, int, int]
+"""A part of a file: its name, the first byte, and how many."""

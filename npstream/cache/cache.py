@@ -15,16 +15,16 @@ from npstream.cache import directory as folder
 from npstream.cache import eviction as room
 from npstream.cache import sparse_file as sparse
 from npstream.cache.eviction import Refusal, Reservation
-from npstream.cache.shard_file import CachedFile, Check, Claim, join
+from npstream.cache.shard_file import CachedFile, Claim, FileCheck, join
 from npstream.formats.hashes import digest
 
 __all__ = [
-    "Cache",
     "CacheInfo",
     "CachedFile",
     "Claim",
     "Refusal",
     "Reservation",
+    "ShardCache",
     "allocated",
     "clear",
     "info",
@@ -81,7 +81,7 @@ class CacheInfo:
         )
 
 
-class Cache:
+class ShardCache:
     """A directory of shards of which parts are here, and of small objects.
 
     Parameters
@@ -96,7 +96,7 @@ class Cache:
 
     Examples
     --------
-    >>> cache = Cache("cache", limit="1GB")
+    >>> cache = ShardCache("cache", limit="1GB")
     >>> cache.store("00112233445566ff", b"an object")
     True
     >>> cache.fetch("00112233445566ff")
@@ -118,10 +118,10 @@ class Cache:
 
     def __repr__(self) -> str:
         limit = "auto" if self.limit is None else f"{self.limit:,} bytes"
-        return f"<npstream.Cache: {self.directory}, limit {limit}>"
+        return f"<npstream.ShardCache: {self.directory}, limit {limit}>"
 
     def open(
-        self, key: str, nbytes: int, pieces: int, check: Check | None = None
+        self, key: str, nbytes: int, pieces: int, check: FileCheck | None = None
     ) -> CachedFile | None:
         """Return a shard's file, made if need be; None where it cannot be cached.
 
@@ -332,8 +332,8 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
 
     Examples
     --------
-    >>> from npstream.cache.cache import Cache
-    >>> cache = Cache("cache")
+    >>> from npstream.cache.cache import ShardCache
+    >>> cache = ShardCache("cache")
     >>> cache.store("00112233445566ff", bytes(10_000))
     True
     >>> npstream.cache.clear("cache") >= 10_000

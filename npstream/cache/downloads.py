@@ -7,14 +7,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._core.fork import renew_in_child
-from npstream._core.typing import Bytes
+from npstream._core.typing import Bytes, Span
 from npstream.cache.cache import Refusal, Reservation, allocated
 from npstream.cache.leases import Lease, PieceKey, wait
 from npstream.errors import DAMAGED, IntegrityError
 
 if TYPE_CHECKING:
-    from npstream.cache.cache import Cache, CachedFile, Claim
-    from npstream.storage.remote import RemoteStore, Span
+    from npstream.cache.cache import CachedFile, Claim, ShardCache
+    from npstream.storage.remote import RemoteStore
 
 MAX_REQUEST = 1 << 24
 """Bytes of one request."""
@@ -22,18 +22,18 @@ MAX_REQUEST = 1 << 24
 ATTEMPTS = 3
 """How often bytes are fetched whose hash is not the recorded one."""
 
-Check = Callable[[int, Bytes], bool]
+PieceCheck = Callable[[int, Bytes], bool]
 """Tells whether the bytes of a piece are right."""
 
 
-class Part(NamedTuple):
+class PieceRange(NamedTuple):
     """Successive pieces of one file, and the bytes where they begin; then where the last ends."""
 
     file: CachedFile
     name: str
     first: int
     bounds: tuple[int, ...]
-    check: Check | None
+    check: PieceCheck | None
 
     @property
     def pieces(self) -> range:
@@ -50,7 +50,7 @@ class Part(NamedTuple):
         k = number - self.first
         return slice(self.bounds[k], self.bounds[k + 1])
 
-    def some(self, first: int, stop: int) -> Part:
+    def some(self, first: int, stop: int) -> PieceRange:
         """Return the part with the pieces from `first` up to `stop`."""
         bounds = self.bounds[first - self.first : stop - self.first + 1]
         return self._replace(first=first, bounds=bounds)
@@ -70,7 +70,7 @@ class Downloads:
     too long fetches the same bytes.
     """
 
-    def __init__(self, store: RemoteStore, cache: Cache) -> None:
+    def __init__(self, store: RemoteStore, cache: ShardCache) -> None:
         self.store = store
         self.cache = cache
         self._refused: set[str] = set()
@@ -84,14 +84,14 @@ class Downloads:
         """Tell whether a file's pieces can be kept: not if the disk is full or read-only."""
         return file.path not in self._refused
 
-    def fetch(self, parts: Iterable[Part], lease: Lease | None = None) -> None:
+    def fetch(self, parts: Iterable[PieceRange], lease: Lease | None = None) -> None:
         """Fetch pieces that are absent, and wait for those that others are fetching.
 
         Pieces may still be absent then: where the cache cannot keep them, or has evicted them.
 
         Parameters
         ----------
-        parts : iterable of Part
+        parts : iterable of PieceRange
         lease : Lease, optional
             Of whoever wants them. Pieces that it has are fetched, too.
 
@@ -151,7 +151,7 @@ class Downloads:
                 wait(others, time)
             absent = [piece for piece in others if is_absent(piece)]
 
-    def _fetch(self, parts: list[Part], lease: Lease) -> None:
+    def _fetch(self, parts: list[PieceRange], lease: Lease) -> None:
         """Fetch parts under locks; then, without, what other processes did not bring."""
         parts, reserved = self._with_room([part for part in parts if self.can_keep(part.file)])
         with reserved:
@@ -166,7 +166,9 @@ class Downloads:
         with reserved:
             self._bring(late, reserved, lease)
 
-    def _fetch_locked(self, parts: list[Part], reserved: Reservation, lease: Lease) -> list[Part]:
+    def _fetch_locked(
+        self, parts: list[PieceRange], reserved: Reservation, lease: Lease
+    ) -> list[PieceRange]:
         """Fetch those of some parts that no other process is fetching; return the others."""
         claims: list[Claim] = []
         try:
@@ -183,7 +185,7 @@ class Downloads:
                 claim.close()
         return busy
 
-    def _with_room(self, parts: list[Part]) -> tuple[list[Part], Reservation]:
+    def _with_room(self, parts: list[PieceRange]) -> tuple[list[PieceRange], Reservation]:
         """Reserve room in the cache for as many of the parts as it can take now."""
         count = len(parts)
         while count:
@@ -203,13 +205,13 @@ class Downloads:
                 self._refused.update(part.file.path for part in parts)
         return [], Reservation()
 
-    def _reserve(self, parts: list[Part], may_exceed: bool = False) -> Reservation | Refusal:
+    def _reserve(self, parts: list[PieceRange], may_exceed: bool = False) -> Reservation | Refusal:
         nbytes = sum(allocated(part.bounds[0], part.bounds[-1]) for part in parts)
         keep = [part.file for part in parts]
         with self.store.patience.waiting(self.store.timeout) as left:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=left)
 
-    def _bring(self, parts: list[Part], reserved: Reservation, lease: Lease) -> None:
+    def _bring(self, parts: list[PieceRange], reserved: Reservation, lease: Lease) -> None:
         """Fetch parts, and fetch those anew whose hashes are wrong."""
         for _ in range(ATTEMPTS):
             wrong = list(self._transfer(parts, reserved, lease))
@@ -223,7 +225,9 @@ class Downloads:
             f"{ATTEMPTS} attempts{DAMAGED}"
         )
 
-    def _transfer(self, parts: list[Part], reserved: Reservation, lease: Lease) -> Iterator[Part]:
+    def _transfer(
+        self, parts: list[PieceRange], reserved: Reservation, lease: Lease
+    ) -> Iterator[PieceRange]:
         """Fetch parts and yield those with pieces whose hashes are wrong."""
         spans = [(part, span) for part in parts for span in part.spans()]
         left = {id(part): len(part.spans()) for part in parts}
@@ -250,20 +254,20 @@ class Downloads:
             stream.close()
 
 
-def _damaged(part: Part, data: Bytes) -> list[int]:
+def _damaged(part: PieceRange, data: Bytes) -> list[int]:
     """Return the pieces whose bytes, all of which are in the file, are wrong."""
     if part.check is None:
         return []
     return [piece for piece in part.pieces if not part.check(piece, data[part.piece(piece)])]
 
 
-def _absent(part: Part) -> list[Part]:
+def _absent(part: PieceRange) -> list[PieceRange]:
     return runs(part, [piece for piece in part.pieces if not part.file.here[piece]])
 
 
-def runs(part: Part, pieces: list[int]) -> list[Part]:
+def runs(part: PieceRange, pieces: list[int]) -> list[PieceRange]:
     """Return some pieces of a part, rising, as parts of successive ones that are not too long."""
-    found: list[Part] = []
+    found: list[PieceRange] = []
     for piece in pieces:
         if found and found[-1].pieces.stop == piece:
             longer = part.some(found[-1].first, piece + 1)

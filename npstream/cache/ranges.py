@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from npstream.cache.downloads import MAX_REQUEST, Downloads, Part, runs
+from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, runs
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar.blocks import HASH_BLOCK
@@ -17,8 +17,8 @@ from npstream.formats.sidecar.sidecar import NPY_HEAD
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
-    from npstream.cache.cache import Cache, CachedFile
-    from npstream.storage.local import Span
+    from npstream._core.typing import Span
+    from npstream.cache.cache import CachedFile, ShardCache
     from npstream.storage.remote import RemoteStore
 
 __all__ = ["CachedRanges"]
@@ -30,7 +30,7 @@ class CachedRanges:
     Parameters
     ----------
     store : RemoteStore
-    cache : Cache
+    cache : ShardCache
     version : str
         The version of the side-car, which its columns change with.
     held : mapping of str to bytes, optional
@@ -40,7 +40,7 @@ class CachedRanges:
     def __init__(
         self,
         store: RemoteStore,
-        cache: Cache,
+        cache: ShardCache,
         version: str,
         held: Mapping[str, bytes] | None = None,
     ) -> None:
@@ -121,7 +121,9 @@ class CachedRanges:
         self._cache.touch(file)
         return file.data[begin : begin + nbytes].tobytes()
 
-    def _absent(self, name: str, begin: int, nbytes: int) -> tuple[CachedFile | None, list[Part]]:
+    def _absent(
+        self, name: str, begin: int, nbytes: int
+    ) -> tuple[CachedFile | None, list[PieceRange]]:
         """Return a file in the cache, if there can be one, and what a part of it lacks."""
         if name in self._held or (file := self._file(name)) is None:
             return None, []
@@ -131,7 +133,7 @@ class CachedRanges:
                 f"{self.where(name)}: {size} bytes; its side-car needs {begin + nbytes}"
             )
         bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
-        part = Part(file, name, pieces.start, bounds, None)
+        part = PieceRange(file, name, pieces.start, bounds, None)
         return file, runs(part, [piece for piece in pieces if not file.here[piece]])
 
     def _file(self, name: str) -> CachedFile | None:

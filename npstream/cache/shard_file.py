@@ -15,9 +15,9 @@ from npstream.cache import directory as folder
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
 
-__all__ = ["CachedFile", "Check", "Claim", "join"]
+__all__ = ["CachedFile", "Claim", "FileCheck", "join"]
 
-Check = Callable[["CachedFile", int], bool]
+FileCheck = Callable[["CachedFile", int], bool]
 
 
 class CachedFile:
@@ -57,7 +57,7 @@ class CachedFile:
         """Let no piece be read before this process has verified it, as `admit` does."""
         self.resident = np.zeros(len(self.here), np.uint8)
 
-    def admit(self, piece: int, check: Check) -> bool:
+    def admit(self, piece: int, check: FileCheck) -> bool:
         """Tell whether a piece may be read, and verify it for that; drop it if it is damaged."""
         if self.resident[piece] or not self.here[piece]:
             return bool(self.resident[piece])
@@ -178,7 +178,7 @@ class Claim:
 
 
 def join(
-    path: str, footer: sparse.Footer, check: Check | None, timeout: float
+    path: str, footer: sparse.Footer, check: FileCheck | None, timeout: float
 ) -> CachedFile | None:
     """Open a shard's file; None if the one of its name is something else.
 
@@ -195,7 +195,9 @@ def join(
     return file
 
 
-def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None, timeout: float) -> bool:
+def _renew(
+    file: CachedFile, footer: sparse.Footer, check: FileCheck | None, timeout: float
+) -> bool:
     """Verify what was written before the system last started, once over all processes."""
     try:
         description = locks.Description(file.path)
@@ -216,7 +218,7 @@ def _renew(file: CachedFile, footer: sparse.Footer, check: Check | None, timeout
     return True
 
 
-def _sound(file: CachedFile, check: Check | None) -> Bytes:
+def _sound(file: CachedFile, check: FileCheck | None) -> Bytes:
     """Return the residency of the pieces whose bytes are right."""
     known = [
         check is not None and bool(here) and check(file, piece)

@@ -155,11 +155,11 @@ def _open_remote(
     version: str | None,
 ) -> LocalShards:
     """Open the shards of a remote dataset; `kept` is the cache's directory and its limit."""
-    from npstream.cache.cache import Cache
+    from npstream.cache.cache import ShardCache
     from npstream.shards.remote import RemoteShards
     from npstream.shards.residency import RemoteFiles
 
-    cache = Cache(*kept, store.timeout)
+    cache = ShardCache(*kept, store.timeout)
     found = read_manifest(store, cache, aside, version, verify is True)
     files = RemoteFiles(
         found.index, store.identity, cache, found.identity, found.sidecar,

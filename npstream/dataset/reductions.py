@@ -17,12 +17,11 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from npstream._core.memory import ensure_fits
-from npstream._core.typing import AnyArray
+from npstream._core.typing import AnyArray, Shape
 
 Axes: TypeAlias = tuple[int, ...]
-Blocks: TypeAlias = Iterable[AnyArray]
+Arrays: TypeAlias = Iterable[AnyArray]
 Dtype: TypeAlias = "np.dtype[Any]"
-Shape: TypeAlias = tuple[int, ...]
 
 UFUNCS: dict[str, np.ufunc] = {
     "sum": np.add,
@@ -41,7 +40,7 @@ NAN_REDUCTIONS = (
 
 def reduce_blocks(
     name: str,
-    blocks: Blocks,
+    blocks: Arrays,
     shape: Shape,
     source: Dtype,
     /,
@@ -127,7 +126,7 @@ def _is_plain(shape: Shape, source: Dtype, axis: Any, options: dict[str, Any]) -
 
 def _reduce(
     name: str,
-    blocks: Blocks,
+    blocks: Arrays,
     shape: Shape,
     source: Dtype,
     axis: Any,
@@ -154,7 +153,7 @@ def _axes(axis: Any, ndim: int) -> Axes:
     return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim)
 
 
-def _whole(blocks: Blocks, shape: Shape, dtype: Dtype) -> AnyArray:
+def _whole(blocks: Arrays, shape: Shape, dtype: Dtype) -> AnyArray:
     """Put the blocks together."""
     ensure_fits(math.prod(shape) * dtype.itemsize, "reducing the whole array at once")
     whole = np.empty(shape, dtype)
@@ -171,7 +170,7 @@ def _result_shape(shape: Shape, axes: Axes, keepdims: bool) -> Shape:
     return tuple(length for axis, length in enumerate(shape) if axis not in axes)
 
 
-def _parts(blocks: Blocks, options: dict[str, Any]) -> Iterator[tuple[AnyArray, dict[str, Any]]]:
+def _parts(blocks: Arrays, options: dict[str, Any]) -> Iterator[tuple[AnyArray, dict[str, Any]]]:
     """Yield the blocks that have rows, each with the options for it."""
     where = options.get("where")
     start = 0
@@ -182,7 +181,7 @@ def _parts(blocks: Blocks, options: dict[str, Any]) -> Iterator[tuple[AnyArray, 
         start = stop
 
 
-def _row_by_row(name: str, blocks: Blocks, axis: Any, options: dict[str, Any]) -> AnyArray:
+def _row_by_row(name: str, blocks: Arrays, axis: Any, options: dict[str, Any]) -> AnyArray:
     """Reduce along other axes than the first."""
     function = getattr(np, name)
     return np.concatenate(
@@ -191,7 +190,7 @@ def _row_by_row(name: str, blocks: Blocks, axis: Any, options: dict[str, Any]) -
 
 
 def _accumulate(
-    name: str, blocks: Blocks, axes: Axes, dtype: Dtype, options: dict[str, Any]
+    name: str, blocks: Arrays, axes: Axes, dtype: Dtype, options: dict[str, Any]
 ) -> AnyArray:
     """Reduce by a ufunc, which then combines what it made of each block."""
     ufunc = UFUNCS[name]
@@ -210,7 +209,7 @@ def _accumulate(
     return total  # type: ignore[no-any-return]
 
 
-def _squares(blocks: Blocks, axes: Axes, dtype: Dtype) -> AnyArray:
+def _squares(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
     """Sum squared distances from the mean, by merging those of blocks (Chan et al., 1979)."""
     count = 0
     origin: Any = None
@@ -240,7 +239,7 @@ def _square(numbers: AnyArray) -> AnyArray:
     return numbers * numbers
 
 
-def _position(name: str, blocks: Blocks, flat: bool) -> AnyArray:
+def _position(name: str, blocks: Arrays, flat: bool) -> AnyArray:
     """Find the first extreme, among rows or, if `flat`, among all elements; NaN is one."""
     beats = np.less if name == "argmin" else np.greater
     start = 0
@@ -265,7 +264,7 @@ def _position(name: str, blocks: Blocks, flat: bool) -> AnyArray:
 
 def reduce_without_nan(
     name: str,
-    blocks: Blocks,
+    blocks: Arrays,
     shape: Shape,
     source: Dtype,
     /,
@@ -335,7 +334,7 @@ def _joined_or_merged(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyA
     return result
 
 
-def _extreme_without_nan(name: str, blocks: Blocks, axes: Axes) -> AnyArray:
+def _extreme_without_nan(name: str, blocks: Arrays, axes: Axes) -> AnyArray:
     ufunc = np.fmin if name == "min" else np.fmax
     parts = (ufunc.reduce(b, axis=axes, keepdims=True) for b in blocks if len(b))
     result = _joined_or_merged(axes, parts, ufunc)
@@ -344,7 +343,7 @@ def _extreme_without_nan(name: str, blocks: Blocks, axes: Axes) -> AnyArray:
     return result
 
 
-def _position_without_nan(name: str, blocks: Blocks, axis: Any) -> AnyArray:
+def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
     """Find the first extreme among numbers; raise ValueError where there are none."""
     worst = np.inf if name == "argmin" else -np.inf
     merged = axis is None or axis == 0
@@ -370,7 +369,7 @@ def _position_without_nan(name: str, blocks: Blocks, axis: Any) -> AnyArray:
 
 
 def _moment_without_nan(
-    name: str, blocks: Blocks, axes: Axes, dtype: Dtype, ddof: float
+    name: str, blocks: Arrays, axes: Axes, dtype: Dtype, ddof: float
 ) -> AnyArray:
     """Find means or variances of numbers, by merging those of blocks (Chan et al., 1979)."""
     wide = np.result_type(dtype, np.float64)

@@ -42,7 +42,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SampleLayout:
     """The layout of a schema's samples.
 
     ``nvariable`` counts the variable columns; ``nfixed`` is the bytes of all fixed ones.
@@ -58,7 +58,7 @@ class Layout:
         return 0 if self.nvariable else self.nfixed
 
 
-def layout(schema: Schema) -> Layout:
+def layout(schema: Schema) -> SampleLayout:
     """Return where the columns of an MDS schema lie in a sample."""
     places, before, offset = {}, 0, 0
     for name, size in zip(schema.names, schema.sizes, strict=True):
@@ -67,16 +67,16 @@ def layout(schema: Schema) -> Layout:
             before += 1
         else:
             offset += size
-    return Layout(places, before, offset)
+    return SampleLayout(places, before, offset)
 
 
-def adds_up(layout: Layout, sample: bytes) -> bool:
+def adds_up(layout: SampleLayout, sample: bytes) -> bool:
     """Tell whether the sizes in a sample add up to its own.
 
     Examples
     --------
     >>> sample = bytes([2, 0, 0, 0]) + bytes(8) + b"hi"
-    >>> adds_up(Layout({}, 1, 8), sample), adds_up(Layout({}, 1, 8), sample[1:])
+    >>> adds_up(SampleLayout({}, 1, 8), sample), adds_up(SampleLayout({}, 1, 8), sample[1:])
     (True, False)
     """
     if len(sample) < 4 * layout.nvariable:

@@ -23,7 +23,7 @@ from npstream.formats.sidecar.blocks import xxh3
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
-    from npstream.formats.mds import Layout
+    from npstream.formats.mds import SampleLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +250,9 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
     return scalars
 
 
-def record_scalars(data: Bytes, layout: Layout, columns: Mapping[str, np.dtype[Any]]) -> Scalars:
+def record_scalars(
+    data: Bytes, layout: SampleLayout, columns: Mapping[str, np.dtype[Any]]
+) -> Scalars:
     """Return columns of MDS samples that all have one size."""
     records = data.reshape(-1, layout.stride)
     scalars = {}
@@ -264,7 +266,7 @@ def record_scalars(data: Bytes, layout: Layout, columns: Mapping[str, np.dtype[A
 def sample_scalars(
     data: Bytes,
     offsets: Int64,
-    layout: Layout,
+    layout: SampleLayout,
     columns: Mapping[str, np.dtype[Any]],
     first: int = 0,
 ) -> Scalars:
@@ -275,7 +277,7 @@ def sample_scalars(
     data : ndarray of uint8
     offsets : ndarray of int64, shape (n + 1,)
         Where each sample begins in `data`, ascending; the last ends where `data` end.
-    layout : Layout
+    layout : SampleLayout
     columns : mapping of str to dtype
     first : int
         The number of the first sample, for messages.

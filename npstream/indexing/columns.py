@@ -11,12 +11,11 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from npstream._core.typing import AnyArray
+from npstream._core.typing import AnyArray, Shape
 from npstream.errors import shown
 from npstream.indexing.selection import admit
 
 Items: TypeAlias = tuple[Any, ...]
-Shape: TypeAlias = tuple[int, ...]
 
 
 def refuse_names(index: Any) -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.typing import AnyArray, Int64
+from npstream._core.typing import AnyArray, Int64, Shape
 from npstream.indexing.columns import Cell
 
 if TYPE_CHECKING:
-    from npstream.indexing.columns import Items, Shape
+    from npstream.indexing.columns import Items
 
 
 @dataclass(frozen=True, slots=True)

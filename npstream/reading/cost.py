@@ -20,15 +20,14 @@ from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
 from npstream.reading.gather import Plan
-from npstream.shards.readahead import Job, side_by_side
+from npstream.shards.readahead import RemoteJob, side_by_side
 from npstream.storage.remote import WHOLE_REQUEST
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Int64
+    from npstream._core.typing import Int64, Span
     from npstream.indexing.selection import Selection
     from npstream.reading.source import Source
     from npstream.shards.remote import RemoteShards
-    from npstream.storage.local import Span
 
 COUNT_ROWS = 1 << 20
 """Samples that are counted at once."""
@@ -237,7 +236,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
     plan = plan.stored
     if not plan.fields:
         return
-    jobs: list[Job] = []
+    jobs: list[RemoteJob] = []
     caches, needed = {}, Counter[str]()
     for tally in tallies(source, selection):
         remote = tally.source.remote

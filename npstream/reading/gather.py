@@ -32,7 +32,7 @@ from npstream.shards.table import Fetcher, Split
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
-    from npstream.formats.mds import Layout
+    from npstream.formats.mds import SampleLayout
     from npstream.indexing.columns import Cell
 
 RawColumn = AnyArray | Ragged | list[Any]
@@ -183,14 +183,14 @@ class Plan:
         """The name of the encoding of each column."""
         return {field.name: field.encoding.name for field in self.fields}
 
-    def split(self, schema: int, layout: Layout) -> _Split:
+    def split(self, schema: int, layout: SampleLayout) -> _Split:
         """Return how the samples of an MDS schema are taken apart."""
         split = self._splits.get(schema)
         if split is None:
             split = self._splits[schema] = self._make_split(layout)
         return split
 
-    def _make_split(self, layout: Layout) -> _Split:
+    def _make_split(self, layout: SampleLayout) -> _Split:
         copied, found, fixed, variable = [], [], [], []
         for f in self.fields:
             place = layout.places[f.name]

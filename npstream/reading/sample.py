@@ -21,7 +21,7 @@ from npstream.reading.gather import line_parser
 
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
-    from npstream.formats.mds import Layout
+    from npstream.formats.mds import SampleLayout
     from npstream.reading.gather import Field
     from npstream.shards.base import Region
     from npstream.shards.table import Fetcher
@@ -96,7 +96,7 @@ class SampleReader:
         return read_or_fetch
 
 
-def record_column(region: Region, layout: Layout, field: Field) -> AnyArray:
+def record_column(region: Region, layout: SampleLayout, field: Field) -> AnyArray:
     """Return a fixed column of a shard of fixed columns, as an array over the shard."""
     record = np.dtype(
         {

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
     from npstream.reading.gather import Lookup
     from npstream.reading.source import Source
-    from npstream.writing.shard import Part
+    from npstream.writing.shard import ColumnBlock
     from npstream.writing.tables import Bounds
 
 
@@ -59,7 +59,9 @@ class StoredTable:
             return type_of_array(encoding.dtype, encoding.shape or ())
         return encoding
 
-    def blocks(self, bounds: Bounds, wanted: Mapping[str, Encoding]) -> Iterator[dict[str, Part]]:
+    def blocks(
+        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+    ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns that are wanted."""
         copied: list[Field] = []
         others: list[Field] = []
@@ -71,13 +73,13 @@ class StoredTable:
         pieces = (self._selection.ids(start, stop) for start, stop in bounds)
         rowwise = self._source.is_view_rowwise(self._selection)
         for _, found in self._source.ahead(pieces, lambda ids: ids, self._selection.step, rowwise):
-            parts: dict[str, Part] = dict(self._source.bodies(plan, found))
+            parts: dict[str, ColumnBlock] = dict(self._source.bodies(plan, found))
             for field in others:
                 parts[field.name] = self._decoded(field, found, wanted[field.name], first)
             yield parts
             first += len(found.rows)
 
-    def _decoded(self, field: Field, found: Lookup, wanted: Encoding, first: int) -> Part:
+    def _decoded(self, field: Field, found: Lookup, wanted: Encoding, first: int) -> ColumnBlock:
         """Return rows, from `first` on, that are to be stored otherwise than they are."""
         plan = Plan([field])
         if field.encoding.kind == wanted.kind == "fixed":
@@ -123,7 +125,7 @@ class StoredColumn:
         """Return the encoding of the column, see `StoredTable.encoding`."""
         return self._table.encoding(self.name)
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows."""
         for parts in self._table.blocks(bounds, {self.name: wanted}):
             yield parts[self.name]

@@ -19,7 +19,7 @@ from npstream.shards.snapshot import Snapshot, explained
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows
     from npstream.formats.index import File, Index
-    from npstream.formats.mds import Layout
+    from npstream.formats.mds import SampleLayout
     from npstream.shards.base import RemotePart
     from npstream.storage.local import Store
 
@@ -43,7 +43,7 @@ class LocalShards:
 
     Attributes
     ----------
-    layouts : list of Layout or None
+    layouts : list of SampleLayout or None
         As `layouts_of` returns them.
     """
 
@@ -287,6 +287,6 @@ class LocalShards:
         return f"{where} (shard {shard}): sample {row} (sample {sample} of the dataset)"
 
 
-def layouts_of(index: Index) -> list[Layout | None]:
+def layouts_of(index: Index) -> list[SampleLayout | None]:
     """Return for each schema of an index how its samples are laid out; None for text."""
     return [mds.layout(schema) if schema.format == "mds" else None for schema in index.schemas]

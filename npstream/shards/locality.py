@@ -14,7 +14,7 @@ from npstream._core.typing import AnyArray, Int64
 from npstream.cache.cache import allocated, tail_bytes
 
 if TYPE_CHECKING:
-    from npstream.cache.cache import Cache
+    from npstream.cache.cache import ShardCache
     from npstream.shards.base import Shards
     from npstream.shards.remote import RemoteShards
 
@@ -110,7 +110,7 @@ def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
     )
 
 
-def _fits(shards: Shards[RemoteShards], cache: Cache, order: ReadOrder, limit: int) -> bool:
+def _fits(shards: Shards[RemoteShards], cache: ShardCache, order: ReadOrder, limit: int) -> bool:
     return not _overflows(shards, order, cache, limit)
 
 
@@ -122,16 +122,18 @@ def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
     return high
 
 
-def _caches(shards: Shards[RemoteShards]) -> Iterator[tuple[Cache, list[RemoteShards]]]:
+def _caches(shards: Shards[RemoteShards]) -> Iterator[tuple[ShardCache, list[RemoteShards]]]:
     """Yield each cache, with the datasets that are kept there."""
-    found: dict[str, tuple[Cache, list[RemoteShards]]] = {}
+    found: dict[str, tuple[ShardCache, list[RemoteShards]]] = {}
     for part, *_ in shards.remotes:
         cache = part.files.cache
         found.setdefault(cache.directory, (cache, []))[1].append(part)
     yield from found.values()
 
 
-def _overflows(shards: Shards[RemoteShards], order: ReadOrder, cache: Cache, limit: int) -> bool:
+def _overflows(
+    shards: Shards[RemoteShards], order: ReadOrder, cache: ShardCache, limit: int
+) -> bool:
     """Tell whether an order would have chunks fetched again, too much of that."""
     chunk = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
     ids = order.first(min(PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
@@ -141,7 +143,7 @@ def _overflows(shards: Shards[RemoteShards], order: ReadOrder, cache: Cache, lim
     return again > REQUEST_BYTES
 
 
-def _touches(shards: Shards[RemoteShards], ids: Int64, cache: Cache) -> _Touches:
+def _touches(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _Touches:
     """Return the chunks that samples of the datasets with one cache lie in."""
     keys = np.full(len(ids), -1)
     nbytes, samples, base = [], [], 0

@@ -23,7 +23,7 @@ from npstream.storage.local import LocalStore
 from npstream.storage.versions import Version
 
 if TYPE_CHECKING:
-    from npstream.cache.cache import Cache
+    from npstream.cache.cache import ShardCache
     from npstream.formats.sidecar.sidecar import Mark, Sidecar
     from npstream.storage.local import Store
 
@@ -54,7 +54,7 @@ class Manifest:
 
 def read_manifest(
     store: Store,
-    cache: Cache | None = None,
+    cache: ShardCache | None = None,
     aside: Store | None = None,
     version: str | None = None,
     strict: bool = False,
@@ -64,7 +64,7 @@ def read_manifest(
     Parameters
     ----------
     store : LocalStore or RemoteStore
-    cache : Cache, optional
+    cache : ShardCache, optional
         Where a remote one is kept for as long as it does not change.
     aside : LocalStore or RemoteStore, optional
         Where the side-car lies, if not beside the index.
@@ -106,7 +106,7 @@ def _require(store: Store, name: str, version: str, newest: Index) -> None:
 
 
 def _read(
-    store: Store, cache: Cache | None, aside: Store | None, name: str, strict: bool
+    store: Store, cache: ShardCache | None, aside: Store | None, name: str, strict: bool
 ) -> Manifest:
     opened: Callable[[], Sidecar | None] = partial(_open_sidecar, aside or store, cache)
     if is_wanted := cache is not None or aside is not None:
@@ -167,7 +167,7 @@ def size_in_version(version: str) -> int | None:
     return int(size) if size.isdecimal() else None
 
 
-def _version(store: Store, cache: Cache | None, name: str, is_index: bool = False) -> str:
+def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool = False) -> str:
     """Return the version of a file: the last that the cache knows if the store is unreachable.
 
     Raises
@@ -206,7 +206,7 @@ def _version(store: Store, cache: Cache | None, name: str, is_index: bool = Fals
 
 def _through(
     store: Store,
-    cache: Cache | None,
+    cache: ShardCache | None,
     name: str,
     version: str,
     read: Callable[[], bytes] | None = None,
@@ -234,7 +234,7 @@ def _hash(text: bytes) -> str:
     return digest("xxh3_128", text)
 
 
-def _open_sidecar(store: Store, cache: Cache | None) -> Sidecar | None:
+def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
     """Open a side-car, if there is one that is whole."""
     from npstream.formats.sidecar.sidecar import NAME, Sidecar
 
@@ -284,7 +284,7 @@ def warn_of_refused(store: Store, stacklevel: int) -> None:
     )
 
 
-def _mark(store: Store, cache: Cache | None, name: str, nbytes: int, version: str) -> Mark:
+def _mark(store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str) -> Mark:
     """Return the mark of an index that is too large to be read for that."""
     from npstream.formats.sidecar.sidecar import ENDS, make_mark
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-Job: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
+RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """Something to do that waits for a store, and the shards that are in the store."""
 
 Claimed: TypeAlias = "tuple[RemoteShards, Chunk]"
@@ -326,7 +326,7 @@ class RowsAhead:
             return self._queue.popleft() if self._queue else None
 
 
-def do_all(jobs: Sequence[Job], most: int = THREADS) -> None:
+def do_all(jobs: Sequence[RemoteJob], most: int = THREADS) -> None:
     """Do what waits for stores, side by side; raise what one raises."""
     if len(jobs) == 1:
         jobs[0][1]()
@@ -335,12 +335,12 @@ def do_all(jobs: Sequence[Job], most: int = THREADS) -> None:
             pass
 
 
-def side_by_side(jobs: Sequence[Job], most: int = THREADS) -> Generator[None]:
+def side_by_side(jobs: Sequence[RemoteJob], most: int = THREADS) -> Generator[None]:
     """Do what waits for stores side by side, and yield as each is done; raise what one raises.
 
     Whoever closes the generator waits for nothing.
     """
-    left: deque[Job] = deque(jobs)
+    left: deque[RemoteJob] = deque(jobs)
     ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:

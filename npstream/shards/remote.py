@@ -15,9 +15,9 @@ from weakref import WeakSet
 
 import numpy as np
 
-from npstream._core.typing import AnyArray, Bytes, Int64
+from npstream._core.typing import AnyArray, Bytes, Int64, Span
 from npstream.cache.cache import Reservation, allocated
-from npstream.cache.downloads import Check, Downloads, Part, runs
+from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, runs
 from npstream.cache.leases import is_leased
 from npstream.errors import DAMAGED, IntegrityError, StorageError
 from npstream.shards.base import RemotePart
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from npstream.shards.base import Chunk, Region, Verify
     from npstream.shards.residency import RemoteFiles
     from npstream.shards.snapshot import Snapshot
-    from npstream.storage.local import Span
     from npstream.storage.remote import RemoteStore
 
 SMALL_CHUNK = 1 << 16
@@ -338,17 +337,17 @@ class RemoteShards(LocalShards):
                 for chunk in mine:
                     self.files.is_here(shard, chunk)
 
-    def _parts(self, shard: int, chunks: list[int]) -> list[Part]:
+    def _parts(self, shard: int, chunks: list[int]) -> list[PieceRange]:
         """Return what to fetch for chunks of a shard."""
         file, bounds = self.files.data(shard), self.files.bounds(shard)
         if file is None or bounds is None:
             return []
         name, check = self.index.files(shard).data.name, self._check(shard)
-        whole = Part(file, name, 0, tuple(bounds.tolist()), check)
+        whole = PieceRange(file, name, 0, tuple(bounds.tolist()), check)
         head = [] if self.files.is_ready(shard) else [0]
         return runs(whole, head + [1 + chunk for chunk in sorted(chunks)])
 
-    def _check(self, shard: int, meta: bool = False) -> Check | None:
+    def _check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         return None if self.verify is False else self.files.check(shard, meta)
 
     def _fetch_heads(self, shards: Iterable[int]) -> None:
@@ -375,17 +374,17 @@ class RemoteShards(LocalShards):
         parts = [part for shard in begins for part in self._head(shard, begins)]
         self.downloads.fetch(parts, lease)
 
-    def _meta_part(self, shard: int) -> list[Part]:
+    def _meta_part(self, shard: int) -> list[PieceRange]:
         meta, file = self.index.files(shard).meta, self.files.head(shard)
         if meta is None or file is None:
             return []
-        return [Part(file, meta.name, 0, (0, meta.nbytes), self._check(shard, meta=True))]
+        return [PieceRange(file, meta.name, 0, (0, meta.nbytes), self._check(shard, meta=True))]
 
-    def _head(self, shard: int, begins: dict[int, int]) -> list[Part]:
+    def _head(self, shard: int, begins: dict[int, int]) -> list[PieceRange]:
         file, name = self.files.data(shard), self.index.files(shard).data.name
         if file is None or shard not in begins:
             return []
-        return [Part(file, name, 0, (0, begins[shard]), self._check(shard))]
+        return [PieceRange(file, name, 0, (0, begins[shard]), self._check(shard))]
 
     def _begins(self, shards: list[int]) -> dict[int, int]:
         """Return where the samples of shards begin."""

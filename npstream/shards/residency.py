@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from npstream._core.typing import Bytes, Int64
 from npstream.cache.cache import allocated, tail_bytes
@@ -15,14 +16,12 @@ from npstream.formats.sidecar.blocks import xxh3
 from npstream.shards.local import layouts_of
 
 if TYPE_CHECKING:
-    from npstream.cache.cache import Cache
-    from npstream.cache.downloads import Check
+    from npstream.cache.cache import ShardCache
+    from npstream.cache.downloads import PieceCheck
     from npstream.cache.leases import PieceKey
     from npstream.cache.shard_file import CachedFile
     from npstream.formats.index import File, Index
     from npstream.formats.sidecar.sidecar import Sidecar
-
-Offsets = np.ndarray[Any, np.dtype[np.uint32]]
 
 KEYS = 1 << 12
 """Names of files that are remembered, as every read of a sample asks for them."""
@@ -38,7 +37,7 @@ class RemoteFiles:
     index : Index
     root : str
         The dataset's URL.
-    cache : Cache
+    cache : ShardCache
     identity : str
         What tells this version of the dataset from others.
     sidecar : Sidecar, optional
@@ -60,7 +59,7 @@ class RemoteFiles:
         self,
         index: Index,
         root: str,
-        cache: Cache,
+        cache: ShardCache,
         identity: str,
         sidecar: Sidecar | None,
         strict: bool,
@@ -224,7 +223,7 @@ class RemoteFiles:
         sizes: Int64 = rows * body // max(self.count(shard), 1)
         return sizes
 
-    def offsets(self, shard: int) -> Offsets | None:
+    def offsets(self, shard: int) -> NDArray[np.uint32] | None:
         """Return the offsets of a shard, if they are here."""
         if not self._has(shard, self.has_meta(shard), 0):
             return None
@@ -246,7 +245,7 @@ class RemoteFiles:
         """Return where the pieces of a shard's data begin, and end; None if that is not known."""
         return self._bounds(shard, self.offsets(shard))
 
-    def _bounds(self, shard: int, offsets: Offsets | None) -> Int64 | None:
+    def _bounds(self, shard: int, offsets: NDArray[np.uint32] | None) -> Int64 | None:
         rows = piece_rows(self.count(shard), int(self.chunks[shard]))
         nbytes = int(self.index.nbytes[shard])
         stride = int(self.strides[self.index.schema_of[shard]])
@@ -256,7 +255,7 @@ class RemoteFiles:
 
     # Integrity
 
-    def check(self, shard: int, meta: bool = False) -> Check | None:
+    def check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         """Return what tells whether a piece has the hash that the side-car records."""
         hashes = self._hashes(shard, meta)
         if hashes is None:
@@ -273,7 +272,7 @@ class RemoteFiles:
         found = self.sidecar.piece_hashes(shard)
         return None if found is None else found.tolist()
 
-    def is_sound(self, shard: int, data: Bytes, head: Bytes, check: Check) -> bool:
+    def is_sound(self, shard: int, data: Bytes, head: Bytes, check: PieceCheck) -> bool:
         """Tell whether all pieces of a shard's data are right, given the file of its offsets."""
         bounds = self._bounds(shard, _offsets_in(head, self.count(shard)))
         pieces = range(1 + int(self.chunks[shard]))
@@ -297,7 +296,7 @@ class RemoteFiles:
         return is_sound
 
 
-def _offsets_in(head: Bytes, count: int) -> Offsets:
+def _offsets_in(head: Bytes, count: int) -> NDArray[np.uint32]:
     return head[4 : 4 * (count + 2)].view("<u4")
 
 

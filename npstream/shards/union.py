@@ -21,7 +21,7 @@ from npstream._core.arrays import Rows, grouped
 from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardFacts, ShardFiles
 from npstream.shards.base import RemotePart
-from npstream.shards.readahead import Job, do_all
+from npstream.shards.readahead import RemoteJob, do_all
 from npstream.storage.deadlines import carried
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class ShardUnion:
 
     def each(self, groups: Iterable[tuple[int, Rows]], work: Callable[[int, Rows], object]) -> None:
         """Do something for samples of some parts; side by side where that waits for stores."""
-        jobs: list[Job] = []
+        jobs: list[RemoteJob] = []
         for number, rows in groups:
             if (remote := self._remotes.get(number)) is None:
                 work(number, rows)

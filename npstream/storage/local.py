@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 from npstream._core.memory import ensure_fits, map_file, open_file
 from npstream._core.redaction import redacted_url
-from npstream._core.typing import Body, Bytes
+from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
 from npstream.storage.urls import Location, local_path, location, scheme_of
 
 if TYPE_CHECKING:
     from npstream.storage.remote import RemoteStore
 
-__all__ = ["LocalStore", "Span", "Store", "open_store", "options_for"]
-
-Span: TypeAlias = tuple[str, int, int]
-"""A part of a file: its name, the first byte, and how many."""
+__all__ = ["LocalStore", "Store", "open_store", "options_for"]
 
 _COPIED = 1 << 20
 

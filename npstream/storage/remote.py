@@ -22,7 +22,7 @@ import numpy as np
 
 from npstream._core.memory import ensure_fits
 from npstream._core.redaction import Redactor, place_hash, redacted_url
-from npstream._core.typing import Bytes
+from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
 from npstream.storage.deadlines import Patience
 from npstream.storage.drivers import SCHEMES, Driver, Route, imports, missing, route
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["RemoteStore", "known_schemes"]
 
 T = TypeVar("T")
-
-Span = tuple[str, int, int]
 
 WHOLE_REQUEST = 1 << 23
 """Bytes of each of the requests that together read a whole file."""

@@ -28,7 +28,14 @@ from npstream.formats.index import Annotations, Schema
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
 
-__all__ = ["MAX_SHARD_BYTES", "Bodies", "Part", "ShardFormat", "Tally", "bodies_of_rows"]
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "Bodies",
+    "ColumnBlock",
+    "FileSummary",
+    "ShardFormat",
+    "bodies_of_rows",
+]
 
 MAX_SHARD_BYTES = 2**32 - 1
 """Where a shard may end: its offsets are uint32."""
@@ -73,7 +80,7 @@ class Bodies:
         return len(self.address)
 
 
-Part: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
+ColumnBlock: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
 """Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
 
 
@@ -304,7 +311,7 @@ class ShardFormat:
         parsed = parse_compression(compression)
         return f"shard.{mark}{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
 
-    def entry(self, samples: int, raw: Tally, zipped: Tally | None) -> dict[str, Any]:
+    def entry(self, samples: int, raw: FileSummary, zipped: FileSummary | None) -> dict[str, Any]:
         """Return what the index says of a shard and its files."""
         return self._facts | {
             "raw_data": raw.facts(),
@@ -313,7 +320,7 @@ class ShardFormat:
         }
 
 
-class Tally:
+class FileSummary:
     """What the index says of a file, gathered while its bytes go by."""
 
     def __init__(self, name: str, hashes: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ from npstream._core.optional import optional
 from npstream._core.typing import AnyArray, Int64
 from npstream.errors import MissingDependencyError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
-from npstream.writing.shard import Bodies, Part, bodies_of_rows
+from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
 
 Bounds: TypeAlias = "Iterable[tuple[int, int]]"
 """The first row of each block, and the one after its last; blocks follow each other."""
@@ -41,7 +41,7 @@ class GivenColumn(Protocol):
     def encoding(self) -> Encoding:
         """Return the encoding that keeps the column as it is."""
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows, as far as possible in the form that an encoding stores."""
 
 
@@ -62,7 +62,9 @@ class GivenTable(Protocol):
     def encoding(self, name: str) -> Encoding:
         """Return the encoding that keeps a column as it is."""
 
-    def blocks(self, bounds: Bounds, wanted: Mapping[str, Encoding]) -> Iterator[dict[str, Part]]:
+    def blocks(
+        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+    ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns that are wanted."""
 
 
@@ -239,7 +241,7 @@ class ListColumn:
             raise ValueError("it has no values to tell its encoding: name that in columns=")
         return infer(self._values[0])
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield the values, to be encoded one by one."""
         for start, stop in bounds:
             yield list(self._values[start:stop])
@@ -293,7 +295,7 @@ class ArrayColumn:
                 return known
         return None
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of the array in an encoding's dtype."""
         for start, stop in bounds:
             block = foreign.as_array(self._read(start, stop))
@@ -311,7 +313,7 @@ def _chunk_rows(values: Any) -> int:
     return first if isinstance(first, int) and first > 0 else 1
 
 
-def rows_as(block: AnyArray, wanted: Encoding) -> Part:
+def rows_as(block: AnyArray, wanted: Encoding) -> ColumnBlock:
     """Return rows in the dtype of an encoding, or else as values to be encoded one by one.
 
     Only numbers are converted; arrays must have the dtype and shape that the encoding says.
@@ -367,7 +369,7 @@ class RowsColumn:
             )
         return self._encoding
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield encoded rows, or values if another encoding is wanted."""
         for start, stop in bounds:
             offsets = self._offsets[start : stop + 1]
@@ -437,7 +439,7 @@ class ArrowColumn:
         pa = optional("pyarrow", "pyarrow", "arrow")
         return foreign.arrow_numbers(pa.nulls(0, kind))
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[Part]:
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows out of the buffers, or as values of Python."""
         text = self._text
         for start, stop in bounds:
@@ -483,7 +485,9 @@ class Columns:
         """Return the encoding that keeps a column as it is."""
         return self._columns[name].encoding()
 
-    def blocks(self, bounds: Bounds, wanted: Mapping[str, Encoding]) -> Iterator[dict[str, Part]]:
+    def blocks(
+        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+    ) -> Iterator[dict[str, ColumnBlock]]:
         """Yield blocks of rows of the columns that are wanted."""
         each = tee(bounds, len(wanted))
         parts = [
@@ -494,7 +498,7 @@ class Columns:
             yield dict(zip(wanted, row, strict=True))
 
 
-def _located(name: str, blocks: Iterator[Part]) -> Iterator[Part]:
+def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
     """Yield the blocks of a column, whose exceptions name it."""
     try:
         yield from blocks

@@ -25,7 +25,7 @@ from npstream.formats.index import KEY
 from npstream.formats.scan import Scan, scalar_columns
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
-from npstream.writing.shard import Bodies, Part, ShardFormat, Tally
+from npstream.writing.shard import Bodies, ColumnBlock, FileSummary, ShardFormat
 from npstream.writing.sidecar import Spool, sidecar_files
 from npstream.writing.tables import GivenTable, check_first, named, table_of
 
@@ -513,7 +513,7 @@ class Writer:
             yield {name: self._array(name, part, number) for name, part in block.items()}
             number += len(next(iter(block.values())))
 
-    def _array(self, name: str, part: Part, number: int) -> AnyArray:
+    def _array(self, name: str, part: ColumnBlock, number: int) -> AnyArray:
         """Return rows of a fixed column as an array; values are encoded, or refused, one by one."""
         assert self._format is not None
         if isinstance(part, np.ndarray):
@@ -582,7 +582,7 @@ class Writer:
             mark = self._destination.mark
             scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
             pieces = scan.watch(pieces)
-            raw = Tally(self._format.name(number, mark=mark), hashes)
+            raw = FileSummary(self._format.name(number, mark=mark), hashes)
             stored = None
             if compression is None:
                 self._destination.put(raw.name, raw.watch(pieces))
@@ -590,7 +590,7 @@ class Writer:
                 shard = bytearray()
                 for piece in raw.watch(pieces):
                     shard += piece
-                stored = Tally(self._format.name(number, compression, mark), hashes)
+                stored = FileSummary(self._format.name(number, compression, mark), hashes)
                 packed = compress(memoryview(shard), compression)
                 self._destination.put(stored.name, stored.watch([packed]))
             self._spool.add(scan.finish())

@@ -10,7 +10,7 @@ import pytest
 from npstream.cache import directory as folder
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 
 
 @pytest.fixture(autouse=True)
@@ -20,8 +20,8 @@ def _nothing_said(monkeypatch):
 
 
 @pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache", "100MB")
+def cache(tmp_path) -> ShardCache:
+    return ShardCache(tmp_path / "cache", "100MB")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ import npstream
 from npstream.__main__ import main
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 
 # What is kept.
 
@@ -81,7 +81,7 @@ def small_disk(tmp_path, monkeypatch) -> Iterator[tuple[Path, Callable[[], None]
 
 def test_a_full_disk(small_disk, caplog):
     directory, fill = small_disk
-    cache = Cache(directory, "1GB")
+    cache = ShardCache(directory, "1GB")
     file = opened(cache)
     add(file, [0])
     fill()
@@ -125,7 +125,7 @@ def test_what_the_dead_left_is_swept(cache):
         path.touch()
     with locks.Description(str(alive)) as descriptor:
         assert locks.try_lock(descriptor)
-        Cache(cache.directory)
+        ShardCache(cache.directory)
         assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
     cache.clear()
     assert (alive.exists(), foreign.exists()) == (False, True)
@@ -155,7 +155,7 @@ def test_a_damaged_object_is_none(cache, place):
 
 
 def test_objects_are_evicted_like_shards(tmp_path):
-    cache = Cache(tmp_path, "1MB")
+    cache = ShardCache(tmp_path, "1MB")
     for number in range(4):
         assert cache.store(key(number), bytes(100_000))
         os.utime(tmp_path / f"{key(number)}.stored", (number, number))
@@ -172,8 +172,8 @@ def test_info_and_clear(tmp_path, monkeypatch, capsys):
     assert npstream.cache.info().files == 0
     assert npstream.cache.clear() == 0
     assert not (tmp_path / "cache").exists()
-    cache = Cache(limit="100MB")
-    assert repr(cache) == f"<npstream.Cache: {tmp_path / 'cache'}, limit 104,857,600 bytes>"
+    cache = ShardCache(limit="100MB")
+    assert repr(cache) == f"<npstream.ShardCache: {tmp_path / 'cache'}, limit 104,857,600 bytes>"
     add(opened(cache))
     cache.store(KEY, b"object")
     held = npstream.cache.info()

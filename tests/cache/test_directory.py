@@ -19,7 +19,7 @@ import npstream
 from npstream._core import memory
 from npstream.cache import directory as folder
 from npstream.cache import sparse_file as sparse
-from npstream.cache.cache import Cache, CachedFile
+from npstream.cache.cache import CachedFile, ShardCache
 from npstream.errors import StorageError
 
 # Files that are not what they should be.
@@ -51,13 +51,13 @@ def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     (tmp_path / "theirs").mkdir()
     give_away(tmp_path / "theirs", monkeypatch)
     with pytest.raises(StorageError, match=r"belongs to user .* choose another with cache="):
-        Cache(tmp_path / "theirs")
+        ShardCache(tmp_path / "theirs")
 
 
 def test_a_file_is_no_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be the cache's directory"):
-        Cache(tmp_path / "file")
+        ShardCache(tmp_path / "file")
 
 
 # Trouble.
@@ -86,7 +86,7 @@ def open_directory() -> Iterator[Path]:
 
 
 def test_a_cache_that_can_only_be_read(open_directory):
-    cache = Cache(open_directory, "100MB")
+    cache = ShardCache(open_directory, "100MB")
     add(opened(cache), [1])
     cache.store(OTHER, b"object")
     for path in open_directory.iterdir():
@@ -96,7 +96,7 @@ def test_a_cache_that_can_only_be_read(open_directory):
     def use(stamp: bytes | None, check: Callable[[CachedFile, int], bool] | None) -> None:
         if stamp is not None:
             sparse.boot_id = lambda: stamp
-        mine = Cache(open_directory, "100MB")
+        mine = ShardCache(open_directory, "100MB")
         file = opened(mine, check=check)
         trusted = stamp is None or check is not None
         assert file.resident.tolist() == [0, int(trusted), 0, 0]
@@ -126,7 +126,7 @@ def test_a_directory_that_cannot_be_made(open_directory, caplog):
 
     def use() -> None:
         with caplog.at_level(logging.INFO, "npstream"):
-            cache = Cache(open_directory / "below")
+            cache = ShardCache(open_directory / "below")
             assert cache.open(KEY, 1, 1) is None
             assert not cache.store(KEY, b"")
             assert cache.fetch(KEY) is None
@@ -151,8 +151,8 @@ def test_the_default_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert folder.default_directory() == str(tmp_path / "Library/Caches/npstream")
     monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "mine"))
-    assert Cache().directory == str(tmp_path / "mine")
-    assert Cache(tmp_path / "argument").directory == str(tmp_path / "argument")
+    assert ShardCache().directory == str(tmp_path / "mine")
+    assert ShardCache(tmp_path / "argument").directory == str(tmp_path / "argument")
     assert os.stat(tmp_path / "mine").st_mode & 0o777 == 0o700
 
 
@@ -165,23 +165,23 @@ def test_without_a_home(tmp_path, monkeypatch):
 
 def test_the_limit(tmp_path, monkeypatch):
     monkeypatch.delenv("NPSTREAM_CACHE_LIMIT", raising=False)
-    assert Cache(tmp_path).limit is None
-    assert Cache(tmp_path, "1.5GB").limit == 3 << 29
+    assert ShardCache(tmp_path).limit is None
+    assert ShardCache(tmp_path, "1.5GB").limit == 3 << 29
     monkeypatch.setenv("NPSTREAM_CACHE_LIMIT", "2KB")
-    assert Cache(tmp_path).limit == npstream.cache.info(tmp_path).limit == 2048
-    assert Cache(tmp_path, "auto").limit is None
-    assert Cache(tmp_path, 77).limit == 77
+    assert ShardCache(tmp_path).limit == npstream.cache.info(tmp_path).limit == 2048
+    assert ShardCache(tmp_path, "auto").limit is None
+    assert ShardCache(tmp_path, 77).limit == 77
     with pytest.raises(ValueError, match="cannot read the size 'much'"):
-        Cache(tmp_path, "much")
+        ShardCache(tmp_path, "much")
 
 
 def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_network", lambda path: "NFS")
     with pytest.warns(RuntimeWarning, match="the cache is on NFS, which is slow"):
-        cache = Cache(tmp_path / "shared")
+        cache = ShardCache(tmp_path / "shared")
     assert os.path.dirname(cache.directory) == str(tmp_path / "shared")
     add(opened(cache))
-    Cache(tmp_path / "shared")  # it warns once
+    ShardCache(tmp_path / "shared")  # it warns once
     assert npstream.cache.info(tmp_path / "shared").files == 1
 
 
@@ -194,6 +194,6 @@ def test_the_kind_of_a_file_system(tmp_path, monkeypatch):
 def test_where_maps_do_not_show_writes_nothing_is_cached(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "map_shared", lambda descriptor, path: np.zeros(6, np.uint8))
     with pytest.warns(RuntimeWarning, match="nothing is cached, since maps do not show"):
-        cache = Cache(tmp_path)
+        cache = ShardCache(tmp_path)
     assert cache.open(KEY, len(CONTENT), PIECES) is None
     assert cache.store(KEY, b"object")

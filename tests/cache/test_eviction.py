@@ -10,11 +10,11 @@ from cached_files import CONTENT, FILE, KEY, PIECE, PIECES, filled, has_room, ke
 
 from npstream.cache import directory as folder
 from npstream.cache import eviction as room
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 
 
 def test_least_recently_used_files_go_first(tmp_path):
-    cache = Cache(tmp_path, 4 * FILE + FILE // 2)
+    cache = ShardCache(tmp_path, 4 * FILE + FILE // 2)
     files = [filled(cache, key(number), age=100 - 10 * number) for number in range(4)]
     cache.touch(files[0])  # too soon to cost anything
     cache.finished(files[2])
@@ -29,7 +29,7 @@ def test_least_recently_used_files_go_first(tmp_path):
 
 
 def test_a_file_that_is_opened_again_is_used_again(tmp_path):
-    cache = Cache(tmp_path, 3 * FILE)
+    cache = ShardCache(tmp_path, 3 * FILE)
     filled(cache, key(1), age=50)
     cache.finished(filled(cache, key(2)))
     for number in (1, 2):
@@ -68,14 +68,14 @@ def test_eviction_by_another_process(cache):
 
 
 def test_files_in_need_stay(tmp_path):
-    cache = Cache(tmp_path, 3 * FILE)
+    cache = ShardCache(tmp_path, 3 * FILE)
     old, new = filled(cache, key(1), age=50), filled(cache, key(2))
     assert has_room(cache, 2 * FILE, keep=[old])
     assert (old.alive, new.alive) == (True, False)
 
 
 def test_nothing_goes_for_what_never_fits(tmp_path):
-    cache = Cache(tmp_path, 3 * FILE)
+    cache = ShardCache(tmp_path, 3 * FILE)
     old, new = filled(cache, key(1)), filled(cache, key(2))
     assert not has_room(cache, 3 * FILE + 1)
     assert not has_room(cache, 2 * FILE + FILE // 2, keep=[old])
@@ -84,7 +84,7 @@ def test_nothing_goes_for_what_never_fits(tmp_path):
 
 
 def test_a_file_that_is_not_ours_does_not_stop_eviction(tmp_path):
-    cache = Cache(tmp_path, 3 * FILE)
+    cache = ShardCache(tmp_path, 3 * FILE)
     foreign = tmp_path / f"{key(9)}.shard"
     foreign.write_bytes(bytes(FILE))
     os.utime(foreign, (0, 0))
@@ -98,7 +98,7 @@ def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
     counted = []
     entries = folder.entries
     monkeypatch.setattr(folder, "entries", lambda path: counted.append(path) or entries(path))
-    cache = Cache(tmp_path, "10MB")
+    cache = ShardCache(tmp_path, "10MB")
     for _ in range(100):
         assert has_room(cache, 100_000)
     assert len(counted) == 1
@@ -109,7 +109,7 @@ def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
 
 
 def test_automatic_limit_leaves_a_tenth_of_the_disk(tmp_path, monkeypatch):
-    cache = Cache(tmp_path, "auto")
+    cache = ShardCache(tmp_path, "auto")
     file = filled(cache, KEY)
     free = 1 << 20
     monkeypatch.setattr(room, "free_and_total", lambda path: (free, 5 << 20))
@@ -126,13 +126,13 @@ def test_automatic_limit_leaves_a_tenth_of_the_disk(tmp_path, monkeypatch):
 
 
 def test_a_limit_that_is_too_small_says_the_least_that_would_do(tmp_path):
-    cache = Cache(tmp_path, "1MB")
+    cache = ShardCache(tmp_path, "1MB")
     cache.require(1 << 20)
     with pytest.raises(ValueError, match=r"1,048,576 bytes, and this needs at least 1,048,577"):
         cache.require((1 << 20) + 1)
 
 
 def test_no_room_means_no_file(tmp_path):
-    cache = Cache(tmp_path, 100)
+    cache = ShardCache(tmp_path, 100)
     assert cache.open(KEY, len(CONTENT), PIECES) is None
     assert not cache.store(KEY, b"object")

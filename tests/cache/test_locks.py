@@ -16,7 +16,7 @@ from crash_cache import in_child
 import npstream
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
-from npstream.cache.cache import Cache, Refusal
+from npstream.cache.cache import Refusal, ShardCache
 
 # Locks.
 
@@ -112,8 +112,8 @@ def test_without_any_locks_each_fetches_for_itself(cache, without_ranges, monkey
 
 def test_missing_locks_are_said_once(tmp_path, without_ranges, caplog):
     with caplog.at_level(logging.INFO, "npstream"):
-        Cache(tmp_path / "a")
-        Cache(tmp_path / "a")
+        ShardCache(tmp_path / "a")
+        ShardCache(tmp_path / "a")
     assert caplog.text.count("no locks of ranges here") == 1
 
 
@@ -121,7 +121,7 @@ def test_missing_locks_are_said_once(tmp_path, without_ranges, caplog):
 
 
 def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
-    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    cache = ShardCache(tmp_path, "1MB", timeout=0.05)
     waits = []
     wait = locks.wait_until
     monkeypatch.setattr(locks, "wait_until", lambda done, t: waits.append(t) or wait(done, t))
@@ -146,7 +146,7 @@ def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
 
 
 def test_a_file_that_another_process_goes_on_verifying(tmp_path, monkeypatch):
-    cache = Cache(tmp_path, "1MB", timeout=0.05)
+    cache = ShardCache(tmp_path, "1MB", timeout=0.05)
     add(opened(cache))
     monkeypatch.setattr(sparse, "boot_id", lambda: bytes(16))
     with held(tmp_path / f"{KEY}.shard"):

@@ -15,7 +15,7 @@ import pytest
 from datasets import write_jsonl
 
 import npstream
-from npstream.cache.cache import Cache, Refusal
+from npstream.cache.cache import Refusal, ShardCache
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import IntegrityError, StorageError
 from npstream.formats.sidecar.blocks import HASH_BLOCK
@@ -139,7 +139,7 @@ def test_a_cache_that_cannot_hold_a_column(data, tmp_path, upload, monkeypatch):
     url, labels = upload(data), labels_of(data)
     with npstream.open(url, cache=tmp_path) as ds:
         ds["label"][:10].load()
-        monkeypatch.setattr(Cache, "reserve", lambda *_, **options: Refusal.FULL)
+        monkeypatch.setattr(ShardCache, "reserve", lambda *_, **options: Refusal.FULL)
         np.testing.assert_array_equal(ds["label"].load(), labels)
     with npstream.open(url, cache=tmp_path / "none") as ds:
         assert ds["label"].explain().nbytes == NPY_HEAD + 8 * ROWS
@@ -252,14 +252,14 @@ def test_parts_of_files(tmp_path, monkeypatch):
     store = RemoteStore("memory://parts")
     body = np.random.default_rng(0).bytes(3 * HASH_BLOCK + 777)
     store.put("a", body)
-    files = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    files = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
     spans = [("a", 0, 10), ("a", 100, 100), ("a", NPY_HEAD + HASH_BLOCK - 1, 2), ("held", 1, 2)]
     spans += [("a", len(body) - 5, 5), ("a", 0, len(body)), ("a", 7, 0)]
     expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
     assert [files.ranges([span])[0] for span in spans] == expected
     assert files.ranges(spans) == expected
     assert files.cost(spans) == []
-    again = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
     assert again.cost(spans) == []
     files.forget([("a", 5, 1), ("held", 0, 1)])
     assert files.cost([("a", 0, 10)]) == [NPY_HEAD]
@@ -269,5 +269,5 @@ def test_parts_of_files(tmp_path, monkeypatch):
     assert files.ranges([("a", NPY_HEAD, 10)]) == [body[NPY_HEAD : NPY_HEAD + 10]]
     npstream.cache.clear(tmp_path)
     monkeypatch.setattr(RemoteStore, "size", None)  # nothing is asked of the store
-    again = CachedRanges(store, Cache(tmp_path), "v", {"held": b"0123"})
+    again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
     assert again.cost([("a", 0, 10), ("held", 0, 1)]) == [10]

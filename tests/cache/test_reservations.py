@@ -16,7 +16,7 @@ from crash_cache import in_child
 import npstream
 from npstream.cache import directory as folder
 from npstream.cache import eviction as room
-from npstream.cache.cache import Cache, CachedFile, Refusal, Reservation, allocated
+from npstream.cache.cache import CachedFile, Refusal, Reservation, ShardCache, allocated
 
 CHUNK = 40_960
 LIMIT = 4 * CHUNK + 32_768  # of four chunks, and what three files take besides
@@ -31,7 +31,7 @@ def in_use(directory: str | Path) -> int:
     return sum(entry.nbytes for entry in folder.entries(str(directory)))
 
 
-def opened(cache: Cache, number: int) -> CachedFile:
+def opened(cache: ShardCache, number: int) -> CachedFile:
     file = cache.open(key(number), CHUNK, 1)
     assert file is not None
     return file
@@ -43,7 +43,7 @@ def write(file: CachedFile) -> None:
     assert file.commit([0])
 
 
-def reserved(cache: Cache, chunks: int = 1, **options) -> Reservation:
+def reserved(cache: ShardCache, chunks: int = 1, **options) -> Reservation:
     found = cache.reserve(chunks * CHUNK, **options)
     assert isinstance(found, Reservation)
     return found
@@ -51,7 +51,7 @@ def reserved(cache: Cache, chunks: int = 1, **options) -> Reservation:
 
 def test_a_count_sees_what_others_have_reserved(tmp_path):
     """Once a count forgot that, so all that was written then came on top of the limit."""
-    one, other = Cache(tmp_path, LIMIT), Cache(tmp_path, LIMIT)
+    one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
     with reserved(one, 3):
         for number in range(8):
             with reserved(other):
@@ -65,7 +65,7 @@ def test_a_count_sees_what_others_have_reserved(tmp_path):
 
 
 def test_what_is_written_during_a_count_is_not_missed(tmp_path, monkeypatch):
-    cache, entries = Cache(tmp_path, LIMIT), folder.entries
+    cache, entries = ShardCache(tmp_path, LIMIT), folder.entries
     file, held = opened(cache, 0), reserved(cache)
 
     def counted(path: str) -> list[folder.Entry]:
@@ -82,14 +82,14 @@ def test_what_is_written_during_a_count_is_not_missed(tmp_path, monkeypatch):
 
 
 def test_what_was_reserved_and_not_written_is_free_again(tmp_path):
-    cache = Cache(tmp_path, LIMIT)
+    cache = ShardCache(tmp_path, LIMIT)
     for _ in range(20):
         reserved(cache, 4).close()
     assert sorted(os.listdir(tmp_path)) == [".lock"]
 
 
 def test_a_process_that_dies_loses_what_it_reserved(tmp_path):
-    cache = Cache(tmp_path, LIMIT)
+    cache = ShardCache(tmp_path, LIMIT)
 
     def die() -> None:
         reserved(cache, 4)
@@ -102,15 +102,15 @@ def test_a_process_that_dies_loses_what_it_reserved(tmp_path):
 
 
 def test_a_forked_child_leaves_its_parents_reservations(tmp_path):
-    cache = Cache(tmp_path, LIMIT)
+    cache = ShardCache(tmp_path, LIMIT)
     with reserved(cache, 4) as held:
         status = os.waitpid(in_child(held.close), 0)[1]
         assert os.waitstatus_to_exitcode(status) == 0
-        assert Cache(tmp_path, LIMIT).reserve(CHUNK) is Refusal.CROWDED
+        assert ShardCache(tmp_path, LIMIT).reserve(CHUNK) is Refusal.CROWDED
 
 
 def test_each_process_may_exceed_the_limit_by_a_chunk(tmp_path):
-    one, other = Cache(tmp_path, LIMIT), Cache(tmp_path, LIMIT)
+    one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
     write(opened(one, 0))
     with reserved(one, 4):
         assert other.reserve(CHUNK) is Refusal.CROWDED
@@ -130,7 +130,7 @@ def test_each_process_may_exceed_the_limit_by_a_chunk(tmp_path):
 
 
 def test_the_limit_holds_again_when_what_exceeds_it_is_written(tmp_path):
-    one, other = Cache(tmp_path, LIMIT), Cache(tmp_path, LIMIT)
+    one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
     files = [opened(one, number) for number in range(5)]
     with reserved(one, 4, keep=files) as room:
         with reserved(other, may_exceed=True, keep=files):
@@ -142,7 +142,7 @@ def test_the_limit_holds_again_when_what_exceeds_it_is_written(tmp_path):
 
 
 def test_what_was_written_is_not_reserved_any_more(tmp_path):
-    one, other = Cache(tmp_path, LIMIT), Cache(tmp_path, LIMIT)
+    one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
     files = [opened(one, number) for number in range(3)]
     with reserved(one, 3) as room:
         for file in files:
@@ -154,7 +154,7 @@ def test_what_was_written_is_not_reserved_any_more(tmp_path):
 
 
 def test_threads_exceed_the_limit_one_after_the_other(tmp_path):
-    one, other = Cache(tmp_path, LIMIT), Cache(tmp_path, LIMIT)
+    one, other = ShardCache(tmp_path, LIMIT), ShardCache(tmp_path, LIMIT)
     peaks: list[int] = []
 
     def work() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from npstream.errors import FormatError
 from npstream.formats.index import Schema
-from npstream.formats.mds import Layout, Place, layout, samples_begin
+from npstream.formats.mds import Place, SampleLayout, layout, samples_begin
 
 VARIABLE = Schema("mds", ("a", "b", "c"), ("int32", "str", "uint8"), (4, None, 1))
 FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
@@ -17,7 +17,7 @@ BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
 
 
 def test_layout():
-    assert layout(VARIABLE) == Layout(
+    assert layout(VARIABLE) == SampleLayout(
         {"a": Place(0, 0, 4), "b": Place(0, 4, None), "c": Place(1, 4, 1)}, nvariable=1, nfixed=5
     )
     assert layout(VARIABLE).stride == 0

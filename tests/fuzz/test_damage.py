@@ -16,7 +16,7 @@ from datasets import write_shards
 import npstream
 from npstream._core import memory
 from npstream.cache import eviction as room
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 from npstream.cache.sparse_file import Footer
 from npstream.errors import FormatError, StorageError, shown
 from npstream.formats import index as formats_index
@@ -255,7 +255,7 @@ def test_shards_without_a_column_in_common(tmp_path, upload):
 
 
 def test_a_stored_object_of_a_size_that_does_not_fit(tmp_path):
-    cache = Cache(tmp_path, "1GB")
+    cache = ShardCache(tmp_path, "1GB")
     cache.store(KEY, b"object")
     footer = Footer(KEY, 1 << 42, 0, bytes(16)).pack()
     with open(tmp_path / f"{KEY}.stored", "r+b") as file:
@@ -268,7 +268,7 @@ def test_a_stored_object_of_a_size_that_does_not_fit(tmp_path):
 
 
 def test_a_footer_with_more_pieces_than_a_shard_has(tmp_path):
-    cache = Cache(tmp_path, "1GB")
+    cache = ShardCache(tmp_path, "1GB")
     file = tmp_path / f"{KEY}.shard"
     footer = Footer(KEY, 0, 1 << 41, bytes(16))
     with open(file, "wb") as opened:
@@ -282,7 +282,7 @@ def test_a_footer_with_more_pieces_than_a_shard_has(tmp_path):
 
 @pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
 def test_what_is_no_reservation_reserves_nothing(tmp_path, kind):
-    cache = Cache(tmp_path, "100KB")
+    cache = ShardCache(tmp_path, "100KB")
     path = tmp_path / ".0123456789abcdef.reserved"
     if kind == "directory":
         path.mkdir()
@@ -299,7 +299,7 @@ def test_what_is_no_reservation_reserves_nothing(tmp_path, kind):
 def test_a_directory_that_is_replaced_while_it_is_in_use(tmp_path, kind):
     directory = tmp_path / "cache"
     for limit in (None, "1MB"):
-        cache = Cache(directory, limit)
+        cache = ShardCache(directory, limit)
         cache.store(KEY, b"object")
         cache.clear()
         (directory / ".lock").unlink()

@@ -14,7 +14,7 @@ import numpy as np
 
 import npstream
 from npstream.cache import locks
-from npstream.cache.cache import Cache, CachedFile, Refusal
+from npstream.cache.cache import CachedFile, Refusal, ShardCache
 
 KEY, OTHER = "0123456789abcdef", "f" * 64
 PIECE, PIECES = 10_000, 4
@@ -23,7 +23,7 @@ CONTENT = np.random.default_rng(0).bytes(PIECE * PIECES)
 FILE = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB
 
 
-def opened(cache: Cache, key: str = KEY, **options) -> CachedFile:
+def opened(cache: ShardCache, key: str = KEY, **options) -> CachedFile:
     file = cache.open(key, len(CONTENT), PIECES, **options)
     assert file is not None
     return file
@@ -40,7 +40,7 @@ def read(file: CachedFile, piece: int) -> bytes:
     return file.data[piece * PIECE : (piece + 1) * PIECE].tobytes()
 
 
-def filled(cache: Cache, key: str, age: float = 0) -> CachedFile:
+def filled(cache: ShardCache, key: str, age: float = 0) -> CachedFile:
     """Return a file with all its pieces, last used some seconds ago."""
     file = opened(cache, key)
     assert has_room(cache, len(CONTENT))
@@ -50,7 +50,7 @@ def filled(cache: Cache, key: str, age: float = 0) -> CachedFile:
     return file
 
 
-def has_room(cache: Cache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
+def has_room(cache: ShardCache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
     """Reserve bytes, give them up, and return whether that was possible."""
     found = cache.reserve(nbytes, keep)
     if isinstance(found, Refusal):
@@ -69,14 +69,14 @@ def ended(child: int) -> int:
 
 PRELUDE = f"""
 import sys, time
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 directory = sys.argv[1]
-cache = Cache(directory, "100MB")
+cache = ShardCache(directory, "100MB")
 file = cache.open({KEY!r}, {len(CONTENT)}, {PIECES})
 """
 
 
-def program(cache: Cache, code: str) -> subprocess.Popen[str]:
+def program(cache: ShardCache, code: str) -> subprocess.Popen[str]:
     """Start another process, with a file of the cache open."""
     return subprocess.Popen(
         [sys.executable, "-c", PRELUDE + code, cache.directory],

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from npstream.cache import locks
-from npstream.cache.cache import Cache, CachedFile, Reservation, allocated
+from npstream.cache.cache import CachedFile, Reservation, ShardCache, allocated
 
 PROCESSES = 4
 SHARDS, PIECES, PIECE = 24, 9, 30_011
@@ -48,7 +48,7 @@ class Reader:
     """Reads pieces through a cache, as a dataset does."""
 
     def __init__(self, directory: str) -> None:
-        self.cache = Cache(directory, LIMIT)
+        self.cache = ShardCache(directory, LIMIT)
         self.cache.trim()
         self.files: dict[int, CachedFile] = {}
         self.counts: Counter[str] = Counter()
@@ -194,7 +194,7 @@ def run_round(directory: str, seed: int) -> Counter[str]:
 def inspect(directory: str, counts: Counter[str]) -> None:
     """Count what no round may leave behind."""
     counts["peak"] = max(counts["peak"], in_use(directory))
-    cache = Cache(directory, LIMIT)
+    cache = ShardCache(directory, LIMIT)
     cache.trim()
     counts["at rest"] = in_use(directory)
     counts["temporaries"] = sum(

@@ -413,7 +413,7 @@ def test_a_sample_that_is_damaged(ds, url, versions, requests):
 
 @pytest.mark.parametrize("size", [0, 3, 4, 11, 12, 14, 15])
 def test_what_looks_like_a_sample(size):
-    layout = mds.Layout({}, 1, 8)
+    layout = mds.SampleLayout({}, 1, 8)
     sample = (2).to_bytes(4, "little") + bytes(8) + b"hi!"
     assert mds.adds_up(layout, sample[:size]) == (size == 14)
 

@@ -278,7 +278,9 @@ def test_what_cannot_be_kept_is_verified_too(
     numbers = write(tmp_path / "data", variable=variable, hashes=hashes)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", verify=True)
     np.testing.assert_array_equal(ds[:9]["x"].load(), numbers[:9])
-    monkeypatch.setattr("npstream.cache.cache.Cache.reserve", lambda *_, **options: Refusal.FULL)
+    monkeypatch.setattr(
+        "npstream.cache.cache.ShardCache.reserve", lambda *_, **options: Refusal.FULL
+    )
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     reads = (lambda: ds[-1], lambda: list(ds.iter(0, 1, shuffle=True)))
     whole = RemoteStore.read

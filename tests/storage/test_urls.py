@@ -11,7 +11,7 @@ from fake_drivers import DATA
 
 import npstream
 from npstream.__main__ import main
-from npstream.cache.cache import Cache
+from npstream.cache.cache import ShardCache
 from npstream.errors import StorageError
 from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
@@ -151,7 +151,7 @@ PLACES = {
 DIRECTORIES = {
     "open cache": lambda at: npstream.open(REMOTE, cache=at)[0],
     "local cache": lambda at: npstream.open("data", cache=at),
-    "Cache": Cache,
+    "Cache": ShardCache,
     "info": npstream.cache.info,
     "clear": npstream.cache.clear,
 }
@@ -234,7 +234,7 @@ def test_right_places(form, here, monkeypatch):
     assert npstream.cache.info(at("cache")).directory == str(here / "cache")
     assert npstream.cache.info(at("cache")).files > 0
     monkeypatch.setenv("NPSTREAM_CACHE", str(at("chosen")))
-    assert Cache().directory == str(here / "chosen")
+    assert ShardCache().directory == str(here / "chosen")
     assert set(os.listdir(here)) == {"data", "one", "aside", "cache", "chosen"}
 
 

@@ -57,7 +57,7 @@ def block_hashes(body: Body) -> NDArray[np.uint64]:
     return np.fromiter(map(xxh3, parts), np.uint64, -(-len(view) // HASH_BLOCK))
 
 
-class Blocks:
+class BlockArray:
     """Numbers that lie in a file, back to back.
 
     Parameters
@@ -94,7 +94,7 @@ class Blocks:
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.store, self.name, self.offset, self.count, self.dtype, self.hashes
-        return Blocks, state
+        return BlockArray, state
 
     def array(self, start: int = 0, stop: int | None = None) -> AnyArray:
         """Read numbers, and keep nothing."""

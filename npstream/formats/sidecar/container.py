@@ -25,7 +25,7 @@ import numpy as np
 from npstream._core.memory import fits
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, shown
-from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, Ranges, block_hashes, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, Ranges, block_hashes, xxh3
 
 SIDECAR_VERSION = 1
 
@@ -133,13 +133,13 @@ class Sections:
         for section in self.typed("sections", list):
             key, dtype, count, offset, hashes = self.row(section, str, str, int, int, bytes)
             self._sections[key] = self.dtype(dtype), count, offset, hashes
-        self._opened: dict[str, Blocks] = {}
+        self._opened: dict[str, BlockArray] = {}
 
     def __contains__(self, name: str) -> bool:
         """Tell whether there is an array of that name."""
         return name in self._sections
 
-    def blocks(self, name: str, count: int | None = None, kind: str = "u") -> Blocks:
+    def blocks(self, name: str, count: int | None = None, kind: str = "u") -> BlockArray:
         """Return an array that has `count` numbers, or any, of that kind of dtype; unread."""
         found = self._opened.get(name)
         if found is None:
@@ -148,7 +148,7 @@ class Sections:
             raise self.damaged(f"section {name!r} is {found.count} of {found.dtype}")
         return found
 
-    def _open(self, name: str) -> Blocks:
+    def _open(self, name: str) -> BlockArray:
         if name not in self._sections:
             raise self.damaged(f"section {name!r} is missing")
         dtype, count, offset, hashes = self._sections[name]
@@ -157,7 +157,9 @@ class Sections:
             raise self.damaged(f"section {name!r} has {nbytes} bytes at {begin} of {self._nbytes}")
         if len(hashes) != 8 * -(-nbytes // HASH_BLOCK):
             raise self.damaged(f"section {name!r} of {nbytes} bytes has {len(hashes)} of hashes")
-        return Blocks(self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8"))
+        return BlockArray(
+            self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8")
+        )
 
     def _unpacked(self, table: bytes) -> dict[str, Any]:
         import msgpack

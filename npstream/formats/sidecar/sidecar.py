@@ -44,7 +44,7 @@ from npstream.formats.index import (
     check_schema,
     parse_annotations,
 )
-from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, Ranges, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, Ranges, xxh3
 from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, least
 from npstream.formats.sidecar.container import Sections, encode_sections
 
@@ -188,7 +188,7 @@ class Sidecar:
                 raise sections.damaged(f"column {key!r} cannot lie in {file!r}")
             self.columns[key] = ColumnFile(key, sections.dtype(dtype), file)
         self.hashed = "pieces" in sections
-        self._values: dict[str, Blocks] = {}
+        self._values: dict[str, BlockArray] = {}
 
     @property
     def where(self) -> str:
@@ -280,7 +280,7 @@ class Sidecar:
         except KeyError:
             raise ColumnError(name, self.columns, f"{self.where}: ") from None
 
-    def _open_column(self, column: ColumnFile) -> Blocks:
+    def _open_column(self, column: ColumnFile) -> BlockArray:
         """Check the head of a column's file, and return its values, unread."""
         where = self.store.where(column.file)
         nbytes, itemsize = self.store.size(column.file), column.dtype.itemsize
@@ -292,7 +292,7 @@ class Sidecar:
         count = -(-self.samples * itemsize // HASH_BLOCK)
         found = self._sections.blocks(f"column/{column.name}", count)
         hashes = found.array().astype(np.uint64)
-        return Blocks(self.store, column.file, NPY_HEAD, self.samples, column.dtype, hashes)
+        return BlockArray(self.store, column.file, NPY_HEAD, self.samples, column.dtype, hashes)
 
     def _one(self, section: str, shard: int) -> int | None:
         if section not in self._sections:

@@ -18,7 +18,7 @@ from hypothesis import given
 from npstream.errors import ColumnError, FormatError, IntegrityError, StorageError
 from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
 from npstream.formats.index import parse_index
-from npstream.formats.sidecar.blocks import HASH_BLOCK, Blocks, block_hashes, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, block_hashes, xxh3
 from npstream.formats.sidecar.container import _HEAD, _aligned
 from npstream.formats.sidecar.sidecar import (
     ENDS,
@@ -428,7 +428,7 @@ def test_damage_on_the_way_is_read_again():
             parts = super().ranges(spans)
             return [b"x" + parts[0][1:]] if self.reads == 1 else parts
 
-    blocks = Blocks(Flaky({"f": body}), "f", 0, 1000, np.dtype("u1"), hashes)
+    blocks = BlockArray(Flaky({"f": body}), "f", 0, 1000, np.dtype("u1"), hashes)
     assert blocks.array().tobytes() == body
 
 
