@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The command line's words; by default those of this process.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    root = parser(words)
+    root = build_parser(words)
     if not words:
         root.print_help()
         return 0
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of the command line, given its words."""
 
     class Parser(argparse.ArgumentParser):

@@ -150,7 +150,7 @@ class ShardCache:
                 with reserved:
                     folder.prepare(self.directory)
                     with suppress(FileNotFoundError):
-                        sparse.create(path, footer)
+                        sparse.create_file(path, footer)
         except OSError as error:
             self._uncached(error)
         return None
@@ -285,7 +285,7 @@ class ShardCache:
 
     def clear(self) -> int:
         """Remove all files, also those in use, whose readers go on; return the bytes they took."""
-        return room.clear(self.directory, self.timeout)
+        return room.remove_files(self.directory, self.timeout)
 
 
 def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
@@ -341,7 +341,7 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
     >>> cache.info().files
     0
     """
-    return room.clear(folder.resolve(directory), timeout)
+    return room.remove_files(folder.resolve(directory), timeout)
 
 
 def tail_bytes(pieces: int) -> int:

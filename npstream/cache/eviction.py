@@ -30,9 +30,9 @@ from npstream.errors import StorageError
 __all__ = [
     "Refusal",
     "Reservation",
-    "clear",
     "free_and_total",
     "largest",
+    "remove_files",
     "reserve",
     "trim",
     "used",
@@ -319,7 +319,7 @@ def used(path: str) -> tuple[int, int]:
     return len(files), sum(file.nbytes for file in files)
 
 
-def clear(path: str, timeout: float) -> int:
+def remove_files(path: str, timeout: float) -> int:
     """Remove every file of the cache, and return the bytes that they took.
 
     Raises

@@ -24,7 +24,7 @@ from npstream.cache import locks
 __all__ = [
     "Footer",
     "boot_id",
-    "create",
+    "create_file",
     "evict",
     "is_trusted",
     "opened",
@@ -109,7 +109,7 @@ def temporary(directory: str) -> Iterator[tuple[int, str]]:
                 os.unlink(path)
 
 
-def create(path: str, footer: Footer) -> None:
+def create_file(path: str, footer: Footer) -> None:
     """Make a file without pieces, unless there is one of that name.
 
     Raises

@@ -11,7 +11,7 @@ from numpy.lib.array_utils import normalize_axis_index
 
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
-from npstream.dataset.splits import apply_both, filter_mask, split
+from npstream.dataset.splits import apply_both, filter_mask, split_view
 from npstream.errors import ColumnError, read_only, short_traceback, shorten, shown, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
@@ -494,7 +494,7 @@ class Dataset:
         >>> [len(part) for part in ds.random_split([0.6, 0.4], seed=0)]
         [2, 1]
         """
-        parts = split(self._selection, lengths, seed, by, self._source.chunk_starts)
+        parts = split_view(self._selection, lengths, seed, by, self._source.chunk_starts)
         return [self._view(part) for part in parts]
 
     def with_transform(self, transform: Transform | None) -> Dataset:

@@ -52,7 +52,7 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     return counts
 
 
-def split(
+def split_view(
     selection: Selection,
     lengths: Sequence[float],
     seed: int,

@@ -551,7 +551,7 @@ def _file(entry: dict[str, Any], key: str, place: str) -> File:
     return File(name, nbytes, hashes)
 
 
-def locate(index: Index, ids: int | Int64) -> tuple[Any, Any]:
+def locate_samples(index: Index, ids: int | Int64) -> tuple[Any, Any]:
     """Return the shard of a sample and its row there; of several samples, in their shape."""
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     rows = ids - index.starts[shards]

@@ -18,7 +18,7 @@ from npstream._core.dtypes import hidden_bool
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
 from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, with_dtype
-from npstream.formats.index import locate
+from npstream.formats.index import locate_samples
 from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
@@ -350,8 +350,8 @@ class Source:
     def locate(self, ids: int | Int64) -> tuple[Any, Any]:
         """Return the shard of a sample and its row there; of several samples, in their shape."""
         if isinstance(ids, int):
-            return locate(self.index, int(self.samples_at(np.array([ids]))[0]))
-        return locate(self.index, self.samples_at(ids))
+            return locate_samples(self.index, int(self.samples_at(np.array([ids]))[0]))
+        return locate_samples(self.index, self.samples_at(ids))
 
     def stored(self, selection: Selection) -> Selection:
         """Return a view as one of what the index counts."""

@@ -231,7 +231,7 @@ def little_endian(address: int, width: int) -> int:
 
 
 @kernel
-def prefetch(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
+def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
     """Ask for the pages of spans, sorted by address; holes of up to `gap` bytes are read too."""
     first = 0
     last = 0

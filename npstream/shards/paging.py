@@ -48,7 +48,7 @@ class Coldness:
                 return
             self._announce = STREAK
         self._announce -= 1
-        prefetch(address, nbytes)
+        prefetch_pages(address, nbytes)
 
     def observe(self, rows: int) -> None:
         """Take note of what a read of `rows` rows has done that was not announced."""
@@ -63,7 +63,7 @@ def _major_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
 
 
-def prefetch(address: Int64, nbytes: Int64) -> None:
+def prefetch_pages(address: Int64, nbytes: Int64) -> None:
     """Ask for the pages of spans, neighbors merged.
 
     Parameters
@@ -73,7 +73,7 @@ def prefetch(address: Int64, nbytes: Int64) -> None:
     if (address[1:] < address[:-1]).any():
         order = np.argsort(address)
         address, nbytes = address[order], nbytes[order]
-    kernels.prefetch.sized(len(address))(address, nbytes, mmap.PAGESIZE, _GAP)
+    kernels.will_need_spans.sized(len(address))(address, nbytes, mmap.PAGESIZE, _GAP)
 
 
 _GAP = 1 << 14

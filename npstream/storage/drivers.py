@@ -657,7 +657,7 @@ _HTTP = Driver(
     trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
     read=partial(read_range, http.request_range),
     whole=partial(read_whole, http.request_range),
-    info=http.info,
+    info=http.request_info,
     can_list=False,
 )
 _LOCAL = Driver("file", rename=_local_rename)
@@ -677,11 +677,11 @@ SCHEMES = {
         "hf",
         "huggingface_hub",
         "hf",
-        load=hub.load,
+        load=hub.filesystem_class,
         tame=hub.connect,
         read=partial(read_range, hub.request_range),
         whole=partial(read_whole, hub.request_range),
-        create=hub.create,
+        create=hub.commit_file,
         uploads=1,  # each is a commit on top of the newest
     ),
     "memory": Driver("memory", create=_memory_create),

@@ -13,7 +13,7 @@ from typing import Any
 
 from npstream.storage.responses import Response, ResponseError, file_info
 
-__all__ = ["info", "request_range"]
+__all__ = ["request_info", "request_range"]
 
 _IDENTITY = {"Accept-Encoding": "identity"}
 
@@ -21,7 +21,7 @@ _FINAL = (401, 402, 407, 408, 425, 429)
 """Statuses of HEAD after which GET would fail as well."""
 
 
-async def info(filesystem: Any, path: str) -> dict[str, Any]:
+async def request_info(filesystem: Any, path: str) -> dict[str, Any]:
     """Return the info of a file: from HEAD or, if that gives no size, from GET."""
     from aiohttp import ClientResponseError
 

@@ -24,7 +24,7 @@ from npstream.storage.threads import Threads
 if TYPE_CHECKING:
     from logging import LogRecord
 
-__all__ = ["connect", "create", "load", "request_range"]
+__all__ = ["commit_file", "connect", "filesystem_class", "request_range"]
 
 _IDENTITY = {"accept-encoding": "identity"}
 
@@ -41,7 +41,7 @@ _asking: ContextVar[bool] = ContextVar("_asking", default=False)
 """Whether a request of this module's is under way."""
 
 
-def load() -> Any:
+def filesystem_class() -> Any:
     """Return huggingface_hub's filesystem, with coroutines that read."""
     base = import_module("huggingface_hub").HfFileSystem
     methods = {
@@ -244,7 +244,7 @@ def _upload(filesystem: Any, data: bytes | str, path: str, parent: str | None = 
         )  # fmt: skip
 
 
-async def create(filesystem: Any, path: str, data: bytes) -> None:
+async def commit_file(filesystem: Any, path: str, data: bytes) -> None:
     """Commit a new file; raise FileExistsError if there is one of that name."""
     place = filesystem.resolve_path(path)
     if hasattr(place, "bucket_id"):

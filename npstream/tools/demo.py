@@ -61,7 +61,7 @@ def write_library(directory: str) -> None:
     files = [file for file in sorted(root.rglob("*.py")) if "site-packages" not in file.parts]
     title("the source files of Python's standard library, written as MDS shards")
     start = time.perf_counter()
-    samples = progress(read_samples(root, files), len(files))
+    samples = draw_progress(read_samples(root, files), len(files))
     npstream.write(directory, samples, columns=COLUMNS, shard_size="4MiB")
     nbytes = sum(file.stat().st_size for file in files)
     print(speed(len(files), nbytes, time.perf_counter() - start))
@@ -134,7 +134,7 @@ def show_ranks(ds: npstream.Dataset) -> None:
         batches = shuffled.iter(rank, 2, batch_size=64, last="short")
         samples = nbytes = 0
         start = time.perf_counter()
-        for batch in progress(batches, len(batches)):
+        for batch in draw_progress(batches, len(batches)):
             np.add.at(times_seen, batch.ids, 1)
             samples += batch.n
             nbytes += int(batch["size"].sum())
@@ -155,7 +155,7 @@ def run(code: str, scope: dict[str, Any]) -> None:
     exec(compile(code, "<demo>", "single"), scope)
 
 
-def progress(items: Iterable[T], total: int) -> Iterator[T]:
+def draw_progress(items: Iterable[T], total: int) -> Iterator[T]:
     """Pass items on while drawing a bar."""
     print("[", end="")
     for done, item in enumerate(items):

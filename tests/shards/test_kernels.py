@@ -450,7 +450,7 @@ def test_prefetch_asks_for_every_page_once(spans):
     """Compare what is asked for, by plain Python, with the spans."""
     page, gap = 4096, 1 << 14
     asked = []
-    python = kernels.prefetch.py_func
+    python = kernels.will_need_spans.py_func
 
     def will_need(first, nbytes):
         asked.append((first, first + nbytes))
@@ -477,7 +477,7 @@ def test_prefetch_changes_nothing(run, tmp_path):
     for array in (mapped, private):  # samples may also lie in memory that is no map
         nbytes = np.array([0, 1, 5000, 50_000, 1, 0])
         address = address_of(array) + np.array([0, 3, 9, 20_000, 99_999, 100_000])
-        run(kernels.prefetch)(address, nbytes, 4096, 1 << 14)
-        pages.prefetch(address[::-1].copy(), nbytes[::-1].copy())
+        run(kernels.will_need_spans)(address, nbytes, 4096, 1 << 14)
+        pages.prefetch_pages(address[::-1].copy(), nbytes[::-1].copy())
         assert array.tobytes() == content
-    run(kernels.prefetch)(np.zeros(0, np.int64), np.zeros(0, np.int64), 4096, 1 << 14)
+    run(kernels.will_need_spans)(np.zeros(0, np.int64), np.zeros(0, np.int64), 4096, 1 << 14)

@@ -21,7 +21,7 @@ class Machine:
         self.nbytes = np.ones(ROWS, np.int64)
         self.faults = self.missing = self.announced = 0
         monkeypatch.setattr(pages, "_major_faults", lambda: self.faults)
-        monkeypatch.setattr(pages, "prefetch", self.prefetch)
+        monkeypatch.setattr(pages, "prefetch_pages", self.prefetch)
         monkeypatch.setattr(pages, "kernels", self)
         self.cold = pages.Coldness()
 
