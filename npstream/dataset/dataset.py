@@ -174,10 +174,11 @@ class Dataset:
     def __getitem__(self, index: Any) -> Dataset: ...
     def __getitem__(self, index: Any) -> Any:
         try:
-            if isinstance(index, str):
-                return self._column(index)
-            if isinstance(index, list) and any(isinstance(name, str) for name in index):
-                return self._project(index)
+            if type(index) is not int:  # a sample is read in the time of a few such tests
+                if isinstance(index, str):
+                    return self._column(index)
+                if isinstance(index, list) and any(isinstance(name, str) for name in index):
+                    return self._project(index)
             chosen = self._selection.select(index)
             if isinstance(chosen, int):
                 return self._sample(chosen)

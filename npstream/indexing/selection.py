@@ -133,10 +133,10 @@ class Selection:
         a tuple, as does a list that mixes bools and integers.
         """
         if self._ids is None:
-            if type(index) is slice:
-                return Selection(self._source, self._rows[index], self._under)
             if type(index) is int:
                 return self._sample(index)
+            if type(index) is slice:
+                return Selection(self._source, self._rows[index], self._under)
         if isinstance(index, tuple):
             admitted: Any = tuple(admit(item) for item in index)
         else:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from npstream.shards.base import Region
     from npstream.shards.table import Fetcher
 
-RowReader = Callable[[int, int], Sample]
-"""Makes a sample of its number in its shard and its number in the dataset."""
+ShardReader = Callable[[int], Sample]
+"""Reads a sample of one shard, by its number in the dataset."""
 
 Decoder = Callable[[int, int, int], Sample]
 """Makes a sample of its number in the dataset, and of where its bytes begin and end."""
@@ -53,45 +53,43 @@ class SampleReader:
         self._starts = fetcher.index.starts.data
         # Readers keep shards in memory, so they go when the table does.
         self._table: object = None
-        self._readers: dict[int, tuple[int, RowReader]] = {}
+        self._readers: dict[int, ShardReader] = {}
 
-    def __call__(self, sample: int) -> Sample:
+    def read(self, sample: int) -> Sample:
         """Return the sample of that number."""
         shard = bisect_right(self._starts, sample) - 1
         if self._fetcher.table is not self._table:
             self._readers = {}
             self._table = self._fetcher.current()
-        found = self._readers.get(shard)
-        first, read = self._open(shard) if found is None else found
-        return read(sample - first, sample)
+        read = self._readers.get(shard)
+        if read is None:
+            read = self._open(shard)
+        return read(sample)
 
     def release(self) -> None:
         """Let go of the shards that samples were read from."""
         self._readers, self._table = {}, None
 
-    def _open(self, shard: int) -> tuple[int, RowReader]:
-        first, region = self._starts[shard], self._fetcher.region(shard)
+    def _open(self, shard: int) -> ShardReader:
+        region = self._fetcher.region(shard)
         if region is None:
-            return first, self._fetch_row
-        schema = int(self._fetcher.index.schema_of[shard])
-        read = _row_reader(self._fetcher, region, schema, self._fields)
+            return self._fetch
+        read = _shard_reader(self._fetcher, region, shard, self._fields)
         if len(region.resident):
-            read = self._where_resident(region, self._starts[shard + 1] - first, read)
-        reader = first, read
+            read = self._where_resident(region, shard, read)
         if shard in self._fetcher.current().regions:
-            self._readers[shard] = reader
-        return reader
+            self._readers[shard] = read
+        return read
 
-    def _fetch_row(self, row: int, sample: int) -> Sample:
-        return self._fetch(sample)
-
-    def _where_resident(self, region: Region, samples: int, read: RowReader) -> RowReader:
+    def _where_resident(self, region: Region, shard: int, read: ShardReader) -> ShardReader:
         """Return what reads rows of chunks that are in memory, and fetches others."""
         resident, chunks = region.resident.data, len(region.resident)
+        first, stop = self._starts[shard], self._starts[shard + 1]
+        samples = stop - first
 
-        def read_or_fetch(row: int, sample: int) -> Sample:
-            is_here = resident[((row + 1) * chunks - 1) // samples] == 1
-            return read(row, sample) if is_here else self._fetch(sample)
+        def read_or_fetch(sample: int) -> Sample:
+            is_here = resident[((sample - first + 1) * chunks - 1) // samples] == 1
+            return read(sample) if is_here else self._fetch(sample)
 
         return read_or_fetch
 
@@ -111,22 +109,25 @@ def record_column(region: Region, layout: SampleLayout, field: Field) -> AnyArra
     return column
 
 
-def _row_reader(
-    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
-) -> RowReader:
-    """Return what reads a sample of a shard by its number there."""
+def _shard_reader(
+    fetcher: Fetcher, region: Region, shard: int, fields: Sequence[Field]
+) -> ShardReader:
+    """Return what reads samples of a shard that is in memory."""
+    schema, first = int(fetcher.index.schema_of[shard]), int(fetcher.index.starts[shard])
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
-        takes = [
-            (f.name, _value_reader(record_column(region, layout, f), f.encoding)) for f in fields
-        ]
-        return _record_reader(fetcher, takes)
+        columns = [(f, record_column(region, layout, f)) for f in fields]
+        return _record_reader(fetcher, first, columns)
     offsets, begin, end = region.offsets.data, region.begin, len(region.data)
     decode, guard = _decoder(fetcher, region, schema, fields)
     if stride := region.stride:
-        return lambda row, sample: decode(sample, begin + row * stride, begin + (row + 1) * stride)
+        zero = begin - first * stride  # where sample 0 of the dataset would begin
+        return lambda sample: decode(
+            sample, zero + sample * stride, zero + sample * stride + stride
+        )
 
-    def read(row: int, sample: int) -> Sample:
+    def read(sample: int) -> Sample:
+        row = sample - first
         at, stop = offsets[row], offsets[row + 1]
         if not begin <= at <= stop <= end:
             fetcher.damaged(sample, "its offsets do not fit the shard")
@@ -136,32 +137,42 @@ def _row_reader(
 
 
 def _record_reader(
-    fetcher: Fetcher, takes: Sequence[tuple[str, Callable[[int], Any]]]
-) -> RowReader:
-    """Return what reads a sample of fixed columns, each taken by its row."""
+    fetcher: Fetcher, first: int, columns: Sequence[tuple[Field, AnyArray]]
+) -> ShardReader:
+    """Return what reads samples of fixed columns, which are arrays over a shard."""
+    numbers = [(f.name, _number_reader(c, f.encoding)) for f, c in columns if c.ndim == 1]
+    arrays = [(f.name, c) for f, c in columns if c.ndim > 1]
+    bools = [name for name, column in arrays if column.dtype.kind == "b"]
+    template: Sample = dict.fromkeys([f.name for f, _ in columns])
 
-    def read(row: int, sample: int) -> Sample:
+    def read(sample: int) -> Sample:
+        row = sample - first
+        values = template.copy()
         try:
-            return {name: take(row) for name, take in takes}
+            for name, take in numbers:
+                values[name] = take(row)
+            for name, column in arrays:
+                values[name] = column[row].copy()
+            for name in bools:
+                check_bools(values[name])
         except ValueError as error:
             fetcher.damaged(sample, str(error))
+        return values
 
     return read
 
 
-def _value_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
-    """Return what makes a value of a sample: a scalar, or an array of its own."""
+def _number_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
+    """Return what makes a scalar of a sample."""
     if encoding.name == "int":
         return column.item
     if encoding.dtype.kind == "b":
         return _bool_reader(column)
-    if column.ndim == 1:
-        return column.__getitem__
-    return lambda row: column[row].copy()
+    return column.__getitem__
 
 
 def _bool_reader(column: AnyArray) -> Callable[[int], Any]:
-    """Return what makes a value of bools, whose bytes it checks."""
+    """Return what makes a bool, whose byte it checks."""
     byte_at = column.view(np.uint8).item
 
     def read(row: int) -> Any:
@@ -169,12 +180,7 @@ def _bool_reader(column: AnyArray) -> Callable[[int], Any]:
             check_bools(column[row : row + 1])
         return _BOOLS[byte]
 
-    def read_array(row: int) -> Any:
-        value = column[row].copy()
-        check_bools(value)
-        return value
-
-    return read if column.ndim == 1 else read_array
+    return read
 
 
 _BOOLS = (np.False_, np.True_)
@@ -216,7 +222,7 @@ def _body_decoder(
     head, takes = sizes.size, []
     for name, encoding, size in numbers:
         if encoding is not None:
-            takes.append((name, _value_reader(_at_each_byte(region, encoding, head), encoding)))
+            takes.append((name, _number_reader(_at_each_byte(region, encoding, head), encoding)))
         head += size or 0
     nbytes = head + sum(size for _, _, size in rest if size is not None)
     template: Sample = dict.fromkeys(order)

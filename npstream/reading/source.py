@@ -142,7 +142,7 @@ class Source:
         """Return what reads those columns of one sample that are stored."""
         if not plan.stored.fields and plan.computed:
             return _nothing
-        return self._kept_reader(tuple(f.name for f in plan.stored.fields))
+        return self._kept_reader(tuple(f.name for f in plan.stored.fields)).read
 
     def _kept_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
@@ -157,8 +157,8 @@ class Source:
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if self.field(field.name).encoding is field.encoding:
-            return self._kept_reader((field.name,))
-        return self._reader([field])
+            return self._kept_reader((field.name,)).read
+        return self._reader([field]).read
 
     def _reader(self, fields: list[Field]) -> SampleReader:
         # Not bound to this source, whose readers shall go when it does, at once.
