@@ -30,6 +30,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from npstream._core.dtypes import ML_DTYPES, dtype_of
 from npstream._core.typing import AnyArray, Int64
 from npstream.iteration.iteration import Iteration
+from npstream.iteration.iterator import EpochIterator
 from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
@@ -350,7 +351,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers and not getattr(self, "in_order", True):
             raise ValueError("in_order=False: what is yielded in no order has no state")
-        return self.dataset.begin(self._items, self._rows_of)
+        run = self.dataset.begin()
+        iterator = EpochIterator.of(run, self._rows_of(run), self._items(run), self._items)
+        return self.dataset.attach(iterator)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_iterator": None}

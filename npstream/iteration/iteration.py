@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, repeat
 from operator import itemgetter
@@ -13,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from npstream._core.log import log
 from npstream._core.optional import torch_door
 from npstream.iteration.counter import EpochPlace, is_spawning
-from npstream.iteration.iterator import Run
-from npstream.iteration.partition import LOOKUP_SAMPLES, Partition, left_before
-from npstream.iteration.ranks import Ranks, find_ranks, make_ranks, other_launcher, torch_ranks
-from npstream.iteration.resumable import Resumable, this_worker
+from npstream.iteration.iterator import EpochIterator, Run
+from npstream.iteration.partition import LOOKUP_SAMPLES, left_before
+from npstream.iteration.ranks import this_worker
+from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.reading.batch import Batch
 from npstream.reading.load import applied
@@ -28,13 +28,9 @@ if TYPE_CHECKING:
     from npstream._core.typing import Bools, Int64
     from npstream.indexing.selection import Selection
     from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
-
-logger = logging.getLogger("npstream")
-
-_RANKS, _CHUNKS = 0, 1
-"""Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
 
 NEIGHBORS = 32
 """Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
@@ -88,15 +84,10 @@ class Iteration(Resumable):
         settings: IterationSettings,
         epochs: AnyEpochs,
     ) -> None:
-        super().__init__(settings.epoch, epochs.context_bytes)
+        super().__init__(epochs, settings)
         self._source, self._selection, self._names = source, selection, names
-        self._settings, self._epochs = settings, epochs
         self._batched = settings.yields_batches
         self._step = selection.step if epochs.is_stored_order else 0
-        self._given: Ranks | None = None
-        if settings.rank is not None:
-            self._given = make_ranks(settings.rank, settings.world, settings.ranks_per_node)
-        self._found: Ranks | None = None
         self._rowwise: bool | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
             raise ValueError(
@@ -139,9 +130,8 @@ class Iteration(Resumable):
                 "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
-        if workers:
-            return self.begin_as(worker, workers, make, self.rows_of)
-        iterator = self.begin(make, self.rows_of)
+        run = self.begin_as(worker, workers) if workers else self.begin()
+        iterator = self.attach(EpochIterator.of(run, self.rows_of(run), make(run), make))
         if passed_over:
             return chain(repeat(torch_door().PASSED_OVER, passed_over), iterator)
         return iterator
@@ -149,7 +139,7 @@ class Iteration(Resumable):
     def _items(self, worker: int, workers: int, run: Run) -> Iterator[Any]:
         """Yield what a worker, or a process that is none, reads of a run and is not done with."""
         part, rows = run.part, run.rows
-        logger.info("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
+        log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
         pieces = self._pieces(run, mine, rows % part.batch_size)
         items = self._batches(run, pieces) if self._batched else self._samples(run, pieces)
@@ -208,16 +198,6 @@ class Iteration(Resumable):
         what = f"batches of {size}{whose}" if self._batched else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._settings.last!r}>"
 
-    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> EpochPlace:
-        if samples is None and "accelerate" in sys.modules:
-            how, _ = torch_door().accelerated(self)
-            if how == "ahead":
-                raise RuntimeError(
-                    "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
-                    "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
-                )
-        return super()._reached(samples, from_beginning)
-
     def _check_reader(self, has_workers: bool = False) -> int:
         """Refuse to be read by what takes one rank's part for all there is, or loses count.
 
@@ -265,54 +245,6 @@ class Iteration(Resumable):
             )
         return dropped
 
-    def _resolve(self) -> Ranks:
-        """Return the rank and the number of ranks; once found, they may not change."""
-        if self._given is not None:
-            return self._given
-        if self._found is None:
-            self._found = find_ranks(self._settings.ranks_per_node)
-            if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
-                warnings.warn(text, stacklevel=4)
-            self._warn(self._epochs.sharing(self._found, self._settings.replication))
-        elif (now := torch_ranks()) is not None and now != self._found[:2]:
-            raise RuntimeError(
-                f"(rank, world) was {self._found[:2]} when this was first used, and "
-                f"torch.distributed says {now}: call init_process_group before, or give rank= and "
-                "world="
-            )
-        return self._found
-
-    def _warn(self, shared: Ranks) -> None:
-        """Say, in one of several workers, that nodes read the same chunks, where they need not."""
-        nodes = shared.world // shared.per_node
-        if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
-            warnings.warn(
-                f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
-                "of lanes: give npstream.Shuffle(lanes=...) a multiple",
-                stacklevel=5,
-            )
-
-    def _is_first_to_say(self, number: int) -> bool:
-        """Return whether a warning is to be given: once, also if workers come to it, too."""
-        return this_worker()[0] == 0 and self._counter.say_once(number)
-
-    def _sharing(self) -> Ranks:
-        return self._epochs.sharing(self._resolve(), self._settings.replication)
-
-    def _part(self, place: EpochPlace) -> Partition:
-        return self._part_of(place, self._sharing(), self._epochs)
-
-    def _part_of(self, place: EpochPlace, ranks: Ranks, epochs: AnyEpochs) -> Partition:
-        size, whole = self._settings.batch_size, self._settings.global_batch_size
-        if whole is not None:
-            if whole % ranks.world or size not in (None, whole // ranks.world):
-                raise ValueError(
-                    f"global_batch_size={whole} with batch_size={size}: expected "
-                    f"{ranks.world} times that, for as many ranks"
-                )
-            size = whole // ranks.world
-        return epochs.part(place, ranks, size or 1, self._settings.last)
-
     def _is_rowwise(self, run: Run) -> bool:
         """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
         if self._rowwise is None:
@@ -351,26 +283,6 @@ class Iteration(Resumable):
             if fits(self._order(place, epochs)):
                 return f"give {setting}"
         return "read the samples in the order in which they are stored"
-
-    def _state_of(self, place: EpochPlace) -> dict[str, Any]:
-        return self._epochs.state(place, self._sharing())
-
-    def _place_of(self, state: Mapping[str, Any]) -> EpochPlace:
-        place = self._epochs.place(state, self._sharing())
-        self._part(place)  # says what does not fit
-        return place
-
-    def _warn_of_left(self, run: Run) -> None:
-        text = (
-            f"epoch {run.place.epoch} was left after {run.position} of {run.part.size} samples, "
-            "where a state was saved: a run that goes on from it reads the rest of the epoch, and "
-            "this one begins another"
-        )
-        if self._epochs.can_be_cut:
-            text += f". To have epochs end there, give epoch_size={run.position}"
-            warnings.warn(text, stacklevel=5)
-        else:  # Streaming does so, too, and its orders depend on epoch_size
-            logger.warning("%s", text)
 
     def _batches(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)

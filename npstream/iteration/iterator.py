@@ -102,9 +102,24 @@ class EpochIterator(chain[Any]):
     _segments: _Segments
 
     @classmethod
-    def of(cls, run: Run, make: Make, rows: int) -> EpochIterator:
-        """Return an iterator over a run, each item of which holds so many samples of a rank."""
-        segments = _Segments(run, make, rows * run.part.world)
+    def of(cls, run: Run, rows: int, items: Iterator[Any], make: Make) -> EpochIterator:
+        """Return an iterator over the items of a run.
+
+        Parameters
+        ----------
+        run : Run
+        rows : int
+            Samples of the rank in each item.
+        items : iterator
+            The items of the run.
+        make : callable
+            Makes those that are left, after an error or where the iterator is redirected.
+
+        Returns
+        -------
+        EpochIterator
+        """
+        segments = _Segments(run, rows * run.part.world, items, make)
         iterator: Any = cls.from_iterable(segments)
         iterator._segments = segments
         return cast("EpochIterator", iterator)
@@ -140,9 +155,9 @@ class _Segments:
     They refer neither to the iterator nor to this, so that one that nobody has is gone at once.
     """
 
-    def __init__(self, run: Run, make: Make, step: int) -> None:
+    def __init__(self, run: Run, step: int, items: Iterator[Any], make: Make) -> None:
         self.run, self.make, self._step = run, make, step
-        self._items: Iterator[Any] | None = make(run)
+        self._items: Iterator[Any] | None = items
         self._segment: Any = None
 
     def __iter__(self) -> _Segments:

@@ -106,6 +106,12 @@ def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
     return Ranks(rank, world, per_node)
 
 
+def this_worker() -> tuple[int, int]:
+    """Return the number of the worker that this process is, and of all workers: 0 if it is none."""
+    worker: tuple[int, int] = torch_door().worker() if "torch" in sys.modules else (0, 0)
+    return worker
+
+
 def _environment_integer(name: str, default: int) -> int:
     said = os.environ.get(name)
     if said is None:

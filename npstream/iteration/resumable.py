@@ -9,19 +9,24 @@ from __future__ import annotations
 import copy
 import sys
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.arguments import integer
 from npstream._core.optional import torch_door
 from npstream.errors import shown
-from npstream.iteration.counter import MAX_GAPS, EpochCounter, EpochPlace, is_spawning
-from npstream.iteration.iterator import EpochIterator, Make, Run
-from npstream.iteration.partition import Partition, merge_gaps
+from npstream.iteration.counter import MAX_GAPS, EpochPlace, is_spawning
+from npstream.iteration.iterator import EpochIterator, Run
+from npstream.iteration.partition import merge_gaps
+from npstream.iteration.rank_epochs import RankEpochs
+from npstream.iteration.ranks import this_worker
 from npstream.iteration.state import MAX_COUNT, count_in
+
+if TYPE_CHECKING:
+    from npstream.iteration.epochs import AnyEpochs
+    from npstream.iteration.settings import IterationSettings
 
 T = TypeVar("T")
 
@@ -45,11 +50,11 @@ _TRAINER = "trainer_epoch"
 """In a state, the number that a trainer gives to its epoch, if one did."""
 
 
-class Resumable(ABC):
+class Resumable(RankEpochs):
     """What is iterated over epoch after epoch, and has a state."""
 
-    def __init__(self, epoch: int, context_bytes: int = 0) -> None:
-        self._counter = EpochCounter(epoch, context_bytes)
+    def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
+        super().__init__(epochs, settings)
         self._run: Run | None = None
         self._iterator: weakref.ref[EpochIterator] | None = None
         self._rejoined: tuple[EpochPlace, int] | None = None
@@ -79,35 +84,17 @@ class Resumable(ABC):
         if self._run is not None:
             self._run.part = self._part(self._run.place)
 
-    @abstractmethod
-    def _part(self, place: EpochPlace) -> Partition:
-        """Return this rank's part of what is left of an epoch."""
-
-    @abstractmethod
-    def _state_of(self, place: EpochPlace) -> dict[str, Any]:
-        """Return the state that says to go on at a place."""
-
-    @abstractmethod
-    def _place_of(self, state: Mapping[str, Any]) -> EpochPlace:
-        """Return where a state says to go on; raise if it is of something else."""
-
     # Beginning
 
-    def begin(self, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
-        """Begin the next epoch, or where a state says.
+    def begin(self) -> Run:
+        """Begin the next epoch, or where a state says; what was iterated over before is old.
 
         For `npstream.torch` only.
 
-        Parameters
-        ----------
-        make : callable
-            Makes the items of a run.
-        rows_of : callable
-            Returns the samples of each rank in an item of a run.
-
         Returns
         -------
-        EpochIterator
+        Run
+            What is to be read. The caller makes its iterator, and gives that to `attach`.
         """
         run = self._fresh()
         if run is None:
@@ -115,14 +102,10 @@ class Resumable(ABC):
             run = self._next_run(self._counter.take)
         else:
             run = self._run_from(run.place)
-        return self._begun(run, make, rows_of)
+        return self._begun(run)
 
-    def begin_as(
-        self, worker: int, workers: int, make: Make, rows_of: Callable[[Run], int]
-    ) -> EpochIterator:
+    def begin_as(self, worker: int, workers: int) -> Run:
         """Begin, in a worker that nobody leads, its share of the next epoch.
-
-        For `npstream.torch` only.
 
         Parameters
         ----------
@@ -130,14 +113,11 @@ class Resumable(ABC):
             Number of this worker.
         workers : int
             Number of all workers.
-        make : callable
-            Makes the items of a run.
-        rows_of : callable
-            Returns the samples of each rank in an item of a run.
 
         Returns
         -------
-        EpochIterator
+        Run
+            What is to be read, as `begin` returns it.
         """
         run = self._next_run(partial(self._counter.take_as, worker, workers))
         if self._rejoined is not None:
@@ -145,15 +125,30 @@ class Resumable(ABC):
             run = self._run_from(place)
             run.position += yielded * run.part.world
             self._rejoined = None
-        return self._begun(run, make, rows_of)
+        return self._begun(run)
 
-    def _begun(self, run: Run, make: Make, rows_of: Callable[[Run], int]) -> EpochIterator:
+    def _begun(self, run: Run) -> Run:
         worker, workers = this_worker()
         if not workers and (old := self._alive()) is not None:
             old.retire(OLD)
         self._run, self._iterator = run, None
         run.number = self._counter.number(worker, workers)
-        iterator = EpochIterator.of(run, make, rows_of(run))
+        return run
+
+    def attach(self, iterator: EpochIterator) -> EpochIterator:
+        """Let `skip`, `set_epoch` and states reach the iterator over what has begun; return it.
+
+        For `npstream.torch` only.
+
+        Parameters
+        ----------
+        iterator : EpochIterator
+            The iterator over the run that `begin` returned.
+
+        Returns
+        -------
+        EpochIterator
+        """
         self._iterator = weakref.ref(iterator)
         return iterator
 
@@ -457,6 +452,13 @@ class Resumable(ABC):
 
     def _reached(self, samples: int | None = None, from_beginning: bool = True) -> EpochPlace:
         """Return what a state is to say, given what somebody else counted, if so."""
+        if samples is None and "accelerate" in sys.modules:
+            how, _ = torch_door().accelerated(self)
+            if how == "ahead":
+                raise RuntimeError(
+                    "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
+                    "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
+                )
         run = self._run
         if self._counter.begun:
             if samples is None:
@@ -489,10 +491,6 @@ class Resumable(ABC):
         self._has_warned = True
         self._warn_of_left(run)
 
-    @abstractmethod
-    def _warn_of_left(self, run: Run) -> None:
-        """Say that an epoch was left where a state of it was saved."""
-
     # Runs
 
     def _next_run(self, take: Callable[[], EpochPlace]) -> Run:
@@ -509,9 +507,3 @@ class Resumable(ABC):
 
 def _is_empty(run: Run) -> bool:
     return run.part.end <= run.part.start
-
-
-def this_worker() -> tuple[int, int]:
-    """Return the number of the worker that this process is, and of all workers: 0 if it is none."""
-    worker: tuple[int, int] = torch_door().worker() if "torch" in sys.modules else (0, 0)
-    return worker
