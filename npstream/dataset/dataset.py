@@ -234,11 +234,9 @@ class Dataset:
         if self.ndim > 1:
             return map(self.__getitem__, range(len(self)))
         samples = iterate_samples(self._source, self._selection, self._names)
-        return (
-            samples
-            if self._transform is None
-            else applied(self._transform, samples, VIEW_TRANSFORM)
-        )
+        if self._transform is None:
+            return samples
+        return applied(self._transform, samples, VIEW_TRANSFORM)
 
     # Reading
 
