@@ -504,7 +504,7 @@ def test_the_samples_of_a_batch_are_read_together(ds, monkeypatch):
     monkeypatch.setattr(
         npstream.reading.source.Source,
         "samples",
-        lambda self, names, ids: reads.append(len(ids)) or samples(self, names, ids),
+        lambda self, names, found: reads.append(len(found.rows)) or samples(self, names, found),
     )
     assert len(list(DataLoader(ds, batch_size=20))) == 4
     assert reads == [20, 20, 20, 1]
