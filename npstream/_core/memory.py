@@ -189,11 +189,15 @@ def available() -> int:
     return min(bound for bound in bounds if bound is not None)
 
 
-def ensure_fits(nbytes: int, what: str) -> None:
-    """Raise MemoryError, before allocating, where `nbytes` is more than the memory that is free."""
+def ensure_fits(nbytes: int, what: str, *values: object) -> None:
+    """Raise MemoryError, before allocating, where `nbytes` is more than the memory that is free.
+
+    The message begins with ``what.format(*values)``, which is only made where it is raised.
+    """
     if not fits(nbytes):
+        subject = what.format(*values) if values else what
         raise MemoryError(
-            f"{what} takes {nbytes:,} bytes and {available():,} are free: read a part of it, "
+            f"{subject} takes {nbytes:,} bytes and {available():,} are free: read a part of it, "
             "fewer columns, or iterate"
         )
 

@@ -154,7 +154,7 @@ class Selection:
             flat = self._ids if self._ids.ndim == 1 else self._ids.reshape(-1)
             return flat.copy() if start == 0 and stop is None else flat[start:stop].copy()
         rows, under = self._rows[start:stop], self._under
-        ensure_fits(8 * len(rows), f"the numbers of {len(rows):,} samples")
+        ensure_fits(8 * len(rows), "the numbers of {:,} samples", len(rows))
         if under and isinstance(under[0], Mask):
             ids = under[0].run(rows)
             under = under[1:]
@@ -335,6 +335,8 @@ def admit(item: Any) -> Any:
     Raises for what NumPy would take in a sense that nobody wants here; leaves alone what NumPy
     will refuse.
     """
+    if type(item) is np.ndarray and item.ndim:
+        return item
     if isinstance(item, slice) or item is Ellipsis:
         return item
     if item is None:

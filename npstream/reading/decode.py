@@ -49,7 +49,7 @@ def batch_column(
     kind = field.encoding.kind
     if field.encoding.dtype.kind == "b":
         _check_bools(fetcher, field, stored, ids)
-    if stored is out:
+    if stored is out or (out is None and kind == "fixed" and isinstance(stored, np.ndarray)):
         return stored
     if kind in ("int_text", "float_text", "object"):
         stored = sample_values(fetcher, field, stored, ids)

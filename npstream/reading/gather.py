@@ -131,7 +131,8 @@ class Field:
             assert self.encoding.size is not None
             shape, dtype = (self.encoding.size,), np.dtype(np.uint8)
         assert shape is not None
-        memory.ensure_fits(n * dtype.itemsize * prod(shape), f"{n:,} rows of column {self.name!r}")
+        nbytes = n * dtype.itemsize * prod(shape)
+        memory.ensure_fits(nbytes, "{:,} rows of column {!r}", n, self.name)
         return np.empty((n, *shape), dtype)
 
 
@@ -139,12 +140,14 @@ class Field:
 class _Split:
     """How samples of a schema are taken apart.
 
-    The columns that are copied at once, and those that are only found, in the tables' order.
+    The columns that are copied at once, and those that are only found, in the tables' order. Of
+    the copied ones, `opaque` are those whose bytes, of one size, are no array.
     """
 
     how: Split
     copied: list[Field]
     found: list[Field]
+    opaque: list[Field]
 
 
 class Plan:
@@ -207,7 +210,7 @@ class Plan:
             np.array(fixed, np.int64).reshape(-1, 4),
             np.array(variable, np.int64).reshape(-1, 2),
         )
-        return _Split(how, copied, found)
+        return _Split(how, copied, found, [f for f in copied if f.encoding.kind != "fixed"])
 
 
 def gather(
@@ -286,14 +289,16 @@ def _gather_schema(
     if layout is None:
         return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
     split = plan.split(schema, layout)
-    how, copied = split.how, split.copied
-    columns: dict[str, Any] = {
-        f.name: out[f.name] if f.name in out else f.allocate(len(ids)) for f in copied
-    }
+    how = split.how
+    columns: dict[str, Any] = {}
     blocks, held = [], []
     fixed = how.fixed.copy()
-    for place, f in enumerate(copied):
-        fixed[place, 3] = memory.writable_address(columns[f.name])
+    for place, f in enumerate(split.copied):
+        column = out.get(f.name)
+        if column is None:
+            column = f.allocate(len(ids))
+        columns[f.name] = column
+        fixed[place, 3] = memory.writable_address(column)
     for start in range(0, len(ids), BLOCK):
         part = ids[start : start + BLOCK]
         spans, holder = fetcher.read(part, how, fixed, is_prefetched)
@@ -301,9 +306,8 @@ def _gather_schema(
         held.append(holder)
         if len(part) < len(ids):
             fixed[:, 3] += len(part) * fixed[:, 2]
-    for f in copied:
-        if f.encoding.kind != "fixed":
-            columns[f.name] = _rows_of_bytes(columns[f.name])
+    for f in split.opaque:
+        columns[f.name] = _rows_of_bytes(columns[f.name])
     for place, f in enumerate(split.found):
         values = _Values(fetcher, f, ids, [block[place] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
@@ -332,8 +336,8 @@ class _Values:
 
     def allocate(self, elements: int, dtype: np.dtype[Any]) -> AnyArray:
         """Return a new array for the elements of all values."""
-        what = f"{len(self.ids):,} rows of column {self.field.name!r}"
-        memory.ensure_fits(elements * dtype.itemsize, what)
+        nbytes, rows = elements * dtype.itemsize, len(self.ids)
+        memory.ensure_fits(nbytes, "{:,} rows of column {!r}", rows, self.field.name)
         return np.empty(elements, dtype)
 
     def copy(self, offsets: Int64, destination: AnyArray) -> None:

@@ -60,7 +60,8 @@ def load(
     ValueError, TypeError
         If `out` does not fit.
     """
-    if out is not None and not isinstance(out, Mapping):
+    # The first test of the two takes a tenth of the second's time.
+    if out is not None and not isinstance(out, dict) and not isinstance(out, Mapping):
         raise TypeError(
             f"out is of type {type(out).__name__}: expected a mapping from names of columns to "
             "arrays, as in out={'x': array}"
@@ -278,8 +279,7 @@ def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
     array = as_array(out) if here else np.asarray(out)
     # What NumPy had to copy does not see what is written to the copy.
-    is_read_only = not hasattr(out, "__setitem__") or hasattr(type(out), "_to_write")
-    if array is not out and (array.base is None or is_read_only):
+    if array is not out and (array.base is None or _is_read_only(out)):
         raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
     if array.shape != shape:
         raise ValueError(f"out for column {name!r} has shape {array.shape}; expected {shape}")
@@ -288,6 +288,10 @@ def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) 
     if not array.flags.writeable:
         raise ValueError(f"out for column {name!r} is read-only")
     return array
+
+
+def _is_read_only(out: Any) -> bool:
+    return not hasattr(out, "__setitem__") or hasattr(type(out), "_to_write")
 
 
 def _named(plan: Plan, name: str) -> Field:

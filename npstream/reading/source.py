@@ -200,7 +200,7 @@ class Source:
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns that are all stored."""
         ids = found.samples
-        if (name := self.scalars(plan)) is not None and len(ids):
+        if self.fetcher.remotes and (name := self.scalars(plan)) is not None and len(ids):
             first, last = int(ids.min()), int(ids.max())
             if self.is_aside(plan, first, last, len(ids)):
                 values = self._side_values(plan.fields[0], first, last + 1)

@@ -142,8 +142,7 @@ def read(
     guide: Int64,
     shift: int,
     place: Int64,
-    address: Int64,
-    nbytes: Int64,
+    samples: Int64,
     nvariable: int,
     nfixed: int,
     fixed: Int64,
@@ -152,9 +151,12 @@ def read(
 ) -> int:
     """`locate`, `split`, or the one and then the other; returns what the first failure did.
 
+    The rows of `samples` are their `address` and `nbytes`: each array of a call takes time.
+
     Only this is called: to compile both alone as well would take as long again.
     """
     code = 0
+    address, nbytes = samples[0], samples[1]
     if steps & LOCATE:
         code = locate(ids, starts, guide, shift, place, address, nbytes)
     if code == 0 and steps & SPLIT:

@@ -114,28 +114,34 @@ class Fetcher:
         held : object
             What must be referred to while the addresses are in use.
         """
-        address, nbytes = np.empty((2, len(ids)), np.int64)
+        samples, held = self._locate(ids)
+        return samples[0], samples[1], held
+
+    def _locate(self, ids: Int64) -> tuple[Int64, object]:
+        """Find the bytes of samples: `address` and `nbytes` are the rows of one array."""
+        samples = np.empty((2, len(ids)), np.int64)
         table = self.current()
-        code = self._find(ids, table, address, nbytes)
+        code = self._find(ids, table, samples)
         held: list[object] = [table]
         if code > 0:
             with one_read():
-                code, held = self._locate_absent(ids, address, nbytes, held)
+                code, held = self._locate_absent(ids, samples, held)
         if code < 0:
             self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
-        return address, nbytes, held
+        return samples, held
 
     def _locate_absent(
-        self, ids: Int64, address: Int64, nbytes: Int64, held: list[object]
+        self, ids: Int64, samples: Int64, held: list[object]
     ) -> tuple[int, list[object]]:
         """Find the bytes of samples some of which are not in memory, as their addresses say."""
+        address, nbytes = samples[0], samples[1]
         absent = address == 0
         code = 1
         brought = self.shards.bring(ids[absent], nbytes[absent])
         if len(brought):
             table = self._ensure(brought)
             held = [table]
-            code = self._find(ids, table, address, nbytes)
+            code = self._find(ids, table, samples)
         if code > 0:
             absent = address == 0
             found = self.shards.borrow(ids[absent], nbytes[absent])
@@ -143,10 +149,10 @@ class Fetcher:
             held += borrowed
         return code, held
 
-    def _find(self, ids: Int64, table: Table, address: Int64, nbytes: Int64) -> int:
+    def _find(self, ids: Int64, table: Table, samples: Int64) -> int:
         """Fill in the addresses and lengths of samples; returns what `kernels.locate` does."""
         return kernels.read.sized(len(ids))(
-            kernels.LOCATE, ids, *self._lookup, table.place, address, nbytes,
+            kernels.LOCATE, ids, *self._lookup, table.place, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
 
@@ -178,22 +184,22 @@ class Fetcher:
             What must be referred to while the addresses are in use.
         """
         n = len(ids)
-        spans = np.empty((len(how.variable), 2, n), np.int64)
+        spans = np.empty((len(how.variable), 2, n), np.int64) if len(how.variable) else _NO_SPANS
         if is_prefetched or self._cold.warm:
             table = self.current()
-            address, nbytes = np.empty(n, np.int64), np.empty(n, np.int64)
+            samples = np.empty((2, n), np.int64)
             code = kernels.read.sized(n)(
-                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.place, address, nbytes,
+                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.place, samples,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
                 self._cold.observe(n)
             if code == 0:
                 return spans, table
-        address, nbytes, held = self.locate(ids)
-        self._cold.prepare(address, nbytes)
+        samples, held = self._locate(ids)
+        self._cold.prepare(samples[0], samples[1])
         code = kernels.read.sized(n)(
-            kernels.SPLIT, ids, *self._lookup, _NO_PLACE, address, nbytes,
+            kernels.SPLIT, ids, *self._lookup, _NO_PLACE, samples,
             how.nvariable, how.nfixed, fixed, how.variable, spans,
         )  # fmt: skip
         if code < 0:
@@ -314,11 +320,11 @@ class Fetcher:
 
     def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return the samples that are not in memory, and their shards."""
-        address, nbytes = np.empty((2, len(ids)), np.int64)
-        if self._find(ids, self.current(), address, nbytes) <= 0:
+        samples = np.empty((2, len(ids)), np.int64)
+        if self._find(ids, self.current(), samples) <= 0:
             return _NONE, _NONE
-        absent = address == 0
-        return ids[absent], nbytes[absent]
+        absent = samples[0] == 0
+        return ids[absent], samples[1][absent]
 
     def region(self, shard: int) -> Region | None:
         """Return a shard in memory, all of it or in part; None if that would take a request."""

@@ -297,12 +297,12 @@ def test_read_is_locate_and_split(run, shards):
 
     def read_in(*parts):
         output, intact = watched(2 * n)
-        address, nbytes = np.zeros((2, n), np.int64)
+        samples = np.zeros((2, n), np.int64)
         spans = np.zeros((1, 2, n), np.int64)
         for steps in parts:
             code = run(kernels.read)(
                 steps, np.arange(n), table.starts, table.guide, table.shift, table.place,
-                address, nbytes, 1, 2, np.array([(1, 0, 2, address_of(output))]),
+                samples, 1, 2, np.array([(1, 0, 2, address_of(output))]),
                 np.array([(0, 0)]), spans,
             )  # fmt: skip
             if code:
