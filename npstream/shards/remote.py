@@ -254,10 +254,12 @@ class RemoteShards(LocalShards):
         """
         found: dict[int, Region] = {}
         for shard in shards:
-            if self.files.is_ready(shard):
-                data, head = self.files.data(shard), self.files.head(shard)
-                if data is not None and head is not None:
-                    found[shard] = self._checked(shard, data.data, head.data, data.resident[1:])
+            if not self.files.is_ready(shard):
+                continue
+            data, head = self.files.data(shard), self.files.head(shard)
+            # The files may be others by now, which replaced those that were ready.
+            if data is not None and head is not None and data.resident[0] and head.resident[0]:
+                found[shard] = self._checked(shard, data.data, head.data, data.resident[1:])
         return found
 
     def is_stale(self, shard: int, region: Region) -> bool:
@@ -492,9 +494,10 @@ class RemoteShards(LocalShards):
 
     def _opened(self, shard: int) -> Region:
         """Return a whole shard in memory: out of the cache, or fetched."""
-        if self.files.is_whole(shard) and (found := self.open([shard])):
-            return found[shard]
-        return self._checked(shard, *self._whole(shard))
+        region = self.open([shard]).get(shard) if self.files.is_whole(shard) else None
+        if region is None or not region.resident.all():
+            region = self._checked(shard, *self._whole(shard))
+        return region
 
 
 def _keep(file: CachedFile, data: Bytes) -> None:

@@ -557,3 +557,26 @@ def test_fetching_ahead(tmp_path, upload, requests, capsys):
     assert "raise cache_limit" in capsys.readouterr().err
     assert main([*words, "30KB"]) == 1
     assert "raise cache_limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_a_shard_that_is_replaced_once_it_was_found_ready(compression, tmp_path, upload):
+    """Another process evicts a file after this one saw that it is ready, and before it opens it."""
+    values = np.arange(600)
+    npstream.write(tmp_path / "data", {"x": values}, compression=compression)
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
+    assert ds["x"].load().tolist() == values.tolist()
+    shards = ds._source.fetcher.shards
+    is_ready = shards.files.is_ready
+    evicted = []
+
+    def evict(shard):
+        ready = is_ready(shard)
+        evicted.append(npstream.cache.clear(tmp_path / "cache"))
+        return ready
+
+    shards.files.is_ready = evict
+    assert shards.open([0]) == {}
+    assert evicted
+    del shards.files.is_ready
+    assert ds["x"].load().tolist() == values.tolist()
