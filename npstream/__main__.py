@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from npstream import __version__
+from npstream._core.arguments import quantity
 from npstream._core.redaction import redact, url_secrets
 from npstream.errors import NpstreamError
 
@@ -120,7 +121,7 @@ def run_cache_clear(options: argparse.Namespace) -> None:
     """Run ``npstream cache clear``."""
     from npstream.cache.cache import clear
 
-    print(f"{clear(options.directory):,} bytes removed")
+    print(f"{quantity(clear(options.directory), 'byte')} removed")
 
 
 def run_cache_fetch(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.optional import optional
 from npstream._core.typing import AnyArray
 from npstream.formats.encodings.encodings import Encoding, column_type
@@ -308,10 +309,9 @@ def _assert_same_array(actual: AnyArray, expected: AnyArray) -> None:
     same = np.asarray((actual == expected) | ((actual != actual) & (expected != expected)))
     if not same.all():
         first = tuple(axis.item(0) for axis in np.nonzero(~np.atleast_1d(same)))[: expected.ndim]
-        raise AssertionError(
-            f"{np.count_nonzero(~same)} of {same.size} values differ, the first at {first}: "
-            f"{actual[first]} is not NumPy's {expected[first]}"
-        )
+        wrong = quantity(int(np.count_nonzero(~same)), "wrong value")
+        where = f"{wrong} of {same.size:,}, the first at {first}"
+        raise AssertionError(f"{where}: {actual[first]} is not NumPy's {expected[first]}")
 
 
 def _assert_same_elements(actual: AnyArray | Ragged, expected: AnyArray) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream.errors import MissingDependencyError, stopped
 
 try:
@@ -109,8 +110,8 @@ def _refuse(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
     """Refuse to make a batch of batches."""
     raise TypeError(
         f"this DataLoader makes batches, of {len(batches)} each, of what are batches already, of "
-        f"{batches[0].n} samples: give it batch_size=None; or let torch make the batches, of "
-        "ds.iter(batch_size=..., batched=False)"
+        f"{quantity(batches[0].n, 'sample')}: give it batch_size=None; or let torch make the "
+        "batches, of ds.iter(batch_size=..., batched=False)"
     )
 
 
@@ -381,9 +382,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         left = run.part.samples - run.rows
         if left > (self._rows_of(run) - 1 if self.drop_last else 0):
             raise RuntimeError(
-                f"torch's DataLoader ended with {left} of this rank's {run.part.samples} samples "
-                "not read: a collate_fn, or something else that it calls, may have raised "
-                "StopIteration"
+                f"torch's DataLoader ended with {left} of this rank's "
+                f"{quantity(run.part.samples, 'sample')} not read: a collate_fn, or something else "
+                "that it calls, may have raised StopIteration"
             )
 
     @property

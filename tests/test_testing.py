@@ -188,7 +188,7 @@ SAME = {
 }
 
 DIFFERENT = {
-    "value": (A, np.array([1.0, 2.0]), r"1 of 2 values differ, the first at \(1,\): nan is not"),
+    "value": (A, np.array([1.0, 2.0]), r"1 wrong value of 2, the first at \(1,\): nan is not"),
     "0-d": (np.array(1), np.array(2), r"the first at \(\): 1 is not NumPy's 2"),
     "byte order": (np.arange(3, dtype=">i4"), np.arange(3, dtype="<i4"), "dtype >i4"),
     "dtype": (A, A.astype(np.float32), "dtype float64 is not NumPy's float32"),
@@ -258,7 +258,11 @@ def test_views_of_datasets_are_checked_again(ds, values):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("label", lambda column: column + (np.arange(6) == 3), r"1 of 6 .*\(3,\): 3 is not"),
+        (
+            "label",
+            lambda column: column + (np.arange(6) == 3),
+            r"1 wrong value of 6.*\(3,\): 3 is not",
+        ),
         ("label", lambda column: column.astype(np.int32), "dtype"),
         ("tokens", lambda column: column[:, :1], "shape"),
         (
@@ -280,7 +284,7 @@ def test_a_column_that_differs_is_named(ds, values, name, change, message):
 def test_load_is_checked_besides_asarray(ds, values, monkeypatch):
     monkeypatch.setattr(npstream.Column, "load", lambda column: np.zeros(6, np.int64))
     monkeypatch.setattr(npstream.Column, "__array__", lambda column, *_, **__: np.arange(6))
-    with pytest.raises(AssertionError, match="5 of 6 values differ"):
+    with pytest.raises(AssertionError, match="5 wrong values of 6"):
         testing.assert_same_as_numpy(ds["label"], values["label"])
 
 

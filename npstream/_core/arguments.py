@@ -103,6 +103,8 @@ def quantity(count: int, noun: str) -> str:
     """
     if count == 1:
         return f"1 {noun}"
+    if noun == "axis":
+        return f"{count:,} axes"
     return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.optional import optional, torch_door
 from npstream._core.typing import AnyArray
 
@@ -98,8 +99,8 @@ def _unmasked(array: AnyArray) -> AnyArray:
         return np.asarray(array)
     if hidden := int(np.ma.getmaskarray(array).sum()):
         raise ValueError(
-            f"its mask hides {hidden} of {array.size} values: fill them in, as with .filled(0), or "
-            "leave the samples out"
+            f"its mask hides {hidden:,} of {quantity(array.size, 'value')}: fill them in, as with "
+            ".filled(0), or leave the samples out"
         )
     return np.asarray(array.data)
 
@@ -210,8 +211,8 @@ def check_nulls(array: Any) -> None:
     if array.null_count:
         row = array.is_null().index(True).as_py()
         raise ValueError(
-            f"{array.null_count} of {len(array)} values are null, the first in row {row}: fill "
-            "them in, as with .fill_null(0), or leave their samples out"
+            f"{quantity(array.null_count, 'null')} in {quantity(len(array), 'value')}, the first "
+            f"in row {row}: fill them in, as with .fill_null(0), or leave their samples out"
         )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes, Int64
 
 if TYPE_CHECKING:
@@ -76,7 +77,9 @@ class Map:
         address = _libc.mmap(None, self.nbytes, _PROT_READ, flags, descriptor, 0)
         if address == _MAP_FAILED:
             code = ctypes.get_errno()
-            raise OSError(code, f"cannot map {self.nbytes:,} bytes: {os.strerror(code)}", path)
+            raise OSError(
+                code, f"cannot map {quantity(self.nbytes, 'byte')}: {os.strerror(code)}", path
+            )
         self.address = int(address)
         # Reading ahead is planned, never guessed: a cold row would otherwise fetch megabytes.
         _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
@@ -197,8 +200,8 @@ def ensure_fits(nbytes: int, what: str, *values: object) -> None:
     if not fits(nbytes):
         subject = what.format(*values) if values else what
         raise MemoryError(
-            f"{subject} takes {nbytes:,} bytes and {available():,} are free: read a part of it, "
-            "fewer columns, or iterate"
+            f"{subject} takes {quantity(nbytes, 'byte')} and {available():,} are free: read a part "
+            "of it, fewer columns, or iterate"
         )
 
 
@@ -210,8 +213,8 @@ def fits(nbytes: int) -> bool:
 def too_large(nbytes: int) -> str:
     """Say that what an index says of a file cannot be, as far as this machine can tell."""
     return (
-        f"{nbytes:,} bytes when decompressed, as its index says, and {available():,} bytes of "
-        "memory are free"
+        f"{quantity(nbytes, 'byte')} when decompressed, as its index says, and free memory "
+        f"has {available():,}"
     )
 
 

@@ -76,7 +76,7 @@ class CacheInfo:
 
     def __str__(self) -> str:
         return (
-            f"{self.directory}: {quantity(self.files, 'file')}, {self.nbytes:,} bytes of "
+            f"{self.directory}: {quantity(self.files, 'file')}, {quantity(self.nbytes, 'byte')} of "
             f"{self.limit:,} that it may take"
         )
 
@@ -117,7 +117,7 @@ class ShardCache:
         folder.sweep(self.directory)
 
     def __repr__(self) -> str:
-        limit = "auto" if self.limit is None else f"{self.limit:,} bytes"
+        limit = "auto" if self.limit is None else quantity(self.limit, "byte")
         return f"<npstream.ShardCache: {self.directory}, limit {limit}>"
 
     def open(
@@ -264,8 +264,8 @@ class ShardCache:
             if self.limit is None:
                 mend = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
             raise ValueError(
-                f"{self.directory}: the cache may take {most:,} bytes, and this needs at least "
-                f"{nbytes:,}: {mend}"
+                f"{self.directory}: the cache may take {quantity(most, 'byte')}, and this needs at "
+                f"least {nbytes:,}: {mend}"
             )
 
     def room(self) -> int:

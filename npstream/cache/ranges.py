@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, runs
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
@@ -130,7 +131,8 @@ class CachedRanges:
         pieces, size = _pieces(begin, nbytes), len(file.data)
         if begin + nbytes > size:
             raise FormatError(
-                f"{self.where(name)}: {size} bytes; its side-car needs {begin + nbytes}"
+                f"{self.where(name)}: {quantity(size, 'byte')}; its side-car needs "
+                f"{begin + nbytes:,}"
             )
         bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
         part = PieceRange(file, name, pieces.start, bounds, None)

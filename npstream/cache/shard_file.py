@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import map_shared
 from npstream._core.typing import Body, Bytes
 from npstream.cache import directory as folder
@@ -91,7 +92,8 @@ class CachedFile:
         nbytes = memoryview(data).nbytes
         if not 0 <= offset <= offset + nbytes <= len(self.data):
             raise ValueError(
-                f"{self.path}: {nbytes:,} bytes at {offset:,} of a shard of {len(self.data):,}"
+                f"{self.path}: {quantity(nbytes, 'byte')} at {offset:,} of a shard of "
+                f"{len(self.data):,}"
             )
         return self._write([(offset, data)])
 

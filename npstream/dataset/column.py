@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.arrays import in_bounds
 from npstream._core.optional import arrow_stream, torch_door
@@ -555,8 +556,8 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
             return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
         if self._cell is None:
             raise ValueError(
-                f"column {self.name!r} has {self.ndim} axes, and values that vary in size: "
-                "take it of a view with one axis, as ravel() gives"
+                f"column {self.name!r} has {quantity(self.ndim, 'axis')}, and values that vary in "
+                "size: take it of a view with one axis, as ravel() gives"
             )
         rows_lead = self._mesh is None or not self._mesh.lead
         array = None if rows_lead else self.load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from npstream._core.arguments import parse_size
+from npstream._core.arguments import parse_size, quantity
 from npstream._core.log import log
 from npstream.dataset.absence import explain_absence
 from npstream.dataset.dataset import Dataset
@@ -141,8 +141,9 @@ def open_dataset(
             shards.require_hash(verify)
         source, names = open_source(fetcher, columns, allow_pickle, limit)
         log(
-            "opened %s: version %s, %d samples in %d shards, columns %s, verify=%r",
-            opened.where, opened.fingerprint, opened.samples, len(opened), ", ".join(names), verify,
+            "opened %s: version %s, %s in %s, columns %s, verify=%r",
+            opened.where, opened.fingerprint, quantity(opened.samples, "sample"),
+            quantity(len(opened), "shard"), ", ".join(names), verify,
         )  # fmt: skip
         return Dataset(source, Selection.all(opened.samples), names)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream._core.typing import Bools, Int64, Sample
 from npstream.errors import stopped
@@ -48,7 +49,7 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     if len(counts) < len(lengths):
         raise ValueError(f"fractions {lengths} sum to {sum(lengths)}; they must sum to 1")
     if sum(counts) != n:
-        raise ValueError(f"lengths {lengths} are {sum(counts)} samples; there are {n}")
+        raise ValueError(f"lengths {lengths} are {quantity(sum(counts), 'sample')}; there are {n}")
     return counts
 
 

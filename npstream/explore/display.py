@@ -43,7 +43,7 @@ def _column_lines(encodings: Mapping[str, str]) -> list[str]:
     width = min(WIDTH, max((len(name) for name, _ in shown), default=0))
     lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown]
     if len(encodings) > MAX_COLUMNS:
-        lines.append(f"  ... and {len(encodings) - MAX_COLUMNS} more columns")
+        lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
     return lines
 
 
@@ -75,7 +75,7 @@ def mixture_text(
         for name, size, share in sources[:MAX_COLUMNS]
     ]
     if len(sources) > MAX_COLUMNS:
-        lines.append(f"  ... and {len(sources) - MAX_COLUMNS:,} more sources")
+        lines.append(f"  ... and {quantity(len(sources) - MAX_COLUMNS, 'more source')}")
     if changes is not None:
         lines.append(f"  and other shares from position {changes:,} on")
     return "\n".join(lines) + ">"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Body
 from npstream.errors import FormatError, MissingDependencyError
 
@@ -136,8 +137,8 @@ def decompress(data: Body, spec: str, size: int) -> bytes:
     except _errors(compression.name) as error:
         raise FormatError(f"damaged {spec} data: {error}") from error
     if out.tell() != size:
-        held = f"more than {size}" if out.tell() > size else f"{out.tell()}"
-        raise FormatError(f"the {spec} data hold {held} bytes; expected {size}")
+        held = f"{'more than ' * (out.tell() > size)}{quantity(min(out.tell(), size), 'byte')}"
+        raise FormatError(f"the {spec} data hold {held}; expected {size:,}")
     return out.getvalue()
 
 
@@ -181,7 +182,9 @@ def _snappy_pieces(data: Body, size: int) -> Iterator[bytes]:
     # The length that the data claim is allocated at once; three bytes stand for up to 64.
     claimed = snappy.decompress_raw_len(data)
     if claimed != size or claimed > 64 * len(data):
-        raise ValueError(f"{len(data)} of them claim {claimed} bytes; expected {size}")
+        raise ValueError(
+            f"{len(data)} of them claim {quantity(claimed, 'byte')}; expected {size:,}"
+        )
     yield snappy.decompress_raw(data)
 
 

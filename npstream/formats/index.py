@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import available, fits
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64
 from npstream.errors import FormatError, shown
@@ -259,10 +260,11 @@ def check_size(nbytes: int, where: str) -> None:
     """
     if nbytes >= MAX_INDEX:
         raise FormatError(
-            f"{where}: {nbytes:,} bytes; an index has less than {MAX_INDEX:,}: write larger shards"
+            f"{where}: {quantity(nbytes, 'byte')}; an index has less than {MAX_INDEX:,}: write "
+            "larger shards"
         )
     if not fits(2 * nbytes):
-        raise FormatError(f"{where}: {nbytes:,} bytes; {available():,} bytes of memory are free")
+        raise FormatError(f"{where}: {quantity(nbytes, 'byte')}; free memory has {available():,}")
 
 
 def parsed_size(text: bytes) -> int:
@@ -293,14 +295,15 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
         check_size(len(text), where)
         if len(text) > _COUNTED and not fits(taken := parsed_size(text)):
             raise FormatError(
-                f"{where}: to parse its {len(text):,} bytes takes about {taken:,} bytes of memory, "
-                f"and {available():,} are free"
+                f"{where}: to parse its {quantity(len(text), 'byte')} takes about "
+                f"{quantity(taken, 'byte')} of memory, and {available():,} are free"
             )
     try:
         document = json.loads(text)
     except MemoryError as error:
         raise FormatError(
-            f"{where}: its {len(text):,} bytes take more memory than is free"
+            f"{where}: its {quantity(len(text), 'byte')} cannot be parsed in the memory that is "
+            "free"
         ) from error
     except (ValueError, RecursionError) as error:
         what = "an empty file" if not text.strip() else f"no JSON: {error}"
@@ -472,7 +475,9 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             head = entry["raw_meta"]["bytes"]
             key = _text_key(kind, entry)
         if head < 8 + 4 * samples or nbytes < samples:
-            raise FormatError(f"{samples} samples cannot lie in {min(head, nbytes)} bytes")
+            raise FormatError(
+                f"{quantity(samples, 'sample')} cannot lie in {quantity(min(head, nbytes), 'byte')}"
+            )
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
             if file is not None and not BELOW.fullmatch(file["basename"]):
@@ -518,7 +523,10 @@ def check_schema(key: Any, place: str) -> Schema:
     if any("\ud800" <= character <= "\udfff" for character in "".join(texts)):
         fail("column names, encodings, newline and separator must be UTF-8")
     if len(names) != len(encodings) or (kind == "mds" and len(sizes) != len(names)):
-        fail(f"{len(names)} column names, {len(encodings)} encodings, {len(sizes)} sizes")
+        fail(
+            f"{len(names)} column names, {quantity(len(encodings), 'encoding')}, "
+            f"{quantity(len(sizes), 'size')}"
+        )
     if not names:
         fail("a shard has no columns")
     if len(set(names)) != len(names):

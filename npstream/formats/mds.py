@@ -20,6 +20,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
 from npstream.formats.index import check_ascent, check_configuration
@@ -110,19 +111,23 @@ def samples_begin(
     nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
     if nbytes < head:
-        raise FormatError(f"{nbytes} bytes; the head of {samples} samples takes {head}")
+        raise FormatError(
+            f"{quantity(nbytes, 'byte')}; the head of {quantity(samples, 'sample')} takes {head:,}"
+        )
     words = data[:head].view("<u4")
     count, begin, end = int(words[0]), int(words[1]), int(words[-1])
     if count != samples:
-        raise FormatError(f"{count} samples in the shard's head; the index says {samples}")
+        raise FormatError(
+            f"{quantity(count, 'sample')} in the shard's head; the index says {samples:,}"
+        )
     if not head <= begin <= nbytes:
         raise FormatError(f"samples begin at byte {begin}; expected {head} to {nbytes}")
     if end != nbytes and samples:
         raise FormatError(f"samples end at byte {end} of {nbytes}")
     if stride and begin + samples * stride != nbytes:
         raise FormatError(
-            f"{samples} samples of {stride} bytes from byte {begin} end at byte "
-            f"{begin + samples * stride} of {nbytes}"
+            f"{quantity(samples, 'sample')} of {quantity(stride, 'byte')} from byte {begin} on "
+            f"would end at byte {begin + samples * stride} of {nbytes}"
         )
     if not stride:
         check_ascent(words[1:])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
@@ -142,9 +143,11 @@ class Scan:
         """Return what was found, after the last byte."""
         self.feed(b"")  # the last pieces may be empty
         if self._found is None:
-            raise FormatError(f"it ends after {self._total} bytes, within a piece")
+            raise FormatError(f"it ends after {quantity(self._total, 'byte')}, within a piece")
         if self._filled:
-            raise FormatError(f"{self._filled} of {self._total} bytes follow its end")
+            raise FormatError(
+                f"{self._filled:,} of {quantity(self._total, 'byte')} came after its end"
+            )
         return self._found
 
 
@@ -191,7 +194,10 @@ def _steps(
 
 def _words(meta: bytes, samples: int) -> bytes:
     if len(meta) < 4 * (samples + 2):
-        raise FormatError(f"{len(meta)} bytes of meta; {samples} samples take {4 * (samples + 2)}")
+        raise FormatError(
+            f"{quantity(len(meta), 'byte')} of meta; the head of {quantity(samples, 'sample')} "
+            f"takes {4 * (samples + 2)}"
+        )
     return meta[: 4 * (samples + 2)]
 
 

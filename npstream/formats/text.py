@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
 from npstream.formats.index import check_ascent, check_configuration
@@ -67,18 +68,22 @@ def lines_begin(
     nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
     if len(meta) < head:
-        raise FormatError(f"{len(meta)} bytes of meta; {samples} samples take {head}")
+        raise FormatError(
+            f"{quantity(len(meta), 'byte')} of meta; {quantity(samples, 'sample')} need {head:,}"
+        )
     words = meta[:head].view("<u4")
     count, begin, end = int(words[0]), int(words[1]), int(words[-1])
     if count != samples:
-        raise FormatError(f"{count} samples in the meta file; the index says {samples}")
+        raise FormatError(
+            f"{quantity(count, 'sample')} in the meta file; the index says {samples:,}"
+        )
     if end != nbytes and samples:
         raise FormatError(f"lines end at byte {end} of {nbytes}")
     header = b""
     if schema.format != "json":
         header = (schema.separator.join(schema.names) + schema.newline).encode()
     if begin != len(header) or data[:begin].tobytes() != header:
-        raise FormatError(f"{begin} bytes before the first line; expected {header!r}")
+        raise FormatError(f"{quantity(begin, 'byte')} before the first line; expected {header!r}")
     check_ascent(words[1:])
     check_configuration(schema, meta[head:])
     return begin
@@ -137,7 +142,7 @@ def _xsv_parser(schema: Schema, names: Sequence[str]) -> Parser:
             raise FormatError(f"the newline {newline!r} within the line")
         fields = text.split(separator)
         if len(fields) != len(schema.names):
-            raise FormatError(f"{len(fields)} fields; expected {len(schema.names)}")
+            raise FormatError(f"{quantity(len(fields), 'field')}; expected {len(schema.names)}")
         return {name: casts[name](fields[place]) for name, place in places.items()}
 
     return parse

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol, TypeAlias
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.arrays import out_of_bounds
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Bools, Int64
@@ -168,7 +169,9 @@ class Selection:
         """Return the sample ids at positions of the ravelled view, all in ``range(size)``."""
         positions = positions.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(positions, self.size):
-            raise IndexError(f"a position is out of bounds for a view of {self.size} samples")
+            raise IndexError(
+                f"a position is out of bounds for a view of {quantity(self.size, 'sample')}"
+            )
         return self._at(positions)
 
     def ravel(self) -> Selection:
@@ -212,7 +215,9 @@ class Selection:
         array([...])
         """
         if len(permutation) != self.size:
-            raise ValueError(f"{permutation} does not permute a view of {self.size} samples")
+            raise ValueError(
+                f"{permutation} does not permute a view of {quantity(self.size, 'sample')}"
+            )
         under: tuple[Stage, ...]
         if self._ids is not None:
             under = (self._ids.reshape(-1),)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
 from npstream.iteration.partition import Gaps  # noqa: TC001 - a NamedTuple's field
 
@@ -252,8 +253,9 @@ class EpochCounter:
         """Raise unless workers can be told a context."""
         if len(context) > self._context_bytes:
             raise ValueError(
-                f"what an order needs to know of its run takes {len(context)} bytes, and workers "
-                f"can be told {self._context_bytes}: begin a new run, or read without workers"
+                f"what an order needs to know of its run takes {quantity(len(context), 'byte')}, "
+                f"and workers can be told {self._context_bytes}: begin a new run, or read without "
+                "workers"
             )
 
     def _context_memory(self, at: int) -> memoryview:

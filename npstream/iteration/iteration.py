@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.optional import torch_door
 from npstream.iteration.counter import EpochPlace, is_spawning
@@ -125,9 +126,9 @@ class Iteration(Resumable):
         one_by_one = self._settings.batch_size is None and self._settings.global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
-                f"samples are dealt to {workers} workers one by one, so batches that torch makes "
-                "of them depend on the number of workers: give its batch size to iter, too, as in "
-                "ds.iter(batch_size=..., batched=False)",
+                f"samples are dealt to {quantity(workers, 'worker')} one by one, so batches that "
+                "torch makes of them depend on the number of workers: give its batch size to "
+                "iter, too, as in ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
         run = self.begin_as(worker, workers) if workers else self.begin()
@@ -178,9 +179,9 @@ class Iteration(Resumable):
         rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
         if workers > 1 and rows != run.part.batch_size:
             raise ValueError(
-                f"DataLoader(batch_size={batch_size}) takes {rows} samples from each of {workers} "
-                f"workers in turn, which are dealt {run.part.batch_size} at a time: both must be "
-                "the same; or use one worker"
+                f"DataLoader(batch_size={batch_size}) takes {quantity(rows, 'sample')} from each "
+                f"of {quantity(workers, 'worker')} in turn, which are dealt {run.part.batch_size} "
+                "at a time: both must be the same; or use one worker"
             )
         return rows
 
@@ -214,9 +215,9 @@ class Iteration(Resumable):
         how, dropped = torch_door().accelerated(self)
         if how == "deals" and (world := self._resolve().world) > 1:
             raise RuntimeError(
-                f"this is the part of one of {world} ranks, and Accelerate would deal it out to "
-                "them again: prepare an npstream.torch.DataLoader, which it takes as it is; in "
-                "a Hugging Face Trainer, let get_train_dataloader return one"
+                f"this is the part of one of {quantity(world, 'rank')}, and Accelerate would deal "
+                "it out to them again: prepare an npstream.torch.DataLoader, which it takes as it "
+                "is; in a Hugging Face Trainer, let get_train_dataloader return one"
             )
         if how != "skips":
             return 0
@@ -240,8 +241,9 @@ class Iteration(Resumable):
         behind, each = left_before(place.position, place.gaps), self.rows_of(Run(place, part, 0))
         if behind != dropped * each * part.world:
             raise RuntimeError(
-                f"Accelerate would skip {dropped * each * part.world} samples, and the state that "
-                f"was loaded stands behind {behind} of its epoch: load the one of that checkpoint"
+                f"Accelerate would skip {quantity(dropped * each * part.world, 'sample')}, and the "
+                f"state that was loaded stands behind {behind} of its epoch: load the one of that "
+                "checkpoint"
             )
         return dropped
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream._core.log import warn
 from npstream.iteration.counter import EpochCounter
 from npstream.iteration.ranks import (
@@ -70,8 +71,8 @@ class RankEpochs:
         nodes = shared.world // shared.per_node
         if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
             warnings.warn(
-                f"each chunk is fetched {times} times, as {nodes} nodes do not divide the number "
-                "of lanes: give npstream.Shuffle(lanes=...) a multiple",
+                f"each chunk is fetched {times} times, as {quantity(nodes, 'node')} do not divide "
+                "the number of lanes: give npstream.Shuffle(lanes=...) a multiple",
                 stacklevel=5,
             )
 
@@ -106,9 +107,9 @@ class RankEpochs:
 
     def _warn_of_left(self, run: Run) -> None:
         text = (
-            f"epoch {run.place.epoch} was left after {run.position} of {run.part.size} samples, "
-            "where a state was saved: a run that goes on from it reads the rest of the epoch, and "
-            "this one begins another"
+            f"epoch {run.place.epoch} was left after {run.position} of "
+            f"{quantity(run.part.size, 'sample')}, where a state was saved: a run that goes on "
+            "from it reads the rest of the epoch, and this one begins another"
         )
         if self._epochs.can_be_cut:
             text += f". To have epochs end there, give epoch_size={run.position}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import integer
+from npstream._core.arguments import integer, quantity
 from npstream.errors import shown
 from npstream.formats.index import Index
 from npstream.indexing.concatenation import Concatenation
@@ -136,7 +136,7 @@ def read_place(
     gaps = merge_gaps(gaps_in(state))
     if len(gaps) > MAX_GAPS:
         raise ValueError(
-            f"{len(gaps)} stretches of an epoch are skipped: at most {MAX_GAPS} can be"
+            f"an epoch without {quantity(len(gaps), 'stretch')}: at most {MAX_GAPS} can be skipped"
         )
     return EpochPlace(epoch, position, gaps)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream.iteration.counter import EpochPlace
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
@@ -120,8 +121,8 @@ class StreamingEpochs:
         if any((cut - first) % unit for cut in cuts):
             raise ValueError(
                 f"of the epoch, {place.gaps} are left out, where an order of Streaming leaves out "
-                f"multiples of {unit} samples, from sample {first} on: go on with the ranks and "
-                "batches for which they were left out"
+                f"multiples of {quantity(unit, 'sample')}, from sample {first} on: go on with the "
+                "ranks and batches for which they were left out"
             )
         size, own_stop, start = (
             left_before(at, place.gaps) for at in (stop, first + own * world.ranks, place.position)
@@ -228,8 +229,8 @@ def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int6
         if view.affine != (0, 1) or view.size != view.source:
             raise ValueError(
                 f"Streaming's orders are of whole datasets, and {what} is a view of one: "
-                f"{view.size} of {view.source} samples, or in another order; shuffle=True takes "
-                "any view"
+                f"{view.size:,} of {quantity(view.source, 'sample')}, or in another order; "
+                "shuffle=True takes any view"
             )
     if not members:
         return [], [np.diff(source.index.starts)]

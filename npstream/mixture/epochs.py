@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import integer
+from npstream._core.arguments import integer, quantity
 from npstream.iteration.partition import Partition, left_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
@@ -147,7 +147,7 @@ class MixtureEpochs:
             raise ValueError(
                 f"position {place.position} of the epoch, of which {place.gaps} are left out, is "
                 f"within a batch: with batching={self._batching!r} an iteration goes on between "
-                f"batches, which take {run.grain} positions"
+                f"batches, which take {quantity(run.grain, 'position')}"
             )
         stretch = EpochOrder(stream, run.reached(place.epoch, 0), run.size)
         begun = max(run.stretches[run.since].start * run.width - run.reached(place.epoch, 0), 0)

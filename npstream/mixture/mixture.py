@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import integer
+from npstream._core.arguments import integer, quantity
 from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
 from npstream.indexing.selection import Selection
@@ -478,7 +478,9 @@ def _members(sources: Mapping[str, Dataset]) -> list[Member]:
                 f"source {name!r} is a mixture, or a view of one: mix views of its sources"
             )
         if ds.ndim != 1:
-            raise ValueError(f"source {name!r} has {ds.ndim} axes; expected 1: mix its ravel()")
+            raise ValueError(
+                f"source {name!r} has {quantity(ds.ndim, 'axis')}; expected 1: mix its ravel()"
+            )
         if not len(ds):
             raise ValueError(f"source {name!r} is empty: leave it out of the mixture")
         ds._source.fetcher.current()  # says so if it is closed

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from npstream._core.arguments import quantity
 from npstream.errors import shown
 from npstream.iteration.state import STATE_VERSION, count_in, require, state_version
 from npstream.mixture.passes import Stored
@@ -243,7 +244,8 @@ class MixtureRun:
         """Raise unless lanes and stretches are such that `Course` can have them."""
         if wrong := [source.lanes for source in self.sources if self.lanes % source.lanes]:
             raise ValueError(
-                f"this state is damaged: a source has {wrong[0]} lanes, and all have {self.lanes}"
+                f"this state is damaged: a source has {quantity(wrong[0], 'lane')}, and all have "
+                f"{self.lanes}"
             )
         lanes = self.stream_lanes
         starts = [stretch.start for stretch in self.stretches]
@@ -380,7 +382,7 @@ def epoch_size(of: MixtureOf, chosen: int | None, run: MixtureRun) -> int:
     if chosen is not None and chosen < run.grain:
         raise ValueError(
             f"epoch_size={chosen}: with batching={run.batching!r} an epoch has whole batches, and "
-            f"one takes {run.grain} samples"
+            f"one takes {quantity(run.grain, 'sample')}"
         )
     return max(samples // run.grain, 1) * run.grain
 
@@ -393,12 +395,13 @@ def _check_shares(of: MixtureOf, shares: tuple[float, ...], whole: int) -> None:
         if count == 0:
             raise ValueError(
                 f"source {name!r} has {share:.3g} of the weight, of which a global batch of "
-                f"{whole} samples holds none: global_batch_size={least_length(shares)} would do"
+                f"{quantity(whole, 'sample')} holds none: global_batch_size={least_length(shares)} "
+                "would do"
             )
         if count > samples:
             raise ValueError(
-                f"source {name!r} has {samples} samples, and a global batch of {whole} is to hold "
-                f"{count} of it: give it less weight, or make batches smaller"
+                f"source {name!r} has {quantity(samples, 'sample')}, and a global batch of "
+                f"{whole:,} is to hold {count} of it: give it less weight, or make batches smaller"
             )
 
 
@@ -435,7 +438,7 @@ def adopt_run(run: MixtureRun, own: MixtureRun, of: MixtureOf) -> MixtureRun:
     """
     _check_batches(run, own)
     if run.lanes > max(*LANES, own.lanes):
-        raise ValueError(f"this state is damaged: it has {run.lanes} lanes")
+        raise ValueError(f"this state is damaged: it has {quantity(run.lanes, 'lane')}")
     if set(run.present) != set(of.names):
         raise ValueError(
             f"the state is of sources {_some(run.present)}; this mixture has {_some(of.names)}: "
@@ -458,10 +461,10 @@ def adopt_run(run: MixtureRun, own: MixtureRun, of: MixtureOf) -> MixtureRun:
         for source, size in zip(run.sources, run.sizes, strict=True)
     )
     for source, size in zip(run.sources, sizes, strict=True):
-        if here.get(source.name, size) != size:
+        if size is not None and here.get(source.name, size) != size:
             raise ValueError(
-                f"the state is of batches of {size} samples of source {source.name!r}; this "
-                f"iteration has {here[source.name]}: make it like that"
+                f"the state is of batches of {quantity(size, 'sample')} of source {source.name!r}; "
+                f"this iteration has {here[source.name]}: make it like that"
             )
     run = replace(run, sizes=sizes)
     # Blocks depend on sizes that were not known where the run was made to go on.
@@ -496,8 +499,8 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     reached = run.reached(epoch, position)
     if position % run.grain:
         raise ValueError(
-            f"position {position} is within a batch, which takes {run.grain} positions: mixtures "
-            "change between batches"
+            f"position {position} is within a batch, which takes "
+            f"{quantity(run.grain, 'position')}: mixtures change between batches"
         )
     given = state["shuffle"]
     settings = None if given is None else Shuffle(given["block"], given["lanes"])
@@ -563,7 +566,7 @@ def _check_batches(run: MixtureRun, own: MixtureRun) -> None:
 def _check_same(known: RunSource, of: MixtureOf, number: int) -> None:
     """Raise unless a source holds the samples that it did."""
     if known.samples != of.sizes[number]:
-        holds = f"has {of.sizes[number]} samples, and had {known.samples}"
+        holds = f"has {quantity(of.sizes[number], 'sample')}, and had {known.samples:,}"
     elif known.fingerprint != _fingerprint_like(known, of, number):
         holds = "holds other samples, or in another order"
     else:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray
 
 Schedule: TypeAlias = "tuple[tuple[int, tuple[float, ...]], ...]"
@@ -193,8 +194,8 @@ def block_counts(names: Sequence[str], shares: Sequence[float], block: int | Non
             enough = least_length(shares)
             mend = f"block={enough} would do" if enough <= MAX_BLOCK else "give it more weight"
             raise ValueError(
-                f"source {name!r} has {share:.3g} of the weight, of which a block of {length} "
-                f"units holds none: {mend}"
+                f"source {name!r} has {share:.3g} of the weight, of which a block of "
+                f"{quantity(length, 'unit')} holds none: {mend}"
             )
     return counts
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.arrays import grouped
 from npstream._core.typing import AnyArray, Int64
 from npstream.mixture.interleave import PATTERN_VERSION
@@ -130,7 +131,7 @@ class MixtureOrder:
 
     def __repr__(self) -> str:
         digest = hashlib.blake2b(repr((STREAM_VERSION, self.course)).encode(), digest_size=8)
-        return f"<MixtureOrder: {len(self.chunks)} sources, {digest.hexdigest()}>"
+        return f"<MixtureOrder: {quantity(len(self.chunks), 'source')}, {digest.hexdigest()}>"
 
     @property
     def nbytes(self) -> int:
@@ -205,7 +206,9 @@ class MixtureOrder:
         here.sort(key=self._firsts.__getitem__)
         ends = np.cumsum([self.course.sources[number].samples for number in here])
         if rows.size and rows.max() >= ends[-1]:
-            raise IndexError(f"{rows.max()} is out of bounds for a mixture of {ends[-1]} rows")
+            raise IndexError(
+                f"{rows.max()} is out of bounds for a mixture of {quantity(ends[-1], 'row')}"
+            )
         return np.array(here)[np.searchsorted(ends, rows, side="right")]
 
     def _gather(self, sources: Int64, lane: Int64, draw: Int64) -> tuple[Int64, Int64, Int64]:
@@ -347,7 +350,8 @@ class EpochOrder(RowOrder):
         return self._length
 
     def __repr__(self) -> str:
-        return f"<EpochOrder: {self._length} positions from {self._start} on, {self.stream!r}>"
+        length = quantity(self._length, "position")
+        return f"<EpochOrder: {length} from {self._start} on, {self.stream!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpochOrder, (self.stream, self._start, self._length)
@@ -361,7 +365,9 @@ class EpochOrder(RowOrder):
         """Return the rows at positions, in the shape of `positions`."""
         flat = _checked(positions)
         if flat.size and flat.max() >= self._length:
-            raise IndexError(f"{flat.max()} is out of bounds for {self._length} positions")
+            raise IndexError(
+                f"{flat.max()} is out of bounds for {quantity(self._length, 'position')}"
+            )
         return self.stream.at(flat + self._start).reshape(np.shape(positions))
 
     def find(self, rows: Int64, passes: int | Int64 = 0) -> Int64:

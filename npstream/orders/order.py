@@ -200,7 +200,10 @@ class Order(RowOrder):
         self._seed, self._epoch = seed, epoch
         block, lanes = _count("block", block), _count("lanes", lanes)
         if n * lanes >= 1 << 62:
-            raise ValueError(f"{n} rows in {lanes} lanes: the product must be below 2**62")
+            raise ValueError(
+                f"{quantity(n, 'row')} in {quantity(lanes, 'lane')}: the product must be below "
+                "2**62"
+            )
         # A block that holds all samples is as good as any larger one.
         self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
         # Whoever looks rows up takes these away, so that no two threads ever use one.
@@ -213,7 +216,7 @@ class Order(RowOrder):
         _, lanes, block, _ = self._blocks
         return (
             f"<Order: {quantity(self._n, 'row')}, seed {self._seed}, epoch {self._epoch}, "
-            f"{lanes} lanes, blocks of {block}>"
+            f"{quantity(lanes, 'lane')}, blocks of {block}>"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -282,7 +285,7 @@ class Order(RowOrder):
         numbers = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False)
         if out_of_bounds(numbers, self._n):
             bad = numbers[(numbers < 0) | (numbers >= self._n)].flat[0]
-            raise IndexError(f"{bad} is out of bounds for an order of {self._n} rows")
+            raise IndexError(f"{bad} is out of bounds for an order of {quantity(self._n, 'row')}")
         return numbers
 
 
@@ -295,7 +298,9 @@ def _without_empty(chunks: AnyArray, n: int) -> AnyArray:
     """Return the bounds of the chunks that are not empty."""
     least = smallest_step.sized(len(chunks))(chunks)
     if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or least < 0:
-        raise ValueError(f"the bounds of the chunks of {n} rows must rise from 0 to that")
+        raise ValueError(
+            f"the bounds of the chunks of {quantity(n, 'row')} must rise from 0 to that"
+        )
     return chunks if least > 0 else np.unique(chunks)
 
 

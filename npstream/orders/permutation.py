@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from npstream._core.arguments import integer
+from npstream._core.arguments import integer, quantity
 from npstream._core.arrays import out_of_bounds
 from npstream._core.jit import Kernel, draw, kernel
 from npstream._core.typing import AnyArray, Int64
@@ -126,7 +126,9 @@ class Permutation:
         copy = values.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(copy, self._n):
             bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
-            raise IndexError(f"{bad} is out of bounds for a permutation of {self._n} elements")
+            raise IndexError(
+                f"{bad} is out of bounds for a permutation of {quantity(self._n, 'element')}"
+            )
         return copy
 
 

@@ -172,8 +172,8 @@ class Batch(dict[str, Any]):
         """Return the batch as `npstream.writing.tables` takes it."""
         if self._repeated is not None and self._repeated.any():
             raise ValueError(
-                f"{int(self._repeated.sum())} rows of this batch only fill it up, and would be "
-                "written twice: iterate with last='short' or 'drop'"
+                f"this batch repeats {quantity(int(self._repeated.sum()), 'row')} to be full, "
+                "which would be written twice: iterate with last='short' or 'drop'"
             )
         return columns_of(self, self._encodings)
 
@@ -183,7 +183,7 @@ class Batch(dict[str, Any]):
         width = max(map(len, shown), default=0)
         lines += [f"  {name:{width}}  {_describe(self[name])}" for name in shown]
         if len(self) > len(shown):
-            lines.append(f"  ... and {len(self) - len(shown)} more columns")
+            lines.append(f"  ... and {quantity(len(self) - len(shown), 'more column')}")
         return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from npstream._core import memory
+from npstream._core.arguments import quantity
 from npstream._core.dtypes import storage
 from npstream._core.spans import copy_spans, equal_spans
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
@@ -355,7 +356,8 @@ class _Values:
             k = int(wrong.argmax())
             nbytes = int(self.lengths[k])
             self.fetcher.damaged(
-                int(self.ids[k]), f"column {self.field.name!r} has {nbytes} bytes; {what}"
+                int(self.ids[k]),
+                f"column {self.field.name!r} has {quantity(nbytes, 'byte')}; {what}",
             )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.memory import ensure_fits, is_mapped
 from npstream._core.typing import AnyArray, Int64, Sample
@@ -105,7 +106,7 @@ def load_elements(
     """
     (field,), rows = plan.fields, selection.ravel()
     dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
-    ensure_fits(prod(shape) * dtype.itemsize, f"{rows.size:,} rows of {field.name!r}")
+    ensure_fits(prod(shape) * dtype.itemsize, f"{quantity(rows.size, 'row')} of {field.name!r}")
     array: AnyArray = np.empty(shape, dtype)
     step, start = source.rows_of(block), 0
     pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
@@ -266,7 +267,7 @@ def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -
             "leave them out, as in ds[[...]], or use load()"
         )
     record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in plan.fields])
-    ensure_fits(len(ids) * record.itemsize, f"{len(ids):,} samples as a structured array")
+    ensure_fits(len(ids) * record.itemsize, f"{quantity(len(ids), 'sample')} as a structured array")
     table: AnyArray = np.empty(shape, record)
     for name, column in load(source, plan, ids, shape).items():
         table[name] = column

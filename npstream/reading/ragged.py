@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from npstream._core import optional as exchange
+from npstream._core.arguments import quantity
 from npstream._core.memory import address_of, ensure_fits
 from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Int64
@@ -102,7 +103,9 @@ class Ragged:
             raise ValueError("values and offsets must be 1-d, offsets one longer than the rows")
         descending = (offsets[1:] < offsets[:-1]).any()
         if descending or offsets[0] < 0 or offsets[-1] > len(values):
-            raise ValueError(f"offsets must ascend, between 0 and the {len(values)} values")
+            raise ValueError(
+                f"offsets must ascend, between 0 and the {quantity(len(values), 'value')}"
+            )
         if shapes is None:
             return
         if self.kind is not None or shapes.ndim != 2 or len(shapes) != len(self):
@@ -196,10 +199,14 @@ class Ragged:
         if starts.ndim == 0:
             return self._row(self.values[starts:stops], index)
         if starts.ndim > 1:
-            raise IndexError(f"the index has {starts.ndim} axes, and a Ragged one: ravel it")
+            raise IndexError(
+                f"the index has {quantity(starts.ndim, 'axis')}, and a Ragged one: ravel it"
+            )
         lengths = stops - starts
         offsets = exchange.offsets_of(lengths)
-        ensure_fits(int(offsets[-1]) * self.dtype.itemsize, f"copying {len(lengths)} rows")
+        ensure_fits(
+            int(offsets[-1]) * self.dtype.itemsize, f"copying {quantity(len(lengths), 'row')}"
+        )
         values = np.empty(offsets[-1], self.dtype)
         _copy_rows(self.values, starts, lengths, values, offsets[:-1])
         return self._with(values, offsets, None if self.shapes is None else self.shapes[index])
@@ -353,7 +360,7 @@ class Ragged:
         shapes = self.lengths[:, None] if self.shapes is None else self.shapes
         box = _box(shapes, length, truncate)
         nbytes = math.prod(box) * len(self) * self.dtype.itemsize
-        ensure_fits(nbytes, f"padding {len(self)} rows to {box}")
+        ensure_fits(nbytes, f"padding {quantity(len(self), 'row')} to {box}")
         # `np.full` of NumPy 2.0 wraps a number that the dtype cannot hold; `np.asarray` raises.
         out = np.full((len(self), *box), np.asarray(value, self.dtype), self.dtype)
         room = np.array(box, np.int64)
@@ -490,7 +497,9 @@ def _box(shapes: Int64, length: int | Sequence[int] | None, truncate: bool) -> t
         return tuple(longest.tolist())
     box = tuple(np.atleast_1d(length).tolist())
     if len(box) != len(longest):
-        raise ValueError(f"length {length}: rows have {len(longest)} axes, each needs its own")
+        raise ValueError(
+            f"length {length}: rows have {quantity(len(longest), 'axis')}, each needs its own"
+        )
     if not truncate and (longest > box).any():
         row = int((shapes > box).any(axis=1).argmax())
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from npstream._core import memory
+from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes, Int64
 from npstream.errors import FormatError, IntegrityError
 from npstream.formats import mds, text
@@ -223,7 +224,9 @@ class LocalShards:
         if compression is None:
             raise FormatError(f"{where}: compressed, but the index names no compression")
         if raw.nbytes > _MAX_BYTES:
-            raise FormatError(f"{where}: {raw.nbytes} bytes unpacked; offsets reach {_MAX_BYTES}")
+            raise FormatError(
+                f"{where}: {quantity(raw.nbytes, 'byte')} unpacked; offsets reach {_MAX_BYTES:,}"
+            )
         if self.store.is_local:
             self._check_size(self.store.size(zipped.name), zipped)
         packed = self.store.read(zipped.name, zipped.nbytes)
@@ -241,7 +244,8 @@ class LocalShards:
     def _check_size(self, nbytes: int, file: File) -> None:
         if nbytes != file.nbytes:
             raise FormatError(
-                f"{self.store.where(file.name)}: {nbytes} bytes; the index says {file.nbytes}"
+                f"{self.store.where(file.name)}: {quantity(nbytes, 'byte')}; the index says "
+                f"{file.nbytes:,}"
             )
 
     def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:

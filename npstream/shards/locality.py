@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from npstream._core.arguments import size_text
+from npstream._core.arguments import quantity, size_text
 from npstream._core.typing import AnyArray, Int64
 from npstream.cache.cache import allocated, tail_bytes
 
@@ -105,8 +105,8 @@ def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
     return (
         f"{part.store.root}: read in this order, chunks leave the cache before their samples were "
         f"read, so a chunk would be fetched for each sample; and no sample is read alone, as "
-        f"{why}. The cache may take {size_text(limit)}: raise cache_limit to at least {least:,} "
-        f"bytes, or {otherwise}"
+        f"{why}. The cache may take {size_text(limit)}: raise cache_limit to at least "
+        f"{quantity(least, 'byte')}, or {otherwise}"
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.arrays import Rows, grouped
 from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardFacts, ShardFiles
@@ -51,7 +52,7 @@ class ShardUnion:
         indexes = [part.index for part in self.parts]
         self.first_shards = [*accumulate(map(len, indexes), initial=0)]
         self.first_samples = [*accumulate((index.samples for index in indexes), initial=0)]
-        self.root = f"mixture of {len(parts)} datasets"
+        self.root = f"mixture of {quantity(len(parts), 'dataset')}"
         self.index = joined_index(indexes, _Catalog(self.parts, self.first_shards))
         self._bounds = np.array(self.first_shards)
         self._remotes = {

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits, map_file, open_file
 from npstream._core.redaction import redacted_url
 from npstream._core.typing import Body, Bytes, Span
@@ -141,7 +142,7 @@ class LocalStore:
                 found = os.fstat(file.fileno()).st_size
                 if nbytes is not None and found != nbytes:
                     raise StorageError(
-                        f"{self.where(name)}: {found} bytes; its index says {nbytes}"
+                        f"{self.where(name)}: {quantity(found, 'byte')}; its index says {nbytes:,}"
                     )
                 ensure_fits(found, f"reading {self.where(name)}")
                 return file.read()
@@ -177,8 +178,8 @@ class LocalStore:
                 part = os.pread(descriptor, nbytes, begin)
                 if len(part) != nbytes:
                     raise StorageError(
-                        f"{self.where(name)}: {len(part)} of {nbytes} bytes at {begin}; "
-                        "the file is shorter than its index says"
+                        f"{self.where(name)}: {len(part):,} of {quantity(nbytes, 'byte')} at "
+                        f"{begin}; the file is shorter than its index says"
                     )
                 yield number, part
         except StorageError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream.storage.failures import classify
 from npstream.storage.responses import ResponseError, SurplusError, check_encoding
@@ -275,7 +276,7 @@ async def _get(store: Any, key: str, start: int, end: int) -> bytes:
     while left > 0:  # not until the end of the stream, which takes as long as its first part
         part = await anext(body, b"")
         if not part:
-            raise ResponseError(f"{end - start - left} of {end - start} bytes came")
+            raise ResponseError(f"{end - start - left:,} of {quantity(end - start, 'byte')} came")
         parts.append(part)
         left -= len(part)
     if left:

@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.redaction import Redactor, place_hash, redacted_url
 from npstream._core.typing import Bytes, Span
@@ -249,7 +250,10 @@ class RemoteStore:
         link = self._connect()
         nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
         call = link.uploader(link.path(name), link.writer(data))
-        self._one(link, Job(self.where(name), f"store {nbytes} bytes as this file", call, nbytes))
+        self._one(
+            link,
+            Job(self.where(name), f"store {quantity(nbytes, 'byte')} as this file", call, nbytes),
+        )
 
     def create(self, name: str, data: bytes) -> None:
         """Store a new file; it appears whole, and never in place of another.
@@ -264,7 +268,7 @@ class RemoteStore:
             ``errno.EOPNOTSUPP`` if this store cannot create files in one step.
         """
         link = self._connect()
-        what = f"create this file of {len(data)} bytes"
+        what = f"create this file of {quantity(len(data), 'byte')}"
         self._one(link, Job(self.where(name), what, link.creator(link.path(name), data), len(data)))
 
     def make_folders(self, folders: list[str], name: str = "") -> None:
@@ -428,7 +432,9 @@ class _Link:
             call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
         else:
             call = self.method("cat_file", path, start=start, end=end)
-        return Job(where, f"read {nbytes} bytes at {start} of this file", call, nbytes, nbytes)
+        return Job(
+            where, f"read {quantity(nbytes, 'byte')} at {start} of this file", call, nbytes, nbytes
+        )
 
     def writer(self, data: bytes | str | os.PathLike[str]) -> Callable[[Any, str], Any]:
         """Return what stores bytes, or a local file, under a path."""

@@ -16,6 +16,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from npstream._core.arguments import quantity
 from npstream._core.log import warn
 from npstream.errors import StorageError
 from npstream.storage.failures import Cause, diagnose
@@ -416,8 +417,8 @@ def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:
     if len(result) == exact:
         return "", Cause(0, False)
     if len(result) < exact:
-        return f"{len(result)} of {exact} bytes came", Cause(errno.EIO, True)
-    return f"{len(result)} bytes came; {NO_RANGES}", Cause(errno.EINVAL, False)
+        return f"{len(result):,} of {quantity(exact, 'byte')} came", Cause(errno.EIO, True)
+    return f"{quantity(len(result), 'byte')} came; {NO_RANGES}", Cause(errno.EINVAL, False)
 
 
 async def _within(seconds: float, work: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple, Protocol
 
+from npstream._core.arguments import quantity
+
 __all__ = [
     "NO_RANGES",
     "RangeRequest",
@@ -109,7 +111,7 @@ class SurplusError(ResponseError):
     """
 
     def __init__(self, most: int) -> None:
-        super().__init__(f"more than {most} bytes came", transient=False)
+        super().__init__(f"more than {quantity(most, 'byte')} came", transient=False)
 
 
 def check_range(status: int, headers: Headers, name: str, start: int, end: int) -> int | None:
@@ -153,18 +155,22 @@ def check_range(status: int, headers: Headers, name: str, start: int, end: int) 
         else:
             first, stop = int(found[1]), int(found[2]) + 1
         if first == start and start < stop < end and found and found[3] == str(stop):
-            raise ResponseError(f"{stop - start} of {end - start} bytes came, and the file ends")
+            raise ResponseError(
+                f"{stop - start:,} of {quantity(end - start, 'byte')} came, and the file ends"
+            )
         if (first, stop) != (start, end):
             raise ResponseError(f"bytes {first} to {stop} came; expected {start} to {end}")
     elif status == 200:
         if start or length not in (None, end):
-            came = "a whole file" if length is None else f"{length} bytes"
+            came = "a whole file" if length is None else quantity(length, "byte")
             raise ResponseError(f"{came} came; {NO_RANGES}", transient=False)
     else:
         raise ResponseError(f"the server answered with status {status}; expected 206")
     check_encoding(headers, name)
     if length is not None and length != end - start:
-        raise ResponseError(f"{length} of {end - start} bytes came", length < end - start)
+        raise ResponseError(
+            f"{length:,} of {quantity(end - start, 'byte')} came", length < end - start
+        )
     return length
 
 

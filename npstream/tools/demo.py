@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 import npstream
+from npstream._core.arguments import quantity
 from npstream._core.typing import Sample
 from npstream.tools.precompile import precompile_reads
 
@@ -141,7 +142,7 @@ def show_ranks(ds: npstream.Dataset) -> None:
         print(f"rank {rank}: {speed(samples, nbytes, time.perf_counter() - start)}")
     if (times_seen != 1).any():
         raise RuntimeError(f"not every sample came once: {np.bincount(times_seen)}")
-    print(f"together they saw each of the {len(ds):,} samples exactly once")
+    print(f"together they saw each of the {quantity(len(ds), 'sample')} exactly once")
 
 
 def title(text: str) -> None:
@@ -167,6 +168,6 @@ def draw_progress(items: Iterable[T], total: int) -> Iterator[T]:
 def speed(samples: int, nbytes: int, seconds: float) -> str:
     """Describe how fast samples went by."""
     return (
-        f"{samples:,} samples in {seconds:.3f} s, {samples / seconds:,.0f} samples/s, "
+        f"{quantity(samples, 'sample')} in {seconds:.3f} s, {samples / seconds:,.0f} samples/s, "
         f"{nbytes / seconds / 1e6:,.0f} MB/s"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.progress import progress
 from npstream.cache.directory import default_directory, prepare
@@ -111,7 +112,12 @@ def build_index(
         finally:
             spool.close()
         shutil.rmtree(directory, ignore_errors=True)
-    log("made %s: %d shards, columns %s", target.where(NAME), len(index), ", ".join(wanted))
+    log(
+        "made %s: %s, columns %s",
+        target.where(NAME),
+        quantity(len(index), "shard"),
+        ", ".join(wanted),
+    )
     return target.where(NAME)
 
 

@@ -191,8 +191,10 @@ def _there(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bool
                 if _is_absent(nbytes):
                     absent.append(f"{place}: {nbytes or 'there is no such file'}")
                 elif nbytes not in (UNKNOWN_SIZE, file.nbytes):
-                    wrong = f"{nbytes} bytes; the index says {file.nbytes}"
-                    problems.append(f"{place}: {nbytes if isinstance(nbytes, OSError) else wrong}")
+                    wrong = str(nbytes)
+                    if isinstance(nbytes, int):
+                        wrong = f"{quantity(nbytes, 'byte')}; the index says {file.nbytes:,}"
+                    problems.append(f"{place}: {wrong}")
                     there[shard] = False
                     absent = []
         if absent and not (raw[shard] or packed[shard]):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.array_like import MISSING, is_missing
 from npstream._core.memory import address_of, ensure_fits, move_spans
 from npstream._core.spans import copy_spans
@@ -239,7 +240,9 @@ class ShardFormat:
         nbytes: Int64 = np.full(len(parts[0]), head, np.int64) + sum(sizes)
         if len(nbytes) and (most := int(nbytes.max())) > MAX_SHARD_BYTES:
             raise self._too_long(most, number + int(nbytes.argmax()))
-        ensure_fits(int(nbytes.sum()), f"{len(nbytes):,} samples that are written at once")
+        ensure_fits(
+            int(nbytes.sum()), f"{quantity(len(nbytes), 'sample')} that are written at once"
+        )
         if varying:  # they come before the bodies
             parts.insert(0, np.stack(varying, axis=1).astype("<u4"))
             sizes.insert(0, np.full(len(nbytes), head, np.int64))
@@ -274,8 +277,8 @@ class ShardFormat:
     def _too_long(self, nbytes: int, number: int) -> ValueError:
         mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
         return ValueError(
-            f"with sample {number} a shard would have {nbytes} bytes, but its offsets are uint32 "
-            f"and end at {MAX_SHARD_BYTES}: {mend}"
+            f"with sample {number} a shard would have {quantity(nbytes, 'byte')}, but its offsets "
+            f"are uint32 and end at {MAX_SHARD_BYTES}: {mend}"
         )
 
     def head(self, ends: Int64) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
 from npstream._core.dtypes import exactly, hidden_bool, storage
 from npstream._core.optional import optional
 from npstream._core.typing import AnyArray, Int64
@@ -215,9 +216,9 @@ def _refuse_missing(values: Any) -> None:
     missing = np.asarray(values.isna())
     if missing.any():
         raise ValueError(
-            f"{int(missing.sum())} of {len(values)} values are missing, the first in row "
-            f"{int(missing.argmax())}: fill them in, as with .fillna(...), or leave their samples "
-            "out, as with .dropna()"
+            f"{quantity(int(missing.sum()), 'missing value')} of {len(values):,}, the first in row "
+            f"{int(missing.argmax())}: fill them in, as with .fillna(...), or leave their "
+            "samples out, as with .dropna()"
         )
 
 

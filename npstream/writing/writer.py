@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from npstream._core.arguments import parse_size
+from npstream._core.arguments import parse_size, quantity
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, NpstreamError, short_traceback
 from npstream.formats.compression import compress, parse_compression
@@ -646,8 +646,8 @@ def _size_limit(shard_size: int | str | None) -> int | None:
     limit = parse_size(shard_size)
     if limit and limit >= 2**32:
         raise ValueError(
-            f"shard_size {shard_size!r} is {limit} bytes: it must be less than 4 GiB (2**32), "
-            "as the offsets in a shard are uint32"
+            f"shard_size {shard_size!r} is {quantity(limit, 'byte')}: it must be less than 4 GiB "
+            "(2**32), as the offsets in a shard are uint32"
         )
     return limit or None
 

@@ -1,9 +1,30 @@
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from golden_data import units
 
-from npstream._core.arguments import parse_size
+import npstream
+from npstream._core.arguments import parse_size, quantity, size_text
+
+PLURALS = re.compile(
+    r" (more |other )?(attempts|axes|batches|bits|bytes|chunks|columns|datasets|elements|encodings"
+    r"|fields|files|lanes|nodes|nulls|numbers|parts|positions|ranks|requests|rows|samples|shards"
+    r"|sizes|sources|streams|stretches|units|values|weights|workers)\b"
+)
+"""What an f-string must not write behind a number that may be one."""
+
+NUMBERS_ABOVE_ONE = {
+    "ATTEMPTS", "HASH_BLOCK", "count", "MAX_GAPS", "_MAX_SIZE", "file.MAX_REQUEST_SIZE", "most",
+    "samples / seconds", "self.lanes", "workers",
+}  # fmt: skip
+
+NO_NUMBERS = {"encoding.name", "held", "kind", "schema.format", "sorted(ranks)", "span"}
+"""What stands before a plural that it does not count."""
 
 
 @pytest.mark.parametrize(("text", "size", "refused"), units()["bytes_to_int"])
@@ -38,3 +59,42 @@ def test_refused_text_is_quoted(text):
 def test_a_size_is_finite_and_not_negative(number):
     with pytest.raises(ValueError, match=f"not {number}"):
         parse_size(number)
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        (0, "byte", "0 bytes"),
+        (1, "shard", "1 shard"),
+        (2, "axis", "2 axes"),
+        (3, "box", "3 boxes"),
+        (1000, "batch", "1,000 batches"),
+    ],
+)
+def test_quantities(count, noun, text):
+    assert quantity(count, noun) == text
+    assert size_text(1) == "1 byte"
+
+
+def counted_plurals(tree: ast.AST) -> Iterator[str]:
+    """Yield what f-strings put before a plural without asking whether it is one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            for part, after in zip(node.values, node.values[1:], strict=False):
+                if (
+                    isinstance(part, ast.FormattedValue)
+                    and isinstance(after, ast.Constant)
+                    and PLURALS.match(after.value)
+                ):
+                    yield ast.unparse(part.value)
+
+
+def test_messages_have_the_singular():
+    package = Path(npstream.__file__).parent
+    found = {
+        f"{path.relative_to(package)}: {counted}"
+        for path in package.rglob("*.py")
+        for counted in counted_plurals(ast.parse(path.read_text()))
+        if counted not in NUMBERS_ABOVE_ONE | NO_NUMBERS and not counted.startswith("shown(")
+    }
+    assert found == set(), "write quantity(count, noun)"

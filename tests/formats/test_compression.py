@@ -66,7 +66,7 @@ def test_no_compression():
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("size", [0, len(TEXT) - 1, len(TEXT) + 1, 1 << 40])
 def test_another_size(codec, size):
-    with pytest.raises(FormatError, match=f"expected {size}"):
+    with pytest.raises(FormatError, match=f"expected {size:,}"):
         decompress(compress(TEXT, codec), codec, size)
 
 
@@ -111,7 +111,7 @@ def test_bombs_unfold_to_little_more_than_the_size(codec):
     bomb = compress(bytes(64 << 20), "br:1" if codec == "br" else f"{codec}:1")
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="hold more than 1000 bytes; expected 1000"):
+        with pytest.raises(FormatError, match="hold more than 1,000 bytes; expected 1,000"):
             decompress(bomb, codec, 1000)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
@@ -120,7 +120,7 @@ def test_bombs_unfold_to_little_more_than_the_size(codec):
 
 def test_snappy_bomb_allocates_nothing():
     claims_4_gib = b"\xff\xff\xff\xff\x0f" + b"\x00a"
-    with pytest.raises(FormatError, match="claim 4294967295 bytes; expected 1000"):
+    with pytest.raises(FormatError, match="claim 4,294,967,295 bytes; expected 1,000"):
         decompress(claims_4_gib, "snappy", 1000)
 
 

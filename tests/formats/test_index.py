@@ -269,8 +269,8 @@ def test_lists_of_columns(key, value):
     ("key", "value", "match"),
     [
         ("column_names", ["a"], "1 column names, 2 encodings, 2 sizes"),
-        ("column_encodings", ["int"], "2 column names, 1 encodings, 2 sizes"),
-        ("column_sizes", [8], "2 column names, 2 encodings, 1 sizes"),
+        ("column_encodings", ["int"], "2 column names, 1 encoding, 2 sizes"),
+        ("column_sizes", [8], "2 column names, 2 encodings, 1 size"),
         ("column_names", ["a", "a"], r"duplicate columns \['a'\]"),
         ("column_names", ["a", "\ud800"], "must be UTF-8"),
         ("column_names", ["a", None], "must be strings"),

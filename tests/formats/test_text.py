@@ -55,7 +55,7 @@ def test_sound_files():
         ({"w0": 4}, "4 samples in the meta file; the index says 3"),
         ({"w1": 0}, "0 bytes before the first line; expected b'a,b,c"),
         ({"w1": 7}, "7 bytes before the first line"),
-        ({"w1": 2**32 - 1}, "4294967295 bytes before"),
+        ({"w1": 2**32 - 1}, "4,294,967,295 bytes before"),
         ({"w4": 30}, "lines end at byte 30 of 31"),
         ({"w2": 6}, "sample 0 begins at byte 6, ends at 6"),
         ({"w2": 2**31}, "sample 1 begins at byte 2147483648, ends at 22"),
@@ -73,7 +73,7 @@ def test_meta_files_of_every_length():
     data = as_bytes(b"a,b,c\n" + b"".join(LINES))
     whole = meta(6, [*map(len, LINES)], b"").tobytes()
     for length in range(len(whole)):
-        with pytest.raises(FormatError, match="bytes of meta; 3 samples take 20"):
+        with pytest.raises(FormatError, match=r"bytes? of meta; 3 samples need 20"):
             lines_begin(CSV, data, as_bytes(whole[:length]), 3)
     assert lines_begin(CSV, data, as_bytes(whole), 3) == 6
 
@@ -144,7 +144,7 @@ def test_numbers_that_json_writes_otherwise():
         (b"", r"does not end in the newline '\\n'"),
         (b"x,1,2.5", r"does not end in the newline"),
         (b"x,1,2.5\r", r"does not end in the newline"),
-        (b"\n", "1 fields; expected 3"),
+        (b"\n", "1 field; expected 3"),
         (b"x,1\n", "2 fields; expected 3"),
         (b"x,1,2.5,\n", "4 fields; expected 3"),
         (b"x,1,2.5\ny,2,3\n", r"the newline '\\n' within the line"),

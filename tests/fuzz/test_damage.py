@@ -70,7 +70,7 @@ def test_an_index_is_refused_that_takes_more_memory_than_is_free(path, monkeypat
     monkeypatch.setattr(memory, "_CHECKED", 0)
     monkeypatch.setattr(memory, "available", lambda: 2 * len(text) - 1)
     monkeypatch.setattr(formats_index, "available", memory.available)
-    with pytest.raises(FormatError, match="bytes of memory are free"):
+    with pytest.raises(FormatError, match="bytes; free memory has"):
         parse_index(text, "index.json")
     monkeypatch.setattr(memory, "available", lambda: 3 * len(text))
     assert len(parse_index(text, "index.json")) > 1
@@ -171,7 +171,7 @@ def test_a_table_that_is_too_large_is_not_read(path, monkeypatch):
             Sidecar(LocalStore(str(path)))
     file.write_bytes(signed(msgpack.packb(["x" * 2000])))
     monkeypatch.setattr(sections, "_MAX_TABLE", 1000)
-    with pytest.raises(FormatError, match="its table takes 2004 bytes"):
+    with pytest.raises(FormatError, match="its table takes 2,004 bytes"):
         Sidecar(LocalStore(str(path)))
 
 
@@ -216,7 +216,7 @@ def test_an_index_that_says_a_piece_is_larger_than_there_is(path):
         assert tracemalloc.get_traced_memory()[1] < 1 << 25
     finally:
         tracemalloc.stop()
-    with pytest.raises(FormatError, match="it ends after 1000 bytes"):
+    with pytest.raises(FormatError, match="it ends after 1,000 bytes"):
         scan.finish()
 
 

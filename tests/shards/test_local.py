@@ -222,7 +222,7 @@ def test_a_compressed_file_of_another_size_is_not_read(copied, monkeypatch):
         file.truncate(1 << 30)
     ds = npstream.open(root)
     monkeypatch.delattr(store.LocalStore, "read")
-    raises(ds, FormatError, r"mds\.zstd: 1073741824 bytes; the index says \d+")
+    raises(ds, FormatError, r"mds\.zstd: 1,073,741,824 bytes; the index says [\d,]+")
 
 
 @pytest.mark.parametrize("which", ["data", "meta"])

@@ -331,4 +331,4 @@ def test_a_file_that_is_cut_short_is_an_error(weak: Weak):
     error = failure(store, lambda: store.ranges([(NAME, 200_000, 9)]), 1.0)
     assert error.errno == errno.ERANGE or "0 of 9 bytes came" in str(error)
     error = failure(store, lambda: store.ranges([SPAN]), 1.0)
-    assert "149000 of 250000 bytes came" in str(error)
+    assert "149,000 of 250,000 bytes came" in str(error)

@@ -89,7 +89,7 @@ def test_the_size_of_what_is_not_there(store):
 def test_ranges_are_never_cut_short(store, span):
     before = os.listdir("/dev/fd")
     with pytest.raises(
-        StorageError, match=r"part/file: \d of \d bytes at \d+; the file is shorter"
+        StorageError, match=r"part/file: \d of \d bytes? at \d+; the file is shorter"
     ):
         store.ranges([("part/file", 0, 5), ("part/file", *span)])
     assert os.listdir("/dev/fd") == before

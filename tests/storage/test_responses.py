@@ -283,7 +283,7 @@ def test_a_server_that_says_no_lengths(tmp_path, monkeypatch):
         store = RemoteStore(url)
         assert store.sizes(["a", "b"]) == [remote.UNKNOWN_SIZE, None]
         monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA) - 1)
-        with pytest.raises(StorageError, match=f"more than {len(DATA) - 1} bytes came"):
+        with pytest.raises(StorageError, match=f"more than {len(DATA) - 1:,} bytes came"):
             store.read("a")
         monkeypatch.setattr(remote, "MAX_UNSIZED", len(DATA))
         assert store.read("a") == DATA

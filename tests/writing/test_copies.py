@@ -139,7 +139,7 @@ def test_a_batch_that_was_edited(source, tmp_path):
 
 def test_rows_that_only_fill_a_batch_up_are_not_written(source, tmp_path):
     ds = npstream.open(source[0], columns=["number"])[:5]
-    with pytest.raises(ValueError, match=r"1 rows of this batch only fill it up.*last='short'"):
+    with pytest.raises(ValueError, match=r"repeats 1 row to be full.*last='short'"):
         npstream.write(tmp_path / "out", ds.iter(0, 1, batch_size=2))
     _, copy = rewritten(tmp_path / "short", ds.iter(0, 1, batch_size=2, last="short"))
     assert list(copy["number"]) == list(range(5))

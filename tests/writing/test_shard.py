@@ -306,7 +306,7 @@ def test_a_sample_beyond_4_gib_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
     register_encoding("huge", lambda value: Huge(), lambda body: None)
     writer = Writer(tmp_path, {"x": "huge"})
-    with pytest.raises(ValueError, match=r"sample 0 .* 4294967296 bytes.*split the sample"):
+    with pytest.raises(ValueError, match=r"sample 0 .* 4,294,967,296 bytes.*split the sample"):
         writer.write({"x": 1})
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
 from npstream._core.dtypes import KNOWN, NUMBERS, DType, exactly, hidden_bool, storage
 from npstream._core.typing import AnyArray, Body
 
@@ -60,7 +61,9 @@ _WIDTHS = "BHIQ"
 def check_length(body: Body, size: int, name: object) -> None:
     """Refuse a body that has not the length which its column fixes."""
     if len(body) != size:
-        raise ValueError(f"{len(body)} bytes for a value of {name}, which takes {size}")
+        raise ValueError(
+            f"{quantity(len(body), 'byte')} for a value of {name}, which takes {size:,}"
+        )
 
 
 def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -140,7 +143,7 @@ def _integer(dtype: DType, value: int) -> Any:
         return dtype.type(value)
     except OverflowError:
         limits, bits = np.iinfo(dtype), value.bit_length()
-        given = f"{value}" if bits <= 64 else f"an integer of {bits} bits"
+        given = f"{value}" if bits <= 64 else f"an integer of {quantity(bits, 'bit')}"
         raise OverflowError(
             f"{given} is out of bounds for {dtype}, which holds {limits.min} to {limits.max}: "
             "choose a wider one in columns=, or 'str_int'"
@@ -171,7 +174,9 @@ def _python_number(value: Any) -> AnyArray:
     try:
         return np.asarray(value, None if type(value) is not int or value < 1 << 63 else np.uint64)
     except OverflowError:
-        raise ValueError(f"an integer of {value.bit_length()} bits: 'str_int' holds any") from None
+        raise ValueError(
+            f"an integer of {quantity(value.bit_length(), 'bit')}: 'str_int' holds any"
+        ) from None
 
 
 def scalar_decoder(dtype: DType) -> Callable[[Body], Any]:
@@ -193,7 +198,7 @@ def _unpack_scalar(scalar: Callable[..., Any], code: str, body: Body) -> Any:
     try:
         return scalar(*struct.unpack(code, body))
     except struct.error as error:
-        raise ValueError(f"{len(body)} bytes for a number: {error}") from None
+        raise ValueError(f"{quantity(len(body), 'byte')} for a number: {error}") from None
 
 
 def _view_scalar(dtype: DType, body: Body) -> Any:
@@ -256,7 +261,7 @@ def encode_headless(dtype: DType, value: Any) -> bytes:
 def decode_headless(dtype: DType, body: Body) -> AnyArray:
     """Return bytes as the values that they are."""
     if len(body) % dtype.itemsize:
-        raise ValueError(f"{len(body)} bytes are no whole number of {dtype}")
+        raise ValueError(f"{quantity(len(body), 'byte')}: no whole number of {dtype}")
     array = np.frombuffer(body, dtype).copy()
     check_bools(array)
     return array
@@ -291,7 +296,9 @@ def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tup
         raise ValueError(f"an array ends at byte {len(body)} of its head of {stop}")
     shape = tuple(np.frombuffer(body, _WIDTHS[width], ndim, start + 1).tolist())
     if not shape or 0 in shape or prod(shape) * dtype.itemsize != len(body) - stop:
-        raise ValueError(f"{len(body) - stop} bytes of values for {dtype} of shape {shape}")
+        raise ValueError(
+            f"{quantity(len(body) - stop, 'byte')} of values for {dtype} of shape {shape}"
+        )
     return dtype, shape, stop
 
 

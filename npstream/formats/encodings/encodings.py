@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
 from npstream._core.dtypes import KNOWN, ML_DTYPES, dtype_of, is_known, storage
 from npstream._core.typing import Body
 from npstream.formats.encodings import arrays, images, objects
@@ -324,8 +325,9 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
         return _view_as_dtype(encoding, target.dtype)
     if _has_heads(encoding) and target.kind in ("fixed", "ndarray") and target != encoding:
         raise _misfit(encoding, meaning, "each value starts with a head of its own")
-    if None not in (encoding.size, target.size) and encoding.size != target.size:
-        raise _misfit(encoding, meaning, f"they have {encoding.size} bytes, not {target.size}")
+    size, wanted = encoding.size, target.size
+    if size is not None and wanted is not None and size != wanted:
+        raise _misfit(encoding, meaning, f"they have {quantity(size, 'byte')}, not {wanted:,}")
     return target
 
 
@@ -379,7 +381,7 @@ def _view_fixed(encoding: Encoding, size: int, dtype: np.dtype[Any]) -> Encoding
         return _fixed(_spelled(dtype), dtype, ())
     element, last = size // prod(shape), size // prod(shape[:-1])
     if not shape or (element if dtype.itemsize < element else last) % dtype.itemsize:
-        row = f"{last} bytes in elements of {element} along the last axis"
+        row = f"{quantity(last, 'byte')} in elements of {element:,} along the last axis"
         raise _misfit(encoding, dtype, f"{row} are no elements of {dtype.itemsize}")
     shape = (*shape[:-1], last // dtype.itemsize)
     return _fixed(f"ndarray:{_spelled(dtype)}:{_dims(shape)}", dtype, shape)

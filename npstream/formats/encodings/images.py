@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Body
 from npstream.errors import MissingDependencyError
 
@@ -65,7 +66,8 @@ def decode_pil(body: Body) -> Image:
     # Pillow allocates for the size that it is told, and a pointer a line even without pixels.
     if len(pixels) != expected or max(width, height) > max(8 * expected, 0xFFFF):
         raise ValueError(
-            f"{len(pixels)} bytes of pixels for an image of {width} x {height} in mode {mode!r}"
+            f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
+            f"{mode!r}"
         )
     image: Image = _pillow().frombytes(mode, (width, height), bytes(pixels))
     return image
@@ -236,11 +238,16 @@ def _split(body: Body) -> list[Body]:
     ends = np.cumsum(_uint32s(body, 4, count), dtype=np.int64) + 4 * (count + 1)
     bounds = [4 * (count + 1), *ends.tolist()]
     if bounds[-1] != len(body):
-        raise ValueError(f"{count} parts end at byte {bounds[-1]} of {len(body)}")
+        raise ValueError(
+            f"the end of {quantity(count, 'part')} is byte {bounds[-1]} of {len(body)}"
+        )
     return [body[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _uint32s(body: Body, start: int, count: int) -> NDArray[np.uint32]:
     if start + 4 * count > len(body):
-        raise ValueError(f"{len(body)} bytes end before the {count} numbers at byte {start}")
+        raise ValueError(
+            f"{quantity(len(body), 'byte')}: too few for {quantity(count, 'number')} at byte "
+            f"{start}"
+        )
     return np.frombuffer(body, np.uint32, count, start)

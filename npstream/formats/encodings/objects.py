@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
 from npstream._core.typing import Body
 from npstream.formats.encodings.arrays import check_length
 
@@ -36,8 +37,8 @@ def encode_int(value: Any) -> bytes:
         return number.to_bytes(8, "little", signed=True)
     except OverflowError:
         raise OverflowError(
-            f"an integer of {number.bit_length()} bits does not fit the 64 of the encoding 'int'; "
-            "'str_int' holds any"
+            f"an integer of {quantity(number.bit_length(), 'bit')} does not fit the 64 of the "
+            "encoding 'int'; 'str_int' holds any"
         ) from None
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
 from npstream.formats.index import BELOW, MAX_FILE_BYTES, File, Index, ShardFiles
@@ -186,7 +187,7 @@ class SidecarCatalog:
             return None
         (nbytes,) = self._sections.blocks(f"{kind}.bytes", self._shards).part(shard, shard + 1)
         if nbytes >= MAX_FILE_BYTES:
-            raise self._sections.damaged(f"shard {shard} has {nbytes} bytes")
+            raise self._sections.damaged(f"shard {shard} has {quantity(nbytes, 'byte')}")
         return File(name, int(nbytes), self._hashes(kind, shard))
 
     def _name(self, kind: str, shard: int) -> str:

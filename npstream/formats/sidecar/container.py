@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.memory import fits
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, shown
@@ -56,7 +57,9 @@ def encode_sections(facts: Mapping[str, Any], arrays: Mapping[str, AnyArray]) ->
     }
     for name, array in little.items():
         if array.nbytes >= 1 << 32:
-            raise ValueError(f"section {name!r} takes {array.nbytes} bytes; less than 4 GiB is all")
+            raise ValueError(
+                f"section {name!r} takes {quantity(array.nbytes, 'byte')}; less than 4 GiB is all"
+            )
         at = _aligned(at)
         hashes = block_hashes(array.view(np.uint8).data).astype("<u8").tobytes()
         sections.append((name, array.dtype.str, len(array), at, hashes))
@@ -109,19 +112,21 @@ class Sections:
         nbytes = store.size(name)
         (first,) = store.ranges([(name, 0, min(nbytes, _FIRST))])
         if len(first) < _HEAD.size:
-            raise self.damaged(f"{nbytes} bytes; expected a side-car")
+            raise self.damaged(f"{quantity(nbytes, 'byte')}; expected a side-car")
         prefix, magic, version, length, said, known = _HEAD.unpack_from(first)
         if (prefix, magic) != (_BIN8, _MAGIC):
             raise self.damaged("it does not begin as a side-car does")
         if version != SIDECAR_VERSION:
             raise self.damaged(f"version {version}; this release reads version {SIDECAR_VERSION}")
         if said != nbytes:
-            raise self.damaged(f"{nbytes} bytes; its head says {said}")
+            raise self.damaged(f"{quantity(nbytes, 'byte')}; its head says {said:,}")
         self._start = _aligned(_HEAD.size + length)
         if self._start > nbytes:
-            raise self.damaged(f"{nbytes} bytes; the table takes {length}")
+            raise self.damaged(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
         if length > _MAX_TABLE or not fits(_UNPACKED * length):
-            raise self.damaged(f"its table takes {length} bytes, which is too much to read")
+            raise self.damaged(
+                f"its table takes {quantity(length, 'byte')}, which is too much to read"
+            )
         self._store = _Begun(store, name, first)
         (table,) = self._store.ranges([(name, _HEAD.size, length)])
         if xxh3(table) != known:
@@ -154,9 +159,13 @@ class Sections:
         dtype, count, offset, hashes = self._sections[name]
         nbytes, begin = count * dtype.itemsize, self._start + offset
         if count < 0 or offset < 0 or begin + nbytes > self._nbytes:
-            raise self.damaged(f"section {name!r} has {nbytes} bytes at {begin} of {self._nbytes}")
+            raise self.damaged(
+                f"section {name!r} has {quantity(nbytes, 'byte')} at {begin} of {self._nbytes}"
+            )
         if len(hashes) != 8 * -(-nbytes // HASH_BLOCK):
-            raise self.damaged(f"section {name!r} of {nbytes} bytes has {len(hashes)} of hashes")
+            raise self.damaged(
+                f"section {name!r} of {quantity(nbytes, 'byte')} has {len(hashes)} of hashes"
+            )
         return BlockArray(
             self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8")
         )

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray, Body, Int64
 from npstream.errors import ColumnError, FormatError
 from npstream.formats import chunks
@@ -180,7 +181,9 @@ class Sidecar:
         self.shards: int = sections.typed("shards", int)
         self.samples: int = sections.typed("samples", int)
         if (chunk_bytes := sections.typed("chunk_bytes", int)) != chunks.CHUNK_BYTES:
-            raise sections.damaged(f"chunks of {chunk_bytes} bytes; expected {chunks.CHUNK_BYTES}")
+            raise sections.damaged(
+                f"chunks of {quantity(chunk_bytes, 'byte')}; expected {chunks.CHUNK_BYTES:,}"
+            )
         self.columns: dict[str, ColumnFile] = {}
         for column in sections.typed("columns", list):
             key, dtype, file = sections.row(column, str, str, str)
@@ -285,7 +288,9 @@ class Sidecar:
         where = self.store.where(column.file)
         nbytes, itemsize = self.store.size(column.file), column.dtype.itemsize
         if nbytes != NPY_HEAD + self.samples * itemsize:
-            raise FormatError(f"{where}: {nbytes} bytes; expected {self.samples} of {column.dtype}")
+            raise FormatError(
+                f"{where}: {quantity(nbytes, 'byte')}; expected {self.samples:,} of {column.dtype}"
+            )
         (head,) = self.store.ranges([(column.file, 0, NPY_HEAD)])
         if head != npy_head(column.dtype, self.samples):
             raise FormatError(f"{where}: its head does not say {self.samples} of {column.dtype}")
@@ -313,7 +318,9 @@ class Sidecar:
             raise sections.damaged("a shard has a schema that is not listed")
         samples, nbytes = samples.astype(np.int64), nbytes.astype(np.int64)
         if int(samples.sum()) != self.samples:
-            raise sections.damaged(f"the shards have {samples.sum()} samples, not {self.samples}")
+            raise sections.damaged(
+                f"the shards have {quantity(samples.sum(), 'sample')}, not {self.samples:,}"
+            )
         is_text = np.array([schema.format != "mds" for schema in schemas], bool)[schema_of]
         heads = nbytes
         if is_text.any():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from npstream._core.arguments import quantity
 from npstream._core.arrays import grouped
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.orders.streaming.partition import lane_bounds
@@ -196,7 +197,7 @@ class PerStream(_Streams):
     def drawn(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
         """Draw the order of the streams' full batches."""
         full = [each.partition.samples // each.partition.batch_size for each in streams]
-        _require_batches(streams, full, f"the {batch_size} samples of a global batch")
+        _require_batches(streams, full, f"the {quantity(batch_size, 'sample')} of a global batch")
         origins = _shuffled(full, np.random.default_rng(seed))
         return cls(streams, batch_size, origins, _counted(origins))
 
@@ -237,7 +238,9 @@ class PerDevice(_Streams):
         """Draw the orders of the streams' full batches of a rank."""
         lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
         full = [each.partition.samples * lanes * ranks // batch_size for each in streams]
-        _require_batches(streams, full, f"the {batch_size} samples of a rank's batch on each node")
+        _require_batches(
+            streams, full, f"the {quantity(batch_size, 'sample')} of a rank's batch on each node"
+        )
         origins = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
         rng = np.random.default_rng(seed)
         for own in origins:
@@ -281,9 +284,9 @@ def _require_batches(streams: list[Samples], full: list[int], batch: str) -> Non
         if not batches:
             raise StreamError(
                 number,
-                f"stream {number} has {stream.partition.size} samples in an epoch, which do not "
-                f"fill {batch}, so none of them would be read: make batches smaller, take more of "
-                "the stream, or leave it out",
+                f"stream {number} has {quantity(stream.partition.size, 'sample')} in an epoch, "
+                f"which do not fill {batch}, so none of them would be read: make batches smaller, "
+                "take more of the stream, or leave it out",
             )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
 from npstream.orders.streaming.batching import (
     METHODS,
@@ -101,7 +102,10 @@ class StreamingOrder:
             if (value := getattr(self, name)) is not None and value < bound:
                 raise ValueError(f"{name}={value}: expected at least {bound}")
         if self.weights and len(self.weights) != len(self.shards):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.shards)} streams")
+            raise ValueError(
+                f"{quantity(len(self.weights), 'weight')} for "
+                f"{quantity(len(self.shards), 'stream')}"
+            )
 
     def lanes(self, world: World) -> int:
         """Return `num_canonical_nodes`, or Streaming's default.
@@ -142,7 +146,7 @@ class StreamingOrder:
         if rest:
             warnings.warn(
                 f"sample_in_epoch={sample_in_epoch} is no multiple of the global batch of "
-                f"{global_batch} samples: {rest} of them are read again",
+                f"{quantity(global_batch, 'sample')}: {rest} of them are read again",
                 stacklevel=2,
             )
         batching = self._batching(number, world, taken, proportions)
@@ -261,7 +265,8 @@ class StreamingOrder:
             )
         if method == "device_per_stream" and lanes % world.nodes:
             raise ValueError(
-                f"num_canonical_nodes={lanes} and {world.nodes} nodes: {method} needs a multiple"
+                f"num_canonical_nodes={lanes} and {quantity(world.nodes, 'node')}: {method} needs "
+                "a multiple"
             )
         dealt, size = {
             "per_stream": (world, batch_size),
@@ -295,8 +300,8 @@ class StreamingOrder:
                     stream,
                     f"stream {stream} is {proportion:.3g} of an epoch, so its part of "
                     f"shuffle_block_size={block_size} is rounded to 0 samples: give blocks of "
-                    f"{math.ceil(1 / proportion)} samples or more, or give the stream a larger "
-                    "weight",
+                    f"{quantity(math.ceil(1 / proportion), 'sample')} or more, or give the stream "
+                    "a larger weight",
                 )
 
 

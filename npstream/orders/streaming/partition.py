@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from npstream._core.arguments import quantity
 from npstream._core.jit import kernel
 from npstream._core.typing import Int64
 
@@ -53,7 +54,9 @@ class World:
         if replication < 1:
             raise ValueError(f"replication={replication}: expected at least 1")
         if self.ranks % replication:
-            raise ValueError(f"replication={replication} does not divide {self.ranks} ranks")
+            raise ValueError(
+                f"replication={replication} does not divide {quantity(self.ranks, 'rank')}"
+            )
         ranks = self.ranks // replication
         if ranks % self.ranks_per_node:
             return World(1, ranks)
@@ -102,13 +105,13 @@ class StreamingPartition:
     def __post_init__(self) -> None:
         if self.lanes % self.world.nodes and self.world.nodes % self.lanes:
             raise ValueError(
-                f"num_canonical_nodes={self.lanes} and {self.world.nodes} nodes: one must be a "
-                "multiple of the other"
+                f"num_canonical_nodes={self.lanes} and {quantity(self.world.nodes, 'node')}: one "
+                "must be a multiple of the other"
             )
         if not self._cycles and self._filler and self._filler_from < 0:
             raise ValueError(
-                f"{self.size} samples in num_canonical_nodes={self.lanes} lanes are too few for "
-                f"{self.world.nodes} nodes: use as many lanes as nodes"
+                f"{quantity(self.size, 'sample')} in num_canonical_nodes={self.lanes} lanes are "
+                f"too few for {quantity(self.world.nodes, 'node')}: use as many lanes as nodes"
             )
 
     @property
@@ -204,14 +207,15 @@ def make_partition(
         batch_size, rest = divmod(world.nodes * batch_size, initial_nodes)
         if rest:
             raise ValueError(
-                f"the global batch of {world.nodes} nodes cannot be shared by the "
+                f"the global batch of {quantity(world.nodes, 'node')} cannot be shared by the "
                 f"initial_physical_nodes={initial_nodes}: use another batch_size"
             )
         world = World(initial_nodes, world.ranks_per_node)
     partition = StreamingPartition(size, lanes, world, batch_size, drop_first)
     if not 0 <= drop_first <= max(most_read(size, world), partition.length):
         raise ValueError(
-            f"sample_in_epoch={drop_first}: expected what was read of an epoch of {size} samples"
+            f"sample_in_epoch={drop_first}: expected what was read of an epoch of "
+            f"{quantity(size, 'sample')}"
         )
     return partition
 

@@ -362,9 +362,9 @@ def test_hostile_tables_are_refused():
     ("edit", "match"),
     [
         (lambda t: [t], "its table is list; expected a map"),
-        (lambda t: t.update(chunk_bytes=1), "chunks of 1 bytes"),
+        (lambda t: t.update(chunk_bytes=1), "chunks of 1 byte;"),
         (lambda t: t.update(shards=2), "section 'samples' is 3 of"),
-        (lambda t: t.update(samples=5), "6000 samples, not 5"),
+        (lambda t: t.update(samples=5), "6,000 samples, not 5"),
         (lambda t: t.pop("schemas"), "expected list"),
         (lambda t: t["schemas"][0].__setitem__(0, "parquet"), "format 'parquet'"),
         (lambda t: t["schemas"][0].__setitem__(1, ["a", "a"]), "duplicate columns"),

@@ -160,7 +160,7 @@ def test_golden_defaults(case):
         ({"batch_size": 0}, "batch_size=0: expected at least 1"),
         ({"num_canonical_nodes": 0}, "num_canonical_nodes=0"),
         ({"shuffle_seed": -1}, "shuffle_seed=-1: expected at least 0"),
-        ({"weights": [Weight()]}, "1 weights for 2 streams"),
+        ({"weights": [Weight()]}, "1 weight for 2 streams"),
     ],
 )
 def test_settings_that_mean_nothing_raise(change, match):
@@ -239,7 +239,7 @@ def test_an_epoch_draws_nothing_before_it_is_read(algorithm):
     """What 10**12 samples would take cannot go unnoticed; this, and the errors, come at once."""
     order = StreamingOrder(**HUGE | {"shards": [np.full(4, 10**9)]}, shuffle_algo=algorithm)
     assert order.epoch(0, World(8, 8), 2**20).batches == -(-(4 * 10**9 - 2**20) // 2**15)
-    with pytest.raises(ValueError, match="of an epoch of 4000000000 samples"):
+    with pytest.raises(ValueError, match="of an epoch of 4,000,000,000 samples"):
         order.epoch(0, World(8, 8), 2**32)
 
 
