@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, Union
 
 from npstream._core.arguments import quantity
@@ -24,6 +26,12 @@ _COPIED = 1 << 20
 
 _ATTEMPTS = 5
 """How often a directory may be removed while a file is being created in it."""
+
+_SYNCS = 32
+"""Files that are brought to the disk at once."""
+
+_FEW_FILES = 4
+"""Files that are brought there one after the other, as threads would take longer."""
 
 Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
@@ -218,6 +226,60 @@ class LocalStore:
             draft.sync()
             draft.replace()
 
+    def put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
+        """Store files: they have their names once all are whole and on the disk."""
+        token = os.urandom(8).hex()
+        with ExitStack() as stack:
+            drafts = [
+                (name, stack.enter_context(self.draft(name, pieces, token, [])))
+                for name, pieces in files
+            ]
+            self.sync_all(drafts, "store")
+            for name, draft in drafts:
+                with self._reporting(name, "store"):
+                    draft.replace()
+
+    def sync_all(self, drafts: Sequence[tuple[str, Draft]], what: str) -> None:
+        """Bring files to the disk, many at once: file systems commit these together.
+
+        Parameters
+        ----------
+        drafts : sequence of (str, Draft)
+            The names of the files, and where they are now.
+        what : str
+            What is done with them, for messages.
+        """
+        left, failed = deque(drafts), list[StorageError]()
+
+        def sync() -> None:
+            while not failed:
+                try:
+                    name, draft = left.popleft()
+                except IndexError:
+                    return
+                try:
+                    with self._reporting(name, what):
+                        draft.sync()
+                except StorageError as error:
+                    failed.append(error)
+
+        threads: list[threading.Thread] = []
+        try:
+            if len(drafts) > _FEW_FILES:
+                # None can be started where their number is limited, or the interpreter ends.
+                with suppress(RuntimeError):
+                    for _ in range(min(_SYNCS, len(drafts)) - 1):
+                        thread = threading.Thread(target=sync, name="npstream-sync")
+                        thread.start()
+                        threads.append(thread)
+            sync()
+        finally:
+            left.clear()
+            for thread in threads:
+                thread.join()
+        if failed:
+            raise failed[0]
+
     def _content(self, name: str, data: bytes | str | os.PathLike[str]) -> Iterator[Body]:
         """Yield bytes, or the content of a file that is to be stored."""
         if isinstance(data, bytes | bytearray | memoryview):
@@ -257,7 +319,7 @@ class LocalStore:
                     with self._reporting(name, "store"):
                         file.write(piece)
                 with self._reporting(name, "store"):
-                    file.flush()
+                    file.close()  # which tells of a full disk, too, where it is another machine's
             yield draft
         finally:
             with suppress(OSError):

@@ -8,9 +8,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from npstream.formats.sidecar.sidecar import NAME, Mark, Sidecar, mark_of
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
 from npstream.tools.scan import Reading
-from npstream.writing.sidecar import Spool
+from npstream.writing.sidecar import Spool, pieces_of
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -188,11 +188,14 @@ def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
     Its columns have the same values, so it stays valid while they are stored again.
     """
     kept = _kept_columns(target, mark)
-    made = []
+    made: list[str] = []
     try:
-        for name, file in spool.finish(index):
-            made.append(name)
-            target.put(name, file.name)
+        if isinstance(target, LocalStore):
+            target.put_all(_noted(spool.finish(index), made))
+        else:
+            for name, file in spool.finish(index):
+                made.append(name)
+                target.put(name, file.name)
         target.put(NAME, b"".join(spool.sidecar(index, mark)))
     except BaseException:
         with suppress(StorageError):
@@ -200,6 +203,15 @@ def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
                 for name in set(made) - kept:
                     target.remove(name)
         raise
+
+
+def _noted(
+    files: Iterable[tuple[str, IO[bytes]]], made: list[str]
+) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield the names and contents of files, and add each name to a list."""
+    for name, file in files:
+        made.append(name)
+        yield name, pieces_of(file)
 
 
 def _kept_columns(target: Store, mark: Mark) -> set[str]:

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -35,12 +35,6 @@ LOCK = "index.json.lock"
 
 _PARTS = (INDEX, "index.columns", SIDECAR, "shard.")
 """What the names of a dataset's files begin with."""
-
-_SYNCS = 32
-"""Files that are brought to the disk at once."""
-
-_FEW_FILES = 4
-"""Files that are brought there one after the other, as threads would take longer."""
 
 _LOCK_BYTES = 1 << 10
 """No lock file is longer than this."""
@@ -189,27 +183,9 @@ class LocalDestination(Destination):
             for name, pieces in files:
                 written = self._store.draft(name, pieces, self._token, self._folders)
                 drafts.append((name, stack.enter_context(written)))
-            self._sync_all(drafts)
+            self._store.sync_all(drafts, "create")
             for name, draft in drafts:
                 self._link(name, draft)
-
-    def _sync_all(self, drafts: Sequence[tuple[str, Draft]]) -> None:
-        """Bring files to the disk, many at once: file systems commit these together."""
-
-        def sync(entry: tuple[str, Draft]) -> None:
-            name, draft = entry
-            with self._reporting(name):
-                draft.sync()
-
-        if len(drafts) <= _FEW_FILES:
-            for entry in drafts:
-                sync(entry)
-            return
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(_SYNCS, "npstream-sync") as threads:
-            for _ in threads.map(sync, drafts):
-                pass
 
     def _link(self, name: str, draft: Draft) -> None:
         """Give a file its name."""

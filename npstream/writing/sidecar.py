@@ -225,9 +225,15 @@ def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Bod
     """Yield the names and contents of the files that go with an index, and close the spool."""
     index = parse_index(text, INDEX, trusted=True)
     for name, file in spool.finish(index):
-        yield name, iter(lambda file=file: file.read(_COPIED), b"")  # type: ignore[misc]
+        yield name, pieces_of(file)
     yield NAME, spool.sidecar(index, mark_of(text))
     spool.close()
+
+
+def pieces_of(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of a file, from where it stands."""
+    while piece := file.read(_COPIED):
+        yield piece
 
 
 def bounds(values: AnyArray) -> tuple[AnyArray, AnyArray]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -471,3 +473,24 @@ def test_compressed_shards_are_hashed_as_they_are_unpacked(tmp_path):
     assert len(sidecar_of(tmp_path).piece_hashes(0)) == 2
     npstream.build_index(tmp_path)
     assert (tmp_path / "index.msgpack").read_bytes() == whole
+
+
+def test_columns_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
+    npstream.write(tmp_path, {f"c{number}": np.arange(20) for number in range(40)})
+    calls: list[str] = []
+
+    def record(name):
+        call = getattr(os, name)
+
+        def recorded(*args):
+            calls.append(name)
+            call(*args)
+
+        monkeypatch.setattr(os, name, recorded)
+
+    record("fsync")
+    record("replace")
+    npstream.build_index(tmp_path)
+    steps = [(call, len(list(group))) for call, group in itertools.groupby(calls)]
+    assert steps[-4:] == [("fsync", 40), ("replace", 40), ("fsync", 1), ("replace", 1)]
+    assert npstream.open(tmp_path)["c39"][-1] == 19

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import itertools
 import os
 import random
@@ -28,6 +29,7 @@ from destinations import (
 import npstream
 from npstream.errors import StorageError
 from npstream.formats.index import INDEX
+from npstream.storage import local
 from npstream.storage.remote import RemoteStore
 from npstream.writing.destination import LOCK
 
@@ -484,3 +486,86 @@ def test_files_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
     assert steps[:5] == [("sync", 1), ("link", 1), ("sync", files), ("link", files), ("sync", 4)]
     assert steps[5:] == [("link", 1), ("sync", 3)]
     assert npstream.open(tmp_path / "new")["c39"][-1] == 19
+
+
+COLUMNS = {f"c{number}": np.arange(20) for number in range(40)}
+
+
+def sync_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "npstream-sync"]
+
+
+@pytest.mark.parametrize("failing", [2, 20, 42])
+def test_one_of_many_files_that_the_disk_does_not_take(failing, tmp_path, monkeypatch):
+    count, sync = itertools.count(1), os.fsync
+
+    def fail(descriptor: int) -> None:
+        if next(count) == failing:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=r"No space left.*cannot create this file.*index\."):
+        npstream.write(tmp_path / "new", COLUMNS)
+    assert sync_threads() == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_whose_close_tells_of_a_full_disk(tmp_path, monkeypatch):
+    def fail(self) -> None:
+        if self.closed:
+            return
+        io.BufferedWriter.close(self)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    class Remote(io.BufferedWriter):
+        close = fail
+
+    monkeypatch.setattr(
+        local.Draft, "open", lambda draft, made: Remote(io.FileIO(draft.path, "xb"))
+    )
+    with pytest.raises(StorageError, match=r"quota.*cannot store this file"):
+        npstream.write(tmp_path, COLUMNS)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_threads_that_cannot_be_started(most, tmp_path, monkeypatch):
+    started, start = [], threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "npstream-sync":
+            if len(started) == most:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    npstream.write(tmp_path / "new", COLUMNS)
+    assert len(started) == most
+    assert sync_threads() == []
+    assert npstream.open(tmp_path / "new")["c39"][-1] == 19
+
+
+def test_few_files_take_no_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", None)
+    npstream.write(tmp_path / "new", {"x": np.arange(3), "y": np.arange(3)})
+
+
+def test_many_columns_are_written_as_the_interpreter_ends(tmp_path):
+    code = (
+        "import atexit, numpy as np, npstream\n"
+        "columns = {f'c{number}': np.arange(20) for number in range(40)}\n"
+        f"atexit.register(npstream.write, {str(tmp_path / 'new')!r}, columns)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert npstream.open(tmp_path / "new")["c39"][-1] == 19
+
+
+def test_many_columns_are_written_in_a_forked_process(tmp_path):
+    npstream.write(tmp_path / "one", COLUMNS)
+    if (child := os.fork()) == 0:
+        npstream.write(tmp_path / "two", COLUMNS)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert npstream.open(tmp_path / "two")["c39"][-1] == 19
