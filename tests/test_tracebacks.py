@@ -110,3 +110,25 @@ def test_what_the_interpreter_prints(damaged, tmp_path):
     )  # fmt: skip
     assert "line 3, in <module>" in done.stderr
     assert done.stderr.count(PACKAGE) <= 4
+
+
+def test_what_a_notebook_shows(damaged, tmp_path):
+    """IPython renders the user's line and a few of ours, of the causes, too."""
+    pytest.importorskip("IPython", reason="the test extra installs ipython")
+    opened = f"ds = npstream.open({str(tmp_path / 'd')!r})"
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance(colors='NoColor')\n"
+        "shell.run_cell('import npstream')\n"
+        f"shell.run_cell({opened!r})\n"
+        "shell.run_cell('first = 1\\nrow = ds[0]')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(PACKAGE).parent), "IPYTHONDIR": str(tmp_path)},
+    )  # fmt: skip
+    shown = done.stdout + done.stderr
+    assert "----> 2 row = ds[0]" in shown
+    ours = [line for line in shown.splitlines() if line.startswith("File ") and PACKAGE in line]
+    assert 1 <= len(ours) <= 4, ours
+    assert "shard.00000.mds" in shown.splitlines()[-1]
