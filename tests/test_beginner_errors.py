@@ -5,11 +5,13 @@ It is one that a beginner would catch, and shows the user's line and a few of np
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -109,6 +111,20 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     "an array of rows that vary": (
         lambda ds, at: np.asarray(ds), TypeError, ["varying size", "text", "ds[[...]]", "load()"]
     ),
+    "an array of a column whose rows vary": (
+        lambda ds, at: np.asarray(ds["tokens"]),
+        TypeError, ["column 'tokens'", "ndarray:int64", "of varying size", "use load()"],
+    ),
+    "an array of loaded rows that vary": (
+        lambda ds, at: np.asarray(ds["tokens"].load()),
+        TypeError, ["9 rows of int64", "lengths 1 to 3", "pad()", "dtype=object"],
+    ),
+    "the mean of rows that vary": (
+        lambda ds, at: ds["tokens"].mean(), TypeError, ["column 'tokens'", "of varying size"]
+    ),
+    "a float in a column": (
+        lambda ds, at: ds["label"][1.5], IndexError, ["1.5 is not an integer", "divide with //"]
+    ),
     "out= that is no mapping": (
         lambda ds, at: ds.load(out=np.zeros(9)), TypeError, ["out", "ndarray", "out={'x': array}"]
     ),
@@ -172,6 +188,10 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
         lambda ds, at: npstream.write(at / "data", {"x": X}),
         FileExistsError, ["a dataset, or a part of one, is here", "remove it"],
     ),
+    "a Writer to an existing dataset": (
+        lambda ds, at: npstream.Writer(at / "data"),
+        FileExistsError, ["a dataset, or a part of one, is here", "remove it"],
+    ),
     "one sample": (
         _write({"x": 1, "y": 2}),
         TypeError, ["column 'x'", "int", "a single sample goes into a list"],
@@ -201,7 +221,9 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
 
 @pytest.fixture
 def at(tmp_path: Path) -> Path:
-    npstream.write(tmp_path / "data", {"text": list("abcdefghi"), "label": np.arange(9)})
+    tokens = [np.arange(1 + row % 3) for row in range(9)]
+    columns = {"text": list("abcdefghi"), "label": np.arange(9), "tokens": tokens}
+    npstream.write(tmp_path / "data", columns)
     (tmp_path / "table.csv").write_text("x\n1\n")
     return tmp_path
 
@@ -233,9 +255,85 @@ def test_mistakes(name: str, at: Path) -> None:
 
 def test_torch_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
-    import sys
 
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "npstream.torch", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'npstream\[torch\]'"):
         importlib.import_module("npstream.torch")
+
+
+def check(caught: pytest.ExceptionInfo[Exception], words: list[str]) -> None:
+    text = str(caught.value)
+    assert [word for word in words if word not in text] == [], text
+    assert len(own_frames(caught.value)) <= MOST_FRAMES
+
+
+def test_s3fs_that_is_not_installed(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(npstream.errors.MissingDependencyError) as caught:
+        npstream.open("s3://bucket/data", cache=at / "cache")
+    check(caught, ["s3://", "'s3fs'", "pip install 'npstream[s3]'"])
+
+
+class _Refusing(fsspec.AbstractFileSystem):
+    """A driver that raises what s3fs lets through, whatever it is asked."""
+
+    protocol = "refusing"
+    cachable = False
+    error: Exception
+
+    def _open(self, path: str, *args: Any, **options: Any) -> Any:
+        raise self.error
+
+    def info(self, path: str, **options: Any) -> Any:
+        raise self.error
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        raise self.error
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **options: Any) -> Any:
+        raise self.error
+
+
+class NoCredentialsError(Exception):
+    """Named as botocore's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            NoCredentialsError("Unable to locate credentials"),
+            PermissionError,
+            ["Unable to locate credentials", "give credentials", "storage_options"],
+        ),
+        (
+            FileNotFoundError("The specified bucket does not exist"),
+            FileNotFoundError,
+            ["no dataset is here", "check the names of the bucket and of the path"],
+        ),
+    ],
+    ids=["no credentials", "no bucket"],
+)
+def test_stores_that_refuse(
+    at: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type, words: list[str]
+) -> None:
+    fsspec.register_implementation("refusing", _Refusing, clobber=True)
+    monkeypatch.setattr(_Refusing, "error", error, raising=False)
+    with pytest.raises(kind) as caught:
+        npstream.open("refusing://bucket/data", cache=at / "cache", retries=0)
+    check(caught, ["refusing://bucket/data/index.json", *words])
+
+
+def test_batches_of_batches(at: Path) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    batches = npstream.open(at / "data")[["label"]].iter(0, 1, batch_size=3)
+    with pytest.raises(TypeError) as caught:
+        next(iter(data.DataLoader(batches, batch_size=2)))
+    check(caught, ["of 2 each", "of 3 samples", "batch_size=None", "batched=False"])
+
+
+def test_a_dataset_is_no_list(at: Path) -> None:
+    ds = npstream.open(at / "data")
+    assert (ds == [1, 2]) is False
+    assert len(ds.iter(0, 1)) == 9  # samples, where no batch size is given

@@ -18,6 +18,7 @@ from npstream._core.typing import AnyArray
 from npstream.dataset.docstrings import documented
 from npstream.dataset.reductions import reduce_blocks
 from npstream.dataset.ufuncs import common_rows, in_blocks
+from npstream.errors import short_traceback
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -465,7 +466,8 @@ def _reduced(column: Any, name: str, axis: Any, out: Any, options: dict[str, Any
     if not column.shape:
         return getattr(np, name)(np.asarray(column), axis, out=out, **given)
     blocks = column._blocks(f"{name} of {column.name!r}")
-    return reduce_blocks(name, blocks, column.shape, column.dtype, axis, out=out, **given)
+    with short_traceback:
+        return reduce_blocks(name, blocks, column.shape, column.dtype, axis, out=out, **given)
 
 
 def _rowwise(

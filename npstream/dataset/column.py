@@ -453,8 +453,8 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
             return objects(values).reshape(selection.shape)
         if encoding.kind in _NO_DTYPE:
             raise TypeError(
-                f"column {self.name!r} holds {encoding.name} values, for which NumPy has no dtype: "
-                "use load(), or dtype=object"
+                f"column {self.name!r} holds {encoding.name} values, of varying size or type, and "
+                "no array has such rows: use load(), or dtype=object"
             )
         column = self.load()
         if isinstance(column, Ragged):
