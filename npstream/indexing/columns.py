@@ -89,7 +89,11 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     rows, cells = items[:row_axes], items[row_axes:]
     row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
     if not cell_kinds <= {int, slice}:
-        indexed_shape(shape, (slice(None),) * row_axes + cells)  # for its exceptions
+        # For its exceptions; slices have none, and may be long.
+        lengths = shape[row_axes : row_axes + len(cells)]
+        short = [1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True)]
+        whole = [slice(None) if isinstance(c, slice) else c for c in cells]
+        indexed_shape((1,) * row_axes + tuple(short), (slice(None),) * row_axes + tuple(whole))
     for item, length in zip(cells, shape[row_axes:], strict=False):
         if type(item) is int and not -length <= item < length:
             _refuse(index, shape)

@@ -199,4 +199,33 @@ def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
 
 
 def _indexed_shape(shape: Shape, items: Items) -> Shape:
-    return np.broadcast_to(np.False_, shape)[items].shape
+    """Return the shape of an indexed array, which may be too large to be made for that.
+
+    Examples
+    --------
+    >>> _indexed_shape((10**9, 5, 10**9), (slice(None), np.array([1, 2, 3]), slice(None)))
+    (1000000000, 3, 1000000000)
+    """
+    sliced = tuple(
+        len(range(length)[item])
+        for length, item in zip(shape, items, strict=True)
+        if isinstance(item, slice)
+    )
+    arrays = [item for item in items if isinstance(item, np.ndarray)]
+    if not arrays:
+        return sliced
+    arrays = [item.nonzero()[0] if item.dtype == bool else item for item in arrays]
+    for axis, (length, item) in enumerate(zip(shape, items, strict=True)):
+        if not isinstance(item, slice):  # for the exception, if it is out of bounds
+            np.broadcast_to(np.False_, (1,) * axis + (length,))[(slice(None),) * axis + (item,)]
+    try:
+        joint = np.broadcast_shapes(*(item.shape for item in arrays))
+    except ValueError:
+        shapes = " ".join(str(item.shape) for item in arrays)
+        raise IndexError(
+            "shape mismatch: indexing arrays could not be broadcast together with shapes " + shapes
+        ) from None
+    chosen = [k for k, item in enumerate(items) if not isinstance(item, slice)]
+    # Axes of the arrays stand where these do, or first if a slice is between them.
+    at = chosen[0] if chosen[-1] - chosen[0] + 1 == len(chosen) else 0
+    return (*sliced[:at], *joint, *sliced[at:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,19 @@ def test_damage_and_bounds_raise_as_in_numpy(column):
         with pytest.raises(IndexError) as numpys:
             VALUES[:, [0, 3]][index]
         assert type(ours.value) is type(numpys.value)
+
+
+def test_an_index_costs_what_its_arrays_do(column):
+    mesh = Mesh.whole(1, (1 << 20, 4, 1 << 20))
+    rows, frames = np.arange(3), np.array([0, 1, 3])
+    tracemalloc.start()
+    _, chosen = mesh.select_jointly((rows,), (slice(None), frames, slice(None)), (5,))
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+    assert chosen.result_shape((3,)) == (3, 1 << 20, 1 << 20)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+def test_a_row_of_none_is_out_of_bounds(column, row):
+    with pytest.raises(IndexError, match="out of bounds"):
+        column[:0][row, np.array([], np.int64)]
