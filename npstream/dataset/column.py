@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
-from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
@@ -20,7 +19,6 @@ from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_functions import apply
 from npstream.dataset.array_methods import ArrayMethods
-from npstream.dataset.reductions import UFUNCS
 from npstream.errors import read_only, short_traceback, shorten, shown
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
@@ -44,14 +42,11 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
 
-REDUCED = {ufunc: name for name, ufunc in UFUNCS.items()}
-"""Reductions by ufuncs, such as ``np.add.reduce``, and the methods that they are."""
-
 _NO_DTYPE = ("image", "ndarray", "object")
 """Kinds of columns that make arrays of objects only."""
 
 
-class Column(ArrayMethods, NDArrayOperatorsMixin):
+class Column(ArrayMethods, elementwise.Operators):
     """One column of a view: like an ndarray whose first axes are the view's, and read-only.
 
     ``ds["name"]`` is one. Indexing gives views and reads nothing, but for an integer, which
@@ -598,6 +593,8 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
         if getattr(other, "__array_ufunc__", ufunc) is None:
             return NotImplemented
         function = elementwise.EQUALITY[ufunc]
+        if elementwise.takes_over(other, self.dtype):
+            return function(np.asarray(self), other)
         if is_tensor(other):
             return self._with_tensors(function, (self, other), {})
         return self._apply(ufunc, "__call__", function, (self, other), {})
@@ -647,10 +644,10 @@ class Column(ArrayMethods, NDArrayOperatorsMixin):
     ) -> Any:
         """Apply a ufunc in blocks of rows; return NotImplemented if it needs all at once."""
         purpose = f"{ufunc.__name__} of {self.name!r}"
-        if method == "reduce" and ufunc in REDUCED and inputs[0] is self and self._leads:
+        if method == "reduce" and self._leads and elementwise.is_method(ufunc, options):
             outs = options.pop("out", (None,))
             axis = options.pop("axis", 0)
-            return getattr(inputs[0], REDUCED[ufunc])(axis, out=outs[0], **options)
+            return getattr(self, elementwise.REDUCED[ufunc])(axis, out=outs[0], **options)
         if method != "__call__":
             return NotImplemented
         if ufunc is np.matmul and not options:

@@ -8,10 +8,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from npstream._core.array_like import is_time, time_array
+from npstream._core.array_like import is_tensor, is_time, time_array
 from npstream._core.progress import progress
 from npstream._core.typing import Bools
+from npstream.dataset.reductions import UFUNCS
 from npstream.reading.gate import gate
 from npstream.reading.gather import BLOCK
 
@@ -26,6 +28,76 @@ EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
     np.not_equal: operator.ne,
 }
 """The operators of equality, which know that a number is no text, where their ufuncs raise."""
+
+REDUCED = {ufunc: name for name, ufunc in UFUNCS.items()}
+"""Reductions by ufuncs, such as ``np.add.reduce``, and the methods that they are."""
+
+_OPTIONS: dict[str, set[str]] = {
+    "sum": {"initial", "dtype"}, "prod": {"initial", "dtype"}, "min": {"initial"},
+    "max": {"initial"}, "any": set(), "all": set(),
+}  # fmt: skip
+"""Keyword arguments that a method has beside those that all have; a ufunc has each of them."""
+
+
+def is_method(ufunc: np.ufunc, options: Mapping[str, Any]) -> bool:
+    """Return True if a method is the reduction by a ufunc with these keyword arguments."""
+    known = {"axis", "out", "keepdims", "where"}
+    return ufunc in REDUCED and options.keys() - known <= _OPTIONS[REDUCED[ufunc]]
+
+
+_PLAIN = (np.ndarray, np.memmap)
+"""Types of arrays whose results are plain arrays."""
+
+
+def takes_over(other: Any, dtype: np.dtype[Any]) -> bool:
+    """Return True if arrays of a dtype leave operators to another operand.
+
+    They do to matrices, masked and sparse arrays, and what is of pandas, all of which know what
+    to do with an array, yet not with a column.
+    """
+    if isinstance(other, np.ndarray):
+        return type(other) not in _PLAIN
+    if hasattr(other, "__pandas_priority__"):
+        return not hasattr(other, "_leads")
+    if hasattr(other, "__array_ufunc__") or is_tensor(other):
+        return False
+    # Times `plain_times` makes plain; NaT is a time or a duration, as pandas sees fit.
+    is_own = dtype.kind in "mM" and is_time(other) and other == other
+    return getattr(other, "__array_priority__", 0) > 0 and not is_own
+
+
+def _operator(name: str) -> Callable[[Any, Any], Any]:
+    """Return a method for an operator, such as "add" or "radd"."""
+    usual = getattr(NDArrayOperatorsMixin, f"__{name}__")
+    is_reflected = name[0] == "r" and name != "rshift"
+    plain = name[1:] if is_reflected else name
+    function = divmod if plain == "divmod" else getattr(operator, f"__{plain}__")
+
+    def method(self: Any, other: Any) -> Any:
+        if takes_over(other, self.dtype):
+            array = np.asarray(self)
+            return function(other, array) if is_reflected else function(array, other)
+        return usual(self, other)
+
+    method.__name__ = f"__{name}__"
+    return method
+
+
+class Operators(NDArrayOperatorsMixin):
+    """The operators of an array, which leaves some to its other operand."""
+
+    __slots__ = ()
+
+    __pandas_priority__ = 5000
+    """Above a DataFrame's: what is of pandas leaves operators to a column, which reads itself."""
+
+
+_BINARY = (
+    "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "divmod", "pow", "lshift",
+    "rshift", "and", "xor", "or",
+)  # fmt: skip
+for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), "lt", "le", "gt", "ge"):
+    setattr(Operators, f"__{_name}__", _operator(_name))
 
 
 def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
@@ -62,7 +134,7 @@ def common_rows(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int,
         return None
     shape = np.broadcast_shapes(*(np.shape(item) for item in arrays))
     outs = [out for out in options.get("out", ()) if out is not None]
-    if not all(type(out) is np.ndarray for out in outs):
+    if not all(type(out) in _PLAIN for out in outs):
         return None
     for out in outs:
         if np.broadcast_shapes(out.shape, shape) != out.shape:
@@ -76,7 +148,7 @@ def common_rows(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int,
 
 
 def _is_plain(item: Any) -> bool:
-    return hasattr(item, "_leads") or type(item) in (np.ndarray, list) or np.ndim(item) == 0
+    return hasattr(item, "_leads") or type(item) in (*_PLAIN, list) or np.ndim(item) == 0
 
 
 def _has_rows(item: Any, shape: tuple[int, ...]) -> bool:
@@ -150,13 +222,16 @@ def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]
     ndarray or scalar
         NotImplemented where rows cannot be taken in blocks.
     """
+    if not (_is_plain(left) and _is_plain(right)):
+        return NotImplemented
+    left, right = (x if hasattr(x, "_leads") else np.asarray(x) for x in (left, right))
     shapes = np.shape(left), np.shape(right)
     if not all(shapes) or any(0 in shape for shape in shapes):
         return NotImplemented
     lengths = shapes[0][-1], shapes[1][-2:][0]
     if lengths[0] != lengths[1]:
         # For the exception, before anything is read.
-        np.matmul(np.empty((0, lengths[0])), np.empty((lengths[1], 0)))
+        np.matmul(np.empty((0, lengths[0]), left.dtype), np.empty((lengths[1], 0), right.dtype))
     if getattr(left, "_leads", False) and len(shapes[0]) > 1:
         return _by_rows(left, right, bounds(left)) if len(shapes[1]) <= 2 else NotImplemented
     if getattr(right, "_leads", False) and len(shapes[1]) <= 2:

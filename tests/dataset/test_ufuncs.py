@@ -276,3 +276,99 @@ def test_what_has_its_own_say_in_comparing(ds):
         __hash__ = None
 
     assert (ds["label"] == Proud()) == "mine"
+
+
+# Operators that arrays leave to the other operand
+
+OPERATORS = [
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv),
+    *(operator.mod, operator.eq, operator.ne, operator.lt, operator.ge, operator.and_, divmod),
+]
+
+
+def computed(function):
+    try:
+        return function()
+    except Exception as error:
+        return type(error)
+
+
+def assert_computed(function, column, array):
+    """Assert that a column gives what an array does, of the type that it has there."""
+    got, want = computed(lambda: function(column)), computed(lambda: function(array))
+    assert type(got) is type(want)
+    if isinstance(want, type):
+        assert got is want
+    else:
+        for left, right in zip(
+            *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+        ):
+            assert type(left) is type(right)
+            mask = np.ma.getmaskarray(np.ma.asarray(right))
+            assert_same(np.ma.getmaskarray(np.ma.asarray(left)), mask)
+            assert_same(np.asarray(left)[~mask], np.asarray(right)[~mask])
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("function", OPERATORS)
+@pytest.mark.parametrize("kind", ["matrix", "masked", "memmap"])
+def test_operators_with_subclasses(ds, function, kind, tmp_path):
+    other = {
+        "matrix": lambda: np.matrix(np.arange(1, N + 1)),
+        "masked": lambda: np.ma.masked_equal(np.arange(N) % 3, 0),
+        "memmap": lambda: np.memmap(tmp_path / "m", np.int64, "w+", shape=(N,)),
+    }[kind]()
+    if kind == "memmap":
+        other[:] = np.arange(1, N + 1)
+    for x in (ds["label"], ds["label"][::-1]):
+        assert_computed(lambda x: function(x, other), x, np.asarray(x))
+        assert_computed(lambda x: function(other, x), x, np.asarray(x))
+
+
+@pytest.mark.parametrize("function", OPERATORS)
+@pytest.mark.parametrize("kind", ["Series", "Index", "DataFrame", "times", "Timedelta", "NaT"])
+def test_operators_with_pandas(ds, function, kind):
+    pd = pytest.importorskip("pandas")
+    other = {
+        "Series": lambda: pd.Series(np.arange(1, N + 1)),
+        "Index": lambda: pd.Index(np.arange(1, N + 1)),
+        "DataFrame": lambda: pd.DataFrame(np.ones((N, N), int)),
+        "times": lambda: pd.Series(np.arange(N).astype("M8[s]")),
+        "Timedelta": lambda: pd.Timedelta("2s"),
+        "NaT": lambda: pd.NaT,
+    }[kind]()
+    x = ds["label"]
+    for call in (lambda x: function(x, other), lambda x: function(other, x)):
+        got, want = computed(lambda call=call: call(x)), computed(lambda c=call: c(np.asarray(x)))
+        assert type(got) is type(want)
+        if isinstance(want, type):
+            assert got is want
+        else:
+            assert str(got) == str(want)
+
+
+def test_operators_with_sparse_arrays(ds):
+    sparse = pytest.importorskip("scipy.sparse")
+    other = sparse.csr_array(np.eye(N, dtype=np.int64))
+    x = ds["label"]
+    assert_same(x @ other, np.asarray(x) @ other)
+    assert_same(other @ x, other @ np.asarray(x))
+
+
+def test_results_go_to_a_memmap_in_blocks(ds, monkeypatch, tmp_path):
+    monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", 1)
+    monkeypatch.delattr(npstream.dataset.column.Column, "__array__")  # which reads all
+    out = np.memmap(tmp_path / "m", np.int64, "w+", shape=(N,))
+    assert np.add(ds["label"], 1, out=out) is out
+    assert_same(np.asarray(out), VALUES["label"] + 1)
+
+
+@pytest.mark.parametrize("ufunc", [np.maximum, np.logical_and, np.add])
+@pytest.mark.parametrize(
+    "options", [{"dtype": float}, {"initial": 3}, {"axis": None, "dtype": int}]
+)
+def test_reductions_by_ufuncs_take_their_options(ds, ufunc, options):
+    got = computed(lambda: ufunc.reduce(ds["label"], **options))
+    want = computed(lambda: ufunc.reduce(VALUES["label"], **options))
+    assert got == want
+    assert type(got) is type(want)
