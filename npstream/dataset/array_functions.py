@@ -22,10 +22,9 @@ from npstream.dataset.reductions import (
 )
 
 STAND_INS: tuple[Any, ...] = (
-    np.shape, np.ndim, np.size, np.empty_like, np.zeros_like, np.ones_like, np.full_like,
-    np.result_type, np.can_cast, np.common_type, np.min_scalar_type, np.iscomplexobj,
-    np.isrealobj, np.shares_memory, np.may_share_memory, np.diag_indices_from,
-    np.tril_indices_from, np.triu_indices_from,
+    np.shape, np.ndim, np.size, np.empty_like, np.zeros_like, np.ones_like, np.result_type,
+    np.can_cast, np.common_type, np.iscomplexobj, np.isrealobj, np.shares_memory,
+    np.may_share_memory, np.diag_indices_from, np.tril_indices_from, np.triu_indices_from,
 )  # fmt: skip
 """Functions that need a shape and a dtype, and no element."""
 
@@ -35,6 +34,11 @@ METHOD_OF: dict[Any, str] = {
     np.nonzero: "nonzero",
 }  # fmt: skip
 """Functions that a method of the same signature serves."""
+
+READ_ONLY_VIEWS: tuple[Any, ...] = (
+    np.diagonal, np.linalg.diagonal, np.broadcast_to, np.broadcast_arrays,
+)  # fmt: skip
+"""Functions whose results are read-only views, or show an element in several places."""
 
 BY_ROWS: tuple[Any, ...] = (np.nan_to_num, np.isin, np.real, np.imag, np.angle)
 """Functions of elements whose first argument alone has rows."""
@@ -55,6 +59,8 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
         args = tuple(_replaced(item, kind, _stand_in) for item in args)
         keywords = {key: _replaced(item, kind, _stand_in) for key, item in keywords.items()}
         return function(*args, **keywords)
+    if function is np.full_like and args:
+        args = (_replaced(args[0], kind, _stand_in), *args[1:])
     column, *others = args or (None,)
     if isinstance(column, kind) and not _has(kind, others, keywords):
         handler = HANDLERS.get(function)
@@ -63,11 +69,38 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
             return result
     elif function is np.dot and len(args) == 2 and not keywords:
         return _dot(*args)
-    elif function is np.copyto:
+    elif function is np.copyto and args and isinstance(args[0], np.ndarray):
         return _copy(*args, **keywords)
-    args = tuple(_replaced(item, kind, np.asarray) for item in args)
-    keywords = {key: _replaced(item, kind, np.asarray) for key, item in keywords.items()}
-    return function(*args, **keywords)
+    return _call(function, args, keywords, kind)
+
+
+def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: type) -> Any:
+    """Call a function with the columns read.
+
+    Their arrays are read-only meanwhile, as what it wrote to one would be lost.
+    """
+    lent: list[AnyArray] = []
+
+    def lend(column: Any) -> AnyArray:
+        lent.append(np.asarray(column))
+        lent[-1].flags.writeable = False
+        return lent[-1]
+
+    args = tuple(_replaced(item, kind, lend) for item in args)
+    keywords = {key: _replaced(item, kind, lend) for key, item in keywords.items()}
+    result = function(*args, **keywords)
+    for array in lent:
+        array.flags.writeable = True
+    if function not in READ_ONLY_VIEWS:
+        _return(result, lent)
+    return result
+
+
+def _return(result: Any, lent: list[AnyArray]) -> None:
+    """Let views of arrays that were read be written to, as these are nobody else's."""
+    for item in result if isinstance(result, list | tuple) else (result,):
+        if isinstance(item, np.ndarray) and any(np.may_share_memory(item, a) for a in lent):
+            item.flags.writeable = True
 
 
 def _replaced(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
@@ -114,9 +147,13 @@ def _given(keywords: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in keywords.items() if v is not np._NoValue}
 
 
-def _clip(column: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **more: Any) -> Any:
-    more = {"min": a_min, "max": a_max} | more
-    return column.clip(out=out, **{k: None if v is np._NoValue else v for k, v in more.items()})
+def _clip(column: Any, /, *args: Any, **keywords: Any) -> Any:
+    # NumPy's own function sorts its arguments out, and calls the method.
+    return np.clip.__wrapped__(column, *args, **keywords)  # type: ignore[attr-defined]
+
+
+def _min_scalar_type(column: Any) -> Any:
+    return np.min_scalar_type(_stand_in(column) if column.shape else np.asarray(column))
 
 
 def _by_rows(function: Any) -> Callable[..., Any]:
@@ -264,6 +301,7 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     **{getattr(np, name): _without_nan(name) for name in NAN_REDUCTIONS},
     **{function: _by_rows(function) for function in BY_ROWS},
     np.clip: _clip,
+    np.min_scalar_type: _min_scalar_type,
     np.count_nonzero: _count_nonzero,
     np.linalg.norm: _norm,
     np.dot: _dot,

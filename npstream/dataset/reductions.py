@@ -300,7 +300,8 @@ def reduce_without_nan(
         or options.keys() - known
         or (out is not None and not isinstance(out, np.ndarray))
         or (dtype is not None and np.dtype(dtype).kind != "f")
-        or (name in ("argmin", "argmax") and axis is not None and not isinstance(axis, int))
+        or isinstance(axis, list)
+        or (name in ("argmin", "argmax") and not _is_position(axis, out))
     ):
         options |= {} if out is None else {"out": out}
         return getattr(np, "nan" + name)(_whole(blocks, shape, source), axis=axis, **options)
@@ -322,6 +323,11 @@ def reduce_without_nan(
         return out
     result = result.astype(kind, copy=False)
     return result if result.ndim else result[()]
+
+
+def _is_position(axis: Any, out: AnyArray | None) -> bool:
+    """Say whether an axis is one that positions are along, and `out` takes them as they are."""
+    return (axis is None or isinstance(axis, int)) and (out is None or out.dtype == np.intp)
 
 
 def _joined_or_merged(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyArray:

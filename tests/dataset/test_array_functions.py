@@ -449,3 +449,59 @@ def test_a_loader_of_torch_reads_the_rows_of_a_batch_at_once(ds, arrays, monkeyp
     batches = list(data.DataLoader(ds["x"], batch_size=4))
     assert_same(np.concatenate([batch.numpy() for batch in batches]), arrays["x"])
     assert set(calls) == {4}
+
+
+WRITES = [
+    lambda x, n: np.copyto(x, 1),
+    lambda x, n: np.put(n, 1, 0),
+    lambda x, n: np.putmask(n, n > 0, 0),
+    lambda x, n: np.place(n, n > 0, [0]),
+    lambda x, n: np.fill_diagonal(x, 0),
+    lambda x, n: np.put_along_axis(x, np.zeros((1, WIDTH), int), 3, 0),
+    lambda x, n: np.fix(x, x),
+    lambda x, n: np.dot(x, np.eye(WIDTH, dtype=np.float32), x),
+    lambda x, n: np.concatenate([x[:1].load(), x[1:].load()], 0, x),
+    lambda x, n: np.nan_to_num(x, copy=False),
+]
+
+
+@pytest.mark.parametrize("write", range(len(WRITES)))
+def test_what_would_be_written_to_a_column_is_refused(ds, write):
+    with pytest.raises(ValueError, match=r"read-only|not acceptable"):
+        WRITES[write](ds["x"], ds["n"])
+
+
+@pytest.mark.parametrize("function", [np.squeeze, np.flip, np.atleast_3d, np.transpose])
+def test_views_of_what_was_read_are_writable(ds, function):
+    assert function(ds["x"]).flags.writeable
+
+
+def test_elements_of_a_shape_and_a_dtype(ds, arrays):
+    n, text = ds["n"], ds["text"]
+    assert_same(np.full_like(n, n), arrays["n"])
+    assert_same(np.full_like(ds["x"][:, 0], n), arrays["n"].astype(np.float32))
+    assert_same(np.full_like(a=n, fill_value=3), np.full_like(arrays["n"], 3))
+    for index in (..., np.array(5)):
+        assert np.min_scalar_type(n[index]) == np.min_scalar_type(arrays["n"][index])
+    assert np.min_scalar_type(text) == np.min_scalar_type(arrays["text"])
+
+
+CALLS = [
+    lambda x: np.clip(x),
+    lambda x: np.clip(x, 1, 2, min=3),
+    lambda x: np.clip(x, 1, 2, dtype=np.float64),
+    lambda x: np.clip(x, 1, 2, casting="no", dtype=np.float64),
+    lambda x: np.clip(x, 0, None),
+    lambda x: np.nanmax(x, [0, 1]),
+    lambda x: np.nanvar(x, [0, 1]),
+    lambda x: np.nanargmax(x, 0, out=np.zeros(WIDTH)),
+    lambda x: np.nanargmax(x, 0, out=np.zeros(WIDTH, int)),
+    lambda x: np.copyto(1, x),
+    lambda x: [1] * N @ x,
+    lambda x: np.matmul(x, np.matrix(np.ones((WIDTH, 2)))),
+]
+
+
+@pytest.mark.parametrize("call", range(len(CALLS)))
+def test_arguments_are_sorted_out_by_numpy(ds, arrays, call):
+    assert_alike(CALLS[call], ds["x"], arrays["x"])
