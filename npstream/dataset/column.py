@@ -27,8 +27,8 @@ from npstream.indexing.mesh import Mesh
 from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
 from npstream.reading.gate import gate
-from npstream.reading.gather import Field, Plan
 from npstream.reading.load import array_of, in_mode, load, load_elements, mapped_column
+from npstream.reading.plan import Field, Plan
 from npstream.reading.stored import StoredColumn, StoredTable
 from npstream.writing.tables import ArrayColumn
 

@@ -19,7 +19,7 @@ from npstream.reading.gather import BLOCK
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
-    from npstream.reading.gather import Plan
+    from npstream.reading.plan import Plan
     from npstream.reading.source import Source
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +20,13 @@ from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.selection import Selection
 from npstream.orders.chunks import view_chunks
 from npstream.reading.batch import Ragged
-from npstream.reading.gather import Field, Lookup, Plan
+from npstream.reading.plan import Field, Plan
 from npstream.reading.source import Member, Reader, Source, T
 from npstream.shards.table import Fetcher
 from npstream.shards.union import ShardUnion
+
+if TYPE_CHECKING:
+    from npstream.reading.gather import Lookup
 
 SOURCE = "source"
 """The computed column of the names of the rows' sources."""
@@ -33,7 +36,7 @@ PIECE_ROWS = 1 << 20
 
 
 class SourceNames:
-    """The name of each row's source, as a `npstream.reading.gather.Computation`.
+    """The name of each row's source, as a `npstream.reading.plan.Computation`.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from npstream._core.optional import optional
 from npstream.formats.encodings.encodings import parse
 from npstream.reading.arrow import AS_TEXT, arrow_type, batch_of, no_type
 from npstream.reading.gate import gate
-from npstream.reading.gather import Field, Plan
+from npstream.reading.plan import Field, Plan
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection

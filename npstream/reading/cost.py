@@ -19,7 +19,7 @@ from npstream._core.progress import progress
 from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
-from npstream.reading.gather import Plan
+from npstream.reading.plan import Plan
 from npstream.shards.readahead import RemoteJob, side_by_side
 from npstream.storage.remote import WHOLE_REQUEST
 

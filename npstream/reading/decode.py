@@ -17,7 +17,8 @@ from npstream.errors import NpstreamError
 from npstream.reading.batch import Ragged
 
 if TYPE_CHECKING:
-    from npstream.reading.gather import Field, RawColumn
+    from npstream.reading.gather import RawColumn
+    from npstream.reading.plan import Field
     from npstream.shards.table import Fetcher
 
 BatchColumn = AnyArray | Ragged

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
-    from npstream.reading.gather import Plan
+    from npstream.reading.plan import Plan
     from npstream.reading.source import Source
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from npstream.indexing.mesh import Mesh
     from npstream.indexing.selection import Selection
-    from npstream.reading.gather import Field, Lookup, Plan
+    from npstream.reading.gather import Lookup
+    from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
 
 MODES = ("raise", "wrap", "clip")

@@ -22,7 +22,7 @@ from npstream.reading.gather import line_parser
 if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
     from npstream.formats.mds import SampleLayout
-    from npstream.reading.gather import Field
+    from npstream.reading.plan import Field
     from npstream.shards.base import Region
     from npstream.shards.table import Fetcher
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from npstream.reading.source import meaning
 
 if TYPE_CHECKING:
-    from npstream.reading.gather import Field
+    from npstream.reading.plan import Field
     from npstream.reading.source import Member
 
 _SHOWN = 3

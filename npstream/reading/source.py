@@ -23,15 +23,8 @@ from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
-from npstream.reading.gather import (
-    Field,
-    Lookup,
-    Plan,
-    column_bodies,
-    equal_text,
-    gather,
-    stored_bodies,
-)
+from npstream.reading.gather import Lookup, column_bodies, equal_text, gather, stored_bodies
+from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
 
 if TYPE_CHECKING:

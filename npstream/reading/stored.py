@@ -12,7 +12,7 @@ import numpy as np
 
 from npstream.errors import NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, type_of_array
-from npstream.reading.gather import Field, Plan
+from npstream.reading.plan import Field, Plan
 from npstream.reading.ragged import Ragged
 from npstream.writing.shard import bodies_of_rows
 from npstream.writing.tables import rows_as

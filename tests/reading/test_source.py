@@ -11,7 +11,7 @@ from npstream.dataset.dataset import Dataset
 from npstream.formats.encodings.encodings import parse
 from npstream.indexing.selection import Selection
 from npstream.reading.batch import Ragged
-from npstream.reading.gather import Field
+from npstream.reading.plan import Field
 from npstream.reading.source import Source
 
 N = 200
