@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from npstream._core.fork import renew_in_child
 
@@ -33,7 +33,7 @@ class Recent:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._extra = 0
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
         self._nbytes = 0
         self.renew_locks()
         renew_in_child(self)
@@ -53,12 +53,12 @@ class Recent:
             self._extra += nbytes
             self._trim()
 
-    def get(self, numbers: Iterable[int]) -> list[bytes | None]:
+    def get(self, numbers: Iterable[Hashable]) -> list[bytes | None]:
         """Return what is kept under some numbers, and None for the others."""
         with self._lock:
             return [self._used(number) for number in numbers]
 
-    def put(self, numbers: Iterable[int], parts: Iterable[bytes]) -> None:
+    def put(self, numbers: Iterable[Hashable], parts: Iterable[bytes]) -> None:
         """Keep byte strings, instead of what is kept under their numbers."""
         with self._lock:
             for number, part in zip(numbers, parts, strict=True):
@@ -67,18 +67,18 @@ class Recent:
                 self._nbytes += EACH + len(part)
             self._trim()
 
-    def drop(self, numbers: Iterable[int]) -> None:
+    def drop(self, numbers: Iterable[Hashable]) -> None:
         """Keep nothing under some numbers."""
         with self._lock:
             for number in numbers:
                 self._drop(number)
 
-    def numbers(self) -> list[int]:
+    def numbers(self) -> list[Hashable]:
         """Return all numbers under which something is kept."""
         with self._lock:
             return list(self._kept)
 
-    def lacks(self, numbers: Iterable[int]) -> list[bool]:
+    def lacks(self, numbers: Iterable[Hashable]) -> list[bool]:
         """Tell of each number whether nothing is kept under it."""
         with self._lock:
             return [number not in self._kept for number in numbers]
@@ -87,13 +87,13 @@ class Recent:
         while self._nbytes > self._limit + self._extra:
             self._drop(next(iter(self._kept)))
 
-    def _used(self, number: int) -> bytes | None:
+    def _used(self, number: Hashable) -> bytes | None:
         part = self._kept.get(number)
         if part is not None:
             self._kept.move_to_end(number)
         return part
 
-    def _drop(self, number: int) -> None:
+    def _drop(self, number: Hashable) -> None:
         part = self._kept.pop(number, None)
         if part is not None:
             self._nbytes -= EACH + len(part)

@@ -237,7 +237,9 @@ class Column(ArrayMethods, elementwise.Operators):
         if isinstance(chosen, int):
             values = np.asarray(self._value(chosen, cell))
             return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
-        return Column(self._source, self._plan_of(cell), chosen, cell, mesh)
+        elements = mesh.positions(cell) if self._source.remotes else None
+        field = self._field.cut(cell, elements)
+        return Column(self._source, Plan([field]), chosen, cell, mesh)
 
     def _padded(
         self, rows: tuple[Any, ...], cells: tuple[Any, ...]
@@ -253,6 +255,11 @@ class Column(ArrayMethods, elementwise.Operators):
         return self._plan if cell is None or cell is self._cell else Plan([self._field.cut(cell)])
 
     def _value(self, sample: int, cell: Cell | None) -> Any:
+        is_part = cell is not self._cell or self._field.part is not None
+        if cell is not None and is_part and not self._source.is_resident(sample):
+            field = self._field.cut(cell)
+            column = load(self._source, Plan([field]), np.array([sample]), (1,))[self.name]
+            return field.taken(column)[0].copy()[()]
         value = self._source.reader_of(self._field)(sample)[self.name]
         if cell is None or not cell.axes:
             return value
@@ -285,7 +292,7 @@ class Column(ArrayMethods, elementwise.Operators):
         >>> ds["text"].view("uint8")[0]
         array([122, 101, 114, 111], dtype=uint8)
         """
-        if self._mesh is not None or self._cut or self._field.part is not None:
+        if self._mesh is not None or self._field.part is not None:
             raise ValueError("declare the whole column first, then take parts of its values")
         field = self._field.view(dtype)
         if is_unsafe(field.encoding.name) and field.encoding != self._field.encoding:
@@ -322,25 +329,17 @@ class Column(ArrayMethods, elementwise.Operators):
         <Ragged: 3 str, 3 to 4 bytes>
         """
         with short_traceback:
-            cut = self._cut
-            if not cut and self._mesh is None:
+            field = self._field
+            if field.is_read_as_taken and self._mesh is None:
                 return self._load(None if out is None else {self.name: out})
             target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
             array = (
-                self._load(None)[(..., *cut)] if self._mesh is None else self._elements(self._mesh)
+                field.taken(self._load(None)) if self._mesh is None else self._elements(self._mesh)
             )
             if target is None:
                 return np.asarray(array, order="C")
             target[...] = array
             return out
-
-    @property
-    def _cut(self) -> tuple[Any, ...]:
-        """What remains to be taken of the values once they are read; () for all."""
-        field, cell = self._field, self._cell
-        if cell is None or field.part is not None or cell == Cell.whole(field.shape or ()):
-            return ()
-        return cell.index
 
     def _load(self, out: dict[str, Any] | None) -> Any:
         selection = self._selection
@@ -348,7 +347,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
     def _elements(self, mesh: Mesh) -> AnyArray:
         plan, selection = self._plan, self._selection
-        return load_elements(self._source, plan, selection, self._cut, mesh, READ_BYTES)
+        return load_elements(self._source, plan, selection, mesh, READ_BYTES)
 
     def take(
         self,
@@ -508,7 +507,8 @@ class Column(ArrayMethods, elementwise.Operators):
         gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         length, rows = len(self), len(self)
         if self.size and self._leads:
-            rows = self._source.rows_of(READ_BYTES) // max(1, prod(self._selection.shape[1:]))
+            rows = self._source.rows_at_once(self._plan, READ_BYTES)
+            rows //= max(1, prod(self._selection.shape[1:]))
         starts = range(0, length, max(1, rows)) or range(1)
         for start in starts if purpose is None else progress(starts, purpose):
             yield start, min(start + starts.step, length)
@@ -546,8 +546,8 @@ class Column(ArrayMethods, elementwise.Operators):
         """Return this column as `npstream.writing.tables` takes it."""
         if not self._shape:
             raise TypeError(f"column {self.name!r} is one value, and not one a sample")
-        field, whole = self._field, self._mesh is None and not self._cut
-        if whole and field.part is None and self._selection.ndim == 1:
+        field, whole = self._field, self._mesh is None and self._field.part is None
+        if whole and self._selection.ndim == 1:
             return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
         if self._cell is None:
             raise ValueError(

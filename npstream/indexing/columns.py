@@ -5,7 +5,9 @@ Tested in tests/dataset/test_column.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any, NoReturn, TypeAlias
 
@@ -180,6 +182,14 @@ class Cell:
         """What NumPy takes the part with."""
         return tuple(as_slice(axis) if isinstance(axis, range) else axis for axis in self.axes)
 
+    @property
+    def positions(self) -> tuple[Sequence[int], ...]:
+        """For each axis of a value the positions of the part, rising."""
+        return tuple(
+            (axis,) if isinstance(axis, int) else axis if axis.step > 0 else axis[::-1]
+            for axis in self.axes
+        )
+
     def contiguous(self, shape: tuple[int, ...], itemsize: int) -> tuple[int, int] | None:
         """Return the first byte of the part and the one after its last, if it is one run."""
         first, step = 0, itemsize * prod(shape)
@@ -199,6 +209,88 @@ class Cell:
         step //= length
         first += axis.start * step
         return first, first + len(axis) * step
+
+    def bounds(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return the first element of the part in a value, and the one after its last."""
+        if 0 in self.shape:
+            return 0, 0
+        first = last = 0
+        for axis, length in zip(self.axes, shape, strict=True):
+            low, high = (axis, axis) if isinstance(axis, int) else sorted((axis[0], axis[-1]))
+            first, last = first * length + low, last * length + high
+        return first, last + 1
+
+    def strided(self, values: AnyArray, shape: tuple[int, ...]) -> AnyArray:
+        """Return the part as a view of what `bounds` says of values.
+
+        Parameters
+        ----------
+        values : ndarray, shape (..., n)
+            In C order.
+        shape : tuple of int
+            Of a whole value.
+        """
+        itemsize = values.dtype.itemsize
+        if 0 in self.shape or not values.size:
+            return np.empty(values.shape[:-1] + self.shape, values.dtype)
+        start, strides, step = -self.bounds(shape)[0], [], 1
+        for axis, length in zip(reversed(self.axes), reversed(shape), strict=True):
+            start += (axis if isinstance(axis, int) else axis.start) * step
+            if isinstance(axis, range):
+                strides.append(axis.step * step * itemsize)
+            step *= length
+        return np.ndarray(
+            values.shape[:-1] + self.shape, values.dtype, values, start * itemsize,
+            (*values.strides[:-1], *reversed(strides)),
+        )  # fmt: skip
+
+
+def byte_runs(
+    axes: Sequence[Sequence[int]], shape: Shape, itemsize: int, gap: int
+) -> tuple[tuple[int, int], ...]:
+    """Return the bytes of a value that elements take, as runs more than `gap` bytes apart.
+
+    Parameters
+    ----------
+    axes : sequence of sequence of int
+        For each axis of the value the elements' positions, rising.
+    shape : tuple of int
+        Of the value.
+    itemsize, gap : int
+
+    Examples
+    --------
+    >>> byte_runs([range(4), [0, 2]], (4, 5), 1, 1), byte_runs([[0, 3], range(5)], (4, 5), 2, 9)
+    (((0, 3), (5, 8), (10, 13), (15, 18)), ((0, 10), (30, 40)))
+    """
+    runs, step = [(0, itemsize)], itemsize
+    for positions, length in zip(reversed(axes), reversed(shape), strict=True):
+        if not len(positions):
+            return ()
+        begin, end = runs[0][0], runs[-1][1]
+        if isinstance(positions, range):
+            hop = positions.step
+        else:
+            hop = max((b - a for a, b in pairwise(positions)), default=1)
+        if len(runs) == 1 and hop * step <= end - begin + gap:
+            runs = [(begin + positions[0] * step, end + positions[-1] * step)]
+        else:
+            runs = join_runs(
+                [(p * step + a, p * step + b) for p in positions for a, b in runs], gap
+            )
+        step *= length
+    return tuple(runs)
+
+
+def join_runs(runs: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Return rising runs, joined where they are no more than `gap` apart."""
+    joined: list[tuple[int, int]] = []
+    for begin, end in runs:
+        if joined and begin - joined[-1][1] <= gap:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((begin, end))
+    return joined
 
 
 def as_slice(axis: range) -> slice:

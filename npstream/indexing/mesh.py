@@ -112,6 +112,22 @@ class Mesh:
             numbers.append(part)
         return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(numbers), shape[lead:])
 
+    def positions(self, cell: Cell) -> tuple[list[int], ...]:
+        """Return the elements' positions along each axis of a value, rising.
+
+        Parameters
+        ----------
+        cell : Cell
+            The part of the value that `bounded` names, of which this is the mesh.
+        """
+        numbers = iter(self.numbers)
+        return tuple(
+            [axis]
+            if isinstance(axis, int)
+            else sorted(axis[k] for k in np.unique(next(numbers)).tolist())
+            for axis in cell.axes
+        )
+
     def bounded(self) -> tuple[Cell, Mesh]:
         """Return the least part of a value that has all elements, and the mesh over that part."""
         axes, numbers = [], []

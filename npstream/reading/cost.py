@@ -6,7 +6,7 @@ Tested in tests/shards/test_remote.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
@@ -24,7 +24,7 @@ from npstream.shards.readahead import RemoteJob, side_by_side
 from npstream.storage.remote import WHOLE_REQUEST
 
 if TYPE_CHECKING:
-    from npstream._core.typing import Int64, Span
+    from npstream._core.typing import Bools, Int64, Span
     from npstream.indexing.selection import Selection
     from npstream.reading.source import Source
     from npstream.shards.remote import RemoteShards
@@ -138,14 +138,14 @@ def tallies(source: Source, selection: Selection) -> list[Tally]:
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     """Return what loading a view at once would cost."""
     plan = plan.stored
-    if not plan.fields:
+    if plan.is_empty:
         return Cost(selection.size, 0, 0, 0, 0, 0)
     costs = []
     for tally in tallies(source, selection):
         if tally.is_aside(plan):
             costs.append(_of_values(tally, plan.fields[0].name))
         else:
-            costs.append(_of_shards(tally, source, selection))
+            costs.append(_of_shards(tally, source, selection, plan))
     return _sum(costs)
 
 
@@ -170,7 +170,7 @@ def _spans(tally: Tally, column: str) -> tuple[CachedRanges | None, list[Span]]:
     return files, sidecar.column_spans(column, tally.first, tally.last + 1)
 
 
-def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
+def _of_shards(tally: Tally, source: Source, selection: Selection, plan: Plan | None) -> Cost:
     """Return what loading that part of a view of a source out of its shards costs."""
     shards, chunks, counts = tally.chunks()
     touched, remote = len(np.unique(shards)), tally.source.remote
@@ -185,19 +185,40 @@ def _of_shards(tally: Tally, source: Source, selection: Selection) -> Cost:
         ],
         bool,
     )
+    requests, nbytes = 0, 0
+    in_parts = np.zeros(len(found), bool)
+    for runs, of_schema in _extents(remote, plan, shards):
+        ids = _ids_in(tally, source, selection, shards, chunks, ~here & of_schema)
+        shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
+        ids = ids[remote.in_parts(ids, shard_of, runs)]
+        in_parts |= np.isin(shards * remote.files.most_chunks + chunks, remote.chunk_of(ids))
+        more = remote.exact.parts_cost(ids, runs)
+        requests, nbytes = requests + more[0], nbytes + more[1]
+    is_dense &= ~in_parts
     # What the cache cannot hold at once is read sample by sample.
     sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in found], 0)
     limit = remote.files.cache.limit
     if limit is not None and remote.verify is not True:
         is_dense &= (np.cumsum(sizes) <= limit) | tally.source.index.compressed[shards]
-    dense, sparse = ~here & is_dense, ~here & ~is_dense
-    requests, nbytes = _of_chunks(remote, shards[dense], chunks[dense])
-    if sparse.any():
-        pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
-        ids = _samples_in(tally.source, pieces, shards[sparse], chunks[sparse])
-        more = remote.exact.cost(ids)
+    dense, sparse = ~here & is_dense, ~(here | is_dense | in_parts)
+    ids = _ids_in(tally, source, selection, shards, chunks, sparse)
+    for more in (_of_chunks(remote, shards[dense], chunks[dense]), remote.exact.cost(ids)):
         requests, nbytes = requests + more[0], nbytes + more[1]
     return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
+
+
+def _extents(
+    remote: RemoteShards, plan: Plan | None, shards: Int64
+) -> Iterator[tuple[Int64, Bools]]:
+    """Yield the parts of samples that may be read instead of all, and the shards of these."""
+    if plan is None:
+        return
+    schema_of = remote.index.schema_of[shards]
+    for schema in np.unique(schema_of).tolist():
+        # Not the plan's own numbers of schemas, which are those of a mixture.
+        extent = Plan(plan.fields).extent(schema, remote.layouts[schema])
+        if extent is not None:
+            yield extent.runs, schema_of == schema
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
@@ -215,7 +236,9 @@ def require_affordable(source: Source, selection: Selection, what: str, plan: Pl
     if limit is None or _most(source, selection, apart) <= limit:
         return
     found = tallies(source, selection)
-    cost = _sum([_of_shards(tally, source, selection) for tally in found if tally.source in apart])
+    cost = _sum(
+        [_of_shards(tally, source, selection, plan) for tally in found if tally.source in apart]
+    )
     if cost.nbytes > limit:
         raise CostError(
             f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
@@ -334,6 +357,16 @@ def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
             runs.append(sizes[piece])
         last = piece
     return [(nbytes, MAX_REQUEST) for nbytes in runs]
+
+
+def _ids_in(
+    tally: Tally, source: Source, selection: Selection, shards: Int64, chunks: Int64, which: Bools
+) -> Int64:
+    """Return the samples of a view that lie in some of a dataset's chunks, rising."""
+    if not which.any():
+        return np.empty(0, np.int64)
+    pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
+    return _samples_in(tally.source, pieces, shards[which], chunks[which])
 
 
 def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:

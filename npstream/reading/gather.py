@@ -27,12 +27,15 @@ from npstream.errors import FormatError
 from npstream.formats import text
 from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
-from npstream.reading.plan import Field, Plan
+from npstream.reading.plan import Extent, Field, Plan, SampleSplit
 from npstream.shards import kernels
+from npstream.storage.deadlines import one_read
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
     from npstream.shards.table import Fetcher
+
+    pass
 
 RawColumn = AnyArray | Ragged | list[Any]
 
@@ -87,8 +90,8 @@ def gather(
         Whether the pages that the samples lie in were asked for.
     """
     index = fetcher.index
-    if not plan.fields:
-        return {}
+    if plan.is_empty:
+        return {f.name: (out or {}).get(f.name, f.allocate(len(ids))) for f in plan.fields}
     if len(index.schemas) <= 1:
         return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
     shards = np.searchsorted(index.starts, ids, side="right") - 1
@@ -141,29 +144,73 @@ def _gather_schema(
     if layout is None:
         return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
     split = plan.split(schema, layout)
-    how = split.how
     columns: dict[str, Any] = {}
-    blocks, held = [], []
-    fixed = how.fixed.copy()
+    blocks: list[Int64] = []
+    held: list[object] = []  # the spans are in use until the end
+    fixed = split.how.fixed.copy()
     for place, f in enumerate(split.copied):
         column = out.get(f.name)
         if column is None:
             column = f.allocate(len(ids))
         columns[f.name] = column
         fixed[place, 3] = memory.writable_address(column)
-    for start in range(0, len(ids), BLOCK):
-        part = ids[start : start + BLOCK]
-        spans, holder = fetcher.read(part, how, fixed, is_prefetched)
-        blocks.append(spans)
-        held.append(holder)
-        if len(part) < len(ids):
-            fixed[:, 3] += len(part) * fixed[:, 2]
+    extent = plan.extent(schema, layout) if fetcher.remotes and len(ids) else None
+    # If parts of samples are read, no column varies in size.
+    if extent is None or not _copy_in_parts(fetcher, split, extent, ids, columns):
+        for start in range(0, len(ids), BLOCK):
+            part = ids[start : start + BLOCK]
+            spans, holder = fetcher.read(part, split.how, fixed, is_prefetched)
+            blocks.append(spans)
+            held.append(holder)
+            if len(part) < len(ids):
+                fixed[:, 3] += len(part) * fixed[:, 2]
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
     for place, f in enumerate(split.found):
         values = _Values(fetcher, f, ids, [block[place] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
+    del held
     return columns
+
+
+def _copy_in_parts(
+    fetcher: Fetcher, split: SampleSplit, extent: Extent, ids: Int64, columns: dict[str, AnyArray]
+) -> bool:
+    """Copy columns of one size if some samples are read in part, as that is cheaper.
+
+    The other samples are read whole, after that.
+
+    Returns
+    -------
+    bool
+        False if none is read in part. Nothing is copied then.
+    """
+    is_left = np.ones(len(ids), bool)
+    with one_read():
+        parts = fetcher.parts(ids, extent.runs)
+        if not parts:
+            return False
+        for rows, which, values in parts:
+            is_left[rows] = False
+            in_order = len(rows) == len(values) == len(ids) and bool((np.diff(which) == 1).all())
+            for name, pieces in extent.pieces.items():
+                target = columns[name].reshape(len(ids), -1).view(np.uint8)
+                for at, to, nbytes in pieces:
+                    found = values[:, at : at + nbytes]
+                    if in_order:  # no copy on the way
+                        target[:, to : to + nbytes] = found
+                    else:
+                        target[rows, to : to + nbytes] = found[which]
+        rows = np.flatnonzero(is_left)
+        for start in range(0, len(rows), BLOCK):
+            chosen, fixed = rows[start : start + BLOCK], split.how.fixed.copy()
+            block = {f.name: f.allocate(len(chosen)) for f in split.copied}
+            for place, f in enumerate(split.copied):
+                fixed[place, 3] = memory.writable_address(block[f.name])
+            fetcher.read(ids[chosen], split.how, fixed)
+            for name, column in block.items():
+                columns[name][chosen] = column
+    return True
 
 
 def _rows_of_bytes(column: AnyArray) -> Ragged:
@@ -235,7 +282,7 @@ def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None
     field, encoding = values.field, values.field.encoding
     assert encoding.size is not None
     values.damaged(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
-    first, last = field.part[:2] if field.part else (0, encoding.size)
+    first, last = (field.part.first, field.part.stop) if field.part else (0, encoding.size)
     values.spans = [
         np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans
     ]

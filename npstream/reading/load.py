@@ -86,7 +86,6 @@ def load_elements(
     source: Source,
     plan: Plan,
     selection: Selection,
-    cut: tuple[int | slice, ...],
     mesh: Mesh,
     block: int,
 ) -> AnyArray:
@@ -99,8 +98,6 @@ def load_elements(
         Of one column.
     selection : Selection
         The rows.
-    cut : tuple of int or slice
-        What is taken of values as they are read, before `mesh` is.
     mesh : Mesh
     block : int
         Bytes of samples that are read at once.
@@ -109,19 +106,33 @@ def load_elements(
     dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
     ensure_fits(prod(shape) * dtype.itemsize, f"{quantity(rows.size, 'row')} of {field.name!r}")
     array: AnyArray = np.empty(shape, dtype)
-    step, start = source.rows_of(block), 0
+    step, start = source.rows_at_once(plan, block), 0
     pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
-    rowwise = source.is_view_rowwise(rows)
-    for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
+    for ids in _read_ahead(source, plan, pieces, rows):
         unique, where = np.unique(ids, return_inverse=True)
         ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
-        values = load(source, plan, ids, ids.shape)[field.name][(..., *cut)]
+        values = field.taken(load(source, plan, ids, ids.shape)[field.name])
         stop = start + len(where)
         array[start:stop] = mesh.take(values, where, start, selection.ndim)
         start = stop
     array = array.reshape(selection.shape + mesh.shape)
     axes = range(selection.ndim, selection.ndim + mesh.lead)
     return np.moveaxis(array, axes, range(mesh.lead))
+
+
+def _read_ahead(
+    source: Source, plan: Plan, pieces: Iterator[Int64], rows: Selection
+) -> Iterator[Int64]:
+    """Yield rows, piece by piece, while the chunks of the next ones are fetched.
+
+    Where remote samples may be read in part, they are not: that may take no chunk at all.
+    """
+    if source.reads_parts(plan):
+        yield from pieces
+        return
+    rowwise = source.is_view_rowwise(rows)
+    for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
+        yield ids
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:

@@ -42,6 +42,9 @@ T = TypeVar("T")
 Reader: TypeAlias = Callable[[int], Sample]
 """Reads the sample of a number."""
 
+PARTS_AT_ONCE = 1 << 8
+"""Rows of which parts are read at once."""
+
 SPREAD = 16
 """Values of the side-car's columns that are read, at most, for each that is wanted."""
 
@@ -357,6 +360,33 @@ class Source:
     def rows_of(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
         return max(1, nbytes * self.index.samples // max(self.index.total, 1))
+
+    def rows_at_once(self, plan: Plan, nbytes: int) -> int:
+        """Return how many rows are read at once where `nbytes` of samples are.
+
+        Of parts of remote samples more are, so that many requests are under way at once.
+        """
+        rows = self.rows_of(nbytes)
+        if not self.reads_parts(plan):
+            return rows
+        parts = sum(
+            f.part.stop - f.part.first if f.part else f.encoding.size or 0 for f in plan.fields
+        )
+        return max(rows, min(PARTS_AT_ONCE, nbytes // max(parts, 1)))
+
+    def reads_parts(self, plan: Plan) -> bool:
+        """Return True if remote samples may be read in part for these columns."""
+        if not self.remotes:
+            return False
+        layouts = enumerate(self.fetcher.layouts)
+        return any(plan.extent(schema, layout) is not None for schema, layout in layouts)
+
+    def is_resident(self, row: int) -> bool:
+        """Return True if neither the cache nor a store is looked at to read a row."""
+        if not self.remotes:
+            return True
+        sample = int(self.samples_at(np.array([row]))[0]) if self.members else row
+        return self.fetcher.is_resident(sample)
 
     def chunk_starts(self) -> AnyArray:
         """Return the first sample of each chunk of the storage, then the number of samples."""

@@ -12,6 +12,7 @@ import numpy as np
 from npstream._core.arguments import quantity, size_text
 from npstream._core.typing import AnyArray, Int64
 from npstream.cache.cache import allocated, tail_bytes
+from npstream.storage.coalesce import REQUEST_BYTES
 
 if TYPE_CHECKING:
     from npstream.cache.cache import ShardCache
@@ -25,9 +26,6 @@ PREFIX = 1 << 18
 
 USED_AT_ONCE = 0.75
 """The part of a cache's limit for what is being read. Reading ahead takes the rest."""
-
-REQUEST_BYTES = 1 << 16
-"""Bytes that take as long as a request: no more are fetched again for each sample."""
 
 
 class ReadOrder(NamedTuple):
@@ -140,7 +138,7 @@ def _overflows(
     touches = _touches(shards, ids, cache)
     expected = touches.samples * order.share
     again = _fetched_again(touches.chunks, touches.nbytes, expected, int(USED_AT_ONCE * limit))
-    return again > REQUEST_BYTES
+    return again > REQUEST_BYTES  # for each sample
 
 
 def _touches(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _Touches:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream._core.lru import Recent
-from npstream._core.typing import Bools, Int64
+from npstream._core.lru import EACH, Recent
+from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
 from npstream.shards.base import laid_out
-from npstream.storage.coalesce import merged, read_merged
+from npstream.storage.coalesce import fill_merged, merged, read_merged, transfer_cost
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -32,6 +32,9 @@ GAP = 1 << 9
 
 KEPT = 1 << 26
 """Bytes of samples that are kept in memory, so that reading them again costs nothing."""
+
+PARTS_KEPT = 1 << 24
+"""Bytes of parts of samples that are kept in memory."""
 
 HURRIED = 1 << 24
 """Bytes of samples that are read exactly while their chunks are coming, rather than waited for."""
@@ -71,6 +74,7 @@ class ExactRows:
         self._files = files
         self._store = store
         self._kept = Recent(KEPT)
+        self._parts = Recent(PARTS_KEPT)
         self._offsets = Offsets(shards, store)
         self._hurried = self._hurried_reads = 0
         self._is_first = False
@@ -145,6 +149,107 @@ class ExactRows:
             more = _offsets_cost(index, shard_of[~is_known], rows[~is_known])
             requests, nbytes = requests + more[0], nbytes + more[1]
         return requests, nbytes
+
+    # Parts of samples of one size
+
+    def lacks_parts(self, ids: Int64, runs: Int64) -> Bools:
+        """Return of which samples some parts are not in memory.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+        runs : ndarray of int64, shape (k, 2)
+            The first byte in a sample of each part, and the one after its last.
+        """
+        lacks = np.array(self._parts.lacks(_part_keys(ids, runs)), bool)
+        lacks[lacks] = self.lacks(ids[lacks])
+        return lacks
+
+    def costs_in_parts(
+        self, ids: Int64, runs: Int64, chunk_of: Int64, chunks: int
+    ) -> tuple[Int64, Int64, Int64]:
+        """Return what it takes to read samples of some chunks in part, and as a whole.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+            Samples of one size, rising, that are not in memory.
+        runs : ndarray of int64, shape (k, 2)
+            The bytes in each sample to read.
+        chunk_of : ndarray of int64, shape (n,)
+            The chunk that each sample lies in, from 0 up to `chunks`.
+        chunks : int
+
+        Returns
+        -------
+        cost, nbytes, whole : ndarray of int64, shape (chunks,)
+            The cost of reading the parts, their bytes, and the cost of reading the samples.
+        """
+        begins, ends = self._bounds_of(ids)
+        file_of = np.repeat(chunk_of, len(runs))
+        requests, nbytes = _per_file(file_of, *_parts_at(begins, runs), chunks)
+        whole = transfer_cost(*_per_file(chunk_of, begins, ends, chunks))
+        return transfer_cost(requests, nbytes), nbytes, whole
+
+    def parts_cost(self, ids: Int64, runs: Int64) -> tuple[int, int]:
+        """Return the requests that reading parts of samples, rising, takes, and their bytes."""
+        ids = ids[self.lacks_parts(ids, runs)]
+        if not ids.size:
+            return 0, 0
+        begins, _ = self._bounds_of(ids)
+        shard_of = np.repeat(self._shard_of(ids), len(runs))
+        *_, lengths = merged(shard_of, *_parts_at(begins, runs), GAP)
+        return len(lengths), int(lengths.sum())
+
+    def read_parts(self, ids: Int64, runs: Int64) -> Bytes:
+        """Return parts of samples, rising: for each sample its parts, end to end.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n, bytes of the parts of a sample)
+        """
+        sizes = runs[:, 1] - runs[:, 0]
+        rows = np.empty((len(ids), int(sizes.sum())), np.uint8)
+        keys = _part_keys(ids, runs)
+        absent = []
+        found, samples = self._parts.get(keys), self._kept.get(ids.tolist())
+        for k, (part, sample) in enumerate(zip(found, samples, strict=True)):
+            if part is None and sample is not None:
+                part = b"".join(sample[begin:end] for begin, end in runs.tolist())
+            if part is None:
+                absent.append(k)
+            else:
+                rows[k] = np.frombuffer(part, np.uint8)
+        if absent:
+            fetched = rows if len(absent) == len(rows) else rows[absent]
+            self._is_first = False
+            self._fetch_parts(ids[absent], runs, fetched)
+            if fetched is not rows:
+                rows[absent] = fetched
+            last = absent[-(PARTS_KEPT // (EACH + rows.shape[1])) :]
+            self._parts.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
+        return rows
+
+    def _fetch_parts(self, ids: Int64, runs: Int64, out: Bytes) -> None:
+        """Fetch parts of samples, rising."""
+        shards, shard_of = self._shards, self._shard_of(ids)
+        begins, ends = self._bounds_of(ids)
+        rows = ids - shards.index.starts[shard_of]
+        for run in _runs(shard_of):
+            shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
+        file_of = np.repeat(shard_of, len(runs))
+        spans = _parts_at(begins, runs)
+        fill_merged(self._store, self._name, file_of, *spans, GAP, out.reshape(-1))
+
+    def _shard_of(self, ids: Int64) -> Int64:
+        return np.searchsorted(self._shards.index.starts, ids, side="right") - 1
+
+    def _bounds_of(self, ids: Int64) -> tuple[Int64, Int64]:
+        """Return where samples of one size begin and end in their shards."""
+        index, shard_of = self._shards.index, self._shard_of(ids)
+        stride = self._files.strides[index.schema_of[shard_of]]
+        begins = index.nbytes[shard_of] - (index.starts[shard_of + 1] - ids) * stride
+        return begins, begins + stride
 
     def _places(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, Bools, Bools]:
         """Return where samples, rising, begin and end, as far as that takes no request.
@@ -221,6 +326,29 @@ class ExactRows:
         if layout is None:
             return text.is_line(self._shards.index.schemas[schema], part)
         return mds.adds_up(layout, part)
+
+
+def _part_keys(ids: Int64, runs: Int64) -> list[tuple[int, bytes]]:
+    """Return what the parts of samples are kept by."""
+    which = runs.tobytes()
+    return [(sample, which) for sample in ids.tolist()]
+
+
+def _parts_at(begins: Int64, runs: Int64) -> tuple[Int64, Int64]:
+    """Return where the parts of samples begin and end, given where the samples begin."""
+    begin, end = runs.T
+    return (begins[:, None] + begin).ravel(), (begins[:, None] + end).ravel()
+
+
+def _per_file(file_of: Int64, begins: Int64, ends: Int64, files: int) -> tuple[Int64, Int64]:
+    """Return the requests for parts of each of some files, and the bytes that they bring."""
+    if not len(file_of):
+        return np.zeros(files, np.int64), np.zeros(files, np.int64)
+    heads, *_, lengths = merged(file_of, begins, ends, GAP)
+    requests = np.bincount(file_of[heads], minlength=files)
+    nbytes = np.zeros(files, np.int64)
+    np.add.at(nbytes, file_of[heads], lengths)
+    return requests, nbytes
 
 
 def _runs(shard_of: Int64) -> list[slice]:

@@ -8,14 +8,14 @@ in a chunk fetches it.
 from __future__ import annotations
 
 import errno
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
 
-from npstream._core.typing import AnyArray, Bytes, Int64, Span
+from npstream._core.typing import AnyArray, Bools, Bytes, Int64, Span
 from npstream.cache.cache import Reservation, allocated
 from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, runs
 from npstream.cache.leases import is_leased
@@ -24,6 +24,7 @@ from npstream.shards.base import RemotePart
 from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import ExactRows
 from npstream.shards.snapshot import explained
+from npstream.storage.coalesce import is_worthwhile, transfer_cost
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ _ABSENT = (errno.ENOENT, errno.EACCES)
 
 SPARSE_READS = 2
 """Sparse reads in a chunk; the next one fetches it."""
+
+PART_READ = 1 << 20
+"""Bytes that a read of parts counts for at least, as such reads may come one after the other."""
 
 
 class BackgroundReader(Protocol):
@@ -88,7 +92,7 @@ class RemoteShards(LocalShards):
         self.downloads = Downloads(store, files.cache)
         self.exact = ExactRows(self, files, store)
         self._readers: WeakSet[BackgroundReader] = WeakSet()
-        self._sparse: Counter[Chunk] = Counter()
+        self._sparse: defaultdict[Chunk, float] = defaultdict(float)
         self._verified: WeakSet[CachedFile] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -156,6 +160,7 @@ class RemoteShards(LocalShards):
                 if file is None or not self.downloads.can_keep(file):
                     continue
                 absent.append((shard, chunk))
+                self._sparse.pop((shard, chunk), None)
             self.files.cache.touch(file)
             ready.add(shard)
         if absent:
@@ -175,13 +180,83 @@ class RemoteShards(LocalShards):
 
     def is_worn(self, chunk: Chunk) -> bool:
         """Tell whether there were enough sparse reads in a chunk for the next to fetch it."""
-        return self._sparse[chunk] >= SPARSE_READS
+        return self._sparse.get(chunk, 0) >= SPARSE_READS
 
     def _wears(self, chunk: Chunk) -> bool:
         """Count a sparse read in a chunk, and tell whether it is to fetch it."""
         is_worn = self.is_worn(chunk)
         self._sparse[chunk] += 1
         return is_worn
+
+    # Parts of samples
+
+    @explained
+    def read_parts(self, ids: Int64, shard_of: Int64, runs: Int64) -> tuple[Int64, Int64, Bytes]:
+        """Read parts of those samples for which that costs less than samples or chunks do.
+
+        Parameters
+        ----------
+        ids, shard_of : ndarray of int64, shape (n,)
+            Samples of one size, and their shards.
+        runs : ndarray of int64, shape (k, 2)
+            The first byte in a sample of each part, and the one after its last.
+
+        Returns
+        -------
+        rows, which : ndarray of int64, shape (m,)
+            Which of `ids` were read, and the row of `parts` that has theirs.
+        parts : ndarray of uint8
+            For each row the parts of a sample, end to end.
+        """
+        wanted, first, which = np.unique(ids, return_index=True, return_inverse=True)
+        chosen, spent = self._in_parts(wanted, shard_of[first], runs)
+        parts = self.exact.read_parts(wanted[chosen], runs)
+        for chunk, share in spent.items():
+            self._sparse[chunk] += share * SPARSE_READS
+        if chosen.any():
+            self._start_readers()
+        rows = np.flatnonzero(chosen[which])
+        return rows, (np.cumsum(chosen) - 1)[which[rows]], parts
+
+    def in_parts(self, ids: Int64, shard_of: Int64, runs: Int64) -> Bools:
+        """Return which samples, of one size and rising, are read in part."""
+        return self._in_parts(ids, shard_of, runs)[0]
+
+    def _in_parts(
+        self, ids: Int64, shard_of: Int64, runs: Int64
+    ) -> tuple[Bools, dict[Chunk, float]]:
+        """Return which samples are read in part, and what part of their chunks that costs."""
+        if self.verify is True:
+            return np.zeros(len(ids), bool), {}
+        keys, which, counts = np.unique(
+            self._keys_of(ids, shard_of), return_inverse=True, return_counts=True
+        )
+        lacks = self.exact.lacks_parts(ids, runs)
+        cost, nbytes, whole = self.exact.costs_in_parts(ids[lacks], runs, which[lacks], len(keys))
+        shards, numbers = np.divmod(keys, self.files.most_chunks)
+        size = self.index.nbytes[shards] // self.files.chunks[shards]
+        dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
+        whole = np.where(dense, transfer_cost(1, size), whole)
+        chosen = (MUCH * nbytes < size) & is_worthwhile(cost, whole)
+        chosen &= (size > SMALL_CHUNK) & ~self.index.compressed[shards]
+        costs = {}
+        for k in np.flatnonzero(chosen).tolist():
+            chunk = int(shards[k]), int(numbers[k])
+            # A chunk that is here, or coming, takes no more bytes.
+            if self.is_worn(chunk) or self._has(chunk):
+                chosen[k] = False
+            elif cost[k]:
+                costs[chunk] = int(cost[k]), int(size[k])
+        least = PART_READ // max(len(costs), 1)
+        spent = {
+            chunk: max(paid, min(least, nbytes // 2)) / nbytes
+            for chunk, (paid, nbytes) in costs.items()
+        }
+        return chosen[which], spent
+
+    def _has(self, chunk: Chunk) -> bool:
+        """Return True if a chunk is in the cache, or is being fetched."""
+        return self.files.is_here(*chunk) or is_leased(self.files.piece(*chunk))
 
     def chunk_bytes(self, shard: int) -> int:
         """Return about how many bytes a chunk of a shard has."""

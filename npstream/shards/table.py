@@ -8,9 +8,11 @@ the old one, which holds its maps and buffers, dies with the last call that read
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakSet
 
@@ -18,14 +20,14 @@ import numpy as np
 
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
-from npstream._core.typing import Int64
+from npstream._core.typing import Bytes, Int64
 from npstream.shards import kernels
 from npstream.shards import paging as pages
 from npstream.shards.local import layouts_of
-from npstream.storage.deadlines import one_read
+from npstream.storage.deadlines import carried, one_read
 
 if TYPE_CHECKING:
-    from npstream.shards.base import Region, Shards
+    from npstream.shards.base import Region, RemotePart, Shards
     from npstream.shards.readahead import ReadAhead, RowsAhead, RowsOfPiece
     from npstream.shards.remote import RemoteShards
 
@@ -205,6 +207,58 @@ class Fetcher:
         if code < 0:
             self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
         return spans, held
+
+    def parts(self, ids: Int64, runs: Int64) -> list[tuple[Int64, Int64, Bytes]]:
+        """Read parts of samples that are not in memory, where that costs less than samples.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+            Samples of one size.
+        runs : ndarray of int64, shape (k, 2)
+            The first byte in a sample of each part, and the one after its last.
+
+        Returns
+        -------
+        list of (rows, which, parts)
+            Of each dataset, which of `ids` were read, and the row of `parts` that has theirs: the
+            parts of a sample, end to end.
+        """
+        address, nbytes = np.empty((2, len(ids)), np.int64)
+        locate = kernels.locate.sized(len(ids))
+        if locate(ids, *self._lookup, self.current().place, address, nbytes) <= 0:
+            return []
+        absent = np.flatnonzero(address == 0)
+        shard_of = nbytes[absent]
+        found: list[tuple[Int64, Int64, Bytes]] = []
+
+        def read(part: RemotePart[RemoteShards], mine: Int64, shards: Int64) -> None:
+            own = ids[mine] - part.first_sample
+            rows, which, parts = part.shards.read_parts(own, shards - part.first_shard, runs)
+            if len(rows):
+                found.append((mine[rows], which, parts))
+
+        from npstream.shards.readahead import do_all
+
+        with one_read():
+            do_all(
+                [
+                    (part.shards, carried(partial(read, part, absent[rows], shard_of[rows])))
+                    for part, rows in self.shards.split(shard_of)
+                ]
+            )
+        return found
+
+    def is_resident(self, sample: int) -> bool:
+        """Return True if a sample can be read without looking at the cache or the store."""
+        starts = self.index.starts.data
+        shard = bisect_right(starts, sample) - 1
+        region = self.current().regions.get(shard)
+        if region is None or not len(region.resident):
+            return region is not None
+        first, stop, chunks = starts[shard], starts[shard + 1], len(region.resident)
+        chunk = ((sample - first + 1) * chunks - 1) // (stop - first)
+        return bool(region.resident.data[chunk] == 1)
 
     def ahead(
         self,
