@@ -71,7 +71,9 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 )
 def test_what_passes_is_got_over(weak: Weak, fault: Fault):
     weak.proxy.faults = [fault]
-    assert weak.store(timeout=1.8).ranges([SPAN]) == [PART]
+    # A stall takes a third of it, and what is left must do for SFTP's handshake on a busy machine.
+    timeout = 12.0 if weak.place.server.raw else 1.8
+    assert weak.store(timeout=timeout).ranges([SPAN]) == [PART]
     # Drivers may try again by themselves what broke before an answer began.
     assert len(weak.proxy.log) > (fault.kind != "slow")
 
@@ -140,8 +142,9 @@ def test_no_driver_tries_again(weak: Weak):
 )
 def test_what_lasts_is_an_error_in_time(weak: Weak, fault: Fault):
     weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
-    store = weak.store(timeout=0.8, retries=1)
-    error = failure(store, lambda: store.ranges([SPAN]), 0.8)
+    timeout = 4.0 if weak.place.server.raw else 0.8  # SFTP shakes hands for each attempt
+    store = weak.store(timeout=timeout, retries=1)
+    error = failure(store, lambda: store.ranges([SPAN]), timeout)
     assert error.errno in (errno.ETIMEDOUT, errno.EIO, errno.ECONNRESET)
     assert "after 2 attempts" in str(error)
 

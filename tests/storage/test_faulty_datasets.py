@@ -118,7 +118,7 @@ def test_a_dataset_whose_server_fails_for_ever(
 def test_a_dataset_that_is_closed_while_its_server_is_silent(
     weak: Weak, dataset: Callable[..., npstream.Dataset]
 ):
-    ds = dataset(timeout=30.0)
+    ds = dataset(timeout=120.0)  # far more than is allowed below
     weak.proxy.faults = [stall(times=FOR_EVER)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         loading = pool.submit(ds["value"].load)
