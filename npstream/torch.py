@@ -334,6 +334,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 f"{type(dataset).__name__!r} is not what ds.iter returns: "
                 "torch's own DataLoader takes any dataset"
             )
+        if shuffle := options.get("shuffle"):
+            raise ValueError(
+                f"shuffle={shuffle!r} of a DataLoader of ds.iter(...), which chooses the samples: "
+                f"give it to iter, ds.iter(shuffle={shuffle!r})"
+            )
         for name in ("collate_fn", "worker_init_fn"):
             if options.get(name) is not None:
                 options[name] = _Guarded(options[name], name)

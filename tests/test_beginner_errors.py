@@ -333,6 +333,14 @@ def test_batches_of_batches(at: Path) -> None:
     check(caught, ["of 2 each", "of 3 samples", "batch_size=None", "batched=False"])
 
 
+def test_a_loader_that_is_to_shuffle(at: Path) -> None:
+    pytest.importorskip("torch")
+    batches = npstream.open(at / "data").iter(0, 1, batch_size=3)
+    with pytest.raises(ValueError, match="shuffle=True") as caught:
+        npstream.torch.DataLoader(batches, shuffle=True)
+    check(caught, ["give it to iter", "ds.iter(shuffle=True)"])
+
+
 def test_a_dataset_is_no_list(at: Path) -> None:
     ds = npstream.open(at / "data")
     assert (ds == [1, 2]) is False
