@@ -222,7 +222,7 @@ def test_counts_that_do_not_fit_the_bytes(name):
         entry = changed(entry, "raw_data", "bytes", 2**39)
         index_of(changed(entry, head, "bytes", 8 + 4 * samples))
         refused_entry(
-            changed(entry, head, "bytes", 7 + 4 * samples), f"{samples} samples cannot lie in"
+            changed(entry, head, "bytes", 7 + 4 * samples), f"{samples:,} samples cannot lie in"
         )
     refused_entry(changed(ENTRIES[name], "samples", 2**32), "'samples' is 4294967296")
     if name != "mds":

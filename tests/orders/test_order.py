@@ -246,7 +246,7 @@ def test_bad_indices_raise(order, index):
 @pytest.mark.parametrize("method", ["at", "find"])
 def test_numbers_out_of_bounds_raise(order, method):
     for number in (-1, 1000, 2**62):
-        with pytest.raises(IndexError, match=f"{number} is out of bounds for an order of 1000"):
+        with pytest.raises(IndexError, match=f"{number} is out of bounds for an order of 1,000"):
             getattr(order, method)(np.array([0, number]))
     with pytest.raises(TypeError, match="Cannot cast"):
         getattr(order, method)(np.array([0.5]))

@@ -13,6 +13,7 @@ import pytest
 
 import npstream
 from npstream._core import memory
+from npstream._core.arguments import quantity
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.shards import local as shards
 from npstream.storage import local as store
@@ -85,7 +86,11 @@ def test_files_that_are_cut_or_grow(copied, name):
         for new in (b"", content[:1], content[:-1], content + b"x", content * 2):
             ds = npstream.open(root)
             path.write_bytes(new)
-            raises(ds, FormatError, f"{path.name}: {len(new)} bytes; the index says {len(content)}")
+            raises(
+                ds,
+                FormatError,
+                f"{path.name}: {quantity(len(new), 'byte')}; the index says {len(content):,}",
+            )
         path.write_bytes(content)
 
 

@@ -334,7 +334,7 @@ def test_a_server_that_lists_nothing_is_asked_for_each_file(tmp_path, listing):
         problems = npstream.verify_dataset(url).problems
     assert len(problems) == 2
     assert f"{first} (shard 0): there is no such file" in problems[0]
-    assert f"{len(left[last])} bytes; the index says {len(files[last])}" in problems[1]
+    assert f"{len(left[last]):,} bytes; the index says {len(files[last]):,}" in problems[1]
 
 
 def test_a_shard_that_cannot_be_looked_at_is_told_of(tmp_path, short_pauses):

@@ -283,7 +283,7 @@ def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
     monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes)
     write(tmp_path / "limit", data, shard_size=None)
     monkeypatch.setattr(mds_encode, "MAX_SHARD_BYTES", nbytes - 1)
-    with pytest.raises(ValueError, match=rf"sample 19 .*{nbytes} bytes.*set shard_size"):
+    with pytest.raises(ValueError, match=rf"sample 19 .*{nbytes:,} bytes.*set shard_size"):
         write(tmp_path / "beyond", data, shard_size=None)
     assert not (tmp_path / "beyond").exists()
     assert len(read(tmp_path / "limit")) == 20

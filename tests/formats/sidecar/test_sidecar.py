@@ -401,7 +401,7 @@ def test_names_are_checked_when_they_are_used():
 
 def test_column_files_are_checked():
     for change, match in (
-        (lambda body: body[:-1], "expected 6000 of int64"),
+        (lambda body: body[:-1], "expected 6,000 of int64"),
         (lambda body: body.replace(b"i8", b"u8"), "its head does not say"),
     ):
         store, _, _ = large(2000)
