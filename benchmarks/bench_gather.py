@@ -43,8 +43,8 @@ def tokens(data: Data) -> Pair:
 @figure(
     "`ds[256 random].load(out=)` on T, fresh indices each time",
     '`np.take(memmap, idx, out=, mode="clip")`',
-    factor=1.2,
-    plus=15e-6,
+    factor=1.1,
+    plus=10e-6,
 )
 def tokens_into(data: Data) -> Pair:
     dataset, flat = npstream.open(data.tokens_dataset())[["tokens"]], data.token_map()
