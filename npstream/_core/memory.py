@@ -197,7 +197,7 @@ def ensure_fits(nbytes: int, what: str, *values: object) -> None:
 
     The message begins with ``what.format(*values)``, which is only made where it is raised.
     """
-    if not fits(nbytes):
+    if nbytes > _CHECKED and nbytes > available():
         subject = what.format(*values) if values else what
         raise MemoryError(
             f"{subject} takes {quantity(nbytes, 'byte')} and {available():,} are free: read a part "

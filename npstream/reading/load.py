@@ -108,10 +108,15 @@ def load_elements(
     array: AnyArray = np.empty(shape, dtype)
     step, start = source.rows_at_once(plan, block), 0
     pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
-    for ids in _read_ahead(source, plan, pieces, rows):
-        unique, where = np.unique(ids, return_inverse=True)
-        ids, where = (ids, np.arange(len(ids))) if len(unique) == len(ids) else (unique, where)
-        values = field.taken(load(source, plan, ids, ids.shape)[field.name])
+    for ids, found in _read_ahead(source, plan, pieces, rows):
+        where = np.arange(len(ids))
+        if not rows.step:  # a row may come twice, and is read once
+            unique, inverse = np.unique(ids, return_inverse=True)
+            if len(unique) < len(ids):
+                found = source.look_up(unique)._replace(is_prefetched=found.is_prefetched)
+                where = inverse
+        values: Any = source.columns(plan, found, {})[field.name]
+        values = field.taken(values)
         stop = start + len(where)
         array[start:stop] = mesh.take(values, where, start, selection.ndim)
         start = stop
@@ -122,17 +127,16 @@ def load_elements(
 
 def _read_ahead(
     source: Source, plan: Plan, pieces: Iterator[Int64], rows: Selection
-) -> Iterator[Int64]:
-    """Yield rows, piece by piece, while the chunks of the next ones are fetched.
+) -> Iterator[tuple[Int64, Lookup]]:
+    """Yield rows, piece by piece, and their look-up, while chunks of the next ones are fetched.
 
     Where remote samples may be read in part, they are not: that may take no chunk at all.
     """
     if source.reads_parts(plan):
-        yield from pieces
+        yield from ((ids, source.look_up(ids)) for ids in pieces)
         return
     rowwise = source.is_view_rowwise(rows)
-    for ids, _ in source.ahead(pieces, lambda ids: ids, rows.step, rowwise):
-        yield ids
+    yield from source.ahead(pieces, lambda ids: ids, rows.step, rowwise)
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:

@@ -125,6 +125,10 @@ def test_ensure_fits(monkeypatch):
         MemoryError, match=r"^five rows takes 1,073,741,825 bytes and 1,073,741,824"
     ):
         ensure_fits((1 << 30) + 1, "five rows")
+    with pytest.raises(MemoryError, match=r"^5,000 rows of 'a\{b\}' takes"):
+        ensure_fits((1 << 30) + 1, "{:,} rows of {!r}", 5000, "a{b}")
+    with pytest.raises(MemoryError, match=r"^the file \{x\} takes"):
+        ensure_fits((1 << 30) + 1, "the file {x}")
 
 
 def test_small_allocations_are_not_asked_about(monkeypatch):
