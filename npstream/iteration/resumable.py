@@ -107,6 +107,8 @@ class Resumable(RankEpochs):
     def begin_as(self, worker: int, workers: int) -> Run:
         """Begin, in a worker that nobody leads, its share of the next epoch.
 
+        For `npstream.torch` only.
+
         Parameters
         ----------
         worker : int
