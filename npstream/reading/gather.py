@@ -35,8 +35,6 @@ from npstream.writing.shard import Bodies
 if TYPE_CHECKING:
     from npstream.shards.table import Fetcher
 
-    pass
-
 RawColumn = AnyArray | Ragged | list[Any]
 
 BLOCK = 1 << 16

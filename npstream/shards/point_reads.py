@@ -226,7 +226,8 @@ class ExactRows:
             self._fetch_parts(ids[absent], runs, fetched)
             if fetched is not rows:
                 rows[absent] = fetched
-            last = absent[-(PARTS_KEPT // (EACH + rows.shape[1])) :]
+            most = PARTS_KEPT // (EACH + rows.shape[1])
+            last = absent[max(len(absent) - most, 0) :]
             self._parts.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
         return rows
 

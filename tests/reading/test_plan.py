@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
 import pytest
+from faults import status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
@@ -237,3 +239,37 @@ def test_what_a_server_counts_of_parts(name, servers, tmp_path):
         np.testing.assert_array_equal(view.load(), data["x"][::4, 7])
         assert (cost.requests, cost.nbytes) == (10, 5120)
         assert [request.nbytes for request in proxy.log] == [512] * 10
+
+
+def test_more_parts_than_are_kept_are_read_and_the_last_are_kept(
+    urls, small, requests, monkeypatch
+):
+    with opened(urls["mds"]) as ds:
+        for limit, again in ((600, 7), (1, 9)):
+            monkeypatch.setattr(point_reads, "PARTS_KEPT", limit)
+            ds._source.remote.exact._parts = point_reads.Recent(limit)
+            ds["x"][::10, 0].load()
+            requests.clear()
+            np.testing.assert_array_equal(ds["x"][::10, 0].load(), DATA["x"][::10, 0])
+            assert len(requests) == again
+
+
+def test_threads_read_parts(urls, small):
+    with opened(urls["mds"]) as ds, ThreadPoolExecutor(8) as pool:
+        column = ds["y"]
+        places = [(row, axis) for row in range(0, ROWS, 7) for axis in range(3)]
+        found = list(pool.map(lambda place: column[place[0], place[1]], places))
+        np.testing.assert_array_equal(found, [DATA["y"][place] for place in places])
+
+
+def test_a_request_for_parts_is_tried_again(servers, urls, small, tmp_path):
+    place, proxy = servers["s3"].fresh(), servers.proxy("s3")
+    files = fsspec.filesystem("memory")
+    for path in files.find("/parts-mds/data"):
+        place.put(path.removeprefix("/parts-mds/data/"), files.cat_file(path))
+    place = place.through(proxy)
+    with npstream.open(place.url, cache=tmp_path, storage_options=place.storage_options) as ds:
+        proxy.clear()
+        proxy.faults = [status(503, path=".mds")]
+        np.testing.assert_array_equal(ds["x"][5, 3], DATA["x"][5, 3])
+        assert len(proxy.log) == 2
