@@ -202,6 +202,35 @@ def awaited(read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: in
     return sync(get_loop(), run)
 
 
+def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
+    """Read a plane of every tenth volume."""
+    local, width = store.local["V"], requests_at_once()
+    filesystem, root = store.filesystem("V", delay, width)
+    plane = local["volume"][0, 0].nbytes
+
+    def pick(number: int) -> slice:
+        return slice(number % 10, None, 10)
+
+    def ours(number: int) -> float:
+        with store.directory() as cache, store.open("V", delay, cache) as dataset:
+            dataset[len(dataset) - 1]  # connects
+            with store.spent(delay) as taken:
+                read = dataset["volume"][pick(number), 0].load()
+        np.testing.assert_array_equal(read, local["volume"][pick(number), 0].load())
+        return spent(taken)
+
+    def reference(number: int) -> float:
+        store.place("V", delay)
+        get(filesystem, root, store.parts("V", np.array([len(local) - 1]))[0])
+        samples = store.parts("V", np.arange(len(local))[pick(number)])
+        spans = [(name, begin, begin + plane) for name, begin, _ in samples]
+        with store.spent(delay) as taken:
+            together(filesystem, root, spans, width)
+        return spent(taken)
+
+    return timed(ours, reference)
+
+
 # Ranges
 
 
@@ -481,6 +510,8 @@ FIGURES = [
     rows("nbytes", samples("I", True), FIRST, ONE_GET, factor=math.inf, under=1 << 16),
     *twice(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
     rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
+    *twice(parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED, factor=1.5),
+    rows("nbytes", parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED),
     *twice(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
     rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
     rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),

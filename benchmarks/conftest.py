@@ -14,6 +14,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         tokens=300,
         small=500,
         images=20,
+        volumes=40,
         cold_bytes=1 << 24,
         shards=(10, 20),
     )

@@ -30,6 +30,7 @@ class Data:
     tokens: int = 200_000
     small: int = 1_000_000
     images: int = 20_000
+    volumes: int = 2_000
     cold_bytes: int = 4 << 30
     shards: tuple[int, ...] = (10_000, 100_000)
 
@@ -153,6 +154,15 @@ class Data:
             npstream.write(path, samples, columns={"image": "jpeg", "label": "int"})
 
         return self.path(f"I-{self.images}", make)
+
+    def volumes_dataset(self) -> Path:
+        """Return V, volumes of 64 KiB, as a dataset."""
+
+        def make(path: Path) -> None:
+            shape = self.volumes, 64, 32, 32
+            npstream.write(path, {"volume": random(5).integers(0, 256, shape, np.uint8)})
+
+        return self.path(f"V-{self.volumes}", make)
 
     def cold_file(self) -> Path:
         """Return rows like T's tokens, more of them, in one file."""

@@ -1,4 +1,4 @@
-"""T and I in an object store: a SeaweedFS of this machine, and a proxy that counts and delays."""
+"""T, I and V in an object store: a local SeaweedFS, and a proxy that counts and delays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from data import Data
 Span = tuple[str, int, int]
 """An object's path, and where a part of it begins and ends."""
 
-COLUMNS = {"T": None, "I": {"image": "bytes"}}
+COLUMNS = {"T": None, "I": {"image": "bytes"}, "V": None}
 """What they are opened as: the images are none."""
 
 
@@ -47,7 +47,11 @@ class Remote:
     def __init__(self, data: Data) -> None:
         npstream.precompile()  # to import Numba is not what is measured
         self.data = data
-        self.paths = {"T": data.tokens_dataset(), "I": data.images_dataset()}
+        self.paths = {
+            "T": data.tokens_dataset(),
+            "I": data.images_dataset(),
+            "V": data.volumes_dataset(),
+        }
         self.local = {
             name: npstream.open(path, columns=COLUMNS[name]) for name, path in self.paths.items()
         }
