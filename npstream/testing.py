@@ -101,7 +101,7 @@ def assert_same_as_numpy(
     {'label': array([2, 0])}
     >>> testing.assert_same_as_numpy(ds["label"], labels + 1, slice(2))
     Traceback (most recent call last):
-    AssertionError: 2 of 2 values differ, the first at (0,): 0 is not NumPy's 1
+    AssertionError: 2 wrong values of 2, the first at (0,): 0 is not NumPy's 1
     index: slice(None, 2, None)
     """
     get = functools.partial(_indexed, index=index, shape=np.shape(actual))

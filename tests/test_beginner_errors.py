@@ -14,6 +14,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 
 import npstream
 
@@ -270,6 +271,7 @@ def check(caught: pytest.ExceptionInfo[Exception], words: list[str]) -> None:
 
 def test_s3fs_that_is_not_installed(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # where it was used before
     with pytest.raises(npstream.errors.MissingDependencyError) as caught:
         npstream.open("s3://bucket/data", cache=at / "cache")
     check(caught, ["s3://", "'s3fs'", "pip install 'npstream[s3]'"])

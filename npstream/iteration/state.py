@@ -219,5 +219,7 @@ def _add(digest: hashlib.blake2b, fact: Any) -> None:
             _add(digest, part)
     elif isinstance(fact, Mask | Selection | Concatenation):
         _add(digest, fact.__reduce__()[1])
-    else:  # numbers and ranges, and what is computed from the numbers that its text says
+    elif hasattr(fact, "identity"):  # an order, which is computed from a few numbers
+        digest.update(f"{fact.identity()};".encode())
+    else:  # a number, a range or a text
         digest.update(f"{fact!r};".encode())

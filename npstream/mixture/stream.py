@@ -37,6 +37,9 @@ from npstream.orders.permutation import make_key
 STREAM_VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
 """Names the streams that this module computes; they may not change without it."""
 
+_STREAM_IDENTITY = "<MixtureOrder: {} sources, {}>"
+_EPOCH_IDENTITY = "<EpochOrder: {} positions from {} on, {}>"
+
 REPEATS = 16
 """Blocks that share a pattern, at least: to draw one takes longer than to look its units up."""
 
@@ -130,8 +133,15 @@ class MixtureOrder:
         return MixtureOrder, (self.course, self.chunks, self._firsts)
 
     def __repr__(self) -> str:
-        digest = hashlib.blake2b(repr((STREAM_VERSION, self.course)).encode(), digest_size=8)
-        return f"<MixtureOrder: {quantity(len(self.chunks), 'source')}, {digest.hexdigest()}>"
+        return f"<MixtureOrder: {quantity(len(self.chunks), 'source')}, {self._digest()}>"
+
+    def identity(self) -> str:
+        """Return the text by which saved states know this order; it never changes."""
+        return _STREAM_IDENTITY.format(len(self.chunks), self._digest())
+
+    def _digest(self) -> str:
+        text = repr((STREAM_VERSION, self.course))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def nbytes(self) -> int:
@@ -352,6 +362,10 @@ class EpochOrder(RowOrder):
     def __repr__(self) -> str:
         length = quantity(self._length, "position")
         return f"<EpochOrder: {length} from {self._start} on, {self.stream!r}>"
+
+    def identity(self) -> str:
+        """Return the text by which saved states know this order; it never changes."""
+        return _EPOCH_IDENTITY.format(self._length, self._start, self.stream.identity())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EpochOrder, (self.stream, self._start, self._length)

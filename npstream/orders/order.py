@@ -46,6 +46,8 @@ ORDER_VERSION = 1
 LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
 """Default numbers of lanes. Numbers of nodes that share lanes evenly divide them."""
 
+_IDENTITY = "<Order: {} rows, seed {}, epoch {}, {} lanes, blocks of {}>"
+
 LEAST_BLOCK = 1 << 24
 """Bytes of a block in one lane, at least, where the number of lanes is chosen: four chunks."""
 
@@ -136,6 +138,10 @@ class RowOrder(ABC):
     def find(self, rows: Int64) -> Int64:
         """Return the positions of rows: ``find(at(p))`` is p."""
 
+    @abstractmethod
+    def identity(self) -> str:
+        """Return the text by which saved states know this order; it never changes."""
+
     def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
         """Return the rows at positions from `start` up to `stop`, as a new array."""
         start, stop, _ = slice(start, stop).indices(len(self))
@@ -218,6 +224,11 @@ class Order(RowOrder):
             f"<Order: {quantity(self._n, 'row')}, seed {self._seed}, epoch {self._epoch}, "
             f"{quantity(lanes, 'lane')}, blocks of {block}>"
         )
+
+    def identity(self) -> str:
+        """Return the text by which saved states know this order; it never changes."""
+        _, lanes, block, _ = self._blocks
+        return _IDENTITY.format(self._n, self._seed, self._epoch, lanes, block)
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(Order, block=self._blocks.block, lanes=self._blocks.lanes)

@@ -86,6 +86,10 @@ class Permutation:
     def __repr__(self) -> str:
         return f"Permutation({self._n}, {self._key})"
 
+    def identity(self) -> str:
+        """Return the text by which saved states know this order; it never changes."""
+        return f"Permutation({self._n}, {self._key})"
+
     def __reduce__(self) -> tuple[type[Permutation], tuple[int, int]]:
         return Permutation, (self._n, self._key)
 

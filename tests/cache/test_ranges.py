@@ -130,7 +130,7 @@ def test_a_column_that_is_damaged_in_the_store_is_an_error(data, tmp_path, uploa
     store.pipe_file(name, body[:-8])
     with (
         npstream.open(url, cache=tmp_path / "other") as ds,
-        pytest.raises(npstream.errors.FormatError, match=f"expected {ROWS} of int64"),
+        pytest.raises(npstream.errors.FormatError, match=f"expected {ROWS:,} of int64"),
     ):
         ds["label"].load()
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import saved_states
 
+import npstream
+from npstream.orders.permutation import Permutation
+
 FILES = sorted((Path(__file__).parents[1] / "golden" / "states").glob("*.json"))
 SAVED = [record for file in FILES for record in json.loads(file.read_text())]
 
@@ -18,6 +21,16 @@ def sources(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     saved_states.write(root)
     return saved_states.sources(root)
+
+
+def test_the_texts_that_states_know_orders_by(sources):
+    """They are hashed into the fingerprints of views, and what people are shown may change."""
+    one = sources["c"].order(3, 2, block=None, lanes=1)
+    assert one.identity() == "<Order: 34 rows, seed 3, epoch 2, 1 lanes, blocks of 34>"
+    mixed = npstream.mix({"a": sources["a"], "c": sources["c"]})
+    known = "<EpochOrder: 245 positions from 0 on, <MixtureOrder: 2 sources, 0338d6b49afdf304>>"
+    assert mixed.order(0).identity() == known
+    assert Permutation(1234, 5).identity() == "Permutation(1234, 5)"
 
 
 @pytest.mark.filterwarnings("ignore:each chunk is fetched . times")

@@ -90,7 +90,7 @@ def test_an_upload_that_fails(memory, monkeypatch):
 
     monkeypatch.setitem(drivers.SCHEMES, "memory", dataclasses.replace(driver, create=fail))
     with pytest.raises(
-        StorageError, match=r"cannot create this file of \d+ bytes, after 5 attempts"
+        StorageError, match=r"cannot create this file of [\d,]+ bytes, after 5 attempts"
     ):
         npstream.write(memory.root, table(), shard_size="16KiB")
     assert list(memory.names()) == []
