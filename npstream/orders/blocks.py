@@ -132,10 +132,12 @@ def grown(cache: Cache, wanted: int) -> Cache:
 
 @kernel
 def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
-    """Look up the rows at positions.
+    """Look up the rows at positions; a single one is the first of consecutive positions.
 
     Returns how many were: not all if the cache lacks a stretch for a lane, and may grow.
     """
+    if positions.size == 1:
+        return _look_up_run(int(positions[0]), blocks, layout, cache, rows)
     done = 0
     while done < positions.size:
         position = int(positions[done])

@@ -262,8 +262,15 @@ class Order(RowOrder):
             self._free.append((layout, cache))
         return positions
 
+    def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
+        """Return the rows at positions from `start` up to `stop`, as a new array."""
+        start, stop, _ = slice(start, stop).indices(self._n)
+        rows = np.empty(max(stop - start, 0), np.int64)
+        self._look_up(np.array([start]), rows)
+        return rows
+
     def _look_up(self, positions: Int64, rows: Int64) -> None:
-        """Fill in the rows at positions."""
+        """Fill in the rows at positions, or at consecutive ones from a single one on."""
         if rows.size == 0:
             return
         blocks, (layout, cache) = self._blocks, self._taken()
@@ -271,7 +278,8 @@ class Order(RowOrder):
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
             cache = grown(cache, rows.size - done)
-            done += run(positions[done:], blocks, layout, cache, rows[done:])
+            rest = positions[done:] if positions.size == rows.size else positions + done
+            done += run(rest, blocks, layout, cache, rows[done:])
         self._free.append((layout, cache))
 
     def _work(self, rows: int, blocks: int) -> int:
