@@ -17,13 +17,11 @@ from npstream._core.optional import arrow_stream, torch_door
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
-from npstream.dataset.array_functions import apply
 from npstream.dataset.array_methods import ArrayMethods
 from npstream.errors import read_only, short_traceback, shorten, shown
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
-from npstream.indexing.mesh import Mesh
 from npstream.reading.batch import Ragged
 from npstream.reading.decode import objects
 from npstream.reading.gate import gate
@@ -35,6 +33,7 @@ from npstream.writing.tables import ArrayColumn
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
+    from npstream.indexing.mesh import Mesh
     from npstream.indexing.selection import Selection
     from npstream.reading.cost import Cost
     from npstream.reading.source import Source
@@ -208,6 +207,8 @@ class Column(ArrayMethods, elementwise.Operators):
         selection, mesh = self._selection, self._mesh
         if mesh is None:
             assert self._cell is not None
+            from npstream.indexing.mesh import Mesh
+
             mesh = Mesh.whole(selection.ndim, self._cell.shape)
         rows, cells = self._padded(rows, cells)
         if all(isinstance(item, slice) for item in rows):
@@ -568,6 +569,8 @@ class Column(ArrayMethods, elementwise.Operators):
     def __array_function__(
         self, func: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        from npstream.dataset.array_functions import apply
+
         return apply(func, args, kwargs, Column)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
