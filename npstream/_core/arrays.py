@@ -42,7 +42,7 @@ def grouped(numbers: Int64) -> Iterator[tuple[int, Rows]]:
 
 
 def out_of_bounds(positions: Int64, n: int) -> bool:
-    """Tell whether some position is negative or at least n."""
+    """Return True if a position is negative, or n or more."""
     # As unsigned numbers, negative ones are too large as well.
     unsigned = positions.view(np.uint64)
     return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n

@@ -118,8 +118,8 @@ def hidden_bool(array: AnyArray) -> int | None:
 def exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     """Convert numbers, and find those that `dtype` cannot hold.
 
-    Floats are rounded to a narrower dtype of floats, if they stay finite: whoever names that dtype
-    asks for it. Everything else must keep its value.
+    A narrower dtype of floats rounds floats, which must stay finite: to name it is to ask for that.
+    Everything else must keep its value.
 
     Parameters
     ----------

@@ -245,8 +245,7 @@ def _compile(dispatcher: Any, compile_now: Callable[..., Any], args: Any, kwargs
     except Exception as error:
         if isinstance(dispatcher._cache, NullCache):
             raise
-        # A full disk, or damaged files, of which anything may be raised. What does not come of
-        # them comes again.
+        # A full disk or a damaged file can raise anything. An error of the kernel is raised again.
         log("compiling %s without its file: %r", dispatcher.py_func.__name__, error)
         dispatcher._cache = NullCache()
         return compile_now(*args, **kwargs)
@@ -277,7 +276,7 @@ class _ForkGuard:
         )
 
     def acquire(self) -> None:
-        """Acquire our lock, then Numba's, as whoever compiles does."""
+        """Acquire our lock, then Numba's: the order in which compiling acquires them."""
         for lock in (_lock, self.compiler):
             if lock is not None:
                 lock.acquire()

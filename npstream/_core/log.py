@@ -9,9 +9,10 @@ import sys
 
 
 def log(message: str, *args: object) -> None:
-    """Log what happens, at level INFO; whoever listens has imported logging, a dear import.
+    """Log a message at level INFO, if the program has imported logging.
 
-    Functions among the arguments are called, if anybody listens.
+    npstream does not import it, as that takes milliseconds. Arguments that are functions are called
+    only if the message is logged.
     """
     if (logging := sys.modules.get("logging")) is None:
         return

@@ -13,7 +13,7 @@ EACH = 1 << 8
 
 
 class Recent:
-    """Byte strings by their numbers, of which those that were used last are kept.
+    """An LRU cache of byte strings by their keys.
 
     Threads may share it.
 

@@ -66,8 +66,8 @@ class PieceRange(NamedTuple):
 class Downloads:
     """Fetches into the cache, so that no two threads fetch the same piece.
 
-    Between processes, locks on the cache's files see to that. They only save requests: who waits
-    too long fetches the same bytes.
+    Between processes, locks on the cache's files do the same. They only save requests: after its
+    timeout a process fetches the bytes itself.
     """
 
     def __init__(self, store: RemoteStore, cache: ShardCache) -> None:

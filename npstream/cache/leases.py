@@ -1,6 +1,6 @@
 """The registry of what this process fetches into the cache: a piece has one owner at a time.
 
-A lease is an owner's handle. Who wants a piece that another one owns waits for it. Between
+A lease is an owner's handle. A thread that wants a piece of another owner waits for it. Between
 processes, locks on the cache's files do the same.
 """
 

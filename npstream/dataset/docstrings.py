@@ -19,7 +19,7 @@ PARAMETERS = {
     "casting": ("str", "Which conversions are allowed, as for `numpy.can_cast`."),
     "copy": ("bool", "Whether an array is made anew in any case."),
     "correction": ("float", "Another name of `ddof`."),
-    "ddof": ("float", "What the number of elements is lessened by, as a divisor."),
+    "ddof": ("float", "The divisor is the number of elements minus this."),
     "decimals": ("int", "Digits after the point."),
     "dtype": ("dtype", "The dtype of the result; by default NumPy's choice."),
     "initial": ("scalar", "What the elements are added to, or compared with; by default nothing."),

@@ -379,29 +379,35 @@ def _moment_without_nan(
 ) -> AnyArray:
     """Find means or variances of numbers, by merging those of blocks (Chan et al., 1979)."""
     wide = np.result_type(dtype, np.float64)
-    parts = (_moments(block, axes, wide) for block in blocks if len(block))
+    moments = _total if name == "mean" else _moments
+    parts = (moments(block, axes, wide) for block in blocks if len(block))
     if 0 not in axes:
-        count, total, squares = (np.concatenate(part) for part in zip(*parts, strict=True))
+        count, *sums = (np.concatenate(part) for part in zip(*parts, strict=True))
     else:
-        count, total, squares = next(parts)
-        for n, more, square in parts:
-            apart = more / np.maximum(n, 1) - total / np.maximum(count, 1)
-            squares = squares + square + _square(apart) * count * n / np.maximum(count + n, 1)
-            count, total = count + n, total + more
+        count, *sums = next(parts)
+        for n, *more in parts:
+            if name != "mean":
+                apart = more[0] / np.maximum(n, 1) - sums[0] / np.maximum(count, 1)
+                sums[1] = sums[1] + _square(apart) * count * n / np.maximum(count + n, 1)
+            count, sums = count + n, [mine + more for mine, more in zip(sums, more, strict=True)]
     divisor = count if name == "mean" else count - ddof
     if (divisor <= 0).any():
         few = "Mean of empty slice" if name == "mean" else "Degrees of freedom <= 0 for slice."
         warnings.warn(few, RuntimeWarning, stacklevel=4)
-    dividend = total if name == "mean" else squares
-    result = np.where(divisor <= 0, np.nan, dividend / np.where(divisor <= 0, 1, divisor))
+    result = np.where(divisor <= 0, np.nan, sums[-1] / np.where(divisor <= 0, 1, divisor))
     return np.sqrt(result) if name == "std" else result
 
 
-def _moments(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, AnyArray, AnyArray]:
-    """Return the count, the sum, and the sum of squared distances of the numbers of a block."""
+def _total(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
+    """Return the count and the sum of the numbers of a block."""
     given = ~np.isnan(block)
     count = given.sum(axis=axes, keepdims=True)
-    total = np.add.reduce(block, axis=axes, dtype=dtype, where=given, keepdims=True)
+    return count, np.add.reduce(block, axis=axes, dtype=dtype, where=given, keepdims=True)
+
+
+def _moments(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
+    """Return the count, the sum, and the sum of squared distances of the numbers of a block."""
+    count, total = _total(block, axes, dtype)
     apart = np.subtract(block, total / np.maximum(count, 1), dtype=dtype)
-    squares = np.add.reduce(_square(apart), axis=axes, where=given, keepdims=True)
-    return count, total, squares
+    given = ~np.isnan(block)
+    return count, total, np.add.reduce(_square(apart), axis=axes, where=given, keepdims=True)
