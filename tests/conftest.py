@@ -25,6 +25,12 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
 
 
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have kernels compiled at their first call: not in the midst of what a test measures."""
+    monkeypatch.setattr(_jit, "_eager", True)
+
+
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
     """Return torch, or skip the test."""

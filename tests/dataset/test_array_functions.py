@@ -387,6 +387,7 @@ def large(tmp_path_factory):
     return npstream.open(path)["x"]
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BOUNDED)
 def test_memory_is_that_of_blocks_and_the_result(large, name, monkeypatch):
     monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 1 << 18)

@@ -646,6 +646,7 @@ def test_shuffled_views_are_pickled_without_their_chunks(ds):
 # Figures that are promised.
 
 
+@pytest.mark.usefixtures("compiled")
 def test_a_million_chunks_take_little_memory():
     starts = np.linspace(0, 10**9, 62_501).astype(np.int64)
     chunks = functools.partial(

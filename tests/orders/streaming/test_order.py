@@ -251,6 +251,7 @@ def test_an_unshuffled_epoch_takes_no_memory():
     assert ids[0, :2].tolist() == [first, first + 8]
 
 
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("lanes", [1, 8, 64])
 def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
     monkeypatch.setattr("npstream.orders.streaming.order.MOST_IDS", 1 << 16)
