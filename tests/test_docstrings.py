@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
+import importlib.util
 import inspect
 import re
 import textwrap
@@ -26,12 +28,14 @@ from npstream.iteration.iteration import Iteration
 from npstream.reading.cost import Cost
 
 MODULES = [npstream, npstream.cache, npstream.errors, npstream.testing]
-try:
-    import npstream.torch
-except ImportError:
-    pass
-else:
-    MODULES.append(npstream.torch)
+if importlib.util.find_spec("torch"):
+    MODULES.append(importlib.import_module("npstream.torch"))
+
+
+def test_torch_is_among_the_modules():
+    pytest.importorskip("torch")
+    assert "npstream.torch" in {module.__name__ for module in MODULES}
+
 
 MADE = "Made by `"
 """What a class says if users do not construct it: its parameters are not for them."""

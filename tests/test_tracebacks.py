@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,8 +82,8 @@ def test_causes_are_short_and_pickles_whole(damaged):
     with pytest.raises(StorageError) as caught:
         damaged[0]
     cause = caught.value.__cause__ or caught.value.__context__
-    if cause is not None:
-        assert len(frames(cause)) <= 2
+    assert cause is not None
+    assert 1 <= len(frames(cause)) <= 2
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again)) == (type(caught.value), str(caught.value))
 
@@ -96,8 +95,7 @@ def test_threads(damaged):
         return sum(frame.startswith("*") for frame in frames(caught.value))
 
     with ThreadPoolExecutor(4) as threads:
-        assert max(threads.map(read, range(40))) <= 3
-    assert threading.active_count() >= 1
+        assert set(threads.map(read, range(40))) <= {1, 2, 3}
 
 
 def test_what_the_interpreter_prints(damaged, tmp_path):
@@ -109,7 +107,9 @@ def test_what_the_interpreter_prints(damaged, tmp_path):
         env={**os.environ, "PYTHONPATH": str(Path(PACKAGE).parent)},
     )  # fmt: skip
     assert "line 3, in <module>" in done.stderr
-    assert done.stderr.count(PACKAGE) <= 4
+    assert 1 <= done.stderr.count(PACKAGE) <= 4
+    assert "shard.00000.mds" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1
 
 
 def test_what_a_notebook_shows(damaged, tmp_path):

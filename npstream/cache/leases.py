@@ -7,6 +7,7 @@ processes, locks on the cache's files do the same.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -75,6 +76,7 @@ class Lease:
 
     def drop(self, pieces: Iterable[PieceKey]) -> None:
         """Own some pieces no longer: they have come, or will not come after all."""
+        pieces = list(pieces)
         with _registry.changed:
             for piece in pieces:
                 if _registry.owners.get(piece) is self:
@@ -92,12 +94,21 @@ def is_leased(piece: PieceKey) -> bool:
 
 def wait(pieces: Iterable[PieceKey], timeout: float) -> None:
     """Wait until none of some pieces has an owner, or time is up."""
-    wanted = [*pieces]
-    for owner in {_registry.owners.get(piece) for piece in wanted}:
-        if owner is not None:
+    wanted, end = [*pieces], time.monotonic() + timeout
+    started: set[Lease] = set()
+
+    def others() -> set[Lease]:
+        return {owner for piece in wanted if (owner := _registry.owners.get(piece))} - started
+
+    while (left := end - time.monotonic()) > 0:
+        for owner in others():
             owner.start()  # without the lock, which it may need
-    with _registry.changed:
-        _registry.changed.wait_for(lambda: not any(map(is_leased, wanted)), timeout)
+            started.add(owner)
+        with _registry.changed:
+            # A piece that one owner dropped may have another by now, which is to be started, too.
+            _registry.changed.wait_for(lambda: others() or not any(map(is_leased, wanted)), left)
+            if not any(map(is_leased, wanted)):
+                return
 
 
 _registry = _Registry()

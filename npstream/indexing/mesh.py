@@ -55,10 +55,6 @@ class Mesh:
         """Return the shape of the result, of rows of a shape."""
         return (*self.shape[: self.lead], *rows, *self.shape[self.lead :])
 
-    def is_same_for_rows(self, row_axes: int) -> bool:
-        """Return True if one part is taken of all rows."""
-        return all(set(numbers.shape[:row_axes]) <= {1} for numbers in self.numbers)
-
     def select(self, rows: Items, cells: Items) -> Mesh:
         """Return a part of the elements, where rows and values are indexed one after the other.
 

@@ -155,7 +155,7 @@ class Selection:
             flat = self._ids if self._ids.ndim == 1 else self._ids.reshape(-1)
             return flat.copy() if start == 0 and stop is None else flat[start:stop].copy()
         rows, under = self._rows[start:stop], self._under
-        ensure_fits(8 * len(rows), "the numbers of {:,} samples", len(rows))
+        ensure_fits(8 * len(rows), "the row numbers ({:,}) of a view", len(rows))
         if under and isinstance(under[0], Mask):
             ids = under[0].run(rows)
             under = under[1:]

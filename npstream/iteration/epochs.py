@@ -163,7 +163,6 @@ class Epochs:
             return None
         other = copy(self)
         other.shuffle = Shuffle(nbytes).resolve(self._source.bytes_of(self._selection.size))
-        other._held = None
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:

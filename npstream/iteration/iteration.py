@@ -87,7 +87,6 @@ class Iteration(Resumable):
     ) -> None:
         super().__init__(epochs, settings)
         self._source, self._selection, self._names = source, selection, names
-        self._batched = settings.yields_batches
         self._step = selection.step if epochs.is_stored_order else 0
         self._rowwise: bool | None = None
         if settings.yields_batches and (view_transform is not None or source.has_transforms):
@@ -115,7 +114,7 @@ class Iteration(Resumable):
     def __len__(self) -> int:
         """Return the number of batches, or samples, of a whole epoch."""
         part = self._part(self._counter.upcoming().beginning)
-        return part.batches if self._batched else part.samples
+        return part.batches if self.yields_batches else part.samples
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = this_worker()
@@ -143,7 +142,7 @@ class Iteration(Resumable):
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
         pieces = self._pieces(run, mine, rows % part.batch_size)
-        items = self._batches(run, pieces) if self._batched else self._samples(run, pieces)
+        items = self._batches(run, pieces) if self.yields_batches else self._samples(run, pieces)
         for what, transform in self._transforms:
             items = applied(transform, items, what)
         return items
@@ -151,7 +150,7 @@ class Iteration(Resumable):
     @property
     def yields_batches(self) -> bool:
         """Whether Batches are yielded, not samples."""
-        return self._batched
+        return self._settings.yields_batches
 
     def rows_of(self, run: Run, batch_size: int | None = None, workers: int = 0) -> int:
         """Return the samples in each item, or in each batch that a DataLoader makes of items.
@@ -176,7 +175,7 @@ class Iteration(Resumable):
         ValueError
             If batches of the DataLoader are not what its workers are dealt.
         """
-        rows = (run.part.batch_size if self._batched else 1) * (batch_size or 1)
+        rows = (run.part.batch_size if self.yields_batches else 1) * (batch_size or 1)
         if workers > 1 and rows != run.part.batch_size:
             raise ValueError(
                 f"DataLoader(batch_size={batch_size}) takes {quantity(rows, 'sample')} from each "
@@ -196,7 +195,7 @@ class Iteration(Resumable):
         size, whose = self._settings.batch_size, ""
         if size is None:
             size, whose = self._settings.global_batch_size, " of all ranks"
-        what = f"batches of {size}{whose}" if self._batched else "samples"
+        what = f"batches of {size}{whose}" if self.yields_batches else "samples"
         return f"<Iteration: rank {rank} of {world}, {what}, last={self._settings.last!r}>"
 
     def _check_reader(self, has_workers: bool = False) -> int:
@@ -309,7 +308,7 @@ class Iteration(Resumable):
         part = run.part
         step = part.at_once(mine.step)
         rows = min(LOOKUP_SAMPLES, self._source.rows_of(_READ_BYTES))
-        if self._batched:
+        if self.yields_batches:
             rows = part.batch_size
         for start in range(0, len(mine), step):
             ids, repeated = part.read(mine[start : start + step])

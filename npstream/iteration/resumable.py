@@ -22,7 +22,7 @@ from npstream.iteration.iterator import EpochIterator, Run
 from npstream.iteration.partition import merge_gaps
 from npstream.iteration.rank_epochs import RankEpochs
 from npstream.iteration.ranks import this_worker
-from npstream.iteration.state import MAX_COUNT, count_in
+from npstream.iteration.state import MAX_COUNT, TRAINER_EPOCH, count_in
 
 if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
@@ -46,7 +46,6 @@ _READ_AHEAD = (
     "npstream.torch.DataLoader does, and has the same methods"
 )
 
-_TRAINER = "trainer_epoch"
 """In a state, the number that a trainer gives to its epoch, if one did."""
 
 
@@ -320,7 +319,7 @@ class Resumable(RankEpochs):
             self._run.saved = self._run.position
         state = self._state_of(place)
         if self._trainer_offset is not None:
-            state[_TRAINER] = place.epoch - self._trainer_offset
+            state[TRAINER_EPOCH] = place.epoch - self._trainer_offset
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -363,8 +362,8 @@ class Resumable(RankEpochs):
             self._rejoined = place, count_in(state, "yielded")
             return
         self._trainer_epoch = self._trainer_offset = None
-        if state.get(_TRAINER) is not None:
-            self._trainer_offset = place.epoch - count_in(state, _TRAINER, -MAX_COUNT)
+        if state.get(TRAINER_EPOCH) is not None:
+            self._trainer_offset = place.epoch - count_in(state, TRAINER_EPOCH, -MAX_COUNT)
         self._go_to(place, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:

@@ -36,6 +36,9 @@ another fingerprint than `Index.fingerprint`."""
 
 _VERSIONS = (1, STATE_VERSION)
 
+TRAINER_EPOCH = "trainer_epoch"
+"""The key of what a trainer calls the epoch of a state."""
+
 _MENDS = {
     "samples": "open the dataset, and select the view, as it was",
     "dataset": "its shards are others; open the dataset as it was",
@@ -147,16 +150,16 @@ def state_version(state: Any) -> int:
     return STATE_VERSION if version not in _VERSIONS else int(version)
 
 
-def count_in(state: Mapping[str, Any], key: str, least: int = 0) -> int:
+def count_in(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MAX_COUNT) -> int:
     """Return a number of a state, or say that it is none."""
     try:
         found = integer(key, state[key])
     except TypeError:
         found = least - 1
-    if not least <= found < MAX_COUNT:
+    if not least <= found < bound:
         raise ValueError(
             f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
-            f"{least} to {MAX_COUNT - 1}"
+            f"{least} to {bound - 1}"
         )
     return found
 

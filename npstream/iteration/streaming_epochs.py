@@ -182,14 +182,14 @@ class StreamingEpochs:
         if isinstance(state, Mapping) and "version" not in state:
             for key in (*STATE, "initial_physical_nodes"):
                 if state.get(key) is not None:
-                    count_in(state, key, -1 if key == "epoch" else 0)
+                    count_in(state, key, -1 if key == "epoch" else 0, 1 << 63)
             order, number, position = self._order(None).resume(state, _world(ranks))
             if state["epoch"] < 0:
                 return EpochPlace(0)
             run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
             return EpochPlace(number, position, restart=position, context=_context(run))
         require(state, (*StreamingRun._fields, "drop_first"))
-        run = StreamingRun(*(count_in(state, name) for name in StreamingRun._fields))
+        run = StreamingRun(*(count_in(state, name, 0, 1 << 63) for name in StreamingRun._fields))
         for name, there in run._asdict().items():
             here = getattr(self._settings, name)
             if here is not None and here != there:

@@ -90,10 +90,10 @@ class MixtureEpochs:
         self._settings = Shuffle() if shuffle is True else shuffle or None
         self._seed, self._chosen = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
-        self._held: dict[Any, tuple[MixtureRun, MixtureOrder]] = {}
+        self._held: tuple[Any, MixtureRun, MixtureOrder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": {}}
+        return {**self.__dict__, "_held": None}
 
     def sharing(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
@@ -136,7 +136,7 @@ class MixtureEpochs:
         if self._settings is None:
             return None
         other = copy(self)
-        other._settings, other._held = Shuffle(nbytes), {}
+        other._settings = Shuffle(nbytes)
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
@@ -165,9 +165,9 @@ class MixtureEpochs:
             block=_rows_at_once(stretch) if run.is_even else 1,
         )  # fmt: skip
 
-    def order(self, epoch: int, ranks: Ranks = Ranks(0, 1, 1)) -> EpochOrder:  # noqa: B008
+    def order(self, epoch: int) -> EpochOrder:
         """Return the order of an epoch, of a run that no state was loaded into."""
-        run, stream = self._stream(b"", ranks)
+        run, stream = self._stream(b"", Ranks(0, 1, 1))
         if not run.is_even:
             raise ValueError("batches that differ in size by source have no order of samples")
         return EpochOrder(stream, run.reached(epoch, 0), run.size)
@@ -203,8 +203,8 @@ class MixtureEpochs:
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
         """Return the run of a place's context, or a new one if that is empty; and its stream."""
-        key = context, ranks.world
-        if key not in self._held:
+        key, held = (context, ranks.world), self._held
+        if held is None or held[0] != key:
             if context:
                 run = MixtureRun.of_json(json.loads(zlib.decompress(context)))
             else:
@@ -217,8 +217,8 @@ class MixtureEpochs:
                 for name, *stored in zip(self._of.names, self._of.chunks, firsts, strict=False)
             }
             chunks, rows = zip(*(here.get(s.name, (None, 0)) for s in run.sources), strict=True)
-            self._held = {key: (run, MixtureOrder(run.course(self._seed), chunks, rows))}
-        return self._held[key]
+            self._held = held = key, run, MixtureOrder(run.course(self._seed), chunks, rows)
+        return held[1:]
 
 
 def _rows_at_once(stretch: EpochOrder) -> int:

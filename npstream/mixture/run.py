@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity
 from npstream.errors import shown
-from npstream.iteration.state import STATE_VERSION, count_in, require, state_version
+from npstream.iteration.state import (
+    MAX_COUNT,
+    STATE_VERSION,
+    TRAINER_EPOCH,
+    count_in,
+    difference,
+    require,
+    state_version,
+)
 from npstream.mixture.passes import Stored
 from npstream.mixture.shares import (
     MixtureOf,
@@ -488,12 +496,14 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         If it is none, or if a source holds other samples than the one of that name did.
     """
-    require(state, ("mixture", "epoch", "position", "skipped", "shuffle", "epoch_size"))
+    require(state, ("version", "mixture", "epoch", "position", "shuffle", "epoch_size", "skipped"))
     if "workers" in state:
         raise ValueError(
             "this is the state of one of several workers: those of npstream.torch.DataLoader are "
             "of all of them"
         )
+    if state["version"] != state_version(state):
+        raise ValueError(difference("version", state["version"], STATE_VERSION))
     run = run_in(state)
     epoch, position = (count_in(state, key) for key in ("epoch", "position"))
     reached = run.reached(epoch, position)
@@ -526,13 +536,16 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
         since=len(past),
         size=epoch_size(of, state["epoch_size"], run),
     )
-    skipped = state["skipped"]
+    moved: dict[str, Any] = {}
     if position >= run.size:
-        epoch, position, skipped = epoch + 1, 0, []
+        epoch, position = epoch + 1, 0
+        moved["skipped"] = []
+        if state.get(TRAINER_EPOCH) is not None:
+            moved[TRAINER_EPOCH] = count_in(state, TRAINER_EPOCH, -MAX_COUNT) + 1
     run = replace(run, epoch=epoch, offset=reached - position)
     return {
-        **state, "version": STATE_VERSION, "mixture": run.as_json(), "epoch": epoch,
-        "position": position, "skipped": skipped,
+        **state, **moved, "version": STATE_VERSION, "mixture": run.as_json(), "epoch": epoch,
+        "position": position,
     }  # fmt: skip
 
 

@@ -229,7 +229,7 @@ def require_affordable(source: Source, selection: Selection, what: str, plan: Pl
     CostError
         With what it would cost, and the ways on.
     """
-    if plan is not None and not plan.fields:
+    if plan is not None and plan.is_empty:
         return
     limit = source.limit
     apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
@@ -257,7 +257,7 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         If the cache may not hold it all at once.
     """
     plan = plan.stored
-    if not plan.fields:
+    if plan.is_empty:
         return
     jobs: list[RemoteJob] = []
     caches, needed = {}, Counter[str]()

@@ -234,7 +234,7 @@ class _Values:
     def allocate(self, elements: int, dtype: np.dtype[Any]) -> AnyArray:
         """Return a new array for the elements of all values."""
         nbytes, rows = elements * dtype.itemsize, len(self.ids)
-        memory.ensure_fits(nbytes, "{:,} rows of column {!r}", rows, self.field.name)
+        memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", rows, self.field.name)
         return np.empty(elements, dtype)
 
     def copy(self, offsets: Int64, destination: AnyArray) -> None:

@@ -157,7 +157,7 @@ class Field:
             shape, dtype = (self.encoding.size,), np.dtype(np.uint8)
         assert shape is not None
         nbytes = n * dtype.itemsize * prod(shape)
-        memory.ensure_fits(nbytes, "{:,} rows of column {!r}", n, self.name)
+        memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", n, self.name)
         # The elements between those that are wanted may not be fetched, but bools are looked at.
         make = np.zeros if self.part is not None and dtype.kind == "b" else np.empty
         return make((n, *shape), dtype)

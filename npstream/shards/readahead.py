@@ -22,6 +22,7 @@ from npstream.errors import NpstreamError
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows
     from npstream._core.typing import Int64
+    from npstream.cache.leases import PieceKey
     from npstream.shards.base import Chunk, RemotePart, Shards
     from npstream.shards.remote import RemoteShards
 
@@ -31,8 +32,8 @@ T = TypeVar("T")
 RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """Something to do that waits for a store, and the shards that are in the store."""
 
-Claimed: TypeAlias = "tuple[RemoteShards, Chunk]"
-"""A chunk to fetch, and the dataset that it is of."""
+Claimed: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
+"""A chunk to fetch, the dataset that it is of, and the piece that is leased for it."""
 
 THREADS = 8
 """Groups of chunks that are fetched side by side."""
@@ -106,24 +107,30 @@ class ReadAhead(Lease):
             return 0
         ids, shard_of = absent
         fresh: list[Claimed] = []
-        for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
-            wanted = shards.wanted(ids[rows] - first_sample, shard_of[rows] - first_shard)
-            absent_of = [chunk for chunk, _ in wanted if not shards.files.is_here(*chunk)]
-            fresh += [
-                (shards, chunk) for chunk in absent_of if self.take([shards.files.piece(*chunk)])
-            ]
-        with self._asked:
-            self._queue += fresh
-            if self._is_started:
-                self._add_threads(len(fresh))
-            self._asked.notify_all()
-        return sum(shards.chunk_bytes(shard) for shards, (shard, _) in fresh)
+        is_queued = False
+        try:
+            for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
+                wanted = shards.wanted(ids[rows] - first_sample, shard_of[rows] - first_shard)
+                absent_of = [chunk for chunk, _ in wanted if not shards.files.is_here(*chunk)]
+                claims = ((shards, chunk, shards.files.piece(*chunk)) for chunk in absent_of)
+                fresh.extend(claim for claim in claims if self.take([claim[2]]))
+            with self._asked:
+                if not self._is_closed:  # else nothing would take them out of the queue
+                    self._queue += fresh
+                    is_queued = True
+                    if self._is_started:
+                        self._add_threads(len(fresh))
+                    self._asked.notify_all()
+        finally:
+            if not is_queued:
+                self._drop(fresh)
+        return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in fresh)
 
     def _add_threads(self, most: int) -> None:
         for _ in range(min(most, THREADS - len(self.threads))):
             thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
-            self.threads.append(thread)
             thread.start()
+            self.threads.append(thread)
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -152,7 +159,7 @@ class ReadAhead(Lease):
         self._drop(left)
 
     def _drop(self, claimed: Iterable[Claimed]) -> None:
-        self.drop(shards.files.piece(*chunk) for shards, chunk in claimed)
+        self.drop([piece for _, _, piece in claimed])
 
     def _run(self) -> None:
         try:
@@ -163,13 +170,13 @@ class ReadAhead(Lease):
 
     def _fetch(self, group: list[Claimed]) -> None:
         chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
-        for shards, chunk in group:
+        for shards, chunk, _ in group:
             chunks_of[shards].append(chunk)
         fetches = [(s, partial(s.fetch, chunks, self)) for s, chunks in chunks_of.items()]
         try:
             do_all(fetches)
         except NpstreamError as error:
-            # Whoever reads these chunks will fetch them anew, and is told what is wrong.
+            # The reader of these chunks will fetch them again, and gets the error.
             if not self._is_closed:
                 log("reading ahead failed: %s", error)
         finally:
@@ -182,9 +189,9 @@ class ReadAhead(Lease):
             self._asked.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
             while self._queue and nbytes < GROUP:
-                shards, chunk = self._queue.popleft()
-                group.append((shards, chunk))
-                nbytes += shards.chunk_bytes(chunk[0])
+                claimed = self._queue.popleft()
+                group.append(claimed)
+                nbytes += claimed[0].chunk_bytes(claimed[1][0])
         return group
 
 
@@ -253,8 +260,8 @@ class RowsAhead:
             self._queue.append(piece)
             if len(self.threads) < ROW_THREADS:
                 thread = threading.Thread(target=self._run, name="npstream-rows", daemon=True)
-                self.threads.append(thread)
                 thread.start()
+                self.threads.append(thread)
             self._asked.notify()
         return piece
 

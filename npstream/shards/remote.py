@@ -267,7 +267,7 @@ class RemoteShards(LocalShards):
         return int(self.index.nbytes[shard]) // max(self.files.count(shard), 1)
 
     def attend(self, reader: BackgroundReader) -> None:
-        """Register a reader, to be started once its first samples were read."""
+        """Register a reader, to start it after the first read, and to close it with the dataset."""
         self._readers.add(reader)
 
     @explained
@@ -289,7 +289,8 @@ class RemoteShards(LocalShards):
 
     def rows_bytes(self, shard_of: Int64) -> int:
         """Return about how many bytes samples of some shards have."""
-        return sum(self.sample_bytes(shard) for shard in shard_of.tolist())
+        counts = self.index.starts[shard_of + 1] - self.index.starts[shard_of]
+        return int((self.index.nbytes[shard_of] // counts).sum())
 
     def _start_readers(self) -> None:
         """Have those read ahead who held back until the first samples were read."""
@@ -479,9 +480,10 @@ class RemoteShards(LocalShards):
         """Bring compressed shards, unpacked."""
         shard_of = {self.files.piece(shard, 0): shard for shard in shards}
 
-        def fetch(pieces: list[PieceKey], _: Lease) -> None:
+        def fetch(pieces: list[PieceKey], own: Lease) -> None:
             for piece in pieces:
                 self._unpack(shard_of[piece])
+                own.drop([piece])
 
         self.downloads.once(
             shard_of, lambda piece: not self.files.is_whole(shard_of[piece]), fetch, lease

@@ -224,12 +224,11 @@ class Fetcher:
             Of each dataset, which of `ids` were read, and the row of `parts` that has theirs: the
             parts of a sample, end to end.
         """
-        address, nbytes = np.empty((2, len(ids)), np.int64)
-        locate = kernels.locate.sized(len(ids))
-        if locate(ids, *self._lookup, self.current().place, address, nbytes) <= 0:
+        samples = np.empty((2, len(ids)), np.int64)
+        if self._find(ids, self.current(), samples) <= 0:
             return []
-        absent = np.flatnonzero(address == 0)
-        shard_of = nbytes[absent]
+        absent = np.flatnonzero(samples[0] == 0)
+        shard_of = samples[1][absent]
         found: list[tuple[Int64, Int64, Bytes]] = []
 
         def read(part: RemotePart[RemoteShards], mine: Int64, shards: Int64) -> None:

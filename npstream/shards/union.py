@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
 
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 SIDE_BY_SIDE = 32
 """Datasets whose stores are waited for at once."""
+
+_Place: TypeAlias = "tuple[Shards[RemoteShards], int]"
+"""A part, and the number there of a shard or a sample."""
+
+
+def _place(parts: Sequence[Shards[RemoteShards]], firsts: list[int], number: int) -> _Place:
+    """Return the part that a number belongs to, given the first number of each part."""
+    part = bisect_right(firsts, number) - 1
+    return parts[part], number - firsts[part]
 
 
 class ShardUnion:
@@ -69,14 +78,11 @@ class ShardUnion:
 
     # Which part a number belongs to
 
-    def place(self, shard: int) -> tuple[Shards[RemoteShards], int]:
-        """Return the part that a shard belongs to, and its number there."""
-        number = bisect_right(self.first_shards, shard) - 1
-        return self.parts[number], shard - self.first_shards[number]
+    def _place(self, shard: int) -> _Place:
+        return _place(self.parts, self.first_shards, shard)
 
-    def _place_of_sample(self, sample: int) -> tuple[Shards[RemoteShards], int]:
-        number = bisect_right(self.first_samples, sample) - 1
-        return self.parts[number], sample - self.first_samples[number]
+    def _place_of_sample(self, sample: int) -> _Place:
+        return _place(self.parts, self.first_samples, sample)
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
         """Yield the number of each part that some shards belong to, and which of them do."""
@@ -145,12 +151,12 @@ class ShardUnion:
 
     def buffered(self, shard: int) -> int | None:
         """Return the bytes of memory that a shard takes, open, besides maps."""
-        part, mine = self.place(shard)
+        part, mine = self._place(shard)
         return part.buffered(mine)
 
     def is_stale(self, shard: int, region: Region) -> bool:
         """Return True if a shard that is in memory is to be opened again."""
-        part, mine = self.place(shard)
+        part, mine = self._place(shard)
         return part.is_stale(mine, region)
 
     # Messages
@@ -181,9 +187,8 @@ class _Catalog:
         part, mine = self._place(shard)
         return f"{part.root}/{part.index.name(mine)}"
 
-    def _place(self, shard: int) -> tuple[Shards[RemoteShards], int]:
-        number = bisect_right(self._first_shards, shard) - 1
-        return self._parts[number], shard - self._first_shards[number]
+    def _place(self, shard: int) -> _Place:
+        return _place(self._parts, self._first_shards, shard)
 
     def fingerprint(self, index: Index) -> str:
         known = [part.index.fingerprint() for part in self._parts]

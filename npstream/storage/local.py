@@ -314,12 +314,13 @@ class LocalStore:
         try:
             with self._reporting(name, "store"):
                 file = draft.open(folders)
-            with file:
+            try:
                 for piece in pieces:
                     with self._reporting(name, "store"):
                         file.write(piece)
+            finally:
                 with self._reporting(name, "store"):
-                    file.close()  # which tells of a full disk, too, where it is another machine's
+                    file.close()  # writes what is buffered, so that it, too, can meet a full disk
             yield draft
         finally:
             with suppress(OSError):

@@ -117,17 +117,17 @@ def _columns(directory: str, data: _Data) -> None:
 
 
 def _ranks(directory: str, data: _Data) -> None:
-    ds, seen = npstream.open(f"{directory}/data"), []
-    for rank in range(2):
-        whole = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
-        begun = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
-        first = next(iter(begun)).ids
-        again = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
-        again.load_state_dict(begun.state_dict())
-        _equal(np.concatenate([first, *(batch.ids for batch in again)]), np.concatenate(whole))
-        seen += whole
+    seen: list[Any] = []
+    with npstream.open(f"{directory}/data") as ds:
+        for rank in range(2):
+            whole = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
+            begun = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+            first = next(iter(begun)).ids
+            again = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+            again.load_state_dict(begun.state_dict())
+            _equal(np.concatenate([first, *(batch.ids for batch in again)]), np.concatenate(whole))
+            seen += whole
     _equal(np.sort(np.concatenate(seen)), np.arange(SAMPLES))
-    ds.close()
 
 
 def _verify(directory: str, data: _Data) -> None:

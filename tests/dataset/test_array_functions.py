@@ -435,6 +435,12 @@ def test_dlpack(ds, arrays):
         np.from_dlpack(ds["text"])
 
 
+def test_torch_takes_a_column(ds, arrays):
+    torch = pytest.importorskip("torch")
+    for make in (torch.as_tensor, torch.asarray, torch.from_dlpack):
+        assert_same(make(ds["x"]).numpy(), arrays["x"])
+
+
 def test_every_handler_is_tried():
     text = Path(__file__).read_text()
     methods = {getattr(np, name) for name in (*REDUCTIONS, *NAN_REDUCTIONS, "amin", "amax")}

@@ -16,8 +16,10 @@ import npstream
 from npstream import StreamingShuffle
 from npstream.iteration.counter import EpochPlace
 from npstream.iteration.ranks import Ranks
+from npstream.iteration.streaming_epochs import _context, _run
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
+from npstream.orders.streaming.settings import StreamingRun
 from npstream.orders.streaming.shuffle import ALGORITHMS
 
 # What Streaming deals out
@@ -474,6 +476,20 @@ def test_other_views_are_refused(ds, view):
 def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
     with pytest.raises(error, match=says):
         ds.iter(0, 3, **{"batch_size": 4, "shuffle": "py1e"} | arguments)
+
+
+@pytest.mark.parametrize(
+    "run", [StreamingRun(64, (1 << 63) - 1, None), StreamingRun(1, 0, 7), None]
+)
+def test_the_context_of_a_place_holds_a_run(run):
+    assert _run(EpochPlace(0, context=_context(run) if run else b"")) == run
+
+
+def test_a_state_holds_the_largest_seed(ds):
+    settings = StreamingShuffle("naive", shuffle_seed=(1 << 63) - 1, num_canonical_nodes=1)
+    begun = ds.iter(0, 1, batch_size=4, shuffle=settings)
+    state = begun.state_dict()
+    ds.iter(0, 1, batch_size=4, shuffle=settings).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

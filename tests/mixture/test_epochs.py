@@ -539,6 +539,26 @@ def test_workers_go_on_with_another_mixture(mixtures, start, persistent):
     assert len(loader) == len(expected[1])
 
 
+@pytest.mark.parametrize("version", [None, 3, "2"])
+def test_states_of_unknown_versions_are_not_continued(mixtures, version):
+    one, other = mixtures
+    state = one.iter(0, 1, batch_size=8, shuffle=True).state_dict(24) | {"version": version}
+    with pytest.raises(ValueError, match="version"):
+        other.continuing(state)
+
+
+def test_a_trainers_epoch_moves_on_with_the_epoch(mixtures):
+    """At the end of an epoch a state goes on in the next one, of the trainer's epochs, too."""
+    one, other = mixtures
+    state = one.iter(0, 1, batch_size=8, shuffle=True).state_dict(16) | {"trainer_epoch": 5}
+    ended = state | {"position": len(one)}
+    continued = other.continuing(ended)
+    assert (continued["epoch"], continued["position"]) == (state["epoch"] + 1, 0)
+    assert continued["trainer_epoch"] == 6
+    assert other.continuing(state)["trainer_epoch"] == 5
+    assert other.continuing(ended | {"trainer_epoch": None})["trainer_epoch"] is None
+
+
 def test_torchs_own_loader_goes_on_too(mixtures):
     one, other = mixtures
     settings = {"batch_size": 8, "shuffle": True}

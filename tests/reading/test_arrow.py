@@ -102,8 +102,12 @@ def test_a_view_is_read_as_the_stream_goes(ds, monkeypatch):
     reader = pa.RecordBatchReader.from_stream(ds[["label", "ragged"]])
     first = reader.read_next_batch()
     assert 0 < first.num_rows < N
-    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
-    with pytest.raises((OSError, TypeError, pa.ArrowException)):
+
+    def read(*args, **keywords):
+        raise OSError("it is read now")
+
+    monkeypatch.setattr(npstream.shards.table.Fetcher, "read", read)
+    with pytest.raises(Exception, match="it is read now"):
         reader.read_all()
 
 
@@ -152,7 +156,7 @@ def test_what_has_no_type(tmp_path):
     ds = npstream.open(tmp_path, allow_pickle=True)
     for name in ("c", "any", "pkl"):
         with pytest.raises(TypeError, match=f"column '{name}' holds .*leave the column out"):
-            pa.table(ds)[name] if name == "never" else pa.table(ds[[name, "n"]])
+            pa.table(ds[[name, "n"]])
         with pytest.raises(TypeError, match=f"column '{name}'"):
             pa.array(ds[name])
     assert pa.table(ds[["n"]]).to_pydict() == {"n": [0, 1, 2]}
@@ -200,7 +204,7 @@ def test_expensive_streams_are_refused(ds, monkeypatch):
 
 def test_pyarrow_is_named_where_it_is_missing(ds, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises((MissingDependencyError, ImportError), match="arrow"):
+    with pytest.raises(MissingDependencyError, match=r"npstream\[arrow\]"):
         ds.__arrow_c_stream__()
 
 
@@ -209,7 +213,7 @@ def test_pyarrow_is_named_where_it_is_missing(ds, monkeypatch):
 
 def test_polars(ds):
     pl = pytest.importorskip("polars")
-    frame = pl.DataFrame(ds.load())
+    assert pl.DataFrame(ds[["text", "label"]].load())["text"].to_list() == TEXT
     frame = pl.DataFrame(ds)
     assert frame["text"].to_list() == TEXT
     assert frame["grid"].to_list() == FIXED["grid"].tolist()

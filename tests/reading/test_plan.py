@@ -213,12 +213,22 @@ def test_whole_small_columns_among_large_ones_are_parts(tmp_path, requests):
         assert ds["pair"][3].tolist() == [6, 7]
 
 
+def test_parts_without_elements_cost_nothing(urls, requests):
+    for url in urls.values():
+        with opened(url) as ds:
+            part, seen = ds["x"][:, 0:0], len(requests)
+            assert part.explain().nbytes == 0
+            part.prefetch()
+            assert part.load().size == np.asarray(part).size == 0
+            assert len(requests) == seen
+
+
 def test_a_dataset_that_was_replaced_is_named(urls, small):
     files = fsspec.filesystem("memory")
     npstream.write("memory://parts-gone/data", {"x": DATA["x"]})
     with opened("memory://parts-gone/data") as ds:
         files.rm("/parts-gone/data", recursive=True)
-        with pytest.raises(StorageError):
+        with pytest.raises(StorageError, match="the dataset was removed since it was opened"):
             ds["x"][5, 0]
 
 

@@ -257,7 +257,10 @@ def test_failures_come_to_the_reader(tmp_path, upload, exact_costs, monkeypatch)
 def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, monkeypatch):
     write(tmp_path / "data")
 
+    died = []
+
     def broken(self, ids, shard_of):
+        died.append(len(ids))
         raise RuntimeError("a mistake in the code")
 
     monkeypatch.setattr(RemoteShards, "fetch_rows", broken)
@@ -266,6 +269,7 @@ def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, mon
     ) as ds:
         seen = [batch["id"] for batch in ds.iter(0, 1, batch_size=400, shuffle=True)]
     assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
+    assert died
 
 
 def test_an_iteration_that_is_left_holds_nothing(tmp_path, upload, exact_costs):

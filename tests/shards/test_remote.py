@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import pickle
 import threading
@@ -15,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npstream
+from npstream.cache.leases import is_leased
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.shards import readahead as ahead
+from npstream.shards.readahead import ReadAhead
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
@@ -419,10 +422,11 @@ def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_threads_that_die_are_not_waited_for(tmp_path, upload, small_chunks, monkeypatch):
     data = write(tmp_path / "data", shard_size="4KB")
-    fetch = RemoteShards.fetch
+    fetch, died = RemoteShards.fetch, []
 
     def broken(self, chunks, lease=None):
         if lease is not None:
+            died.append(lease)
             raise RuntimeError("a mistake in the code")
         fetch(self, chunks)
 
@@ -430,6 +434,47 @@ def test_threads_that_die_are_not_waited_for(tmp_path, upload, small_chunks, mon
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
         check(batch, data)
+    assert died
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fails", ["closed", "interrupted", "no thread"])
+def test_chunks_that_were_asked_for_in_vain_are_not_held(
+    fails, tmp_path, upload, small_chunks, monkeypatch
+):
+    """They would be waited for, by all readers of this process, for a whole timeout each."""
+    write(tmp_path / "data", shard_size="4KB")
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
+    shards = ds._source.fetcher.shards
+    ids = np.arange(len(ds))
+    shard_of = np.searchsorted(shards.index.starts, ids, side="right") - 1
+    reader = ReadAhead(shards)
+    piece, count = shards.files.piece, []
+
+    def interrupting(*chunk):
+        count.append(chunk)
+        if len(count) == 3:
+            if fails == "interrupted":
+                raise KeyboardInterrupt
+            reader.close()
+        return piece(*chunk)
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    if fails == "no thread":
+        reader.start()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    else:
+        monkeypatch.setattr(shards.files, "piece", interrupting)
+    with contextlib.suppress(KeyboardInterrupt, RuntimeError):
+        reader.ask((ids, shard_of))
+    if fails == "no thread":
+        reader.close()  # as an iteration does that ends with the error
+    monkeypatch.undo()
+    assert not any(
+        is_leased(shards.files.piece(*chunk)) for (chunk, _) in shards.wanted(ids, shard_of)
+    )
 
 
 @pytest.mark.timeout(60)

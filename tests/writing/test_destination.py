@@ -15,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from crash_cache import in_child
 from destinations import (
     SAMPLES,
     SHARD,
@@ -564,8 +565,6 @@ def test_many_columns_are_written_as_the_interpreter_ends(tmp_path):
 
 def test_many_columns_are_written_in_a_forked_process(tmp_path):
     npstream.write(tmp_path / "one", COLUMNS)
-    if (child := os.fork()) == 0:
-        npstream.write(tmp_path / "two", COLUMNS)
-        os._exit(0)
+    child = in_child(lambda: npstream.write(tmp_path / "two", COLUMNS))
     assert os.waitpid(child, 0)[1] == 0
     assert npstream.open(tmp_path / "two")["c39"][-1] == 19

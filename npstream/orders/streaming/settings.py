@@ -171,7 +171,7 @@ default: "random"
             Samples in a batch of a rank.
         epoch_size : int or None
             Samples in an epoch; None for those that the streams have.
-        run : RunOf or None
+        run : StreamingRun or None
             What a state says of the run that goes on.
 
         Returns
