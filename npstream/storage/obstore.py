@@ -56,7 +56,7 @@ _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
 
 _started: set[int] = set()
-"""The processes in which obstore has threads: this one, or one that it was forked from."""
+"""The processes that loaded obstore: this one, or one that it was forked from."""
 
 
 def fast_ranges(
@@ -151,6 +151,8 @@ class FastRanges:
         try:
             if _started - {os.getpid()}:
                 raise _NotAlikeError("a process that had begun to use it was forked")
+            # Before it is imported: a child that is forked during that finds the import locked.
+            _started.add(os.getpid())
             trusted = _trust(filesystem, self._client)
             self._make = _maker(bucket, sent.url.removesuffix(ending), headers, trusted)
             signed = "authorization" in headers
@@ -167,7 +169,6 @@ class FastRanges:
         """Take the credentials that s3fs has, and renews before they expire."""
         frozen = self._credentials and await self._credentials.get_frozen_credentials()
         if self._store is None or frozen != self._frozen:
-            _started.add(os.getpid())
             self._store, self._frozen = self._make(frozen), frozen
 
     async def _read(self, filesystem: Any, path: str, key: str, start: int, end: int) -> Any:

@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pytest
+from children import begin_in_child, finished
 
 from npstream._core import memory
 from npstream._core.memory import address_of, ensure_fits, is_mapped, map_file, open_file
@@ -148,9 +149,11 @@ def test_a_forked_process_can_map_while_a_thread_was_at_it(path):
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    child = os.fork()
-    if child == 0:
-        os._exit(map_file(path).tobytes() != CONTENT)
+
+    def in_child():
+        assert map_file(path).tobytes() == CONTENT
+
+    child = begin_in_child(in_child)
     done.set()
     thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+    assert finished(child) == 0

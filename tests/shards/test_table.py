@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import golden_data as golden
 import numpy as np
 import pytest
+from children import begin_in_child, finished
 from datasets import write_shards
 
 import npstream
@@ -372,16 +373,10 @@ def test_a_forked_process_reads_though_a_thread_was_opening_shards():
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    child = os.fork()
-    if child == 0:
-        try:
-            check("mds_ragged", ds)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
+    child = begin_in_child(lambda: check("mds_ragged", ds))
     done.set()
     thread.join()
-    assert os.waitpid(child, 0)[1] == 0
+    assert finished(child) == 0
 
 
 # Reading ahead.

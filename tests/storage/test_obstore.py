@@ -10,9 +10,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from children import begin_in_child, finished, run_in_child
 from faults import FOR_EVER, stall, status
 from servers import HOST, OBSTORE, choose_reader
 
@@ -280,12 +282,45 @@ def test_credentials_are_renewed_as_s3fs_renews_them(place):
 
 def test_a_child_of_a_process_that_uses_it(place):
     store = proven(place)
-    if (child := os.fork()) == 0:
-        start = time.monotonic()
+
+    def in_child():
         read(store, 5)
-        os._exit(0 if state(store) == "off" and time.monotonic() - start < 10 else 1)
-    assert os.waitpid(child, 0)[1] == 0
+        assert state(store) == "off"
+
+    run_in_child(in_child)
     read(store, 3)
+
+
+def test_a_child_of_a_process_that_is_loading_it(place, monkeypatch):
+    """A lock of the import that the parent's event loop holds stays locked in the child."""
+    store = RemoteStore(place.url, place.storage_options)
+    monkeypatch.setattr(fastranges, "_started", set())
+    importing, forked = threading.Event(), threading.Event()
+    load = fastranges.import_module
+
+    def slowly(name):
+        importing.set()
+        assert forked.wait(60)
+        return load(name)
+
+    def in_child():
+        asked = []
+        monkeypatch.setattr(fastranges, "import_module", asked.append)
+        read(store, fastranges.FIRST + 3)
+        assert state(store) == "off"
+        assert not asked
+
+    read(store, fastranges.FIRST - 1)
+    monkeypatch.setattr(fastranges, "import_module", slowly)
+    reading = threading.Thread(target=read, args=(store,))
+    reading.start()
+    assert importing.wait(60)
+    child = begin_in_child(in_child)
+    forked.set()
+    reading.join()
+    assert finished(child) == 0
+    read(store, 3)
+    assert state(store) == "proven"
 
 
 def test_a_child_of_a_process_that_has_only_opened(place):

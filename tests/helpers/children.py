@@ -1,0 +1,39 @@
+"""Work in a forked child process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from collections.abc import Callable
+
+__all__ = ["begin_in_child", "finished", "run_in_child"]
+
+
+def run_in_child(work: Callable[[], object], seconds: int = 120) -> None:
+    """Fork, run a function in the child, and fail unless it returns there.
+
+    The child never goes on with the tests: it ends with the function, or after so many seconds.
+    """
+    assert finished(begin_in_child(work, seconds)) == 0
+
+
+def begin_in_child(work: Callable[[], object], seconds: int = 120) -> int:
+    """Fork, run a function in the child, and return the child's process id."""
+    if (child := os.fork()) == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout has its own
+            signal.alarm(seconds)
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child
+
+
+def finished(child: int) -> int:
+    """Wait for a child to end, and return its status: 0 if its function returned."""
+    return os.waitpid(child, 0)[1]
