@@ -14,7 +14,7 @@ from npstream.cache.downloads import MAX_REQUEST, Downloads, PieceRange, runs
 from npstream.errors import FormatError
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar.blocks import HASH_BLOCK
-from npstream.formats.sidecar.sidecar import NPY_HEAD
+from npstream.formats.sidecar.sidecar import NPY_HEADER_BYTES
 from npstream.storage.deadlines import one_read
 
 if TYPE_CHECKING:
@@ -162,9 +162,9 @@ def _pieces(begin: int, nbytes: int) -> range:
 
 def _piece(at: int) -> int:
     """Return the piece that a byte lies in."""
-    return 0 if at < NPY_HEAD else 1 + (at - NPY_HEAD) // HASH_BLOCK
+    return 0 if at < NPY_HEADER_BYTES else 1 + (at - NPY_HEADER_BYTES) // HASH_BLOCK
 
 
 def _begin(piece: int) -> int:
     """Return where a piece begins."""
-    return 0 if piece == 0 else NPY_HEAD + (piece - 1) * HASH_BLOCK
+    return 0 if piece == 0 else NPY_HEADER_BYTES + (piece - 1) * HASH_BLOCK

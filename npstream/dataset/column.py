@@ -166,7 +166,7 @@ class Column(ArrayMethods, elementwise.Operators):
         return self._shape[0]
 
     def __repr__(self) -> str:
-        stored = self._field.encoding.stored
+        stored = self._field.encoding.stored_name
         return display.column_text(self.name, self.shape, self.dtype, stored)
 
     def _repr_html_(self) -> str:

@@ -1,1 +1,1 @@
-"""The formats of datasets: what the bytes of an index and of its shards mean."""
+"""Dataset formats: index, shards, encodings, compression, hashes and side-car."""

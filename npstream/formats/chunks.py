@@ -1,7 +1,8 @@
-"""Pieces of a shard: its head and its chunks, the units of fetching, caching and hashing.
+"""Division of a shard into pieces, the units of fetching, caching and hashing.
 
-Piece 0 is what stands before the samples, piece 1 + i chunk i. A chunk is a run of samples. Where
-shards are cut follows from the index alone; where that is in bytes, from the shard's offsets.
+Piece 0 is the head: all bytes before the samples. Piece 1 + i is chunk i, a run of consecutive
+samples. The index alone determines the rows of each chunk. The shard's offsets determine the byte
+ranges of these rows.
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -15,18 +16,21 @@ import numpy as np
 from npstream._core.typing import Bools, Int64
 
 CHUNK_BYTES = 1 << 22
-"""The least bytes of a shard for each further chunk; a constant of the format, not a setting."""
+"""A shard gets one chunk for each started `CHUNK_BYTES`. The format fixes this number."""
 
 
-def chunk_counts(samples: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> Int64:
-    """Return how many chunks shards have: at least one, and no empty one beside another.
+def chunk_counts(samples: Int64, nbytes: Int64, compressed: Bools, chunk_bytes: int) -> Int64:
+    """Return the number of chunks of each shard.
+
+    Each shard has at least one chunk. A chunk is empty only if its shard has no samples.
 
     Parameters
     ----------
     samples, nbytes : ndarray of int64, shape (shards,)
-    whole : ndarray of bool, shape (shards,)
-        Which shards are one chunk, whatever their size: those stored compressed.
+    compressed : ndarray of bool, shape (shards,)
+        Which shards are stored compressed. These have one chunk, whatever their size.
     chunk_bytes : int
+        Bytes of a chunk, about.
 
     Examples
     --------
@@ -34,13 +38,13 @@ def chunk_counts(samples: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) 
     >>> chunk_counts(*bounds, 10).tolist()
     [3, 2, 1]
     """
-    wanted = np.where(whole, 1, np.maximum(-(-nbytes // chunk_bytes), 1))
-    counts: Int64 = np.minimum(wanted, np.maximum(samples, 1))
+    by_size = np.where(compressed, 1, np.maximum(-(-nbytes // chunk_bytes), 1))
+    counts: Int64 = np.minimum(by_size, np.maximum(samples, 1))
     return counts
 
 
 def piece_rows(samples: int, chunks: int) -> Int64:
-    """Return the first row of each chunk of a shard, then the number of its samples.
+    """Return the first row of each chunk of a shard, followed by the number of samples.
 
     Examples
     --------
@@ -56,23 +60,24 @@ def piece_bounds(
     nbytes: int,
     offsets: np.ndarray[Any, np.dtype[np.uint32]] | None = None,
 ) -> Int64:
-    """Return where the pieces of a shard's data file begin, then where it ends.
+    """Return the first byte of each piece of a shard's data file, followed by the file's end.
 
     Parameters
     ----------
     rows : ndarray of int64, shape (chunks + 1,)
         As `piece_rows` returns them.
     begin : int
-        Where the samples begin.
+        First byte of the samples.
     nbytes : int
-        The bytes of the file.
+        Bytes of the file.
     offsets : ndarray of uint32, shape (samples + 1,), optional
-        Where each sample begins, then where the last one ends; by default all have one size.
+        First byte of each sample, followed by the end of the last one. By default all samples have
+        the same size.
 
     Returns
     -------
     ndarray of int64, shape (chunks + 2,)
-        The last chunk ends with the file, also where there are no samples.
+        The last chunk always ends at `nbytes`, even if the shard has no samples.
 
     Examples
     --------

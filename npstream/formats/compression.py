@@ -1,7 +1,7 @@
-"""Compressed shards: one blob a file, by one of the codecs that an index may name.
+"""Compression and decompression of shard files, with the codecs of the index format.
 
-Compressed data is untrusted. Whatever it claims or unfolds to, no more than the size that the
-index records is kept, plus a piece of about a mebibyte.
+Compressed data is untrusted. Decompression keeps at most the size that the index records, plus one
+block of about 1 MiB, even if the data claim or contain more.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _LEVELS = {
 }
 _DEFAULT_LEVELS = {"br": 11, "bz2": 9, "gz": 9, "snappy": None, "zstd": 3}
 
-_PIECE = 1 << 20
-_FIRST_STEP = 1 << 12
+_MAX_BLOCK = 1 << 20
+"""Decoders yield at most about this many bytes at once."""
+
+_FIRST_INPUT = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +46,17 @@ class Compression:
 
     @property
     def extension(self) -> str:
-        """What a compressed file's name ends in, without the dot."""
+        """The extension of compressed files, without the dot."""
         return self.name
 
 
 def parse_compression(spec: str | None) -> Compression | None:
-    """Return the codec that an index or a user names.
+    """Return the codec and level that a specification names.
 
     Parameters
     ----------
     spec : str or None
-        ``"name"`` or ``"name:level"``; None is no compression.
+        ``"name"`` or ``"name:level"``, from an index or a user. None means no compression.
 
     Raises
     ------
@@ -82,7 +84,7 @@ def parse_compression(spec: str | None) -> Compression | None:
 def compress(data: Body, spec: str) -> bytes:
     """Compress the bytes of a file.
 
-    Equal bytes give equal results: gzip's header holds no time.
+    The result is deterministic: the gzip header holds no timestamp.
 
     Examples
     --------
@@ -110,16 +112,17 @@ def decompress(data: Body, spec: str, size: int) -> bytes:
     Parameters
     ----------
     data : bytes or memoryview
-        What is stored.
+        The compressed bytes.
     spec : str
-        The codec, as in `parse_compression`; the level plays no part.
+        The codec, as in `parse_compression`. The level is ignored.
     size : int
-        How many bytes must result.
+        Expected number of decompressed bytes.
 
     Raises
     ------
     FormatError
-        If the data are damaged or cut short, something follows them, or the size is another.
+        If the data are damaged or truncated, if other bytes follow them, or if the decompressed
+        size is not `size`.
 
     Examples
     --------
@@ -130,20 +133,20 @@ def decompress(data: Body, spec: str, size: int) -> bytes:
     assert compression is not None
     out = io.BytesIO()
     try:
-        for piece in _DECODERS[compression.name](data, size):
-            out.write(piece)
+        for block in _DECODERS[compression.name](data, size):
+            out.write(block)
             if out.tell() > size:
                 break
-    except _errors(compression.name) as error:
+    except _decoder_errors(compression.name) as error:
         raise FormatError(f"damaged {spec} data: {error}") from error
     if out.tell() != size:
-        held = f"{'more than ' * (out.tell() > size)}{quantity(min(out.tell(), size), 'byte')}"
-        raise FormatError(f"the {spec} data hold {held}; expected {size:,}")
+        actual = f"{'more than ' * (out.tell() > size)}{quantity(min(out.tell(), size), 'byte')}"
+        raise FormatError(f"the {spec} data hold {actual}; expected {size:,}")
     return out.getvalue()
 
 
-def _errors(name: str) -> tuple[type[Exception], ...]:
-    """Return what a codec raises at damaged data."""
+def _decoder_errors(name: str) -> tuple[type[Exception], ...]:
+    """Return the exceptions that a codec raises for damaged data."""
     match name:
         case "br":
             return EOFError, _brotli().error
@@ -156,69 +159,70 @@ def _errors(name: str) -> tuple[type[Exception], ...]:
     return EOFError, OSError
 
 
-# Each yields what the data unfold to, in pieces of bounded size, and raises at damage, at an
-# early end, and where something else follows. All but brotli and snappy may be several
-# streams laid end to end.
+# Each decoder yields the decompressed data in blocks of bounded size. It raises if the data are
+# damaged, end early, or are followed by other bytes. Data of all codecs except brotli and snappy
+# may consist of several concatenated streams.
 
 
-def _br_pieces(data: Body, size: int) -> Iterator[bytes]:
+def _decode_br(data: Body, size: int) -> Iterator[bytes]:
     decoder = _brotli().Decompressor()
-    piece = decoder.process(data, output_buffer_limit=_PIECE)
-    while piece:
-        yield piece
-        piece = decoder.process(b"", output_buffer_limit=_PIECE)
+    block = decoder.process(data, output_buffer_limit=_MAX_BLOCK)
+    while block:
+        yield block
+        block = decoder.process(b"", output_buffer_limit=_MAX_BLOCK)
     if not decoder.is_finished():
         raise EOFError("they end early")
 
 
-def _gz_pieces(data: Body, size: int) -> Iterator[bytes]:
+def _decode_gz(data: Body, size: int) -> Iterator[bytes]:
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        while piece := file.read(_PIECE):
-            yield piece
+        while block := file.read(_MAX_BLOCK):
+            yield block
 
 
-def _snappy_pieces(data: Body, size: int) -> Iterator[bytes]:
+def _decode_snappy(data: Body, size: int) -> Iterator[bytes]:
     snappy = _cramjam().snappy
-    # The length that the data claim is allocated at once; three bytes stand for up to 64.
+    # cramjam allocates the claimed length at once. Snappy stores up to 64 bytes in three.
     claimed = snappy.decompress_raw_len(data)
     if claimed != size or claimed > 64 * len(data):
         raise ValueError(
-            f"{len(data)} of them claim {quantity(claimed, 'byte')}; expected {size:,}"
+            f"{quantity(len(data), 'byte')} claim to hold {quantity(claimed, 'byte')}; "
+            f"expected {size:,}"
         )
     yield snappy.decompress_raw(data)
 
 
-def _bz2_pieces(data: Body, size: int) -> Iterator[bytes]:
-    return _streams(data, bz2.BZ2Decompressor)
+def _decode_bz2(data: Body, size: int) -> Iterator[bytes]:
+    return _decode_streams(data, bz2.BZ2Decompressor)
 
 
-def _zstd_pieces(data: Body, size: int) -> Iterator[bytes]:
-    return _streams(data, _zstd().ZstdDecompressor)
+def _decode_zstd(data: Body, size: int) -> Iterator[bytes]:
+    return _decode_streams(data, _zstd().ZstdDecompressor)
 
 
-def _streams(data: Body, new_decoder: Callable[[], Any]) -> Iterator[bytes]:
+def _decode_streams(data: Body, new_decoder: Callable[[], Any]) -> Iterator[bytes]:
     rest = memoryview(data)
     while True:
-        # A decoder copies what it was given beyond its stream's end; fed by ever longer steps,
-        # very many very short streams stay linear.
-        decoder, step = new_decoder(), _FIRST_STEP
+        # A decoder copies all input beyond the end of its stream. Inputs that start small and
+        # double keep the time linear for a long sequence of short streams.
+        decoder, length = new_decoder(), _FIRST_INPUT
         while not decoder.eof:
-            fed = rest[:step] if decoder.needs_input else rest[:0]
-            if decoder.needs_input and not fed:
+            compressed = rest[:length] if decoder.needs_input else rest[:0]
+            if decoder.needs_input and not compressed:
                 raise EOFError("they end early")
-            yield decoder.decompress(fed, _PIECE)
-            rest, step = rest[len(fed) :], min(2 * step, _PIECE)
+            yield decoder.decompress(compressed, _MAX_BLOCK)
+            rest, length = rest[len(compressed) :], min(2 * length, _MAX_BLOCK)
         rest = memoryview(data)[len(data) - len(rest) - len(decoder.unused_data) :]
         if not rest:
             return
 
 
 _DECODERS = {
-    "br": _br_pieces,
-    "bz2": _bz2_pieces,
-    "gz": _gz_pieces,
-    "snappy": _snappy_pieces,
-    "zstd": _zstd_pieces,
+    "br": _decode_br,
+    "bz2": _decode_bz2,
+    "gz": _decode_gz,
+    "snappy": _decode_snappy,
+    "zstd": _decode_zstd,
 }
 
 

@@ -1,4 +1,4 @@
-"""The hashes that an index may record of its files."""
+"""File hashes that an index may record."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ HASHES = (
     *("sha1", "sha256", "sha224", "md5", "sha512", "blake2b", "sha384", "blake2s"),
     *("sha3_224", "sha3_256", "sha3_384", "sha3_512"),
 )
-"""Names of the known hashes, the fastest first (measured on x86-64 with SHA instructions)."""
+"""Names of the supported hashes, fastest first (measured on x86-64 with SHA instructions)."""
 
 
 class Hasher(Protocol):
-    """A hash of the bytes that were added so far."""
+    """An incremental hash, as in `hashlib`."""
 
     def update(self, data: Body, /) -> None:
         """Add bytes."""
 
     def hexdigest(self) -> str:
-        """Return the hash as hexadecimal digits."""
+        """Return the hash of all bytes added, as hexadecimal digits."""
 
 
 def hasher(name: str) -> Hasher:
-    """Return the hash of no bytes.
+    """Return a new incremental hash.
 
     Raises
     ------
     ValueError
-        If `name` is none of `HASHES`.
+        If `name` is not in `HASHES`.
     """
     if name not in HASHES:
         raise ValueError(f"unknown hash {name!r}; the hashes are {', '.join(sorted(HASHES))}")
@@ -46,27 +46,27 @@ def hasher(name: str) -> Hasher:
 
 
 def digest(name: str, data: Body) -> str:
-    """Return a hash of bytes, as hexadecimal digits.
+    """Return the hash of some bytes as hexadecimal digits.
 
     Parameters
     ----------
     name : str
         One of `HASHES`.
     data : bytes or memoryview
-        What to hash.
+        The bytes to hash.
 
     Examples
     --------
     >>> digest("sha1", b"abc")
     'a9993e364706816aba3e25717850c26c9cd0d89d'
     """
-    whole = hasher(name)
-    whole.update(data)
-    return whole.hexdigest()
+    state = hasher(name)
+    state.update(data)
+    return state.hexdigest()
 
 
 def fastest(names: Iterable[str]) -> str | None:
-    """Return the hash that is checked soonest, or None if none of the names is known.
+    """Return the name of the fastest hash, or None if no name is in `HASHES`.
 
     Examples
     --------

@@ -1,10 +1,9 @@
-"""The index of a dataset: ``index.json``, checked and turned into arrays.
+"""The index of a dataset: ``index.json``, validated and converted to arrays.
 
-The format is Streaming's, version 2: one entry a shard, in the order of the samples. What
-Streaming has no place for stands under the key ``"npstream"`` beside the shards, which it
-ignores; see `Annotations`. An index is untrusted input; whatever does not follow the format is a
-`FormatError` that names the file and the shard. What shards say of themselves before their samples
-is held against it.
+The format is version 2 of MosaicML Streaming's: one entry for each shard, in sample order. The
+top-level key ``"npstream"``, which Streaming ignores, holds npstream's `Annotations`. An index is
+untrusted input: a violation of the format raises `FormatError`, which names the file and the shard.
+Readers also compare each shard's head with the index.
 """
 
 from __future__ import annotations
@@ -31,54 +30,54 @@ INDEX = "index.json"
 
 INDEX_VERSION = 2
 
-KEY = "npstream"
-"""The key of an ``index.json`` under which its annotations stand, and of a side-car's table."""
+ANNOTATIONS_KEY = "npstream"
+"""The key of the annotations in ``index.json`` and in the table of a side-car."""
 
-ANNOTATIONS = 1
-"""Version of the annotations."""
+ANNOTATIONS_VERSION = 1
+"""The format version of annotations."""
 
-_COMMON = {
+_COMMON_KEYS = {
     "compression", "format", "hashes", "raw_data", "samples", "size_limit", "version", "zip_data"
 }  # fmt: skip
-_META = {"newline", "raw_meta", "zip_meta"}
-_NAMED = {"column_encodings", "column_names"}
+_META_KEYS = {"newline", "raw_meta", "zip_meta"}
+_COLUMN_KEYS = {"column_encodings", "column_names"}
 FORMATS = {
-    "mds": _COMMON | _NAMED | {"column_sizes"},
-    "json": _COMMON | _META | {"columns"},
-    "csv": _COMMON | _META | _NAMED,
-    "tsv": _COMMON | _META | _NAMED,
-    "xsv": _COMMON | _META | _NAMED | {"separator"},
+    "mds": _COMMON_KEYS | _COLUMN_KEYS | {"column_sizes"},
+    "json": _COMMON_KEYS | _META_KEYS | {"columns"},
+    "csv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS,
+    "tsv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS,
+    "xsv": _COMMON_KEYS | _META_KEYS | _COLUMN_KEYS | {"separator"},
 }
 _SEPARATORS = {"csv": ",", "tsv": "\t"}
 
-# A path below the dataset's directory: no root, no drive, no step up, no other scheme; nor what
-# no file can be called.
-BELOW = re.compile(
+# A path below the dataset's directory: no root, drive, scheme or "..". The pattern also excludes
+# names that no file can have, such as those with NUL or surrogates.
+RELATIVE_PATH = re.compile(
     r"(?![/\\]|[A-Za-z]:|.*://)(?!(?:.*/)?\.{1,2}(?:/|$))[^\\\0\ud800-\udfff]+", re.DOTALL
 )
 
-MAX_INDEX = 1 << 30
-"""An index that another process wrote is refused from so many bytes on."""
+MAX_INDEX_BYTES = 1 << 30
+"""An index of this size or larger is rejected, unless this process wrote it."""
 
-_COUNTED = 1 << 20
-"""The memory that smaller indexes take is not estimated."""
+_MIN_ESTIMATED_BYTES = 1 << 20
+"""The memory that parsing takes is estimated only for an index larger than this."""
 
-_PARSED = {b"[": 72, b"{": 200, b",": 40, b":": 24}
-"""Bytes of memory that a character stands for, about, in JSON that is parsed."""
+_PARSED_BYTES = {b"[": 72, b"{": 200, b",": 40, b":": 24}
+"""Approximate bytes of parsed Python objects for each such character of JSON."""
 
-_MAX_CONFIGURATION = 1 << 20
-"""Bytes of a configuration, from which on it is not compared."""
+_MAX_CONFIGURATION_BYTES = 1 << 20
+"""A larger configuration is not compared with the index."""
 
 MAX_FILE_BYTES = 1 << 40
-"""Far beyond what a shard's offsets reach, and so small that sums of it stay within int64."""
+"""Far above the range of a shard's uint32 offsets; sums over 2**23 files still fit int64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """What the samples of a shard are made of, as its index entry says it.
+    """The columns of a shard's samples, from its index entry.
 
-    ``sizes`` holds the bytes of each column's values, None where they vary; ``newline`` and
-    ``separator`` concern the text formats.
+    ``sizes`` holds the bytes of each column's values, or None for a variable size. ``newline`` and
+    ``separator`` apply to the text formats only.
     """
 
     format: str
@@ -91,14 +90,14 @@ class Schema:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What an index records of columns beside their encodings.
+    """Column metadata that an index records in addition to the encodings.
 
     Attributes
     ----------
     dtypes : dict of str to str
-        The dtype of each column whose encoding does not say it, such as ``"bool"``.
+        The dtype of each column whose encoding does not imply it, such as ``"bool"``.
     order : tuple of str
-        The columns in the order in which they were given; empty if that is the stored order.
+        The columns in the order that the writer was given; empty if this is the stored order.
     """
 
     dtypes: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +107,9 @@ class Annotations:
         return bool(self.dtypes or self.order)
 
     def document(self, schema: Schema | None = None) -> dict[str, Any]:
-        """Return the value of the key ``"npstream"``; `schema` is that of an index without shards.
+        """Return the value of the key ``"npstream"``.
+
+        Pass `schema` only for an index without shards, which has no other record of its schema.
 
         Examples
         --------
@@ -122,12 +123,15 @@ class Annotations:
                 "column_names": list(schema.names),
                 "column_sizes": list(schema.sizes),
             }
-        return {"version": ANNOTATIONS, **{key: part for key, part in parts.items() if part}}
+        return {
+            "version": ANNOTATIONS_VERSION,
+            **{key: part for key, part in parts.items() if part},
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One stored file: its name below the dataset's directory, its bytes and recorded hashes."""
+    """A stored file: path relative to the dataset's directory, size and recorded hashes."""
 
     name: str
     nbytes: int
@@ -136,7 +140,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class ShardFiles:
-    """The files of a shard. ``meta`` belongs to the text formats; ``zip_*`` are compressed."""
+    """The files of a shard. Only text formats have ``meta``. ``zip_*`` are the compressed files."""
 
     data: File
     zip_data: File | None
@@ -146,19 +150,19 @@ class ShardFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFacts:
-    """What an index says of all shards: the arrays of `Index`, and the samples of each shard."""
+class ShardArrays:
+    """The arrays from which an `Index` is built; ``samples`` has the sample count of each shard."""
 
     samples: Int64
     nbytes: Int64
-    schema_of: NDArray[np.int32]
+    schema_ids: NDArray[np.int32]
     compressed: Bools
     schemas: tuple[Schema, ...]
     annotations: Annotations = field(default_factory=Annotations)
 
 
 class Catalog(Protocol):
-    """What an index says of single shards, wherever it keeps that."""
+    """Access to the index entries of single shards."""
 
     def files(self, shard: int) -> ShardFiles:
         """Return the files of a shard."""
@@ -167,34 +171,34 @@ class Catalog(Protocol):
         """Return the name of a shard's (uncompressed) data file."""
 
     def fingerprint(self, index: Index) -> str:
-        """Return `Index.fingerprint`."""
+        """Return the result of `Index.fingerprint`."""
 
 
 class Index:
-    """The shards of a dataset, as arrays.
+    """The index of a dataset as arrays over its shards.
 
     Attributes
     ----------
     starts : ndarray of int64, shape (shards + 1,)
-        The number of the first sample of each shard; the last element counts all samples.
+        The first sample of each shard, followed by the total number of samples.
     nbytes : ndarray of int64, shape (shards,)
-        Bytes of each shard, uncompressed.
+        Uncompressed bytes of each shard.
     compressed : ndarray of bool, shape (shards,)
         Which shards have a compressed file.
     schemas : tuple of Schema
-        The different schemas, in order of appearance. An index without shards may have one.
+        The distinct schemas, in order of appearance. An index without shards may have one.
     annotations : Annotations
-        What is recorded of columns beside their encodings.
-    schema_of : ndarray of int32, shape (shards,)
-        Which of them each shard has.
+        Column metadata in addition to the encodings.
+    schema_ids : ndarray of int32, shape (shards,)
+        The position of each shard's schema in `schemas`.
     total : int
-        Bytes of all shards, uncompressed.
+        Uncompressed bytes of all shards.
     guide, shift : ndarray of int64, int
-        Shard look-up: ``guide[i >> shift]`` is the shard of the sample ``i >> shift << shift``.
+        Lookup table from sample to shard; see `shard_lookup_table`.
     where : str
-        The index's own place, for messages.
+        The path or URL of the index, for messages.
     chunk_bytes : int
-        The least bytes of a shard for each further chunk.
+        Bytes of a chunk, about; see `npstream.formats.chunks`.
     """
 
     __slots__ = (
@@ -204,7 +208,7 @@ class Index:
         "compressed",
         "guide",
         "nbytes",
-        "schema_of",
+        "schema_ids",
         "schemas",
         "shift",
         "starts",
@@ -212,15 +216,15 @@ class Index:
         "where",
     )  # fmt: skip
 
-    def __init__(self, facts: ShardFacts, catalog: Catalog, where: str) -> None:
+    def __init__(self, arrays: ShardArrays, catalog: Catalog, where: str) -> None:
         self._catalog = catalog
         self.where = where
-        self.schemas, self.annotations = facts.schemas, facts.annotations
-        self.nbytes, self.schema_of = facts.nbytes, facts.schema_of
-        self.compressed = facts.compressed
+        self.schemas, self.annotations = arrays.schemas, arrays.annotations
+        self.nbytes, self.schema_ids = arrays.nbytes, arrays.schema_ids
+        self.compressed = arrays.compressed
         self.starts = np.zeros(len(self.nbytes) + 1, np.int64)
-        np.cumsum(facts.samples, out=self.starts[1:])
-        self.guide, self.shift = guide_table(self.starts)
+        np.cumsum(arrays.samples, out=self.starts[1:])
+        self.guide, self.shift = shard_lookup_table(self.starts)
         self.total = int(self.nbytes.sum())
         self.chunk_bytes = chunks.CHUNK_BYTES
 
@@ -242,72 +246,72 @@ class Index:
         return self._catalog.name(shard)
 
     def fingerprint(self) -> str:
-        """Hash what a sample's number depends on, and what tells its content.
+        """Return a hash of the dataset's content and sample order.
 
-        Files may be renamed, and compressed as well or as badly as one likes.
+        It covers sample counts, sizes, schemas, dtypes and recorded hashes. It does not depend on
+        file names or on compressed sizes.
         """
         return self._catalog.fingerprint(self)
 
 
 def check_size(nbytes: int, where: str) -> None:
-    """Refuse an index, before it is read, that is too large to be read.
+    """Raise if an index is too large to read; call this before reading it.
 
     Raises
     ------
     FormatError
-        If it has `MAX_INDEX` bytes, or the memory that is free does not hold it twice, as bytes and
-        as text. What it takes beyond that, when parsed, depends on what is in it.
+        If `nbytes` is at least `MAX_INDEX_BYTES`, or if free memory cannot hold the index twice, as
+        bytes and as text. `estimate_parsed_size` estimates what parsing takes in addition.
     """
-    if nbytes >= MAX_INDEX:
+    if nbytes >= MAX_INDEX_BYTES:
         raise FormatError(
-            f"{where}: {quantity(nbytes, 'byte')}; an index has less than {MAX_INDEX:,}: write "
-            "larger shards"
+            f"{where}: {quantity(nbytes, 'byte')}; an index has less than {MAX_INDEX_BYTES:,}: "
+            "write larger shards"
         )
     if not fits(2 * nbytes):
         raise FormatError(f"{where}: {quantity(nbytes, 'byte')}; free memory has {available():,}")
 
 
-def parsed_size(text: bytes) -> int:
-    """Return about how many bytes of memory parsing takes, at most twice what it does."""
+def estimate_parsed_size(text: bytes) -> int:
+    """Return an estimate of the memory that parsing takes, at most twice the actual bytes."""
     strings = max(text.count(b'"') - 2 * text.count(b":"), 0)
-    parsed = sum(text.count(character) * nbytes for character, nbytes in _PARSED.items())
+    parsed = sum(text.count(character) * nbytes for character, nbytes in _PARSED_BYTES.items())
     return 2 * (1 if text.isascii() else 4) * len(text) + parsed + 16 * strings
 
 
 def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
-    """Read an ``index.json``.
+    """Parse and validate an ``index.json``.
 
     Parameters
     ----------
     text : bytes
-        The file's content.
+        Content of the file.
     where : str
-        The file's place, for messages.
+        Path or URL of the file, for messages.
     trusted : bool
-        Whether this process wrote it, so that its size has no limit.
+        Whether this process wrote the file. Then its size is not limited.
 
     Raises
     ------
     FormatError
-        If it is no JSON, does not follow the format, or takes more memory than is free.
+        If the file is not JSON, violates the format, or needs more memory than is free.
     """
     if not trusted:
         check_size(len(text), where)
-        if len(text) > _COUNTED and not fits(taken := parsed_size(text)):
+        if len(text) > _MIN_ESTIMATED_BYTES and not fits(needed := estimate_parsed_size(text)):
             raise FormatError(
-                f"{where}: to parse its {quantity(len(text), 'byte')} takes about "
-                f"{quantity(taken, 'byte')} of memory, and {available():,} are free"
+                f"{where}: parsing its {quantity(len(text), 'byte')} takes about "
+                f"{quantity(needed, 'byte')} of memory, and {available():,} are free"
             )
     try:
         document = json.loads(text)
     except MemoryError as error:
         raise FormatError(
-            f"{where}: its {quantity(len(text), 'byte')} cannot be parsed in the memory that is "
-            "free"
+            f"{where}: its {quantity(len(text), 'byte')} cannot be parsed in the free memory"
         ) from error
     except (ValueError, RecursionError) as error:
-        what = "an empty file" if not text.strip() else f"no JSON: {error}"
-        raise FormatError(f"{where}: {what}; expected the index of a dataset") from error
+        problem = "an empty file" if not text.strip() else f"not JSON: {error}"
+        raise FormatError(f"{where}: {problem}; expected the index of a dataset") from error
     if not isinstance(document, dict):
         raise FormatError(f"{where}: {type(document).__name__} at the top; expected an object")
     if document.get("version") != INDEX_VERSION:
@@ -318,34 +322,38 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
     entries = document.get("shards")
     if not isinstance(entries, list):
         raise FormatError(f"{where}: 'shards' is {type(entries).__name__}; expected a list")
-    schemas, annotations = parse_annotations(document.get(KEY), f"{where}: {KEY!r}")
-    return _from_entries(entries, schemas, annotations, where)
+    schemas, annotations = parse_annotations(
+        document.get(ANNOTATIONS_KEY), f"{where}: {ANNOTATIONS_KEY!r}"
+    )
+    return _build_index(entries, schemas, annotations, where)
 
 
-def parse_annotations(said: Any, place: str) -> tuple[tuple[Schema, ...], Annotations]:
-    """Check what an index says under the key of its annotations, if it has that.
+def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], Annotations]:
+    """Parse and validate the annotations of an index.
 
     Parameters
     ----------
-    said : dict or None
-    place : str
-        For messages.
+    document : dict or None
+        The value of the key ``"npstream"``, if the index has one.
+    where : str
+        The annotations' file and key, for messages.
 
     Returns
     -------
     schemas : tuple of Schema
-        The schema of an index that has no shards to say it.
+        The recorded schema, if any: only an index without shards needs one.
     annotations : Annotations
     """
 
     def fail(message: str) -> NoReturn:
-        raise FormatError(f"{place}: {message}")
+        raise FormatError(f"{where}: {message}")
 
-    if not isinstance(said, dict) or "version" not in said:
-        return (), Annotations()  # of somebody else, who thought of the same key
-    if said["version"] != ANNOTATIONS:
-        fail(f"version {shown(said['version'])}; this release reads version {ANNOTATIONS}")
-    dtypes, order, schema = said.get("dtypes", {}), said.get("columns", []), said.get("schema")
+    if not isinstance(document, dict) or "version" not in document:
+        return (), Annotations()  # another program uses the same key
+    if (version := document["version"]) != ANNOTATIONS_VERSION:
+        fail(f"version {shown(version)}; this release reads version {ANNOTATIONS_VERSION}")
+    dtypes, order = document.get("dtypes", {}), document.get("columns", [])
+    schema = document.get("schema")
     if not isinstance(dtypes, dict) or not all(isinstance(d, str) for d in dtypes.values()):
         fail(f"'dtypes' is {shown(dtypes)}; expected names of columns and dtypes")
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
@@ -358,12 +366,12 @@ def parse_annotations(said: Any, place: str) -> tuple[tuple[Schema, ...], Annota
             lists = _lists(schema, "column_names", "column_encodings", "column_sizes")
         except (FormatError, LookupError, TypeError) as error:
             fail(f"'schema': {error}")
-        schemas = (check_schema(("mds", *lists, "", ""), place),)
+        schemas = (check_schema(("mds", *lists, "", ""), where),)
     return schemas, Annotations(dtypes, tuple(order))
 
 
 class _Entries:
-    """The entries of an ``index.json``, checked as far as nobody has asked for their files."""
+    """The shard entries of an ``index.json``; file entries are validated on access."""
 
     def __init__(self, entries: list[dict[str, Any]], where: str) -> None:
         self._entries = entries
@@ -371,12 +379,12 @@ class _Entries:
 
     def files(self, shard: int) -> ShardFiles:
         entry = self._entries[shard]
-        place = f"{self._where}: shard {shard}"
+        where = f"{self._where}: shard {shard}"
         return ShardFiles(
-            data=_file(entry, "raw_data", place),
-            zip_data=_optional_file(entry, "zip_data", place),
-            meta=_optional_file(entry, "raw_meta", place),
-            zip_meta=_optional_file(entry, "zip_meta", place),
+            data=_file(entry, "raw_data", where),
+            zip_data=_optional_file(entry, "zip_data", where),
+            meta=_optional_file(entry, "raw_meta", where),
+            zip_meta=_optional_file(entry, "zip_meta", where),
             compression=entry.get("compression"),
         )
 
@@ -385,8 +393,8 @@ class _Entries:
 
     def fingerprint(self, index: Index) -> str:
         digest = hashlib.blake2b(digest_size=8)
-        for facts in (index.starts, index.nbytes, index.schema_of):
-            digest.update(facts.astype(facts.dtype.newbyteorder("<")).data)
+        for array in (index.starts, index.nbytes, index.schema_ids):
+            digest.update(array.astype(array.dtype.newbyteorder("<")).data)
         digest.update(repr(index.schemas).encode())
         if dtypes := index.annotations.dtypes:
             digest.update(json.dumps(dtypes, sort_keys=True).encode())
@@ -398,48 +406,49 @@ class _Entries:
         return digest.hexdigest()
 
 
-def _from_entries(
-    entries: list[Any], given: tuple[Schema, ...], annotations: Annotations, where: str
+def _build_index(
+    entries: list[Any], recorded: tuple[Schema, ...], annotations: Annotations, where: str
 ) -> Index:
     count = len(entries)
     keys: dict[Any, int] = {}
     samples, nbytes = np.zeros((2, count), np.int64)
-    schema_of, compressed = np.zeros(count, np.int32), np.zeros(count, np.bool_)
+    schema_ids, compressed = np.zeros(count, np.int32), np.zeros(count, np.bool_)
     for shard, entry in enumerate(entries):
-        key, samples[shard], nbytes[shard] = _checked(entry, shard, where)
-        schema_of[shard] = keys.setdefault(key, len(keys))
+        key, samples[shard], nbytes[shard] = _check_entry(entry, shard, where)
+        schema_ids[shard] = keys.setdefault(key, len(keys))
         compressed[shard] = entry.get("zip_data") is not None
     schemas = tuple(
-        check_schema(key, f"{where}: shard {np.argmax(schema_of == number)}")
+        check_schema(key, f"{where}: shard {np.argmax(schema_ids == number)}")
         for key, number in keys.items()
     )
-    annotations = _of_columns(annotations, schemas or given)
-    facts = ShardFacts(samples, nbytes, schema_of, compressed, schemas or given, annotations)
-    return Index(facts, _Entries(entries, where), where)
+    schemas = schemas or recorded
+    annotations = _drop_absent_columns(annotations, schemas)
+    arrays = ShardArrays(samples, nbytes, schema_ids, compressed, schemas, annotations)
+    return Index(arrays, _Entries(entries, where), where)
 
 
-def _of_columns(annotations: Annotations, schemas: tuple[Schema, ...]) -> Annotations:
-    """Leave out what is said of columns that no shard has, as those of an index that was cut."""
+def _drop_absent_columns(annotations: Annotations, schemas: tuple[Schema, ...]) -> Annotations:
+    """Return the annotations of columns in `schemas`; an edited index may annotate others."""
     names = {name for schema in schemas for name in schema.names}
     dtypes = {name: dtype for name, dtype in annotations.dtypes.items() if name in names}
     return Annotations(dtypes, tuple(name for name in annotations.order if name in names))
 
 
-def guide_table(starts: Int64) -> tuple[Int64, int]:
-    """Build the look-up table that turns a sample's number into its shard.
+def shard_lookup_table(starts: Int64) -> tuple[Int64, int]:
+    """Return the lookup table from a sample to its shard.
 
     Parameters
     ----------
     starts : ndarray of int64, shape (shards + 1,)
-        First sample of each shard, then the number of samples.
+        First sample of each shard, followed by the number of samples.
 
     Returns
     -------
     guide : ndarray of int64
-        ``guide[c]`` is the last shard that starts at or before sample ``c << shift``, so the
-        shard of sample i lies in ``[guide[i >> shift], guide[(i >> shift) + 1]]``.
+        ``guide[c]`` is the last shard that starts at or before sample ``c << shift``. The shard of
+        sample i is therefore in ``[guide[i >> shift], guide[(i >> shift) + 1]]``.
     shift : int
-        Chosen so that the table is about twice as long as there are shards.
+        Chosen so that the table has about two elements for each shard.
     """
     shards, samples = len(starts) - 1, int(starts[-1])
     shift = max(samples // max(shards, 1), 1).bit_length() - 1
@@ -448,8 +457,8 @@ def guide_table(starts: Int64) -> tuple[Int64, int]:
     return np.minimum(guide, max(shards - 1, 0)).astype(np.int64), shift
 
 
-def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
-    """Check a shard's entry; return its schema as a hashable key, its samples and its bytes."""
+def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
+    """Validate a shard's entry; return its schema as a hashable key, its samples and its bytes."""
     try:
         kind = entry["format"]
         if entry["version"] != INDEX_VERSION:
@@ -480,7 +489,7 @@ def _checked(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             )
         for name in ("raw_data", "zip_data", "raw_meta", "zip_meta"):
             file = entry.get(name)
-            if file is not None and not BELOW.fullmatch(file["basename"]):
+            if file is not None and not RELATIVE_PATH.fullmatch(file["basename"]):
                 raise FormatError(
                     f"'basename' {shown(file['basename'])} leaves the dataset's directory"
                 )
@@ -510,17 +519,17 @@ def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     return tuple([tuple(entry[key]) for key in keys])
 
 
-def check_schema(key: Any, place: str) -> Schema:
-    """Check what is said of a shard's columns, given as the values of a `Schema` in order."""
+def check_schema(key: Any, where: str) -> Schema:
+    """Validate the field values of a `Schema`, given in order, and return the schema."""
     kind, names, encodings, sizes, newline, separator = key
 
     def fail(message: str) -> NoReturn:
-        raise FormatError(f"{place}: {message}")
+        raise FormatError(f"{where}: {message}")
 
-    texts = (*names, *encodings, newline, separator)
-    if not all(isinstance(text, str) for text in texts):
+    strings = (*names, *encodings, newline, separator)
+    if not all(isinstance(string, str) for string in strings):
         fail("column names, encodings, newline and separator must be strings")
-    if any("\ud800" <= character <= "\udfff" for character in "".join(texts)):
+    if any("\ud800" <= character <= "\udfff" for character in "".join(strings)):
         fail("column names, encodings, newline and separator must be UTF-8")
     if len(names) != len(encodings) or (kind == "mds" and len(sizes) != len(names)):
         fail(
@@ -530,8 +539,8 @@ def check_schema(key: Any, place: str) -> Schema:
     if not names:
         fail("a shard has no columns")
     if len(set(names)) != len(names):
-        twice = sorted(name for name, n in Counter(names).items() if n > 1)
-        fail(f"duplicate columns {shown(twice)}")
+        duplicates = sorted(name for name, n in Counter(names).items() if n > 1)
+        fail(f"duplicate columns {shown(duplicates)}")
     if not all(size is None or (type(size) is int and 0 < size < 2**32) for size in sizes):
         fail(f"column sizes {shown(sizes)}: expected null or an int in [1, 2**32)")
     if kind != "mds" and not newline:
@@ -541,33 +550,33 @@ def check_schema(key: Any, place: str) -> Schema:
     return Schema(kind, names, encodings, sizes, newline, separator)
 
 
-def _optional_file(entry: dict[str, Any], key: str, place: str) -> File | None:
-    return None if entry.get(key) is None else _file(entry, key, place)
+def _optional_file(entry: dict[str, Any], key: str, where: str) -> File | None:
+    return None if entry.get(key) is None else _file(entry, key, where)
 
 
-def _file(entry: dict[str, Any], key: str, place: str) -> File:
-    facts = entry[key]
-    name, nbytes, hashes = facts["basename"], facts.get("bytes"), facts.get("hashes") or {}
+def _file(entry: dict[str, Any], key: str, where: str) -> File:
+    file = entry[key]
+    name, nbytes, hashes = file["basename"], file.get("bytes"), file.get("hashes") or {}
     if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
         raise FormatError(
-            f"{place}: {key} has 'bytes' {shown(nbytes)}; expected an int in [0, 2**40)"
+            f"{where}: {key} has 'bytes' {shown(nbytes)}; expected an int in [0, 2**40)"
         )
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise FormatError(
-            f"{place}: {key} has 'hashes' {shown(hashes)}; expected names and digests"
+            f"{where}: {key} has 'hashes' {shown(hashes)}; expected names and digests"
         )
     return File(name, nbytes, hashes)
 
 
 def locate_samples(index: Index, ids: int | Int64) -> tuple[Any, Any]:
-    """Return the shard of a sample and its row there; of several samples, in their shape."""
+    """Return the shard of each sample, and its row in the shard, in the shape of `ids`."""
     shards = np.searchsorted(index.starts, ids, side="right") - 1
     rows = ids - index.starts[shards]
     return (int(shards), int(rows)) if isinstance(ids, int) else (shards, rows)
 
 
 def shard_table(index: Index) -> AnyArray:
-    """Return name, first sample, samples and bytes of each shard as a structured array."""
+    """Return a structured array with each shard's name, first sample, samples and bytes."""
     names = [index.name(shard) for shard in range(len(index))]
     width = max(map(len, names), default=1)
     fields = [("name", f"U{width}"), ("start", "i8"), ("samples", "i8"), ("bytes", "i8")]
@@ -577,10 +586,10 @@ def shard_table(index: Index) -> AnyArray:
     return table
 
 
-def check_ascent(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
-    """Raise FormatError unless a shard's offsets ascend.
+def check_ascending(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
+    """Raise `FormatError` unless a shard's offsets ascend strictly.
 
-    Damaged ones could otherwise pass one sample off as another, both whole.
+    Damaged offsets could otherwise return a whole sample in place of another one.
     """
     if (descends := offsets[1:] <= offsets[:-1]).any():
         row = int(descends.argmax())
@@ -588,37 +597,39 @@ def check_ascent(offsets: np.ndarray[Any, np.dtype[np.uint32]]) -> None:
 
 
 def check_configuration(schema: Schema, configuration: Bytes) -> None:
-    """Compare what a shard says of its own columns with what the index says.
+    """Compare the configuration stored in a shard with the index.
 
-    Reading does not need it, and other writers leave it out; but an index that calls the bytes
-    something else, or by another name, would give wrong values without any other sign.
+    Reading does not need the configuration, and other writers omit it. But without this check, an
+    index with wrong encodings or column names would silently yield wrong values.
 
     Parameters
     ----------
     schema : Schema
     configuration : ndarray of uint8
-        The JSON object that stands in the shard; what does not begin with one is passed over.
+        The JSON object that the shard stores. Bytes that do not start with one are ignored.
 
     Raises
     ------
     FormatError
-        If they differ, or something follows the object.
+        If the two differ, or if other bytes follow the object.
     """
-    if len(configuration) > _MAX_CONFIGURATION:
+    if len(configuration) > _MAX_CONFIGURATION_BYTES:
         return
     try:
         text = configuration.tobytes().decode(errors="replace").lstrip()
-        said, end = json.JSONDecoder().raw_decode(text)
+        stored, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
         return
-    if not isinstance(said, dict):
+    if not isinstance(stored, dict):
         return
     if text[end:].strip():
-        raise FormatError("something follows its configuration")
+        raise FormatError("other bytes follow its configuration")
     names, encodings = list(schema.names), list(schema.encodings)
-    known: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
+    expected: dict[str, Any] = {"column_names": names, "column_encodings": encodings}
     if schema.format == "json":
-        known = {"columns": dict(zip(names, encodings, strict=True))}
-    for key in known.keys() & said.keys():
-        if said[key] != known[key]:
-            raise FormatError(f"its own {key!r} are {said[key]!r}; the index says {known[key]!r}")
+        expected = {"columns": dict(zip(names, encodings, strict=True))}
+    for key in expected.keys() & stored.keys():
+        if stored[key] != expected[key]:
+            raise FormatError(
+                f"its own {key!r} are {stored[key]!r}; the index says {expected[key]!r}"
+            )

@@ -1,17 +1,17 @@
-"""MDS shards: where the samples lie in a file, and the columns in a sample.
+"""MDS shards: offsets of samples in a file, and of columns in a sample.
 
 ::
 
     u32   n                     number of samples
-    u32   offset[n + 1]         absolute; offset[0] is where the head ends
-    bytes configuration         JSON, up to offset[0]: the index's entry, in part
-    bytes sample[0 .. n - 1]    back to back, up to the file's end
+    u32   offset[n + 1]         absolute; offset[0] is the end of the head
+    bytes configuration         JSON, up to offset[0]: part of the shard's index entry
+    bytes sample[0 .. n - 1]    contiguous, up to the end of the file
 
     sample: u32 size[v]         one for each variable column
-            bytes body[columns] every column's, back to back, unaligned
+            bytes body[columns] one for each column, contiguous, unaligned
 
-All integers are little-endian. Shards of fixed columns alone are records of one size, so their
-offsets need not be read.
+All integers are little-endian. If a shard has only fixed columns, its samples are records of one
+size. Reading such a shard does not need the offsets.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from typing import TYPE_CHECKING
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascent, check_configuration
+from npstream.formats.index import check_ascending, check_configuration
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a column's body begins in a sample.
+class ColumnLayout:
+    """The position of a column's body in a sample.
 
-    That is after the sizes, plus `offset` bytes of fixed columns, plus the bodies of the first
-    `before` variable columns. It takes `size` bytes, or None if they vary.
+    Three parts precede the body: the sizes, `offset` bytes of fixed columns, and the bodies of the
+    first `variable_before` variable columns. The body has `size` bytes; None means that this
+    varies.
     """
 
-    before: int
+    variable_before: int
     offset: int
     size: int | None
 
@@ -46,38 +47,39 @@ class Place:
 class SampleLayout:
     """The layout of a schema's samples.
 
-    ``nvariable`` counts the variable columns; ``nfixed`` is the bytes of all fixed ones.
+    ``nvariable`` is the number of variable columns; ``nfixed`` is the bytes of all fixed columns.
     """
 
-    places: dict[str, Place]
+    columns: dict[str, ColumnLayout]
     nvariable: int
     nfixed: int
 
     @property
     def stride(self) -> int:
-        """Bytes of every sample, or 0 if they vary."""
+        """Bytes of each sample, or 0 if samples vary in size."""
         return 0 if self.nvariable else self.nfixed
 
 
 def layout(schema: Schema) -> SampleLayout:
-    """Return where the columns of an MDS schema lie in a sample."""
-    places, before, offset = {}, 0, 0
+    """Return the sample layout of an MDS schema."""
+    columns, variable_before, offset = {}, 0, 0
     for name, size in zip(schema.names, schema.sizes, strict=True):
-        places[name] = Place(before, offset, size)
+        columns[name] = ColumnLayout(variable_before, offset, size)
         if size is None:
-            before += 1
+            variable_before += 1
         else:
             offset += size
-    return SampleLayout(places, before, offset)
+    return SampleLayout(columns, variable_before, offset)
 
 
-def adds_up(layout: SampleLayout, sample: bytes) -> bool:
-    """Tell whether the sizes in a sample add up to its own.
+def has_consistent_sizes(layout: SampleLayout, sample: bytes) -> bool:
+    """Return True if the column sizes in a sample add up to the sample's length.
 
     Examples
     --------
     >>> sample = bytes([2, 0, 0, 0]) + bytes(8) + b"hi"
-    >>> adds_up(SampleLayout({}, 1, 8), sample), adds_up(SampleLayout({}, 1, 8), sample[1:])
+    >>> layout = SampleLayout({}, 1, 8)
+    >>> has_consistent_sizes(layout, sample), has_consistent_sizes(layout, sample[1:])
     (True, False)
     """
     if len(sample) < 4 * layout.nvariable:
@@ -86,27 +88,27 @@ def adds_up(layout: SampleLayout, sample: bytes) -> bool:
     return 4 * layout.nvariable + layout.nfixed + sum(sizes) == len(sample)
 
 
-def samples_begin(
+def check_mds_head(
     schema: Schema, data: Bytes, samples: int, stride: int, nbytes: int | None = None
 ) -> int:
-    """Check the head of an MDS shard and return where its samples begin.
+    """Check the head of an MDS shard and return the offset of its first sample.
 
     Parameters
     ----------
     schema : Schema
     data : ndarray of uint8
-        The whole shard, or what stands before its samples.
+        The whole shard, or its head only.
     samples : int
-        How many samples the index says there are.
+        Number of samples according to the index.
     stride : int
-        Bytes of every sample, or 0 if they vary.
+        Bytes of each sample, or 0 if samples vary in size.
     nbytes : int, optional
-        Bytes of the whole shard, if `data` is a part of it.
+        Bytes of the whole shard; by default the length of `data`.
 
     Raises
     ------
     FormatError
-        If the head does not agree with the index or the file's size.
+        If the head contradicts the index or the file's size.
     """
     nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
@@ -130,6 +132,6 @@ def samples_begin(
             f"would end at byte {begin + samples * stride} of {nbytes}"
         )
     if not stride:
-        check_ascent(words[1:])
+        check_ascending(words[1:])
     check_configuration(schema, data[head:begin])
     return begin

@@ -1,4 +1,4 @@
-"""What reading a shard as a whole tells: hashes of its pieces, and its scalar columns.
+"""Sequential scan of a shard that hashes its pieces and extracts its scalar columns.
 
 Tested in tests/tools/test_index_builder.py.
 """
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Scanned:
-    """What was found in a shard.
+class ScanResult:
+    """The result of a shard's scan.
 
     Attributes
     ----------
     begin : int
-        Where its samples begin.
+        Offset of the first sample in the data file.
     pieces : ndarray of uint64
-        The hash of each piece of its data file.
+        The hash of each piece of the data file.
     meta : int
-        The hash of its meta file; 0 if it has none.
+        The hash of the meta file, or 0 if there is none.
     columns : dict of str to ndarray
-        The values of the scalar columns that were asked for.
+        The values of the requested scalar columns.
     """
 
     begin: int
@@ -51,42 +51,42 @@ class Scanned:
 
 Scalars = dict[str, AnyArray]
 
-MOST = 8
-"""Bytes of the largest scalars."""
+MAX_SCALAR_BYTES = 8
+"""The largest itemsize of a scalar column."""
 
-_TEXT = {"int": "int64", "float": "float64"}
+_TEXT_DTYPES = {"int": "int64", "float": "float64"}
 
-_BUFFER = 1 << 23
-"""Bytes that are allocated for pieces, of which most have half as many."""
+_MIN_BUFFER = 1 << 23
+"""Initial bytes of the buffer for pieces; most pieces have half this size."""
 
-Take = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
-"""Takes columns out of consecutive samples: their bytes, where each begins in
-them, and the number of the first."""
+ColumnExtractor = Callable[[memoryview, Int64, int], dict[str, AnyArray]]
+"""Extracts columns from consecutive samples, given their bytes, their offsets in these bytes, and
+the row of the first sample."""
 
 
 class Scan:
-    """A shard that is being read, from its first byte on; one piece at a time is in memory.
+    """An incremental scan of one shard that holds only one piece in memory.
 
     Parameters
     ----------
     schema : Schema
     samples : int
-        How many the index says there are.
+        Number of samples according to the index.
     columns : mapping of str to dtype
-        The scalar columns to take out.
-    whole : bool
-        Whether the shard is one chunk, being stored compressed.
+        The scalar columns to extract.
+    compressed : bool
+        Whether the shard is stored compressed, and therefore has one chunk.
     nbytes : int, optional
-        The bytes that the index says there are; by default those that the shard itself says.
+        Bytes of the shard according to the index; by default taken from the shard's offsets.
     meta : bytes, optional
         The meta file of a text shard.
-    every : bool
-        Whether to parse all columns of a text shard, not only those that are wanted.
+    parse_all : bool
+        Whether to parse all columns of a text shard, not only `columns`.
 
     Raises
     ------
     FormatError
-        From its methods, if the shard does not follow the format.
+        From the methods, if the shard does not follow the format.
     """
 
     def __init__(
@@ -95,104 +95,109 @@ class Scan:
         samples: int,
         columns: Mapping[str, np.dtype[Any]],
         *,
-        whole: bool,
+        compressed: bool,
         nbytes: int | None = None,
         meta: bytes | None = None,
-        every: bool = False,
+        parse_all: bool = False,
     ) -> None:
-        self._steps = _steps(schema, samples, dict(columns), whole, nbytes, meta, every)
-        self._need = next(self._steps)
+        self._pieces = _scan_pieces(
+            schema, samples, dict(columns), compressed, nbytes, meta, parse_all
+        )
+        self._needed = next(self._pieces)
         self._buffer = bytearray()
         self._filled = 0
         self._total = 0
-        self._found: Scanned | None = None
+        self._result: ScanResult | None = None
 
-    def watch(self, parts: Iterable[Body]) -> Iterator[Body]:
-        """Yield the parts of a shard, and take note of them."""
+    def tee(self, parts: Iterable[Body]) -> Iterator[Body]:
+        """Feed each part of a shard to this scan, and yield the part unchanged."""
         for part in parts:
             self.feed(part)
             yield part
 
     def feed(self, body: Body) -> None:
-        """Take the next bytes."""
+        """Process the next bytes of the shard."""
         rest = memoryview(body)
         self._total += len(rest)
-        while self._found is None:
-            count = min(len(rest), self._need - self._filled)
-            self._make_room(self._filled + count)
+        while self._result is None:
+            count = min(len(rest), self._needed - self._filled)
+            self._grow_buffer(self._filled + count)
             self._buffer[self._filled : self._filled + count] = rest[:count]
             self._filled, rest = self._filled + count, rest[count:]
-            if self._filled < self._need:
+            if self._filled < self._needed:
                 return
             try:
-                self._need = self._steps.send(memoryview(self._buffer)[: self._need])
+                self._needed = self._pieces.send(memoryview(self._buffer)[: self._needed])
             except StopIteration as stop:
-                self._found = stop.value
+                self._result = stop.value
             self._filled = 0
         self._filled += len(rest)
 
-    def _make_room(self, nbytes: int) -> None:
-        """Enlarge the buffer: an index may say that a piece has more bytes than there are."""
+    def _grow_buffer(self, nbytes: int) -> None:
+        """Enlarge the buffer to at least `nbytes` bytes.
+
+        It grows with the data: an index may record a piece that is larger than the actual file.
+        """
         if nbytes > len(self._buffer):
-            size = min(self._need, max(2 * nbytes, _BUFFER))
+            size = min(self._needed, max(2 * nbytes, _MIN_BUFFER))
             ensure_fits(size, "a piece of a shard")
-            old, self._buffer = self._buffer, bytearray(size)  # somebody may look at the old one
+            old, self._buffer = self._buffer, bytearray(size)  # views of the old one may exist
             self._buffer[: self._filled] = old[: self._filled]
 
-    def finish(self) -> Scanned:
-        """Return what was found, after the last byte."""
-        self.feed(b"")  # the last pieces may be empty
-        if self._found is None:
+    def finish(self) -> ScanResult:
+        """Return the result; call this after the last byte was fed."""
+        self.feed(b"")  # completes trailing pieces that are empty
+        if self._result is None:
             raise FormatError(f"it ends after {quantity(self._total, 'byte')}, within a piece")
         if self._filled:
             raise FormatError(
                 f"{self._filled:,} of {quantity(self._total, 'byte')} came after its end"
             )
-        return self._found
+        return self._result
 
 
-def _steps(
+def _scan_pieces(
     schema: Schema,
     samples: int,
     columns: dict[str, np.dtype[Any]],
-    whole: bool,
+    compressed: bool,
     nbytes: int | None,
     meta: bytes | None,
-    every: bool,
-) -> Generator[int, memoryview, Scanned]:
-    """Yield how many bytes come next, and be sent those, in a buffer that is used again."""
+    parse_all: bool,
+) -> Generator[int, memoryview, ScanResult]:
+    """Yield the number of bytes needed next; the caller sends these in a buffer that it reuses."""
     layout = mds.layout(schema) if schema.format == "mds" else None
     stride = layout.stride if layout else 0
     first = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
-    words = np.frombuffer(first if meta is None else _words(meta, samples), "<u4")
+    words = np.frombuffer(first if meta is None else _meta_head(meta, samples), "<u4")
     begin = int(words[1])
     end = nbytes if nbytes is not None else int(words[-1])
     if not len(first) <= begin <= end:
         raise FormatError(f"samples begin at byte {begin}; expected {len(first)} to {end}")
     head = first + (yield begin - len(first))
     if layout is not None:
-        mds.samples_begin(schema, np.frombuffer(head, np.uint8), samples, stride, end)
+        mds.check_mds_head(schema, np.frombuffer(head, np.uint8), samples, stride, end)
     else:
-        told = np.frombuffer(meta or b"", np.uint8)
-        text.lines_begin(schema, np.frombuffer(head, np.uint8), told, samples, end)
+        meta_bytes = np.frombuffer(meta or b"", np.uint8)
+        text.check_text_head(schema, np.frombuffer(head, np.uint8), meta_bytes, samples, end)
     (count,) = chunk_counts(
-        np.array([samples]), np.array([end]), np.array([whole]), chunks.CHUNK_BYTES
+        np.array([samples]), np.array([end]), np.array([compressed]), chunks.CHUNK_BYTES
     ).tolist()
     rows = piece_rows(samples, count)
     bounds = piece_bounds(rows, begin, end, None if stride else words[1:]).tolist()
-    take = _taker(schema, columns, every)
-    hashes, found = [xxh3(head)], [{name: np.empty(0, t) for name, t in columns.items()}]
+    extract = _column_extractor(schema, columns, parse_all)
+    hashes, extracted = [xxh3(head)], [{name: np.empty(0, t) for name, t in columns.items()}]
     for chunk in range(count):
         data = yield bounds[chunk + 2] - bounds[chunk + 1]
         hashes.append(xxh3(data))
         if samples and (columns or not stride):
             offsets = words[1:][rows[chunk] : rows[chunk + 1] + 1].astype(np.int64)
-            found.append(take(data, offsets - offsets[0], int(rows[chunk])))
-    values = {name: np.concatenate([part[name] for part in found]) for name in columns}
-    return Scanned(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
+            extracted.append(extract(data, offsets - offsets[0], int(rows[chunk])))
+    values = {name: np.concatenate([part[name] for part in extracted]) for name in columns}
+    return ScanResult(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
 
 
-def _words(meta: bytes, samples: int) -> bytes:
+def _meta_head(meta: bytes, samples: int) -> bytes:
     if len(meta) < 4 * (samples + 2):
         raise FormatError(
             f"{quantity(len(meta), 'byte')} of meta; the head of {quantity(samples, 'sample')} "
@@ -201,10 +206,12 @@ def _words(meta: bytes, samples: int) -> bytes:
     return meta[: 4 * (samples + 2)]
 
 
-def _taker(schema: Schema, columns: dict[str, np.dtype[Any]], every: bool) -> Take:
-    """Return what takes the columns out of samples of a schema."""
+def _column_extractor(
+    schema: Schema, columns: dict[str, np.dtype[Any]], parse_all: bool
+) -> ColumnExtractor:
+    """Return a function that extracts `columns` from samples of `schema`."""
     if schema.format != "mds":
-        names = schema.names if every else tuple(columns)
+        names = schema.names if parse_all else tuple(columns)
         if not names:
             return lambda data, offsets, first: {}
         parse = text.parser(schema, names)
@@ -213,17 +220,17 @@ def _taker(schema: Schema, columns: dict[str, np.dtype[Any]], every: bool) -> Ta
         )
     layout = mds.layout(schema)
 
-    def take(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
+    def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
         body: Bytes = np.frombuffer(data, np.uint8)
         if layout.stride:
             return record_scalars(body, layout, columns)
         return sample_scalars(body, offsets, layout, columns, first)
 
-    return take
+    return extract
 
 
 def scalar_columns(schemas: Sequence[Schema]) -> dict[str, np.dtype[Any]]:
-    """Return the columns that are scalars of one dtype in every schema.
+    """Return the columns that are scalars of the same dtype in all schemas.
 
     Examples
     --------
@@ -232,13 +239,13 @@ def scalar_columns(schemas: Sequence[Schema]) -> dict[str, np.dtype[Any]]:
     >>> {name: dtype.name for name, dtype in columns.items()}
     {'a': 'int64'}
     """
-    each = [_scalars(schema) for schema in schemas]
-    if not each:
+    per_schema = [_scalars(schema) for schema in schemas]
+    if not per_schema:
         return {}
     return {
         name: dtype
-        for name, dtype in each[0].items()
-        if all(scalars.get(name) == dtype for scalars in each[1:])
+        for name, dtype in per_schema[0].items()
+        if all(scalars.get(name) == dtype for scalars in per_schema[1:])
     }
 
 
@@ -247,11 +254,12 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
     sizes = schema.sizes or (None,) * len(schema.names)
     for name, encoding, size in zip(schema.names, schema.encodings, sizes, strict=True):
         try:
-            parsed = parse(encoding if schema.format == "mds" else _TEXT.get(encoding, ""))
+            parsed = parse(encoding if schema.format == "mds" else _TEXT_DTYPES.get(encoding, ""))
         except ValueError:
-            continue  # who reads the column says what is wrong
-        fits = parsed.size == size or schema.format != "mds"
-        if parsed.kind == "fixed" and parsed.shape == () and fits and parsed.dtype.itemsize <= MOST:
+            continue  # reading the column reports the error
+        is_scalar = parsed.kind == "fixed" and parsed.shape == ()
+        has_size = parsed.size == size or schema.format != "mds"
+        if is_scalar and has_size and parsed.dtype.itemsize <= MAX_SCALAR_BYTES:
             scalars[name] = parsed.dtype.newbyteorder("<")
     return scalars
 
@@ -259,12 +267,12 @@ def _scalars(schema: Schema) -> dict[str, np.dtype[Any]]:
 def record_scalars(
     data: Bytes, layout: SampleLayout, columns: Mapping[str, np.dtype[Any]]
 ) -> Scalars:
-    """Return columns of MDS samples that all have one size."""
+    """Return scalar columns of MDS samples that all have the same size."""
     records = data.reshape(-1, layout.stride)
     scalars = {}
     for name, dtype in columns.items():
-        at = layout.places[name].offset
-        body = records[:, at : at + dtype.itemsize].copy()
+        offset = layout.columns[name].offset
+        body = records[:, offset : offset + dtype.itemsize].copy()
         scalars[name] = body.view(dtype)[:, 0]
     return scalars
 
@@ -276,36 +284,35 @@ def sample_scalars(
     columns: Mapping[str, np.dtype[Any]],
     first: int = 0,
 ) -> Scalars:
-    """Return columns of MDS samples whose sizes vary; the sizes of all columns are checked.
+    """Return scalar columns of MDS samples that vary in size; check the sizes of all columns.
 
     Parameters
     ----------
     data : ndarray of uint8
     offsets : ndarray of int64, shape (n + 1,)
-        Where each sample begins in `data`, ascending; the last ends where `data` end.
+        First byte of each sample in `data`, ascending, followed by the length of `data`.
     layout : SampleLayout
     columns : mapping of str to dtype
     first : int
-        The number of the first sample, for messages.
+        Row of the first sample in its shard, for messages.
 
     Raises
     ------
     FormatError
-        If the sizes in a sample do not add up to its own.
+        If the column sizes in a sample do not add up to the sample's length.
     """
     begins, lengths = offsets[:-1], np.diff(offsets)
     body = 4 * layout.nvariable
-    _check(lengths >= body + layout.nfixed, first)
+    _check_sizes(lengths >= body + layout.nfixed, first)
     sizes = np.stack(
-        [_gather(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
+        [_numbers_at(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
     ).astype(np.int64)
-    _check(body + layout.nfixed + sizes.sum(axis=0) == lengths, first)
+    _check_sizes(body + layout.nfixed + sizes.sum(axis=0) == lengths, first)
     scalars = {}
     for name, dtype in columns.items():
-        place = layout.places[name]
-        scalars[name] = _gather(
-            data, begins + body + place.offset + sizes[: place.before].sum(axis=0), dtype
-        )
+        column = layout.columns[name]
+        variable_bytes = sizes[: column.variable_before].sum(axis=0)
+        scalars[name] = _numbers_at(data, begins + body + column.offset + variable_bytes, dtype)
     return scalars
 
 
@@ -316,18 +323,18 @@ def line_scalars(
     columns: Mapping[str, np.dtype[Any]],
     first: int = 0,
 ) -> Scalars:
-    """Return columns of samples that are lines of text, each of which is parsed.
+    """Return scalar columns of text samples, parsing each line with `parse_line`.
 
-    The parameters are otherwise those of `sample_scalars`.
+    The other parameters are those of `sample_scalars`.
 
     Raises
     ------
     FormatError
         If a line does not follow the format.
     OverflowError
-        If an integer is beyond int64.
+        If an integer does not fit int64.
     """
-    found: dict[str, list[Any]] = {name: [] for name in columns}
+    lists: dict[str, list[Any]] = {name: [] for name in columns}
     bounds = offsets.tolist()
     for row, (begin, end) in enumerate(itertools.pairwise(bounds), first):
         try:
@@ -337,17 +344,17 @@ def line_scalars(
         for name, dtype in columns.items():
             if dtype.kind == "i" and not -(2**63) <= values[name] < 2**63:
                 raise OverflowError(f"sample {row}: column {name!r} is beyond int64; leave it out")
-            found[name].append(values[name])
-    return {name: np.array(found[name], dtype) for name, dtype in columns.items()}
+            lists[name].append(values[name])
+    return {name: np.array(lists[name], dtype) for name, dtype in columns.items()}
 
 
-def _check(sound: AnyArray, first: int) -> None:
-    if not sound.all():
-        row = first + int(sound.argmin())
+def _check_sizes(is_valid: AnyArray, first: int) -> None:
+    if not is_valid.all():
+        row = first + int(is_valid.argmin())
         raise FormatError(f"sample {row}: the sizes of its columns do not add up to its own")
 
 
-def _gather(data: Bytes, at: Int64, dtype: np.dtype[Any]) -> AnyArray:
-    """Return numbers that lie anywhere."""
-    numbers: AnyArray = data[at[:, None] + np.arange(dtype.itemsize)].view(dtype)
+def _numbers_at(data: Bytes, offsets: Int64, dtype: np.dtype[Any]) -> AnyArray:
+    """Return the numbers at unaligned `offsets`."""
+    numbers: AnyArray = data[offsets[:, None] + np.arange(dtype.itemsize)].view(dtype)
     return numbers[:, 0]

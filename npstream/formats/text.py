@@ -1,4 +1,4 @@
-"""JSONL and CSV, TSV and XSV shards: lines of text in one file, their offsets in another.
+"""Text shards (JSONL, CSV, TSV, XSV): lines in a data file, their offsets in a meta file.
 
 ::
 
@@ -6,8 +6,9 @@
            line[0 .. n - 1]     each with its newline
     meta   u32 n, u32 offset[n + 1] (absolute, in data), JSON configuration
 
-A JSONL line is an object of the shard's columns; an XSV line is their values joined by the
-separator, with no quoting and no escapes. The encodings are ``str``, ``int`` and ``float``.
+A JSONL line is an object that maps the shard's columns to values. An XSV line is the values joined
+by the separator, without quoting or escapes. CSV and TSV are XSV with a fixed separator. The
+encodings are ``str``, ``int`` and ``float``.
 """
 
 from __future__ import annotations
@@ -19,51 +20,51 @@ from typing import TYPE_CHECKING, Any
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bytes
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascent, check_configuration
+from npstream.formats.index import check_ascending, check_configuration
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
 
 CASTS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
-"""The encodings of text columns, and what makes a value of an XSV field."""
+"""Encoding of a text column -> function that converts an XSV field to a value."""
 
 Parser = Callable[[bytes], dict[str, Any]]
 
 
 def guard(schema: Schema) -> int:
-    """Return how many bytes before a line are checked: the newline that ends the line before.
+    """Return the number of guard bytes: the newline before a line, which readers check.
 
-    Without that, damaged offsets could cut the head off an XSV line unnoticed.
+    Without this check, a damaged offset could cut off the start of an XSV line unnoticed.
     """
     return len(schema.newline.encode()) if schema.format in ("csv", "tsv", "xsv") else 0
 
 
-def is_line(schema: Schema, line: bytes) -> bool:
-    """Tell whether bytes, preceded by `guard` others, look like one whole line."""
-    newline, before = schema.newline.encode(), guard(schema)
-    begin = newline if before else b"{"
-    return line.startswith(begin) and line.find(newline, before) == len(line) - len(newline)
+def is_complete_line(schema: Schema, line: bytes) -> bool:
+    """Return True if `line`, which starts with its `guard` bytes, looks like one whole line."""
+    newline, guard_bytes = schema.newline.encode(), guard(schema)
+    begin = newline if guard_bytes else b"{"
+    return line.startswith(begin) and line.find(newline, guard_bytes) == len(line) - len(newline)
 
 
-def lines_begin(
+def check_text_head(
     schema: Schema, data: Bytes, meta: Bytes, samples: int, nbytes: int | None = None
 ) -> int:
-    """Check a text shard's files against the index and return where its lines begin.
+    """Check a text shard's files against the index and return the offset of its first line.
 
     Parameters
     ----------
     schema : Schema
     data, meta : ndarray of uint8
-        The whole files; of the data, what stands before the lines will do.
+        The whole files. `data` may be only the bytes before the first line.
     samples : int
-        How many samples the index says there are.
+        Number of samples according to the index.
     nbytes : int, optional
-        Bytes of all data, if `data` is a part of them.
+        Bytes of the whole data file; by default the length of `data`.
 
     Raises
     ------
     FormatError
-        If the meta file does not agree with the index or the data's size.
+        If the meta file contradicts the index or the size of the data file.
     """
     nbytes = len(data) if nbytes is None else nbytes
     head = 4 * (samples + 2)
@@ -84,15 +85,15 @@ def lines_begin(
         header = (schema.separator.join(schema.names) + schema.newline).encode()
     if begin != len(header) or data[:begin].tobytes() != header:
         raise FormatError(f"{quantity(begin, 'byte')} before the first line; expected {header!r}")
-    check_ascent(words[1:])
+    check_ascending(words[1:])
     check_configuration(schema, meta[head:])
     return begin
 
 
 def parser(schema: Schema, names: Sequence[str]) -> Parser:
-    """Return a function that turns one line into the values of the columns `names`.
+    """Return a function that parses one line into the values of the columns `names`.
 
-    It raises FormatError where the line does not follow the schema.
+    The function raises `FormatError` if the line does not follow the schema.
     """
     if schema.format == "json":
         return _json_parser(schema, names)
@@ -120,7 +121,7 @@ def _json_value(record: dict[str, Any], name: str, kind: str) -> Any:
     value = record[name]
     if kind != "str" and isinstance(value, int):
         try:
-            return CASTS[kind](value)  # Streaming's writer takes bools for ints, and stores true
+            return CASTS[kind](value)  # Streaming's writer stores a bool as ``true``
         except OverflowError as error:
             raise FormatError(f"column {name!r}: {error}") from None
     if type(value) is not CASTS[kind]:
@@ -130,8 +131,8 @@ def _json_value(record: dict[str, Any], name: str, kind: str) -> Any:
 
 def _xsv_parser(schema: Schema, names: Sequence[str]) -> Parser:
     newline, separator = schema.newline, schema.separator
-    places = {name: schema.names.index(name) for name in names}
-    casts = {name: CASTS[schema.encodings[place]] for name, place in places.items()}
+    positions = {name: schema.names.index(name) for name in names}
+    casts = {name: CASTS[schema.encodings[position]] for name, position in positions.items()}
 
     def parse(line: bytes) -> dict[str, Any]:
         text = line.decode()
@@ -143,6 +144,6 @@ def _xsv_parser(schema: Schema, names: Sequence[str]) -> Parser:
         fields = text.split(separator)
         if len(fields) != len(schema.names):
             raise FormatError(f"{quantity(len(fields), 'field')}; expected {len(schema.names)}")
-        return {name: casts[name](fields[place]) for name, place in places.items()}
+        return {name: casts[name](fields[position]) for name, position in positions.items()}
 
     return parse

@@ -91,7 +91,7 @@ class ViewFingerprint:
 def _first_fingerprint(index: Index) -> str:
     """Return the fingerprint of a dataset in states of version 1."""
     dataset = hashlib.blake2b(digest_size=8)
-    for facts in (index.starts, index.nbytes, index.compressed, index.schema_of):
+    for facts in (index.starts, index.nbytes, index.compressed, index.schema_ids):
         _add(dataset, facts)
     _add(dataset, repr(index.schemas))
     if dtypes := index.annotations.dtypes:

@@ -213,12 +213,12 @@ def _extents(
     """Yield the parts of samples that may be read instead of all, and the shards of these."""
     if plan is None:
         return
-    schema_of = remote.index.schema_of[shards]
-    for schema in np.unique(schema_of).tolist():
+    schema_ids = remote.index.schema_ids[shards]
+    for schema in np.unique(schema_ids).tolist():
         # Not the plan's own numbers of schemas, which are those of a mixture.
         extent = Plan(plan.fields).extent(schema, remote.layouts[schema])
         if extent is not None:
-            yield extent.runs, schema_of == schema
+            yield extent.runs, schema_ids == schema
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:

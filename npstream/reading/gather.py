@@ -93,12 +93,12 @@ def gather(
     if len(index.schemas) <= 1:
         return _gather_schema(fetcher, 0, plan, ids, out or {}, is_prefetched)
     shards = np.searchsorted(index.starts, ids, side="right") - 1
-    schema_of = index.schema_of[shards]
-    present = np.unique(schema_of).tolist()
+    schema_ids = index.schema_ids[shards]
+    present = np.unique(schema_ids).tolist()
     if len(present) <= 1:
         schema = present[0] if present else 0
         return _gather_schema(fetcher, schema, plan, ids, out or {}, is_prefetched)
-    rows = [np.flatnonzero(schema_of == schema) for schema in present]
+    rows = [np.flatnonzero(schema_ids == schema) for schema in present]
     # Those of one size are read end to end, so that no more than their order remains to be made.
     fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
     pieces, start = [], 0
@@ -376,11 +376,11 @@ def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]
         return {}
     if len(index.schemas) <= 1:
         return _bodies_of_schema(fetcher, 0, plan, ids)
-    schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
+    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
     held: list[object] = []
     spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
-    for schema in np.unique(schema_of).tolist():
-        rows = np.flatnonzero(schema_of == schema)
+    for schema in np.unique(schema_ids).tolist():
+        rows = np.flatnonzero(schema_ids == schema)
         for name, part in _bodies_of_schema(fetcher, schema, plan, ids[rows]).items():
             spans[name][:, rows] = part.address, part.nbytes
             held.append(part.held)
@@ -398,9 +398,9 @@ def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> 
     copy_spans.sized(len(ids))(address, head, head * np.arange(len(ids)), memory.address_of(sizes))
     wanted = {field.name: field.encoding for field in plan.fields}
     found, at = {}, address + head
-    for name, place in layout.places.items():
+    for name, place in layout.columns.items():
         if place.size is None:
-            size = sizes[:, place.before].astype(np.int64)
+            size = sizes[:, place.variable_before].astype(np.int64)
         else:
             size = np.full(len(ids), place.size, np.int64)
         if name in wanted:

@@ -370,7 +370,7 @@ def mapped_column(
     last = start + step * (selection.size - 1)
     shards = np.searchsorted(index.starts, [start, last], side="right") - 1
     shard = int(shards[0])
-    layout = source.fetcher.layouts[index.schema_of[shard]]
+    layout = source.fetcher.layouts[index.schema_ids[shard]]
     if shards[1] != shard or layout is None or not layout.stride:
         raise refusal
     region = source.fetcher.region(shard)

@@ -100,7 +100,7 @@ def record_column(region: Region, layout: SampleLayout, field: Field) -> AnyArra
         {
             "names": ["values"],
             "formats": [(field.encoding.dtype, field.encoding.shape)],
-            "offsets": [layout.places[field.name].offset],
+            "offsets": [layout.columns[field.name].offset],
             "itemsize": layout.stride,
         }
     )
@@ -113,7 +113,7 @@ def _shard_reader(
     fetcher: Fetcher, region: Region, shard: int, fields: Sequence[Field]
 ) -> ShardReader:
     """Return what reads samples of a shard that is in memory."""
-    schema, first = int(fetcher.index.schema_of[shard]), int(fetcher.index.starts[shard])
+    schema, first = int(fetcher.index.schema_ids[shard]), int(fetcher.index.starts[shard])
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
         columns = [(f, record_column(region, layout, f)) for f in fields]
@@ -197,7 +197,7 @@ def _decoder(
         return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
     wanted = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
-    columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
+    columns = [(name, wanted.get(name), layout.columns[name].size) for name in names]
     return _body_decoder(fetcher, region, columns, list(wanted)), 0
 
 

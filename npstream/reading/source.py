@@ -230,7 +230,7 @@ class Source:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            sidecar.drop_column(field.name)
+            sidecar.forget_column(field.name)
             return None
         if (byte := hidden_bool(values)) is not None:
             where = sidecar.where
@@ -469,7 +469,7 @@ def open_source(
         if number == 0:
             fields = mine
             continue
-        shard = int(np.argmax(fetcher.index.schema_of == number))
+        shard = int(np.argmax(fetcher.index.schema_ids == number))
         for name in fields.keys() | mine.keys():
             if name not in mine or name not in fields:
                 holds = "does not have" if name not in mine else "has"

@@ -10,7 +10,7 @@ Arguments that recur, for n samples and S shards:
 ============  ==========  =========================================================
 ids           int64[n]    sample numbers, each in [0, starts[S])
 starts        int64[S+1]  first sample of each shard
-guide, shift              see `npstream.formats.index.guide_table`
+guide, shift              see `npstream.formats.index.shard_lookup_table`
 place         int64[S,7]  address of the shard's bytes (0: not in memory), address of
                           its offsets, first and last byte that samples may take,
                           bytes of every sample (0: see the offsets), address of a byte a

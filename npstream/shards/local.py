@@ -57,7 +57,7 @@ class LocalShards:
         self.verify = verify
         self.layouts = layouts_of(index)
         guards = [text.guard(schema) for schema in index.schemas]
-        self.guards = np.array(guards, np.int64)[index.schema_of]
+        self.guards = np.array(guards, np.int64)[index.schema_ids]
         self._sound = np.zeros(len(index), bool)  # opened once, and so checked
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,7 +107,7 @@ class LocalShards:
         ]
         data, head = loaded[0], loaded[-1]
         if memory.is_mapped(head):
-            layout, end = self.layouts[self.index.schema_of[shard]], 4 * (self._count(shard) + 2)
+            layout, end = self.layouts[self.index.schema_ids[shard]], 4 * (self._count(shard) + 2)
             if layout is None or not layout.stride:
                 memory.will_need(head[: end + 1])
             else:  # only the first and the last offset are looked at
@@ -126,14 +126,14 @@ class LocalShards:
         resident : ndarray of uint8
             A byte for each chunk, as a Region has them; none if all of the shard is in memory.
         """
-        number = int(self.index.schema_of[shard])
+        number = int(self.index.schema_ids[shard])
         schema, layout = self.index.schemas[number], self.layouts[number]
         samples, stride = self._count(shard), layout.stride if layout is not None else 0
         try:
             if layout is not None:
-                begin = mds.samples_begin(schema, data, samples, stride)
+                begin = mds.check_mds_head(schema, data, samples, stride)
             else:
-                begin = text.lines_begin(schema, data, head, samples)
+                begin = text.check_text_head(schema, data, head, samples)
         except FormatError as error:
             where = self.store.where(self.index.name(shard))
             raise FormatError(f"{where} (shard {shard}): {error}") from None
@@ -182,7 +182,7 @@ class LocalShards:
     def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64]:
         """Return where rows of a shard that is not open begin and end."""
         files = self.index.files(shard)
-        layout = self.layouts[self.index.schema_of[shard]]
+        layout = self.layouts[self.index.schema_ids[shard]]
         if layout is not None and layout.stride:
             begins = files.data.nbytes - (self._count(shard) - rows) * layout.stride
             return begins, begins + layout.stride

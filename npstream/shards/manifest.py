@@ -24,7 +24,7 @@ from npstream.storage.versions import Version
 
 if TYPE_CHECKING:
     from npstream.cache.cache import ShardCache
-    from npstream.formats.sidecar.sidecar import Mark, Sidecar
+    from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
     from npstream.storage.local import Store
 
 T = TypeVar("T")
@@ -118,9 +118,9 @@ def _read(
     nbytes = size_in_version(sign) or 0
     if nbytes > LARGE and (sidecar := opened()) is not None:
         mark = _mark(store, cache, name, nbytes, sign)
-        if sidecar.mark.matches(mark):
+        if sidecar.index_digest.matches(mark):
             try:
-                identity = _hash(mark.ends + sign.encode())
+                identity = _hash(mark.ends_hash + sign.encode())
                 index = sidecar.index(store.where(name))
                 return Manifest(index, identity, sidecar, Snapshot(name, sign))
             except (FormatError, IntegrityError) as error:
@@ -131,9 +131,9 @@ def _read(
     if is_wanted and nbytes <= LARGE:
         sidecar = opened()
     if sidecar is not None:
-        from npstream.formats.sidecar.sidecar import mark_of
+        from npstream.formats.sidecar.sidecar import digest_index
 
-        if not sidecar.mark.matches(mark_of(text, sign, store.root)):
+        if not sidecar.index_digest.matches(digest_index(text, sign, store.root)):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
     identity = identity_of(text, sign) if cache else ""
@@ -284,10 +284,12 @@ def warn_of_refused(store: Store, stacklevel: int) -> None:
     )
 
 
-def _mark(store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str) -> Mark:
-    """Return the mark of an index that is too large to be read for that."""
-    from npstream.formats.sidecar.sidecar import ENDS, make_mark
+def _mark(
+    store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str
+) -> IndexDigest:
+    """Return the digest of an index that is too large to read for this purpose."""
+    from npstream.formats.sidecar.sidecar import END_BYTES, digest_index_ends
 
-    spans = [(name, 0, ENDS), (name, nbytes - ENDS, ENDS)]
+    spans = [(name, 0, END_BYTES), (name, nbytes - END_BYTES, END_BYTES)]
     ends = _through(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
-    return make_mark(nbytes, ends[:ENDS], ends[ENDS:], version, store.root)
+    return digest_index_ends(nbytes, ends[:END_BYTES], ends[END_BYTES:], version, store.root)

@@ -248,7 +248,7 @@ class ExactRows:
     def _bounds_of(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return where samples of one size begin and end in their shards."""
         index, shard_of = self._shards.index, self._shard_of(ids)
-        stride = self._files.strides[index.schema_of[shard_of]]
+        stride = self._files.strides[index.schema_ids[shard_of]]
         begins = index.nbytes[shard_of] - (index.starts[shard_of + 1] - ids) * stride
         return begins, begins + stride
 
@@ -322,11 +322,11 @@ class ExactRows:
 
     def _is_sample(self, shard: int, part: bytes) -> bool:
         """Tell whether bytes, with their guard, look like a sample of a shard."""
-        schema = self._shards.index.schema_of[shard]
+        schema = self._shards.index.schema_ids[shard]
         layout = self._shards.layouts[schema]
         if layout is None:
-            return text.is_line(self._shards.index.schemas[schema], part)
-        return mds.adds_up(layout, part)
+            return text.is_complete_line(self._shards.index.schemas[schema], part)
+        return mds.has_consistent_sizes(layout, part)
 
 
 def _part_keys(ids: Int64, runs: Int64) -> list[tuple[int, bytes]]:

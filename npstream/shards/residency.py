@@ -98,7 +98,7 @@ class RemoteFiles:
 
     def has_meta(self, shard: int) -> bool:
         """Tell whether the offsets of a shard are stored apart."""
-        return self.index.schemas[int(self.index.schema_of[shard])].format != "mds"
+        return self.index.schemas[int(self.index.schema_ids[shard])].format != "mds"
 
     def opened(self, shard: int) -> list[CachedFile]:
         """Return those files of a shard that this process has opened."""
@@ -158,7 +158,7 @@ class RemoteFiles:
         """Return about how many bytes the cache must hold for the largest chunk, and its head."""
         samples, nbytes = np.diff(self.index.starts), self.index.nbytes
         apart = np.array([s.format != "mds" for s in self.index.schemas], bool)
-        meta = apart[self.index.schema_of]
+        meta = apart[self.index.schema_ids]
         heads = 4 * (samples + 2)
         body = np.maximum(nbytes - np.where(meta, 0, heads), 0)
         # Chunks of a shard differ by one sample.
@@ -201,7 +201,7 @@ class RemoteFiles:
 
     def is_fixed(self, shard: int) -> bool:
         """Tell whether all samples of a shard have the same size, so that no offset is needed."""
-        return bool(self.strides[self.index.schema_of[shard]])
+        return bool(self.strides[self.index.schema_ids[shard]])
 
     def begin(self, shard: int) -> int | None:
         """Return where the samples of a shard begin, if no request is needed for that."""
@@ -210,7 +210,7 @@ class RemoteFiles:
 
     def known_begin(self, shard: int) -> int | None:
         """Return where the samples of a shard begin, as the index or the side-car says it."""
-        stride = int(self.strides[self.index.schema_of[shard]])
+        stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             return int(self.index.nbytes[shard]) - self.count(shard) * stride
         return None if self.sidecar is None else self.sidecar.begin(shard)
@@ -232,7 +232,7 @@ class RemoteFiles:
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end, if no request is needed for that."""
-        stride = int(self.strides[self.index.schema_of[shard]])
+        stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             begins = int(self.index.nbytes[shard]) + (rows - self.count(shard)) * stride
             return begins, begins + stride
@@ -248,7 +248,7 @@ class RemoteFiles:
     def _bounds(self, shard: int, offsets: NDArray[np.uint32] | None) -> Int64 | None:
         rows = piece_rows(self.count(shard), int(self.chunks[shard]))
         nbytes = int(self.index.nbytes[shard])
-        stride = int(self.strides[self.index.schema_of[shard]])
+        stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             return piece_bounds(rows, nbytes - self.count(shard) * stride, nbytes)
         return None if offsets is None else piece_bounds(rows, int(offsets[0]), nbytes, offsets)

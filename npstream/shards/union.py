@@ -20,7 +20,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.arrays import Rows, grouped
 from npstream._core.typing import Int64
-from npstream.formats.index import Index, ShardFacts, ShardFiles
+from npstream.formats.index import Index, ShardArrays, ShardFiles
 from npstream.shards.base import RemotePart
 from npstream.shards.readahead import RemoteJob, do_all
 from npstream.storage.deadlines import carried
@@ -198,14 +198,14 @@ class _Catalog:
 def joined_index(indexes: Sequence[Index], catalog: _Catalog) -> Index:
     """Return the index of all shards, one dataset's after the other's."""
     numbers: dict[Any, int] = {}
-    schema_of = []
+    schema_ids = []
     for index in indexes:
         own = [numbers.setdefault(schema, len(numbers)) for schema in index.schemas]
-        schema_of.append(np.array(own, np.int32)[index.schema_of])
-    facts = ShardFacts(
+        schema_ids.append(np.array(own, np.int32)[index.schema_ids])
+    facts = ShardArrays(
         np.concatenate([np.diff(index.starts) for index in indexes]),
         np.concatenate([index.nbytes for index in indexes]),
-        np.concatenate(schema_of),
+        np.concatenate(schema_ids),
         np.concatenate([index.compressed for index in indexes]),
         tuple(numbers),
     )

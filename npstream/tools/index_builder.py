@@ -23,7 +23,7 @@ from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamEr
 from npstream.formats.hashes import digest
 from npstream.formats.index import INDEX, Index, check_size, parse_index
 from npstream.formats.scan import scalar_columns
-from npstream.formats.sidecar.sidecar import NAME, Mark, Sidecar, mark_of
+from npstream.formats.sidecar.sidecar import NAME, IndexDigest, Sidecar, digest_index
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
 from npstream.tools.scan import Reading
@@ -97,18 +97,18 @@ def build_index(
     store = target = open_store(url, storage_options, argument="url")
     if out is not None:
         target = open_store(out, options_for(url, storage_options, out), argument="out")
-    index, mark = index_of(store)
+    index, index_digest = index_of(store)
     wanted = _columns(index, columns)
     packed = packed_shards(store, index)
-    with _work(store, target, mark) as directory:
+    with _work(store, target, index_digest) as directory:
         spool = Spool(wanted, hashes, directory)
         try:
             # By its version, too: the same index, written anew, may be of other shards.
-            key = [store.version(INDEX), mark.ends.hex(), hashes]
+            key = [store.version(INDEX), index_digest.ends_hash.hex(), hashes]
             key += [[name, dtype.str] for name, dtype in wanted.items()]
             if hashes or wanted:
                 _read(Reading(index, store, packed, wanted), spool, directory, key)
-            _publish(spool, target, index, mark)
+            _publish(spool, target, index, index_digest)
         finally:
             spool.close()
         shutil.rmtree(directory, ignore_errors=True)
@@ -121,7 +121,7 @@ def build_index(
     return target.where(NAME)
 
 
-def index_of(store: Store) -> tuple[Index, Mark]:
+def index_of(store: Store) -> tuple[Index, IndexDigest]:
     """Read the index of a dataset, and what tells it from others."""
     try:
         sign = store.version(INDEX)
@@ -132,8 +132,8 @@ def index_of(store: Store) -> tuple[Index, Mark]:
     version, nbytes = "" if store.is_local else sign, size_in_version(sign)
     check_size(nbytes or 0, store.where(INDEX))
     text = store.read(INDEX, nbytes)
-    mark = mark_of(text, version, "" if store.is_local else store.root)
-    return parse_index(text, store.where(INDEX)), mark
+    index_digest = digest_index(text, version, "" if store.is_local else store.root)
+    return parse_index(text, store.where(INDEX)), index_digest
 
 
 def packed_shards(store: Store, index: Index) -> Bools:
@@ -182,12 +182,12 @@ def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> Non
             saved = time.monotonic()
 
 
-def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
+def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDigest) -> None:
     """Store the columns, and then what refers to them; a side-car of this index is kept until then.
 
     Its columns have the same values, so it stays valid while they are stored again.
     """
-    kept = _kept_columns(target, mark)
+    kept = _kept_columns(target, index_digest)
     made: list[str] = []
     try:
         if isinstance(target, LocalStore):
@@ -196,10 +196,10 @@ def _publish(spool: Spool, target: Store, index: Index, mark: Mark) -> None:
             for name, file in spool.finish(index):
                 made.append(name)
                 target.put(name, file.name)
-        target.put(NAME, b"".join(spool.sidecar(index, mark)))
+        target.put(NAME, b"".join(spool.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
-            if _kept_columns(target, mark) == kept:  # else only the answer was lost
+            if _kept_columns(target, index_digest) == kept:  # else only the answer was lost
                 for name in set(made) - kept:
                     target.remove(name)
         raise
@@ -214,11 +214,11 @@ def _noted(
         yield name, pieces_of(file)
 
 
-def _kept_columns(target: Store, mark: Mark) -> set[str]:
+def _kept_columns(target: Store, index_digest: IndexDigest) -> set[str]:
     """Return the columns' files of a side-car of this index; remove one of another."""
     try:
         sidecar = Sidecar(target)
-        if sidecar.mark.matches(mark):
+        if sidecar.index_digest.matches(index_digest):
             return {column.file for column in sidecar.columns.values()}
     except FileNotFoundError:
         return set()
@@ -232,12 +232,12 @@ def _kept_columns(target: Store, mark: Mark) -> set[str]:
 
 
 @contextmanager
-def _work(store: Store, target: Store, mark: Mark) -> Iterator[str]:
+def _work(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[str]:
     """Make the directory of the unfinished work, which only one process has at a time."""
     if isinstance(target, LocalStore):
         directory = os.path.join(target.root, _WORK)
     else:
-        place = digest("xxh3_128", repr((store.root, target.root, mark.ends)).encode())
+        place = digest("xxh3_128", repr((store.root, target.root, index_digest.ends_hash)).encode())
         prepare(default_directory())
         directory = os.path.join(default_directory(), "building", place)
     try:

@@ -16,7 +16,7 @@ from npstream._core.typing import Bools
 from npstream.errors import FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import HASHES, Hasher, fastest, hasher
-from npstream.formats.scan import Scan, Scanned
+from npstream.formats.scan import Scan, ScanResult
 
 if TYPE_CHECKING:
     from npstream.formats.index import File, Index
@@ -79,7 +79,7 @@ class Reading:
             room -= nbytes
         return groups
 
-    def shards(self, group: Sequence[int]) -> Iterator[tuple[int, Scanned | NpstreamError]]:
+    def shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         """Read the shards of a group; each gives what was found, or what is wrong."""
         done = 0
         try:
@@ -93,7 +93,7 @@ class Reading:
                 for shard in group[done:]:
                     yield from self.shards([shard])
 
-    def _shards(self, group: Sequence[int]) -> Iterator[tuple[int, Scanned | NpstreamError]]:
+    def _shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         files = [self._files(shard) for shard in group]
         spans = [span for mine in files for file in mine for span in _spans(file.stored)]
         bodies = _bodies(self.store, spans)
@@ -116,7 +116,7 @@ class Reading:
             if raw is not None
         ]
 
-    def _scan(self, shard: int, files: list[_Stored], parts: Iterator[bytes]) -> Scanned:
+    def _scan(self, shard: int, files: list[_Stored], parts: Iterator[bytes]) -> ScanResult:
         index, meta = self.index, None
         compression = index.files(shard).compression
         if len(files) == 2:
@@ -125,13 +125,13 @@ class Reading:
         name = self.store.where(files[-1].stored.name)
         try:
             scan = Scan(
-                index.schemas[index.schema_of[shard]],
+                index.schemas[index.schema_ids[shard]],
                 int(index.starts[shard + 1] - index.starts[shard]),
                 self.columns,
-                whole=bool(index.compressed[shard]),
+                compressed=bool(index.compressed[shard]),
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,
-                every=self.every,
+                parse_all=self.every,
             )
             for body in self._bytes(files[-1], parts, compression):
                 scan.feed(body)

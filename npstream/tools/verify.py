@@ -18,7 +18,7 @@ from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings.encodings import parse, with_dtype
 from npstream.formats.scan import scalar_columns
-from npstream.formats.sidecar.sidecar import Mark, Sidecar
+from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
 from npstream.shards.manifest import warn_of_refused
 from npstream.storage.local import open_store, options_for
 from npstream.storage.remote import UNKNOWN_SIZE
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from npstream._core.typing import AnyArray, Bools
     from npstream.formats.index import Index
-    from npstream.formats.scan import Scanned
+    from npstream.formats.scan import ScanResult
     from npstream.storage.local import Store
 
 __all__ = ["VerifyReport", "verify_dataset"]
@@ -118,9 +118,9 @@ def verify_dataset(
     aside = store
     if index is not None:
         aside = open_store(index, options_for(url, storage_options, index), argument="index")
-    known, mark = index_of(store)
+    known, index_digest = index_of(store)
     problems: list[str] = []
-    sidecar = _open_sidecar(aside, known, mark, index is not None, problems)
+    sidecar = _open_sidecar(aside, known, index_digest, index is not None, problems)
     there = _there(store, known, problems)
     check = _Check(known, sidecar, problems)
     for packed in (False, True):
@@ -138,12 +138,12 @@ def verify_dataset(
 
 
 def _open_sidecar(
-    aside: Store, index: Index, mark: Mark, needed: bool, problems: list[str]
+    aside: Store, index: Index, index_digest: IndexDigest, needed: bool, problems: list[str]
 ) -> Sidecar | None:
     """Open the side-car and hold it against the index; one that fails is not used."""
     try:
         sidecar = Sidecar(aside)
-        if not sidecar.mark.matches(mark):
+        if not sidecar.index_digest.matches(index_digest):
             problems.append(f"{sidecar.where}: it was made of another {index.where}")
             return None
         problems.extend(_differences(index, sidecar.index(index.where), sidecar.where))
@@ -163,7 +163,7 @@ def _differences(index: Index, other: Index, where: str) -> Iterator[str]:
     if index.schemas != other.schemas or len(index) != len(other):
         yield f"{where}: its schemas or number of shards are not those of {index.where}"
         return
-    for name in ("starts", "nbytes", "schema_of", "compressed"):
+    for name in ("starts", "nbytes", "schema_ids", "compressed"):
         wrong = getattr(index, name) != getattr(other, name)
         if wrong.any():
             yield f"{where}: {name} differs from {index.where} at {wrong.argmax()}"
@@ -273,7 +273,7 @@ class _Check:
             except NpstreamError as error:
                 problems.append(str(error))
 
-    def shard(self, shard: int, found: Scanned | NpstreamError) -> None:
+    def shard(self, shard: int, found: ScanResult | NpstreamError) -> None:
         """Take note of what is wrong with a shard."""
         if isinstance(found, NpstreamError):
             self._problems.append(str(found))
@@ -289,7 +289,7 @@ class _Check:
             except NpstreamError as error:
                 self._problems.append(str(error))
 
-    def _compare(self, sidecar: Sidecar, shard: int, found: Scanned) -> Iterator[str]:
+    def _compare(self, sidecar: Sidecar, shard: int, found: ScanResult) -> Iterator[str]:
         place = f"{sidecar.where}: shard {shard}"
         hashes = sidecar.piece_hashes(shard)
         if hashes is not None:

@@ -129,14 +129,14 @@ class ShardFormat:
         inferred: bool = False,
     ) -> None:
         self.columns = {name: columns[name] for name in sorted(columns)}
-        dtypes = {name: e.recorded for name, e in self.columns.items() if e.recorded}
+        dtypes = {name: e.annotated_dtype for name, e in self.columns.items() if e.annotated_dtype}
         given = tuple(columns)
         self.annotations = Annotations(dtypes, () if given == tuple(self.columns) else given)
         self.size_limit = size_limit
         self.compression = compression
         self.hashes = sorted(set(hashes))
         sizes = [encoding.size for encoding in self.columns.values()]
-        encodings = [encoding.stored for encoding in self.columns.values()]
+        encodings = [encoding.stored_name for encoding in self.columns.values()]
         self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
         self._facts: dict[str, Any] = {
             "column_encodings": encodings,

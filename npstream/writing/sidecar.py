@@ -20,20 +20,20 @@ from npstream.formats.chunks import chunk_counts
 from npstream.formats.hashes import Hasher, hasher
 from npstream.formats.index import INDEX, parse_index
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
-from npstream.formats.sidecar.catalog import least
+from npstream.formats.sidecar.catalog import smallest_uint
 from npstream.formats.sidecar.sidecar import (
     NAME,
-    NPY_HEAD,
+    NPY_HEADER_BYTES,
     ColumnFile,
-    Mark,
+    IndexDigest,
+    digest_index,
     encode_sidecar,
-    mark_of,
-    npy_head,
+    npy_header,
 )
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
-    from npstream.formats.scan import Scanned
+    from npstream.formats.scan import ScanResult
 
 __all__ = ["Spool", "column_files"]
 
@@ -117,7 +117,7 @@ class Spool:
     def __del__(self) -> None:
         self.close()
 
-    def add(self, found: Scanned) -> None:
+    def add(self, found: ScanResult) -> None:
         """Take what was found in the next shard."""
         with self._reporting():
             if self._hashed:
@@ -177,7 +177,7 @@ class Spool:
             with self._reporting():
                 self._column.seek(0)
                 self._column.truncate()
-                self._column.write(npy_head(column.dtype, index.samples))
+                self._column.write(npy_header(column.dtype, index.samples))
                 for begin, count in zip(begins.tolist(), counts.tolist(), strict=True):
                     self._values.seek(begin)
                     self._column.write(self._values.read(count * column.dtype.itemsize))
@@ -186,12 +186,12 @@ class Spool:
             self._column.seek(0)
             yield column.file, self._column
 
-    def sidecar(self, index: Index, mark: Mark) -> Iterator[Body]:
+    def sidecar(self, index: Index, mark: IndexDigest) -> Iterator[Body]:
         """Return the parts of the side-car, once every shard was added and `finish` has run."""
         sections = dict(self._hashes)
         if self._hashed:
             heads = _content(self._heads, np.dtype("<u8")).reshape(-1, 2)
-            sections["begins"] = least(heads[:, 0])
+            sections["begins"] = smallest_uint(heads[:, 0])
             if any(schema.format != "mds" for schema in index.schemas):
                 sections["metas"] = heads[:, 1]
             sections["pieces"] = _content(self._pieces, np.dtype("<u8"))
@@ -226,7 +226,7 @@ def sidecar_files(spool: Spool, text: bytes) -> Iterator[tuple[str, Iterator[Bod
     index = parse_index(text, INDEX, trusted=True)
     for name, file in spool.finish(index):
         yield name, pieces_of(file)
-    yield NAME, spool.sidecar(index, mark_of(text))
+    yield NAME, spool.sidecar(index, digest_index(text))
     spool.close()
 
 
@@ -281,5 +281,5 @@ def _pieces(index: Index) -> AnyArray:
 
 
 def _block_hashes(file: IO[bytes]) -> AnyArray:
-    file.seek(NPY_HEAD)
+    file.seek(NPY_HEADER_BYTES)
     return np.fromiter(map(xxh3, iter(lambda: file.read(HASH_BLOCK), b"")), np.uint64)

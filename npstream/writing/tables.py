@@ -377,7 +377,7 @@ class RowsColumn:
             if wanted.kind == "ndarray" and not wanted.headless and self._holds_arrays:
                 shapes = None if self._shapes is None else self._shapes[start:stop]
                 yield bodies_of_rows(self._elements, offsets, shapes, wanted, start)
-            elif self._encoding is not None and wanted.stored == self._encoding.stored:
+            elif self._encoding is not None and wanted.stored_name == self._encoding.stored_name:
                 yield Bodies.of(self._elements, offsets)
             else:
                 yield self._values(start, stop)

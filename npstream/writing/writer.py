@@ -21,7 +21,7 @@ from npstream.errors import ColumnError, NpstreamError, short_traceback
 from npstream.formats.compression import compress, parse_compression
 from npstream.formats.encodings.encodings import Encoding, column_type, infer
 from npstream.formats.hashes import digest
-from npstream.formats.index import KEY
+from npstream.formats.index import ANNOTATIONS_KEY
 from npstream.formats.scan import Scan, scalar_columns
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
@@ -418,7 +418,7 @@ class Writer:
         index: dict[str, Any] = {"shards": self._entries, "version": 2}
         if self._format.annotations or not self._entries:
             schema = None if self._entries else self._format.schema
-            index[KEY] = self._format.annotations.document(schema)
+            index[ANNOTATIONS_KEY] = self._format.annotations.document(schema)
         text = json.dumps(index, sort_keys=True).encode()
         if self._spool is None:
             self._destination.begin()
@@ -580,8 +580,10 @@ class Writer:
                 columns = scalar_columns([self._format.schema])
                 self._spool = Spool(columns, hashed=True, mark=self._destination.mark)
             mark = self._destination.mark
-            scan = Scan(self._format.schema, samples, self._spool.dtypes, whole=bool(compression))
-            pieces = scan.watch(pieces)
+            scan = Scan(
+                self._format.schema, samples, self._spool.dtypes, compressed=bool(compression)
+            )
+            pieces = scan.tee(pieces)
             raw = FileSummary(self._format.name(number, mark=mark), hashes)
             stored = None
             if compression is None:

@@ -476,7 +476,7 @@ def test_recorded_dtypes_that_do_not_fit():
         "ndarray:bfloat16",
     ):
         encoding = column_type(name)
-        assert with_dtype(parse(encoding.stored), encoding.dtype.name) == encoding
+        assert with_dtype(parse(encoding.stored_name), encoding.dtype.name) == encoding
 
 
 ANNOTATIONS = [

@@ -19,7 +19,7 @@ from npstream.cache.cache import Refusal, ShardCache
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import IntegrityError, StorageError
 from npstream.formats.sidecar.blocks import HASH_BLOCK
-from npstream.formats.sidecar.sidecar import NPY_HEAD
+from npstream.formats.sidecar.sidecar import NPY_HEADER_BYTES
 from npstream.shards import manifest
 from npstream.storage.remote import RemoteStore
 from tests.storage.test_responses import serving
@@ -56,15 +56,15 @@ def test_each_block_of_a_column_is_fetched_once(data, tmp_path, upload, requests
     url, labels = upload(data), labels_of(data)
     ds = npstream.open(url, cache=tmp_path)
     requests.clear()
-    assert ds["label"][:1000].explain().nbytes == NPY_HEAD + HASH_BLOCK
+    assert ds["label"][:1000].explain().nbytes == NPY_HEADER_BYTES + HASH_BLOCK
     np.testing.assert_array_equal(ds["label"][:1000].load(), labels[:1000])
     assert column_spans(requests) == requests
-    assert sum(span[2] for span in requests) == NPY_HEAD + HASH_BLOCK
+    assert sum(span[2] for span in requests) == NPY_HEADER_BYTES + HASH_BLOCK
     assert ds["label"][1000:9000:3].explain().nbytes == 0
     nbytes = ds["label"].explain().nbytes
     np.testing.assert_array_equal(ds["label"].load(), labels)
     assert nbytes == 8 * ROWS - HASH_BLOCK
-    assert sum(span[2] for span in requests) == NPY_HEAD + 8 * ROWS
+    assert sum(span[2] for span in requests) == NPY_HEADER_BYTES + 8 * ROWS
     requests.clear()
     np.testing.assert_array_equal(ds["label"].load(), labels)
     with npstream.open(url, cache=tmp_path) as again:
@@ -108,7 +108,7 @@ def test_a_damaged_block_is_fetched_again(verify, data, tmp_path, upload, reques
                 file.write(b"\xff" * 64)
         requests.clear()
         np.testing.assert_array_equal(ds["label"].load(), labels)
-        assert 0 < sum(span[2] for span in column_spans(requests)) <= 8 * ROWS + NPY_HEAD
+        assert 0 < sum(span[2] for span in column_spans(requests)) <= 8 * ROWS + NPY_HEADER_BYTES
         requests.clear()
         np.testing.assert_array_equal(ds["label"].load(), labels)
         assert not column_spans(requests)
@@ -142,7 +142,7 @@ def test_a_cache_that_cannot_hold_a_column(data, tmp_path, upload, monkeypatch):
         monkeypatch.setattr(ShardCache, "reserve", lambda *_, **options: Refusal.FULL)
         np.testing.assert_array_equal(ds["label"].load(), labels)
     with npstream.open(url, cache=tmp_path / "none") as ds:
-        assert ds["label"].explain().nbytes == NPY_HEAD + 8 * ROWS
+        assert ds["label"].explain().nbytes == NPY_HEADER_BYTES + 8 * ROWS
         np.testing.assert_array_equal(ds["label"].load(), labels)
 
 
@@ -154,7 +154,7 @@ def test_threads_and_copies_read_one_column(data, tmp_path, upload, requests):
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda k: copies[k % 2]["label"].load(), range(16))
         assert all((values == labels).all() for values in found)
-    assert sum(span[2] for span in column_spans(requests)) <= 2 * (8 * ROWS + NPY_HEAD)
+    assert sum(span[2] for span in column_spans(requests)) <= 2 * (8 * ROWS + NPY_HEADER_BYTES)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES])
@@ -187,7 +187,7 @@ def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypat
     if kind == "large":
         monkeypatch.setattr(manifest, "LARGE", 0)
         monkeypatch.setattr(manifest, "LARGE_SIDECAR", 0)
-        monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
+        monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
     if kind in ("no side-car", "aside"):
         files.pop("/index.msgpack")
     if kind == "aside":
@@ -253,7 +253,12 @@ def test_parts_of_files(tmp_path, monkeypatch):
     body = np.random.default_rng(0).bytes(3 * HASH_BLOCK + 777)
     store.put("a", body)
     files = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
-    spans = [("a", 0, 10), ("a", 100, 100), ("a", NPY_HEAD + HASH_BLOCK - 1, 2), ("held", 1, 2)]
+    spans = [
+        ("a", 0, 10),
+        ("a", 100, 100),
+        ("a", NPY_HEADER_BYTES + HASH_BLOCK - 1, 2),
+        ("held", 1, 2),
+    ]
     spans += [("a", len(body) - 5, 5), ("a", 0, len(body)), ("a", 7, 0)]
     expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
     assert [files.ranges([span])[0] for span in spans] == expected
@@ -262,11 +267,13 @@ def test_parts_of_files(tmp_path, monkeypatch):
     again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
     assert again.cost(spans) == []
     files.forget([("a", 5, 1), ("held", 0, 1)])
-    assert files.cost([("a", 0, 10)]) == [NPY_HEAD]
+    assert files.cost([("a", 0, 10)]) == [NPY_HEADER_BYTES]
     store.remove("a")
     with pytest.raises(FileNotFoundError):
         files.ranges([("a", 0, 10)])
-    assert files.ranges([("a", NPY_HEAD, 10)]) == [body[NPY_HEAD : NPY_HEAD + 10]]
+    assert files.ranges([("a", NPY_HEADER_BYTES, 10)]) == [
+        body[NPY_HEADER_BYTES : NPY_HEADER_BYTES + 10]
+    ]
     npstream.cache.clear(tmp_path)
     monkeypatch.setattr(RemoteStore, "size", None)  # nothing is asked of the store
     again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})

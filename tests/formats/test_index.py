@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream.errors import FormatError
-from npstream.formats.index import check_ascent, guide_table, parse_index
+from npstream.formats.index import check_ascending, parse_index, shard_lookup_table
 
 MDS = {
     "column_encodings": ["int", "str"],
@@ -97,7 +97,7 @@ def test_arrays():
     index = index_of(*entries)
     assert index.starts.tolist() == [0, 3, 3, 8]
     assert index.nbytes.tolist() == [1000] * 3
-    assert index.schema_of.tolist() == [0, 1, 0]
+    assert index.schema_ids.tolist() == [0, 1, 0]
     assert [schema.sizes for schema in index.schemas] == [(8, None), (8, 8)]
     assert index.name(2) == "shard.00000.mds"
 
@@ -167,13 +167,13 @@ def refused_entry(entry, match):
     [
         (b"", "an empty file"),
         (b" \n", "an empty file"),
-        (b"\0", "no JSON"),
-        (b'{"shards": [', "no JSON"),
-        (b'{"shards": [], "version": 2} x', "no JSON"),
-        (b'{"shards": [], "version": 2, "a": "\xff"}', "no JSON"),
-        (b"9" * 5000, "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b'{"a":' * 100_000, "no JSON"),
+        (b"\0", "not JSON"),
+        (b'{"shards": [', "not JSON"),
+        (b'{"shards": [], "version": 2} x', "not JSON"),
+        (b'{"shards": [], "version": 2, "a": "\xff"}', "not JSON"),
+        (b"9" * 5000, "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a":' * 100_000, "not JSON"),
         (b"[]", "list at the top"),
         (b"null", "NoneType at the top"),
         (b'"shards"', "str at the top"),
@@ -401,8 +401,8 @@ def rewritten(tmp_path, name, edit):
         ("ndarray:float64:99999,99999", 2**32 - 1, "larger than a shard"),
         ("ndarray:uint8:" + ",".join("1" * 70), 1, "a shape is 1 to 63 positive numbers"),
         ("ndarray:uint8:0", 1, "positive numbers"),
-        ("ndarray:object:1", 8, "is no encoding"),
-        ("ndarray::2", None, "is no encoding"),
+        ("ndarray:object:1", 8, "is not an encoding"),
+        ("ndarray::2", None, "is not an encoding"),
         ("int128", 16, "unknown encoding"),
         ("", None, "unknown encoding"),
         ("x" * 10_000, None, "unknown encoding"),
@@ -486,7 +486,7 @@ def test_shards_may_say_nothing_of_themselves(tmp_path, configuration):
 @given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 10**6)), max_size=40))
 def test_guide_table(counts):
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    guide, shift = guide_table(starts)
+    guide, shift = shard_lookup_table(starts)
     assert len(guide) <= 4 * len(counts) + 4
     n = int(starts[-1])
     samples = np.unique(np.concatenate([starts[:-1], starts[1:] - 1, np.arange(min(n, 50))]))
@@ -501,7 +501,7 @@ def test_guide_table(counts):
 
 def test_guide_table_of_very_many_samples():
     starts = np.array([0, 2**32 - 1, 2 * (2**32 - 1), 2 * (2**32 - 1) + 1])
-    guide, shift = guide_table(starts)
+    guide, shift = shard_lookup_table(starts)
     for sample in (0, 2**32 - 2, 2**32 - 1, 2**33 - 3, 2**33 - 2):
         shard = int(np.searchsorted(starts, sample, "right")) - 1
         assert guide[sample >> shift] <= shard <= guide[(sample >> shift) + 1]
@@ -511,11 +511,11 @@ def test_guide_table_of_very_many_samples():
 def test_check_ascent(offsets):
     array = np.array(offsets, np.uint32)
     if all(a < b for a, b in itertools.pairwise(offsets)):
-        check_ascent(array)
+        check_ascending(array)
         return
     row = next(k for k, (a, b) in enumerate(itertools.pairwise(offsets)) if a >= b)
     with pytest.raises(FormatError, match=rf"^sample {row} begins at byte {offsets[row]}, ends at"):
-        check_ascent(array)
+        check_ascending(array)
 
 
 def test_sums_stay_within_int64():

@@ -9,7 +9,7 @@ import pytest
 
 from npstream.errors import FormatError
 from npstream.formats.index import Schema
-from npstream.formats.mds import Place, SampleLayout, layout, samples_begin
+from npstream.formats.mds import ColumnLayout, SampleLayout, check_mds_head, layout
 
 VARIABLE = Schema("mds", ("a", "b", "c"), ("int32", "str", "uint8"), (4, None, 1))
 FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
@@ -18,7 +18,9 @@ BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
 
 def test_layout():
     assert layout(VARIABLE) == SampleLayout(
-        {"a": Place(0, 0, 4), "b": Place(0, 4, None), "c": Place(1, 4, 1)}, nvariable=1, nfixed=5
+        {"a": ColumnLayout(0, 0, 4), "b": ColumnLayout(0, 4, None), "c": ColumnLayout(1, 4, 1)},
+        nvariable=1,
+        nfixed=5,
     )
     assert layout(VARIABLE).stride == 0
     assert layout(FIXED).stride == 5
@@ -37,11 +39,11 @@ def shard(bodies, configuration=b"{}", **changed):
 @pytest.mark.parametrize("configuration", [b"", b"{}", b"anything"])
 def test_sound_heads(configuration):
     data = shard(BODIES, configuration)
-    assert samples_begin(VARIABLE, data, 3, 0) == 20 + len(configuration)
+    assert check_mds_head(VARIABLE, data, 3, 0) == 20 + len(configuration)
     data = shard([b"12345"] * 7, configuration)
-    assert samples_begin(FIXED, data, 7, 5) == 36 + len(configuration)
+    assert check_mds_head(FIXED, data, 7, 5) == 36 + len(configuration)
     for schema, stride in ((VARIABLE, 0), (FIXED, 5)):
-        assert samples_begin(schema, shard([], configuration), 0, stride) == 8 + len(configuration)
+        assert check_mds_head(schema, shard([], configuration), 0, stride) == 8 + len(configuration)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +66,16 @@ def test_sound_heads(configuration):
 )
 def test_damaged_heads(changed, match):
     with pytest.raises(FormatError, match=match):
-        samples_begin(VARIABLE, shard(BODIES, **changed), 3, 0)
+        check_mds_head(VARIABLE, shard(BODIES, **changed), 3, 0)
 
 
 def test_every_length_of_a_file_that_is_cut_or_grows():
     data = shard(BODIES).tobytes()
     for length in range(len(data)):
         with pytest.raises(FormatError):
-            samples_begin(VARIABLE, np.frombuffer(data[:length], np.uint8), 3, 0)
+            check_mds_head(VARIABLE, np.frombuffer(data[:length], np.uint8), 3, 0)
     with pytest.raises(FormatError, match="samples end at byte 53 of 54"):
-        samples_begin(VARIABLE, np.frombuffer(data + b"x", np.uint8), 3, 0)
+        check_mds_head(VARIABLE, np.frombuffer(data + b"x", np.uint8), 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +91,12 @@ def test_samples_of_one_size_must_fill_the_file(bodies, changed):
     with pytest.raises(
         FormatError, match=r"3 samples of 5 bytes from byte \d+ on would end at byte \d+ of"
     ):
-        samples_begin(FIXED, shard(bodies, **changed), 3, 5)
+        check_mds_head(FIXED, shard(bodies, **changed), 3, 5)
 
 
 def test_offsets_of_samples_of_one_size_are_not_read():
     data = shard([b"12345"] * 3, w2=2**32 - 1, w3=0)
-    assert samples_begin(FIXED, data, 3, 5) == 22
+    assert check_mds_head(FIXED, data, 3, 5) == 22
 
 
 @pytest.mark.parametrize(
@@ -109,16 +111,16 @@ def test_offsets_of_samples_of_one_size_are_not_read():
 )
 def test_shards_that_call_their_columns_otherwise(said):
     with pytest.raises(FormatError, match=r"its own 'column_\w+' are .*; the index says \["):
-        samples_begin(VARIABLE, shard(BODIES, said), 3, 0)
+        check_mds_head(VARIABLE, shard(BODIES, said), 3, 0)
 
 
 def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
     """The first sample is zeros, and looks the same a word further on."""
     data = shard([bytes(13), b"yyyyyyyyyyyy"])
-    assert samples_begin(VARIABLE, data, 2, 0) == 18
+    assert check_mds_head(VARIABLE, data, 2, 0) == 18
     data = shard([bytes(13), b"yyyyyyyyyyyy"], w1=22)
-    with pytest.raises(FormatError, match="something follows its configuration"):
-        samples_begin(VARIABLE, data, 2, 0)
+    with pytest.raises(FormatError, match="other bytes follow its configuration"):
+        check_mds_head(VARIABLE, data, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -135,4 +137,4 @@ def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
     ],
 )
 def test_what_shards_say_else_does_not_matter(said):
-    assert samples_begin(VARIABLE, shard(BODIES, said), 3, 0) == 20 + len(said)
+    assert check_mds_head(VARIABLE, shard(BODIES, said), 3, 0) == 20 + len(said)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from npstream.errors import FormatError
 from npstream.formats.index import Schema
-from npstream.formats.text import guard, lines_begin, parser
+from npstream.formats.text import check_text_head, guard, parser
 
 JSONL = Schema("json", ("a", "b", "c"), ("str", "int", "float"), newline="\n")
 CSV = Schema("csv", ("a", "b", "c"), ("str", "int", "float"), newline="\n", separator=",")
@@ -34,7 +34,9 @@ def as_bytes(text):
 
 def begins(schema, header, lines, **changed):
     data = as_bytes(header + b"".join(lines))
-    return lines_begin(schema, data, meta(len(header), [*map(len, lines)], **changed), len(lines))
+    return check_text_head(
+        schema, data, meta(len(header), [*map(len, lines)], **changed), len(lines)
+    )
 
 
 def test_guards():
@@ -74,8 +76,8 @@ def test_meta_files_of_every_length():
     whole = meta(6, [*map(len, LINES)], b"").tobytes()
     for length in range(len(whole)):
         with pytest.raises(FormatError, match=r"bytes? of meta; 3 samples need 20"):
-            lines_begin(CSV, data, as_bytes(whole[:length]), 3)
-    assert lines_begin(CSV, data, as_bytes(whole), 3) == 6
+            check_text_head(CSV, data, as_bytes(whole[:length]), 3)
+    assert check_text_head(CSV, data, as_bytes(whole), 3) == 6
 
 
 @pytest.mark.parametrize("header", [b"a,b,d\n", b"a;b;c\n", b"a,b,c ", b"b,a,c\n", b""])

@@ -20,7 +20,7 @@ from npstream.cache.cache import ShardCache
 from npstream.cache.sparse_file import Footer
 from npstream.errors import FormatError, StorageError, shown
 from npstream.formats import index as formats_index
-from npstream.formats.index import parse_index, parsed_size
+from npstream.formats.index import estimate_parsed_size, parse_index
 from npstream.formats.scan import Scan
 from npstream.formats.sidecar import container as sections
 from npstream.formats.sidecar.blocks import xxh3
@@ -58,7 +58,7 @@ def test_a_large_index_in_a_store_is_refused_before_it_is_read(
     path, tmp_path, upload, requests, monkeypatch
 ):
     (path / "index.msgpack").unlink()
-    monkeypatch.setattr(formats_index, "MAX_INDEX", 1000)
+    monkeypatch.setattr(formats_index, "MAX_INDEX_BYTES", 1000)
     with pytest.raises(FormatError, match="an index has less than 1,000"):
         npstream.open(upload(path), cache=tmp_path / "cache")
     assert not [span for span in requests if span[0] == "index.json"]
@@ -105,7 +105,7 @@ def test_what_parsing_takes_is_estimated(path, part, most):
     finally:
         tracemalloc.stop()
     del document
-    assert 0.9 * taken < parsed_size(text) < most * taken
+    assert 0.9 * taken < estimate_parsed_size(text) < most * taken
 
 
 def test_the_address_space_counts_as_memory(monkeypatch):
@@ -209,7 +209,7 @@ def test_a_column_file_that_was_cut(path, tmp_path, upload, size):
 def test_an_index_that_says_a_piece_is_larger_than_there_is(path):
     """What is not there takes no memory."""
     schema = npstream.open(path)._source.index.schemas[0]
-    scan = Scan(schema, 2**32 - 1, {}, whole=False, nbytes=2**39)
+    scan = Scan(schema, 2**32 - 1, {}, compressed=False, nbytes=2**39)
     tracemalloc.start()
     try:
         scan.feed(bytes(1000))
@@ -227,7 +227,7 @@ def test_pieces_arrive_in_parts_of_any_size(path):
     columns = {"x": np.dtype("<i8")}
     found = []
     for step in (1, 7, 1000, len(shard)):
-        scan = Scan(schema, samples, columns, whole=False, nbytes=len(shard))
+        scan = Scan(schema, samples, columns, compressed=False, nbytes=len(shard))
         for at in range(0, len(shard), step):
             scan.feed(shard[at : at + step])
         found.append(scan.finish())

@@ -21,7 +21,7 @@ from npstream._core.memory import address_of, map_file
 from npstream._core.spans import copy_short, copy_spans, equal_spans
 from npstream.formats.encodings.arrays import DTYPE_CODES
 from npstream.formats.encodings.encodings import parse_array_head
-from npstream.formats.index import guide_table
+from npstream.formats.index import shard_lookup_table
 from npstream.shards import kernels
 from npstream.shards import paging as pages
 
@@ -61,7 +61,7 @@ class Shards:
     def __init__(self, shards, stride=0):
         counts = [len(sizes) for sizes in shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.guide, self.shift = guide_table(self.starts)
+        self.guide, self.shift = shard_lookup_table(self.starts)
         self.place = np.zeros((max(len(shards), 1), 7), np.int64)
         self.held, self.bodies = [], []
         for number, sizes in enumerate(shards):

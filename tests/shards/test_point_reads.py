@@ -415,7 +415,7 @@ def test_a_sample_that_is_damaged(ds, url, versions, requests):
 def test_what_looks_like_a_sample(size):
     layout = mds.SampleLayout({}, 1, 8)
     sample = (2).to_bytes(4, "little") + bytes(8) + b"hi!"
-    assert mds.adds_up(layout, sample[:size]) == (size == 14)
+    assert mds.has_consistent_sizes(layout, sample[:size]) == (size == 14)
 
 
 @pytest.mark.parametrize(
@@ -436,4 +436,4 @@ def test_what_looks_like_a_sample(size):
 )
 def test_what_looks_like_a_line(name, line, is_one):
     (schema, *_) = npstream.open(golden.directory(golden.case(name)))._source.index.schemas
-    assert text_format.is_line(schema, line) == is_one
+    assert text_format.is_complete_line(schema, line) == is_one

@@ -188,7 +188,7 @@ def test_a_remote_dataset(data, tmp_path, monkeypatch):
     assert place == store.where("index.msgpack")
     sidecar = Sidecar(store)
     assert np.array_equal(sidecar.column("label"), columns["label"])
-    assert sidecar.mark.version == store.version("index.json")
+    assert sidecar.index_digest.version == store.version("index.json")
     report = npstream.verify_dataset("memory://sidecars/data")
     assert report.problems == ()
     assert report.samples == 3000
@@ -386,7 +386,7 @@ def test_verify_finds_what_is_wrong_with_a_side_car(data):
     assert "label.npy" in problems(path)
     values.write_bytes(column)
     damage(sidecar, 100)
-    assert "index.msgpack: its table is not what was written" in problems(path)
+    assert "index.msgpack: the hash of its table is wrong" in problems(path)
     sidecar.write_bytes(whole[:-1])
     assert "its head says" in problems(path)
     sidecar.write_bytes(whole)

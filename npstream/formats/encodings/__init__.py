@@ -1,1 +1,1 @@
-"""The encodings of columns: what the bytes of one value mean."""
+"""Column encodings: conversion of single values to bytes and back."""

@@ -1,12 +1,13 @@
-"""Arrays and scalars as bytes.
+"""Encoders and decoders of arrays and scalars.
 
-The body of an array is ``[dtype code] [shape head] values``: the code only where the column
-names no dtype, the head only where it names no shape. The head is one byte, ``ndim << 2 | w``,
-and each dimension in ``2**w`` bytes. All numbers are little-endian, all values in C order.
+The body of an array is ``[dtype code] [shape head] values``. The code is present only if the
+column's encoding names no dtype, the head only if it names no shape. The head is one byte,
+``ndim << 2 | w``, followed by the dimensions in ``2**w`` bytes each. All numbers are little-endian,
+all values are in C order.
 
-Elements of a dtype that the format lacks are stored as the numbers in their bytes (`storage`): a
-bool as uint8, a datetime64 as int64, a complex number as two floats along one more axis. The
-index records the dtype itself beside the encodings.
+A dtype that the format lacks is stored as another one of the same bytes (`storage`): bool as uint8,
+datetime64 as int64, complex as two floats along an additional last axis. The index records the
+original dtype in its annotations.
 """
 
 from __future__ import annotations
@@ -44,22 +45,22 @@ __all__ = [
 ]
 
 DTYPES = NUMBERS
-"""The dtypes that the format knows, by name."""
+"""The dtypes that the format supports, by name."""
 
 DTYPE_CODES = {8 * d.itemsize + "uif".index(d.kind): d for d in DTYPES.values()}
-"""The same by the code that starts an array whose column names no dtype."""
+"""The same dtypes by the code that starts an array of an ``"ndarray"`` column."""
 
 MAX_NDIM = 63
-"""An array's head counts its dimensions in six bits."""
+"""The head of an array stores the number of dimensions in six bits."""
 
 _CODES = {dtype: code for code, dtype in DTYPE_CODES.items()}
 
 _WIDTHS = "BHIQ"
-"""The type of a head's dimensions, by w."""
+"""The `struct` codes of the dimensions in a head, by w."""
 
 
 def check_length(body: Body, size: int, name: object) -> None:
-    """Refuse a body that has not the length which its column fixes."""
+    """Raise ValueError unless a body has the fixed size of its column."""
     if len(body) != size:
         raise ValueError(
             f"{quantity(len(body), 'byte')} for a value of {name}, which takes {size:,}"
@@ -67,7 +68,7 @@ def check_length(body: Body, size: int, name: object) -> None:
 
 
 def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of the numbers that store an array; complex ones have an axis more.
+    """Return the shape in which an array is stored; complex arrays get one more axis.
 
     Examples
     --------
@@ -78,7 +79,7 @@ def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def checked_array(value: Any) -> AnyArray:
-    """Return an array that can be stored, in the machine's byte order, or say why not."""
+    """Return a value as a storable array in native byte order, or raise ValueError."""
     array = value if type(value) is np.ndarray else foreign.as_array(value)
     most = MAX_NDIM - (array.dtype.kind == "c")
     if not 0 < array.ndim <= most or not array.size:
@@ -89,69 +90,71 @@ def checked_array(value: Any) -> AnyArray:
     if array.dtype in _CODES:
         return array
     if storage(array.dtype) is None:
-        raise ValueError(f"cannot store an array of dtype {array.dtype}: {_instead(array.dtype)}")
+        raise ValueError(
+            f"cannot store an array of dtype {array.dtype}: {_dtype_hint(array.dtype)}"
+        )
     if (byte := hidden_bool(array)) is not None:
         raise ValueError(f"an array of bool holds the byte {byte}: compare it with 0 first")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _instead(dtype: DType) -> str:
-    """Return what to do about a dtype that cannot be stored."""
+def _dtype_hint(dtype: DType) -> str:
+    """Return advice for a dtype that cannot be stored."""
     if dtype.kind in "mM":
         return f"it has no unit; give it one, as with astype('{dtype.name}[s]')"
     return f"known are {KNOWN}"
 
 
 def check_bools(values: AnyArray) -> None:
-    """Refuse bytes that are read as bools and are neither 0 nor 1."""
+    """Raise ValueError if a bool array contains a byte other than 0 and 1."""
     if (byte := hidden_bool(values)) is not None:
         raise ValueError(f"the byte {byte} is no bool, which is 0 or 1")
 
 
 def encode_scalar(dtype: DType, value: Any) -> bytes:
-    """Return a number as `dtype` stores it, if that is the same number.
+    """Return the bytes of a number in `dtype`; raise if `dtype` cannot represent the number.
 
-    Floats may be rounded to narrower ones; see `npstream._core.dtypes.exactly`.
+    Floats may be rounded to a narrower float; see `npstream._core.dtypes.exactly`.
     """
-    given = type(value)
-    if given is int and dtype.kind in "iu":
+    kind = type(value)
+    if kind is int and dtype.kind in "iu":
         return _integer(dtype, value).tobytes()  # type: ignore[no-any-return]
-    if given is dtype.type and dtype.kind not in "mM":
+    if kind is dtype.type and dtype.kind not in "mM":
         return value.tobytes()  # type: ignore[no-any-return]
-    if given is float and dtype.char in "efd":  # of NumPy and of struct alike
+    if kind is float and dtype.char in "efd":  # NumPy and struct use the same codes
         with suppress(OverflowError):
             return struct.pack(f"<{dtype.char}", value)
     return exact_scalar(dtype, value).tobytes()  # type: ignore[no-any-return]
 
 
 def exact_scalar(dtype: DType, value: Any) -> Any:
-    """Return one value in another dtype, or raise if that would change it."""
-    given = _scalar_array(dtype, value)
-    if given.ndim:
+    """Return a value as a scalar of `dtype`, or raise if the conversion would change the value."""
+    array = _scalar_array(dtype, value)
+    if array.ndim:
         raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
-    if given.dtype.kind in "iu" and dtype.kind in "iu":
-        return _integer(dtype, given.item())
-    converted, wrong = exactly(given, dtype)
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        return _integer(dtype, array.item())
+    converted, wrong = exactly(array, dtype)
     if wrong:
-        raise ValueError(f"{dtype} cannot hold {given[()]}: {_lossless(given.dtype, dtype)}")
+        raise ValueError(f"{dtype} cannot hold {array[()]}: {_lossless_hint(array.dtype, dtype)}")
     return converted[()]
 
 
 def _integer(dtype: DType, value: int) -> Any:
-    """Return an integer as a scalar of NumPy."""
+    """Return an integer as a NumPy scalar."""
     try:
         return dtype.type(value)
     except OverflowError:
         limits, bits = np.iinfo(dtype), value.bit_length()
-        given = f"{value}" if bits <= 64 else f"an integer of {quantity(bits, 'bit')}"
+        number = f"{value}" if bits <= 64 else f"an integer of {quantity(bits, 'bit')}"
         raise OverflowError(
-            f"{given} is out of bounds for {dtype}, which holds {limits.min} to {limits.max}: "
+            f"{number} is out of bounds for {dtype}, which holds {limits.min} to {limits.max}: "
             "choose a wider one in columns=, or 'str_int'"
         ) from None
 
 
-def _lossless(given: DType, dtype: DType) -> str:
-    """Return how to store values of one dtype that another cannot hold."""
+def _lossless_hint(given: DType, dtype: DType) -> str:
+    """Return advice for a value of dtype `given` that `dtype` cannot hold."""
     if given.kind in "fc" and dtype.kind in "fc":
         return "it is beyond that dtype's range; choose a wider one in columns="
     if given.kind in "iufb":
@@ -160,7 +163,7 @@ def _lossless(given: DType, dtype: DType) -> str:
 
 
 def _scalar_array(dtype: DType, value: Any) -> AnyArray:
-    """Return a value of Python or another library as an array without axes."""
+    """Return a scalar of Python or another library as a zero-dimensional array."""
     if isinstance(value, bool | int | float | complex) and not isinstance(value, np.generic):
         return _python_number(value)
     if foreign.is_array(value):
@@ -175,19 +178,19 @@ def _python_number(value: Any) -> AnyArray:
         return np.asarray(value, None if type(value) is not int or value < 1 << 63 else np.uint64)
     except OverflowError:
         raise ValueError(
-            f"an integer of {quantity(value.bit_length(), 'bit')}: 'str_int' holds any"
+            f"an integer of {quantity(value.bit_length(), 'bit')}: 'str_int' holds any integer"
         ) from None
 
 
 def scalar_decoder(dtype: DType) -> Callable[[Body], Any]:
-    """Return what turns the body that `encode_scalar` made into a scalar again."""
+    """Return the decoder of the bytes that `encode_scalar` returns."""
     code = _STRUCT_CODES.get(dtype.name) if dtype.isnative else None
     if code is not None:
         return partial(_unpack_scalar, dtype.type, code)
     return partial(_view_scalar, dtype)
 
 
-# The narrower floats are left out: a NaN's payload would not survive the way through a double.
+# Narrower floats are missing: struct converts them to double, which changes the payload of a NaN.
 _STRUCT_CODES = {
     **{"int8": "<b", "int16": "<h", "int32": "<i", "int64": "<q", "float64": "<d"},
     **{"uint8": "<B", "uint16": "<H", "uint32": "<I", "uint64": "<Q"},
@@ -209,7 +212,7 @@ def _view_scalar(dtype: DType, body: Body) -> Any:
 
 
 def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any) -> bytes:
-    """Return an array, after what the column does not say of it: its dtype and its shape."""
+    """Return the body of an array; `dtype` and `shape` are those that the encoding names."""
     array = checked_array(value)
     if dtype is not None and array.dtype != dtype:
         raise ValueError(f"expected an array of dtype {dtype}, got {array.dtype}")
@@ -228,14 +231,20 @@ def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any)
 
 
 def decode_array(dtype: DType | None, body: Body) -> AnyArray:
-    """Return the array behind a head; `dtype` is what its elements are, not how they are stored."""
+    """Return the array in a body with a shape head.
+
+    `dtype` is the dtype of the elements, which may be stored as another one. If it is None, the
+    body starts with a dtype code.
+    """
     number = None if dtype is None else storage(dtype) or dtype
     number, shape, start = parse_array_head(body, number)
     if dtype is not None and dtype.kind == "c":
-        *shape_, parts = shape
-        if parts != 2 or not shape_:
-            raise ValueError(f"{dtype} stored as {number} of shape {shape}: the last must be 2")
-        shape = tuple(shape_)
+        *complex_shape, parts = shape
+        if parts != 2 or not complex_shape:
+            raise ValueError(
+                f"{dtype} stored as {number} of shape {shape}: the last axis must be 2"
+            )
+        shape = tuple(complex_shape)
     array = np.ndarray(shape, number if dtype is None else dtype, body, start).copy()
     check_bools(array)
     return array
@@ -244,7 +253,7 @@ def decode_array(dtype: DType | None, body: Body) -> AnyArray:
 def decode_fixed(
     name: str, size: int, dtype: DType, shape: tuple[int, ...], body: Body
 ) -> AnyArray:
-    """Return the array whose dtype and shape the column says."""
+    """Return the array in a body without a head; the encoding `name` fixes dtype and shape."""
     check_length(body, size, name)
     array = np.ndarray(shape, dtype, body).copy()
     check_bools(array)
@@ -252,30 +261,30 @@ def decode_fixed(
 
 
 def encode_headless(dtype: DType, value: Any) -> bytes:
-    """Return the values of an array and nothing else."""
+    """Return the values of a one-dimensional array, without a head."""
     if not isinstance(value, np.ndarray) or value.dtype != dtype or value.ndim != 1:
         raise TypeError(f"expected a one-dimensional array of dtype {dtype}")
     return value.tobytes()
 
 
 def decode_headless(dtype: DType, body: Body) -> AnyArray:
-    """Return bytes as the values that they are."""
+    """Return the one-dimensional array in a body without a head."""
     if len(body) % dtype.itemsize:
-        raise ValueError(f"{quantity(len(body), 'byte')}: no whole number of {dtype}")
+        raise ValueError(f"{quantity(len(body), 'byte')}: not a multiple of the size of {dtype}")
     array = np.frombuffer(body, dtype).copy()
     check_bools(array)
     return array
 
 
 def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tuple[int, ...], int]:
-    """Return an array's dtype and shape, and where in its body the values start.
+    """Return an array's stored dtype, its shape, and the offset of its values in the body.
 
     Parameters
     ----------
     body : bytes or memoryview
-        The whole body; it must end where the values do.
+        The whole body. No bytes may follow the values.
     dtype : dtype, optional
-        The dtype that the column says; without one the body starts with its code.
+        The stored dtype that the encoding names. By default, the body starts with its code.
 
     Examples
     --------

@@ -1,12 +1,12 @@
-"""The encodings of MDS columns: what the bytes of one value mean.
+"""Encodings of MDS columns, and their lookup by name.
 
-An encoding is named by the string that stands in ``index.json``; `parse` turns that into an
-`Encoding`. Columns of a dtype that the format lacks have two names: the one in the index, of the
-numbers that store them, and one that says their dtype, such as ``"bool"``, which `column_type`
-turns into an `Encoding`. The index records the dtype elsewhere; `with_dtype` puts both together.
+``index.json`` names the encoding of each column; `parse` converts this name to an `Encoding`. A
+column whose dtype the format lacks has two names. One is the encoding in the index, such as
+``"uint8"``. The other names the dtype, such as ``"bool"``; `column_type` accepts both. The index
+records this dtype in its annotations; `with_dtype` combines the two.
 
-Bodies come from files that nobody vouches for: a decoder takes any bytes and either returns a
-value or raises a ValueError, and allocates no more than a small multiple of them.
+Bodies are untrusted input. A decoder accepts any bytes. It returns a value or raises ValueError,
+and allocates at most a small multiple of the body's size.
 """
 
 from __future__ import annotations
@@ -53,34 +53,34 @@ Kind: TypeAlias = Literal[
 _OBJECT = np.dtype(object)
 
 _MAX_SIZE = (1 << 32) - 1
-"""The offsets of a shard are uint32."""
+"""The offsets in a shard are uint32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How the values of a column are stored, and how a batch holds them.
+    """The stored form of a column's values, and their form in a batch.
 
     Attributes
     ----------
     name : str
-        What the column is called in ``columns=``, such as ``"ndarray:bool:64"``.
-    stored : str
-        What it is called in ``index.json``, such as ``"ndarray:uint8:64"``; most have one name.
+        The name in ``columns=``, such as ``"ndarray:bool:64"``.
+    stored_name : str
+        The name in ``index.json``, such as ``"ndarray:uint8:64"``; usually equal to `name`.
     size : int or None
-        The bytes of every value, or None where they vary.
+        Bytes of each value, or None for a variable size.
     kind : str
-        How a batch holds the column: ``"fixed"``, an array of `dtype` and `shape`; ``"str"``,
-        ``"bytes"`` and ``"image"``, the bodies as they are; ``"ndarray"``, arrays of any length;
-        ``"int_text"`` and ``"float_text"``, the numbers that the texts say; ``"object"``, decoded
-        values.
+        The form of the column in a batch. ``"fixed"``: one array of `dtype`, with values of
+        `shape`. ``"str"``, ``"bytes"`` and ``"image"``: the bodies, not decoded. ``"ndarray"``:
+        arrays of variable shape. ``"int_text"`` and ``"float_text"``: numbers parsed from text.
+        ``"object"``: decoded values.
     dtype : dtype
-        The dtype of an element; object for arrays that each name their own.
+        The dtype of an element; object if each array stores its own dtype.
     shape : tuple of int or None
-        The shape of one value, or None where it varies.
+        The shape of one value, or None for a variable shape.
     decode : callable
-        Turns a body into a sample's value, fresh and writable, or raises a ValueError.
+        Converts a body to a new, writable value, or raises ValueError.
     headless : bool
-        Whether the body of an ``"ndarray"`` is its values only, with no dtype code and no shape.
+        Whether the body of an ``"ndarray"`` is the values only, without dtype code and shape head.
     """
 
     name: str
@@ -91,28 +91,29 @@ class Encoding:
     encoder: Callable[[Any], bytes] = field(repr=False, compare=False)
     decode: Callable[[Body], Any] = field(repr=False, compare=False)
     headless: bool = False
-    stored: str = ""
+    stored_name: str = ""
 
     def __post_init__(self) -> None:
-        if not self.stored:
-            object.__setattr__(self, "stored", self.name)
+        if not self.stored_name:
+            object.__setattr__(self, "stored_name", self.name)
 
     @property
-    def recorded(self) -> str:
-        """The name of the dtype that the index records besides; empty if it does not."""
-        return "" if self.stored == self.name else self.dtype.name
+    def annotated_dtype(self) -> str:
+        """The name of the dtype in the index's annotations, or "" if they need none."""
+        return "" if self.stored_name == self.name else self.dtype.name
 
     def encode(self, value: Any) -> bytes:
-        """Return the body of a value; `bytes` are taken to be a body already."""
+        """Return the body of a value; `bytes` are returned unchanged, as an encoded body."""
         body = value if isinstance(value, bytes) else self.encoder(value)
         if self.size is not None:
             arrays.check_length(body, self.size, self.name)
         return body
 
     def encode_value(self, value: Any) -> bytes:
-        """Return the body of a value; `bytes` are a value of bytes or, as UTF-8, of text only.
+        """Return the body of a value of a column whose encoding was inferred.
 
-        So are the values of a column encoded whose encoding nobody chose.
+        Unlike `encode`, this returns `bytes` unchanged only in bytes and str columns; a str column
+        requires UTF-8.
         """
         if not isinstance(value, bytes):
             return self.encode(value)
@@ -122,7 +123,7 @@ class Encoding:
 
 
 def parse(name: str) -> Encoding:
-    """Return the encoding of a column by its name in ``index.json``.
+    """Return the encoding with a given name in ``index.json``.
 
     Examples
     --------
@@ -136,27 +137,27 @@ def parse(name: str) -> Encoding:
         return _parse_array(name)
     import difflib
 
-    # Names that only look alike, such as those of other kinds of text, would mislead.
-    near = _OTHER_NAMES.get(name.lower()) or difflib.get_close_matches(name, _KNOWN, 1, 0.75)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    # Aliases come first: the closest spelling may be an unrelated encoding.
+    similar = _ALIASES.get(name.lower()) or difflib.get_close_matches(name, _KNOWN, 1, 0.75)
+    hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
     raise ValueError(f"unknown encoding {name!r}: {hint}known are {', '.join(_KNOWN)}")
 
 
 def column_type(name: str) -> Encoding:
-    """Return what values a column has, by the name that ``columns=`` takes.
+    """Return the encoding with a given name in ``columns=``.
 
-    These are the names in ``index.json`` and those of dtypes that are recorded besides.
+    Valid names are those in ``index.json``, and dtypes that an index records in its annotations.
 
     Raises
     ------
     ValueError
         If there is no such encoding.
     MissingDependencyError
-        If its dtype comes from a package that is not installed.
+        If the dtype comes from a package that is not installed.
 
     Examples
     --------
-    >>> column_type("bool").stored, column_type("ndarray:complex64:3").stored
+    >>> column_type("bool").stored_name, column_type("ndarray:complex64:3").stored_name
     ('uint8', 'ndarray:float32:3,2')
     """
     dtype, shape = name, ""
@@ -170,12 +171,12 @@ def column_type(name: str) -> Encoding:
 
 
 def with_dtype(stored: Encoding, dtype: str) -> Encoding:
-    """Return a stored encoding as that of the dtype which the index records for its column.
+    """Return the encoding of a column from its stored encoding and its annotated dtype.
 
     Raises
     ------
     ValueError
-        If values of that dtype are not stored so.
+        If `stored` is not the stored encoding of that dtype.
     MissingDependencyError
         If the dtype comes from a package that is not installed.
 
@@ -184,25 +185,25 @@ def with_dtype(stored: Encoding, dtype: str) -> Encoding:
     >>> with_dtype(parse("ndarray:int64:3"), "datetime64[s]").name
     'ndarray:datetime64[s]:3'
     """
-    wanted = dtype_of(dtype)
-    found = stored
+    annotated = dtype_of(dtype)
+    encoding = stored
     if stored.kind == "fixed" and stored.shape is not None:
         shape = stored.shape
-        found = type_of_array(wanted, shape[:-1] if wanted.kind == "c" else shape)
+        encoding = type_of_array(annotated, shape[:-1] if annotated.kind == "c" else shape)
     elif stored.kind == "ndarray":
-        found = column_type(f"ndarray:{dtype}")
-    if found.stored != stored.name or not found.recorded:
+        encoding = column_type(f"ndarray:{dtype}")
+    if encoding.stored_name != stored.name or not encoding.annotated_dtype:
         raise ValueError(f"{dtype} is not stored as {stored.name!r}")
-    return found
+    return encoding
 
 
 def type_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
-    """Return the column of arrays, or numbers, of one dtype and shape.
+    """Return the encoding of arrays of one dtype and shape, or of scalars for shape ``()``.
 
     Raises
     ------
     ValueError
-        If they cannot be stored.
+        If such arrays cannot be stored.
 
     Examples
     --------
@@ -210,20 +211,20 @@ def type_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     ('ndarray:int32:2,3', 'bool')
     """
     if storage(dtype) is None:
-        arrays.checked_array(np.empty(1, dtype))  # says why not
+        arrays.checked_array(np.empty(1, dtype))  # raises
     return column_type(f"ndarray:{dtype.name}:{_dims(shape)}" if shape else dtype.name)
 
 
 def is_unsafe(name: str) -> bool:
-    """Say whether decoding this encoding may run code that the data bring along."""
+    """Return True if decoding this encoding may execute code from the data."""
     return name == "pkl"
 
 
 def infer(value: Any) -> Encoding:
-    """Return the encoding that a writer gives a column whose first value this is.
+    """Return the encoding that a writer infers from a column's first value.
 
-    An image that was opened from a JPEG file makes a column that stores such files and nothing
-    else: other images would lose their pixels in it.
+    An image that was opened from a JPEG file gives a column that accepts only such images.
+    Encoding other images as JPEG would change their pixels.
 
     Examples
     --------
@@ -237,7 +238,7 @@ def infer(value: Any) -> Encoding:
             return column_type(name)
     if foreign.is_missing(value):
         raise TypeError(
-            f"no encoding follows from {value!r}: {foreign.MISSING}; columns= names the encoding"
+            f"no encoding follows from {value!r}: {foreign.MISSING}; name the encoding in columns="
         )
     if foreign.is_time(value):
         return type_of_array(foreign.time_array(value).dtype, ())
@@ -249,7 +250,7 @@ def infer(value: Any) -> Encoding:
             return type_of_array(array.dtype, ())
         return column_type(f"ndarray:{arrays.checked_array(array).dtype.name}")
     if images.is_image(value):
-        return _FILES if images.jpeg_file(value) is not None else parse("png")
+        return _JPEG_FILES if images.jpeg_file(value) is not None else parse("png")
     raise TypeError(
         f"no encoding follows from a {type(value).__name__}: name one in columns=, or store a "
         "bool, int, float, complex, str, bytes, list, dict, date, array, NumPy scalar or PIL image"
@@ -263,26 +264,26 @@ def register_encoding(
     *,
     size: int | None = None,
 ) -> None:
-    """Make an encoding of your own known, for reading and for writing.
+    """Register a custom encoding, for reading and writing.
 
-    Registering a name again replaces it. A process that is spawned imports `encode` and `decode`
-    by name, as pickle does: define them at the top of a module.
+    Registering a name again replaces its encoding. A spawned process imports `encode` and `decode`
+    by name, as pickle does. Define both at the top level of a module.
 
     Parameters
     ----------
     name : str
-        What columns call it: without a colon, and none of npstream's own names.
+        Name of the encoding. It must not contain a colon or be one of npstream's own names.
     encode : callable
-        Turns a value into bytes. It is not called for `bytes`, which are stored as they are.
+        Converts a value to bytes. It is not called for `bytes`, which are stored unchanged.
     decode : callable
-        Turns these bytes into the value again.
+        Converts these bytes back to the value.
     size : int, optional
-        The number of bytes of every value, if they all have one.
+        Bytes of each encoded value, if all values have the same size.
 
     Raises
     ------
     ValueError
-        If the name is not free, or the size is not one of a value.
+        If the name is invalid or reserved, or `size` is out of range.
 
     Examples
     --------
@@ -291,7 +292,9 @@ def register_encoding(
     (1+2j)
     """
     if not name or ":" in name or name in _BUILT_IN or is_known(name):
-        raise ValueError(f"cannot register {name!r}: empty, with a colon, or npstream's own name")
+        raise ValueError(
+            f"cannot register {name!r}: the name is empty, has a colon, or is npstream's own"
+        )
     if size is not None and not 0 < operator.index(size) <= _MAX_SIZE:
         raise ValueError(f"cannot register {name!r} of size {size}: it must be 1 to {_MAX_SIZE}")
     _KNOWN[name] = Encoding(
@@ -302,16 +305,16 @@ def register_encoding(
 
 
 def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
-    r"""Return what a column's bytes mean when they are declared anew.
+    r"""Return the encoding that reinterprets the bytes of another encoding.
 
     Parameters
     ----------
     encoding : Encoding
-        What is stored.
+        The stored encoding.
     meaning : str or dtype
         The name of an encoding, or a dtype. A dtype, or ``"ndarray:<dtype>"`` without a shape,
-        takes the bytes of a variable value to be elements and nothing else; where values are
-        arrays or have one size it means what it means to `numpy.ndarray.view`.
+        reads the whole body of a variable value as elements, without a head. For arrays and for
+        values of a fixed size, it has the meaning of `numpy.ndarray.view`.
 
     Examples
     --------
@@ -324,22 +327,24 @@ def view_as(encoding: Encoding, meaning: str | DTypeLike) -> Encoding:
     if target.kind == "ndarray" and target.dtype != _OBJECT:
         return _view_as_dtype(encoding, target.dtype)
     if _has_heads(encoding) and target.kind in ("fixed", "ndarray") and target != encoding:
-        raise _misfit(encoding, meaning, "each value starts with a head of its own")
-    size, wanted = encoding.size, target.size
-    if size is not None and wanted is not None and size != wanted:
-        raise _misfit(encoding, meaning, f"they have {quantity(size, 'byte')}, not {wanted:,}")
+        raise _view_error(encoding, meaning, "each value starts with a head of its own")
+    size, expected = encoding.size, target.size
+    if size is not None and expected is not None and size != expected:
+        raise _view_error(
+            encoding, meaning, f"they have {quantity(size, 'byte')}, not {expected:,}"
+        )
     return target
 
 
 def _is_name(text: str) -> bool:
-    """Return True for the name of an encoding that is not merely a dtype's."""
+    """Return True for the name of an encoding that is not just the name of a dtype."""
     return (text in _KNOWN and text not in DTYPES) or text.startswith("ndarray:")
 
 
 def _as_dtype(meaning: DTypeLike) -> np.dtype[Any]:
-    """Return a dtype, but not NumPy's float64 for None."""
+    """Return a dtype; unlike `numpy.dtype`, reject None."""
     if isinstance(meaning, str) and meaning in ML_DTYPES:
-        return dtype_of(meaning)  # NumPy knows these names once the package is imported
+        return dtype_of(meaning)  # NumPy knows these names only after ml_dtypes is imported
     with contextlib.suppress(TypeError, ValueError, SyntaxError):
         if meaning is not None:
             return np.dtype(meaning)
@@ -352,43 +357,48 @@ def _has_heads(encoding: Encoding) -> bool:
     return encoding.kind == "ndarray" and not encoding.headless
 
 
-def _misfit(encoding: Encoding, meaning: object, why: str) -> ValueError:
+def _view_error(encoding: Encoding, meaning: object, why: str) -> ValueError:
     return ValueError(f"{encoding.name!r} values cannot be viewed as {meaning}: {why}")
 
 
 def _view_as_dtype(encoding: Encoding, dtype: np.dtype[Any]) -> Encoding:
     if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
-        raise _misfit(encoding, dtype, "it is not the dtype of an element")
+        raise _view_error(encoding, dtype, "it is not the dtype of an element")
     if encoding.size is not None:
         return _view_fixed(encoding, encoding.size, dtype)
-    name = f"ndarray:{_spelled(dtype)}"
+    name = f"ndarray:{_dtype_string(dtype)}"
     if _has_heads(encoding):
-        # The heads count the numbers that are stored, of which complex ones have two.
-        counted, wanted = parse(encoding.stored).dtype, storage(dtype) or dtype
-        if counted == _OBJECT or counted.itemsize != wanted.itemsize:
-            raise _misfit(encoding, dtype, "their heads count elements of another size")
+        # A head stores the shape of the stored numbers; a complex element is two of these.
+        stored, target = parse(encoding.stored_name).dtype, storage(dtype) or dtype
+        if stored == _OBJECT or stored.itemsize != target.itemsize:
+            raise _view_error(encoding, dtype, "their heads count elements of another size")
         return _ragged(name, dtype)
     encode, decode = partial(arrays.encode_headless, dtype), partial(arrays.decode_headless, dtype)
     return Encoding(name, None, "ndarray", dtype, None, encode, decode, headless=True)
 
 
 def _view_fixed(encoding: Encoding, size: int, dtype: np.dtype[Any]) -> Encoding:
-    """View values of one size as NumPy views rows: a scalar stays one, a last axis is re-cut."""
+    """View values of one size as `numpy.ndarray.view` does.
+
+    A scalar of the same itemsize stays a scalar; otherwise the last axis changes its length.
+    """
     shape: tuple[int, ...] = (size,)
     if encoding.kind == "fixed" and encoding.shape is not None:
         shape = encoding.shape
     if not shape and dtype.itemsize == size:
-        return _fixed(_spelled(dtype), dtype, ())
+        return _fixed(_dtype_string(dtype), dtype, ())
     element, last = size // prod(shape), size // prod(shape[:-1])
     if not shape or (element if dtype.itemsize < element else last) % dtype.itemsize:
         row = f"{quantity(last, 'byte')} in elements of {element:,} along the last axis"
-        raise _misfit(encoding, dtype, f"{row} are no elements of {dtype.itemsize}")
+        raise _view_error(
+            encoding, dtype, f"{row} cannot be divided into elements of {dtype.itemsize}"
+        )
     shape = (*shape[:-1], last // dtype.itemsize)
-    return _fixed(f"ndarray:{_spelled(dtype)}:{_dims(shape)}", dtype, shape)
+    return _fixed(f"ndarray:{_dtype_string(dtype)}:{_dims(shape)}", dtype, shape)
 
 
-def _spelled(dtype: np.dtype[Any]) -> str:
-    """Return a dtype's name, or its code where the name says less than all."""
+def _dtype_string(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype, or its `str` code if the name is ambiguous."""
     return dtype.name if storage(dtype) is not None and dtype.isnative else dtype.str
 
 
@@ -397,7 +407,7 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 
 def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> str:
-    """Return what the index calls values of a dtype; `name` is what they are called otherwise."""
+    """Return the encoding name in the index for values of `dtype`, whose own name is `name`."""
     number = storage(dtype)
     if dtype.name in DTYPES or number is None:
         return name
@@ -409,9 +419,9 @@ def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None)
 
 def _ragged(name: str, dtype: np.dtype[Any] | None) -> Encoding:
     encode, decode = partial(arrays.encode_array, dtype, None), partial(arrays.decode_array, dtype)
-    stored = name if dtype is None else _stored_name(name, dtype, None)
-    known = _OBJECT if dtype is None else dtype
-    return Encoding(name, None, "ndarray", known, None, encode, decode, stored=stored)
+    stored_name = name if dtype is None else _stored_name(name, dtype, None)
+    element = _OBJECT if dtype is None else dtype
+    return Encoding(name, None, "ndarray", element, None, encode, decode, stored_name=stored_name)
 
 
 def _fixed(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
@@ -421,21 +431,21 @@ def _fixed(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     if shape:
         encode = partial(arrays.encode_array, dtype, shape)
         decode = partial(arrays.decode_fixed, name, size, dtype, shape)
-    stored = _stored_name(name, dtype, shape)
-    return Encoding(name, size, "fixed", dtype, shape, encode, decode, stored=stored)
+    stored_name = _stored_name(name, dtype, shape)
+    return Encoding(name, size, "fixed", dtype, shape, encode, decode, stored_name=stored_name)
 
 
 @functools.lru_cache
 def _parse_array(name: str) -> Encoding:
-    """Return the encoding ``ndarray:dtype`` or ``ndarray:dtype:d0,d1,...``."""
+    """Parse the name ``ndarray:dtype`` or ``ndarray:dtype:d0,d1,...``."""
     _, dtype_name, *rest = name.split(":")
     dtype = DTYPES.get(dtype_name)
     if not rest and (dtype is not None or not dtype_name):
         return _ragged(name, dtype)
     if dtype is None or len(rest) > 1:
         raise ValueError(
-            f"{name!r} is no encoding: write ndarray, ndarray:dtype or ndarray:dtype:d0,d1,... "
-            f"with a dtype out of {KNOWN}"
+            f"{name!r} is not an encoding: write ndarray, ndarray:dtype or "
+            f"ndarray:dtype:d0,d1,... with a dtype out of {KNOWN}"
         )
     return _fixed(name, dtype, _parse_shape(name, rest[0]))
 
@@ -450,7 +460,7 @@ def _parse_shape(name: str, text: str) -> tuple[int, ...]:
         raise ValueError(f"{name!r}: a shape is 1 to {arrays.MAX_NDIM} positive numbers")
     itemsize = dtype_of(name.split(":")[1]).itemsize
     if prod(shape) * itemsize > _MAX_SIZE:
-        raise ValueError(f"{name!r}: a value is larger than a shard, {_MAX_SIZE} bytes, can be")
+        raise ValueError(f"{name!r}: a value is larger than a shard's limit of {_MAX_SIZE} bytes")
     return shape
 
 
@@ -471,7 +481,7 @@ def _decode_pkl(body: Body) -> Any:
     try:
         return pickle.loads(body)
     except Exception as error:
-        # Damaged pickles raise whatever the calls raise that they make.
+        # A damaged pickle may call anything, and so raise any exception.
         raise ValueError(f"not a pickle: {error}") from error
 
 
@@ -521,7 +531,7 @@ def _built_in() -> list[Encoding]:
 _KNOWN = {encoding.name: encoding for encoding in _built_in()}
 _BUILT_IN = frozenset(_KNOWN)
 
-_OTHER_NAMES = {
+_ALIASES = {
     **dict.fromkeys(("string", "text", "unicode", "utf8", "utf-8", "varchar"), ("str",)),
     **dict.fromkeys(("integer", "long"), ("int",)),
     **dict.fromkeys(("float", "double"), ("float64", "float32")),
@@ -533,10 +543,10 @@ _OTHER_NAMES = {
     **dict.fromkeys(("datetime", "timestamp", "date"), ("datetime64[us]",)),
     "pickle": ("pkl",),
 }
-"""What users call encodings, and the names that these have here."""
+"""Names that users may try -> the encodings to suggest."""
 
-_FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
-"""A column of JPEG files, which takes no image that is not one."""
+_JPEG_FILES = replace(parse("jpeg"), encoder=images.encode_jpeg_file)
+"""Encoding of a column that accepts only images opened from JPEG files."""
 
 _INFERRED: tuple[tuple[Any, str], ...] = (
     (bool, "bool"),

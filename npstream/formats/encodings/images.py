@@ -1,7 +1,7 @@
-"""Images as bytes: raw pixels, JPEG, PNG, and lists of them.
+"""Encoders and decoders of images: raw pixels, JPEG, PNG, and lists of images.
 
-Pillow is imported by the first call that needs it. Decoding an image file reads its head;
-its pixels are read when somebody looks at them, as everywhere with Pillow.
+The first call that needs Pillow imports it. Decoding an image file reads only its header. Pillow
+reads the pixels on first access.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ __all__ = [
     "jpeg_file",
 ]
 
-# Already encoded bytes pass through any column, so a jpeg column may hold other images. Not
-# every format of Pillow is safe to open: for EPS it starts Ghostscript.
+# A column stores `bytes` unchanged, so a jpeg column may hold other image formats. Some formats of
+# Pillow are unsafe to open: for EPS it starts Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def encode_pil(image: Any) -> bytes:
-    """Return an image's width, height, mode and raw pixels, to which a palette does not belong."""
+    """Return an image's width, height, mode and raw pixels; raise if it has a palette."""
     image = _checked(image)
     if image.getpalette():
         raise ValueError(
-            "its pixels are numbers of colors in a palette, which pil does not store: convert it, "
+            "its pixels are indices into a palette, which 'pil' does not store: convert the image, "
             "as with .convert('RGB'), or choose 'png'"
         )
     mode = image.mode.encode()
@@ -59,11 +59,11 @@ def encode_pil(image: Any) -> bytes:
 
 
 def decode_pil(body: Body) -> Image:
-    """Return the image that `encode_pil` stored."""
+    """Return the image that `encode_pil` encoded."""
     width, height, length = _uint32s(body, 0, 3).tolist()
     mode, pixels = str(body[12 : 12 + length], "utf-8"), body[12 + length :]
     expected = height * -(-width * _bits_per_pixel(mode) // 8)
-    # Pillow allocates for the size that it is told, and a pointer a line even without pixels.
+    # Pillow allocates memory for the claimed size: also one pointer a row, even without pixels.
     if len(pixels) != expected or max(width, height) > max(8 * expected, 0xFFFF):
         raise ValueError(
             f"{quantity(len(pixels), 'byte')} of pixels for an image of {width} x {height} in mode "
@@ -74,24 +74,24 @@ def decode_pil(body: Body) -> Image:
 
 
 def is_image(value: object) -> bool:
-    """Return True for a PIL image; Pillow is not imported for that."""
+    """Return True for a PIL image, without importing Pillow."""
     pillow = sys.modules.get("PIL.Image")
     return pillow is not None and isinstance(value, pillow.Image)
 
 
 def encode_jpeg(image: Any) -> bytes:
-    """Return an image as JPEG: verbatim the file it was opened from, if there is one."""
+    """Return an image as JPEG; if it was opened from a JPEG file, return that file unchanged."""
     image = _checked(image)
     return jpeg_file(image) or _encode_file(image, "JPEG")
 
 
 def encode_jpeg_file(image: Any) -> bytes:
-    """Return the JPEG file that an image was opened from."""
+    """Return the bytes of the JPEG file that an image was opened from."""
     file = jpeg_file(_checked(image))
     if file is None:
         raise ValueError(
-            "it was not opened from a JPEG file, or was edited since, and JPEG would change its "
-            "pixels: choose columns={...: 'png'}, which keeps them, or 'jpeg', which encodes anew"
+            "it was not opened from a JPEG file, or was edited since, so JPEG would change its "
+            "pixels: choose columns={...: 'png'}, which is lossless, or 'jpeg', which re-encodes"
         )
     return file
 
@@ -109,29 +109,29 @@ def decode_file(body: Body) -> Image:
     except pillow.UnidentifiedImageError:
         raise ValueError(f"not an image: it starts with {bytes(body[:12])!r}") from None
     except Exception as error:
-        # What Pillow's parsers raise on a damaged head is not confined to any set of types.
+        # Pillow's parsers may raise any exception for a damaged header.
         raise ValueError(f"not an image: {error}") from error
     return image
 
 
 def encode_list(encode: Callable[[Any], bytes], images: Any) -> bytes:
-    """Return a list of images: four bytes of zero, their count, their sizes, and each encoded."""
+    """Encode a list of images: four zero bytes, the count, the sizes, and the encoded images."""
     if not isinstance(images, list):
         raise TypeError(f"expected a list of images, got {type(images).__name__}")
     return bytes(4) + _join([encode(image) for image in images])
 
 
 def decode_list(decode: Callable[[Body], Image], body: Body) -> list[Image]:
-    """Return the images that `encode_list` stored."""
+    """Return the images that `encode_list` encoded."""
     if bytes(body[:4]) != bytes(4):
         raise ValueError("a list of images starts with four bytes of zero")
     return [decode(part) for part in _split(memoryview(body)[4:])]
 
 
 def encode_jpeg_array(files: Any) -> bytes:
-    """Return a list of JPEG byte strings: their count, their sizes, and each as it is.
+    """Encode a list of JPEG byte strings: the count, the sizes, and the unchanged strings.
 
-    An image counts as its bytes if it was opened from a JPEG file.
+    An image that was opened from a JPEG file stands for the bytes of that file.
     """
     bodies = [_file_bytes(file) for file in files] if isinstance(files, list | tuple) else [None]
     if None in bodies:
@@ -146,7 +146,7 @@ def _file_bytes(file: Any) -> bytes | None:
 
 
 def decode_jpeg_array(body: Body) -> list[Image]:
-    """Return the images whose JPEG bytes `encode_jpeg_array` stored."""
+    """Return the images that `encode_jpeg_array` encoded."""
     return [decode_file(part) for part in _split(body)]
 
 
@@ -168,61 +168,62 @@ def _checked(image: Any) -> Image:
 
 @functools.cache
 def _bits_per_pixel(mode: str) -> int:
-    """Return the bits that a mode takes in raw pixels."""
+    """Return the bits of a raw pixel in an image mode."""
     try:
         return len(_pillow().new(mode, (8, 1)).tobytes())
     except ValueError:
-        raise ValueError(f"no image mode {mode[:16]!r}") from None
+        raise ValueError(f"unknown image mode {mode[:16]!r}") from None
 
 
 def jpeg_file(image: Image) -> bytes | None:
-    """Return the JPEG file that an image was opened from and still equals."""
+    """Return the bytes of the JPEG file that an image was opened from, if it was not edited."""
     if getattr(image, "format", None) not in ("JPEG", "MPO"):
         return None
     from PIL.JpegImagePlugin import JpegImageFile
 
     if not isinstance(image, JpegImageFile):
         return None
-    # The open file is what the image shows, whatever has become of its name; its first image.
+    # Before Pillow reads the pixels, `image.fp` is open, and its path may meanwhile be another
+    # file. A nonzero offset means a later frame of a multi-picture file.
     is_read = not image.tile
     if not is_read and image.tile[0][2]:
         return None
-    data = _content(image.filename) if is_read else _open_content(image)
+    data = _read_path(image.filename) if is_read else _read_open_file(image)
     if data is None:
         return None
     stored = decode_file(data)
     if (stored.mode, stored.size) != (image.mode, image.size):
         return None
-    # An image whose pixels were read may have been edited in place.
+    # Once the pixels are read, they may have been edited in place.
     return None if is_read and stored.tobytes() != image.tobytes() else data
 
 
-def _content(path: str | bytes) -> bytes | None:
+def _read_path(path: str | bytes) -> bytes | None:
     if not path or not os.path.isfile(path):
         return None
     with open(path, "rb") as file:
         return file.read()
 
 
-def _open_content(image: Any) -> bytes | None:
-    """Return all of the file that an image reads from when its pixels are asked for."""
+def _read_open_file(image: Any) -> bytes | None:
+    """Return the content of the open file from which an image will read its pixels."""
     file = image.fp
     try:
-        at = file.tell()
+        position = file.tell()
         file.seek(0)
         data: bytes = file.read()
-        file.seek(at)
+        file.seek(position)
     except (AttributeError, OSError, ValueError):
-        return None  # closed, or no file that can be read twice
+        return None  # closed, or not seekable
     return data
 
 
-def _encode_file(image: Image, kind: str) -> bytes:
+def _encode_file(image: Image, format: str) -> bytes:
     file = io.BytesIO()
     try:
-        image.save(file, kind)
+        image.save(file, format)
     except OSError as error:
-        other = "pil" if kind == "PNG" else "pil or png"
+        other = "pil" if format == "PNG" else "pil or png"
         raise ValueError(f"{error}: convert the image, or store it as {other}") from error
     return file.getvalue()
 
@@ -233,7 +234,7 @@ def _join(parts: list[bytes]) -> bytes:
 
 
 def _split(body: Body) -> list[Body]:
-    """Cut a body into the parts that `_join` joined."""
+    """Split a body into the parts that `_join` concatenated."""
     (count,) = _uint32s(body, 0, 1).tolist()
     ends = np.cumsum(_uint32s(body, 4, count), dtype=np.int64) + 4 * (count + 1)
     bounds = [4 * (count + 1), *ends.tolist()]

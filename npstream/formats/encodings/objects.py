@@ -1,4 +1,4 @@
-"""Python's own objects as bytes: integers, text, numbers as text, JSON."""
+"""Encoders and decoders of Python objects: int, bytes, str, numbers as text, JSON."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def encode_int(value: Any) -> bytes:
     except OverflowError:
         raise OverflowError(
             f"an integer of {quantity(number.bit_length(), 'bit')} does not fit the 64 of the "
-            "encoding 'int'; 'str_int' holds any"
+            "encoding 'int'; 'str_int' holds any integer"
         ) from None
 
 
 def decode_int(body: Body) -> int:
-    """Return the Python int that `encode_int` stored."""
+    """Return the Python int that `encode_int` encoded."""
     check_length(body, 8, "int")
     return int.from_bytes(body, "little", signed=True)
 
 
 def _integer(value: Any) -> int:
     try:
-        if not getattr(value, "ndim", 0):  # some arrays of one element say that they are integers
+        if not getattr(value, "ndim", 0):  # some one-element arrays define __index__
             return int(operator.index(value))
     except TypeError:
         pass
@@ -58,7 +58,7 @@ def _integer(value: Any) -> int:
 
 
 def encode_bytes(value: Any) -> bytes:
-    """Return other buffers of bytes as bytes."""
+    """Return a bytearray or memoryview of bytes as `bytes`."""
     if not isinstance(value, bytearray | memoryview):
         raise TypeError(f"expected bytes, got {type(value).__name__}")
     if isinstance(value, memoryview) and (value.ndim, value.itemsize) != (1, 1):
@@ -74,7 +74,7 @@ def encode_str(value: Any) -> bytes:
 
 
 def decode_str(body: Body) -> str:
-    """Return the text of UTF-8."""
+    """Return UTF-8 as text."""
     return str(body, "utf-8")
 
 
@@ -84,19 +84,19 @@ def encode_str_int(value: Any) -> bytes:
 
 
 def decode_str_int(body: Body) -> int:
-    """Return the integer that a text says."""
+    """Parse an integer."""
     return int(decode_str(body))
 
 
 def encode_str_float(value: Any) -> bytes:
-    """Return a float as the shortest text that says it exactly."""
+    """Return a float as the shortest text that round-trips."""
     if not isinstance(value, float):
         raise TypeError(f"expected a float, got {type(value).__name__}")
     return str(float(value)).encode()
 
 
 def decode_str_float(body: Body) -> float:
-    """Return the float that a text says."""
+    """Parse a float."""
     return float(decode_str(body))
 
 
@@ -110,7 +110,7 @@ def encode_str_decimal(value: Any) -> bytes:
 
 
 def decode_str_decimal(body: Body) -> Any:
-    """Return the `decimal.Decimal` that a text says."""
+    """Parse a `decimal.Decimal`."""
     import decimal
 
     text = decode_str(body)
@@ -121,12 +121,12 @@ def decode_str_decimal(body: Body) -> Any:
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as JSON: tuples and arrays as lists, all else such that it comes back."""
+    """Return a value as JSON; tuples and arrays become lists, other values must round-trip."""
     if isinstance(value, np.ndarray):
         array = foreign.as_array(value)
         if array.dtype.kind in "mM" or array.dtype.names is not None:
-            # Some of these become integers, or lose the names of their fields.
-            raise TypeError(f"JSON has nothing for an array of {array.dtype}: convert it first")
+            # tolist() converts some of these to integers, and drops the names of fields.
+            raise TypeError(f"JSON cannot store an array of {array.dtype}: convert it first")
         value = array.tolist()
     text = json.dumps(value).encode()
     _check_keys(value)
@@ -134,7 +134,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def _check_keys(value: Any) -> None:
-    """Refuse what JSON would change without a word: keys of mappings that are no str."""
+    """Raise TypeError for keys that are not str: JSON would silently convert them to text."""
     items = value
     if isinstance(value, dict):
         for key in value:
@@ -152,7 +152,7 @@ _LEAVES = frozenset((str, int, float, bool, type(None)))
 
 
 def decode_json(body: Body) -> Any:
-    """Return the value of JSON."""
+    """Parse JSON."""
     try:
         return json.loads(decode_str(body))
     except RecursionError:

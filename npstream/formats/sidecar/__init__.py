@@ -1,1 +1,1 @@
-"""The side-car: a dataset's index as arrays, hashes, statistics and scalar columns."""
+"""The side-car of a dataset: index arrays, hashes, statistics and scalar columns."""

@@ -1,4 +1,4 @@
-"""Bytes of a file that are read by range and held against hashes, block by block.
+"""Arrays in a file, read by byte range and verified with one hash per block.
 
 Tested in tests/cache/test_ranges.py.
 """
@@ -16,29 +16,29 @@ from npstream._core.typing import AnyArray, Body
 from npstream.errors import DAMAGED, IntegrityError
 
 HASH_BLOCK = 1 << 18
-"""Bytes of a block: what one number costs to read, as all of it is hashed."""
+"""Bytes of a block, the smallest unit that can be read and verified."""
 
 REQUEST = 1 << 22
 
 
-class Ranges(Protocol):
-    """A place that holds files: what this module needs of a store."""
+class RangeReader(Protocol):
+    """The methods of a store that this module uses."""
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
-        """Return parts of files, given as name, first byte and length."""
+        """Return byte ranges of files, given as (name, offset, length)."""
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file."""
+        """Return the size of a file in bytes."""
 
     def where(self, name: str) -> str:
-        """Return the place of a file, for messages."""
+        """Return the path or URL of a file, for messages."""
 
     def forget(self, spans: Iterable[tuple[str, int, int]]) -> None:
-        """Keep no copies of parts of files, whose bytes are wrong."""
+        """Drop cached copies of byte ranges whose hashes were wrong."""
 
 
 def xxh3(body: Body) -> int:
-    """Return the 64-bit hash by which blocks and pieces are known.
+    """Return the 64-bit hash of a block or a piece.
 
     Examples
     --------
@@ -51,33 +51,33 @@ def xxh3(body: Body) -> int:
 
 
 def block_hashes(body: Body) -> NDArray[np.uint64]:
-    """Return the hash of each block of some bytes; the last may be short."""
+    """Return the hash of each block of `body`; the last block may be shorter."""
     view = memoryview(body).cast("B")
     parts = (view[at : at + HASH_BLOCK] for at in range(0, len(view), HASH_BLOCK))
     return np.fromiter(map(xxh3, parts), np.uint64, -(-len(view) // HASH_BLOCK))
 
 
 class BlockArray:
-    """Numbers that lie in a file, back to back.
+    """A contiguous array of numbers in a file.
 
     Parameters
     ----------
-    store : Ranges
+    store : RangeReader
     name : str
-        The file.
+        The name of the file.
     offset : int
-        Where the first number lies.
+        Offset of the first number.
     count : int
-        How many numbers there are.
+        Number of elements.
     dtype : dtype
-        Of a number; its bytes divide those of a block.
+        The itemsize must divide `HASH_BLOCK`.
     hashes : ndarray of uint64
         The hash of each block.
     """
 
     def __init__(
         self,
-        store: Ranges,
+        store: RangeReader,
         name: str,
         offset: int,
         count: int,
@@ -90,25 +90,25 @@ class BlockArray:
         self.count = count
         self.dtype = dtype
         self.hashes = hashes
-        self._kept: dict[int, bytes] = {}
+        self._cached: dict[int, bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.store, self.name, self.offset, self.count, self.dtype, self.hashes
         return BlockArray, state
 
-    def array(self, start: int = 0, stop: int | None = None) -> AnyArray:
-        """Read numbers, and keep nothing."""
+    def read(self, start: int = 0, stop: int | None = None) -> AnyArray:
+        """Read the elements from `start` to `stop`, without caching."""
         stop = self.count if stop is None else stop
         begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
         if begin >= end:
             return np.empty(0, self.dtype)
         first, last = begin // HASH_BLOCK, -(-end // HASH_BLOCK)
-        body = self._read(first, last)
+        body = self._read_blocks(first, last)
         skipped = first * HASH_BLOCK
         return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
 
-    def part(self, start: int, stop: int) -> AnyArray:
-        """Read a few numbers, and keep their blocks for those beside them."""
+    def read_cached(self, start: int, stop: int) -> AnyArray:
+        """Read a few elements, and cache their blocks for later calls."""
         begin, end = start * self.dtype.itemsize, stop * self.dtype.itemsize
         first = begin // HASH_BLOCK
         blocks = [self._block(k) for k in range(first, -(-end // HASH_BLOCK))]
@@ -117,13 +117,13 @@ class BlockArray:
         return np.frombuffer(body, np.uint8)[begin - skipped : end - skipped].view(self.dtype)
 
     def _block(self, number: int) -> bytes:
-        body = self._kept.get(number)
+        body = self._cached.get(number)
         if body is None:
-            body = self._kept.setdefault(number, self._read(number, number + 1))
+            body = self._cached.setdefault(number, self._read_blocks(number, number + 1))
         return body
 
-    def _read(self, first: int, last: int) -> bytes:
-        """Return whole blocks; ones that are damaged are read once more, from afar they may be."""
+    def _read_blocks(self, first: int, last: int) -> bytes:
+        """Return whole blocks; if a hash is wrong, drop cached copies and read once more."""
         begin, end = first * HASH_BLOCK, min(last * HASH_BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [

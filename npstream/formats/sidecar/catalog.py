@@ -1,16 +1,18 @@
-"""The files of very many shards as arrays: names as runs of numbers, digests back to back.
+"""A compact catalog of all shards' files: names as runs of numbers, and contiguous digests.
 
-Names that only count on, such as ``shard.00000.mds`` and those after it, take one run together.
-For each kind of file (`FILE_KINDS`) there are these sections, unless no shard has one:
+A run is a sequence of shards with consecutively numbered names, such as ``shard.00000.mds``,
+``shard.00001.mds``, and so on. The catalog stores a run once, and so stays small for many shards.
+Each kind of file (`FILE_KINDS`) that any shard has takes these sections:
 
-    KIND.first    first shard of each run
-    KIND.number   what its name counts from
-    KIND.digits   to how many digits numbers are filled up; 0 where the names do not count
-    KIND.ends     where the text before and after the number ends, for each run, in
-    KIND.text     UTF-8; a run without text has no such file
-    KIND.bytes    of each shard, 0 where it has none
-    KIND.digests  of each shard, as its hashes name them
-    KIND.hashes   of each shard, which of the table's lists of (hash, bytes) it has
+    KIND.first    for each run: the first shard
+    KIND.number   for each run: the number in the first shard's name
+    KIND.digits   for each run: digits to which numbers are zero-padded; 0 for an unnumbered name
+    KIND.ends     for each run: ends, in KIND.text, of the text before and after the number
+    KIND.text     UTF-8; an unnumbered run with no text means that its shards have no such file
+    KIND.bytes    for each shard: size of the file; 0 if it has none
+    KIND.digests  for each shard: its digests, contiguous
+    KIND.hashes   for each shard: the position of its list of hashes in the table, which has one
+                  list of (hash name, digest bytes) for each combination; absent if there is one
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -27,7 +29,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError, shown
-from npstream.formats.index import BELOW, MAX_FILE_BYTES, File, Index, ShardFiles
+from npstream.formats.index import MAX_FILE_BYTES, RELATIVE_PATH, File, Index, ShardFiles
 
 if TYPE_CHECKING:
     from npstream.formats.sidecar.container import Sections
@@ -41,23 +43,25 @@ _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 
 
 def catalog_sections(index: Index) -> tuple[dict[str, Any], dict[str, AnyArray]]:
-    """Return what the table and the sections of a side-car say of an index's files."""
-    each = [index.files(shard) for shard in range(len(index))]
+    """Return the table entries and the sections that store an index's files in a side-car."""
+    shards = [index.files(shard) for shard in range(len(index))]
     compressions: dict[str | None, int] = {}
-    numbers = [compressions.setdefault(files.compression, len(compressions)) for files in each]
-    facts: dict[str, Any] = {"compressions": list(compressions), "hashes": {}}
-    sections = {"compression": least(numbers)}
+    numbers = [compressions.setdefault(files.compression, len(compressions)) for files in shards]
+    entries: dict[str, Any] = {"compressions": list(compressions), "hashes": {}}
+    sections = {"compression": smallest_uint(numbers)}
     for kind in FILE_KINDS:
-        mine: list[File | None] = [getattr(files, kind) for files in each]
-        if any(mine):
-            shapes, more = _hash_sections(mine, kind, index.where)
-            facts["hashes"][kind] = shapes
-            sections |= _name_sections([file.name if file else "" for file in mine], kind) | more
-            sections[f"{kind}.bytes"] = least([file.nbytes if file else 0 for file in mine])
-    return facts, sections
+        stored: list[File | None] = [getattr(files, kind) for files in shards]
+        if any(stored):
+            hash_lists, hash_sections = _hash_sections(stored, kind, index.where)
+            entries["hashes"][kind] = hash_lists
+            names = [file.name if file else "" for file in stored]
+            sizes = [file.nbytes if file else 0 for file in stored]
+            sections |= _name_sections(names, kind) | hash_sections
+            sections[f"{kind}.bytes"] = smallest_uint(sizes)
+    return entries, sections
 
 
-def least(numbers: list[int] | AnyArray) -> AnyArray:
+def smallest_uint(numbers: list[int] | AnyArray) -> AnyArray:
     """Return numbers as an array of the smallest unsigned dtype that holds them."""
     array = np.asarray(numbers, np.uint64)
     return array.astype(np.min_scalar_type(array.max(initial=0)))
@@ -65,21 +69,21 @@ def least(numbers: list[int] | AnyArray) -> AnyArray:
 
 def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
     first, number, digits, texts = [], [], [], []
-    following = None
+    next_name = None
     for shard, name in enumerate(names):
-        if name != following:
+        if name != next_name:
             match = _NUMBERED.fullmatch(name)
             before, counter, after = match.groups() if match else (name, "", "")
             first.append(shard)
             number.append(int(counter or 0))
             digits.append(len(counter))
             texts += [before.encode(), after.encode()]
-        following = _name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
+        next_name = _name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
     return {
-        f"{kind}.first": least(first),
-        f"{kind}.number": least(number),
-        f"{kind}.digits": least(digits),
-        f"{kind}.ends": least(np.cumsum([len(text) for text in texts])),
+        f"{kind}.first": smallest_uint(first),
+        f"{kind}.number": smallest_uint(number),
+        f"{kind}.digits": smallest_uint(digits),
+        f"{kind}.ends": smallest_uint(np.cumsum([len(text) for text in texts])),
         f"{kind}.text": np.frombuffer(b"".join(texts), np.uint8),
     }
 
@@ -91,13 +95,12 @@ def _name(before: str, number: int, digits: int, after: str) -> str:
 def _hash_sections(
     files: list[File | None], kind: str, where: str
 ) -> tuple[list[Any], dict[str, AnyArray]]:
-    shapes: dict[tuple[tuple[str, int], ...], int] = {}
+    hash_lists: dict[tuple[tuple[str, int], ...], int] = {}
     numbers, digests = [], []
     for shard, file in enumerate(files):
         hashes = file.hashes if file else {}
-        numbers.append(
-            shapes.setdefault(tuple((n, len(h) // 2) for n, h in hashes.items()), len(shapes))
-        )
+        hash_list = tuple((name, len(digest) // 2) for name, digest in hashes.items())
+        numbers.append(hash_lists.setdefault(hash_list, len(hash_lists)))
         for name, digest in hashes.items():
             try:
                 body = bytes.fromhex(digest)
@@ -109,9 +112,9 @@ def _hash_sections(
                 )
             digests.append(body)
     sections = {f"{kind}.digests": np.frombuffer(b"".join(digests), np.uint8)}
-    if len(shapes) > 1:
-        sections[f"{kind}.hashes"] = least(numbers)
-    return [[list(pair) for pair in shape] for shape in shapes], sections
+    if len(hash_lists) > 1:
+        sections[f"{kind}.hashes"] = smallest_uint(numbers)
+    return [[list(pair) for pair in hash_list] for hash_list in hash_lists], sections
 
 
 # Reading
@@ -119,7 +122,7 @@ def _hash_sections(
 
 @dataclass(frozen=True, slots=True)
 class _Runs:
-    """The names of one kind of file."""
+    """The runs of names of one kind of file; see the module's docstring."""
 
     first: Int64
     number: Int64
@@ -137,7 +140,7 @@ class _Runs:
 
 
 class SidecarCatalog:
-    """The files of the shards, as a side-car lists them."""
+    """The catalog of shard files in a side-car; it implements `npstream.formats.index.Catalog`."""
 
     def __init__(self, sections: Sections, shards: int) -> None:
         self._sections = sections
@@ -145,24 +148,24 @@ class SidecarCatalog:
         self._runs: dict[str, _Runs] = {}
         self._kinds = [kind for kind in FILE_KINDS if f"{kind}.first" in sections]
         table = sections.typed("hashes", dict)
-        self._shapes = {kind: self._checked_shapes(table.get(kind)) for kind in self._kinds}
+        self._hash_lists = {kind: self._check_hash_lists(table.get(kind)) for kind in self._kinds}
         self._compressions = sections.typed("compressions", list)
         self._fingerprint = sections.typed("fingerprint", str)
         for text in self._compressions:
             if not isinstance(text, str | None):
                 raise sections.damaged(f"compression {shown(text)}; expected str or nil")
 
-    def present(self, kind: str) -> Bools:
-        """Return which shards have a file of a kind."""
+    def has_file(self, kind: str) -> Bools:
+        """Return the mask of shards that have a file of a kind."""
         if kind not in self._kinds:
             return np.zeros(self._shards, np.bool_)
         runs = self._names(kind)
-        texts = np.diff(runs.ends[1::2], prepend=0) > 0
-        return np.repeat(texts | (runs.digits > 0), np.diff(runs.first, append=self._shards))
+        has_text = np.diff(runs.ends[1::2], prepend=0) > 0
+        return np.repeat(has_text | (runs.digits > 0), np.diff(runs.first, append=self._shards))
 
     def sizes(self, kind: str) -> Int64:
-        """Return the bytes of the shards' files of a kind."""
-        return self._sections.blocks(f"{kind}.bytes", self._shards).array().astype(np.int64)
+        """Return the size of each shard's file of a kind, or 0 if it has none."""
+        return self._sections.blocks(f"{kind}.bytes", self._shards).read().astype(np.int64)
 
     def name(self, shard: int) -> str:
         """Return the name of a shard's (uncompressed) data file."""
@@ -173,19 +176,21 @@ class SidecarCatalog:
         data, zip_data, meta, zip_meta = (self._file(kind, shard) for kind in FILE_KINDS)
         if data is None:
             raise self._sections.damaged(f"shard {shard} has no data file")
-        (number,) = self._sections.blocks("compression", self._shards).part(shard, shard + 1)
+        (number,) = self._sections.blocks("compression", self._shards).read_cached(shard, shard + 1)
         if number >= len(self._compressions):
             raise self._sections.damaged(f"shard {shard} has compression number {number}")
         return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[number])
 
     def fingerprint(self, index: Index) -> str:
-        """Return the fingerprint that the index had when the side-car was made."""
+        """Return the stored fingerprint of the index from which the side-car was built."""
         return str(self._fingerprint)
 
     def _file(self, kind: str, shard: int) -> File | None:
         if kind not in self._kinds or not (name := self._name(kind, shard)):
             return None
-        (nbytes,) = self._sections.blocks(f"{kind}.bytes", self._shards).part(shard, shard + 1)
+        (nbytes,) = self._sections.blocks(f"{kind}.bytes", self._shards).read_cached(
+            shard, shard + 1
+        )
         if nbytes >= MAX_FILE_BYTES:
             raise self._sections.damaged(f"shard {shard} has {quantity(nbytes, 'byte')}")
         return File(name, int(nbytes), self._hashes(kind, shard))
@@ -197,7 +202,7 @@ class SidecarCatalog:
             raise self._sections.damaged(
                 f"the name of shard {shard} is no UTF-8: {error}"
             ) from None
-        if name and not BELOW.fullmatch(name):
+        if name and not RELATIVE_PATH.fullmatch(name):
             raise self._sections.damaged(f"{name!r} leaves the dataset's directory")
         return name
 
@@ -209,15 +214,15 @@ class SidecarCatalog:
 
     def _read_names(self, kind: str) -> _Runs:
         blocks = self._sections.blocks
-        first = blocks(f"{kind}.first").array().astype(np.int64)
+        first = blocks(f"{kind}.first").read().astype(np.int64)
         number, digits = (
-            blocks(f"{kind}.{which}", len(first)).array().astype(np.int64)
+            blocks(f"{kind}.{which}", len(first)).read().astype(np.int64)
             for which in ("number", "digits")
         )
-        ends = blocks(f"{kind}.ends", 2 * len(first)).array().astype(np.int64)
-        text = blocks(f"{kind}.text").array().tobytes()
+        ends = blocks(f"{kind}.ends", 2 * len(first)).read().astype(np.int64)
+        text = blocks(f"{kind}.text").read().tobytes()
         bounds = np.append(first, self._shards)
-        sound = (
+        is_valid = (
             len(first) > 0
             and first[0] == 0
             and (bounds[1:] > bounds[:-1]).all()
@@ -226,50 +231,51 @@ class SidecarCatalog:
             and (number <= 10**18).all()
             and (digits <= 18).all()
         )
-        if not sound:
+        if not is_valid:
             raise self._sections.damaged(f"the names of {kind} files do not follow the format")
         return _Runs(first, number, digits, ends, text)
 
     # Hashes
 
-    def _checked_shapes(self, shapes: Any) -> list[list[tuple[str, int]]]:
+    def _check_hash_lists(self, hash_lists: Any) -> list[list[tuple[str, int]]]:
         checked = []
-        if type(shapes) is not list or not shapes:
-            raise self._sections.damaged(f"hashes {shown(shapes)}; expected a list")
-        for shape in shapes:
-            if type(shape) is not list:
-                raise self._sections.damaged(f"hashes {shown(shape)}; expected a list")
-            pairs = [self._sections.row(pair, str, int) for pair in shape]
+        if type(hash_lists) is not list or not hash_lists:
+            raise self._sections.damaged(f"hashes {shown(hash_lists)}; expected a list")
+        for hash_list in hash_lists:
+            if type(hash_list) is not list:
+                raise self._sections.damaged(f"hashes {shown(hash_list)}; expected a list")
+            pairs = [self._sections.row(pair, str, int) for pair in hash_list]
             if any(nbytes > 255 for _, nbytes in pairs):
-                raise self._sections.damaged(f"hashes {shown(shape)} are too long")
+                raise self._sections.damaged(f"hashes {shown(hash_list)} are too long")
             checked.append([(str(name), int(nbytes)) for name, nbytes in pairs])
         return checked
 
     def _hashes(self, kind: str, shard: int) -> dict[str, str]:
-        shapes = self._shapes[kind]
-        if len(shapes) == 1:
-            shape, at = shapes[0], shard * sum(nbytes for _, nbytes in shapes[0])
+        hash_lists = self._hash_lists[kind]
+        if len(hash_lists) == 1:
+            hash_list, offset = hash_lists[0], shard * sum(nbytes for _, nbytes in hash_lists[0])
         else:
-            numbers, ends = self._digest_ends[kind]
-            shape, at = shapes[numbers[shard]], int(ends[shard])
-        found = {}
-        for name, nbytes in shape:
+            numbers, offsets = self._digest_offsets[kind]
+            hash_list, offset = hash_lists[numbers[shard]], int(offsets[shard])
+        hashes = {}
+        for name, nbytes in hash_list:
             digests = self._sections.blocks(f"{kind}.digests")
-            if at + nbytes > digests.count:
+            if offset + nbytes > digests.count:
                 raise self._sections.damaged(f"the digests of shard {shard} are missing")
-            found[name] = digests.part(at, at + nbytes).tobytes().hex()
-            at += nbytes
-        return found
+            hashes[name] = digests.read_cached(offset, offset + nbytes).tobytes().hex()
+            offset += nbytes
+        return hashes
 
     @cached_property
-    def _digest_ends(self) -> dict[str, tuple[AnyArray, Int64]]:
-        """Which hashes each shard has, and where their digests begin, where that differs."""
-        return {kind: self._read_ends(kind) for kind in self._kinds if len(self._shapes[kind]) > 1}
+    def _digest_offsets(self) -> dict[str, tuple[AnyArray, Int64]]:
+        """The hash list of each shard and the offset of its digests, for kinds with many lists."""
+        kinds = [kind for kind in self._kinds if len(self._hash_lists[kind]) > 1]
+        return {kind: self._read_offsets(kind) for kind in kinds}
 
-    def _read_ends(self, kind: str) -> tuple[AnyArray, Int64]:
-        shapes = self._shapes[kind]
-        numbers = self._sections.blocks(f"{kind}.hashes", self._shards).array()
-        if (numbers >= len(shapes)).any():
+    def _read_offsets(self, kind: str) -> tuple[AnyArray, Int64]:
+        hash_lists = self._hash_lists[kind]
+        numbers = self._sections.blocks(f"{kind}.hashes", self._shards).read()
+        if (numbers >= len(hash_lists)).any():
             raise self._sections.damaged(f"{kind} files have hashes that are not listed")
-        sizes = np.array([sum(nbytes for _, nbytes in shape) for shape in shapes], np.int64)
+        sizes = np.array([sum(nbytes for _, nbytes in each) for each in hash_lists], np.int64)
         return numbers, np.cumsum(sizes[numbers]) - sizes[numbers]

@@ -1,15 +1,16 @@
-"""A file of arrays, each read when it is asked for: the container of the side-car.
+"""The container format of the side-car: a file of arrays that are read on demand.
 
-It is a sequence of msgpack objects, so that any reader of msgpack can walk it::
+The file is a sequence of msgpack objects, so that any msgpack reader can parse it::
 
-    bin 8    the head, of 30 bytes: b"npstream", u16 version, u32 bytes of the table, u64 bytes of
-             the file, u64 hash of the table; little-endian, as the numbers in arrays are
-    map      the table, which says what the arrays are, and where
-    nil ...
-    bin 32   an array, which begins at a multiple of 64; and so on
+    bin 8    the head of 30 bytes: b"npstream", u16 version, u32 bytes of the table, u64 bytes of
+             the file, u64 hash of the table; all little-endian
+    map      the table: dtype, length, offset and block hashes of each array, and other entries
+    nil ...  padding
+    bin 32   an array: little-endian numbers, aligned to 64 bytes
+    ...      more padding and arrays
 
-Hashes are xxh3 of 64 bits. The table holds one of each block of an array. The file is untrusted
-input: whatever does not follow the format is a `FormatError`.
+Hashes are 64-bit xxh3. The table has one hash for each block of an array. The file is untrusted
+input: a violation of the format raises `FormatError`.
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -26,7 +27,7 @@ from npstream._core.arguments import quantity
 from npstream._core.memory import fits
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, shown
-from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, Ranges, block_hashes, xxh3
+from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, block_hashes, xxh3
 
 SIDECAR_VERSION = 1
 
@@ -37,101 +38,101 @@ _NIL = b"\xc0"
 _MAGIC = b"npstream"
 _ALIGNMENT = 64
 _MAX_TABLE = 1 << 26
-"""A table of more bytes is not read: there is a hash for each 256 KiB, and the schemas."""
+"""A larger table is rejected. A table holds 8 bytes for each 256 KiB of arrays, and the schemas."""
 
-_UNPACKED = 64
-"""Bytes of memory that a byte of msgpack stands for, at most: an empty map has one."""
+_MAX_UNPACKED_RATIO = 64
+"""Maximum bytes of memory for each byte of msgpack; the worst case is an empty map in one byte."""
 
-_FIRST = 1 << 16
-"""Bytes that are read to begin with: most side-cars have no more."""
+_FIRST_READ = 1 << 16
+"""Bytes of the first read, which covers most side-cars completely."""
 
 
-def encode_sections(facts: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> Iterator[Body]:
-    """Yield the parts of a file that holds these arrays, and a table of these facts."""
+def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> Iterator[Body]:
+    """Yield the parts of a file with these arrays, and with these entries in its table."""
     import msgpack
 
     sections: list[tuple[str, str, int, int, bytes]] = []
-    at = _BIN32.size
-    little = {
+    end = _BIN32.size
+    little_endian = {
         name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()
     }
-    for name, array in little.items():
+    for name, array in little_endian.items():
         if array.nbytes >= 1 << 32:
             raise ValueError(
                 f"section {name!r} takes {quantity(array.nbytes, 'byte')}; less than 4 GiB is all"
             )
-        at = _aligned(at)
+        offset = _aligned(end)
         hashes = block_hashes(array.view(np.uint8).data).astype("<u8").tobytes()
-        sections.append((name, array.dtype.str, len(array), at, hashes))
-        at += array.nbytes + _BIN32.size
+        sections.append((name, array.dtype.str, len(array), offset, hashes))
+        end = offset + array.nbytes + _BIN32.size
     try:
-        table = msgpack.packb({**facts, "sections": sections})
+        table = msgpack.packb({**entries, "sections": sections})
     except UnicodeEncodeError as error:
         raise FormatError(f"{shown(error.object)} in the index is no UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
-    nbytes = start + at - _BIN32.size if arrays else start
+    nbytes = start + end - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, SIDECAR_VERSION, len(table), nbytes, xxh3(table))
     yield table
-    at = _HEAD.size + len(table)
-    for array, (_, _, _, offset, _) in zip(little.values(), sections, strict=True):
-        yield _NIL * (start + offset - _BIN32.size - at)
+    written = _HEAD.size + len(table)
+    for array, (_, _, _, offset, _) in zip(little_endian.values(), sections, strict=True):
+        yield _NIL * (start + offset - _BIN32.size - written)
         yield _BIN32.pack(b"\xc6", array.nbytes)
         yield array.view(np.uint8).data
-        at = start + offset + array.nbytes
-    yield _NIL * (nbytes - at)
+        written = start + offset + array.nbytes
+    yield _NIL * (nbytes - written)
 
 
-def _aligned(at: int) -> int:
-    return -(-at // _ALIGNMENT) * _ALIGNMENT
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
 class Sections:
-    """The arrays of a file.
+    """The arrays of a container file, opened for reading.
 
     Parameters
     ----------
-    store : Ranges
+    store : RangeReader
     name : str
-        The file.
+        The name of the file.
 
     Attributes
     ----------
     table : dict
-        What the file says of itself, unchecked but for being a map.
+        The table; its entries are not validated.
     where : str
-        The file's place, for messages.
+        The path or URL of the file, for messages.
 
     Raises
     ------
     FormatError
-        If it is no such file, or damaged.
+        If the file is not such a container, or is damaged.
     """
 
-    def __init__(self, store: Ranges, name: str) -> None:
+    def __init__(self, store: RangeReader, name: str) -> None:
         self.where = store.where(name)
         nbytes = store.size(name)
-        (first,) = store.ranges([(name, 0, min(nbytes, _FIRST))])
+        (first,) = store.ranges([(name, 0, min(nbytes, _FIRST_READ))])
         if len(first) < _HEAD.size:
             raise self.damaged(f"{quantity(nbytes, 'byte')}; expected a side-car")
-        prefix, magic, version, length, said, known = _HEAD.unpack_from(first)
+        prefix, magic, version, length, recorded, table_hash = _HEAD.unpack_from(first)
         if (prefix, magic) != (_BIN8, _MAGIC):
             raise self.damaged("it does not begin as a side-car does")
         if version != SIDECAR_VERSION:
             raise self.damaged(f"version {version}; this release reads version {SIDECAR_VERSION}")
-        if said != nbytes:
-            raise self.damaged(f"{quantity(nbytes, 'byte')}; its head says {said:,}")
+        if recorded != nbytes:
+            raise self.damaged(f"{quantity(nbytes, 'byte')}; its head says {recorded:,}")
         self._start = _aligned(_HEAD.size + length)
         if self._start > nbytes:
             raise self.damaged(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
-        if length > _MAX_TABLE or not fits(_UNPACKED * length):
+        if length > _MAX_TABLE or not fits(_MAX_UNPACKED_RATIO * length):
             raise self.damaged(
                 f"its table takes {quantity(length, 'byte')}, which is too much to read"
             )
-        self._store = _Begun(store, name, first)
+        self._store = _PrefixStore(store, name, first)
         (table,) = self._store.ranges([(name, _HEAD.size, length)])
-        if xxh3(table) != known:
-            raise self.damaged("its table is not what was written")
-        self.table = self._unpacked(table)
+        if xxh3(table) != table_hash:
+            raise self.damaged("the hash of its table is wrong")
+        self.table = self._unpack(table)
         self._name = name
         self._nbytes = nbytes
         self._sections: dict[str, tuple[np.dtype[Any], int, int, bytes]] = {}
@@ -141,17 +142,20 @@ class Sections:
         self._opened: dict[str, BlockArray] = {}
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is an array of that name."""
+        """Return True if the file has an array of that name."""
         return name in self._sections
 
     def blocks(self, name: str, count: int | None = None, kind: str = "u") -> BlockArray:
-        """Return an array that has `count` numbers, or any, of that kind of dtype; unread."""
-        found = self._opened.get(name)
-        if found is None:
-            found = self._opened.setdefault(name, self._open(name))
-        if count not in (None, found.count) or found.dtype.kind not in kind:
-            raise self.damaged(f"section {name!r} is {found.count} of {found.dtype}")
-        return found
+        """Return an array without reading it.
+
+        Its length must be `count`, if given, and its dtype one of the kinds in `kind`.
+        """
+        array = self._opened.get(name)
+        if array is None:
+            array = self._opened.setdefault(name, self._open(name))
+        if count not in (None, array.count) or array.dtype.kind not in kind:
+            raise self.damaged(f"section {name!r} is {array.count} of {array.dtype}")
+        return array
 
     def _open(self, name: str) -> BlockArray:
         if name not in self._sections:
@@ -170,27 +174,27 @@ class Sections:
             self._store, self._name, begin, count, dtype, np.frombuffer(hashes, "<u8")
         )
 
-    def _unpacked(self, table: bytes) -> dict[str, Any]:
+    def _unpack(self, table: bytes) -> dict[str, Any]:
         import msgpack
 
         try:
             unpacked = msgpack.unpackb(table)
         except (ValueError, msgpack.UnpackException) as error:
-            raise self.damaged(f"its table is no msgpack: {error}") from None
+            raise self.damaged(f"its table is not msgpack: {error}") from None
         if not isinstance(unpacked, dict):
             raise self.damaged(f"its table is {type(unpacked).__name__}; expected a map")
         return unpacked
 
-    # What stands in the table, checked
+    # Validated access to the table
 
     def typed(self, key: str, kind: type) -> Any:
-        """Return a value of the table, which must be of that type, and not negative."""
+        """Return the table's entry `key`, which must have the type `kind`, and not be negative."""
         value = self.table.get(key)
         (checked,) = self.row([value], kind)
         return checked
 
     def row(self, values: Any, *kinds: Any) -> tuple[Any, ...]:
-        """Return a list of the table, whose values must be of these types."""
+        """Return a list as a tuple; its values must have the types `kinds`, in this order."""
         if type(values) is not list or len(values) != len(kinds):
             raise self.damaged(f"{shown(values)}; expected a list of {len(kinds)}")
         for value, kind in zip(values, kinds, strict=True):
@@ -199,31 +203,34 @@ class Sections:
         return tuple(values)
 
     def dtype(self, text: str) -> np.dtype[Any]:
-        """Return the dtype of that name, which is one of a number."""
+        """Return the numeric dtype with the array-protocol string `text`."""
         known = {f"{order}{kind}" for order in "<|" for kind in _NUMBERS}
         if text not in known:
-            raise self.damaged(f"dtype {shown(text)}; expected that of a number")
+            raise self.damaged(f"dtype {shown(text)}; expected a numeric dtype")
         return np.dtype(text)
 
-    def damaged(self, what: str) -> FormatError:
-        """Return the exception that says what is wrong."""
-        return FormatError(f"{self.where}: {what}")
+    def damaged(self, problem: str) -> FormatError:
+        """Return a `FormatError` for this file."""
+        return FormatError(f"{self.where}: {problem}")
 
 
 _NUMBERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8")
 
 
-class _Begun:
-    """A store of whose file the beginning is at hand."""
+class _PrefixStore:
+    """A store that serves the first bytes of one file from memory."""
 
-    def __init__(self, store: Ranges, name: str, first: bytes) -> None:
+    def __init__(self, store: RangeReader, name: str, prefix: bytes) -> None:
         self._store = store
         self._name = name
-        self._first = first
+        self._prefix = prefix
         self.size, self.where, self.forget = store.size, store.where, store.forget
 
     def ranges(self, spans: Iterable[tuple[str, int, int]]) -> list[bytes]:
-        wanted = list(spans)
-        if all(name == self._name and at + n <= len(self._first) for name, at, n in wanted):
-            return [self._first[at : at + n] for _, at, n in wanted]
-        return self._store.ranges(wanted)
+        requests = list(spans)
+        if all(
+            name == self._name and offset + length <= len(self._prefix)
+            for name, offset, length in requests
+        ):
+            return [self._prefix[offset : offset + length] for _, offset, length in requests]
+        return self._store.ranges(requests)

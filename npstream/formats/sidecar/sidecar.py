@@ -1,21 +1,20 @@
-"""The side-car of a dataset, ``index.msgpack``: its index as arrays, hashes, and statistics.
+"""The side-car of a dataset, ``index.msgpack``: index arrays, hashes and statistics.
 
-`npstream.formats.sidecar.container` is the file's form, `npstream.formats.sidecar.catalog` the
-part that names the shards' files. Beside those there are these sections, one number a shard if not
-said otherwise:
+`npstream.formats.sidecar.container` defines the container format. The sections of
+`npstream.formats.sidecar.catalog` list the shards' files. The other sections hold one number for
+each shard, except ``pieces`` and ``column/NAME``:
 
-    samples, bytes, schema    of each shard; the schemas stand in the table
-    begins                    where samples begin in the data file, uncompressed
-    pieces                    hash of each piece (`npstream.formats.chunks`) of the data files,
-                              uncompressed, those of one shard after another
-    metas                     hash of the meta file, uncompressed
+    samples, bytes, schema    number of samples, uncompressed bytes, and position of the schema in
+                              the table's list of schemas
+    begins                    offset of the first sample in the uncompressed data file
+    pieces                    hash of each piece (`npstream.formats.chunks`) of the uncompressed
+                              data files, ordered by shard
+    metas                     hash of the uncompressed meta file
     min/NAME, max/NAME        bounds of a scalar column's values
     column/NAME               hash of each block of the values in ``index.columns``
 
-Values and bounds are of the numbers that are stored, such as uint8 for a bool. The table holds the
-index's annotations, if it has any, as they stand there.
-
-Like an index, a side-car is untrusted input.
+Values and bounds are those of the stored dtype, such as uint8 for a bool. The table holds a copy of
+the index's annotations, if there are any. Like an index, a side-car is untrusted input.
 """
 
 from __future__ import annotations
@@ -36,73 +35,77 @@ from npstream.errors import ColumnError, FormatError
 from npstream.formats import chunks
 from npstream.formats.chunks import chunk_counts
 from npstream.formats.index import (
+    ANNOTATIONS_KEY,
     FORMATS,
-    KEY,
     MAX_FILE_BYTES,
     Index,
     Schema,
-    ShardFacts,
+    ShardArrays,
     check_schema,
     parse_annotations,
 )
-from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, Ranges, xxh3
-from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, least
+from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, xxh3
+from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, smallest_uint
 from npstream.formats.sidecar.container import Sections, encode_sections
 
 NAME = "index.msgpack"
 
-ENDS = 1 << 16
-"""Bytes at either end of ``index.json`` that are hashed, to tell whether a side-car is of it."""
+END_BYTES = 1 << 16
+"""Bytes at each end of ``index.json`` that are hashed to match a side-car with its index."""
 
-NPY_HEAD = 128
-"""Bytes before the values in the ``.npy`` files that we write."""
+NPY_HEADER_BYTES = 128
+"""Bytes of the header in the ``.npy`` files that npstream writes."""
 
 _COLUMN_FILE = re.compile(r"index\.columns/[^/\\\0\ud800-\udfff]+\.npy")
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """What tells one ``index.json`` from another, without reading all of it.
+class IndexDigest:
+    """A digest that identifies an ``index.json`` without reading the whole file.
 
-    ``ends`` is the hash of its first and last bytes, ``version`` what the store calls it, and
-    ``origin`` the hash of the store's place, as the versions of copies differ; both may be empty.
+    ``ends_hash`` is the hash of the first and last `END_BYTES` bytes. ``version`` is the store's
+    version of the file, such as an ETag. ``origin`` is the hash of the store's URL: versions are
+    comparable only within one store. ``version`` and ``origin`` may be empty.
     """
 
     nbytes: int
-    ends: bytes
+    ends_hash: bytes
     version: str = ""
     origin: str = ""
 
-    def matches(self, other: Mark) -> bool:
-        """Tell whether two are of one index, as far as they say.
+    def matches(self, other: IndexDigest) -> bool:
+        """Return True unless the digests show that the two indexes differ.
 
         Examples
         --------
-        >>> mark_of(b"[1]").matches(mark_of(b"[1]")), mark_of(b"[1]").matches(mark_of(b"[2]"))
+        >>> digest = digest_index(b"[1]")
+        >>> digest.matches(digest_index(b"[1]")), digest.matches(digest_index(b"[2]"))
         (True, False)
         """
-        if (self.nbytes, self.ends) != (other.nbytes, other.ends):
+        if (self.nbytes, self.ends_hash) != (other.nbytes, other.ends_hash):
             return False
-        known = self.version and other.version and self.origin == other.origin
-        return not known or self.version == other.version
+        is_comparable = self.version and other.version and self.origin == other.origin
+        return not is_comparable or self.version == other.version
 
 
-def make_mark(nbytes: int, head: bytes, tail: bytes, version: str = "", place: str = "") -> Mark:
-    """Return the mark of an index, from its first and last `ENDS` bytes, or all if it has fewer."""
+def digest_index_ends(
+    nbytes: int, head: bytes, tail: bytes, version: str = "", url: str = ""
+) -> IndexDigest:
+    """Return the digest of an index from its first and last `END_BYTES` bytes."""
     import xxhash
 
-    origin = f"{xxh3(place.encode()):016x}" if place else ""
-    return Mark(nbytes, xxhash.xxh3_128_digest(head + tail), version, origin)
+    origin = f"{xxh3(url.encode()):016x}" if url else ""
+    return IndexDigest(nbytes, xxhash.xxh3_128_digest(head + tail), version, origin)
 
 
-def mark_of(text: bytes, version: str = "", place: str = "") -> Mark:
-    """Return the mark of an index that is at hand."""
-    return make_mark(len(text), text[:ENDS], text[-ENDS:], version, place)
+def digest_index(text: bytes, version: str = "", url: str = "") -> IndexDigest:
+    """Return the digest of an index from its whole content."""
+    return digest_index_ends(len(text), text[:END_BYTES], text[-END_BYTES:], version, url)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFile:
-    """A scalar column whose values lie in a ``.npy`` file beside the side-car."""
+    """A scalar column whose values are in a ``.npy`` file next to the side-car."""
 
     name: str
     dtype: np.dtype[Any]
@@ -110,22 +113,25 @@ class ColumnFile:
 
 
 def encode_sidecar(
-    index: Index, mark: Mark, columns: Sequence[ColumnFile], sections: Mapping[str, AnyArray]
+    index: Index,
+    digest: IndexDigest,
+    columns: Sequence[ColumnFile],
+    sections: Mapping[str, AnyArray],
 ) -> Iterator[Body]:
     """Yield the parts of a side-car.
 
     Parameters
     ----------
     index : Index
-    mark : Mark
-        Of the index.
+    digest : IndexDigest
+        The digest of ``index.json``.
     columns : sequence of ColumnFile
     sections : mapping of str to ndarray
-        What is known beyond the index.
+        Sections in addition to those that follow from `index`.
     """
-    facts, files = catalog_sections(index)
-    facts |= {
-        "index": [mark.nbytes, mark.ends, mark.version, mark.origin],
+    entries, files = catalog_sections(index)
+    entries |= {
+        "index": [digest.nbytes, digest.ends_hash, digest.version, digest.origin],
         "shards": len(index),
         "samples": index.samples,
         "chunk_bytes": chunks.CHUNK_BYTES,
@@ -136,48 +142,50 @@ def encode_sidecar(
         "columns": [[column.name, column.dtype.str, column.file] for column in columns],
     }
     if index.annotations:
-        facts[KEY] = index.annotations.document()
+        entries[ANNOTATIONS_KEY] = index.annotations.document()
     arrays = {
-        "samples": least(np.diff(index.starts)),
-        "bytes": least(index.nbytes),
-        "schema": least(index.schema_of),
+        "samples": smallest_uint(np.diff(index.starts)),
+        "bytes": smallest_uint(index.nbytes),
+        "schema": smallest_uint(index.schema_ids),
     }
-    return encode_sections(facts, arrays | files | dict(sections))
+    return encode_sections(entries, arrays | files | dict(sections))
 
 
 class Sidecar:
-    """An opened side-car; what it holds is read when it is asked for.
+    """An opened side-car; its arrays are read on demand.
 
     Parameters
     ----------
-    store : Ranges
-        Where it lies, with the files of its columns.
+    store : RangeReader
+        The store of the side-car and its column files.
     name : str
-        The file.
+        The name of the file.
 
     Attributes
     ----------
-    mark : Mark
-        Of the ``index.json`` that it was made from.
+    index_digest : IndexDigest
+        The digest of the ``index.json`` from which the side-car was built.
     shards, samples : int
-        How many of them there are.
+        Numbers of shards and samples.
     columns : dict of str to ColumnFile
-        The columns with statistics, and values in files of their own.
+        The columns with statistics, whose values are in column files.
     hashed : bool
-        Whether it holds the hashes of pieces, and where samples begin.
+        Whether the side-car holds the hashes of pieces and the offsets of first samples.
 
     Raises
     ------
     FormatError
-        If it is no side-car, or damaged.
+        If the file is not a side-car, or is damaged.
     StorageError
-        If there is none.
+        If the file cannot be read or does not exist.
     """
 
-    def __init__(self, store: Ranges, name: str = NAME) -> None:
+    def __init__(self, store: RangeReader, name: str = NAME) -> None:
         self.store = store
         self._sections = sections = Sections(store, name)
-        self.mark = Mark(*sections.row(sections.typed("index", list), int, bytes, str, str))
+        self.index_digest = IndexDigest(
+            *sections.row(sections.typed("index", list), int, bytes, str, str)
+        )
         self.shards: int = sections.typed("shards", int)
         self.samples: int = sections.typed("samples", int)
         if (chunk_bytes := sections.typed("chunk_bytes", int)) != chunks.CHUNK_BYTES:
@@ -195,39 +203,39 @@ class Sidecar:
 
     @property
     def where(self) -> str:
-        """The side-car's place, for messages."""
+        """The path or URL of the side-car, for messages."""
         return self._sections.where
 
     def index(self, where: str) -> Index:
-        """Return the index, equal to what ``parse_index`` makes of ``index.json``.
+        """Return an `Index` equal to the one that ``parse_index`` returns for ``index.json``.
 
         Parameters
         ----------
         where : str
-            The place of ``index.json``, for messages.
+            The path or URL of ``index.json``, for messages.
         """
-        return Index(self._facts, SidecarCatalog(self._sections, self.shards), where)
+        return Index(self._shard_arrays, SidecarCatalog(self._sections, self.shards), where)
 
     def begin(self, shard: int) -> int | None:
-        """Return where the samples of a shard begin, as its offsets will confirm, if known."""
-        return self._one("begins", shard)
+        """Return the offset of a shard's first sample, if recorded; the shard's head repeats it."""
+        return self._shard_value("begins", shard)
 
     def meta_hash(self, shard: int) -> int | None:
-        """Return the hash of a shard's meta file, uncompressed, if there is one."""
-        return self._one("metas", shard)
+        """Return the hash of a shard's uncompressed meta file, if recorded."""
+        return self._shard_value("metas", shard)
 
     def piece_hashes(self, shard: int) -> NDArray[np.uint64] | None:
-        """Return the hash of each piece of a shard's data file, uncompressed, if known."""
+        """Return the hash of each piece of a shard's uncompressed data file, if recorded."""
         if not self.hashed:
             return None
         starts = self._piece_starts
         pieces = self._sections.blocks("pieces", int(starts[-1]))
-        return pieces.part(int(starts[shard]), int(starts[shard + 1]))
+        return pieces.read_cached(int(starts[shard]), int(starts[shard + 1]))
 
     def shard_range(self, name: str) -> tuple[AnyArray, AnyArray]:
-        """Return bounds of a column's values in each shard.
+        """Return the minimum and maximum of a column in each shard.
 
-        A shard that holds a NaN is bounded by infinities, one of no samples by zeros.
+        They are -inf and inf for a shard with a NaN, and zeros for a shard without samples.
 
         Parameters
         ----------
@@ -241,16 +249,16 @@ class Sidecar:
         low, high = (self._sections.blocks(f"{w}/{name}", self.shards, "iuf") for w in _BOUNDS)
         if (low.dtype, high.dtype) != (dtype, dtype):
             raise self._sections.damaged(f"bounds of column {name!r} are no {dtype}")
-        return low.array(), high.array()
+        return low.read(), high.read()
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> AnyArray:
-        """Read a run of a scalar column's values.
+        """Read the values of a scalar column for consecutive samples.
 
         Parameters
         ----------
         name : str
         start, stop : int
-            The first sample, and the one after the last; by default all.
+            First sample, and the sample after the last; by default all samples.
 
         Returns
         -------
@@ -263,18 +271,21 @@ class Sidecar:
         values = self._values.get(name)
         if values is None:
             values = self._values.setdefault(name, self._open_column(self._column(name)))
-        return values.array(start, stop)
+        return values.read(start, stop)
 
     def column_spans(self, name: str, start: int, stop: int) -> list[tuple[str, int, int]]:
-        """Return what `column` reads for a run of values that is not empty."""
+        """Return the byte ranges that `column` reads if `start` is less than `stop`."""
         column = self._column(name)
         begin, end = start * column.dtype.itemsize, stop * column.dtype.itemsize
         first = begin - begin % HASH_BLOCK
         last = min(-(-end // HASH_BLOCK) * HASH_BLOCK, self.samples * column.dtype.itemsize)
-        return [(column.file, 0, NPY_HEAD), (column.file, NPY_HEAD + first, last - first)]
+        return [
+            (column.file, 0, NPY_HEADER_BYTES),
+            (column.file, NPY_HEADER_BYTES + first, last - first),
+        ]
 
-    def drop_column(self, name: str) -> None:
-        """Go on without a column whose file cannot be read."""
+    def forget_column(self, name: str) -> None:
+        """Remove a column whose file cannot be read from `columns`."""
         self.columns.pop(name, None)
 
     def _column(self, name: str) -> ColumnFile:
@@ -284,56 +295,62 @@ class Sidecar:
             raise ColumnError(name, self.columns, f"{self.where}: ") from None
 
     def _open_column(self, column: ColumnFile) -> BlockArray:
-        """Check the head of a column's file, and return its values, unread."""
+        """Check the header of a column file; return the array of its values without reading it."""
         where = self.store.where(column.file)
         nbytes, itemsize = self.store.size(column.file), column.dtype.itemsize
-        if nbytes != NPY_HEAD + self.samples * itemsize:
+        if nbytes != NPY_HEADER_BYTES + self.samples * itemsize:
             raise FormatError(
                 f"{where}: {quantity(nbytes, 'byte')}; expected {self.samples:,} of {column.dtype}"
             )
-        (head,) = self.store.ranges([(column.file, 0, NPY_HEAD)])
-        if head != npy_head(column.dtype, self.samples):
-            raise FormatError(f"{where}: its head does not say {self.samples} of {column.dtype}")
+        (head,) = self.store.ranges([(column.file, 0, NPY_HEADER_BYTES)])
+        if head != npy_header(column.dtype, self.samples):
+            raise FormatError(
+                f"{where}: its header does not describe {self.samples} of {column.dtype}"
+            )
         count = -(-self.samples * itemsize // HASH_BLOCK)
-        found = self._sections.blocks(f"column/{column.name}", count)
-        hashes = found.array().astype(np.uint64)
-        return BlockArray(self.store, column.file, NPY_HEAD, self.samples, column.dtype, hashes)
+        section = self._sections.blocks(f"column/{column.name}", count)
+        hashes = section.read().astype(np.uint64)
+        return BlockArray(
+            self.store, column.file, NPY_HEADER_BYTES, self.samples, column.dtype, hashes
+        )
 
-    def _one(self, section: str, shard: int) -> int | None:
+    def _shard_value(self, section: str, shard: int) -> int | None:
         if section not in self._sections:
             return None
-        return int(self._sections.blocks(section, self.shards).part(shard, shard + 1)[0])
+        return int(self._sections.blocks(section, self.shards).read_cached(shard, shard + 1)[0])
 
     @cached_property
-    def _facts(self) -> ShardFacts:
-        """The arrays of the index, held against each other."""
+    def _shard_arrays(self) -> ShardArrays:
+        """The arrays of the index, checked for consistency."""
         sections, catalog = self._sections, SidecarCatalog(self._sections, self.shards)
-        samples, nbytes, schema_of = (
-            sections.blocks(name, self.shards).array() for name in ("samples", "bytes", "schema")
+        samples, nbytes, schema_ids = (
+            sections.blocks(name, self.shards).read() for name in ("samples", "bytes", "schema")
         )
         schemas = self._schemas
         if (samples >= 1 << 32).any() or (nbytes >= MAX_FILE_BYTES).any():
             raise sections.damaged("a shard has more samples or bytes than the format allows")
-        if (schema_of >= len(schemas)).any():
+        if (schema_ids >= len(schemas)).any():
             raise sections.damaged("a shard has a schema that is not listed")
         samples, nbytes = samples.astype(np.int64), nbytes.astype(np.int64)
         if int(samples.sum()) != self.samples:
             raise sections.damaged(
                 f"the shards have {quantity(samples.sum(), 'sample')}, not {self.samples:,}"
             )
-        is_text = np.array([schema.format != "mds" for schema in schemas], bool)[schema_of]
+        is_text = np.array([schema.format != "mds" for schema in schemas], bool)[schema_ids]
         heads = nbytes
         if is_text.any():
             heads = np.where(is_text, catalog.sizes("meta"), nbytes)
         wrong = (
-            (heads < 8 + 4 * samples) | (nbytes < samples) | (catalog.present("meta") != is_text)
+            (heads < 8 + 4 * samples) | (nbytes < samples) | (catalog.has_file("meta") != is_text)
         )
         if wrong.any():
             raise sections.damaged(f"shard {wrong.argmax()} cannot hold its samples")
-        compressed = catalog.present("zip_data")
-        _, annotations = parse_annotations(sections.table.get(KEY), f"{self.where}: {KEY!r}")
-        return ShardFacts(
-            samples, nbytes, schema_of.astype(np.int32), compressed, schemas, annotations
+        compressed = catalog.has_file("zip_data")
+        _, annotations = parse_annotations(
+            sections.table.get(ANNOTATIONS_KEY), f"{self.where}: {ANNOTATIONS_KEY!r}"
+        )
+        return ShardArrays(
+            samples, nbytes, schema_ids.astype(np.int32), compressed, schemas, annotations
         )
 
     @property
@@ -349,23 +366,23 @@ class Sidecar:
 
     @cached_property
     def _piece_starts(self) -> Int64:
-        """The number of the first piece of each shard, then of all pieces."""
-        facts = self._facts
-        counts = chunk_counts(facts.samples, facts.nbytes, facts.compressed, chunks.CHUNK_BYTES) + 1
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        """Position of each shard's first piece in the section, followed by the number of pieces."""
+        arrays = self._shard_arrays
+        counts = chunk_counts(arrays.samples, arrays.nbytes, arrays.compressed, chunks.CHUNK_BYTES)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts + 1)])
 
 
 _BOUNDS = ("min", "max")
 
 
-def npy_head(dtype: np.dtype[Any], count: int) -> bytes:
-    """Return the head of a ``.npy`` file of so many numbers.
+def npy_header(dtype: np.dtype[Any], count: int) -> bytes:
+    """Return the header of a ``.npy`` file that holds `count` numbers.
 
     Examples
     --------
-    >>> len(npy_head(np.dtype("<u2"), 3)), npy_head(np.dtype("<u2"), 3)[10:26]
+    >>> len(npy_header(np.dtype("<u2"), 3)), npy_header(np.dtype("<u2"), 3)[10:26]
     (128, b"{'descr': '<u2',")
     """
     text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': ({count},), }}"
-    body = text.ljust(NPY_HEAD - 11).encode() + b"\n"
+    body = text.ljust(NPY_HEADER_BYTES - 11).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body

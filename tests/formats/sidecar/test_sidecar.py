@@ -21,14 +21,14 @@ from npstream.formats.index import parse_index
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, block_hashes, xxh3
 from npstream.formats.sidecar.container import _HEAD, _aligned
 from npstream.formats.sidecar.sidecar import (
-    ENDS,
+    END_BYTES,
     NAME,
     ColumnFile,
     Sidecar,
+    digest_index,
+    digest_index_ends,
     encode_sidecar,
-    make_mark,
-    mark_of,
-    npy_head,
+    npy_header,
 )
 from tests.formats.test_index import ENTRIES
 
@@ -62,7 +62,7 @@ class Memory:
 
 def encode(text, columns=(), sections=()):
     index = parse_index(text, "here/index.json")
-    return b"".join(encode_sidecar(index, mark_of(text), columns, dict(sections)))
+    return b"".join(encode_sidecar(index, digest_index(text), columns, dict(sections)))
 
 
 def opened(text, **more):
@@ -74,7 +74,7 @@ def text_of(entries):
 
 
 def assert_equal(index, other):
-    for name in ("starts", "nbytes", "compressed", "schema_of", "guide"):
+    for name in ("starts", "nbytes", "compressed", "schema_ids", "guide"):
         ours, theirs = getattr(index, name), getattr(other, name)
         assert (ours.dtype, ours.tolist()) == (theirs.dtype, theirs.tolist()), name
     for name in ("schemas", "shift", "total", "where", "samples"):
@@ -134,7 +134,7 @@ def test_generated_indexes(shards):
     sidecar = opened(text)
     assert_equal(sidecar.index("here/index.json"), want)
     assert_equal(pickle.loads(pickle.dumps(sidecar)).index("here/index.json"), want)
-    assert sidecar.mark == mark_of(text)
+    assert sidecar.index_digest == digest_index(text)
     assert not sidecar.hashed
     if shards:
         assert sidecar.piece_hashes(0) is sidecar.begin(0) is sidecar.meta_hash(0) is None
@@ -168,16 +168,18 @@ def test_text_that_is_none_is_refused():
 
 
 def test_mark():
-    text = random.Random(0).randbytes(3 * ENDS)
-    mark = mark_of(text, "v1", "s3://here")
-    assert mark == make_mark(len(text), text[:ENDS], text[-ENDS:], "v1", "s3://here")
-    assert mark.matches(mark_of(text))
-    assert mark.matches(mark_of(text, "v2"))
-    assert mark.matches(mark_of(text, "v2", "s3://a copy"))
-    assert not mark.matches(mark_of(text, "v2", "s3://here"))
-    assert not mark.matches(mark_of(b"x" + text[1:]))
-    assert not mark.matches(mark_of(text[:-1] + b"x"))
-    assert not mark.matches(mark_of(text + b"x"))
+    text = random.Random(0).randbytes(3 * END_BYTES)
+    mark = digest_index(text, "v1", "s3://here")
+    assert mark == digest_index_ends(
+        len(text), text[:END_BYTES], text[-END_BYTES:], "v1", "s3://here"
+    )
+    assert mark.matches(digest_index(text))
+    assert mark.matches(digest_index(text, "v2"))
+    assert mark.matches(digest_index(text, "v2", "s3://a copy"))
+    assert not mark.matches(digest_index(text, "v2", "s3://here"))
+    assert not mark.matches(digest_index(b"x" + text[1:]))
+    assert not mark.matches(digest_index(text[:-1] + b"x"))
+    assert not mark.matches(digest_index(text + b"x"))
 
 
 # Sections.
@@ -204,7 +206,7 @@ def large(count=COUNT):
         "max/a": each.max(axis=1),
         "column/a": block_hashes(values.tobytes()),
     }
-    body = npy_head(column.dtype, len(values)) + values.tobytes()
+    body = npy_header(column.dtype, len(values)) + values.tobytes()
     text = text_of(shards)
     sidecar = encode(text, columns=[column], sections=sections)
     return Memory({NAME: sidecar, column.file: body}), pieces, values
@@ -278,7 +280,7 @@ def every_read(store):
     """Read all of a side-car, and return what was read."""
     sidecar = Sidecar(store)
     index = sidecar.index("here/index.json")
-    found = [index.starts, index.nbytes, index.schema_of, index.schemas, index.fingerprint()]
+    found = [index.starts, index.nbytes, index.schema_ids, index.schemas, index.fingerprint()]
     found += [index.files(shard) for shard in range(len(index))]
     found += [sidecar.piece_hashes(shard) for shard in range(len(index))]
     found += [sidecar.begin(shard) for shard in range(len(index))]
@@ -370,7 +372,7 @@ def test_hostile_tables_are_refused():
         (lambda t: t["schemas"][0].__setitem__(1, ["a", "a"]), "duplicate columns"),
         (lambda t: t["schemas"].clear(), "a schema that is not listed"),
         (lambda t: t["columns"][0].__setitem__(2, "index.columns/../a.npy"), "cannot lie in"),
-        (lambda t: t["columns"][0].__setitem__(1, "|O8"), "expected that of a number"),
+        (lambda t: t["columns"][0].__setitem__(1, "|O8"), "expected a numeric dtype"),
         (lambda t: t["columns"][0].__setitem__(1, "<i4"), "bounds of column 'a' are no int32"),
         (lambda t: t["compressions"].clear(), "compression number 0"),
         (lambda t: t["hashes"].clear(), "hashes None"),
@@ -402,7 +404,7 @@ def test_names_are_checked_when_they_are_used():
 def test_column_files_are_checked():
     for change, match in (
         (lambda body: body[:-1], "expected 6,000 of int64"),
-        (lambda body: body.replace(b"i8", b"u8"), "its head does not say"),
+        (lambda body: body.replace(b"i8", b"u8"), "its header does not describe"),
     ):
         store, _, _ = large(2000)
         store.files["index.columns/a.npy"] = change(store.files["index.columns/a.npy"])
@@ -429,7 +431,7 @@ def test_damage_on_the_way_is_read_again():
             return [b"x" + parts[0][1:]] if self.reads == 1 else parts
 
     blocks = BlockArray(Flaky({"f": body}), "f", 0, 1000, np.dtype("u1"), hashes)
-    assert blocks.array().tobytes() == body
+    assert blocks.read().tobytes() == body
 
 
 # Pieces.
