@@ -24,7 +24,7 @@ def test_demo_shows_everything_without_torch(tmp_path):
         check=True,
     )
     ds = npstream.open(out)
-    assert f"together they saw each of the {len(ds):,} samples exactly once" in done.stdout
+    assert f"together they read each of the {len(ds):,} samples exactly once" in done.stdout
     assert len(done.stdout.splitlines()) <= 60
     compiled = done.stdout.index("# kernels are compiled once on a machine")
     assert compiled < done.stdout.index("# a batch of 4,096") < done.stdout.index("rank 0: ")

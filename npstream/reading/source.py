@@ -230,7 +230,7 @@ class Source:
                 RuntimeWarning,
                 stacklevel=2,
             )
-            sidecar.forget_column(field.name)
+            sidecar.drop_column(field.name)
             return None
         if (byte := hidden_bool(values)) is not None:
             where = sidecar.where

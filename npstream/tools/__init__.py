@@ -1,1 +1,1 @@
-"""Commands over whole datasets: build a side-car, verify, precompile, demo."""
+"""Commands: build a side-car, verify a dataset, precompile kernels, self-test, demo."""

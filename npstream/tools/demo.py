@@ -1,4 +1,4 @@
-"""A tour of npstream over the sources of Python's own standard library.
+"""A demonstration of npstream on the source files of Python's standard library.
 
 Tested in tests/test_main.py.
 """
@@ -31,29 +31,29 @@ COLUMNS = {
 }
 TOKENS = 512
 PADDING = 256
-"""The token that follows a short file's last; the others are a file's first bytes."""
+"""The token that pads short files. The other tokens are the first bytes of a file."""
 
-BAR = 30
+BAR_WIDTH = 30
 
 
 def demo(directory: str | None = None) -> None:
-    """Write a dataset, open it, and show what can be done with it, and how fast.
+    """Write a dataset, open it, show typical operations, and measure their speed.
 
     Parameters
     ----------
     directory
-        Where to write the dataset; by default a temporary directory, removed at the end.
+        Directory of the dataset; by default a temporary directory, which is removed at the end.
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="npstream-demo-") as temporary:
-        where = directory or temporary
-        write_library(where)
-        with npstream.open(where) as dataset:
+        path = directory or temporary
+        write_library(path)
+        with npstream.open(path) as dataset:
             show_array(dataset)
             compile_kernels()
             show_batch(dataset)
             show_ranks(dataset)
-    print(f"\nall of this took {time.perf_counter() - start:.1f} s")
+    print(f"\nthe demo took {time.perf_counter() - start:.1f} s")
 
 
 def write_library(directory: str) -> None:
@@ -69,7 +69,7 @@ def write_library(directory: str) -> None:
 
 
 def read_samples(root: Path, files: list[Path]) -> Iterator[Sample]:
-    """Yield a sample for every file."""
+    """Yield one sample for each file."""
     for file in files:
         source = file.read_bytes()
         relative = file.relative_to(root)
@@ -86,7 +86,7 @@ def read_samples(root: Path, files: list[Path]) -> Iterator[Sample]:
 
 
 def show_array(ds: npstream.Dataset) -> None:
-    """Show what indexing gives and what NumPy's functions do with it."""
+    """Show the results of indexing and of NumPy functions."""
     scope = {"np": np, "ds": ds}
     title("opened: only the index is read")
     run("ds", scope)
@@ -102,7 +102,7 @@ def show_array(ds: npstream.Dataset) -> None:
 
 
 def compile_kernels() -> None:
-    """Compile what the measurements below use, so that they do not measure that."""
+    """Compile the kernels now, so that the measurements below exclude compilation."""
     title("kernels are compiled once on a machine, and loaded once in a process")
     start = time.perf_counter()
     precompile_reads()
@@ -112,7 +112,7 @@ def compile_kernels() -> None:
 
 
 def show_batch(ds: npstream.Dataset) -> None:
-    """Load a batch a few times: the first load finds the samples' pages."""
+    """Load a batch five times: only the first load maps the samples' pages."""
     title("a batch of 4,096 random samples: one array for each column")
     ids = np.random.default_rng(0).integers(0, len(ds), 4096)
     seconds = []
@@ -127,7 +127,7 @@ def show_batch(ds: npstream.Dataset) -> None:
 
 
 def show_ranks(ds: npstream.Dataset) -> None:
-    """Iterate over a shuffled epoch as two ranks do, and count how often each sample comes."""
+    """Iterate over a shuffled epoch as two ranks, and count the occurrences of each sample."""
     title("a shuffled epoch on two ranks, batches of 64, last='short'")
     shuffled = ds.shuffle(0, block=None)
     times_seen = np.zeros(len(ds), np.int64)
@@ -141,32 +141,34 @@ def show_ranks(ds: npstream.Dataset) -> None:
             nbytes += int(batch["size"].sum())
         print(f"rank {rank}: {speed(samples, nbytes, time.perf_counter() - start)}")
     if (times_seen != 1).any():
-        raise RuntimeError(f"not every sample came once: {np.bincount(times_seen)}")
-    print(f"together they saw each of the {quantity(len(ds), 'sample')} exactly once")
+        raise RuntimeError(f"a sample did not occur exactly once: {np.bincount(times_seen)}")
+    print(f"together they read each of the {quantity(len(ds), 'sample')} exactly once")
 
 
 def title(text: str) -> None:
-    """Begin a part."""
+    """Print the title of a section."""
     print(f"\n# {text}")
 
 
 def run(code: str, scope: dict[str, Any]) -> None:
-    """Print a line of Python and run it as the interactive interpreter would."""
+    """Print a line of Python, and run it as the interactive interpreter does."""
     print(f">>> {code}")
     exec(compile(code, "<demo>", "single"), scope)
 
 
 def draw_progress(items: Iterable[T], total: int) -> Iterator[T]:
-    """Pass items on while drawing a bar."""
+    """Yield items, and draw a progress bar."""
     print("[", end="")
     for done, item in enumerate(items):
-        print("#" * ((done + 1) * BAR // total - done * BAR // total), end="", flush=True)
+        print(
+            "#" * ((done + 1) * BAR_WIDTH // total - done * BAR_WIDTH // total), end="", flush=True
+        )
         yield item
     print("]", end=" ")
 
 
 def speed(samples: int, nbytes: int, seconds: float) -> str:
-    """Describe how fast samples went by."""
+    """Return a description of a throughput."""
     return (
         f"{quantity(samples, 'sample')} in {seconds:.3f} s, {samples / seconds:,.0f} samples/s, "
         f"{nbytes / seconds / 1e6:,.0f} MB/s"

@@ -1,4 +1,4 @@
-"""Making the side-car of a dataset that has none."""
+"""Builder of the side-car for an existing dataset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import NAME, IndexDigest, Sidecar, digest_index
 from npstream.shards.manifest import size_in_version
 from npstream.storage.local import LocalStore, Store, open_store, options_for
-from npstream.tools.scan import Reading
+from npstream.tools.scan import ShardScanner
 from npstream.writing.sidecar import Spool, pieces_of
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
     from npstream._core.typing import Bools
 
-__all__ = ["build_index", "index_of", "packed_shards"]
+__all__ = ["build_index", "read_index", "shards_only_compressed"]
 
-_WORK = ".index.work"
-_STATE = "state.json"
-_STATE_BYTES = 1 << 24
-_SAVED_EVERY = 2.0
-"""Seconds of work that an interruption may cost."""
+_WORK_DIRECTORY = ".index.work"
+_STATE_FILE = "state.json"
+_MAX_STATE_BYTES = 1 << 24
+_SAVE_INTERVAL = 2.0
+"""Seconds between saves of the state: an interruption loses at most about this much work."""
 
 
 def build_index(
@@ -51,171 +51,175 @@ def build_index(
     hashes: bool = True,
     storage_options: Mapping[str, Any] | None = None,
 ) -> str:
-    """Make the side-car of a dataset: its index as arrays, hashes, statistics and scalar columns.
+    """Build the side-car of a dataset: index arrays, hashes, statistics and scalar columns.
 
-    Every shard is read once; recorded hashes are checked on the way. What was done when the work
-    was interrupted is not done again.
+    This reads every shard once and checks its recorded hashes. If a call is interrupted, the next
+    call continues where it stopped.
 
     Parameters
     ----------
     url : str or os.PathLike
         The directory that holds ``index.json``.
     out : str or os.PathLike, optional
-        Where to put the side-car, if not beside the index: a directory, or a URL.
+        The directory or URL for the side-car; by default that of the index.
     columns : sequence of str, optional
-        The scalar columns whose values, and least and greatest in each shard, it is to hold; by
-        default all of fixed size in MDS shards.
+        Scalar columns to store, with their minimum and maximum in each shard. The default is all
+        scalar columns of MDS shards, and none of text shards.
     hashes : bool, default: True
-        Whether it is to hold the hash of each piece.
+        Whether to store the hash of each piece.
     storage_options : mapping, optional
         Options of the store's driver.
 
     Returns
     -------
     str
-        Where the side-car is.
+        The path or URL of the side-car.
 
     Raises
     ------
     FormatError, IntegrityError
         If a shard is damaged.
     StorageError
-        If a file cannot be read or written, or another process is making the same side-car. If
-        there is no dataset, the error is also a FileNotFoundError.
+        If a file cannot be read or written, or another process is building the same side-car. If
+        the dataset does not exist, the error is also a FileNotFoundError.
 
     See Also
     --------
-    verify_dataset : Checks a dataset, and its side-car if it has one.
+    verify_dataset : Check a dataset, and its side-car if it has one.
 
     Examples
     --------
     >>> report = npstream.write("numbers", {"x": np.arange(10)})
-    >>> place = build_index("numbers")
-    >>> place.endswith("index.msgpack")
+    >>> path = build_index("numbers")
+    >>> path.endswith("index.msgpack")
     True
     """
     store = target = open_store(url, storage_options, argument="url")
     if out is not None:
         target = open_store(out, options_for(url, storage_options, out), argument="out")
-    index, index_digest = index_of(store)
-    wanted = _columns(index, columns)
-    packed = packed_shards(store, index)
-    with _work(store, target, index_digest) as directory:
-        spool = Spool(wanted, hashes, directory)
+    index, index_digest = read_index(store)
+    dtypes = _column_dtypes(index, columns)
+    compressed = shards_only_compressed(store, index)
+    with _locked_work_directory(store, target, index_digest) as directory:
+        spool = Spool(dtypes, hashes, directory)
         try:
-            # By its version, too: the same index, written anew, may be of other shards.
+            # The key includes the version: a rewritten dataset may have an equal index.
             key = [store.version(INDEX), index_digest.ends_hash.hex(), hashes]
-            key += [[name, dtype.str] for name, dtype in wanted.items()]
-            if hashes or wanted:
-                _read(Reading(index, store, packed, wanted), spool, directory, key)
+            key += [[name, dtype.str] for name, dtype in dtypes.items()]
+            if hashes or dtypes:
+                scanner = ShardScanner(index, store, compressed, dtypes)
+                _scan_remaining(scanner, spool, directory, key)
             _publish(spool, target, index, index_digest)
         finally:
             spool.close()
         shutil.rmtree(directory, ignore_errors=True)
     log(
-        "made %s: %s, columns %s",
+        "built %s: %s, columns %s",
         target.where(NAME),
         quantity(len(index), "shard"),
-        ", ".join(wanted),
+        ", ".join(dtypes),
     )
     return target.where(NAME)
 
 
-def index_of(store: Store) -> tuple[Index, IndexDigest]:
-    """Read the index of a dataset, and what tells it from others."""
+def read_index(store: Store) -> tuple[Index, IndexDigest]:
+    """Read the index of a dataset, and return it with its digest."""
     try:
-        sign = store.version(INDEX)
+        store_version = store.version(INDEX)
     except StorageError as error:
         if (absence := explain_absence(error, store)) is not None:
             raise absence from None
         raise
-    version, nbytes = "" if store.is_local else sign, size_in_version(sign)
+    nbytes = size_in_version(store_version)
     check_size(nbytes or 0, store.where(INDEX))
     text = store.read(INDEX, nbytes)
-    index_digest = digest_index(text, version, "" if store.is_local else store.root)
-    return parse_index(text, store.where(INDEX)), index_digest
+    version, url = ("", "") if store.is_local else (store_version, store.root)
+    return parse_index(text, store.where(INDEX)), digest_index(text, version, url)
 
 
-def packed_shards(store: Store, index: Index) -> Bools:
-    """Return which shards are stored compressed, and not as they are, too."""
-    packed = index.compressed.copy()
-    shards = np.flatnonzero(packed)
-    found = store.sizes(map(index.name, shards.tolist()))
-    for shard, size in zip(shards.tolist(), found, strict=True):
+def shards_only_compressed(store: Store, index: Index) -> Bools:
+    """Return the mask of shards that are stored only compressed, without an uncompressed file."""
+    compressed = index.compressed.copy()
+    shards = np.flatnonzero(compressed)
+    sizes = store.sizes(map(index.name, shards.tolist()))
+    for shard, size in zip(shards.tolist(), sizes, strict=True):
         if isinstance(size, StorageError) and size.errno != errno.EACCES:
             raise size
-        packed[shard] = not isinstance(size, int)
-    return packed
+        compressed[shard] = not isinstance(size, int)
+    return compressed
 
 
-def _columns(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[Any]]:
-    """Return the columns that the side-car is to hold."""
+def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dtype[Any]]:
+    """Return the columns to store in the side-car, with their dtypes."""
     known = scalar_columns(index.schemas)
     if names is None:
         return known if all(schema.format == "mds" for schema in index.schemas) else {}
     if isinstance(names, str):
         raise TypeError(f"columns={names!r}: expected a list of names, [{names!r}]")
-    every = {name for schema in index.schemas for name in schema.names}
+    all_columns = {name for schema in index.schemas for name in schema.names}
     for name in names:
-        if name not in every:
-            raise ColumnError(name, every)
+        if name not in all_columns:
+            raise ColumnError(name, all_columns)
         if name not in known:
             raise ValueError(
-                f"column {name!r} is no scalar of one dtype in all shards; {sorted(known)} are"
+                f"column {name!r} is not a scalar of the same dtype in all shards; "
+                f"{sorted(known)} are"
             )
     return {name: known[name] for name in names}
 
 
-def _read(reading: Reading, spool: Spool, directory: str, key: list[Any]) -> None:
-    """Read the shards that were not read when the work was interrupted."""
-    index = reading.index
-    done = spool.cut(index, *_done(directory, key, len(index)))
-    saved = time.monotonic()
-    for group in progress(reading.groups(range(done, len(index))), "making the side-car"):
-        for shard, found in reading.shards(group):
-            if isinstance(found, NpstreamError):
-                raise found
-            spool.add(found)
+def _scan_remaining(scanner: ShardScanner, spool: Spool, directory: str, key: list[Any]) -> None:
+    """Scan the shards that an interrupted call has not scanned, or else all shards."""
+    index = scanner.index
+    done = spool.cut(index, *_load_state(directory, key, len(index)))
+    last_save = time.monotonic()
+    for group in progress(scanner.groups(range(done, len(index))), "building the side-car"):
+        for shard, result in scanner.shards(group):
+            if isinstance(result, NpstreamError):
+                raise result
+            spool.add(result)
             done = shard + 1
-        if time.monotonic() - saved > _SAVED_EVERY:
-            _save(directory, key, done, spool.sync())
-            saved = time.monotonic()
+        if time.monotonic() - last_save > _SAVE_INTERVAL:
+            _save_state(directory, key, done, spool.sync())
+            last_save = time.monotonic()
 
 
 def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDigest) -> None:
-    """Store the columns, and then what refers to them; a side-car of this index is kept until then.
+    """Store the column files first, and then the side-car that refers to them.
 
-    Its columns have the same values, so it stays valid while they are stored again.
+    An existing side-car of the same index stays valid meanwhile: the new column files have the same
+    values as the old ones.
     """
-    kept = _kept_columns(target, index_digest)
-    made: list[str] = []
+    existing = _reusable_column_files(target, index_digest)
+    written: list[str] = []
     try:
         if isinstance(target, LocalStore):
-            target.put_all(_noted(spool.finish(index), made))
+            target.put_all(_recording_names(spool.finish(index), written))
         else:
             for name, file in spool.finish(index):
-                made.append(name)
+                written.append(name)
                 target.put(name, file.name)
         target.put(NAME, b"".join(spool.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
-            if _kept_columns(target, index_digest) == kept:  # else only the answer was lost
-                for name in set(made) - kept:
+            # Otherwise the side-car was stored, and only the store's response was lost.
+            if _reusable_column_files(target, index_digest) == existing:
+                for name in set(written) - existing:
                     target.remove(name)
         raise
 
 
-def _noted(
-    files: Iterable[tuple[str, IO[bytes]]], made: list[str]
+def _recording_names(
+    files: Iterable[tuple[str, IO[bytes]]], written: list[str]
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield the names and contents of files, and add each name to a list."""
+    """Yield the names and contents of files, and append each name to `written`."""
     for name, file in files:
-        made.append(name)
+        written.append(name)
         yield name, pieces_of(file)
 
 
-def _kept_columns(target: Store, index_digest: IndexDigest) -> set[str]:
-    """Return the columns' files of a side-car of this index; remove one of another."""
+def _reusable_column_files(target: Store, index_digest: IndexDigest) -> set[str]:
+    """Return the column files of a side-car of this index; remove a side-car of another index."""
     try:
         sidecar = Sidecar(target)
         if sidecar.index_digest.matches(index_digest):
@@ -223,23 +227,23 @@ def _kept_columns(target: Store, index_digest: IndexDigest) -> set[str]:
     except FileNotFoundError:
         return set()
     except (FormatError, IntegrityError) as error:
-        log("it is replaced: %s", error)
+        log("replacing a damaged side-car: %s", error)
     target.remove(NAME)
     return set()
 
 
-# The state of the work
+# State of an unfinished build
 
 
 @contextmanager
-def _work(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[str]:
-    """Make the directory of the unfinished work, which only one process has at a time."""
+def _locked_work_directory(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[str]:
+    """Create and lock the working directory of a build; another process then raises."""
     if isinstance(target, LocalStore):
-        directory = os.path.join(target.root, _WORK)
+        directory = os.path.join(target.root, _WORK_DIRECTORY)
     else:
-        place = digest("xxh3_128", repr((store.root, target.root, index_digest.ends_hash)).encode())
+        key = repr((store.root, target.root, index_digest.ends_hash))
         prepare(default_directory())
-        directory = os.path.join(default_directory(), "building", place)
+        directory = os.path.join(default_directory(), "building", digest("xxh3_128", key.encode()))
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         lock = os.open(
@@ -248,23 +252,23 @@ def _work(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[st
             0o600,
         )
     except OSError as error:
-        mend = "name a directory that can be written to, as out="
-        raise StorageError(error.errno, f"{error.strerror}: {mend}", directory) from error
+        advice = "pass a writable directory as out="
+        raise StorageError(error.errno, f"{error.strerror}: {advice}", directory) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise StorageError(
-                error.errno, "another process is making this side-car", directory
+                error.errno, "another process is building this side-car", directory
             ) from error
-        _remove_others(directory)
+        _remove_foreign_entries(directory)
         yield directory
     finally:
         os.close(lock)
 
 
-def _remove_others(directory: str) -> None:
-    """Remove what cannot be a file of the work: directories, links, and what cannot be written."""
+def _remove_foreign_entries(directory: str) -> None:
+    """Remove entries that a build cannot have made: directories, links, and unwritable files."""
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -281,21 +285,21 @@ def _remove_others(directory: str) -> None:
         ) from error
 
 
-def _done(directory: str, key: list[Any], most: int) -> tuple[int, list[str]]:
-    """Return how many shards were read for a side-car of this kind, and the files' hashes then."""
+def _load_state(directory: str, key: list[Any], most: int) -> tuple[int, list[str]]:
+    """Return the number of scanned shards and the hashes of the spool's files, if `key` matches."""
     try:
-        with open(os.path.join(directory, _STATE), "rb") as file:
-            state = json.loads(file.read(_STATE_BYTES))
+        with open(os.path.join(directory, _STATE_FILE), "rb") as file:
+            state = json.loads(file.read(_MAX_STATE_BYTES))
         done, digests = state["done"], state["digests"]
         if state["key"] == key and type(done) is int and type(digests) is list:
             return min(max(done, 0), most), digests
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        pass  # there is none, it is damaged, or of another release
+        pass  # the state is missing, damaged, or from another release
     return 0, []
 
 
-def _save(directory: str, key: list[Any], done: int, digests: list[str]) -> None:
-    path = os.path.join(directory, _STATE)
+def _save_state(directory: str, key: list[Any], done: int, digests: list[str]) -> None:
+    path = os.path.join(directory, _STATE_FILE)
     try:
         with open(f"{path}.tmp", "w") as file:
             json.dump({"key": key, "done": done, "digests": digests}, file)
@@ -304,5 +308,5 @@ def _save(directory: str, key: list[Any], done: int, digests: list[str]) -> None
         os.replace(f"{path}.tmp", path)
     except OSError as error:
         raise StorageError(
-            error.errno, f"{error.strerror}: cannot save how far the work is", path
+            error.errno, f"{error.strerror}: cannot save the state of the build", path
         ) from error

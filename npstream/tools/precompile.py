@@ -1,4 +1,4 @@
-"""Compiling every kernel ahead of its first use.
+"""Ahead-of-time compilation of all kernels.
 
 Tested in tests/test_main.py.
 """
@@ -23,11 +23,11 @@ from npstream.writing.writer import write
 
 
 def precompile() -> None:
-    """Compile the kernels now, and keep them where Numba keeps compiled code.
+    """Compile all kernels now, into Numba's cache.
 
-    The first large read of a process takes about a second then, not several. Numba keeps code
-    beside npstream's own if that can be written, else in the user's cache directory, or where
-    ``NUMBA_CACHE_DIR`` says.
+    After this, the first large read of a process takes about one second instead of several. Numba's
+    cache is npstream's own directory if it is writable, otherwise the user's cache directory, or
+    the directory in ``NUMBA_CACHE_DIR``.
 
     Examples
     --------
@@ -47,12 +47,12 @@ def precompile() -> None:
 
 
 def precompile_reads() -> None:
-    """Compile the kernels of loads and of native orders, which most programs use."""
+    """Compile the kernels of loads and native orders, which most programs use."""
     _jit.always_compile()
     rows = [np.zeros((1, 2), np.int32) for _ in range(4)]
     data = {"fixed": np.arange(4), "text": list("abcd"), "array": rows}
     columns = {"fixed": "int64", "text": "str", "array": "ndarray:int32"}
-    # Using the kernels is what tells them the types that they are used with.
+    # Numba compiles a kernel for the argument types of its first call.
     with TemporaryDirectory() as directory:
         path = os.path.join(directory, "data")
         write(path, data, columns=columns)
@@ -62,7 +62,7 @@ def precompile_reads() -> None:
 
 
 def _precompile_streaming() -> None:
-    """Compute orders of Streaming of every kind, also of a dataset that is picked from."""
+    """Compute every kind of Streaming order, also with a subset of the samples per epoch."""
     world = World(1, 1)
     for algorithm, shuffle in (*product(ALGORITHMS, [True]), ("naive", False)):
         for epoch_size in (None, 90):

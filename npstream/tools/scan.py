@@ -1,4 +1,4 @@
-"""Reading whole shards out of a store, one after another, to learn or to check what they hold.
+"""Scans of whole shards, read sequentially from a store.
 
 Tested in tests/tools/test_index_builder.py.
 """
@@ -23,68 +23,68 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 _REQUEST = 1 << 22
-_AT_ONCE = 1 << 25
-"""Bytes of files that are in memory, beside the largest compressed one."""
+_MAX_GROUP_BYTES = 1 << 25
+"""Maximum bytes of files in memory, in addition to the largest compressed file."""
 
-_FILES_AT_ONCE = 256
+_MAX_GROUP_SHARDS = 256
 
 
-class _Stored(NamedTuple):
-    """A file as it is stored, and unpacked."""
+class _StoredFile(NamedTuple):
+    """A file in its stored form, and in its uncompressed form `raw`."""
 
     stored: File
     raw: File
-    packed: bool
+    is_compressed: bool
 
 
-class Reading:
-    """How to read shards.
+class ShardScanner:
+    """Reads and scans whole shards.
 
     Parameters
     ----------
     index : Index
     store : LocalStore or RemoteStore
-    packed : ndarray of bool, shape (shards,)
-        Of which shards to read the compressed files.
+    compressed : ndarray of bool, shape (shards,)
+        The shards whose compressed files to read.
     columns : mapping of str to dtype
-        The scalar columns to take out.
-    every : bool
-        Whether to check every recorded hash, not only the fastest one, and all of each sample.
+        The scalar columns to extract.
+    check_all : bool
+        Whether to check all recorded hashes instead of the fastest one, and to parse all columns.
     """
 
     def __init__(
         self,
         index: Index,
         store: Store,
-        packed: Bools,
+        compressed: Bools,
         columns: Mapping[str, np.dtype[Any]],
-        every: bool = False,
+        check_all: bool = False,
     ) -> None:
         self.index = index
         self.store = store
-        self.packed = packed
+        self.compressed = compressed
         self.columns = columns
-        self.every = every
+        self.check_all = check_all
 
     def groups(self, shards: Sequence[int]) -> list[list[int]]:
-        """Put small shards together, which are then fetched at once."""
+        """Group small consecutive shards, so that one call of the store fetches a whole group."""
         groups: list[list[int]] = []
-        room = 0
+        remaining = 0
         for shard in shards:
             nbytes = int(self.index.nbytes[shard])
-            if not groups or nbytes > room or len(groups[-1]) == _FILES_AT_ONCE:
+            if not groups or nbytes > remaining or len(groups[-1]) == _MAX_GROUP_SHARDS:
                 groups.append([])
-                room = _AT_ONCE
+                remaining = _MAX_GROUP_BYTES
             groups[-1].append(shard)
-            room -= nbytes
+            remaining -= nbytes
         return groups
 
     def shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
-        """Read the shards of a group; each gives what was found, or what is wrong."""
+        """Scan the shards of a group; yield each shard with its result or its error."""
         done = 0
         try:
-            for found in self._shards(group):
-                yield found
+            for shard, result in self._shards(group):
+                yield shard, result
                 done += 1
         except StorageError as error:
             if len(group) == 1:
@@ -95,28 +95,30 @@ class Reading:
 
     def _shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         files = [self._files(shard) for shard in group]
-        spans = [span for mine in files for file in mine for span in _spans(file.stored)]
-        bodies = _bodies(self.store, spans)
-        for shard, mine in zip(group, files, strict=True):
-            parts = islice(bodies, sum(len(_spans(file.stored)) for file in mine))
+        spans = [span for pair in files for file in pair for span in _spans(file.stored)]
+        bodies = _read_spans(self.store, spans)
+        for shard, pair in zip(group, files, strict=True):
+            parts = islice(bodies, sum(len(_spans(file.stored)) for file in pair))
             try:
-                yield shard, self._scan(shard, mine, parts)
+                yield shard, self._scan_shard(shard, pair, parts)
             except (FormatError, IntegrityError) as error:
                 yield shard, error
-            for _ in parts:  # those after the damage
+            for _ in parts:  # skip the rest of a damaged shard
                 pass
 
-    def _files(self, shard: int) -> list[_Stored]:
-        """Return the files of a shard in the order in which they are read: its offsets first."""
-        files, packed = self.index.files(shard), bool(self.packed[shard])
+    def _files(self, shard: int) -> list[_StoredFile]:
+        """Return the files of a shard in reading order: the meta file, with the offsets, first."""
+        files, compressed = self.index.files(shard), bool(self.compressed[shard])
         pairs = [(files.meta, files.zip_meta), (files.data, files.zip_data)]
         return [
-            _Stored(zipped if packed and zipped else raw, raw, bool(packed and zipped))
+            _StoredFile(zipped if compressed and zipped else raw, raw, bool(compressed and zipped))
             for raw, zipped in pairs
             if raw is not None
         ]
 
-    def _scan(self, shard: int, files: list[_Stored], parts: Iterator[bytes]) -> ScanResult:
+    def _scan_shard(
+        self, shard: int, files: list[_StoredFile], parts: Iterator[bytes]
+    ) -> ScanResult:
         index, meta = self.index, None
         compression = index.files(shard).compression
         if len(files) == 2:
@@ -131,7 +133,7 @@ class Reading:
                 compressed=bool(index.compressed[shard]),
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,
-                parse_all=self.every,
+                parse_all=self.check_all,
             )
             for body in self._bytes(files[-1], parts, compression):
                 scan.feed(body)
@@ -140,43 +142,45 @@ class Reading:
             raise type(error)(f"{name} (shard {shard}): {error}") from None
 
     def _bytes(
-        self, file: _Stored, parts: Iterator[bytes], compression: str | None
+        self, file: _StoredFile, parts: Iterator[bytes], compression: str | None
     ) -> Iterator[bytes]:
-        """Yield the bytes of a file, unpacked; at the end it is held against its hashes."""
-        if file.packed:
-            parts = iter([self._unpacked(file, parts, compression)])
-        checks = self._hashers(file.raw)
+        """Yield the uncompressed bytes of a file, and check its hashes at the end."""
+        if file.is_compressed:
+            parts = iter([self._decompressed(file, parts, compression)])
+        hashers = self._hashers(file.raw)
         for part in parts:
-            for check in checks.values():
-                check.update(part)
+            for each in hashers.values():
+                each.update(part)
             yield part
-        self._compare(file.raw, checks)
+        self._check_hashes(file.raw, hashers)
 
-    def _unpacked(self, file: _Stored, parts: Iterator[bytes], compression: str | None) -> bytes:
+    def _decompressed(
+        self, file: _StoredFile, parts: Iterator[bytes], compression: str | None
+    ) -> bytes:
         if compression is None:
             raise FormatError("compressed, but the index names no compression")
         if not memory.fits(file.raw.nbytes):
             raise FormatError(memory.too_large(file.raw.nbytes))
-        packed = b"".join(parts)
-        checks = self._hashers(file.stored)
-        for check in checks.values():
-            check.update(packed)
-        self._compare(file.stored, checks)
+        data = b"".join(parts)
+        hashers = self._hashers(file.stored)
+        for each in hashers.values():
+            each.update(data)
+        self._check_hashes(file.stored, hashers)
         try:
-            return decompress(packed, compression, file.raw.nbytes)
+            return decompress(data, compression, file.raw.nbytes)
         except ValueError as error:
             raise FormatError(str(error)) from error
 
     def _hashers(self, file: File) -> dict[str, Hasher]:
         known = [name for name in file.hashes if name in HASHES]
         best = fastest(known)
-        return {name: hasher(name) for name in known if self.every or name == best}
+        return {name: hasher(name) for name in known if self.check_all or name == best}
 
-    def _compare(self, file: File, found: Mapping[str, Hasher]) -> None:
-        for name, check in found.items():
-            if check.hexdigest() != file.hashes[name]:
+    def _check_hashes(self, file: File, hashers: Mapping[str, Hasher]) -> None:
+        for name, each in hashers.items():
+            if each.hexdigest() != file.hashes[name]:
                 raise IntegrityError(
-                    f"{self.store.where(file.name)}: its {name} is {check.hexdigest()}; the index "
+                    f"{self.store.where(file.name)}: its {name} is {each.hexdigest()}; the index "
                     f"says {file.hashes[name]}"
                 )
 
@@ -187,11 +191,12 @@ def _spans(file: File) -> list[tuple[str, int, int]]:
     ]
 
 
-def _bodies(store: Store, spans: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+def _read_spans(store: Store, spans: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+    """Yield the bytes of each span, reading at most `_MAX_GROUP_BYTES` at once."""
     window: list[tuple[str, int, int]] = []
     nbytes = 0
     for span in spans:
-        if window and nbytes + span[2] > _AT_ONCE:
+        if window and nbytes + span[2] > _MAX_GROUP_BYTES:
             yield from store.ranges(window)
             window, nbytes = [], 0
         window.append(span)

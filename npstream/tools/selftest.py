@@ -1,4 +1,4 @@
-"""A check of an installation: it writes, reads and iterates, and compares with NumPy.
+"""Self-test of an installation: write, read and iterate, and compare the results with NumPy.
 
 Tested in tests/test_main.py.
 """
@@ -28,16 +28,16 @@ EXTRAS = {
     "codecs": "brotli", "images": "PIL", "arrow": "pyarrow", "awkward": "awkward",
     "dtypes": "ml_dtypes",
 }  # fmt: skip
-"""The module that each extra brings."""
+"""Extra of the package -> a module that it installs."""
 
 
 def selftest(show: Callable[[str], None] = print) -> bool:
-    """Run all checks, each of which says how long it took, and return True if all pass.
+    """Run all checks, report the duration of each, and return True if all pass.
 
     Parameters
     ----------
     show : callable
-        What is given each line.
+        Called with each line of output.
 
     Examples
     --------
@@ -67,7 +67,7 @@ def selftest(show: Callable[[str], None] = print) -> bool:
 
 
 def arrays() -> _Data:
-    """Return the columns that are written: fixed, ragged, and text."""
+    """Return the columns of the test dataset: fixed, ragged and text."""
     rng = np.random.default_rng(0)
     return {
         "label": np.arange(SAMPLES),
@@ -77,8 +77,8 @@ def arrays() -> _Data:
     }
 
 
-def _equal(found: Any, wanted: Any) -> None:
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(wanted))
+def _equal(actual: Any, expected: Any) -> None:
+    np.testing.assert_array_equal(np.asarray(actual), np.asarray(expected))
 
 
 def _write(directory: str, data: _Data) -> None:
@@ -120,13 +120,14 @@ def _ranks(directory: str, data: _Data) -> None:
     seen: list[Any] = []
     with npstream.open(f"{directory}/data") as ds:
         for rank in range(2):
-            whole = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
-            begun = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
-            first = next(iter(begun)).ids
-            again = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
-            again.load_state_dict(begun.state_dict())
-            _equal(np.concatenate([first, *(batch.ids for batch in again)]), np.concatenate(whole))
-            seen += whole
+            epoch = [batch.ids for batch in ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)]
+            interrupted = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+            first = next(iter(interrupted)).ids
+            resumed = ds.iter(rank, 2, batch_size=50, shuffle=True, seed=3)
+            resumed.load_state_dict(interrupted.state_dict())
+            rest = [batch.ids for batch in resumed]
+            _equal(np.concatenate([first, *rest]), np.concatenate(epoch))
+            seen += epoch
     _equal(np.sort(np.concatenate(seen)), np.arange(SAMPLES))
 
 
@@ -152,4 +153,4 @@ CHECKS: dict[str, Callable[[str, _Data], None]] = {
     "hashes and statistics of the side-car": _verify,
     "an object store in memory, with a cache": _remote,
 }
-"""What is run, in this order: the first one writes what the others read."""
+"""The checks in the order in which they run: the first writes the dataset that others read."""

@@ -1,4 +1,4 @@
-"""Checking a dataset from end to end.
+"""Verification of a whole dataset.
 
 Tested in tests/tools/test_index_builder.py.
 """
@@ -22,8 +22,8 @@ from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
 from npstream.shards.manifest import warn_of_refused
 from npstream.storage.local import open_store, options_for
 from npstream.storage.remote import UNKNOWN_SIZE
-from npstream.tools.index_builder import index_of
-from npstream.tools.scan import Reading
+from npstream.tools.index_builder import read_index
+from npstream.tools.scan import ShardScanner
 from npstream.writing.sidecar import bounds
 
 if TYPE_CHECKING:
@@ -39,18 +39,18 @@ __all__ = ["VerifyReport", "verify_dataset"]
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked, and what is wrong.
+    """The result of verifying a dataset.
 
     Attributes
     ----------
     where : str
-        The place of the index.
+        Path or URL of the index.
     shards, samples, nbytes : int
-        How many there are; the bytes of all shards, uncompressed.
+        Numbers of shards and samples, and uncompressed bytes of all shards.
     sidecar : str
-        The place of the side-car that was checked too, or nothing.
+        Path or URL of the side-car, or "" if none was checked.
     problems : tuple of str
-        What is wrong, each with its place.
+        The problems, each with its file and shard.
 
     Examples
     --------
@@ -68,12 +68,12 @@ class VerifyReport:
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        aside = f"with {self.sidecar}" if self.sidecar else "without a side-car"
+        sidecar = f"with {self.sidecar}" if self.sidecar else "without a side-car"
         count = len(self.problems)
-        verdict = "sound" if not count else quantity(count, "problem")
+        verdict = "no problems" if not count else quantity(count, "problem")
         counts = {"shard": self.shards, "sample": self.samples, "byte": self.nbytes}
-        facts = ", ".join(quantity(number, noun) for noun, number in counts.items())
-        return "\n".join([*self.problems, f"{self.where}: {facts}, {aside}: {verdict}"])
+        size = ", ".join(quantity(number, noun) for noun, number in counts.items())
+        return "\n".join([*self.problems, f"{self.where}: {size}, {sidecar}: {verdict}"])
 
 
 def verify_dataset(
@@ -82,31 +82,35 @@ def verify_dataset(
     index: str | PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> VerifyReport:
-    """Read a whole dataset, and hold everything that is recorded twice against each other.
+    """Read a whole dataset, and check all redundant records for consistency.
 
-    That is: the index with the files that are there and their sizes, with every hash that it
-    records, and with what shards say of themselves; the dtypes that it records with the encodings,
-    and bools of one size with their bytes; the sizes in every sample with its own; the side-car
-    with the index, its hashes with the shards, and its columns with the samples.
+    The checks are:
+
+    - the index: files exist and have the recorded sizes and hashes; heads of shards agree with it;
+      recorded dtypes agree with the encodings;
+    - samples: the column sizes add up to the sample's length; bools of fixed size are 0 or 1;
+    - the side-car: it agrees with the index; its hashes agree with the shards, and its columns and
+      bounds with the samples.
 
     Parameters
     ----------
     url : str or os.PathLike
         The directory that holds ``index.json``.
     index : str or os.PathLike, optional
-        Where the side-car is, if not beside the index.
+        The directory or URL of the side-car; by default that of the index.
     storage_options : mapping, optional
         Options of the store's driver.
 
     Returns
     -------
     VerifyReport
+        All problems that were found.
 
     Raises
     ------
     FormatError, StorageError
-        If the index cannot be read; all else is reported. If there is no index, the error is also
-        a FileNotFoundError.
+        If the index cannot be read; the report lists all other problems. If the index does not
+        exist, the error is also a FileNotFoundError.
 
     Examples
     --------
@@ -115,43 +119,49 @@ def verify_dataset(
     ()
     """
     store = open_store(url, storage_options, argument="url")
-    aside = store
+    sidecar_store = store
     if index is not None:
-        aside = open_store(index, options_for(url, storage_options, index), argument="index")
-    known, index_digest = index_of(store)
+        sidecar_store = open_store(
+            index, options_for(url, storage_options, index), argument="index"
+        )
+    parsed, index_digest = read_index(store)
     problems: list[str] = []
-    sidecar = _open_sidecar(aside, known, index_digest, index is not None, problems)
-    there = _there(store, known, problems)
-    check = _Check(known, sidecar, problems)
-    for packed in (False, True):
-        shards = np.flatnonzero(there[int(packed)]).tolist()
-        chosen = np.full(len(known), packed)
-        reading = Reading(known, store, chosen, check.columns, every=True)
-        what = "verifying compressed shards" if packed else "verifying"
-        for group in progress(reading.groups(shards), what):
-            for shard, found in reading.shards(group):
-                check.shard(shard, found)
+    sidecar = _open_sidecar(sidecar_store, parsed, index_digest, index is not None, problems)
+    readable = _readable_shards(store, parsed, problems)
+    check = _ShardCheck(parsed, sidecar, problems)
+    for compressed in (False, True):
+        shards = np.flatnonzero(readable[int(compressed)]).tolist()
+        mask = np.full(len(parsed), compressed)
+        scanner = ShardScanner(parsed, store, mask, check.columns, check_all=True)
+        title = "verifying compressed shards" if compressed else "verifying"
+        for group in progress(scanner.groups(shards), title):
+            for shard, result in scanner.shards(group):
+                check.shard(shard, result)
     return VerifyReport(
-        known.where, len(known), known.samples, known.total,
+        parsed.where, len(parsed), parsed.samples, parsed.total,
         sidecar.where if sidecar else "", tuple(dict.fromkeys(problems)),
     )  # fmt: skip
 
 
 def _open_sidecar(
-    aside: Store, index: Index, index_digest: IndexDigest, needed: bool, problems: list[str]
+    sidecar_store: Store,
+    index: Index,
+    index_digest: IndexDigest,
+    required: bool,
+    problems: list[str],
 ) -> Sidecar | None:
-    """Open the side-car and hold it against the index; one that fails is not used."""
+    """Open the side-car and compare it with the index; return None if it cannot be used."""
     try:
-        sidecar = Sidecar(aside)
+        sidecar = Sidecar(sidecar_store)
         if not sidecar.index_digest.matches(index_digest):
-            problems.append(f"{sidecar.where}: it was made of another {index.where}")
+            problems.append(f"{sidecar.where}: it was built from another version of {index.where}")
             return None
         problems.extend(_differences(index, sidecar.index(index.where), sidecar.where))
     except StorageError as error:
-        if needed or error.errno not in (errno.ENOENT, errno.EACCES):
+        if required or error.errno not in (errno.ENOENT, errno.EACCES):
             problems.append(str(error))
         elif error.errno == errno.EACCES:
-            warn_of_refused(aside, stacklevel=4)
+            warn_of_refused(sidecar_store, stacklevel=4)
         return None
     except NpstreamError as error:
         problems.append(str(error))
@@ -174,52 +184,52 @@ def _differences(index: Index, other: Index, where: str) -> Iterator[str]:
             yield f"{where}: the files of shard {shard} are not those of {index.where}"
 
 
-def _there(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bools]:
-    """Return which shards can be read as they are, and which compressed."""
-    size = _sizes(store, index)
-    raw, packed = np.zeros((2, len(index)), bool)
+def _readable_shards(store: Store, index: Index, problems: list[str]) -> tuple[Bools, Bools]:
+    """Return the masks of shards whose uncompressed, and whose compressed, files can be read."""
+    size_of = _file_sizes(store, index)
+    raw, compressed = np.zeros((2, len(index)), bool)
     for shard in range(len(index)):
         files = index.files(shard)
-        ways = [[files.data, files.meta], [files.zip_data, files.zip_meta]]
+        forms = [[files.data, files.meta], [files.zip_data, files.zip_meta]]
         absent = []
-        for there, way in zip((raw, packed), ways, strict=True):
-            wanted = [file for file in way if file is not None]
-            found = [size(file.name) for file in wanted]
-            there[shard] = bool(wanted) and not any(map(_is_absent, found))
-            for file, nbytes in zip(wanted, found, strict=True):
-                place = f"{store.where(file.name)} (shard {shard})"
+        for mask, form in zip((raw, compressed), forms, strict=True):
+            recorded = [file for file in form if file is not None]
+            sizes = [size_of(file.name) for file in recorded]
+            mask[shard] = bool(recorded) and not any(map(_is_absent, sizes))
+            for file, nbytes in zip(recorded, sizes, strict=True):
+                where = f"{store.where(file.name)} (shard {shard})"
                 if _is_absent(nbytes):
-                    absent.append(f"{place}: {nbytes or 'there is no such file'}")
+                    absent.append(f"{where}: {nbytes or 'there is no such file'}")
                 elif nbytes not in (UNKNOWN_SIZE, file.nbytes):
-                    wrong = str(nbytes)
+                    problem = str(nbytes)
                     if isinstance(nbytes, int):
-                        wrong = f"{quantity(nbytes, 'byte')}; the index says {file.nbytes:,}"
-                    problems.append(f"{place}: {wrong}")
-                    there[shard] = False
+                        problem = f"{quantity(nbytes, 'byte')}; the index says {file.nbytes:,}"
+                    problems.append(f"{where}: {problem}")
+                    mask[shard] = False
                     absent = []
-        if absent and not (raw[shard] or packed[shard]):
+        if absent and not (raw[shard] or compressed[shard]):
             problems.append(absent[-1])
-    return raw, packed
+    return raw, compressed
 
 
 def _is_absent(size: int | StorageError | None) -> bool:
-    """Return whether a file is absent, or must be taken for that since the store refuses it."""
+    """Return True if a file is missing; S3 reports EACCES if the user may not list the bucket."""
     return size is None or (isinstance(size, StorageError) and size.errno == errno.EACCES)
 
 
-def _sizes(store: Store, index: Index) -> Callable[[str], int | StorageError | None]:
-    """Return a function that gives the size of a file, or None if it is missing.
+def _file_sizes(store: Store, index: Index) -> Callable[[str], int | StorageError | None]:
+    """Return a function from the name of a file to its size, or to None if the file is missing.
 
-    A listing takes fewer requests than one for each file, where the store can list.
+    If the store can list, one listing replaces a request for each file.
     """
     if store.can_list:
         with suppress(StorageError):
             return dict(store.names()).get
-    names = list(dict.fromkeys(_names(index)))
+    names = list(dict.fromkeys(_file_names(index)))
     return dict(zip(names, store.sizes(names), strict=True)).get
 
 
-def _names(index: Index) -> Iterator[str]:
+def _file_names(index: Index) -> Iterator[str]:
     for shard in range(len(index)):
         files = index.files(shard)
         for file in (files.data, files.meta, files.zip_data, files.zip_meta):
@@ -227,8 +237,11 @@ def _names(index: Index) -> Iterator[str]:
                 yield file.name
 
 
-def _recorded(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
-    """Hold recorded dtypes against encodings; return the bytes of bools, which shards must hold."""
+def _check_annotations(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
+    """Check annotated dtypes against encodings.
+
+    Return the bool columns of fixed size, with a void dtype of the size of a value.
+    """
     bools: dict[str, np.dtype[Any]] = {}
     for name, dtype in index.annotations.dtypes.items():
         sizes = []
@@ -243,68 +256,68 @@ def _recorded(index: Index, problems: list[str]) -> dict[str, np.dtype[Any]]:
             except ValueError as error:
                 problems.append(f"{index.where}: column {name!r}: {error}")
                 continue
-            told = schema.sizes[column] if schema.format == "mds" else None
-            sizes.append(encoding.size if told == encoding.size else None)
+            recorded = schema.sizes[column] if schema.format == "mds" else None
+            sizes.append(encoding.size if recorded == encoding.size else None)
         if dtype == "bool" and sizes and sizes == [sizes[0]] * len(index.schemas) and sizes[0]:
             bools[name] = np.dtype(f"V{sizes[0]}")
     return bools
 
 
-class _Check:
-    """Holds what was found in shards against what the index and the side-car say of them."""
+class _ShardCheck:
+    """Compares the scans of shards with the index and the side-car, and collects problems."""
 
     def __init__(self, index: Index, sidecar: Sidecar | None, problems: list[str]) -> None:
         self._index = index
         self._sidecar = sidecar
         self._problems = problems
-        self._ranges: dict[str, tuple[AnyArray, AnyArray]] = {}
-        self._bools = _recorded(index, problems)
+        self._bounds: dict[str, tuple[AnyArray, AnyArray]] = {}
+        self._bools = _check_annotations(index, problems)
         self.columns = dict(self._bools)
         known = scalar_columns(index.schemas)
         if sidecar is None:
             return
         for name, column in sidecar.columns.items():
             if known.get(name) != column.dtype:
-                problems.append(f"{sidecar.where}: column {name!r} is no {column.dtype}")
+                problems.append(f"{sidecar.where}: column {name!r} is not {column.dtype}")
                 continue
             try:
-                self._ranges[name] = sidecar.shard_range(name)
+                self._bounds[name] = sidecar.shard_range(name)
                 self.columns[name] = column.dtype
             except NpstreamError as error:
                 problems.append(str(error))
 
-    def shard(self, shard: int, found: ScanResult | NpstreamError) -> None:
-        """Take note of what is wrong with a shard."""
-        if isinstance(found, NpstreamError):
-            self._problems.append(str(found))
+    def shard(self, shard: int, result: ScanResult | NpstreamError) -> None:
+        """Record the problems of a shard."""
+        if isinstance(result, NpstreamError):
+            self._problems.append(str(result))
             return
         for name in self._bools:
-            values = found.columns[name].view(np.uint8).reshape(len(found.columns[name]), -1)
+            values = result.columns[name].view(np.uint8).reshape(len(result.columns[name]), -1)
             if (wrong := (values > 1).any(axis=1)).any():
-                place = f"{self._index.where}: shard {shard}: sample {wrong.argmax()}"
-                self._problems.append(f"{place}: column {name!r} holds a byte that is no bool")
+                where = f"{self._index.where}: shard {shard}: sample {wrong.argmax()}"
+                self._problems.append(f"{where}: column {name!r} has a byte that is not a bool")
         if self._sidecar is not None:
             try:
-                self._problems.extend(self._compare(self._sidecar, shard, found))
+                self._problems.extend(self._compare_sidecar(self._sidecar, shard, result))
             except NpstreamError as error:
                 self._problems.append(str(error))
 
-    def _compare(self, sidecar: Sidecar, shard: int, found: ScanResult) -> Iterator[str]:
-        place = f"{sidecar.where}: shard {shard}"
+    def _compare_sidecar(self, sidecar: Sidecar, shard: int, result: ScanResult) -> Iterator[str]:
+        where = f"{sidecar.where}: shard {shard}"
         hashes = sidecar.piece_hashes(shard)
         if hashes is not None:
-            wrong = np.flatnonzero(hashes != found.pieces).tolist()
+            wrong = np.flatnonzero(hashes != result.pieces).tolist()
             if wrong:
-                yield f"{place}: the hashes of pieces {wrong} are not those of its bytes"
-            if (begin := sidecar.begin(shard)) != found.begin:
-                yield f"{place}: its samples begin at byte {found.begin}, not {begin}"
-            if found.meta != (sidecar.meta_hash(shard) or 0):
-                yield f"{place}: the hash of its meta file is not that of its bytes"
+                yield f"{where}: the hashes of pieces {wrong} are not those of its bytes"
+            if (begin := sidecar.begin(shard)) != result.begin:
+                yield f"{where}: its samples begin at byte {result.begin}, not {begin}"
+            if result.meta != (sidecar.meta_hash(shard) or 0):
+                yield f"{where}: the hash of its meta file is not that of its bytes"
         start, stop = self._index.starts[shard : shard + 2].tolist()
-        for name in self._ranges:
-            values = found.columns[name]
-            said = tuple(bound[shard] for bound in self._ranges[name])
-            if said != bounds(values):
-                yield f"{place}: column {name!r} is within {bounds(values)}, not {said}"
+        for name in self._bounds:
+            values = result.columns[name]
+            recorded = tuple(bound[shard] for bound in self._bounds[name])
+            if recorded != bounds(values):
+                yield f"{where}: column {name!r} is within {bounds(values)}, not {recorded}"
             if sidecar.column(name, start, stop).tobytes() != values.tobytes():
-                yield f"{place}: the values of column {name!r} are not those of its samples"
+                yield f"{where}: the values of column {name!r} are not those of its samples"

@@ -424,7 +424,7 @@ def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
     (tmp_path / "a" / "index.json").write_text(json.dumps(index))
     problems = npstream.verify_dataset(tmp_path / "a").problems
     if shape is not None:
-        assert any("sample 2: column 'flag' holds a byte that is no bool" in p for p in problems)
+        assert any("sample 2: column 'flag' has a byte that is not a bool" in p for p in problems)
     ds = npstream.open(tmp_path / "a")
     ds[1]
     ds[:2].load()

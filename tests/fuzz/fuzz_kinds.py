@@ -412,8 +412,8 @@ class Work:
 
     def __init__(self, root: Path) -> None:
         _small_chunks()
-        build._SAVED_EVERY = 0
-        reread._FILES_AT_ONCE = 1
+        build._SAVE_INTERVAL = 0
+        reread._MAX_GROUP_SHARDS = 1
         self._root = root
         self._numbers = itertools.count()
         self._whole = root / "whole"

@@ -324,8 +324,8 @@ def test_a_directory_that_is_replaced_while_it_is_in_use(tmp_path, kind):
 @pytest.fixture
 def unfinished(path, monkeypatch):
     """Interrupt the making of a side-car; return its directory and what it is to be."""
-    monkeypatch.setattr(build, "_SAVED_EVERY", 0)
-    monkeypatch.setattr(reread, "_FILES_AT_ONCE", 1)
+    monkeypatch.setattr(build, "_SAVE_INTERVAL", 0)
+    monkeypatch.setattr(reread, "_MAX_GROUP_SHARDS", 1)
     (path / "index.msgpack").unlink()
     npstream.build_index(path)
     made = (path / "index.msgpack").read_bytes()

@@ -135,7 +135,7 @@ def test_choices(data, tmp_path):
     assert len(sidecar_of(path).index("x")) == 3
     with pytest.raises(ColumnError, match="no column 'lable'; did you mean 'label'"):
         npstream.build_index(path, columns=["lable"])
-    with pytest.raises(ValueError, match="column 'text' is no scalar"):
+    with pytest.raises(ValueError, match="column 'text' is not a scalar"):
         npstream.build_index(path, columns=["text"])
     with pytest.raises(TypeError, match="expected a list of names"):
         npstream.build_index(path, columns="label")
@@ -202,7 +202,7 @@ def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, up
     assert len(others) > 6
     (tmp_path / name).write_bytes(b"unpacked")
     store = open_store(upload(tmp_path))
-    index, _ = build.index_of(store)
+    index, _ = build.read_index(store)
     asked, together, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
 
     def look_together(self, path, **options):
@@ -211,7 +211,7 @@ def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, up
         return look(self, path, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "info", look_together)
-    assert build.packed_shards(store, index).tolist() == [False] + [True] * len(others)
+    assert build.shards_only_compressed(store, index).tolist() == [False] + [True] * len(others)
     assert sorted(asked) == [name, *others]
 
 
@@ -220,16 +220,16 @@ def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, up
 KILLED = """
 import sys
 from npstream.tools import index_builder as build, scan as reread
-groups = reread.Reading.groups
-reread.Reading.groups = lambda self, shards: [[shard] for shard in shards]
-build._SAVED_EVERY = 0
-scan, left = reread.Reading._scan, [2]
+groups = reread.ShardScanner.groups
+reread.ShardScanner.groups = lambda self, shards: [[shard] for shard in shards]
+build._SAVE_INTERVAL = 0
+scan, left = reread.ShardScanner._scan_shard, [2]
 def stop(self, shard, *rest):
     if shard == 2:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
     return scan(self, shard, *rest)
-reread.Reading._scan = stop
+reread.ShardScanner._scan_shard = stop
 build.build_index(sys.argv[1])
 """
 
@@ -239,13 +239,13 @@ def test_a_killed_build_goes_on(data, monkeypatch):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (path / "index.msgpack").exists()
-    read, scan = [], reread.Reading._scan
+    read, scan = [], reread.ShardScanner._scan_shard
 
     def watched(self, shard, *rest):
         read.append(shard)
         return scan(self, shard, *rest)
 
-    monkeypatch.setattr(reread.Reading, "_scan", watched)
+    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", watched)
     npstream.build_index(path)
     assert read == [2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
@@ -267,13 +267,13 @@ def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
     path, columns = data
     subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
     (path / "index.json").write_bytes((path / "index.json").read_bytes())  # anew, and the same
-    read, scan = [], reread.Reading._scan
+    read, scan = [], reread.ShardScanner._scan_shard
 
     def watched(self, shard, *rest):
         read.append(shard)
         return scan(self, shard, *rest)
 
-    monkeypatch.setattr(reread.Reading, "_scan", watched)
+    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", watched)
     npstream.build_index(path)
     assert read == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
@@ -324,7 +324,7 @@ def test_one_build_at_a_time(data):
     (path / ".index.work").mkdir()
     with open(path / ".index.work" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(StorageError, match="another process is making this side-car"):
+        with pytest.raises(StorageError, match="another process is building this side-car"):
             npstream.build_index(path)
     npstream.build_index(path)
 
@@ -392,7 +392,7 @@ def test_verify_finds_what_is_wrong_with_a_side_car(data):
     sidecar.write_bytes(whole)
     text = (path / "index.json").read_text()
     (path / "index.json").write_text(text + " ")
-    assert "it was made of another" in problems(path)
+    assert "it was built from another" in problems(path)
     (path / "index.json").write_text(text)
     assert problems(path) == ""
 

@@ -284,7 +284,7 @@ class Sidecar:
             (column.file, NPY_HEADER_BYTES + first, last - first),
         ]
 
-    def forget_column(self, name: str) -> None:
+    def drop_column(self, name: str) -> None:
         """Remove a column whose file cannot be read from `columns`."""
         self.columns.pop(name, None)
 
