@@ -1,7 +1,7 @@
-"""Checks and Hypothesis strategies for code that should do what NumPy does.
+"""Assertions and Hypothesis strategies for testing code against NumPy.
 
-The checks compare with NumPy as the oracle. They raise AssertionError, run without Hypothesis, and
-take Datasets, Columns and any other array-like. Only the strategies import Hypothesis.
+The assertions use NumPy as the oracle and raise AssertionError. They accept Datasets, Columns and
+other array-likes. Only the strategies need Hypothesis.
 """
 
 from __future__ import annotations
@@ -45,45 +45,46 @@ _ENCODINGS += ["ndarray", "ndarray:bool", "ndarray:int32", "ndarray:float64"]
 
 _ROW_DTYPES = ["int8", "uint16", "int64", "float32", "float64"]
 _INDEX_DTYPES = [np.dtype(f"{kind}{bits}") for kind in ("int", "uint") for bits in (64, 32, 16)]
-_BEYOND = 2
-"""An invalid index lies up to this far outside an axis."""
+_MAX_EXCESS = 2
+"""An invalid index is out of bounds by at most this much."""
 
-_DRAWN_MASK = 64
-"""Larger masks are drawn from a seed: drawing each element takes too long."""
+_MAX_ELEMENTWISE_MASK = 64
+"""Hypothesis draws each element of masks up to this size; larger masks use a drawn seed."""
 
-_LARGEST_MASK = 1 << 20
+_MAX_MASK = 1 << 20
 
-_PYTHON = {int: np.int64, float: np.float64}
-"""Samples hold these Python types where an array has NumPy's."""
+_NUMPY_TYPES = {int: np.int64, float: np.float64}
+"""Python type in a sample -> the equivalent NumPy type in an array."""
 
 
-# Checks
+# Assertions
 
 
 def assert_same_as_numpy(
     actual: Any, reference: Reference, index: Any = ..., *, messages: bool = False
 ) -> tuple[Any, Any] | None:
-    """Raise if an index gives something other than it gives with NumPy.
+    """Assert that indexing gives the same result as NumPy.
 
-    Both results have the same values, dtype and shape, or both raise exceptions of one type.
+    Either both results have the same values, dtype and shape, or both raise the same exception
+    type.
 
     Parameters
     ----------
     actual : Column, Dataset or array_like
-        What to check. An array-like other than a Column needs ``shape``, ``dtype``,
+        The object to check. An array-like other than a Column needs ``shape``, ``dtype``,
         ``__getitem__`` and ``__array__``.
     reference : ndarray or mapping of str to ndarray
-        What `actual` holds: an array, or for a Dataset one for each column. The first axes of these
-        arrays are the axes of the view.
+        The expected content of `actual`: an array, or for a Dataset one array for each column. The
+        first axes of these arrays are the axes of the view.
     index : object, default: Ellipsis
         Any index. An index of a Dataset applies to the axes of the view, or names columns.
     messages : bool, default: False
-        Whether exceptions must also have NumPy's message, up to its list of shapes.
+        Whether the messages of exceptions must also be equal, up to NumPy's list of shapes.
 
     Returns
     -------
     tuple or None
-        The two results, to be indexed again; None if both raised.
+        The two results, which can be indexed again; None if both raised.
 
     Raises
     ------
@@ -115,18 +116,18 @@ def assert_same_as_numpy(
 def assert_same_result(
     function: Callable[[Any], Any], actual: Any, reference: Reference, *, messages: bool = False
 ) -> tuple[Any, Any] | None:
-    """Raise if a function gives something other than it gives for NumPy's array.
+    """Assert that a function gives the same result for `actual` as for a NumPy array.
 
     Parameters
     ----------
     function : callable
-        Takes `actual`, then `reference`.
+        Called with `actual`, and then with `reference`.
     actual : Column, Dataset or array_like
-        What to check.
+        The object to check.
     reference : ndarray or mapping of str to ndarray
-        What `actual` holds.
+        The expected content of `actual`.
     messages : bool, default: False
-        Whether exceptions must also have NumPy's message, up to its list of shapes.
+        Whether the messages of exceptions must also be equal, up to NumPy's list of shapes.
 
     Returns
     -------
@@ -150,14 +151,14 @@ def assert_same_result(
 
 
 def assert_same(actual: Any, expected: Any) -> None:
-    """Raise unless two values are the same: in type, dtype, shape and elements.
+    """Assert that two values are equal in type, dtype, shape and elements.
 
-    It reads Columns, Datasets, Batches and Raggeds. Elements of object arrays may be arrays.
+    Columns, Datasets, Batches and Raggeds are read. Elements of object arrays may be arrays.
 
     Parameters
     ----------
     actual : object
-        What to check. A Column is read in full, through `numpy.asarray` and through `load`.
+        The value to check. A Column is read completely, by `numpy.asarray` and by `load`.
     expected : object
         An array, a scalar, any other value, or a mapping of them: for a Dataset, a Batch or a
         sample.
@@ -169,9 +170,9 @@ def assert_same(actual: Any, expected: Any) -> None:
 
     Notes
     -----
-    NaN equals NaN, and NaT equals NaT. A Python int or float is the same as NumPy's int64 or
-    float64: samples hold Python's. The rows of a `Ragged` are compared with the elements of an
-    array in C order, except images, which a batch holds as they are stored.
+    NaN equals NaN, and NaT equals NaT. A Python int or float equals a NumPy int64 or float64,
+    because samples hold Python numbers. The rows of a `Ragged` are compared with the elements of
+    an array in C order. Images in a `Ragged` are skipped, because a batch holds their stored bytes.
 
     Examples
     --------
@@ -194,22 +195,22 @@ def assert_same(actual: Any, expected: Any) -> None:
     elif hasattr(actual, "__array__") and not isinstance(actual, np.generic):
         _assert_same_column(actual, expected)
     else:
-        _differ("type", type(actual), type(expected))
+        _fail("type", type(actual), type(expected))
 
 
 def _assert_same_outcome(
-    ours: Callable[[Any], Any],
-    numpys: Callable[[Any], Any],
+    function: Callable[[Any], Any],
+    numpy_function: Callable[[Any], Any],
     actual: Any,
     reference: Reference,
     messages: bool,
 ) -> tuple[Any, Any] | None:
-    got, want = _outcome(ours, actual), _outcome(numpys, reference)
+    got, want = _outcome(function, actual), _outcome(numpy_function, reference)
     if isinstance(want, Exception):
         if not isinstance(got, type(want)):
             cause = got if isinstance(got, Exception) else None
             raise AssertionError(f"{got!r}, where NumPy raises {want!r}") from cause
-        if messages and _words(got) != _words(want):
+        if messages and _comparable_message(got) != _comparable_message(want):
             raise AssertionError(f"the message {str(got)!r} is not NumPy's {str(want)!r}") from got
         return None
     if isinstance(got, Exception):
@@ -226,38 +227,38 @@ def _outcome(function: Callable[[Any], Any], value: Any) -> Any:
         return error
 
 
-def _words(error: Exception) -> str:
-    """Return an exception's message; NumPy lists all shapes where two do not fit."""
+def _comparable_message(error: Exception) -> str:
+    """Return an exception's message without NumPy's list of shapes."""
     return str(error).partition(" with shapes")[0]
 
 
 def _indexed(reference: Reference, index: Any, shape: tuple[int, ...]) -> Any:
-    """Return what an index gives of an array, or of the columns of a dataset of this shape."""
+    """Index an array, or all columns of a dataset whose view has this shape."""
     if not isinstance(reference, Mapping) or isinstance(index, str):
         return reference[index]
     if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
         return {name: reference[name] for name in index}
     size = math.prod(shape)
     rows = np.arange(size).reshape(shape)[index]
-    chosen = (rows, ...) if isinstance(rows, np.ndarray) else rows
+    row_index = (rows, ...) if isinstance(rows, np.ndarray) else rows
     return {
-        name: values.reshape(size, *values.shape[len(shape) :])[chosen]
+        name: values.reshape(size, *values.shape[len(shape) :])[row_index]
         for name, values in reference.items()
     }
 
 
-def _differ(what: str, actual: object, expected: object) -> NoReturn:
-    raise AssertionError(f"{what} {actual} is not NumPy's {expected}")
+def _fail(attribute: str, actual: object, expected: object) -> NoReturn:
+    raise AssertionError(f"{attribute} {actual} is not NumPy's {expected}")
 
 
 def _assert_same_mapping(actual: Any, expected: Mapping[str, Any]) -> None:
     """Compare a dataset, a batch or a sample."""
     is_dataset = hasattr(actual, "columns") and hasattr(actual, "load")
     if not is_dataset and not isinstance(actual, Mapping):
-        _differ("type", type(actual), type(expected))
+        _fail("type", type(actual), type(expected))
     names = actual.columns if is_dataset else actual
     if set(names) != set(expected):
-        _differ("set of columns", sorted(names), sorted(expected))
+        _fail("set of columns", sorted(names), sorted(expected))
     batch = actual.load() if is_dataset else {}
     for name, value in expected.items():
         try:
@@ -270,25 +271,25 @@ def _assert_same_mapping(actual: Any, expected: Mapping[str, Any]) -> None:
 
 
 def _assert_same_column(actual: Any, expected: AnyArray) -> None:
-    """Compare an array-like with an array, in all ways of reading it."""
+    """Compare an array-like with an array; read it by `numpy.asarray` and by `load`."""
     for attribute in ("shape", "ndim", "size"):
         want = getattr(expected, attribute)
         if (got := getattr(actual, attribute, want)) != want:
-            _differ(attribute, got, want)
+            _fail(attribute, got, want)
     has_objects = expected.dtype == object
     rows = expected.flat if has_objects else ()
-    # A column of arrays of varying shape has the dtype of their elements.
+    # A column of variable-shape arrays has the dtype of the arrays' elements.
     if actual.dtype != expected.dtype and not (
         has_objects and all(getattr(row, "dtype", actual.dtype) == actual.dtype for row in rows)
     ):
-        _differ("dtype", actual.dtype, expected.dtype)
+        _fail("dtype", actual.dtype, expected.dtype)
     _assert_same_array(np.asarray(actual, object if has_objects else None), expected)
     if hasattr(actual, "load"):
         _assert_same_loaded(actual.load(), expected)
 
 
 def _assert_same_loaded(loaded: Any, expected: AnyArray) -> None:
-    """Compare what `load` gives: an array, or rows in order."""
+    """Compare the result of `load`, an array or a Ragged."""
     if not isinstance(loaded, Ragged) and (loaded.dtype == object or expected.dtype != object):
         _assert_same_array(loaded, expected)
     else:
@@ -296,13 +297,13 @@ def _assert_same_loaded(loaded: Any, expected: AnyArray) -> None:
 
 
 def _assert_same_array(actual: AnyArray, expected: AnyArray) -> None:
-    for what, got, want in (
+    for attribute, got, want in (
         ("type", type(actual), type(expected)),
         ("dtype", actual.dtype, expected.dtype),
         ("shape", actual.shape, expected.shape),
     ):
         if got != want:
-            _differ(what, got, want)
+            _fail(attribute, got, want)
     if expected.dtype == object:
         _assert_same_elements(actual, expected)
         return
@@ -310,17 +311,17 @@ def _assert_same_array(actual: AnyArray, expected: AnyArray) -> None:
     if not same.all():
         first = tuple(axis.item(0) for axis in np.nonzero(~np.atleast_1d(same)))[: expected.ndim]
         wrong = quantity(int(np.count_nonzero(~same)), "wrong value")
-        where = f"{wrong} of {same.size:,}, the first at {first}"
-        raise AssertionError(f"{where}: {actual[first]} is not NumPy's {expected[first]}")
+        summary = f"{wrong} of {same.size:,}, the first at {first}"
+        raise AssertionError(f"{summary}: {actual[first]} is not NumPy's {expected[first]}")
 
 
 def _assert_same_elements(actual: AnyArray | Ragged, expected: AnyArray) -> None:
     rows = actual if isinstance(actual, Ragged) else actual.ravel()
     if len(rows) != expected.size:
-        _differ("number of rows", len(rows), expected.size)
+        _fail("number of rows", len(rows), expected.size)
     for number, (got, want) in enumerate(zip(rows, expected.flat, strict=True)):
         if is_image(want) and isinstance(got, bytes):
-            continue  # a batch holds images as they are stored
+            continue  # a batch holds the stored bytes of images
         try:
             assert_same(got, want)
         except AssertionError as error:
@@ -333,29 +334,29 @@ def _assert_same_value(actual: Any, expected: Any) -> None:
         actual, expected = (
             (image.size, image.mode, image.tobytes()) for image in (actual, expected)
         )
-    kinds = {_PYTHON.get(type(value), type(value)) for value in (actual, expected)}
+    kinds = {_NUMPY_TYPES.get(type(value), type(value)) for value in (actual, expected)}
     if len(kinds) > 1:
-        _differ("type", type(actual), type(expected))
+        _fail("type", type(actual), type(expected))
     if actual != expected and (actual == actual or expected == expected):
-        _differ("value", repr(actual), repr(expected))
+        _fail("value", repr(actual), repr(expected))
 
 
 # Strategies
 
 
 def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> SearchStrategy[Any]:
-    """Draw any index of an array or view of a shape.
+    """Draw indices of an array or view with a given shape.
 
-    It draws integers, slices, Ellipsis, index arrays and masks of several dtypes, shapes and
-    layouts, lists, and tuples of all of them.
+    The strategy draws integers, slices, Ellipsis, lists, index arrays and masks of several dtypes,
+    shapes and layouts, and tuples of all of these.
 
     Parameters
     ----------
     shape : int or tuple of int
-        The shape of what will be indexed.
+        The shape of the array or view.
     allow_invalid : bool, default: True
-        Whether to draw indices that raise an exception, too: out of bounds, of too many axes,
-        masks of another length, shapes that do not broadcast, slices with a step of 0.
+        Whether to draw also indices that raise: out of bounds, with too many axes, masks of a wrong
+        length, shapes that do not broadcast, slices with a step of 0.
 
     Returns
     -------
@@ -368,9 +369,9 @@ def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> Sear
 
     Notes
     -----
-    It does not draw what NumPy takes and npstream refuses: ``None``, single booleans and floats.
-    It draws no integers and index arrays for axes of length 0 in a tuple: NumPy does not check
-    these if the tuple has an empty mask. It draws masks of up to 1,048,576 elements.
+    The strategy does not draw ``None``, single booleans and floats: npstream rejects these, but
+    NumPy accepts them. In a tuple, it draws no integers or index arrays for axes of length 0,
+    because NumPy does not check these next to an empty mask. Masks have up to 1,048,576 elements.
 
     Examples
     --------
@@ -385,18 +386,18 @@ def indices(shape: int | tuple[int, ...], *, allow_invalid: bool = True) -> Sear
     """
     _hypothesis("indices")
     axes = (shape,) if isinstance(shape, int) else tuple(map(operator.index, shape))
-    drawn: SearchStrategy[Any] = _indices(axes, _BEYOND if allow_invalid else 0)
+    drawn: SearchStrategy[Any] = _indices(axes, _MAX_EXCESS if allow_invalid else 0)
     return drawn
 
 
 def encodings() -> SearchStrategy[str]:
-    """Draw the name of an encoding, as ``columns=`` of `npstream.write` takes it.
+    """Draw names of encodings for the argument ``columns=`` of `npstream.write`.
 
     Returns
     -------
     SearchStrategy
-        Of numbers, booleans, dates, text, bytes, JSON, decimals, and arrays of fixed and of varying
-        shapes. It draws no images and no pickles.
+        A strategy for encodings of numbers, booleans, dates, text, bytes, JSON, decimals, and
+        arrays of fixed and variable shape, but not of images and pickles.
 
     Raises
     ------
@@ -433,8 +434,8 @@ def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
     Returns
     -------
     SearchStrategy
-        Of arrays of `n` values. They have the dtype and shape that the column will have, or
-        dtype object where NumPy has no dtype for the values.
+        A strategy for arrays of `n` values with the dtype and shape of the column. The dtype is
+        object if NumPy has none for the values.
 
     Raises
     ------
@@ -456,9 +457,9 @@ def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
     known = column_type(encoding)
     drawn: SearchStrategy[AnyArray]
     if known.kind in ("fixed", "int_text", "float_text"):
-        # Of itself Hypothesis draws no bfloat16, nor another dtype of another package.
-        other = st.integers(-8, 8).map(known.dtype.type) if known.dtype.kind == "V" else None
-        drawn = npst.arrays(known.dtype, (n, *(known.shape or ())), elements=other)
+        # Hypothesis has no strategy for dtypes of other packages, such as bfloat16.
+        elements = st.integers(-8, 8).map(known.dtype.type) if known.dtype.kind == "V" else None
+        drawn = npst.arrays(known.dtype, (n, *(known.shape or ())), elements=elements)
     else:
         is_text = known.kind == "str"
         rows = st.lists(_value(known), min_size=n, max_size=n)
@@ -473,23 +474,23 @@ def tables(
     max_samples: int = 10,
     max_columns: int = 4,
 ) -> SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]:
-    """Draw datasets to write: the values of some columns, and their encodings.
+    """Draw small datasets: the values of some columns, and their encodings.
 
     Parameters
     ----------
     columns : SearchStrategy of str, optional
-        Draws the encoding of a column; by default `encodings`.
+        A strategy for the encoding of a column; by default `encodings`.
     min_samples : int, default: 1
-        Least number of samples.
+        Minimum number of samples.
     max_samples : int, default: 10
-        Largest number of samples.
+        Maximum number of samples.
     max_columns : int, default: 4
-        Largest number of columns.
+        Maximum number of columns.
 
     Returns
     -------
     SearchStrategy
-        Of tuples ``(values, columns)``, the arguments of ``npstream.write(path, values,
+        A strategy for tuples ``(values, columns)``, the arguments of ``npstream.write(path, values,
         columns=columns)``. The values are also the reference for `assert_same_as_numpy`.
 
     Raises
@@ -504,23 +505,23 @@ def tables(
     >>> from npstream import testing
     >>> @settings(max_examples=3)
     ... @given(testing.tables())
-    ... def test_what_is_written_is_what_is_read(table):
+    ... def test_reading_returns_the_written_values(table):
     ...     values, columns = table
     ...     with tempfile.TemporaryDirectory() as directory:
     ...         npstream.write(f"{directory}/new", values, columns=columns)
     ...         with npstream.open(f"{directory}/new") as ds:
     ...             testing.assert_same_as_numpy(ds, values)
-    >>> test_what_is_written_is_what_is_read()
+    >>> test_reading_returns_the_written_values()
     """
     _hypothesis("tables")
-    wanted = encodings() if columns is None else columns
+    names = encodings() if columns is None else columns
     drawn: SearchStrategy[tuple[dict[str, AnyArray], dict[str, str]]]
-    drawn = _composite(_table)(wanted, min_samples, max_samples, max_columns)
+    drawn = _composite(_table)(names, min_samples, max_samples, max_columns)
     return drawn
 
 
 def _hypothesis(name: str) -> tuple[Any, Any]:
-    """Import Hypothesis: its strategies, and those of arrays."""
+    """Import Hypothesis; return its modules of strategies in general, and of NumPy arrays."""
     optional("hypothesis", "hypothesis", "testing", f"npstream.testing.{name}")
     from hypothesis import strategies
     from hypothesis.extra import numpy
@@ -530,53 +531,54 @@ def _hypothesis(name: str) -> tuple[Any, Any]:
 
 @functools.cache
 def _composite(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a strategy of a function that draws."""
+    """Return the composite strategy of a function that draws."""
     return _hypothesis(function.__name__)[0].composite(function)  # type: ignore[no-any-return]
 
 
-# Hypothesis validates a strategy when it first draws from it, which takes longer than the drawing.
+# Strategies are cached: Hypothesis validates a strategy on the first draw, which takes longer than
+# the draw itself.
 
 
 @functools.lru_cache(256)
-def _indices(shape: tuple[int, ...], beyond: int) -> Any:
+def _indices(shape: tuple[int, ...], excess: int) -> Any:
     st, npst = _hypothesis("indices")
     kinds = [npst.basic_indices(shape, allow_newaxis=False), st.just(...)]
-    kinds += [_composite(_tuple_index)(shape, beyond)]
+    kinds += [_composite(_tuple_index)(shape, excess)]
     if shape:
         n = shape[0]
-        kinds += [_integers(n, beyond), _slices(n, beyond), _index_arrays(n, None, beyond)]
+        kinds += [_integers(n, excess), _slices(n, excess), _index_arrays(n, None, excess)]
         kinds += [st.just([])] + [
-            _masks(axes, beyond) for axes in {shape[:1], shape} if _fits(axes)
+            _masks(axes, excess) for axes in {shape[:1], shape} if _fits(axes)
         ]
     if len(shape) > 1 and 0 not in shape:
         kinds.append(npst.integer_array_indices(shape))
     drawn = st.one_of(kinds)
-    return drawn if beyond else drawn.filter(functools.partial(_is_valid, shape))
+    return drawn if excess else drawn.filter(functools.partial(_is_valid, shape))
 
 
 @functools.lru_cache(256)
-def _integers(n: int, beyond: int) -> Any:
+def _integers(n: int, excess: int) -> Any:
     st, _ = _hypothesis("indices")
-    return st.integers(-n - beyond, n - 1 + beyond) if n + beyond else st.nothing()
+    return st.integers(-n - excess, n - 1 + excess) if n + excess else st.nothing()
 
 
 @functools.lru_cache(256)
-def _slices(n: int, beyond: int) -> Any:
+def _slices(n: int, excess: int) -> Any:
     st, _ = _hypothesis("indices")
     bound = st.none() | st.integers(-n - 2, n + 1)
     steps = st.integers(-3, 3) | st.integers(-n - 2, n + 1)
-    return st.builds(slice, bound, bound, st.none() | (steps if beyond else steps.filter(bool)))
+    return st.builds(slice, bound, bound, st.none() | (steps if excess else steps.filter(bool)))
 
 
 @functools.lru_cache(256)
-def _index_arrays(n: int, shape: tuple[int, ...] | None, beyond: int) -> Any:
-    """Return a strategy for integers of any type and layout, and of the shape if one is given."""
+def _index_arrays(n: int, shape: tuple[int, ...] | None, excess: int) -> Any:
+    """Return a strategy for integer arrays of several dtypes and layouts, of `shape` if given."""
     st, npst = _hypothesis("indices")
     shapes = [(0,), (1,), (5,), (40,), (2, 3), (0, 4), (2, 1, 2)] if shape is None else [shape]
 
-    def arrays(far: int) -> Any:
-        low, high = -n - far, n - 1 + far
-        if low > high:  # there is no element to pick
+    def arrays(excess: int) -> Any:
+        low, high = -n - excess, n - 1 + excess
+        if low > high:  # no valid index exists
             return st.just(np.zeros(0 if shape is None else shape, np.int64))
         return st.one_of(
             npst.arrays(
@@ -589,80 +591,80 @@ def _index_arrays(n: int, shape: tuple[int, ...] | None, beyond: int) -> Any:
         )
 
     # Mostly within bounds, so that few indices raise.
-    drawn = st.one_of([arrays(0)] * 3 + [arrays(beyond)])
+    drawn = st.one_of([arrays(0)] * 3 + [arrays(excess)])
     forms = [np.asarray, np.asfortranarray, np.ndarray.tolist]
     return st.builds(lambda form, array: form(array), st.sampled_from(forms), drawn)
 
 
 @functools.lru_cache(256)
-def _masks(shape: tuple[int, ...], beyond: int) -> Any:
-    """Return a strategy for booleans, sometimes of a wrong length."""
+def _masks(shape: tuple[int, ...], excess: int) -> Any:
+    """Return a strategy for masks; if `excess` is not 0, some have a wrong length."""
     st, npst = _hypothesis("indices")
-    if math.prod(shape) > _DRAWN_MASK:
-        return _composite(_large_mask)(shape, beyond)
+    if math.prod(shape) > _MAX_ELEMENTWISE_MASK:
+        return _composite(_large_mask)(shape, excess)
     drawn = npst.arrays(np.bool_, shape)
-    if beyond and shape[0]:
+    if excess and shape[0]:
         others = [npst.arrays(np.bool_, (shape[0] + off, *shape[1:])) for off in (1, -1)]
         drawn = st.one_of([drawn] * 4 + others)
-    # An empty list is no mask, but integers.
+    # An empty list would be an integer index, not a mask.
     return st.builds(
         lambda as_list, mask: mask.tolist() if as_list and mask.size else mask, st.booleans(), drawn
     )
 
 
 def _fits(shape: tuple[int, ...]) -> bool:
-    return math.prod(shape) <= _LARGEST_MASK
+    return math.prod(shape) <= _MAX_MASK
 
 
-def _large_mask(draw: DrawFn, shape: tuple[int, ...], beyond: int) -> Any:
+def _large_mask(draw: DrawFn, shape: tuple[int, ...], excess: int) -> Any:
     st, _ = _hypothesis("indices")
-    if beyond:
+    if excess:
         shape = (shape[0] + draw(st.sampled_from([0, 0, 0, 0, 1, -1])), *shape[1:])
     density = draw(st.sampled_from([0, 0.01, 0.1, 0.5, 0.9, 1]))
     return np.random.default_rng(draw(st.integers(0, 2**32))).random(shape) < density
 
 
-def _tuple_index(draw: DrawFn, shape: tuple[int, ...], beyond: int) -> tuple[Any, ...]:
+def _tuple_index(draw: DrawFn, shape: tuple[int, ...], excess: int) -> tuple[Any, ...]:
     """Draw an integer, a slice, an array or a mask for each of some axes."""
     st, npst = _hypothesis("indices")
     common = draw(st.sampled_from([(1,), (3,), (2, 3)]))
-    # One item at most is out of bounds: of several errors, NumPy reports the one it finds first.
-    fault = draw(st.integers(0, 9)) if beyond else -1
+    # At most one item is out of bounds: the order in which NumPy checks items is not specified.
+    invalid = draw(st.integers(0, 9)) if excess else -1
     items: list[Any] = []
     axis = 0
     while axis < len(shape) and draw(st.integers(0, 4)):
-        # Beside an empty mask, NumPy overlooks what picks from an axis without elements.
+        # For an axis of length 0, NumPy does not check integers next to an empty mask.
         kinds = ["slice", "mask", "integer", "slice", "array", "array"][: 6 if shape[axis] else 2]
         kind = draw(st.sampled_from(kinds))
         width = draw(st.integers(1, len(shape) - axis)) if kind == "mask" else 1
-        far = beyond if len(items) == fault else 0
+        item_excess = excess if len(items) == invalid else 0
         if kind == "integer":
-            items.append(draw(_integers(shape[axis], far)))
+            items.append(draw(_integers(shape[axis], item_excess)))
         elif kind == "array":
             part = draw(npst.broadcastable_shapes(common, max_dims=len(common)))
-            items.append(draw(_index_arrays(shape[axis], part, far)))
+            items.append(draw(_index_arrays(shape[axis], part, item_excess)))
         elif kind == "mask" and _fits(shape[axis : axis + width]):
-            items.append(draw(_masks(shape[axis : axis + width], far)))
+            items.append(draw(_masks(shape[axis : axis + width], item_excess)))
         else:
             items.append(draw(_slices(shape[axis], 0)))
             width = 1
         axis += width
     if draw(st.integers(0, 2)) == 0:
         items.insert(draw(st.integers(0, len(items))), ...)
-    if fault == 9:
+    if invalid == 9:
         items.append(draw(st.sampled_from([0, slice(None), [0], ...])))
     return tuple(items)
 
 
 def _is_valid(shape: tuple[int, ...], index: Any) -> bool:
-    """Return True if NumPy takes the index."""
+    """Return True if NumPy accepts the index."""
     return not isinstance(
         _outcome(operator.itemgetter(index), np.broadcast_to(np.int8(0), shape)), Exception
     )
 
 
 def _value(encoding: Encoding) -> Any:
-    """Return a strategy for one value of varying size."""
+    """Return a strategy for one value of a variable-size encoding."""
     st, npst = _hypothesis("column_values")
     if encoding.kind == "ndarray":
         dtypes = st.sampled_from(_ROW_DTYPES) if encoding.dtype == object else encoding.dtype
@@ -683,18 +685,18 @@ def _value(encoding: Encoding) -> Any:
     }
     if encoding.name not in strategies:
         raise ValueError(
-            f"there is no strategy for values of encoding {encoding.name!r}: draw them with one of "
-            f"your own, or take an array, or one of {', '.join(_ENCODINGS)}"
+            f"there is no strategy for values of encoding {encoding.name!r}: draw them with your "
+            f"own strategy, or use an array encoding or one of {', '.join(_ENCODINGS)}"
         )
     return strategies[encoding.name]
 
 
 def _table(
-    draw: DrawFn, wanted: Any, min_samples: int, max_samples: int, max_columns: int
+    draw: DrawFn, encoding_names: Any, min_samples: int, max_samples: int, max_columns: int
 ) -> tuple[dict[str, AnyArray], dict[str, str]]:
     """Draw the values and the encodings of columns."""
     st, _ = _hypothesis("tables")
     names = st.text("abcdefgh_é 0123", min_size=1, max_size=4)
-    columns = draw(st.dictionaries(names, wanted, min_size=1, max_size=max_columns))
+    columns = draw(st.dictionaries(names, encoding_names, min_size=1, max_size=max_columns))
     n = draw(st.integers(min_samples, max_samples))
     return {name: draw(column_values(columns[name], n)) for name in columns}, columns
