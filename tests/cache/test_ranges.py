@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 
 import npstream
 from npstream.cache.cache import Refusal, ShardCache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from datasets import write_shards
+from dataset_files import write_shards
 from mixed_columns import COLUMNS, SIZES, VALUES
 
 import npstream

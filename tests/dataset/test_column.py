@@ -17,7 +17,7 @@ from column_values import (
     N,
     write_columns,
 )
-from datasets import merge, objects, write_jsonl
+from dataset_files import merge, objects, write_jsonl
 
 import npstream
 from npstream.testing import assert_same

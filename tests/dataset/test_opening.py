@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
-from datasets import merge, write_jsonl
+from dataset_files import merge, write_jsonl
 from mixed_columns import COLUMNS, VALUES, N, check_sample
 
 import npstream

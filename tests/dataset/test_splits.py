@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets import write_shards
+from dataset_files import write_shards
 from mixed_columns import N, ids_of, label
 
 from npstream import errors

@@ -8,7 +8,7 @@ import tempfile
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from datasets import objects, write_shards
+from dataset_files import objects, write_shards
 from hypothesis import given, settings
 
 import npstream

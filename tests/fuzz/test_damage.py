@@ -11,7 +11,7 @@ import tracemalloc
 import msgpack
 import numpy as np
 import pytest
-from datasets import write_shards
+from dataset_files import write_shards
 
 import npstream
 from npstream._core import memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import decimal
 
 import numpy as np
-from datasets import objects, write_shards
+from dataset_files import objects, write_shards
 from PIL import Image
 
 SIZES = (5, 0, 7, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from datasets import objects
+from dataset_files import objects
 
 SIZES = (4, 0, 6, 1)
 

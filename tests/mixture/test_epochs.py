@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from datasets import write_shards
+from dataset_files import write_shards
 
 import npstream
 from npstream.iteration.counter import EpochPlace

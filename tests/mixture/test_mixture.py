@@ -12,7 +12,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import COLUMNS, SOME, check, expect, views_of, write

@@ -17,7 +17,7 @@ from dataclasses import asdict
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from datasets import write_shards
+from dataset_files import write_shards
 from hypothesis import given
 
 import npstream

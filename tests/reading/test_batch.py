@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from datasets import objects
+from dataset_files import objects
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst

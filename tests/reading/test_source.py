@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 
 import npstream
 from npstream.dataset.dataset import Dataset

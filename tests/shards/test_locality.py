@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -15,7 +15,7 @@ import time
 import fsspec
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 
 import npstream
 from npstream.__main__ import main

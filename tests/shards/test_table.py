@@ -16,7 +16,7 @@ import golden_data as golden
 import numpy as np
 import pytest
 from children import begin_in_child, finished
-from datasets import write_shards
+from dataset_files import write_shards
 
 import npstream
 from npstream._core import memory

@@ -16,7 +16,7 @@ import threading
 import golden_data as golden
 import numpy as np
 import pytest
-from datasets import write_jsonl
+from dataset_files import write_jsonl
 
 import npstream
 from npstream.__main__ import main
