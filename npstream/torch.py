@@ -35,7 +35,7 @@ from npstream.iteration.iterator import EpochIterator
 from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
-    from npstream.iteration.iterator import Run
+    from npstream.iteration.iterator import EpochProgress
 
 __all__ = ["DataLoader"]
 
@@ -99,11 +99,11 @@ def worker() -> tuple[int, int]:
     return (0, 0) if info is None else (info.id, info.num_workers)
 
 
-class _PassedOver:
+class _SkippedItem:
     """Stands for batches that are dropped unseen, so that none has to be read for them."""
 
 
-PASSED_OVER = _PassedOver()
+SKIPPED_ITEM = _SkippedItem()
 
 
 def _refuse(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
@@ -115,7 +115,7 @@ def _refuse(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
     )
 
 
-def _first(items: list[_PassedOver], *, collate_fn_map: Any = None) -> _PassedOver:
+def _first(items: list[_SkippedItem], *, collate_fn_map: Any = None) -> _SkippedItem:
     return items[0]
 
 
@@ -124,7 +124,7 @@ def _listed(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged
 
 
 # Torch would wrap each batch in one more axis without a word: its default batch size is 1.
-default_collate_fn_map.update({Batch: _refuse, Ragged: _listed, _PassedOver: _first})
+default_collate_fn_map.update({Batch: _refuse, Ragged: _listed, _SkippedItem: _first})
 
 
 class _Columns:
@@ -233,7 +233,7 @@ def _at(
 ForkingPickler.register(Batch, _in_one_piece)
 
 
-def accelerated(dataset: Any) -> tuple[str | None, int]:
+def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
     """Tell how Accelerate, which was imported, reads a dataset now, where that takes knowing.
 
     It "deals" what one process read to several, or several read all and drop what is others'; or
@@ -260,7 +260,7 @@ def accelerated(dataset: Any) -> tuple[str | None, int]:
     return None, 0
 
 
-class _Guarded:
+class _StopIterationGuard:
     """A user's function, whose StopIteration does not end the loop that calls it."""
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
@@ -268,7 +268,7 @@ class _Guarded:
 
     def __call__(self, data: Any) -> Any:
         first = data[0] if isinstance(data, list) and data else data
-        if isinstance(first, _PassedOver):
+        if isinstance(first, _SkippedItem):
             return first
         try:
             return self._function(data)
@@ -287,7 +287,7 @@ class _Epochs(torch.utils.data.Sampler[None]):
 
     def set_epoch(self, epoch: int) -> None:
         """Take a trainer's word that one of its epochs begins."""
-        self._iteration.follow_epoch(epoch)
+        self._iteration.set_trainer_epoch(epoch)
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
@@ -341,7 +341,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             )
         for name in ("collate_fn", "worker_init_fn"):
             if options.get(name) is not None:
-                options[name] = _Guarded(options[name], name)
+                options[name] = _StopIterationGuard(options[name], name)
             elif name == "collate_fn" and batch_size is not None and dataset.yields_batches:
                 raise ValueError(
                     f"batch_size={batch_size} of a DataLoader of what are batches already: leave "
@@ -357,38 +357,40 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers and not getattr(self, "in_order", True):
             raise ValueError("in_order=False: what is yielded in no order has no state")
-        run = self.dataset.begin()
-        iterator = EpochIterator.of(run, self._rows_of(run), self._items(run), self._items)
+        progress = self.dataset.begin()
+        iterator = EpochIterator.of(
+            progress, self._samples_per_item(progress), self._items(progress), self._items
+        )
         return self.dataset.attach(iterator)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_iterator": None}
 
-    def _rows_of(self, run: Run) -> int:
-        return self.dataset.rows_of(run, self.batch_size, self.num_workers)
+    def _samples_per_item(self, progress: EpochProgress) -> int:
+        return self.dataset.samples_per_item(progress, self.batch_size, self.num_workers)
 
-    def _items(self, run: Run) -> Iterator[Any]:
-        """Let torch read what is left of a run."""
-        if run.reached(run.position + run.missed) is None:
+    def _items(self, progress: EpochProgress) -> Iterator[Any]:
+        """Let torch read what is left of a progress."""
+        if progress.resume_cursor(progress.position + progress.failed) is None:
             return iter(())
-        return self._watched(self.dataset.lead(run, super().__iter__), run)
+        return self._checked_batches(self.dataset.coordinate(progress, super().__iter__), progress)
 
-    def _watched(self, batches: Iterator[Any], run: Run) -> Iterator[Any]:
+    def _checked_batches(self, batches: Iterator[Any], progress: EpochProgress) -> Iterator[Any]:
         """Yield batches; raise if there are fewer than there must be."""
         try:
             for batch in batches:
-                self.dataset.require_newest(run)
+                self.dataset.require_newest(progress)
                 yield batch
         except GeneratorExit:
             raise
         except BaseException:
             self._iterator = None  # persistent workers, which may be lost
             raise
-        left = run.part.samples - run.rows
-        if left > (self._rows_of(run) - 1 if self.drop_last else 0):
+        left = progress.part.samples - progress.samples_done
+        if left > (self._samples_per_item(progress) - 1 if self.drop_last else 0):
             raise RuntimeError(
                 f"torch's DataLoader ended with {left} of this rank's "
-                f"{quantity(run.part.samples, 'sample')} not read: a collate_fn, or something else "
+                f"{quantity(progress.part.samples, 'sample')} not read: a collate_fn, or something else "
                 "that it calls, may have raised StopIteration"
             )
 

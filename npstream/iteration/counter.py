@@ -25,10 +25,10 @@ MAX_GAPS = 8
 """Stretches that an epoch may be spared."""
 
 _GAPS = 3
-_PLACE = _GAPS + 2 * MAX_GAPS  # words: epoch, position, restart; gaps, the unused ones empty
-_NEXT, _NOW = 0, _PLACE
-_PINNED, _NEWEST, _BASE, _SAID, _SLOTS = range(2 * _PLACE, 2 * _PLACE + 5)
-_TURNS, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
+_CURSOR = _GAPS + 2 * MAX_GAPS  # words: epoch, position, restart; gaps, the unused ones empty
+_NEXT, _CURRENT = 0, _CURSOR
+_PINNED, _NEWEST, _BASE, _WARNED, _SLOTS = range(2 * _CURSOR, 2 * _CURSOR + 5)
+_BEGUN, _SHIFT = 0, 1  # of a slot: turns taken, and the epochs by which states moved the worker
 _FIRST = np.arange(MAX_WORKERS + 1) * np.arange(-1, MAX_WORKERS) // 2
 """The slot of worker 0 of as many workers; those of the others follow."""
 
@@ -37,7 +37,7 @@ _LENGTH = 8
 """Bytes that say how long a context is."""
 
 
-class EpochPlace(NamedTuple):
+class EpochCursor(NamedTuple):
     """Where to begin: a position of an epoch, and the stretches of it that are left out.
 
     Attributes
@@ -58,34 +58,34 @@ class EpochPlace(NamedTuple):
     context: bytes = b""
 
     @property
-    def beginning(self) -> EpochPlace:
+    def epoch_start(self) -> EpochCursor:
         """Where the epoch begins."""
-        return EpochPlace(self.epoch, context=self.context)
+        return EpochCursor(self.epoch, context=self.context)
 
 
 class EpochCounter:
-    """The places at which iterations begin, one after the other.
+    """The cursors at which iterations begin, one after the other.
 
     Parameters
     ----------
     epoch : int
         The first epoch.
     context_bytes : int
-        Bytes that the context of a place may have where workers are to read it.
+        Bytes that the context of a cursor may have where workers are to read it.
 
     Examples
     --------
     >>> counter = EpochCounter(epoch=7)
-    >>> counter.take().epoch, counter.take().epoch, counter.upcoming().epoch
+    >>> counter.advance().epoch, counter.advance().epoch, counter.upcoming().epoch
     (7, 8, 9)
     """
 
     def __init__(self, epoch: int, context_bytes: int = 0) -> None:
         self._context_bytes = context_bytes
-        self._contexts = {_NEXT: b"", _NOW: b""}  # read only while nothing is shared
+        self._contexts = {_NEXT: b"", _CURRENT: b""}  # read only while nothing is shared
         self._shared: Any = None
-        self._hold(np.zeros(_SLOTS, np.int64))
-        self._write(_NEXT, EpochPlace(epoch))
+        self._set_words(np.zeros(_SLOTS, np.int64))
+        self._write(_NEXT, EpochCursor(epoch))
 
     def __getstate__(self) -> Any:
         if is_spawning():
@@ -98,10 +98,10 @@ class EpochCounter:
     def __setstate__(self, state: Any) -> None:
         words, self._context_bytes, self._contexts = state
         self._shared = None if isinstance(words, np.ndarray) else words
-        self._hold(words if self._shared is None else np.frombuffer(words, np.int64))
+        self._set_words(words if self._shared is None else np.frombuffer(words, np.int64))
 
-    def _hold(self, words: Int64) -> None:
-        self._words, self._fast = words, words.data  # by which a word is read in no time
+    def _set_words(self, words: Int64) -> None:
+        self._words, self._words_view = words, words.data  # by which a word is read in no time
         self._slots = words[_SLOTS:_CONTEXTS].reshape(-1, 2)
 
     def share(self) -> None:
@@ -110,12 +110,12 @@ class EpochCounter:
             import multiprocessing
 
             for context in self._contexts.values():
-                self._require_short(context)
+                self._check_context(context)
             contexts = 2 * -(-(_LENGTH + self._context_bytes) // 8)
             self._shared = multiprocessing.RawArray("q", _CONTEXTS + contexts)
             words: Int64 = np.frombuffer(self._shared, np.int64)
             words[:_SLOTS] = self._words
-            self._hold(words)
+            self._set_words(words)
             for at, context in self._contexts.items():
                 self._write_context(at, context)
 
@@ -124,44 +124,44 @@ class EpochCounter:
         """Whether all iterations are of the same epoch."""
         return bool(self._words[_PINNED])
 
-    def say_once(self, number: int) -> bool:
+    def first_warning(self, number: int) -> bool:
         """Return whether nobody said what has this number before; from now on, somebody has."""
-        is_first = not int(self._words[_SAID]) >> number & 1
-        self._words[_SAID] |= 1 << number
+        is_first = not int(self._words[_WARNED]) >> number & 1
+        self._words[_WARNED] |= 1 << number
         return is_first
 
-    def set(self, place: EpochPlace, pinned: bool) -> None:
+    def set(self, cursor: EpochCursor, pinned: bool) -> None:
         """Begin here next."""
         self._slots[:] = 0
         self._words[_PINNED] = pinned
         self._words[_NEWEST] += 1
         self._words[_BASE] = self._words[_NEWEST]
-        self._write(_NEXT, place)
+        self._write(_NEXT, cursor)
 
     @property
     def newest(self) -> int:
-        """Number of the iteration that began last, or of the last place that was set."""
-        return self._fast[_NEWEST]
+        """Number of the iteration that began last, or of the last cursor that was set."""
+        return self._words_view[_NEWEST]
 
-    def take(self) -> EpochPlace:
+    def advance(self) -> EpochCursor:
         """Return where an iteration begins that this process, no worker, makes or leads."""
-        place = self.upcoming()
-        self.lead(place)
-        self.set(self._after(place, 1, 1), self.pinned)
-        return place
+        cursor = self.upcoming()
+        self.coordinate(cursor)
+        self.set(self._after(cursor, 1, 1), self.pinned)
+        return cursor
 
-    def lead(self, place: EpochPlace) -> None:
+    def coordinate(self, cursor: EpochCursor) -> None:
         """Let iterations that this process leads begin here."""
-        self._write(_NOW, place)
+        self._write(_CURRENT, cursor)
 
-    def now(self) -> EpochPlace:
+    def current(self) -> EpochCursor:
         """Return where the iteration begins that the process leads which has this as a worker."""
-        return self._read(_NOW)
+        return self._read(_CURRENT)
 
-    def take_as(self, worker: int, workers: int) -> EpochPlace:
+    def advance_worker(self, worker: int, workers: int) -> EpochCursor:
         """Return where an iteration begins that is made by workers which nobody leads."""
-        own, turns, shift = self._turns_of(worker, workers)
-        own[_TURNS] += 1
+        own, turns, shift = self._worker_slot(worker, workers)
+        own[_BEGUN] += 1
         number = self.number(worker, workers)
         if number > self._words[_NEWEST]:
             self._words[_NEWEST] = number  # as do the other workers of the same loader
@@ -171,41 +171,41 @@ class EpochCounter:
         """Return the number of the last iteration of a worker, or of a process that is none."""
         if not workers:
             return int(self._words[_BASE])
-        _, turns, _ = self._turns_of(worker, workers)
+        _, turns, _ = self._worker_slot(worker, workers)
         return int(self._words[_BASE]) + turns
 
-    def rejoin(self, place: EpochPlace, worker: int, workers: int) -> None:
-        """Let a worker, as all others do, take a turn of a place's epoch next."""
-        own, turns, shift = self._turns_of(worker, workers)
-        own[_SHIFT] += place.epoch - (self._read(_NEXT).epoch + turns + shift)
+    def resume_worker(self, cursor: EpochCursor, worker: int, workers: int) -> None:
+        """Let a worker, as all others do, take a turn of a cursor's epoch next."""
+        own, turns, shift = self._worker_slot(worker, workers)
+        own[_SHIFT] += cursor.epoch - (self._read(_NEXT).epoch + turns + shift)
         # All write the same here, and none reads it before it wrote.
-        self._write_context(_NEXT, place.context)
+        self._write_context(_NEXT, cursor.context)
 
-    def upcoming(self) -> EpochPlace:
+    def upcoming(self) -> EpochCursor:
         """Return where the next iteration begins."""
-        turns, shift = self._others(0)
+        turns, shift = self._other_loaders(0)
         return self._after(self._read(_NEXT), turns, turns + shift)
 
     @property
-    def begun(self) -> int:
+    def worker_iterations(self) -> int:
         """Iterations that were made by workers whom nobody led, since the last that was led."""
-        return self._others(0)[_TURNS]
+        return self._other_loaders(0)[_BEGUN]
 
-    def last(self) -> EpochPlace:
+    def last_of_workers(self) -> EpochCursor:
         """Return where the last iteration began that was made by workers whom nobody led."""
-        turns, shift = self._others(0)
+        turns, shift = self._other_loaders(0)
         return self._after(self._read(_NEXT), turns - 1, turns - 1 + shift)
 
-    def _turns_of(self, worker: int, workers: int) -> tuple[Int64, int, int]:
+    def _worker_slot(self, worker: int, workers: int) -> tuple[Int64, int, int]:
         """Return a worker's slot; and the turns before its next one, and what they are moved by."""
         if workers > MAX_WORKERS:
             raise ValueError(f"num_workers={workers}: at most {MAX_WORKERS} can agree on an epoch")
         self.share()
         own = self._slots[_FIRST[workers] + worker]
-        turns, shift = self._others(workers)
-        return own, turns + int(own[_TURNS]), shift + int(own[_SHIFT])
+        turns, shift = self._other_loaders(workers)
+        return own, turns + int(own[_BEGUN]), shift + int(own[_SHIFT])
 
-    def _others(self, workers: int) -> tuple[int, int]:
+    def _other_loaders(self, workers: int) -> tuple[int, int]:
         """Add up the slots of the first workers of loaders with other numbers of workers."""
         if self._shared is None:
             return 0, 0
@@ -213,26 +213,26 @@ class EpochCounter:
         turns, shift = self._slots[firsts].sum(axis=0).tolist()
         return turns, shift
 
-    def _after(self, place: EpochPlace, turns: int, epochs: int) -> EpochPlace:
+    def _after(self, cursor: EpochCursor, turns: int, epochs: int) -> EpochCursor:
         """Return where an iteration begins after others, so many epochs on if none is pinned."""
         if turns == 0 and epochs == 0:
-            return place
-        epoch = place.epoch if self.pinned else place.epoch + epochs
-        return place._replace(epoch=epoch).beginning
+            return cursor
+        epoch = cursor.epoch if self.pinned else cursor.epoch + epochs
+        return cursor._replace(epoch=epoch).epoch_start
 
-    def _read(self, at: int) -> EpochPlace:
-        words = self._words[at : at + _PLACE].tolist()
+    def _read(self, at: int) -> EpochCursor:
+        words = self._words[at : at + _CURSOR].tolist()
         (epoch, position, restart), ends = words[:_GAPS], words[_GAPS:]
         gaps = tuple(gap for gap in zip(ends[::2], ends[1::2], strict=True) if gap != (0, 0))
-        return EpochPlace(epoch, position, gaps, restart, self._read_context(at))
+        return EpochCursor(epoch, position, gaps, restart, self._read_context(at))
 
-    def _write(self, at: int, place: EpochPlace) -> None:
-        words = self._words[at : at + _PLACE]
+    def _write(self, at: int, cursor: EpochCursor) -> None:
+        words = self._words[at : at + _CURSOR]
         words[:] = 0
-        words[:_GAPS] = place.epoch, place.position, place.restart
-        if place.gaps:
-            words[_GAPS : _GAPS + 2 * len(place.gaps)] = np.ravel(place.gaps)
-        self._write_context(at, place.context)
+        words[:_GAPS] = cursor.epoch, cursor.position, cursor.restart
+        if cursor.gaps:
+            words[_GAPS : _GAPS + 2 * len(cursor.gaps)] = np.ravel(cursor.gaps)
+        self._write_context(at, cursor.context)
 
     def _read_context(self, at: int) -> bytes:
         if self._shared is None:
@@ -245,11 +245,11 @@ class EpochCounter:
         if self._shared is None:
             self._contexts[at] = context
             return
-        self._require_short(context)
+        self._check_context(context)
         length = len(context).to_bytes(_LENGTH, "little")
         self._context_memory(at)[: _LENGTH + len(context)] = length + context
 
-    def _require_short(self, context: bytes) -> None:
+    def _check_context(self, context: bytes) -> None:
         """Raise unless workers can be told a context."""
         if len(context) > self._context_bytes:
             raise ValueError(
@@ -259,9 +259,9 @@ class EpochCounter:
             )
 
     def _context_memory(self, at: int) -> memoryview:
-        """Return the memory of a place's context: its length, and its bytes."""
+        """Return the memory of a cursor's context: its length, and its bytes."""
         contexts = self._words[_CONTEXTS:].reshape(2, -1)
-        memory: memoryview = contexts[at // _PLACE].data.cast("B")
+        memory: memoryview = contexts[at // _CURSOR].data.cast("B")
         return memory
 
 

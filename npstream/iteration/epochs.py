@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from npstream.iteration.partition import Partition, left_before
+from npstream.iteration.partition import Partition, unskipped_before
 from npstream.iteration.state import (
     STATE_VERSION,
     DatasetFingerprint,
     ViewFingerprint,
     make_state,
-    read_place,
+    read_cursor,
 )
 from npstream.orders.order import ORDER_VERSION, Order, Shuffle
 from npstream.reading.source import view_order
@@ -28,7 +28,7 @@ from npstream.reading.source import view_order
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
     from npstream.indexing.selection import Selection
-    from npstream.iteration.counter import EpochPlace
+    from npstream.iteration.counter import EpochCursor
     from npstream.iteration.ranks import Ranks
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
@@ -39,12 +39,12 @@ class AnyEpochs(Protocol):
 
     @property
     def context_bytes(self) -> int:
-        """Bytes that the context of a place may have where workers are to read it."""
+        """Bytes that the context of a cursor may have where workers are to read it."""
 
-    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+    def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
 
-    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
 
     @property
@@ -52,13 +52,13 @@ class AnyEpochs(Protocol):
         """Whether epochs are in the order of the view."""
 
     @property
-    def can_be_cut(self) -> bool:
+    def epoch_size_keeps_order(self) -> bool:
         """Whether `epoch_size` changes no order, but only where epochs end."""
 
     def needs_state(self, ranks: Ranks) -> bool:
         """Tell whether these ranks will do only after a state was loaded."""
 
-    def shared_chunks(self, nodes: int) -> int:
+    def nodes_per_chunk(self, nodes: int) -> int:
         """Return how many nodes read a chunk that one could read alone."""
 
     def chunk_share(self, nodes: int) -> float:
@@ -67,10 +67,10 @@ class AnyEpochs(Protocol):
     def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
         """Return epochs with another block, and how to set it; None if there is no shuffle."""
 
-    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
+    def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
+    def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return where a state says to go on."""
 
 
@@ -93,44 +93,44 @@ class Epochs:
         self._source = source
         self._selection = selection
         self._seed = settings.seed
-        self._chosen = settings.epoch_samples
+        self._epoch_size = settings.epoch_samples
         self.shuffle: Shuffle | None = None
         if settings.shuffle is not False:
             shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
             self.shuffle = shuffle.resolve(source.bytes_of(selection.size))
-        self._held: tuple[int, Order] | None = None
+        self._last_order: tuple[int, Order] | None = None
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}
+        return {**self.__dict__, "_last_order": None}
 
     @property
     def size(self) -> int:
         """Samples in an epoch."""
-        if self._chosen is None or self._selection.size == 0:
+        if self._epoch_size is None or self._selection.size == 0:
             return self._selection.size
-        return self._chosen
+        return self._epoch_size
 
-    def _facts(self, version: int = STATE_VERSION) -> dict[str, Any]:
+    def _state_settings(self, version: int = STATE_VERSION) -> dict[str, Any]:
         """Return what all of this depends on, as a state of some version has it."""
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": ORDER_VERSION, **asdict(self.shuffle)}
         return {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
-            "seed": self._seed, "shuffle": order, "epoch_size": self._chosen,
+            "seed": self._seed, "shuffle": order, "epoch_size": self._epoch_size,
         }  # fmt: skip
 
-    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+    def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
-        return ranks.sharing(replication)
+        return ranks.merge_replicas(replication)
 
-    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         return Partition(
-            left_before(self.size, place.gaps), ranks.rank, ranks.world, batch_size, last,
-            ranks.world // ranks.per_node, left_before(place.position, place.gaps),
-            gaps=place.gaps, rows=partial(self.at, place.epoch),
+            unskipped_before(self.size, cursor.gaps), ranks.rank, ranks.world, batch_size, last,
+            ranks.world // ranks.per_node, unskipped_before(cursor.position, cursor.gaps),
+            gaps=cursor.gaps, rows=partial(self.at, cursor.epoch),
         )  # fmt: skip
 
     @property
@@ -139,7 +139,7 @@ class Epochs:
         return self.shuffle is None
 
     @property
-    def can_be_cut(self) -> bool:
+    def epoch_size_keeps_order(self) -> bool:
         """Whether `epoch_size` changes no order, but only where epochs end."""
         return True
 
@@ -147,7 +147,7 @@ class Epochs:
         """Tell whether these ranks will do only after a state was loaded: any always do."""
         return False
 
-    def shared_chunks(self, nodes: int) -> int:
+    def nodes_per_chunk(self, nodes: int) -> int:
         """Return how many nodes read a chunk that one could read alone."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
@@ -165,13 +165,13 @@ class Epochs:
         other.shuffle = Shuffle(nbytes).resolve(self._source.bytes_of(self._selection.size))
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
-    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
+    def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
-        return make_state(self._facts(), place)
+        return make_state(self._state_settings(), cursor)
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
+    def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return where a state says to go on, with any ranks."""
-        return read_place(state, self._facts)
+        return read_cursor(state, self._state_settings)
 
     def at(self, epoch: int, positions: Int64) -> Int64:
         """Return the samples at positions in an epoch, below its length."""
@@ -189,10 +189,10 @@ class Epochs:
         """Return the rows of the view at positions in a pass."""
         if self.shuffle is None:
             return positions
-        if self._held is None or self._held[0] != number:
+        if self._last_order is None or self._last_order[0] != number:
             order = view_order(self._source, self._selection, self.shuffle, self._seed, number)
-            self._held = number, order
-        return self._held[1].at(positions)
+            self._last_order = number, order
+        return self._last_order[1].at(positions)
 
 
 def epochs_for(source: Source, selection: Selection, settings: IterationSettings) -> AnyEpochs:

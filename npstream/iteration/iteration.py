@@ -15,9 +15,9 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.optional import torch_door
-from npstream.iteration.counter import EpochPlace, is_spawning
-from npstream.iteration.iterator import EpochIterator, Run
-from npstream.iteration.partition import LOOKUP_SAMPLES, left_before
+from npstream.iteration.counter import EpochCursor, is_spawning
+from npstream.iteration.iterator import EpochIterator, EpochProgress
+from npstream.iteration.partition import LOOKUP_SAMPLES, unskipped_before
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
@@ -96,11 +96,11 @@ class Iteration(Resumable):
             )
         given = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
         self._transforms = [(what, fn) for what, fn in given if fn is not None]
-        if self._given is not None:
-            shared = self._sharing()
+        if self._given_ranks is not None:
+            shared = self._merged_ranks()
             if not epochs.needs_state(shared):
-                self._part_of(EpochPlace(0), shared, epochs)  # says what does not fit
-            self._warn(shared)
+                self._part_of(EpochCursor(0), shared, epochs)  # says what does not fit
+            self._warn_of_shared_chunks(shared)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Iteration]:
@@ -113,15 +113,15 @@ class Iteration(Resumable):
 
     def __len__(self) -> int:
         """Return the number of batches, or samples, of a whole epoch."""
-        part = self._part(self._counter.upcoming().beginning)
+        part = self._part(self._counter.upcoming().epoch_start)
         return part.batches if self.yields_batches else part.samples
 
     def __iter__(self) -> Iterator[Any]:
         worker, workers = this_worker()
         make = partial(self._items, worker, workers)
-        if self._is_led:
-            return make(self._run_from(self._counter.now()))
-        passed_over = self._check_reader()
+        if self._is_coordinated:
+            return make(self._progress_from(self._counter.current()))
+        skipped = self._check_reader()
         one_by_one = self._settings.batch_size is None and self._settings.global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
@@ -130,19 +130,25 @@ class Iteration(Resumable):
                 "iter, too, as in ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
-        run = self.begin_as(worker, workers) if workers else self.begin()
-        iterator = self.attach(EpochIterator.of(run, self.rows_of(run), make(run), make))
-        if passed_over:
-            return chain(repeat(torch_door().PASSED_OVER, passed_over), iterator)
+        progress = self.begin_worker(worker, workers) if workers else self.begin()
+        iterator = self.attach(
+            EpochIterator.of(progress, self.samples_per_item(progress), make(progress), make)
+        )
+        if skipped:
+            return chain(repeat(torch_door().SKIPPED_ITEM, skipped), iterator)
         return iterator
 
-    def _items(self, worker: int, workers: int, run: Run) -> Iterator[Any]:
-        """Yield what a worker, or a process that is none, reads of a run and is not done with."""
-        part, rows = run.part, run.rows
+    def _items(self, worker: int, workers: int, progress: EpochProgress) -> Iterator[Any]:
+        """Yield what a worker, or a process that is none, reads of a progress and is not done with."""
+        part, rows = progress.part, progress.samples_done
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
         mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
-        pieces = self._pieces(run, mine, rows % part.batch_size)
-        items = self._batches(run, pieces) if self.yields_batches else self._samples(run, pieces)
+        pieces = self._pieces(progress, mine, rows % part.batch_size)
+        items = (
+            self._batches(progress, pieces)
+            if self.yields_batches
+            else self._samples(progress, pieces)
+        )
         for what, transform in self._transforms:
             items = applied(transform, items, what)
         return items
@@ -152,14 +158,16 @@ class Iteration(Resumable):
         """Whether Batches are yielded, not samples."""
         return self._settings.yields_batches
 
-    def rows_of(self, run: Run, batch_size: int | None = None, workers: int = 0) -> int:
+    def samples_per_item(
+        self, progress: EpochProgress, batch_size: int | None = None, workers: int = 0
+    ) -> int:
         """Return the samples in each item, or in each batch that a DataLoader makes of items.
 
         For `npstream.torch` only.
 
         Parameters
         ----------
-        run : Run
+        progress : EpochProgress
             The epoch that is read.
         batch_size : int, optional
             Items in a batch of the DataLoader; by default it makes none.
@@ -175,12 +183,12 @@ class Iteration(Resumable):
         ValueError
             If batches of the DataLoader are not what its workers are dealt.
         """
-        rows = (run.part.batch_size if self.yields_batches else 1) * (batch_size or 1)
-        if workers > 1 and rows != run.part.batch_size:
+        rows = (progress.part.batch_size if self.yields_batches else 1) * (batch_size or 1)
+        if workers > 1 and rows != progress.part.batch_size:
             raise ValueError(
                 f"DataLoader(batch_size={batch_size}) takes {quantity(rows, 'sample')} from each "
-                f"of {quantity(workers, 'worker')} in turn, which are dealt {run.part.batch_size} "
-                "at a time: both must be the same; or use one worker"
+                f"of {quantity(workers, 'worker')} in turn, which are dealt "
+                f"{progress.part.batch_size} at a time: both must be the same; or use one worker"
             )
         return rows
 
@@ -191,7 +199,7 @@ class Iteration(Resumable):
         return super().__getstate__()
 
     def __repr__(self) -> str:
-        rank, world = (self._given or self._found or ("?", "?"))[:2]
+        rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
         size, whose = self._settings.batch_size, ""
         if size is None:
             size, whose = self._settings.global_batch_size, " of all ranks"
@@ -211,7 +219,7 @@ class Iteration(Resumable):
             return 0
         how: str | None
         dropped: int
-        how, dropped = torch_door().accelerated(self)
+        how, dropped = torch_door().accelerate_mode(self)
         if how == "deals" and (world := self._resolve().world) > 1:
             raise RuntimeError(
                 f"this is the part of one of {quantity(world, 'rank')}, and Accelerate would deal "
@@ -220,10 +228,10 @@ class Iteration(Resumable):
             )
         if how != "skips":
             return 0
-        place = self._upcoming()
-        if self._counter.pinned and place == place.beginning:
+        cursor = self._next_cursor()
+        if self._counter.pinned and cursor == cursor.epoch_start:
             return 0  # of an epoch that was named, they are read
-        if place == place.beginning:
+        if cursor == cursor.epoch_start:
             raise RuntimeError(
                 "Accelerate would skip batches of the next epoch, not knowing which one was begun: "
                 "give the npstream.torch.DataLoader the state_dict() that it had, and what is "
@@ -236,8 +244,11 @@ class Iteration(Resumable):
                 "ahead by itself; or skip nothing (ignore_data_skip=True in a Hugging Face "
                 "Trainer, if its gradient accumulation divides the batches of an epoch)"
             )
-        part = self._part(place)
-        behind, each = left_before(place.position, place.gaps), self.rows_of(Run(place, part, 0))
+        part = self._part(cursor)
+        behind, each = (
+            unskipped_before(cursor.position, cursor.gaps),
+            self.samples_per_item(EpochProgress(cursor, part, 0)),
+        )
         if behind != dropped * each * part.world:
             raise RuntimeError(
                 f"Accelerate would skip {quantity(dropped * each * part.world, 'sample')}, and the "
@@ -246,67 +257,67 @@ class Iteration(Resumable):
             )
         return dropped
 
-    def _is_rowwise(self, run: Run) -> bool:
+    def _is_rowwise(self, progress: EpochProgress) -> bool:
         """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
         if self._rowwise is None:
-            place = run.place.beginning
+            cursor = progress.cursor.epoch_start
             self._rowwise = not self._step and self._source.is_rowwise(
-                self._order(place, self._epochs), partial(self._smaller_block, place)
+                self._order(cursor, self._epochs), partial(self._smaller_block, cursor)
             )
         return self._rowwise
 
-    def _order(self, place: EpochPlace, epochs: AnyEpochs) -> ReadOrder:
+    def _order(self, cursor: EpochCursor, epochs: AnyEpochs) -> ReadOrder:
         """Return the order in which this machine reads an epoch."""
-        ranks = self._sharing()
+        ranks = self._merged_ranks()
         nodes = ranks.world // ranks.per_node
         view = self._selection.size / max(self._source.index.samples, 1)
         share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBORS / ranks.per_node)
-        return ReadOrder(partial(self._first_samples, place, ranks, epochs), share)
+        return ReadOrder(partial(self._first_samples, cursor, ranks, epochs), share)
 
-    def _first_samples(self, place: EpochPlace, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
+    def _first_samples(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
         """Return about the first `n` samples that ranks of this machine read."""
         first = ranks.rank - ranks.rank % ranks.per_node
         step = -(-ranks.per_node // NEIGHBORS)
         neighbors = range(first, first + ranks.per_node, step)
         ids, turns = [], []
         for rank in neighbors:
-            part = self._part_of(place, ranks._replace(rank=rank), epochs)
+            part = self._part_of(cursor, ranks._replace(rank=rank), epochs)
             batches = min(-(-n // (len(neighbors) * part.batch_size)), part.batches)
             ids.append(part.read(range(batches))[0])
             turns.append(np.arange(len(ids[-1])) // part.batch_size)
         return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
 
-    def _smaller_block(self, place: EpochPlace, fits: Callable[[ReadOrder], bool]) -> str:
+    def _smaller_block(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
         """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
         nbytes = self._source.index.total
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
             epochs, setting = smaller
-            if fits(self._order(place, epochs)):
+            if fits(self._order(cursor, epochs)):
                 return f"give {setting}"
         return "read the samples in the order in which they are stored"
 
-    def _batches(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
+    def _batches(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        rowwise = self._is_rowwise(run)
+        rowwise = self._is_rowwise(progress)
         ahead = self._source.ahead(pieces, itemgetter(0), self._step, rowwise)
         for (ids, repeated), lookup in ahead:
-            self.require_newest(run)
+            self.require_newest(progress)
             columns = self._source.columns(plan, lookup, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
-    def _samples(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
-        rowwise = self._is_rowwise(run)
+    def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+        rowwise = self._is_rowwise(progress)
         for _, lookup in self._source.ahead(pieces, itemgetter(0), self._step, rowwise):
-            self.require_newest(run)
+            self.require_newest(progress)
             yield from self._source.samples(self._names, lookup)
 
-    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[_Piece]:
+    def _pieces(self, progress: EpochProgress, mine: range, taken: int) -> Iterator[_Piece]:
         """Look up several batches at once, and yield the ids of those that are read together.
 
         Of the first batch, some samples may have been taken before.
         """
-        part = run.part
-        step = part.at_once(mine.step)
+        part = progress.part
+        step = part.lookup_batches(mine.step)
         rows = min(LOOKUP_SAMPLES, self._source.rows_of(_READ_BYTES))
         if self.yields_batches:
             rows = part.batch_size

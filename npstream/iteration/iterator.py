@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, cast
 import numpy as np
 
 from npstream.errors import shorten
-from npstream.iteration.partition import stepped_over
+from npstream.iteration.partition import to_epoch_positions
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import EpochPlace
+    from npstream.iteration.counter import EpochCursor
     from npstream.iteration.partition import Partition
 
 
 @dataclass(slots=True)
-class Run:
+class EpochProgress:
     """One iteration: where it began, and how far it came.
 
     Positions count what is left of the epoch, gaps taken out.
 
     Parameters
     ----------
-    place : EpochPlace
+    cursor : EpochCursor
     part : Partition
     position : int
         What was yielded ends here.
     is_over : bool
         Whether the iterator has ended.
-    was_taken : bool
-        Whether something was yielded before `place`, in the same loop.
-    began : int, optional
+    has_yielded : bool
+        Whether something was yielded before `cursor`, in the same loop.
+    loop_start : int, optional
         Where the loop began, if that is not where the part does.
     missed : int
         Positions after `position` that raised an error, and are passed over if the loop goes on.
@@ -47,51 +47,51 @@ class Run:
         process began it.
     """
 
-    place: EpochPlace
+    cursor: EpochCursor
     part: Partition
     position: int
     is_over: bool = False
-    was_taken: bool = False
-    began: int | None = None
-    missed: int = 0
-    saved: int = -1
+    has_yielded: bool = False
+    loop_start: int | None = None
+    failed: int = 0
+    saved_position: int = -1
     number: int | None = None
 
     @property
     def origin(self) -> int:
         """Where the loop began; below 0 if it skipped batches that it had yielded."""
-        return self.part.start if self.began is None else self.began
+        return self.part.start if self.loop_start is None else self.loop_start
 
     @property
     def is_fresh(self) -> bool:
         """Whether nothing was taken from it."""
-        return self.position == self.part.start and not (self.is_over or self.was_taken)
+        return self.position == self.part.start and not (self.is_over or self.has_yielded)
 
     @property
     def is_done(self) -> bool:
         """Whether the rank has all of its samples."""
-        return self.is_over or self.rows >= self.part.samples
+        return self.is_over or self.samples_done >= self.part.samples
 
     @property
-    def rows(self) -> int:
+    def samples_done(self) -> int:
         """Samples of the rank that are done with: yielded, or passed over."""
-        return (self.position + self.missed - self.part.start) // self.part.world
+        return (self.position + self.failed - self.part.start) // self.part.world
 
-    def reached(self, position: int | None = None) -> EpochPlace | None:
-        """Return the place from which on nothing was yielded; None if no batch is left."""
+    def resume_cursor(self, position: int | None = None) -> EpochCursor | None:
+        """Return the cursor from which on nothing was yielded; None if no batch is left."""
         position = self.position if position is None else position
-        if self.is_over or position >= self.part.until:
+        if self.is_over or position >= self.part.unrepeated_end:
             return None
-        stepped = int(stepped_over(np.array([position]), self.place.gaps)[0])
-        return self.place._replace(position=stepped)
+        stepped = int(to_epoch_positions(np.array([position]), self.cursor.gaps)[0])
+        return self.cursor._replace(position=stepped)
 
 
-Make: TypeAlias = Callable[[Run], Iterator[Any]]
-"""Makes the items of a run that come after those that are done with."""
+MakeItems: TypeAlias = Callable[[EpochProgress], Iterator[Any]]
+"""Makes the items of a progress that come after those that are done with."""
 
 
 class EpochIterator(chain[Any]):
-    """Yields the items of a run, and counts each before it is yielded.
+    """Yields the items of a progress, and counts each before it is yielded.
 
     It survives errors: one that raised for an item goes on, if it is asked to, with the next item,
     and one that was interrupted with the same item. So an error never looks like an epoch's end.
@@ -102,16 +102,18 @@ class EpochIterator(chain[Any]):
     _segments: _Segments
 
     @classmethod
-    def of(cls, run: Run, rows: int, items: Iterator[Any], make: Make) -> EpochIterator:
-        """Return an iterator over the items of a run.
+    def of(
+        cls, progress: EpochProgress, rows: int, items: Iterator[Any], make: MakeItems
+    ) -> EpochIterator:
+        """Return an iterator over the items of a progress.
 
         Parameters
         ----------
-        run : Run
+        progress : EpochProgress
         rows : int
             Samples of the rank in each item.
         items : iterator
-            The items of the run.
+            The items of the progress.
         make : callable
             Makes those that are left, after an error or where the iterator is redirected.
 
@@ -119,7 +121,7 @@ class EpochIterator(chain[Any]):
         -------
         EpochIterator
         """
-        segments = _Segments(run, rows * run.part.world, items, make)
+        segments = _Segments(progress, rows * progress.part.world, items, make)
         iterator: Any = cls.from_iterable(segments)
         iterator._segments = segments
         return cast("EpochIterator", iterator)
@@ -128,35 +130,39 @@ class EpochIterator(chain[Any]):
         raise TypeError("an iterator cannot be copied or pickled: copy what ds.iter returned")
 
     @property
-    def run(self) -> Run:
+    def progress(self) -> EpochProgress:
         """How far it came."""
-        return self._segments.run
+        return self._segments.progress
 
-    def redirect(self, run: Run) -> None:
-        """Go on with another run from the next item on."""
-        self._segments.leave()
-        self._segments.run = run
+    def redirect(self, progress: EpochProgress) -> None:
+        """Go on with another progress from the next item on."""
+        self._segments.stop()
+        self._segments.progress = progress
 
     def retire(self, reason: str) -> None:
         """Raise for whoever goes on with this, unless all of it was yielded."""
-        self._segments.leave()
-        if not self.run.is_done:
-            self._segments.make = _Refusal(reason)
+        self._segments.stop()
+        if not self.progress.is_done:
+            self._segments.make = _RaisingFactory(reason)
 
     def close(self) -> None:
         """Let go of what was read ahead; nothing more is yielded."""
-        self._segments.leave()
-        self._segments.run = replace(self.run, is_over=True)  # a copy, for no epoch is over
+        self._segments.stop()
+        self._segments.progress = replace(
+            self.progress, is_over=True
+        )  # a copy, for no epoch is over
 
 
 class _Segments:
-    """The generators of an iterator: each ends where its run does, or where it was left or failed.
+    """The generators of an iterator: each ends where its progress does, or where it was left or failed.
 
     They refer neither to the iterator nor to this, so that one that nobody has is gone at once.
     """
 
-    def __init__(self, run: Run, step: int, items: Iterator[Any], make: Make) -> None:
-        self.run, self.make, self._step = run, make, step
+    def __init__(
+        self, progress: EpochProgress, step: int, items: Iterator[Any], make: MakeItems
+    ) -> None:
+        self.progress, self.make, self._step = progress, make, step
         self._items: Iterator[Any] | None = items
         self._segment: Any = None
 
@@ -164,13 +170,13 @@ class _Segments:
         return self
 
     def __next__(self) -> Any:
-        if self.run.is_over:
+        if self.progress.is_over:
             raise StopIteration
-        self._segment = _counted(self._items, self.make, self.run, self._step)
+        self._segment = _count_yielded(self._items, self.make, self.progress, self._step)
         self._items = None
         return self._segment
 
-    def leave(self) -> None:
+    def stop(self) -> None:
         """Let the generator end, and go of what it has read ahead."""
         if self._segment is not None:
             if self._segment.gi_running:
@@ -182,32 +188,34 @@ class _Segments:
         self._segment = self._items = None
 
 
-def _counted(items: Iterator[Any] | None, make: Make, run: Run, step: int) -> Iterator[Any]:
-    """Yield the items of a run, each of which moves it on by a step."""
+def _count_yielded(
+    items: Iterator[Any] | None, make: MakeItems, progress: EpochProgress, step: int
+) -> Iterator[Any]:
+    """Yield the items of a progress, each of which moves it on by a step."""
     if items is None:
-        items = make(run)
+        items = make(progress)
     try:
-        if run.missed:
+        if progress.failed:
             for item in items:
-                run.position, run.missed = run.position + run.missed + step, 0
+                progress.position, progress.failed = progress.position + progress.failed + step, 0
                 yield item
                 break
         for item in items:
-            run.position += step
+            progress.position += step
             yield item
     except Exception as error:
-        run.missed += step
+        progress.failed += step
         shorten(error)
         raise
-    run.position, run.missed = run.position + run.missed, 0
-    run.is_over = True
+    progress.position, progress.failed = progress.position + progress.failed, 0
+    progress.is_over = True
 
 
-class _Refusal:
+class _RaisingFactory:
     """Makes no items, but an error."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
-    def __call__(self, run: Run) -> Iterator[Any]:
+    def __call__(self, progress: EpochProgress) -> Iterator[Any]:
         raise RuntimeError(self._reason)

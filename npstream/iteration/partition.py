@@ -20,7 +20,7 @@ from npstream._core.typing import Bools, Int64
 LOOKUP_SAMPLES = 1 << 10
 """Samples that are looked up at once."""
 
-LAST = ("repeat", "drop", "short")
+LAST_BATCH_MODES = ("repeat", "drop", "short")
 """What becomes of the last global batch, where too few samples are left to fill it."""
 
 Gaps: TypeAlias = "tuple[tuple[int, int], ...]"
@@ -106,7 +106,7 @@ class Partition:
         return -(-self.samples // self.batch_size)
 
     @property
-    def whole(self) -> int:
+    def global_batch(self) -> int:
         """Samples in a global batch."""
         return self.world * self.batch_size
 
@@ -115,21 +115,21 @@ class Partition:
         """The position after the last one that some rank reads."""
         left = max(0, self.size - self.start)
         if self.last == "drop":
-            left -= left % self.whole
+            left -= left % self.global_batch
         elif self.last == "repeat":
-            left += -left % self.whole
+            left += -left % self.global_batch
         return self.start + left
 
     @property
-    def until(self) -> int:
+    def unrepeated_end(self) -> int:
         """The position from which on nothing new is read."""
         return min(self.end, self.size)
 
     def positions(self, batches: range) -> Int64:
         """Return the positions of the samples in some of the rank's batches."""
-        first = np.arange(batches.start, batches.stop, batches.step) * self.whole
+        first = np.arange(batches.start, batches.stop, batches.step) * self.global_batch
         step = self.world * self.unit
-        within = np.arange(self.start + self._first, self.start + self.whole, step)
+        within = np.arange(self.start + self._first, self.start + self.global_batch, step)
         if self.unit > 1:
             within = np.add.outer(within, np.arange(self.unit)).reshape(-1)
         positions = np.add.outer(first, within).reshape(-1)
@@ -143,15 +143,15 @@ class Partition:
         if repeated.any():
             again = positions[repeated] - self.size
             positions[repeated] = self.repeat_start + again % (self.size - self.repeat_start)
-        rows = self.rows(stepped_over(positions, self.gaps))
+        rows = self.rows(to_epoch_positions(positions, self.gaps))
         is_sample = rows >= 0
         return (rows, repeated) if is_sample.all() else (rows[is_sample], repeated[is_sample])
 
-    def at_once(self, step: int) -> int:
+    def lookup_batches(self, step: int) -> int:
         """Return how many batches, so far apart, are worth looking up at once."""
         batches = self.block // self.batch_size
         if self.span is not None:
-            batches = min(batches, self.span // (self.whole * step))
+            batches = min(batches, self.span // (self.global_batch * step))
         return max(1, batches)
 
     @property
@@ -161,10 +161,10 @@ class Partition:
         return (k * self.nodes + node) * self.unit
 
 
-def stepped_over(positions: Int64, gaps: Gaps) -> Int64:
+def to_epoch_positions(positions: Int64, gaps: Gaps) -> Int64:
     """Turn positions in what is left of an epoch, in place, into positions in all of it.
 
-    >>> stepped_over(np.arange(5), ((1, 3), (4, 10)))
+    >>> to_epoch_positions(np.arange(5), ((1, 3), (4, 10)))
     array([ 0,  3, 10, 11, 12])
     """
     for start, stop in gaps:
@@ -172,10 +172,10 @@ def stepped_over(positions: Int64, gaps: Gaps) -> Int64:
     return positions
 
 
-def left_before(position: int, gaps: Gaps) -> int:
+def unskipped_before(position: int, gaps: Gaps) -> int:
     """Return how many positions before one are left.
 
-    >>> [left_before(position, ((1, 3), (4, 10))) for position in (0, 1, 2, 3, 12)]
+    >>> [unskipped_before(position, ((1, 3), (4, 10))) for position in (0, 1, 2, 3, 12)]
     [0, 1, 1, 1, 4]
     """
     return position - sum(min(max(position, start), stop) - start for start, stop in gaps)

@@ -14,17 +14,17 @@ from npstream._core.log import warn
 from npstream.iteration.counter import EpochCounter
 from npstream.iteration.ranks import (
     Ranks,
-    find_ranks,
+    detect_ranks,
     make_ranks,
-    other_launcher,
     this_worker,
     torch_ranks,
+    unread_launcher_warning,
 )
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import EpochPlace
+    from npstream.iteration.counter import EpochCursor
     from npstream.iteration.epochs import AnyEpochs
-    from npstream.iteration.iterator import Run
+    from npstream.iteration.iterator import EpochProgress
     from npstream.iteration.partition import Partition
     from npstream.iteration.settings import IterationSettings
 
@@ -44,49 +44,53 @@ class RankEpochs:
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
         self._epochs, self._settings = epochs, settings
         self._counter = EpochCounter(settings.epoch, epochs.context_bytes)
-        self._given: Ranks | None = None
+        self._given_ranks: Ranks | None = None
         if settings.rank is not None:
-            self._given = make_ranks(settings.rank, settings.world, settings.ranks_per_node)
-        self._found: Ranks | None = None
+            self._given_ranks = make_ranks(settings.rank, settings.world, settings.ranks_per_node)
+        self._detected_ranks: Ranks | None = None
 
     def _resolve(self) -> Ranks:
         """Return the rank and the number of ranks; once found, they may not change."""
-        if self._given is not None:
-            return self._given
-        if self._found is None:
-            self._found = find_ranks(self._settings.ranks_per_node)
-            if (text := other_launcher(self._found)) and self._is_first_to_say(_RANKS):
+        if self._given_ranks is not None:
+            return self._given_ranks
+        if self._detected_ranks is None:
+            self._detected_ranks = detect_ranks(self._settings.ranks_per_node)
+            if (text := unread_launcher_warning(self._detected_ranks)) and self._is_first_warning(
+                _RANKS
+            ):
                 warnings.warn(text, stacklevel=4)
-            self._warn(self._epochs.sharing(self._found, self._settings.replication))
-        elif (now := torch_ranks()) is not None and now != self._found[:2]:
+            self._warn_of_shared_chunks(
+                self._epochs.merge_replicas(self._detected_ranks, self._settings.replication)
+            )
+        elif (now := torch_ranks()) is not None and now != self._detected_ranks[:2]:
             raise RuntimeError(
-                f"(rank, world) was {self._found[:2]} when this was first used, and "
+                f"(rank, world) was {self._detected_ranks[:2]} when this was first used, and "
                 f"torch.distributed says {now}: call init_process_group before, or give rank= and "
                 "world="
             )
-        return self._found
+        return self._detected_ranks
 
-    def _warn(self, shared: Ranks) -> None:
+    def _warn_of_shared_chunks(self, shared: Ranks) -> None:
         """Say, in one of several workers, that nodes read the same chunks, where they need not."""
         nodes = shared.world // shared.per_node
-        if (times := self._epochs.shared_chunks(nodes)) > 1 and self._is_first_to_say(_CHUNKS):
+        if (times := self._epochs.nodes_per_chunk(nodes)) > 1 and self._is_first_warning(_CHUNKS):
             warnings.warn(
                 f"each chunk is fetched {times} times, as {quantity(nodes, 'node')} do not divide "
                 "the number of lanes: give npstream.Shuffle(lanes=...) a multiple",
                 stacklevel=5,
             )
 
-    def _is_first_to_say(self, number: int) -> bool:
+    def _is_first_warning(self, number: int) -> bool:
         """Return whether a warning is to be given: once, also if workers come to it, too."""
-        return this_worker()[0] == 0 and self._counter.say_once(number)
+        return this_worker()[0] == 0 and self._counter.first_warning(number)
 
-    def _sharing(self) -> Ranks:
-        return self._epochs.sharing(self._resolve(), self._settings.replication)
+    def _merged_ranks(self) -> Ranks:
+        return self._epochs.merge_replicas(self._resolve(), self._settings.replication)
 
-    def _part(self, place: EpochPlace) -> Partition:
-        return self._part_of(place, self._sharing(), self._epochs)
+    def _part(self, cursor: EpochCursor) -> Partition:
+        return self._part_of(cursor, self._merged_ranks(), self._epochs)
 
-    def _part_of(self, place: EpochPlace, ranks: Ranks, epochs: AnyEpochs) -> Partition:
+    def _part_of(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs) -> Partition:
         size, whole = self._settings.batch_size, self._settings.global_batch_size
         if whole is not None:
             if whole % ranks.world or size not in (None, whole // ranks.world):
@@ -95,24 +99,24 @@ class RankEpochs:
                     f"{ranks.world} times that, for as many ranks"
                 )
             size = whole // ranks.world
-        return epochs.part(place, ranks, size or 1, self._settings.last)
+        return epochs.part(cursor, ranks, size or 1, self._settings.last)
 
-    def _state_of(self, place: EpochPlace) -> dict[str, Any]:
-        return self._epochs.state(place, self._sharing())
+    def _state_of(self, cursor: EpochCursor) -> dict[str, Any]:
+        return self._epochs.state(cursor, self._merged_ranks())
 
-    def _place_of(self, state: Mapping[str, Any]) -> EpochPlace:
-        place = self._epochs.place(state, self._sharing())
-        self._part(place)  # says what does not fit
-        return place
+    def _cursor_of(self, state: Mapping[str, Any]) -> EpochCursor:
+        cursor = self._epochs.load_cursor(state, self._merged_ranks())
+        self._part(cursor)  # says what does not fit
+        return cursor
 
-    def _warn_of_left(self, run: Run) -> None:
+    def _warn_left(self, progress: EpochProgress) -> None:
         text = (
-            f"epoch {run.place.epoch} was left after {run.position} of "
-            f"{quantity(run.part.size, 'sample')}, where a state was saved: a run that goes on "
+            f"epoch {progress.cursor.epoch} was left after {progress.position} of "
+            f"{quantity(progress.part.size, 'sample')}, where a state was saved: a progress that goes on "
             "from it reads the rest of the epoch, and this one begins another"
         )
-        if self._epochs.can_be_cut:
-            text += f". To have epochs end there, give epoch_size={run.position}"
+        if self._epochs.epoch_size_keeps_order:
+            text += f". To have epochs end there, give epoch_size={progress.position}"
             warnings.warn(text, stacklevel=5)
         else:  # Streaming does so, too, and its orders depend on epoch_size
             warn("%s", text)

@@ -28,7 +28,7 @@ class Ranks(NamedTuple):
     world: int
     per_node: int
 
-    def sharing(self, replication: int) -> Ranks:
+    def merge_replicas(self, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
         if self.world % replication:
             raise ValueError(f"replication={replication} does not divide world={self.world}")
@@ -41,7 +41,7 @@ class Ranks(NamedTuple):
         return Ranks(self.rank // replication, self.world // replication, per_node)
 
 
-def find_ranks(per_node: int | None) -> Ranks:
+def detect_ranks(per_node: int | None) -> Ranks:
     """Return what torch.distributed says, or else the environment, or else that we are alone."""
     rank, world = torch_ranks() or launcher_ranks()
     if per_node is None:
@@ -72,7 +72,7 @@ def launcher_ranks() -> tuple[int, int]:
         ) from None
 
 
-def other_launcher(ranks: Ranks) -> str | None:
+def unread_launcher_warning(ranks: Ranks) -> str | None:
     """Return a warning if only variables that are not looked at say that there are other ranks."""
     if ranks.world > 1 or torch_ranks() is not None or "WORLD_SIZE" in os.environ:
         return None

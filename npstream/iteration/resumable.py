@@ -1,6 +1,6 @@
 """Iterating epoch after epoch, and going on where another process stopped.
 
-Nothing here reads: it is about which place of which epoch an iteration begins at, and how far it
+Nothing here reads: it is about which cursor of which epoch an iteration begins at, and how far it
 came.
 """
 
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from npstream._core.arguments import integer
 from npstream._core.optional import torch_door
 from npstream.errors import shown
-from npstream.iteration.counter import MAX_GAPS, EpochPlace, is_spawning
-from npstream.iteration.iterator import EpochIterator, Run
+from npstream.iteration.counter import MAX_GAPS, EpochCursor, is_spawning
+from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import merge_gaps
 from npstream.iteration.rank_epochs import RankEpochs
 from npstream.iteration.ranks import this_worker
-from npstream.iteration.state import MAX_COUNT, TRAINER_EPOCH, count_in
+from npstream.iteration.state import MAX_COUNT, TRAINER_EPOCH, read_count
 
 if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_AGAIN: Any = None
+_REBUILT: Any = None
 """In place of what is made again where a copy arrives."""
 
-OLD = (
+OUTDATED = (
     "this iterator is an old one: a newer iteration began, an epoch was set or a state was loaded, "
     "so states do not count what it yields; go on with the newer one. Workers of torch's own "
     "DataLoader may have lost count if a loop was left before all of them had begun: call "
@@ -54,10 +54,10 @@ class Resumable(RankEpochs):
 
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
         super().__init__(epochs, settings)
-        self._run: Run | None = None
+        self._progress: EpochProgress | None = None
         self._iterator: weakref.ref[EpochIterator] | None = None
-        self._rejoined: tuple[EpochPlace, int] | None = None
-        self._is_led = False
+        self._resumed: tuple[EpochCursor, int] | None = None
+        self._is_coordinated = False
         self._has_warned = False
         # A trainer's number of the epoch that it is in; and ours of its epoch 0.
         self._trainer_epoch: int | None = None
@@ -68,42 +68,42 @@ class Resumable(RankEpochs):
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_iterator": None, "_counter": copy.copy(self._counter)}
         if is_spawning():
-            return {**state, "_run": None}
-        if self._counter.begun:
+            return {**state, "_progress": None}
+        if self._counter.worker_iterations:
             raise RuntimeError(f"it is not known where a copy is to go on: {_READ_AHEAD}")
-        if self._current() is not None:
-            state["_counter"].set(self._reached(), self._counter.pinned)
-            return {**state, "_run": None}
+        if self._current_progress() is not None:
+            state["_counter"].set(self._state_cursor(), self._counter.pinned)
+            return {**state, "_progress": None}
         # An epoch that was left: its state is that of a copy, and both begin the next one.
-        left = None if self._run is None else replace(self._run, part=_AGAIN)
-        return {**state, "_run": left}
+        left = None if self._progress is None else replace(self._progress, part=_REBUILT)
+        return {**state, "_progress": left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._run is not None:
-            self._run.part = self._part(self._run.place)
+        if self._progress is not None:
+            self._progress.part = self._part(self._progress.cursor)
 
     # Beginning
 
-    def begin(self) -> Run:
+    def begin(self) -> EpochProgress:
         """Begin the next epoch, or where a state says; what was iterated over before is old.
 
         For `npstream.torch` only.
 
         Returns
         -------
-        Run
+        EpochProgress
             What is to be read. The caller makes its iterator, and gives that to `attach`.
         """
-        run = self._fresh()
-        if run is None:
-            self._warn_of_what_is_left(self._counter.upcoming())
-            run = self._next_run(self._counter.take)
+        progress = self._fresh_progress()
+        if progress is None:
+            self._warn_if_left(self._counter.upcoming())
+            progress = self._next_progress(self._counter.advance)
         else:
-            run = self._run_from(run.place)
-        return self._begun(run)
+            progress = self._progress_from(progress.cursor)
+        return self._register(progress)
 
-    def begin_as(self, worker: int, workers: int) -> Run:
+    def begin_worker(self, worker: int, workers: int) -> EpochProgress:
         """Begin, in a worker that nobody leads, its share of the next epoch.
 
         For `npstream.torch` only.
@@ -117,24 +117,24 @@ class Resumable(RankEpochs):
 
         Returns
         -------
-        Run
+        EpochProgress
             What is to be read, as `begin` returns it.
         """
-        run = self._next_run(partial(self._counter.take_as, worker, workers))
-        if self._rejoined is not None:
-            place, yielded = self._rejoined
-            run = self._run_from(place)
-            run.position += yielded * run.part.world
-            self._rejoined = None
-        return self._begun(run)
+        progress = self._next_progress(partial(self._counter.advance_worker, worker, workers))
+        if self._resumed is not None:
+            cursor, yielded = self._resumed
+            progress = self._progress_from(cursor)
+            progress.position += yielded * progress.part.world
+            self._resumed = None
+        return self._register(progress)
 
-    def _begun(self, run: Run) -> Run:
+    def _register(self, progress: EpochProgress) -> EpochProgress:
         worker, workers = this_worker()
-        if not workers and (old := self._alive()) is not None:
-            old.retire(OLD)
-        self._run, self._iterator = run, None
-        run.number = self._counter.number(worker, workers)
-        return run
+        if not workers and (old := self._live_iterator()) is not None:
+            old.retire(OUTDATED)
+        self._progress, self._iterator = progress, None
+        progress.number = self._counter.number(worker, workers)
+        return progress
 
     def attach(self, iterator: EpochIterator) -> EpochIterator:
         """Let `skip`, `set_epoch` and states reach the iterator over what has begun; return it.
@@ -144,7 +144,7 @@ class Resumable(RankEpochs):
         Parameters
         ----------
         iterator : EpochIterator
-            The iterator over the run that `begin` returned.
+            The iterator over the progress that `begin` returned.
 
         Returns
         -------
@@ -153,14 +153,14 @@ class Resumable(RankEpochs):
         self._iterator = weakref.ref(iterator)
         return iterator
 
-    def require_newest(self, run: Run) -> None:
-        """Raise if another iteration than a run's began last, in this process or in workers.
+    def require_newest(self, progress: EpochProgress) -> None:
+        """Raise if another iteration than a progress's began last, in this process or in workers.
 
         For `npstream.torch` only.
 
         Parameters
         ----------
-        run : Run
+        progress : EpochProgress
             What is being read.
 
         Raises
@@ -168,18 +168,18 @@ class Resumable(RankEpochs):
         RuntimeError
             It says that only the newest iteration goes on.
         """
-        if run.number is not None and self._counter.newest > run.number:
-            raise RuntimeError(OLD)
+        if progress.number is not None and self._counter.newest > progress.number:
+            raise RuntimeError(OUTDATED)
 
-    def lead(self, run: Run, start: Callable[[], T]) -> T:
+    def coordinate(self, progress: EpochProgress, start: Callable[[], T]) -> T:
         """Call a function that iterates over this, or starts workers that do.
 
-        They read what comes after all that is done with of a run, and count nothing. For
+        They read what comes after all that is done with of a progress, and count nothing. For
         `npstream.torch` only.
 
         Parameters
         ----------
-        run : Run
+        progress : EpochProgress
             What is being read.
         start : callable
             Takes nothing.
@@ -189,13 +189,13 @@ class Resumable(RankEpochs):
         Any
             What the function returns.
         """
-        position = run.position + run.missed
-        self._counter.lead(run.reached(position) or run.place)
-        self._is_led = True
+        position = progress.position + progress.failed
+        self._counter.coordinate(progress.resume_cursor(position) or progress.cursor)
+        self._is_coordinated = True
         try:
             return start()
         finally:
-            self._is_led = False
+            self._is_coordinated = False
 
     # How far it is
 
@@ -218,16 +218,28 @@ class Resumable(RankEpochs):
         1 [2 0]
         """
         _, workers = this_worker()
-        run = self._run
+        progress = self._progress
         if workers:
-            return self._counter.now().epoch if self._is_led or run is None else run.place.epoch
-        is_new = run is not None and self._fresh() is run
-        if run is not None and not run.is_over and (is_new or self._alive() is not None):
-            return run.place.epoch
-        place = self._counter.upcoming()
-        if place == place.beginning or self._counter.pinned or not _is_empty(self._run_from(place)):
-            return place.epoch
-        return place.epoch + 1
+            return (
+                self._counter.current().epoch
+                if self._is_coordinated or progress is None
+                else progress.cursor.epoch
+            )
+        is_new = progress is not None and self._fresh_progress() is progress
+        if (
+            progress is not None
+            and not progress.is_over
+            and (is_new or self._live_iterator() is not None)
+        ):
+            return progress.cursor.epoch
+        cursor = self._counter.upcoming()
+        if (
+            cursor == cursor.epoch_start
+            or self._counter.pinned
+            or not _is_empty(self._progress_from(cursor))
+        ):
+            return cursor.epoch
+        return cursor.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
         """Make all iterations from now on those of one epoch, until it is set anew.
@@ -251,19 +263,19 @@ class Resumable(RankEpochs):
         >>> batches.epoch
         4
         """
-        self._refuse_in_loop("set_epoch()")
+        self._raise_in_loop("set_epoch()")
         integer("epoch", epoch, 0)
-        place = self._upcoming()
-        if place.epoch != epoch:
-            place = place._replace(epoch=epoch).beginning
-        self._warn_of_what_is_left(place)
-        self._go_to(place, pinned=True)
+        cursor = self._next_cursor()
+        if cursor.epoch != epoch:
+            cursor = cursor._replace(epoch=epoch).epoch_start
+        self._warn_if_left(cursor)
+        self._move_to(cursor, pinned=True)
 
-    def follow_epoch(self, epoch: int) -> None:
+    def set_trainer_epoch(self, epoch: int) -> None:
         """Take a trainer's word that its epoch of some number begins, or goes on.
 
         Trainers tell it the sampler of a loader. They may leave epochs early, always at the same
-        step: so a run that goes on from a state, of an epoch that the trainer is done with, begins
+        step: so a progress that goes on from a state, of an epoch that the trainer is done with, begins
         the next one, as it would have if it had not stopped. Otherwise this changes nothing. For
         `npstream.torch` only.
 
@@ -272,14 +284,14 @@ class Resumable(RankEpochs):
         epoch : int
             The trainer's number of the epoch.
         """
-        coming = self._upcoming()
+        coming = self._next_cursor()
         offset, last = self._trainer_offset, self._trainer_epoch
         self._trainer_epoch = epoch
         if offset is None or (last is not None and epoch <= last) or epoch + offset < coming.epoch:
             self._trainer_offset = coming.epoch - epoch  # another training, which counts anew
         elif epoch + offset > coming.epoch:
-            place = coming._replace(epoch=epoch + offset).beginning
-            self._go_to(place, self._counter.pinned)
+            cursor = coming._replace(epoch=epoch + offset).epoch_start
+            self._move_to(cursor, self._counter.pinned)
 
     def state_dict(
         self, num_samples: int | None = None, from_beginning: bool = True
@@ -310,16 +322,16 @@ class Resumable(RankEpochs):
         """
         _, workers = this_worker()
         if workers:
-            run = self._run or self._run_from(self._counter.upcoming())
-            yielded = (run.position - run.part.start) // run.part.world
-            state = self._state_of(run.place)
+            progress = self._progress or self._progress_from(self._counter.upcoming())
+            yielded = (progress.position - progress.part.start) // progress.part.world
+            state = self._state_of(progress.cursor)
             return {**state, "workers": workers, "yielded": yielded}
-        place = self._reached(num_samples, from_beginning)
-        if self._run is not None:
-            self._run.saved = self._run.position
-        state = self._state_of(place)
+        cursor = self._state_cursor(num_samples, from_beginning)
+        if self._progress is not None:
+            self._progress.saved_position = self._progress.position
+        state = self._state_of(cursor)
         if self._trainer_offset is not None:
-            state[TRAINER_EPOCH] = place.epoch - self._trainer_offset
+            state[TRAINER_EPOCH] = cursor.epoch - self._trainer_offset
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -350,21 +362,21 @@ class Resumable(RankEpochs):
         [[1], [2]]
         """
         worker, workers = this_worker()
-        self._refuse_in_loop("load_state_dict()")
-        place = self._place_of(state)
+        self._raise_in_loop("load_state_dict()")
+        cursor = self._cursor_of(state)
         if state.get("workers", 0) != workers:
             raise ValueError(
                 f"this is the state of one of {shown(state.get('workers', 0))} workers, and there "
                 f"are {workers}: states of npstream.torch.DataLoader are the same for any number"
             )
         if workers:
-            self._counter.rejoin(place, worker, workers)
-            self._rejoined = place, count_in(state, "yielded")
+            self._counter.resume_worker(cursor, worker, workers)
+            self._resumed = cursor, read_count(state, "yielded")
             return
         self._trainer_epoch = self._trainer_offset = None
         if state.get(TRAINER_EPOCH) is not None:
-            self._trainer_offset = place.epoch - count_in(state, TRAINER_EPOCH, -MAX_COUNT)
-        self._go_to(place, pinned=False)
+            self._trainer_offset = cursor.epoch - read_count(state, TRAINER_EPOCH, -MAX_COUNT)
+        self._move_to(cursor, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:
         """Leave batches of an epoch out, say those that made the loss jump.
@@ -396,115 +408,132 @@ class Resumable(RankEpochs):
         start, stop = integer("start", start, 0), integer("stop", stop, 0)
         if this_worker()[1]:
             raise RuntimeError("skip() in a worker of a DataLoader: call it where the loader is")
-        place = self._reached()
-        part = self._part(place.beginning)
-        gap = (min(start * part.whole, part.size), min(stop * part.whole, part.size))
-        gaps = merge_gaps([*place.gaps, gap])
+        cursor = self._state_cursor()
+        part = self._part(cursor.epoch_start)
+        gap = (min(start * part.global_batch, part.size), min(stop * part.global_batch, part.size))
+        gaps = merge_gaps([*cursor.gaps, gap])
         if len(gaps) > MAX_GAPS:
             raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
-        run = self._run_from(place._replace(gaps=gaps))  # says what does not fit
-        if (old := self._running()) is None:
-            self._go_to(run.place, self._counter.pinned)
+        progress = self._progress_from(cursor._replace(gaps=gaps))  # says what does not fit
+        if (old := self._active_progress()) is None:
+            self._move_to(progress.cursor, self._counter.pinned)
             return
-        iterator = self._alive()
+        iterator = self._live_iterator()
         assert iterator is not None
-        run.was_taken, run.number = True, old.number
-        run.began = run.position - (old.position - old.origin)
-        iterator.redirect(run)
-        self._run = run
+        progress.has_yielded, progress.number = True, old.number
+        progress.loop_start = progress.position - (old.position - old.origin)
+        iterator.redirect(progress)
+        self._progress = progress
 
-    def _go_to(self, place: EpochPlace, pinned: bool) -> None:
+    def _move_to(self, cursor: EpochCursor, pinned: bool) -> None:
         """Begin there next, or let the iterator do from which nothing was taken."""
-        self._counter.set(place, pinned)
-        iterator, fresh = self._alive(), self._fresh() is not None
-        self._run = None
+        self._counter.set(cursor, pinned)
+        iterator, fresh = self._live_iterator(), self._fresh_progress() is not None
+        self._progress = None
         if iterator is not None and fresh:
-            self._run = self._next_run(self._counter.take)
-            self._run.number = self._counter.number(0, 0)
-            iterator.redirect(self._run)
+            self._progress = self._next_progress(self._counter.advance)
+            self._progress.number = self._counter.number(0, 0)
+            iterator.redirect(self._progress)
 
     # What runs
 
-    def _alive(self) -> EpochIterator | None:
+    def _live_iterator(self) -> EpochIterator | None:
         """Return the iterator that began last, if somebody has it."""
         iterator = None if self._iterator is None else self._iterator()
-        return iterator if iterator is not None and iterator.run is self._run else None
+        return iterator if iterator is not None and iterator.progress is self._progress else None
 
-    def _fresh(self) -> Run | None:
-        """Return the run that has begun, if nothing was taken from it."""
-        run = self._run
-        return run if run is not None and run.is_fresh and not self._counter.begun else None
+    def _fresh_progress(self) -> EpochProgress | None:
+        """Return the progress that has begun, if nothing was taken from it."""
+        progress = self._progress
+        return (
+            progress
+            if progress is not None and progress.is_fresh and not self._counter.worker_iterations
+            else None
+        )
 
-    def _running(self) -> Run | None:
-        """Return the run of a loop from which something was taken, and that is not over."""
-        run = self._run
-        if run is None or run.is_fresh or run.is_done or self._alive() is None:
+    def _active_progress(self) -> EpochProgress | None:
+        """Return the progress of a loop from which something was taken, and that is not over."""
+        progress = self._progress
+        if (
+            progress is None
+            or progress.is_fresh
+            or progress.is_done
+            or self._live_iterator() is None
+        ):
             return None
-        return run
+        return progress
 
-    def _current(self) -> Run | None:
-        """Return the run that the next batch is of, if that one has begun."""
-        return self._fresh() or self._running()
+    def _current_progress(self) -> EpochProgress | None:
+        """Return the progress that the next batch is of, if that one has begun."""
+        return self._fresh_progress() or self._active_progress()
 
-    def _upcoming(self) -> EpochPlace:
+    def _next_cursor(self) -> EpochCursor:
         """Return where the next iteration begins."""
-        run = self._fresh()
-        return self._counter.upcoming() if run is None else run.place
+        progress = self._fresh_progress()
+        return self._counter.upcoming() if progress is None else progress.cursor
 
-    def _reached(self, samples: int | None = None, from_beginning: bool = True) -> EpochPlace:
+    def _state_cursor(self, samples: int | None = None, from_beginning: bool = True) -> EpochCursor:
         """Return what a state is to say, given what somebody else counted, if so."""
         if samples is None and "accelerate" in sys.modules:
-            how, _ = torch_door().accelerated(self)
+            how, _ = torch_door().accelerate_mode(self)
             if how == "ahead":
                 raise RuntimeError(
                     "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
                     "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
                 )
-        run = self._run
-        if self._counter.begun:
+        progress = self._progress
+        if self._counter.worker_iterations:
             if samples is None:
                 raise RuntimeError(_READ_AHEAD)
-            run = self._run_from(self._counter.last())
+            progress = self._progress_from(self._counter.last_of_workers())
         if samples is not None:
-            run = run or self._run_from(self._counter.upcoming())
-            run = Run(run.place, run.part, samples + (0 if from_beginning else run.origin))
-        if run is None:
+            progress = progress or self._progress_from(self._counter.upcoming())
+            progress = EpochProgress(
+                progress.cursor, progress.part, samples + (0 if from_beginning else progress.origin)
+            )
+        if progress is None:
             return self._counter.upcoming()
-        return run.reached() or self._counter.upcoming()
+        return progress.resume_cursor() or self._counter.upcoming()
 
-    def _refuse_in_loop(self, what: str) -> None:
-        run = self._running()
-        if run is not None and not this_worker()[1]:
+    def _raise_in_loop(self, what: str) -> None:
+        progress = self._active_progress()
+        if progress is not None and not this_worker()[1]:
             raise RuntimeError(
-                f"{what} within a loop, which is in epoch {run.place.epoch} and would go on as it "
+                f"{what} within a loop, which is in epoch {progress.cursor.epoch} and would go on as it "
                 "is: leave the loop before, or drop its iterator if you hold it (del, or its "
                 "close()); or make another iteration"
             )
 
-    def _warn_of_what_is_left(self, next_place: EpochPlace) -> None:
-        """Say that an epoch was left where a run that is resumed would go on."""
-        run = self._run
-        if run is None or self._has_warned or self._trainer_offset is not None:
+    def _warn_if_left(self, next_cursor: EpochCursor) -> None:
+        """Say that an epoch was left where a progress that is resumed would go on."""
+        progress = self._progress
+        if progress is None or self._has_warned or self._trainer_offset is not None:
             return
-        is_left = not run.is_fresh and not run.is_done and run.reached() is not None
-        if not is_left or run.saved != run.position or next_place.epoch == run.place.epoch:
+        is_left = (
+            not progress.is_fresh and not progress.is_done and progress.resume_cursor() is not None
+        )
+        if (
+            not is_left
+            or progress.saved_position != progress.position
+            or next_cursor.epoch == progress.cursor.epoch
+        ):
             return
         self._has_warned = True
-        self._warn_of_left(run)
+        self._warn_left(progress)
 
     # Runs
 
-    def _next_run(self, take: Callable[[], EpochPlace]) -> Run:
+    def _next_progress(self, take: Callable[[], EpochCursor]) -> EpochProgress:
         """Take turns until there is something to read: little may be left of an epoch."""
         while True:
-            run = self._run_from(take())
-            if not _is_empty(run) or run.place == run.place.beginning:
-                return run
+            progress = self._progress_from(take())
+            if not _is_empty(progress) or progress.cursor == progress.cursor.epoch_start:
+                return progress
 
-    def _run_from(self, place: EpochPlace) -> Run:
-        part = self._part(place)
-        return Run(place, part, part.start)
+    def _progress_from(self, cursor: EpochCursor) -> EpochProgress:
+        part = self._part(cursor)
+        return EpochProgress(cursor, part, part.start)
 
 
-def _is_empty(run: Run) -> bool:
-    return run.part.end <= run.part.start
+def _is_empty(progress: EpochProgress) -> bool:
+    return progress.part.end <= progress.part.start

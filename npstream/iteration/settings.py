@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import counted, integer
-from npstream.iteration.partition import LAST
+from npstream.iteration.partition import LAST_BATCH_MODES
 
 if TYPE_CHECKING:
     from npstream.orders.order import Shuffle
@@ -47,7 +47,7 @@ class IterationSettings:
             raise ValueError(f"rank={self.rank!r} and world={self.world!r}: give both, or neither")
         if not isinstance(self.batched, bool):
             raise TypeError(f"batched={self.batched!r}: expected True or False")
-        if self.last not in LAST:
+        if self.last not in LAST_BATCH_MODES:
             raise ValueError(
                 f"last={self.last!r}: expected 'repeat', 'drop' (torch's drop_last=True) or 'short'"
             )

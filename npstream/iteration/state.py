@@ -21,7 +21,7 @@ from npstream.formats.index import Index
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.mask import Mask
 from npstream.indexing.selection import Selection
-from npstream.iteration.counter import MAX_GAPS, EpochPlace
+from npstream.iteration.counter import MAX_GAPS, EpochCursor
 from npstream.iteration.partition import merge_gaps
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _VERSIONS = (1, STATE_VERSION)
 TRAINER_EPOCH = "trainer_epoch"
 """The key of what a trainer calls the epoch of a state."""
 
-_MENDS = {
+_FIXES = {
     "samples": "open the dataset, and select the view, as it was",
     "dataset": "its shards are others; open the dataset as it was",
     "view": "its samples are others, or in another order; select them as was done then",
@@ -102,20 +102,20 @@ def _first_fingerprint(index: Index) -> str:
     return dataset.hexdigest()
 
 
-def make_state(settings: Mapping[str, Any], place: EpochPlace) -> dict[str, Any]:
+def make_state(settings: Mapping[str, Any], cursor: EpochCursor) -> dict[str, Any]:
     """Return the state of an iteration with these settings."""
     return {
         "version": STATE_VERSION,
         **settings,
-        "epoch": place.epoch,
-        "position": place.position,
-        "skipped": [list(gap) for gap in place.gaps],
+        "epoch": cursor.epoch,
+        "position": cursor.position,
+        "skipped": [list(gap) for gap in cursor.gaps],
     }
 
 
-def read_place(
+def read_cursor(
     state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]
-) -> EpochPlace:
+) -> EpochCursor:
     """Return where a state says to go on.
 
     Parameters
@@ -131,17 +131,17 @@ def read_place(
     """
     version = state_version(state)
     expected = {"version": version, **settings_in(version)}
-    require(state, (*expected, "epoch", "position", "skipped"))
+    require_keys(state, (*expected, "epoch", "position", "skipped"))
     for key, here in expected.items():
         if state[key] != here:
-            raise ValueError(difference(key, state[key], here))
-    epoch, position = (count_in(state, key) for key in ("epoch", "position"))
-    gaps = merge_gaps(gaps_in(state))
+            raise ValueError(difference_message(key, state[key], here))
+    epoch, position = (read_count(state, key) for key in ("epoch", "position"))
+    gaps = merge_gaps(read_gaps(state))
     if len(gaps) > MAX_GAPS:
         raise ValueError(
             f"an epoch without {quantity(len(gaps), 'stretch')}: at most {MAX_GAPS} can be skipped"
         )
-    return EpochPlace(epoch, position, gaps)
+    return EpochCursor(epoch, position, gaps)
 
 
 def state_version(state: Any) -> int:
@@ -150,7 +150,7 @@ def state_version(state: Any) -> int:
     return STATE_VERSION if version not in _VERSIONS else int(version)
 
 
-def count_in(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MAX_COUNT) -> int:
+def read_count(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MAX_COUNT) -> int:
     """Return a number of a state, or say that it is none."""
     try:
         found = integer(key, state[key])
@@ -164,7 +164,7 @@ def count_in(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MA
     return found
 
 
-def gaps_in(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
+def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Yield the stretches that a state leaves out, or say what is wrong with them."""
     said = state["skipped"]
     if not isinstance(said, list | tuple):
@@ -175,10 +175,10 @@ def gaps_in(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
                 f"this state is damaged: skipped has {shown(pair)}; expected a start and a stop"
             )
         ends = {"start": pair[0], "stop": pair[1]}
-        yield count_in(ends, "start"), count_in(ends, "stop")
+        yield read_count(ends, "start"), read_count(ends, "stop")
 
 
-def require(state: Any, keys: Iterable[str]) -> None:
+def require_keys(state: Any, keys: Iterable[str]) -> None:
     """Raise unless this is a state that has keys."""
     if not isinstance(state, Mapping):
         raise TypeError(f"a state is a dict, as state_dict() returns it, not {shown(state)}")
@@ -192,7 +192,7 @@ def require(state: Any, keys: Iterable[str]) -> None:
         raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing{hint}")
 
 
-def difference(key: str, there: Any, here: Any) -> str:
+def difference_message(key: str, there: Any, here: Any) -> str:
     """Say how a state differs, and what to do."""
     if key == "version":
         return (
@@ -202,9 +202,9 @@ def difference(key: str, there: Any, here: Any) -> str:
     if key == "fingerprint":
         known = there.split("-") if isinstance(there, str) else []
         key = "view" if known[:1] == here.split("-")[:1] else "dataset"
-        return f"the state is of another {key}: {_MENDS[key]}"
+        return f"the state is of another {key}: {_FIXES[key]}"
     if key == "samples":
-        return f"the state is of a view of {shown(there)} samples; this has {here}: {_MENDS[key]}"
+        return f"the state is of a view of {shown(there)} samples; this has {here}: {_FIXES[key]}"
     return (
         f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: make it like "
         "that"

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream.iteration.counter import EpochPlace
-from npstream.iteration.partition import Partition, left_before
+from npstream.iteration.counter import EpochCursor
+from npstream.iteration.partition import Partition, unskipped_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.state import (
     STATE_VERSION,
     DatasetFingerprint,
     ViewFingerprint,
-    count_in,
-    difference,
+    difference_message,
     make_state,
-    read_place,
-    require,
+    read_count,
+    read_cursor,
+    require_keys,
 )
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MOST_IDS, STATE
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _CONTEXT = struct.Struct("<qqq")
-"""The context of a place: a StreamingRun, with 0 for initial nodes that are not known."""
+"""The context of a cursor: a StreamingRun, with 0 for initial nodes that are not known."""
 
 
 class StreamingEpochs:
@@ -79,33 +79,33 @@ class StreamingEpochs:
         self._settings = shuffle
         self._source = source
         self._selection = selection
-        self._chosen = settings.epoch_samples
+        self._epoch_size = settings.epoch_samples
         self._names, self._shards = _streams(source, selection)
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
         self._weights = shuffle.weights(self._names)
         self._order(None).taken()  # says what does not fit
 
-    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+    def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as Streaming counts them."""
         world = _world(ranks).replicated(replication)
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
-    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
         if last == "short":
             raise ValueError(
                 "last='short': Streaming's orders repeat samples so that all ranks read equally "
                 "many; shuffle=False, or a native order, reads each sample once"
             )
-        world, first = _world(ranks), place.restart
-        order, whole = self._order(_run(place), batch_size), world.ranks * batch_size
+        world, first = _world(ranks), cursor.restart
+        order, whole = self._order(_run(cursor), batch_size), world.ranks * batch_size
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = whole
-        if (place.position - first) % unit:
-            first = place.position  # as Streaming does wherever it goes on
+        if (cursor.position - first) % unit:
+            first = cursor.position  # as Streaming does wherever it goes on
         try:
-            epoch = order.epoch(place.epoch, world, first)
+            epoch = order.epoch(cursor.epoch, world, first)
         except StreamError as error:
             if not self._names:
                 raise
@@ -117,19 +117,20 @@ class StreamingEpochs:
             batches = epoch.full_batches
             own = batches * batch_size
         stop = first + batches * whole
-        cuts = [cut for gap in place.gaps for cut in gap if place.position < cut < stop]
+        cuts = [cut for gap in cursor.gaps for cut in gap if cursor.position < cut < stop]
         if any((cut - first) % unit for cut in cuts):
             raise ValueError(
-                f"of the epoch, {place.gaps} are left out, where an order of Streaming leaves out "
+                f"of the epoch, {cursor.gaps} are left out, where an order of Streaming leaves out "
                 f"multiples of {quantity(unit, 'sample')}, from sample {first} on: go on with the "
                 "ranks and batches for which they were left out"
             )
         size, own_stop, start = (
-            left_before(at, place.gaps) for at in (stop, first + own * world.ranks, place.position)
+            unskipped_before(at, cursor.gaps)
+            for at in (stop, first + own * world.ranks, cursor.position)
         )
         return Partition(
             size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
-            stop=own_stop, gaps=place.gaps, rows=partial(_samples, epoch, node, rank, first),
+            stop=own_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
             block=MOST_IDS, span=epoch.batching.stride,
         )  # fmt: skip
 
@@ -139,7 +140,7 @@ class StreamingEpochs:
         return False
 
     @property
-    def can_be_cut(self) -> bool:
+    def epoch_size_keeps_order(self) -> bool:
         """Whether `epoch_size` changes no order, but only where epochs end."""
         return False
 
@@ -149,7 +150,7 @@ class StreamingEpochs:
         fits = order.lanes(world) % world.nodes == 0 or world.nodes % order.lanes(world) == 0
         return order.partition_algo == "relaxed" and not fits
 
-    def shared_chunks(self, nodes: int) -> int:
+    def nodes_per_chunk(self, nodes: int) -> int:
         """Return 1: Streaming lets nodes share a lane, or take whole ones."""
         return 1
 
@@ -166,47 +167,47 @@ class StreamingEpochs:
         other._settings = replace(self._settings, shuffle_block_size=samples)
         return other, f"shuffle_block_size={samples}"
 
-    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
+    def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which is also one of Streaming's."""
-        order, world = self._order(_run(place)), _world(ranks)
-        of_streaming = order.state(world, place.epoch, place.position)
+        order, world = self._order(_run(cursor)), _world(ranks)
+        of_streaming = order.state(world, cursor.epoch, cursor.position)
         run = StreamingRun(*(of_streaming[name] for name in StreamingRun._fields))
         return {
-            **make_state(self._facts(run, ranks, STATE_VERSION), place),
-            "drop_first": place.restart,
+            **make_state(self._state_settings(run, ranks, STATE_VERSION), cursor),
+            "drop_first": cursor.restart,
             **of_streaming,
         }
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
+    def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return where a state, or one of Streaming's, says to go on."""
         if isinstance(state, Mapping) and "version" not in state:
             for key in (*STATE, "initial_physical_nodes"):
                 if state.get(key) is not None:
-                    count_in(state, key, -1 if key == "epoch" else 0, 1 << 63)
+                    read_count(state, key, -1 if key == "epoch" else 0, 1 << 63)
             order, number, position = self._order(None).resume(state, _world(ranks))
             if state["epoch"] < 0:
-                return EpochPlace(0)
+                return EpochCursor(0)
             run = StreamingRun(*(getattr(order, name) for name in StreamingRun._fields))
-            return EpochPlace(number, position, restart=position, context=_context(run))
-        require(state, (*StreamingRun._fields, "drop_first"))
-        run = StreamingRun(*(count_in(state, name, 0, 1 << 63) for name in StreamingRun._fields))
+            return EpochCursor(number, position, restart=position, context=_context(run))
+        require_keys(state, (*StreamingRun._fields, "drop_first"))
+        run = StreamingRun(*(read_count(state, name, 0, 1 << 63) for name in StreamingRun._fields))
         for name, there in run._asdict().items():
             here = getattr(self._settings, name)
             if here is not None and here != there:
-                raise ValueError(difference(name, there, here))
-        place = read_place(state, partial(self._facts, run, ranks))
-        return place._replace(restart=count_in(state, "drop_first"), context=_context(run))
+                raise ValueError(difference_message(name, there, here))
+        cursor = read_cursor(state, partial(self._state_settings, run, ranks))
+        return cursor._replace(restart=read_count(state, "drop_first"), context=_context(run))
 
     def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:
-        return self._settings.order(self._shards, self._weights, batch_size, self._chosen, run)
+        return self._settings.order(self._shards, self._weights, batch_size, self._epoch_size, run)
 
-    def _facts(self, run: StreamingRun, ranks: Ranks, version: int) -> dict[str, Any]:
+    def _state_settings(self, run: StreamingRun, ranks: Ranks, version: int) -> dict[str, Any]:
         """Return what positions depend on, but for what a run's states know themselves."""
         order = self._order(run)
         names = ["partition_algo", "sampling_method", "sampling_granularity"]
         facts: dict[str, Any] = {
             "samples": self._selection.size, "fingerprint": self._fingerprint(version),
-            "seed": run.shuffle_seed, "epoch_size": self._chosen,
+            "seed": run.shuffle_seed, "epoch_size": self._epoch_size,
         }  # fmt: skip
         if self._settings.is_batched:
             names.append("batching_method")
@@ -243,15 +244,15 @@ def _samples(epoch: Epoch, node: int, rank: int, first: int, positions: Int64) -
 
 
 def _context(run: StreamingRun) -> bytes:
-    """Return the context of places in a run."""
+    """Return the context of cursors in a run."""
     return _CONTEXT.pack(run.num_canonical_nodes, run.shuffle_seed, run.initial_physical_nodes or 0)
 
 
-def _run(place: EpochPlace) -> StreamingRun | None:
-    """Return the run that a place is in; None if no state was loaded."""
-    if not place.context:
+def _run(cursor: EpochCursor) -> StreamingRun | None:
+    """Return the run that a cursor is in; None if no state was loaded."""
+    if not cursor.context:
         return None
-    lanes, seed, nodes = _CONTEXT.unpack(place.context)
+    lanes, seed, nodes = _CONTEXT.unpack(cursor.context)
     return StreamingRun(lanes, seed, nodes or None)
 
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from npstream._core.arguments import integer, quantity
-from npstream.iteration.partition import Partition, left_before
+from npstream.iteration.partition import Partition, unskipped_before
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
-from npstream.iteration.state import make_state, read_place, require
+from npstream.iteration.state import make_state, read_cursor, require_keys
 from npstream.mixture.run import (
     BATCHINGS,
     Batches,
@@ -32,7 +32,7 @@ from npstream.mixture.stream import EpochOrder, MixtureOrder
 from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
-    from npstream.iteration.counter import EpochPlace
+    from npstream.iteration.counter import EpochCursor
     from npstream.mixture.shares import MixtureOf
 
 CONTEXT_BYTES = 1 << 20
@@ -88,16 +88,16 @@ class MixtureEpochs:
             raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
         self._of = of
         self._settings = Shuffle() if shuffle is True else shuffle or None
-        self._seed, self._chosen = settings.seed, settings.epoch_samples
+        self._seed, self._epoch_size = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
-        self._held: tuple[Any, MixtureRun, MixtureOrder] | None = None
+        self._last_order: tuple[Any, MixtureRun, MixtureOrder] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}
+        return {**self.__dict__, "_last_order": None}
 
-    def sharing(self, ranks: Ranks, replication: int) -> Ranks:
+    def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return the ranks that are left if several in a row are one, as to what they read."""
-        return ranks.sharing(replication)
+        return ranks.merge_replicas(replication)
 
     @property
     def is_stored_order(self) -> bool:
@@ -105,7 +105,7 @@ class MixtureEpochs:
         return False
 
     @property
-    def can_be_cut(self) -> bool:
+    def epoch_size_keeps_order(self) -> bool:
         """Whether `epoch_size` changes no order, but only where epochs end."""
         return True
 
@@ -113,7 +113,7 @@ class MixtureEpochs:
         """Tell whether these ranks will do only after a state was loaded: any always do."""
         return False
 
-    def shared_chunks(self, nodes: int) -> int:
+    def nodes_per_chunk(self, nodes: int) -> int:
         """Return how many nodes read a chunk that one could read alone, on average over bytes.
 
         Sources of one lane are small, as a rule, and all nodes read them.
@@ -139,20 +139,20 @@ class MixtureEpochs:
         other._settings = Shuffle(nbytes)
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
-    def part(self, place: EpochPlace, ranks: Ranks, batch_size: int, last: str) -> Partition:
+    def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
         """Return a rank's part of what is left of an epoch."""
-        run, stream = self._stream(place.context, ranks)
-        cuts = [place.position, *(cut for gap in place.gaps for cut in gap)]
+        run, stream = self._stream(cursor.context, ranks)
+        cuts = [cursor.position, *(cut for gap in cursor.gaps for cut in gap)]
         if any(cut % run.grain for cut in cuts if cut < run.size and self._batching != "random"):
             raise ValueError(
-                f"position {place.position} of the epoch, of which {place.gaps} are left out, is "
+                f"position {cursor.position} of the epoch, of which {cursor.gaps} are left out, is "
                 f"within a batch: with batching={self._batching!r} an iteration goes on between "
                 f"batches, which take {quantity(run.grain, 'position')}"
             )
-        stretch = EpochOrder(stream, run.reached(place.epoch, 0), run.size)
-        begun = max(run.stretches[run.since].start * run.width - run.reached(place.epoch, 0), 0)
+        stretch = EpochOrder(stream, run.reached(cursor.epoch, 0), run.size)
+        begun = max(run.stretches[run.since].start * run.width - run.reached(cursor.epoch, 0), 0)
         size, start, first = (
-            left_before(at, place.gaps) for at in (run.size, place.position, begun)
+            unskipped_before(at, cursor.gaps) for at in (run.size, cursor.position, begun)
         )
         unit = 1
         if self._batching == "device_per_stream":
@@ -161,7 +161,7 @@ class MixtureEpochs:
             batch_size = run.grain // ranks.world
         return Partition(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
-            unit, repeat_start=first, gaps=place.gaps, rows=stretch.at,
+            unit, repeat_start=first, gaps=cursor.gaps, rows=stretch.at,
             block=_rows_at_once(stretch) if run.is_even else 1,
         )  # fmt: skip
 
@@ -172,44 +172,44 @@ class MixtureEpochs:
             raise ValueError("batches that differ in size by source have no order of samples")
         return EpochOrder(stream, run.reached(epoch, 0), run.size)
 
-    def state(self, place: EpochPlace, ranks: Ranks) -> dict[str, Any]:
+    def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
         """Return a state, which does not depend on the ranks."""
-        run, _ = self._stream(place.context, ranks)
+        run, _ = self._stream(cursor.context, ranks)
         return {
-            **make_state(self._facts, place),
+            **make_state(self._state_settings, cursor),
             "mixture": with_fingerprints(run, self._of).as_json(),
         }
 
-    def place(self, state: Mapping[str, Any], ranks: Ranks) -> EpochPlace:
+    def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return where a state says to go on, with any ranks."""
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
-        require(state, ("mixture",))
-        place = read_place(state, lambda _: self._facts)
+        require_keys(state, ("mixture",))
+        cursor = read_cursor(state, lambda _: self._state_settings)
         own, _ = self._stream(b"", ranks)
         run = adopt_run(run_in(state), own, self._of)
         if run == with_fingerprints(own, self._of):
-            return place
-        return place._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))
+            return cursor
+        return cursor._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))
 
     @property
-    def _facts(self) -> dict[str, Any]:
+    def _state_settings(self) -> dict[str, Any]:
         """Return what positions depend on, but for the run."""
         shuffle = None
         if self._settings is not None:
             block, lanes = self._settings.block, self._settings.lanes
             shuffle = {"order": "mixture", "block": block, "lanes": lanes}
-        return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._chosen}
+        return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
-        """Return the run of a place's context, or a new one if that is empty; and its stream."""
-        key, held = (context, ranks.world), self._held
+        """Return the run of a cursor's context, or a new one if that is empty; and its stream."""
+        key, held = (context, ranks.world), self._last_order
         if held is None or held[0] != key:
             if context:
                 run = MixtureRun.of_json(json.loads(zlib.decompress(context)))
             else:
                 run = new_run(
-                    self._of, self._settings, self._batching, self._batches, self._chosen, ranks
+                    self._of, self._settings, self._batching, self._batches, self._epoch_size, ranks
                 )
             firsts = np.cumsum([0, *self._of.sizes]).tolist()
             here = {
@@ -217,7 +217,7 @@ class MixtureEpochs:
                 for name, *stored in zip(self._of.names, self._of.chunks, firsts, strict=False)
             }
             chunks, rows = zip(*(here.get(s.name, (None, 0)) for s in run.sources), strict=True)
-            self._held = held = key, run, MixtureOrder(run.course(self._seed), chunks, rows)
+            self._last_order = held = key, run, MixtureOrder(run.course(self._seed), chunks, rows)
         return held[1:]
 
 

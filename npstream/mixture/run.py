@@ -20,9 +20,9 @@ from npstream.iteration.state import (
     MAX_COUNT,
     STATE_VERSION,
     TRAINER_EPOCH,
-    count_in,
-    difference,
-    require,
+    difference_message,
+    read_count,
+    require_keys,
     state_version,
 )
 from npstream.mixture.passes import Stored
@@ -219,7 +219,7 @@ class MixtureRun:
         names = [each.name for each in fields(cls)]
         if not isinstance(facts, Mapping):
             raise ValueError(f"this state is damaged: mixture is {shown(facts)}")
-        require(facts, ("version", *names))
+        require_keys(facts, ("version", *names))
         if facts["version"] != list(STREAM_VERSION):
             raise ValueError(
                 f"the state is of a mixture's order of version {shown(facts['version'])}; this "
@@ -231,17 +231,17 @@ class MixtureRun:
             _stretch(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
         )
         for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
-            count_in(facts, key, least)
-        if not 0 <= count_in(facts, "since") < len(known["stretches"]):
+            read_count(facts, key, least)
+        if not 0 <= read_count(facts, "since") < len(known["stretches"]):
             raise ValueError(f"this state is damaged: since is {facts['since']}")
-        count_in(facts, "epoch")
+        read_count(facts, "epoch")
         if known["sizes"] is not None:
             known["sizes"] = tuple(_list_in(facts, "sizes"))
             if len(known["sizes"]) != len(known["sources"]):
                 raise ValueError(f"this state is damaged: sizes are {shown(facts['sizes'])}")
             for size in known["sizes"]:
                 if size is not None:
-                    count_in({"sizes": size}, "sizes", 1)
+                    read_count({"sizes": size}, "sizes", 1)
         if known["batching"] not in BATCHINGS:
             raise ValueError(f"this state is damaged: batching is {shown(known['batching'])}")
         run = cls(**known)
@@ -282,8 +282,8 @@ def _source(facts: Any) -> RunSource:
     name, fingerprint = facts["name"], facts["fingerprint"]
     if not isinstance(name, str) or not isinstance(fingerprint, str):
         raise ValueError(f"this state is damaged: it has the source {shown(facts)}")
-    samples, block = count_in(facts, "samples"), count_in(facts, "block")
-    return RunSource(name, samples, fingerprint, count_in(facts, "lanes", 1), block)
+    samples, block = read_count(facts, "samples"), read_count(facts, "block")
+    return RunSource(name, samples, fingerprint, read_count(facts, "lanes", 1), block)
 
 
 def _stretch(facts: Any, sources: int) -> Stretch:
@@ -295,7 +295,7 @@ def _stretch(facts: Any, sources: int) -> Stretch:
     )
     if not sound or not 0.99 < math.fsum(shares) < 1.01:
         raise ValueError(f"this state is damaged: it has the shares {shown(shares)}")
-    return Stretch(count_in(facts, "start"), count_in(facts, "length", 1), tuple(shares))
+    return Stretch(read_count(facts, "start"), read_count(facts, "length", 1), tuple(shares))
 
 
 def new_run(
@@ -496,16 +496,18 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
     ValueError
         If it is none, or if a source holds other samples than the one of that name did.
     """
-    require(state, ("version", "mixture", "epoch", "position", "shuffle", "epoch_size", "skipped"))
+    require_keys(
+        state, ("version", "mixture", "epoch", "position", "shuffle", "epoch_size", "skipped")
+    )
     if "workers" in state:
         raise ValueError(
             "this is the state of one of several workers: those of npstream.torch.DataLoader are "
             "of all of them"
         )
     if state["version"] != state_version(state):
-        raise ValueError(difference("version", state["version"], STATE_VERSION))
+        raise ValueError(difference_message("version", state["version"], STATE_VERSION))
     run = run_in(state)
-    epoch, position = (count_in(state, key) for key in ("epoch", "position"))
+    epoch, position = (read_count(state, key) for key in ("epoch", "position"))
     reached = run.reached(epoch, position)
     if position % run.grain:
         raise ValueError(
@@ -541,7 +543,7 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
         epoch, position = epoch + 1, 0
         moved["skipped"] = []
         if state.get(TRAINER_EPOCH) is not None:
-            moved[TRAINER_EPOCH] = count_in(state, TRAINER_EPOCH, -MAX_COUNT) + 1
+            moved[TRAINER_EPOCH] = read_count(state, TRAINER_EPOCH, -MAX_COUNT) + 1
     run = replace(run, epoch=epoch, offset=reached - position)
     return {
         **state, **moved, "version": STATE_VERSION, "mixture": run.as_json(), "epoch": epoch,

@@ -8,39 +8,41 @@ import threading
 
 import pytest
 
-from npstream.iteration.counter import MAX_WORKERS, EpochCounter, EpochPlace
+from npstream.iteration.counter import MAX_WORKERS, EpochCounter, EpochCursor
 
 
 def test_loaders_with_any_number_of_workers_take_turns():
     counter = EpochCounter(4)
     for epoch, workers in enumerate([2, 3, 3, 1, 2, MAX_WORKERS, 2], 4):
-        found = {counter.take_as(worker, workers).epoch for worker in reversed(range(workers))}
+        found = {
+            counter.advance_worker(worker, workers).epoch for worker in reversed(range(workers))
+        }
         assert found == {epoch}
-        assert counter.last() == EpochPlace(epoch)
-        assert counter.upcoming() == EpochPlace(epoch + 1)
-    assert counter.take() == EpochPlace(11)
+        assert counter.last_of_workers() == EpochCursor(epoch)
+        assert counter.upcoming() == EpochCursor(epoch + 1)
+    assert counter.advance() == EpochCursor(11)
     with pytest.raises(ValueError, match=f"at most {MAX_WORKERS}"):
-        counter.take_as(0, MAX_WORKERS + 1)
+        counter.advance_worker(0, MAX_WORKERS + 1)
 
 
 def test_only_the_first_turn_begins_where_it_was_set():
     counter = EpochCounter(0)
-    place = EpochPlace(3, 40, ((50, 60), (70, 2**40)))
+    cursor = EpochCursor(3, 40, ((50, 60), (70, 2**40)))
     for shared in (False, True):
         if shared:
             counter.share()
-        counter.set(place, pinned=shared)
-        assert counter.take() == place
-        assert counter.now() == place
-        assert counter.upcoming() == EpochPlace(3 if shared else 4)
-        counter.set(place, pinned=shared)
-        assert [counter.take_as(worker, 2) for worker in (0, 1, 1, 0)] == [
-            place, place, counter.last(), counter.last()
+        counter.set(cursor, pinned=shared)
+        assert counter.advance() == cursor
+        assert counter.current() == cursor
+        assert counter.upcoming() == EpochCursor(3 if shared else 4)
+        counter.set(cursor, pinned=shared)
+        assert [counter.advance_worker(worker, 2) for worker in (0, 1, 1, 0)] == [
+            cursor, cursor, counter.last_of_workers(), counter.last_of_workers()
         ]  # fmt: skip
-        assert counter.last() == EpochPlace(3 if shared else 4)
+        assert counter.last_of_workers() == EpochCursor(3 if shared else 4)
 
 
-def at_once(run, workers=3):
+def run_at_once(run, workers=3):
     """Return what a function returns for each worker, called for all of them at the same time."""
     gate, results = threading.Barrier(workers), [None] * workers
 
@@ -69,32 +71,34 @@ def hasty():
 def test_no_worker_disturbs_another_that_begins_at_the_same_time():
     counter = EpochCounter(5)
     counter.share()
-    taken = at_once(lambda worker: [counter.take_as(worker, 3).epoch for _ in range(400)])
+    taken = run_at_once(
+        lambda worker: [counter.advance_worker(worker, 3).epoch for _ in range(400)]
+    )
     assert taken == [[*range(5, 405)]] * 3
 
     def rejoined(worker):
         epochs = []
         for epoch in (*range(700, 800), *range(100)):
-            counter.rejoin(EpochPlace(epoch), worker, 3)
-            epochs += [counter.take_as(worker, 3).epoch for _ in range(2)]
+            counter.resume_worker(EpochCursor(epoch), worker, 3)
+            epochs += [counter.advance_worker(worker, 3).epoch for _ in range(2)]
         return epochs
 
     expected = [epoch + k for epoch in (*range(700, 800), *range(100)) for k in range(2)]
-    assert at_once(rejoined) == [expected] * 3
-    assert counter.upcoming() == EpochPlace(101)
+    assert run_at_once(rejoined) == [expected] * 3
+    assert counter.upcoming() == EpochCursor(101)
 
 
 def test_workers_that_loaded_a_state_have_begun():
     counter = EpochCounter(5)
     counter.share()
     for worker in range(2):
-        counter.rejoin(EpochPlace(4), worker, 2)
-        assert counter.take_as(worker, 2) == EpochPlace(4)
-    assert counter.begun
-    assert (counter.last(), counter.upcoming()) == (EpochPlace(4), EpochPlace(5))
+        counter.resume_worker(EpochCursor(4), worker, 2)
+        assert counter.advance_worker(worker, 2) == EpochCursor(4)
+    assert counter.worker_iterations
+    assert (counter.last_of_workers(), counter.upcoming()) == (EpochCursor(4), EpochCursor(5))
     counter.set(counter.upcoming(), pinned=True)
-    counter.rejoin(EpochPlace(1), 0, 2)
-    assert counter.take_as(0, 2) == EpochPlace(5)
+    counter.resume_worker(EpochCursor(1), 0, 2)
+    assert counter.advance_worker(0, 2) == EpochCursor(5)
 
 
 # Contexts
@@ -103,38 +107,38 @@ def test_workers_that_loaded_a_state_have_begun():
 def test_contexts_reach_workers():
     counter = EpochCounter(0, context_bytes=200)
     first, second = b"first", b"other" * 40
-    counter.set(EpochPlace(2, 5, context=second), pinned=False)
-    counter.lead(EpochPlace(3, context=first))
+    counter.set(EpochCursor(2, 5, context=second), pinned=False)
+    counter.coordinate(EpochCursor(3, context=first))
     counter.share()
-    assert (counter.now(), counter.upcoming()) == (
-        EpochPlace(3, context=first), EpochPlace(2, 5, context=second)
+    assert (counter.current(), counter.upcoming()) == (
+        EpochCursor(3, context=first), EpochCursor(2, 5, context=second)
     )  # fmt: skip
-    counter.lead(EpochPlace(3))
-    assert (counter.now().context, counter.upcoming().context) == (b"", second)
+    counter.coordinate(EpochCursor(3))
+    assert (counter.current().context, counter.upcoming().context) == (b"", second)
     with pytest.raises(ValueError, match="takes 201 bytes, and workers can be told 200"):
-        counter.lead(EpochPlace(3, context=bytes(201)))
+        counter.coordinate(EpochCursor(3, context=bytes(201)))
 
 
 def test_contexts_are_the_same_in_all_epochs():
     counter = EpochCounter(0, context_bytes=1)
-    place = EpochPlace(2, 5, ((6, 8),), restart=5, context=b"n")
-    counter.set(place, pinned=False)
-    assert pickle.loads(pickle.dumps(counter)).upcoming() == place
+    cursor = EpochCursor(2, 5, ((6, 8),), restart=5, context=b"n")
+    counter.set(cursor, pinned=False)
+    assert pickle.loads(pickle.dumps(counter)).upcoming() == cursor
     for shared in (False, True):
         if shared:
             counter.share()
-        counter.set(place, pinned=False)
-        assert counter.take() == counter.now() == place
-        assert counter.upcoming() == EpochPlace(3, context=b"n")
-    counter.rejoin(EpochPlace(7, context=b"m"), 0, 2)
-    assert counter.take_as(0, 2) == EpochPlace(7, context=b"m")
+        counter.set(cursor, pinned=False)
+        assert counter.advance() == counter.current() == cursor
+        assert counter.upcoming() == EpochCursor(3, context=b"n")
+    counter.resume_worker(EpochCursor(7, context=b"m"), 0, 2)
+    assert counter.advance_worker(0, 2) == EpochCursor(7, context=b"m")
 
 
 def test_a_counter_without_workers_tells_any_context():
     counter = EpochCounter(0)
-    counter.set(EpochPlace(1, context=bytes(99)), pinned=False)
-    assert pickle.loads(pickle.dumps(counter)).take().context == bytes(99)
-    assert counter.take().context == bytes(99)
+    counter.set(EpochCursor(1, context=bytes(99)), pinned=False)
+    assert pickle.loads(pickle.dumps(counter)).advance().context == bytes(99)
+    assert counter.advance().context == bytes(99)
     with pytest.raises(ValueError, match="begin a new run, or read without workers"):
         counter.share()
-    assert counter.upcoming() == EpochPlace(2, context=bytes(99))
+    assert counter.upcoming() == EpochCursor(2, context=bytes(99))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import npstream
 from npstream import Shuffle
-from npstream.iteration.partition import LAST, LOOKUP_SAMPLES, Partition
+from npstream.iteration.partition import LAST_BATCH_MODES, LOOKUP_SAMPLES, Partition
 from npstream.reading.batch import Batch
 from npstream.reading.source import Source
 from npstream.shards.paging import Coldness
@@ -85,7 +85,7 @@ def assert_same_samples(left, right):
             np.testing.assert_array_equal(one[name], value)
 
 
-@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("last", LAST_BATCH_MODES)
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 8), (3, 5), (4, 1), (2, LOOKUP_SAMPLES + 1)])
 def test_batches_hold_the_positions_of_the_partition(view, last, world, batch_size):
     flat = view.ravel()
@@ -106,7 +106,7 @@ def test_batches_hold_the_positions_of_the_partition(view, last, world, batch_si
         assert t + 1 == part.batches
 
 
-@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("last", LAST_BATCH_MODES)
 @pytest.mark.parametrize("batch_size", [None, 1, 6])
 def test_samples_are_those_of_the_batches(view, last, batch_size):
     flat = view.ravel()[:200]
@@ -135,7 +135,7 @@ def test_ranks_together_see_every_sample_if_batches_are_filled_up(view):
     np.testing.assert_array_equal(np.sort(seen), np.sort(view.ravel()["label"].load()))
 
 
-@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("last", LAST_BATCH_MODES)
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
 def test_workers_share_the_batches_of_one_in_turn(ds, monkeypatch, last, batch_size):
     batches = ds.iter(1, 2, batch_size=batch_size, last=last)
@@ -149,7 +149,7 @@ def test_workers_share_the_batches_of_one_in_turn(ds, monkeypatch, last, batch_s
         assert len(batches) == len(alone)
 
 
-@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("last", LAST_BATCH_MODES)
 def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
     samples = ds.iter(0, 2, batch_size=4, batched=False, last=last)
     alone = [sample["label"] for sample in samples]

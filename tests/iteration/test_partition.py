@@ -9,14 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream.iteration.partition import LAST, Partition, left_before, merge_gaps, stepped_over
+from npstream.iteration.partition import (
+    LAST_BATCH_MODES,
+    Partition,
+    merge_gaps,
+    to_epoch_positions,
+    unskipped_before,
+)
 
 settings = st.fixed_dictionaries(
     {
         "size": st.integers(0, 60),
         "world": st.integers(1, 6),
         "batch_size": st.integers(1, 9),
-        "last": st.sampled_from(LAST),
+        "last": st.sampled_from(LAST_BATCH_MODES),
     }
 )
 
@@ -82,7 +88,7 @@ def test_every_rank_has_as_many_samples_unless_the_last_batch_is_short(settings)
         assert {part.samples % settings["batch_size"] for part in parts} == {0}
 
 
-@pytest.mark.parametrize("last", LAST)
+@pytest.mark.parametrize("last", LAST_BATCH_MODES)
 def test_no_samples_make_no_batches(last):
     part = Partition(0, 1, 2, 4, last)
     assert (part.batches, part.samples) == (0, 0)
@@ -152,8 +158,8 @@ def test_gaps_are_what_is_not_left(gaps):
     assert [p for start, stop in joint for p in range(start, stop)] == sorted(skipped)
     assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(joint))
     left = [p for p in range(50) if p not in skipped]
-    assert stepped_over(np.arange(len(left)), joint).tolist() == left
-    assert [left_before(p, joint) for p in range(50)] == [
+    assert to_epoch_positions(np.arange(len(left)), joint).tolist() == left
+    assert [unskipped_before(p, joint) for p in range(50)] == [
         sum(q < p for q in left) for p in range(50)
     ]
 
@@ -167,7 +173,7 @@ def test_batches_that_are_dealt_whole(settings, unit):
             settings["size"] * unit, rank, settings["world"], unit, settings["last"], unit=unit
         )
         assert (part.batches, part.samples) == (single.batches, single.samples * unit)
-        assert (part.end, part.until) == (single.end * unit, single.until * unit)
+        assert (part.end, part.unrepeated_end) == (single.end * unit, single.unrepeated_end * unit)
         mine = range(part.batches)
         expected = [p * unit + k for p in single.positions(mine).tolist() for k in range(unit)]
         assert part.positions(mine).tolist() == expected
@@ -198,5 +204,8 @@ def test_rows_are_read_with_gaps_repeats_and_places_without_a_sample(settings, r
 
 def test_so_many_batches_are_looked_up_at_once():
     part = Partition(10**6, 0, 4, 8, block=100, span=800)
-    assert [part.at_once(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]
-    assert [Partition(10**6, 0, 4, 8, block=1).at_once(1), part.at_once(1000)] == [1, 1]
+    assert [part.lookup_batches(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]
+    assert [Partition(10**6, 0, 4, 8, block=1).lookup_batches(1), part.lookup_batches(1000)] == [
+        1,
+        1,
+    ]

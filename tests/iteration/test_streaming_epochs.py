@@ -14,7 +14,7 @@ from streaming_runs import DATA, METHODS, lists
 
 import npstream
 from npstream import StreamingShuffle
-from npstream.iteration.counter import EpochPlace
+from npstream.iteration.counter import EpochCursor
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.streaming_epochs import _context, _run
 from npstream.orders.streaming.order import StreamingOrder
@@ -82,7 +82,7 @@ def test_golden_work(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
     begun = params["sample_in_epoch"]
-    place = EpochPlace(params["epoch"], begun, restart=begun)
+    cursor = EpochCursor(params["epoch"], begun, restart=begun)
 
     view = of_streams(tmp_path, params["streams"])
 
@@ -91,8 +91,10 @@ def test_golden_work(case, tmp_path):
             shuffle=settings_of(case), epoch_size=params["epoch_size"], last=last,
             batch_size=params["batch_size"],
         )  # fmt: skip
-        ranks = batches._epochs.sharing(Ranks(rank, world, params["ranks_per_node"]), replication)
-        return batches._epochs.part(place, ranks, params["batch_size"], last)
+        ranks = batches._epochs.merge_replicas(
+            Ranks(rank, world, params["ranks_per_node"]), replication
+        )
+        return batches._epochs.part(cursor, ranks, params["batch_size"], last)
 
     if "raises" in case:
         with pytest.raises(ValueError, match=r"\w+"):
@@ -482,7 +484,7 @@ def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
     "run", [StreamingRun(64, (1 << 63) - 1, None), StreamingRun(1, 0, 7), None]
 )
 def test_the_context_of_a_place_holds_a_run(run):
-    assert _run(EpochPlace(0, context=_context(run) if run else b"")) == run
+    assert _run(EpochCursor(0, context=_context(run) if run else b"")) == run
 
 
 def test_a_state_holds_the_largest_seed(ds):

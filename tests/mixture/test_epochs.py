@@ -12,7 +12,7 @@ import pytest
 from dataset_files import write_shards
 
 import npstream
-from npstream.iteration.counter import EpochPlace
+from npstream.iteration.counter import EpochCursor
 from npstream.iteration.ranks import Ranks
 from npstream.mixture.epochs import MixtureEpochs, mixture_settings
 from npstream.mixture.run import continue_run
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="loaders are torch's")
 
 BATCHINGS = ["random", "stratified", "per_stream", "device_per_stream"]
 LANES = Shuffle("1KiB", 8)
-START = EpochPlace(0)
+START = EpochCursor(0)
 ALONE = Ranks(0, 1, 1)
 
 
@@ -57,8 +57,8 @@ def epochs(of=None, batching="random", **settings):
     return MixtureEpochs(of, settings_of(of, batching, **{"shuffle": LANES, **settings}))
 
 
-def part(made, rank=0, world=1, size=8, last="repeat", place=START, per_node=None):
-    return made.part(place, Ranks(rank, world, per_node or world), size, last)
+def part(made, rank=0, world=1, size=8, last="repeat", cursor=START, per_node=None):
+    return made.part(cursor, Ranks(rank, world, per_node or world), size, last)
 
 
 def read(share):
@@ -126,23 +126,23 @@ def test_epochs_go_on_from_any_batch(batching):
     made = epochs(**settings)
     whole = read(part(made, size=size))
     for number in range(len(whole)):
-        state = made.state(EpochPlace(0, 24 * number), ALONE)
+        state = made.state(EpochCursor(0, 24 * number), ALONE)
         again = epochs(**settings)
-        place = again.place(json.loads(json.dumps(state)), ALONE)
-        assert place == EpochPlace(0, 24 * number)
-        assert read(part(again, size=size, place=place)) == whole[number:]
+        cursor = again.load_cursor(json.loads(json.dumps(state)), ALONE)
+        assert cursor == EpochCursor(0, 24 * number)
+        assert read(part(again, size=size, cursor=cursor)) == whole[number:]
 
 
 def test_epochs_go_on_from_any_sample_with_any_ranks():
     made = epochs()
     whole = chained(read(part(made)))
     for position in (1, 7, 24, 100, 383):
-        left = part(made, place=EpochPlace(0, position), last="short")
+        left = part(made, cursor=EpochCursor(0, position), last="short")
         assert chained(read(left)) == whole[position:]
         seen = [
             row
             for rank in range(3)
-            for row in chained(read(part(made, rank, 3, 5, "short", EpochPlace(0, position))))
+            for row in chained(read(part(made, rank, 3, 5, "short", EpochCursor(0, position))))
         ]
         assert sorted(seen) == sorted(whole[position:])
 
@@ -151,7 +151,7 @@ def test_stretches_are_left_out():
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=12)
         whole = read(part(made, size=12))
-        left = part(made, size=12, place=EpochPlace(0, 0, ((24, 60),)))
+        left = part(made, size=12, cursor=EpochCursor(0, 0, ((24, 60),)))
         assert read(left) == whole[:2] + whole[5:]
 
 
@@ -190,8 +190,8 @@ def test_sizes_of_batches_by_source(batching):
         assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
         whole = epochs(of, batching, shuffle=True, global_batch_size=given)
         assert read(part(whole, 0, 2, 6)) == read(shares[0])
-    place = EpochPlace(0, 12 * 12)
-    left = part(made, 1, 2, 6, place=place)
+    cursor = EpochCursor(0, 12 * 12)
+    left = part(made, 1, 2, 6, cursor=cursor)
     assert read(left) == read(shares[1])[12:]
 
 
@@ -204,14 +204,14 @@ def test_nodes_read_lanes_of_their_own(batching, per_node):
     made = epochs(of, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
     readers = {}
     for rank, epoch in itertools.product(range(world), range(2)):
-        share = part(made, rank, world, 4, "drop", EpochPlace(epoch), per_node)
+        share = part(made, rank, world, 4, "drop", EpochCursor(epoch), per_node)
         for row in chained(read(share)):
             readers.setdefault(row // 4, set()).add(rank // per_node)
     shared = sum(len(found) > 1 for found in readers.values())
     assert len(readers) == 600
     assert shared <= 2 * 16
-    assert made.shared_chunks(nodes) == 1
-    assert made.shared_chunks(3) == 3
+    assert made.nodes_per_chunk(nodes) == 1
+    assert made.nodes_per_chunk(3) == 3
 
 
 def test_weights_follow_a_schedule():
@@ -233,7 +233,7 @@ def test_epochs_follow_each_other():
     made = epochs(epoch_size=100)
     stream = made.order(0).stream
     for epoch in range(4):
-        seen = chained(read(part(made, size=10, place=EpochPlace(epoch))))
+        seen = chained(read(part(made, size=10, cursor=EpochCursor(epoch))))
         assert seen == stream.at(np.arange(100 * epoch, 100 * epoch + 100)).tolist()
     sizes = {"a": 201, "b": 120, "c": 64}
     assert len(epochs(mixture(sizes)).order(0)) == 384  # a row of lanes less one
@@ -245,16 +245,16 @@ def test_epochs_follow_each_other():
 
 
 def state_at(made, position, epoch=0):
-    return json.loads(json.dumps(made.state(EpochPlace(epoch, position), ALONE)))
+    return json.loads(json.dumps(made.state(EpochCursor(epoch, position), ALONE)))
 
 
 def gone_on(of, state):
     """Return what is read from a state on, to the end of the epoch after its own."""
     made = epochs(of, shuffle=True)
-    place = made.place(state, ALONE)
-    rows = chained(read(part(made, place=place, last="short")))
-    after = place._replace(epoch=place.epoch + 1).beginning
-    return rows, chained(read(part(made, place=after, last="short")))
+    cursor = made.load_cursor(state, ALONE)
+    rows = chained(read(part(made, cursor=cursor, last="short")))
+    after = cursor._replace(epoch=cursor.epoch + 1).epoch_start
+    return rows, chained(read(part(made, cursor=after, last="short")))
 
 
 def test_other_weights_go_on_in_the_passes_of_sources():
@@ -265,7 +265,7 @@ def test_other_weights_go_on_in_the_passes_of_sources():
     drawn = chained(read(part(epochs(before, shuffle=True))))[:101]
     state = state_at(epochs(before, shuffle=True), 101)
     with pytest.raises(ValueError, match=r"other weights, .*: mix.continuing.state., of this"):
-        epochs(after, shuffle=True).place(state, ALONE)
+        epochs(after, shuffle=True).load_cursor(state, ALONE)
     changed = json.loads(json.dumps(continue_run(after, state)))
     assert (changed["epoch"], changed["position"]) == (0, 101)
     rest, following = gone_on(after, changed)
@@ -278,7 +278,7 @@ def test_other_weights_go_on_in_the_passes_of_sources():
             once = mine[passed : passed + size]
             assert len(np.unique(once)) == len(once)
     with pytest.raises(ValueError, match=r"mix.continuing"):
-        epochs(before, shuffle=True).place(changed, ALONE)
+        epochs(before, shuffle=True).load_cursor(changed, ALONE)
 
 
 def test_sources_come_and_go():
@@ -287,7 +287,7 @@ def test_sources_come_and_go():
     with pytest.raises(
         ValueError, match=r"of sources 'a', 'b', 'c'; this mixture has 'd', 'b', 'a'"
     ):
-        epochs(after, shuffle=True).place(state, ALONE)
+        epochs(after, shuffle=True).load_cursor(state, ALONE)
     changed = continue_run(after, state)
     rest, following = gone_on(after, changed)
     assert (len(rest), len(following)) == (416 - 104, 416)
@@ -299,8 +299,8 @@ def test_sources_come_and_go():
     # And back: what is known of a source outlives its absence.
     again = state_at(epochs(after, shuffle=True), 0)
     made = epochs(after, shuffle=True)
-    place = made.place(changed, ALONE)._replace(position=208)
-    again = continue_run(before, made.state(place, ALONE))
+    cursor = made.load_cursor(changed, ALONE)._replace(position=208)
+    again = continue_run(before, made.state(cursor, ALONE))
     assert [source["name"] for source in again["mixture"]["sources"]] == ["a", "b", "c", "d"]
     back, _ = gone_on(before, again)
     old = drawn[drawn >= 320].tolist()
@@ -315,9 +315,9 @@ def test_what_goes_on_may_be_at_an_end():
     rest, following = gone_on(small, changed)
     assert len(rest) == len(following) == 32
     made = epochs(small, shuffle=True)
-    place = made.place(changed, ALONE)
+    cursor = made.load_cursor(changed, ALONE)
     with pytest.raises(ValueError, match="epoch 3 was before the mixture changed, in epoch 4"):
-        part(made, place=place._replace(epoch=3))
+        part(made, cursor=cursor._replace(epoch=3))
 
 
 def test_the_same_mixture_goes_on_as_it_would_have():
@@ -332,8 +332,8 @@ def test_other_batchings_go_on_between_batches(batching):
     before, after = mixture(), mixture({"a": 200, "d": 100}, {"a": 1, "d": 1})
     state = state_at(epochs(before, **settings), 88)
     made = epochs(after, **settings)
-    place = made.place(continue_run(after, state), ALONE)
-    batches = np.array(read(part(made, place=place)))
+    cursor = made.load_cursor(continue_run(after, state), ALONE)
+    batches = np.array(read(part(made, cursor=cursor)))
     sources = (batches >= 200).astype(int)
     if batching == "stratified":
         assert (sources.sum(1) == 4).all()
@@ -343,7 +343,7 @@ def test_other_batchings_go_on_between_batches(batching):
     with pytest.raises(ValueError, match=r"position 90 is within a batch, which takes 8"):
         continue_run(after, {**state, "position": 90})
     with pytest.raises(ValueError, match=r"is within a batch: with batching="):
-        part(made, place=place._replace(position=90))
+        part(made, cursor=cursor._replace(position=90))
 
 
 def test_new_sources_bring_their_size_of_batches():
@@ -354,14 +354,14 @@ def test_new_sources_bring_their_size_of_batches():
     changed = continue_run(after, state)
     assert changed["mixture"]["sizes"] == [2, 4, 6, None]
     made = epochs(after, "device_per_stream", batch_size={"b": 4, "c": 6, "d": 3})
-    place = made.place(changed, ALONE)
-    lengths = {len(batch) for batch in read(part(made, place=place))}
+    cursor = made.load_cursor(changed, ALONE)
+    lengths = {len(batch) for batch in read(part(made, cursor=cursor))}
     assert lengths == {3, 4, 6}
     made = epochs(after, "device_per_stream", batch_size={"b": 5, "c": 6, "d": 3})
     with pytest.raises(
         ValueError, match=r"batches of 4 samples of source 'b'; this iteration has 5"
     ):
-        made.place(changed, ALONE)
+        made.load_cursor(changed, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -381,22 +381,22 @@ def test_states_of_something_else_are_refused(settings, said):
     state = state_at(epochs(batching="stratified", batch_size=24), 48)
     made = epochs(**given)
     if said is None:
-        made.place(state, ALONE)  # blocks are the batches
+        made.load_cursor(state, ALONE)  # blocks are the batches
         return
     with pytest.raises(ValueError, match=said):
-        made.place(state, ALONE)
+        made.load_cursor(state, ALONE)
 
 
 def test_states_that_are_none_are_refused():
     made = epochs()
     with pytest.raises(ValueError, match="mixture missing"):
-        made.place({}, ALONE)
+        made.load_cursor({}, ALONE)
     with pytest.raises(ValueError, match=r"over one dataset, and this is a mixture"):
-        made.place({"fingerprint": "x"}, ALONE)
+        made.load_cursor({"fingerprint": "x"}, ALONE)
     state = state_at(made, 8)
     old = {**state, "mixture": {**state["mixture"], "version": [0, 1, 1]}}
     with pytest.raises(ValueError, match=r"version .0, 1, 1.; this release of npstream has"):
-        made.place(old, ALONE)
+        made.load_cursor(old, ALONE)
     with pytest.raises(ValueError, match="one of several workers"):
         continue_run(mixture(), {**state, "workers": 2, "yielded": 3})
     other = mixture()
@@ -417,13 +417,13 @@ def test_states_of_version_1_go_on():
 
     made = epochs(of)
     old = saved_then(state_at(made, 8))
-    assert made.place(old, ALONE) == EpochPlace(0, 8)  # which is of the mixture's own run
+    assert made.load_cursor(old, ALONE) == EpochCursor(0, 8)  # which is of the mixture's own run
     small = mixture({"a": 200, "b": 120})
     changed = continue_run(small, old)
     prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
     assert (changed["version"], prints) == (2, ["a200", "b120", "1:c64 in version 1"])
     later = epochs(small)
-    again = later.state(later.place(changed, ALONE), ALONE)
+    again = later.state(later.load_cursor(changed, ALONE), ALONE)
     assert [source["fingerprint"] for source in again["mixture"]["sources"]] == prints
     back = continue_run(of, again)
     assert [source["fingerprint"] for source in back["mixture"]["sources"]] == [
@@ -431,7 +431,7 @@ def test_states_of_version_1_go_on():
     ]  # fmt: skip
     wrong = {**old, "version": 2}
     with pytest.raises(ValueError, match="'a' holds other samples, or in another order"):
-        made.place(wrong, ALONE)
+        made.load_cursor(wrong, ALONE)
 
 
 @pytest.mark.parametrize(
@@ -485,7 +485,7 @@ def test_epochs_are_what_they_were():
     digest = hashlib.blake2b(digest_size=8)
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=24)
-        digest.update(json.dumps(read(part(made, size=24, place=EpochPlace(2)))).encode())
+        digest.update(json.dumps(read(part(made, size=24, cursor=EpochCursor(2)))).encode())
         state = {**state_at(made, 48), "version": 1}  # under which the digest was taken
         digest.update(json.dumps(state, sort_keys=True).encode())
     assert digest.hexdigest() == "3d0987da201127a3"
