@@ -1,7 +1,7 @@
-"""The one door to torch.
+"""Provide the DataLoader for iterations, and all other code that imports torch.
 
-Nothing else imports torch, and lower modules come here by name: when they are asked for a tensor,
-or when torch is there already and may know what they want to.
+No other module imports torch. Lower modules import this one by name, through
+`npstream._core.optional`: to make tensors, or to ask torch something if it is already imported.
 """
 
 from __future__ import annotations
@@ -41,18 +41,16 @@ __all__ = ["DataLoader"]
 
 
 def tensor(array: AnyArray) -> torch.Tensor:
-    """Return a tensor over an array's memory, or over a copy's if the array is read-only."""
-    # Torch knows no read-only tensors: it would warn, and let the write through.
+    """Return a tensor that shares memory with `array`, or with a copy if it is read-only."""
+    # Torch has no read-only tensors: writes would change the read-only array.
     array = array if array.flags.writeable else array.copy()
     if (bits := ML_DTYPES.get(array.dtype.name)) is not None:
-        known = getattr(torch, array.dtype.name, None)
-        if known is None:
-            raise TypeError(f"torch has no dtype {array.dtype}: take its bits, as .view({bits})")
-        return torch.from_numpy(array.view(bits)).view(known)
+        dtype = getattr(torch, array.dtype.name, None)
+        if dtype is None:
+            raise TypeError(f"torch has no dtype {array.dtype}: convert by .view({bits})")
+        return torch.from_numpy(array.view(bits)).view(dtype)
     if array.dtype.kind in "mM":
-        raise TypeError(
-            f"torch has no dtype for {array.dtype}: take its numbers, as .view('int64')"
-        )
+        raise TypeError(f"torch has no dtype for {array.dtype}: convert by .view('int64')")
     return torch.from_numpy(array)
 
 
@@ -62,10 +60,10 @@ def has_dtype(dtype: np.dtype[Any]) -> bool:
 
 
 def array(tensor: torch.Tensor) -> AnyArray:
-    """Return an array of a tensor's values, over the same memory where NumPy can have that."""
+    """Return an array of a tensor's values, which shares its memory if NumPy can access it."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
         kind = "quantized" if tensor.is_quantized else str(tensor.layout)
-        raise TypeError(f"a tensor that is {kind} is no array: convert it, as with .to_dense()")
+        raise TypeError(f"cannot convert a {kind} tensor to an array: call .to_dense() first")
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     name = str(tensor.dtype).removeprefix("torch.")
     if (bits := ML_DTYPES.get(name)) is not None:
@@ -74,63 +72,62 @@ def array(tensor: torch.Tensor) -> AnyArray:
 
 
 def nested(values: AnyArray, offsets: Int64) -> torch.Tensor:
-    """Return the nested tensor, in jagged layout, of rows ``values[offsets[i]:offsets[i + 1]]``."""
+    """Return the jagged nested tensor whose row i is ``values[offsets[i]:offsets[i + 1]]``."""
     return torch.nested.nested_tensor_from_jagged(tensor(values), tensor(offsets))
 
 
 def register(iterable: type) -> None:
-    """Make a class an IterableDataset, as which DataLoader iterates over it."""
+    """Register a class as an IterableDataset, so that torch's DataLoader iterates over it."""
     torch.utils.data.IterableDataset.register(iterable)
 
 
 def rank_and_world() -> tuple[int, int] | None:
-    """Return the process's rank and the number of ranks, if a process group is initialized."""
+    """Return rank and number of ranks if torch.distributed is initialized, else None."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return None
 
 
 def worker() -> tuple[int, int]:
-    """Return the number of the DataLoader's worker that this process is, and of all workers.
-
-    In a process that is none, these are 0 and 0.
-    """
+    """Return this DataLoader worker's number and the number of workers; (0, 0) if it is none."""
     info = torch.utils.data.get_worker_info()
     return (0, 0) if info is None else (info.id, info.num_workers)
 
 
 class _SkippedItem:
-    """Stands for batches that are dropped unseen, so that none has to be read for them."""
+    """Placeholder for a batch that Accelerate drops, so no data is read for it."""
 
 
 SKIPPED_ITEM = _SkippedItem()
 
 
-def _refuse(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
-    """Refuse to make a batch of batches."""
+def _raise_for_batches(batches: list[Batch], *, collate_fn_map: Any = None) -> NoReturn:
     raise TypeError(
-        f"this DataLoader makes batches, of {len(batches)} each, of what are batches already, of "
+        f"this DataLoader would make a batch of {quantity(len(batches), 'batch')}, each of "
         f"{quantity(batches[0].n, 'sample')}: give it batch_size=None; or let torch make the "
-        "batches, of ds.iter(batch_size=..., batched=False)"
+        "batches, with ds.iter(batch_size=..., batched=False)"
     )
 
 
-def _first(items: list[_SkippedItem], *, collate_fn_map: Any = None) -> _SkippedItem:
+def _collate_skipped(items: list[_SkippedItem], *, collate_fn_map: Any = None) -> _SkippedItem:
     return items[0]
 
 
-def _listed(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged]:
+def _collate_ragged(columns: list[Ragged], *, collate_fn_map: Any = None) -> list[Ragged]:
     return list(columns)
 
 
-# Torch would wrap each batch in one more axis without a word: its default batch size is 1.
-default_collate_fn_map.update({Batch: _refuse, Ragged: _listed, _SkippedItem: _first})
+# The default batch size of torch's DataLoader is 1: without an error, torch would silently add an
+# axis to each batch.
+default_collate_fn_map.update(
+    {Batch: _raise_for_batches, Ragged: _collate_ragged, _SkippedItem: _collate_skipped}
+)
 
 
 class _Columns:
-    """What torch keeps of a batch that it takes apart as a pytree: a dict of its columns.
+    """The pytree context of a batch: the names of its columns, and the ids of its samples.
 
-    Two are equal if the names are. Which samples they are only goes along.
+    Two contexts are equal if their names are equal.
     """
 
     def __init__(self, names: Iterable[str], ids: Any = None, repeated: Any = None) -> None:
@@ -147,18 +144,18 @@ class _Columns:
         return repr(list(self.names))
 
 
-def _taken_apart(batch: Batch) -> tuple[list[Any], _Columns]:
+def _flatten(batch: Batch) -> tuple[list[Any], _Columns]:
     return list(batch.values()), _Columns(batch, batch._ids, batch._repeated)
 
 
-def _taken_apart_by_name(batch: Batch) -> tuple[list[tuple[Any, Any]], _Columns]:
-    values, columns = _taken_apart(batch)
+def _flatten_with_keys(batch: Batch) -> tuple[list[tuple[Any, Any]], _Columns]:
+    values, columns = _flatten(batch)
     keys: list[Any] = [torch.utils._pytree.MappingKey(name) for name in columns.names]
     return list(zip(keys, values, strict=True)), columns
 
 
-def _put_together(values: Iterable[Any], columns: _Columns) -> Batch:
-    """Return a batch, which still knows its samples if all its columns have as many rows."""
+def _unflatten(values: Iterable[Any], columns: _Columns) -> Batch:
+    """Return a batch; it has the ids of its samples if each column has one row per id."""
     batch = Batch(zip(columns.names, values, strict=True))
     ids = columns.ids
     if ids is None or not all(np.shape(ids)[:1] == _rows(column) for column in batch.values()):
@@ -174,23 +171,23 @@ def _rows(column: Any) -> tuple[int, ...] | None:
 
 torch.utils._pytree.register_pytree_node(
     Batch,
-    _taken_apart,
-    _put_together,
+    _flatten,
+    _unflatten,
     serialized_type_name="npstream.reading.batch.Batch",
     to_dumpable_context=lambda columns: list(columns.names),
     from_dumpable_context=_Columns,
-    flatten_with_keys_fn=_taken_apart_by_name,
+    flatten_with_keys_fn=_flatten_with_keys,
 )
 
 
-_ALIGNED = 64
-"""Where tensors begin that share memory: whole cache lines apart."""
+_ALIGNMENT = 64
+"""Alignment, in bytes, of tensors in shared memory: a cache line."""
 
 
-def _in_one_piece(batch: Batch) -> tuple[Any, ...]:
-    """Return how a batch is sent to another process: all its tensors in one piece of memory.
+def _reduce_batch(batch: Batch) -> tuple[Any, ...]:
+    """Reduce a batch for another process, with all its tensors in one block of shared memory.
 
-    A piece of shared memory costs both processes more than copying most tensors does.
+    Each block of shared memory costs both processes more than copying most tensors.
     """
     tensors = {
         name: column
@@ -202,69 +199,72 @@ def _in_one_piece(batch: Batch) -> tuple[Any, ...]:
     }
     if len(tensors) < 2:
         return batch.__reduce_ex__(2)  # type: ignore[return-value]
-    sizes = [-(-column.nbytes // _ALIGNED) * _ALIGNED for column in tensors.values()]
+    sizes = [-(-column.nbytes // _ALIGNMENT) * _ALIGNMENT for column in tensors.values()]
     memory = torch.empty(0, dtype=torch.uint8)
     memory.set_(torch.UntypedStorage._new_shared(sum(sizes)))  # type: ignore[no-untyped-call]
-    places = {}
-    at = 0
+    views = {}
+    offset = 0
     for (name, column), size in zip(tensors.items(), sizes, strict=True):
-        places[name] = (at, column.nbytes, column.dtype, tuple(column.shape))
-        _at(memory, *places[name]).copy_(column)
-        at += size
-    others = {name: places.get(name, column) for name, column in batch.items()}
-    return _of_one_piece, (memory, others, list(places), batch.__dict__)
+        views[name] = (offset, column.nbytes, column.dtype, tuple(column.shape))
+        _view_memory(memory, *views[name]).copy_(column)
+        offset += size
+    columns = {name: views.get(name, column) for name, column in batch.items()}
+    return _rebuild_batch, (memory, columns, list(views), batch.__dict__)
 
 
-def _of_one_piece(
-    memory: torch.Tensor, columns: dict[str, Any], placed: list[str], state: dict[str, Any]
+def _rebuild_batch(
+    memory: torch.Tensor, columns: dict[str, Any], shared: list[str], state: dict[str, Any]
 ) -> Batch:
-    batch = Batch({**columns, **{name: _at(memory, *columns[name]) for name in placed}})
+    batch = Batch({**columns, **{name: _view_memory(memory, *columns[name]) for name in shared}})
     batch.__dict__.update(state)
     return batch
 
 
-def _at(
-    memory: torch.Tensor, at: int, nbytes: int, dtype: torch.dtype, shape: tuple[int, ...]
+def _view_memory(
+    memory: torch.Tensor, offset: int, nbytes: int, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> torch.Tensor:
-    """Return a tensor that lies in a piece of memory."""
-    return memory[at : at + nbytes].view(dtype).view(shape)
+    """Return a tensor over a range of bytes of `memory`."""
+    return memory[offset : offset + nbytes].view(dtype).view(shape)
 
 
-ForkingPickler.register(Batch, _in_one_piece)
+ForkingPickler.register(Batch, _reduce_batch)
 
 
 def accelerate_mode(dataset: Any) -> tuple[str | None, int]:
-    """Tell how Accelerate, which was imported, reads a dataset now, where that takes knowing.
+    """Return how Accelerate, if imported, reads a dataset now, and how many items it skips.
 
-    It "deals" what one process read to several, or several read all and drop what is others'; or
-    it "skips" so many items, of the next epoch, whichever was the checkpoint's; or it reads a batch
-    "ahead" of what it yields.
+    The modes are:
+
+    - "shards": Accelerate divides the items among its processes.
+    - "skips": it skips items of the next epoch, to resume from a checkpoint of any epoch.
+    - "prefetches": it reads a batch before it yields the one before.
+    - None: it does nothing that needs care.
     """
     loaders: Any = sys.modules.get("accelerate.data_loader")
     if loaders is None:
         return None, 0
     loader = loaders.GradientState().active_dataloader
-    read = getattr(loader, "dataset", None)
-    if isinstance(read, loaders.IterableDatasetShard):
-        is_dealt = read.dataset is dataset and read.num_processes > 1
-        return "deals" if is_dealt else None, 0
-    if read is not dataset:
+    loader_dataset = getattr(loader, "dataset", None)
+    if isinstance(loader_dataset, loaders.IterableDatasetShard):
+        is_sharded = loader_dataset.dataset is dataset and loader_dataset.num_processes > 1
+        return "shards" if is_sharded else None, 0
+    if loader_dataset is not dataset:
         return None, 0
     if isinstance(loader, loaders.DataLoaderDispatcher) and loader.state.num_processes > 1:
-        return "deals", 0
+        return "shards", 0
     if isinstance(loader, loaders.SkipDataLoader):
         return "skips", loader.skip_batches * (loader.batch_size or 1)
     if isinstance(loader, loaders.DataLoaderShard | loaders.DataLoaderDispatcher):
         is_counted = hasattr(loader.base_dataloader, "state_dict")
-        return None if is_counted or loader.end_of_dataloader else "ahead", 0
+        return None if is_counted or loader.end_of_dataloader else "prefetches", 0
     return None, 0
 
 
 class _StopIterationGuard:
-    """A user's function, whose StopIteration does not end the loop that calls it."""
+    """Wraps a user's function, and raises RuntimeError if it raises StopIteration."""
 
-    def __init__(self, function: Callable[..., Any], what: str) -> None:
-        self._function, self._what = function, what
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self._function, self._name = function, name
 
     def __call__(self, data: Any) -> Any:
         first = data[0] if isinstance(data, list) and data else data
@@ -273,11 +273,11 @@ class _StopIterationGuard:
         try:
             return self._function(data)
         except StopIteration as error:
-            raise stopped(self._what) from error
+            raise stopped(self._name) from error
 
 
-class _Epochs(torch.utils.data.Sampler[None]):
-    """The sampler of a loader, which samples nothing: trainers tell it which epoch begins."""
+class _EpochSampler(torch.utils.data.Sampler[None]):
+    """The sampler of a loader. It samples nothing; trainers call its `set_epoch`."""
 
     def __init__(self, iteration: Iteration) -> None:
         self._iteration = iteration
@@ -286,31 +286,33 @@ class _Epochs(torch.utils.data.Sampler[None]):
         return repeat(None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take a trainer's word that one of its epochs begins."""
+        """Record that a trainer begins its epoch of this number."""
         self._iteration.set_trainer_epoch(epoch)
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):
-    """Torch's DataLoader for what ``ds.iter`` returns, with a state that is always exact.
+    """Torch's DataLoader for the iterations that ``ds.iter`` returns, with exact states.
 
-    It counts what it yielded, not what its workers have read ahead; and as it tells them which
-    epoch is next, they cannot disagree.
+    It counts the batches that it yielded, without those that its workers have prefetched. It tells
+    its workers which epoch is next, so that they always read the same epoch.
 
     Parameters
     ----------
     dataset : Iteration
-        What to iterate over.
+        The result of ``ds.iter``.
     batch_size : int, optional
-        Samples that torch makes batches of. By default what is iterated over is yielded as it is.
+        Samples of which torch makes a batch. By default torch makes no batches, and the loader
+        yields the items of `dataset`.
     **options : Any
-        What else torch's takes.
+        Other parameters of ``torch.utils.data.DataLoader``.
 
     Raises
     ------
     TypeError
-        If `dataset` is not what ``ds.iter`` returns.
+        If `dataset` is not a result of ``ds.iter``.
     ValueError
-        If torch is to make batches of batches, and nothing says how.
+        If `dataset` yields batches, and `batch_size` is given without a `collate_fn`; or if
+        `shuffle` is true.
 
     Examples
     --------
@@ -325,38 +327,39 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     dataset: Iteration  # type: ignore[assignment]
 
-    # Accelerate takes such loaders as they are. Of others it reads rank 0's, and deals that out.
+    # Accelerate does not change such loaders. It would read other loaders on rank 0 only, and
+    # divide their data among the ranks.
     _is_accelerate_prepared = True
 
     def __init__(self, dataset: Iteration, batch_size: int | None = None, **options: Any) -> None:
         if not isinstance(dataset, Iteration):
             raise TypeError(
-                f"{type(dataset).__name__!r} is not what ds.iter returns: "
-                "torch's own DataLoader takes any dataset"
+                f"dataset is a {type(dataset).__name__}, and not a result of ds.iter(...): use "
+                "torch's own DataLoader, which takes any dataset"
             )
         if shuffle := options.get("shuffle"):
             raise ValueError(
-                f"shuffle={shuffle!r} of a DataLoader of ds.iter(...), which chooses the samples: "
-                f"give it to iter, ds.iter(shuffle={shuffle!r})"
+                f"shuffle={shuffle!r}: ds.iter(...) determines the order of samples, not the "
+                f"DataLoader: give ds.iter(shuffle={shuffle!r})"
             )
         for name in ("collate_fn", "worker_init_fn"):
             if options.get(name) is not None:
                 options[name] = _StopIterationGuard(options[name], name)
             elif name == "collate_fn" and batch_size is not None and dataset.yields_batches:
                 raise ValueError(
-                    f"batch_size={batch_size} of a DataLoader of what are batches already: leave "
-                    "it out, or give batch_size=None; or let torch make the batches, of "
+                    f"batch_size={batch_size}: the dataset yields batches already: leave "
+                    "batch_size out, or give batch_size=None; or let torch make the batches, with "
                     "ds.iter(batch_size=..., batched=False)"
                 )
         super().__init__(dataset, batch_size, **options)  # type: ignore[arg-type]
-        sampler = _Epochs(dataset)
-        object.__setattr__(self, "sampler", sampler)  # which torch's own attributes refuse
+        sampler = _EpochSampler(dataset)
+        object.__setattr__(self, "sampler", sampler)  # torch's __setattr__ would raise
         if self.batch_sampler is not None:
             self.batch_sampler.sampler = sampler  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self.num_workers and not getattr(self, "in_order", True):
-            raise ValueError("in_order=False: what is yielded in no order has no state")
+            raise ValueError("in_order=False: without an order of batches there is no exact state")
         progress = self.dataset.begin()
         iterator = EpochIterator.of(
             progress, self._samples_per_item(progress), self._items(progress), self._items
@@ -370,13 +373,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return self.dataset.samples_per_item(progress, self.batch_size, self.num_workers)
 
     def _items(self, progress: EpochProgress) -> Iterator[Any]:
-        """Let torch read what is left of a progress."""
+        """Let torch's DataLoader read the rest of the epoch after `progress`."""
         if progress.resume_cursor(progress.position + progress.failed) is None:
             return iter(())
         return self._checked_batches(self.dataset.coordinate(progress, super().__iter__), progress)
 
     def _checked_batches(self, batches: Iterator[Any], progress: EpochProgress) -> Iterator[Any]:
-        """Yield batches; raise if there are fewer than there must be."""
+        """Yield batches; raise RuntimeError if too few come."""
         try:
             for batch in batches:
                 self.dataset.require_newest(progress)
@@ -384,33 +387,34 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         except GeneratorExit:
             raise
         except BaseException:
-            self._iterator = None  # persistent workers, which may be lost
+            self._iterator = None  # its persistent workers may be dead
             raise
-        left = progress.part.samples - progress.samples_done
-        if left > (self._samples_per_item(progress) - 1 if self.drop_last else 0):
+        missing = progress.part.samples - progress.samples_done
+        if missing > (self._samples_per_item(progress) - 1 if self.drop_last else 0):
             raise RuntimeError(
-                f"torch's DataLoader ended with {left} of this rank's "
-                f"{quantity(progress.part.samples, 'sample')} not read: a collate_fn, or something else "
-                "that it calls, may have raised StopIteration"
+                f"torch's DataLoader ended before it read {missing:,} of this rank's "
+                f"{quantity(progress.part.samples, 'sample')}: a function that it calls, such as a "
+                "collate_fn, may have raised StopIteration"
             )
 
     @property
     def epoch(self) -> int:
-        """The epoch that a loop is in; outside of loops, the one that the next loop is of."""
+        """The epoch of the current loop, or outside of loops, of the next loop."""
         return self.dataset.epoch
 
     def state_dict(self, *composer: Any) -> dict[str, Any]:
-        """Return what is to be loaded to go on after the last batch that was yielded.
+        """Return a state from which to resume after the last yielded batch.
 
         Parameters
         ----------
         *composer : Any
-            What Composer passes; see `npstream.iteration.iteration.Iteration.state_dict`.
+            The arguments that Composer passes; see
+            `npstream.iteration.iteration.Iteration.state_dict`.
 
         Returns
         -------
         dict
-            Nothing but what JSON can hold.
+            Plain JSON.
 
         Examples
         --------
@@ -421,12 +425,14 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return self.dataset.state_dict(*composer)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Begin next where another was, maybe with other workers, when it returned this state.
+        """Let the next iteration begin at a saved state.
+
+        The state may be of another number of workers.
 
         Parameters
         ----------
         state : mapping
-            What `state_dict` returned, of a loader or of an iteration.
+            The result of `state_dict` of a loader or of an iteration.
 
         Examples
         --------
@@ -440,12 +446,12 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.dataset.load_state_dict(state)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make all iterations from now on those of one epoch, until it is set anew.
+        """Let all further iterations read one epoch, until the next call.
 
         Parameters
         ----------
         epoch : int
-            Number of the epoch.
+            Number of the epoch, at least 0.
 
         Examples
         --------
@@ -457,13 +463,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.dataset.set_epoch(epoch)
 
     def skip(self, start: int, stop: int) -> None:
-        """Leave batches of an epoch out, in a loop from its next batch on.
+        """Skip batches of an epoch; in a loop, the current epoch skips them.
 
         Parameters
         ----------
         start, stop : int
-            The first batch to be left out, and the next one not to be, as counted from the
-            beginning of the epoch.
+            The first skipped batch, and the one after the last, counted from the beginning of the
+            epoch.
 
         Examples
         --------

@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "the state of another dataset": (
         _other_state,
-        ValueError, ["the state is of a view of 50 samples", "this has 9", "open the dataset"],
+        ValueError, ["the state is of a view of 50 samples", "this view has 9", "open the same dataset"],
     ),
     # Mixing
     "a list of sources": (
@@ -332,7 +332,7 @@ def test_batches_of_batches(at: Path) -> None:
     batches = npstream.open(at / "data")[["label"]].iter(0, 1, batch_size=3)
     with pytest.raises(TypeError) as caught:
         next(iter(data.DataLoader(batches, batch_size=2)))
-    check(caught, ["of 2 each", "of 3 samples", "batch_size=None", "batched=False"])
+    check(caught, ["a batch of 2 batches", "each of 3 samples", "batch_size=None", "batched=False"])
 
 
 def test_a_loader_that_is_to_shuffle(at: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_loader_that_is_to_shuffle(at: Path) -> None:
     batches = npstream.open(at / "data").iter(0, 1, batch_size=3)
     with pytest.raises(ValueError, match="shuffle=True") as caught:
         npstream.torch.DataLoader(batches, shuffle=True)
-    check(caught, ["give it to iter", "ds.iter(shuffle=True)"])
+    check(caught, ["not the DataLoader", "ds.iter(shuffle=True)"])
 
 
 def test_a_dataset_is_no_list(at: Path) -> None:

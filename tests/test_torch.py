@@ -137,7 +137,7 @@ def test_workers_of_any_kind_live_on(ds, start):
     assert rows == [epochs[0][16:], epochs[1]]
 
 
-@pytest.mark.filterwarnings("ignore:samples are dealt to 2 workers one by one:UserWarning")
+@pytest.mark.filterwarnings("ignore:2 workers take single samples in turn:UserWarning")
 def test_samples_that_are_dealt_one_by_one_keep_their_order(ds):
     samples = DataLoader(ds.iter(0, 1), batch_size=None, num_workers=2)
     assert [int(sample["label"]) for sample in samples] == list(range(N))
@@ -216,7 +216,7 @@ def test_a_loader_that_does_not_count_says_so(ds):
     iteration = ds.iter(0, 1, batch_size=9)
     loader = DataLoader(iteration, batch_size=None, num_workers=2)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match=r"npstream\.torch\.DataLoader does"):
+    with pytest.raises(RuntimeError, match=r"npstream\.torch\.DataLoader, which counts it"):
         iteration.state_dict()
     assert iteration.state_dict(18, True)["position"] == 18  # somebody else counts
 
@@ -256,14 +256,14 @@ def test_a_loader_counts_what_it_yielded(ds, workers, settings, batch_size):
 
 def test_a_loader_that_cannot_count_is_refused(ds):
     samples = ds.iter(0, 1, batch_size=4, batched=False)
-    with pytest.raises(ValueError, match=r"takes 8 samples from each of 2 workers .* dealt 4"):
+    with pytest.raises(ValueError, match=r"makes batches of 8 samples, .* read 4 samples in turn"):
         iter(npstream.torch.DataLoader(samples, 8, num_workers=2))
     loader = npstream.torch.DataLoader(samples, 8, num_workers=1)
     next(iter(loader))
     assert loader.state_dict()["position"] == 8
     with pytest.raises(ValueError, match="in_order=False"):
         iter(npstream.torch.DataLoader(samples, 4, num_workers=2, in_order=False))
-    with pytest.raises(TypeError, match=r"'Dataset' is not what ds.iter returns"):
+    with pytest.raises(TypeError, match=r"dataset is a Dataset, and not a result of ds\.iter"):
         npstream.torch.DataLoader(ds)
 
 
@@ -320,12 +320,12 @@ def test_what_a_loop_over_a_loader_does_not_allow(ds, kind):
     state = loader.state_dict()
     old = iter(loader)
     next(old)
-    with pytest.raises(RuntimeError, match="within a loop"):
+    with pytest.raises(RuntimeError, match="in a loop over epoch"):
         loader.set_epoch(1)
-    with pytest.raises(RuntimeError, match="within a loop"):
+    with pytest.raises(RuntimeError, match="in a loop over epoch"):
         loader.load_state_dict(state)
     new = iter(loader)
-    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+    with pytest.raises(RuntimeError, match="this iterator is outdated"):
         next(old)
     assert next(new).ids[0] == 0
     assert loader.state_dict()["position"] == 6
@@ -399,7 +399,7 @@ def test_an_iteration_that_torch_s_workers_read_is_not_copied(ds):
     loader = DataLoader(batches, batch_size=None, num_workers=1)
     iterator = iter(loader)
     next(iterator)
-    with pytest.raises(RuntimeError, match="not known where a copy is to go on"):
+    with pytest.raises(RuntimeError, match="a copy does not know where to continue"):
         copy.deepcopy(batches)
 
 

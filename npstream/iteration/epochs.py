@@ -1,4 +1,4 @@
-"""The samples of a view, epoch after epoch, in the orders that these have.
+"""Provide the samples of a view, epoch after epoch, in its native orders.
 
 Tested in tests/iteration/test_iteration.py.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from npstream.iteration.partition import Partition, unskipped_before
+from npstream.iteration.partition import Partition, to_unskipped_position
 from npstream.iteration.state import (
     STATE_VERSION,
     DatasetFingerprint,
@@ -35,43 +35,43 @@ if TYPE_CHECKING:
 
 
 class AnyEpochs(Protocol):
-    """Samples at positions of epochs: those of a view, of a mixture, or in Streaming's orders."""
+    """Samples at positions of epochs: of a view, of a mixture, or in an order of Streaming."""
 
     @property
     def context_bytes(self) -> int:
-        """Bytes that the context of a cursor may have where workers are to read it."""
+        """Maximum length of a cursor's context in shared memory."""
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
-        """Return the ranks that are left if several in a row are one, as to what they read."""
+        """Return ranks in which each `replication` consecutive ranks count as one."""
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of what is left of an epoch."""
+        """Return a rank's part of the rest of an epoch."""
 
     @property
     def is_stored_order(self) -> bool:
-        """Whether epochs are in the order of the view."""
+        """Whether epochs read the view in its own order."""
 
     @property
     def epoch_size_keeps_order(self) -> bool:
-        """Whether `epoch_size` changes no order, but only where epochs end."""
+        """Whether `epoch_size` changes only where epochs end, not the order of samples."""
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Tell whether these ranks will do only after a state was loaded."""
+        """Return True if `ranks` are valid only after a state was loaded."""
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many nodes read a chunk that one could read alone."""
+        """Return how many of `nodes` nodes read each chunk; 1 if that is not due to lanes."""
 
     def chunk_share(self, nodes: int) -> float:
-        """Return which part of a chunk's samples one of several nodes reads."""
+        """Return the fraction of a chunk's samples that one of `nodes` nodes reads."""
 
     def with_block(self, nbytes: int) -> tuple[AnyEpochs, str] | None:
-        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        """Return epochs with this block size and the setting for it; None without a shuffle."""
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
-        """Return a state, which does not depend on the ranks."""
+        """Return the state of an iteration at `cursor`."""
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return where a state says to go on."""
+        """Return the cursor of a state; raise ValueError if the state is of other epochs."""
 
 
 class Epochs:
@@ -81,10 +81,10 @@ class Epochs:
     ----------
     source : Source
     selection : Selection
-        The view, of which each pass has all samples.
+        The view. One pass reads all its samples.
     settings : IterationSettings
-        Each pass has an order of its own if `shuffle` is True or a Shuffle. Epochs follow each
-        other through the passes.
+        Each pass has its own order if `shuffle` is True or a Shuffle. Epochs cut the sequence of
+        passes into pieces of `epoch_size` samples.
     """
 
     context_bytes = 0
@@ -112,7 +112,7 @@ class Epochs:
         return self._epoch_size
 
     def _state_settings(self, version: int = STATE_VERSION) -> dict[str, Any]:
-        """Return what all of this depends on, as a state of some version has it."""
+        """Return the settings that the order depends on, as a state of `version` holds them."""
         order = None
         if self.shuffle is not None:
             order = {"order": "native", "version": ORDER_VERSION, **asdict(self.shuffle)}
@@ -122,43 +122,46 @@ class Epochs:
         }  # fmt: skip
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
-        """Return the ranks that are left if several in a row are one, as to what they read."""
+        """Return ranks in which each `replication` consecutive ranks count as one."""
         return ranks.merge_replicas(replication)
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of what is left of an epoch."""
+        """Return a rank's part of the rest of an epoch."""
+        size, start = (
+            to_unskipped_position(position, cursor.gaps)
+            for position in (self.size, cursor.position)
+        )
         return Partition(
-            unskipped_before(self.size, cursor.gaps), ranks.rank, ranks.world, batch_size, last,
-            ranks.world // ranks.per_node, unskipped_before(cursor.position, cursor.gaps),
+            size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
             gaps=cursor.gaps, rows=partial(self.at, cursor.epoch),
         )  # fmt: skip
 
     @property
     def is_stored_order(self) -> bool:
-        """Whether epochs are in the order of the view."""
+        """Whether epochs read the view in its own order."""
         return self.shuffle is None
 
     @property
     def epoch_size_keeps_order(self) -> bool:
-        """Whether `epoch_size` changes no order, but only where epochs end."""
+        """True: `epoch_size` changes only where epochs end, not the order of samples."""
         return True
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Tell whether these ranks will do only after a state was loaded: any always do."""
+        """Return False: any ranks are valid."""
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many nodes read a chunk that one could read alone."""
+        """Return how many of `nodes` nodes read each chunk; 1 if that is not due to lanes."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return nodes // math.gcd(nodes, lanes) if lanes > 1 else 1
 
     def chunk_share(self, nodes: int) -> float:
-        """Return which part of a chunk's samples one of several nodes reads."""
+        """Return the fraction of a chunk's samples that one of `nodes` nodes reads."""
         lanes = 1 if self.shuffle is None else self.shuffle.lanes or 1
         return math.gcd(nodes, lanes) / nodes
 
     def with_block(self, nbytes: int) -> tuple[Epochs, str] | None:
-        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        """Return epochs with this block size and the setting for it; None without a shuffle."""
         if self.shuffle is None:
             return None
         other = copy(self)
@@ -166,15 +169,15 @@ class Epochs:
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
-        """Return a state, which does not depend on the ranks."""
+        """Return the state of an iteration at `cursor`; it does not depend on `ranks`."""
         return make_state(self._state_settings(), cursor)
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return where a state says to go on, with any ranks."""
+        """Return the cursor of a state; it does not depend on `ranks`."""
         return read_cursor(state, self._state_settings)
 
     def at(self, epoch: int, positions: Int64) -> Int64:
-        """Return the samples at positions in an epoch, below its length."""
+        """Return the samples at positions in an epoch, all below `size`."""
         samples = self._selection.size
         if self.size == samples:
             return self._selection.at(self._rows(epoch, positions))
@@ -196,7 +199,7 @@ class Epochs:
 
 
 def epochs_for(source: Source, selection: Selection, settings: IterationSettings) -> AnyEpochs:
-    """Return the epochs of a view: in a native order, or in one of Streaming's."""
+    """Return the epochs of a view, in a native order or in an order of MosaicML Streaming."""
     if isinstance(settings.shuffle, bool | Shuffle):
         return Epochs(source, selection, settings)
     from npstream.iteration.streaming_epochs import StreamingEpochs

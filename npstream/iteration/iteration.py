@@ -1,4 +1,4 @@
-"""Iterating over a rank's part of a view, as batches or samples."""
+"""Provide `Iteration`, which yields one rank's part of a view as batches or samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npstream._core.log import log
 from npstream._core.optional import torch_door
 from npstream.iteration.counter import EpochCursor, is_spawning
 from npstream.iteration.iterator import EpochIterator, EpochProgress
-from npstream.iteration.partition import LOOKUP_SAMPLES, unskipped_before
+from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
@@ -33,39 +33,40 @@ if TYPE_CHECKING:
     from npstream.iteration.settings import IterationSettings
     from npstream.reading.source import Source
 
-NEIGHBORS = 32
-"""Ranks of one machine whose samples are looked at to tell whether its cache holds their chunks."""
+MAX_SAMPLED_RANKS = 32
+"""Ranks of one machine whose reads are simulated to see if the cache can hold their chunks."""
 
 _READ_BYTES = 1 << 22
-"""Bytes of samples that are read at once where samples are yielded, not batches."""
+"""Bytes of samples that are read together if samples are yielded, not batches."""
 
 _Piece: TypeAlias = "tuple[Int64, Bools]"
-"""Sample ids, and which of them only fill a batch up."""
+"""Ids of samples that are read together, and True for those that only fill up a batch."""
 
 
 class Iteration(Resumable):
     """One rank's part of a view, epoch after epoch. Made by `Dataset.iter`.
 
-    It can be iterated over any number of times, pickled, and given to
-    ``torch.utils.data.DataLoader``, to which it is an ``IterableDataset``: with
-    ``batch_size=None`` there, if it yields batches. Batches are dealt to workers in turn, so the
-    number of workers changes neither batches nor their order. ``len`` is exact.
+    It can be iterated over any number of times, and pickled. It is an ``IterableDataset`` for
+    ``torch.utils.data.DataLoader``, which needs ``batch_size=None`` if the iteration yields
+    batches. Workers take batches in turn, so their number changes neither batches nor their order.
+    ``len`` is exact.
 
-    Each new iteration is of the next epoch, also if the last one was left early; only one that
-    nothing was taken from is made again. `npstream.torch.DataLoader` keeps count of what
-    it yielded, so that states are exact with workers, too.
+    Each new iteration reads the next epoch, even if the last loop was left early. Only an epoch
+    that yielded nothing is read again. `npstream.torch.DataLoader` counts what it yielded, so
+    states are exact with workers, too.
 
     Parameters
     ----------
     source : Source
     selection : Selection
+        The samples of the view.
     names : tuple of str
-        The view.
+        The columns of the view.
     view_transform : callable, optional
-        The transform that the view's samples have.
+        The transform of the view's samples.
     settings : IterationSettings
     epochs : AnyEpochs
-        What the settings of the order come to.
+        The epochs that `settings` describe.
 
     Examples
     --------
@@ -94,18 +95,19 @@ class Iteration(Resumable):
                 "the view has a transform, which takes samples, and batches are not made of "
                 "samples: give iter a transform= for batches, or batched=False"
             )
-        given = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
-        self._transforms = [(what, fn) for what, fn in given if fn is not None]
+        transforms = [(VIEW_TRANSFORM, view_transform), ("transform=", settings.transform)]
+        self._transforms = [(name, fn) for name, fn in transforms if fn is not None]
         if self._given_ranks is not None:
-            shared = self._merged_ranks()
-            if not epochs.needs_state(shared):
-                self._part_of(EpochCursor(0), shared, epochs)  # says what does not fit
-            self._warn_of_shared_chunks(shared)
+            ranks = self._merged_ranks()
+            if not epochs.needs_state(ranks):
+                self._part_of(EpochCursor(0), ranks, epochs)  # raises if settings do not fit
+            self._warn_of_shared_chunks(ranks)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Iteration]:
-        # Whoever calls isinstance looks here, so torch finds it registered whenever it came; and
-        # DataLoader does before it starts workers, which may be forks that inherit memory.
+        # isinstance reads __class__. So the class is registered with torch before torch checks it,
+        # even if torch was imported later. DataLoader checks it before it starts workers, so
+        # forked workers inherit the counter's shared memory.
         if "torch.utils.data" in sys.modules:
             torch_door().register(Iteration)
             self._counter.share()
@@ -125,9 +127,9 @@ class Iteration(Resumable):
         one_by_one = self._settings.batch_size is None and self._settings.global_batch_size is None
         if workers > 1 and worker == 0 and one_by_one:
             warnings.warn(
-                f"samples are dealt to {quantity(workers, 'worker')} one by one, so batches that "
-                "torch makes of them depend on the number of workers: give its batch size to "
-                "iter, too, as in ds.iter(batch_size=..., batched=False)",
+                f"{quantity(workers, 'worker')} take single samples in turn, so torch's batches of "
+                "them depend on the number of workers: give torch's batch size to iter, too, as in "
+                "ds.iter(batch_size=..., batched=False)",
                 stacklevel=2,
             )
         progress = self.begin_worker(worker, workers) if workers else self.begin()
@@ -139,18 +141,18 @@ class Iteration(Resumable):
         return iterator
 
     def _items(self, worker: int, workers: int, progress: EpochProgress) -> Iterator[Any]:
-        """Yield what a worker, or a process that is none, reads of a progress and is not done with."""
-        part, rows = progress.part, progress.samples_done
+        """Yield the remaining items of a worker, or of the main process if `workers` is 0."""
+        part, done = progress.part, progress.samples_done
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
-        mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
-        pieces = self._pieces(progress, mine, rows % part.batch_size)
+        batches = range(worker, part.batches, workers or 1)[done // part.batch_size :]
+        pieces = self._pieces(progress, batches, done % part.batch_size)
         items = (
             self._batches(progress, pieces)
             if self.yields_batches
             else self._samples(progress, pieces)
         )
-        for what, transform in self._transforms:
-            items = applied(transform, items, what)
+        for name, transform in self._transforms:
+            items = applied(transform, items, name)
         return items
 
     @property
@@ -161,18 +163,18 @@ class Iteration(Resumable):
     def samples_per_item(
         self, progress: EpochProgress, batch_size: int | None = None, workers: int = 0
     ) -> int:
-        """Return the samples in each item, or in each batch that a DataLoader makes of items.
+        """Return how many samples an item has, or a batch that a DataLoader makes of items.
 
         For `npstream.torch` only.
 
         Parameters
         ----------
         progress : EpochProgress
-            The epoch that is read.
+            The progress in the current epoch.
         batch_size : int, optional
-            Items in a batch of the DataLoader; by default it makes none.
+            Items in a batch of the DataLoader; by default it makes no batches.
         workers : int, default: 0
-            Workers of the DataLoader.
+            Number of the DataLoader's workers.
 
         Returns
         -------
@@ -181,84 +183,86 @@ class Iteration(Resumable):
         Raises
         ------
         ValueError
-            If batches of the DataLoader are not what its workers are dealt.
+            If the DataLoader has several workers and its batches have another size than the
+            batches that the workers take in turn.
         """
         rows = (progress.part.batch_size if self.yields_batches else 1) * (batch_size or 1)
         if workers > 1 and rows != progress.part.batch_size:
             raise ValueError(
-                f"DataLoader(batch_size={batch_size}) takes {quantity(rows, 'sample')} from each "
-                f"of {quantity(workers, 'worker')} in turn, which are dealt "
-                f"{progress.part.batch_size} at a time: both must be the same; or use one worker"
+                f"DataLoader(batch_size={batch_size}) makes batches of {quantity(rows, 'sample')}, "
+                f"and its {quantity(workers, 'worker')} read "
+                f"{quantity(progress.part.batch_size, 'sample')} in turn: both numbers must be the "
+                "same; or use one worker"
             )
         return rows
 
     def __getstate__(self) -> dict[str, Any]:
         if is_spawning():
-            self._check_reader(has_workers=True)  # who know of no other reader
+            self._check_reader(has_workers=True)  # workers cannot see the main process's reader
         self._resolve()
         return super().__getstate__()
 
     def __repr__(self) -> str:
         rank, world = (self._given_ranks or self._detected_ranks or ("?", "?"))[:2]
-        size, whose = self._settings.batch_size, ""
+        size, suffix = self._settings.batch_size, ""
         if size is None:
-            size, whose = self._settings.global_batch_size, " of all ranks"
-        what = f"batches of {size}{whose}" if self.yields_batches else "samples"
-        return f"<Iteration: rank {rank} of {world}, {what}, last={self._settings.last!r}>"
+            size, suffix = self._settings.global_batch_size, " of all ranks"
+        items = f"batches of {size}{suffix}" if self.yields_batches else "samples"
+        return f"<Iteration: rank {rank} of {world}, {items}, last={self._settings.last!r}>"
 
     def _check_reader(self, has_workers: bool = False) -> int:
-        """Refuse to be read by what takes one rank's part for all there is, or loses count.
+        """Raise if Accelerate would divide this rank's data again, or skip wrong batches.
 
         Returns
         -------
         int
-            Items that Accelerate will drop, and behind which a state stands, so that nothing has
-            to be read for them.
+            Items that Accelerate will drop although the loaded state is already past them. They
+            are not read.
         """
         if "accelerate" not in sys.modules:
             return 0
-        how: str | None
+        mode: str | None
         dropped: int
-        how, dropped = torch_door().accelerate_mode(self)
-        if how == "deals" and (world := self._resolve().world) > 1:
+        mode, dropped = torch_door().accelerate_mode(self)
+        if mode == "shards" and (world := self._resolve().world) > 1:
             raise RuntimeError(
-                f"this is the part of one of {quantity(world, 'rank')}, and Accelerate would deal "
-                "it out to them again: prepare an npstream.torch.DataLoader, which it takes as it "
-                "is; in a Hugging Face Trainer, let get_train_dataloader return one"
+                f"this is the part of one of {quantity(world, 'rank')}, and Accelerate would "
+                "divide it among them again: prepare an npstream.torch.DataLoader, which "
+                "Accelerate does not change; in a Hugging Face Trainer, let get_train_dataloader "
+                "return one"
             )
-        if how != "skips":
+        if mode != "skips":
             return 0
         cursor = self._next_cursor()
         if self._counter.pinned and cursor == cursor.epoch_start:
-            return 0  # of an epoch that was named, they are read
+            return 0  # set_epoch chose the epoch: its batches are read, and Accelerate drops them
         if cursor == cursor.epoch_start:
             raise RuntimeError(
-                "Accelerate would skip batches of the next epoch, not knowing which one was begun: "
-                "give the npstream.torch.DataLoader the state_dict() that it had, and what is "
-                "skipped is not even read; or call its set_epoch before"
+                "Accelerate would skip batches of the next epoch, and does not know which epoch "
+                "the checkpoint is of: load the checkpoint's state into the "
+                "npstream.torch.DataLoader by load_state_dict, so that skipped batches are not "
+                "read; or call its set_epoch before"
             )
         if has_workers or this_worker()[1]:
             raise RuntimeError(
-                "Accelerate skips batches by a DataLoader of its own, whose workers nobody would "
-                "count for: give the npstream.torch.DataLoader num_workers=0, whose process reads "
-                "ahead by itself; or skip nothing (ignore_data_skip=True in a Hugging Face "
+                "Accelerate skips batches with its own DataLoader, whose workers have no exact "
+                "state: give the npstream.torch.DataLoader num_workers=0, which prefetches in its "
+                "own process; or skip nothing (ignore_data_skip=True in a Hugging Face "
                 "Trainer, if its gradient accumulation divides the batches of an epoch)"
             )
         part = self._part(cursor)
-        behind, each = (
-            unskipped_before(cursor.position, cursor.gaps),
-            self.samples_per_item(EpochProgress(cursor, part, 0)),
-        )
-        if behind != dropped * each * part.world:
+        done = to_unskipped_position(cursor.position, cursor.gaps)
+        skipped = dropped * self.samples_per_item(EpochProgress(cursor, part, 0)) * part.world
+        if done != skipped:
             raise RuntimeError(
-                f"Accelerate would skip {quantity(dropped * each * part.world, 'sample')}, and the "
-                f"state that was loaded stands behind {behind} of its epoch: load the one of that "
-                "checkpoint"
+                f"Accelerate would skip {quantity(skipped, 'sample')}, and the loaded state has "
+                f"read {quantity(done, 'sample')} of its epoch: load the state of the checkpoint "
+                "that Accelerate resumes from"
             )
         return dropped
 
     def _is_rowwise(self, progress: EpochProgress) -> bool:
-        """Tell whether samples are read one by one, as the cache cannot hold their chunks."""
+        """Return True if samples are read one by one, because the cache cannot hold the chunks."""
         if self._rowwise is None:
             cursor = progress.cursor.epoch_start
             self._rowwise = not self._step and self._source.is_rowwise(
@@ -271,24 +275,25 @@ class Iteration(Resumable):
         ranks = self._merged_ranks()
         nodes = ranks.world // ranks.per_node
         view = self._selection.size / max(self._source.index.samples, 1)
-        share = epochs.chunk_share(nodes) * min(1.0, view) * min(1.0, NEIGHBORS / ranks.per_node)
+        sampled = min(1.0, MAX_SAMPLED_RANKS / ranks.per_node)
+        share = epochs.chunk_share(nodes) * min(1.0, view) * sampled
         return ReadOrder(partial(self._first_samples, cursor, ranks, epochs), share)
 
     def _first_samples(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs, n: int) -> Int64:
         """Return about the first `n` samples that ranks of this machine read."""
         first = ranks.rank - ranks.rank % ranks.per_node
-        step = -(-ranks.per_node // NEIGHBORS)
-        neighbors = range(first, first + ranks.per_node, step)
-        ids, turns = [], []
-        for rank in neighbors:
+        step = -(-ranks.per_node // MAX_SAMPLED_RANKS)
+        sampled_ranks = range(first, first + ranks.per_node, step)
+        ids, batch_numbers = [], []
+        for rank in sampled_ranks:
             part = self._part_of(cursor, ranks._replace(rank=rank), epochs)
-            batches = min(-(-n // (len(neighbors) * part.batch_size)), part.batches)
-            ids.append(part.read(range(batches))[0])
-            turns.append(np.arange(len(ids[-1])) // part.batch_size)
-        return np.concatenate(ids)[np.argsort(np.concatenate(turns), kind="stable")]
+            batches = min(-(-n // (len(sampled_ranks) * part.batch_size)), part.batches)
+            ids.append(part.lookup(range(batches))[0])
+            batch_numbers.append(np.arange(len(ids[-1])) // part.batch_size)
+        return np.concatenate(ids)[np.argsort(np.concatenate(batch_numbers), kind="stable")]
 
     def _smaller_block(self, cursor: EpochCursor, fits: Callable[[ReadOrder], bool]) -> str:
-        """Return the setting of a shuffle whose chunks the cache can hold, for a message."""
+        """Return the part of an error message that names a shuffle setting the cache can hold."""
         nbytes = self._source.index.total
         while (nbytes := nbytes // 2) and (smaller := self._epochs.with_block(nbytes)):
             epochs, setting = smaller
@@ -311,18 +316,15 @@ class Iteration(Resumable):
             self.require_newest(progress)
             yield from self._source.samples(self._names, lookup)
 
-    def _pieces(self, progress: EpochProgress, mine: range, taken: int) -> Iterator[_Piece]:
-        """Look up several batches at once, and yield the ids of those that are read together.
-
-        Of the first batch, some samples may have been taken before.
-        """
+    def _pieces(self, progress: EpochProgress, batches: range, done: int) -> Iterator[_Piece]:
+        """Yield the ids of samples that are read together, without `done` of the first batch."""
         part = progress.part
-        step = part.lookup_batches(mine.step)
+        step = part.lookup_batches(batches.step)
         rows = min(LOOKUP_SAMPLES, self._source.rows_of(_READ_BYTES))
         if self.yields_batches:
             rows = part.batch_size
-        for start in range(0, len(mine), step):
-            ids, repeated = part.read(mine[start : start + step])
-            for row in range(taken, len(ids), rows):
+        for start in range(0, len(batches), step):
+            ids, repeated = part.lookup(batches[start : start + step])
+            for row in range(done, len(ids), rows):
                 yield ids[row : row + rows], repeated[row : row + rows]
-            taken = 0
+            done = 0

@@ -1,6 +1,6 @@
-"""Iterating over what is left of an epoch, and counting it.
+"""Provide an iterator over the rest of an epoch, which counts what it yields.
 
-Nothing here reads: what makes the items is given.
+This module reads no data: the caller passes a function that makes the items.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class EpochProgress:
-    """One iteration: where it began, and how far it came.
+    """The progress of one iteration: where it began, and what it has yielded.
 
-    Positions count what is left of the epoch, gaps taken out.
+    Positions are unskipped positions of the epoch, as `Partition` counts them.
 
     Parameters
     ----------
     cursor : EpochCursor
+        Where the iteration began.
     part : Partition
     position : int
-        What was yielded ends here.
+        The position after the last item that was yielded.
     is_over : bool
         Whether the iterator has ended.
     has_yielded : bool
-        Whether something was yielded before `cursor`, in the same loop.
+        Whether the same loop yielded items before `cursor`.
     loop_start : int, optional
-        Where the loop began, if that is not where the part does.
-    missed : int
-        Positions after `position` that raised an error, and are passed over if the loop goes on.
-    saved : int
-        The position at which a state was last asked for.
+        The position where the loop began; by default ``part.start``.
+    failed : int
+        Positions after `position` that raised an error. The loop skips them if it continues.
+    saved_position : int
+        The position of the last state that was saved.
     number : int, optional
-        That of the iteration, as `npstream.iteration.counter.EpochCounter` counts them, if this
-        process began it.
+        The number of the iteration in `npstream.iteration.counter.EpochCounter`, if this process
+        began it.
     """
 
     cursor: EpochCursor
@@ -59,44 +60,45 @@ class EpochProgress:
 
     @property
     def origin(self) -> int:
-        """Where the loop began; below 0 if it skipped batches that it had yielded."""
+        """The position where the loop began; below 0 if it skipped batches that it had yielded."""
         return self.part.start if self.loop_start is None else self.loop_start
 
     @property
     def is_fresh(self) -> bool:
-        """Whether nothing was taken from it."""
+        """Whether the iteration has yielded nothing."""
         return self.position == self.part.start and not (self.is_over or self.has_yielded)
 
     @property
     def is_done(self) -> bool:
-        """Whether the rank has all of its samples."""
+        """Whether the rank has read all its samples."""
         return self.is_over or self.samples_done >= self.part.samples
 
     @property
     def samples_done(self) -> int:
-        """Samples of the rank that are done with: yielded, or passed over."""
+        """Samples of the rank that were yielded or failed."""
         return (self.position + self.failed - self.part.start) // self.part.world
 
     def resume_cursor(self, position: int | None = None) -> EpochCursor | None:
-        """Return the cursor from which on nothing was yielded; None if no batch is left."""
+        """Return the cursor at `position`, by default after all yielded items; None at the end."""
         position = self.position if position is None else position
         if self.is_over or position >= self.part.unrepeated_end:
             return None
-        stepped = int(to_epoch_positions(np.array([position]), self.cursor.gaps)[0])
-        return self.cursor._replace(position=stepped)
+        epoch_position = int(to_epoch_positions(np.array([position]), self.cursor.gaps)[0])
+        return self.cursor._replace(position=epoch_position)
 
 
 MakeItems: TypeAlias = Callable[[EpochProgress], Iterator[Any]]
-"""Makes the items of a progress that come after those that are done with."""
+"""Returns an iterator over the items that are not yielded yet."""
 
 
 class EpochIterator(chain[Any]):
-    """Yields the items of a progress, and counts each before it is yielded.
+    """Yields the items of an iteration, and counts each item before it is yielded.
 
-    It survives errors: one that raised for an item goes on, if it is asked to, with the next item,
-    and one that was interrupted with the same item. So an error never looks like an epoch's end.
+    An iterator that raised an exception can continue, so an error never looks like the end of an
+    epoch. After an error in an item it continues with the next item. After an interruption, such as
+    KeyboardInterrupt, it continues with the same item.
 
-    To do so in no time, it is a chain of generators, of which most often there is one.
+    The class is a chain of generators, usually of one, because a chain adds no time per item.
     """
 
     _segments: _Segments
@@ -105,7 +107,7 @@ class EpochIterator(chain[Any]):
     def of(
         cls, progress: EpochProgress, rows: int, items: Iterator[Any], make: MakeItems
     ) -> EpochIterator:
-        """Return an iterator over the items of a progress.
+        """Return an iterator over the items of an iteration.
 
         Parameters
         ----------
@@ -113,9 +115,9 @@ class EpochIterator(chain[Any]):
         rows : int
             Samples of the rank in each item.
         items : iterator
-            The items of the progress.
+            The items.
         make : callable
-            Makes those that are left, after an error or where the iterator is redirected.
+            Makes the remaining items after an error or a call of `redirect`.
 
         Returns
         -------
@@ -131,32 +133,32 @@ class EpochIterator(chain[Any]):
 
     @property
     def progress(self) -> EpochProgress:
-        """How far it came."""
+        """The progress of the iteration."""
         return self._segments.progress
 
     def redirect(self, progress: EpochProgress) -> None:
-        """Go on with another progress from the next item on."""
+        """Continue from another progress."""
         self._segments.stop()
         self._segments.progress = progress
 
     def retire(self, reason: str) -> None:
-        """Raise for whoever goes on with this, unless all of it was yielded."""
+        """Let the next item raise RuntimeError, unless all items were yielded."""
         self._segments.stop()
         if not self.progress.is_done:
             self._segments.make = _RaisingFactory(reason)
 
     def close(self) -> None:
-        """Let go of what was read ahead; nothing more is yielded."""
+        """Release prefetched data; nothing more is yielded."""
         self._segments.stop()
-        self._segments.progress = replace(
-            self.progress, is_over=True
-        )  # a copy, for no epoch is over
+        # The owner's progress must not say that the epoch is over, so this sets a copy.
+        self._segments.progress = replace(self.progress, is_over=True)
 
 
 class _Segments:
-    """The generators of an iterator: each ends where its progress does, or where it was left or failed.
+    """The generators of an iterator; each ends with the epoch, after `stop`, or after an error.
 
-    They refer neither to the iterator nor to this, so that one that nobody has is gone at once.
+    Generators refer neither to the iterator nor to this object. There is no reference cycle, so an
+    iterator without references is freed at once.
     """
 
     def __init__(
@@ -177,12 +179,12 @@ class _Segments:
         return self._segment
 
     def stop(self) -> None:
-        """Let the generator end, and go of what it has read ahead."""
+        """End the current generator, and release prefetched data."""
         if self._segment is not None:
             if self._segment.gi_running:
                 raise RuntimeError(
-                    "called while the next batch is made, as by a transform: call it in the loop "
-                    "over the batches"
+                    "called while the next batch is made, perhaps by a transform: call it in the "
+                    "loop over the batches"
                 )
             self._segment.close()
         self._segment = self._items = None
@@ -191,7 +193,7 @@ class _Segments:
 def _count_yielded(
     items: Iterator[Any] | None, make: MakeItems, progress: EpochProgress, step: int
 ) -> Iterator[Any]:
-    """Yield the items of a progress, each of which moves it on by a step."""
+    """Yield items, and advance `progress` by `step` positions before each."""
     if items is None:
         items = make(progress)
     try:
@@ -212,7 +214,7 @@ def _count_yielded(
 
 
 class _RaisingFactory:
-    """Makes no items, but an error."""
+    """A `MakeItems` that raises RuntimeError with `reason`."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

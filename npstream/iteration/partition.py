@@ -1,10 +1,13 @@
-"""Which positions of an epoch a rank reads, batch by batch, and the samples there.
+"""Provide the partition of an epoch: which positions and rows each rank reads, batch by batch.
 
-The batches with number t of all ranks are one run of G positions, the global batch. Of P nodes
-with R ranks each, rank k of node n takes ``t * G + (i * R + k) * P + n`` as sample i. So what a
-global batch holds does not depend on how many ranks and nodes share it; and as an order deals
-positions to its lanes in turn, a node reads every P-th lane, and no others, if P divides their
-number. Orders differ in one thing only: which rows are at these positions.
+Batch t of all ranks together is the global batch t: G consecutive positions. With P nodes of R
+ranks each, sample i of rank k of node n is at position ``t * G + (i * R + k) * P + n``. So the
+samples of a global batch do not depend on the number of ranks and nodes. Orders assign positions
+to their lanes in turn: a node reads every P-th lane, and no other lane, if P divides the number of
+lanes. Orders differ only in which rows are at these positions.
+
+There are two kinds of positions. *Epoch positions* count all samples of an epoch; *unskipped
+positions* count only those outside of the gaps.
 """
 
 from __future__ import annotations
@@ -18,57 +21,56 @@ import numpy as np
 from npstream._core.typing import Bools, Int64
 
 LOOKUP_SAMPLES = 1 << 10
-"""Samples that are looked up at once."""
+"""Samples whose rows are looked up together."""
 
 LAST_BATCH_MODES = ("repeat", "drop", "short")
-"""What becomes of the last global batch, where too few samples are left to fill it."""
+"""How the last global batch is made if too few samples are left; see `Partition`."""
 
 Gaps: TypeAlias = "tuple[tuple[int, int], ...]"
-"""Stretches of positions to be left out, each from a start up to a stop; rising, and apart."""
+"""Skipped ranges of epoch positions, each ``(start, stop)``; sorted, and not adjacent."""
 
 
 def _positions(positions: Int64) -> Int64:
-    """Return the rows at positions of an epoch in the order of its rows: the positions."""
+    """Return the rows at positions of an epoch that is not shuffled."""
     return positions
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One rank's part of what is left of an epoch.
+    """One rank's part of the rest of an epoch.
 
-    All positions here count what is left: `gaps` are taken out.
+    All positions here are unskipped positions.
 
     Parameters
     ----------
     size : int
         Positions in the epoch.
     rank, world : int
-        Number of this rank, from 0, and of all ranks.
+        Number of this rank, counted from 0, and the number of ranks.
     batch_size : int
         Samples of each rank in a batch.
     last : {"repeat", "drop", "short"}
-        Whether the last global batch is filled up with earlier positions of the epoch, is left
-        out, or holds what is left, so that ranks may differ in their number of samples.
+        "repeat" fills the last global batch up with earlier positions of the epoch. "drop" leaves
+        it out. "short" keeps it as it is, so ranks may differ in their number of samples.
     nodes : int
-        Machines that the ranks are on, as many on each, one machine's after the other's.
+        Number of machines. Each has the same number of ranks, and its ranks are consecutive.
     start : int
-        Where the first batch begins.
+        The position where the first batch begins.
     unit : int
-        Consecutive positions that are dealt to a rank at once; `size` and `batch_size` are
-        multiples.
+        Consecutive positions that a rank takes together; divides `size` and `batch_size`.
     stop : int, optional
-        The position after the last one that this rank reads, where ranks differ.
+        The position after the last one that this rank reads, if ranks differ in it.
     repeat_start : int
         The first of the positions that fill up the last batch.
     gaps : tuple
-        Stretches of the epoch that are left out.
+        The skipped ranges of the epoch.
     rows : callable
-        Returns the rows at positions in the whole epoch, gaps included, as a new array or the same
-        one. Rows below 0 stand for no sample, and are left out. By default the positions.
+        Returns the rows at epoch positions, as a new array or in the argument. Negative rows stand
+        for no sample, and are left out. By default rows equal positions.
     block : int
-        Samples of the rank that are worth looking up at once.
+        Samples of the rank to look up together.
     span : int, optional
-        Positions that such a look-up may range over.
+        Maximum range of positions in one look-up.
 
     Examples
     --------
@@ -76,7 +78,7 @@ class Partition:
     >>> part.positions(range(part.batches))
     array([ 1,  3,  5,  7,  9, 11])
 
-    Positions from `size` on stand for the first ones: 9 and 11 for 1 and 3.
+    Positions from `size` on repeat the first ones: 9 and 11 repeat 1 and 3.
     """
 
     size: int
@@ -102,7 +104,7 @@ class Partition:
 
     @property
     def batches(self) -> int:
-        """Batches that the rank reads."""
+        """Number of batches that the rank reads."""
         return -(-self.samples // self.batch_size)
 
     @property
@@ -112,17 +114,17 @@ class Partition:
 
     @property
     def end(self) -> int:
-        """The position after the last one that some rank reads."""
-        left = max(0, self.size - self.start)
+        """The position after the last one that any rank reads, repeated ones included."""
+        samples = max(0, self.size - self.start)
         if self.last == "drop":
-            left -= left % self.global_batch
+            samples -= samples % self.global_batch
         elif self.last == "repeat":
-            left += -left % self.global_batch
-        return self.start + left
+            samples += -samples % self.global_batch
+        return self.start + samples
 
     @property
     def unrepeated_end(self) -> int:
-        """The position from which on nothing new is read."""
+        """The position after the last one that any rank reads, without repeated ones."""
         return min(self.end, self.size)
 
     def positions(self, batches: range) -> Int64:
@@ -133,22 +135,22 @@ class Partition:
         if self.unit > 1:
             within = np.add.outer(within, np.arange(self.unit)).reshape(-1)
         positions = np.add.outer(first, within).reshape(-1)
-        # Only a short last batch ends early.
+        # All other modes have only full batches.
         return positions if self.last != "short" else positions[positions < self.end]
 
-    def read(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the rows in some batches, and which of them only fill up the last one."""
+    def lookup(self, batches: range) -> tuple[Int64, Bools]:
+        """Return the rows of batches, and True for the rows that only fill up the last batch."""
         positions = self.positions(batches)
         repeated = positions >= self.size
         if repeated.any():
-            again = positions[repeated] - self.size
-            positions[repeated] = self.repeat_start + again % (self.size - self.repeat_start)
+            excess = positions[repeated] - self.size
+            positions[repeated] = self.repeat_start + excess % (self.size - self.repeat_start)
         rows = self.rows(to_epoch_positions(positions, self.gaps))
         is_sample = rows >= 0
         return (rows, repeated) if is_sample.all() else (rows[is_sample], repeated[is_sample])
 
     def lookup_batches(self, step: int) -> int:
-        """Return how many batches, so far apart, are worth looking up at once."""
+        """Return how many batches to look up together, if a worker reads every `step`-th one."""
         batches = self.block // self.batch_size
         if self.span is not None:
             batches = min(batches, self.span // (self.global_batch * step))
@@ -162,7 +164,7 @@ class Partition:
 
 
 def to_epoch_positions(positions: Int64, gaps: Gaps) -> Int64:
-    """Turn positions in what is left of an epoch, in place, into positions in all of it.
+    """Convert unskipped positions to epoch positions, in place.
 
     >>> to_epoch_positions(np.arange(5), ((1, 3), (4, 10)))
     array([ 0,  3, 10, 11, 12])
@@ -172,27 +174,27 @@ def to_epoch_positions(positions: Int64, gaps: Gaps) -> Int64:
     return positions
 
 
-def unskipped_before(position: int, gaps: Gaps) -> int:
-    """Return how many positions before one are left.
+def to_unskipped_position(position: int, gaps: Gaps) -> int:
+    """Convert an epoch position to an unskipped position.
 
-    >>> [unskipped_before(position, ((1, 3), (4, 10))) for position in (0, 1, 2, 3, 12)]
+    >>> [to_unskipped_position(position, ((1, 3), (4, 10))) for position in (0, 1, 2, 3, 12)]
     [0, 1, 1, 1, 4]
     """
     return position - sum(min(max(position, start), stop) - start for start, stop in gaps)
 
 
 def merge_gaps(gaps: Iterable[tuple[int, int]]) -> Gaps:
-    """Return stretches in rising order, those that touch made one.
+    """Return sorted ranges, in which adjacent and overlapping ranges are merged.
 
     >>> merge_gaps([(8, 9), (5, 7), (3, 5), (2, 2)])
     ((3, 7), (8, 9))
     """
-    apart: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
     for start, stop in sorted(gaps):
         if start >= stop:
             continue
-        if apart and start <= apart[-1][1]:
-            first, before = apart.pop()
-            start, stop = first, max(before, stop)
-        apart.append((start, stop))
-    return tuple(apart)
+        if merged and start <= merged[-1][1]:
+            last_start, last_stop = merged.pop()
+            start, stop = last_start, max(last_stop, stop)
+        merged.append((start, stop))
+    return tuple(merged)

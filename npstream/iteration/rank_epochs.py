@@ -1,4 +1,4 @@
-"""The epochs of one rank: its part of each, and states of them.
+"""Provide `RankEpochs`: one rank's part of each epoch, and its states.
 
 Tested in tests/iteration/test_iteration.py.
 """
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from npstream.iteration.settings import IterationSettings
 
 _RANKS, _CHUNKS = 0, 1
-"""Warnings that are given once for an iteration: of ranks, and of chunks that nodes share."""
+"""Numbers of the warnings that an iteration gives only once, also with workers."""
 
 
 class RankEpochs:
-    """One rank's part of each epoch; the rank is looked up when it is first needed.
+    """One rank's part of each epoch; the rank is detected on first use.
 
     Parameters
     ----------
@@ -50,15 +50,14 @@ class RankEpochs:
         self._detected_ranks: Ranks | None = None
 
     def _resolve(self) -> Ranks:
-        """Return the rank and the number of ranks; once found, they may not change."""
+        """Return the ranks; raise RuntimeError if they changed since they were detected."""
         if self._given_ranks is not None:
             return self._given_ranks
         if self._detected_ranks is None:
             self._detected_ranks = detect_ranks(self._settings.ranks_per_node)
-            if (text := unread_launcher_warning(self._detected_ranks)) and self._is_first_warning(
-                _RANKS
-            ):
-                warnings.warn(text, stacklevel=4)
+            message = unread_launcher_warning(self._detected_ranks)
+            if message and self._is_first_warning(_RANKS):
+                warnings.warn(message, stacklevel=4)
             self._warn_of_shared_chunks(
                 self._epochs.merge_replicas(self._detected_ranks, self._settings.replication)
             )
@@ -70,18 +69,21 @@ class RankEpochs:
             )
         return self._detected_ranks
 
-    def _warn_of_shared_chunks(self, shared: Ranks) -> None:
-        """Say, in one of several workers, that nodes read the same chunks, where they need not."""
-        nodes = shared.world // shared.per_node
+    def _warn_of_shared_chunks(self, ranks: Ranks) -> None:
+        """Warn once if several nodes read the same chunks, and another number of lanes avoids it.
+
+        `ranks` are merged over replicas.
+        """
+        nodes = ranks.world // ranks.per_node
         if (times := self._epochs.nodes_per_chunk(nodes)) > 1 and self._is_first_warning(_CHUNKS):
             warnings.warn(
-                f"each chunk is fetched {times} times, as {quantity(nodes, 'node')} do not divide "
-                "the number of lanes: give npstream.Shuffle(lanes=...) a multiple",
+                f"each chunk is fetched {times} times, because {quantity(nodes, 'node')} do not "
+                "divide the number of lanes: give npstream.Shuffle(lanes=...) a multiple",
                 stacklevel=5,
             )
 
     def _is_first_warning(self, number: int) -> bool:
-        """Return whether a warning is to be given: once, also if workers come to it, too."""
+        """Return True if this process gives the warning: the main process or worker 0, once."""
         return this_worker()[0] == 0 and self._counter.first_warning(number)
 
     def _merged_ranks(self) -> Ranks:
@@ -91,14 +93,14 @@ class RankEpochs:
         return self._part_of(cursor, self._merged_ranks(), self._epochs)
 
     def _part_of(self, cursor: EpochCursor, ranks: Ranks, epochs: AnyEpochs) -> Partition:
-        size, whole = self._settings.batch_size, self._settings.global_batch_size
-        if whole is not None:
-            if whole % ranks.world or size not in (None, whole // ranks.world):
+        size, global_size = self._settings.batch_size, self._settings.global_batch_size
+        if global_size is not None:
+            if global_size % ranks.world or size not in (None, global_size // ranks.world):
                 raise ValueError(
-                    f"global_batch_size={whole} with batch_size={size}: expected "
-                    f"{ranks.world} times that, for as many ranks"
+                    f"global_batch_size={global_size} with batch_size={size}: expected "
+                    f"{ranks.world} times the batch_size, for {quantity(ranks.world, 'rank')}"
                 )
-            size = whole // ranks.world
+            size = global_size // ranks.world
         return epochs.part(cursor, ranks, size or 1, self._settings.last)
 
     def _state_of(self, cursor: EpochCursor) -> dict[str, Any]:
@@ -106,17 +108,18 @@ class RankEpochs:
 
     def _cursor_of(self, state: Mapping[str, Any]) -> EpochCursor:
         cursor = self._epochs.load_cursor(state, self._merged_ranks())
-        self._part(cursor)  # says what does not fit
+        self._part(cursor)  # raises if the batches do not fit
         return cursor
 
     def _warn_left(self, progress: EpochProgress) -> None:
-        text = (
-            f"epoch {progress.cursor.epoch} was left after {progress.position} of "
-            f"{quantity(progress.part.size, 'sample')}, where a state was saved: a progress that goes on "
-            "from it reads the rest of the epoch, and this one begins another"
+        message = (
+            f"epoch {progress.cursor.epoch} was left after {progress.position:,} of "
+            f"{quantity(progress.part.size, 'sample')}, where a state was saved: a run that "
+            "resumes from this state reads the rest of the epoch, but this run begins another epoch"
         )
         if self._epochs.epoch_size_keeps_order:
-            text += f". To have epochs end there, give epoch_size={progress.position}"
-            warnings.warn(text, stacklevel=5)
-        else:  # Streaming does so, too, and its orders depend on epoch_size
-            warn("%s", text)
+            message += f". To have epochs end there, give epoch_size={progress.position}"
+            warnings.warn(message, stacklevel=5)
+        else:
+            # Streaming leaves epochs in the same way, and its orders depend on epoch_size.
+            warn("%s", message)

@@ -1,7 +1,6 @@
-"""Iterating epoch after epoch, and going on where another process stopped.
+"""Provide `Resumable`: iteration epoch after epoch, with states to resume from.
 
-Nothing here reads: it is about which cursor of which epoch an iteration begins at, and how far it
-came.
+This module reads no data. It tracks where each iteration begins, and what it has yielded.
 """
 
 from __future__ import annotations
@@ -31,26 +30,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _REBUILT: Any = None
-"""In place of what is made again where a copy arrives."""
+"""Replaces the partition in a pickle; unpickling makes a new one."""
 
 OUTDATED = (
-    "this iterator is an old one: a newer iteration began, an epoch was set or a state was loaded, "
-    "so states do not count what it yields; go on with the newer one. Workers of torch's own "
-    "DataLoader may have lost count if a loop was left before all of them had begun: call "
-    "set_epoch, or use npstream.torch.DataLoader, whose workers cannot"
+    "this iterator is outdated: a newer iteration began, an epoch was set or a state was loaded, "
+    "so states do not count what this iterator yields; use the newer iteration. Workers of torch's "
+    "own DataLoader may have lost count if a loop was left before all of them had begun: call "
+    "set_epoch, or use npstream.torch.DataLoader, which counts for its workers"
 )
-"""What an iterator says that is used although it is not the one that states are of."""
+"""The error of an iterator that is used although states no longer count it."""
 
-_READ_AHEAD = (
-    "workers of a DataLoader read ahead, and do not know what it yielded: "
-    "npstream.torch.DataLoader does, and has the same methods"
+_WORKERS_PREFETCH = (
+    "workers of torch's own DataLoader prefetch, and do not know what the DataLoader yielded: use "
+    "npstream.torch.DataLoader, which counts it, and has the same methods"
 )
-
-"""In a state, the number that a trainer gives to its epoch, if one did."""
 
 
 class Resumable(RankEpochs):
-    """What is iterated over epoch after epoch, and has a state."""
+    """An iterable over one epoch after another, with a state to resume from.
+
+    The main process counts the iterations, except in workers of torch's own DataLoader. These
+    *uncoordinated* workers count their iterations in shared memory, see `EpochCounter`.
+    """
 
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
         super().__init__(epochs, settings)
@@ -59,9 +60,8 @@ class Resumable(RankEpochs):
         self._resumed: tuple[EpochCursor, int] | None = None
         self._is_coordinated = False
         self._has_warned = False
-        # A trainer's number of the epoch that it is in; and ours of its epoch 0.
-        self._trainer_epoch: int | None = None
-        self._trainer_offset: int | None = None
+        self._trainer_epoch: int | None = None  # the trainer's number of its current epoch
+        self._trainer_offset: int | None = None  # our number of the trainer's epoch 0
         if "torch.utils.data" in sys.modules:
             self._counter.share()
 
@@ -70,30 +70,30 @@ class Resumable(RankEpochs):
         if is_spawning():
             return {**state, "_progress": None}
         if self._counter.worker_iterations:
-            raise RuntimeError(f"it is not known where a copy is to go on: {_READ_AHEAD}")
+            raise RuntimeError(f"a copy does not know where to continue: {_WORKERS_PREFETCH}")
         if self._current_progress() is not None:
             state["_counter"].set(self._state_cursor(), self._counter.pinned)
             return {**state, "_progress": None}
-        # An epoch that was left: its state is that of a copy, and both begin the next one.
-        left = None if self._progress is None else replace(self._progress, part=_REBUILT)
-        return {**state, "_progress": left}
+        # The loop was left: the copy has the same state, and both begin the next epoch.
+        progress = None if self._progress is None else replace(self._progress, part=_REBUILT)
+        return {**state, "_progress": progress}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._progress is not None:
             self._progress.part = self._part(self._progress.cursor)
 
-    # Beginning
+    # Begin an iteration
 
     def begin(self) -> EpochProgress:
-        """Begin the next epoch, or where a state says; what was iterated over before is old.
+        """Begin the next epoch, or at the loaded state; older iterators are outdated.
 
         For `npstream.torch` only.
 
         Returns
         -------
         EpochProgress
-            What is to be read. The caller makes its iterator, and gives that to `attach`.
+            The new progress. The caller makes its iterator, and passes it to `attach`.
         """
         progress = self._fresh_progress()
         if progress is None:
@@ -104,7 +104,7 @@ class Resumable(RankEpochs):
         return self._register(progress)
 
     def begin_worker(self, worker: int, workers: int) -> EpochProgress:
-        """Begin, in a worker that nobody leads, its share of the next epoch.
+        """Begin a worker's share of the next epoch, in an uncoordinated worker.
 
         For `npstream.torch` only.
 
@@ -113,12 +113,12 @@ class Resumable(RankEpochs):
         worker : int
             Number of this worker.
         workers : int
-            Number of all workers.
+            Number of workers.
 
         Returns
         -------
         EpochProgress
-            What is to be read, as `begin` returns it.
+            The new progress, as `begin` returns it.
         """
         progress = self._next_progress(partial(self._counter.advance_worker, worker, workers))
         if self._resumed is not None:
@@ -129,6 +129,7 @@ class Resumable(RankEpochs):
         return self._register(progress)
 
     def _register(self, progress: EpochProgress) -> EpochProgress:
+        """Make `progress` the newest iteration, and outdate the iterator before."""
         worker, workers = this_worker()
         if not workers and (old := self._live_iterator()) is not None:
             old.retire(OUTDATED)
@@ -137,7 +138,7 @@ class Resumable(RankEpochs):
         return progress
 
     def attach(self, iterator: EpochIterator) -> EpochIterator:
-        """Let `skip`, `set_epoch` and states reach the iterator over what has begun; return it.
+        """Register the iterator of the newest progress, so that `skip` and states see it.
 
         For `npstream.torch` only.
 
@@ -149,45 +150,46 @@ class Resumable(RankEpochs):
         Returns
         -------
         EpochIterator
+            The same iterator.
         """
         self._iterator = weakref.ref(iterator)
         return iterator
 
     def require_newest(self, progress: EpochProgress) -> None:
-        """Raise if another iteration than a progress's began last, in this process or in workers.
+        """Raise if a newer iteration than that of `progress` began, here or in workers.
 
         For `npstream.torch` only.
 
         Parameters
         ----------
         progress : EpochProgress
-            What is being read.
+            The progress of the iteration that continues.
 
         Raises
         ------
         RuntimeError
-            It says that only the newest iteration goes on.
+            If the iteration is outdated.
         """
         if progress.number is not None and self._counter.newest > progress.number:
             raise RuntimeError(OUTDATED)
 
     def coordinate(self, progress: EpochProgress, start: Callable[[], T]) -> T:
-        """Call a function that iterates over this, or starts workers that do.
+        """Call a function that iterates over this object, or starts workers that do.
 
-        They read what comes after all that is done with of a progress, and count nothing. For
-        `npstream.torch` only.
+        These iterators read the rest of the epoch after `progress`, and do not count: the caller
+        does. For `npstream.torch` only.
 
         Parameters
         ----------
         progress : EpochProgress
-            What is being read.
+            The progress of the iteration.
         start : callable
-            Takes nothing.
+            The function, without parameters.
 
         Returns
         -------
         Any
-            What the function returns.
+            The result of `start`.
         """
         position = progress.position + progress.failed
         self._counter.coordinate(progress.resume_cursor(position) or progress.cursor)
@@ -197,14 +199,15 @@ class Resumable(RankEpochs):
         finally:
             self._is_coordinated = False
 
-    # How far it is
+    # Epochs and states
 
     @property
     def epoch(self) -> int:
-        """The epoch that a loop is in; outside of loops, the one that the next loop is of.
+        """The epoch of the current loop, or outside of loops, of the next loop.
 
-        After a state was loaded, that is the state's, unless nothing is left of it. The workers of
-        torch's own DataLoader read ahead, so with them it is right between loops only.
+        After a state was loaded, it is the state's epoch, or the next one if that epoch is
+        finished. Workers of torch's own DataLoader prefetch: with them it is exact only between
+        loops.
 
         Examples
         --------
@@ -242,19 +245,19 @@ class Resumable(RankEpochs):
         return cursor.epoch + 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Make all iterations from now on those of one epoch, until it is set anew.
+        """Let all further iterations read one epoch, until the next call.
 
-        In the epoch that a state was loaded of, the next iteration begins where the state says.
+        If the epoch is that of a loaded state, the next iteration begins at the state's position.
 
         Parameters
         ----------
         epoch : int
-            Number of the epoch.
+            Number of the epoch, at least 0.
 
         Raises
         ------
         RuntimeError
-            Within a loop over this: the epoch that it is in does not change.
+            In a loop over this iteration, whose epoch cannot change.
 
         Examples
         --------
@@ -272,44 +275,46 @@ class Resumable(RankEpochs):
         self._move_to(cursor, pinned=True)
 
     def set_trainer_epoch(self, epoch: int) -> None:
-        """Take a trainer's word that its epoch of some number begins, or goes on.
+        """Record that a trainer begins its epoch of this number, or continues it.
 
-        Trainers tell it the sampler of a loader. They may leave epochs early, always at the same
-        step: so a progress that goes on from a state, of an epoch that the trainer is done with, begins
-        the next one, as it would have if it had not stopped. Otherwise this changes nothing. For
-        `npstream.torch` only.
+        Trainers call it through the sampler of a loader. They may leave each epoch early, at the
+        same step. If the loaded state is in an epoch that the trainer has left, the next iteration
+        begins the next epoch, like a run that was never stopped. Otherwise the call changes
+        nothing. For `npstream.torch` only.
 
         Parameters
         ----------
         epoch : int
             The trainer's number of the epoch.
         """
-        coming = self._next_cursor()
+        cursor = self._next_cursor()
         offset, last = self._trainer_offset, self._trainer_epoch
         self._trainer_epoch = epoch
-        if offset is None or (last is not None and epoch <= last) or epoch + offset < coming.epoch:
-            self._trainer_offset = coming.epoch - epoch  # another training, which counts anew
-        elif epoch + offset > coming.epoch:
-            cursor = coming._replace(epoch=epoch + offset).epoch_start
-            self._move_to(cursor, self._counter.pinned)
+        if offset is None or (last is not None and epoch <= last) or epoch + offset < cursor.epoch:
+            # Another training began, and counts its epochs anew.
+            self._trainer_offset = cursor.epoch - epoch
+        elif epoch + offset > cursor.epoch:
+            trainer_cursor = cursor._replace(epoch=epoch + offset).epoch_start
+            self._move_to(trainer_cursor, self._counter.pinned)
 
     def state_dict(
         self, num_samples: int | None = None, from_beginning: bool = True
     ) -> dict[str, Any]:
-        """Return what is to be loaded to go on after the last batch, or sample, that was yielded.
+        """Return a state from which to resume after the last yielded batch or sample.
 
         Parameters
         ----------
         num_samples : int, optional
-            Samples that all ranks together have used, if somebody else counts them.
+            Samples that all ranks together have used. By default this iteration counts them.
         from_beginning : bool, default: True
-            Whether those of the whole epoch are meant, or those since a state was loaded.
+            Whether `num_samples` counts from the beginning of the epoch. If False, it counts from
+            the loaded state.
 
         Returns
         -------
         dict
-            Nothing but what JSON can hold. After the last batch of an epoch, it is the state of
-            the next one's beginning.
+            Plain JSON. After the last batch of an epoch, it is the state of the beginning of the
+            next epoch.
 
         Examples
         --------
@@ -335,22 +340,23 @@ class Resumable(RankEpochs):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration begin where another was when it returned this state.
+        """Let the next iteration begin at a saved state.
 
-        That may have been on another number of ranks or workers, and of other batches. The epoch
-        after it is a whole one.
+        The state may be of another number of ranks or workers, or of another batch size. The
+        iteration after the next reads a whole epoch.
 
         Parameters
         ----------
         state : mapping
-            What `state_dict` returned.
+            The result of `state_dict`.
 
         Raises
         ------
         ValueError
-            If it was over another dataset or view, or in another order; it says what differs.
+            If the state is of another dataset or view, or of another order. The message names the
+            difference.
         RuntimeError
-            Within a loop over this, which would not know of it.
+            In a loop over this iteration, which would not see the state.
 
         Examples
         --------
@@ -364,10 +370,11 @@ class Resumable(RankEpochs):
         worker, workers = this_worker()
         self._raise_in_loop("load_state_dict()")
         cursor = self._cursor_of(state)
-        if state.get("workers", 0) != workers:
+        if (state_workers := state.get("workers", 0)) != workers:
             raise ValueError(
-                f"this is the state of one of {shown(state.get('workers', 0))} workers, and there "
-                f"are {workers}: states of npstream.torch.DataLoader are the same for any number"
+                f"the state has workers={shown(state_workers)}, and this process has "
+                f"workers={workers}: use npstream.torch.DataLoader, whose states are the same for "
+                "any number of workers"
             )
         if workers:
             self._counter.resume_worker(cursor, worker, workers)
@@ -379,24 +386,24 @@ class Resumable(RankEpochs):
         self._move_to(cursor, pinned=False)
 
     def skip(self, start: int, stop: int) -> None:
-        """Leave batches of an epoch out, say those that made the loss jump.
+        """Skip batches of an epoch, for instance batches that caused a loss spike.
 
-        It is the epoch that goes on, or comes next. A loop passes over the batches, from the next
-        one on; outside of a loop, the next iteration begins behind what was yielded so far, and
-        passes over them. States know of them.
+        In a loop, the current epoch skips them, from its next batch on. Outside of a loop, the next
+        iteration continues after the last yielded batch, and skips them. Saved states contain the
+        skipped ranges.
 
         Parameters
         ----------
         start, stop : int
-            The first batch to be left out, and the next one not to be, as counted from the
-            beginning of the epoch.
+            The first skipped batch, and the one after the last, counted from the beginning of the
+            epoch.
 
         Raises
         ------
         RuntimeError
             In a worker of a DataLoader.
         ValueError
-            If too many stretches of an epoch are left out.
+            If an epoch would have more than 8 separate skipped ranges.
 
         Examples
         --------
@@ -413,8 +420,8 @@ class Resumable(RankEpochs):
         gap = (min(start * part.global_batch, part.size), min(stop * part.global_batch, part.size))
         gaps = merge_gaps([*cursor.gaps, gap])
         if len(gaps) > MAX_GAPS:
-            raise ValueError(f"an epoch is spared {MAX_GAPS} stretches at most")
-        progress = self._progress_from(cursor._replace(gaps=gaps))  # says what does not fit
+            raise ValueError(f"at most {MAX_GAPS} separate ranges of an epoch can be skipped")
+        progress = self._progress_from(cursor._replace(gaps=gaps))  # raises if gaps do not fit
         if (old := self._active_progress()) is None:
             self._move_to(progress.cursor, self._counter.pinned)
             return
@@ -426,7 +433,7 @@ class Resumable(RankEpochs):
         self._progress = progress
 
     def _move_to(self, cursor: EpochCursor, pinned: bool) -> None:
-        """Begin there next, or let the iterator do from which nothing was taken."""
+        """Let the next iteration begin at `cursor`, or the live iterator if it has not yielded."""
         self._counter.set(cursor, pinned)
         iterator, fresh = self._live_iterator(), self._fresh_progress() is not None
         self._progress = None
@@ -435,15 +442,15 @@ class Resumable(RankEpochs):
             self._progress.number = self._counter.number(0, 0)
             iterator.redirect(self._progress)
 
-    # What runs
+    # Current iteration
 
     def _live_iterator(self) -> EpochIterator | None:
-        """Return the iterator that began last, if somebody has it."""
+        """Return the newest iterator if it still exists."""
         iterator = None if self._iterator is None else self._iterator()
         return iterator if iterator is not None and iterator.progress is self._progress else None
 
     def _fresh_progress(self) -> EpochProgress | None:
-        """Return the progress that has begun, if nothing was taken from it."""
+        """Return the newest progress if it has yielded nothing."""
         progress = self._progress
         return (
             progress
@@ -452,7 +459,7 @@ class Resumable(RankEpochs):
         )
 
     def _active_progress(self) -> EpochProgress | None:
-        """Return the progress of a loop from which something was taken, and that is not over."""
+        """Return the progress of a loop that has yielded items and is not done."""
         progress = self._progress
         if (
             progress is None
@@ -464,7 +471,7 @@ class Resumable(RankEpochs):
         return progress
 
     def _current_progress(self) -> EpochProgress | None:
-        """Return the progress that the next batch is of, if that one has begun."""
+        """Return the progress that the next batch belongs to; None if no loop has begun."""
         return self._fresh_progress() or self._active_progress()
 
     def _next_cursor(self) -> EpochCursor:
@@ -473,18 +480,18 @@ class Resumable(RankEpochs):
         return self._counter.upcoming() if progress is None else progress.cursor
 
     def _state_cursor(self, samples: int | None = None, from_beginning: bool = True) -> EpochCursor:
-        """Return what a state is to say, given what somebody else counted, if so."""
+        """Return the cursor to save; `samples` is the caller's count, if the caller has one."""
         if samples is None and "accelerate" in sys.modules:
-            how, _ = torch_door().accelerate_mode(self)
-            if how == "ahead":
+            mode, _ = torch_door().accelerate_mode(self)
+            if mode == "prefetches":
                 raise RuntimeError(
-                    "Accelerate reads a batch ahead of what its DataLoader yields, which would be "
-                    "left out: prepare an npstream.torch.DataLoader, which counts what it yields"
+                    "Accelerate's DataLoader prefetches a batch, which a resumed run would leave "
+                    "out: prepare an npstream.torch.DataLoader, which counts what it yields"
                 )
         progress = self._progress
         if self._counter.worker_iterations:
             if samples is None:
-                raise RuntimeError(_READ_AHEAD)
+                raise RuntimeError(_WORKERS_PREFETCH)
             progress = self._progress_from(self._counter.last_of_workers())
         if samples is not None:
             progress = progress or self._progress_from(self._counter.upcoming())
@@ -495,17 +502,17 @@ class Resumable(RankEpochs):
             return self._counter.upcoming()
         return progress.resume_cursor() or self._counter.upcoming()
 
-    def _raise_in_loop(self, what: str) -> None:
+    def _raise_in_loop(self, call: str) -> None:
         progress = self._active_progress()
         if progress is not None and not this_worker()[1]:
             raise RuntimeError(
-                f"{what} within a loop, which is in epoch {progress.cursor.epoch} and would go on as it "
-                "is: leave the loop before, or drop its iterator if you hold it (del, or its "
+                f"{call} in a loop over epoch {progress.cursor.epoch}, which it does not change: "
+                "leave the loop first, or delete its iterator if you hold it (del, or its "
                 "close()); or make another iteration"
             )
 
     def _warn_if_left(self, next_cursor: EpochCursor) -> None:
-        """Say that an epoch was left where a progress that is resumed would go on."""
+        """Warn if the last loop left its epoch at a saved state, so a resumed run would differ."""
         progress = self._progress
         if progress is None or self._has_warned or self._trainer_offset is not None:
             return
@@ -521,12 +528,15 @@ class Resumable(RankEpochs):
         self._has_warned = True
         self._warn_left(progress)
 
-    # Runs
+    # New iterations
 
-    def _next_progress(self, take: Callable[[], EpochCursor]) -> EpochProgress:
-        """Take turns until there is something to read: little may be left of an epoch."""
+    def _next_progress(self, advance: Callable[[], EpochCursor]) -> EpochProgress:
+        """Return the progress of the next epoch that has something to read.
+
+        The rest of an epoch at a loaded state may be too short for a batch.
+        """
         while True:
-            progress = self._progress_from(take())
+            progress = self._progress_from(advance())
             if not _is_empty(progress) or progress.cursor == progress.cursor.epoch_start:
                 return progress
 

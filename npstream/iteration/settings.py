@@ -1,4 +1,4 @@
-"""The settings of an iteration, as `npstream.Dataset.iter` takes them, checked.
+"""Provide the checked settings of an iteration: the parameters of `npstream.Dataset.iter`.
 
 Tested in tests/iteration/test_iteration.py.
 """
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from npstream.orders.streaming.settings import StreamingShuffle
 
 VIEW_TRANSFORM = "the transform of the view"
-"""What errors call what `npstream.Dataset.with_transform` was given."""
+"""Name, in errors, of the function that `npstream.Dataset.with_transform` was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterationSettings:
-    """What `npstream.Dataset.iter` was given; its documentation says what each setting means.
+    """The parameters of `npstream.Dataset.iter`, which documents them.
 
-    Numbers are checked and converted. Whether rank and world fit what runs is for later: they may
-    have to be looked up.
+    Numbers are checked and converted. Ranks are checked later, because they may have to be
+    detected.
     """
 
     rank: int | None = None
@@ -53,23 +53,23 @@ class IterationSettings:
             )
         if self.transform is not None and not callable(self.transform):
             raise TypeError(f"transform={self.transform!r}: expected a function, or None")
-        for name, least in _LEAST.items():
+        for name, minimum in _MINIMUM.items():
             number = getattr(self, name)
             if number is not None or getattr(type(self), name) is not None:
-                object.__setattr__(self, name, integer(name, number, least))
+                object.__setattr__(self, name, integer(name, number, minimum))
 
     @property
     def yields_batches(self) -> bool:
-        """Whether Batches are yielded, not samples."""
+        """Whether the iteration yields Batches, not samples."""
         return self.batched and (self.batch_size is not None or self.global_batch_size is not None)
 
     @property
     def epoch_samples(self) -> int | None:
-        """`epoch_size` as a number of samples; None for those of the view."""
+        """`epoch_size` as a number of samples; None for the size of the view."""
         return counted("epoch_size", self.epoch_size)
 
 
-_LEAST = {
+_MINIMUM = {
     "batch_size": 1,
     "global_batch_size": 1,
     "seed": None,
@@ -77,4 +77,4 @@ _LEAST = {
     "ranks_per_node": 1,
     "replication": 1,
 }
-"""The least value of each setting that is an integer; None for any."""
+"""The minimum of each integer setting; None without a minimum."""

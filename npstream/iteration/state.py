@@ -1,8 +1,8 @@
-"""The state of an iteration, as plain JSON: what it is an iteration of, and how far it came.
+"""Provide the saved state of an iteration, as plain JSON: its settings and its position.
 
-Everything but the position is compared when a state is loaded: a position means nothing in
-another order. It counts samples of all ranks from the epoch's first, so it does not depend on how
-many ranks, workers or samples a batch there are.
+A position is meaningless in another order. So loading a state compares all its settings with those
+of the iteration. A position counts the samples of all ranks since the beginning of the epoch, so it
+does not depend on the number of ranks and workers, or on the batch size.
 
 Tested in tests/iteration/test_resumable.py.
 """
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 MAX_COUNT = 1 << 62
-"""No number in a state is as large, so that sums of them are numbers of 64 bits."""
+"""Numbers in a state are below this, so that sums of two fit in 64 bits."""
 
 STATE_VERSION = 2
-"""Names the form of states. They are read for ever; those of version 1 tell datasets apart by
-another fingerprint than `Index.fingerprint`."""
+"""Version of the format of states. All versions stay readable; version 1 has another fingerprint of
+datasets than `Index.fingerprint`."""
 
 _VERSIONS = (1, STATE_VERSION)
 
 TRAINER_EPOCH = "trainer_epoch"
-"""The key of what a trainer calls the epoch of a state."""
+"""The key of the trainer's own number for the epoch of a state."""
 
 _FIXES = {
-    "samples": "open the dataset, and select the view, as it was",
-    "dataset": "its shards are others; open the dataset as it was",
-    "view": "its samples are others, or in another order; select them as was done then",
+    "samples": "open the same dataset, and select the same view",
+    "dataset": "it has other shards; open the same dataset",
+    "view": "it has other samples, or another order; select the same samples in the same way",
 }
 
 
 class DatasetFingerprint:
-    """What tells a dataset from others, in states of each version; computed once.
+    """The fingerprint that identifies a dataset in states, by version; each is computed once.
 
-    Names of shards, and how well they are compressed, do not matter.
+    It does not depend on the names of shards or their compression ratio.
     """
 
     def __init__(self, source: Source) -> None:
@@ -66,13 +66,13 @@ class DatasetFingerprint:
 
 
 class ViewFingerprint:
-    """What tells a view, and its dataset, from others: both fingerprints, with a dash between.
+    """The fingerprint that identifies a view in states: ``{dataset}-{selection}``.
 
     Parameters
     ----------
     dataset : DatasetFingerprint
     selection : Selection
-        The same samples, selected in another way, may be another view.
+        The same samples selected in another way may have another fingerprint.
     """
 
     def __init__(self, dataset: DatasetFingerprint, selection: Selection) -> None:
@@ -83,7 +83,7 @@ class ViewFingerprint:
         """Return the fingerprint in states of a version."""
         if not self._view:
             digest = hashlib.blake2b(digest_size=8)
-            _add(digest, self._dataset.source.stored(self._selection).__reduce__()[1])
+            _hash_value(digest, self._dataset.source.stored(self._selection).__reduce__()[1])
             self._view = digest.hexdigest()
         return f"{self._dataset(version)}-{self._view}"
 
@@ -91,14 +91,14 @@ class ViewFingerprint:
 def _first_fingerprint(index: Index) -> str:
     """Return the fingerprint of a dataset in states of version 1."""
     dataset = hashlib.blake2b(digest_size=8)
-    for facts in (index.starts, index.nbytes, index.compressed, index.schema_ids):
-        _add(dataset, facts)
-    _add(dataset, repr(index.schemas))
+    for array in (index.starts, index.nbytes, index.compressed, index.schema_ids):
+        _hash_value(dataset, array)
+    _hash_value(dataset, repr(index.schemas))
     if dtypes := index.annotations.dtypes:
-        _add(dataset, tuple(sorted(dtypes.items())))
+        _hash_value(dataset, tuple(sorted(dtypes.items())))
     for shard in range(len(index)):
         if hashes := index.files(shard).data.hashes:
-            _add(dataset, (shard, *sorted(hashes.items())))
+            _hash_value(dataset, (shard, *sorted(hashes.items())))
     return dataset.hexdigest()
 
 
@@ -116,18 +116,19 @@ def make_state(settings: Mapping[str, Any], cursor: EpochCursor) -> dict[str, An
 def read_cursor(
     state: Mapping[str, Any], settings_in: Callable[[int], Mapping[str, Any]]
 ) -> EpochCursor:
-    """Return where a state says to go on.
+    """Return the cursor of a state.
 
     Parameters
     ----------
     state : mapping
     settings_in : callable
-        Returns the settings of the iteration as a state of some version has them.
+        Takes a version, and returns the settings of the iteration as states of that version have
+        them.
 
     Raises
     ------
     ValueError
-        If it is of an iteration over something else, or in another order.
+        If the state is of an iteration over another view, or in another order.
     """
     version = state_version(state)
     expected = {"version": version, **settings_in(version)}
@@ -139,37 +140,38 @@ def read_cursor(
     gaps = merge_gaps(read_gaps(state))
     if len(gaps) > MAX_GAPS:
         raise ValueError(
-            f"an epoch without {quantity(len(gaps), 'stretch')}: at most {MAX_GAPS} can be skipped"
+            f"the state skips {quantity(len(gaps), 'range')} of an epoch: at most {MAX_GAPS} can "
+            "be skipped"
         )
     return EpochCursor(epoch, position, gaps)
 
 
 def state_version(state: Any) -> int:
-    """Return the version of a state; the newest if the state has another one, or none."""
+    """Return the version of a state, or the newest version if the state's is missing or unknown."""
     version = state.get("version") if isinstance(state, Mapping) else None
     return STATE_VERSION if version not in _VERSIONS else int(version)
 
 
 def read_count(state: Mapping[str, Any], key: str, least: int = 0, bound: int = MAX_COUNT) -> int:
-    """Return a number of a state, or say that it is none."""
+    """Return an integer of a state; raise ValueError unless it is in range(least, bound)."""
     try:
-        found = integer(key, state[key])
+        count = integer(key, state[key])
     except TypeError:
-        found = least - 1
-    if not least <= found < bound:
+        count = least - 1
+    if not least <= count < bound:
         raise ValueError(
             f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
             f"{least} to {bound - 1}"
         )
-    return found
+    return count
 
 
 def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
-    """Yield the stretches that a state leaves out, or say what is wrong with them."""
-    said = state["skipped"]
-    if not isinstance(said, list | tuple):
-        raise ValueError(f"this state is damaged: skipped is {shown(said)}; expected a list")
-    for pair in said:
+    """Yield the skipped ranges of a state; raise ValueError if they are malformed."""
+    skipped = state["skipped"]
+    if not isinstance(skipped, list | tuple):
+        raise ValueError(f"this state is damaged: skipped is {shown(skipped)}; expected a list")
+    for pair in skipped:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(
                 f"this state is damaged: skipped has {shown(pair)}; expected a start and a stop"
@@ -179,50 +181,52 @@ def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 
 
 def require_keys(state: Any, keys: Iterable[str]) -> None:
-    """Raise unless this is a state that has keys."""
+    """Raise TypeError if `state` is no mapping, or ValueError if it lacks one of `keys`."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"a state is a dict, as state_dict() returns it, not {shown(state)}")
+        raise TypeError(f"a state is a dict that state_dict() returned, not {shown(state)}")
     if missing := [key for key in keys if key not in state]:
         hint = ""
         if "sample_in_epoch" in state:
             hint = (
-                "; it looks like one of Streaming, with which an iteration goes on that has its "
-                "order, as in shuffle='py1e'"
+                "; it looks like a state of Streaming: load it into an iteration with Streaming's "
+                "order, such as shuffle='py1e'"
             )
         raise ValueError(f"this is no state of an iteration: {', '.join(missing)} missing{hint}")
 
 
 def difference_message(key: str, there: Any, here: Any) -> str:
-    """Say how a state differs, and what to do."""
+    """Return an error message for a setting that differs: the difference and the fix."""
     if key == "version":
         return (
             f"the state has version {shown(there)}; this release of npstream reads versions "
             f"{' and '.join(map(str, _VERSIONS))}"
         )
     if key == "fingerprint":
-        known = there.split("-") if isinstance(there, str) else []
-        key = "view" if known[:1] == here.split("-")[:1] else "dataset"
+        parts = there.split("-") if isinstance(there, str) else []
+        key = "view" if parts[:1] == here.split("-")[:1] else "dataset"
         return f"the state is of another {key}: {_FIXES[key]}"
     if key == "samples":
-        return f"the state is of a view of {shown(there)} samples; this has {here}: {_FIXES[key]}"
+        is_count = isinstance(there, int) and not isinstance(there, bool)
+        size = quantity(there, "sample") if is_count else f"{shown(there)} samples"
+        return f"the state is of a view of {size}; this view has {here:,}: {_FIXES[key]}"
     return (
-        f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: make it like "
-        "that"
+        f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: use the setting "
+        "of the state"
     )
 
 
-def _add(digest: hashlib.blake2b, fact: Any) -> None:
-    """Add what something is made of to a hash; each fact is told from its neighbors."""
-    if isinstance(fact, np.ndarray):
-        digest.update(f"{fact.dtype.str}{fact.shape}".encode())
-        digest.update(np.ascontiguousarray(fact).view(np.uint8).data)
-    elif isinstance(fact, tuple):
-        digest.update(f"({len(fact)}".encode())
-        for part in fact:
-            _add(digest, part)
-    elif isinstance(fact, Mask | Selection | Concatenation):
-        _add(digest, fact.__reduce__()[1])
-    elif hasattr(fact, "identity"):  # an order, which is computed from a few numbers
-        digest.update(f"{fact.identity()};".encode())
-    else:  # a number, a range or a text
-        digest.update(f"{fact!r};".encode())
+def _hash_value(digest: hashlib.blake2b, value: Any) -> None:
+    """Add a value to a hash; lengths and delimiters separate it from the next value."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype.str}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+    elif isinstance(value, tuple):
+        digest.update(f"({len(value)}".encode())
+        for part in value:
+            _hash_value(digest, part)
+    elif isinstance(value, Mask | Selection | Concatenation):
+        _hash_value(digest, value.__reduce__()[1])
+    elif hasattr(value, "identity"):  # an order, which its identity determines
+        digest.update(f"{value.identity()};".encode())
+    else:  # a number, a range or a str
+        digest.update(f"{value!r};".encode())

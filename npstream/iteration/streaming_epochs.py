@@ -1,9 +1,10 @@
-"""Samples in Streaming's orders, epoch after epoch, for a run that moves here.
+"""Provide epochs in the orders of MosaicML Streaming, for runs that migrate to npstream.
 
-They are those of a dataset, or of a mixture, whose sources are Streaming's streams.
+The samples are those of a dataset, or of a mixture. The sources of a mixture are Streaming's
+streams.
 
-Positions count samples of all ranks, as everywhere: of what Streaming deals out, where some
-samples come twice so that ranks get equally many.
+Positions count the samples of all ranks, as in native orders. They include the samples that
+Streaming repeats so that all ranks read the same number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream.iteration.counter import EpochCursor
-from npstream.iteration.partition import Partition, unskipped_before
+from npstream.iteration.partition import Partition, to_unskipped_position
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.state import (
     STATE_VERSION,
@@ -45,20 +46,20 @@ if TYPE_CHECKING:
 
 
 _CONTEXT = struct.Struct("<qqq")
-"""The context of a cursor: a StreamingRun, with 0 for initial nodes that are not known."""
+"""The context of a cursor: a StreamingRun, with 0 for an unknown number of initial nodes."""
 
 
 class StreamingEpochs:
-    """Samples at positions of epochs, as `Epochs` has them for native orders.
+    """Samples at positions of epochs in an order of Streaming.
 
     Parameters
     ----------
     source : Source
     selection : Selection
     settings : IterationSettings
-        `shuffle` is a str or a StreamingShuffle, which holds a seed, so `seed` must be 0. An epoch
-        picks `epoch_size` samples, by default all, or what the weights sum up to. Orders whose
-        batches are not of all samples at random depend on `batch_size` and `global_batch_size`.
+        `shuffle` is a str or a StreamingShuffle. It holds the seed, so `seed` must be 0. An epoch
+        picks `epoch_size` samples; by default all, or the sum of the weights. Orders with another
+        batching method than "random" depend on `batch_size` and `global_batch_size`.
     """
 
     context_bytes = _CONTEXT.size
@@ -67,7 +68,7 @@ class StreamingEpochs:
         shuffle = streaming_shuffle(settings.shuffle)
         if (seed := settings.seed) != 0:
             raise ValueError(
-                f"seed={seed}: Streaming's orders are drawn from shuffle_seed, as in "
+                f"seed={seed}: Streaming's orders use shuffle_seed instead, as in "
                 f"shuffle=npstream.StreamingShuffle({shuffle.shuffle_algo!r}, shuffle_seed={seed})"
             )
         self._batch_size = settings.batch_size
@@ -83,19 +84,19 @@ class StreamingEpochs:
         self._names, self._shards = _streams(source, selection)
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
         self._weights = shuffle.weights(self._names)
-        self._order(None).taken()  # says what does not fit
+        self._order(None).taken()  # raises if settings do not fit
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
-        """Return the ranks that are left if several in a row are one, as Streaming counts them."""
+        """Return ranks in which each `replication` consecutive ranks count as one."""
         world = _world(ranks).replicated(replication)
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of what is left of an epoch."""
+        """Return a rank's part of the rest of an epoch."""
         if last == "short":
             raise ValueError(
-                "last='short': Streaming's orders repeat samples so that all ranks read equally "
-                "many; shuffle=False, or a native order, reads each sample once"
+                "last='short': Streaming's orders repeat samples so that all ranks read the same "
+                "number; shuffle=False, or a native order, reads each sample once"
             )
         world, first = _world(ranks), cursor.restart
         order, whole = self._order(_run(cursor), batch_size), world.ranks * batch_size
@@ -103,7 +104,7 @@ class StreamingEpochs:
         if order.is_relaxed(world) and not self._settings.is_batched:
             unit = whole
         if (cursor.position - first) % unit:
-            first = cursor.position  # as Streaming does wherever it goes on
+            first = cursor.position  # Streaming divides the rest anew wherever it resumes
         try:
             epoch = order.epoch(cursor.epoch, world, first)
         except StreamError as error:
@@ -120,12 +121,12 @@ class StreamingEpochs:
         cuts = [cut for gap in cursor.gaps for cut in gap if cursor.position < cut < stop]
         if any((cut - first) % unit for cut in cuts):
             raise ValueError(
-                f"of the epoch, {cursor.gaps} are left out, where an order of Streaming leaves out "
-                f"multiples of {quantity(unit, 'sample')}, from sample {first} on: go on with the "
-                "ranks and batches for which they were left out"
+                f"the epoch skips the ranges {cursor.gaps}, and Streaming's orders can skip only "
+                f"multiples of {quantity(unit, 'sample')}, counted from sample {first}: use the "
+                "ranks and the batch size with which they were skipped"
             )
         size, own_stop, start = (
-            unskipped_before(at, cursor.gaps)
+            to_unskipped_position(at, cursor.gaps)
             for at in (stop, first + own * world.ranks, cursor.position)
         )
         return Partition(
@@ -136,30 +137,30 @@ class StreamingEpochs:
 
     @property
     def is_stored_order(self) -> bool:
-        """Whether epochs are in the order of the view."""
+        """False: epochs do not read the view in its own order."""
         return False
 
     @property
     def epoch_size_keeps_order(self) -> bool:
-        """Whether `epoch_size` changes no order, but only where epochs end."""
+        """False: the order of samples depends on `epoch_size`."""
         return False
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Tell whether the nodes do, only where a state knows which ones the run began with."""
+        """Return True if `ranks` are valid only with the initial number of nodes, from a state."""
         world, order = _world(ranks), self._order(None)
         fits = order.lanes(world) % world.nodes == 0 or world.nodes % order.lanes(world) == 0
         return order.partition_algo == "relaxed" and not fits
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return 1: Streaming lets nodes share a lane, or take whole ones."""
+        """Return 1: the number of lanes is fixed by Streaming, so there is nothing to warn of."""
         return 1
 
     def chunk_share(self, nodes: int) -> float:
-        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        """Return the smallest fraction of a chunk's samples that one of `nodes` nodes reads."""
         return 1 / nodes
 
     def with_block(self, nbytes: int) -> tuple[StreamingEpochs, str] | None:
-        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        """Return epochs with this block size and the setting for it; None without a shuffle."""
         if self._settings.shuffle_algo is None:
             return None
         samples = self._source.rows_of(nbytes)
@@ -168,18 +169,18 @@ class StreamingEpochs:
         return other, f"shuffle_block_size={samples}"
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
-        """Return a state, which is also one of Streaming's."""
+        """Return a state, which Streaming can load, too."""
         order, world = self._order(_run(cursor)), _world(ranks)
-        of_streaming = order.state(world, cursor.epoch, cursor.position)
-        run = StreamingRun(*(of_streaming[name] for name in StreamingRun._fields))
+        streaming_state = order.state(world, cursor.epoch, cursor.position)
+        run = StreamingRun(*(streaming_state[name] for name in StreamingRun._fields))
         return {
             **make_state(self._state_settings(run, ranks, STATE_VERSION), cursor),
             "drop_first": cursor.restart,
-            **of_streaming,
+            **streaming_state,
         }
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return where a state, or one of Streaming's, says to go on."""
+        """Return the cursor of a state of npstream or of Streaming."""
         if isinstance(state, Mapping) and "version" not in state:
             for key in (*STATE, "initial_physical_nodes"):
                 if state.get(key) is not None:
@@ -202,7 +203,7 @@ class StreamingEpochs:
         return self._settings.order(self._shards, self._weights, batch_size, self._epoch_size, run)
 
     def _state_settings(self, run: StreamingRun, ranks: Ranks, version: int) -> dict[str, Any]:
-        """Return what positions depend on, but for what a run's states know themselves."""
+        """Return the settings that positions depend on, without those in `StreamingRun`."""
         order = self._order(run)
         names = ["partition_algo", "sampling_method", "sampling_granularity"]
         facts: dict[str, Any] = {
@@ -211,8 +212,8 @@ class StreamingEpochs:
         }  # fmt: skip
         if self._settings.is_batched:
             names.append("batching_method")
-            each = self._global_batch_size or (self._batch_size or 1) * ranks.world
-            facts["global_batch_size"] = each
+            global_size = self._global_batch_size or (self._batch_size or 1) * ranks.world
+            facts["global_batch_size"] = global_size
         settings = {name: getattr(order, name) for name in names}
         settings["shuffle_block_size"] = order.block_size(World(1, 1))
         facts["shuffle"] = {"order": self._settings.shuffle_algo, **settings}
@@ -223,33 +224,36 @@ class StreamingEpochs:
 
 
 def _streams(source: Source, selection: Selection) -> tuple[list[str], list[Int64]]:
-    """Return the names of a mixture's sources, and the samples of each shard of each stream."""
+    """Return the names of a mixture's sources, and the samples of each shard of each stream.
+
+    A single dataset is one stream without a name.
+    """
     members = source.members
-    mixed = [(f"source {each.name!r}", each.source, each.selection) for each in members]
-    for what, _, view in [("this", source, selection), *mixed]:
+    views = [(f"source {member.name!r}", member.selection) for member in members]
+    for name, view in [("this", selection), *views]:
         if view.affine != (0, 1) or view.size != view.source:
             raise ValueError(
-                f"Streaming's orders are of whole datasets, and {what} is a view of one: "
+                f"Streaming's orders need whole datasets, and {name} is a view: "
                 f"{view.size:,} of {quantity(view.source, 'sample')}, or in another order; "
-                "shuffle=True takes any view"
+                "shuffle=True works on any view"
             )
     if not members:
         return [], [np.diff(source.index.starts)]
-    return [each.name for each in members], [np.diff(e.source.index.starts) for e in members]
+    return [m.name for m in members], [np.diff(m.source.index.starts) for m in members]
 
 
 def _samples(epoch: Epoch, node: int, rank: int, first: int, positions: Int64) -> Int64:
-    """Return a rank's samples at its positions, where `epoch` begins at position `first`; or -1."""
+    """Return a rank's samples at its positions, or -1; `epoch` begins at position `first`."""
     return epoch.samples(node, rank, (positions - first) // epoch.world.ranks)
 
 
 def _context(run: StreamingRun) -> bytes:
-    """Return the context of cursors in a run."""
+    """Return the context of a run's cursors."""
     return _CONTEXT.pack(run.num_canonical_nodes, run.shuffle_seed, run.initial_physical_nodes or 0)
 
 
 def _run(cursor: EpochCursor) -> StreamingRun | None:
-    """Return the run that a cursor is in; None if no state was loaded."""
+    """Return the run of a cursor; None if no state was loaded."""
     if not cursor.context:
         return None
     lanes, seed, nodes = _CONTEXT.unpack(cursor.context)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from npstream._core.arguments import integer, quantity
-from npstream.iteration.partition import Partition, unskipped_before
+from npstream.iteration.partition import Partition, to_unskipped_position
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
 from npstream.iteration.state import make_state, read_cursor, require_keys
@@ -152,7 +152,7 @@ class MixtureEpochs:
         stretch = EpochOrder(stream, run.reached(cursor.epoch, 0), run.size)
         begun = max(run.stretches[run.since].start * run.width - run.reached(cursor.epoch, 0), 0)
         size, start, first = (
-            unskipped_before(at, cursor.gaps) for at in (run.size, cursor.position, begun)
+            to_unskipped_position(at, cursor.gaps) for at in (run.size, cursor.position, begun)
         )
         unit = 1
         if self._batching == "device_per_stream":

@@ -120,7 +120,7 @@ def test_hugging_face_trainer(trained, path):
     for rank in ranks:
         assert "let get_train_dataloader return one" in rank["dispatched"]
         assert rank["nothing to skip"] == rank["resumed"]
-        assert "give the npstream.torch.DataLoader the state_dict()" in rank["without a state"]
+        assert "load the checkpoint's state into the" in rank["without a state"]
         assert rank["moved"] == ["Batch", "cpu", TEXT, None]
         steps, weights, seen = rank["accumulated"]
         assert steps == EPOCHS * -(-STEPS // ACCUMULATED)
@@ -166,7 +166,7 @@ def test_a_batch_moves_with_its_ids():
 def test_batches_of_batches_are_refused(path, workers, kind):
     ds = npstream.open(path)
     view = npstream.mix({"a": ds[:32], "b": ds[32:]}) if kind == "mixture" else ds
-    with pytest.raises(TypeError, match="batches already, of 4 samples: give it batch_size=None"):
+    with pytest.raises(TypeError, match="each of 4 samples: give it batch_size=None"):
         list(DataLoader(view.iter(0, 1, batch_size=4), num_workers=workers))
     samples = view.iter(0, 1, batch_size=4, batched=False)
     assert len(list(DataLoader(samples, batch_size=4, num_workers=workers))) == N // 4
@@ -174,7 +174,7 @@ def test_batches_of_batches_are_refused(path, workers, kind):
 
 def test_a_loader_of_batches_takes_no_batch_size(path):
     batches = npstream.open(path).iter(0, 1, batch_size=4)
-    with pytest.raises(ValueError, match="batch_size=2 of a DataLoader of what are batches alrea"):
+    with pytest.raises(ValueError, match="batch_size=2: the dataset yields batches already"):
         npstream.torch.DataLoader(batches, batch_size=2)
     loader = npstream.torch.DataLoader(batches, batch_size=2, collate_fn=len)
     assert list(loader) == [2] * 8

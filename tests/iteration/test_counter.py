@@ -115,7 +115,7 @@ def test_contexts_reach_workers():
     )  # fmt: skip
     counter.coordinate(EpochCursor(3))
     assert (counter.current().context, counter.upcoming().context) == (b"", second)
-    with pytest.raises(ValueError, match="takes 201 bytes, and workers can be told 200"):
+    with pytest.raises(ValueError, match="takes 201 bytes, and at most 200 bytes can be shared"):
         counter.coordinate(EpochCursor(3, context=bytes(201)))
 
 

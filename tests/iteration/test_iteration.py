@@ -163,7 +163,7 @@ def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
 def test_samples_dealt_one_by_one_come_with_a_warning(ds, monkeypatch):
     samples = ds.iter(0, 1, last="short")
     workers(monkeypatch, 0, 2)
-    with pytest.warns(UserWarning, match=r"2 workers one by one.*batch_size=\.\.\., batched=False"):
+    with pytest.warns(UserWarning, match=r"2 workers take single samples in turn.*batch_size=\.\.\., batched=False"):
         shares = [iter(samples)]
     workers(monkeypatch, 1, 2)
     shares.append(iter(samples))  # one worker says it for all
@@ -315,7 +315,7 @@ def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
 
 def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
     four = {"shuffle": Shuffle("1KB", lanes=4)}
-    says = "each chunk is fetched 3 times, as 6 nodes do not divide the number of lanes"
+    says = "each chunk is fetched 3 times, because 6 nodes do not divide the number of lanes"
     with pytest.warns(UserWarning, match=says):
         ds.iter(0, 12, ranks_per_node=2, **four)
     for name, said in (("RANK", "2"), ("WORLD_SIZE", "12"), ("LOCAL_WORLD_SIZE", "2")):
@@ -419,7 +419,7 @@ def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
         (
             {"rank": 0, "world": 2, "global_batch_size": 8, "batch_size": 3},
             ValueError,
-            "global_batch_size=8 with batch_size=3: expected 2 times that",
+            "global_batch_size=8 with batch_size=3: expected 2 times the batch_size",
         ),
         ({"shuffle": 1}, TypeError, "shuffle=1: expected False, True, an npstream.Shuffle"),
         ({"seed": 0.5}, TypeError, "seed=0.5: expected an integer"),

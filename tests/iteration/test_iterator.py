@@ -118,9 +118,9 @@ def test_an_epoch_is_not_set_within_a_loop(ds, make):
     batches = make(ds)
     state = batches.state_dict()
     for step, _ in enumerate(batches):
-        with pytest.raises(RuntimeError, match=r"set_epoch\(\) within a loop, which is in epoch 0"):
+        with pytest.raises(RuntimeError, match=r"set_epoch\(\) in a loop over epoch 0"):
             batches.set_epoch(3)
-        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) within a loop"):
+        with pytest.raises(RuntimeError, match=r"load_state_dict\(\) in a loop over epoch"):
             batches.load_state_dict(state)
         if step == 3:
             break
@@ -134,7 +134,7 @@ def test_an_iterator_that_is_held_can_be_closed(ds):
     batches = of_dataset(ds)
     iterator = iter(batches)
     next(iterator)
-    with pytest.raises(RuntimeError, match="or drop its iterator if you hold it"):
+    with pytest.raises(RuntimeError, match="or delete its iterator if you hold it"):
         batches.set_epoch(2)
     iterator.close()
     batches.set_epoch(2)
@@ -148,7 +148,7 @@ def test_an_old_iterator_raises(ds, make):
     old = iter(batches)
     next(old)
     new = iter(batches)
-    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+    with pytest.raises(RuntimeError, match="this iterator is outdated"):
         next(old)
     position = batches.state_dict()["position"]
     next(new)

@@ -14,7 +14,7 @@ from npstream.iteration.partition import (
     Partition,
     merge_gaps,
     to_epoch_positions,
-    unskipped_before,
+    to_unskipped_position,
 )
 
 settings = st.fixed_dictionaries(
@@ -159,7 +159,7 @@ def test_gaps_are_what_is_not_left(gaps):
     assert all(stop < start for (_, stop), (start, _) in itertools.pairwise(joint))
     left = [p for p in range(50) if p not in skipped]
     assert to_epoch_positions(np.arange(len(left)), joint).tolist() == left
-    assert [unskipped_before(p, joint) for p in range(50)] == [
+    assert [to_unskipped_position(p, joint) for p in range(50)] == [
         sum(q < p for q in left) for p in range(50)
     ]
 
@@ -198,7 +198,7 @@ def test_rows_are_read_with_gaps_repeats_and_places_without_a_sample(settings, r
                 position = repeat_start + (position - part.size) % (part.size - repeat_start)
             if whole[position] % 5:
                 expected.append((whole[position] + 1000, repeated))
-        found = part.read(range(part.batches))
+        found = part.lookup(range(part.batches))
         assert list(zip(*(each.tolist() for each in found), strict=True)) == expected
 
 

@@ -197,7 +197,7 @@ def test_an_iteration_that_nothing_was_taken_from_does_not_count(ds):
     taken = next(second).ids.tolist()
     assert taken == first_ids(ds.iter(0, 1, batch_size=30, shuffle=True))
     assert batches.state_dict()["position"] == 30
-    with pytest.raises(RuntimeError, match="this iterator is an old one"):
+    with pytest.raises(RuntimeError, match="this iterator is outdated"):
         next(first)
     assert batches.state_dict()["position"] == 30
 
@@ -290,13 +290,13 @@ def test_all_that_is_left_may_be_skipped(ds):
     assert batches.state_dict()["epoch"] == 1
 
 
-def test_an_epoch_is_spared_a_few_stretches(ds):
+def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
     batches = ds.iter(0, 1, batch_size=1)
     for t in range(MAX_GAPS):
         batches.skip(3 * t, 3 * t + 1)
     batches.skip(1, 3)  # closes the first gap, and needs none
     batches.skip(90, 91)
-    with pytest.raises(ValueError, match=f"{MAX_GAPS} stretches"):
+    with pytest.raises(ValueError, match=f"at most {MAX_GAPS} separate ranges"):
         batches.skip(92, 93)
 
 
@@ -308,12 +308,12 @@ def test_an_epoch_is_spared_a_few_stretches(ds):
     [
         ({"version": 3}, "version 3; .*reads versions 1 and 2"),
         ({"seed": 1}, "seed=1; this iteration has seed=0"),
-        ({"samples": 99}, "view of 99 samples; this has 103"),
-        ({"fingerprint": "0-1"}, "another dataset: .*open the dataset as it was"),
+        ({"samples": 99}, "view of 99 samples; this view has 103"),
+        ({"fingerprint": "0-1"}, "another dataset: .*open the same dataset"),
         ({"shuffle": None}, "shuffle=None; this iteration has shuffle={"),
         ({"epoch_size": 7}, "epoch_size=7"),
         ({"epoch": -1}, "epoch=-1"),
-        ({"workers": 2, "yielded": 3}, "one of 2 workers"),
+        ({"workers": 2, "yielded": 3}, "the state has workers=2"),
     ],
 )
 def test_a_state_that_does_not_fit_says_why(ds, change, says):

@@ -187,7 +187,7 @@ def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says)
     ids=["slice", "shuffled", "part", "reversed"],
 )
 def test_mixtures_of_views_are_refused(mixed, ds, view):
-    with pytest.raises(ValueError, match=r"orders are of whole datasets, and (this|source ')"):
+    with pytest.raises(ValueError, match=r"orders need whole datasets, and (this|source ')"):
         view(mixed, ds).iter(shuffle="py1e")
     for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
         whole.iter(shuffle="py1e")

@@ -63,7 +63,7 @@ def part(made, rank=0, world=1, size=8, last="repeat", cursor=START, per_node=No
 
 def read(share):
     """Return the rows of all batches of a rank."""
-    return [share.read(range(number, number + 1))[0].tolist() for number in range(share.batches)]
+    return [share.lookup(range(number, number + 1))[0].tolist() for number in range(share.batches)]
 
 
 def chained(batches):
@@ -110,7 +110,7 @@ def test_last_batches_of_devices(last):
     counts = {"repeat": [14] * 4, "drop": [13] * 4, "short": [14, 14, 13, 13]}[last]
     assert [share.batches for share in shares] == counts
     assert [share.samples for share in shares] == [7 * count for count in counts]
-    repeated = [share.read(range(share.batches))[1].sum() for share in shares]
+    repeated = [share.lookup(range(share.batches))[1].sum() for share in shares]
     assert repeated == ([0, 0, 7, 7] if last == "repeat" else [0] * 4)
     if last == "repeat":
         assert read(shares[2])[-1] == read(shares[0])[0]
