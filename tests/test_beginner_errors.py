@@ -155,7 +155,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "the state of another dataset": (
         _other_state,
-        ValueError, ["the state is of a view of 50 samples", "this view has 9", "open the same dataset"],
+        ValueError, ["the state is of a view of 50 samples", "this view has 9", "same dataset"],
     ),
     # Mixing
     "a list of sources": (

@@ -163,7 +163,10 @@ def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
 def test_samples_dealt_one_by_one_come_with_a_warning(ds, monkeypatch):
     samples = ds.iter(0, 1, last="short")
     workers(monkeypatch, 0, 2)
-    with pytest.warns(UserWarning, match=r"2 workers take single samples in turn.*batch_size=\.\.\., batched=False"):
+    with pytest.warns(
+        UserWarning,
+        match=r"2 workers take single samples in turn.*batch_size=\.\.\., batched=False",
+    ):
         shares = [iter(samples)]
     workers(monkeypatch, 1, 2)
     shares.append(iter(samples))  # one worker says it for all
