@@ -28,7 +28,7 @@ from figures import SIDES, Figure, Pair, figure, once
 from npstream._core.arguments import size_text
 from npstream.formats.chunks import CHUNK_BYTES
 from npstream.shards import readahead as ahead
-from npstream.storage.remote import RemoteStore, requests_at_once
+from npstream.storage.remote import RemoteStore, max_requests
 from remote_data import Remote, Span, remote
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def get(filesystem: Any, root: str, part: Span) -> bytes:
 
 
 def few(store: Remote, delay: float | None, spent: Spent) -> Pair:
-    local, width = store.local["I"], requests_at_once()
+    local, width = store.local["I"], max_requests()
     number_of = min(100, len(local) // 4)
     filesystem, root = store.filesystem("I", delay, width)
 
@@ -160,13 +160,13 @@ def few(store: Remote, delay: float | None, spent: Spent) -> Pair:
         get(filesystem, root, store.parts("I", np.array([0]))[0])
         spans = store.parts("I", np.sort(pick(number)))
         with store.spent(delay) as taken:
-            together(filesystem, root, merged(spans), width)
+            together(filesystem, root, coalesce_ranges(spans), width)
         return spent(taken)
 
     return timed(ours, reference)
 
 
-def merged(spans: list[Span]) -> list[Span]:
+def coalesce_ranges(spans: list[Span]) -> list[Span]:
     """Merge parts, rising, that touch."""
     found = spans[:1]
     for name, begin, end in spans[1:]:
@@ -204,7 +204,7 @@ def awaited(read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: in
 
 def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
     """Read a plane of every tenth volume."""
-    local, width = store.local["V"], requests_at_once()
+    local, width = store.local["V"], max_requests()
     filesystem, root = store.filesystem("V", delay, width)
     plane = local["volume"][0, 0].nbytes
 
@@ -355,7 +355,7 @@ def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
 
 
 def started(store: Remote, delay: float | None, spent: Spent) -> Pair:
-    width = requests_at_once()
+    width = max_requests()
     every = np.random.default_rng(0).permutation(len(store.local["T"]))[:BATCH]
 
     def ours(number: int) -> float:

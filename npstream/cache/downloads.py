@@ -147,7 +147,7 @@ class Downloads:
             others = [piece for piece in absent if piece not in taken]
             if not others:
                 return
-            with self.store.patience.waiting(self.store.timeout) as time:
+            with self.store.deadlines.track_wait(self.store.timeout) as time:
                 wait(others, time)
             absent = [piece for piece in others if is_absent(piece)]
 
@@ -158,7 +158,7 @@ class Downloads:
             busy = self._fetch_locked(parts, reserved, lease)
         for part in busy:
             # Not longer, so that what a process that was stopped holds can be fetched here.
-            with self.store.patience.waiting(self.store.timeout / 2) as left:
+            with self.store.deadlines.track_wait(self.store.timeout / 2) as left:
                 part.file.wait(part.pieces, left)
         late, reserved = self._with_room(
             [late for part in busy for late in _absent(part) if part.file.alive]
@@ -208,7 +208,7 @@ class Downloads:
     def _reserve(self, parts: list[PieceRange], may_exceed: bool = False) -> Reservation | Refusal:
         nbytes = sum(allocated(part.bounds[0], part.bounds[-1]) for part in parts)
         keep = [part.file for part in parts]
-        with self.store.patience.waiting(self.store.timeout) as left:
+        with self.store.deadlines.track_wait(self.store.timeout) as left:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=left)
 
     def _bring(self, parts: list[PieceRange], reserved: Reservation, lease: Lease) -> None:

@@ -15,7 +15,7 @@ from npstream.errors import FormatError
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar.blocks import HASH_BLOCK
 from npstream.formats.sidecar.sidecar import NPY_HEADER_BYTES
-from npstream.storage.deadlines import one_read
+from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
     from npstream._core.typing import Span
@@ -87,7 +87,7 @@ class CachedRanges:
 
     def fetch(self, spans: Iterable[Span]) -> None:
         """Bring parts of files into the cache, as far as it can hold them."""
-        with one_read():
+        with shared_deadline():
             self._downloads.fetch([part for span in spans for part in self._absent(*span)[1]])
 
     def cost(self, spans: Iterable[Span]) -> list[int]:

@@ -106,7 +106,7 @@ def _remote(store: Store) -> str:
     folders = [name.rstrip("/") for name in names if name.endswith("/")][:_MOST_FOLDERS]
     datasets: list[str] = []
     with suppress(StorageError):
-        there = store.exist([f"{folder}/{INDEX}" for folder in folders])
+        there = store.exist_many([f"{folder}/{INDEX}" for folder in folders])
         datasets = [folder for folder, is_one in zip(folders, there, strict=True) if is_one]
     return _directory(store.root, [name.rstrip("/") for name in names], datasets)
 

@@ -17,7 +17,7 @@ from npstream.shards.local import LocalShards
 from npstream.shards.manifest import read_manifest
 from npstream.shards.table import Fetcher
 from npstream.storage.local import LocalStore, open_store, options_for
-from npstream.storage.urls import below, local_path
+from npstream.storage.urls import join_url, local_path
 
 if TYPE_CHECKING:
     import os
@@ -119,7 +119,7 @@ def open_dataset(
         limit = parse_size(implicit_read_limit)
         if cache is not None:
             cache = local_path(cache, "cache")
-        where = url if split is None else below(url, split)
+        where = url if split is None else join_url(url, split)
         store = open_store(where, storage_options, timeout=timeout, retries=retries, argument="url")
         aside = None
         if index is not None:

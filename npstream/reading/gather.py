@@ -29,7 +29,7 @@ from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
 from npstream.reading.plan import Extent, Field, Plan, SampleSplit
 from npstream.shards import kernels
-from npstream.storage.deadlines import one_read
+from npstream.storage.deadlines import shared_deadline
 from npstream.writing.shard import Bodies
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def _copy_in_parts(
         False if none is read in part. Nothing is copied then.
     """
     is_left = np.ones(len(ids), bool)
-    with one_read():
+    with shared_deadline():
         parts = fetcher.parts(ids, extent.runs)
         if not parts:
             return False

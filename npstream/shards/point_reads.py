@@ -18,7 +18,7 @@ from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
 from npstream.shards.base import laid_out
-from npstream.storage.coalesce import fill_merged, merged, read_merged, transfer_cost
+from npstream.storage.coalesce import coalesce_ranges, fill_coalesced, read_coalesced, transfer_cost
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -143,7 +143,7 @@ class ExactRows:
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
         begins = np.where(estimated, rows * sizes, begins - self._shards.guards[shard_of])
         ends = np.where(estimated, begins + sizes, ends)
-        *_, lengths = merged(shard_of, begins, ends, GAP)
+        *_, lengths = coalesce_ranges(shard_of, begins, ends, GAP)
         requests, nbytes = len(lengths), int(lengths.sum())
         if not is_known.all():
             more = _offsets_cost(index, shard_of[~is_known], rows[~is_known])
@@ -198,7 +198,7 @@ class ExactRows:
             return 0, 0
         begins, _ = self._bounds_of(ids)
         shard_of = np.repeat(self._shard_of(ids), len(runs))
-        *_, lengths = merged(shard_of, *_parts_at(begins, runs), GAP)
+        *_, lengths = coalesce_ranges(shard_of, *_parts_at(begins, runs), GAP)
         return len(lengths), int(lengths.sum())
 
     def read_parts(self, ids: Int64, runs: Int64) -> Bytes:
@@ -240,7 +240,7 @@ class ExactRows:
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
         file_of = np.repeat(shard_of, len(runs))
         spans = _parts_at(begins, runs)
-        fill_merged(self._store, self._name, file_of, *spans, GAP, out.reshape(-1))
+        fill_coalesced(self._store, self._name, file_of, *spans, GAP, out.reshape(-1))
 
     def _shard_of(self, ids: Int64) -> Int64:
         return np.searchsorted(self._shards.index.starts, ids, side="right") - 1
@@ -315,7 +315,7 @@ class ExactRows:
         if falls.any():
             shards.damaged(int(ids[1 + falls.argmax()]), "its offsets do not fit the shard")
         begins = begins - shards.guards[shard_of]
-        return read_merged(self._store, self._name, shard_of, begins, ends, GAP)
+        return read_coalesced(self._store, self._name, shard_of, begins, ends, GAP)
 
     def _name(self, shard: int) -> str:
         return self._shards.index.files(shard).data.name
@@ -345,7 +345,7 @@ def _per_file(file_of: Int64, begins: Int64, ends: Int64, files: int) -> tuple[I
     """Return the requests for parts of each of some files, and the bytes that they bring."""
     if not len(file_of):
         return np.zeros(files, np.int64), np.zeros(files, np.int64)
-    heads, *_, lengths = merged(file_of, begins, ends, GAP)
+    heads, *_, lengths = coalesce_ranges(file_of, begins, ends, GAP)
     requests = np.bincount(file_of[heads], minlength=files)
     nbytes = np.zeros(files, np.int64)
     np.add.at(nbytes, file_of[heads], lengths)
@@ -416,7 +416,7 @@ class Offsets:
     def read(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64]:
         """Read where rows, rising, begin and end."""
         runs, run_of = runs_of(self._shards.index, shard_of, rows)
-        parts = read_merged(
+        parts = read_coalesced(
             self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=OFFSETS_GAP
         )
         if runs.numbers is not None:
@@ -454,7 +454,7 @@ def runs_of(index: Index, shard_of: Int64, rows: Int64) -> tuple[Runs, Int64]:
 def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]:
     """Return the requests for the offsets of rows, rising, and their bytes."""
     runs, _ = runs_of(index, shard_of, rows)
-    *_, lengths = merged(runs.shard_of, runs.begins, runs.ends, OFFSETS_GAP)
+    *_, lengths = coalesce_ranges(runs.shard_of, runs.begins, runs.ends, OFFSETS_GAP)
     return len(lengths), int(lengths.sum())
 
 

@@ -25,7 +25,7 @@ from npstream.shards.local import LocalShards
 from npstream.shards.point_reads import ExactRows
 from npstream.shards.snapshot import explained
 from npstream.storage.coalesce import is_worthwhile, transfer_cost
-from npstream.storage.deadlines import one_read
+from npstream.storage.deadlines import shared_deadline
 
 if TYPE_CHECKING:
     import threading
@@ -284,7 +284,7 @@ class RemoteShards(LocalShards):
         absent = np.array([not self.files.is_here(*divmod(key, most)) for key in keys.tolist()])
         rows = absent[which]
         if rows.any():
-            with one_read():
+            with shared_deadline():
                 self.exact.read(ids[rows], shard_of[rows])
 
     def rows_bytes(self, shard_of: Int64) -> int:
@@ -392,7 +392,7 @@ class RemoteShards(LocalShards):
         StorageError
         IntegrityError
         """
-        with one_read():
+        with shared_deadline():
             self._fetch(chunks, lease)
 
     @explained
@@ -496,7 +496,7 @@ class RemoteShards(LocalShards):
         if data is None or head is None:
             return
         sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
-        with self.remote.patience.waiting(self.remote.timeout) as left:
+        with self.remote.deadlines.track_wait(self.remote.timeout) as left:
             reserved = self.files.cache.reserve(
                 sum(allocated(0, size) for size in sizes), (data, head),
                 may_exceed=True, timeout=left,
@@ -511,7 +511,7 @@ class RemoteShards(LocalShards):
         last = [len(data.here) - 1]
         with data.lock(last) as claim:
             if not claim.pieces:
-                with self.remote.patience.waiting(self.remote.timeout / 2) as left:
+                with self.remote.deadlines.track_wait(self.remote.timeout / 2) as left:
                     data.wait(last, left)
             if self.files.is_whole(shard):
                 return

@@ -86,11 +86,11 @@ def _explain(error: NpstreamError, store: Store, snapshot: Snapshot | None) -> N
 
 def _change(store: Store, snapshot: Snapshot) -> str:
     """Return what has happened to an index since a snapshot of it; "" if nothing is known of."""
-    from npstream.storage.deadlines import one_read
+    from npstream.storage.deadlines import shared_deadline
 
     name, version, identity = snapshot
     try:
-        with one_read():
+        with shared_deadline():
             if store.version(name) != version:
                 return "replaced"
             if identity and identity_of(store.read(name), version) != identity:

@@ -24,7 +24,7 @@ from npstream._core.typing import Bytes, Int64
 from npstream.shards import kernels
 from npstream.shards import paging as pages
 from npstream.shards.local import layouts_of
-from npstream.storage.deadlines import carried, one_read
+from npstream.storage.deadlines import inherit_deadline, shared_deadline
 
 if TYPE_CHECKING:
     from npstream.shards.base import Region, RemotePart, Shards
@@ -126,7 +126,7 @@ class Fetcher:
         code = self._find(ids, table, samples)
         held: list[object] = [table]
         if code > 0:
-            with one_read():
+            with shared_deadline():
                 code, held = self._locate_absent(ids, samples, held)
         if code < 0:
             self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
@@ -239,10 +239,13 @@ class Fetcher:
 
         from npstream.shards.readahead import do_all
 
-        with one_read():
+        with shared_deadline():
             do_all(
                 [
-                    (part.shards, carried(partial(read, part, absent[rows], shard_of[rows])))
+                    (
+                        part.shards,
+                        inherit_deadline(partial(read, part, absent[rows], shard_of[rows])),
+                    )
                     for part, rows in self.shards.split(shard_of)
                 ]
             )

@@ -23,7 +23,7 @@ from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardArrays, ShardFiles
 from npstream.shards.base import RemotePart
 from npstream.shards.readahead import RemoteJob, do_all
-from npstream.storage.deadlines import carried
+from npstream.storage.deadlines import inherit_deadline
 
 if TYPE_CHECKING:
     from npstream.shards.base import Region, Shards
@@ -106,7 +106,7 @@ class ShardUnion:
             if (remote := self._remotes.get(number)) is None:
                 work(number, rows)
             else:
-                jobs.append((remote.shards, carried(partial(work, number, rows))))
+                jobs.append((remote.shards, inherit_deadline(partial(work, number, rows))))
         do_all(jobs, SIDE_BY_SIDE)
 
     # Reading samples

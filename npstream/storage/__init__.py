@@ -1,1 +1,1 @@
-"""Where files are: local directories and object stores."""
+"""Access to files in local directories and object stores."""

@@ -1,4 +1,4 @@
-"""Requests for parts of files, neighbors in one.
+"""Range requests in which neighboring byte ranges are coalesced.
 
 Tested in tests/shards/test_remote.py.
 """
@@ -17,47 +17,53 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
 
 REQUEST_BYTES = 1 << 16
-"""Bytes that take as long as a request, where many requests are under way at once."""
+"""A request costs as much time as this many bytes, if many requests are concurrent."""
 
 
 def transfer_cost(requests: Any, nbytes: Any) -> Any:
-    """Return the cost of requests, and of the bytes that they bring, in bytes."""
+    """Return the cost of `requests` that transfer `nbytes` in all, in bytes."""
     return nbytes + REQUEST_BYTES * requests
 
 
 def is_worthwhile(parts: Any, whole: Any) -> Any:
-    """Return True where reading parts costs at most three quarters of reading all."""
+    """Return True where the cost `parts` is at most three quarters of the cost `whole`."""
     return 4 * parts <= 3 * whole
 
 
-def merged(
+def coalesce_ranges(
     file_of: Int64, begins: Int64, ends: Int64, gap: int
 ) -> tuple[Int64, Int64, Int64, Int64]:
-    """Merge parts of files, rising, where they overlap or are no further apart than a gap.
+    """Coalesce byte ranges that overlap, or are at most `gap` bytes apart, into requests.
+
+    Parameters
+    ----------
+    file_of, begins, ends : ndarray of int64, shape (ranges,)
+        The file of each range, and its first and last byte plus one. The ranges are sorted.
+    gap : int
 
     Returns
     -------
     heads : ndarray of int64, shape (requests,)
-        The first part of each request.
-    run : ndarray of int64, shape (parts,)
-        The request that each part is in.
+        The number of the first range in each request.
+    request_of : ndarray of int64, shape (ranges,)
+        The number of the request that contains each range.
     starts, lengths : ndarray of int64, shape (requests,)
         The bytes to request.
 
     Examples
     --------
     >>> begins = np.array([0, 100, 9000, 50])
-    >>> merged(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
+    >>> coalesce_ranges(np.array([0, 0, 0, 1]), begins, begins + 10, 90)[1]
     array([0, 0, 1, 2])
     """
-    apart = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
-    heads = np.flatnonzero(np.append(True, apart))
-    sizes = np.diff(np.append(heads, len(file_of)))
-    starts = begins[heads]
-    return heads, np.repeat(np.arange(len(heads)), sizes), starts, ends[heads + sizes - 1] - starts
+    is_head = (file_of[1:] != file_of[:-1]) | (begins[1:] > ends[:-1] + gap)
+    heads = np.flatnonzero(np.append(True, is_head))
+    counts = np.diff(np.append(heads, len(file_of)))
+    starts, stops = begins[heads], ends[heads + counts - 1]
+    return heads, np.repeat(np.arange(len(heads)), counts), starts, stops - starts
 
 
-def read_merged(
+def read_coalesced(
     store: Store,
     name_of: Callable[[int], str],
     file_of: Int64,
@@ -65,16 +71,16 @@ def read_merged(
     ends: Int64,
     gap: int,
 ) -> list[bytes]:
-    """Read parts of files, rising, in requests that are merged."""
-    heads, run, starts, lengths = merged(file_of, begins, ends, gap)
+    """Return sorted byte ranges of files, read by coalesced requests."""
+    heads, request_of, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
     names = map(name_of, file_of[heads].tolist())
-    fetched = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
-    base = starts[run]
-    within = zip(run.tolist(), (begins - base).tolist(), (ends - base).tolist(), strict=True)
-    return [fetched[number][begin:end] for number, begin, end in within]
+    bodies = store.ranges(zip(names, starts.tolist(), lengths.tolist(), strict=True))
+    first, stop = begins - starts[request_of], ends - starts[request_of]
+    slices = zip(request_of.tolist(), first.tolist(), stop.tolist(), strict=True)
+    return [bodies[number][begin:end] for number, begin, end in slices]
 
 
-def fill_merged(
+def fill_coalesced(
     store: Store,
     name_of: Callable[[int], str],
     file_of: Int64,
@@ -83,16 +89,16 @@ def fill_merged(
     gap: int,
     out: Bytes,
 ) -> None:
-    """Read parts of files, rising, into `out`, end to end, in requests that are merged."""
-    heads, _, starts, lengths = merged(file_of, begins, ends, gap)
+    """Read sorted byte ranges of files by coalesced requests, and concatenate them in `out`."""
+    heads, _, starts, lengths = coalesce_ranges(file_of, begins, ends, gap)
     names = map(name_of, file_of[heads].tolist())
     stops = np.append(heads[1:], len(file_of))
     sizes = ends - begins
-    at = np.cumsum(sizes) - sizes
+    out_offsets = np.cumsum(sizes) - sizes
     spans = zip(names, starts.tolist(), lengths.tolist(), strict=True)
     for number, body in store.stream(spans):
-        mine = slice(int(heads[number]), int(stops[number]))
-        offsets = begins[mine] - starts[number]
-        found = zip(at[mine].tolist(), offsets.tolist(), sizes[mine].tolist(), strict=True)
-        for to, offset, size in found:
-            out[to : to + size] = np.frombuffer(body, np.uint8, size, offset)
+        ranges = slice(int(heads[number]), int(stops[number]))
+        offsets = (begins[ranges] - starts[number]).tolist()
+        targets = out_offsets[ranges].tolist()
+        for target, offset, size in zip(targets, offsets, sizes[ranges].tolist(), strict=True):
+            out[target : target + size] = np.frombuffer(body, np.uint8, size, offset)

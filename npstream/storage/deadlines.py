@@ -1,8 +1,8 @@
-"""How long readers wait for a store from which nothing comes.
+"""Deadlines of reads from remote stores.
 
-One read may take several requests, one after the other, wait for what other threads or processes
-are fetching, and stand in a queue behind the requests of others. It ends when nothing at all has
-come from the store for as long as a request may take, and not that long after each of these.
+A read may send several requests, wait for bytes that another thread or process downloads, and queue
+behind other requests. All these waits share one deadline: the read fails once the store has sent
+nothing for the time that one request may take.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["Patience", "carried", "one_read"]
+__all__ = ["Deadlines", "inherit_deadline", "shared_deadline"]
 
 
 class _Read:
-    """What a thread is about: how long it has waited since something came."""
+    """The seconds that one read has waited without receiving anything."""
 
     waited = 0.0
 
@@ -30,25 +30,25 @@ _thread = _Thread()
 
 
 @contextmanager
-def one_read() -> Iterator[None]:
-    """Count all that this thread waits for within as one read."""
-    with _within(_thread.read or _Read()):
+def shared_deadline() -> Iterator[None]:
+    """Make all waits of this thread in the block share one deadline."""
+    with _reading(_thread.read or _Read()):
         yield
 
 
-def carried(work: Callable[[], object]) -> Callable[[], object]:
-    """Return what does some work in another thread as part of this one's read."""
+def inherit_deadline(work: Callable[[], object]) -> Callable[[], object]:
+    """Return a function that does `work` in another thread under this thread's deadline."""
     read = _thread.read
 
-    def carry() -> None:
-        with _within(read):
+    def run() -> None:
+        with _reading(read):
             work()
 
-    return carry
+    return run
 
 
 @contextmanager
-def _within(read: _Read | None) -> Iterator[None]:
+def _reading(read: _Read | None) -> Iterator[None]:
     before, _thread.read = _thread.read, read
     try:
         yield
@@ -56,74 +56,74 @@ def _within(read: _Read | None) -> Iterator[None]:
         _thread.read = before
 
 
-_known: set[Hashable] = set()
-"""The services that have answered this process, or the one that it was forked from."""
+_answered_services: set[Hashable] = set()
+"""The services that have answered this process, or the process that it was forked from."""
 
 
-class Patience:
-    """The waiting of all threads for one store.
+class Deadlines:
+    """The deadlines of all threads that wait for one store.
 
     Parameters
     ----------
     service : hashable, optional
-        Identifies the server. Stores on the same server share `is_known`.
+        Identifies the server. Stores on the same server share `has_answered`.
 
     Attributes
     ----------
-    came : float
-        When something came last, whoever had asked for it.
-    is_known : bool
+    last_arrival : float
+        The time at which the store last sent something, to any thread.
+    has_answered : bool
         True if the server has answered a request of this process, or of the process that pickled
-        the store. So the host and the port are right.
+        the store. The host and the port are then right.
 
     Examples
     --------
-    >>> patience = Patience()
-    >>> with one_read():
-    ...     with patience.waiting():
+    >>> deadlines = Deadlines()
+    >>> with shared_deadline():
+    ...     with deadlines.track_wait():
     ...         time.sleep(0.02)
-    ...     with patience.waiting(60.0) as left:
-    ...         left < 59.99
+    ...     with deadlines.track_wait(60.0) as seconds:
+    ...         seconds < 59.99
     True
     """
 
     def __init__(self, service: Hashable = None) -> None:
-        self.came = self._warned = -math.inf
+        self.last_arrival = self._last_warning = -math.inf
         self._service = object() if service is None else service
 
     @property
-    def is_known(self) -> bool:
+    def has_answered(self) -> bool:
         """True if the server has answered."""
-        return self._service in _known
+        return self._service in _answered_services
 
-    @is_known.setter
-    def is_known(self, known: bool) -> None:
-        if known:
-            _known.add(self._service)
+    @has_answered.setter
+    def has_answered(self, has_answered: bool) -> None:
+        if has_answered:
+            _answered_services.add(self._service)
 
-    def is_first_warning(self, now: float, period: float) -> bool:
-        """Return True once in a period."""
-        if now - self._warned < period:
+    def should_warn(self, now: float, period: float) -> bool:
+        """Return True once in each `period`, in seconds."""
+        if now - self._last_warning < period:
             return False
-        self._warned = now
+        self._last_warning = now
         return True
 
     @contextmanager
-    def waiting(self, timeout: float = math.inf) -> Iterator[float]:
-        """Count the time that this takes as waited; tell how long it may be if nothing comes."""
-        asked = self.asked()
+    def track_wait(self, timeout: float = math.inf) -> Iterator[float]:
+        """Count the time in the block as waited; yield the seconds until the deadline."""
+        start = self.wait_start()
         try:
-            left = self.end(asked, timeout) - time.monotonic()
-            yield min(max(left, 0.0), threading.TIMEOUT_MAX)
+            seconds = self.deadline(start, timeout) - time.monotonic()
+            yield min(max(seconds, 0.0), threading.TIMEOUT_MAX)
         finally:
             if _thread.read is not None:
-                _thread.read.waited = time.monotonic() - max(asked, self.came)
+                _thread.read.waited = time.monotonic() - max(start, self.last_arrival)
 
-    def asked(self) -> float:
-        """Return since when this thread has waited."""
+    def wait_start(self) -> float:
+        """Return the time since which this thread's read waits, without the time in between."""
         read = _thread.read
         return time.monotonic() - (0.0 if read is None else read.waited)
 
-    def end(self, asked: float, timeout: float) -> float:
-        """Return until when something that was asked for is waited for, as it stands now."""
-        return max(asked, self.came) + timeout
+    def deadline(self, start: float, timeout: float) -> float:
+        """Return the deadline of a wait since `start`. Each arrival moves the deadline."""
+        return max(start, self.last_arrival) + timeout

@@ -1,8 +1,8 @@
-"""Which driver serves a URL, and with which options.
+"""Drivers for the schemes of URLs, and the options that npstream gives them.
 
-One table says what each scheme means: fsspec's name for it, the package to install, what the
-environment variables of Streaming's users stand for, and how the driver is kept from retrying
-on its own, as npstream does that under one deadline for all of them.
+One table, `SCHEMES`, describes each driver: fsspec's name for it, the package to install, the
+options that environment variables set, and how to disable its own retries. npstream retries
+itself, because all attempts of a request share one deadline.
 """
 
 from __future__ import annotations
@@ -39,55 +39,55 @@ __all__ = [
     "SCHEMES",
     "Driver",
     "Route",
-    "imports",
-    "missing",
-    "route",
+    "find_route",
+    "import_lock",
+    "missing_driver",
     "same_service",
 ]
 
 Options = dict[str, Any]
 
 PARAMIKO_LOG = "npstream.paramiko"
-"""The logger of paramiko's connections. It is silent until somebody sets its level."""
+"""The logger of paramiko's connections. It is silent unless the user sets its level."""
 
 _MAX_ERROR = 1 << 16
 """The maximum number of bytes to read of an error response."""
 
 _SFTP_DATA = 103
-"""The type of an SFTP message that carries data (SSH_FXP_DATA)."""
+"""The type of an SFTP message that carries data: SSH_FXP_DATA."""
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What a driver's options may depend on.
+class RouteSettings:
+    """The inputs of a driver's default options.
 
     Attributes
     ----------
     bucket : str
-        What follows the scheme.
-    given : dict
+        The first component of the URL after the scheme.
+    user_options : dict
         The options that the user or the environment set.
-    width : int
-        How many requests will be made at once.
+    max_requests : int
+        The maximum number of concurrent requests.
     timeout : float
-        How many seconds one may take.
+        The seconds that one request may take.
     """
 
     bucket: str = field(repr=False)
-    given: Options = field(repr=False)
-    width: int
+    user_options: Options = field(repr=False)
+    max_requests: int
     timeout: float
 
 
-def _nothing(*_: Any) -> Any:
+def _no_options(*_: Any) -> Any:
     return {}
 
 
-class _Imports:
-    """A lock for importing drivers.
+class _ImportLock:
+    """A lock that is held while a driver is imported.
 
-    Parts of some packages import each other, such as those of Oracle's SDK. Two threads that
-    import different parts at once would find half of them.
+    Modules of some packages, such as Oracle's SDK, import each other. If two threads import
+    different modules of such a package concurrently, both may see partly initialized modules.
     """
 
     def __init__(self) -> None:
@@ -95,184 +95,187 @@ class _Imports:
         renew_in_child(self)
 
     def renew_locks(self) -> None:
-        """Replace the lock, which a thread that a forked process does not have may have held."""
+        """Replace the lock in a forked process: a thread of the parent may have held it."""
         self.lock = threading.RLock()
 
 
-imports = _Imports()
+import_lock = _ImportLock()
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """How one of fsspec's filesystems is used.
+    """How npstream uses one of fsspec's filesystems.
 
     Attributes
     ----------
     protocol : str
-        fsspec's name for it.
+        fsspec's name for the filesystem.
     package, extra : str
-        What to install where it is missing.
+        The package, and npstream's extra, that install the driver.
     variables : mapping of str to str
         Environment variables, and the options that they set.
     options : callable
-        Returns options that lie below all others.
+        Returns default options from `RouteSettings`.
     load : callable, optional
-        Returns the class, where fsspec's registry would give another.
-    tame : callable
-        Turns the retries of a filesystem off.
+        Returns the filesystem's class, if it differs from that in fsspec's registry.
+    configure : callable
+        Prepares a new filesystem: disables its own retries, for example.
     read : callable, optional
         Reads a range with one request and checks the response. Replaces the filesystem's own
         method, which accepts any response.
-    whole : callable, optional
+    read_all : callable, optional
         Reads a file of unknown size, up to a given number of bytes.
     info : callable, optional
-        Returns the file's info with one request for the file itself. Replaces the filesystem's own
-        method where that lists the bucket, which may not be permitted, reports every failure as a
-        missing file, or needs the length in the response to HEAD.
+        Returns the file's info with one request for the file itself. Replaces a method that lists
+        the bucket, which may not be permitted, that reports every failure as a missing file, or
+        that needs the length in the response to HEAD.
     can_list : bool
         True if a listing contains all files.
     write : callable, optional
-        Stores bytes, where the filesystem's own way waits for an answer to every few of them.
+        Stores bytes. Replaces a method that waits for a response after every few bytes.
     create : callable, optional
-        Stores bytes under a path, or raises FileExistsError if there is such a file, in one step
-        for the server. None where there is no such step.
+        Stores bytes as a new file in one atomic step of the server, or raises FileExistsError.
+        None if the server has no such step.
     remove : callable, optional
-        Removes a file, where the filesystem's own way is none.
-    end : callable
+        Removes a file, if the filesystem's own method does not.
+    close : callable
         Closes a filesystem of a driver that blocks.
     trust : str
-        How it is told which certificates to trust, for messages.
-    width : int
-        The most requests at once.
-    uploads : int
-        The most files that one write stores at once.
+        How the user configures trusted certificates, for messages.
+    max_requests : int
+        The maximum number of concurrent requests.
+    max_uploads : int
+        The maximum number of files that one write stores concurrently.
     rename : callable, optional
-        Gives a file another name, or raises FileExistsError if there is such a file. A driver that
-        has it works with directories and shows files while they are written, so files get their
-        names last.
+        Renames a file, or raises FileExistsError if the new name exists. Drivers with `rename` have
+        directories and show files while they are being written. npstream therefore writes
+        temporary files and renames them last.
     """
 
     protocol: str
     package: str = ""
     extra: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
-    options: Callable[[Need], Options] = _nothing
+    options: Callable[[RouteSettings], Options] = _no_options
     load: Callable[[], Any] | None = None
-    tame: Callable[[Any], object] = _nothing
+    configure: Callable[[Any], object] = _no_options
     read: Callable[[Any, str, int, int], Any] | None = None
-    whole: Callable[[Any, str, int], Any] | None = None
+    read_all: Callable[[Any, str, int], Any] | None = None
     info: Callable[[Any, str], Any] | None = None
     can_list: bool = True
     write: Callable[[Any, str, Any], object] | None = None
     create: Callable[[Any, str, bytes], object] | None = None
     remove: Callable[[Any, str], object] | None = None
-    end: Callable[[Any], object] = _nothing
+    close: Callable[[Any], object] = _no_options
     trust: str = "in SSL_CERT_FILE"
-    width: int = 1 << 16
-    uploads: int = 4
+    max_requests: int = 1 << 16
+    max_uploads: int = 4
     rename: Callable[[Any, str, str], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A URL as its driver is to have it."""
+    """The driver of a URL, and the URL and the options in the driver's form."""
 
     driver: Driver
-    url: str = field(repr=False)  # as there may be secrets in it
+    url: str = field(repr=False)  # may contain secrets
     options: Options = field(repr=False)
 
 
-def route(url: str, storage_options: Mapping[str, Any], width: int, timeout: float) -> Route:
+def find_route(
+    url: str, storage_options: Mapping[str, Any], max_requests: int, timeout: float
+) -> Route:
     """Find the driver for a URL, and its options.
 
     Parameters
     ----------
     url : str
     storage_options : mapping
-        What the user set; it lies on top.
-    width : int
-        How many requests will be made at once.
+        The user's options, which override all others.
+    max_requests : int
+        The maximum number of concurrent requests.
     timeout : float
-        How many seconds one may take.
+        The seconds that one request may take.
 
     Examples
     --------
-    >>> found = route("azure://container/data", {"account_name": "mine"}, 32, 60.0)
-    >>> found.url, found.options["account_name"]
+    >>> route = find_route("azure://container/data", {"account_name": "mine"}, 32, 60.0)
+    >>> route.url, route.options["account_name"]
     ('abfs://container/data', 'mine')
     """
     scheme, _, rest = url.partition("://")
     driver = SCHEMES.get(scheme.lower()) or Driver(scheme.lower())
     if driver is _GCS and not storage_options and _is_set("GCS_KEY", "GCS_SECRET"):
         driver = _GCS_HMAC
-    given = {option: os.environ[name] for name, option in driver.variables.items() if _is_set(name)}
-    given.update(storage_options)
-    need = Need(rest.partition("/")[0], given, min(width, driver.width), timeout)
+    options = {key: os.environ[name] for name, key in driver.variables.items() if _is_set(name)}
+    options.update(storage_options)
+    max_requests = min(max_requests, driver.max_requests)
+    settings = RouteSettings(rest.partition("/")[0], options, max_requests, timeout)
     try:
-        with imports.lock:
-            merged = _merge(driver.options(need), given)
+        with import_lock.lock:
+            merged = _merge(driver.options(settings), options)
     except ImportError as error:
-        raise missing(driver, error) from error
+        raise missing_driver(driver, error) from error
     return Route(driver, f"{driver.protocol}://{rest}", merged)
 
 
-def missing(driver: Driver, error: ImportError) -> MissingDependencyError:
-    """Return the error that says what to install for a driver."""
+def missing_driver(driver: Driver, error: ImportError) -> MissingDependencyError:
+    """Return an error that names the package to install for a driver."""
     absent = getattr(error.__cause__, "name", None) or error.name
     package = driver.package or absent or driver.protocol
     return MissingDependencyError(f"{driver.protocol}://", package, driver.extra)
 
 
 def same_service(url: str, other: str) -> bool:
-    """Tell whether two URLs have the same driver, and on the web the same host.
+    """Return True if two URLs have the same driver and, for web addresses, the same host.
 
     Examples
     --------
     >>> same_service("gs://a/b", "gcs://c"), same_service("https://a/b", "https://b/b")
     (True, False)
     """
-    (one, _, here), (two, _, there) = url.partition("://"), other.partition("://")
+    (scheme, _, rest), (other_scheme, _, other_rest) = url.partition("://"), other.partition("://")
+    scheme, other_scheme = scheme.lower(), other_scheme.lower()
     if is_http(url) or is_http(other):
-        return (one.lower(), here.partition("/")[0]) == (two.lower(), there.partition("/")[0])
-    one, two = one.lower(), two.lower()
-    return SCHEMES.get(one, one) == SCHEMES.get(two, two)
+        return (scheme, rest.partition("/")[0]) == (other_scheme, other_rest.partition("/")[0])
+    return SCHEMES.get(scheme, scheme) == SCHEMES.get(other_scheme, other_scheme)
 
 
 def _is_set(*names: str) -> bool:
     return all(os.environ.get(name) for name in names)
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Options:
-    """Lay options over others, also within mappings."""
-    merged = dict(below)
-    for name, value in above.items():
-        under = merged.get(name)
-        if isinstance(value, Mapping) and isinstance(under, Mapping):
-            value = _merge(under, value)
+def _merge(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> Options:
+    """Return `defaults` updated with `options`; mappings among the values are merged as well."""
+    merged = dict(defaults)
+    for name, value in options.items():
+        default = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(default, Mapping):
+            value = _merge(default, value)
         merged[name] = value
     return merged
 
 
 def _create(filesystem: Any, path: str, data: bytes) -> Any:
-    """Store bytes on a condition that S3, Google and Azure know: that there is no such object."""
+    """Store bytes if the object does not exist; S3, Google and Azure support this condition."""
     return filesystem._pipe_file(path, data, mode="create")
 
 
 def _memory_create(filesystem: Any, path: str, data: bytes) -> None:
-    made = import_module("fsspec.implementations.memory").MemoryFile(filesystem, path, data)
-    if filesystem.store.setdefault(path, made) is not made:  # in one step, for all threads
+    file = import_module("fsspec.implementations.memory").MemoryFile(filesystem, path, data)
+    if filesystem.store.setdefault(path, file) is not file:  # `setdefault` is atomic
         raise FileExistsError(path)
 
 
-def _s3_options(need: Need) -> Options:
+def _s3_options(settings: RouteSettings) -> Options:
     config = {
-        "max_pool_connections": need.width,
-        "connect_timeout": need.timeout,
-        "read_timeout": need.timeout,
+        "max_pool_connections": settings.max_requests,
+        "connect_timeout": settings.timeout,
+        "read_timeout": settings.timeout,
         "retries": {"total_max_attempts": 1},
     }
     payers = os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")
-    if need.bucket in [bucket.strip() for bucket in payers]:
+    if settings.bucket in [bucket.strip() for bucket in payers]:
         return {"config_kwargs": config, "requester_pays": True}
     return {"config_kwargs": config}
 
@@ -280,44 +283,44 @@ def _s3_options(need: Need) -> Options:
 _S3_TRUST = "in AWS_CA_BUNDLE, or as storage_options={'client_kwargs': {'verify': 'ca.pem'}}"
 
 
-def _s3_tame(filesystem: Any) -> None:
+def _s3_configure(filesystem: Any) -> None:
     filesystem.retries = 1
     if not filesystem.version_aware:
-        # It cuts the name of a version off each key, and then reads the newest.
+        # s3fs would cut the version id off each key, and then read the newest version.
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionId=")
 
 
 def _split_path(
     split: Callable[..., Any], mark: str, path: str, **options: Any
 ) -> tuple[str, str, None]:
-    """Return a bucket and a key from a path, all of which names the object."""
+    """Return the bucket and the key of a path; `mark` and the text after it belong to the key."""
     bucket, key, _ = split(path, **options)
-    _, found, rest = path.partition(mark)
-    return bucket, f"{key}{found}{rest}", None
+    _, mark, rest = path.partition(mark)
+    return bucket, f"{key}{mark}{rest}", None
 
 
 async def _s3_head(filesystem: Any, path: str) -> dict[str, Any]:
     bucket, key, version = filesystem.split_path(path)
-    wanted = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
-    found = await filesystem._call_s3("head_object", filesystem.kwargs, **wanted)
-    signs = {sign: found[sign] for sign in ("ETag", "LastModified") if sign in found}
-    return {"name": path, "type": "file", "size": found.get("ContentLength"), **signs}
+    arguments = {"Bucket": bucket, "Key": key, **({"VersionId": version} if version else {})}
+    response = await filesystem._call_s3("head_object", filesystem.kwargs, **arguments)
+    tags = {tag: response[tag] for tag in ("ETag", "LastModified") if tag in response}
+    return {"name": path, "type": "file", "size": response.get("ContentLength"), **tags}
 
 
 @asynccontextmanager
 async def _s3_request(filesystem: Any, path: str, start: int, end: Any) -> AsyncIterator[Response]:
     bucket, key, version = filesystem.split_path(path)
-    wanted = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
+    arguments = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
     if version:
-        wanted["VersionId"] = version
-    answer = await filesystem._call_s3("get_object", **wanted)
-    said = answer["ResponseMetadata"]
-    with closing(answer["Body"]) as body:
-        yield Response(said["HTTPStatusCode"], said["HTTPHeaders"], key, body.read)
+        arguments["VersionId"] = version
+    response = await filesystem._call_s3("get_object", **arguments)
+    metadata = response["ResponseMetadata"]
+    with closing(response["Body"]) as body:
+        yield Response(metadata["HTTPStatusCode"], metadata["HTTPHeaders"], key, body.read)
 
 
-def _gcs_hmac_options(need: Need) -> Options:
-    options = _s3_options(need)
+def _gcs_hmac_options(settings: RouteSettings) -> Options:
+    options = _s3_options(settings)
     # Google's XML interface does not know the checksums that botocore sends by default.
     for name in ("request_checksum_calculation", "response_checksum_validation"):
         options["config_kwargs"][name] = "when_required"
@@ -325,30 +328,30 @@ def _gcs_hmac_options(need: Need) -> Options:
 
 
 def _gcs_load() -> Any:
-    """Return gcsfs without its support for zonal buckets, unless that is asked for.
+    """Return gcsfs's class without its support for zonal buckets, unless the environment sets it.
 
-    Before the first read of a bucket it asks by gRPC what kind of bucket that is; where nobody
-    answers that, as behind a proxy or in an emulator, it gives up after a minute or more.
+    With that support, gcsfs asks by gRPC for the type of a bucket before the first read. Behind a
+    proxy or in an emulator nothing answers, and gcsfs gives up only after a minute or more.
     """
-    wanted = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "").lower() in ("true", "1")
-    base = import_module("gcsfs" if wanted else "gcsfs.core").GCSFileSystem
-    # Its retries are a decorator's, with no setting.
+    is_zonal = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "").lower() in ("true", "1")
+    base = import_module("gcsfs" if is_zonal else "gcsfs.core").GCSFileSystem
+    # A decorator does the retries, and no setting disables it.
     request = getattr(base._request, "__wrapped__", base._request)
     return type(base)("GCSFileSystem", (base,), {"_request": request})
 
 
 async def _gcs_info(filesystem: Any, path: str) -> Any:
     bucket, key, version = filesystem.split_path(path)
-    found = await filesystem._call(
+    metadata = await filesystem._call(
         "GET", "b/{}/o/{}", bucket, key, json_out=True, generation=version
     )
-    return filesystem._process_object(bucket, found)
+    return filesystem._process_object(bucket, metadata)
 
 
 @asynccontextmanager
 async def _gcs_request(filesystem: Any, path: str, start: int, end: Any) -> AsyncIterator[Response]:
     await filesystem._set_session()
-    # Without this the server unpacks files that are stored with gzip, and then ignores Range.
+    # Without Accept-Encoding, the server decompresses files stored with gzip, and ignores Range.
     headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "gzip"}
     async with filesystem.session.get(
         filesystem.url(path),
@@ -356,11 +359,11 @@ async def _gcs_request(filesystem: Any, path: str, start: int, end: Any) -> Asyn
         headers=filesystem._get_headers(headers),
         timeout=filesystem.requests_timeout,
         auto_decompress=False,
-    ) as answer:
-        if answer.status >= 400:
-            told = await answer.content.read(_MAX_ERROR)
-            import_module("gcsfs.retry").validate_response(answer.status, told, path)
-        yield Response(answer.status, answer.headers, path, answer.content.read)
+    ) as response:
+        if response.status >= 400:
+            body = await response.content.read(_MAX_ERROR)
+            import_module("gcsfs.retry").validate_response(response.status, body, path)
+        yield Response(response.status, response.headers, path, response.content.read)
 
 
 async def _gcs_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
@@ -370,9 +373,9 @@ async def _gcs_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
 
 
 def _azure_load() -> Any:
-    """Return adlfs, which takes the paths that it is given for names and not for URLs."""
+    """Return adlfs's class, changed to treat a path without a scheme as a name, not as a URL."""
     base = import_module("adlfs").AzureBlobFileSystem
-    # What it says of answers that are not Azure's would be printed where logging is not set up.
+    # Without a handler, Python would print the SDK's warnings about responses not from Azure.
     if not (log := logging.getLogger("azure")).handlers:
         log.addHandler(logging.NullHandler())
 
@@ -383,11 +386,11 @@ def _azure_load() -> Any:
     return type(base)("AzureBlobFileSystem", (base,), {"_strip_protocol": classmethod(strip)})
 
 
-def _azure_options(need: Need) -> Options:
-    return {"connection_timeout": need.timeout, "read_timeout": need.timeout}
+def _azure_options(settings: RouteSettings) -> Options:
+    return {"connection_timeout": settings.timeout, "read_timeout": settings.timeout}
 
 
-def _azure_tame(filesystem: Any) -> None:
+def _azure_configure(filesystem: Any) -> None:
     filesystem.service_client._config.retry_policy.total_retries = 0
     if not filesystem.version_aware:
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionid=")
@@ -397,8 +400,8 @@ async def _azure_head(filesystem: Any, path: str) -> dict[str, Any]:
     container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
     client = filesystem.service_client.get_blob_client(container=container, blob=blob)
     async with client:
-        found = await client.get_blob_properties(version_id=version, **filesystem._timeout_kwargs)
-    return dict((await filesystem._details([found]))[0])
+        blob = await client.get_blob_properties(version_id=version, **filesystem._timeout_kwargs)
+    return dict((await filesystem._details([blob]))[0])
 
 
 @asynccontextmanager
@@ -409,25 +412,25 @@ async def _azure_request(
     container, blob, version = filesystem.split_path(filesystem._strip_protocol(path))
     client = filesystem.service_client.get_blob_client(container=container, blob=blob)
     async with client:
-        answer = await client._client.blob.download(
+        response = await client._client.blob.download(
             range=f"bytes={start}-{end - 1}",
             version_id=version,
-            cls=lambda answer, *_: answer.http_response.internal_response,
+            cls=lambda pipeline, *_: pipeline.http_response.internal_response,
             **filesystem._timeout_kwargs,
         )
-        with closing(answer):
-            yield Response(answer.status, answer.headers, blob, answer.content.read)
+        with closing(response):
+            yield Response(response.status, response.headers, blob, response.content.read)
 
 
 def _oci_load() -> Any:
-    """Return ocifs, which lists files without the SDK's paginator: that has retries of its own."""
+    """Return ocifs's class, changed to list without the SDK's paginator, which retries."""
     base = import_module("ocifs").OCIFileSystem
     return type(base)("OCIFileSystem", (base,), {"find": _oci_find})
 
 
 def _oci_find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
     bucket, namespace, key = self.split_path(path)
-    prefix, start, found = f"{key}/" if key else "", None, {}
+    prefix, start, infos = f"{key}/" if key else "", None, {}
     while True:
         page = self._call_oci(
             self.oci_client.list_objects,
@@ -439,15 +442,15 @@ def _oci_find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
         ).data
         for entry in page.objects:
             name = f"{bucket}@{namespace}/{entry.name}"
-            found[name] = {"name": name, "type": "file", "size": entry.size}
+            infos[name] = {"name": name, "type": "file", "size": entry.size}
         if (start := page.next_start_with) is None:
-            return found
+            return infos
 
 
-def _oci_options(need: Need) -> Options:
+def _oci_options(settings: RouteSettings) -> Options:
     retry = import_module("oci.retry").NoneRetryStrategy()
-    limits = (need.timeout, need.timeout)
-    # After ten failures its circuit breaker fails every request of the process for 30 s, unsent.
+    limits = (settings.timeout, settings.timeout)
+    # By default, ten failures make the SDK's circuit breaker fail all requests for 30 s.
     breaker = import_module("oci.circuit_breaker").NoCircuitBreakerStrategy()
     options: Options = {
         "config_kwargs": {
@@ -456,8 +459,10 @@ def _oci_options(need: Need) -> Options:
             "timeout": limits,
         }
     }
-    # As the SDK does, and Streaming with it; the driver would ask for a resource principal.
-    if not {"config", "iam_type", "signer"} & set(need.given) and not _is_set("OCIFS_IAM_TYPE"):
+    # Use the SDK's configuration file, as Streaming does; ocifs would use a resource principal.
+    if not {"config", "iam_type", "signer"} & set(settings.user_options) and not _is_set(
+        "OCIFS_IAM_TYPE"
+    ):
         files = [os.environ.get(name) for name in ("OCIFS_CONFIG_LOCATION", "OCI_CONFIG_FILE")]
         file = os.path.expanduser(next(filter(None, files), "~/.oci/config"))
         if os.path.isfile(file):
@@ -466,7 +471,7 @@ def _oci_options(need: Need) -> Options:
 
 
 def _oci_remove(filesystem: Any, path: str) -> None:
-    """Remove a file, and do not take a server that is busy for one that has no such file."""
+    """Remove a file. ocifs's own method reports a busy server as a missing file."""
     filesystem.bulk_delete([path])
 
 
@@ -478,21 +483,21 @@ def _oci_create(filesystem: Any, path: str, data: bytes) -> None:
 @contextmanager
 def _oci_request(filesystem: Any, path: str, start: int, end: int) -> Iterator[Any]:
     bucket, namespace, name = filesystem.split_path(path)
-    answer = filesystem._call_oci(
+    response = filesystem._call_oci(
         filesystem.oci_client.get_object,
         namespace_name=namespace,
         bucket_name=bucket,
         object_name=name,
         range=f"bytes={start}-{end - 1}",
     )
-    with closing(answer.data):
-        yield answer
+    with closing(response.data):
+        yield response
 
 
 def _oci_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
-    with _oci_request(filesystem, path, start, end) as answer:
-        check_range(answer.status, answer.headers, path, start, end)
-        data = bytes(answer.data.raw.read(end - start + 1, decode_content=False))
+    with _oci_request(filesystem, path, start, end) as response:
+        check_range(response.status, response.headers, path, start, end)
+        data = bytes(response.data.raw.read(end - start + 1, decode_content=False))
     if len(data) > end - start:
         raise SurplusError(end - start)
     return data
@@ -500,47 +505,49 @@ def _oci_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
 
 def _oci_info(filesystem: Any, path: str) -> Any:
     bucket, namespace, name = filesystem.split_path(path)
-    answer = filesystem._call_oci(
+    response = filesystem._call_oci(
         filesystem.oci_client.head_object,
         namespace_name=namespace,
         bucket_name=bucket,
         object_name=name,
     )
-    found = file_info(answer.status, answer.headers, path)
-    if found["size"] is None:  # no length in the response to HEAD
-        with _oci_request(filesystem, path, 0, 1) as answer:
-            return file_info(answer.status, answer.headers, path)
-    return found
+    info = file_info(response.status, response.headers, path)
+    if info["size"] is None:  # no length in the response to HEAD
+        with _oci_request(filesystem, path, 0, 1) as response:
+            return file_info(response.status, response.headers, path)
+    return info
 
 
 def _sftp_load() -> Any:
-    # The package sshfs takes the scheme over where it is installed, and ignores ranges.
+    # The package sshfs, if installed, registers itself for the scheme, and ignores ranges.
     return import_module("fsspec.implementations.sftp").SFTPFileSystem
 
 
-def _sftp_options(need: Need) -> Options:
-    options: Options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), need.timeout)
+def _sftp_options(settings: RouteSettings) -> Options:
+    options: Options = dict.fromkeys(
+        ("timeout", "banner_timeout", "auth_timeout"), settings.timeout
+    )
     options["transport_factory"] = _quiet_transport
     if hosts := os.environ.get("COMPOSER_SFTP_KNOWN_HOSTS_FILE"):
         options["host_key_policy"] = _known_hosts(hosts)
     return options
 
 
-def _quiet_transport(*given: Any, **options: Any) -> Any:
-    """Return paramiko's connection, whose log has a name of its own.
+def _quiet_transport(*args: Any, **options: Any) -> Any:
+    """Return a paramiko transport that logs to `PARAMIKO_LOG`.
 
-    It logs each failure with a traceback, which Python prints where logging is not set up. The
-    reader gets the exception.
+    Paramiko logs each failure with a traceback. Python would print it if logging is not
+    configured, although the caller gets the exception.
     """
-    if not (channel := logging.getLogger(PARAMIKO_LOG)).level:
-        channel.setLevel(logging.CRITICAL)
-    transport = import_module("paramiko").Transport(*given, **options)
+    if not (logger := logging.getLogger(PARAMIKO_LOG)).level:
+        logger.setLevel(logging.CRITICAL)
+    transport = import_module("paramiko").Transport(*args, **options)
     transport.set_log_channel(PARAMIKO_LOG)
     return transport
 
 
 def _known_hosts(file: str) -> Any:
-    """Return a policy that takes the hosts of a file, and no others."""
+    """Return a policy that accepts only the hosts that `file` lists."""
     paramiko = import_module("paramiko")
     known = paramiko.HostKeys(file)
 
@@ -553,17 +560,19 @@ def _known_hosts(file: str) -> Any:
 
 
 def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
-    """Read a range, all its requests sent before the first answer is waited for."""
+    """Read a range: send all its SFTP requests, then receive the responses."""
     with filesystem.ftp.open(path, "rb") as file:
-        file._prefetch_thread = partial(_until_closed, file._prefetch_thread)
-        file._async_response = partial(_bounded, file, file._async_response)
+        file._prefetch_thread = partial(_send_until_closed, file._prefetch_thread)
+        file._async_response = partial(_check_length, file, file._async_response)
         return b"".join(file.readv([(start, end - start)]))
 
 
-def _bounded(file: Any, take: Callable[..., None], kind: int, message: Any, number: int) -> None:
-    """Accept a response to one request of a range, unless it is longer than a request may be.
+def _check_length(
+    file: Any, accept: Callable[..., None], kind: int, message: Any, number: int
+) -> None:
+    """Pass a response of a range to `accept`; raise if it is longer than a request may be.
 
-    Paramiko would let the surplus replace the bytes of another request.
+    Paramiko would let the surplus overwrite the bytes of another request.
     """
     packet = message.packet
     begin = packet.tell()
@@ -571,13 +580,13 @@ def _bounded(file: Any, take: Callable[..., None], kind: int, message: Any, numb
     packet.seek(begin)
     if kind == _SFTP_DATA and length > file.MAX_REQUEST_SIZE:
         raise ResponseError(f"{length} of {file.MAX_REQUEST_SIZE} bytes came")
-    take(kind, message, number)
+    accept(kind, message, number)
 
 
-def _until_closed(send: Callable[..., None], *given: Any) -> None:
-    """Send requests, in a thread of paramiko's; who reads the answers is told what goes wrong."""
+def _send_until_closed(send: Callable[..., None], *args: Any) -> None:
+    """Send requests in a paramiko thread. The thread that receives gets the connection's errors."""
     with suppress(OSError, EOFError):
-        send(*given)
+        send(*args)
 
 
 def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
@@ -585,11 +594,11 @@ def _sftp_write(filesystem: Any, path: str, data: Any) -> None:
 
 
 def _sftp_rename(filesystem: Any, old: str, new: str) -> None:
-    """Give a file a name that is not taken: the protocol's own rename replaces nothing."""
+    """Rename a file to a new name: SFTP's rename never replaces a file."""
     try:
         filesystem.ftp.rename(old, new)
     except OSError as error:
-        # Servers say no more than that it failed.
+        # Servers report only that the rename failed, not why.
         if error.errno is None and filesystem.exists(new):
             raise FileExistsError(new) from error
         raise
@@ -600,28 +609,28 @@ def _local_rename(_filesystem: Any, old: str, new: str) -> None:
     os.unlink(old)
 
 
-def _sftp_end(filesystem: Any) -> None:
+def _sftp_close(filesystem: Any) -> None:
     with suppress(Exception):
         filesystem.client.close()
 
 
-def _http_tame(filesystem: Any) -> None:
-    """Turn the name of a file of certificates into what the driver takes."""
-    trusted = filesystem.kwargs.get("ssl")
-    if isinstance(trusted, str | os.PathLike):
+def _http_configure(filesystem: Any) -> None:
+    """Replace the path of a certificate file in the options by an SSLContext, as aiohttp needs."""
+    certificates = filesystem.kwargs.get("ssl")
+    if isinstance(certificates, str | os.PathLike):
         try:
-            context = import_module("ssl").create_default_context(cafile=trusted)
+            context = import_module("ssl").create_default_context(cafile=certificates)
         except OSError as error:
             raise ValueError(
-                f"storage_options['ssl'] = {os.fspath(trusted)!r}: expected a file of certificates "
-                f"in PEM format ({error.strerror or error})"
+                f"storage_options['ssl'] = {os.fspath(certificates)!r}: expected a file of "
+                f"certificates in PEM format ({error.strerror or error})"
             ) from None
         filesystem.kwargs["ssl"] = context
 
 
 _S3 = Driver(
     "s3", "s3fs", "s3", {"S3_ENDPOINT_URL": "endpoint_url"},
-    options=_s3_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
+    options=_s3_options, configure=_s3_configure, trust=_S3_TRUST, create=_create,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
 _GCS = Driver(
@@ -629,34 +638,34 @@ _GCS = Driver(
 )  # fmt: skip
 _GCS_HMAC = Driver(
     "s3", "s3fs", "s3", {"GCS_KEY": "key", "GCS_SECRET": "secret"},
-    options=_gcs_hmac_options, tame=_s3_tame, trust=_S3_TRUST, create=_create,
+    options=_gcs_hmac_options, configure=_s3_configure, trust=_S3_TRUST, create=_create,
     read=partial(read_range, _s3_request), info=partial(info_with_size, _s3_head, _s3_request),
 )  # fmt: skip
 _AZURE = Driver(
     "abfs", "adlfs", "azure",
     {"AZURE_ACCOUNT_NAME": "account_name", "AZURE_ACCOUNT_ACCESS_KEY": "account_key"},
-    options=_azure_options, load=_azure_load, tame=_azure_tame, create=_create,
+    options=_azure_options, load=_azure_load, configure=_azure_configure, create=_create,
     read=partial(read_range, _azure_request),
     info=partial(info_with_size, _azure_head, _azure_request),
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
-    # A server drops connections beyond ten that have not logged in yet.
-    options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, end=_sftp_end,
-    width=8, rename=_sftp_rename,
+    # By default, an SFTP server drops new connections while ten have not logged in yet.
+    options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, close=_sftp_close,
+    max_requests=8, rename=_sftp_rename,
 )  # fmt: skip
 _OCI = Driver(
     "oci", "ocifs", "oci", options=_oci_options, load=_oci_load, read=_oci_read, info=_oci_info,
-    create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", width=16,
+    create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", max_requests=16,
 )  # fmt: skip
 _HTTP = Driver(
     "http",
     "aiohttp",
     "http",
-    tame=_http_tame,
+    configure=_http_configure,
     trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
     read=partial(read_range, http.request_range),
-    whole=partial(read_whole, http.request_range),
+    read_all=partial(read_whole, http.request_range),
     info=http.request_info,
     can_list=False,
 )
@@ -678,14 +687,14 @@ SCHEMES = {
         "huggingface_hub",
         "hf",
         load=hub.filesystem_class,
-        tame=hub.connect,
+        configure=hub.connect,
         read=partial(read_range, hub.request_range),
-        whole=partial(read_whole, hub.request_range),
+        read_all=partial(read_whole, hub.request_range),
         create=hub.commit_file,
-        uploads=1,  # each is a commit on top of the newest
+        max_uploads=1,  # each upload is a commit on top of the newest one
     ),
     "memory": Driver("memory", create=_memory_create),
     "file": _LOCAL,
     "local": _LOCAL,
 }
-"""The schemes that are more than their name in fsspec's registry."""
+"""The schemes for which npstream uses more than fsspec's registry."""

@@ -1,4 +1,4 @@
-"""What a driver's exception means: whether to try again, and what to tell the user."""
+"""Classification of drivers' exceptions: the errno, and whether a retry may succeed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Cause", "classify", "diagnose"]
 
 
 class Cause(NamedTuple):
-    """Why a request failed.
+    """The cause of a failed request.
 
     Attributes
     ----------
     code : int
-        The errno that says it best.
+        The errno that fits best.
     transient : bool
-        Whether the same request may succeed later.
+        True if the same request may succeed later.
     """
 
     code: int
@@ -36,8 +36,8 @@ _BUSY = Cause(errno.EBUSY, True)
 _BROKEN = Cause(errno.EIO, True)
 _UNREACHABLE = Cause(errno.EHOSTUNREACH, True)
 _UNTRUSTED = Cause(errno.ECONNABORTED, False)
-"""The server's certificate. No other failure has this errno."""
-_NOT_SPOKEN = Cause(errno.EPROTO, True)
+"""The server's certificate is not trusted. No other failure has this errno."""
+_WRONG_PROTOCOL = Cause(errno.EPROTO, True)
 _NOT_TLS = Cause(errno.EPROTO, False)
 
 _BY_STATUS = {
@@ -58,8 +58,8 @@ _BY_STATUS = {
     505: _REFUSED,
 }
 
-# Amazon and Oracle say some of what passes with the status of what does not.
-_BY_WORD = {
+# Amazon and Oracle send some transient errors with the status of a permanent error.
+_BY_SERVICE_CODE = {
     "ConcurrentObjectUpdate": _BUSY,
     "ConditionalRequestConflict": _BUSY,
     "OperationAborted": _BUSY,
@@ -74,7 +74,7 @@ _BY_WORD = {
     "AuthorizationHeaderMalformed": _DENIED,
 }
 
-# Told by name, as no driver may be imported just to be asked for its exceptions.
+# By name: importing a driver only for its exception classes would be slow.
 _BY_CLASS = {
     "AuthenticationException": _DENIED,
     "BadHostKeyException": _DENIED,
@@ -93,13 +93,13 @@ _BY_CLASS = {
     "RepositoryNotFoundError": _NOT_FOUND,
     "EntryNotFoundError": _NOT_FOUND,
     "RevisionNotFoundError": _NOT_FOUND,
-    # Raised from an error of the parser, which bears a status that no server sent.
+    # aiohttp raises it from a parser error, whose status no server sent.
     "ClientPayloadError": _BROKEN,
-    # Their errno is a number of the resolver's.
+    # Their errno is an error number of the resolver, not of the system.
     "ClientConnectorDNSError": _UNREACHABLE,
     "NameResolutionError": _UNREACHABLE,
     "gaierror": _UNREACHABLE,
-    "BadStatusLine": _NOT_SPOKEN,
+    "BadStatusLine": _WRONG_PROTOCOL,
     "RemoteDisconnected": _BROKEN,  # http.client derives it from BadStatusLine
     "InvalidUrlClientError": _REFUSED,
     "ParamValidationError": _REFUSED,
@@ -116,7 +116,7 @@ _BY_TYPE: list[tuple[type[BaseException], Cause]] = [
     (EOFError, _BROKEN),
 ]
 
-_MISTAKES = (
+_PROGRAMMING_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -126,18 +126,19 @@ _MISTAKES = (
     ValueError,
 )
 
-_NETWORK = {
+_NETWORK_ERRNOS = {
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ENETDOWN, errno.ENETUNREACH),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT),
 }
-"""What the system says of a connection, whatever a driver makes of that."""
+"""Errors of the network: the system's errno says more than the driver's exception around it."""
 
 _NOT_TLS_REASONS = {
     *("HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"),
     *("UNSUPPORTED_PROTOCOL", "WRONG_SSL_VERSION", "WRONG_VERSION_NUMBER"),
 }
 """OpenSSL's names for an answer that is not TLS."""
-_CONNECTION = {
+
+_CONNECTION_CLASSES = {
     "ClientConnectionError",  # aiohttp
     "HTTPClientError",  # botocore
     "ProtocolError",  # urllib3
@@ -148,14 +149,14 @@ _CONNECTION = {
 }
 """Base classes of connection failures that do not derive from ConnectionError."""
 
-_LASTING = {
+_PERMANENT_ERRNOS = {
     errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ENOSPC, errno.EOPNOTSUPP, errno.EROFS
 }  # fmt: skip
-"""What a server's disk says, and goes on saying."""
+"""Errors of a server's disk that a retry does not change."""
 
 
 def classify(error: BaseException) -> Cause:
-    """Tell what an exception of any driver means.
+    """Return the cause of a driver's exception.
 
     Parameters
     ----------
@@ -172,67 +173,67 @@ def classify(error: BaseException) -> Cause:
 
 
 def diagnose(error: BaseException) -> tuple[Cause, BaseException]:
-    """Return what an exception means, and the one that says so: it, or what it was raised from.
+    """Return the cause of an exception, and the exception of its chain that shows this cause.
 
-    Drivers wrap exceptions of their libraries, and those wrap the system's. What the outermost
-    says for certain counts; many say nothing but that a request failed.
+    Drivers wrap exceptions of their libraries, which wrap the system's. Many wrappers only say that
+    a request failed. The outermost exception with a specific meaning determines the cause.
     """
     for link in _chain(error):
-        if (cause := _meaning(link)) is not None:
+        if (cause := _specific_cause(link)) is not None:
             return cause, link
     if isinstance(error, FileNotFoundError) and (lost := _lost_connection(error)) is not None:
         return diagnose(lost)
-    for family, cause in _BY_TYPE:
-        if isinstance(error, family):
+    for kind, cause in _BY_TYPE:
+        if isinstance(error, kind):
             return cause, error
     if isinstance(error, OSError):
         if str(error).startswith("Forbidden"):  # gcsfs
             return _DENIED, error
-        return Cause(error.errno or errno.EIO, error.errno not in _LASTING), error
-    return (_REFUSED if isinstance(error, _MISTAKES) else _BROKEN), error
+        return Cause(error.errno or errno.EIO, error.errno not in _PERMANENT_ERRNOS), error
+    return (_REFUSED if isinstance(error, _PROGRAMMING_ERRORS) else _BROKEN), error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and what it was raised from, made of, or raised while handling."""
+    """Yield an exception, then the exceptions that it was raised from, or that it wraps."""
     for _ in range(10):
         if error is None:
             return
         yield error
-        made_of = [*error.args[:1], *getattr(error, "errors", {}).values()]
-        inner = [link for link in made_of if isinstance(link, BaseException)]
+        values = [*error.args[:1], *getattr(error, "errors", {}).values()]
+        wrapped = [value for value in values if isinstance(value, BaseException)]
         context = None if error.__suppress_context__ else error.__context__
-        error = error.__cause__ or next(iter(inner), context)
+        error = error.__cause__ or next(iter(wrapped), context)
 
 
-def _meaning(error: BaseException) -> Cause | None:
-    """Return what an exception means by itself; None if it does not say."""
+def _specific_cause(error: BaseException) -> Cause | None:
+    """Return the cause that an exception shows by itself, or None if it shows none."""
     if isinstance(error, ResponseError):
         return _BROKEN if error.transient else _REFUSED
-    if (cause := _BY_WORD.get(_word(error))) is not None:
+    if (cause := _BY_SERVICE_CODE.get(_service_code(error))) is not None:
         return cause
-    kinds = _families(error)
-    for kind in kinds:
-        if (cause := _BY_CLASS.get(kind)) is not None:
+    names = _class_names(error)
+    for name in names:
+        if (cause := _BY_CLASS.get(name)) is not None:
             return cause
     inner = error.__cause__ or error.__context__
-    # aiohttp gives its error of an answer that is not HTTP a status, which no server sent.
-    unparsed = {*kinds, *_families(inner)}
-    if "HttpProcessingError" not in unparsed and (status := _status(error)) is not None:
+    # If an answer is not HTTP, aiohttp's error has a status, which no server sent.
+    all_names = {*names, *_class_names(inner)}
+    if "HttpProcessingError" not in all_names and (status := _status(error)) is not None:
         return _BY_STATUS.get(status, _BROKEN if status >= 500 else _REFUSED)
-    if "SSLError" in kinds and getattr(error, "reason", None) in _NOT_TLS_REASONS:
+    if "SSLError" in names and getattr(error, "reason", None) in _NOT_TLS_REASONS:
         return _NOT_TLS
-    if "SSHException" in kinds and "protocol banner" in str(error):
-        return None if isinstance(inner, OSError) else _NOT_SPOKEN
-    if "RemoteProtocolError" in kinds and "illegal status line" in str(error):  # httpx
-        return _NOT_SPOKEN
+    if "SSHException" in names and "protocol banner" in str(error):
+        return None if isinstance(inner, OSError) else _WRONG_PROTOCOL
+    if "RemoteProtocolError" in names and "illegal status line" in str(error):  # httpx
+        return _WRONG_PROTOCOL
     if isinstance(error, TimeoutError):
         return _TIMED_OUT
-    if isinstance(error, OSError) and error.errno in _NETWORK:
+    if isinstance(error, OSError) and error.errno in _NETWORK_ERRNOS:
         return Cause(error.errno, True)
     return None
 
 
-def _families(error: BaseException | None) -> list[str]:
+def _class_names(error: BaseException | None) -> list[str]:
     return [kind.__name__ for kind in type(error).__mro__]
 
 
@@ -247,17 +248,17 @@ def _lost_connection(error: BaseException) -> BaseException | None:
             continue
         if isinstance(error, TimeoutError | ConnectionError | EOFError):
             return error
-        if not _CONNECTION.isdisjoint(_families(error)):
+        if not _CONNECTION_CLASSES.isdisjoint(_class_names(error)):
             return error
     return None
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that an exception carries under whichever name."""
+    """Return the HTTP status of an exception, or None; drivers use different attributes."""
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # botocore
         return _as_status(response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
-    # One after the other, as aiohttp warns of whoever asks for the last.
+    # In this order: aiohttp warns about access to `code`.
     for holder, name in (
         (response, "status_code"),
         (error, "status"),
@@ -275,8 +276,8 @@ def _as_status(value: Any) -> int | None:
     return None
 
 
-def _word(error: BaseException) -> str:
-    """Return the code of an error of Amazon's or Oracle's."""
+def _service_code(error: BaseException) -> str:
+    """Return the code of an error of Amazon or Oracle, or "" for other errors."""
     if type(error).__name__ == "ServiceError":
         return str(getattr(error, "code", ""))
     response = getattr(error, "response", None)

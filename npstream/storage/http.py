@@ -1,6 +1,7 @@
-"""Requests to plain web servers, through the session and the options of fsspec's filesystem.
+"""Requests to web servers through fsspec's HTTP filesystem.
 
-The filesystem's own methods accept any response, and report any failure as a missing file.
+Requests use the filesystem's session and options, but not its own methods: these accept any
+response, and report any failure as a missing file.
 
 Tested in tests/storage/test_responses.py.
 """
@@ -17,8 +18,8 @@ __all__ = ["request_info", "request_range"]
 
 _IDENTITY = {"Accept-Encoding": "identity"}
 
-_FINAL = (401, 402, 407, 408, 425, 429)
-"""Statuses of HEAD after which GET would fail as well."""
+_FATAL = (401, 402, 407, 408, 425, 429)
+"""Statuses of a HEAD request after which GET would fail as well."""
 
 
 async def request_info(filesystem: Any, path: str) -> dict[str, Any]:
@@ -26,18 +27,18 @@ async def request_info(filesystem: Any, path: str) -> dict[str, Any]:
     from aiohttp import ClientResponseError
 
     try:
-        async with _ask(filesystem, "HEAD", path, {}) as answer:
-            found = file_info(answer.status, answer.headers, answer.url.path)
-            if found["size"] is not None:
-                return found
+        async with _send(filesystem, "HEAD", path, {}) as response:
+            info = file_info(response.status, response.headers, response.url.path)
+            if info["size"] is not None:
+                return info
     except ClientResponseError as error:
-        # Some URLs are signed for GET only, and some servers do not support HEAD.
-        if error.status in _FINAL or (error.status >= 500 and error.status != 501):
+        # Some URLs are signed only for GET, and some servers do not support HEAD.
+        if error.status in _FATAL or (error.status >= 500 and error.status != 501):
             raise
     except ResponseError:
-        pass  # compressed; a range may not be
-    async with _ask(filesystem, "GET", path, {"Range": "bytes=0-0"}, 416) as answer:
-        return file_info(answer.status, answer.headers, answer.url.path)
+        pass  # the server compressed the body; it may not compress a range
+    async with _send(filesystem, "GET", path, {"Range": "bytes=0-0"}, 416) as response:
+        return file_info(response.status, response.headers, response.url.path)
 
 
 @asynccontextmanager
@@ -46,12 +47,12 @@ async def request_range(
 ) -> AsyncIterator[Response]:
     """Request a range of a file, or the whole file if `end` is None."""
     headers = {} if end is None else {"Range": f"bytes={start}-{end - 1}"}
-    async with _ask(filesystem, "GET", path, headers) as answer:
-        yield Response(answer.status, answer.headers, answer.url.path, answer.content.read)
+    async with _send(filesystem, "GET", path, headers) as response:
+        yield Response(response.status, response.headers, response.url.path, response.content.read)
 
 
 @asynccontextmanager
-async def _ask(
+async def _send(
     filesystem: Any, method: str, path: str, headers: dict[str, str], allowed: int = 0
 ) -> AsyncIterator[Any]:
     """Send a request with the user's options. Raise for error statuses except `allowed`."""
@@ -59,7 +60,7 @@ async def _ask(
     options = {"allow_redirects": True, **filesystem.kwargs, "auto_decompress": False}
     options["headers"] = {**_IDENTITY, **(options.get("headers") or {}), **headers}
     url = filesystem.encode_url(path)
-    async with session.request(method, url, **options) as answer:
-        if answer.status != allowed:
-            answer.raise_for_status()
-        yield answer
+    async with session.request(method, url, **options) as response:
+        if response.status != allowed:
+            response.raise_for_status()
+        yield response

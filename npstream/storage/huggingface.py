@@ -1,8 +1,8 @@
-"""Hugging Face's Hub: huggingface_hub's filesystem, whose reads are requests of ours.
+"""The filesystem of huggingface_hub, changed to read with npstream's own requests.
 
-Its own way to the first range of a file is four requests, which it repeats for half a minute where
-the Hub is busy, and what it has seen of a repository it takes for true ever after. Paths,
-addresses, credentials, the client and the meaning of errors are still its; so is all of writing.
+The original filesystem sends four requests before the first range of a file, retries for half a
+minute while the Hub is busy, and never updates its view of a repository. npstream still uses its
+paths, URLs, credentials, client, exceptions, and all of its writing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from npstream._core.redaction import redact
 from npstream.storage.responses import Response, check_encoding, read_body
-from npstream.storage.threads import Threads
+from npstream.storage.threads import DriverThreads
 
 if TYPE_CHECKING:
     from logging import LogRecord
@@ -29,126 +29,132 @@ __all__ = ["commit_file", "connect", "filesystem_class", "request_range"]
 _IDENTITY = {"accept-encoding": "identity"}
 
 _MAX_METADATA = 1 << 28
-"""The maximum number of bytes to read of a response about files."""
+"""The maximum number of bytes to read of a response with files' metadata."""
 
 _MAX_ERROR = 1 << 16
 """The maximum number of bytes to read of an error response."""
 
-_PART = 1 << 16
-"""Bytes of a body to read at once."""
+_CHUNK_BYTES = 1 << 16
+"""The number of bytes to read of a body at a time."""
 
-_asking: ContextVar[bool] = ContextVar("_asking", default=False)
-"""Whether a request of this module's is under way."""
+_is_requesting: ContextVar[bool] = ContextVar("_is_requesting", default=False)
+"""True in tasks of the event loop that send requests of this module."""
 
 
 def filesystem_class() -> Any:
-    """Return huggingface_hub's filesystem, with coroutines that read."""
+    """Return huggingface_hub's filesystem class with coroutines as methods."""
     base = import_module("huggingface_hub").HfFileSystem
     methods = {
         "async_impl": True,
-        # Whether there is such a repository, or file, is what the requests themselves find out.
+        # Skip the checks that a repository or a file exists: the requests themselves show it.
         "_repo_and_revision_exist": lambda *_: (True, None),
         "_bucket_exists": lambda *_: (True, None),
         "isdir": lambda *_: False,
         "_info": _info,
         "_find": _find,
         "_ls": _list,
-        "_pipe_file": _blocking(lambda self, path, data: _upload(self, data, path)),
-        "_put_file": _blocking(_upload),
-        "_rm_file": _blocking(base.rm_file),
+        "_pipe_file": _in_thread(lambda self, path, data: _upload(self, data, path)),
+        "_put_file": _in_thread(_upload),
+        "_rm_file": _in_thread(base.rm_file),
     }
     return type(base)("HfFileSystem", (base,), methods)
 
 
 def connect(filesystem: Any) -> None:
-    """Give a filesystem a client of its own, and its credentials.
+    """Give a filesystem its own client and credentials.
 
-    The client that huggingface_hub shares is closed in every forked process, which waits for ever
-    for a lock if another thread had a request under way. And what else it would say of us in each
-    request it asks the Hub for first, while all others would wait.
+    huggingface_hub's shared client is closed in forked processes, and that deadlocks if another
+    thread had a request in progress. In addition, the shared client first asks the Hub for
+    metadata that it adds to every request, and other requests would wait for that.
     """
     filesystem.client = import_module("huggingface_hub").get_async_session()
     package = type(filesystem.client).__module__.partition(".")[0]
-    import_module("logging").getLogger(package).addFilter(_unsigned)
-    filesystem.threads = Threads(lambda: None, lambda _: None)
+    import_module("logging").getLogger(package).addFilter(_redact_record)
+    filesystem.threads = DriverThreads(lambda: None, lambda _: None)
     filesystem.credentials = _credentials(filesystem.token)
 
 
-def _unsigned(record: LogRecord) -> bool:
-    """Take the signatures out of the addresses of our requests, which the client writes down."""
-    if _asking.get() and isinstance(record.args, tuple):
-        kept = (int, float)
-        record.args = tuple(a if isinstance(a, kept) else redact(str(a), ()) for a in record.args)
+def _redact_record(record: LogRecord) -> bool:
+    """Remove signatures from the URLs of npstream's requests that the client logs."""
+    if _is_requesting.get() and isinstance(record.args, tuple):
+        numbers = (int, float)
+        record.args = tuple(
+            arg if isinstance(arg, numbers) else redact(str(arg), ()) for arg in record.args
+        )
     return True
 
 
 def _credentials(token: str | bool | None) -> dict[str, str]:
-    """Return the header that says who asks, renewed where a login had to be."""
-    found = import_module("huggingface_hub.utils").get_token_to_send(token)
-    return {"authorization": f"Bearer {found}"} if found else {}
+    """Return the authorization header; huggingface_hub renews an expired login for it."""
+    to_send = import_module("huggingface_hub.utils").get_token_to_send(token)
+    return {"authorization": f"Bearer {to_send}"} if to_send else {}
 
 
-async def _ask(filesystem: Any, method: str, url: str, **options: Any) -> Any:
-    """Return the JSON body of a response, and the response."""
-    async with _answer(filesystem, method, url, **options) as answer:
-        check_encoding(answer.headers, url)
-        return json.loads(await read_body(_reader(answer), _MAX_METADATA)), answer
+async def _request_json(filesystem: Any, method: str, url: str, **options: Any) -> Any:
+    """Send a request; return the JSON body of the response, and the response."""
+    async with _open_response(filesystem, method, url, **options) as response:
+        check_encoding(response.headers, url)
+        return json.loads(await read_body(_reader(response), _MAX_METADATA)), response
 
 
 @asynccontextmanager
-async def _answer(filesystem: Any, method: str, url: str, **options: Any) -> AsyncIterator[Any]:
+async def _open_response(
+    filesystem: Any, method: str, url: str, **options: Any
+) -> AsyncIterator[Any]:
     """Send a request, follow redirects, and yield the response with its body unread."""
     before = filesystem.credentials
-    answer = await _send(filesystem, method, url, **options)
-    if answer.status_code == 401:
+    response = await _send(filesystem, method, url, **options)
+    if response.status_code == 401:
         filesystem.credentials = await filesystem.threads.run(
             lambda _: _credentials(filesystem.token)
         )
         if filesystem.credentials != before:
-            await answer.aclose()
-            answer = await _send(filesystem, method, url, **options)
+            await response.aclose()
+            response = await _send(filesystem, method, url, **options)
     try:
-        if answer.is_error:
-            await _refuse(answer)
-        yield answer
+        if response.is_error:
+            await _raise_for_status(response)
+        yield response
     finally:
-        await answer.aclose()
+        await response.aclose()
 
 
 async def _send(filesystem: Any, method: str, url: str, **options: Any) -> Any:
     headers = {**filesystem.credentials, **_IDENTITY, **options.pop("headers", {})}
-    _asking.set(True)  # for as long as this task of the event loop runs
-    with _named(url):
+    _is_requesting.set(True)  # for as long as this task of the event loop runs
+    with _errors_with_host(url):
         request = filesystem.client.build_request(method, url, headers=headers, **options)
         return await filesystem.client.send(request, stream=True)
 
 
-async def _refuse(answer: Any) -> None:
+async def _raise_for_status(response: Any) -> None:
     """Raise huggingface_hub's exception for an error response."""
-    if not answer.is_stream_consumed:  # the client's own hook may have read it
-        told = await read_body(_reader(answer), _MAX_ERROR)
+    if not response.is_stream_consumed:  # a hook of the client may have read the body
+        body = await read_body(_reader(response), _MAX_ERROR)
         headers = {
-            n: text for n, text in answer.headers.items() if n.startswith(("x-", "content-t"))
+            n: text for n, text in response.headers.items() if n.startswith(("x-", "content-t"))
         }
-        request = answer.request
-        answer = type(answer)(answer.status_code, headers=headers, content=told, request=request)
-    import_module("huggingface_hub.utils").hf_raise_for_status(answer)
+        request = response.request
+        response = type(response)(
+            response.status_code, headers=headers, content=body, request=request
+        )
+    import_module("huggingface_hub.utils").hf_raise_for_status(response)
 
 
-def _reader(answer: Any) -> Callable[[int], Awaitable[bytes]]:
+def _reader(response: Any) -> Callable[[int], Awaitable[bytes]]:
     """Return a function that reads the next part of a body, without decoding it."""
-    parts = answer.aiter_raw(_PART)
+    parts = response.aiter_raw(_CHUNK_BYTES)
 
     async def read(most: int) -> bytes:
-        with _named(str(answer.url)):
+        with _errors_with_host(str(response.url)):
             return bytes(await anext(parts, b""))
 
     return read
 
 
 @contextmanager
-def _named(url: str) -> Iterator[None]:
-    """Add the host to the client's exceptions, whose text does not name it."""
+def _errors_with_host(url: str) -> Iterator[None]:
+    """Add the host to the client's exceptions, whose messages do not contain it."""
     try:
         yield
     except import_module("huggingface_hub.errors").HTTPError as error:
@@ -162,56 +168,56 @@ async def request_range(
 ) -> AsyncIterator[Response]:
     """Request a range of a file, or the whole file if `end` is None."""
     headers = {} if end is None else {"range": f"bytes={start}-{end - 1}"}
-    async with _answer(filesystem, "GET", filesystem.url(path), headers=headers) as answer:
-        yield Response(answer.status_code, answer.headers, path, _reader(answer))
+    async with _open_response(filesystem, "GET", filesystem.url(path), headers=headers) as response:
+        yield Response(response.status_code, response.headers, path, _reader(response))
 
 
 async def _info(self: Any, path: str) -> dict[str, Any]:
-    place = self.resolve_path(path)
-    # As huggingface_hub asks for either.
-    kind = "json" if hasattr(place, "bucket_id") else "data"
-    url = _address(self, place, "paths-info")
-    found, _ = await _ask(self, "POST", url, **{kind: {"paths": [place.path]}})
-    if not found:
+    location = self.resolve_path(path)
+    # The same forms as in huggingface_hub: JSON for buckets, form data for repositories.
+    kind = "json" if hasattr(location, "bucket_id") else "data"
+    url = _api_url(self, location, "paths-info")
+    entries, _ = await _request_json(self, "POST", url, **{kind: {"paths": [location.path]}})
+    if not entries:
         raise FileNotFoundError("the Hub knows no file of that name")
-    return _described(path, found[0])
+    return _file_info(path, entries[0])
 
 
 async def _list(self: Any, path: str, detail: bool = True) -> list[dict[str, Any]]:
-    """Return what is right below a path."""
+    """Return the infos of the entries directly below a path."""
     return list((await _find(self, path, recursive=False)).values())
 
 
 async def _find(
     self: Any, path: str, detail: bool = True, recursive: bool = True
 ) -> dict[str, Any]:
-    place = self.resolve_path(path)
-    folder = f"/{quote(place.path, safe='')}" if place.path else ""
-    url = f"{_address(self, place, 'tree')}{folder}"
+    location = self.resolve_path(path)
+    folder = f"/{quote(location.path, safe='')}" if location.path else ""
+    url = f"{_api_url(self, location, 'tree')}{folder}"
     query: dict[str, str] | None = {"recursive": str(recursive).lower()}
-    root = path.removesuffix(place.path).rstrip("/")
-    found = {}
+    root = path.removesuffix(location.path).rstrip("/")
+    infos = {}
     while url:
-        page, answer = await _ask(self, "GET", url, params=query)
+        page, response = await _request_json(self, "GET", url, params=query)
         for entry in page:
             name = f"{root}/{entry['path']}"
-            found[name] = _described(name, entry)
-        # The address of the next page has the query in it.
-        url, query = answer.links.get("next", {}).get("url"), None
-    return found
+            infos[name] = _file_info(name, entry)
+        # The URL of the next page contains the query.
+        url, query = response.links.get("next", {}).get("url"), None
+    return infos
 
 
-def _address(filesystem: Any, place: Any, what: str) -> str:
-    """Return where the Hub tells of the files of a repository or bucket."""
+def _api_url(filesystem: Any, location: Any, endpoint: str) -> str:
+    """Return the URL of an endpoint of the Hub's API for a repository or bucket."""
     root = f"{filesystem.endpoint}/api"
-    if hasattr(place, "bucket_id"):
-        return f"{root}/buckets/{place.bucket_id}/{what}"
-    revision = quote(place.revision, safe="")
-    return f"{root}/{place.repo_type}s/{place.repo_id}/{what}/{revision}"
+    if hasattr(location, "bucket_id"):
+        return f"{root}/buckets/{location.bucket_id}/{endpoint}"
+    revision = quote(location.revision, safe="")
+    return f"{root}/{location.repo_type}s/{location.repo_id}/{endpoint}/{revision}"
 
 
-def _described(path: str, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what fsspec says of a file, from what the Hub says."""
+def _file_info(path: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the info of a file in fsspec's form from an entry of the Hub."""
     return {
         "name": path,
         "type": entry["type"],
@@ -223,7 +229,7 @@ def _described(path: str, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upload(filesystem: Any, data: bytes | str, path: str, parent: str | None = None) -> None:
-    """Commit a file, given as bytes or as the path of a local one, to a branch that may not move.
+    """Commit a file, given as bytes or as the path of a local file.
 
     Parameters
     ----------
@@ -231,45 +237,45 @@ def _upload(filesystem: Any, data: bytes | str, path: str, parent: str | None = 
     data : bytes or str
     path : str
     parent : str, optional
-        The commit that must be the newest.
+        The commit that must be the newest on the branch.
     """
-    place, api = filesystem.resolve_path(path), filesystem._api
-    if hasattr(place, "bucket_id"):
-        api.batch_bucket_files(place.bucket_id, add=[(data, place.path)])
+    location, api = filesystem.resolve_path(path), filesystem._api
+    if hasattr(location, "bucket_id"):
+        api.batch_bucket_files(location.bucket_id, add=[(data, location.path)])
     else:
-        where = {"repo_id": place.repo_id, "repo_type": place.repo_type}
+        repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
         api.upload_file(
-            path_or_fileobj=data, path_in_repo=place.path, revision=place.revision,
-            parent_commit=parent, **where,
+            path_or_fileobj=data, path_in_repo=location.path, revision=location.revision,
+            parent_commit=parent, **repo,
         )  # fmt: skip
 
 
 async def commit_file(filesystem: Any, path: str, data: bytes) -> None:
-    """Commit a new file; raise FileExistsError if there is one of that name."""
-    place = filesystem.resolve_path(path)
-    if hasattr(place, "bucket_id"):
+    """Commit a new file; raise FileExistsError if the file exists."""
+    location = filesystem.resolve_path(path)
+    if hasattr(location, "bucket_id"):
         raise OSError(errno.EOPNOTSUPP, "a bucket creates no file in one step")
-    await filesystem.threads.run(lambda _: _create(filesystem, place, path, data))
+    await filesystem.threads.run(lambda _: _create(filesystem, location, path, data))
 
 
-def _create(filesystem: Any, place: Any, path: str, data: bytes) -> None:
+def _create(filesystem: Any, location: Any, path: str, data: bytes) -> None:
     api = filesystem._api
-    where = {"repo_id": place.repo_id, "repo_type": place.repo_type}
+    repo = {"repo_id": location.repo_id, "repo_type": location.repo_type}
     while True:
-        newest = api.repo_info(revision=place.revision, **where).sha
-        if api.get_paths_info(paths=[place.path], revision=newest, **where):
+        newest = api.repo_info(revision=location.revision, **repo).sha
+        if api.get_paths_info(paths=[location.path], revision=newest, **repo):
             raise FileExistsError(path)
         try:
             _upload(filesystem, data, path, parent=newest)
             return
         except import_module("huggingface_hub.errors").HfHubHTTPError as error:
-            # Each time another's commit was first, so it does not go on for ever.
+            # Another commit was first. The loop ends, since each iteration sees a new commit.
             if error.response.status_code != HTTPStatus.PRECONDITION_FAILED:
                 raise
 
 
-def _blocking(method: Any) -> Any:
-    """Return a coroutine function that does what a method does, in a thread."""
+def _in_thread(method: Any) -> Any:
+    """Return a coroutine function that calls a method in a thread."""
 
     async def call(self: Any, *args: Any) -> Any:
         return await self.threads.run(lambda _: method(self, *args))

@@ -1,4 +1,4 @@
-"""Where a dataset's files live: local directories, whose files are mapped in place, or a URL."""
+"""Stores of files in local directories, and `open_store`, which also opens URLs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from npstream._core.memory import ensure_fits, map_file, open_file
 from npstream._core.redaction import redacted_url
 from npstream._core.typing import Body, Bytes, Span
 from npstream.errors import StorageError
-from npstream.storage.urls import Location, local_path, location, scheme_of
+from npstream.storage.urls import Location, local_path, location_str, scheme_of
 
 if TYPE_CHECKING:
     from npstream.storage.remote import RemoteStore
 
 __all__ = ["LocalStore", "Store", "open_store", "options_for"]
 
-_COPIED = 1 << 20
+_COPY_BYTES = 1 << 20
 
 _ATTEMPTS = 5
-"""How often a directory may be removed while a file is being created in it."""
+"""How often a directory may vanish while a file is being created in it."""
 
-_SYNCS = 32
-"""Files that are brought to the disk at once."""
+_SYNC_THREADS = 32
+"""The maximum number of files that are synced to disk concurrently."""
 
 _FEW_FILES = 4
-"""Files that are brought there one after the other, as threads would take longer."""
+"""Up to this many files are synced one after the other: threads would take longer."""
 
 Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 
@@ -39,16 +39,16 @@ Store: TypeAlias = Union["LocalStore", "RemoteStore"]
 def options_for(
     url: Location, storage_options: Mapping[str, Any] | None, other: Location
 ) -> Mapping[str, Any] | None:
-    """Return the options of one URL if they are meant for another, too; else None.
+    """Return the options of `url` if they also apply to `other`; else None.
 
-    That is so where both have the same driver, and on the web the same host, as nobody else is to
-    get what may be a password.
+    They apply if both URLs have the same driver and, for web addresses, the same host. No other
+    host may receive the options, which can contain passwords.
     """
     from npstream.storage.drivers import same_service
 
-    here, there = location(url), location(other)
-    is_meant = scheme_of(there) not in ("", "file") and same_service(here, there)
-    return storage_options if is_meant else None
+    text, other_text = location_str(url), location_str(other)
+    is_shared = scheme_of(other_text) not in ("", "file") and same_service(text, other_text)
+    return storage_options if is_shared else None
 
 
 def open_store(
@@ -59,25 +59,25 @@ def open_store(
     retries: int = 4,
     argument: str = "path",
 ) -> Store:
-    """Return the store that a path or URL names; nothing is read.
+    """Return the store of a path or URL, without reading anything.
 
     Parameters
     ----------
     url : str or os.PathLike
-        A path, a ``file://`` URL, or a URL of a scheme that fsspec knows.
+        A path, a ``file://`` URL, or a URL with a scheme that fsspec supports.
     storage_options : mapping, optional
         Options of the driver of a remote store.
     timeout : float
-        Seconds after which a request to a remote store fails, with all its attempts.
+        Seconds after which a request to a remote store fails, including its retries.
     retries : int
-        How often such a request is tried again.
+        How often such a request is retried.
     argument : str
-        The name of the argument that the path or URL was given as, for messages.
+        The argument's name, for messages.
 
     Raises
     ------
     ValueError
-        If nobody knows the scheme.
+        If the scheme is unknown.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def open_store(
     >>> open_store("memory://shelf").where("a")
     'memory://shelf/a'
     """
-    text = location(url, argument)
+    text = location_str(url, argument)
     scheme = scheme_of(text)
     if scheme in ("", "file"):
         if storage_options:
@@ -117,92 +117,92 @@ class LocalStore:
         self.root = self.identity = root
 
     def where(self, name: str) -> str:
-        """Return the place of a file, for messages and for reading."""
+        """Return the path of a file."""
         return os.path.join(self.root, *name.split("/"))
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is a file of that name."""
+        """Return True if the file exists."""
         return os.path.isfile(self.where(name))
 
-    def exist(self, names: Iterable[str]) -> list[bool]:
-        """Tell of each name whether there is such a file."""
+    def exist_many(self, names: Iterable[str]) -> list[bool]:
+        """Return for each name whether the file exists."""
         return [self.exists(name) for name in names]
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file."""
+        """Return the size of a file in bytes."""
         try:
             return os.stat(self.where(name)).st_size
         except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._error(name, error) from error
 
     def version(self, name: str) -> str:
-        """Return what changes whenever the file does."""
+        """Return the version of a file, which changes when the file does."""
         try:
-            found = os.stat(self.where(name))
+            status = os.stat(self.where(name))
         except OSError as error:
-            raise self._failed(name, error) from error
-        return f"{found.st_size}:{found.st_mtime_ns}"
+            raise self._error(name, error) from error
+        return f"{status.st_size}:{status.st_mtime_ns}"
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
-        """Return a whole file, which must have the bytes that are given."""
+        """Return a whole file; raise StorageError if its size is not `nbytes`."""
         try:
             with open(open_file(self.where(name)), "rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                if nbytes is not None and found != nbytes:
+                size = os.fstat(file.fileno()).st_size
+                if nbytes is not None and size != nbytes:
                     raise StorageError(
-                        f"{self.where(name)}: {quantity(found, 'byte')}; its index says {nbytes:,}"
+                        f"{self.where(name)}: {quantity(size, 'byte')}; its index says {nbytes:,}"
                     )
-                ensure_fits(found, f"reading {self.where(name)}")
+                ensure_fits(size, f"reading {self.where(name)}")
                 return file.read()
         except StorageError:
             raise
         except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._error(name, error) from error
 
     def sizes(self, names: Iterable[str]) -> list[int | StorageError | None]:
         """Return the sizes of files in bytes, None for missing ones."""
         return [self.size(name) if self.exists(name) else None for name in names]
 
     def map(self, name: str, nbytes: int | None = None) -> Bytes:
-        """Return a whole file as a read-only array over its pages; `nbytes` is not used."""
+        """Return a whole file as a read-only array that is mapped to it; `nbytes` is not used."""
         try:
             return map_file(self.where(name))
         except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._error(name, error) from error
 
     def forget(self, spans: Iterable[Span]) -> None:
-        """Keep no copies of parts of files, whose bytes are wrong: there are none."""
+        """No-op: a local store keeps no damaged copies."""
 
     def stream(self, spans: Iterable[Span]) -> Iterator[tuple[int, bytes]]:
-        """Yield parts of files, each with its number; none may be cut short."""
+        """Yield byte ranges of files, each with its number; raise if a range is truncated."""
         name, descriptor = "", -1
         try:
-            for number, (wanted, begin, nbytes) in enumerate(spans):
-                if wanted != name:
-                    # One is open at a time: neighbors are mostly of one file.
+            for number, (span_name, begin, nbytes) in enumerate(spans):
+                if span_name != name:
+                    # One open file is enough: successive spans are mostly of the same file.
                     _close(descriptor)
-                    name, descriptor = wanted, -1
+                    name, descriptor = span_name, -1
                     descriptor = open_file(self.where(name))
-                part = os.pread(descriptor, nbytes, begin)
-                if len(part) != nbytes:
+                body = os.pread(descriptor, nbytes, begin)
+                if len(body) != nbytes:
                     raise StorageError(
-                        f"{self.where(name)}: {len(part):,} of {quantity(nbytes, 'byte')} at "
+                        f"{self.where(name)}: {len(body):,} of {quantity(nbytes, 'byte')} at "
                         f"{begin}; the file is shorter than its index says"
                     )
-                yield number, part
+                yield number, body
         except StorageError:
             raise
         except OSError as error:
-            raise self._failed(name, error) from error
+            raise self._error(name, error) from error
         finally:
             _close(descriptor)
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
-        """Return parts of files, each given as name, first byte and length, in that order."""
-        return [part for _, part in self.stream(spans)]
+        """Return byte ranges of files in the order of `spans`: name, first byte, length."""
+        return [body for _, body in self.stream(spans)]
 
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield the names that begin so, and the sizes of the files."""
+        """Yield the names that start with `prefix`, and the sizes of the files."""
         top = os.path.join(self.root, *prefix.rpartition("/")[0].split("/"))
         for folder, folders, files in os.walk(top):
             folders.sort()
@@ -213,21 +213,21 @@ class LocalStore:
                     yield name, self.size(name)
 
     def entries(self) -> list[str]:
-        """Return the names in this directory, those of directories with a slash behind."""
-        with self._reporting("", "list"), os.scandir(self.root) as found:
-            return sorted(entry.name + "/" * entry.is_dir() for entry in found)
+        """Return the names in this directory; names of directories end with a slash."""
+        with self._storage_errors("", "list"), os.scandir(self.root) as entries:
+            return sorted(entry.name + "/" * entry.is_dir() for entry in entries)
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
-        """Store a file, given as bytes or as the path of another; it appears whole."""
+        """Store a file, given as bytes or as the path of another file; it appears whole."""
         with (
-            self.draft(name, self._content(name, data), os.urandom(8).hex(), []) as draft,
-            self._reporting(name, "store"),
+            self.draft(name, self._pieces(name, data), os.urandom(8).hex(), []) as draft,
+            self._storage_errors(name, "store"),
         ):
             draft.sync()
             draft.replace()
 
     def put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
-        """Store files: they have their names once all are whole and on the disk."""
+        """Store files. They get their names after all of them are complete and synced to disk."""
         token = os.urandom(8).hex()
         with ExitStack() as stack:
             drafts = [
@@ -236,139 +236,139 @@ class LocalStore:
             ]
             self.sync_all(drafts, "store")
             for name, draft in drafts:
-                with self._reporting(name, "store"):
+                with self._storage_errors(name, "store"):
                     draft.replace()
 
-    def sync_all(self, drafts: Sequence[tuple[str, Draft]], what: str) -> None:
-        """Bring files to the disk, many at once: file systems commit these together.
+    def sync_all(self, drafts: Sequence[tuple[str, Draft]], action: str) -> None:
+        """Sync files to disk concurrently, because file systems commit concurrent syncs together.
 
         Parameters
         ----------
         drafts : sequence of (str, Draft)
-            The names of the files, and where they are now.
-        what : str
-            What is done with them, for messages.
+            The names of the files, and their drafts.
+        action : str
+            For messages: "store".
         """
-        left, failed = deque(drafts), list[StorageError]()
+        queue, errors = deque(drafts), list[StorageError]()
 
         def sync() -> None:
-            while not failed:
+            while not errors:
                 try:
-                    name, draft = left.popleft()
+                    name, draft = queue.popleft()
                 except IndexError:
                     return
                 try:
-                    with self._reporting(name, what):
+                    with self._storage_errors(name, action):
                         draft.sync()
                 except StorageError as error:
-                    failed.append(error)
+                    errors.append(error)
 
         threads: list[threading.Thread] = []
         try:
             if len(drafts) > _FEW_FILES:
-                # None can be started where their number is limited, or the interpreter ends.
+                # Starting a thread fails at the limit of threads, and while the interpreter exits.
                 with suppress(RuntimeError):
-                    for _ in range(min(_SYNCS, len(drafts)) - 1):
+                    for _ in range(min(_SYNC_THREADS, len(drafts)) - 1):
                         thread = threading.Thread(target=sync, name="npstream-sync")
                         thread.start()
                         threads.append(thread)
             sync()
         finally:
-            left.clear()
+            queue.clear()
             for thread in threads:
                 thread.join()
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
 
-    def _content(self, name: str, data: bytes | str | os.PathLike[str]) -> Iterator[Body]:
-        """Yield bytes, or the content of a file that is to be stored."""
+    def _pieces(self, name: str, data: bytes | str | os.PathLike[str]) -> Iterator[Body]:
+        """Yield the content of a file to store: `data`, or pieces of the file that `data` names."""
         if isinstance(data, bytes | bytearray | memoryview):
             yield data
             return
-        with self._reporting(name, "store"):
+        with self._storage_errors(name, "store"):
             descriptor = open_file(os.fspath(data))
         with open(descriptor, "rb") as source:
-            while piece := source.read(_COPIED):
+            while piece := source.read(_COPY_BYTES):
                 yield piece
 
     @contextmanager
     def draft(
         self, name: str, pieces: Iterable[Body], token: str, folders: list[str]
     ) -> Iterator[Draft]:
-        """Write a file under a hidden name; remove it in the end.
+        """Write a draft: a temporary file under a hidden name. Remove it when the block ends.
 
-        It is on the disk once its `Draft.sync` has returned.
+        The content is on disk after `Draft.sync` has returned.
 
         Parameters
         ----------
         name : str
-            The file whose directory it is written to, and whose name it may be given.
+            The final name of the file. The draft is in the same directory.
         pieces : iterable of bytes-like
-            The content. Each piece is used before the next is asked for.
+            The content. Each piece is written before the next is requested.
         token : str
-            What the hidden name has in it.
+            A part of the hidden name.
         folders : list of str
-            Directories that are made are added to it.
+            Directories that are made are appended to it.
         """
         draft = Draft(self.where(name), token)
         try:
-            with self._reporting(name, "store"):
+            with self._storage_errors(name, "store"):
                 file = draft.open(folders)
             try:
                 for piece in pieces:
-                    with self._reporting(name, "store"):
+                    with self._storage_errors(name, "store"):
                         file.write(piece)
             finally:
-                with self._reporting(name, "store"):
-                    file.close()  # writes what is buffered, so that it, too, can meet a full disk
+                with self._storage_errors(name, "store"):
+                    file.close()  # flushes the buffer, and so may find the disk full
             yield draft
         finally:
             with suppress(OSError):
                 os.unlink(draft.path)
 
     def make_folders(self, folders: list[str]) -> None:
-        """Make this directory and those above it; add what was made to a list, from the top."""
-        with self._reporting("", "make the directory of"):
+        """Make this directory and its parents; append the new ones to `folders`, top first."""
+        with self._storage_errors("", "make the directory of"):
             _make_folders(self.root, folders)
 
     def remove_folder(self, folder: str) -> None:
-        """Remove a directory that was made, unless something is in it."""
+        """Remove a directory if it is empty."""
         with suppress(OSError):
             os.rmdir(folder)
 
     def sync(self, folder: str) -> None:
-        """Bring to the disk which files are in a directory."""
-        with self._reporting("", "store"):
+        """Sync the entries of a directory to disk."""
+        with self._storage_errors("", "store"):
             _sync(folder)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if there is one."""
+        """Remove a file if it exists."""
         try:
             with suppress(FileNotFoundError):
                 os.unlink(self.where(name))
         except OSError as error:
-            raise self._failed(name, error, "remove") from error
+            raise self._error(name, error, "remove") from error
 
     @contextmanager
-    def _reporting(self, name: str, what: str) -> Iterator[None]:
-        """Raise what the operating system says as a StorageError that names the file."""
+    def _storage_errors(self, name: str, action: str) -> Iterator[None]:
+        """Raise an OSError in the block as a StorageError that names the file."""
         try:
             yield
         except OSError as error:
-            raise self._failed(name, error, what) from error
+            raise self._error(name, error, action) from error
 
-    def _failed(self, name: str, error: OSError, what: str = "read") -> StorageError:
+    def _error(self, name: str, error: OSError, action: str = "read") -> StorageError:
         reason = error.strerror or str(error)
-        return StorageError(error.errno, f"{reason}: cannot {what} this file", self.where(name))
+        return StorageError(error.errno, f"{reason}: cannot {action} this file", self.where(name))
 
 
 class Draft:
-    """A file that is written under a hidden name, in the directory where it will have another.
+    """A temporary file under a hidden name, in the directory of the final file.
 
     Attributes
     ----------
     path : str
-        Where it is now.
+        The path of the temporary file.
     """
 
     def __init__(self, target: str, token: str) -> None:
@@ -377,33 +377,34 @@ class Draft:
         self.path = os.path.join(folder, f".{base}.{token}.tmp")
 
     def open(self, folders: list[str]) -> BinaryIO:
-        """Create the file, and its directory if need be."""
+        """Create the temporary file, and its directory if necessary."""
         folder = os.path.dirname(self.path)
         for _ in range(_ATTEMPTS):
             _make_folders(folder, folders)
-            # A write that gives up removes the directory that it made.
+            # A concurrent write that fails removes the directories that it made.
             with suppress(FileNotFoundError):
                 return open(self.path, "xb")
         raise FileNotFoundError(errno.ENOENT, "it is removed again and again", folder)
 
     def sync(self) -> None:
-        """Bring the file's content to the disk."""
+        """Sync the content to disk."""
         _sync(self.path)
 
     def replace(self) -> None:
-        """Give the file its name, which may have been another's."""
+        """Rename the draft to its final name; replace a file of that name."""
         os.replace(self.path, self._target)
 
     def link(self) -> None:
-        """Give the file its name; raise FileExistsError if it is taken."""
+        """Link the draft to its final name; raise FileExistsError if the name exists."""
         try:
             os.link(self.path, self._target)
         except FileExistsError:
-            # A server of files may repeat a request whose answer was lost.
+            # A network file system may repeat a request whose response was lost: if the draft has
+            # two links, the first attempt succeeded.
             if os.stat(self.path).st_nlink == 1:
                 raise
         except OSError:
-            # No hard links on this file system: the name is reserved, and then used.
+            # The file system has no hard links: create the name exclusively, then replace it.
             os.close(os.open(self._target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
             try:
                 self.replace()
@@ -412,14 +413,14 @@ class Draft:
                 raise
 
 
-def identity(path: str) -> tuple[int, ...]:
-    """Return what tells a file from others, and stays the same when it gets another name."""
+def file_id(path: str) -> tuple[int, ...]:
+    """Return a key that identifies a file and its content, and that a rename does not change."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _sync(path: str) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
+    """Sync a file, or the entries of a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -440,7 +441,7 @@ def _make_folders(folder: str, made: list[str]) -> None:
             made.pop()
             if not isinstance(error, FileExistsError) or not os.path.isdir(folder):
                 raise
-            # Another has made it meanwhile.
+            # Another process has made it meanwhile.
 
 
 def _close(descriptor: int) -> None:

@@ -1,8 +1,8 @@
-"""Small ranges of objects in S3 by obstore, where it is installed; all else is s3fs's.
+"""Range requests to S3 through obstore, which is faster than s3fs for small ranges.
 
-s3fs goes first: how it reaches a bucket (endpoint, region, style of address, headers), and as whom,
-comes of many settings and conventions, so what it sends is looked at, and obstore told to send the
-same. What obstore cannot be told goes on through s3fs.
+Many settings and conventions determine how s3fs reaches a bucket: endpoint, region, address style,
+headers and credentials. So s3fs sends the first requests, and obstore is configured to send the
+same. If obstore does not support one of the settings, s3fs continues to read.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from npstream.storage.responses import ResponseError, SurplusError, check_encodi
 
 __all__ = ["FastRanges", "fast_ranges"]
 
-FIRST = 32
-"""How many of them s3fs reads first: opening a dataset, and a look at it, take fewer.
+WARMUP_READS = 32
+"""The number of ranges that s3fs reads before obstore starts.
 
-To start obstore takes 20 to 50 ms, as much as it saves in so many. And its threads are not in
-forked processes, where it would wait for them for ever. A process that has done no more than open
-a dataset has none yet, so the workers that it forks get their own.
+Starting obstore takes 20 to 50 ms, which it saves only after about this many ranges. Moreover,
+obstore's threads do not survive a fork, and it would wait for them for ever in the child. Opening
+and inspecting a dataset takes fewer reads, so a process that forks workers after that is safe.
 """
 
-LARGEST = 1 << 20
-"""The most bytes of a range that obstore reads; with more it saves little, and holds them twice."""
+MAX_RANGE = 1 << 20
+"""The largest range that obstore reads, in bytes.
 
-_NEVER = "365days"  # who waits for a request gives it up
+For larger ranges it saves little time, and needs twice the memory.
+"""
+
+_NO_TIMEOUT = "365days"  # npstream cancels requests at their deadlines
 
 _BEFORE_SEND = "before-send.s3.GetObject"  # botocore's event
 
@@ -47,7 +50,7 @@ _HEADERS = {
     *("x-amz-checksum-mode", "x-amz-content-sha256", "x-amz-date", "x-amz-request-payer"),
     *("x-amz-security-token", "x-amz-user-agent", "x-amzn-trace-id"),
 }
-"""What obstore sends too, or what makes no difference to a range."""
+"""Headers that obstore sends as well, or that do not affect a range."""
 
 _STATUS = re.compile(r"non-2xx status code: (\d{3}) ?([^:\n]*)")
 _CODE, _MESSAGE = (re.compile(f"<{tag}>([^<]*)</{tag}>") for tag in ("Code", "Message"))
@@ -56,19 +59,19 @@ _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
 
 _started: set[int] = set()
-"""The processes that loaded obstore: this one, or one that it was forked from."""
+"""The ids of the processes that loaded obstore: this process, or one that it was forked from."""
 
 
 def fast_ranges(
-    kind: type, by_driver: Callable[..., Any], redact: Callable[[str], str]
+    kind: type, driver_read: Callable[..., Any], redact: Callable[[str], str]
 ) -> FastRanges | None:
-    """Return what reads ranges instead of a driver, or None.
+    """Return an object that reads ranges instead of the driver, or None.
 
     Parameters
     ----------
     kind : type
         The driver's class.
-    by_driver : callable
+    driver_read : callable
         Reads a range through the driver.
     redact : callable
         Returns a message without secrets.
@@ -79,114 +82,116 @@ def fast_ranges(
     >>> fast_ranges(MemoryFileSystem, MemoryFileSystem.cat_file, str) is None
     True
     """
-    wanted = os.environ.get("NPSTREAM_OBSTORE", "")
-    if wanted not in ("", "0", "1"):
-        raise ValueError(f"NPSTREAM_OBSTORE={wanted!r}: expected 0 or 1")
+    setting = os.environ.get("NPSTREAM_OBSTORE", "")
+    if setting not in ("", "0", "1"):
+        raise ValueError(f"NPSTREAM_OBSTORE={setting!r}: expected 0 or 1")
     is_s3fs = kind.__module__.partition(".")[0] == "s3fs"
-    if not is_s3fs or wanted == "0" or find_spec("obstore") is None:
+    if not is_s3fs or setting == "0" or find_spec("obstore") is None:
         return None
-    return FastRanges(by_driver, redact)
+    return FastRanges(driver_read, redact)
 
 
 class FastRanges:
-    """Reads ranges of a bucket's objects, in one event loop.
+    """Reads ranges of objects in one bucket through obstore. Use it in one event loop only.
 
     Parameters
     ----------
-    by_driver : callable
+    driver_read : callable
         Reads a range through s3fs.
 
     Attributes
     ----------
     state : str
-        "watching" s3fs, "trying" obstore, "proven" when that has read something, or "off".
+        "watching" while s3fs reads, "trying" from the first read through obstore, "proven" after
+        obstore has read a range, or "off".
     """
 
-    def __init__(self, by_driver: Callable[..., Any], redact: Callable[[str], str]) -> None:
+    def __init__(self, driver_read: Callable[..., Any], redact: Callable[[str], str]) -> None:
         self.state = "watching"
-        self._by_driver = by_driver
+        self._driver_read = driver_read
         self._redact = redact
         self._reads = 0
-        self._client: Any = None
-        self._sent: Any = None
+        self._client: Any = None  # botocore's client, while this watches it
+        self._last_request: Any = None
         self._bucket = ""
-        self._make: Callable[[Any], Any]
+        self._make_store: Callable[[Any], Any]
         self._store: Any = None
         self._credentials: Any = None
-        self._frozen: Any = None
+        self._frozen: Any = None  # a snapshot of the credentials
 
     async def __call__(self, filesystem: Any, path: str, start: int, end: int) -> Any:
-        """Return a range of an object, by one request; what is raised is as s3fs's."""
-        if self.state == "off" or end - start > LARGEST:
-            return await self._by_driver(filesystem, path, start, end)
+        """Return a range of an object with one request; raise the exceptions that s3fs raises."""
+        if self.state == "off" or end - start > MAX_RANGE:
+            return await self._driver_read(filesystem, path, start, end)
         if self.state == "watching":
-            data = await self._watched(filesystem, path, start, end)
+            data = await self._read_and_watch(filesystem, path, start, end)
             self._reads += 1
-            if self._reads >= FIRST and self.state == "watching":
-                await self._translate(filesystem, path)
+            if self._reads >= WARMUP_READS and self.state == "watching":
+                await self._configure(filesystem, path)
             return data
         bucket, key, version = filesystem.split_path(path)
         if bucket == self._bucket and version is None:
             return await self._read(filesystem, path, key, start, end)
-        return await self._by_driver(filesystem, path, start, end)
+        return await self._driver_read(filesystem, path, start, end)
 
-    async def _watched(self, filesystem: Any, path: str, start: int, end: int) -> Any:
-        """Read through s3fs, and note what it sends."""
+    async def _read_and_watch(self, filesystem: Any, path: str, start: int, end: int) -> Any:
+        """Read through s3fs, and record the request that it sends."""
         client = await filesystem.set_session()
         if client is not self._client:
             self._client = client
-            client.meta.events.register(_BEFORE_SEND, self._note)
-        return await self._by_driver(filesystem, path, start, end)
+            client.meta.events.register(_BEFORE_SEND, self._record_request)
+        return await self._driver_read(filesystem, path, start, end)
 
-    def _note(self, request: Any, **_: Any) -> None:
-        self._sent = request
+    def _record_request(self, request: Any, **_: Any) -> None:
+        self._last_request = request
 
-    async def _translate(self, filesystem: Any, path: str) -> None:
-        """Prepare obstore to send what s3fs has sent for a file."""
+    async def _configure(self, filesystem: Any, path: str) -> None:
+        """Configure obstore to send the same requests as s3fs has sent for the object at `path`."""
         bucket, key, version = filesystem.split_path(path)
-        sent, ending = self._sent, "/" + quote(key, safe="/~")
-        if sent is None or version is not None or not sent.url.endswith(ending):
-            return  # it was for another file; perhaps the next one is not
-        headers = {name.lower(): _text(value) for name, value in sent.headers.items()}
+        request, suffix = self._last_request, "/" + quote(key, safe="/~")
+        if request is None or version is not None or not request.url.endswith(suffix):
+            return  # the last request was for another object; try again after the next read
+        headers = {name.lower(): _as_str(value) for name, value in request.headers.items()}
         try:
             if _started - {os.getpid()}:
-                raise _NotAlikeError("a process that had begun to use it was forked")
-            # Before it is imported: a child that is forked during that finds the import locked.
+                raise _UnsupportedError("a process that had begun to use it was forked")
+            # Mark before the import: in a child forked during it, the import lock stays locked.
             _started.add(os.getpid())
-            trusted = _trust(filesystem, self._client)
-            self._make = _maker(bucket, sent.url.removesuffix(ending), headers, trusted)
+            certificates = _trusted_certificates(filesystem, self._client)
+            base = request.url.removesuffix(suffix)
+            self._make_store = _store_factory(bucket, base, headers, certificates)
             signed = "authorization" in headers
             self._credentials = self._client._get_credentials() if signed else None
-            await self._renew()
+            await self._refresh_credentials()
         except Exception as error:
-            told = str(error) if isinstance(error, _NotAlikeError) else type(error).__name__
-            self._give_up(told)
+            is_expected = isinstance(error, _UnsupportedError)
+            self._give_up(str(error) if is_expected else type(error).__name__)
         if self.state == "watching":
             self._bucket, self.state = bucket, "trying"
             self._stop_watching()
 
-    async def _renew(self) -> None:
-        """Take the credentials that s3fs has, and renews before they expire."""
+    async def _refresh_credentials(self) -> None:
+        """Use the current credentials of s3fs, which renews them before they expire."""
         frozen = self._credentials and await self._credentials.get_frozen_credentials()
         if self._store is None or frozen != self._frozen:
-            self._store, self._frozen = self._make(frozen), frozen
+            self._store, self._frozen = self._make_store(frozen), frozen
 
     async def _read(self, filesystem: Any, path: str, key: str, start: int, end: int) -> Any:
-        """Read by obstore; by s3fs if that is refused what it was never given."""
-        await self._renew()
+        """Read through obstore; if obstore may lack a setting of s3fs, read through s3fs."""
+        await self._refresh_credentials()
         try:
             data = await _get(self._store, key, start, end)
-        except ValueError:  # it has no name for an object like a//b
-            return await self._by_driver(filesystem, path, start, end)
+        except ValueError:  # obstore does not support keys such as a//b
+            return await self._driver_read(filesystem, path, start, end)
         except Exception as error:
-            failure = _failure(error)
-            if self.state == "proven" and isinstance(failure, _NoAnswerError):
-                # s3fs says what is wrong.
-                return await self._by_driver(filesystem, path, start, end)
-            if self.state == "proven" or not _is_doubtful(failure):
-                raise failure from None
-            self._give_up(str(failure))
-            return await self._by_driver(filesystem, path, start, end)
+            converted = _as_driver_error(error)
+            if self.state == "proven" and isinstance(converted, _NoAnswerError):
+                # Through s3fs, the exception names the reason.
+                return await self._driver_read(filesystem, path, start, end)
+            if self.state == "proven" or not _may_succeed_through_s3fs(converted):
+                raise converted from None
+            self._give_up(str(converted))
+            return await self._driver_read(filesystem, path, start, end)
         if self.state == "trying":
             self.state = "proven"
         return data
@@ -199,44 +204,44 @@ class FastRanges:
 
     def _stop_watching(self) -> None:
         if self._client is not None:
-            self._client.meta.events.unregister(_BEFORE_SEND, self._note)
-        self._client = self._sent = None
+            self._client.meta.events.unregister(_BEFORE_SEND, self._record_request)
+        self._client = self._last_request = None
 
 
-class _NotAlikeError(Exception):
-    """What s3fs does obstore cannot be told."""
+class _UnsupportedError(Exception):
+    """obstore cannot send the same requests as s3fs."""
 
 
 class _NoAnswerError(ConnectionError):
-    """No answer came, for a reason that obstore does not tell from others.
+    """The server sent no answer, for a reason that obstore's exception does not name.
 
-    That may be an unknown host, an untrusted certificate or another protocol.
+    Possible reasons are an unknown host, an untrusted certificate and another protocol.
     """
 
 
-def _maker(
-    bucket: str, base: str, headers: Mapping[str, str], trusted: bytes | None
+def _store_factory(
+    bucket: str, base: str, headers: Mapping[str, str], certificates: bytes | None
 ) -> Callable[[Any], Any]:
-    """Return what makes, of credentials, a store that sends what s3fs has sent."""
+    """Return a function that makes a store, from credentials, which sends requests as s3fs does."""
     scope = _SCOPE.match(headers.get("authorization", ""))
     if scope is None and "authorization" in headers:
-        raise _NotAlikeError("it signs in another way")
+        raise _UnsupportedError("it signs in another way")
     if unknown := sorted(headers.keys() - _HEADERS):
-        raise _NotAlikeError(f"it cannot send {', '.join(unknown)}")
+        raise _UnsupportedError(f"it cannot send {', '.join(unknown)}")
     store = import_module("obstore.store").S3Store
     settings = {
-        # The place of the bucket itself, for which "virtual hosted" stands. It takes a name of
-        # the second from the environment, before the first.
+        # With virtual_hosted_style_request, the endpoint is the URL of the bucket itself. Both
+        # keys are set: otherwise aws_endpoint_url_s3 from the environment would take precedence.
         **dict.fromkeys(("endpoint", "aws_endpoint_url_s3"), base),
         "virtual_hosted_style_request": True,
         "region": scope[1] if scope else "us-east-1",
         "skip_signature": scope is None,
         "request_payer": "x-amz-request-payer" in headers,
     }
-    client: dict[str, Any] = {"timeout": _NEVER, "connect_timeout": _NEVER}
+    client: dict[str, Any] = {"timeout": _NO_TIMEOUT, "connect_timeout": _NO_TIMEOUT}
     client["allow_http"] = base.startswith("http://")
-    if trusted is not None:
-        client["root_certificate"] = trusted
+    if certificates is not None:
+        client["root_certificate"] = certificates
 
     def make(frozen: Any) -> Any:
         def credentials() -> dict[str, Any]:
@@ -255,65 +260,68 @@ def _maker(
     return make
 
 
-def _trust(filesystem: Any, client: Any) -> bytes | None:
-    """Return the certificates that s3fs was told to trust."""
+def _trusted_certificates(filesystem: Any, client: Any) -> bytes | None:
+    """Return the certificates that s3fs is configured to trust, or None for the default."""
     config = client.meta.config
     if config.proxies or config.proxies_config or config.client_cert:
-        raise _NotAlikeError("a proxy or a client's certificate is set")
+        raise _UnsupportedError("a proxy or a client's certificate is set")
     verify = filesystem.client_kwargs.get("verify")
     if verify is None:
         verify = filesystem.session.get_config_variable("ca_bundle")
     if verify is False:
-        raise _NotAlikeError("certificates are not verified")
+        raise _UnsupportedError("certificates are not verified")
     return Path(verify).read_bytes() if isinstance(verify, str) else None
 
 
 async def _get(store: Any, key: str, start: int, end: int) -> bytes:
     """Return a range. obstore itself compares Content-Range with the request."""
-    answer = await import_module("obstore").get_async(store, key, options={"range": (start, end)})
-    check_encoding({"content-encoding": answer.attributes.get("Content-Encoding")}, key)
-    body = aiter(answer.stream(min_chunk_size=end - start))
-    parts, left = [], end - start
-    while left > 0:  # not until the end of the stream, which takes as long as its first part
+    response = await import_module("obstore").get_async(store, key, options={"range": (start, end)})
+    check_encoding({"content-encoding": response.attributes.get("Content-Encoding")}, key)
+    body = aiter(response.stream(min_chunk_size=end - start))
+    parts, remaining = [], end - start
+    while remaining > 0:  # waiting for the end of the stream would take as long as the first part
         part = await anext(body, b"")
         if not part:
-            raise ResponseError(f"{end - start - left:,} of {quantity(end - start, 'byte')} came")
+            raise ResponseError(
+                f"{end - start - remaining:,} of {quantity(end - start, 'byte')} came"
+            )
         parts.append(part)
-        left -= len(part)
-    if left:
+        remaining -= len(part)
+    if remaining:
         raise SurplusError(end - start)
     return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
-def _failure(error: Exception) -> Exception:
-    """Return an exception as s3fs's driver raises it for what obstore's text says."""
+def _as_driver_error(error: Exception) -> Exception:
+    """Return the exception that s3fs would raise for an exception of obstore."""
     if isinstance(error, ResponseError):
         return error
     text, _, details = str(error).partition("\n\nDebug source:")
     if (status := _STATUS.search(text)) is not None:
-        code, message = _CODE.search(text), _MESSAGE.search(text)
-        answer = {
+        code, match = _CODE.search(text), _MESSAGE.search(text)
+        response = {
             "Error": {
                 "Code": code[1] if code else status[1],
-                "Message": message[1] if message else status[2],
+                "Message": match[1] if match else status[2],
             },
             "ResponseMetadata": {"HTTPStatusCode": int(status[1])},
         }
-        made: Exception = import_module("botocore.exceptions").ClientError(answer, "GetObject")
-        return made
+        client_error = import_module("botocore.exceptions").ClientError
+        converted: Exception = client_error(response, "GetObject")
+        return converted
     if "non-partial response" in text:
         return ResponseError("a whole object came; the server ignores Range requests", False)
-    said = ": ".join([text, *_REASON.findall(details)[-1:]])
+    message = ": ".join([text, *_REASON.findall(details)[-1:]])
     if (code := _OS_CODE.search(details)) is not None:
-        return OSError(int(code[1]), said)
-    return _NoAnswerError(said) if _NO_ANSWER.search(details) else ConnectionError(said)
+        return OSError(int(code[1]), message)
+    return _NoAnswerError(message) if _NO_ANSWER.search(details) else ConnectionError(message)
 
 
-def _is_doubtful(failure: Exception) -> bool:
-    """Tell whether s3fs, with what it knows, might not have failed."""
-    refused = classify(failure).code in (errno.EACCES, errno.EINVAL)
-    return refused or isinstance(failure, OSError)
+def _may_succeed_through_s3fs(error: Exception) -> bool:
+    """Return True if s3fs, with its other settings, may read where obstore failed."""
+    is_refused = classify(error).code in (errno.EACCES, errno.EINVAL)
+    return is_refused or isinstance(error, OSError)
 
 
-def _text(value: str | bytes) -> str:
+def _as_str(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("latin-1")

@@ -1,8 +1,8 @@
-"""Files in object stores and on other machines: the one door to fsspec.
+"""Stores of remote files: object stores and other machines, reached through fsspec.
 
-All requests of a process run in fsspec's event loop: coroutines of drivers that have them,
-threads for those that block. Each has a deadline, within which it is tried again after a failure
-that may pass. No wait is without an end, and no driver's exception leaves this module.
+All requests of a process run in fsspec's event loop: drivers with coroutines directly, drivers that
+block in threads. Every wait has a deadline, and a request is retried only until its deadline. No
+driver's exception leaves this module.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from npstream._core.memory import ensure_fits
 from npstream._core.redaction import Redactor, place_hash, redacted_url
 from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
-from npstream.storage.deadlines import Patience
-from npstream.storage.drivers import SCHEMES, Driver, Route, imports, missing, route
+from npstream.storage.deadlines import Deadlines
+from npstream.storage.drivers import SCHEMES, Driver, Route, find_route, import_lock, missing_driver
 from npstream.storage.obstore import fast_ranges
-from npstream.storage.requests import Job, Waits, persist, results
-from npstream.storage.threads import Threads
+from npstream.storage.requests import Cancellation, Request, run_requests, run_with_retries
+from npstream.storage.threads import DriverThreads
 from npstream.storage.urls import is_http
 from npstream.storage.versions import Version, version_of
 
@@ -41,15 +41,15 @@ __all__ = ["RemoteStore", "known_schemes"]
 T = TypeVar("T")
 
 WHOLE_REQUEST = 1 << 23
-"""Bytes of each of the requests that together read a whole file."""
+"""A whole file is read in range requests of this many bytes."""
 
 MAX_UNSIZED = 1 << 30
 """The maximum number of bytes to read of a file of unknown size."""
 
 UNKNOWN_SIZE = -1
-"""The size of a file whose size the server does not tell."""
+"""Stands for the size of a file if the server does not report it."""
 
-_REQUESTS = 32
+_DEFAULT_REQUESTS = 32
 
 _PATH = "path"
 """Stands for a path in the URLs that drivers parse."""
@@ -58,9 +58,9 @@ _PATH = "path"
 class RemoteStore:
     """The files below a URL.
 
-    It may be used by any thread, and pickled, and goes on working in forked processes: what
-    belongs to a process is made there, at the first use. Its pickle holds the options, and so
-    their secrets; its repr and its errors do not.
+    Any thread may use a store. A store can be pickled, and it works in forked processes: each
+    process makes its own connection at the first use. The pickle contains the options with their
+    secrets; the repr and the error messages do not.
 
     Parameters
     ----------
@@ -68,22 +68,22 @@ class RemoteStore:
     storage_options : mapping, optional
         Options of the driver.
     timeout : float
-        Seconds after which a request fails, with all its attempts. A transfer of more than
-        16 MiB in one piece has proportionally more.
+        Seconds after which a request fails, including its retries. A request for more than 16 MiB
+        has proportionally more time.
     retries : int
-        How often a request is tried again after a failure that may pass.
+        How often a request is retried after a transient failure.
 
     Attributes
     ----------
     root : str
-        The URL without what may be secret in it, for messages.
+        The URL without secrets, for messages.
     identity : str
-        A hash that tells it from other places.
+        A hash that differs between stores.
 
     Raises
     ------
     ValueError
-        If a setting makes no sense, or a web address has a fragment.
+        If `timeout` or `retries` is out of range, or a web address has a fragment.
 
     Examples
     --------
@@ -116,11 +116,11 @@ class RemoteStore:
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = redacted_url(url)
         self.identity = place_hash(url, self._options)
-        self._waits = Waits(self.root)
+        self._cancellation = Cancellation(self.root)
         scheme, _, rest = url.partition("://")
         service = place_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
-        self.patience = Patience(service)
-        self._links: dict[int, _Link] = {}
+        self.deadlines = Deadlines(service)
+        self._connections: dict[int, _StoreConnection] = {}  # by process id
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.root!r})"
@@ -128,51 +128,51 @@ class RemoteStore:
     def __reduce__(self) -> tuple[Any, ...]:
         _require_picklable(self._options, "storage_options")
         arguments = (self._url, self._options, self.timeout, self.retries)
-        return type(self), arguments, self.patience.is_known
+        return type(self), arguments, self.deadlines.has_answered
 
-    def __setstate__(self, is_known: bool) -> None:
-        self.patience.is_known = is_known
+    def __setstate__(self, has_answered: bool) -> None:
+        self.deadlines.has_answered = has_answered
 
     @property
-    def uploads(self) -> int:
-        """The most files that one write stores at once."""
-        return self._connect().driver.uploads
+    def max_uploads(self) -> int:
+        """The maximum number of files that one write stores concurrently."""
+        return self._connect().driver.max_uploads
 
     def where(self, name: str) -> str:
         """Return the URL of a file, for messages."""
         return f"{self.root}/{name}"
 
     def exists(self, name: str) -> bool:
-        """Tell whether there is a file of that name."""
-        return self.exist([name]) == [True]
+        """Return True if the file exists."""
+        return self.exist_many([name]) == [True]
 
-    def exist(self, names: Iterable[str]) -> list[bool]:
-        """Tell of each name whether there is such a file; the store is asked for many at once."""
-        link = self._connect()
-        jobs = (self._look(link, name, is_optional=True) for name in names)
-        found = dict(self._results(link, jobs))
-        return [_is_file(found[number]) for number in range(len(found))]
+    def exist_many(self, names: Iterable[str]) -> list[bool]:
+        """Return for each name whether the file exists, with concurrent requests."""
+        connection = self._connect()
+        requests = (self._info_request(connection, name, is_optional=True) for name in names)
+        infos = dict(self._run(connection, requests))
+        return [_is_file(infos[number]) for number in range(len(infos))]
 
     def sizes(self, names: Iterable[str]) -> list[int | StorageError | None]:
-        """Return the sizes of files in bytes, with many requests at once.
+        """Return the sizes of files in bytes, with concurrent requests.
 
-        A size is None if there is no such file, `UNKNOWN_SIZE` if the server does not tell it, and
-        an exception if the request failed.
+        A size is None if the file does not exist, `UNKNOWN_SIZE` if the server does not report it,
+        and an exception if the request failed.
         """
-        link = self._connect()
+        connection = self._connect()
 
-        async def work(job: Job, asked: float) -> int | StorageError | None:
+        async def work(request: Request, wait_start: float) -> int | StorageError | None:
             try:
-                return _size_of(await self._persist(link, job, asked))
+                return _size_of(await self._run_with_retries(connection, request, wait_start))
             except StorageError as error:
                 return error
 
-        jobs = (self._look(link, name, is_optional=True) for name in names)
-        found = dict(self._results(link, jobs, work))
-        return [found[number] for number in range(len(found))]
+        requests = (self._info_request(connection, name, is_optional=True) for name in names)
+        sizes = dict(self._run(connection, requests, work))
+        return [sizes[number] for number in range(len(sizes))]
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file."""
+        """Return the size of a file in bytes."""
         if (size := _size_of(self._info(name))) is None:
             raise StorageError(errno.ENOENT, "a directory, and no file", self.where(name))
         if size == UNKNOWN_SIZE:
@@ -180,19 +180,21 @@ class RemoteStore:
         return size
 
     def version(self, name: str) -> Version:
-        """Return what changes whenever the file does, as far as the server tells."""
+        """Return the version of a file, which changes when the file does."""
         return version_of(self._info(name))
 
     def read(self, name: str, nbytes: int | None = None) -> bytes:
-        """Return a whole file, of a known size in several requests at once."""
-        link = self._connect()
+        """Return a whole file, with concurrent requests unless its size is unknown."""
+        connection = self._connect()
         if nbytes is None:
-            nbytes = _size_of(self._one(link, self._look(link, name, "read this file")))
+            request = self._info_request(connection, name, "read this file")
+            nbytes = _size_of(self._run_one(connection, request))
         if nbytes is None or nbytes == UNKNOWN_SIZE:
-            return bytes(self._one(link, link.whole(self.where(name), name)))
+            request = connection.whole_request(self.where(name), name)
+            return bytes(self._run_one(connection, request))
         ensure_fits(nbytes, f"reading {self.where(name)}")
-        cuts = range(0, nbytes, WHOLE_REQUEST)
-        spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in cuts)
+        offsets = range(0, nbytes, WHOLE_REQUEST)
+        spans = ((name, at, min(WHOLE_REQUEST, nbytes - at)) for at in offsets)
         return b"".join(self.ranges(spans))
 
     def map(self, name: str, nbytes: int | None = None) -> Bytes:
@@ -200,21 +202,22 @@ class RemoteStore:
         return np.frombuffer(self.read(name, nbytes), np.uint8)
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
-        """Return parts of files, each given as name, first byte and length, in that order."""
-        parts = dict(self.stream(spans))
-        return [parts[number] for number in range(len(parts))]
+        """Return byte ranges of files in the order of `spans`: name, first byte, length."""
+        bodies = dict(self.stream(spans))
+        return [bodies[number] for number in range(len(bodies))]
 
     def forget(self, spans: Iterable[Span]) -> None:
-        """Keep no copies of parts of files, whose bytes are wrong: there are none."""
+        """No-op: a store without a cache keeps no damaged copies."""
 
     def stream(self, spans: Iterable[Span]) -> Generator[tuple[int, bytes]]:
-        """Yield parts of files as they arrive, each with its number among the spans.
+        """Yield byte ranges of files as they arrive, each with its number among `spans`.
 
-        No more requests and bytes are under way than fit the bounds; what was yielded does not
-        count. Closing the generator cancels the rest.
+        The number of concurrent requests and their bytes are bounded; ranges that were yielded do
+        not count. Closing the generator cancels the other requests.
         """
-        link = self._connect()
-        return self._results(link, (link.ranged(self.where(span[0]), *span) for span in spans))
+        connection = self._connect()
+        requests = (connection.range_request(self.where(span[0]), *span) for span in spans)
+        return self._run(connection, requests)
 
     @property
     def can_list(self) -> bool:
@@ -222,136 +225,152 @@ class RemoteStore:
         return self._connect().can_list
 
     def names(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Yield the names that begin so, and the sizes of the files."""
-        link = self._connect()
-        folder = link.path(prefix.rpartition("/")[0]).rstrip("/")
-        call = link.method("find", folder, detail=True, **link.strict)
-        job = Job(self.where(prefix), "list the files", call, patience=10.0, is_optional=True)
-        found = self._one(link, job) or {}
-        for path, info in sorted(found.items()):
-            name = link.name(path)
+        """Yield the names that start with `prefix`, and the sizes of the files."""
+        connection = self._connect()
+        folder = connection.path(prefix.rpartition("/")[0]).rstrip("/")
+        call = connection.method("find", folder, detail=True, **connection.find_options)
+        where, action = self.where(prefix), "list the files"
+        request = Request(where, action, call, timeout_factor=10.0, is_optional=True)
+        infos = self._run_one(connection, request) or {}
+        for path, info in sorted(infos.items()):
+            name = connection.name(path)
             if info.get("type") == "file" and name.startswith(prefix) and not name.endswith("/"):
                 size = info.get("size")
                 yield name, self.size(name) if size is None else int(size)
 
     def entries(self) -> list[str]:
-        """Return the names right below this URL, those of directories with a slash behind."""
-        link = self._connect()
-        call = link.method("ls", link.path("").rstrip("/"), detail=True)
-        found = self._one(link, Job(self.root, "list what is below", call, is_optional=True)) or []
-        names = ((link.name(info["name"]), info["type"] == "directory") for info in found)
+        """Return the names directly below this URL; names of directories end with a slash."""
+        connection = self._connect()
+        call = connection.method("ls", connection.path("").rstrip("/"), detail=True)
+        request = Request(self.root, "list what is below", call, is_optional=True)
+        infos = self._run_one(connection, request) or []
+        names = ((connection.name(info["name"]), info["type"] == "directory") for info in infos)
         bare = ((name.rstrip("/"), is_folder) for name, is_folder in names)
         return sorted(
             name + "/" * is_folder for name, is_folder in bare if name and "/" not in name
         )
 
     def put(self, name: str, data: bytes | str | os.PathLike[str]) -> None:
-        """Store a file, given as bytes or as the path of a local one; it appears whole."""
-        link = self._connect()
+        """Store a file, given as bytes or as the path of a local file; it appears whole."""
+        connection = self._connect()
         nbytes = len(data) if isinstance(data, bytes | bytearray | memoryview) else _size(data)
-        call = link.uploader(link.path(name), link.writer(data))
-        self._one(
-            link,
-            Job(self.where(name), f"store {quantity(nbytes, 'byte')} as this file", call, nbytes),
-        )
+        call = connection.uploader(connection.path(name), connection.writer(data))
+        action = f"store {quantity(nbytes, 'byte')} as this file"
+        self._run_one(connection, Request(self.where(name), action, call, nbytes))
 
     def create(self, name: str, data: bytes) -> None:
-        """Store a new file; it appears whole, and never in place of another.
+        """Store a new file; it appears whole, and never replaces another.
 
-        The server sees to that, in one step. So of several that create the same file at once, one
-        does. After a lost answer a second attempt may find the file of the first.
+        The server creates the file in one step. If several processes create the same file, only one
+        succeeds. If the response to the first attempt is lost, the second attempt may find the file
+        of the first, and fail.
 
         Raises
         ------
         StorageError
-            With ``errno.EEXIST`` if there is such a file, which is left as it is; with
+            With ``errno.EEXIST`` if the file exists, which is left as it is; with
             ``errno.EOPNOTSUPP`` if this store cannot create files in one step.
         """
-        link = self._connect()
-        what = f"create this file of {quantity(len(data), 'byte')}"
-        self._one(link, Job(self.where(name), what, link.creator(link.path(name), data), len(data)))
+        connection = self._connect()
+        action = f"create this file of {quantity(len(data), 'byte')}"
+        call = connection.creator(connection.path(name), data)
+        self._run_one(connection, Request(self.where(name), action, call, len(data)))
 
     def make_folders(self, folders: list[str], name: str = "") -> None:
-        """Make a directory and those above it; add what was made to a list, from the top.
+        """Make a directory and its parents; append the new ones to `folders`, top first.
 
-        In object stores there are none to be made.
+        Object stores have no directories, so nothing is made there.
         """
-        link = self._connect()
-        if link.driver.rename is not None:
-            call = partial(_make_folders, folder=link.path(name).rstrip("/"))
-            folders += self._one(link, Job(self.where(name), "make this directory", call))
+        connection = self._connect()
+        if connection.driver.rename is not None:
+            call = partial(_make_folders, folder=connection.path(name).rstrip("/"))
+            request = Request(self.where(name), "make this directory", call)
+            folders += self._run_one(connection, request)
 
-    def sweep(self) -> None:
-        """Remove what uploads that broke off have left under names that nobody looks for."""
-        link = self._connect()
-        while link.left:
-            call = link.remover(link.left[-1])
-            self._one(link, Job(self.root, "remove a file that is left", call, is_optional=True))
-            link.left.pop()
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of uploads that broke off."""
+        connection = self._connect()
+        while connection.leftovers:
+            call = connection.remover(connection.leftovers[-1])
+            action = "remove a file that is left"
+            self._run_one(connection, Request(self.root, action, call, is_optional=True))
+            connection.leftovers.pop()
 
     def remove_folder(self, folder: str) -> None:
-        """Remove a directory that was made, unless something is in it."""
-        link = self._connect()
+        """Remove a directory unless it has files."""
+        connection = self._connect()
         call = partial(_remove_folder, folder=folder)
-        self._one(link, Job(self.root, f"remove the directory {folder}", call, is_optional=True))
+        request = Request(self.root, f"remove the directory {folder}", call, is_optional=True)
+        self._run_one(connection, request)
 
     def remove(self, name: str) -> None:
-        """Remove a file, if there is one."""
+        """Remove a file if it exists."""
         self.remove_all([name])
 
     def remove_all(self, names: Iterable[str]) -> None:
-        """Remove files, many at once, as far as there are any of these names."""
-        link = self._connect()
+        """Remove the files that exist, with concurrent requests."""
+        connection = self._connect()
 
-        def job(name: str) -> Job:
-            call = link.remover(link.path(name))
-            return Job(self.where(name), "remove this file", call, is_optional=True)
+        def removal(name: str) -> Request:
+            call = connection.remover(connection.path(name))
+            return Request(self.where(name), "remove this file", call, is_optional=True)
 
-        wanted = list(names)
-        at_once = len(wanted) if link.driver.uploads > 1 else 1
-        for start in range(0, len(wanted), at_once):
-            for _ in self._results(link, map(job, wanted[start : start + at_once])):
+        names = list(names)
+        concurrent = len(names) if connection.driver.max_uploads > 1 else 1
+        for start in range(0, len(names), concurrent):
+            for _ in self._run(connection, map(removal, names[start : start + concurrent])):
                 pass
 
     def stop(self, threads: Iterable[Thread] | None = None) -> None:
-        """Let the requests of some threads of this process, or of all, fail, now and later."""
-        self._waits.stop(threads)
+        """Fail the requests of `threads`, or of all threads: those pending and all later ones."""
+        self._cancellation.stop(threads)
 
     def _info(self, name: str) -> dict[str, Any]:
-        link = self._connect()
-        return dict(self._one(link, self._look(link, name)))
+        connection = self._connect()
+        return dict(self._run_one(connection, self._info_request(connection, name)))
 
-    def _look(
-        self, link: _Link, name: str, what: str = "look at this file", is_optional: bool = False
-    ) -> Job:
-        return Job(self.where(name), what, link.info_call(link.path(name)), is_optional=is_optional)
+    def _info_request(
+        self,
+        connection: _StoreConnection,
+        name: str,
+        action: str = "look at this file",
+        is_optional: bool = False,
+    ) -> Request:
+        call = connection.info_call(connection.path(name))
+        return Request(self.where(name), action, call, is_optional=is_optional)
 
-    def _connect(self) -> _Link:
-        """Return this process's connection, which is not made before it is used."""
-        if (link := self._links.get(os.getpid())) is not None:
-            return link
-        # Threads that get here at once make one each, and all take the first.
-        return self._links.setdefault(os.getpid(), _Link(self._url, self._options, self.timeout))
+    def _connect(self) -> _StoreConnection:
+        """Return this process's connection; make it at the first use."""
+        if (connection := self._connections.get(os.getpid())) is not None:
+            return connection
+        # Concurrent threads may each make one; `setdefault` gives all of them the first.
+        made = _StoreConnection(self._url, self._options, self.timeout)
+        return self._connections.setdefault(os.getpid(), made)
 
-    def _one(self, link: _Link, job: Job) -> Any:
-        ((_, result),) = self._results(link, [job])
+    def _run_one(self, connection: _StoreConnection, request: Request) -> Any:
+        ((_, result),) = self._run(connection, [request])
         return result
 
-    def _results(
+    def _run(
         self,
-        link: _Link,
-        jobs: Iterable[Job],
-        work: Callable[[Job, float], Any] | None = None,
+        connection: _StoreConnection,
+        requests: Iterable[Request],
+        work: Callable[[Request, float], Any] | None = None,
     ) -> Generator[tuple[int, Any]]:
-        work = work or partial(self._persist, link)
-        return results(jobs, work, link.loop, link.width, self._waits, self.patience, self.timeout)
+        return run_requests(
+            requests, work or partial(self._run_with_retries, connection), connection.loop,
+            connection.width, self._cancellation, self.deadlines, self.timeout,
+        )  # fmt: skip
 
-    def _persist(self, link: _Link, job: Job, asked: float) -> Any:
-        return persist(job, asked, link, self.patience, self.timeout, self.retries)
+    def _run_with_retries(
+        self, connection: _StoreConnection, request: Request, wait_start: float
+    ) -> Any:
+        limits = (self.deadlines, self.timeout, self.retries)
+        return run_with_retries(request, wait_start, connection, *limits)
 
 
-class _Link:
-    """A store's connection, of one process: the loop, the driver and the bounds."""
+class _StoreConnection:
+    """The connection of one process to a store: the event loop, the driver and the limits."""
 
     def __init__(self, url: str, storage_options: Mapping[str, Any], timeout: float) -> None:
         from fsspec.asyn import get_loop
@@ -360,31 +379,33 @@ class _Link:
         self._where = redacted_url(url)
         self.loop: asyncio.AbstractEventLoop = get_loop()
         base, _, self._query = url.partition("?") if is_http(url) else (url, "", "")
-        most = requests_at_once()
+        most = max_requests()
         self._redactor = Redactor(url, storage_options)
-        self.route = self._asked(lambda: route(base, storage_options, most, timeout))
+        self.route = self._call_driver(lambda: find_route(base, storage_options, most, timeout))
         self._redactor = Redactor(url, self.route.options)
-        self.width = min(most, self.route.driver.width)
+        self.width = min(most, self.route.driver.max_requests)
         self.slots = asyncio.Semaphore(self.width)
         self.trust = self.route.driver.trust
-        kind = self._asked(lambda: _filesystem_class(self.route))
+        kind = self._call_driver(lambda: _filesystem_class(self.route))
         self._blocking = not getattr(kind, "async_impl", False)
         driver = self.route.driver
-        # Another package may have registered itself for the scheme.
+        # Another package may have registered its own class for the scheme.
         is_known = driver.load or kind.__module__.partition(".")[0] in (driver.package, "fsspec")
         self.driver = driver if is_known else Driver(driver.protocol)
         read = self.driver.read
         self._read = read and (fast_ranges(kind, read, self._redactor) or read)
-        self.left: list[str] = []
+        self.leftovers: list[str] = []  # temporary files that could not be removed
         self._quotes = is_http(url)
-        self._base, in_url = self._asked(lambda: _parsed(kind, self.route.url))
+        self._base, in_url = self._call_driver(lambda: _parse_url(kind, self.route.url))
         options = {**in_url, **self.route.options}
-        self._threads = Threads(partial(_make, kind, options, self.route), self.route.driver.end)
-        # fsspec's own way of listing leaves out what it could not list.
-        self.strict = {"on_error": "raise"} if _lists_by_walking(kind) else {}
+        make = partial(_make_filesystem, kind, options, driver)
+        self._threads = DriverThreads(make, driver.close)
+        # By default, fsspec's generic `find` silently omits directories that it could not list.
+        self.find_options = {"on_error": "raise"} if _lists_by_walking(kind) else {}
         self._making: asyncio.Task[Any] | None = None
-        self._made: list[Any] = []
-        weakref.finalize(self, _close, self.loop, self._made, self.pid).atexit = False
+        self._filesystems: list[Any] = []  # at most one; `_close_filesystems` empties it
+        close = partial(_close_filesystems, self.loop, self._filesystems, self.pid)
+        weakref.finalize(self, close).atexit = False
 
     @property
     def can_list(self) -> bool:
@@ -392,52 +413,51 @@ class _Link:
         return self.driver.can_list
 
     def path(self, name: str) -> str:
-        """Return a file's path as the driver is to have it."""
+        """Return the path of a file in the driver's form."""
         path = f"{self._base}/{quote(name) if self._quotes else name}"
         return f"{path}?{self._query}" if self._query else path
 
     def name(self, path: str) -> str:
-        """Return the name of a file from the path that the driver gave it."""
+        """Return the name of a file from its path in the driver's form."""
         base = self._base
-        if not path.startswith(base):  # the bucket is spelled in another way
+        if not path.startswith(base):  # the driver spells the bucket in another way
             base, path = base.partition("/")[2], path.partition("/")[2]
         name = path[len(base) :].lstrip("/")
         return unquote(name) if self._quotes else name
 
     def method(self, name: str, *args: Any, **options: Any) -> Callable[[Any], Any]:
-        """Return a job's call of a filesystem's method."""
+        """Return a request's call of a filesystem's method."""
         name = name if self._blocking else f"_{name}"
         return lambda filesystem: getattr(filesystem, name)(*args, **options)
 
     def info_call(self, path: str) -> Callable[[Any], Any]:
-        """Return a job's call that gets the info of a file."""
+        """Return a request's call that gets the info of a file."""
         info = self.driver.info
         if info is None:
             return self.method("info", path)
         return lambda filesystem: info(filesystem, path)
 
-    def whole(self, where: str, name: str) -> Job:
-        """Return a job that reads a file of unknown size."""
-        path, read = self.path(name), self.driver.whole
+    def whole_request(self, where: str, name: str) -> Request:
+        """Return a request for a whole file of unknown size."""
+        path, read = self.path(name), self.driver.read_all
         if read is None:
             call = self.method("cat_file", path)
         else:
             call = lambda filesystem: read(filesystem, path, MAX_UNSIZED)  # noqa: E731
-        return Job(where, "read this file", call)
+        return Request(where, "read this file", call)
 
-    def ranged(self, where: str, name: str, start: int, nbytes: int) -> Job:
-        """Return a job that reads a range."""
+    def range_request(self, where: str, name: str, start: int, nbytes: int) -> Request:
+        """Return a request for a byte range."""
         path, end, read = self.path(name), start + nbytes, self._read
         if read is not None:
             call: Callable[[Any], Any] = lambda filesystem: read(filesystem, path, start, end)  # noqa: E731
         else:
             call = self.method("cat_file", path, start=start, end=end)
-        return Job(
-            where, f"read {quantity(nbytes, 'byte')} at {start} of this file", call, nbytes, nbytes
-        )
+        action = f"read {quantity(nbytes, 'byte')} at {start} of this file"
+        return Request(where, action, call, nbytes, nbytes)
 
     def writer(self, data: bytes | str | os.PathLike[str]) -> Callable[[Any, str], Any]:
-        """Return what stores bytes, or a local file, under a path."""
+        """Return a function that stores bytes, or a local file, under a path."""
         prefix, write = "" if self._blocking else "_", self.route.driver.write
         if not isinstance(data, bytes | bytearray | memoryview):
             file = os.fspath(data)
@@ -447,25 +467,26 @@ class _Link:
         return lambda filesystem, path: getattr(filesystem, f"{prefix}pipe_file")(path, bytes(data))
 
     def remover(self, path: str) -> Callable[[Any], Any]:
-        """Return what removes the file under a path."""
+        """Return a request's call that removes the file at `path`."""
         remove = self.route.driver.remove
         if remove is None:
             return self.method("rm_file", path)
         return lambda filesystem: remove(filesystem, path)
 
     def uploader(self, path: str, put: Callable[[Any, str], Any]) -> Callable[[Any], Any]:
-        """Return what stores a file under a path, which has that name only when it is whole."""
+        """Return a request's call that stores a file, which has its name only when it is whole."""
         if self.driver.rename is None:
             return lambda filesystem: put(filesystem, path)
-        return lambda filesystem: _put_aside(filesystem, path, put, filesystem.mv, self.left)
+        left = self.leftovers
+        return lambda filesystem: _put_then_rename(filesystem, path, put, filesystem.mv, left)
 
     def creator(self, path: str, data: bytes) -> Callable[[Any], Any]:
-        """Return what stores bytes under a path where there is no file."""
+        """Return a request's call that stores bytes as a new file."""
         create, rename = self.driver.create, self.driver.rename
         if rename is not None:
             put = self.writer(data)
-            return lambda filesystem: _put_aside(
-                filesystem, path, put, partial(rename, filesystem), self.left
+            return lambda filesystem: _put_then_rename(
+                filesystem, path, put, partial(rename, filesystem), self.leftovers
             )
         if create is not None:
             return lambda filesystem: create(filesystem, path, data)
@@ -474,17 +495,17 @@ class _Link:
         )
 
     async def perform(self, call: Callable[[Any], Any]) -> Any:
-        """Return what a call of the filesystem comes to."""
+        """Return the result of a call of the filesystem."""
         if self._blocking:
             return await self._threads.run(call)
         if self._making is None:
-            # In a thread, as a driver may look for its credentials in the network.
+            # In a thread: a driver may request its credentials from the network.
             self._making = self.loop.create_task(self._threads.run(lambda filesystem: filesystem))
         making = self._making
         try:
             filesystem = await asyncio.shield(making)
-            if not self._made:
-                self._made.append(filesystem)
+            if not self._filesystems:
+                self._filesystems.append(filesystem)
         except Exception:
             if self._making is making:
                 self._making = None
@@ -492,18 +513,19 @@ class _Link:
         return await call(filesystem)
 
     def describe(self, error: BaseException) -> str:
-        """Say what a driver's exception says, without secrets."""
+        """Return the text of a driver's exception, without secrets."""
         return self._redactor.describe(error)
 
-    def _asked(self, ask: Callable[[], T]) -> T:
-        """Return what a driver says of the URL and the options, or raise in its place."""
+    def _call_driver(self, call: Callable[[], T]) -> T:
+        """Return the result of `call`; raise StorageError in place of a driver's exception."""
         try:
-            return ask()
+            return call()
         except NpstreamError:
             raise
         except Exception as error:
             reason = self.describe(error)
-        # Out here the driver's exception, which may tell secrets, is not this one's context.
+        # Raised outside the `except` block: the driver's exception may contain secrets, and must
+        # not become the context of this one.
         code = errno.EINVAL
         what = "the driver does not understand the URL or its options"
         raise StorageError(code, f"{os.strerror(code)}: {what}: {reason}", self._where)
@@ -514,19 +536,19 @@ def _require_picklable(options: Mapping[str, Any], where: str) -> None:
     from multiprocessing.reduction import ForkingPickler
 
     for name, value in options.items():
-        place = f"{where}[{name!r}]"
+        option = f"{where}[{name!r}]"
         if isinstance(value, Mapping):
-            _require_picklable(value, place)
+            _require_picklable(value, option)
             continue
         try:
             ForkingPickler.dumps(value)
         except TypeError:
             kind = type(value).__name__
-            mend = "give what it is made of"
+            fix = "give what it is made of"
             if kind == "SSLContext":
-                mend = "give the name of the file of certificates (Certificates in docs/stores.md)"
+                fix = "give the name of the file of certificates (Certificates in docs/stores.md)"
             raise TypeError(
-                f"{place}, of type {kind}, cannot be pickled for another process: {mend}, or fork "
+                f"{option}, of type {kind}, cannot be pickled for another process: {fix}, or fork "
                 "the workers (multiprocessing_context='fork')"
             ) from None
 
@@ -539,31 +561,31 @@ def known_schemes() -> list[str]:
     return sorted({*available_protocols(), *registry, *SCHEMES})
 
 
-def requests_at_once() -> int:
-    """Return how many requests a store makes at once: NPSTREAM_THREADS, or else 32."""
-    text = os.environ.get("NPSTREAM_THREADS", "") or str(_REQUESTS)
+def max_requests() -> int:
+    """Return the maximum number of concurrent requests of a store: NPSTREAM_THREADS, or 32."""
+    text = os.environ.get("NPSTREAM_THREADS", "") or str(_DEFAULT_REQUESTS)
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"NPSTREAM_THREADS={text!r}: expected a number of requests, 1 or more")
     return int(text)
 
 
-def _filesystem_class(found: Route) -> Any:
-    """Import a driver."""
+def _filesystem_class(route: Route) -> Any:
+    """Import a driver, and return its class."""
     from fsspec import get_filesystem_class
 
-    driver = found.driver
+    driver = route.driver
     try:
-        with imports.lock:
+        with import_lock.lock:
             return driver.load() if driver.load else get_filesystem_class(driver.protocol)
     except ImportError as error:
-        raise missing(driver, error) from error
+        raise missing_driver(driver, error) from error
 
 
-def _parsed(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
-    """Return a URL's path as a driver names it, and the options that stand in the URL.
+def _parse_url(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
+    """Return the path of a URL in the driver's form, and the options that the URL contains.
 
-    The driver parses the URL with another path in place of its own. So whatever characters a path
-    has, "#" and "?" among them, are those of its name, for every driver.
+    The driver parses the URL with a placeholder instead of its path. Characters such as "#" and
+    "?" in the path thus belong to the name, for every driver.
     """
     scheme, _, rest = url.partition("://")
     authority, _, path = rest.partition("/")
@@ -572,39 +594,40 @@ def _parsed(kind: Any, url: str) -> tuple[str, dict[str, Any]]:
     return (base + path).rstrip("/"), kind._get_kwargs_from_urls(stem)
 
 
-def _make(kind: Any, options: Mapping[str, Any], found: Route) -> Any:
-    """Make a filesystem of our own, whose settings nobody else sees."""
+def _make_filesystem(kind: Any, options: Mapping[str, Any], driver: Driver) -> Any:
+    """Make a filesystem whose settings nobody else shares."""
     filesystem = kind(**options, skip_instance_cache=True)
     if hasattr(filesystem.dircache, "use_listings_cache"):
         filesystem.dircache.use_listings_cache = False
-    found.driver.tame(filesystem)
+    driver.configure(filesystem)
     return filesystem
 
 
-def _put_aside(
+def _put_then_rename(
     filesystem: Any,
     path: str,
     put: Callable[[Any, str], object],
     rename: Callable[[str, str], object],
-    left: list[str],
+    leftovers: list[str],
 ) -> None:
-    """Store a file under a name that nobody looks for, and then rename it.
+    """Store a file under a temporary name, then rename it to `path`.
 
-    Such a name is added to `left` if the connection breaks, so that it cannot be removed now.
+    If the connection breaks, the temporary file cannot be removed now. Its path stays in
+    `leftovers`.
     """
     folder, _, name = path.rpartition("/")
     temporary = f"{folder}/.{name}.{os.urandom(8).hex()}.tmp"
     filesystem.makedirs(folder, exist_ok=True)
-    left.append(temporary)
+    leftovers.append(temporary)
     try:
         put(filesystem, temporary)
         rename(temporary, path)
     except BaseException:
         with suppress(Exception):
             filesystem.rm_file(temporary)
-            left.remove(temporary)
+            leftovers.remove(temporary)
         raise
-    left.remove(temporary)
+    leftovers.remove(temporary)
 
 
 def _make_folders(filesystem: Any, folder: str) -> list[str]:
@@ -613,7 +636,7 @@ def _make_folders(filesystem: Any, folder: str) -> list[str]:
         missing.append(folder)
         folder = folder.rpartition("/")[0]
     for folder in reversed(missing):
-        # Another may have made it meanwhile.
+        # Another process may have made it meanwhile.
         with suppress(FileExistsError):
             filesystem.mkdir(folder, create_parents=False)
             made.append(folder)
@@ -626,7 +649,7 @@ def _remove_folder(filesystem: Any, folder: str) -> None:
 
 
 def _lists_by_walking(kind: Any) -> bool:
-    """Tell whether a driver's ``find`` is one that fsspec gives to all."""
+    """Return True if a driver inherits fsspec's generic ``find``."""
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
@@ -635,17 +658,17 @@ def _lists_by_walking(kind: Any) -> bool:
     return bool(kind.find is AbstractFileSystem.find)
 
 
-def _close(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> None:
-    """Close the session of a filesystem in its loop, as few drivers do when they are collected."""
+def _close_filesystems(loop: asyncio.AbstractEventLoop, made: list[Any], process: int) -> None:
+    """Close the sessions of filesystems in their loop: few drivers do that when collected."""
 
     async def close() -> None:
         while made:
             filesystem = made.pop()
-            for place in ("_session.close", "service_client.close", "client.aclose"):
-                holder, way = place.split(".")
-                end = getattr(getattr(filesystem, holder, None), way, None)
-                if end is not None:
-                    await end()
+            for attribute in ("_session.close", "service_client.close", "client.aclose"):
+                session, method = attribute.split(".")
+                close_session = getattr(getattr(filesystem, session, None), method, None)
+                if close_session is not None:
+                    await close_session()
 
     if made and process == os.getpid() and loop.is_running():
         asyncio.run_coroutine_threadsafe(close(), loop)
@@ -656,7 +679,7 @@ def _is_file(info: Mapping[str, Any] | None) -> bool:
 
 
 def _size_of(info: Mapping[str, Any] | None) -> int | None:
-    """Return the size in a file's info, as `RemoteStore.sizes` does."""
+    """Return the size in a file's info, with the meaning of `RemoteStore.sizes`."""
     if info is None or not _is_file(info):
         return None
     size: Any = info.get("size")
@@ -669,7 +692,7 @@ def _size_of(info: Mapping[str, Any] | None) -> int | None:
 
 
 def _size(file: str | os.PathLike[str]) -> int:
-    """Return the size of a local file that is to be stored elsewhere."""
+    """Return the size of a local file that is to be uploaded."""
     try:
         return os.stat(file).st_size
     except OSError as error:

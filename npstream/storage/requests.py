@@ -1,4 +1,4 @@
-"""Requests in an event loop: many at once, each until it succeeds or its time is over."""
+"""Requests in an event loop: many at once, each retried until it succeeds or its deadline."""
 
 from __future__ import annotations
 
@@ -23,26 +23,33 @@ from npstream.storage.failures import Cause, diagnose
 from npstream.storage.responses import NO_RANGES
 
 if TYPE_CHECKING:
-    from npstream.storage.deadlines import Patience
+    from npstream.storage.deadlines import Deadlines
 
-__all__ = ["DEADLINE_BYTES", "Job", "Link", "Waits", "persist", "results"]
+__all__ = [
+    "DEADLINE_BYTES",
+    "Cancellation",
+    "Connection",
+    "Request",
+    "run_requests",
+    "run_with_retries",
+]
 
 DEADLINE_BYTES = 1 << 24
-"""The most bytes that a request has the time of one deadline for; larger ones have more."""
+"""A request for more bytes than this gets proportionally more than one timeout."""
 
 _IN_FLIGHT_BYTES = 1 << 27
-_BACK_OFF = 0.25
-_MAX_BACK_OFF = 1.0
-"""The longest pause, on average, before another attempt to connect."""
+_BACKOFF = 0.25
+_MAX_BACKOFF = 1.0
+"""The longest pause, on average, before another attempt to connect, in seconds."""
 
 _UNREACHED = {
     *(errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
 }
-"""No server was reached, so it may be restarting."""
+"""The attempt reached no server. The server may be restarting."""
 
-_LATEST = 0.95  # the part of its time after which a job is not begun any more
+_LAST_START = 0.95  # the fraction of its timeout after which a queued request is not started
 
-_MENDS = {
+_HINTS = {
     errno.EACCES: "; give credentials that may do this, in storage_options or where the driver "
     "looks for them",
     errno.ERANGE: "; the file is shorter than its index says",
@@ -54,362 +61,390 @@ _MENDS = {
     "with that of its issuer ",
 }
 
-_WORDS = {
-    errno.EHOSTUNREACH: "Host unreachable",  # "No route to host" is not what an unknown name has
+_ERRNO_TEXTS = {
+    errno.EHOSTUNREACH: "Host unreachable",  # the system's "No route to host" misleads
     errno.ECONNABORTED: "Certificate not trusted",
 }
-"""What is said of an errno where the system's own words would not be true."""
+"""Replacements for the system's texts where these would be wrong."""
 
 
-_LOOP_CHECK = 2.0
-"""The shortest time after which a loop that has not run counts as blocked."""
+_MIN_LOOP_CHECK = 2.0
+"""The shortest time after which an event loop that has not run counts as blocked, in seconds."""
 
-_Arrived = tuple[int, Any, BaseException | None]
+_Completion = tuple[int, Any, BaseException | None]
+"""The number of a request, its result, and its exception."""
 
-_RUNS: _Arrived = (-1, None, None)
-"""Arrives when the loop runs."""
+_LOOP_RUNS: _Completion = (-1, None, None)
+"""The event loop puts this into the queue to show that it runs."""
 
 
 @dataclass(slots=True)
-class Job:
-    """Something to ask a driver for.
+class Request:
+    """A request to a driver.
 
     Attributes
     ----------
     where : str
-        The file, for messages.
-    what : str
-        What is done, for messages.
+        The file's path or URL, for messages.
+    action : str
+        What the request does, for messages: "read this file".
     call : callable
-        Given the filesystem, returns the result, or a coroutine if the driver has those.
+        Given the filesystem, returns the result, or a coroutine if the driver has coroutines.
     nbytes : int
-        How much is transferred.
+        The number of bytes that are transferred.
     exact : int, optional
-        The number of bytes that must come.
-    patience : float
-        How many times the usual deadline it has.
+        The number of bytes that the result must have.
+    timeout_factor : float
+        Multiplies the store's timeout.
     is_optional : bool
-        Whether it comes to None, and does not fail, if there is no such file.
+        Whether a missing file gives the result None instead of an error.
     """
 
     where: str
-    what: str
+    action: str
     call: Callable[[Any], Any]
     nbytes: int = 0
     exact: int | None = None
-    patience: float = 1.0
+    timeout_factor: float = 1.0
     is_optional: bool = False
 
 
-class Waits:
-    """Who waits for results, so that they can be told to stop.
+class Cancellation:
+    """Cancels the waits of threads for results of a store.
 
     Parameters
     ----------
-    place : str
-        Where the results come from, for messages.
+    root : str
+        The store's URL, for messages.
     """
 
-    def __init__(self, place: str) -> None:
-        self.place = place
-        self._waiting: dict[SimpleQueue[Any], threading.Thread] = {}
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._queues: dict[SimpleQueue[Any], threading.Thread] = {}
         self._stopped: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._is_closed = False
 
     def stop(self, threads: Iterable[threading.Thread] | None = None) -> None:
-        """Let what some threads, or all, wait for fail at once, and whatever they ask for later."""
+        """Fail the requests of `threads`, or of all threads: those pending and all later ones."""
         if threads is None:
             self._is_closed = True
         else:
             self._stopped.update(threads)
-        for arrived, thread in list(self._waiting.items()):
-            if self._is_over(thread):
-                arrived.put((-1, None, self._error()))
+        for completions, thread in list(self._queues.items()):
+            if self._is_stopped(thread):
+                completions.put((-1, None, self._error()))
 
     @contextmanager
-    def joined(self) -> Iterator[SimpleQueue[Any]]:
-        """Make a queue of results that this thread waits for."""
-        arrived: SimpleQueue[Any] = SimpleQueue()
-        self._waiting[arrived] = thread = threading.current_thread()
+    def queue(self) -> Iterator[SimpleQueue[Any]]:
+        """Make the queue in which this thread waits for its completed requests."""
+        completions: SimpleQueue[Any] = SimpleQueue()
+        self._queues[completions] = thread = threading.current_thread()
         try:
-            # Looked at only now, so that whoever stops the thread sees the queue, or is seen.
-            if self._is_over(thread):
+            # Only after the queue is registered: a concurrent `stop` either finds the queue, or
+            # has marked the thread before this check.
+            if self._is_stopped(thread):
                 raise self._error()
-            yield arrived
+            yield completions
         finally:
-            del self._waiting[arrived]
+            del self._queues[completions]
 
-    def _is_over(self, thread: threading.Thread) -> bool:
+    def _is_stopped(self, thread: threading.Thread) -> bool:
         return self._is_closed or thread in self._stopped
 
     def _error(self) -> StorageError:
         code = errno.ECANCELED
-        return StorageError(code, f"{os.strerror(code)}: reading was stopped", self.place)
+        return StorageError(code, f"{os.strerror(code)}: reading was stopped", self.root)
 
 
-class Link(Protocol):
-    """What requests go through.
+class Connection(Protocol):
+    """A connection that carries requests.
 
     Attributes
     ----------
     slots : Semaphore
-        One for each that may be under way.
+        Bounds the number of concurrent requests.
     trust : str
-        How the driver is told which certificates to trust, for messages.
+        How the driver is configured to trust certificates, for messages.
     """
 
     slots: asyncio.Semaphore
     trust: str
 
     def perform(self, call: Callable[[Any], Any]) -> Awaitable[Any]:
-        """Return an awaitable of what a job's call comes to."""
+        """Return an awaitable of the result of a request's call."""
 
     def describe(self, error: BaseException) -> str:
-        """Say what an exception says, without secrets."""
+        """Return the text of an exception, without secrets."""
 
 
-def results(
-    jobs: Iterable[Job],
-    work: Callable[[Job, float], Any],
+def run_requests(
+    requests: Iterable[Request],
+    work: Callable[[Request, float], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
-    waits: Waits,
-    patience: Patience,
+    cancellation: Cancellation,
+    deadlines: Deadlines,
     timeout: float,
 ) -> Generator[tuple[int, Any]]:
-    """Yield what jobs come to, as they end, each with its number; raise what the first raises.
+    """Yield the number and the result of each request as it completes; raise the first error.
 
-    Closing the generator cancels the jobs that run.
+    Closing the generator cancels the requests that are in flight.
 
     Parameters
     ----------
-    jobs : iterable of Job
-        Taken only as far as they may start.
+    requests : iterable of Request
+        Consumed only when the next request may start.
     work : callable
-        Given a job, and since when it has been waited for, returns the coroutine that does it.
+        Given a request and the start of its wait, returns the coroutine that performs it.
     loop : asyncio.AbstractEventLoop
         Runs in another thread.
     width : int
-        How many run at once.
-    waits : Waits
-    patience : Patience
+        The maximum number of concurrent requests.
+    cancellation : Cancellation
+    deadlines : Deadlines
     timeout : float
-        Seconds to wait for a loop that does not run.
+        Seconds to wait for an event loop that does not run.
     """
-    with waits.joined() as arrived:
-        next_arrived = partial(_next, arrived, loop, max(timeout / 2, _LOOP_CHECK), waits.place)
-        yield from _results(jobs, work, loop, width, arrived, patience, next_arrived)
+    with cancellation.queue() as completions:
+        next_completion = partial(
+            _next_completion,
+            completions,
+            loop,
+            max(timeout / 2, _MIN_LOOP_CHECK),
+            cancellation.root,
+        )
+        yield from _run(requests, work, loop, width, completions, deadlines, next_completion)
 
 
-def _results(
-    jobs: Iterable[Job],
-    work: Callable[[Job, float], Any],
+def _run(
+    requests: Iterable[Request],
+    work: Callable[[Request, float], Any],
     loop: asyncio.AbstractEventLoop,
     width: int,
-    arrived: SimpleQueue[_Arrived],
-    patience: Patience,
-    next_arrived: Callable[[], _Arrived],
+    completions: SimpleQueue[_Completion],
+    deadlines: Deadlines,
+    next_completion: Callable[[], _Completion],
 ) -> Generator[tuple[int, Any]]:
-    tasks: dict[int, asyncio.Task[Any]] = {}  # of the loop's thread
-    pending: dict[int, int] = {}
+    tasks: dict[int, asyncio.Task[Any]] = {}  # only the loop's thread uses it
+    in_flight: dict[int, int] = {}  # the number of each request -> its bytes
     process = os.getpid()
 
-    def start(batch: list[tuple[int, Job]], asked: float) -> None:
-        for number, job in batch:
-            tasks[number] = task = loop.create_task(work(job, asked))
+    def start(batch: list[tuple[int, Request]], wait_start: float) -> None:
+        for number, request in batch:
+            tasks[number] = task = loop.create_task(work(request, wait_start))
             task.add_done_callback(partial(finish, number))
 
     def finish(number: int, task: asyncio.Task[Any]) -> None:
         del tasks[number]
         if not task.cancelled():
-            failed = task.exception()
-            arrived.put((number, None if failed else task.result(), failed))
+            error = task.exception()
+            completions.put((number, None if error else task.result(), error))
 
     def cancel() -> None:
         for task in list(tasks.values()):
             task.cancel()
 
-    def admitted(job: Job) -> bool:
-        room = _IN_FLIGHT_BYTES - sum(pending.values())
-        return not pending or (len(pending) < width and job.nbytes <= room)
+    def may_start(request: Request) -> bool:
+        free = _IN_FLIGHT_BYTES - sum(in_flight.values())
+        return not in_flight or (len(in_flight) < width and request.nbytes <= free)
 
-    waiting = enumerate(jobs)
-    following = next(waiting, None)
+    numbered = enumerate(requests)
+    following = next(numbered, None)
     try:
-        while pending or following is not None:
+        while in_flight or following is not None:
             batch = []
-            while following is not None and admitted(following[1]):
-                pending[following[0]] = following[1].nbytes
+            while following is not None and may_start(following[1]):
+                in_flight[following[0]] = following[1].nbytes
                 batch.append(following)
-                following = next(waiting, None)
+                following = next(numbered, None)
             if batch:
-                loop.call_soon_threadsafe(start, batch, patience.asked())
-            with patience.waiting():
-                number, result, failed = next_arrived()
-            if failed is not None:
-                raise failed
-            del pending[number]
+                loop.call_soon_threadsafe(start, batch, deadlines.wait_start())
+            with deadlines.track_wait():
+                number, result, error = next_completion()
+            if error is not None:
+                raise error
+            del in_flight[number]
             yield number, result
             del result
     finally:
-        if pending and process == os.getpid():
-            with suppress(RuntimeError):  # the process ends, and its loop with it
+        if in_flight and process == os.getpid():
+            with suppress(RuntimeError):  # the loop is closed when the process ends
                 loop.call_soon_threadsafe(cancel)
 
 
-def _next(
-    arrived: SimpleQueue[_Arrived], loop: asyncio.AbstractEventLoop, seconds: float, place: str
-) -> _Arrived:
-    """Return what arrives next. Every job ends in time, unless the loop does not run it.
+def _next_completion(
+    completions: SimpleQueue[_Completion],
+    loop: asyncio.AbstractEventLoop,
+    seconds: float,
+    root: str,
+) -> _Completion:
+    """Return the next completion; raise StorageError if the event loop does not run.
 
-    The loop is also that of other programs' filesystems, and one blocked callback stops them all.
+    Every request has a deadline, but only a running loop enforces it. Filesystems of other packages
+    share fsspec's loop, and one callback that blocks stops them all.
     """
-    is_asked = False
+    is_probed = False
     while True:
         try:
-            found = arrived.get(timeout=min(seconds, threading.TIMEOUT_MAX))
+            completion = completions.get(timeout=min(seconds, threading.TIMEOUT_MAX))
         except Empty:
-            if is_asked or not loop.is_running():
-                what = "blocked by another task" if loop.is_running() else "stopped"
+            if is_probed or not loop.is_running():
+                state = "blocked by another task" if loop.is_running() else "stopped"
                 raise StorageError(
                     errno.ETIMEDOUT,
-                    f"fsspec's event loop, which makes the requests, is {what}",
-                    place,
+                    f"fsspec's event loop, which makes the requests, is {state}",
+                    root,
                 ) from None
-            is_asked = True
-            with suppress(RuntimeError):  # it is closed
-                loop.call_soon_threadsafe(arrived.put, _RUNS)
+            is_probed = True
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(completions.put, _LOOP_RUNS)
             continue
-        if found is not _RUNS:
-            return found
-        is_asked = False
+        if completion is not _LOOP_RUNS:
+            return completion
+        is_probed = False
 
 
-async def persist(
-    job: Job, asked: float, link: Link, patience: Patience, timeout: float, retries: int
+async def run_with_retries(
+    request: Request,
+    wait_start: float,
+    connection: Connection,
+    deadlines: Deadlines,
+    timeout: float,
+    retries: int,
 ) -> Any:
-    """Do a job, again after a failure that may pass, until it is done or its time is over.
+    """Perform a request, and retry it after transient failures until its deadline.
 
     Parameters
     ----------
-    job : Job
-    asked : float
-        Since when it has been waited for.
-    link : Link
-    patience : Patience
+    request : Request
+    wait_start : float
+        The time since which the caller has waited.
+    connection : Connection
+    deadlines : Deadlines
     timeout : float
-        Seconds for all attempts, and for waiting until it is the job's turn while nothing comes
-        to others either.
+        Seconds for all attempts together. The time in the queue for a slot counts as well, but
+        only while no other request receives anything.
     retries : int
-        How many follow the first. Those that reach no server do not count, if the store has
-        answered before: a server that restarts is waited for until the time is over.
+        The maximum number of attempts after the first. Attempts that reach no server do not count
+        if the store has answered before. A restarting server thus has until the deadline.
     """
-    if job.exact == 0:
+    if request.exact == 0:
         return b""
-    allowed = timeout * job.patience * max(1.0, job.nbytes / DEADLINE_BYTES)
-    if not await _turn(link.slots, lambda: patience.end(asked, _LATEST * allowed)):
-        reason = "nothing came, also to those who had asked before"
-        raise _failure(job, Cause(errno.ETIMEDOUT, True), 0, asked, reason)
+    timeout *= request.timeout_factor * max(1.0, request.nbytes / DEADLINE_BYTES)
+    if not await _acquire_slot(
+        connection.slots, lambda: deadlines.deadline(wait_start, _LAST_START * timeout)
+    ):
+        reason = "nothing arrived, nor did anything for earlier requests"
+        raise _storage_error(request, Cause(errno.ETIMEDOUT, True), 0, wait_start, reason)
     try:
-        return await _attempts(job, asked, link, patience, allowed, retries)
+        return await _run_attempts(request, wait_start, connection, deadlines, timeout, retries)
     finally:
-        link.slots.release()
+        connection.slots.release()
 
 
-async def _attempts(
-    job: Job, asked: float, link: Link, patience: Patience, allowed: float, retries: int
+async def _run_attempts(
+    request: Request,
+    wait_start: float,
+    connection: Connection,
+    deadlines: Deadlines,
+    timeout: float,
+    retries: int,
 ) -> Any:
-    """Do a job whose turn it is."""
+    """Perform a request that has a slot."""
     loop = asyncio.get_running_loop()
-    end = patience.end(asked, allowed)
-    stalled = False
-    attempts = failures = refusals = 0
+    deadline = deadlines.deadline(wait_start, timeout)
+    has_stalled = False
+    attempts = failures = unreached = 0
     while True:
         attempts += 1
-        left = max(end - loop.time(), 0.0)
-        # A connection that stalls shall leave time for another, and a slow one then have its own.
-        limit = left if stalled or failures >= retries else left / 3
+        remaining = max(deadline - loop.time(), 0.0)
+        # A stalled first connection leaves time for a second one, which gets all of the rest.
+        limit = remaining if has_stalled or failures >= retries else remaining / 3
         try:
-            result = await _within(limit, link.perform(job.call))
-            reason, cause = _compare(result, job.exact)
+            result = await _with_timeout(limit, connection.perform(request.call))
+            reason, cause = _check_length(result, request.exact)
             if not reason:
-                patience.came, patience.is_known = loop.time(), True
+                deadlines.last_arrival, deadlines.has_answered = loop.time(), True
                 return result
         except Exception as error:
-            cause, told = diagnose(error)
-            reason = _reason(link, error, told)
-            stalled = stalled or isinstance(error, TimeoutError)
-        if not cause.transient:  # which is an answer, too
-            patience.came = loop.time()
-        if retries and cause.transient and cause.code in _UNREACHED and patience.is_known:
-            refusals += 1
-            delay = min(_BACK_OFF * 2 ** min(refusals - 1, 10), _MAX_BACK_OFF)
+            cause, source = diagnose(error)
+            reason = _failure_text(connection, error, source)
+            has_stalled = has_stalled or isinstance(error, TimeoutError)
+        if not cause.transient:  # a permanent failure is an answer as well
+            deadlines.last_arrival = loop.time()
+        if retries and cause.transient and cause.code in _UNREACHED and deadlines.has_answered:
+            unreached += 1
+            delay = min(_BACKOFF * 2 ** min(unreached - 1, 10), _MAX_BACKOFF)
         else:
-            failures, refusals = failures + 1, 0
-            delay = _BACK_OFF * 2 ** (failures - 1)
+            failures, unreached = failures + 1, 0
+            delay = _BACKOFF * 2 ** (failures - 1)
         delay *= 0.5 + random.random()
-        if not cause.transient or failures > retries or loop.time() + delay >= end:
+        if not cause.transient or failures > retries or loop.time() + delay >= deadline:
             break
-        if refusals and patience.is_first_warning(loop.time(), allowed):
+        if unreached and deadlines.should_warn(loop.time(), timeout):
             warn(
                 "%s: no server there (%s). It has answered before, so npstream waits for it, for "
                 "up to %.0f s (timeout=)",
-                job.where, reason, end - loop.time(),
+                request.where, reason, deadline - loop.time(),
             )  # fmt: skip
         await _pause(delay)
-    if job.is_optional and cause.code == errno.ENOENT:
+    if request.is_optional and cause.code == errno.ENOENT:
         return None
-    # Out here the driver's exception, which may tell secrets, is not this one's context.
-    mend = _MENDS.get(cause.code, "")
+    # Raised outside the `except` block: the driver's exception may contain secrets, and must not
+    # become the context of this one.
+    hint = _HINTS.get(cause.code, "")
     if cause.code == errno.ECONNABORTED:
-        mend += link.trust
-    raise _failure(job, cause, attempts, asked, reason + mend)
+        hint += connection.trust
+    raise _storage_error(request, cause, attempts, wait_start, reason + hint)
 
 
-def _failure(job: Job, cause: Cause, attempts: int, asked: float, reason: str) -> StorageError:
+def _storage_error(
+    request: Request, cause: Cause, attempts: int, wait_start: float, reason: str
+) -> StorageError:
     return StorageError(
         cause.code,
-        f"{_WORDS.get(cause.code) or os.strerror(cause.code)}: cannot {job.what}, after {attempts} "
-        f"attempt{'s' * (attempts != 1)} in {time.monotonic() - asked:.1f} s: {reason}",
-        job.where,
+        f"{_ERRNO_TEXTS.get(cause.code) or os.strerror(cause.code)}: cannot {request.action}, "
+        f"after {attempts} attempt{'s' * (attempts != 1)} in "
+        f"{time.monotonic() - wait_start:.1f} s: {reason}",
+        request.where,
     )
 
 
-def _reason(link: Link, error: BaseException, told: BaseException) -> str:
-    """Say why a request failed: above all in the words of the exception that tells it."""
-    said, last = link.describe(told), link.describe(error)
-    # fsspec's driver for HTTP raises this one for any failure, with the URL as its text.
-    if isinstance(error, FileNotFoundError) or last.partition(": ")[2] in said:
-        return said
-    return last if said.partition(": ")[2] in last else f"{said} ({last})"
+def _failure_text(connection: Connection, error: BaseException, source: BaseException) -> str:
+    """Return the reason of a failed request: the text of `source`, and of `error` if it adds."""
+    inner, outer = connection.describe(source), connection.describe(error)
+    # fsspec's HTTP driver raises FileNotFoundError for any failure, with the URL as its text.
+    if isinstance(error, FileNotFoundError) or outer.partition(": ")[2] in inner:
+        return inner
+    return outer if inner.partition(": ")[2] in outer else f"{inner} ({outer})"
 
 
-async def _turn(slots: asyncio.Semaphore, end: Callable[[], float]) -> bool:
-    """Get a slot, and tell whether there was one before the end, which moves."""
+async def _acquire_slot(slots: asyncio.Semaphore, deadline: Callable[[], float]) -> bool:
+    """Acquire a slot. Return False at the deadline, which may move while this waits."""
     loop = asyncio.get_running_loop()
-    if not slots.locked() and loop.time() < end():
+    if not slots.locked() and loop.time() < deadline():
         return await slots.acquire()
-    turn = loop.create_task(slots.acquire())
+    acquiring = loop.create_task(slots.acquire())
     try:
-        while (left := end() - loop.time()) > 0:
-            await asyncio.wait((turn,), timeout=left)
-            if turn.done():
+        while (remaining := deadline() - loop.time()) > 0:
+            await asyncio.wait((acquiring,), timeout=remaining)
+            if acquiring.done():
                 return True
     except BaseException:
-        _give_up(slots, turn)
+        _abandon_slot(slots, acquiring)
         raise
-    _give_up(slots, turn)
+    _abandon_slot(slots, acquiring)
     return False
 
 
-def _give_up(slots: asyncio.Semaphore, turn: asyncio.Task[bool]) -> None:
-    if turn.done():
+def _abandon_slot(slots: asyncio.Semaphore, acquiring: asyncio.Task[bool]) -> None:
+    if acquiring.done():
         slots.release()
-    turn.cancel()
+    acquiring.cancel()
 
 
-def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:
-    """Say what is wrong with the length of an answer; nothing is if the text is empty."""
+def _check_length(result: Any, exact: int | None) -> tuple[str, Cause]:
+    """Return why the length of a result is wrong, and the cause; "" if the length is right."""
     if exact is None:
         return "", Cause(0, False)
     if not isinstance(result, bytes | bytearray | memoryview):
@@ -421,10 +456,11 @@ def _compare(result: Any, exact: int | None) -> tuple[str, Cause]:
     return f"{quantity(len(result), 'byte')} came; {NO_RANGES}", Cause(errno.EINVAL, False)
 
 
-async def _within(seconds: float, work: Any) -> Any:
-    """Return what work comes to, or give it up, whether it likes that or not."""
+async def _with_timeout(seconds: float, work: Any) -> Any:
+    """Return the result of `work`, or raise TimeoutError, even if `work` ignores cancellation."""
     task = asyncio.ensure_future(work)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # is looked at
+    # Retrieve the exception, or asyncio logs that nobody did.
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         await asyncio.wait((task,), timeout=seconds)
         if not task.done():
@@ -437,5 +473,5 @@ async def _within(seconds: float, work: Any) -> Any:
 
 
 async def _pause(seconds: float) -> None:
-    """Wait for nothing."""
+    """Wait for some seconds."""
     await asyncio.wait((asyncio.get_running_loop().create_future(),), timeout=seconds)

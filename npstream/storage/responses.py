@@ -1,7 +1,7 @@
-"""Checks of HTTP responses: a response must be what the request asked for.
+"""Checks that HTTP responses match their requests.
 
-Drivers return whatever a server sends. A broken server or proxy may answer a range request with
-another range, with the whole file, with a compressed body, or with a body that never ends.
+Drivers return the bytes that a server sends, without checks. A broken server or proxy may answer a
+range request with another range, the whole file, a compressed body, or a body that never ends.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _SUFFIXES = {
     "dcb": (),
     "dcz": (),
 }
-"""Content encodings that change the body, with the endings of files that are stored that way."""
+"""Content encodings that change the body, and the suffixes of files stored in that encoding."""
 
-_SIGNS = ("ETag", "Content-MD5", "Digest", "Last-Modified")
-"""Headers that change when the file changes."""
+_TAG_HEADERS = ("ETag", "Content-MD5", "Digest", "Last-Modified")
+"""Headers whose values change when the file changes."""
 
 NO_RANGES = (
     "the server ignores Range requests: let it answer them, or copy the dataset to a local "
@@ -80,14 +80,14 @@ class Response(NamedTuple):
 
 
 RangeRequest = Callable[[Any, str, int, int | None], AbstractAsyncContextManager[Response]]
-"""Sends a range request: called with the filesystem, the path, the start and the end.
+"""Sends a range request. The arguments are the filesystem, the path, the start and the end.
 
-Without an end the request is for the whole file; not all drivers support that.
+If the end is None, the request is for the whole file. Not all drivers support that.
 """
 
 
 class ResponseError(Exception):
-    """A response is not what the request asked for.
+    """A response does not match its request.
 
     Parameters
     ----------
@@ -143,18 +143,18 @@ def check_range(status: int, headers: Headers, name: str, start: int, end: int) 
     """
     length = _length(headers)
     if status == 206:
-        named = _header(headers, "Content-Range")
-        found = _RANGE.fullmatch(named or "")
-        if named is None and length == end - start and not _is_multipart(headers):
+        header = _header(headers, "Content-Range")
+        match = _RANGE.fullmatch(header or "")
+        if header is None and length == end - start and not _is_multipart(headers):
             first, stop = start, end
-        elif found is None or found[1] is None:
+        elif match is None or match[1] is None:
             raise ResponseError(
-                f"a part came that is not named: Content-Range is {named!r}; expected bytes "
-                f"{start} to {end}"
+                f"the response does not name its range: Content-Range is {header!r}; expected "
+                f"bytes {start} to {end}"
             )
         else:
-            first, stop = int(found[1]), int(found[2]) + 1
-        if first == start and start < stop < end and found and found[3] == str(stop):
+            first, stop = int(match[1]), int(match[2]) + 1
+        if first == start and start < stop < end and match and match[3] == str(stop):
             raise ResponseError(
                 f"{stop - start:,} of {quantity(end - start, 'byte')} came, and the file ends"
             )
@@ -177,15 +177,15 @@ def check_range(status: int, headers: Headers, name: str, start: int, end: int) 
 def check_encoding(headers: Headers, name: str) -> None:
     """Raise ResponseError if the server compressed the body.
 
-    Some servers also send Content-Encoding for files that are stored compressed. Their bytes are
-    unchanged. This is accepted if the file's ending matches the encoding.
+    Some servers also send Content-Encoding for files that are stored compressed, and leave the
+    bytes unchanged. This is accepted if the file's suffix matches the encoding.
     """
-    said = (_header(headers, "Content-Encoding") or "").lower()
-    codings = [coding for part in said.split(",") if (coding := part.strip()) in _SUFFIXES]
+    header = (_header(headers, "Content-Encoding") or "").lower()
+    codings = [coding for part in header.split(",") if (coding := part.strip()) in _SUFFIXES]
     if codings and not (len(codings) == 1 and name.lower().endswith(_SUFFIXES[codings[0]])):
         raise ResponseError(
-            f"the body is encoded as {said!r}, which was not asked for: let the server, and what "
-            "is between, send files as they are stored",
+            f"the body is encoded as {header!r}, which was not requested: configure the server and "
+            "its proxies to send files as they are stored",
             transient=False,
         )
 
@@ -208,8 +208,8 @@ async def read_range(
         try:
             return await read_body(response.read, end - start)
         except SurplusError as error:
-            why = f"{error}; {NO_RANGES}" if response.status == 200 else str(error)
-            raise ResponseError(why, transient=False) from None
+            reason = f"{error}; {NO_RANGES}" if response.status == 200 else str(error)
+            raise ResponseError(reason, transient=False) from None
 
 
 async def info_with_size(
@@ -218,29 +218,29 @@ async def info_with_size(
     filesystem: Any,
     path: str,
 ) -> dict[str, Any]:
-    """Return a file's info, with the size from a range request if `head` does not know it.
+    """Return a file's info, with the size from a range request if `head` returns none.
 
     Some proxies remove Content-Length from the response to HEAD.
 
     Parameters
     ----------
     head : callable
-        Asks for the info with one request.
+        Gets the info with one request.
     request : RangeRequest
     filesystem
     path : str
     """
-    found = await head(filesystem, path)
-    if found.get("size") is not None or found.get("type") == "directory":
-        return found
+    info = await head(filesystem, path)
+    if info.get("size") is not None or info.get("type") == "directory":
+        return info
     async with request(filesystem, path, 0, 1) as response:
-        return found | file_info(response.status, response.headers, response.name)
+        return info | file_info(response.status, response.headers, response.name)
 
 
 def file_info(status: int, headers: Headers, name: str) -> dict[str, Any]:
-    """Return the info of a file, in the form that fsspec uses, from a response."""
-    signs = {sign: text for sign in _SIGNS if (text := _header(headers, sign))}
-    return {"name": name, "type": "file", "size": file_size(status, headers, name), **signs}
+    """Return the info of a file, in fsspec's form, from a response."""
+    tags = {tag: text for tag in _TAG_HEADERS if (text := _header(headers, tag))}
+    return {"name": name, "type": "file", "size": file_size(status, headers, name), **tags}
 
 
 def file_size(status: int, headers: Headers, name: str) -> int | None:
@@ -248,8 +248,8 @@ def file_size(status: int, headers: Headers, name: str) -> int | None:
     check_encoding(headers, name)
     if status == 200:
         return _length(headers)
-    found = _RANGE.fullmatch(_header(headers, "Content-Range") or "")
-    return int(found[3]) if found is not None and found[3] != "*" else None
+    match = _RANGE.fullmatch(_header(headers, "Content-Range") or "")
+    return int(match[3]) if match is not None and match[3] != "*" else None
 
 
 async def read_body(read: Callable[[int], Awaitable[bytes]], most: int) -> bytes:
@@ -261,11 +261,11 @@ async def read_body(read: Callable[[int], Awaitable[bytes]], most: int) -> bytes
         Reads at most the given number of bytes; b"" at the end.
     most : int
     """
-    parts, left = [], most
-    while data := await read(left + 1):
+    parts, remaining = [], most
+    while data := await read(remaining + 1):
         parts.append(data)
-        left -= len(data)
-        if left < 0:
+        remaining -= len(data)
+        if remaining < 0:
             raise SurplusError(most)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -1,4 +1,4 @@
-"""Threads for drivers that block, each with a driver's object of its own."""
+"""Threads for drivers that block. Each thread has its own filesystem."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from typing import Any
 
 from npstream.storage.failures import classify
 
-__all__ = ["Threads"]
+__all__ = ["DriverThreads"]
 
 _Job = tuple[Callable[[Any], Any], "asyncio.Future[Any]"]
 
 
-class Threads:
-    """Runs blocking calls for an event loop, as many at once as are awaited.
+class DriverThreads:
+    """Runs blocking calls for an event loop, with one thread for each call in progress.
 
-    A call that is given up keeps its thread, which may never come back, and the object that the
-    thread works with; another takes its place. The threads are daemons, so that none of them
-    keeps the process from ending.
+    A call that is cancelled may block for ever. It keeps its thread and the thread's filesystem,
+    and later calls get another thread. The threads are daemons, which do not keep the process
+    alive.
 
     Parameters
     ----------
     make : callable
-        Makes the object that a thread hands to its calls; called in that thread.
-    end : callable
-        Closes such an object.
+        Makes the filesystem of a thread, in that thread.
+    close : callable
+        Closes a filesystem.
     """
 
-    def __init__(self, make: Callable[[], Any], end: Callable[[Any], object]) -> None:
+    def __init__(self, make: Callable[[], Any], close: Callable[[Any], object]) -> None:
         self._make = make
-        self._end = end
+        self._close = close
         self._idle: list[_Thread] = []
-        weakref.finalize(self, _dismiss, self._idle)
+        weakref.finalize(self, _stop_threads, self._idle)
 
     async def run(self, call: Callable[[Any], Any]) -> Any:
-        """Return what a call returns for a thread's object. To be awaited in one loop only."""
+        """Return the result of `call` for a thread's filesystem. Await it in one loop only."""
         loop = asyncio.get_running_loop()
-        thread = self._idle.pop() if self._idle else _Thread(self._make, self._end, loop)
-        done: asyncio.Future[Any] = loop.create_future()
-        thread.jobs.put((call, done))
+        thread = self._idle.pop() if self._idle else _Thread(self._make, self._close, loop)
+        future: asyncio.Future[Any] = loop.create_future()
+        thread.jobs.put((call, future))
         try:
-            result = await done
+            result = await future
         except asyncio.CancelledError:
             thread.abandon()
             raise
         except Exception as error:
-            # A session that broke is not used again, nor are the others, likely broken as well.
+            # Never reuse a broken session. The idle sessions are probably broken as well.
             if classify(error).transient:
                 thread.jobs.put(None)
-                _dismiss(self._idle)
+                _stop_threads(self._idle)
             else:
                 self._idle.append(thread)
             raise
@@ -60,57 +60,57 @@ class Threads:
         return result
 
 
-def _dismiss(threads: list[_Thread]) -> None:
+def _stop_threads(threads: list[_Thread]) -> None:
     while threads:
         threads.pop().jobs.put(None)
 
 
 class _Thread:
-    """A thread that does jobs until it gets None."""
+    """A thread that runs jobs until it gets None."""
 
     def __init__(
         self,
         make: Callable[[], Any],
-        end: Callable[[Any], object],
+        close: Callable[[Any], object],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._driver: Any = None
-        self._make, self._end, self._loop = make, end, loop
+        self._filesystem: Any = None
+        self._make, self._close, self._loop = make, close, loop
         _start(self._work)
 
     def abandon(self) -> None:
-        """Let the thread end once its call returns, and close what it is waiting for."""
+        """End the thread when its call returns; close its filesystem, so that the call returns."""
         self.jobs.put(None)
-        if (driver := self._driver) is not None:
-            _start(lambda: self._end(driver))
+        if (filesystem := self._filesystem) is not None:
+            _start(lambda: self._close(filesystem))
 
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
-            call, done = job
-            result, failed = None, None
+            call, future = job
+            result, error = None, None
             try:
-                if self._driver is None:
-                    self._driver = self._make()
-                result = call(self._driver)
-            except BaseException as error:
-                failed = error
+                if self._filesystem is None:
+                    self._filesystem = self._make()
+                result = call(self._filesystem)
+            except BaseException as raised:
+                error = raised
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_settle, done, result, failed)
-            del job, call, done, result, failed
-        if self._driver is not None:
-            self._end(self._driver)
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            del job, call, future, result, error  # a waiting thread must not keep them alive
+        if self._filesystem is not None:
+            self._close(self._filesystem)
 
 
 def _start(target: Callable[[], object]) -> None:
     threading.Thread(target=target, name="npstream-store", daemon=True).start()
 
 
-def _settle(done: asyncio.Future[Any], result: Any, failed: BaseException | None) -> None:
-    """Hand over what a job came to, unless it was given up meanwhile."""
-    if done.done():
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    """Set the result or the exception of a future, unless it was cancelled."""
+    if future.done():
         return
-    if failed is None:
-        done.set_result(result)
+    if error is None:
+        future.set_result(result)
     else:
-        done.set_exception(failed)
+        future.set_exception(error)

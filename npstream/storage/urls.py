@@ -1,7 +1,7 @@
-"""Paths and URLs as arguments: which of the two a text is, and local paths of either.
+"""Checks of arguments that are local paths or URLs.
 
-Nothing here takes one for the other. A directory that is named like the scheme of a URL is what a
-mistake leaves behind, so it is never made.
+A mistyped URL must not become a local path. In particular, no directory is made whose name looks
+like the scheme of a URL, such as ``s3:``.
 """
 
 from __future__ import annotations
@@ -13,49 +13,50 @@ from urllib.parse import unquote
 
 from npstream._core.redaction import redacted_url
 
-__all__ = ["Location", "below", "is_http", "local_path", "location", "scheme_of"]
+__all__ = ["Location", "is_http", "join_url", "local_path", "location_str", "scheme_of"]
 
 Location: TypeAlias = "str | os.PathLike[str]"
 """A local path, or a URL."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _ONE_SLASH = re.compile(r"((?:[^/:]*::)*[A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
-_STORES = re.compile(
+_STORE_SCHEME = re.compile(
     r"(?:[^/:]*::)*(abfss?|adl|azure(-dl)?|az|file|ftps?|gc?s|hdfs|hf|https?|local|memory|oci|s3[an]?|sftp|smb|ssh"
     r"|webdav|webhdfs):",
     re.IGNORECASE,
 )
 
 
-def location(given: Location, argument: str = "path") -> str:
-    """Return the text of a path or URL that was given as an argument.
+def location_str(location: Location, argument: str = "path") -> str:
+    """Return a path or URL as a str.
 
     Parameters
     ----------
-    given : str or os.PathLike
-        An object that shows itself as a URL, such as a path of another library, is that URL.
+    location : str or os.PathLike
+        If the str of an object is a URL, as for paths of other libraries, it is used as the URL.
     argument : str
         The argument's name, for messages.
 
     Raises
     ------
     TypeError
-        If it is of another type, bytes included.
+        If `location` has another type, such as bytes.
     ValueError
-        If it is empty, or a URL that lost a slash.
+        If `location` is empty, or a URL that lost a slash.
 
     Examples
     --------
     >>> from pathlib import Path
-    >>> location(Path("data") / "train"), location("s3://bucket/corpus")
+    >>> location_str(Path("data") / "train"), location_str("s3://bucket/corpus")
     ('data/train', 's3://bucket/corpus')
     """
-    text: object = given
-    if isinstance(given, os.PathLike):
-        # Objects for URLs give their local copy, or a path without scheme, to os.fspath.
-        text = shown if "://" in (shown := str(given)) else os.fspath(given)
+    text: object = location
+    if isinstance(location, os.PathLike):
+        # For URL objects of other libraries, os.fspath returns a local copy or drops the scheme.
+        text = shown if "://" in (shown := str(location)) else os.fspath(location)
     if not isinstance(text, str):
-        raise TypeError(f"{argument}: expected str or os.PathLike of str, not {_kind(given, text)}")
+        name = _type_name(location, text)
+        raise TypeError(f"{argument}: expected str or os.PathLike of str, not {name}")
     if not text:
         raise ValueError(f"{argument} is empty: give a path or a URL; '.' is this directory")
     if (match := _ONE_SLASH.match(text)) is not None and match[1].lower() not in ("file", "dbfs"):
@@ -66,13 +67,13 @@ def location(given: Location, argument: str = "path") -> str:
     return text
 
 
-def _kind(given: object, text: object) -> str:
-    path = "" if text is given else f" of {type(text).__name__}"
-    return f"{type(given).__name__}{path}"
+def _type_name(location: object, text: object) -> str:
+    path = "" if text is location else f" of {type(text).__name__}"
+    return f"{type(location).__name__}{path}"
 
 
 def scheme_of(text: str) -> str:
-    """Return the scheme of a URL in lower case, or nothing for a path.
+    """Return the scheme of a URL in lower case, or "" for a path.
 
     Examples
     --------
@@ -81,40 +82,40 @@ def scheme_of(text: str) -> str:
     """
     if (match := _SCHEME.match(text) or _ONE_SLASH.match(text)) is not None:
         scheme = match[1].lower()
-        # What Streaming takes for Databricks is no local path.
+        # Streaming uses "dbfs:/" for Databricks; it is not a local path.
         return "dbfs:" if scheme == "dbfs" else scheme
-    # Nor is what fsspec takes for a chain.
+    # A chain of URLs in fsspec, such as "zip://x::s3://y", is not a local path either.
     start, separator, _ = text.partition("://")
     return start if separator and "::" in start else ""
 
 
 def is_http(url: str) -> bool:
-    """Return True for a URL that may have a query, and needs quoting."""
+    """Return True for a web address, which may have a query and must be quoted."""
     return url.lower().startswith(("http://", "https://"))
 
 
-def local_path(given: Location, argument: str = "path") -> str:
+def local_path(location: Location, argument: str = "path") -> str:
     """Return the absolute local path that a path or a ``file://`` URL names.
 
     Parameters
     ----------
-    given : str or os.PathLike
+    location : str or os.PathLike
     argument : str
         The argument's name, for messages.
 
     Raises
     ------
     TypeError
-        If it is of another type.
+        If `location` has another type.
     ValueError
-        If it names anything but this machine's files.
+        If `location` is not on this machine.
 
     Examples
     --------
     >>> local_path("/data/../cache"), local_path("file:///my%20data")
     ('/cache', '/my data')
     """
-    text = location(given, argument)
+    text = location_str(location, argument)
     if not (scheme := scheme_of(text)):
         path = os.path.abspath(os.path.expanduser(text))
         _check_parts(path, argument)
@@ -132,10 +133,10 @@ def local_path(given: Location, argument: str = "path") -> str:
 
 
 def _check_parts(path: str, argument: str) -> None:
-    """Raise if a directory would have to be made that is named like a store's scheme."""
+    """Raise ValueError if `path` has a missing directory whose name is a store's scheme."""
     parts = path.split("/")
     for number, part in enumerate(parts):
-        if _STORES.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
+        if _STORE_SCHEME.fullmatch(part) and not os.path.isdir("/".join(parts[: number + 1])):
             shown = redacted_url("/".join(parts[number:]))
             raise ValueError(
                 f"{argument}: {shown!r} is a URL that lost a slash, as in pathlib.Path: give a URL "
@@ -143,8 +144,8 @@ def _check_parts(path: str, argument: str) -> None:
             )
 
 
-def below(url: Location, name: Location, argument: str = "split") -> str:
-    """Return the path or URL of something below another; the query of a web address stays last.
+def join_url(url: Location, name: Location, argument: str = "split") -> str:
+    """Return the path or URL of `name` below `url`; the query of a web address stays last.
 
     Parameters
     ----------
@@ -152,14 +153,14 @@ def below(url: Location, name: Location, argument: str = "split") -> str:
     name : str or os.PathLike
         A relative path.
     argument : str
-        What that argument is called, for messages.
+        The name of the argument that `name` comes from, for messages.
 
     Examples
     --------
-    >>> below("s3://bucket/corpus/", "train"), below("https://host/corpus?key=1", "train")
+    >>> join_url("s3://bucket/corpus/", "train"), join_url("https://host/corpus?key=1", "train")
     ('s3://bucket/corpus/train', 'https://host/corpus/train?key=1')
     """
-    text, part = location(url, "url"), location(name, argument)
+    text, part = location_str(url, "url"), location_str(name, argument)
     if part.startswith("/") or scheme_of(part):
         raise ValueError(
             f"{argument}: expected the name of a directory below the dataset's, not an absolute "

@@ -1,4 +1,4 @@
-"""Versions of remote files: what changes whenever a file does.
+"""Versions of remote files: text that changes when the file changes.
 
 Tested in tests/shards/test_snapshot.py.
 """
@@ -13,18 +13,18 @@ from typing import Any
 
 __all__ = ["Version", "version_of"]
 
-_SIGNS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "content_md5")
-_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
+_TAG_KEYS = ("generation", "ETag", "etag", "blob_id", "xet_hash", "md5Hash", "content_md5")
+_TIME_KEYS = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 
-_SETTLED = 86400.0
-"""A time in whole seconds that is older than this is exact, however wrong the clocks are."""
+_MIN_EXACT_AGE = 86400.0
+"""A time in whole seconds is exact if it is older than this, even if the clocks differ."""
 
 _TIME_AND_SIZE = re.compile(r'"?([0-9a-f]+)-[0-9a-f]+"?')
-"""nginx's ETag: the time of the last change in whole seconds, and the size."""
+"""An ETag of nginx: the time of the last change in whole seconds, and the size."""
 
 
 class Version(str):
-    """A version of a file, as text that begins with the size.
+    """The version of a file: text that starts with the size.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Version(str):
     Attributes
     ----------
     is_exact : bool
-        False if two files that are written within one second may have the same version.
+        False if two versions written within one second may have the same text.
     """
 
     __slots__ = ("is_exact",)
@@ -42,10 +42,10 @@ class Version(str):
     is_exact: bool
 
     def __new__(cls, text: str, is_exact: bool = True) -> Version:
-        """Make a version of its text."""
-        made = super().__new__(cls, text)
-        made.is_exact = is_exact
-        return made
+        """Make a version from its text."""
+        version = super().__new__(cls, text)
+        version.is_exact = is_exact
+        return version
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Version, (str(self), self.is_exact)
@@ -57,9 +57,9 @@ def version_of(info: Mapping[str, Any], now: float | None = None) -> Version:
     Parameters
     ----------
     info : mapping
-        As drivers give it.
+        The info that a driver returns.
     now : float, optional
-        The time, in seconds since 1970.
+        The current time, in seconds since 1970.
 
     Examples
     --------
@@ -69,39 +69,40 @@ def version_of(info: Mapping[str, Any], now: float | None = None) -> Version:
     >>> old == new, old.is_exact, new.is_exact
     (True, True, False)
     """
-    sign = next((info[key] for key in _SIGNS if info.get(key)), None)
-    changed = next((info[key] for key in _TIMES if info.get(key)), None)
-    # Both, as a file that is written anew, the same, may stand for others that are not.
-    text = ":".join([str(info.get("size")), *(str(p) for p in (sign, changed) if p is not None)])
-    seconds = _seconds(changed)
+    tag = next((info[key] for key in _TAG_KEYS if info.get(key)), None)
+    modified = next((info[key] for key in _TIME_KEYS if info.get(key)), None)
+    # The tag and the time: a file rewritten with the same bytes keeps its tag, but other files of
+    # the dataset may have changed with it.
+    text = ":".join([str(info.get("size")), *(str(p) for p in (tag, modified) if p is not None)])
+    seconds = _seconds(modified)
     if seconds is not None and not seconds.is_integer():
         return Version(text)
     now = time.time() if now is None else now
-    is_settled = seconds is not None and now - seconds > _SETTLED
-    return Version(text, is_settled or _is_strong(sign, seconds))
+    is_old = seconds is not None and now - seconds > _MIN_EXACT_AGE
+    return Version(text, is_old or _is_strong(tag, seconds))
 
 
-def _is_strong(sign: Any, seconds: float | None) -> bool:
-    """Return True if a sign changes with each change of the file."""
-    if sign is None or str(sign).startswith("W/"):
+def _is_strong(tag: Any, seconds: float | None) -> bool:
+    """Return True if a tag differs between all versions of the file."""
+    if tag is None or str(tag).startswith("W/"):
         return False
-    match = _TIME_AND_SIZE.fullmatch(str(sign))
+    match = _TIME_AND_SIZE.fullmatch(str(tag))
     return match is None or seconds is None or int(match[1], 16) != seconds
 
 
-def _seconds(changed: Any) -> float | None:
-    """Return a time in seconds since 1970, or None if it cannot be told."""
-    if isinstance(changed, datetime):
-        return changed.timestamp()
+def _seconds(modified: Any) -> float | None:
+    """Return a time in seconds since 1970, or None if its format is unknown."""
+    if isinstance(modified, datetime):
+        return modified.timestamp()
     try:
-        return float(changed)
+        return float(modified)
     except (TypeError, ValueError):
         pass
     from email.utils import parsedate_to_datetime
 
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
-            return parse(changed).timestamp()
+            return parse(modified).timestamp()
         except (TypeError, ValueError):
             continue
     return None

@@ -20,7 +20,7 @@ from npstream._core.typing import Body
 from npstream.errors import FormatError, StorageError
 from npstream.formats.index import INDEX, parse_index
 from npstream.formats.sidecar.sidecar import NAME as SIDECAR
-from npstream.storage.local import LocalStore, identity
+from npstream.storage.local import LocalStore, file_id
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -189,7 +189,7 @@ class LocalDestination(Destination):
 
     def _link(self, name: str, draft: Draft) -> None:
         """Give a file its name."""
-        self._made[name] = identity(draft.path)
+        self._made[name] = file_id(draft.path)
         try:
             with self._reporting(name):
                 draft.link()
@@ -219,7 +219,7 @@ class LocalDestination(Destination):
         for name in reversed(names):  # the index before all others
             # It may have been created by another after this write was interrupted.
             with suppress(FileNotFoundError):
-                if identity(self._store.where(name)) == self._made[name]:
+                if file_id(self._store.where(name)) == self._made[name]:
                     self._store.remove(name)
 
     def _leave(self) -> None:
@@ -253,7 +253,7 @@ class RemoteDestination(Destination):
         self._lock = self._text = b""
         self._unknown = False
         self._uploads: deque[Future[None]] = deque()
-        self._most = store.uploads
+        self._most = store.max_uploads
         # What changes the store is done in threads, so that an interruption of this one does not
         # leave open whether it is done: `_stop` waits for it.
         self._threads = ThreadPoolExecutor(self._most, "npstream-upload")
@@ -400,7 +400,7 @@ class RemoteDestination(Destination):
         return names
 
     def _leave(self) -> None:
-        self._store.sweep()
+        self._store.remove_leftovers()
         if self._lock and self._holds(LOCK, self._lock):
             self._store.remove(LOCK)
         self._lock = b""

@@ -30,9 +30,8 @@ from npstream._core.redaction import (
     url_secrets,
 )
 from npstream.errors import NpstreamError
-from npstream.storage import drivers
-from npstream.storage import requests as jobs
-from npstream.storage.drivers import route
+from npstream.storage import drivers, requests
+from npstream.storage.drivers import find_route
 from npstream.storage.local import local_path, open_store
 from npstream.storage.remote import RemoteStore
 
@@ -276,7 +275,7 @@ def indiscreet(request):
 @pytest.fixture
 def everything_said(caplog, capfd, monkeypatch):
     """Return what returns all that was logged, warned of and printed."""
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     caplog.set_level(logging.INFO)
     return lambda: caplog.text + "".join(capfd.readouterr())
 
@@ -406,7 +405,7 @@ def inside(ds: npstream.Dataset) -> list[object]:
     link = shards.remote._connect()
     known = [shards, shards.remote, shards.files, shards.files.cache, link, link._redactor]
     known += [ds._source, ds._source.fetcher, drivers.Need(URLS[0], OPTIONS, 1, 1.0)]
-    return [*known, link.route, route(URLS[0], OPTIONS, 1, 1.0)]
+    return [*known, link.route, find_route(URLS[0], OPTIONS, 1, 1.0)]
 
 
 def test_what_travels_to_workers_shows_nothing(tmp_path):

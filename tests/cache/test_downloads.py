@@ -7,7 +7,7 @@ from npstream.cache import downloads
 from npstream.cache.downloads import Downloads
 from npstream.cache.leases import Lease, is_leased
 from npstream.errors import StorageError
-from npstream.storage.deadlines import Patience
+from npstream.storage.deadlines import Deadlines
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -17,7 +17,7 @@ PIECES = [("file", piece) for piece in range(3)]
 @pytest.fixture
 def fetcher():
     """Return what fetches into no cache, from no store."""
-    return Downloads(SimpleNamespace(patience=Patience(), timeout=50.0), None)
+    return Downloads(SimpleNamespace(deadlines=Deadlines(), timeout=50.0), None)
 
 
 @pytest.mark.parametrize("fails", [False, True])

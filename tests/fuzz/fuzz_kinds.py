@@ -35,7 +35,7 @@ from npstream.shards import point_reads as exact
 from npstream.shards import remote as remote_shards
 from npstream.shards import table as fetch
 from npstream.storage import local as store
-from npstream.storage import requests as jobs
+from npstream.storage import requests
 from npstream.tools import index_builder as build
 from npstream.tools import scan as reread
 from npstream.writing import sidecar as spool
@@ -130,7 +130,7 @@ def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
 
 def _small_chunks() -> None:
     chunks.CHUNK_BYTES = 1 << 10
-    jobs._BACK_OFF = 0.001
+    requests._BACKOFF = 0.001
     remote_shards.SMALL_CHUNK = 0
     exact.GAP = 0
 

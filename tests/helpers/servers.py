@@ -529,7 +529,7 @@ def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from npstream.storage import obstore as fastranges
 
     monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
-    monkeypatch.setattr(fastranges, "FIRST", 1)
+    monkeypatch.setattr(fastranges, "WARMUP_READS", 1)
 
 
 class Servers:

@@ -12,7 +12,7 @@ from fake_drivers import DATA, Blocking, Fake
 from servers import KINDS, OBSTORE, Servers, choose_reader
 from weak_stores import NAME, SPAN, Weak, store_at
 
-from npstream.storage import requests as jobs
+from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
 
 
@@ -88,4 +88,4 @@ def weak(
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon."""
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.03)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.03)

@@ -19,9 +19,8 @@ from servers import Place, Servers
 
 import npstream
 from npstream.errors import StorageError
-from npstream.storage import deadlines as patience
-from npstream.storage import requests as jobs
-from npstream.storage.deadlines import Patience, carried, one_read
+from npstream.storage import deadlines, requests
+from npstream.storage.deadlines import Deadlines, inherit_deadline, shared_deadline
 from npstream.storage.remote import RemoteStore
 
 DEADLINE = 1.2
@@ -41,55 +40,55 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(patience, "time", found)
+    monkeypatch.setattr(deadlines, "time", found)
     return found
 
 
-def left(store: Patience, timeout: float = 60.0) -> float:
-    with store.waiting(timeout) as seconds:
+def left(store: Deadlines, timeout: float = 60.0) -> float:
+    with store.track_wait(timeout) as seconds:
         return seconds
 
 
 def test_only_waiting_counts(clock: Clock):
-    store = Patience()
-    with one_read():
-        with store.waiting():
+    store = Deadlines()
+    with shared_deadline():
+        with store.track_wait():
             clock.now += 10
         clock.now += 1000
         assert left(store) == 50
-        with one_read(), store.waiting():
+        with shared_deadline(), store.track_wait():
             clock.now += 30
         assert left(store) == 20
-        assert store.asked() == clock.now - 40
-        with store.waiting():
+        assert store.wait_start() == clock.now - 40
+        with store.track_wait():
             clock.now += 100
         assert left(store) == 0
     assert left(store) == 60
-    with store.waiting():
+    with store.track_wait():
         clock.now += 10
     assert left(store) == 60
 
 
 def test_whatever_comes_begins_it_anew(clock: Clock):
-    store = Patience()
-    with one_read():
-        with store.waiting():
+    store = Deadlines()
+    with shared_deadline():
+        with store.track_wait():
             clock.now += 50
-            store.came = clock.now
+            store.last_arrival = clock.now
             clock.now += 5
         assert left(store) == 55
-        assert store.end(store.asked(), 60) == clock.now + 55
-        store.came = clock.now
+        assert store.deadline(store.wait_start(), 60) == clock.now + 55
+        store.last_arrival = clock.now
         assert left(store) == 60
 
 
 def test_a_read_that_goes_on_in_another_thread(clock: Clock):
-    store = Patience()
+    store = Deadlines()
     seen = []
 
     def work() -> None:
         seen.append(left(store))
-        with store.waiting():
+        with store.track_wait():
             clock.now += 20
 
     def run(work: Callable[[], object]) -> None:
@@ -97,13 +96,13 @@ def test_a_read_that_goes_on_in_another_thread(clock: Clock):
         thread.start()
         thread.join()
 
-    with one_read():
-        with store.waiting():
+    with shared_deadline():
+        with store.track_wait():
             clock.now += 10
-        run(carried(work))
+        run(inherit_deadline(work))
         run(work)
         assert left(store) == 30
-    run(carried(work))
+    run(inherit_deadline(work))
     assert seen == [50, 60, 60]
 
 
@@ -123,7 +122,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
     fsspec.register_implementation("silent", Silent, clobber=True)
     monkeypatch.setenv("NPSTREAM_THREADS", "1")
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     return state
 
 

@@ -229,14 +229,14 @@ def environment(monkeypatch):
 def test_the_table_of_drivers(environment, url, variables, given, expected, options):
     for name, value in variables.items():
         environment.setenv(name, value)
-    found = drivers.route(url, given, 32, 60.0)
+    found = drivers.find_route(url, given, 32, 60.0)
     assert found.url == expected
     assert options.items() <= found.options.items()
     assert "requester_pays" in options or "requester_pays" not in found.options
 
 
 def test_options_lie_on_top_within_options(environment):
-    found = drivers.route("s3://b/x", {"config_kwargs": {"read_timeout": 5}}, 40, 60.0)
+    found = drivers.find_route("s3://b/x", {"config_kwargs": {"read_timeout": 5}}, 40, 60.0)
     config = found.options["config_kwargs"]
     assert config["read_timeout"] == 5
     assert config["max_pool_connections"] == 40
@@ -245,13 +245,13 @@ def test_options_lie_on_top_within_options(environment):
 def test_ocis_configuration(environment, tmp_path):
     pytest.importorskip("ocifs", reason="python -m pip install -e '.[oci]'")
     environment.setenv("HOME", str(tmp_path))
-    assert "iam_type" not in drivers.route("oci://b@n/x", {}, 32, 60.0).options
+    assert "iam_type" not in drivers.find_route("oci://b@n/x", {}, 32, 60.0).options
     (tmp_path / "config").write_text("")
     environment.setenv("OCI_CONFIG_FILE", str(tmp_path / "config"))
-    found = drivers.route("oci://b@n/x", {}, 32, 60.0).options
+    found = drivers.find_route("oci://b@n/x", {}, 32, 60.0).options
     assert found["config"] == str(tmp_path / "config")
     assert found["iam_type"] == "api_key"
-    assert "iam_type" not in drivers.route("oci://b@n/x", {"config": {}}, 32, 60.0).options
+    assert "iam_type" not in drivers.find_route("oci://b@n/x", {"config": {}}, 32, 60.0).options
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from servers import Hub, Place, Servers
 
 import npstream
 from npstream.errors import StorageError
-from npstream.storage import requests as jobs
+from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
 
 DATA = bytes(range(256)) * 40
@@ -152,12 +152,12 @@ def test_a_login_that_was_renewed(servers: Servers, place: Place, monkeypatch: p
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
     store = RemoteStore(place.url, {"endpoint": endpoint})
     assert store.read("x") == DATA
-    store._connect()._made[0].credentials = {"authorization": "Bearer hf_expired"}
+    store._connect()._filesystems[0].credentials = {"authorization": "Bearer hf_expired"}
     proxy.clear()
     assert store.read("x", len(DATA)) == DATA
     assert [request.status for request in proxy.log] == [401, 206]
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    store._connect()._made[0].credentials = {}
+    store._connect()._filesystems[0].credentials = {}
     assert refusal(lambda: store.read("x")).errno == errno.EACCES
 
 
@@ -186,7 +186,7 @@ def test_a_listing_of_many_pages(servers: Servers, place: Place):
 def test_nobody_repeats_a_request_but_the_store(
     servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.01)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
     proxy = servers.proxy("hf")
     store = store_at(place.through(proxy), retries=2)
     for code in (429, 503):

@@ -26,7 +26,7 @@ def store(tmp_path):
 
 def test_reading(store):
     assert store.exists("part/file")
-    assert store.exist(["none", "part/file", "pipe"]) == [False, True, False]
+    assert store.exist_many(["none", "part/file", "pipe"]) == [False, True, False]
     assert store.where("part/file") == f"{store.root}/part/file"
     assert store.size("part/file") == 10
     assert store.read("part/file") == b"0123456789"

@@ -20,7 +20,7 @@ from servers import HOST, OBSTORE, choose_reader
 
 from npstream.errors import StorageError
 from npstream.storage import obstore as fastranges
-from npstream.storage import requests as jobs
+from npstream.storage import requests
 from npstream.storage.obstore import FastRanges, fast_ranges
 from npstream.storage.remote import RemoteStore
 
@@ -35,7 +35,7 @@ HEADERS = {
 def place(servers, monkeypatch):
     """Return a fresh directory with a file in it."""
     choose_reader(OBSTORE, monkeypatch)
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.01)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
     found = servers[OBSTORE].fresh()
     found.put("file", DATA)
     return found
@@ -73,7 +73,7 @@ def fails(store, timeout=10.0):
 
 
 def test_s3fs_goes_first(place, monkeypatch):
-    monkeypatch.setattr(fastranges, "FIRST", 5)
+    monkeypatch.setattr(fastranges, "WARMUP_READS", 5)
     store = RemoteStore(place.url, place.storage_options)
     read(store, 4)
     assert state(store) == "watching"
@@ -86,15 +86,15 @@ def test_s3fs_goes_first(place, monkeypatch):
 
 
 def test_large_ranges_are_left_to_s3fs(place, monkeypatch):
-    monkeypatch.setattr(fastranges, "LARGEST", 99)
+    monkeypatch.setattr(fastranges, "MAX_RANGE", 99)
     store = RemoteStore(place.url, place.storage_options)
     read(store, 3)
     assert state(store) == "watching"
-    monkeypatch.setattr(fastranges, "LARGEST", 100)
+    monkeypatch.setattr(fastranges, "MAX_RANGE", 100)
     read(store, 3)
     assert state(store) == "proven"
     assert store.ranges([("file", 0, 101)]) == [DATA[:101]]
-    assert store._connect()._read._sent is None  # it no longer looks at what s3fs sends
+    assert store._connect()._read._last_request is None  # it no longer looks at what s3fs sends
 
 
 @pytest.mark.parametrize("value", ["0", "1", ""])
@@ -306,11 +306,11 @@ def test_a_child_of_a_process_that_is_loading_it(place, monkeypatch):
     def in_child():
         asked = []
         monkeypatch.setattr(fastranges, "import_module", asked.append)
-        read(store, fastranges.FIRST + 3)
+        read(store, fastranges.WARMUP_READS + 3)
         assert state(store) == "off"
         assert not asked
 
-    read(store, fastranges.FIRST - 1)
+    read(store, fastranges.WARMUP_READS - 1)
     monkeypatch.setattr(fastranges, "import_module", slowly)
     reading = threading.Thread(target=read, args=(store,))
     reading.start()
@@ -329,9 +329,9 @@ def test_a_child_of_a_process_that_has_only_opened(place):
         "from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({place.url!r}, {place.storage_options!r})\n"
         "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"
-        "read(fastranges.FIRST - 1)\n"
+        "read(fastranges.WARMUP_READS - 1)\n"
         "if (child := os.fork()) == 0:\n"
-        "    read(fastranges.FIRST + 1)\n"
+        "    read(fastranges.WARMUP_READS + 1)\n"
         "    os._exit(store._connect()._read.state != 'proven')\n"
         "raise SystemExit(os.waitpid(child, 0)[1])"
     )
@@ -365,14 +365,14 @@ def fetch(base, headers=HEADERS):
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     import obstore
 
-    store = fastranges._maker("bucket", base, headers, None)(None)
+    store = fastranges._store_factory("bucket", base, headers, None)(None)
 
     async def ask():
         with pytest.raises(Exception, match="S3") as caught:
             await obstore.get_range_async(store, "key", start=0, length=1)
         return caught.value
 
-    return fastranges._failure(asyncio.run(ask()))
+    return fastranges._as_driver_error(asyncio.run(ask()))
 
 
 def test_what_it_says_of_connections():
@@ -393,9 +393,9 @@ def test_what_it_says_of_connections():
 def test_what_it_is_told():
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     base = "https://bucket.s3.eu-west-1.amazonaws.com"
-    config = fastranges._maker("bucket", base, HEADERS, None)(None).config
+    config = fastranges._store_factory("bucket", base, HEADERS, None)(None).config
     assert config["region"] == "eu-west-1"
     assert config["endpoint"] == base
     assert (config["request_payer"], config["skip_signature"]) == ("true", "false")
-    config = fastranges._maker("bucket", base, {}, None)(None).config
+    config = fastranges._store_factory("bucket", base, {}, None)(None).config
     assert (config["request_payer"], config["skip_signature"]) == ("false", "true")

@@ -49,14 +49,14 @@ def exercise(store):
     store.remove("other")
     store.remove("other")
     assert not store.exists("other")
-    assert store.exist(["other", name, "part/none", name]) == [False, True, False, True]
+    assert store.exist_many(["other", name, "part/none", name]) == [False, True, False, True]
     store.create("part/new", DATA)
     for other in (DATA, b"", b"other"):
         with pytest.raises(FileExistsError, match="cannot create this file") as caught:
             store.create("part/new", other)
         assert isinstance(caught.value, StorageError)
     assert store.read("part/new") == DATA
-    assert store.exist([]) == []
+    assert store.exist_many([]) == []
     with pytest.raises(StorageError, match="cannot read this file") as caught:
         store.read("other")
     assert caught.value.errno == errno.ENOENT
@@ -118,7 +118,7 @@ def test_odd_characters_in_a_path(writable):
     assert dict(above.names()) == {f"{name}/ds/{ODD_FILE}": k for k, name in enumerate(odd, 1)}
     for size, name in enumerate(odd, 1):
         store = RemoteStore(f"{place.url}/{name}/ds/", options)
-        assert store.exist([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
+        assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
         assert store.ranges([(ODD_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
         assert store.read(ODD_FILE) == DATA[:size]
         assert list(store.names()) == [(ODD_FILE, size)]
@@ -131,7 +131,7 @@ def test_odd_characters_in_a_web_address(servers):
     for size, name in enumerate(ODD, 1):
         place.put(f"{name}/ds/{ODD_FILE}", DATA[:size])
         store = RemoteStore(f"{place.url}/{quote(name)}/ds/", place.storage_options)
-        assert store.exist([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
+        assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
         assert store.read(ODD_FILE) == DATA[:size]
         assert list(store.names()) == [(ODD_FILE, size)]
     with pytest.raises(ValueError, match=r"'https://host/a': .*fragment.*write %23"):
@@ -234,7 +234,7 @@ def test_a_pickle_is_the_arguments(tmp_path):
 def test_a_number_of_requests_that_is_none(monkeypatch, text):
     monkeypatch.setenv("NPSTREAM_THREADS", text)
     with pytest.raises(ValueError, match=f"NPSTREAM_THREADS='{text}': expected a number"):
-        remote.requests_at_once()
+        remote.max_requests()
 
 
 @pytest.mark.parametrize(("timeout", "retries"), [(0, 1), (-1, 1), (float("nan"), 1), (1, -1)])

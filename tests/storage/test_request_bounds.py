@@ -13,7 +13,7 @@ from fake_drivers import DATA, loop_is_idle
 from fsspec.asyn import get_loop
 
 from npstream.errors import StorageError
-from npstream.storage import requests as jobs
+from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
 
 
@@ -47,7 +47,7 @@ def test_bounded_requests(fake, monkeypatch):
 
 
 def test_bounded_bytes(fake, monkeypatch):
-    monkeypatch.setattr(jobs, "_IN_FLIGHT_BYTES", 1000)
+    monkeypatch.setattr(requests, "_IN_FLIGHT_BYTES", 1000)
     held = []
 
     async def answer(start, end):
@@ -91,7 +91,7 @@ def test_closing_cancels_the_rest(fake):
     [(ConnectionResetError, 3), (PermissionError, 1), (FileNotFoundError, 1), (KeyError, 1)],
 )
 def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
 
     def answer(path, start, end):
         raise error("what happened")
@@ -109,7 +109,7 @@ def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
 
 
 def test_what_passes_is_not_noticed(fake, monkeypatch):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     outcomes = iter([TimeoutError(), DATA[:3], ConnectionResetError(), DATA[:5]])
 
     def answer(path, start, end):
@@ -122,7 +122,7 @@ def test_what_passes_is_not_noticed(fake, monkeypatch):
 
 
 def test_answers_of_the_wrong_length(fake, monkeypatch):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     fake.answer = staticmethod(lambda path, start, end: DATA[start : end - 1])
     with pytest.raises(StorageError, match=r"after 3 attempts.* 9 of 10 bytes came"):
         RemoteStore("fake://a", retries=2).ranges([("x", 5, 10)])
@@ -133,7 +133,7 @@ def test_answers_of_the_wrong_length(fake, monkeypatch):
 
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     never = asyncio.Event()
 
     async def answer():

@@ -26,8 +26,7 @@ from servers import KINDS, OBSTORE, Nginx, Place, Servers, choose_reader
 
 import npstream
 from npstream.errors import StorageError
-from npstream.storage import deadlines as patience
-from npstream.storage import requests as jobs
+from npstream.storage import deadlines, requests
 from npstream.storage.remote import RemoteStore
 
 NAME = "folder/file.bin"
@@ -54,13 +53,13 @@ class Pauses:
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
     made = Pauses()
-    monkeypatch.setattr(jobs, "_pause", made)
+    monkeypatch.setattr(requests, "_pause", made)
     return made
 
 
 @pytest.fixture(autouse=True)
 def _no_server_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "_known", set())
+    monkeypatch.setattr(deadlines, "_answered_services", set())
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -239,8 +238,8 @@ def test_the_deadline_ends_it(
 ):
     opened = known(timeout=0.5)
     scripted += GONE[:1] * 10_000
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
-    monkeypatch.setattr(jobs, "_MAX_BACK_OFF", 0.01)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
+    monkeypatch.setattr(requests, "_MAX_BACKOFF", 0.01)
     start = time.monotonic()
     with pytest.raises(StorageError, match="check the host and the port") as caught:
         opened.ranges([SPAN])
@@ -272,7 +271,7 @@ def test_what_makes_a_server_known(scripted: list[Exception | None]):
     assert is_waited_for(RemoteStore("scripted://host/elsewhere", retries=2))
     assert not is_waited_for(store(host="other"))
     assert not is_waited_for(RemoteStore("scripted://host/a", {"port": 1}, retries=2))
-    patience._known.clear()  # as in another process
+    deadlines._answered_services.clear()  # as in another process
     assert not is_waited_for(pickle.loads(before))
     assert is_waited_for(pickle.loads(answered))
 
@@ -283,7 +282,7 @@ def test_a_warning_for_each_outage(scripted: list[Exception | None], caplog):
         scripted += [GONE[0]] * 10
         assert opened.ranges([SPAN]) == [PART]
     assert len(warnings(caplog)) == 1
-    opened.patience._warned -= 61
+    opened.deadlines._last_warning -= 61
     scripted += [GONE[0]] * 10
     assert opened.ranges([SPAN]) == [PART]
     assert len(warnings(caplog)) == 2
@@ -293,7 +292,7 @@ def test_a_warning_for_each_outage(scripted: list[Exception | None], caplog):
 
 
 def test_a_loop_that_is_blocked(scripted: list[Exception | None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(jobs, "_LOOP_CHECK", 0.2)
+    monkeypatch.setattr(requests, "_MIN_LOOP_CHECK", 0.2)
     opened, released = known(timeout=0.4), threading.Event()
     try:
         fsspec.asyn.get_loop().call_soon_threadsafe(released.wait, 60)

@@ -17,8 +17,7 @@ import pytest
 
 import npstream
 from npstream.errors import IntegrityError, StorageError
-from npstream.storage import remote
-from npstream.storage import requests as jobs
+from npstream.storage import remote, requests
 from npstream.storage.failures import classify
 from npstream.storage.remote import RemoteStore
 from npstream.storage.responses import (
@@ -203,7 +202,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.01)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.01)
 
 
 @contextmanager
@@ -233,7 +232,7 @@ def dataset(directory: Path, root: str = "") -> dict[str, bytes]:
 def test_a_server_that_does_not_answer_head(status):
     with serving({"/a": DATA, "/empty": b""}, head=status) as (url, kind):
         store = RemoteStore(url)
-        assert store.exist(["a", "b"]) == [True, False]
+        assert store.exist_many(["a", "b"]) == [True, False]
         assert store.size("a") == len(DATA)
         assert store.size("empty") == 0
         assert store.read("a") == DATA

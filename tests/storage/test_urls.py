@@ -15,7 +15,7 @@ from npstream.cache.cache import ShardCache
 from npstream.errors import StorageError
 from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
-from npstream.storage.urls import below, local_path, location, scheme_of
+from npstream.storage.urls import join_url, local_path, location_str, scheme_of
 
 
 class Shown(os.PathLike):
@@ -108,7 +108,7 @@ def test_objects_that_show_a_url_are_that_url(tmp_path):
     url = Shown("memory://shown/data", "shown/data")
     assert npstream.write(url, {"x": [1]}).path == "memory://shown/data"
     assert npstream.open(url, cache=tmp_path / "cache")[0] == {"x": 1}
-    assert location(url) == "memory://shown/data"
+    assert location_str(url) == "memory://shown/data"
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_schemes(url, scheme):
 
 
 def test_what_lies_below():
-    assert below("data", "train") == "data/train"
-    assert below(pathlib.Path("/data"), "train") == "/data/train"
-    assert below("memory://", "train") == "memory://train"
-    assert below("s3://bucket/a?b/", "train") == "s3://bucket/a?b/train"
-    assert below("HTTPS://host/a/?key=x/y", "train") == "HTTPS://host/a/train?key=x/y"
-    where = open_store(below("https://host/a?sig=secret", "train")).where("index.json")
+    assert join_url("data", "train") == "data/train"
+    assert join_url(pathlib.Path("/data"), "train") == "/data/train"
+    assert join_url("memory://", "train") == "memory://train"
+    assert join_url("s3://bucket/a?b/", "train") == "s3://bucket/a?b/train"
+    assert join_url("HTTPS://host/a/?key=x/y", "train") == "HTTPS://host/a/train?key=x/y"
+    where = open_store(join_url("https://host/a?sig=secret", "train")).where("index.json")
     assert where == "https://host/a/train/index.json"
 
 

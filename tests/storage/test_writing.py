@@ -9,8 +9,7 @@ import pytest
 
 import npstream
 from npstream.errors import StorageError
-from npstream.storage import drivers
-from npstream.storage import requests as jobs
+from npstream.storage import drivers, requests
 from npstream.storage.remote import RemoteStore
 from npstream.writing import shard as mds_encode
 
@@ -80,7 +79,7 @@ def test_an_exception_publishes_nothing(memory):
 
 
 def test_an_upload_that_fails(memory, monkeypatch):
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     driver = drivers.SCHEMES["memory"]
 
     def fail(filesystem, path, data):

@@ -8,14 +8,13 @@ import fsspec
 import pytest
 from destinations import WRITABLE
 
-from npstream.storage import drivers
-from npstream.storage import requests as jobs
+from npstream.storage import drivers, requests
 
 
 @pytest.fixture
 def short_pauses(monkeypatch):
     """Try again soon."""
-    monkeypatch.setattr(jobs, "_BACK_OFF", 0.001)
+    monkeypatch.setattr(requests, "_BACKOFF", 0.001)
 
 
 @pytest.fixture
