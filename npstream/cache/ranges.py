@@ -75,15 +75,16 @@ class CachedRanges:
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
         """Return parts of files, each given as name, first byte and length."""
-        wanted = list(spans)
-        self.fetch(wanted)
-        found: list[bytes | None] = [self._kept(*span) for span in wanted]
-        direct = iter(
-            self._store.ranges(
-                span for span, body in zip(wanted, found, strict=True) if body is None
+        spans = list(spans)
+        with shared_deadline():
+            self.fetch(spans)
+            cached = [self._cached(*span) for span in spans]
+            direct = iter(
+                self._store.ranges(
+                    span for span, body in zip(spans, cached, strict=True) if body is None
+                )
             )
-        )
-        return [next(direct) if body is None else body for body in found]
+            return [next(direct) if body is None else body for body in cached]
 
     def fetch(self, spans: Iterable[Span]) -> None:
         """Bring parts of files into the cache, as far as it can hold them."""
@@ -112,7 +113,7 @@ class CachedRanges:
             if name not in self._held and (file := self._file(name)) is not None:
                 file.discard(_pieces(begin, nbytes))
 
-    def _kept(self, name: str, begin: int, nbytes: int) -> bytes | None:
+    def _cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
         """Return a part of a file, if all of it is here."""
         if name in self._held:
             return self._held[name][begin : begin + nbytes]

@@ -208,6 +208,7 @@ class RowsOfPiece:
     def __init__(self, ids: Int64, shard_of: Int64, nbytes: int) -> None:
         self.ids, self.shard_of, self.nbytes = ids, shard_of, nbytes
         self.done = threading.Event()
+        self.error: NpstreamError | None = None
 
 
 class RowsAhead:
@@ -267,8 +268,11 @@ class RowsAhead:
 
     def taken(self, piece: T, asked: RowsOfPiece) -> Generator[T]:
         """Yield a piece of work once its samples came, and hold them until it is done."""
-        if not self._is_closed:
-            asked.done.wait()  # the deadlines of its requests bound this
+        if not self._is_closed and not asked.done.is_set():
+            asked.done.wait()  # bounded by the deadlines of its requests
+            # The reader has waited for these deadlines. Another read would have a new deadline.
+            if asked.error is not None:
+                raise asked.error
         yield piece
         self._hold(-asked.nbytes)
 
@@ -315,8 +319,9 @@ class RowsAhead:
                 ]
             )
         except NpstreamError as error:
-            # The reader of these samples will fetch them again, and gets the error.
+            # A reader that waits for these samples gets the error. A later one fetches them again.
             if not self._is_closed:
+                piece.error = error
                 log("reading ahead failed: %s", error)
         finally:
             piece.done.set()

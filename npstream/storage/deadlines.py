@@ -17,9 +17,18 @@ __all__ = ["Deadlines", "inherit_deadline", "shared_deadline"]
 
 
 class _Read:
-    """The seconds that one read has waited without receiving anything."""
+    """The waits of one read.
 
-    waited = 0.0
+    Attributes
+    ----------
+    waited : dict of Deadlines to float
+        The seconds that the read has waited for each store since the store's last arrival. A read
+        of a mixture waits for several stores, concurrently in several threads. Arrivals from one
+        store must not extend the deadline of another.
+    """
+
+    def __init__(self) -> None:
+        self.waited: dict[Deadlines, float] = {}
 
 
 class _Thread(threading.local):
@@ -117,12 +126,13 @@ class Deadlines:
             yield min(max(seconds, 0.0), threading.TIMEOUT_MAX)
         finally:
             if _thread.read is not None:
-                _thread.read.waited = time.monotonic() - max(start, self.last_arrival)
+                _thread.read.waited[self] = time.monotonic() - max(start, self.last_arrival)
 
     def wait_start(self) -> float:
-        """Return the time since which this thread's read waits, without the time in between."""
+        """Return the start of this thread's read, moved by the time in which it did not wait."""
         read = _thread.read
-        return time.monotonic() - (0.0 if read is None else read.waited)
+        waited = [] if read is None else [*read.waited.values()]
+        return time.monotonic() - max(waited, default=0.0)
 
     def deadline(self, start: float, timeout: float) -> float:
         """Return the deadline of a wait since `start`. Each arrival moves the deadline."""
