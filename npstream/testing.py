@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.optional import optional
+from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray
 from npstream.formats.encodings.encodings import Encoding, column_type
 from npstream.formats.encodings.images import is_image
@@ -522,7 +522,7 @@ def tables(
 
 def _hypothesis(name: str) -> tuple[Any, Any]:
     """Import Hypothesis; return its modules of strategies in general, and of NumPy arrays."""
-    optional("hypothesis", "hypothesis", "testing", f"npstream.testing.{name}")
+    import_optional("hypothesis", "hypothesis", "testing", f"npstream.testing.{name}")
     from hypothesis import strategies
     from hypothesis.extra import numpy
 

@@ -20,9 +20,9 @@ from npstream.storage.remote import RemoteStore
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run kernels in either way, whatever their size."""
     if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.compiled())
 
 
 @pytest.fixture

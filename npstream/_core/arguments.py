@@ -11,15 +11,15 @@ import numpy as np
 
 from npstream.errors import shown
 
-__all__ = ["counted", "integer", "parse_size", "size_text"]
+__all__ = ["integer", "parse_count", "parse_size", "size_text"]
 
 _POWERS = {"k": 1, "m": 2, "b": 3, "t": 4}
 """Units of counts of samples: powers of a thousand."""
 
-_MOST = (1 << 63) - 1
+_MAX_COUNT = (1 << 63) - 1
 """The largest count: positions are int64."""
 
-_MOST_DIGITS = 40
+_MAX_DIGITS = 40
 """Digits of a number that are read, at most."""
 
 _UNITS = {letter: 1024**power for power, letter in enumerate([None, *"kmgtpezy"])}
@@ -118,34 +118,34 @@ def integer(name: str, number: Any, least: int | None = None) -> int:
     return value
 
 
-def counted(name: str, number: Any) -> int | None:
+def parse_count(name: str, number: Any) -> int | None:
     """Return a parameter that counts samples as an int; None for None.
 
     It may be a float, as configuration files give it, or text, as Streaming reads it: digits, or
     anything that ``float`` takes and a unit. Fractions of a sample are dropped, as there.
 
-    >>> counted("epoch_size", "1.5k"), counted("epoch_size", " 64 M"), counted("epoch_size", 500.0)
-    (1500, 64000000, 500)
+    >>> [parse_count("epoch_size", count) for count in ("1.5k", " 64 M", 500.0)]
+    [1500, 64000000, 500]
     """
     if number is None:
         return None
     count = number
     if isinstance(number, str):
-        count = _parsed_count(name, number)
+        count = _count_from_text(name, number)
     elif isinstance(number, float | np.floating):
         if not math.isfinite(number):
             raise ValueError(f"{name}={number!r}: expected a number of samples")
         count = int(number)
     count = integer(name, count)
-    if not 1 <= count <= _MOST:
+    if not 1 <= count <= _MAX_COUNT:
         given = "" if count == number else f", which is {count}"
-        raise ValueError(f"{name}={number!r}{given}: expected at least 1, and at most {_MOST}")
+        raise ValueError(f"{name}={number!r}{given}: expected at least 1, and at most {_MAX_COUNT}")
     return count
 
 
-def _parsed_count(name: str, text: str) -> int:
+def _count_from_text(name: str, text: str) -> int:
     digits = text.strip().lower()
-    if digits.isdecimal() and len(digits) <= _MOST_DIGITS:
+    if digits.isdecimal() and len(digits) <= _MAX_DIGITS:
         return int(digits)
     if digits[-1:] in _POWERS:
         try:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.optional import optional, torch_door
+from npstream._core.optional import import_npstream_torch, import_optional
 from npstream._core.typing import AnyArray
 
 if TYPE_CHECKING:
     from npstream._core.dtypes import DType
 
-MISSING = "fill it in with a value of your own, or leave the sample out"
+HOW_TO_FILL = "fill it in with a value of your own, or leave the sample out"
 """What to do about a value that is missing."""
 
 
@@ -81,7 +81,7 @@ def as_array(value: Any) -> AnyArray:
     if isinstance(value, np.ndarray):
         return _unmasked(value)
     if is_tensor(value):
-        return torch_door().array(value)  # type: ignore[no-any-return]
+        return import_npstream_torch().array(value)  # type: ignore[no-any-return]
     if is_arrow(value):
         return arrow_numbers(arrow_array(value))
     if hasattr(value, "__array__"):
@@ -155,7 +155,7 @@ def _time(value: datetime.date | datetime.timedelta) -> np.datetime64 | np.timed
 
 def arrow_array(value: Any) -> Any:
     """Return a pyarrow Array or ChunkedArray over the memory of an Arrow array."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(value, pa.Array | pa.ChunkedArray):
         return value
     return pa.chunked_array(value) if hasattr(value, "__arrow_c_stream__") else pa.array(value)
@@ -171,7 +171,7 @@ def arrow_numbers(array: Any) -> AnyArray:
     ValueError
         If some are null.
     """
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     check_nulls(array)
@@ -197,7 +197,7 @@ def is_arrow_number(kind: Any) -> bool:
     TypeError
         If it is a time with a zone, which NumPy would leave out.
     """
-    types = optional("pyarrow.types", "pyarrow", "arrow")
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
     if types.is_timestamp(kind) and kind.tz is not None:
         raise TypeError(
             f"{kind} has a time zone, which datetime64 does not: cast it to UTC without"
@@ -216,14 +216,14 @@ def check_nulls(array: Any) -> None:
         )
 
 
-def arrow_plain(array: Any) -> Any:
+def decode_arrow(array: Any) -> Any:
     """Return an Arrow array without categories, runs and views of lists."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     while (kind := array.type) is not None:
         if pa.types.is_dictionary(kind):
             array = arrow_categories(array)
         elif pa.types.is_run_end_encoded(kind):
-            array = optional("pyarrow.compute", "pyarrow", "arrow").run_end_decode(array)
+            array = import_optional("pyarrow.compute", "pyarrow", "arrow").run_end_decode(array)
         elif pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
             array = _arrow_lists(array)
         else:
@@ -234,7 +234,7 @@ def arrow_plain(array: Any) -> Any:
 
 def _arrow_lists(array: Any) -> Any:
     """Return views of lists as lists, which pyarrow's cast does not get right."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     check_nulls(array)
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
     lists = []
@@ -247,7 +247,7 @@ def _arrow_lists(array: Any) -> Any:
 
 def arrow_categories(array: Any) -> Any:
     """Return an Arrow array of categories as one of their values."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
     kind = array.type.value_type
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
@@ -259,7 +259,7 @@ def arrow_categories(array: Any) -> Any:
 
 def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:
     """Return the rows of an Arrow array that vary in length: their elements, and offsets."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     check_nulls(array)
     if is_text:
         array = array.cast(pa.large_binary())

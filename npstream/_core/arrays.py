@@ -17,12 +17,12 @@ Rows: TypeAlias = slice | Int64
 """Which of some samples."""
 
 
-def grouped(numbers: Int64) -> Iterator[tuple[int, Rows]]:
+def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
     """Yield each number that occurs, rising, and where it does.
 
     Examples
     --------
-    >>> list(grouped(np.array([7, 3, 7])))
+    >>> list(group_positions(np.array([7, 3, 7])))
     [(3, array([1])), (7, array([0, 2]))]
     """
     if not len(numbers):

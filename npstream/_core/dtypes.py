@@ -33,7 +33,7 @@ ML_DTYPES: dict[str, DType] = {
 }
 """Dtypes of the package ml_dtypes whose bits are a value whatever they are, and those bits'."""
 
-_STORED: dict[str, DType] = {
+_STORAGE_DTYPES: dict[str, DType] = {
     "bool": np.dtype(np.uint8),
     "complex64": np.dtype(np.float32),
     "complex128": np.dtype(np.float64),
@@ -51,7 +51,7 @@ def is_known(name: str) -> bool:
     >>> is_known("datetime64[ns]"), is_known("bfloat16"), is_known("datetime64"), is_known("O")
     (True, True, False, False)
     """
-    return name in NUMBERS or name in _STORED or _TIME.fullmatch(name) is not None
+    return name in NUMBERS or name in _STORAGE_DTYPES or _TIME.fullmatch(name) is not None
 
 
 @functools.lru_cache
@@ -66,7 +66,7 @@ def dtype_of(name: str) -> DType:
         If it comes from the package ml_dtypes, which is not installed.
     """
     if not is_known(name):
-        raise ValueError(f"{name!r} is not a dtype of columns; they are {KNOWN}")
+        raise ValueError(f"{name!r} is not a dtype of columns; they are {COLUMN_DTYPES}")
     if name not in ML_DTYPES:
         return np.dtype(name)
     try:
@@ -79,35 +79,35 @@ def dtype_of(name: str) -> DType:
     return dtype
 
 
-KNOWN = (
+COLUMN_DTYPES = (
     f"bool, {', '.join(NUMBERS)}, complex64, complex128, datetime64 and timedelta64 with a unit, "
     "bfloat16, and float8_* of ml_dtypes"
 )
 """The dtypes of columns, for messages."""
 
 
-def storage(dtype: DType) -> DType | None:
+def storage_dtype(dtype: DType) -> DType | None:
     """Return the dtype of the numbers that elements are stored as; None if they cannot be stored.
 
     A complex number is stored as two, its real and its imaginary part.
 
     Examples
     --------
-    >>> storage(np.dtype(">i4")), storage(np.dtype(bool)), storage(np.dtype("M8[D]"))
-    (dtype('int32'), dtype('uint8'), dtype('int64'))
+    >>> [storage_dtype(np.dtype(name)) for name in (">i4", "bool", "M8[D]")]
+    [dtype('int32'), dtype('uint8'), dtype('int64')]
     """
     name = dtype.name
     if dtype.kind in "mM":
         return NUMBERS["int64"] if np.datetime_data(dtype)[0] != "generic" else None
     if (number := NUMBERS.get(name)) is not None:
         return number
-    known = _STORED.get(name)
+    known = _STORAGE_DTYPES.get(name)
     if known is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
         return None
     return known
 
 
-def hidden_bool(array: AnyArray) -> int | None:
+def invalid_bool_byte(array: AnyArray) -> int | None:
     """Return a byte of bools that is neither 0 nor 1, on which NumPy's results depend; or None."""
     if array.dtype.kind != "b" or not array.size:
         return None
@@ -115,7 +115,7 @@ def hidden_bool(array: AnyArray) -> int | None:
     return most if most > 1 else None
 
 
-def exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def convert_exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     """Convert numbers, and find those that `dtype` cannot hold.
 
     A narrower dtype of floats rounds floats, which must stay finite: to name it is to ask for that.
@@ -139,7 +139,7 @@ def exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
 
     Examples
     --------
-    >>> exactly(np.array([1.0, 1.5, 300.0]), np.dtype("u1"))[1]
+    >>> convert_exactly(np.array([1.0, 1.5, 300.0]), np.dtype("u1"))[1]
     array([False,  True,  True])
     """
     given, wanted = _kind(array.dtype), _kind(dtype)
@@ -147,23 +147,27 @@ def exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
         return array.astype(dtype, copy=False), np.zeros(array.shape, bool)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         if given in "mM" and given == wanted:
-            return _times(array, dtype)
+            return _convert_times(array, dtype)
         if given == wanted == "c":
-            return _complex(array, dtype)
+            return _convert_complex(array, dtype)
         if given not in "bif" or wanted not in "bifc":
-            raise TypeError(f"expected {_called(dtype)}, got {_called(array.dtype)}")
+            raise TypeError(f"expected {_dtype_text(dtype)}, got {_dtype_text(array.dtype)}")
         if wanted == "c":
-            converted, wrong = exactly(array, np.empty(0, dtype).real.dtype)
+            converted, wrong = convert_exactly(array, np.empty(0, dtype).real.dtype)
             return converted.astype(dtype), wrong
         if wanted == "b":
             wrong = (array != 0) & (array != 1)
             return array.astype(bool), wrong
         if given == "f":
             floats = array if array.dtype.itemsize > 8 else array.astype(np.float64)
-            return _rounded(floats, dtype) if wanted == "f" else _integral(floats, dtype)
+            return (
+                _round_floats(floats, dtype)
+                if wanted == "f"
+                else _floats_to_integers(floats, dtype)
+            )
         if wanted == "i":
-            return array.astype(dtype), _beyond(array, dtype)
-        return _as_floats(array, dtype)
+            return array.astype(dtype), _out_of_range(array, dtype)
+        return _integers_to_floats(array, dtype)
 
 
 def _kind(dtype: DType) -> str:
@@ -173,12 +177,12 @@ def _kind(dtype: DType) -> str:
     return "i" if dtype.kind in "iu" else dtype.kind
 
 
-def _called(dtype: DType) -> str:
+def _dtype_text(dtype: DType) -> str:
     """Return what values of a dtype are called in messages."""
     return {"O": "objects", "U": "text", "T": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
 
 
-def _times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def _convert_times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     if "generic" in (np.datetime_data(array.dtype)[0], np.datetime_data(dtype)[0]):
         raise TypeError(f"{array.dtype} has no unit: convert it, as with astype({dtype.name!r})")
     try:
@@ -190,21 +194,21 @@ def _times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     return converted, ~((back == array) | neither)
 
 
-def _complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def _convert_complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     part = np.empty(0, dtype).real.dtype
-    _, real = exactly(array.real, part)
-    _, imaginary = exactly(array.imag, part)
+    _, real = convert_exactly(array.real, part)
+    _, imaginary = convert_exactly(array.imag, part)
     return array.astype(dtype), real | imaginary
 
 
-def _rounded(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def _round_floats(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     converted = floats.astype(dtype)
     back = converted.astype(floats.dtype)
     same = np.where(np.isfinite(floats), np.isfinite(back), floats == back)
     return converted, ~(same | (np.isnan(floats) & np.isnan(back)))
 
 
-def _integral(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def _floats_to_integers(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     limits = np.iinfo(dtype)
     # 2.0**63 and 2.0**64 are floats, where one less is not.
     fits = (
@@ -215,7 +219,7 @@ def _integral(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     return np.where(fits, floats, 0).astype(dtype), ~fits
 
 
-def _beyond(array: AnyArray, dtype: DType) -> Bools:
+def _out_of_range(array: AnyArray, dtype: DType) -> Bools:
     """Return which integers are not within a dtype's limits."""
     limits = np.iinfo(dtype)
     own = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
@@ -227,7 +231,7 @@ def _beyond(array: AnyArray, dtype: DType) -> Bools:
     return wrong
 
 
-def _as_floats(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
+def _integers_to_floats(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     array = array.astype(np.uint8) if array.dtype.kind == "b" else array
     converted = array.astype(dtype)
     wide = converted.astype(np.float64)

@@ -31,13 +31,13 @@ from npstream._core.log import log, warn
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SMALL_WORK = 1 << 10
+SMALL_CALL_ROWS = 1 << 10
 """Rows up to which a call runs as plain Python while Numba is not loaded (about 10 us a row)."""
 
-PATIENCE = 1 << 15
+IMPORT_THRESHOLD = 1 << 15
 """Rows handled as plain Python, over the process's life, after which Numba pays for itself."""
 
-COLD_PATIENCE = 1 << 17
+COMPILE_THRESHOLD = 1 << 17
 """The same for kernels without compiled code on disk: to compile one takes up to two seconds."""
 
 NOTICE_SECONDS = 2.0
@@ -67,7 +67,7 @@ class Kernel(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.compiled()(*args, **kwargs)
 
-    def sized(self, rows: int) -> Callable[P, R]:
+    def for_size(self, rows: int) -> Callable[P, R]:
         """Return what runs `rows` rows soonest: the compiled kernel, or its plain function."""
         global _rows_in_python
         if self._compiled is not None:
@@ -75,8 +75,8 @@ class Kernel(Generic[P, R]):
         # A lost update between threads only shifts the moment of the change.
         total = _rows_in_python + rows
         if not _eager and (
-            (not _loaded and rows <= SMALL_WORK and total <= PATIENCE)
-            or (total <= COLD_PATIENCE and not self._is_on_disk())
+            (not _loaded and rows <= SMALL_CALL_ROWS and total <= IMPORT_THRESHOLD)
+            or (total <= COMPILE_THRESHOLD and not self._is_on_disk())
         ):
             _rows_in_python = total
             return self.py_func
@@ -330,7 +330,7 @@ def load_u32(address: int) -> int:
     return int.from_bytes(ctypes.string_at(int(address), 4), "little")
 
 
-def load_ahead(address: int) -> None:
+def prefetch_cache_line(address: int) -> None:
     """Begin to load a byte's cache line, and its page's address, without waiting for them."""
 
 
@@ -485,7 +485,7 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         load_u32: _intrinsic(load, emit_load(32)),
         load_u8_acquire: _intrinsic(load, emit_acquire),
         load_acquire: acquire_cell,
-        load_ahead: _intrinsic(nb.void(nb.int64), emit_prefetch),
+        prefetch_cache_line: _intrinsic(nb.void(nb.int64), emit_prefetch),
     }
 
 

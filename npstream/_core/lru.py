@@ -8,11 +8,11 @@ from collections.abc import Hashable, Iterable
 
 from npstream._core.fork import renew_in_child
 
-EACH = 1 << 8
+ENTRY_OVERHEAD = 1 << 8
 """Bytes that keeping something takes beside its own."""
 
 
-class Recent:
+class LRUCache:
     """An LRU cache of byte strings by their keys.
 
     Threads may share it.
@@ -24,7 +24,7 @@ class Recent:
 
     Examples
     --------
-    >>> recent = Recent(1000)
+    >>> recent = LRUCache(1000)
     >>> recent.put([1, 2, 3], [b"abc", bytes(300), bytes(100)])
     >>> recent.get([1, 2, 3]) == [None, bytes(300), bytes(100)]
     True
@@ -64,7 +64,7 @@ class Recent:
             for number, part in zip(numbers, parts, strict=True):
                 self._drop(number)
                 self._kept[number] = part
-                self._nbytes += EACH + len(part)
+                self._nbytes += ENTRY_OVERHEAD + len(part)
             self._trim()
 
     def drop(self, numbers: Iterable[Hashable]) -> None:
@@ -96,4 +96,4 @@ class Recent:
     def _drop(self, number: Hashable) -> None:
         part = self._kept.pop(number, None)
         if part is not None:
-            self._nbytes -= EACH + len(part)
+            self._nbytes -= ENTRY_OVERHEAD + len(part)

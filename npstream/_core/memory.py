@@ -46,7 +46,7 @@ _libc.mmap.argtypes = [
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
-_live = 0
+_map_count = 0
 # Collecting garbage inside the lock may run another map's finaliser on the same thread.
 _lock = threading.RLock()
 
@@ -60,7 +60,7 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-class Map:
+class FileMap:
     """A file's bytes in memory, read-only, unmapped when nothing refers to it any more.
 
     Whoever reads through the address must hold the object, or an array over it.
@@ -69,7 +69,7 @@ class Map:
     __slots__ = ("__weakref__", "address", "nbytes")
 
     def __init__(self, descriptor: int, path: str, flags: int = _MAP_PRIVATE) -> None:
-        global _live
+        global _map_count
         self.address = 0
         self.nbytes = os.fstat(descriptor).st_size
         if self.nbytes == 0:
@@ -84,7 +84,7 @@ class Map:
         # Reading ahead is planned, never guessed: a cold row would otherwise fetch megabytes.
         _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
         with _lock:
-            _live += 1
+            _map_count += 1
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -96,13 +96,13 @@ class Map:
         }
 
     def __del__(self) -> None:
-        global _live
+        global _map_count
         # At the interpreter's end the module's names may be gone before its maps.
         if self.address and _libc is not None:
             _libc.munmap(self.address, self.nbytes)
             self.address = 0
             with _lock:
-                _live -= 1
+                _map_count -= 1
 
 
 def open_file(path: str) -> int:
@@ -118,7 +118,7 @@ def map_file(path: str) -> Bytes:
     """Return a file's bytes as a read-only array over its pages."""
     descriptor = open_file(path)
     try:
-        mapped = Map(descriptor, path)
+        mapped = FileMap(descriptor, path)
     finally:
         os.close(descriptor)
     return np.asarray(mapped) if mapped.nbytes else np.empty(0, np.uint8)
@@ -126,7 +126,7 @@ def map_file(path: str) -> Bytes:
 
 def map_shared(descriptor: int, path: str) -> Bytes:
     """Return an open file's bytes as a read-only array, which shows what is written later."""
-    return np.asarray(Map(descriptor, path, _MAP_SHARED))
+    return np.asarray(FileMap(descriptor, path, _MAP_SHARED))
 
 
 def will_need(pages: Bytes) -> None:
@@ -138,12 +138,12 @@ def will_need(pages: Bytes) -> None:
 def is_mapped(array: Bytes) -> bool:
     """Tell whether an array is a mapped file, or the beginning of one."""
     base: object = array.base
-    return isinstance(base.base if isinstance(base, np.ndarray) else base, Map)
+    return isinstance(base.base if isinstance(base, np.ndarray) else base, FileMap)
 
 
 def map_budget() -> int:
     """Return how many more files may be mapped: half of what the kernel allows, less the live."""
-    return _map_limit() // 2 - _live
+    return _map_limit() // 2 - _map_count
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
@@ -186,7 +186,7 @@ def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
     return room[begin : begin + nbytes].view(dtype)
 
 
-def available() -> int:
+def available_memory() -> int:
     """Return the bytes that can be allocated without swapping, at most what a cgroup leaves."""
     bounds = [_cgroup_free(), _system_free(), _address_space()]
     return min(bound for bound in bounds if bound is not None)
@@ -197,28 +197,28 @@ def ensure_fits(nbytes: int, what: str, *values: object) -> None:
 
     The message begins with ``what.format(*values)``, which is only made where it is raised.
     """
-    if nbytes > _CHECKED and nbytes > available():
+    if nbytes > _UNCHECKED_BYTES and nbytes > available_memory():
         subject = what.format(*values) if values else what
         raise MemoryError(
-            f"{subject} takes {quantity(nbytes, 'byte')} and {available():,} are free: read a part "
-            "of it, fewer columns, or iterate"
+            f"{subject} takes {quantity(nbytes, 'byte')} and {available_memory():,} are free: read "
+            "a part of it, fewer columns, or iterate"
         )
 
 
-def fits(nbytes: int) -> bool:
+def fits_in_memory(nbytes: int) -> bool:
     """Return True if so much memory is free."""
-    return nbytes <= _CHECKED or nbytes <= available()
+    return nbytes <= _UNCHECKED_BYTES or nbytes <= available_memory()
 
 
-def too_large(nbytes: int) -> str:
+def too_large_text(nbytes: int) -> str:
     """Say that what an index says of a file cannot be, as far as this machine can tell."""
     return (
         f"{quantity(nbytes, 'byte')} when decompressed, as its index says, and free memory "
-        f"has {available():,}"
+        f"has {available_memory():,}"
     )
 
 
-_CHECKED = 1 << 26
+_UNCHECKED_BYTES = 1 << 26
 """Smaller allocations are not worth reading /proc for."""
 
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 Levels: TypeAlias = "list[int | Int64]"
 
 
-def torch_door() -> Any:
+def import_npstream_torch() -> Any:
     """Return `npstream.torch`, the only module that imports torch."""
-    return optional("npstream.torch", "torch", "torch")
+    return import_optional("npstream.torch", "torch", "torch")
 
 
-def offsets_of(lengths: ArrayLike) -> Int64:
+def offsets_from_lengths(lengths: ArrayLike) -> Int64:
     """Return where rows of these lengths begin, and where the last one ends."""
     lengths = np.asarray(lengths, np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
@@ -37,7 +37,7 @@ def offsets_of(lengths: ArrayLike) -> Int64:
     return offsets
 
 
-def levels_of(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
+def ragged_levels(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
     """Return the levels of rows with these offsets, beginning at 0, and shapes.
 
     If not `regular`, all of them are offsets.
@@ -51,13 +51,13 @@ def levels_of(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Lev
             levels.append(longest)
         else:
             lists = np.repeat(lengths, shapes[:, :axis].prod(axis=1))
-            levels.append(offsets_of(lists))
+            levels.append(offsets_from_lengths(lists))
     return levels
 
 
 def to_arrow(values: AnyArray, levels: Levels) -> Any:
     """Return rows as a pyarrow array of lists; a constant axis becomes a list of fixed size."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
 
     def fixed(content: Any, size: int, lists: int) -> Any:
         # FixedSizeListArray.from_arrays cannot tell how many lists of size 0 there are.
@@ -72,7 +72,7 @@ def to_arrow(values: AnyArray, levels: Levels) -> Any:
 
 def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     """Return rows of bytes as a pyarrow array of large strings, or of large binaries."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     held = pa.large_string() if is_text else pa.large_binary()
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
     return pa.Array.from_buffers(held, len(offsets) - 1, buffers)
@@ -80,13 +80,13 @@ def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
 
 def arrow_stream(array: Any, requested_schema: Any) -> Any:
     """Return a pyarrow array as an Arrow stream of one chunk."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     return pa.chunked_array([array]).__arrow_c_stream__(requested_schema)
 
 
 def to_awkward(values: AnyArray, levels: Levels) -> Any:
     """Return rows as an awkward array; a constant axis becomes a regular one."""
-    ak = optional("awkward", "awkward", "awkward")
+    ak = import_optional("awkward", "awkward", "awkward")
 
     def varying(content: Any, offsets: Int64) -> Any:
         return ak.contents.ListOffsetArray(ak.index.Index64(offsets), content)
@@ -97,7 +97,7 @@ def to_awkward(values: AnyArray, levels: Levels) -> Any:
 
 def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     """Return rows of bytes as an awkward array of strings, or of bytestrings."""
-    ak = optional("awkward", "awkward", "awkward")
+    ak = import_optional("awkward", "awkward", "awkward")
     element, row = ("char", "string") if is_text else ("byte", "bytestring")
     content = ak.contents.NumpyArray(values, parameters={"__array__": element})
     return ak.Array(
@@ -109,7 +109,7 @@ def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
 
 def to_nested(values: AnyArray, levels: Levels) -> Any:
     """Return rows as a nested torch tensor in jagged layout, which varies in one axis only."""
-    torch = torch_door()
+    torch = import_npstream_torch()
     if not levels:
         return torch.tensor(values)
     offsets, *inner = levels
@@ -138,7 +138,7 @@ def _nest(
     return varying(_nest(inner, content, fixed, varying, int(level[-1])), level)
 
 
-def optional(module: str, package: str, extra: str, purpose: str = "this conversion") -> Any:
+def import_optional(module: str, package: str, extra: str, purpose: str = "this conversion") -> Any:
     """Import a module of a package that need not be installed."""
     try:
         return importlib.import_module(module)

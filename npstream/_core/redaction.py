@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-__all__ = ["Redactor", "place_hash", "redact", "redacted_url", "secret_strings", "url_secrets"]
+__all__ = ["Redactor", "location_hash", "redact", "redacted_url", "secret_strings", "url_secrets"]
 
 MASK = "***"
 
@@ -24,10 +24,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*:/{1,2}")
 _HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
 """A host, or a bucket, with or without a port."""
 
-_WITH_USER = {"sftp", "ssh", "ftp", "oci", "az", "abfs", "abfss", "azure", "azure-dl", "adl"}
+_USER_SCHEMES = {"sftp", "ssh", "ftp", "oci", "az", "abfs", "abfss", "azure", "azure-dl", "adl"}
 """Schemes where what stands before an ``@`` is a user, a bucket or a container."""
 
-_WITH_PORT = {"http", "https", "sftp", "ssh", "ftp", "smb", "webdav", "webhdfs", "hdfs"}
+_PORT_SCHEMES = {"http", "https", "sftp", "ssh", "ftp", "smb", "webdav", "webhdfs", "hdfs"}
 """Schemes whose URLs name a host, and so may have a port."""
 
 _SECRET_NAME = re.compile(
@@ -80,19 +80,19 @@ _SCHEMES = {
 }
 """Other names of schemes."""
 
-_WORDS = {
+_PUBLIC_VALUES = {
     *("true", "false", "none", "null", "auto", "default"),
     *("anon", "cloud", "google_default", "browser", "cache"),  # of gcsfs's token
 }
 """Values that are no secrets whatever the option is called."""
 
-_SHORTEST, _SHORT = 3, 6
+_MIN_LENGTH, _MIN_EMBEDDED_LENGTH = 3, 6
 """Strings below the first length are no secrets; those below the other must stand alone."""
 
-_DEPTH, _MOST = 6, 2000
+_MAX_DEPTH, _MAX_VALUES = 6, 2000
 """How deep and how far options are searched: objects among them may refer to the whole program."""
 
-_LONGEST = 1 << 16
+_MAX_CHARACTERS = 1 << 16
 """Characters of an exception's text that are looked at."""
 
 _CREDENTIALS = re.compile(r"\b(Basic|Bearer|Signature|SharedKey)\s+[\w+/=.~:-]{6,}", re.IGNORECASE)
@@ -119,11 +119,11 @@ def redacted_url(url: str) -> str:
     begin, scheme, user, rest = _split(url)
     if not scheme:
         return url
-    path, mark, _ = _cut(rest)
+    path, mark, _ = _split_query(rest)
     host, slash, below = path.partition("/")
     if ":" in host and _HOST.fullmatch(host) is None:
         host = MASK
-    if user and ":" not in unquote(user) and scheme in _WITH_USER:
+    if user and ":" not in unquote(user) and scheme in _USER_SCHEMES:
         host = f"{user}@{host}"
     below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
     shown = f"{begin}{host}{slash}{below}".rstrip("/")
@@ -143,14 +143,14 @@ def _split(url: str) -> tuple[str, str, str, str]:
     if "@" in place:
         user, _, host = place.rpartition("@")
         return begin, scheme, user, host + rest[len(place) :]
-    has_port = _HOST.fullmatch(place) is not None and scheme in _WITH_PORT
+    has_port = _HOST.fullmatch(place) is not None and scheme in _PORT_SCHEMES
     if ":" in place and "@" in rest and not has_port:
         user, _, rest = rest.rpartition("@")
         return begin, scheme, user, rest
     return begin, scheme, "", rest
 
 
-def _cut(rest: str) -> tuple[str, str, str]:
+def _split_query(rest: str) -> tuple[str, str, str]:
     """Split the rest of a URL into its path, the mark that ends it, and what follows."""
     match = re.search(r"[?#]", rest)
     return (
@@ -158,7 +158,7 @@ def _cut(rest: str) -> tuple[str, str, str]:
     )
 
 
-def place_hash(url: str, options: Mapping[str, Any]) -> str:
+def location_hash(url: str, options: Mapping[str, Any]) -> str:
     """Return a hash that tells a place from others, where `redacted_url` may not.
 
     Parameters
@@ -170,19 +170,19 @@ def place_hash(url: str, options: Mapping[str, Any]) -> str:
 
     Examples
     --------
-    >>> place_hash("sftp://host/a#1", {}) == place_hash("sftp://host/a#2", {})
+    >>> location_hash("sftp://host/a#1", {}) == location_hash("sftp://host/a#2", {})
     False
-    >>> place_hash("https://host/a?sig=1", {}) == place_hash("https://host/a?sig=2", {})
+    >>> location_hash("https://host/a?sig=1", {}) == location_hash("https://host/a?sig=2", {})
     True
-    >>> place_hash("s3://a/b", {}) == place_hash("s3://a/b", {"endpoint_url": "http://minio"})
+    >>> location_hash("s3://a/b", {}) == location_hash("s3://a/b", {"endpoint_url": "http://minio"})
     False
     """
     from hashlib import blake2b
 
     begin, scheme, user, rest = _split(url)
     if scheme in ("http", "https"):
-        rest = _cut(rest)[0]
-    if ":" in unquote(user) or scheme not in _WITH_USER:
+        rest = _split_query(rest)[0]
+    if ":" in unquote(user) or scheme not in _USER_SCHEMES:
         user = ""
     known = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
     given = {option: os.environ[name] for name, option in known.items() if name in os.environ}
@@ -194,11 +194,11 @@ def place_hash(url: str, options: Mapping[str, Any]) -> str:
 def _service(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
     """Yield what options say of the service, as "name=value"."""
     for name, value in options.items():
-        if isinstance(value, Mapping) and depth < _DEPTH:
+        if isinstance(value, Mapping) and depth < _MAX_DEPTH:
             yield from _service(value, depth + 1)
         elif isinstance(value, str) and _PAIRS.fullmatch(value):  # a connection string
             pairs = (pair.partition("=") for pair in value.split(";"))
-            yield from _service({key.strip(): text for key, _, text in pairs}, _DEPTH)
+            yield from _service({key.strip(): text for key, _, text in pairs}, _MAX_DEPTH)
         elif isinstance(value, str | int) and (found := _SERVICE.get(str(name).lower())):
             yield f"{found}={str(value).rstrip('/')}"
 
@@ -211,9 +211,9 @@ def url_secrets(url: str) -> Iterator[str]:
         name, colon, password = unquote(user).partition(":")
     if colon:
         yield from (user, password, *_pieces(password))
-    if user and (colon or scheme not in _WITH_USER):
+    if user and (colon or scheme not in _USER_SCHEMES):
         yield name
-    path, _, extra = _cut(rest)
+    path, _, extra = _split_query(rest)
     for text in (extra, *(part.partition(";")[2] for part in path.split("/"))):
         yield text
         for pair in re.split(r"[?#&;]", text):
@@ -227,12 +227,12 @@ def url_secrets(url: str) -> Iterator[str]:
 
 def secret_strings(options: Mapping[str, Any]) -> Iterator[str]:
     """Yield the strings among a driver's options that may be secrets, also within objects."""
-    budget = [_MOST]
+    budget = [_MAX_VALUES]
     for name, value in options.items():
-        yield from _leaves(str(name), value, False, True, _DEPTH, budget)
+        yield from _option_secrets(str(name), value, False, True, _MAX_DEPTH, budget)
 
 
-def _leaves(
+def _option_secrets(
     name: str, value: Any, hidden: bool, given: bool, depth: int, budget: list[int]
 ) -> Iterator[str]:
     """Yield the secrets in an option.
@@ -247,20 +247,20 @@ def _leaves(
     if isinstance(value, bytes | bytearray):
         value = bytes(value).decode("latin-1")
     if isinstance(value, str):
-        yield from _secrets_of(name, value, hidden, given)
+        yield from _secrets_in_text(name, value, hidden, given)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _leaves(str(key), inner, hidden, given, depth - 1, budget)
+            yield from _option_secrets(str(key), inner, hidden, given, depth - 1, budget)
     elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
-            yield from _leaves(name, inner, hidden, given, depth - 1, budget)
+            yield from _option_secrets(name, inner, hidden, given, depth - 1, budget)
     elif isinstance(value, int):
         if hidden and not isinstance(value, bool):
             yield str(value)
     elif value is not None and not isinstance(value, type | float):
         for key, inner in _attributes(value):
             here = hidden and isinstance(inner, str | bytes)
-            yield from _leaves(key, inner, here, False, depth - 1, budget)
+            yield from _option_secrets(key, inner, here, False, depth - 1, budget)
 
 
 def _attributes(value: object) -> Iterator[tuple[str, Any]]:
@@ -278,8 +278,8 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
                     continue  # not set
 
 
-def _secrets_of(name: str, text: str, hidden: bool, given: bool) -> Iterator[str]:
-    if text.lower() in _WORDS:
+def _secrets_in_text(name: str, text: str, hidden: bool, given: bool) -> Iterator[str]:
+    if text.lower() in _PUBLIC_VALUES:
         return
     if _PAIRS.fullmatch(text):  # a connection string, as Azure's
         for pair in text.split(";"):
@@ -303,7 +303,7 @@ def _is_secret(name: str) -> bool:
 
 def _pieces(secret: str) -> list[str]:
     """Return the parts of a secret that a driver would take for a bucket, a path or a line."""
-    return [piece for piece in _DELIMITERS.split(secret) if len(piece) >= _SHORT]
+    return [piece for piece in _DELIMITERS.split(secret) if len(piece) >= _MIN_EMBEDDED_LENGTH]
 
 
 def _environment_secrets() -> Iterator[str]:
@@ -313,7 +313,7 @@ def _environment_secrets() -> Iterator[str]:
             yield from url_secrets(value)  # of a proxy, say
         # A name of a file is none.
         if _is_secret(name) and len(value) >= 8 and not os.path.lexists(value):
-            yield from _secrets_of(name, value, True, True)
+            yield from _secrets_in_text(name, value, True, True)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
@@ -326,8 +326,8 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     """
     variants = {variant for secret in secrets for variant in _variants(secret)}
     for length, pattern in (
-        (_SHORT, "(?:{})"),
-        (_SHORTEST, "(?<![A-Za-z0-9])(?:{})(?![A-Za-z0-9])"),
+        (_MIN_EMBEDDED_LENGTH, "(?:{})"),
+        (_MIN_LENGTH, "(?<![A-Za-z0-9])(?:{})(?![A-Za-z0-9])"),
     ):
         found = sorted((v for v in variants if len(v) >= length), key=len, reverse=True)
         variants.difference_update(found)
@@ -373,5 +373,5 @@ class Redactor:
     def describe(self, error: BaseException, most: int = 300) -> str:
         """Say what an exception says, in one line without secrets."""
         # Before it is cut, lest half a secret is left.
-        text = " ".join(self(str(error)[:_LONGEST]).split())
+        text = " ".join(self(str(error)[:_MAX_CHARACTERS]).split())
         return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__

@@ -15,21 +15,21 @@ from npstream._core.jit import (
     copy_u32,
     copy_u64,
     kernel,
-    load_ahead,
+    prefetch_cache_line,
 )
 from npstream._core.typing import Bools, Int64
 
-AHEAD = 8
+PREFETCH_DISTANCE = 8
 """Spans whose ends are on their way to the processor while one is copied: without that, each copy
 waits for memory, and for the addresses of one or two pages, before its first byte."""
 
 
 @kernel
-def announce(address: Int64, nbytes: Int64, k: int) -> None:
+def prefetch_span(address: Int64, nbytes: Int64, k: int) -> None:
     """Prefetch the first and last bytes of a span, if there is one of that number."""
     if k < address.size:
-        load_ahead(address[k])
-        load_ahead(address[k] + nbytes[k] - 1)
+        prefetch_cache_line(address[k])
+        prefetch_cache_line(address[k] + nbytes[k] - 1)
 
 
 @kernel
@@ -51,7 +51,7 @@ def copy_short(destination: int, source: int, size: int) -> None:
 def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
     """Copy span k to ``destination + offsets[k]``, for all k."""
     for k in range(address.size):
-        announce(address, nbytes, k + AHEAD)
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         copy(destination + offsets[k], address[k], nbytes[k])
 
 

@@ -13,7 +13,7 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.arrays import in_bounds
-from npstream._core.optional import arrow_stream, torch_door
+from npstream._core.optional import arrow_stream, import_npstream_torch
 from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
@@ -482,7 +482,7 @@ class Column(ArrayMethods, elementwise.Operators):
         column = self.load()
         if isinstance(column, Ragged):
             return column.to_torch()
-        return torch_door().tensor(column)
+        return import_npstream_torch().tensor(column)
 
     def __iter__(self) -> Iterator[Any]:
         if not self.shape:
@@ -613,7 +613,7 @@ class Column(ArrayMethods, elementwise.Operators):
             return result
         if result.dtype != np.bool_ and any(getattr(item, "requires_grad", 0) for item in inputs):
             raise TypeError(f"NumPy has no gradients: compute with {self.name!r}.to_torch()")
-        return torch_door().tensor(result).to(tensor.device)
+        return import_npstream_torch().tensor(result).to(tensor.device)
 
     def _apply(
         self,

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
-from npstream._core.memory import available, fits
+from npstream._core.memory import available_memory, fits_in_memory
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64
 from npstream.errors import FormatError, shown
 from npstream.formats import chunks
@@ -268,8 +268,10 @@ def check_size(nbytes: int, where: str) -> None:
             f"{where}: {quantity(nbytes, 'byte')}; an index has less than {MAX_INDEX_BYTES:,}: "
             "write larger shards"
         )
-    if not fits(2 * nbytes):
-        raise FormatError(f"{where}: {quantity(nbytes, 'byte')}; free memory has {available():,}")
+    if not fits_in_memory(2 * nbytes):
+        raise FormatError(
+            f"{where}: {quantity(nbytes, 'byte')}; free memory has {available_memory():,}"
+        )
 
 
 def estimate_parsed_size(text: bytes) -> int:
@@ -298,10 +300,12 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
     """
     if not trusted:
         check_size(len(text), where)
-        if len(text) > _MIN_ESTIMATED_BYTES and not fits(needed := estimate_parsed_size(text)):
+        if len(text) > _MIN_ESTIMATED_BYTES and not fits_in_memory(
+            needed := estimate_parsed_size(text)
+        ):
             raise FormatError(
                 f"{where}: parsing its {quantity(len(text), 'byte')} takes about "
-                f"{quantity(needed, 'byte')} of memory, and {available():,} are free"
+                f"{quantity(needed, 'byte')} of memory, and {available_memory():,} are free"
             )
     try:
         document = json.loads(text)

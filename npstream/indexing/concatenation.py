@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arrays import grouped
+from npstream._core.arrays import group_positions
 from npstream._core.typing import Int64
 from npstream.indexing.columns import as_slice
 
@@ -77,7 +77,7 @@ class Concatenation:
         ids = ids + self._offsets.take(which)
         if self._has_others:
             others = np.flatnonzero(self._others.take(which))
-            for number, found in grouped(which[others]):
+            for number, found in group_positions(which[others]):
                 mine = others[found]
                 view_rows = rows[mine] - self.bounds[number]
                 ids[mine] = self.selections[number].at(view_rows) + self.firsts[number]

@@ -79,7 +79,7 @@ class Mask:
         block = self._before.searchsorted(ranks, "right") - 1
         within = ranks - self._before[block]
         positions = np.empty_like(ranks)
-        _select.sized(ranks.size)(
+        _select.for_size(ranks.size)(
             self._bits.view(np.uint64),
             block.reshape(-1),
             within.reshape(-1),
@@ -91,7 +91,7 @@ class Mask:
         """Return how many set bits are before each position, all in ``range(domain + 1)``."""
         block = positions // ENTRY_BITS
         ranks = self._before[block]
-        _rank.sized(positions.size)(self._bits.view(np.uint64), positions, ranks)
+        _rank.for_size(positions.size)(self._bits.view(np.uint64), positions, ranks)
         return ranks
 
     def run(self, ranks: range) -> Int64:

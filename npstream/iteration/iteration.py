@@ -14,7 +14,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.log import log
-from npstream._core.optional import torch_door
+from npstream._core.optional import import_npstream_torch
 from npstream.iteration.counter import EpochCursor, is_spawning
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
@@ -109,7 +109,7 @@ class Iteration(Resumable):
         # even if torch was imported later. DataLoader checks it before it starts workers, so
         # forked workers inherit the counter's shared memory.
         if "torch.utils.data" in sys.modules:
-            torch_door().register(Iteration)
+            import_npstream_torch().register(Iteration)
             self._counter.share()
         return type(self)
 
@@ -137,7 +137,7 @@ class Iteration(Resumable):
             EpochIterator.of(progress, self.samples_per_item(progress), make(progress), make)
         )
         if skipped:
-            return chain(repeat(torch_door().SKIPPED_ITEM, skipped), iterator)
+            return chain(repeat(import_npstream_torch().SKIPPED_ITEM, skipped), iterator)
         return iterator
 
     def _items(self, worker: int, workers: int, progress: EpochProgress) -> Iterator[Any]:
@@ -223,7 +223,7 @@ class Iteration(Resumable):
             return 0
         mode: str | None
         dropped: int
-        mode, dropped = torch_door().accelerate_mode(self)
+        mode, dropped = import_npstream_torch().accelerate_mode(self)
         if mode == "shards" and (world := self._resolve().world) > 1:
             raise RuntimeError(
                 f"this is the part of one of {quantity(world, 'rank')}, and Accelerate would "

@@ -10,7 +10,7 @@ import sys
 from typing import Any, NamedTuple
 
 from npstream._core.arguments import integer
-from npstream._core.optional import torch_door
+from npstream._core.optional import import_npstream_torch
 
 _LAUNCHERS = [
     ("SLURM_PROCID", "SLURM_NTASKS"),
@@ -53,7 +53,7 @@ def torch_ranks() -> tuple[int, int] | None:
     """Return the rank and the number of ranks of torch.distributed, if it is initialized."""
     ranks: tuple[int, int] | None = None
     if "torch" in sys.modules:
-        ranks = torch_door().rank_and_world()
+        ranks = import_npstream_torch().rank_and_world()
     return ranks
 
 
@@ -108,7 +108,7 @@ def make_ranks(rank: Any, world: Any, per_node: int | None) -> Ranks:
 
 def this_worker() -> tuple[int, int]:
     """Return this DataLoader worker's number and the number of workers; (0, 0) if it is none."""
-    worker: tuple[int, int] = torch_door().worker() if "torch" in sys.modules else (0, 0)
+    worker: tuple[int, int] = import_npstream_torch().worker() if "torch" in sys.modules else (0, 0)
     return worker
 
 

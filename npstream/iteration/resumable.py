@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.arguments import integer
-from npstream._core.optional import torch_door
+from npstream._core.optional import import_npstream_torch
 from npstream.errors import shown
 from npstream.iteration.counter import MAX_GAPS, EpochCursor, is_spawning
 from npstream.iteration.iterator import EpochIterator, EpochProgress
@@ -482,7 +482,7 @@ class Resumable(RankEpochs):
     def _state_cursor(self, samples: int | None = None, from_beginning: bool = True) -> EpochCursor:
         """Return the cursor to save; `samples` is the caller's count, if the caller has one."""
         if samples is None and "accelerate" in sys.modules:
-            mode, _ = torch_door().accelerate_mode(self)
+            mode, _ = import_npstream_torch().accelerate_mode(self)
             if mode == "prefetches":
                 raise RuntimeError(
                     "Accelerate's DataLoader prefetches a batch, which a resumed run would leave "

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from npstream._core.arguments import counted, integer
+from npstream._core.arguments import integer, parse_count
 from npstream.iteration.partition import LAST_BATCH_MODES
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class IterationSettings:
     @property
     def epoch_samples(self) -> int | None:
         """`epoch_size` as a number of samples; None for the size of the view."""
-        return counted("epoch_size", self.epoch_size)
+        return parse_count("epoch_size", self.epoch_size)
 
 
 _MINIMUM = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npstream._core.arrays import grouped
+from npstream._core.arrays import group_positions
 from npstream._core.jit import kernel
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.blocks import CACHE_BYTES, Blocks, Cache, new_cache
@@ -92,7 +92,7 @@ class Passes:
             return found
         first = int(numbers.min())
         span = int(numbers.max()) - first + 1
-        for key, here in grouped(sources * span + numbers - first):
+        for key, here in group_positions(sources * span + numbers - first):
             source, number = key // span, key % span + first
             if self._sources[source].block:
                 order = self._order(source, number)

@@ -96,8 +96,8 @@ def make_pattern(counts: Int64, lanes: int, key: int) -> Pattern:
         np.concatenate([[0], np.cumsum(counts)]),
         np.empty(length, np.int32),
     )
-    interleave.sized(2 * length)(counts, key, pattern.sources)
-    _number.sized(length)(pattern)
+    interleave.for_size(2 * length)(counts, key, pattern.sources)
+    _number.for_size(length)(pattern)
     return pattern
 
 

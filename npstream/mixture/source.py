@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arrays import Rows, grouped
+from npstream._core.arrays import Rows, group_positions
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, stopped
 from npstream.formats.encodings.encodings import parse
@@ -193,7 +193,9 @@ class MixedSource(Source):
 
     def _by_part(self, stored: Int64) -> Iterator[tuple[int, Rows]]:
         """Yield the number of each dataset that joined samples are of, and which are."""
-        return grouped(np.searchsorted(self._shards.first_samples, stored, side="right") - 1)
+        return group_positions(
+            np.searchsorted(self._shards.first_samples, stored, side="right") - 1
+        )
 
     def samples(self, names: tuple[str, ...], found: Lookup) -> Iterator[Any]:
         """Read samples, all at once, and yield them as their sources' transforms make them."""

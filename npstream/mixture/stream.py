@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.arrays import grouped
+from npstream._core.arrays import group_positions
 from npstream._core.typing import AnyArray, Int64
 from npstream.mixture.interleave import PATTERN_VERSION
 from npstream.mixture.passes import Passes, Stored, spread
@@ -167,7 +167,7 @@ class MixtureOrder:
         units, offsets = np.divmod(flat, self.width) if self.width > 1 else (flat, _NOUGHT)
         sources, lanes, numbers = self._draws(kept, units)
         passes, places = np.empty((2, flat.size), np.int64)
-        spread.sized(2 * flat.size)(
+        spread.for_size(2 * flat.size)(
             sources, lanes, numbers, offsets, self._facts, self.course.lanes, self.course.across,
             passes, places,
         )  # fmt: skip
@@ -239,13 +239,13 @@ class MixtureOrder:
         sources, numbers = np.empty_like(units), np.empty_like(units)
         lanes = units % self.course.lanes
         phases = np.searchsorted(self._starts, units, side="right") - 1
-        for phase, mine in grouped(phases):
+        for phase, mine in group_positions(phases):
             places = units[mine] - self._row_start(phase)
             source, draw = np.empty_like(places), np.empty_like(places)
-            for number, these in grouped(places // (self._repeats * self._span(phase))):
+            for number, these in group_positions(places // (self._repeats * self._span(phase))):
                 pattern, at = self._pattern(kept, phase, number), places[these]
                 found = np.empty((2, at.size), np.int64)
-                draws.sized(4 * at.size)(at, pattern, *found)
+                draws.for_size(4 * at.size)(at, pattern, *found)
                 source[these], draw[these] = found
             if phase:
                 draw += self._count(kept, phase).base[source, lanes[mine]]
@@ -258,15 +258,15 @@ class MixtureOrder:
         for phase in range(1, len(self.course.phases)):
             phases[self._count(kept, phase).before[sources, lanes] <= numbers] = phase
         units = np.empty_like(sources)
-        for phase, here in grouped(phases):
+        for phase, here in group_positions(phases):
             source, lane, draw = sources[here], lanes[here], numbers[here]
             if phase:
                 draw = draw - self._count(kept, phase).base[source, lane]
             superblocks, draw = np.divmod(draw, self._counts[phase][source])
             places = np.empty_like(draw)
-            for number, these in grouped(superblocks // self._repeats):
+            for number, these in group_positions(superblocks // self._repeats):
                 pattern, place = self._pattern(kept, phase, number), np.empty_like(draw[these])
-                places_of.sized(4 * place.size)(
+                places_of.for_size(4 * place.size)(
                     source[these], lane[these], draw[these], pattern, place
                 )
                 places[these] = place
@@ -332,7 +332,7 @@ class MixtureOrder:
         counts = np.zeros((len(self.chunks), self.course.lanes), np.int64)
         if place:
             pattern = self._pattern(kept, phase, superblock // self._repeats)
-            tally.sized(pattern.length + counts.size)(pattern, place, counts)
+            tally.for_size(pattern.length + counts.size)(pattern, place, counts)
         counts += superblock * self._counts[phase][:, None]
         return counts
 

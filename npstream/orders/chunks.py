@@ -45,7 +45,7 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
     dtype = np.int32 if starts[-1] < 1 << 31 else np.int64
     chunks = huge_empty(int(counts.sum()) + 1, dtype)
     chunks[-1] = starts[-1]
-    _cut.sized(len(chunks))(starts, counts, chunks)
+    _cut.for_size(len(chunks))(starts, counts, chunks)
     return chunks
 
 

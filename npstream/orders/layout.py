@@ -83,7 +83,7 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
     parts = np.full(3 * cuts, n, chunks.dtype)
     pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
     firsts = np.empty(cuts + 1, np.int32)
-    deal = _deal.sized(pieces.size)
+    deal = _deal.for_size(pieces.size)
     count = deal(run_key, lanes, chunks, parts, pieces, firsts)
     marks = np.empty(count // STRIDE + cuts, chunks.dtype)
     laid = np.zeros(cuts, np.uint8)
@@ -92,9 +92,9 @@ def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layou
 
 def slots_of(layout: Layout) -> AnyArray:
     """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
-    lay_lanes.sized(layout.pieces.size)(layout)
+    lay_lanes.for_size(layout.pieces.size)(layout)
     slots = huge_empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
-    _invert.sized(slots.size)(layout, slots)
+    _invert.for_size(slots.size)(layout, slots)
     return slots
 
 

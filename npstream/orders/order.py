@@ -256,7 +256,7 @@ class Order(RowOrder):
         positions = np.empty_like(rows)
         if rows.size:
             layout, cache = self._taken()
-            find.sized(self._work(rows.size, rows.size))(
+            find.for_size(self._work(rows.size, rows.size))(
                 rows.reshape(-1), self._blocks, layout, slots_of(layout), positions.reshape(-1)
             )
             self._free.append((layout, cache))
@@ -274,7 +274,7 @@ class Order(RowOrder):
         if rows.size == 0:
             return
         blocks, (layout, cache) = self._blocks, self._taken()
-        run = look_up.sized(self._work(rows.size, min(rows.size, blocks.lanes)))
+        run = look_up.for_size(self._work(rows.size, min(rows.size, blocks.lanes)))
         done = run(positions, blocks, layout, cache, rows)
         while done < rows.size:
             cache = grown(cache, rows.size - done)
@@ -284,7 +284,7 @@ class Order(RowOrder):
 
     def _work(self, rows: int, blocks: int) -> int:
         """Reckon what it takes to look up rows in so many blocks."""
-        # As plain Python, a row of a small block takes 1 us; `sized` reckons with 10 us, and a
+        # As plain Python, a row of a small block takes 1 us; `for_size` reckons with 10 us, and a
         # few blocks take less than loading Numba does.
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= SMALL else 0)
@@ -315,7 +315,7 @@ def full_order(n: int, seed: int, epoch: int = 0) -> Order:
 
 def _without_empty(chunks: AnyArray, n: int) -> AnyArray:
     """Return the bounds of the chunks that are not empty."""
-    least = smallest_step.sized(len(chunks))(chunks)
+    least = smallest_step.for_size(len(chunks))(chunks)
     if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or least < 0:
         raise ValueError(
             f"the bounds of the chunks of {quantity(n, 'row')} must rise from 0 to that"

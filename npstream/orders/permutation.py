@@ -114,16 +114,16 @@ class Permutation:
     @functools.cached_property
     def _table(self) -> AnyArray:
         table = np.empty(self._n, np.uint16)
-        # As plain Python a step takes 1 us; `sized` reckons with 10 us, and 30 ms is less than
+        # As plain Python a step takes 1 us; `for_size` reckons with 10 us, and 30 ms is less than
         # loading Numba takes.
-        shuffle.sized(self._n >> 5)(self._key, table)
+        shuffle.for_size(self._n >> 5)(self._key, table)
         return table
 
     def _walk(self, cipher: Cipher, values: Int64) -> None:
         """Replace values by what one of the two ciphers makes of them."""
         a = math.isqrt(self._n - 1) + 1
         b = -(-self._n // a)
-        cipher.sized(values.size)(self._n, a, b, self._key, values.reshape(-1))
+        cipher.for_size(values.size)(self._n, a, b, self._key, values.reshape(-1))
 
     def _checked(self, values: Int64) -> Int64:
         """Copy values that all lie in range(n)."""

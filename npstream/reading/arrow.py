@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from npstream._core.optional import optional
+from npstream._core.optional import import_optional
 from npstream.reading.ragged import Ragged
 
 AS_TEXT: dict[str, Callable[[Any], str]] = {"json": json.dumps, "str_decimal": str}
@@ -25,7 +25,7 @@ AS_TEXT: dict[str, Callable[[Any], str]] = {"json": json.dumps, "str_decimal": s
 
 def arrow_type(name: str, dtype: np.dtype[Any]) -> Any:
     """Return Arrow's type of the elements of a column."""
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     if dtype.kind == "T":
         return pa.large_string()
     try:
@@ -53,7 +53,7 @@ def to_arrow_array(name: str, values: Any, is_part: bool = False) -> Any:
     is_part : bool, default: False
         True for a type that does not depend on which axes of a Ragged happen to be constant.
     """
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(values, Ragged):
         return values.to_arrow() if not is_part else values._to_arrow(regular=False)
     array = np.asarray(values)
@@ -86,7 +86,7 @@ def batch_of(
     is_part : bool, default: False
         True for one of several batches, which have the same types.
     """
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     arrays = []
     for name, values in columns.items():
         if (write := AS_TEXT.get((encodings or {}).get(name, ""))) is not None:

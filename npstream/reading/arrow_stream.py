@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from npstream._core.optional import optional
+from npstream._core.optional import import_optional
 from npstream.formats.encodings.encodings import parse
 from npstream.reading.arrow import AS_TEXT, arrow_type, batch_of, no_type
 from npstream.reading.gate import gate
@@ -51,7 +51,7 @@ def record_batches(source: Source, selection: Selection, names: tuple[str, ...])
     CostError
         If that fetches more than an implicit read may.
     """
-    pa = optional("pyarrow", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
     plan = Plan([arrow_field(source.field(name)) for name in names])
     gate(source, selection, "an Arrow stream of this view", plan)
     step = source.rows_of(BATCH_BYTES)

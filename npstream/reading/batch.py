@@ -117,7 +117,7 @@ class Batch(dict[str, Any]):
         >>> Batch({"x": np.arange(3)}, ids=[5, 6, 7]).to_torch()["x"]
         tensor([0, 1, 2])
         """
-        torch = exchange.torch_door()
+        torch = exchange.import_npstream_torch()
         tensors = self.copy()
         for name, column in self.items():
             if isinstance(column, Ragged):
@@ -150,7 +150,7 @@ class Batch(dict[str, Any]):
         >>> moved["x"].device, moved.ids
         (device(type='meta'), array([5, 6, 7]))
         """
-        torch = exchange.torch_door()
+        torch = exchange.import_npstream_torch()
         moved = self.copy()
         for name, column in self.items():
             if isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.dtypes import hidden_bool
+from npstream._core.dtypes import invalid_bool_byte
 from npstream._core.typing import AnyArray, Int64
 from npstream.errors import NpstreamError
 from npstream.reading.batch import Ragged
@@ -82,7 +82,7 @@ def _as_stored(field: Field, column: BatchColumn) -> BatchColumn:
 def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> None:
     """Raise FormatError for the first sample with a bool that is neither 0 nor 1."""
     values = stored.values if isinstance(stored, Ragged) else stored
-    if not isinstance(values, np.ndarray) or (byte := hidden_bool(values)) is None:
+    if not isinstance(values, np.ndarray) or (byte := invalid_bool_byte(values)) is None:
         return
     at = int((values.reshape(-1).view(np.uint8) > 1).argmax())
     if isinstance(stored, Ragged):

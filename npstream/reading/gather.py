@@ -20,7 +20,7 @@ import numpy as np
 
 from npstream._core import memory
 from npstream._core.arguments import quantity
-from npstream._core.dtypes import storage
+from npstream._core.dtypes import storage_dtype
 from npstream._core.spans import copy_spans, equal_spans
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import FormatError
@@ -242,7 +242,7 @@ class _Values:
         start, base = 0, memory.address_of(destination)
         for address, nbytes in self.spans:
             stop = start + len(address)
-            copy = copy_spans.sized(len(address))
+            copy = copy_spans.for_size(len(address))
             copy(address, nbytes, offsets[start:stop], base)
             start = stop
 
@@ -307,14 +307,14 @@ def _gather_arrays(values: _Values) -> RawColumn:
     """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
-    number = storage(encoding.dtype) or encoding.dtype
+    number = storage_dtype(encoding.dtype) or encoding.dtype
     # All numbers of one size have their heads read alike.
     codes = np.full(n, 0 if typed else _UNSIGNED[number.itemsize], np.int64)
     heads, ndims = np.zeros((2, n), np.int64)
     start = 0
     for address, nbytes in values.spans:
         stop = start + len(address)
-        code = kernels.array_heads.sized(len(address))(
+        code = kernels.array_heads.for_size(len(address))(
             address, nbytes, typed, _ITEMSIZES,
             codes[start:stop], heads[start:stop], ndims[start:stop],
         )  # fmt: skip
@@ -332,7 +332,7 @@ def _gather_arrays(values: _Values) -> RawColumn:
     if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
         address = np.concatenate([at for at, _ in values.spans])
-        kernels.array_shapes.sized(n)(address, typed, shapes)
+        kernels.array_shapes.for_size(n)(address, typed, shapes)
         if encoding.dtype.kind == "c":
             wrong = (shapes[:, -1] != _PARTS) | (ndims == 1)
             values.damaged(wrong, f"{encoding.dtype} takes a last axis of {_PARTS}")
@@ -395,7 +395,9 @@ def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> 
     _refuse(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
     sizes = np.empty((len(ids), layout.nvariable), "<u4")
     head = np.full(len(ids), 4 * layout.nvariable, np.int64)
-    copy_spans.sized(len(ids))(address, head, head * np.arange(len(ids)), memory.address_of(sizes))
+    copy_spans.for_size(len(ids))(
+        address, head, head * np.arange(len(ids)), memory.address_of(sizes)
+    )
     wanted = {field.name: field.encoding for field in plan.fields}
     found, at = {}, address + head
     for name, place in layout.columns.items():
@@ -466,7 +468,7 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
             column = _as_ragged(*gather(fetcher, plan, part).values())
             held = column
             address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        equal_spans.sized(len(part))(
+        equal_spans.for_size(len(part))(
             address, nbytes, memory.address_of(wanted), len(wanted), equal[start : start + BLOCK]
         )
         del held  # the addresses were in use until here

@@ -149,7 +149,7 @@ class Ragged:
         if kind is not None:
             bodies = [row.encode() if isinstance(row, str) else row for row in rows]
             values = np.frombuffer(bytearray().join(bodies), np.uint8)
-            offsets = exchange.offsets_of([len(body) for body in bodies])
+            offsets = exchange.offsets_from_lengths([len(body) for body in bodies])
             if offsets[-1] != len(values):  # of another buffer, len counts no bytes
                 raise TypeError(f"rows must be str or bytes to be {kind!r}")
             return cls(values, offsets, kind)
@@ -163,7 +163,9 @@ class Ragged:
         values = np.concatenate([np.empty(0, np.result_type(*dtypes or [float])), *filled])
         rank = ranks.pop()
         shapes = None if rank == 1 else np.array([array.shape for array in arrays], np.int64)
-        return cls(values, exchange.offsets_of([array.size for array in arrays]), shapes=shapes)
+        return cls(
+            values, exchange.offsets_from_lengths([array.size for array in arrays]), shapes=shapes
+        )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -203,7 +205,7 @@ class Ragged:
                 f"the index has {quantity(starts.ndim, 'axis')}, and a Ragged one: ravel it"
             )
         lengths = stops - starts
-        offsets = exchange.offsets_of(lengths)
+        offsets = exchange.offsets_from_lengths(lengths)
         ensure_fits(
             int(offsets[-1]) * self.dtype.itemsize, f"copying {quantity(len(lengths), 'row')}"
         )
@@ -466,14 +468,14 @@ class Ragged:
                 [4, 0, 0]])
         """
         if padding is not None:
-            return exchange.torch_door().tensor(self.pad(padding, length))
+            return exchange.import_npstream_torch().tensor(self.pad(padding, length))
         if length is not None:
             raise ValueError("length is what to fill rows up to: say with which padding=")
         return exchange.to_nested(*self._levels())
 
     def _levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
         values, offsets = self._packed()
-        return values, exchange.levels_of(offsets, self.shapes, regular)
+        return values, exchange.ragged_levels(offsets, self.shapes, regular)
 
     def _check_text(self) -> None:
         """Raise FormatError where a row is not UTF-8, without decoding row by row."""
@@ -512,7 +514,7 @@ def _box(shapes: Int64, length: int | Sequence[int] | None, truncate: bool) -> t
 def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, at: Int64) -> None:
     """Copy elements ``source[starts[k]:][:lengths[k]]`` to the flat position ``at[k]`` of `out`."""
     size = source.itemsize
-    copy = copy_spans.sized(len(starts))
+    copy = copy_spans.for_size(len(starts))
     copy(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
 
 

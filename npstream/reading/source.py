@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from npstream._core.dtypes import hidden_bool
+from npstream._core.dtypes import invalid_bool_byte
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.errors import ColumnError, FormatError, MissingDependencyError, StorageError
 from npstream.formats.encodings.encodings import Encoding, is_unsafe, parse, with_dtype
@@ -232,7 +232,7 @@ class Source:
             )
             sidecar.drop_column(field.name)
             return None
-        if (byte := hidden_bool(values)) is not None:
+        if (byte := invalid_bool_byte(values)) is not None:
             where = sidecar.where
             raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
         return values

@@ -30,7 +30,7 @@ from npstream._core.jit import (
     load_u32,
     will_need,
 )
-from npstream._core.spans import AHEAD, announce, copy_short
+from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
 from npstream._core.typing import Int64
 
 
@@ -105,7 +105,7 @@ def split(
     """
     head = 4 * nvariable
     for k in range(address.size):
-        announce(address, nbytes, k + AHEAD)
+        prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
         if nbytes[k] < head + nfixed:
             return -1 - k

@@ -230,8 +230,8 @@ class LocalShards:
         if self.store.is_local:
             self._check_size(self.store.size(zipped.name), zipped)
         packed = self.store.read(zipped.name, zipped.nbytes)
-        if not memory.fits(raw.nbytes):
-            raise FormatError(f"{where}: {memory.too_large(raw.nbytes)}")
+        if not memory.fits_in_memory(raw.nbytes):
+            raise FormatError(f"{where}: {memory.too_large_text(raw.nbytes)}")
         # What the recorded hash of the content covers need not be hashed before, too.
         self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
         try:

@@ -41,7 +41,7 @@ class Coldness:
         """Announce a read of spans, if pages are missing."""
         if not self._announce:
             before = _major_faults()
-            kernels.touch.sized(LOOK)(address[:LOOK], nbytes[:LOOK])
+            kernels.touch.for_size(LOOK)(address[:LOOK], nbytes[:LOOK])
             self._faults, self._unseen = _major_faults(), 0
             self.warm = self._faults - before <= min(len(address), LOOK) >> 3
             if self.warm:
@@ -73,7 +73,7 @@ def prefetch_pages(address: Int64, nbytes: Int64) -> None:
     if (address[1:] < address[:-1]).any():
         order = np.argsort(address)
         address, nbytes = address[order], nbytes[order]
-    kernels.will_need_spans.sized(len(address))(address, nbytes, mmap.PAGESIZE, _GAP)
+    kernels.will_need_spans.for_size(len(address))(address, nbytes, mmap.PAGESIZE, _GAP)
 
 
 _GAP = 1 << 14

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from npstream._core.lru import EACH, Recent
+from npstream._core.lru import ENTRY_OVERHEAD, LRUCache
 from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
@@ -73,8 +73,8 @@ class ExactRows:
         self._shards = shards
         self._files = files
         self._store = store
-        self._kept = Recent(KEPT)
-        self._parts = Recent(PARTS_KEPT)
+        self._kept = LRUCache(KEPT)
+        self._parts = LRUCache(PARTS_KEPT)
         self._offsets = Offsets(shards, store)
         self._hurried = self._hurried_reads = 0
         self._is_first = False
@@ -226,7 +226,7 @@ class ExactRows:
             self._fetch_parts(ids[absent], runs, fetched)
             if fetched is not rows:
                 rows[absent] = fetched
-            most = PARTS_KEPT // (EACH + rows.shape[1])
+            most = PARTS_KEPT // (ENTRY_OVERHEAD + rows.shape[1])
             last = absent[max(len(absent) - most, 0) :]
             self._parts.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
         return rows
@@ -394,7 +394,7 @@ class Offsets:
     def __init__(self, shards: LocalShards, store: Store) -> None:
         self._shards = shards
         self._store = store
-        self._kept = Recent(OFFSETS_KEPT)
+        self._kept = LRUCache(OFFSETS_KEPT)
 
     def kept(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Bools]:
         """Return where rows, rising, begin and end, and for which of them that is in memory."""

@@ -153,7 +153,7 @@ class Fetcher:
 
     def _find(self, ids: Int64, table: Table, samples: Int64) -> int:
         """Fill in the addresses and lengths of samples; returns what `kernels.locate` does."""
-        return kernels.read.sized(len(ids))(
+        return kernels.read.for_size(len(ids))(
             kernels.LOCATE, ids, *self._lookup, table.place, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
@@ -190,7 +190,7 @@ class Fetcher:
         if is_prefetched or self._cold.warm:
             table = self.current()
             samples = np.empty((2, n), np.int64)
-            code = kernels.read.sized(n)(
+            code = kernels.read.for_size(n)(
                 kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.place, samples,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
@@ -200,7 +200,7 @@ class Fetcher:
                 return spans, table
         samples, held = self._locate(ids)
         self._cold.prepare(samples[0], samples[1])
-        code = kernels.read.sized(n)(
+        code = kernels.read.for_size(n)(
             kernels.SPLIT, ids, *self._lookup, _NO_PLACE, samples,
             how.nvariable, how.nfixed, fixed, how.variable, spans,
         )  # fmt: skip
@@ -472,4 +472,4 @@ _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 def _budget(table: Table) -> int:
     """Return the bytes that decompressed shards may take: a quarter of what would be free."""
-    return (memory.available() + sum(table.owned.values())) // 4
+    return (memory.available_memory() + sum(table.owned.values())) // 4

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.arrays import Rows, grouped
+from npstream._core.arrays import Rows, group_positions
 from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardArrays, ShardFiles
 from npstream.shards.base import RemotePart
@@ -86,7 +86,7 @@ class ShardUnion:
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
         """Yield the number of each part that some shards belong to, and which of them do."""
-        return grouped(np.searchsorted(self._bounds, shard_of, side="right") - 1)
+        return group_positions(np.searchsorted(self._bounds, shard_of, side="right") - 1)
 
     @property
     def remotes(self) -> Sequence[RemotePart[RemoteShards]]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.memory import ensure_fits
-from npstream._core.redaction import Redactor, place_hash, redacted_url
+from npstream._core.redaction import Redactor, location_hash, redacted_url
 from npstream._core.typing import Bytes, Span
 from npstream.errors import NpstreamError, StorageError
 from npstream.storage.deadlines import Deadlines

@@ -159,8 +159,8 @@ class ShardScanner:
     ) -> bytes:
         if compression is None:
             raise FormatError("compressed, but the index names no compression")
-        if not memory.fits(file.raw.nbytes):
-            raise FormatError(memory.too_large(file.raw.nbytes))
+        if not memory.fits_in_memory(file.raw.nbytes):
+            raise FormatError(memory.too_large_text(file.raw.nbytes))
         data = b"".join(parts)
         hashers = self._hashers(file.stored)
         for each in hashers.values():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.array_like import MISSING, is_missing
+from npstream._core.array_like import HOW_TO_FILL, is_missing
 from npstream._core.memory import address_of, ensure_fits, move_spans
 from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
@@ -191,7 +191,7 @@ class ShardFormat:
             what += f" {shown(value)}"
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {what}: {error}" + (f"; {MISSING}" if lacks else "")
+            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if lacks else "")
         )
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:

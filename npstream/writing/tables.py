@@ -17,8 +17,8 @@ import numpy as np
 
 from npstream._core import array_like as foreign
 from npstream._core.arguments import quantity
-from npstream._core.dtypes import exactly, hidden_bool, storage
-from npstream._core.optional import optional
+from npstream._core.dtypes import convert_exactly, invalid_bool_byte, storage_dtype
+from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray, Int64
 from npstream.errors import MissingDependencyError, NpstreamError
 from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
@@ -185,7 +185,7 @@ def _array_column(values: Any, known: str | None = None) -> GivenColumn:
     if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
         values = foreign.as_array(values)
     first = foreign.as_array(values[:1])
-    if storage(first.dtype) is None and first.dtype.kind in "OUST":
+    if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
         return ListColumn(foreign.as_array(values), known or _TEXT.get(first.dtype.kind))
     return ArrayColumn(
         lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
@@ -197,7 +197,7 @@ def _pandas_column(values: Any) -> GivenColumn:
     """Return a Series, Index or array of pandas as a column."""
     dtype = values.dtype
     if hasattr(dtype, "pyarrow_dtype"):
-        pa = optional("pyarrow", "pyarrow", "arrow")
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
         return ArrowColumn(pa.array(values))
     number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
     is_text = dtype.name in ("str", "string")
@@ -322,10 +322,10 @@ def rows_as(block: AnyArray, wanted: Encoding) -> ColumnBlock:
     if wanted.kind != "fixed" or block.shape[1:] != wanted.shape:
         return list(block)
     if block.dtype.newbyteorder("=") == wanted.dtype:
-        return block if hidden_bool(block) is None else list(block)
+        return block if invalid_bool_byte(block) is None else list(block)
     if not wanted.shape:
         with suppress(TypeError):
-            converted, wrong = exactly(block, wanted.dtype)
+            converted, wrong = convert_exactly(block, wanted.dtype)
             if not wrong.any():
                 return converted
     return list(block)
@@ -391,8 +391,8 @@ class ArrowColumn:
     """An Arrow array, whose buffers are read block by block."""
 
     def __init__(self, array: Any) -> None:
-        self._types = optional("pyarrow.types", "pyarrow", "arrow")
-        array = foreign.arrow_plain(array)
+        self._types = import_optional("pyarrow.types", "pyarrow", "arrow")
+        array = foreign.decode_arrow(array)
         self.length = len(array)
         self.row_bytes: int | None = array.nbytes // max(self.length, 1)
         self.chunk = 1
@@ -437,7 +437,7 @@ class ArrowColumn:
 
     def _empty(self, kind: Any) -> AnyArray:
         """Return no rows of a type, in NumPy's dtype."""
-        pa = optional("pyarrow", "pyarrow", "arrow")
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
         return foreign.arrow_numbers(pa.nulls(0, kind))
 
     def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:

@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npstream
-from npstream._core.dtypes import ML_DTYPES, NUMBERS, dtype_of, exactly, is_known, storage
+from npstream._core.dtypes import (
+    ML_DTYPES,
+    NUMBERS,
+    convert_exactly,
+    dtype_of,
+    is_known,
+    storage_dtype,
+)
 from npstream.errors import FormatError, MissingDependencyError
 from npstream.formats.encodings.encodings import column_type, parse, with_dtype
 from npstream.formats.index import parse_index
@@ -450,14 +457,14 @@ def test_names_of_dtypes():
     for name in (*NUMBERS, *ML_DTYPES, "bool", "complex64", "datetime64[us]", "timedelta64[7D]"):
         assert is_known(name)
         assert dtype_of(name).name == name
-        assert storage(dtype_of(name)) in NUMBERS.values()
+        assert storage_dtype(dtype_of(name)) in NUMBERS.values()
     for name in ("object", "O", "U3", "V2", "int4", "datetime64", "datetime64[0s]", "float128", ""):
         assert not is_known(name)
         with pytest.raises(ValueError, match="not a dtype of columns"):
             dtype_of(name)
     for dtype in ("O", "U3", "S3", "V2", "M8", "m8", "g", "T", [("a", "i4")]):
-        assert storage(np.dtype(dtype)) is None
-    assert storage(np.dtype(ml_dtypes.int4)) is None
+        assert storage_dtype(np.dtype(dtype)) is None
+    assert storage_dtype(np.dtype(ml_dtypes.int4)) is None
 
 
 def test_recorded_dtypes_that_do_not_fit():
@@ -603,9 +610,9 @@ def test_exact_conversion(given_dtype, wanted):
     array = held(given_dtype)
     if given_dtype.kind == "c" and wanted.kind != "c":
         with pytest.raises(TypeError, match="expected"):
-            exactly(array, wanted)
+            convert_exactly(array, wanted)
         return
-    converted, wrong = exactly(array, wanted)
+    converted, wrong = convert_exactly(array, wanted)
     assert converted.dtype == wanted
     is_float = [dtype.kind in "fc" or dtype.name in ML_DTYPES for dtype in (given_dtype, wanted)]
     for value, got, is_wrong in zip(map(number, array), map(number, converted), wrong, strict=True):
@@ -638,12 +645,14 @@ def _fits(value, dtype):
 
 def test_units_of_time():
     days = np.array(["2026-11-22", "NaT"], "M8[D]")
-    converted, wrong = exactly(days, np.dtype("M8[ns]"))
+    converted, wrong = convert_exactly(days, np.dtype("M8[ns]"))
     assert not wrong.any()
     same(converted, days.astype("M8[ns]"))
     hours = np.array(["2026-11-22T00", "2026-11-22T01"], "M8[h]")
-    assert exactly(hours, np.dtype("M8[D]"))[1].tolist() == [False, True]
-    assert exactly(np.array(["2026", "5000000"], "M8[Y]"), np.dtype("M8[ns]"))[1].tolist() == [
+    assert convert_exactly(hours, np.dtype("M8[D]"))[1].tolist() == [False, True]
+    assert convert_exactly(np.array(["2026", "5000000"], "M8[Y]"), np.dtype("M8[ns]"))[
+        1
+    ].tolist() == [
         False,
         True,
     ]
@@ -655,4 +664,4 @@ def test_units_of_time():
         (np.array(["2026"]), "M8[Y]"),
     ]:
         with pytest.raises(TypeError):
-            exactly(array, np.dtype(dtype))
+            convert_exactly(array, np.dtype(dtype))

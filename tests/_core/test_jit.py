@@ -80,7 +80,7 @@ def test_small_work_is_not_compiled(run, tmp_path):
     run(
         """
         for _ in range(1 << 5):
-            assert touch.sized(1 << 10) is touch.py_func
+            assert touch.for_size(1 << 10) is touch.py_func
         assert "numba" not in sys.modules
         """
     )
@@ -90,8 +90,8 @@ def test_small_work_is_not_compiled(run, tmp_path):
 def test_a_kernel_without_code_on_disk_waits_longer(run, tmp_path):
     """Numba is loaded to know; then a cold kernel runs as Python where a known one is loaded."""
     code = """
-        assert jit.PATIENCE < 40_000 < jit.COLD_PATIENCE
-        found = touch.sized(40_000)
+        assert jit.IMPORT_THRESHOLD < 40_000 < jit.COMPILE_THRESHOLD
+        found = touch.for_size(40_000)
         assert found is touch.{}
         assert touch.is_loaded is {}
         check()
@@ -102,11 +102,11 @@ def test_a_kernel_without_code_on_disk_waits_longer(run, tmp_path):
 
 
 def test_large_work_is_compiled_at_once(run):
-    run("assert touch.sized(jit.COLD_PATIENCE + 1) is touch.compiled()")
+    run("assert touch.for_size(jit.COMPILE_THRESHOLD + 1) is touch.compiled()")
 
 
 def test_always_compile(run):
-    run("jit.always_compile(); assert touch.sized(1) is touch.compiled()")
+    run("jit.always_compile(); assert touch.for_size(1) is touch.compiled()")
 
 
 # What is said of it.

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npstream._core.lru import EACH, Recent
+from npstream._core.lru import ENTRY_OVERHEAD, LRUCache
 
-LIMIT = 4 * (EACH + 10)
+LIMIT = 4 * (ENTRY_OVERHEAD + 10)
 
 operations = st.lists(
     st.tuples(st.sampled_from(["get", "put", "drop"]), st.integers(0, 6), st.integers(0, 30)),
@@ -20,7 +20,7 @@ operations = st.lists(
 
 @given(operations)
 def test_against_a_model(made):
-    recent, model = Recent(LIMIT), OrderedDict()
+    recent, model = LRUCache(LIMIT), OrderedDict()
     for what, number, nbytes in made:
         if what == "get":
             assert recent.get([number]) == [model.get(number)]
@@ -33,19 +33,19 @@ def test_against_a_model(made):
             recent.put([number], [bytes(nbytes)])
             model.pop(number, None)
             model[number] = bytes(nbytes)
-            while sum(EACH + len(part) for part in model.values()) > LIMIT:
+            while sum(ENTRY_OVERHEAD + len(part) for part in model.values()) > LIMIT:
                 model.popitem(last=False)
         assert recent.numbers() == list(model)
 
 
 def test_what_is_larger_than_the_bound_is_not_kept():
-    recent = Recent(LIMIT)
+    recent = LRUCache(LIMIT)
     recent.put([1, 2], [bytes(10), bytes(LIMIT)])
     assert recent.numbers() == []
 
 
 def test_threads():
-    recent = Recent(LIMIT)
+    recent = LRUCache(LIMIT)
 
     def work(thread):
         for k in range(2000):

@@ -92,7 +92,7 @@ def test_a_map_that_cannot_be_made(path, monkeypatch):
 
 
 def test_the_budget_is_half_of_what_the_system_allows(monkeypatch):
-    monkeypatch.setattr(memory, "_live", 7)
+    monkeypatch.setattr(memory, "_map_count", 7)
     monkeypatch.setattr(memory, "_limit", 0)
     assert memory.map_budget() == memory._limit // 2 - 7 > 10_000
     monkeypatch.setattr(memory, "_limit", 100)
@@ -111,15 +111,15 @@ def test_will_need_asks_for_whole_pages(path, monkeypatch):
 
 
 def test_available_is_what_the_tighter_bound_leaves(monkeypatch):
-    assert 0 < memory.available() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < memory.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(memory, "_system_free", lambda: 1000)
     for bound, expected in ((None, 1000), (10, 10), (5000, 1000), (0, 0)):
         monkeypatch.setattr(memory, "_cgroup_free", lambda bound=bound: bound)
-        assert memory.available() == expected
+        assert memory.available_memory() == expected
 
 
 def test_ensure_fits(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
     ensure_fits(0, "nothing")
     ensure_fits(1 << 30, "all of it")
     with pytest.raises(
@@ -133,7 +133,7 @@ def test_ensure_fits(monkeypatch):
 
 
 def test_small_allocations_are_not_asked_about(monkeypatch):
-    monkeypatch.delattr(memory, "available")
+    monkeypatch.delattr(memory, "available_memory")
     ensure_fits(1 << 26, "little")
 
 

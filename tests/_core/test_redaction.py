@@ -23,7 +23,7 @@ import npstream
 from npstream.__main__ import main
 from npstream._core.redaction import (
     Redactor,
-    place_hash,
+    location_hash,
     redact,
     redacted_url,
     secret_strings,
@@ -500,17 +500,17 @@ def test_an_event_loop_is_told_nothing(everything_said, monkeypatch):
 def test_places_of_different_services_differ(url, options, variables, monkeypatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "STORAGE_EMULATOR_HOST"):
         monkeypatch.delenv(name, raising=False)
-    plain = place_hash(url, {})
+    plain = location_hash(url, {})
     secrets = {"key": "k", "secret": "s", "token": "t", "AccountKey": "x"}
-    assert place_hash(url, secrets) == plain
+    assert location_hash(url, secrets) == plain
     for name, text in variables.items():
         monkeypatch.setenv(name, text)
-    assert place_hash(url, options) != plain
-    assert place_hash(url, options | secrets) == place_hash(url, options)
+    assert location_hash(url, options) != plain
+    assert location_hash(url, options | secrets) == location_hash(url, options)
 
 
 def test_the_place_is_the_same_however_it_is_told(monkeypatch):
-    given = place_hash("s3://a/b", {"client_kwargs": {"endpoint_url": "http://one/"}})
-    assert place_hash("s3://a/b", {"endpoint_url": "http://one"}) == given
+    given = location_hash("s3://a/b", {"client_kwargs": {"endpoint_url": "http://one/"}})
+    assert location_hash("s3://a/b", {"endpoint_url": "http://one"}) == given
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one")
-    assert place_hash("s3://a/b", {}) == given
+    assert location_hash("s3://a/b", {}) == given

@@ -412,13 +412,13 @@ def test_iteration(ds, monkeypatch):
 
 
 def test_more_than_the_free_memory_is_refused(ds, fixed, monkeypatch):
-    monkeypatch.setattr(memory, "_CHECKED", 0)
-    monkeypatch.setattr(memory, "available", lambda: 20)
+    monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 20)
     for read in (ds.load, fixed.load, ds["tokens"].load, ds["text"].load, ds["ragged"].load):
         with pytest.raises(MemoryError, match="20 are free"):
             read()
     check_sample(ds[0], 0)
-    monkeypatch.setattr(memory, "available", lambda: 200)
+    monkeypatch.setattr(memory, "available_memory", lambda: 200)
     with pytest.raises(MemoryError, match="as a structured array"):
         np.asarray(fixed)
 
@@ -527,14 +527,14 @@ def test_closing(path):
 
 def test_closing_releases_maps(path):
     gc.collect()
-    before = memory._live
+    before = memory._map_count
     ds = npstream.open(path)
     ds.load()
     list(ds)
     ds[0]
-    assert memory._live > before
+    assert memory._map_count > before
     ds.close()
-    assert memory._live == before
+    assert memory._map_count == before
 
 
 # How it shows itself

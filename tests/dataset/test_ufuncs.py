@@ -76,7 +76,7 @@ def test_ufuncs_on_views(ds, view):
 @pytest.mark.parametrize("name", ["text", "data"])
 def test_text_is_compared(ds, name, compiled, monkeypatch):
     if compiled:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda kernel, rows: kernel.compiled())
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda kernel, rows: kernel.compiled())
     values = VALUES[name]
     for value in set(values) | {"x", b"x", b"", "", "text" * 9}:
         for index in (..., slice(None, None, -3), [[0, 1], [1, 4]]):

@@ -27,7 +27,7 @@ def _as_large_views(request, monkeypatch):
     """Let small views, too, go the ways of large ones."""
     monkeypatch.setattr(selection, "FEW", 0)
     compiled = request.param == "compiled"
-    monkeypatch.setattr(Kernel, "sized", lambda self, rows: self if compiled else self.py_func)
+    monkeypatch.setattr(Kernel, "for_size", lambda self, rows: self if compiled else self.py_func)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None
 def work(root: Path, kind: str, seed: int, numbers: list[int], python: bool) -> None:
     """Run mutations in a directory; write a line of JSON before and after each."""
     if python:
-        _jit.SMALL_WORK = _jit.PATIENCE = _jit.COLD_PATIENCE = 1 << 62
+        _jit.SMALL_CALL_ROWS = _jit.IMPORT_THRESHOLD = _jit.COMPILE_THRESHOLD = 1 << 62
     else:
         npstream.precompile()
     damaged = KINDS[kind](root)

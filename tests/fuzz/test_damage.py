@@ -67,12 +67,12 @@ def test_a_large_index_in_a_store_is_refused_before_it_is_read(
 def test_an_index_is_refused_that_takes_more_memory_than_is_free(path, monkeypatch):
     entry = (path / "index.json").read_bytes()
     text = entry + b" " * (3 << 20)
-    monkeypatch.setattr(memory, "_CHECKED", 0)
-    monkeypatch.setattr(memory, "available", lambda: 2 * len(text) - 1)
-    monkeypatch.setattr(formats_index, "available", memory.available)
+    monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * len(text) - 1)
+    monkeypatch.setattr(formats_index, "available_memory", memory.available_memory)
     with pytest.raises(FormatError, match="bytes; free memory has"):
         parse_index(text, "index.json")
-    monkeypatch.setattr(memory, "available", lambda: 3 * len(text))
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * len(text))
     assert len(parse_index(text, "index.json")) > 1
     text = entry.replace(b"{", b'{"x": [' + b"[]," * 500_000 + b"0],", 1)
     with pytest.raises(FormatError, match="takes about"):
@@ -110,7 +110,7 @@ def test_what_parsing_takes_is_estimated(path, part, most):
 
 def test_the_address_space_counts_as_memory(monkeypatch):
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (5, -1))
-    assert memory.available() == 0
+    assert memory.available_memory() == 0
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (-1, -1))
     assert memory._address_space() is None
 

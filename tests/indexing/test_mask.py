@@ -24,9 +24,9 @@ def bools(n, share):
 def _way(request, monkeypatch):
     """Run kernels in either way, whatever their size."""
     if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     else:
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.compiled())
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.compiled())
 
 
 @pytest.mark.usefixtures("_way")

@@ -83,10 +83,10 @@ def test_kernels_agree(length, monkeypatch):
     places = np.random.default_rng(0).integers(0, length * 6, 300)
     seen = []
     for way in (lambda self: self.compiled(), lambda self: self.py_func):
-        monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows, way=way: way(self))
+        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows, way=way: way(self))
         pattern = pattern_of(counts, 6)
         sources, numbers = np.empty_like(places), np.empty_like(places)
-        draws.sized(0)(places, pattern, sources, numbers)
+        draws.for_size(0)(places, pattern, sources, numbers)
         seen.append([*pattern[5:], sources, numbers])
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -103,7 +103,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, way):
     length = sum(counts)
     places = np.arange(length * lanes)
     sources, numbers = np.empty_like(places), np.empty_like(places)
-    draws.sized(0)(places, pattern, sources, numbers)
+    draws.for_size(0)(places, pattern, sources, numbers)
     met = {}
     for place, source, number in zip(places, sources, numbers, strict=True):
         block, slot = divmod(place, length)
@@ -116,7 +116,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, way):
     for lane in range(lanes):
         assert [met.get((lane, source), 0) for source in range(len(counts))] == counts
     found = np.empty_like(places)
-    places_of.sized(0)(sources, places % lanes, numbers, pattern, found)
+    places_of.for_size(0)(sources, places % lanes, numbers, pattern, found)
     assert np.array_equal(found, places)
 
 
@@ -126,11 +126,11 @@ def test_draws_before_a_place_are_counted(counts, lanes, way):
     length = sum(counts)
     places = np.arange(length * lanes)
     sources, numbers = np.empty_like(places), np.empty_like(places)
-    draws.sized(0)(places, pattern, sources, numbers)
+    draws.for_size(0)(places, pattern, sources, numbers)
     expected = np.zeros((len(counts), lanes), int)
     found = np.full_like(expected, 99)
     for stop in range(length * lanes + 1):
-        tally.sized(0)(pattern, stop, found)
+        tally.for_size(0)(pattern, stop, found)
         assert np.array_equal(found, expected)
         if stop < length * lanes:
             expected[sources[stop], stop % lanes] += 1

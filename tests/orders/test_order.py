@@ -171,7 +171,7 @@ def test_compiled_and_plain_kernels_agree_on_large_blocks(monkeypatch):
         return [*looked_up, order.find(looked_up[1][:3])]
 
     compiled = run()
-    monkeypatch.setattr(_jit.Kernel, "sized", lambda self, rows: self.py_func)
+    monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     for one, other in zip(compiled, run(), strict=True):
         assert np.array_equal(one, other)
 

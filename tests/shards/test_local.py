@@ -215,7 +215,7 @@ def test_sizes_that_do_not_unpack(copied, name, change, monkeypatch):
 def test_what_does_not_fit_is_not_unpacked(copied, monkeypatch):
     root = copied("mds_c_zstd")
     change_index(root, lambda shard: shard["raw_data"].update(bytes=1 << 30))
-    monkeypatch.setattr(memory, "available", lambda: 1 << 29)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 29)
     monkeypatch.delattr(shards, "decompress")
     with pytest.raises(FormatError, match=r"mds\.zstd: 1,073,741,824 bytes when decompressed"):
         npstream.open(root)[0]

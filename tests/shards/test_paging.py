@@ -33,7 +33,7 @@ class Machine:
     def touch(self):
         return self
 
-    def sized(self, rows):
+    def for_size(self, rows):
         return self.fault
 
     def fault(self, address, nbytes):

@@ -194,7 +194,7 @@ class Rows:
 
 
 def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
-    monkeypatch.setattr(point_reads, "OFFSETS_KEPT", 2 * (recent.EACH + 4 * (ROWS + 1)))
+    monkeypatch.setattr(point_reads, "OFFSETS_KEPT", 2 * (recent.ENTRY_OVERHEAD + 4 * (ROWS + 1)))
     with npstream.open(url, cache=tmp_path / "cache") as ds:
         first = [STARTS[6] + ROWS * k for k in (0, 1, 2)]
         for sample in first:

@@ -183,7 +183,7 @@ def test_buffers_leave_for_others(monkeypatch, tmp_path):
 
 
 def test_the_budget_of_buffers(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     assert fetch._budget(fetch.Table(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500})) == 400
 
 
@@ -270,7 +270,7 @@ class Closing:
     def __init__(self, steps, ds):
         self.steps, self.ds = steps, ds
 
-    def sized(self, rows):
+    def for_size(self, rows):
         def run(steps, *args):
             if steps == self.steps:
                 self.ds.close()
@@ -404,9 +404,9 @@ def test_prefetching_changes_nothing_that_is_read():
 )
 def test_columns_that_do_not_fit_are_not_allocated(monkeypatch, name, column):
     ds = open_case(name)
-    monkeypatch.setattr(memory, "_CHECKED", 2000)
+    monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 2000)
     ds[column].load()
-    monkeypatch.setattr(memory, "available", lambda: 3000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 3000)
     for read in (ds[column].load, ds.load, ds[::-1].load):
         says = r"rows \([\d,]+\) of column '\w+' takes [\d,]+ bytes and 3,000"
         with pytest.raises(MemoryError, match=says):

@@ -98,7 +98,7 @@ def test_ranges_are_never_cut_short(store, span):
 def test_files_that_do_not_fit_are_not_read(store, monkeypatch):
     with open(store.where("hole"), "wb") as file:
         file.truncate(1 << 30)
-    monkeypatch.setattr(memory, "available", lambda: 1 << 29)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1 << 29)
     with pytest.raises(MemoryError, match=r"reading .*hole takes 1,073,741,824 bytes"):
         store.read("hole")
 

@@ -5,9 +5,9 @@ column's encoding names no dtype, the head only if it names no shape. The head i
 ``ndim << 2 | w``, followed by the dimensions in ``2**w`` bytes each. All numbers are little-endian,
 all values are in C order.
 
-A dtype that the format lacks is stored as another one of the same bytes (`storage`): bool as uint8,
-datetime64 as int64, complex as two floats along an additional last axis. The index records the
-original dtype in its annotations.
+A dtype that the format lacks is stored as another one of the same bytes (`storage_dtype`): bool as
+uint8, datetime64 as int64, complex as two floats along an additional last axis. The index records
+the original dtype in its annotations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ import numpy as np
 
 from npstream._core import array_like as foreign
 from npstream._core.arguments import quantity
-from npstream._core.dtypes import KNOWN, NUMBERS, DType, exactly, hidden_bool, storage
+from npstream._core.dtypes import (
+    COLUMN_DTYPES,
+    NUMBERS,
+    DType,
+    convert_exactly,
+    invalid_bool_byte,
+    storage_dtype,
+)
 from npstream._core.typing import AnyArray, Body
 
 __all__ = [
@@ -89,11 +96,11 @@ def checked_array(value: Any) -> AnyArray:
         )
     if array.dtype in _CODES:
         return array
-    if storage(array.dtype) is None:
+    if storage_dtype(array.dtype) is None:
         raise ValueError(
             f"cannot store an array of dtype {array.dtype}: {_dtype_hint(array.dtype)}"
         )
-    if (byte := hidden_bool(array)) is not None:
+    if (byte := invalid_bool_byte(array)) is not None:
         raise ValueError(f"an array of bool holds the byte {byte}: compare it with 0 first")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -102,19 +109,19 @@ def _dtype_hint(dtype: DType) -> str:
     """Return advice for a dtype that cannot be stored."""
     if dtype.kind in "mM":
         return f"it has no unit; give it one, as with astype('{dtype.name}[s]')"
-    return f"known are {KNOWN}"
+    return f"known are {COLUMN_DTYPES}"
 
 
 def check_bools(values: AnyArray) -> None:
     """Raise ValueError if a bool array contains a byte other than 0 and 1."""
-    if (byte := hidden_bool(values)) is not None:
+    if (byte := invalid_bool_byte(values)) is not None:
         raise ValueError(f"the byte {byte} is no bool, which is 0 or 1")
 
 
 def encode_scalar(dtype: DType, value: Any) -> bytes:
     """Return the bytes of a number in `dtype`; raise if `dtype` cannot represent the number.
 
-    Floats may be rounded to a narrower float; see `npstream._core.dtypes.exactly`.
+    Floats may be rounded to a narrower float; see `npstream._core.dtypes.convert_exactly`.
     """
     kind = type(value)
     if kind is int and dtype.kind in "iu":
@@ -134,7 +141,7 @@ def exact_scalar(dtype: DType, value: Any) -> Any:
         raise TypeError(f"expected one {dtype}, got {type(value).__name__}")
     if array.dtype.kind in "iu" and dtype.kind in "iu":
         return _integer(dtype, array.item())
-    converted, wrong = exactly(array, dtype)
+    converted, wrong = convert_exactly(array, dtype)
     if wrong:
         raise ValueError(f"{dtype} cannot hold {array[()]}: {_lossless_hint(array.dtype, dtype)}")
     return converted[()]
@@ -236,7 +243,7 @@ def decode_array(dtype: DType | None, body: Body) -> AnyArray:
     `dtype` is the dtype of the elements, which may be stored as another one. If it is None, the
     body starts with a dtype code.
     """
-    number = None if dtype is None else storage(dtype) or dtype
+    number = None if dtype is None else storage_dtype(dtype) or dtype
     number, shape, start = parse_array_head(body, number)
     if dtype is not None and dtype.kind == "c":
         *complex_shape, parts = shape

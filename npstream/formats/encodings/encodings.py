@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike
 
 from npstream._core import array_like as foreign
 from npstream._core.arguments import quantity
-from npstream._core.dtypes import KNOWN, ML_DTYPES, dtype_of, is_known, storage
+from npstream._core.dtypes import COLUMN_DTYPES, ML_DTYPES, dtype_of, is_known, storage_dtype
 from npstream._core.typing import Body
 from npstream.formats.encodings import arrays, images, objects
 from npstream.formats.encodings.arrays import DTYPE_CODES, DTYPES, parse_array_head
@@ -210,7 +210,7 @@ def type_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Encoding:
     >>> type_of_array(np.dtype(">i4"), (2, 3)).name, type_of_array(np.dtype(bool), ()).name
     ('ndarray:int32:2,3', 'bool')
     """
-    if storage(dtype) is None:
+    if storage_dtype(dtype) is None:
         arrays.checked_array(np.empty(1, dtype))  # raises
     return column_type(f"ndarray:{dtype.name}:{_dims(shape)}" if shape else dtype.name)
 
@@ -238,7 +238,8 @@ def infer(value: Any) -> Encoding:
             return column_type(name)
     if foreign.is_missing(value):
         raise TypeError(
-            f"no encoding follows from {value!r}: {foreign.MISSING}; name the encoding in columns="
+            f"no encoding follows from {value!r}: {foreign.HOW_TO_FILL}; "
+            "name the encoding in columns="
         )
     if foreign.is_time(value):
         return type_of_array(foreign.time_array(value).dtype, ())
@@ -369,7 +370,7 @@ def _view_as_dtype(encoding: Encoding, dtype: np.dtype[Any]) -> Encoding:
     name = f"ndarray:{_dtype_string(dtype)}"
     if _has_heads(encoding):
         # A head stores the shape of the stored numbers; a complex element is two of these.
-        stored, target = parse(encoding.stored_name).dtype, storage(dtype) or dtype
+        stored, target = parse(encoding.stored_name).dtype, storage_dtype(dtype) or dtype
         if stored == _OBJECT or stored.itemsize != target.itemsize:
             raise _view_error(encoding, dtype, "their heads count elements of another size")
         return _ragged(name, dtype)
@@ -399,7 +400,7 @@ def _view_fixed(encoding: Encoding, size: int, dtype: np.dtype[Any]) -> Encoding
 
 def _dtype_string(dtype: np.dtype[Any]) -> str:
     """Return the name of a dtype, or its `str` code if the name is ambiguous."""
-    return dtype.name if storage(dtype) is not None and dtype.isnative else dtype.str
+    return dtype.name if storage_dtype(dtype) is not None and dtype.isnative else dtype.str
 
 
 def _dims(shape: tuple[int, ...]) -> str:
@@ -408,7 +409,7 @@ def _dims(shape: tuple[int, ...]) -> str:
 
 def _stored_name(name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None) -> str:
     """Return the encoding name in the index for values of `dtype`, whose own name is `name`."""
-    number = storage(dtype)
+    number = storage_dtype(dtype)
     if dtype.name in DTYPES or number is None:
         return name
     if shape is None:
@@ -445,7 +446,7 @@ def _parse_array(name: str) -> Encoding:
     if dtype is None or len(rest) > 1:
         raise ValueError(
             f"{name!r} is not an encoding: write ndarray, ndarray:dtype or "
-            f"ndarray:dtype:d0,d1,... with a dtype out of {KNOWN}"
+            f"ndarray:dtype:d0,d1,... with a dtype out of {COLUMN_DTYPES}"
         )
     return _fixed(name, dtype, _parse_shape(name, rest[0]))
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream._core.memory import fits
+from npstream._core.memory import fits_in_memory
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import FormatError, shown
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, block_hashes, xxh3
@@ -124,7 +124,7 @@ class Sections:
         self._start = _aligned(_HEAD.size + length)
         if self._start > nbytes:
             raise self.damaged(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
-        if length > _MAX_TABLE or not fits(_MAX_UNPACKED_RATIO * length):
+        if length > _MAX_TABLE or not fits_in_memory(_MAX_UNPACKED_RATIO * length):
             raise self.damaged(
                 f"its table takes {quantity(length, 'byte')}, which is too much to read"
             )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.arguments import quantity
-from npstream._core.arrays import grouped
+from npstream._core.arrays import group_positions
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.orders.streaming.partition import lane_bounds
 from npstream.orders.streaming.runs import SPACING, Window
@@ -134,7 +134,7 @@ class _Streams:
         ids = np.full(slots.shape, -1)
         # NumPy sorts short integers, by which they are grouped, in linear time.
         short: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers
-        for number, own in grouped(short):
+        for number, own in group_positions(short):
             if number >= 0:
                 ids[own] = self.streams[number].ids(slots[own])
         return ids

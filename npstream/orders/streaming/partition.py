@@ -127,7 +127,7 @@ class StreamingPartition:
     def positions(self, slots: Int64) -> Int64:
         """Return the positions in the epoch of what stands in slots, or -1."""
         positions = np.empty_like(slots)
-        _positions.sized(slots.size)(
+        _positions.for_size(slots.size)(
             slots,
             positions,
             lane_bounds(self.size, self.lanes),

@@ -78,7 +78,7 @@ class Expanded:
             marks = Marks.drawn(state, offsets[:-1], offsets[1:])
             shuffles.append(marks)
             moves.append(np.empty_like(marks.states))
-            _skip_moves.sized(len(offsets))(
+            _skip_moves.for_size(len(offsets))(
                 state, np.diff(offsets), most - least, marks.runs, moves[-1]
             )
         joined = Marks.joined(shuffles, firsts[:-1])
@@ -124,7 +124,7 @@ class Expanded:
         drawn = int(offsets[-1] - offsets[0])
 
         counts = np.zeros(buckets + 2, np.int64)
-        _count.sized(drawn)(self.moves[mark].copy(), offsets, law, floor, counts)
+        _count.for_size(drawn)(self.moves[mark].copy(), offsets, law, floor, counts)
         ranks = offsets[0] + counts[:-1].cumsum()
         start, stop = start - origin, stop - origin
         if not ranks[0] <= start <= stop <= ranks[-1]:
@@ -137,7 +137,7 @@ class Expanded:
         places = np.empty(bounds[-1])
         picks = self.pieces.picks
         numbers = np.empty(len(places), picks.dtype)
-        _scatter.sized(drawn)(
+        _scatter.for_size(drawn)(
             self.shuffles.states[mark].copy(),
             self.moves[mark].copy(),
             offsets,
@@ -152,7 +152,7 @@ class Expanded:
         )
         cells = np.empty(min(1 << SHIFT, end - origin - floor) + 1, np.int32)
         most = int(np.diff(bounds).max())
-        _sort.sized(drawn)(
+        _sort.for_size(drawn)(
             places,
             numbers,
             bounds,

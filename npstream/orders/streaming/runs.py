@@ -96,7 +96,7 @@ class Pieces:
         """Return the numbers at positions."""
         numbers = np.empty(stop - start, self.picks.dtype)
         first = int(self.offsets.searchsorted(start, "right")) - 1
-        _lay.sized(numbers.size)(
+        _lay.for_size(numbers.size)(
             numbers, start, self.offsets[first:], self.begins[first:], self.picks
         )
         return numbers
@@ -135,7 +135,7 @@ class Marks:
         runs = _clean_runs(starts, stops, spacing)
         marks = cls(runs, starts[runs], np.empty((len(runs), WORDS), np.uint64))
         rows = int((stops - starts).sum())
-        _skip_runs.sized(rows)(state, stops - starts, marks.runs, marks.states)
+        _skip_runs.for_size(rows)(state, stops - starts, marks.runs, marks.states)
         return marks
 
     @classmethod
@@ -173,7 +173,7 @@ class ShuffledRuns:
         runs = slice(int(self.marks.runs[mark]), int(self.starts.searchsorted(stop)))
         base = int(self.starts[runs.start])
         numbers = self.source.rows(base, max(stop, int(self.stops[runs.stop - 1])))
-        shuffle_runs.sized(numbers.size)(
+        shuffle_runs.for_size(numbers.size)(
             self.marks.states[mark].copy(),
             numbers,
             self.starts[runs] - base,
@@ -210,7 +210,7 @@ class Window:
         by_lane, wanted = np.empty_like(positions), np.empty_like(positions)
         lane_of = np.empty(len(positions), np.uint32)
         ends = np.zeros(len(self._lanes) - 1, np.int64)
-        _by_lane.sized(len(positions))(positions, self._lanes, lane_of, by_lane, wanted, ends)
+        _by_lane.for_size(len(positions))(positions, self._lanes, lane_of, by_lane, wanted, ends)
         numbers = np.empty(len(positions), np.int64)
         (lanes,) = np.diff(ends, prepend=0).nonzero()
         room = MOST_HELD // max(len(lanes), 1)
@@ -224,7 +224,7 @@ class Window:
         low, high = int(wanted.min()), int(wanted.max())
         if high - low < self.stride:
             start, rows = self._rows(lane, low, high + 1, ahead)
-            _put.sized(len(where))(numbers, where, wanted - start, rows)
+            _put.for_size(len(where))(numbers, where, wanted - start, rows)
             return
         if (wanted[1:] < wanted[:-1]).any():
             rising = wanted.argsort()
@@ -234,7 +234,7 @@ class Window:
             low = int(wanted[first])
             last = int(wanted.searchsorted(low + self.stride))
             rows = self._order.rows(low, int(wanted[last - 1]) + 1)
-            _put.sized(last - first)(numbers, where[first:last], wanted[first:last] - low, rows)
+            _put.for_size(last - first)(numbers, where[first:last], wanted[first:last] - low, rows)
             first = last
 
     def _rows(self, lane: int, start: int, stop: int, ahead: int) -> tuple[int, AnyArray]:

@@ -111,7 +111,7 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
         last[:-1][sizes[1:] == 0] = granularity
         is_small = len(sizes) <= 1 << 15
         order = np.empty(int(picks.sum()), np.uint16 if is_small else np.uint32)
-        _pick.sized(order.size)(seeded(seed), picks, last, granularity, rest, order, counts)
+        _pick.for_size(order.size)(seeded(seed), picks, last, granularity, rest, order, counts)
     return counts
 
 
@@ -175,7 +175,7 @@ class Picks:
         # There is room for one more than are picked; see below.
         picks = np.empty(int(ends[-1]) + 1, number_type(int(sizes.sum())))
         most = int(sizes[parts].max(initial=0))
-        _choose.sized(picks.size)(
+        _choose.for_size(picks.size)(
             state, sizes[parts], rest[parts], begins[parts], np.zeros(most, bool), picks
         )
         # All of a shard comes first, then what was picked of it.
@@ -192,7 +192,7 @@ class Picks:
             return numbers
         ids = np.empty_like(numbers)
         units = self.units
-        _look_up.sized(ids.size)(numbers, units.offsets, units.begins, units.picks, ids)
+        _look_up.for_size(ids.size)(numbers, units.offsets, units.begins, units.picks, ids)
         return ids
 
 

@@ -96,7 +96,7 @@ class EpochShuffle:
         laid = Pieces.laid(units.sizes[fixed], units.begins[fixed], units.picks)
         pieces, firsts = _cut(laid, bounds)
         order = np.arange(len(pieces.begins))
-        shuffle_runs.sized(order.size)(state, order, firsts[:-1], firsts[1:])
+        shuffle_runs.for_size(order.size)(state, order, firsts[:-1], firsts[1:])
         pieces = Pieces.laid(pieces.sizes[order], pieces.begins[order], pieces.picks)
         if self.algorithm == "py1e":
             return Expanded.drawn(state, pieces, bounds, firsts, self._widths)
@@ -128,14 +128,14 @@ def _cut(units: Pieces, bounds: Int64) -> tuple[Pieces, Int64]:
 def _naive(state: State, units: Pieces) -> PieceOrder:
     size = int(units.offsets[-1])
     numbers = units.rows(0, size)
-    draw_shuffle.sized(size)(state, numbers, 0, size)
+    draw_shuffle.for_size(size)(state, numbers, 0, size)
     return OrderTable(numbers)
 
 
 def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
     fixed_state = seeded(seed)
     fixed = np.arange(len(units.begins))
-    draw_shuffle.sized(fixed.size)(fixed_state, fixed, 0, fixed.size)
+    draw_shuffle.for_size(fixed.size)(fixed_state, fixed, 0, fixed.size)
     laid = Pieces.laid(units.sizes[fixed], units.begins[fixed], units.picks)
     starts, stops = laid.offsets[:-1], laid.offsets[1:]
     inner = ShuffledRuns(laid, starts, stops, Marks.drawn(fixed_state, starts, stops, UNIT_SPACING))
@@ -145,7 +145,7 @@ def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
     for lane in range(len(bounds) - 1):
         part = slice(firsts[lane], firsts[lane + 1])
         order = np.arange(part.start, part.stop)
-        draw_shuffle.sized(order.size)(state, order, 0, order.size)
+        draw_shuffle.for_size(order.size)(state, order, 0, order.size)
         sizes[part], begins[part] = sizes[order], begins[order]
         stops = pieces.offsets[part.start] + sizes[part].cumsum()
         marks.append(Marks.drawn(state, stops - sizes[part], stops))
@@ -156,13 +156,15 @@ def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
 
 def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int]) -> PieceOrder:
     least, most = widths
-    staggers = [draw_below.sized(1)(state, least) for _ in bounds[1:]]
+    staggers = [draw_below.for_size(1)(state, least) for _ in bounds[1:]]
     starts, stops, marks = [], [], []
     for lane, stagger in enumerate(staggers):
         origin, length = bounds[lane], int(bounds[lane + 1] - bounds[lane])
         # Blocks grow at least twofold up to the stagger, and have the least width from there on.
         blocks = np.empty((2, length // least + stagger.bit_length() + 2), np.int64)
-        count = _cut_blocks.sized(blocks.size)(state, length, least, most - least, stagger, blocks)
+        count = _cut_blocks.for_size(blocks.size)(
+            state, length, least, most - least, stagger, blocks
+        )
         starts.append(origin + blocks[0, :count])
         stops.append(origin + blocks[1, :count])
         marks.append(Marks.drawn(state, starts[-1], stops[-1]))
