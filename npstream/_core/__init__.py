@@ -1,1 +1,1 @@
-"""What every part needs: compiling, types, logging, memory, arguments."""
+"""Foundations that all layers share: compilation, types, logging, memory, arguments."""

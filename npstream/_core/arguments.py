@@ -1,4 +1,4 @@
-"""Arguments that are numbers: integers, counts of samples, sizes in bytes."""
+"""Validation of arguments that are numbers: integers, counts of samples, sizes in bytes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from npstream.errors import shown
 __all__ = ["integer", "parse_count", "parse_size", "size_text"]
 
 _POWERS = {"k": 1, "m": 2, "b": 3, "t": 4}
-"""Units of counts of samples: powers of a thousand."""
+"""Units of counts of samples, as powers of 1000."""
 
 _MAX_COUNT = (1 << 63) - 1
-"""The largest count: positions are int64."""
+"""The largest count of samples, because positions are int64."""
 
 _MAX_DIGITS = 40
-"""Digits of a number that are read, at most."""
+"""The most digits that a count may have as text."""
 
 _UNITS = {letter: 1024**power for power, letter in enumerate([None, *"kmgtpezy"])}
 _SIZE = re.compile(r"(\d{1,30})|(\d{1,30}\.?\d*|\.\d+)\s*(?:([kmgtpezy])i?)?b", re.ASCII)
@@ -37,17 +37,17 @@ def parse_size(size: int | float | str | None) -> int | None:
     ----------
     size : int, float, str or None
         A number of bytes, or text: digits alone, or a number and a unit. KB and KiB are both
-        1024 bytes, MB and MiB both 1024 of those, and so on; letter case does not matter.
+        1024 bytes, MB and MiB are both 1024 KiB, and so on. Letter case does not matter.
 
     Returns
     -------
     int or None
-        The bytes, fractions dropped; None for None.
+        The number of bytes, rounded down. None for None.
 
     Raises
     ------
     ValueError
-        If the text is no size, or the size is negative.
+        If the text is not a size, or the size is negative or not finite.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def _parse(text: str) -> int:
 
 
 def size_text(nbytes: int) -> str:
-    """Return a number of bytes with the unit that suits it.
+    """Return a number of bytes as text, with the largest suitable unit.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def size_text(nbytes: int) -> str:
 
 
 def quantity(count: int, noun: str) -> str:
-    """Return a number of things, their name in the plural unless there is one.
+    """Return a count and a noun, which is in the plural unless the count is 1.
 
     Examples
     --------
@@ -109,7 +109,7 @@ def quantity(count: int, noun: str) -> str:
 
 
 def integer(name: str, number: Any, least: int | None = None) -> int:
-    """Return a parameter as an int; bools are none."""
+    """Return the parameter `name` as an int; raise TypeError for a bool or a non-integer."""
     if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
         raise TypeError(f"{name}={shown(number)}: expected an integer")
     value = operator.index(number)
@@ -119,10 +119,11 @@ def integer(name: str, number: Any, least: int | None = None) -> int:
 
 
 def parse_count(name: str, number: Any) -> int | None:
-    """Return a parameter that counts samples as an int; None for None.
+    """Return the parameter `name`, a number of samples, as an int; None for None.
 
-    It may be a float, as configuration files give it, or text, as Streaming reads it: digits, or
-    anything that ``float`` takes and a unit. Fractions of a sample are dropped, as there.
+    The number may be a float, as in configuration files. It may be text, as Streaming accepts it:
+    digits, or a unit after anything that ``float`` accepts. Fractions of a sample are dropped, as
+    Streaming does.
 
     >>> [parse_count("epoch_size", count) for count in ("1.5k", " 64 M", 500.0)]
     [1500, 64000000, 500]
@@ -150,7 +151,7 @@ def _count_from_text(name: str, text: str) -> int:
     if digits[-1:] in _POWERS:
         try:
             return int(float(digits[:-1]) * 1000 ** _POWERS[digits[-1]])
-        except (ValueError, OverflowError):  # no number; infinity
+        except (ValueError, OverflowError):  # not a number; infinity
             pass
     raise ValueError(
         f"{name}={text!r}: expected a number, or one of thousands (k), millions (M), "

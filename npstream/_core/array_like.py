@@ -1,4 +1,4 @@
-"""Arrays of other libraries as NumPy's, with the dtype that they have there.
+"""Conversion of other libraries' arrays to NumPy arrays of the same dtype.
 
 Tested in tests/writing/test_foreign_arrays.py.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from npstream._core.dtypes import DType
 
 HOW_TO_FILL = "fill it in with a value of your own, or leave the sample out"
-"""What to do about a value that is missing."""
+"""The advice that errors about a missing value give."""
 
 
 def is_missing(value: object) -> bool:
-    """Return True for what stands for no value: None, NumPy's masked, and pandas's NA.
+    """Return True for a missing value: None, ``np.ma.masked``, or pandas's NA or NaT.
 
     Examples
     --------
@@ -34,25 +34,25 @@ def is_missing(value: object) -> bool:
 
 
 def is_tensor(value: object) -> bool:
-    """Return True for a tensor of torch, which is not imported for that."""
+    """Return True for a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def tensor_rows(value: Any) -> Any:
-    """Return the rows of a nested tensor, which vary in shape; None for any other."""
+    """Return the rows of a nested tensor, which vary in shape; None for any other tensor."""
     return value.unbind() if value.is_nested else None
 
 
 def is_arrow(value: object) -> bool:
-    """Return True for what hands its values over as Arrow does, apart from pandas and images."""
+    """Return True for an object that exports Arrow data, except those of pandas and PIL."""
     if type(value).__module__.partition(".")[0] in ("pandas", "PIL"):
         return False
     dtype = getattr(value, "dtype", None)
     if isinstance(dtype, np.dtype):
-        return False  # a NumPy-like array, whose shape Arrow's tables do not have
+        return False  # a NumPy-like array, whose shape Arrow cannot represent
     if str(dtype) == "Object":
-        return False  # of polars, which would hand over addresses of Python's objects
+        return False  # polars would export the addresses of Python objects
     return hasattr(value, "__arrow_c_array__") or hasattr(value, "__arrow_c_stream__")
 
 
@@ -64,19 +64,19 @@ def is_array(value: object) -> bool:
 
 
 def as_array(value: Any) -> AnyArray:
-    """Return the array that an object is, without converting its values.
+    """Return any library's array as a NumPy array, without converting its values.
 
     Parameters
     ----------
     value : array
-        Of NumPy or torch, or with ``__array__``, ``__dlpack__`` or Arrow's capsule.
+        An array of NumPy or torch, or one with ``__array__``, ``__dlpack__`` or Arrow's capsule.
 
     Raises
     ------
     TypeError
-        If it is none, or has values for which NumPy has no dtype.
+        If `value` is not an array, or NumPy has no dtype for its elements.
     ValueError
-        If it hides some of its values, or some are missing.
+        If elements are masked or null.
     """
     if isinstance(value, np.ndarray):
         return _unmasked(value)
@@ -90,7 +90,7 @@ def as_array(value: Any) -> AnyArray:
         try:
             return np.from_dlpack(value, device="cpu")
         except TypeError:
-            return np.from_dlpack(value)  # of a library that cannot be asked for a copy
+            return np.from_dlpack(value)  # the library does not support device=
     raise TypeError(f"expected an array, got {type(value).__name__}")
 
 
@@ -115,18 +115,19 @@ def _is_nat(value: object) -> bool:
 
 
 def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
-    """Return a date, time or duration of Python or pandas as an array without axes.
+    """Return a date, time or duration of Python or pandas as a 0-d array.
 
     Parameters
     ----------
     value : datetime.date or datetime.timedelta
     dtype : dtype, optional
-        The dtype that pandas's NaT is to have, which may be a time or a duration.
+        The dtype of the result if `value` is pandas's NaT, which may be a time or a duration.
 
     Raises
     ------
     ValueError
-        If it has a time zone, which datetime64 does not, or more microseconds than int64 holds.
+        If `value` has a time zone, which datetime64 cannot represent, or if it has more
+        microseconds than int64 can represent.
     """
     if _is_nat(value) and dtype is not None and dtype.kind in "mM":
         return np.array("NaT", dtype)
@@ -141,7 +142,7 @@ def time_array(value: Any, dtype: DType | None = None) -> AnyArray:
 def _time(value: datetime.date | datetime.timedelta) -> np.datetime64 | np.timedelta64:
     if not isinstance(value, datetime.timedelta):
         return np.datetime64(value)
-    # NumPy takes microseconds modulo 2**64.
+    # np.timedelta64 would silently wrap microseconds beyond int64.
     if abs(microseconds := value // datetime.timedelta(microseconds=1)) < 1 << 63:
         return np.timedelta64(microseconds, "us")
     seconds, rest = divmod(microseconds, 10**6)
@@ -162,14 +163,14 @@ def arrow_array(value: Any) -> Any:
 
 
 def arrow_numbers(array: Any) -> AnyArray:
-    """Return the numbers of an Arrow array, or its rows of one size, as a NumPy array.
+    """Return an Arrow array of numbers, or of lists with one length, as a NumPy array.
 
     Raises
     ------
     TypeError
-        If NumPy has no dtype for its values, or none that says all of them.
+        If NumPy has no dtype that represents all of the values.
     ValueError
-        If some are null.
+        If values are null.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
@@ -185,17 +186,17 @@ def arrow_numbers(array: Any) -> AnyArray:
         flat = flat.flatten()
         check_nulls(flat)
     if not is_arrow_number(flat.type):
-        raise TypeError(f"Arrow's {array.type} is no array of numbers: convert it first")
+        raise TypeError(f"Arrow's {array.type} is not an array of numbers: convert it first")
     return flat.to_numpy(zero_copy_only=False).reshape(len(array), *shape)  # type: ignore[no-any-return]
 
 
 def is_arrow_number(kind: Any) -> bool:
-    """Return True for an Arrow type whose values NumPy has a dtype for.
+    """Return True for an Arrow type that has an equal NumPy dtype.
 
     Raises
     ------
     TypeError
-        If it is a time with a zone, which NumPy would leave out.
+        If it is a timestamp with a time zone, which NumPy would drop.
     """
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     if types.is_timestamp(kind) and kind.tz is not None:
@@ -217,7 +218,7 @@ def check_nulls(array: Any) -> None:
 
 
 def decode_arrow(array: Any) -> Any:
-    """Return an Arrow array without categories, runs and views of lists."""
+    """Return an Arrow array with dictionaries, run ends and list views decoded."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     while (kind := array.type) is not None:
         if pa.types.is_dictionary(kind):
@@ -233,7 +234,7 @@ def decode_arrow(array: Any) -> Any:
 
 
 def _arrow_lists(array: Any) -> Any:
-    """Return views of lists as lists, which pyarrow's cast does not get right."""
+    """Return list views as lists; pyarrow's own cast gives wrong results."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     check_nulls(array)
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
@@ -246,30 +247,32 @@ def _arrow_lists(array: Any) -> Any:
 
 
 def arrow_categories(array: Any) -> Any:
-    """Return an Arrow array of categories as one of their values."""
+    """Return a dictionary-encoded Arrow array as an array of its values."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
     kind = array.type.value_type
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
-        # These cannot be taken by number.
+        # pyarrow's take does not support string views and binary views.
         kind = pa.large_string() if pa.types.is_string_view(kind) else pa.large_binary()
-    taken = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in chunks]
-    return pa.chunked_array(taken, kind)
+    decoded = [chunk.dictionary.cast(kind).take(chunk.indices) for chunk in chunks]
+    return pa.chunked_array(decoded, kind)
 
 
 def arrow_rows(array: Any, is_text: bool) -> tuple[AnyArray, AnyArray]:
-    """Return the rows of an Arrow array that vary in length: their elements, and offsets."""
+    """Return the elements and the row offsets of an Arrow array of lists, text or bytes."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     check_nulls(array)
     if is_text:
         array = array.cast(pa.large_binary())
-        _, at, data = array.buffers()
+        _, offsets_buffer, data = array.buffers()
         values = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
     else:
         array = array.cast(pa.large_list(array.type.value_type))
-        _, at, *_ = array.buffers()
+        _, offsets_buffer, *_ = array.buffers()
         values = array.values
-    offsets = np.zeros(1, np.int64) if at is None else np.frombuffer(at, np.int64)
+    offsets = np.zeros(1, np.int64)
+    if offsets_buffer is not None:
+        offsets = np.frombuffer(offsets_buffer, np.int64)
     offsets = offsets[array.offset : array.offset + len(array) + 1]
     if not is_text:
         first, last = int(offsets[0]), int(offsets[-1])

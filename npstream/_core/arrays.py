@@ -1,4 +1,4 @@
-"""Arrays of numbers: grouping, and checks of positions.
+"""Functions that group integers, and check positions against bounds.
 
 Tested in tests/dataset/test_dataset.py.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from npstream._core.typing import Int64
 
 Rows: TypeAlias = slice | Int64
-"""Which of some samples."""
+"""Positions in an array of samples."""
 
 
 def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
-    """Yield each number that occurs, rising, and where it does.
+    """Yield each distinct number in ascending order, with the positions where it occurs.
 
     Examples
     --------
@@ -31,28 +31,28 @@ def group_positions(numbers: Int64) -> Iterator[tuple[int, Rows]]:
         yield int(numbers[0]), slice(None)
         return
     least = int(numbers.min())
-    short = numbers - least
-    if short.max() < 1 << 16:
-        short = short.astype(np.uint16)  # are sorted by their digits, in a fifth of the time
-    order = np.argsort(short, kind="stable")
-    short = short[order]
-    cuts = [0, *(np.flatnonzero(short[1:] != short[:-1]) + 1).tolist(), len(order)]
+    shifted = numbers - least
+    if shifted.max() < 1 << 16:
+        shifted = shifted.astype(np.uint16)  # NumPy uses a radix sort, in a fifth of the time
+    order = np.argsort(shifted, kind="stable")
+    shifted = shifted[order]
+    cuts = [0, *(np.flatnonzero(shifted[1:] != shifted[:-1]) + 1).tolist(), len(order)]
     for first, stop in pairwise(cuts):
-        yield least + int(short[first]), order[first:stop]
+        yield least + int(shifted[first]), order[first:stop]
 
 
 def out_of_bounds(positions: Int64, n: int) -> bool:
-    """Return True if a position is negative, or n or more."""
-    # As unsigned numbers, negative ones are too large as well.
+    """Return True if a position is negative, or not less than `n`."""
+    # Viewed as unsigned, negative positions are larger than any `n`.
     unsigned = positions.view(np.uint64)
     return bool(positions.size) and unsigned.item(unsigned.argmax()) >= n
 
 
 def in_bounds(indices: Any, size: int) -> Any:
-    """Return indices of a ravelled array as numbers from 0; raise IndexError out of bounds."""
+    """Return indices of a ravelled array as positions from 0; raise IndexError out of bounds."""
     array = np.asarray(indices)
-    wrong = (array < -size) | (array >= size)
-    if wrong.any():
-        first = array[wrong].flat[0]
+    is_outside = (array < -size) | (array >= size)
+    if is_outside.any():
+        first = array[is_outside].flat[0]
         raise IndexError(f"index {first} is out of bounds for axis 0 with size {size}")
     return np.where(array < 0, array + size, array)

@@ -1,4 +1,4 @@
-"""Dtypes of columns: their names, the numbers that store them, and exact conversion."""
+"""Dtypes of columns: their names, their storage dtypes, and exact conversion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = {
         *("uint64", "int64", "float64"),
     )
 }
-"""The dtypes that the format itself knows, by name."""
+"""The dtypes that the MDS format defines, by name."""
 
 ML_DTYPES: dict[str, DType] = {
     "bfloat16": np.dtype(np.uint16),
@@ -31,7 +31,10 @@ ML_DTYPES: dict[str, DType] = {
         )
     },
 }
-"""Dtypes of the package ml_dtypes whose bits are a value whatever they are, and those bits'."""
+"""Dtypes of the package ml_dtypes, with the dtype of their bits.
+
+Only dtypes for which every bit pattern is valid are listed.
+"""
 
 _STORAGE_DTYPES: dict[str, DType] = {
     "bool": np.dtype(np.uint8),
@@ -44,7 +47,7 @@ _TIME = re.compile(r"(datetime64|timedelta64)\[(?:[1-9][0-9]{0,8})?(?:[YMWDhms]|
 
 
 def is_known(name: str) -> bool:
-    """Return True if columns can have the dtype of this name.
+    """Return True if columns can have the dtype called `name`.
 
     Examples
     --------
@@ -56,14 +59,14 @@ def is_known(name: str) -> bool:
 
 @functools.lru_cache
 def dtype_of(name: str) -> DType:
-    """Return the dtype of a name.
+    """Return the dtype called `name`.
 
     Raises
     ------
     ValueError
-        If no column can have it.
+        If columns cannot have this dtype.
     MissingDependencyError
-        If it comes from the package ml_dtypes, which is not installed.
+        If the package ml_dtypes defines the dtype, and is not installed.
     """
     if not is_known(name):
         raise ValueError(f"{name!r} is not a dtype of columns; they are {COLUMN_DTYPES}")
@@ -83,13 +86,13 @@ COLUMN_DTYPES = (
     f"bool, {', '.join(NUMBERS)}, complex64, complex128, datetime64 and timedelta64 with a unit, "
     "bfloat16, and float8_* of ml_dtypes"
 )
-"""The dtypes of columns, for messages."""
+"""The dtypes that columns can have, as error messages list them."""
 
 
 def storage_dtype(dtype: DType) -> DType | None:
-    """Return the dtype of the numbers that elements are stored as; None if they cannot be stored.
+    """Return the dtype that elements of a dtype are stored as; None if they cannot be stored.
 
-    A complex number is stored as two, its real and its imaginary part.
+    A complex number is stored as two floats: its real part, then its imaginary part.
 
     Examples
     --------
@@ -108,7 +111,10 @@ def storage_dtype(dtype: DType) -> DType | None:
 
 
 def invalid_bool_byte(array: AnyArray) -> int | None:
-    """Return a byte of bools that is neither 0 nor 1, on which NumPy's results depend; or None."""
+    """Return a byte of a bool array that is neither 0 nor 1, or None if there is none.
+
+    NumPy's results for such a bool are undefined.
+    """
     if array.dtype.kind != "b" or not array.size:
         return None
     most = int(np.ascontiguousarray(array).view(np.uint8).max())
@@ -116,10 +122,10 @@ def invalid_bool_byte(array: AnyArray) -> int | None:
 
 
 def convert_exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
-    """Convert numbers, and find those that `dtype` cannot hold.
+    """Convert an array, and find the elements that `dtype` cannot represent.
 
-    A narrower dtype of floats rounds floats, which must stay finite: to name it is to ask for that.
-    Everything else must keep its value.
+    Floats may be rounded to a narrower float dtype, but must stay finite. All other elements must
+    keep their values.
 
     Parameters
     ----------
@@ -129,56 +135,52 @@ def convert_exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     Returns
     -------
     converted : ndarray of dtype
-    wrong : ndarray of bool
-        True for elements that would change.
+    is_changed : ndarray of bool
+        True for elements whose value would change.
 
     Raises
     ------
     TypeError
-        If none of these dtypes' values is the other's, such as dates and numbers.
+        If the two dtypes have no values in common, such as dates and numbers.
 
     Examples
     --------
     >>> convert_exactly(np.array([1.0, 1.5, 300.0]), np.dtype("u1"))[1]
     array([False,  True,  True])
     """
-    given, wanted = _kind(array.dtype), _kind(dtype)
+    source, target = _kind(array.dtype), _kind(dtype)
     if array.dtype == dtype:
         return array.astype(dtype, copy=False), np.zeros(array.shape, bool)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        if given in "mM" and given == wanted:
+        if source in "mM" and source == target:
             return _convert_times(array, dtype)
-        if given == wanted == "c":
+        if source == target == "c":
             return _convert_complex(array, dtype)
-        if given not in "bif" or wanted not in "bifc":
+        if source not in "bif" or target not in "bifc":
             raise TypeError(f"expected {_dtype_text(dtype)}, got {_dtype_text(array.dtype)}")
-        if wanted == "c":
-            converted, wrong = convert_exactly(array, np.empty(0, dtype).real.dtype)
-            return converted.astype(dtype), wrong
-        if wanted == "b":
-            wrong = (array != 0) & (array != 1)
-            return array.astype(bool), wrong
-        if given == "f":
+        if target == "c":
+            converted, is_changed = convert_exactly(array, np.empty(0, dtype).real.dtype)
+            return converted.astype(dtype), is_changed
+        if target == "b":
+            return array.astype(bool), (array != 0) & (array != 1)
+        if source == "f":
             floats = array if array.dtype.itemsize > 8 else array.astype(np.float64)
-            return (
-                _round_floats(floats, dtype)
-                if wanted == "f"
-                else _floats_to_integers(floats, dtype)
-            )
-        if wanted == "i":
+            convert = _round_floats if target == "f" else _floats_to_integers
+            return convert(floats, dtype)
+        if target == "i":
             return array.astype(dtype), _out_of_range(array, dtype)
         return _integers_to_floats(array, dtype)
 
 
 def _kind(dtype: DType) -> str:
-    """Return b, i, f, c, M or m; i for unsigned numbers, too, and f for those of ml_dtypes."""
+    """Return the dtype's kind, with "i" for unsigned integers and "f" for ml_dtypes."""
     if dtype.name in ML_DTYPES:
         return "f"
     return "i" if dtype.kind in "iu" else dtype.kind
 
 
 def _dtype_text(dtype: DType) -> str:
-    """Return what values of a dtype are called in messages."""
+    """Return the name of a dtype's values in error messages."""
     return {"O": "objects", "U": "text", "T": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
 
 
@@ -190,8 +192,8 @@ def _convert_times(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
         back = converted.astype(array.dtype)
     except (OverflowError, TypeError) as error:
         raise TypeError(f"{array.dtype} does not convert to {dtype}: {error}") from None
-    neither = np.isnat(array) & np.isnat(converted)
-    return converted, ~((back == array) | neither)
+    both_nat = np.isnat(array) & np.isnat(converted)
+    return converted, ~((back == array) | both_nat)
 
 
 def _convert_complex(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
@@ -210,7 +212,7 @@ def _round_floats(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
 
 def _floats_to_integers(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:
     limits = np.iinfo(dtype)
-    # 2.0**63 and 2.0**64 are floats, where one less is not.
+    # 2.0**63 and 2.0**64 are exact as floats; the largest integers, one less, are not.
     fits = (
         (floats == np.trunc(floats))
         & (floats >= limits.min)
@@ -220,15 +222,15 @@ def _floats_to_integers(floats: AnyArray, dtype: DType) -> tuple[AnyArray, Bools
 
 
 def _out_of_range(array: AnyArray, dtype: DType) -> Bools:
-    """Return which integers are not within a dtype's limits."""
+    """Return True for each integer that is outside the limits of a dtype."""
     limits = np.iinfo(dtype)
-    own = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
-    wrong = np.zeros(array.shape, bool)
-    if own.min < limits.min:
-        wrong |= array < max(limits.min, own.min)
-    if own.max > limits.max:
-        wrong |= array > min(limits.max, own.max)
-    return wrong
+    source = np.iinfo(array.dtype) if array.dtype.kind != "b" else np.iinfo(np.uint8)
+    is_outside = np.zeros(array.shape, bool)
+    if source.min < limits.min:
+        is_outside |= array < max(limits.min, source.min)
+    if source.max > limits.max:
+        is_outside |= array > min(limits.max, source.max)
+    return is_outside
 
 
 def _integers_to_floats(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:

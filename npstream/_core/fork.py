@@ -1,7 +1,7 @@
-"""Locks in forked processes.
+"""Replacement of locks in forked processes.
 
-A forked process has the locks of its parent as they stood, and none of the threads that may hold
-them. So each object with locks is registered here, and makes new ones in the child.
+A forked process inherits its parent's locks in their current state, but not the threads that may
+hold them. So each object with locks registers here, and creates new locks in the child.
 
 Tested in tests/shards/test_locality.py.
 """
@@ -19,14 +19,14 @@ class HasLocks(Protocol):
     """An object that can replace its locks."""
 
     def renew_locks(self) -> None:
-        """Replace the locks, and forget what threads are doing."""
+        """Replace the locks, and reset the state that the parent's threads maintained."""
 
 
 _objects: WeakSet[HasLocks] = WeakSet()
 
 
 def renew_in_child(owner: HasLocks) -> None:
-    """Have an object renew its locks in every forked process, for as long as it lives."""
+    """Call `owner.renew_locks` in every forked process while `owner` exists."""
     _objects.add(owner)
 
 

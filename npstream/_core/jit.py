@@ -1,11 +1,11 @@
-"""The one door to Numba.
+"""Lazy compilation of kernels; the only module that imports Numba.
 
-Importing Numba costs half a second and compiling a kernel about as much, so nothing here imports
-or compiles before a kernel is worth that. A kernel is an ordinary Python function over arrays and
-addresses; until then it runs as one.
+Importing Numba takes half a second, and compiling a kernel takes about as long. So this module
+imports and compiles only when the work is large enough. Until then, a kernel runs as an ordinary
+Python function over arrays and addresses.
 
-Numba is imported, and kernels are compiled, in a thread of its own under one lock. An interrupt
-ends the wait and not the work, other threads find all of it or nothing, and `os.fork` waits.
+A separate thread imports Numba and compiles kernels, under one lock. So an interrupt ends only the
+wait, other threads never see a half-finished import, and `os.fork` waits for the lock.
 
 Tested in tests/_core/test_jit.py and tests/shards/test_kernels.py.
 """
@@ -32,47 +32,54 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SMALL_CALL_ROWS = 1 << 10
-"""Rows up to which a call runs as plain Python while Numba is not loaded (about 10 us a row)."""
+"""Up to this number of rows, a call runs as plain Python while Numba is not imported.
+
+Plain Python takes about 10 us a row.
+"""
 
 IMPORT_THRESHOLD = 1 << 15
-"""Rows handled as plain Python, over the process's life, after which Numba pays for itself."""
+"""After this number of rows in plain Python, the process imports Numba."""
 
 COMPILE_THRESHOLD = 1 << 17
-"""The same for kernels without compiled code on disk: to compile one takes up to two seconds."""
+"""After this number of rows in plain Python, kernels without compiled code on disk are compiled.
+
+Compiling one takes up to two seconds.
+"""
 
 NOTICE_SECONDS = 2.0
-"""Seconds of compiling after which the process says so."""
+"""Seconds of compilation after which the process logs a warning."""
 
 _lock = threading.RLock()
 _loaded = False
 _eager = False
 _rows_in_python = 0
 _seconds_compiling = 0.0
-_noticed = False
+_has_warned = False
 
 
 class Kernel(Generic[P, R]):
-    """A function that Numba compiles when that pays, without the GIL.
+    """A function that Numba compiles, to run without the GIL, once the work is large enough.
 
-    Kernels may call kernels and the primitives below, by their own names.
+    Kernels may call other kernels and the primitives below. They must call them by the names under
+    which these are defined.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
         self._function = function
         self._dispatcher: Any = None
         self._compiled: Callable[P, R] | None = None
-        self._part: Any = None
+        self._callee: Any = None
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.compiled()(*args, **kwargs)
 
     def for_size(self, rows: int) -> Callable[P, R]:
-        """Return what runs `rows` rows soonest: the compiled kernel, or its plain function."""
+        """Return the faster function for `rows` rows: the compiled kernel or plain Python."""
         global _rows_in_python
         if self._compiled is not None:
             return self._compiled
-        # A lost update between threads only shifts the moment of the change.
+        # A lost update between threads only delays the compilation a little.
         total = _rows_in_python + rows
         if not _eager and (
             (not _loaded and rows <= SMALL_CALL_ROWS and total <= IMPORT_THRESHOLD)
@@ -84,13 +91,13 @@ class Kernel(Generic[P, R]):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the kernel runs compiled without an import or a compilation for it."""
+        """Whether the compiled kernel can run now, without an import or a compilation."""
         return self._compiled is not None or (_loaded and self._is_on_disk())
 
     @functools.cached_property
     def py_func(self) -> Callable[P, R]:
-        """The function as plain Python, and so the kernels that it calls."""
-        return _linked(self._function, lambda called: getattr(called, "py_func", called))
+        """The function in plain Python, as are the kernels that it calls."""
+        return _relink(self._function, lambda called: getattr(called, "py_func", called))
 
     def compiled(self) -> Callable[P, R]:
         """Return Numba's dispatcher for this kernel."""
@@ -99,29 +106,30 @@ class Kernel(Generic[P, R]):
             self._compiled = self._dispatcher
         return self._compiled
 
-    def part(self) -> Any:
-        """Return what kernels that call this one are linked with; see `_part_options`."""
-        if self._part is None:
+    def callee(self) -> Any:
+        """Return this kernel in the form that other kernels call; see `_callee_options`."""
+        if self._callee is None:
             import numba
 
-            self._part = numba.njit(**_part_options(self._function))(_compilable(self._function))
-        return self._part
+            function = _compilable(self._function)
+            self._callee = numba.njit(**_callee_options(self._function))(function)
+        return self._callee
 
     def _load(self) -> None:
-        """Make the dispatcher, which compiles when it is called."""
+        """Create the dispatcher, which compiles at its first call."""
 
         def load() -> None:
             if self._dispatcher is None:
                 self._dispatcher = _dispatcher(self._function)
 
         if self._dispatcher is None:
-            _run_apart(load)
+            _run_in_thread(load)
 
     def _is_on_disk(self) -> bool:
-        """Return whether there is compiled code of this kernel, if it is not out of date."""
+        """Return True if compiled code of this kernel is on disk, even if it is out of date."""
         self._load()
-        place = _place(self._dispatcher)
-        return place is not None and bool(glob.glob(f"{glob.escape(place)}*.nbi"))
+        prefix = _cache_prefix(self._dispatcher)
+        return prefix is not None and bool(glob.glob(f"{glob.escape(prefix)}*.nbi"))
 
 
 def kernel(function: Callable[P, R]) -> Kernel[P, R]:
@@ -130,13 +138,13 @@ def kernel(function: Callable[P, R]) -> Kernel[P, R]:
 
 
 def always_compile() -> None:
-    """Have kernels run compiled from now on, however small the work."""
+    """Make all kernels run compiled from now on, even for little work."""
     global _eager
     _eager = True
 
 
-def _linked(function: Callable[P, R], link: Callable[[Any], Any]) -> Callable[P, R]:
-    """Copy a function, with something else in place of each kernel and primitive that it calls."""
+def _relink(function: Callable[P, R], link: Callable[[Any], Any]) -> Callable[P, R]:
+    """Return a copy of a function that calls ``link(f)`` in place of each function `f`."""
     namespace = dict(function.__globals__)
     for name in function.__code__.co_names:
         called = namespace.get(name)
@@ -149,8 +157,8 @@ def _linked(function: Callable[P, R], link: Callable[[Any], Any]) -> Callable[P,
 # Loading and compiling.
 
 
-def _run_apart(job: Callable[[], R], compiles: Any = None) -> R:
-    """Run a job in a thread of its own, under the lock; say so if a dispatcher compiles long."""
+def _run_in_thread(job: Callable[[], R], compiles: Any = None) -> R:
+    """Run `job` in a new thread under the lock; warn if the dispatcher `compiles` takes long."""
     results: list[R] = []
     errors: list[BaseException] = []
 
@@ -168,42 +176,42 @@ def _run_apart(job: Callable[[], R], compiles: Any = None) -> R:
     thread = threading.Thread(target=run, name="npstream-compile")
     try:
         thread.start()
-    except RuntimeError:  # no thread can be started while the interpreter ends
+    except RuntimeError:  # Python starts no thread while the interpreter shuts down
         run()
     else:
         if compiles is not None:
             thread.join(max(NOTICE_SECONDS - _seconds_compiling, 0.0))
             if thread.is_alive():
-                _notice(compiles)
+                _warn_compiling(compiles)
         thread.join()
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _notice(dispatcher: Any) -> None:
-    """Say that kernels are compiled: once in a process, and once for code that is kept."""
-    global _noticed
-    if _noticed:
+def _warn_compiling(dispatcher: Any) -> None:
+    """Warn that kernels are being compiled: once a process, and once for each cached kernel."""
+    global _has_warned
+    if _has_warned:
         return
-    _noticed = True
-    place = _place(dispatcher)
+    _has_warned = True
+    prefix = _cache_prefix(dispatcher)
     name = f"{dispatcher.py_func.__module__}.{dispatcher.py_func.__name__}"
-    if place is None:
+    if prefix is None:
         when = "in every process, as no directory can be written: set NUMBA_CACHE_DIR to one"
     else:
-        when = f"once on this machine; the code is kept in {os.path.dirname(place)}"
+        when = f"once on this machine; the code is kept in {os.path.dirname(prefix)}"
         try:
-            os.close(os.open(f"{place}.noticed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.close(os.open(f"{prefix}.noticed", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError:
             return
-        except OSError as error:  # the line comes again, then
-            log("cannot keep compiled code in %s: %s", os.path.dirname(place), error)
+        except OSError as error:  # later processes warn again
+            log("cannot keep compiled code in %s: %s", os.path.dirname(prefix), error)
     warn("npstream compiles its kernels (now %s): seconds, %s", name, when)
 
 
-def _place(dispatcher: Any) -> str | None:
-    """Return how the paths of a kernel's compiled code begin; None if none is kept."""
+def _cache_prefix(dispatcher: Any) -> str | None:
+    """Return the start of the paths of a kernel's compiled code; None if Numba caches none."""
     if (directory := dispatcher.stats.cache_path) is None:
         return None
     code = dispatcher.py_func.__code__
@@ -214,7 +222,7 @@ def _place(dispatcher: Any) -> str | None:
 
 
 def _dispatcher(function: Callable[..., Any]) -> Any:
-    """Return Numba's dispatcher of a kernel; it compiles apart."""
+    """Return Numba's dispatcher of a kernel; it compiles in a separate thread."""
     global _loaded
     _primitives()
     import numba
@@ -224,20 +232,20 @@ def _dispatcher(function: Callable[..., Any]) -> Any:
     try:
         dispatcher: Any = numba.njit(cache=True, **options)(linked)
     except RuntimeError:
-        # No place to keep compiled code: neither beside the source nor in the home directory.
+        # Numba can write neither to the source's directory nor to the home directory.
         dispatcher = numba.njit(**options)(linked)
     compile_now = dispatcher._compile_for_args
 
-    def compile_apart(*args: Any, **kwargs: Any) -> Any:
-        return _run_apart(lambda: _compile(dispatcher, compile_now, args, kwargs), dispatcher)
+    def compile_in_thread(*args: Any, **kwargs: Any) -> Any:
+        return _run_in_thread(lambda: _compile(dispatcher, compile_now, args, kwargs), dispatcher)
 
-    dispatcher._compile_for_args = compile_apart
+    dispatcher._compile_for_args = compile_in_thread
     _loaded = True
     return dispatcher
 
 
 def _compile(dispatcher: Any, compile_now: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Compile a kernel for arguments; what goes wrong with files of compiled code is no error."""
+    """Compile a kernel for arguments; compile without Numba's cache if the cache fails."""
     from numba.core.caching import NullCache
 
     try:
@@ -245,29 +253,33 @@ def _compile(dispatcher: Any, compile_now: Callable[..., Any], args: Any, kwargs
     except Exception as error:
         if isinstance(dispatcher._cache, NullCache):
             raise
-        # A full disk or a damaged file can raise anything. An error of the kernel is raised again.
+        # A full disk or a damaged file can raise any exception. The second attempt raises again if
+        # the error is in the kernel.
         log("compiling %s without its file: %r", dispatcher.py_func.__name__, error)
         dispatcher._cache = NullCache()
         return compile_now(*args, **kwargs)
 
 
 def _options(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return Numba's options for a kernel; one that makes no array needs no references counted."""
+    """Return Numba's options for a kernel, with reference counts only if it allocates arrays."""
     allocates = "np" in function.__code__.co_names
     return {"nogil": True, "error_model": "numpy", "_nrt": allocates}
 
 
 def _compilable(function: Callable[P, R]) -> Callable[P, R]:
-    """Copy a function, with what can be compiled in place of what it calls."""
+    """Return a copy of a function that calls only functions that Numba can compile."""
 
     def link(called: Any) -> Any:
-        return called.part() if isinstance(called, Kernel) else _primitives().get(called, called)
+        return called.callee() if isinstance(called, Kernel) else _primitives().get(called, called)
 
-    return _linked(function, link)
+    return _relink(function, link)
 
 
 class _ForkGuard:
-    """Has `os.fork` wait for what is compiled: a child has the locks, and not the threads."""
+    """Hooks that make `os.fork` wait for compilation.
+
+    Otherwise, a child could inherit a lock whose thread it does not have.
+    """
 
     def __init__(self) -> None:
         self.compiler: Any = None
@@ -276,7 +288,7 @@ class _ForkGuard:
         )
 
     def acquire(self) -> None:
-        """Acquire our lock, then Numba's: the order in which compiling acquires them."""
+        """Acquire our lock, then Numba's, in the order in which compilation acquires them."""
         for lock in (_lock, self.compiler):
             if lock is not None:
                 lock.acquire()
@@ -291,8 +303,8 @@ class _ForkGuard:
 _fork_guard = _ForkGuard()
 
 
-# The primitives that kernels use. Each is a Python function; compiled, it is the machine
-# instruction that `_primitives` names.
+# The primitives that kernels use. Each is a Python function. In compiled kernels, the machine
+# instruction from `_primitives` replaces it.
 
 
 def copy(destination: int, source: int, nbytes: int) -> None:
@@ -331,33 +343,33 @@ def load_u32(address: int) -> int:
 
 
 def prefetch_cache_line(address: int) -> None:
-    """Begin to load a byte's cache line, and its page's address, without waiting for them."""
+    """Prefetch a byte's cache line, and its page table entry, without waiting."""
 
 
-def load_acquire(place: NDArray[np.int64], row: int) -> int:
-    """Read ``place[row, 0]``; what other threads wrote before they wrote it is seen after it."""
-    return int(place[row, 0])
+def load_acquire(array: NDArray[np.int64], row: int) -> int:
+    """Read ``array[row, 0]`` with acquire order: later reads see the writer's earlier writes."""
+    return int(array[row, 0])
 
 
 def load_u8_acquire(address: int) -> int:
-    """Read a byte; what others wrote before they wrote it is seen after it."""
+    """Read a byte with acquire order: later reads see the writer's earlier writes."""
     return load_u8(address)
 
 
 def compare(left: int, right: int, nbytes: int) -> int:
-    """Compare two runs of bytes: 0 where they are equal."""
+    """Compare two runs of bytes; return 0 if they are equal."""
     return int(
         ctypes.string_at(int(left), int(nbytes)) != ctypes.string_at(int(right), int(nbytes))
     )
 
 
 def will_need(address: int, nbytes: int) -> int:
-    """Ask the kernel to read mapped pages in (``madvise`` with ``MADV_WILLNEED``)."""
+    """Ask the operating system to read mapped pages (``madvise`` with ``MADV_WILLNEED``)."""
     return int(_libc.madvise(int(address), int(nbytes), 3))
 
 
 def u64(number: SupportsInt) -> int:
-    """Reduce a number modulo 2**64; where compiled, only unsigned arithmetic may wrap around."""
+    """Reduce a number modulo 2**64; in compiled code, only unsigned arithmetic may wrap around."""
     return int(number) & 0xFFFFFFFFFFFFFFFF
 
 
@@ -373,10 +385,11 @@ def multiply_high(left: int, right: int) -> int:
 
 @kernel
 def draw(counter: int, bound: int) -> int:
-    """Hash a counter, uniformly, to a number below `bound`: a generator with random access.
+    """Return a number below `bound` from a uniform hash of `counter`.
 
-    The two rounds are the finaliser of SplitMix64, but for its last shift, which does not reach
-    the upper bits. Orders of samples depend on it: it may never change.
+    So it is a random number generator with random access. The two rounds are those of SplitMix64's
+    finalizer, without its last shift, which does not affect the upper bits. The function may never
+    change, because orders of samples depend on it.
     """
     x = u64(counter)
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
@@ -388,16 +401,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-# What Numba makes of them. It is called in one thread at a time, under the lock.
+# The intrinsics that replace the primitives. One thread at a time creates them, under the lock.
 
 
 @functools.cache
 def _primitives() -> dict[Callable[..., Any], Any]:
-    """Load Numba, with all that extends it, and return an intrinsic for each primitive."""
+    """Load Numba and its extensions, and return an intrinsic for each primitive."""
     from numba.core import entrypoints
     from numba.core.compiler_lock import global_compiler_lock
 
-    # Extensions add to registries that compiling walks through.
+    # Extensions add to registries that a compilation in another thread iterates over.
     with global_compiler_lock:
         entrypoints.init_all()
     _fork_guard.compiler = global_compiler_lock
@@ -405,7 +418,7 @@ def _primitives() -> dict[Callable[..., Any], Any]:
 
 
 def _intrinsic(signature: Any, emit: Callable[..., Any]) -> Any:
-    """Return an intrinsic of one signature, whose `emit` takes a context, a builder and values."""
+    """Return an intrinsic with one signature; `emit` takes a context, a builder and values."""
     from numba.extending import intrinsic
 
     def lower(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -438,7 +451,7 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         cgutils.raw_memcpy(builder, to, source, nbytes, itemsize=1, align=1)
 
     def emit_move(bits: int) -> Callable[..., Any]:
-        # Not a memcpy of constant length: LLVM merges several of them into one of any length.
+        # Not memcpy: LLVM merges several with a constant length into one with a variable length.
         def emit(context: Any, builder: Any, to: Any, source: Any) -> None:
             value = builder.load(_pointer(builder, source, bits), align=1)
             builder.store(value, _pointer(builder, to, bits), align=1)
@@ -464,15 +477,15 @@ def _memory_primitives() -> dict[Callable[..., Any], Any]:
         builder.call(function, [at, for_reading, keep_close, data])
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def acquire_cell(typingctx: Any, place: Any, row: Any) -> Any:
+    def acquire_cell(typingctx: Any, array: Any, row: Any) -> Any:
         def lower(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            array = context.make_array(place)(context, builder, args[0])
-            stride = cgutils.unpack_tuple(builder, array.strides)[0]
-            start = builder.ptrtoint(array.data, ir.IntType(64))
+            struct = context.make_array(array)(context, builder, args[0])
+            stride = cgutils.unpack_tuple(builder, struct.strides)[0]
+            start = builder.ptrtoint(struct.data, ir.IntType(64))
             at = _pointer(builder, builder.add(start, builder.mul(args[1], stride)), 64)
             return builder.load_atomic(at, "acquire", align=8)
 
-        return nb.int64(place, nb.int64), lower
+        return nb.int64(array, nb.int64), lower
 
     load, move = nb.int64(nb.int64), nb.void(nb.int64, nb.int64)
     return {
@@ -495,7 +508,7 @@ def _libc_primitives() -> dict[Callable[..., Any], Any]:
     from numba.core import types as nb
 
     def emit_call(name: str, *arguments: int) -> Callable[..., Any]:
-        """Call a function of words, with constants as its last arguments."""
+        """Emit a call of a libc function on 64-bit words, with constants as last arguments."""
 
         def emit(context: Any, builder: Any, *words: Any) -> Any:
             number, word = ir.IntType(32), ir.IntType(64)
@@ -531,20 +544,20 @@ def _arithmetic_primitives() -> dict[Callable[..., Any], Any]:
     }
 
 
-# Kernels that kernels call. Numba makes machine code and two wrappers of every function, and
-# machine code of it again in each that calls it. Parts get none: that takes half the time. They
-# are optimized, as the whole would come out slower by 15% without.
+# Kernels that other kernels call. Numba compiles every function to machine code with two wrappers,
+# and compiles it again into each caller. For a callee we skip its own machine code and wrappers,
+# which halves the time. We still optimize its LLVM code: without that, callers run 15% slower.
 
 
-def _part_options(function: Callable[..., Any]) -> dict[str, Any]:
+def _callee_options(function: Callable[..., Any]) -> dict[str, Any]:
     """Return Numba's options for a kernel that others call."""
     without = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return {**_options(function), **without, "pipeline_class": _part_compiler()}
+    return {**_options(function), **without, "pipeline_class": _callee_compiler()}
 
 
 @functools.cache
-def _part_compiler() -> type[Any]:
-    """Return Numba's compiler, but for the last step: see above."""
+def _callee_compiler() -> type[Any]:
+    """Return Numba's compiler without its last step; the comment above says why."""
     from numba.core.codegen import JITCodeLibrary
     from numba.core.compiler import CompilerBase, DefaultPassBuilder
     from numba.core.compiler_machinery import register_pass
@@ -558,31 +571,31 @@ def _part_compiler() -> type[Any]:
             self._finalized = True
 
     @register_pass(mutates_CFG=True, analysis_only=False)
-    class PartLowering(NativeLowering):  # type: ignore[misc]
+    class CalleeLowering(NativeLowering):  # type: ignore[misc]
         """Lowering to optimized LLVM code, without machine code."""
 
-        _name = "npstream_part_lowering"
+        _name = "npstream_callee_lowering"
 
         def run_pass(self, state: Any) -> bool:
-            """Lower a function, and let others be linked with it."""
+            """Lower a function, and register it so that callers can be linked with it."""
             state.library = Library(state.targetctx.codegen(), state.func_id.func_qualname)
             state.flags.no_compile = True
             super().run_pass(state)
             state.library.finalize()
-            # Numba knows a function by what Python would call, which must be a built-in.
+            # Numba identifies a function by the Python callable, which must be a built-in.
             key, lowered = [].clear, state["cr"]
             state.targetctx.insert_user_function(key, lowered.fndesc, [state.library])
             state["cr"] = lowered._replace(cfunc=key)
             return True
 
     class Compiler(CompilerBase):  # type: ignore[misc]
-        """The pipeline with that step."""
+        """A compiler whose pipeline lowers with `CalleeLowering`."""
 
         def define_pipelines(self) -> list[Any]:
             """Return the only pipeline."""
             pipeline = DefaultPassBuilder.define_nopython_pipeline(self.state)
             pipeline.passes = [
-                (PartLowering if step is NativeLowering else step, text)
+                (CalleeLowering if step is NativeLowering else step, text)
                 for step, text in pipeline.passes
             ]
             pipeline._finalized = False

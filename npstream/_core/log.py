@@ -1,4 +1,4 @@
-"""The logger "npstream", at no cost to programs that do not log.
+"""Functions that log to the logger "npstream", at no cost to programs that do not log.
 
 Tested in tests/storage/test_requests.py.
 """
@@ -9,10 +9,10 @@ import sys
 
 
 def log(message: str, *args: object) -> None:
-    """Log a message at level INFO, if the program has imported logging.
+    """Log a message at level INFO, if the program has imported ``logging``.
 
-    npstream does not import it, as that takes milliseconds. Arguments that are functions are called
-    only if the message is logged.
+    This function does not import ``logging``, because the import takes milliseconds. Arguments that
+    are functions are called only if the message is logged.
     """
     if (logging := sys.modules.get("logging")) is None:
         return
@@ -22,7 +22,7 @@ def log(message: str, *args: object) -> None:
 
 
 def warn(message: str, *args: object) -> None:
-    """Log what a user must know, at level WARNING, which Python shows where nobody listens."""
+    """Log a message at level WARNING; Python prints it even if logging is not configured."""
     import logging
 
     logging.getLogger("npstream").warning(message, *args)

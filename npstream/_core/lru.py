@@ -1,4 +1,4 @@
-"""What was used last, kept in memory up to a bound."""
+"""An LRU cache of byte strings in memory, with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from collections.abc import Hashable, Iterable
 from npstream._core.fork import renew_in_child
 
 ENTRY_OVERHEAD = 1 << 8
-"""Bytes that keeping something takes beside its own."""
+"""Estimated bytes that an entry takes in addition to its value."""
 
 
 class LRUCache:
-    """An LRU cache of byte strings by their keys.
-
-    Threads may share it.
+    """A thread-safe LRU cache of byte strings.
 
     Parameters
     ----------
     limit : int
-        The most bytes that it takes.
+        The most bytes that all entries take together.
 
     Examples
     --------
-    >>> recent = LRUCache(1000)
-    >>> recent.put([1, 2, 3], [b"abc", bytes(300), bytes(100)])
-    >>> recent.get([1, 2, 3]) == [None, bytes(300), bytes(100)]
+    >>> cache = LRUCache(1000)
+    >>> cache.put([1, 2, 3], [b"abc", bytes(300), bytes(100)])
+    >>> cache.get([1, 2, 3]) == [None, bytes(300), bytes(100)]
     True
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._extra = 0
-        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._entries: OrderedDict[Hashable, bytes] = OrderedDict()
         self._nbytes = 0
         self.renew_locks()
         renew_in_child(self)
 
     def renew_locks(self) -> None:
-        """Replace the lock, which a thread that a forked process does not have may have held."""
+        """Replace the lock: in a forked process, the thread that holds it does not exist."""
         self._lock = threading.Lock()
 
     @property
@@ -48,52 +46,52 @@ class LRUCache:
         return self._extra > 0
 
     def extend(self, nbytes: int) -> None:
-        """Raise the limit by so many bytes, or lower it again."""
+        """Raise the limit by `nbytes`, or lower it if `nbytes` is negative."""
         with self._lock:
             self._extra += nbytes
-            self._trim()
+            self._evict()
 
-    def get(self, numbers: Iterable[Hashable]) -> list[bytes | None]:
-        """Return what is kept under some numbers, and None for the others."""
+    def get(self, keys: Iterable[Hashable]) -> list[bytes | None]:
+        """Return the value of each key, or None for a key that is not cached."""
         with self._lock:
-            return [self._used(number) for number in numbers]
+            return [self._get(key) for key in keys]
 
-    def put(self, numbers: Iterable[Hashable], parts: Iterable[bytes]) -> None:
-        """Keep byte strings, instead of what is kept under their numbers."""
+    def put(self, keys: Iterable[Hashable], values: Iterable[bytes]) -> None:
+        """Store a value for each key, and evict the least recently used entries."""
         with self._lock:
-            for number, part in zip(numbers, parts, strict=True):
-                self._drop(number)
-                self._kept[number] = part
-                self._nbytes += ENTRY_OVERHEAD + len(part)
-            self._trim()
+            for key, value in zip(keys, values, strict=True):
+                self._drop(key)
+                self._entries[key] = value
+                self._nbytes += ENTRY_OVERHEAD + len(value)
+            self._evict()
 
-    def drop(self, numbers: Iterable[Hashable]) -> None:
-        """Keep nothing under some numbers."""
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Remove the entries of some keys."""
         with self._lock:
-            for number in numbers:
-                self._drop(number)
+            for key in keys:
+                self._drop(key)
 
-    def numbers(self) -> list[Hashable]:
-        """Return all numbers under which something is kept."""
+    def keys(self) -> list[Hashable]:
+        """Return all keys, the least recently used first."""
         with self._lock:
-            return list(self._kept)
+            return list(self._entries)
 
-    def lacks(self, numbers: Iterable[Hashable]) -> list[bool]:
-        """Tell of each number whether nothing is kept under it."""
+    def missing(self, keys: Iterable[Hashable]) -> list[bool]:
+        """Return True for each key that is not cached."""
         with self._lock:
-            return [number not in self._kept for number in numbers]
+            return [key not in self._entries for key in keys]
 
-    def _trim(self) -> None:
+    def _evict(self) -> None:
         while self._nbytes > self._limit + self._extra:
-            self._drop(next(iter(self._kept)))
+            self._drop(next(iter(self._entries)))
 
-    def _used(self, number: Hashable) -> bytes | None:
-        part = self._kept.get(number)
-        if part is not None:
-            self._kept.move_to_end(number)
-        return part
+    def _get(self, key: Hashable) -> bytes | None:
+        value = self._entries.get(key)
+        if value is not None:
+            self._entries.move_to_end(key)
+        return value
 
-    def _drop(self, number: Hashable) -> None:
-        part = self._kept.pop(number, None)
-        if part is not None:
-            self._nbytes -= ENTRY_OVERHEAD + len(part)
+    def _drop(self, key: Hashable) -> None:
+        value = self._entries.pop(key, None)
+        if value is not None:
+            self._nbytes -= ENTRY_OVERHEAD + len(value)

@@ -1,8 +1,8 @@
-"""Mapped files and free memory.
+"""Memory-mapped files, addresses of arrays, and free memory.
 
-Files are mapped by libc's mmap, not Python's, which keeps a duplicate of the descriptor for
-the life of the map and so ends at the limit of open files. The kernel allows about 65,000 maps
-a process; this module counts its own.
+Files are mapped with libc's mmap. Python's mmap keeps a duplicate of the descriptor while the map
+exists, and so reaches the limit of open files. Linux allows about 65,000 maps a process, so this
+module counts the maps that it creates.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 _map_count = 0
-# Collecting garbage inside the lock may run another map's finaliser on the same thread.
+# Reentrant: garbage collection inside the lock may run another map's finalizer in this thread.
 _lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Replace the lock, which a thread that a forked process does not have may have held."""
+    """Replace the lock: in a forked process, the thread that holds it does not exist."""
     global _lock
     _lock = threading.RLock()
 
@@ -61,9 +61,9 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 class FileMap:
-    """A file's bytes in memory, read-only, unmapped when nothing refers to it any more.
+    """A read-only map of a file's bytes, unmapped when the object is deleted.
 
-    Whoever reads through the address must hold the object, or an array over it.
+    Code that reads through `address` must hold a reference to the object, or to an array over it.
     """
 
     __slots__ = ("__weakref__", "address", "nbytes")
@@ -81,7 +81,7 @@ class FileMap:
                 code, f"cannot map {quantity(self.nbytes, 'byte')}: {os.strerror(code)}", path
             )
         self.address = int(address)
-        # Reading ahead is planned, never guessed: a cold row would otherwise fetch megabytes.
+        # npstream plans its own readahead. The kernel's would read megabytes for a cold row.
         _libc.madvise(self.address, self.nbytes, _MADV_RANDOM)
         with _lock:
             _map_count += 1
@@ -97,7 +97,7 @@ class FileMap:
 
     def __del__(self) -> None:
         global _map_count
-        # At the interpreter's end the module's names may be gone before its maps.
+        # At interpreter shutdown, the module's names may be deleted before its maps.
         if self.address and _libc is not None:
             _libc.munmap(self.address, self.nbytes)
             self.address = 0
@@ -106,7 +106,7 @@ class FileMap:
 
 
 def open_file(path: str) -> int:
-    """Return a descriptor of a regular file, to read; nothing else is waited for."""
+    """Open a regular file for reading; raise OSError for a pipe or device, without blocking."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
@@ -125,35 +125,35 @@ def map_file(path: str) -> Bytes:
 
 
 def map_shared(descriptor: int, path: str) -> Bytes:
-    """Return an open file's bytes as a read-only array, which shows what is written later."""
+    """Return an open file's bytes as a read-only array that shows later writes to the file."""
     return np.asarray(FileMap(descriptor, path, _MAP_SHARED))
 
 
 def will_need(pages: Bytes) -> None:
-    """Ask for the pages of an array over a map."""
+    """Ask the operating system to read the pages of an array over a map."""
     address = address_of(pages) // mmap.PAGESIZE * mmap.PAGESIZE
     _libc.madvise(address, address_of(pages) + len(pages) - address, _MADV_WILLNEED)
 
 
 def is_mapped(array: Bytes) -> bool:
-    """Tell whether an array is a mapped file, or the beginning of one."""
+    """Return True if an array is a mapped file, or a slice from its beginning."""
     base: object = array.base
     return isinstance(base.base if isinstance(base, np.ndarray) else base, FileMap)
 
 
 def map_budget() -> int:
-    """Return how many more files may be mapped: half of what the kernel allows, less the live."""
+    """Return how many more files may be mapped: half of the kernel's limit, minus current maps."""
     return _map_limit() // 2 - _map_count
 
 
 def address_of(array: np.ndarray[Any, Any]) -> int:
-    """Return where an array's first element lies."""
-    # array.ctypes.data builds an object, and the array interface a dict.
+    """Return the address of an array's first element."""
+    # array.ctypes.data is slower: it builds an object.
     return int(array.__array_interface__["data"][0])
 
 
 def writable_address(array: np.ndarray[Any, Any]) -> int:
-    """Return where a writable, contiguous array begins, in a third of `address_of`'s time."""
+    """Return the address of a writable, contiguous array, in a third of `address_of`'s time."""
     if not array.size:
         return 0
     try:
@@ -162,7 +162,7 @@ def writable_address(array: np.ndarray[Any, Any]) -> int:
     except ValueError:
         if not array.flags.writeable:
             raise
-        return address_of(array)  # the buffer protocol has no dates, and not every float
+        return address_of(array)  # the buffer protocol lacks dates and some float dtypes
 
 
 def move_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:
@@ -172,30 +172,30 @@ def move_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 
 
 def huge_empty(count: int, dtype: DTypeLike) -> np.ndarray[Any, Any]:
-    """Return a new array, not filled in; a long one begins at a huge page.
+    """Return a new, uninitialized array; one of 2 MiB or more is aligned to a huge page.
 
-    NumPy asks for huge pages from 4 MiB on, but lets arrays begin anywhere: then half of such an
-    array is brought in by pages of 4 KiB, which takes longer than a pass over it.
+    NumPy requests huge pages from 4 MiB on, but does not align its arrays to them. Then up to half
+    of an array is backed by pages of 4 KiB, and faulting those in takes longer than a pass over it.
     """
     dtype = np.dtype(dtype)
     nbytes = count * dtype.itemsize
     if nbytes < _HUGE_PAGE:
         return np.empty(count, dtype)
-    room = np.empty(nbytes + 2 * _HUGE_PAGE, np.uint8)
-    begin = -address_of(room) % _HUGE_PAGE
-    return room[begin : begin + nbytes].view(dtype)
+    buffer = np.empty(nbytes + 2 * _HUGE_PAGE, np.uint8)
+    begin = -address_of(buffer) % _HUGE_PAGE
+    return buffer[begin : begin + nbytes].view(dtype)
 
 
 def available_memory() -> int:
-    """Return the bytes that can be allocated without swapping, at most what a cgroup leaves."""
+    """Return the bytes that can be allocated without swapping, within the cgroup's limit."""
     bounds = [_cgroup_free(), _system_free(), _address_space()]
     return min(bound for bound in bounds if bound is not None)
 
 
 def ensure_fits(nbytes: int, what: str, *values: object) -> None:
-    """Raise MemoryError, before allocating, where `nbytes` is more than the memory that is free.
+    """Raise MemoryError, before an allocation, if `nbytes` exceeds the free memory.
 
-    The message begins with ``what.format(*values)``, which is only made where it is raised.
+    The message begins with ``what.format(*values)``, which is formatted only if it is raised.
     """
     if nbytes > _UNCHECKED_BYTES and nbytes > available_memory():
         subject = what.format(*values) if values else what
@@ -206,12 +206,12 @@ def ensure_fits(nbytes: int, what: str, *values: object) -> None:
 
 
 def fits_in_memory(nbytes: int) -> bool:
-    """Return True if so much memory is free."""
+    """Return True if `nbytes` of memory are free."""
     return nbytes <= _UNCHECKED_BYTES or nbytes <= available_memory()
 
 
 def too_large_text(nbytes: int) -> str:
-    """Say that what an index says of a file cannot be, as far as this machine can tell."""
+    """Return the message for a file whose decompressed size exceeds the free memory."""
     return (
         f"{quantity(nbytes, 'byte')} when decompressed, as its index says, and free memory "
         f"has {available_memory():,}"
@@ -219,7 +219,7 @@ def too_large_text(nbytes: int) -> str:
 
 
 _UNCHECKED_BYTES = 1 << 26
-"""Smaller allocations are not worth reading /proc for."""
+"""Up to this size, an allocation is not checked, because reading /proc costs more."""
 
 
 def _map_limit() -> int:
@@ -246,7 +246,7 @@ def _system_free() -> int:
 
 
 def _address_space() -> int | None:
-    """Return what is left of the address space that this process may have, if that is limited."""
+    """Return the unused bytes of this process's address space, or None without a limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or sys.platform != "linux":
         return None

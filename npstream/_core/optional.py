@@ -1,8 +1,8 @@
-"""Handing arrays to other libraries without copying them, whichever of those are installed.
+"""Conversion of arrays for optional libraries (torch, pyarrow, awkward), without copying.
 
-Rows of varying shapes are described by *levels*, one for each axis of a row, from the outermost
-in: the axis's length, if every list along it has the same, else the offsets of the lists. The
-first axis always has offsets.
+Rows of varying shapes are described by *levels*, one for each axis of a row, outermost first. A
+level is an int if all lists along the axis have that length. Otherwise it is the array of the
+lists' offsets. The first level is always an array of offsets.
 
 Tested in tests/reading/test_batch.py.
 """
@@ -30,7 +30,7 @@ def import_npstream_torch() -> Any:
 
 
 def offsets_from_lengths(lengths: ArrayLike) -> Int64:
-    """Return where rows of these lengths begin, and where the last one ends."""
+    """Return the offset of each row, given the rows' lengths, and the end of the last row."""
     lengths = np.asarray(lengths, np.int64)
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -38,9 +38,9 @@ def offsets_from_lengths(lengths: ArrayLike) -> Int64:
 
 
 def ragged_levels(offsets: Int64, shapes: Int64 | None, regular: bool = True) -> Levels:
-    """Return the levels of rows with these offsets, beginning at 0, and shapes.
+    """Return the levels of rows, given their `shapes` and `offsets`, which begin at 0.
 
-    If not `regular`, all of them are offsets.
+    If `regular` is False, every level is an array of offsets.
     """
     if shapes is None:
         return [offsets]
@@ -60,9 +60,9 @@ def to_arrow(values: AnyArray, levels: Levels) -> Any:
     pa = import_optional("pyarrow", "pyarrow", "arrow")
 
     def fixed(content: Any, size: int, lists: int) -> Any:
-        # FixedSizeListArray.from_arrays cannot tell how many lists of size 0 there are.
-        held = pa.list_(content.type, size)
-        return pa.Array.from_buffers(held, lists, [None], children=[content])
+        # FixedSizeListArray.from_arrays cannot infer the number of lists if their size is 0.
+        list_type = pa.list_(content.type, size)
+        return pa.Array.from_buffers(list_type, lists, [None], children=[content])
 
     def varying(content: Any, offsets: Int64) -> Any:
         return pa.LargeListArray.from_arrays(pa.array(offsets), content)
@@ -73,9 +73,9 @@ def to_arrow(values: AnyArray, levels: Levels) -> Any:
 def text_to_arrow(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
     """Return rows of bytes as a pyarrow array of large strings, or of large binaries."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    held = pa.large_string() if is_text else pa.large_binary()
+    row_type = pa.large_string() if is_text else pa.large_binary()
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(values)]
-    return pa.Array.from_buffers(held, len(offsets) - 1, buffers)
+    return pa.Array.from_buffers(row_type, len(offsets) - 1, buffers)
 
 
 def arrow_stream(array: Any, requested_schema: Any) -> Any:
@@ -108,7 +108,7 @@ def text_to_awkward(values: AnyArray, offsets: Int64, is_text: bool) -> Any:
 
 
 def to_nested(values: AnyArray, levels: Levels) -> Any:
-    """Return rows as a nested torch tensor in jagged layout, which varies in one axis only."""
+    """Return rows as a nested torch tensor in jagged layout; only the first axis may vary."""
     torch = import_npstream_torch()
     if not levels:
         return torch.tensor(values)
@@ -129,7 +129,7 @@ def _nest(
     varying: Callable[[Any, Int64], Any],
     lists: int = 0,
 ) -> Any:
-    """Wrap flat content in a type of list for each level; `lists` is how many the outermost has."""
+    """Wrap flat content in one list type per level; `lists` is the number of outermost lists."""
     if not levels:
         return content
     level, *inner = levels
@@ -139,7 +139,7 @@ def _nest(
 
 
 def import_optional(module: str, package: str, extra: str, purpose: str = "this conversion") -> Any:
-    """Import a module of a package that need not be installed."""
+    """Import a module of an optional package, or raise MissingDependencyError for `purpose`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Progress of what takes more than two seconds, shown where somebody looks.
+"""A progress line for work that takes more than two seconds, on a terminal or in a notebook.
 
 Tested in tests/dataset/test_dataset.py.
 """
@@ -12,22 +12,25 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_PATIENCE = 2.0
+_DELAY = 2.0
+"""Seconds before the first line is printed."""
+
 _INTERVAL = 0.2
+"""Seconds between two lines."""
 
 
 def progress(steps: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the steps; after two seconds, say on a terminal or notebook how many are done."""
-    began = shown = time.monotonic()
+    """Yield the steps; after two seconds, print the progress if a terminal or notebook shows it."""
+    began = last_print = time.monotonic()
     visible = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    drawn = False
+    has_printed = False
     for done, step in enumerate(steps):
         now = time.monotonic()
-        if visible and now - began > _PATIENCE and now - shown > _INTERVAL:
-            left = (now - began) / done * (len(steps) - done) if done else 0.0
-            text = f"\r{what}: {done / len(steps):4.0%}, {left:.0f} s left "
-            print(text, end="", file=sys.stderr, flush=True)
-            shown, drawn = now, True
+        if visible and now - began > _DELAY and now - last_print > _INTERVAL:
+            remaining = (now - began) / done * (len(steps) - done) if done else 0.0
+            line = f"\r{what}: {done / len(steps):4.0%}, {remaining:.0f} s left "
+            print(line, end="", file=sys.stderr, flush=True)
+            last_print, has_printed = now, True
         yield step
-    if drawn:
+    if has_printed:
         print(f"\r{what}: 100%, {time.monotonic() - began:.0f} s   ", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Keep secrets out of text: those in URLs, in drivers' options, and in the environment.
+"""Redaction of secrets in messages: secrets in URLs, in drivers' options, in the environment.
 
-Drivers quote what they were given: a bucket's name with a key in front of it, an address with its
-query, a header. So whatever a driver says passes through a `Redactor` before it is shown, and
-URLs are shown as `redacted_url` returns them.
+Drivers quote their input: a bucket's name after a key, a URL with its query, a header. So every
+message of a driver passes through a `Redactor` before it is shown. URLs are shown as `redacted_url`
+returns them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ __all__ = ["Redactor", "location_hash", "redact", "redacted_url", "secret_string
 MASK = "***"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*:/{1,2}")
-"""Also with one slash, which is a slip, and of a chain of several."""
+"""A scheme, or a chain of several. One slash is accepted, as it is a common typing error."""
 
 _HOST = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]*)(?::[0-9]*)?")
 """A host, or a bucket, with or without a port."""
 
 _USER_SCHEMES = {"sftp", "ssh", "ftp", "oci", "az", "abfs", "abfss", "azure", "azure-dl", "adl"}
-"""Schemes where what stands before an ``@`` is a user, a bucket or a container."""
+"""Schemes whose URLs have a user, a bucket or a container before an ``@``."""
 
 _PORT_SCHEMES = {"http", "https", "sftp", "ssh", "ftp", "smb", "webdav", "webhdfs", "hdfs"}
-"""Schemes whose URLs name a host, and so may have a port."""
+"""Schemes whose URLs have a host, and so may have a port."""
 
 _SECRET_NAME = re.compile(
     r"key|secret|token|pass|pwd|cred|sas|connection|auth|sign|cookie|header|private|bearer|jwt",
@@ -41,9 +41,10 @@ _PUBLIC_NAME = re.compile(
     r"|checksum_validation|access|consistency|filename|file|cert|bundle|config|ssl|verify)",
     re.IGNORECASE,
 )
-"""Options that say where something is or how to talk to it; users need them to understand errors.
+"""Names of options that are not secret, such as addresses, which users need to understand errors.
 
-Of their values only what is secret in a URL is left out. All other values are left out whole.
+If such a value is a URL, only the URL's secrets are removed. Values of other options are removed
+entirely.
 """
 
 _SERVICE = {
@@ -53,7 +54,7 @@ _SERVICE = {
     **dict.fromkeys(("account_name", "accountname"), "account"),
     **dict.fromkeys(("region", "region_name"), "region"),
 }
-"""Options, and fields of connection strings, that tell one service from another."""
+"""Options, and fields of connection strings, that identify a service."""
 
 _SERVICE_VARIABLES = {
     "s3": {
@@ -71,29 +72,33 @@ _SERVICE_VARIABLES = {
     },
     "hf": {"HF_ENDPOINT": "endpoint"},
 }
-"""Environment variables that drivers take such options from, by scheme."""
+"""Environment variables from which drivers read such options, by scheme."""
 
 _SCHEMES = {
     "s3a": "s3",
     "gcs": "gs",
     **dict.fromkeys(("abfs", "abfss", "azure", "azure-dl"), "az"),
 }
-"""Other names of schemes."""
+"""Aliases of schemes."""
 
 _PUBLIC_VALUES = {
     *("true", "false", "none", "null", "auto", "default"),
     *("anon", "cloud", "google_default", "browser", "cache"),  # of gcsfs's token
 }
-"""Values that are no secrets whatever the option is called."""
+"""Values that are never secret, for any option."""
 
 _MIN_LENGTH, _MIN_EMBEDDED_LENGTH = 3, 6
-"""Strings below the first length are no secrets; those below the other must stand alone."""
+"""Lengths of secrets in characters.
+
+Strings shorter than `_MIN_LENGTH` are not redacted. Those shorter than `_MIN_EMBEDDED_LENGTH` are
+redacted only as whole words.
+"""
 
 _MAX_DEPTH, _MAX_VALUES = 6, 2000
-"""How deep and how far options are searched: objects among them may refer to the whole program."""
+"""Limits of the search in options, whose objects may refer to the whole program."""
 
 _MAX_CHARACTERS = 1 << 16
-"""Characters of an exception's text that are looked at."""
+"""Characters of an exception's message that are searched."""
 
 _CREDENTIALS = re.compile(r"\b(Basic|Bearer|Signature|SharedKey)\s+[\w+/=.~:-]{6,}", re.IGNORECASE)
 _FIELD = re.compile(r"((?:Account|SharedAccess)(?:Key|Signature))=[^;\s'\"]+", re.IGNORECASE)
@@ -106,8 +111,8 @@ _PAIRS = re.compile(r"\s*\w+=[^;]*(?:;\s*\w+=[^;]*)+;?\s*")
 def redacted_url(url: str) -> str:
     """Return a URL without user, password, parameters, query and fragment, for messages.
 
-    A user stays where the scheme has one that is no secret, unless there is a password. What is
-    no URL is returned as it is.
+    A user without a password stays if the scheme's users are not secret. A string that is not a
+    URL is returned unchanged.
 
     Examples
     --------
@@ -127,31 +132,31 @@ def redacted_url(url: str) -> str:
         host = f"{user}@{host}"
     below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
     shown = f"{begin}{host}{slash}{below}".rstrip("/")
-    # The names of files come after the path, so of an address on the web that is all to show.
+    # Over HTTP, file names are appended to the path, so nothing may stand after it.
     return f"{shown}{mark}{MASK}" if mark and scheme not in ("http", "https") else shown
 
 
 def _split(url: str) -> tuple[str, str, str, str]:
-    """Split a URL into its beginning, which is empty without a scheme, scheme, user and rest.
+    """Split a URL into its prefix, scheme, user and rest; without a scheme, the prefix is empty.
 
-    A password that should have been quoted may hold any character.
+    An unquoted password may contain any character.
     """
     match = _SCHEME.match(url)
     begin = "" if match is None else match[0]
     scheme, rest = begin.partition(":")[0].lower(), url[len(begin) :]
-    place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in place:
-        user, _, host = place.rpartition("@")
-        return begin, scheme, user, host + rest[len(place) :]
-    has_port = _HOST.fullmatch(place) is not None and scheme in _PORT_SCHEMES
-    if ":" in place and "@" in rest and not has_port:
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        user, _, host = authority.rpartition("@")
+        return begin, scheme, user, host + rest[len(authority) :]
+    has_port = _HOST.fullmatch(authority) is not None and scheme in _PORT_SCHEMES
+    if ":" in authority and "@" in rest and not has_port:
         user, _, rest = rest.rpartition("@")
         return begin, scheme, user, rest
     return begin, scheme, "", rest
 
 
 def _split_query(rest: str) -> tuple[str, str, str]:
-    """Split the rest of a URL into its path, the mark that ends it, and what follows."""
+    """Split the rest of a URL into its path, the ``?`` or ``#`` after it, and the remainder."""
     match = re.search(r"[?#]", rest)
     return (
         (rest, "", "") if match is None else (rest[: match.start()], match[0], rest[match.end() :])
@@ -159,14 +164,14 @@ def _split_query(rest: str) -> tuple[str, str, str]:
 
 
 def location_hash(url: str, options: Mapping[str, Any]) -> str:
-    """Return a hash that tells a place from others, where `redacted_url` may not.
+    """Return a hash that identifies a location; two locations may have one `redacted_url`.
 
     Parameters
     ----------
     url : str
     options : mapping
-        Options of the driver. Of these, endpoint, host, port, account and region count, also where
-        an environment variable gives them.
+        Options of the driver. Endpoint, host, port, account and region enter the hash. They may
+        also come from environment variables.
 
     Examples
     --------
@@ -184,27 +189,29 @@ def location_hash(url: str, options: Mapping[str, Any]) -> str:
         rest = _split_query(rest)[0]
     if ":" in unquote(user) or scheme not in _USER_SCHEMES:
         user = ""
-    known = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
-    given = {option: os.environ[name] for name, option in known.items() if name in os.environ}
-    service = sorted(set(_service({**given, **options})))
-    place = "\0".join((begin, user, rest.rstrip("/"), *service))
-    return blake2b(place.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    variables = _SERVICE_VARIABLES.get(_SCHEMES.get(scheme, scheme), {})
+    from_environment = {
+        option: os.environ[name] for name, option in variables.items() if name in os.environ
+    }
+    service = sorted(set(_service({**from_environment, **options})))
+    location = "\0".join((begin, user, rest.rstrip("/"), *service))
+    return blake2b(location.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _service(options: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """Yield what options say of the service, as "name=value"."""
+    """Yield the options that identify the service, as "name=value"."""
     for name, value in options.items():
         if isinstance(value, Mapping) and depth < _MAX_DEPTH:
             yield from _service(value, depth + 1)
         elif isinstance(value, str) and _PAIRS.fullmatch(value):  # a connection string
             pairs = (pair.partition("=") for pair in value.split(";"))
             yield from _service({key.strip(): text for key, _, text in pairs}, _MAX_DEPTH)
-        elif isinstance(value, str | int) and (found := _SERVICE.get(str(name).lower())):
-            yield f"{found}={str(value).rstrip('/')}"
+        elif isinstance(value, str | int) and (field := _SERVICE.get(str(name).lower())):
+            yield f"{field}={str(value).rstrip('/')}"
 
 
 def url_secrets(url: str) -> Iterator[str]:
-    """Yield the parts of a URL that may be secrets, also as a driver may take them apart."""
+    """Yield the parts of a URL that may be secrets, and the pieces a driver may quote alone."""
     begin, scheme, user, rest = _split(url)
     name, colon, password = user.partition(":")
     if not colon:
@@ -226,45 +233,45 @@ def url_secrets(url: str) -> Iterator[str]:
 
 
 def secret_strings(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the strings among a driver's options that may be secrets, also within objects."""
+    """Yield the strings in a driver's options that may be secrets, also inside objects."""
     budget = [_MAX_VALUES]
     for name, value in options.items():
         yield from _option_secrets(str(name), value, False, True, _MAX_DEPTH, budget)
 
 
 def _option_secrets(
-    name: str, value: Any, hidden: bool, given: bool, depth: int, budget: list[int]
+    name: str, value: Any, is_hidden: bool, from_user: bool, depth: int, budget: list[int]
 ) -> Iterator[str]:
     """Yield the secrets in an option.
 
-    `hidden` says whether it is part of one that is secret, `given` whether the user wrote it:
-    objects have many strings of their own, of which only those are taken whose names say so.
+    `is_hidden` is True inside a secret option. `from_user` is True for a value that the user wrote.
+    In an object that the user passed, only attributes with a secret name count as secrets.
     """
     budget[0] -= 1
     if depth == 0 or budget[0] < 0:
         return
-    hidden = hidden or (_is_secret(name) and _PUBLIC_NAME.fullmatch(name) is None)
+    is_hidden = is_hidden or (_is_secret(name) and _PUBLIC_NAME.fullmatch(name) is None)
     if isinstance(value, bytes | bytearray):
         value = bytes(value).decode("latin-1")
     if isinstance(value, str):
-        yield from _secrets_in_text(name, value, hidden, given)
+        yield from _secrets_in_text(name, value, is_hidden, from_user)
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _option_secrets(str(key), inner, hidden, given, depth - 1, budget)
+            yield from _option_secrets(str(key), inner, is_hidden, from_user, depth - 1, budget)
     elif isinstance(value, list | tuple | set | frozenset):
         for inner in value:
-            yield from _option_secrets(name, inner, hidden, given, depth - 1, budget)
+            yield from _option_secrets(name, inner, is_hidden, from_user, depth - 1, budget)
     elif isinstance(value, int):
-        if hidden and not isinstance(value, bool):
+        if is_hidden and not isinstance(value, bool):
             yield str(value)
     elif value is not None and not isinstance(value, type | float):
         for key, inner in _attributes(value):
-            here = hidden and isinstance(inner, str | bytes)
-            yield from _option_secrets(key, inner, here, False, depth - 1, budget)
+            inner_hidden = is_hidden and isinstance(inner, str | bytes)
+            yield from _option_secrets(key, inner, inner_hidden, False, depth - 1, budget)
 
 
 def _attributes(value: object) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that an object itself holds; nothing of it is called."""
+    """Yield an object's own attributes, without calling its properties or methods."""
     own = getattr(value, "__dict__", None)
     yield from list(own.items()) if isinstance(own, dict) else ()
     for kind in type(value).__mro__:
@@ -278,7 +285,7 @@ def _attributes(value: object) -> Iterator[tuple[str, Any]]:
                     continue  # not set
 
 
-def _secrets_in_text(name: str, text: str, hidden: bool, given: bool) -> Iterator[str]:
+def _secrets_in_text(name: str, text: str, is_hidden: bool, from_user: bool) -> Iterator[str]:
     if text.lower() in _PUBLIC_VALUES:
         return
     if _PAIRS.fullmatch(text):  # a connection string, as Azure's
@@ -289,11 +296,11 @@ def _secrets_in_text(name: str, text: str, hidden: bool, given: bool) -> Iterato
             else:
                 yield from url_secrets(value)
         yield text
-    elif not hidden and _PUBLIC_NAME.fullmatch(name):
+    elif not is_hidden and _PUBLIC_NAME.fullmatch(name):
         yield from url_secrets(text)
-    elif hidden:
+    elif is_hidden:
         yield from (text, *_pieces(text))
-    elif given:
+    elif from_user:
         yield from (text, *url_secrets(text))
 
 
@@ -302,22 +309,22 @@ def _is_secret(name: str) -> bool:
 
 
 def _pieces(secret: str) -> list[str]:
-    """Return the parts of a secret that a driver would take for a bucket, a path or a line."""
+    """Return the parts of a secret that a driver may quote alone, as a bucket, path or line."""
     return [piece for piece in _DELIMITERS.split(secret) if len(piece) >= _MIN_EMBEDDED_LENGTH]
 
 
 def _environment_secrets() -> Iterator[str]:
-    """Yield secrets among the environment variables, where drivers look for them."""
+    """Yield secrets from environment variables, which drivers read as well."""
     for name, value in os.environ.items():
         if "://" in value and "@" in value:
-            yield from url_secrets(value)  # of a proxy, say
-        # A name of a file is none.
+            yield from url_secrets(value)  # such as a proxy's URL
+        # The path of an existing file is not a secret.
         if _is_secret(name) and len(value) >= 8 and not os.path.lexists(value):
             yield from _secrets_in_text(name, value, True, True)
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Return a message without secrets, users, passwords, and the queries of URLs.
+    """Return a message without secrets and credentials, and without queries of URLs.
 
     Examples
     --------
@@ -329,18 +336,18 @@ def redact(text: str, secrets: Iterable[str]) -> str:
         (_MIN_EMBEDDED_LENGTH, "(?:{})"),
         (_MIN_LENGTH, "(?<![A-Za-z0-9])(?:{})(?![A-Za-z0-9])"),
     ):
-        found = sorted((v for v in variants if len(v) >= length), key=len, reverse=True)
-        variants.difference_update(found)
-        if found:
-            # In any case, as hosts are shown in lower case, whatever stood in their place.
-            matches = pattern.format("|".join(map(re.escape, found)))
+        selected = sorted((v for v in variants if len(v) >= length), key=len, reverse=True)
+        variants.difference_update(selected)
+        if selected:
+            # Ignore case: a driver that takes a secret for a host shows it in lower case.
+            matches = pattern.format("|".join(map(re.escape, selected)))
             text = re.sub(matches, MASK, text, flags=re.IGNORECASE)
     text = _CREDENTIALS.sub(rf"\1 {MASK}", _USER.sub("://", text))
     return _QUERY.sub("", _FIELD.sub(rf"\1={MASK}", text))
 
 
 def _variants(secret: str) -> Iterator[str]:
-    """Yield a secret in the spellings that it may have in a message."""
+    """Yield the spellings that a secret may have in a message, such as a URL-quoted one."""
     if not secret.strip(" ."):
         return
     lines = [line.strip() for line in secret.splitlines()]
@@ -350,13 +357,13 @@ def _variants(secret: str) -> Iterator[str]:
 
 
 class Redactor:
-    """Removes from text the secrets of a URL, of a driver's options, and of the environment.
+    """A function that removes the secrets of a URL, driver's options and environment from text.
 
     Parameters
     ----------
     url : str
     options : mapping of str to object
-        They are looked at anew each time, as credentials are renewed.
+        Searched again at each call, because drivers renew credentials in them.
     """
 
     __slots__ = ("_options", "_url")
@@ -370,8 +377,10 @@ class Redactor:
         secrets = [*url_secrets(self._url), *secret_strings(self._options)]
         return redact(text, [*secrets, *_environment_secrets()])
 
-    def describe(self, error: BaseException, most: int = 300) -> str:
-        """Say what an exception says, in one line without secrets."""
-        # Before it is cut, lest half a secret is left.
-        text = " ".join(self(str(error)[:_MAX_CHARACTERS]).split())
-        return f"{type(error).__name__}: {text[:most]}" if text else type(error).__name__
+    def describe(self, error: BaseException, max_length: int = 300) -> str:
+        """Return an exception's type and message in one line, without secrets."""
+        # Redact before truncating, or half a secret could remain.
+        message = " ".join(self(str(error)[:_MAX_CHARACTERS]).split())
+        if not message:
+            return type(error).__name__
+        return f"{type(error).__name__}: {message[:max_length]}"

@@ -1,6 +1,6 @@
-"""Spans, runs of bytes at addresses, copied and compared.
+"""Kernels that copy and compare spans: runs of bytes in memory, given by address and length.
 
-The caller holds the memory.
+The caller must keep the memory alive.
 
 Tested in tests/shards/test_kernels.py.
 """
@@ -20,13 +20,15 @@ from npstream._core.jit import (
 from npstream._core.typing import Bools, Int64
 
 PREFETCH_DISTANCE = 8
-"""Spans whose ends are on their way to the processor while one is copied: without that, each copy
-waits for memory, and for the addresses of one or two pages, before its first byte."""
+"""How many spans ahead of the current copy are prefetched into the processor's cache.
+
+Without prefetching, each copy first waits for memory and for one or two page table entries.
+"""
 
 
 @kernel
 def prefetch_span(address: Int64, nbytes: Int64, k: int) -> None:
-    """Prefetch the first and last bytes of a span, if there is one of that number."""
+    """Prefetch the first and last bytes of span `k`, if it exists."""
     if k < address.size:
         prefetch_cache_line(address[k])
         prefetch_cache_line(address[k] + nbytes[k] - 1)
@@ -34,7 +36,7 @@ def prefetch_span(address: Int64, nbytes: Int64, k: int) -> None:
 
 @kernel
 def copy_short(destination: int, source: int, size: int) -> None:
-    """Copy a value; a size known when compiled becomes one load and one store, not a call."""
+    """Copy `size` bytes; a constant size of 1, 2, 4 or 8 compiles to one load and one store."""
     if size == 8:
         copy_u64(destination, source)
     elif size == 4:
@@ -57,6 +59,6 @@ def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 
 @kernel
 def equal_spans(address: Int64, nbytes: Int64, value: int, size: int, equal: Bools) -> None:
-    """Compare each span with the `size` bytes at the address `value`."""
+    """Set ``equal[k]`` to True where span k equals the `size` bytes at the address `value`."""
     for k in range(address.size):
         equal[k] = nbytes[k] == size and compare(address[k], value, size) == 0

@@ -1,4 +1,4 @@
-"""Names for the types that cross module boundaries.
+"""Aliases of types that several modules use.
 
 Tested in tests/dataset/test_types.py.
 """
@@ -18,4 +18,4 @@ Int64: TypeAlias = NDArray[np.int64]
 Sample: TypeAlias = dict[str, Any]
 Shape: TypeAlias = tuple[int, ...]
 Span: TypeAlias = tuple[str, int, int]
-"""A part of a file: its name, the first byte, and how many."""
+"""A byte range of a file: the file's name, the first byte, and the number of bytes."""

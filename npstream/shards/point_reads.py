@@ -128,11 +128,11 @@ class ExactRows:
 
     def lacks(self, ids: Int64) -> Bools:
         """Return which samples are not in memory."""
-        return np.array(self._kept.lacks(ids.tolist()), bool)
+        return np.array(self._kept.missing(ids.tolist()), bool)
 
     def cost(self, ids: Int64) -> tuple[int, int]:
         """Return the requests that reading samples, rising, takes, and their bytes, about."""
-        ids = ids[~np.isin(ids, np.array(self._kept.numbers(), np.int64))]
+        ids = ids[~np.isin(ids, np.array(self._kept.keys(), np.int64))]
         if not ids.size:
             return 0, 0
         index = self._shards.index
@@ -161,7 +161,7 @@ class ExactRows:
         runs : ndarray of int64, shape (k, 2)
             The first byte in a sample of each part, and the one after its last.
         """
-        lacks = np.array(self._parts.lacks(_part_keys(ids, runs)), bool)
+        lacks = np.array(self._parts.missing(_part_keys(ids, runs)), bool)
         lacks[lacks] = self.lacks(ids[lacks])
         return lacks
 

@@ -115,7 +115,7 @@ def test_always_compile(run):
 def test_a_notice_comes_once_on_a_machine(run, tmp_path):
     code = """
         jit.NOTICE_SECONDS = 0.0
-        assert not jit._noticed
+        assert not jit._has_warned
         check()
     """
     errors = run(code)
@@ -275,7 +275,7 @@ def test_threads_compile_after_extensions_are_loaded(run):
         """
         from numba.core import entrypoints
         steps, waiting = [], threading.Semaphore(0)
-        init_all, run_apart = entrypoints.init_all, jit._run_apart
+        init_all, run_in_thread = entrypoints.init_all, jit._run_in_thread
         def slow():
             entrypoints.init_all = init_all
             steps.append("begin")
@@ -285,8 +285,8 @@ def test_threads_compile_after_extensions_are_loaded(run):
             steps.append("end")
         def counted(*args):
             waiting.release()
-            return run_apart(*args)
-        entrypoints.init_all, jit._run_apart = slow, counted
+            return run_in_thread(*args)
+        entrypoints.init_all, jit._run_in_thread = slow, counted
         during(lambda: steps.append("compile"))
         failed = []
         def read():

@@ -1,4 +1,4 @@
-"""What was used last is kept, up to a bound."""
+"""LRUCache evicts the least recently used entries beyond its limit."""
 
 from __future__ import annotations
 
@@ -19,45 +19,44 @@ operations = st.lists(
 
 
 @given(operations)
-def test_against_a_model(made):
-    recent, model = LRUCache(LIMIT), OrderedDict()
-    for what, number, nbytes in made:
-        if what == "get":
-            assert recent.get([number]) == [model.get(number)]
-            if number in model:
-                model.move_to_end(number)
-        elif what == "drop":
-            recent.drop([number])
-            model.pop(number, None)
+def test_entries_equal_those_of_an_ordered_dict(steps):
+    cache, model = LRUCache(LIMIT), OrderedDict()
+    for operation, key, nbytes in steps:
+        if operation == "get":
+            assert cache.get([key]) == [model.get(key)]
+            if key in model:
+                model.move_to_end(key)
+        elif operation == "drop":
+            cache.drop([key])
+            model.pop(key, None)
         else:
-            recent.put([number], [bytes(nbytes)])
-            model.pop(number, None)
-            model[number] = bytes(nbytes)
-            while sum(ENTRY_OVERHEAD + len(part) for part in model.values()) > LIMIT:
+            cache.put([key], [bytes(nbytes)])
+            model.pop(key, None)
+            model[key] = bytes(nbytes)
+            while sum(ENTRY_OVERHEAD + len(value) for value in model.values()) > LIMIT:
                 model.popitem(last=False)
-        assert recent.numbers() == list(model)
+        assert cache.keys() == list(model)
 
 
-def test_what_is_larger_than_the_bound_is_not_kept():
-    recent = LRUCache(LIMIT)
-    recent.put([1, 2], [bytes(10), bytes(LIMIT)])
-    assert recent.numbers() == []
+def test_a_value_larger_than_the_limit_is_not_cached():
+    cache = LRUCache(LIMIT)
+    cache.put([1, 2], [bytes(10), bytes(LIMIT)])
+    assert cache.keys() == []
 
 
-def test_threads():
-    recent = LRUCache(LIMIT)
+def test_threads_share_a_cache():
+    cache = LRUCache(LIMIT)
 
     def work(thread):
         for k in range(2000):
-            number = (k * (thread + 1)) % 9
-            assert recent.get([number]) in ([None], [bytes([number])])
-            recent.put([number], [bytes([number])])
-            recent.drop([(number + 3) % 9])
+            key = (k * (thread + 1)) % 9
+            assert cache.get([key]) in ([None], [bytes([key])])
+            cache.put([key], [bytes([key])])
+            cache.drop([(key + 3) % 9])
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
-    numbers = recent.numbers()
-    recent.drop(numbers)
-    # Had the count of bytes gone wrong, fewer or more than four would fit.
-    recent.put(range(9), [bytes(10)] * 9)
-    assert recent.numbers() == [5, 6, 7, 8]
+    cache.drop(cache.keys())
+    # Exactly four entries fit, if the threads did not corrupt the count of bytes.
+    cache.put(range(9), [bytes(10)] * 9)
+    assert cache.keys() == [5, 6, 7, 8]

@@ -463,7 +463,7 @@ def test_transforms_follow_each_other_and_pickle(ds):
 
 
 def test_long_work_shows_progress(ds, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_PATIENCE", -1)
+    monkeypatch.setattr(progress, "_DELAY", -1)
     monkeypatch.setattr(progress, "_INTERVAL", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     ds.filter(lambda batch: time.sleep(1e-3) or batch["label"] > 0, batch_size=1)
