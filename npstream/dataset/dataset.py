@@ -15,7 +15,7 @@ from npstream.dataset.splits import apply_both, filter_mask, split_view
 from npstream.errors import ColumnError, read_only, short_traceback, shorten, shown, stopped
 from npstream.explore import display
 from npstream.formats.index import shard_table
-from npstream.indexing.columns import refuse_names
+from npstream.indexing.columns import raise_if_names
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import RowOrder, Shuffle, Size
 from npstream.reading.batch import Batch
@@ -184,7 +184,7 @@ class Dataset:
                 return self._sample(chosen)
         except Exception as error:
             if isinstance(error, IndexError):
-                refuse_names(index)
+                raise_if_names(index)
             shorten(error)
             raise
         return self._view(chosen)

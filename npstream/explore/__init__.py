@@ -1,1 +1,1 @@
-"""How datasets and columns show themselves."""
+"""Text and HTML representations of datasets and columns."""

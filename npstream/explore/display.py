@@ -1,4 +1,4 @@
-"""How datasets and columns show themselves: one screen, no surprises.
+"""Text and HTML representations of datasets, mixtures and columns, at most one screen long.
 
 Tested in tests/dataset/test_dataset.py.
 """
@@ -17,20 +17,25 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index
 
 MAX_ROWS = 5
+"""Rows that HTML shows."""
+
 MAX_COLUMNS = 24
+"""Columns, or sources of a mixture, that are shown."""
+
 WIDTH = 60
+"""Characters of a name or value that are shown."""
 
 
 def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, str]) -> str:
-    """Return a dataset's columns and extent.
+    """Return the ``repr`` of a dataset: its size and its columns.
 
     Parameters
     ----------
     index : Index
     shape : tuple of int
-        Of the view.
+        Shape of the view.
     encodings : mapping of str to str
-        The columns of the view.
+        The name and encoding of each column of the view.
     """
     samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
@@ -41,7 +46,7 @@ def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, s
 def _column_lines(encodings: Mapping[str, str]) -> list[str]:
     shown = list(encodings.items())[:MAX_COLUMNS]
     width = min(WIDTH, max((len(name) for name, _ in shown), default=0))
-    lines = [f"  {clipped(name):{width}}  {encoding}" for name, encoding in shown]
+    lines = [f"  {truncated(name):{width}}  {encoding}" for name, encoding in shown]
     if len(encodings) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
     return lines
@@ -53,17 +58,18 @@ def mixture_text(
     sources: Sequence[tuple[str, int, float]],
     changes: int | None,
 ) -> str:
-    """Return a mixture's columns, and its sources with their shares.
+    """Return the ``repr`` of a mixture: its columns, and its sources with their shares.
 
     Parameters
     ----------
     samples : int
+        Number of samples of all sources.
     encodings : mapping of str to str
-        The columns.
+        The name and encoding of each column.
     sources : sequence of tuple
-        The name of each source, its number of samples, and its share of what is drawn.
+        The name of each source, its number of samples, and its share of the drawn samples.
     changes : int, optional
-        The position from which on other shares hold.
+        The first position with other shares.
     """
     lines = [
         f"<npstream.Mixture: {quantity(samples, 'sample')} of {quantity(len(sources), 'source')}"
@@ -71,7 +77,7 @@ def mixture_text(
     lines += _column_lines(encodings)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [
-        f"  {clipped(name):{width}}  {share:7.2%} of what is drawn, {quantity(size, 'sample')}"
+        f"  {truncated(name):{width}}  {share:7.2%} of drawn samples, {quantity(size, 'sample')}"
         for name, size, share in sources[:MAX_COLUMNS]
     ]
     if len(sources) > MAX_COLUMNS:
@@ -82,16 +88,16 @@ def mixture_text(
 
 
 def dataset_html(text: str, columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return a table of a dataset's first rows.
+    """Return an HTML table of a dataset's first rows.
 
     Parameters
     ----------
     text : str
-        What the dataset is, as `dataset_text` says it.
+        The dataset's ``repr``, from `dataset_text`.
     columns : mapping of str to sequence
         The values of the first rows.
     """
-    head = "".join(f"<th>{escape(clipped(name))}</th>" for name in columns)
+    head = "".join(f"<th>{escape(truncated(name))}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
         for row in zip(*columns.values(), strict=True)
@@ -104,34 +110,34 @@ def dataset_html(text: str, columns: Mapping[str, Sequence[Any]]) -> str:
 
 
 def column_text(name: str, shape: tuple[int, ...], dtype: Any, stored: str) -> str:
-    """Return a column's name, shape, dtype and encoding."""
+    """Return the ``repr`` of a column: its name, shape, dtype and encoding."""
     return f"<npstream.Column {name!r}: shape {shape}, dtype {dtype}, stored as {stored}>"
 
 
 def column_html(text: str, values: Sequence[Any]) -> str:
-    """Return a column's description and first values."""
+    """Return a column's ``repr`` and first values as HTML."""
     items = "".join(f"<li>{escape(value_text(value))}</li>" for value in values)
     return f"<div>{escape(text.strip('<>'))}<ol start='0'>{items}</ol></div>"
 
 
 def escape(text: str) -> str:
-    """Return text as HTML shows it."""
+    """Return text with HTML's special characters escaped."""
     import html
 
     return html.escape(text)
 
 
 def value_text(value: Any) -> str:
-    """Return a value on one short line."""
+    """Return a value as one line of at most `WIDTH` characters."""
     if isinstance(value, np.ndarray):
         inner = np.array2string(value, threshold=6, edgeitems=3, separator=" ")
         text = f"{value.dtype}{list(value.shape)} {' '.join(inner.split())}"
     else:
         short = value[: WIDTH + 1] if isinstance(value, str | bytes) else value
         text = str(short) if isinstance(value, str | np.generic) else repr(short)
-    return clipped(text)
+    return truncated(text)
 
 
-def clipped(text: str) -> str:
-    """Return a text, or as much of it as fits."""
+def truncated(text: str) -> str:
+    """Return text, truncated to `WIDTH` characters."""
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."

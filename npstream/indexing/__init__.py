@@ -1,1 +1,1 @@
-"""NumPy's indexing of datasets and columns, without reading anything."""
+"""NumPy's indexing of datasets and columns, without reading data."""

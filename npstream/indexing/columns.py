@@ -1,4 +1,4 @@
-"""Indices of a column, taken apart into those of rows and those of values, which compose.
+"""Indices of columns, split into an index of the rows and one of each value's elements.
 
 Tested in tests/dataset/test_column.py.
 """
@@ -15,17 +15,17 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Shape
 from npstream.errors import shown
-from npstream.indexing.selection import admit
+from npstream.indexing.selection import normalize_item
 
 Items: TypeAlias = tuple[Any, ...]
 
 
-def refuse_names(index: Any) -> None:
-    """Raise IndexError if an index of a dataset's rows has names of columns in it.
+def raise_if_names(index: Any) -> None:
+    """Raise IndexError if an index of a dataset's rows contains column names.
 
     Examples
     --------
-    >>> refuse_names((0, "label"))
+    >>> raise_if_names((0, "label"))
     Traceback (most recent call last):
     ...
     IndexError: ds[0, 'label']: an index has rows or names, not both: write ds['label'][0]
@@ -34,17 +34,17 @@ def refuse_names(index: Any) -> None:
     names = [item for item in items if isinstance(item, str)]
     if not names:
         return
-    given = ", ".join(map(_index_text, items))
+    text = ", ".join(map(_index_text, items))
     rows = [item for item in items if not isinstance(item, str)]
     if not rows:
-        raise IndexError(f"ds[{given}]: a list picks several columns: write ds[{names}]") from None
+        raise IndexError(f"ds[{text}]: a list picks several columns: write ds[{names}]") from None
     column = repr(names[0]) if len(names) == 1 else names
-    mend = f"ds[{column}][{', '.join(map(_index_text, rows))}]"
-    raise IndexError(f"ds[{given}]: an index has rows or names, not both: write {mend}") from None
+    fix = f"ds[{column}][{', '.join(map(_index_text, rows))}]"
+    raise IndexError(f"ds[{text}]: an index has rows or names, not both: write {fix}") from None
 
 
 def _index_text(item: Any) -> str:
-    """Return what stands in brackets."""
+    """Return an item of an index as a user writes it in brackets."""
     if not isinstance(item, slice):
         return shown(item)
     ends = [item.start, item.stop] + [item.step] * (item.step is not None)
@@ -57,25 +57,25 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     Parameters
     ----------
     index : object
-        Whatever stands in the brackets.
+        The index, as ``array[index]`` receives it.
     row_axes : int
-        How many of the first axes are the rows'.
+        Number of row axes, which are the array's first axes.
     shape : tuple of int
-        The array's.
+        Shape of the array.
 
     Returns
     -------
     rows, cells : tuple
-        Ints, slices and arrays, one for each axis; `cells` may end early. An Ellipsis before the
-        rows says that they remain an array, if one without axes.
+        Ints, slices and arrays, one for each axis; `cells` may have fewer items. An Ellipsis before
+        the rows means that the result is an array even if it has no axes.
     separable : bool
-        Whether ``array[rows][(slice(None),) * k + cells]``, where k axes are left of the rows',
-        is what NumPy gives.
+        True if NumPy's result equals ``array[rows][(slice(None),) * k + cells]``, where k is the
+        number of row axes that ``array[rows]`` still has.
 
     Raises
     ------
     IndexError, TypeError
-        In NumPy's words, unless it concerns the rows alone.
+        The exceptions that NumPy raises, except for those about rows alone.
 
     Examples
     --------
@@ -87,34 +87,40 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     ):
         return (index,), (), True
     given = index if isinstance(index, tuple) else (index,)
-    items = _one_an_axis(tuple(map(admit, given)), index, shape)
+    items = _expand_index(tuple(map(normalize_item, given)), index, shape)
     rows, cells = items[:row_axes], items[row_axes:]
     row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
     if not cell_kinds <= {int, slice}:
-        # For its exceptions; slices have none, and may be long.
+        # Only for its exceptions. Sliced axes raise none and may be long, so they get length 1.
         lengths = shape[row_axes : row_axes + len(cells)]
         short = [1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True)]
         whole = [slice(None) if isinstance(c, slice) else c for c in cells]
-        indexed_shape((1,) * row_axes + tuple(short), (slice(None),) * row_axes + tuple(whole))
+        checked_indexed_shape(
+            (1,) * row_axes + tuple(short), (slice(None),) * row_axes + tuple(whole)
+        )
     for item, length in zip(cells, shape[row_axes:], strict=False):
         if type(item) is int and not -length <= item < length:
-            _refuse(index, shape)
-    # To NumPy, a number beside an array is one, too: if a slice stands between them, the array's
-    # axis moves to the front.
+            _raise_index_error(index, shape)
+    # NumPy treats an int next to an array as an array, too. If a slice stands between them, the
+    # array's axis moves to the front.
     if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):
         return rows, cells, False
     one_element = {int} >= row_kinds | cell_kinds
-    stays = any(item is Ellipsis for item in given) if one_element else not rows
-    return ((..., *rows) if stays else rows), cells, True
+    is_array = any(item is Ellipsis for item in given) if one_element else not rows
+    return ((..., *rows) if is_array else rows), cells, True
 
 
-def indexed_shape(shape: Shape, index: Items) -> Shape:
-    """Return the shape of an array of that shape, indexed, at no cost in its first, whole axes."""
+def checked_indexed_shape(shape: Shape, index: Items) -> Shape:
+    """Return the shape of an indexed array, or raise what NumPy raises.
+
+    Leading axes that the index takes whole cost no memory, whatever their length.
+    """
     whole = 0
     while whole < len(index) and isinstance(index[whole], slice) and index[whole] == slice(None):
         whole += 1
-    # Two arrays whose whole axes differ in length show where these axes go. The empty one comes
-    # second: of an index out of bounds, NumPy 2.0 only warns there.
+    # Index two arrays whose whole axes have lengths 1 and 0: axes that differ in the two results
+    # are the whole axes. The empty array comes second, because NumPy 2.0 only warns of an index
+    # that is out of bounds in an empty array.
     single, empty = (
         np.broadcast_to(np.False_, (length,) * whole + shape[whole:])[index].shape
         for length in (1, 0)
@@ -123,14 +129,14 @@ def indexed_shape(shape: Shape, index: Items) -> Shape:
     return tuple(next(lengths) if a != b else a for a, b in zip(empty, single, strict=True))
 
 
-def _one_an_axis(items: Items, index: Any, shape: Shape) -> Items:
-    """Replace the ellipsis by slices, and masks of several axes by arrays of numbers."""
+def _expand_index(items: Items, index: Any, shape: Shape) -> Items:
+    """Return one item for each axis: expand the ellipsis, and masks over several axes."""
     masks = [isinstance(item, np.ndarray) and item.dtype == bool for item in items]
     ellipses = sum(item is Ellipsis for item in items)
     widths = [item.ndim if mask else 1 for item, mask in zip(items, masks, strict=True)]
     free = len(shape) - sum(widths) + ellipses
     if ellipses > 1 or free < 0:
-        _refuse(index, shape)
+        _raise_index_error(index, shape)
     flat: list[Any] = []
     for item, width in zip(items, widths, strict=True):
         if item is Ellipsis:
@@ -139,14 +145,15 @@ def _one_an_axis(items: Items, index: Any, shape: Shape) -> Items:
             flat.append(item)
         else:
             lengths = zip(item.shape, shape[len(flat) :], strict=False)
-            if any(here not in (0, there) for here, there in lengths):  # none fits any, to NumPy
-                _refuse(index, shape)
+            # NumPy lets a mask of length 0 fit an axis of any length.
+            if any(mask_length not in (0, length) for mask_length, length in lengths):
+                _raise_index_error(index, shape)
             flat += item.nonzero()
     return tuple(flat)
 
 
-def _refuse(index: Any, shape: Shape) -> NoReturn:
-    """Raise what NumPy raises."""
+def _raise_index_error(index: Any, shape: Shape) -> NoReturn:
+    """Raise the exception that NumPy raises for an index."""
     stand_in: AnyArray = np.broadcast_to(np.False_, shape)
     stand_in[index]
     raise IndexError(f"{index!r} does not index an array of shape {shape}")
@@ -154,22 +161,22 @@ def _refuse(index: Any, shape: Shape) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A part of every value of a column: on each axis a number, or a range."""
+    """A part of every value of a column: an int or a range for each axis of the value."""
 
     axes: tuple[int | range, ...]
 
     @classmethod
     def whole(cls, shape: tuple[int, ...]) -> Cell:
-        """Return all of a value of that shape."""
+        """Return the cell that covers a whole value of a shape."""
         return cls(tuple(range(length) for length in shape))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the part."""
+        """Shape of the part."""
         return tuple(len(axis) for axis in self.axes if isinstance(axis, range))
 
     def select(self, index: tuple[int | slice, ...]) -> Cell:
-        """Return a part of the part; numbers must be within bounds."""
+        """Return a part of this part; ints in `index` must be within bounds."""
         remaining = iter(index)
         axes = [
             axis[next(remaining, slice(None))] if isinstance(axis, range) else axis
@@ -179,19 +186,19 @@ class Cell:
 
     @property
     def index(self) -> tuple[int | slice, ...]:
-        """What NumPy takes the part with."""
+        """The index that selects the part from a value."""
         return tuple(as_slice(axis) if isinstance(axis, range) else axis for axis in self.axes)
 
     @property
     def positions(self) -> tuple[Sequence[int], ...]:
-        """For each axis of a value the positions of the part, rising."""
+        """The part's positions along each axis of a value, in ascending order."""
         return tuple(
             (axis,) if isinstance(axis, int) else axis if axis.step > 0 else axis[::-1]
             for axis in self.axes
         )
 
     def contiguous(self, shape: tuple[int, ...], itemsize: int) -> tuple[int, int] | None:
-        """Return the first byte of the part and the one after its last, if it is one run."""
+        """Return the part's byte range in a value of `shape`, or None if it is not contiguous."""
         first, step = 0, itemsize * prod(shape)
         axes = list(zip(self.axes, shape, strict=True))
         while axes and isinstance(axes[0][0], int):
@@ -211,7 +218,7 @@ class Cell:
         return first, first + len(axis) * step
 
     def bounds(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Return the first element of the part in a value, and the one after its last."""
+        """Return the range of flat positions in a value that contains the part."""
         if 0 in self.shape:
             return 0, 0
         first = last = 0
@@ -221,14 +228,15 @@ class Cell:
         return first, last + 1
 
     def strided(self, values: AnyArray, shape: tuple[int, ...]) -> AnyArray:
-        """Return the part as a view of what `bounds` says of values.
+        """Return the part as a view of the elements in `bounds`.
 
         Parameters
         ----------
         values : ndarray, shape (..., n)
-            In C order.
+            For each value, its elements from ``bounds(shape)[0]`` to ``bounds(shape)[1]``, in C
+            order.
         shape : tuple of int
-            Of a whole value.
+            Shape of a whole value.
         """
         itemsize = values.dtype.itemsize
         if 0 in self.shape or not values.size:
@@ -248,15 +256,18 @@ class Cell:
 def byte_runs(
     axes: Sequence[Sequence[int]], shape: Shape, itemsize: int, gap: int
 ) -> tuple[tuple[int, int], ...]:
-    """Return the bytes of a value that elements take, as runs more than `gap` bytes apart.
+    """Return the byte ranges of some elements of a value, more than `gap` bytes apart.
 
     Parameters
     ----------
     axes : sequence of sequence of int
-        For each axis of the value the elements' positions, rising.
+        The elements' positions along each axis of the value, in ascending order.
     shape : tuple of int
-        Of the value.
-    itemsize, gap : int
+        Shape of the value.
+    itemsize : int
+        Bytes of an element.
+    gap : int
+        Ranges no more than this number of bytes apart are merged.
 
     Examples
     --------
@@ -269,32 +280,32 @@ def byte_runs(
             return ()
         begin, end = runs[0][0], runs[-1][1]
         if isinstance(positions, range):
-            hop = positions.step
+            stride = positions.step
         else:
-            hop = max((b - a for a, b in pairwise(positions)), default=1)
-        if len(runs) == 1 and hop * step <= end - begin + gap:
+            stride = max((b - a for a, b in pairwise(positions)), default=1)
+        if len(runs) == 1 and stride * step <= end - begin + gap:
             runs = [(begin + positions[0] * step, end + positions[-1] * step)]
         else:
-            runs = join_runs(
+            runs = coalesce_runs(
                 [(p * step + a, p * step + b) for p in positions for a, b in runs], gap
             )
         step *= length
     return tuple(runs)
 
 
-def join_runs(runs: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
-    """Return rising runs, joined where they are no more than `gap` apart."""
-    joined: list[tuple[int, int]] = []
+def coalesce_runs(runs: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Merge ranges, given in ascending order, that are no more than `gap` apart."""
+    merged: list[tuple[int, int]] = []
     for begin, end in runs:
-        if joined and begin - joined[-1][1] <= gap:
-            joined[-1] = joined[-1][0], end
+        if merged and begin - merged[-1][1] <= gap:
+            merged[-1] = merged[-1][0], end
         else:
-            joined.append((begin, end))
-    return joined
+            merged.append((begin, end))
+    return merged
 
 
 def as_slice(axis: range) -> slice:
-    """Return the slice that picks these numbers, none of them negative."""
+    """Return the slice that selects the positions in a range, none of them negative."""
     if len(axis) == 0:
         return slice(0, 0)
     stop: Any = axis.stop if axis.stop >= 0 else None

@@ -1,4 +1,4 @@
-"""The rows of several views, one view after the other, as numbers of joined samples.
+"""The concatenation of several views, which maps its rows to sample ids.
 
 Tested in tests/mixture/test_mixture.py.
 """
@@ -20,19 +20,23 @@ if TYPE_CHECKING:
 
 
 class Concatenation:
-    """Views of joined datasets, laid end to end; a stage of a `Selection`.
+    """Views of several datasets, end to end; a stage of a `Selection`.
+
+    The datasets share one numbering of samples: that of the union of their shards.
 
     Parameters
     ----------
     selections : sequence of Selection
         The views; none is empty.
     firsts : sequence of int
-        The joined number of the first sample of the dataset that each is a view of.
+        For each view, the number of its dataset's first sample in the shared numbering.
 
     Attributes
     ----------
     bounds : ndarray of int64, shape (views + 1,)
         The first row of each view, then the number of rows.
+    is_ascending : bool
+        True if all views are affine and sample ids ascend over all rows.
 
     Examples
     --------
@@ -46,17 +50,17 @@ class Concatenation:
         self.selections, self.firsts = tuple(selections), tuple(firsts)
         sizes = [selection.size for selection in self.selections]
         self.bounds: Int64 = np.array([*accumulate(sizes, initial=0)], np.int64)
-        # Of most views, row r is sample step * r + offset.
-        known = [selection.affine for selection in self.selections]
-        self._others = np.array([affine is None for affine in known])
-        lines = [affine or (0, 1) for affine in known]
-        self._steps = np.array([step for _, step in lines], np.int64)
-        starts = np.array([start for start, _ in lines], np.int64) + np.array(self.firsts)
+        # In an affine view, row r is sample step * r + offset. Most views are affine.
+        affines = [selection.affine for selection in self.selections]
+        self._others = np.array([affine is None for affine in affines])
+        start_steps = [affine or (0, 1) for affine in affines]
+        self._steps = np.array([step for _, step in start_steps], np.int64)
+        starts = np.array([start for start, _ in start_steps], np.int64) + np.array(self.firsts)
         self._offsets = starts - self._steps * self.bounds[:-1]
         self._is_shifted = bool((self._steps == 1).all())
         self._has_others = bool(self._others.any())
         lasts = starts + self._steps * (np.diff(self.bounds) - 1)
-        self.rises = bool(
+        self.is_ascending = bool(
             not self._has_others and (self._steps > 0).all() and (starts[1:] > lasts[:-1]).all()
         )
 
@@ -66,25 +70,25 @@ class Concatenation:
     def __reduce__(self) -> tuple[Any, ...]:
         return Concatenation, (self.selections, self.firsts)
 
-    def which(self, rows: Int64) -> Int64:
-        """Return the numbers of the views that rows are of."""
+    def view_numbers(self, rows: Int64) -> Int64:
+        """Return the number of the view that contains each row."""
         return self.bounds.searchsorted(rows, side="right") - 1
 
     def at(self, rows: Int64) -> Int64:
-        """Return the samples at rows."""
-        which = self.which(rows)
-        ids: Int64 = rows if self._is_shifted else rows * self._steps.take(which)
-        ids = ids + self._offsets.take(which)
+        """Return the sample ids of rows."""
+        views = self.view_numbers(rows)
+        ids: Int64 = rows if self._is_shifted else rows * self._steps.take(views)
+        ids = ids + self._offsets.take(views)
         if self._has_others:
-            others = np.flatnonzero(self._others.take(which))
-            for number, found in group_positions(which[others]):
-                mine = others[found]
-                view_rows = rows[mine] - self.bounds[number]
-                ids[mine] = self.selections[number].at(view_rows) + self.firsts[number]
+            others = np.flatnonzero(self._others.take(views))
+            for number, positions in group_positions(views[others]):
+                in_view = others[positions]
+                view_rows = rows[in_view] - self.bounds[number]
+                ids[in_view] = self.selections[number].at(view_rows) + self.firsts[number]
         return ids
 
     def pieces(self, selection: Selection) -> Iterator[tuple[int, Selection]]:
-        """Yield the views that evenly spaced rows are of, and which of their samples they are."""
+        """Split an affine selection of rows into a selection of samples for each view's number."""
         assert selection.affine is not None
         start, step = selection.affine
         rows = range(start, start + step * selection.size, step)
@@ -93,7 +97,7 @@ class Concatenation:
         for at in np.flatnonzero(np.diff(cuts)).tolist():
             number = at if step > 0 else len(self.selections) - 1 - at
             first = int(self.bounds[number])
-            mine = rows[int(cuts[at]) : int(cuts[at + 1])]
-            of_view = range(mine.start - first, mine.stop - first, step)
-            chosen: Any = self.selections[number].select(as_slice(of_view))
-            yield number, chosen
+            part = rows[int(cuts[at]) : int(cuts[at + 1])]
+            view_rows = range(part.start - first, part.stop - first, step)
+            selected: Any = self.selections[number].select(as_slice(view_rows))
+            yield number, selected

@@ -1,8 +1,9 @@
-"""Elements of values, chosen by arrays of numbers and slices together, composed without reading.
+"""Lazy indices of a column's values that contain arrays.
 
-NumPy picks one part of an array for all rows (``a[:, [0, 1]]``), or another part for each row
-(``a[[4, 2], [0, 1]]``). A `Mesh` holds both as one array of numbers for each axis of a value. These
-arrays broadcast to the shape of the result, so an axis that is sliced costs its length alone.
+NumPy selects the same part of each row (``a[:, [0, 1]]``), or a different part of each row
+(``a[[4, 2], [0, 1]]``). A `Mesh` stores both as one array of positions for each axis of a value.
+These arrays broadcast to the shape of the result. So the memory of a sliced axis is proportional to
+its own length only.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class Mesh:
     Parameters
     ----------
     numbers : tuple of ndarray of int64
-        For each axis of a value, the elements' positions there. Each array has the axes of the
-        rows, then those of `shape`; an axis along which it is constant has length 1.
+        The elements' positions along each axis of a value. Each array has the axes of the rows,
+        then those of `shape`. An axis along which the array is constant has length 1.
     shape : tuple of int
-        Shape of what is taken of one row.
+        Shape of the elements selected from one row.
     lead : int
-        How many axes of `shape` stand before those of the rows in the result.
+        Number of axes of `shape` that precede the row axes in the result.
     """
 
     numbers: tuple[Int64, ...]
@@ -41,7 +42,7 @@ class Mesh:
 
     @classmethod
     def whole(cls, row_axes: int, shape: Shape) -> Mesh:
-        """Return all elements of values of a shape.
+        """Return the mesh of all elements of values of a shape.
 
         Examples
         --------
@@ -52,43 +53,44 @@ class Mesh:
         return cls(tuple(n.reshape((1,) * row_axes + n.shape) for n in grid), shape)
 
     def result_shape(self, rows: Shape) -> Shape:
-        """Return the shape of the result, of rows of a shape."""
+        """Return the shape of the result, given the shape of the rows."""
         return (*self.shape[: self.lead], *rows, *self.shape[self.lead :])
 
     def select(self, rows: Items, cells: Items) -> Mesh:
-        """Return a part of the elements, where rows and values are indexed one after the other.
+        """Return a part of the elements, with separate indices of the rows and of the values.
 
         Parameters
         ----------
         rows, cells : tuple of int, slice or ndarray
-            One for each axis of the rows and of `shape`, within bounds. If `cells` have arrays,
-            `rows` are slices and lead.
+            One for each axis of the rows and of `shape`, within bounds. If `cells` contains arrays,
+            then `rows` are all slices, and the row axes come first.
         """
         numbers = tuple(_index(n, rows, cells) for n in self.numbers)
         lead = sum(not isinstance(item, int) for item in cells[: self.lead])
-        chosen = [k for k, item in enumerate(cells) if not isinstance(item, slice)]
-        # Where a slice stands between arrays, or an array and a number, their axes come first.
+        indexed = [k for k, item in enumerate(cells) if not isinstance(item, slice)]
+        # If a slice stands between two arrays, or an array and an int, NumPy puts their axes first.
         if width := _width(cells):
-            lead = width if chosen[-1] - chosen[0] + 1 != len(chosen) else 0
+            lead = width if indexed[-1] - indexed[0] + 1 != len(indexed) else 0
             ends = range(len(rows), len(rows) + lead)
             numbers = tuple(np.moveaxis(n, range(lead), ends) for n in numbers)
         return Mesh(numbers, _indexed_shape(self.shape, cells), lead)
 
     def select_jointly(self, rows: Items, cells: Items, row_shape: Shape) -> tuple[Int64, Mesh]:
-        """Return a part of the elements that may differ among rows.
+        """Return a part of the elements that may differ between rows.
 
         Parameters
         ----------
         rows, cells : tuple of int, slice or ndarray
-            One for each axis of the rows and of `shape`. Some of `rows` are no slices.
+            One for each axis of the rows and of `shape`. At least one of `rows` is not a slice.
         row_shape : tuple of int
-            Shape of the rows, which lead.
+            Shape of the rows, whose axes come first.
 
         Returns
         -------
         positions : ndarray of int64
-            The rows of the result, by their number among all rows.
+            The rows of the result, as flat positions among all rows.
         mesh : Mesh
+            The elements of these rows.
         """
         shape = _indexed_shape(row_shape + self.shape, rows + cells)
         sliced = sum(isinstance(item, slice) for item in cells)
@@ -97,9 +99,9 @@ class Mesh:
             positions = np.asarray(rows[0])
             positions = positions.nonzero()[0] if positions.dtype == bool else positions
         else:
-            every = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(cells))
-            whole: AnyArray = _index(every, rows, cells)
-            positions = whole.reshape(whole.shape[: whole.ndim - sliced])
+            all_rows = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(cells))
+            selected: AnyArray = _index(all_rows, rows, cells)
+            positions = selected.reshape(selected.shape[: selected.ndim - sliced])
         numbers = []
         for n in self.numbers:
             part = _index(n, rows, cells)
@@ -109,12 +111,12 @@ class Mesh:
         return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(numbers), shape[lead:])
 
     def positions(self, cell: Cell) -> tuple[list[int], ...]:
-        """Return the elements' positions along each axis of a value, rising.
+        """Return the elements' positions along each axis of a value, in ascending order.
 
         Parameters
         ----------
         cell : Cell
-            The part of the value that `bounded` names, of which this is the mesh.
+            The part of the value over which this mesh is defined; see `bounded`.
         """
         numbers = iter(self.numbers)
         return tuple(
@@ -125,7 +127,7 @@ class Mesh:
         )
 
     def bounded(self) -> tuple[Cell, Mesh]:
-        """Return the least part of a value that has all elements, and the mesh over that part."""
+        """Return the smallest cell that contains all elements, and the mesh over that cell."""
         axes, numbers = [], []
         for n in self.numbers:
             first, stop = (int(n.min()), int(n.max()) + 1) if n.size else (0, 0)
@@ -134,32 +136,32 @@ class Mesh:
         return Cell(tuple(axes)), Mesh(tuple(numbers), self.shape, self.lead)
 
     def take(self, values: AnyArray, rows: Int64, start: int, row_axes: int) -> AnyArray:
-        """Return the elements of consecutive rows, whose axes are one and come first.
+        """Return the elements of consecutive rows, with a single row axis, which comes first.
 
         Parameters
         ----------
         values : ndarray
-            What `bounded` asks for, of some rows.
+            The cells that `bounded` returned, of some rows.
         rows : ndarray of int64, shape (n,)
-            Where in `values` each row is.
+            Position in `values` of each row.
         start : int
-            Number of the first of these rows.
+            Flat position of the first row among all rows.
         row_axes : int
-            Number of axes of all rows.
+            Number of row axes of the mesh.
         """
         flat = [n.reshape((prod(n.shape[:row_axes]), *n.shape[row_axes:])) for n in self.numbers]
         shape = (len(rows), *self.shape)
         axes = _own_axes(flat)
         if axes is None:
             row = rows.reshape((-1,) + (1,) * len(self.shape))
-            here = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
-            return np.broadcast_to(values[(row, *here)], shape)
+            numbers = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
+            return np.broadcast_to(values[(row, *numbers)], shape)
         for axis, n in enumerate(flat, 1):
             if not np.array_equal(n.reshape(-1), np.arange(values.shape[axis])):
                 values = values.take(n.reshape(-1), axis)
         if not np.array_equal(rows, np.arange(len(values))):
             values = values.take(rows, 0)
-        # Axes along which nothing varies have length 1, and are the last ones.
+        # Axes along which no array varies have length 1, and come last.
         order = sorted(range(len(axes)), key=lambda axis: axes[axis])
         ordered = values.transpose(0, *(1 + axis for axis in order))
         lengths = [1] * len(self.shape)
@@ -170,7 +172,9 @@ class Mesh:
 
 
 def _own_axes(flat: list[Int64]) -> list[int] | None:
-    """Return the axis of the result along which each array varies; None if that is not its own.
+    """Return the axis of the result along which each array varies.
+
+    Return None if an array varies along several axes, or two arrays vary along the same axis.
 
     Examples
     --------
@@ -187,12 +191,12 @@ def _own_axes(flat: list[Int64]) -> list[int] | None:
 
 
 def _width(items: Items) -> int:
-    """Return the number of axes that arrays in an index have together."""
+    """Return the number of axes to which the arrays in an index broadcast."""
     return max((item.ndim for item in items if isinstance(item, np.ndarray)), default=0)
 
 
 def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
-    """Index an array whose constant axes have length 1, and keep that length where they stay."""
+    """Index an array whose constant axes have length 1; constant axes that remain keep it."""
     width = _width(rows + cells)
     items: list[Any] = []
     for length, item in zip(numbers.shape, rows + cells, strict=True):
@@ -204,14 +208,14 @@ def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
         elif constant:
             items.append(np.zeros((1,) * width, np.int64))
         else:
-            chosen = item.nonzero()[0] if item.dtype == bool else item
-            items.append(chosen.reshape((1,) * (width - chosen.ndim) + chosen.shape))
+            positions = item.nonzero()[0] if item.dtype == bool else item
+            items.append(positions.reshape((1,) * (width - positions.ndim) + positions.shape))
     part: Int64 = numbers[tuple(items)]
     return part
 
 
 def _indexed_shape(shape: Shape, items: Items) -> Shape:
-    """Return the shape of an indexed array, which may be too large to be made for that.
+    """Return the shape of an indexed array, without allocating the array.
 
     Examples
     --------
@@ -228,7 +232,7 @@ def _indexed_shape(shape: Shape, items: Items) -> Shape:
         return sliced
     arrays = [item.nonzero()[0] if item.dtype == bool else item for item in arrays]
     for axis, (length, item) in enumerate(zip(shape, items, strict=True)):
-        if not isinstance(item, slice):  # for the exception, if it is out of bounds
+        if not isinstance(item, slice):  # raises if the item is out of bounds
             np.broadcast_to(np.False_, (1,) * axis + (length,))[(slice(None),) * axis + (item,)]
     try:
         joint = np.broadcast_shapes(*(item.shape for item in arrays))
@@ -237,7 +241,7 @@ def _indexed_shape(shape: Shape, items: Items) -> Shape:
         raise IndexError(
             "shape mismatch: indexing arrays could not be broadcast together with shapes " + shapes
         ) from None
-    chosen = [k for k, item in enumerate(items) if not isinstance(item, slice)]
-    # Axes of the arrays stand where these do, or first if a slice is between them.
-    at = chosen[0] if chosen[-1] - chosen[0] + 1 == len(chosen) else 0
+    indexed = [k for k, item in enumerate(items) if not isinstance(item, slice)]
+    # The arrays' axes replace the indexed axes, or come first if a slice stands between arrays.
+    at = indexed[0] if indexed[-1] - indexed[0] + 1 == len(indexed) else 0
     return (*sliced[:at], *joint, *sliced[at:])

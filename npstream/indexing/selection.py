@@ -1,10 +1,11 @@
-"""Selections: which samples a view holds, in which order and in which shape.
+"""Selections: the sample ids of a view, in its order and shape.
 
-A selection answers to any index as an `np.ndarray` of its shape would, with the same exceptions,
-and reads nothing: it is arithmetic on sample ids. It is kept as small as its kind allows. What
-slices, masks and shuffles make is a range of positions, looked up in a flat tuple of stages, each
-of which turns positions in it into positions in the next, and the last into sample ids. Whatever
-else is picked is an array of sample ids, which NumPy itself indexes further.
+A selection can be indexed like an `np.ndarray` of its shape, and raises the same exceptions. It
+reads no data, as it only computes sample ids. It has one of two forms:
+
+- Slices, masks and shuffles give a range of positions and a tuple of stages. Each stage maps
+  positions to positions in the next stage, and the last stage maps them to sample ids.
+- Any other index gives an array of sample ids, which NumPy indexes further.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ from npstream._core.arguments import quantity
 from npstream._core.arrays import out_of_bounds
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.indexing.mask import PIECE, Mask, values
+from npstream.indexing.mask import BATCH_POSITIONS, Mask, range_values
 
-FEW = 1 << 13
-"""Samples up to which a mask is kept as positions, even where bits would be smaller."""
+MAX_MASK_AS_POSITIONS = 1 << 13
+"""Up to this number of samples, a mask is stored as positions, even if bits would be smaller."""
 
 _NO_ROWS = range(0)
 
 
 class Rearrangement(Protocol):
-    """Positions in another order: a `Permutation`, or an `Order`."""
+    """A mapping of positions to other positions, such as a `Permutation` or an `Order`."""
 
     def __len__(self) -> int: ...
 
     def at(self, positions: Int64, /) -> Int64:
-        """Return what stands at positions."""
+        """Return the positions to which `positions` are mapped."""
 
 
 Stage: TypeAlias = range | Mask | Rearrangement | Int64
 
 
 class Selection:
-    """The samples of a view: see `Selection.all` for the first and `select` for the others.
+    """The sample ids of a view. `Selection.all` creates the first one, `select` all others.
 
     Examples
     --------
@@ -53,48 +54,48 @@ class Selection:
     (2, 2)
     """
 
-    __slots__ = ("_ids", "_rows", "_source", "_under")
+    __slots__ = ("_ids", "_rows", "_source", "_stages")
 
     def __init__(
         self,
         source: int,
         rows: range,
-        under: tuple[Stage, ...] = (),
+        stages: tuple[Stage, ...] = (),
         ids: Int64 | None = None,
     ) -> None:
         self._source = source
         self._rows = rows
-        self._under = under
+        self._stages = stages
         self._ids = ids
 
     @classmethod
     def all(cls, n: int) -> Selection:
-        """Select all samples of a storage of `n`, in its order."""
+        """Select all `n` samples of a dataset, in stored order."""
         return cls(n, range(n))
 
     @classmethod
-    def _of(cls, source: int, ids: Int64) -> Selection:
-        """Select samples by their ids, in an array that nobody else writes to."""
+    def _from_ids(cls, source: int, ids: Int64) -> Selection:
+        """Select samples by an array of their ids, which must not be modified later."""
         return cls(source, _NO_ROWS, (), np.asarray(ids, order="C"))
 
     @property
     def source(self) -> int:
-        """Samples of the storage."""
+        """Number of samples of the whole dataset."""
         return self._source
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of the view."""
+        """Shape of the view."""
         return (len(self._rows),) if self._ids is None else self._ids.shape
 
     @property
     def ndim(self) -> int:
-        """Axes of the view."""
+        """Number of axes of the view."""
         return 1 if self._ids is None else self._ids.ndim
 
     @property
     def size(self) -> int:
-        """Samples of the view."""
+        """Number of samples of the view."""
         return len(self._rows) if self._ids is None else self._ids.size
 
     @property
@@ -102,18 +103,18 @@ class Selection:
         """Bytes of memory that the selection holds."""
         if self._ids is not None:
             return self._ids.nbytes
-        return sum(stage.nbytes for stage in self._under if isinstance(stage, Mask | np.ndarray))
+        return sum(stage.nbytes for stage in self._stages if isinstance(stage, Mask | np.ndarray))
 
     @property
     def affine(self) -> tuple[int, int] | None:
-        """``(start, step)`` if sample k is ``start + k * step``, and was selected as such."""
-        if self._ids is not None or self._under:
+        """``(start, step)`` if the view is one slice: its sample k is ``start + k * step``."""
+        if self._ids is not None or self._stages:
             return None
         return self._rows.start, self._rows.step if len(self._rows) > 1 else 1
 
     @property
     def step(self) -> int:
-        """Positive where sample numbers rise evenly, negative where they fall so, else 0."""
+        """The step of an affine view, negative if sample ids descend; 0 for any other view."""
         return 0 if self.affine is None else self.affine[1]
 
     def __len__(self) -> int:
@@ -122,46 +123,46 @@ class Selection:
         return self.shape[0]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        # A few rows of a large mask are not worth sending all of it along.
+        # For a few rows of a large mask, pickling their ids takes less than the whole mask.
         if self.size * 8 < self.nbytes:
-            return Selection._of, (self._source, self.ids().reshape(self.shape))
-        return Selection, (self._source, self._rows, self._under, self._ids)
+            return Selection._from_ids, (self._source, self.ids().reshape(self.shape))
+        return Selection, (self._source, self._rows, self._stages, self._ids)
 
     def select(self, index: Any) -> int | Selection:
-        """Return the id of the sample that an index picks, or the selection that it makes.
+        """Return the sample id that an index selects, or a selection of several samples.
 
-        It is what `np.ndarray` does, except that bools, None and floats raise, alone as well as in
-        a tuple, as does a list that mixes bools and integers.
+        The result is that of an `np.ndarray`, with these exceptions: single bools, None and floats
+        raise, also in a tuple. A list that mixes bools and integers raises, too.
         """
         if self._ids is None:
             if type(index) is int:
                 return self._sample(index)
             if type(index) is slice:
-                return Selection(self._source, self._rows[index], self._under)
+                return Selection(self._source, self._rows[index], self._stages)
         if isinstance(index, tuple):
-            admitted: Any = tuple(admit(item) for item in index)
+            normalized: Any = tuple(normalize_item(item) for item in index)
         else:
-            admitted = admit(index)
+            normalized = normalize_item(index)
         if self._ids is None:
-            return self._select(admitted, index)
-        picked = self._ids[admitted]
-        if isinstance(picked, np.ndarray):
-            return Selection._of(self._source, picked)
-        return int(picked)
+            return self._select(normalized, index)
+        selected = self._ids[normalized]
+        if isinstance(selected, np.ndarray):
+            return Selection._from_ids(self._source, selected)
+        return int(selected)
 
     def ids(self, start: int = 0, stop: int | None = None) -> Int64:
         """Return the sample ids of the ravelled view from `start` up to `stop`, as a new array."""
         if self._ids is not None:
             flat = self._ids if self._ids.ndim == 1 else self._ids.reshape(-1)
             return flat.copy() if start == 0 and stop is None else flat[start:stop].copy()
-        rows, under = self._rows[start:stop], self._under
+        rows, stages = self._rows[start:stop], self._stages
         ensure_fits(8 * len(rows), "the row numbers ({:,}) of a view", len(rows))
-        if under and isinstance(under[0], Mask):
-            ids = under[0].run(rows)
-            under = under[1:]
+        if stages and isinstance(stages[0], Mask):
+            ids = stages[0].at_range(rows)
+            stages = stages[1:]
         else:
-            ids = values(rows, np.arange(len(rows)))
-        for stage in under:
+            ids = range_values(rows, np.arange(len(rows)))
+        for stage in stages:
             ids = _look_up(stage, ids)
         return ids
 
@@ -176,13 +177,16 @@ class Selection:
 
     def ravel(self) -> Selection:
         """Return the samples as a 1-d view."""
-        return self if self._ids is None else Selection._of(self._source, self._ids.reshape(-1))
+        return (
+            self if self._ids is None else Selection._from_ids(self._source, self._ids.reshape(-1))
+        )
 
     def cuts(self, bounds: AnyArray) -> AnyArray | None:
-        """Return where rising bounds, from 0 to the number of samples, cut the ravelled view.
+        """Return the positions at which sorted bounds of sample ids split the ravelled view.
 
-        Samples between two cuts have ids between two bounds. It is None unless the view's ids
-        rise all along, or fall, and then cuts are in the order of the view.
+        Samples between two cuts have ids between two bounds, which ascend from 0 to the number of
+        samples. Cuts are in the order of the view. The result is None unless the view's ids only
+        ascend or only descend.
 
         >>> Selection.all(10).select(slice(None, None, -3)).cuts(np.array([0, 5, 10]))
         array([0, 2, 4])
@@ -195,12 +199,12 @@ class Selection:
                 return ids.size - np.searchsorted(ids[::-1], bounds)[::-1]
             return None
         rows = self._rows
-        if not self._under and rows == range(self._source):
+        if not self._stages and rows == range(self._source):
             return bounds
         bounds = bounds.astype(np.int64, copy=False)
-        if len(self._under) == 1 and isinstance(self._under[0], Mask):
-            bounds = self._under[0].rank(bounds)
-        elif self._under:
+        if len(self._stages) == 1 and isinstance(self._stages[0], Mask):
+            bounds = self._stages[0].rank(bounds)
+        elif self._stages:
             return None
         start, step = rows.start if rows else 0, rows.step if len(rows) > 1 else 1
         if step > 0:
@@ -208,7 +212,7 @@ class Selection:
         return np.clip((start - bounds[::-1]) // -step + 1, 0, len(rows))
 
     def permuted(self, permutation: Rearrangement) -> Selection:
-        """Return the 1-d view whose k-th sample is that at ``permutation[k]`` in this one.
+        """Return the 1-d view whose sample k is sample ``permutation[k]`` of this view.
 
         >>> from npstream.orders.permutation import Permutation
         >>> Selection.all(5).permuted(Permutation(5, key=1)).ids()
@@ -218,51 +222,54 @@ class Selection:
             raise ValueError(
                 f"{permutation} does not permute a view of {quantity(self.size, 'sample')}"
             )
-        under: tuple[Stage, ...]
+        stages: tuple[Stage, ...]
         if self._ids is not None:
-            under = (self._ids.reshape(-1),)
+            stages = (self._ids.reshape(-1),)
         elif self._rows.start == 0 and self._rows.step == 1:
-            under = self._under
+            stages = self._stages
         else:
-            under = (self._rows, *self._under)
-        return Selection(self._source, range(self.size), (permutation, *under))
+            stages = (self._rows, *self._stages)
+        return Selection(self._source, range(self.size), (permutation, *stages))
 
-    def over(self, stage: Rearrangement, source: int) -> Selection:
-        """Return this view, what it counts being looked up in a stage over another storage."""
+    def through(self, stage: Rearrangement, source: int) -> Selection:
+        """Return this view with its sample ids mapped through a stage to ids of another dataset.
+
+        `source` is the number of samples of that dataset.
+        """
         if self._ids is not None:
             ids = stage.at(self._ids.reshape(-1)).reshape(self._ids.shape)
             return Selection(source, _NO_ROWS, (), ids)
-        return Selection(source, self._rows, (*self._under, stage))
+        return Selection(source, self._rows, (*self._stages, stage))
 
     def _sample(self, index: int) -> int:
         try:
             position = self._rows[index]
         except IndexError:
-            self._refuse(index)
-        if not self._under:
+            self._raise_index_error(index)
+        if not self._stages:
             return position
         index %= len(self._rows)
         return int(self.ids(index, index + 1)[0])
 
-    def _select(self, admitted: Any, index: Any) -> int | Selection:
-        """Select from a 1-d view that is not an array of ids."""
-        if isinstance(admitted, tuple):
-            return self._select_tuple(admitted)
-        if admitted is Ellipsis:
+    def _select(self, normalized: Any, index: Any) -> int | Selection:
+        """Select from a 1-d view that is not an array of ids; `index` is for errors."""
+        if isinstance(normalized, tuple):
+            return self._select_tuple(normalized)
+        if normalized is Ellipsis:
             return self
-        if isinstance(admitted, int):
-            return self._sample(admitted)
-        kind = admitted.dtype.kind if isinstance(admitted, np.ndarray) else ""
-        if kind == "b" and admitted.shape == self.shape:
-            return self._select_mask(admitted)
-        # To NumPy, an empty mask fits any axis.
-        if kind not in ("i", "u") and not (kind == "b" and admitted.shape == (0,)):
-            self._refuse(index)
-        positions, n = admitted.astype(np.int64, order="C"), self.size
+        if isinstance(normalized, int):
+            return self._sample(normalized)
+        kind = normalized.dtype.kind if isinstance(normalized, np.ndarray) else ""
+        if kind == "b" and normalized.shape == self.shape:
+            return self._select_mask(normalized)
+        # NumPy lets a mask of length 0 fit an axis of any length.
+        if kind not in ("i", "u") and not (kind == "b" and normalized.shape == (0,)):
+            self._raise_index_error(index)
+        positions, n = normalized.astype(np.int64, order="C"), self.size
         if out_of_bounds(positions, n):
             positions[positions < 0] += n
             if out_of_bounds(positions, n):
-                self._refuse(index)
+                self._raise_index_error(index)
         return Selection(self._source, _NO_ROWS, (), self._at(positions))
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
@@ -270,48 +277,48 @@ class Selection:
         items = [item for item in index if item is not Ellipsis]
         if not items:
             return self
-        picked = self.select(items[0])
-        if isinstance(picked, int) and len(index) > 1:
-            return Selection._of(self._source, np.array(picked))
-        return picked
+        selected = self.select(items[0])
+        if isinstance(selected, int) and len(index) > 1:
+            return Selection._from_ids(self._source, np.array(selected))
+        return selected
 
     def _select_mask(self, mask: Bools) -> Selection:
-        """Keep what a mask of the view's shape is true for.
+        """Select the samples for which a mask of the view's shape is True.
 
-        Above the last permutation, positions rise or fall all along; so whatever slices and masks
-        stand there become one mask and, where they fall, one reversal.
+        Before the first permutation among the stages, positions only ascend or only descend. So the
+        slices and masks before it become one mask, with one reversal if positions descend.
         """
-        first, under = (self._under[0], self._under) if self._under else (None, ())
+        first, stages = (self._stages[0], self._stages) if self._stages else (None, ())
         if isinstance(first, Mask):
-            domain, under = first.domain, under[1:]
+            domain, stages = first.domain, stages[1:]
         else:
             domain = self._source if first is None else len(first)
         count = int(np.count_nonzero(mask))
-        if count <= FEW or count * 64 <= domain:
-            return Selection._of(self._source, self._at(np.flatnonzero(mask)))
+        if count <= MAX_MASK_AS_POSITIONS or count * 64 <= domain:
+            return Selection._from_ids(self._source, self._at(np.flatnonzero(mask)))
         if first is None and self._rows == range(domain):
-            kept = Mask.where(mask)
+            bits = Mask.from_bools(mask)
         else:
-            kept = Mask.of(self._pieces(mask), domain)
+            bits = Mask.from_positions(self._masked_positions(mask), domain)
         rows = range(count) if self._rows.step > 0 else range(count)[::-1]
-        return Selection(self._source, rows, (kept, *under))
+        return Selection(self._source, rows, (bits, *stages))
 
-    def _pieces(self, mask: Bools) -> Iterator[Int64]:
-        """Yield where a mask is true, as positions below the slices and masks on top."""
-        for start in range(0, mask.size, PIECE):
-            rows = self._rows[start : start + PIECE]
-            chosen = np.flatnonzero(mask[start : start + PIECE])
-            if self._under and isinstance(self._under[0], Mask):
-                yield self._under[0].run(rows)[chosen]
+    def _masked_positions(self, mask: Bools) -> Iterator[Int64]:
+        """Yield the positions where a mask is True, mapped through the rows and a first mask."""
+        for start in range(0, mask.size, BATCH_POSITIONS):
+            rows = self._rows[start : start + BATCH_POSITIONS]
+            true_positions = np.flatnonzero(mask[start : start + BATCH_POSITIONS])
+            if self._stages and isinstance(self._stages[0], Mask):
+                yield self._stages[0].at_range(rows)[true_positions]
             else:
-                yield values(rows, chosen)
+                yield range_values(rows, true_positions)
 
     def _at(self, positions: Int64) -> Int64:
-        """Replace positions that are known to be good, in an array of our own, by sample ids."""
+        """Return the sample ids at positions within bounds; the array may be overwritten."""
         if self._ids is not None:
             return self._ids.reshape(-1)[positions]
         positions = _look_up(self._rows, positions)
-        for stage in self._under:
+        for stage in self._stages:
             positions = _look_up(stage, positions)
         return positions
 
@@ -319,26 +326,26 @@ class Selection:
         """Return an array of the view's shape that takes no memory."""
         return np.broadcast_to(np.int8(0), self.shape)
 
-    def _refuse(self, index: Any) -> NoReturn:
-        """Raise what NumPy raises."""
+    def _raise_index_error(self, index: Any) -> NoReturn:
+        """Raise the exception that NumPy raises for an index."""
         self._stand_in()[index]
         raise IndexError(f"{index!r} does not index a view of shape {self.shape}")
 
 
 def _look_up(stage: Stage, positions: Int64) -> Int64:
-    """Turn positions in a stage, an array that may be overwritten, into positions below it."""
+    """Map positions through a stage; the array `positions` may be overwritten."""
     if isinstance(stage, range):
-        return values(stage, positions)
+        return range_values(stage, positions)
     if isinstance(stage, np.ndarray):
         return stage[positions]
     return stage.at(positions)
 
 
-def admit(item: Any) -> Any:
-    """Bring what indexes one axis to an int, a slice, an ellipsis or an array.
+def normalize_item(item: Any) -> Any:
+    """Return an index of one axis as an int, a slice, an ellipsis or an array.
 
-    Raises for what NumPy would take in a sense that nobody wants here; leaves alone what NumPy
-    will refuse.
+    Raise IndexError for an item that NumPy accepts but that is likely an error here, such as None.
+    Return other invalid items unchanged, so that NumPy raises.
     """
     if type(item) is np.ndarray and item.ndim:
         return item
@@ -370,7 +377,7 @@ def admit(item: Any) -> Any:
     if isinstance(item, np.ndarray):
         return array
     if array.size == 0:
-        return array.astype(np.int64)  # an empty list is float64 to NumPy, and yet an index
+        return array.astype(np.int64)  # np.asarray([]) has float64, but is a valid index
     if kind in "iu" and isinstance(item, list | tuple) and _holds_bool(item):
         raise IndexError(
             "a list of bools and integers is neither a mask nor row numbers: "

@@ -110,7 +110,7 @@ class Mixture(Dataset):
         chosen = self._selection.select(index)
         rows = self._source.rows
         ids = np.array([chosen]) if isinstance(chosen, int) else chosen.ids()
-        which = rows.which(ids)
+        which = rows.view_numbers(ids)
         row = ids - rows.bounds[which]
         if isinstance(chosen, int):
             return int(which[0]), int(row[0])

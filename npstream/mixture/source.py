@@ -58,7 +58,7 @@ class SourceNames:
 
     def column(self, rows: Int64) -> Ragged:
         """Return the names at rows, as text."""
-        names: Ragged = self._column[self._rows.which(rows)]
+        names: Ragged = self._column[self._rows.view_numbers(rows)]
         return names
 
     def value(self, row: int) -> str:
@@ -68,7 +68,7 @@ class SourceNames:
     def equal(self, rows: Int64, text: bytes) -> Bools:
         """Return which rows have this name."""
         equal = np.array([name.encode() == text for name in self._names])
-        return equal[self._rows.which(rows)]
+        return equal[self._rows.view_numbers(rows)]
 
 
 class MixedSource(Source):
@@ -164,7 +164,7 @@ class MixedSource(Source):
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield pieces of work and what their rows are, some of which are fetched ahead."""
-        return super().ahead(pieces, rows_of, step if self.rows.rises else 0, is_rowwise)
+        return super().ahead(pieces, rows_of, step if self.rows.is_ascending else 0, is_rowwise)
 
     def _stored_columns(
         self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
@@ -202,7 +202,7 @@ class MixedSource(Source):
         samples = super().samples(names, found)
         if not self.has_transforms:
             return samples
-        members = map(self.members.__getitem__, self.rows.which(found.rows).tolist())
+        members = map(self.members.__getitem__, self.rows.view_numbers(found.rows).tolist())
         # Not a generator, which would end where a transform raises.
         return map(_transform, samples, members)
 
@@ -248,7 +248,7 @@ class MixedSource(Source):
 
     def stored(self, selection: Selection) -> Selection:
         """Return a view as one of what the index counts."""
-        return selection.over(self.rows, self.index.samples)
+        return selection.through(self.rows, self.index.samples)
 
     def bytes_of(self, samples: int) -> int:
         """Return the bytes of so many average samples."""

@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core import memory
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.formats.encodings.encodings import Encoding, view_as
-from npstream.indexing.columns import Cell, byte_runs, join_runs
+from npstream.indexing.columns import Cell, byte_runs, coalesce_runs
 from npstream.shards.table import Split
 from npstream.storage.coalesce import REQUEST_BYTES, is_worthwhile, transfer_cost
 
@@ -263,7 +263,7 @@ class Plan:
                 if end > begin:
                     wanted.append((offset + begin, offset + end, begin - first, f.name))
         wanted.sort()
-        runs = join_runs([run[:2] for run in wanted], REQUEST_BYTES)
+        runs = coalesce_runs([run[:2] for run in wanted], REQUEST_BYTES)
         nbytes = sum(end - begin for begin, end in runs)
         if not (runs and is_worthwhile(transfer_cost(len(runs), nbytes), whole)):
             return None

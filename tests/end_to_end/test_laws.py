@@ -25,7 +25,7 @@ DATASETS = 8
 @pytest.fixture(autouse=True, params=["plain", "compiled"])
 def _as_large_views(request, monkeypatch):
     """Let small views, too, go the ways of large ones."""
-    monkeypatch.setattr(selection, "FEW", 0)
+    monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)
     compiled = request.param == "compiled"
     monkeypatch.setattr(Kernel, "for_size", lambda self, rows: self if compiled else self.py_func)
 

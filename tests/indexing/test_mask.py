@@ -33,7 +33,7 @@ def _way(request, monkeypatch):
 @pytest.mark.parametrize("share", SHARES)
 def test_every_position_is_found_by_its_number(share):
     chosen = bools(7 * ENTRY_BITS + 5, share)
-    found = Mask.where(chosen)
+    found = Mask.from_bools(chosen)
     ranks = np.random.default_rng(2).permutation(len(found))
     assert np.array_equal(found.at(ranks), np.flatnonzero(chosen)[ranks])
     pairs = ranks[: len(ranks) // 2 * 2].reshape(2, -1)
@@ -43,33 +43,33 @@ def test_every_position_is_found_by_its_number(share):
 @given(st.data())
 def test_ranges_of_numbers_are_found_whatever_their_step(data):
     chosen = bools(data.draw(st.integers(1, 40 * ENTRY_BITS)), data.draw(st.sampled_from(SHARES)))
-    found, positions = Mask.where(chosen), np.flatnonzero(chosen)
+    found, positions = Mask.from_bools(chosen), np.flatnonzero(chosen)
     bound = st.none() | st.integers(-len(found), len(found))
     step = st.sampled_from([None, 2, -1, -3, 100, -2000])
     part = data.draw(st.builds(slice, bound, bound, step))
-    run = found.run(range(len(found))[part])
+    run = found.at_range(range(len(found))[part])
     assert run.flags.c_contiguous
     assert np.array_equal(run, positions[part])
 
 
 def test_long_runs_are_unpacked_in_pieces(monkeypatch):
-    monkeypatch.setattr(mask, "PIECE", 4 * ENTRY_BITS)
+    monkeypatch.setattr(mask, "BATCH_POSITIONS", 4 * ENTRY_BITS)
     chosen = bools(50 * ENTRY_BITS, 0.3)
-    found, positions = Mask.where(chosen), np.flatnonzero(chosen)
+    found, positions = Mask.from_bools(chosen), np.flatnonzero(chosen)
     for cut in (slice(None), slice(1000, -1000), slice(5000, 6500)):
-        assert np.array_equal(found.run(range(len(found))[cut]), positions[cut])
+        assert np.array_equal(found.at_range(range(len(found))[cut]), positions[cut])
 
 
 @pytest.mark.parametrize("n", [0, 1, 8, ENTRY_BITS, ENTRY_BITS + 1, 9999])
 def test_positions_may_come_in_pieces_and_in_any_order(n):
     chosen = bools(n, 0.3)
     positions = np.flatnonzero(chosen)[::-1]
-    found = Mask.of([positions[:5], positions[5:]], n)
+    found = Mask.from_positions([positions[:5], positions[5:]], n)
     assert len(found) == len(positions)
-    assert np.array_equal(found.run(range(len(found))), positions[::-1])
+    assert np.array_equal(found.at_range(range(len(found))), positions[::-1])
     again = pickle.loads(pickle.dumps(found))
     assert again.domain == n
-    assert np.array_equal(again.run(range(len(found))), positions[::-1])
+    assert np.array_equal(again.at_range(range(len(found))), positions[::-1])
 
 
 def test_a_part_costs_what_the_part_is_worth(monkeypatch):
@@ -77,18 +77,18 @@ def test_a_part_costs_what_the_part_is_worth(monkeypatch):
     chosen = np.zeros(50_000_000, bool)
     chosen[:2_000_000] = True
     chosen[-2_000_000:] = True
-    found = Mask.where(chosen)
+    found = Mask.from_bools(chosen)
     unpacked = []
     unpackbits = np.unpackbits
     monkeypatch.setattr(
         np, "unpackbits", lambda a, **kwargs: unpacked.append(a.size) or unpackbits(a, **kwargs)
     )
-    assert found.run(range(3_000_000, 3_000_100)).tolist() == [*range(49_000_000, 49_000_100)]
-    desert = found.run(range(2_000_000 - 50, 2_000_000 + 50))
+    assert found.at_range(range(3_000_000, 3_000_100)).tolist() == [*range(49_000_000, 49_000_100)]
+    desert = found.at_range(range(2_000_000 - 50, 2_000_000 + 50))
     assert desert.tolist() == [*range(1_999_950, 2_000_000), *range(48_000_000, 48_000_050)]
     assert sum(unpacked) < 2000
 
 
 def test_memory_is_little_more_than_a_bit_a_position():
     n = 10_000_000
-    assert Mask.where(bools(n, 0.5)).nbytes < n / 8 * 1.07
+    assert Mask.from_bools(bools(n, 0.5)).nbytes < n / 8 * 1.07

@@ -37,7 +37,7 @@ class Lazy:
 @pytest.fixture(autouse=True)
 def _masks_stay_masks(monkeypatch):
     """Let small views, too, go the way of large ones."""
-    monkeypatch.setattr(selection, "FEW", 0)
+    monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)
 
 
 class Ids:

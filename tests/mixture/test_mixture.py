@@ -67,7 +67,9 @@ SIZE = 60 + 80 + int(SOME.sum()) + 55 + 5 + 60 + 20
 
 
 def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
-    monkeypatch.setattr(selection, "FEW", 0)  # let small masks, too, be kept as bits
+    monkeypatch.setattr(
+        selection, "MAX_MASK_AS_POSITIONS", 0
+    )  # let small masks, too, be kept as bits
     mixed, ids = made
     assert len(mixed) == len(ids) == SIZE
 
@@ -176,7 +178,7 @@ def test_what_a_mixture_says_of_itself(made):
     assert mixed.weights["packed"] == pytest.approx(80 / SIZE)
     text = repr(mixed)
     assert text.startswith(f"<npstream.Mixture: {SIZE} samples of 7 sources\n  id ")
-    assert f"  packed     {80 / SIZE:.2%} of what is drawn, 80 samples\n" in text
+    assert f"  packed     {80 / SIZE:.2%} of drawn samples, 80 samples\n" in text
     assert repr(mixed[::2]).startswith(f"<npstream.Dataset: {len(mixed[::2])} samples of 300 in ")
     assert f"<td>{ids[4]}</td>" in mixed._repr_html_()
     assert len(mixed.version) == 16

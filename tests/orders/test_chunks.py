@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from npstream.indexing.mask import ENTRY_BITS, Mask
-from npstream.indexing.selection import FEW, Selection
+from npstream.indexing.selection import MAX_MASK_AS_POSITIONS, Selection
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.permutation import Permutation
 
@@ -44,7 +44,7 @@ def test_both_ways_cut_shards_alike():
 
 # Views. N is large enough for masks that are kept as bits.
 
-N = 3 * FEW
+N = 3 * MAX_MASK_AS_POSITIONS
 CHUNKS = np.unique([0, 5, 6, *range(100, N, 700), N])
 MASK = np.random.default_rng(0).random(N) < 0.5
 
@@ -102,7 +102,7 @@ def test_chunks_of_scattered_views_are_stretches(view):
 @given(st.lists(st.integers(0, 3 * ENTRY_BITS - 1), max_size=80), st.data())
 def test_ranks_count_the_positions_below(positions, data):
     domain = data.draw(st.integers(max(positions, default=0) + 1, 3 * ENTRY_BITS))
-    mask = Mask.of([np.array(positions, np.int64)], domain)
+    mask = Mask.from_positions([np.array(positions, np.int64)], domain)
     below = np.array(data.draw(st.lists(st.integers(0, domain), max_size=20)), np.int64)
     want = np.searchsorted(np.unique(positions), below)
     assert np.array_equal(mask.rank(below), want)
@@ -111,4 +111,4 @@ def test_ranks_count_the_positions_below(positions, data):
 @pytest.mark.usefixtures("way")
 def test_both_ways_count_ranks_alike():
     ends = np.arange(N + 1)
-    assert np.array_equal(Mask.where(MASK).rank(ends), np.append(0, np.cumsum(MASK)))
+    assert np.array_equal(Mask.from_bools(MASK).rank(ends), np.append(0, np.cumsum(MASK)))
