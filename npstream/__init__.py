@@ -71,7 +71,7 @@ _EXPORTS = {
     "verify_dataset": "npstream.tools.verify:verify_dataset",
     "write": "npstream.writing.writer:write",
 }
-"""Where each public name is defined; it is imported when somebody first asks for it."""
+"""The definition of each public name, which is imported at the first access."""
 
 
 def __getattr__(name: str) -> Any:
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _hint(name: str) -> str:
-    """Return what is meant by a name that is not there."""
+    """Return a suggestion for an unknown name, as the end of an error message."""
     if name in ("torch", "testing"):
         return f": write import {__name__}.{name}"
     if name.startswith("_"):

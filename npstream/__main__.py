@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments
-        The command line's words; by default those of this process.
+        The command line's arguments; by default those of this process.
     """
     words = sys.argv[1:] if arguments is None else arguments
     root = build_parser(words)
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser of the command line, given its words."""
+    """Return the parser of the command line, given its arguments."""
 
     class Parser(argparse.ArgumentParser):
-        """A parser that repeats no secret of a URL when it refuses a word."""
+        """A parser whose error messages do not contain the secrets of URLs."""
 
         def error(self, message: str) -> NoReturn:
             super().error(redact(message, (part for word in words for part in url_secrets(word))))
@@ -58,32 +58,32 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
     cache = commands.add_parser("cache", help="show or empty the cache of remote datasets")
     actions = cache.add_subparsers(required=True, metavar="ACTION")
-    for name, run, what in (
-        ("info", run_cache_info, "say where it is, what it holds, and its limit"),
-        ("clear", run_cache_clear, "remove its files; programs that use them go on"),
+    for name, run, summary in (
+        ("info", run_cache_info, "show its directory, its size and its limit"),
+        ("clear", run_cache_clear, "remove its files; running programs are not affected"),
     ):
-        action = actions.add_parser(name, help=what)
+        action = actions.add_parser(name, help=summary)
         action.add_argument("directory", nargs="?", help="another cache than the default one")
         action.set_defaults(command=run)
 
-    fetch = actions.add_parser("fetch", help="fetch a dataset into it, ahead of those who read")
+    fetch = actions.add_parser("fetch", help="fetch a dataset into the cache before it is read")
     fetch.add_argument("url", help="the dataset's URL")
     fetch.add_argument("--split", help="the sub-directory to fetch")
     fetch.add_argument("--cache", metavar="DIRECTORY", help="another cache than the default one")
     fetch.add_argument("--limit", help="the bytes that the cache may take, such as 100GB")
-    fetch.add_argument("--index", help="where the side-car is, if not beside the index")
+    fetch.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
     fetch.set_defaults(command=run_cache_fetch)
 
-    index = commands.add_parser("index", help="make a dataset's side-car: hashes, statistics")
+    index = commands.add_parser("index", help="build a dataset's side-car: hashes, statistics")
     index.add_argument("url", help="the dataset's directory, or its URL")
-    index.add_argument("--out", help="where to put it, if not beside the dataset's index")
-    index.add_argument("--columns", nargs="*", help="the scalar columns to hold; all by default")
+    index.add_argument("--out", help="the side-car's directory or URL, if not the dataset's")
+    index.add_argument("--columns", nargs="*", help="the scalar columns to store; all by default")
     index.add_argument("--no-hashes", action="store_true", help="leave out the hashes of pieces")
     index.set_defaults(command=run_index)
 
-    verify = commands.add_parser("verify", help="read a whole dataset and check all of it")
+    verify = commands.add_parser("verify", help="read and check a whole dataset")
     verify.add_argument("url", help="the dataset's directory, or its URL")
-    verify.add_argument("--index", help="where its side-car is, if not beside its index")
+    verify.add_argument("--index", help="the side-car's directory or URL, if not the dataset's")
     verify.set_defaults(command=run_verify)
 
     precompile = commands.add_parser(
@@ -150,7 +150,7 @@ def run_index(options: argparse.Namespace) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Run ``npstream verify``; the exit status says whether anything is wrong."""
+    """Run ``npstream verify``; return 1 if the dataset has problems."""
     from npstream.tools.verify import verify_dataset
 
     report = verify_dataset(options.url, index=options.index)
@@ -166,7 +166,7 @@ def run_precompile(_options: argparse.Namespace) -> None:
 
 
 def run_selftest(_options: argparse.Namespace) -> int:
-    """Run ``npstream selftest``; the exit status says whether a check failed."""
+    """Run ``npstream selftest``; return 1 if a check failed."""
     from npstream.tools.selftest import selftest
 
     return int(not selftest())

@@ -1,9 +1,11 @@
 """The exceptions that npstream raises.
 
-Each subclasses the builtin that a user would catch, so ``except ValueError`` and
-``except OSError`` keep working. A message says the value, the rule it broke, the place,
-and the mend. Where an exception leaves a public function its traceback is cut to the first and the
-last line of the package: in place, so that all that show or log it agree.
+Each exception subclasses a matching builtin, so ``except ValueError`` and ``except OSError`` work.
+A message states the value, the rule that it breaks, the location, and the fix.
+
+Public functions shorten the traceback of an exception that they raise: of this package's frames,
+only the first and the last remain. The traceback is changed in place, so that every tool that
+shows or logs the exception shows the same frames.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ class NpstreamError(Exception):
 
 
 class FormatError(NpstreamError, ValueError):
-    """A dataset's bytes do not follow its format: a damaged or hostile index, shard or sample."""
+    """An index, shard or sample does not follow its format: it is damaged or malicious."""
 
 
 class StorageError(NpstreamError, OSError):
     """A dataset's bytes could not be read or written.
 
-    An error with an ``errno`` is also the builtin that ``OSError`` makes of it, so that
-    ``except FileNotFoundError`` catches an absent dataset, local or remote.
+    An error with an ``errno`` is also an instance of the builtin that ``OSError`` chooses for it.
+    So ``except FileNotFoundError`` catches a missing dataset, local or remote.
 
     Examples
     --------
@@ -48,7 +50,7 @@ class StorageError(NpstreamError, OSError):
     """
 
     def __new__(cls, *args: Any) -> StorageError:
-        """Choose the subclass that the first of several arguments, an ``errno``, asks for."""
+        """Choose the subclass for the ``errno``, which is the first of several arguments."""
         kind: type[StorageError] = cls
         if cls is StorageError and len(args) > 1:
             builtin = type(OSError(*args[:2]))
@@ -57,15 +59,15 @@ class StorageError(NpstreamError, OSError):
 
 
 class StorageNotFoundError(StorageError, FileNotFoundError):
-    """There is no such file or directory."""
+    """The file or directory does not exist."""
 
 
 class StorageExistsError(StorageError, FileExistsError):
-    """There is such a file already."""
+    """The file already exists."""
 
 
 class StoragePermissionError(StorageError, PermissionError):
-    """The store or the operating system refuses access."""
+    """The store or the operating system denied access."""
 
 
 class StorageNotADirectoryError(StorageError, NotADirectoryError):
@@ -77,7 +79,7 @@ class StorageIsADirectoryError(StorageError, IsADirectoryError):
 
 
 class StorageTimeoutError(StorageError, TimeoutError):
-    """No answer came within the time allowed."""
+    """The store did not answer before the timeout."""
 
 
 class StorageConnectionError(StorageError, ConnectionError):
@@ -96,37 +98,40 @@ _KINDS: tuple[type[StorageError], ...] = (
 
 
 class IntegrityError(NpstreamError, OSError):
-    """A dataset's bytes are not the ones that its index recorded."""
+    """A dataset's bytes differ from those that its index recorded."""
 
 
-DAMAGED = ": the file was changed or damaged; write it again, or build its side-car anew"
-"""What an `IntegrityError` says of a dataset that was not replaced."""
+DAMAGED = ": the file was changed or damaged; write it again, or rebuild its side-car"
+"""The end of an `IntegrityError`'s message if the dataset was not replaced."""
 
 
 class CostError(NpstreamError, RuntimeError):
-    """A read that nobody asked for by name would fetch more than was allowed."""
+    """An implicit read would download more than ``implicit_read_limit``.
+
+    Implicit reads are those without an explicit call, such as a comparison or ``np.asarray``.
+    """
 
 
 class MissingDependencyError(NpstreamError, ImportError):
-    """A package that npstream needs for this, and does not require, is not installed.
+    """An optional package that an operation needs is not installed.
 
     Parameters
     ----------
     purpose : str
-        What needs it.
+        The operation that needs the package.
     package : str
-        Its name on PyPI.
+        The package's name on PyPI.
     extra : str, default: ""
-        The extra of npstream that installs it.
+        The extra of npstream that installs the package.
     otherwise : str, default: ""
-        What helps without it.
+        An alternative to installing the package, as the message's last words.
     """
 
     def __init__(self, purpose: str, package: str, extra: str = "", otherwise: str = "") -> None:
-        wanted = f"'npstream[{extra}]'" if extra else package
+        requirement = f"'npstream[{extra}]'" if extra else package
         super().__init__(
             f"{purpose} needs the package {package!r}, which is not installed: "
-            f"python -m pip install {wanted}" + (f", or {otherwise}" if otherwise else "")
+            f"python -m pip install {requirement}" + (f", or {otherwise}" if otherwise else "")
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -134,29 +139,29 @@ class MissingDependencyError(NpstreamError, ImportError):
 
 
 class ColumnError(NpstreamError, KeyError):
-    """A dataset has no column of that name.
+    """A dataset has no column of this name.
 
     Parameters
     ----------
     name : object
-        What was asked for.
+        The requested name.
     columns : iterable of str
-        The columns that there are, of which the message names the nearest, or all.
+        The names of the existing columns. The message suggests the most similar one, or lists all.
     where : str, default: ""
-        What the message begins with, such as the place of the dataset.
+        The beginning of the message, such as the path of the dataset.
     """
 
     def __init__(self, name: object, columns: Iterable[str], where: str = "") -> None:
         import difflib
 
-        known = list(columns)
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(known) or 'none'}"
+        existing = list(columns)
+        near = difflib.get_close_matches(str(name), existing, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"columns: {', '.join(existing) or 'none'}"
         super().__init__(f"{where}no column {name!r}; {hint}")
 
     @classmethod
     def saying(cls, message: str) -> ColumnError:
-        """Return one that says why a column, which others have, is not there.
+        """Return an error with its own message, such as for a column that only some shards have.
 
         Parameters
         ----------
@@ -175,7 +180,7 @@ class ColumnError(NpstreamError, KeyError):
         return cls.__new__(cls, message)
 
     def __str__(self) -> str:
-        # KeyError prints the repr of its argument, quotes and all.
+        # KeyError would show the message's repr, in quotes.
         return str(self.args[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -188,7 +193,7 @@ _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
 def shown(value: object) -> str:
-    """Return the ``repr`` of untrusted data, of which a little is shown, however large or deep.
+    """Return a short ``repr`` of untrusted data, which may be large or deeply nested.
 
     Examples
     --------
@@ -198,18 +203,18 @@ def shown(value: object) -> str:
     return _repr.repr(value)
 
 
-def read_only(place: str) -> TypeError:
-    """Return what is raised where a user assigns to a place of a dataset, such as "ds[0]"."""
+def read_only_error(target: str) -> TypeError:
+    """Return the error for an assignment to a part of a dataset, such as "ds[0]"."""
     return TypeError(
-        f"{place} = ... is refused, as datasets are read-only: change samples as they are read, "
+        f"{target} = ... is refused, as datasets are read-only: change samples as they are read, "
         "with ds.with_transform, or what load() returned, and store that with npstream.write"
     )
 
 
-def stopped(what: str) -> RuntimeError:
-    """Return what is raised where a user's function raised StopIteration.
+def stop_iteration_error(what: str) -> RuntimeError:
+    """Return the error for a user's function that raised StopIteration.
 
-    That would end the loop that called it, as if there were no more data.
+    StopIteration itself would end the calling loop silently, as if there were no more data.
     """
     return RuntimeError(
         f"{what} raised StopIteration, by which a loop ends: catch it there, or give next() a "
@@ -218,23 +223,24 @@ def stopped(what: str) -> RuntimeError:
 
 
 def _with_message(kind: type[BaseException], args: tuple[str]) -> BaseException:
-    """Make an exception anew from its message, as another process receives it."""
+    """Create an exception from its message without ``__init__``, for unpickling."""
     return kind.__new__(kind, *args)
 
 
 _VARIABLE = "NPSTREAM_TRACEBACK"
-"""The environment variable that keeps tracebacks whole if it is "full"."""
+"""The environment variable that disables shorter tracebacks if its value is "full"."""
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
-_MOST_CAUSES = 16
+_MAX_CAUSES = 16
 
 
 def shorten(error: BaseException) -> None:
-    """Cut the inner frames of this package out of an exception's traceback, and of its causes'.
+    """Remove this package's inner frames from the tracebacks of an exception and its causes.
 
-    Of frames in a row, the first and the last stay; of a cause's, the last. Frames of others, such
-    as a user's transform, stay where they are. Call it in an ``except`` clause that then raises.
+    Of consecutive frames of this package, the first and the last remain. At the start of a cause's
+    traceback, only the last remains. Frames of other code, such as a user's transform, all remain.
+    Call this function in an ``except`` clause that then raises.
 
     Examples
     --------
@@ -245,19 +251,19 @@ def shorten(error: BaseException) -> None:
     """
     if os.environ.get(_VARIABLE) == "full":
         return
-    _cut(error.__traceback__)
-    for _ in range(_MOST_CAUSES):
+    _cut_frames(error.__traceback__)
+    for _ in range(_MAX_CAUSES):
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if cause is None:
             return
         while _is_own(cause.__traceback__) and _is_own(_next(cause.__traceback__)):
             cause.__traceback__ = _next(cause.__traceback__)
-        _cut(cause.__traceback__)
+        _cut_frames(cause.__traceback__)
         error = cause
 
 
-def _cut(first: TracebackType | None) -> None:
-    """Link the first frame of each run of own ones to the last."""
+def _cut_frames(first: TracebackType | None) -> None:
+    """Link the first of consecutive frames of this package to the last of them."""
     while first is not None:
         if _is_own(first):
             last = first
@@ -277,8 +283,8 @@ def _next(frame: TracebackType | None) -> TracebackType | None:
     return None if frame is None else frame.tb_next
 
 
-class _Door:
-    """Shortens the traceback of what leaves its block, which must be a public function's."""
+class _ShortTraceback:
+    """A context manager that shortens the traceback of an exception that leaves its block."""
 
     def __enter__(self) -> None:
         pass
@@ -293,5 +299,5 @@ class _Door:
             shorten(error)
 
 
-short_traceback = _Door()
-"""The context in which public functions run whose calls take longer than a microsecond."""
+short_traceback = _ShortTraceback()
+"""The context manager for public functions whose calls take longer than a microsecond."""

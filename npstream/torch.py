@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from npstream._core.arguments import quantity
-from npstream.errors import MissingDependencyError, stopped
+from npstream.errors import MissingDependencyError, stop_iteration_error
 
 try:
     import torch
@@ -273,7 +273,7 @@ class _StopIterationGuard:
         try:
             return self._function(data)
         except StopIteration as error:
-            raise stopped(self._name) from error
+            raise stop_iteration_error(self._name) from error
 
 
 class _EpochSampler(torch.utils.data.Sampler[None]):

@@ -1,1 +1,1 @@
-"""Dataset and Column: lazily loaded arrays."""
+"""Dataset and Column, the lazily loaded arrays."""

@@ -1,4 +1,4 @@
-"""The error of a place without a dataset: what is there instead, and what to do."""
+"""The error for a path or URL without a dataset, which describes the contents and the fix."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_absence"]
 
-_MOST_FOLDERS = 64
-"""Directories that are looked into: an error does not read a whole disk."""
+_MAX_FOLDERS = 64
+"""The most directories to search, so that an error does not read a whole disk."""
 
-_DEPTH = 3
+_MAX_DEPTH = 3
+"""Levels of directories to search."""
 
-_SHOWN = 3
-"""Names that a message shows."""
+_MAX_NAMES = 3
+"""The most names that a message lists."""
 
-_TABLE = "write it as one, npstream.write('new', dict({read}({name!r})))"
+_TABLE_ADVICE = "write it as one, npstream.write('new', dict({read}({name!r})))"
 
-_TEXT = "pathlib.Path({name!r}).read_text()"
+_READ_TEXT = "pathlib.Path({name!r}).read_text()"
 
-_READERS = {
-    ".csv": _TABLE.replace("{read}", "pandas.read_csv"),
-    ".tsv": _TABLE.replace("{read}", "pandas.read_table"),
-    ".parquet": _TABLE.replace("{read}", "pandas.read_parquet"),
-    ".feather": _TABLE.replace("{read}", "pandas.read_feather"),
-    ".arrow": _TABLE.replace("{read}", "pandas.read_feather"),
-    ".npz": _TABLE.replace("{read}", "numpy.load"),
+_ADVICE = {
+    ".csv": _TABLE_ADVICE.replace("{read}", "pandas.read_csv"),
+    ".tsv": _TABLE_ADVICE.replace("{read}", "pandas.read_table"),
+    ".parquet": _TABLE_ADVICE.replace("{read}", "pandas.read_parquet"),
+    ".feather": _TABLE_ADVICE.replace("{read}", "pandas.read_feather"),
+    ".arrow": _TABLE_ADVICE.replace("{read}", "pandas.read_feather"),
+    ".npz": _TABLE_ADVICE.replace("{read}", "numpy.load"),
     ".npy": "write it as one, npstream.write('new', {{'x': numpy.load({name!r}, mmap_mode='r')}})",
-    ".json": f"write its samples, npstream.write('new', json.loads({_TEXT}))",
-    ".jsonl": f"write its lines, npstream.write('new', map(json.loads, {_TEXT}.splitlines()))",
+    ".json": f"write its samples, npstream.write('new', json.loads({_READ_TEXT}))",
+    ".jsonl": f"write its lines, npstream.write('new', map(json.loads, {_READ_TEXT}.splitlines()))",
 }
-"""How a file of another format becomes a dataset; `name` is the file's."""
+"""How to convert a file of another format to a dataset, by suffix; `name` is the file's path."""
 
 _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
@@ -53,69 +54,71 @@ _SHARDS = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
 def explain_absence(
     error: StorageError, store: Store, split: str | None = None
 ) -> StorageError | None:
-    """Return an error that says what is there instead of an index; None if that is not absent.
+    """Return an error that describes a directory without an index, or None for another error.
 
     Parameters
     ----------
     error : StorageError
-        What reading the index raised.
+        The error that reading the index raised.
     store : LocalStore or RemoteStore
-        The directory, or URL.
+        The store of the directory or URL.
     split : str, optional
-        The directory below the dataset's that the user named.
+        The argument `split` of `open_dataset`.
     """
-    place = store.where(INDEX)
-    if error.errno not in (errno.ENOENT, errno.ENOTDIR) or error.filename != place:
+    path = store.where(INDEX)
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR) or error.filename != path:
         return None
-    found = _local(store) if isinstance(store, LocalStore) else _remote(store)
+    description = (
+        _describe_local(store) if isinstance(store, LocalStore) else _describe_remote(store)
+    )
     if split is not None:
-        found = f"split={split!r}: {found}"
+        description = f"split={split!r}: {description}"
     reason = os.strerror(error.errno or errno.ENOENT)
-    return StorageError(error.errno, f"{reason}: no dataset is here; {found}", place)
+    return StorageError(error.errno, f"{reason}: no dataset is here; {description}", path)
 
 
-def _local(store: LocalStore) -> str:
-    """Say what a path is instead of a dataset's directory."""
+def _describe_local(store: LocalStore) -> str:
+    """Describe a local path that is not a dataset's directory."""
     root = store.root
     if os.path.isfile(root):
-        return _file(root)
+        return _describe_file(root)
     if not os.path.isdir(root):
-        return _missing(root)
+        return _describe_missing(root)
     try:
         names = [name.rstrip("/") for name in store.entries()]
     except StorageError as error:
         return f"what is there cannot be listed ({os.strerror(error.errno or errno.EIO)})"
-    return _directory(root, names, list(_datasets_below(root)))
+    return _describe_directory(root, names, list(_datasets_below(root)))
 
 
-def _remote(store: Store) -> str:
-    """Say what a URL is instead of a dataset's, if the store may be asked."""
+def _describe_remote(store: Store) -> str:
+    """Describe a URL that is not a dataset's, if the store can list it."""
     parent, _, last = store.root.rpartition("/")
     if last == INDEX:
-        return _of_index(parent)
+        return _describe_index(parent)
     names: list[str] = []
     try:
         if not store.can_list:
-            return "look whether the URL is that of the directory which holds index.json"
+            return "check that this is the URL of the directory that holds index.json"
         names = store.entries()
     except StorageError as error:
         if error.errno != errno.ENOENT:
             return f"what is there cannot be listed ({os.strerror(error.errno or errno.EIO)})"
     if not names:
         return "nothing is stored under this URL: check the names of the bucket and of the path"
-    folders = [name.rstrip("/") for name in names if name.endswith("/")][:_MOST_FOLDERS]
+    folders = [name.rstrip("/") for name in names if name.endswith("/")][:_MAX_FOLDERS]
     datasets: list[str] = []
     with suppress(StorageError):
-        there = store.exist_many([f"{folder}/{INDEX}" for folder in folders])
-        datasets = [folder for folder, is_one in zip(folders, there, strict=True) if is_one]
-    return _directory(store.root, [name.rstrip("/") for name in names], datasets)
+        exist = store.exist([f"{folder}/{INDEX}" for folder in folders])
+        datasets = [folder for folder, exists in zip(folders, exist, strict=True) if exists]
+    return _describe_directory(store.root, [name.rstrip("/") for name in names], datasets)
 
 
-def _file(path: str) -> str:
-    """Say how a file is opened, or becomes a dataset."""
+def _describe_file(path: str) -> str:
+    """Describe a path that is a file, and how to open it or convert it to a dataset."""
     folder, name = os.path.split(path)
     if name == INDEX:
-        return _of_index(folder)
+        return _describe_index(folder)
     if os.path.isfile(os.path.join(folder, INDEX)):
         return f"it is a file of the dataset in {folder!r}: give that directory"
     if name.endswith(_SHARDS):
@@ -123,67 +126,70 @@ def _file(path: str) -> str:
             f"it is a shard, which an {INDEX} has to list: give the directory that holds both, "
             "or write the dataset anew"
         )
-    return f"it is a file, and a dataset is a directory of shards with an {INDEX}: {_reader(path)}"
+    return (
+        f"it is a file, and a dataset is a directory of shards with an {INDEX}: "
+        f"{_how_to_read(path)}"
+    )
 
 
-def _of_index(folder: str) -> str:
+def _describe_index(folder: str) -> str:
     return f"give the directory that holds {INDEX}, {folder!r}, not the file"
 
 
-def _reader(name: str) -> str:
+def _how_to_read(name: str) -> str:
     suffix = os.path.splitext(name.lower())[1]
     if suffix in _IMAGES:
         return (
             "npstream.write('new', ({'image': PIL.Image.open(file)} for file in files)) makes one"
         )
-    return _READERS.get(suffix, "npstream.write('new', samples) makes one").format(name=name)
+    return _ADVICE.get(suffix, "npstream.write('new', samples) makes one").format(name=name)
 
 
-def _missing(root: str) -> str:
-    """Say how far a path exists, and which name is like the first that does not."""
+def _describe_missing(root: str) -> str:
+    """Describe a path that does not exist: its first missing name, and a similar name."""
     parent, name = os.path.split(root)
     while not os.path.isdir(parent):
         if os.path.isfile(parent):
-            return _file(parent)
+            return _describe_file(parent)
         parent, name = os.path.split(parent)
-    said = f"there is no {name!r} in {parent!r}"
+    missing = f"there is no {name!r} in {parent!r}"
     near: list[str] = []
     with suppress(OSError):
         near = difflib.get_close_matches(name, os.listdir(parent), n=1)
     if near:
-        return f"{said}: did you mean {near[0]!r}?"
+        return f"{missing}: did you mean {near[0]!r}?"
     if os.path.isfile(os.path.join(parent, INDEX)):
-        return f"{said}, which is a dataset itself: open that"
+        return f"{missing}, which is a dataset itself: open that"
     if datasets := list(_datasets_below(parent)):
-        return f"{said}, which holds the datasets {_listed(datasets)}"
-    return f"{said}: check the path; a relative one begins at {os.getcwd()!r}"
+        return f"{missing}, which holds the datasets {_list_names(datasets)}"
+    return f"{missing}: check the path; a relative one begins at {os.getcwd()!r}"
 
 
 def _datasets_below(root: str) -> Iterator[str]:
-    """Yield the datasets in a directory, as paths that begin there, those above others first."""
-    folders, looked = [root], 0
-    for _ in range(_DEPTH):
+    """Yield the datasets in a directory, as relative paths, level by level."""
+    folders, searched = [root], 0
+    for _ in range(_MAX_DEPTH):
         below: list[str] = []
         for folder in folders:
-            if looked >= _MOST_FOLDERS:
+            if searched >= _MAX_FOLDERS:
                 return
-            looked += 1
+            searched += 1
             with suppress(OSError), os.scandir(folder) as entries:
                 below += sorted(entry.path for entry in entries if entry.is_dir())
         folders = []
-        for folder in below[:_MOST_FOLDERS]:
+        for folder in below[:_MAX_FOLDERS]:
             if os.path.isfile(os.path.join(folder, INDEX)):
                 yield os.path.relpath(folder, root)
             else:
                 folders.append(folder)
 
 
-def _directory(root: str, names: Sequence[str], datasets: Sequence[str]) -> str:
-    """Say what a directory holds that has no index."""
+def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]) -> str:
+    """Describe the contents of a directory without an index."""
     if datasets:
         return (
-            f"it holds the datasets {_listed(datasets)}: give split={datasets[0]!r}, or the path "
-            f"{root + '/' + datasets[0]!r}"
+            f"it holds the datasets {_list_names(datasets)}: give split={datasets[0]!r}, or the "
+            f"path {root + '/' + datasets[0]!r}"
         )
     if not names:
         return "the directory is empty: npstream.write(path, samples) writes a dataset"
@@ -193,20 +199,20 @@ def _directory(root: str, names: Sequence[str], datasets: Sequence[str]) -> str:
     if shards:
         count = quantity(len(shards), "shard")
         return (
-            f"it holds {count} ({_listed(shards)}), but no {INDEX} to list them: the write or copy "
-            "was cut off, or is under way; copy the rest, or write the dataset anew"
+            f"it holds {count} ({_list_names(shards)}), but no {INDEX} to list them: the write or "
+            "copy was cut off, or is under way; copy the rest, or write the dataset anew"
         )
     suffixes = Counter(os.path.splitext(name.lower())[1] for name in names)
-    suffix = max(suffixes, key=lambda kind: (kind in _READERS or kind in _IMAGES, suffixes[kind]))
+    suffix = max(suffixes, key=lambda kind: (kind in _ADVICE or kind in _IMAGES, suffixes[kind]))
     example = next(name for name in names if name.lower().endswith(suffix))
     return (
-        f"the directory holds {_listed(names)}, and a dataset is a directory of shards with an "
-        f"{INDEX}: {_reader(root + '/' + example)}"
+        f"the directory holds {_list_names(names)}, and a dataset is a directory of shards with an "
+        f"{INDEX}: {_how_to_read(root + '/' + example)}"
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Return a few of some names, and how many more there are."""
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    more = len(names) - _SHOWN
-    return f"{shown} and {more:,} more" if more > 0 else shown
+def _list_names(names: Sequence[str]) -> str:
+    """Return the first names as text, and the number of the others."""
+    first = ", ".join(map(repr, names[:_MAX_NAMES]))
+    more = len(names) - _MAX_NAMES
+    return f"{first} and {more:,} more" if more > 0 else first

@@ -1,6 +1,6 @@
-"""NumPy's functions on columns that read less than the whole column at once.
+"""NumPy functions that are implemented for columns without reading the whole column at once.
 
-A function that is not here gets the columns as arrays.
+Any other function receives the columns as arrays.
 
 Tested in tests/dataset/test_array_functions.py.
 """
@@ -21,48 +21,48 @@ from npstream.dataset.reductions import (
     reduce_without_nan,
 )
 
-STAND_INS: tuple[Any, ...] = (
+SHAPE_FUNCTIONS: tuple[Any, ...] = (
     np.shape, np.ndim, np.size, np.empty_like, np.zeros_like, np.ones_like, np.result_type,
     np.can_cast, np.common_type, np.iscomplexobj, np.isrealobj, np.shares_memory,
     np.may_share_memory, np.diag_indices_from, np.tril_indices_from, np.triu_indices_from,
 )  # fmt: skip
-"""Functions that need a shape and a dtype, and no element."""
+"""Functions that use only an array's shape and dtype, and no elements."""
 
 METHOD_OF: dict[Any, str] = {
     **{getattr(np, name): name for name in REDUCTIONS},
     np.amin: "min", np.amax: "max", np.take: "take", np.round: "round", np.around: "round",
     np.nonzero: "nonzero",
 }  # fmt: skip
-"""Functions that a method of the same signature serves."""
+"""Functions that a column's method with the same signature implements."""
 
 READ_ONLY_VIEWS: tuple[Any, ...] = (
     np.diagonal, np.linalg.diagonal, np.broadcast_to, np.broadcast_arrays,
 )  # fmt: skip
-"""Functions whose results are read-only views, or show an element in several places."""
+"""Functions that return read-only views, or views with overlapping elements."""
 
-BY_ROWS: tuple[Any, ...] = (np.nan_to_num, np.isin, np.real, np.imag, np.angle)
-"""Functions of elements whose first argument alone has rows."""
+ELEMENTWISE: tuple[Any, ...] = (np.nan_to_num, np.isin, np.real, np.imag, np.angle)
+"""Elementwise functions whose first argument is the only one with rows."""
 
 
 def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: type) -> Any:
-    """Call a function of NumPy that columns are among the arguments of.
+    """Call a NumPy function whose arguments contain columns.
 
     Parameters
     ----------
     function : callable
     args, keywords
-        Its arguments.
+        Arguments of the function.
     kind : type
-        The class of columns.
+        The class `Column`.
     """
-    if function in STAND_INS:
-        args = tuple(_replaced(item, kind, _stand_in) for item in args)
-        keywords = {key: _replaced(item, kind, _stand_in) for key, item in keywords.items()}
+    if function in SHAPE_FUNCTIONS:
+        args = tuple(_replace(item, kind, _stand_in) for item in args)
+        keywords = {key: _replace(item, kind, _stand_in) for key, item in keywords.items()}
         return function(*args, **keywords)
     if function is np.full_like and args:
-        args = (_replaced(args[0], kind, _stand_in), *args[1:])
+        args = (_replace(args[0], kind, _stand_in), *args[1:])
     column, *others = args or (None,)
-    if isinstance(column, kind) and not _has(kind, others, keywords):
+    if isinstance(column, kind) and not _contains(kind, others, keywords):
         handler = HANDLERS.get(function)
         result = NotImplemented if handler is None else handler(column, *others, **keywords)
         if result is not NotImplemented:
@@ -75,52 +75,52 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
 
 
 def _call(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: type) -> Any:
-    """Call a function with the columns read.
+    """Read the columns and call a function with their arrays.
 
-    Their arrays are read-only meanwhile, as what it wrote to one would be lost.
+    The arrays are read-only during the call, because the function's writes would be lost.
     """
-    lent: list[AnyArray] = []
+    arrays: list[AnyArray] = []
 
-    def lend(column: Any) -> AnyArray:
-        lent.append(np.asarray(column))
-        lent[-1].flags.writeable = False
-        return lent[-1]
+    def read(column: Any) -> AnyArray:
+        arrays.append(np.asarray(column))
+        arrays[-1].flags.writeable = False
+        return arrays[-1]
 
-    args = tuple(_replaced(item, kind, lend) for item in args)
-    keywords = {key: _replaced(item, kind, lend) for key, item in keywords.items()}
+    args = tuple(_replace(item, kind, read) for item in args)
+    keywords = {key: _replace(item, kind, read) for key, item in keywords.items()}
     result = function(*args, **keywords)
-    for array in lent:
+    for array in arrays:
         array.flags.writeable = True
     if function not in READ_ONLY_VIEWS:
-        _return(result, lent)
+        _make_writable(result, arrays)
     return result
 
 
-def _return(result: Any, lent: list[AnyArray]) -> None:
-    """Let views of arrays that were read be written to, as these are nobody else's."""
+def _make_writable(result: Any, arrays: list[AnyArray]) -> None:
+    """Make results that are views of `arrays` writable, because no other object uses these."""
     for item in result if isinstance(result, list | tuple) else (result,):
-        if isinstance(item, np.ndarray) and any(np.may_share_memory(item, a) for a in lent):
+        if isinstance(item, np.ndarray) and any(np.may_share_memory(item, a) for a in arrays):
             item.flags.writeable = True
 
 
-def _replaced(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
-    """Replace columns, also those in lists and tuples."""
+def _replace(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Replace each column by ``function(column)``, also in lists and tuples."""
     if isinstance(item, kind):
         return function(item)
-    if type(item) in (list, tuple) and _has(kind, item, {}):
-        return type(item)(_replaced(part, kind, function) for part in item)
+    if type(item) in (list, tuple) and _contains(kind, item, {}):
+        return type(item)(_replace(part, kind, function) for part in item)
     return item
 
 
-def _has(kind: type, items: Any, keywords: dict[str, Any]) -> bool:
+def _contains(kind: type, items: Any, keywords: dict[str, Any]) -> bool:
     return any(
-        isinstance(item, kind) or (type(item) in (list, tuple) and _has(kind, item, {}))
+        isinstance(item, kind) or (type(item) in (list, tuple) and _contains(kind, item, {}))
         for item in (*items, *keywords.values())
     )
 
 
 def _stand_in(column: Any) -> AnyArray:
-    """Return an array of a column's shape and dtype that takes no memory."""
+    """Return an array with a column's shape and dtype that takes no memory."""
     return np.broadcast_to(np.zeros((), column.dtype), column.shape)
 
 
@@ -128,8 +128,8 @@ def _blocks(column: Any, function: Any) -> Iterator[AnyArray]:
     return column._blocks(f"{function.__name__} of {column.name!r}")  # type: ignore[no-any-return]
 
 
-def _joined(column: Any, function: Any, *args: Any, **keywords: Any) -> Any:
-    """Call a function on blocks of rows, and join what it returns."""
+def _concatenate_blocks(column: Any, function: Any, *args: Any, **keywords: Any) -> Any:
+    """Call a function on blocks of rows, and concatenate the results."""
     if not column.shape:
         return NotImplemented
     return np.concatenate([function(b, *args, **keywords) for b in _blocks(column, function)])
@@ -137,18 +137,18 @@ def _joined(column: Any, function: Any, *args: Any, **keywords: Any) -> Any:
 
 def _method(name: str) -> Callable[..., Any]:
     def call(column: Any, /, *args: Any, **keywords: Any) -> Any:
-        return getattr(column, name)(*args, **_given(keywords))
+        return getattr(column, name)(*args, **_drop_novalue(keywords))
 
     return call
 
 
-def _given(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return keyword arguments without those that are NumPy's sign for none."""
+def _drop_novalue(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments without those equal to ``np._NoValue``, NumPy's mark for unset."""
     return {k: v for k, v in keywords.items() if v is not np._NoValue}
 
 
 def _clip(column: Any, /, *args: Any, **keywords: Any) -> Any:
-    # NumPy's own function sorts its arguments out, and calls the method.
+    # NumPy's own function handles its arguments, then calls the column's method `clip`.
     return np.clip.__wrapped__(column, *args, **keywords)  # type: ignore[attr-defined]
 
 
@@ -158,9 +158,9 @@ def _min_scalar_type(column: Any) -> Any:
 
 def _by_rows(function: Any) -> Callable[..., Any]:
     def call(column: Any, /, *args: Any, **keywords: Any) -> Any:
-        if not column._leads or "copy" in keywords:
+        if not column._rows_first or "copy" in keywords:
             return NotImplemented
-        return _joined(column, function, *args, **keywords)
+        return _concatenate_blocks(column, function, *args, **keywords)
 
     return call
 
@@ -171,7 +171,7 @@ def _without_nan(name: str) -> Callable[..., Any]:
     def call(column: Any, /, axis: Any = None, dtype: Any = None, **keywords: Any) -> Any:
         if not column.shape:
             return NotImplemented
-        options = _given(keywords)
+        options = _drop_novalue(keywords)
         options |= {} if dtype is None else {"dtype": dtype}
         blocks = _blocks(column, function)
         return reduce_without_nan(
@@ -190,12 +190,12 @@ def _count_nonzero(column: Any, axis: Any = None, *, keepdims: bool = False) -> 
 
 
 def _norm(column: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
-    """Return norms of rows block by block, and those of vectors along them from sums of powers."""
-    if column.dtype.kind not in "biufc" or not column.size or not column._leads:
+    """Return norms of rows, block by block, or norms along the rows as reductions of powers."""
+    if column.dtype.kind not in "biufc" or not column.size or not column._rows_first:
         return NotImplemented
     axes = None if axis is None else normalize_axis_tuple(axis, column.ndim)
     if axes is not None and 0 not in axes:
-        return _joined(column, np.linalg.norm, ord=ord, axis=axis, keepdims=keepdims)
+        return _concatenate_blocks(column, np.linalg.norm, ord=ord, axis=axis, keepdims=keepdims)
     vector = len(axes or column.shape) == 1 if axes or ord is not None else True
     if not vector or not (ord is None or isinstance(ord, int | float)):
         return NotImplemented
@@ -208,8 +208,8 @@ def _norm(column: Any, ord: Any = None, axis: Any = None, keepdims: bool = False
         extreme = "max" if power > 0 else "min"
         return reduce_blocks(extreme, magnitudes, column.shape, real, **options)
     if power == 0:
-        counted = ((block != 0).astype(real) for block in magnitudes)
-        return reduce_blocks("sum", counted, column.shape, real, **options)
+        nonzero = ((block != 0).astype(real) for block in magnitudes)
+        return reduce_blocks("sum", nonzero, column.shape, real, **options)
     wide = np.result_type(real, np.float64)
     powers = (block.astype(wide) ** power for block in magnitudes)
     total = reduce_blocks("sum", powers, column.shape, wide, **options)
@@ -224,14 +224,14 @@ def _dot(left: Any, right: Any) -> Any:
 
 
 def _inner(column: Any, other: Any) -> Any:
-    if column.ndim < 2 or not column._leads or not column.size:
+    if column.ndim < 2 or not column._rows_first or not column.size:
         return NotImplemented
-    return _joined(column, np.inner, other)
+    return _concatenate_blocks(column, np.inner, other)
 
 
 def _copy(dst: AnyArray, src: Any, casting: Any = "same_kind", where: Any = True) -> None:
     """Copy a column into an array, one block of rows at a time."""
-    if where is True and getattr(src, "_leads", False) and src.shape == dst.shape:
+    if where is True and getattr(src, "_rows_first", False) and src.shape == dst.shape:
         for start, stop in src._bounds("copying into an array"):
             np.copyto(dst[start:stop], src[start:stop]._block(), casting)
         return
@@ -239,11 +239,11 @@ def _copy(dst: AnyArray, src: Any, casting: Any = "same_kind", where: Any = True
 
 
 def _array_equal(column: Any, other: Any, equal_nan: bool = False) -> Any:
-    """Compare block by block, and read no further than the first that differs."""
+    """Compare block by block, and stop reading at the first block that differs."""
     other = np.asarray(other)
     if column.shape != other.shape:
         return False
-    if not column._leads or not column.shape:
+    if not column._rows_first or not column.shape:
         return NotImplemented
     return all(
         np.array_equal(column[start:stop]._block(), other[start:stop], equal_nan)
@@ -252,18 +252,18 @@ def _array_equal(column: Any, other: Any, equal_nan: bool = False) -> Any:
 
 
 def _unique(column: Any, *args: Any, **keywords: Any) -> Any:
-    """Merge the distinct values of blocks, so that memory is bounded by these."""
+    """Merge the distinct values of blocks, so that memory is proportional to their number."""
     if args or keywords or column.dtype.kind not in "biufc" or not column.size:
         return NotImplemented
-    found: list[AnyArray] = []
+    distinct: list[AnyArray] = []
     pending = 0
     for block in _blocks(column, np.unique):
-        found.append(np.unique(block))
-        pending += len(found[-1])
-        if pending > 2 * len(found[0]) + (1 << 16):
-            found = [np.unique(np.concatenate(found))]
-            pending = len(found[0])
-    return np.unique(np.concatenate(found))
+        distinct.append(np.unique(block))
+        pending += len(distinct[-1])
+        if pending > 2 * len(distinct[0]) + (1 << 16):
+            distinct = [np.unique(np.concatenate(distinct))]
+            pending = len(distinct[0])
+    return np.unique(np.concatenate(distinct))
 
 
 def _bincount(column: Any, /, weights: Any = None, minlength: int = 0) -> Any:
@@ -280,7 +280,7 @@ def _bincount(column: Any, /, weights: Any = None, minlength: int = 0) -> Any:
 def _histogram(
     column: Any, bins: Any = 10, range: Any = None, density: Any = None, weights: Any = None
 ) -> Any:
-    """Count block by block; equal bins without a range need the extremes first, which are read."""
+    """Count block by block; equal bins without a range first read the column for its extremes."""
     if weights is not None or isinstance(bins, str) or column.dtype.kind not in "biuf":
         return NotImplemented
     if np.ndim(bins) == 0 and range is None:
@@ -299,7 +299,7 @@ def _histogram(
 HANDLERS: dict[Any, Callable[..., Any]] = {
     **{function: _method(name) for function, name in METHOD_OF.items()},
     **{getattr(np, name): _without_nan(name) for name in NAN_REDUCTIONS},
-    **{function: _by_rows(function) for function in BY_ROWS},
+    **{function: _by_rows(function) for function in ELEMENTWISE},
     np.clip: _clip,
     np.min_scalar_type: _min_scalar_type,
     np.count_nonzero: _count_nonzero,
@@ -311,4 +311,4 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     np.bincount: _bincount,
     np.histogram: _histogram,
 }
-"""What serves a function whose first argument is its only column."""
+"""The implementation of each function, for calls whose first argument is the only column."""

@@ -1,7 +1,7 @@
-"""The methods of an ndarray that a column has, with ndarray's signatures.
+"""The ndarray methods of columns, with ndarray's signatures.
 
-Those that return a new array in NumPy read the column. So do those that return a view there and
-cannot be lazy here (`reshape`, `transpose`). Reductions read one block of rows at a time.
+Methods that return a new array in NumPy read the column. So do `reshape` and `transpose`, which
+return views in NumPy but cannot be lazy here. Reductions read one block of rows at a time.
 
 Tested in tests/dataset/test_array_methods.py.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from npstream._core.typing import AnyArray
 from npstream.dataset.docstrings import documented
 from npstream.dataset.reductions import reduce_blocks
-from npstream.dataset.ufuncs import common_rows, in_blocks
+from npstream.dataset.ufuncs import apply_in_blocks, blockwise_shape
 from npstream.errors import short_traceback
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _DEFAULTS = {
 
 
 class ArrayLikeColumn(Protocol):
-    """What the methods need of a column."""
+    """The attributes of a column that the methods use."""
 
     @property
     def name(self) -> str:
@@ -54,7 +54,7 @@ class ArrayLikeColumn(Protocol):
         """Read the column as an array, of objects where NumPy has no dtype."""
 
     def _flat_rows(self) -> Any:
-        """Return the rows along one axis if values have none; else None."""
+        """Return the column with one axis if its values are scalars; else None."""
 
     def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]:
         """Read the column in blocks of rows."""
@@ -80,7 +80,7 @@ class ArrayMethods:
     ) -> Any:
         """Return the sum of elements, as `numpy.sum` does."""
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
-        return _reduced(self, "sum", axis, out, options)
+        return _reduce(self, "sum", axis, out, options)
 
     @documented("ndarray or scalar", "prod()", "np.int64(0)")
     def prod(
@@ -94,7 +94,7 @@ class ArrayMethods:
     ) -> Any:
         """Return the product of elements, as `numpy.prod` does."""
         options = {"dtype": dtype, "keepdims": keepdims, "initial": initial, "where": where}
-        return _reduced(self, "prod", axis, out, options)
+        return _reduce(self, "prod", axis, out, options)
 
     @documented("ndarray or scalar", "min()", "np.int64(0)")
     def min(
@@ -107,7 +107,7 @@ class ArrayMethods:
     ) -> Any:
         """Return the least element, as `numpy.min` does."""
         options = {"keepdims": keepdims, "initial": initial, "where": where}
-        return _reduced(self, "min", axis, out, options)
+        return _reduce(self, "min", axis, out, options)
 
     @documented("ndarray or scalar", "max()", "np.int64(2)")
     def max(
@@ -120,7 +120,7 @@ class ArrayMethods:
     ) -> Any:
         """Return the greatest element, as `numpy.max` does."""
         options = {"keepdims": keepdims, "initial": initial, "where": where}
-        return _reduced(self, "max", axis, out, options)
+        return _reduce(self, "max", axis, out, options)
 
     @documented("ndarray or scalar", "any()", "np.True_")
     def any(
@@ -132,7 +132,7 @@ class ArrayMethods:
         where: ArrayLike = True,
     ) -> Any:
         """Return True if any element is true, as `numpy.any` does, and stop reading there."""
-        return _reduced(self, "any", axis, out, {"keepdims": keepdims, "where": where})
+        return _reduce(self, "any", axis, out, {"keepdims": keepdims, "where": where})
 
     @documented("ndarray or scalar", "all()", "np.False_")
     def all(
@@ -143,8 +143,8 @@ class ArrayMethods:
         *,
         where: ArrayLike = True,
     ) -> Any:
-        """Return True if all elements are true, as `numpy.all` does; stop reading at one not."""
-        return _reduced(self, "all", axis, out, {"keepdims": keepdims, "where": where})
+        """Return True if all elements are true, as `numpy.all` does; else stop reading early."""
+        return _reduce(self, "all", axis, out, {"keepdims": keepdims, "where": where})
 
     @documented("ndarray or scalar", "mean()", "np.float64(1.0)")
     def mean(
@@ -158,7 +158,7 @@ class ArrayMethods:
     ) -> Any:
         """Return the mean of elements, as `numpy.mean` does."""
         options = {"dtype": dtype, "keepdims": keepdims, "where": where}
-        return _reduced(self, "mean", axis, out, options)
+        return _reduce(self, "mean", axis, out, options)
 
     @documented("ndarray or scalar", "std(ddof=1)", "np.float64(1.0)")
     def std(
@@ -174,8 +174,8 @@ class ArrayMethods:
         correction: float | None = None,
     ) -> Any:
         """Return the standard deviation of elements, as `numpy.std` does."""
-        options = _moment(dtype, ddof, keepdims, where, mean, correction)
-        return _reduced(self, "std", axis, out, options)
+        options = _moment_options(dtype, ddof, keepdims, where, mean, correction)
+        return _reduce(self, "std", axis, out, options)
 
     @documented("ndarray or scalar", "var(ddof=1)", "np.float64(1.0)")
     def var(
@@ -191,40 +191,40 @@ class ArrayMethods:
         correction: float | None = None,
     ) -> Any:
         """Return the variance of elements, as `numpy.var` does."""
-        options = _moment(dtype, ddof, keepdims, where, mean, correction)
-        return _reduced(self, "var", axis, out, options)
+        options = _moment_options(dtype, ddof, keepdims, where, mean, correction)
+        return _reduce(self, "var", axis, out, options)
 
     @documented(
         "ndarray or scalar",
         "argmin()",
         "np.int64(0)",
-        axis=("int", "Along which axis; by default of the ravelled column."),
+        axis=("int", "The axis; by default that of the ravelled column."),
     )
     def argmin(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
     ) -> Any:
-        """Return where the least element is, as `numpy.argmin` does."""
-        return _reduced(self, "argmin", axis, out, {"keepdims": keepdims})
+        """Return the position of the least element, as `numpy.argmin` does."""
+        return _reduce(self, "argmin", axis, out, {"keepdims": keepdims})
 
     @documented(
         "ndarray or scalar",
         "argmax()",
         "np.int64(2)",
-        axis=("int", "Along which axis; by default of the ravelled column."),
+        axis=("int", "The axis; by default that of the ravelled column."),
     )
     def argmax(
         self, axis: int | None = None, out: AnyArray | None = None, *, keepdims: bool = False
     ) -> Any:
-        """Return where the greatest element is, as `numpy.argmax` does."""
-        return _reduced(self, "argmax", axis, out, {"keepdims": keepdims})
+        """Return the position of the greatest element, as `numpy.argmax` does."""
+        return _reduce(self, "argmax", axis, out, {"keepdims": keepdims})
 
-    # These read
+    # Methods that read the whole column
 
     @documented(
         "ndarray",
         "astype(bool)",
         "array([False,  True,  True])",
-        raises="TypeError: If `casting` does not allow it.",
+        raises="TypeError: If `casting` does not allow the conversion.",
     )
     def astype(
         self: ArrayLikeColumn,
@@ -250,21 +250,21 @@ class ArrayMethods:
 
     @documented("ndarray", "flatten()", "array([0, 1, 2])")
     def flatten(self: ArrayLikeColumn, order: str = "C") -> AnyArray:
-        """Read the column into one axis."""
+        """Read the column as an array with one axis."""
         return self._array().reshape(-1, order=cast("Any", order))
 
     @documented(
         "Column or ndarray",
         "reshape(1, -1)",
         "array([[0, 1, 2]])",
-        raises="ValueError: If the shape does not fit, or `copy` is False and one is needed.",
+        raises="ValueError: If the sizes differ, or `copy` is False and a copy is needed.",
     )
     def reshape(
         self: ArrayLikeColumn, *shape: Any, order: str = "C", copy: bool | None = None
     ) -> Any:
-        """Read the column into another shape, as `numpy.ndarray.reshape` takes it."""
-        given = shape[0] if len(shape) == 1 else shape
-        final = np.broadcast_to(np.False_, self.shape).reshape(given).shape
+        """Read the column in another shape, as `numpy.ndarray.reshape` does."""
+        new_shape = shape[0] if len(shape) == 1 else shape
+        final = np.broadcast_to(np.False_, self.shape).reshape(new_shape).shape
         if final == self.shape and not copy:
             return self
         if copy is False:
@@ -273,7 +273,7 @@ class ArrayMethods:
 
     @documented("Column or ndarray", "ravel().shape", "(3,)")
     def ravel(self: ArrayLikeColumn, order: str = "C") -> Any:
-        """Return the column with one axis: lazily where values have none, else as an array."""
+        """Return the column with one axis: a lazy one if values are scalars, else an array."""
         if len(self.shape) == 1:
             return self
         flat = self._flat_rows() if order in ("C", "K") else None
@@ -281,18 +281,18 @@ class ArrayMethods:
 
     @documented("Column or ndarray", "transpose().shape", "(3,)")
     def transpose(self: ArrayLikeColumn, *axes: Any) -> Any:
-        """Read the column with its axes in another order, as `numpy.ndarray.transpose` takes it."""
+        """Read the column with permuted axes, as `numpy.ndarray.transpose` does."""
         np.broadcast_to(np.False_, self.shape).transpose(*axes)
         return self if len(self.shape) < 2 else self._array().transpose(*axes)
 
     @property
     def T(self: ArrayLikeColumn) -> Any:
-        """The column with its axes in reverse order, as an array if there are several."""
+        """The column with its axes in reverse order; an array if it has several axes."""
         return self if len(self.shape) < 2 else self._array().T
 
     @documented("list", "tolist()", "[0, 1, 2]")
     def tolist(self: ArrayLikeColumn) -> Any:
-        """Read the column as a list, nested as its axes are, of Python's values."""
+        """Read the column as nested lists of Python values."""
         return self._array().tolist()
 
     @documented("ndarray", "repeat(2)", "array([0, 0, 1, 1, 2, 2])")
@@ -311,13 +311,13 @@ class ArrayMethods:
         """Read the column with its elements limited, as `numpy.clip` does."""
         limits = [limit for limit in (min, max) if limit is not None]
 
-        def function(rows: AnyArray, *given: Any, **keywords: Any) -> Any:
-            limits = iter(given)
-            lower, upper = (None if limit is None else next(limits) for limit in (min, max))
+        def function(rows: AnyArray, *limits: Any, **keywords: Any) -> Any:
+            remaining = iter(limits)
+            lower, upper = (None if limit is None else next(remaining) for limit in (min, max))
             return np.clip(rows, lower, upper, **keywords)
 
         options |= {} if out is None else {"out": (out,)}
-        clipped: AnyArray = _rowwise(self, "clip", function, limits, options)
+        clipped: AnyArray = _apply_by_rows(self, "clip", function, limits, options)
         return clipped
 
     @documented("ndarray", "round()", "array([0, 1, 2])")
@@ -328,7 +328,7 @@ class ArrayMethods:
             return np.round(rows, decimals, *out)
 
         options = {} if out is None else {"out": (out,)}
-        rounded: AnyArray = _rowwise(self, "round", function, [], options)
+        rounded: AnyArray = _apply_by_rows(self, "round", function, [], options)
         return rounded
 
     @documented("ndarray", "cumsum()", "array([0, 1, 3])")
@@ -338,7 +338,7 @@ class ArrayMethods:
         dtype: DTypeLike | None = None,
         out: AnyArray | None = None,
     ) -> AnyArray:
-        """Read the column and add its elements up one by one, as `numpy.cumsum` does."""
+        """Read the column and return its cumulative sum, as `numpy.cumsum` does."""
         total: AnyArray = np.cumsum(self._array(), axis, cast("Any", dtype), cast("Any", out))
         return total
 
@@ -346,8 +346,8 @@ class ArrayMethods:
         "ndarray",
         "argsort()",
         "array([0, 1, 2])",
-        axis=("int", "Along which axis; None ravels the column."),
-        order=("str or list of str", "Fields to compare; without meaning here."),
+        axis=("int", "The axis; None ravels the column."),
+        order=("str or list of str", "Fields to compare; columns have none."),
     )
     def argsort(
         self: ArrayLikeColumn,
@@ -362,7 +362,7 @@ class ArrayMethods:
 
     @documented("tuple of ndarray", "nonzero()", "(array([1, 2]),)")
     def nonzero(self: ArrayLikeColumn) -> tuple[AnyArray, ...]:
-        """Return the positions of elements that are not zero, as `numpy.nonzero` does."""
+        """Return the positions of nonzero elements, as `numpy.nonzero` does."""
         if self.dtype.kind in "biufc" and self.shape:
             return cast("AnyArray", np.not_equal(cast("Any", self), 0)).nonzero()
         return self._array().nonzero()
@@ -374,11 +374,11 @@ class ArrayMethods:
 
     @documented("scalar", "item(2)", "2")
     def item(self: ArrayLikeColumn, *args: Any) -> Any:
-        """Read one element as Python's value, as `numpy.ndarray.item` does."""
+        """Read one element as a Python value, as `numpy.ndarray.item` does."""
         stand_in = np.broadcast_to(np.False_, self.shape)
-        stand_in.item(*args)  # raises before anything is read
-        given = args[0] if len(args) == 1 else args or 0
-        index = given if isinstance(given, tuple) else _unravelled(given, self.shape)
+        stand_in.item(*args)  # raises before the column is read
+        position = args[0] if len(args) == 1 else args or 0
+        index = position if isinstance(position, tuple) else _unravel(position, self.shape)
         value = cast("Any", self)[index]
         return value.item() if isinstance(value, np.ndarray | np.generic) else value
 
@@ -388,7 +388,7 @@ class ArrayMethods:
         Parameters
         ----------
         dtype : dtype, optional
-            What to convert it to; by default it is not converted.
+            Dtype of the result; by default the column's.
 
         Returns
         -------
@@ -406,7 +406,7 @@ class ArrayMethods:
         """
         return np.asarray(self, dtype)
 
-    # Values
+    # Conversions to Python scalars
 
     def __bool__(self: ArrayLikeColumn) -> bool:
         if self.size != 1:
@@ -431,51 +431,51 @@ class ArrayMethods:
         return operator.index(np.asarray(self))
 
     def _scalar(self: ArrayLikeColumn) -> Any:
-        """Read the only element, or raise TypeError; NumPy takes it of an array without axes."""
+        """Read the only element; raise TypeError if the column has axes, as NumPy does."""
         if self.shape:
             raise TypeError("only 0-dimensional arrays can be converted to Python scalars")
         return np.asarray(self)[()]
 
     def __dlpack__(self: ArrayLikeColumn, **options: Any) -> Any:
-        """Read the column and hand the array over, as `numpy.ndarray.__dlpack__` does."""
+        """Read the column and export the array, as `numpy.ndarray.__dlpack__` does."""
         return np.asarray(self).__dlpack__(**options)
 
     def __dlpack_device__(self: ArrayLikeColumn) -> tuple[int, int]:
         return 1, 0  # DLPack's kDLCPU
 
 
-def _unravelled(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _unravel(flat: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     size = int(np.prod(shape, dtype=np.int64))
     return tuple(int(k) for k in np.unravel_index(flat % size, shape)) if shape else ()
 
 
-def _moment(
+def _moment_options(
     dtype: Any, ddof: float, keepdims: bool, where: Any, mean: Any, correction: float | None
 ) -> dict[str, Any]:
     options = {"dtype": dtype, "ddof": ddof, "keepdims": keepdims, "where": where, "mean": mean}
     return options if correction is None else options | {"correction": correction}
 
 
-def _reduced(column: Any, name: str, axis: Any, out: Any, options: dict[str, Any]) -> Any:
-    """Reduce a column by a function of NumPy, one block of rows at a time."""
-    given = {
+def _reduce(column: Any, name: str, axis: Any, out: Any, options: dict[str, Any]) -> Any:
+    """Reduce a column by a NumPy function, one block of rows at a time."""
+    keywords = {
         key: value
         for key, value in options.items()
         if not (value is True if key == "where" else value is _DEFAULTS.get(key, _DEFAULTS))
     }
     if not column.shape:
-        return getattr(np, name)(np.asarray(column), axis, out=out, **given)
+        return getattr(np, name)(np.asarray(column), axis, out=out, **keywords)
     blocks = column._blocks(f"{name} of {column.name!r}")
     with short_traceback:
-        return reduce_blocks(name, blocks, column.shape, column.dtype, axis, out=out, **given)
+        return reduce_blocks(name, blocks, column.shape, column.dtype, axis, out=out, **keywords)
 
 
-def _rowwise(
+def _apply_by_rows(
     column: Any, name: str, function: Any, others: list[Any], options: dict[str, Any]
 ) -> Any:
-    """Apply a function of elements to a column, one block of rows at a time."""
-    shape = common_rows([column, *others], options)
+    """Apply an elementwise function to a column, one block of rows at a time."""
+    shape = blockwise_shape([column, *others], options)
     if shape is None:
         return function(np.asarray(column), *others, **options)
     bounds = column._bounds(f"{name} of {column.name!r}")
-    return in_blocks(function, [column, *others], options, shape, bounds)
+    return apply_in_blocks(function, [column, *others], options, shape, bounds)

@@ -1,4 +1,4 @@
-"""Column: one named field of every sample of a view, as a lazily loaded array."""
+"""Column: one named field of all samples of a view, as a lazily loaded array."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
-from npstream.errors import read_only, short_traceback, shorten, shown
+from npstream.errors import read_only_error, short_traceback, shorten, shown
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
@@ -42,16 +42,15 @@ READ_BYTES = 1 << 23
 """Bytes that reductions, comparisons and iteration read at once."""
 
 _NO_DTYPE = ("image", "ndarray", "object")
-"""Kinds of columns that make arrays of objects only."""
+"""Kinds of columns whose values NumPy can hold only as objects."""
 
 
 class Column(ArrayMethods, elementwise.Operators):
-    """One column of a view: like an ndarray whose first axes are the view's, and read-only.
+    """One column of a view: a lazy, read-only array whose first axes are the view's.
 
-    ``ds["name"]`` is one. Indexing gives views and reads nothing, but for an integer, which
-    reads that value. NumPy functions, operators, comparisons, `load` and iteration read. Columns
-    of values that vary in shape have the view's axes alone; `load` gives them as a `Ragged`.
-    Made by `Dataset`.
+    Made by `Dataset`, as ``ds["name"]``. An integer index reads one value; any other index returns
+    a view and reads nothing. NumPy functions, operators, comparisons, `load` and iteration read. If
+    values vary in shape, the column has only the view's axes, and `load` returns a `Ragged`.
 
     Examples
     --------
@@ -64,8 +63,8 @@ class Column(ArrayMethods, elementwise.Operators):
     array([False,  True,  True])
     """
 
-    # `_cell` is the part of each value that is read; `_mesh` chooses elements of it, unless it is
-    # None, for all of them.
+    # `_cell` is the part of each value that is read. `_mesh` selects elements of that part, or all
+    # elements if it is None.
     __slots__ = ("__weakref__", "_cell", "_mesh", "_plan", "_selection", "_shape", "_source")
 
     def __init__(
@@ -88,16 +87,16 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @classmethod
     def of(cls, source: Source, plan: Plan, selection: Selection) -> Column:
-        """Return the whole of a plan's only column.
+        """Return the only column of a plan, with whole values.
 
         For `npstream.dataset` only.
 
         Parameters
         ----------
         source : Source
-            What is read.
+            The dataset's source.
         plan : Plan
-            How the column is read.
+            The plan to read the column.
         selection : Selection
             The rows.
 
@@ -112,7 +111,7 @@ class Column(ArrayMethods, elementwise.Operators):
     def __reduce__(self) -> tuple[Any, ...]:
         return Column, (self._source, self._plan, self._selection, self._cell, self._mesh)
 
-    # What it is
+    # Attributes
 
     @property
     def _field(self) -> Field:
@@ -125,12 +124,12 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Dtype of the elements; StringDType for text, object where NumPy has no dtype."""
+        """Dtype of the elements: StringDType for text, and object if NumPy has no dtype."""
         return self._field.encoding.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The view's shape, then a value's."""
+        """The view's shape, followed by a value's."""
         return self._shape
 
     @property
@@ -145,7 +144,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array that reading gives; raises TypeError if values vary in size."""
+        """Bytes of the array that `load` returns; raises TypeError if values vary in size."""
         if self._cell is None:
             raise TypeError(
                 f"the values of column {self.name!r} vary in size; what load() returns has nbytes"
@@ -154,7 +153,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Shape of a chunk: about the rows that are stored together, and whole values."""
+        """Shape of a chunk: about as many rows as a stored chunk has, with whole values."""
         rows, *cells = self.shape or (1,)
         return (max(1, min(self._source.rows_of(self._source.index.chunk_bytes), rows)), *cells)[
             : self.ndim
@@ -176,7 +175,7 @@ class Column(ArrayMethods, elementwise.Operators):
     # Indexing
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        raise read_only(f"ds[{self.name!r}][{shown(index)}]")
+        raise read_only_error(f"ds[{self.name!r}][{shown(index)}]")
 
     def __getitem__(self, index: Any) -> Any:
         try:
@@ -186,24 +185,24 @@ class Column(ArrayMethods, elementwise.Operators):
             rows, cells, separable = split_index(index, self._selection.ndim, self.shape)
             if not separable:
                 return self._index_jointly(rows, cells)
-            chosen = self._selection.select(rows[0] if len(rows) == 1 else rows)
+            selected = self._selection.select(rows[0] if len(rows) == 1 else rows)
             if mesh is not None:
-                return self._of_mesh(chosen, mesh.select(*self._padded(rows, cells)))
+                return self._with_mesh(selected, mesh.select(*self._padded(rows, cells)))
             if cell is not None and cells:
                 cell = cell.select(cells)
-            if isinstance(chosen, int):
-                return self._value(chosen, cell)
-            return Column(self._source, self._plan_of(cell), chosen, cell)
+            if isinstance(selected, int):
+                return self._value(selected, cell)
+            return Column(self._source, self._plan_of(cell), selected, cell)
         except Exception as error:
             shorten(error)
             raise
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
-        """Return several rows at once, as ``torch.utils.data.DataLoader(column)`` asks for them."""
+        """Return several rows at once; ``torch.utils.data.DataLoader(column)`` calls this."""
         return list(self[np.asarray(rows, np.int64)])
 
     def _index_jointly(self, rows: tuple[Any, ...], cells: tuple[Any, ...]) -> Any:
-        """Index rows and values at once, as NumPy broadcasts the arrays of both together."""
+        """Index rows and values together: NumPy broadcasts the arrays of both indices."""
         selection, mesh = self._selection, self._mesh
         if mesh is None:
             assert self._cell is not None
@@ -212,14 +211,14 @@ class Column(ArrayMethods, elementwise.Operators):
             mesh = Mesh.whole(selection.ndim, self._cell.shape)
         rows, cells = self._padded(rows, cells)
         if all(isinstance(item, slice) for item in rows):
-            return self._of_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
+            return self._with_mesh(selection.select((..., *rows)), mesh.select(rows, cells))
         positions, mesh = mesh.select_jointly(rows, cells, selection.shape)
-        column = self._of_mesh(selection.ravel().select(positions), mesh)
-        # An integer reads, also in brackets that have an array for an axis of the values.
+        column = self._with_mesh(selection.ravel().select(positions), mesh)
+        # Integers for all row axes read, even if an axis of the values has an array.
         return column.load() if all(isinstance(item, int) for item in rows) else column
 
     def _index_around_rows(self, index: Any, mesh: Mesh) -> Any:
-        """Index a column whose first axes are not those of its rows."""
+        """Index a column whose first axes are not its row axes."""
         rows, cells, separable = split_index(index, self.ndim, self.shape)
         items = (*rows, *cells)
         if not separable or any(not isinstance(item, int | slice) for item in items):
@@ -227,20 +226,20 @@ class Column(ArrayMethods, elementwise.Operators):
         items += (slice(None),) * (self.ndim - len(items))
         stop = mesh.lead + self._selection.ndim
         rows, cells = items[mesh.lead : stop], items[: mesh.lead] + items[stop:]
-        chosen = self._selection.select(rows)
-        return self._of_mesh(chosen, mesh.select(rows, cells))
+        selected = self._selection.select(rows)
+        return self._with_mesh(selected, mesh.select(rows, cells))
 
-    def _of_mesh(self, chosen: int | Selection, mesh: Mesh) -> Any:
-        """Return elements of some rows, or of one."""
+    def _with_mesh(self, selected: int | Selection, mesh: Mesh) -> Any:
+        """Return the mesh's elements of a selection as a column, or read those of one sample."""
         assert self._cell is not None
         part, mesh = mesh.bounded()
         cell = self._cell.select(part.index)
-        if isinstance(chosen, int):
-            values = np.asarray(self._value(chosen, cell))
+        if isinstance(selected, int):
+            values = np.asarray(self._value(selected, cell))
             return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
         elements = mesh.positions(cell) if self._source.remotes else None
         field = self._field.cut(cell, elements)
-        return Column(self._source, Plan([field]), chosen, cell, mesh)
+        return Column(self._source, Plan([field]), selected, cell, mesh)
 
     def _padded(
         self, rows: tuple[Any, ...], cells: tuple[Any, ...]
@@ -265,18 +264,18 @@ class Column(ArrayMethods, elementwise.Operators):
         if cell is None or not cell.axes:
             return value
         part = value[cell.index]
-        # A copy, so that a few numbers of a long value do not keep all of it.
+        # Copy a small part, so that it does not keep the whole value in memory.
         return part.copy() if isinstance(part, np.ndarray) and part.size < value.size else part
 
     def view(self, dtype: DTypeLike | str) -> Column:
-        """Return this column with its bytes declared to mean something else.
+        """Return this column with its bytes reinterpreted as another dtype or encoding.
 
         Parameters
         ----------
         dtype : dtype or str
-            As for `numpy.ndarray.view` where values have one size; over ``bytes``, the dtype of
-            the elements that they hold. Or the name of an encoding, such as
-            ``"ndarray:int64:2048"``.
+            A dtype, as for `numpy.ndarray.view` if values have one size. For values of varying
+            size, such as ``bytes``, the dtype of their elements. Or the name of an encoding, such
+            as ``"ndarray:int64:2048"``.
 
         Returns
         -------
@@ -285,7 +284,7 @@ class Column(ArrayMethods, elementwise.Operators):
         Raises
         ------
         ValueError
-            If the bytes of a value cannot be that, or the column is a part of values.
+            If the bytes of a value do not fit `dtype`, or the column is a part of values.
 
         Examples
         --------
@@ -294,7 +293,7 @@ class Column(ArrayMethods, elementwise.Operators):
         array([122, 101, 114, 111], dtype=uint8)
         """
         if self._mesh is not None or self._field.part is not None:
-            raise ValueError("declare the whole column first, then take parts of its values")
+            raise ValueError("call view() on the whole column, then take parts of its values")
         field = self._field.view(dtype)
         if is_unsafe(field.encoding.name) and field.encoding != self._field.encoding:
             raise ValueError(f"{dtype!r} can run code: declare it with open(allow_pickle=True)")
@@ -313,15 +312,15 @@ class Column(ArrayMethods, elementwise.Operators):
         Returns
         -------
         ndarray or Ragged
-            A Ragged if the values vary in size, one row a sample also of an N-d view; an object
-            array if they are neither numbers nor text nor bytes.
+            A Ragged if the values vary in size, with one row a sample even for an N-d view. An
+            object array if values are not numbers, text or bytes.
 
         Raises
         ------
         ValueError, TypeError
             If `out` does not have the column's shape or dtype.
         MemoryError
-            Before reading, if it takes more memory than is free.
+            Before reading, if the result needs more memory than is free.
 
         Examples
         --------
@@ -357,18 +356,18 @@ class Column(ArrayMethods, elementwise.Operators):
         out: AnyArray | None = None,
         mode: str = "raise",
     ) -> Any:
-        """Read elements, as `numpy.take` does: along an axis, or of the ravelled column.
+        """Read elements along an axis or of the ravelled column, as `numpy.take` does.
 
         Parameters
         ----------
         indices : array_like of int
-            Which elements.
+            Positions of the elements.
         axis : int, optional
             The axis along which to take; by default the column is ravelled.
         out : ndarray, optional
             The array to fill and return; by default a new one.
         mode : {"raise", "wrap", "clip"}, default: "raise"
-            What an index out of bounds does.
+            How to treat an index that is out of bounds.
 
         Returns
         -------
@@ -386,21 +385,21 @@ class Column(ArrayMethods, elementwise.Operators):
         array([2, 0])
         """
         if axis is None:
-            picked = in_mode(indices, self.size, mode)
-            bounded = np.asarray(picked) if self.ndim == 1 else in_bounds(picked, self.size)
-            chosen = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
+            positions = in_mode(indices, self.size, mode)
+            bounded = np.asarray(positions) if self.ndim == 1 else in_bounds(positions, self.size)
+            selected = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
         else:
             axis = normalize_axis_index(axis, self.ndim)
-            chosen = self[(slice(None),) * axis + (in_mode(indices, self.shape[axis], mode),)]
-        if isinstance(chosen, Column):
-            return chosen.load(out)
+            selected = self[(slice(None),) * axis + (in_mode(indices, self.shape[axis], mode),)]
+        if isinstance(selected, Column):
+            return selected.load(out)
         if out is None:
-            return chosen
-        out[...] = chosen
+            return selected
+        out[...] = selected
         return out
 
     def explain(self) -> Cost:
-        """Return what `load` of this column would fetch now, such as its ``nbytes``.
+        """Return the cost of `load` of this column now, such as the bytes to download.
 
         Returns
         -------
@@ -458,11 +457,11 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @property
     def _holds_objects(self) -> bool:
-        """Whether samples hold what no array of numbers does; integers may have any size."""
+        """Whether values may not fit a NumPy dtype; Python integers may have any size."""
         return self._cell is None or self._field.encoding.name == "int"
 
     def to_torch(self) -> Any:
-        """Read the column as a tensor; a nested one, in jagged layout, if values vary in size.
+        """Read the column as a tensor; a nested jagged tensor if values vary in size.
 
         Returns
         -------
@@ -493,21 +492,21 @@ class Column(ArrayMethods, elementwise.Operators):
         return iter(self[::-1])
 
     def _rows(self) -> Iterable[Any]:
-        """Read the rows, each as an index gives it."""
+        """Read the rows, each as an integer index returns it."""
         if self.ndim == 1 and self._mesh is None and self._holds_objects:
             return self._source.values(self._plan, self._source.look_up(self._selection.ids()))
         return self._block()
 
     @property
-    def _leads(self) -> bool:
+    def _rows_first(self) -> bool:
         """Return True if rows are the first axis, so that blocks of them can be read."""
         return bool(self._selection.ndim) and (self._mesh is None or not self._mesh.lead)
 
     def _bounds(self, purpose: str | None = None) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of blocks of rows; show the progress of what has a purpose."""
+        """Yield the bounds of blocks of rows; show progress if there is a `purpose`."""
         gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         length, rows = len(self), len(self)
-        if self.size and self._leads:
+        if self.size and self._rows_first:
             rows = self._source.rows_at_once(self._plan, READ_BYTES)
             rows //= max(1, prod(self._selection.shape[1:]))
         starts = range(0, length, max(1, rows)) or range(1)
@@ -515,20 +514,20 @@ class Column(ArrayMethods, elementwise.Operators):
             yield start, min(start + starts.step, length)
 
     def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]:
-        """Read the column in blocks of rows, or raise TypeError where NumPy has no dtype."""
+        """Read the column in blocks of rows; raise TypeError if NumPy has no dtype for it."""
         for start, stop in self._bounds(purpose):
             yield self[start:stop]._as_array()
 
     def _block(self) -> AnyArray:
-        """Read the column, or a block that has passed the gate, if need be as objects."""
+        """Read the column without checking the cost, as objects if NumPy has no dtype."""
         return self._as_array(object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def _array(self) -> AnyArray:
-        """Read the column as an array, of objects where NumPy has no dtype."""
+        """Read the column as an array, of objects if NumPy has no dtype."""
         return np.asarray(self, object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def _flat_rows(self) -> Column | None:
-        """Return the rows along one axis if values have none; else None."""
+        """Return the column with one axis if its values are scalars; else None."""
         if self.ndim != self._selection.ndim or self._mesh is not None:
             return None
         return Column(self._source, self._plan, self._selection.ravel(), self._cell)
@@ -544,9 +543,9 @@ class Column(ArrayMethods, elementwise.Operators):
     # Writing
 
     def _to_write(self) -> StoredColumn | ArrayColumn:
-        """Return this column as `npstream.writing.tables` takes it."""
+        """Return this column in the form that `npstream.writing.tables` writes."""
         if not self._shape:
-            raise TypeError(f"column {self.name!r} is one value, and not one a sample")
+            raise TypeError(f"column {self.name!r} is a single value, not one value a sample")
         field, whole = self._field, self._mesh is None and self._field.part is None
         if whole and self._selection.ndim == 1:
             return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
@@ -574,8 +573,8 @@ class Column(ArrayMethods, elementwise.Operators):
         return apply(func, args, kwargs, Column)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        written = inputs[:1] if method == "at" else options.get("out", ())
-        if any(isinstance(target, Column) for target in written):
+        outputs = inputs[:1] if method == "at" else options.get("out", ())
+        if any(isinstance(output, Column) for output in outputs):
             raise TypeError(
                 f"a column is read-only: store the result of np.{ufunc.__name__} in an array"
             )
@@ -592,11 +591,11 @@ class Column(ArrayMethods, elementwise.Operators):
     __hash__ = None  # type: ignore[assignment]
 
     def _compare(self, ufunc: np.ufunc, other: Any) -> Any:
-        """Compare as the operators do, which call a number and a text unequal."""
+        """Compare as the operators do: a number and text are unequal."""
         if getattr(other, "__array_ufunc__", ufunc) is None:
             return NotImplemented
         function = elementwise.EQUALITY[ufunc]
-        if elementwise.takes_over(other, self.dtype):
+        if elementwise.defers_to(other, self.dtype):
             return function(np.asarray(self), other)
         if is_tensor(other):
             return self._with_tensors(function, (self, other), {})
@@ -605,7 +604,7 @@ class Column(ArrayMethods, elementwise.Operators):
     def _with_tensors(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
-        """Apply a function to tensors as to arrays, and return a tensor."""
+        """Apply a function with tensors converted to arrays, and return a tensor."""
         arrays = [as_array(item) if is_tensor(item) else item for item in inputs]
         result = function(*arrays, **options)
         tensor = next(item for item in inputs if is_tensor(item))
@@ -623,13 +622,13 @@ class Column(ArrayMethods, elementwise.Operators):
         inputs: tuple[Any, ...],
         options: dict[str, Any],
     ) -> Any:
-        """Apply a ufunc, or the operator that stands for it, one block of rows at a time."""
-        inputs = elementwise.plain_times(inputs, self.dtype)
+        """Apply a ufunc, or its operator, one block of rows at a time if possible."""
+        inputs = elementwise.times_to_numpy(inputs, self.dtype)
         text = (
-            None if options else elementwise.compared_text(ufunc, inputs, self._field.encoding.kind)
+            None if options else elementwise.text_operand(ufunc, inputs, self._field.encoding.kind)
         )
         if method == "__call__" and text is not None:
-            equal = elementwise.equal_to(text, self._source, self._plan, self._selection)
+            equal = elementwise.equals_text(text, self._source, self._plan, self._selection)
             return equal if ufunc is np.equal else ~equal
         result = self._in_blocks(ufunc, method, function, inputs, options)
         if result is not NotImplemented:
@@ -645,12 +644,12 @@ class Column(ArrayMethods, elementwise.Operators):
         inputs: tuple[Any, ...],
         options: dict[str, Any],
     ) -> Any:
-        """Apply a ufunc in blocks of rows; return NotImplemented if it needs all at once."""
+        """Apply a ufunc in blocks of rows; return NotImplemented if it needs all rows at once."""
         purpose = f"{ufunc.__name__} of {self.name!r}"
-        if method == "reduce" and self._leads and elementwise.is_method(ufunc, options):
+        if method == "reduce" and self._rows_first and elementwise.is_method(ufunc, options):
             outs = options.pop("out", (None,))
             axis = options.pop("axis", 0)
-            return getattr(self, elementwise.REDUCED[ufunc])(axis, out=outs[0], **options)
+            return getattr(self, elementwise.REDUCTION_METHODS[ufunc])(axis, out=outs[0], **options)
         if method != "__call__":
             return NotImplemented
         if ufunc is np.matmul and not options:
@@ -658,12 +657,14 @@ class Column(ArrayMethods, elementwise.Operators):
             return elementwise.matrix_product(left, right, lambda c: c._bounds(purpose))
         if ufunc.signature is not None:
             return NotImplemented
-        shape = elementwise.common_rows(inputs, options)
+        shape = elementwise.blockwise_shape(inputs, options)
         if shape is None:
             return NotImplemented
         columns = (item for item in inputs if isinstance(item, Column))
         leader = next(c for c in columns if c.ndim == len(shape) and len(c) == shape[0])
-        return elementwise.in_blocks(function, inputs, options, shape, leader._bounds(purpose))
+        return elementwise.apply_in_blocks(
+            function, inputs, options, shape, leader._bounds(purpose)
+        )
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
         return self._arrow_array().__arrow_c_array__(requested_schema)

@@ -12,7 +12,14 @@ from numpy.lib.array_utils import normalize_axis_index
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
 from npstream.dataset.splits import apply_both, filter_mask, split_view
-from npstream.errors import ColumnError, read_only, short_traceback, shorten, shown, stopped
+from npstream.errors import (
+    ColumnError,
+    read_only_error,
+    short_traceback,
+    shorten,
+    shown,
+    stop_iteration_error,
+)
 from npstream.explore import display
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
@@ -39,10 +46,11 @@ Transform = Callable[[Sample], Any]
 
 
 class Dataset:
-    """Samples of an opened dataset, in some order: the dataset itself, or a view of it.
+    """An array of the samples of an opened dataset, or a lazy view of some of them.
 
-    Made by `npstream.open`. An integer reads one sample; every other row index is a lazy view; a
-    name picks columns; NumPy functions, `load` and iteration read. ``==`` is identity.
+    Made by `npstream.open`. An integer index reads one sample. Any other row index returns a lazy
+    view. A name, or a list of names, selects columns. NumPy functions, `load` and iteration read.
+    ``==`` compares identity.
 
     Examples
     --------
@@ -74,8 +82,6 @@ class Dataset:
     def __reduce__(self) -> tuple[Any, ...]:
         return Dataset, (self._source, self._selection, self._names, self._transform)
 
-    # What it is
-
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns."""
@@ -83,7 +89,7 @@ class Dataset:
 
     @property
     def dtypes(self) -> dict[str, np.dtype[Any]]:
-        """Dtype of each column: of its values' elements, StringDType for text, or object."""
+        """Dtype of each column's elements, which is StringDType for text and may be object."""
         return {name: self[name].dtype for name in self._names}
 
     @property
@@ -114,7 +120,7 @@ class Dataset:
 
     @property
     def version(self) -> str:
-        """Fingerprint of the whole dataset's index, as ``npstream.open(version=)`` takes it."""
+        """Fingerprint of the whole dataset's index, for ``npstream.open(version=)``."""
         return self._source.index.fingerprint()
 
     @property
@@ -124,13 +130,13 @@ class Dataset:
         Returns
         -------
         ndarray, shape (shards,)
-            Structured: ``name`` (str), ``start`` (number of the first sample), ``samples`` and
-            ``bytes`` (uncompressed), int64.
+            Structured array: ``name`` (str), and as int64 ``start`` (id of the first sample),
+            ``samples`` (their number) and ``bytes`` (uncompressed size).
         """
         return shard_table(self._source.index)
 
     def locate(self, index: Any) -> tuple[Any, Any]:
-        """Return where samples are stored.
+        """Return the shard and the row in it of each selected sample.
 
         Parameters
         ----------
@@ -140,7 +146,7 @@ class Dataset:
         Returns
         -------
         shard, row : int or ndarray of int64
-            Number of the shard, and of the sample within it.
+            Number of the shard, and of the sample in it, both from 0.
 
         Examples
         --------
@@ -148,10 +154,10 @@ class Dataset:
         >>> ds.locate(1)
         (0, 1)
         """
-        chosen = self._selection.select(index)
-        if isinstance(chosen, int):
-            return self._source.locate(chosen)
-        return self._source.locate(chosen.ids().reshape(chosen.shape))
+        selected = self._selection.select(index)
+        if isinstance(selected, int):
+            return self._source.locate(selected)
+        return self._source.locate(selected.ids().reshape(selected.shape))
 
     def __repr__(self) -> str:
         return display.dataset_text(self._source.index, self.shape, self._encodings())
@@ -174,32 +180,32 @@ class Dataset:
     def __getitem__(self, index: Any) -> Dataset: ...
     def __getitem__(self, index: Any) -> Any:
         try:
-            if type(index) is not int:  # a sample is read in the time of a few such tests
+            if type(index) is not int:  # reading a sample takes only as long as a few such checks
                 if isinstance(index, str):
                     return self._column(index)
                 if isinstance(index, list) and any(isinstance(name, str) for name in index):
                     return self._project(index)
-            chosen = self._selection.select(index)
-            if isinstance(chosen, int):
-                return self._sample(chosen)
+            selected = self._selection.select(index)
+            if isinstance(selected, int):
+                return self._sample(selected)
         except Exception as error:
             if isinstance(error, IndexError):
                 raise_if_names(index)
             shorten(error)
             raise
-        return self._view(chosen)
+        return self._view(selected)
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        raise read_only(f"ds[{shown(index)}]")
+        raise read_only_error(f"ds[{shown(index)}]")
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
-        """Return several samples at once, as ``torch.utils.data.DataLoader(ds)`` asks for them."""
+        """Return several samples at once; ``torch.utils.data.DataLoader(ds)`` calls this."""
         return list(self[np.asarray(rows, np.int64)])
 
     def _column(self, name: str) -> Column:
         if name not in self._names:
             if name in self._source.partial:
-                self._source.field(name)  # says what is wrong with it
+                self._source.field(name)  # raises an error that says which shards lack the column
             raise ColumnError(name, self._names)
         return Column.of(self._source, self._source.plan((name,)), self._selection)
 
@@ -209,7 +215,7 @@ class Dataset:
                 raise TypeError(f"a list is all column names or all rows, not both: {name!r}")
             self._column(name)
         if len(set(names)) != len(names):
-            raise ValueError(f"a column is named twice in {list(names)}")
+            raise ValueError(f"a column is listed twice in {list(names)}")
         return self._like(tuple(names), self._transform)
 
     def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
@@ -226,7 +232,7 @@ class Dataset:
         try:
             return self._transform(values)
         except StopIteration as error:
-            raise stopped(VIEW_TRANSFORM) from error
+            raise stop_iteration_error(VIEW_TRANSFORM) from error
 
     def __iter__(self) -> Iterator[Any]:
         if self.ndim == 0:
@@ -246,18 +252,18 @@ class Dataset:
         Parameters
         ----------
         out : mapping of str to array_like, optional
-            Arrays for fixed-size columns, of the column's dtype and shape: filled and returned
-            instead of new ones, which is the default. They may be tensors in pinned memory.
+            Arrays (or tensors, such as in pinned memory) to fill and return, only for columns of
+            fixed-size values, with the column's dtype and shape. By default, new arrays.
 
         Returns
         -------
         Batch
-            Arrays have the view's shape, then the values'; a Ragged has one row a sample.
+            An array has the view's shape followed by a value's. A Ragged has one row a sample.
 
         Raises
         ------
         MemoryError
-            Before reading, if it takes more memory than is free.
+            Before reading, if the result needs more memory than is free.
         ValueError, TypeError
             If an array of `out` does not have the column's shape or dtype.
 
@@ -287,27 +293,27 @@ class Dataset:
         Parameters
         ----------
         indices : array_like of int
-            One integer takes a sample, not a Batch.
+            Rows of the view. A single integer returns a sample instead of a Batch.
         axis : int, optional
-            0, or None for the ravelled view, which is the same unless the view is N-d.
+            0, or None for the ravelled view. The two differ only for an N-d view.
         out : mapping of str to array_like, optional
             Arrays to fill, as for `load`.
         mode : {"raise", "wrap", "clip"}, default: "raise"
-            What an index out of bounds does.
+            How to treat an index that is out of bounds.
 
         Returns
         -------
         Batch or dict
-            A dict, or what the view's transform makes of it, for one integer.
+            For a single integer, a dict, or the result of the view's transform.
 
         Raises
         ------
         IndexError
             If an index is out of bounds, and `mode` is "raise".
         ValueError
-            If there is no such axis or mode.
+            If the axis or mode does not exist.
         TypeError
-            If the indices are no integers, or there are arrays to fill with one sample.
+            If the indices are not integers, or `out` is given with a single integer.
 
         Examples
         --------
@@ -321,14 +327,14 @@ class Dataset:
                 view = self.ravel()
             elif normalize_axis_index(axis, self.ndim):
                 raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
-            if isinstance(chosen := view[in_mode(indices, len(view), mode)], Dataset):
-                return chosen.load(out)
+            if isinstance(selected := view[in_mode(indices, len(view), mode)], Dataset):
+                return selected.load(out)
             if out is not None:
-                raise TypeError("out= takes arrays of several samples, and one was asked for")
-            return chosen
+                raise TypeError("out= takes arrays of several samples, but indices is one integer")
+            return selected
 
     def explain(self) -> Cost:
-        """Return what `load` of this view would fetch now, such as its ``nbytes``.
+        """Return the cost of `load` of this view now, such as the bytes to download.
 
         Returns
         -------
@@ -336,7 +342,7 @@ class Dataset:
 
         Examples
         --------
-        >>> getfixture("example").explain().nbytes  # nothing is fetched of a local dataset
+        >>> getfixture("example").explain().nbytes  # a local dataset needs no download
         0
         """
         from npstream.reading.cost import explain
@@ -353,8 +359,7 @@ class Dataset:
 
         Examples
         --------
-        >>> ds = getfixture("example")
-        >>> ds[:2].prefetch()  # nothing is to be fetched of a local dataset
+        >>> getfixture("example")[:2].prefetch()  # a local dataset needs no download
         """
         from npstream.reading.cost import prefetch
 
@@ -371,7 +376,7 @@ class Dataset:
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         if self.ndim != 1:
-            raise ValueError(f"a view of shape {self.shape} is no table: take its ravel()")
+            raise ValueError(f"a view of shape {self.shape} is not a table: take its ravel()")
         from npstream.reading.arrow_stream import record_batches
 
         reader = record_batches(self._source, self._selection, self._names)
@@ -389,8 +394,7 @@ class Dataset:
 
         Examples
         --------
-        >>> ds = getfixture("example")
-        >>> ds[np.array([[0, 1], [2, 0]])].ravel().shape
+        >>> getfixture("example")[np.array([[0, 1], [2, 0]])].ravel().shape
         (4,)
         """
         return self if self.ndim == 1 else self._view(self._selection.ravel())
@@ -398,18 +402,18 @@ class Dataset:
     def order(
         self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
     ) -> RowOrder:
-        """Return the order of a training epoch: an array of row numbers, computed where it is read.
+        """Return the order of a training epoch: a lazy array of row numbers.
 
         Parameters
         ----------
         seed : int
-            What the order is drawn from; it is the same on any machine and in any release.
+            Seed of the order, which is the same on any machine and in any release.
         epoch : int, default: 0
-            Number of the epoch; each has another order.
+            Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
-            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
 
         Returns
         -------
@@ -419,7 +423,7 @@ class Dataset:
         Raises
         ------
         ValueError
-            If `block` or `lanes` is no such number.
+            If `block` or `lanes` is invalid.
 
         Examples
         --------
@@ -432,18 +436,18 @@ class Dataset:
     def shuffle(
         self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
     ) -> Dataset:
-        """Return a view of all samples in the order of a training epoch, which `order` gives.
+        """Return a view of all samples in the order of a training epoch, as `order` returns it.
 
         Parameters
         ----------
         seed : int
-            What the order is drawn from; it is the same on any machine and in any release.
+            Seed of the order, which is the same on any machine and in any release.
         epoch : int, default: 0
-            Number of the epoch; each has another order.
+            Number of the epoch. Each epoch has its own order.
         block : int, str or None, default: "auto"
-            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
 
         Returns
         -------
@@ -452,7 +456,7 @@ class Dataset:
         Raises
         ------
         ValueError
-            If `block` or `lanes` is no such number.
+            If `block` or `lanes` is invalid.
 
         Examples
         --------
@@ -471,12 +475,13 @@ class Dataset:
         Parameters
         ----------
         lengths : sequence of int or float
-            Samples of each part, or fractions that sum to 1; rounded as torch's does.
+            Samples of each part, or fractions that sum to 1, rounded as in torch's function.
         seed : int, default: 0
-            What the parts are drawn from.
+            Seed of the split.
         by : {"sample", "chunk"}, default: "sample"
-            "sample": parts are runs of ``shuffle(seed, block=None)``. "chunk" draws chunks, which
-            are stored together, so that a part reads its share; its samples keep their order.
+            "sample" draws single samples: parts are slices of ``shuffle(seed, block=None)``.
+            "chunk" draws whole chunks, so that reading a part fetches no others. Then the samples
+            of a part keep the view's order.
 
         Returns
         -------
@@ -499,13 +504,13 @@ class Dataset:
     def with_transform(self, transform: Transform | None) -> Dataset:
         """Return a view whose samples are passed through a function.
 
-        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, after the
-        transform that the view already has; columns and batches are as they are stored.
+        It applies to samples read by index, by iteration and by ``DataLoader(ds)``, but not to
+        columns and batches. It runs after the view's current transform, if any.
 
         Parameters
         ----------
         transform : callable or None
-            Takes a sample and returns what is to stand for it. None removes the transform.
+            Takes a sample and returns its replacement. None removes the transform.
 
         Returns
         -------
@@ -527,17 +532,16 @@ class Dataset:
         columns: Sequence[str] | None = None,
         batch_size: int | None = None,
     ) -> Dataset:
-        """Return a view of the samples for which a function holds.
+        """Return a view of the samples for which a function returns True.
 
         Parameters
         ----------
         fn : callable
-            Takes a sample and says whether it stays; with `batch_size`, takes a Batch and
-            returns a mask of its rows.
+            Takes a sample and returns a bool; with `batch_size`, takes a Batch and returns a mask.
         columns : sequence of str, optional
-            What `fn` is given, and all that is read; by default all columns.
+            Columns to read and pass to `fn`; by default all.
         batch_size : int, optional
-            Samples of each Batch that `fn` is given; by default it is given single samples.
+            Samples of each Batch that is passed to `fn`. By default, `fn` takes single samples.
 
         Returns
         -------
@@ -547,7 +551,7 @@ class Dataset:
         Raises
         ------
         TypeError
-            If `fn` is given Batches and does not return a mask of their rows.
+            If `fn` takes Batches and does not return a mask of their rows.
 
         Examples
         --------
@@ -556,8 +560,8 @@ class Dataset:
         (2,)
         """
         view = self.ravel()
-        given = view if columns is None else view[list(columns)]
-        mask = filter_mask(given, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
+        inputs = view if columns is None else view[list(columns)]
+        mask = filter_mask(inputs, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
         return view[mask]
 
     def iter(
@@ -579,54 +583,51 @@ class Dataset:
     ) -> Iteration:
         """Return an iterable over this rank's part of the view, epoch after epoch.
 
-        It yields Batches, or samples without a batch size. It can be iterated over any number of
-        times, pickled, and given to ``torch.utils.data.DataLoader``; ``state_dict`` and
-        ``load_state_dict`` resume it.
+        It yields Batches, or samples without a batch size. It can be iterated over repeatedly,
+        pickled, and passed to ``torch.utils.data.DataLoader``. ``load_state_dict`` resumes it.
 
         Parameters
         ----------
         rank, world : int, optional
-            Number of this process among those that share the view, and of them all. By default
-            those of ``torch.distributed`` where it is initialized; else RANK and WORLD_SIZE of the
-            environment; else 0 of 1. That is looked up when it is needed, not before.
+            Number of this process among the processes that share the view, and their count. By
+            default those of ``torch.distributed`` if it is initialized, else RANK and WORLD_SIZE of
+            the environment, else 0 and 1. Defaults are looked up only when they are needed.
         batch_size : int, optional
-            Samples of this rank in a batch. Without it samples are yielded, not batches.
+            Samples of this rank in a batch. By default, samples are yielded, not batches.
         global_batch_size : int, optional
-            Samples of all ranks in a batch, instead of `batch_size`; a multiple of their number.
-            It stays the same when their number changes, and with it what every batch holds.
+            Samples of all ranks in a batch, a multiple of `world`, instead of `batch_size`. If
+            `world` changes, batches over all ranks keep their size and their samples.
         batched : bool, default: True
-            False yields samples also with `batch_size`, for torch to make batches of as many:
-            workers are dealt runs of that length.
+            If False, yield samples even with `batch_size`, for torch to batch with the same size.
+            Each worker then reads runs of `batch_size` samples.
         shuffle : bool, Shuffle, str or StreamingShuffle, default: False
-            Whether each epoch has a random order of its own, and its settings; see
-            `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
-            "naive" are orders of Streaming, of whole datasets, whose settings
-            `npstream.StreamingShuffle` holds.
+            Whether each epoch has its own random order, or the order's settings (`npstream.Shuffle`
+            or `npstream.StreamingShuffle`). "py1e", "py1s", "py1br", "py2s" and "naive" are orders
+            of Streaming, for whole datasets only. False keeps the view's order.
         seed : int, default: 0
-            What orders are drawn from, except for those of Streaming.
+            Seed of the orders. Orders of Streaming do not use it.
         epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional
-            Samples in an epoch, by default those of the view; "100k", " 64 M", "1.5B", "2T" and 5e5
-            are numbers, too. Fractions of a sample are dropped. Epochs then follow each other
-            through the view, in one order until all its samples came, so that none is passed over.
-            With an order of Streaming, each epoch picks its samples as Streaming does.
+            Samples in an epoch; by default the view's size. May be text such as "100k", " 64 M",
+            "1.5B" or "2T", or a float such as 5e5, rounded down. Each epoch continues where the
+            previous one ended, in one order until every sample of the view has been read. With an
+            order of Streaming, each epoch selects its samples as Streaming does.
         last : {"repeat", "drop", "short"}, default: "repeat"
-            Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
-            up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
-            carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
-            ranks have the same number of batches of the same size. "short" reads each sample once,
-            and ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as
-            many as make ranks equal, so that the last batch may be short.
+            How to treat the last batch if samples are too few for a full batch on every rank.
+            "repeat" fills it with the first samples of the epoch, marked in ``batch.repeated``
+            (single samples carry no mark). "drop" omits it, as torch's ``drop_last=True`` does.
+            With either, all ranks have the same number of batches of the same size. "short" reads
+            each sample once, so that ranks may differ. Orders of Streaming accept "repeat" and
+            "drop". They repeat only until ranks are equal, so the last batch may be short.
         ranks_per_node : int, optional
-            Ranks on each machine, numbered one machine after the other. With a number of lanes that
-            the number of machines divides, a machine reads only chunks that no other does. By
-            default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
-            all.
+            Ranks on each machine, numbered one machine after the other. If the number of machines
+            divides the number of lanes, no two machines read the same chunk. By default
+            LOCAL_WORLD_SIZE of the environment if `rank` is not given, else all ranks.
         replication : int, default: 1
-            So many ranks in a row read the same samples, as those do that share one model.
+            Number of consecutive ranks that read the same samples, such as ranks of one model.
         transform : callable, optional
-            Takes each Batch, or each sample, and returns what is yielded in its place.
+            Takes each Batch, or each sample, and returns its replacement.
 
         Returns
         -------
@@ -635,7 +636,7 @@ class Dataset:
         Raises
         ------
         ValueError
-            If settings do not fit each other, or the cache cannot hold what the order needs.
+            If settings contradict each other, or the cache is too small for the order.
 
         Examples
         --------
@@ -667,7 +668,7 @@ class Dataset:
             )  # fmt: skip
 
     def _epochs_for(self, settings: IterationSettings) -> AnyEpochs:
-        """Return what epochs of this view have at their positions."""
+        """Return the epochs of this view, which map positions to samples."""
         from npstream.iteration.epochs import epochs_for
 
         return epochs_for(self._source, self._selection, settings)
@@ -678,9 +679,9 @@ class Dataset:
         return stored_table(self._source, self._selection, self._names) if is_stored else None
 
     def close(self) -> None:
-        """Release the maps and buffers of this dataset and all its views, promptly.
+        """Release the maps and buffers of this dataset and all its views, after current reads.
 
-        Calls that are reading finish first. A dataset is also a context manager, which closes it.
+        A dataset is also a context manager, which closes it.
 
         Examples
         --------

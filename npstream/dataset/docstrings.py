@@ -1,4 +1,4 @@
-"""Docstrings of the methods that a column shares with an ndarray: parameters are described once.
+"""Shared parameter descriptions for the docstrings of a column's ndarray methods.
 
 Tested in tests/test_docstrings.py.
 """
@@ -12,32 +12,32 @@ from typing import Any, TypeVar
 F = TypeVar("F", bound=Callable[..., Any])
 
 PARAMETERS = {
-    "args": ("int or tuple of int", "The position; none if there is one element."),
+    "args": ("int or tuple of int", "The position; not needed if there is only one element."),
     "axes": ("int or tuple of int", "The order of the axes; by default the reverse."),
-    "axis": ("int or tuple of int", "Along which axes; by default along all, or ravelled."),
+    "axis": ("int or tuple of int", "The axes; by default all, or that of the ravelled column."),
     "b": ("array_like", "The other array."),
     "casting": ("str", "Which conversions are allowed, as for `numpy.can_cast`."),
-    "copy": ("bool", "Whether an array is made anew in any case."),
-    "correction": ("float", "Another name of `ddof`."),
+    "copy": ("bool", "Whether to always return a new array."),
+    "correction": ("float", "An alias of `ddof`."),
     "ddof": ("float", "The divisor is the number of elements minus this."),
     "decimals": ("int", "Digits after the point."),
     "dtype": ("dtype", "The dtype of the result; by default NumPy's choice."),
-    "initial": ("scalar", "What the elements are added to, or compared with; by default nothing."),
-    "keepdims": ("bool", "Whether reduced axes stay, with length 1."),
+    "initial": ("scalar", "An initial value for the reduction; by default none."),
+    "keepdims": ("bool", "Whether to keep reduced axes, with length 1."),
     "kind": ("str", "The algorithm, as for `numpy.sort`; by default NumPy's choice."),
     "max": ("array_like", "Upper limits; by default none."),
-    "mean": ("ndarray", "The mean, where it is known; by default it is computed."),
+    "mean": ("ndarray", "The mean, if known; by default it is computed."),
     "min": ("array_like", "Lower limits; by default none."),
-    "options": ("Any", "What else the function of NumPy takes."),
+    "options": ("Any", "Further arguments of NumPy's function."),
     "order": ("str", 'The order in memory: "C", "F", "A" or "K".'),
     "out": ("ndarray", "The array to fill and return; by default a new one."),
-    "repeats": ("int or array_like of int", "How often each element comes."),
+    "repeats": ("int or array_like of int", "Number of repetitions of each element."),
     "shape": ("int or tuple of int", "The new shape; one length may be -1."),
-    "stable": ("bool", "Whether equal elements keep their order; by default as `kind` says."),
-    "subok": ("bool", "As for NumPy, and without effect."),
-    "where": ("array_like of bool", "Which elements count."),
+    "stable": ("bool", "Whether equal elements keep their order; by default, `kind` decides."),
+    "subok": ("bool", "Accepted for compatibility with NumPy, without effect."),
+    "where": ("array_like of bool", "The elements to include."),
 }
-"""Type and meaning of each parameter."""
+"""Type and description of each parameter."""
 
 
 def documented(
@@ -48,27 +48,28 @@ def documented(
     Parameters
     ----------
     returns : str
-        The type of what the method returns.
+        The type of the method's result.
     example : str
-        A call of the method, of a column of 0, 1 and 2.
+        A call of the method, on a column of 0, 1 and 2.
     result : str
-        What is printed for that.
+        The output of the example.
     raises : str, default: ""
-        The exceptions that the method itself raises, and when, as in "TypeError: If ..."
+        The exception that the method itself raises, and its condition, as in "TypeError: If ..."
     **parameters : tuple of str
-        Type and meaning of those that differ from `PARAMETERS`.
+        Type and description of parameters that differ from `PARAMETERS`.
     """
 
     def decorate(method: F) -> F:
-        known = PARAMETERS | parameters
-        _, *given = inspect.signature(method).parameters.values()
+        descriptions = PARAMETERS | parameters
+        _, *listed = inspect.signature(method).parameters.values()
         lines = [inspect.getdoc(method) or ""]
-        if given:
+        if listed:
             lines += _section("Parameters")
-        for each in given:
-            kind, meaning = known[each.name]
-            name = str(each.replace(annotation=each.empty, default=each.empty))  # with its stars
-            lines += [f"{name} : {kind}{_default(each)}", f"    {meaning}"]
+        for parameter in listed:
+            kind, description = descriptions[parameter.name]
+            plain = parameter.replace(annotation=parameter.empty, default=parameter.empty)
+            name = str(plain)  # includes the stars of *args and **kwargs
+            lines += [f"{name} : {kind}{_default(parameter)}", f"    {description}"]
         lines += [*_section("Returns"), returns]
         if raises:
             error, _, when = raises.partition(": ")

@@ -1,4 +1,4 @@
-"""Opening a dataset."""
+"""The function that opens a dataset."""
 
 from __future__ import annotations
 
@@ -43,45 +43,45 @@ def open_dataset(
     retries: int = 4,
     implicit_read_limit: int | str | None = "1GiB",
 ) -> Dataset:
-    """Open a dataset; only its index is read.
+    """Open a dataset. This reads only the dataset's index.
 
     Parameters
     ----------
     url : str or os.PathLike
-        The directory that holds ``index.json``: a local one, or a URL such as
+        The directory that contains ``index.json``: a local path, or a URL such as
         ``s3://bucket/corpus``.
     split : str, optional
-        A directory below it, such as "train".
+        A subdirectory to open instead, such as "train".
     columns : sequence of str, or mapping of str to dtype or str, optional
-        A sequence: the columns to have. A mapping: what the bytes of those columns mean, as a
-        dtype or an encoding, such as ``{"tokens": "ndarray:int64:2048"}``; others stay.
+        A sequence selects columns. A mapping declares a dtype or an encoding for the bytes of some
+        columns, such as ``{"tokens": "ndarray:int64:2048"}``, and selects all columns.
     cache : str or os.PathLike, optional
-        The directory where parts of a remote dataset are kept; by default what
-        ``NPSTREAM_CACHE`` says, or else this user's place for caches.
+        The directory that caches chunks of remote datasets. By default the environment variable
+        ``NPSTREAM_CACHE``, or else the user's cache directory.
     cache_limit : int or str, optional
-        The bytes that this directory may take, such as "100GB"; "auto" leaves a tenth of the
-        disk free. By default what ``NPSTREAM_CACHE_LIMIT`` says, or else "auto".
+        The most bytes that the cache may take, such as "100GB". "auto" leaves a tenth of the disk
+        free. By default the environment variable ``NPSTREAM_CACHE_LIMIT``, or else "auto".
     storage_options : mapping, optional
         Options of the store's fsspec driver.
     index : str or os.PathLike, optional
-        Where the dataset's side-car is, if it is not beside its index. `storage_options` are for
-        it, too, if it has the same scheme, and on the web the same host.
+        The directory or URL of the dataset's side-car, if not that of the index.
+        `storage_options` also apply to it if its scheme is the same, and over HTTP also its host.
     version : str, optional
-        The fingerprint of the index to read, if it is not the newest.
+        The fingerprint of the index to read, if not the newest.
     verify : bool or str, default: "auto"
-        Which recorded hashes to check: "auto", those of shards that are decompressed, and of
-        chunks that are fetched; True, also those of files that are mapped and of what is in the
-        cache, and single samples are not fetched without their chunks; False, none; or the name
-        of the hash to check in both.
+        The recorded hashes to check. "auto" checks shards that are decompressed and chunks that are
+        fetched. The name of a hash checks this hash, also of files that are mapped and of chunks in
+        the cache. True does the same with any hash, and fetches single samples only as whole
+        chunks. False checks none.
     allow_pickle : bool, default: False
         Whether columns may be unpickled, which can run code.
     timeout : float, default: 60.0
-        Seconds that a request to the store may take, with all its attempts.
+        Seconds that a request to the store may take, including all retries.
     retries : int, default: 4
-        How often a request is tried again.
+        The most retries of a request.
     implicit_read_limit : int, str or None, default: "1GiB"
-        The bytes that an implicit read, such as a comparison, may fetch; beyond them it raises
-        `CostError`. None for any number.
+        The most bytes that an implicit read, such as a comparison, may fetch. A read that would
+        fetch more raises `CostError`. None sets no limit.
 
     Returns
     -------
@@ -92,12 +92,12 @@ def open_dataset(
     FormatError
         If the index does not follow the format.
     StorageError
-        If the index cannot be read. If there is none, the error is also a FileNotFoundError.
+        If the index cannot be read. If it does not exist, the error is also a FileNotFoundError.
     ValueError
-        If the limit of the cache is less than any read needs; it says the least that would do.
-        Also if `verify` is no such hash, or a column is pickled and `allow_pickle` is False.
+        If the limit of the cache is too small for any read. The message says the smallest limit.
+        Also if `verify` is not a known hash, or a column is pickled and `allow_pickle` is False.
     TypeError
-        If `columns` is one name.
+        If `columns` is a single name.
     MissingDependencyError
         If the store's driver, or a column's dtype, needs a package that is not installed.
 
@@ -119,54 +119,59 @@ def open_dataset(
         limit = parse_size(implicit_read_limit)
         if cache is not None:
             cache = local_path(cache, "cache")
-        where = url if split is None else join_url(url, split)
-        store = open_store(where, storage_options, timeout=timeout, retries=retries, argument="url")
-        aside = None
+        root = url if split is None else below(url, split)
+        store = open_store(root, storage_options, timeout=timeout, retries=retries, argument="url")
+        sidecar_store = None
         if index is not None:
             options = options_for(url, storage_options, index)
-            aside = open_store(index, options, timeout=timeout, retries=retries, argument="index")
+            sidecar_store = open_store(
+                index, options, timeout=timeout, retries=retries, argument="index"
+            )
         try:
             if isinstance(store, LocalStore):
-                found = read_manifest(store, None, aside, version, verify is True)
-                shards = LocalShards(found.index, store, verify, found.snapshot)
+                manifest = read_manifest(store, None, sidecar_store, version, verify is True)
+                shards = LocalShards(manifest.index, store, verify, manifest.snapshot)
             else:
-                shards = _open_remote(store, verify, (cache, cache_limit), aside, version)
+                shards = _open_remote(store, verify, (cache, cache_limit), sidecar_store, version)
         except StorageError as error:
             if (absence := explain_absence(error, store, split)) is not None:
                 raise absence from None
             raise
         fetcher = Fetcher(shards)
-        opened = shards.index
-        if isinstance(verify, str) and verify != "auto" and len(opened):
+        shard_index = shards.index
+        if isinstance(verify, str) and verify != "auto" and len(shard_index):
             shards.require_hash(verify)
         source, names = open_source(fetcher, columns, allow_pickle, limit)
         log(
             "opened %s: version %s, %s in %s, columns %s, verify=%r",
-            opened.where, opened.fingerprint, quantity(opened.samples, "sample"),
-            quantity(len(opened), "shard"), ", ".join(names), verify,
+            shard_index.where, shard_index.fingerprint, quantity(shard_index.samples, "sample"),
+            quantity(len(shard_index), "shard"), ", ".join(names), verify,
         )  # fmt: skip
-        return Dataset(source, Selection.all(opened.samples), names)
+        return Dataset(source, Selection.all(shard_index.samples), names)
 
 
 def _open_remote(
     store: RemoteStore,
     verify: Verify,
-    kept: tuple[str | os.PathLike[str] | None, int | str | None],
-    aside: Store | None,
+    cache_settings: tuple[str | os.PathLike[str] | None, int | str | None],
+    sidecar_store: Store | None,
     version: str | None,
 ) -> LocalShards:
-    """Open the shards of a remote dataset; `kept` is the cache's directory and its limit."""
+    """Open the shards of a remote dataset.
+
+    `cache_settings` are the cache's directory and its limit.
+    """
     from npstream.cache.cache import ShardCache
     from npstream.shards.remote import RemoteShards
     from npstream.shards.residency import RemoteFiles
 
-    cache = ShardCache(*kept, store.timeout)
-    found = read_manifest(store, cache, aside, version, verify is True)
+    cache = ShardCache(*cache_settings, store.timeout)
+    manifest = read_manifest(store, cache, sidecar_store, version, verify is True)
     files = RemoteFiles(
-        found.index, store.identity, cache, found.identity, found.sidecar,
+        manifest.index, store.identity, cache, manifest.identity, manifest.sidecar,
         strict=verify not in (False, "auto"),
     )  # fmt: skip
     if cache.limit is not None:
         cache.require(files.least())
         cache.trim()
-    return RemoteShards(store, files, verify, found.snapshot)
+    return RemoteShards(store, files, verify, manifest.snapshot)

@@ -1,9 +1,9 @@
-"""NumPy's reductions, of an array that comes as blocks of rows.
+"""NumPy's reductions of an array that is read in blocks of rows.
 
-Results have the value, dtype, type and shape, and failures the exception, that NumPy gives for the
-whole array; only sums of floats may differ in their last digits, for they are added in another
-order, and in float64 at least. One block and the result are all that is held in memory, unless
-an argument rules that out: then NumPy gets the whole array.
+Results equal NumPy's for the whole array in value, dtype, type and shape, as do exceptions. Only
+sums of floats may differ in their last digits, because they are added in another order and at least
+in float64. Memory holds one block and the result. If an argument makes that impossible, NumPy
+reduces the whole array.
 """
 
 from __future__ import annotations
@@ -49,18 +49,20 @@ def reduce_blocks(
     out: AnyArray | None = None,
     **options: Any,
 ) -> Any:
-    """Reduce an array that comes as blocks of consecutive rows.
+    """Reduce an array that is given as blocks of consecutive rows.
 
     Parameters
     ----------
     name : str
         One of `REDUCTIONS`.
     blocks : iterable of ndarray
-        The rows, in order; read no further than the result needs.
-    shape, source
-        Shape and dtype of the whole array.
+        The rows, in order. Iteration stops once the result is certain.
+    shape : tuple of int
+        Shape of the whole array.
+    source : dtype
+        Dtype of the whole array.
     axis, out, **options
-        What the function of that name in NumPy takes.
+        Arguments of NumPy's function called `name`.
 
     Examples
     --------
@@ -97,9 +99,10 @@ def reduce_blocks(
 def _common_dtype(
     name: str, shape: Shape, source: Dtype, axis: Any, out: AnyArray | None, options: dict[str, Any]
 ) -> Dtype | None:
-    """Return the result's dtype if blocks can be reduced one by one; None leaves all to NumPy.
+    """Return the result's dtype if blocks can be reduced one by one, else None.
 
-    NumPy tells it, and raises where it would, by reducing one element in as many axes.
+    To get the dtype, and any exception, this lets NumPy reduce a single element with the array's
+    number of axes.
     """
     if math.prod(shape) == 0 or source.kind not in "biufc":
         return None
@@ -114,13 +117,13 @@ def _common_dtype(
 
 
 def _is_plain(shape: Shape, source: Dtype, axis: Any, options: dict[str, Any]) -> bool:
-    """Say whether a moment is one that merging blocks can give."""
+    """Return True if a mean or variance can be computed by merging those of blocks."""
     dtype = options.get("dtype")
     count = math.prod(shape[a] for a in _axes(axis, len(shape)))
     return (
         options.keys().isdisjoint({"where", "mean"})
         and (dtype is None or np.dtype(dtype).kind == ("c" if source.kind == "c" else "f"))
-        and options.get("ddof", 0) < count  # else NumPy warns, and divides by zero
+        and options.get("ddof", 0) < count  # otherwise NumPy warns, and divides by zero
     )
 
 
@@ -133,7 +136,7 @@ def _reduce(
     dtype: Dtype,
     options: dict[str, Any],
 ) -> AnyArray:
-    """Reduce block by block; the result has all axes, and may have a wider dtype."""
+    """Reduce block by block; the result keeps all axes, and may have a wider dtype."""
     axes = _axes(axis, len(shape))
     if 0 not in axes:
         return _row_by_row(name, blocks, axis, options)
@@ -154,7 +157,7 @@ def _axes(axis: Any, ndim: int) -> Axes:
 
 
 def _whole(blocks: Arrays, shape: Shape, dtype: Dtype) -> AnyArray:
-    """Put the blocks together."""
+    """Return the whole array."""
     ensure_fits(math.prod(shape) * dtype.itemsize, "reducing the whole array at once")
     whole = np.empty(shape, dtype)
     start = 0
@@ -170,8 +173,10 @@ def _result_shape(shape: Shape, axes: Axes, keepdims: bool) -> Shape:
     return tuple(length for axis, length in enumerate(shape) if axis not in axes)
 
 
-def _parts(blocks: Arrays, options: dict[str, Any]) -> Iterator[tuple[AnyArray, dict[str, Any]]]:
-    """Yield the blocks that have rows, each with the options for it."""
+def _with_options(
+    blocks: Arrays, options: dict[str, Any]
+) -> Iterator[tuple[AnyArray, dict[str, Any]]]:
+    """Yield each nonempty block with its options, such as its part of `where`."""
     where = options.get("where")
     start = 0
     for block in blocks:
@@ -182,44 +187,47 @@ def _parts(blocks: Arrays, options: dict[str, Any]) -> Iterator[tuple[AnyArray, 
 
 
 def _row_by_row(name: str, blocks: Arrays, axis: Any, options: dict[str, Any]) -> AnyArray:
-    """Reduce along other axes than the first."""
+    """Reduce along axes other than the first, so that blocks are independent."""
     function = getattr(np, name)
     return np.concatenate(
-        [function(b, axis=axis, keepdims=True, **kw) for b, kw in _parts(blocks, options)]
+        [function(b, axis=axis, keepdims=True, **kw) for b, kw in _with_options(blocks, options)]
     )
 
 
 def _accumulate(
     name: str, blocks: Arrays, axes: Axes, dtype: Dtype, options: dict[str, Any]
 ) -> AnyArray:
-    """Reduce by a ufunc, which then combines what it made of each block."""
+    """Reduce each block by a ufunc, and combine the results by the same ufunc."""
     ufunc = UFUNCS[name]
-    once = {}
+    first_only = {}
     if name in ("sum", "prod"):
         options["dtype"] = np.result_type(dtype, np.float64) if dtype.kind in "fc" else dtype
-        # A minimum may meet its initial value in every block, and with `where` it has to.
-        once = {key: options.pop(key) for key in ("initial",) if key in options}
+        # A minimum or maximum may use `initial` in every block, and with `where` it must.
+        first_only = {key: options.pop(key) for key in ("initial",) if key in options}
     total: Any = None
-    for block, keywords in _parts(blocks, options):
-        part = ufunc.reduce(block, axis=axes, keepdims=True, **keywords, **once)
+    for block, keywords in _with_options(blocks, options):
+        part = ufunc.reduce(block, axis=axes, keepdims=True, **keywords, **first_only)
         total = part if total is None else ufunc(total, part)
-        once = {}
+        first_only = {}
         if (name == "any" and total.all()) or (name == "all" and not total.any()):
             break
     return total  # type: ignore[no-any-return]
 
 
 def _squares(blocks: Arrays, axes: Axes, dtype: Dtype) -> AnyArray:
-    """Sum squared distances from the mean, by merging those of blocks (Chan et al., 1979)."""
+    """Return the sum of squared deviations from the mean, merged over blocks.
+
+    The merge is that of Chan, Golub and LeVeque (1979).
+    """
     count = 0
     origin: Any = None
     mean: Any = 0
     squares: Any = 0
-    for block, _ in _parts(blocks, {}):
+    for block, _ in _with_options(blocks, {}):
         size = math.prod(block.shape[axis] for axis in axes)
         if origin is None:
             origin = _mean(block, axes, dtype, size)
-        # Numbers far from zero lose their digits in a mean, unless they are moved near it.
+        # Numbers far from zero would lose digits in the mean, so subtract an estimate of it first.
         numbers = block - origin
         center = _mean(numbers, axes, dtype, size)
         squares = squares + np.add.reduce(_square(numbers - center), axis=axes, keepdims=True)
@@ -240,26 +248,29 @@ def _square(numbers: AnyArray) -> AnyArray:
 
 
 def _position(name: str, blocks: Arrays, flat: bool) -> AnyArray:
-    """Find the first extreme, among rows or, if `flat`, among all elements; NaN is one."""
-    beats = np.less if name == "argmin" else np.greater
+    """Return the position of the first extreme along the rows, or if `flat`, of all elements.
+
+    As in NumPy, NaN counts as the extreme.
+    """
+    is_better = np.less if name == "argmin" else np.greater
     start = 0
     position: Any = None
     best: Any = None
-    for block, _ in _parts(blocks, {}):
+    for block, _ in _with_options(blocks, {}):
         rows = block.reshape(-1) if flat else block
         at = getattr(rows, name)(axis=0, keepdims=True)
         value = np.take_along_axis(rows, at, axis=0)
         if best is None:
             position, best = at, value
         else:
-            better = beats(value, best) | ((value != value) & (best == best))
-            position = np.where(better, at + start, position)
-            best = np.where(better, value, best)
+            replaces = is_better(value, best) | ((value != value) & (best == best))
+            position = np.where(replaces, at + start, position)
+            best = np.where(replaces, value, best)
         start += len(rows)
     return position  # type: ignore[no-any-return]
 
 
-# Without NaN
+# Reductions that ignore NaN
 
 
 def reduce_without_nan(
@@ -273,7 +284,7 @@ def reduce_without_nan(
     out: AnyArray | None = None,
     **options: Any,
 ) -> Any:
-    """Reduce an array that comes as blocks of rows, and leave NaN out.
+    """Reduce an array that is given as blocks of rows, and ignore NaN.
 
     Parameters
     ----------
@@ -326,12 +337,12 @@ def reduce_without_nan(
 
 
 def _is_position(axis: Any, out: AnyArray | None) -> bool:
-    """Say whether an axis is one that positions are along, and `out` takes them as they are."""
+    """Return True if positions can be returned along `axis`, and stored in `out` unconverted."""
     return (axis is None or isinstance(axis, int)) and (out is None or out.dtype == np.intp)
 
 
-def _joined_or_merged(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyArray:
-    """Join the results of blocks, or merge them if the rows are reduced, too."""
+def _combine(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyArray:
+    """Concatenate the results of blocks, or call `merge` on them if rows are reduced, too."""
     if 0 not in axes:
         return np.concatenate(list(parts))
     result = next(parts)
@@ -343,33 +354,33 @@ def _joined_or_merged(axes: Axes, parts: Iterator[AnyArray], merge: Any) -> AnyA
 def _extreme_without_nan(name: str, blocks: Arrays, axes: Axes) -> AnyArray:
     ufunc = np.fmin if name == "min" else np.fmax
     parts = (ufunc.reduce(b, axis=axes, keepdims=True) for b in blocks if len(b))
-    result = _joined_or_merged(axes, parts, ufunc)
+    result = _combine(axes, parts, ufunc)
     if np.isnan(result).any():
         warnings.warn("All-NaN slice encountered", RuntimeWarning, stacklevel=4)
     return result
 
 
 def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
-    """Find the first extreme among numbers; raise ValueError where there are none."""
+    """Return the position of the first extreme; raise ValueError where all elements are NaN."""
     worst = np.inf if name == "argmin" else -np.inf
-    merged = axis is None or axis == 0
-    without: list[AnyArray] = []
+    reduces_rows = axis is None or axis == 0
+    all_nan: list[AnyArray] = []
 
     def filled() -> Iterator[AnyArray]:
         for block in blocks:
-            absent = np.isnan(block)
-            reduced: AnyArray = np.all(absent, axis=axis, keepdims=True)
-            if without and merged:
-                without[0] &= reduced
+            is_nan = np.isnan(block)
+            reduced: AnyArray = np.all(is_nan, axis=axis, keepdims=True)
+            if all_nan and reduces_rows:
+                all_nan[0] &= reduced
             else:
-                without.append(reduced)
-            yield np.where(absent, worst, block)
+                all_nan.append(reduced)
+            yield np.where(is_nan, worst, block)
 
-    if merged:
+    if reduces_rows:
         result = _position(name, filled(), flat=axis is None)
     else:
         result = _row_by_row(name, filled(), axis, {})
-    if any(part.any() for part in without):
+    if any(part.any() for part in all_nan):
         raise ValueError("All-NaN slice encountered")
     return result
 
@@ -377,37 +388,37 @@ def _position_without_nan(name: str, blocks: Arrays, axis: Any) -> AnyArray:
 def _moment_without_nan(
     name: str, blocks: Arrays, axes: Axes, dtype: Dtype, ddof: float
 ) -> AnyArray:
-    """Find means or variances of numbers, by merging those of blocks (Chan et al., 1979)."""
+    """Return means or variances without NaN, merged over blocks (Chan et al., 1979)."""
     wide = np.result_type(dtype, np.float64)
-    moments = _total if name == "mean" else _moments
+    moments = _count_and_sum if name == "mean" else _moments
     parts = (moments(block, axes, wide) for block in blocks if len(block))
     if 0 not in axes:
         count, *sums = (np.concatenate(part) for part in zip(*parts, strict=True))
     else:
         count, *sums = next(parts)
-        for n, *more in parts:
+        for n, *block_sums in parts:
             if name != "mean":
-                apart = more[0] / np.maximum(n, 1) - sums[0] / np.maximum(count, 1)
-                sums[1] = sums[1] + _square(apart) * count * n / np.maximum(count + n, 1)
-            count, sums = count + n, [mine + more for mine, more in zip(sums, more, strict=True)]
+                difference = block_sums[0] / np.maximum(n, 1) - sums[0] / np.maximum(count, 1)
+                sums[1] = sums[1] + _square(difference) * count * n / np.maximum(count + n, 1)
+            count, sums = count + n, [a + b for a, b in zip(sums, block_sums, strict=True)]
     divisor = count if name == "mean" else count - ddof
     if (divisor <= 0).any():
-        few = "Mean of empty slice" if name == "mean" else "Degrees of freedom <= 0 for slice."
-        warnings.warn(few, RuntimeWarning, stacklevel=4)
+        warning = "Mean of empty slice" if name == "mean" else "Degrees of freedom <= 0 for slice."
+        warnings.warn(warning, RuntimeWarning, stacklevel=4)
     result = np.where(divisor <= 0, np.nan, sums[-1] / np.where(divisor <= 0, 1, divisor))
     return np.sqrt(result) if name == "std" else result
 
 
-def _total(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
-    """Return the count and the sum of the numbers of a block."""
-    given = ~np.isnan(block)
-    count = given.sum(axis=axes, keepdims=True)
-    return count, np.add.reduce(block, axis=axes, dtype=dtype, where=given, keepdims=True)
+def _count_and_sum(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
+    """Return the count and the sum of a block's elements without NaN."""
+    is_number = ~np.isnan(block)
+    count = is_number.sum(axis=axes, keepdims=True)
+    return count, np.add.reduce(block, axis=axes, dtype=dtype, where=is_number, keepdims=True)
 
 
 def _moments(block: AnyArray, axes: Axes, dtype: Dtype) -> tuple[AnyArray, ...]:
-    """Return the count, the sum, and the sum of squared distances of the numbers of a block."""
-    count, total = _total(block, axes, dtype)
-    apart = np.subtract(block, total / np.maximum(count, 1), dtype=dtype)
-    given = ~np.isnan(block)
-    return count, total, np.add.reduce(_square(apart), axis=axes, where=given, keepdims=True)
+    """Return the count, the sum, and the sum of squared deviations of a block without NaN."""
+    count, total = _count_and_sum(block, axes, dtype)
+    deviations = np.subtract(block, total / np.maximum(count, 1), dtype=dtype)
+    squares = _square(deviations)
+    return count, total, np.add.reduce(squares, axis=axes, where=~np.isnan(block), keepdims=True)

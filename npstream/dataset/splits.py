@@ -1,4 +1,4 @@
-"""Parts of a view: a shuffled order, random splits, and what a filter keeps."""
+"""Random splits and filters of a view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream._core.typing import Bools, Int64, Sample
-from npstream.errors import stopped
+from npstream.errors import stop_iteration_error
 from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation, make_key
 from npstream.reading.load import stretches
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
 
 _BLOCK = 1 << 20
+"""Samples that are split at a time, to bound memory."""
 
 
 def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
-    """Return how many of `n` samples each part gets.
+    """Return the number of samples of each part of `n` samples.
 
     Parameters
     ----------
     lengths : sequence of int or float
-        Counts that sum to n, or fractions that sum to 1. Fractions are rounded down, and what
-        remains is dealt out one by one from the first part on, as in torch.
+        Counts that sum to `n`, or fractions that sum to 1. Fractions are rounded down. The
+        remaining samples go to the parts one each, from the first part on, as in torch.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def split_view(
     by: str,
     chunk_starts: Callable[[], Int64],
 ) -> list[Any]:
-    """Return parts of a view, of these lengths, drawn by sample or by chunk."""
+    """Return random parts of a view with the given lengths, drawn by sample or by chunk."""
     counts = split_lengths(lengths, selection.size)
     if by == "chunk":
         return split_chunks(selection, counts, seed, chunk_starts())
@@ -74,42 +75,44 @@ def split_view(
 def split_chunks(
     selection: Selection, counts: Sequence[int], seed: int, chunk_starts: Int64
 ) -> list[Any]:
-    """Deal out a view's samples by whole chunks of the storage, in random order.
+    """Split a view by chunks of the dataset.
 
-    Chunks are laid end to end, and the parts cut off in turn, so each boundary splits a chunk.
+    The chunks are concatenated in random order, and the sequence is cut into parts. So two
+    neighboring parts may share a chunk.
 
     Parameters
     ----------
     selection : Selection
     counts : sequence of int
-        Samples of each part; they sum to the view's.
+        Samples of each part, which sum to the view's size.
     seed : int
     chunk_starts : ndarray of int64, shape (chunks + 1,)
+        The first sample of each chunk, then the number of samples.
 
     Returns
     -------
     list of Selection
-        Parts, each in the view's order.
+        The parts, each in the view's order.
     """
     n, chunks = selection.size, len(chunk_starts) - 1
     sizes = np.zeros(chunks, np.int64)
     for start, stop in stretches(n, _BLOCK):
         sizes += np.bincount(_chunk_of(selection, chunk_starts, start, stop), minlength=chunks)
     order = Permutation(chunks, make_key(seed, 0, 0, 1)).at(np.arange(chunks))
-    # next_place[c] is where the next sample of chunk c goes when chunks lie end to end.
-    next_place = np.empty(chunks, np.int64)
-    next_place[order] = np.cumsum(sizes[order]) - sizes[order]
+    # next_position[c] is the position of the next sample of chunk c in the concatenated chunks.
+    next_position = np.empty(chunks, np.int64)
+    next_position[order] = np.cumsum(sizes[order]) - sizes[order]
     ends = np.cumsum(counts)
     part_of = np.empty(n, np.min_scalar_type(len(counts)))
     for start, stop in stretches(n, _BLOCK):
         chunk = _chunk_of(selection, chunk_starts, start, stop)
         by_chunk = np.argsort(chunk, kind="stable")
-        found, first, number = np.unique(chunk[by_chunk], return_index=True, return_counts=True)
-        place = np.empty(stop - start, np.int64)
+        distinct, first, number = np.unique(chunk[by_chunk], return_index=True, return_counts=True)
+        position = np.empty(stop - start, np.int64)
         within = np.arange(stop - start) - np.repeat(first, number)
-        place[by_chunk] = next_place[chunk[by_chunk]] + within
-        next_place[found] += number
-        part_of[start:stop] = np.searchsorted(ends, place, side="right")
+        position[by_chunk] = next_position[chunk[by_chunk]] + within
+        next_position[distinct] += number
+        part_of[start:stop] = np.searchsorted(ends, position, side="right")
     flat = selection.ravel()
     return [flat.select(part_of == part) for part in range(len(counts))]
 
@@ -127,7 +130,11 @@ class View(Protocol):
 
 
 def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, block: int) -> Bools:
-    """Return for which samples a function holds, which takes a sample or, if sized, a Batch."""
+    """Return the mask of samples for which `fn` returns True.
+
+    `fn` takes a Batch of `batch_size` samples, or a single sample if `batch_size` is None. Samples
+    are then read in blocks of `block` samples.
+    """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected a positive integer")
     mask = np.zeros(len(view), bool)
@@ -138,15 +145,15 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
             if batch_size is None:
                 mask[start : start + step] = [bool(fn(sample)) for sample in part]
                 continue
-            kept = np.asarray(fn(part.load()))
+            part_mask = np.asarray(fn(part.load()))
         except StopIteration as error:
-            raise stopped("the function of filter()") from error
-        if kept.dtype != bool or kept.shape != (len(part),):
+            raise stop_iteration_error("the function of filter()") from error
+        if part_mask.dtype != bool or part_mask.shape != (len(part),):
             raise TypeError(
-                f"fn returned {kept.dtype} of shape {kept.shape} for a batch of {len(part)}; "
-                "expected a bool for each row"
+                f"fn returned {part_mask.dtype} of shape {part_mask.shape} for a batch of "
+                f"{len(part)}; expected a bool for each row"
             )
-        mask[start : start + step] = kept
+        mask[start : start + step] = part_mask
     return mask
 
 

@@ -1,4 +1,4 @@
-"""NumPy's ufuncs on columns, one block of rows at a time."""
+"""NumPy's ufuncs and operators on columns, computed one block of rows at a time."""
 
 from __future__ import annotations
 
@@ -27,69 +27,74 @@ EQUALITY: dict[np.ufunc, Callable[[Any, Any], Any]] = {
     np.equal: operator.eq,
     np.not_equal: operator.ne,
 }
-"""The operators of equality, which know that a number is no text, where their ufuncs raise."""
+"""The operators for equality ufuncs. For a number and text they return False; ufuncs raise."""
 
-REDUCED = {ufunc: name for name, ufunc in UFUNCS.items()}
-"""Reductions by ufuncs, such as ``np.add.reduce``, and the methods that they are."""
+REDUCTION_METHODS = {ufunc: name for name, ufunc in UFUNCS.items()}
+"""Ufuncs whose ``reduce`` equals a method, such as ``np.add.reduce``, and the method's name."""
 
-_OPTIONS: dict[str, set[str]] = {
+_METHOD_OPTIONS: dict[str, set[str]] = {
     "sum": {"initial", "dtype"}, "prod": {"initial", "dtype"}, "min": {"initial"},
     "max": {"initial"}, "any": set(), "all": set(),
 }  # fmt: skip
-"""Keyword arguments that a method has beside those that all have; a ufunc has each of them."""
+"""Keyword arguments of a method in addition to those of all methods; a ufunc accepts them all."""
 
 
 def is_method(ufunc: np.ufunc, options: Mapping[str, Any]) -> bool:
-    """Return True if a method is the reduction by a ufunc with these keyword arguments."""
-    known = {"axis", "out", "keepdims", "where"}
-    return ufunc in REDUCED and options.keys() - known <= _OPTIONS[REDUCED[ufunc]]
+    """Return True if a method equals the ufunc's ``reduce`` with these keyword arguments."""
+    if (method := REDUCTION_METHODS.get(ufunc)) is None:
+        return False
+    return options.keys() - {"axis", "out", "keepdims", "where"} <= _METHOD_OPTIONS[method]
 
 
-_PLAIN = (np.ndarray, np.memmap)
+_PLAIN_TYPES = (np.ndarray, np.memmap)
 """Types of arrays whose results are plain arrays."""
 
 
-def takes_over(other: Any, dtype: np.dtype[Any]) -> bool:
-    """Return True if arrays of a dtype leave operators to another operand.
+def defers_to(other: Any, dtype: np.dtype[Any]) -> bool:
+    """Return True if arrays of a dtype let the other operand implement operators.
 
-    They do to matrices, masked and sparse arrays, and what is of pandas, all of which know what
-    to do with an array, yet not with a column.
+    That is the case for matrices, for masked and sparse arrays, and for objects of pandas. All of
+    these support arrays as operands, but not columns.
     """
     if isinstance(other, np.ndarray):
-        return type(other) not in _PLAIN
+        return type(other) not in _PLAIN_TYPES
     if hasattr(other, "__pandas_priority__"):
-        return not hasattr(other, "_leads")
+        return not hasattr(other, "_rows_first")
     if hasattr(other, "__array_ufunc__") or is_tensor(other):
         return False
-    # Times `plain_times` makes plain; NaT is a time or a duration, as pandas sees fit.
-    is_own = dtype.kind in "mM" and is_time(other) and other == other
-    return getattr(other, "__array_priority__", 0) > 0 and not is_own
+    # `times_to_numpy` converts pandas's times, except for NaT (other != other): pandas must decide
+    # whether that is a time or a duration.
+    is_converted = dtype.kind in "mM" and is_time(other) and other == other
+    return getattr(other, "__array_priority__", 0) > 0 and not is_converted
 
 
 def _operator(name: str) -> Callable[[Any, Any], Any]:
-    """Return a method for an operator, such as "add" or "radd"."""
-    usual = getattr(NDArrayOperatorsMixin, f"__{name}__")
+    """Return the method of an operator, such as "add" or "radd"."""
+    mixin_method = getattr(NDArrayOperatorsMixin, f"__{name}__")
     is_reflected = name[0] == "r" and name != "rshift"
     plain = name[1:] if is_reflected else name
     function = divmod if plain == "divmod" else getattr(operator, f"__{plain}__")
 
     def method(self: Any, other: Any) -> Any:
-        if takes_over(other, self.dtype):
+        if defers_to(other, self.dtype):
             array = np.asarray(self)
             return function(other, array) if is_reflected else function(array, other)
-        return usual(self, other)
+        return mixin_method(self, other)
 
     method.__name__ = f"__{name}__"
     return method
 
 
 class Operators(NDArrayOperatorsMixin):
-    """The operators of an array, which leaves some to its other operand."""
+    """The operators of an array, which lets some other operands implement them."""
 
     __slots__ = ()
 
     __pandas_priority__ = 5000
-    """Above a DataFrame's: what is of pandas leaves operators to a column, which reads itself."""
+    """Higher than a DataFrame's, so that pandas calls the column's operator.
+
+    The column then reads itself, and applies the operator of pandas to the array.
+    """
 
 
 _BINARY = (
@@ -100,10 +105,10 @@ for _name in (*_BINARY, *(f"r{name}" for name in _BINARY), "lt", "le", "gt", "ge
     setattr(Operators, f"__{_name}__", _operator(_name))
 
 
-def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
-    """Return inputs to a column of times with the times and durations of pandas as NumPy's.
+def times_to_numpy(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...]:
+    """Return a ufunc's inputs with pandas's times and durations converted to NumPy's.
 
-    Arrays leave operators to those, which do so; a column is no array to them.
+    Arrays would let pandas implement the operator, but pandas does not treat a column as an array.
     """
     if dtype.kind not in "mM":
         return inputs
@@ -115,15 +120,17 @@ def plain_times(inputs: tuple[Any, ...], dtype: np.dtype[Any]) -> tuple[Any, ...
     )
 
 
-def common_rows(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the shape that inputs of a ufunc have together, if rows can be computed in blocks.
+def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the broadcast shape of a ufunc's inputs if it can be computed in blocks of rows.
 
-    None leaves all to NumPy: for arrays of other libraries, and arguments that bind rows together.
+    Return None if it cannot: for arrays of other libraries, and for arguments that make rows depend
+    on each other.
 
     Parameters
     ----------
     inputs : sequence of array_like
-        Columns are told by their attribute ``_leads``, which is True if rows are the first axis.
+        The operands. Columns are the objects with an attribute ``_rows_first``, which is True if
+        rows are their first axis.
     options : mapping
         Keyword arguments of the call.
     """
@@ -134,66 +141,66 @@ def common_rows(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[int,
         return None
     shape = np.broadcast_shapes(*(np.shape(item) for item in arrays))
     outs = [out for out in options.get("out", ()) if out is not None]
-    if not all(type(out) in _PLAIN for out in outs):
+    if not all(type(out) in _PLAIN_TYPES for out in outs):
         return None
     for out in outs:
         if np.broadcast_shapes(out.shape, shape) != out.shape:
             raise ValueError(f"out has shape {out.shape}, and the result {shape}")
     if any(out.shape != shape for out in outs):
         return None
-    columns = [item for item in inputs if hasattr(item, "_leads")]
-    if not shape or 0 in shape or any(not c._leads for c in columns):
+    columns = [item for item in inputs if hasattr(item, "_rows_first")]
+    if not shape or 0 in shape or any(not c._rows_first for c in columns):
         return None
     return shape if any(_has_rows(c, shape) for c in columns) else None
 
 
 def _is_plain(item: Any) -> bool:
-    return hasattr(item, "_leads") or type(item) in (*_PLAIN, list) or np.ndim(item) == 0
+    return hasattr(item, "_rows_first") or type(item) in (*_PLAIN_TYPES, list) or np.ndim(item) == 0
 
 
 def _has_rows(item: Any, shape: tuple[int, ...]) -> bool:
-    """Return True if an input has the rows of the result, and not one for all of them."""
+    """Return True if an input has a row for each row of the result, without broadcasting."""
     return np.ndim(item) == len(shape) and np.shape(item)[0] == shape[0] != 1
 
 
-def in_blocks(
+def apply_in_blocks(
     function: Callable[..., Any],
     inputs: Sequence[Any],
     options: Mapping[str, Any],
     shape: tuple[int, ...],
     bounds: Iterable[tuple[int, int]],
 ) -> Any:
-    """Call a ufunc, or the operator that stands for it, on blocks of rows; join the results.
+    """Call a ufunc, or its operator, on blocks of rows, and return the combined result.
 
     Parameters
     ----------
     function : callable
     inputs, options
-        As `common_rows` takes them.
+        The arguments of `blockwise_shape`.
     shape : tuple of int
-        What it returned.
+        The result of `blockwise_shape`.
     bounds : iterable of (int, int)
-        First row of each block, and the one after its last.
+        First row of each block, and the row after its last.
     """
     wholes = [
-        item if not hasattr(item, "_leads") or _has_rows(item, shape) else np.asarray(item)
+        item if not hasattr(item, "_rows_first") or _has_rows(item, shape) else np.asarray(item)
         for item in inputs
     ]
     outs = options.get("out")
-    given = {key: value for key, value in options.items() if key != "out"}
+    keywords = {key: value for key, value in options.items() if key != "out"}
     results: list[Any] = list(outs) if outs else []
     for start, stop in bounds:
         rows = slice(start, stop)
         parts = [_block(item[rows]) if _has_rows(item, shape) else item for item in wholes]
         if _has_rows(options.get("where", True), shape):
-            given["where"] = np.asarray(options["where"])[rows]
+            keywords["where"] = np.asarray(options["where"])[rows]
         if outs:
-            given["out"] = tuple(None if out is None else out[rows] for out in outs)
-        blocks = function(*parts, **given)
-        several = isinstance(blocks, tuple)
-        blocks = blocks if several else (blocks,)
+            keywords["out"] = tuple(None if out is None else out[rows] for out in outs)
+        blocks = function(*parts, **keywords)
+        is_tuple = isinstance(blocks, tuple)
+        blocks = blocks if is_tuple else (blocks,)
         if start == 0 and stop >= shape[0] and not outs:
-            return blocks if several else blocks[0]
+            return blocks if is_tuple else blocks[0]
         results = results or [None] * len(blocks)
         for k, block in enumerate(blocks):
             if results[k] is None:
@@ -204,45 +211,47 @@ def in_blocks(
 
 
 def _block(rows: Any) -> Any:
-    """Return rows as an array: a column's are read."""
-    return rows._block() if hasattr(rows, "_leads") else rows
+    """Return rows as an array; read them if they are a column."""
+    return rows._block() if hasattr(rows, "_rows_first") else rows
 
 
 def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]) -> Any:
-    """Multiply matrices, one of which is a column, by blocks of its rows.
+    """Multiply matrices, at least one of which is a column, by blocks of the column's rows.
 
     Parameters
     ----------
     left, right : ndarray or Column
     bounds : callable
-        Returns the bounds of the blocks of a column.
+        Takes a column and returns the bounds of its blocks of rows.
 
     Returns
     -------
     ndarray or scalar
-        NotImplemented where rows cannot be taken in blocks.
+        NotImplemented if the product cannot be computed in blocks.
     """
     if not (_is_plain(left) and _is_plain(right)):
         return NotImplemented
-    left, right = (x if hasattr(x, "_leads") else np.asarray(x) for x in (left, right))
+    left, right = (x if hasattr(x, "_rows_first") else np.asarray(x) for x in (left, right))
     shapes = np.shape(left), np.shape(right)
     if not all(shapes) or any(0 in shape for shape in shapes):
         return NotImplemented
     lengths = shapes[0][-1], shapes[1][-2:][0]
     if lengths[0] != lengths[1]:
-        # For the exception, before anything is read.
+        # Raises NumPy's exception before the column is read.
         np.matmul(np.empty((0, lengths[0]), left.dtype), np.empty((lengths[1], 0), right.dtype))
-    if getattr(left, "_leads", False) and len(shapes[0]) > 1:
-        return _by_rows(left, right, bounds(left)) if len(shapes[1]) <= 2 else NotImplemented
-    if getattr(right, "_leads", False) and len(shapes[1]) <= 2:
-        return _summed(left, right, bounds(right))
-    if getattr(left, "_leads", False) and len(shapes[1]) <= 2:
-        return _summed(left, right, bounds(left))
+    if getattr(left, "_rows_first", False) and len(shapes[0]) > 1:
+        return (
+            _product_by_rows(left, right, bounds(left)) if len(shapes[1]) <= 2 else NotImplemented
+        )
+    if getattr(right, "_rows_first", False) and len(shapes[1]) <= 2:
+        return _sum_of_products(left, right, bounds(right))
+    if getattr(left, "_rows_first", False) and len(shapes[1]) <= 2:
+        return _sum_of_products(left, right, bounds(left))
     return NotImplemented
 
 
-def _by_rows(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
-    """Multiply blocks of rows with the whole of another matrix."""
+def _product_by_rows(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
+    """Multiply each block of rows by the whole right matrix."""
     right = np.asarray(right)
     products = (np.matmul(left[start:stop]._block(), right) for start, stop in bounds)
     first = next(products)
@@ -256,8 +265,8 @@ def _by_rows(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
     return result
 
 
-def _summed(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
-    """Sum the products of blocks along the axis that disappears."""
+def _sum_of_products(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
+    """Return the sum of the products of blocks along the contracted axis."""
     total: Any = None
     for start, stop in bounds:
         part = np.matmul(_block(left[..., start:stop]), _block(right[start:stop]))
@@ -265,28 +274,28 @@ def _summed(left: Any, right: Any, bounds: Iterable[Any]) -> Any:
     return total
 
 
-def compared_text(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
-    """Return the text that a column of a kind of text is compared with, if that is done."""
-    wanted: Any = {"str": str, "bytes": bytes}.get(kind)
-    if wanted is None or ufunc not in EQUALITY:
+def text_operand(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes | None:
+    """Return the text to which a comparison compares a column of text, or None for other calls."""
+    expected: Any = {"str": str, "bytes": bytes}.get(kind)
+    if expected is None or ufunc not in EQUALITY:
         return None
     for item in inputs:
-        if isinstance(item, wanted):
-            # What is no UTF-8 equals nothing, yet is no mistake.
+        if isinstance(item, expected):
+            # A str with surrogates is not valid UTF-8. It equals no value, but must not raise.
             return item.encode(errors="surrogatepass") if isinstance(item, str) else bytes(item)
     return None
 
 
-def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
-    """Compare a column of text with one, where it lies."""
+def equals_text(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
+    """Compare each value of a column of text to `text`, without decoding the values."""
     gate(source, selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, BLOCK), "comparing text"):
-        found = source.look_up(selection.ids(start, start + BLOCK))
-        equal[start : start + BLOCK] = source.equal(plan, found, text)
+        samples = source.look_up(selection.ids(start, start + BLOCK))
+        equal[start : start + BLOCK] = source.equal(plan, samples, text)
     return equal.reshape(selection.shape)[()]
 
 
 def is_same(left: Any, right: Any) -> bool:
-    """Tell whether two values are equal; arrays are if all of their elements are."""
+    """Return True if two values are equal; arrays must be equal in all elements."""
     return np.array_equal(left, right) if isinstance(left, np.ndarray) else bool(left == right)

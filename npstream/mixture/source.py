@@ -14,7 +14,7 @@ import numpy as np
 
 from npstream._core.arrays import Rows, group_positions
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
-from npstream.errors import ColumnError, stopped
+from npstream.errors import ColumnError, stop_iteration_error
 from npstream.formats.encodings.encodings import parse
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.selection import Selection
@@ -312,4 +312,4 @@ def _transform(sample: Sample, member: Member) -> Any:
     try:
         return member.transform(sample)
     except StopIteration as error:
-        raise stopped(f"the transform of source {member.name!r}") from error
+        raise stop_iteration_error(f"the transform of source {member.name!r}") from error

@@ -17,7 +17,7 @@ from npstream._core.arguments import quantity
 from npstream._core.array_like import as_array, is_tensor
 from npstream._core.memory import ensure_fits, is_mapped
 from npstream._core.typing import AnyArray, Int64, Sample
-from npstream.errors import ColumnError, FormatError, short_traceback, stopped
+from npstream.errors import ColumnError, FormatError, short_traceback, stop_iteration_error
 from npstream.indexing.columns import Cell, as_slice
 from npstream.reading.batch import Ragged
 from npstream.reading.gate import gate
@@ -263,7 +263,7 @@ class _Applications:
             try:
                 result = function(item)
             except StopIteration as error:
-                raise stopped(self._what) from error
+                raise stop_iteration_error(self._what) from error
             yield result
         self._is_over = True
 

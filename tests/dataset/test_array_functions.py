@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 import npstream
-from npstream.dataset.array_functions import HANDLERS, STAND_INS
+from npstream.dataset.array_functions import HANDLERS, SHAPE_FUNCTIONS
 from npstream.dataset.reductions import NAN_REDUCTIONS, REDUCTIONS, reduce_without_nan
 from npstream.testing import assert_same
 
@@ -325,7 +325,7 @@ def test_reductions_without_nan_of_any_blocks(data):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@pytest.mark.parametrize("function", [f for f in STAND_INS if f.__name__.endswith("_like")])
+@pytest.mark.parametrize("function", [f for f in SHAPE_FUNCTIONS if f.__name__.endswith("_like")])
 def test_what_needs_a_shape_reads_nothing(ds, function, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     column = ds["grid"]

@@ -310,7 +310,7 @@ def test_masks_and_slices_merge_however_many_there_are():
         if depth == 10:
             shuffle = Permutation(view.size, key=1)
             view, ids = view.permuted(shuffle), ids[shuffle.at(np.arange(ids.size))]
-    assert len(view._under) == 4  # mask, permutation, range, mask
+    assert len(view._stages) == 4  # mask, permutation, range, mask
     assert view.nbytes < 30_000
     check_same(view, ids)
 
