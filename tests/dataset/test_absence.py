@@ -134,7 +134,7 @@ def test_urls(place: Place, tmp_path):
     place.put("notes.txt", b"")
     text = said(place.url, **options)
     if place.url.startswith("http"):
-        assert "directory which holds index.json" in bare
+        assert "directory that holds index.json" in bare
         assert text == bare
     else:
         assert "nothing is stored" in bare or "is empty" in bare

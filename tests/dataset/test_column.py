@@ -321,14 +321,14 @@ def test_arrays_are_mapped_when_they_may_not_be_copied(single):
 
 
 def test_mapped_arrays_outlive_the_dataset(single):
-    before = npstream._core.memory._live
+    before = npstream._core.memory._map_count
     array = np.asarray(single["tokens"], copy=False)
     single.close()
     del single
     assert_same(array, VALUES["tokens"])
-    assert npstream._core.memory._live == before + 1
+    assert npstream._core.memory._map_count == before + 1
     del array
-    assert npstream._core.memory._live == before
+    assert npstream._core.memory._map_count == before
 
 
 def test_arrays_that_cannot_be_mapped_raise(ds, single):

@@ -140,7 +140,7 @@ def test_what_is_not_asked_for_is_not_decoded(tmp_path):
         ([True, 0], IndexError, "neither a mask nor row numbers"),
         (["text", 0], TypeError, "all column names or all rows"),
         ([0, "text"], TypeError, "all column names or all rows"),
-        (["text", "text"], ValueError, "named twice"),
+        (["text", "text"], ValueError, "listed twice"),
         ({"a": 1}, IndexError, "only integers, slices"),
         (slice(1.0), TypeError, "slice indices must be integers"),
     ],
