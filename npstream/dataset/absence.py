@@ -109,7 +109,7 @@ def _describe_remote(store: Store) -> str:
     folders = [name.rstrip("/") for name in names if name.endswith("/")][:_MAX_FOLDERS]
     datasets: list[str] = []
     with suppress(StorageError):
-        exist = store.exist([f"{folder}/{INDEX}" for folder in folders])
+        exist = store.exist_many([f"{folder}/{INDEX}" for folder in folders])
         datasets = [folder for folder, exists in zip(folders, exist, strict=True) if exists]
     return _describe_directory(store.root, [name.rstrip("/") for name in names], datasets)
 

@@ -119,7 +119,7 @@ def open_dataset(
         limit = parse_size(implicit_read_limit)
         if cache is not None:
             cache = local_path(cache, "cache")
-        root = url if split is None else below(url, split)
+        root = url if split is None else join_url(url, split)
         store = open_store(root, storage_options, timeout=timeout, retries=retries, argument="url")
         sidecar_store = None
         if index is not None:

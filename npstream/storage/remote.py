@@ -115,10 +115,10 @@ class RemoteStore:
         self._options = dict(storage_options or {})
         self.timeout, self.retries = float(timeout), int(retries)
         self.root = redacted_url(url)
-        self.identity = place_hash(url, self._options)
+        self.identity = location_hash(url, self._options)
         self._cancellation = Cancellation(self.root)
         scheme, _, rest = url.partition("://")
-        service = place_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
+        service = location_hash(f"{scheme}://{rest.partition('/')[0]}", self._options)
         self.deadlines = Deadlines(service)
         self._connections: dict[int, _StoreConnection] = {}  # by process id
 
