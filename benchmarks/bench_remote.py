@@ -108,7 +108,7 @@ def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> C
             return spent(taken)
 
         def reference(number: int) -> float:
-            store.place(name, delay)
+            store.remote_dir(name, delay)
             # Others than ours, which the server may have at hand by now.
             ids = np.array(pick(-1 - number))
             first, *others = store.parts(name, ids)
@@ -156,7 +156,7 @@ def few(store: Remote, delay: float | None, spent: Spent) -> Pair:
         return spent(taken)
 
     def reference(number: int) -> float:
-        store.place("I", delay)
+        store.remote_dir("I", delay)
         get(filesystem, root, store.parts("I", np.array([0]))[0])
         spans = store.parts("I", np.sort(pick(number)))
         with store.spent(delay) as taken:
@@ -220,7 +220,7 @@ def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
         return spent(taken)
 
     def reference(number: int) -> float:
-        store.place("V", delay)
+        store.remote_dir("V", delay)
         get(filesystem, root, store.parts("V", np.array([len(local) - 1]))[0])
         samples = store.parts("V", np.arange(len(local))[pick(number)])
         spans = [(name, begin, begin + plane) for name, begin, _ in samples]
@@ -272,7 +272,7 @@ def drivers(width: int) -> Figure:
         obstore = pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
         store = remote(data)
         filesystem, root = store.filesystem("T", None, width)
-        options = store.place("T").storage_options
+        options = store.remote_dir("T").storage_options
         bucket, _, folder = root.partition("/")
         fast = obstore.store.S3Store(
             bucket,
@@ -300,10 +300,10 @@ def prepare_stores(data: Data) -> Pair:
     """Compare a store's ranges by obstore with those by s3fs."""
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     store = remote(data)
-    place = store.place("T")
+    remote_dir = store.remote_dir("T")
 
     def reader(wanted: str) -> Callable[[list[Span]], list[bytes]]:
-        made = RemoteStore(place.url, place.storage_options)
+        made = RemoteStore(remote_dir.url, remote_dir.storage_options)
         before = os.environ.get("NPSTREAM_OBSTORE")
         os.environ["NPSTREAM_OBSTORE"] = wanted
         try:
@@ -431,10 +431,10 @@ print(max(peak[0] - before, 0))
 
 def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]:
     """Read T in processes that share a new cache; return how their memory grew."""
-    place = store.place("T", 0.0)
+    remote_dir = store.remote_dir("T", 0.0)
     with store.directory() as cache:
         paths = str(cache), str(store.paths["T"])
-        what = (place.url, place.storage_options, *paths, shuffle, window)
+        what = (remote_dir.url, remote_dir.storage_options, *paths, shuffle, window)
         command = [sys.executable, "-c", READ, repr(what)]
         started = [
             subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(number)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from faults import Request
-from servers import Place, Servers
+from servers import RemoteDirectory, Servers
 
 import npstream
 from data import Data
@@ -59,36 +59,39 @@ class Remote:
         self._server = self._servers["s3"]
         self.proxy = self._servers.proxy("s3")
         for name, path in self.paths.items():
-            filesystem, root = self.place(name).filesystem()
+            filesystem, root = self.remote_dir(name).filesystem()
             filesystem.put([str(file) for file in path.iterdir()], f"{root}/", batch_size=8)
 
     def close(self) -> None:
         self._servers.close()
 
-    def place(self, name: str, delay: float | None = None) -> Place:
+    def remote_dir(self, name: str, delay: float | None = None) -> RemoteDirectory:
         """Return where a dataset is."""
-        place = self._server.at(f"{self._server.root}/{name}")
+        remote_dir = self._server.at(f"{self._server.root}/{name}")
         if delay is None:
-            return place
+            return remote_dir
         self.proxy.latency = delay
-        return place.through(self.proxy)
+        return remote_dir.via(self.proxy)
 
     def open(self, name: str, delay: float | None, cache: Path) -> npstream.Dataset:
-        place = self.place(name, delay)
+        remote_dir = self.remote_dir(name, delay)
         return npstream.open(
-            place.url, columns=COLUMNS[name], storage_options=place.storage_options, cache=cache
+            remote_dir.url,
+            columns=COLUMNS[name],
+            storage_options=remote_dir.storage_options,
+            cache=cache,
         )
 
     def filesystem(self, name: str, delay: float | None, connections: int = 10) -> tuple[Any, str]:
         """Return a driver's filesystem without a connection yet, and where in it a dataset is."""
         import fsspec
 
-        place = self.place(name, delay)
+        remote_dir = self.remote_dir(name, delay)
         return fsspec.core.url_to_fs(
-            place.url,
+            remote_dir.url,
             skip_instance_cache=True,
             config_kwargs={"max_pool_connections": connections},
-            **place.storage_options,
+            **remote_dir.storage_options,
         )
 
     def parts(self, name: str, ids: np.ndarray, offsets: bool = False) -> list[Span]:

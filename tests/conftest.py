@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from servers import KINDS, Place, Servers
+from servers import SERVER_KINDS, RemoteDirectory, Servers
 
 from npstream._core import jit as _jit
 from npstream._core.typing import Span
@@ -57,10 +57,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     running.close()
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, servers: Servers) -> Place:
+@pytest.fixture(params=SERVER_KINDS)
+def remote_dir(request: pytest.FixtureRequest, servers: Servers) -> RemoteDirectory:
     """Return a fresh directory on each of the servers in turn."""
-    return servers[request.param].fresh()
+    return servers[request.param].new_directory()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from children import begin_in_child, finished
+from children import fork_child, wait_for_child
 
 from npstream._core import memory
 from npstream._core.memory import address_of, ensure_fits, is_mapped, map_file, open_file
@@ -153,7 +153,7 @@ def test_a_forked_process_can_map_while_a_thread_was_at_it(path):
     def in_child():
         assert map_file(path).tobytes() == CONTENT
 
-    child = begin_in_child(in_child)
+    child = fork_child(in_child)
     done.set()
     thread.join()
-    assert finished(child) == 0
+    assert wait_for_child(child) == 0

@@ -21,10 +21,10 @@ from cached_files import (
     PIECE,
     PIECES,
     add,
-    filled,
-    has_room,
+    can_reserve,
+    filled_file,
     key,
-    opened,
+    open_file,
     read,
 )
 
@@ -47,8 +47,8 @@ def test_keys_are_hexadecimal(cache, wrong):
 def test_a_cache_can_be_sent_to_other_processes(cache):
     import pickle
 
-    add(opened(cache), [1])
-    assert opened(pickle.loads(pickle.dumps(cache))).resident.tolist() == [0, 1, 0, 0]
+    add(open_file(cache), [1])
+    assert open_file(pickle.loads(pickle.dumps(cache))).resident.tolist() == [0, 1, 0, 0]
 
 
 # Trouble.
@@ -82,7 +82,7 @@ def small_disk(tmp_path, monkeypatch) -> Iterator[tuple[Path, Callable[[], None]
 def test_a_full_disk(small_disk, caplog):
     directory, fill = small_disk
     cache = ShardCache(directory, "1GB")
-    file = opened(cache)
+    file = open_file(cache)
     add(file, [0])
     fill()
     with caplog.at_level(logging.INFO, "npstream"):
@@ -91,9 +91,9 @@ def test_a_full_disk(small_disk, caplog):
         assert read(file, 0) == CONTENT[:PIECE]
         assert cache.open(OTHER, len(CONTENT), PIECES) is None
         assert not cache.store(OTHER, bytes(10_000))
-        assert opened(cache).resident.tolist() == [1, 0, 0, 0]
+        assert open_file(cache).resident.tolist() == [1, 0, 0, 0]
         os.truncate(directory / ".lock", 0)
-        assert has_room(cache, 1)
+        assert can_reserve(cache, 1)
     assert caplog.text.count("No space left on device") == 1
     assert sorted(os.listdir(directory)) in (
         [".lock", f"{KEY}.shard"],
@@ -102,14 +102,14 @@ def test_a_full_disk(small_disk, caplog):
 
 
 def test_a_cache_that_is_deleted_while_in_use(cache):
-    file = filled(cache, KEY)
+    file = filled_file(cache, KEY)
     shutil.rmtree(cache.directory)
     assert read(file, 1) == CONTENT[PIECE : 2 * PIECE]
     assert not file.alive
     assert not file.put(0, b"x")
     assert cache.fetch(OTHER) is None
-    assert has_room(cache, PIECE)
-    again = opened(cache)
+    assert can_reserve(cache, PIECE)
+    again = open_file(cache)
     add(again, [0])
     assert os.stat(cache.directory).st_mode & 0o777 == 0o700
     shutil.rmtree(cache.directory)
@@ -160,7 +160,7 @@ def test_objects_are_evicted_like_shards(tmp_path):
         assert cache.store(key(number), bytes(100_000))
         os.utime(tmp_path / f"{key(number)}.stored", (number, number))
     assert cache.fetch(key(0)) is not None  # and with that used just now
-    assert has_room(cache, 900_000)
+    assert can_reserve(cache, 900_000)
     assert [cache.fetch(key(number)) is not None for number in range(4)] == [True] + 3 * [False]
 
 
@@ -174,7 +174,7 @@ def test_info_and_clear(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "cache").exists()
     cache = ShardCache(limit="100MB")
     assert repr(cache) == f"<npstream.ShardCache: {tmp_path / 'cache'}, limit 104,857,600 bytes>"
-    add(opened(cache))
+    add(open_file(cache))
     cache.store(KEY, b"object")
     held = npstream.cache.info()
     assert held.files == 2

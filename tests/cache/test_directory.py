@@ -12,7 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cached_files import CONTENT, KEY, OTHER, PIECE, PIECES, add, ended, has_room, opened, read
+from cached_files import (
+    CONTENT,
+    KEY,
+    OTHER,
+    PIECE,
+    PIECES,
+    add,
+    can_reserve,
+    exit_code_of,
+    open_file,
+    read,
+)
 from crash_cache import in_child
 
 import npstream
@@ -34,7 +45,7 @@ def give_away(path: str | Path, monkeypatch) -> None:
 
 
 def test_files_of_others_are_refused(cache, monkeypatch, caplog):
-    add(opened(cache))
+    add(open_file(cache))
     cache.store(OTHER, b"object")
     for name in (f"{KEY}.shard", f"{OTHER}.stored"):
         give_away(Path(cache.directory, name), monkeypatch)
@@ -72,7 +83,7 @@ def unprivileged(function: Callable[[], None]) -> None:
             os.setuid(65_534)
         function()
 
-    assert ended(in_child(child)) == 0
+    assert exit_code_of(in_child(child)) == 0
 
 
 @pytest.fixture
@@ -87,7 +98,7 @@ def open_directory() -> Iterator[Path]:
 
 def test_a_cache_that_can_only_be_read(open_directory):
     cache = ShardCache(open_directory, "100MB")
-    add(opened(cache), [1])
+    add(open_file(cache), [1])
     cache.store(OTHER, b"object")
     for path in open_directory.iterdir():
         path.chmod(0o444)
@@ -97,7 +108,7 @@ def test_a_cache_that_can_only_be_read(open_directory):
         if stamp is not None:
             sparse.boot_id = lambda: stamp
         mine = ShardCache(open_directory, "100MB")
-        file = opened(mine, check=check)
+        file = open_file(mine, check=check)
         trusted = stamp is None or check is not None
         assert file.resident.tolist() == [0, int(trusted), 0, 0]
         if trusted:
@@ -112,7 +123,7 @@ def test_a_cache_that_can_only_be_read(open_directory):
         assert mine.fetch(OTHER) == b"object"
         assert mine.open(KEY[::-1], 1, 1) is None
         assert not mine.store(KEY, b"x")
-        assert not has_room(mine, 200 << 20)
+        assert not can_reserve(mine, 200 << 20)
         with pytest.raises(PermissionError, match="the cache was not emptied"):
             mine.clear()
 
@@ -180,7 +191,7 @@ def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
     with pytest.warns(RuntimeWarning, match="the cache is on NFS, which is slow"):
         cache = ShardCache(tmp_path / "shared")
     assert os.path.dirname(cache.directory) == str(tmp_path / "shared")
-    add(opened(cache))
+    add(open_file(cache))
     ShardCache(tmp_path / "shared")  # it warns once
     assert npstream.cache.info(tmp_path / "shared").files == 1
 

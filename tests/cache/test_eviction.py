@@ -6,7 +6,18 @@ import os
 import time
 
 import pytest
-from cached_files import CONTENT, FILE, KEY, PIECE, PIECES, filled, has_room, key, opened, program
+from cached_files import (
+    CONTENT,
+    FILE_BYTES,
+    KEY,
+    PIECE,
+    PIECES,
+    can_reserve,
+    filled_file,
+    key,
+    open_file,
+    start_process,
+)
 
 from npstream.cache import directory as folder
 from npstream.cache import eviction as room
@@ -14,31 +25,31 @@ from npstream.cache.cache import ShardCache
 
 
 def test_least_recently_used_files_go_first(tmp_path):
-    cache = ShardCache(tmp_path, 4 * FILE + FILE // 2)
-    files = [filled(cache, key(number), age=100 - 10 * number) for number in range(4)]
+    cache = ShardCache(tmp_path, 4 * FILE_BYTES + FILE_BYTES // 2)
+    files = [filled_file(cache, key(number), age=100 - 10 * number) for number in range(4)]
     cache.touch(files[0])  # too soon to cost anything
     cache.finished(files[2])
     files[1].touched -= 60
     cache.touch(files[1])
-    assert has_room(cache, PIECE)
+    assert can_reserve(cache, PIECE)
     assert [file.alive for file in files] == [True, True, True, True]
     expected = [True, True, False, True], [False, True, False, True], [False, True, False, False]
     for number, alive in enumerate(expected, 1):
-        assert has_room(cache, number * FILE)
+        assert can_reserve(cache, number * FILE_BYTES)
         assert [file.alive for file in files] == alive
 
 
 def test_a_file_that_is_opened_again_is_used_again(tmp_path):
-    cache = ShardCache(tmp_path, 3 * FILE)
-    filled(cache, key(1), age=50)
-    cache.finished(filled(cache, key(2)))
+    cache = ShardCache(tmp_path, 3 * FILE_BYTES)
+    filled_file(cache, key(1), age=50)
+    cache.finished(filled_file(cache, key(2)))
     for number in (1, 2):
-        cache.touch(opened(cache, key(number)))
+        cache.touch(open_file(cache, key(number)))
         assert time.time() - os.stat(tmp_path / f"{key(number)}.shard").st_mtime < 40
 
 
 def test_who_reads_an_evicted_file_misses_next(cache):
-    file = filled(cache, KEY)
+    file = filled_file(cache, KEY)
     data = file.data[:PIECE]
     assert cache.clear() >= len(CONTENT)
     assert file.resident.tolist() == [0, 0, 0, 0]
@@ -49,7 +60,7 @@ def test_who_reads_an_evicted_file_misses_next(cache):
     file.wait([0], 60)
     assert not file.put(0, b"x")
     assert not file.commit([0])
-    again = opened(cache)
+    again = open_file(cache)
     assert again.alive
     assert again.resident.tolist() == [0, 0, 0, 0]
     # The old file is not mistaken for the new one, which has its name.
@@ -58,8 +69,8 @@ def test_who_reads_an_evicted_file_misses_next(cache):
 
 
 def test_eviction_by_another_process(cache):
-    file = filled(cache, KEY)
-    other = program(cache, "print(cache.clear(), file.resident.sum())")
+    file = filled_file(cache, KEY)
+    other = start_process(cache, "print(cache.clear(), file.resident.sum())")
     removed, resident = other.communicate()[0].split()
     assert int(removed) >= len(CONTENT)
     assert resident == "0"
@@ -68,30 +79,30 @@ def test_eviction_by_another_process(cache):
 
 
 def test_files_in_need_stay(tmp_path):
-    cache = ShardCache(tmp_path, 3 * FILE)
-    old, new = filled(cache, key(1), age=50), filled(cache, key(2))
-    assert has_room(cache, 2 * FILE, keep=[old])
+    cache = ShardCache(tmp_path, 3 * FILE_BYTES)
+    old, new = filled_file(cache, key(1), age=50), filled_file(cache, key(2))
+    assert can_reserve(cache, 2 * FILE_BYTES, keep=[old])
     assert (old.alive, new.alive) == (True, False)
 
 
 def test_nothing_goes_for_what_never_fits(tmp_path):
-    cache = ShardCache(tmp_path, 3 * FILE)
-    old, new = filled(cache, key(1)), filled(cache, key(2))
-    assert not has_room(cache, 3 * FILE + 1)
-    assert not has_room(cache, 2 * FILE + FILE // 2, keep=[old])
+    cache = ShardCache(tmp_path, 3 * FILE_BYTES)
+    old, new = filled_file(cache, key(1)), filled_file(cache, key(2))
+    assert not can_reserve(cache, 3 * FILE_BYTES + 1)
+    assert not can_reserve(cache, 2 * FILE_BYTES + FILE_BYTES // 2, keep=[old])
     assert old.alive
     assert new.alive
 
 
 def test_a_file_that_is_not_ours_does_not_stop_eviction(tmp_path):
-    cache = ShardCache(tmp_path, 3 * FILE)
+    cache = ShardCache(tmp_path, 3 * FILE_BYTES)
     foreign = tmp_path / f"{key(9)}.shard"
-    foreign.write_bytes(bytes(FILE))
+    foreign.write_bytes(bytes(FILE_BYTES))
     os.utime(foreign, (0, 0))
-    files = [filled(cache, key(1)), filled(cache, key(2))]
-    assert has_room(cache, 2 * FILE)
+    files = [filled_file(cache, key(1)), filled_file(cache, key(2))]
+    assert can_reserve(cache, 2 * FILE_BYTES)
     assert [file.alive for file in files].count(True) <= 1
-    assert foreign.read_bytes() == bytes(FILE)
+    assert foreign.read_bytes() == bytes(FILE_BYTES)
 
 
 def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
@@ -100,28 +111,28 @@ def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "entries", lambda path: counted.append(path) or entries(path))
     cache = ShardCache(tmp_path, "10MB")
     for _ in range(100):
-        assert has_room(cache, 100_000)
+        assert can_reserve(cache, 100_000)
     assert len(counted) == 1
     # What was promised and never written does not count for ever.
     for _ in range(100):
-        assert has_room(cache, 100_000)
+        assert can_reserve(cache, 100_000)
     assert len(counted) == 2
 
 
 def test_automatic_limit_leaves_a_tenth_of_the_disk(tmp_path, monkeypatch):
     cache = ShardCache(tmp_path, "auto")
-    file = filled(cache, KEY)
+    file = filled_file(cache, KEY)
     free = 1 << 20
     monkeypatch.setattr(room, "free_and_total", lambda path: (free, 5 << 20))
-    assert has_room(cache, 1 << 19)
+    assert can_reserve(cache, 1 << 19)
     assert file.alive
     assert cache.info().limit == cache.info().nbytes + (1 << 19)
-    assert has_room(cache, (1 << 19) + 1)
+    assert can_reserve(cache, (1 << 19) + 1)
     assert not file.alive
     # Others fill the disk: the cache gives way, and keeps nothing more.
-    file = filled(cache, KEY)
+    file = filled_file(cache, KEY)
     free = 0
-    assert not has_room(cache, 1)
+    assert not can_reserve(cache, 1)
     assert not file.alive
 
 

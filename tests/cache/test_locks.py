@@ -10,7 +10,18 @@ import time
 
 import crash_cache
 import pytest
-from cached_files import CONTENT, KEY, OTHER, PIECES, add, ended, has_room, held, opened, program
+from cached_files import (
+    CONTENT,
+    KEY,
+    OTHER,
+    PIECES,
+    add,
+    can_reserve,
+    exit_code_of,
+    hold_lock,
+    open_file,
+    start_process,
+)
 from crash_cache import in_child
 
 import npstream
@@ -22,9 +33,11 @@ from npstream.cache.cache import Refusal, ShardCache
 
 
 def test_a_killed_process_leaves_no_lock(cache):
-    holder = program(cache, "claim = file.lock(range(4)); print(claim.pieces, flush=True); input()")
+    holder = start_process(
+        cache, "claim = file.lock(range(4)); print(claim.pieces, flush=True); input()"
+    )
     assert holder.stdout.readline() == "[0, 1, 2, 3]\n"
-    file = opened(cache)
+    file = open_file(cache)
     with file.lock([0]) as claim:
         assert claim.pieces == []
     threading.Timer(0.1, holder.kill).start()
@@ -35,7 +48,7 @@ def test_a_killed_process_leaves_no_lock(cache):
 
 
 def test_a_forked_child_neither_keeps_nor_breaks_locks(cache):
-    file = opened(cache)
+    file = open_file(cache)
     (tried, done), (wait, release) = os.pipe(), os.pipe()
 
     def child() -> None:
@@ -53,20 +66,20 @@ def test_a_forked_child_neither_keeps_nor_breaks_locks(cache):
     forked = in_child(child)
     os.close(done)
     assert os.read(tried, 1) == b"x"
-    with opened(cache).lock([0]) as claim:
+    with open_file(cache).lock([0]) as claim:
         assert claim.pieces == []
     own.close()
     # The child lives, and the lock does not.
-    with opened(cache).lock([0]) as claim:
+    with open_file(cache).lock([0]) as claim:
         assert claim.pieces == [0]
     os.close(release)
-    assert ended(forked) == 0
+    assert exit_code_of(forked) == 0
     os.close(wait)
     os.close(tried)
 
 
 def test_forks_beside_threads_that_lock(cache):
-    file = opened(cache)
+    file = open_file(cache)
     stop = threading.Event()
 
     def lock() -> None:
@@ -78,7 +91,7 @@ def test_forks_beside_threads_that_lock(cache):
         thread.start()
     try:
         for _ in range(20):
-            assert ended(in_child(lambda: file.lock([1]).close())) == 0
+            assert exit_code_of(in_child(lambda: file.lock([1]).close())) == 0
     finally:
         stop.set()
         for thread in threads:
@@ -86,7 +99,7 @@ def test_forks_beside_threads_that_lock(cache):
 
 
 def test_without_locks_of_ranges_a_claim_takes_the_file(cache, without_ranges):
-    file, other = opened(cache), opened(cache)
+    file, other = open_file(cache), open_file(cache)
     with file.lock([0]) as claim:
         assert claim.pieces == [0]
         with other.lock([0, 1]) as second:
@@ -104,10 +117,10 @@ def test_without_any_locks_each_fetches_for_itself(cache, without_ranges, monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(locks.fcntl, "flock", flock)
-    with opened(cache).lock([0]) as claim, opened(cache).lock([0]) as second:
+    with open_file(cache).lock([0]) as claim, open_file(cache).lock([0]) as second:
         assert claim.pieces == second.pieces == [0]
-    assert has_room(cache, 1)
-    add(opened(cache))
+    assert can_reserve(cache, 1)
+    add(open_file(cache))
 
 
 def test_missing_locks_are_said_once(tmp_path, without_ranges, caplog):
@@ -125,7 +138,7 @@ def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
     waits = []
     wait = locks.wait_until
     monkeypatch.setattr(locks, "wait_until", lambda done, t: waits.append(t) or wait(done, t))
-    with held(tmp_path / ".lock"), caplog.at_level(logging.INFO, "npstream"):
+    with hold_lock(tmp_path / ".lock"), caplog.at_level(logging.INFO, "npstream"):
         for _ in range(3):
             assert cache.reserve(1) is Refusal.LOCKED
         assert cache.reserve(1, may_exceed=True, timeout=7.0) is Refusal.LOCKED
@@ -140,20 +153,20 @@ def test_a_lock_that_is_never_let_go(tmp_path, monkeypatch, caplog):
     # The time is up once, and not once for each thing to do.
     assert waits[0] == 0.05
     assert not any(waits[1:])
-    assert has_room(cache, 1)
-    assert has_room(cache, 1)
+    assert can_reserve(cache, 1)
+    assert can_reserve(cache, 1)
     assert waits[-1] == 0.05
 
 
 def test_a_file_that_another_process_goes_on_verifying(tmp_path, monkeypatch):
     cache = ShardCache(tmp_path, "1MB", timeout=0.05)
-    add(opened(cache))
+    add(open_file(cache))
     monkeypatch.setattr(sparse, "boot_id", lambda: bytes(16))
-    with held(tmp_path / f"{KEY}.shard"):
+    with hold_lock(tmp_path / f"{KEY}.shard"):
         begin = time.monotonic()
         assert cache.open(KEY, len(CONTENT), PIECES, lambda *_: True) is None
         assert time.monotonic() - begin < 20
-    assert opened(cache, check=lambda *_: True).resident.all()
+    assert open_file(cache, check=lambda *_: True).resident.all()
 
 
 # Crashes.

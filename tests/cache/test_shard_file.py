@@ -9,18 +9,18 @@ import time
 
 import numpy as np
 import pytest
-from cached_files import CONTENT, KEY, PIECE, PIECES, add, key, opened, program, read
+from cached_files import CONTENT, KEY, PIECE, PIECES, add, key, open_file, read, start_process
 
 # What is kept.
 
 
 def test_pieces_come_one_by_one(cache):
-    file = opened(cache)
+    file = open_file(cache)
     assert file.resident.tolist() == [0, 0, 0, 0]
     add(file, [2])
     assert file.resident.tolist() == [0, 0, 1, 0]
     assert read(file, 2) == CONTENT[2 * PIECE : 3 * PIECE]
-    again = opened(cache)
+    again = open_file(cache)
     assert again.resident.tolist() == [0, 0, 1, 0]
     add(again, [0, 1])
     assert file.resident.tolist() == [1, 1, 1, 0]
@@ -30,7 +30,7 @@ def test_pieces_come_one_by_one(cache):
 
 
 def test_nothing_but_files_can_be_written_through(cache):
-    file = opened(cache)
+    file = open_file(cache)
     assert not file.data.flags.writeable
     assert not file.resident.flags.writeable
     assert (len(file.data), len(file.resident)) == (len(CONTENT), PIECES)
@@ -44,19 +44,19 @@ def test_absent_pieces_take_no_room(cache):
 
 
 def test_nothing_is_written_beyond_a_shard(cache):
-    file = opened(cache)
+    file = open_file(cache)
     for offset, nbytes in ((-1, 1), (0, len(CONTENT) + 1), (len(CONTENT), 1)):
         with pytest.raises(ValueError, match="of a shard of 40,000"):
             file.put(offset, bytes(nbytes))
     for piece in (-1, PIECES):
         with pytest.raises(IndexError, match=f"piece {piece} of 4"):
             file.commit([piece])
-    assert opened(cache).resident.tolist() == [0, 0, 0, 0]
+    assert open_file(cache).resident.tolist() == [0, 0, 0, 0]
 
 
 def test_no_descriptor_is_kept(cache):
     before = os.listdir("/dev/fd")
-    files = [opened(cache, key(number)) for number in range(50)]
+    files = [open_file(cache, key(number)) for number in range(50)]
     for file in files:
         add(file, [0])
     assert os.listdir("/dev/fd") == before
@@ -74,7 +74,7 @@ def test_a_shard_of_no_bytes(cache):
 
 
 def test_a_piece_is_claimed_once(cache):
-    file, other = opened(cache), opened(cache)
+    file, other = open_file(cache), open_file(cache)
     add(file, [3])
     with file.lock([0, 1, 3]) as claim:
         assert claim.pieces == [0, 1]
@@ -87,7 +87,7 @@ def test_a_piece_is_claimed_once(cache):
 
 
 def test_a_wait_ends_when_time_is_up(cache):
-    file = opened(cache)
+    file = open_file(cache)
     start = time.monotonic()
     with file.lock([1]):
         file.wait([0, 2], 60)
@@ -97,7 +97,7 @@ def test_a_wait_ends_when_time_is_up(cache):
 
 @pytest.mark.parametrize("event", ["commit", "close", "evict", "remove"])
 def test_a_wait_ends_with_what_it_waits_for(cache, event):
-    file, waiter = opened(cache), opened(cache)
+    file, waiter = open_file(cache), open_file(cache)
     claim = file.lock([1])
     thread = threading.Thread(target=waiter.wait, args=([1], 60))
     thread.start()
@@ -122,7 +122,7 @@ def test_threads_fetch_a_piece_once(cache):
     fetched = []
 
     def work() -> None:
-        file = opened(cache)
+        file = open_file(cache)
         for piece in range(PIECES):
             with file.lock([piece]) as claim:
                 if claim.pieces:
@@ -152,7 +152,7 @@ for piece in range(4):
     file.wait([piece], 60)
     assert file.resident[piece]
 """
-    running = [program(cache, code) for _ in range(3)]
+    running = [start_process(cache, code) for _ in range(3)]
     fetched = [line for process in running for line in process.communicate()[0].split()]
     assert sorted(fetched) == ["0", "1", "2", "3"]
     assert [process.returncode for process in running] == [0, 0, 0]

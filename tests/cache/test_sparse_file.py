@@ -10,7 +10,18 @@ import threading
 from pathlib import Path
 
 import pytest
-from cached_files import CONTENT, KEY, OTHER, PIECE, PIECES, add, has_room, opened, program, read
+from cached_files import (
+    CONTENT,
+    KEY,
+    OTHER,
+    PIECE,
+    PIECES,
+    add,
+    can_reserve,
+    open_file,
+    read,
+    start_process,
+)
 
 import npstream
 from npstream.cache import sparse_file as sparse
@@ -31,19 +42,19 @@ from npstream.cache.cache import CachedFile
     ids=["empty", "zeros", "shorter", "longer", "magic"],
 )
 def test_a_file_without_our_footer_is_neither_used_nor_touched(cache, damage):
-    add(opened(cache))
+    add(open_file(cache))
     path = Path(cache.directory, f"{KEY}.shard")
     content = damage(path.read_bytes())
     path.unlink()
     path.write_bytes(content)
     assert cache.open(KEY, len(CONTENT), PIECES) is None
-    assert has_room(cache, 100 << 20)
+    assert can_reserve(cache, 100 << 20)
     cache.clear()
     assert path.read_bytes() == content
 
 
 def test_another_shape_is_another_file(cache):
-    opened(cache)
+    open_file(cache)
     assert cache.open(KEY, len(CONTENT), PIECES + 1) is None
     assert cache.open(KEY, len(CONTENT) - 1, PIECES + 1) is None
     os.rename(Path(cache.directory, f"{KEY}.shard"), Path(cache.directory, f"{OTHER}.shard"))
@@ -68,7 +79,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 print(file.put(0, bytes(10_000)), file.put(20_000, bytes(10_000)))
 """
-    assert program(cache, code).communicate()[0] == "True False\n"
+    assert start_process(cache, code).communicate()[0] == "True False\n"
 
 
 def test_a_file_vanishes_before_it_has_its_name(cache, monkeypatch):
@@ -81,7 +92,7 @@ def test_a_file_vanishes_before_it_has_its_name(cache, monkeypatch):
         link(source, target, **options)
 
     monkeypatch.setattr(os, "link", vanished)
-    add(opened(cache))
+    add(open_file(cache))
     assert left == []
 
     rename, again = os.rename, [True]
@@ -101,8 +112,8 @@ def test_without_hard_links(cache, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    add(opened(cache))
-    assert opened(cache).resident.all()
+    add(open_file(cache))
+    assert open_file(cache).resident.all()
     assert sorted(os.listdir(cache.directory)) == [".lock", f"{KEY}.shard"]
 
 
@@ -110,7 +121,7 @@ def test_without_hard_links(cache, monkeypatch):
 
 
 def test_after_a_boot_pieces_are_checked_once(cache, reboot):
-    add(opened(cache), [0, 2, 3])
+    add(open_file(cache), [0, 2, 3])
     with open(Path(cache.directory, f"{KEY}.shard"), "r+b") as file:
         file.seek(2 * PIECE)
         file.write(b"damage")
@@ -121,28 +132,28 @@ def test_after_a_boot_pieces_are_checked_once(cache, reboot):
         asked.append(piece)
         return read(file, piece) == CONTENT[piece * PIECE : (piece + 1) * PIECE]
 
-    assert opened(cache, check=check).resident.tolist() == [1, 0, 0, 1]
-    assert opened(cache, check=check).resident.tolist() == [1, 0, 0, 1]
-    assert opened(cache).resident.tolist() == [1, 0, 0, 1]
+    assert open_file(cache, check=check).resident.tolist() == [1, 0, 0, 1]
+    assert open_file(cache, check=check).resident.tolist() == [1, 0, 0, 1]
+    assert open_file(cache).resident.tolist() == [1, 0, 0, 1]
     assert asked == [0, 2, 3]
     reboot()
-    assert opened(cache).resident.tolist() == [0, 0, 0, 0]
+    assert open_file(cache).resident.tolist() == [0, 0, 0, 0]
 
 
 def test_a_check_that_fails_leaves_the_file_to_the_next(cache, reboot):
-    add(opened(cache))
+    add(open_file(cache))
     reboot()
 
     def check(file: CachedFile, piece: int) -> bool:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        opened(cache, check=check)
-    assert opened(cache, check=lambda file, piece: piece != 1).resident.tolist() == [1, 0, 1, 1]
+        open_file(cache, check=check)
+    assert open_file(cache, check=lambda file, piece: piece != 1).resident.tolist() == [1, 0, 1, 1]
 
 
 def test_all_wait_for_one_check(cache, reboot):
-    add(opened(cache))
+    add(open_file(cache))
     reboot()
     begun, go_on, asked = threading.Event(), threading.Event(), []
 
@@ -153,7 +164,7 @@ def test_all_wait_for_one_check(cache, reboot):
 
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(opened(cache, check=check).resident.sum()))
+        threading.Thread(target=lambda: found.append(open_file(cache, check=check).resident.sum()))
         for _ in range(3)
     ]
     for thread in threads:
@@ -169,15 +180,15 @@ def test_all_wait_for_one_check(cache, reboot):
 @pytest.mark.parametrize("hashed", [True, False])
 def test_a_power_failure_takes_the_footer(cache, reboot, hashed):
     """A file's name may reach the disk before its tail does."""
-    add(opened(cache), [0, 1, 2])
+    add(open_file(cache), [0, 1, 2])
     with open(Path(cache.directory, f"{KEY}.shard"), "r+b") as file:
         file.seek(len(CONTENT) + 2)
         file.write(bytes(os.fstat(file.fileno()).st_size - len(CONTENT) - 2))
     reboot()
     check = (lambda file, piece: True) if hashed else None
     for _ in range(2):
-        assert opened(cache, check=check).resident.tolist() == 2 * [int(hashed)] + [0, 0]
-    add(opened(cache), [3])
+        assert open_file(cache, check=check).resident.tolist() == 2 * [int(hashed)] + [0, 0]
+    add(open_file(cache), [3])
     assert cache.clear() > 0
     assert npstream.cache.info(cache.directory).files == 0
 

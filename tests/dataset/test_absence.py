@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from servers import Place
+from servers import RemoteDirectory
 
 import npstream
 from npstream.errors import StorageError
@@ -126,14 +126,16 @@ def test_a_directory_that_may_not_be_listed(tmp_path, monkeypatch):
     assert "cannot be listed (Permission denied)" in said(tmp_path)
 
 
-def test_urls(place: Place, tmp_path):
-    options = {"storage_options": place.storage_options, "cache": tmp_path / "cache"}
-    assert "give the directory that holds index.json" in said(f"{place.url}/index.json", **options)
-    bare = said(place.url, **options)
-    place.put("train/index.json", b"{}")
-    place.put("notes.txt", b"")
-    text = said(place.url, **options)
-    if place.url.startswith("http"):
+def test_urls(remote_dir: RemoteDirectory, tmp_path):
+    options = {"storage_options": remote_dir.storage_options, "cache": tmp_path / "cache"}
+    assert "give the directory that holds index.json" in said(
+        f"{remote_dir.url}/index.json", **options
+    )
+    bare = said(remote_dir.url, **options)
+    remote_dir.put("train/index.json", b"{}")
+    remote_dir.put("notes.txt", b"")
+    text = said(remote_dir.url, **options)
+    if remote_dir.url.startswith("http"):
         assert "directory that holds index.json" in bare
         assert text == bare
     else:

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 from faults import Request, flip, ignore_range, status
-from servers import KINDS, Place, Servers
+from servers import SERVER_KINDS, RemoteDirectory, Servers
 
 from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
@@ -17,16 +17,16 @@ from npstream.storage.remote import RemoteStore
 DATA = random.Random(1).randbytes(100_000)
 
 
-def test_a_store_on_every_server(place: Place):
-    place.put("a/b", DATA)
-    store = open_store(place.url, place.storage_options)
+def test_a_store_on_every_server(remote_dir: RemoteDirectory):
+    remote_dir.put("a/b", DATA)
+    store = open_store(remote_dir.url, remote_dir.storage_options)
     assert isinstance(store, RemoteStore)
     store = pickle.loads(pickle.dumps(store))
     assert store.size("a/b") == len(DATA)
     assert store.read("a/b") == DATA
     assert store.ranges([("a/b", 5, 7), ("a/b", 99_000, 1000)]) == [DATA[5:12], DATA[99_000:]]
     assert list(store.names()) == [("a/b", len(DATA))]
-    if place.server.name == "http":
+    if remote_dir.server.name == "http":
         return  # nothing is written there, and a folder is a page like others
     assert not store.exists("a")
     store.put("a/c", b"new")
@@ -39,31 +39,31 @@ def test_a_store_on_every_server(place: Place):
     assert not store.exists("a/c")
 
 
-def test_directories_are_fresh(place: Place):
-    assert place.url != place.server.fresh().url
-    assert list(RemoteStore(place.url, place.storage_options).names()) == []
+def test_directories_are_fresh(remote_dir: RemoteDirectory):
+    assert remote_dir.url != remote_dir.server.new_directory().url
+    assert list(RemoteStore(remote_dir.url, remote_dir.storage_options).names()) == []
 
 
 @pytest.mark.parametrize("name", ["s3", "gcs", "azure"])
 def test_the_environment_does_for_options(
     servers: Servers, name: str, monkeypatch: pytest.MonkeyPatch
 ):
-    place = servers[name].fresh()
-    place.put("a", DATA)
-    for variable, value in place.env.items():
+    remote_dir = servers[name].new_directory()
+    remote_dir.put("a", DATA)
+    for variable, value in remote_dir.env.items():
         monkeypatch.setenv(variable, value)
     options = {"anon": False} if name == "azure" else {}
     if name == "gcs":
         options = {"token": "anon"}
-    assert RemoteStore(place.url, options, timeout=20.0).read("a") == DATA
+    assert RemoteStore(remote_dir.url, options, timeout=20.0).read("a") == DATA
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "sftp"])
+@pytest.mark.parametrize("name", [name for name in SERVER_KINDS if name != "sftp"])
 def test_one_request_for_each_range(servers: Servers, name: str):
-    place = servers[name].fresh()
-    place.put("a", DATA)
+    remote_dir = servers[name].new_directory()
+    remote_dir.put("a", DATA)
     proxy = servers.proxy(name)
-    through = place.through(proxy)
+    through = remote_dir.via(proxy)
     store = RemoteStore(through.url, through.storage_options, timeout=20.0)
     store.ranges([("a", 10, 5), ("a", 50_000, 50_000)])
     seen = sorted((entry.range, entry.method, entry.nbytes) for entry in proxy.log)
@@ -71,10 +71,10 @@ def test_one_request_for_each_range(servers: Servers, name: str):
 
 
 def test_what_the_proxy_does(servers: Servers):
-    place = servers["http"].fresh()
-    place.put("a", DATA)
+    remote_dir = servers["http"].new_directory()
+    remote_dir.put("a", DATA)
     proxy = servers.proxy("http")
-    url = f"{place.through(proxy).url}/a"
+    url = f"{remote_dir.via(proxy).url}/a"
     path = url[url.index("/plain") :]
 
     def get(first: int, last: int) -> bytes:

@@ -22,7 +22,7 @@ import golden_data as golden
 import saved_states
 from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
 from fuzz_reading import RAISED, Case, Report, cases, check, write_annotated
-from guards import guarded
+from guards import guarded_array
 
 import npstream
 from npstream._core import memory
@@ -117,8 +117,8 @@ def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
     """
     found: dict[tuple[Any, str], Any] = {}
     if rng.random() < 0.5:
-        found[store, "map_file"] = lambda path: guarded(Path(path).read_bytes(), 4)
-        found[shards, "decompress"] = lambda *args: guarded(decompress(*args), 4)
+        found[store, "map_file"] = lambda path: guarded_array(Path(path).read_bytes(), 4)
+        found[shards, "decompress"] = lambda *args: guarded_array(decompress(*args), 4)
     if rng.random() < 0.2:
         found[memory, "map_budget"] = lambda: 0
         found[fetch, "_budget"] = lambda table: rng.choice((0, 5000))

@@ -20,10 +20,10 @@ KEY, OTHER = "0123456789abcdef", "f" * 64
 PIECE, PIECES = 10_000, 4
 CONTENT = np.random.default_rng(0).bytes(PIECE * PIECES)
 
-FILE = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB
+FILE_BYTES = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB
 
 
-def opened(cache: ShardCache, key: str = KEY, **options) -> CachedFile:
+def open_file(cache: ShardCache, key: str = KEY, **options) -> CachedFile:
     file = cache.open(key, len(CONTENT), PIECES, **options)
     assert file is not None
     return file
@@ -40,17 +40,17 @@ def read(file: CachedFile, piece: int) -> bytes:
     return file.data[piece * PIECE : (piece + 1) * PIECE].tobytes()
 
 
-def filled(cache: ShardCache, key: str, age: float = 0) -> CachedFile:
+def filled_file(cache: ShardCache, key: str, age: float = 0) -> CachedFile:
     """Return a file with all its pieces, last used some seconds ago."""
-    file = opened(cache, key)
-    assert has_room(cache, len(CONTENT))
+    file = open_file(cache, key)
+    assert can_reserve(cache, len(CONTENT))
     add(file)
     then = time.time() - age
     os.utime(file.path, (then, then))
     return file
 
 
-def has_room(cache: ShardCache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
+def can_reserve(cache: ShardCache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
     """Reserve bytes, give them up, and return whether that was possible."""
     found = cache.reserve(nbytes, keep)
     if isinstance(found, Refusal):
@@ -63,7 +63,7 @@ def key(number: int) -> str:
     return f"{number:016x}"
 
 
-def ended(child: int) -> int:
+def exit_code_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -76,7 +76,7 @@ file = cache.open({KEY!r}, {len(CONTENT)}, {PIECES})
 """
 
 
-def program(cache: ShardCache, code: str) -> subprocess.Popen[str]:
+def start_process(cache: ShardCache, code: str) -> subprocess.Popen[str]:
     """Start another process, with a file of the cache open."""
     return subprocess.Popen(
         [sys.executable, "-c", PRELUDE + code, cache.directory],
@@ -88,7 +88,7 @@ def program(cache: ShardCache, code: str) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def held(path: str | Path) -> Iterator[None]:
+def hold_lock(path: str | Path) -> Iterator[None]:
     """Hold a lock as another process does that was stopped."""
     with locks.Description(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
         assert locks.try_lock(descriptor)

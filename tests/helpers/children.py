@@ -7,7 +7,7 @@ import signal
 import traceback
 from collections.abc import Callable
 
-__all__ = ["begin_in_child", "finished", "run_in_child"]
+__all__ = ["fork_child", "run_in_child", "wait_for_child"]
 
 
 def run_in_child(work: Callable[[], object], seconds: int = 120) -> None:
@@ -15,10 +15,10 @@ def run_in_child(work: Callable[[], object], seconds: int = 120) -> None:
 
     The child never goes on with the tests: it ends with the function, or after so many seconds.
     """
-    assert finished(begin_in_child(work, seconds)) == 0
+    assert wait_for_child(fork_child(work, seconds)) == 0
 
 
-def begin_in_child(work: Callable[[], object], seconds: int = 120) -> int:
+def fork_child(work: Callable[[], object], seconds: int = 120) -> int:
     """Fork, run a function in the child, and return the child's process id."""
     if (child := os.fork()) == 0:
         code = 1
@@ -34,6 +34,6 @@ def begin_in_child(work: Callable[[], object], seconds: int = 120) -> int:
     return child
 
 
-def finished(child: int) -> int:
+def wait_for_child(child: int) -> int:
     """Wait for a child to end, and return its status: 0 if its function returned."""
     return os.waitpid(child, 0)[1]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-from servers import KINDS
+from servers import SERVER_KINDS
 
 import npstream
 from npstream.formats.index import INDEX
 from npstream.storage.local import open_store
 
-WRITABLE = [name for name in KINDS if name != "http"]
+WRITABLE = [name for name in SERVER_KINDS if name != "http"]
 
 SAMPLES = 24
 SHARD = 300  # bytes, so that there are several

@@ -1,4 +1,4 @@
-"""Drivers of fsspec that do what a test says: one with coroutines, one that blocks."""
+"""Two fake fsspec drivers, asynchronous and blocking, whose responses a test defines."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ import fsspec.asyn
 DATA = bytes(range(256)) * 40
 
 
-class Fake(fsspec.asyn.AsyncFileSystem):
-    """A driver with coroutines, which does what the test says."""
+class AsyncFileSystem(fsspec.asyn.AsyncFileSystem):
+    """An asynchronous driver whose reads return the result of `respond`."""
 
     protocol = "fake"
     cachable = False
-    answer = None  # given the path and the range, what to return, raise or wait for
-    running = most = calls = 0
+    respond = None  # function of path, start and end that returns, raises or waits
+    running = max_running = calls = 0
 
     async def _cat_file(self, path, start=None, end=None, **kwargs):
         cls = type(self)
         cls.calls += 1
         cls.running += 1
-        cls.most = max(cls.most, cls.running)
+        cls.max_running = max(cls.max_running, cls.running)
         try:
-            found = cls.answer(path, start, end)
-            return await found if asyncio.iscoroutine(found) else found
+            response = cls.respond(path, start, end)
+            return await response if asyncio.iscoroutine(response) else response
         finally:
             cls.running -= 1
 
 
-class Blocking(fsspec.AbstractFileSystem):
-    """The same for a driver without."""
+class BlockingFileSystem(fsspec.AbstractFileSystem):
+    """A blocking driver whose reads return the result of `respond`."""
 
     protocol = "blocking"
     cachable = False
-    answer = None
-    made = 0
+    respond = None
+    instances = 0
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        type(self).made += 1
+        type(self).instances += 1
         self.thread = threading.get_ident()
 
     def cat_file(self, path, start=None, end=None, **kwargs):
-        assert threading.get_ident() == self.thread  # none is shared
-        return type(self).answer(path, start, end)
+        assert threading.get_ident() == self.thread  # each thread has its own instance
+        return type(self).respond(path, start, end)
 
 
-def loop_is_idle():
-    """Wait until the loop has done what was asked of it so far."""
-    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), fsspec.asyn.get_loop()).result(5)
+def wait_for_event_loop():
+    """Wait until fsspec's event loop has run the callbacks that are scheduled so far."""
+    asyncio.run_coroutine_threadsafe(asyncio.sleep(0), fsspec.asyn.get_loop()).result(60)

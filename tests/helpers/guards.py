@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def guarded(data: bytes, align: int = 1) -> NDArray[np.uint8]:
+def guarded_array(data: bytes, align: int = 1) -> NDArray[np.uint8]:
     """Return a copy of bytes, in an array that ends where memory that nobody may touch begins.
 
     To begin at a multiple of `align`, it may end up to as many bytes before.

@@ -9,7 +9,7 @@ import npstream
 COLUMNS = {"id": "int64", "x": "ndarray:float32:3", "text": "str", "tokens": "ndarray:int32"}
 
 
-def rows_of(first, n):
+def make_rows(first, n):
     """Return samples whose columns say which they are."""
     return [
         {
@@ -23,7 +23,7 @@ def rows_of(first, n):
 
 
 def write(path, first=0, n=120, columns=COLUMNS, **options):
-    rows = [{name: row[name] for name in columns} for row in rows_of(first, n)]
+    rows = [{name: row[name] for name in columns} for row in make_rows(first, n)]
     npstream.write(path, rows, columns=columns, shard_size=2500, **options)
     return npstream.open(path)
 
@@ -33,19 +33,19 @@ def views_of(a, b, c, d):
     views = {
         "first": a[::-2],
         "packed": b,
-        "masked": a[SOME],
+        "masked": a[MASK],
         "remote": c[5:],
         "listed": d[[7, 7, 3, 39, 0]],
         "shuffled": c.shuffle(1),
         "tail": a[100:],
     }
     shuffled = 2000 + c.order(1)[:]
-    ids = [np.arange(120)[::-2], 1000 + np.arange(80), np.flatnonzero(SOME), 2005 + np.arange(55)]
+    ids = [np.arange(120)[::-2], 1000 + np.arange(80), np.flatnonzero(MASK), 2005 + np.arange(55)]
     ids += [np.array([3007, 3007, 3003, 3039, 3000]), shuffled, np.arange(100, 120)]
     return views, ids
 
 
-def check(batch, ids):
+def assert_batch(batch, ids):
     """Compare all columns with what the samples of these ids have."""
     assert batch["id"].tolist() == list(ids)
     np.testing.assert_array_equal(batch["x"], np.add.outer(ids, np.arange(3)))
@@ -54,10 +54,10 @@ def check(batch, ids):
         np.testing.assert_array_equal(row, np.arange(i % 7 + 1) + i)
 
 
-def expect(sample, i):
-    (want,) = rows_of(int(i), 1)
+def assert_sample(sample, i):
+    (want,) = make_rows(int(i), 1)
     assert sample.keys() == want.keys()
     np.testing.assert_equal(sample, want)
 
 
-SOME = np.random.default_rng(0).random(120) < 0.6
+MASK = np.random.default_rng(0).random(120) < 0.6

@@ -42,10 +42,10 @@ os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it tells of uploads t
 
 
 @dataclass(frozen=True)
-class Place:
+class RemoteDirectory:
     """A directory on a server, and what a driver must be told to reach it.
 
-    `env` does what `storage_options` does, for a process that is given none. `refused` are
+    `env` does what `storage_options` does, for a process that is given none. `rejected_options` are
     storage options that the server must turn away.
     """
 
@@ -54,9 +54,9 @@ class Place:
     url: str
     storage_options: dict[str, Any]
     env: dict[str, str]
-    refused: dict[str, Any] | None
+    rejected_options: dict[str, Any] | None
 
-    def through(self, proxy: Proxy) -> Place:
+    def via(self, proxy: Proxy) -> RemoteDirectory:
         """Return the same directory as it is reached through a proxy before the server."""
         return self.server.at(self.path, proxy.port)
 
@@ -103,11 +103,11 @@ class Server:
         """Return the program's arguments."""
         raise NotImplementedError
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         """Return a directory, reached through another port than the server's if one is given."""
         raise NotImplementedError
 
-    def fresh(self) -> Place:
+    def new_directory(self) -> RemoteDirectory:
         """Return a directory that nobody has used."""
         return self.at(f"{self.root}/{next(self.numbers)}")
 
@@ -121,9 +121,9 @@ class Server:
         self.prepare()
         for held in sockets:
             held.close()
-        self.launch()
+        self.start_process()
 
-    def launch(self) -> None:
+    def start_process(self) -> None:
         """Start the program, again if it was halted, with what it stores on the disk."""
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
@@ -143,7 +143,7 @@ class Server:
             try:
                 with socket.create_connection((HOST, self.port), timeout=5):
                     pass
-                self.try_out()
+                self.check_round_trip()
                 return
             except Exception as error:
                 if self.process.poll() is not None or time.monotonic() > deadline:
@@ -153,7 +153,7 @@ class Server:
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
-    def try_out(self) -> None:
+    def check_round_trip(self) -> None:
         """Make the bucket, store an object, and read it."""
         self.filesystem, root = self.at(self.root).filesystem()
         if not self.filesystem.exists(root):
@@ -167,7 +167,7 @@ class Server:
         path = self.filesystem._strip_protocol(self.at(path).url)
         self.filesystem.pipe_file(path, data)
 
-    def halt(self) -> None:
+    def kill(self) -> None:
         """End the program."""
         # Nothing is worth the seconds that some take to end in good order.
         with contextlib.suppress(ProcessLookupError):
@@ -176,7 +176,7 @@ class Server:
 
     def stop(self) -> None:
         """End the program and remove what it stored."""
-        self.halt()
+        self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -240,7 +240,7 @@ class SeaweedFS(Server):
             for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
         options = {"key": "writer", "secret": "writer-secret-0123456789", "endpoint_url": endpoint}
         env = {
@@ -249,8 +249,8 @@ class SeaweedFS(Server):
             "AWS_ENDPOINT_URL": endpoint,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        refused = options | {"secret": "not-the-secret"}
-        return Place(self, path, f"s3://{path}", options, env, refused)
+        rejected_options = options | {"secret": "not-the-secret"}
+        return RemoteDirectory(self, path, f"s3://{path}", options, env, rejected_options)
 
 
 class FakeGCS(Server):
@@ -267,15 +267,15 @@ class FakeGCS(Server):
 
     def command(self) -> list[str]:
         address = f"{HOST}:{self.port}"
-        place = ["-external-url", f"http://{address}", "-public-host", address]
+        remote_dir = ["-external-url", f"http://{address}", "-public-host", address]
         listen = ["-scheme", "http", "-host", HOST, "-port", str(self.port)]
-        return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *place]
+        return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *remote_dir]
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
         options = {"project": "npstream", "token": "anon", "endpoint_url": endpoint}
         env = {"STORAGE_EMULATOR_HOST": endpoint}
-        return Place(self, path, f"gs://{path}", options, env, None)
+        return RemoteDirectory(self, path, f"gs://{path}", options, env, None)
 
 
 class Azurite(Server):
@@ -298,7 +298,7 @@ class Azurite(Server):
         quiet = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
         return [self.binary(), *listen, "--inMemoryPersistence", *quiet]
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         def options(key: str) -> dict[str, str]:
             fields = {
                 "DefaultEndpointsProtocol": "http",
@@ -311,7 +311,7 @@ class Azurite(Server):
 
         right, wrong = options(self.key), options(base64.b64encode(bytes(64)).decode())
         env = {"AZURE_STORAGE_CONNECTION_STRING": right["connection_string"]}
-        return Place(self, path, f"az://{path}", right, env, wrong)
+        return RemoteDirectory(self, path, f"az://{path}", right, env, wrong)
 
 
 class OCI(Server):
@@ -336,7 +336,7 @@ class OCI(Server):
         public = str(self.directory / "public.pem")
         return [sys.executable, fake, str(self.port), public, "/".join(self.key_id)]
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         def options(key: str) -> dict[str, Any]:
             tenancy, user, fingerprint = self.key_id
             config = {
@@ -351,7 +351,7 @@ class OCI(Server):
 
         bucket, _, rest = path.partition("/")
         url = f"oci://{bucket}@ns/{rest}".rstrip("/")
-        return Place(self, path, url, options("key"), {}, options("wrong"))
+        return RemoteDirectory(self, path, url, options("key"), {}, options("wrong"))
 
 
 class SSHD(Server):
@@ -390,7 +390,7 @@ class SSHD(Server):
     def command(self) -> list[str]:
         return [self.binary(), "-D", "-e", "-f", str(self.directory / "sshd.conf")]
 
-    def at(self, path: str, port: int | None = None) -> Place:
+    def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         where = f"{getpass.getuser()}@{HOST}:{port or self.port}{self.directory}"
         right, wrong = (
             {
@@ -400,7 +400,7 @@ class SSHD(Server):
             }
             for key in ("key", "wrong")
         )
-        return Place(self, path, f"sftp://{where}/{path}", right, {}, wrong)
+        return RemoteDirectory(self, path, f"sftp://{where}/{path}", right, {}, wrong)
 
     def put(self, path: str, data: bytes) -> None:
         _write(self.directory / path, data)
@@ -453,26 +453,26 @@ class Nginx(Server):
         log = str(self.directory / "log")
         return [self.binary(), "-p", f"{self.directory}/", "-c", "nginx.conf", "-e", log]
 
-    def at(self, path: str, port: int | None = None, location: str = "plain") -> Place:
+    def at(self, path: str, port: int | None = None, location: str = "plain") -> RemoteDirectory:
         """Return a directory as it is seen at a location."""
         options: dict[str, Any] = {}
-        refused = None
+        rejected_options = None
         if location == "auth":
-            options, refused = (
+            options, rejected_options = (
                 {"headers": {"Authorization": f"Basic {base64.b64encode(login).decode()}"}}
                 for login in (b"user:right-password", b"user:wrong")
             )
         url = f"http://{HOST}:{port or self.port}/{location}/{path}"
-        return Place(self, path, url, options, {}, refused)
+        return RemoteDirectory(self, path, url, options, {}, rejected_options)
 
-    def secure(self, path: str) -> Place:
+    def https_directory(self, path: str) -> RemoteDirectory:
         """Return a directory by HTTPS, whose certificate nobody knows who is not told."""
         certificate = str(self.directory / "tls.pem")
         url = f"https://{HOST}:{self.bound[1]}/plain/{path}"
         options = {"ssl": ssl.create_default_context(cafile=certificate)}
-        return Place(self, path, url, options, {"SSL_CERT_FILE": certificate}, {})
+        return RemoteDirectory(self, path, url, options, {"SSL_CERT_FILE": certificate}, {})
 
-    def try_out(self) -> None:
+    def check_round_trip(self) -> None:
         self.put(f"{self.root}/ready", b"ready")
         filesystem, root = self.at(self.root).filesystem()
         if filesystem.cat_file(f"{root}/ready") != b"ready":
@@ -497,15 +497,17 @@ class Hub(Server):
         fake = str(Path(__file__).with_name("hf_fake.py"))
         return [sys.executable, fake, str(self.port), json.dumps(self.tokens)]
 
-    def at(self, path: str, port: int | None = None, root: str = "datasets/npstream/data") -> Place:
+    def at(
+        self, path: str, port: int | None = None, root: str = "datasets/npstream/data"
+    ) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
-        options, refused = (
+        options, rejected_options = (
             {"endpoint": endpoint, "token": token} for token in ("hf_writer", "hf_not-the-token")
         )
         env = {"HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_writer"}
-        return Place(self, path, f"hf://{root}/{path}", options, env, refused)
+        return RemoteDirectory(self, path, f"hf://{root}/{path}", options, env, rejected_options)
 
-    def try_out(self) -> None:
+    def check_round_trip(self) -> None:
         self.put(f"{self.root}/ready", b"ready")
         filesystem, root = self.at(self.root).filesystem()
         if filesystem.cat_file(f"{root}/ready") != b"ready":
@@ -518,7 +520,7 @@ class Hub(Server):
             answer.read()
 
 
-KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
+SERVER_KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
 
 OBSTORE = "s3-obstore"
 """The name of the first server, as it is reached where obstore reads the ranges."""
@@ -553,7 +555,7 @@ class Servers:
                 pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
             name = SeaweedFS.name
         if name not in self.running:
-            kind = KINDS[name]
+            kind = SERVER_KINDS[name]
             if missing := kind.missing():
                 pytest.skip(f"{name}: {missing}; see docs/contributing.md")
             server = kind(self.parent)

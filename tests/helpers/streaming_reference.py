@@ -96,12 +96,12 @@ def expected(case, name):
     return arrays(f"orders/{case['file']}")[f"{case['id']}.{name}"]
 
 
-def of_kind(*kinds):
+def golden_cases(*kinds):
     cases = [case for case in golden("orders") if case["kind"] in kinds]
     return pytest.mark.parametrize("case", cases, ids=[case["id"] for case in cases])
 
 
-def checked(case, run):
+def run_golden(case, run):
     """Return what a case gives, or None if it rightly raises."""
     if "raises" not in case:
         return run()
@@ -110,7 +110,7 @@ def checked(case, run):
     return None
 
 
-def whole(shuffle, units):
+def full_order(shuffle, units):
     """Return all of an order, lane by lane."""
     units = np.array(units, np.int64)
     shuffle.check(int(units.sum()), int(units.max()))
@@ -120,7 +120,7 @@ def whole(shuffle, units):
     return np.concatenate(parts)
 
 
-def tensor(values, world, workers, batch_size):
+def arrange_slots(values, world, workers, batch_size):
     """Arrange values by slot as Streaming does: by node, rank, worker, batch of it and place."""
     missing = -len(values) % (world.ranks * workers * batch_size)
     values = np.concatenate([values, np.full(missing, -1)])

@@ -8,5 +8,5 @@ DATA = GOLDEN / "checkpoints" / "data" / "a"
 METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
-def lists(batches):
+def batch_ids(batches):
     return [batch.ids.tolist() for batch in batches]

@@ -18,7 +18,7 @@ def load_index(root):
     return json.loads(text)
 
 
-def checked(root, entry, facts):
+def read_described(root, entry, facts):
     """Return a file of a dataset, after a check of what the index says of it."""
     data = Path(root, facts["basename"]).read_bytes()
     assert_described(data, entry, facts)
@@ -34,8 +34,8 @@ def shard_bytes(root, entry):
     """Return a shard, uncompressed."""
     raw, packed = entry["raw_data"], entry["zip_data"]
     if packed is None or not Path(root, packed["basename"]).exists():
-        return checked(root, entry, raw)
-    data = decompress(checked(root, entry, packed), entry["compression"], raw["bytes"])
+        return read_described(root, entry, raw)
+    data = decompress(read_described(root, entry, packed), entry["compression"], raw["bytes"])
     assert_described(data, entry, raw)
     return data
 

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 from streaming_reference import GOLDEN, arrays, golden
-from streaming_runs import DATA, METHODS, lists
+from streaming_runs import DATA, METHODS, batch_ids
 
 import npstream
 from npstream import StreamingShuffle
@@ -250,13 +250,13 @@ def test_workers_go_on_from_a_state_of_streaming(ds, kind, start, persistent):
         batches, batch_size=None, num_workers=2, persistent_workers=persistent,
         multiprocessing_context=start,
     )  # fmt: skip
-    first = lists(loader)
+    first = batch_ids(loader)
     for _ in range(2):
         batches.load_state_dict(STATE)
-        assert lists(loader) == of_run(ds, 2, 80)
-        assert lists(loader) == of_run(ds, 3) != first
+        assert batch_ids(loader) == of_run(ds, 2, 80)
+        assert batch_ids(loader) == of_run(ds, 3) != first
     batches.set_epoch(1)
-    assert lists(loader) == of_run(ds, 1)
+    assert batch_ids(loader) == of_run(ds, 1)
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
@@ -277,8 +277,8 @@ def test_torchdata_keeps_the_run(ds, persistent):
         pass
     resumed = loader(ds.iter(1, 2, batch_size=8, shuffle="py1e"))
     resumed.load_state_dict(running.state_dict())
-    assert lists(resumed) == of_run(ds, 2, 80)[3:]
-    assert lists(resumed) == of_run(ds, 3)
+    assert batch_ids(resumed) == of_run(ds, 2, 80)[3:]
+    assert batch_ids(resumed) == of_run(ds, 3)
 
 
 # States of its own
@@ -299,7 +299,7 @@ def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
     settings = {"batch_size": 16, "shuffle": ORDERS[order], "ranks_per_node": per_node}
     for rank in (0, world - 1):
         running, other = (ds.iter(rank, world, **settings) for _ in range(2))
-        whole = [lists(other) for _ in range(3)]
+        whole = [batch_ids(other) for _ in range(3)]
         for number in range(2):
             for done, batch in enumerate(running, 1):
                 assert batch.ids.tolist() == whole[number][done - 1]
@@ -309,7 +309,7 @@ def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
                 for _ in range(2):
                     resumed.load_state_dict(json.loads(json.dumps(state)))
                     assert resumed.state_dict() == state
-                assert lists(resumed) == (whole[number][done:] or whole[number + 1])
+                assert batch_ids(resumed) == (whole[number][done:] or whole[number + 1])
                 if done == len(whole[number]):
                     assert (state["epoch"], state["sample_in_epoch"]) == (number + 1, 0)
             assert done == len(running)
@@ -342,7 +342,7 @@ def test_other_ranks_read_the_same_global_batches(ds, new):
         if state is not None:
             for rank in ranks:
                 rank.load_state_dict(state)
-        read = [lists(rank) for rank in ranks]
+        read = [batch_ids(rank) for rank in ranks]
         return [sorted(i for ids in step for i in ids) for step in zip(*read, strict=False)]
 
     whole = steps(3, 1, 8, None)
@@ -356,7 +356,9 @@ def test_other_ranks_read_the_same_global_batches(ds, new):
 
 def test_batches_are_skipped(ds):
     settings = {"batch_size": 8, "shuffle": "py1e"}
-    first, second = (lists(each) for each in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)])
+    first, second = (
+        batch_ids(each) for each in [ds.iter(0, 2, **settings, epoch=e) for e in (0, 1)]
+    )
     batches = ds.iter(0, 2, **settings)
     batches.skip(0, 2)
     batches.skip(5, 9)
@@ -366,9 +368,9 @@ def test_batches_are_skipped(ds):
         assert batch.ids.tolist() == left[done - 1]
         resumed = ds.iter(0, 2, **settings)
         resumed.load_state_dict(batches.state_dict())
-        assert lists(resumed) == (left[done:] or second)
+        assert batch_ids(resumed) == (left[done:] or second)
     assert done == len(left)
-    assert lists(batches) == second
+    assert batch_ids(batches) == second
     batches.skip(3, 4)
     ds.iter(0, 2, batch_size=15, shuffle="py1e").load_state_dict(batches.state_dict())
     with pytest.raises(ValueError, match=r"\(\(48, 64\),\),.* multiples of 5 "):
@@ -399,7 +401,7 @@ def test_states_are_those_of_streaming(ds):
 def test_a_state_from_before_the_first_epoch_begins_anew(ds):
     batches = ds.iter(0, 1, batch_size=8, shuffle="py1s")
     batches.load_state_dict(STATE | {"epoch": -1, "sample_in_epoch": 0})
-    assert lists(batches) == lists(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
+    assert batch_ids(batches) == batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
 
 
 @pytest.mark.parametrize("method", METHODS[1:])
@@ -410,14 +412,14 @@ def test_states_of_streaming_go_on_to_the_last_batch(ds, method, left):
         return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
 
     begun = batches()
-    whole = lists(begun)
+    whole = batch_ids(begun)
     dealt = len(ds.iter(0, 4, ranks_per_node=4, batch_size=1, shuffle=begun._epochs._settings))
     assert 4 * dealt > len(ds)
     resumed = batches()
     state = {"epoch": 0, "sample_in_epoch": 4 * (dealt - left)}
     resumed.load_state_dict(STATE | state | {"num_canonical_nodes": 64, "shuffle_seed": 9176})
-    expected = whole[dealt - left :] or lists(begun)
-    assert lists(resumed) == expected
+    expected = whole[dealt - left :] or batch_ids(begun)
+    assert batch_ids(resumed) == expected
 
 
 def test_epochs_of_another_size_pick_samples(ds):
@@ -435,16 +437,16 @@ def test_epochs_of_another_size_pick_samples(ds):
 
 def test_replicated_ranks_read_the_same(ds):
     read = [
-        lists(ds.iter(rank, 4, batch_size=8, replication=2, ranks_per_node=2, shuffle="py1s"))
+        batch_ids(ds.iter(rank, 4, batch_size=8, replication=2, ranks_per_node=2, shuffle="py1s"))
         for rank in range(4)
     ]
     assert read[0] == read[1] != read[2] == read[3]
 
 
 def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
-    want = lists(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
+    want = batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
     for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
-        assert lists(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
+        assert batch_ids(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
 
 
 # What does not fit

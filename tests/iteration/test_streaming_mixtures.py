@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from streaming_reference import GOLDEN
-from streaming_runs import METHODS, lists
+from streaming_runs import METHODS, batch_ids
 
 import npstream
 from npstream import StreamingShuffle
@@ -29,7 +29,7 @@ def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node
     settings = {"batch_size": 9, "shuffle": order, "ranks_per_node": per_node, "epoch_size": "0.5k"}
     for rank in {0, world - 1}:
         running, other = (mixed.iter(rank, world, **settings) for _ in range(2))
-        whole, following = lists(other), lists(other)
+        whole, following = batch_ids(other), batch_ids(other)
         assert whole != following
         assert len(running) == len(whole) > 2
         dealt = len(mixed.iter(0, world, **settings))
@@ -39,8 +39,8 @@ def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node
             resumed = mixed.iter(rank, world, **settings)
             resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
             if done == len(whole) < dealt:  # others have one more of their own
-                assert lists(resumed) == []
-            assert lists(resumed) == (whole[done:] or following)
+                assert batch_ids(resumed) == []
+            assert batch_ids(resumed) == (whole[done:] or following)
         samples = mixed.iter(rank, world, **settings, batched=False)
         wanted = [number for batch in whole for number in batch]
         assert len(samples) == len(wanted)
@@ -79,7 +79,7 @@ def test_ranks_may_differ_by_a_batch_of_a_device(mixed):
     read = [[len(batch.ids) for batch in batches] for batches in ranks("repeat")]
     assert [*map(len, ranks("repeat"))] == [*map(len, read)] == [24, 24, 24, 23]
     assert {*np.concatenate(read)} == {7}
-    assert {len(lists(batches)) for batches in ranks("drop")} == {23}
+    assert {len(batch_ids(batches)) for batches in ranks("drop")} == {23}
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_epochs_of_a_size_that_is_text_or_a_float(mixed, count, epoch_size):
 def test_one_dataset_may_be_all_of_a_mixture(ds):
     for method in METHODS:
         settings = {"batch_size": 8, "shuffle": StreamingShuffle(batching_method=method)}
-        want = lists(ds.iter(1, 2, **settings))
+        want = batch_ids(ds.iter(1, 2, **settings))
         batches = npstream.mix({"alone": ds}).iter(1, 2, **settings)
-        assert lists(pickle.loads(pickle.dumps(batches))) == lists(batches) == want
+        assert batch_ids(pickle.loads(pickle.dumps(batches))) == batch_ids(batches) == want
 
 
 def test_one_dataset_may_be_several_streams(ds):
     twice = npstream.mix({"x": ds, "y": ds})
-    ids = np.concatenate(lists(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
+    ids = np.concatenate(batch_ids(twice.iter(0, 1, batch_size=8, shuffle="py1e")))
     assert sorted(ids.tolist()) == [*range(2 * len(ds))]
     thrice = StreamingShuffle("py1e", repeat={"x": 2}, choose={"y": 5})
     batches = twice.iter(0, 1, batch_size=8, shuffle=thrice)

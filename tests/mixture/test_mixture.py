@@ -15,7 +15,7 @@ import pytest
 from dataset_files import write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import COLUMNS, SOME, check, expect, views_of, write
+from mixtures import COLUMNS, MASK, assert_batch, assert_sample, views_of, write
 
 import npstream
 from npstream.dataset.dataset import Dataset
@@ -63,7 +63,7 @@ def chains(draw):
     return steps, rows
 
 
-SIZE = 60 + 80 + int(SOME.sum()) + 55 + 5 + 60 + 20
+SIZE = 60 + 80 + int(MASK.sum()) + 55 + 5 + 60 + 20
 
 
 def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
@@ -80,7 +80,7 @@ def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
         view = functools.reduce(operator.getitem, steps, mixed)
         batch = view.load()
         assert batch.ids.tolist() == rows.tolist()
-        check(batch, ids[rows])
+        assert_batch(batch, ids[rows])
         np.testing.assert_array_equal(np.asarray(view["id"]), ids[rows])
         np.testing.assert_array_equal(view["x"][:, 1].load(), ids[rows] + 1)
         np.testing.assert_array_equal(view["text"] == "<2001>", ids[rows] == 2001)
@@ -89,7 +89,7 @@ def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
         shard, place = view.locate(slice(None))
         assert (mixed.shards["samples"][shard] > place).all()
         for k in range(0, len(rows), 17):
-            expect(view[k], ids[rows[k]])
+            assert_sample(view[k], ids[rows[k]])
             assert view.locate(k) == (shard[k], place[k])
             assert mixed.origin(int(rows[k])) == (source[k], row[k])
 
@@ -100,12 +100,12 @@ def test_iteration_reads_what_an_index_does(made):
     mixed, ids = made
     for view, rows in ((mixed, slice(None)), (mixed[::-3], slice(None, None, -3))):
         for sample, i in zip(view, ids[rows], strict=True):
-            expect(sample, i)
+            assert_sample(sample, i)
     view = mixed[::2]
     for shuffle in (False, True):
         seen = []
         for batch in view.iter(0, 1, batch_size=17, shuffle=shuffle, last="short"):
-            check(batch, ids[batch.ids])
+            assert_batch(batch, ids[batch.ids])
             seen += batch.ids.tolist()
         assert sorted(seen) == list(range(0, SIZE, 2))
         assert shuffle == (seen != sorted(seen))
@@ -193,7 +193,7 @@ def test_views_of_one_dataset_share_it(tmp_path):
     assert len(mixed._source._parts) == 1
     assert len(mixed.shards) == len(a.shards)
     assert mixed.version != a.version
-    check(mixed[[3, 65, 120]].load(), [6, 11, 0])
+    assert_batch(mixed[[3, 65, 120]].load(), [6, 11, 0])
 
 
 def test_the_column_of_sources(tmp_path):
@@ -387,7 +387,7 @@ def test_pickles(made):
     again = pickle.loads(body)
     assert isinstance(again, npstream.Mixture)
     assert (again.names, again.weights) == (mixed.names, mixed.weights)
-    check(again[::-5].load(), ids[::-5])
+    assert_batch(again[::-5].load(), ids[::-5])
     assert len(again._source._parts) == 4
     column = pickle.loads(pickle.dumps(mixed["x"][::3, 1]))
     np.testing.assert_array_equal(column.load(), ids[::3] + 1)
@@ -402,7 +402,7 @@ def test_batches_hold_the_rows_that_are_drawn(made):
         batches = mixed.iter(1, 2, batch_size=40, batching=batching, shuffle=True, seed=3)
         assert len(batches) == len(list(batches)) > 2
         for batch in batches:
-            check(batch, ids[batch.ids])
+            assert_batch(batch, ids[batch.ids])
             if batching.endswith("per_stream"):
                 assert len(set(mixed.origin(batch.ids)[0])) == 1
     samples = mixed[["id"]].iter(0, 1, batch_size=40, batched=False, seed=3, shuffle=True)
@@ -417,7 +417,7 @@ def test_views_of_what_is_drawn(made):
     drawn = mixed.shuffle(5, 2)
     assert not isinstance(drawn, npstream.Mixture)
     rows = np.asarray(mixed.order(5, 2))
-    check(drawn[10:50:3].load(), ids[rows[10:50:3]])
+    assert_batch(drawn[10:50:3].load(), ids[rows[10:50:3]])
     again = pickle.loads(pickle.dumps(drawn))
     assert again["id"].load().tolist() == ids[rows].tolist()
     state = drawn.iter(0, 1, batch_size=4).state_dict()

@@ -236,10 +236,10 @@ def test_a_dataset_that_was_replaced_is_named(urls, small):
 def test_what_a_server_counts_of_parts(name, servers, tmp_path):
     data = {"x": RNG.integers(0, 255, (40, 512, 512)).astype(np.uint8)}
     npstream.write(tmp_path / "data", data)
-    place, proxy = servers[name].fresh(), servers.proxy(name)
+    place, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in (tmp_path / "data").iterdir():
         place.put(path.name, path.read_bytes())
-    place = place.through(proxy)
+    place = place.via(proxy)
     with npstream.open(
         place.url, cache=tmp_path / "cache", storage_options=place.storage_options
     ) as ds:
@@ -273,11 +273,11 @@ def test_threads_read_parts(urls, small):
 
 
 def test_a_request_for_parts_is_tried_again(servers, urls, small, tmp_path):
-    place, proxy = servers["s3"].fresh(), servers.proxy("s3")
+    place, proxy = servers["s3"].new_directory(), servers.proxy("s3")
     files = fsspec.filesystem("memory")
     for path in files.find("/parts-mds/data"):
         place.put(path.removeprefix("/parts-mds/data/"), files.cat_file(path))
-    place = place.through(proxy)
+    place = place.via(proxy)
     with npstream.open(place.url, cache=tmp_path, storage_options=place.storage_options) as ds:
         proxy.clear()
         proxy.faults = [status(503, path=".mds")]

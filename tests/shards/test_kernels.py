@@ -13,7 +13,7 @@ import types
 
 import numpy as np
 import pytest
-from guards import guarded
+from guards import guarded_array
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ def watched(n):
 
 def spans_of(parts):
     """Return addresses and lengths of parts in watched memory, and what holds it."""
-    held = [guarded(part) for part in parts]
+    held = [guarded_array(part) for part in parts]
     address = np.array([address_of(part) for part in held], np.int64)
     return address, np.array([len(part) for part in parts], np.int64), held
 
@@ -66,8 +66,8 @@ class Shards:
         self.held, self.bodies = [], []
         for number, sizes in enumerate(shards):
             ends = 10 + np.cumsum([0, *sizes])
-            offsets = guarded(ends.astype("<u4").tobytes())
-            data = guarded(bytes(np.arange(ends[-1], dtype=np.uint8)))
+            offsets = guarded_array(ends.astype("<u4").tobytes())
+            data = guarded_array(bytes(np.arange(ends[-1], dtype=np.uint8)))
             row = (address_of(data), address_of(offsets), 10, len(data), stride)
             self.place[number, :5] = row
             self.held += [offsets, data]
@@ -78,7 +78,7 @@ class Shards:
 
     def cut(self, shard, resident):
         """Cut a shard into chunks of which some are in memory."""
-        flags = guarded(bytes(resident))
+        flags = guarded_array(bytes(resident))
         self.place[shard, 5:] = address_of(flags), len(resident)
         self.held.append(flags)
 
@@ -344,7 +344,7 @@ def test_copy_spans(run, parts, gap):
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 7, 8, 9, 100])
 def test_copy_short(run, size):
-    source = guarded(np.random.default_rng(size).bytes(size))
+    source = guarded_array(np.random.default_rng(size).bytes(size))
     output, intact = watched(size)
     run(copy_short)(address_of(output), address_of(source), size)
     assert intact()
@@ -354,7 +354,7 @@ def test_copy_short(run, size):
 @given(st.lists(st.binary(max_size=3), max_size=12), st.binary(max_size=3))
 def test_equal_spans(run, parts, value):
     address, nbytes, _held = spans_of(parts)
-    wanted = guarded(value)
+    wanted = guarded_array(value)
     around = np.ones(len(parts) + 2, bool)
     run(equal_spans)(address, nbytes, address_of(wanted), len(value), around[1:-1])
     assert around.tolist() == [True, *(part == value for part in parts), True]
@@ -437,7 +437,7 @@ def test_array_heads_tell_which_is_damaged(run):
 
 @given(st.binary(min_size=1, max_size=8))
 def test_little_endian(run, number):
-    data = guarded(number)
+    data = guarded_array(number)
     found = run(kernels.little_endian)(address_of(data), len(number))
     assert found % 2**64 == int.from_bytes(number, "little")
 

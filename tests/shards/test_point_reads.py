@@ -232,10 +232,10 @@ def test_one_sample_of_every_kind_is_kept(ds, requests):
 
 @pytest.mark.parametrize("name", ["s3", "http"])
 def test_what_a_server_counts(name, servers, versions, tmp_path):
-    place, proxy = servers[name].fresh(), servers.proxy(name)
+    place, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in versions[0].iterdir():
         place.put(path.name, path.read_bytes())
-    place, begin = place.through(proxy), STARTS[6]
+    place, begin = place.via(proxy), STARTS[6]
     with npstream.open(place.url, cache=tmp_path, storage_options=place.storage_options) as ds:
         proxy.clear()
         assert ds[begin]["text"] == text(begin)

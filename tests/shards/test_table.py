@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import golden_data as golden
 import numpy as np
 import pytest
-from children import begin_in_child, finished
+from children import fork_child, wait_for_child
 from dataset_files import write_shards
 
 import npstream
@@ -373,10 +373,10 @@ def test_a_forked_process_reads_though_a_thread_was_opening_shards():
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    child = begin_in_child(lambda: check("mds_ragged", ds))
+    child = fork_child(lambda: check("mds_ragged", ds))
     done.set()
     thread.join()
-    assert finished(child) == 0
+    assert wait_for_child(child) == 0
 
 
 # Reading ahead.

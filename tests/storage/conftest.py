@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import faulty_stores
 import fsspec
 import fsspec.asyn
 import pytest
-import weak_stores
-from fake_drivers import DATA, Blocking, Fake
-from servers import KINDS, OBSTORE, Servers, choose_reader
-from weak_stores import NAME, SPAN, Weak, store_at
+from fake_drivers import DATA, AsyncFileSystem, BlockingFileSystem
+from faulty_stores import NAME, SPAN, FaultyStore, store_at
+from servers import OBSTORE, SERVER_KINDS, Servers, choose_reader
 
 from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
@@ -18,25 +18,25 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.fixture
 def fake():
-    Fake.running = Fake.most = Fake.calls = 0
-    Fake.answer = staticmethod(lambda path, start, end: DATA[start:end])
-    fsspec.register_implementation("fake", Fake, clobber=True)
-    return Fake
+    AsyncFileSystem.running = AsyncFileSystem.max_running = AsyncFileSystem.calls = 0
+    AsyncFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
+    fsspec.register_implementation("fake", AsyncFileSystem, clobber=True)
+    return AsyncFileSystem
 
 
 @pytest.fixture
 def blocking():
-    Blocking.made = 0
-    Blocking.answer = staticmethod(lambda path, start, end: DATA[start:end])
-    fsspec.register_implementation("blocking", Blocking, clobber=True)
-    return Blocking
+    BlockingFileSystem.instances = 0
+    BlockingFileSystem.respond = staticmethod(lambda path, start, end: DATA[start:end])
+    fsspec.register_implementation("blocking", BlockingFileSystem, clobber=True)
+    return BlockingFileSystem
 
 
-@pytest.fixture(params=[*(name for name in KINDS if name != "http"), OBSTORE])
+@pytest.fixture(params=[*(name for name in SERVER_KINDS if name != "http"), OBSTORE])
 def writable(request, servers, monkeypatch):
     """Return a fresh directory on each of the servers that can be written to."""
     choose_reader(request.param, monkeypatch)
-    return servers[request.param].fresh()
+    return servers[request.param].new_directory()
 
 
 @pytest.fixture
@@ -47,16 +47,16 @@ def memory(request):
 
 
 @pytest.fixture(scope="module")
-def connected(servers: Servers) -> Callable[[str], Weak]:
+def connected(servers: Servers) -> Callable[[str], FaultyStore]:
     """Return what makes a store, and shares it, as its driver takes long to connect."""
-    known: dict[str, Weak] = {}
+    known: dict[str, FaultyStore] = {}
 
-    def connect(name: str) -> Weak:
+    def connect(name: str) -> FaultyStore:
         proxy = servers.proxy(name)
         # To SFTP's driver a connection that breaks is another attempt, so each test has its own.
         if name not in known or name == "sftp":
-            place = servers[name].fresh().through(proxy)
-            known[name] = Weak(place, proxy, store_at(place, timeout=20.0))
+            remote_dir = servers[name].new_directory().via(proxy)
+            known[name] = FaultyStore(remote_dir, proxy, store_at(remote_dir, timeout=20.0))
             if name != "sftp":
                 assert not known[name].connected.exists(NAME)
             proxy.clear()
@@ -66,15 +66,15 @@ def connected(servers: Servers) -> Callable[[str], Weak]:
 
 
 @pytest.fixture
-def weak(
+def faulty(
     request: pytest.FixtureRequest,
-    connected: Callable[[str], Weak],
+    connected: Callable[[str], FaultyStore],
     monkeypatch: pytest.MonkeyPatch,
-) -> Weak:
+) -> FaultyStore:
     """Return what is behind a proxy before the server that the test's parameter names."""
     choose_reader(request.param, monkeypatch)
     found = connected(request.param)
-    found.place.put(NAME, weak_stores.DATA)
+    found.remote_dir.put(NAME, faulty_stores.DATA)
     if request.param == OBSTORE:
         reader = found.connected._connect()._read
         if reader.state == "watching":

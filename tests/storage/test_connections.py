@@ -20,8 +20,8 @@ import pytest
 from faults import (
     Proxy,
 )
-from servers import HOST, KINDS, Place, Servers
-from weak_stores import DATA, NAME, PART, SPAN, failure, store_at
+from faulty_stores import DATA, NAME, PART, SPAN, failure, store_at
+from servers import HOST, SERVER_KINDS, RemoteDirectory, Servers
 
 from npstream.errors import StorageError
 from npstream.storage.remote import RemoteStore
@@ -51,7 +51,7 @@ with ThreadPoolExecutor(16) as pool:
 """
 
 
-def asked(cases: list[Place], calls: tuple[str, ...], **env: str) -> Iterator[Any]:
+def asked(cases: list[RemoteDirectory], calls: tuple[str, ...], **env: str) -> Iterator[Any]:
     """Call stores in a process of its own, which must print nothing else; return errno and text."""
     given = [((p.url, p.storage_options), call) for p in cases for call in calls]
     ended = subprocess.run(
@@ -63,7 +63,7 @@ def asked(cases: list[Place], calls: tuple[str, ...], **env: str) -> Iterator[An
     )
     assert ended.stderr == ""
     answers = json.loads(ended.stdout)
-    return zip([place for place in cases for _ in calls], answers, strict=True)
+    return zip([remote_dir for remote_dir in cases for _ in calls], answers, strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,11 @@ WRONG = [
 TLS = [("http://", "https://"), ("Protocol=http;", "Protocol=https;")]
 
 
-def wrong(place: Place, what: str, closed: int, banner: int, nginx: Any) -> Place:
+def wrong(
+    remote_dir: RemoteDirectory, what: str, closed: int, banner: int, nginx: Any
+) -> RemoteDirectory:
     """Return what a driver is told so that it meets with one of the above."""
-    sftp, port = place.server.name == "sftp", place.server.port
+    sftp, port = remote_dir.server.name == "sftp", remote_dir.server.port
     there = {
         "an unknown host": f"nowhere.invalid:{port}",
         "a port where nobody listens": f"{HOST}:{closed}",
@@ -115,7 +117,7 @@ def wrong(place: Place, what: str, closed: int, banner: int, nginx: Any) -> Plac
         "a certificate that nobody knows": f"{HOST}:{nginx.bound[1]}",
     }
     tls = TLS if what.startswith(("TLS", "a certificate")) else []
-    return elsewhere(place, *tls, (f"{HOST}:{port}", there[what]))
+    return elsewhere(remote_dir, *tls, (f"{HOST}:{port}", there[what]))
 
 
 def test_what_is_wrong_with_a_connection(servers: Servers, nginx: Any, banner: int):
@@ -123,15 +125,15 @@ def test_what_is_wrong_with_a_connection(servers: Servers, nginx: Any, banner: i
     with socket.create_server((HOST, 0)) as held:
         closed = held.getsockname()[1]
     expected, cases = [], []
-    for name in KINDS:
-        place = servers[name].fresh()
+    for name in SERVER_KINDS:
+        remote_dir = servers[name].new_directory()
         for what, code, said in WRONG if name != "sftp" else WRONG[:3]:
             expected += [(what, code, said)] * 2
-            cases.append(wrong(place, what, closed, banner, nginx))
-    for (what, code, said), (place, (number, text)) in zip(
+            cases.append(wrong(remote_dir, what, closed, banner, nginx))
+    for (what, code, said), (remote_dir, (number, text)) in zip(
         expected, asked(cases, ("look", "range")), strict=True
     ):
-        driver = place.server.name
+        driver = remote_dir.server.name
         assert number == code, f"{driver}, {what}: {text}"
         assert said in text, f"{driver}, {what}"
         if code == errno.ECONNABORTED:
@@ -143,19 +145,19 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
     files = (nginx.directory / "tls.pem", nginx.directory / "tls.key")
     with contextlib.ExitStack() as stack:
         cases = []
-        for name in KINDS:
+        for name in SERVER_KINDS:
             if name == "sftp":
                 continue
             server = servers[name]
             front = stack.enter_context(Proxy(server.port, certificate=files))
-            place = server.fresh()
-            place.put("a file", DATA[:9])
+            remote_dir = server.new_directory()
+            remote_dir.put("a file", DATA[:9])
             here = f"{HOST}:{server.port}"
-            cases.append(elsewhere(place, *TLS, (here, f"{HOST}:{front.port}")))
+            cases.append(elsewhere(remote_dir, *TLS, (here, f"{HOST}:{front.port}")))
         names = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
         trusted = dict.fromkeys(names, str(files[0]))
-        for place, answer in asked(cases, ("read",), **trusted):
-            assert answer == [0, repr(DATA[:9])], place.server.name
+        for remote_dir, answer in asked(cases, ("read",), **trusted):
+            assert answer == [0, repr(DATA[:9])], remote_dir.server.name
         by_option = {
             "s3": {"client_kwargs": {"verify": str(files[0])}},
             "http": {"ssl": str(files[0])},
@@ -165,25 +167,25 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
             for p in cases
             if p.server.name in by_option
         ]
-        for place, answer in asked(some, ("read",)):
-            assert answer == [0, repr(DATA[:9])], place.server.name
+        for remote_dir, answer in asked(some, ("read",)):
+            assert answer == [0, repr(DATA[:9])], remote_dir.server.name
 
 
 def test_certificates_in_options(nginx: Any, tmp_path: Path):
-    place = nginx.secure(nginx.fresh().path)
-    place.put(NAME, DATA)
+    remote_dir = nginx.https_directory(nginx.new_directory().path)
+    remote_dir.put(NAME, DATA)
     trusted = str(nginx.directory / "tls.pem")
     for given in (trusted, Path(trusted)):
-        store = pickle.loads(pickle.dumps(RemoteStore(place.url, {"ssl": given}, 3.0, 0)))
+        store = pickle.loads(pickle.dumps(RemoteStore(remote_dir.url, {"ssl": given}, 3.0, 0)))
         assert store.ranges([SPAN]) == [PART]
-    absent = RemoteStore(place.url, {"ssl": str(tmp_path / "none.pem")}, 3.0, 0)
+    absent = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 3.0, 0)
     for call in (absent.exists, absent.read):  # for a file of ours, not one of the dataset
         with pytest.raises(
             StorageError, match=r"none\.pem.*expected a file of certificates"
         ) as caught:
             call(NAME)
         assert caught.value.errno == errno.EINVAL
-    context = RemoteStore(place.url, place.storage_options, 3.0, 0)
+    context = RemoteStore(remote_dir.url, remote_dir.storage_options, 3.0, 0)
     assert context.ranges([SPAN]) == [PART]
     with pytest.raises(TypeError, match=r"storage_options\['ssl'\], of type SSLContext, cannot be"):
         pickle.dumps(context)
@@ -196,11 +198,11 @@ def test_a_connection_that_closes_between_the_requests_of_a_range(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ):
     """SFTP's driver sends them in a thread, whose errors would be shown to all."""
-    place = servers["sftp"].fresh()
+    remote_dir = servers["sftp"].new_directory()
     import paramiko
 
-    place.put(NAME, DATA)
-    store = store_at(place)
+    remote_dir.put(NAME, DATA)
+    store = store_at(remote_dir)
     assert store.ranges([SPAN]) == [PART]
     client, file = paramiko.SFTPClient, paramiko.SFTPFile
     send, sent = client._async_request, []
@@ -221,11 +223,11 @@ def test_a_server_that_sends_more_than_a_request_was_for(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ):
     """SFTP's driver would put the rest in the place of what another request was for."""
-    place = servers["sftp"].fresh()
+    remote_dir = servers["sftp"].new_directory()
     import paramiko
 
-    place.put(NAME, DATA)
-    store = store_at(place)
+    remote_dir.put(NAME, DATA)
+    store = store_at(remote_dir)
     client, file = paramiko.SFTPClient, paramiko.SFTPFile
     send, lengths = client._async_request, []
 
@@ -241,12 +243,12 @@ def test_a_server_that_sends_more_than_a_request_was_for(
     assert sum(lengths) > len(PART)  # it was read again
 
 
-def elsewhere(place: Place, *changes: tuple[str, str]) -> Place:
+def elsewhere(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteDirectory:
     """Return what a driver is told, with other texts in it."""
-    url, options = place.url, json.dumps(place.storage_options)
+    url, options = remote_dir.url, json.dumps(remote_dir.storage_options)
     for old, new in changes:
         url, options = url.replace(old, new), options.replace(old, new)
-    return dataclasses.replace(place, url=url, storage_options=json.loads(options))
+    return dataclasses.replace(remote_dir, url=url, storage_options=json.loads(options))
 
 
 @pytest.mark.parametrize(
@@ -260,10 +262,10 @@ def elsewhere(place: Place, *changes: tuple[str, str]) -> Place:
     ],
 )
 def test_wrong_keys_are_refused(servers: Servers, name: str, secret: str):
-    place = servers[name].fresh()
-    place.put(NAME, DATA)
-    assert store_at(place, timeout=20.0).ranges([SPAN]) == [PART]
-    store = RemoteStore(place.url, place.refused, 20.0, 2)
+    remote_dir = servers[name].new_directory()
+    remote_dir.put(NAME, DATA)
+    assert store_at(remote_dir, timeout=20.0).ranges([SPAN]) == [PART]
+    store = RemoteStore(remote_dir.url, remote_dir.rejected_options, 20.0, 2)
     error = failure(store, lambda: store.ranges([SPAN]), 20.0)
     assert error.errno == errno.EACCES
     assert "after 1 attempt in" in str(error)
@@ -271,18 +273,18 @@ def test_wrong_keys_are_refused(servers: Servers, name: str, secret: str):
 
 
 def test_a_password_for_http(servers: Servers):
-    place = servers["http"].at(servers["http"].fresh().path, location="auth")
-    place.put(NAME, DATA)
-    assert store_at(place).ranges([SPAN]) == [PART]
-    store = RemoteStore(place.url, place.refused, 3.0, 2)
+    remote_dir = servers["http"].at(servers["http"].new_directory().path, location="auth")
+    remote_dir.put(NAME, DATA)
+    assert store_at(remote_dir).ranges([SPAN]) == [PART]
+    store = RemoteStore(remote_dir.url, remote_dir.rejected_options, 3.0, 2)
     assert failure(store, lambda: store.ranges([SPAN]), 3.0).errno == errno.EACCES
 
 
 def test_nginx_without_ranges_and_slow(servers: Servers):
     server = servers["http"]
-    place = server.at(server.fresh().path, location="slow")
-    place.put(NAME, DATA)
-    assert store_at(place).ranges([SPAN]) == [PART]
-    store = store_at(server.at(place.path, location="norange"))
+    remote_dir = server.at(server.new_directory().path, location="slow")
+    remote_dir.put(NAME, DATA)
+    assert store_at(remote_dir).ranges([SPAN]) == [PART]
+    store = store_at(server.at(remote_dir.path, location="norange"))
     error = failure(store, lambda: store.ranges([SPAN]), 3.0)
     assert "ignores Range" in str(error)

@@ -17,7 +17,7 @@ import fsspec.asyn
 import numpy as np
 import pytest
 from faults import FOR_EVER, Proxy, stall
-from servers import Place, Servers
+from servers import RemoteDirectory, Servers
 
 import npstream
 from npstream.cache.cache import ShardCache
@@ -334,21 +334,21 @@ SAMPLES = 100_000
 
 
 @pytest.fixture(scope="module")
-def published(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Place:
+def published(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> RemoteDirectory:
     """Return the location of a dataset of many chunks, whose offsets are not cached."""
     directory = tmp_path_factory.mktemp("data")
     columns = {"value": np.arange(SAMPLES), "text": [str(i) * (i % 7) for i in range(SAMPLES)]}
     npstream.write(directory, columns, shard_size="256KiB")
-    place = servers["http"].fresh()
+    remote_dir = servers["http"].new_directory()
     for name in ("index.json", *(path.name for path in directory.glob("*.mds"))):
-        place.put(name, (directory / name).read_bytes())
-    return place
+        remote_dir.put(name, (directory / name).read_bytes())
+    return remote_dir
 
 
 @pytest.fixture
 def dataset(
     servers: Servers,
-    published: Place,
+    published: RemoteDirectory,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[npstream.Dataset]:
@@ -359,9 +359,9 @@ def dataset(
         yield ds
 
 
-def silenced(proxy: Proxy, published: Place, cache: Path) -> npstream.Dataset:
+def silenced(proxy: Proxy, published: RemoteDirectory, cache: Path) -> npstream.Dataset:
     proxy.faults = []
-    url = published.through(proxy).url
+    url = published.via(proxy).url
     ds = npstream.open(url, cache=cache, timeout=DEADLINE, retries=1)
     proxy.faults = [stall(times=FOR_EVER, path=".mds")]
     return ds
@@ -428,7 +428,7 @@ def test_concurrent_readers_fail_at_the_deadline(dataset: npstream.Dataset):
 
 def test_a_read_of_a_mixture_has_one_deadline(
     servers: Servers,
-    published: Place,
+    published: RemoteDirectory,
     dataset: npstream.Dataset,
     exhausted: set[object],
     tmp_path: Path,
@@ -443,7 +443,7 @@ def test_a_read_of_a_mixture_has_one_deadline(
 
 def test_an_iteration_fails_when_its_server_falls_silent(
     servers: Servers,
-    published: Place,
+    published: RemoteDirectory,
     dataset: npstream.Dataset,
     exhausted: set[object],
     monkeypatch: pytest.MonkeyPatch,

@@ -37,13 +37,13 @@ from faults import (
     unsized,
     wrong_length,
 )
-from weak_stores import (
+from faulty_stores import (
     DATA,
     MIDDLE,
     NAME,
     PART,
     SPAN,
-    Weak,
+    FaultyStore,
     failure,
     on_every_server,
     on_web_servers,
@@ -69,13 +69,13 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
     ],
     ids=lambda fault: f"{fault.kind}-{fault.at}",
 )
-def test_what_passes_is_got_over(weak: Weak, fault: Fault):
-    weak.proxy.faults = [fault]
+def test_what_passes_is_got_over(faulty: FaultyStore, fault: Fault):
+    faulty.proxy.faults = [fault]
     # A stall takes a third of it, and what is left must do for SFTP's handshake on a busy machine.
-    timeout = 12.0 if weak.place.server.raw else 1.8
-    assert weak.store(timeout=timeout).ranges([SPAN]) == [PART]
+    timeout = 12.0 if faulty.remote_dir.server.raw else 1.8
+    assert faulty.store(timeout=timeout).ranges([SPAN]) == [PART]
     # Drivers may try again by themselves what broke before an answer began.
-    assert len(weak.proxy.log) > (fault.kind != "slow")
+    assert len(faulty.proxy.log) > (fault.kind != "slow")
 
 
 @on_web_servers
@@ -84,14 +84,14 @@ def test_what_passes_is_got_over(weak: Weak, fault: Fault):
     [status(429), status(500), status(503, times=2)],
     ids=lambda fault: str(fault.status),
 )
-def test_every_attempt_is_one_request(weak: Weak, fault: Fault):
-    weak.proxy.faults = [fault]
-    assert weak.store().ranges([SPAN]) == [PART]
-    assert weak.statuses() == [*[fault.status] * fault.times, 206]
-    assert {(request.method, request.range) for request in weak.proxy.log} == {
+def test_every_attempt_is_one_request(faulty: FaultyStore, fault: Fault):
+    faulty.proxy.faults = [fault]
+    assert faulty.store().ranges([SPAN]) == [PART]
+    assert faulty.statuses() == [*[fault.status] * fault.times, 206]
+    assert {(request.method, request.range) for request in faulty.proxy.log} == {
         ("GET", "bytes=1000-250999")
     }
-    assert weak.proxy.log[-1].nbytes == len(PART)
+    assert faulty.proxy.log[-1].nbytes == len(PART)
 
 
 CALLS: dict[str, Callable[[RemoteStore], Any]] = {
@@ -115,23 +115,23 @@ UNCOUNTED = {
 
 @on_web_servers
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
-def test_no_driver_tries_again(weak: Weak):
+def test_no_driver_tries_again(faulty: FaultyStore):
     """An attempt that fails makes no more requests than one that does not."""
     for name, call in CALLS.items():
-        if name in UNCOUNTED.get(weak.place.server.name, ()):
+        if name in UNCOUNTED.get(faulty.remote_dir.server.name, ()):
             continue
-        weak.proxy.clear()
-        call(weak.store(timeout=20.0))
-        enough = len(weak.proxy.log)
+        faulty.proxy.clear()
+        call(faulty.store(timeout=20.0))
+        enough = len(faulty.proxy.log)
         for fault in (reset(), status(429), status(500), status(503), reset(1), truncate(1)):
-            weak.proxy.clear()
-            weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
+            faulty.proxy.clear()
+            faulty.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
             # Without an answer to read there is nothing to cut short.
             with contextlib.suppress(StorageError):
-                call(weak.store(timeout=20.0, retries=0))
+                call(faulty.store(timeout=20.0, retries=0))
             # Where a connection breaks before an answer, aiohttp takes it for one that was idle.
             most = enough * (1 + (fault == reset()))
-            assert len(weak.proxy.log) <= most, f"{name}, {fault}: {weak.proxy.log}"
+            assert len(faulty.proxy.log) <= most, f"{name}, {fault}: {faulty.proxy.log}"
 
 
 @on_every_server
@@ -140,22 +140,22 @@ def test_no_driver_tries_again(weak: Weak):
     [reset(), reset(MIDDLE), truncate(MIDDLE), stall(), stall(MIDDLE)],
     ids=lambda fault: f"{fault.kind}-{fault.at}",
 )
-def test_what_lasts_is_an_error_in_time(weak: Weak, fault: Fault):
-    weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
-    timeout = 4.0 if weak.place.server.raw else 0.8  # SFTP shakes hands for each attempt
-    store = weak.store(timeout=timeout, retries=1)
+def test_what_lasts_is_an_error_in_time(faulty: FaultyStore, fault: Fault):
+    faulty.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
+    timeout = 4.0 if faulty.remote_dir.server.raw else 0.8  # SFTP shakes hands for each attempt
+    store = faulty.store(timeout=timeout, retries=1)
     error = failure(store, lambda: store.ranges([SPAN]), timeout)
     assert error.errno in (errno.ETIMEDOUT, errno.EIO, errno.ECONNRESET)
     assert "after 2 attempts" in str(error)
 
 
 @on_web_servers
-def test_an_answer_of_the_wrong_length(weak: Weak):
-    store = weak.store(retries=1)
-    weak.proxy.faults = [wrong_length(MIDDLE)]
+def test_an_answer_of_the_wrong_length(faulty: FaultyStore):
+    store = faulty.store(retries=1)
+    faulty.proxy.faults = [wrong_length(MIDDLE)]
     assert store.ranges([SPAN]) == [PART]
-    assert len(weak.proxy.log) == 2
-    weak.proxy.faults = [wrong_length(MIDDLE, times=FOR_EVER)]
+    assert len(faulty.proxy.log) == 2
+    faulty.proxy.faults = [wrong_length(MIDDLE, times=FOR_EVER)]
     error = failure(store, lambda: store.ranges([SPAN]), 1.0)
     assert error.errno == errno.EIO
     assert "after 2 attempts" in str(error)
@@ -163,30 +163,32 @@ def test_an_answer_of_the_wrong_length(weak: Weak):
 
 @on_web_servers
 @pytest.mark.parametrize(("code", "expected"), [(429, errno.EBUSY), (503, errno.EBUSY)])
-def test_what_lasts_is_asked_for_as_often_as_was_said(weak: Weak, code: int, expected: int):
-    weak.proxy.faults = [status(code, times=FOR_EVER)]
-    store = weak.store(retries=1)
+def test_what_lasts_is_asked_for_as_often_as_was_said(
+    faulty: FaultyStore, code: int, expected: int
+):
+    faulty.proxy.faults = [status(code, times=FOR_EVER)]
+    store = faulty.store(retries=1)
     error = failure(store, lambda: store.ranges([SPAN]), 1.0)
     assert error.errno == expected
     assert "after 2 attempts" in str(error)
-    assert weak.statuses() == [code] * 2
+    assert faulty.statuses() == [code] * 2
 
 
 @on_web_servers
 @pytest.mark.parametrize(("code", "expected"), [(403, errno.EACCES), (404, errno.ENOENT)])
-def test_what_will_not_pass_is_asked_for_once(weak: Weak, code: int, expected: int):
-    weak.proxy.faults = [status(code, times=FOR_EVER)]
-    store = weak.store()
+def test_what_will_not_pass_is_asked_for_once(faulty: FaultyStore, code: int, expected: int):
+    faulty.proxy.faults = [status(code, times=FOR_EVER)]
+    store = faulty.store()
     error = failure(store, lambda: store.ranges([SPAN]), 0.0)
     assert error.errno == expected
     assert "after 1 attempt in" in str(error)
-    assert weak.statuses() == [code]
+    assert faulty.statuses() == [code]
 
 
 @on_web_servers
-def test_a_server_that_ignores_ranges_is_told_of(weak: Weak):
-    weak.proxy.faults = [ignore_range(times=FOR_EVER)]
-    store = weak.store()
+def test_a_server_that_ignores_ranges_is_told_of(faulty: FaultyStore):
+    faulty.proxy.faults = [ignore_range(times=FOR_EVER)]
+    store = faulty.store()
     error = failure(store, lambda: store.ranges([SPAN]), 0.0)
     assert re.search("came; the server ignores Range|Content-Range", str(error))
 
@@ -197,38 +199,42 @@ def test_a_server_that_ignores_ranges_is_told_of(weak: Weak):
     [other_range(1000), other_range(-1000), unranged(), multipart(), encoded(), flood()],
     ids=lambda fault: f"{fault.kind}{fault.at or ''}",
 )
-def test_bytes_that_were_not_asked_for_are_not_taken(weak: Weak, fault: Fault):
-    weak.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
-    store = weak.store(retries=1)
+def test_bytes_that_were_not_asked_for_are_not_taken(faulty: FaultyStore, fault: Fault):
+    faulty.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
+    store = faulty.store(retries=1)
     error = failure(store, lambda: store.ranges([SPAN]), 2.0)
     assert error.errno in (errno.EIO, errno.EINVAL)
     # What is too much is not read: here a little of it is in the sockets' buffers.
-    assert all(request.nbytes < 16 << 20 for request in weak.proxy.log)
-    weak.proxy.faults = []
+    assert all(request.nbytes < 16 << 20 for request in faulty.proxy.log)
+    faulty.proxy.faults = []
     assert store.ranges([SPAN]) == [PART]
 
 
 @on_every_server
-def test_a_lost_connection_is_no_missing_file(weak: Weak):
+def test_a_lost_connection_is_no_missing_file(faulty: FaultyStore):
     looks: list[Callable[[RemoteStore], Any]] = [
         lambda store: store.exists(NAME),
         lambda store: store.size(NAME) == len(DATA),
         lambda store: store.read(NAME) == DATA,
         lambda store: store.sizes([NAME]) == [len(DATA)],
     ]
-    faults = [reset()] if weak.place.server.raw else [reset(), garbage(), truncate(0)]
+    faults = [reset()] if faulty.remote_dir.server.raw else [reset(), garbage(), truncate(0)]
 
     def store(**settings: Any) -> RemoteStore:
         # SFTP's driver keeps a session, which nothing breaks any more.
-        return store_at(weak.place, **settings) if weak.place.server.raw else weak.store(**settings)
+        return (
+            store_at(faulty.remote_dir, **settings)
+            if faulty.remote_dir.server.raw
+            else faulty.store(**settings)
+        )
 
     for look, fault in itertools.product(looks, faults):
-        weak.proxy.faults = [fault]
+        faulty.proxy.faults = [fault]
         assert look(store())
-    weak.proxy.faults = [reset(times=FOR_EVER)]
+    faulty.proxy.faults = [reset(times=FOR_EVER)]
     settings = {"timeout": 0.8, "retries": 1}
     for look in looks[:3]:
-        error = failure(weak.connected, lambda look=look: look(store(**settings)), 1.0)
+        error = failure(faulty.connected, lambda look=look: look(store(**settings)), 1.0)
         assert error.errno not in (errno.ENOENT, errno.EINVAL)
         assert "after 2 attempts" in str(error)
     (found,) = store(**settings).sizes([NAME])
@@ -237,9 +243,9 @@ def test_a_lost_connection_is_no_missing_file(weak: Weak):
 
 
 @on_web_servers
-def test_a_size_that_head_does_not_say(weak: Weak):
-    weak.proxy.faults = [unsized(times=FOR_EVER, method="HEAD")]
-    store = weak.store()
+def test_a_size_that_head_does_not_say(faulty: FaultyStore):
+    faulty.proxy.faults = [unsized(times=FOR_EVER, method="HEAD")]
+    store = faulty.store()
     assert store.exists(NAME)
     assert store.size(NAME) == len(DATA)
     assert store.read(NAME) == DATA
@@ -248,37 +254,37 @@ def test_a_size_that_head_does_not_say(weak: Weak):
 
 
 @on_web_servers
-def test_a_body_that_ends_with_the_connection(weak: Weak):
-    weak.proxy.faults = [unsized(times=FOR_EVER, method="GET", path=quote("%.bin"))]
+def test_a_body_that_ends_with_the_connection(faulty: FaultyStore):
+    faulty.proxy.faults = [unsized(times=FOR_EVER, method="GET", path=quote("%.bin"))]
     try:
-        assert weak.store(retries=0).ranges([SPAN]) == [PART]
+        assert faulty.store(retries=0).ranges([SPAN]) == [PART]
     except StorageError as error:  # as some drivers want to know the length first
         assert "ength" in str(error)  # noqa: PT017
 
 
 @on_web_servers
-def test_a_status_line_that_is_none_is_got_over(weak: Weak):
-    weak.proxy.faults = [garbage()]
-    assert weak.store().ranges([SPAN]) == [PART]
-    weak.proxy.faults = [garbage(times=FOR_EVER)]
-    store = weak.store(retries=1)
+def test_a_status_line_that_is_none_is_got_over(faulty: FaultyStore):
+    faulty.proxy.faults = [garbage()]
+    assert faulty.store().ranges([SPAN]) == [PART]
+    faulty.proxy.faults = [garbage(times=FOR_EVER)]
+    store = faulty.store(retries=1)
     error = failure(store, lambda: store.ranges([SPAN]), 1.0)
     assert error.errno in (errno.EIO, errno.EPROTO)
     assert "after 2 attempts" in str(error)
 
 
 @on_web_servers
-def test_drivers_let_a_flipped_bit_pass(weak: Weak):
-    weak.proxy.faults = [flip(MIDDLE)]
+def test_drivers_let_a_flipped_bit_pass(faulty: FaultyStore):
+    faulty.proxy.faults = [flip(MIDDLE)]
     changed = bytearray(PART)
     changed[MIDDLE] ^= 1
-    assert weak.store().ranges([SPAN]) == [changed]
+    assert faulty.store().ranges([SPAN]) == [changed]
 
 
 @on_every_server
-def test_every_call_ends_when_the_server_falls_silent(weak: Weak):
-    store = weak.store(timeout=1.0, retries=0)
-    weak.proxy.faults = [stall(times=FOR_EVER)]
+def test_every_call_ends_when_the_server_falls_silent(faulty: FaultyStore):
+    store = faulty.store(timeout=1.0, retries=0)
+    faulty.proxy.faults = [stall(times=FOR_EVER)]
     calls: list[Callable[[], Any]] = [
         lambda: store.exists(NAME),
         lambda: store.size(NAME),
@@ -288,7 +294,7 @@ def test_every_call_ends_when_the_server_falls_silent(weak: Weak):
         lambda: store.ranges([SPAN]),
         lambda: store.put(NAME, b"new"),
     ]
-    if weak.place.server.name != "http":
+    if faulty.remote_dir.server.name != "http":
         calls.append(lambda: store.remove(NAME))
     with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
         for ended in [pool.submit(failure, store, call, 1.0) for call in calls]:
@@ -296,11 +302,11 @@ def test_every_call_ends_when_the_server_falls_silent(weak: Weak):
 
 
 @on_web_servers
-def test_every_call_gets_over_a_server_that_is_busy(weak: Weak):
-    store = weak.store()
+def test_every_call_gets_over_a_server_that_is_busy(faulty: FaultyStore):
+    store = faulty.store()
 
     def busy() -> None:
-        weak.proxy.faults = [status(503)]
+        faulty.proxy.faults = [status(503)]
 
     busy()
     assert store.exists(NAME)
@@ -310,27 +316,27 @@ def test_every_call_gets_over_a_server_that_is_busy(weak: Weak):
     assert store.read(NAME) == DATA
     busy()
     assert list(store.names("folder/")) == [(NAME, len(DATA))]
-    if weak.place.server.name != "http":
+    if faulty.remote_dir.server.name != "http":
         busy()
         store.put(NAME, b"new")
         busy()
         store.remove(NAME)
         assert not store.exists(NAME)
-    assert 503 in weak.statuses()
+    assert 503 in faulty.statuses()
 
 
 @on_every_server
-def test_one_bad_answer_among_many(weak: Weak):
-    weak.proxy.faults = [reset(MIDDLE // 2, times=3)]
+def test_one_bad_answer_among_many(faulty: FaultyStore):
+    faulty.proxy.faults = [reset(MIDDLE // 2, times=3)]
     spans = [(NAME, at, 60_000) for at in range(0, 240_000, 10_000)]
     expected = [DATA[at : at + 60_000] for _, at, _ in spans]
-    assert weak.store(timeout=20.0, retries=4).ranges(spans) == expected
+    assert faulty.store(timeout=20.0, retries=4).ranges(spans) == expected
 
 
 @on_web_servers
-def test_a_file_that_is_cut_short_is_an_error(weak: Weak):
-    weak.place.put(NAME, DATA[:150_000])
-    store = weak.store(retries=0)
+def test_a_file_that_is_cut_short_is_an_error(faulty: FaultyStore):
+    faulty.remote_dir.put(NAME, DATA[:150_000])
+    store = faulty.store(retries=0)
     error = failure(store, lambda: store.ranges([(NAME, 200_000, 9)]), 1.0)
     assert error.errno == errno.ERANGE or "0 of 9 bytes came" in str(error)
     error = failure(store, lambda: store.ranges([SPAN]), 1.0)

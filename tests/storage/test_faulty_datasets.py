@@ -19,8 +19,8 @@ from faults import (
     truncate,
     wrong_length,
 )
-from servers import Place
-from weak_stores import SLACK, Weak, on_every_server, on_web_servers
+from faulty_stores import SLACK, FaultyStore, on_every_server, on_web_servers
+from servers import RemoteDirectory
 
 import npstream
 from npstream.errors import IntegrityError, StorageError
@@ -31,33 +31,37 @@ VALUES = np.arange(60_000).reshape(3000, 20)
 
 
 @pytest.fixture
-def published(weak: Weak, tmp_path: Path) -> Place:
+def published(faulty: FaultyStore, tmp_path: Path) -> RemoteDirectory:
     """Return where a dataset is, behind a proxy."""
     npstream.write(tmp_path / "data", {"value": VALUES}, shard_size="128KiB")
-    place = weak.place.server.fresh()
+    remote_dir = faulty.remote_dir.server.new_directory()
     for file in (tmp_path / "data").iterdir():
-        place.put(file.name, file.read_bytes())
-    return place.through(weak.proxy)
+        remote_dir.put(file.name, file.read_bytes())
+    return remote_dir.via(faulty.proxy)
 
 
 @pytest.fixture
-def dataset(weak: Weak, published: Place, tmp_path: Path) -> Callable[..., npstream.Dataset]:
+def dataset(
+    faulty: FaultyStore, published: RemoteDirectory, tmp_path: Path
+) -> Callable[..., npstream.Dataset]:
     """Return what opens the dataset, with a cache that is empty."""
 
     def opened(**settings: Any) -> npstream.Dataset:
         settings |= {"cache": tmp_path / "cache", "storage_options": published.storage_options}
         found = npstream.open(published.url, **settings)
-        weak.proxy.clear()
+        faulty.proxy.clear()
         return found
 
     return opened
 
 
 @on_web_servers
-def test_a_dataset_survives_a_bad_day(weak: Weak, dataset: Callable[..., npstream.Dataset]):
+def test_a_dataset_survives_a_bad_day(
+    faulty: FaultyStore, dataset: Callable[..., npstream.Dataset]
+):
     ds = dataset(timeout=20.0)
     shards = {"path": ".mds", "method": "GET"}
-    weak.proxy.faults = [
+    faulty.proxy.faults = [
         status(503, times=2, **shards),
         flip(50_000, times=2, **shards),
         truncate(1000, **shards),
@@ -70,19 +74,22 @@ def test_a_dataset_survives_a_bad_day(weak: Weak, dataset: Callable[..., npstrea
 
 @on_web_servers
 def test_samples_that_are_wrong_are_never_returned(
-    weak: Weak, dataset: Callable[..., npstream.Dataset]
+    faulty: FaultyStore, dataset: Callable[..., npstream.Dataset]
 ):
     ds = dataset(timeout=3.0, retries=1)
-    weak.proxy.faults = [flip(50_000, times=FOR_EVER, path=".mds")]
+    faulty.proxy.faults = [flip(50_000, times=FOR_EVER, path=".mds")]
     with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds"):
         ds["value"].load()
-    weak.proxy.faults = []
+    faulty.proxy.faults = []
     assert np.array_equal(ds["value"].load(), VALUES)
 
 
 @on_web_servers
 def test_a_shard_that_is_replaced_while_the_dataset_is_open(
-    weak: Weak, published: Place, dataset: Callable[..., npstream.Dataset], tmp_path: Path
+    faulty: FaultyStore,
+    published: RemoteDirectory,
+    dataset: Callable[..., npstream.Dataset],
+    tmp_path: Path,
 ):
     ds = dataset(timeout=3.0, retries=1)
     shard = sorted((tmp_path / "data").glob("*.mds"))[1]
@@ -101,28 +108,28 @@ def test_a_shard_that_is_replaced_while_the_dataset_is_open(
 
 @on_web_servers
 def test_a_dataset_whose_server_fails_for_ever(
-    weak: Weak, dataset: Callable[..., npstream.Dataset]
+    faulty: FaultyStore, dataset: Callable[..., npstream.Dataset]
 ):
     ds = dataset(timeout=2.0, retries=1)
     for fault in (status(503, times=FOR_EVER), reset(1000, times=FOR_EVER)):
-        weak.proxy.faults = [fault]
+        faulty.proxy.faults = [fault]
         start = time.monotonic()
         with pytest.raises(StorageError, match=r"after \d attempts in .*shard\.\d+\.mds"):
             ds["value"].load()
         assert time.monotonic() - start < 2.0 + SLACK
-    weak.proxy.faults = []
+    faulty.proxy.faults = []
     assert np.array_equal(ds["value"].load(), VALUES)
 
 
 @on_every_server
 def test_a_dataset_that_is_closed_while_its_server_is_silent(
-    weak: Weak, dataset: Callable[..., npstream.Dataset]
+    faulty: FaultyStore, dataset: Callable[..., npstream.Dataset]
 ):
     ds = dataset(timeout=120.0)  # far more than is allowed below
-    weak.proxy.faults = [stall(times=FOR_EVER)]
+    faulty.proxy.faults = [stall(times=FOR_EVER)]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         loading = pool.submit(ds["value"].load)
-        while not weak.proxy.log:
+        while not faulty.proxy.log:
             time.sleep(0.01)
         start = time.monotonic()
         ds.close()

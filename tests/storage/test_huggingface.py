@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import FOR_EVER, status
-from servers import Hub, Place, Servers
+from servers import Hub, RemoteDirectory, Servers
 
 import npstream
 from npstream.errors import StorageError
@@ -29,12 +29,12 @@ def hub(servers: Servers) -> Hub:
 
 
 @pytest.fixture
-def place(hub: Hub) -> Place:
-    return hub.fresh()
+def remote_dir(hub: Hub) -> RemoteDirectory:
+    return hub.new_directory()
 
 
-def store_at(place: Place, **settings) -> RemoteStore:
-    return RemoteStore(place.url, place.storage_options, **settings)
+def store_at(remote_dir: RemoteDirectory, **settings) -> RemoteStore:
+    return RemoteStore(remote_dir.url, remote_dir.storage_options, **settings)
 
 
 def refusal(read) -> StorageError:
@@ -43,31 +43,33 @@ def refusal(read) -> StorageError:
     return caught.value
 
 
-def test_shards_come_from_the_cdn_which_gets_no_token(servers: Servers, place: Place):
-    place.put("shard.mds", DATA)
+def test_shards_come_from_the_cdn_which_gets_no_token(
+    servers: Servers, remote_dir: RemoteDirectory
+):
+    remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
     # It is refused there, if it is sent.
-    assert store_at(place.through(proxy)).ranges([("shard.mds", 700, 9)]) == [DATA[700:709]]
+    assert store_at(remote_dir.via(proxy)).ranges([("shard.mds", 700, 9)]) == [DATA[700:709]]
     seen = [(request.method, request.range, request.status) for request in proxy.log]
     assert seen == [("GET", "bytes=700-708", 302), ("GET", "bytes=700-708", 206)]
-    assert proxy.log[0].path.endswith("/resolve/main/" + place.path + "/shard.mds")
+    assert proxy.log[0].path.endswith("/resolve/main/" + remote_dir.path + "/shard.mds")
     assert proxy.log[1].path.startswith("/cdn/")
 
 
-def test_the_log_has_no_signatures(servers: Servers, place: Place, caplog):
-    place.put("shard.mds", DATA)
+def test_the_log_has_no_signatures(servers: Servers, remote_dir: RemoteDirectory, caplog):
+    remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
     with caplog.at_level(logging.INFO):
-        store_at(place.through(proxy)).ranges([("shard.mds", 700, 9)])
+        store_at(remote_dir.via(proxy)).ranges([("shard.mds", 700, 9)])
     assert "?" in proxy.log[1].path
     assert "/cdn/" in caplog.text
     assert "?" not in caplog.text
 
 
-def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, place: Place):
-    place.put("index.json", b"{}")
+def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, remote_dir: RemoteDirectory):
+    remote_dir.put("index.json", b"{}")
     proxy = servers.proxy("hf")
-    assert store_at(place.through(proxy)).read("index.json", 2) == b"{}"
+    assert store_at(remote_dir.via(proxy)).read("index.json", 2) == b"{}"
     assert [request.status for request in proxy.log] == [307, 206]
 
 
@@ -78,8 +80,8 @@ def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, place: Plac
 def test_revisions(hub: Hub, branch: str, revision: str):
     root = f"npstream/data/{branch.replace('/', '%2F')}"
     hub.put("old/file ä+%.bin", DATA, root)
-    place = hub.at("old", root=f"datasets/npstream/data@{revision}")
-    store = store_at(place)
+    remote_dir = hub.at("old", root=f"datasets/npstream/data@{revision}")
+    store = store_at(remote_dir)
     assert store.ranges([("file ä+%.bin", 3, 5)]) == [DATA[3:8]]
     assert list(store.names()) == [("file ä+%.bin", len(DATA))]
     assert store.size("file ä+%.bin") == len(DATA)
@@ -97,9 +99,9 @@ def test_a_dataset_of_a_revision(hub: Hub, tmp_path: Path):
     for file in (tmp_path / "data").rglob("*.*"):
         name = file.relative_to(tmp_path / "data")
         hub.put(f"train/{name}", file.read_bytes(), "npstream/data/v2")
-    place = hub.at("", root="datasets/npstream/data@v2")
-    options = {"storage_options": place.storage_options, "cache": tmp_path / "cache"}
-    with npstream.open(place.url, split="train", **options) as ds:
+    remote_dir = hub.at("", root="datasets/npstream/data@v2")
+    options = {"storage_options": remote_dir.storage_options, "cache": tmp_path / "cache"}
+    with npstream.open(remote_dir.url, split="train", **options) as ds:
         np.testing.assert_array_equal(ds["value"].load(), values)
         loader = ds.iter(0, 1, batch_size=100, shuffle=True)
         assert sum(len(batch["value"]) for batch in loader) == 300
@@ -107,25 +109,25 @@ def test_a_dataset_of_a_revision(hub: Hub, tmp_path: Path):
     assert "hf_writer" not in shown
 
 
-def test_what_is_not_there(hub: Hub, place: Place):
+def test_what_is_not_there(hub: Hub, remote_dir: RemoteDirectory):
     for root in ("datasets/npstream/none", "datasets/npstream/data@none", "buckets/npstream/none"):
         nowhere = store_at(hub.at("folder", root=root))
         assert refusal(lambda store=nowhere: store.read("x")).errno == errno.ENOENT
         assert not nowhere.exists("x")
         assert list(nowhere.names()) == []
-    place.put("folder/x", DATA)
-    store = store_at(place)
+    remote_dir.put("folder/x", DATA)
+    store = store_at(remote_dir)
     assert refusal(lambda: store.version("y")).errno == errno.ENOENT
     assert list(store.names("none/")) == []
     assert not store.exists("folder")
 
 
-def test_tokens(hub: Hub, place: Place, caplog: pytest.LogCaptureFixture):
+def test_tokens(hub: Hub, remote_dir: RemoteDirectory, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.DEBUG)
-    place.put("x", DATA)
-    endpoint = place.storage_options["endpoint"]
+    remote_dir.put("x", DATA)
+    endpoint = remote_dir.storage_options["endpoint"]
 
-    def store(token, url=place.url):
+    def store(token, url=remote_dir.url):
         return RemoteStore(url, {"endpoint": endpoint, "token": token})
 
     assert store("hf_reader").read("x") == DATA
@@ -145,12 +147,14 @@ def test_tokens(hub: Hub, place: Place, caplog: pytest.LogCaptureFixture):
         assert token not in caplog.text
 
 
-def test_a_login_that_was_renewed(servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch):
-    place.put("x", DATA)
+def test_a_login_that_was_renewed(
+    servers: Servers, remote_dir: RemoteDirectory, monkeypatch: pytest.MonkeyPatch
+):
+    remote_dir.put("x", DATA)
     proxy = servers.proxy("hf")
-    endpoint = place.through(proxy).storage_options["endpoint"]
+    endpoint = remote_dir.via(proxy).storage_options["endpoint"]
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    store = RemoteStore(place.url, {"endpoint": endpoint})
+    store = RemoteStore(remote_dir.url, {"endpoint": endpoint})
     assert store.read("x") == DATA
     store._connect()._filesystems[0].credentials = {"authorization": "Bearer hf_expired"}
     proxy.clear()
@@ -161,34 +165,34 @@ def test_a_login_that_was_renewed(servers: Servers, place: Place, monkeypatch: p
     assert refusal(lambda: store.read("x")).errno == errno.EACCES
 
 
-def test_the_environment_does_for_options(place: Place):
-    place.put("x", DATA)
+def test_the_environment_does_for_options(remote_dir: RemoteDirectory):
+    remote_dir.put("x", DATA)
     code = (
         "from npstream.storage.local import open_store; "
-        f"print(len(open_store({place.url!r}).read('x')))"
+        f"print(len(open_store({remote_dir.url!r}).read('x')))"
     )
-    environment = {**os.environ, **place.env, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **remote_dir.env, "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=environment, stdout=-1, check=True)
     assert int(out.stdout) == len(DATA)
 
 
-def test_a_listing_of_many_pages(servers: Servers, place: Place):
+def test_a_listing_of_many_pages(servers: Servers, remote_dir: RemoteDirectory):
     names = [f"part-{i % 3}/{i:03}" for i in range(250)]
     for name in names:
-        place.put(name, name.encode())
+        remote_dir.put(name, name.encode())
     proxy = servers.proxy("hf")
-    store = store_at(place.through(proxy))
+    store = store_at(remote_dir.via(proxy))
     assert list(store.names()) == [(name, len(name)) for name in sorted(names)]
     assert len(proxy.log) == 3
     assert len(list(store.names("part-1/1"))) == len([n for n in names if n.startswith("part-1/1")])
 
 
 def test_nobody_repeats_a_request_but_the_store(
-    servers: Servers, place: Place, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, remote_dir: RemoteDirectory, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(requests, "_BACKOFF", 0.01)
     proxy = servers.proxy("hf")
-    store = store_at(place.through(proxy), retries=2)
+    store = store_at(remote_dir.via(proxy), retries=2)
     for code in (429, 503):
         for call in (
             lambda: store.read("x"),
@@ -203,9 +207,9 @@ def test_nobody_repeats_a_request_but_the_store(
             assert [request.status for request in proxy.log] == [code] * 3
 
 
-def test_a_local_file_is_committed(place: Place, tmp_path: Path):
+def test_a_local_file_is_committed(remote_dir: RemoteDirectory, tmp_path: Path):
     (tmp_path / "x").write_bytes(DATA)
-    store = store_at(place)
+    store = store_at(remote_dir)
     store.put("part/x", tmp_path / "x")
     assert store.read("part/x") == DATA
 
@@ -213,8 +217,8 @@ def test_a_local_file_is_committed(place: Place, tmp_path: Path):
 def test_a_bucket_is_read(servers: Servers, hub: Hub):
     hub.put("corpus/part/x", DATA, "npstream/bucket/main")
     proxy = servers.proxy("hf")
-    place = hub.at("corpus", proxy.port, root="buckets/npstream/bucket")
-    store = store_at(place)
+    remote_dir = hub.at("corpus", proxy.port, root="buckets/npstream/bucket")
+    store = store_at(remote_dir)
     assert store.ranges([("part/x", 3, 5)]) == [DATA[3:8]]
     assert len(proxy.log) == 1
     assert store.size("part/x") == len(DATA)

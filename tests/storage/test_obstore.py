@@ -14,7 +14,7 @@ import threading
 import time
 
 import pytest
-from children import begin_in_child, finished, run_in_child
+from children import fork_child, run_in_child, wait_for_child
 from faults import FOR_EVER, stall, status
 from servers import HOST, OBSTORE, choose_reader
 
@@ -32,11 +32,11 @@ HEADERS = {
 
 
 @pytest.fixture
-def place(servers, monkeypatch):
+def remote_dir(servers, monkeypatch):
     """Return a fresh directory with a file in it."""
     choose_reader(OBSTORE, monkeypatch)
     monkeypatch.setattr(requests, "_BACKOFF", 0.01)
-    found = servers[OBSTORE].fresh()
+    found = servers[OBSTORE].new_directory()
     found.put("file", DATA)
     return found
 
@@ -58,8 +58,8 @@ def read(store, count=1):
         assert store.ranges([("file", 10 * at, 100)]) == [DATA[10 * at : 10 * at + 100]]
 
 
-def proven(place, **options):
-    store = RemoteStore(place.url, place.storage_options | options)
+def proven(remote_dir, **options):
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
     read(store, 2)
     assert state(store) == "proven"
     return store
@@ -72,9 +72,9 @@ def fails(store, timeout=10.0):
     return caught.value
 
 
-def test_s3fs_goes_first(place, monkeypatch):
+def test_s3fs_goes_first(remote_dir, monkeypatch):
     monkeypatch.setattr(fastranges, "WARMUP_READS", 5)
-    store = RemoteStore(place.url, place.storage_options)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 4)
     assert state(store) == "watching"
     read(store)
@@ -85,9 +85,9 @@ def test_s3fs_goes_first(place, monkeypatch):
     assert store.ranges(spans) == [DATA[i : i + 100] for i in range(500)]
 
 
-def test_large_ranges_are_left_to_s3fs(place, monkeypatch):
+def test_large_ranges_are_left_to_s3fs(remote_dir, monkeypatch):
     monkeypatch.setattr(fastranges, "MAX_RANGE", 99)
-    store = RemoteStore(place.url, place.storage_options)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 3)
     assert state(store) == "watching"
     monkeypatch.setattr(fastranges, "MAX_RANGE", 100)
@@ -98,9 +98,9 @@ def test_large_ranges_are_left_to_s3fs(place, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["0", "1", ""])
-def test_it_can_be_turned_off(place, monkeypatch, value):
+def test_it_can_be_turned_off(remote_dir, monkeypatch, value):
     monkeypatch.setenv("NPSTREAM_OBSTORE", value)
-    store = RemoteStore(place.url, place.storage_options)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 2)
     assert isinstance(store._connect()._read, FastRanges) == (value != "0")
 
@@ -111,20 +111,20 @@ def test_a_setting_that_is_none(monkeypatch):
         fast_ranges(object, len, str)
 
 
-def test_where_it_is_not_installed(place, monkeypatch):
+def test_where_it_is_not_installed(remote_dir, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         fastranges, "find_spec", lambda name: None if name == "obstore" else find(name)
     )
-    store = RemoteStore(place.url, place.storage_options)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 3)
     assert not isinstance(store._connect()._read, FastRanges)
 
 
-def test_nothing_is_imported_before_it_is_used(place):
+def test_nothing_is_imported_before_it_is_used(remote_dir):
     code = (
         "import sys; from npstream.storage.remote import RemoteStore\n"
-        f"store = RemoteStore({place.url!r}, {place.storage_options!r})\n"
+        f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
         "store.ranges([('file', 0, 9)] * 9); print('obstore' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -142,28 +142,28 @@ def test_nothing_is_imported_before_it_is_used(place):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_that_make_no_difference(place, options):
-    read(proven(place, **options), 20)
+def test_options_that_make_no_difference(remote_dir, options):
+    read(proven(remote_dir, **options), 20)
 
 
-def test_an_endpoint_among_the_clients_arguments(place):
-    options = dict(place.storage_options)
+def test_an_endpoint_among_the_clients_arguments(remote_dir):
+    options = dict(remote_dir.storage_options)
     options["client_kwargs"] = {"endpoint_url": options.pop("endpoint_url")}
-    store = RemoteStore(place.url, options)
+    store = RemoteStore(remote_dir.url, options)
     read(store, 3)
     assert state(store) == "proven"
 
 
-def test_credentials_from_the_environment(place, monkeypatch):
-    for name, value in place.env.items():
+def test_credentials_from_the_environment(remote_dir, monkeypatch):
+    for name, value in remote_dir.env.items():
         monkeypatch.setenv(name, value)
-    store = RemoteStore(place.url)
+    store = RemoteStore(remote_dir.url)
     read(store, 3)
     assert state(store) == "proven"
 
 
-def test_credentials_from_a_profile(place, monkeypatch, tmp_path):
-    options = place.storage_options
+def test_credentials_from_a_profile(remote_dir, monkeypatch, tmp_path):
+    options = remote_dir.storage_options
     (tmp_path / "credentials").write_text(
         f"[mine]\naws_access_key_id={options['key']}\naws_secret_access_key={options['secret']}\n"
     )
@@ -172,13 +172,13 @@ def test_credentials_from_a_profile(place, monkeypatch, tmp_path):
     )
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    store = RemoteStore(place.url, {"profile": "mine"})
+    store = RemoteStore(remote_dir.url, {"profile": "mine"})
     read(store, 3)
     assert state(store) == "proven"
 
 
-def test_an_environment_that_is_not_asked(place, monkeypatch):
-    store = RemoteStore(place.url, place.storage_options)
+def test_an_environment_that_is_not_asked(remote_dir, monkeypatch):
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     for name, value in {
         "AWS_ACCESS_KEY_ID": "another",
@@ -203,18 +203,18 @@ def test_an_environment_that_is_not_asked(place, monkeypatch):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_it_cannot_be_told_is_left_to_s3fs(place, logged, options, reason):
-    store = RemoteStore(place.url, place.storage_options | options)
+def test_what_it_cannot_be_told_is_left_to_s3fs(remote_dir, logged, options, reason):
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
     read(store, 10)
     assert state(store) == "off"
     (line,) = [line for line in logged() if "not obstore" in line]
     assert reason in line
-    assert place.storage_options["secret"] not in line
+    assert remote_dir.storage_options["secret"] not in line
 
 
-def test_another_bucket_is_left_to_s3fs(place):
-    store = proven(place)
-    filesystem, root = place.filesystem()
+def test_another_bucket_is_left_to_s3fs(remote_dir):
+    store = proven(remote_dir)
+    filesystem, root = remote_dir.filesystem()
     filesystem.mkdir("elsewhere")
     filesystem.pipe_file("elsewhere/file", b"another")
     reader = store._connect()._read
@@ -224,17 +224,17 @@ def test_another_bucket_is_left_to_s3fs(place):
     assert asyncio.run_coroutine_threadsafe(call, filesystem.loop).result() == b"ano"
 
 
-def test_names_that_it_does_not_take_are_left_to_s3fs(place):
-    store = proven(place)
+def test_names_that_it_does_not_take_are_left_to_s3fs(remote_dir):
+    store = proven(remote_dir)
     store.put("a//b", b"0123456789")
     assert store.ranges([("a//b", 1, 2), ("file", 0, 1)]) == [b"12", DATA[:1]]
     assert state(store) == "proven"
 
 
-def test_a_first_refusal_is_left_to_s3fs(servers, place, logged):
+def test_a_first_refusal_is_left_to_s3fs(servers, remote_dir, logged):
     proxy = servers.proxy(OBSTORE)
-    place = place.through(proxy)
-    store = RemoteStore(place.url, place.storage_options)
+    remote_dir = remote_dir.via(proxy)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     proxy.clear()
     proxy.faults = [status(403)]
@@ -245,10 +245,10 @@ def test_a_first_refusal_is_left_to_s3fs(servers, place, logged):
     read(store, 3)
 
 
-def test_a_server_that_is_busy_at_first_is_no_refusal(servers, place):
+def test_a_server_that_is_busy_at_first_is_no_refusal(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
-    place = place.through(proxy)
-    store = RemoteStore(place.url, place.storage_options)
+    remote_dir = remote_dir.via(proxy)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     proxy.clear()
     proxy.faults = [status(503)]
@@ -257,12 +257,12 @@ def test_a_server_that_is_busy_at_first_is_no_refusal(servers, place):
     assert state(store) == "proven"
 
 
-def test_credentials_are_renewed_as_s3fs_renews_them(place):
+def test_credentials_are_renewed_as_s3fs_renews_them(remote_dir):
     from botocore.credentials import ReadOnlyCredentials
 
-    store = proven(place)
+    store = proven(remote_dir)
     reader = store._connect()._read
-    options = place.storage_options
+    options = remote_dir.storage_options
 
     class Renewed:
         secret = "not-the-secret"
@@ -280,8 +280,8 @@ def test_credentials_are_renewed_as_s3fs_renews_them(place):
     read(store, 3)
 
 
-def test_a_child_of_a_process_that_uses_it(place):
-    store = proven(place)
+def test_a_child_of_a_process_that_uses_it(remote_dir):
+    store = proven(remote_dir)
 
     def in_child():
         read(store, 5)
@@ -291,9 +291,9 @@ def test_a_child_of_a_process_that_uses_it(place):
     read(store, 3)
 
 
-def test_a_child_of_a_process_that_is_loading_it(place, monkeypatch):
+def test_a_child_of_a_process_that_is_loading_it(remote_dir, monkeypatch):
     """A lock of the import that the parent's event loop holds stays locked in the child."""
-    store = RemoteStore(place.url, place.storage_options)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     monkeypatch.setattr(fastranges, "_started", set())
     importing, forked = threading.Event(), threading.Event()
     load = fastranges.import_module
@@ -315,19 +315,19 @@ def test_a_child_of_a_process_that_is_loading_it(place, monkeypatch):
     reading = threading.Thread(target=read, args=(store,))
     reading.start()
     assert importing.wait(60)
-    child = begin_in_child(in_child)
+    child = fork_child(in_child)
     forked.set()
     reading.join()
-    assert finished(child) == 0
+    assert wait_for_child(child) == 0
     read(store, 3)
     assert state(store) == "proven"
 
 
-def test_a_child_of_a_process_that_has_only_opened(place):
+def test_a_child_of_a_process_that_has_only_opened(remote_dir):
     code = (
         "import os; from npstream.storage import obstore as fastranges\n"
         "from npstream.storage.remote import RemoteStore\n"
-        f"store = RemoteStore({place.url!r}, {place.storage_options!r})\n"
+        f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
         "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"
         "read(fastranges.WARMUP_READS - 1)\n"
         "if (child := os.fork()) == 0:\n"
@@ -339,10 +339,10 @@ def test_a_child_of_a_process_that_has_only_opened(place):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_requests_that_nobody_waits_for_are_given_up(servers, place):
+def test_requests_that_nobody_waits_for_are_given_up(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
-    place = place.through(proxy)
-    store = proven(place)
+    remote_dir = remote_dir.via(proxy)
+    store = proven(remote_dir)
     proxy.clear()
     proxy.faults = [stall(times=FOR_EVER)]
     before = descriptors()

@@ -77,27 +77,27 @@ def test_each_server(writable):
     exercise(RemoteStore(writable.url, writable.storage_options))
 
 
-def test_what_is_absent_is_a_missing_file(place, tmp_path):
+def test_what_is_absent_is_a_missing_file(remote_dir, tmp_path):
     npstream.write(tmp_path / "data", {"x": np.arange(3)})
-    options = place.storage_options
+    options = remote_dir.storage_options
     for read in (npstream.open, npstream.verify_dataset, npstream.build_index):
         with pytest.raises(StorageError) as caught:
-            read(place.url, storage_options=options)
+            read(remote_dir.url, storage_options=options)
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.errno == errno.ENOENT
-        assert caught.value.filename == f"{place.url}/index.json"
-    place.put("index.json", (tmp_path / "data" / "index.json").read_bytes())
+        assert caught.value.filename == f"{remote_dir.url}/index.json"
+    remote_dir.put("index.json", (tmp_path / "data" / "index.json").read_bytes())
     with pytest.raises(FileNotFoundError) as caught:
-        npstream.open(place.url, storage_options=options)[0]
+        npstream.open(remote_dir.url, storage_options=options)[0]
     assert caught.value.filename.endswith("/shard.00000.mds")
     with pytest.raises(FileNotFoundError, match="was not kept"):
-        npstream.open(place.url, storage_options=options, version="0123456789abcdef")
+        npstream.open(remote_dir.url, storage_options=options, version="0123456789abcdef")
 
 
-def test_what_is_refused_is_a_permission_error(place):
-    if place.refused:
+def test_what_is_refused_is_a_permission_error(remote_dir):
+    if remote_dir.rejected_options:
         with pytest.raises(PermissionError) as caught:
-            npstream.open(place.url, storage_options=place.refused)
+            npstream.open(remote_dir.url, storage_options=remote_dir.rejected_options)
         assert isinstance(caught.value, StorageError)
 
 
@@ -110,14 +110,14 @@ ODD_FILE = "#?%20+&[*] ä.bin"
 
 
 def test_odd_characters_in_a_path(writable):
-    place, options = writable, writable.storage_options
-    odd = [*ODD, "a//b", "a\\b"] if place.server.name == "gcs" else ODD  # others change these
+    remote_dir, options = writable, writable.storage_options
+    odd = [*ODD, "a//b", "a\\b"] if remote_dir.server.name == "gcs" else ODD  # others change these
     for number, name in enumerate(odd):
-        RemoteStore(f"{place.url}/{name}/ds", options).put(ODD_FILE, DATA[: number + 1])
-    above = RemoteStore(place.url, options)
+        RemoteStore(f"{remote_dir.url}/{name}/ds", options).put(ODD_FILE, DATA[: number + 1])
+    above = RemoteStore(remote_dir.url, options)
     assert dict(above.names()) == {f"{name}/ds/{ODD_FILE}": k for k, name in enumerate(odd, 1)}
     for size, name in enumerate(odd, 1):
-        store = RemoteStore(f"{place.url}/{name}/ds/", options)
+        store = RemoteStore(f"{remote_dir.url}/{name}/ds/", options)
         assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
         assert store.ranges([(ODD_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
         assert store.read(ODD_FILE) == DATA[:size]
@@ -127,10 +127,10 @@ def test_odd_characters_in_a_path(writable):
 
 
 def test_odd_characters_in_a_web_address(servers):
-    place = servers["http"].fresh()
+    remote_dir = servers["http"].new_directory()
     for size, name in enumerate(ODD, 1):
-        place.put(f"{name}/ds/{ODD_FILE}", DATA[:size])
-        store = RemoteStore(f"{place.url}/{quote(name)}/ds/", place.storage_options)
+        remote_dir.put(f"{name}/ds/{ODD_FILE}", DATA[:size])
+        store = RemoteStore(f"{remote_dir.url}/{quote(name)}/ds/", remote_dir.storage_options)
         assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
         assert store.read(ODD_FILE) == DATA[:size]
         assert list(store.names()) == [(ODD_FILE, size)]
@@ -149,9 +149,9 @@ def test_a_dataset_in_an_odd_place(tmp_path):
 
 
 def test_a_server_that_only_reads(servers):
-    place = servers["http"].fresh()
-    place.put("part/a b", DATA)
-    store = RemoteStore(place.url, place.storage_options)
+    remote_dir = servers["http"].new_directory()
+    remote_dir.put("part/a b", DATA)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     assert store.ranges([("part/a b", 3, 5)]) == [DATA[3:8]]
     assert store.read("part/a b") == DATA
     assert list(store.names()) == [("part/a b", len(DATA))]
@@ -164,9 +164,9 @@ def test_a_server_that_only_reads(servers):
 def test_one_request_a_range(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     proxy = servers.proxy(name)
-    place = servers[name].fresh().through(proxy)
-    place.put("file", DATA)
-    store = RemoteStore(place.url, place.storage_options)
+    remote_dir = servers[name].new_directory().via(proxy)
+    remote_dir.put("file", DATA)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     store.ranges([("file", 0, 1)])
     proxy.clear()
     # What the driver had open is gone now, and asked for again where it has no connection.
@@ -190,9 +190,9 @@ def test_a_file_from_disk(memory, tmp_path):
 @pytest.mark.parametrize("name", ["s3", OBSTORE, "hf"])
 def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
-    place = servers[name].fresh()
-    place.put("file", DATA)
-    store = RemoteStore(place.url, place.storage_options)
+    remote_dir = servers[name].new_directory()
+    remote_dir.put("file", DATA)
+    store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     spans = [("file", i, 10) for i in range(30)]
     expected = [DATA[i : i + 10] for i in range(30)]
     assert store.ranges(spans) == expected

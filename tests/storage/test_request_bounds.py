@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from fake_drivers import DATA, loop_is_idle
+from fake_drivers import DATA, wait_for_event_loop
 from fsspec.asyn import get_loop
 
 from npstream.errors import StorageError
@@ -24,7 +24,7 @@ def test_bounded_requests(fake, monkeypatch):
         await asyncio.sleep(0.002)
         return DATA[start:end]
 
-    fake.answer = staticmethod(lambda path, start, end: answer(start, end))
+    fake.respond = staticmethod(lambda path, start, end: answer(start, end))
     taken = []
 
     def spans():
@@ -37,13 +37,13 @@ def test_bounded_requests(fake, monkeypatch):
     next(parts)
     assert len(taken) <= 5 + 1
     assert len(list(parts)) == 99
-    assert fake.most == 5
+    assert fake.max_running == 5
     together = [threading.Thread(target=lambda: store.ranges(spans())) for _ in range(3)]
     for thread in together:
         thread.start()
     for thread in together:
         thread.join()
-    assert fake.most == 5
+    assert fake.max_running == 5
 
 
 def test_bounded_bytes(fake, monkeypatch):
@@ -57,7 +57,7 @@ def test_bounded_bytes(fake, monkeypatch):
         held.remove(end - start)
         return DATA[start:end]
 
-    fake.answer = staticmethod(lambda path, start, end: answer(start, end))
+    fake.respond = staticmethod(lambda path, start, end: answer(start, end))
     sizes = [400, 400, 400, 2000, 10, 900, 400] * 5
     parts = RemoteStore("fake://a").ranges(("x", 0, size) for size in sizes)
     assert [len(part) for part in parts] == sizes
@@ -76,12 +76,12 @@ def test_closing_cancels_the_rest(fake):
             cancelled.append(start)
             raise
 
-    fake.answer = staticmethod(lambda path, start, end: answer(start))
+    fake.respond = staticmethod(lambda path, start, end: answer(start))
     parts = RemoteStore("fake://a").stream(("x", i, 1) for i in range(10))
     assert next(parts) == (0, b"0")
     parts.close()
-    loop_is_idle()
-    loop_is_idle()
+    wait_for_event_loop()
+    wait_for_event_loop()
     assert fake.running == 0
     assert len(cancelled) == fake.calls - 1
 
@@ -96,7 +96,7 @@ def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
     def answer(path, start, end):
         raise error("what happened")
 
-    fake.answer = staticmethod(answer)
+    fake.respond = staticmethod(answer)
     with pytest.raises(StorageError) as caught:
         RemoteStore("fake://a", retries=2).ranges([("b/c", 0, 1)])
     assert fake.calls == attempts
@@ -117,16 +117,16 @@ def test_what_passes_is_not_noticed(fake, monkeypatch):
             raise outcome
         return outcome
 
-    fake.answer = staticmethod(answer)
+    fake.respond = staticmethod(answer)
     assert RemoteStore("fake://a").ranges([("x", 0, 5)]) == [DATA[:5]]
 
 
 def test_answers_of_the_wrong_length(fake, monkeypatch):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
-    fake.answer = staticmethod(lambda path, start, end: DATA[start : end - 1])
+    fake.respond = staticmethod(lambda path, start, end: DATA[start : end - 1])
     with pytest.raises(StorageError, match=r"after 3 attempts.* 9 of 10 bytes came"):
         RemoteStore("fake://a", retries=2).ranges([("x", 5, 10)])
-    fake.answer = staticmethod(lambda path, start, end: DATA)
+    fake.respond = staticmethod(lambda path, start, end: DATA)
     with pytest.raises(StorageError, match=r"after 1 attempt .*the server ignores Range"):
         RemoteStore("fake://a", retries=2).ranges([("x", 5, 10)])
 
@@ -144,7 +144,7 @@ def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
                 raise
             await asyncio.wait_for(never.wait(), 60.0)
 
-    fake.answer = staticmethod(lambda path, start, end: answer())
+    fake.respond = staticmethod(lambda path, start, end: answer())
     start = time.monotonic()
     with pytest.raises(StorageError, match=r"after 2 attempts in .*no answer") as caught:
         RemoteStore("fake://a", timeout=0.3).ranges([("x", 0, 1)])
@@ -155,7 +155,7 @@ def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
 
 def test_one_stall_is_got_over(fake):
     never = asyncio.Event()
-    fake.answer = staticmethod(
+    fake.respond = staticmethod(
         lambda path, start, end: never.wait() if fake.calls == 1 else DATA[start:end]
     )
     assert RemoteStore("fake://a", timeout=1.0).ranges([("x", 0, 5)]) == [DATA[:5]]
@@ -163,6 +163,6 @@ def test_one_stall_is_got_over(fake):
 
 @pytest.mark.parametrize("answer", ["abc", None, [1, 2, 3], np.arange(3)])
 def test_what_is_no_bytes_is_not_taken(fake, answer):
-    fake.answer = staticmethod(lambda path, start, end: answer)
+    fake.respond = staticmethod(lambda path, start, end: answer)
     with pytest.raises(StorageError, match="came; expected bytes"):
         RemoteStore("fake://x").ranges([("a", 0, 3)])

@@ -22,7 +22,7 @@ import fsspec.asyn
 import numpy as np
 import pytest
 from faults import Proxy
-from servers import KINDS, OBSTORE, Nginx, Place, Servers, choose_reader
+from servers import OBSTORE, SERVER_KINDS, Nginx, RemoteDirectory, Servers, choose_reader
 
 import npstream
 from npstream.errors import StorageError
@@ -70,23 +70,23 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-@pytest.fixture(params=[*KINDS, OBSTORE])
-def place(
+@pytest.fixture(params=[*SERVER_KINDS, OBSTORE])
+def remote_dir(
     request: pytest.FixtureRequest, servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Place, Proxy]]:
+) -> Iterator[tuple[RemoteDirectory, Proxy]]:
     """Return a directory with a file on each server, behind a proxy that can be closed."""
     choose_reader(request.param, monkeypatch)
-    found = servers[request.param].fresh()
+    found = servers[request.param].new_directory()
     found.put(NAME, DATA)
-    proxy = servers.proxy(KINDS[found.server.name].name)
-    yield found.through(proxy), proxy
+    proxy = servers.proxy(SERVER_KINDS[found.server.name].name)
+    yield found.via(proxy), proxy
     proxy.open_port()
 
 
 def test_a_server_that_restarts(
-    place: tuple[Place, Proxy], pauses: Pauses, caplog: pytest.LogCaptureFixture
+    remote_dir: tuple[RemoteDirectory, Proxy], pauses: Pauses, caplog: pytest.LogCaptureFixture
 ):
-    where, proxy = place
+    where, proxy = remote_dir
     store = RemoteStore(where.url, where.storage_options, timeout=60.0, retries=3)
     calls: list[Callable[[], Any]] = [
         lambda: store.ranges([SPAN]) == [PART],
@@ -111,9 +111,9 @@ def test_a_server_that_restarts(
 
 
 def test_an_address_that_is_wrong(
-    place: tuple[Place, Proxy], pauses: Pauses, caplog: pytest.LogCaptureFixture
+    remote_dir: tuple[RemoteDirectory, Proxy], pauses: Pauses, caplog: pytest.LogCaptureFixture
 ):
-    where, proxy = place
+    where, proxy = remote_dir
     proxy.close_port()
     store = RemoteStore(where.url, where.storage_options, timeout=60.0, retries=2)
     with pytest.raises(StorageError, match=r"after 3 attempts .*nothing listens there") as caught:
@@ -131,19 +131,19 @@ def test_a_server_that_is_stopped_and_started(tmp_path: Path, pauses: Pauses):
     try:
         values = np.arange(60_000).reshape(3000, 20)
         npstream.write(tmp_path / "data", {"value": values}, shard_size="64KiB")
-        where = server.fresh()
+        where = server.new_directory()
         for file in (tmp_path / "data").iterdir():
             if file.is_file():
                 where.put(file.name, file.read_bytes())
         with npstream.open(where.url, cache=tmp_path / "cache", retries=1) as ds:
             batches = iter(ds.iter(0, 1, batch_size=100))
             seen = [next(batches)["value"]]
-            server.halt()
-            pauses.events[LATE] = server.launch
+            server.kill()
+            pauses.events[LATE] = server.start_process
             seen += [batch["value"] for batch in batches]
             np.testing.assert_array_equal(np.concatenate(seen), values)
-            server.halt()
-            pauses.events[len(pauses.seconds) + LATE] = server.launch
+            server.kill()
+            pauses.events[len(pauses.seconds) + LATE] = server.start_process
             np.testing.assert_array_equal(
                 npstream.open(where.url, cache=tmp_path / "another", retries=1)["value"].load(),
                 values,

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from fake_drivers import DATA, loop_is_idle
+from fake_drivers import DATA, wait_for_event_loop
 
 from npstream.errors import StorageError
 from npstream.storage.remote import RemoteStore
@@ -17,15 +17,15 @@ def test_drivers_that_block_have_a_filesystem_a_thread(blocking):
     spans = [("x", i, 10) for i in range(300)]
     store = RemoteStore("blocking://a")
     assert store.ranges(spans) == [DATA[i : i + 10] for i in range(300)]
-    assert 1 <= blocking.made <= 32
-    made = blocking.made
+    assert 1 <= blocking.instances <= 32
+    made = blocking.instances
     assert store.ranges(spans[:1]) == [DATA[:10]]
-    assert blocking.made == made
+    assert blocking.instances == made
 
 
 def test_a_blocking_driver_that_stalls(blocking):
     released = threading.Event()
-    blocking.answer = staticmethod(lambda path, start, end: released.wait(60))
+    blocking.respond = staticmethod(lambda path, start, end: released.wait(60))
     start = time.monotonic()
     with pytest.raises(StorageError, match="no answer within"):
         RemoteStore("blocking://a", timeout=0.3).ranges([("x", 0, 1)])
@@ -51,7 +51,7 @@ def test_threads_end_with_their_store(blocking):
     assert threads
     del store
     gc.collect()
-    loop_is_idle()
+    wait_for_event_loop()
     for thread in threads:
         thread.join(5)
     assert not any(thread.is_alive() for thread in threads)

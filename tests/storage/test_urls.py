@@ -259,9 +259,9 @@ def test_what_is_shown_of_a_url(url, root):
 
 def test_a_signed_url(servers):
     proxy = servers.proxy("http")
-    place = servers["http"].fresh().through(proxy)
-    place.put("a b", DATA)
-    store = RemoteStore(f"{place.url}?sig=wonderful&x=1", place.storage_options)
+    remote_dir = servers["http"].new_directory().via(proxy)
+    remote_dir.put("a b", DATA)
+    store = RemoteStore(f"{remote_dir.url}?sig=wonderful&x=1", remote_dir.storage_options)
     assert store.ranges([("a b", 1, 2)]) == [DATA[1:3]]
     assert proxy.log[-1].path.endswith("/a%20b?sig=wonderful&x=1")
     with pytest.raises(StorageError) as caught:

@@ -31,14 +31,14 @@ def test_writing_to_a_url(memory, compression):
 
 
 def test_writing_to_each_server(writable):
-    place, options = writable, writable.storage_options
-    report = npstream.write(place.url, table(), shard_size="16KiB", storage_options=options)
-    store = RemoteStore(place.url, options)
+    remote_dir, options = writable, writable.storage_options
+    report = npstream.write(remote_dir.url, table(), shard_size="16KiB", storage_options=options)
+    store = RemoteStore(remote_dir.url, options)
     stored = dict(store.names())
     assert sum(n for name, n in stored.items() if name.startswith("shard.")) == report.stored_bytes
     assert stored["index.json"] > 0
     with pytest.raises(FileExistsError):
-        npstream.write(place.url, table(), storage_options=options)
+        npstream.write(remote_dir.url, table(), storage_options=options)
 
 
 def test_columns_that_are_written_in_several_pieces(memory, tmp_path, monkeypatch):
@@ -52,12 +52,12 @@ def test_columns_that_are_written_in_several_pieces(memory, tmp_path, monkeypatc
 
 
 def test_a_split_below_an_address_with_a_query(servers, tmp_path):
-    place = servers["http"].fresh()
+    remote_dir = servers["http"].new_directory()
     npstream.write(tmp_path / "data", table())
     for path in (tmp_path / "data").iterdir():
         if path.is_file():
-            place.put(f"train/{path.name}", path.read_bytes())
-    ds = npstream.open(f"{place.url}/?sig=secret/", split="train", cache=tmp_path / "cache")
+            remote_dir.put(f"train/{path.name}", path.read_bytes())
+    ds = npstream.open(f"{remote_dir.url}/?sig=secret/", split="train", cache=tmp_path / "cache")
     assert len(ds) == len(npstream.open(tmp_path / "data"))
     assert ds[7]["id"] == 7
     assert "secret" not in repr(ds)

@@ -32,7 +32,7 @@ def place(request, tmp_path):
     elif request.param == "memory":
         yield request.getfixturevalue("memory"), None
     else:
-        fresh = request.getfixturevalue("servers")[request.param].fresh()
+        fresh = request.getfixturevalue("servers")[request.param].new_directory()
         yield fresh.url, fresh.storage_options
 
 

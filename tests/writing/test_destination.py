@@ -176,7 +176,7 @@ def test_a_write_that_fails_leaves_nothing(place):
 def test_requests_of_a_write(kind, servers):
     """Every file is stored once; only the lock file is stored twice, refused once, and deleted."""
     proxy = servers.proxy(kind)
-    fresh = servers[kind].fresh().through(proxy)
+    fresh = servers[kind].new_directory().via(proxy)
     report = write(fresh.url, fresh.storage_options, 7)
     stored = [(file_of(r.path), r.status) for r in proxy.log if r.method == "PUT"]
     (lock, created), (again, refused) = stored[:2]
@@ -193,7 +193,7 @@ def file_of(path):
 
 
 def test_a_user_who_may_only_read(servers, tmp_path):
-    fresh = servers["s3"].fresh()
+    fresh = servers["s3"].new_directory()
     write(fresh.url, fresh.storage_options, 7)
     reader = fresh.storage_options | {"key": "reader", "secret": "reader-secret-0123456789"}
     assert_published(fresh.url, reader, 7, tmp_path / "cache")

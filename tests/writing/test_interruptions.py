@@ -27,7 +27,7 @@ from destinations import (
     names,
     write,
 )
-from servers import KINDS
+from servers import SERVER_KINDS
 
 import npstream
 from npstream.errors import StorageError
@@ -282,7 +282,7 @@ def test_a_writer_that_is_killed(kind, shards, tmp_path, servers):
     if kind == "directory":
         url, options = str(tmp_path / "out"), None
     else:
-        fresh = servers[kind].fresh()
+        fresh = servers[kind].new_directory()
         url, options = fresh.url, fresh.storage_options
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(
@@ -335,10 +335,10 @@ def kill(process):
 @pytest.mark.parametrize("kind", WRITABLE)
 def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
     servers[kind]  # skips the test where it is not installed
-    server = KINDS[kind](tmp_path)
+    server = SERVER_KINDS[kind](tmp_path)
     server.start()
     try:
-        fresh = server.fresh()
+        fresh = server.new_directory()
         writing = npstream.Writer(
             fresh.url, shard_size=SHARD, storage_options=fresh.storage_options
         )

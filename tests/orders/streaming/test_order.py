@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from streaming_reference import (
     BY_STREAM,
+    arrange_slots,
     assert_resolved,
-    checked,
     expected,
+    full_order,
     golden,
-    of_kind,
-    tensor,
-    whole,
+    golden_cases,
+    run_golden,
 )
 
 from npstream.orders.streaming.order import StreamingOrder
@@ -73,13 +73,13 @@ def work(epoch, workers):
         [epoch.ids(node, rank, batches) for rank in range(world.ranks_per_node)]
         for node in range(world.nodes)
     ]
-    return tensor(np.moveaxis(ids, 2, 0).reshape(-1), world, workers, epoch.batch_size)
+    return arrange_slots(np.moveaxis(ids, 2, 0).reshape(-1), world, workers, epoch.batch_size)
 
 
-@of_kind("work")
+@golden_cases("work")
 def test_golden_work(case, epoch_of):
     params, workers = case["params"], case["params"]["workers_per_rank"]
-    epoch = checked(case, lambda: epoch_of(params))
+    epoch = run_golden(case, lambda: epoch_of(params))
     if epoch is None:
         return
     order, resolved = order_of(params), case["resolved"]
@@ -97,7 +97,7 @@ def test_golden_work(case, epoch_of):
     np.testing.assert_array_equal(got, want)
 
 
-@of_kind("digest")
+@golden_cases("digest")
 def test_golden_digest(case, epoch_of):
     params, resolved = case["params"], case["resolved"]
     assert_digest(work(epoch_of(params), params["workers_per_rank"]), resolved["digest"])
@@ -108,7 +108,7 @@ def test_golden_digest(case, epoch_of):
         params["epoch"],
         resolved["shuffle_block_size"],
     )
-    assert_digest(whole(shuffle, shards_of(params["streams"][0])), resolved["shuffle_digest"])
+    assert_digest(full_order(shuffle, shards_of(params["streams"][0])), resolved["shuffle_digest"])
 
 
 def assert_digest(got, want):
@@ -138,7 +138,7 @@ def test_golden_picks(case, epoch_of):
         np.testing.assert_array_equal(ids, expected(case, f"ids{number}"))
 
 
-@of_kind("defaults")
+@golden_cases("defaults")
 def test_golden_defaults(case):
     params = dict(case["params"])
     world = World(params.pop("num_nodes"), 1)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from streaming_reference import checked, expected, of_kind, tensor
+from streaming_reference import arrange_slots, expected, golden_cases, run_golden
 
 from npstream.orders.streaming.partition import World, make_partition
 
 
 @pytest.mark.usefixtures("way")
-@of_kind("partition")
+@golden_cases("partition")
 def test_golden_partition(case):
     params = case["params"]
     world = World(params["num_physical_nodes"], params["ranks_per_node"])
     names = ("drop_first", "initial_physical_nodes")
-    partition = checked(
+    partition = run_golden(
         case,
         lambda: make_partition(
             params["algo"],
@@ -29,17 +29,17 @@ def test_golden_partition(case):
     if partition is None:
         return
     slots = np.arange(partition.batches * world.ranks * params["batch_size"])
-    got = tensor(
+    got = arrange_slots(
         partition.positions(slots), world, params["workers_per_rank"], params["batch_size"]
     )
     np.testing.assert_array_equal(got, expected(case, "ids"))
 
 
-@of_kind("world")
+@golden_cases("world")
 def test_golden_world(case):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     before = World(params["num_nodes"], params["ranks_per_node"])
-    world = checked(case, lambda: before.replicated(params["replication"]))
+    world = run_golden(case, lambda: before.replicated(params["replication"]))
     if world is None:
         return
     resolved = case["resolved"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from streaming_reference import assert_resolved, checked, expected, of_kind
+from streaming_reference import assert_resolved, expected, golden_cases, run_golden
 
 from npstream.orders.streaming.sampling import Picks, Weight, chosen, chosen_per_shard
 
 
 @pytest.mark.usefixtures("way")
-@of_kind("sampling")
+@golden_cases("sampling")
 def test_golden_sampling(case):
     params = case["params"]
     seed = params["seed"] + (params["epoch"] if params["use_epoch"] else 0)
@@ -38,12 +38,12 @@ def test_samples_are_chosen_as_numpy_does(way, sizes):
         assert picks.units.rows(1, len(want)).tolist() == want[1:]
 
 
-@of_kind("weights")
+@golden_cases("weights")
 def test_golden_weights(case):
     params = case["params"]
     weights = [Weight(**weight) for weight in params["weights"]]
     sizes = np.array(params["samples_per_stream"])
-    got = checked(case, lambda: chosen(weights, sizes, params["epoch_size"], params["seed"]))
+    got = run_golden(case, lambda: chosen(weights, sizes, params["epoch_size"], params["seed"]))
     if got is not None:
         assert_resolved(case, *got, sizes)
 

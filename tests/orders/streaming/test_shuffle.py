@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import streaming_reference
 from hypothesis import example, given, settings
-from streaming_reference import checked, expected, of_kind, whole
+from streaming_reference import expected, full_order, golden_cases, run_golden
 
 from npstream.orders.streaming.partition import lane_bounds
 from npstream.orders.streaming.runs import Pieces, Window
@@ -17,13 +17,13 @@ from npstream.orders.streaming.shuffle import ALGORITHMS, EpochShuffle
 
 
 @pytest.mark.usefixtures("way")
-@of_kind("shuffle")
+@golden_cases("shuffle")
 def test_golden_shuffle(case):
     params = dict(case["params"])
     units = params.pop("shard_sizes")
     names = ("algo", "num_canonical_nodes", "seed", "epoch", "block_size")
     shuffle = EpochShuffle(*map(params.get, names))
-    got = checked(case, lambda: whole(shuffle, units))
+    got = run_golden(case, lambda: full_order(shuffle, units))
     if got is not None:
         np.testing.assert_array_equal(got, expected(case, "order"))
 
@@ -49,7 +49,7 @@ def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, dat
     if shuffle.algorithm == "py1e" and sum(units) < shuffle.lanes:
         return
     want = streaming_reference.order(shuffle.algorithm, units, *parameters[1:])
-    np.testing.assert_array_equal(whole(shuffle, units), want)
+    np.testing.assert_array_equal(full_order(shuffle, units), want)
     if data is None:
         return
     order = shuffle.order(Pieces.counted(np.array(units)))
@@ -73,7 +73,7 @@ def test_large_shuffles_are_those_of_the_description(algorithm, units):
         units = units[:20_000]
     size = int(units.sum())
     want = streaming_reference.order(algorithm, units, 3, 1, 2, 40_000)
-    np.testing.assert_array_equal(whole(shuffle, units), want)
+    np.testing.assert_array_equal(full_order(shuffle, units), want)
     order, bounds = shuffle.order(Pieces.counted(units)), lane_bounds(size, 3)
     for start in (0, size // 6, size // 3 - 20_000, size // 3, size - 20_000):
         np.testing.assert_array_equal(
@@ -89,7 +89,7 @@ def test_who_reads_on_finds_what_was_computed_before(algorithm, step, monkeypatc
     """In lanes of its own, and whether that is enough or not."""
     shuffle, size = EpochShuffle(algorithm, 3, 1, 2, 20_000), 900_000
     order, bounds = shuffle.order(Pieces.counted(np.full(9000, 100))), lane_bounds(size, 3)
-    want = whole(shuffle, [100] * 9000)
+    want = full_order(shuffle, [100] * 9000)
     computed = []
 
     class Counted:

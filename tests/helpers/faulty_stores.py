@@ -13,7 +13,7 @@ import pytest
 from faults import (
     Proxy,
 )
-from servers import KINDS, OBSTORE, Place
+from servers import OBSTORE, SERVER_KINDS, RemoteDirectory
 
 from npstream.errors import StorageError
 from npstream.storage.remote import RemoteStore
@@ -27,16 +27,16 @@ PART = DATA[1000:251_000]
 
 SLACK = 20.0  # seconds that a busy machine may take on top
 MIDDLE = 100_000  # a byte of the answer, also after what SFTP says at first
-EVERY = [*KINDS, OBSTORE]
+EVERY = [*SERVER_KINDS, OBSTORE]
 
 WEB = [name for name in EVERY if name != "sftp"]
 
 
 @dataclasses.dataclass
-class Weak:
+class FaultyStore:
     """A directory with one file, behind a proxy, and a store that has been there."""
 
-    place: Place
+    remote_dir: RemoteDirectory
     proxy: Proxy
     connected: RemoteStore
 
@@ -48,13 +48,13 @@ class Weak:
         return [request.status for request in self.proxy.log]
 
 
-def store_at(place: Place, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
-    return RemoteStore(place.url, place.storage_options, timeout, retries)
+def store_at(remote_dir: RemoteDirectory, timeout: float = 4.0, retries: int = 2) -> RemoteStore:
+    return RemoteStore(remote_dir.url, remote_dir.storage_options, timeout, retries)
 
 
-on_every_server = pytest.mark.parametrize("weak", EVERY, indirect=True)
+on_every_server = pytest.mark.parametrize("faulty", EVERY, indirect=True)
 
-on_web_servers = pytest.mark.parametrize("weak", WEB, indirect=True)
+on_web_servers = pytest.mark.parametrize("faulty", WEB, indirect=True)
 
 
 def failure(store: RemoteStore, read: Callable[[], Any], deadline: float) -> StorageError:
