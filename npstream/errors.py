@@ -192,12 +192,12 @@ _repr.maxlevel = 4
 _repr.maxstring = _repr.maxother = _repr.maxlong = 80
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a short ``repr`` of untrusted data, which may be large or deeply nested.
 
     Examples
     --------
-    >>> shown([[[[[[1]]]]]]), len(shown("x" * 1_000_000))
+    >>> short_repr([[[[[[1]]]]]]), len(short_repr("x" * 1_000_000))
     ('[[[[[...]]]]]', 80)
     """
     return _repr.repr(value)

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from npstream.errors import shown
+from npstream.errors import short_repr
 
 __all__ = ["integer", "parse_count", "parse_size", "size_text"]
 
@@ -111,7 +111,7 @@ def quantity(count: int, noun: str) -> str:
 def integer(name: str, number: Any, least: int | None = None) -> int:
     """Return the parameter `name` as an int; raise TypeError for a bool or a non-integer."""
     if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
-        raise TypeError(f"{name}={shown(number)}: expected an integer")
+        raise TypeError(f"{name}={short_repr(number)}: expected an integer")
     value = operator.index(number)
     if least is not None and value < least:
         raise ValueError(f"{name}={value}: expected at least {least}")

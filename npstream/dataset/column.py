@@ -18,7 +18,7 @@ from npstream._core.progress import progress
 from npstream._core.typing import AnyArray
 from npstream.dataset import ufuncs as elementwise
 from npstream.dataset.array_methods import ArrayMethods
-from npstream.errors import read_only_error, short_traceback, shorten, shown
+from npstream.errors import read_only_error, short_repr, short_traceback, shorten
 from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
@@ -169,13 +169,13 @@ class Column(ArrayMethods, elementwise.Operators):
         return display.column_text(self.name, self.shape, self.dtype, stored)
 
     def _repr_html_(self) -> str:
-        shown = min(display.MAX_ROWS, len(self)) if self.ndim else 0
-        return display.column_html(repr(self), [self[row] for row in range(shown)])
+        short_repr = min(display.MAX_ROWS, len(self)) if self.ndim else 0
+        return display.column_html(repr(self), [self[row] for row in range(short_repr)])
 
     # Indexing
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        raise read_only_error(f"ds[{self.name!r}][{shown(index)}]")
+        raise read_only_error(f"ds[{self.name!r}][{short_repr(index)}]")
 
     def __getitem__(self, index: Any) -> Any:
         try:

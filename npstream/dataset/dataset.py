@@ -15,9 +15,9 @@ from npstream.dataset.splits import apply_both, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
     read_only_error,
+    short_repr,
     short_traceback,
     shorten,
-    shown,
     stop_iteration_error,
 )
 from npstream.explore import display
@@ -196,7 +196,7 @@ class Dataset:
         return self._view(selected)
 
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
-        raise read_only_error(f"ds[{shown(index)}]")
+        raise read_only_error(f"ds[{short_repr(index)}]")
 
     def __getitems__(self, rows: list[int]) -> list[Any]:
         """Return several samples at once; ``torch.utils.data.DataLoader(ds)`` calls this."""

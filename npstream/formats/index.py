@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from npstream._core.arguments import quantity
 from npstream._core.memory import available_memory, fits_in_memory
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64
-from npstream.errors import FormatError, shown
+from npstream.errors import FormatError, short_repr
 from npstream.formats import chunks
 
 INDEX = "index.json"
@@ -320,7 +320,7 @@ def parse_index(text: bytes, where: str, trusted: bool = False) -> Index:
         raise FormatError(f"{where}: {type(document).__name__} at the top; expected an object")
     if document.get("version") != INDEX_VERSION:
         raise FormatError(
-            f"{where}: version {shown(document.get('version'))}; this release reads version "
+            f"{where}: version {short_repr(document.get('version'))}; this release reads version "
             f"{INDEX_VERSION}"
         )
     entries = document.get("shards")
@@ -355,13 +355,13 @@ def parse_annotations(document: Any, where: str) -> tuple[tuple[Schema, ...], An
     if not isinstance(document, dict) or "version" not in document:
         return (), Annotations()  # another program uses the same key
     if (version := document["version"]) != ANNOTATIONS_VERSION:
-        fail(f"version {shown(version)}; this release reads version {ANNOTATIONS_VERSION}")
+        fail(f"version {short_repr(version)}; this release reads version {ANNOTATIONS_VERSION}")
     dtypes, order = document.get("dtypes", {}), document.get("columns", [])
     schema = document.get("schema")
     if not isinstance(dtypes, dict) or not all(isinstance(d, str) for d in dtypes.values()):
-        fail(f"'dtypes' is {shown(dtypes)}; expected names of columns and dtypes")
+        fail(f"'dtypes' is {short_repr(dtypes)}; expected names of columns and dtypes")
     if not isinstance(order, list) or not all(isinstance(name, str) for name in order):
-        fail(f"'columns' is {shown(order)}; expected a list of names")
+        fail(f"'columns' is {short_repr(order)}; expected a list of names")
     if len(set(order)) != len(order):
         fail("'columns' names a column twice")
     schemas: tuple[Schema, ...] = ()
@@ -467,20 +467,22 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
         kind = entry["format"]
         if entry["version"] != INDEX_VERSION:
             raise FormatError(
-                f"version {shown(entry['version'])}; this release reads {INDEX_VERSION}"
+                f"version {short_repr(entry['version'])}; this release reads {INDEX_VERSION}"
             )
         if kind not in FORMATS:
-            raise FormatError(f"format {shown(kind)}; known: {', '.join(FORMATS)}")
+            raise FormatError(f"format {short_repr(kind)}; known: {', '.join(FORMATS)}")
         if not entry.keys() <= FORMATS[kind]:
-            raise FormatError(f"unknown keys {shown(sorted(entry.keys() - FORMATS[kind]))}")
+            raise FormatError(f"unknown keys {short_repr(sorted(entry.keys() - FORMATS[kind]))}")
         raw = entry["raw_data"]
         samples, nbytes = entry["samples"], raw["bytes"]
         if type(samples) is not int or not 0 <= samples < 2**32:
-            raise FormatError(f"'samples' is {shown(samples)}; expected an int in [0, 2**32)")
+            raise FormatError(f"'samples' is {short_repr(samples)}; expected an int in [0, 2**32)")
         if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
-            raise FormatError(f"'bytes' is {shown(nbytes)}; expected an int in [0, 2**40)")
+            raise FormatError(f"'bytes' is {short_repr(nbytes)}; expected an int in [0, 2**40)")
         if not isinstance(compression := entry.get("compression"), str | None):
-            raise FormatError(f"'compression' is {shown(compression)}; expected a string or null")
+            raise FormatError(
+                f"'compression' is {short_repr(compression)}; expected a string or null"
+            )
         if kind == "mds":
             head = nbytes
             key = kind, *_lists(entry, "column_names", "column_encodings", "column_sizes"), "", ""
@@ -495,7 +497,7 @@ def _check_entry(entry: Any, shard: int, where: str) -> tuple[Any, int, int]:
             file = entry.get(name)
             if file is not None and not RELATIVE_PATH.fullmatch(file["basename"]):
                 raise FormatError(
-                    f"'basename' {shown(file['basename'])} leaves the dataset's directory"
+                    f"'basename' {short_repr(file['basename'])} leaves the dataset's directory"
                 )
         hash(key)
     except FormatError as error:
@@ -519,7 +521,7 @@ def _text_key(kind: str, entry: dict[str, Any]) -> tuple[Any, ...]:
 def _lists(entry: dict[str, Any], *keys: str) -> tuple[tuple[Any, ...], ...]:
     for key in keys:
         if not isinstance(entry[key], list):
-            raise FormatError(f"{key!r} is {shown(entry[key])}; expected a list")
+            raise FormatError(f"{key!r} is {short_repr(entry[key])}; expected a list")
     return tuple([tuple(entry[key]) for key in keys])
 
 
@@ -544,9 +546,9 @@ def check_schema(key: Any, where: str) -> Schema:
         fail("a shard has no columns")
     if len(set(names)) != len(names):
         duplicates = sorted(name for name, n in Counter(names).items() if n > 1)
-        fail(f"duplicate columns {shown(duplicates)}")
+        fail(f"duplicate columns {short_repr(duplicates)}")
     if not all(size is None or (type(size) is int and 0 < size < 2**32) for size in sizes):
-        fail(f"column sizes {shown(sizes)}: expected null or an int in [1, 2**32)")
+        fail(f"column sizes {short_repr(sizes)}: expected null or an int in [1, 2**32)")
     if kind != "mds" and not newline:
         fail("an empty newline")
     if kind == "xsv" and not separator:
@@ -563,11 +565,11 @@ def _file(entry: dict[str, Any], key: str, where: str) -> File:
     name, nbytes, hashes = file["basename"], file.get("bytes"), file.get("hashes") or {}
     if type(nbytes) is not int or not 0 <= nbytes < MAX_FILE_BYTES:
         raise FormatError(
-            f"{where}: {key} has 'bytes' {shown(nbytes)}; expected an int in [0, 2**40)"
+            f"{where}: {key} has 'bytes' {short_repr(nbytes)}; expected an int in [0, 2**40)"
         )
     if not isinstance(hashes, dict) or not all(isinstance(h, str) for h in hashes.values()):
         raise FormatError(
-            f"{where}: {key} has 'hashes' {shown(hashes)}; expected names and digests"
+            f"{where}: {key} has 'hashes' {short_repr(hashes)}; expected names and digests"
         )
     return File(name, nbytes, hashes)
 

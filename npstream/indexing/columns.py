@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from npstream._core.typing import AnyArray, Shape
-from npstream.errors import shown
+from npstream.errors import short_repr
 from npstream.indexing.selection import normalize_item
 
 Items: TypeAlias = tuple[Any, ...]
@@ -46,9 +46,9 @@ def raise_if_names(index: Any) -> None:
 def _index_text(item: Any) -> str:
     """Return an item of an index as a user writes it in brackets."""
     if not isinstance(item, slice):
-        return shown(item)
+        return short_repr(item)
     ends = [item.start, item.stop] + [item.step] * (item.step is not None)
-    return ":".join("" if end is None else shown(end) for end in ends)
+    return ":".join("" if end is None else short_repr(end) for end in ends)
 
 
 def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, bool]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.arguments import integer
 from npstream._core.optional import import_npstream_torch
-from npstream.errors import shown
+from npstream.errors import short_repr
 from npstream.iteration.counter import MAX_GAPS, EpochCursor, is_spawning
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import merge_gaps
@@ -372,7 +372,7 @@ class Resumable(RankEpochs):
         cursor = self._cursor_of(state)
         if (state_workers := state.get("workers", 0)) != workers:
             raise ValueError(
-                f"the state has workers={shown(state_workers)}, and this process has "
+                f"the state has workers={short_repr(state_workers)}, and this process has "
                 f"workers={workers}: use npstream.torch.DataLoader, whose states are the same for "
                 "any number of workers"
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.arguments import integer, quantity
-from npstream.errors import shown
+from npstream.errors import short_repr
 from npstream.formats.index import Index
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.mask import Mask
@@ -160,7 +160,7 @@ def read_count(state: Mapping[str, Any], key: str, least: int = 0, bound: int = 
         count = least - 1
     if not least <= count < bound:
         raise ValueError(
-            f"this state is damaged: {key}={shown(state[key])}; expected an integer from "
+            f"this state is damaged: {key}={short_repr(state[key])}; expected an integer from "
             f"{least} to {bound - 1}"
         )
     return count
@@ -170,11 +170,14 @@ def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """Yield the skipped ranges of a state; raise ValueError if they are malformed."""
     skipped = state["skipped"]
     if not isinstance(skipped, list | tuple):
-        raise ValueError(f"this state is damaged: skipped is {shown(skipped)}; expected a list")
+        raise ValueError(
+            f"this state is damaged: skipped is {short_repr(skipped)}; expected a list"
+        )
     for pair in skipped:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise ValueError(
-                f"this state is damaged: skipped has {shown(pair)}; expected a start and a stop"
+                f"this state is damaged: skipped has {short_repr(pair)}; expected a start and a "
+                "stop"
             )
         ends = {"start": pair[0], "stop": pair[1]}
         yield read_count(ends, "start"), read_count(ends, "stop")
@@ -183,7 +186,7 @@ def read_gaps(state: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 def require_keys(state: Any, keys: Iterable[str]) -> None:
     """Raise TypeError if `state` is no mapping, or ValueError if it lacks one of `keys`."""
     if not isinstance(state, Mapping):
-        raise TypeError(f"a state is a dict that state_dict() returned, not {shown(state)}")
+        raise TypeError(f"a state is a dict that state_dict() returned, not {short_repr(state)}")
     if missing := [key for key in keys if key not in state]:
         hint = ""
         if "sample_in_epoch" in state:
@@ -198,7 +201,7 @@ def difference_message(key: str, there: Any, here: Any) -> str:
     """Return an error message for a setting that differs: the difference and the fix."""
     if key == "version":
         return (
-            f"the state has version {shown(there)}; this release of npstream reads versions "
+            f"the state has version {short_repr(there)}; this release of npstream reads versions "
             f"{' and '.join(map(str, _VERSIONS))}"
         )
     if key == "fingerprint":
@@ -207,11 +210,11 @@ def difference_message(key: str, there: Any, here: Any) -> str:
         return f"the state is of another {key}: {_FIXES[key]}"
     if key == "samples":
         is_count = isinstance(there, int) and not isinstance(there, bool)
-        size = quantity(there, "sample") if is_count else f"{shown(there)} samples"
+        size = quantity(there, "sample") if is_count else f"{short_repr(there)} samples"
         return f"the state is of a view of {size}; this view has {here:,}: {_FIXES[key]}"
     return (
-        f"the state is of {key}={shown(there)}; this iteration has {key}={here!r}: use the setting "
-        "of the state"
+        f"the state is of {key}={short_repr(there)}; this iteration has {key}={here!r}: use the "
+        "setting of the state"
     )
 
 

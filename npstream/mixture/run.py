@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import quantity
-from npstream.errors import shown
+from npstream.errors import short_repr
 from npstream.iteration.state import (
     MAX_COUNT,
     STATE_VERSION,
@@ -218,12 +218,12 @@ class MixtureRun:
         """Return the run that `as_json` had."""
         names = [each.name for each in fields(cls)]
         if not isinstance(facts, Mapping):
-            raise ValueError(f"this state is damaged: mixture is {shown(facts)}")
+            raise ValueError(f"this state is damaged: mixture is {short_repr(facts)}")
         require_keys(facts, ("version", *names))
         if facts["version"] != list(STREAM_VERSION):
             raise ValueError(
-                f"the state is of a mixture's order of version {shown(facts['version'])}; this "
-                f"release of npstream has version {list(STREAM_VERSION)}"
+                f"the state is of a mixture's order of version {short_repr(facts['version'])}; "
+                f"this release of npstream has version {list(STREAM_VERSION)}"
             )
         known = {name: facts[name] for name in names}
         known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
@@ -238,12 +238,12 @@ class MixtureRun:
         if known["sizes"] is not None:
             known["sizes"] = tuple(_list_in(facts, "sizes"))
             if len(known["sizes"]) != len(known["sources"]):
-                raise ValueError(f"this state is damaged: sizes are {shown(facts['sizes'])}")
+                raise ValueError(f"this state is damaged: sizes are {short_repr(facts['sizes'])}")
             for size in known["sizes"]:
                 if size is not None:
                     read_count({"sizes": size}, "sizes", 1)
         if known["batching"] not in BATCHINGS:
-            raise ValueError(f"this state is damaged: batching is {shown(known['batching'])}")
+            raise ValueError(f"this state is damaged: batching is {short_repr(known['batching'])}")
         run = cls(**known)
         run._check_lanes()
         return run
@@ -259,13 +259,15 @@ class MixtureRun:
         starts = [stretch.start for stretch in self.stretches]
         shared = [math.gcd(stretch.length, lanes) not in (1, lanes) for stretch in self.stretches]
         if starts[0] or starts != sorted(set(starts)) or any(shared):
-            raise ValueError(f"this state is damaged: stretches {shown(self.stretches)}")
+            raise ValueError(f"this state is damaged: stretches {short_repr(self.stretches)}")
 
 
 def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
     """Return a list of a state, which is not empty."""
     if not isinstance(facts[key], list) or not facts[key]:
-        raise ValueError(f"this state is damaged: {key} is {shown(facts[key])}; expected a list")
+        raise ValueError(
+            f"this state is damaged: {key} is {short_repr(facts[key])}; expected a list"
+        )
     return list(facts[key])
 
 
@@ -273,7 +275,7 @@ def _require_fields(facts: Any, kind: type[RunSource | Stretch]) -> None:
     """Raise unless this is a part of a state that has the fields of a class."""
     names = [each.name for each in fields(kind)]
     if not isinstance(facts, Mapping) or any(name not in facts for name in names):
-        raise ValueError(f"this state is damaged: {shown(facts)}; expected {', '.join(names)}")
+        raise ValueError(f"this state is damaged: {short_repr(facts)}; expected {', '.join(names)}")
 
 
 def _source(facts: Any) -> RunSource:
@@ -281,7 +283,7 @@ def _source(facts: Any) -> RunSource:
     _require_fields(facts, RunSource)
     name, fingerprint = facts["name"], facts["fingerprint"]
     if not isinstance(name, str) or not isinstance(fingerprint, str):
-        raise ValueError(f"this state is damaged: it has the source {shown(facts)}")
+        raise ValueError(f"this state is damaged: it has the source {short_repr(facts)}")
     samples, block = read_count(facts, "samples"), read_count(facts, "block")
     return RunSource(name, samples, fingerprint, read_count(facts, "lanes", 1), block)
 
@@ -294,7 +296,7 @@ def _stretch(facts: Any, sources: int) -> Stretch:
         isinstance(share, int | float) and 0 <= share <= 1 for share in shares
     )
     if not sound or not 0.99 < math.fsum(shares) < 1.01:
-        raise ValueError(f"this state is damaged: it has the shares {shown(shares)}")
+        raise ValueError(f"this state is damaged: it has the shares {short_repr(shares)}")
     return Stretch(read_count(facts, "start"), read_count(facts, "length", 1), tuple(shares))
 
 

@@ -20,7 +20,7 @@ from npstream._core.array_like import HOW_TO_FILL, is_missing
 from npstream._core.memory import address_of, ensure_fits, move_spans
 from npstream._core.spans import copy_spans
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
-from npstream.errors import ColumnError, MissingDependencyError, shown
+from npstream.errors import ColumnError, MissingDependencyError, short_repr
 from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.hashes import hasher
@@ -188,7 +188,7 @@ class ShardFormat:
         lacks = is_missing(value) or (isinstance(value, float) and value != value)
         what = type(value).__name__
         if isinstance(value, str | int | float | np.number):
-            what += f" {shown(value)}"
+            what += f" {short_repr(value)}"
         return kind(
             f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
             f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if lacks else "")

@@ -18,7 +18,7 @@ from npstream._core import memory
 from npstream.cache import eviction as room
 from npstream.cache.cache import ShardCache
 from npstream.cache.sparse_file import Footer
-from npstream.errors import FormatError, StorageError, shown
+from npstream.errors import FormatError, StorageError, short_repr
 from npstream.formats import index as formats_index
 from npstream.formats.index import estimate_parsed_size, parse_index
 from npstream.formats.scan import Scan
@@ -147,9 +147,9 @@ def test_an_index_with_deep_values(path, place, depth):
 
 
 def test_little_is_shown_of_what_is_large():
-    assert shown(nested(900)) == "[[[[[...]]]]]"
-    assert len(shown(["x" * 10_000] * 10_000)) < 1000
-    assert len(shown(1 << 10_000)) < 100
+    assert short_repr(nested(900)) == "[[[[[...]]]]]"
+    assert len(short_repr(["x" * 10_000] * 10_000)) < 1000
+    assert len(short_repr(1 << 10_000)) < 100
 
 
 # Side-cars.

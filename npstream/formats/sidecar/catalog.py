@@ -28,7 +28,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray, Bools, Int64
-from npstream.errors import FormatError, shown
+from npstream.errors import FormatError, short_repr
 from npstream.formats.index import MAX_FILE_BYTES, RELATIVE_PATH, File, Index, ShardFiles
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class SidecarCatalog:
         self._fingerprint = sections.typed("fingerprint", str)
         for text in self._compressions:
             if not isinstance(text, str | None):
-                raise sections.damaged(f"compression {shown(text)}; expected str or nil")
+                raise sections.damaged(f"compression {short_repr(text)}; expected str or nil")
 
     def has_file(self, kind: str) -> Bools:
         """Return the mask of shards that have a file of a kind."""
@@ -240,13 +240,13 @@ class SidecarCatalog:
     def _check_hash_lists(self, hash_lists: Any) -> list[list[tuple[str, int]]]:
         checked = []
         if type(hash_lists) is not list or not hash_lists:
-            raise self._sections.damaged(f"hashes {shown(hash_lists)}; expected a list")
+            raise self._sections.damaged(f"hashes {short_repr(hash_lists)}; expected a list")
         for hash_list in hash_lists:
             if type(hash_list) is not list:
-                raise self._sections.damaged(f"hashes {shown(hash_list)}; expected a list")
+                raise self._sections.damaged(f"hashes {short_repr(hash_list)}; expected a list")
             pairs = [self._sections.row(pair, str, int) for pair in hash_list]
             if any(nbytes > 255 for _, nbytes in pairs):
-                raise self._sections.damaged(f"hashes {shown(hash_list)} are too long")
+                raise self._sections.damaged(f"hashes {short_repr(hash_list)} are too long")
             checked.append([(str(name), int(nbytes)) for name, nbytes in pairs])
         return checked
 

@@ -26,7 +26,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.memory import fits_in_memory
 from npstream._core.typing import AnyArray, Body
-from npstream.errors import FormatError, shown
+from npstream.errors import FormatError, short_repr
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, block_hashes, xxh3
 
 SIDECAR_VERSION = 1
@@ -68,7 +68,7 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     try:
         table = msgpack.packb({**entries, "sections": sections})
     except UnicodeEncodeError as error:
-        raise FormatError(f"{shown(error.object)} in the index is no UTF-8") from None
+        raise FormatError(f"{short_repr(error.object)} in the index is no UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
     nbytes = start + end - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, SIDECAR_VERSION, len(table), nbytes, xxh3(table))
@@ -196,17 +196,17 @@ class Sections:
     def row(self, values: Any, *kinds: Any) -> tuple[Any, ...]:
         """Return a list as a tuple; its values must have the types `kinds`, in this order."""
         if type(values) is not list or len(values) != len(kinds):
-            raise self.damaged(f"{shown(values)}; expected a list of {len(kinds)}")
+            raise self.damaged(f"{short_repr(values)}; expected a list of {len(kinds)}")
         for value, kind in zip(values, kinds, strict=True):
             if type(value) is not kind or (kind is int and not 0 <= value < 1 << 63):
-                raise self.damaged(f"{shown(value)}; expected {kind.__name__}")
+                raise self.damaged(f"{short_repr(value)}; expected {kind.__name__}")
         return tuple(values)
 
     def dtype(self, text: str) -> np.dtype[Any]:
         """Return the numeric dtype with the array-protocol string `text`."""
         known = {f"{order}{kind}" for order in "<|" for kind in _NUMBERS}
         if text not in known:
-            raise self.damaged(f"dtype {shown(text)}; expected a numeric dtype")
+            raise self.damaged(f"dtype {short_repr(text)}; expected a numeric dtype")
         return np.dtype(text)
 
     def damaged(self, problem: str) -> FormatError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from npstream._core.arguments import integer
-from npstream.errors import shown
+from npstream.errors import short_repr
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.sampling import Weight
 from npstream.orders.streaming.shuffle import ALGORITHMS
@@ -227,7 +227,7 @@ def streaming_shuffle(shuffle: Any) -> StreamingShuffle:
         f"of an order of Streaming, {', '.join(map(repr, ALGORITHMS))}"
     )
     if not isinstance(shuffle, str):
-        raise TypeError(f"shuffle={shown(shuffle)}: {expected}")
+        raise TypeError(f"shuffle={short_repr(shuffle)}: {expected}")
     if shuffle not in ALGORITHMS:
-        raise ValueError(f"shuffle={shown(shuffle)}: {expected}")
+        raise ValueError(f"shuffle={short_repr(shuffle)}: {expected}")
     return StreamingShuffle(shuffle)
