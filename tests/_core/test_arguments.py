@@ -1,3 +1,5 @@
+"""Sizes, counts and quantities as arguments and in messages."""
+
 from __future__ import annotations
 
 import ast
@@ -16,19 +18,20 @@ PLURALS = re.compile(
     r"|fields|files|lanes|nodes|nulls|numbers|parts|positions|ranks|requests|rows|samples|shards"
     r"|sizes|sources|streams|stretches|units|values|weights|workers)\b"
 )
-"""What an f-string must not write behind a number that may be one."""
+"""Plurals that an f-string must not put after a count that may be 1."""
 
-NUMBERS_ABOVE_ONE = {
-    "ATTEMPTS", "HASH_BLOCK", "count", "MAX_GAPS", "_MAX_SIZE", "file.MAX_REQUEST_SIZE", "most",
+ABOVE_ONE = {
+    "ATTEMPTS", "HASH_BLOCK", "count", "_MAX_SIZE", "file.MAX_REQUEST_SIZE", "most",
     "samples / seconds", "self.lanes",
 }  # fmt: skip
+"""Expressions in f-strings before a plural whose value is never 1."""
 
-NO_NUMBERS = {"encoding.name", "kind", "schema.format", "sorted(ranks)", "span"}
-"""What stands before a plural that it does not count."""
+NOT_COUNTS = {"encoding.name", "kind", "schema.format", "sorted(ranks)", "span"}
+"""Expressions in f-strings before a plural that are not counts."""
 
 
 @pytest.mark.parametrize(("text", "size", "refused"), units()["bytes_to_int"])
-def test_sizes_are_streamings(text, size, refused):
+def test_sizes_are_parsed_as_streaming_parses_them(text, size, refused):
     if refused or size < 0:
         with pytest.raises(ValueError, match="size"):
             parse_size(text)
@@ -45,18 +48,18 @@ def test_every_unit_is_a_power_of_1024(power):
     assert parse_size(f"0.5{letter}ib") == 1024**power // 2
 
 
-def test_none_is_no_size():
+def test_none_is_returned_unchanged():
     assert parse_size(None) is None
 
 
 @pytest.mark.parametrize("text", ["64Mi", "ib", "1ib", ".b", "1.5", "1,5kb", "٣kb", "1 2kb", "∞"])
-def test_refused_text_is_quoted(text):
+def test_errors_quote_invalid_text(text):
     with pytest.raises(ValueError, match=r"cannot read the size '.*KiB"):
         parse_size(text)
 
 
 @pytest.mark.parametrize("number", [-1, float("nan"), float("inf")])
-def test_a_size_is_finite_and_not_negative(number):
+def test_a_size_must_be_finite_and_not_negative(number):
     with pytest.raises(ValueError, match=f"not {number}"):
         parse_size(number)
 
@@ -71,13 +74,13 @@ def test_a_size_is_finite_and_not_negative(number):
         (1000, "batch", "1,000 batches"),
     ],
 )
-def test_quantities(count, noun, text):
+def test_quantities_use_singular_and_plural(count, noun, text):
     assert quantity(count, noun) == text
     assert size_text(1) == "1 byte"
 
 
 def counted_plurals(tree: ast.AST) -> Iterator[str]:
-    """Yield what f-strings put before a plural without asking whether it is one."""
+    """Yield the expressions that f-strings put directly before a plural."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             for part, after in zip(node.values, node.values[1:], strict=False):
@@ -89,16 +92,16 @@ def counted_plurals(tree: ast.AST) -> Iterator[str]:
                     yield ast.unparse(part.value)
 
 
-def test_messages_have_the_singular():
+def test_messages_use_the_singular_for_one():
     package = Path(npstream.__file__).parent
-    found = {
-        (f"{path.relative_to(package)}: {counted}", counted)
+    uses = {
+        (f"{path.relative_to(package)}: {expression}", expression)
         for path in package.rglob("*.py")
-        for counted in counted_plurals(ast.parse(path.read_text()))
-        if not counted.startswith("shown(")
+        for expression in counted_plurals(ast.parse(path.read_text()))
+        if not expression.startswith("short_repr(")
     }
-    known = NUMBERS_ABOVE_ONE | NO_NUMBERS
-    assert {where for where, counted in found if counted not in known} == set(), (
+    allowed = ABOVE_ONE | NOT_COUNTS
+    assert {use for use, expression in uses if expression not in allowed} == set(), (
         "write quantity(count, noun)"
     )
-    assert known <= {counted for _, counted in found}
+    assert allowed <= {expression for _, expression in uses}, "remove these entries"
