@@ -404,7 +404,7 @@ import sys, threading
 import npstream
 from npstream.shards import readahead as ahead
 url, options, cache, local, shuffle, window = eval(sys.argv[1])
-ahead.WINDOW = window
+ahead.WINDOW_BYTES = window
 
 def anonymous():
     with open("/proc/self/status") as file:
@@ -457,7 +457,7 @@ def shared(data: Data) -> Pair:
 
     def fetched(processes: int) -> float:
         before = len(store.proxy.log)
-        readers(store, processes, True, ahead.WINDOW)
+        readers(store, processes, True, ahead.WINDOW_BYTES)
         times = Counter(
             chunk
             for file, begin, end in store.ranges(store.proxy.log[before:])
@@ -478,7 +478,7 @@ def grown(window: int) -> Figure:
         )
 
     # A body comes in parts, and is joined.
-    at_once = min(ahead.THREADS * ahead.GROUP, window)
+    at_once = min(ahead.MAX_THREADS * ahead.GROUP_BYTES, window)
     return figure(
         "memory at its peak, the cache's pages apart, of an epoch of T that reads "
         f"{size_text(window)} ahead",
@@ -525,8 +525,8 @@ FIGURES = [
     )(prepare_stores),
     cached,
     shared,
-    grown(ahead.WINDOW),
-    grown(ahead.WINDOW // 8),
+    grown(ahead.WINDOW_BYTES),
+    grown(ahead.WINDOW_BYTES // 8),
 ]
 
 

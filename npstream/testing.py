@@ -20,7 +20,7 @@ from npstream._core.typing import AnyArray
 from npstream.formats.encodings.encodings import Encoding, column_type
 from npstream.formats.encodings.images import is_image
 from npstream.reading.batch import Ragged
-from npstream.reading.decode import objects
+from npstream.reading.decode import object_array
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
@@ -463,7 +463,7 @@ def column_values(encoding: str, n: int) -> SearchStrategy[AnyArray]:
     else:
         is_text = known.kind == "str"
         rows = st.lists(_value(known), min_size=n, max_size=n)
-        drawn = rows.map(lambda row: np.array(row, known.dtype) if is_text else objects(row))
+        drawn = rows.map(lambda row: np.array(row, known.dtype) if is_text else object_array(row))
     return drawn
 
 

@@ -11,7 +11,7 @@ from servers import SERVER_KINDS, RemoteDirectory, Servers
 
 from npstream._core import jit as _jit
 from npstream._core.typing import Span
-from npstream.shards import point_reads as exact
+from npstream.shards import point_reads
 from npstream.shards import remote as remote_shards
 from npstream.storage.remote import RemoteStore
 
@@ -88,7 +88,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut shards into chunks of about 1 KiB, none of which is too small to be read in part."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 10)
     monkeypatch.setattr(remote_shards, "SMALL_CHUNK", 0)
-    monkeypatch.setattr(exact, "GAP", 0)
+    monkeypatch.setattr(point_reads, "MAX_SAMPLE_GAP", 0)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from npstream.explore import display
 from npstream.formats.encodings.encodings import is_unsafe
 from npstream.indexing.columns import Cell, split_index
 from npstream.reading.batch import Ragged
-from npstream.reading.decode import objects
-from npstream.reading.gate import gate
-from npstream.reading.load import array_of, in_mode, load, load_elements, mapped_column
+from npstream.reading.cost_limit import check_cost
+from npstream.reading.decode import object_array
+from npstream.reading.load import load, load_elements, map_column, output_array, take_indices
 from npstream.reading.plan import Field, Plan
 from npstream.reading.stored import StoredColumn, StoredTable
 from npstream.writing.tables import ArrayColumn
@@ -155,9 +155,10 @@ class Column(ArrayMethods, elementwise.Operators):
     def chunks(self) -> tuple[int, ...]:
         """Shape of a chunk: about as many rows as a stored chunk has, with whole values."""
         rows, *cells = self.shape or (1,)
-        return (max(1, min(self._source.rows_of(self._source.index.chunk_bytes), rows)), *cells)[
-            : self.ndim
-        ]
+        return (
+            max(1, min(self._source.estimate_rows(self._source.index.chunk_bytes), rows)),
+            *cells,
+        )[: self.ndim]
 
     def __len__(self) -> int:
         if not self._shape:
@@ -238,8 +239,8 @@ class Column(ArrayMethods, elementwise.Operators):
             values = np.asarray(self._value(selected, cell))
             return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
         elements = mesh.positions(cell) if self._source.remotes else None
-        field = self._field.cut(cell, elements)
-        return Column(self._source, Plan([field]), selected, cell, mesh)
+        field = self._field.restrict(cell, elements)
+        return Column(self._source, Plan([field]), chosen, cell, mesh)
 
     def _padded(
         self, rows: tuple[Any, ...], cells: tuple[Any, ...]
@@ -252,15 +253,17 @@ class Column(ArrayMethods, elementwise.Operators):
         return items[:axes], items[axes:]
 
     def _plan_of(self, cell: Cell | None) -> Plan:
-        return self._plan if cell is None or cell is self._cell else Plan([self._field.cut(cell)])
+        return (
+            self._plan if cell is None or cell is self._cell else Plan([self._field.restrict(cell)])
+        )
 
     def _value(self, sample: int, cell: Cell | None) -> Any:
         is_part = cell is not self._cell or self._field.part is not None
         if cell is not None and is_part and not self._source.is_resident(sample):
-            field = self._field.cut(cell)
+            field = self._field.restrict(cell)
             column = load(self._source, Plan([field]), np.array([sample]), (1,))[self.name]
-            return field.taken(column)[0].copy()[()]
-        value = self._source.reader_of(self._field)(sample)[self.name]
+            return field.take_part(column)[0].copy()[()]
+        value = self._source.value_reader(self._field)(sample)[self.name]
         if cell is None or not cell.axes:
             return value
         part = value[cell.index]
@@ -330,11 +333,13 @@ class Column(ArrayMethods, elementwise.Operators):
         """
         with short_traceback:
             field = self._field
-            if field.is_read_as_taken and self._mesh is None:
+            if field.is_read_exactly and self._mesh is None:
                 return self._load(None if out is None else {self.name: out})
-            target = None if out is None else array_of(out, self.name, self.shape, self.dtype)
+            target = None if out is None else output_array(out, self.name, self.shape, self.dtype)
             array = (
-                field.taken(self._load(None)) if self._mesh is None else self._elements(self._mesh)
+                field.take_part(self._load(None))
+                if self._mesh is None
+                else self._elements(self._mesh)
             )
             if target is None:
                 return np.asarray(array, order="C")
@@ -385,14 +390,14 @@ class Column(ArrayMethods, elementwise.Operators):
         array([2, 0])
         """
         if axis is None:
-            positions = in_mode(indices, self.size, mode)
-            bounded = np.asarray(positions) if self.ndim == 1 else in_bounds(positions, self.size)
-            selected = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
+            picked = take_indices(indices, self.size, mode)
+            bounded = np.asarray(picked) if self.ndim == 1 else in_bounds(picked, self.size)
+            chosen = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
         else:
             axis = normalize_axis_index(axis, self.ndim)
-            selected = self[(slice(None),) * axis + (in_mode(indices, self.shape[axis], mode),)]
-        if isinstance(selected, Column):
-            return selected.load(out)
+            chosen = self[(slice(None),) * axis + (take_indices(indices, self.shape[axis], mode),)]
+        if isinstance(chosen, Column):
+            return chosen.load(out)
         if out is None:
             return selected
         out[...] = selected
@@ -435,8 +440,10 @@ class Column(ArrayMethods, elementwise.Operators):
             if copy is False:
                 if self._mesh is not None or self._cell is None:
                     raise ValueError("Unable to avoid copy while creating an array as requested.")
-                return mapped_column(self._source, self._field, self._selection, self._cell, dtype)
-            gate(self._source, self._selection, f"column {self.name!r} as an array", self._plan)
+                return map_column(self._source, self._field, self._selection, self._cell, dtype)
+            check_cost(
+                self._source, self._selection, f"column {self.name!r} as an array", self._plan
+            )
             return self._as_array(dtype)
 
     def _as_array(self, dtype: DTypeLike | None = None) -> AnyArray:
@@ -444,7 +451,7 @@ class Column(ArrayMethods, elementwise.Operators):
         encoding, selection = self._field.encoding, self._selection
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
             values = self._source.values(self._plan, self._source.look_up(selection.ids()))
-            return objects(values).reshape(selection.shape)
+            return object_array(values).reshape(selection.shape)
         if encoding.kind in _NO_DTYPE:
             raise TypeError(
                 f"column {self.name!r} holds {encoding.name} values, of varying size or type, and "
@@ -503,11 +510,11 @@ class Column(ArrayMethods, elementwise.Operators):
         return bool(self._selection.ndim) and (self._mesh is None or not self._mesh.lead)
 
     def _bounds(self, purpose: str | None = None) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of blocks of rows; show progress if there is a `purpose`."""
-        gate(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
+        """Yield the bounds of blocks of rows; show the progress of what has a purpose."""
+        check_cost(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         length, rows = len(self), len(self)
-        if self.size and self._rows_first:
-            rows = self._source.rows_at_once(self._plan, READ_BYTES)
+        if self.size and self._leads:
+            rows = self._source.block_rows(self._plan, READ_BYTES)
             rows //= max(1, prod(self._selection.shape[1:]))
         starts = range(0, length, max(1, rows)) or range(1)
         for start in starts if purpose is None else progress(starts, purpose):
@@ -685,5 +692,5 @@ class Column(ArrayMethods, elementwise.Operators):
         column, field = self, arrow_field(self._field)
         if field is not self._field:
             column = Column(self._source, Plan([field]), self._selection)
-        gate(self._source, self._selection, f"column {self.name!r} for Arrow", column._plan)
+        check_cost(self._source, self._selection, f"column {self.name!r} for Arrow", column._plan)
         return to_arrow_array(self.name, column.load())

@@ -25,9 +25,9 @@ from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import RowOrder, Shuffle, Size
+from npstream.reading import load as reading
 from npstream.reading.batch import Batch
-from npstream.reading.gate import gate
-from npstream.reading.load import SAMPLE_BLOCK, applied, in_mode, iterate_samples, load, structured
+from npstream.reading.cost_limit import check_cost
 from npstream.reading.source import view_order
 from npstream.reading.stored import StoredTable, stored_table
 
@@ -204,8 +204,8 @@ class Dataset:
 
     def _column(self, name: str) -> Column:
         if name not in self._names:
-            if name in self._source.partial:
-                self._source.field(name)  # raises an error that says which shards lack the column
+            if name in self._source.column_errors:
+                self._source.field(name)  # says what is wrong with it
             raise ColumnError(name, self._names)
         return Column.of(self._source, self._source.plan((name,)), self._selection)
 
@@ -239,10 +239,10 @@ class Dataset:
             raise TypeError("iteration over a 0-d array")
         if self.ndim > 1:
             return map(self.__getitem__, range(len(self)))
-        samples = iterate_samples(self._source, self._selection, self._names)
+        samples = reading.iterate_samples(self._source, self._selection, self._names)
         if self._transform is None:
             return samples
-        return applied(self._transform, samples, VIEW_TRANSFORM)
+        return reading.apply_transform(self._transform, samples, VIEW_TRANSFORM)
 
     # Reading
 
@@ -277,7 +277,7 @@ class Dataset:
             ids = self._selection.ids()
             shape = self._selection.shape
             plan = self._source.plan(self._names)
-            columns = load(self._source, plan, ids, shape, out)
+            columns = reading.load(self._source, plan, ids, shape, out)
             shaped = ids if len(shape) == 1 else ids.reshape(shape)
             return Batch(columns, shaped, encodings=plan.encodings)
 
@@ -327,8 +327,8 @@ class Dataset:
                 view = self.ravel()
             elif normalize_axis_index(axis, self.ndim):
                 raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
-            if isinstance(selected := view[in_mode(indices, len(view), mode)], Dataset):
-                return selected.load(out)
+            if isinstance(chosen := view[reading.take_indices(indices, len(view), mode)], Dataset):
+                return chosen.load(out)
             if out is not None:
                 raise TypeError("out= takes arrays of several samples, but indices is one integer")
             return selected
@@ -369,9 +369,9 @@ class Dataset:
         with short_traceback:
             if copy is False:
                 raise ValueError("Unable to avoid copy while creating an array as requested.")
-            gate(self._source, self._selection, "an array of this view")
+            check_cost(self._source, self._selection, "an array of this view")
             source, ids = self._source, self._selection.ids()
-            table = structured(source, source.plan(self._names), ids, self.shape)
+            table = reading.load_structured(source, source.plan(self._names), ids, self.shape)
             return table if dtype is None else table.astype(dtype, copy=False)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
@@ -560,8 +560,8 @@ class Dataset:
         (2,)
         """
         view = self.ravel()
-        inputs = view if columns is None else view[list(columns)]
-        mask = filter_mask(inputs, fn, batch_size, self._source.rows_of(SAMPLE_BLOCK))
+        given = view if columns is None else view[list(columns)]
+        mask = filter_mask(given, fn, batch_size, self._source.estimate_rows(reading.SAMPLE_BLOCK))
         return view[mask]
 
     def iter(

@@ -172,6 +172,6 @@ def _open_remote(
         strict=verify not in (False, "auto"),
     )  # fmt: skip
     if cache.limit is not None:
-        cache.require(files.least())
+        cache.require(files.min_cache_bytes())
         cache.trim()
     return RemoteShards(store, files, verify, manifest.snapshot)

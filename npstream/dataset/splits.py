@@ -15,7 +15,7 @@ from npstream._core.typing import Bools, Int64, Sample
 from npstream.errors import stop_iteration_error
 from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation, make_key
-from npstream.reading.load import stretches
+from npstream.reading.load import row_ranges
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
@@ -96,7 +96,7 @@ def split_chunks(
     """
     n, chunks = selection.size, len(chunk_starts) - 1
     sizes = np.zeros(chunks, np.int64)
-    for start, stop in stretches(n, _BLOCK):
+    for start, stop in row_ranges(n, _BLOCK):
         sizes += np.bincount(_chunk_of(selection, chunk_starts, start, stop), minlength=chunks)
     order = Permutation(chunks, make_key(seed, 0, 0, 1)).at(np.arange(chunks))
     # next_position[c] is the position of the next sample of chunk c in the concatenated chunks.
@@ -104,7 +104,7 @@ def split_chunks(
     next_position[order] = np.cumsum(sizes[order]) - sizes[order]
     ends = np.cumsum(counts)
     part_of = np.empty(n, np.min_scalar_type(len(counts)))
-    for start, stop in stretches(n, _BLOCK):
+    for start, stop in row_ranges(n, _BLOCK):
         chunk = _chunk_of(selection, chunk_starts, start, stop)
         by_chunk = np.argsort(chunk, kind="stable")
         distinct, first, number = np.unique(chunk[by_chunk], return_index=True, return_counts=True)

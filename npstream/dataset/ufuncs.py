@@ -14,8 +14,8 @@ from npstream._core.array_like import is_tensor, is_time, time_array
 from npstream._core.progress import progress
 from npstream._core.typing import Bools
 from npstream.dataset.reductions import UFUNCS
-from npstream.reading.gate import gate
-from npstream.reading.gather import BLOCK
+from npstream.reading.cost_limit import check_cost
+from npstream.reading.gather import KERNEL_ROWS
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
@@ -286,13 +286,13 @@ def text_operand(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes |
     return None
 
 
-def equals_text(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
-    """Compare each value of a column of text to `text`, without decoding the values."""
-    gate(source, selection, "comparing text", plan)
+def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
+    """Compare a column of text with one, where it lies."""
+    check_cost(source, selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
-    for start in progress(range(0, selection.size, BLOCK), "comparing text"):
-        samples = source.look_up(selection.ids(start, start + BLOCK))
-        equal[start : start + BLOCK] = source.equal(plan, samples, text)
+    for start in progress(range(0, selection.size, KERNEL_ROWS), "comparing text"):
+        found = source.look_up(selection.ids(start, start + KERNEL_ROWS))
+        equal[start : start + KERNEL_ROWS] = source.equal(plan, found, text)
     return equal.reshape(selection.shape)[()]
 
 

@@ -97,8 +97,8 @@ class Epochs:
         self.shuffle: Shuffle | None = None
         if settings.shuffle is not False:
             shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
-            self.shuffle = shuffle.resolve(source.bytes_of(selection.size))
-        self._last_order: tuple[int, Order] | None = None
+            self.shuffle = shuffle.resolve(source.estimate_bytes(selection.size))
+        self._held: tuple[int, Order] | None = None
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Epochs:
         if self.shuffle is None:
             return None
         other = copy(self)
-        other.shuffle = Shuffle(nbytes).resolve(self._source.bytes_of(self._selection.size))
+        other.shuffle = Shuffle(nbytes).resolve(self._source.estimate_bytes(self._selection.size))
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class StreamingEpochs:
         """Return epochs with this block size and the setting for it; None without a shuffle."""
         if self._settings.shuffle_algo is None:
             return None
-        samples = self._source.rows_of(nbytes)
+        samples = self._source.estimate_rows(nbytes)
         other = copy(self)
         other._settings = replace(self._settings, shuffle_block_size=samples)
         return other, f"shuffle_block_size={samples}"

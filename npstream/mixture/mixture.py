@@ -483,7 +483,7 @@ def _members(sources: Mapping[str, Dataset]) -> list[Member]:
             )
         if not len(ds):
             raise ValueError(f"source {name!r} is empty: leave it out of the mixture")
-        ds._source.fetcher.current()  # says so if it is closed
+        ds._source.fetcher.current_table()  # says so if it is closed
         members.append(Member(name, ds._source, ds._selection, ds._transform))
     return members
 

@@ -127,7 +127,12 @@ class MixedSource(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         stored = {name: f for name, f in self.fields.items() if f.computation is None}
-        return MixedSource, (self.members, stored, self.partial, len(stored) < len(self.fields))
+        return MixedSource, (
+            self.members,
+            stored,
+            self.column_errors,
+            len(stored) < len(self.fields),
+        )
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -136,14 +141,14 @@ class MixedSource(Source):
 
     def field(self, name: str) -> Field:
         """Return the column of that name, or say why there is none."""
-        if name in self.partial and name not in self.fields:
-            raise ColumnError.saying(self.partial[name])
+        if name in self.column_errors and name not in self.fields:
+            raise ColumnError.saying(self.column_errors[name])
         return super().field(name)
 
     def member_bytes(self, number: int) -> int:
         """Return the bytes of a view's samples, about."""
         member = self.members[number]
-        return member.source.bytes_of(member.selection.size)
+        return member.source.estimate_bytes(member.selection.size)
 
     def member_chunks(self, number: int) -> AnyArray:
         """Return the first row, in a view, of each chunk of it, then the number of rows."""
@@ -152,11 +157,11 @@ class MixedSource(Source):
 
     # Reading
 
-    def samples_at(self, rows: Int64) -> Int64:
+    def sample_ids(self, rows: Int64) -> Int64:
         """Return the joined samples at rows."""
         return self.rows.at(rows)
 
-    def ahead(
+    def read_ahead(
         self,
         pieces: Iterable[T],
         rows_of: Callable[[T], Int64],
@@ -164,16 +169,16 @@ class MixedSource(Source):
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield pieces of work and what their rows are, some of which are fetched ahead."""
-        return super().ahead(pieces, rows_of, step if self.rows.is_ascending else 0, is_rowwise)
+        return super().read_ahead(pieces, rows_of, step if self.rows.rises else 0, is_rowwise)
 
     def _stored_columns(
-        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns that are all stored, of joined samples."""
-        ids = found.samples
+        ids = lookup.samples
         one = len(plan.fields) == 1 and len(ids) > 0
-        if not (one and any(part.scalars(plan) for part in self.remotes)):
-            return self._batch_columns(plan, found, out)
+        if not (one and any(part.sidecar_column_name(plan) for part in self.remotes)):
+            return self._batch_columns(plan, lookup, out)
         # Some values may be in side-cars, which their datasets know how to read.
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))
@@ -183,7 +188,7 @@ class MixedSource(Source):
             mine = part.look_up(ids[rows] - self._shards.first_samples[number])
             column[rows] = part.columns(Plan(plan.fields), mine, {})[field.name]
 
-        self._shards.each(self._by_part(ids), read)
+        self._shards.for_each_part(self._by_part(ids), read)
         return {field.name: column}
 
     @property
@@ -197,12 +202,12 @@ class MixedSource(Source):
             np.searchsorted(self._shards.first_samples, stored, side="right") - 1
         )
 
-    def samples(self, names: tuple[str, ...], found: Lookup) -> Iterator[Any]:
+    def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Any]:
         """Read samples, all at once, and yield them as their sources' transforms make them."""
-        samples = super().samples(names, found)
+        samples = super().samples(names, lookup)
         if not self.has_transforms:
             return samples
-        members = map(self.members.__getitem__, self.rows.view_numbers(found.rows).tolist())
+        members = map(self.members.__getitem__, self.rows.which(lookup.rows).tolist())
         # Not a generator, which would end where a transform raises.
         return map(_transform, samples, members)
 
@@ -211,9 +216,9 @@ class MixedSource(Source):
         plan = self.plan(names)
         return _RowReader(self, self._stored_reader(plan), plan if plan.computed else None)
 
-    def reader_of(self, field: Field) -> Reader:
+    def value_reader(self, field: Field) -> Reader:
         """Return what reads one value of a column, which may be redeclared, by its row."""
-        read = super().reader_of(field)
+        read = super().value_reader(field)
         return read if field.computation is not None else _ValueReader(self, read)
 
     @property
@@ -228,7 +233,7 @@ class MixedSource(Source):
         """Those of the datasets that samples come from which are in object stores."""
         return self._remotes
 
-    def pieces(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
+    def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
         """Yield the datasets that a view's samples come from, and which ones; in any order."""
         if selection.affine is not None:
             for number, mine in self.rows.pieces(selection):
@@ -242,7 +247,7 @@ class MixedSource(Source):
                 chosen: Any = Selection.all(part.index.samples).select(ids)
                 yield part, chosen
 
-    def scalars(self, plan: Plan) -> str | None:
+    def sidecar_column_name(self, plan: Plan) -> str | None:
         """Return None: only the datasets themselves have side-cars."""
         return None
 
@@ -250,11 +255,11 @@ class MixedSource(Source):
         """Return a view as one of what the index counts."""
         return selection.through(self.rows, self.index.samples)
 
-    def bytes_of(self, samples: int) -> int:
+    def estimate_bytes(self, samples: int) -> int:
         """Return the bytes of so many average samples."""
         return self._total * samples // len(self.rows)
 
-    def rows_of(self, nbytes: int) -> int:
+    def estimate_rows(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
         return max(1, nbytes * len(self.rows) // max(self._total, 1))
 
@@ -301,7 +306,7 @@ class _RowReader(_ValueReader):
         stored: Any = member.selection.select(row - self._bounds[number])
         sample = self._read(stored + self._firsts[number])
         if self._plan is not None:
-            sample = self._plan.complete(sample, row)
+            sample = self._plan.add_computed(sample, row)
         return sample if member.transform is None else _transform(sample, member)
 
 

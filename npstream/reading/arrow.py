@@ -19,7 +19,7 @@ import numpy as np
 from npstream._core.optional import import_optional
 from npstream.reading.ragged import Ragged
 
-AS_TEXT: dict[str, Callable[[Any], str]] = {"json": json.dumps, "str_decimal": str}
+TEXT_WRITERS: dict[str, Callable[[Any], str]] = {"json": json.dumps, "str_decimal": str}
 """Encodings of objects that Arrow takes as text, and what makes text of a value."""
 
 
@@ -31,10 +31,10 @@ def arrow_type(name: str, dtype: np.dtype[Any]) -> Any:
     try:
         return pa.from_numpy_dtype(dtype)
     except (NotImplementedError, pa.ArrowException, TypeError):
-        raise no_type(name, f"values of dtype {dtype}") from None
+        raise no_arrow_type(name, f"values of dtype {dtype}") from None
 
 
-def no_type(name: str, what: str) -> TypeError:
+def no_arrow_type(name: str, what: str) -> TypeError:
     """Return the error of a column whose values Arrow has no type for."""
     return TypeError(
         f"column {name!r} holds {what}, for which Arrow has no type: leave the column out, as in "
@@ -42,7 +42,7 @@ def no_type(name: str, what: str) -> TypeError:
     )
 
 
-def to_arrow_array(name: str, values: Any, is_part: bool = False) -> Any:
+def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any:
     """Return the values of a column, once they are read, as a pyarrow Array.
 
     Parameters
@@ -50,12 +50,12 @@ def to_arrow_array(name: str, values: Any, is_part: bool = False) -> Any:
     name : str
     values : ndarray or Ragged
         Rows along the first axis.
-    is_part : bool, default: False
+    has_stable_type : bool, default: False
         True for a type that does not depend on which axes of a Ragged happen to be constant.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(values, Ragged):
-        return values.to_arrow() if not is_part else values._to_arrow(regular=False)
+        return values.to_arrow() if not has_stable_type else values._to_arrow(regular=False)
     array = np.asarray(values)
     if array.dtype.kind == "T":
         return Ragged.from_list(array.tolist(), "str").to_arrow()
@@ -63,7 +63,7 @@ def to_arrow_array(name: str, values: Any, is_part: bool = False) -> Any:
         try:
             return pa.array(array.tolist())
         except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise no_type(name, "objects") from error
+            raise no_arrow_type(name, "objects") from error
     arrow_type(name, array.dtype)
     content = pa.array(array.reshape(-1))
     for axis in range(array.ndim - 1, 0, -1):
@@ -73,8 +73,8 @@ def to_arrow_array(name: str, values: Any, is_part: bool = False) -> Any:
     return content
 
 
-def batch_of(
-    columns: Mapping[str, Any], encodings: Mapping[str, str] | None, is_part: bool = False
+def record_batch(
+    columns: Mapping[str, Any], encodings: Mapping[str, str] | None, has_stable_type: bool = False
 ) -> Any:
     """Return columns as a pyarrow RecordBatch.
 
@@ -83,13 +83,13 @@ def batch_of(
     columns : mapping of str to ndarray or Ragged
     encodings : mapping of str to str, optional
         How the columns are stored.
-    is_part : bool, default: False
+    has_stable_type : bool, default: False
         True for one of several batches, which have the same types.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     arrays = []
     for name, values in columns.items():
-        if (write := AS_TEXT.get((encodings or {}).get(name, ""))) is not None:
+        if (write := TEXT_WRITERS.get((encodings or {}).get(name, ""))) is not None:
             values = Ragged.from_list(list(map(write, values)), "str")
-        arrays.append(to_arrow_array(name, values, is_part))
+        arrays.append(to_arrow_array(name, values, has_stable_type))
     return pa.RecordBatch.from_arrays(arrays, list(columns))

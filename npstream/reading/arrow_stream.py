@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from npstream._core.optional import import_optional
 from npstream.formats.encodings.encodings import parse
-from npstream.reading.arrow import AS_TEXT, arrow_type, batch_of, no_type
-from npstream.reading.gate import gate
+from npstream.reading.arrow import TEXT_WRITERS, arrow_type, no_arrow_type, record_batch
+from npstream.reading.cost_limit import check_cost
 from npstream.reading.plan import Field, Plan
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def arrow_field(field: Field) -> Field:
     encoding = field.encoding
     if encoding.kind in ("image", "bytes"):
         return Field(field.name, parse("bytes"))
-    if encoding.name in AS_TEXT:
+    if encoding.name in TEXT_WRITERS:
         return Field(field.name, parse("str"))
     if encoding.kind == "object" or (encoding.kind == "ndarray" and encoding.dtype == object):
-        raise no_type(field.name, f"{encoding.name} values")
+        raise no_arrow_type(field.name, f"{encoding.name} values")
     arrow_type(field.name, encoding.dtype)
     return field
 
@@ -53,18 +53,21 @@ def record_batches(source: Source, selection: Selection, names: tuple[str, ...])
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     plan = Plan([arrow_field(source.field(name)) for name in names])
-    gate(source, selection, "an Arrow stream of this view", plan)
-    step = source.rows_of(BATCH_BYTES)
+    check_cost(source, selection, "an Arrow stream of this view", plan)
+    step = source.estimate_rows(BATCH_BYTES)
     starts = range(0, selection.size, step) or range(1)
     pieces = (selection.ids(start, start + step) for start in starts)
     rowwise = source.is_view_rowwise(selection)
-    ahead = source.ahead(pieces, lambda ids: ids, selection.step, rowwise)
-    batches = (batch_of(source.columns(plan, found, {}), {}, is_part=True) for _, found in ahead)
+    ahead = source.read_ahead(pieces, lambda ids: ids, selection.step, rowwise)
+    batches = (
+        record_batch(source.columns(plan, found, {}), {}, has_stable_type=True)
+        for _, found in ahead
+    )
     first = next(batches)
-    return pa.RecordBatchReader.from_batches(first.schema, _alike(first, batches))
+    return pa.RecordBatchReader.from_batches(first.schema, _check_schemas(first, batches))
 
 
-def _alike(first: Any, others: Iterator[Any]) -> Iterator[Any]:
+def _check_schemas(first: Any, others: Iterator[Any]) -> Iterator[Any]:
     """Yield record batches; raise TypeError at one whose columns have other types."""
     yield first
     for batch in others:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Ragged"]
 
-_SHOWN = 20  # columns in a repr
+_MAX_COLUMNS_SHOWN = 20  # columns in a repr
 
 
 class Batch(dict[str, Any]):
@@ -164,9 +164,9 @@ class Batch(dict[str, Any]):
             raise ValueError(
                 f"a batch of a view of shape {self._ids.shape} is no table: load its ravel()"
             )
-        from npstream.reading.arrow import batch_of
+        from npstream.reading.arrow import record_batch
 
-        return batch_of(self, self._encodings).__arrow_c_stream__(requested_schema)
+        return record_batch(self, self._encodings).__arrow_c_stream__(requested_schema)
 
     def _to_write(self) -> Columns:
         """Return the batch as `npstream.writing.tables` takes it."""
@@ -179,7 +179,7 @@ class Batch(dict[str, Any]):
 
     def __repr__(self) -> str:
         lines = [f"<Batch: {quantity(self.n, 'sample')}>"]
-        shown = list(islice(self, _SHOWN))
+        shown = list(islice(self, _MAX_COLUMNS_SHOWN))
         width = max(map(len, shown), default=0)
         lines += [f"  {name:{width}}  {_describe(self[name])}" for name in shown]
         if len(self) > len(shown):

@@ -20,7 +20,7 @@ from npstream.cache.downloads import MAX_REQUEST
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import CostError
 from npstream.reading.plan import Plan
-from npstream.shards.readahead import RemoteJob, side_by_side
+from npstream.shards.readahead import RemoteJob, run_as_completed
 from npstream.storage.remote import WHOLE_REQUEST
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Cost:
         )
 
 
-class Tally:
+class ChunkUsage:
     """What a view has of one dataset: how many samples in which chunks, and between which."""
 
     __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
@@ -120,17 +120,17 @@ class Tally:
         numbers = touched - np.searchsorted(self._starts, of_shards[shards])
         return shards, numbers, self._counts[touched]
 
-    def is_aside(self, plan: Plan) -> bool:
+    def reads_sidecar(self, plan: Plan) -> bool:
         """Tell whether the side-car is read, and not the samples."""
-        return self.source.is_aside(plan, self.first, self.last, self.size)
+        return self.source.reads_sidecar(plan, self.first, self.last, self.size)
 
 
-def tallies(source: Source, selection: Selection) -> list[Tally]:
+def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
     """Return what a view has of each dataset that it touches."""
-    found: dict[int, Tally] = {}
-    for part, piece in source.pieces(selection):
+    found: dict[int, ChunkUsage] = {}
+    for part, piece in source.split_by_dataset(selection):
         if id(part) not in found:
-            found[id(part)] = Tally(part)
+            found[id(part)] = ChunkUsage(part)
         found[id(part)].add(piece)
     return list(found.values())
 
@@ -141,73 +141,75 @@ def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
     if plan.is_empty:
         return Cost(selection.size, 0, 0, 0, 0, 0)
     costs = []
-    for tally in tallies(source, selection):
-        if tally.is_aside(plan):
-            costs.append(_of_values(tally, plan.fields[0].name))
+    for usage in chunk_usages(source, selection):
+        if usage.reads_sidecar(plan):
+            costs.append(_sidecar_cost(usage, plan.fields[0].name))
         else:
-            costs.append(_of_shards(tally, source, selection, plan))
-    return _sum(costs)
+            costs.append(_shards_cost(usage, source, selection, plan))
+    return _total_cost(costs)
 
 
-def _sum(costs: list[Cost]) -> Cost:
+def _total_cost(costs: list[Cost]) -> Cost:
     return Cost(*(sum(getattr(cost, f.name) for cost in costs) for f in fields(Cost)))
 
 
-def _of_values(tally: Tally, column: str) -> Cost:
+def _sidecar_cost(usage: ChunkUsage, column: str) -> Cost:
     """Return what loading a column out of the side-car costs."""
-    files, spans = _spans(tally, column)
+    files, spans = _column_files(usage, column)
     sizes = [] if files is None else files.cost(spans)
-    return Cost(tally.size, 0, 0, 0, len(sizes), sum(sizes))
+    return Cost(usage.size, 0, 0, 0, len(sizes), sum(sizes))
 
 
-def _spans(tally: Tally, column: str) -> tuple[CachedRanges | None, list[Span]]:
+def _column_files(usage: ChunkUsage, column: str) -> tuple[CachedRanges | None, list[Span]]:
     """Return the parts of files that hold a column of a view, and what reads them from a store."""
-    remote = tally.source.remote
+    remote = usage.source.remote
     assert remote is not None
     assert remote.files.sidecar is not None
     sidecar = remote.files.sidecar
     files = sidecar.store if isinstance(sidecar.store, CachedRanges) else None
-    return files, sidecar.column_spans(column, tally.first, tally.last + 1)
+    return files, sidecar.column_spans(column, usage.first, usage.last + 1)
 
 
-def _of_shards(tally: Tally, source: Source, selection: Selection, plan: Plan | None) -> Cost:
+def _shards_cost(
+    usage: ChunkUsage, source: Source, selection: Selection, plan: Plan | None
+) -> Cost:
     """Return what loading that part of a view of a source out of its shards costs."""
-    shards, chunks, counts = tally.chunks()
-    touched, remote = len(np.unique(shards)), tally.source.remote
+    shards, chunks, counts = usage.chunks()
+    touched, remote = len(np.unique(shards)), usage.source.remote
     if remote is None:
-        return Cost(tally.size, touched, len(chunks), len(chunks), 0, 0)
+        return Cost(usage.size, touched, len(chunks), len(chunks), 0, 0)
     found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-    here = np.array([remote.files.is_stored(*chunk) for chunk in found], bool)
+    here = np.array([remote.files.is_cached(*chunk) for chunk in found], bool)
     is_dense = np.array(
         [
-            remote.is_dense(chunk[0], count) or remote.is_worn(chunk)
+            remote.is_dense(chunk[0], count) or remote.is_hot(chunk)
             for chunk, count in zip(found, counts.tolist(), strict=True)
         ],
         bool,
     )
     requests, nbytes = 0, 0
     in_parts = np.zeros(len(found), bool)
-    for runs, of_schema in _extents(remote, plan, shards):
-        ids = _ids_in(tally, source, selection, shards, chunks, ~here & of_schema)
+    for runs, of_schema in _byte_ranges_by_schema(remote, plan, shards):
+        ids = _ids_in(usage, source, selection, shards, chunks, ~here & of_schema)
         shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
-        ids = ids[remote.in_parts(ids, shard_of, runs)]
-        in_parts |= np.isin(shards * remote.files.most_chunks + chunks, remote.chunk_of(ids))
-        more = remote.exact.parts_cost(ids, runs)
+        ids = ids[remote.is_read_in_parts(ids, shard_of, runs)]
+        in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
+        more = remote.point_reader.parts_cost(ids, runs)
         requests, nbytes = requests + more[0], nbytes + more[1]
     is_dense &= ~in_parts
     # What the cache cannot hold at once is read sample by sample.
     sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in found], 0)
     limit = remote.files.cache.limit
     if limit is not None and remote.verify is not True:
-        is_dense &= (np.cumsum(sizes) <= limit) | tally.source.index.compressed[shards]
+        is_dense &= (np.cumsum(sizes) <= limit) | usage.source.index.compressed[shards]
     dense, sparse = ~here & is_dense, ~(here | is_dense | in_parts)
-    ids = _ids_in(tally, source, selection, shards, chunks, sparse)
-    for more in (_of_chunks(remote, shards[dense], chunks[dense]), remote.exact.cost(ids)):
+    ids = _ids_in(usage, source, selection, shards, chunks, sparse)
+    for more in (_chunks_cost(remote, shards[dense], chunks[dense]), remote.point_reader.cost(ids)):
         requests, nbytes = requests + more[0], nbytes + more[1]
-    return Cost(tally.size, touched, len(chunks), int(here.sum()), requests, nbytes)
+    return Cost(usage.size, touched, len(chunks), int(here.sum()), requests, nbytes)
 
 
-def _extents(
+def _byte_ranges_by_schema(
     remote: RemoteShards, plan: Plan | None, shards: Int64
 ) -> Iterator[tuple[Int64, Bools]]:
     """Yield the parts of samples that may be read instead of all, and the shards of these."""
@@ -216,9 +218,9 @@ def _extents(
     schema_ids = remote.index.schema_ids[shards]
     for schema in np.unique(schema_ids).tolist():
         # Not the plan's own numbers of schemas, which are those of a mixture.
-        extent = Plan(plan.fields).extent(schema, remote.layouts[schema])
-        if extent is not None:
-            yield extent.runs, schema_ids == schema
+        partial_read = Plan(plan.fields).partial_read(schema, remote.layouts[schema])
+        if partial_read is not None:
+            yield partial_read.byte_ranges, schema_of == schema
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
@@ -232,12 +234,14 @@ def require_affordable(source: Source, selection: Selection, what: str, plan: Pl
     if plan is not None and plan.is_empty:
         return
     limit = source.limit
-    apart = {part for part in source.remotes if plan is None or part.scalars(plan) is None}
-    if limit is None or _most(source, selection, apart) <= limit:
+    apart = {
+        part for part in source.remotes if plan is None or part.sidecar_column_name(plan) is None
+    }
+    if limit is None or _max_bytes(source, selection, apart) <= limit:
         return
-    found = tallies(source, selection)
-    cost = _sum(
-        [_of_shards(tally, source, selection, plan) for tally in found if tally.source in apart]
+    found = chunk_usages(source, selection)
+    cost = _total_cost(
+        [_shards_cost(usage, source, selection, plan) for usage in found if usage.source in apart]
     )
     if cost.nbytes > limit:
         raise CostError(
@@ -261,30 +265,30 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         return
     jobs: list[RemoteJob] = []
     caches, needed = {}, Counter[str]()
-    for tally in tallies(source, selection):
-        remote = tally.source.remote
+    for usage in chunk_usages(source, selection):
+        remote = usage.source.remote
         if remote is None:
             continue
         cache = remote.files.cache
         caches[cache.directory] = cache
         for field in plan.fields:
             alone = Plan([field])
-            if tally.size and tally.is_aside(alone):
-                files, spans = _spans(tally, field.name)
+            if usage.size and usage.reads_sidecar(alone):
+                files, spans = _column_files(usage, field.name)
                 if files is not None:
                     needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
                     jobs.append((remote, partial(remote.fetch_column, files, spans)))
-        if tally.is_aside(plan):
+        if usage.reads_sidecar(plan):
             continue
-        shards, chunks, _ = tally.chunks()
+        shards, chunks, _ = usage.chunks()
         found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-        absent = [chunk for chunk in found if not remote.files.is_here(*chunk)]
+        absent = [chunk for chunk in found if not remote.files.is_readable(*chunk)]
         needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
         groups = [absent[at : at + JOB_CHUNKS] for at in range(0, len(absent), JOB_CHUNKS)]
         jobs += [(remote, partial(remote.fetch, group)) for group in groups]
     for directory, nbytes in needed.items():
         caches[directory].require(nbytes)
-    with closing(side_by_side(jobs)) as arrivals:
+    with closing(run_as_completed(jobs)) as arrivals:
         for _ in progress(jobs, "fetching"):
             next(arrivals)
 
@@ -297,56 +301,58 @@ def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
     return np.diff(before)
 
 
-def _most(source: Source, selection: Selection, parts: set[Source]) -> int:
+def _max_bytes(source: Source, selection: Selection, parts: set[Source]) -> int:
     """Return a bound, quickly, of the bytes that a view may fetch of some datasets."""
     if selection.affine is None:
         return sum(part.index.total for part in parts)
     most = 0
-    for part, piece in source.pieces(selection):
+    for part, piece in source.split_by_dataset(selection):
         if part in parts:
             most += part.index.total
             if piece.affine is not None:
                 rows = abs(piece.affine[1]) * piece.size
-                most += min(0, part.bytes_of(rows) + 2 * part.index.chunk_bytes - part.index.total)
+                most += min(
+                    0, part.estimate_bytes(rows) + 2 * part.index.chunk_bytes - part.index.total
+                )
     return most
 
 
-def _of_chunks(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int, int]:
+def _chunks_cost(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int, int]:
     """Return the requests for chunks, and their bytes."""
     costs = []
     for shard in np.unique(shards).tolist():
         if remote.index.compressed[shard]:
-            costs += _of_packed(remote, shard)
+            costs += _compressed_transfers(remote, shard)
         else:
-            costs += _of_plain(remote, shard, chunks[shards == shard].tolist())
+            costs += _plain_transfers(remote, shard, chunks[shards == shard].tolist())
     requests = sum(-(-nbytes // most) for nbytes, most in costs)
     return requests, sum(nbytes for nbytes, _ in costs)
 
 
-def _of_packed(remote: RemoteShards, shard: int) -> list[Transfer]:
+def _compressed_transfers(remote: RemoteShards, shard: int) -> list[Transfer]:
     """Return what a compressed shard takes."""
     files = remote.index.files(shard)
     stored = [files.zip_data, files.zip_meta or files.meta]
     return [(file.nbytes, WHOLE_REQUEST) for file in stored if file is not None]
 
 
-def _of_plain(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
+def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
     """Return what chunks of a shard take, and what stands before its samples, if it is not here."""
-    meta, begin = remote.index.files(shard).meta, remote.files.known_begin(shard)
+    meta, begin = remote.index.files(shard).meta, remote.files.recorded_begin(shard)
     pieces = [1 + chunk for chunk in chunks]
-    sizes = [begin or 0, *remote.files.sizes(shard).tolist()]
+    sizes = [begin or 0, *remote.files.chunk_sizes(shard).tolist()]
     if remote.files.is_ready(shard):
-        return _of_runs(pieces, sizes)
+        return _merged_transfers(pieces, sizes)
     if meta is not None:
-        return [(meta.nbytes, MAX_REQUEST), *_of_runs(pieces, sizes)]
+        return [(meta.nbytes, MAX_REQUEST), *_merged_transfers(pieces, sizes)]
     if remote.files.is_fixed(shard):
-        return _of_runs([0, *pieces], sizes)
-    offsets = 4 * (remote.files.count(shard) + 2)
+        return _merged_transfers([0, *pieces], sizes)
+    offsets = 4 * (remote.files.sample_count(shard) + 2)
     head = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
-    return head + _of_runs(pieces, sizes)
+    return head + _merged_transfers(pieces, sizes)
 
 
-def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
+def _merged_transfers(pieces: list[int], sizes: list[int]) -> list[Transfer]:
     """Return what pieces of a shard, rising, take when neighbors are fetched together."""
     runs: list[int] = []
     last = None
@@ -360,13 +366,18 @@ def _of_runs(pieces: list[int], sizes: list[int]) -> list[Transfer]:
 
 
 def _ids_in(
-    tally: Tally, source: Source, selection: Selection, shards: Int64, chunks: Int64, which: Bools
+    usage: ChunkUsage,
+    source: Source,
+    selection: Selection,
+    shards: Int64,
+    chunks: Int64,
+    which: Bools,
 ) -> Int64:
     """Return the samples of a view that lie in some of a dataset's chunks, rising."""
     if not which.any():
         return np.empty(0, np.int64)
-    pieces = (piece for part, piece in source.pieces(selection) if part is tally.source)
-    return _samples_in(tally.source, pieces, shards[which], chunks[which])
+    pieces = (piece for part, piece in source.split_by_dataset(selection) if part is usage.source)
+    return _samples_in(usage.source, pieces, shards[which], chunks[which])
 
 
 def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:

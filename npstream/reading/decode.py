@@ -55,24 +55,24 @@ def batch_column(
     if kind in ("int_text", "float_text", "object"):
         stored = sample_values(fetcher, field, stored, ids)
         if kind == "object":
-            return objects(stored)
+            return object_array(stored)
     if not isinstance(stored, list):
         if isinstance(stored, np.ndarray) and out is not None:
             out[...] = stored
             return out
-        return _as_stored(field, stored)
+        return _with_encoding(field, stored)
     if kind in ("str", "bytes", "image"):
-        return _as_stored(field, _text_rows(fetcher, field, stored, ids))
+        return _with_encoding(field, _text_rows(fetcher, field, stored, ids))
     if kind == "ndarray":
-        return _as_stored(field, _ragged_or_objects(stored))
-    numbers = _numbers(fetcher, field, stored, ids)
+        return _with_encoding(field, _ragged_or_objects(stored))
+    numbers = _number_array(fetcher, field, stored, ids)
     if out is None:
         return numbers
     out[...] = numbers
     return out
 
 
-def _as_stored(field: Field, column: BatchColumn) -> BatchColumn:
+def _with_encoding(field: Field, column: BatchColumn) -> BatchColumn:
     """Return a column that remembers how its rows are stored, if they vary in length."""
     if isinstance(column, Ragged):
         column.encoding = field.encoding.name
@@ -89,7 +89,7 @@ def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) 
         row = int(np.searchsorted(stored.offsets, at, side="right")) - 1
     else:
         row = at // max(values.size // len(ids), 1)
-    fetcher.damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
+    fetcher.raise_damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
 
 
 def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> list[Any]:
@@ -106,10 +106,10 @@ def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64)
         if stored.kind is None:
             return [row.copy() for row in stored]
         if stored.kind == encoding.kind == "str":
-            return _texts(stored) or _decoded(fetcher, field, stored, ids, encoding.decode)
+            return _ascii_rows(stored) or _decode_rows(fetcher, field, stored, ids, encoding.decode)
         if stored.kind == encoding.kind == "bytes":
             return list(stored)
-        return _decoded(fetcher, field, stored, ids, encoding.decode)
+        return _decode_rows(fetcher, field, stored, ids, encoding.decode)
     if stored.dtype == object:
         return list(stored)
     if encoding.name == "int":
@@ -119,7 +119,7 @@ def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64)
     return [row.copy() for row in stored]
 
 
-def objects(values: list[Any]) -> AnyArray:
+def object_array(values: list[Any]) -> AnyArray:
     """Return values as an array of objects, one an element, whatever they are."""
     column = np.empty(len(values), object)
     for k, value in enumerate(values):
@@ -136,13 +136,13 @@ def decode_value(
     except NpstreamError as error:
         if not isinstance(error, ValueError):
             raise  # a missing package, not a damaged value
-        fetcher.damaged(sample, f"column {name!r}: {error}")
+        fetcher.raise_damaged(sample, f"column {name!r}: {error}")
     except Exception as error:
         # A decoder that the user registered may raise anything.
-        fetcher.damaged(sample, f"column {name!r}: {error}", error)
+        fetcher.raise_damaged(sample, f"column {name!r}: {error}", error)
 
 
-def _texts(stored: Ragged) -> list[str] | None:
+def _ascii_rows(stored: Ragged) -> list[str] | None:
     """Return the rows as str where all are ASCII, whose bytes are its characters."""
     body = stored.values.tobytes()
     if not body.isascii():
@@ -151,7 +151,7 @@ def _texts(stored: Ragged) -> list[str] | None:
     return [text[start:stop] for start, stop in pairwise(stored.offsets.tolist())]
 
 
-def _decoded(
+def _decode_rows(
     fetcher: Fetcher, field: Field, stored: Ragged, ids: Int64, decode: Callable[[Any], Any]
 ) -> list[Any]:
     body = memoryview(stored.values.data)
@@ -167,7 +167,7 @@ def _decoded(
         ]
 
 
-def _numbers(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> AnyArray:
+def _number_array(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> AnyArray:
     dtype = field.encoding.dtype
     try:
         return np.array(values, dtype).reshape(-1, *(field.shape or ()))
@@ -185,10 +185,12 @@ def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) ->
     except UnicodeEncodeError as error:
         # JSON can spell half of a character.
         sample = next(i for i, text in zip(ids, values, strict=True) if text is error.object)
-        fetcher.damaged(int(sample), f"column {field.name!r}: {error}; read it with dtype=object")
+        fetcher.raise_damaged(
+            int(sample), f"column {field.name!r}: {error}; read it with dtype=object"
+        )
 
 
 def _ragged_or_objects(rows: list[AnyArray]) -> BatchColumn:
     if len({(row.dtype, row.ndim) for row in rows}) == 1:
         return Ragged.from_list(rows)
-    return objects(rows)
+    return object_array(rows)

@@ -27,7 +27,7 @@ from npstream.errors import FormatError
 from npstream.formats import text
 from npstream.formats.encodings.encodings import DTYPE_CODES
 from npstream.reading.batch import Ragged
-from npstream.reading.plan import Extent, Field, Plan, SampleSplit
+from npstream.reading.plan import Field, PartialRead, Plan, SampleSplit
 from npstream.shards import kernels
 from npstream.storage.deadlines import shared_deadline
 from npstream.writing.shard import Bodies
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 RawColumn = AnyArray | Ragged | list[Any]
 
-BLOCK = 1 << 16
+KERNEL_ROWS = 1 << 16
 """Rows a kernel call, so that its tables of addresses stay in the processor's cache."""
 
 _ITEMSIZES = np.zeros(256, np.int64)
 for _code, _dtype in DTYPE_CODES.items():
     _ITEMSIZES[_code] = _dtype.itemsize
 _UNSIGNED = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
-_PARTS = 2
+_COMPLEX_PARTS = 2
 """Numbers that store a complex one, along an axis of their own."""
 
 
@@ -124,7 +124,7 @@ def _merge(pieces: list[RawColumn], order: Int64, joined: AnyArray | None) -> Ra
     if len(texts) == len(pieces):
         values = np.concatenate([piece.values for piece in texts])
         lengths = np.concatenate([piece.lengths for piece in texts])
-        merged: Ragged = Ragged(values, _offsets(lengths), texts[0].kind)[order]
+        merged: Ragged = Ragged(values, _offsets_from_lengths(lengths), texts[0].kind)[order]
         return merged
     rows = [row for piece in pieces for row in piece]
     return [rows[k] for k in order.tolist()]
@@ -145,34 +145,38 @@ def _gather_schema(
     columns: dict[str, Any] = {}
     blocks: list[Int64] = []
     held: list[object] = []  # the spans are in use until the end
-    fixed = split.how.fixed.copy()
-    for place, f in enumerate(split.copied):
+    fixed = split.arguments.fixed.copy()
+    for place, f in enumerate(split.fixed):
         column = out.get(f.name)
         if column is None:
             column = f.allocate(len(ids))
         columns[f.name] = column
         fixed[place, 3] = memory.writable_address(column)
-    extent = plan.extent(schema, layout) if fetcher.remotes and len(ids) else None
+    partial_read = plan.partial_read(schema, layout) if fetcher.remotes and len(ids) else None
     # If parts of samples are read, no column varies in size.
-    if extent is None or not _copy_in_parts(fetcher, split, extent, ids, columns):
-        for start in range(0, len(ids), BLOCK):
-            part = ids[start : start + BLOCK]
-            spans, holder = fetcher.read(part, split.how, fixed, is_prefetched)
+    if partial_read is None or not _copy_parts(fetcher, split, partial_read, ids, columns):
+        for start in range(0, len(ids), KERNEL_ROWS):
+            part = ids[start : start + KERNEL_ROWS]
+            spans, holder = fetcher.read(part, split.arguments, fixed, is_prefetched)
             blocks.append(spans)
             held.append(holder)
             if len(part) < len(ids):
                 fixed[:, 3] += len(part) * fixed[:, 2]
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
-    for place, f in enumerate(split.found):
-        values = _Values(fetcher, f, ids, [block[place] for block in blocks])
+    for place, f in enumerate(split.variable):
+        values = _VariableColumn(fetcher, f, ids, [block[place] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
     del held
     return columns
 
 
-def _copy_in_parts(
-    fetcher: Fetcher, split: SampleSplit, extent: Extent, ids: Int64, columns: dict[str, AnyArray]
+def _copy_parts(
+    fetcher: Fetcher,
+    split: SampleSplit,
+    partial_read: PartialRead,
+    ids: Int64,
+    columns: dict[str, AnyArray],
 ) -> bool:
     """Copy columns of one size if some samples are read in part, as that is cheaper.
 
@@ -184,14 +188,14 @@ def _copy_in_parts(
         False if none is read in part. Nothing is copied then.
     """
     is_left = np.ones(len(ids), bool)
-    with shared_deadline():
-        parts = fetcher.parts(ids, extent.runs)
+    with one_read():
+        parts = fetcher.read_parts(ids, partial_read.byte_ranges)
         if not parts:
             return False
         for rows, which, values in parts:
             is_left[rows] = False
             in_order = len(rows) == len(values) == len(ids) and bool((np.diff(which) == 1).all())
-            for name, pieces in extent.pieces.items():
+            for name, pieces in partial_read.copies.items():
                 target = columns[name].reshape(len(ids), -1).view(np.uint8)
                 for at, to, nbytes in pieces:
                     found = values[:, at : at + nbytes]
@@ -200,12 +204,12 @@ def _copy_in_parts(
                     else:
                         target[rows, to : to + nbytes] = found[which]
         rows = np.flatnonzero(is_left)
-        for start in range(0, len(rows), BLOCK):
-            chosen, fixed = rows[start : start + BLOCK], split.how.fixed.copy()
-            block = {f.name: f.allocate(len(chosen)) for f in split.copied}
-            for place, f in enumerate(split.copied):
+        for start in range(0, len(rows), KERNEL_ROWS):
+            chosen, fixed = rows[start : start + KERNEL_ROWS], split.arguments.fixed.copy()
+            block = {f.name: f.allocate(len(chosen)) for f in split.fixed}
+            for place, f in enumerate(split.fixed):
                 fixed[place, 3] = memory.writable_address(block[f.name])
-            fetcher.read(ids[chosen], split.how, fixed)
+            fetcher.read(ids[chosen], split.arguments, fixed)
             for name, column in block.items():
                 columns[name][chosen] = column
     return True
@@ -218,7 +222,7 @@ def _rows_of_bytes(column: AnyArray) -> Ragged:
 
 
 @dataclass(slots=True)
-class _Values:
+class _VariableColumn:
     """The values of a variable column, found in blocks of rows, not yet gathered."""
 
     fetcher: Fetcher
@@ -246,25 +250,25 @@ class _Values:
             copy(address, nbytes, offsets[start:stop], base)
             start = stop
 
-    def damaged(self, wrong: AnyArray, what: str) -> None:
+    def raise_if(self, wrong: AnyArray, what: str) -> None:
         """Raise FormatError for the first row that is wrong, if any is."""
         if wrong.any():
             k = int(wrong.argmax())
             nbytes = int(self.lengths[k])
-            self.fetcher.damaged(
+            self.fetcher.raise_damaged(
                 int(self.ids[k]),
                 f"column {self.field.name!r} has {quantity(nbytes, 'byte')}; {what}",
             )
 
 
-def _gather_spans(values: _Values, out: AnyArray | None) -> RawColumn:
+def _gather_spans(values: _VariableColumn, out: AnyArray | None) -> RawColumn:
     """Gather the values of a variable column in the form that its encoding asks for."""
     encoding, lengths = values.field.encoding, values.lengths
     if encoding.kind == "fixed":
         return _gather_declared_fixed(values, lengths, out)
     if encoding.kind == "ndarray" and not encoding.headless:
         return _gather_arrays(values)
-    offsets = _offsets(lengths)
+    offsets = _offsets_from_lengths(lengths)
     if encoding.kind == "ndarray":
         return _gather_elements(values, lengths, offsets, encoding.dtype)
     data = values.allocate(int(offsets[-1]), np.dtype(np.uint8))
@@ -275,11 +279,13 @@ def _gather_spans(values: _Values, out: AnyArray | None) -> RawColumn:
 _TEXT_KINDS = ("str", "bytes", "image")
 
 
-def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None) -> AnyArray:
+def _gather_declared_fixed(
+    values: _VariableColumn, lengths: Int64, out: AnyArray | None
+) -> AnyArray:
     """Gather a column that is stored as variable and was declared to be fixed."""
     field, encoding = values.field, values.field.encoding
     assert encoding.size is not None
-    values.damaged(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
+    values.raise_if(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
     first, last = (field.part.first, field.part.stop) if field.part else (0, encoding.size)
     values.spans = [
         np.stack((at + first, np.full_like(at, last - first))) for at, _ in values.spans
@@ -290,20 +296,20 @@ def _gather_declared_fixed(values: _Values, lengths: Int64, out: AnyArray | None
 
 
 def _gather_elements(
-    values: _Values,
+    values: _VariableColumn,
     lengths: Int64,
     offsets: Int64,
     dtype: np.dtype[Any],
     shapes: Int64 | None = None,
 ) -> Ragged:
     """Gather rows of array elements into one array of them."""
-    values.damaged(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
+    values.raise_if(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
     elements = values.allocate(int(offsets[-1]) // dtype.itemsize, dtype)
     values.copy(offsets, elements)
     return Ragged(elements, offsets // dtype.itemsize, None, shapes)
 
 
-def _gather_arrays(values: _Values) -> RawColumn:
+def _gather_arrays(values: _VariableColumn) -> RawColumn:
     """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
@@ -314,17 +320,19 @@ def _gather_arrays(values: _Values) -> RawColumn:
     start = 0
     for address, nbytes in values.spans:
         stop = start + len(address)
-        code = kernels.array_heads.for_size(len(address))(
+        code = kernels.read_array_headers.sized(len(address))(
             address, nbytes, typed, _ITEMSIZES,
             codes[start:stop], heads[start:stop], ndims[start:stop],
         )  # fmt: skip
         if code < 0:
             wrong = np.arange(n) == start - 1 - code
-            values.damaged(wrong, f"they are no array of {encoding.name!r}")
+            values.raise_if(wrong, f"they are no array of {encoding.name!r}")
         start = stop
     if n == 0:
         return (
-            np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), _offsets(heads))
+            np.empty(0, object)
+            if typed
+            else Ragged(np.empty(0, encoding.dtype), _offsets_from_lengths(heads))
         )
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
@@ -332,11 +340,11 @@ def _gather_arrays(values: _Values) -> RawColumn:
     if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
         address = np.concatenate([at for at, _ in values.spans])
-        kernels.array_shapes.for_size(n)(address, typed, shapes)
+        kernels.read_array_shapes.sized(n)(address, typed, shapes)
         if encoding.dtype.kind == "c":
-            wrong = (shapes[:, -1] != _PARTS) | (ndims == 1)
-            values.damaged(wrong, f"{encoding.dtype} takes a last axis of {_PARTS}")
-            shapes = shapes[:, :-1] if ndims[0] > _PARTS else None
+            wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
+            values.raise_if(wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
+            shapes = shapes[:, :-1] if ndims[0] > _COMPLEX_PARTS else None
     start = 0
     for span in values.spans:
         stop = start + span.shape[1]
@@ -345,10 +353,10 @@ def _gather_arrays(values: _Values) -> RawColumn:
         start = stop
     lengths = values.lengths
     dtype = DTYPE_CODES[int(codes[0])] if typed else encoding.dtype
-    return _gather_elements(values, lengths, _offsets(lengths), dtype, shapes)
+    return _gather_elements(values, lengths, _offsets_from_lengths(lengths), dtype, shapes)
 
 
-def _gather_objects(values: _Values) -> AnyArray:
+def _gather_objects(values: _VariableColumn) -> AnyArray:
     """Decode arrays that differ in dtype or rank one by one."""
     column = np.empty(len(values.ids), object)
     decode = values.field.encoding.decode
@@ -360,7 +368,7 @@ def _gather_objects(values: _Values) -> AnyArray:
     return column
 
 
-def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     """Find columns of samples as they are stored, to be copied.
 
     Parameters
@@ -375,24 +383,24 @@ def stored_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]
     if not plan.fields:
         return {}
     if len(index.schemas) <= 1:
-        return _bodies_of_schema(fetcher, 0, plan, ids)
-    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
+        return _find_schema_bodies(fetcher, 0, plan, ids)
+    schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
     held: list[object] = []
     spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
-    for schema in np.unique(schema_ids).tolist():
-        rows = np.flatnonzero(schema_ids == schema)
-        for name, part in _bodies_of_schema(fetcher, schema, plan, ids[rows]).items():
+    for schema in np.unique(schema_of).tolist():
+        rows = np.flatnonzero(schema_of == schema)
+        for name, part in _find_schema_bodies(fetcher, schema, plan, ids[rows]).items():
             spans[name][:, rows] = part.address, part.nbytes
             held.append(part.held)
     return {name: Bodies(address, nbytes, held) for name, (address, nbytes) in spans.items()}
 
 
-def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
-        return _bodies_of_lines(fetcher, schema, plan, ids)
-    address, nbytes, held = fetcher.whole(ids)
-    _refuse(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
+        return _encode_lines(fetcher, schema, plan, ids)
+    address, nbytes, held = fetcher.locate_and_prefetch(ids)
+    _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
     sizes = np.empty((len(ids), layout.nvariable), "<u4")
     head = np.full(len(ids), 4 * layout.nvariable, np.int64)
     copy_spans.for_size(len(ids))(
@@ -408,25 +416,25 @@ def _bodies_of_schema(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> 
         if name in wanted:
             found[name] = Bodies(at, size, held)
         at = at + size
-    _refuse(fetcher, ids, at != address + nbytes)
+    _check_sizes(fetcher, ids, at != address + nbytes)
     for name, encoding in wanted.items():
         if encoding.size is not None:
-            _Values(
+            _VariableColumn(
                 fetcher, Field(name, encoding), ids, [np.stack((address, found[name].nbytes))]
-            ).damaged(
+            ).raise_if(
                 found[name].nbytes != encoding.size, f"{encoding.name!r} takes {encoding.size}"
             )
     return {name: found[name] for name in wanted}
 
 
-def _refuse(fetcher: Fetcher, ids: Int64, wrong: Bools) -> None:
+def _check_sizes(fetcher: Fetcher, ids: Int64, wrong: Bools) -> None:
     """Raise FormatError for the first sample whose parts do not fit."""
     if wrong.any():
         sample = int(ids[int(wrong.argmax())])
-        fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+        fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
 
 
-def _bodies_of_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+def _encode_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     """Encode columns of samples that are lines of text."""
     found = {}
     for name, values in read_lines(fetcher, schema, [f.name for f in plan.fields], ids).items():
@@ -457,19 +465,23 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
     equal = np.zeros(len(ids), bool)
     wanted = np.frombuffer(value, np.uint8)
     layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None
-    for start in range(0, len(ids), BLOCK):
-        part = ids[start : start + BLOCK]
+    for start in range(0, len(ids), KERNEL_ROWS):
+        part = ids[start : start + KERNEL_ROWS]
         held: object
         if layout is not None:
-            how = plan.split(0, layout).how
+            how = plan.split(0, layout).arguments
             found, held = fetcher.read(part, how, how.fixed)
             address, nbytes = found[0]
         else:
             column = _as_ragged(*gather(fetcher, plan, part).values())
             held = column
             address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        equal_spans.for_size(len(part))(
-            address, nbytes, memory.address_of(wanted), len(wanted), equal[start : start + BLOCK]
+        equal_spans.sized(len(part))(
+            address,
+            nbytes,
+            memory.address_of(wanted),
+            len(wanted),
+            equal[start : start + KERNEL_ROWS],
         )
         del held  # the addresses were in use until here
     return equal
@@ -481,7 +493,7 @@ def _as_ragged(column: RawColumn) -> Ragged:
     return Ragged.from_list([text.encode("utf-8", "surrogatepass") for text in column])
 
 
-def _offsets(lengths: Int64) -> Int64:
+def _offsets_from_lengths(lengths: Int64) -> Int64:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
@@ -529,6 +541,6 @@ def line_parser(
                 raise FormatError("it does not begin where a line ends")
             return parse(line[len(newline) :])
         except ValueError as error:
-            fetcher.damaged(sample, str(error), error)
+            fetcher.raise_damaged(sample, str(error), error)
 
     return checked

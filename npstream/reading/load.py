@@ -20,7 +20,7 @@ from npstream._core.typing import AnyArray, Int64, Sample
 from npstream.errors import ColumnError, FormatError, short_traceback, stop_iteration_error
 from npstream.indexing.columns import Cell, as_slice
 from npstream.reading.batch import Ragged
-from npstream.reading.gate import gate
+from npstream.reading.cost_limit import check_cost
 from npstream.reading.sample import record_column
 
 if TYPE_CHECKING:
@@ -106,9 +106,9 @@ def load_elements(
     dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
     ensure_fits(prod(shape) * dtype.itemsize, f"{quantity(rows.size, 'row')} of {field.name!r}")
     array: AnyArray = np.empty(shape, dtype)
-    step, start = source.rows_at_once(plan, block), 0
+    step, start = source.block_rows(plan, block), 0
     pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
-    for ids, found in _read_ahead(source, plan, pieces, rows):
+    for ids, found in _read_blocks_ahead(source, plan, pieces, rows):
         where = np.arange(len(ids))
         if not rows.step:  # a row may come twice, and is read once
             unique, inverse = np.unique(ids, return_inverse=True)
@@ -116,7 +116,7 @@ def load_elements(
                 found = source.look_up(unique)._replace(is_prefetched=found.is_prefetched)
                 where = inverse
         values: Any = source.columns(plan, found, {})[field.name]
-        values = field.taken(values)
+        values = field.take_part(values)
         stop = start + len(where)
         array[start:stop] = mesh.take(values, where, start, selection.ndim)
         start = stop
@@ -125,7 +125,7 @@ def load_elements(
     return np.moveaxis(array, axes, range(mesh.lead))
 
 
-def _read_ahead(
+def _read_blocks_ahead(
     source: Source, plan: Plan, pieces: Iterator[Int64], rows: Selection
 ) -> Iterator[tuple[Int64, Lookup]]:
     """Yield rows, piece by piece, and their look-up, while chunks of the next ones are fetched.
@@ -136,18 +136,18 @@ def _read_ahead(
         yield from ((ids, source.look_up(ids)) for ids in pieces)
         return
     rowwise = source.is_view_rowwise(rows)
-    yield from source.ahead(pieces, lambda ids: ids, rows.step, rowwise)
+    yield from source.read_ahead(pieces, lambda ids: ids, rows.step, rowwise)
 
 
 def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
     """Return the array, its rows ravelled, that a column is read into for the caller's."""
-    field = _named(plan, name)
+    field = _find_field(plan, name)
     if field.encoding.kind != "fixed":
         raise TypeError(
             f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
         )
     assert field.shape is not None
-    array = array_of(given, name, shape + field.shape, field.encoding.dtype)
+    array = output_array(given, name, shape + field.shape, field.encoding.dtype)
     if not array.flags.c_contiguous:
         return np.empty((prod(shape), *field.shape), array.dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
@@ -164,11 +164,11 @@ def iterate_samples(
         If the view is in another order than the storage, and would fetch too much.
     """
     if selection.affine is None:
-        gate(source, selection, "iterating over this view")
-    return chain.from_iterable(_Blocks(source, selection, names))
+        check_cost(source, selection, "iterating over this view")
+    return chain.from_iterable(_SampleBlocks(source, selection, names))
 
 
-class _Blocks:
+class _SampleBlocks:
     """The samples of a 1-d view, in blocks that are read at once.
 
     Of a block that cannot be, samples are read one by one: damage is of one sample. Whoever catches
@@ -178,11 +178,11 @@ class _Blocks:
     def __init__(self, source: Source, selection: Selection, names: tuple[str, ...]) -> None:
         self._source, self._selection = source, selection
         self._read = partial(source.samples, names)
-        self._step = source.rows_of(SAMPLE_BLOCK)
+        self._step = source.estimate_rows(SAMPLE_BLOCK)
         self._row = 0
         self._ahead = self._blocks()
 
-    def __iter__(self) -> _Blocks:
+    def __iter__(self) -> _SampleBlocks:
         return self
 
     def __next__(self) -> Iterator[Sample]:
@@ -197,7 +197,9 @@ class _Blocks:
             self._row = min(begin + self._step, len(self._selection))
             self._ahead = self._blocks()
             ids = self._selection.ids(begin, self._row)
-            return _OneByOne(self._read_one, ids, None if isinstance(error, FormatError) else error)
+            return _SingleSamples(
+                self._read_one, ids, None if isinstance(error, FormatError) else error
+            )
 
     def _read_one(self, row: Int64) -> Iterator[Sample]:
         return self._read(self._source.look_up(row))
@@ -207,10 +209,10 @@ class _Blocks:
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
         rowwise = self._source.is_view_rowwise(self._selection)
-        return self._source.ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
+        return self._source.read_ahead(blocks, lambda ids: ids, self._selection.step, rowwise)
 
 
-class _OneByOne:
+class _SingleSamples:
     """Samples that are read each when it is asked for, after an error is raised if there is one."""
 
     def __init__(
@@ -221,7 +223,7 @@ class _OneByOne:
     ) -> None:
         self._read, self._ids, self._error = read, iter(ids), error
 
-    def __iter__(self) -> _OneByOne:
+    def __iter__(self) -> _SingleSamples:
         return self
 
     def __next__(self) -> Sample:
@@ -233,23 +235,25 @@ class _OneByOne:
         return sample
 
 
-def applied(function: Callable[[Any], Any], items: Iterator[Any], what: str) -> Iterator[Any]:
+def apply_transform(
+    function: Callable[[Any], Any], items: Iterator[Any], what: str
+) -> Iterator[Any]:
     """Pass items through a user's function, which errors call `what`.
 
     After an item for which the function raised it goes on with the next one, as ``map`` does; but
     StopIteration becomes an error, for a loop would end.
     """
-    return chain.from_iterable(_Applications(function, items, what))
+    return chain.from_iterable(_TransformedItems(function, items, what))
 
 
-class _Applications:
+class _TransformedItems:
     """Generators of what a function returns for items: each ends where the function raises."""
 
     def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], what: str) -> None:
         self._function, self._items, self._what = function, items, what
         self._is_over = False
 
-    def __iter__(self) -> _Applications:
+    def __iter__(self) -> _TransformedItems:
         return self
 
     def __next__(self) -> Iterator[Any]:
@@ -268,7 +272,7 @@ class _Applications:
         self._is_over = True
 
 
-def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:
+def load_structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -> AnyArray:
     """Read fixed columns of samples as a structured array.
 
     Raises
@@ -290,7 +294,7 @@ def structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ...]) -
     return table
 
 
-def array_of(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
+def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
     """Return the caller's array as NumPy's, if a column of that shape and dtype can go there."""
     # Of a tensor's memory NumPy has not every dtype, and no copy is wanted of it.
     here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
@@ -311,14 +315,14 @@ def _is_read_only(out: Any) -> bool:
     return not hasattr(out, "__setitem__") or hasattr(type(out), "_to_write")
 
 
-def _named(plan: Plan, name: str) -> Field:
+def _find_field(plan: Plan, name: str) -> Field:
     for field in plan.fields:
         if field.name == name:
             return field
     raise ColumnError(name, [field.name for field in plan.fields])
 
 
-def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
+def take_indices(indices: ArrayLike, length: int, mode: str) -> Any:
     """Return the indices that `numpy.take` would use, for an axis of that length."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
@@ -335,13 +339,13 @@ def in_mode(indices: ArrayLike, length: int, mode: str) -> Any:
     return array.item() if array.ndim == 0 else array
 
 
-def stretches(n: int, step: int) -> Iterator[tuple[int, int]]:
+def row_ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
     """Yield the ends of consecutive stretches of `step` rows; the last may be shorter."""
     for start in range(0, n, step):
         yield start, min(start + step, n)
 
 
-def mapped_column(
+def map_column(
     source: Source, field: Field, selection: Selection, cell: Cell, dtype: Any
 ) -> AnyArray:
     """Return a fixed column as a read-only array over one shard's file.
@@ -356,7 +360,7 @@ def mapped_column(
     """
     encoding = field.encoding
     refusal = ValueError("Unable to avoid copy while creating an array as requested.")
-    pieces = [*islice(source.pieces(selection), 2)]
+    pieces = [*islice(source.split_by_dataset(selection), 2)]
     if len(pieces) != 1:
         raise refusal
     ((source, selection),) = pieces
@@ -373,10 +377,10 @@ def mapped_column(
     layout = source.fetcher.layouts[index.schema_ids[shard]]
     if shards[1] != shard or layout is None or not layout.stride:
         raise refusal
-    region = source.fetcher.region(shard)
-    if region is None or not (is_mapped(region.data) and region.resident.all()):
+    loaded = source.fetcher.loaded_shard(shard)
+    if loaded is None or not (is_mapped(loaded.data) and loaded.resident.all()):
         raise refusal
-    column = record_column(region, layout, field)
+    column = record_column(loaded, layout, field)
     row = start - int(index.starts[shard])
     rows = range(row, row + step * selection.size, step)
     return column[(as_slice(rows), *cell.index)]

@@ -16,8 +16,8 @@ import numpy as np
 from npstream._core import memory
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.formats.encodings.encodings import Encoding, view_as
-from npstream.indexing.columns import Cell, byte_runs, coalesce_runs
-from npstream.shards.table import Split
+from npstream.indexing.columns import Cell, byte_runs, join_runs
+from npstream.shards.table import SplitArguments
 from npstream.storage.coalesce import REQUEST_BYTES, is_worthwhile, transfer_cost
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Field:
             )
         return replace(self, encoding=view_as(self.encoding, meaning))
 
-    def cut(self, cell: Cell, elements: Sequence[Sequence[int]] | None = None) -> Field:
+    def restrict(self, cell: Cell, elements: Sequence[Sequence[int]] | None = None) -> Field:
         """Return the column with a part of each value.
 
         Parameters
@@ -125,7 +125,7 @@ class Field:
             part = ValuePart(first * itemsize, stop * itemsize, flat, cell, False, wanted)
         return replace(self, part=part)
 
-    def runs(self, gap: int) -> Sequence[tuple[int, int]]:
+    def byte_ranges(self, gap: int) -> Sequence[tuple[int, int]]:
         """Return the bytes of a value that are wanted, as runs more than `gap` bytes apart."""
         if self.part is None:
             assert self.encoding.size is not None
@@ -134,11 +134,11 @@ class Field:
         return byte_runs(self.part.elements, self.encoding.shape, self.encoding.dtype.itemsize, gap)
 
     @property
-    def is_read_as_taken(self) -> bool:
+    def is_read_exactly(self) -> bool:
         """Whether values are read as the part is wanted: they are whole, or one run of bytes."""
         return self.part is None or self.part.is_run
 
-    def taken(self, values: AnyArray) -> AnyArray:
+    def take_part(self, values: AnyArray) -> AnyArray:
         """Return the part of values, as it was read."""
         part, shape = self.part, self.encoding.shape
         if part is None or part.is_run:
@@ -171,13 +171,13 @@ class SampleSplit:
     the copied ones, `opaque` are those whose bytes, of one size, are no array.
     """
 
-    how: Split
-    copied: list[Field]
-    found: list[Field]
+    arguments: SplitArguments
+    fixed: list[Field]
+    variable: list[Field]
     opaque: list[Field]
 
 
-class Extent(NamedTuple):
+class PartialRead(NamedTuple):
     """The parts of samples that columns take, where these are a small part.
 
     Attributes
@@ -189,8 +189,8 @@ class Extent(NamedTuple):
         as it is read, and how many they are.
     """
 
-    runs: Int64
-    pieces: dict[str, list[tuple[int, int, int]]]
+    byte_ranges: Int64
+    copies: dict[str, list[tuple[int, int, int]]]
 
 
 class Plan:
@@ -208,7 +208,7 @@ class Plan:
         self.fields = tuple(fields)
         self.computed = {f.name: f.computation for f in fields if f.computation is not None}
         self._splits: dict[int, SampleSplit] = {}
-        self._extents: dict[int, Extent | None] = {}
+        self._partial_reads: dict[int, PartialRead | None] = {}
 
     @cached_property
     def stored(self) -> Plan:
@@ -217,7 +217,7 @@ class Plan:
             return self
         return Plan([field for field in self.fields if field.computation is None])
 
-    def complete(self, sample: Sample, row: int) -> Sample:
+    def add_computed(self, sample: Sample, row: int) -> Sample:
         """Return a sample of the stored columns with those that are computed for its row."""
         computed = self.computed
         return {
@@ -242,24 +242,24 @@ class Plan:
             split = self._splits[schema] = self._make_split(layout)
         return split
 
-    def extent(self, schema: int, layout: SampleLayout | None) -> Extent | None:
+    def partial_read(self, schema: int, layout: SampleLayout | None) -> PartialRead | None:
         """Return the parts of samples that the columns take; None if samples are read whole.
 
         They are if they vary in size, or if that costs about as much.
         """
-        if schema not in self._extents:
+        if schema not in self._partial_reads:
             fixed = layout if layout is not None and layout.stride and not self.is_empty else None
-            self._extents[schema] = None if fixed is None else self._make_extent(fixed)
-        return self._extents[schema]
+            self._partial_reads[schema] = None if fixed is None else self._make_partial_read(fixed)
+        return self._partial_reads[schema]
 
-    def _make_extent(self, layout: SampleLayout) -> Extent | None:
+    def _make_partial_read(self, layout: SampleLayout) -> PartialRead | None:
         whole = transfer_cost(1, layout.stride)
         if not is_worthwhile(transfer_cost(1, 1), whole):
             return None
         wanted = []
         for f in self.fields:
-            offset, first = layout.columns[f.name].offset, f.part.first if f.part else 0
-            for begin, end in f.runs(REQUEST_BYTES):
+            offset, first = layout.places[f.name].offset, f.part.first if f.part else 0
+            for begin, end in f.byte_ranges(REQUEST_BYTES):
                 if end > begin:
                     wanted.append((offset + begin, offset + end, begin - first, f.name))
         wanted.sort()
@@ -275,7 +275,7 @@ class Plan:
                 before += stop - start
                 start, stop = next(left)
             pieces[name].append((before + begin - start, target, end - begin))
-        return Extent(np.array(runs, np.int64), pieces)
+        return PartialRead(np.array(runs, np.int64), pieces)
 
     def _make_split(self, layout: SampleLayout) -> SampleSplit:
         copied, found, fixed, variable = [], [], [], []
@@ -287,8 +287,8 @@ class Plan:
             else:
                 first, last = (f.part.first, f.part.stop) if f.part else (0, place.size)
                 copied.append(f)
-                fixed.append((place.variable_before, place.offset + first, last - first, 0))
-        how = Split(
+                fixed.append((place.before, place.offset + first, last - first, 0))
+        how = SplitArguments(
             layout.nvariable,
             layout.nfixed,
             np.array(fixed, np.int64).reshape(-1, 4),

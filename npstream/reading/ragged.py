@@ -360,16 +360,16 @@ class Ragged:
         if side not in ("right", "left"):
             raise ValueError(f"side {side!r}: must be 'right' or 'left'")
         shapes = self.lengths[:, None] if self.shapes is None else self.shapes
-        box = _box(shapes, length, truncate)
-        nbytes = math.prod(box) * len(self) * self.dtype.itemsize
-        ensure_fits(nbytes, f"padding {quantity(len(self), 'row')} to {box}")
+        padded = _padded_shape(shapes, length, truncate)
+        nbytes = math.prod(padded) * len(self) * self.dtype.itemsize
+        ensure_fits(nbytes, f"padding {quantity(len(self), 'row')} to {padded}")
         # `np.full` of NumPy 2.0 wraps a number that the dtype cannot hold; `np.asarray` raises.
-        out = np.full((len(self), *box), np.asarray(value, self.dtype), self.dtype)
-        room = np.array(box, np.int64)
+        out = np.full((len(self), *padded), np.asarray(value, self.dtype), self.dtype)
+        room = np.array(padded, np.int64)
         kept = np.minimum(shapes, room)
         begin = room - kept if side == "left" else np.zeros_like(kept)
-        if len(box) == 1:
-            at = np.arange(len(self)) * box[0] + begin[:, 0]
+        if len(padded) == 1:
+            at = np.arange(len(self)) * padded[0] + begin[:, 0]
             _copy_rows(self.values, self.offsets[:-1], kept[:, 0], out, at)
             return out
         places = zip(self, kept.tolist(), begin.tolist(), (begin + kept).tolist(), strict=True)
@@ -403,7 +403,7 @@ class Ragged:
     def _to_arrow(self, regular: bool) -> Any:
         """Return a pyarrow array; `regular` makes lists of a fixed size of constant axes."""
         if self.kind is None:
-            return exchange.to_arrow(*self._levels(regular))
+            return exchange.to_arrow(*self._arrow_levels(regular))
         self._check_text()
         return exchange.text_to_arrow(*self._packed(), self.kind == "str")
 
@@ -433,7 +433,7 @@ class Ragged:
         <Array [[1, 2, 3], [4]] type='2 * var * int64'>
         """
         if self.kind is None:
-            return exchange.to_awkward(*self._levels())
+            return exchange.to_awkward(*self._arrow_levels())
         self._check_text()
         return exchange.text_to_awkward(*self._packed(), self.kind == "str")
 
@@ -471,9 +471,9 @@ class Ragged:
             return exchange.import_npstream_torch().tensor(self.pad(padding, length))
         if length is not None:
             raise ValueError("length is what to fill rows up to: say with which padding=")
-        return exchange.to_nested(*self._levels())
+        return exchange.to_nested(*self._arrow_levels())
 
-    def _levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
+    def _arrow_levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
         values, offsets = self._packed()
         return values, exchange.ragged_levels(offsets, self.shapes, regular)
 
@@ -492,23 +492,25 @@ class Ragged:
             self.to_list()  # raises, and names the row
 
 
-def _box(shapes: Int64, length: int | Sequence[int] | None, truncate: bool) -> tuple[int, ...]:
+def _padded_shape(
+    shapes: Int64, length: int | Sequence[int] | None, truncate: bool
+) -> tuple[int, ...]:
     """Return the shape that rows of these shapes are padded to."""
     longest = shapes.max(axis=0, initial=0)
     if length is None:
         return tuple(longest.tolist())
-    box = tuple(np.atleast_1d(length).tolist())
-    if len(box) != len(longest):
+    padded = tuple(np.atleast_1d(length).tolist())
+    if len(padded) != len(longest):
         raise ValueError(
             f"length {length}: rows have {quantity(len(longest), 'axis')}, each needs its own"
         )
-    if not truncate and (longest > box).any():
-        row = int((shapes > box).any(axis=1).argmax())
+    if not truncate and (longest > padded).any():
+        row = int((shapes > padded).any(axis=1).argmax())
         raise ValueError(
             f"row {row} is longer than {length}: its shape is {tuple(shapes[row].tolist())}; "
             "pad to a greater length, or pass truncate=True"
         )
-    return box
+    return padded
 
 
 def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, at: Int64) -> None:

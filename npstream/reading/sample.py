@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from npstream.formats.encodings.encodings import Encoding
     from npstream.formats.mds import SampleLayout
     from npstream.reading.plan import Field
-    from npstream.shards.base import Region
+    from npstream.shards.base import LoadedShard
     from npstream.shards.table import Fetcher
 
 ShardReader = Callable[[int], Sample]
@@ -60,7 +60,7 @@ class SampleReader:
         shard = bisect_right(self._starts, sample) - 1
         if self._fetcher.table is not self._table:
             self._readers = {}
-            self._table = self._fetcher.current()
+            self._table = self._fetcher.current_table()
         read = self._readers.get(shard)
         if read is None:
             read = self._open(shard)
@@ -71,19 +71,19 @@ class SampleReader:
         self._readers, self._table = {}, None
 
     def _open(self, shard: int) -> ShardReader:
-        region = self._fetcher.region(shard)
-        if region is None:
+        loaded = self._fetcher.loaded_shard(shard)
+        if loaded is None:
             return self._fetch
-        read = _shard_reader(self._fetcher, region, shard, self._fields)
-        if len(region.resident):
-            read = self._where_resident(region, shard, read)
-        if shard in self._fetcher.current().regions:
+        read = _shard_reader(self._fetcher, loaded, shard, self._fields)
+        if len(loaded.resident):
+            read = self._read_or_fetch(loaded, shard, read)
+        if shard in self._fetcher.current_table().loaded:
             self._readers[shard] = read
         return read
 
-    def _where_resident(self, region: Region, shard: int, read: ShardReader) -> ShardReader:
+    def _read_or_fetch(self, loaded: LoadedShard, shard: int, read: ShardReader) -> ShardReader:
         """Return what reads rows of chunks that are in memory, and fetches others."""
-        resident, chunks = region.resident.data, len(region.resident)
+        resident, chunks = loaded.resident.data, len(loaded.resident)
         first, stop = self._starts[shard], self._starts[shard + 1]
         samples = stop - first
 
@@ -94,7 +94,7 @@ class SampleReader:
         return read_or_fetch
 
 
-def record_column(region: Region, layout: SampleLayout, field: Field) -> AnyArray:
+def record_column(loaded: LoadedShard, layout: SampleLayout, field: Field) -> AnyArray:
     """Return a fixed column of a shard of fixed columns, as an array over the shard."""
     record = np.dtype(
         {
@@ -104,23 +104,23 @@ def record_column(region: Region, layout: SampleLayout, field: Field) -> AnyArra
             "itemsize": layout.stride,
         }
     )
-    samples = len(region.offsets) - 1
-    column: AnyArray = np.ndarray(samples, record, region.data, region.begin)["values"]
+    samples = len(loaded.offsets) - 1
+    column: AnyArray = np.ndarray(samples, record, loaded.data, loaded.begin)["values"]
     return column
 
 
 def _shard_reader(
-    fetcher: Fetcher, region: Region, shard: int, fields: Sequence[Field]
+    fetcher: Fetcher, loaded: LoadedShard, shard: int, fields: Sequence[Field]
 ) -> ShardReader:
     """Return what reads samples of a shard that is in memory."""
     schema, first = int(fetcher.index.schema_ids[shard]), int(fetcher.index.starts[shard])
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
-        columns = [(f, record_column(region, layout, f)) for f in fields]
+        columns = [(f, record_column(loaded, layout, f)) for f in fields]
         return _record_reader(fetcher, first, columns)
-    offsets, begin, end = region.offsets.data, region.begin, len(region.data)
-    decode, guard = _decoder(fetcher, region, schema, fields)
-    if stride := region.stride:
+    offsets, begin, end = loaded.offsets.data, loaded.begin, len(loaded.data)
+    decode, guard = _decoder(fetcher, loaded, schema, fields)
+    if stride := loaded.stride:
         zero = begin - first * stride  # where sample 0 of the dataset would begin
         return lambda sample: decode(
             sample, zero + sample * stride, zero + sample * stride + stride
@@ -130,7 +130,7 @@ def _shard_reader(
         row = sample - first
         at, stop = offsets[row], offsets[row + 1]
         if not begin <= at <= stop <= end:
-            fetcher.damaged(sample, "its offsets do not fit the shard")
+            fetcher.raise_damaged(sample, "its offsets do not fit the shard")
         return decode(sample, at - guard, stop)
 
     return read
@@ -156,7 +156,7 @@ def _record_reader(
             for name in bools:
                 check_bools(values[name])
         except ValueError as error:
-            fetcher.damaged(sample, str(error))
+            fetcher.raise_damaged(sample, str(error))
         return values
 
     return read
@@ -187,23 +187,23 @@ _BOOLS = (np.False_, np.True_)
 
 
 def _decoder(
-    fetcher: Fetcher, region: Region, schema: int, fields: Sequence[Field]
+    fetcher: Fetcher, loaded: LoadedShard, schema: int, fields: Sequence[Field]
 ) -> tuple[Decoder, int]:
     """Return what decodes samples of a shard, and how many bytes it wants before them."""
     layout = fetcher.layouts[schema]
     if layout is None:
-        data, parse = region.data.data, line_parser(fetcher, schema, [f.name for f in fields])
+        data, parse = loaded.data.data, line_parser(fetcher, schema, [f.name for f in fields])
         guard = text.guard(fetcher.index.schemas[schema])
         return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
     wanted = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
-    columns = [(name, wanted.get(name), layout.columns[name].size) for name in names]
-    return _body_decoder(fetcher, region, columns, list(wanted)), 0
+    columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
+    return _body_decoder(fetcher, loaded, columns, list(wanted)), 0
 
 
 def _body_decoder(
     fetcher: Fetcher,
-    region: Region,
+    loaded: LoadedShard,
     columns: list[tuple[str, Encoding | None, int | None]],
     order: list[str],
 ) -> Decoder:
@@ -212,7 +212,7 @@ def _body_decoder(
     The sizes of the variable ones come first; and where each number lies that no variable column
     comes before is known, too.
     """
-    data = region.data.data
+    data = loaded.data.data
     sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
     numbers = list(takewhile(_is_number, columns))
     rest = [
@@ -222,7 +222,9 @@ def _body_decoder(
     head, takes = sizes.size, []
     for name, encoding, size in numbers:
         if encoding is not None:
-            takes.append((name, _number_reader(_at_each_byte(region, encoding, head), encoding)))
+            takes.append(
+                (name, _number_reader(_overlapping_numbers(loaded, encoding, head), encoding))
+            )
         head += size or 0
     nbytes = head + sum(size for _, _, size in rest if size is not None)
     template: Sample = dict.fromkeys(order)
@@ -230,13 +232,13 @@ def _body_decoder(
     def decode(sample: int, at: int, stop: int) -> Sample:
         lengths = sizes.unpack_from(data, at) if stop - at >= head else ()
         if nbytes + sum(lengths) != stop - at:
-            fetcher.damaged(sample, "the sizes of its columns do not add up to its own")
+            fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
         values = template.copy()
         try:
             for name, take in takes:
                 values[name] = take(at)
         except ValueError as error:
-            fetcher.damaged(sample, f"column {name!r}: {error}")
+            fetcher.raise_damaged(sample, f"column {name!r}: {error}")
         at, variable = at + head, 0
         for name, value, size in rest:
             if size is None:
@@ -263,7 +265,7 @@ def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
     return encoding.kind == "fixed" and encoding.shape == () and encoding.size == size
 
 
-def _at_each_byte(region: Region, encoding: Encoding, offset: int) -> AnyArray:
+def _overlapping_numbers(loaded: LoadedShard, encoding: Encoding, offset: int) -> AnyArray:
     """Return the numbers that begin `offset` bytes after each byte of a shard, which overlap."""
-    count = max(len(region.data) - offset - encoding.dtype.itemsize + 1, 0)
-    return np.ndarray(count, encoding.dtype, region.data, min(offset, len(region.data)), (1,))
+    count = max(len(loaded.data) - offset - encoding.dtype.itemsize + 1, 0)
+    return np.ndarray(count, encoding.dtype, loaded.data, min(offset, len(loaded.data)), (1,))

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from npstream.reading.source import meaning
+from npstream.reading.source import encoding_key
 
 if TYPE_CHECKING:
     from npstream.reading.plan import Field
     from npstream.reading.source import Member
 
-_SHOWN = 3
+_MAX_NAMES_SHOWN = 3
 """Names that a message lists."""
 
 
@@ -37,7 +37,7 @@ def common_columns(
         if lacking:
             partial[name] = (
                 f"column {name!r} is not common to the sources of the mixture: it is missing in "
-                f"{_few(lacking)}"
+                f"{_names_text(lacking)}"
             )
             continue
         field = members[0].source.field(name)
@@ -46,8 +46,8 @@ def common_columns(
             there = others[0].source.field(name).encoding.name
             partial[name] = (
                 f"column {name!r} is {field.encoding.name!r} in source {members[0].name!r}, but "
-                f"{there!r} in {_few([m.name for m in others])}: open them with columns= that say "
-                "what its bytes mean in the same way"
+                f"{there!r} in {_names_text([m.name for m in others])}: open them with columns= "
+                "that say what its bytes mean in the same way"
             )
         else:
             fields[name] = field
@@ -55,11 +55,11 @@ def common_columns(
 
 
 def _differs(one: Field, other: Field) -> bool:
-    known = (meaning(field.encoding) for field in (one, other))
+    known = (encoding_key(field.encoding) for field in (one, other))
     return len(set(known)) > 1 or one.encoding.headless != other.encoding.headless
 
 
-def _few(names: list[str]) -> str:
+def _names_text(names: list[str]) -> str:
     """Return names, or the first of many."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:_MAX_NAMES_SHOWN])) + more

@@ -23,7 +23,7 @@ from npstream.formats.text import CASTS
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.order import Order, Shuffle, full_order
 from npstream.reading.decode import batch_column, sample_values
-from npstream.reading.gather import Lookup, column_bodies, equal_text, gather, stored_bodies
+from npstream.reading.gather import Lookup, column_bodies, equal_text, find_bodies, gather
 from npstream.reading.plan import Field, Plan
 from npstream.reading.sample import SampleReader
 
@@ -42,10 +42,10 @@ T = TypeVar("T")
 Reader: TypeAlias = Callable[[int], Sample]
 """Reads the sample of a number."""
 
-PARTS_AT_ONCE = 1 << 8
+MAX_PART_ROWS = 1 << 8
 """Rows of which parts are read at once."""
 
-SPREAD = 16
+MAX_SIDECAR_SPREAD = 16
 """Values of the side-car's columns that are read, at most, for each that is wanted."""
 
 _TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
@@ -72,30 +72,30 @@ class Source:
     fetcher : Fetcher
     fields : mapping of str to Field
         The columns that every shard has, with one meaning, and those that are computed.
-    partial : mapping of str to str
+    column_errors : mapping of str to str
         What is wrong with each of the other columns.
     limit : int, optional
         The bytes that a read may fetch which nobody asked for by name.
     """
 
-    __slots__ = ("_plans", "_readers", "fetcher", "fields", "limit", "partial")
+    __slots__ = ("_plans", "_readers", "column_errors", "fetcher", "fields", "limit")
 
     def __init__(
         self,
         fetcher: Fetcher,
         fields: Mapping[str, Field],
-        partial: Mapping[str, str],
+        column_errors: Mapping[str, str],
         limit: int | None = None,
     ) -> None:
         self.fetcher = fetcher
         self.fields = fields
-        self.partial = partial
+        self.column_errors = column_errors
         self.limit = limit
         self._readers: dict[tuple[str, ...], SampleReader] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Source, (self.fetcher, self.fields, self.partial, self.limit)
+        return Source, (self.fetcher, self.fields, self.column_errors, self.limit)
 
     def close(self) -> None:
         """Let go of every map and buffer; calls that are reading finish first."""
@@ -124,39 +124,39 @@ class Source:
         try:
             return self.fields[name]
         except KeyError:
-            if name in self.partial:
-                raise FormatError(self.partial[name]) from None
+            if name in self.column_errors:
+                raise FormatError(self.column_errors[name]) from None
             raise ColumnError(name, self.fields) from None
 
     def reader(self, names: tuple[str, ...]) -> Reader:
         """Return what reads one sample with these columns, by its row."""
         plan = self.plan(names)
         read = self._stored_reader(plan)
-        return read if not plan.computed else lambda row: plan.complete(read(row), row)
+        return read if not plan.computed else lambda row: plan.add_computed(read(row), row)
 
     def _stored_reader(self, plan: Plan) -> Reader:
         """Return what reads those columns of one sample that are stored."""
         if not plan.stored.fields and plan.computed:
-            return _nothing
-        return self._kept_reader(tuple(f.name for f in plan.stored.fields)).read
+            return _read_no_columns
+        return self._cached_reader(tuple(f.name for f in plan.stored.fields)).read
 
-    def _kept_reader(self, names: tuple[str, ...]) -> SampleReader:
+    def _cached_reader(self, names: tuple[str, ...]) -> SampleReader:
         reader = self._readers.get(names)
         if reader is None:
             fields = [self.field(name) for name in names]
             # Threads must share one, which `close` then reaches.
-            reader = self._readers.setdefault(names, self._reader(fields))
+            reader = self._readers.setdefault(names, self._make_reader(fields))
         return reader
 
-    def reader_of(self, field: Field) -> Reader:
+    def value_reader(self, field: Field) -> Reader:
         """Return what reads one value of a column, which may be redeclared, by its row."""
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if self.field(field.name).encoding is field.encoding:
-            return self._kept_reader((field.name,)).read
-        return self._reader([field]).read
+            return self._cached_reader((field.name,)).read
+        return self._make_reader([field]).read
 
-    def _reader(self, fields: list[Field]) -> SampleReader:
+    def _make_reader(self, fields: list[Field]) -> SampleReader:
         # Not bound to this source, whose readers shall go when it does, at once.
         return SampleReader(
             self.fetcher, fields, partial(_fetch_sample, self.fetcher, Plan(fields))
@@ -169,58 +169,62 @@ class Source:
             plan = self._plans[names] = Plan([self.field(name) for name in names])
         return plan
 
-    def samples_at(self, rows: Int64) -> Int64:
+    def sample_ids(self, rows: Int64) -> Int64:
         """Return the numbers by which the index knows rows."""
         return rows
 
     def look_up(self, rows: Int64) -> Lookup:
         """Return rows with the numbers by which the index knows them, for a read of them."""
-        return Lookup(rows, self.samples_at(rows))
+        return Lookup(rows, self.sample_ids(rows))
 
     def columns(
-        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns of samples as a batch holds them."""
         if not plan.computed:
-            return self._stored_columns(plan, found, out)
-        columns = self._stored_columns(plan.stored, found, out)
+            return self._stored_columns(plan, lookup, out)
+        columns = self._stored_columns(plan.stored, lookup, out)
         for f in plan.fields:
             if f.computation is not None:
-                column = f.computation.column(found.rows)
+                column = f.computation.column(lookup.rows)
                 target = out.get(f.name)
-                columns[f.name] = batch_column(self.fetcher, f, column, found.samples, target)
+                columns[f.name] = batch_column(self.fetcher, f, column, lookup.samples, target)
         return {f.name: columns[f.name] for f in plan.fields}
 
     def _stored_columns(
-        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
         """Read columns that are all stored."""
-        ids = found.samples
-        if self.fetcher.remotes and (name := self.scalars(plan)) is not None and len(ids):
+        ids = lookup.samples
+        if (
+            self.fetcher.remotes
+            and (name := self.sidecar_column_name(plan)) is not None
+            and len(ids)
+        ):
             first, last = int(ids.min()), int(ids.max())
-            if self.is_aside(plan, first, last, len(ids)):
-                values = self._side_values(plan.fields[0], first, last + 1)
+            if self.reads_sidecar(plan, first, last, len(ids)):
+                values = self._sidecar_values(plan.fields[0], first, last + 1)
                 if values is not None:
                     return {name: np.take(values, ids - first, out=out.get(name))}
-        return self._batch_columns(plan, found, out)
+        return self._batch_columns(plan, lookup, out)
 
     def _batch_columns(
-        self, plan: Plan, found: Lookup, out: Mapping[str, AnyArray]
+        self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        stored = gather(self.fetcher, plan, found.samples, out, found.is_prefetched)
+        stored = gather(self.fetcher, plan, lookup.samples, out, lookup.is_prefetched)
         return {
-            f.name: batch_column(self.fetcher, f, stored[f.name], found.samples, out.get(f.name))
+            f.name: batch_column(self.fetcher, f, stored[f.name], lookup.samples, out.get(f.name))
             for f in plan.fields
         }
 
-    def _side_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
+    def _sidecar_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
         """Read a run of a column's values out of the side-car; None if it may not be read."""
         remote = self.remote
         assert remote is not None
         sidecar = remote.files.sidecar
         assert sidecar is not None
         try:
-            values = remote.side_column(field.name, first, stop).view(field.encoding.dtype)
+            values = remote.sidecar_column(field.name, first, stop).view(field.encoding.dtype)
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.EACCES):
                 raise
@@ -237,31 +241,31 @@ class Source:
             raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
         return values
 
-    def samples(self, names: tuple[str, ...], found: Lookup) -> Iterator[Sample]:
+    def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Sample]:
         """Read samples, all at once, and yield them."""
-        return _samples(self.fetcher, self.plan(names), found)
+        return _samples(self.fetcher, self.plan(names), lookup)
 
-    def values(self, plan: Plan, found: Lookup) -> list[Any]:
+    def values(self, plan: Plan, lookup: Lookup) -> list[Any]:
         """Read one column of samples as samples hold it."""
         (field,) = plan.fields
-        stored = _gather_all(self.fetcher, plan, found)[field.name]
-        return sample_values(self.fetcher, field, stored, found.samples)
+        stored = _gather_all(self.fetcher, plan, lookup)[field.name]
+        return sample_values(self.fetcher, field, stored, lookup.samples)
 
-    def bodies(self, plan: Plan, found: Lookup) -> dict[str, Bodies]:
+    def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
         """Find columns of samples as they are stored, to be copied."""
-        bodies = stored_bodies(self.fetcher, plan.stored, found.samples)
+        bodies = find_bodies(self.fetcher, plan.stored, lookup.samples)
         for name, computation in plan.computed.items():
-            bodies[name] = column_bodies(computation.column(found.rows))
+            bodies[name] = column_bodies(computation.column(lookup.rows))
         return bodies
 
-    def equal(self, plan: Plan, found: Lookup, text: bytes) -> Bools:
+    def equal(self, plan: Plan, lookup: Lookup, text: bytes) -> Bools:
         """Compare a column of text with one, where it lies."""
         (field,) = plan.fields
         if field.computation is not None:
-            return field.computation.equal(found.rows, text)
-        return equal_text(self.fetcher, plan, found.samples, text)
+            return field.computation.equal(lookup.rows, text)
+        return equal_text(self.fetcher, plan, lookup.samples, text)
 
-    def ahead(
+    def read_ahead(
         self,
         pieces: Iterable[T],
         rows_of: Callable[[T], Int64],
@@ -270,23 +274,23 @@ class Source:
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield pieces of work and what their rows are, some of which are fetched ahead.
 
-        The parameters are those of `npstream.shards.table.Fetcher.ahead`. A read of a piece takes
-        the `Lookup` that comes with it, so that rows are looked up once.
+        The parameters are those of `npstream.shards.table.Fetcher.read_ahead`. A read of a piece
+        takes the `Lookup` that comes with it, so that rows are looked up once.
         """
         looked_up = ((piece, self.look_up(rows_of(piece))) for piece in pieces)
-        ahead = self.fetcher.ahead(looked_up, _samples_of, step, is_rowwise)
-        for (piece, found), is_prefetched in ahead:
-            yield piece, found._replace(is_prefetched=is_prefetched) if is_prefetched else found
+        ahead = self.fetcher.read_ahead(looked_up, _samples_of, step, is_rowwise)
+        for (piece, lookup), is_prefetched in ahead:
+            yield piece, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
 
     def is_rowwise(
-        self, order: ReadOrder, mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None
+        self, order: ReadOrder, suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None
     ) -> bool:
         """Tell whether an order is read sample by sample: `npstream.shards.locality.is_rowwise`."""
         if not self.remotes:
             return False
         from npstream.shards import locality
 
-        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), mend)
+        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), suggest)
 
     def is_view_rowwise(self, selection: Selection) -> bool:
         """Tell whether a view, which is read in its own order, is read sample by sample."""
@@ -299,7 +303,7 @@ class Source:
 
     def _stored_order(self, order: ReadOrder) -> ReadOrder:
         """Return an order as one of what the index counts."""
-        return order._replace(first=lambda n: self.samples_at(order.first(n)))
+        return order._replace(prefix=lambda n: self.sample_ids(order.prefix(n)))
 
     @property
     def has_transforms(self) -> bool:
@@ -313,11 +317,11 @@ class Source:
         """Those of the datasets that samples come from which are in object stores."""
         return [] if self.remote is None else [self]
 
-    def pieces(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
+    def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
         """Yield the datasets that a view's samples come from, and which ones; in any order."""
         yield self, selection
 
-    def scalars(self, plan: Plan) -> str | None:
+    def sidecar_column_name(self, plan: Plan) -> str | None:
         """Return the name of a plan's only column, if the side-car holds its values."""
         if len(plan.fields) != 1 or (remote := self.remote) is None or not remote.files.sidecar:
             return None
@@ -336,56 +340,56 @@ class Source:
     def _is_mds(self) -> bool:
         return all(schema.format == "mds" for schema in self.index.schemas)
 
-    def is_aside(self, plan: Plan, first: int, last: int, count: int) -> bool:
+    def reads_sidecar(self, plan: Plan, first: int, last: int, count: int) -> bool:
         """Tell whether so many values of a column are read out of one run of the side-car."""
-        near = last - first < max(SPREAD * count, self.index.chunk_bytes // 8)
-        return count > 0 and near and self.scalars(plan) is not None
+        near = last - first < max(MAX_SIDECAR_SPREAD * count, self.index.chunk_bytes // 8)
+        return count > 0 and near and self.sidecar_column_name(plan) is not None
 
     # Where samples are stored
 
     def locate(self, ids: int | Int64) -> tuple[Any, Any]:
         """Return the shard of a sample and its row there; of several samples, in their shape."""
         if isinstance(ids, int):
-            return locate_samples(self.index, int(self.samples_at(np.array([ids]))[0]))
-        return locate_samples(self.index, self.samples_at(ids))
+            return locate_samples(self.index, int(self.sample_ids(np.array([ids]))[0]))
+        return locate_samples(self.index, self.sample_ids(ids))
 
     def stored(self, selection: Selection) -> Selection:
         """Return a view as one of what the index counts."""
         return selection
 
-    def bytes_of(self, samples: int) -> int:
+    def estimate_bytes(self, samples: int) -> int:
         """Return the bytes of so many average samples."""
         return self.index.total * samples // max(self.index.samples, 1)
 
-    def rows_of(self, nbytes: int) -> int:
+    def estimate_rows(self, nbytes: int) -> int:
         """Return how many average samples take about `nbytes`, at least one."""
         return max(1, nbytes * self.index.samples // max(self.index.total, 1))
 
-    def rows_at_once(self, plan: Plan, nbytes: int) -> int:
+    def block_rows(self, plan: Plan, nbytes: int) -> int:
         """Return how many rows are read at once where `nbytes` of samples are.
 
         Of parts of remote samples more are, so that many requests are under way at once.
         """
-        rows = self.rows_of(nbytes)
+        rows = self.estimate_rows(nbytes)
         if not self.reads_parts(plan):
             return rows
         parts = sum(
             f.part.stop - f.part.first if f.part else f.encoding.size or 0 for f in plan.fields
         )
-        return max(rows, min(PARTS_AT_ONCE, nbytes // max(parts, 1)))
+        return max(rows, min(MAX_PART_ROWS, nbytes // max(parts, 1)))
 
     def reads_parts(self, plan: Plan) -> bool:
         """Return True if remote samples may be read in part for these columns."""
         if not self.remotes:
             return False
         layouts = enumerate(self.fetcher.layouts)
-        return any(plan.extent(schema, layout) is not None for schema, layout in layouts)
+        return any(plan.partial_read(schema, layout) is not None for schema, layout in layouts)
 
     def is_resident(self, row: int) -> bool:
         """Return True if neither the cache nor a store is looked at to read a row."""
         if not self.remotes:
             return True
-        sample = int(self.samples_at(np.array([row]))[0]) if self.members else row
+        sample = int(self.sample_ids(np.array([row]))[0]) if self.members else row
         return self.fetcher.is_resident(sample)
 
     def chunk_starts(self) -> AnyArray:
@@ -398,30 +402,30 @@ def _samples_of(piece: tuple[Any, Lookup]) -> Int64:
     return piece[1].samples
 
 
-def _gather_all(fetcher: Fetcher, plan: Plan, found: Lookup) -> dict[str, RawColumn]:
+def _gather_all(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, RawColumn]:
     """Read columns as they are stored, and make those that are computed."""
-    columns = gather(fetcher, plan.stored, found.samples, is_prefetched=found.is_prefetched)
+    columns = gather(fetcher, plan.stored, lookup.samples, is_prefetched=lookup.is_prefetched)
     for name, computation in plan.computed.items():
-        columns[name] = computation.column(found.rows)
+        columns[name] = computation.column(lookup.rows)
     return columns
 
 
-def _samples(fetcher: Fetcher, plan: Plan, found: Lookup) -> Iterator[Sample]:
+def _samples(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> Iterator[Sample]:
     if not plan.fields:  # shards may have no column in common
-        return ({} for _ in found.samples)
-    stored = _gather_all(fetcher, plan, found)
-    values = [sample_values(fetcher, f, stored[f.name], found.samples) for f in plan.fields]
+        return ({} for _ in lookup.samples)
+    stored = _gather_all(fetcher, plan, lookup)
+    values = [sample_values(fetcher, f, stored[f.name], lookup.samples) for f in plan.fields]
     names = [f.name for f in plan.fields]
     return (dict(zip(names, row, strict=True)) for row in zip(*values, strict=True))
 
 
 def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
     ids = np.array([sample])
-    (found,) = _samples(fetcher, plan, Lookup(ids, ids))
-    return found
+    (lookup,) = _samples(fetcher, plan, Lookup(ids, ids))
+    return lookup
 
 
-def _nothing(sample: int) -> Sample:
+def _read_no_columns(sample: int) -> Sample:
     return {}
 
 
@@ -433,7 +437,7 @@ def view_order(
     Samples are taken to be of one size, that of the storage's on average.
     """
     n = selection.size
-    nbytes = source.bytes_of(n)
+    nbytes = source.estimate_bytes(n)
     settings = settings.resolve(nbytes)
     if settings.block is None:
         return full_order(n, seed, epoch)
@@ -476,7 +480,7 @@ def open_source(
                 partial[name] = (
                     f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
                 )
-            elif meaning(mine[name].encoding) != meaning(fields[name].encoding):
+            elif encoding_key(mine[name].encoding) != encoding_key(fields[name].encoding):
                 partial[name] = (
                     f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "
                     f"but {fields[name].encoding.name!r} before it"
@@ -494,8 +498,8 @@ def open_source(
         # A column that is not asked for, or is declared anew, may need a package that is not here.
         if name in names and name not in declared:
             fields[name] = Field(name, _recorded(fields[name], dtype, where))
-    for name, meaning_ in declared.items():
-        fields[name] = source.field(name).view(meaning_)
+    for name, meaning in declared.items():
+        fields[name] = source.field(name).view(meaning)
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
     if unsafe and not allow_pickle:
         raise ValueError(
@@ -547,7 +551,7 @@ def _recorded(stored: Field, dtype: str, where: str) -> Encoding:
         ) from error
 
 
-def meaning(encoding: Encoding) -> tuple[Any, ...]:
+def encoding_key(encoding: Encoding) -> tuple[Any, ...]:
     """Return what two encodings must share so that their values make one column."""
     arrays = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
     return encoding.kind, encoding.dtype, encoding.shape, "" if arrays else encoding.name

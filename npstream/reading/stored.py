@@ -38,7 +38,9 @@ class StoredTable:
 
     def __init__(self, source: Source, selection: Selection, fields: tuple[Field, ...]) -> None:
         self.length = selection.size
-        self.row_bytes: int | None = source.bytes_of(max(selection.size, 1)) // max(self.length, 1)
+        self.row_bytes: int | None = source.estimate_bytes(max(selection.size, 1)) // max(
+            self.length, 1
+        )
         self.chunk = 1
         self.is_arrays = False
         self._source = source
@@ -55,7 +57,7 @@ class StoredTable:
         if encoding.kind == "ndarray" and encoding.headless:
             type_of_array(encoding.dtype, ())  # says whether there are such arrays
             return column_type(f"ndarray:{encoding.dtype.name}")
-        if encoding.kind == "fixed" and not is_copied(encoding):
+        if encoding.kind == "fixed" and not is_copied_verbatim(encoding):
             return type_of_array(encoding.dtype, encoding.shape or ())
         return encoding
 
@@ -67,27 +69,31 @@ class StoredTable:
         others: list[Field] = []
         for name, encoding in wanted.items():
             field = self._fields[name]
-            same = is_copied(field.encoding) and field.encoding.stored_name == encoding.stored_name
+            same = is_copied_verbatim(field.encoding) and field.encoding.stored == encoding.stored
             (copied if same else others).append(field)
         plan, first = Plan(copied), 0
         pieces = (self._selection.ids(start, stop) for start, stop in bounds)
         rowwise = self._source.is_view_rowwise(self._selection)
-        for _, found in self._source.ahead(pieces, lambda ids: ids, self._selection.step, rowwise):
-            parts: dict[str, ColumnBlock] = dict(self._source.bodies(plan, found))
+        for _, lookup in self._source.read_ahead(
+            pieces, lambda ids: ids, self._selection.step, rowwise
+        ):
+            parts: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
             for field in others:
-                parts[field.name] = self._decoded(field, found, wanted[field.name], first)
+                parts[field.name] = self._convert_rows(field, lookup, wanted[field.name], first)
             yield parts
-            first += len(found.rows)
+            first += len(lookup.rows)
 
-    def _decoded(self, field: Field, found: Lookup, wanted: Encoding, first: int) -> ColumnBlock:
+    def _convert_rows(
+        self, field: Field, lookup: Lookup, wanted: Encoding, first: int
+    ) -> ColumnBlock:
         """Return rows, from `first` on, that are to be stored otherwise than they are."""
         plan = Plan([field])
         if field.encoding.kind == wanted.kind == "fixed":
-            numbers = self._source.columns(plan, found, {})[field.name]
+            numbers = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(numbers, np.ndarray)
             return rows_as(numbers, wanted)
         if field.encoding.headless and wanted.kind == "ndarray":
-            rows = self._source.columns(plan, found, {})[field.name]
+            rows = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(rows, Ragged)
             try:
                 return bodies_of_rows(rows.values, rows.offsets, rows.shapes, wanted, first)
@@ -96,7 +102,7 @@ class StoredTable:
                     f"column {field.name!r}: {error}; open the dataset without columns= to copy "
                     "its bytes as they are"
                 ) from error
-        return self._source.values(plan, found)
+        return self._source.values(plan, lookup)
 
 
 def stored_table(
@@ -131,7 +137,7 @@ class StoredColumn:
             yield parts[self.name]
 
 
-def is_copied(encoding: Encoding) -> bool:
+def is_copied_verbatim(encoding: Encoding) -> bool:
     """Return True if the bodies of a column's values are what the encoding's name says."""
     if encoding.kind != "fixed":
         return not encoding.headless

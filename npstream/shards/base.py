@@ -33,7 +33,7 @@ Chunk: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class LoadedShard:
     """A shard in memory.
 
     ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
@@ -48,7 +48,7 @@ class Region:
     resident: Bytes
 
     @property
-    def place(self) -> tuple[int, ...]:
+    def entry(self) -> tuple[int, ...]:
         """The shard's row in the table that kernels read."""
         chunks = len(self.resident)
         return (
@@ -89,10 +89,10 @@ class Shards(Protocol[Remote]):
             The shard of each sample.
         """
 
-    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
         """Return the shards to open so that samples are in memory, fetched if need be."""
 
-    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+    def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples of shards that cannot stay in memory.
 
         Returns
@@ -103,10 +103,10 @@ class Shards(Protocol[Remote]):
             What must be referred to while the addresses are in use.
         """
 
-    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+    def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Open those of some shards that take no request, and check them against the index."""
 
-    def buffered(self, shard: int) -> int | None:
+    def buffer_bytes(self, shard: int) -> int | None:
         """Return the bytes of memory that a shard takes, open, besides maps.
 
         Returns
@@ -115,20 +115,20 @@ class Shards(Protocol[Remote]):
             0 unless the shard is compressed; None if opening it takes a request.
         """
 
-    def is_stale(self, shard: int, region: Region) -> bool:
+    def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
         """Return True if a shard that is in memory is to be opened again."""
 
     def describe(self, sample: int) -> str:
         """Say where a sample is stored, for messages."""
 
-    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
 
     def close(self) -> None:
         """Stop what runs in the background."""
 
 
-def laid_out(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
+def concatenate_parts(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
     """Lay byte strings end to end; return where they lie after their guard, and their lengths."""
     arena: Bytes = np.frombuffer(b"".join(parts), np.uint8)
     lengths = np.array([len(part) for part in parts], np.int64)

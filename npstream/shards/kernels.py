@@ -165,7 +165,7 @@ def read(
 
 
 @kernel
-def array_heads(
+def read_array_headers(
     address: Int64,
     nbytes: Int64,
     typed: int,
@@ -200,7 +200,7 @@ def array_heads(
         values = int(end - at - ndim * width) // int(itemsize)
         size = 1
         for _ in range(ndim):
-            length = little_endian(at, width)
+            length = load_little_endian(at, width)
             at += width
             # Dividing keeps a hostile product of lengths from wrapping around.
             if length <= 0 or size > values // length:
@@ -214,17 +214,17 @@ def array_heads(
 
 
 @kernel
-def array_shapes(address: Int64, typed: int, shapes: Int64) -> None:
-    """Read the shapes of arrays of one rank, whose heads `array_heads` found sound."""
+def read_array_shapes(address: Int64, typed: int, shapes: Int64) -> None:
+    """Read the shapes of arrays of one rank, whose heads `read_array_headers` found sound."""
     for k in range(address.size):
         at = address[k] + typed
         width = 1 << (load_u8(at) & 3)
         for axis in range(shapes.shape[1]):
-            shapes[k, axis] = little_endian(at + 1 + axis * width, width)
+            shapes[k, axis] = load_little_endian(at + 1 + axis * width, width)
 
 
 @kernel
-def little_endian(address: int, width: int) -> int:
+def load_little_endian(address: int, width: int) -> int:
     """Read an unsigned number of up to 8 bytes; one of 2**63 and more comes out negative."""
     number = 0
     for byte in range(width):

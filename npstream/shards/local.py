@@ -14,8 +14,8 @@ from npstream.errors import FormatError, IntegrityError
 from npstream.formats import mds, text
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import digest, fastest
-from npstream.shards.base import Region, Verify, laid_out
-from npstream.shards.snapshot import Snapshot, explained
+from npstream.shards.base import LoadedShard, Verify, concatenate_parts
+from npstream.shards.snapshot import Snapshot, explain_replacement
 
 if TYPE_CHECKING:
     from npstream._core.arrays import Rows
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from npstream.shards.base import RemotePart
     from npstream.storage.local import Store
 
-_ALL: Bytes = np.empty(0, np.uint8)
+_ALL_RESIDENT: Bytes = np.empty(0, np.uint8)
 
-_MAX_BYTES = 1 << 32
+_MAX_OFFSET = 1 << 32
 """Where samples end that offsets of four bytes can reach."""
 
 
@@ -57,8 +57,8 @@ class LocalShards:
         self.verify = verify
         self.layouts = layouts_of(index)
         guards = [text.guard(schema) for schema in index.schemas]
-        self.guards = np.array(guards, np.int64)[index.schema_ids]
-        self._sound = np.zeros(len(index), bool)  # opened once, and so checked
+        self.guards = np.array(guards, np.int64)[index.schema_of]
+        self._is_checked = np.zeros(len(index), bool)  # opened once, and so checked
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LocalShards, (self.index, self.store, self.verify, self.snapshot)
@@ -77,21 +77,21 @@ class LocalShards:
         """Yield the datasets in object stores that samples belong to, and which samples do."""
         yield from ()
 
-    def buffered(self, shard: int) -> int | None:
+    def buffer_bytes(self, shard: int) -> int | None:
         """Return the bytes of memory that a shard takes, open, besides maps."""
         files = self.index.files(shard)
         pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
-        return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_packed(raw, zipped))
+        return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_compressed(raw, zipped))
 
-    def _is_packed(self, raw: File, zipped: File | None) -> bool:
+    def _is_compressed(self, raw: File, zipped: File | None) -> bool:
         return zipped is not None and not self.store.exists(raw.name)
 
-    @explained
-    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+    @explain_replacement
+    def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Map or decompress the files of shards, and check them against the index."""
         # All heads are asked for before the first is looked at.
         loaded = [(shard, *self._load(shard)) for shard in shards]
-        return {shard: self._checked(shard, data, head) for shard, data, head in loaded}
+        return {shard: self._check_shard(shard, data, head) for shard, data, head in loaded}
 
     def _load(self, shard: int) -> tuple[Bytes, Bytes]:
         """Return a shard's data, and the file with its offsets."""
@@ -101,13 +101,16 @@ class LocalShards:
             pairs.append((files.meta, files.zip_meta))
         loaded = [
             self._load_file(
-                raw, zipped if self._is_packed(raw, zipped) else None, files.compression
+                raw, zipped if self._is_compressed(raw, zipped) else None, files.compression
             )
             for raw, zipped in pairs
         ]
         data, head = loaded[0], loaded[-1]
         if memory.is_mapped(head):
-            layout, end = self.layouts[self.index.schema_ids[shard]], 4 * (self._count(shard) + 2)
+            layout, end = (
+                self.layouts[self.index.schema_of[shard]],
+                4 * (self._sample_count(shard) + 2),
+            )
             if layout is None or not layout.stride:
                 memory.will_need(head[: end + 1])
             else:  # only the first and the last offset are looked at
@@ -115,7 +118,9 @@ class LocalShards:
                 memory.will_need(head[end - 4 : end + 1])
         return data, head
 
-    def _checked(self, shard: int, data: Bytes, head: Bytes, resident: Bytes = _ALL) -> Region:
+    def _check_shard(
+        self, shard: int, data: Bytes, head: Bytes, resident: Bytes = _ALL_RESIDENT
+    ) -> LoadedShard:
         """Return a shard in memory, whose files are held against the index.
 
         Parameters
@@ -124,11 +129,11 @@ class LocalShards:
         data, head : ndarray of uint8
             The shard's bytes, and those of the file with its offsets.
         resident : ndarray of uint8
-            A byte for each chunk, as a Region has them; none if all of the shard is in memory.
+            A byte for each chunk, as a LoadedShard has them; none if all of the shard is in memory.
         """
         number = int(self.index.schema_ids[shard])
         schema, layout = self.index.schemas[number], self.layouts[number]
-        samples, stride = self._count(shard), layout.stride if layout is not None else 0
+        samples, stride = self._sample_count(shard), layout.stride if layout is not None else 0
         try:
             if layout is not None:
                 begin = mds.check_mds_head(schema, data, samples, stride)
@@ -137,80 +142,82 @@ class LocalShards:
         except FormatError as error:
             where = self.store.where(self.index.name(shard))
             raise FormatError(f"{where} (shard {shard}): {error}") from None
-        self._sound[shard] = True
+        self._is_checked[shard] = True
         offsets = head[4 : 4 * (samples + 2)].view("<u4")
-        return Region(data, offsets, begin, stride, resident)
+        return LoadedShard(data, offsets, begin, stride, resident)
 
-    def _count(self, shard: int) -> int:
+    def _sample_count(self, shard: int) -> int:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
-    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
         """Return the shards to open so that samples are in memory."""
         return np.unique(shard_of)
 
-    def is_stale(self, shard: int, region: Region) -> bool:
+    def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
         """Return True if a shard that is in memory is to be opened again."""
         return False
 
-    @explained
-    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+    @explain_replacement
+    def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples of shards that cannot stay in memory."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
         held: list[object] = []
         for shard in np.unique(shard_of).tolist():
             samples = np.flatnonzero(shard_of == shard)
             rows = ids[samples] - self.index.starts[shard]
-            region = self._unpacked(shard)
-            if region is None:
-                begins, ends = self._bounds(shard, rows)
+            loaded = self._open_whole(shard)
+            if loaded is None:
+                begins, ends = self._read_bounds(shard, rows)
                 guard = self.check_bounds(shard, rows, begins, ends)
                 name, begins = self.index.files(shard).data.name, begins - guard
                 spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
                 parts = self.store.ranges((name, begin, size) for begin, size in spans)
-                address[samples], nbytes[samples], arena = laid_out(parts, guard)
+                address[samples], nbytes[samples], arena = concatenate_parts(parts, guard)
             else:
-                address[samples], nbytes[samples], arena = self._copied(shard, region, rows)
+                address[samples], nbytes[samples], arena = self._copy_rows(shard, loaded, rows)
             held.append(arena)
         return address, nbytes, held
 
-    def _unpacked(self, shard: int) -> Region | None:
+    def _open_whole(self, shard: int) -> LoadedShard | None:
         """Open a shard that must be read whole; None if ranges of it will do."""
-        whole = bool(self.buffered(shard)) or not self._sound[shard]
+        whole = bool(self.buffer_bytes(shard)) or not self._is_checked[shard]
         return self.open([shard])[shard] if whole else None
 
-    def _bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64]:
+    def _read_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64]:
         """Return where rows of a shard that is not open begin and end."""
         files = self.index.files(shard)
         layout = self.layouts[self.index.schema_ids[shard]]
         if layout is not None and layout.stride:
-            begins = files.data.nbytes - (self._count(shard) - rows) * layout.stride
+            begins = files.data.nbytes - (self._sample_count(shard) - rows) * layout.stride
             return begins, begins + layout.stride
         head = (files.meta or files.data).name
         pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
         begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
         return begins, ends
 
-    def _copied(self, shard: int, region: Region, rows: Int64) -> tuple[Int64, Int64, Bytes]:
-        """Copy rows of a shard in memory, and return them as `laid_out` does."""
-        if region.stride:
-            begins = region.begin + rows * region.stride
-            ends = begins + region.stride
+    def _copy_rows(
+        self, shard: int, loaded: LoadedShard, rows: Int64
+    ) -> tuple[Int64, Int64, Bytes]:
+        """Copy rows of a shard in memory, and return them as `concatenate_parts` does."""
+        if loaded.stride:
+            begins = loaded.begin + rows * loaded.stride
+            ends = begins + loaded.stride
         else:
-            begins, ends = (region.offsets[at].astype(np.int64) for at in (rows, rows + 1))
+            begins, ends = (loaded.offsets[at].astype(np.int64) for at in (rows, rows + 1))
         guard = self.check_bounds(shard, rows, begins, ends)
         spans = zip((begins - guard).tolist(), ends.tolist(), strict=True)
-        return laid_out([region.data[begin:end].tobytes() for begin, end in spans], guard)
+        return concatenate_parts([loaded.data[begin:end].tobytes() for begin, end in spans], guard)
 
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
         """Raise FormatError unless rows lie within their shard; return their guard."""
         files = self.index.files(shard)
         guard = int(self.guards[shard])
-        low = 0 if files.meta else 4 * (self._count(shard) + 2)
+        low = 0 if files.meta else 4 * (self._sample_count(shard) + 2)
         wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
         if wrong.any():
             sample = int(self.index.starts[shard]) + int(rows[wrong.argmax()])
-            self.damaged(sample, "its offsets do not fit the shard")
+            self.raise_damaged(sample, "its offsets do not fit the shard")
         return guard
 
     def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
@@ -223,9 +230,9 @@ class LocalShards:
         where = self.store.where(zipped.name)
         if compression is None:
             raise FormatError(f"{where}: compressed, but the index names no compression")
-        if raw.nbytes > _MAX_BYTES:
+        if raw.nbytes > _MAX_OFFSET:
             raise FormatError(
-                f"{where}: {quantity(raw.nbytes, 'byte')} unpacked; offsets reach {_MAX_BYTES:,}"
+                f"{where}: {quantity(raw.nbytes, 'byte')} unpacked; offsets reach {_MAX_OFFSET:,}"
             )
         if self.store.is_local:
             self._check_size(self.store.size(zipped.name), zipped)
@@ -269,8 +276,8 @@ class LocalShards:
     def close(self) -> None:
         """Stop what runs in the background."""
 
-    @explained
-    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+    @explain_replacement
+    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
         raise FormatError(f"{self.describe(sample)}: {what}") from cause
 

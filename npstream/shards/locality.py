@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadOrder", "is_rowwise"]
 
-PREFIX = 1 << 18
+MAX_PREFIX = 1 << 18
 """Samples of an order that are looked at, at most."""
 
-USED_AT_ONCE = 0.75
+READ_FRACTION = 0.75
 """The part of a cache's limit for what is being read. Reading ahead takes the rest."""
 
 
@@ -39,11 +39,11 @@ class ReadOrder(NamedTuple):
         The part of a chunk's samples that are read on this machine, about.
     """
 
-    first: Callable[[int], Int64]
-    share: float = 1.0
+    prefix: Callable[[int], Int64]
+    fraction: float = 1.0
 
 
-class _Touches(NamedTuple):
+class _ChunkReads(NamedTuple):
     """The chunks that samples lie in, one after the other, of all datasets with one cache.
 
     Attributes
@@ -62,7 +62,7 @@ class _Touches(NamedTuple):
 def is_rowwise(
     shards: Shards[RemoteShards],
     order: ReadOrder,
-    mend: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
+    suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
 ) -> bool:
     """Tell whether samples are read one by one, as their chunks cannot be cached for so long.
 
@@ -70,7 +70,7 @@ def is_rowwise(
     ----------
     shards : Shards
     order : ReadOrder
-    mend : callable, optional
+    suggest : callable, optional
         Given a function that tells whether another order would fit the cache, returns what to
         change in the order, for the message.
 
@@ -80,11 +80,11 @@ def is_rowwise(
         If they cannot be read so: they are compressed, or `verify` is True.
     """
     found = False
-    for cache, parts in _caches(shards):
-        limit, total = cache.limit, sum(int(_sizes(part).sum()) for part in parts)
+    for cache, parts in _datasets_by_cache(shards):
+        limit, total = cache.limit, sum(int(_disk_bytes(part).sum()) for part in parts)
         if limit is None and total > cache.free():
             limit = cache.room()
-        if limit is None or limit >= total or not _overflows(shards, order, cache, limit):
+        if limit is None or limit >= total or not _exceeds_cache(shards, order, cache, limit):
             continue
         found = True
         for part in parts:
@@ -92,8 +92,8 @@ def is_rowwise(
                 fits = partial(_fits, shards, cache)
                 least = _least_limit(partial(fits, order), limit, total)
                 otherwise = "read the samples in the order in which they are stored"
-                if mend is not None:
-                    otherwise = mend(lambda other: fits(other, limit))  # noqa: B023 - called now
+                if suggest is not None:
+                    otherwise = suggest(lambda other: fits(other, limit))  # noqa: B023 - called now
                 raise ValueError(_refusal(part, limit, least, otherwise))
     return found
 
@@ -109,7 +109,7 @@ def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
 
 
 def _fits(shards: Shards[RemoteShards], cache: ShardCache, order: ReadOrder, limit: int) -> bool:
-    return not _overflows(shards, order, cache, limit)
+    return not _exceeds_cache(shards, order, cache, limit)
 
 
 def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
@@ -120,7 +120,9 @@ def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
     return high
 
 
-def _caches(shards: Shards[RemoteShards]) -> Iterator[tuple[ShardCache, list[RemoteShards]]]:
+def _datasets_by_cache(
+    shards: Shards[RemoteShards],
+) -> Iterator[tuple[ShardCache, list[RemoteShards]]]:
     """Yield each cache, with the datasets that are kept there."""
     found: dict[str, tuple[ShardCache, list[RemoteShards]]] = {}
     for part, *_ in shards.remotes:
@@ -129,19 +131,19 @@ def _caches(shards: Shards[RemoteShards]) -> Iterator[tuple[ShardCache, list[Rem
     yield from found.values()
 
 
-def _overflows(
+def _exceeds_cache(
     shards: Shards[RemoteShards], order: ReadOrder, cache: ShardCache, limit: int
 ) -> bool:
     """Tell whether an order would have chunks fetched again, too much of that."""
     chunk = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
-    ids = order.first(min(PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
-    touches = _touches(shards, ids, cache)
-    expected = touches.samples * order.share
-    again = _fetched_again(touches.chunks, touches.nbytes, expected, int(USED_AT_ONCE * limit))
+    ids = order.prefix(min(MAX_PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
+    reads = _chunk_reads(shards, ids, cache)
+    expected = reads.samples * order.fraction
+    again = _refetched_bytes(reads.chunks, reads.nbytes, expected, int(READ_FRACTION * limit))
     return again > REQUEST_BYTES  # for each sample
 
 
-def _touches(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _Touches:
+def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _ChunkReads:
     """Return the chunks that samples of the datasets with one cache lie in."""
     keys = np.full(len(ids), -1)
     nbytes, samples, base = [], [], 0
@@ -149,23 +151,23 @@ def _touches(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _To
         if part.files.cache.directory != cache.directory:
             continue
         mine = np.flatnonzero((ids >= first) & (ids < first + part.index.samples))
-        own, which = np.unique(part.chunk_of(ids[mine] - first), return_inverse=True)
+        own, which = np.unique(part.chunk_keys(ids[mine] - first), return_inverse=True)
         keys[mine] = base + which
         base += len(own)
-        shard = own // part.files.most_chunks
+        shard = own // part.files.max_chunks
         chunks = part.files.chunks[shard]
-        nbytes.append(_sizes(part)[shard] // chunks)
+        nbytes.append(_disk_bytes(part)[shard] // chunks)
         samples.append(np.diff(part.index.starts)[shard] / chunks)
-    return _Touches(keys[keys >= 0], np.concatenate(nbytes), np.concatenate(samples))
+    return _ChunkReads(keys[keys >= 0], np.concatenate(nbytes), np.concatenate(samples))
 
 
-def _sizes(part: RemoteShards) -> Int64:
+def _disk_bytes(part: RemoteShards) -> Int64:
     """Return what each shard takes on the disk, as each of its chunks begins within a block."""
     sizes: Int64 = part.index.nbytes + part.files.chunks * 2 * allocated(0, 1)
-    return sizes + tail_bytes(1 + part.files.most_chunks)
+    return sizes + tail_bytes(1 + part.files.max_chunks)
 
 
-def _fetched_again(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
+def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
     """Return the bytes of chunks, for each sample, that leave a cache and are not used up.
 
     The least recently used chunk leaves. Those that have left are fetched again, at least once.
@@ -173,9 +175,9 @@ def _fetched_again(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: i
     Examples
     --------
     >>> twice, size, count = np.array([0, 1, 2, 0, 1, 2]), np.full(3, 10), np.full(3, 4)
-    >>> _fetched_again(twice, size, count, 30), _fetched_again(twice, size, count, 20)
+    >>> _refetched_bytes(twice, size, count, 30), _refetched_bytes(twice, size, count, 20)
     (0.0, 7.5)
-    >>> _fetched_again(np.sort(twice), size, count, 20)
+    >>> _refetched_bytes(np.sort(twice), size, count, 20)
     0.0
     """
     if int(nbytes.sum()) <= limit:

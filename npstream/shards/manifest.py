@@ -35,7 +35,7 @@ UNREACHABLE = {
 }
 """What errors say if a store does not answer."""
 
-LARGE = 1 << 22
+LARGE_INDEX = 1 << 22
 """An index of more bytes is not read if there is a side-car that tells all of it."""
 
 LARGE_SIDECAR = 1 << 26
@@ -55,7 +55,7 @@ class Manifest:
 def read_manifest(
     store: Store,
     cache: ShardCache | None = None,
-    aside: Store | None = None,
+    sidecar_store: Store | None = None,
     version: str | None = None,
     strict: bool = False,
 ) -> Manifest:
@@ -66,7 +66,7 @@ def read_manifest(
     store : LocalStore or RemoteStore
     cache : ShardCache, optional
         Where a remote one is kept for as long as it does not change.
-    aside : LocalStore or RemoteStore, optional
+    sidecar_store : LocalStore or RemoteStore, optional
         Where the side-car lies, if not beside the index.
     version : str, optional
         The fingerprint of the index, if not the newest is wanted.
@@ -80,22 +80,22 @@ def read_manifest(
     StorageError
         If there is no index, or the version was not kept.
     """
-    found = _read(store, cache, aside, INDEX, strict)
+    found = _read_named(store, cache, sidecar_store, INDEX, strict)
     if version is None or found.index.fingerprint() == version:
         return found
-    name = _kept(version)
-    _require(store, name, version, found.index)
-    return _read(store, cache, aside, name, strict)
+    name = _versioned_name(version)
+    _require_version(store, name, version, found.index)
+    return _read_named(store, cache, sidecar_store, name, strict)
 
 
-def _kept(version: str) -> str:
+def _versioned_name(version: str) -> str:
     """Return the name of an index that was replaced."""
     if not version.isalnum():
         raise ValueError(f"version={version!r}: expected the fingerprint of an index")
     return f"index.{version}.json"
 
 
-def _require(store: Store, name: str, version: str, newest: Index) -> None:
+def _require_version(store: Store, name: str, version: str, newest: Index) -> None:
     if not store.exists(name):
         raise StorageError(
             errno.ENOENT,
@@ -105,43 +105,47 @@ def _require(store: Store, name: str, version: str, newest: Index) -> None:
         )
 
 
-def _read(
-    store: Store, cache: ShardCache | None, aside: Store | None, name: str, strict: bool
+def _read_named(
+    store: Store, cache: ShardCache | None, sidecar_store: Store | None, name: str, strict: bool
 ) -> Manifest:
-    opened: Callable[[], Sidecar | None] = partial(_open_sidecar, aside or store, cache)
-    if is_wanted := cache is not None or aside is not None:
-        opened = _meanwhile(opened)  # so that all takes two round trips, and not four
+    open_sidecar: Callable[[], Sidecar | None] = partial(
+        _open_sidecar, sidecar_store or store, cache
+    )
+    if is_wanted := cache is not None or sidecar_store is not None:
+        open_sidecar = _run_in_thread(
+            open_sidecar
+        )  # so that all takes two round trips, and not four
     if not strict:
-        opened = partial(_unless_refused, opened, aside or store)
-    sign = _version(store, cache, name, is_index=True)
+        open_sidecar = partial(_none_if_denied, open_sidecar, sidecar_store or store)
+    index_version = _version(store, cache, name, is_index=True)
     sidecar = None
-    nbytes = size_in_version(sign) or 0
-    if nbytes > LARGE and (sidecar := opened()) is not None:
-        mark = _mark(store, cache, name, nbytes, sign)
-        if sidecar.index_digest.matches(mark):
+    nbytes = size_in_version(index_version) or 0
+    if nbytes > LARGE_INDEX and (sidecar := open_sidecar()) is not None:
+        mark = _read_mark(store, cache, name, nbytes, index_version)
+        if sidecar.mark.matches(mark):
             try:
-                identity = _hash(mark.ends_hash + sign.encode())
+                identity = _hash(mark.ends + index_version.encode())
                 index = sidecar.index(store.where(name))
-                return Manifest(index, identity, sidecar, Snapshot(name, sign))
+                return Manifest(index, identity, sidecar, Snapshot(name, index_version))
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
     check_size(nbytes, store.where(name))
-    text = _through(store, cache, name, sign)
-    if is_wanted and nbytes <= LARGE:
-        sidecar = opened()
+    text = _read_cached(store, cache, name, index_version)
+    if is_wanted and nbytes <= LARGE_INDEX:
+        sidecar = open_sidecar()
     if sidecar is not None:
         from npstream.formats.sidecar.sidecar import digest_index
 
-        if not sidecar.index_digest.matches(digest_index(text, sign, store.root)):
+        if not sidecar.mark.matches(mark_of(text, index_version, store.root)):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
-    identity = identity_of(text, sign) if cache else ""
-    snapshot = Snapshot(name, sign, identity)
+    identity = identity_of(text, index_version) if cache else ""
+    snapshot = Snapshot(name, index_version, identity)
     return Manifest(parse_index(text, store.where(name)), identity, sidecar, snapshot)
 
 
-def _meanwhile(work: Callable[[], T]) -> Callable[[], T]:
+def _run_in_thread(work: Callable[[], T]) -> Callable[[], T]:
     """Begin work in a thread; return what waits for its result, or raises what it raised."""
     ended: SimpleQueue[T | BaseException] = SimpleQueue()
 
@@ -204,7 +208,7 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     return version
 
 
-def _through(
+def _read_cached(
     store: Store,
     cache: ShardCache | None,
     name: str,
@@ -245,7 +249,7 @@ def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
         from npstream.cache.ranges import CachedRanges
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
-        held = {} if is_large else {NAME: _through(store, cache, NAME, version)}
+        held = {} if is_large else {NAME: _read_cached(store, cache, NAME, version)}
         # With its hash, as versions may be coarse, and columns belong to one side-car.
         whole = f"{version}:{_hash(held[NAME])}" if held else version
         return Sidecar(CachedRanges(store, cache, whole, held))
@@ -257,18 +261,18 @@ def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
     return None
 
 
-def _unless_refused(opened: Callable[[], Sidecar | None], store: Store) -> Sidecar | None:
+def _none_if_denied(open_sidecar: Callable[[], Sidecar | None], store: Store) -> Sidecar | None:
     """Return a side-car, or None if it may not be read."""
     try:
-        return opened()
+        return open_sidecar()
     except StorageError as error:
         if error.errno != errno.EACCES:
             raise
-    warn_of_refused(store, stacklevel=7)
+    warn_sidecar_denied(store, stacklevel=7)
     return None
 
 
-def warn_of_refused(store: Store, stacklevel: int) -> None:
+def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
     """Warn that a side-car may not be read.
 
     Amazon and Google answer so for an absent file if the user may not list the bucket.
@@ -284,12 +288,12 @@ def warn_of_refused(store: Store, stacklevel: int) -> None:
     )
 
 
-def _mark(
+def _read_mark(
     store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str
-) -> IndexDigest:
-    """Return the digest of an index that is too large to read for this purpose."""
-    from npstream.formats.sidecar.sidecar import END_BYTES, digest_index_ends
+) -> Mark:
+    """Return the mark of an index that is too large to be read for that."""
+    from npstream.formats.sidecar.sidecar import ENDS, make_mark
 
-    spans = [(name, 0, END_BYTES), (name, nbytes - END_BYTES, END_BYTES)]
-    ends = _through(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
-    return digest_index_ends(nbytes, ends[:END_BYTES], ends[END_BYTES:], version, store.root)
+    spans = [(name, 0, ENDS), (name, nbytes - ENDS, ENDS)]
+    ends = _read_cached(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
+    return make_mark(nbytes, ends[:ENDS], ends[ENDS:], version, store.root)

@@ -10,14 +10,14 @@ import numpy as np
 from npstream._core.typing import Int64
 from npstream.shards import kernels
 
-LOOK = 32
+PROBE_ROWS = 32
 """Rows that are touched to see whether their pages are in memory."""
 
-STREAK = 4
+READS_PER_PROBE = 4
 """Reads that are announced before a look at whether that is still of use."""
 
 
-class Coldness:
+class PagePrefetcher:
     """Whether pages are asked for before they are read.
 
     Asking costs a system call a row, many times what it takes to copy a row that is in memory,
@@ -27,36 +27,36 @@ class Coldness:
     """
 
     def __init__(self) -> None:
-        self.warm = False
-        self._announce = 0
+        self.is_resident = False
+        self._reads_to_prefetch = 0
         self._faults = 0
-        self._unseen = 0
+        self._unchecked_rows = 0
 
     @property
-    def expected(self) -> bool:
+    def is_active(self) -> bool:
         """Whether reads are being announced."""
-        return self._announce > 0
+        return self._reads_to_prefetch > 0
 
-    def prepare(self, address: Int64, nbytes: Int64) -> None:
+    def prefetch(self, address: Int64, nbytes: Int64) -> None:
         """Announce a read of spans, if pages are missing."""
-        if not self._announce:
+        if not self._reads_to_prefetch:
             before = _major_faults()
-            kernels.touch.for_size(LOOK)(address[:LOOK], nbytes[:LOOK])
-            self._faults, self._unseen = _major_faults(), 0
-            self.warm = self._faults - before <= min(len(address), LOOK) >> 3
-            if self.warm:
+            kernels.touch.sized(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
+            self._faults, self._unchecked_rows = _major_faults(), 0
+            self.is_resident = self._faults - before <= min(len(address), PROBE_ROWS) >> 3
+            if self.is_resident:
                 return
-            self._announce = STREAK
-        self._announce -= 1
+            self._reads_to_prefetch = READS_PER_PROBE
+        self._reads_to_prefetch -= 1
         prefetch_pages(address, nbytes)
 
-    def observe(self, rows: int) -> None:
+    def count_rows(self, rows: int) -> None:
         """Take note of what a read of `rows` rows has done that was not announced."""
-        self._unseen += rows
-        if self._unseen >= 1 << 12:  # looking takes a microsecond
+        self._unchecked_rows += rows
+        if self._unchecked_rows >= 1 << 12:  # looking takes a microsecond
             faults = _major_faults()
-            self.warm = faults - self._faults <= self._unseen >> 6
-            self._faults, self._unseen = faults, 0
+            self.is_resident = faults - self._faults <= self._unchecked_rows >> 6
+            self._faults, self._unchecked_rows = faults, 0
 
 
 def _major_faults() -> int:
@@ -73,8 +73,8 @@ def prefetch_pages(address: Int64, nbytes: Int64) -> None:
     if (address[1:] < address[:-1]).any():
         order = np.argsort(address)
         address, nbytes = address[order], nbytes[order]
-    kernels.will_need_spans.for_size(len(address))(address, nbytes, mmap.PAGESIZE, _GAP)
+    kernels.will_need_spans.sized(len(address))(address, nbytes, mmap.PAGESIZE, MAX_PAGE_GAP)
 
 
-_GAP = 1 << 14
+MAX_PAGE_GAP = 1 << 14
 """Bytes between two rows that are read rather than skipped."""

@@ -17,8 +17,8 @@ from npstream._core.lru import ENTRY_OVERHEAD, LRUCache
 from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
-from npstream.shards.base import laid_out
-from npstream.storage.coalesce import coalesce_ranges, fill_coalesced, read_coalesced, transfer_cost
+from npstream.shards.base import concatenate_parts
+from npstream.storage.coalesce import fill_merged, merged, read_merged, transfer_cost
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -27,38 +27,38 @@ if TYPE_CHECKING:
     from npstream.storage.local import Store
     from npstream.storage.remote import RemoteStore
 
-GAP = 1 << 9
+MAX_SAMPLE_GAP = 1 << 9
 """Bytes between two samples that are fetched rather than skipped."""
 
-KEPT = 1 << 26
+SAMPLES_CACHE_BYTES = 1 << 26
 """Bytes of samples that are kept in memory, so that reading them again costs nothing."""
 
-PARTS_KEPT = 1 << 24
+PARTS_CACHE_BYTES = 1 << 24
 """Bytes of parts of samples that are kept in memory."""
 
-HURRIED = 1 << 24
+BUDGET_BYTES = 1 << 24
 """Bytes of samples that are read exactly while their chunks are coming, rather than waited for."""
 
-HURRIED_READS = 1 << 10
+BUDGET_SAMPLES = 1 << 10
 """And how many samples these may be."""
 
-LITTLE = 32
+SPARSE_FRACTION = 32
 """After the first read, only samples that are one part in so many of their chunk, or less."""
 
-ROWS = 1 << 12
+OFFSETS_RUN_ROWS = 1 << 12
 """Rows whose offsets are read together. Their 16 KiB take a server hardly longer than 8 bytes."""
 
 OFFSETS_FRACTION = 4
 """Several runs are read if they take one part in so many of the bytes of the samples, or less."""
 
-OFFSETS_GAP = 1 << 14
+MAX_OFFSETS_GAP = 1 << 14
 """Bytes between offsets that are fetched rather than skipped."""
 
-OFFSETS_KEPT = 1 << 24
+OFFSETS_CACHE_BYTES = 1 << 24
 """Bytes of offsets that are kept in memory."""
 
 
-class ExactRows:
+class PointReader:
     """Samples that were fetched one by one, the last of which are kept.
 
     Parameters
@@ -73,17 +73,21 @@ class ExactRows:
         self._shards = shards
         self._files = files
         self._store = store
-        self._kept = LRUCache(KEPT)
-        self._parts = LRUCache(PARTS_KEPT)
-        self._offsets = Offsets(shards, store)
-        self._hurried = self._hurried_reads = 0
-        self._is_first = False
+        self._kept = Recent(SAMPLES_CACHE_BYTES)
+        self._parts = Recent(PARTS_CACHE_BYTES)
+        self._offsets = OffsetsCache(shards, store)
+        self._budget_bytes = self._budget_samples = 0
+        self._is_first_read = False
 
-    def hurry(self) -> None:
+    def reset_budget(self) -> None:
         """Let the next samples be read exactly, also while their chunks are coming."""
-        self._hurried, self._hurried_reads, self._is_first = HURRIED, HURRIED_READS, True
+        self._budget_bytes, self._budget_samples, self._is_first_read = (
+            BUDGET_BYTES,
+            BUDGET_SAMPLES,
+            True,
+        )
 
-    def may_spend(self, samples: int, nbytes: int, chunk: int) -> bool:
+    def within_budget(self, samples: int, nbytes: int, chunk: int) -> bool:
         """Tell whether samples whose chunk is coming are read exactly, and not waited for.
 
         Parameters
@@ -93,12 +97,12 @@ class ExactRows:
         chunk : int
             The bytes of their chunk.
         """
-        if not (self._is_first or LITTLE * nbytes <= chunk):
+        if not (self._is_first_read or SPARSE_FRACTION * nbytes <= chunk):
             return False
-        if self._hurried < nbytes or self._hurried_reads < samples:
+        if self._budget_bytes < nbytes or self._budget_samples < samples:
             return False
-        self._hurried -= nbytes
-        self._hurried_reads -= samples
+        self._budget_bytes -= nbytes
+        self._budget_samples -= samples
         return True
 
     def read(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
@@ -108,13 +112,13 @@ class ExactRows:
         parts = self._kept.get(wanted.tolist())
         absent = np.array([k for k, part in enumerate(parts) if part is None], np.int64)
         if absent.size:
-            self._is_first = False
+            self._is_first_read = False
             fetched = self._fetch(wanted[absent], shards[absent])
             self._kept.put(wanted[absent].tolist(), fetched)
             for k, part in zip(absent.tolist(), fetched, strict=True):
                 parts[k] = part
         bodies = [part for part in parts if part is not None]
-        address, nbytes, arena = laid_out(bodies, self._shards.guards[shards])
+        address, nbytes, arena = concatenate_parts(bodies, self._shards.guards[shards])
         return address[which], nbytes[which], [arena]
 
     @property
@@ -138,12 +142,12 @@ class ExactRows:
         index = self._shards.index
         shard_of = np.searchsorted(index.starts, ids, side="right") - 1
         rows = ids - index.starts[shard_of]
-        begins, ends, is_known, _ = self._places(ids, shard_of)
+        begins, ends, is_known, _ = self._known_bounds(ids, shard_of)
         estimated = np.isin(shard_of, shard_of[~is_known])  # so that all of a shard are in order
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
         begins = np.where(estimated, rows * sizes, begins - self._shards.guards[shard_of])
         ends = np.where(estimated, begins + sizes, ends)
-        *_, lengths = coalesce_ranges(shard_of, begins, ends, GAP)
+        *_, lengths = merged(shard_of, begins, ends, MAX_SAMPLE_GAP)
         requests, nbytes = len(lengths), int(lengths.sum())
         if not is_known.all():
             more = _offsets_cost(index, shard_of[~is_known], rows[~is_known])
@@ -165,7 +169,7 @@ class ExactRows:
         lacks[lacks] = self.lacks(ids[lacks])
         return lacks
 
-    def costs_in_parts(
+    def part_costs_by_chunk(
         self, ids: Int64, runs: Int64, chunk_of: Int64, chunks: int
     ) -> tuple[Int64, Int64, Int64]:
         """Return what it takes to read samples of some chunks in part, and as a whole.
@@ -187,8 +191,8 @@ class ExactRows:
         """
         begins, ends = self._bounds_of(ids)
         file_of = np.repeat(chunk_of, len(runs))
-        requests, nbytes = _per_file(file_of, *_parts_at(begins, runs), chunks)
-        whole = transfer_cost(*_per_file(chunk_of, begins, ends, chunks))
+        requests, nbytes = _requests_per_file(file_of, *_part_bounds(begins, runs), chunks)
+        whole = transfer_cost(*_requests_per_file(chunk_of, begins, ends, chunks))
         return transfer_cost(requests, nbytes), nbytes, whole
 
     def parts_cost(self, ids: Int64, runs: Int64) -> tuple[int, int]:
@@ -198,7 +202,7 @@ class ExactRows:
             return 0, 0
         begins, _ = self._bounds_of(ids)
         shard_of = np.repeat(self._shard_of(ids), len(runs))
-        *_, lengths = coalesce_ranges(shard_of, *_parts_at(begins, runs), GAP)
+        *_, lengths = merged(shard_of, *_part_bounds(begins, runs), MAX_SAMPLE_GAP)
         return len(lengths), int(lengths.sum())
 
     def read_parts(self, ids: Int64, runs: Int64) -> Bytes:
@@ -222,11 +226,11 @@ class ExactRows:
                 rows[k] = np.frombuffer(part, np.uint8)
         if absent:
             fetched = rows if len(absent) == len(rows) else rows[absent]
-            self._is_first = False
+            self._is_first_read = False
             self._fetch_parts(ids[absent], runs, fetched)
             if fetched is not rows:
                 rows[absent] = fetched
-            most = PARTS_KEPT // (ENTRY_OVERHEAD + rows.shape[1])
+            most = PARTS_CACHE_BYTES // (EACH + rows.shape[1])
             last = absent[max(len(absent) - most, 0) :]
             self._parts.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
         return rows
@@ -236,11 +240,11 @@ class ExactRows:
         shards, shard_of = self._shards, self._shard_of(ids)
         begins, ends = self._bounds_of(ids)
         rows = ids - shards.index.starts[shard_of]
-        for run in _runs(shard_of):
+        for run in _shard_slices(shard_of):
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
         file_of = np.repeat(shard_of, len(runs))
-        spans = _parts_at(begins, runs)
-        fill_coalesced(self._store, self._name, file_of, *spans, GAP, out.reshape(-1))
+        spans = _part_bounds(begins, runs)
+        fill_merged(self._store, self._name, file_of, *spans, MAX_SAMPLE_GAP, out.reshape(-1))
 
     def _shard_of(self, ids: Int64) -> Int64:
         return np.searchsorted(self._shards.index.starts, ids, side="right") - 1
@@ -252,7 +256,7 @@ class ExactRows:
         begins = index.nbytes[shard_of] - (index.starts[shard_of + 1] - ids) * stride
         return begins, begins + stride
 
-    def _places(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, Bools, Bools]:
+    def _known_bounds(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, Bools, Bools]:
         """Return where samples, rising, begin and end, as far as that takes no request.
 
         Returns
@@ -264,7 +268,7 @@ class ExactRows:
         begins, ends = np.empty((2, len(ids)), np.int64)
         rows = ids - self._shards.index.starts[shard_of]
         unknown = np.zeros(len(ids), bool)
-        for run in _runs(shard_of):
+        for run in _shard_slices(shard_of):
             found = self._files.row_bounds(int(shard_of[run.start]), rows[run])
             if found is None:
                 unknown[run] = True
@@ -272,14 +276,14 @@ class ExactRows:
                 begins[run], ends[run] = found
         was_read = np.zeros(len(ids), bool)
         if unknown.any():
-            begins[unknown], ends[unknown], was_read[unknown] = self._offsets.kept(
+            begins[unknown], ends[unknown], was_read[unknown] = self._offsets.look_up(
                 shard_of[unknown], rows[unknown]
             )
         return begins, ends, ~unknown | was_read, was_read
 
     def _fetch(self, ids: Int64, shard_of: Int64) -> list[bytes]:
         """Fetch samples, rising, each with its guard."""
-        begins, ends, is_known, was_read = self._places(ids, shard_of)
+        begins, ends, is_known, was_read = self._known_bounds(ids, shard_of)
         if not is_known.all():
             unknown = ~is_known
             begins[unknown], ends[unknown] = self._read_offsets(ids[unknown], shard_of[unknown])
@@ -288,19 +292,19 @@ class ExactRows:
         try:
             parts = self._fetch_at(ids, shard_of, begins, ends)
         except StorageError:
-            self._forget(ids[old], shard_of[old])
+            self._evict_offsets(ids[old], shard_of[old])
             raise
         wrong = old[[not self._is_sample(shard_of[k], parts[k]) for k in old]]
         if wrong.size:
             ids, shard_of = ids[wrong], shard_of[wrong]
-            self._forget(ids, shard_of)
+            self._evict_offsets(ids, shard_of)
             bounds = self._read_offsets(ids, shard_of)
             for k, part in zip(wrong, self._fetch_at(ids, shard_of, *bounds), strict=True):
                 parts[k] = part
         return parts
 
-    def _forget(self, ids: Int64, shard_of: Int64) -> None:
-        self._offsets.forget(shard_of, ids - self._shards.index.starts[shard_of])
+    def _evict_offsets(self, ids: Int64, shard_of: Int64) -> None:
+        self._offsets.evict(shard_of, ids - self._shards.index.starts[shard_of])
 
     def _read_offsets(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64]:
         return self._offsets.read(shard_of, ids - self._shards.index.starts[shard_of])
@@ -309,13 +313,13 @@ class ExactRows:
         """Fetch samples, rising, from where they lie, unless that cannot be."""
         shards = self._shards
         rows = ids - shards.index.starts[shard_of]
-        for run in _runs(shard_of):
+        for run in _shard_slices(shard_of):
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
         falls = (shard_of[1:] == shard_of[:-1]) & (begins[1:] < ends[:-1])
         if falls.any():
-            shards.damaged(int(ids[1 + falls.argmax()]), "its offsets do not fit the shard")
+            shards.raise_damaged(int(ids[1 + falls.argmax()]), "its offsets do not fit the shard")
         begins = begins - shards.guards[shard_of]
-        return read_coalesced(self._store, self._name, shard_of, begins, ends, GAP)
+        return read_merged(self._store, self._name, shard_of, begins, ends, MAX_SAMPLE_GAP)
 
     def _name(self, shard: int) -> str:
         return self._shards.index.files(shard).data.name
@@ -335,31 +339,33 @@ def _part_keys(ids: Int64, runs: Int64) -> list[tuple[int, bytes]]:
     return [(sample, which) for sample in ids.tolist()]
 
 
-def _parts_at(begins: Int64, runs: Int64) -> tuple[Int64, Int64]:
+def _part_bounds(begins: Int64, runs: Int64) -> tuple[Int64, Int64]:
     """Return where the parts of samples begin and end, given where the samples begin."""
     begin, end = runs.T
     return (begins[:, None] + begin).ravel(), (begins[:, None] + end).ravel()
 
 
-def _per_file(file_of: Int64, begins: Int64, ends: Int64, files: int) -> tuple[Int64, Int64]:
+def _requests_per_file(
+    file_of: Int64, begins: Int64, ends: Int64, files: int
+) -> tuple[Int64, Int64]:
     """Return the requests for parts of each of some files, and the bytes that they bring."""
     if not len(file_of):
         return np.zeros(files, np.int64), np.zeros(files, np.int64)
-    heads, *_, lengths = coalesce_ranges(file_of, begins, ends, GAP)
+    heads, *_, lengths = merged(file_of, begins, ends, MAX_SAMPLE_GAP)
     requests = np.bincount(file_of[heads], minlength=files)
     nbytes = np.zeros(files, np.int64)
     np.add.at(nbytes, file_of[heads], lengths)
     return requests, nbytes
 
 
-def _runs(shard_of: Int64) -> list[slice]:
+def _shard_slices(shard_of: Int64) -> list[slice]:
     """Return the runs of samples, rising, that are of one shard."""
     edges = np.flatnonzero(shard_of[1:] != shard_of[:-1]) + 1
     return [slice(a, b) for a, b in pairwise([0, *edges.tolist(), len(shard_of)])]
 
 
 @dataclass(frozen=True, slots=True)
-class Runs:
+class OffsetRuns:
     """Runs of rows whose offsets are read, rising.
 
     Run k has rows ``first[k]`` to ``stop[k]`` of shard ``shard_of[k]``. ``numbers`` are what runs
@@ -382,7 +388,7 @@ class Runs:
         return 8 + 4 * self.stop
 
 
-class Offsets:
+class OffsetsCache:
     """The offsets of shards whose samples vary in size.
 
     Parameters
@@ -394,42 +400,42 @@ class Offsets:
     def __init__(self, shards: LocalShards, store: Store) -> None:
         self._shards = shards
         self._store = store
-        self._kept = LRUCache(OFFSETS_KEPT)
+        self._kept = Recent(OFFSETS_CACHE_BYTES)
 
-    def kept(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Bools]:
+    def look_up(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Bools]:
         """Return where rows, rising, begin and end, and for which of them that is in memory."""
         begins, ends = np.empty((2, len(rows)), np.int64)
-        numbers, _, run_of = _grouped(shard_of, rows)
+        numbers, _, run_of = _group_by_run(shard_of, rows)
         found = self._kept.get(numbers.tolist())
         here = np.array([part is not None for part in found], bool)[run_of]
         if here.any():
             parts = [b"" if part is None else part for part in found]
             first = _first_row(numbers)
-            begins[here], ends[here] = _picked(parts, first, run_of[here], rows[here])
+            begins[here], ends[here] = _look_up_bounds(parts, first, run_of[here], rows[here])
         return begins, ends, here
 
-    def forget(self, shard_of: Int64, rows: Int64) -> None:
+    def evict(self, shard_of: Int64, rows: Int64) -> None:
         """Keep the offsets of some rows no longer."""
-        numbers, _, _ = _grouped(shard_of, rows)
+        numbers, _, _ = _group_by_run(shard_of, rows)
         self._kept.drop(numbers.tolist())
 
     def read(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64]:
         """Read where rows, rising, begin and end."""
-        runs, run_of = runs_of(self._shards.index, shard_of, rows)
-        parts = read_coalesced(
-            self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=OFFSETS_GAP
+        runs, run_of = offset_runs(self._shards.index, shard_of, rows)
+        parts = read_merged(
+            self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=MAX_OFFSETS_GAP
         )
         if runs.numbers is not None:
             for k, part in enumerate(parts):
                 self._check(runs, k, part)
             self._kept.put(runs.numbers.tolist(), parts)
-        return _picked(parts, runs.first, run_of, rows)
+        return _look_up_bounds(parts, runs.first, run_of, rows)
 
     def _name(self, shard: int) -> str:
         files = self._shards.index.files(shard)
         return (files.meta or files.data).name
 
-    def _check(self, runs: Runs, k: int, part: bytes) -> None:
+    def _check(self, runs: OffsetRuns, k: int, part: bytes) -> None:
         """Raise unless all rows of a run lie within their shard, one after the other.
 
         Where they do not, a row may be another one than was asked for, and fit all the same.
@@ -439,28 +445,30 @@ class Offsets:
         self._shards.check_bounds(int(runs.shard_of[k]), rows, words[:-1], words[1:])
 
 
-def runs_of(index: Index, shard_of: Int64, rows: Int64) -> tuple[Runs, Int64]:
+def offset_runs(index: Index, shard_of: Int64, rows: Int64) -> tuple[OffsetRuns, Int64]:
     """Return the runs whose offsets are read for rows, rising, and which one each row is in."""
-    numbers, head, run_of = _grouped(shard_of, rows)
+    numbers, head, run_of = _group_by_run(shard_of, rows)
     counts = index.starts[shard_of + 1] - index.starts[shard_of]
     first = _first_row(numbers)
-    runs = Runs(shard_of[head], first, np.minimum(first + ROWS, counts[head]), numbers)
+    runs = OffsetRuns(
+        shard_of[head], first, np.minimum(first + OFFSETS_RUN_ROWS, counts[head]), numbers
+    )
     nbytes = (index.nbytes[shard_of] // counts).sum()  # of the samples, about
     if len(numbers) > 1 and OFFSETS_FRACTION * (runs.ends - runs.begins).sum() > nbytes:
-        return Runs(shard_of, rows, rows + 1, None), np.arange(len(rows))
+        return OffsetRuns(shard_of, rows, rows + 1, None), np.arange(len(rows))
     return runs, run_of
 
 
 def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]:
     """Return the requests for the offsets of rows, rising, and their bytes."""
-    runs, _ = runs_of(index, shard_of, rows)
-    *_, lengths = coalesce_ranges(runs.shard_of, runs.begins, runs.ends, OFFSETS_GAP)
+    runs, _ = offset_runs(index, shard_of, rows)
+    *_, lengths = merged(runs.shard_of, runs.begins, runs.ends, MAX_OFFSETS_GAP)
     return len(lengths), int(lengths.sum())
 
 
-def _grouped(shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Int64]:
+def _group_by_run(shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Int64]:
     """Return the numbers of the runs that rows, rising, are in, the first row there, and which."""
-    numbers = shard_of << 32 | rows // ROWS
+    numbers = shard_of << 32 | rows // OFFSETS_RUN_ROWS
     is_first = np.ones(len(numbers), bool)
     is_first[1:] = numbers[1:] != numbers[:-1]
     head = np.flatnonzero(is_first)
@@ -469,10 +477,12 @@ def _grouped(shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Int64]:
 
 def _first_row(numbers: Int64) -> Int64:
     """Return the first row of runs."""
-    return (numbers & 0xFFFFFFFF) * ROWS
+    return (numbers & 0xFFFFFFFF) * OFFSETS_RUN_ROWS
 
 
-def _picked(parts: list[bytes], first: Int64, run_of: Int64, rows: Int64) -> tuple[Int64, Int64]:
+def _look_up_bounds(
+    parts: list[bytes], first: Int64, run_of: Int64, rows: Int64
+) -> tuple[Int64, Int64]:
     """Look rows up in the offsets of the runs that they are in."""
     words = np.frombuffer(b"".join(parts), "<u4")
     lengths = np.array([len(part) // 4 for part in parts], np.int64)

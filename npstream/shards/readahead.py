@@ -32,26 +32,26 @@ T = TypeVar("T")
 RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """Something to do that waits for a store, and the shards that are in the store."""
 
-Claimed: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
+ClaimedChunk: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
 """A chunk to fetch, the dataset that it is of, and the piece that is leased for it."""
 
-THREADS = 8
+MAX_THREADS = 8
 """Groups of chunks that are fetched side by side."""
 
-GROUP = 1 << 23
+GROUP_BYTES = 1 << 23
 """Bytes of the chunks that are fetched together, about."""
 
-ROW_THREADS = 4
+MAX_SAMPLE_THREADS = 4
 """Pieces of work whose samples are fetched one by one, side by side."""
 
-WINDOW = 1 << 28
+WINDOW_BYTES = 1 << 28
 """Bytes of the chunks that were asked for, and are of samples that have not been read."""
 
-SHARE = 4
+CACHE_FRACTION = 4
 """At most this part of the cache's limit."""
 
 
-class ReadAhead(Lease):
+class ChunkReadAhead(Lease):
     """Fetches chunks in the background, in the order in which they are asked for.
 
     It starts when it is told to, so that the first samples, which are read exactly, do not share
@@ -71,31 +71,33 @@ class ReadAhead(Lease):
 
     def __init__(self, shards: Shards[RemoteShards]) -> None:
         self._shards = shards
-        self._queue: deque[Claimed] = deque()
-        self._asked = threading.Condition()
+        self._queue: deque[ClaimedChunk] = deque()
+        self._condition = threading.Condition()
         self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
         limits = [part.shards.files.cache.limit for part in shards.remotes]
-        self.window = min([WINDOW, *(limit // SHARE for limit in limits if limit is not None)])
+        self.window = min(
+            [WINDOW_BYTES, *(limit // CACHE_FRACTION for limit in limits if limit is not None)]
+        )
         renew_in_child(self)
         for part in shards.remotes:
-            part.shards.exact.hurry()
-            part.shards.attend(self)
+            part.shards.point_reader.reset_budget()
+            part.shards.register_reader(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
-        self._asked = threading.Condition()
+        self._condition = threading.Condition()
         self._queue.clear()
         self._is_closed = True
 
     def start(self) -> None:
         """Begin to fetch."""
-        with self._asked:
+        with self._condition:
             if not (self._is_started or self._is_closed):
                 self._is_started = True
                 self._add_threads(len(self._queue))
 
-    def ask(self, absent: tuple[Int64, Int64]) -> int:
+    def request(self, absent: tuple[Int64, Int64]) -> int:
         """Have the chunks of samples, given with their shards, fetched after all before.
 
         Returns
@@ -106,33 +108,33 @@ class ReadAhead(Lease):
         if self._is_closed:
             return 0
         ids, shard_of = absent
-        fresh: list[Claimed] = []
+        fresh: list[ClaimedChunk] = []
         is_queued = False
         try:
             for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
-                wanted = shards.wanted(ids[rows] - first_sample, shard_of[rows] - first_shard)
-                absent_of = [chunk for chunk, _ in wanted if not shards.files.is_here(*chunk)]
+                wanted = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
+                absent_of = [chunk for chunk, _ in wanted if not shards.files.is_readable(*chunk)]
                 claims = ((shards, chunk, shards.files.piece(*chunk)) for chunk in absent_of)
                 fresh.extend(claim for claim in claims if self.take([claim[2]]))
-            with self._asked:
+            with self._condition:
                 if not self._is_closed:  # else nothing would take them out of the queue
                     self._queue += fresh
                     is_queued = True
                     if self._is_started:
                         self._add_threads(len(fresh))
-                    self._asked.notify_all()
+                    self._condition.notify_all()
         finally:
             if not is_queued:
                 self._drop(fresh)
         return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in fresh)
 
     def _add_threads(self, most: int) -> None:
-        for _ in range(min(most, THREADS - len(self.threads))):
+        for _ in range(min(most, MAX_THREADS - len(self.threads))):
             thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
             thread.start()
             self.threads.append(thread)
 
-    def __enter__(self) -> ReadAhead:
+    def __enter__(self) -> ChunkReadAhead:
         return self
 
     def __exit__(
@@ -152,13 +154,13 @@ class ReadAhead(Lease):
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
-        with self._asked:
+        with self._condition:
             self._is_closed = True
             left, self._queue = list(self._queue), deque()
-            self._asked.notify_all()
+            self._condition.notify_all()
         self._drop(left)
 
-    def _drop(self, claimed: Iterable[Claimed]) -> None:
+    def _drop(self, claimed: Iterable[ClaimedChunk]) -> None:
         self.drop([piece for _, _, piece in claimed])
 
     def _run(self) -> None:
@@ -168,13 +170,13 @@ class ReadAhead(Lease):
         finally:
             self.close()  # also after an unexpected error, so that no reader waits for this thread
 
-    def _fetch(self, group: list[Claimed]) -> None:
+    def _fetch(self, group: list[ClaimedChunk]) -> None:
         chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
         for shards, chunk, _ in group:
             chunks_of[shards].append(chunk)
         fetches = [(s, partial(s.fetch, chunks, self)) for s, chunks in chunks_of.items()]
         try:
-            do_all(fetches)
+            run_all(fetches)
         except NpstreamError as error:
             # The reader of these chunks will fetch them again, and gets the error.
             if not self._is_closed:
@@ -182,20 +184,20 @@ class ReadAhead(Lease):
         finally:
             self._drop(group)
 
-    def _next(self) -> list[Claimed]:
+    def _next(self) -> list[ClaimedChunk]:
         """Wait for chunks to fetch together; none once it is closed."""
-        group: list[Claimed] = []
-        with self._asked:
-            self._asked.wait_for(lambda: self._queue or self._is_closed)
+        group: list[ClaimedChunk] = []
+        with self._condition:
+            self._condition.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
-            while self._queue and nbytes < GROUP:
+            while self._queue and nbytes < GROUP_BYTES:
                 claimed = self._queue.popleft()
                 group.append(claimed)
                 nbytes += claimed[0].chunk_bytes(claimed[1][0])
         return group
 
 
-class RowsOfPiece:
+class SampleRequest:
     """The samples of a piece of work that are being fetched.
 
     Parameters
@@ -211,7 +213,7 @@ class RowsOfPiece:
         self.error: NpstreamError | None = None
 
 
-class RowsAhead:
+class SampleReadAhead:
     """Fetches single samples in the background, piece by piece, and holds them in memory.
 
     Parameters
@@ -228,45 +230,45 @@ class RowsAhead:
 
     def __init__(self, shards: Shards[RemoteShards]) -> None:
         self._shards = shards
-        self._queue: deque[RowsOfPiece] = deque()
-        self._asked = threading.Condition()
+        self._queue: deque[SampleRequest] = deque()
+        self._condition = threading.Condition()
         self._is_closed = False
         self.threads: list[threading.Thread] = []
         self.nbytes = 0
         renew_in_child(self)
         for part in shards.remotes:
-            part.shards.attend(self)
+            part.shards.register_reader(self)
 
     def renew_locks(self) -> None:
         """End in a forked process, which has none of the threads that fetch."""
-        self._asked = threading.Condition()
+        self._condition = threading.Condition()
         self._queue.clear()
         self._is_closed = True
 
     def start(self) -> None:
         """Do nothing: what is asked for is fetched at once."""
 
-    def ask(self, absent: tuple[Int64, Int64]) -> RowsOfPiece:
+    def request(self, absent: tuple[Int64, Int64]) -> SampleRequest:
         """Have samples, given with their shards, fetched after all before."""
         nbytes = sum(
-            part.shards.rows_bytes(absent[1][rows] - part.first_shard)
+            part.shards.estimate_bytes(absent[1][rows] - part.first_shard)
             for part, rows in self._shards.split(absent[1])
         )
-        piece = RowsOfPiece(*absent, nbytes)
-        self._hold(nbytes)
-        with self._asked:
+        piece = SampleRequest(*absent, nbytes)
+        self._extend_cache(nbytes)
+        with self._condition:
             if self._is_closed or not len(piece.ids):
                 piece.done.set()
                 return piece
             self._queue.append(piece)
-            if len(self.threads) < ROW_THREADS:
+            if len(self.threads) < MAX_SAMPLE_THREADS:
                 thread = threading.Thread(target=self._run, name="npstream-rows", daemon=True)
                 thread.start()
                 self.threads.append(thread)
-            self._asked.notify()
+            self._condition.notify()
         return piece
 
-    def taken(self, piece: T, asked: RowsOfPiece) -> Generator[T]:
+    def wait_for(self, piece: T, asked: SampleRequest) -> Generator[T]:
         """Yield a piece of work once its samples came, and hold them until it is done."""
         if not self._is_closed and not asked.done.is_set():
             asked.done.wait()  # bounded by the deadlines of its requests
@@ -274,21 +276,21 @@ class RowsAhead:
             if asked.error is not None:
                 raise asked.error
         yield piece
-        self._hold(-asked.nbytes)
+        self._extend_cache(-asked.nbytes)
 
-    def _hold(self, nbytes: int) -> None:
+    def _extend_cache(self, nbytes: int) -> None:
         """Keep so many more bytes of single samples of each dataset in memory, or fewer."""
         self.nbytes += nbytes
         for part in self._shards.remotes:
-            part.shards.exact.extend(nbytes)
+            part.shards.point_reader.extend(nbytes)
 
-    def __enter__(self) -> RowsAhead:
+    def __enter__(self) -> SampleReadAhead:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
         self.stop()
-        self._hold(-self.nbytes)
+        self._extend_cache(-self.nbytes)
 
     def stop(self) -> None:
         """Let the requests of its threads fail, now and later."""
@@ -297,11 +299,11 @@ class RowsAhead:
 
     def close(self) -> None:
         """Fetch no more than what is being fetched."""
-        with self._asked:
+        with self._condition:
             self._is_closed = True
             while self._queue:
                 self._queue.popleft().done.set()
-            self._asked.notify_all()
+            self._condition.notify_all()
 
     def _run(self) -> None:
         try:
@@ -310,9 +312,9 @@ class RowsAhead:
         finally:
             self.close()  # also after an unexpected error, so that no reader waits for this thread
 
-    def _fetch(self, piece: RowsOfPiece) -> None:
+    def _fetch(self, piece: SampleRequest) -> None:
         try:
-            do_all(
+            run_all(
                 [
                     (part.shards, partial(self._fetch_of, part, piece, rows))
                     for part, rows in self._shards.split(piece.shard_of)
@@ -327,27 +329,27 @@ class RowsAhead:
             piece.done.set()
 
     @staticmethod
-    def _fetch_of(part: RemotePart[RemoteShards], piece: RowsOfPiece, rows: Rows) -> None:
+    def _fetch_of(part: RemotePart[RemoteShards], piece: SampleRequest, rows: Rows) -> None:
         ids, shard_of = piece.ids[rows], piece.shard_of[rows]
-        part.shards.fetch_rows(ids - part.first_sample, shard_of - part.first_shard)
+        part.shards.fetch_samples(ids - part.first_sample, shard_of - part.first_shard)
 
-    def _next(self) -> RowsOfPiece | None:
+    def _next(self) -> SampleRequest | None:
         """Wait for a piece to fetch; None once it is closed."""
-        with self._asked:
-            self._asked.wait_for(lambda: self._queue or self._is_closed)
+        with self._condition:
+            self._condition.wait_for(lambda: self._queue or self._is_closed)
             return self._queue.popleft() if self._queue else None
 
 
-def do_all(jobs: Sequence[RemoteJob], most: int = THREADS) -> None:
+def run_all(jobs: Sequence[RemoteJob], most: int = MAX_THREADS) -> None:
     """Do what waits for stores, side by side; raise what one raises."""
     if len(jobs) == 1:
         jobs[0][1]()
     elif jobs:
-        for _ in side_by_side(jobs, most):
+        for _ in run_as_completed(jobs, most):
             pass
 
 
-def side_by_side(jobs: Sequence[RemoteJob], most: int = THREADS) -> Generator[None]:
+def run_as_completed(jobs: Sequence[RemoteJob], most: int = MAX_THREADS) -> Generator[None]:
     """Do what waits for stores side by side, and yield as each is done; raise what one raises.
 
     Whoever closes the generator waits for nothing.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from npstream.formats.index import File, Index
     from npstream.formats.sidecar.sidecar import Sidecar
 
-KEYS = 1 << 12
+MAX_KEYS = 1 << 12
 """Names of files that are remembered, as every read of a sample asks for them."""
 
 
@@ -49,7 +49,7 @@ class RemoteFiles:
     ----------
     chunks : ndarray of int64, shape (shards,)
         How many chunks each shard has.
-    most_chunks : int
+    max_chunks : int
         The most that one has, at least 1.
     strides : ndarray of int64, shape (schemas,)
         Bytes of every sample of shards of a schema; 0 if they vary.
@@ -72,7 +72,7 @@ class RemoteFiles:
         self.strict = strict
         samples = np.diff(index.starts)
         self.chunks = chunk_counts(samples, index.nbytes, index.compressed, index.chunk_bytes)
-        self.most_chunks = int(self.chunks.max(initial=1))
+        self.max_chunks = int(self.chunks.max(initial=1))
         self.strides = np.array([0 if a is None else a.stride for a in layouts_of(index)])
         self._open: dict[tuple[int, bool], CachedFile] = {}
         self._keys: dict[tuple[int, bool], str] = {}
@@ -88,11 +88,11 @@ class RemoteFiles:
 
     # The files
 
-    def data(self, shard: int) -> CachedFile | None:
+    def data_file(self, shard: int) -> CachedFile | None:
         """Return the file of a shard's data; None if the cache cannot have it."""
         return self._file(shard, False)
 
-    def head(self, shard: int) -> CachedFile | None:
+    def header_file(self, shard: int) -> CachedFile | None:
         """Return the file that a shard's offsets are in."""
         return self._file(shard, self.has_meta(shard))
 
@@ -100,7 +100,7 @@ class RemoteFiles:
         """Tell whether the offsets of a shard are stored apart."""
         return self.index.schemas[int(self.index.schema_ids[shard])].format != "mds"
 
-    def opened(self, shard: int) -> list[CachedFile]:
+    def open_files(self, shard: int) -> list[CachedFile]:
         """Return those files of a shard that this process has opened."""
         found = (self._open.get((shard, meta)) for meta in (False, True))
         return [file for file in found if file is not None]
@@ -110,7 +110,7 @@ class RemoteFiles:
         found = self._open.get((shard, False))
         if found is None and not self.cache.holds(self._key(shard, False)):
             return None
-        return self.data(shard)
+        return self.data_file(shard)
 
     def _file(self, shard: int, meta: bool) -> CachedFile | None:
         found = self._open.get((shard, meta))
@@ -129,7 +129,7 @@ class RemoteFiles:
         """Return the piece of a file in the cache that a chunk is."""
         return self.cache.path(self._key(shard, False)), 1 + chunk
 
-    def _has(self, shard: int, meta: bool, piece: int) -> bool:
+    def _is_piece_readable(self, shard: int, meta: bool, piece: int) -> bool:
         """Tell whether a piece may be read, and verify it for that where that is wanted."""
         file = self._file(shard, meta)
         if file is None or file.resident[piece] or not file.here[piece]:
@@ -149,12 +149,12 @@ class RemoteFiles:
             stored = self._stored(shard, meta)
             content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
             known = repr((self.root, stored.name, stored.nbytes, content))
-            if len(self._keys) >= KEYS:
+            if len(self._keys) >= MAX_KEYS:
                 self._keys.clear()
             key = self._keys[shard, meta] = digest("xxh3_128", known.encode())
         return key
 
-    def least(self) -> int:
+    def min_cache_bytes(self) -> int:
         """Return about how many bytes the cache must hold for the largest chunk, and its head."""
         samples, nbytes = np.diff(self.index.starts), self.index.nbytes
         apart = np.array([s.format != "mds" for s in self.index.schemas], bool)
@@ -173,29 +173,33 @@ class RemoteFiles:
         """Tell whether all of a shard but its samples is here, and make no file for that."""
         if self.peek(shard) is None:
             return False
-        return self._has(shard, False, 0) and self._has(shard, self.has_meta(shard), 0)
+        return self._is_piece_readable(shard, False, 0) and self._is_piece_readable(
+            shard, self.has_meta(shard), 0
+        )
 
-    def is_here(self, shard: int, chunk: int) -> bool:
+    def is_readable(self, shard: int, chunk: int) -> bool:
         """Tell whether a chunk is here, and where its samples lie."""
-        return self.is_ready(shard) and self._has(shard, False, 1 + chunk)
+        return self.is_ready(shard) and self._is_piece_readable(shard, False, 1 + chunk)
 
-    def is_stored(self, shard: int, chunk: int) -> bool:
+    def is_cached(self, shard: int, chunk: int) -> bool:
         """Tell whether a chunk is in the cache, verified or not, and make no file for that."""
         if self.peek(shard) is None:
             return False
-        data, head = self.data(shard), self.head(shard)
+        data, head = self.data_file(shard), self.header_file(shard)
         if data is None or head is None or not (data.here[0] and head.here[0]):
             return False
         return bool(data.here[1 + chunk])
 
-    def is_whole(self, shard: int) -> bool:
+    def is_complete(self, shard: int) -> bool:
         """Tell whether all of a shard is here."""
         chunks = range(int(self.chunks[shard]))
-        return self.is_ready(shard) and all(self._has(shard, False, 1 + k) for k in chunks)
+        return self.is_ready(shard) and all(
+            self._is_piece_readable(shard, False, 1 + k) for k in chunks
+        )
 
     # Where things lie
 
-    def count(self, shard: int) -> int:
+    def sample_count(self, shard: int) -> int:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
@@ -203,59 +207,59 @@ class RemoteFiles:
         """Tell whether all samples of a shard have the same size, so that no offset is needed."""
         return bool(self.strides[self.index.schema_ids[shard]])
 
-    def begin(self, shard: int) -> int | None:
+    def samples_begin(self, shard: int) -> int | None:
         """Return where the samples of a shard begin, if no request is needed for that."""
         offsets = self.offsets(shard)
-        return self.known_begin(shard) if offsets is None else int(offsets[0])
+        return self.recorded_begin(shard) if offsets is None else int(offsets[0])
 
-    def known_begin(self, shard: int) -> int | None:
+    def recorded_begin(self, shard: int) -> int | None:
         """Return where the samples of a shard begin, as the index or the side-car says it."""
         stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
-            return int(self.index.nbytes[shard]) - self.count(shard) * stride
+            return int(self.index.nbytes[shard]) - self.sample_count(shard) * stride
         return None if self.sidecar is None else self.sidecar.begin(shard)
 
-    def sizes(self, shard: int) -> Int64:
+    def chunk_sizes(self, shard: int) -> Int64:
         """Return the bytes of a shard's chunks: the average, where that takes no request."""
-        begin, chunks = self.known_begin(shard) or 0, int(self.chunks[shard])
-        rows = np.diff(piece_rows(self.count(shard), chunks))
+        begin, chunks = self.recorded_begin(shard) or 0, int(self.chunks[shard])
+        rows = np.diff(piece_rows(self.sample_count(shard), chunks))
         body = int(self.index.nbytes[shard]) - begin
-        sizes: Int64 = rows * body // max(self.count(shard), 1)
+        sizes: Int64 = rows * body // max(self.sample_count(shard), 1)
         return sizes
 
     def offsets(self, shard: int) -> NDArray[np.uint32] | None:
         """Return the offsets of a shard, if they are here."""
-        if not self._has(shard, self.has_meta(shard), 0):
+        if not self._is_piece_readable(shard, self.has_meta(shard), 0):
             return None
-        head = self.head(shard)
-        return None if head is None else _offsets_in(head.data, self.count(shard))
+        head = self.header_file(shard)
+        return None if head is None else _offsets_of(head.data, self.sample_count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end, if no request is needed for that."""
         stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
-            begins = int(self.index.nbytes[shard]) + (rows - self.count(shard)) * stride
+            begins = int(self.index.nbytes[shard]) + (rows - self.sample_count(shard)) * stride
             return begins, begins + stride
         offsets = None if self.peek(shard) is None else self.offsets(shard)
         if offsets is None:
             return None
         return offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)
 
-    def bounds(self, shard: int) -> Int64 | None:
+    def piece_bounds(self, shard: int) -> Int64 | None:
         """Return where the pieces of a shard's data begin, and end; None if that is not known."""
-        return self._bounds(shard, self.offsets(shard))
+        return self._data_bounds(shard, self.offsets(shard))
 
-    def _bounds(self, shard: int, offsets: NDArray[np.uint32] | None) -> Int64 | None:
-        rows = piece_rows(self.count(shard), int(self.chunks[shard]))
+    def _data_bounds(self, shard: int, offsets: NDArray[np.uint32] | None) -> Int64 | None:
+        rows = piece_rows(self.sample_count(shard), int(self.chunks[shard]))
         nbytes = int(self.index.nbytes[shard])
         stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
-            return piece_bounds(rows, nbytes - self.count(shard) * stride, nbytes)
+            return piece_bounds(rows, nbytes - self.sample_count(shard) * stride, nbytes)
         return None if offsets is None else piece_bounds(rows, int(offsets[0]), nbytes, offsets)
 
     # Integrity
 
-    def check(self, shard: int, meta: bool = False) -> PieceCheck | None:
+    def piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         """Return what tells whether a piece has the hash that the side-car records."""
         hashes = self._hashes(shard, meta)
         if hashes is None:
@@ -272,33 +276,33 @@ class RemoteFiles:
         found = self.sidecar.piece_hashes(shard)
         return None if found is None else found.tolist()
 
-    def is_sound(self, shard: int, data: Bytes, head: Bytes, check: PieceCheck) -> bool:
+    def is_intact(self, shard: int, data: Bytes, head: Bytes, check: PieceCheck) -> bool:
         """Tell whether all pieces of a shard's data are right, given the file of its offsets."""
-        bounds = self._bounds(shard, _offsets_in(head, self.count(shard)))
+        bounds = self._data_bounds(shard, _offsets_of(head, self.sample_count(shard)))
         pieces = range(1 + int(self.chunks[shard]))
-        return bounds is not None and all(check(k, _part(data, bounds, k)) for k in pieces)
+        return bounds is not None and all(check(k, _piece_of(data, bounds, k)) for k in pieces)
 
     def _cached_check(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
         """Return what tells whether a piece that is in the cache is right, where hashes tell."""
-        check = self.check(shard, meta)
+        check = self.piece_check(shard, meta)
         if check is None:
             return None
 
-        def is_sound(file: CachedFile, piece: int) -> bool:
+        def is_intact(file: CachedFile, piece: int) -> bool:
             if meta:
                 return check(piece, file.data)
-            head = self.head(shard) if self.has_meta(shard) else file
+            head = self.header_file(shard) if self.has_meta(shard) else file
             if head is None or not head.here[0]:
                 return False
-            bounds = self._bounds(shard, _offsets_in(head.data, self.count(shard)))
-            return bounds is not None and check(piece, _part(file.data, bounds, piece))
+            bounds = self._data_bounds(shard, _offsets_of(head.data, self.sample_count(shard)))
+            return bounds is not None and check(piece, _piece_of(file.data, bounds, piece))
 
-        return is_sound
+        return is_intact
 
 
-def _offsets_in(head: Bytes, count: int) -> NDArray[np.uint32]:
+def _offsets_of(head: Bytes, count: int) -> NDArray[np.uint32]:
     return head[4 : 4 * (count + 2)].view("<u4")
 
 
-def _part(data: Bytes, bounds: Int64, piece: int) -> Bytes:
+def _piece_of(data: Bytes, bounds: Int64, piece: int) -> Bytes:
     return data[bounds[piece] : bounds[piece + 1]]

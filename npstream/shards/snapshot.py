@@ -12,12 +12,12 @@ from npstream.errors import DAMAGED, FormatError, IntegrityError, NpstreamError,
 if TYPE_CHECKING:
     from npstream.storage.local import Store
 
-__all__ = ["Snapshot", "explained", "identity_of"]
+__all__ = ["Snapshot", "explain_replacement", "identity_of"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_SIGNS = {None, errno.ENOENT, errno.EIO, errno.ERANGE, errno.EINVAL}
+_REPLACEMENT_ERRNOS = {None, errno.ENOENT, errno.EIO, errno.ERANGE, errno.EINVAL}
 """Of storage errors, those that a file has that is absent or has another size than expected."""
 
 
@@ -50,7 +50,9 @@ def identity_of(text: bytes, version: str) -> str:
     return digest("xxh3_128", text + version.encode())
 
 
-def explained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+def explain_replacement(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], T]:
     """Return a method of `LocalShards` whose errors say if the dataset was replaced.
 
     Then another index is in the store. It is looked for once for each error, within the time that
@@ -62,7 +64,7 @@ def explained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
         try:
             return method(self, *args, **options)
         except (IntegrityError, FormatError, StorageError) as error:
-            found = _explain(error, self.store, self.snapshot)
+            found = _explain_error(error, self.store, self.snapshot)
             try:
                 if found is error:
                     raise
@@ -73,18 +75,18 @@ def explained(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
     return call
 
 
-def _explain(error: NpstreamError, store: Store, snapshot: Snapshot | None) -> NpstreamError:
+def _explain_error(error: NpstreamError, store: Store, snapshot: Snapshot | None) -> NpstreamError:
     """Return an error, or one that says that the dataset was replaced, if it was."""
     if snapshot is None or getattr(error, "is_explained", False):
         return error
-    is_sign = not isinstance(error, StorageError) or error.errno in _SIGNS
-    if is_sign and (happened := _change(store, snapshot)):
-        error = _explained(error, happened)
+    is_sign = not isinstance(error, StorageError) or error.errno in _REPLACEMENT_ERRNOS
+    if is_sign and (happened := _find_replacement(store, snapshot)):
+        error = _with_replacement(error, happened)
     error.is_explained = True  # type: ignore[attr-defined]
     return error
 
 
-def _change(store: Store, snapshot: Snapshot) -> str:
+def _find_replacement(store: Store, snapshot: Snapshot) -> str:
     """Return what has happened to an index since a snapshot of it; "" if nothing is known of."""
     from npstream.storage.deadlines import shared_deadline
 
@@ -101,7 +103,7 @@ def _change(store: Store, snapshot: Snapshot) -> str:
     return ""
 
 
-def _explained(error: NpstreamError, happened: str) -> NpstreamError:
+def _with_replacement(error: NpstreamError, happened: str) -> NpstreamError:
     """Return an error with what has happened to the dataset in place of what to do otherwise."""
     mend = "open it anew" if happened == "replaced" else "its index is not there any more"
     why = f"the dataset was {happened} since it was opened: {mend}"

@@ -21,39 +21,38 @@ import numpy as np
 from npstream._core import memory
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes, Int64
-from npstream.shards import kernels
-from npstream.shards import paging as pages
+from npstream.shards import kernels, paging
 from npstream.shards.local import layouts_of
 from npstream.storage.deadlines import inherit_deadline, shared_deadline
 
 if TYPE_CHECKING:
-    from npstream.shards.base import Region, RemotePart, Shards
-    from npstream.shards.readahead import ReadAhead, RowsAhead, RowsOfPiece
+    from npstream.shards.base import LoadedShard, RemotePart, Shards
+    from npstream.shards.readahead import ChunkReadAhead, SampleReadAhead, SampleRequest
     from npstream.shards.remote import RemoteShards
 
 T = TypeVar("T")
 
-LOOK_AHEAD = 128
+MAX_WINDOW_ITEMS = 128
 """Pieces of work whose bytes are asked for before the first of them is done, at most."""
 
-ROWS_WINDOW = 1 << 24
+SAMPLES_WINDOW_BYTES = 1 << 24
 """Bytes of single samples that are fetched ahead, about, but at least two pieces of work."""
 
-GROWTH = 4
+WINDOW_GROWTH = 4
 """Pieces whose bytes are asked for while one is done, as long as some have to be fetched."""
 
 
 @dataclass(slots=True)
-class Table:
+class ShardTable:
     """Where the resident shards lie (see `npstream.shards.kernels`), and what keeps them there."""
 
-    place: Int64
-    regions: dict[int, Region] = field(default_factory=dict)
+    entries: Int64
+    loaded: dict[int, LoadedShard] = field(default_factory=dict)
     owned: dict[int, int] = field(default_factory=dict)  # buffers, not maps: shard -> bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitArguments:
     """How to take samples apart: the arguments of the kernel `split`, without addresses."""
 
     nvariable: int
@@ -77,15 +76,15 @@ class Fetcher:
         self.layouts = layouts_of(shards.index)
         self.renew_locks()
         renew_in_child(self)
-        self._cold = pages.Coldness()
-        self._readers: WeakSet[ReadAhead | RowsAhead] = WeakSet()
+        self._pages = paging.PagePrefetcher()
+        self._readers: WeakSet[ChunkReadAhead | SampleReadAhead] = WeakSet()
         self._lookup = (self.index.starts, self.index.guide, self.index.shift)
-        self.table: Table | None = Table(np.zeros((max(len(self.index), 1), 7), np.int64))
+        self.table: ShardTable | None = ShardTable(np.zeros((max(len(self.index), 1), 7), np.int64))
 
     def renew_locks(self) -> None:
         """Replace the locks, which a thread that a forked process does not have may have held."""
         self._lock = threading.RLock()
-        self._publish = threading.Lock()
+        self._publish_lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Fetcher, (self.shards,)
@@ -100,7 +99,7 @@ class Fetcher:
         with self._lock:
             self.table = None
 
-    def current(self) -> Table:
+    def current_table(self) -> ShardTable:
         """Return the table to read through; the caller holds it while it does."""
         if (table := self.table) is None:
             raise ValueError(f"{self.shards.root}: the dataset is closed; open it again")
@@ -122,14 +121,14 @@ class Fetcher:
     def _locate(self, ids: Int64) -> tuple[Int64, object]:
         """Find the bytes of samples: `address` and `nbytes` are the rows of one array."""
         samples = np.empty((2, len(ids)), np.int64)
-        table = self.current()
-        code = self._find(ids, table, samples)
+        table = self.current_table()
+        code = self._locate_loaded(ids, table, samples)
         held: list[object] = [table]
         if code > 0:
             with shared_deadline():
                 code, held = self._locate_absent(ids, samples, held)
         if code < 0:
-            self.damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
+            self.raise_damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
         return samples, held
 
     def _locate_absent(
@@ -139,40 +138,40 @@ class Fetcher:
         address, nbytes = samples[0], samples[1]
         absent = address == 0
         code = 1
-        brought = self.shards.bring(ids[absent], nbytes[absent])
+        brought = self.shards.fetch_shards(ids[absent], nbytes[absent])
         if len(brought):
-            table = self._ensure(brought)
+            table = self._load_shards(brought)
             held = [table]
-            code = self._find(ids, table, samples)
+            code = self._locate_loaded(ids, table, samples)
         if code > 0:
             absent = address == 0
-            found = self.shards.borrow(ids[absent], nbytes[absent])
+            found = self.shards.read_samples(ids[absent], nbytes[absent])
             address[absent], nbytes[absent], borrowed = found
             held += borrowed
         return code, held
 
-    def _find(self, ids: Int64, table: Table, samples: Int64) -> int:
+    def _locate_loaded(self, ids: Int64, table: ShardTable, samples: Int64) -> int:
         """Fill in the addresses and lengths of samples; returns what `kernels.locate` does."""
-        return kernels.read.for_size(len(ids))(
-            kernels.LOCATE, ids, *self._lookup, table.place, samples,
+        return kernels.read.sized(len(ids))(
+            kernels.LOCATE, ids, *self._lookup, table.entries, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
 
-    def whole(self, ids: Int64) -> tuple[Int64, Int64, object]:
+    def locate_and_prefetch(self, ids: Int64) -> tuple[Int64, Int64, object]:
         """Find the bytes of samples as `locate` does, and ask for all pages that they lie in."""
         address, nbytes, held = self.locate(ids)
-        self._cold.prepare(address, nbytes)
+        self._pages.prefetch(address, nbytes)
         return address, nbytes, held
 
     def read(
-        self, ids: Int64, how: Split, fixed: Int64, is_prefetched: bool = False
+        self, ids: Int64, how: SplitArguments, fixed: Int64, is_prefetched: bool = False
     ) -> tuple[Int64, object]:
         """Copy the fixed columns of MDS samples, and find the bytes of variable ones.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
-        how : Split
+        how : SplitArguments
         fixed : ndarray of int64
             ``how.fixed``, with the addresses of the outputs.
         is_prefetched : bool, default: False
@@ -187,28 +186,30 @@ class Fetcher:
         """
         n = len(ids)
         spans = np.empty((len(how.variable), 2, n), np.int64) if len(how.variable) else _NO_SPANS
-        if is_prefetched or self._cold.warm:
-            table = self.current()
+        if is_prefetched or self._pages.is_resident:
+            table = self.current_table()
             samples = np.empty((2, n), np.int64)
-            code = kernels.read.for_size(n)(
-                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.place, samples,
+            code = kernels.read.sized(n)(
+                kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
                 how.nvariable, how.nfixed, fixed, how.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
-                self._cold.observe(n)
+                self._pages.count_rows(n)
             if code == 0:
                 return spans, table
         samples, held = self._locate(ids)
-        self._cold.prepare(samples[0], samples[1])
-        code = kernels.read.for_size(n)(
+        self._pages.prefetch(samples[0], samples[1])
+        code = kernels.read.sized(n)(
             kernels.SPLIT, ids, *self._lookup, _NO_PLACE, samples,
             how.nvariable, how.nfixed, fixed, how.variable, spans,
         )  # fmt: skip
         if code < 0:
-            self.damaged(int(ids[-1 - code]), "the sizes of its columns do not add up to its own")
+            self.raise_damaged(
+                int(ids[-1 - code]), "the sizes of its columns do not add up to its own"
+            )
         return spans, held
 
-    def parts(self, ids: Int64, runs: Int64) -> list[tuple[Int64, Int64, Bytes]]:
+    def read_parts(self, ids: Int64, runs: Int64) -> list[tuple[Int64, Int64, Bytes]]:
         """Read parts of samples that are not in memory, where that costs less than samples.
 
         Parameters
@@ -225,7 +226,7 @@ class Fetcher:
             parts of a sample, end to end.
         """
         samples = np.empty((2, len(ids)), np.int64)
-        if self._find(ids, self.current(), samples) <= 0:
+        if self._locate_loaded(ids, self.current_table(), samples) <= 0:
             return []
         absent = np.flatnonzero(samples[0] == 0)
         shard_of = samples[1][absent]
@@ -237,10 +238,10 @@ class Fetcher:
             if len(rows):
                 found.append((mine[rows], which, parts))
 
-        from npstream.shards.readahead import do_all
+        from npstream.shards.readahead import run_all
 
-        with shared_deadline():
-            do_all(
+        with one_read():
+            run_all(
                 [
                     (
                         part.shards,
@@ -255,14 +256,14 @@ class Fetcher:
         """Return True if a sample can be read without looking at the cache or the store."""
         starts = self.index.starts.data
         shard = bisect_right(starts, sample) - 1
-        region = self.current().regions.get(shard)
-        if region is None or not len(region.resident):
-            return region is not None
-        first, stop, chunks = starts[shard], starts[shard + 1], len(region.resident)
+        loaded = self.current_table().loaded.get(shard)
+        if loaded is None or not len(loaded.resident):
+            return loaded is not None
+        first, stop, chunks = starts[shard], starts[shard + 1], len(loaded.resident)
         chunk = ((sample - first + 1) * chunks - 1) // (stop - first)
-        return bool(region.resident.data[chunk] == 1)
+        return bool(loaded.resident.data[chunk] == 1)
 
-    def ahead(
+    def read_ahead(
         self,
         pieces: Iterable[T],
         ids_of: Callable[[T], Int64],
@@ -284,40 +285,42 @@ class Fetcher:
             Whether samples are fetched one by one, and not with their chunks.
         """
         if is_rowwise:
-            yield from ((piece, False) for piece in self._by_rows(pieces, ids_of))
+            yield from ((piece, False) for piece in self._with_samples_ahead(pieces, ids_of))
             return
         if not self.remotes:
-            yield from self._prefetched(pieces, ids_of)
+            yield from self._with_pages_ahead(pieces, ids_of)
             return
-        from npstream.shards.readahead import ReadAhead
+        from npstream.shards.readahead import ChunkReadAhead
 
-        with ReadAhead(self.shards) as reader:
+        with ChunkReadAhead(self.shards) as reader:
             self._readers.add(reader)
-            fetched = self._fetched(pieces, ids_of, reader)
-            yield from ((piece, False) for piece in self._passing(fetched, ids_of, step))
+            fetched = self._with_chunks_ahead(pieces, ids_of, reader)
+            yield from ((piece, False) for piece in self._mark_progress(fetched, ids_of, step))
 
-    def _by_rows(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+    def _with_samples_ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
         """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
-        window: deque[tuple[T, RowsOfPiece]] = deque()
-        from npstream.shards.readahead import RowsAhead
+        window: deque[tuple[T, SampleRequest]] = deque()
+        from npstream.shards.readahead import SampleReadAhead
 
-        with RowsAhead(self.shards) as rows:
+        with SampleReadAhead(self.shards) as rows:
             self._readers.add(rows)
             for piece in pieces:
-                window.append((piece, rows.ask(self._absent(ids_of(piece)))))
-                while len(window) > 1 and (rows.nbytes >= ROWS_WINDOW or len(window) > LOOK_AHEAD):
-                    yield from rows.taken(*window.popleft())
+                window.append((piece, rows.request(self._absent(ids_of(piece)))))
+                while len(window) > 1 and (
+                    rows.nbytes >= SAMPLES_WINDOW_BYTES or len(window) > MAX_WINDOW_ITEMS
+                ):
+                    yield from rows.wait_for(*window.popleft())
             for piece, asked in window:
-                yield from rows.taken(piece, asked)
+                yield from rows.wait_for(piece, asked)
 
-    def _fetched(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ReadAhead
+    def _with_chunks_ahead(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ChunkReadAhead
     ) -> Iterator[T]:
         """Yield pieces, the chunks of the next of which are being fetched."""
         window: deque[tuple[T, int]] = deque()
-        most, asked = LOOK_AHEAD, 0
+        most, asked = MAX_WINDOW_ITEMS, 0
         for piece in pieces:
-            nbytes = coming.ask(self._absent(ids_of(piece)))
+            nbytes = coming.request(self._absent(ids_of(piece)))
             window.append((piece, nbytes))
             asked += nbytes
             while len(window) > 1 and (asked >= coming.window or len(window) > most):
@@ -326,12 +329,14 @@ class Fetcher:
                 coming.start()
                 asked -= nbytes
                 # The window grows while what is in it has to be fetched.
-                most = most + GROWTH if asked else LOOK_AHEAD
+                most = most + WINDOW_GROWTH if asked else MAX_WINDOW_ITEMS
         coming.start()
         for piece, _ in window:
             yield piece
 
-    def _passing(self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int) -> Iterator[T]:
+    def _mark_progress(
+        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int
+    ) -> Iterator[T]:
         """Yield pieces, and say of which shards in-order ones will need nothing more."""
         last = -1
         for piece in pieces:
@@ -339,18 +344,18 @@ class Fetcher:
             if step and len(ids):
                 shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
                 if last >= 0 and (shard - last) * step > 0:
-                    self._pass(np.arange(last, shard, 1 if step > 0 else -1), shard)
+                    self._mark_shards(np.arange(last, shard, 1 if step > 0 else -1), shard)
                 last = shard
             yield piece
 
-    def _pass(self, finished: Int64, entered: int) -> None:
+    def _mark_shards(self, finished: Int64, entered: int) -> None:
         """Record that a sequential reader has finished some shards, and reads another."""
         for part, rows in self.shards.split(finished):
-            part.shards.finished((finished[rows] - part.first_shard).tolist())
+            part.shards.mark_finished((finished[rows] - part.first_shard).tolist())
         for part, _ in self.shards.split(np.array([entered])):
-            part.shards.entered(entered - part.first_shard)
+            part.shards.mark_current(entered - part.first_shard)
 
-    def _prefetched(
+    def _with_pages_ahead(
         self, pieces: Iterable[T], ids_of: Callable[[T], Int64]
     ) -> Iterator[tuple[T, bool]]:
         window: deque[tuple[T, bool]] = deque()
@@ -368,46 +373,46 @@ class Fetcher:
         bool
             Whether the pages were asked for.
         """
-        if not self._cold.expected:
+        if not self._pages.is_active:
             return False
         address, nbytes, _held = self.locate(ids)
-        self._cold.prepare(address, nbytes)
+        self._pages.prefetch(address, nbytes)
         return True
 
     def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
         """Return the samples that are not in memory, and their shards."""
         samples = np.empty((2, len(ids)), np.int64)
-        if self._find(ids, self.current(), samples) <= 0:
+        if self._locate_loaded(ids, self.current_table(), samples) <= 0:
             return _NONE, _NONE
         absent = samples[0] == 0
         return ids[absent], samples[1][absent]
 
-    def region(self, shard: int) -> Region | None:
+    def loaded_shard(self, shard: int) -> LoadedShard | None:
         """Return a shard in memory, all of it or in part; None if that would take a request."""
-        region = self.current().regions.get(shard)
-        if region is not None:
-            return region
-        if self.shards.buffered(shard) is None:
+        loaded = self.current_table().loaded.get(shard)
+        if loaded is not None:
+            return loaded
+        if self.shards.buffer_bytes(shard) is None:
             return None
-        region = self._ensure(np.array([shard])).regions.get(shard)
-        return self.shards.open([shard]).get(shard) if region is None else region
+        loaded = self._load_shards(np.array([shard])).loaded.get(shard)
+        return self.shards.open([shard]).get(shard) if loaded is None else loaded
 
-    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
-        self.shards.damaged(sample, what, cause)
+        self.shards.raise_damaged(sample, what, cause)
 
     # Bringing shards in
 
-    def _ensure(self, shards: Int64) -> Table:
+    def _load_shards(self, shards: Int64) -> ShardTable:
         """Bring shards into the table, as far as maps and memory allow, and return it."""
         with self._lock:
-            table = self._without_stale(self.current(), shards.tolist())
-            absent = [shard for shard in shards.tolist() if shard not in table.regions]
-            sizes = {shard: self.shards.buffered(shard) for shard in absent}
+            table = self._without_stale(self.current_table(), shards.tolist())
+            absent = [shard for shard in shards.tolist() if shard not in table.loaded]
+            sizes = {shard: self.shards.buffer_bytes(shard) for shard in absent}
             missing = [shard for shard in absent if sizes[shard] is not None]
             owned = {shard: size for shard, size in sizes.items() if size}
-            table = self._make_room(table, sum(owned.values()))
-            room = _budget(table) - sum(table.owned.values())
+            table = self._evict_buffers(table, sum(owned.values()))
+            room = _buffer_limit(table) - sum(table.owned.values())
             maps = memory.map_budget()
             admitted = []
             for shard in missing:
@@ -419,41 +424,41 @@ class Fetcher:
                 else:
                     maps -= 2
             fresh = self.shards.open(admitted)  # which waits for no store
-            for shard, region in fresh.items():
-                table.regions[shard] = region
+            for shard, loaded in fresh.items():
+                table.loaded[shard] = loaded
                 if shard in owned:
                     table.owned[shard] = owned[shard]
-                table.place[shard, 1:] = region.place[1:]
-            with self._publish:
+                table.entries[shard, 1:] = loaded.entry[1:]
+            with self._publish_lock:
                 pass  # releasing a lock orders the stores above before those below
-            for shard, region in fresh.items():
-                table.place[shard, 0] = region.place[0]
+            for shard, loaded in fresh.items():
+                table.entries[shard, 0] = loaded.entry[0]
             return table
 
-    def _without_stale(self, table: Table, shards: list[int]) -> Table:
+    def _without_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Return a table without those of some shards that are to be opened anew."""
         stale = [
             shard
             for shard in shards
-            if shard in table.regions and self.shards.is_stale(shard, table.regions[shard])
+            if shard in table.loaded and self.shards.is_stale(shard, table.loaded[shard])
         ]
         return self._without(table, stale) if stale else table
 
-    def _without(self, table: Table, shards: list[int]) -> Table:
+    def _without(self, table: ShardTable, shards: list[int]) -> ShardTable:
         """Put a table without some shards in the place of the old one, and return it."""
-        table = Table(table.place.copy(), dict(table.regions), dict(table.owned))
+        table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.owned))
         for shard in shards:
             table.owned.pop(shard, None)
-            del table.regions[shard]
-            table.place[shard] = 0
+            del table.loaded[shard]
+            table.entries[shard] = 0
         self.table = table
         return table
 
-    def _make_room(self, table: Table, nbytes: int) -> Table:
+    def _evict_buffers(self, table: ShardTable, nbytes: int) -> ShardTable:
         """Return a table with room for `nbytes` of buffers: the oldest leave, if they must."""
         if not (nbytes and table.owned):
             return table
-        excess = sum(table.owned.values()) + nbytes - _budget(table)
+        excess = sum(table.owned.values()) + nbytes - _buffer_limit(table)
         if excess <= 0:
             return table
         leaving = []
@@ -470,6 +475,6 @@ _NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
 _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
-def _budget(table: Table) -> int:
+def _buffer_limit(table: ShardTable) -> int:
     """Return the bytes that decompressed shards may take: a quarter of what would be free."""
     return (memory.available_memory() + sum(table.owned.values())) // 4

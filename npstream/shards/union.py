@@ -22,21 +22,23 @@ from npstream._core.arrays import Rows, group_positions
 from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardArrays, ShardFiles
 from npstream.shards.base import RemotePart
-from npstream.shards.readahead import RemoteJob, do_all
-from npstream.storage.deadlines import inherit_deadline
+from npstream.shards.readahead import RemoteJob, run_all
+from npstream.storage.deadlines import carried
 
 if TYPE_CHECKING:
-    from npstream.shards.base import Region, Shards
+    from npstream.shards.base import LoadedShard, Shards
     from npstream.shards.remote import RemoteShards
 
-SIDE_BY_SIDE = 32
+MAX_CONCURRENT = 32
 """Datasets whose stores are waited for at once."""
 
-_Place: TypeAlias = "tuple[Shards[RemoteShards], int]"
+_PartNumber: TypeAlias = "tuple[Shards[RemoteShards], int]"
 """A part, and the number there of a shard or a sample."""
 
 
-def _place(parts: Sequence[Shards[RemoteShards]], firsts: list[int], number: int) -> _Place:
+def _find_part(
+    parts: Sequence[Shards[RemoteShards]], firsts: list[int], number: int
+) -> _PartNumber:
     """Return the part that a number belongs to, given the first number of each part."""
     part = bisect_right(firsts, number) - 1
     return parts[part], number - firsts[part]
@@ -62,7 +64,7 @@ class ShardUnion:
         self.first_shards = [*accumulate(map(len, indexes), initial=0)]
         self.first_samples = [*accumulate((index.samples for index in indexes), initial=0)]
         self.root = f"mixture of {quantity(len(parts), 'dataset')}"
-        self.index = joined_index(indexes, _Catalog(self.parts, self.first_shards))
+        self.index = union_index(indexes, _UnionCatalog(self.parts, self.first_shards))
         self._bounds = np.array(self.first_shards)
         self._remotes = {
             number: RemotePart(remote.shards, self.first_shards[number], self.first_samples[number])
@@ -78,11 +80,11 @@ class ShardUnion:
 
     # Which part a number belongs to
 
-    def _place(self, shard: int) -> _Place:
-        return _place(self.parts, self.first_shards, shard)
+    def _find_shard(self, shard: int) -> _PartNumber:
+        return _find_part(self.parts, self.first_shards, shard)
 
-    def _place_of_sample(self, sample: int) -> _Place:
-        return _place(self.parts, self.first_samples, sample)
+    def _find_sample(self, sample: int) -> _PartNumber:
+        return _find_part(self.parts, self.first_samples, sample)
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
         """Yield the number of each part that some shards belong to, and which of them do."""
@@ -99,80 +101,84 @@ class ShardUnion:
             if (part := self._remotes.get(number)) is not None:
                 yield part, rows
 
-    def each(self, groups: Iterable[tuple[int, Rows]], work: Callable[[int, Rows], object]) -> None:
+    def for_each_part(
+        self, groups: Iterable[tuple[int, Rows]], work: Callable[[int, Rows], object]
+    ) -> None:
         """Do something for samples of some parts; side by side where that waits for stores."""
         jobs: list[RemoteJob] = []
         for number, rows in groups:
             if (remote := self._remotes.get(number)) is None:
                 work(number, rows)
             else:
-                jobs.append((remote.shards, inherit_deadline(partial(work, number, rows))))
-        do_all(jobs, SIDE_BY_SIDE)
+                jobs.append((remote.shards, carried(partial(work, number, rows))))
+        run_all(jobs, MAX_CONCURRENT)
 
     # Reading samples
 
-    def bring(self, ids: Int64, shard_of: Int64) -> Int64:
+    def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
         """Return the shards to open so that samples are in memory, fetched if need be."""
         found: list[Int64] = []
 
-        def bring(number: int, rows: Rows) -> None:
+        def fetch(number: int, rows: Rows) -> None:
             first = self.first_shards[number]
             mine = ids[rows] - self.first_samples[number]
-            found.append(self.parts[number].bring(mine, shard_of[rows] - first) + first)
+            found.append(self.parts[number].fetch_shards(mine, shard_of[rows] - first) + first)
 
-        self.each(self._groups(shard_of), bring)
+        self.for_each_part(self._groups(shard_of), fetch)
         return np.sort(np.concatenate(found))
 
-    def borrow(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
+    def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
         """Read samples of shards that cannot stay in memory."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
         held: list[object] = []
 
-        def borrow(number: int, rows: Rows) -> None:
+        def read(number: int, rows: Rows) -> None:
             mine = ids[rows] - self.first_samples[number]
-            found = self.parts[number].borrow(mine, shard_of[rows] - self.first_shards[number])
+            found = self.parts[number].read_samples(
+                mine, shard_of[rows] - self.first_shards[number]
+            )
             address[rows], nbytes[rows], more = found
             held.extend(more)
 
-        self.each(self._groups(shard_of), borrow)
+        self.for_each_part(self._groups(shard_of), read)
         return address, nbytes, held
 
     # Opening shards
 
-    def open(self, shards: Iterable[int]) -> dict[int, Region]:
+    def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Open those of some shards that take no request, and check them against their index."""
-        found: dict[int, Region] = {}
+        found: dict[int, LoadedShard] = {}
         wanted = np.array([*shards], np.int64)
         for number, rows in self._groups(wanted):
             first = self.first_shards[number]
             opened = self.parts[number].open((wanted[rows] - first).tolist())
-            found |= {first + shard: region for shard, region in opened.items()}
+            found |= {first + shard: loaded for shard, loaded in opened.items()}
         return found
 
-    def buffered(self, shard: int) -> int | None:
+    def buffer_bytes(self, shard: int) -> int | None:
         """Return the bytes of memory that a shard takes, open, besides maps."""
-        part, mine = self._place(shard)
-        return part.buffered(mine)
+        part, mine = self._find_shard(shard)
+        return part.buffer_bytes(mine)
 
-    def is_stale(self, shard: int, region: Region) -> bool:
+    def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
         """Return True if a shard that is in memory is to be opened again."""
-        part, mine = self._place(shard)
-        return part.is_stale(mine, region)
+        part, mine = self._find_shard(shard)
+        return part.is_stale(mine, loaded)
 
     # Messages
 
     def describe(self, sample: int) -> str:
         """Say where a sample is stored, for messages."""
-        part, mine = self._place_of_sample(sample)
+        part, mine = self._find_sample(sample)
         return part.describe(mine)
 
-    def damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
+    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError for a sample, saying where it is stored."""
-        part, mine = self._place_of_sample(sample)
-        part.damaged(mine, what, cause)
+        part, mine = self._find_sample(sample)
+        part.raise_damaged(mine, what, cause)
 
 
-class _Catalog:
+class _UnionCatalog:
     """The files of joined shards, as the parts' indexes know them."""
 
     def __init__(self, parts: tuple[Shards[RemoteShards], ...], first_shards: list[int]) -> None:
@@ -180,22 +186,22 @@ class _Catalog:
         self._first_shards = first_shards
 
     def files(self, shard: int) -> ShardFiles:
-        part, mine = self._place(shard)
+        part, mine = self._find_shard(shard)
         return part.index.files(mine)
 
     def name(self, shard: int) -> str:
-        part, mine = self._place(shard)
+        part, mine = self._find_shard(shard)
         return f"{part.root}/{part.index.name(mine)}"
 
-    def _place(self, shard: int) -> _Place:
-        return _place(self._parts, self._first_shards, shard)
+    def _find_shard(self, shard: int) -> _PartNumber:
+        return _find_part(self._parts, self._first_shards, shard)
 
     def fingerprint(self, index: Index) -> str:
         known = [part.index.fingerprint() for part in self._parts]
         return hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
 
 
-def joined_index(indexes: Sequence[Index], catalog: _Catalog) -> Index:
+def union_index(indexes: Sequence[Index], catalog: _UnionCatalog) -> Index:
     """Return the index of all shards, one dataset's after the other's."""
     numbers: dict[Any, int] = {}
     schema_ids = []

@@ -249,7 +249,7 @@ def test_a_side_car_made_later_is_the_same(written, tmp_path):
 def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch):
     npstream.write(tmp_path / "many", TABLE, shard_size=1)
     url = upload(tmp_path / "many")
-    monkeypatch.setattr("npstream.shards.manifest.LARGE", 1 << 17)
+    monkeypatch.setattr("npstream.shards.manifest.LARGE_INDEX", 1 << 17)
     monkeypatch.setattr("npstream.shards.manifest.parse_index", None)
     remote = npstream.open(url, cache=tmp_path / "cache")
     assert len(remote.shards) == ROWS

@@ -185,7 +185,7 @@ def test_a_column_that_may_not_be_read_is_read_from_the_shards(
 def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypatch):
     files, labels, index = files_of(data), labels_of(data), None
     if kind == "large":
-        monkeypatch.setattr(manifest, "LARGE", 0)
+        monkeypatch.setattr(manifest, "LARGE_INDEX", 0)
         monkeypatch.setattr(manifest, "LARGE_SIDECAR", 0)
         monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
     if kind in ("no side-car", "aside"):

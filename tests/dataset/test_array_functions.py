@@ -54,7 +54,7 @@ def ds(dataset, monkeypatch):
 
 
 def row_bytes(ds):
-    return ds._source.bytes_of(ds.size) // ds.size
+    return ds._source.estimate_bytes(ds.size) // ds.size
 
 
 def outcome(function, value):

@@ -30,8 +30,7 @@ from npstream.errors import StorageError
 from npstream.formats import chunks
 from npstream.formats.compression import decompress
 from npstream.shards import local as shards
-from npstream.shards import manifest
-from npstream.shards import point_reads as exact
+from npstream.shards import manifest, point_reads
 from npstream.shards import remote as remote_shards
 from npstream.shards import table as fetch
 from npstream.storage import local as store
@@ -132,7 +131,7 @@ def _small_chunks() -> None:
     chunks.CHUNK_BYTES = 1 << 10
     requests._BACKOFF = 0.001
     remote_shards.SMALL_CHUNK = 0
-    exact.GAP = 0
+    point_reads.MAX_SAMPLE_GAP = 0
 
 
 def _remote_cases(root: Path) -> list[Case]:
@@ -210,7 +209,7 @@ class Remote:
         cache = self._root / f"cache-{next(self._numbers)}"
         values: dict[tuple[Any, str], Any] = {}
         if rng.random() < 0.3:
-            values[manifest, "LARGE"] = 0
+            values[manifest, "LARGE_INDEX"] = 0
         if rng.random() < 0.3:
             values[manifest, "LARGE_SIDECAR"] = 0
         for name, content in changed.items():

@@ -16,7 +16,7 @@ from npstream import Shuffle
 from npstream.iteration.partition import LAST_BATCH_MODES, LOOKUP_SAMPLES, Partition
 from npstream.reading.batch import Batch
 from npstream.reading.source import Source
-from npstream.shards.paging import Coldness
+from npstream.shards.paging import PagePrefetcher
 from npstream.shards.table import Fetcher
 
 N = 103
@@ -237,9 +237,9 @@ def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypa
 
 def test_pages_are_asked_for_once(ds, monkeypatch):
     asked = []
-    monkeypatch.setattr(Coldness, "expected", True)
+    monkeypatch.setattr(PagePrefetcher, "is_active", True)
     monkeypatch.setattr(
-        Coldness, "prepare", lambda self, address, nbytes: asked.append(len(address))
+        PagePrefetcher, "prefetch", lambda self, address, nbytes: asked.append(len(address))
     )
     assert len(list(ds[:35].iter(0, 1, batch_size=10, last="short"))) == 4
     assert asked == [10, 10, 10, 5]

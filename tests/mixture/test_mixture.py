@@ -466,7 +466,7 @@ def copied(ds):
     """Return another opening of a local dataset, without reading its index again."""
     source = ds._source
     shards = LocalShards(source.index, source.fetcher.shards.store, "auto")
-    opened = Source(Fetcher(shards), source.fields, source.partial)
+    opened = Source(Fetcher(shards), source.fields, source.column_errors)
     return Dataset(opened, Selection.all(len(ds)), ds.columns)
 
 

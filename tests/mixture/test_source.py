@@ -150,19 +150,19 @@ def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
     monkeypatch.setattr(ahead, "GROUP", 1 << 11)
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     threads = set()
-    fetch = ahead.ReadAhead._next
+    fetch = ahead.ChunkReadAhead._next
 
     def spied(self):
         threads.add(threading.current_thread())
         return fetch(self)
 
-    monkeypatch.setattr(ahead.ReadAhead, "_next", spied)
+    monkeypatch.setattr(ahead.ChunkReadAhead, "_next", spied)
     seen = []
     for batch in mixed[:].iter(0, 1, batch_size=32, shuffle=True, last="short"):
         np.testing.assert_array_equal(batch["id"], batch.ids)
         seen += batch.ids.tolist()
     assert sorted(seen) == list(range(1200))
-    assert 0 < len(threads) <= ahead.THREADS  # of all stores together
+    assert 0 < len(threads) <= ahead.MAX_THREADS  # of all stores together
     assert len(requests) == len(set(requests))
     assert [int(sample["id"]) for sample in mixed] == list(range(1200))
 

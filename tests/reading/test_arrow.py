@@ -197,7 +197,7 @@ def test_expensive_streams_are_refused(ds, monkeypatch):
     def refuse(source, selection, purpose, *_):
         raise CostError(purpose)
 
-    monkeypatch.setattr("npstream.reading.arrow_stream.gate", refuse)
+    monkeypatch.setattr("npstream.reading.arrow_stream.check_cost", refuse)
     with pytest.raises(CostError, match="Arrow"):
         pa.table(ds)
 

@@ -60,9 +60,9 @@ def small(monkeypatch):
     for module, name, value in (
         (plans, "REQUEST_BYTES", 64),
         (coalesce, "REQUEST_BYTES", 64),
-        (point_reads, "GAP", 8),
+        (point_reads, "MAX_SAMPLE_GAP", 8),
         (remote_shards, "SMALL_CHUNK", 0),
-        (remote_shards, "PART_READ", 256),
+        (remote_shards, "MIN_PART_READ", 256),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -256,8 +256,8 @@ def test_more_parts_than_are_kept_are_read_and_the_last_are_kept(
 ):
     with opened(urls["mds"]) as ds:
         for limit, again in ((600, 7), (1, 9)):
-            monkeypatch.setattr(point_reads, "PARTS_KEPT", limit)
-            ds._source.remote.exact._parts = point_reads.Recent(limit)
+            monkeypatch.setattr(point_reads, "PARTS_CACHE_BYTES", limit)
+            ds._source.remote.point_reader._parts = point_reads.Recent(limit)
             ds["x"][::10, 0].load()
             requests.clear()
             np.testing.assert_array_equal(ds["x"][::10, 0].load(), DATA["x"][::10, 0])

@@ -58,7 +58,7 @@ def pair(request, tmp_path):
     fields = dict(opened.fields)
     for name, (encoding, computation) in COMPUTED.items():
         fields[name] = Field(name, parse(encoding), computation=computation)
-    source = Source(opened.fetcher, fields, opened.partial)
+    source = Source(opened.fetcher, fields, opened.column_errors)
     computed = Dataset(source, Selection.all(N), ("word", "x", "square"), None)
     return computed, npstream.open(tmp_path / "all")
 
@@ -120,7 +120,7 @@ def test_a_copy_stores_the_values(pair, tmp_path):
 
 def test_nothing_is_read(pair):
     computed, _ = pair
-    computed._source.fetcher.shards.damaged = None
+    computed._source.fetcher.shards.raise_damaged = None
     computed._source.fetcher.locate = computed._source.fetcher.read = None
     view = computed[["word", "square"]]
     assert view[3]["word"] == "ééé"

@@ -61,32 +61,32 @@ class Shards:
     def __init__(self, shards, stride=0):
         counts = [len(sizes) for sizes in shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.guide, self.shift = shard_lookup_table(self.starts)
-        self.place = np.zeros((max(len(shards), 1), 7), np.int64)
+        self.guide, self.shift = guide_table(self.starts)
+        self.entries = np.zeros((max(len(shards), 1), 7), np.int64)
         self.held, self.bodies = [], []
         for number, sizes in enumerate(shards):
             ends = 10 + np.cumsum([0, *sizes])
             offsets = guarded_array(ends.astype("<u4").tobytes())
             data = guarded_array(bytes(np.arange(ends[-1], dtype=np.uint8)))
             row = (address_of(data), address_of(offsets), 10, len(data), stride)
-            self.place[number, :5] = row
+            self.entries[number, :5] = row
             self.held += [offsets, data]
             self.bodies += [data[a:b].tobytes() for a, b in itertools.pairwise(ends.tolist())]
 
     def lose(self, shard):
-        self.place[shard] = 0
+        self.entries[shard] = 0
 
     def cut(self, shard, resident):
         """Cut a shard into chunks of which some are in memory."""
-        flags = guarded_array(bytes(resident))
-        self.place[shard, 5:] = address_of(flags), len(resident)
+        flags = guarded(bytes(resident))
+        self.entries[shard, 5:] = address_of(flags), len(resident)
         self.held.append(flags)
 
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
         address, nbytes = np.full((2, len(ids) + 2), -7, np.int64)
         code = run(kernels.locate)(
-            ids, self.starts, self.guide, self.shift, self.place, address[1:-1], nbytes[1:-1]
+            ids, self.starts, self.guide, self.shift, self.entries, address[1:-1], nbytes[1:-1]
         )
         assert {*address[[0, -1]], *nbytes[[0, -1]]} == {-7}
         return code, address[1:-1], nbytes[1:-1]
@@ -243,8 +243,8 @@ def test_split(run, drawn, data):
         assert intact()
         assert output.tobytes() == b"".join(row[column][first:last] for row in rows)
     for k, (values, sample) in enumerate(zip(rows, _held, strict=True)):
-        for place, column in enumerate(variable):
-            at, length = spans[place, :, k] - (address[k], 0)
+        for number, column in enumerate(variable):
+            at, length = spans[number, :, k] - (address[k], 0)
             assert sample[at : at + length].tobytes() == values[column]
 
 
@@ -301,7 +301,7 @@ def test_read_is_locate_and_split(run, shards):
         spans = np.zeros((1, 2, n), np.int64)
         for steps in parts:
             code = run(kernels.read)(
-                steps, np.arange(n), table.starts, table.guide, table.shift, table.place,
+                steps, np.arange(n), table.starts, table.guide, table.shift, table.entries,
                 samples, 1, 2, np.array([(1, 0, 2, address_of(output))]),
                 np.array([(0, 0)]), spans,
             )  # fmt: skip
@@ -402,7 +402,9 @@ def check_heads(run, bodies, dtype):
     for body in bodies:
         address, nbytes, _held = spans_of([body])
         codes, heads, ndims = np.array([own or [0], [0], [0]], np.int64)
-        code = run(kernels.array_heads)(address, nbytes, typed, ITEMSIZES, codes, heads, ndims)
+        code = run(kernels.read_array_headers)(
+            address, nbytes, typed, ITEMSIZES, codes, heads, ndims
+        )
         try:
             found, shape, start = parse_array_head(body, dtype)
         except ValueError:
@@ -412,7 +414,7 @@ def check_heads(run, bodies, dtype):
         assert (heads[0], ndims[0]) == (start, len(shape))
         assert DTYPE_CODES[int(codes[0])] == found
         shapes = np.zeros((1, len(shape)), np.int64)
-        run(kernels.array_shapes)(address, typed, shapes)
+        run(kernels.read_array_shapes)(address, typed, shapes)
         assert tuple(shapes[0]) == shape
 
 
@@ -432,13 +434,13 @@ def test_array_heads_tell_which_is_damaged(run):
     good = bytes([8, 1 << 2, 2, 7, 7])
     address, nbytes, _held = spans_of([good, good, good[:-1], good])
     codes, heads, ndims = np.zeros((3, 4), np.int64)
-    assert run(kernels.array_heads)(address, nbytes, 1, ITEMSIZES, codes, heads, ndims) == -3
+    assert run(kernels.read_array_headers)(address, nbytes, 1, ITEMSIZES, codes, heads, ndims) == -3
 
 
 @given(st.binary(min_size=1, max_size=8))
 def test_little_endian(run, number):
-    data = guarded_array(number)
-    found = run(kernels.little_endian)(address_of(data), len(number))
+    data = guarded(number)
+    found = run(kernels.load_little_endian)(address_of(data), len(number))
     assert found % 2**64 == int.from_bytes(number, "little")
 
 

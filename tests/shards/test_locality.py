@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream.errors import StorageError
 from npstream.shards import locality
-from npstream.shards.locality import _fetched_again
+from npstream.shards.locality import _refetched_bytes
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
@@ -263,7 +263,7 @@ def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, mon
         died.append(len(ids))
         raise RuntimeError("a mistake in the code")
 
-    monkeypatch.setattr(RemoteShards, "fetch_rows", broken)
+    monkeypatch.setattr(RemoteShards, "fetch_samples", broken)
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
@@ -279,7 +279,7 @@ def test_an_iteration_that_is_left_holds_nothing(tmp_path, upload, exact_costs):
     ) as ds:
         it = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
         next(it)
-        exact = ds._source.remote.exact
+        exact = ds._source.remote.point_reader
         assert exact.is_extended
         it.close()
         assert not exact.is_extended
@@ -329,7 +329,7 @@ def lru(chunks, nbytes, enough, limit):
 def test_what_leaves_a_cache(chunks, nbytes, samples, limit):
     expected = lru(chunks, nbytes, [n / 2 for n in samples], limit)
     arrays = (np.array(values) for values in (chunks, nbytes, samples))
-    assert _fetched_again(*arrays, limit) == expected
+    assert _refetched_bytes(*arrays, limit) == expected
 
 
 @pytest.mark.parametrize("step", [1, -1, 2])

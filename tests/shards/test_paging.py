@@ -23,7 +23,7 @@ class Machine:
         monkeypatch.setattr(pages, "_major_faults", lambda: self.faults)
         monkeypatch.setattr(pages, "prefetch_pages", self.prefetch)
         monkeypatch.setattr(pages, "kernels", self)
-        self.cold = pages.Coldness()
+        self.cold = pages.PagePrefetcher()
 
     def prefetch(self, address, nbytes):
         assert len(address) == len(nbytes) == ROWS
@@ -37,17 +37,17 @@ class Machine:
         return self.fault
 
     def fault(self, address, nbytes):
-        assert len(address) == len(nbytes) == pages.LOOK
+        assert len(address) == len(nbytes) == pages.PROBE_ROWS
         self.faults += self.missing
 
     def read(self):
         """Read as a fetcher does; return whether that was announced."""
         before = self.announced
-        if self.cold.warm:
+        if self.cold.is_resident:
             self.faults += 30 * self.missing
-            self.cold.observe(ROWS)
+            self.cold.count_rows(ROWS)
         else:
-            self.cold.prepare(self.address, self.nbytes)
+            self.cold.prefetch(self.address, self.nbytes)
         return self.announced > before
 
 
@@ -58,32 +58,32 @@ def machine(monkeypatch, tmp_path):
 
 def test_nothing_is_announced_where_pages_are_there(machine):
     assert not any(machine.read() for _ in range(100))
-    assert not machine.cold.expected
+    assert not machine.cold.is_active
 
 
 def test_everything_is_announced_while_pages_are_missing(machine):
-    machine.missing = pages.LOOK
-    assert all(machine.read() for _ in range(25 * pages.STREAK + 1))
-    assert machine.cold.expected
+    machine.missing = pages.PROBE_ROWS
+    assert all(machine.read() for _ in range(25 * pages.READS_PER_PROBE + 1))
+    assert machine.cold.is_active
 
 
 def test_a_few_missing_pages_do_not_matter(machine):
-    machine.missing = pages.LOOK >> 3
+    machine.missing = pages.PROBE_ROWS >> 3
     assert not machine.read()
 
 
 def test_announcing_ends_when_pages_are_there(machine):
-    machine.missing = pages.LOOK
+    machine.missing = pages.PROBE_ROWS
     for _ in range(10):
         machine.read()
     machine.missing = 0
     announced = [machine.read() for _ in range(100)]
-    assert not any(announced[pages.STREAK :])
+    assert not any(announced[pages.READS_PER_PROBE :])
 
 
 def test_announcing_begins_again_after_a_read_that_faulted(machine):
     assert not machine.read()
-    machine.missing = pages.LOOK
+    machine.missing = pages.PROBE_ROWS
     assert not machine.read()  # the read that finds out
     assert machine.read()
 
@@ -92,7 +92,7 @@ def test_looks_come_every_few_reads(machine):
     looks = []
     fault = machine.fault
     machine.fault = lambda *args: (looks.append(machine.announced), fault(*args))
-    machine.missing = pages.LOOK
+    machine.missing = pages.PROBE_ROWS
     for _ in range(100):
         machine.read()
-    assert set(np.diff(looks).tolist()) == {pages.STREAK}
+    assert set(np.diff(looks).tolist()) == {pages.READS_PER_PROBE}

@@ -38,12 +38,12 @@ COLUMNS = {"id": "int", "text": "str"}
 @pytest.fixture(autouse=True)
 def all_is_exact(monkeypatch):
     """Make runs short, and have every sample read on its own, however many are."""
-    monkeypatch.setattr(point_reads, "ROWS", ROWS)
+    monkeypatch.setattr(point_reads, "OFFSETS_RUN_ROWS", ROWS)
     for module, name, value in (
-        (point_reads, "OFFSETS_GAP", 0),
-        (point_reads, "GAP", 0),
+        (point_reads, "MAX_OFFSETS_GAP", 0),
+        (point_reads, "MAX_SAMPLE_GAP", 0),
         (remote_shards, "SMALL_CHUNK", 0),
-        (remote_shards, "MUCH", 0),
+        (remote_shards, "DENSE_FRACTION", 0),
         (remote_shards, "SPARSE_READS", 1 << 30),
     ):
         monkeypatch.setattr(module, name, value)
@@ -172,15 +172,15 @@ def test_several_runs_are_read_where_they_are_little(ds, requests, monkeypatch):
 def test_how_much_is_little():
     index = Rows([100, 100], [100 * 600, 100 * 600])
     rows = np.array([3, 50, 7])
-    runs, _ = point_reads.runs_of(index, np.array([0, 0, 1]), rows)
+    runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
     assert (runs.ends - runs.begins).tolist() == [36, 36, 36]
     assert runs.numbers is not None
     for nbytes, is_little in ((4 * 36, True), (4 * 36 - 1, False)):
         index = Rows([100, 100], [100 * nbytes, 100 * nbytes])
-        runs, _ = point_reads.runs_of(index, np.array([0, 0, 1]), rows)
+        runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
         assert (runs.numbers is not None) == is_little
         # A single run is always read.
-        runs, _ = point_reads.runs_of(index, np.array([0, 0]), rows[[0, 2]])
+        runs, _ = point_reads.offset_runs(index, np.array([0, 0]), rows[[0, 2]])
         assert runs.first.tolist() == [0]
         assert runs.stop.tolist() == [ROWS]
 
@@ -194,7 +194,7 @@ class Rows:
 
 
 def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
-    monkeypatch.setattr(point_reads, "OFFSETS_KEPT", 2 * (recent.ENTRY_OVERHEAD + 4 * (ROWS + 1)))
+    monkeypatch.setattr(point_reads, "OFFSETS_CACHE_BYTES", 2 * (recent.EACH + 4 * (ROWS + 1)))
     with npstream.open(url, cache=tmp_path / "cache") as ds:
         first = [STARTS[6] + ROWS * k for k in (0, 1, 2)]
         for sample in first:
@@ -281,7 +281,7 @@ def test_a_forked_process(ds, requests):
     assert ds[begin]["id"] == begin
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=read_in_child, args=(ds, [begin, begin + 1], requests, sender))
-    exactly = ds._source.remote.exact
+    exactly = ds._source.remote.point_reader
     with exactly._kept._lock, exactly._offsets._kept._lock:
         process.start()
     try:

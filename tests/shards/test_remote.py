@@ -19,7 +19,7 @@ import npstream
 from npstream.cache.leases import is_leased
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.shards import readahead as ahead
-from npstream.shards.readahead import ReadAhead
+from npstream.shards.readahead import ChunkReadAhead
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
 
@@ -103,8 +103,8 @@ def test_any_reads_in_any_order(variable, compression, upload, tmp_path, small_c
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
 def test_iteration(variable, upload, tmp_path, small_chunks, monkeypatch):
-    monkeypatch.setattr(ahead, "WINDOW", 1 << 13)
-    monkeypatch.setattr(ahead, "GROUP", 1 << 11)
+    monkeypatch.setattr(ahead, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(ahead, "GROUP_BYTES", 1 << 11)
     data = write(tmp_path / "data", variable=variable, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     batches = ds.iter(0, 1, batch_size=17, shuffle=True, last="short")
@@ -448,7 +448,7 @@ def test_chunks_that_were_asked_for_in_vain_are_not_held(
     shards = ds._source.fetcher.shards
     ids = np.arange(len(ds))
     shard_of = np.searchsorted(shards.index.starts, ids, side="right") - 1
-    reader = ReadAhead(shards)
+    reader = ChunkReadAhead(shards)
     piece, count = shards.files.piece, []
 
     def interrupting(*chunk):
@@ -468,12 +468,12 @@ def test_chunks_that_were_asked_for_in_vain_are_not_held(
     else:
         monkeypatch.setattr(shards.files, "piece", interrupting)
     with contextlib.suppress(KeyboardInterrupt, RuntimeError):
-        reader.ask((ids, shard_of))
+        reader.request((ids, shard_of))
     if fails == "no thread":
         reader.close()  # as an iteration does that ends with the error
     monkeypatch.undo()
     assert not any(
-        is_leased(shards.files.piece(*chunk)) for (chunk, _) in shards.wanted(ids, shard_of)
+        is_leased(shards.files.piece(*chunk)) for (chunk, _) in shards.count_chunks(ids, shard_of)
     )
 
 
@@ -485,8 +485,8 @@ def test_a_reader_that_holds_back_starts_when_others_wait(tmp_path, upload, smal
     one = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
     two = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
     shards = one._source.remote
-    with ahead.ReadAhead(shards) as reader:
-        assert reader.ask((np.arange(600), np.zeros(600, np.int64))) > 0
+    with ahead.ChunkReadAhead(shards) as reader:
+        assert reader.request((np.arange(600), np.zeros(600, np.int64))) > 0
         assert not reader.threads
         two.prefetch()
         assert two.explain().nbytes == 0

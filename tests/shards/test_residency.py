@@ -199,7 +199,7 @@ def test_no_store_is_waited_for_under_a_lock(
     """Shards that leave the cache before they are opened are read like others that it lacks."""
     numbers = write(tmp_path / "data", variable=False, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
-    lock, ensure, stream = ds._source.fetcher._lock, Fetcher._ensure, RemoteStore.stream
+    lock, ensure, stream = ds._source.fetcher._lock, Fetcher._load_shards, RemoteStore.stream
     evicted = []
 
     def evict(self, shards):
@@ -210,7 +210,7 @@ def test_no_store_is_waited_for_under_a_lock(
         assert not lock._is_owned()
         return stream(self, spans)
 
-    monkeypatch.setattr(Fetcher, "_ensure", evict)
+    monkeypatch.setattr(Fetcher, "_load_shards", evict)
     monkeypatch.setattr(RemoteStore, "stream", request)
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     np.testing.assert_array_equal(ds[7]["x"], numbers[7])
@@ -407,8 +407,10 @@ def test_a_side_car_beside_a_dataset_that_cannot_be_written(
 
 
 def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, caplog):
-    monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
-    monkeypatch.setattr("npstream.shards.manifest.LARGE", 0)  # so that it stands for the index
+    monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
+    monkeypatch.setattr(
+        "npstream.shards.manifest.LARGE_INDEX", 0
+    )  # so that it stands for the index
     numbers = write(tmp_path / "data", variable=False)
     body = bytearray((tmp_path / "data" / "index.msgpack").read_bytes())
     places = [k for k in range(100, len(body), 37)]

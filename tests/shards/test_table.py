@@ -57,7 +57,7 @@ def check(name, ds):
 
 
 def regions(ds):
-    return ds._source.fetcher.table.regions
+    return ds._source.fetcher.table.loaded
 
 
 # What may stay in memory.
@@ -75,7 +75,7 @@ def test_maps_keep_no_descriptors(tmp_path):
         assert (ds["x"].load() == np.arange({n})).all()
         assert [sample["x"] for sample in ds[::-50]] == list(range({n}))[::-50]
         assert len(os.listdir("/dev/fd")) < 10
-        assert len(ds._source.fetcher.table.regions) == {n}
+        assert len(ds._source.fetcher.table.loaded) == {n}
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
@@ -157,13 +157,13 @@ def test_hashes_are_checked_where_files_are_not_mapped(monkeypatch, tmp_path):
 def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
     """What was decompressed leaves memory again, the oldest first, or never stays there."""
     ds = open_case(name)
-    largest = max(ds._source.fetcher.shards.buffered(shard) for shard in range(len(ds.shards)))
-    monkeypatch.setattr(fetch, "_budget", lambda table: shards * largest)
+    largest = max(ds._source.fetcher.shards.buffer_bytes(shard) for shard in range(len(ds.shards)))
+    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: shards * largest)
     check(name, ds)
     table = ds._source.fetcher.table
-    assert table.owned.keys() == table.regions.keys()
+    assert table.owned.keys() == table.loaded.keys()
     assert sum(table.owned.values()) <= shards * largest
-    assert {int(i) for i in np.flatnonzero(table.place[:, 0])} == set(table.regions)
+    assert {int(i) for i in np.flatnonzero(table.entries[:, 0])} == set(table.loaded)
 
 
 def test_buffers_leave_for_others(monkeypatch, tmp_path):
@@ -171,20 +171,23 @@ def test_buffers_leave_for_others(monkeypatch, tmp_path):
     npstream.write(tmp_path / "data", values, shard_size=40_000, compression="zstd")
     ds = npstream.open(tmp_path / "data")
     assert len(ds.shards) == 9
-    monkeypatch.setattr(fetch, "_budget", lambda table: 100_000)
+    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: 100_000)
     for start in range(0, 400, 7):
         assert (ds["x"][start : start + 7].load() == values["x"][start : start + 7]).all()
         assert (ds["x"][::50].load() == values["x"][::50]).all()
         assert len(regions(ds)) <= 2
     old = ds._source.fetcher.table
-    place = old.place.copy()
+    place = old.entries.copy()
     ds["x"][:100].load()
-    assert (old.place == place).all()  # whoever reads through it finds what was there
+    assert (old.entries == place).all()  # whoever reads through it finds what was there
 
 
 def test_the_budget_of_buffers(monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    assert fetch._budget(fetch.Table(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500})) == 400
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    assert (
+        fetch._buffer_limit(fetch.ShardTable(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500}))
+        == 400
+    )
 
 
 def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
@@ -197,9 +200,9 @@ def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
         with pytest.raises(FormatError, match=damaged.name):
             ds.load()
     table = ds._source.fetcher.table
-    assert table.owned.keys() == table.regions.keys()
+    assert table.owned.keys() == table.loaded.keys()
     damaged.write_bytes(content)
-    monkeypatch.setattr(fetch, "_budget", lambda table: 10_000)
+    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: 10_000)
     assert ds["x"].load().tolist() == list(range(4000))
 
 
@@ -366,7 +369,7 @@ def test_a_forked_process_reads_though_a_thread_was_opening_shards():
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with fetcher._lock, fetcher._publish:
+        with fetcher._lock, fetcher._publish_lock:
             held.set()
             done.wait()
 
@@ -388,7 +391,7 @@ def test_prefetching_changes_nothing_that_is_read():
     expected = ds.load()
     parts = np.array_split(np.arange(len(ds)), 3)
     assert not fetcher.prefetch(parts[0])  # no page has been missing
-    fetcher._cold._announce = 4
+    fetcher._pages._reads_to_prefetch = 4
     assert all(fetcher.prefetch(part) for part in parts)
     for part in parts:
         for name, column in ds._source.columns(plan, Lookup(part, part, True), {}).items():

@@ -449,7 +449,7 @@ def test_an_iteration_fails_when_its_server_falls_silent(
     monkeypatch: pytest.MonkeyPatch,
 ):
     proxy = servers.proxy("http")
-    monkeypatch.setattr("npstream.shards.readahead.WINDOW", 1 << 18)
+    monkeypatch.setattr("npstream.shards.readahead.WINDOW_BYTES", 1 << 18)
     batches = iter(dataset.iter(0, 1, batch_size=50))
     next(batches)
     proxy.faults = [stall(times=FOR_EVER, path=".mds")]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 
-def gate(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
+def check_cost(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
     """Refuse a read that nobody asked for by name if it would fetch too much.
 
     Parameters
@@ -31,7 +31,10 @@ def gate(source: Source, selection: Selection, what: str, plan: Plan | None = No
         With what it would cost, and the ways on.
     """
     stored = None if plan is None else plan.stored
-    if all(stored is not None and part.scalars(stored) is not None for part in source.remotes):
+    if all(
+        stored is not None and part.sidecar_column_name(stored) is not None
+        for part in source.remotes
+    ):
         return
     from npstream.reading.cost import require_affordable
 
