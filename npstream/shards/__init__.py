@@ -1,1 +1,1 @@
-"""Shards in memory: local, remote, several datasets' as one."""
+"""Provide shards in memory: of local datasets, of remote datasets, and of several datasets."""

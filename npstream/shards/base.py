@@ -1,7 +1,7 @@
-"""A shard in memory, and a source of shards: what tables, read-ahead and costs ask of it.
+"""Provide `LoadedShard`, a shard in memory, and `Shards`, the protocol of a dataset's shards.
 
-The shards of a local dataset, those of a dataset in an object store and those of several datasets
-are such sources.
+`LocalShards`, `RemoteShards` and `ShardUnion` follow the protocol. Tables, read-ahead and cost
+estimates use nothing else of them.
 
 Tested in tests/shards/test_local.py.
 """
@@ -22,23 +22,32 @@ if TYPE_CHECKING:
     from npstream.formats.index import Index
 
 Remote = TypeVar("Remote", covariant=True)
-"""The class of the shards of a dataset in an object store, which this module does not know."""
+"""The class of the shards of a dataset in an object store. This module does not import it."""
 
 Verify = bool | str
-"""Which recorded hashes are checked: "auto", those of what is decompressed; True, those of mapped
-files too; False, none; a name, that one of both."""
+"""The recorded hashes to check. "auto" checks those of decompressed files, True those of mapped
+files too, False none. The name of a hash checks that hash of all files."""
 
 Chunk: TypeAlias = tuple[int, int]
-"""A chunk, by its shard and its number there."""
+"""A chunk: the shard number, and the chunk number within the shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedShard:
     """A shard in memory.
 
-    ``offsets`` lie over the shard's own bytes, or its meta file's. ``begin`` is where the samples
-    begin, ``stride`` their size, 0 if it varies. ``resident`` has a byte for each chunk, 1 if it
-    is in memory; it is empty if all are.
+    Attributes
+    ----------
+    data : ndarray of uint8
+        The bytes of the data file.
+    offsets : ndarray of uint32, shape (samples + 1,)
+        The offsets table, a view of the data file or of the meta file.
+    begin : int
+        The first byte of the samples.
+    stride : int
+        The size of every sample in bytes; 0 if sizes vary.
+    resident : ndarray of uint8, shape (chunks,)
+        1 for each chunk that is in memory. Empty if all chunks are.
     """
 
     data: Bytes
@@ -49,7 +58,7 @@ class LoadedShard:
 
     @property
     def entry(self) -> tuple[int, ...]:
-        """The shard's row in the table that kernels read."""
+        """The shard's row in `npstream.shards.table.ShardTable.entries`."""
         chunks = len(self.resident)
         return (
             memory.address_of(self.data), memory.address_of(self.offsets), self.begin,
@@ -58,7 +67,7 @@ class LoadedShard:
 
 
 class RemotePart(NamedTuple, Generic[Remote]):
-    """A dataset in an object store, and the numbers that its shards and samples begin with."""
+    """A dataset in an object store, with the numbers of its first shard and first sample."""
 
     shards: Remote
     first_shard: int
@@ -66,7 +75,7 @@ class RemotePart(NamedTuple, Generic[Remote]):
 
 
 class Shards(Protocol[Remote]):
-    """The shards of one dataset, or of several datasets, numbered one after the other."""
+    """The shards of one dataset, or of several datasets, numbered consecutively."""
 
     @property
     def index(self) -> Index:
@@ -74,14 +83,14 @@ class Shards(Protocol[Remote]):
 
     @property
     def root(self) -> str:
-        """The place of the dataset, for messages."""
+        """The URL or directory of the dataset, for messages."""
 
     @property
     def remotes(self) -> Sequence[RemotePart[Remote]]:
         """The datasets that are in object stores."""
 
     def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[Remote], Rows]]:
-        """Yield the datasets in object stores that samples belong to, and which samples do.
+        """Yield each dataset in an object store with the rows of `shard_of` that belong to it.
 
         Parameters
         ----------
@@ -90,47 +99,66 @@ class Shards(Protocol[Remote]):
         """
 
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the shards to open so that samples are in memory, fetched if need be."""
+        """Fetch what samples need, and return the shards to open for them.
+
+        Parameters
+        ----------
+        ids, shard_of : ndarray of int64, shape (n,)
+            Samples, and the shard of each.
+        """
 
     def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        """Read samples of shards that cannot stay in memory.
+        """Read samples into new buffers, without keeping their shards in memory.
+
+        Parameters
+        ----------
+        ids, shard_of : ndarray of int64, shape (n,)
+            Samples, and the shard of each.
 
         Returns
         -------
         address, nbytes : ndarray of int64, shape (n,)
-            Where each sample lies, and its length; its `text.guard` lies before it.
-        held : list
-            What must be referred to while the addresses are in use.
+            The address and the length of each sample. The `text.guard` bytes of a sample precede
+            its address.
+        owners : list
+            The owners of that memory. Keep them alive while the addresses are in use.
         """
 
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
-        """Open those of some shards that take no request, and check them against the index."""
+        """Open and check shards; skip those whose opening takes a request to a store."""
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of memory that a shard takes, open, besides maps.
+        """Return the bytes of buffers that an open shard takes, not counting maps.
 
         Returns
         -------
         int or None
-            0 unless the shard is compressed; None if opening it takes a request.
+            0 for an uncompressed shard. None if opening the shard takes a request to a store.
         """
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
-        """Return True if a shard that is in memory is to be opened again."""
+        """Return True if a loaded shard must be opened again."""
 
     def describe(self, sample: int) -> str:
-        """Say where a sample is stored, for messages."""
+        """Return the location of a sample, for messages."""
 
-    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
-        """Raise FormatError for a sample, saying where it is stored."""
+    def raise_damaged(self, sample: int, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError with the location of a sample and the reason."""
 
     def close(self) -> None:
-        """Stop what runs in the background."""
+        """Stop background work."""
 
 
 def concatenate_parts(parts: list[bytes], guard: Int64 | int) -> tuple[Int64, Int64, Bytes]:
-    """Lay byte strings end to end; return where they lie after their guard, and their lengths."""
-    arena: Bytes = np.frombuffer(b"".join(parts), np.uint8)
+    """Concatenate byte strings; return address and length of each after its guard, and the buffer.
+
+    Parameters
+    ----------
+    parts : list of bytes
+    guard : int or ndarray of int64
+        Bytes at the start of each part that precede the sample.
+    """
+    buffer: Bytes = np.frombuffer(b"".join(parts), np.uint8)
     lengths = np.array([len(part) for part in parts], np.int64)
-    address = memory.address_of(arena) + np.cumsum(lengths) - lengths + guard
-    return address, lengths - guard, arena
+    address = memory.address_of(buffer) + np.cumsum(lengths) - lengths + guard
+    return address, lengths - guard, buffer

@@ -1,22 +1,22 @@
-"""Loops over samples: locate, split into columns, gather.
+"""Provide the kernels that locate samples, split them into columns, and read array headers.
 
-A kernel takes arrays and addresses, fills arrays that it is given, and returns a number. What
-lies at an address is *spans*: runs of bytes, given as two arrays of addresses and lengths. A
-span may be a sample, a line of text or one column's body, in a mapped file or any other memory;
-whoever passes addresses holds the memory.
+A kernel fills arrays that it is given and returns a number. It reads memory through *spans*:
+byte ranges, given as one array of addresses and one of lengths. A span is a sample, a line of
+text or the body of one column, in a mapped file or any other memory. The caller keeps that memory
+alive.
 
-Arguments that recur, for n samples and S shards:
+Common arguments, for n samples and S shards:
 
 ============  ==========  =========================================================
 ids           int64[n]    sample numbers, each in [0, starts[S])
 starts        int64[S+1]  first sample of each shard
-guide, shift              see `npstream.formats.index.shard_lookup_table`
-place         int64[S,7]  address of the shard's bytes (0: not in memory), address of
-                          its offsets, first and last byte that samples may take,
-                          bytes of every sample (0: see the offsets), address of a byte a
-                          chunk that says if it is in memory (0: all are), chunks
-address       int64[n]    where each span begins
-nbytes        int64[n]    its length
+guide, shift              see `npstream.formats.index.guide_table`
+entries       int64[S,7]  for each shard: address of its bytes (0: not in memory), address of
+                          its offsets, first byte of the samples, end of the samples, bytes of
+                          every sample (0: see the offsets), address of one byte for each chunk
+                          that is 1 if the chunk is in memory (0: all are), number of chunks
+address       int64[n]    first byte of each span
+nbytes        int64[n]    length of each span
 ============  ==========  =========================================================
 """
 
@@ -33,6 +33,9 @@ from npstream._core.jit import (
 from npstream._core.spans import PREFETCH_DISTANCE, copy_short, prefetch_span
 from npstream._core.typing import Int64
 
+_OFFSETS, _BEGIN, _END, _STRIDE, _RESIDENT, _CHUNKS = range(1, 7)
+"""Columns of `entries`. Column 0 is the address of the shard's bytes, read with acquire order."""
+
 
 @kernel
 def locate(
@@ -40,45 +43,46 @@ def locate(
     starts: Int64,
     guide: Int64,
     shift: int,
-    place: Int64,
+    entries: Int64,
     address: Int64,
     nbytes: Int64,
 ) -> int:
-    """Find the bytes of samples.
+    """Find the addresses and lengths of samples.
 
-    Returns 0; or the number of samples whose shard or chunk is not in memory, which get the
-    address 0 and, for a length, their shard; or -1 - k if the offsets of sample k are damaged.
+    Returns 0 if all samples are in memory and intact. Returns the number of samples whose shard
+    or chunk is not in memory: their address is 0 and their nbytes is the shard number. Returns
+    -1 - k if the offsets of sample k are damaged.
     """
     absent = 0
     for k in range(ids.size):
         i = ids[k]
         low = guide[i >> shift]
         high = guide[(i >> shift) + 1]
-        while low < high:  # the last shard that starts at or before i
+        while low < high:  # binary search for the last shard that starts at or before i
             middle = (low + high + 1) >> 1
             if starts[middle] <= i:
                 low = middle
             else:
                 high = middle - 1
-        base = load_acquire(place, low)
+        base = load_acquire(entries, low)
         row = i - starts[low]
-        if base and place[low, 5]:
-            chunk = ((row + 1) * place[low, 6] - 1) // (starts[low + 1] - starts[low])
-            if load_u8_acquire(place[low, 5] + chunk) != 1:
+        if base and entries[low, _RESIDENT]:
+            chunk = ((row + 1) * entries[low, _CHUNKS] - 1) // (starts[low + 1] - starts[low])
+            if load_u8_acquire(entries[low, _RESIDENT] + chunk) != 1:
                 base = 0
         if base == 0:
             address[k] = 0
             nbytes[k] = low
             absent += 1
             continue
-        stride = place[low, 4]
+        stride = entries[low, _STRIDE]
         if stride:
-            begin = place[low, 2] + row * stride
+            begin = entries[low, _BEGIN] + row * stride
             end = begin + stride
         else:
-            begin = load_u32(place[low, 1] + 4 * row)
-            end = load_u32(place[low, 1] + 4 * row + 4)
-        if begin < place[low, 2] or end < begin or end > place[low, 3]:
+            begin = load_u32(entries[low, _OFFSETS] + 4 * row)
+            end = load_u32(entries[low, _OFFSETS] + 4 * row + 4)
+        if begin < entries[low, _BEGIN] or end < begin or end > entries[low, _END]:
             return -1 - k
         address[k] = base + begin
         nbytes[k] = end - begin
@@ -95,34 +99,35 @@ def split(
     variable: Int64,
     spans: Int64,
 ) -> int:
-    """Take MDS samples apart.
+    """Split MDS samples into columns: copy fixed columns, and find the spans of variable ones.
 
-    Each row of `fixed` is a column to copy: variable columns before it, bytes of fixed ones
-    before it, bytes to copy, address of the output. Each row of `variable` is a column whose
-    span is wanted in ``spans[column, :, k]``: variable columns before it, bytes of fixed ones.
+    Each row of `fixed` is a column to copy: the number of variable columns before it, the bytes of
+    fixed columns before it, the bytes to copy, the address of the output. Each row of `variable` is
+    a column whose spans go to ``spans[column, :, k]``: the number of variable columns before it,
+    the bytes of fixed columns before it.
 
-    Returns 0, or -1 - k if the sizes within sample k do not add up to its length.
+    Returns 0, or -1 - k if the column sizes of sample k do not add up to its length.
     """
-    head = 4 * nvariable
+    header = 4 * nvariable
     for k in range(address.size):
         prefetch_span(address, nbytes, k + PREFETCH_DISTANCE)
         source = address[k]
-        if nbytes[k] < head + nfixed:
+        if nbytes[k] < header + nfixed:
             return -1 - k
         if nvariable:
-            total = head + nfixed
+            total = header + nfixed
             for v in range(nvariable):
                 total += load_u32(source + 4 * v)
             if total != nbytes[k]:
                 return -1 - k
         for c in range(fixed.shape[0]):
-            body = source + head + fixed[c, 1]
+            body = source + header + fixed[c, 1]
             for v in range(fixed[c, 0]):
                 body += load_u32(source + 4 * v)
             size = fixed[c, 2]
             copy_short(fixed[c, 3] + k * size, body, size)
         for c in range(variable.shape[0]):
-            body = source + head + variable[c, 1]
+            body = source + header + variable[c, 1]
             for v in range(variable[c, 0]):
                 body += load_u32(source + 4 * v)
             spans[c, 0, k] = body
@@ -131,7 +136,7 @@ def split(
 
 
 LOCATE, SPLIT = 1, 2
-"""Steps of `read`."""
+"""Bits of the argument `steps` of `read`."""
 
 
 @kernel
@@ -141,7 +146,7 @@ def read(
     starts: Int64,
     guide: Int64,
     shift: int,
-    place: Int64,
+    entries: Int64,
     samples: Int64,
     nvariable: int,
     nfixed: int,
@@ -149,16 +154,15 @@ def read(
     variable: Int64,
     spans: Int64,
 ) -> int:
-    """`locate`, `split`, or the one and then the other; returns what the first failure did.
+    """Run `locate`, `split`, or both; return the code of the first that fails.
 
-    The rows of `samples` are their `address` and `nbytes`: each array of a call takes time.
-
-    Only this is called: to compile both alone as well would take as long again.
+    The rows of `samples` are `address` and `nbytes`: one array, because each array argument of a
+    call takes time. Python calls only this kernel, so `locate` and `split` are compiled once.
     """
     code = 0
     address, nbytes = samples[0], samples[1]
     if steps & LOCATE:
-        code = locate(ids, starts, guide, shift, place, address, nbytes)
+        code = locate(ids, starts, guide, shift, entries, address, nbytes)
     if code == 0 and steps & SPLIT:
         code = split(address, nbytes, nvariable, nfixed, fixed, variable, spans)
     return code
@@ -171,17 +175,17 @@ def read_array_headers(
     typed: int,
     itemsizes: Int64,
     codes: Int64,
-    heads: Int64,
+    header_sizes: Int64,
     ndims: Int64,
 ) -> int:
-    """Read what stands before the values of arrays.
+    """Read the headers of arrays, which precede their values.
 
-    The head is a dtype code (if `typed`), then ``ndim << 2 | w``, then ndim lengths of 2**w
-    bytes each. ``itemsizes[code]`` is 0 for a code that does not exist. For each span,
-    ``codes[k]`` gets the code (the caller's, unless `typed`), ``heads[k]`` the bytes of the head
-    and ``ndims[k]`` the number of axes.
+    A header is a dtype code (if `typed`), then the byte ``ndim << 2 | w``, then ndim lengths of
+    2**w bytes each. ``itemsizes[code]`` is 0 for an unknown code. For each span,
+    ``header_sizes[k]`` receives the bytes of the header and ``ndims[k]`` the number of axes.
+    ``codes[k]`` receives the dtype code if `typed`; otherwise the caller provides it.
 
-    Returns 0, or -1 - k if the head of span k is damaged or its values do not fill the span.
+    Returns 0, or -1 - k if the header of span k is damaged or the values do not fill the span.
     """
     for k in range(address.size):
         at = address[k]
@@ -202,20 +206,20 @@ def read_array_headers(
         for _ in range(ndim):
             length = load_little_endian(at, width)
             at += width
-            # Dividing keeps a hostile product of lengths from wrapping around.
+            # Dividing keeps a malicious product of lengths from wrapping around.
             if length <= 0 or size > values // length:
                 return -1 - k
             size *= length
         if size * itemsize != end - at:
             return -1 - k
-        heads[k] = at - address[k]
+        header_sizes[k] = at - address[k]
         ndims[k] = ndim
     return 0
 
 
 @kernel
 def read_array_shapes(address: Int64, typed: int, shapes: Int64) -> None:
-    """Read the shapes of arrays of one rank, whose heads `read_array_headers` found sound."""
+    """Read the shapes of arrays of one rank, whose headers `read_array_headers` has checked."""
     for k in range(address.size):
         at = address[k] + typed
         width = 1 << (load_u8(at) & 3)
@@ -225,7 +229,7 @@ def read_array_shapes(address: Int64, typed: int, shapes: Int64) -> None:
 
 @kernel
 def load_little_endian(address: int, width: int) -> int:
-    """Read an unsigned number of up to 8 bytes; one of 2**63 and more comes out negative."""
+    """Read an unsigned number of up to 8 bytes; numbers of 2**63 and more become negative."""
     number = 0
     for byte in range(width):
         number |= load_u8(address + byte) << (8 * byte)
@@ -234,7 +238,7 @@ def load_little_endian(address: int, width: int) -> int:
 
 @kernel
 def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
-    """Ask for the pages of spans, sorted by address; holes of up to `gap` bytes are read too."""
+    """Call madvise(WILLNEED) for spans sorted by address, merging gaps of up to `gap` bytes."""
     first = 0
     last = 0
     for k in range(address.size):
@@ -253,7 +257,7 @@ def will_need_spans(address: Int64, nbytes: Int64, page: int, gap: int) -> None:
 
 @kernel
 def touch(address: Int64, nbytes: Int64) -> int:
-    """Read a byte of each span that has any, so that its page is in memory."""
+    """Read one byte of each span that is not empty, to bring its page into memory."""
     total = 0
     for k in range(address.size):
         if nbytes[k] > 0:

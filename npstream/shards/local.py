@@ -1,4 +1,4 @@
-"""Opening a shard: its files mapped or decompressed, and checked against the index."""
+"""Provide `LocalShards`, which maps or decompresses shards and checks them against the index."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 _ALL_RESIDENT: Bytes = np.empty(0, np.uint8)
 
 _MAX_OFFSET = 1 << 32
-"""Where samples end that offsets of four bytes can reach."""
+"""The first byte that offsets of four bytes cannot reach."""
 
 
 class LocalShards:
-    """The shards of a dataset, as they are stored.
+    """The shards of a dataset in a directory.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ class LocalShards:
     store : LocalStore or RemoteStore
     verify : bool or str
     snapshot : Snapshot, optional
-        The index as it was when the dataset was opened. Errors of reads then say if the dataset
-        was replaced.
+        The index as it was when the dataset was opened. With it, errors say if the dataset was
+        replaced.
 
     Attributes
     ----------
     layouts : list of SampleLayout or None
-        As `layouts_of` returns them.
+        The result of `layouts_of`.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class LocalShards:
         self.layouts = layouts_of(index)
         guards = [text.guard(schema) for schema in index.schemas]
         self.guards = np.array(guards, np.int64)[index.schema_of]
-        self._is_checked = np.zeros(len(index), bool)  # opened once, and so checked
+        self._is_checked = np.zeros(len(index), bool)  # shards that were opened before
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LocalShards, (self.index, self.store, self.verify, self.snapshot)
 
     @property
     def root(self) -> str:
-        """The place of the dataset, for messages."""
+        """The URL or directory of the dataset, for messages."""
         return self.store.root
 
     @property
@@ -74,62 +74,66 @@ class LocalShards:
         return ()
 
     def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[Any], Rows]]:
-        """Yield the datasets in object stores that samples belong to, and which samples do."""
+        """Yield nothing: no dataset is in an object store."""
         yield from ()
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of memory that a shard takes, open, besides maps."""
+        """Return the bytes of buffers that an open shard takes, not counting maps."""
         files = self.index.files(shard)
         pairs = ((files.data, files.zip_data), (files.meta, files.zip_meta))
-        return sum(raw.nbytes for raw, zipped in pairs if raw and self._is_compressed(raw, zipped))
+        return sum(
+            file.nbytes
+            for file, compressed in pairs
+            if file and self._needs_decompression(file, compressed)
+        )
 
-    def _is_compressed(self, raw: File, zipped: File | None) -> bool:
-        return zipped is not None and not self.store.exists(raw.name)
+    def _needs_decompression(self, file: File, compressed: File | None) -> bool:
+        return compressed is not None and not self.store.exists(file.name)
 
     @explain_replacement
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
         """Map or decompress the files of shards, and check them against the index."""
-        # All heads are asked for before the first is looked at.
+        # The pages of all headers are requested before the first header is read.
         loaded = [(shard, *self._load(shard)) for shard in shards]
-        return {shard: self._check_shard(shard, data, head) for shard, data, head in loaded}
+        return {shard: self._check_shard(shard, data, header) for shard, data, header in loaded}
 
     def _load(self, shard: int) -> tuple[Bytes, Bytes]:
-        """Return a shard's data, and the file with its offsets."""
+        """Return the bytes of a shard's data file and of the file with its offsets."""
         files = self.index.files(shard)
         pairs = [(files.data, files.zip_data)]
         if files.meta is not None:
             pairs.append((files.meta, files.zip_meta))
         loaded = [
             self._load_file(
-                raw, zipped if self._is_compressed(raw, zipped) else None, files.compression
+                file,
+                compressed if self._needs_decompression(file, compressed) else None,
+                files.compression,
             )
-            for raw, zipped in pairs
+            for file, compressed in pairs
         ]
-        data, head = loaded[0], loaded[-1]
-        if memory.is_mapped(head):
-            layout, end = (
-                self.layouts[self.index.schema_of[shard]],
-                4 * (self._sample_count(shard) + 2),
-            )
+        data, header = loaded[0], loaded[-1]
+        if memory.is_mapped(header):
+            layout = self.layouts[self.index.schema_of[shard]]
+            end = 4 * (self._sample_count(shard) + 2)
             if layout is None or not layout.stride:
-                memory.will_need(head[: end + 1])
-            else:  # only the first and the last offset are looked at
-                memory.will_need(head[:8])
-                memory.will_need(head[end - 4 : end + 1])
-        return data, head
+                memory.will_need(header[: end + 1])
+            else:  # `_check_shard` reads only the first and the last offset
+                memory.will_need(header[:8])
+                memory.will_need(header[end - 4 : end + 1])
+        return data, header
 
     def _check_shard(
-        self, shard: int, data: Bytes, head: Bytes, resident: Bytes = _ALL_RESIDENT
+        self, shard: int, data: Bytes, header: Bytes, resident: Bytes = _ALL_RESIDENT
     ) -> LoadedShard:
-        """Return a shard in memory, whose files are held against the index.
+        """Check the files of a shard against the index, and return the shard.
 
         Parameters
         ----------
         shard : int
-        data, head : ndarray of uint8
-            The shard's bytes, and those of the file with its offsets.
+        data, header : ndarray of uint8
+            The bytes of the data file and of the file with the offsets.
         resident : ndarray of uint8
-            A byte for each chunk, as a LoadedShard has them; none if all of the shard is in memory.
+            As in `LoadedShard`.
         """
         number = int(self.index.schema_ids[shard])
         schema, layout = self.index.schemas[number], self.layouts[number]
@@ -138,12 +142,12 @@ class LocalShards:
             if layout is not None:
                 begin = mds.check_mds_head(schema, data, samples, stride)
             else:
-                begin = text.check_text_head(schema, data, head, samples)
+                begin = text.lines_begin(schema, data, header, samples)
         except FormatError as error:
             where = self.store.where(self.index.name(shard))
             raise FormatError(f"{where} (shard {shard}): {error}") from None
         self._is_checked[shard] = True
-        offsets = head[4 : 4 * (samples + 2)].view("<u4")
+        offsets = header[4 : 4 * (samples + 2)].view("<u4")
         return LoadedShard(data, offsets, begin, stride, resident)
 
     def _sample_count(self, shard: int) -> int:
@@ -151,18 +155,18 @@ class LocalShards:
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the shards to open so that samples are in memory."""
+        """Return the distinct shards of samples: a local shard needs no fetch."""
         return np.unique(shard_of)
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
-        """Return True if a shard that is in memory is to be opened again."""
+        """Return False: an open local shard stays valid."""
         return False
 
     @explain_replacement
     def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        """Read samples of shards that cannot stay in memory."""
+        """Read samples into new buffers, without keeping their shards in memory."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
-        held: list[object] = []
+        owners: list[object] = []
         for shard in np.unique(shard_of).tolist():
             samples = np.flatnonzero(shard_of == shard)
             rows = ids[samples] - self.index.starts[shard]
@@ -173,33 +177,33 @@ class LocalShards:
                 name, begins = self.index.files(shard).data.name, begins - guard
                 spans = zip(begins.tolist(), (ends - begins).tolist(), strict=True)
                 parts = self.store.ranges((name, begin, size) for begin, size in spans)
-                address[samples], nbytes[samples], arena = concatenate_parts(parts, guard)
+                address[samples], nbytes[samples], buffer = concatenate_parts(parts, guard)
             else:
-                address[samples], nbytes[samples], arena = self._copy_rows(shard, loaded, rows)
-            held.append(arena)
-        return address, nbytes, held
+                address[samples], nbytes[samples], buffer = self._copy_rows(shard, loaded, rows)
+            owners.append(buffer)
+        return address, nbytes, owners
 
     def _open_whole(self, shard: int) -> LoadedShard | None:
-        """Open a shard that must be read whole; None if ranges of it will do."""
+        """Open a shard that must be read whole; return None if byte ranges are enough."""
         whole = bool(self.buffer_bytes(shard)) or not self._is_checked[shard]
         return self.open([shard])[shard] if whole else None
 
     def _read_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64]:
-        """Return where rows of a shard that is not open begin and end."""
+        """Return where rows begin and end, read from the offsets table of a shard on disk."""
         files = self.index.files(shard)
         layout = self.layouts[self.index.schema_ids[shard]]
         if layout is not None and layout.stride:
             begins = files.data.nbytes - (self._sample_count(shard) - rows) * layout.stride
             return begins, begins + layout.stride
-        head = (files.meta or files.data).name
-        pairs = b"".join(self.store.ranges((head, 4 + 4 * row, 8) for row in rows.tolist()))
+        name = (files.meta or files.data).name
+        pairs = b"".join(self.store.ranges((name, 4 + 4 * row, 8) for row in rows.tolist()))
         begins, ends = np.frombuffer(pairs, "<u4").reshape(-1, 2).T.astype(np.int64)
         return begins, ends
 
     def _copy_rows(
         self, shard: int, loaded: LoadedShard, rows: Int64
     ) -> tuple[Int64, Int64, Bytes]:
-        """Copy rows of a shard in memory, and return them as `concatenate_parts` does."""
+        """Copy rows of a loaded shard; return them as `concatenate_parts` does."""
         if loaded.stride:
             begins = loaded.begin + rows * loaded.stride
             ends = begins + loaded.stride
@@ -210,7 +214,7 @@ class LocalShards:
         return concatenate_parts([loaded.data[begin:end].tobytes() for begin, end in spans], guard)
 
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
-        """Raise FormatError unless rows lie within their shard; return their guard."""
+        """Raise FormatError unless rows lie within their shard; return the shard's guard."""
         files = self.index.files(shard)
         guard = int(self.guards[shard])
         low = 0 if files.meta else 4 * (self._sample_count(shard) + 2)
@@ -220,32 +224,32 @@ class LocalShards:
             self.raise_damaged(sample, "its offsets do not fit the shard")
         return guard
 
-    def _load_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
-        """Return a file's bytes: the compressed file unpacked, or the stored one mapped."""
-        if zipped is None:
-            data = self.store.map(raw.name, raw.nbytes)
-            self._check_size(len(data), raw)
-            self._verify(data, raw, self.verify != "auto")
+    def _load_file(self, file: File, compressed: File | None, compression: str | None) -> Bytes:
+        """Return the bytes of a file, mapped, or decompressed from `compressed` if it is given."""
+        if compressed is None:
+            data = self.store.map(file.name, file.nbytes)
+            self._check_size(len(data), file)
+            self._verify(data, file, self.verify != "auto")
             return data
-        where = self.store.where(zipped.name)
+        where = self.store.where(compressed.name)
         if compression is None:
             raise FormatError(f"{where}: compressed, but the index names no compression")
-        if raw.nbytes > _MAX_OFFSET:
+        if file.nbytes > _MAX_OFFSET:
             raise FormatError(
-                f"{where}: {quantity(raw.nbytes, 'byte')} unpacked; offsets reach {_MAX_OFFSET:,}"
+                f"{where}: {quantity(file.nbytes, 'byte')} unpacked; offsets reach {_MAX_OFFSET:,}"
             )
         if self.store.is_local:
-            self._check_size(self.store.size(zipped.name), zipped)
-        packed = self.store.read(zipped.name, zipped.nbytes)
-        if not memory.fits_in_memory(raw.nbytes):
-            raise FormatError(f"{where}: {memory.too_large_text(raw.nbytes)}")
-        # What the recorded hash of the content covers need not be hashed before, too.
-        self._verify(packed, zipped, self.verify != "auto" or not raw.hashes)
+            self._check_size(self.store.size(compressed.name), compressed)
+        packed = self.store.read(compressed.name, compressed.nbytes)
+        if not memory.fits(file.nbytes):
+            raise FormatError(f"{where}: {memory.too_large(file.nbytes)}")
+        # A recorded hash of the decompressed bytes makes a hash of the compressed ones redundant.
+        self._verify(packed, compressed, self.verify != "auto" or not file.hashes)
         try:
-            data = np.frombuffer(decompress(packed, compression, raw.nbytes), np.uint8)
+            data = np.frombuffer(decompress(packed, compression, file.nbytes), np.uint8)
         except ValueError as error:
             raise FormatError(f"{where}: {error}") from error
-        self._verify(data, raw, True)
+        self._verify(data, file, True)
         return data
 
     def _check_size(self, nbytes: int, file: File) -> None:
@@ -255,34 +259,34 @@ class LocalShards:
                 f"{file.nbytes:,}"
             )
 
-    def _verify(self, data: Bytes | bytes, file: File, wanted: bool) -> None:
-        """Compare a file's recorded hash with its bytes'."""
-        if not self.verify or not wanted:
+    def _verify(self, data: Bytes | bytes, file: File, is_required: bool) -> None:
+        """Compare the hash of a file's bytes with the recorded one, if `verify` requires it."""
+        if not self.verify or not is_required:
             return
-        named = isinstance(self.verify, str) and self.verify != "auto"
-        name = str(self.verify) if named else fastest(file.hashes)
+        is_named = isinstance(self.verify, str) and self.verify != "auto"
+        name = str(self.verify) if is_named else fastest(file.hashes)
         if name is None and (self.verify == "auto" or not file.hashes):
             return
         where = self.store.where(file.name)
         if name not in file.hashes:
             raise IntegrityError(
                 f"{where}: the index records {', '.join(file.hashes) or 'no hash'}; expected "
-                f"{name or 'one that is known'} to verify it by"
+                f"{name or 'a known hash'} to verify it by"
             )
-        found = digest(name, data if isinstance(data, bytes) else data.data)
-        if found != (expected := file.hashes[name]):
-            raise IntegrityError(f"{where}: its {name} is {found}; the index says {expected}")
+        actual = digest(name, data if isinstance(data, bytes) else data.data)
+        if actual != (expected := file.hashes[name]):
+            raise IntegrityError(f"{where}: its {name} is {actual}; the index says {expected}")
 
     def close(self) -> None:
-        """Stop what runs in the background."""
+        """No-op: local shards have no background work."""
 
     @explain_replacement
-    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
-        """Raise FormatError for a sample, saying where it is stored."""
-        raise FormatError(f"{self.describe(sample)}: {what}") from cause
+    def raise_damaged(self, sample: int, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError with the location of a sample and the reason."""
+        raise FormatError(f"{self.describe(sample)}: {reason}") from cause
 
     def require_hash(self, name: str) -> None:
-        """Raise ValueError unless the index records the hash that is to be checked."""
+        """Raise ValueError unless the index records the hash `name`."""
         files = self.index.files(0)
         recorded = sorted(files.data.hashes)
         if name not in recorded:
@@ -291,7 +295,7 @@ class LocalShards:
             )
 
     def describe(self, sample: int) -> str:
-        """Say where a sample is stored, for messages."""
+        """Return the location of a sample, for messages."""
         shard = int(np.searchsorted(self.index.starts, sample, side="right")) - 1
         row = sample - int(self.index.starts[shard])
         where = self.store.where(self.index.name(shard))
@@ -299,5 +303,5 @@ class LocalShards:
 
 
 def layouts_of(index: Index) -> list[SampleLayout | None]:
-    """Return for each schema of an index how its samples are laid out; None for text."""
+    """Return the sample layout of each schema of an index; None for a text format."""
     return [mds.layout(schema) if schema.format == "mds" else None for schema in index.schemas]

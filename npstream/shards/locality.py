@@ -1,4 +1,8 @@
-"""Whether the chunks of an order can be cached: else a chunk would be fetched for each sample."""
+"""Estimate if an order of samples would fetch the same chunks again and again.
+
+Then samples are read one by one (rowwise), because the cache evicts a chunk before its samples
+are read.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["ReadOrder", "is_rowwise"]
 
 MAX_PREFIX = 1 << 18
-"""Samples of an order that are looked at, at most."""
+"""The estimate looks at this many samples of an order at most."""
 
 READ_FRACTION = 0.75
-"""The part of a cache's limit for what is being read. Reading ahead takes the rest."""
+"""The fraction of the cache's limit for chunks that are being read. Read-ahead takes the rest."""
 
 
 class ReadOrder(NamedTuple):
-    """An order in which samples are read, in pieces.
+    """An order in which samples are read.
 
     Attributes
     ----------
-    first : callable
-        Returns the first samples, as many as asked for, or all.
-    share : float
-        The part of a chunk's samples that are read on this machine, about.
+    prefix : callable
+        Takes n and returns the first n sample numbers of the order, or all if there are fewer.
+    fraction : float
+        About which fraction of a chunk's samples this machine reads.
     """
 
     prefix: Callable[[int], Int64]
@@ -44,14 +48,14 @@ class ReadOrder(NamedTuple):
 
 
 class _ChunkReads(NamedTuple):
-    """The chunks that samples lie in, one after the other, of all datasets with one cache.
+    """The chunks that an order reads, of all datasets with one cache.
 
     Attributes
     ----------
     chunks : ndarray of int64, shape (samples,)
-        A number for each sample's chunk.
+        The number of each sample's chunk, in the order of the samples.
     nbytes, samples : ndarray, shape (chunks,)
-        Of each chunk, by that number.
+        Bytes and samples of each chunk.
     """
 
     chunks: Int64
@@ -64,47 +68,47 @@ def is_rowwise(
     order: ReadOrder,
     suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None,
 ) -> bool:
-    """Tell whether samples are read one by one, as their chunks cannot be cached for so long.
+    """Return True if samples must be read one by one, because the cache cannot keep their chunks.
 
     Parameters
     ----------
     shards : Shards
     order : ReadOrder
     suggest : callable, optional
-        Given a function that tells whether another order would fit the cache, returns what to
-        change in the order, for the message.
+        Takes a function that returns True if another order would fit the cache. Returns, for the
+        message, what to change in the order.
 
     Raises
     ------
     ValueError
-        If they cannot be read so: they are compressed, or `verify` is True.
+        If single samples cannot be read, because shards are compressed or `verify` is True.
     """
-    found = False
+    result = False
     for cache, parts in _datasets_by_cache(shards):
         limit, total = cache.limit, sum(int(_disk_bytes(part).sum()) for part in parts)
         if limit is None and total > cache.free():
             limit = cache.room()
         if limit is None or limit >= total or not _exceeds_cache(shards, order, cache, limit):
             continue
-        found = True
+        result = True
         for part in parts:
             if part.index.compressed.any() or part.verify is True:
                 fits = partial(_fits, shards, cache)
                 least = _least_limit(partial(fits, order), limit, total)
-                otherwise = "read the samples in the order in which they are stored"
+                advice = "read the samples in the order in which they are stored"
                 if suggest is not None:
-                    otherwise = suggest(lambda other: fits(other, limit))  # noqa: B023 - called now
-                raise ValueError(_refusal(part, limit, least, otherwise))
-    return found
+                    advice = suggest(lambda other: fits(other, limit))  # noqa: B023 - called now
+                raise ValueError(_refusal_text(part, limit, least, advice))
+    return result
 
 
-def _refusal(part: RemoteShards, limit: int, least: int, otherwise: str) -> str:
+def _refusal_text(part: RemoteShards, limit: int, least: int, advice: str) -> str:
     why = "verify=True verifies chunks" if part.verify is True else "its shards are compressed"
     return (
-        f"{part.store.root}: read in this order, chunks leave the cache before their samples were "
-        f"read, so a chunk would be fetched for each sample; and no sample is read alone, as "
-        f"{why}. The cache may take {size_text(limit)}: raise cache_limit to at least "
-        f"{quantity(least, 'byte')}, or {otherwise}"
+        f"{part.store.root}: in this order, the cache evicts chunks before their samples are read, "
+        f"so a chunk would be fetched for each sample; and no sample can be read alone, as {why}. "
+        f"The cache may take {size_text(limit)}: raise cache_limit to at least "
+        f"{quantity(least, 'byte')}, or {advice}"
     )
 
 
@@ -113,7 +117,7 @@ def _fits(shards: Shards[RemoteShards], cache: ShardCache, order: ReadOrder, lim
 
 
 def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
-    """Return the least limit that will do, within a 16th, between one that does not and one."""
+    """Return the least limit that fits, to within a 16th: `low` does not fit, `high` does."""
     while high - low > low >> 4:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(middle) else (middle, high)
@@ -123,38 +127,38 @@ def _least_limit(fits: Callable[[int], bool], low: int, high: int) -> int:
 def _datasets_by_cache(
     shards: Shards[RemoteShards],
 ) -> Iterator[tuple[ShardCache, list[RemoteShards]]]:
-    """Yield each cache, with the datasets that are kept there."""
-    found: dict[str, tuple[ShardCache, list[RemoteShards]]] = {}
+    """Yield each cache with the datasets that use it."""
+    groups: dict[str, tuple[ShardCache, list[RemoteShards]]] = {}
     for part, *_ in shards.remotes:
         cache = part.files.cache
-        found.setdefault(cache.directory, (cache, []))[1].append(part)
-    yield from found.values()
+        groups.setdefault(cache.directory, (cache, []))[1].append(part)
+    yield from groups.values()
 
 
 def _exceeds_cache(
     shards: Shards[RemoteShards], order: ReadOrder, cache: ShardCache, limit: int
 ) -> bool:
-    """Tell whether an order would have chunks fetched again, too much of that."""
+    """Return True if an order would fetch more bytes again than reading single samples costs."""
     chunk = max(part.chunk_bytes(0) for part, *_ in shards.remotes if len(part.index))
     ids = order.prefix(min(MAX_PREFIX, 8 * limit // max(chunk, 1) + (1 << 12)))
     reads = _chunk_reads(shards, ids, cache)
     expected = reads.samples * order.fraction
-    again = _refetched_bytes(reads.chunks, reads.nbytes, expected, int(READ_FRACTION * limit))
-    return again > REQUEST_BYTES  # for each sample
+    nbytes = _refetched_bytes(reads.chunks, reads.nbytes, expected, int(READ_FRACTION * limit))
+    return nbytes > REQUEST_BYTES  # both for each sample
 
 
 def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) -> _ChunkReads:
-    """Return the chunks that samples of the datasets with one cache lie in."""
+    """Return the chunks of samples, for the datasets that use `cache`."""
     keys = np.full(len(ids), -1)
     nbytes, samples, base = [], [], 0
     for part, _, first in shards.remotes:
         if part.files.cache.directory != cache.directory:
             continue
-        mine = np.flatnonzero((ids >= first) & (ids < first + part.index.samples))
-        own, which = np.unique(part.chunk_keys(ids[mine] - first), return_inverse=True)
-        keys[mine] = base + which
-        base += len(own)
-        shard = own // part.files.max_chunks
+        rows = np.flatnonzero((ids >= first) & (ids < first + part.index.samples))
+        part_keys, inverse = np.unique(part.chunk_keys(ids[rows] - first), return_inverse=True)
+        keys[rows] = base + inverse
+        base += len(part_keys)
+        shard = part_keys // part.files.max_chunks
         chunks = part.files.chunks[shard]
         nbytes.append(_disk_bytes(part)[shard] // chunks)
         samples.append(np.diff(part.index.starts)[shard] / chunks)
@@ -162,15 +166,16 @@ def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) ->
 
 
 def _disk_bytes(part: RemoteShards) -> Int64:
-    """Return what each shard takes on the disk, as each of its chunks begins within a block."""
+    """Return the disk space of each shard in the cache. Its chunks begin within a disk block."""
     sizes: Int64 = part.index.nbytes + part.files.chunks * 2 * allocated(0, 1)
     return sizes + tail_bytes(1 + part.files.max_chunks)
 
 
 def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit: int) -> float:
-    """Return the bytes of chunks, for each sample, that leave a cache and are not used up.
+    """Return the bytes for each sample of chunks that are evicted before they are used up.
 
-    The least recently used chunk leaves. Those that have left are fetched again, at least once.
+    The cache evicts the least recently used chunk. An evicted chunk is fetched at least once more.
+    A chunk is used up after half of its `expected` samples.
 
     Examples
     --------
@@ -182,22 +187,22 @@ def _refetched_bytes(chunks: Int64, nbytes: AnyArray, expected: AnyArray, limit:
     """
     if int(nbytes.sum()) <= limit:
         return 0.0
-    kept: OrderedDict[int, None] = OrderedDict()
+    cached: OrderedDict[int, None] = OrderedDict()
     uses = [0] * len(nbytes)
     sizes, enough = nbytes.tolist(), (expected / 2).tolist()
-    held = again = 0
+    cached_bytes = refetched = 0
     full_since = None
     for number, chunk in enumerate(chunks.tolist()):
         uses[chunk] += 1
-        if chunk in kept:
-            kept.move_to_end(chunk)
+        if chunk in cached:
+            cached.move_to_end(chunk)
             continue
-        kept[chunk] = None
-        held += sizes[chunk]
-        while held > limit and len(kept) > 1:
-            left, _ = kept.popitem(last=False)
-            held -= sizes[left]
+        cached[chunk] = None
+        cached_bytes += sizes[chunk]
+        while cached_bytes > limit and len(cached) > 1:
+            evicted, _ = cached.popitem(last=False)
+            cached_bytes -= sizes[evicted]
             full_since = number if full_since is None else full_since
-            if uses[left] < enough[left]:
-                again += sizes[left]
-    return 0.0 if full_since is None else again / (len(chunks) - full_since)
+            if uses[evicted] < enough[evicted]:
+                refetched += sizes[evicted]
+    return 0.0 if full_since is None else refetched / (len(chunks) - full_since)

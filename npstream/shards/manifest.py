@@ -1,4 +1,6 @@
-"""Reading the index of a dataset, once per machine, and its side-car if there is one.
+"""Provide `read_manifest`, which reads the index of a dataset and opens its side-car.
+
+A remote index is cached, so one process of a machine reads it and the others find it in the cache.
 
 Tested in tests/cache/test_ranges.py.
 """
@@ -33,18 +35,21 @@ UNREACHABLE = {
     *(errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EIO),
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH),
 }
-"""What errors say if a store does not answer."""
+"""Error numbers of a store that does not answer."""
 
 LARGE_INDEX = 1 << 22
-"""An index of more bytes is not read if there is a side-car that tells all of it."""
+"""An index of more bytes is not read if the side-car holds its content."""
 
 LARGE_SIDECAR = 1 << 26
-"""A side-car of more bytes is read by range."""
+"""A side-car of more bytes is read by range requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An index, what tells its file from others and other versions, and its side-car, if any."""
+    """An index, its identity, its side-car if there is one, and its snapshot.
+
+    The identity tells this version of this index file from other versions and other files.
+    """
 
     index: Index
     identity: str
@@ -65,37 +70,38 @@ def read_manifest(
     ----------
     store : LocalStore or RemoteStore
     cache : ShardCache, optional
-        Where a remote one is kept for as long as it does not change.
+        The cache for a remote index. An entry is valid until the version of the file changes.
     sidecar_store : LocalStore or RemoteStore, optional
-        Where the side-car lies, if not beside the index.
+        The store of the side-car, if it is not next to the index.
     version : str, optional
-        The fingerprint of the index, if not the newest is wanted.
+        The fingerprint of an older index to read; by default the newest index.
     strict : bool
-        Raise an error if the store refuses to give the side-car. By default the side-car then
-        counts as absent, with a warning.
+        Raise an error if the store denies access to the side-car. By default, warn and continue
+        without a side-car.
 
     Raises
     ------
     FormatError
     StorageError
-        If there is no index, or the version was not kept.
+        If there is no index, or no index of that version.
     """
-    found = _read_named(store, cache, sidecar_store, INDEX, strict)
-    if version is None or found.index.fingerprint() == version:
-        return found
+    newest = _read_named(store, cache, sidecar_store, INDEX, strict)
+    if version is None or newest.index.fingerprint() == version:
+        return newest
     name = _versioned_name(version)
-    _require_version(store, name, version, found.index)
+    _require_version(store, name, version, newest.index)
     return _read_named(store, cache, sidecar_store, name, strict)
 
 
 def _versioned_name(version: str) -> str:
-    """Return the name of an index that was replaced."""
+    """Return the file name of an index that was replaced by a newer one."""
     if not version.isalnum():
         raise ValueError(f"version={version!r}: expected the fingerprint of an index")
     return f"index.{version}.json"
 
 
 def _require_version(store: Store, name: str, version: str, newest: Index) -> None:
+    """Raise StorageError unless the store has the index file of a version."""
     if not store.exists(name):
         raise StorageError(
             errno.ENOENT,
@@ -108,13 +114,13 @@ def _require_version(store: Store, name: str, version: str, newest: Index) -> No
 def _read_named(
     store: Store, cache: ShardCache | None, sidecar_store: Store | None, name: str, strict: bool
 ) -> Manifest:
+    """Read the index file `name`, from the side-car if the file is large."""
     open_sidecar: Callable[[], Sidecar | None] = partial(
         _open_sidecar, sidecar_store or store, cache
     )
-    if is_wanted := cache is not None or sidecar_store is not None:
-        open_sidecar = _run_in_thread(
-            open_sidecar
-        )  # so that all takes two round trips, and not four
+    uses_sidecar = cache is not None or sidecar_store is not None
+    if uses_sidecar:  # in a thread, so that opening takes two round trips instead of four
+        open_sidecar = _start_thread(open_sidecar)
     if not strict:
         open_sidecar = partial(_none_if_denied, open_sidecar, sidecar_store or store)
     index_version = _version(store, cache, name, is_index=True)
@@ -132,7 +138,7 @@ def _read_named(
                 sidecar = None
     check_size(nbytes, store.where(name))
     text = _read_cached(store, cache, name, index_version)
-    if is_wanted and nbytes <= LARGE_INDEX:
+    if uses_sidecar and nbytes <= LARGE_INDEX:
         sidecar = open_sidecar()
     if sidecar is not None:
         from npstream.formats.sidecar.sidecar import digest_index
@@ -145,56 +151,56 @@ def _read_named(
     return Manifest(parse_index(text, store.where(name)), identity, sidecar, snapshot)
 
 
-def _run_in_thread(work: Callable[[], T]) -> Callable[[], T]:
-    """Begin work in a thread; return what waits for its result, or raises what it raised."""
-    ended: SimpleQueue[T | BaseException] = SimpleQueue()
+def _start_thread(work: Callable[[], T]) -> Callable[[], T]:
+    """Start work in a thread; return a function that waits for and returns its result."""
+    results: SimpleQueue[T | BaseException] = SimpleQueue()
 
     def run() -> None:
         try:
-            ended.put(work())
+            results.put(work())
         except BaseException as error:
-            ended.put(error)
+            results.put(error)
 
-    def result() -> T:
-        found = ended.get()
-        if isinstance(found, BaseException):
-            raise found
-        return found
+    def wait() -> T:
+        result = results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
     threading.Thread(target=run, name="npstream-open", daemon=True).start()
-    return result
+    return wait
 
 
 def size_in_version(version: str) -> int | None:
-    """Return the size of a file in bytes from its version, or None if the store does not tell."""
+    """Return the size in bytes that a file version contains, or None if it contains none."""
     size = version.partition(":")[0]
     return int(size) if size.isdecimal() else None
 
 
 def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool = False) -> str:
-    """Return the version of a file: the last that the cache knows if the store is unreachable.
+    """Return the version of a file: the last cached one if the store is unreachable.
 
     Raises
     ------
     StorageError
-        If there is no such file, or the cache knows no version of it.
+        If there is no such file, or if the store is unreachable and no version is cached.
     """
     if cache is None:
         return store.version(name)
     key = _key(store, name, "version")
-    kept = cache.fetch(key)
+    cached = cache.fetch(key)
     try:
         version = store.version(name)
     except StorageError as error:
         is_absent = error.errno in (errno.ENOENT, errno.EACCES)
-        if is_absent and kept != b"" and (kept or not is_index):
+        if is_absent and cached != b"" and (cached or not is_index):
             cache.store(key, b"")
-        if error.errno not in UNREACHABLE or kept is None:
+        if error.errno not in UNREACHABLE or cached is None:
             raise
-        if not kept:
+        if not cached:  # the cache records with b"" that the file was absent
             code = errno.ENOENT
             raise StorageError(code, os.strerror(code), store.where(name)) from error
-        version = kept.decode()
+        version = cached.decode()
         if is_index:
             warnings.warn(
                 f"the store cannot be reached, so the dataset is read as the cache knows it, and "
@@ -203,7 +209,7 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
                 stacklevel=6,
             )
     else:
-        if kept != version.encode():
+        if cached != version.encode():
             cache.store(key, version.encode())
     return version
 
@@ -215,7 +221,7 @@ def _read_cached(
     version: str,
     read: Callable[[], bytes] | None = None,
 ) -> bytes:
-    """Return a file of a known version, or what `read` reads of it, out of the cache if it can."""
+    """Return a file of a known version, or the part of it that `read` returns; use the cache."""
     nbytes = size_in_version(version)
     if cache is None:
         return store.read(name, nbytes) if read is None else read()
@@ -228,8 +234,9 @@ def _read_cached(
     return text
 
 
-def _key(store: Store, name: str, what: str) -> str:
-    return _hash(repr((store.identity, name, what)).encode())
+def _key(store: Store, name: str, detail: str) -> str:
+    """Return the cache key of a file of a store, and of a detail of it such as its version."""
+    return _hash(repr((store.identity, name, detail)).encode())
 
 
 def _hash(text: bytes) -> str:
@@ -239,7 +246,7 @@ def _hash(text: bytes) -> str:
 
 
 def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
-    """Open a side-car, if there is one that is whole."""
+    """Open the side-car; return None if it is absent or damaged."""
     from npstream.formats.sidecar.sidecar import NAME, Sidecar
 
     try:
@@ -249,10 +256,10 @@ def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
         from npstream.cache.ranges import CachedRanges
 
         is_large = (size_in_version(version) or 0) > LARGE_SIDECAR
-        held = {} if is_large else {NAME: _read_cached(store, cache, NAME, version)}
-        # With its hash, as versions may be coarse, and columns belong to one side-car.
-        whole = f"{version}:{_hash(held[NAME])}" if held else version
-        return Sidecar(CachedRanges(store, cache, whole, held))
+        files = {} if is_large else {NAME: _read_cached(store, cache, NAME, version)}
+        # Versions may be coarse, and column files belong to one side-car: the key has its hash.
+        key = f"{version}:{_hash(files[NAME])}" if files else version
+        return Sidecar(CachedRanges(store, cache, key, files))
     except StorageError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -262,7 +269,7 @@ def _open_sidecar(store: Store, cache: ShardCache | None) -> Sidecar | None:
 
 
 def _none_if_denied(open_sidecar: Callable[[], Sidecar | None], store: Store) -> Sidecar | None:
-    """Return a side-car, or None if it may not be read."""
+    """Return the result of `open_sidecar`, or warn and return None if access is denied."""
     try:
         return open_sidecar()
     except StorageError as error:
@@ -273,9 +280,9 @@ def _none_if_denied(open_sidecar: Callable[[], Sidecar | None], store: Store) ->
 
 
 def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
-    """Warn that a side-car may not be read.
+    """Warn that the store denies access to the side-car.
 
-    Amazon and Google answer so for an absent file if the user may not list the bucket.
+    Amazon and Google deny access to an absent file if the user may not list the bucket.
     """
     from npstream.formats.sidecar.sidecar import NAME
 
@@ -291,7 +298,7 @@ def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
 def _read_mark(
     store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str
 ) -> Mark:
-    """Return the mark of an index that is too large to be read for that."""
+    """Return the mark of an index file, from its first and last bytes instead of its whole text."""
     from npstream.formats.sidecar.sidecar import ENDS, make_mark
 
     spans = [(name, 0, ENDS), (name, nbytes - ENDS, ENDS)]

@@ -1,4 +1,4 @@
-"""Asking for pages of mapped files before they are read, where they are not in memory."""
+"""Provide `PagePrefetcher`, which requests pages of mapped files before they are read."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from npstream._core.typing import Int64
 from npstream.shards import kernels
 
 PROBE_ROWS = 32
-"""Rows that are touched to see whether their pages are in memory."""
+"""Rows that a probe touches to find out if their pages are in memory."""
 
 READS_PER_PROBE = 4
-"""Reads that are announced before a look at whether that is still of use."""
+"""Reads that are prefetched after a probe that found missing pages."""
 
 
 class PagePrefetcher:
-    """Whether pages are asked for before they are read.
+    """Prefetches the pages of reads while pages are missing from memory.
 
-    Asking costs a system call a row, many times what it takes to copy a row that is in memory,
-    and saves most of a page fault. The process's count of major faults tells which it will be: a
-    few rows are touched, and if their pages were missing, this read and the next few are
-    announced. Where they were there, reads are not announced until one of them has faulted.
+    Prefetching costs a system call for each row, many times the cost of copying a row that is in
+    memory. It saves most of the cost of a page fault. The process's count of major faults decides:
+    a probe touches a few rows, and if their pages were missing, this read and the next few are
+    prefetched. If the pages were in memory, reads are not prefetched until one has faulted.
+
+    Attributes
+    ----------
+    is_resident : bool
+        True while reads find their pages in memory.
     """
 
     def __init__(self) -> None:
@@ -34,11 +39,11 @@ class PagePrefetcher:
 
     @property
     def is_active(self) -> bool:
-        """Whether reads are being announced."""
+        """True while reads are prefetched."""
         return self._reads_to_prefetch > 0
 
     def prefetch(self, address: Int64, nbytes: Int64) -> None:
-        """Announce a read of spans, if pages are missing."""
+        """Prefetch the pages of spans if pages are missing."""
         if not self._reads_to_prefetch:
             before = _major_faults()
             kernels.touch.sized(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
@@ -51,9 +56,9 @@ class PagePrefetcher:
         prefetch_pages(address, nbytes)
 
     def count_rows(self, rows: int) -> None:
-        """Take note of what a read of `rows` rows has done that was not announced."""
+        """Count the rows of a read that was not prefetched, and check for faults now and then."""
         self._unchecked_rows += rows
-        if self._unchecked_rows >= 1 << 12:  # looking takes a microsecond
+        if self._unchecked_rows >= 1 << 12:  # a check takes a microsecond
             faults = _major_faults()
             self.is_resident = faults - self._faults <= self._unchecked_rows >> 6
             self._faults, self._unchecked_rows = faults, 0
@@ -64,7 +69,7 @@ def _major_faults() -> int:
 
 
 def prefetch_pages(address: Int64, nbytes: Int64) -> None:
-    """Ask for the pages of spans, neighbors merged.
+    """Request the pages of spans, merging neighbors.
 
     Parameters
     ----------
@@ -77,4 +82,4 @@ def prefetch_pages(address: Int64, nbytes: Int64) -> None:
 
 
 MAX_PAGE_GAP = 1 << 14
-"""Bytes between two rows that are read rather than skipped."""
+"""Gaps of up to this many bytes between two rows are prefetched with them."""

@@ -1,4 +1,4 @@
-"""The index of a dataset as it was when it was opened, and errors that come of its replacement."""
+"""Provide `Snapshot`, the index at the time of opening, and errors that report its replacement."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _REPLACEMENT_ERRNOS = {None, errno.ENOENT, errno.EIO, errno.ERANGE, errno.EINVAL}
-"""Of storage errors, those that a file has that is absent or has another size than expected."""
+"""Error numbers of a file that is absent or has another size than expected."""
 
 
 class Snapshot(NamedTuple):
-    """The index of a dataset as it was when it was opened.
+    """The index of a dataset as it was when the dataset was opened.
 
     Attributes
     ----------
     name : str
-        The file.
+        The file name.
     version : str
-        Its version.
+        The version of the file.
     identity : str
-        A hash of its text and its version, as `identity_of` makes it. Empty if the version of the
-        file is enough, or the text has not been read.
+        The `identity_of` the file. Empty if the version is enough, or if the text was not read.
     """
 
     name: str
@@ -41,9 +40,9 @@ class Snapshot(NamedTuple):
 
 
 def identity_of(text: bytes, version: str) -> str:
-    """Return a hash of an index and its version.
+    """Return a hash of the text and the version of an index.
 
-    The version counts, as an index without hashes may be the same for other shards.
+    The version is part of it, because an index without hashes may be equal for other shards.
     """
     from npstream.formats.hashes import digest
 
@@ -53,10 +52,10 @@ def identity_of(text: bytes, version: str) -> str:
 def explain_replacement(
     method: Callable[Concatenate[Any, P], T],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return a method of `LocalShards` whose errors say if the dataset was replaced.
+    """Decorate a method of `LocalShards`: its errors say if the dataset was replaced.
 
-    Then another index is in the store. It is looked for once for each error, within the time that
-    the read has.
+    After an error, the store's index is compared with the snapshot, once for each error and within
+    the deadline of the read.
     """
 
     @wraps(method)
@@ -64,31 +63,31 @@ def explain_replacement(
         try:
             return method(self, *args, **options)
         except (IntegrityError, FormatError, StorageError) as error:
-            found = _explain_error(error, self.store, self.snapshot)
+            explained = _explain_error(error, self.store, self.snapshot)
             try:
-                if found is error:
+                if explained is error:
                     raise
-                raise found from None
+                raise explained from None
             finally:
-                del found  # else it would hold this frame, which holds it, and what was read
+                del explained  # breaks the reference cycle of error, traceback and this frame
 
     return call
 
 
 def _explain_error(error: NpstreamError, store: Store, snapshot: Snapshot | None) -> NpstreamError:
-    """Return an error, or one that says that the dataset was replaced, if it was."""
+    """Return the error, or an error that says how the index changed since the snapshot."""
     if snapshot is None or getattr(error, "is_explained", False):
         return error
-    is_sign = not isinstance(error, StorageError) or error.errno in _REPLACEMENT_ERRNOS
-    if is_sign and (happened := _find_replacement(store, snapshot)):
-        error = _with_replacement(error, happened)
+    is_suspect = not isinstance(error, StorageError) or error.errno in _REPLACEMENT_ERRNOS
+    if is_suspect and (change := _find_replacement(store, snapshot)):
+        error = _with_replacement(error, change)
     error.is_explained = True  # type: ignore[attr-defined]
     return error
 
 
 def _find_replacement(store: Store, snapshot: Snapshot) -> str:
-    """Return what has happened to an index since a snapshot of it; "" if nothing is known of."""
-    from npstream.storage.deadlines import shared_deadline
+    """Return "replaced" or "removed" if the index changed since the snapshot, otherwise ""."""
+    from npstream.storage.deadlines import one_read
 
     name, version, identity = snapshot
     try:
@@ -103,10 +102,10 @@ def _find_replacement(store: Store, snapshot: Snapshot) -> str:
     return ""
 
 
-def _with_replacement(error: NpstreamError, happened: str) -> NpstreamError:
-    """Return an error with what has happened to the dataset in place of what to do otherwise."""
-    mend = "open it anew" if happened == "replaced" else "its index is not there any more"
-    why = f"the dataset was {happened} since it was opened: {mend}"
+def _with_replacement(error: NpstreamError, change: str) -> NpstreamError:
+    """Return a copy of the error that says how the dataset changed, instead of its usual advice."""
+    advice = "open it anew" if change == "replaced" else "its index is not there any more"
+    why = f"the dataset was {change} since it was opened: {advice}"
     if isinstance(error, StorageError) and error.errno is not None:
         return StorageError(error.errno, f"{error.strerror}; {why}", error.filename)
     return type(error)(f"{str(error).partition(DAMAGED)[0]}; {why}")

@@ -320,7 +320,7 @@ def test_hashes_that_are_unknown(copied):
     raises(
         npstream.open(root, verify=True),
         IntegrityError,
-        "records sha99; expected one that is known",
+        "records sha99; expected a known hash",
     )
 
 
