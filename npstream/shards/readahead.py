@@ -1,4 +1,4 @@
-"""Fetching the chunks of samples that will be read, while others are.
+"""Provide read-ahead: background threads that fetch chunks or samples before they are read.
 
 Tested in tests/shards/test_remote.py.
 """
@@ -28,34 +28,33 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
 RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
-"""Something to do that waits for a store, and the shards that are in the store."""
+"""A function that waits for a store, and the shards that the store has."""
 
 ClaimedChunk: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
-"""A chunk to fetch, the dataset that it is of, and the piece that is leased for it."""
+"""A chunk to fetch: its dataset, its number, and the leased piece of the cache."""
 
 MAX_THREADS = 8
-"""Groups of chunks that are fetched side by side."""
+"""Groups of chunks that are fetched concurrently."""
 
 GROUP_BYTES = 1 << 23
-"""Bytes of the chunks that are fetched together, about."""
+"""About how many bytes of chunks one thread fetches together."""
 
 MAX_SAMPLE_THREADS = 4
-"""Pieces of work whose samples are fetched one by one, side by side."""
+"""Sample requests that are fetched concurrently."""
 
 WINDOW_BYTES = 1 << 28
-"""Bytes of the chunks that were asked for, and are of samples that have not been read."""
+"""Bytes of chunks that may be requested before their samples are read."""
 
 CACHE_FRACTION = 4
-"""At most this part of the cache's limit."""
+"""The window is at most 1/4 of the cache's limit."""
 
 
 class ChunkReadAhead(Lease):
-    """Fetches chunks in the background, in the order in which they are asked for.
+    """Fetches chunks in background threads, in the order of the requests.
 
-    It starts when it is told to, so that the first samples, which are read exactly, do not share
-    the connection with what is not needed yet. It is the lease of the chunks that it was asked for.
+    It waits for `start`, so that the first samples, which are read on their own, do not share the
+    connection with chunks that are needed later. It holds the leases of the requested chunks.
 
     Parameters
     ----------
@@ -64,9 +63,9 @@ class ChunkReadAhead(Lease):
     Attributes
     ----------
     window : int
-        Bytes that may be asked for ahead of what is read.
+        Bytes of chunks that may be requested before their samples are read.
     threads : list of Thread
-        Those that fetch.
+        The threads that fetch.
     """
 
     def __init__(self, shards: Shards[RemoteShards]) -> None:
@@ -85,51 +84,56 @@ class ChunkReadAhead(Lease):
             part.shards.register_reader(self)
 
     def renew_locks(self) -> None:
-        """End in a forked process, which has none of the threads that fetch."""
+        """Close the read-ahead in a forked process, which has none of its threads."""
         self._condition = threading.Condition()
         self._queue.clear()
         self._is_closed = True
 
     def start(self) -> None:
-        """Begin to fetch."""
+        """Start to fetch."""
         with self._condition:
             if not (self._is_started or self._is_closed):
                 self._is_started = True
                 self._add_threads(len(self._queue))
 
     def request(self, absent: tuple[Int64, Int64]) -> int:
-        """Have the chunks of samples, given with their shards, fetched after all before.
+        """Queue the chunks of samples that are not in memory.
+
+        Parameters
+        ----------
+        absent : tuple of ndarray of int64
+            The samples, and the shard of each.
 
         Returns
         -------
         int
-            About how many bytes more will be fetched.
+            About how many bytes these chunks add to the queue.
         """
         if self._is_closed:
             return 0
         ids, shard_of = absent
-        fresh: list[ClaimedChunk] = []
+        claimed: list[ClaimedChunk] = []
         is_queued = False
         try:
             for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
-                wanted = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
-                absent_of = [chunk for chunk, _ in wanted if not shards.files.is_readable(*chunk)]
-                claims = ((shards, chunk, shards.files.piece(*chunk)) for chunk in absent_of)
-                fresh.extend(claim for claim in claims if self.take([claim[2]]))
+                counts = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
+                chunks = [chunk for chunk, _ in counts if not shards.files.is_readable(*chunk)]
+                claims = ((shards, chunk, shards.files.piece(*chunk)) for chunk in chunks)
+                claimed.extend(claim for claim in claims if self.take([claim[2]]))
             with self._condition:
-                if not self._is_closed:  # else nothing would take them out of the queue
-                    self._queue += fresh
+                if not self._is_closed:  # a closed queue is never emptied
+                    self._queue += claimed
                     is_queued = True
                     if self._is_started:
-                        self._add_threads(len(fresh))
+                        self._add_threads(len(claimed))
                     self._condition.notify_all()
         finally:
             if not is_queued:
-                self._drop(fresh)
-        return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in fresh)
+                self._drop(claimed)
+        return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in claimed)
 
-    def _add_threads(self, most: int) -> None:
-        for _ in range(min(most, MAX_THREADS - len(self.threads))):
+    def _add_threads(self, count: int) -> None:
+        for _ in range(min(count, MAX_THREADS - len(self.threads))):
             thread = threading.Thread(target=self._run, name="npstream-ahead", daemon=True)
             thread.start()
             self.threads.append(thread)
@@ -144,21 +148,21 @@ class ChunkReadAhead(Lease):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-        if error is not None:  # else what is still coming may be needed next
+        if error is not None:  # without an error, requests in flight may be needed next
             self.stop()
 
     def stop(self) -> None:
-        """Let the requests of its threads fail, now and later."""
+        """Make the requests of its threads fail, now and later."""
         for part in self._shards.remotes:
             part.shards.stop(self.threads)
 
     def close(self) -> None:
-        """Fetch no more than what is being fetched."""
+        """Empty the queue; chunks that are being fetched are finished."""
         with self._condition:
             self._is_closed = True
-            left, self._queue = list(self._queue), deque()
+            queued, self._queue = list(self._queue), deque()
             self._condition.notify_all()
-        self._drop(left)
+        self._drop(queued)
 
     def _drop(self, claimed: Iterable[ClaimedChunk]) -> None:
         self.drop([piece for _, _, piece in claimed])
@@ -168,7 +172,7 @@ class ChunkReadAhead(Lease):
             while group := self._next():
                 self._fetch(group)
         finally:
-            self.close()  # also after an unexpected error, so that no reader waits for this thread
+            self.close()  # after an unexpected error too, so that no reader waits for this thread
 
     def _fetch(self, group: list[ClaimedChunk]) -> None:
         chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
@@ -178,33 +182,38 @@ class ChunkReadAhead(Lease):
         try:
             run_all(fetches)
         except NpstreamError as error:
-            # The reader of these chunks will fetch them again, and gets the error.
+            # The reader of these chunks fetches them again and gets the error.
             if not self._is_closed:
                 log("reading ahead failed: %s", error)
         finally:
             self._drop(group)
 
     def _next(self) -> list[ClaimedChunk]:
-        """Wait for chunks to fetch together; none once it is closed."""
+        """Wait for chunks, and return those to fetch together; empty once the queue is closed."""
         group: list[ClaimedChunk] = []
         with self._condition:
             self._condition.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
             while self._queue and nbytes < GROUP_BYTES:
-                claimed = self._queue.popleft()
-                group.append(claimed)
-                nbytes += claimed[0].chunk_bytes(claimed[1][0])
+                chunk = self._queue.popleft()
+                group.append(chunk)
+                nbytes += chunk[0].chunk_bytes(chunk[1][0])
         return group
 
 
 class SampleRequest:
-    """The samples of a piece of work that are being fetched.
+    """Samples to fetch for one item of a read-ahead.
 
     Parameters
     ----------
     ids, shard_of : ndarray of int64, shape (n,)
     nbytes : int
-        Of the samples, about.
+        About how many bytes the samples have.
+
+    Attributes
+    ----------
+    done : Event
+        Set once the samples are in memory, or the fetch has failed.
     """
 
     def __init__(self, ids: Int64, shard_of: Int64, nbytes: int) -> None:
@@ -214,7 +223,7 @@ class SampleRequest:
 
 
 class SampleReadAhead:
-    """Fetches single samples in the background, piece by piece, and holds them in memory.
+    """Fetches single samples in background threads, and keeps them in the samples cache.
 
     Parameters
     ----------
@@ -223,9 +232,9 @@ class SampleReadAhead:
     Attributes
     ----------
     nbytes : int
-        Bytes of the pieces that were asked for and not released, about.
+        About how many bytes are requested and not released.
     threads : list of Thread
-        Those that fetch.
+        The threads that fetch.
     """
 
     def __init__(self, shards: Shards[RemoteShards]) -> None:
@@ -240,46 +249,43 @@ class SampleReadAhead:
             part.shards.register_reader(self)
 
     def renew_locks(self) -> None:
-        """End in a forked process, which has none of the threads that fetch."""
+        """Close the read-ahead in a forked process, which has none of its threads."""
         self._condition = threading.Condition()
         self._queue.clear()
         self._is_closed = True
 
     def start(self) -> None:
-        """Do nothing: what is asked for is fetched at once."""
+        """No-op: requests are fetched at once."""
 
     def request(self, absent: tuple[Int64, Int64]) -> SampleRequest:
-        """Have samples, given with their shards, fetched after all before."""
+        """Queue samples that are not in memory, given with their shards."""
         nbytes = sum(
             part.shards.estimate_bytes(absent[1][rows] - part.first_shard)
             for part, rows in self._shards.split(absent[1])
         )
-        piece = SampleRequest(*absent, nbytes)
+        request = SampleRequest(*absent, nbytes)
         self._extend_cache(nbytes)
         with self._condition:
-            if self._is_closed or not len(piece.ids):
-                piece.done.set()
-                return piece
-            self._queue.append(piece)
+            if self._is_closed or not len(request.ids):
+                request.done.set()
+                return request
+            self._queue.append(request)
             if len(self.threads) < MAX_SAMPLE_THREADS:
                 thread = threading.Thread(target=self._run, name="npstream-rows", daemon=True)
                 thread.start()
                 self.threads.append(thread)
             self._condition.notify()
-        return piece
+        return request
 
-    def wait_for(self, piece: T, asked: SampleRequest) -> Generator[T]:
-        """Yield a piece of work once its samples came, and hold them until it is done."""
-        if not self._is_closed and not asked.done.is_set():
-            asked.done.wait()  # bounded by the deadlines of its requests
-            # The reader has waited for these deadlines. Another read would have a new deadline.
-            if asked.error is not None:
-                raise asked.error
-        yield piece
-        self._extend_cache(-asked.nbytes)
+    def wait_for(self, item: T, request: SampleRequest) -> Generator[T]:
+        """Yield an item once its samples are in memory, and release them when it is done."""
+        if not self._is_closed:
+            request.done.wait()  # bounded by the deadlines of its requests
+        yield item
+        self._extend_cache(-request.nbytes)
 
     def _extend_cache(self, nbytes: int) -> None:
-        """Keep so many more bytes of single samples of each dataset in memory, or fewer."""
+        """Enlarge the samples cache of each dataset by `nbytes`, or shrink it if negative."""
         self.nbytes += nbytes
         for part in self._shards.remotes:
             part.shards.point_reader.extend(nbytes)
@@ -293,12 +299,12 @@ class SampleReadAhead:
         self._extend_cache(-self.nbytes)
 
     def stop(self) -> None:
-        """Let the requests of its threads fail, now and later."""
+        """Make the requests of its threads fail, now and later."""
         for part in self._shards.remotes:
             part.shards.stop(self.threads)
 
     def close(self) -> None:
-        """Fetch no more than what is being fetched."""
+        """Empty the queue; samples that are being fetched are finished."""
         with self._condition:
             self._is_closed = True
             while self._queue:
@@ -307,79 +313,79 @@ class SampleReadAhead:
 
     def _run(self) -> None:
         try:
-            while (piece := self._next()) is not None:
-                self._fetch(piece)
+            while (request := self._next()) is not None:
+                self._fetch(request)
         finally:
-            self.close()  # also after an unexpected error, so that no reader waits for this thread
+            self.close()  # after an unexpected error too, so that no reader waits for this thread
 
-    def _fetch(self, piece: SampleRequest) -> None:
+    def _fetch(self, request: SampleRequest) -> None:
         try:
             run_all(
                 [
-                    (part.shards, partial(self._fetch_of, part, piece, rows))
-                    for part, rows in self._shards.split(piece.shard_of)
+                    (part.shards, partial(self._fetch_part, part, request, rows))
+                    for part, rows in self._shards.split(request.shard_of)
                 ]
             )
         except NpstreamError as error:
-            # A reader that waits for these samples gets the error. A later one fetches them again.
+            # The reader of these samples fetches them again and gets the error.
             if not self._is_closed:
                 piece.error = error
                 log("reading ahead failed: %s", error)
         finally:
-            piece.done.set()
+            request.done.set()
 
     @staticmethod
-    def _fetch_of(part: RemotePart[RemoteShards], piece: SampleRequest, rows: Rows) -> None:
-        ids, shard_of = piece.ids[rows], piece.shard_of[rows]
+    def _fetch_part(part: RemotePart[RemoteShards], request: SampleRequest, rows: Rows) -> None:
+        ids, shard_of = request.ids[rows], request.shard_of[rows]
         part.shards.fetch_samples(ids - part.first_sample, shard_of - part.first_shard)
 
     def _next(self) -> SampleRequest | None:
-        """Wait for a piece to fetch; None once it is closed."""
+        """Wait for a request and return it; None once the queue is closed."""
         with self._condition:
             self._condition.wait_for(lambda: self._queue or self._is_closed)
             return self._queue.popleft() if self._queue else None
 
 
-def run_all(jobs: Sequence[RemoteJob], most: int = MAX_THREADS) -> None:
-    """Do what waits for stores, side by side; raise what one raises."""
+def run_all(jobs: Sequence[RemoteJob], max_threads: int = MAX_THREADS) -> None:
+    """Run jobs that wait for stores concurrently; raise the first error of a job."""
     if len(jobs) == 1:
         jobs[0][1]()
     elif jobs:
-        for _ in run_as_completed(jobs, most):
+        for _ in run_as_completed(jobs, max_threads):
             pass
 
 
-def run_as_completed(jobs: Sequence[RemoteJob], most: int = MAX_THREADS) -> Generator[None]:
-    """Do what waits for stores side by side, and yield as each is done; raise what one raises.
+def run_as_completed(jobs: Sequence[RemoteJob], max_threads: int = MAX_THREADS) -> Generator[None]:
+    """Run jobs concurrently, and yield as each completes; raise the first error of a job.
 
-    Whoever closes the generator waits for nothing.
+    Closing the generator does not wait for the jobs: it makes their requests fail.
     """
-    left: deque[RemoteJob] = deque(jobs)
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    pending: deque[RemoteJob] = deque(jobs)
+    results: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:
         with suppress(IndexError):
-            while job := left.popleft():
+            while job := pending.popleft():
                 try:
                     job[1]()
                 except BaseException as error:
-                    ended.put(error)
+                    results.put(error)
                     return
-                ended.put(None)
+                results.put(None)
 
-    # Unlike those of an executor, daemons do not keep the process from ending.
+    # Daemon threads, unlike those of an executor, do not keep the process from exiting.
     threads = [
         threading.Thread(target=run, name="npstream-ahead", daemon=True)
-        for _ in range(min(most, len(jobs)))
+        for _ in range(min(max_threads, len(jobs)))
     ]
     try:
         for thread in threads:
             thread.start()
         for _ in jobs:
-            if (error := ended.get()) is not None:
+            if (error := results.get()) is not None:
                 raise error
             yield
     finally:
-        left.clear()
+        pending.clear()
         for shards in {id(shards): shards for shards, _ in jobs}.values():
             shards.stop(threads)

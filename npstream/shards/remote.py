@@ -1,8 +1,8 @@
-"""Shards in an object store: chunks in the cache, and single samples read exactly.
+"""Provide `RemoteShards`, which reads shards in an object store through the cache.
 
-A read that covers much of a chunk fetches the chunk; one of few samples fetches their bytes, in
-two round trips at most: offsets, unless those were read before, then samples. The third such read
-in a chunk fetches it.
+A read of many samples of a chunk fetches the chunk into the cache. A read of few samples (a sparse
+read) fetches their bytes in at most two round trips: offsets, unless they are known, then samples.
+The third sparse read in a chunk fetches the chunk.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ if TYPE_CHECKING:
     from npstream.storage.remote import RemoteStore
 
 SMALL_CHUNK = 1 << 16
-"""A chunk of no more bytes is fetched whole by any read."""
+"""Any read of a chunk of at most this many bytes fetches the chunk."""
 
 DENSE_FRACTION = 4
-"""A read of one part in so many of a chunk fetches the chunk."""
+"""A read of at least 1/4 of a chunk's bytes fetches the chunk."""
 
 _ABSENT = (errno.ENOENT, errno.EACCES)
-"""Amazon and Google answer "denied" for an absent file if the user may not list the bucket."""
+"""Errors of an absent file: Amazon and Google deny access if the user may not list the bucket."""
 
 SPARSE_READS = 2
-"""Sparse reads in a chunk; the next one fetches it."""
+"""Sparse reads in a chunk before the next one fetches the chunk."""
 
 MIN_PART_READ = 1 << 20
-"""Bytes that a read of parts counts for at least, as such reads may come one after the other."""
+"""A read of parts counts as at least this many bytes, because more of them may follow."""
 
 
 class BackgroundReader(Protocol):
-    """What fetches in the background for a read in progress."""
+    """A read-ahead: fetches in the background for a read in progress."""
 
     def start(self) -> None:
-        """Begin to fetch: the first samples were read."""
+        """Start to fetch: the first samples were read."""
 
     def close(self) -> None:
-        """Fetch no more than what is being fetched."""
+        """Empty the queue; transfers in flight are finished."""
 
 
 class RemoteShards(LocalShards):
@@ -73,7 +73,7 @@ class RemoteShards(LocalShards):
     ----------
     store : RemoteStore
     files : RemoteFiles
-        What is in the cache.
+        The dataset's files in the cache.
     verify : bool or str
     snapshot : Snapshot, optional
         The index as it was when the dataset was opened.
@@ -99,7 +99,7 @@ class RemoteShards(LocalShards):
         return RemoteShards, (self.remote, self.files, self.verify, self.snapshot)
 
     def close(self) -> None:
-        """Stop all that is being fetched, and let go of the cache's files."""
+        """Stop all transfers, and release the files of the cache."""
         self.remote.stop()
         for reader in list(self._readers):
             reader.close()
@@ -111,50 +111,50 @@ class RemoteShards(LocalShards):
         return (RemotePart(self, 0, 0),)
 
     def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[RemoteShards], Rows]]:
-        """Yield the datasets in object stores that samples belong to, and which samples do."""
+        """Yield this dataset with all rows of `shard_of`, unless there are none."""
         if len(shard_of):
             yield RemotePart(self, 0, 0), slice(None)
 
     # Which chunks a read needs
 
     def count_chunks(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
-        """Return the chunks of samples in the order of their first use, with their counts."""
-        key_of, most = self._chunk_keys(ids, shard_of), self.files.max_chunks
-        if (key_of == key_of[0]).all():
-            return [(divmod(int(key_of[0]), most), len(key_of))]
-        keys, at, counts = np.unique(key_of, return_index=True, return_counts=True)
-        order = np.argsort(at)
-        chunks = (divmod(key, most) for key in keys[order].tolist())
+        """Return the distinct chunks of samples by first use, and how many samples each has."""
+        sample_keys, max_chunks = self._chunk_keys(ids, shard_of), self.files.max_chunks
+        if (sample_keys == sample_keys[0]).all():
+            return [(divmod(int(sample_keys[0]), max_chunks), len(sample_keys))]
+        keys, first, counts = np.unique(sample_keys, return_index=True, return_counts=True)
+        order = np.argsort(first)
+        chunks = (divmod(key, max_chunks) for key in keys[order].tolist())
         return list(zip(chunks, counts[order].tolist(), strict=True))
 
     def _chunk_keys(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return a number for the chunk of each sample."""
+        """Return the chunk of each sample as shard * max_chunks + chunk."""
         first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
         chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
         return shard_of * self.files.max_chunks + chunk_of
 
     def chunk_keys(self, ids: Int64) -> Int64:
-        """Return the chunks of samples: numbers whose quotient by `max_chunks` is the shard."""
+        """Return the chunk of each sample as shard * max_chunks + chunk."""
         return self._chunk_keys(ids, np.searchsorted(self.index.starts, ids, side="right") - 1)
 
     @explain_replacement
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch the chunks that samples cover much of; return the shards that are in the cache."""
-        if self.point_reader.is_extended:  # samples that were fetched one by one need no chunk
-            lacking = self.point_reader.lacks(ids)
-            ids, shard_of = ids[lacking], shard_of[lacking]
+        """Fetch the chunks of dense reads; return the shards to read from the cache."""
+        if self.point_reader.is_extended:  # samples that are in memory need no chunk
+            is_missing = self.point_reader.lacks(ids)
+            ids, shard_of = ids[is_missing], shard_of[is_missing]
             if not len(ids):
                 return ids
         ready: set[int] = set()
         absent: list[Chunk] = []
         for (shard, chunk), count in self.count_chunks(ids, shard_of):
-            file = self.files.peek(shard)  # as a sparse read makes none
+            file = self.files.peek(shard)  # a sparse read creates no file
             if file is None or not self.files.is_readable(shard, chunk):
                 is_dense = self.is_dense(shard, count)
-                is_coming = is_leased(self.files.piece(shard, chunk))
-                if is_coming and not is_dense and self._within_budget(shard, count):
+                is_fetched = is_leased(self.files.piece(shard, chunk))  # by another thread
+                if is_fetched and not is_dense and self._within_budget(shard, count):
                     continue
-                if not (is_coming or is_dense or self._count_sparse_read((shard, chunk))):
+                if not (is_fetched or is_dense or self._count_sparse_read((shard, chunk))):
                     continue
                 file = self.files.data_file(shard)
                 if file is None or not self.downloads.can_keep(file):
@@ -168,22 +168,22 @@ class RemoteShards(LocalShards):
         return np.array([shard for shard in sorted(ready) if self.is_ready(shard)], np.int64)
 
     def is_dense(self, shard: int, count: int) -> bool:
-        """Tell whether a read of so many samples of a chunk fetches the chunk."""
+        """Return True if a read of `count` samples of a chunk fetches the chunk."""
         nbytes = self.chunk_bytes(shard)
         whole = self.index.compressed[shard] or self.verify is True or nbytes <= SMALL_CHUNK
         return bool(whole) or DENSE_FRACTION * count * self.sample_bytes(shard) >= nbytes
 
     def _within_budget(self, shard: int, count: int) -> bool:
-        """Tell whether so many samples of a chunk that is coming are read exactly."""
+        """Return True if samples are read on their own although their chunk is being fetched."""
         nbytes = count * self.sample_bytes(shard)
         return self.point_reader.within_budget(count, nbytes, self.chunk_bytes(shard))
 
     def is_hot(self, chunk: Chunk) -> bool:
-        """Tell whether there were enough sparse reads in a chunk for the next to fetch it."""
+        """Return True if the next sparse read in a chunk fetches the chunk."""
         return self._sparse.get(chunk, 0) >= SPARSE_READS
 
     def _count_sparse_read(self, chunk: Chunk) -> bool:
-        """Count a sparse read in a chunk, and tell whether it is to fetch it."""
+        """Count a sparse read in a chunk; return True if it fetches the chunk."""
         is_hot = self.is_hot(chunk)
         self._sparse[chunk] += 1
         return is_hot
@@ -191,111 +191,119 @@ class RemoteShards(LocalShards):
     # Parts of samples
 
     @explain_replacement
-    def read_parts(self, ids: Int64, shard_of: Int64, runs: Int64) -> tuple[Int64, Int64, Bytes]:
-        """Read parts of those samples for which that costs less than samples or chunks do.
+    def read_parts(
+        self, ids: Int64, shard_of: Int64, byte_ranges: Int64
+    ) -> tuple[Int64, Int64, Bytes]:
+        """Read parts of samples, if that costs less than reading whole samples or chunks.
 
         Parameters
         ----------
         ids, shard_of : ndarray of int64, shape (n,)
-            Samples of one size, and their shards.
-        runs : ndarray of int64, shape (k, 2)
-            The first byte in a sample of each part, and the one after its last.
+            Samples of one size, and the shard of each.
+        byte_ranges : ndarray of int64, shape (k, 2)
+            The first byte of each part within a sample, and the byte after its last.
 
         Returns
         -------
-        rows, which : ndarray of int64, shape (m,)
-            Which of `ids` were read, and the row of `parts` that has theirs.
-        parts : ndarray of uint8
-            For each row the parts of a sample, end to end.
+        positions, rows : ndarray of int64, shape (m,)
+            The positions in `ids` of the samples that were read, and the row of `parts` of each.
+        parts : ndarray of uint8, shape (rows, bytes of the parts of a sample)
         """
-        wanted, first, which = np.unique(ids, return_index=True, return_inverse=True)
-        chosen, spent = self._choose_parts(wanted, shard_of[first], runs)
-        parts = self.point_reader.read_parts(wanted[chosen], runs)
-        for chunk, share in spent.items():
-            self._sparse[chunk] += share * SPARSE_READS
-        if chosen.any():
+        unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+        is_chosen, spent = self._choose_parts(unique, shard_of[first], byte_ranges)
+        parts = self.point_reader.read_parts(unique[is_chosen], byte_ranges)
+        for chunk, fraction in spent.items():
+            self._sparse[chunk] += fraction * SPARSE_READS
+        if is_chosen.any():
             self._start_readers()
-        rows = np.flatnonzero(chosen[which])
-        return rows, (np.cumsum(chosen) - 1)[which[rows]], parts
+        positions = np.flatnonzero(is_chosen[inverse])
+        return positions, (np.cumsum(is_chosen) - 1)[inverse[positions]], parts
 
-    def is_read_in_parts(self, ids: Int64, shard_of: Int64, runs: Int64) -> Bools:
-        """Return which samples, of one size and rising, are read in part."""
-        return self._choose_parts(ids, shard_of, runs)[0]
+    def is_read_in_parts(self, ids: Int64, shard_of: Int64, byte_ranges: Int64) -> Bools:
+        """Return True for samples, of one size and ascending, that are read in parts."""
+        return self._choose_parts(ids, shard_of, byte_ranges)[0]
 
     def _choose_parts(
-        self, ids: Int64, shard_of: Int64, runs: Int64
+        self, ids: Int64, shard_of: Int64, byte_ranges: Int64
     ) -> tuple[Bools, dict[Chunk, float]]:
-        """Return which samples are read in part, and what part of their chunks that costs."""
+        """Choose the samples to read in parts.
+
+        Returns
+        -------
+        is_chosen : ndarray of bool, shape (n,)
+        spent : dict of Chunk to float
+            The cost of the parts of each chunk, as a fraction of the chunk's bytes.
+        """
         if self.verify is True:
             return np.zeros(len(ids), bool), {}
-        keys, which, counts = np.unique(
+        keys, inverse, counts = np.unique(
             self._chunk_keys(ids, shard_of), return_inverse=True, return_counts=True
         )
-        lacks = self.point_reader.lacks_parts(ids, runs)
-        cost, nbytes, whole = self.point_reader.part_costs_by_chunk(
-            ids[lacks], runs, which[lacks], len(keys)
+        lacks = self.point_reader.lacks_parts(ids, byte_ranges)
+        cost, nbytes, whole_cost = self.point_reader.part_costs_by_chunk(
+            ids[lacks], byte_ranges, inverse[lacks], len(keys)
         )
         shards, numbers = np.divmod(keys, self.files.max_chunks)
         size = self.index.nbytes[shards] // self.files.chunks[shards]
-        dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
-        whole = np.where(dense, transfer_cost(1, size), whole)
-        chosen = (DENSE_FRACTION * nbytes < size) & is_worthwhile(cost, whole)
-        chosen &= (size > SMALL_CHUNK) & ~self.index.compressed[shards]
+        is_dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
+        whole_cost = np.where(is_dense, transfer_cost(1, size), whole_cost)
+        is_chosen = (DENSE_FRACTION * nbytes < size) & is_worthwhile(cost, whole_cost)
+        is_chosen &= (size > SMALL_CHUNK) & ~self.index.compressed[shards]
         costs = {}
-        for k in np.flatnonzero(chosen).tolist():
+        for k in np.flatnonzero(is_chosen).tolist():
             chunk = int(shards[k]), int(numbers[k])
-            # A chunk that is here, or coming, takes no more bytes.
-            if self.is_hot(chunk) or self._has(chunk):
-                chosen[k] = False
+            # A whole chunk is free if it is cached, or if its bytes are being fetched anyway.
+            if self.is_hot(chunk) or self._is_cached_or_fetched(chunk):
+                is_chosen[k] = False
             elif cost[k]:
                 costs[chunk] = int(cost[k]), int(size[k])
-        least = MIN_PART_READ // max(len(costs), 1)
+        min_cost = MIN_PART_READ // max(len(costs), 1)
         spent = {
-            chunk: max(paid, min(least, nbytes // 2)) / nbytes
-            for chunk, (paid, nbytes) in costs.items()
+            chunk: max(part_cost, min(min_cost, chunk_size // 2)) / chunk_size
+            for chunk, (part_cost, chunk_size) in costs.items()
         }
-        return chosen[which], spent
+        return is_chosen[inverse], spent
 
-    def _has(self, chunk: Chunk) -> bool:
+    def _is_cached_or_fetched(self, chunk: Chunk) -> bool:
         """Return True if a chunk is in the cache, or is being fetched."""
         return self.files.is_readable(*chunk) or is_leased(self.files.piece(*chunk))
 
     def chunk_bytes(self, shard: int) -> int:
-        """Return about how many bytes a chunk of a shard has."""
+        """Return the average size of a shard's chunks in bytes."""
         return int(self.index.nbytes[shard]) // int(self.files.chunks[shard])
 
     def sample_bytes(self, shard: int) -> int:
-        """Return about how many bytes a sample of a shard has."""
+        """Return the average size of a shard's samples in bytes."""
         return int(self.index.nbytes[shard]) // max(self.files.sample_count(shard), 1)
 
     def register_reader(self, reader: BackgroundReader) -> None:
-        """Register a reader, to start it after the first read, and to close it with the dataset."""
+        """Register a read-ahead, to start it after the first read and close it with the dataset."""
         self._readers.add(reader)
 
     @explain_replacement
     def fetch_column(self, files: CachedRanges, spans: Iterable[Span]) -> None:
-        """Bring a part of a column of the side-car into the cache."""
+        """Fetch a part of a column of the side-car into the cache."""
         files.fetch(spans)
 
-    # Reading ahead sample by sample
+    # Reading ahead single samples
 
     def fetch_samples(self, ids: Int64, shard_of: Int64) -> None:
-        """Bring samples whose chunks are not here into memory."""
-        keys, which = np.unique(self._chunk_keys(ids, shard_of), return_inverse=True)
-        most = self.files.max_chunks
-        absent = np.array([not self.files.is_readable(*divmod(key, most)) for key in keys.tolist()])
-        rows = absent[which]
+        """Read samples whose chunks are not readable, to keep them in memory."""
+        keys, inverse = np.unique(self._chunk_keys(ids, shard_of), return_inverse=True)
+        chunks = (divmod(key, self.files.max_chunks) for key in keys.tolist())
+        is_absent = np.array([not self.files.is_readable(*chunk) for chunk in chunks])
+        rows = is_absent[inverse]
         if rows.any():
             with one_read():
                 self.point_reader.read(ids[rows], shard_of[rows])
 
     def estimate_bytes(self, shard_of: Int64) -> int:
-        """Return about how many bytes samples of some shards have."""
+        """Return the bytes of samples, each estimated as the average of its shard."""
         counts = self.index.starts[shard_of + 1] - self.index.starts[shard_of]
         return int((self.index.nbytes[shard_of] // counts).sum())
 
     def _start_readers(self) -> None:
-        """Have those read ahead who held back until the first samples were read."""
+        """Start the read-aheads, which wait until the first samples were read."""
         for reader in list(self._readers):
             reader.start()
 
@@ -306,88 +314,90 @@ class RemoteShards(LocalShards):
                 self.files.cache.finished(file)
 
     def mark_current(self, shard: int) -> None:
-        """Record that a sequential reader reads a shard now."""
+        """Record that a sequential reader is now in a shard."""
         for file in self.files.open_files(shard):
             self.files.cache.touch(file)
 
     @explain_replacement
     def sidecar_column(self, name: str, start: int, stop: int) -> AnyArray:
-        """Return a run of a column's values in the side-car."""
+        """Return a slice of a column of the side-car."""
         assert self.files.sidecar is not None
         return self.files.sidecar.column(name, start, stop)
 
-    # Opening what is in the cache
+    # Opening shards in the cache
 
     def is_ready(self, shard: int) -> bool:
-        """Tell whether a shard can be opened without a request to the store."""
+        """Return True if a shard can be opened without a request to the store."""
         if self.files.strict and (file := self.files.peek(shard)) is not None:
             self._verify_whole(shard, file)
         return self.files.is_ready(shard)
 
     @explain_replacement
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
-        """Open those of some shards that are in the cache, and make no request.
+        """Open the shards that are in the cache, and skip the others; make no request.
 
-        The caller may hold a lock, and a shard may have left the cache since it was fetched.
+        The caller may hold a lock, and the cache may have evicted a shard since it was fetched.
         """
-        found: dict[int, LoadedShard] = {}
+        loaded: dict[int, LoadedShard] = {}
         for shard in shards:
             if not self.files.is_ready(shard):
                 continue
-            data, head = self.files.data_file(shard), self.files.header_file(shard)
-            # The files may be others by now, which replaced those that were ready.
-            if data is not None and head is not None and data.resident[0] and head.resident[0]:
-                found[shard] = self._check_shard(shard, data.data, head.data, data.resident[1:])
-        return found
+            data, header = self.files.data_file(shard), self.files.header_file(shard)
+            # New files may have replaced those that were ready.
+            if data is not None and header is not None and data.resident[0] and header.resident[0]:
+                loaded[shard] = self._check_shard(shard, data.data, header.data, data.resident[1:])
+        return loaded
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
-        """Tell whether a shard has left the cache since it was opened."""
+        """Return True if the cache has evicted a shard since it was opened."""
         file = self.files.data_file(shard)
         return file is None or loaded.data.base is not file.data.base
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return 0 if a shard is in the cache, and None if not."""
+        """Return 0 if a shard is in the cache, otherwise None."""
         return 0 if self.is_ready(shard) else None
 
     def _fetch_whole(self, shard: int) -> tuple[Bytes, Bytes]:
-        """Return a shard that the cache does not have, and hold it against the side-car."""
+        """Fetch a shard that is not in the cache, and check it against the side-car."""
         files = self.index.files(shard)
-        data = head = self._fetch_file(files.data, files.zip_data, files.compression)
+        data = header = self._fetch_file(files.data, files.zip_data, files.compression)
         if files.meta is not None:
-            head = self._fetch_file(files.meta, files.zip_meta, files.compression)
-        meta, check = self._piece_check(shard, meta=True), self._piece_check(shard)
-        sound = meta is None or head is data or meta(0, head)
-        if not (sound and (check is None or self.files.is_intact(shard, data, head, check))):
+            header = self._fetch_file(files.meta, files.zip_meta, files.compression)
+        meta_check, check = self._piece_check(shard, meta=True), self._piece_check(shard)
+        is_intact = meta_check is None or header is data or meta_check(0, header)
+        if check is not None:
+            is_intact = is_intact and self.files.is_intact(shard, data, header, check)
+        if not is_intact:
             raise IntegrityError(
                 f"{self.store.where(self.index.name(shard))}: its hashes are not those of the "
                 f"side-car{DAMAGED}"
             )
-        return data, head
+        return data, header
 
-    def _fetch_file(self, raw: File, zipped: File | None, compression: str | None) -> Bytes:
-        """Return a whole file, fetched and unpacked."""
+    def _fetch_file(self, file: File, compressed: File | None, compression: str | None) -> Bytes:
+        """Fetch a whole file, and decompress it."""
         try:
-            return self._load_file(raw, zipped, compression)
+            return self._load_file(file, compressed, compression)
         except StorageError as error:
-            # What Streaming keeps in its own cache has only the unpacked file.
-            if zipped is None or error.errno not in _ABSENT:
+            # The cache directory of Streaming has only the decompressed file.
+            if compressed is None or error.errno not in _ABSENT:
                 raise
-            return self._load_file(raw, None, None)
+            return self._load_file(file, None, None)
 
     # Fetching
 
     def stop(self, threads: Iterable[threading.Thread]) -> None:
-        """Let the requests of some threads fail, now and later."""
+        """Make the requests of some threads fail, now and later."""
         self.remote.stop(threads)
 
     def fetch(self, chunks: Iterable[Chunk], lease: Lease | None = None) -> None:
-        """Bring chunks into the cache, as far as it can hold them.
+        """Fetch chunks into the cache, if it can hold them.
 
         Parameters
         ----------
         chunks : iterable of Chunk
         lease : Lease, optional
-            Has chunks that were claimed before. Those that others claimed are waited for.
+            The lease that already has the chunks. Chunks that others have leased are waited for.
 
         Raises
         ------
@@ -399,39 +409,39 @@ class RemoteShards(LocalShards):
 
     @explain_replacement
     def _fetch(self, chunks: Iterable[Chunk], lease: Lease | None) -> None:
-        plain: dict[int, list[int]] = {}
+        chunks_of: dict[int, list[int]] = {}
         for shard, chunk in chunks:
-            plain.setdefault(shard, []).append(chunk)
-        packed = [shard for shard in plain if self.index.compressed[shard]]
-        for shard in packed:
-            del plain[shard]
-        self._fetch_compressed(packed, lease)
-        self._fetch_headers([shard for shard in plain if not self.files.is_fixed(shard)])
-        parts = [part for shard, mine in plain.items() for part in self._piece_ranges(shard, mine)]
-        self.downloads.fetch(parts, lease)
-        for shard, mine in plain.items():
+            chunks_of.setdefault(shard, []).append(chunk)
+        compressed = [shard for shard in chunks_of if self.index.compressed[shard]]
+        for shard in compressed:
+            del chunks_of[shard]
+        self._fetch_compressed(compressed, lease)
+        self._fetch_headers([shard for shard in chunks_of if not self.files.is_fixed(shard)])
+        ranges = [r for shard, own in chunks_of.items() for r in self._piece_ranges(shard, own)]
+        self.downloads.fetch(ranges, lease)
+        for shard, own_chunks in chunks_of.items():
             file = self.files.data_file(shard)
             if file is not None and (error := self._verify_whole(shard, file)) is not None:
                 raise error
-            if self.files.strict:  # other processes may have brought some of them
-                for chunk in mine:
+            if self.files.strict:  # other processes may have fetched some: verify them
+                for chunk in own_chunks:
                     self.files.is_readable(shard, chunk)
 
     def _piece_ranges(self, shard: int, chunks: list[int]) -> list[PieceRange]:
-        """Return what to fetch for chunks of a shard."""
+        """Return the byte ranges to fetch for chunks of a shard."""
         file, bounds = self.files.data_file(shard), self.files.piece_bounds(shard)
         if file is None or bounds is None:
             return []
         name, check = self.index.files(shard).data.name, self._piece_check(shard)
         whole = PieceRange(file, name, 0, tuple(bounds.tolist()), check)
-        head = [] if self.files.is_ready(shard) else [0]
-        return runs(whole, head + [1 + chunk for chunk in sorted(chunks)])
+        header = [] if self.files.is_ready(shard) else [0]
+        return runs(whole, header + [1 + chunk for chunk in sorted(chunks)])
 
     def _piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
         return None if self.verify is False else self.files.piece_check(shard, meta)
 
     def _fetch_headers(self, shards: Iterable[int]) -> None:
-        """Bring what stands before the samples of shards."""
+        """Fetch the headers and the offsets of shards."""
         missing = [shard for shard in shards if not self.is_ready(shard)]
         self.downloads.fetch([part for shard in missing for part in self._meta_ranges(shard)])
         known = {
@@ -452,7 +462,7 @@ class RemoteShards(LocalShards):
         self.downloads.once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
 
     def _fetch_prefixes(self, begins: dict[int, int], lease: Lease | None = None) -> None:
-        """Bring shards up to where their samples begin."""
+        """Fetch shards up to the first byte of their samples."""
         parts = [part for shard in begins for part in self._prefix_ranges(shard, begins)]
         self.downloads.fetch(parts, lease)
 
@@ -471,49 +481,50 @@ class RemoteShards(LocalShards):
         return [PieceRange(file, name, 0, (0, begins[shard]), self._piece_check(shard))]
 
     def _read_begins(self, shards: list[int]) -> dict[int, int]:
-        """Return where the samples of shards begin."""
+        """Return the first byte of the samples of each shard, read from the store if unknown."""
         known = {shard: self.files.samples_begin(shard) for shard in shards}
         begins = {shard: begin for shard, begin in known.items() if begin is not None}
-        asked = [s for s in shards if s not in begins and not self.files.has_meta(s)]
-        words = self.remote.ranges((self.index.files(shard).data.name, 4, 4) for shard in asked)
-        for shard, word in zip(asked, words, strict=True):
-            # A damaged one is found when the shard is opened; here it must but fit the file.
+        unknown = [s for s in shards if s not in begins and not self.files.has_meta(s)]
+        words = self.remote.ranges((self.index.files(shard).data.name, 4, 4) for shard in unknown)
+        for shard, word in zip(unknown, words, strict=True):
+            # Opening the shard detects a damaged number. Here it only has to lie in the file.
             begin = int.from_bytes(word, "little")
             begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
         return begins
 
     def _fetch_compressed(self, shards: Iterable[int], lease: Lease | None) -> None:
-        """Bring compressed shards, unpacked."""
+        """Fetch and decompress whole shards into the cache."""
         shard_of = {self.files.piece(shard, 0): shard for shard in shards}
 
         def fetch(pieces: list[PieceKey], own: Lease) -> None:
             for piece in pieces:
-                self._unpack(shard_of[piece])
+                self._fetch_decompressed(shard_of[piece])
                 own.drop([piece])
 
         self.downloads.once(
             shard_of, lambda piece: not self.files.is_complete(shard_of[piece]), fetch, lease
         )
 
-    def _unpack(self, shard: int) -> None:
-        """Bring a compressed shard, unpacked, that no other thread is fetching."""
+    def _fetch_decompressed(self, shard: int) -> None:
+        """Fetch and decompress a shard, whose lease this thread has."""
         files = self.index.files(shard)
-        data, head = self.files.data_file(shard), self.files.header_file(shard)
-        if data is None or head is None:
+        data, header = self.files.data_file(shard), self.files.header_file(shard)
+        if data is None or header is None:
             return
         sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
         with self.remote.deadlines.track_wait(self.remote.timeout) as left:
             reserved = self.files.cache.reserve(
-                sum(allocated(0, size) for size in sizes), (data, head),
+                sum(allocated(0, size) for size in sizes), (data, header),
                 may_exceed=True, timeout=left,
             )  # fmt: skip
         if isinstance(reserved, Reservation):
             with reserved:
-                self._fetch_unpacked(shard, data, head)
+                self._store_decompressed(shard, data, header)
 
-    def _fetch_unpacked(self, shard: int, data: CachedFile, head: CachedFile) -> None:
+    def _store_decompressed(self, shard: int, data: CachedFile, header: CachedFile) -> None:
         files = self.index.files(shard)
-        # Which is committed last: of several locks, two processes could get one each.
+        # The lock of the piece that is committed last covers both files: if there were two locks,
+        # two processes could get one each.
         last = [len(data.here) - 1]
         with data.lock(last) as claim:
             if not claim.pieces:
@@ -522,65 +533,66 @@ class RemoteShards(LocalShards):
             if self.files.is_complete(shard):
                 return
             if files.meta is not None:
-                _store_file(head, self._fetch_file(files.meta, files.zip_meta, files.compression))
+                content = self._fetch_file(files.meta, files.zip_meta, files.compression)
+                _store_file(header, content)
             _store_file(data, self._fetch_file(files.data, files.zip_data, files.compression))
 
     def _verify_whole(self, shard: int, file: CachedFile) -> IntegrityError | None:
-        """Verify a whole shard by its recorded hash, once, if its pieces have none.
+        """Verify a whole shard once by its recorded hash, if its pieces have no hashes.
 
         Returns
         -------
         IntegrityError or None
-            What is wrong with it. It has been dropped then.
+            The error of a damaged shard, which is removed from the cache.
         """
         if file in self._verified or not file.here.all():
             return None
         if self._piece_check(shard) is None:
-            files, head = self.index.files(shard), self.files.header_file(shard)
+            files, header = self.index.files(shard), self.files.header_file(shard)
             try:
                 self._verify(file.data, files.data, True)
-                if files.meta is not None and head is not None and head.here[0]:
-                    self._verify(head.data, files.meta, True)
+                if files.meta is not None and header is not None and header.here[0]:
+                    self._verify(header.data, files.meta, True)
             except IntegrityError as error:
-                for damaged in (file, head):
+                for damaged in (file, header):
                     if damaged is not None:
                         damaged.discard(range(len(damaged.here)))
                 return error
         self._verified.add(file)
         return None
 
-    # Reading what is not in the cache
+    # Reading samples that are not in the cache
 
     @explain_replacement
     def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        """Read samples exactly, or unpack the shards, which the cache cannot hold then."""
-        found = self._read_samples(ids, shard_of)
+        """Read samples on their own, or from whole shards in memory if that is impossible."""
+        samples = self._read_samples(ids, shard_of)
         self._start_readers()
-        return found
+        return samples
 
     def _read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        # Whole, as single samples cannot be verified.
-        packed = self.index.compressed[shard_of] | (self.verify is True)
-        if not packed.any():
+        # Single samples of a compressed shard cannot be read, and none can be verified.
+        is_whole = self.index.compressed[shard_of] | (self.verify is True)
+        if not is_whole.any():
             return self.point_reader.read(ids, shard_of)
         address, nbytes = np.empty((2, len(ids)), np.int64)
-        held: list[object] = []
-        if not packed.all():
-            plain = ~packed
-            address[plain], nbytes[plain], held = self.point_reader.read(
-                ids[plain], shard_of[plain]
+        owners: list[object] = []
+        if not is_whole.all():
+            single = ~is_whole
+            address[single], nbytes[single], owners = self.point_reader.read(
+                ids[single], shard_of[single]
             )
-        for shard in np.unique(shard_of[packed]).tolist():
-            rows = np.flatnonzero(shard_of == shard)
-            mine = ids[rows] - self.index.starts[shard]
-            address[rows], nbytes[rows], arena = self._copy_rows(
-                shard, self._open_or_fetch(shard), mine
+        for shard in np.unique(shard_of[is_whole]).tolist():
+            positions = np.flatnonzero(shard_of == shard)
+            rows = ids[positions] - self.index.starts[shard]
+            address[positions], nbytes[positions], buffer = self._copy_rows(
+                shard, self._open_or_fetch(shard), rows
             )
-            held.append(arena)
-        return address, nbytes, held
+            owners.append(buffer)
+        return address, nbytes, owners
 
     def _open_or_fetch(self, shard: int) -> LoadedShard:
-        """Return a whole shard in memory: out of the cache, or fetched."""
+        """Return a whole shard in memory, from the cache or from the store."""
         loaded = self.open([shard]).get(shard) if self.files.is_complete(shard) else None
         if loaded is None or not loaded.resident.all():
             loaded = self._check_shard(shard, *self._fetch_whole(shard))
@@ -588,6 +600,6 @@ class RemoteShards(LocalShards):
 
 
 def _store_file(file: CachedFile, data: Bytes) -> None:
-    """Put all of a file into the cache."""
+    """Store the whole content of a file in the cache."""
     if file.put(0, data.data):
         file.commit(range(len(file.here)))

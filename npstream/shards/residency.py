@@ -1,4 +1,7 @@
-"""The files of a remote dataset in the cache: what they are called, and where their pieces lie."""
+"""Provide `RemoteFiles`: the cached files of a remote dataset, and the byte ranges of their pieces.
+
+Piece 0 of a data file is its header, the bytes before the samples. Piece 1 + k is chunk k.
+"""
 
 from __future__ import annotations
 
@@ -24,35 +27,35 @@ if TYPE_CHECKING:
     from npstream.formats.sidecar.sidecar import Sidecar
 
 MAX_KEYS = 1 << 12
-"""Names of files that are remembered, as every read of a sample asks for them."""
+"""Cache keys to remember, because every read of a sample needs one."""
 
 
 class RemoteFiles:
-    """The files of the shards of a remote dataset, parts of which are in a cache.
+    """The files of a remote dataset's shards, of which the cache holds some pieces.
 
-    A shard has one file for its data, and one for its offsets if they are stored apart.
+    A shard has a data file. A shard of a text format also has a meta file, with its offsets.
 
     Parameters
     ----------
     index : Index
     root : str
-        The dataset's URL.
+        The URL of the dataset.
     cache : ShardCache
     identity : str
-        What tells this version of the dataset from others.
+        Tells this version of the dataset from other versions.
     sidecar : Sidecar, optional
         Holds the hashes of pieces.
     strict : bool
-        Verify what is in the cache before this process first reads it, where hashes are recorded.
+        Verify each cached piece before this process first reads it, if its hash is recorded.
 
     Attributes
     ----------
     chunks : ndarray of int64, shape (shards,)
-        How many chunks each shard has.
+        The number of chunks of each shard.
     max_chunks : int
-        The most that one has, at least 1.
+        The largest of these numbers, at least 1.
     strides : ndarray of int64, shape (schemas,)
-        Bytes of every sample of shards of a schema; 0 if they vary.
+        The size of every sample of a schema in bytes; 0 if sizes vary.
     """
 
     def __init__(
@@ -83,54 +86,54 @@ class RemoteFiles:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Release the files."""
         self._open.clear()
 
-    # The files
+    # Files
 
     def data_file(self, shard: int) -> CachedFile | None:
-        """Return the file of a shard's data; None if the cache cannot have it."""
+        """Return the data file of a shard; None if the cache cannot hold it."""
         return self._file(shard, False)
 
     def header_file(self, shard: int) -> CachedFile | None:
-        """Return the file that a shard's offsets are in."""
+        """Return the file with a shard's offsets: the data file or the meta file."""
         return self._file(shard, self.has_meta(shard))
 
     def has_meta(self, shard: int) -> bool:
-        """Tell whether the offsets of a shard are stored apart."""
-        return self.index.schemas[int(self.index.schema_ids[shard])].format != "mds"
+        """Return True if a shard's offsets are in a meta file."""
+        return self.index.schemas[int(self.index.schema_of[shard])].format != "mds"
 
     def open_files(self, shard: int) -> list[CachedFile]:
-        """Return those files of a shard that this process has opened."""
-        found = (self._open.get((shard, meta)) for meta in (False, True))
-        return [file for file in found if file is not None]
+        """Return the files of a shard that this process has open."""
+        files = (self._open.get((shard, meta)) for meta in (False, True))
+        return [file for file in files if file is not None]
 
     def peek(self, shard: int) -> CachedFile | None:
-        """Return the file of a shard's data if there is one, and make none."""
-        found = self._open.get((shard, False))
-        if found is None and not self.cache.holds(self._key(shard, False)):
+        """Return the data file of a shard if the cache has one; do not create it."""
+        file = self._open.get((shard, False))
+        if file is None and not self.cache.holds(self._key(shard, False)):
             return None
         return self.data_file(shard)
 
     def _file(self, shard: int, meta: bool) -> CachedFile | None:
-        found = self._open.get((shard, meta))
-        if found is not None and found.alive:
-            return found
+        file = self._open.get((shard, meta))
+        if file is not None and file.alive:
+            return file
         pieces = 1 if meta else 1 + int(self.chunks[shard])
         key, check = self._key(shard, meta), self._cached_check(shard, meta)
-        opened = self.cache.open(key, self._stored(shard, meta).nbytes, pieces, check)
-        if opened is not None:
+        file = self.cache.open(key, self._stored(shard, meta).nbytes, pieces, check)
+        if file is not None:
             if self.strict and check is not None:
-                opened.distrust()
-            self._open[shard, meta] = opened
-        return opened
+                file.distrust()
+            self._open[shard, meta] = file
+        return file
 
     def piece(self, shard: int, chunk: int) -> PieceKey:
-        """Return the piece of a file in the cache that a chunk is."""
+        """Return the key of a chunk's piece: the path of the cached file, and the piece number."""
         return self.cache.path(self._key(shard, False)), 1 + chunk
 
     def _is_piece_readable(self, shard: int, meta: bool, piece: int) -> bool:
-        """Tell whether a piece may be read, and verify it for that where that is wanted."""
+        """Return True if a piece is cached and passes its check, if it needs one."""
         file = self._file(shard, meta)
         if file is None or file.resident[piece] or not file.here[piece]:
             return file is not None and bool(file.resident[piece])
@@ -143,34 +146,35 @@ class RemoteFiles:
         return files.meta if meta and files.meta is not None else files.data
 
     def _key(self, shard: int, meta: bool) -> str:
-        """Return what a file is called in the cache: a hash of what tells its content."""
+        """Return the cache key of a file: a hash of its name, size and content hashes."""
         key = self._keys.get((shard, meta))
         if key is None:
             stored = self._stored(shard, meta)
             content = sorted(stored.hashes.items()) or self._hashes(shard, meta) or self.identity
-            known = repr((self.root, stored.name, stored.nbytes, content))
+            description = repr((self.root, stored.name, stored.nbytes, content))
             if len(self._keys) >= MAX_KEYS:
                 self._keys.clear()
-            key = self._keys[shard, meta] = digest("xxh3_128", known.encode())
+            key = self._keys[shard, meta] = digest("xxh3_128", description.encode())
         return key
 
     def min_cache_bytes(self) -> int:
-        """Return about how many bytes the cache must hold for the largest chunk, and its head."""
+        """Estimate the bytes that the cache must hold for the largest chunk and its header."""
         samples, nbytes = np.diff(self.index.starts), self.index.nbytes
-        apart = np.array([s.format != "mds" for s in self.index.schemas], bool)
-        meta = apart[self.index.schema_ids]
-        heads = 4 * (samples + 2)
-        body = np.maximum(nbytes - np.where(meta, 0, heads), 0)
+        is_text = np.array([s.format != "mds" for s in self.index.schemas], bool)
+        has_meta = is_text[self.index.schema_of]
+        headers = 4 * (samples + 2)
+        body = np.maximum(nbytes - np.where(has_meta, 0, headers), 0)
         # Chunks of a shard differ by one sample.
         chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
-        sizes = heads + chunks + (1 + meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
-        sizes += 2 * allocated(0, 1)  # as a chunk begins and ends within a block
+        tails = (1 + has_meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
+        sizes = headers + chunks + tails
+        sizes += 2 * allocated(0, 1)  # a chunk begins and ends within a disk block
         return int(sizes.max(initial=0))
 
-    # What is here
+    # Cached pieces
 
     def is_ready(self, shard: int) -> bool:
-        """Tell whether all of a shard but its samples is here, and make no file for that."""
+        """Return True if a shard's header and offsets are readable; create no file."""
         if self.peek(shard) is None:
             return False
         return self._is_piece_readable(shard, False, 0) and self._is_piece_readable(
@@ -178,49 +182,49 @@ class RemoteFiles:
         )
 
     def is_readable(self, shard: int, chunk: int) -> bool:
-        """Tell whether a chunk is here, and where its samples lie."""
+        """Return True if a chunk, its header and its offsets are readable."""
         return self.is_ready(shard) and self._is_piece_readable(shard, False, 1 + chunk)
 
     def is_cached(self, shard: int, chunk: int) -> bool:
-        """Tell whether a chunk is in the cache, verified or not, and make no file for that."""
+        """Return True if a chunk and its header are cached, verified or not; create no file."""
         if self.peek(shard) is None:
             return False
-        data, head = self.data_file(shard), self.header_file(shard)
-        if data is None or head is None or not (data.here[0] and head.here[0]):
+        data, header = self.data_file(shard), self.header_file(shard)
+        if data is None or header is None or not (data.here[0] and header.here[0]):
             return False
         return bool(data.here[1 + chunk])
 
     def is_complete(self, shard: int) -> bool:
-        """Tell whether all of a shard is here."""
+        """Return True if all pieces of a shard are readable."""
         chunks = range(int(self.chunks[shard]))
         return self.is_ready(shard) and all(
             self._is_piece_readable(shard, False, 1 + k) for k in chunks
         )
 
-    # Where things lie
+    # Byte ranges
 
     def sample_count(self, shard: int) -> int:
         """Return the number of samples of a shard."""
         return int(self.index.starts[shard + 1]) - int(self.index.starts[shard])
 
     def is_fixed(self, shard: int) -> bool:
-        """Tell whether all samples of a shard have the same size, so that no offset is needed."""
-        return bool(self.strides[self.index.schema_ids[shard]])
+        """Return True if all samples of a shard have one size, so that no offset is needed."""
+        return bool(self.strides[self.index.schema_of[shard]])
 
     def samples_begin(self, shard: int) -> int | None:
-        """Return where the samples of a shard begin, if no request is needed for that."""
+        """Return the first byte of a shard's samples; None if that takes a request."""
         offsets = self.offsets(shard)
         return self.recorded_begin(shard) if offsets is None else int(offsets[0])
 
     def recorded_begin(self, shard: int) -> int | None:
-        """Return where the samples of a shard begin, as the index or the side-car says it."""
-        stride = int(self.strides[self.index.schema_ids[shard]])
+        """Return the first byte of a shard's samples according to the index or the side-car."""
+        stride = int(self.strides[self.index.schema_of[shard]])
         if stride:
             return int(self.index.nbytes[shard]) - self.sample_count(shard) * stride
         return None if self.sidecar is None else self.sidecar.begin(shard)
 
     def chunk_sizes(self, shard: int) -> Int64:
-        """Return the bytes of a shard's chunks: the average, where that takes no request."""
+        """Estimate the bytes of each chunk of a shard from the average sample."""
         begin, chunks = self.recorded_begin(shard) or 0, int(self.chunks[shard])
         rows = np.diff(piece_rows(self.sample_count(shard), chunks))
         body = int(self.index.nbytes[shard]) - begin
@@ -228,15 +232,15 @@ class RemoteFiles:
         return sizes
 
     def offsets(self, shard: int) -> NDArray[np.uint32] | None:
-        """Return the offsets of a shard, if they are here."""
+        """Return the offsets of a shard; None if they are not cached."""
         if not self._is_piece_readable(shard, self.has_meta(shard), 0):
             return None
-        head = self.header_file(shard)
-        return None if head is None else _offsets_of(head.data, self.sample_count(shard))
+        header = self.header_file(shard)
+        return None if header is None else _offsets_of(header.data, self.sample_count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
-        """Return where rows of a shard begin and end, if no request is needed for that."""
-        stride = int(self.strides[self.index.schema_ids[shard]])
+        """Return where rows of a shard begin and end; None if that takes a request."""
+        stride = int(self.strides[self.index.schema_of[shard]])
         if stride:
             begins = int(self.index.nbytes[shard]) + (rows - self.sample_count(shard)) * stride
             return begins, begins + stride
@@ -246,7 +250,7 @@ class RemoteFiles:
         return offsets[rows].astype(np.int64), offsets[rows + 1].astype(np.int64)
 
     def piece_bounds(self, shard: int) -> Int64 | None:
-        """Return where the pieces of a shard's data begin, and end; None if that is not known."""
+        """Return where the pieces of a data file begin, then its end; None if that is unknown."""
         return self._data_bounds(shard, self.offsets(shard))
 
     def _data_bounds(self, shard: int, offsets: NDArray[np.uint32] | None) -> Int64 | None:
@@ -260,30 +264,30 @@ class RemoteFiles:
     # Integrity
 
     def piece_check(self, shard: int, meta: bool = False) -> PieceCheck | None:
-        """Return what tells whether a piece has the hash that the side-car records."""
+        """Return a function that compares a piece with its hash in the side-car; None without."""
         hashes = self._hashes(shard, meta)
         if hashes is None:
             return None
         return lambda piece, body: xxh3(body.data) == hashes[piece]
 
     def _hashes(self, shard: int, meta: bool) -> list[int] | None:
-        """Return the hash of each piece of a file, if the side-car has them."""
+        """Return the hash of each piece of a file; None if the side-car has none."""
         if self.sidecar is None:
             return None
         if meta:
-            known = self.sidecar.meta_hash(shard)
-            return None if known is None else [known]
-        found = self.sidecar.piece_hashes(shard)
-        return None if found is None else found.tolist()
+            meta_hash = self.sidecar.meta_hash(shard)
+            return None if meta_hash is None else [meta_hash]
+        hashes = self.sidecar.piece_hashes(shard)
+        return None if hashes is None else hashes.tolist()
 
-    def is_intact(self, shard: int, data: Bytes, head: Bytes, check: PieceCheck) -> bool:
-        """Tell whether all pieces of a shard's data are right, given the file of its offsets."""
-        bounds = self._data_bounds(shard, _offsets_of(head, self.sample_count(shard)))
+    def is_intact(self, shard: int, data: Bytes, header: Bytes, check: PieceCheck) -> bool:
+        """Return True if all pieces of a shard pass the check; `header` has its offsets."""
+        bounds = self._data_bounds(shard, _offsets_of(header, self.sample_count(shard)))
         pieces = range(1 + int(self.chunks[shard]))
         return bounds is not None and all(check(k, _piece_of(data, bounds, k)) for k in pieces)
 
     def _cached_check(self, shard: int, meta: bool) -> Callable[[CachedFile, int], bool] | None:
-        """Return what tells whether a piece that is in the cache is right, where hashes tell."""
+        """Return a function that checks a cached piece; None if no hashes are recorded."""
         check = self.piece_check(shard, meta)
         if check is None:
             return None
@@ -291,17 +295,17 @@ class RemoteFiles:
         def is_intact(file: CachedFile, piece: int) -> bool:
             if meta:
                 return check(piece, file.data)
-            head = self.header_file(shard) if self.has_meta(shard) else file
-            if head is None or not head.here[0]:
+            header = self.header_file(shard) if self.has_meta(shard) else file
+            if header is None or not header.here[0]:
                 return False
-            bounds = self._data_bounds(shard, _offsets_of(head.data, self.sample_count(shard)))
+            bounds = self._data_bounds(shard, _offsets_of(header.data, self.sample_count(shard)))
             return bounds is not None and check(piece, _piece_of(file.data, bounds, piece))
 
         return is_intact
 
 
-def _offsets_of(head: Bytes, count: int) -> NDArray[np.uint32]:
-    return head[4 : 4 * (count + 2)].view("<u4")
+def _offsets_of(header: Bytes, count: int) -> NDArray[np.uint32]:
+    return header[4 : 4 * (count + 2)].view("<u4")
 
 
 def _piece_of(data: Bytes, bounds: Int64, piece: int) -> Bytes:

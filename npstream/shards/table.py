@@ -1,8 +1,8 @@
-"""From sample numbers to bytes in memory.
+"""Provide `Fetcher`, which brings shards into memory and locates samples in them.
 
-A *table* says where the resident shards lie; kernels read it without the GIL. Shards come into a
-table when they are first touched and never leave it: to evict, a new table takes its place, and
-the old one, which holds its maps and buffers, dies with the last call that reads through it.
+A `ShardTable` has the addresses of the loaded shards. Kernels read it without the GIL. Shards enter
+a table when they are first used, and never leave it. To evict shards, a new table replaces the old
+one. The old table owns its maps and buffers, and is freed with the last call that reads through it.
 """
 
 from __future__ import annotations
@@ -33,27 +33,37 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_WINDOW_ITEMS = 128
-"""Pieces of work whose bytes are asked for before the first of them is done, at most."""
+"""Read-ahead requests at most this many items beyond the one that is read."""
 
 SAMPLES_WINDOW_BYTES = 1 << 24
-"""Bytes of single samples that are fetched ahead, about, but at least two pieces of work."""
+"""About how many bytes of single samples to fetch ahead; at least two items."""
 
 WINDOW_GROWTH = 4
-"""Pieces whose bytes are asked for while one is done, as long as some have to be fetched."""
+"""Items to add to the window for each item that is done, while items must be fetched."""
 
 
 @dataclass(slots=True)
 class ShardTable:
-    """Where the resident shards lie (see `npstream.shards.kernels`), and what keeps them there."""
+    """The loaded shards, and their addresses for kernels.
+
+    Attributes
+    ----------
+    entries : ndarray of int64, shape (shards, 7)
+        As `npstream.shards.kernels` describes.
+    loaded : dict of int to LoadedShard
+        The loaded shards by number. They own the memory.
+    buffer_bytes : dict of int to int
+        The bytes of the shards that are in buffers instead of maps, oldest first.
+    """
 
     entries: Int64
     loaded: dict[int, LoadedShard] = field(default_factory=dict)
-    owned: dict[int, int] = field(default_factory=dict)  # buffers, not maps: shard -> bytes
+    buffer_bytes: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitArguments:
-    """How to take samples apart: the arguments of the kernel `split`, without addresses."""
+    """How to split samples: the arguments of the kernel `split`, without output addresses."""
 
     nvariable: int
     nfixed: int
@@ -62,7 +72,7 @@ class SplitArguments:
 
 
 class Fetcher:
-    """The shards of one dataset, or of several, brought into memory as they are touched.
+    """Loads the shards of one dataset, or of several, when they are first used.
 
     Parameters
     ----------
@@ -82,7 +92,7 @@ class Fetcher:
         self.table: ShardTable | None = ShardTable(np.zeros((max(len(self.index), 1), 7), np.int64))
 
     def renew_locks(self) -> None:
-        """Replace the locks, which a thread that a forked process does not have may have held."""
+        """Replace the locks: in a forked process, no thread may be left to release them."""
         self._lock = threading.RLock()
         self._publish_lock = threading.Lock()
 
@@ -90,8 +100,8 @@ class Fetcher:
         return Fetcher, (self.shards,)
 
     def close(self) -> None:
-        """Let go of every map and buffer; calls that are reading finish first."""
-        # First, as whoever has the lock may wait for a store.
+        """Release all maps and buffers; calls that are reading finish first."""
+        # Before taking the lock, because its holder may wait for a store.
         for reader in list(self._readers):
             reader.close()
             reader.stop()
@@ -100,143 +110,144 @@ class Fetcher:
             self.table = None
 
     def current_table(self) -> ShardTable:
-        """Return the table to read through; the caller holds it while it does."""
+        """Return the table to read through. The caller keeps a reference while it reads."""
         if (table := self.table) is None:
             raise ValueError(f"{self.shards.root}: the dataset is closed; open it again")
         return table
 
     def locate(self, ids: Int64) -> tuple[Int64, Int64, object]:
-        """Find the bytes of samples.
+        """Return the addresses and lengths of samples.
 
         Returns
         -------
         address, nbytes : ndarray of int64, shape (n,)
-            Where each sample lies, and its length.
-        held : object
-            What must be referred to while the addresses are in use.
+            The address and the length of each sample.
+        owner : object
+            The owner of that memory. Keep it alive while the addresses are in use.
         """
-        samples, held = self._locate(ids)
-        return samples[0], samples[1], held
+        samples, owner = self._locate(ids)
+        return samples[0], samples[1], owner
 
     def _locate(self, ids: Int64) -> tuple[Int64, object]:
-        """Find the bytes of samples: `address` and `nbytes` are the rows of one array."""
+        """Return the addresses and lengths of samples as the rows of one array, and the owner."""
         samples = np.empty((2, len(ids)), np.int64)
         table = self.current_table()
         code = self._locate_loaded(ids, table, samples)
-        held: list[object] = [table]
+        owners: list[object] = [table]
         if code > 0:
-            with shared_deadline():
-                code, held = self._locate_absent(ids, samples, held)
+            with one_read():
+                code, owners = self._locate_absent(ids, samples, owners)
         if code < 0:
             self.raise_damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
-        return samples, held
+        return samples, owners
 
     def _locate_absent(
-        self, ids: Int64, samples: Int64, held: list[object]
+        self, ids: Int64, samples: Int64, owners: list[object]
     ) -> tuple[int, list[object]]:
-        """Find the bytes of samples some of which are not in memory, as their addresses say."""
+        """Fetch and locate the samples whose address is 0; return the code and the owners."""
         address, nbytes = samples[0], samples[1]
         absent = address == 0
         code = 1
-        brought = self.shards.fetch_shards(ids[absent], nbytes[absent])
-        if len(brought):
-            table = self._load_shards(brought)
-            held = [table]
+        shards = self.shards.fetch_shards(ids[absent], nbytes[absent])
+        if len(shards):
+            table = self._load_shards(shards)
+            owners = [table]
             code = self._locate_loaded(ids, table, samples)
         if code > 0:
             absent = address == 0
-            found = self.shards.read_samples(ids[absent], nbytes[absent])
-            address[absent], nbytes[absent], borrowed = found
-            held += borrowed
-        return code, held
+            copies = self.shards.read_samples(ids[absent], nbytes[absent])
+            address[absent], nbytes[absent], new_owners = copies
+            owners += new_owners
+        return code, owners
 
     def _locate_loaded(self, ids: Int64, table: ShardTable, samples: Int64) -> int:
-        """Fill in the addresses and lengths of samples; returns what `kernels.locate` does."""
+        """Locate samples in the table's shards; return the code of `kernels.locate`."""
         return kernels.read.sized(len(ids))(
             kernels.LOCATE, ids, *self._lookup, table.entries, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
 
     def locate_and_prefetch(self, ids: Int64) -> tuple[Int64, Int64, object]:
-        """Find the bytes of samples as `locate` does, and ask for all pages that they lie in."""
-        address, nbytes, held = self.locate(ids)
+        """Locate samples as `locate` does, and prefetch their pages."""
+        address, nbytes, owner = self.locate(ids)
         self._pages.prefetch(address, nbytes)
-        return address, nbytes, held
+        return address, nbytes, owner
 
     def read(
-        self, ids: Int64, how: SplitArguments, fixed: Int64, is_prefetched: bool = False
+        self, ids: Int64, split: SplitArguments, fixed: Int64, is_prefetched: bool = False
     ) -> tuple[Int64, object]:
-        """Copy the fixed columns of MDS samples, and find the bytes of variable ones.
+        """Copy the fixed columns of MDS samples, and locate the values of variable columns.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
-        how : SplitArguments
+        split : SplitArguments
         fixed : ndarray of int64
-            ``how.fixed``, with the addresses of the outputs.
+            A copy of ``split.fixed`` with the addresses of the outputs.
         is_prefetched : bool, default: False
-            Whether `prefetch` has asked for the pages of these samples.
+            True if `prefetch` has requested the pages of these samples.
 
         Returns
         -------
         spans : ndarray of int64, shape (variable columns, 2, n)
             Address and length of each value.
-        held : object
-            What must be referred to while the addresses are in use.
+        owner : object
+            The owner of that memory. Keep it alive while the addresses are in use.
         """
-        n = len(ids)
-        spans = np.empty((len(how.variable), 2, n), np.int64) if len(how.variable) else _NO_SPANS
+        n, columns = len(ids), len(split.variable)
+        spans = np.empty((columns, 2, n), np.int64) if columns else _NO_SPANS
         if is_prefetched or self._pages.is_resident:
             table = self.current_table()
             samples = np.empty((2, n), np.int64)
             code = kernels.read.sized(n)(
                 kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
-                how.nvariable, how.nfixed, fixed, how.variable, spans,
+                split.nvariable, split.nfixed, fixed, split.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
                 self._pages.count_rows(n)
             if code == 0:
                 return spans, table
-        samples, held = self._locate(ids)
+        samples, owner = self._locate(ids)
         self._pages.prefetch(samples[0], samples[1])
         code = kernels.read.sized(n)(
-            kernels.SPLIT, ids, *self._lookup, _NO_PLACE, samples,
-            how.nvariable, how.nfixed, fixed, how.variable, spans,
+            kernels.SPLIT, ids, *self._lookup, _NO_ENTRIES, samples,
+            split.nvariable, split.nfixed, fixed, split.variable, spans,
         )  # fmt: skip
         if code < 0:
-            self.raise_damaged(
-                int(ids[-1 - code]), "the sizes of its columns do not add up to its own"
-            )
-        return spans, held
+            sample = int(ids[-1 - code])
+            self.raise_damaged(sample, "the sizes of its columns do not add up to its own")
+        return spans, owner
 
-    def read_parts(self, ids: Int64, runs: Int64) -> list[tuple[Int64, Int64, Bytes]]:
-        """Read parts of samples that are not in memory, where that costs less than samples.
+    def read_parts(self, ids: Int64, byte_ranges: Int64) -> list[tuple[Int64, Int64, Bytes]]:
+        """Read parts of samples that are not in memory, if that costs less than whole samples.
 
         Parameters
         ----------
         ids : ndarray of int64, shape (n,)
             Samples of one size.
-        runs : ndarray of int64, shape (k, 2)
-            The first byte in a sample of each part, and the one after its last.
+        byte_ranges : ndarray of int64, shape (k, 2)
+            The first byte of each part within a sample, and the byte after its last.
 
         Returns
         -------
-        list of (rows, which, parts)
-            Of each dataset, which of `ids` were read, and the row of `parts` that has theirs: the
-            parts of a sample, end to end.
+        list of (positions, rows, parts)
+            For each dataset: the positions in `ids` of the samples that were read, and the row of
+            `parts` of each. A row has the parts of a sample, one after the other.
         """
         samples = np.empty((2, len(ids)), np.int64)
         if self._locate_loaded(ids, self.current_table(), samples) <= 0:
             return []
         absent = np.flatnonzero(samples[0] == 0)
         shard_of = samples[1][absent]
-        found: list[tuple[Int64, Int64, Bytes]] = []
+        results: list[tuple[Int64, Int64, Bytes]] = []
 
-        def read(part: RemotePart[RemoteShards], mine: Int64, shards: Int64) -> None:
-            own = ids[mine] - part.first_sample
-            rows, which, parts = part.shards.read_parts(own, shards - part.first_shard, runs)
-            if len(rows):
-                found.append((mine[rows], which, parts))
+        def read(part: RemotePart[RemoteShards], positions: Int64, shards: Int64) -> None:
+            part_ids = ids[positions] - part.first_sample
+            is_read, rows, parts = part.shards.read_parts(
+                part_ids, shards - part.first_shard, byte_ranges
+            )
+            if len(is_read):
+                results.append((positions[is_read], rows, parts))
 
         from npstream.shards.readahead import run_all
 
@@ -250,10 +261,10 @@ class Fetcher:
                     for part, rows in self.shards.split(shard_of)
                 ]
             )
-        return found
+        return results
 
     def is_resident(self, sample: int) -> bool:
-        """Return True if a sample can be read without looking at the cache or the store."""
+        """Return True if a sample is in memory, so that neither the cache nor a store is needed."""
         starts = self.index.starts.data
         shard = bisect_right(starts, sample) - 1
         loaded = self.current_table().loaded.get(shard)
@@ -265,122 +276,123 @@ class Fetcher:
 
     def read_ahead(
         self,
-        pieces: Iterable[T],
+        items: Iterable[T],
         ids_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, bool]]:
-        """Yield pieces of work, each when the bytes of the next ones were asked for.
+        """Yield items while the samples of the next ones are being fetched.
 
-        With each piece comes what `read` takes as `is_prefetched`.
+        Each item comes with the value for `is_prefetched` of `read`.
 
         Parameters
         ----------
-        pieces : iterable
+        items : iterable
         ids_of : callable
-            Returns the samples that a piece is about.
+            Returns the samples of an item.
         step : int
-            Positive if samples come in rising order, negative if in falling, 0 if in no such.
+            Positive if samples are in ascending order, negative if in descending, otherwise 0.
         is_rowwise : bool
-            Whether samples are fetched one by one, and not with their chunks.
+            True to fetch single samples instead of their chunks.
         """
         if is_rowwise:
-            yield from ((piece, False) for piece in self._with_samples_ahead(pieces, ids_of))
+            yield from ((item, False) for item in self._with_samples_ahead(items, ids_of))
             return
         if not self.remotes:
-            yield from self._with_pages_ahead(pieces, ids_of)
+            yield from self._with_pages_ahead(items, ids_of)
             return
         from npstream.shards.readahead import ChunkReadAhead
 
         with ChunkReadAhead(self.shards) as reader:
             self._readers.add(reader)
-            fetched = self._with_chunks_ahead(pieces, ids_of, reader)
-            yield from ((piece, False) for piece in self._mark_progress(fetched, ids_of, step))
+            fetched = self._with_chunks_ahead(items, ids_of, reader)
+            yield from ((item, False) for item in self._mark_progress(fetched, ids_of, step))
 
-    def _with_samples_ahead(self, pieces: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
-        """Yield pieces whose samples are in memory, while those of the next ones are fetched."""
+    def _with_samples_ahead(self, items: Iterable[T], ids_of: Callable[[T], Int64]) -> Iterator[T]:
+        """Yield items once their samples are in memory, while the next samples are fetched."""
         window: deque[tuple[T, SampleRequest]] = deque()
         from npstream.shards.readahead import SampleReadAhead
 
-        with SampleReadAhead(self.shards) as rows:
-            self._readers.add(rows)
-            for piece in pieces:
-                window.append((piece, rows.request(self._absent(ids_of(piece)))))
+        with SampleReadAhead(self.shards) as reader:
+            self._readers.add(reader)
+            for item in items:
+                window.append((item, reader.request(self._absent(ids_of(item)))))
                 while len(window) > 1 and (
-                    rows.nbytes >= SAMPLES_WINDOW_BYTES or len(window) > MAX_WINDOW_ITEMS
+                    reader.nbytes >= SAMPLES_WINDOW_BYTES or len(window) > MAX_WINDOW_ITEMS
                 ):
-                    yield from rows.wait_for(*window.popleft())
-            for piece, asked in window:
-                yield from rows.wait_for(piece, asked)
+                    yield from reader.wait_for(*window.popleft())
+            for item, request in window:
+                yield from reader.wait_for(item, request)
 
     def _with_chunks_ahead(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], coming: ChunkReadAhead
+        self, items: Iterable[T], ids_of: Callable[[T], Int64], reader: ChunkReadAhead
     ) -> Iterator[T]:
-        """Yield pieces, the chunks of the next of which are being fetched."""
+        """Yield items while the chunks of the next ones are being fetched."""
         window: deque[tuple[T, int]] = deque()
-        most, asked = MAX_WINDOW_ITEMS, 0
-        for piece in pieces:
-            nbytes = coming.request(self._absent(ids_of(piece)))
-            window.append((piece, nbytes))
-            asked += nbytes
-            while len(window) > 1 and (asked >= coming.window or len(window) > most):
+        max_items, window_bytes = MAX_WINDOW_ITEMS, 0
+        for item in items:
+            nbytes = reader.request(self._absent(ids_of(item)))
+            window.append((item, nbytes))
+            window_bytes += nbytes
+            while len(window) > 1 and (window_bytes >= reader.window or len(window) > max_items):
                 first, nbytes = window.popleft()
                 yield first
-                coming.start()
-                asked -= nbytes
-                # The window grows while what is in it has to be fetched.
-                most = most + WINDOW_GROWTH if asked else MAX_WINDOW_ITEMS
-        coming.start()
-        for piece, _ in window:
-            yield piece
+                reader.start()
+                window_bytes -= nbytes
+                # The window grows while its items must be fetched.
+                max_items = max_items + WINDOW_GROWTH if window_bytes else MAX_WINDOW_ITEMS
+        reader.start()
+        for item, _ in window:
+            yield item
 
     def _mark_progress(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64], step: int
+        self, items: Iterable[T], ids_of: Callable[[T], Int64], step: int
     ) -> Iterator[T]:
-        """Yield pieces, and say of which shards in-order ones will need nothing more."""
+        """Yield items, and record which shards a sequential reader has finished."""
         last = -1
-        for piece in pieces:
-            ids = ids_of(piece)
+        for item in items:
+            ids = ids_of(item)
             if step and len(ids):
                 shard = int(np.searchsorted(self.index.starts, ids[0], side="right")) - 1
                 if last >= 0 and (shard - last) * step > 0:
                     self._mark_shards(np.arange(last, shard, 1 if step > 0 else -1), shard)
                 last = shard
-            yield piece
+            yield item
 
-    def _mark_shards(self, finished: Int64, entered: int) -> None:
-        """Record that a sequential reader has finished some shards, and reads another."""
+    def _mark_shards(self, finished: Int64, current: int) -> None:
+        """Record that a sequential reader has finished some shards and is now in `current`."""
         for part, rows in self.shards.split(finished):
             part.shards.mark_finished((finished[rows] - part.first_shard).tolist())
-        for part, _ in self.shards.split(np.array([entered])):
-            part.shards.mark_current(entered - part.first_shard)
+        for part, _ in self.shards.split(np.array([current])):
+            part.shards.mark_current(current - part.first_shard)
 
     def _with_pages_ahead(
-        self, pieces: Iterable[T], ids_of: Callable[[T], Int64]
+        self, items: Iterable[T], ids_of: Callable[[T], Int64]
     ) -> Iterator[tuple[T, bool]]:
+        """Yield items after prefetching the pages of the next one; True if they were prefetched."""
         window: deque[tuple[T, bool]] = deque()
-        for piece in pieces:
-            window.append((piece, self.prefetch(ids_of(piece))))
+        for item in items:
+            window.append((item, self.prefetch(ids_of(item))))
             if len(window) > 1:
                 yield window.popleft()
         yield from window
 
     def prefetch(self, ids: Int64) -> bool:
-        """Ask for the pages of samples, if pages have been missing, while others are read.
+        """Prefetch the pages of samples, if pages were missing in recent reads.
 
         Returns
         -------
         bool
-            Whether the pages were asked for.
+            True if the pages were prefetched.
         """
         if not self._pages.is_active:
             return False
-        address, nbytes, _held = self.locate(ids)
+        address, nbytes, _owner = self.locate(ids)
         self._pages.prefetch(address, nbytes)
         return True
 
     def _absent(self, ids: Int64) -> tuple[Int64, Int64]:
-        """Return the samples that are not in memory, and their shards."""
+        """Return the samples that are not in memory, and the shard of each."""
         samples = np.empty((2, len(ids)), np.int64)
         if self._locate_loaded(ids, self.current_table(), samples) <= 0:
             return _NONE, _NONE
@@ -388,7 +400,7 @@ class Fetcher:
         return ids[absent], samples[1][absent]
 
     def loaded_shard(self, shard: int) -> LoadedShard | None:
-        """Return a shard in memory, all of it or in part; None if that would take a request."""
+        """Return a shard that is at least in part in memory; None if that takes a request."""
         loaded = self.current_table().loaded.get(shard)
         if loaded is not None:
             return loaded
@@ -397,46 +409,47 @@ class Fetcher:
         loaded = self._load_shards(np.array([shard])).loaded.get(shard)
         return self.shards.open([shard]).get(shard) if loaded is None else loaded
 
-    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
-        """Raise FormatError for a sample, saying where it is stored."""
-        self.shards.raise_damaged(sample, what, cause)
+    def raise_damaged(self, sample: int, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError with the location of a sample and the reason."""
+        self.shards.raise_damaged(sample, reason, cause)
 
-    # Bringing shards in
+    # Loading shards
 
     def _load_shards(self, shards: Int64) -> ShardTable:
-        """Bring shards into the table, as far as maps and memory allow, and return it."""
+        """Load shards into the table, within the limits of maps and buffers; return the table."""
         with self._lock:
             table = self._without_stale(self.current_table(), shards.tolist())
             absent = [shard for shard in shards.tolist() if shard not in table.loaded]
             sizes = {shard: self.shards.buffer_bytes(shard) for shard in absent}
-            missing = [shard for shard in absent if sizes[shard] is not None]
-            owned = {shard: size for shard, size in sizes.items() if size}
-            table = self._evict_buffers(table, sum(owned.values()))
-            room = _buffer_limit(table) - sum(table.owned.values())
-            maps = memory.map_budget()
+            openable = [shard for shard in absent if sizes[shard] is not None]
+            buffer_bytes = {shard: size for shard, size in sizes.items() if size}
+            table = self._evict_buffers(table, sum(buffer_bytes.values()))
+            free_bytes = _buffer_limit(table) - sum(table.buffer_bytes.values())
+            free_maps = memory.map_budget()
             admitted = []
-            for shard in missing:
-                if owned.get(shard, 0) > room or (shard not in owned and maps < 2):
-                    continue  # its samples are borrowed instead, one shard after the other
+            for shard in openable:
+                needs_map = shard not in buffer_bytes
+                if buffer_bytes.get(shard, 0) > free_bytes or (needs_map and free_maps < 2):
+                    continue  # `Shards.read_samples` copies its samples instead
                 admitted.append(shard)
-                if shard in owned:
-                    room -= owned[shard]
+                if needs_map:
+                    free_maps -= 2
                 else:
-                    maps -= 2
-            fresh = self.shards.open(admitted)  # which waits for no store
-            for shard, loaded in fresh.items():
+                    free_bytes -= buffer_bytes[shard]
+            opened = self.shards.open(admitted)  # makes no request to a store
+            for shard, loaded in opened.items():
                 table.loaded[shard] = loaded
-                if shard in owned:
-                    table.owned[shard] = owned[shard]
+                if shard in buffer_bytes:
+                    table.buffer_bytes[shard] = buffer_bytes[shard]
                 table.entries[shard, 1:] = loaded.entry[1:]
             with self._publish_lock:
                 pass  # releasing a lock orders the stores above before those below
-            for shard, loaded in fresh.items():
+            for shard, loaded in opened.items():
                 table.entries[shard, 0] = loaded.entry[0]
             return table
 
     def _without_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
-        """Return a table without those of some shards that are to be opened anew."""
+        """Return a table without those of some shards that must be opened again."""
         stale = [
             shard
             for shard in shards
@@ -445,36 +458,36 @@ class Fetcher:
         return self._without(table, stale) if stale else table
 
     def _without(self, table: ShardTable, shards: list[int]) -> ShardTable:
-        """Put a table without some shards in the place of the old one, and return it."""
-        table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.owned))
+        """Replace the table by one without some shards, and return it."""
+        table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.buffer_bytes))
         for shard in shards:
-            table.owned.pop(shard, None)
+            table.buffer_bytes.pop(shard, None)
             del table.loaded[shard]
             table.entries[shard] = 0
         self.table = table
         return table
 
     def _evict_buffers(self, table: ShardTable, nbytes: int) -> ShardTable:
-        """Return a table with room for `nbytes` of buffers: the oldest leave, if they must."""
-        if not (nbytes and table.owned):
+        """Return a table that can add `nbytes` of buffers: the oldest are evicted if necessary."""
+        if not (nbytes and table.buffer_bytes):
             return table
-        excess = sum(table.owned.values()) + nbytes - _buffer_limit(table)
+        excess = sum(table.buffer_bytes.values()) + nbytes - _buffer_limit(table)
         if excess <= 0:
             return table
-        leaving = []
-        for shard, held in table.owned.items():
+        evicted = []
+        for shard, size in table.buffer_bytes.items():
             if excess > 0:
-                excess -= held
-                leaving.append(shard)
-        return self._without(table, leaving)
+                excess -= size
+                evicted.append(shard)
+        return self._without(table, evicted)
 
 
 _NONE: Int64 = np.empty(0, np.int64)
-_NO_PLACE: Int64 = np.empty((0, 7), np.int64)
+_NO_ENTRIES: Int64 = np.empty((0, 7), np.int64)
 _NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
 _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
 def _buffer_limit(table: ShardTable) -> int:
-    """Return the bytes that decompressed shards may take: a quarter of what would be free."""
-    return (memory.available_memory() + sum(table.owned.values())) // 4
+    """Return the limit of bytes of buffers: a quarter of what is free without them."""
+    return (memory.available() + sum(table.buffer_bytes.values())) // 4

@@ -1,8 +1,7 @@
-"""The shards of several datasets as those of one, numbered one dataset after the other.
+"""Provide `ShardUnion`: the shards of several datasets, numbered one dataset after the other.
 
-Each number is looked up and handed on to the shards that it belongs to, which keep what they have
-fetched, so one table, and one call of a kernel, serves samples of all of them.
-
+A call is passed to the parts that its shards or samples belong to. The parts keep what they have
+fetched. One table, and one call of a kernel, serves samples of all parts.
 Tested in tests/mixture/test_mixture.py.
 """
 
@@ -30,16 +29,16 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
 
 MAX_CONCURRENT = 32
-"""Datasets whose stores are waited for at once."""
+"""Datasets whose stores are waited for concurrently."""
 
 _PartNumber: TypeAlias = "tuple[Shards[RemoteShards], int]"
-"""A part, and the number there of a shard or a sample."""
+"""A part, and the number of a shard or a sample within it."""
 
 
 def _find_part(
     parts: Sequence[Shards[RemoteShards]], firsts: list[int], number: int
 ) -> _PartNumber:
-    """Return the part that a number belongs to, given the first number of each part."""
+    """Return the part of a number, and its number there, given the first number of each part."""
     part = bisect_right(firsts, number) - 1
     return parts[part], number - firsts[part]
 
@@ -50,12 +49,12 @@ class ShardUnion:
     Parameters
     ----------
     parts : sequence of Shards
-        Each of one dataset. To close the union does not close them.
+        One for each dataset. Closing the union does not close them.
 
     Attributes
     ----------
     first_shards, first_samples : list of int
-        The numbers that each part's begin with, then how many there are.
+        The first shard and the first sample of each part, followed by the totals.
     """
 
     def __init__(self, parts: Sequence[Shards[RemoteShards]]) -> None:
@@ -76,9 +75,9 @@ class ShardUnion:
         return ShardUnion, (self.parts,)
 
     def close(self) -> None:
-        """Do nothing: the parts stay open."""
+        """No-op: the parts stay open."""
 
-    # Which part a number belongs to
+    # Finding parts
 
     def _find_shard(self, shard: int) -> _PartNumber:
         return _find_part(self.parts, self.first_shards, shard)
@@ -87,8 +86,8 @@ class ShardUnion:
         return _find_part(self.parts, self.first_samples, sample)
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
-        """Yield the number of each part that some shards belong to, and which of them do."""
-        return group_positions(np.searchsorted(self._bounds, shard_of, side="right") - 1)
+        """Yield each part's number with the rows of `shard_of` that belong to it."""
+        return grouped(np.searchsorted(self._bounds, shard_of, side="right") - 1)
 
     @property
     def remotes(self) -> Sequence[RemotePart[RemoteShards]]:
@@ -96,7 +95,7 @@ class ShardUnion:
         return tuple(self._remotes.values())
 
     def split(self, shard_of: Int64) -> Iterator[tuple[RemotePart[RemoteShards], Rows]]:
-        """Yield the datasets in object stores that samples belong to, and which samples do."""
+        """Yield each dataset in an object store with the rows of `shard_of` that belong to it."""
         for number, rows in self._groups(shard_of):
             if (part := self._remotes.get(number)) is not None:
                 yield part, rows
@@ -104,7 +103,7 @@ class ShardUnion:
     def for_each_part(
         self, groups: Iterable[tuple[int, Rows]], work: Callable[[int, Rows], object]
     ) -> None:
-        """Do something for samples of some parts; side by side where that waits for stores."""
+        """Call `work` for the rows of each part; concurrently for parts in object stores."""
         jobs: list[RemoteJob] = []
         for number, rows in groups:
             if (remote := self._remotes.get(number)) is None:
@@ -116,99 +115,99 @@ class ShardUnion:
     # Reading samples
 
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the shards to open so that samples are in memory, fetched if need be."""
-        found: list[Int64] = []
+        """Fetch what samples need, and return the shards to open for them."""
+        shards: list[Int64] = []
 
         def fetch(number: int, rows: Rows) -> None:
             first = self.first_shards[number]
-            mine = ids[rows] - self.first_samples[number]
-            found.append(self.parts[number].fetch_shards(mine, shard_of[rows] - first) + first)
+            part_ids = ids[rows] - self.first_samples[number]
+            part_shards = self.parts[number].fetch_shards(part_ids, shard_of[rows] - first)
+            shards.append(part_shards + first)
 
         self.for_each_part(self._groups(shard_of), fetch)
-        return np.sort(np.concatenate(found))
+        return np.sort(np.concatenate(shards))
 
     def read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        """Read samples of shards that cannot stay in memory."""
+        """Read samples into new buffers, without keeping their shards in memory."""
         address, nbytes = np.empty((2, len(ids)), np.int64)
-        held: list[object] = []
+        owners: list[object] = []
 
         def read(number: int, rows: Rows) -> None:
-            mine = ids[rows] - self.first_samples[number]
-            found = self.parts[number].read_samples(
-                mine, shard_of[rows] - self.first_shards[number]
-            )
-            address[rows], nbytes[rows], more = found
-            held.extend(more)
+            part_ids = ids[rows] - self.first_samples[number]
+            part_shard_of = shard_of[rows] - self.first_shards[number]
+            samples = self.parts[number].read_samples(part_ids, part_shard_of)
+            address[rows], nbytes[rows], part_owners = samples
+            owners.extend(part_owners)
 
         self.for_each_part(self._groups(shard_of), read)
-        return address, nbytes, held
+        return address, nbytes, owners
 
     # Opening shards
 
     def open(self, shards: Iterable[int]) -> dict[int, LoadedShard]:
-        """Open those of some shards that take no request, and check them against their index."""
-        found: dict[int, LoadedShard] = {}
-        wanted = np.array([*shards], np.int64)
-        for number, rows in self._groups(wanted):
-            first = self.first_shards[number]
-            opened = self.parts[number].open((wanted[rows] - first).tolist())
-            found |= {first + shard: loaded for shard, loaded in opened.items()}
-        return found
+        """Open and check shards; skip those whose opening takes a request to a store."""
+        loaded: dict[int, LoadedShard] = {}
+        numbers = np.array([*shards], np.int64)
+        for part, rows in self._groups(numbers):
+            first = self.first_shards[part]
+            opened = self.parts[part].open((numbers[rows] - first).tolist())
+            loaded |= {first + shard: value for shard, value in opened.items()}
+        return loaded
 
     def buffer_bytes(self, shard: int) -> int | None:
-        """Return the bytes of memory that a shard takes, open, besides maps."""
-        part, mine = self._find_shard(shard)
-        return part.buffer_bytes(mine)
+        """Return the bytes of buffers that an open shard takes, not counting maps."""
+        part, number = self._find_shard(shard)
+        return part.buffer_bytes(number)
 
     def is_stale(self, shard: int, loaded: LoadedShard) -> bool:
-        """Return True if a shard that is in memory is to be opened again."""
-        part, mine = self._find_shard(shard)
-        return part.is_stale(mine, loaded)
+        """Return True if a loaded shard must be opened again."""
+        part, number = self._find_shard(shard)
+        return part.is_stale(number, loaded)
 
     # Messages
 
     def describe(self, sample: int) -> str:
-        """Say where a sample is stored, for messages."""
-        part, mine = self._find_sample(sample)
-        return part.describe(mine)
+        """Return the location of a sample, for messages."""
+        part, number = self._find_sample(sample)
+        return part.describe(number)
 
-    def raise_damaged(self, sample: int, what: str, cause: Exception | None = None) -> NoReturn:
-        """Raise FormatError for a sample, saying where it is stored."""
-        part, mine = self._find_sample(sample)
-        part.raise_damaged(mine, what, cause)
+    def raise_damaged(self, sample: int, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Raise FormatError with the location of a sample and the reason."""
+        part, number = self._find_sample(sample)
+        part.raise_damaged(number, reason, cause)
 
 
 class _UnionCatalog:
-    """The files of joined shards, as the parts' indexes know them."""
+    """The files of all shards of a union, from the indexes of its parts."""
 
     def __init__(self, parts: tuple[Shards[RemoteShards], ...], first_shards: list[int]) -> None:
         self._parts = parts
         self._first_shards = first_shards
 
     def files(self, shard: int) -> ShardFiles:
-        part, mine = self._find_shard(shard)
-        return part.index.files(mine)
+        part, number = self._find_shard(shard)
+        return part.index.files(number)
 
     def name(self, shard: int) -> str:
-        part, mine = self._find_shard(shard)
-        return f"{part.root}/{part.index.name(mine)}"
+        part, number = self._find_shard(shard)
+        return f"{part.root}/{part.index.name(number)}"
 
     def _find_shard(self, shard: int) -> _PartNumber:
         return _find_part(self._parts, self._first_shards, shard)
 
     def fingerprint(self, index: Index) -> str:
-        known = [part.index.fingerprint() for part in self._parts]
-        return hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
+        fingerprints = [part.index.fingerprint() for part in self._parts]
+        return hashlib.blake2b(repr(fingerprints).encode(), digest_size=8).hexdigest()
 
 
 def union_index(indexes: Sequence[Index], catalog: _UnionCatalog) -> Index:
-    """Return the index of all shards, one dataset's after the other's."""
+    """Return the index of the shards of all datasets, one dataset after the other."""
     numbers: dict[Any, int] = {}
     schema_ids = []
     for index in indexes:
-        own = [numbers.setdefault(schema, len(numbers)) for schema in index.schemas]
-        schema_ids.append(np.array(own, np.int32)[index.schema_ids])
-    facts = ShardArrays(
+        schemas = [numbers.setdefault(schema, len(numbers)) for schema in index.schemas]
+        schema_of.append(np.array(schemas, np.int32)[index.schema_of])
+    facts = ShardFacts(
         np.concatenate([np.diff(index.starts) for index in indexes]),
         np.concatenate([index.nbytes for index in indexes]),
         np.concatenate(schema_ids),

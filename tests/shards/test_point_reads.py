@@ -174,11 +174,11 @@ def test_how_much_is_little():
     rows = np.array([3, 50, 7])
     runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
     assert (runs.ends - runs.begins).tolist() == [36, 36, 36]
-    assert runs.numbers is not None
+    assert runs.keys is not None
     for nbytes, is_little in ((4 * 36, True), (4 * 36 - 1, False)):
         index = Rows([100, 100], [100 * nbytes, 100 * nbytes])
         runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
-        assert (runs.numbers is not None) == is_little
+        assert (runs.keys is not None) == is_little
         # A single run is always read.
         runs, _ = point_reads.offset_runs(index, np.array([0, 0]), rows[[0, 2]])
         assert runs.first.tolist() == [0]
@@ -281,8 +281,8 @@ def test_a_forked_process(ds, requests):
     assert ds[begin]["id"] == begin
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=read_in_child, args=(ds, [begin, begin + 1], requests, sender))
-    exactly = ds._source.remote.point_reader
-    with exactly._kept._lock, exactly._offsets._kept._lock:
+    reader = ds._source.remote.point_reader
+    with reader._samples_cache._lock, reader._offsets._cache._lock:
         process.start()
     try:
         assert receiver.poll(30), "it waits for a lock"

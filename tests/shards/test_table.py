@@ -161,8 +161,8 @@ def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
     monkeypatch.setattr(fetch, "_buffer_limit", lambda table: shards * largest)
     check(name, ds)
     table = ds._source.fetcher.table
-    assert table.owned.keys() == table.loaded.keys()
-    assert sum(table.owned.values()) <= shards * largest
+    assert table.buffer_bytes.keys() == table.loaded.keys()
+    assert sum(table.buffer_bytes.values()) <= shards * largest
     assert {int(i) for i in np.flatnonzero(table.entries[:, 0])} == set(table.loaded)
 
 
@@ -200,7 +200,7 @@ def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
         with pytest.raises(FormatError, match=damaged.name):
             ds.load()
     table = ds._source.fetcher.table
-    assert table.owned.keys() == table.loaded.keys()
+    assert table.buffer_bytes.keys() == table.loaded.keys()
     damaged.write_bytes(content)
     monkeypatch.setattr(fetch, "_buffer_limit", lambda table: 10_000)
     assert ds["x"].load().tolist() == list(range(4000))
