@@ -402,7 +402,7 @@ def test_samples_are_writable_and_share_nothing(ds):
 
 def test_iteration(ds, monkeypatch):
     for block in (1, 1 << 20):
-        monkeypatch.setattr(npstream.dataset.dataset, "SAMPLE_BLOCK", block)
+        monkeypatch.setattr(npstream.reading.load, "SAMPLE_BLOCK", block)
         for i, sample in enumerate(ds):
             check_sample(sample, i)
         assert i == N - 1

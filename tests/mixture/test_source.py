@@ -146,8 +146,8 @@ def test_small_columns_come_from_side_cars(remote, requests):
 
 
 def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
-    monkeypatch.setattr(ahead, "WINDOW", 1 << 13)
-    monkeypatch.setattr(ahead, "GROUP", 1 << 11)
+    monkeypatch.setattr(ahead, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(ahead, "GROUP_BYTES", 1 << 11)
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     threads = set()
     fetch = ahead.ChunkReadAhead._next
@@ -225,7 +225,7 @@ def test_shards_that_were_passed(remote, monkeypatch):
     def finished(self, shards):
         seen.append((self.root[-1], [*shards]))
 
-    monkeypatch.setattr(RemoteShards, "finished", finished)
+    monkeypatch.setattr(RemoteShards, "mark_finished", finished)
     mixed = npstream.mix({"a": remote[0], "c": remote[2]})
     done = {"0": [], "2": []}
     for view in (mixed, mixed[::-1]):

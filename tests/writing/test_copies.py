@@ -88,7 +88,7 @@ def test_a_view_is_copied_as_it_is_stored(view, compression, source, tmp_path, u
 def test_nothing_is_decoded_for_a_copy(source, tmp_path, monkeypatch):
     root, columns = source
     ds = npstream.open(root, allow_pickle=True)
-    monkeypatch.setattr("npstream.reading.decode._decoded", None)
+    monkeypatch.setattr("npstream.reading.decode._decode_rows", None)
     monkeypatch.setattr("npstream.reading.decode.sample_values", None)
     monkeypatch.setattr("npstream.formats.encodings.encodings.Encoding.encode", None)
     assert npstream.write(tmp_path, ds).columns == columns
