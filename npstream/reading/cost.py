@@ -220,7 +220,7 @@ def _byte_ranges_by_schema(
         # Not the plan's own numbers of schemas, which are those of a mixture.
         partial_read = Plan(plan.fields).partial_read(schema, remote.layouts[schema])
         if partial_read is not None:
-            yield partial_read.byte_ranges, schema_of == schema
+            yield partial_read.byte_ranges, schema_ids == schema
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:

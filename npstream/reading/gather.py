@@ -384,11 +384,11 @@ def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
         return {}
     if len(index.schemas) <= 1:
         return _find_schema_bodies(fetcher, 0, plan, ids)
-    schema_of = index.schema_of[np.searchsorted(index.starts, ids, side="right") - 1]
+    schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
     held: list[object] = []
     spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
-    for schema in np.unique(schema_of).tolist():
-        rows = np.flatnonzero(schema_of == schema)
+    for schema in np.unique(schema_ids).tolist():
+        rows = np.flatnonzero(schema_ids == schema)
         for name, part in _find_schema_bodies(fetcher, schema, plan, ids[rows]).items():
             spans[name][:, rows] = part.address, part.nbytes
             held.append(part.held)

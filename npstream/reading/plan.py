@@ -258,7 +258,7 @@ class Plan:
             return None
         wanted = []
         for f in self.fields:
-            offset, first = layout.places[f.name].offset, f.part.first if f.part else 0
+            offset, first = layout.columns[f.name].offset, f.part.first if f.part else 0
             for begin, end in f.byte_ranges(REQUEST_BYTES):
                 if end > begin:
                     wanted.append((offset + begin, offset + end, begin - first, f.name))
@@ -287,7 +287,7 @@ class Plan:
             else:
                 first, last = (f.part.first, f.part.stop) if f.part else (0, place.size)
                 copied.append(f)
-                fixed.append((place.before, place.offset + first, last - first, 0))
+                fixed.append((place.variable_before, place.offset + first, last - first, 0))
         how = SplitArguments(
             layout.nvariable,
             layout.nfixed,

@@ -197,7 +197,7 @@ def _decoder(
         return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
     wanted = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
-    columns = [(name, wanted.get(name), layout.places[name].size) for name in names]
+    columns = [(name, wanted.get(name), layout.columns[name].size) for name in names]
     return _body_decoder(fetcher, loaded, columns, list(wanted)), 0
 
 

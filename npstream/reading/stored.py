@@ -69,7 +69,10 @@ class StoredTable:
         others: list[Field] = []
         for name, encoding in wanted.items():
             field = self._fields[name]
-            same = is_copied_verbatim(field.encoding) and field.encoding.stored == encoding.stored
+            same = (
+                is_copied_verbatim(field.encoding)
+                and field.encoding.stored_name == encoding.stored_name
+            )
             (copied if same else others).append(field)
         plan, first = Plan(copied), 0
         pieces = (self._selection.ids(start, stop) for start, stop in bounds)

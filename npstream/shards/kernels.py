@@ -10,7 +10,7 @@ Common arguments, for n samples and S shards:
 ============  ==========  =========================================================
 ids           int64[n]    sample numbers, each in [0, starts[S])
 starts        int64[S+1]  first sample of each shard
-guide, shift              see `npstream.formats.index.guide_table`
+guide, shift              see `npstream.formats.index.shard_lookup_table`
 entries       int64[S,7]  for each shard: address of its bytes (0: not in memory), address of
                           its offsets, first byte of the samples, end of the samples, bytes of
                           every sample (0: see the offsets), address of one byte for each chunk

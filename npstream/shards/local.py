@@ -57,7 +57,7 @@ class LocalShards:
         self.verify = verify
         self.layouts = layouts_of(index)
         guards = [text.guard(schema) for schema in index.schemas]
-        self.guards = np.array(guards, np.int64)[index.schema_of]
+        self.guards = np.array(guards, np.int64)[index.schema_ids]
         self._is_checked = np.zeros(len(index), bool)  # shards that were opened before
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +113,7 @@ class LocalShards:
         ]
         data, header = loaded[0], loaded[-1]
         if memory.is_mapped(header):
-            layout = self.layouts[self.index.schema_of[shard]]
+            layout = self.layouts[self.index.schema_ids[shard]]
             end = 4 * (self._sample_count(shard) + 2)
             if layout is None or not layout.stride:
                 memory.will_need(header[: end + 1])
@@ -142,7 +142,7 @@ class LocalShards:
             if layout is not None:
                 begin = mds.check_mds_head(schema, data, samples, stride)
             else:
-                begin = text.lines_begin(schema, data, header, samples)
+                begin = text.check_text_head(schema, data, header, samples)
         except FormatError as error:
             where = self.store.where(self.index.name(shard))
             raise FormatError(f"{where} (shard {shard}): {error}") from None

@@ -127,10 +127,10 @@ def _read_named(
     sidecar = None
     nbytes = size_in_version(index_version) or 0
     if nbytes > LARGE_INDEX and (sidecar := open_sidecar()) is not None:
-        mark = _read_mark(store, cache, name, nbytes, index_version)
-        if sidecar.mark.matches(mark):
+        index_digest = _read_digest(store, cache, name, nbytes, index_version)
+        if sidecar.index_digest.matches(index_digest):
             try:
-                identity = _hash(mark.ends + index_version.encode())
+                identity = _hash(index_digest.ends_hash + index_version.encode())
                 index = sidecar.index(store.where(name))
                 return Manifest(index, identity, sidecar, Snapshot(name, index_version))
             except (FormatError, IntegrityError) as error:
@@ -143,7 +143,7 @@ def _read_named(
     if sidecar is not None:
         from npstream.formats.sidecar.sidecar import digest_index
 
-        if not sidecar.mark.matches(mark_of(text, index_version, store.root)):
+        if not sidecar.index_digest.matches(digest_index(text, index_version, store.root)):
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
     identity = identity_of(text, index_version) if cache else ""
@@ -295,12 +295,12 @@ def warn_sidecar_denied(store: Store, stacklevel: int) -> None:
     )
 
 
-def _read_mark(
+def _read_digest(
     store: Store, cache: ShardCache | None, name: str, nbytes: int, version: str
-) -> Mark:
-    """Return the mark of an index file, from its first and last bytes instead of its whole text."""
-    from npstream.formats.sidecar.sidecar import ENDS, make_mark
+) -> IndexDigest:
+    """Return the digest of an index file, which takes only its first and last bytes."""
+    from npstream.formats.sidecar.sidecar import END_BYTES, digest_index_ends
 
-    spans = [(name, 0, ENDS), (name, nbytes - ENDS, ENDS)]
+    spans = [(name, 0, END_BYTES), (name, nbytes - END_BYTES, END_BYTES)]
     ends = _read_cached(store, cache, name, version, lambda: b"".join(store.ranges(spans)))
-    return make_mark(nbytes, ends[:ENDS], ends[ENDS:], version, store.root)
+    return digest_index_ends(nbytes, ends[:END_BYTES], ends[END_BYTES:], version, store.root)

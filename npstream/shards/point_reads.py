@@ -328,7 +328,7 @@ class PointReader:
 
     def _is_sample(self, shard: int, part: bytes) -> bool:
         """Return True if bytes, with their guard, look like a sample of a shard."""
-        schema = self._shards.index.schema_of[shard]
+        schema = self._shards.index.schema_ids[shard]
         layout = self._shards.layouts[schema]
         if layout is None:
             return text.is_complete_line(self._shards.index.schemas[schema], part)

@@ -101,7 +101,7 @@ class RemoteFiles:
 
     def has_meta(self, shard: int) -> bool:
         """Return True if a shard's offsets are in a meta file."""
-        return self.index.schemas[int(self.index.schema_of[shard])].format != "mds"
+        return self.index.schemas[int(self.index.schema_ids[shard])].format != "mds"
 
     def open_files(self, shard: int) -> list[CachedFile]:
         """Return the files of a shard that this process has open."""
@@ -161,7 +161,7 @@ class RemoteFiles:
         """Estimate the bytes that the cache must hold for the largest chunk and its header."""
         samples, nbytes = np.diff(self.index.starts), self.index.nbytes
         is_text = np.array([s.format != "mds" for s in self.index.schemas], bool)
-        has_meta = is_text[self.index.schema_of]
+        has_meta = is_text[self.index.schema_ids]
         headers = 4 * (samples + 2)
         body = np.maximum(nbytes - np.where(has_meta, 0, headers), 0)
         # Chunks of a shard differ by one sample.
@@ -209,7 +209,7 @@ class RemoteFiles:
 
     def is_fixed(self, shard: int) -> bool:
         """Return True if all samples of a shard have one size, so that no offset is needed."""
-        return bool(self.strides[self.index.schema_of[shard]])
+        return bool(self.strides[self.index.schema_ids[shard]])
 
     def samples_begin(self, shard: int) -> int | None:
         """Return the first byte of a shard's samples; None if that takes a request."""
@@ -218,7 +218,7 @@ class RemoteFiles:
 
     def recorded_begin(self, shard: int) -> int | None:
         """Return the first byte of a shard's samples according to the index or the side-car."""
-        stride = int(self.strides[self.index.schema_of[shard]])
+        stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             return int(self.index.nbytes[shard]) - self.sample_count(shard) * stride
         return None if self.sidecar is None else self.sidecar.begin(shard)
@@ -240,7 +240,7 @@ class RemoteFiles:
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
         """Return where rows of a shard begin and end; None if that takes a request."""
-        stride = int(self.strides[self.index.schema_of[shard]])
+        stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             begins = int(self.index.nbytes[shard]) + (rows - self.sample_count(shard)) * stride
             return begins, begins + stride

@@ -206,8 +206,8 @@ def union_index(indexes: Sequence[Index], catalog: _UnionCatalog) -> Index:
     schema_ids = []
     for index in indexes:
         schemas = [numbers.setdefault(schema, len(numbers)) for schema in index.schemas]
-        schema_of.append(np.array(schemas, np.int32)[index.schema_of])
-    facts = ShardFacts(
+        schema_ids.append(np.array(schemas, np.int32)[index.schema_ids])
+    facts = ShardArrays(
         np.concatenate([np.diff(index.starts) for index in indexes]),
         np.concatenate([index.nbytes for index in indexes]),
         np.concatenate(schema_ids),

@@ -18,7 +18,7 @@ from npstream._core.progress import progress
 from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings.encodings import parse, with_dtype
 from npstream.formats.scan import scalar_columns
-from npstream.formats.sidecar.sidecar import Mark, Sidecar
+from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
 from npstream.shards.manifest import warn_sidecar_denied
 from npstream.storage.local import open_store, options_for
 from npstream.storage.remote import UNKNOWN_SIZE
@@ -161,7 +161,7 @@ def _open_sidecar(
         if required or error.errno not in (errno.ENOENT, errno.EACCES):
             problems.append(str(error))
         elif error.errno == errno.EACCES:
-            warn_sidecar_denied(aside, stacklevel=4)
+            warn_sidecar_denied(sidecar_store, stacklevel=4)
         return None
     except NpstreamError as error:
         problems.append(str(error))

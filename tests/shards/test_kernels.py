@@ -61,7 +61,7 @@ class Shards:
     def __init__(self, shards, stride=0):
         counts = [len(sizes) for sizes in shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.guide, self.shift = guide_table(self.starts)
+        self.guide, self.shift = shard_lookup_table(self.starts)
         self.entries = np.zeros((max(len(shards), 1), 7), np.int64)
         self.held, self.bodies = [], []
         for number, sizes in enumerate(shards):

@@ -407,7 +407,7 @@ def test_a_side_car_beside_a_dataset_that_cannot_be_written(
 
 
 def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, caplog):
-    monkeypatch.setattr("npstream.formats.sidecar.sidecar.ENDS", 64)
+    monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
     monkeypatch.setattr(
         "npstream.shards.manifest.LARGE_INDEX", 0
     )  # so that it stands for the index
