@@ -98,7 +98,7 @@ class Epochs:
         if settings.shuffle is not False:
             shuffle = settings.shuffle if isinstance(settings.shuffle, Shuffle) else Shuffle()
             self.shuffle = shuffle.resolve(source.estimate_bytes(selection.size))
-        self._held: tuple[int, Order] | None = None
+        self._last_order: tuple[int, Order] | None = None
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -144,11 +144,15 @@ class Iteration(Resumable):
         """Yield the remaining items of a worker, or of the main process if `workers` is 0."""
         part, done = progress.part, progress.samples_done
         log("iterating as worker %d of %d: %r over %s", worker, workers, self, part)
-        mine = range(worker, part.batches, workers or 1)[rows // part.batch_size :]
-        pieces = self._pieces(run, mine, rows % part.batch_size)
-        items = self._batches(run, pieces) if self.yields_batches else self._samples(run, pieces)
-        for what, transform in self._transforms:
-            items = apply_transform(transform, items, what)
+        batches = range(worker, part.batches, workers or 1)[done // part.batch_size :]
+        pieces = self._pieces(progress, batches, done % part.batch_size)
+        items = (
+            self._batches(progress, pieces)
+            if self.yields_batches
+            else self._samples(progress, pieces)
+        )
+        for name, transform in self._transforms:
+            items = apply_transform(transform, items, name)
         return items
 
     @property
@@ -299,26 +303,23 @@ class Iteration(Resumable):
 
     def _batches(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
         plan = self._source.plan(self._names)
-        rowwise = self._is_rowwise(run)
+        rowwise = self._is_rowwise(progress)
         ahead = self._source.read_ahead(pieces, itemgetter(0), self._step, rowwise)
         for (ids, repeated), lookup in ahead:
             self.require_newest(progress)
             columns = self._source.columns(plan, lookup, {})
             yield Batch(columns, ids, repeated, encodings=plan.encodings)
 
-    def _samples(self, run: Run, pieces: Iterator[_Piece]) -> Iterator[Any]:
-        rowwise = self._is_rowwise(run)
+    def _samples(self, progress: EpochProgress, pieces: Iterator[_Piece]) -> Iterator[Any]:
+        rowwise = self._is_rowwise(progress)
         for _, lookup in self._source.read_ahead(pieces, itemgetter(0), self._step, rowwise):
-            self.require_newest(run)
+            self.require_newest(progress)
             yield from self._source.samples(self._names, lookup)
 
-    def _pieces(self, run: Run, mine: range, taken: int) -> Iterator[_Piece]:
-        """Look up several batches at once, and yield the ids of those that are read together.
-
-        Of the first batch, some samples may have been taken before.
-        """
-        part = run.part
-        step = part.at_once(mine.step)
+    def _pieces(self, progress: EpochProgress, batches: range, done: int) -> Iterator[_Piece]:
+        """Yield the ids of samples that are read together, without `done` of the first batch."""
+        part = progress.part
+        step = part.lookup_batches(batches.step)
         rows = min(LOOKUP_SAMPLES, self._source.estimate_rows(_READ_BYTES))
         if self.yields_batches:
             rows = part.batch_size

@@ -188,7 +188,7 @@ def _copy_parts(
         False if none is read in part. Nothing is copied then.
     """
     is_left = np.ones(len(ids), bool)
-    with one_read():
+    with shared_deadline():
         parts = fetcher.read_parts(ids, partial_read.byte_ranges)
         if not parts:
             return False

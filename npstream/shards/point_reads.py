@@ -18,7 +18,7 @@ from npstream._core.typing import Bools, Bytes, Int64
 from npstream.errors import StorageError
 from npstream.formats import mds, text
 from npstream.shards.base import concatenate_parts
-from npstream.storage.coalesce import fill_merged, merged, read_merged, transfer_cost
+from npstream.storage.coalesce import coalesce_ranges, fill_coalesced, read_coalesced, transfer_cost
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
@@ -147,7 +147,7 @@ class PointReader:
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
         begins = np.where(is_estimated, rows * sizes, begins - self._shards.guards[shard_of])
         ends = np.where(is_estimated, begins + sizes, ends)
-        *_, lengths = merged(shard_of, begins, ends, MAX_SAMPLE_GAP)
+        *_, lengths = coalesce_ranges(shard_of, begins, ends, MAX_SAMPLE_GAP)
         requests, nbytes = len(lengths), int(lengths.sum())
         if not is_known.all():
             more = _offsets_cost(index, shard_of[~is_known], rows[~is_known])
@@ -203,7 +203,7 @@ class PointReader:
             return 0, 0
         begins, _ = self._bounds_of(ids)
         shard_of = np.repeat(self._shard_of(ids), len(byte_ranges))
-        *_, lengths = merged(shard_of, *_part_bounds(begins, byte_ranges), MAX_SAMPLE_GAP)
+        *_, lengths = coalesce_ranges(shard_of, *_part_bounds(begins, byte_ranges), MAX_SAMPLE_GAP)
         return len(lengths), int(lengths.sum())
 
     def read_parts(self, ids: Int64, byte_ranges: Int64) -> Bytes:
@@ -245,7 +245,7 @@ class PointReader:
             shards.check_bounds(int(shard_of[run.start]), rows[run], begins[run], ends[run])
         file_of = np.repeat(shard_of, len(byte_ranges))
         spans = _part_bounds(begins, byte_ranges)
-        fill_merged(self._store, self._name, file_of, *spans, MAX_SAMPLE_GAP, out.reshape(-1))
+        fill_coalesced(self._store, self._name, file_of, *spans, MAX_SAMPLE_GAP, out.reshape(-1))
 
     def _shard_of(self, ids: Int64) -> Int64:
         return np.searchsorted(self._shards.index.starts, ids, side="right") - 1
@@ -321,7 +321,7 @@ class PointReader:
             sample = int(ids[1 + overlaps.argmax()])
             shards.raise_damaged(sample, "its offsets do not fit the shard")
         begins = begins - shards.guards[shard_of]
-        return read_merged(self._store, self._name, shard_of, begins, ends, MAX_SAMPLE_GAP)
+        return read_coalesced(self._store, self._name, shard_of, begins, ends, MAX_SAMPLE_GAP)
 
     def _name(self, shard: int) -> str:
         return self._shards.index.files(shard).data.name
@@ -353,7 +353,7 @@ def _requests_per_file(
     """Return the number of requests for byte ranges of each file, and their bytes."""
     if not len(file_of):
         return np.zeros(files, np.int64), np.zeros(files, np.int64)
-    first_ranges, *_, lengths = merged(file_of, begins, ends, MAX_SAMPLE_GAP)
+    first_ranges, *_, lengths = coalesce_ranges(file_of, begins, ends, MAX_SAMPLE_GAP)
     requests = np.bincount(file_of[first_ranges], minlength=files)
     nbytes = np.zeros(files, np.int64)
     np.add.at(nbytes, file_of[first_ranges], lengths)
@@ -425,7 +425,7 @@ class OffsetsCache:
     def read(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64]:
         """Read where ascending rows begin and end, and cache the runs."""
         runs, run_of = offset_runs(self._shards.index, shard_of, rows)
-        parts = read_merged(
+        parts = read_coalesced(
             self._store, self._name, runs.shard_of, runs.begins, runs.ends, gap=MAX_OFFSETS_GAP
         )
         if runs.keys is not None:
@@ -464,7 +464,7 @@ def offset_runs(index: Index, shard_of: Int64, rows: Int64) -> tuple[OffsetRuns,
 def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]:
     """Return the requests for the offsets of ascending rows, and their bytes."""
     runs, _ = offset_runs(index, shard_of, rows)
-    *_, lengths = merged(runs.shard_of, runs.begins, runs.ends, MAX_OFFSETS_GAP)
+    *_, lengths = coalesce_ranges(runs.shard_of, runs.begins, runs.ends, MAX_OFFSETS_GAP)
     return len(lengths), int(lengths.sum())
 
 

@@ -214,6 +214,8 @@ class SampleRequest:
     ----------
     done : Event
         Set once the samples are in memory, or the fetch has failed.
+    error : NpstreamError or None
+        The error of a failed fetch.
     """
 
     def __init__(self, ids: Int64, shard_of: Int64, nbytes: int) -> None:
@@ -279,8 +281,11 @@ class SampleReadAhead:
 
     def wait_for(self, item: T, request: SampleRequest) -> Generator[T]:
         """Yield an item once its samples are in memory, and release them when it is done."""
-        if not self._is_closed:
+        if not self._is_closed and not request.done.is_set():
             request.done.wait()  # bounded by the deadlines of its requests
+            # The reader has waited for these deadlines. Another read would have a new deadline.
+            if request.error is not None:
+                raise request.error
         yield item
         self._extend_cache(-request.nbytes)
 
@@ -327,9 +332,9 @@ class SampleReadAhead:
                 ]
             )
         except NpstreamError as error:
-            # The reader of these samples fetches them again and gets the error.
+            # A reader that waits for these samples gets the error. A later one fetches them again.
             if not self._is_closed:
-                piece.error = error
+                request.error = error
                 log("reading ahead failed: %s", error)
         finally:
             request.done.set()

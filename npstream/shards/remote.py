@@ -294,7 +294,7 @@ class RemoteShards(LocalShards):
         is_absent = np.array([not self.files.is_readable(*chunk) for chunk in chunks])
         rows = is_absent[inverse]
         if rows.any():
-            with one_read():
+            with shared_deadline():
                 self.point_reader.read(ids[rows], shard_of[rows])
 
     def estimate_bytes(self, shard_of: Int64) -> int:

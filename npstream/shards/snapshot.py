@@ -87,7 +87,7 @@ def _explain_error(error: NpstreamError, store: Store, snapshot: Snapshot | None
 
 def _find_replacement(store: Store, snapshot: Snapshot) -> str:
     """Return "replaced" or "removed" if the index changed since the snapshot, otherwise ""."""
-    from npstream.storage.deadlines import one_read
+    from npstream.storage.deadlines import shared_deadline
 
     name, version, identity = snapshot
     try:

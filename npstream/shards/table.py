@@ -135,7 +135,7 @@ class Fetcher:
         code = self._locate_loaded(ids, table, samples)
         owners: list[object] = [table]
         if code > 0:
-            with one_read():
+            with shared_deadline():
                 code, owners = self._locate_absent(ids, samples, owners)
         if code < 0:
             self.raise_damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
@@ -251,7 +251,7 @@ class Fetcher:
 
         from npstream.shards.readahead import run_all
 
-        with one_read():
+        with shared_deadline():
             run_all(
                 [
                     (

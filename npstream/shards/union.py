@@ -22,7 +22,7 @@ from npstream._core.typing import Int64
 from npstream.formats.index import Index, ShardArrays, ShardFiles
 from npstream.shards.base import RemotePart
 from npstream.shards.readahead import RemoteJob, run_all
-from npstream.storage.deadlines import carried
+from npstream.storage.deadlines import inherit_deadline
 
 if TYPE_CHECKING:
     from npstream.shards.base import LoadedShard, Shards
@@ -109,7 +109,7 @@ class ShardUnion:
             if (remote := self._remotes.get(number)) is None:
                 work(number, rows)
             else:
-                jobs.append((remote.shards, carried(partial(work, number, rows))))
+                jobs.append((remote.shards, inherit_deadline(partial(work, number, rows))))
         run_all(jobs, MAX_CONCURRENT)
 
     # Reading samples
