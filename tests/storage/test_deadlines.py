@@ -23,7 +23,7 @@ import npstream
 from npstream.cache.cache import ShardCache
 from npstream.cache.ranges import CachedRanges
 from npstream.errors import StorageError
-from npstream.shards.readahead import RowsAhead, RowsOfPiece
+from npstream.shards.readahead import SampleReadAhead, SampleRequest
 from npstream.storage import deadlines, requests
 from npstream.storage.deadlines import Deadlines, inherit_deadline, shared_deadline
 from npstream.storage.remote import RemoteStore
@@ -168,17 +168,17 @@ class FailingShards:
     """The shards of one dataset, whose samples cannot be fetched."""
 
     def __init__(self) -> None:
-        self.exact = SimpleNamespace(extend=lambda nbytes: None)
+        self.point_reader = SimpleNamespace(extend=lambda nbytes: None)
         self.may_fail = threading.Event()
 
-    def attend(self, reader: object) -> None: ...
+    def register_reader(self, reader: object) -> None: ...
 
     def stop(self, threads: object) -> None: ...
 
-    def rows_bytes(self, shard_of: object) -> int:
+    def estimate_bytes(self, shard_of: object) -> int:
         return 100
 
-    def fetch_rows(self, ids: object, shard_of: object) -> None:
+    def fetch_samples(self, ids: object, shard_of: object) -> None:
         assert self.may_fail.wait(HANG)
         raise StorageError("silent")
 
@@ -196,24 +196,24 @@ class WatchedEvent(threading.Event):
 
 
 @pytest.fixture
-def failing() -> Iterator[tuple[FailingShards, RowsAhead]]:
+def failing() -> Iterator[tuple[FailingShards, SampleReadAhead]]:
     shards = FailingShards()
     part = SimpleNamespace(shards=shards, first_shard=0, first_sample=0)
     union = SimpleNamespace(remotes=[part], split=lambda shard_of: [(part, slice(None))])
-    with RowsAhead(union) as rows:
+    with SampleReadAhead(union) as rows:
         yield shards, rows
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch, failing: tuple[FailingShards, RowsAhead]) -> None:
+def events(monkeypatch: pytest.MonkeyPatch, failing: tuple[FailingShards, SampleReadAhead]) -> None:
     """Let prefetches fail only after a reader waits for them."""
-    init = RowsOfPiece.__init__
+    init = SampleRequest.__init__
 
-    def watched(self: RowsOfPiece, *args: object) -> None:
+    def watched(self: SampleRequest, *args: object) -> None:
         init(self, *args)
         self.done = WatchedEvent(failing[0].may_fail.set)
 
-    monkeypatch.setattr(RowsOfPiece, "__init__", watched)
+    monkeypatch.setattr(SampleRequest, "__init__", watched)
 
 
 SAMPLE_AND_SHARD = (np.zeros(1, np.int64), np.zeros(1, np.int64))
@@ -221,22 +221,22 @@ SAMPLE_AND_SHARD = (np.zeros(1, np.int64), np.zeros(1, np.int64))
 
 @pytest.mark.usefixtures("events")
 def test_a_reader_that_waits_for_a_prefetch_does_not_wait_again(
-    failing: tuple[FailingShards, RowsAhead],
+    failing: tuple[FailingShards, SampleReadAhead],
 ):
     _, rows = failing
-    asked = rows.ask(SAMPLE_AND_SHARD)
+    asked = rows.request(SAMPLE_AND_SHARD)
     with pytest.raises(StorageError, match="silent"):
-        next(rows.taken("piece", asked))
+        next(rows.wait_for("piece", asked))
 
 
 def test_a_prefetch_that_failed_before_its_reader_came_is_repeated(
-    failing: tuple[FailingShards, RowsAhead],
+    failing: tuple[FailingShards, SampleReadAhead],
 ):
     shards, rows = failing
-    asked = rows.ask(SAMPLE_AND_SHARD)
+    asked = rows.request(SAMPLE_AND_SHARD)
     shards.may_fail.set()
     assert asked.done.wait(HANG)
-    assert next(rows.taken("piece", asked)) == "piece"
+    assert next(rows.wait_for("piece", asked)) == "piece"
 
 
 @pytest.fixture
