@@ -25,7 +25,7 @@ from npstream.indexing.columns import Cell, split_index
 from npstream.reading.batch import Ragged
 from npstream.reading.cost_limit import check_cost
 from npstream.reading.decode import object_array
-from npstream.reading.load import load, load_elements, map_column, output_array, take_indices
+from npstream.reading.load import apply_mode, load, load_elements, map_column, output_array
 from npstream.reading.plan import Field, Plan
 from npstream.reading.stored import StoredColumn, StoredTable
 from npstream.writing.tables import ArrayColumn
@@ -240,7 +240,7 @@ class Column(ArrayMethods, elementwise.Operators):
             return mesh.take(values[None], np.zeros(1, np.int64), 0, 0)[0].copy()[()]
         elements = mesh.positions(cell) if self._source.remotes else None
         field = self._field.restrict(cell, elements)
-        return Column(self._source, Plan([field]), chosen, cell, mesh)
+        return Column(self._source, Plan([field]), selected, cell, mesh)
 
     def _padded(
         self, rows: tuple[Any, ...], cells: tuple[Any, ...]
@@ -390,14 +390,14 @@ class Column(ArrayMethods, elementwise.Operators):
         array([2, 0])
         """
         if axis is None:
-            picked = take_indices(indices, self.size, mode)
-            bounded = np.asarray(picked) if self.ndim == 1 else in_bounds(picked, self.size)
-            chosen = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
+            positions = apply_mode(indices, self.size, mode)
+            bounded = np.asarray(positions) if self.ndim == 1 else in_bounds(positions, self.size)
+            selected = self[bounded if self.ndim == 1 else np.unravel_index(bounded, self.shape)]
         else:
             axis = normalize_axis_index(axis, self.ndim)
-            chosen = self[(slice(None),) * axis + (take_indices(indices, self.shape[axis], mode),)]
-        if isinstance(chosen, Column):
-            return chosen.load(out)
+            selected = self[(slice(None),) * axis + (apply_mode(indices, self.shape[axis], mode),)]
+        if isinstance(selected, Column):
+            return selected.load(out)
         if out is None:
             return selected
         out[...] = selected
@@ -510,10 +510,10 @@ class Column(ArrayMethods, elementwise.Operators):
         return bool(self._selection.ndim) and (self._mesh is None or not self._mesh.lead)
 
     def _bounds(self, purpose: str | None = None) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of blocks of rows; show the progress of what has a purpose."""
+        """Yield the bounds of blocks of rows; show progress if there is a `purpose`."""
         check_cost(self._source, self._selection, purpose or f"column {self.name!r}", self._plan)
         length, rows = len(self), len(self)
-        if self.size and self._leads:
+        if self.size and self._rows_first:
             rows = self._source.block_rows(self._plan, READ_BYTES)
             rows //= max(1, prod(self._selection.shape[1:]))
         starts = range(0, length, max(1, rows)) or range(1)

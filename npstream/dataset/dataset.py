@@ -205,7 +205,7 @@ class Dataset:
     def _column(self, name: str) -> Column:
         if name not in self._names:
             if name in self._source.column_errors:
-                self._source.field(name)  # says what is wrong with it
+                self._source.field(name)  # raises an error that says which shards lack the column
             raise ColumnError(name, self._names)
         return Column.of(self._source, self._source.plan((name,)), self._selection)
 
@@ -327,8 +327,8 @@ class Dataset:
                 view = self.ravel()
             elif normalize_axis_index(axis, self.ndim):
                 raise ValueError(f"axis={axis}: samples are taken along axis 0, or None")
-            if isinstance(chosen := view[reading.take_indices(indices, len(view), mode)], Dataset):
-                return chosen.load(out)
+            if isinstance(selected := view[reading.apply_mode(indices, len(view), mode)], Dataset):
+                return selected.load(out)
             if out is not None:
                 raise TypeError("out= takes arrays of several samples, but indices is one integer")
             return selected
@@ -560,8 +560,8 @@ class Dataset:
         (2,)
         """
         view = self.ravel()
-        given = view if columns is None else view[list(columns)]
-        mask = filter_mask(given, fn, batch_size, self._source.estimate_rows(reading.SAMPLE_BLOCK))
+        inputs = view if columns is None else view[list(columns)]
+        mask = filter_mask(inputs, fn, batch_size, self._source.estimate_rows(reading.SAMPLE_BLOCK))
         return view[mask]
 
     def iter(

@@ -286,13 +286,13 @@ def text_operand(ufunc: np.ufunc, inputs: tuple[Any, ...], kind: str) -> bytes |
     return None
 
 
-def equal_to(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
-    """Compare a column of text with one, where it lies."""
+def equals_text(text: bytes, source: Source, plan: Plan, selection: Selection) -> Bools:
+    """Compare each value of a column of text to `text`, without decoding the values."""
     check_cost(source, selection, "comparing text", plan)
     equal = np.empty(selection.size, bool)
     for start in progress(range(0, selection.size, KERNEL_ROWS), "comparing text"):
-        found = source.look_up(selection.ids(start, start + KERNEL_ROWS))
-        equal[start : start + KERNEL_ROWS] = source.equal(plan, found, text)
+        samples = source.look_up(selection.ids(start, start + KERNEL_ROWS))
+        equal[start : start + KERNEL_ROWS] = source.equal(plan, samples, text)
     return equal.reshape(selection.shape)[()]
 
 

@@ -169,7 +169,9 @@ class MixedSource(Source):
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
         """Yield pieces of work and what their rows are, some of which are fetched ahead."""
-        return super().read_ahead(pieces, rows_of, step if self.rows.rises else 0, is_rowwise)
+        return super().read_ahead(
+            pieces, rows_of, step if self.rows.is_ascending else 0, is_rowwise
+        )
 
     def _stored_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
@@ -207,7 +209,7 @@ class MixedSource(Source):
         samples = super().samples(names, lookup)
         if not self.has_transforms:
             return samples
-        members = map(self.members.__getitem__, self.rows.which(lookup.rows).tolist())
+        members = map(self.members.__getitem__, self.rows.view_numbers(lookup.rows).tolist())
         # Not a generator, which would end where a transform raises.
         return map(_transform, samples, members)
 

@@ -320,7 +320,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
     start = 0
     for address, nbytes in values.spans:
         stop = start + len(address)
-        code = kernels.read_array_headers.sized(len(address))(
+        code = kernels.read_array_headers.for_size(len(address))(
             address, nbytes, typed, _ITEMSIZES,
             codes[start:stop], heads[start:stop], ndims[start:stop],
         )  # fmt: skip
@@ -340,7 +340,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
     if ndims[0] > 1 or encoding.dtype.kind == "c":
         shapes = np.empty((n, int(ndims[0])), np.int64)
         address = np.concatenate([at for at, _ in values.spans])
-        kernels.read_array_shapes.sized(n)(address, typed, shapes)
+        kernels.read_array_shapes.for_size(n)(address, typed, shapes)
         if encoding.dtype.kind == "c":
             wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
             values.raise_if(wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
@@ -476,7 +476,7 @@ def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
             column = _as_ragged(*gather(fetcher, plan, part).values())
             held = column
             address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        equal_spans.sized(len(part))(
+        equal_spans.for_size(len(part))(
             address,
             nbytes,
             memory.address_of(wanted),

@@ -322,7 +322,7 @@ def _find_field(plan: Plan, name: str) -> Field:
     raise ColumnError(name, [field.name for field in plan.fields])
 
 
-def take_indices(indices: ArrayLike, length: int, mode: str) -> Any:
+def apply_mode(indices: ArrayLike, length: int, mode: str) -> Any:
     """Return the indices that `numpy.take` would use, for an axis of that length."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")

@@ -16,7 +16,7 @@ import numpy as np
 from npstream._core import memory
 from npstream._core.typing import AnyArray, Bools, Int64, Sample
 from npstream.formats.encodings.encodings import Encoding, view_as
-from npstream.indexing.columns import Cell, byte_runs, join_runs
+from npstream.indexing.columns import Cell, byte_runs, coalesce_runs
 from npstream.shards.table import SplitArguments
 from npstream.storage.coalesce import REQUEST_BYTES, is_worthwhile, transfer_cost
 

@@ -241,8 +241,8 @@ class LocalShards:
         if self.store.is_local:
             self._check_size(self.store.size(compressed.name), compressed)
         packed = self.store.read(compressed.name, compressed.nbytes)
-        if not memory.fits(file.nbytes):
-            raise FormatError(f"{where}: {memory.too_large(file.nbytes)}")
+        if not memory.fits_in_memory(file.nbytes):
+            raise FormatError(f"{where}: {memory.too_large_text(file.nbytes)}")
         # A recorded hash of the decompressed bytes makes a hash of the compressed ones redundant.
         self._verify(packed, compressed, self.verify != "auto" or not file.hashes)
         try:

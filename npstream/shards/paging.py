@@ -46,7 +46,7 @@ class PagePrefetcher:
         """Prefetch the pages of spans if pages are missing."""
         if not self._reads_to_prefetch:
             before = _major_faults()
-            kernels.touch.sized(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
+            kernels.touch.for_size(PROBE_ROWS)(address[:PROBE_ROWS], nbytes[:PROBE_ROWS])
             self._faults, self._unchecked_rows = _major_faults(), 0
             self.is_resident = self._faults - before <= min(len(address), PROBE_ROWS) >> 3
             if self.is_resident:
@@ -78,7 +78,7 @@ def prefetch_pages(address: Int64, nbytes: Int64) -> None:
     if (address[1:] < address[:-1]).any():
         order = np.argsort(address)
         address, nbytes = address[order], nbytes[order]
-    kernels.will_need_spans.sized(len(address))(address, nbytes, mmap.PAGESIZE, MAX_PAGE_GAP)
+    kernels.will_need_spans.for_size(len(address))(address, nbytes, mmap.PAGESIZE, MAX_PAGE_GAP)
 
 
 MAX_PAGE_GAP = 1 << 14

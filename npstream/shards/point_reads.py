@@ -73,8 +73,8 @@ class PointReader:
         self._shards = shards
         self._files = files
         self._store = store
-        self._samples_cache = Recent(SAMPLES_CACHE_BYTES)
-        self._parts_cache = Recent(PARTS_CACHE_BYTES)
+        self._samples_cache = LRUCache(SAMPLES_CACHE_BYTES)
+        self._parts_cache = LRUCache(PARTS_CACHE_BYTES)
         self._offsets = OffsetsCache(shards, store)
         self._budget_bytes = self._budget_samples = 0
         self._is_first_read = False
@@ -131,11 +131,11 @@ class PointReader:
 
     def lacks(self, ids: Int64) -> Bools:
         """Return True for samples that are not in the samples cache."""
-        return np.array(self._samples_cache.lacks(ids.tolist()), bool)
+        return np.array(self._samples_cache.missing(ids.tolist()), bool)
 
     def cost(self, ids: Int64) -> tuple[int, int]:
         """Estimate the requests, and their bytes, of reading samples in ascending order."""
-        ids = ids[~np.isin(ids, np.array(self._samples_cache.numbers(), np.int64))]
+        ids = ids[~np.isin(ids, np.array(self._samples_cache.keys(), np.int64))]
         if not ids.size:
             return 0, 0
         index = self._shards.index
@@ -165,7 +165,7 @@ class PointReader:
         byte_ranges : ndarray of int64, shape (k, 2)
             The first byte of each part within a sample, and the byte after its last.
         """
-        lacks = np.array(self._parts_cache.lacks(_part_keys(ids, byte_ranges)), bool)
+        lacks = np.array(self._parts_cache.missing(_part_keys(ids, byte_ranges)), bool)
         lacks[lacks] = self.lacks(ids[lacks])
         return lacks
 
@@ -231,7 +231,7 @@ class PointReader:
             self._fetch_parts(ids[absent], byte_ranges, fetched)
             if fetched is not rows:
                 rows[absent] = fetched
-            max_entries = PARTS_CACHE_BYTES // (EACH + rows.shape[1])
+            max_entries = PARTS_CACHE_BYTES // (ENTRY_OVERHEAD + rows.shape[1])
             last = absent[max(len(absent) - max_entries, 0) :]
             self._parts_cache.put([keys[k] for k in last], [rows[k].tobytes() for k in last])
         return rows
@@ -402,7 +402,7 @@ class OffsetsCache:
     def __init__(self, shards: LocalShards, store: Store) -> None:
         self._shards = shards
         self._store = store
-        self._cache = Recent(OFFSETS_CACHE_BYTES)
+        self._cache = LRUCache(OFFSETS_CACHE_BYTES)
 
     def look_up(self, shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Bools]:
         """Return where ascending rows begin and end, and True for rows that are cached."""

@@ -162,7 +162,7 @@ class Fetcher:
 
     def _locate_loaded(self, ids: Int64, table: ShardTable, samples: Int64) -> int:
         """Locate samples in the table's shards; return the code of `kernels.locate`."""
-        return kernels.read.sized(len(ids))(
+        return kernels.read.for_size(len(ids))(
             kernels.LOCATE, ids, *self._lookup, table.entries, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
         )  # fmt: skip
@@ -199,7 +199,7 @@ class Fetcher:
         if is_prefetched or self._pages.is_resident:
             table = self.current_table()
             samples = np.empty((2, n), np.int64)
-            code = kernels.read.sized(n)(
+            code = kernels.read.for_size(n)(
                 kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
                 split.nvariable, split.nfixed, fixed, split.variable, spans,
             )  # fmt: skip
@@ -209,7 +209,7 @@ class Fetcher:
                 return spans, table
         samples, owner = self._locate(ids)
         self._pages.prefetch(samples[0], samples[1])
-        code = kernels.read.sized(n)(
+        code = kernels.read.for_size(n)(
             kernels.SPLIT, ids, *self._lookup, _NO_ENTRIES, samples,
             split.nvariable, split.nfixed, fixed, split.variable, spans,
         )  # fmt: skip
@@ -490,4 +490,4 @@ _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 def _buffer_limit(table: ShardTable) -> int:
     """Return the limit of bytes of buffers: a quarter of what is free without them."""
-    return (memory.available() + sum(table.buffer_bytes.values())) // 4
+    return (memory.available_memory() + sum(table.buffer_bytes.values())) // 4

@@ -87,7 +87,7 @@ class ShardUnion:
 
     def _groups(self, shard_of: Int64) -> Iterator[tuple[int, Rows]]:
         """Yield each part's number with the rows of `shard_of` that belong to it."""
-        return grouped(np.searchsorted(self._bounds, shard_of, side="right") - 1)
+        return group_positions(np.searchsorted(self._bounds, shard_of, side="right") - 1)
 
     @property
     def remotes(self) -> Sequence[RemotePart[RemoteShards]]:

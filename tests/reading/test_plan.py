@@ -257,7 +257,7 @@ def test_more_parts_than_are_kept_are_read_and_the_last_are_kept(
     with opened(urls["mds"]) as ds:
         for limit, again in ((600, 7), (1, 9)):
             monkeypatch.setattr(point_reads, "PARTS_CACHE_BYTES", limit)
-            ds._source.remote.point_reader._parts_cache = point_reads.Recent(limit)
+            ds._source.remote.point_reader._parts_cache = point_reads.LRUCache(limit)
             ds["x"][::10, 0].load()
             requests.clear()
             np.testing.assert_array_equal(ds["x"][::10, 0].load(), DATA["x"][::10, 0])

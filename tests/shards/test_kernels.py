@@ -78,7 +78,7 @@ class Shards:
 
     def cut(self, shard, resident):
         """Cut a shard into chunks of which some are in memory."""
-        flags = guarded(bytes(resident))
+        flags = guarded_array(bytes(resident))
         self.entries[shard, 5:] = address_of(flags), len(resident)
         self.held.append(flags)
 
@@ -439,7 +439,7 @@ def test_array_heads_tell_which_is_damaged(run):
 
 @given(st.binary(min_size=1, max_size=8))
 def test_little_endian(run, number):
-    data = guarded(number)
+    data = guarded_array(number)
     found = run(kernels.load_little_endian)(address_of(data), len(number))
     assert found % 2**64 == int.from_bytes(number, "little")
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import npstream
-from npstream._core import lru as recent
+from npstream._core import lru
 from npstream.errors import FormatError, StorageError
 from npstream.formats import mds
 from npstream.formats import text as text_format
@@ -194,7 +194,8 @@ class Rows:
 
 
 def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
-    monkeypatch.setattr(point_reads, "OFFSETS_CACHE_BYTES", 2 * (recent.EACH + 4 * (ROWS + 1)))
+    two_runs = 2 * (lru.ENTRY_OVERHEAD + 4 * (ROWS + 1))
+    monkeypatch.setattr(point_reads, "OFFSETS_CACHE_BYTES", two_runs)
     with npstream.open(url, cache=tmp_path / "cache") as ds:
         first = [STARTS[6] + ROWS * k for k in (0, 1, 2)]
         for sample in first:

@@ -284,12 +284,12 @@ def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
     """Return what publishes datasets that are all written in the same second, and where."""
     if request.param == "sftp":
         server = servers["sftp"]
-        remote_dir = server.new_directory()
-        root = server.directory / remote_dir.path
+        place = server.new_directory()
+        root = server.directory / place.path
     else:
         server = servers["http"]
-        remote_dir = server.at(server.new_directory().path, location=request.param)
-        root = server.directory / "files" / remote_dir.path
+        place = server.at(server.new_directory().path, location=request.param)
+        root = server.directory / "files" / place.path
     second = int(time.time()) - 3600
 
     def publish(first: int, **settings: Any) -> np.ndarray:

@@ -183,7 +183,7 @@ def test_buffers_leave_for_others(monkeypatch, tmp_path):
 
 
 def test_the_budget_of_buffers(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     assert (
         fetch._buffer_limit(fetch.ShardTable(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500}))
         == 400
