@@ -34,7 +34,7 @@ def write(directory: Path, first: int = 0, n: int = N, **settings: Any) -> np.nd
 
 
 class Published:
-    """A dataset at a remote_dir, which can be replaced by another."""
+    """A dataset at a place, which can be replaced by another."""
 
     def __init__(self, tmp_path: Path, kind: str) -> None:
         self.tmp_path = tmp_path
@@ -301,12 +301,12 @@ def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
             os.utime(path, (second, second))
         return values
 
-    return publish, remote_dir, root
+    return publish, place, root
 
 
 @pytest.mark.parametrize("kind", ["hashes", "side-car", "both"])
 def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
-    publish, remote_dir, root = coarse
+    publish, place, root = coarse
     sizes = []
     for first in (100_000, 200_000):
         settings = {} if kind != "side-car" else {"hashes": []}
@@ -315,7 +315,7 @@ def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
             (root / "index.msgpack").unlink()
         sizes.append([(root / name).stat().st_size for name in ("index.json",)])
         with npstream.open(
-            remote_dir.url, storage_options=remote_dir.storage_options, cache=tmp_path / "cache"
+            place.url, storage_options=place.storage_options, cache=tmp_path / "cache"
         ) as ds:
             np.testing.assert_array_equal(ds["value"].load(), expected)
             np.testing.assert_array_equal(ds["id"].load(), np.arange(N) + first)
@@ -324,10 +324,10 @@ def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
 
 
 def test_a_dataset_that_is_replaced_within_the_second(coarse, tmp_path: Path):
-    publish, remote_dir, _ = coarse
+    publish, place, _ = coarse
     publish(100_000)
     with npstream.open(
-        remote_dir.url, storage_options=remote_dir.storage_options, cache=tmp_path / "cache"
+        place.url, storage_options=place.storage_options, cache=tmp_path / "cache"
     ) as ds:
         version = ds._source.fetcher.shards.snapshot.version
         publish(200_000)
@@ -338,7 +338,7 @@ def test_a_dataset_that_is_replaced_within_the_second(coarse, tmp_path: Path):
 def test_an_index_of_yesterday_is_read_once(
     coarse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    publish, remote_dir, root = coarse
+    publish, place, root = coarse
     publish(100_000)
     read, names = RemoteStore.read, []
     monkeypatch.setattr(
@@ -347,9 +347,7 @@ def test_an_index_of_yesterday_is_read_once(
 
     def opened() -> list[str]:
         names.clear()
-        npstream.open(
-            remote_dir.url, storage_options=remote_dir.storage_options, cache=tmp_path / "cache"
-        )
+        npstream.open(place.url, storage_options=place.storage_options, cache=tmp_path / "cache")
         return sorted(names)
 
     assert opened() == opened() == ["index.json", "index.msgpack"]
