@@ -29,24 +29,24 @@ def cold_rows(data: Data, threads: int) -> Pair:
     rows = flat.stat().st_size // ROW
     batches, batch = 4, min(1000, rows // 16)
     count = batches * batch
-    # A small file (in the tests) may lie in memory, where the page cache cannot be dropped.
-    least = count * ROW // 2 if data.cold_bytes >= 1 << 30 else 0
+    # The small file of a test may be on tmpfs, whose pages cannot be dropped.
+    min_bytes = count * ROW // 2 if data.cold_bytes >= 1 << 30 else 0
 
     def pick(number: int) -> np.ndarray:
         return np.random.default_rng(number).integers(0, rows, count)
 
     def ours(number: int) -> float:
-        forget(*dataset.glob("*.mds"))
-        with npstream.open(dataset) as opened, from_disk(least) as seconds:
+        drop_pages(*dataset.glob("*.mds"))
+        with npstream.open(dataset) as opened, timed_disk_reads(min_bytes) as seconds:
             for rows_of_one in pick(number).reshape(batches, batch):
                 opened["tokens"][rows_of_one].load()
         return seconds()
 
     def reference(number: int) -> float:
-        forget(flat)
+        drop_pages(flat)
         descriptor = os.open(flat, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        with from_disk(least) as seconds, ThreadPoolExecutor(threads) as pool:
+        with timed_disk_reads(min_bytes) as seconds, ThreadPoolExecutor(threads) as pool:
             for part in np.array_split(pick(number), threads):
                 pool.submit(read, descriptor, part.tolist())
         os.close(descriptor)
@@ -59,21 +59,21 @@ def cold_rows(data: Data, threads: int) -> Pair:
     return Pair(ours, reference, lambda left, right: None, calls=count, timed=True)
 
 
-def forget(*files: Path) -> None:
-    """Drop files from the page cache; nobody may have them mapped."""
+def drop_pages(*files: Path) -> None:
+    """Drop files from the page cache; no process may have them mapped."""
     for file in files:
         with file.open("rb") as opened:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager
-def from_disk(least: int) -> Iterator[Callable[[], float]]:
-    """Time a block, and make sure that it read as many bytes from the disk, not from memory."""
+def timed_disk_reads(min_bytes: int) -> Iterator[Callable[[], float]]:
+    """Time a block, and assert that it read at least `min_bytes` from the disk."""
     before, start = bytes_from_disk(), time.perf_counter()
-    taken = []
-    yield lambda: taken[0]
-    taken.append(time.perf_counter() - start)
-    assert bytes_from_disk() - before >= least, "the page cache was not cold"
+    elapsed = []
+    yield lambda: elapsed[0]
+    elapsed.append(time.perf_counter() - start)
+    assert bytes_from_disk() - before >= min_bytes, "the page cache was not cold"
 
 
 def bytes_from_disk() -> int:
@@ -83,7 +83,7 @@ def bytes_from_disk() -> int:
 
 def opening(which: int) -> Callable[[Data], Pair]:
     def prepare(data: Data) -> Pair:
-        path = data.index_of(data.shards[which])
+        path = data.index_only(data.shards[which])
 
         def ours(number: int) -> int:
             with npstream.open(path) as dataset:
@@ -122,20 +122,20 @@ def written(data: Data) -> Pair:
         start = time.perf_counter()
         npstream.write(target, arrays)
         sync(target)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         assert np.array_equal(npstream.open(target)["id"][-1], arrays["id"][-1])
         shutil.rmtree(target)
-        return taken
+        return elapsed
 
     def reference(number: int) -> float:
         start = time.perf_counter()
         with target.open("wb") as file:
             records.tofile(file)
             os.fsync(file.fileno())
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         assert target.stat().st_size == RECORD.itemsize * len(records)
         target.unlink()
-        return taken
+        return elapsed
 
     return Pair(ours, reference, lambda left, right: None, timed=True)
 

@@ -1,4 +1,4 @@
-"""Batches by random index, warm and local."""
+"""Loading batches of random samples from warm local datasets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data import TOKENS, Data
 from figures import SIDES, Figure, Pair, check, figure, warm
 
 ROUNDS = 64
-"""Different indices for so many rounds."""
+"""Number of distinct index arrays, used in turn."""
 
 
 def indices(samples: int, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -109,7 +109,7 @@ def small_pair(data: Data, gather: Callable[..., None]) -> Pair:
 
 @functools.cache
 def small_gathers() -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the references' kernels: plain Numba, and with memcpy."""
+    """Return the two reference kernels: plain Numba, and Numba with memcpy."""
     import numba
 
     from npstream._core import jit as _jit
@@ -151,7 +151,7 @@ def images(data: Data) -> Pair:
     def reference(number: int) -> np.ndarray:
         total = totals[number % ROUNDS]
         copied = np.empty(total, np.uint8)
-        # In one piece it would take twice as long: libc then bypasses the processor's caches.
+        # One large copy would take twice as long, because libc then bypasses the CPU caches.
         for start in range(0, total, 1 << 22):
             np.copyto(
                 copied[start : start + (1 << 22)], flat[start : min(start + (1 << 22), total)]

@@ -1,4 +1,4 @@
-"""The native order of mixtures: what its first batch costs in the middle of a run."""
+"""The native order of mixtures: cost of the first batch in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from npstream.orders.order import Order, Shuffle
 
 MIB = 1 << 20
 PER_SHARD, SHARDS = 10**5, 10**5
-"""Samples of a shard of 64 MiB, and all shards: 10^10 samples, 6.7 TB."""
+"""Samples in a shard of 64 MiB, and number of shards: 10^10 samples, 6.7 TB in total."""
 
 SAMPLES = PER_SHARD * SHARDS
 BATCH = np.arange(SAMPLES // 10 * 9, SAMPLES // 10 * 9 + 256)
 
 
 def chunks_of(shards: int) -> Any:
-    """Return what returns the chunks of so many shards."""
+    """Return a function that returns the chunks of that many shards."""
     starts = np.arange(shards + 1) * PER_SHARD
     nbytes = np.full(shards, 64 * MIB)
     return functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
 
 
-def mixed(least: float) -> Any:
-    """Return what reads the batch of 1,000 sources of all those shards.
+def mixed(smallest: float) -> Any:
+    """Return a function that computes the batch for 1,000 sources, which share all shards.
 
-    The smallest has `least` times as many as the mean, the largest ``2 - least`` times.
+    Relative to the mean, the smallest source has the size `smallest`, and the largest has
+    ``2 - smallest``.
     """
-    counts = np.linspace(least, 2 - least, 1000) * SHARDS / 1000
+    counts = np.linspace(smallest, 2 - smallest, 1000) * SHARDS / 1000
     shards = np.diff(np.round(np.cumsum([0, *counts])).astype(int)).tolist()
     names = tuple(f"source {number}" for number in range(1000))
     sizes = tuple(count * PER_SHARD for count in shards)
@@ -57,8 +58,8 @@ def mixed(least: float) -> Any:
     return read
 
 
-def alone(seed: int) -> Int64:
-    """Return the batch of one dataset of all those shards, with default settings."""
+def single(seed: int) -> Int64:
+    """Return the batch for one dataset with all shards, with default settings."""
     settings = Shuffle().resolve(SHARDS * 64 * MIB)
     lanes = settings.lanes or 1
     block = -(-int(settings.block or 0) * SAMPLES // (SHARDS * 64 * MIB * lanes))
@@ -69,8 +70,8 @@ def same(ours: Int64, theirs: Int64) -> None:
     assert len(np.unique(ours)) == len(np.unique(theirs)) == len(BATCH)
 
 
-def first_batch(least: float) -> Any:
-    return lambda data: Pair(mixed(least), alone, same)
+def first_batch(smallest: float) -> Any:
+    return lambda data: Pair(mixed(smallest), single, same)
 
 
 def memory(data: Data) -> Pair:
@@ -78,13 +79,13 @@ def memory(data: Data) -> Pair:
         def traced(number: int) -> float:
             tracemalloc.start()
             read(number)
-            _, most = tracemalloc.get_traced_memory()
+            _, peak_bytes = tracemalloc.get_traced_memory()
             tracemalloc.stop()
-            return float(most)
+            return float(peak_bytes)
 
         return traced
 
-    return Pair(peak(mixed(0.5)), peak(alone), lambda ours, theirs: None, timed=True)
+    return Pair(peak(mixed(0.5)), peak(single), lambda ours, theirs: None, timed=True)
 
 
 WHAT = "first batch of 1,000 sources{}, 10^10 samples in all, from 90 % of an epoch on"

@@ -1,4 +1,4 @@
-"""Reading from a mixture, against reading as much from one dataset."""
+"""Reading a mixture, compared with reading the same amount from one dataset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from figures import SIDES, Figure, Pair, check, figure, warm
 SOURCES = 8
 BATCH = 256
 BATCHES = 64
-"""Batches that are read at once."""
+"""Batches in one measured call."""
 
 
 def endless(ds: npstream.Dataset) -> Iterator[npstream.Batch]:
@@ -26,7 +26,7 @@ def endless(ds: npstream.Dataset) -> Iterator[npstream.Batch]:
 
 
 def slices(datasets: list[npstream.Dataset]) -> npstream.Mixture:
-    """Mix an eighth of each of eight datasets, which all are T, so that together they are T."""
+    """Mix one eighth of each dataset; all are copies of T, so the mixture has T's samples."""
     n = len(datasets[0])
     return npstream.mix(
         {

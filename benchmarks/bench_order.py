@@ -1,4 +1,4 @@
-"""The native order: what its rows cost in sequence, from the middle, and to find."""
+"""The native order: cost of sequential rows, of a start in the middle, and of `find`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BILLION = 10**9
 
 
 def sequence(block: int) -> Any:
-    """Return what prepares an epoch of 10,000,000 rows in chunks of 2,000."""
+    """Return a figure's function for an epoch of 10,000,000 rows in chunks of 2,000."""
 
     def prepare(data: Data) -> Pair:
         n = 10 * data.small
@@ -38,7 +38,7 @@ def sequence(block: int) -> Any:
 
 
 def billion(shards: int, epoch: int = 7) -> Order:
-    """Return an order of 10^9 rows in shards of 64 MiB, with default settings."""
+    """Return the order of 10^9 rows in shards of 64 MiB, with default settings."""
     starts = np.linspace(0, BILLION, shards + 1).astype(np.int64)
     nbytes = np.full(shards, 64 * MIB)
     chunks = functools.partial(shard_chunks, starts, nbytes, np.zeros(shards, bool), 4 * MIB)
@@ -49,7 +49,7 @@ def billion(shards: int, epoch: int = 7) -> Order:
 
 
 def first_batch(shards: int) -> Any:
-    """Return what prepares the first batch of an epoch that goes on at 90 %."""
+    """Return a figure's function for the first batch of an epoch resumed at 90 %."""
 
     def prepare(data: Data) -> Pair:
         at = BILLION // 10 * 9

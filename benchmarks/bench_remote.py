@@ -1,7 +1,7 @@
-"""Reading from an object store: S3, served by SeaweedFS on this machine.
+"""Reading from an S3 object store, served by SeaweedFS on this machine.
 
-Each figure is of a new cache, opened for it, where it says cold. Latency is added to every
-request by the proxy of the tests, which also counts.
+Figures named "cold" open a new cache. The test proxy adds latency to each request, and counts
+requests and bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 LATENCY = 0.030
 
 SAMPLES = 32
-"""Samples that are read one by one, each from a chunk of its own."""
+"""Samples that are read one by one, each from a different chunk."""
 
 BATCH = 256
 
@@ -56,7 +56,7 @@ def rows(
     measure: str, make: Callable[..., Pair], what: str, reference: str, delay: float | None = None,
     **target: Any,
 ) -> Figure:  # fmt: skip
-    """Return the row of one thing that is measured of some work, with or without latency."""
+    """Return the figure for one measure of some work, with or without latency."""
     what += MEASURES[measure]
     if delay:
         what += f", {delay * 1000:g} ms of latency"
@@ -66,12 +66,14 @@ def rows(
     return made(lambda data: make(remote(data), delay, attrgetter(measure)))
 
 
-def twice(make: Callable[..., Pair], what: str, reference: str, **target: Any) -> list[Figure]:
-    """Return two rows, of the time without latency and with it."""
+def both_latencies(
+    make: Callable[..., Pair], what: str, reference: str, **target: Any
+) -> list[Figure]:
+    """Return two figures: the time without latency and with latency."""
     return [rows("seconds", make, what, reference, delay, **target) for delay in (None, LATENCY)]
 
 
-Spent = Callable[[Any], float]
+Select = Callable[[Any], float]
 
 
 def timed(ours: Callable[[int], float], theirs: Callable[[int], float], calls: int = 1) -> Pair:
@@ -82,15 +84,15 @@ def timed(ours: Callable[[int], float], theirs: Callable[[int], float], calls: i
 
 
 def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> Callable[..., Pair]:
-    """Read samples one by one, each of another chunk, or the first that are read of their shards.
+    """Read samples one by one, each from a different chunk or a different shard.
 
-    The reference, too, may read where they are before.
+    With `with_offsets`, the reference reads the offsets of each sample first.
     """
 
-    def prepare(store: Remote, delay: float | None, spent: Spent) -> Pair:
+    def prepare(store: Remote, delay: float | None, select: Select) -> Pair:
         local = store.local[name]
         filesystem, root = store.filesystem(name, delay)
-        cuts = cuts_of(local, of_shards)
+        cuts = chunk_starts(local, of_shards)
         calls = min(SAMPLES, len(cuts) - 2)
 
         def pick(number: int) -> list[int]:
@@ -102,32 +104,32 @@ def samples(name: str, of_shards: bool = False, with_offsets: bool = False) -> C
             with store.directory() as cache, store.open(name, delay, cache) as dataset:
                 first, *others = pick(number)
                 dataset[first]  # connects
-                with store.spent(delay) as taken:
+                with store.measure(delay) as usage:
                     read = [dataset[i] for i in others]
             np.testing.assert_equal(read, [local[i] for i in others])
-            return spent(taken)
+            return select(usage)
 
         def reference(number: int) -> float:
             store.remote_dir(name, delay)
-            # Others than ours, which the server may have at hand by now.
+            # Samples other than npstream's, because the server may have cached these.
             ids = np.array(pick(-1 - number))
-            first, *others = store.parts(name, ids)
-            offsets = store.parts(name, ids[1:], offsets=True)
+            first, *others = store.sample_ranges(name, ids)
+            offsets = store.sample_ranges(name, ids[1:], offsets=True)
             get(filesystem, root, first)
-            with store.spent(delay) as taken:
+            with store.measure(delay) as usage:
                 for part, offset in zip(others, offsets, strict=True):
                     if with_offsets:
                         get(filesystem, root, offset)
                     get(filesystem, root, part)
-            return spent(taken)
+            return select(usage)
 
         return timed(ours, reference, calls)
 
     return prepare
 
 
-def cuts_of(local: npstream.Dataset, of_shards: bool) -> np.ndarray:
-    """Return where the shards of a dataset begin, or about where its chunks do, and its end."""
+def chunk_starts(local: npstream.Dataset, of_shards: bool) -> np.ndarray:
+    """Return the first sample of each shard, or approximately of each chunk, and the end."""
     shards = local.shards
     if of_shards and len(shards) > 1:
         return np.append(shards["start"], len(local))
@@ -139,55 +141,57 @@ def get(filesystem: Any, root: str, part: Span) -> bytes:
     return filesystem.cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
 
 
-def few(store: Remote, delay: float | None, spent: Spent) -> Pair:
+def few(store: Remote, delay: float | None, select: Select) -> Pair:
     local, width = store.local["I"], max_requests()
-    number_of = min(100, len(local) // 4)
+    count_of = min(100, len(local) // 4)
     filesystem, root = store.filesystem("I", delay, width)
 
     def pick(number: int) -> np.ndarray:
-        return np.random.default_rng(number).permutation(len(local))[:number_of]
+        return np.random.default_rng(number).permutation(len(local))[:count_of]
 
     def ours(number: int) -> float:
         with store.directory() as cache, store.open("I", delay, cache) as dataset:
             dataset[0]  # connects
-            with store.spent(delay) as taken:
+            with store.measure(delay) as usage:
                 read = dataset[pick(number)].load()
         np.testing.assert_array_equal(read["label"], local["label"][pick(number)].load())
-        return spent(taken)
+        return select(usage)
 
     def reference(number: int) -> float:
         store.remote_dir("I", delay)
-        get(filesystem, root, store.parts("I", np.array([0]))[0])
-        spans = store.parts("I", np.sort(pick(number)))
-        with store.spent(delay) as taken:
-            together(filesystem, root, coalesce_ranges(spans), width)
-        return spent(taken)
+        get(filesystem, root, store.sample_ranges("I", np.array([0]))[0])
+        spans = store.sample_ranges("I", np.sort(pick(number)))
+        with store.measure(delay) as usage:
+            get_ranges(filesystem, root, coalesce_ranges(spans), width)
+        return select(usage)
 
     return timed(ours, reference)
 
 
 def coalesce_ranges(spans: list[Span]) -> list[Span]:
-    """Merge parts, rising, that touch."""
-    found = spans[:1]
+    """Merge ascending ranges that touch."""
+    ranges = spans[:1]
     for name, begin, end in spans[1:]:
-        if found[-1][0] == name and found[-1][2] >= begin:
-            found[-1] = (name, found[-1][1], end)
+        if ranges[-1][0] == name and ranges[-1][2] >= begin:
+            ranges[-1] = (name, ranges[-1][1], end)
         else:
-            found.append((name, begin, end))
-    return found
+            ranges.append((name, begin, end))
+    return ranges
 
 
-def together(filesystem: Any, root: str, spans: list[Span], width: int) -> list[bytes]:
-    """Get parts of objects, so many at once."""
+def get_ranges(filesystem: Any, root: str, spans: list[Span], width: int) -> list[bytes]:
+    """Read byte ranges by s3fs, at most `width` at once."""
 
     def read(part: Span) -> Awaitable[bytes]:
         return filesystem._cat_file(f"{root}/{part[0]}", start=part[1], end=part[2])
 
-    return awaited(read, spans, width)
+    return gather_in_loop(read, spans, width)
 
 
-def awaited(read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: int) -> list[bytes]:
-    """Read parts of objects in fsspec's loop, so many at once."""
+def gather_in_loop(
+    read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: int
+) -> list[bytes]:
+    """Read byte ranges in fsspec's event loop, at most `width` at once."""
     from fsspec.asyn import get_loop, sync
 
     async def run() -> list[bytes]:
@@ -202,8 +206,8 @@ def awaited(read: Callable[[Span], Awaitable[Any]], spans: list[Span], width: in
     return sync(get_loop(), run)
 
 
-def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
-    """Read a plane of every tenth volume."""
+def parts(store: Remote, delay: float | None, select: Select) -> Pair:
+    """Read one plane of every tenth volume."""
     local, width = store.local["V"], max_requests()
     filesystem, root = store.filesystem("V", delay, width)
     plane = local["volume"][0, 0].nbytes
@@ -214,19 +218,19 @@ def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
     def ours(number: int) -> float:
         with store.directory() as cache, store.open("V", delay, cache) as dataset:
             dataset[len(dataset) - 1]  # connects
-            with store.spent(delay) as taken:
+            with store.measure(delay) as usage:
                 read = dataset["volume"][pick(number), 0].load()
         np.testing.assert_array_equal(read, local["volume"][pick(number), 0].load())
-        return spent(taken)
+        return select(usage)
 
     def reference(number: int) -> float:
         store.remote_dir("V", delay)
-        get(filesystem, root, store.parts("V", np.array([len(local) - 1]))[0])
-        samples = store.parts("V", np.arange(len(local))[pick(number)])
+        get(filesystem, root, store.sample_ranges("V", np.array([len(local) - 1]))[0])
+        samples = store.sample_ranges("V", np.arange(len(local))[pick(number)])
         spans = [(name, begin, begin + plane) for name, begin, _ in samples]
-        with store.spent(delay) as taken:
-            together(filesystem, root, spans, width)
-        return spent(taken)
+        with store.measure(delay) as usage:
+            get_ranges(filesystem, root, spans, width)
+        return select(usage)
 
     return timed(ours, reference)
 
@@ -234,39 +238,39 @@ def parts(store: Remote, delay: float | None, spent: Spent) -> Pair:
 # Ranges
 
 
-def processor_time(read: Callable[[list[Span]], list[bytes]]) -> Callable[[list[Span]], float]:
-    """Return what measures the CPU time of reading parts of objects."""
+def cpu_time(read: Callable[[list[Span]], list[bytes]]) -> Callable[[list[Span]], float]:
+    """Return a function that returns the CPU time of reading byte ranges."""
 
     def measured(spans: list[Span]) -> float:
         start = time.process_time()
         parts = read(spans)
-        taken = time.process_time() - start
+        elapsed = time.process_time() - start
         assert [len(part) for part in parts] == [end - begin for _, begin, end in spans]
-        return taken
+        return elapsed
 
     return measured
 
 
 def pair_of_readers(store: Remote, ours: Any, theirs: Any) -> Pair:
-    """Read samples of T at random, each by a request of its own, in two ways."""
-    number_of = min(500, len(store.local["T"]))
+    """Compare two functions that read random samples of T, with one request for each sample."""
+    count_of = min(500, len(store.local["T"]))
 
     def pick(number: int) -> list[Span]:
         ids = np.random.default_rng(number).permutation(len(store.local["T"]))
-        return store.parts("T", ids[:number_of])
+        return store.sample_ranges("T", ids[:count_of])
 
-    measured = processor_time(ours), processor_time(theirs)
+    measured = cpu_time(ours), cpu_time(theirs)
     for side in measured:
         side(pick(0))  # connects
     return timed(
         lambda number: measured[0](pick(number)),
         lambda number: measured[1](pick(number)),
-        number_of,
+        count_of,
     )
 
 
 def drivers(width: int) -> Figure:
-    """Compare obstore with s3fs, so many requests at once."""
+    """Compare obstore with s3fs, with `width` requests at once."""
 
     def prepare(data: Data) -> Pair:
         obstore = pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
@@ -288,8 +292,8 @@ def drivers(width: int) -> Figure:
 
         return pair_of_readers(
             store,
-            lambda spans: awaited(read, spans, width),
-            lambda spans: together(filesystem, root, spans, width),
+            lambda spans: gather_in_loop(read, spans, width),
+            lambda spans: get_ranges(filesystem, root, spans, width),
         )
 
     what = f"`obstore.get_range_async`, 2 KB, {width} at once: CPU time of a request"
@@ -297,21 +301,21 @@ def drivers(width: int) -> Figure:
 
 
 def prepare_stores(data: Data) -> Pair:
-    """Compare a store's ranges by obstore with those by s3fs."""
+    """Compare a store that reads ranges by obstore with one that uses s3fs."""
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     store = remote(data)
     remote_dir = store.remote_dir("T")
 
-    def reader(wanted: str) -> Callable[[list[Span]], list[bytes]]:
-        made = RemoteStore(remote_dir.url, remote_dir.storage_options)
+    def reader(enabled: str) -> Callable[[list[Span]], list[bytes]]:
+        opened = RemoteStore(remote_dir.url, remote_dir.storage_options)
         before = os.environ.get("NPSTREAM_OBSTORE")
-        os.environ["NPSTREAM_OBSTORE"] = wanted
+        os.environ["NPSTREAM_OBSTORE"] = enabled
         try:
-            made.exists("index.json")  # connects
+            opened.exists("index.json")  # connects
         finally:
             del os.environ["NPSTREAM_OBSTORE"]
             os.environ.update({} if before is None else {"NPSTREAM_OBSTORE": before})
-        return lambda spans: made.ranges((name, begin, end - begin) for name, begin, end in spans)
+        return lambda spans: opened.ranges((name, begin, end - begin) for name, begin, end in spans)
 
     return pair_of_readers(store, reader("1"), reader("0"))
 
@@ -319,7 +323,7 @@ def prepare_stores(data: Data) -> Pair:
 # Epochs
 
 
-def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
+def epoch(store: Remote, delay: float | None, select: Select) -> Pair:
     expected = len(store.local["T"])
 
     def ours(number: int) -> float:
@@ -327,57 +331,59 @@ def epoch(store: Remote, delay: float | None, spent: Spent) -> Pair:
         with (
             store.directory() as cache,
             store.open("T", delay, cache) as dataset,
-            store.spent(delay) as taken,
+            store.measure(delay) as usage,
         ):
             start = time.perf_counter()
             for batch in dataset.iter(0, 1, batch_size=BATCH, last="short"):
                 first = first or time.perf_counter() - start
                 read += batch.n
         assert read == expected
-        assert first < taken.seconds / 2 or expected < 10 * BATCH, "no sample came on the way"
-        return spent(taken)
+        assert first < usage.seconds / 2 or expected < 10 * BATCH, (
+            "no batch arrived before the downloads ended"
+        )
+        return select(usage)
 
     def reference(number: int) -> float:
         names = [path.name for path in store.paths["T"].glob("*.mds")]
         with store.directory() as target:
             filesystem, root = store.filesystem("T", delay)
             filesystem.info(f"{root}/index.json")  # connects
-            with store.spent(delay) as taken, ThreadPoolExecutor(8) as pool:
+            with store.measure(delay) as usage, ThreadPoolExecutor(8) as pool:
                 for name in names:
                     pool.submit(filesystem.get_file, f"{root}/{name}", str(target / name))
             assert all(
                 (target / name).stat().st_size == (store.paths["T"] / name).stat().st_size
                 for name in names
             )
-        return spent(taken)
+        return select(usage)
 
     return timed(ours, reference)
 
 
-def started(store: Remote, delay: float | None, spent: Spent) -> Pair:
+def started(store: Remote, delay: float | None, select: Select) -> Pair:
     width = max_requests()
     every = np.random.default_rng(0).permutation(len(store.local["T"]))[:BATCH]
 
     def ours(number: int) -> float:
         with store.directory() as cache:
-            with store.spent(delay) as taken:
+            with store.measure(delay) as usage:
                 dataset = store.open("T", delay, cache)
                 batches = iter(dataset.iter(0, 1, batch_size=BATCH, shuffle=True, seed=number))
                 batch = next(batches)
             batches.close()
             dataset.close()
         np.testing.assert_array_equal(batch["id"], batch.ids)
-        return spent(taken)
+        return select(usage)
 
     def reference(number: int) -> float:
-        spans = store.parts("T", np.sort(every))
-        with store.spent(delay) as taken:
+        spans = store.sample_ranges("T", np.sort(every))
+        with store.measure(delay) as usage:
             filesystem, root = store.filesystem("T", delay, width)
             filesystem.info(f"{root}/index.json")
             for name in ("index.json", "index.msgpack"):
-                together(filesystem, root, [(name, 0, 1000)], 1)
-            together(filesystem, root, spans, width)
-        return spent(taken)
+                get_ranges(filesystem, root, [(name, 0, 1000)], 1)
+            get_ranges(filesystem, root, spans, width)
+        return select(usage)
 
     return timed(ours, reference)
 
@@ -416,7 +422,7 @@ def watch():
 
 dataset = npstream.open(url, storage_options=options, cache=cache)
 for batch in npstream.open(local).iter(0, 1, batch_size=256, shuffle=shuffle):
-    batch["id"]  # what code and threads take is not the reading's
+    batch["id"]  # loads code and starts threads, whose memory is not measured
 dataset[0]
 over, peak, before = threading.Event(), [0], anonymous()
 watching = threading.Thread(target=watch)
@@ -430,18 +436,18 @@ print(max(peak[0] - before, 0))
 
 
 def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]:
-    """Read T in processes that share a new cache; return how their memory grew."""
+    """Read T in processes that share a new cache; return the growth of memory of each."""
     remote_dir = store.remote_dir("T", 0.0)
     with store.directory() as cache:
         paths = str(cache), str(store.paths["T"])
-        what = (remote_dir.url, remote_dir.storage_options, *paths, shuffle, window)
-        command = [sys.executable, "-c", READ, repr(what)]
+        arguments = (remote_dir.url, remote_dir.storage_options, *paths, shuffle, window)
+        command = [sys.executable, "-c", READ, repr(arguments)]
         started = [
             subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(number)
         ]
-        grown = [int(process.communicate()[0]) for process in started]
+        memory_growth = [int(process.communicate()[0]) for process in started]
     assert not any(process.returncode for process in started)
-    return grown
+    return memory_growth
 
 
 @figure(
@@ -453,14 +459,14 @@ def readers(store: Remote, number: int, shuffle: bool, window: int) -> list[int]
 def shared(data: Data) -> Pair:
     store = remote(data)
 
-    chunks = store.chunks("T")
+    chunks = store.chunk_ranges("T")
 
     def fetched(processes: int) -> float:
         before = len(store.proxy.log)
         readers(store, processes, True, ahead.WINDOW_BYTES)
         times = Counter(
             chunk
-            for file, begin, end in store.ranges(store.proxy.log[before:])
+            for file, begin, end in store.requested_ranges(store.proxy.log[before:])
             for chunk in chunks
             if chunk[0] == file and begin <= chunk[1] and chunk[2] <= end
         )
@@ -470,14 +476,14 @@ def shared(data: Data) -> Pair:
     return timed(lambda number: fetched(2), lambda number: fetched(1))
 
 
-def grown(window: int) -> Figure:
+def memory_growth(window: int) -> Figure:
     def prepare(data: Data) -> Pair:
         store = remote(data)
         return timed(
             lambda number: readers(store, 1, False, window)[0], lambda number: float(at_once)
         )
 
-    # A body comes in parts, and is joined.
+    # The factor of 2.5 allows for the parts of a response and their concatenation.
     at_once = min(ahead.MAX_THREADS * ahead.GROUP_BYTES, window)
     return figure(
         "memory at its peak, the cache's pages apart, of an epoch of T that reads "
@@ -491,28 +497,28 @@ def grown(window: int) -> Figure:
 
 ONE_GET = "one ranged GET of those bytes"
 TWO_GETS = "two ranged GETs, of the offsets and of those bytes"
-FIRST = "cold `ds[i]` on I, the first of its shard"
+FIRST_OF_SHARD = "cold `ds[i]` on I, the first of its shard"
 MERGED = "exact merged ranges by hand, as many at once"
 FILES = "`s3fs.get_file` of all shards, 8 at a time"
 BY_HAND = f"3 requests in turn, then {BATCH} ranged GETs by hand, as many at once"
 START = f"open, and the first shuffled batch of {BATCH} of T, s3fs imported"
 
 FIGURES = [
-    *twice(samples("T"), "cold `ds[i]` on T", ONE_GET, factor=1.3),
+    *both_latencies(samples("T"), "cold `ds[i]` on T", ONE_GET, factor=1.3),
     rows("requests", samples("T"), "cold `ds[i]` on T", ONE_GET),
     rows("nbytes", samples("T"), "cold `ds[i]` on T", ONE_GET, factor=math.inf, under=1 << 16),
-    *twice(samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
+    *both_latencies(samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2.3),
     rows("requests", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=2),
     rows("nbytes", samples("I"), "cold `ds[i]` on I", ONE_GET, factor=math.inf, under=1 << 16),
-    *twice(samples("I", True), FIRST, ONE_GET, factor=2.3),
-    rows("seconds", samples("I", True, True), FIRST, TWO_GETS, factor=1.3),
-    rows("requests", samples("I", True), FIRST, ONE_GET, factor=2),
-    rows("nbytes", samples("I", True), FIRST, ONE_GET, factor=math.inf, under=1 << 16),
-    *twice(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
+    *both_latencies(samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2.3),
+    rows("seconds", samples("I", True, True), FIRST_OF_SHARD, TWO_GETS, factor=1.3),
+    rows("requests", samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=2),
+    rows("nbytes", samples("I", True), FIRST_OF_SHARD, ONE_GET, factor=math.inf, under=1 << 16),
+    *both_latencies(few, "cold `ds[100 random].load()` on I", MERGED, factor=1.5),
     rows("nbytes", few, "cold `ds[100 random].load()` on I", MERGED, factor=1.3),
-    *twice(parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED, factor=1.5),
+    *both_latencies(parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED, factor=1.5),
     rows("nbytes", parts, 'cold `ds["volume"][::10, 0].load()` on V', MERGED),
-    *twice(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
+    *both_latencies(epoch, "cold sequential epoch of T, batches of 256", FILES, factor=1.1),
     rows("seconds", started, START, BY_HAND, LATENCY, factor=1.3),
     rows("nbytes", started, START, BY_HAND, factor=math.inf, under=1 << 24),
     drivers(1),
@@ -525,8 +531,8 @@ FIGURES = [
     )(prepare_stores),
     cached,
     shared,
-    grown(ahead.WINDOW_BYTES),
-    grown(ahead.WINDOW_BYTES // 8),
+    memory_growth(ahead.WINDOW_BYTES),
+    memory_growth(ahead.WINDOW_BYTES // 8),
 ]
 
 

@@ -1,4 +1,4 @@
-"""One sample at a time, and iteration, warm and local."""
+"""Single samples, and iteration, on warm local datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALLS = 1000
 
 
 def picks(samples: int) -> list[list[int]]:
-    """Return the random ids of a few rounds, as Python ints."""
+    """Return the random ids for 16 rounds, as Python ints."""
     generator = np.random.default_rng(0)
     return [generator.integers(0, samples, CALLS).tolist() for _ in range(16)]
 

@@ -1,4 +1,4 @@
-"""What a new process pays."""
+"""Startup cost of a new process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from figures import SIDES, Figure, Pair, check, figure
 
 
 def process(code: str, **settings: str) -> None:
-    """Run code in a process that may keep its modules compiled, as installed ones are.
+    """Run code in a process that may write .pyc files, as installation does.
 
-    The threads of NumPy's BLAS spin while they wait: whatever runs longer pays for them, too.
+    BLAS gets one thread: its waiting threads would spin, and so add CPU time.
     """
     environment = {
         **os.environ,
@@ -33,7 +33,7 @@ def process(code: str, **settings: str) -> None:
 
 
 def wall(code: str) -> Callable[[int], float]:
-    """Return a function that runs code in a process and returns the time until its end."""
+    """Return a function that runs code in a process and returns the elapsed time."""
 
     def run(_number: int) -> float:
         start = time.perf_counter()
@@ -44,22 +44,22 @@ def wall(code: str) -> Callable[[int], float]:
 
 
 def cpu(code: str, **settings: str) -> Callable[[int], float]:
-    """Return a function that runs code in a process and returns the CPU time that it took."""
+    """Return a function that runs code in a process and returns its CPU time."""
 
-    def spent() -> float:
+    def children_time() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
     def run(_number: int) -> float:
-        start = spent()
+        start = children_time()
         process(code, **settings)
-        return spent() - start
+        return children_time() - start
 
     return run
 
 
 def first_use(code: str) -> Callable[[int], float]:
-    """Return `cpu` of code in a process that finds no compiled kernel."""
+    """Return the same as `cpu`, but with an empty cache of compiled kernels."""
 
     def run(number: int) -> float:
         with tempfile.TemporaryDirectory() as empty:

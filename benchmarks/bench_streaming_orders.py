@@ -1,9 +1,9 @@
-"""Streaming's order py1e: what one of 8 nodes computes, against all of it in NumPy; and a mixture.
+"""Streaming's order py1e: one of 8 nodes, compared with the whole order in NumPy; and a mixture.
 
 python benchmarks/bench_streaming_orders.py [samples]
 
-prints the table of times and of memory, each measured by itself: 10**8 samples if not told,
-which takes some minutes; 10**7 do for a look.
+prints a table of time and memory, measured in separate runs. The default of 10**8 samples takes
+some minutes; 10**7 samples are enough for a quick check.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LANES = (1, 8, 64)
 
 
 def numpy_lanes(units: list[int], lanes: int, seed: int) -> list[Spans]:
-    """Return the spans of samples in each lane, as they are before an epoch."""
+    """Return the spans of samples in each lane, before an epoch shuffles them."""
     ends = np.cumsum(units).tolist()
     spans = [(end - size, end) for size, end in zip(units, ends, strict=True)]
     np.random.default_rng(seed).shuffle(spans)
@@ -44,29 +44,29 @@ def numpy_lanes(units: list[int], lanes: int, seed: int) -> list[Spans]:
 
 
 def cut(spans: Spans, stops: list[int]) -> list[Spans]:
-    """Cut spans that lie end to end at positions."""
+    """Split consecutive spans at the positions `stops`."""
     lanes: list[Spans] = [[] for _ in stops]
-    lane, at = 0, 0
+    lane, position = 0, 0
     for begin, end in spans:
-        while at + end - begin > stops[lane]:
-            room = stops[lane] - at
-            if room:
-                lanes[lane].append((begin, begin + room))
-            begin, at, lane = begin + room, at + room, lane + 1
+        while position + end - begin > stops[lane]:
+            remaining = stops[lane] - position
+            if remaining:
+                lanes[lane].append((begin, begin + remaining))
+            begin, position, lane = begin + remaining, position + remaining, lane + 1
         lanes[lane].append((begin, end))
-        at += end - begin
+        position += end - begin
     return lanes
 
 
 def numpy_py1e(
     units: list[int], lanes: int, seed: int, epoch: int, block_size: int
 ) -> np.ndarray[Any, Any]:
-    """Return the order as the reference's section 3.7 describes it."""
-    laid = numpy_lanes(units, lanes, seed)
+    """Return the order according to section 3.7 of the reference."""
+    lane_spans = numpy_lanes(units, lanes, seed)
     rng = np.random.default_rng(seed + epoch)
-    for spans in laid:
+    for spans in lane_spans:
         rng.shuffle(spans)
-    return np.concatenate([_numpy_lane(spans, rng, block_size) for spans in laid])
+    return np.concatenate([_numpy_lane(spans, rng, block_size) for spans in lane_spans])
 
 
 def _numpy_lane(spans: Spans, rng: np.random.Generator, block_size: int) -> np.ndarray[Any, Any]:
@@ -74,20 +74,20 @@ def _numpy_lane(spans: Spans, rng: np.random.Generator, block_size: int) -> np.n
     for part in parts:
         rng.shuffle(part)
     samples = np.concatenate(parts)
-    places = np.arange(len(samples), dtype=np.float64)
-    at = 0
+    positions = np.arange(len(samples), dtype=np.float64)
+    start = 0
     for part in parts:
         size = len(part)
         width = rng.integers(int(0.75 * block_size), int(1.25 * block_size))
         reach = max((width - size) / 2, 0)
-        left, right = max(-reach, -at), min(reach, len(samples) - at - size)
-        places[at : at + size] += rng.uniform(left, right, size)
-        at += size
-    return samples[np.argsort(places)]
+        left, right = max(-reach, -start), min(reach, len(samples) - start - size)
+        positions[start : start + size] += rng.uniform(left, right, size)
+        start += size
+    return samples[np.argsort(positions)]
 
 
 def node_epoch(samples: int, lanes: int) -> Epoch:
-    """Return the epoch of 8 nodes with a rank each."""
+    """Return the epoch of 8 nodes with one rank each."""
     order = StreamingOrder(
         shards=[np.full(samples // SHARD, SHARD)],
         batch_size=256,
@@ -98,13 +98,13 @@ def node_epoch(samples: int, lanes: int) -> Epoch:
 
 
 def node_ids(samples: int, lanes: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Yield the ids of the first node's samples, batch after batch."""
+    """Yield the sample ids of the first node, batch by batch."""
     epoch = node_epoch(samples, lanes)
     return epoch.read(0, 0, range(epoch.batches))
 
 
 def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
-    """Return the first node's part of each lane that it reads: the shuffle alone."""
+    """Return the first node's rows of each of its lanes: only the shuffle."""
     batching = node_epoch(samples, lanes).batching
     assert isinstance(batching, Samples)
     assert batching.shuffle is not None
@@ -119,19 +119,19 @@ def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
 
 
 def numpy_order(samples: int, lanes: int) -> np.ndarray[Any, Any]:
-    """Return the order of all samples, without which NumPy has none of one node's."""
+    """Return the order of all samples; NumPy cannot compute the part of one node alone."""
     block_size = max(4_000_000 // lanes, 1 << 18)
     return numpy_py1e([SHARD] * (samples // SHARD), lanes, 9176, 0, block_size)
 
 
 def node_of(order: np.ndarray[Any, Any], lanes: int) -> np.ndarray[Any, Any]:
-    """Return the first node's samples of an order; lanes are equal."""
+    """Return the first node's samples of an order whose lanes have equal sizes."""
     sequence = order.reshape(lanes, -1).T.reshape(-1)
     return sequence[::NODES]
 
 
 def py1e(lanes: int) -> Figure:
-    """Make the figure for a number of canonical nodes."""
+    """Return the figure for a number of canonical nodes."""
 
     @figure(
         f"one of {NODES} nodes' ids of an epoch, py1e, {lanes} canonical nodes",
@@ -140,7 +140,7 @@ def py1e(lanes: int) -> Figure:
         rounds=1,
     )
     def prepare(data: Data) -> Pair:
-        # A tenth of the table's full size, which takes a minute a round.
+        # One tenth of the full size, which takes a minute per round.
         samples = data.small * 10 // (SHARD * NODES * lanes) * (SHARD * NODES * lanes)
         samples = max(samples, SHARD * NODES * lanes)
 
@@ -159,11 +159,11 @@ def py1e(lanes: int) -> Figure:
 PROPORTIONS = (0.4, 0.3, 0.2, 0.1)
 
 STREAMS = (0.1, 0.2, 0.3, 0.4)
-"""How large streams are, of as many samples as an epoch takes."""
+"""Sizes of the streams, relative to the samples of an epoch."""
 
 
 def mixed_order(shards: list[np.ndarray[Any, Any]], samples: int) -> StreamingOrder:
-    """Return the order of an epoch of streams in proportions, for one rank."""
+    """Return the order of streams with proportions, for one rank."""
     return StreamingOrder(
         shards=shards,
         weights=[Weight(proportion=proportion) for proportion in PROPORTIONS],
@@ -174,7 +174,7 @@ def mixed_order(shards: list[np.ndarray[Any, Any]], samples: int) -> StreamingOr
 
 
 def numpy_mixed(shards: list[np.ndarray[Any, Any]], samples: int) -> np.ndarray[Any, Any]:
-    """Return its ids as the reference's sections 3.2 to 3.8 describe them, but for loops there."""
+    """Return the ids of `mixed_order` according to sections 3.2 to 3.8 of the reference."""
     seed, counts = StreamingOrder.shuffle_seed, []
     for sizes, proportion in zip(shards, PROPORTIONS, strict=True):
         counts.append(numpy_sampling(sizes, round(samples * proportion), seed))
@@ -185,7 +185,7 @@ def numpy_mixed(shards: list[np.ndarray[Any, Any]], samples: int) -> np.ndarray[
 
 
 def numpy_sampling(sizes: np.ndarray[Any, Any], choose: int, seed: int) -> np.ndarray[Any, Any]:
-    """Return how many samples are taken of each shard: those that are left over one by one."""
+    """Return how many samples each shard contributes; the remainder is drawn sample by sample."""
     times, rest = divmod(choose, int(sizes.sum()))
     order = np.random.default_rng(seed).permutation(int(sizes.sum())) if rest else np.arange(0)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
@@ -196,7 +196,7 @@ def numpy_sampling(sizes: np.ndarray[Any, Any], choose: int, seed: int) -> np.nd
 def numpy_resample(
     sizes: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], seed: int
 ) -> tuple[list[int], np.ndarray[Any, Any]]:
-    """Return the units of samples that are taken, and their ids."""
+    """Return the sizes of the units of drawn samples, and the ids of these samples."""
     rng, units, ids, first = np.random.default_rng(seed), [], [], 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
         times, rest = divmod(count, size)
@@ -240,22 +240,22 @@ def test_streaming_orders(figure: Figure, side: str, benchmark: Any, data: Data)
 
 
 def cost(run: Callable[[], Any]) -> tuple[float, float, float]:
-    """Return the seconds that a call takes, of the clock and of the processor, and its bytes."""
-    start, spent = time.perf_counter(), time.process_time()
+    """Return the elapsed seconds, CPU seconds and peak bytes of a call."""
+    start, cpu_start = time.perf_counter(), time.process_time()
     run()
-    taken, spent = time.perf_counter() - start, time.process_time() - spent
+    elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     tracemalloc.start()
     run()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return taken, spent, peak
+    return elapsed, cpu, peak
 
 
 def main(samples: int) -> None:
     _jit.always_compile()
     for batch in node_ids(SHARD * NODES * 64, 64):  # compiles
         del batch
-    print("| lanes | side | s | of the processor | GB |\n|---|---|---|---|---|")
+    print("| lanes | side | s | CPU s | GB |\n|---|---|---|---|---|")
     for lanes in LANES:
         for side, run in {
             "numpy": lambda lanes=lanes: numpy_order(samples, lanes),
@@ -263,9 +263,9 @@ def main(samples: int) -> None:
             "npstream, first batch": lambda lanes=lanes: next(node_ids(samples, lanes)),
             "npstream, node's ids": lambda lanes=lanes: sum(map(len, node_ids(samples, lanes))),
         }.items():
-            taken, spent, peak = cost(run)
+            elapsed, cpu, peak = cost(run)
             print(
-                f"| {lanes} | {side} | {taken:.2f} | {spent:.2f} | {peak / 1e9:.3f} |", flush=True
+                f"| {lanes} | {side} | {elapsed:.2f} | {cpu:.2f} | {peak / 1e9:.3f} |", flush=True
             )
 
 

@@ -1,4 +1,4 @@
-"""Training orders through `ds.iter` and DataLoader, and going on in mid-epoch."""
+"""Iteration by `ds.iter` and DataLoader, and resumption in the middle of an epoch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def iterated(data: Data) -> Pair:
 
 
 class Ready(torch.utils.data.IterableDataset):
-    """Yields arrays that are there already, each worker its share."""
+    """Yields the same batch again and again, so that only DataLoader's own cost is measured."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches

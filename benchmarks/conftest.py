@@ -1,4 +1,4 @@
-"""Tiny data, on which every benchmark runs once as a test."""
+"""Tiny datasets for running each benchmark once as a test."""
 
 from __future__ import annotations
 

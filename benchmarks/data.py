@@ -1,8 +1,8 @@
-"""The data that the benchmarks read, made once and kept outside the repository.
+"""Datasets of the benchmarks, created once and kept outside the repository.
 
-T, S and I are what `reference` measurements of the peers used: tokens, small mixed samples and
-images. Beside each lie the same bytes in plain files, for the references. Images are random
-bytes of a JPEG's usual size: nothing here decodes them.
+T has tokens, S has small mixed samples, I has images, and V has volumes. For each dataset, plain
+files with the same bytes exist for the reference measurements. Images are random bytes with the
+size of a typical JPEG, because no benchmark decodes them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECORD = np.dtype([("id", "<i8"), ("tokens", "<u2", TOKENS)])
 
 @dataclass(frozen=True)
 class Data:
-    """The directory of all data sets, and their numbers of samples."""
+    """The directory of all datasets, and the number of samples in each."""
 
     directory: Path
     tokens: int = 200_000
@@ -35,7 +35,7 @@ class Data:
     shards: tuple[int, ...] = (10_000, 100_000)
 
     def path(self, name: str, make: Callable[[Path], None]) -> Path:
-        """Return a file or directory, which `make` makes if it is not there."""
+        """Return the path of a file or directory; if it is missing, `make` creates it."""
         path = self.directory / name
         if not path.exists():
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Data:
         return path
 
     def records_file(self) -> Path:
-        """Return T as one packed record array."""
+        """Return the file of T as one packed record array."""
 
         def make(path: Path) -> None:
             records = np.empty(self.tokens, RECORD)
@@ -58,22 +58,22 @@ class Data:
         return self.path(f"T-{self.tokens}.records", make)
 
     def records(self) -> np.memmap:
-        """Map T's packed record array."""
+        """Memory-map T's packed record array."""
         return np.memmap(self.records_file(), RECORD, "r")
 
     def tokens_file(self) -> Path:
-        """Return T's tokens alone."""
+        """Return the file of T's tokens without ids."""
         return self.path(
             f"T-{self.tokens}.tokens",
             lambda path: np.ascontiguousarray(self.records()["tokens"]).tofile(path),
         )
 
     def token_map(self) -> np.memmap:
-        """Map T's tokens."""
+        """Memory-map T's tokens."""
         return np.memmap(self.tokens_file(), np.uint16, "r").reshape(-1, TOKENS)
 
     def token_arrays(self) -> dict[str, np.ndarray]:
-        """Return T in memory, as `npstream.write` takes it."""
+        """Return T's columns in memory."""
         records = self.records()
         return {name: np.ascontiguousarray(records[name]) for name in ("tokens", "id")}
 
@@ -113,7 +113,7 @@ class Data:
         return self.path(f"S-{self.small}", make)
 
     def small_rows(self) -> tuple[Path, np.ndarray]:
-        """Return a file of S's rows (id, label, text), end to end, and where each begins."""
+        """Return a file of S's contiguous rows (id, label, text), and the offset of each row."""
 
         def make(path: Path) -> None:
             path.mkdir()
@@ -130,11 +130,11 @@ class Data:
         return path / "rows", np.load(path / "offsets.npy")
 
     def image_lengths(self) -> np.ndarray:
-        """Return the number of bytes of each of I's images."""
+        """Return the bytes of each image of I."""
         return random(5).integers(20_000, 40_000, self.images)
 
     def images_file(self) -> Path:
-        """Return I's images, end to end."""
+        """Return the file of I's images, contiguous."""
 
         def make(path: Path) -> None:
             path.write_bytes(random(6).bytes(int(self.image_lengths().sum())))
@@ -165,7 +165,7 @@ class Data:
         return self.path(f"V-{self.volumes}", make)
 
     def cold_file(self) -> Path:
-        """Return rows like T's tokens, more of them, in one file."""
+        """Return a large file of rows like T's tokens."""
 
         def make(path: Path) -> None:
             generator = random(7)
@@ -178,7 +178,7 @@ class Data:
         return self.path(f"cold-{self.cold_bytes}.tokens", make)
 
     def cold_dataset(self) -> Path:
-        """Return the same rows as a dataset."""
+        """Return the rows of `cold_file` as a dataset."""
 
         def make(path: Path) -> None:
             rows = np.memmap(self.cold_file(), np.uint16, "r").reshape(-1, TOKENS)
@@ -187,8 +187,8 @@ class Data:
 
         return self.path(f"cold-{self.cold_bytes}", make)
 
-    def index_of(self, shards: int) -> Path:
-        """Return a dataset of that many shards, of which only the index exists."""
+    def index_only(self, shards: int) -> Path:
+        """Return a dataset with an index of many shards, but without the shards' files."""
 
         def make(path: Path) -> None:
             path.mkdir()
@@ -203,14 +203,14 @@ def random(seed: int) -> np.random.Generator:
 
 
 def sync(path: Path) -> None:
-    """Bring a dataset's files to the disk."""
+    """Sync the files of a dataset to the disk."""
     for file in filter(Path.is_file, path.rglob("*")):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
 
 
 def index_entry(number: int) -> dict[str, Any]:
-    """Return the entry of a shard as Streaming writes it."""
+    """Return the index entry of a shard, in Streaming's form."""
     return {
         "column_encodings": ["int", "ndarray:uint16:1024"],
         "column_names": ["id", "tokens"],

@@ -1,7 +1,7 @@
-"""What a figure is: npstream and a reference, measured in turn, in one run, as a ratio.
+"""Figures: measurements of npstream relative to a reference, alternating in one run.
 
-The themes are in ``bench_*.py``; `reports/speed.py` measures them at full size. As tests they run
-on tiny data and only hold both sides to the same result.
+``bench_*.py`` define the figures, and `reports/speed.py` measures them at full size. As tests, they
+run on tiny data, and only check that both sides return the same result.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ SIDES = ("npstream", "reference")
 
 @dataclass(frozen=True)
 class Pair:
-    """The two sides of a figure; each is called with the number of the round."""
+    """The two sides of a figure: functions of the round's number."""
 
     npstream: Callable[[int], Any]
     reference: Callable[[int], Any]
     same: Callable[[Any, Any], None]
-    """Raises if the two sides' results differ."""
+    """Function that raises if the results of the two sides differ."""
     calls: int = 1
-    """How many times one call does what the figure is about."""
+    """Number of measured operations in one call."""
     timed: bool = False
-    """Whether the sides return the seconds themselves (they measure another process)."""
+    """Whether the sides return the measured value, instead of being timed."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table, and its target: at most ``factor * reference + plus``, and `under`."""
+    """A row of the table; its target is at most ``factor * reference + plus`` and below `under`."""
 
     what: str
     reference: str
@@ -47,7 +47,7 @@ class Figure:
     under: float = math.inf
     rounds: int = 25
     text: Callable[[float], str] = field(default=lambda value: seconds(value))
-    """Prints a measured value, which may be something else than a time."""
+    """Formats a measured value."""
 
     @property
     def target(self) -> str:
@@ -64,7 +64,7 @@ class Figure:
 
 @dataclass
 class Result:
-    """The times of every round, in seconds for one of what the figure is about."""
+    """The measured values of all rounds, each for one operation."""
 
     figure: Figure
     npstream: list[float] = field(default_factory=list)
@@ -85,40 +85,41 @@ class Result:
 
 
 def figure(what: str, reference: str, **target: Any) -> Callable[[Callable[[Data], Pair]], Figure]:
-    """Make a function that prepares a `Pair` into a `Figure`."""
+    """Return a decorator that makes a `Figure` from a function that returns a `Pair`."""
     return lambda prepare: Figure(what, reference, prepare, **target)
 
 
 def measure(figure: Figure, data: Data, rounds: int | None = None) -> Result:
-    """Run both sides in turn, after one round that is not counted."""
+    """Run both sides alternately, after one round of warm-up."""
     pair = figure.prepare(data)
     result = Result(figure)
     for number in range(-1, rounds or figure.rounds):
-        # Who comes first changes, so that neither always finds the other's memory freed.
+        # The order alternates: the second side can reuse memory that the first has freed.
         for side in SIDES if number % 2 else SIDES[::-1]:
-            taken = once(pair, side, number + 1)
+            value = once(pair, side, number + 1)
             if number >= 0:
-                getattr(result, side).append(taken / pair.calls)
+                getattr(result, side).append(value / pair.calls)
     return result
 
 
 def warm(dataset: npstream.Dataset, *arrays: np.ndarray) -> None:
-    """Touch every page, so that neither side meets one for the first time."""
+    """Touch every page, so that no measurement includes page faults."""
     dataset.load()
     for array in arrays:
         array.view(np.uint8).max()
 
 
 def once(pair: Pair, side: str, number: int) -> float:
+    """Return the measured value of one call of a side."""
     run = getattr(pair, side)
     start = time.perf_counter()
-    kept = run(number)
-    taken = time.perf_counter() - start
-    return float(kept) if pair.timed else taken
+    result = run(number)
+    elapsed = time.perf_counter() - start
+    return float(result) if pair.timed else elapsed
 
 
 def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
-    """Test one side of a figure: the same result as the other's, then pytest-benchmark's timing."""
+    """Check that both sides agree, and then time one side with pytest-benchmark."""
     pair = figure.prepare(data)
     if not pair.timed:
         pair.same(pair.npstream(0), pair.reference(0))
@@ -127,7 +128,7 @@ def check(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
 
 
 def seconds(value: float) -> str:
-    """Print a time in the unit that suits it.
+    """Format a time in seconds, milliseconds or microseconds.
 
     >>> seconds(4e-06), seconds(0.06), seconds(1.2)
     ('4 us', '60 ms', '1.2 s')

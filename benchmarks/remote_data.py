@@ -1,4 +1,4 @@
-"""T, I and V in an object store: a local SeaweedFS, and a proxy that counts and delays."""
+"""T, I and V in a local SeaweedFS, behind a proxy that counts and delays requests."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ import npstream
 from data import Data
 
 Span = tuple[str, int, int]
-"""An object's path, and where a part of it begins and ends."""
+"""An object's name, and the begin and end of a byte range."""
 
 COLUMNS = {"T": None, "I": {"image": "bytes"}, "V": None}
-"""What they are opened as: the images are none."""
+"""``columns=`` of `npstream.open`: the random bytes of I cannot be decoded as images."""
 
 
 @dataclass
-class Spent:
-    """What a piece of work took; requests and the bytes of answers only through the proxy."""
+class Usage:
+    """The cost of a block of code; requests and bytes are counted only by the proxy."""
 
     seconds: float = 0.0
     requests: int = 0
@@ -39,13 +39,13 @@ class Spent:
 
 
 class Remote:
-    """The store, and what is in it.
+    """The object store with all datasets.
 
-    With a `delay`, in seconds, it is reached through a proxy; with None straight.
+    Methods with a `delay` in seconds connect through the proxy, or directly if it is None.
     """
 
     def __init__(self, data: Data) -> None:
-        npstream.precompile()  # to import Numba is not what is measured
+        npstream.precompile()  # importing Numba is not measured
         self.data = data
         self.paths = {
             "T": data.tokens_dataset(),
@@ -66,7 +66,7 @@ class Remote:
         self._servers.close()
 
     def remote_dir(self, name: str, delay: float | None = None) -> RemoteDirectory:
-        """Return where a dataset is."""
+        """Return the remote directory of a dataset."""
         remote_dir = self._server.at(f"{self._server.root}/{name}")
         if delay is None:
             return remote_dir
@@ -83,7 +83,7 @@ class Remote:
         )
 
     def filesystem(self, name: str, delay: float | None, connections: int = 10) -> tuple[Any, str]:
-        """Return a driver's filesystem without a connection yet, and where in it a dataset is."""
+        """Return a new fsspec filesystem without connections, and the path of a dataset in it."""
         import fsspec
 
         remote_dir = self.remote_dir(name, delay)
@@ -94,66 +94,70 @@ class Remote:
             **remote_dir.storage_options,
         )
 
-    def parts(self, name: str, ids: np.ndarray, offsets: bool = False) -> list[Span]:
-        """Return where samples are stored, or their offsets."""
+    def sample_ranges(self, name: str, ids: np.ndarray, offsets: bool = False) -> list[Span]:
+        """Return the byte ranges of samples, or of their offsets."""
         index = json.loads((self.paths[name] / "index.json").read_text())["shards"]
         starts = np.cumsum([0, *(shard["samples"] for shard in index)])
         shard_of = np.searchsorted(starts, ids, side="right") - 1
-        found = []
+        ranges = []
         for shard, row in zip(shard_of.tolist(), (ids - starts[shard_of]).tolist(), strict=True):
             file = index[shard]["raw_data"]["basename"]
             begin, end = 4 + 4 * row, 12 + 4 * row
             if not offsets:
                 begin, end = self._offsets(name, file)[row : row + 2].tolist()
-            found.append((file, begin, end))
-        return found
+            ranges.append((file, begin, end))
+        return ranges
 
-    def chunks(self, name: str) -> list[Span]:
-        """Return where the chunks of a dataset are stored."""
+    def chunk_ranges(self, name: str) -> list[Span]:
+        """Return the byte ranges of all chunks of a dataset."""
         starts = self.local[name]._source.chunk_starts()
-        first, last = self.parts(name, starts[:-1]), self.parts(name, starts[1:] - 1)
+        first, last = (
+            self.sample_ranges(name, starts[:-1]),
+            self.sample_ranges(name, starts[1:] - 1),
+        )
         return [(*head[:2], tail[2]) for head, tail in zip(first, last, strict=True)]
 
     @staticmethod
-    def ranges(log: list[Request]) -> list[Span]:
-        """Return what parts of objects were asked for."""
-        found = [(r.path.rpartition("/")[2], re.findall(r"\d+", r.range)) for r in log]
-        return [(file, int(ends[0]), int(ends[1]) + 1) for file, ends in found if len(ends) == 2]
+    def requested_ranges(log: list[Request]) -> list[Span]:
+        """Return the byte ranges of logged requests."""
+        requests = [(r.path.rpartition("/")[2], re.findall(r"\d+", r.range)) for r in log]
+        return [(file, int(ends[0]), int(ends[1]) + 1) for file, ends in requests if len(ends) == 2]
 
-    @functools.cache  # noqa: B019 - there is one, as long as the process
+    @functools.cache  # noqa: B019 - the only instance lives until the process ends
     def _offsets(self, name: str, file: str) -> np.ndarray:
         count, *_ = np.fromfile(self.paths[name] / file, "<u4", 1)
         return np.fromfile(self.paths[name] / file, "<u4", count + 1, offset=4).astype(np.int64)
 
     @contextmanager
-    def spent(self, delay: float | None) -> Iterator[Spent]:
-        """Measure a block."""
+    def measure(self, delay: float | None) -> Iterator[Usage]:
+        """Measure the cost of a block."""
         before = len(self.proxy.log) if delay is not None else 0
-        spent, start = Spent(), time.perf_counter()
-        yield spent
-        spent.seconds = time.perf_counter() - start
+        usage, start = Usage(), time.perf_counter()
+        yield usage
+        usage.seconds = time.perf_counter() - start
         if delay is not None:
-            made = self.proxy.log[before:]
-            spent.requests, spent.nbytes = len(made), sum(request.nbytes for request in made)
+            requests = self.proxy.log[before:]
+            usage.requests = len(requests)
+            usage.nbytes = sum(request.nbytes for request in requests)
 
     @contextmanager
     def directory(self) -> Iterator[Path]:
-        """Make an empty directory for a while."""
+        """Create an empty directory, and remove it at the end of the block."""
         path = self.new_directory()
         try:
             yield path
         finally:
-            # What is on its way may still be written.
+            # Threads may still write data that is in transit.
             shutil.rmtree(path, ignore_errors=True)
 
     def new_directory(self) -> Path:
-        """Make an empty directory on the disk of the data, which goes with the store."""
+        """Create an empty directory on the disk of the data; stopping the store removes it."""
         return Path(tempfile.mkdtemp(dir=self._server.directory))
 
 
 @functools.cache
 def remote(data: Data) -> Remote:
-    """Return the store, which lasts as long as the process."""
-    found = Remote(data)
-    atexit.register(found.close)
-    return found
+    """Return the store, which runs until the process ends."""
+    store = Remote(data)
+    atexit.register(store.close)
+    return store

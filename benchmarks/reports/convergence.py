@@ -1,10 +1,10 @@
-"""Train a small model on data in several orders, and write the table of docs/orders.md.
+"""Train a small model with several sample orders, and write the table of docs/orders.md.
 
 python benchmarks/reports/convergence.py
 
-The model predicts bytes of the sources of Python's standard library, each from those before it.
-The sources are stored in the order of their paths, so each shard holds a file or a few of one
-package: the kind of data for which an order matters.
+The model predicts each byte of the source files of Python's standard library from the bytes before
+it. The files are stored in the order of their paths, so a shard holds a few files of one package.
+For such data, the order of the samples matters.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Samples: TypeAlias = NDArray[np.uint8]
 Losses: TypeAlias = NDArray[np.float64]
 
 CONTEXT = 8
-"""Bytes that the model sees."""
+"""Bytes of the model's input."""
 
 SAMPLE = 40
-"""Bytes of a sample; the model predicts those after its first context."""
+"""Bytes of a sample. The model predicts all bytes after the first `CONTEXT`."""
 
 HEAD = """\
 | order | final validation loss, bits a byte | more than the full permutation's, seed by seed |
@@ -45,7 +45,7 @@ HEAD = """\
 
 @dataclass(frozen=True)
 class Task:
-    """How much is trained, on how much."""
+    """Sizes of the data, the model and the training."""
 
     samples: int = 1 << 14
     held_out: int = 1 << 11
@@ -61,7 +61,7 @@ class Task:
 
 
 class Data:
-    """A dataset of a task, and the samples that a model is validated on."""
+    """The dataset of a task, and its validation samples."""
 
     def __init__(self, task: Task, directory: Path) -> None:
         trained, self.held_out = sources(task)
@@ -76,11 +76,11 @@ class Data:
         return self.ds.order(seed, epoch, block=None)[:]
 
     def native(self, task: Task, seed: int, epoch: int) -> Int64:
-        """Return npstream's order in blocks of a 16th of the data."""
+        """Return npstream's order with blocks of 1/16 of the data."""
         return self.ds.order(seed, epoch, block=self.nbytes // 16, lanes=4)[:]
 
     def py1e(self, task: Task, seed: int, epoch: int) -> Int64:
-        """Return Streaming's order in blocks of a 16th of the samples."""
+        """Return Streaming's order with blocks of 1/16 of the samples."""
         order = StreamingOrder(
             shards=[self.shards],
             batch_size=task.batch,
@@ -92,7 +92,7 @@ class Data:
         return order.ids(0, 0, range(order.batches)).reshape(-1)
 
     def stored(self, task: Task, seed: int, epoch: int) -> Int64:
-        """Return the order of the storage."""
+        """Return the stored order."""
         return np.arange(task.samples)
 
 
@@ -105,7 +105,7 @@ ORDERS = {
 
 
 def sources(task: Task) -> tuple[Samples, Samples]:
-    """Return samples of the library in the order of its paths, and others of every tenth file."""
+    """Return training samples in the order of paths, and validation samples of every tenth file."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in sorted(root.rglob("*.py")) if "site-packages" not in file.parts]
     texts = [file.read_bytes() for file in files]
@@ -115,13 +115,13 @@ def sources(task: Task) -> tuple[Samples, Samples]:
 
 
 def evenly(text: bytes, count: int) -> Samples:
-    """Return so many samples of a text, evenly spaced."""
+    """Return `count` samples of a text, evenly spaced."""
     starts = np.linspace(0, len(text) - SAMPLE, count).astype(np.int64)
     return np.lib.stride_tricks.sliding_window_view(np.frombuffer(text, np.uint8), SAMPLE)[starts]
 
 
 class Model(torch.nn.Module):
-    """A network of one hidden layer over the bytes before."""
+    """A network with one hidden layer over the previous bytes."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -130,15 +130,15 @@ class Model(torch.nn.Module):
         self.out = torch.nn.Linear(hidden, 256)
 
     def loss(self, samples: torch.Tensor) -> torch.Tensor:
-        """Return the mean loss over all bytes of samples that have a whole context."""
+        """Return the mean loss over all bytes that have a complete context."""
         windows = samples.unfold(1, CONTEXT + 1, 1).reshape(-1, CONTEXT + 1).int()
-        seen = self.embedding(windows[:, :-1]).flatten(1)
-        scores = self.out(torch.relu(self.hidden(seen)))
+        context = self.embedding(windows[:, :-1]).flatten(1)
+        scores = self.out(torch.relu(self.hidden(context)))
         return torch.nn.functional.cross_entropy(scores, windows[:, -1].long())
 
 
 def train(data: Data, task: Task, order: str, seed: int) -> float:
-    """Train a model from the start that its seed gives; return the validation loss in bits."""
+    """Train a model initialized from `seed`; return the validation loss in bits."""
     torch.manual_seed(seed)
     model = Model(task.hidden)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
@@ -161,24 +161,24 @@ def losses(data: Data, task: Task, order: str) -> Losses:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # faster, for so small a model
+    torch.set_num_threads(1)  # faster for such a small model
     task, table = Task(), HEAD
     with tempfile.TemporaryDirectory(prefix="npstream-convergence-") as directory:
         data = Data(task, Path(directory) / "data")
         for order in ORDERS:
             start = time.perf_counter()
-            seen = losses(data, task, order)
+            final = losses(data, task, order)
             if order == "full permutation":
-                best = seen
-            line = f"| {order} | {mean(seen)} | {mean(seen - best)} |\n"
+                best = final
+            line = f"| {order} | {mean(final)} | {mean(final - best)} |\n"
             print(line.rstrip(), f"{time.perf_counter() - start:.1f} s", flush=True)
             table += line
-    about = (
+    header = (
         f"{task.samples:,} samples of {SAMPLE} bytes in {len(data.shards)} shards, {task.epochs} "
         f"epochs of {task.samples // task.batch} batches, {task.seeds} seeds; mean and standard "
         "deviation.\n"
     )
-    fill_in("orders.md", "convergence.py", f"{about}\n{table}")
+    fill_in("orders.md", "convergence.py", f"{header}\n{table}")
 
 
 def mean(values: Losses) -> str:

@@ -1,10 +1,10 @@
-"""Simulate what one node reads in shuffled epochs, and write the table of docs/orders.md.
+"""Simulate the reads of one node in shuffled epochs, and write the table of docs/orders.md.
 
 python benchmarks/reports/orders.py [--only WORD]
 
-Nothing is read: an order says which sample comes when, and that says what must be fetched, what
-must be kept, and how well samples are mixed. All shards have 64 MiB and are one class each, the
-hardest case. Streaming's orders fetch and keep whole shards, npstream's chunks.
+The simulation reads no data. The order of samples determines which data must be fetched and cached,
+and how well samples are mixed. All shards have 64 MiB, and each shard is one class, which is the
+hardest case. Streaming's orders fetch and cache whole shards; npstream's orders use chunks.
 """
 
 from __future__ import annotations
@@ -60,19 +60,19 @@ class Scene:
         return self.samples // (self.nodes * self.batch)
 
     def cuts(self, unit: int) -> Int64:
-        """Return the first sample, in its shard, of each unit of so many bytes."""
+        """Return the first row of each unit of `unit` bytes in a shard."""
         units = SHARD // unit
         return np.arange(units) * self.per_shard // units
 
     def bounds(self, unit: int) -> Int64:
-        """Return the bounds of all such units."""
+        """Return the first sample of each unit of all shards, followed by the number of samples."""
         starts = np.add.outer(np.arange(self.shards) * self.per_shard, self.cuts(unit))
         return np.append(starts.reshape(-1), self.samples)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What a node of a scene sees of an order; see docs/orders.md."""
+    """The measured properties of an order for one node of a scene; see docs/orders.md."""
 
     first: float
     burst: float
@@ -90,7 +90,7 @@ class Figures:
 
 
 def native(scene: Scene, settings: Shuffle, unit: int = CHUNK) -> Int64:
-    """Return the samples of node 0 in npstream's order of such units, one batch a row."""
+    """Return the samples of node 0 in npstream's order of units, one row for each batch."""
     settings = settings.resolve(scene.nbytes)
     lanes = settings.lanes or 1
     block = -(-int(settings.block or scene.nbytes) // (scene.sample * lanes))
@@ -100,7 +100,7 @@ def native(scene: Scene, settings: Shuffle, unit: int = CHUNK) -> Int64:
 
 
 def streaming(scene: Scene, algorithm: str, lanes: int | None, block: int | None) -> Int64:
-    """Return the samples of node 0 in an order of Streaming, one batch a row."""
+    """Return the samples of node 0 in an order of Streaming, one row for each batch."""
     order = StreamingOrder(
         shards=[np.full(scene.shards, scene.per_shard)],
         batch_size=scene.batch,
@@ -113,7 +113,7 @@ def streaming(scene: Scene, algorithm: str, lanes: int | None, block: int | None
 
 
 def figures(scene: Scene, samples: Int64, unit: int) -> Figures:
-    """Measure what reading samples, one batch a row, in units of so many bytes comes to."""
+    """Measure the cost of reading samples, one row for each batch, in units of `unit` bytes."""
     batches, batch = samples.shape
     shard = samples // scene.per_shard
     cuts = scene.cuts(unit)
@@ -123,7 +123,7 @@ def figures(scene: Scene, samples: Int64, unit: int) -> Figures:
     touched, first = np.unique(piece, return_index=True)
     begin = np.bincount(step[first], minlength=batches) * (unit / MIB)
     last = np.zeros(int(touched[-1]) + 1, np.int64)
-    last[piece.reshape(-1)] = step  # the last one stays
+    last[piece.reshape(-1)] = step  # repeated indices keep the last value
     end = np.bincount(last[touched], minlength=batches) * (unit / MIB)
     fetched = np.cumsum(begin)
     used = np.arange(1, batches + 1) * (batch * scene.sample / MIB)
@@ -142,7 +142,7 @@ def figures(scene: Scene, samples: Int64, unit: int) -> Figures:
 
 
 def spread(shard: Int64, shards: int, draws: int = 8) -> float:
-    """Compare the variance of batches' means with that of a perfect shuffle."""
+    """Return the standard deviation of batch means, relative to a perfect shuffle."""
     ratios = []
     for seed in range(draws):
         classes = np.random.default_rng(seed).standard_normal(shards)
@@ -165,16 +165,16 @@ def add_native(
     scene: str, block: str = "auto", lanes: int | None = None, unit: int = CHUNK
 ) -> None:
     settings = Shuffle(block, lanes)
-    what = "default" if settings == Shuffle() else f"{block} in {lanes} lanes"
-    what += ", whole shards" * (unit == SHARD)
-    ROWS.append((scene, what, lambda scene: native(scene, settings, unit), unit))
+    title = "default" if settings == Shuffle() else f"{block} in {lanes} lanes"
+    title += ", whole shards" * (unit == SHARD)
+    ROWS.append((scene, title, lambda scene: native(scene, settings, unit), unit))
 
 
 def add_streaming(
     scene: str, algorithm: str, lanes: int | None = None, block: int | None = None
 ) -> None:
-    what = algorithm if block is None else f"{algorithm}, blocks of {block:,} samples"
-    ROWS.append((scene, what, lambda scene: streaming(scene, algorithm, lanes, block), SHARD))
+    title = algorithm if block is None else f"{algorithm}, blocks of {block:,} samples"
+    ROWS.append((scene, title, lambda scene: streaming(scene, algorithm, lanes, block), SHARD))
 
 
 add_native("a")
@@ -205,15 +205,15 @@ add_streaming("e", "py1e", 1, 1_000_000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="rows that begin so; only print")
+    parser.add_argument("--only", default="", help="rows that begin with this; print only")
     only = parser.parse_args().only
     table = HEAD
-    for scene, what, samples, unit in ROWS:
-        if not f"{scene}: {what}".startswith(only):
+    for scene, title, samples, unit in ROWS:
+        if not f"{scene}: {title}".startswith(only):
             continue
         start = time.perf_counter()
-        seen = figures(SCENES[scene], samples(SCENES[scene]), unit)
-        line = f"| {scene} | {what} | {seen.row()} |\n"
+        result = figures(SCENES[scene], samples(SCENES[scene]), unit)
+        line = f"| {scene} | {title} | {result.row()} |\n"
         print(line.rstrip(), f"{time.perf_counter() - start:.1f} s", flush=True)
         table += line
     if not only:

@@ -1,4 +1,4 @@
-"""The parts of docs/ that scripts write."""
+"""Writer of the generated parts of docs/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ END = "<!-- End. -->\n"
 
 
 def fill_in(page: str, script: str, text: str) -> None:
-    """Replace what a page has between the mark of a script and the next end."""
+    """Replace the text of a page between a script's marker and the next end marker."""
     path = DOCS / page
     mark = f"<!-- What follows is written by `python benchmarks/reports/{script}`. -->\n"
     before, _, rest = path.read_text().partition(mark)

@@ -15,7 +15,7 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# The benches are in the directory above; they import each other by name.
+# The benchmarks are in the parent directory, and import each other by name.
 sys.path.append(str(Path(__file__).parents[1]))
 
 import bench_disk
@@ -67,7 +67,7 @@ def verdict(result: Result) -> str:
 
 
 def machine() -> str:
-    """Describe what the figures were measured on."""
+    """Return a description of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "numba"))
     return (
@@ -79,7 +79,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """Return the processor's name."""
+    """Return the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -94,13 +94,15 @@ def main() -> None:
         "--data",
         type=Path,
         default=Path(tempfile.gettempdir()) / "npstream-bench",
-        help="where the data are kept (about 3 GB, and 9 GB for the cold rows)",
+        help="directory of the data (about 3 GB, and 9 GB for the cold rows)",
     )
-    parser.add_argument("--only", default="", help="figures whose names hold this; only print")
-    parser.add_argument("--rounds", type=int, help="rounds of every figure, at least 5")
-    parser.add_argument("--no-cold", action="store_true", help="leave the cold rows out")
+    parser.add_argument("--only", default="", help="figures whose names contain this; print only")
+    parser.add_argument("--rounds", type=int, help="rounds of each figure")
+    parser.add_argument("--no-cold", action="store_true", help="skip the cold rows")
     parser.add_argument(
-        "--remote", action="store_true", help="the figures of object stores, for which see tests/"
+        "--remote",
+        action="store_true",
+        help="measure the figures of object stores; these need the servers of the tests",
     )
     arguments = parser.parse_args()
 
@@ -120,7 +122,7 @@ def main() -> None:
 
 
 def remote_figures() -> list[Figure]:
-    """Return the figures that need a server, which is one of those of the tests."""
+    """Return the figures that need a test server."""
     sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))
     import bench_remote
 
