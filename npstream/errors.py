@@ -14,7 +14,7 @@ import os
 import reprlib
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = [
     "ColumnError",
@@ -209,6 +209,15 @@ def read_only_error(target: str) -> TypeError:
         f"{target} = ... is refused, as datasets are read-only: change samples as they are read, "
         "with ds.with_transform, or what load() returned, and store that with npstream.write"
     )
+
+
+def missing_attribute(owner: Any, name: str) -> NoReturn:
+    """Raise the error for an attribute that an object with `columns` lacks: a ``__getattr__``."""
+    message = f"{type(owner).__name__!r} object has no attribute {name!r}"
+    # Python looks up underscored names on objects without `columns` yet, such as for pickle.
+    if not name.startswith("_") and name in owner.columns:
+        message += f"; it is a column: write ds[{name!r}]"
+    raise AttributeError(message, name=name, obj=owner)
 
 
 def stop_iteration_error(what: str) -> RuntimeError:

@@ -14,6 +14,7 @@ from npstream.dataset.column import Column
 from npstream.dataset.splits import apply_both, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
+    missing_attribute,
     read_only_error,
     short_repr,
     short_traceback,
@@ -195,6 +196,9 @@ class Dataset:
             raise
         return self._view(selected)
 
+    if not TYPE_CHECKING:  # type checkers would let any name pass
+        __getattr__ = missing_attribute
+
     def __setitem__(self, index: Any, value: Any) -> NoReturn:
         raise read_only_error(f"ds[{short_repr(index)}]")
 
@@ -227,10 +231,8 @@ class Dataset:
         if reader is None:
             reader = self._reader = self._source.reader(self._names)
         values = reader(sample)
-        if self._transform is None:
-            return values
         try:
-            return self._transform(values)
+            return values if self._transform is None else self._transform(values)
         except StopIteration as error:
             raise stop_iteration_error(VIEW_TRANSFORM) from error
 
@@ -274,12 +276,10 @@ class Dataset:
         array([2, 0])
         """
         with short_traceback:
-            ids = self._selection.ids()
-            shape = self._selection.shape
+            ids, shape = self._selection.ids(), self._selection.shape
             plan = self._source.plan(self._names)
             columns = reading.load(self._source, plan, ids, shape, out)
-            shaped = ids if len(shape) == 1 else ids.reshape(shape)
-            return Batch(columns, shaped, encodings=plan.encodings)
+            return Batch(columns, ids.reshape(shape), encodings=plan.encodings)
 
     def take(
         self,

@@ -284,7 +284,7 @@ def load_structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ..
     if variable or not plan.fields:
         raise TypeError(
             f"columns of varying size make no structured array: {', '.join(variable) or 'none'}; "
-            "leave them out, as in ds[[...]], or use load()"
+            "leave them out, as in ds[[...]], or use load(), or pd.DataFrame.from_arrow(ds)"
         )
     record = np.dtype([(f.name, f.encoding.dtype, f.shape or ()) for f in plan.fields])
     ensure_fits(len(ids) * record.itemsize, f"{quantity(len(ids), 'sample')} as a structured array")
