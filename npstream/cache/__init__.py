@@ -1,4 +1,4 @@
-"""The cache: parts of remote shards on a local disk, shared by every process of this user."""
+"""The cache of remote shards on a local disk, which all processes of a user share."""
 
 from npstream.cache.cache import CacheInfo, clear, info
 

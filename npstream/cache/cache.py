@@ -1,4 +1,7 @@
-"""The cache: parts of remote shards on a local disk, shared by every process of this user."""
+"""The cache of remote shards on a local disk, which all processes of a user share.
+
+A shard is cached in pieces. The cache also stores small objects, each of them whole.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from dataclasses import dataclass
 from npstream._core.arguments import parse_size, quantity
 from npstream._core.memory import ensure_fits
 from npstream._core.typing import Body
-from npstream.cache import directory as folder
-from npstream.cache import eviction as room
+from npstream.cache import directory as cache_dir
+from npstream.cache import eviction
 from npstream.cache import sparse_file as sparse
 from npstream.cache.eviction import Refusal, Reservation
-from npstream.cache.shard_file import CachedFile, Claim, FileCheck, join
+from npstream.cache.shard_file import CachedFile, Claim, FileCheck, open_shard_file
 from npstream.formats.hashes import digest
 
 __all__ = [
@@ -31,17 +34,17 @@ __all__ = [
     "tail_bytes",
 ]
 
-_TOUCHED = 5.0
-"""A file's time of last use is true to so many seconds."""
+_LAST_USE_PRECISION = 5.0
+"""The time of a file's last use is recorded with this precision, in seconds."""
 
-_FINISHED = 1 << 30
-"""Seconds by which a finished file looks older than it is: it goes before all others."""
+_FINISHED_AGE = 1 << 30
+"""The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 _ATTEMPTS = 5
-"""How often a file may vanish while it is being opened, before it is not cached."""
+"""How often a file may vanish while it is being opened. Then it is not cached."""
 
-_BLOCKS = 3 * room.DISK_BLOCK
-"""What a file may take beyond its bytes: the rest of two blocks, and one with their places."""
+_BLOCK_OVERHEAD = 3 * eviction.DISK_BLOCK
+"""A file may take this much disk space beyond its bytes: two partial blocks and metadata."""
 
 TIMEOUT = 60.0
 """Seconds to wait for other processes."""
@@ -49,18 +52,18 @@ TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """What a cache holds.
+    """The size of a cache.
 
     Attributes
     ----------
     directory : str
-        Where it is.
+        The cache's directory.
     files : int
-        Files in it.
+        The number of files.
     nbytes : int
-        Bytes that these take on the disk.
+        The bytes that the files take on the disk.
     limit : int
-        Bytes that they may take.
+        The bytes that the files may take.
 
     Examples
     --------
@@ -82,24 +85,24 @@ class CacheInfo:
 
 
 class ShardCache:
-    """A directory of shards of which parts are here, and of small objects.
+    """A directory with partly cached shards and small objects.
 
     Parameters
     ----------
     directory : str or os.PathLike, optional
-        By default what ``NPSTREAM_CACHE`` says, or else this user's place for caches.
+        By default ``NPSTREAM_CACHE``, or else the user's directory for caches.
     limit : int or str, optional
-        The bytes that it may take, as a number or as text such as "100GB"; "auto" leaves a tenth
-        of the disk free. By default what ``NPSTREAM_CACHE_LIMIT`` says, or else "auto".
+        The bytes that the cache may take, as a number or as text such as "100GB"; "auto" leaves a
+        tenth of the disk free. By default ``NPSTREAM_CACHE_LIMIT``, or else "auto".
     timeout : float
-        Seconds to wait for other processes that hold a lock.
+        Seconds to wait for locks of other processes.
 
     Examples
     --------
     >>> cache = ShardCache("cache", limit="1GB")
     >>> cache.store("00112233445566ff", b"an object")
     True
-    >>> cache.fetch("00112233445566ff")
+    >>> cache.load("00112233445566ff")
     b'an object'
     """
 
@@ -109,12 +112,12 @@ class ShardCache:
         limit: int | float | str | None = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.directory = folder.resolve(directory)
+        self.directory = cache_dir.resolve(directory)
         self.limit = _limit(limit)
         self.timeout = timeout
-        folder.prepare(self.directory)
-        self._usable = folder.is_usable(self.directory)
-        folder.sweep(self.directory)
+        cache_dir.make_directory(self.directory)
+        self._usable = cache_dir.is_usable(self.directory)
+        cache_dir.sweep(self.directory)
 
     def __repr__(self) -> str:
         limit = "auto" if self.limit is None else quantity(self.limit, "byte")
@@ -123,19 +126,18 @@ class ShardCache:
     def open(
         self, key: str, nbytes: int, pieces: int, check: FileCheck | None = None
     ) -> CachedFile | None:
-        """Return a shard's file, made if need be; None where it cannot be cached.
+        """Open or create the file of a shard; return None if the shard cannot be cached.
 
         Parameters
         ----------
         key : str
-            What tells this shard from all others, and its versions from each other: 16 to 64
-            hexadecimal digits.
+            Identifies the shard and its version: 16 to 64 hexadecimal digits.
         nbytes, pieces : int
-            The shard's bytes, and of how many pieces it is known whether they are there.
+            The size of the shard, and the number of its pieces.
         check : callable, optional
-            ``check(file, piece)`` tells whether the bytes of a piece are right. It is asked of
-            what was written before the system last started, which a crash may have damaged;
-            without it such pieces count as absent.
+            ``check(file, piece)`` returns True if the bytes of a piece are right. A system crash
+            may have damaged pieces that were written before the last boot, so they are checked.
+            Without `check`, such pieces count as absent.
         """
         path = self.path(key)
         footer = sparse.Footer(key, nbytes, pieces, sparse.boot_id())
@@ -143,74 +145,74 @@ class ShardCache:
         try:
             for _ in range(_ATTEMPTS if self._usable else 0):
                 with suppress(FileNotFoundError):
-                    return join(path, footer, check, self.timeout)
+                    return open_shard_file(path, footer, check, self.timeout)
                 reserved = self.reserve(tail, may_exceed=True)
                 if isinstance(reserved, Refusal):
                     return None
                 with reserved:
-                    folder.prepare(self.directory)
+                    cache_dir.make_directory(self.directory)
                     with suppress(FileNotFoundError):
                         sparse.create_file(path, footer)
         except OSError as error:
-            self._uncached(error)
+            self._log_uncached(error)
         return None
 
     def path(self, key: str) -> str:
-        """Return where a shard's file of that key is, or would be."""
-        return folder.path_of(self.directory, key, folder.SHARD)
+        """Return the path of the file of the shard with `key`, whether it exists or not."""
+        return cache_dir.path_of(self.directory, key, cache_dir.SHARD)
 
-    def holds(self, key: str) -> bool:
-        """Tell whether there is a shard's file of that key."""
+    def has_file(self, key: str) -> bool:
+        """Return True if the shard with `key` has a file."""
         return os.path.exists(self.path(key))
 
     def store(self, key: str, data: Body) -> bool:
-        """Keep a small object whole, and tell whether that was possible."""
-        path = folder.path_of(self.directory, key, folder.STORED)
+        """Store a small object, and return True if that was possible."""
+        path = cache_dir.path_of(self.directory, key, cache_dir.STORED)
         footer = sparse.Footer(key, len(data), 0, bytes.fromhex(digest("xxh3_128", data)))
-        reserved = self.reserve(footer.size + _BLOCKS)
+        reserved = self.reserve(footer.size + _BLOCK_OVERHEAD)
         if isinstance(reserved, Refusal):
             return False
         try:
             with reserved:
                 return self._store(path, data, footer)
         except OSError as error:
-            self._uncached(error)
+            self._log_uncached(error)
         return False
 
     def _store(self, path: str, data: Body, footer: sparse.Footer) -> bool:
         for _ in range(_ATTEMPTS):
-            folder.prepare(self.directory)
+            cache_dir.make_directory(self.directory)
             with (
                 suppress(FileNotFoundError),
-                sparse.temporary(self.directory) as (descriptor, unnamed),
+                sparse.temporary_file(self.directory) as (descriptor, temporary),
             ):
                 sparse.write_all(descriptor, data, 0)
                 sparse.write_all(descriptor, footer.pack(), len(data))
-                os.rename(unnamed, path)
+                os.rename(temporary, path)
                 return True
         return False
 
-    def _uncached(self, error: OSError) -> None:
-        folder.say(self.directory, f"{error.strerror or error}: reading on without caching")
+    def _log_uncached(self, error: OSError) -> None:
+        cache_dir.log_once(self.directory, f"{error.strerror or error}: reading on without caching")
 
-    def fetch(self, key: str) -> bytes | None:
-        """Return an object that was stored; None if it is not here, or damaged."""
-        path = folder.path_of(self.directory, key, folder.STORED)
+    def load(self, key: str) -> bytes | None:
+        """Return a stored object, or None if it is absent or damaged."""
+        path = cache_dir.path_of(self.directory, key, cache_dir.STORED)
         try:
-            with sparse.opened(path) as descriptor:
+            with sparse.open_descriptor(path) as descriptor:
                 footer = sparse.read_footer(descriptor)
                 if footer is None or (footer.key, footer.pieces) != (key, 0):
                     return None
                 ensure_fits(footer.nbytes, f"reading {path}")
                 with open(descriptor, "rb", closefd=False) as file:
                     data = file.read(footer.nbytes)
-                used = os.fstat(descriptor).st_mtime
-        except (OSError, MemoryError):
-            return None  # of a size that only a damaged footer names, for one
+                last_use = os.fstat(descriptor).st_mtime
+        except (OSError, MemoryError):  # MemoryError: a damaged footer may contain any size
+            return None
         if bytes.fromhex(digest("xxh3_128", data)) != footer.stamp:
             return None
-        if abs(time.time() - used) > _TOUCHED:
-            sparse.set_used(path, time.time())
+        if abs(time.time() - last_use) > _LAST_USE_PRECISION:
+            sparse.set_last_use(path, time.time())
         return data
 
     def reserve(
@@ -221,75 +223,78 @@ class ShardCache:
         may_exceed: bool = False,
         timeout: float | None = None,
     ) -> Reservation | Refusal:
-        """Evict files until `nbytes` more may be written, and reserve these; or say why not.
+        """Reserve disk space, and evict files for it; return a Refusal if that is impossible.
 
         Parameters
         ----------
         nbytes : int
             Bytes on the disk, as `allocated` and `tail_bytes` count them.
         keep : iterable of CachedFile
-            Files that stay.
+            Files that are not evicted.
         may_exceed : bool
-            Whether the limit may be exceeded for a moment where others are writing all that it
-            allows: for one chunk.
+            Whether the reservation may exceed the limit for a moment, if reservations of other
+            writers leave no space. Use it for one chunk at a time.
         timeout : float, optional
-            Seconds to wait for others; by default the cache's.
+            Seconds to wait for other processes; by default the cache's timeout.
         """
-        return room.reserve(
+        return eviction.reserve(
             self.directory, self.limit, nbytes, {file.path for file in keep},
             timeout=self.timeout if timeout is None else timeout, may_exceed=may_exceed,
         )  # fmt: skip
 
     def trim(self) -> None:
-        """Evict files until the limit holds: it may have been larger for others."""
-        room.trim(self.directory, self.limit, self.timeout)
+        """Evict files until the limit holds; other processes may have a larger limit."""
+        eviction.trim(self.directory, self.limit, self.timeout)
 
     def touch(self, file: CachedFile) -> None:
-        """Note that a file is in use; only every few seconds does this cost anything."""
+        """Record that a file is in use; write the time only every few seconds."""
         now = time.monotonic()
-        if now - file.touched > _TOUCHED:
+        if now - file.touched > _LAST_USE_PRECISION:
             file.touched = now
-            sparse.set_used(file.path, time.time())
+            sparse.set_last_use(file.path, time.time())
 
-    def finished(self, file: CachedFile) -> None:
-        """Note that nothing will need a file for long: it is evicted before others."""
-        file.touched = time.monotonic() - _TOUCHED
-        sparse.set_used(file.path, time.time() - _FINISHED)
+    def mark_finished(self, file: CachedFile) -> None:
+        """Record that readers will not need a file for long, so that it is evicted first."""
+        file.touched = time.monotonic() - _LAST_USE_PRECISION
+        sparse.set_last_use(file.path, time.time() - _FINISHED_AGE)
 
     def require(self, nbytes: int) -> None:
-        """Raise ValueError unless the cache may hold `nbytes` at once."""
-        most = self.room()
+        """Raise ValueError unless the cache may hold `nbytes` at the same time."""
+        most = self.max_bytes()
         if nbytes > most:
-            mend = "raise cache_limit, or NPSTREAM_CACHE_LIMIT where that is not given"
+            fix = "raise cache_limit, or NPSTREAM_CACHE_LIMIT where that is not given"
             if self.limit is None:
-                mend = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
+                fix = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
             raise ValueError(
                 f"{self.directory}: the cache may take {quantity(most, 'byte')}, and this needs at "
-                f"least {nbytes:,}: {mend}"
+                f"least {nbytes:,}: {fix}"
             )
 
-    def room(self) -> int:
-        """Return the bytes that the cache may take; without a limit, its files are counted."""
+    def max_bytes(self) -> int:
+        """Return the bytes that the cache may take. Without a limit, this scans the directory."""
         return self.info().limit if self.limit is None else self.limit
 
-    def free(self) -> int:
-        """Return the bytes that the disk has left for a cache without a limit."""
-        return room.largest(self.directory, None, 0)
+    def free_bytes(self) -> int:
+        """Return the bytes of the disk that are free for a cache without a limit."""
+        return eviction.max_cache_bytes(self.directory, None, 0)
 
     def info(self) -> CacheInfo:
-        """Count the cache's files."""
-        files, nbytes = room.used(self.directory)
+        """Return the size of the cache."""
+        files, nbytes = eviction.count_files(self.directory)
         return CacheInfo(
-            self.directory, files, nbytes, room.largest(self.directory, self.limit, nbytes)
+            self.directory,
+            files,
+            nbytes,
+            eviction.max_cache_bytes(self.directory, self.limit, nbytes),
         )
 
     def clear(self) -> int:
-        """Remove all files, also those in use, whose readers go on; return the bytes they took."""
-        return room.remove_files(self.directory, self.timeout)
+        """Remove all files, also those in use, and return the bytes that they took."""
+        return eviction.remove_files(self.directory, self.timeout)
 
 
 def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
-    """Return what a cache holds.
+    """Return the size of a cache.
 
     Parameters
     ----------
@@ -305,13 +310,13 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     >>> npstream.cache.info("cache").files
     0
     """
-    path = folder.resolve(directory)
-    files, nbytes = room.used(path)
-    return CacheInfo(path, files, nbytes, room.largest(path, _limit(None), nbytes))
+    path = cache_dir.resolve(directory)
+    files, nbytes = eviction.count_files(path)
+    return CacheInfo(path, files, nbytes, eviction.max_cache_bytes(path, _limit(None), nbytes))
 
 
 def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIMEOUT) -> int:
-    """Empty a cache, also while it is in use: its readers go on, and fetch anew.
+    """Remove all files of a cache. Current readers continue, and download the data again.
 
     Parameters
     ----------
@@ -323,12 +328,13 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
     Returns
     -------
     int
-        The bytes that its files took.
+        The bytes that the files took on the disk.
 
     Raises
     ------
     StorageError
-        If it cannot be emptied: another process holds the lock for all of that time, for one.
+        If the cache cannot be emptied, for example because another process holds the lock until
+        the timeout.
 
     Examples
     --------
@@ -341,27 +347,27 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
     >>> cache.info().files
     0
     """
-    return room.remove_files(folder.resolve(directory), timeout)
+    return eviction.remove_files(cache_dir.resolve(directory), timeout)
 
 
 def tail_bytes(pieces: int) -> int:
-    """Return what the file of a shard of so many pieces takes besides the shard's bytes."""
-    return sparse.Footer("", 0, pieces, b"").size + _BLOCKS
+    """Return the disk space that a shard's file needs in addition to the shard's bytes."""
+    return sparse.Footer("", 0, pieces, b"").size + _BLOCK_OVERHEAD
 
 
 def allocated(begin: int, end: int) -> int:
-    """Return what a range of a file takes on the disk, which counts in blocks.
+    """Return the disk space of a byte range of a file: a whole number of blocks.
 
     Examples
     --------
     >>> allocated(0, 1), allocated(4095, 4097)
     (4096, 8192)
     """
-    return (-(-end // room.DISK_BLOCK) - begin // room.DISK_BLOCK) * room.DISK_BLOCK
+    return (-(-end // eviction.DISK_BLOCK) - begin // eviction.DISK_BLOCK) * eviction.DISK_BLOCK
 
 
 def _limit(limit: int | float | str | None) -> int | None:
-    """Return a limit in bytes, or None for what the disk has."""
+    """Return a limit in bytes, or None for the limit "auto"."""
     if limit is None:
         limit = os.environ.get("NPSTREAM_CACHE_LIMIT") or "auto"
     return None if limit == "auto" else parse_size(limit)

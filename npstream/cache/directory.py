@@ -1,4 +1,4 @@
-"""The cache's directory: where it is, whether it can be used, what is in it, and its one lock."""
+"""The directory of the cache: its default path, checks of its file system, and its lock."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = [
     "Entry",
     "default_directory",
     "entries",
+    "hold_lock",
     "is_usable",
-    "locked",
+    "log_once",
+    "make_directory",
     "path_of",
-    "prepare",
     "remove_unlocked",
     "resolve",
-    "say",
     "sweep",
 ]
 
@@ -45,7 +45,7 @@ _LOCK = ".lock"
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_NETWORK = {
+_NETWORK_TYPES = {
     0x6969: "NFS",
     0x517B: "SMB",
     0xFF534D42: "CIFS",
@@ -56,68 +56,68 @@ _NETWORK = {
     0x47504653: "GPFS",
     0x01021997: "9P",
 }
-"""File systems that other hosts may share: the type of statfs -> its name."""
+"""Network file systems, which hosts may share: the type in struct statfs -> the name."""
 
-_PROBE = 1 << 20
+_PROBE_BYTES = 1 << 20
 
 _ATTEMPTS = 5
-"""How often the directory may be removed while its lock is being taken."""
+"""How often the directory may vanish while its lock is being acquired."""
 
 
 class Entry(NamedTuple):
-    """A file of the cache: when it was last used, what it takes on the disk, and where it is."""
+    """A file of the cache: the time of its last use, its bytes on the disk, and its path."""
 
-    used: float
+    last_use: float
     nbytes: int
     path: str
 
 
 def default_directory() -> str:
-    """Return where this user's cache is, unless somebody says otherwise."""
-    if chosen := os.environ.get("NPSTREAM_CACHE"):
-        return local_path(chosen, "NPSTREAM_CACHE")
+    """Return the directory in ``NPSTREAM_CACHE``, or the user's default directory."""
+    if path := os.environ.get("NPSTREAM_CACHE"):
+        return local_path(path, "NPSTREAM_CACHE")
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         return os.path.join(os.environ.get("TMPDIR", "/tmp"), f"npstream-{os.geteuid()}")
     if sys.platform == "darwin":
         return os.path.join(home, "Library", "Caches", "npstream")
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The convention has relative paths ignored.
+    # The XDG specification requires that relative paths are ignored.
     return os.path.join(base if os.path.isabs(base) else os.path.join(home, ".cache"), "npstream")
 
 
 def path_of(directory: str, key: str, suffix: str) -> str:
-    """Return where a key's file is."""
+    """Return the path of the file with `key`."""
     if _KEY.fullmatch(key) is None:
         raise ValueError(f"a key is 16 to 64 hexadecimal digits in lower case, not {key!r}")
     return os.path.join(directory, key + suffix)
 
 
 def resolve(directory: str | os.PathLike[str] | None) -> str:
-    """Return the directory to use: on file systems that hosts share, each host has its own."""
+    """Return the directory to use. On a network file system, each host has a subdirectory."""
     path = local_path(default_directory() if directory is None else directory, "cache")
     existing = path
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
-    if _network(existing) is None:
+    if _network_type(existing) is None:
         return path
     return os.path.join(path, re.sub(r"[^A-Za-z0-9.-]", "-", os.uname().nodename) or "host")
 
 
-def prepare(path: str) -> None:
-    """Make the directory if need be, with 0700, and make sure that it is this user's.
+def make_directory(path: str) -> None:
+    """Make the directory with mode 0700 if it is absent, and check that this user owns it.
 
     Raises
     ------
     StorageError
-        If it cannot be a cache: it is a file, for one, or another user's.
+        If the path cannot be a cache: it is a file, or it belongs to another user.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
     except OSError as error:
         if error.errno in (*READ_ONLY, *FULL):
-            say(path, f"cannot make it ({error.strerror}); nothing is cached")
+            log_once(path, f"cannot make it ({error.strerror}); nothing is cached")
             return
         raise StorageError(
             error.errno, f"{error.strerror}: this cannot be the cache's directory", path
@@ -125,61 +125,62 @@ def prepare(path: str) -> None:
     if status.st_uid not in (os.geteuid(), 0):
         raise StorageError(
             errno.EPERM,
-            f"the cache's directory belongs to user {status.st_uid}, not to {os.geteuid()}, and "
-            "who owns it decides what is read: choose another with cache= or NPSTREAM_CACHE",
+            f"the cache's directory belongs to user {status.st_uid}, not to {os.geteuid()}: its "
+            "owner controls the data that is read. Choose another with cache= or NPSTREAM_CACHE",
             path,
         )
 
 
-_examined: dict[tuple[int, int], bool] = {}
+_usable: dict[tuple[int, int], bool] = {}  # by device and inode of the directory
 
 
 def is_usable(path: str) -> bool:
-    """Tell whether maps of files in a directory show what is written to the files.
+    """Return True if memory maps of files in a directory show later writes to the files.
 
-    What else is missing there, locks of ranges or sparse files, makes things only slower.
+    The cache needs this. Without range locks or sparse files it is only slower.
     """
     try:
         status = os.stat(path)
-        place = status.st_dev, status.st_ino
-        if place not in _examined:
-            _examined[place] = _examine(path)
-        return _examined[place]
+        inode = status.st_dev, status.st_ino
+        if inode not in _usable:
+            _usable[inode] = _probe(path)
+        return _usable[inode]
     except OSError as error:
         if error.errno not in (*READ_ONLY, *FULL, errno.ENOENT):
             raise
-        return True  # nothing can be written, so nothing has to be seen
+        return True  # without writes there are no changes that a map must show
 
 
-def _examine(path: str) -> bool:
-    if (kind := _network(path)) is not None:
+def _probe(path: str) -> bool:
+    """Return True if a directory is usable; warn about, or log, what its file system lacks."""
+    if (kind := _network_type(path)) is not None:
         warnings.warn(
             f"{path}: the cache is on {kind}, which is slow for it, and each host keeps its own "
             "there: choose a local disk with cache= or NPSTREAM_CACHE",
             RuntimeWarning,
             stacklevel=2,
         )
-    with sparse.temporary(path) as (descriptor, name):
-        os.ftruncate(descriptor, _PROBE)
-        if os.fstat(descriptor).st_blocks * 512 >= _PROBE:
-            say(path, "no sparse files here: a shard takes all its room at once")
+    with sparse.temporary_file(path) as (descriptor, name):
+        os.ftruncate(descriptor, _PROBE_BYTES)
+        if os.fstat(descriptor).st_blocks * 512 >= _PROBE_BYTES:
+            log_once(path, "no sparse files here: a shard takes all its disk space at once")
         sparse.write_all(descriptor, b"before", 0)
         try:
             mapped = memory.map_shared(descriptor, name)
         except OSError as error:
-            return _unusable(path, f"files cannot be mapped ({error.strerror})")
+            return _warn_unusable(path, f"files cannot be mapped ({error.strerror})")
         before = bytes(mapped[:6])
         sparse.write_all(descriptor, b"after.", 0)
         if (before, bytes(mapped[:6])) != (b"before", b"after."):
-            return _unusable(path, "maps do not show what is written")
-        if not locks.has_ranges(descriptor):
-            say(path, "no locks of ranges here: processes wait longer, or fetch the same twice")
+            return _warn_unusable(path, "maps do not show what is written")
+        if not locks.supports_ranges(descriptor):
+            log_once(path, "no range locks here: processes wait longer, or download the same twice")
     return True
 
 
-def _unusable(path: str, why: str) -> bool:
+def _warn_unusable(path: str, reason: str) -> bool:
     warnings.warn(
-        f"{path}: nothing is cached, since {why} on this file system: choose another directory "
+        f"{path}: nothing is cached, since {reason} on this file system: choose another directory "
         "with cache= or NPSTREAM_CACHE",
         RuntimeWarning,
         stacklevel=2,
@@ -187,38 +188,38 @@ def _unusable(path: str, why: str) -> bool:
     return False
 
 
-def _network(path: str) -> str | None:
-    """Return the kind of a file system that other hosts may share, as far as Linux says."""
+def _network_type(path: str) -> str | None:
+    """Return the type of a network file system, or None for others and outside Linux."""
     if sys.platform != "linux":
         return None
-    status = ctypes.create_string_buffer(256)  # more than struct statfs has
+    status = ctypes.create_string_buffer(256)  # struct statfs is smaller
     if ctypes.CDLL(None).statfs(os.fsencode(path), status):
         return None
     (kind,) = struct.unpack_from("@l", status)
-    return _NETWORK.get(kind & 0xFFFFFFFF)
+    return _NETWORK_TYPES.get(kind & 0xFFFFFFFF)
 
 
 @contextmanager
-def locked(path: str, timeout: float) -> Iterator[int]:
-    """Hold the directory's lock: its descriptor.
+def hold_lock(path: str, timeout: float) -> Iterator[int]:
+    """Hold the directory's lock, and yield the descriptor of its file.
 
     Raises
     ------
     TimeoutError
-        If another process holds it all the time.
+        If another process holds the lock until the timeout.
     OSError
-        If it cannot be had for another reason.
+        If the lock cannot be acquired for another reason.
     """
-    with _take_lock(path, timeout) as descriptor:
+    with _acquire_lock(path, timeout) as descriptor:
         yield descriptor
 
 
-def _take_lock(path: str, timeout: float) -> locks.Description:
+def _acquire_lock(path: str, timeout: float) -> locks.LockFile:
     for _ in range(_ATTEMPTS):
         os.makedirs(path, mode=0o700, exist_ok=True)
         with suppress(FileNotFoundError):
             file = os.path.join(path, _LOCK)
-            lock = locks.Description(file, os.O_RDWR | os.O_CREAT)
+            lock = locks.LockFile(file, os.O_RDWR | os.O_CREAT)
             try:
                 if not locks.wait_for_lock(file, lock.descriptor, 0, 1, timeout):
                     what = "another process, which may have been stopped, holds its lock"
@@ -228,14 +229,14 @@ def _take_lock(path: str, timeout: float) -> locks.Description:
             except BaseException:
                 lock.close()
                 raise
-            # Somebody has removed the directory meanwhile, and the lock's file with it.
+            # Another process has removed the directory meanwhile, and with it the lock file.
             lock.close()
     raise FileNotFoundError(errno.ENOENT, "it is removed again and again", path)
 
 
 def entries(path: str) -> list[Entry]:
     """Return the cache's files, the least recently used first."""
-    found = []
+    entries = []
     with suppress(OSError), os.scandir(path) as files:
         for file in files:
             if _NAME.fullmatch(file.name):
@@ -243,12 +244,12 @@ def entries(path: str) -> list[Entry]:
                     status = file.stat(follow_symlinks=False)
                     if sparse.is_trusted(status):
                         nbytes = status.st_blocks * 512
-                        found.append(Entry(status.st_mtime, nbytes, file.path))
-    return sorted(found)
+                        entries.append(Entry(status.st_mtime, nbytes, file.path))
+    return sorted(entries)
 
 
 def sweep(path: str) -> None:
-    """Remove temporary files and reservations of processes that died: their locks are free."""
+    """Remove temporary files and reservations of dead processes, whose locks are free."""
     with suppress(OSError), os.scandir(path) as files:
         for file in files:
             if _TEMPORARY.fullmatch(file.name):
@@ -256,24 +257,24 @@ def sweep(path: str) -> None:
 
 
 def remove_unlocked(path: str) -> bool:
-    """Remove a file unless a process has it locked, and return True if it is not there now."""
+    """Remove a file unless a process has locked it; return True if the file is absent now."""
     try:
-        with locks.Description(path) as descriptor:
-            is_left = sparse.is_trusted(os.fstat(descriptor)) and locks.try_lock(descriptor)
-            if is_left:
+        with locks.LockFile(path) as descriptor:
+            is_stale = sparse.is_trusted(os.fstat(descriptor)) and locks.try_lock(descriptor)
+            if is_stale:
                 os.unlink(path)
-            return is_left
+            return is_stale
     except FileNotFoundError:
         return True
     except OSError:
         return False
 
 
-_said: set[tuple[str, str]] = set()
+_logged: set[tuple[str, str]] = set()
 
 
-def say(path: str, what: str) -> None:
-    """Log what is the matter with a cache, once in a process."""
-    if (path, what) not in _said:
-        _said.add((path, what))
-        log("%s: the cache: %s", path, what)
+def log_once(path: str, message: str) -> None:
+    """Log a message about a cache, once in a process."""
+    if (path, message) not in _logged:
+        _logged.add((path, message))
+        log("%s: the cache: %s", path, message)

@@ -1,13 +1,14 @@
-"""Room in the cache: how much it holds, how much it may hold, and what is evicted first.
+"""Reservations of disk space in the cache, and eviction of the least recently used files.
 
-All processes account under the directory's lock. The lock's file holds the bytes in use: what the
-last count of the files gave, and what was reserved since. Only where that leaves no room are the
-files counted again, and evicted, the least recently used first, until a little more than was
-asked for is free, so that the files are not counted for every few bytes.
+All processes account for the space under the directory's lock. The lock file contains a counter:
+the bytes at the last scan of the files, plus the bytes reserved since. A process scans the files
+only if the counter leaves too little space. It then evicts a little more than necessary, so that
+the next reservations need no scan.
 
-Bytes that are about to be written are reserved. A reservation is a locked file whose size says for
-how many blocks of the disk it stands; it takes none itself. So every count sees what others are
-writing, and a process that dies loses its reservations: their locks are free.
+A reservation stands for bytes that are about to be written. It is a locked file whose size is the
+number of reserved blocks; the file is sparse and takes no space itself. Every scan thus sees the
+reservations of all processes. When a process dies, its locks are released, and other processes
+remove its reservations.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import suppress
 from enum import Enum
 from functools import partial
 
-from npstream.cache import directory as folder
+from npstream.cache import directory as cache_dir
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
 from npstream.errors import StorageError
@@ -30,71 +31,71 @@ from npstream.errors import StorageError
 __all__ = [
     "Refusal",
     "Reservation",
+    "count_files",
     "free_and_total",
-    "largest",
+    "max_cache_bytes",
     "remove_files",
     "reserve",
     "trim",
-    "used",
 ]
 
-_USED = struct.Struct("<Q")
+_COUNTER = struct.Struct("<Q")
 
-_LEFT_FREE = 10
-"""Without a limit of its own, the cache leaves this part of the disk free: a tenth."""
+_FREE_DIVISOR = 10
+"""Without a limit, the cache leaves the disk's size divided by this number free."""
 
-_SPARE = 32
-"""To evict is to free so much more than was asked for: this part of the limit."""
+_MARGIN_DIVISOR = 32
+"""Eviction frees more than necessary: in addition, the limit divided by this number."""
 
-_RESERVED = re.compile(r"\.[0-9a-f]{16}\.reserved")
+_RESERVATION_NAME = re.compile(r"\.[0-9a-f]{16}\.reserved")
 
 DISK_BLOCK = 1 << 12
-"""Bytes of a block of the disk: what a file takes is counted in these."""
+"""The size of a block of the disk in bytes. A file takes a whole number of blocks."""
 
 
 class Refusal(Enum):
-    """Why nothing was reserved."""
+    """The reason why nothing was reserved."""
 
-    FULL = "the cache cannot hold so much, or not be written to"
-    CROWDED = "others are writing all that it can hold"
-    LOCKED = "its lock was not to be had in time"
+    FULL = "the bytes exceed the limit, or the cache is not writable"
+    CROWDED = "reservations of other writers leave too little space"
+    LOCKED = "another process held the lock until the timeout"
 
 
 class Reservation:
-    """Bytes of the cache that nobody else may take, until it is closed.
+    """Bytes of the cache that are reserved until this is closed.
 
     Parameters
     ----------
-    description : Description, optional
-        The lock on the file that says so to others; none if there is no limit.
+    lock : LockFile, optional
+        The lock on the reservation's file, which other processes see. None if there is no limit.
     path : str
-        That file.
+        The path of the reservation's file.
     """
 
-    __slots__ = ("_description", "_path", "_settle")
+    __slots__ = ("_lock", "_on_close", "_path")
 
-    def __init__(self, description: locks.Description | None = None, path: str = "") -> None:
-        self._description = description
+    def __init__(self, lock: locks.LockFile | None = None, path: str = "") -> None:
+        self._lock = lock
         self._path = path
-        self._settle: Callable[[], None] | None = None
+        self._on_close: Callable[[], None] | None = None
 
-    def spend(self, nbytes: int) -> None:
-        """Free a part of it that was written, and so is counted with the files."""
-        if self._description is not None and (descriptor := self._description.descriptor) >= 0:
+    def release(self, nbytes: int) -> None:
+        """Release bytes that were written: they count with the files from now on."""
+        if self._lock is not None and (descriptor := self._lock.descriptor) >= 0:
             with suppress(OSError):
-                left = os.fstat(descriptor).st_size - nbytes // DISK_BLOCK
-                os.ftruncate(descriptor, max(left, 0))
+                remaining = os.fstat(descriptor).st_size - nbytes // DISK_BLOCK
+                os.ftruncate(descriptor, max(remaining, 0))
 
     def close(self) -> None:
-        """Give up what was not written; what was written is counted with the files."""
-        description, self._description = self._description, None
-        if description is not None and description.descriptor >= 0:  # -1 in a forked child
+        """Release all bytes: those written count with the files, the others are free again."""
+        lock, self._lock = self._lock, None
+        if lock is not None and lock.descriptor >= 0:  # -1 in a forked child
             with suppress(OSError):
                 os.unlink(self._path)
-            description.close()
-        settle, self._settle = self._settle, None
-        if settle is not None:
-            settle()
+            lock.close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
 
     def __enter__(self) -> Reservation:
         return self
@@ -112,78 +113,81 @@ def reserve(
     timeout: float,
     may_exceed: bool = False,
 ) -> Reservation | Refusal:
-    """Evict files until the cache may grow by `nbytes`, and reserve these.
+    """Reserve `nbytes`, and evict files for them if necessary.
 
     Parameters
     ----------
     path : str
         The cache's directory.
     limit : int or None
-        The bytes that it may take; None leaves a tenth of the disk free.
+        The bytes that the cache may take; None leaves a tenth of the disk free.
     nbytes : int
-        What is about to be written.
+        The bytes that are about to be written.
     keep : collection of str
-        Files that stay.
+        Files that are not evicted.
     timeout : float
-        Seconds to wait for others.
+        Seconds to wait for other processes.
     may_exceed : bool
-        Whether the limit may be exceeded where there is no room only because others are writing.
-        One reservation of each process does that at a time. When it is closed, so much is evicted
-        that the limit holds again.
+        Whether the reservation may exceed the limit if only other writers' reservations are in the
+        way. Each process has at most one such reservation at a time. Closing it evicts files until
+        the limit holds again.
     """
     try:
         if limit is None and _fits_disk(path, nbytes):
             return Reservation()
     except StorageError as error:
-        folder.say(path, f"{error.strerror}: reading on without caching")
+        cache_dir.log_once(path, f"{error.strerror}: reading on without caching")
         return Refusal.FULL
     end = time.monotonic() + timeout
-    found = _reserve(path, limit, nbytes, keep, timeout, False)
-    if found is not Refusal.CROWDED or not may_exceed:
-        return found
-    if not _begin_exceeding(path, end - time.monotonic()):
-        return found
-    found = _reserve(path, limit, nbytes, keep, max(end - time.monotonic(), 0.0), True)
-    if isinstance(found, Reservation):
-        found._settle = partial(_end_exceeding, path, limit, timeout)
+    result = _reserve(path, limit, nbytes, keep, timeout, False)
+    if result is not Refusal.CROWDED or not may_exceed:
+        return result
+    if not _begin_excess(path, end - time.monotonic()):
+        return result
+    result = _reserve(path, limit, nbytes, keep, max(end - time.monotonic(), 0.0), True)
+    if isinstance(result, Reservation):
+        result._on_close = partial(_end_excess, path, limit, timeout)
     else:
-        _end_exceeding(path, None, 0.0)
-    return found
+        _end_excess(path, None, 0.0)
+    return result
 
 
-_exceeding: dict[str, threading.Lock] = {}
-_owners: dict[str, int] = {}
-"""The threads of this process that may exceed the limits of caches, one for each."""
+_excess_locks: dict[str, threading.Lock] = {}
+_excess_owners: dict[str, int] = {}
+"""For each cache, the one thread of this process that may exceed the limit."""
 
 
 def _after_fork() -> None:
-    """Forget the threads that are not here."""
-    _exceeding.clear()
-    _owners.clear()
+    """Forget the threads of the parent process."""
+    _excess_locks.clear()
+    _excess_owners.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _begin_exceeding(path: str, timeout: float) -> bool:
-    """Let this thread exceed a cache's limit, unless one does, maybe this, and goes on doing so."""
-    if _owners.get(path) == threading.get_ident():
+def _begin_excess(path: str, timeout: float) -> bool:
+    """Let this thread exceed a cache's limit. Return False if a thread does so until `timeout`.
+
+    Return False at once if this thread itself exceeds the limit already.
+    """
+    if _excess_owners.get(path) == threading.get_ident():
         return False
-    if not _exceeding.setdefault(path, threading.Lock()).acquire(
+    if not _excess_locks.setdefault(path, threading.Lock()).acquire(
         timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)
     ):
         return False
-    _owners[path] = threading.get_ident()
+    _excess_owners[path] = threading.get_ident()
     return True
 
 
-def _end_exceeding(path: str, limit: int | None, timeout: float) -> None:
-    """Evict what is too much, and let another thread exceed the limit."""
+def _end_excess(path: str, limit: int | None, timeout: float) -> None:
+    """Evict files until the limit holds, then let another thread exceed it."""
     try:
         trim(path, limit, timeout)
     finally:
-        if _owners.pop(path, None) is not None:
-            _exceeding[path].release()
+        if _excess_owners.pop(path, None) is not None:
+            _excess_locks[path].release()
 
 
 def _reserve(
@@ -195,67 +199,75 @@ def _reserve(
     may_exceed: bool,
 ) -> Reservation | Refusal:
     try:
-        with folder.locked(path, timeout) as lock:
-            in_use = None if limit is None else _counted(lock)
+        with cache_dir.hold_lock(path, timeout) as lock:
+            in_use = None if limit is None else _read_counter(lock)
             if in_use is None or limit is None or in_use + nbytes > limit:
                 refusal, in_use = _evict(path, limit, nbytes, keep)
                 if refusal is not None and not (may_exceed and refusal is Refusal.CROWDED):
-                    _count(lock, in_use)
+                    _write_counter(lock, in_use)
                     return refusal
-            found = Reservation() if limit is None else _promised(path, nbytes)
-            _count(lock, in_use + nbytes)
-            return found
+            reservation = Reservation() if limit is None else _create_reservation(path, nbytes)
+            _write_counter(lock, in_use + nbytes)
+            return reservation
     except OSError as error:
-        folder.say(path, f"{error.strerror or error}: reading on without caching")
+        cache_dir.log_once(path, f"{error.strerror or error}: reading on without caching")
         return Refusal.LOCKED if isinstance(error, TimeoutError) else Refusal.FULL
 
 
 def _evict(
     path: str, limit: int | None, nbytes: int, keep: Collection[str]
 ) -> tuple[Refusal | None, int]:
-    """Count the files, and evict what is in the way: why that is not enough, and what is left."""
-    folder.sweep(path)
-    # In this order, as what is written meanwhile may be counted twice, but not missed.
-    reserved, files = _reserved(path), folder.entries(path)
+    """Scan the files, and evict some if `nbytes` do not fit.
+
+    Returns
+    -------
+    refusal : Refusal or None
+        Why `nbytes` still do not fit.
+    in_use : int
+        The bytes in use after the eviction.
+    """
+    cache_dir.sweep(path)
+    # Reservations first: bytes that are written meanwhile may be counted twice, but never missed.
+    reserved, files = _reserved_bytes(path), cache_dir.entries(path)
     in_use = sum(file.nbytes for file in files) + reserved
-    most = largest(path, limit, in_use)
+    most = max_cache_bytes(path, limit, in_use)
     kept = sum(file.nbytes for file in files if file.path in keep)
     refusal = Refusal.FULL if kept + nbytes > most else None
     if refusal is not None and limit is not None:
-        return refusal, in_use  # nothing goes for what never fits, nor for a limit that is a slip
-    wanted = nbytes if refusal is None else 0
-    if in_use + wanted > most:
+        return refusal, in_use  # no eviction for bytes that never fit, or for a mistaken limit
+    needed = nbytes if refusal is None else 0
+    if in_use + needed > most:
         for file in files:
-            if in_use + wanted + most // _SPARE <= most:
+            if in_use + needed + most // _MARGIN_DIVISOR <= most:
                 break
             if file.path not in keep:
                 sparse.evict(file.path)
-                # What is not the cache's stays, and is not counted.
+                # `evict` keeps files that are not the cache's. They no longer count either.
                 in_use -= file.nbytes
     if refusal is None and in_use + nbytes > most:
         refusal = Refusal.CROWDED
     return refusal, in_use
 
 
-def _promised(path: str, nbytes: int) -> Reservation:
-    """Make a reservation that every other process sees."""
+def _create_reservation(path: str, nbytes: int) -> Reservation:
+    """Create a reservation that all processes see."""
     while True:
         name = os.path.join(path, f".{os.urandom(8).hex()}.reserved")
-        description = locks.Description(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        descriptor = description.descriptor
-        # Somebody who sweeps may have had the lock, and the file, before us.
+        lock = locks.LockFile(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        descriptor = lock.descriptor
+        # A concurrent sweep may have locked and removed the new file before this process locks it.
         if locks.try_lock(descriptor) and os.fstat(descriptor).st_nlink:
             os.ftruncate(descriptor, -(-nbytes // DISK_BLOCK))
-            return Reservation(description, name)
-        description.close()
+            return Reservation(lock, name)
+        lock.close()
 
 
-def _reserved(path: str) -> int:
+def _reserved_bytes(path: str) -> int:
     """Return the bytes that living processes have reserved."""
     nbytes = 0
     with suppress(OSError), os.scandir(path) as files:
         for file in files:
-            if _RESERVED.fullmatch(file.name) and not folder.remove_unlocked(file.path):
+            if _RESERVATION_NAME.fullmatch(file.name) and not cache_dir.remove_unlocked(file.path):
                 with suppress(FileNotFoundError):
                     status = file.stat(follow_symlinks=False)
                     if sparse.is_trusted(status):
@@ -268,40 +280,40 @@ def trim(path: str, limit: int | None, timeout: float) -> None:
     if limit is None:
         return
     try:
-        with folder.locked(path, timeout) as lock:
-            in_use = _counted(lock)
+        with cache_dir.hold_lock(path, timeout) as lock:
+            in_use = _read_counter(lock)
             if in_use is None or in_use > limit:
-                _count(lock, _evict(path, limit, 0, ())[1])
+                _write_counter(lock, _evict(path, limit, 0, ())[1])
     except OSError as error:
-        folder.say(path, f"{error.strerror or error}: it may take more than its limit")
+        cache_dir.log_once(path, f"{error.strerror or error}: it may take more than its limit")
 
 
-def _counted(lock: int) -> int | None:
-    """Return the bytes in use as they stand in the lock's file, if they do."""
-    packed = os.pread(lock, _USED.size, 0)
-    return int(_USED.unpack(packed)[0]) if len(packed) == _USED.size else None
+def _read_counter(lock: int) -> int | None:
+    """Return the bytes in use from the counter in the lock file, or None if there is none."""
+    packed = os.pread(lock, _COUNTER.size, 0)
+    return int(_COUNTER.unpack(packed)[0]) if len(packed) == _COUNTER.size else None
 
 
-def _count(lock: int, nbytes: int) -> None:
-    with suppress(OSError):  # on a full disk, the files are counted each time
-        sparse.write_all(lock, _USED.pack(nbytes), 0)
+def _write_counter(lock: int, nbytes: int) -> None:
+    with suppress(OSError):  # if the disk is full, each reservation scans the files
+        sparse.write_all(lock, _COUNTER.pack(nbytes), 0)
 
 
-def largest(path: str, limit: int | None, in_use: int) -> int:
-    """Return how many bytes the cache may hold, of which `in_use` are there."""
+def max_cache_bytes(path: str, limit: int | None, in_use: int) -> int:
+    """Return the bytes that the cache may hold; `in_use` of them are in use."""
     if limit is not None:
         return limit
     free, total = free_and_total(path)
-    return max(in_use + free - total // _LEFT_FREE, 0)
+    return max(in_use + free - total // _FREE_DIVISOR, 0)
 
 
 def _fits_disk(path: str, nbytes: int) -> bool:
     free, total = free_and_total(path)
-    return nbytes <= free - total // _LEFT_FREE
+    return nbytes <= free - total // _FREE_DIVISOR
 
 
 def free_and_total(path: str) -> tuple[int, int]:
-    """Return the bytes of a disk that are free, and all of them; also of one yet to be made."""
+    """Return the free and the total bytes of the disk of `path`, which need not exist yet."""
     while True:
         try:
             disk = os.statvfs(path)
@@ -309,13 +321,13 @@ def free_and_total(path: str) -> tuple[int, int]:
         except FileNotFoundError:
             path = os.path.dirname(path)
         except OSError as error:
-            what = f"{error.strerror}: this cannot be the cache's directory"
-            raise StorageError(error.errno, what, path) from error
+            message = f"{error.strerror}: this cannot be the cache's directory"
+            raise StorageError(error.errno, message, path) from error
 
 
-def used(path: str) -> tuple[int, int]:
-    """Return how many files the cache has, and the bytes that they take."""
-    files = folder.entries(path)
+def count_files(path: str) -> tuple[int, int]:
+    """Return the number of files in the cache, and the bytes that they take on the disk."""
+    files = cache_dir.entries(path)
     return len(files), sum(file.nbytes for file in files)
 
 
@@ -325,16 +337,17 @@ def remove_files(path: str, timeout: float) -> int:
     Raises
     ------
     StorageError
-        If another process holds the directory's lock all the time, or it cannot be written to.
+        If another process holds the directory's lock until the timeout, or the directory is not
+        writable.
     """
     if not os.path.isdir(path):
         return 0
     try:
-        with folder.locked(path, timeout) as lock:
-            folder.sweep(path)
-            freed = sum(file.nbytes for file in folder.entries(path) if sparse.evict(file.path))
-            _count(lock, _reserved(path) + used(path)[1])
+        with cache_dir.hold_lock(path, timeout) as lock:
+            cache_dir.sweep(path)
+            freed = sum(file.nbytes for file in cache_dir.entries(path) if sparse.evict(file.path))
+            _write_counter(lock, _reserved_bytes(path) + count_files(path)[1])
     except OSError as error:
-        what = f"{error.strerror or error}: the cache was not emptied"
-        raise StorageError(error.errno, what, path) from error
+        message = f"{error.strerror or error}: the cache was not emptied"
+        raise StorageError(error.errno, message, path) from error
     return freed

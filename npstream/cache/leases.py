@@ -1,7 +1,7 @@
-"""The registry of what this process fetches into the cache: a piece has one owner at a time.
+"""Leases of pieces that this process downloads into the cache.
 
-A lease is an owner's handle. A thread that wants a piece of another owner waits for it. Between
-processes, locks on the cache's files do the same.
+A piece has at most one lease at a time. The thread with the lease downloads the piece, and other
+threads that need it wait. Between processes, locks on the cache's files have the same purpose.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import TypeAlias
 
 from npstream._core.fork import renew_in_child
 
-__all__ = ["Lease", "PieceKey", "is_leased", "wait"]
+__all__ = ["Lease", "PieceKey", "is_leased", "wait_for_leases"]
 
 PieceKey: TypeAlias = tuple[str, int]
-"""A piece of a file in the cache: the file's path, and the number of the piece."""
+"""Identifies a piece: the path of the file in the cache, and the number of the piece."""
 
 
 class _Registry:
-    """The owner of each piece."""
+    """The lease of each piece that has one."""
 
     def __init__(self) -> None:
         self.renew_locks()
         renew_in_child(self)
 
     def renew_locks(self) -> None:
-        """Begin anew in a forked process, which has none of the threads that fetch."""
+        """Reset the registry in a forked process, which has none of the downloading threads."""
         self.changed = threading.Condition()
-        self.owners: dict[PieceKey, Lease] = {}
+        self.leases: dict[PieceKey, Lease] = {}
 
 
 class Lease:
-    """The pieces that one owner fetches, or will fetch.
+    """The pieces that one owner downloads, or will download.
 
     Examples
     --------
@@ -42,7 +42,7 @@ class Lease:
     [('a', 0), ('a', 1)]
     >>> direct.take([("a", 1), ("a", 2)])
     [('a', 2)]
-    >>> direct.take([("a", 0)], of=queued)
+    >>> direct.take([("a", 0)], from_lease=queued)
     [('a', 0)]
     >>> queued.drop([("a", 0), ("a", 1)])
     >>> [is_leased(("a", piece)) for piece in range(3)]
@@ -50,64 +50,66 @@ class Lease:
     >>> direct.drop([("a", 0), ("a", 2)])
     """
 
-    def take(self, pieces: Iterable[PieceKey], of: Lease | None = None) -> list[PieceKey]:
-        """Take those of some pieces that have no owner, or that another lease has.
+    def take(self, pieces: Iterable[PieceKey], from_lease: Lease | None = None) -> list[PieceKey]:
+        """Add the pieces without a lease, and take over those of `from_lease`.
 
         Parameters
         ----------
         pieces : iterable of PieceKey
-        of : Lease, optional
+        from_lease : Lease, optional
             The lease whose pieces this one takes over.
 
         Returns
         -------
         list of PieceKey
-            Those that were taken.
+            The pieces that this lease now has. The other pieces have another lease.
         """
-        taken = []
+        own = []
         with _registry.changed:
-            owners = _registry.owners
+            leases = _registry.leases
             for piece in pieces:
-                owner = owners.get(piece)
-                if owner is None or owner is of:
-                    owners[piece] = self
-                    taken.append(piece)
-        return taken
+                lease = leases.get(piece)
+                if lease is None or lease is from_lease:
+                    leases[piece] = self
+                    own.append(piece)
+        return own
 
     def drop(self, pieces: Iterable[PieceKey]) -> None:
-        """Own some pieces no longer: they have come, or will not come after all."""
+        """Give up pieces: they are downloaded, or will not be downloaded."""
         pieces = list(pieces)
         with _registry.changed:
             for piece in pieces:
-                if _registry.owners.get(piece) is self:
-                    del _registry.owners[piece]
+                if _registry.leases.get(piece) is self:
+                    del _registry.leases[piece]
             _registry.changed.notify_all()
 
     def start(self) -> None:
-        """Begin to fetch what was held back: another thread waits for it."""
+        """Start a delayed download, because another thread waits for its pieces."""
 
 
 def is_leased(piece: PieceKey) -> bool:
-    """Return True if a piece has an owner."""
-    return piece in _registry.owners
+    """Return True if a piece has a lease."""
+    return piece in _registry.leases
 
 
-def wait(pieces: Iterable[PieceKey], timeout: float) -> None:
-    """Wait until none of some pieces has an owner, or time is up."""
-    wanted, end = [*pieces], time.monotonic() + timeout
+def wait_for_leases(pieces: Iterable[PieceKey], timeout: float) -> None:
+    """Wait until none of `pieces` has a lease, or until `timeout`, in seconds."""
+    pieces, deadline = [*pieces], time.monotonic() + timeout
     started: set[Lease] = set()
 
-    def others() -> set[Lease]:
-        return {owner for piece in wanted if (owner := _registry.owners.get(piece))} - started
+    def not_started() -> set[Lease]:
+        return {lease for piece in pieces if (lease := _registry.leases.get(piece))} - started
 
-    while (left := end - time.monotonic()) > 0:
-        for owner in others():
-            owner.start()  # without the lock, which it may need
-            started.add(owner)
+    while (remaining := deadline - time.monotonic()) > 0:
+        for lease in not_started():
+            lease.start()  # without the registry's lock, which `start` may need
+            started.add(lease)
         with _registry.changed:
-            # A piece that one owner dropped may have another by now, which is to be started, too.
-            _registry.changed.wait_for(lambda: others() or not any(map(is_leased, wanted)), left)
-            if not any(map(is_leased, wanted)):
+            # A piece that one lease dropped may have another lease by now, which must start, too.
+            _registry.changed.wait_for(
+                lambda: not_started() or not any(map(is_leased, pieces)), remaining
+            )
+            if not any(map(is_leased, pieces)):
                 return
 
 

@@ -1,12 +1,12 @@
-"""Locks between processes and threads: byte ranges of files, and waiting for them.
+"""Locks on byte ranges of files, between processes and between threads.
 
-Open-file-description (OFD) locks belong to a description, and fork copies descriptors, not
-descriptions: two holders of one description do not exclude each other, and a forked child that
-lives on keeps its parent's locks. So each holder opens its own description, unlocks by closing
-it and never otherwise, and a forked child closes those that it inherits.
+Open-file-description (OFD) locks belong to the open file description. Threads that share a
+description do not exclude each other. A fork copies only the descriptor, so a child process keeps
+its parent's locks until it closes the descriptor. Therefore each holder opens its own description
+and unlocks only by closing it, and a forked child closes the descriptors that it inherits.
 
-Where the system or the file system has no OFD locks, the whole file is locked, and where it has
-none at all, nobody is excluded: locks here only save work.
+Without OFD locks, the whole file is locked. Without any file locks, nothing is excluded: the locks
+only save work.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Callable
 from functools import partial
 
 __all__ = [
-    "Description",
-    "has_ranges",
+    "LockFile",
     "is_locked",
     "notify",
+    "supports_ranges",
     "try_lock",
     "wait_for_lock",
     "wait_until",
@@ -35,18 +35,18 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence,
 _BUSY = (errno.EAGAIN, errno.EACCES)
 _MISSING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
-_SHORTEST, _LONGEST = 0.002, 0.05
-"""Seconds between two looks at what another process holds, which nothing announces."""
+_MIN_POLL, _MAX_POLL = 0.002, 0.05
+"""Seconds between checks of another process's locks. No event signals their release."""
 
-_ranges = sys.platform == "linux" and struct.calcsize("P") == 8
+_has_ofd_locks = sys.platform == "linux" and struct.calcsize("P") == 8
 
-_open: set[Description] = set()
-# Collecting garbage inside the lock may close another descriptor on the same thread.
+_open: set[LockFile] = set()
+# Reentrant: a garbage collection while it is held may close another LockFile in the same thread.
 _guard = threading.RLock()
 _changed = threading.Condition()
 
 _stuck: set[str] = set()
-"""The files whose locks somebody held for a whole timeout, and nobody has let go since."""
+"""Files whose locks another process held until the timeout, and has not released since."""
 
 
 def _before_fork() -> None:
@@ -58,13 +58,13 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    """Let go of the parent's locks, and of what a thread that is not here may have held."""
+    """Close the parent's lock files, and replace locks that its threads may have held."""
     global _guard, _changed
     _guard, _changed = threading.RLock(), threading.Condition()
     while _open:
-        description = _open.pop()
-        os.close(description.descriptor)
-        description.descriptor = -1
+        lock = _open.pop()
+        os.close(lock.descriptor)
+        lock.descriptor = -1
 
 
 os.register_at_fork(
@@ -72,14 +72,14 @@ os.register_at_fork(
 )
 
 
-class Description:
-    """A file opened for its locks alone: closing it unlocks, and no forked child has it.
+class LockFile:
+    """A file that is opened only for its locks. Closing it unlocks; forked children close it.
 
     Parameters
     ----------
     path : str
     flags : int
-        How to open it; a file that can only be read cannot be locked.
+        Flags of `os.open`. Locking needs write access.
     """
 
     __slots__ = ("descriptor",)
@@ -91,7 +91,7 @@ class Description:
             _open.add(self)
 
     def close(self) -> None:
-        """Unlock what was locked; in a forked child nothing is."""
+        """Close the file, and so release its locks; a no-op in a forked child."""
         with _guard:
             if self.descriptor < 0:
                 return
@@ -108,15 +108,15 @@ class Description:
 
 
 def try_lock(descriptor: int, begin: int = 0, nbytes: int = 0) -> bool:
-    """Lock a range of a file unless somebody else holds a part of it; 0 bytes reach to the end."""
+    """Lock a range of a file unless a part of it is locked; 0 bytes mean up to the end."""
     if (locked := _try_range(descriptor, begin, nbytes)) is not None:
         return locked
     return _try_whole(descriptor, fcntl.LOCK_EX)
 
 
 def is_locked(descriptor: int, begin: int, nbytes: int) -> bool:
-    """Tell whether somebody else holds a part of a range."""
-    if sys.platform == "linux" and _ranges:
+    """Return True if another holder has locked a part of a range."""
+    if sys.platform == "linux" and _has_ofd_locks:
         request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, nbytes, 0)
         try:
             answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, request)
@@ -126,19 +126,19 @@ def is_locked(descriptor: int, begin: int, nbytes: int) -> bool:
                 raise
     if not _try_whole(descriptor, fcntl.LOCK_SH):
         return True
-    # Nobody shares this description, which is only here to look.
+    # No other holder shares this description, which is used only for checks.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     return False
 
 
-def has_ranges(descriptor: int) -> bool:
-    """Tell whether parts of a file can be locked, a file of which nobody else knows."""
+def supports_ranges(descriptor: int) -> bool:
+    """Return True if ranges of a file can be locked. No other process may use the file."""
     return _try_range(descriptor, 0, 0) is not None
 
 
 def _try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
-    """Lock a range of a file, or say that somebody else does; None where that is not possible."""
-    if sys.platform != "linux" or not _ranges:
+    """Lock a range, and return True; False if it is locked, None if ranges cannot be locked."""
+    if sys.platform != "linux" or not _has_ofd_locks:
         return None
     request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, nbytes, 0)
     try:
@@ -153,7 +153,7 @@ def _try_range(descriptor: int, begin: int, nbytes: int) -> bool | None:
 
 
 def _try_whole(descriptor: int, kind: int) -> bool:
-    """Lock a whole file, or say that somebody else does; without locks there is nobody else."""
+    """Lock a whole file, and return True; False if it is locked. True if locks do not exist."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
@@ -164,36 +164,36 @@ def _try_whole(descriptor: int, kind: int) -> bool:
 
 
 def notify() -> None:
-    """Wake the threads that wait, since something that they wait for may have come."""
+    """Wake the waiting threads, whose conditions may have become true."""
     with _changed:
         _changed.notify_all()
 
 
 def wait_until(done: Callable[[], bool], timeout: float) -> bool:
-    """Wait until `done`, and return whether it came to that in time.
+    """Wait until `done` returns True. Return False at the timeout.
 
-    The threads of this process tell each other; between processes one has to look again.
+    Threads of this process call `notify`. Changes by other processes are found by polling.
     """
-    deadline, pause = time.monotonic() + timeout, _SHORTEST
+    deadline, pause = time.monotonic() + timeout, _MIN_POLL
     with _changed:
         while not done():
-            left = deadline - time.monotonic()
-            if left <= 0:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
                 return False
-            _changed.wait(min(pause, left))
-            pause = min(2 * pause, _LONGEST)
+            _changed.wait(min(pause, remaining))
+            pause = min(2 * pause, _MAX_POLL)
     return True
 
 
 def wait_for_lock(path: str, descriptor: int, begin: int, nbytes: int, timeout: float) -> bool:
-    """Lock a range of a file as soon as nobody else holds a part of it.
+    """Lock a range of a file, and wait for other holders.
 
     Parameters
     ----------
     path : str
-        The file. Who has waited in vain for its lock does not wait for it again, until the lock
-        was to be had once: a process that was stopped while it holds the lock costs others one
-        timeout, not one for each thing that they would do under the lock.
+        The file. After a timeout, later calls for this file do not wait, until a call gets the
+        lock. A process that is stopped while it holds the lock thus costs only one timeout, and not
+        one for each operation under the lock.
     descriptor, begin, nbytes
         As for `try_lock`.
     timeout : float
@@ -202,7 +202,7 @@ def wait_for_lock(path: str, descriptor: int, begin: int, nbytes: int, timeout: 
     Returns
     -------
     bool
-        Whether the range is locked.
+        True if the range is locked now.
     """
     attempt = partial(try_lock, descriptor, begin, nbytes)
     if wait_until(attempt, 0.0 if path in _stuck else timeout):

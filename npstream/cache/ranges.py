@@ -1,6 +1,6 @@
-"""Files of an object store that are read by range, through the cache: a side-car and its columns.
+"""Range reads of files in an object store through the cache: a side-car and its columns.
 
-Nothing is verified here. The reader compares what it gets with hashes, and calls `forget` if they
+This module verifies nothing. The reader compares the bytes with hashes, and calls `forget` if they
 are wrong.
 """
 
@@ -26,15 +26,15 @@ __all__ = ["CachedRanges"]
 
 
 class CachedRanges:
-    """Files of a store, kept in the cache in pieces: the head of a ``.npy`` file, then blocks.
+    """Files of a store that are cached in pieces: the header of a ``.npy`` file, then blocks.
 
     Parameters
     ----------
     store : RemoteStore
     cache : ShardCache
     version : str
-        The version of the side-car, which its columns change with.
-    held : mapping of str to bytes, optional
+        The version of the side-car. The columns change only with it.
+    in_memory : mapping of str to bytes, optional
         Whole files that are in memory.
     """
 
@@ -43,38 +43,38 @@ class CachedRanges:
         store: RemoteStore,
         cache: ShardCache,
         version: str,
-        held: Mapping[str, bytes] | None = None,
+        in_memory: Mapping[str, bytes] | None = None,
     ) -> None:
         self._store = store
         self._cache = cache
         self._version = version
-        self._held = dict(held or {})
+        self._in_memory = dict(in_memory or {})
         self._files: dict[str, CachedFile] = {}
         self._sizes: dict[str, int] = {}
         self._downloads = Downloads(store, cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CachedRanges, (self._store, self._cache, self._version, self._held)
+        return CachedRanges, (self._store, self._cache, self._version, self._in_memory)
 
     def where(self, name: str) -> str:
-        """Return the place of a file, for messages."""
+        """Return the URL of a file, for messages."""
         return self._store.where(name)
 
     def size(self, name: str) -> int:
-        """Return the bytes of a file."""
-        if name in self._held:
-            return len(self._held[name])
+        """Return the size of a file in bytes."""
+        if name in self._in_memory:
+            return len(self._in_memory[name])
         if name not in self._sizes:
             key = self._key(name, "size")
-            kept = self._cache.fetch(key)
-            if kept is None:
-                kept = self._store.size(name).to_bytes(8, "little")
-                self._cache.store(key, kept)
-            self._sizes[name] = int.from_bytes(kept, "little")
+            size = self._cache.load(key)
+            if size is None:
+                size = self._store.size(name).to_bytes(8, "little")
+                self._cache.store(key, size)
+            self._sizes[name] = int.from_bytes(size, "little")
         return self._sizes[name]
 
     def ranges(self, spans: Iterable[Span]) -> list[bytes]:
-        """Return parts of files, each given as name, first byte and length."""
+        """Return byte ranges of files in the order of `spans`: name, first byte, length."""
         spans = list(spans)
         with shared_deadline():
             self.fetch(spans)
@@ -87,36 +87,36 @@ class CachedRanges:
             return [next(direct) if body is None else body for body in cached]
 
     def fetch(self, spans: Iterable[Span]) -> None:
-        """Bring parts of files into the cache, as far as it can hold them."""
+        """Download byte ranges of files into the cache, if the cache can hold them."""
         with shared_deadline():
             self._downloads.fetch([part for span in spans for part in self._absent(*span)[1]])
 
-    def cost(self, spans: Iterable[Span]) -> list[int]:
-        """Return the bytes of each request that reading parts of files takes, and make none."""
-        found = []
+    def request_bytes(self, spans: Iterable[Span]) -> list[int]:
+        """Return the bytes of each request that `ranges` would make, without making any."""
+        requests = []
         for name, begin, nbytes in spans:
-            if name in self._held:
+            if name in self._in_memory:
                 continue
-            is_known = name in self._sizes or self._cache.fetch(self._key(name, "size")) is not None
-            if is_known and self._cache.holds(self._key(name)):
+            has_size = name in self._sizes or self._cache.load(self._key(name, "size")) is not None
+            if has_size and self._cache.has_file(self._key(name)):
                 file, parts = self._absent(name, begin, nbytes)
                 if file is not None:
-                    found += [part.bounds[-1] - part.bounds[0] for part in parts]
+                    requests += [part.bounds[-1] - part.bounds[0] for part in parts]
                     continue
             whole, rest = divmod(nbytes, MAX_REQUEST)
-            found += [MAX_REQUEST] * whole + [rest] * (rest > 0)
-        return found
+            requests += [MAX_REQUEST] * whole + [rest] * (rest > 0)
+        return requests
 
     def forget(self, spans: Iterable[Span]) -> None:
-        """Drop parts of files from the cache, whose bytes are wrong."""
+        """Drop byte ranges of files from the cache, because the bytes are wrong."""
         for name, begin, nbytes in spans:
-            if name not in self._held and (file := self._file(name)) is not None:
+            if name not in self._in_memory and (file := self._file(name)) is not None:
                 file.discard(_pieces(begin, nbytes))
 
     def _cached(self, name: str, begin: int, nbytes: int) -> bytes | None:
-        """Return a part of a file, if all of it is here."""
-        if name in self._held:
-            return self._held[name][begin : begin + nbytes]
+        """Return a byte range of a file if it is completely cached, else None."""
+        if name in self._in_memory:
+            return self._in_memory[name][begin : begin + nbytes]
         file, parts = self._absent(name, begin, nbytes)
         if file is None or parts:
             return None
@@ -126,8 +126,8 @@ class CachedRanges:
     def _absent(
         self, name: str, begin: int, nbytes: int
     ) -> tuple[CachedFile | None, list[PieceRange]]:
-        """Return a file in the cache, if there can be one, and what a part of it lacks."""
-        if name in self._held or (file := self._file(name)) is None:
+        """Return the cached file or None, and the absent parts of a byte range."""
+        if name in self._in_memory or (file := self._file(name)) is None:
             return None, []
         pieces, size = _pieces(begin, nbytes), len(file.data)
         if begin + nbytes > size:
@@ -137,35 +137,35 @@ class CachedRanges:
             )
         bounds = tuple(min(_begin(piece), size) for piece in (*pieces, pieces.stop))
         part = PieceRange(file, name, pieces.start, bounds, None)
-        return file, runs(part, [piece for piece in pieces if not file.here[piece]])
+        return file, runs(part, [piece for piece in pieces if not file.present[piece]])
 
     def _file(self, name: str) -> CachedFile | None:
         file = self._files.get(name)
-        if file is not None and file.alive:
+        if file is not None and file.is_linked:
             return file
         size = self.size(name)
-        # What a crash damaged is found by the hashes of those who read it.
+        # No check of the pieces: the hashes of the readers detect damage by a crash.
         pieces = _pieces(0, size).stop
         file = self._cache.open(self._key(name), size, pieces, lambda *_: True)
         if file is not None:
             self._files[name] = file
         return file
 
-    def _key(self, name: str, what: str = "") -> str:
-        known = repr((self._store.identity, self._version, name, what))
-        return digest("xxh3_128", known.encode())
+    def _key(self, name: str, kind: str = "") -> str:
+        text = repr((self._store.identity, self._version, name, kind))
+        return digest("xxh3_128", text.encode())
 
 
 def _pieces(begin: int, nbytes: int) -> range:
-    """Return the pieces that a part of a file lies in."""
+    """Return the pieces that contain a byte range of a file."""
     return range(_piece(begin), _piece(begin + max(nbytes, 1) - 1) + 1)
 
 
 def _piece(at: int) -> int:
-    """Return the piece that a byte lies in."""
+    """Return the piece that contains the byte at an offset."""
     return 0 if at < NPY_HEADER_BYTES else 1 + (at - NPY_HEADER_BYTES) // HASH_BLOCK
 
 
 def _begin(piece: int) -> int:
-    """Return where a piece begins."""
+    """Return the offset at which a piece begins."""
     return 0 if piece == 0 else NPY_HEADER_BYTES + (piece - 1) * HASH_BLOCK

@@ -1,9 +1,9 @@
-"""One file of the cache: bytes of which some are there, and a tail that says which.
+"""The format of a file in the cache: sparse data, and a tail that marks the cached pieces.
 
-A file is the bytes of a shard, then one *residency byte* for each piece, then a footer. It has
-its name from the moment when its tail is whole. The bytes of absent pieces are holes: to look at
-one through a map would make room for it, and on a full tmpfs that kills the process. The tail is
-always allocated; it is read through maps, and written with pwrite only.
+A file consists of the bytes of a shard, one *residency byte* for each piece, and a footer. It gets
+its name after its tail is complete. The bytes of absent pieces are holes. Reading a hole through a
+memory map allocates a page, and on a full tmpfs that kills the process. The tail is always
+allocated. It is read through memory maps, and written only with pwrite.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = [
     "create_file",
     "evict",
     "is_trusted",
-    "opened",
+    "open_descriptor",
     "read_footer",
-    "set_used",
-    "temporary",
+    "set_last_use",
+    "temporary_file",
     "write_all",
     "write_tail",
 ]
@@ -40,14 +40,14 @@ _FOOTER = struct.Struct("<8sIQQ16s64s")  # magic, version, nbytes, pieces, stamp
 
 
 _MAX_PIECES = 1 << 24
-"""Many more than a shard has: a footer that says more is none."""
+"""More pieces than any shard has. A footer with a larger number is invalid."""
 
 
 class Footer(NamedTuple):
-    """What a file of the cache says of itself.
+    """The footer of a file.
 
-    The stamp is the boot id under which its pieces were written; an object that is stored
-    whole, without pieces, has its hash there.
+    The stamp of a shard's file is the boot id under which its pieces were written. The stamp of a
+    small object, which has no pieces, is its hash.
     """
 
     key: str
@@ -61,17 +61,16 @@ class Footer(NamedTuple):
         return self.nbytes + self.pieces + _FOOTER.size
 
     def pack(self) -> bytes:
-        """Return the bytes that stand in the file."""
+        """Return the footer as bytes."""
         key = self.key.encode("ascii")
         return _FOOTER.pack(_MAGIC, _VERSION, self.nbytes, self.pieces, self.stamp, key)
 
 
 def read_footer(descriptor: int, expected: Footer | None = None) -> Footer | None:
-    """Return a file's footer; None if it is no file of the cache, or another user's.
+    """Return a file's footer, or None if the file is not the cache's, or is another user's.
 
-    A power failure soon after a file was made may leave zeros for its tail. Where the name and
-    the size say what stood there, that is returned, with a stamp of zeros: nothing is known of
-    its pieces.
+    A power failure soon after the file was created may leave zeros in its tail. If the size of such
+    a file fits `expected`, return `expected` with a stamp of zeros: all pieces must be verified.
     """
     status = os.fstat(descriptor)
     if not is_trusted(status):
@@ -90,17 +89,17 @@ def read_footer(descriptor: int, expected: Footer | None = None) -> Footer | Non
 
 
 def write_tail(descriptor: int, footer: Footer, residency: Body) -> None:
-    """Write which pieces a file has, and its footer."""
+    """Write the residency bytes and the footer."""
     _allocate(descriptor, footer.nbytes, footer.size - footer.nbytes)
     write_all(descriptor, residency, footer.nbytes)
     write_all(descriptor, footer.pack(), footer.nbytes + footer.pieces)
 
 
 @contextmanager
-def temporary(directory: str) -> Iterator[tuple[int, str]]:
-    """Make a file under a name of its own, locked; it goes when the block ends or the process."""
+def temporary_file(directory: str) -> Iterator[tuple[int, str]]:
+    """Make a locked temporary file. It is removed when the block ends, or the process dies."""
     path = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")
-    with locks.Description(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
+    with locks.LockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
         try:
             locks.try_lock(descriptor)
             yield descriptor, path
@@ -110,24 +109,24 @@ def temporary(directory: str) -> Iterator[tuple[int, str]]:
 
 
 def create_file(path: str, footer: Footer) -> None:
-    """Make a file without pieces, unless there is one of that name.
+    """Create a shard's file without pieces, unless it exists.
 
     Raises
     ------
     FileNotFoundError
-        If the directory has gone, or the file before it had its name.
+        If another process removed the directory or the temporary file.
     OSError
-        If the disk is full, for one.
+        If the disk is full, for example.
     """
-    with temporary(os.path.dirname(path)) as (descriptor, unnamed):
+    with temporary_file(os.path.dirname(path)) as (descriptor, temporary):
         os.ftruncate(descriptor, footer.size)
         write_tail(descriptor, footer, bytes(footer.pieces))
         with suppress(FileExistsError):
-            _link(unnamed, path)
+            _link(temporary, path)
 
 
 def _allocate(descriptor: int, offset: int, nbytes: int) -> None:
-    """Make sure that a part of a file is no hole."""
+    """Allocate disk space for a range of a file."""
     if sys.platform == "linux":
         try:
             return os.posix_fallocate(descriptor, offset, nbytes)
@@ -143,32 +142,33 @@ def _link(source: str, target: str) -> None:
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError:
-        # No hard links on this file system: all but exclusive.
+        # The file system has no hard links. A rename after this check is almost exclusive.
         if not os.path.lexists(target):
             os.rename(source, target)
 
 
 def evict(path: str) -> bool:
-    """Remove a file if it is the cache's, and tell whether it was.
+    """Remove a file if it is the cache's, and return True if it was.
 
-    Its name goes first, then its residency: whoever reads through a map misses at the next look,
-    finds that the file has no name, and opens the name anew. What is being copied stays.
+    The name is removed first, then the residency bytes are set to zero. A reader that uses a memory
+    map then finds its pieces absent, notices that the file has no name, and opens the name again.
+    The data stays readable for copies in progress.
     """
     try:
-        with opened(path, os.O_RDWR) as descriptor:
+        with open_descriptor(path, os.O_RDWR) as descriptor:
             footer = read_footer(descriptor)
             if footer is None:
                 return False
             os.unlink(path)
             write_all(descriptor, bytes(footer.pieces), footer.nbytes)
     except OSError:
-        return not os.path.lexists(path)  # it has gone before, or is not ours to change
+        return not os.path.lexists(path)  # already removed, or not writable
     return True
 
 
 @contextmanager
-def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """Open a file for a moment."""
+def open_descriptor(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """Open a file, and yield its descriptor."""
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         yield descriptor
@@ -176,14 +176,14 @@ def opened(path: str, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(descriptor)
 
 
-def set_used(path: str, when: float) -> None:
-    """Set when a file was last used, which is nothing to fail of."""
+def set_last_use(path: str, seconds: float) -> None:
+    """Set the time of a file's last use, in seconds since 1970. Ignore failures."""
     with suppress(OSError):
-        os.utime(path, (when, when), follow_symlinks=False)
+        os.utime(path, (seconds, seconds), follow_symlinks=False)
 
 
 def write_all(descriptor: int, data: Body, offset: int) -> None:
-    """Write bytes at a place, however many the system takes at a time."""
+    """Write all bytes at an offset: one pwrite may write fewer."""
     view = memoryview(data)
     view = view.cast("B") if view.nbytes else view[:0]
     while len(view):
@@ -192,13 +192,13 @@ def write_all(descriptor: int, data: Body, offset: int) -> None:
 
 
 def is_trusted(status: os.stat_result) -> bool:
-    """Tell whether a file is a plain one of this user, or of root, who can do as they like."""
+    """Return True for a regular file of this user, or of root, who could change it anyway."""
     return stat.S_ISREG(status.st_mode) and status.st_uid in (os.geteuid(), 0)
 
 
 @cache
 def boot_id() -> bytes:
-    """Return 16 bytes that change when the system starts; where it has none, with each process."""
+    """Return 16 bytes that change at each boot, or with each process if there is no boot id."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return _uuid(file.read())
@@ -207,14 +207,14 @@ def boot_id() -> bytes:
 
 
 def _uuid(text: str) -> bytes:
-    found = bytes.fromhex(text.strip().replace("-", ""))
-    if len(found) != 16:
-        raise ValueError(f"a UUID has 16 bytes, not {len(found)}")
-    return found
+    uuid = bytes.fromhex(text.strip().replace("-", ""))
+    if len(uuid) != 16:
+        raise ValueError(f"a UUID has 16 bytes, not {len(uuid)}")
+    return uuid
 
 
 def _sysctl(name: bytes) -> bytes:
-    """Return a UUID that the kernel of macOS knows."""
+    """Return a UUID from a sysctl of macOS, or b"" if there is none."""
     import ctypes
 
     text, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)

@@ -156,7 +156,7 @@ def _total_cost(costs: list[Cost]) -> Cost:
 def _sidecar_cost(usage: ChunkUsage, column: str) -> Cost:
     """Return what loading a column out of the side-car costs."""
     files, spans = _column_files(usage, column)
-    sizes = [] if files is None else files.cost(spans)
+    sizes = [] if files is None else files.request_bytes(spans)
     return Cost(usage.size, 0, 0, 0, len(sizes), sum(sizes))
 
 

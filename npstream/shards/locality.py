@@ -86,8 +86,8 @@ def is_rowwise(
     result = False
     for cache, parts in _datasets_by_cache(shards):
         limit, total = cache.limit, sum(int(_disk_bytes(part).sum()) for part in parts)
-        if limit is None and total > cache.free():
-            limit = cache.room()
+        if limit is None and total > cache.free_bytes():
+            limit = cache.max_bytes()
         if limit is None or limit >= total or not _exceeds_cache(shards, order, cache, limit):
             continue
         result = True

@@ -188,7 +188,7 @@ def _version(store: Store, cache: ShardCache | None, name: str, is_index: bool =
     if cache is None:
         return store.version(name)
     key = _key(store, name, "version")
-    cached = cache.fetch(key)
+    cached = cache.load(key)
     try:
         version = store.version(name)
     except StorageError as error:
@@ -227,7 +227,7 @@ def _read_cached(
         return store.read(name, nbytes) if read is None else read()
     key = _key(store, name, version if read is None else f"{version} ends")
     is_exact = not isinstance(version, Version) or version.is_exact
-    text = cache.fetch(key) if is_exact else None
+    text = cache.load(key) if is_exact else None
     if text is None:
         text = store.read(name, nbytes) if read is None else read()
         cache.store(key, text)

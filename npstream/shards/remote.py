@@ -311,7 +311,7 @@ class RemoteShards(LocalShards):
         """Record that a sequential reader has finished some shards."""
         for shard in shards:
             for file in self.files.open_files(shard):
-                self.files.cache.finished(file)
+                self.files.cache.mark_finished(file)
 
     def mark_current(self, shard: int) -> None:
         """Record that a sequential reader is now in a shard."""
@@ -459,7 +459,7 @@ class RemoteShards(LocalShards):
         def fetch(pieces: list[PieceKey], lease: Lease) -> None:
             self._fetch_prefixes(self._read_begins([unknown[piece] for piece in pieces]), lease)
 
-        self.downloads.once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
+        self.downloads.fetch_once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
 
     def _fetch_prefixes(self, begins: dict[int, int], lease: Lease | None = None) -> None:
         """Fetch shards up to the first byte of their samples."""
@@ -501,7 +501,7 @@ class RemoteShards(LocalShards):
                 self._fetch_decompressed(shard_of[piece])
                 own.drop([piece])
 
-        self.downloads.once(
+        self.downloads.fetch_once(
             shard_of, lambda piece: not self.files.is_complete(shard_of[piece]), fetch, lease
         )
 
@@ -525,7 +525,7 @@ class RemoteShards(LocalShards):
         files = self.index.files(shard)
         # The lock of the piece that is committed last covers both files: if there were two locks,
         # two processes could get one each.
-        last = [len(data.here) - 1]
+        last = [len(data.present) - 1]
         with data.lock(last) as claim:
             if not claim.pieces:
                 with self.remote.deadlines.track_wait(self.remote.timeout / 2) as left:
@@ -545,18 +545,18 @@ class RemoteShards(LocalShards):
         IntegrityError or None
             The error of a damaged shard, which is removed from the cache.
         """
-        if file in self._verified or not file.here.all():
+        if file in self._verified or not file.present.all():
             return None
         if self._piece_check(shard) is None:
             files, header = self.index.files(shard), self.files.header_file(shard)
             try:
                 self._verify(file.data, files.data, True)
-                if files.meta is not None and header is not None and header.here[0]:
+                if files.meta is not None and header is not None and header.present[0]:
                     self._verify(header.data, files.meta, True)
             except IntegrityError as error:
                 for damaged in (file, header):
                     if damaged is not None:
-                        damaged.discard(range(len(damaged.here)))
+                        damaged.discard(range(len(damaged.present)))
                 return error
         self._verified.add(file)
         return None
@@ -602,4 +602,4 @@ class RemoteShards(LocalShards):
 def _store_file(file: CachedFile, data: Bytes) -> None:
     """Store the whole content of a file in the cache."""
     if file.put(0, data.data):
-        file.commit(range(len(file.here)))
+        file.commit(range(len(file.present)))

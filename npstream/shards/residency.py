@@ -111,13 +111,13 @@ class RemoteFiles:
     def peek(self, shard: int) -> CachedFile | None:
         """Return the data file of a shard if the cache has one; do not create it."""
         file = self._open.get((shard, False))
-        if file is None and not self.cache.holds(self._key(shard, False)):
+        if file is None and not self.cache.has_file(self._key(shard, False)):
             return None
         return self.data_file(shard)
 
     def _file(self, shard: int, meta: bool) -> CachedFile | None:
         file = self._open.get((shard, meta))
-        if file is not None and file.alive:
+        if file is not None and file.is_linked:
             return file
         pieces = 1 if meta else 1 + int(self.chunks[shard])
         key, check = self._key(shard, meta), self._cached_check(shard, meta)
@@ -135,7 +135,7 @@ class RemoteFiles:
     def _is_piece_readable(self, shard: int, meta: bool, piece: int) -> bool:
         """Return True if a piece is cached and passes its check, if it needs one."""
         file = self._file(shard, meta)
-        if file is None or file.resident[piece] or not file.here[piece]:
+        if file is None or file.resident[piece] or not file.present[piece]:
             return file is not None and bool(file.resident[piece])
         check = self._cached_check(shard, meta)
         assert check is not None
@@ -190,9 +190,9 @@ class RemoteFiles:
         if self.peek(shard) is None:
             return False
         data, header = self.data_file(shard), self.header_file(shard)
-        if data is None or header is None or not (data.here[0] and header.here[0]):
+        if data is None or header is None or not (data.present[0] and header.present[0]):
             return False
-        return bool(data.here[1 + chunk])
+        return bool(data.present[1 + chunk])
 
     def is_complete(self, shard: int) -> bool:
         """Return True if all pieces of a shard are readable."""
@@ -296,7 +296,7 @@ class RemoteFiles:
             if meta:
                 return check(piece, file.data)
             header = self.header_file(shard) if self.has_meta(shard) else file
-            if header is None or not header.here[0]:
+            if header is None or not header.present[0]:
                 return False
             bounds = self._data_bounds(shard, _offsets_of(header.data, self.sample_count(shard)))
             return bounds is not None and check(piece, _piece_of(file.data, bounds, piece))

@@ -17,7 +17,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.progress import progress
-from npstream.cache.directory import default_directory, prepare
+from npstream.cache.directory import default_directory, make_directory
 from npstream.dataset.absence import explain_absence
 from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.hashes import digest
@@ -242,7 +242,7 @@ def _locked_work_directory(store: Store, target: Store, index_digest: IndexDiges
         directory = os.path.join(target.root, _WORK_DIRECTORY)
     else:
         key = repr((store.root, target.root, index_digest.ends_hash))
-        prepare(default_directory())
+        make_directory(default_directory())
         directory = os.path.join(default_directory(), "building", digest("xxh3_128", key.encode()))
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from npstream.cache import directory as folder
+from npstream.cache import directory as cache_dir
 from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
 from npstream.cache.cache import ShardCache
 
 
 @pytest.fixture(autouse=True)
-def _nothing_said(monkeypatch):
-    monkeypatch.setattr(folder, "_said", set())
-    monkeypatch.setattr(folder, "_examined", {})
+def _nothing_logged(monkeypatch):
+    monkeypatch.setattr(cache_dir, "_logged", set())
+    monkeypatch.setattr(cache_dir, "_usable", {})
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def cache(tmp_path) -> ShardCache:
 
 @pytest.fixture
 def without_ranges(monkeypatch):
-    monkeypatch.setattr(locks, "_ranges", False)
+    monkeypatch.setattr(locks, "_has_ofd_locks", False)
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from npstream.cache.cache import ShardCache
 
 @pytest.mark.parametrize("wrong", ["", "abc", "../" + KEY, KEY.upper() + "A", "g" * 16, "0" * 65])
 def test_keys_are_hexadecimal(cache, wrong):
-    for call in (lambda: cache.open(wrong, 1, 1), lambda: cache.fetch(wrong)):
+    for call in (lambda: cache.open(wrong, 1, 1), lambda: cache.load(wrong)):
         with pytest.raises(ValueError, match="16 to 64 hexadecimal digits"):
             call()
 
@@ -105,16 +105,16 @@ def test_a_cache_that_is_deleted_while_in_use(cache):
     file = filled_file(cache, KEY)
     shutil.rmtree(cache.directory)
     assert read(file, 1) == CONTENT[PIECE : 2 * PIECE]
-    assert not file.alive
+    assert not file.is_linked
     assert not file.put(0, b"x")
-    assert cache.fetch(OTHER) is None
+    assert cache.load(OTHER) is None
     assert can_reserve(cache, PIECE)
     again = open_file(cache)
     add(again, [0])
     assert os.stat(cache.directory).st_mode & 0o777 == 0o700
     shutil.rmtree(cache.directory)
     assert cache.store(OTHER, b"object")
-    assert cache.fetch(OTHER) == b"object"
+    assert cache.load(OTHER) == b"object"
 
 
 def test_what_the_dead_left_is_swept(cache):
@@ -123,7 +123,7 @@ def test_what_the_dead_left_is_swept(cache):
     foreign = Path(cache.directory, ".other.tmp")
     for path in (dead, alive, foreign):
         path.touch()
-    with locks.Description(str(alive)) as descriptor:
+    with locks.LockFile(str(alive)) as descriptor:
         assert locks.try_lock(descriptor)
         ShardCache(cache.directory)
         assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
@@ -135,10 +135,10 @@ def test_what_the_dead_left_is_swept(cache):
 
 
 def test_objects_are_stored_whole(cache):
-    assert cache.fetch(KEY) is None
+    assert cache.load(KEY) is None
     for content in (b"", b"first", bytes(100_000), memoryview(b"last")):
         assert cache.store(KEY, content)
-        assert cache.fetch(KEY) == bytes(content)
+        assert cache.load(KEY) == bytes(content)
     assert cache.info().files == 1
 
 
@@ -149,9 +149,9 @@ def test_a_damaged_object_is_none(cache, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
-    assert cache.fetch(KEY) is None
+    assert cache.load(KEY) is None
     assert cache.store(KEY, b"some object")
-    assert cache.fetch(KEY) == b"some object"
+    assert cache.load(KEY) == b"some object"
 
 
 def test_objects_are_evicted_like_shards(tmp_path):
@@ -159,9 +159,9 @@ def test_objects_are_evicted_like_shards(tmp_path):
     for number in range(4):
         assert cache.store(key(number), bytes(100_000))
         os.utime(tmp_path / f"{key(number)}.stored", (number, number))
-    assert cache.fetch(key(0)) is not None  # and with that used just now
+    assert cache.load(key(0)) is not None  # and with that used just now
     assert can_reserve(cache, 900_000)
-    assert [cache.fetch(key(number)) is not None for number in range(4)] == [True] + 3 * [False]
+    assert [cache.load(key(number)) is not None for number in range(4)] == [True] + 3 * [False]
 
 
 # Where it is, and what one sees of it.

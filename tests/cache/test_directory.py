@@ -28,7 +28,7 @@ from crash_cache import in_child
 
 import npstream
 from npstream._core import memory
-from npstream.cache import directory as folder
+from npstream.cache import directory as cache_dir
 from npstream.cache import sparse_file as sparse
 from npstream.cache.cache import CachedFile, ShardCache
 from npstream.errors import StorageError
@@ -53,7 +53,7 @@ def test_files_of_others_are_refused(cache, monkeypatch, caplog):
         assert cache.open(KEY, len(CONTENT), PIECES) is None
         assert cache.open(KEY, len(CONTENT), PIECES) is None
     assert caplog.text.count("this file is another user's") == 1
-    assert cache.fetch(OTHER) is None
+    assert cache.load(OTHER) is None
     cache.clear()
     assert len(list(Path(cache.directory).glob("*.s*"))) == 2
 
@@ -61,7 +61,7 @@ def test_files_of_others_are_refused(cache, monkeypatch, caplog):
 def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
     (tmp_path / "theirs").mkdir()
     give_away(tmp_path / "theirs", monkeypatch)
-    with pytest.raises(StorageError, match=r"belongs to user .* choose another with cache="):
+    with pytest.raises(StorageError, match=r"belongs to user .* Choose another with cache="):
         ShardCache(tmp_path / "theirs")
 
 
@@ -119,8 +119,8 @@ def test_a_cache_that_can_only_be_read(open_directory):
         assert not file.put(0, b"x")
         assert not file.commit([0])
         mine.touch(file)
-        mine.finished(file)
-        assert mine.fetch(OTHER) == b"object"
+        mine.mark_finished(file)
+        assert mine.load(OTHER) == b"object"
         assert mine.open(KEY[::-1], 1, 1) is None
         assert not mine.store(KEY, b"x")
         assert not can_reserve(mine, 200 << 20)
@@ -140,7 +140,7 @@ def test_a_directory_that_cannot_be_made(open_directory, caplog):
             cache = ShardCache(open_directory / "below")
             assert cache.open(KEY, 1, 1) is None
             assert not cache.store(KEY, b"")
-            assert cache.fetch(KEY) is None
+            assert cache.load(KEY) is None
         assert "cannot make it (Permission denied)" in caplog.text
 
     unprivileged(use)
@@ -154,13 +154,13 @@ def test_the_default_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert folder.default_directory() == str(tmp_path / ".cache/npstream")
+    assert cache_dir.default_directory() == str(tmp_path / ".cache/npstream")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert folder.default_directory() == str(tmp_path / "xdg/npstream")
+    assert cache_dir.default_directory() == str(tmp_path / "xdg/npstream")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert folder.default_directory() == str(tmp_path / ".cache/npstream")
+    assert cache_dir.default_directory() == str(tmp_path / ".cache/npstream")
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert folder.default_directory() == str(tmp_path / "Library/Caches/npstream")
+    assert cache_dir.default_directory() == str(tmp_path / "Library/Caches/npstream")
     monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "mine"))
     assert ShardCache().directory == str(tmp_path / "mine")
     assert ShardCache(tmp_path / "argument").directory == str(tmp_path / "argument")
@@ -171,7 +171,7 @@ def test_without_a_home(tmp_path, monkeypatch):
     monkeypatch.delenv("NPSTREAM_CACHE", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    assert folder.default_directory() == str(tmp_path / f"npstream-{os.geteuid()}")
+    assert cache_dir.default_directory() == str(tmp_path / f"npstream-{os.geteuid()}")
 
 
 def test_the_limit(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_the_limit(tmp_path, monkeypatch):
 
 
 def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_network", lambda path: "NFS")
+    monkeypatch.setattr(cache_dir, "_network_type", lambda path: "NFS")
     with pytest.warns(RuntimeWarning, match="the cache is on NFS, which is slow"):
         cache = ShardCache(tmp_path / "shared")
     assert os.path.dirname(cache.directory) == str(tmp_path / "shared")
@@ -197,9 +197,9 @@ def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
 
 
 def test_the_kind_of_a_file_system(tmp_path, monkeypatch):
-    assert folder._network(str(tmp_path)) is None
+    assert cache_dir._network_type(str(tmp_path)) is None
     kinds = {0xEF53, 0x01021994, 0x9123683E, 0x58465342, 0x794C7630}
-    assert kinds.isdisjoint(folder._NETWORK)
+    assert kinds.isdisjoint(cache_dir._NETWORK_TYPES)
 
 
 def test_where_maps_do_not_show_writes_nothing_is_cached(tmp_path, monkeypatch):

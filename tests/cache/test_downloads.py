@@ -24,13 +24,13 @@ def fetcher():
 def test_a_piece_is_fetched_by_one_thread_or_by_who_waits(fetcher, fails, monkeypatch):
     """The second thread waits for the first; if that one fails, it fetches the pieces itself."""
     here, log, waits = set(), [], threading.Event()
-    wait = downloads.wait
+    wait = downloads.wait_for_leases
 
     def spied(pieces, timeout):
         waits.set()
         wait(pieces, timeout)
 
-    monkeypatch.setattr(downloads, "wait", spied)
+    monkeypatch.setattr(downloads, "wait_for_leases", spied)
 
     def fetch(pieces, lease):
         log.append(pieces)
@@ -42,7 +42,7 @@ def test_a_piece_is_fetched_by_one_thread_or_by_who_waits(fetcher, fails, monkey
         here.update(pieces)
 
     def read():
-        fetcher.once(PIECES, lambda piece: piece not in here, fetch)
+        fetcher.fetch_once(PIECES, lambda piece: piece not in here, fetch)
 
     second = threading.Thread(target=read)
     if fails:
@@ -62,14 +62,16 @@ def test_who_has_pieces_already_passes_its_lease_on(fetcher):
 
     def fetch(pieces, lease):
         # A lease within is of the same pieces.
-        fetcher.once(pieces, lambda piece: piece not in here, lambda p, _: here.update(p), lease)
+        fetcher.fetch_once(
+            pieces, lambda piece: piece not in here, lambda p, _: here.update(p), lease
+        )
 
-    fetcher.once(PIECES, lambda piece: piece not in here, fetch, queued)
+    fetcher.fetch_once(PIECES, lambda piece: piece not in here, fetch, queued)
     assert here == {*PIECES}
     assert not any(map(is_leased, PIECES))
 
 
 def test_what_is_here_is_not_fetched(fetcher):
     log = []
-    fetcher.once(PIECES, lambda piece: piece[1] == 1, lambda pieces, _: log.append(pieces))
+    fetcher.fetch_once(PIECES, lambda piece: piece[1] == 1, lambda pieces, _: log.append(pieces))
     assert log == [PIECES[1:2]]

@@ -19,8 +19,8 @@ from cached_files import (
     start_process,
 )
 
-from npstream.cache import directory as folder
-from npstream.cache import eviction as room
+from npstream.cache import directory as cache_dir
+from npstream.cache import eviction
 from npstream.cache.cache import ShardCache
 
 
@@ -28,21 +28,21 @@ def test_least_recently_used_files_go_first(tmp_path):
     cache = ShardCache(tmp_path, 4 * FILE_BYTES + FILE_BYTES // 2)
     files = [filled_file(cache, key(number), age=100 - 10 * number) for number in range(4)]
     cache.touch(files[0])  # too soon to cost anything
-    cache.finished(files[2])
+    cache.mark_finished(files[2])
     files[1].touched -= 60
     cache.touch(files[1])
     assert can_reserve(cache, PIECE)
-    assert [file.alive for file in files] == [True, True, True, True]
+    assert [file.is_linked for file in files] == [True, True, True, True]
     expected = [True, True, False, True], [False, True, False, True], [False, True, False, False]
     for number, alive in enumerate(expected, 1):
         assert can_reserve(cache, number * FILE_BYTES)
-        assert [file.alive for file in files] == alive
+        assert [file.is_linked for file in files] == alive
 
 
 def test_a_file_that_is_opened_again_is_used_again(tmp_path):
     cache = ShardCache(tmp_path, 3 * FILE_BYTES)
     filled_file(cache, key(1), age=50)
-    cache.finished(filled_file(cache, key(2)))
+    cache.mark_finished(filled_file(cache, key(2)))
     for number in (1, 2):
         cache.touch(open_file(cache, key(number)))
         assert time.time() - os.stat(tmp_path / f"{key(number)}.shard").st_mtime < 40
@@ -54,17 +54,17 @@ def test_who_reads_an_evicted_file_misses_next(cache):
     assert cache.clear() >= len(CONTENT)
     assert file.resident.tolist() == [0, 0, 0, 0]
     assert data.tobytes() == CONTENT[:PIECE]
-    assert not file.alive
+    assert not file.is_linked
     with file.lock([0]) as claim:
         assert claim.pieces == []
     file.wait([0], 60)
     assert not file.put(0, b"x")
     assert not file.commit([0])
     again = open_file(cache)
-    assert again.alive
+    assert again.is_linked
     assert again.resident.tolist() == [0, 0, 0, 0]
     # The old file is not mistaken for the new one, which has its name.
-    assert not file.alive
+    assert not file.is_linked
     assert not file.put(0, b"x")
 
 
@@ -75,14 +75,14 @@ def test_eviction_by_another_process(cache):
     assert int(removed) >= len(CONTENT)
     assert resident == "0"
     assert not file.resident.any()
-    assert not file.alive
+    assert not file.is_linked
 
 
 def test_files_in_need_stay(tmp_path):
     cache = ShardCache(tmp_path, 3 * FILE_BYTES)
     old, new = filled_file(cache, key(1), age=50), filled_file(cache, key(2))
     assert can_reserve(cache, 2 * FILE_BYTES, keep=[old])
-    assert (old.alive, new.alive) == (True, False)
+    assert (old.is_linked, new.is_linked) == (True, False)
 
 
 def test_nothing_goes_for_what_never_fits(tmp_path):
@@ -90,8 +90,8 @@ def test_nothing_goes_for_what_never_fits(tmp_path):
     old, new = filled_file(cache, key(1)), filled_file(cache, key(2))
     assert not can_reserve(cache, 3 * FILE_BYTES + 1)
     assert not can_reserve(cache, 2 * FILE_BYTES + FILE_BYTES // 2, keep=[old])
-    assert old.alive
-    assert new.alive
+    assert old.is_linked
+    assert new.is_linked
 
 
 def test_a_file_that_is_not_ours_does_not_stop_eviction(tmp_path):
@@ -101,14 +101,14 @@ def test_a_file_that_is_not_ours_does_not_stop_eviction(tmp_path):
     os.utime(foreign, (0, 0))
     files = [filled_file(cache, key(1)), filled_file(cache, key(2))]
     assert can_reserve(cache, 2 * FILE_BYTES)
-    assert [file.alive for file in files].count(True) <= 1
+    assert [file.is_linked for file in files].count(True) <= 1
     assert foreign.read_bytes() == bytes(FILE_BYTES)
 
 
 def test_files_are_counted_only_when_room_runs_out(tmp_path, monkeypatch):
     counted = []
-    entries = folder.entries
-    monkeypatch.setattr(folder, "entries", lambda path: counted.append(path) or entries(path))
+    entries = cache_dir.entries
+    monkeypatch.setattr(cache_dir, "entries", lambda path: counted.append(path) or entries(path))
     cache = ShardCache(tmp_path, "10MB")
     for _ in range(100):
         assert can_reserve(cache, 100_000)
@@ -123,17 +123,17 @@ def test_automatic_limit_leaves_a_tenth_of_the_disk(tmp_path, monkeypatch):
     cache = ShardCache(tmp_path, "auto")
     file = filled_file(cache, KEY)
     free = 1 << 20
-    monkeypatch.setattr(room, "free_and_total", lambda path: (free, 5 << 20))
+    monkeypatch.setattr(eviction, "free_and_total", lambda path: (free, 5 << 20))
     assert can_reserve(cache, 1 << 19)
-    assert file.alive
+    assert file.is_linked
     assert cache.info().limit == cache.info().nbytes + (1 << 19)
     assert can_reserve(cache, (1 << 19) + 1)
-    assert not file.alive
+    assert not file.is_linked
     # Others fill the disk: the cache gives way, and keeps nothing more.
     file = filled_file(cache, KEY)
     free = 0
     assert not can_reserve(cache, 1)
-    assert not file.alive
+    assert not file.is_linked
 
 
 def test_a_limit_that_is_too_small_says_the_least_that_would_do(tmp_path):

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from npstream.cache import leases
-from npstream.cache.leases import Lease, is_leased, wait
+from npstream.cache.leases import Lease, is_leased, wait_for_leases
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,7 +39,7 @@ def test_only_the_owner_drops_a_piece():
     assert owner.take([("a", 0)]) == []
     other.drop([("a", 0)])
     assert is_leased(("a", 0))
-    assert other.take([("a", 0), ("b", 0)], of=owner) == [("a", 0), ("b", 0)]
+    assert other.take([("a", 0), ("b", 0)], from_lease=owner) == [("a", 0), ("b", 0)]
     owner.drop([("a", 0)])
     assert is_leased(("a", 0))
     other.drop([("a", 0), ("b", 0)])
@@ -63,7 +63,7 @@ def test_waiting_starts_the_owner_and_ends_when_it_drops_the_pieces():
 
     thread = threading.Thread(target=fetch)
     thread.start()
-    wait([("a", 0), ("a", 1), ("b", 0)], 50.0)
+    wait_for_leases([("a", 0), ("a", 1), ("b", 0)], 50.0)
     assert started.is_set()
     assert not is_leased(("a", 0))
     thread.join()
@@ -72,7 +72,7 @@ def test_waiting_starts_the_owner_and_ends_when_it_drops_the_pieces():
 def test_waiting_ends_when_time_is_up():
     Lease().take([("a", 0)])
     begin = time.monotonic()
-    wait([("a", 0)], 0.01)
+    wait_for_leases([("a", 0)], 0.01)
     assert time.monotonic() - begin < 50
 
 

@@ -127,7 +127,7 @@ def test_missing_locks_are_said_once(tmp_path, without_ranges, caplog):
     with caplog.at_level(logging.INFO, "npstream"):
         ShardCache(tmp_path / "a")
         ShardCache(tmp_path / "a")
-    assert caplog.text.count("no locks of ranges here") == 1
+    assert caplog.text.count("no range locks here") == 1
 
 
 # Room.

@@ -263,11 +263,11 @@ def test_parts_of_files(tmp_path, monkeypatch):
     expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
     assert [files.ranges([span])[0] for span in spans] == expected
     assert files.ranges(spans) == expected
-    assert files.cost(spans) == []
+    assert files.request_bytes(spans) == []
     again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
-    assert again.cost(spans) == []
+    assert again.request_bytes(spans) == []
     files.forget([("a", 5, 1), ("held", 0, 1)])
-    assert files.cost([("a", 0, 10)]) == [NPY_HEADER_BYTES]
+    assert files.request_bytes([("a", 0, 10)]) == [NPY_HEADER_BYTES]
     store.remove("a")
     with pytest.raises(FileNotFoundError):
         files.ranges([("a", 0, 10)])
@@ -277,4 +277,4 @@ def test_parts_of_files(tmp_path, monkeypatch):
     npstream.cache.clear(tmp_path)
     monkeypatch.setattr(RemoteStore, "size", None)  # nothing is asked of the store
     again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
-    assert again.cost([("a", 0, 10), ("held", 0, 1)]) == [10]
+    assert again.request_bytes([("a", 0, 10), ("held", 0, 1)]) == [10]

@@ -14,8 +14,8 @@ import stalling
 from crash_cache import in_child
 
 import npstream
-from npstream.cache import directory as folder
-from npstream.cache import eviction as room
+from npstream.cache import directory as cache_dir
+from npstream.cache import eviction
 from npstream.cache.cache import CachedFile, Refusal, Reservation, ShardCache, allocated
 
 CHUNK = 40_960
@@ -28,7 +28,7 @@ def key(number: int) -> str:
 
 def in_use(directory: str | Path) -> int:
     """Return what the cache's files take, whoever may be removing some."""
-    return sum(entry.nbytes for entry in folder.entries(str(directory)))
+    return sum(entry.nbytes for entry in cache_dir.entries(str(directory)))
 
 
 def opened(cache: ShardCache, number: int) -> CachedFile:
@@ -65,10 +65,10 @@ def test_a_count_sees_what_others_have_reserved(tmp_path):
 
 
 def test_what_is_written_during_a_count_is_not_missed(tmp_path, monkeypatch):
-    cache, entries = ShardCache(tmp_path, LIMIT), folder.entries
+    cache, entries = ShardCache(tmp_path, LIMIT), cache_dir.entries
     file, held = opened(cache, 0), reserved(cache)
 
-    def counted(path: str) -> list[folder.Entry]:
+    def counted(path: str) -> list[cache_dir.Entry]:
         found = entries(path)
         write(file)
         held.close()
@@ -76,7 +76,7 @@ def test_what_is_written_during_a_count_is_not_missed(tmp_path, monkeypatch):
 
     os.truncate(tmp_path / ".lock", 0)
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "entries", counted)
+        patched.setattr(cache_dir, "entries", counted)
         assert cache.reserve(4 * CHUNK, [file]) is Refusal.CROWDED
     assert in_use(tmp_path) >= CHUNK
 
@@ -136,7 +136,7 @@ def test_the_limit_holds_again_when_what_exceeds_it_is_written(tmp_path):
         with reserved(other, may_exceed=True, keep=files):
             for file in files:
                 write(file)
-            room.spend(4 * CHUNK)
+            room.release(4 * CHUNK)
             assert LIMIT < in_use(tmp_path) <= LIMIT + CHUNK
         assert LIMIT - 2 * CHUNK < in_use(tmp_path) <= LIMIT
 
@@ -147,10 +147,10 @@ def test_what_was_written_is_not_reserved_any_more(tmp_path):
     with reserved(one, 3) as room:
         for file in files:
             write(file)
-            room.spend(CHUNK)
+            room.release(CHUNK)
         os.truncate(tmp_path / ".lock", 0)
         reserved(other, 1).close()
-        assert all(file.alive for file in files)
+        assert all(file.is_linked for file in files)
 
 
 def test_threads_exceed_the_limit_one_after_the_other(tmp_path):
@@ -160,7 +160,7 @@ def test_threads_exceed_the_limit_one_after_the_other(tmp_path):
     def work() -> None:
         for _ in range(10):
             with reserved(other, may_exceed=True):
-                peaks.append(room._reserved(str(tmp_path)))
+                peaks.append(eviction._reserved_bytes(str(tmp_path)))
 
     with reserved(one, 4):
         threads = [threading.Thread(target=work) for _ in range(4)]

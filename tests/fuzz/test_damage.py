@@ -15,7 +15,7 @@ from dataset_files import write_shards
 
 import npstream
 from npstream._core import memory
-from npstream.cache import eviction as room
+from npstream.cache import eviction
 from npstream.cache.cache import ShardCache
 from npstream.cache.sparse_file import Footer
 from npstream.errors import FormatError, StorageError, short_repr
@@ -262,9 +262,9 @@ def test_a_stored_object_of_a_size_that_does_not_fit(tmp_path):
         file.truncate(1 << 42)
         file.seek(1 << 42)
         file.write(footer)
-    assert cache.fetch(KEY) is None
+    assert cache.load(KEY) is None
     assert cache.store(KEY, b"object")
-    assert cache.fetch(KEY) == b"object"
+    assert cache.load(KEY) == b"object"
 
 
 def test_a_footer_with_more_pieces_than_a_shard_has(tmp_path):
@@ -290,9 +290,9 @@ def test_what_is_no_reservation_reserves_nothing(tmp_path, kind):
         path.symlink_to("x" * 200)
     else:
         os.mkfifo(path)
-    assert room._reserved(str(tmp_path)) == 0
+    assert eviction._reserved_bytes(str(tmp_path)) == 0
     assert cache.store(KEY, bytes(50_000))
-    assert cache.fetch(KEY) is not None
+    assert cache.load(KEY) is not None
 
 
 @pytest.mark.parametrize("kind", ["loop", "file"])
@@ -308,7 +308,7 @@ def test_a_directory_that_is_replaced_while_it_is_in_use(tmp_path, kind):
             directory.symlink_to(directory)
         else:
             directory.touch()
-        assert cache.fetch(KEY) is None
+        assert cache.load(KEY) is None
         assert not cache.store(OTHER, b"x")
         assert cache.open(KEY, 10, 1) is None
         cache.trim()

@@ -90,6 +90,6 @@ def start_process(cache: ShardCache, code: str) -> subprocess.Popen[str]:
 @contextlib.contextmanager
 def hold_lock(path: str | Path) -> Iterator[None]:
     """Hold a lock as another process does that was stopped."""
-    with locks.Description(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
+    with locks.LockFile(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
         assert locks.try_lock(descriptor)
         yield

@@ -63,7 +63,7 @@ class Reader:
         file = self.files.get(shard)
         if file is not None and file.resident[pieces].all():
             return self._copy(file, pieces)
-        if file is None or not file.alive:
+        if file is None or not file.is_linked:
             self.counts["reopened"] += file is not None
             file = self.cache.open(KEYS[shard], NBYTES, PIECES)
             if file is None:
@@ -139,7 +139,7 @@ def work(directory: str, seed: int, report: int) -> None:
         if chance.random() < 0.02:
             reader.counts["peak"] = max(reader.counts["peak"], in_use(directory))
             if (file := reader.files.get(shard)) is not None:
-                reader.cache.finished(file)
+                reader.cache.mark_finished(file)
     counts = reader.counts
     os.write(report, " ".join(f"{name}={counts[name]}" for name in counts).encode() + b"\n")
 
@@ -202,7 +202,7 @@ def inspect(directory: str, counts: Counter[str]) -> None:
         for name in os.listdir(directory)
     )
     for path in Path(directory).iterdir():
-        with locks.Description(str(path), os.O_RDONLY) as descriptor:
+        with locks.LockFile(str(path), os.O_RDONLY) as descriptor:
             counts["locks"] += locks.is_locked(descriptor, 0, 0)
     for name, content in FOREIGN.items():
         counts["foreign touched"] += Path(directory, name).read_bytes() != content

@@ -300,7 +300,7 @@ def damage(cache, begin=0.0, end=0.9):
     """Flip the bytes of the shards in a cache, in some part of each, but not what follows them."""
     for path in sorted(cache.glob("*.shard")):
         body = bytearray(path.read_bytes())
-        with sparse.opened(str(path)) as descriptor:
+        with sparse.open_descriptor(str(path)) as descriptor:
             footer = sparse.read_footer(descriptor)
         first, last = int(begin * footer.nbytes), int(end * footer.nbytes)
         body[first:last] = bytes(byte ^ 255 for byte in body[first:last])
