@@ -201,7 +201,8 @@ def is_arrow_number(kind: Any) -> bool:
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     if types.is_timestamp(kind) and kind.tz is not None:
         raise TypeError(
-            f"{kind} has a time zone, which datetime64 does not: cast it to UTC without"
+            f"{kind} has a time zone, which datetime64 does not: cast the column to a timestamp "
+            "without a zone, or to string"
         )
     known = ("is_integer", "is_floating", "is_boolean", "is_timestamp", "is_date", "is_duration")
     return any(getattr(types, name)(kind) for name in known)
@@ -236,13 +237,13 @@ def decode_arrow(array: Any) -> Any:
 def _arrow_lists(array: Any) -> Any:
     """Return list views as lists; pyarrow's own cast gives wrong results."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
-    check_nulls(array)
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
     lists = []
     for chunk in chunks:
-        lengths = chunk.value_lengths().to_numpy()
+        lengths = chunk.value_lengths().fill_null(0).to_numpy()
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
-        lists.append(pa.LargeListArray.from_arrays(offsets, chunk.flatten()))
+        nulls = chunk.is_null() if chunk.null_count else None
+        lists.append(pa.LargeListArray.from_arrays(offsets, chunk.flatten(), mask=nulls))
     return pa.chunked_array(lists, pa.large_list(array.type.value_type))
 
 

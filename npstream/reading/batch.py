@@ -13,10 +13,12 @@ from npstream._core import optional as exchange
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bools, Int64
 from npstream.reading.ragged import Ragged
-from npstream.writing.tables import Columns, columns_of
+from npstream.writing.inputs.recognition import columns_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from npstream.writing.tables import Columns
 
 __all__ = ["Batch", "Ragged"]
 

@@ -1,14 +1,14 @@
 """Columns that are given to a writer: their encodings, and their rows in blocks.
 
-A table is anything with rows in several columns, whoever holds them: arrays of any library, lists,
-or what npstream itself has read or would read. Classes of npstream take part by a method
-``_to_write``; see `Writable`.
+`npstream.writing.inputs.recognition` makes them of the objects that users give. Classes of
+npstream provide them by a method ``_to_write``; see `Writable`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import tee
 from math import prod
 from typing import Any, Protocol, TypeAlias
@@ -16,12 +16,12 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from npstream._core import array_like as foreign
-from npstream._core.arguments import quantity
-from npstream._core.dtypes import convert_exactly, invalid_bool_byte, storage_dtype
-from npstream._core.optional import import_optional
-from npstream._core.typing import AnyArray, Int64
+from npstream._core.dtypes import convert_exactly, invalid_bool_byte
+from npstream._core.memory import address_of
+from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.errors import MissingDependencyError, NpstreamError
-from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
+from npstream.formats.encodings.encodings import Encoding, column_type, infer, type_of_array
+from npstream.writing.inputs.fill import NO_FILL, Fill, is_absent, keeps_nan
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
 
 Bounds: TypeAlias = "Iterable[tuple[int, int]]"
@@ -69,6 +69,22 @@ class GivenTable(Protocol):
         """Yield blocks of rows of the columns that are wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class TableStream:
+    """Tables of the same columns, one after another, that are read only once.
+
+    Attributes
+    ----------
+    head : GivenTable
+        A table whose encodings are those of the columns; it is not written.
+    tables : iterator of GivenTable
+        All rows.
+    """
+
+    head: GivenTable
+    tables: Iterator[GivenTable]
+
+
 class Writable(Protocol):
     """A class of npstream whose rows can be written."""
 
@@ -76,176 +92,86 @@ class Writable(Protocol):
         """Return a column, or a table; None for samples that are to be written one by one."""
 
 
-def table_of(data: Any) -> GivenTable | None:
-    """Return what is given to a writer as a table; None if it has samples, one by one.
+class ArrowStream(Protocol):
+    """A table of any library that lends its rows as Arrow does."""
 
-    Raises
-    ------
-    TypeError, ValueError
-        If it is neither, or its columns differ in length.
-    """
-    own = getattr(type(data), "_to_write", None)
-    if own is not None:
-        given: Any = own(data)
-        if given is None or hasattr(given, "names"):
-            return given  # type: ignore[no-any-return]
-        if hasattr(given, "name"):
-            return Columns({given.name: given})
-        raise TypeError(
-            f"a {type(data).__name__} is a column without a name: write a mapping, such as "
-            "{'x': it}"
-        )
-    if not isinstance(data, Mapping):
-        return None
-    return columns_of(data)
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return a capsule of an ArrowArrayStream."""
 
 
-def check_first(data: Any, first: Any) -> None:
-    """Say of a table of another library, which is no samples, how it is written."""
-    if isinstance(first, Mapping) or hasattr(type(first), "_to_write"):
-        return
-    names = [name for name in ("column_names", "columns") if hasattr(data, name)]
-    if getattr(getattr(data, "dtype", None), "names", None):
-        names.append("dtype.names")
-    if names:
-        raise TypeError(
-            f"data is of type {type(data).__name__}, which holds no samples: write a mapping of "
-            f"its columns, {{name: data[name] for name in data.{names[0]}}}"
-        )
+class MapDataset(Protocol):
+    """Samples by number, such as a map-style Dataset of torch."""
 
-
-def columns_of(data: Mapping[str, Any], known: Mapping[str, str] | None = None) -> Columns:
-    """Return a mapping of columns as a table; `known` is the encodings that they had."""
-    columns = {}
-    for name, values in data.items():
-        try:
-            columns[name] = column_of(values, (known or {}).get(name))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise named(name, error) from error
-    return Columns(columns)
+    def __getitem__(self, index: Any, /) -> Any:
+        """Return a sample."""
 
 
 def named(column: object, error: Exception) -> Exception:
     """Return an exception that says which column it is about."""
+    if isinstance(error, RowError):
+        error.column = column
+        return error
     if isinstance(error, MissingDependencyError):
         return error
     kind = ValueError if isinstance(error, ValueError) else TypeError
     return kind(f"column {column!r}: {error}")
 
 
-_SEVERAL = "which is several columns: write a mapping of these, such as dict(frame) of pandas's"
-
-
-def column_of(values: Any, known: str | None = None) -> GivenColumn:
-    """Return an array of any library, or a list, as a column.
+class RowError(ValueError):
+    """A value that a table cannot give to a writer.
 
     Parameters
     ----------
-    values : array or sequence
-    known : str, optional
-        The encoding that the column had where it was read, which holds if it still fits.
+    row : int
+        The row of the value in its table.
+    message : str
+        The reason, and what to do.
+    column : str, optional
     """
-    own = getattr(type(values), "_to_write", None)
-    if own is not None and hasattr(given := own(values), "length") and not hasattr(given, "names"):
-        return given  # type: ignore[no-any-return]
-    if isinstance(values, str | bytes | Mapping) or not _has_length(values):
-        raise TypeError(
-            f"it is of type {type(values).__name__}: a mapping holds columns, each an array or a "
-            "list; a single sample goes into a list"
-        )
-    if type(values).__module__.partition(".")[0] == "pandas":
-        if getattr(values, "ndim", 1) != 1:
-            raise TypeError(f"it is a DataFrame, {_SEVERAL}")
-        return _pandas_column(values)
-    if foreign.is_arrow(values):
-        if hasattr(values, "schema"):
-            raise TypeError(f"it is a {type(values).__name__}, {_SEVERAL}")
-        return ArrowColumn(foreign.arrow_array(values))
-    if foreign.is_tensor(values) and (rows := foreign.tensor_rows(values)) is not None:
-        return ListColumn(rows)
-    if foreign.is_array(values):
-        return _array_column(values, known)
-    return ListColumn(values)
 
+    def __init__(self, row: int, message: str, column: object = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.column = column
 
-def _has_length(values: Any) -> bool:
-    """Return True for what has rows: an array with an axis, or a sequence."""
-    if hasattr(values, "ndim"):
-        return bool(values.ndim)
-    return hasattr(values, "__len__")
-
-
-_TEXT = {"U": "str", "T": "str", "S": "bytes"}
-"""The encodings of NumPy's kinds of text, which matter where there are no rows."""
-
-
-def _array_column(values: Any, known: str | None = None) -> GivenColumn:
-    """Return an array as a column; one that is no NumPy array is read block by block."""
-    is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
-    if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
-        values = foreign.as_array(values)
-    first = foreign.as_array(values[:1])
-    if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
-        return ListColumn(foreign.as_array(values), known or _TEXT.get(first.dtype.kind))
-    return ArrayColumn(
-        lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
-        known, _chunk_rows(values),
-    )  # fmt: skip
-
-
-def _pandas_column(values: Any) -> GivenColumn:
-    """Return a Series, Index or array of pandas as a column."""
-    dtype = values.dtype
-    if hasattr(dtype, "pyarrow_dtype"):
-        pa = import_optional("pyarrow", "pyarrow", "arrow")
-        return ArrowColumn(pa.array(values))
-    number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
-    is_text = dtype.name in ("str", "string")
-    if is_text or hasattr(dtype, "numpy_dtype") or hasattr(dtype, "categories"):
-        _refuse_missing(values)
-    if hasattr(dtype, "categories"):
-        return column_of(values.astype(dtype.categories.dtype))
-    if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
-        number = dtype.subtype  # of a sparse array
-    if number is not None and number.kind != "O":
-        return _array_column(values.to_numpy(dtype=number))
-    return ListColumn(values.tolist(), "str" if is_text and not len(values) else None)
-
-
-def _refuse_missing(values: Any) -> None:
-    missing = np.asarray(values.isna())
-    if missing.any():
-        raise ValueError(
-            f"{quantity(int(missing.sum()), 'missing value')} of {len(values):,}, the first in row "
-            f"{int(missing.argmax())}: fill them in, as with .fillna(...), or leave their "
-            "samples out, as with .dropna()"
-        )
+    def at(self, first: int) -> ValueError:
+        """Return the error for users; `first` is the sample number of the table's first row."""
+        column = "" if self.column is None else f"column {self.column!r}: "
+        return ValueError(f"sample {first + self.row}: {column}{self}")
 
 
 class ListColumn:
     """Values of Python, any of which may be of any type."""
 
-    def __init__(self, values: Any, known: str | None = None) -> None:
+    def __init__(self, values: Any, known: str | None = None, fill: Fill = NO_FILL) -> None:
         self.length = len(values)
         self.row_bytes: int | None = None
         self.chunk = 1
         self._values = values
         self._known = known
+        self._fill = fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding that suits the first value, or that the column had."""
+        """Return the encoding that suits the first value, or that the column had.
+
+        If missing values are filled, the first one that is there decides.
+        """
         if self._known is not None:
             known = column_type(self._known)
             if known.kind in ("object", "ndarray") or not self.length:
                 return known
         if not self.length:
             raise ValueError("it has no values to tell its encoding: name that in columns=")
-        return infer(self._values[0])
+        first = self._values[0]
+        if self._fill:
+            text = column_type("str")  # for which NaN is missing, too
+            first = next((v for v in self._values if not is_absent(v, text)), self._fill.value)
+        return infer(first)
 
     def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
         """Yield the values, to be encoded one by one."""
         for start, stop in bounds:
-            yield list(self._values[start:stop])
+            yield self._fill.values(self._values[start:stop], wanted)
 
 
 class ArrayColumn:
@@ -262,7 +188,11 @@ class ArrayColumn:
         The encoding that the column had where it was read.
     chunk : int
         Rows that are read at once.
+    fill : Fill
+        Used for NaN and NaT where the encoding that is wanted has neither.
     """
+
+    is_array = True
 
     def __init__(
         self,
@@ -272,7 +202,9 @@ class ArrayColumn:
         shape: tuple[int, ...],
         known: str | None = None,
         chunk: int = 1,
+        fill: Fill = NO_FILL,
     ) -> None:
+        self._fill = fill
         self.length = length
         self.row_bytes: int | None = dtype.itemsize * prod(shape)
         self.chunk = chunk
@@ -302,7 +234,12 @@ class ArrayColumn:
             block = foreign.as_array(self._read(start, stop))
             if len(block) != stop - start:
                 raise ValueError(f"rows {start} to {stop} are {len(block)}: its length has changed")
-            yield rows_as(block, wanted)
+            missing = missing_numbers(block, wanted) if self._fill else None
+            if missing is None:
+                yield rows_as(block, wanted)
+            else:
+                rows = rows_as(np.where(missing, block.dtype.type(0), block), wanted)
+                yield self._fill.block(rows, missing, wanted)
 
 
 def _chunk_rows(values: Any) -> int:
@@ -312,6 +249,14 @@ def _chunk_rows(values: Any) -> int:
     if isinstance(first, tuple):
         first = max(first, default=1)
     return first if isinstance(first, int) and first > 0 else 1
+
+
+def missing_numbers(block: AnyArray, wanted: Encoding) -> Bools | None:
+    """Return which numbers are NaN or NaT; None if there are none, or an encoding has these."""
+    if block.ndim != 1 or block.dtype.kind not in "fmM" or keeps_nan(wanted):
+        return None
+    missing: Bools = np.isnat(block) if block.dtype.kind in "mM" else np.isnan(block)
+    return missing if missing.any() else None
 
 
 def rows_as(block: AnyArray, wanted: Encoding) -> ColumnBlock:
@@ -329,6 +274,58 @@ def rows_as(block: AnyArray, wanted: Encoding) -> ColumnBlock:
             if not wrong.any():
                 return converted
     return list(block)
+
+
+class MaskedColumn:
+    """A column some rows of which are missing, and get a value.
+
+    Parameters
+    ----------
+    column : GivenColumn
+        Has any values in these rows.
+    missing : ndarray of bool
+    fill : Fill
+    """
+
+    def __init__(self, column: GivenColumn, missing: Bools, fill: Fill) -> None:
+        self.length, self.row_bytes, self.chunk = column.length, column.row_bytes, column.chunk
+        self.is_array = getattr(column, "is_array", False)
+        self._column, self._missing, self._fill = column, missing, fill
+
+    def encoding(self) -> Encoding:
+        """Return the encoding of the rows that are there."""
+        return self._column.encoding()
+
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+        """Yield blocks of rows, in which missing ones have the value."""
+        each, others = tee(bounds)
+        rows = self._column.blocks(others, wanted)
+        for (start, stop), block in zip(each, rows, strict=True):
+            yield self._fill.block(block, self._missing[start:stop], wanted)
+
+
+class ConstantColumn:
+    """A column that a table lacks, all of whose values are one value."""
+
+    def __init__(self, length: int, fill: Fill) -> None:
+        self.length, self.chunk = length, 1
+        self.row_bytes: int | None = 0
+        self._fill = fill
+
+    def encoding(self) -> Encoding:
+        """Return the encoding that suits the value."""
+        return infer(self._fill.value)
+
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+        """Yield the value, encoded, for each row."""
+        body = np.frombuffer(self._fill.body(wanted), np.uint8)
+        for start, stop in bounds:
+            if wanted.kind == "fixed":
+                value = body.view(wanted.dtype.newbyteorder("<")).reshape(wanted.shape or ())
+                yield np.broadcast_to(value, (stop - start, *value.shape))
+            else:
+                at = np.full(stop - start, address_of(body), np.int64)
+                yield Bodies(at, np.full(stop - start, len(body), np.int64), body)
 
 
 class RowsColumn:
@@ -387,79 +384,14 @@ class RowsColumn:
         return self._encoding is not None and self._encoding.kind == "ndarray"
 
 
-class ArrowColumn:
-    """An Arrow array, whose buffers are read block by block."""
-
-    def __init__(self, array: Any) -> None:
-        self._types = import_optional("pyarrow.types", "pyarrow", "arrow")
-        array = foreign.decode_arrow(array)
-        self.length = len(array)
-        self.row_bytes: int | None = array.nbytes // max(self.length, 1)
-        self.chunk = 1
-        self._array = array
-        foreign.check_nulls(array)
-
-    def encoding(self) -> Encoding:
-        """Return the encoding of the Arrow type, or that of its first value."""
-        kind = self._array.type
-        if (text := self._text) is not None:
-            return parse(text)
-        if self._is_list:
-            return column_type(f"ndarray:{self._empty(kind.value_type).dtype.name}")
-        if self._is_array:
-            empty = self._empty(kind)
-            return type_of_array(empty.dtype, empty.shape[1:])
-        return ListColumn(self._array[:1].to_pylist()).encoding()
-
-    @property
-    def _text(self) -> str | None:
-        """The encoding of text or bytes; None of anything else."""
-        kind, types = self._array.type, self._types
-        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-            return "str"
-        binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
-        return "bytes" if binary or types.is_fixed_size_binary(kind) else None
-
-    @property
-    def _is_list(self) -> bool:
-        """Whether rows are arrays of numbers that vary in length."""
-        kind, types = self._array.type, self._types
-        is_list = types.is_list(kind) or types.is_large_list(kind)
-        return is_list and foreign.is_arrow_number(kind.value_type)
-
-    @property
-    def _is_array(self) -> bool:
-        """Whether rows are numbers, or arrays of them of one shape."""
-        kind = self._array.type
-        while self._types.is_fixed_size_list(kind):
-            kind = kind.value_type
-        return hasattr(kind, "shape") or foreign.is_arrow_number(kind)
-
-    def _empty(self, kind: Any) -> AnyArray:
-        """Return no rows of a type, in NumPy's dtype."""
-        pa = import_optional("pyarrow", "pyarrow", "arrow")
-        return foreign.arrow_numbers(pa.nulls(0, kind))
-
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows out of the buffers, or as values of Python."""
-        text = self._text
-        for start, stop in bounds:
-            part = self._array.slice(start, stop - start)
-            if hasattr(part, "combine_chunks"):
-                part = part.combine_chunks()
-            if text is not None and wanted.name == text:
-                yield Bodies.of(*foreign.arrow_rows(part, is_text=True))
-            elif self._is_list and wanted.kind == "ndarray" and not wanted.headless:
-                elements, offsets = foreign.arrow_rows(part, is_text=False)
-                yield bodies_of_rows(elements, offsets, None, wanted, start)
-            elif text is None and not self._is_list and self._is_array:
-                yield rows_as(foreign.arrow_numbers(part), wanted)
-            else:
-                yield part.to_pylist()
-
-
 class Columns:
     """A table whose columns are given one by one.
+
+    Parameters
+    ----------
+    columns : mapping of str to GivenColumn
+    given : collection of str, optional
+        The names of all columns that the user gave, for messages.
 
     Raises
     ------
@@ -467,7 +399,9 @@ class Columns:
         If they differ in length.
     """
 
-    def __init__(self, columns: Mapping[str, GivenColumn]) -> None:
+    def __init__(
+        self, columns: Mapping[str, GivenColumn], given: Collection[str] | None = None
+    ) -> None:
         lengths = {name: column.length for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"columns differ in length: {lengths}")
@@ -475,8 +409,9 @@ class Columns:
         sizes = [column.row_bytes for column in columns.values()]
         self.row_bytes = None if None in sizes else sum(size or 0 for size in sizes)
         self.chunk = max((column.chunk for column in columns.values()), default=1)
-        self.is_arrays = all(isinstance(column, ArrayColumn) for column in columns.values())
+        self.is_arrays = all(getattr(column, "is_array", False) for column in columns.values())
         self._columns = dict(columns)
+        self.given = list(columns) if given is None else list(given)
 
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""
@@ -507,3 +442,43 @@ def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
         raise
     except (TypeError, ValueError) as error:
         raise named(name, error) from error
+
+
+def has_utf8_name(name: str) -> bool:
+    """Return True if a name has bytes in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def infer_column(name: str, value: Any) -> Encoding:
+    """Return the encoding that suits a value of a column."""
+    try:
+        return infer(value)
+    except (TypeError, ValueError) as error:
+        raise named(name, error) from error
+
+
+def parse_column(name: str, encoding: str) -> Encoding:
+    """Return the encoding that a user named for a column."""
+    try:
+        return column_type(encoding)
+    except NpstreamError:
+        raise
+    except ValueError as error:
+        raise named(name, error) from None
+
+
+def table_encodings(table: GivenTable) -> dict[str, Encoding]:
+    """Return the encodings that keep a table's columns as they are."""
+    encodings = {}
+    for name in table.names():
+        try:
+            encodings[name] = table.encoding(name)
+        except NpstreamError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise named(name, error) from error
+    return encodings

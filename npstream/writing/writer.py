@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,23 +16,32 @@ import numpy as np
 
 from npstream._core.arguments import parse_size, quantity
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
-from npstream.errors import ColumnError, NpstreamError, short_traceback
+from npstream.errors import ColumnError, short_traceback
 from npstream.formats.compression import compress, parse_compression
-from npstream.formats.encodings.encodings import Encoding, column_type, infer
+from npstream.formats.encodings.encodings import Encoding
 from npstream.formats.hashes import digest
 from npstream.formats.index import ANNOTATIONS_KEY
 from npstream.formats.scan import Scan, scalar_columns
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
+from npstream.writing.inputs.recognition import foreign_table, samples_of, table_of
 from npstream.writing.shard import Bodies, ColumnBlock, FileSummary, ShardFormat
 from npstream.writing.sidecar import Spool, sidecar_files
-from npstream.writing.tables import GivenTable, check_first, named, table_of
+from npstream.writing.tables import (
+    GivenTable,
+    RowError,
+    TableStream,
+    has_utf8_name,
+    infer_column,
+    parse_column,
+    table_encodings,
+)
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from npstream.writing.destination import Destination
-    from npstream.writing.tables import Writable
+    from npstream.writing.tables import ArrowStream, MapDataset, Writable
 
 __all__ = ["WriteReport", "Writer", "write"]
 
@@ -86,7 +94,7 @@ class WriteReport:
 
 def write(
     path: str | PathLike[str],
-    data: Iterable[Mapping[str, Any]] | Mapping[str, Any] | Writable,
+    data: Iterable[Any] | Mapping[str, Any] | Writable | ArrowStream | MapDataset,
     *,
     columns: Mapping[str, str] | None = None,
     shard_size: int | str | None = "64MiB",
@@ -104,15 +112,16 @@ def write(
     ----------
     path : str or os.PathLike
         A local directory or a URL such as ``s3://bucket/corpus``; it must not hold a dataset.
-    data : iterable of mappings, mapping, Dataset or Column
-        Samples, each a mapping from column name to value; or columns, a mapping from name to a
-        list or to an array of any library: NumPy, torch, pandas, or what has ``__array__``,
-        ``__dlpack__`` or Arrow's capsule. Or a Dataset, a view or column of one, or Batches, whose
-        values are copied as they are stored.
+    data : iterable of samples, mapping of columns, table or Dataset
+        Samples, each a mapping from column name to value, or a tuple that `columns` names. Or a
+        mapping from column name to a list, or to an array of any library. Or a table: a DataFrame
+        of pandas or polars, what lends Arrow's tables, a structured array. Or a Dataset of Hugging
+        Face or torch. Or a Dataset, view, column or Batch of npstream, whose values are copied as
+        they are stored.
     columns : mapping of str to str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
-        encodings that suit the first sample, or the arrays, or that the Dataset has.
+        encodings that suit the first sample, or the types of the table.
     shard_size : int, str or None, default: "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
         sample that is larger makes a shard of its own.
@@ -161,44 +170,29 @@ def write(
     (5, {'tokens': 'ndarray:uint16:4', 'name': 'str'})
     """
     with short_traceback:
-        table = table_of(data)
+        names = columns if isinstance(columns, Mapping) else None
+        with _sample_numbers(0):
+            table = table_of(data, names)
+            samples = samples_of(data, names) if table is None else ()
+        if isinstance(samples, TableStream):
+            table = samples
         chosen: Mapping[str, str | Encoding] | None = columns
-        samples: Iterable[Any] = ()
-        if table is None:
-            samples = _samples(data, columns)
-        elif columns is None:
-            chosen = _encodings(table)
+        if columns is None and table is not None:
+            chosen = table_encodings(table.head if isinstance(table, TableStream) else table)
         with Writer(
             path, chosen, shard_size=shard_size, compression=compression, hashes=hashes,
             storage_options=storage_options, timeout=timeout, retries=retries,
         ) as writer:  # fmt: skip
-            if table is not None:
+            writer._is_inferred = columns is None
+            if isinstance(table, TableStream):
+                writer._write_stream(table)
+            elif table is not None:
                 writer._write_table(table)
             else:
-                writer._is_inferred = columns is None
+                assert not isinstance(samples, TableStream)
                 for sample in samples:
                     writer._write(sample)
         return writer.close()
-
-
-def _samples(data: Any, columns: Mapping[str, str] | None) -> Iterable[Any]:
-    """Return samples, once it is known that there are some, or else columns."""
-    try:
-        samples: Iterator[Any] = iter(data)
-    except TypeError:
-        raise TypeError(
-            f"data is of type {type(data).__name__}: expected samples, each a mapping, or a "
-            "mapping from the names of columns to arrays"
-        ) from None
-    if columns is not None:
-        return samples
-    for first in samples:
-        check_first(data, first)
-        return chain([first], samples)
-    raise ValueError(
-        "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
-        "gone through once only)"
-    )
 
 
 class Writer:
@@ -297,16 +291,16 @@ class Writer:
         elif self._open:
             self._discard(error)
 
-    def write(self, sample: Mapping[str, Any]) -> None:
-        """Add a sample, or the rows of a Batch or Dataset.
+    def write(self, sample: Mapping[str, Any] | ArrowStream) -> None:
+        """Add a sample, or the rows of a Batch, Dataset or table.
 
-        A sample, or Batch, that is refused with an exception is as if it had not been given. An
-        exception of storing a shard, and an interruption meanwhile, closes the Writer: nothing is
-        published.
+        A sample, Batch or table that is refused with an exception is as if it had not been given.
+        An exception of storing a shard, and an interruption meanwhile, closes the Writer: nothing
+        is published.
 
         Parameters
         ----------
-        sample : mapping of str to object, Batch, Dataset or Column
+        sample : mapping of str to object, Batch, Dataset, Column or table
             A value for each column. If columns were named to the Writer, other keys are ignored;
             if not, the columns are the keys of the first sample, and others are refused.
 
@@ -333,14 +327,17 @@ class Writer:
         with short_traceback:
             self._write(sample)
 
-    def _write(self, sample: Mapping[str, Any]) -> None:
+    def _write(self, sample: Any) -> None:
         self._check_open()
         number = self._written + len(self._sizes)
         if type(sample) is not dict and hasattr(type(sample), "_to_write"):
             table = table_of(sample)
             if table is not None:
+                assert not isinstance(table, TableStream)
                 self._write_table(table, at_once=isinstance(sample, Mapping))
                 return
+        if not isinstance(sample, Mapping) and self._write_foreign(sample, number):
+            return
         if not isinstance(sample, Mapping):
             raise TypeError(
                 f"sample {number} is of type {type(sample).__name__}; "
@@ -348,7 +345,7 @@ class Writer:
             )
         layout = self._format
         if layout is None:
-            layout = self._new_format({name: _infer(name, sample[name]) for name in sample})
+            layout = self._new_format({name: infer_column(name, sample[name]) for name in sample})
         elif self._is_inferred and len(sample) > len(layout.columns):
             self._refuse_surplus(layout.columns, sample, number)
         row = layout.encode(sample, number)
@@ -438,9 +435,9 @@ class Writer:
                 raise TypeError(
                     f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
                 )
-            if not _is_text(name):
+            if not has_utf8_name(name):
                 raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
-            parsed[name] = _parse(name, encoding) if isinstance(encoding, str) else encoding
+            parsed[name] = parse_column(name, encoding) if isinstance(encoding, str) else encoding
         inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
         return ShardFormat(parsed, *self._settings, inferred=inferred)
 
@@ -451,20 +448,52 @@ class Writer:
                 "npstream.Writer, for another directory"
             )
 
-    def _write_table(self, table: GivenTable, at_once: bool = False) -> None:
-        """Write columns of a common length, block by block, or all or nothing of them."""
+    def _write_foreign(self, data: Any, number: int) -> bool:
+        """Write a table of another library all at once; return False if it is none."""
+        columns = self._format.columns if self._format and not self._is_inferred else None
+        with _sample_numbers(number):
+            table = foreign_table(data, columns, {})
+        if isinstance(table, TableStream):
+            self._write_stream(table, at_once=True)
+        elif table is not None:
+            self._write_table(table, at_once=True)
+        return table is not None
+
+    def _write_stream(self, stream: TableStream, at_once: bool = False) -> None:
+        """Write tables one after another."""
+        if self._format is None:
+            self._format = self._new_format(table_encodings(stream.head))
+        while True:
+            with _sample_numbers(self._written + len(self._sizes)):
+                table = next(stream.tables, None)
+            if table is None:
+                return
+            self._write_table(table, at_once, as_records=False)
+
+    def _write_table(
+        self, table: GivenTable, at_once: bool = False, as_records: bool = True
+    ) -> None:
+        """Write columns of a common length, block by block, or all or nothing of them.
+
+        Arrays of fixed columns make shards of their own, unless `as_records` is False.
+        """
+        with _sample_numbers(self._written + len(self._sizes)):
+            self._write_columns(table, at_once, as_records)
+
+    def _write_columns(self, table: GivenTable, at_once: bool, as_records: bool) -> None:
         names, number = table.names(), self._written + len(self._sizes)
-        layout = self._format or self._new_format(_encodings(table))
+        layout = self._format or self._new_format(table_encodings(table))
         columns = layout.columns
         if self._is_inferred:
             self._refuse_surplus(columns, names, number)
         for name in columns:
             if name not in names:
-                raise ColumnError(name, names)
+                where = f"sample {number}: " if number else ""
+                raise ColumnError(name, getattr(table, "given", names), where)
         fixed = all(encoding.kind == "fixed" for encoding in columns.values())
         if not at_once:
             self._format = layout
-            if fixed and table.is_arrays:
+            if fixed and table.is_arrays and as_records:
                 self._write_records(table)
                 return
         bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
@@ -636,6 +665,15 @@ class Writer:
         )
 
 
+@contextmanager
+def _sample_numbers(first: int) -> Iterator[None]:
+    """Raise errors of a table's rows by numbers of samples; its first row is sample `first`."""
+    try:
+        yield
+    except RowError as error:
+        raise error.at(first) from error.__cause__
+
+
 def _remove(place: Destination) -> None:
     """Remove what a Writer made that nobody closed, and wait in no thread that has other work."""
     if threading.current_thread() is threading.main_thread():
@@ -659,42 +697,3 @@ def _hash_names(hashes: Iterable[str]) -> list[str]:
     for name in names:
         digest(name, b"")  # refuses an unknown one
     return names
-
-
-def _is_text(name: str) -> bool:
-    """Return True if a name has bytes in UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _infer(name: str, value: Any) -> Encoding:
-    """Return the encoding that suits a value of a column."""
-    try:
-        return infer(value)
-    except (TypeError, ValueError) as error:
-        raise named(name, error) from error
-
-
-def _parse(name: str, encoding: str) -> Encoding:
-    try:
-        return column_type(encoding)
-    except NpstreamError:
-        raise
-    except ValueError as error:
-        raise named(name, error) from None
-
-
-def _encodings(table: GivenTable) -> dict[str, Encoding]:
-    """Return the encodings that keep a table's columns as they are."""
-    encodings = {}
-    for name in table.names():
-        try:
-            encodings[name] = table.encoding(name)
-        except NpstreamError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise named(name, error) from error
-    return encodings

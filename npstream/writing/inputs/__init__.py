@@ -1,0 +1,1 @@
+"""Data that users give to a writer, as tables and samples."""

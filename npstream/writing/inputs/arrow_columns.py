@@ -1,0 +1,456 @@
+"""Arrow's tables and arrays as columns for a writer.
+
+Numbers and text are taken out of Arrow's buffers block by block. Only values that become JSON, and
+those whose encoding the user chose otherwise, become objects of Python.
+
+Tested in tests/writing/test_arrow_tables.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
+from npstream._core.dtypes import convert_exactly
+from npstream._core.memory import address_of
+from npstream._core.optional import import_optional
+from npstream._core.typing import AnyArray, Bools, Int64
+from npstream.formats.encodings.encodings import Encoding, column_type, infer, parse, type_of_array
+from npstream.writing.inputs.fill import NO_FILL, Fill
+from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
+from npstream.writing.tables import Bounds, RowError, missing_numbers, rows_as
+
+__all__ = ["ArrowColumn", "arrow_encoding"]
+
+_LEAVE_OUT = "or leave the column out: columns= names those to write"
+
+
+class ArrowColumn:
+    """An Arrow array, whose buffers are read block by block.
+
+    Parameters
+    ----------
+    array : pyarrow.Array or pyarrow.ChunkedArray
+    fill : Fill
+        Used for nulls, and for NaN and NaT where the encoding that is wanted has neither.
+    known : str, optional
+        The encoding, where more than the Arrow type says it.
+
+    Raises
+    ------
+    RowError
+        If values are null that are not filled.
+    """
+
+    def __init__(self, array: Any, fill: Fill = NO_FILL, known: str | None = None) -> None:
+        self.length = len(array)
+        self.row_bytes: int | None = array.nbytes // max(self.length, 1)
+        self.chunk = 1
+        self._array, self._fill, self._known = array, fill, known
+        self._kind = plain_type(array.type)
+        self.is_array = _is_array(self._kind)
+        if not fill and not _is_nested(self._kind) and array.null_count:
+            raise _null_error(array, array.null_count)
+
+    def encoding(self) -> Encoding:
+        """Return the encoding of the Arrow type."""
+        if self._known is not None:
+            return column_type(self._known)
+        if self._fill and import_optional("pyarrow.types", "pyarrow", "arrow").is_null(self._kind):
+            return infer(self._fill.value)
+        return arrow_encoding(self._kind)
+
+    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+        """Yield blocks of rows out of the buffers, or as values of Python."""
+        for start, stop in bounds:
+            part = self._array.slice(start, stop - start)
+            try:
+                yield self._block(plain(part), wanted)
+            except RowError as error:
+                error.row += start
+                raise
+
+    def _block(self, part: Any, wanted: Encoding) -> ColumnBlock:
+        missing = _nulls(part)
+        if missing.any() and not self._fill:
+            if wanted.kind != "object" or not _is_nested(self._kind):
+                raise _null_error(part, int(missing.sum()))
+            missing[:] = False  # JSON has a null
+        rows = _rows(part, missing, wanted, self._fill)
+        return self._fill.block(rows, missing, wanted) if self._fill else rows
+
+
+def arrow_encoding(kind: Any) -> Encoding:
+    """Return the encoding of an Arrow type.
+
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    kind = plain_type(kind)
+    if (text := _text(kind)) is not None:
+        return parse(text)
+    if _is_ragged(kind):
+        return column_type(f"ndarray:{_empty(kind.value_type).dtype.name}")
+    if _is_array(kind):
+        empty = _empty(kind)
+        return type_of_array(empty.dtype, empty.shape[1:])
+    if _is_nested(kind):
+        if (leaf := _not_json(kind)) is not None:
+            raise TypeError(
+                f"Arrow's {kind} would become JSON, which has nothing for {leaf}: make each field "
+                f"a column of its own, as with table.flatten(), {_LEAVE_OUT}"
+            )
+        return parse("json")
+    if types.is_time(kind) or types.is_interval(kind):
+        raise TypeError(
+            f"no encoding follows from Arrow's {kind}: cast the column to int64 or string, "
+            f"{_LEAVE_OUT}"
+        )
+    raise TypeError(
+        f"no encoding follows from Arrow's {kind}: cast the column to a type of numbers, text or "
+        f"bytes, {_LEAVE_OUT}"
+    )
+
+
+def plain_type(kind: Any) -> Any:
+    """Return an Arrow type without categories, runs, views of lists and extensions."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    types = pa.types
+    while True:
+        if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        elif types.is_list_view(kind) or types.is_large_list_view(kind):
+            return pa.large_list(kind.value_type)
+        elif isinstance(kind, pa.BaseExtensionType) and not _is_tensor(kind):
+            if getattr(kind, "extension_name", "") == "arrow.bool8":
+                return pa.bool_()
+            kind = kind.storage_type
+        else:
+            return kind
+
+
+def plain(array: Any) -> Any:
+    """Return an Arrow array as one chunk of its plain type."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # in older releases, where there are no chunks
+            array = array.chunk(0) if array.num_chunks else pa.nulls(0, array.type)
+    while isinstance(array, pa.ExtensionArray) and not _is_tensor(array.type):
+        is_bool = getattr(array.type, "extension_name", "") == "arrow.bool8"
+        array = array.storage.cast(pa.bool_()) if is_bool else array.storage
+    array = foreign.decode_arrow(array)
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array
+
+
+def _is_nested(kind: Any) -> bool:
+    """Return True for a type whose values become JSON."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    nested = types.is_struct(kind) or types.is_map(kind) or _is_list(kind)
+    return bool(nested or types.is_fixed_size_list(kind)) and not (
+        _is_ragged(kind) or _is_array(kind)
+    )
+
+
+def _is_list(kind: Any) -> bool:
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    return bool(types.is_list(kind) or types.is_large_list(kind))
+
+
+def _not_json(kind: Any) -> Any:
+    """Return the first type within a nested one that JSON does not have; None if it has all."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    kind = plain_type(kind)
+    for k in range(kind.num_fields):
+        if (found := _not_json(kind.field(k).type)) is not None:
+            return found
+    if kind.num_fields or types.is_boolean(kind) or types.is_null(kind):
+        return None
+    known = types.is_integer(kind) or types.is_floating(kind) or _text(kind) == "str"
+    return None if known else kind
+
+
+def _text(kind: Any) -> str | None:
+    """Return the encoding of text, bytes or decimals; None for anything else."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "str"
+    if types.is_decimal(kind):
+        return "str_decimal"
+    binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    return "bytes" if binary or types.is_fixed_size_binary(kind) else None
+
+
+def _is_ragged(kind: Any) -> bool:
+    """Return True if rows are arrays of numbers that vary in length."""
+    return _is_list(kind) and foreign.is_arrow_number(kind.value_type)
+
+
+def _is_array(kind: Any) -> bool:
+    """Return True if rows are numbers, or arrays of them of one shape."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    while types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return _is_tensor(kind) or foreign.is_arrow_number(kind)
+
+
+def _is_tensor(kind: Any) -> bool:
+    """Return True for the type of arrays of one shape."""
+    return isinstance(kind, import_optional("pyarrow", "pyarrow", "arrow").FixedShapeTensorType)
+
+
+def _empty(kind: Any) -> AnyArray:
+    """Return no rows of a type, in NumPy's dtype."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    return foreign.arrow_numbers(pa.nulls(0, kind))
+
+
+def _nulls(array: Any) -> Bools:
+    if not array.null_count:
+        return np.zeros(len(array), bool)
+    return np.array(array.is_null().to_numpy(zero_copy_only=False))
+
+
+def _null_error(array: Any, count: int) -> RowError:
+    row = array.is_null().index(True).as_py()
+    return RowError(
+        row,
+        f"{quantity(count, 'null')} in {quantity(len(array), 'value')}, of which this is the "
+        "first: give fill= a value for the column, or leave these samples out",
+    )
+
+
+def _rows(part: Any, missing: Bools, wanted: Encoding, fill: Fill) -> ColumnBlock:
+    """Return rows in the form that an encoding stores; those that are missing have any value."""
+    kind = part.type
+    text = _text(kind)
+    if text == "str_decimal" and wanted.name == text:
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        return _bodies(part.cast(pa.string()), missing)
+    if text is not None and (wanted.name == text or (text == "bytes" and wanted.kind == "image")):
+        if text == "str":
+            part.validate(full=True)  # that it is UTF-8
+        return _bodies(part, missing)
+    if _is_ragged(kind) and not wanted.headless:
+        if wanted.kind == "ndarray":
+            return _ragged(part, missing, wanted)
+        if wanted.kind == "fixed" and wanted.shape:
+            return _regular(part, missing, wanted)
+    if text is None and not _is_ragged(kind) and _is_array(kind):
+        numbers = _numbers(part, missing)
+        if fill and (more := missing_numbers(numbers, wanted)) is not None:
+            missing |= more
+            numbers = np.where(missing, numbers.dtype.type(0), numbers)
+        if wanted.kind == "fixed" and numbers.shape[1:] == wanted.shape:
+            return _exact(numbers, wanted)
+        return rows_as(numbers, wanted)
+    return part.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+
+
+def _exact(numbers: AnyArray, wanted: Encoding) -> ColumnBlock:
+    """Return rows of arrays in another dtype, if that keeps their values."""
+    if numbers.dtype == wanted.dtype or numbers.ndim == 1:
+        return rows_as(numbers, wanted)
+    try:
+        converted, wrong = convert_exactly(numbers, wanted.dtype)
+    except TypeError:
+        return rows_as(numbers, wanted)
+    _check_exact(numbers, wrong, np.arange(len(numbers) + 1) * numbers[:1].size, wanted)
+    return converted
+
+
+def _check_exact(elements: AnyArray, wrong: Bools, offsets: Int64, wanted: Encoding) -> None:
+    if wrong.any():
+        at = int(wrong.reshape(-1).argmax())
+        row = int(np.searchsorted(offsets, at, side="right")) - 1
+        raise RowError(
+            row, f"{wanted.name!r} cannot hold {elements.reshape(-1)[at]}: choose {elements.dtype}"
+        )
+
+
+def _numbers(array: Any, missing: Bools) -> AnyArray:
+    """Return the numbers of an Arrow array, or its rows of one shape, whatever is null."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    if _is_tensor(array.type):
+        shape = tuple(array.type.shape)
+        if array.type.permutation not in (None, list(range(len(shape)))):
+            return foreign.arrow_numbers(array)
+        array = array.storage
+        return _numbers(array, missing).reshape(len(array), *shape)
+    shape = ()
+    rows = len(array)
+    while pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        shape += (size,)
+        array = array.values.slice(array.offset * size, len(array) * size)
+    if shape and array.null_count:
+        _check_elements(array, np.arange(rows + 1) * (len(array) // max(rows, 1)), missing)
+    return _without_nulls(array).reshape(rows, *shape)
+
+
+def _without_nulls(array: Any) -> AnyArray:
+    """Return numbers of Arrow; null ones have any value."""
+    if array.null_count:
+        pa = import_optional("pyarrow", "pyarrow", "arrow")
+        buffers = [None, *array.buffers()[1:]]
+        array = pa.Array.from_buffers(array.type, len(array), buffers, 0, array.offset)
+    return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _check_elements(elements: Any, offsets: Int64, missing: Bools) -> None:
+    """Raise if an element is null of a row that is not missing itself."""
+    at = np.flatnonzero(_nulls(elements))
+    rows = np.searchsorted(offsets, at, side="right") - 1
+    rows = rows[~missing[rows]]
+    if len(rows):
+        raise RowError(
+            int(rows[0]),
+            "its list has a null, which arrays do not: fill it in, as with "
+            "pyarrow.compute.fill_null of the list's values, or leave the sample out",
+        )
+
+
+def _bodies(array: Any, missing: Bools) -> Bodies:
+    """Return text or bytes as they lie in Arrow's buffers."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    kind, first, count = array.type, array.offset, len(array)
+    buffers = array.buffers()
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return _views(array, buffers, missing)
+    if types.is_fixed_size_binary(kind):
+        width = kind.byte_width
+        at = buffers[1].address + width * (first + np.arange(count, dtype=np.int64))
+        return Bodies(at, np.full(count, width, np.int64), array)
+    large = types.is_large_string(kind) or types.is_large_binary(kind)
+    offsets = _offsets(buffers[1], np.dtype(np.int64 if large else np.int32), first, count)
+    data = buffers[2]
+    at = offsets[:-1] + (0 if data is None else data.address)
+    return Bodies(at, np.diff(offsets), array)
+
+
+def _offsets(buffer: Any, dtype: np.dtype[Any], first: int, count: int) -> Int64:
+    if buffer is None or not buffer.size:
+        return np.zeros(count + 1, np.int64)
+    return np.frombuffer(buffer, dtype)[first : first + count + 1].astype(np.int64)
+
+
+def _views(array: Any, buffers: list[Any], missing: Bools) -> Bodies:
+    """Return text or bytes of up to 12 bytes out of the views, and others by their addresses.
+
+    A view is four int32: the length, then up to 12 bytes; or the length, the first 4 bytes, the
+    number of a buffer, and where the value begins in it.
+    """
+    first, count = array.offset, len(array)
+    if not count:
+        return Bodies(np.empty(0, np.int64), np.empty(0, np.int64), array)
+    views = np.frombuffer(buffers[1], np.int32).reshape(-1, 4)[first : first + count]
+    nbytes = np.where(missing, 0, views[:, 0]).astype(np.int64)
+    at = address_of(views) + 16 * np.arange(count, dtype=np.int64) + 4
+    if (outside := nbytes > 12).any():
+        begins = np.array([0 if b is None else b.address for b in buffers[2:]], np.int64)
+        number = np.where(outside, views[:, 2], 0)
+        at = np.where(outside, begins[number] + views[:, 3], at)
+    return Bodies(at, nbytes, (array, views))
+
+
+def _ragged(array: Any, missing: Bools, wanted: Encoding) -> Bodies:
+    """Return lists of numbers as arrays, each encoded with its length."""
+    elements, offsets = _elements(array, missing)
+    lengths = np.diff(offsets)
+    if (empty := (lengths == 0) & ~missing).any():
+        raise RowError(
+            int(empty.argmax()),
+            "cannot store an array of shape (0,): it must have an element; choose 'json' in "
+            "columns=, which stores any list, or leave the sample out",
+        )
+    if wanted.dtype not in (object, elements.dtype):
+        converted, wrong = convert_exactly(elements, wanted.dtype)
+        _check_exact(elements, wrong, offsets, wanted)
+        elements = converted
+    if not missing.any():
+        return bodies_of_rows(elements, offsets, None, wanted)
+    # Rows that are missing have no elements, so that the others follow each other.
+    present = np.flatnonzero(~missing)
+    bodies = bodies_of_rows(elements, np.append(offsets[present], offsets[-1]), None, wanted)
+    address, nbytes = np.zeros((2, len(missing)), np.int64)
+    address[present], nbytes[present] = bodies.address, bodies.nbytes
+    return Bodies(address, nbytes, bodies)
+
+
+def _elements(array: Any, missing: Bools) -> tuple[AnyArray, Int64]:
+    """Return the numbers of lists, and where each list begins among them."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    dtype = np.dtype(np.int64 if pa.types.is_large_list(array.type) else np.int32)
+    offsets = _offsets(array.buffers()[1], dtype, array.offset, len(array))
+    if (np.diff(offsets)[missing] != 0).any():  # rows that are null, and have elements
+        return _elements(_compact(array), missing)
+    first, last = int(offsets[0]), int(offsets[-1])
+    values, offsets = plain(array.values[first:last]), offsets - first
+    if values.null_count:
+        _check_elements(values, offsets, missing)
+    return _without_nulls(values), offsets
+
+
+def _compact(array: Any) -> Any:
+    """Return lists without the elements of those that are null."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    lengths = array.value_lengths().fill_null(0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return pa.LargeListArray.from_arrays(pa.array(offsets), array.flatten())
+
+
+def _regular(array: Any, missing: Bools, wanted: Encoding) -> ColumnBlock:
+    """Return lists of numbers as arrays of one shape, all of which must have that many elements."""
+    elements, offsets = _elements(array, missing)
+    shape = wanted.shape or ()
+    size = int(np.prod(shape))
+    lengths = np.diff(offsets)
+    if (other := (lengths != size) & ~missing).any():
+        row = int(other.argmax())
+        raise RowError(
+            row,
+            f"its list has {quantity(int(lengths[row]), 'element')}, and {wanted.name!r} takes "
+            f"{size:,}: choose 'ndarray:{wanted.dtype}' in columns=, which takes any number, or "
+            "leave the sample out",
+        )
+    rows = np.zeros((len(missing), size), elements.dtype)
+    rows[~missing] = elements.reshape(-1, size)
+    return _exact(rows.reshape(-1, *shape), wanted)
+
+
+def arrow_columns(
+    table: Any, fill: Mapping[str, Fill], names: Collection[str] | None = None
+) -> dict[str, ArrowColumn]:
+    """Return the columns of a pyarrow Table or RecordBatch, or those of some names.
+
+    Raises
+    ------
+    ValueError
+        If two columns have one name, or values are null that are not filled.
+    """
+    columns: dict[str, ArrowColumn] = {}
+    for name, array in zip(table.schema.names, table.columns, strict=True):
+        if names is not None and name not in names:
+            continue
+        if name in columns:
+            raise ValueError(
+                f"column {name!r}: two columns are called so: rename one, as with "
+                "table.rename_columns(...), or drop it"
+            )
+        try:
+            columns[name] = ArrowColumn(array, fill.get(name, NO_FILL))
+        except RowError as error:
+            error.column = name
+            raise
+        except TypeError as error:
+            raise TypeError(f"column {name!r}: {error}") from error
+    return columns

@@ -1,0 +1,146 @@
+"""Values that a writer stores where a sample or a table has none.
+
+A value is missing if the sample lacks its key, or if it is None, NumPy's masked, or pandas's NA.
+NaN and NaT are missing only for encodings that cannot hold them, such as integers and text.
+
+Tested in tests/writing/test_fill.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.array_like import is_missing
+from npstream._core.memory import address_of
+from npstream._core.typing import AnyArray, Bools
+from npstream.writing.shard import Bodies, ColumnBlock
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+
+__all__ = ["NO_FILL", "Fill", "check_fill", "fill_sample", "is_absent", "keeps_nan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """The value that a column gets where one is missing."""
+
+    value: Any = None
+    is_given: bool = True
+
+    def __bool__(self) -> bool:
+        return self.is_given
+
+    def values(self, values: Any, wanted: Encoding) -> list[Any]:
+        """Return values of Python with the missing ones filled."""
+        if not self:
+            return list(values)
+        return [self.value if is_absent(value, wanted) else value for value in values]
+
+    def block(self, block: ColumnBlock, missing: Bools, wanted: Encoding) -> ColumnBlock:
+        """Return rows in which those that `missing` marks are filled.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the encoding cannot hold the value.
+        """
+        if not missing.any():
+            return block
+        if not isinstance(block, np.ndarray | Bodies):
+            rows = zip(block, missing.tolist(), strict=True)
+            return [self.value if is_null else value for value, is_null in rows]
+        body = self.body(wanted)
+        if isinstance(block, np.ndarray):
+            filled: AnyArray = block.copy()
+            filled[missing] = np.frombuffer(body, wanted.dtype.newbyteorder("<")).reshape(
+                wanted.shape or ()
+            )
+            return filled
+        held = np.frombuffer(body, np.uint8)
+        address = np.where(missing, address_of(held), block.address)
+        nbytes = np.where(missing, len(body), block.nbytes)
+        return Bodies(address, nbytes, (block.held, held))
+
+    def body(self, wanted: Encoding) -> bytes:
+        """Return the value as an encoding stores it."""
+        try:
+            return wanted.encode(self.value)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"fill={self.value!r} is no {wanted.name!r}: {error}") from error
+
+
+NO_FILL = Fill(is_given=False)
+"""Missing values are refused."""
+
+
+def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:
+    """Return the values of the argument ``fill=`` by column.
+
+    Raises
+    ------
+    TypeError
+        If it is no mapping from names of columns.
+    """
+    if fill is None:
+        return {}
+    if not isinstance(fill, Mapping):
+        raise TypeError(f"fill maps names of columns to values, as in {{'lang': ''}}; got {fill!r}")
+    if wrong := [name for name in fill if not isinstance(name, str)]:
+        raise TypeError(f"fill maps names of columns, which are str, to values; got {wrong[0]!r}")
+    return {name: Fill(value) for name, value in fill.items()}
+
+
+def is_absent(value: object, encoding: Encoding) -> bool:
+    """Return True for a value that stands for none in a column of an encoding.
+
+    Examples
+    --------
+    >>> from npstream.formats.encodings.encodings import column_type
+    >>> nan = float("nan")
+    >>> is_absent(None, column_type("float64")), is_absent(nan, column_type("float64"))
+    (True, False)
+    >>> is_absent(nan, column_type("str"))
+    True
+    """
+    if is_missing(value):
+        return not (type(value).__name__ == "NaTType" and encoding.dtype.kind in "mM")
+    is_nan = isinstance(value, float | np.floating | np.datetime64) and value != value
+    return is_nan and not keeps_nan(encoding)
+
+
+def keeps_nan(encoding: Encoding) -> bool:
+    """Return True for an encoding with a value for NaN, or for NaT."""
+    if encoding.kind == "fixed":
+        return encoding.dtype.kind not in "iub"
+    return encoding.kind in ("float_text", "object")
+
+
+def fill_sample(
+    sample: Mapping[str, Any], fill: Mapping[str, Fill], columns: Mapping[str, Encoding]
+) -> Mapping[str, Any]:
+    """Return a sample with the values that it lacks; itself if it lacks none.
+
+    Parameters
+    ----------
+    sample : mapping of str to object
+    fill : mapping of str to Fill
+    columns : mapping of str to Encoding
+        The columns that are written; empty as long as no sample has said which there are.
+    """
+    filled = None
+    for name, each in fill.items():
+        encoding = columns.get(name)
+        if encoding is None:
+            is_filled = name not in sample or is_missing(sample[name])
+        else:
+            is_filled = name not in sample or is_absent(sample[name], encoding)
+        if is_filled:
+            filled = dict(sample) if filled is None else filled
+            filled[name] = each.value
+    return sample if filled is None else filled

@@ -1,0 +1,148 @@
+"""Tables and columns of pandas for a writer.
+
+Tested in tests/writing/test_frames.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.arguments import quantity
+from npstream._core.optional import import_optional
+from npstream._core.typing import AnyArray
+from npstream.writing.inputs.arrow_columns import ArrowColumn
+from npstream.writing.tables import GivenColumn, ListColumn, MaskedColumn, RowError
+
+if TYPE_CHECKING:
+    from npstream.writing.inputs.fill import Fill
+
+__all__ = ["frame_columns", "series_column"]
+
+
+def frame_columns(frame: Any) -> dict[str, Any]:
+    """Return the columns of a DataFrame by name, those of its index first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the index has values and no name, a name is no str, or two columns have one name.
+    """
+    index, columns = frame.index, frame.columns
+    levels = list(index.names)
+    if levels == [None] and type(index).__name__ == "RangeIndex":
+        levels = []  # the numbers of rows
+    elif None in levels:
+        raise ValueError(
+            f"the index of the DataFrame is of type {type(index).__name__} and has no name: call "
+            "reset_index(drop=True) to leave it out, or reset_index() to keep it as a column"
+        )
+    for name in (*levels, *columns):
+        if not isinstance(name, str):
+            raise TypeError(
+                f"column {name!r}: names of columns are str, and this is of type "
+                f"{type(name).__name__}: rename the columns, as with "
+                "frame.columns = [str(name) for name in frame.columns], or call rename(columns=...)"
+            )
+    for name, times in Counter([*levels, *columns]).items():
+        if times > 1:
+            what = "the index and a column are" if name in levels else f"{times} columns are"
+            raise ValueError(
+                f"column {name!r}: {what} called so: rename one, as with "
+                "frame.columns = [...], or drop it, as with "
+                "frame.loc[:, ~frame.columns.duplicated()]"
+            )
+    values = {name: index.get_level_values(name) for name in levels}
+    return values | {name: frame.iloc[:, k] for k, name in enumerate(columns)}
+
+
+def series_column(
+    values: Any, fill: Fill, array_column: Callable[[Any, Fill], GivenColumn]
+) -> GivenColumn:
+    """Return a Series, Index or array of pandas as a column.
+
+    Parameters
+    ----------
+    values : Series, Index or ExtensionArray
+    fill : Fill
+        Used for missing values.
+    array_column : callable
+        Makes a column of a NumPy array.
+    """
+    dtype = values.dtype
+    is_text = dtype.name in ("str", "string")
+    if hasattr(dtype, "pyarrow_dtype") or (is_text and _is_arrow_text(dtype)):
+        return ArrowColumn(import_optional("pyarrow", "pyarrow", "arrow").array(values), fill)
+    if (what := _unknown(dtype)) is not None:
+        raise TypeError(f"pandas's {dtype} {what}, or leave the column out: columns= names others")
+    number = dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None)
+    is_category = hasattr(dtype, "categories")
+    if is_category or is_text or hasattr(dtype, "numpy_dtype"):
+        missing = np.asarray(values.isna())
+        if missing.any():
+            if not fill:
+                raise _missing_error(missing)
+            return _with_missing(values, missing, fill, array_column)
+    if is_category:
+        values = values.astype(dtype.categories.dtype)
+        if isinstance(values, np.ndarray):
+            return array_column(values, fill)
+        return series_column(values, fill, array_column)
+    if hasattr(dtype, "subtype") and hasattr(dtype, "fill_value"):
+        number = dtype.subtype  # of a sparse array
+    if number is not None and number.kind != "O":
+        return array_column(values.to_numpy(dtype=number), fill)
+    return ListColumn(values.tolist(), "str" if is_text and not len(values) else None, fill)
+
+
+def _unknown(dtype: Any) -> str | None:
+    """Return what to do about a dtype that has no encoding; None if it has one."""
+    name = type(dtype).__name__
+    if name == "DatetimeTZDtype":
+        return (
+            "has a time zone, which datetime64 does not: convert it, as with .dt.tz_convert(None), "
+            "which gives UTC"
+        )
+    if name in ("PeriodDtype", "IntervalDtype"):
+        how = ".dt.to_timestamp()" if name == "PeriodDtype" else ".astype(str)"
+        return f"has no encoding: convert the column, as with {how}"
+    return None
+
+
+def _is_arrow_text(dtype: Any) -> bool:
+    return getattr(dtype, "storage", "") == "pyarrow" and find_spec("pyarrow") is not None
+
+
+def _with_missing(
+    values: Any,
+    missing: AnyArray,
+    fill: Fill,
+    array_column: Callable[[Any, Fill], GivenColumn],
+) -> GivenColumn:
+    """Return a column some of whose values are missing, and get one of the user's."""
+    dtype = values.dtype
+    if hasattr(dtype, "categories"):
+        number = dtype.categories.dtype
+        if not isinstance(number, np.dtype) or number.kind == "O" or missing.all():
+            return ListColumn(values.tolist(), None, fill)
+        codes = np.asarray(getattr(values, "cat", values).codes)
+        numbers = dtype.categories.to_numpy()[np.where(missing, 0, codes)]
+    elif not hasattr(dtype, "numpy_dtype"):
+        return ListColumn(values.tolist(), None, fill)
+    else:
+        number = dtype.numpy_dtype
+        numbers = values.to_numpy(dtype=number, na_value=number.type(0))
+    return MaskedColumn(array_column(numbers, fill), missing, fill)
+
+
+def _missing_error(missing: AnyArray) -> RowError:
+    return RowError(
+        int(missing.argmax()),
+        f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}, of which this is "
+        "the first: give fill= a value for the column, or leave these samples out, as with "
+        ".dropna()",
+    )

@@ -1,0 +1,170 @@
+"""Datasets of Hugging Face as tables for a writer.
+
+They are read as Arrow: images and sounds stay the encoded files that they are.
+
+Tested in tests/writing/test_hugging_face.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from npstream._core.optional import import_optional
+from npstream.writing.inputs.arrow_columns import ArrowColumn, plain
+from npstream.writing.inputs.fill import NO_FILL, Fill
+from npstream.writing.tables import (
+    Columns,
+    ConstantColumn,
+    GivenColumn,
+    GivenTable,
+    ListColumn,
+    RowError,
+    TableStream,
+    named,
+)
+
+__all__ = ["dataset_stream"]
+
+_BATCH_BYTES = 1 << 23
+_BATCH_ROWS = 1 << 16
+_STREAM_ROWS = 1000
+"""Rows that are taken at once of a dataset of unknown size."""
+
+_FILES = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
+"""Features that are files, and their encodings; that of images depends on the first file."""
+
+
+def dataset_stream(
+    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> TableStream | None:
+    """Return the rows of a Dataset or IterableDataset of Hugging Face.
+
+    Parameters
+    ----------
+    data : datasets.Dataset or datasets.IterableDataset
+    names : collection of str, optional
+        The columns to write; by default all.
+    fill : mapping of str to Fill
+
+    Returns
+    -------
+    TableStream or None
+        None if a function of the user makes its samples, or nothing tells its features.
+    """
+    form = getattr(data, "format", None) or {}
+    if form.get("type") == "custom" or data.features is None:
+        return None
+    shown = form.get("columns") or list(data.features)
+    kept = [name for name in shown if names is None or name in names]
+    features = {name: data.features[name] for name in kept}
+    data = data.select_columns(kept).with_format("arrow")
+    known: dict[str, str] = {}
+
+    def table(rows: Any) -> GivenTable:
+        return _table(rows, features, known, names, fill)
+
+    batches = (table(rows) for rows in data.iter(_batch_rows(data)))
+    for first in batches:
+        return TableStream(first, chain([first], batches))
+    return TableStream(table(data.features.arrow_schema.empty_table()), iter(()))
+
+
+def _batch_rows(data: Any) -> int:
+    if not hasattr(data, "__len__") or not len(data):
+        return _STREAM_ROWS
+    row_bytes = max(data.data.nbytes // len(data), 1)
+    return int(min(max(_BATCH_BYTES // row_bytes, 1), _BATCH_ROWS))
+
+
+def _table(
+    rows: Any,
+    features: Mapping[str, Any],
+    known: dict[str, str],
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill],
+) -> Columns:
+    """Return a batch; `known` gets the encodings of images."""
+    columns: dict[str, GivenColumn] = {}
+    for name, feature in features.items():
+        try:
+            columns[name] = _column(name, rows[name], feature, known, fill.get(name, NO_FILL))
+        except (TypeError, ValueError) as error:
+            raise named(name, error) from error
+    for name, value in fill.items():
+        if name not in columns and (names is None or name in names):
+            columns[name] = ConstantColumn(len(rows), value)
+    return Columns(columns, [*rows.column_names])
+
+
+def _column(name: str, array: Any, feature: Any, known: dict[str, str], fill: Fill) -> GivenColumn:
+    kind = type(feature).__name__
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    if kind in _FILES and pa.types.is_struct(array.type):
+        files = _files(array)
+        if name not in known:
+            known[name] = _FILES[kind] or _image_encoding(files)
+        return ArrowColumn(files, fill, known[name])
+    if kind in ("Array2D", "Array3D", "Array4D", "Array5D"):
+        return _arrays(array, feature, fill)
+    return ArrowColumn(array, fill)
+
+
+def _files(array: Any) -> Any:
+    """Return files as bytes; those of which only a path is known are read."""
+    pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    files = pc.struct_field(array, "bytes")
+    absent = np.flatnonzero(files.is_null().to_numpy(zero_copy_only=False))
+    if not len(absent):
+        return files
+    paths = pc.struct_field(array, "path")
+    bodies = files.to_pylist()
+    for row in absent.tolist():
+        if (path := paths[row].as_py()) is not None:
+            bodies[row] = _read(path, row)
+    return pa.array(bodies, pa.large_binary())
+
+
+def _read(path: str, row: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise RowError(
+            row,
+            f"its file {path!r} cannot be read: {error.strerror}; embed the files, as with "
+            "data.map(...), or leave the sample out",
+        ) from error
+
+
+def _image_encoding(files: Any) -> str:
+    """Return the encoding of image files; a column takes files of any kind."""
+    first = next((each.as_py() for each in files if each.is_valid), b"")
+    return "jpeg" if first.startswith(b"\xff\xd8") else "png"
+
+
+def _arrays(array: Any, feature: Any, fill: Fill) -> GivenColumn:
+    """Return arrays of several axes, which are lists of lists in Arrow."""
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    shape, dtype = tuple(feature.shape), np.dtype(feature.dtype)
+    storage = plain(array)
+    if None in shape:
+        rows = [None if row is None else np.array(row, dtype) for row in storage.to_pylist()]
+        return ListColumn(rows, f"ndarray:{dtype.name}", fill)
+    if storage.null_count:
+        return ArrowColumn(storage, NO_FILL)  # which raises
+    flat = storage
+    for _ in shape:
+        flat = flat.flatten()
+    if len(flat) != len(storage) * prod(shape):
+        raise ValueError(f"its arrays do not all have the shape {shape} of its feature")
+    for size in reversed(shape):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return ArrowColumn(flat, fill)

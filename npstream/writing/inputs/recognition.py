@@ -1,0 +1,510 @@
+"""Tables and samples for a writer, of the objects that users give.
+
+Objects of other libraries are recognized by a protocol, or by the name of their class and its
+package. No library is imported for that.
+
+Tested in tests/writing/test_inputs.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
+from npstream._core.dtypes import storage_dtype
+from npstream._core.optional import import_optional
+from npstream.formats.encodings.encodings import type_of_array
+from npstream.writing.inputs.arrow_columns import ArrowColumn, arrow_columns
+from npstream.writing.inputs.fill import NO_FILL, Fill
+from npstream.writing.inputs.frames import frame_columns, series_column
+from npstream.writing.inputs.hugging_face import dataset_stream
+from npstream.writing.tables import (
+    ArrayColumn,
+    Columns,
+    ConstantColumn,
+    GivenColumn,
+    GivenTable,
+    ListColumn,
+    TableStream,
+    named,
+)
+
+__all__ = ["column_of", "columns_of", "foreign_table", "samples_of", "table_of"]
+
+_TEXT = {"U": "str", "T": "str", "S": "bytes"}
+"""The encodings of NumPy's kinds of text, which matter where there are no rows."""
+
+_SEVERAL = "which is several columns: write it alone, or a mapping of its columns"
+
+
+def table_of(
+    data: Any, names: Collection[str] | None = None, fill: Mapping[str, Fill] | None = None
+) -> GivenTable | TableStream | None:
+    """Return what is given to a writer as a table; None if it has samples, one by one.
+
+    Parameters
+    ----------
+    data : object
+    names : collection of str, optional
+        The columns to write; by default all.
+    fill : mapping of str to Fill, optional
+        The values of columns where they are missing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is neither, or its columns differ in length.
+    """
+    fill = fill or {}
+    own = getattr(type(data), "_to_write", None)
+    if own is not None:
+        given: Any = own(data)
+        if given is None or hasattr(given, "names"):
+            return given  # type: ignore[no-any-return]
+        if hasattr(given, "name"):
+            return Columns({given.name: given})
+        raise TypeError(
+            f"a {type(data).__name__} is a column without a name: write a mapping, such as "
+            "{'x': it}"
+        )
+    if _is_a(data, "datasets", "DatasetDict", "IterableDatasetDict"):
+        raise TypeError(
+            f"data is a {type(data).__name__}, which is several datasets: write each to a "
+            f"directory of its own, as with data[{next(iter(data), 'train')!r}]"
+        )
+    if isinstance(data, Mapping) and not _is_a(data, "tensordict", "TensorDictBase"):
+        return columns_of(data, None, names, fill)
+    table = foreign_table(data, names, fill)
+    if table is None and _is_column(data):
+        return _one_column(data, names, fill)
+    return table
+
+
+def foreign_table(
+    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> GivenTable | TableStream | None:
+    """Return a table of another library; None for anything else."""
+    if _is_a(data, "pandas", "DataFrame"):
+        return columns_of(frame_columns(data), None, names, fill)
+    if _is_a(data, "polars", "LazyFrame"):
+        raise TypeError(
+            "data is a LazyFrame, which has no rows yet: write data.collect(), or "
+            "data.collect_batches(), which does not hold all rows in memory"
+        )
+    if _is_a(data, "datasets", "Dataset", "IterableDataset"):
+        return dataset_stream(data, names, fill)
+    if _is_a(data, "tensordict", "TensorDictBase"):
+        return columns_of(_tensor_dict(data), None, names, fill) if data.batch_size else None
+    if _is_a(data, "torch", "TensorDataset"):
+        return _tensors(data.tensors, names, fill)
+    fields = getattr(getattr(data, "dtype", None), "names", None)
+    if fields and getattr(data, "ndim", 1) == 1 and hasattr(data, "__getitem__"):
+        return columns_of(_fields(data, fields), None, names, fill)
+    return _arrow_table(data, names, fill)
+
+
+def _is_a(value: object, package: str, *names: str) -> bool:
+    """Return True for an object of a class of another package, which is not imported for that."""
+    return any(
+        kind.__name__ in names and kind.__module__.partition(".")[0] == package
+        for kind in type(value).__mro__
+    )
+
+
+def columns_of(
+    data: Mapping[str, Any],
+    known: Mapping[str, str] | None = None,
+    names: Collection[str] | None = None,
+    fill: Mapping[str, Fill] | None = None,
+) -> Columns:
+    """Return a mapping of columns as a table; `known` is the encodings that they had."""
+    columns = {}
+    for name, values in data.items():
+        if names is not None and name not in names:
+            continue
+        try:
+            columns[name] = column_of(values, (known or {}).get(name), (fill or {}).get(name))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise named(name, error) from error
+    return _complete(columns, list(data), names, fill or {})
+
+
+def _complete(
+    columns: Mapping[str, GivenColumn],
+    given: Collection[str],
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill],
+) -> Columns:
+    """Return a table of those columns of a given one that are written, and of filled ones."""
+    length = next((column.length for column in columns.values()), 0)
+    lacking = {
+        name: ConstantColumn(length, value)
+        for name, value in fill.items()
+        if name not in columns and (names is None or name in names)
+    }
+    return Columns({**columns, **lacking}, given)
+
+
+def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -> GivenColumn:
+    """Return an array of any library, or a list, as a column.
+
+    Parameters
+    ----------
+    values : array or sequence
+    known : str, optional
+        The encoding that the column had where it was read, which holds if it still fits.
+    fill : Fill, optional
+        The value of rows where one is missing.
+    """
+    fill = fill or NO_FILL
+    own = getattr(type(values), "_to_write", None)
+    if own is not None and hasattr(given := own(values), "length") and not hasattr(given, "names"):
+        return given  # type: ignore[no-any-return]
+    if isinstance(values, str | bytes | Mapping) or not _has_length(values):
+        raise TypeError(
+            f"it is of type {type(values).__name__}: a mapping holds columns, each an array or a "
+            "list; a single sample goes into a list"
+        )
+    if type(values).__module__.partition(".")[0] == "pandas":
+        if getattr(values, "ndim", 1) != 1:
+            raise TypeError(f"it is a DataFrame, {_SEVERAL}")
+        return series_column(values, fill, _array_column)
+    if foreign.is_arrow(values):
+        if hasattr(values, "schema"):
+            raise TypeError(f"it is a {type(values).__name__}, {_SEVERAL}")
+        return ArrowColumn(foreign.arrow_array(values), fill)
+    if foreign.is_tensor(values) and (rows := foreign.tensor_rows(values)) is not None:
+        return ListColumn(rows)
+    if foreign.is_array(values):
+        return _array_column(values, fill, known)
+    return ListColumn(values, None, fill)
+
+
+def _has_length(values: Any) -> bool:
+    """Return True for what has rows: an array with an axis, or a sequence."""
+    if hasattr(values, "ndim"):
+        return bool(values.ndim)
+    return hasattr(values, "__len__")
+
+
+def _array_column(values: Any, fill: Fill = NO_FILL, known: str | None = None) -> GivenColumn:
+    """Return an array as a column; one that is no NumPy array is read block by block."""
+    is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
+    if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
+        values = foreign.as_array(values)
+    first = foreign.as_array(values[:1])
+    if storage_dtype(first.dtype) is None and first.dtype.kind in "OUST":
+        return ListColumn(foreign.as_array(values), known or _TEXT.get(first.dtype.kind), fill)
+    return ArrayColumn(
+        lambda start, stop: values[start:stop], values.shape[0], first.dtype, first.shape[1:],
+        known, _chunk_rows(values), fill,
+    )  # fmt: skip
+
+
+def _chunk_rows(values: Any) -> int:
+    """Return how many rows an array of another library reads at once."""
+    chunks = getattr(values, "chunks", None)
+    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
+    if isinstance(first, tuple):
+        first = max(first, default=1)
+    return first if isinstance(first, int) and first > 0 else 1
+
+
+# Arrays that are tables, or a column
+
+
+class _Field:
+    """A field of a structured array, whose rows are read once for all fields."""
+
+    def __init__(self, rows: _LastRows, name: str) -> None:
+        self._rows, self._name = rows, name
+        kind = rows.values.dtype[name]
+        self.dtype, self.shape = kind.base, (rows.values.shape[0], *kind.shape)
+        self.ndim = len(self.shape)
+        self.chunks = getattr(rows.values, "chunks", None)
+
+    def __getitem__(self, rows: slice) -> Any:
+        return self._rows.read(rows)[self._name]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self[:]
+
+
+class _LastRows:
+    """Rows of a structured array, the last of which are kept."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+        self._last: tuple[slice, Any] | None = None
+
+    def read(self, rows: slice) -> Any:
+        """Return some rows as a NumPy array."""
+        if self._last is None or self._last[0] != rows:
+            self._last = rows, foreign.as_array(self.values[rows])
+        return self._last[1]
+
+
+def _fields(data: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of a structured array, each as an array."""
+    for name in names:
+        if data.dtype[name].base.names:
+            raise TypeError(
+                f"column {name!r}: its values have fields of their own: write a mapping with a "
+                f"column for each, such as {{'{name}.x': data[{name!r}]['x']}}, or leave it out"
+            )
+    if isinstance(data, np.ndarray):
+        data = data if isinstance(data, np.ma.MaskedArray) else np.asarray(data)
+        return {name: data[name] for name in names}
+    rows = _LastRows(data)
+    return {name: _Field(rows, name) for name in names}
+
+
+def _is_column(data: Any) -> bool:
+    """Return True for an array that is no table."""
+    return foreign.is_array(data) or _is_a(data, "polars", "Series")
+
+
+def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]) -> Columns:
+    """Return a single array as the column that the user named."""
+    if names is not None and len(names) == 1:
+        (name,) = names
+        return columns_of({name: data}, None, names, fill)
+    if fields := getattr(data, "fields", None):
+        raise TypeError(
+            f"data is a {type(data).__name__} with fields: write a mapping of them, "
+            f"{{name: data[name] for name in {list(fields)!r}}}"
+        )
+    shape = tuple(getattr(data, "shape", ()))
+    what = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
+    encoding = "..."
+    try:
+        dtype = foreign.as_array(data[:1]).dtype
+        encoding = type_of_array(dtype, shape[1:]).name
+    except Exception:
+        pass  # the name is only an example
+    count = f", and columns= names {len(names)}" if names else ""
+    raise TypeError(
+        f"data is {what}, one column without a name{count}: write {{'x': data}}, or name it with "
+        f"columns={{'x': {encoding!r}}}"
+    )
+
+
+def _tensor_dict(data: Any) -> dict[str, Any]:
+    """Return the tensors of a TensorDict by name."""
+    for name, value in data.items():
+        if _is_a(value, "tensordict", "TensorDictBase"):
+            raise TypeError(
+                f"column {name!r}: it is a TensorDict of its own: make each of its tensors a "
+                "column, as with data.flatten_keys('.'), or leave it out, as with data.exclude(...)"
+            )
+    return dict(data.items())
+
+
+def _tensors(
+    tensors: tuple[Any, ...], names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> Columns:
+    """Return the tensors of torch's TensorDataset as the columns that the user named."""
+    if names is None or len(names) != len(tensors):
+        count = "" if names is None else f", and columns= names {len(names)}"
+        raise TypeError(
+            f"data is a TensorDataset of {quantity(len(tensors), 'tensor')} without names{count}: "
+            "name each with columns=, or write a mapping, "
+            "dict(zip(('image', 'label'), data.tensors))"
+        )
+    return columns_of(dict(zip(names, tensors, strict=True)), None, names, fill)
+
+
+# Arrow
+
+
+def _arrow_table(
+    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> GivenTable | TableStream | None:
+    """Return a table of Arrow, or of a library that lends one; None for anything else."""
+    if _is_a(data, "pyarrow", "Table", "RecordBatch"):
+        return _arrow_columns(data, names, fill)
+    if _is_a(data, "pyarrow", "Dataset"):
+        data = data.scanner()
+    if _is_a(data, "pyarrow", "Scanner"):
+        return _reader_stream(data.to_reader(), names, fill)
+    if _is_a(data, "pyarrow", "RecordBatchReader"):
+        return _reader_stream(data, names, fill)
+    if not foreign.is_arrow(data):
+        return None
+    pa = import_optional("pyarrow", "pyarrow", "arrow", "writing this table")
+    if _is_a(data, "polars", "DataFrame"):
+        _refuse_objects(data)
+        return _arrow_columns(pa.table(data), names, fill)  # without copying it
+    if hasattr(data, "__arrow_c_stream__"):
+        try:
+            reader = pa.RecordBatchReader.from_stream(data)
+        except pa.ArrowInvalid as error:
+            if "non-struct" in str(error):
+                return None  # a column
+            raise TypeError(
+                f"data is a {type(data).__name__} with a column of a type that pyarrow does not "
+                f"know: {error}: cast that column, or leave it out of data"
+            ) from error
+        return _reader_stream(reader, names, fill)
+    array = pa.array(data)
+    if not pa.types.is_struct(array.type):
+        return None
+    batch = pa.RecordBatch.from_struct_array(array)
+    return _arrow_columns(batch, names, fill)
+
+
+def _arrow_columns(table: Any, names: Collection[str] | None, fill: Mapping[str, Fill]) -> Columns:
+    return _complete(arrow_columns(table, fill, names), table.schema.names, names, fill)
+
+
+def _refuse_objects(frame: Any) -> None:
+    """Raise for a column of polars's objects, of which Arrow would get only addresses."""
+    for name, dtype in frame.schema.items():
+        if str(dtype) == "Object":
+            raise TypeError(
+                f"column {name!r}: no encoding follows from polars's Object: cast it, or write "
+                "{..., name: list(frame[name])}, a mapping of all columns"
+            )
+        if str(dtype) in ("Int128", "UInt128"):
+            raise TypeError(
+                f"column {name!r}: no encoding follows from polars's {dtype}: cast it to pl.Int64, "
+                "which refuses larger values, or to pl.String"
+            )
+
+
+def _reader_stream(
+    reader: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> TableStream:
+    """Return the record batches of a reader, which are read one after another."""
+
+    def table(batch: Any) -> GivenTable:
+        return _arrow_columns(batch, names, fill)
+
+    head = table(reader.schema.empty_table())
+    return TableStream(head, (table(batch) for batch in reader))
+
+
+# Samples
+
+
+def samples_of(
+    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill] | None = None
+) -> Iterable[Any] | TableStream:
+    """Return samples, or tables one after another, once it is known that there are some.
+
+    Parameters
+    ----------
+    data : iterable, or object with ``__len__`` and ``__getitem__``
+    names : collection of str, optional
+        The columns to write, by which the values of tuples are called.
+    fill : mapping of str to Fill, optional
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there are none, and no columns are named.
+    """
+    samples = _iterate(data)
+    for first in samples:
+        rest = chain([first], samples)
+        if type(first) is dict or hasattr(type(first), "_to_write"):
+            return rest
+        table = foreign_table(first, names, fill or {})
+        if table is None:
+            return _named_samples(rest, names)
+        head = table.head if isinstance(table, TableStream) else table
+        return TableStream(head, _tables(table, samples, names, fill or {}))
+    if names is None:
+        raise ValueError(
+            "no samples, and no columns=: nothing says what the dataset holds (an iterator can be "
+            "gone through once only)"
+        )
+    return ()
+
+
+def _iterate(data: Any) -> Iterator[Any]:
+    if isinstance(data, str | bytes | os.PathLike):
+        raise TypeError(
+            f"data is of type {type(data).__name__}, a name and no samples: open it first, as with "
+            "pandas.read_csv or pyarrow.dataset.dataset"
+        )
+    loader = getattr(sys.modules.get("torch.utils.data"), "DataLoader", None)
+    if loader is not None and isinstance(data, loader):
+        raise TypeError(
+            "data is a DataLoader, which yields batches and not samples: write its dataset, "
+            "data.dataset"
+        )
+    is_map = hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__")
+    if is_map and not hasattr(type(data), "__iter__"):  # of torch; some never raise IndexError
+        return (data[k] for k in range(len(data)))
+    try:
+        return iter(data)
+    except TypeError:
+        raise TypeError(
+            f"data is of type {type(data).__name__}: expected samples, each a mapping; a mapping "
+            "from the names of columns to arrays; or a table"
+        ) from None
+
+
+def _tables(
+    first: GivenTable | TableStream,
+    others: Iterator[Any],
+    names: Collection[str] | None,
+    fill: Mapping[str, Fill],
+) -> Iterator[GivenTable]:
+    """Yield tables, the first of which has been taken from an iterator of them."""
+    for table in chain([first], (_next_table(item, names, fill) for item in others)):
+        if isinstance(table, TableStream):
+            yield from table.tables
+        else:
+            yield table
+
+
+def _next_table(
+    item: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> GivenTable | TableStream:
+    table = foreign_table(item, names, fill)
+    if table is None:
+        raise TypeError(
+            f"data yields a {type(item).__name__} after tables: give tables only, or samples only"
+        )
+    return table
+
+
+def _named_samples(samples: Iterable[Any], names: Collection[str] | None) -> Iterator[Any]:
+    """Yield samples as mappings; values without names are called by those of the columns."""
+    for number, sample in enumerate(samples):
+        yield _as_mapping(sample, names, number)
+
+
+def _as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
+    if _is_a(sample, "tensordict", "TensorDictBase"):
+        return _tensor_dict(sample)
+    if isinstance(sample, Mapping) or hasattr(type(sample), "_to_write"):
+        return sample
+    if hasattr(sample, "_asdict"):  # a named tuple
+        return sample._asdict()
+    if is_dataclass(sample) and not isinstance(sample, type):
+        return {field.name: getattr(sample, field.name) for field in fields(sample)}
+    if isinstance(sample, np.void) and sample.dtype.names:
+        return {name: sample[name] for name in sample.dtype.names}
+    if isinstance(sample, tuple | list):
+        if names is None or len(names) != len(sample):
+            count = "" if names is None else f", and columns= names {len(names)}"
+            raise TypeError(
+                f"sample {number} is a {type(sample).__name__} of "
+                f"{quantity(len(sample), 'value')} without names{count}: name each with columns=, "
+                "as in columns={'image': 'jpeg', 'label': 'int64'}, or give mappings"
+            )
+        return dict(zip(names, sample, strict=True))
+    if names is not None and len(names) == 1:
+        return dict.fromkeys(names, sample)
+    return sample

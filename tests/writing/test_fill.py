@@ -1,0 +1,160 @@
+"""Values that are stored where a sample or a table has none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import npstream
+from npstream.formats.encodings.encodings import column_type
+from npstream.writing.inputs.fill import Fill, check_fill, fill_sample, is_absent
+from npstream.writing.inputs.recognition import table_of
+from npstream.writing.tables import TableStream, table_encodings
+
+
+def filled(root, data, values, columns=None):
+    """Write a table with missing values filled, and open it."""
+    table = table_of(data, columns, check_fill(values))
+    head = table.head if isinstance(table, TableStream) else table
+    with npstream.Writer(root, columns or table_encodings(head)) as out:
+        if isinstance(table, TableStream):
+            out._write_stream(table)
+        else:
+            out._write_table(table)
+    assert npstream.verify_dataset(root).problems == ()
+    return npstream.open(root)
+
+
+ARROW = {
+    "bool": (pa.bool_(), [True, None, False], True),
+    "int8": (pa.int8(), [1, None, 3], -1),
+    "float32": (pa.float32(), [0.5, None, np.nan], 2.0),
+    "datetime64[us]": (pa.timestamp("us"), [1, None, 3], np.datetime64(7, "us")),
+    "datetime64[D]": (pa.date32(), [1, None, 3], np.datetime64(7, "D")),
+    "str": (pa.string(), ["a", None, "c"], "filled with text"),
+    "str views": (pa.string_view(), ["a", None, "c" * 20], ""),
+    "bytes": (pa.large_binary(), [b"a", None, b"c"], b"xyz"),
+    "fixed bytes": (pa.binary(1), [b"a", None, b"c"], b"xyz"),
+    "categories": (pa.dictionary(pa.int8(), pa.string()), ["a", None, "a"], "b"),
+    "lists": (pa.list_(pa.int16()), [[1], None, [2, 3]], np.array([9, 9, 9], np.int16)),
+    "views of lists": (pa.list_view(pa.int16()), [[1], None, [2, 3]], np.array([9], np.int16)),
+    "rows": (pa.list_(pa.int16(), 2), [[1, 2], None, [3, 4]], np.array([9, 9], np.int16)),
+    "structs": (pa.struct({"a": pa.int8()}), [{"a": 1}, None, {"a": None}], {"a": 0}),
+}
+
+
+@pytest.mark.parametrize("name", ARROW)
+def test_nulls_of_arrow_are_filled(name, tmp_path):
+    kind, values, value = ARROW[name]
+    array = pa.array(values, kind.value_type if name == "categories" else kind)
+    if name == "categories":
+        array = array.dictionary_encode()
+    table = pa.table({"n": [1, 2, 3], "x": array})
+    for number, data in enumerate((table, table[1:], table.to_reader(max_chunksize=1))):
+        ds = filled(tmp_path / str(number), data, {"x": value})
+        at = 0 if number == 1 else 1
+        got = ds["x"][at]
+        assert got == value if np.ndim(value) == 0 else np.array_equal(got, value)
+        others = [v for k, v in enumerate(ds) if k != at]
+        expected = [row["n"] for row in table.to_pylist()[number == 1 :] if row["n"] != 2]
+        assert [row["n"] for row in others] == expected
+        last = others[-1]["x"]
+        plain = npstream.write(tmp_path / f"{number}p", pa.table({"n": [3], "x": array[2:]}))
+        same = npstream.open(plain.path)["x"][0]
+        assert np.array_equal(last, same, equal_nan=name == "float32")
+
+
+def test_null_rows_that_have_elements(tmp_path):
+    offsets = pa.array([0, 2, 4, 5], pa.int32())
+    mask = pa.array([False, True, False])
+    lists = pa.ListArray.from_arrays(offsets, pa.array([1, 2, 3, 4, 5]), mask=mask)
+    ds = filled(tmp_path / "a", pa.table({"x": lists}), {"x": np.array([9])})
+    assert [row.tolist() for row in ds["x"]] == [[1, 2], [9], [5]]
+
+
+PANDAS = {
+    "Int8": (pd.array([1, None, 3], dtype="Int8"), -1),
+    "boolean": (pd.array([True, None, True], dtype="boolean"), False),
+    "Float32": (pd.array([0.5, None, 3], dtype="Float32"), -1.0),
+    "str": (["a", None, "c"], "b"),
+    "category": (pd.Categorical(["a", None, "c"]), "b"),
+    "category of numbers": (pd.Categorical([1.5, None, 3]), 2.5),
+    "category of nothing": (pd.Categorical([None, None, None]), "b"),
+    "objects": (pd.Series([{"a": 1}, None, {}], dtype=object), {"b": 2}),
+    "text objects": (pd.Series(["a", np.nan, "c"], dtype=object), "b"),
+    "all missing": (pd.Series([None, None, None], dtype=object), 5),
+}
+
+
+@pytest.mark.parametrize("name", PANDAS)
+def test_missing_values_of_pandas_are_filled(name, tmp_path):
+    values, value = PANDAS[name]
+    ds = filled(tmp_path / "a", pd.DataFrame({"n": [1, 2, 3], "x": values}), {"x": value})
+    assert ds["x"][1] == value
+    if name not in ("category of nothing", "all missing"):
+        assert ds["x"][0] == values[0]
+        assert ds["x"][2] == values[2]
+
+
+def test_nan_is_missing_where_the_encoding_has_none(tmp_path):
+    frame = pd.DataFrame({"x": [1, None, 3], "t": pd.to_datetime(["2020", None, "2021"])})
+    fill = {"x": -1, "t": np.datetime64("1970", "us")}
+    ds = filled(tmp_path / "a", frame, fill)
+    assert np.isnan(ds["x"][1])
+    assert np.isnat(ds["t"][1])
+    ds = filled(tmp_path / "b", frame, fill, {"x": "int64"})
+    assert ds["x"].load().tolist() == [1, -1, 3]
+    ds = filled(tmp_path / "c", pa.table({"x": [1, np.nan, None]}), fill, {"x": "int8"})
+    assert ds["x"].load().tolist() == [1, -1, -1]
+    for value, encoding, is_missing in (
+        (None, "float64", True),
+        (pd.NA, "json", True),
+        (pd.NaT, "datetime64[s]", False),
+        (pd.NaT, "int64", True),
+        (float("nan"), "float32", False),
+        (np.float32("nan"), "bool", True),
+        (float("nan"), "str", True),
+        (np.datetime64("NaT"), "str", True),
+        ("", "str", False),
+    ):
+        assert is_absent(value, column_type(encoding)) == is_missing
+
+
+def test_columns_that_a_table_lacks(tmp_path):
+    table = pa.table({"x": [1, 2]})
+    for number, data in enumerate((table, table.to_reader(), {"x": [1, 2]}, table.to_pandas())):
+        fill = {"lang": "en", "score": 0.5, "row": np.zeros(2, "f4")}
+        ds = filled(tmp_path / str(number), data, fill)
+        assert list(ds["lang"]) == ["en", "en"]
+        assert ds["score"].load().tolist() == [0.5, 0.5]
+        assert ds["row"][1].tolist() == [0, 0]
+    columns = {"x": "int64", "row": "ndarray:float32:2"}
+    ds = filled(tmp_path / "fixed", table, {"row": np.zeros(2, "f4"), "lang": ""}, columns)
+    assert ds["row"].shape == (2, 2)
+    assert ds.columns == ("x", "row")
+
+
+def test_values_that_do_not_fit_their_column(tmp_path):
+    table = pa.table({"x": [1, None]})
+    for value in ("a", 1.5):
+        with pytest.raises((TypeError, ValueError), match=f"'x': fill={value!r} is no 'int64': "):
+            filled(tmp_path / "a", table, {"x": value})
+    for wrong in ([1], {1: 2}):
+        with pytest.raises(TypeError, match="fill maps names of columns"):
+            check_fill(wrong)
+    assert check_fill(None) == {}
+
+
+def test_samples():
+    fill, columns = (
+        check_fill({"a": 0, "s": ""}),
+        {"a": column_type("int"), "s": column_type("str")},
+    )
+    whole = {"a": 1, "s": "x"}
+    assert fill_sample(whole, fill, columns) is whole
+    assert fill_sample({"a": None}, fill, columns) == {"a": 0, "s": ""}
+    assert fill_sample({"a": float("nan"), "s": float("nan")}, fill, columns) == {"a": 0, "s": ""}
+    assert fill_sample({"s": pd.NA, "b": None}, fill, {}) == {"a": 0, "s": "", "b": None}
+    assert not Fill(is_given=False)
