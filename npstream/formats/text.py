@@ -125,7 +125,7 @@ def _json_value(record: dict[str, Any], name: str, kind: str) -> Any:
         except OverflowError as error:
             raise FormatError(f"column {name!r}: {error}") from None
     if type(value) is not CASTS[kind]:
-        raise FormatError(f"column {name!r}: {value!r} is no {kind}")
+        raise FormatError(f"column {name!r}: {value!r} is not of type {kind}")
     return value
 
 

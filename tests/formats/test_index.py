@@ -1,4 +1,4 @@
-"""The index: what it says is read, and whatever does not follow the format is refused."""
+"""Parsing and validation of the index."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ ENTRIES = {
 
 
 def changed(entry, *path_and_value):
-    """Return an entry with one value replaced or, where the value is `del`, taken out."""
+    """Return a copy of an entry with one value replaced, or removed if the value is `DEL`."""
     *path, key, value = path_and_value
     entry = copy.deepcopy(entry)
-    place = entry
+    target = entry
     for step in path:
-        place = place[step]
+        target = target[step]
     if value is DEL:
-        del place[key]
+        del target[key]
     else:
-        place[key] = value
+        target[key] = value
     return entry
 
 
@@ -75,11 +75,11 @@ def index_of(*entries, **top):
     )
 
 
-# What a sound index says.
+# Valid indexes
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_schema(name):
+def test_schema_of_each_format(name):
     index = index_of(ENTRIES[name], ENTRIES[name])
     (schema,) = index.schemas
     assert schema.format == name
@@ -91,7 +91,7 @@ def test_schema(name):
     assert (len(index), index.samples) == (2, 6)
 
 
-def test_arrays():
+def test_arrays_of_an_index():
     entries = [changed(MDS, "samples", count) for count in (3, 0, 5)]
     entries[1] = changed(entries[1], "column_sizes", [8, 8])
     index = index_of(*entries)
@@ -102,7 +102,7 @@ def test_arrays():
     assert index.name(2) == "shard.00000.mds"
 
 
-def test_files():
+def test_files_of_a_shard():
     packed = {"basename": "x.zstd", "bytes": 7, "hashes": {"md5": "ff"}}
     entry = changed(ENTRIES["json"], "zip_meta", packed) | {"compression": "zstd:3"}
     files = index_of(entry).files(0)
@@ -124,7 +124,7 @@ def test_files():
         pytest.param(b'\xef\xbb\xbf{"shards": [], "version": 2}', id="byte order mark"),
     ],
 )
-def test_no_samples(text):
+def test_an_index_without_shards_is_empty(text):
     index = parse_index(text, "here/index.json")
     assert (len(index), index.samples, index.schemas) == (0, 0, ())
 
@@ -145,21 +145,21 @@ def test_no_samples(text):
         "a b",
     ],
 )
-def test_names_below_the_directory(name):
+def test_relative_file_names_are_accepted(name):
     assert index_of(changed(MDS, "raw_data", "basename", name)).name(0) == name
 
 
-# What is refused, when the dataset is opened.
+# Invalid indexes, rejected when the dataset is opened
 
 
-def refused(text, match, shard=True):
-    place = r"here/index\.json: shard 1: .*" if shard else r"here/index\.json: "
-    with pytest.raises(FormatError, match=place + match):
+def assert_rejected(text, match, shard=True):
+    target = r"here/index\.json: shard 1: .*" if shard else r"here/index\.json: "
+    with pytest.raises(FormatError, match=target + match):
         parse_index(text, "here/index.json")
 
 
-def refused_entry(entry, match):
-    refused(json.dumps({"shards": [MDS, entry], "version": 2}).encode(), match)
+def assert_entry_rejected(entry, match):
+    assert_rejected(json.dumps({"shards": [MDS, entry], "version": 2}).encode(), match)
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def refused_entry(entry, match):
         (b'{"shards": "ab", "version": 2}', "'shards' is str"),
     ],
 )
-def test_documents(text, match):
-    refused(text, match, shard=False)
+def test_invalid_documents_raise(text, match):
+    assert_rejected(text, match, shard=False)
 
 
 NOT_COUNTS = [
@@ -209,60 +209,60 @@ NOT_COUNTS = [
 
 @pytest.mark.parametrize("count", NOT_COUNTS, ids=repr)
 @pytest.mark.parametrize("name", ENTRIES)
-def test_counts(name, count):
-    refused_entry(changed(ENTRIES[name], "samples", count), "'samples' is")
-    refused_entry(changed(ENTRIES[name], "raw_data", "bytes", count), "'bytes' is")
+def test_invalid_counts_raise(name, count):
+    assert_entry_rejected(changed(ENTRIES[name], "samples", count), "'samples' is")
+    assert_entry_rejected(changed(ENTRIES[name], "raw_data", "bytes", count), "'bytes' is")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_counts_that_do_not_fit_the_bytes(name):
+def test_more_samples_than_the_bytes_allow_raise(name):
     head = "raw_data" if name == "mds" else "raw_meta"
     for samples in (3, 1000, 2**31, 2**32 - 1):
         entry = changed(ENTRIES[name], "samples", samples)
         entry = changed(entry, "raw_data", "bytes", 2**39)
         index_of(changed(entry, head, "bytes", 8 + 4 * samples))
-        refused_entry(
+        assert_entry_rejected(
             changed(entry, head, "bytes", 7 + 4 * samples), f"{samples:,} samples cannot lie in"
         )
-    refused_entry(changed(ENTRIES[name], "samples", 2**32), "'samples' is 4294967296")
+    assert_entry_rejected(changed(ENTRIES[name], "samples", 2**32), "'samples' is 4294967296")
     if name != "mds":
         entry = changed(ENTRIES[name], "raw_data", "bytes", 2)
-        refused_entry(entry, "3 samples cannot lie in 2 bytes")
+        assert_entry_rejected(entry, "3 samples cannot lie in 2 bytes")
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_keys(name):
+def test_unknown_and_missing_keys_raise(name):
     entry = ENTRIES[name]
-    refused_entry(entry | {"more": 1}, r"unknown keys \['more'\]")
+    assert_entry_rejected(entry | {"more": 1}, r"unknown keys \['more'\]")
     needed = entry.keys() - {"compression", "hashes", "size_limit", "zip_data", "zip_meta"}
     for key in needed:
-        refused_entry(changed(entry, key, DEL), f"the key '{key}' is missing")
-        refused_entry(changed(entry, key, None), "")
+        assert_entry_rejected(changed(entry, key, DEL), f"the key '{key}' is missing")
+        assert_entry_rejected(changed(entry, key, None), "")
     for key in ("basename", "bytes"):
-        refused_entry(changed(entry, "raw_data", key, DEL), f"the key '{key}' is missing")
+        assert_entry_rejected(changed(entry, "raw_data", key, DEL), f"the key '{key}' is missing")
     for key in entry.keys() - needed:
         index_of(changed(entry, key, DEL)).files(0)
 
 
 @pytest.mark.parametrize("entry", [None, 1, "mds", [], {}, [[]], True], ids=repr)
-def test_entries(entry):
-    refused_entry(entry, "")
+def test_entries_of_a_wrong_type_raise(entry):
+    assert_entry_rejected(entry, "")
 
 
 @pytest.mark.parametrize("kind", ["", "MDS", "parquet", None, 1, ["mds"], {"mds": 1}], ids=repr)
-def test_formats(kind):
-    refused_entry(changed(MDS, "format", kind), "")
+def test_unknown_formats_raise(kind):
+    assert_entry_rejected(changed(MDS, "format", kind), "")
 
 
 @pytest.mark.parametrize("version", [1, 3, None, "2", [2], float("nan"), 10**30], ids=repr)
-def test_versions(version):
-    refused_entry(changed(MDS, "version", version), "version")
+def test_unknown_versions_raise(version):
+    assert_entry_rejected(changed(MDS, "version", version), "version")
 
 
 @pytest.mark.parametrize("key", ["column_names", "column_encodings", "column_sizes"])
 @pytest.mark.parametrize("value", ["ab", 2, None, {"a": 1, "b": 2}, True, 1.5], ids=repr)
-def test_lists_of_columns(key, value):
-    refused_entry(changed(MDS, key, value), f"'{key}' is .* expected a list")
+def test_column_lists_of_a_wrong_type_raise(key, value):
+    assert_entry_rejected(changed(MDS, key, value), f"'{key}' is .* expected a list")
 
 
 @pytest.mark.parametrize(
@@ -289,13 +289,13 @@ def test_lists_of_columns(key, value):
         ("column_sizes", [float("nan"), None], "column sizes"),
     ],
 )
-def test_columns(key, value, match):
+def test_invalid_columns_raise(key, value, match):
     with pytest.raises(FormatError, match=rf"here/index\.json: shard 0: .*{match}"):
         index_of(changed(MDS, key, value))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_no_columns(name):
+def test_a_shard_without_columns_raises(name):
     entry = copy.deepcopy(ENTRIES[name])
     for key in entry.keys() & {"columns", "column_names", "column_encodings", "column_sizes"}:
         entry[key] = type(entry[key])()
@@ -324,7 +324,7 @@ def test_no_columns(name):
         ("tsv", "column_names", "ab", "expected a list"),
     ],
 )
-def test_text_entries(name, key, value, match):
+def test_invalid_entries_of_text_formats_raise(name, key, value, match):
     with pytest.raises(FormatError, match=rf"here/index\.json: shard 0: .*{match}"):
         index_of(changed(ENTRIES[name], key, value))
 
@@ -338,32 +338,32 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("basename", [*HOSTILE_NAMES, None, 5, ["x"], {}], ids=repr)
 @pytest.mark.parametrize("which", ["raw_data", "zip_data", "raw_meta", "zip_meta"])
-def test_names(which, basename):
+def test_file_names_outside_the_directory_raise(which, basename):
     entry = copy.deepcopy(ENTRIES["json"])
     entry[which] = {"basename": basename, "bytes": 100, "hashes": {}}
     match = "leaves the dataset's directory" if isinstance(basename, str) else "wrong type"
-    refused_entry(entry, match)
+    assert_entry_rejected(entry, match)
 
 
 @pytest.mark.parametrize("compression", [1, True, ["zstd"], {}, 1.5], ids=repr)
-def test_compressions(compression):
-    refused_entry(changed(MDS, "compression", compression), "'compression' is")
+def test_compressions_of_a_wrong_type_raise(compression):
+    assert_entry_rejected(changed(MDS, "compression", compression), "'compression' is")
 
 
-def test_unhashable_and_deep_values_are_refused_or_unused():
+def test_deeply_nested_values_raise_or_are_ignored():
     deep = json.loads("[" * 500 + "]" * 500)
-    refused_entry(changed(MDS, "column_names", ["a", deep]), "wrong type")
-    refused_entry(changed(MDS, "column_sizes", deep), "")
-    refused_entry(changed(MDS, "format", deep), "")
+    assert_entry_rejected(changed(MDS, "column_names", ["a", deep]), "wrong type")
+    assert_entry_rejected(changed(MDS, "column_sizes", deep), "")
+    assert_entry_rejected(changed(MDS, "format", deep), "")
     index_of(changed(MDS, "size_limit", deep))
 
 
-# What is refused when a shard is read.
+# Invalid entries, rejected when a shard is read
 
 
 @pytest.mark.parametrize("which", ["zip_data", "raw_meta", "zip_meta"])
 @pytest.mark.parametrize("nbytes", [*NOT_COUNTS, DEL], ids=[*map(repr, NOT_COUNTS), "left out"])
-def test_bytes_of_other_files(which, nbytes):
+def test_invalid_sizes_of_other_files_raise(which, nbytes):
     entry = copy.deepcopy(ENTRIES["json"])
     entry[which] = changed({"basename": "x", "bytes": 100, "hashes": {}}, "bytes", nbytes)
     with pytest.raises(FormatError, match=r"here/index\.json: shard 0: "):
@@ -373,15 +373,15 @@ def test_bytes_of_other_files(which, nbytes):
 @pytest.mark.parametrize(
     "hashes", [1, "md5", ["md5"], {"md5": 1}, {"md5": None}, {"a": {}}], ids=repr
 )
-def test_hashes(hashes):
+def test_invalid_hashes_raise(hashes):
     with pytest.raises(FormatError, match=r"here/index\.json: shard 0: raw_data has 'hashes'"):
         index_of(changed(MDS, "raw_data", "hashes", hashes)).files(0)
 
 
-# Opened as a dataset.
+# Opening datasets
 
 
-def rewritten(tmp_path, name, edit):
+def golden_copy(tmp_path, name, edit):
     """Copy a golden dataset, with its index's first shard edited."""
     for path in (FORMATS / name).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -408,39 +408,39 @@ def rewritten(tmp_path, name, edit):
         ("x" * 10_000, None, "unknown encoding"),
     ],
 )
-def test_encodings_and_sizes(tmp_path, encoding, size, match):
+def test_encodings_that_contradict_sizes_raise(tmp_path, encoding, size, match):
     def edit(shard):
         shard["column_encodings"][0] = encoding
         shard["column_sizes"][0] = size
 
-    root = rewritten(tmp_path, "mds_single", edit)
+    root = golden_copy(tmp_path, "mds_single", edit)
     with pytest.raises(FormatError, match=rf"index\.json: column '\w+'.*{match}"):
         npstream.open(root)
 
 
 @pytest.mark.parametrize("encoding", ["bytes", "json", "float64", "int32", ""])
-def test_encodings_of_text(tmp_path, encoding):
+def test_encodings_that_text_formats_lack_raise(tmp_path, encoding):
     def edit(shard):
         shard["columns"][next(iter(shard["columns"]))] = encoding
 
     with pytest.raises(FormatError, match="json columns are str, int, float"):
-        npstream.open(rewritten(tmp_path, "jsonl_basic", edit))
+        npstream.open(golden_copy(tmp_path, "jsonl_basic", edit))
 
 
-def test_shards_of_claimed_samples_are_opened_at_once_and_not_read(tmp_path):
+def test_an_index_with_too_many_samples_opens_but_reading_raises(tmp_path):
     def edit(shard):
         shard["samples"] = 2**32 - 1
         shard["raw_data"]["bytes"] = 2**40 - 1
 
-    ds = npstream.open(rewritten(tmp_path, "mds_single", edit))
+    ds = npstream.open(golden_copy(tmp_path, "mds_single", edit))
     assert len(ds) == 2**32 - 1
     for read in (lambda: ds[0], lambda: ds[-1], lambda: ds[[5]].load(), lambda: next(iter(ds))):
         with pytest.raises(FormatError, match=r"mds_single|shard\.00000\.mds.*the index says"):
             read()
 
 
-def test_shards_are_called_what_they_call_themselves(tmp_path):
-    """An index that disagrees with its shards would give wrong values, so it is refused."""
+def test_an_index_that_contradicts_its_shards_raises(tmp_path):
+    """Reading with such an index would return wrong values."""
 
     def rename(shard):
         shard["column_names"] = [name + "x" for name in shard["column_names"]]
@@ -454,14 +454,14 @@ def test_shards_are_called_what_they_call_themselves(tmp_path):
             shard[key].reverse()
 
     for edit in (rename, retype, reorder):
-        ds = npstream.open(rewritten(tmp_path, "mds_scalars", edit))
+        ds = npstream.open(golden_copy(tmp_path, "mds_scalars", edit))
         with pytest.raises(FormatError, match=r"shard\.00000\.mds \(shard 0\): its own 'column_"):
             ds[0]
 
     def retype_text(shard):
         shard["columns"] = dict.fromkeys(shard["columns"], "str")
 
-    ds = npstream.open(rewritten(tmp_path, "jsonl_basic", retype_text))
+    ds = npstream.open(golden_copy(tmp_path, "jsonl_basic", retype_text))
     with pytest.raises(FormatError, match=r"shard 0\): its own 'columns' are"):
         ds[0]
 
@@ -469,7 +469,7 @@ def test_shards_are_called_what_they_call_themselves(tmp_path):
 @pytest.mark.parametrize(
     "configuration", [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 9999, b'{"a": 1}']
 )
-def test_shards_may_say_nothing_of_themselves(tmp_path, configuration):
+def test_shards_without_a_configuration_are_read(tmp_path, configuration):
     begin = 4 * (2 + 2) + len(configuration)
     shard = struct.pack("<4I", 2, begin, begin + 8, begin + 16) + configuration
     shard += np.array([5, 6]).tobytes()
@@ -480,11 +480,11 @@ def test_shards_may_say_nothing_of_themselves(tmp_path, configuration):
     assert list(npstream.open(tmp_path)) == [{"a": 5}, {"a": 6}]
 
 
-# Looking shards up.
+# Shard lookup
 
 
 @given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 10**6)), max_size=40))
-def test_guide_table(counts):
+def test_the_lookup_table_bounds_the_shard_of_each_sample(counts):
     starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     guide, shift = shard_lookup_table(starts)
     assert len(guide) <= 4 * len(counts) + 4
@@ -494,12 +494,12 @@ def test_guide_table(counts):
     shard = np.searchsorted(starts, samples, "right") - 1
     assert (guide[samples >> shift] <= shard).all()
     assert (shard <= guide[(samples >> shift) + 1]).all()
-    # Where shards are alike, a look-up takes no search, or one step of it.
+    # For equal shards, a lookup takes at most one step of a search.
     if len(set(counts)) == 1 and n:
         assert (np.diff(guide) <= 2).all()
 
 
-def test_guide_table_of_very_many_samples():
+def test_the_lookup_table_of_many_samples():
     starts = np.array([0, 2**32 - 1, 2 * (2**32 - 1), 2 * (2**32 - 1) + 1])
     guide, shift = shard_lookup_table(starts)
     for sample in (0, 2**32 - 2, 2**32 - 1, 2**33 - 3, 2**33 - 2):
@@ -508,7 +508,7 @@ def test_guide_table_of_very_many_samples():
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8))
-def test_check_ascent(offsets):
+def test_offsets_must_ascend(offsets):
     array = np.array(offsets, np.uint32)
     if all(a < b for a, b in itertools.pairwise(offsets)):
         check_ascending(array)

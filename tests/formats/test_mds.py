@@ -1,4 +1,4 @@
-"""Heads of MDS shards: the sound one is taken, and no other."""
+"""Validation of the heads of MDS shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIXED = Schema("mds", ("a", "c"), ("int32", "uint8"), (4, 1))
 BODIES = [b"xxxxxxxxx", b"yyyyyyyyyyyy", b"zzzzzzzzzz"]
 
 
-def test_layout():
+def test_layout_of_a_schema():
     assert layout(VARIABLE) == SampleLayout(
         {"a": ColumnLayout(0, 0, 4), "b": ColumnLayout(0, 4, None), "c": ColumnLayout(1, 4, 1)},
         nvariable=1,
@@ -27,7 +27,7 @@ def test_layout():
 
 
 def shard(bodies, configuration=b"{}", **changed):
-    """Return a shard; a word of its head is overwritten by ``w<number>=value``."""
+    """Return a shard; an argument ``w<number>=value`` overwrites a word of its head."""
     begin = 4 * (len(bodies) + 2) + len(configuration)
     words = [len(bodies), *(begin + np.cumsum([0, *map(len, bodies)])).tolist()]
     for name, value in changed.items():
@@ -37,7 +37,7 @@ def shard(bodies, configuration=b"{}", **changed):
 
 
 @pytest.mark.parametrize("configuration", [b"", b"{}", b"anything"])
-def test_sound_heads(configuration):
+def test_valid_heads_give_the_offset_of_the_first_sample(configuration):
     data = shard(BODIES, configuration)
     assert check_mds_head(VARIABLE, data, 3, 0) == 20 + len(configuration)
     data = shard([b"12345"] * 7, configuration)
@@ -64,12 +64,12 @@ def test_sound_heads(configuration):
         ({"w2": 43, "w3": 53}, "sample 2 begins at byte 53, ends at 53"),
     ],
 )
-def test_damaged_heads(changed, match):
+def test_damaged_heads_raise(changed, match):
     with pytest.raises(FormatError, match=match):
         check_mds_head(VARIABLE, shard(BODIES, **changed), 3, 0)
 
 
-def test_every_length_of_a_file_that_is_cut_or_grows():
+def test_a_shard_of_a_wrong_length_raises():
     data = shard(BODIES).tobytes()
     for length in range(len(data)):
         with pytest.raises(FormatError):
@@ -87,20 +87,20 @@ def test_every_length_of_a_file_that_is_cut_or_grows():
         ([b"123456"] * 3, {}),
     ],
 )
-def test_samples_of_one_size_must_fill_the_file(bodies, changed):
+def test_samples_of_fixed_size_must_fill_the_file(bodies, changed):
     with pytest.raises(
         FormatError, match=r"3 samples of 5 bytes from byte \d+ on would end at byte \d+ of"
     ):
         check_mds_head(FIXED, shard(bodies, **changed), 3, 5)
 
 
-def test_offsets_of_samples_of_one_size_are_not_read():
+def test_offsets_of_samples_of_fixed_size_are_not_read():
     data = shard([b"12345"] * 3, w2=2**32 - 1, w3=0)
     assert check_mds_head(FIXED, data, 3, 5) == 22
 
 
 @pytest.mark.parametrize(
-    "said",
+    "configuration",
     [
         b'{"column_names": ["a", "b", "d"]}',
         b'{"column_names": ["a", "c", "b"]}',
@@ -109,13 +109,13 @@ def test_offsets_of_samples_of_one_size_are_not_read():
         b'{"column_names": ["a", "b", "c"], "column_encodings": []}',
     ],
 )
-def test_shards_that_call_their_columns_otherwise(said):
+def test_a_configuration_with_other_columns_raises(configuration):
     with pytest.raises(FormatError, match=r"its own 'column_\w+' are .*; the index says \["):
-        check_mds_head(VARIABLE, shard(BODIES, said), 3, 0)
+        check_mds_head(VARIABLE, shard(BODIES, configuration), 3, 0)
 
 
-def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
-    """The first sample is zeros, and looks the same a word further on."""
+def test_bytes_between_configuration_and_first_sample_raise():
+    """The first sample is zeros, so that a wrong offset could go unnoticed."""
     data = shard([bytes(13), b"yyyyyyyyyyyy"])
     assert check_mds_head(VARIABLE, data, 2, 0) == 18
     data = shard([bytes(13), b"yyyyyyyyyyyy"], w1=22)
@@ -124,7 +124,7 @@ def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
 
 
 @pytest.mark.parametrize(
-    "said",
+    "configuration",
     [
         b'{"column_names": ["a", "b", "c"], "column_encodings": ["int32", "str", "uint8"], "x": 1}',
         b'{"columns": 1, "column_sizes": 3}',
@@ -133,8 +133,8 @@ def test_samples_that_begin_behind_the_configuration_but_not_at_its_end():
         b"12 x",
         b" {} \n",
         b'{"column_names": ["d"]' + b"\xff",
-        b'{"column_names": ["d"]}' + b" " * (1 << 20),  # larger than any that is meant to be read
+        b'{"column_names": ["d"]}' + b" " * (1 << 20),  # too large to be compared
     ],
 )
-def test_what_shards_say_else_does_not_matter(said):
-    assert check_mds_head(VARIABLE, shard(BODIES, said), 3, 0) == 20 + len(said)
+def test_other_content_of_a_configuration_is_ignored(configuration):
+    assert check_mds_head(VARIABLE, shard(BODIES, configuration), 3, 0) == 20 + len(configuration)

@@ -1,4 +1,4 @@
-"""Text shards: what is no line of the schema is refused, never half understood."""
+"""Validation and parsing of text shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINES = [b"x,1,2.5\n", b",-3,inf\n", b"\xc3\xa4,0,1e3\n"]
 
 
 def meta(begin, lengths, configuration=b"{}", **changed):
-    """Return a meta file; a word of it is overwritten by ``w<number>=value``."""
+    """Return a meta file; an argument ``w<number>=value`` overwrites one of its words."""
     words = [len(lengths), *(begin + np.cumsum([0, *lengths])).tolist()]
     for name, value in changed.items():
         words[int(name[1:])] = value
@@ -32,23 +32,23 @@ def as_bytes(text):
     return np.frombuffer(text, np.uint8)
 
 
-def begins(schema, header, lines, **changed):
+def check_head(schema, header, lines, **changed):
     data = as_bytes(header + b"".join(lines))
     return check_text_head(
         schema, data, meta(len(header), [*map(len, lines)], **changed), len(lines)
     )
 
 
-def test_guards():
+def test_guard_is_the_length_of_the_newline():
     assert [guard(schema) for schema in (JSONL, CSV, XSV)] == [0, 1, 2]
 
 
-def test_sound_files():
-    assert begins(CSV, b"a,b,c\n", LINES) == 6
-    assert begins(XSV, "a||ü\r\n".encode(), [b"1||2\r\n"]) == 7
-    assert begins(JSONL, b"", [b"{}\n", b"{}\n"]) == 0
-    assert begins(CSV, b"a,b,c\n", []) == 6
-    assert begins(JSONL, b"", []) == 0
+def test_valid_files_give_the_offset_of_the_first_line():
+    assert check_head(CSV, b"a,b,c\n", LINES) == 6
+    assert check_head(XSV, "a||ü\r\n".encode(), [b"1||2\r\n"]) == 7
+    assert check_head(JSONL, b"", [b"{}\n", b"{}\n"]) == 0
+    assert check_head(CSV, b"a,b,c\n", []) == 6
+    assert check_head(JSONL, b"", []) == 0
 
 
 @pytest.mark.parametrize(
@@ -59,19 +59,19 @@ def test_sound_files():
         ({"w1": 7}, "7 bytes before the first line"),
         ({"w1": 2**32 - 1}, "4,294,967,295 bytes before"),
         ({"w4": 30}, "lines end at byte 30 of 31"),
-        ({"w2": 6}, "sample 0 begins at byte 6, ends at 6"),
-        ({"w2": 2**31}, "sample 1 begins at byte 2147483648, ends at 22"),
-        ({"w3": 3}, "sample 1 begins at byte 14, ends at 3"),
+        ({"w2": 6}, "sample 0 check_head at byte 6, ends at 6"),
+        ({"w2": 2**31}, "sample 1 check_head at byte 2147483648, ends at 22"),
+        ({"w3": 3}, "sample 1 check_head at byte 14, ends at 3"),
         ({"configuration": b'{"column_names": ["a", "b", "d"]}'}, "its own 'column_names' are"),
         ({"configuration": b'{"column_encodings": ["str", "str", "str"]}'}, "'column_encodings'"),
     ],
 )
-def test_damaged_meta_files(changed, match):
+def test_damaged_meta_files_raise(changed, match):
     with pytest.raises(FormatError, match=match):
-        begins(CSV, b"a,b,c\n", LINES, **changed)
+        check_head(CSV, b"a,b,c\n", LINES, **changed)
 
 
-def test_meta_files_of_every_length():
+def test_a_truncated_meta_file_raises():
     data = as_bytes(b"a,b,c\n" + b"".join(LINES))
     whole = meta(6, [*map(len, LINES)], b"").tobytes()
     for length in range(len(whole)):
@@ -81,23 +81,26 @@ def test_meta_files_of_every_length():
 
 
 @pytest.mark.parametrize("header", [b"a,b,d\n", b"a;b;c\n", b"a,b,c ", b"b,a,c\n", b""])
-def test_headers(header):
+def test_a_wrong_header_line_raises(header):
     with pytest.raises(FormatError, match=r"bytes before the first line; expected b'a,b,c\\n'"):
-        begins(CSV, header, LINES)
+        check_head(CSV, header, LINES)
 
 
-def test_columns_of_json_in_any_order():
-    said = {"c": "float", "a": "str", "b": "int"}
-    assert begins(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": said}).encode()) == 0
-    said["b"] = "float"
+def test_a_json_configuration_may_list_columns_in_any_order():
+    columns = {"c": "float", "a": "str", "b": "int"}
+    assert (
+        check_head(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": columns}).encode())
+        == 0
+    )
+    columns["b"] = "float"
     with pytest.raises(FormatError, match="its own 'columns' are"):
-        begins(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": said}).encode())
+        check_head(JSONL, b"", [b"{}\n"], configuration=json.dumps({"columns": columns}).encode())
 
 
-# Lines.
+# Lines
 
 
-def test_columns_that_are_wanted():
+def test_a_parser_returns_only_the_requested_columns():
     line = b'{"a": "x", "b": 1, "c": 2.5, "more": []}\n'
     assert parser(JSONL, ["c", "a"])(line) == {"c": 2.5, "a": "x"}
     assert parser(CSV, ["b"])(b"x,1,2.5\n") == {"b": 1}
@@ -113,11 +116,11 @@ def test_columns_that_are_wanted():
         (b"[1]\n", "the line holds list"),
         (b"5\n", "the line holds int"),
         (b'{"a": "x", "b": 1}\n', "the line has no 'c'"),
-        (b'{"a": 1, "b": 1, "c": 1.5}\n', "column 'a': 1 is no str"),
-        (b'{"a": null, "b": 1, "c": 1.5}\n', "column 'a': None is no str"),
-        (b'{"a": "x", "b": 1.0, "c": 1.5}\n', "column 'b': 1.0 is no int"),
-        (b'{"a": "x", "b": "1", "c": 1.5}\n', "column 'b': '1' is no int"),
-        (b'{"a": "x", "b": 1, "c": "1"}\n', "column 'c': '1' is no float"),
+        (b'{"a": 1, "b": 1, "c": 1.5}\n', "column 'a': 1 is not of type str"),
+        (b'{"a": null, "b": 1, "c": 1.5}\n', "column 'a': None is not of type str"),
+        (b'{"a": "x", "b": 1.0, "c": 1.5}\n', "column 'b': 1.0 is not of type int"),
+        (b'{"a": "x", "b": "1", "c": 1.5}\n', "column 'b': '1' is not of type int"),
+        (b'{"a": "x", "b": 1, "c": "1"}\n', "column 'c': '1' is not of type float"),
         (b'{"a": "x", "b": 1, "c": [1]}\n', "column 'c'"),
         (b'{"a": "x", "b": 1, "c": 1' + b"0" * 400 + b"}\n", "column 'c': int too large"),
         (b'{"a": "x", "b": 1' + b"0" * 5000 + b', "c": 1.5}\n', "limit"),
@@ -129,13 +132,13 @@ def test_columns_that_are_wanted():
         (b'{"a":' * 100_000, "nested too deeply"),
     ],
 )
-def test_json_lines(line, match):
+def test_invalid_json_lines_raise(line, match):
     with pytest.raises(ValueError, match=match):
         parser(JSONL, JSONL.names)(line)
 
 
-def test_numbers_that_json_writes_otherwise():
-    """Streaming's writer checks isinstance, so that bools are ints, and ints stay ints."""
+def test_json_bools_are_ints_and_json_ints_are_floats():
+    """Streaming's writer checks types with isinstance, so it stores bools in int columns."""
     parsed = parser(JSONL, JSONL.names)(b'{"a": "", "b": true, "c": 3}\n')
     assert [(type(v), v) for v in parsed.values()] == [(str, ""), (int, 1), (float, 3.0)]
 
@@ -159,7 +162,7 @@ def test_numbers_that_json_writes_otherwise():
         (b"\xff,1,2.5\n", "codec can't decode"),
     ],
 )
-def test_lines_of_values(line, match):
+def test_invalid_xsv_lines_raise(line, match):
     with pytest.raises(ValueError, match=match):
         parser(CSV, CSV.names)(line)
 
@@ -169,13 +172,13 @@ def test_lines_of_values(line, match):
         st.text(st.characters(exclude_characters="|\r\n", codec="utf-8")), min_size=2, max_size=2
     )
 )
-def test_lines_are_what_was_joined(values):
+def test_a_line_splits_into_the_joined_values(values):
     line = "||".join(values) + "\r\n"
     assert parser(XSV, XSV.names)(line.encode()) == dict(zip(XSV.names, values, strict=True))
 
 
 @given(st.binary(max_size=30))
-def test_any_bytes_parse_or_raise_a_value_error(line):
+def test_any_bytes_parse_or_raise_value_error(line):
     for schema in (JSONL, CSV, XSV):
         try:
             values = parser(schema, schema.names)(line)

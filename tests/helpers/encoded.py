@@ -1,4 +1,4 @@
-"""Values for encodings: element types, pictures, and files of them."""
+"""Values for tests of encodings: dtypes, images, and image files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from npstream.formats.encodings.encodings import (
 DTYPES = [dtype.name for dtype in DTYPE_CODES.values()]
 
 
-def numbered(rows, name=operator.itemgetter("encoding")):
+def numbered_params(rows, name=operator.itemgetter("encoding")):
     return [pytest.param(row, id=f"{i}-{name(row)}") for i, row in enumerate(rows)]
 
 
-def picture(mode="RGB", size=(6, 5), seed=0):
+def random_image(mode="RGB", size=(6, 5), seed=0):
     image = Image.new(mode, size)
     pixels = np.random.default_rng(seed).bytes(len(image.tobytes()))
     return Image.frombytes(mode, size, pixels)
@@ -28,5 +28,5 @@ def picture(mode="RGB", size=(6, 5), seed=0):
 
 def image_file(kind, **options):
     file = io.BytesIO()
-    picture(**options).save(file, kind)
+    random_image(**options).save(file, kind)
     return file.getvalue()

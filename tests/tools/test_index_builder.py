@@ -1,4 +1,4 @@
-"""Side-cars are made for any dataset, again and again, and checked against it."""
+"""Building side-cars, and verifying datasets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sidecar_of(path):
     return Sidecar(LocalStore(str(path)))
 
 
-def copied(case, path):
+def copy_golden(case, path):
     shutil.copytree(golden.directory(golden.case(case)), path)
     return path
 
@@ -64,17 +64,17 @@ def damage(file, at=-1):
     file.write_bytes(body)
 
 
-# Building.
+# Building
 
 
-def test_the_writer_makes_what_build_index_makes(data):
+def test_build_index_writes_the_same_bytes_as_the_writer(data):
     path, columns = data
     assert npstream.build_index(path) == str(path / "index.msgpack")
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
     assert not (path / ".index.work").exists()
 
 
-def test_pieces_are_hashed_as_they_are_cut(data):
+def test_a_side_car_has_piece_hashes_and_columns(data):
     path, columns = data
     npstream.build_index(path)
     sidecar = sidecar_of(path)
@@ -99,10 +99,10 @@ def test_pieces_are_hashed_as_they_are_cut(data):
 
 
 @pytest.mark.parametrize("case", READABLE, ids=lambda case: case["name"])
-def test_golden_datasets(case, tmp_path):
-    place = golden.directory(case)
-    npstream.build_index(place, out=tmp_path / "aside")
-    report = npstream.verify_dataset(place, index=tmp_path / "aside")
+def test_golden_datasets_have_no_problems(case, tmp_path):
+    directory = golden.directory(case)
+    npstream.build_index(directory, out=tmp_path / "aside")
+    report = npstream.verify_dataset(directory, index=tmp_path / "aside")
     assert report.problems == ()
     assert report.sidecar == str(tmp_path / "aside" / "index.msgpack")
     sidecar = sidecar_of(tmp_path / "aside")
@@ -112,7 +112,7 @@ def test_golden_datasets(case, tmp_path):
         assert sidecar.column(name).tobytes() == array.tobytes()
 
 
-def test_text_has_columns_that_are_asked_for(tmp_path):
+def test_text_shards_have_only_requested_columns(tmp_path):
     rows = [{"k": k, "x": k / 2, "wide": 2 ** (62 + k), "s": "a"} for k in range(3)]
     path = tmp_path / "text"
     write_jsonl(path, rows, {"k": "int", "x": "float", "wide": "int", "s": "str"})
@@ -125,7 +125,7 @@ def test_text_has_columns_that_are_asked_for(tmp_path):
         npstream.build_index(path, columns=["wide"])
 
 
-def test_choices(data, tmp_path):
+def test_columns_and_hashes_are_optional(data, tmp_path):
     path, _ = data
     npstream.build_index(path, columns=["label"], hashes=False)
     sidecar = sidecar_of(path)
@@ -141,17 +141,17 @@ def test_choices(data, tmp_path):
         npstream.build_index(path, columns="label")
 
 
-def test_nan_and_empty_shards_bound_nothing(tmp_path):
+def test_a_shard_with_nan_has_infinite_bounds(tmp_path):
     values = np.array([1.0, np.nan, 3.0, 4.0])
     with npstream.Writer(tmp_path, {"x": "float64"}, shard_size=1) as writer:
         for value in values:
             writer.write({"x": value})
-    least, most = sidecar_of(tmp_path).shard_range("x")
-    assert least.tolist() == [1.0, -np.inf, 3.0, 4.0]
-    assert most.tolist() == [1.0, np.inf, 3.0, 4.0]
+    minimum, maximum = sidecar_of(tmp_path).shard_range("x")
+    assert minimum.tolist() == [1.0, -np.inf, 3.0, 4.0]
+    assert maximum.tolist() == [1.0, np.inf, 3.0, 4.0]
 
 
-def test_columns_of_any_name(tmp_path):
+def test_columns_can_have_any_name(tmp_path):
     names = ["a/b", "..", "A", "a", "ä", "x" * 300, "x" * 299 + "y"]
     npstream.write(tmp_path, {name: np.arange(k, k + 5) for k, name in enumerate(names)})
     sidecar = sidecar_of(tmp_path)
@@ -161,7 +161,7 @@ def test_columns_of_any_name(tmp_path):
     assert npstream.verify_dataset(tmp_path).problems == ()
 
 
-def test_a_dataset_that_cannot_be_written_to(data, tmp_path, monkeypatch):
+def test_a_side_car_can_be_written_to_another_directory(data, tmp_path, monkeypatch):
     path, columns = data
     put = LocalStore.put
 
@@ -177,15 +177,15 @@ def test_a_dataset_that_cannot_be_written_to(data, tmp_path, monkeypatch):
     assert npstream.verify_dataset(path, index=tmp_path / "aside").problems == ()
 
 
-def test_a_remote_dataset(data, tmp_path, monkeypatch):
+def test_a_side_car_of_a_remote_dataset(data, tmp_path, monkeypatch):
     pytest.importorskip("fsspec")
     path, columns = data
     monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "cache"))
     store = open_store("memory://sidecars/data")
     for file in path.iterdir():
         store.put(file.name, file.read_bytes())
-    place = npstream.build_index("memory://sidecars/data")
-    assert place == store.where("index.msgpack")
+    url = npstream.build_index("memory://sidecars/data")
+    assert url == store.where("index.msgpack")
     sidecar = Sidecar(store)
     assert np.array_equal(sidecar.column("label"), columns["label"])
     assert sidecar.index_digest.version == store.version("index.json")
@@ -194,7 +194,7 @@ def test_a_remote_dataset(data, tmp_path, monkeypatch):
     assert report.samples == 3000
 
 
-def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, upload, monkeypatch):
+def test_existence_of_uncompressed_files_is_checked_concurrently(tmp_path, upload, monkeypatch):
     from fsspec.implementations.memory import MemoryFileSystem
 
     npstream.write(tmp_path, {"x": np.arange(2048)}, shard_size=2048, compression="zstd")
@@ -203,27 +203,27 @@ def test_whether_shards_are_there_unpacked_is_asked_of_many_at_once(tmp_path, up
     (tmp_path / name).write_bytes(b"unpacked")
     store = open_store(upload(tmp_path))
     index, _ = build.read_index(store)
-    asked, together, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
+    requested, barrier, look = [], threading.Barrier(1 + len(others)), MemoryFileSystem.info
 
     def look_together(self, path, **options):
-        asked.append(path.rpartition("/")[2])
-        together.wait(timeout=30)
+        requested.append(path.rpartition("/")[2])
+        barrier.wait(timeout=120)
         return look(self, path, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "info", look_together)
     assert build.shards_only_compressed(store, index).tolist() == [False] + [True] * len(others)
-    assert sorted(asked) == [name, *others]
+    assert sorted(requested) == [name, *others]
 
 
-# Interruptions.
+# Interruptions
 
-KILLED = """
+KILLED_BUILD = """
 import sys
 from npstream.tools import index_builder as build, scan as reread
 groups = reread.ShardScanner.groups
 reread.ShardScanner.groups = lambda self, shards: [[shard] for shard in shards]
 build._SAVE_INTERVAL = 0
-scan, left = reread.ShardScanner._scan_shard, [2]
+scan = reread.ShardScanner._scan_shard
 def stop(self, shard, *rest):
     if shard == 2:
         import os, signal
@@ -234,30 +234,30 @@ build.build_index(sys.argv[1])
 """
 
 
-def test_a_killed_build_goes_on(data, monkeypatch):
+def test_a_killed_build_is_resumed(data, monkeypatch):
     path, columns = data
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (path / "index.msgpack").exists()
     read, scan = [], reread.ShardScanner._scan_shard
 
-    def watched(self, shard, *rest):
+    def record_shard(self, shard, *rest):
         read.append(shard)
         return scan(self, shard, *rest)
 
-    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", watched)
+    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", record_shard)
     npstream.build_index(path)
     assert read == [2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
     assert not (path / ".index.work").exists()
 
 
-def test_unfinished_work_of_another_kind_is_not_used(data):
+def test_unfinished_work_with_other_arguments_is_not_used(data):
     path, columns = data
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
     npstream.build_index(path, columns=["label"])
     assert list(sidecar_of(path).columns) == ["label"]
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
     (path / ".index.work" / "values").write_bytes(b"")
     npstream.build_index(path)
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
@@ -265,22 +265,24 @@ def test_unfinished_work_of_another_kind_is_not_used(data):
 
 def test_unfinished_work_of_older_shards_is_not_used(data, monkeypatch):
     path, columns = data
-    subprocess.run([sys.executable, "-c", KILLED, str(path)], timeout=60, check=False)
-    (path / "index.json").write_bytes((path / "index.json").read_bytes())  # anew, and the same
+    subprocess.run([sys.executable, "-c", KILLED_BUILD, str(path)], timeout=300, check=False)
+    (path / "index.json").write_bytes(
+        (path / "index.json").read_bytes()
+    )  # a new version with equal content
     read, scan = [], reread.ShardScanner._scan_shard
 
-    def watched(self, shard, *rest):
+    def record_shard(self, shard, *rest):
         read.append(shard)
         return scan(self, shard, *rest)
 
-    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", watched)
+    monkeypatch.setattr(reread.ShardScanner, "_scan_shard", record_shard)
     npstream.build_index(path)
     assert read == [0, 1, 2]
     assert (path / "index.msgpack").read_bytes() == columns["bytes"]
 
 
 @pytest.mark.parametrize("kind", ["directory", "memory"])
-def test_a_side_car_is_valid_until_another_replaces_it(kind, data, upload, monkeypatch):
+def test_an_existing_side_car_stays_valid_until_it_is_replaced(kind, data, upload, monkeypatch):
     path, _ = data
     url = str(path) if kind == "directory" else upload(path)
     store = open_store(url)
@@ -305,7 +307,7 @@ def test_a_side_car_is_valid_until_another_replaces_it(kind, data, upload, monke
     assert len(list(store.names("index.columns/"))) == 2
 
 
-def test_a_side_car_of_another_index_is_removed_first(data, monkeypatch):
+def test_a_side_car_of_another_index_is_removed_before_the_build(data, monkeypatch):
     path, _ = data
     npstream.build_index(path)
     (path / "index.json").write_bytes((path / "index.json").read_bytes() + b" ")
@@ -319,7 +321,7 @@ def test_a_side_car_of_another_index_is_removed_first(data, monkeypatch):
     assert not (path / "index.msgpack").exists()
 
 
-def test_one_build_at_a_time(data):
+def test_only_one_process_builds_a_side_car(data):
     path, _ = data
     (path / ".index.work").mkdir()
     with open(path / ".index.work" / "lock", "w") as lock:
@@ -329,18 +331,18 @@ def test_one_build_at_a_time(data):
     npstream.build_index(path)
 
 
-def test_no_room_for_the_work(data):
+def test_an_unusable_working_directory_raises(data):
     path, _ = data
     (path / ".index.work").write_text("a file")
     with pytest.raises(StorageError, match="out="):
         npstream.build_index(path)
 
 
-# Damage.
+# Damage
 
 
 def test_damaged_shards_get_no_side_car(tmp_path):
-    copied("mds_h_sha1", tmp_path / "hashed")
+    copy_golden("mds_h_sha1", tmp_path / "hashed")
     damage(next((tmp_path / "hashed").glob("*.mds")))
     with pytest.raises(IntegrityError, match=r"shard\.\d+\.mds: its sha1 is"):
         npstream.build_index(tmp_path / "hashed")
@@ -357,7 +359,7 @@ def problems(path):
     return "\n".join(npstream.verify_dataset(path).problems)
 
 
-def test_verify_finds_what_is_wrong_with_shards(data):
+def test_verify_reports_damaged_shards(data):
     path, _ = data
     npstream.build_index(path)
     assert problems(path) == ""
@@ -375,7 +377,7 @@ def test_verify_finds_what_is_wrong_with_shards(data):
     assert "shard.00002.mds (shard 2): there is no such file" in problems(path)
 
 
-def test_verify_finds_what_is_wrong_with_a_side_car(data):
+def test_verify_reports_a_damaged_side_car(data):
     path, _ = data
     npstream.build_index(path)
     sidecar, values = path / "index.msgpack", path / "index.columns" / "label.npy"
@@ -397,7 +399,7 @@ def test_verify_finds_what_is_wrong_with_a_side_car(data):
     assert problems(path) == ""
 
 
-def test_verify_finds_a_side_car_of_other_shards(tmp_path):
+def test_verify_reports_a_side_car_of_other_shards(tmp_path):
     for name, label in (("a", 1), ("b", 2)):
         npstream.write(tmp_path / name, {"label": np.full(10, label)})
     for file in ("index.msgpack", "index.columns/label.npy"):
@@ -408,8 +410,8 @@ def test_verify_finds_a_side_car_of_other_shards(tmp_path):
     assert "the values of column 'label' are not those of its samples" in found
 
 
-def test_verify_reads_both_of_zip_and_raw(tmp_path):
-    path = copied("cache_zip_and_raw", tmp_path / "both")
+def test_verify_reads_compressed_and_uncompressed_files(tmp_path):
+    path = copy_golden("cache_zip_and_raw", tmp_path / "both")
     shard = json.loads((path / "index.json").read_text())["shards"][0]
     assert npstream.verify_dataset(path).problems == ()
     body = (path / shard["zip_data"]["basename"]).read_bytes()
@@ -417,7 +419,7 @@ def test_verify_reads_both_of_zip_and_raw(tmp_path):
     assert shard["zip_data"]["basename"] in problems(path)
 
 
-def test_verify_wants_the_side_car_that_is_named(data, tmp_path):
+def test_verify_reports_a_missing_side_car_that_was_named(data, tmp_path):
     path, _ = data
     (tmp_path / "nothing").mkdir()
     report = npstream.verify_dataset(path, index=tmp_path / "nothing")
@@ -425,8 +427,8 @@ def test_verify_wants_the_side_car_that_is_named(data, tmp_path):
     assert "index.msgpack" in report.problems[0]
 
 
-def test_text_shards_are_parsed(tmp_path):
-    path = copied("jsonl_basic", tmp_path / "text")
+def test_verify_parses_text_shards(tmp_path):
+    path = copy_golden("jsonl_basic", tmp_path / "text")
     shard = json.loads((path / "index.json").read_text())["shards"][0]
     file = path / shard["raw_data"]["basename"]
     body = file.read_bytes()
@@ -434,10 +436,10 @@ def test_text_shards_are_parsed(tmp_path):
     assert "sample 0: " in problems(path)
 
 
-# The command line.
+# The command line
 
 
-def test_commands(data, tmp_path, capsys):
+def test_the_commands_index_and_verify(data, tmp_path, capsys):
     path, _ = data
     assert main(["index", str(path), "--out", str(tmp_path / "aside"), "--columns", "label"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "aside" / "index.msgpack")
@@ -452,10 +454,10 @@ def test_commands(data, tmp_path, capsys):
     assert main(["verify", str(path / "absent")]) == 1
 
 
-# While writing.
+# Writing
 
 
-def test_what_is_left_of_a_side_car_is_not_written_over(tmp_path):
+def test_writing_does_not_overwrite_remains_of_a_side_car(tmp_path):
     npstream.write(tmp_path, {"x": np.arange(3)})
     for name in ("index.json", "shard.00000.mds"):
         (tmp_path / name).unlink()
@@ -467,7 +469,7 @@ def test_what_is_left_of_a_side_car_is_not_written_over(tmp_path):
     npstream.write(tmp_path, {"x": np.arange(3)})
 
 
-def test_compressed_shards_are_hashed_as_they_are_unpacked(tmp_path):
+def test_pieces_of_compressed_shards_are_hashed_uncompressed(tmp_path):
     npstream.write(tmp_path, {"x": np.arange(100)}, compression="zstd", hashes=["sha1"])
     whole = (tmp_path / "index.msgpack").read_bytes()
     assert len(sidecar_of(tmp_path).piece_hashes(0)) == 2
@@ -475,7 +477,7 @@ def test_compressed_shards_are_hashed_as_they_are_unpacked(tmp_path):
     assert (tmp_path / "index.msgpack").read_bytes() == whole
 
 
-def test_columns_get_their_names_once_all_are_on_the_disk(tmp_path, monkeypatch):
+def test_column_files_are_synced_before_they_are_renamed(tmp_path, monkeypatch):
     npstream.write(tmp_path, {f"c{number}": np.arange(20) for number in range(40)})
     calls: list[str] = []
 

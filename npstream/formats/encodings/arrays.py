@@ -115,7 +115,7 @@ def _dtype_hint(dtype: DType) -> str:
 def check_bools(values: AnyArray) -> None:
     """Raise ValueError if a bool array contains a byte other than 0 and 1."""
     if (byte := invalid_bool_byte(values)) is not None:
-        raise ValueError(f"the byte {byte} is no bool, which is 0 or 1")
+        raise ValueError(f"the byte {byte} is not a bool, which is 0 or 1")
 
 
 def encode_scalar(dtype: DType, value: Any) -> bytes:

@@ -200,7 +200,7 @@ class SidecarCatalog:
             name = self._names(kind).name(shard)
         except UnicodeDecodeError as error:
             raise self._sections.damaged(
-                f"the name of shard {shard} is no UTF-8: {error}"
+                f"the name of shard {shard} is not UTF-8: {error}"
             ) from None
         if name and not RELATIVE_PATH.fullmatch(name):
             raise self._sections.damaged(f"{name!r} leaves the dataset's directory")

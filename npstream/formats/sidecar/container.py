@@ -68,7 +68,7 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     try:
         table = msgpack.packb({**entries, "sections": sections})
     except UnicodeEncodeError as error:
-        raise FormatError(f"{short_repr(error.object)} in the index is no UTF-8") from None
+        raise FormatError(f"{short_repr(error.object)} in the index is not UTF-8") from None
     start = _aligned(_HEAD.size + len(table))
     nbytes = start + end - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, SIDECAR_VERSION, len(table), nbytes, xxh3(table))

@@ -248,7 +248,7 @@ class Sidecar:
         dtype = self._column(name).dtype
         low, high = (self._sections.blocks(f"{w}/{name}", self.shards, "iuf") for w in _BOUNDS)
         if (low.dtype, high.dtype) != (dtype, dtype):
-            raise self._sections.damaged(f"bounds of column {name!r} are no {dtype}")
+            raise self._sections.damaged(f"bounds of column {name!r} are not {dtype}")
         return low.read(), high.read()
 
     def column(self, name: str, start: int = 0, stop: int | None = None) -> AnyArray:

@@ -1,4 +1,4 @@
-"""Arrays and scalars survive their encodings to the bit."""
+"""Encodings of arrays and scalars."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from npstream.formats.encodings.encodings import (
     ),
     st.booleans(),
 )
-def test_arrays_survive_in_every_form(array, transposed):
+def test_arrays_round_trip_in_every_encoding(array, transposed):
     array = array.T if transposed else array
     native = array.astype(array.dtype.newbyteorder("="))
     dims = ",".join(map(str, array.shape))
@@ -39,7 +39,7 @@ def test_arrays_survive_in_every_form(array, transposed):
 
 
 @pytest.mark.parametrize("side", [255, 256, 65535, 65536])
-def test_head_of_an_array_is_as_narrow_as_its_largest_side(side):
+def test_dimensions_in_a_head_have_the_smallest_sufficient_width(side):
     width = 1 if side < 256 else 2 if side < 65536 else 4
     body = parse("ndarray:uint8").encode(np.zeros((1, side), np.uint8))
     assert len(body) == 1 + 2 * width + side
@@ -47,7 +47,7 @@ def test_head_of_an_array_is_as_narrow_as_its_largest_side(side):
 
 
 @given(st.sampled_from(DTYPES).flatmap(lambda name: hnp.arrays(name, ())))
-def test_scalars_survive_to_the_bit(array):
+def test_scalars_round_trip_bit_for_bit(array):
     scalar = array[()]
     encoding = parse(scalar.dtype.name)
     decoded = encoding.decode(encoding.encode(scalar))
@@ -58,12 +58,12 @@ def test_scalars_survive_to_the_bit(array):
 SIGNALLING_NAN = np.frombuffer(b"\1\0\x80\x7f", np.float32)[0]
 
 
-def test_bits_of_a_nan_survive():
+def test_the_payload_of_a_nan_is_kept():
     assert parse("float32").encode(SIGNALLING_NAN) == b"\1\0\x80\x7f"
     assert parse("float32").decode(b"\1\0\x80\x7f").tobytes() == b"\1\0\x80\x7f"
 
 
-def test_decoded_arrays_do_not_share_the_bytes():
+def test_decoded_arrays_do_not_share_memory_with_the_body():
     data = bytearray(range(8))
     for name in ("ndarray:uint8:8", "ndarray:uint16:4"):
         decoded = parse(name).decode(memoryview(data))

@@ -1,4 +1,4 @@
-"""Encodings, held against what the real package wrote, against NumPy, and against hostile bytes."""
+"""Encodings compared with Streaming and NumPy, and tested with hostile bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
-from encoded import DTYPES, image_file, numbered, picture
+from encoded import DTYPES, image_file, numbered_params, random_image
 from golden_data import (
     assert_same,
     blob,
@@ -47,12 +47,12 @@ NAMES = [
 ]
 
 
-# What the real package wrote, refused and read.
+# Comparison with Streaming
 
 
 ENCODED = [unit for unit in units()["encode"] if unit["encoding"]]
 
-REFUSED = {
+INVALID_INPUTS = {
     "np.int64(3)": np.int64(3),
     "1.0": 1.0,
     "'1'": "1",
@@ -75,35 +75,35 @@ REFUSED = {
     "[1, 2]": [1, 2],
     "64 axes": np.ones((1,) * 64, np.uint8),
     "ndarray": np.ones((2, 2, 3), np.uint8),
-    "RGBA image": picture("RGBA"),
-    "CMYK image": picture("CMYK"),
-    "tuple": (picture(),),
+    "RGBA image": random_image("RGBA"),
+    "CMYK image": random_image("CMYK"),
+    "tuple": (random_image(),),
     "[bytes]": [b"x"],
     "set": {1},
     "generator": (i for i in range(3)),
 }
-"""The inputs of ``encode_errors``, by how that table writes them."""
+"""The inputs of the golden table ``encode_errors``, by their text in that table."""
 
-REFUSED_ON_PURPOSE = {
-    ("uint8", "3.9"): "the original cuts the fraction off",
+REJECTED_ONLY_BY_NPSTREAM = {
+    ("uint8", "3.9"): "Streaming truncates the fraction",
 }
 
-ACCEPTED_ON_PURPOSE = {
-    ("int", "np.int64(3)"): "an integer of NumPy is an integer",
+ACCEPTED_ONLY_BY_NPSTREAM = {
+    ("int", "np.int64(3)"): "a NumPy integer is an integer",
 }
 
-READ_ON_PURPOSE = {
-    ("jpeg_array", b"\0\0\0\0"): "the original writes an empty list, so it can be read",
+DECODED_ONLY_BY_NPSTREAM = {
+    ("jpeg_array", b"\0\0\0\0"): "Streaming writes an empty list but cannot read it",
     ("jpegarray", b"\0\0\0\0"): "the same under its other name",
 }
 
 
-@pytest.mark.parametrize("unit", numbered(ENCODED))
-def test_bytes_are_those_that_the_original_wrote(unit):
+@pytest.mark.parametrize("unit", numbered_params(ENCODED))
+def test_bodies_equal_those_of_streaming(unit):
     encoding = parse(unit["encoding"])
     body = blob(unit["bytes"])
     assert encoding.size == unit["size"]
-    if (encoding.name, unit["input"].get("repr")) in REFUSED_ON_PURPOSE:
+    if (encoding.name, unit["input"].get("repr")) in REJECTED_ONLY_BY_NPSTREAM:
         with pytest.raises(ValueError, match=r"uint8 cannot hold 3\.9"):
             encoding.encode(value(unit["input"]))
         return
@@ -111,37 +111,39 @@ def test_bytes_are_those_that_the_original_wrote(unit):
     if "decoded" in unit:
         assert_same(encoding.decode(body), unit["decoded"])
         assert_same(encoding.decode(memoryview(body)), unit["decoded"])
-    elif (encoding.name, body) in READ_ON_PURPOSE:
+    elif (encoding.name, body) in DECODED_ONLY_BY_NPSTREAM:
         assert encoding.decode(body) == []
     else:
         with pytest.raises(ValueError, match="not an image"):
             encoding.decode(body)
 
 
-def test_units_left_out_have_no_column_string():
+def test_only_units_without_an_encoding_name_are_skipped():
     left_out = [unit for unit in units()["encode"] if unit not in ENCODED]
     assert {unit["class"] for unit in left_out} == {"NDArray(dtype=None, shape=(2, 3))"}
 
 
-@pytest.mark.parametrize("unit", numbered(units()["encode_errors"]))
-def test_what_the_original_refuses_to_encode(unit):
+@pytest.mark.parametrize("unit", numbered_params(units()["encode_errors"]))
+def test_inputs_that_streaming_rejects_raise(unit):
     name, text = unit["encoding"], unit["input"]
-    if unit["raises"] is None or (name, text) in ACCEPTED_ON_PURPOSE:
-        return  # the next test
+    if unit["raises"] is None or (name, text) in ACCEPTED_ONLY_BY_NPSTREAM:
+        return  # covered by the next test
     with pytest.raises((TypeError, ValueError, OverflowError)):
-        parse(name).encode(REFUSED[text])
+        parse(name).encode(INVALID_INPUTS[text])
 
 
-def test_what_is_accepted_beyond_the_original_or_other_than_by_it():
+def test_inputs_that_only_npstream_accepts():
     assert parse("int").encode(np.int64(3)) == parse("int").encode(3)
     assert parse("json").encode(b"bytes") == b"bytes"
-    big = np.arange(2, dtype=">i4")  # which the original stores big-endian, and reads wrong
+    big = np.arange(2, dtype=">i4")  # Streaming stores this big-endian, and reads it wrongly
     assert parse("ndarray").encode(big) == parse("ndarray").encode(big.astype("<i4"))
     assert parse("ndarray:int32:2").encode(big) == b"\0\0\0\0\1\0\0\0"
 
 
-@pytest.mark.parametrize("unit", numbered(units()["column_strings"], operator.itemgetter("string")))
-def test_column_strings(unit):
+@pytest.mark.parametrize(
+    "unit", numbered_params(units()["column_strings"], operator.itemgetter("string"))
+)
+def test_names_of_encodings_are_valid_as_in_streaming(unit):
     if unit["valid"]:
         encoding = parse(unit["string"])
         assert (encoding.name, encoding.size) == (unit["string"], unit["size"])
@@ -150,21 +152,21 @@ def test_column_strings(unit):
             parse(unit["string"])
 
 
-@pytest.mark.parametrize("unit", numbered(units()["decode_errors"]))
-def test_what_the_original_refuses_to_decode(unit):
+@pytest.mark.parametrize("unit", numbered_params(units()["decode_errors"]))
+def test_bodies_that_streaming_rejects_raise(unit):
     name, body = unit["encoding"], blob(unit["bytes"])
-    if (name, body) in READ_ON_PURPOSE:
+    if (name, body) in DECODED_ONLY_BY_NPSTREAM:
         assert parse(name).decode(body) == []
     else:
-        with pytest.raises(ValueError):  # noqa: PT011 - Python's own words among them
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own match among them
             parse(name).decode(body)
 
 
 MDS = [case for case in cases() if case["writer"] == "MDSWriter" and case["args"]]
 
 
-@pytest.mark.parametrize("case", numbered(MDS, operator.itemgetter("name")))
-def test_values_of_golden_datasets_survive(case):
+@pytest.mark.parametrize("case", numbered_params(MDS, operator.itemgetter("name")))
+def test_values_of_golden_datasets_round_trip(case):
     columns = {name: parse(encoding) for name, encoding in case["args"]["columns"].items()}
     samples = zip(inputs(case)["samples"], expected(case), strict=True)
     for (given_sample, wanted), (name, encoding) in itertools.product(samples, columns.items()):
@@ -176,22 +178,22 @@ def test_values_of_golden_datasets_survive(case):
             assert_same(decoded, wanted[name], name)
 
 
-# Round trips.
+# Values
 
 
 @pytest.mark.parametrize("name", ["uint8", "float32"])
-def test_a_scalar_column_takes_one_number(name):
+def test_a_scalar_column_rejects_arrays(name):
     for values in ([7], [1, 2], np.ones(1)):
         with pytest.raises(TypeError):
             parse(name).encode(values)
 
 
-def test_other_buffers_go_into_a_bytes_column():
+def test_a_bytes_column_accepts_other_buffers():
     assert parse("bytes").encode(bytearray(b"ab")) == b"ab"
     assert parse("bytes").encode(memoryview(b"ab")[1:]) == b"b"
 
 
-def test_bytes_pass_through_every_encoding():
+def test_bytes_are_stored_unchanged_in_every_encoding():
     for name in NAMES:
         size = parse(name).size
         body = bytes(range(size or 5))
@@ -201,7 +203,7 @@ def test_bytes_pass_through_every_encoding():
                 parse(name).encode(body + b"x")
 
 
-# Hostile bytes: a value or a ValueError, whatever they say, and no memory but for what they are.
+# Hostile bytes: decoding returns a value or raises ValueError, and allocates little memory
 
 
 VALID = {
@@ -214,12 +216,12 @@ VALID = {
     "str_float": b"-1.5e300",
     "str_decimal": b"1.50E+7",
     "json": b'{"a": [1, 2.5, null, "\\u00e9"]}',
-    "pil": parse("pil").encode(picture()),
+    "pil": parse("pil").encode(random_image()),
     "jpeg": image_file("JPEG"),
     "png": image_file("PNG"),
-    "list[pil]": parse("list[pil]").encode([picture(), picture("1")]),
-    "list[jpeg]": parse("list[jpeg]").encode([picture(), picture("L")]),
-    "list[png]": parse("list[png]").encode([picture(), picture("L")]),
+    "list[pil]": parse("list[pil]").encode([random_image(), random_image("1")]),
+    "list[jpeg]": parse("list[jpeg]").encode([random_image(), random_image("L")]),
+    "list[png]": parse("list[png]").encode([random_image(), random_image("L")]),
     "jpeg_array": parse("jpeg_array").encode([image_file("JPEG"), image_file("JPEG", seed=1)]),
 }
 
@@ -230,9 +232,9 @@ EDITS = st.lists(
 
 
 def edited(body, edits):
-    for place, new, removed in edits:
-        at = int(place * (len(body) + 1))
-        body = body[:at] + new + body[at + removed :]
+    for fraction, new, removed in edits:
+        position = int(fraction * (len(body) + 1))
+        body = body[:position] + new + body[position + removed :]
     return body
 
 
@@ -287,14 +289,14 @@ HOSTILE = [
     ("ndarray", b"\x08\x00\x01"),  # no axis
     ("ndarray", b"\x08\x04\x00"),  # no element
     ("ndarray", b"\x08\xfc" + bytes(63)),
-    ("ndarray", b"\x08\x06\xff\xff"),  # a head cut short
+    ("ndarray", b"\x08\x06\xff\xff"),  # a truncated head
     ("ndarray", b"\x08\x08\x02\x02abc"),
     ("ndarray", b"\x08\x08\x02\x02abcde"),
     ("ndarray", b"\x42\x0b" + b"\xff" * 16 + b"x"),  # 2**128 elements
     ("ndarray", b"\x08\x0b" + struct.pack("<2Q", 2**32, 2**32) + b"x"),  # 2**64: 0 in 64 bits
     ("ndarray", b"\x42\x07" + struct.pack("<Q", 2**61)),  # 2**64 bytes
     ("str", b"\xff"),
-    ("str_int", b"9" * 5000),  # beyond Python's limit of digits
+    ("str_int", b"9" * 5000),  # more digits than Python's limit
     ("str_int", b""),
     ("str_int", b"1.5"),
     ("str_float", b"1,5"),
@@ -306,13 +308,16 @@ HOSTILE = [
     ("json", b"9" * 5000),
     ("pil", uint32s(1, 1)),
     ("pil", uint32s(65535, 65535, 1) + b"L"),
-    ("pil", uint32s(0, 2**31 - 1, 1) + b"L"),  # eight bytes of pointers a line
+    (
+        "pil",
+        uint32s(0, 2**31 - 1, 1) + b"L",
+    ),  # Pillow allocates a pointer of eight bytes for each row
     ("pil", uint32s(2**32 - 1, 0, 1) + b"L"),
     ("pil", uint32s(1, 1, 2**32 - 1) + b"L"),
     ("pil", uint32s(1, 1, 3) + b"RGB" + bytes(4)),
     ("pil", uint32s(1, 1, 2) + b"\xff\xff"),
     ("pil", uint32s(1, 1, 4) + b"nope" + bytes(4)),
-    ("png", png_of(20_000, 20_000)),  # beyond twice Pillow's limit
+    ("png", png_of(20_000, 20_000)),  # more than twice Pillow's limit
     ("png", b""),
     ("jpeg", b"\xff\xd8\xff"),
     ("jpeg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
@@ -327,25 +332,25 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("row", numbered(HOSTILE, operator.itemgetter(0)))
-def test_hostile_bodies_are_refused(row):
+@pytest.mark.parametrize("row", numbered_params(HOSTILE, operator.itemgetter(0)))
+def test_hostile_bodies_raise(row):
     name, body = row
     for form in (body, memoryview(body)):
-        with pytest.raises(ValueError):  # noqa: PT011 - Python's own words among them
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own match among them
             parse(name).decode(form)
 
 
-def test_damaged_pickles_are_value_errors():
+def test_damaged_pickles_raise_value_error():
     with pytest.raises(ValueError, match="not a pickle"):
         parse("pkl").decode(b"\x80\x04K")
     assert [name for name in [*NAMES, "pkl"] if is_unsafe(name)] == ["pkl"]
 
 
-# Names.
+# Names
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "match"),
     [
         ("unit8", "did you mean 'uint8'"),
         ("text", "known are int, uint8, "),
@@ -355,8 +360,8 @@ def test_damaged_pickles_are_value_errors():
         ("ndarray:uint8:" + "1," * 63 + "1", "1 to 63"),
     ],
 )
-def test_names_that_say_nothing(name, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_names_raise(name, match):
+    with pytest.raises(ValueError, match=match):
         parse(name)
 
 
@@ -376,14 +381,14 @@ def test_names_that_say_nothing(name, words):
         ("str_decimal", "object", object, None),
     ],
 )
-def test_what_a_batch_needs_to_know(name, kind, dtype, shape):
+def test_kind_dtype_and_shape_of_encodings(name, kind, dtype, shape):
     encoding = parse(name)
     assert (encoding.kind, encoding.dtype, encoding.shape) == (kind, np.dtype(dtype), shape)
     assert not encoding.headless
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_encodings_travel_to_other_processes(name):
+def test_encodings_can_be_pickled(name):
     encoding = parse(name)
     copy = pickle.loads(pickle.dumps(encoding))
     assert copy == encoding
@@ -417,12 +422,12 @@ INFERRED = [
     (np.zeros((2, 3), np.complex64), "ndarray:complex64"),
     (np.zeros((2, 3), np.int16), "ndarray:int16"),
     (np.zeros((2, 3), ">i4"), "ndarray:int32"),
-    (picture(), "png"),
+    (random_image(), "png"),
 ]
 
 
-@pytest.mark.parametrize("row", numbered(INFERRED, operator.itemgetter(1)))
-def test_encodings_follow_from_the_first_value(row):
+@pytest.mark.parametrize("row", numbered_params(INFERRED, operator.itemgetter(1)))
+def test_encodings_are_inferred_from_the_first_value(row):
     first, name = row
     assert infer(first) == column_type(name)
     decoded = infer(first).decode(infer(first).encode(first))
@@ -437,8 +442,8 @@ INFERRED_OF_OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("row", numbered(INFERRED_OF_OTHERS, operator.itemgetter(2)))
-def test_encodings_follow_from_values_of_other_libraries(row):
+@pytest.mark.parametrize("row", numbered_params(INFERRED_OF_OTHERS, operator.itemgetter(2)))
+def test_encodings_are_inferred_from_values_of_other_libraries(row):
     package, make, name = row
     first = make(pytest.importorskip(package))
     assert infer(first) == column_type(name)
@@ -449,27 +454,27 @@ def test_encodings_follow_from_values_of_other_libraries(row):
 NOT_INFERRED = [(1, 2), {1}, object(), decimal.Decimal(1), datetime.time(1)]
 
 
-@pytest.mark.parametrize("row", numbered(NOT_INFERRED, lambda row: type(row).__name__))
-def test_other_values_ask_for_a_name(row):
+@pytest.mark.parametrize("row", numbered_params(NOT_INFERRED, lambda row: type(row).__name__))
+def test_values_without_an_inferred_encoding_raise(row):
     with pytest.raises(TypeError, match=f"from a {type(row).__name__}: name one in columns="):
         infer(row)
 
 
 @pytest.mark.parametrize("row", [None, np.ma.masked])
-def test_missing_values_ask_to_be_filled_in(row):
+def test_missing_values_raise(row):
     with pytest.raises(TypeError, match="fill it in with a value of your own, or leave the sample"):
         infer(row)
 
 
 @pytest.mark.parametrize("name", ["NA", "NaT"])
-def test_missing_values_of_pandas_ask_to_be_filled_in(name):
+def test_missing_values_of_pandas_raise(name):
     row = getattr(pytest.importorskip("pandas"), name)
     with pytest.raises(TypeError, match="fill it in with a value of your own, or leave the sample"):
         infer(row)
 
 
 @pytest.mark.parametrize(
-    ("row", "words"),
+    ("row", "match"),
     [
         # NumPy 2.5 warns where such a value is made from a number or a text.
         (np.zeros((), "M8")[()], r"datetime64: it has no unit"),
@@ -481,12 +486,12 @@ def test_missing_values_of_pandas_ask_to_be_filled_in(name):
         (np.array([2], np.uint8).view(bool), "an array of bool holds the byte 2"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_at_once(row, words):
-    with pytest.raises(ValueError, match=words):
+def test_values_that_cannot_be_stored_raise(row, match):
+    with pytest.raises(ValueError, match=match):
         infer(row)
 
 
-# Encodings of one's own.
+# Custom encodings
 
 
 Point = collections.namedtuple("Point", "x y")
@@ -507,7 +512,7 @@ def registry(monkeypatch):
 
 
 @pytest.mark.usefixtures("registry")
-def test_registered_encodings_read_and_write():
+def test_registered_encodings_encode_and_decode():
     register_encoding("point", encode_point, decode_point, size=4)
     encoding = parse("point")
     assert (encoding.kind, encoding.size, encoding.dtype) == ("object", 4, np.dtype(object))
@@ -519,7 +524,7 @@ def test_registered_encodings_read_and_write():
 
 
 @pytest.mark.usefixtures("registry")
-def test_registering_again_replaces():
+def test_registering_a_name_again_replaces_the_encoding():
     register_encoding("point", encode_point, decode_point)
     assert parse("point").size is None
     register_encoding("point", lambda point: "text", decode_point)
@@ -528,18 +533,18 @@ def test_registering_again_replaces():
 
 
 @pytest.mark.parametrize("name", ["", "a:b", "int", "ndarray", "jpeg_array"])
-def test_names_that_cannot_be_registered(name):
+def test_registering_a_reserved_name_raises(name):
     with pytest.raises(ValueError, match="cannot register"):
         register_encoding(name, encode_point, decode_point)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**32])
-def test_sizes_that_cannot_be_registered(size):
+def test_registering_an_invalid_size_raises(size):
     with pytest.raises(ValueError, match="must be 1 to 4294967295"):
         register_encoding("point", encode_point, decode_point, size=size)
 
 
-# Columns declared anew.
+# Views
 
 
 BODY = bytes(range(24))
@@ -549,7 +554,7 @@ BODY = bytes(range(24))
     "dtype", ["int32", "ndarray:int32", np.int64, np.dtype("f4"), ">u2", "M8[s]"]
 )
 @pytest.mark.parametrize("stored", ["bytes", "str", "jpeg", "json"])
-def test_variable_bytes_as_elements(stored, dtype):
+def test_variable_bytes_can_be_viewed_as_arrays(stored, dtype):
     encoding = view_as(parse(stored), dtype)
     wanted = np.frombuffer(BODY, dtype.removeprefix("ndarray:") if type(dtype) is str else dtype)
     assert (encoding.kind, encoding.size, encoding.shape) == ("ndarray", None, None)
@@ -571,7 +576,7 @@ def test_variable_bytes_as_elements(stored, dtype):
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1)])
 @pytest.mark.parametrize("old", ["uint16", "int32", "float64"])
 @pytest.mark.parametrize("new", ["uint8", "int16", "float32", "int64", "bool", "M8[s]", "i4, i2"])
-def test_fixed_values_are_viewed_as_numpy_views_rows(shape, old, new):
+def test_fixed_values_are_viewed_like_numpy_arrays(shape, old, new):
     stored = parse(f"ndarray:{old}:{','.join(map(str, shape))}" if shape else old)
     row = np.frombuffer(bytes(i % 2 for i in range(stored.size)), old).reshape(shape)
     try:
@@ -587,7 +592,7 @@ def test_fixed_values_are_viewed_as_numpy_views_rows(shape, old, new):
     assert decoded.tobytes() == wanted.tobytes()
 
 
-def test_columns_declared_by_name():
+def test_columns_can_be_viewed_as_a_named_encoding():
     stored = parse("bytes")
     assert view_as(stored, "ndarray:int64:3") is parse("ndarray:int64:3")
     assert view_as(stored, "str") is parse("str")
@@ -599,14 +604,14 @@ def test_columns_declared_by_name():
 
 
 @pytest.mark.usefixtures("registry")
-def test_custom_values_of_one_size_as_elements():
+def test_custom_values_of_fixed_size_can_be_viewed_as_arrays():
     register_encoding("point", encode_point, decode_point, size=4)
     assert view_as(parse("point"), "int16") == parse("ndarray:int16:2")
     assert view_as(parse("bytes"), "point") is parse("point")
 
 
 @pytest.mark.parametrize(
-    ("stored", "meaning", "words"),
+    ("stored", "meaning", "match"),
     [
         ("bytes", "text", "neither a dtype nor an encoding"),
         ("bytes", "ndarray:object", "dtype out of"),
@@ -628,6 +633,6 @@ def test_custom_values_of_one_size_as_elements():
         ("ndarray:uint16", "uint8", "their heads count"),
     ],
 )
-def test_meanings_that_do_not_fit(stored, meaning, words):
-    with pytest.raises(ValueError, match=words):
+def test_incompatible_views_raise(stored, meaning, match):
+    with pytest.raises(ValueError, match=match):
         view_as(parse(stored), meaning)

@@ -1,11 +1,11 @@
-"""Images survive their encodings, and files are stored as they are."""
+"""Encodings of images."""
 
 from __future__ import annotations
 
 import sys
 
 import pytest
-from encoded import picture
+from encoded import random_image
 from PIL import Image
 
 from npstream.errors import MissingDependencyError
@@ -16,17 +16,17 @@ from npstream.formats.encodings.encodings import (
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
 @pytest.mark.parametrize("size", [(9, 2), (1, 1), (0, 3)])
-def test_pixels_survive(mode, size):
+def test_raw_pixels_round_trip(mode, size):
     encoding = parse("pil")
-    image = picture(mode, size)
+    image = random_image(mode, size)
     decoded = encoding.decode(encoding.encode(image))
     assert (decoded.mode, decoded.size) == (mode, size)
     assert decoded.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("name", ["pil", "list[pil]"])
-def test_a_palette_is_not_lost(name):
-    image = picture().quantize(4)
+def test_pil_rejects_a_palette_and_png_keeps_it(name):
+    image = random_image().quantize(4)
     with pytest.raises(ValueError, match=r"indices into a palette.*convert.*or choose 'png'"):
         parse(name).encode([image] if "list" in name else image)
     kept = parse("png").decode(parse("png").encode(image))
@@ -35,29 +35,29 @@ def test_a_palette_is_not_lost(name):
 
 @pytest.fixture
 def jpeg(tmp_path):
-    path = tmp_path / "picture.jpg"
-    picture(size=(40, 30)).save(path, quality=50)
+    path = tmp_path / "random_image.jpg"
+    random_image(size=(40, 30)).save(path, quality=50)
     return path
 
 
-def opened(path):
+def open_image(path):
     with Image.open(path) as image:
         image.load()
     return image
 
 
 def test_a_jpeg_file_is_stored_verbatim(jpeg):
-    assert parse("jpeg").encode(opened(jpeg)) == jpeg.read_bytes()
+    assert parse("jpeg").encode(open_image(jpeg)) == jpeg.read_bytes()
     with Image.open(jpeg) as unread:
         assert parse("jpeg").encode(unread) == jpeg.read_bytes()
 
 
-def test_what_is_no_longer_the_file_is_encoded(jpeg):
-    """The original stores the file all the same: another picture than the one it was given."""
-    smaller, painted, homeless = (opened(jpeg) for _ in range(3))
+def test_an_edited_image_is_encoded_anew(jpeg):
+    """Streaming would store the original file instead of the edited image."""
+    smaller, edited, deleted = (open_image(jpeg) for _ in range(3))
     smaller.thumbnail((20, 20))
-    painted.paste((255, 0, 0), (0, 0, 40, 30))
-    for image in (smaller, painted):
+    edited.paste((255, 0, 0), (0, 0, 40, 30))
+    for image in (smaller, edited):
         decoded = parse("jpeg").decode(parse("jpeg").encode(image))
         assert decoded.size == image.size
         assert decoded.resize((1, 1)).getpixel((0, 0)) == pytest.approx(
@@ -65,25 +65,25 @@ def test_what_is_no_longer_the_file_is_encoded(jpeg):
         )
     data = jpeg.read_bytes()
     jpeg.unlink()
-    again = parse("jpeg").encode(homeless)
+    again = parse("jpeg").encode(deleted)
     assert again != data
-    assert parse("jpeg").decode(again).size == homeless.size
+    assert parse("jpeg").decode(again).size == deleted.size
 
 
 @pytest.mark.parametrize(("name", "mode"), [("jpeg", "RGBA"), ("png", "CMYK")])
-def test_modes_that_a_format_cannot_hold(name, mode):
+def test_a_mode_that_a_format_cannot_store_raises(name, mode):
     with pytest.raises(ValueError, match=f"cannot write mode {mode}.*convert"):
-        parse(name).encode(picture(mode))
+        parse(name).encode(random_image(mode))
 
 
-def test_lists_of_images_hold_nothing_else():
+def test_lists_of_images_accept_only_images():
     with pytest.raises(TypeError, match="got bytes; jpeg_array takes"):
         parse("list[jpeg]").encode([b"x"])
     with pytest.raises(TypeError, match=r"list\[jpeg\]"):
-        parse("jpeg_array").encode([picture()])
+        parse("jpeg_array").encode([random_image()])
 
 
-def test_without_pillow_the_extra_is_named(monkeypatch):
+def test_without_pillow_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     for name in ("pil", "jpeg", "png"):
         with pytest.raises(MissingDependencyError, match=r"npstream\[images\]"):

@@ -1,4 +1,4 @@
-"""Python's own objects survive their encodings."""
+"""Encodings of Python objects."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from npstream.formats.encodings.encodings import (
 
 
 @pytest.mark.parametrize("number", [300, np.int64(300), np.array(300), -1, np.int8(-1)])
-def test_integers_never_wrap_around(number):
+def test_integers_out_of_bounds_raise(number):
     with pytest.raises(OverflowError, match="out of bounds for uint8"):
         parse("uint8").encode(number)
 
 
 @given(st.integers())
-def test_integers_survive(number):
+def test_integers_round_trip(number):
     text = parse("str_int")
     assert text.decode(text.encode(number)) == number
     if -(2**63) <= number < 2**63:
@@ -30,14 +30,14 @@ def test_integers_survive(number):
 
 
 @given(st.floats())
-def test_float_text_survives(number):
+def test_floats_as_text_round_trip(number):
     encoding = parse("str_float")
     decoded = encoding.decode(encoding.encode(number))
     assert np.float64(decoded).tobytes() == np.float64(number).tobytes() or number != number
 
 
 @given(st.decimals())
-def test_decimals_survive_with_their_scale(number):
+def test_decimals_keep_their_scale(number):
     encoding = parse("str_decimal")
     assert str(encoding.decode(encoding.encode(number))) == str(number)
 
@@ -51,10 +51,10 @@ JSON = st.recursive(
 
 @given(JSON)
 @settings(max_examples=50)
-def test_json_survives(obj):
+def test_json_round_trips(obj):
     assert parse("json").decode(parse("json").encode(obj)) == obj
 
 
 @given(st.text())
-def test_text_survives(text):
+def test_text_round_trips(text):
     assert parse("str").decode(parse("str").encode(text)) == text

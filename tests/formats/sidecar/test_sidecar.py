@@ -1,4 +1,4 @@
-"""The side-car says what the index says, and notices every damage."""
+"""Round trips of the side-car, and detection of damage."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from npstream.formats.sidecar.sidecar import (
 from tests.formats.test_index import ENTRIES
 
 
-class Memory:
-    """Files in memory, as a store."""
+class MemoryStore:
+    """A store of files in memory that counts the bytes read."""
 
     def __init__(self, files):
         self.files = dict(files)
@@ -47,7 +47,7 @@ class Memory:
         return len(self.files[name])
 
     def forget(self, spans):
-        """Keep nothing."""
+        """No-op: this store has no cache."""
 
     def ranges(self, spans):
         parts = []
@@ -65,8 +65,8 @@ def encode(text, columns=(), sections=()):
     return b"".join(encode_sidecar(index, digest_index(text), columns, dict(sections)))
 
 
-def opened(text, **more):
-    return Sidecar(Memory({NAME: encode(text, **more)}))
+def open_encoded(text, **more):
+    return Sidecar(MemoryStore({NAME: encode(text, **more)}))
 
 
 def text_of(entries):
@@ -89,11 +89,11 @@ def assert_equal(index, other):
 INDEXES = [golden.directory(case) / "index.json" for case in golden.cases() if case["readable"]]
 
 
-@pytest.mark.parametrize("path", INDEXES, ids=lambda path: path.parent.name)
-def test_golden_indexes(path):
+@pytest.digest.parametrize("path", INDEXES, ids=lambda path: path.parent.name)
+def test_golden_indexes_round_trip(path):
     text = path.read_bytes()
     want = parse_index(text, "here/index.json")
-    assert_equal(opened(text).index("here/index.json"), want)
+    assert_equal(open_encoded(text).index("here/index.json"), want)
 
 
 names = st.one_of(
@@ -128,10 +128,10 @@ def entries(draw):
 
 
 @given(st.lists(entries(), max_size=8))
-def test_generated_indexes(shards):
+def test_generated_indexes_round_trip(shards):
     text = text_of(shards)
     want = parse_index(text, "here/index.json")
-    sidecar = opened(text)
+    sidecar = open_encoded(text)
     assert_equal(sidecar.index("here/index.json"), want)
     assert_equal(pickle.loads(pickle.dumps(sidecar)).index("here/index.json"), want)
     assert sidecar.index_digest == digest_index(text)
@@ -140,7 +140,7 @@ def test_generated_indexes(shards):
         assert sidecar.piece_hashes(0) is sidecar.begin(0) is sidecar.meta_hash(0) is None
 
 
-def test_names_that_count_on_take_one_run():
+def test_consecutive_names_are_stored_as_one_run():
     shards = []
     for number in range(3000):
         entry = copy.deepcopy(ENTRIES["mds"])
@@ -151,7 +151,7 @@ def test_names_that_count_on_take_one_run():
     assert few < 3000 * 12 < len(encode(text_of(shards)))
 
 
-def test_digests_that_are_none_are_refused():
+def test_digests_that_are_not_hexadecimal_raise():
     entry = copy.deepcopy(ENTRIES["mds"])
     for digest in ("xyz", "AB", "abc", " ab"):
         entry["raw_data"]["hashes"] = {"sha1": digest}
@@ -159,36 +159,36 @@ def test_digests_that_are_none_are_refused():
             encode(text_of([entry]))
 
 
-def test_text_that_is_none_is_refused():
-    with pytest.raises(FormatError, match="no UTF-8"):
+def test_text_that_is_not_utf8_raises():
+    with pytest.raises(FormatError, match="not UTF-8"):
         encode(text_of([ENTRIES["mds"] | {"compression": "\ud800"}]))
 
 
-# The mark.
+# Digests of the index
 
 
-def test_mark():
+def test_digests_match_indexes_that_are_equal_as_far_as_known():
     text = random.Random(0).randbytes(3 * END_BYTES)
-    mark = digest_index(text, "v1", "s3://here")
-    assert mark == digest_index_ends(
+    digest = digest_index(text, "v1", "s3://here")
+    assert digest == digest_index_ends(
         len(text), text[:END_BYTES], text[-END_BYTES:], "v1", "s3://here"
     )
-    assert mark.matches(digest_index(text))
-    assert mark.matches(digest_index(text, "v2"))
-    assert mark.matches(digest_index(text, "v2", "s3://a copy"))
-    assert not mark.matches(digest_index(text, "v2", "s3://here"))
-    assert not mark.matches(digest_index(b"x" + text[1:]))
-    assert not mark.matches(digest_index(text[:-1] + b"x"))
-    assert not mark.matches(digest_index(text + b"x"))
+    assert digest.matches(digest_index(text))
+    assert digest.matches(digest_index(text, "v2"))
+    assert digest.matches(digest_index(text, "v2", "s3://a copy"))
+    assert not digest.matches(digest_index(text, "v2", "s3://here"))
+    assert not digest.matches(digest_index(b"x" + text[1:]))
+    assert not digest.matches(digest_index(text[:-1] + b"x"))
+    assert not digest.matches(digest_index(text + b"x"))
 
 
-# Sections.
+# Sections
 
 COUNT = 100_000
 
 
 def large(count=COUNT):
-    """Return a side-car with sections of several blocks, its store, and its pieces' hashes."""
+    """Return a store with a side-car whose sections have several blocks, its hashes and values."""
     entry = copy.deepcopy(ENTRIES["mds"])
     entry["raw_data"]["bytes"] = 1 << 24
     entry["samples"] = count
@@ -209,10 +209,10 @@ def large(count=COUNT):
     body = npy_header(column.dtype, len(values)) + values.tobytes()
     text = text_of(shards)
     sidecar = encode(text, columns=[column], sections=sections)
-    return Memory({NAME: sidecar, column.file: body}), pieces, values
+    return MemoryStore({NAME: sidecar, column.file: body}), pieces, values
 
 
-def test_pieces_and_ranges():
+def test_piece_hashes_and_bounds_of_columns():
     store, pieces, values = large()
     sidecar = Sidecar(store)
     assert sidecar.hashed
@@ -220,14 +220,14 @@ def test_pieces_and_ranges():
         assert sidecar.piece_hashes(shard).tolist() == pieces[4 * shard : 4 * shard + 4].tolist()
         assert sidecar.begin(shard) == shard + 1
         assert sidecar.meta_hash(shard) is None
-    least, most = sidecar.shard_range("a")
-    assert least.tolist() == values.reshape(3, -1).min(axis=1).tolist()
-    assert most.tolist() == values.reshape(3, -1).max(axis=1).tolist()
+    minimum, maximum = sidecar.shard_range("a")
+    assert minimum.tolist() == values.reshape(3, -1).min(axis=1).tolist()
+    assert maximum.tolist() == values.reshape(3, -1).max(axis=1).tolist()
     with pytest.raises(ColumnError, match=r"memory/index\.msgpack: no column 'b'"):
         sidecar.shard_range("b")
 
 
-def test_columns_are_read_by_range():
+def test_columns_are_read_by_byte_ranges():
     store, _, values = large()
     sidecar = Sidecar(store)
     before = store.nbytes
@@ -241,14 +241,14 @@ def test_columns_are_read_by_range():
             sidecar.column("a", start, stop)
 
 
-def test_columns_are_numpys_files(tmp_path):
+def test_column_files_are_npy_files(tmp_path):
     store, _, values = large()
     path = tmp_path / "a.npy"
     path.write_bytes(store.files["index.columns/a.npy"])
     assert np.array_equal(np.load(path), values)
 
 
-def test_any_reader_of_msgpack_can_walk_it():
+def test_a_msgpack_reader_can_parse_the_file():
     store, pieces, _ = large()
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 30)
     unpacker.feed(store.files[NAME])
@@ -261,11 +261,11 @@ def test_any_reader_of_msgpack_can_walk_it():
     assert found["pieces"] == pieces.tobytes()
 
 
-def test_opening_reads_what_an_index_is():
+def test_opening_reads_only_the_index():
     count = 20_000
     shards = [ENTRIES["mds"] | {"hashes": ["sha1"]}] * count
     pieces = np.arange(2 * count, dtype=np.uint64)
-    store = Memory({NAME: encode(text_of(shards), sections={"pieces": pieces})})
+    store = MemoryStore({NAME: encode(text_of(shards), sections={"pieces": pieces})})
     sidecar = Sidecar(store)
     assert len(sidecar.index("here/index.json")) == count
     assert store.nbytes < 12 * count
@@ -273,11 +273,11 @@ def test_opening_reads_what_an_index_is():
     assert store.nbytes < 12 * count + 2 * HASH_BLOCK
 
 
-# Damage.
+# Damage
 
 
-def every_read(store):
-    """Read all of a side-car, and return what was read."""
+def read_everything(store):
+    """Read the whole side-car, and return its content in a comparable form."""
     sidecar = Sidecar(store)
     index = sidecar.index("here/index.json")
     found = [index.starts, index.nbytes, index.schema_ids, index.schemas, index.fingerprint()]
@@ -289,12 +289,12 @@ def every_read(store):
     return pickle.dumps([np.asarray(f).tolist() if isinstance(f, np.ndarray) else f for f in found])
 
 
-def test_damage_is_noticed():
+def test_damage_is_detected():
     store, _, _ = large(2000)
-    whole, want = store.files[NAME], every_read(store)
+    compressed, want = store.files[NAME], read_everything(store)
     rng = random.Random(0)
     for k in range(300):
-        damaged = bytearray(whole)
+        damaged = bytearray(compressed)
         if k % 3 == 0:
             del damaged[rng.randrange(len(damaged)) :]
         elif k % 3 == 1:
@@ -304,63 +304,63 @@ def test_damage_is_noticed():
             damaged[at : at + 8] = rng.randbytes(8)
         store.files[NAME] = bytes(damaged)
         with suppress(FormatError, IntegrityError):
-            # What lies between the sections has no meaning.
-            assert every_read(store) == want
+            # Damage in the padding changes nothing.
+            assert read_everything(store) == want
 
 
-def hostile(edit):
-    """Return a side-car whose table was edited by somebody who knows the format."""
+def with_edited_table(edit):
+    """Return a store whose side-car has an edited table, with consistent offsets and hash."""
     store, _, _ = large(2000)
-    whole = store.files[NAME]
-    prefix, magic, version, length, nbytes, _ = _HEAD.unpack_from(whole)
-    table = msgpack.unpackb(whole[_HEAD.size : _HEAD.size + length])
+    compressed = store.files[NAME]
+    prefix, magic, version, length, nbytes, _ = _HEAD.unpack_from(compressed)
+    table = msgpack.unpackb(compressed[_HEAD.size : _HEAD.size + length])
     table = edit(table) or table
     body = msgpack.packb(table)
     start = _aligned(_HEAD.size + length)
     moved = _aligned(_HEAD.size + len(body)) - start
     head = _HEAD.pack(prefix, magic, version, len(body), nbytes + moved, xxh3(body))
     filler = bytes(-(_HEAD.size + len(body)) % 64)
-    store.files[NAME] = head + body + filler + whole[start:]
+    store.files[NAME] = head + body + filler + compressed[start:]
     return store
 
 
-def test_the_editor_of_hostile_tables_edits_nothing_else():
+def test_with_edited_table_changes_nothing_but_the_table():
     store, _, _ = large(2000)
-    assert every_read(hostile(lambda table: None)) == every_read(store)
+    assert read_everything(with_edited_table(lambda table: None)) == read_everything(store)
 
 
 HOSTILE = [None, -1, 1 << 62, 1 << 63, True, 1.5, "x", b"x", [], {}, [[]], ["a"], "<O8", "../x"]
 
 
-def test_hostile_tables_are_refused():
+def test_hostile_tables_raise():
     rng = random.Random(0)
 
-    def places(value, path=()):
+    def paths(value, path=()):
         if isinstance(value, dict | list):
             for key in value if isinstance(value, dict) else range(len(value)):
-                yield from places(value[key], (*path, key))
+                yield from paths(value[key], (*path, key))
         if path:
             yield path
 
-    refused = 0
+    rejected = 0
     for _ in range(300):
         choice = rng.random(), rng.choice(HOSTILE)
 
         def edit(table, choice=choice):
-            known = list(places(table))
+            known = list(paths(table))
             *path, key = known[int(choice[0] * len(known))]
             for step in path:
                 table = table[step]
             table[key] = choice[1]
 
         try:
-            every_read(hostile(edit))
+            read_everything(with_edited_table(edit))
         except (FormatError, IntegrityError, StorageError):
-            refused += 1
-    assert refused > 200
+            rejected += 1
+    assert rejected > 200
 
 
-@pytest.mark.parametrize(
+@pytest.digest.parametrize(
     ("edit", "match"),
     [
         (lambda t: [t], "its table is list; expected a map"),
@@ -373,7 +373,7 @@ def test_hostile_tables_are_refused():
         (lambda t: t["schemas"].clear(), "a schema that is not listed"),
         (lambda t: t["columns"][0].__setitem__(2, "index.columns/../a.npy"), "cannot lie in"),
         (lambda t: t["columns"][0].__setitem__(1, "|O8"), "expected a numeric dtype"),
-        (lambda t: t["columns"][0].__setitem__(1, "<i4"), "bounds of column 'a' are no int32"),
+        (lambda t: t["columns"][0].__setitem__(1, "<i4"), "bounds of column 'a' are not int32"),
         (lambda t: t["compressions"].clear(), "compression number 0"),
         (lambda t: t["hashes"].clear(), "hashes None"),
         (lambda t: t["hashes"].update(data=[[["md5", 4]]]), "digests of shard 0 are missing"),
@@ -382,21 +382,21 @@ def test_hostile_tables_are_refused():
         (lambda t: t["sections"][0].__setitem__(4, b""), "has 0 of hashes"),
     ],
 )
-def test_what_a_table_may_not_say(edit, match):
+def test_invalid_tables_raise(edit, match):
     def changed(table):
         result = edit(table)
         return result if isinstance(result, list) and result and result[0] is table else None
 
     with pytest.raises(FormatError, match=rf"memory/index\.msgpack: .*{match}"):
-        every_read(hostile(changed))
+        read_everything(with_edited_table(changed))
 
 
-def test_names_are_checked_when_they_are_used():
-    # The index cannot say these, so a sound name is replaced by one of as many bytes.
+def test_file_names_are_checked_on_access():
+    # The index would reject this name, so the test replaces a valid name of the same length.
     entry = copy.deepcopy(ENTRIES["mds"])
     entry["raw_data"]["basename"] = "aa/shard"
     body = encode(text_of([entry]))
-    store = Memory({NAME: body.replace(b"aa/shard", b"../shard")})
+    store = MemoryStore({NAME: body.replace(b"aa/shard", b"../shard")})
     with pytest.raises((FormatError, IntegrityError)):
         Sidecar(store).index("x").files(0)
 
@@ -418,11 +418,11 @@ def test_column_files_are_checked():
         Sidecar(store).column("a", 0, 1)
 
 
-def test_damage_on_the_way_is_read_again():
+def test_damage_in_transit_is_read_again():
     body = random.Random(0).randbytes(1000)
     hashes = block_hashes(body)
 
-    class Flaky(Memory):
+    class Flaky(MemoryStore):
         reads = 0
 
         def ranges(self, spans):
@@ -434,17 +434,17 @@ def test_damage_on_the_way_is_read_again():
     assert blocks.read().tobytes() == body
 
 
-# Pieces.
+# Pieces
 
 
 @given(
     samples=st.integers(0, 50),
     nbytes=st.integers(0, 20),
-    whole=st.booleans(),
+    compressed=st.booleans(),
     chunk=st.integers(1, 9),
 )
-def test_pieces_cover_a_shard(samples, nbytes, whole, chunk):
-    (count,) = chunk_counts(np.array([samples]), np.array([nbytes]), np.array([whole]), chunk)
+def test_pieces_cover_the_whole_shard(samples, nbytes, compressed, chunk):
+    (count,) = chunk_counts(np.array([samples]), np.array([nbytes]), np.array([compressed]), chunk)
     rows = piece_rows(samples, int(count))
     assert rows.tolist() == [i * samples // count for i in range(count + 1)]
     sizes = np.random.default_rng(samples).integers(1, 5, samples)
