@@ -1,4 +1,4 @@
-"""Columns of dtypes that the format lacks: what is written is what is read, everywhere."""
+"""Columns with dtypes that the MDS format lacks are read as they were written."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
-def ragged(dtype, ndim=1):
+def random_ragged(dtype, ndim=1):
     shapes = [(k % 3 + 1, 2, k % 2 + 1)[:ndim] for k in range(ROWS)]
-    return [drawn(dtype, shape) for shape in shapes]
+    return [random_array(dtype, shape) for shape in shapes]
 
 
-def drawn(dtype, shape):
+def random_array(dtype, shape):
     dtype = np.dtype(dtype)
     if dtype.kind == "c":
         return (RNG.random(shape) + 1j * RNG.random(shape)).astype(dtype)
@@ -52,25 +52,25 @@ def drawn(dtype, shape):
 
 TABLE = {
     "text": [f"row {k}" for k in range(ROWS)],
-    "flag": drawn(bool, ROWS),
-    "day": drawn("M8[D]", ROWS),
-    "span": drawn("m8[25ms]", ROWS),
-    "half": drawn("f2", ROWS),
-    "brain": drawn(BF16, ROWS),
-    "tiny": drawn(FLOAT8, ROWS),
-    "phase": drawn("c8", ROWS),
-    "wide": drawn("c16", ROWS),
-    "flags": drawn(bool, (ROWS, 3, 2)),
-    "days": drawn("M8[ns]", (ROWS, 2)),
-    "phases": drawn("c8", (ROWS, 2, 3)),
-    "brains": drawn(BF16, (ROWS, 4)),
-    "some_flags": ragged(bool),
-    "some_days": ragged("M8[s]"),
-    "some_phases": ragged("c16"),
-    "more_phases": ragged("c8", 2),
-    "most_phases": ragged("c8", 3),
-    "some_brains": ragged(BF16),
-    "any_rank": [drawn(bool, (2,) * (k % 2 + 1)) for k in range(ROWS)],
+    "flag": random_array(bool, ROWS),
+    "day": random_array("M8[D]", ROWS),
+    "span": random_array("m8[25ms]", ROWS),
+    "half": random_array("f2", ROWS),
+    "brain": random_array(BF16, ROWS),
+    "tiny": random_array(FLOAT8, ROWS),
+    "phase": random_array("c8", ROWS),
+    "wide": random_array("c16", ROWS),
+    "flags": random_array(bool, (ROWS, 3, 2)),
+    "days": random_array("M8[ns]", (ROWS, 2)),
+    "phases": random_array("c8", (ROWS, 2, 3)),
+    "brains": random_array(BF16, (ROWS, 4)),
+    "some_flags": random_ragged(bool),
+    "some_days": random_ragged("M8[s]"),
+    "some_phases": random_ragged("c16"),
+    "more_phases": random_ragged("c8", 2),
+    "most_phases": random_ragged("c8", 3),
+    "some_brains": random_ragged(BF16),
+    "any_rank": [random_array(bool, (2,) * (k % 2 + 1)) for k in range(ROWS)],
 }
 TABLE["day"][3] = "NaT"
 STORED = {
@@ -85,17 +85,17 @@ STORED = {
 }  # fmt: skip
 
 
-def same(got, wanted):
-    """Fail unless two values have one dtype, shape and content."""
-    if isinstance(wanted, str):
-        assert got == wanted
+def assert_same(got, expected):
+    """Fail unless two values have the same dtype, shape and bytes."""
+    if isinstance(expected, str):
+        assert got == expected
         return
-    assert (got.dtype, got.shape) == (wanted.dtype, wanted.shape)
-    assert got.tobytes() == wanted.tobytes()
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    assert got.tobytes() == expected.tobytes()
 
 
-def is_table(ds, rows):
-    """Fail unless a dataset has these rows of the table, however they are read."""
+def assert_table(ds, rows):
+    """Fail unless every way to read a dataset returns these rows of the table."""
     assert ds.columns == tuple(TABLE)
     assert len(ds) == len(rows)
     batch = ds.load()
@@ -103,33 +103,34 @@ def is_table(ds, rows):
     for name, column in TABLE.items():
         for got in (batch[name], list(ds[name]), streamed[name]):
             for k, row in enumerate(rows):
-                same(got[k], column[row])
+                assert_same(got[k], column[row])
         for k in (0, len(rows) // 2, -1):
-            same(ds[k][name], column[rows[k]])
+            assert_same(ds[k][name], column[rows[k]])
             assert type(ds[k][name]) is type(column[rows[k]])
     for k, sample in enumerate(ds):
         for name, value in sample.items():
-            same(value, TABLE[name][rows[k]])
+            assert_same(value, TABLE[name][rows[k]])
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
+    """Return the directory and the report of a dataset with the columns of `TABLE`."""
     root = tmp_path_factory.mktemp("dtypes") / "table"
     report = npstream.write(root, TABLE, shard_size="20KiB")
     assert report.shards > 3
     return root, report
 
 
-def test_what_is_written_is_what_is_read(written):
+def test_columns_are_read_as_they_were_written(written):
     root, report = written
     assert npstream.verify_dataset(root).problems == ()
-    is_table(npstream.open(root), range(ROWS))
-    is_table(pickle.loads(pickle.dumps(npstream.open(root))), range(ROWS))
+    assert_table(npstream.open(root), range(ROWS))
+    assert_table(pickle.loads(pickle.dumps(npstream.open(root))), range(ROWS))
     assert report.columns["span"] == "timedelta64[25ms]"
     assert report.columns["most_phases"] == "ndarray:complex64"
 
 
-def test_what_streaming_finds(written):
+def test_the_index_has_streamings_encodings_and_our_dtypes(written):
     root, _ = written
     index = json.loads((root / "index.json").read_text())
     entry = index["shards"][0]
@@ -149,29 +150,29 @@ def test_what_streaming_finds(written):
     }
     plain = npstream.open(root, columns={"flag": "uint8", "phase": "ndarray:float32:2"})
     assert plain["flag"].dtype == np.uint8
-    same(plain["phase"].load(), TABLE["phase"].view("f4").reshape(-1, 2))
+    assert_same(plain["phase"].load(), TABLE["phase"].view("f4").reshape(-1, 2))
 
 
-def test_nothing_is_recorded_where_nothing_needs_it(tmp_path):
+def test_the_index_has_no_annotations_if_no_dtype_needs_them(tmp_path):
     npstream.write(tmp_path, {"a": np.zeros(3, "f2"), "b": ["", "", ""]})
     assert json.loads((tmp_path / "index.json").read_text()).keys() == {"shards", "version"}
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_samples_are_written_as_columns_are(compression, written, tmp_path):
+def test_samples_are_written_like_columns(compression, written, tmp_path):
     _, report = written
     samples = ({name: column[k] for name, column in TABLE.items()} for k in range(ROWS))
     npstream.write(tmp_path, samples, columns=report.columns, compression=compression)
-    is_table(npstream.open(tmp_path), range(ROWS))
+    assert_table(npstream.open(tmp_path), range(ROWS))
 
 
-def test_inferred_from_samples(tmp_path):
+def test_encodings_are_inferred_from_samples(tmp_path):
     names = [name for name in TABLE if name != "any_rank"]
     npstream.write(tmp_path, ({name: TABLE[name][k] for name in names} for k in range(9)))
     ds = npstream.open(tmp_path)
     for name in names:
         for k in range(9):
-            same(ds[k][name], TABLE[name][k])
+            assert_same(ds[k][name], TABLE[name][k])
 
 
 COPIES = {
@@ -184,34 +185,33 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("source", COPIES)
 @pytest.mark.parametrize(
     "rows", [range(0, ROWS, 3), [7, 3, 3, 299], []], ids=["step", "any", "none"]
 )
-def test_copies_keep_everything(how, rows, written, tmp_path):
+def test_copies_keep_columns_and_dtypes(source, rows, written, tmp_path):
     root, report = written
     ds = npstream.open(root)[list(rows)]
-    if not rows and how == "batches":
-        return  # which are none
-    copy = npstream.write(tmp_path / "copy", COPIES[how](ds), shard_size="9KiB")
+    if not rows and source == "batches":
+        return  # an empty view has no batches
+    copy = npstream.write(tmp_path / "copy", COPIES[source](ds), shard_size="9KiB")
     assert list(copy.columns.items()) == list(report.columns.items())
     opened = npstream.open(tmp_path / "copy")
     assert npstream.verify_dataset(tmp_path / "copy").problems == ()
     if rows:
-        is_table(opened, list(rows))
+        assert_table(opened, list(rows))
     assert opened.dtypes == ds.dtypes
     assert [opened[name].shape for name in TABLE] == [ds[name].shape for name in TABLE]
 
 
-def test_in_a_store(upload, written, tmp_path):
+def test_a_remote_dataset_has_the_same_columns(upload, written, tmp_path):
     root, _ = written
     remote = npstream.open(upload(root), cache=tmp_path)
-    is_table(remote, range(ROWS))
+    assert_table(remote, range(ROWS))
     assert len(remote[remote["flag"]]) == np.count_nonzero(TABLE["flag"])
 
 
-def test_columns_of_the_side_car(upload, written, tmp_path, requests):
-    """A comparison reads the side-car, and no shard."""
+def test_comparisons_read_the_side_car_and_no_shard(upload, written, tmp_path, requests):
     root, _ = written
     remote = npstream.open(upload(root), cache=tmp_path)
     for name, other in {
@@ -225,25 +225,25 @@ def test_columns_of_the_side_car(upload, written, tmp_path, requests):
         assert remote[name].explain().chunks == 0
         for compare in (np.equal, np.not_equal, np.less, np.greater_equal):
             assert np.array_equal(compare(remote[name], other), compare(TABLE[name], other))
-        same(remote[name].load(), TABLE[name])
+        assert_same(remote[name].load(), TABLE[name])
         assert {file for file, *_ in requests} == {f"index.columns/{name}.npy"}
     assert np.array_equal(np.isnat(remote["day"]), np.isnat(TABLE["day"]))
     assert np.load(root / "index.columns" / "flag.npy").dtype == np.uint8
     declared = npstream.open(upload(root), cache=tmp_path, columns={"day": "uint64"})
     assert declared["day"].explain().chunks == 0
-    same(declared["day"].load(), TABLE["day"].view("u8"))
+    assert_same(declared["day"].load(), TABLE["day"].view("u8"))
 
 
-def test_a_side_car_made_later_is_the_same(written, tmp_path):
+def test_a_side_car_built_later_is_the_same(written, tmp_path):
     root, _ = written
     npstream.build_index(root, tmp_path)
-    ours, theirs = (Sidecar(open_store(place)) for place in (tmp_path, root))
+    built, written_sidecar = (Sidecar(open_store(path)) for path in (tmp_path, root))
     index = parse_index((root / "index.json").read_bytes(), "index.json")
-    for sidecar in (ours, theirs):
+    for sidecar in (built, written_sidecar):
         assert sidecar.index("").annotations == index.annotations
         assert sidecar.index("").annotations.order == tuple(TABLE)
         assert sidecar.index("").fingerprint() == index.fingerprint()
-    assert ours.columns == theirs.columns
+    assert built.columns == written_sidecar.columns
 
 
 def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch):
@@ -253,14 +253,14 @@ def test_a_large_index_is_not_read_for_its_dtypes(upload, tmp_path, monkeypatch)
     monkeypatch.setattr("npstream.shards.manifest.parse_index", None)
     remote = npstream.open(url, cache=tmp_path / "cache")
     assert len(remote.shards) == ROWS
-    is_table(remote[:9], range(9))
+    assert_table(remote[:9], range(9))
 
 
-def test_mixtures(written, upload, tmp_path):
+def test_mixtures_have_the_same_columns(written, upload, tmp_path):
     root, report = written
     local, remote = npstream.open(root), npstream.open(upload(root), cache=tmp_path)
     mixed = npstream.mix({"a": local[:9], "b": remote[9:]})
-    is_table(mixed[:], range(ROWS))
+    assert_table(mixed[:], range(ROWS))
     assert np.array_equal(mixed["day"] == mixed["day"].load(), ~np.isnat(TABLE["day"]))
     names = [*TABLE, "source"]
     copy = npstream.write(
@@ -268,11 +268,11 @@ def test_mixtures(written, upload, tmp_path):
     )
     assert copy.columns == {**report.columns, "source": "str"}
     opened = npstream.open(tmp_path / "copy")
-    is_table(opened[list(TABLE)], range(20))
+    assert_table(opened[list(TABLE)], range(20))
     assert list(opened["source"]) == ["a"] * 9 + ["b"] * 11
 
 
-def test_other_dtypes_do_not_mix(tmp_path):
+def test_sources_of_a_mixture_must_have_the_same_dtypes(tmp_path):
     npstream.write(tmp_path / "a", {"x": np.ones(3, bool)})
     npstream.write(tmp_path / "b", {"x": np.ones(3, np.uint8)})
     a, b = npstream.open(tmp_path / "a"), npstream.open(tmp_path / "b")
@@ -282,7 +282,7 @@ def test_other_dtypes_do_not_mix(tmp_path):
     assert npstream.mix({"a": a, "b": as_bool})["x"].sum() == 6
 
 
-def test_versions_and_states_tell_dtypes_apart(tmp_path):
+def test_versions_and_states_depend_on_the_dtypes(tmp_path):
     npstream.write(tmp_path / "a", {"x": np.ones(3, bool)})
     npstream.write(tmp_path / "b", {"x": np.ones(3, np.uint8)})
     npstream.write(tmp_path / "c", {"x": np.ones(3, bool)})
@@ -295,8 +295,8 @@ def test_versions_and_states_tell_dtypes_apart(tmp_path):
         b.iter(0, 1, batch_size=1).load_state_dict(state)
 
 
-def test_merged_shards(tmp_path):
-    """Streaming's merged index leaves our key out; with it, the dtypes hold for all shards."""
+def test_dtypes_apply_to_all_shards_of_a_merged_index(tmp_path):
+    """Streaming's merged index lacks npstream's key until the user adds it."""
     for name in "ab":
         npstream.write(tmp_path / name, {"y": np.arange(3), "flag": np.ones(3, bool)})
     index = {"shards": [], "version": 2}
@@ -312,16 +312,16 @@ def test_merged_shards(tmp_path):
     assert list(npstream.open(tmp_path).dtypes.items()) == [("y", np.int64), ("flag", np.bool_)]
 
 
-def test_tensors(written, torch):
+def test_tensors_have_the_dtypes_of_the_columns(written, torch):
     root, _ = written
-    names = [name for name in TABLE if name != "most_phases"]  # no jagged tensor holds those
+    names = [name for name in TABLE if name != "most_phases"]  # rows vary along two axes
     batch = npstream.open(root)[names].load().to_torch()
     for name in ("flag", "half", "phase", "wide", "flags", "phases"):
         assert torch.equal(batch[name], torch.from_numpy(TABLE[name]))
     for name, bits in (("brain", torch.uint16), ("brains", torch.uint16), ("tiny", torch.uint8)):
         assert batch[name].dtype == getattr(torch, TABLE[name].dtype.name)
-        wanted = torch.from_numpy(TABLE[name].view(str(bits).removeprefix("torch.")))
-        assert torch.equal(batch[name].view(bits), wanted)
+        expected = torch.from_numpy(TABLE[name].view(str(bits).removeprefix("torch.")))
+        assert torch.equal(batch[name].view(bits), expected)
     assert batch["some_brains"][1].dtype == torch.bfloat16
     assert isinstance(batch["day"], np.ndarray)
     assert isinstance(batch["some_days"], npstream.Ragged)
@@ -331,19 +331,18 @@ def test_tensors(written, torch):
         npstream.open(root)["day"].to_torch()
 
 
-def test_tensors_as_buffers(written, torch):
+def test_columns_are_loaded_into_tensors(written, torch):
     ds = npstream.open(written[0])[["flag", "brain", "brains", "phase"]]
     out = {name: torch.empty_like(column) for name, column in ds.load().to_torch().items()}
     batch = ds.load(out=out)
     for name, column in out.items():
         assert batch[name] is column
         bits = column.view(torch.uint8) if column.dtype == torch.bfloat16 else column
-        wanted = TABLE[name].view("u1") if column.dtype == torch.bfloat16 else TABLE[name]
-        assert np.array_equal(bits.numpy(), wanted)
+        expected = TABLE[name].view("u1") if column.dtype == torch.bfloat16 else TABLE[name]
+        assert np.array_equal(bits.numpy(), expected)
 
 
-def test_numpy_functions(written):
-    """Reductions, operators and indices give what NumPy gives for the arrays."""
+def test_numpy_functions_return_the_results_for_arrays(written):
     ds = npstream.open(written[0])
     for name, functions in {
         "flag": (np.sum, np.mean, np.any, np.all, np.argmax, np.logical_not),
@@ -355,26 +354,26 @@ def test_numpy_functions(written):
         "days": (np.max, np.ptp),
     }.items():
         for function in functions:
-            got, wanted = function(ds[name]), function(TABLE[name])
-            assert np.asarray(got).dtype == np.asarray(wanted).dtype
-            if np.asarray(wanted).dtype.kind in "fcV":
-                np.testing.assert_allclose(got.astype("c16"), wanted.astype("c16"), rtol=1e-5)
+            got, expected = function(ds[name]), function(TABLE[name])
+            assert np.asarray(got).dtype == np.asarray(expected).dtype
+            if np.asarray(expected).dtype.kind in "fcV":
+                np.testing.assert_allclose(got.astype("c16"), expected.astype("c16"), rtol=1e-5)
             else:
-                assert np.array_equal(got, wanted, equal_nan=True)
+                assert np.array_equal(got, expected, equal_nan=True)
     for name in ("flags", "days", "phases", "brains"):
         for index in (np.s_[5], np.s_[::7], np.s_[1:9, 0], np.s_[..., -1], np.s_[[3, 1], 1]):
-            same(np.asarray(ds[name][index]), np.asarray(TABLE[name][index]))
+            assert_same(np.asarray(ds[name][index]), np.asarray(TABLE[name][index]))
         out = np.empty_like(TABLE[name])
         assert ds[name].load(out=out) is out
-        same(out, TABLE[name])
+        assert_same(out, TABLE[name])
     assert np.array_equal(
         ds["flag"] & ~ds["flags"][:, 0, 0], TABLE["flag"] & ~TABLE["flags"][:, 0, 0]
     )
     table = np.asarray(ds[["flag", "day", "phases"]])
-    same(table["phases"], TABLE["phases"])
+    assert_same(table["phases"], TABLE["phases"])
 
 
-def test_times_of_pandas_compare_as_with_arrays(tmp_path):
+def test_columns_compare_to_times_of_pandas_like_arrays(tmp_path):
     pd = pytest.importorskip("pandas")
     values = {
         "day": np.array(["2020", "2021", "NaT"], "M8[D]"),
@@ -389,22 +388,22 @@ def test_times_of_pandas_compare_as_with_arrays(tmp_path):
     ]
     for name, other in cases:
         for function in (operator.eq, operator.ne, operator.lt, operator.le, operator.gt):
-            same(function(ds[name], other), function(values[name], other))
-            same(function(other, ds[name]), function(other, values[name]))
-    same(ds["day"] + pd.Timedelta("1s"), values["day"] + np.timedelta64(10**6, "us"))
+            assert_same(function(ds[name], other), function(values[name], other))
+            assert_same(function(other, ds[name]), function(other, values[name]))
+    assert_same(ds["day"] + pd.Timedelta("1s"), values["day"] + np.timedelta64(10**6, "us"))
     with pytest.raises(TypeError):
         operator.lt(ds["day"], pd.Timestamp("2020", tz="UTC"))
 
 
-def test_the_map_of_a_file(tmp_path):
+def test_columns_are_views_of_the_mapped_file(tmp_path):
     columns = {name: TABLE[name] for name in ("flag", "day", "brain", "phases")}
     npstream.write(tmp_path, columns)
     ds = npstream.open(tmp_path)
     for name, column in columns.items():
-        same(np.asarray(ds[name], copy=False), column)
+        assert_same(np.asarray(ds[name], copy=False), column)
 
 
-def test_reprs(written):
+def test_reprs_show_the_dtypes(written):
     ds = npstream.open(written[0])
     assert repr(ds["flag"]).endswith(f"'flag': shape ({ROWS},), dtype bool, stored as uint8>")
     assert "days  " in repr(ds)
@@ -412,17 +411,17 @@ def test_reprs(written):
     assert "bfloat16" in ds._repr_html_()
 
 
-# Bytes that are no bools
+# Bytes other than 0 and 1 in bool columns
 
 
-@pytest.mark.parametrize("more", [{}, {"text": ["", "a", "b"]}], ids=["records", "samples"])
+@pytest.mark.parametrize("others", [{}, {"text": ["", "a", "b"]}], ids=["records", "samples"])
 @pytest.mark.parametrize("shape", [(), (2,), None], ids=["scalar", "fixed", "ragged"])
-def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
+def test_reading_an_invalid_bool_raises(shape, others, tmp_path, upload):
     rows = [np.ones(2, np.uint8)] * 3 if shape is None else np.ones((3, *shape), np.uint8)
-    npstream.write(tmp_path / "a", {"flag": rows, **more})
+    npstream.write(tmp_path / "a", {"flag": rows, **others})
     (shard,) = (tmp_path / "a").glob("*.mds")
     data = bytearray(shard.read_bytes())
-    at = len(data) - 1 - len(more.get("text", [""])[-1])
+    at = len(data) - 1 - len(others.get("text", [""])[-1])
     assert data[at] == 1
     data[at] = 7
     shard.write_bytes(data)
@@ -445,7 +444,7 @@ def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
     ):
         with pytest.raises(FormatError, match=r"sample 2 .*the byte 7 is no bool"):
             read()
-    if not more and shape == ():
+    if not others and shape == ():
         with pytest.raises(FormatError, match="no bool"):
             ds.load(out={"flag": np.empty(3, bool)})
 
@@ -453,7 +452,7 @@ def test_a_byte_that_is_no_bool(shape, more, tmp_path, upload):
 # Names and packages
 
 
-def test_names_of_dtypes():
+def test_dtypes_of_columns_have_names_and_storage_dtypes():
     for name in (*NUMBERS, *ML_DTYPES, "bool", "complex64", "datetime64[us]", "timedelta64[7D]"):
         assert is_known(name)
         assert dtype_of(name).name == name
@@ -467,7 +466,7 @@ def test_names_of_dtypes():
     assert storage_dtype(np.dtype(ml_dtypes.int4)) is None
 
 
-def test_recorded_dtypes_that_do_not_fit():
+def test_recorded_dtypes_must_match_the_stored_encoding():
     for stored, dtype in [
         ("int32", "bool"), ("int", "datetime64[s]"), ("ndarray:float32:3", "complex64"),
         ("float32", "complex64"), ("str", "bool"), ("ndarray", "bool"), ("uint8", "uint8"),
@@ -503,29 +502,34 @@ ANNOTATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("said", "words"), ANNOTATIONS, ids=[str(said) for said, _ in ANNOTATIONS])
-def test_annotations_that_do_not_follow_the_format(said, words, tmp_path):
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    ANNOTATIONS,
+    ids=[str(annotations) for annotations, _ in ANNOTATIONS],
+)
+def test_invalid_annotations_raise(annotations, message, tmp_path):
     npstream.write(tmp_path, {"x": np.ones(3, np.uint8)})
     index = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": said}))
-    with pytest.raises(FormatError, match=words) as caught:
+    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": annotations}))
+    with pytest.raises(FormatError, match=message) as caught:
         npstream.open(tmp_path)
     assert "index.json" in str(caught.value)
     try:
         problems = npstream.verify_dataset(tmp_path).problems
     except FormatError as error:
         problems = (str(error),)
-    assert any(re.search(words, problem) for problem in problems)
+    assert any(re.search(message, problem) for problem in problems)
 
 
 @pytest.mark.parametrize(
-    "said", [5, None, "x", [], {}, {"a": 1}, {"version": 1, "dtypes": {"other": "O"}},
-             {"version": 1, "columns": ["other"]}, {"version": 1, "more": {}}],
+    "annotations",
+    [5, None, "x", [], {}, {"a": 1}, {"version": 1, "dtypes": {"other": "O"}},
+     {"version": 1, "columns": ["other"]}, {"version": 1, "more": {}}],
 )  # fmt: skip
-def test_annotations_of_others_are_passed_over(said, tmp_path):
+def test_unknown_annotations_are_ignored(annotations, tmp_path):
     npstream.write(tmp_path, {"x": np.ones(3, np.uint8)})
     index = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": said}))
+    (tmp_path / "index.json").write_text(json.dumps({**index, "npstream": annotations}))
     assert npstream.open(tmp_path)["x"].dtype == np.uint8
 
 
@@ -542,16 +546,16 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_any_annotations(said):
-    index = {"shards": [], "version": 2, "npstream": said}
+def test_any_annotations_are_parsed_or_raise_format_error(annotations):
+    document = {"shards": [], "version": 2, "npstream": annotations}
     try:
-        found = parse_index(json.dumps(index).encode(), "index.json")
+        index = parse_index(json.dumps(document).encode(), "index.json")
     except FormatError:
         return
-    assert len(found.schemas) in (0, 1)
+    assert len(index.schemas) in (0, 1)
 
 
-def test_without_the_package(written, monkeypatch):
+def test_dtypes_of_ml_dtypes_need_the_package(written, monkeypatch):
     root, _ = written
     dtype_of.cache_clear()
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
@@ -571,7 +575,7 @@ def test_without_the_package(written, monkeypatch):
     dtype_of.cache_clear()
 
 
-# Exact conversion, against Python's own numbers
+# Exact conversion, compared to Python's numbers
 
 EDGES = [
     0, 1, -1, 2, 3, 127, 128, 255, 256, 2**31, 2**53, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1,
@@ -584,8 +588,8 @@ DTYPES = [
 ]
 
 
-def held(dtype):
-    """Return the edges that a dtype holds, as it holds them."""
+def edges_of(dtype):
+    """Return the numbers in `EDGES` that convert to a dtype, as an array of this dtype."""
     values = []
     for value in EDGES:
         try:
@@ -597,26 +601,27 @@ def held(dtype):
     return np.array(values, dtype)
 
 
-def number(value):
-    """Return a NumPy scalar as Python's number."""
+def to_python(value):
+    """Return a NumPy scalar as a Python number."""
     if value.dtype.name in ML_DTYPES:
         return float(value)
     return value.item()
 
 
-@pytest.mark.parametrize("given_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("wanted", DTYPES, ids=str)
-def test_exact_conversion(given_dtype, wanted):
-    array = held(given_dtype)
-    if given_dtype.kind == "c" and wanted.kind != "c":
+@pytest.mark.parametrize("source", DTYPES, ids=str)
+@pytest.mark.parametrize("target", DTYPES, ids=str)
+def test_conversion_reports_exactly_the_changed_values(source, target):
+    array = edges_of(source)
+    if source.kind == "c" and target.kind != "c":
         with pytest.raises(TypeError, match="expected"):
-            convert_exactly(array, wanted)
+            convert_exactly(array, target)
         return
-    converted, wrong = convert_exactly(array, wanted)
-    assert converted.dtype == wanted
-    is_float = [dtype.kind in "fc" or dtype.name in ML_DTYPES for dtype in (given_dtype, wanted)]
-    for value, got, is_wrong in zip(map(number, array), map(number, converted), wrong, strict=True):
-        if all(is_float):  # rounded, but never to infinity, nor away from a NaN
+    converted, is_changed = convert_exactly(array, target)
+    assert converted.dtype == target
+    is_float = [dtype.kind in "fc" or dtype.name in ML_DTYPES for dtype in (source, target)]
+    triples = zip(map(to_python, array), map(to_python, converted), is_changed, strict=True)
+    for value, got, reported in triples:
+        if all(is_float):  # may be rounded, but not to infinity, and NaN must stay NaN
             parts = [
                 (complex(value).real, complex(got).real),
                 (complex(value).imag, complex(got).imag),
@@ -625,37 +630,33 @@ def test_exact_conversion(given_dtype, wanted):
                 (math.isfinite(a), math.isnan(a)) != (math.isfinite(b), math.isnan(b))
                 for a, b in parts
             )
-            assert is_wrong == changed
-        elif is_wrong:
-            assert not _fits(value, wanted)
+            assert reported == changed
+        elif reported:
+            assert not _is_representable(value, target)
         else:
             assert got == value
 
 
-def _fits(value, dtype):
-    """Return True if a dtype has a number's value, to Python."""
+def _is_representable(value, dtype):
+    """Return True if a dtype can represent a Python number."""
     if dtype.kind == "b":
         return value in (0, 1)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
     with np.errstate(all="ignore"):
-        return number(np.array([float(value)]).astype(dtype)[0]) == value
+        return to_python(np.array([float(value)]).astype(dtype)[0]) == value
 
 
-def test_units_of_time():
+def test_times_convert_to_other_units_if_no_value_changes():
     days = np.array(["2026-11-22", "NaT"], "M8[D]")
-    converted, wrong = convert_exactly(days, np.dtype("M8[ns]"))
-    assert not wrong.any()
-    same(converted, days.astype("M8[ns]"))
+    converted, is_changed = convert_exactly(days, np.dtype("M8[ns]"))
+    assert not is_changed.any()
+    assert_same(converted, days.astype("M8[ns]"))
     hours = np.array(["2026-11-22T00", "2026-11-22T01"], "M8[h]")
     assert convert_exactly(hours, np.dtype("M8[D]"))[1].tolist() == [False, True]
-    assert convert_exactly(np.array(["2026", "5000000"], "M8[Y]"), np.dtype("M8[ns]"))[
-        1
-    ].tolist() == [
-        False,
-        True,
-    ]
+    years = np.array(["2026", "5000000"], "M8[Y]")
+    assert convert_exactly(years, np.dtype("M8[ns]"))[1].tolist() == [False, True]
     for array, dtype in [
         (hours, "m8[h]"),
         (np.arange(2), "M8[D]"),

@@ -1,4 +1,4 @@
-"""Loading and compiling kernels: when, how often, and whatever happens meanwhile."""
+"""When kernels are compiled, how compiled code is cached, and interrupts and forks meanwhile."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def check():
     assert touch.compiled()(NONE, NONE) == 0
     assert little_endian.compiled()(NUMBER.ctypes.data, 2) == 0x207
 
-def during(begins):
-    '''Have something happen, once, while a kernel is compiled.'''
+def before_compiling(action):
+    '''Call `action` once, in the thread that compiles a kernel, just before it compiles.'''
     compile_now = jit._compile
-    def compiling(*args):
+    def compile_after_action(*args):
         jit._compile = compile_now
-        begins()
+        action()
         return compile_now(*args)
-    jit._compile = compiling
+    jit._compile = compile_after_action
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Return a function that runs code in a process; its compiled code is kept in `tmp_path`."""
+    """Return a function that runs code in a process, with `tmp_path` as Numba's cache."""
 
     def run(code: str, **environment: str) -> str:
-        return ends_well(start(code, tmp_path, environment))
+        return stderr_of(start(code, tmp_path, environment))
 
     return run
 
@@ -56,8 +56,8 @@ def start(code: str, cache: Path, environment: dict[str, str]) -> subprocess.Pop
     )
 
 
-def ends_well(process: subprocess.Popen[str]) -> str:
-    """Wait for a process, which must succeed, and return what it wrote to stderr."""
+def stderr_of(process: subprocess.Popen[str]) -> str:
+    """Wait for a process, which must succeed, and return its stderr."""
     try:
         _, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
@@ -69,14 +69,14 @@ def ends_well(process: subprocess.Popen[str]) -> str:
 
 
 def files(cache: Path) -> list[Path]:
-    """Return the files of compiled code: indices, and code."""
+    """Return the files of Numba's cache: indices, and code."""
     return sorted(cache.rglob("*.nb[ic]"))
 
 
 # When kernels are compiled.
 
 
-def test_small_work_is_not_compiled(run, tmp_path):
+def test_kernels_run_as_python_for_few_rows(run, tmp_path):
     run(
         """
         for _ in range(1 << 5):
@@ -87,12 +87,12 @@ def test_small_work_is_not_compiled(run, tmp_path):
     assert not files(tmp_path)
 
 
-def test_a_kernel_without_code_on_disk_waits_longer(run, tmp_path):
-    """Numba is loaded to know; then a cold kernel runs as Python where a known one is loaded."""
+def test_a_kernel_without_code_on_disk_is_compiled_only_for_more_rows(run, tmp_path):
+    """Between the two thresholds, Numba is imported, but only a cached kernel is used."""
     code = """
         assert jit.IMPORT_THRESHOLD < 40_000 < jit.COMPILE_THRESHOLD
-        found = touch.for_size(40_000)
-        assert found is touch.{}
+        function = touch.for_size(40_000)
+        assert function is touch.{}
         assert touch.is_loaded is {}
         check()
         assert touch.is_loaded
@@ -101,18 +101,18 @@ def test_a_kernel_without_code_on_disk_waits_longer(run, tmp_path):
     run(code.format("compiled()", True))
 
 
-def test_large_work_is_compiled_at_once(run):
+def test_kernels_are_compiled_at_once_for_many_rows(run):
     run("assert touch.for_size(jit.COMPILE_THRESHOLD + 1) is touch.compiled()")
 
 
-def test_always_compile(run):
+def test_always_compile_compiles_for_a_single_row(run):
     run("jit.always_compile(); assert touch.for_size(1) is touch.compiled()")
 
 
-# What is said of it.
+# The warning about compilation.
 
 
-def test_a_notice_comes_once_on_a_machine(run, tmp_path):
+def test_the_warning_is_logged_once_on_a_machine(run, tmp_path):
     code = """
         jit.NOTICE_SECONDS = 0.0
         assert not jit._has_warned
@@ -125,10 +125,10 @@ def test_a_notice_comes_once_on_a_machine(run, tmp_path):
     assert errors.count("\n") == 1
     for path in files(tmp_path):
         path.unlink()
-    assert not run(code)  # another process compiles them at the same time
+    assert not run(code)  # as if another process compiled them at the same time
 
 
-def test_a_notice_can_be_silenced(run):
+def test_the_warning_can_be_silenced(run):
     assert not run(
         """
         jit.NOTICE_SECONDS = 0.0
@@ -138,14 +138,14 @@ def test_a_notice_can_be_silenced(run):
     )
 
 
-def test_little_is_compiled_without_a_notice(run):
+def test_a_short_compilation_logs_no_warning(run):
     assert not run("jit.NOTICE_SECONDS = 600.0; check()")
 
 
-# Files of compiled code.
+# Numba's cache on disk.
 
 
-def test_compiled_code_is_found_again(run, tmp_path):
+def test_a_second_process_uses_the_cached_code(run, tmp_path):
     run("check()")
     before = [(path, path.stat().st_mtime_ns) for path in files(tmp_path)]
     run("check(); assert not touch.compiled().stats.cache_misses")
@@ -155,14 +155,14 @@ def test_compiled_code_is_found_again(run, tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1, 20, -1])
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
-def test_damaged_files_are_not_read(run, tmp_path, kind, keep):
+def test_kernels_run_if_cache_files_are_damaged(run, tmp_path, kind, keep):
     run("check()")
     for path in tmp_path.rglob(f"*.{kind}"):
         path.write_bytes(path.read_bytes()[:keep])
     run("check()")
 
 
-def test_a_full_disk_is_no_error(run, tmp_path):
+def test_kernels_run_if_the_disk_is_full(run, tmp_path):
     run(
         """
         import resource
@@ -173,7 +173,7 @@ def test_a_full_disk_is_no_error(run, tmp_path):
     assert not files(tmp_path)
 
 
-def test_without_a_place_for_compiled_code(run, tmp_path):
+def test_kernels_run_if_no_directory_is_writable(run, tmp_path):
     errors = run(
         """
         import numba.core.caching
@@ -187,7 +187,7 @@ def test_without_a_place_for_compiled_code(run, tmp_path):
     assert not files(tmp_path)
 
 
-def test_code_of_another_processor_is_not_run(run, tmp_path):
+def test_cached_code_of_another_processor_is_not_used(run, tmp_path):
     run("check()", NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
     generic = files(tmp_path)
     run("check(); assert touch.compiled().stats.cache_misses")
@@ -195,23 +195,23 @@ def test_code_of_another_processor_is_not_run(run, tmp_path):
     run("check(); assert touch.compiled().stats.cache_hits")
 
 
-def test_processes_share_a_directory(tmp_path):
+def test_processes_share_a_cache_directory(tmp_path):
     processes = [start("check()", tmp_path, {}) for _ in range(4)]
     for process in processes:
-        ends_well(process)
+        stderr_of(process)
 
 
 # Interrupts, forks and threads.
 
 
-def test_an_interrupt_ends_the_wait_and_not_the_work(run):
+def test_an_interrupt_ends_the_wait_but_not_the_compilation(run):
     run(
         """
         interrupted = threading.Event()
         def interrupt():
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted.wait(60)
-        during(interrupt)
+        before_compiling(interrupt)
         dispatcher = touch.compiled()
         try:
             dispatcher(NONE, NONE)
@@ -225,17 +225,17 @@ def test_an_interrupt_ends_the_wait_and_not_the_work(run):
     )
 
 
-def test_an_interrupt_while_numba_loads(run):
+def test_an_interrupt_ends_the_wait_for_the_import_of_numba(run):
     run(
         """
         interrupted = threading.Event()
-        load = jit._primitives
-        def loading():
-            jit._primitives = load
+        primitives = jit._primitives
+        def interrupted_primitives():
+            jit._primitives = primitives
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted.wait(60)
-            return load()
-        jit._primitives = loading
+            return primitives()
+        jit._primitives = interrupted_primitives
         try:
             touch.compiled()
         except KeyboardInterrupt:
@@ -246,19 +246,19 @@ def test_an_interrupt_while_numba_loads(run):
     )
 
 
-def test_a_fork_waits_for_what_is_compiled(run):
-    """A child of a process in which a thread compiles compiles on its own."""
+def test_a_fork_waits_for_a_compilation_in_another_thread(run):
+    """Afterwards the child can compile, too."""
     run(
         """
-        begun, forks = threading.Event(), threading.Event()
-        os.register_at_fork(before=forks.set)  # runs before the hooks that were there
-        def compiling():
-            begun.set()
-            assert forks.wait(60)
-        during(compiling)
+        compiling, forking = threading.Event(), threading.Event()
+        os.register_at_fork(before=forking.set)  # runs before the hooks registered earlier
+        def wait_for_fork():
+            compiling.set()
+            assert forking.wait(60)
+        before_compiling(wait_for_fork)
         thread = threading.Thread(target=check)
         thread.start()
-        assert begun.wait(60)
+        assert compiling.wait(60)
         if (child := os.fork()) == 0:
             signal.alarm(200)
             check()
@@ -276,25 +276,26 @@ def test_threads_compile_after_extensions_are_loaded(run):
         from numba.core import entrypoints
         steps, waiting = [], threading.Semaphore(0)
         init_all, run_in_thread = entrypoints.init_all, jit._run_in_thread
-        def slow():
+        def init_after_three_threads_wait():
             entrypoints.init_all = init_all
             steps.append("begin")
             for _ in range(3):
                 waiting.acquire()
             init_all()
             steps.append("end")
-        def counted(*args):
+        def run_and_count(*args):
             waiting.release()
             return run_in_thread(*args)
-        entrypoints.init_all, jit._run_in_thread = slow, counted
-        during(lambda: steps.append("compile"))
+        entrypoints.init_all = init_after_three_threads_wait
+        jit._run_in_thread = run_and_count
+        before_compiling(lambda: steps.append("compile"))
         failed = []
-        def read():
+        def check_in_thread():
             try:
                 check()
             except BaseException as error:
                 failed.append(error)
-        threads = [threading.Thread(target=read) for _ in range(3)]
+        threads = [threading.Thread(target=check_in_thread) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -306,8 +307,8 @@ def test_threads_compile_after_extensions_are_loaded(run):
     )
 
 
-def test_kernels_compile_while_the_interpreter_ends(run):
-    """No thread can be started then."""
+def test_kernels_compile_during_interpreter_shutdown(run):
+    """Python starts no threads then."""
     run("import atexit; atexit.register(check)")
 
 
@@ -320,7 +321,7 @@ def _halve(number):
 
 
 @jit.kernel
-def _steps(numbers, counts):
+def _halvings(numbers, counts):
     for k in range(numbers.size):
         number = int(numbers[k])
         while number > 1:
@@ -330,14 +331,15 @@ def _steps(numbers, counts):
 
 
 @jit.kernel
-def _both(numbers, counts):
-    first = _steps(numbers, counts)
-    return first + _steps(numbers[:2], counts[2:])
+def _halvings_twice(numbers, counts):
+    first = _halvings(numbers, counts)
+    return first + _halvings(numbers[:2], counts[2:])
 
 
-def test_parts_of_parts_are_linked():
+def test_callees_of_callees_are_linked():
     numbers = np.array([1, 2, 5, 1023, 1 << 40])
     compiled, python = np.zeros((2, 5), np.int64)
-    assert _both.compiled()(numbers, compiled) == _both.py_func(numbers, python) == 3
+    compiled_result = _halvings_twice.compiled()(numbers, compiled)
+    assert compiled_result == _halvings_twice.py_func(numbers, python) == 3
     assert compiled.tolist() == python.tolist() == [0, 1, 2, 10, 40]
-    assert _steps.compiled()(numbers, compiled) == 2  # a part of others, on its own
+    assert _halvings.compiled()(numbers, compiled) == 2  # a callee can be called on its own

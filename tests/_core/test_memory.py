@@ -1,4 +1,4 @@
-"""Maps hold their pages and nothing else; what cannot fit is refused before it is allocated."""
+"""Mapped files, the limit of maps, and checks of free memory before an allocation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def path(tmp_path):
     return str(tmp_path / "file")
 
 
-def test_a_map_is_the_file(path):
+def test_a_map_has_the_content_of_the_file(path):
     mapped = map_file(path)
     assert mapped.tobytes() == CONTENT
     assert mapped.dtype == np.uint8
@@ -34,8 +34,8 @@ def test_a_map_is_the_file(path):
     assert ctypes.string_at(address_of(mapped[300:]), 4) == CONTENT[300:304]
 
 
-def test_a_map_lasts_as_long_as_an_array_over_it(path):
-    gc.collect()  # maps that other tests have left
+def test_a_file_stays_mapped_while_an_array_over_it_exists(path):
+    gc.collect()  # delete maps of other tests
     before = memory.map_budget()
     part = map_file(path)[1000:2000].view("<u4")[::2]
     gc.collect()
@@ -46,14 +46,14 @@ def test_a_map_lasts_as_long_as_an_array_over_it(path):
     assert memory.map_budget() == before
 
 
-def test_no_descriptor_is_kept(path):
+def test_a_map_keeps_no_descriptor_open(path):
     before = os.listdir("/dev/fd")
     maps = [map_file(path) for _ in range(10)]
     assert os.listdir("/dev/fd") == before
     assert len(maps) == 10
 
 
-def test_an_empty_file_takes_no_map(tmp_path):
+def test_an_empty_file_is_not_mapped(tmp_path):
     (tmp_path / "empty").touch()
     before = memory.map_budget()
     mapped = map_file(str(tmp_path / "empty"))
@@ -62,26 +62,26 @@ def test_an_empty_file_takes_no_map(tmp_path):
     assert memory.map_budget() == before
 
 
-def test_is_mapped(path):
+def test_is_mapped_is_true_only_for_maps(path):
     mapped = map_file(path)
     assert is_mapped(mapped)
     assert not is_mapped(mapped.copy())
     assert not is_mapped(np.frombuffer(CONTENT, np.uint8))
 
 
-def test_only_files_are_opened(tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # to open one waits for whoever writes to it
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # a blocking open would wait for a writer
     for name in (tmp_path / "pipe", tmp_path, "/dev/null"):
         before = os.listdir("/dev/fd")
-        for opened in (open_file, map_file):
+        for open_function in (open_file, map_file):
             with pytest.raises(OSError, match="not a file"):
-                opened(str(name))
+                open_function(str(name))
         assert os.listdir("/dev/fd") == before
     with pytest.raises(FileNotFoundError):
         map_file(str(tmp_path / "none"))
 
 
-def test_a_map_that_cannot_be_made(path, monkeypatch):
+def test_an_error_of_mmap_is_raised_and_not_counted(path, monkeypatch):
     monkeypatch.setattr(memory._libc, "mmap", lambda *args: memory._MAP_FAILED)
     gc.collect()
     before = memory.map_budget()
@@ -91,7 +91,7 @@ def test_a_map_that_cannot_be_made(path, monkeypatch):
     assert memory.map_budget() == before
 
 
-def test_the_budget_is_half_of_what_the_system_allows(monkeypatch):
+def test_the_budget_is_half_of_the_limit_of_the_system(monkeypatch):
     monkeypatch.setattr(memory, "_map_count", 7)
     monkeypatch.setattr(memory, "_limit", 0)
     assert memory.map_budget() == memory._limit // 2 - 7 > 10_000
@@ -99,18 +99,18 @@ def test_the_budget_is_half_of_what_the_system_allows(monkeypatch):
     assert memory.map_budget() == 43
 
 
-def test_will_need_asks_for_whole_pages(path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(memory._libc, "madvise", lambda *args: asked.append(args))
+def test_will_need_advises_whole_pages(path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(memory._libc, "madvise", lambda *args: calls.append(args))
     mapped = map_file(path)
-    asked.clear()
+    calls.clear()
     memory.will_need(mapped[5000:9000])
-    ((address, nbytes, _),) = asked
+    ((address, nbytes, _),) = calls
     assert address == address_of(mapped) + mmap.PAGESIZE
     assert address + nbytes == address_of(mapped) + 9000
 
 
-def test_available_is_what_the_tighter_bound_leaves(monkeypatch):
+def test_available_memory_is_the_lower_of_system_and_cgroup(monkeypatch):
     assert 0 < memory.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(memory, "_system_free", lambda: 1000)
     for bound, expected in ((None, 1000), (10, 10), (5000, 1000), (0, 0)):
@@ -118,7 +118,7 @@ def test_available_is_what_the_tighter_bound_leaves(monkeypatch):
         assert memory.available_memory() == expected
 
 
-def test_ensure_fits(monkeypatch):
+def test_ensure_fits_raises_for_more_than_the_available_memory(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 30)
     ensure_fits(0, "nothing")
     ensure_fits(1 << 30, "all of it")
@@ -132,23 +132,23 @@ def test_ensure_fits(monkeypatch):
         ensure_fits((1 << 30) + 1, "the file {x}")
 
 
-def test_small_allocations_are_not_asked_about(monkeypatch):
+def test_small_allocations_are_not_checked(monkeypatch):
     monkeypatch.delattr(memory, "available_memory")
     ensure_fits(1 << 26, "little")
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_forked_process_can_map_while_a_thread_was_at_it(path):
-    held, done = threading.Event(), threading.Event()
+def test_a_forked_process_can_map_although_a_thread_held_the_lock(path):
+    is_locked, done = threading.Event(), threading.Event()
 
-    def hold():
+    def hold_lock():
         with memory._lock:
-            held.set()
+            is_locked.set()
             done.wait()
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold_lock)
     thread.start()
-    held.wait()
+    is_locked.wait()
 
     def in_child():
         assert map_file(path).tobytes() == CONTENT

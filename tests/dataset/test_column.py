@@ -1,4 +1,4 @@
-"""A column is to NumPy what an array is, but for being read-only, and read when it must be."""
+"""Columns: attributes, lazy indexing, reading, reinterpretation and iteration, as in NumPy."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def ds(path):
 
 @pytest.fixture
 def single(tmp_path):
-    """Return a dataset of one shard of fixed columns, which can be mapped."""
+    """Return a dataset with one shard of fixed-size columns, which can be mapped."""
     values = {name: VALUES[name] for name in FIXED}
     npstream.write(tmp_path / "single", values, columns={name: COLUMNS[name] for name in FIXED})
     return npstream.open(tmp_path / "single")
 
 
-# What it is
+# Attributes
 
 
-def test_it_says_what_it_is(ds):
+def test_attributes_describe_the_column(ds):
     tokens = ds["tokens"]
     assert (tokens.name, tokens.shape, tokens.ndim, tokens.size) == ("tokens", (N, 4, 3), 3, N * 12)
     assert (tokens.dtype, tokens.nbytes, len(tokens)) == (np.dtype("uint16"), N * 24, N)
@@ -60,12 +60,12 @@ def test_it_says_what_it_is(ds):
 
 
 @pytest.mark.parametrize("name", ["text", "ragged", "json"])
-def test_bytes_of_varying_values_are_unknown(ds, name):
+def test_nbytes_raises_if_values_vary_in_size(ds, name):
     with pytest.raises(TypeError, match=rf"column '{name}' vary in size.*load\(\)"):
         assert ds[name].nbytes
 
 
-def test_chunks(ds, tmp_path):
+def test_chunks_have_about_the_rows_of_a_stored_chunk(ds, tmp_path):
     assert ds["tokens"].chunks == (N, 4, 3)
     assert ds["tokens"][:, 1, :0].chunks == (N, 0)
     assert ds["text"].chunks == (N,)
@@ -76,7 +76,7 @@ def test_chunks(ds, tmp_path):
     assert npstream.open(tmp_path)["x"].chunks == (15, 1 << 18)
 
 
-def test_it_is_no_key_and_cannot_be_assigned_to(ds):
+def test_columns_are_unhashable_and_read_only(ds):
     with pytest.raises(TypeError, match="unhashable"):
         hash(ds["label"])
     with pytest.raises(TypeError, match="refused, as datasets are read-only"):
@@ -86,11 +86,11 @@ def test_it_is_no_key_and_cannot_be_assigned_to(ds):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_copies_are_the_same_view(ds, name):
+def test_copies_and_pickles_are_the_same_view(ds, name):
     column = ds[::-2][name]
-    want = np.asarray(column, object)
-    for again in (copy.copy(column), copy.deepcopy(column), pickle.loads(pickle.dumps(column))):
-        assert_same(np.asarray(again, object), want)
+    expected = np.asarray(column, object)
+    for copied in (copy.copy(column), copy.deepcopy(column), pickle.loads(pickle.dumps(column))):
+        assert_same(np.asarray(copied, object), expected)
     part = ds["tokens"][1:, ::2, [1, 0]]
     assert_same(pickle.loads(pickle.dumps(part)).load(), part.load())
 
@@ -99,7 +99,7 @@ def test_copies_are_the_same_view(ds, name):
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_an_integer_reads_a_value_as_samples_hold_it(ds, name):
+def test_an_integer_reads_the_value_of_the_sample(ds, name):
     for i in (0, 5, -1, np.int8(7), np.array(3)):
         value, sample = ds[name][i], ds[int(i)]
         assert_same(value, sample[name])
@@ -109,7 +109,7 @@ def test_an_integer_reads_a_value_as_samples_hold_it(ds, name):
         )
 
 
-def test_numbers_are_scalars_of_the_dtype_or_ints(ds):
+def test_numbers_are_numpy_scalars_or_python_ints(ds):
     assert [type(ds[name][1]) for name in ("label", "small", "score", "number", "str_int")] == [
         np.int64, np.int8, np.float32, int, int,
     ]  # fmt: skip
@@ -135,20 +135,20 @@ def test_numbers_are_scalars_of_the_dtype_or_ints(ds):
         ([], slice(None), 1),
     ],
 )
-def test_other_indices_make_columns_that_read_nothing(ds, index, monkeypatch):
+def test_other_indices_return_columns_without_reading(ds, index, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     column = ds["tokens"][index]
-    want = VALUES["tokens"][index]
+    expected = VALUES["tokens"][index]
     assert isinstance(column, npstream.Column)
-    assert column.shape == want.shape
+    assert column.shape == expected.shape
     monkeypatch.undo()
-    assert_same(np.asarray(column), want)
-    assert_same(column.load(), want)
+    assert_same(np.asarray(column), expected)
+    assert_same(column.load(), expected)
     assert column.load().flags.c_contiguous
     assert column.load().flags.writeable
 
 
-def test_only_the_part_that_is_asked_for_is_copied(ds):
+def test_an_index_copies_only_the_selected_part(ds):
     assert ds["tokens"][3, 1].flags.owndata
     assert ds["tokens"][3, :, 1].base is None
 
@@ -175,17 +175,17 @@ def test_only_the_part_that_is_asked_for_is_copied(ds):
         ("tokens", IndexError, "only integers, slices"),
     ],
 )
-def test_indices_that_raise(ds, index, error, message):
+def test_invalid_indices_raise(ds, index, error, message):
     with pytest.raises(error, match=message):
         ds["tokens"][index]
 
 
-def test_rows_have_no_further_axes_where_values_vary(ds):
+def test_an_index_into_values_of_varying_size_raises(ds):
     with pytest.raises(IndexError, match="too many indices for array: array is 1-dimensional"):
         ds["text"][0, 0]
 
 
-def test_views_without_axes(ds):
+def test_0d_views_behave_like_0d_arrays(ds):
     label = ds[..., 3]["label"]
     assert label.shape == ()
     assert_same(label[()], np.int64(3))
@@ -209,56 +209,56 @@ def test_views_without_axes(ds):
 
 @pytest.mark.parametrize("index", [..., slice(None, None, -2), [3, 3, 0], [[1, 2], [4, 12]], []])
 @pytest.mark.parametrize("name", COLUMNS)
-def test_load(ds, name, index):
-    want = VALUES[name][index]
+def test_load_returns_an_array_or_a_ragged(ds, name, index):
+    expected = VALUES[name][index]
     column = ds[name][index].load()
     if name in RAGGED:
         assert isinstance(column, npstream.Ragged)
         assert column.kind == {"text": "str", "data": "bytes", "image": "image"}.get(name)
         if name != "image":
-            for got, row in zip(column, want.flat, strict=True):
+            for got, row in zip(column, expected.flat, strict=True):
                 assert_same(got, row)
-        assert len(column) == want.size
+        assert len(column) == expected.size
     elif name == "any" and isinstance(column, npstream.Ragged):
-        assert len({row.dtype for row in want.flat}) <= 1
-        for got, row in zip(column, want.flat, strict=True):
+        assert len({row.dtype for row in expected.flat}) <= 1
+        for got, row in zip(column, expected.flat, strict=True):
             assert_same(got, row)
     else:
-        assert_same(column, want)
+        assert_same(column, expected)
     batch = ds[index].load()[name]
     assert type(batch) is type(column)
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_load_into_an_array(ds, name):
-    want = VALUES[name][::3]
-    for out in (np.empty_like(want), np.empty((*want.shape, 2), want.dtype)[..., 1]):
+def test_load_fills_a_given_array(ds, name):
+    expected = VALUES[name][::3]
+    for out in (np.empty_like(expected), np.empty((*expected.shape, 2), expected.dtype)[..., 1]):
         assert ds[name][::3].load(out=out) is out
-        assert np.array_equal(out, want)
+        assert np.array_equal(out, expected)
 
 
 PARTS = [(0,), (slice(None), 1), (slice(None, None, 2),), ([2, 0],)]
 
 
 @pytest.mark.parametrize("cells", PARTS)
-def test_load_a_part_into_a_tensor(ds, cells, torch):
-    want = VALUES["tokens"][(slice(None), *cells)]
-    out = torch.empty(want.shape, dtype=torch.uint16)
+def test_load_of_a_part_fills_a_given_tensor(ds, cells, torch):
+    expected = VALUES["tokens"][(slice(None), *cells)]
+    out = torch.empty(expected.shape, dtype=torch.uint16)
     assert ds["tokens"][(slice(None), *cells)].load(out=out) is out
-    assert np.array_equal(out.numpy(), want)
+    assert np.array_equal(out.numpy(), expected)
 
 
 @pytest.mark.parametrize("cells", PARTS)
-def test_load_a_part_into_an_array(ds, cells):
-    want = VALUES["tokens"][(slice(None), *cells)]
+def test_load_of_a_part_fills_a_given_array(ds, cells):
+    expected = VALUES["tokens"][(slice(None), *cells)]
     part = ds["tokens"][(slice(None), *cells)]
-    wide = np.empty((*want.shape, 2), want.dtype)
-    assert np.array_equal(part.load(out=wide[..., 0]), want)
+    wide = np.empty((*expected.shape, 2), expected.dtype)
+    assert np.array_equal(part.load(out=wide[..., 0]), expected)
     for bad, error in (
         (np.empty(N, np.uint16), ValueError),
-        (np.empty(want.shape, np.int16), TypeError),
-        (np.broadcast_to(np.uint16(0), want.shape), ValueError),
-        (want.tolist(), TypeError),
+        (np.empty(expected.shape, np.int16), TypeError),
+        (np.broadcast_to(np.uint16(0), expected.shape), ValueError),
+        (expected.tolist(), TypeError),
         (part, TypeError),
     ):
         with pytest.raises(error, match="out for column 'tokens'"):
@@ -266,32 +266,32 @@ def test_load_a_part_into_an_array(ds, cells):
 
 
 @pytest.mark.parametrize("name", ["text", "ragged", "json", "str_int"])
-def test_what_varies_takes_no_out(ds, name):
+def test_load_into_an_array_raises_if_values_vary_in_size(ds, name):
     with pytest.raises(TypeError, match="vary in size"):
         ds[name].load(out=np.empty(N, object))
 
 
 @pytest.mark.parametrize("index", [..., slice(4, None, 2), [[0, 12], [6, 1]], []])
 @pytest.mark.parametrize("name", COLUMNS)
-def test_asarray(ds, name, index):
-    column, want = ds[name][index], VALUES[name][index]
+def test_asarray_reads_the_column(ds, name, index):
+    column, expected = ds[name][index], VALUES[name][index]
     if name in OBJECTS:
         for read in (np.asarray, np.sum, column.astype):
             with pytest.raises(TypeError, match=r"holds .* values.*dtype=object"):
                 read(*([str] if read == column.astype else [column]))
     else:
         array = np.asarray(column)
-        assert_same(array, want)
+        assert_same(array, expected)
         assert array.flags.writeable
-        assert_same(column.to_numpy(), want)
-        assert_same(np.array(column), want)
+        assert_same(column.to_numpy(), expected)
+        assert_same(np.array(column), expected)
         assert np.asarray(column, copy=True) is not array
-    assert_same(np.asarray(column, object), want.astype(object))
-    assert_same(column.astype(object), want.astype(object))
-    assert_same(column.to_numpy(object), want.astype(object))
+    assert_same(np.asarray(column, object), expected.astype(object))
+    assert_same(column.astype(object), expected.astype(object))
+    assert_same(column.to_numpy(object), expected.astype(object))
 
 
-def test_asarray_converts(ds):
+def test_asarray_converts_to_a_dtype(ds):
     assert_same(np.asarray(ds["small"], float), VALUES["small"].astype(float))
     assert_same(ds["score"].astype("f8"), VALUES["score"].astype(float))
     assert_same(np.asarray(ds["text"], "U4"), VALUES["text"].astype("U4"))
@@ -300,7 +300,7 @@ def test_asarray_converts(ds):
         ds["text"].astype(int)
 
 
-def test_arrays_are_mapped_when_they_may_not_be_copied(single):
+def test_asarray_without_a_copy_maps_the_file(single):
     for index in (
         ...,
         slice(2, 9, 3),
@@ -331,7 +331,7 @@ def test_mapped_arrays_outlive_the_dataset(single):
     assert npstream._core.memory._map_count == before
 
 
-def test_arrays_that_cannot_be_mapped_raise(ds, single):
+def test_asarray_without_a_copy_raises_if_mapping_is_impossible(ds, single):
     for column, dtype in (
         (ds["label"], None),
         (ds["text"], None),
@@ -346,7 +346,7 @@ def test_arrays_that_cannot_be_mapped_raise(ds, single):
             np.asarray(column, dtype, copy=False)
 
 
-def test_compressed_shards_are_not_mapped(tmp_path):
+def test_asarray_without_a_copy_raises_for_compressed_shards(tmp_path):
     npstream.write(tmp_path, {"x": np.arange(9)}, compression="zstd")
     with pytest.raises(ValueError, match="Unable to avoid copy"):
         np.asarray(npstream.open(tmp_path)["x"], copy=False)
@@ -354,19 +354,20 @@ def test_compressed_shards_are_not_mapped(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 1 << 23])
 @pytest.mark.parametrize("name", COLUMNS)
-def test_iteration(ds, name, block, monkeypatch):
+def test_iteration_yields_the_values_in_order(ds, name, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     column = ds[1::2][name]
     for i, value in enumerate(column):
         assert_same(value, column[i] if name != "tokens" else VALUES[name][1::2][i])
     assert i == len(column) - 1
-    for part, want in zip(ds[[[0, 1], [2, 3]]][name], VALUES[name][[[0, 1], [2, 3]]], strict=True):
-        assert_same(part, want)
+    grid = [[0, 1], [2, 3]]
+    for part, expected in zip(ds[grid][name], VALUES[name][grid], strict=True):
+        assert_same(part, expected)
     assert list(ds[:0][name]) == []
 
 
 @pytest.mark.parametrize("block", [1, 1 << 23])
-def test_contains(ds, block, monkeypatch):
+def test_in_searches_for_a_value(ds, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     assert 3 in ds["label"]
     assert 4 not in ds["label"]
@@ -393,25 +394,23 @@ def test_contains(ds, block, monkeypatch):
     assert [5, 5] in ds[[[5, 1]]]["json"]
 
 
-def test_take(ds):
-    tokens, want = ds["tokens"], VALUES["tokens"]
-    for axis, n in ((0, N), (1, 4), (-1, 3), (None, want.size)):
+def test_take_reads_the_elements_that_numpy_takes(ds):
+    tokens, values = ds["tokens"], VALUES["tokens"]
+    for axis, n in ((0, N), (1, 4), (-1, 3), (None, values.size)):
         for indices in ([0, -1], [[1, 0], [2, 2]], 2, []):
-            expected = want.take(np.array(indices, int), axis)
-            assert_same(tokens.take(indices, axis), expected)
-            assert_same(
-                np.take(tokens[::2], indices, axis), want[::2].take(np.array(indices, int), axis)
-            )
+            array = np.array(indices, int)
+            assert_same(tokens.take(indices, axis), values.take(array, axis))
+            assert_same(np.take(tokens[::2], indices, axis), values[::2].take(array, axis))
         for mode in ("wrap", "clip"):
             assert_same(
                 tokens.take([n, -n - 1, 1], axis, None, mode),
-                want.take([n, -n - 1, 1], axis, None, mode),
+                values.take([n, -n - 1, 1], axis, None, mode),
             )
         with pytest.raises(IndexError, match=f"index {n} is out of bounds"):
             tokens.take([n], axis)
     out = np.empty((2, 4, 3), np.uint16)
     assert tokens.take([5, 4], 0, out) is out
-    assert np.array_equal(out, want[[5, 4]])
+    assert np.array_equal(out, values[[5, 4]])
     assert ds["label"].take([3, 2], out=(numbers := np.empty(2, int))) is numbers
     assert numbers.tolist() == [3, 2]
     assert ds["label"].take(3, out=(number := np.empty((), int))) is number
@@ -420,7 +419,7 @@ def test_take(ds):
     assert ds["text"].take(3) == "text"
     assert ds[[[1, 2], [3, 4]]]["text"].take([2]).to_list() == ["text"]
     assert_same(ds[[[1, 2], [3, 4]]]["label"].take([2, 0]), np.array([3, 1]))
-    assert_same(tokens[:, [0, 1]].take([1], 0), want[:, [0, 1]].take([1], 0))
+    assert_same(tokens[:, [0, 1]].take([1], 0), values[:, [0, 1]].take([1], 0))
     for axis in (3, -4):
         with pytest.raises(np.exceptions.AxisError):
             tokens.take([0], axis)
@@ -431,7 +430,7 @@ def test_take(ds):
 # Other libraries
 
 
-def test_torch(ds, torch):
+def test_to_torch_returns_tensors_of_the_values(ds, torch):
     tensor = ds["tokens"][::2].to_torch()
     assert torch.equal(tensor, torch.from_numpy(VALUES["tokens"][::2]))
     assert torch.equal(torch.from_numpy(ds.load()["label"]), torch.from_numpy(VALUES["label"]))
@@ -439,7 +438,7 @@ def test_torch(ds, torch):
     assert [row.tolist() for row in nested.unbind()] == [row.tolist() for row in VALUES["ragged"]]
 
 
-def test_dask(ds):
+def test_dask_computes_with_columns(ds):
     dask = pytest.importorskip("dask.array")
     for index in (..., slice(0, 0), (slice(None), 1, slice(None, 0))):
         lazy = dask.from_array(ds["tokens"][index])
@@ -451,16 +450,16 @@ def test_dask(ds):
     assert_same(lazy[lazy > 1].compute(), VALUES["label"][VALUES["label"] > 1])
 
 
-def test_pandas(ds):
+def test_pandas_makes_a_frame_of_columns(ds):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({name: np.asarray(ds[name]) for name in ("label", "score", "data")})
     assert frame["data"].tolist() == VALUES["data"].tolist()
 
 
-# Declaring anew
+# Reinterpretation with view()
 
 
-def test_view_as_a_dtype(ds):
+def test_view_reinterprets_values_as_a_dtype(ds):
     assert_same(ds["tokens"].view("int16").load(), VALUES["tokens"].view("int16"))
     assert_same(ds["tokens"].view(np.uint8).load(), VALUES["tokens"].view(np.uint8))
     assert_same(ds["score"].view("uint32")[::2].load(), VALUES["score"].view("uint32")[::2])
@@ -472,15 +471,14 @@ def test_view_as_a_dtype(ds):
 
 
 @pytest.mark.parametrize("dtype", ["M8[D]", "m8[s]", ">M8[s]", "c16", ">i8", "S8"])
-def test_view_as_a_dtype_without_a_buffer(dtype, tmp_path):
-    """Python's buffers have no dates; reading does not need them."""
+def test_view_works_for_dtypes_that_the_buffer_protocol_lacks(dtype, tmp_path):
     days, spans = np.arange(6), np.arange(12).reshape(6, 2)
     npstream.write(tmp_path, {"when": days, "span": spans, "some": [row for row in spans]})
     ds = npstream.open(tmp_path)
-    wanted = {"span": spans.view(dtype)}
+    expected = {"span": spans.view(dtype)}
     if np.dtype(dtype).itemsize == 8:
-        wanted |= {"when": days.view(dtype), "some": spans.view(dtype)}
-    for name, array in wanted.items():
+        expected |= {"when": days.view(dtype), "some": spans.view(dtype)}
+    for name, array in expected.items():
         viewed, declared = ds[name].view(dtype), npstream.open(tmp_path, columns={name: dtype})
         for k in (0, 3, -1):
             assert_same(viewed[k], array[k])
@@ -499,7 +497,7 @@ def test_view_as_a_dtype_without_a_buffer(dtype, tmp_path):
         assert np.array_equal(viewed != viewed.load(), array != array)
 
 
-def test_view_of_bytes(tmp_path):
+def test_view_reinterprets_bytes_as_arrays_or_json(tmp_path):
     rows = np.arange(24, dtype=np.int64).reshape(4, 6)
     bodies = [row.tobytes()[: 48 if i else 16] for i, row in enumerate(rows)]
     npstream.write(tmp_path, {"tokens": bodies, "meta": [b'{"a": 1}'] * 4, "x": np.arange(4)})
@@ -518,34 +516,34 @@ def test_view_of_bytes(tmp_path):
     assert_same(fixed[2, 0], rows[3, :3])
     assert_same(fixed[:, :, 1].load(out=(out := np.empty((3, 2), np.int64))), out)
     assert_same(np.sum(fixed, axis=0), rows[1:].reshape(3, 2, 3).sum(axis=0))
-    again = npstream.open(tmp_path, columns={"tokens": "ndarray:int64:6", "meta": "json"})
-    assert again[1]["meta"] == {"a": 1}
-    assert_same(again[3]["tokens"], rows[3])
-    assert_same(again[1:]["tokens"].load(), rows[1:])
-    assert_same(again[1:].load()["tokens"], rows[1:])
-    for read in (again.load, lambda: again[0], ds["tokens"].view("ndarray:int64:6").load):
+    declared = npstream.open(tmp_path, columns={"tokens": "ndarray:int64:6", "meta": "json"})
+    assert declared[1]["meta"] == {"a": 1}
+    assert_same(declared[3]["tokens"], rows[3])
+    assert_same(declared[1:]["tokens"].load(), rows[1:])
+    assert_same(declared[1:].load()["tokens"], rows[1:])
+    for read in (declared.load, lambda: declared[0], ds["tokens"].view("ndarray:int64:6").load):
         with pytest.raises(
             npstream.errors.FormatError, match=r"shard.00000.mds .*sample 0 .*16 bytes"
         ):
             read()
-    assert pickle.loads(pickle.dumps(again))[1]["meta"] == {"a": 1}
+    assert pickle.loads(pickle.dumps(declared))[1]["meta"] == {"a": 1}
     assert ds["meta"].view("json")[2] == {"a": 1}
     assert ds["meta"].view("str").load()[0] == '{"a": 1}'
 
 
 @pytest.mark.parametrize("dtype", ["int32", "ndarray:int32:5", "float", "nothing", None])
-def test_views_that_raise(ds, dtype):
+def test_view_as_an_unsuitable_dtype_raises(ds, dtype):
     with pytest.raises(ValueError, match=r"cannot be viewed as|neither a dtype nor an encoding"):
         ds["small"].view(dtype)
 
 
 @pytest.mark.parametrize("cells", [(0,), (slice(None, None, 2),), (slice(0, 1),), ([0],)])
-def test_parts_are_not_declared_anew(ds, cells):
+def test_view_of_a_part_raises(ds, cells):
     with pytest.raises(ValueError, match="on the whole column"):
         ds["tokens"][(slice(None), *cells)].view("int16")
 
 
-# Encodings of the user's own, numbers of any size
+# User-defined encodings, and integers of any size
 
 
 def encode_complex(value):
@@ -557,7 +555,7 @@ def decode_complex(body):
 
 
 @pytest.mark.parametrize("size", [16, None])
-def test_encodings_of_the_users_own(tmp_path, size):
+def test_registered_encodings_are_written_and_read(tmp_path, size):
     npstream.register_encoding("complex", encode_complex, decode_complex, size=size)
     values = [1 + 2j, 0j, -1j]
     npstream.write(
@@ -577,7 +575,7 @@ def test_encodings_of_the_users_own(tmp_path, size):
     assert pickle.loads(pickle.dumps(ds))[0]["z"] == 1 + 2j
 
 
-def test_a_decoder_that_fails_names_the_sample(tmp_path):
+def test_the_error_of_a_decoder_names_the_sample(tmp_path):
     npstream.register_encoding("broken", bytes, lambda body: 1 // len(body))
     npstream.write(tmp_path, {"x": [b"a", b"", b"b"]}, columns={"x": "broken"})
     ds = npstream.open(tmp_path)
@@ -588,7 +586,7 @@ def test_a_decoder_that_fails_names_the_sample(tmp_path):
             read()
 
 
-def test_integers_beyond_int64(tmp_path):
+def test_integers_beyond_int64_are_read_as_objects_only(tmp_path):
     values = [1, 2**63, -(2**70)]
     write_jsonl(tmp_path / "0", [{"n": n} for n in values], {"n": "int"})
     npstream.write(tmp_path / "1", [{"n": n} for n in values], columns={"n": "str_int"})
@@ -613,10 +611,10 @@ def test_integers_beyond_int64(tmp_path):
         merge(tmp_path)["n"]
 
 
-# How it shows itself
+# Text and HTML
 
 
-def test_its_repr_says_what_it_is_and_reads_nothing(ds, monkeypatch):
+def test_the_repr_describes_the_column_without_reading(ds, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     assert repr(ds["tokens"][:, 1]) == (
         f"<npstream.Column 'tokens': shape ({N}, 3), dtype uint16, stored as ndarray:uint16:4,3>"

@@ -1,4 +1,4 @@
-"""A mask finds what `np.flatnonzero` would, whichever way it looks."""
+"""Mask returns the positions that `np.flatnonzero` returns."""
 
 from __future__ import annotations
 
@@ -21,74 +21,73 @@ def bools(n, share):
 
 
 @pytest.fixture(params=["compiled", "python"])
-def _way(request, monkeypatch):
-    """Run kernels in either way, whatever their size."""
+def _kernels(request, monkeypatch):
+    """Run all kernels compiled, or all as Python."""
     if request.param == "python":
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     else:
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.compiled())
 
 
-@pytest.mark.usefixtures("_way")
+@pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("share", SHARES)
-def test_every_position_is_found_by_its_number(share):
-    chosen = bools(7 * ENTRY_BITS + 5, share)
-    found = Mask.from_bools(chosen)
-    ranks = np.random.default_rng(2).permutation(len(found))
-    assert np.array_equal(found.at(ranks), np.flatnonzero(chosen)[ranks])
+def test_at_returns_the_positions_with_any_ranks(share):
+    array = bools(7 * ENTRY_BITS + 5, share)
+    bits = Mask.from_bools(array)
+    ranks = np.random.default_rng(2).permutation(len(bits))
+    assert np.array_equal(bits.at(ranks), np.flatnonzero(array)[ranks])
     pairs = ranks[: len(ranks) // 2 * 2].reshape(2, -1)
-    assert np.array_equal(found.at(pairs), np.flatnonzero(chosen)[pairs])
+    assert np.array_equal(bits.at(pairs), np.flatnonzero(array)[pairs])
 
 
 @given(st.data())
-def test_ranges_of_numbers_are_found_whatever_their_step(data):
-    chosen = bools(data.draw(st.integers(1, 40 * ENTRY_BITS)), data.draw(st.sampled_from(SHARES)))
-    found, positions = Mask.from_bools(chosen), np.flatnonzero(chosen)
-    bound = st.none() | st.integers(-len(found), len(found))
+def test_at_range_returns_the_positions_for_any_step(data):
+    array = bools(data.draw(st.integers(1, 40 * ENTRY_BITS)), data.draw(st.sampled_from(SHARES)))
+    bits, positions = Mask.from_bools(array), np.flatnonzero(array)
+    bound = st.none() | st.integers(-len(bits), len(bits))
     step = st.sampled_from([None, 2, -1, -3, 100, -2000])
     part = data.draw(st.builds(slice, bound, bound, step))
-    run = found.at_range(range(len(found))[part])
-    assert run.flags.c_contiguous
-    assert np.array_equal(run, positions[part])
+    result = bits.at_range(range(len(bits))[part])
+    assert result.flags.c_contiguous
+    assert np.array_equal(result, positions[part])
 
 
-def test_long_runs_are_unpacked_in_pieces(monkeypatch):
+def test_long_ranges_are_unpacked_in_batches(monkeypatch):
     monkeypatch.setattr(mask, "BATCH_POSITIONS", 4 * ENTRY_BITS)
-    chosen = bools(50 * ENTRY_BITS, 0.3)
-    found, positions = Mask.from_bools(chosen), np.flatnonzero(chosen)
-    for cut in (slice(None), slice(1000, -1000), slice(5000, 6500)):
-        assert np.array_equal(found.at_range(range(len(found))[cut]), positions[cut])
+    array = bools(50 * ENTRY_BITS, 0.3)
+    bits, positions = Mask.from_bools(array), np.flatnonzero(array)
+    for part in (slice(None), slice(1000, -1000), slice(5000, 6500)):
+        assert np.array_equal(bits.at_range(range(len(bits))[part]), positions[part])
 
 
 @pytest.mark.parametrize("n", [0, 1, 8, ENTRY_BITS, ENTRY_BITS + 1, 9999])
-def test_positions_may_come_in_pieces_and_in_any_order(n):
-    chosen = bools(n, 0.3)
-    positions = np.flatnonzero(chosen)[::-1]
-    found = Mask.from_positions([positions[:5], positions[5:]], n)
-    assert len(found) == len(positions)
-    assert np.array_equal(found.at_range(range(len(found))), positions[::-1])
-    again = pickle.loads(pickle.dumps(found))
-    assert again.domain == n
-    assert np.array_equal(again.at_range(range(len(found))), positions[::-1])
+def test_positions_may_be_given_in_several_arrays_and_in_any_order(n):
+    positions = np.flatnonzero(bools(n, 0.3))[::-1]
+    bits = Mask.from_positions([positions[:5], positions[5:]], n)
+    assert len(bits) == len(positions)
+    assert np.array_equal(bits.at_range(range(len(bits))), positions[::-1])
+    unpickled = pickle.loads(pickle.dumps(bits))
+    assert unpickled.domain == n
+    assert np.array_equal(unpickled.at_range(range(len(bits))), positions[::-1])
 
 
-def test_a_part_costs_what_the_part_is_worth(monkeypatch):
-    """Neither the bits before it nor a desert in its middle are unpacked."""
-    chosen = np.zeros(50_000_000, bool)
-    chosen[:2_000_000] = True
-    chosen[-2_000_000:] = True
-    found = Mask.from_bools(chosen)
+def test_at_range_unpacks_only_dense_bits_of_the_range(monkeypatch):
+    """It unpacks neither the bits before the range nor a long gap in its middle."""
+    array = np.zeros(50_000_000, bool)
+    array[:2_000_000] = True
+    array[-2_000_000:] = True
+    bits = Mask.from_bools(array)
     unpacked = []
     unpackbits = np.unpackbits
     monkeypatch.setattr(
         np, "unpackbits", lambda a, **kwargs: unpacked.append(a.size) or unpackbits(a, **kwargs)
     )
-    assert found.at_range(range(3_000_000, 3_000_100)).tolist() == [*range(49_000_000, 49_000_100)]
-    desert = found.at_range(range(2_000_000 - 50, 2_000_000 + 50))
-    assert desert.tolist() == [*range(1_999_950, 2_000_000), *range(48_000_000, 48_000_050)]
+    assert bits.at_range(range(3_000_000, 3_000_100)).tolist() == [*range(49_000_000, 49_000_100)]
+    around_gap = bits.at_range(range(2_000_000 - 50, 2_000_000 + 50))
+    assert around_gap.tolist() == [*range(1_999_950, 2_000_000), *range(48_000_000, 48_000_050)]
     assert sum(unpacked) < 2000
 
 
-def test_memory_is_little_more_than_a_bit_a_position():
+def test_a_mask_takes_little_more_than_a_bit_per_position():
     n = 10_000_000
     assert Mask.from_bools(bools(n, 0.5)).nbytes < n / 8 * 1.07

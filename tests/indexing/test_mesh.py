@@ -1,4 +1,4 @@
-"""Elements chosen by arrays are those that NumPy chooses, however often they are chosen."""
+"""Indices with arrays on a column's values select the same elements as in NumPy."""
 
 from __future__ import annotations
 
@@ -26,44 +26,45 @@ def column(tmp_path_factory):
 
 @settings(max_examples=200)
 @given(st.data())
-def test_indices_of_indices(column, data):
-    here, want = column, VALUES
+def test_chained_indices_select_the_elements_that_numpy_selects(column, data):
+    view, expected = column, VALUES
     for _ in range(data.draw(st.integers(1, 4))):
-        index = data.draw(indices(want.shape, allow_invalid=False))
-        here, want = here[index], want[index]
-        assert here.shape == want.shape
-        if not isinstance(here, npstream.Column):
-            assert_same(np.asarray(here), np.asarray(want))
+        index = data.draw(indices(expected.shape, allow_invalid=False))
+        view, expected = view[index], expected[index]
+        assert view.shape == expected.shape
+        if not isinstance(view, npstream.Column):
+            assert_same(np.asarray(view), np.asarray(expected))
             return
-    assert_same(here.load(), np.ascontiguousarray(want) if want.ndim else want)
-    out = np.empty(want.shape, want.dtype)
-    assert here.load(out) is out
-    assert_same(out, want if want.flags.c_contiguous else want.copy("C"))
-    if here.ndim:
+    assert_same(view.load(), np.ascontiguousarray(expected) if expected.ndim else expected)
+    out = np.empty(expected.shape, expected.dtype)
+    assert view.load(out) is out
+    assert_same(out, expected if expected.flags.c_contiguous else expected.copy("C"))
+    if view.ndim:
         assert_same(
-            np.array(list(here), want.dtype).reshape(want.shape),
-            want.copy("C"),
+            np.array(list(view), expected.dtype).reshape(expected.shape),
+            expected.copy("C"),
         )
 
 
 @settings(max_examples=100)
 @given(st.data())
-def test_take(column, data):
+def test_take_of_a_view_reads_the_elements_that_numpy_takes(column, data):
     part = data.draw(indices(SHAPE, allow_invalid=False))
-    here, want = column[part], VALUES[part]
-    if not isinstance(here, npstream.Column) or not want.size:
+    view, expected = column[part], VALUES[part]
+    if not isinstance(view, npstream.Column) or not expected.size:
         return
-    axis = data.draw(st.none() | st.integers(-want.ndim, want.ndim - 1)) if want.ndim else None
-    length = want.size if axis is None else want.shape[axis]
+    ndim = expected.ndim
+    axis = data.draw(st.none() | st.integers(-ndim, ndim - 1)) if ndim else None
+    length = expected.size if axis is None else expected.shape[axis]
     numbers = data.draw(
         st.integers(-length, length - 1)
         | st.lists(st.integers(-length, length - 1), min_size=1).map(np.array)
         | st.lists(st.integers(-length, length - 1), min_size=4, max_size=4).map(
-            lambda given: np.array(given).reshape(2, 2)
+            lambda numbers: np.array(numbers).reshape(2, 2)
         )
     )
     mode = data.draw(st.sampled_from(["raise", "wrap", "clip"]))
-    assert_same(here.take(numbers, axis, mode=mode), want.take(numbers, axis, mode=mode))
+    assert_same(view.take(numbers, axis, mode=mode), expected.take(numbers, axis, mode=mode))
 
 
 @pytest.mark.parametrize(
@@ -75,33 +76,33 @@ def test_take(column, data):
         ((slice(None), slice(None), [2, 0]), slice(3)),
     ],
 )
-def test_rows_of_a_part_read_these_rows(column, index, rows, monkeypatch):
+def test_only_the_selected_rows_are_read(column, index, rows, monkeypatch):
     read = []
-    whole = type(column._source).columns
+    original = type(column._source).columns
 
-    def columns(self, plan, found, *rest):
-        read.extend(found.rows.tolist())
-        return whole(self, plan, found, *rest)
+    def columns(self, plan, samples, *rest):
+        read.extend(samples.rows.tolist())
+        return original(self, plan, samples, *rest)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
-    part, want = column[index], VALUES[index]
-    if rows is None:  # here the first axis is that of the array
-        assert_same(part[1].load(), want[1].copy())
-        assert_same(part[:, 4], want[:, 4].copy())
+    view, expected = column[index], VALUES[index]
+    if rows is None:  # the array's axis comes first, not the rows
+        assert_same(view[1].load(), expected[1].copy())
+        assert_same(view[:, 4], expected[:, 4].copy())
         return
-    assert_same(part[rows].load(), want[rows].copy())
-    count = len(range(len(want))[rows]) if isinstance(rows, slice) else len(rows)
+    assert_same(view[rows].load(), expected[rows].copy())
+    count = len(range(len(expected))[rows]) if isinstance(rows, slice) else len(rows)
     assert len(set(read)) == len(read) == count
 
 
-def test_a_part_is_read_in_blocks(column, monkeypatch):
+def test_a_view_is_read_in_blocks(column, monkeypatch):
     monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 3 * 240)
     sizes = []
-    whole = type(column._source).columns
+    original = type(column._source).columns
 
-    def columns(self, plan, found, *rest):
-        sizes.append(len(found.rows))
-        return whole(self, plan, found, *rest)
+    def columns(self, plan, samples, *rest):
+        sizes.append(len(samples.rows))
+        return original(self, plan, samples, *rest)
 
     monkeypatch.setattr(type(column._source), "columns", columns)
     for index in [(slice(None), [0, 3]), (slice(None), 1, slice(None), [0, 3])]:
@@ -121,7 +122,7 @@ def test_only_the_bytes_between_the_first_and_the_last_element_are_copied(column
     assert column[:, [1, 2]][:, 1, :, 3]._cell.shape == (1, 3, 1)
 
 
-def test_a_long_axis_that_is_sliced_costs_its_length():
+def test_the_memory_of_a_sliced_axis_is_proportional_to_its_length():
     mesh = Mesh.whole(1, (1000, 1000, 1000)).select(
         (slice(None),), (slice(None), np.array([5, 9]), slice(1, None))
     )
@@ -129,27 +130,27 @@ def test_a_long_axis_that_is_sliced_costs_its_length():
     assert mesh.shape == (1000, 2, 999)
 
 
-def test_damage_and_bounds_raise_as_in_numpy(column):
-    part = column[:, [0, 3]]
+def test_invalid_indices_raise_the_exceptions_of_numpy(column):
+    view = column[:, [0, 3]]
     for index in (9, (0, 2), (slice(None), 0, 3), ([9],), (0, 0, 0, 5), (0, 0, 0, 0, 0)):
-        with pytest.raises(IndexError) as ours:
-            part[index]
-        with pytest.raises(IndexError) as numpys:
+        with pytest.raises(IndexError) as caught:
+            view[index]
+        with pytest.raises(IndexError) as numpy_caught:
             VALUES[:, [0, 3]][index]
-        assert type(ours.value) is type(numpys.value)
+        assert type(caught.value) is type(numpy_caught.value)
 
 
-def test_an_index_costs_what_its_arrays_do(column):
+def test_a_joint_index_takes_memory_for_its_arrays_only(column):
     mesh = Mesh.whole(1, (1 << 20, 4, 1 << 20))
     rows, frames = np.arange(3), np.array([0, 1, 3])
     tracemalloc.start()
-    _, chosen = mesh.select_jointly((rows,), (slice(None), frames, slice(None)), (5,))
+    _, selected = mesh.select_jointly((rows,), (slice(None), frames, slice(None)), (5,))
     assert tracemalloc.get_traced_memory()[1] < 1 << 26
     tracemalloc.stop()
-    assert chosen.result_shape((3,)) == (3, 1 << 20, 1 << 20)
+    assert selected.result_shape((3,)) == (3, 1 << 20, 1 << 20)
 
 
 @pytest.mark.parametrize("row", [0, -1])
-def test_a_row_of_none_is_out_of_bounds(column, row):
+def test_any_row_of_an_empty_view_is_out_of_bounds(column, row):
     with pytest.raises(IndexError, match="out of bounds"):
         column[:0][row, np.array([], np.int64)]

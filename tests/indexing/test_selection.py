@@ -1,4 +1,4 @@
-"""A selection does what an array of sample ids would do, and takes little memory for it."""
+"""A selection is indexed like an array of sample ids, and takes little memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Seven:
 
 
 class Lazy:
-    """What other libraries' arrays are to NumPy."""
+    """An array of another library, which has only ``__array__``."""
 
     def __init__(self, values):
         self.values = np.asarray(values)
@@ -35,13 +35,13 @@ class Lazy:
 
 
 @pytest.fixture(autouse=True)
-def _masks_stay_masks(monkeypatch):
-    """Let small views, too, go the way of large ones."""
+def _masks_are_stored_as_bits(monkeypatch):
+    """Treat small masks like large ones."""
     monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)
 
 
 class Ids:
-    """A selection as the array of sample ids that it stands for."""
+    """A selection in the form of its array of sample ids."""
 
     def __init__(self, view):
         self.view = view
@@ -52,12 +52,12 @@ class Ids:
         return self.view.ids().reshape(self.shape)
 
     def __getitem__(self, index):
-        chosen = self.view.select(index)
-        return Ids(chosen) if isinstance(chosen, Selection) else chosen
+        selected = self.view.select(index)
+        return Ids(selected) if isinstance(selected, Selection) else selected
 
 
 def check_same(view, ids):
-    """Compare a selection with NumPy's array of ids."""
+    """Compare a selection to NumPy's array of ids."""
     assert (view.shape, view.ndim, view.size) == (ids.shape, ids.ndim, ids.size)
     got = view.ids()
     assert got.dtype == np.int64
@@ -76,19 +76,19 @@ def check_same(view, ids):
 
 
 def check_select(view, ids, index):
-    """Index both in the same way; return the two results, or None if there is no selection."""
+    """Index both; return the two results, or None if the result is not a selection."""
     pair = testing.assert_same_as_numpy(Ids(view), ids, index, messages=True)
     if pair is None or not isinstance(pair[0], Ids):
         assert pair is None or type(pair[0]) is int
         return None
-    got, want = pair
-    check_same(got.view, want)
-    return got.view, want
+    got, expected = pair
+    check_same(got.view, expected)
+    return got.view, expected
 
 
 @settings(max_examples=200)
 @given(st.data())
-def test_any_chain_of_indices_does_what_numpy_does(data):
+def test_chained_indices_give_the_results_of_numpy(data):
     n = data.draw(st.sampled_from(SIZES))
     view, ids = Selection.all(n), np.arange(n)
     for step in range(data.draw(st.integers(1, 6))):
@@ -100,13 +100,13 @@ def test_any_chain_of_indices_does_what_numpy_does(data):
         result = check_select(view, ids, data.draw(testing.indices(ids.shape)))
         if result is not None:
             view, ids = result
-    again = pickle.loads(pickle.dumps(view))
-    check_same(again, ids)
-    assert again.source == view.source == n
+    unpickled = pickle.loads(pickle.dumps(view))
+    check_same(unpickled, ids)
+    assert unpickled.source == view.source == n
 
 
 def views():
-    """Return a view of every kind, each of 10 samples, with its ids."""
+    """Return a view of each kind, with 10 rows, and its ids."""
     source = Selection.all(40)
     mask = np.zeros(40, bool)
     mask[5:35:3] = True
@@ -128,7 +128,7 @@ def views():
 
 KINDS = list(views())
 
-ODD = {
+UNUSUAL = {
     "np.int64": np.int64(-3),
     "uint64": np.uint64(9),
     "0-d array": np.array(4),
@@ -194,9 +194,9 @@ ODD = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ODD)
-def test_odd_indices_do_what_numpy_does(kind, name):
-    check_select(*views()[kind], ODD[name])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_indices_give_the_results_of_numpy(kind, name):
+    check_select(*views()[kind], UNUSUAL[name])
 
 
 ARRAYS = {
@@ -209,7 +209,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_of_other_libraries_do_what_numpy_does(kind, name):
+def test_arrays_of_other_libraries_give_the_results_of_numpy(kind, name):
     package, make = ARRAYS[name]
     check_select(*views()[kind], make(pytest.importorskip(package)))
 
@@ -237,7 +237,8 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_indices_that_numpy_takes_otherwise_raise_with_a_hint(kind, name):
+def test_ambiguous_indices_raise_with_a_hint(kind, name):
+    """NumPy accepts them, with a meaning that is likely a mistake here."""
     index, hint = DIFFERENT[name]
     with pytest.raises(IndexError, match=hint):
         views()[kind][0].select(index)
@@ -249,13 +250,13 @@ def test_a_tensor_of_one_bool_raises_with_a_hint(kind, torch):
         views()[kind][0].select(torch.tensor(True))
 
 
-def test_a_tensor_of_one_number_is_an_array_unlike_in_numpy(torch):
-    """NumPy takes it for an integer, so that the last, short batch would change its type."""
+def test_a_1d_tensor_with_one_element_is_an_array_unlike_in_numpy(torch):
+    """As an integer, an index tensor of the last, short batch would return another type."""
     assert Selection.all(10).select(torch.tensor([3])).shape == (1,)
     assert Selection.all(10).select(torch.tensor(3)) == 3
 
 
-def test_a_view_of_no_axes_has_no_length():
+def test_a_view_without_axes_has_no_length():
     view = Selection.all(5).select((2, ...))
     assert view.shape == ()
     assert view.select(()) == 2
@@ -263,7 +264,7 @@ def test_a_view_of_no_axes_has_no_length():
         len(view)
 
 
-def test_length_is_that_of_the_first_axis():
+def test_len_is_the_length_of_the_first_axis():
     assert {name: len(view) for name, (view, _) in views().items()} == dict.fromkeys(KINDS, 10)
 
 
@@ -284,12 +285,12 @@ def test_positions_out_of_bounds_raise():
                 view.at(np.array([0, position]))
 
 
-def test_a_permutation_of_another_length_is_refused():
+def test_a_permutation_of_another_length_raises():
     with pytest.raises(ValueError, match="does not permute a view of 10 samples"):
         Selection.all(10).permuted(Permutation(9, key=1))
 
 
-def test_slices_stay_affine_however_many_there_are():
+def test_many_chained_slices_stay_affine():
     view = Selection.all(10**12)
     for _ in range(1000):
         view = view.select(slice(1, -1))
@@ -298,15 +299,15 @@ def test_slices_stay_affine_however_many_there_are():
     assert view.nbytes == 0
 
 
-def test_masks_and_slices_merge_however_many_there_are():
-    """What lies above the last permutation is one mask and one range."""
+def test_many_chained_masks_and_slices_merge_into_one_mask():
+    """Before the last permutation among the stages, there are one mask and one range."""
     rng = np.random.default_rng(0)
     view, ids = Selection.all(100_000), np.arange(100_000)
     shuffle = Permutation(99_000, key=1)
     for depth in range(30):
         mask = rng.random(ids.size) < 0.95
-        cut = slice(10, None) if depth % 3 else slice(None, 10, -1)
-        view, ids = view.select(mask).select(cut), ids[mask][cut]
+        part = slice(10, None) if depth % 3 else slice(None, 10, -1)
+        view, ids = view.select(mask).select(part), ids[mask][part]
         if depth == 10:
             shuffle = Permutation(view.size, key=1)
             view, ids = view.permuted(shuffle), ids[shuffle.at(np.arange(ids.size))]
@@ -315,7 +316,7 @@ def test_masks_and_slices_merge_however_many_there_are():
     check_same(view, ids)
 
 
-def test_a_mask_is_kept_as_what_is_smaller(monkeypatch):
+def test_a_mask_is_stored_as_bits_or_positions_whichever_is_smaller(monkeypatch):
     monkeypatch.undo()
     n = 10_000_000
     for share in (0.5, 0.1, 0.02, 0.01, 0.0001):
@@ -332,7 +333,7 @@ def test_a_mask_is_kept_as_what_is_smaller(monkeypatch):
         assert np.array_equal(pickle.loads(pickle.dumps(few)).ids(), few.ids())
 
 
-def test_views_of_any_kind_do_without_numba():
+def test_small_views_do_not_import_numba():
     code = """
 import sys
 import numpy as np
