@@ -89,7 +89,7 @@ def assert_equal(index, other):
 INDEXES = [golden.directory(case) / "index.json" for case in golden.cases() if case["readable"]]
 
 
-@pytest.digest.parametrize("path", INDEXES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", INDEXES, ids=lambda path: path.parent.name)
 def test_golden_indexes_round_trip(path):
     text = path.read_bytes()
     want = parse_index(text, "here/index.json")
@@ -360,7 +360,7 @@ def test_hostile_tables_raise():
     assert rejected > 200
 
 
-@pytest.digest.parametrize(
+@pytest.mark.parametrize(
     ("edit", "match"),
     [
         (lambda t: [t], "its table is list; expected a map"),
