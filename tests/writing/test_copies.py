@@ -14,7 +14,7 @@ from rewriting import jpeg, rewritten
 
 import npstream
 from npstream.errors import ColumnError, FormatError
-from tests._core.test_dtypes import same
+from tests._core.test_dtypes import assert_same
 
 ROWS = 20
 
@@ -161,8 +161,8 @@ def test_parts_of_columns(source, tmp_path):
         **{"cut": "ndarray:uint16:2", "one": "uint16", "picked": "ndarray:uint16:2"},
         "matrix": "ndarray:int32:2",
     }
-    same(copy["cut"].load(), tokens[::2, 1:3])
-    same(copy["picked"].load(), tokens[::2, [0, 3]])
+    assert_same(copy["cut"].load(), tokens[::2, 1:3])
+    assert_same(copy["picked"].load(), tokens[::2, [0, 3]])
     with pytest.raises(ValueError, match="column 'x': column 'text' has 2 axes"):
         npstream.write(tmp_path / "b", {"x": ds["text"][np.arange(20).reshape(10, 2)]})
     with pytest.raises(ValueError, match=r"shape \(10, 2\) is no sequence of samples.*ravel"):
@@ -177,7 +177,7 @@ def test_other_encodings_for_a_copy(source, tmp_path):
     chosen = {"number": "float32", "label": "int64", "image": "png", "digits": "json"}
     report, copy = rewritten(tmp_path / "a", ds[:5], columns=chosen)
     assert report.columns == chosen
-    same(copy["number"].load(), np.arange(5, dtype="f4"))
+    assert_same(copy["number"].load(), np.arange(5, dtype="f4"))
     assert copy["digits"][4] == 10**4
     assert copy["image"][3].tobytes() == ds["image"][3].tobytes()
     with pytest.raises(ValueError, match=r"sample 2: column 'number' is 'bool'.*cannot hold 2"):

@@ -16,7 +16,7 @@ from rewriting import rewritten
 
 import npstream
 from npstream.writing import writer
-from tests._core.test_dtypes import same
+from tests._core.test_dtypes import assert_same
 
 ARRAYS = {
     "torch": (torch.arange(6, dtype=torch.int16).reshape(3, 2), "ndarray:int16:2"),
@@ -288,8 +288,8 @@ def test_samples_of_other_libraries(tmp_path):
         **{"vector": "ndarray:bfloat16", "label": "int64", "seen": "bool"},
         **{"array": "ndarray:int64", "list": "ndarray:int64"},
     }
-    same(ds[2]["vector"], np.full(2, 2, ml_dtypes.bfloat16))
-    same(ds[2]["array"], np.full(3, 2))
+    assert_same(ds[2]["vector"], np.full(2, 2, ml_dtypes.bfloat16))
+    assert_same(ds[2]["array"], np.full(3, 2))
     assert (ds[2]["label"], ds[2]["seen"], ds[2]["list"].tolist()) == (2, True, [2, 2])
 
 

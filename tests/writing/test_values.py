@@ -13,7 +13,7 @@ import torch
 from rewriting import rewritten
 
 import npstream
-from tests._core.test_dtypes import same
+from tests._core.test_dtypes import assert_same
 
 NOT_HELD = [
     ("int32", [1.7], "int32 cannot hold 1.7"),
@@ -128,8 +128,8 @@ def test_values_that_an_encoding_holds(encoding, values, tmp_path):
         wanted = np.array([np.array("NaT", dtype) if x != x else x for x in values], dtype)
     else:
         wanted = np.array([np.asarray(x).astype(dtype) for x in values])
-    same(ds["x"].load(), wanted)
-    same(rows["x"].load(), wanted)
+    assert_same(ds["x"].load(), wanted)
+    assert_same(rows["x"].load(), wanted)
 
 
 INFERRED = [

@@ -158,7 +158,7 @@ def test_bodies_that_streaming_rejects_raise(unit):
     if (name, body) in DECODED_ONLY_BY_NPSTREAM:
         assert parse(name).decode(body) == []
     else:
-        with pytest.raises(ValueError):  # noqa: PT011 - Python's own match among them
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own messages among them
             parse(name).decode(body)
 
 
@@ -336,7 +336,7 @@ HOSTILE = [
 def test_hostile_bodies_raise(row):
     name, body = row
     for form in (body, memoryview(body)):
-        with pytest.raises(ValueError):  # noqa: PT011 - Python's own match among them
+        with pytest.raises(ValueError):  # noqa: PT011 - Python's own messages among them
             parse(name).decode(form)
 
 
