@@ -140,6 +140,46 @@ def written(data: Data) -> Pair:
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
 
+@figure(
+    "writing S from an Arrow table",
+    "`ndarray.tofile` of the buffers of its columns, both synced",
+    factor=4,
+    rounds=7,
+)
+def arrow_written(data: Data) -> Pair:
+    table = data.small_table()
+    buffers = [
+        np.frombuffer(buffer, np.uint8)
+        for column in table.columns
+        for buffer in column.chunk(0).buffers()
+        if buffer is not None
+    ]
+    target = data.directory / f"written-{os.getpid()}"
+
+    def ours(number: int) -> float:
+        shutil.rmtree(target, ignore_errors=True)
+        start = time.perf_counter()
+        npstream.write(target, table)
+        sync(target)
+        taken = time.perf_counter() - start
+        assert npstream.open(target)["text"][-1] == table["text"][-1].as_py()
+        shutil.rmtree(target)
+        return taken
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        with target.open("wb") as file:
+            for buffer in buffers:
+                buffer.tofile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        taken = time.perf_counter() - start
+        target.unlink()
+        return taken
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
 COLD = "a cold random row (page cache dropped), batches of 1,000"
 
 
@@ -153,7 +193,7 @@ def cold_all(data: Data) -> Pair:
     return cold_rows(data, threads=32)
 
 
-FIGURES = [cold_one, cold_all, open_many, open_more, written]
+FIGURES = [cold_one, cold_all, open_many, open_more, written, arrow_written]
 
 
 @pytest.mark.parametrize("side", SIDES)

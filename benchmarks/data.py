@@ -112,6 +112,13 @@ class Data:
 
         return self.path(f"S-{self.small}", make)
 
+    def small_table(self) -> Any:
+        """Return S as an Arrow table of one chunk."""
+        import pyarrow as pa
+
+        texts = pa.array(self.texts(), pa.string())
+        return pa.table({"id": np.arange(self.small), "label": self.labels(), "text": texts})
+
     def small_rows(self) -> tuple[Path, np.ndarray]:
         """Return a file of S's contiguous rows (id, label, text), and the offset of each row."""
 

@@ -58,6 +58,30 @@ def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 
 
 @kernel
+def interleave(count: int, columns: Int64, spans: Int64, destination: int) -> None:
+    """Write `count` rows back to back, each with its value of every column.
+
+    A row of `columns` is ``(-1, address, size)`` for values of one size, which lie back to back
+    from `address` on. It is ``(v, 0, 0)`` for values at the addresses ``spans[v, 0]``, with the
+    lengths ``spans[v, 1]``.
+    """
+    at = destination
+    for k in range(count):
+        for c in range(columns.shape[0]):
+            v = columns[c, 0]
+            if v < 0:
+                size = columns[c, 2]
+                copy_short(at, columns[c, 1] + k * size, size)
+            else:
+                ahead = k + PREFETCH_DISTANCE
+                if ahead < count:
+                    prefetch_cache_line(spans[v, 0, ahead])
+                size = spans[v, 1, k]
+                copy(at, spans[v, 0, k], size)
+            at += size
+
+
+@kernel
 def equal_spans(address: Int64, nbytes: Int64, value: int, size: int, equal: Bools) -> None:
     """Set ``equal[k]`` to True where span k equals the `size` bytes at the address `value`."""
     for k in range(address.size):

@@ -17,8 +17,8 @@ import numpy as np
 
 from npstream._core.arguments import quantity
 from npstream._core.array_like import HOW_TO_FILL, is_missing
-from npstream._core.memory import address_of, ensure_fits, move_spans
-from npstream._core.spans import copy_spans
+from npstream._core.memory import address_of, ensure_fits, huge_empty, move_spans
+from npstream._core.spans import copy_spans, interleave
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError, short_repr
 from npstream.formats.compression import parse_compression
@@ -249,9 +249,11 @@ class ShardFormat:
         is_python = not any(isinstance(part, Bodies) for part in parts)
         if is_python and not copy_spans.is_loaded:
             return _joined(parts), nbytes
-        ends = _ends(nbytes)
-        data: Bytes = np.empty(int(ends[-1]), np.uint8)
-        at = ends[:-1]
+        data: Bytes = huge_empty(int(nbytes.sum()), np.uint8)
+        if interleave.is_loaded or _spans_in_python > _PATIENCE:
+            _interleave(parts, address_of(data))
+            return data, nbytes
+        at = _ends(nbytes)[:-1]
         for part, size in zip(parts, sizes, strict=True):
             spans = _as_bodies(part)
             _copy_spans(spans.address, size, at, address_of(data))
@@ -389,6 +391,25 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
     size = values.itemsize * prod(values.shape[1:])
     at = size * np.arange(len(values), dtype=np.int64)
     return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
+
+
+def _interleave(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
+    """Write rows of all columns back to back."""
+    columns = np.zeros((len(parts), 3), np.int64)
+    spans: list[tuple[Int64, Int64]] = []
+    held: list[object] = []
+    for column, part in zip(columns, parts, strict=True):
+        if isinstance(part, np.ndarray):
+            values = _little(part)
+            column[:] = -1, address_of(values), values.itemsize * prod(values.shape[1:])
+            held.append(values)
+        else:
+            bodies = _as_bodies(part)
+            column[0] = len(spans)
+            spans.append((bodies.address, bodies.nbytes))
+            held.append(bodies)
+    both: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
+    interleave(len(parts[0]), columns, both, destination)
 
 
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npstream._core.memory import address_of, map_file
-from npstream._core.spans import copy_short, copy_spans, equal_spans
+from npstream._core.spans import copy_short, copy_spans, equal_spans, interleave
 from npstream.formats.encodings.arrays import DTYPE_CODES
 from npstream.formats.encodings.encodings import parse_array_head
 from npstream.formats.index import shard_lookup_table
@@ -340,6 +340,36 @@ def test_copy_spans(run, parts, gap):
     assert run(copy_spans)(address, nbytes, offsets, address_of(output)) is None
     assert intact()
     assert output.tobytes() == b"".join(part + bytes([WATCH] * gap) for part in parts)
+
+
+@given(
+    st.integers(0, 12),
+    st.lists(st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 3, 20])), min_size=1, max_size=4),
+    st.data(),
+)
+def test_interleave(run, count, sizes, data):
+    """Columns of one size, and None for columns of any."""
+    columns, spans, values, held = [], [], [], []
+    for size in sizes:
+        lengths = (
+            st.binary(max_size=20) if size is None else st.binary(min_size=size, max_size=size)
+        )
+        parts = data.draw(st.lists(lengths, min_size=count, max_size=count))
+        values.append(parts)
+        if size is None:
+            address, nbytes, parts = spans_of(parts)
+            columns.append((len(spans), 0, 0))
+            spans.append((address, nbytes))
+        else:
+            parts = guarded_array(b"".join(parts))
+            columns.append((-1, address_of(parts), size))
+        held.append(parts)
+    rows = b"".join(map(b"".join, zip(*values, strict=True)))
+    output, intact = watched(len(rows))
+    both = np.array(spans, np.int64).reshape(len(spans), 2, count)
+    run(interleave)(count, np.array(columns, np.int64), both, address_of(output))
+    assert intact()
+    assert output.tobytes() == rows
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 7, 8, 9, 100])

@@ -140,16 +140,17 @@ def plain(array: Any) -> Any:
     """Return an Arrow array as one chunk of its plain type."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # in older releases, where there are no chunks
-            array = array.chunk(0) if array.num_chunks else pa.nulls(0, array.type)
+        array = _one_chunk(array)
     while isinstance(array, pa.ExtensionArray) and not _is_tensor(array.type):
         is_bool = getattr(array.type, "extension_name", "") == "arrow.bool8"
         array = array.storage.cast(pa.bool_()) if is_bool else array.storage
     array = foreign.decode_arrow(array)
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    return array
+    return _one_chunk(array) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _one_chunk(array: Any) -> Any:
+    """Return a chunked array as one array, without copying it if it is one."""
+    return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
 
 
 def _is_nested(kind: Any) -> bool:
@@ -238,7 +239,7 @@ def _rows(part: Any, missing: Bools, wanted: Encoding, fill: Fill) -> ColumnBloc
         return _bodies(part.cast(pa.string()), missing)
     if text is not None and (wanted.name == text or (text == "bytes" and wanted.kind == "image")):
         if text == "str":
-            part.validate(full=True)  # that it is UTF-8
+            _check_text(part)
         return _bodies(part, missing)
     if _is_ragged(kind) and not wanted.headless:
         if wanted.kind == "ndarray":
@@ -317,6 +318,20 @@ def _check_elements(elements: Any, offsets: Int64, missing: Bools) -> None:
             "its list has a null, which arrays do not: fill it in, as with "
             "pyarrow.compute.fill_null of the list's values, or leave the sample out",
         )
+
+
+def _check_text(array: Any) -> None:
+    """Raise ValueError if text is not UTF-8, which pyarrow checks value by value."""
+    types = import_optional("pyarrow.types", "pyarrow", "arrow")
+    if not types.is_string_view(array.type):
+        _, at, data = array.buffers()
+        dtype = np.dtype(np.int64 if types.is_large_string(array.type) else np.int32)
+        offsets = _offsets(at, dtype, array.offset, len(array))
+        if data is None or offsets[0] == offsets[-1]:
+            return
+        if np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]].max() < 0x80:
+            return  # ASCII, which takes a tenth of the time
+    array.validate(full=True)
 
 
 def _bodies(array: Any, missing: Bools) -> Bodies:
