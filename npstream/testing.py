@@ -65,8 +65,7 @@ def assert_same_as_numpy(
 ) -> tuple[Any, Any] | None:
     """Assert that indexing gives the same result as NumPy.
 
-    Either both results have the same values, dtype and shape, or both raise the same exception
-    type.
+    Both results have the same values, dtype and shape, or both raise the same exception type.
 
     Parameters
     ----------
@@ -160,8 +159,7 @@ def assert_same(actual: Any, expected: Any) -> None:
     actual : object
         The value to check. A Column is read completely, by `numpy.asarray` and by `load`.
     expected : object
-        An array, a scalar, any other value, or a mapping of them: for a Dataset, a Batch or a
-        sample.
+        An array, a scalar, any other value, or (for a Dataset, Batch or sample) a mapping of them.
 
     Raises
     ------

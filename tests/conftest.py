@@ -1,4 +1,4 @@
-"""Settings and servers that all tests share."""
+"""Fixtures that all tests share: kernels, optional packages, servers and remote datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.fixture(params=["compiled", "python"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run kernels in either way, whatever their size."""
+    """Run all kernels compiled, or all as Python."""
     if request.param == "python":
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     else:
@@ -27,7 +27,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have kernels compiled at their first call: not in the midst of what a test measures."""
+    """Compile kernels at their first call, so that compilation does not disturb a measurement."""
     monkeypatch.setattr(_jit, "_eager", True)
 
 
@@ -51,7 +51,7 @@ def awkward() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Real servers by their names, each started when it is first asked for."""
+    """Return the real servers by name; each starts at its first use."""
     running = Servers(tmp_path_factory.mktemp("servers"))
     yield running
     running.close()
@@ -59,13 +59,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture(params=SERVER_KINDS)
 def remote_dir(request: pytest.FixtureRequest, servers: Servers) -> RemoteDirectory:
-    """Return a fresh directory on each of the servers in turn."""
+    """Return a new directory on a server; the test runs once for each server."""
     return servers[request.param].new_directory()
 
 
 @pytest.fixture
 def upload() -> Iterator[Callable[[Path], str]]:
-    """Return a function that copies a directory to a store, and returns its URL there."""
+    """Return a function that copies a directory to a store in memory, and returns its URL."""
     import fsspec
 
     files = fsspec.filesystem("memory")
@@ -85,7 +85,7 @@ def upload() -> Iterator[Callable[[Path], str]]:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut shards into chunks of about 1 KiB, none of which is too small to be read in part."""
+    """Set the size of chunks to about 1 KiB, and allow reads of parts of such small chunks."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 1 << 10)
     monkeypatch.setattr(remote_shards, "SMALL_CHUNK", 0)
     monkeypatch.setattr(point_reads, "MAX_SAMPLE_GAP", 0)
@@ -93,14 +93,14 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
-    """Return the list of what is requested from now on."""
-    made: list[Span] = []
+    """Return a list to which all later range requests are appended."""
+    recorded: list[Span] = []
     stream = RemoteStore.stream
 
-    def spied(self, spans):
+    def record(self, spans):
         spans = list(spans)
-        made.extend(spans)
+        recorded.extend(spans)
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream", spied)
-    return made
+    monkeypatch.setattr(RemoteStore, "stream", record)
+    return recorded

@@ -1,6 +1,7 @@
-"""What beginners get wrong: each error names the value, the rule, the place and the mend.
+"""Common mistakes of beginners raise errors that state the value, the rule and the fix.
 
-It is one that a beginner would catch, and shows the user's line and a few of npstream's.
+The error has the type that a beginner would catch. Its traceback shows the user's line and at most
+four of npstream's.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from fsspec.registry import _registry
 
 import npstream
 
-MOST_FRAMES = 4
-"""Lines of npstream that a traceback shows."""
+MAX_FRAMES = 4
+"""The most lines of npstream that a traceback shows."""
 
 PACKAGE = str(Path(npstream.__file__).parent)
 
@@ -230,31 +231,32 @@ def at(tmp_path: Path) -> Path:
 
 
 def own_frames(error: BaseException) -> list[str]:
-    """Return the lines of npstream that the traceback shows, of the error and of its causes."""
-    shown: BaseException | None = error
+    """Return npstream's frames in the tracebacks of an error and of its causes."""
+    current: BaseException | None = error
     frames = []
-    while shown is not None:
+    while current is not None:
         frames += [
             f"{frame.filename[len(PACKAGE) :]}:{frame.lineno} {frame.name}"
-            for frame in traceback.extract_tb(shown.__traceback__)
+            for frame in traceback.extract_tb(current.__traceback__)
             if frame.filename.startswith(PACKAGE)
         ]
-        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+        context = None if current.__suppress_context__ else current.__context__
+        current = current.__cause__ or context
     return frames
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes(name: str, at: Path) -> None:
+def test_a_mistake_raises_a_helpful_error(name: str, at: Path) -> None:
     mistake, kind, words = MISTAKES[name]
     with pytest.raises(kind) as caught:
         mistake(npstream.open(at / "data"), at)
-    text = str(caught.value)
-    assert [word for word in words if word not in text] == [], text
-    assert len(text) < 600
-    assert len(frames := own_frames(caught.value)) <= MOST_FRAMES, frames
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert len(message) < 600
+    assert len(frames := own_frames(caught.value)) <= MAX_FRAMES, frames
 
 
-def test_torch_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torch_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
 
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -264,21 +266,21 @@ def test_torch_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(caught: pytest.ExceptionInfo[Exception], words: list[str]) -> None:
-    text = str(caught.value)
-    assert [word for word in words if word not in text] == [], text
-    assert len(own_frames(caught.value)) <= MOST_FRAMES
+    message = str(caught.value)
+    assert [word for word in words if word not in message] == [], message
+    assert len(own_frames(caught.value)) <= MAX_FRAMES
 
 
-def test_s3fs_that_is_not_installed(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_s3fs_names_the_extra(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(_registry, "s3", raising=False)  # where it was used before
+    monkeypatch.delitem(_registry, "s3", raising=False)  # if an earlier test used it
     with pytest.raises(npstream.errors.MissingDependencyError) as caught:
         npstream.open("s3://bucket/data", cache=at / "cache")
     check(caught, ["s3://", "'s3fs'", "pip install 'npstream[s3]'"])
 
 
 class _Refusing(fsspec.AbstractFileSystem):
-    """A driver that raises what s3fs lets through, whatever it is asked."""
+    """A driver whose every method raises an error that s3fs does not convert."""
 
     protocol = "refusing"
     cachable = False
@@ -298,7 +300,7 @@ class _Refusing(fsspec.AbstractFileSystem):
 
 
 class NoCredentialsError(Exception):
-    """Named as botocore's."""
+    """An error with the name of botocore's."""
 
 
 @pytest.mark.parametrize(
@@ -317,7 +319,7 @@ class NoCredentialsError(Exception):
     ],
     ids=["no credentials", "no bucket"],
 )
-def test_stores_that_refuse(
+def test_errors_of_a_store_state_the_fix(
     at: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type, words: list[str]
 ) -> None:
     fsspec.register_implementation("refusing", _Refusing, clobber=True)
@@ -327,7 +329,7 @@ def test_stores_that_refuse(
     check(caught, ["refusing://bucket/data/index.json", *words])
 
 
-def test_batches_of_batches(at: Path) -> None:
+def test_a_batch_size_of_the_loader_for_batches_raises(at: Path) -> None:
     data = pytest.importorskip("torch.utils.data")
     batches = npstream.open(at / "data")[["label"]].iter(0, 1, batch_size=3)
     with pytest.raises(TypeError) as caught:
@@ -335,7 +337,7 @@ def test_batches_of_batches(at: Path) -> None:
     check(caught, ["a batch of 2 batches", "each of 3 samples", "batch_size=None", "batched=False"])
 
 
-def test_a_loader_that_is_to_shuffle(at: Path) -> None:
+def test_shuffle_of_the_loader_raises(at: Path) -> None:
     pytest.importorskip("torch")
     batches = npstream.open(at / "data").iter(0, 1, batch_size=3)
     with pytest.raises(ValueError, match="shuffle=True") as caught:
@@ -343,7 +345,7 @@ def test_a_loader_that_is_to_shuffle(at: Path) -> None:
     check(caught, ["not the DataLoader", "ds.iter(shuffle=True)"])
 
 
-def test_a_dataset_is_no_list(at: Path) -> None:
+def test_a_dataset_does_not_equal_a_list_and_iterates_over_samples(at: Path) -> None:
     ds = npstream.open(at / "data")
     assert (ds == [1, 2]) is False
-    assert len(ds.iter(0, 1)) == 9  # samples, where no batch size is given
+    assert len(ds.iter(0, 1)) == 9  # samples, as there is no batch size

@@ -1,7 +1,8 @@
-"""`help()` of each public object says all that a caller needs, in the sections of numpydoc.
+"""Each public object has a complete docstring in numpydoc's sections.
 
-Public is what `npstream` and the modules that users import name, what `Dataset.iter` and `explain`
-return, and the public members of these classes. Examples run as doctests of their modules.
+Public objects are those in the ``__all__`` of the modules that users import, the classes that
+`Dataset.iter` and `explain` return, and the public members of all these classes. pytest runs the
+examples as doctests of their modules.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def test_torch_is_among_the_modules():
 
 
 MADE = "Made by `"
-"""What a class says if users do not construct it: its parameters are not for them."""
+"""Text in the docstring of a class that users do not construct: it describes no parameters."""
 
 INTERNAL = "For `npstream."
-"""What a function says if users do not call it: it has no example."""
+"""Text in the docstring of a function that users do not call: it needs no example."""
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Yield the names of public classes and functions, and these."""
+    """Yield the name and the value of each public class and function."""
     for module in MODULES:
         for name in module.__all__:
             if not isinstance(value := getattr(module, name), ModuleType):
@@ -55,26 +56,26 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield the public functions and properties of a class that this package defines."""
+    """Yield the public methods and properties that this package defines in a class."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] == "npstream":
             for name, value in vars(base).items():
-                value = getattr(value, "__func__", value)  # of a classmethod
+                value = getattr(value, "__func__", value)  # the function of a classmethod
                 if name[0] != "_" and isinstance(value, FunctionType | property | cached_property):
                     yield name, value
 
 
-def every() -> dict[str, Any]:
-    """Return each public object once, by a name for it."""
-    found: dict[int, tuple[str, Any]] = {}
+def all_objects() -> dict[str, Any]:
+    """Return each public object once, under one of its names."""
+    by_id: dict[int, tuple[str, Any]] = {}
     for name, value in public():
-        found.setdefault(id(value), (name, value))
+        by_id.setdefault(id(value), (name, value))
         for member, function in members(value) if isinstance(value, type) else ():
-            found.setdefault(id(function), (f"{name}.{member}", function))
-    return dict(found.values())
+            by_id.setdefault(id(function), (f"{name}.{member}", function))
+    return dict(by_id.values())
 
 
-ALL = every()
+ALL = all_objects()
 CALLABLE = {name: value for name, value in ALL.items() if isinstance(value, FunctionType | type)}
 FUNCTIONS = {name: value for name, value in ALL.items() if isinstance(value, FunctionType)}
 
@@ -90,82 +91,82 @@ def sections(value: Any) -> NumpyDocString:
 
 
 def described(value: Any) -> dict[str, Parameter]:
-    """Return the parameters that a docstring describes; those of a dataclass are its attributes."""
-    text = sections(value)
-    listed = text["Parameters"] or (text["Attributes"] if isinstance(value, type) else [])
+    """Return the parameters that a docstring describes, or the attributes of a dataclass."""
+    docstring = sections(value)
+    listed = docstring["Parameters"] or (docstring["Attributes"] if isinstance(value, type) else [])
     return {name: each for each in listed for name in each.name.replace("*", "").split(", ")}
 
 
 def parameters(value: Any) -> dict[str, inspect.Parameter]:
-    """Return what a caller may pass."""
-    own = "__init__" in vars(value) if isinstance(value, type) else True
-    if MADE in text_of(value) or (not own and issubclass(value, BaseException)):
+    """Return the parameters that a caller may pass."""
+    has_init = "__init__" in vars(value) if isinstance(value, type) else True
+    if MADE in text_of(value) or (not has_init and issubclass(value, BaseException)):
         return {}
-    found = inspect.signature(value).parameters
-    return {name: each for name, each in found.items() if name not in ("self", "cls")}
+    all_parameters = inspect.signature(value).parameters
+    return {name: each for name, each in all_parameters.items() if name not in ("self", "cls")}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_there_is_a_summary(name):
+def test_docstrings_have_a_summary(name):
     assert " ".join(sections(ALL[name])["Summary"]).endswith(".")
 
 
 @pytest.mark.parametrize("name", CALLABLE)
 def test_parameters_are_described(name):
     expected = parameters(CALLABLE[name])
-    there = described(CALLABLE[name]) if expected else {}
-    assert [*there] == [*expected]
-    for each in there.values():
+    documented = described(CALLABLE[name]) if expected else {}
+    assert [*documented] == [*expected]
+    for each in documented.values():
         assert each.type, f"{each.name} has no type"
         assert " ".join(each.desc).strip(), f"{each.name} has no description"
 
 
 @pytest.mark.parametrize("name", CALLABLE)
-def test_defaults_are_named(name):
-    there = described(CALLABLE[name])
+def test_defaults_are_described(name):
+    documented = described(CALLABLE[name])
     for each in parameters(CALLABLE[name]).values():
-        kind = there[each.name].type
+        kind = documented[each.name].type
         if each.default is each.empty:
             assert not re.search("optional|default", kind), f"{each.name} is required"
         elif each.default is None:
             assert re.search("optional$|default: None$", kind), f"{each.name} is None: {kind}"
         else:
-            assert kind.endswith(f"default: {shown(each.default)}"), f"{each}: {kind}"
+            assert kind.endswith(f"default: {default_text(each.default)}"), f"{each}: {kind}"
 
 
-def shown(default: Any) -> str:
+def default_text(default: Any) -> str:
     return f'"{default}"' if isinstance(default, str) else repr(default)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_results_are_described(name):
-    text = sections(FUNCTIONS[name])
-    result = inspect.signature(FUNCTIONS[name]).return_annotation
-    found = [*text["Returns"], *text["Yields"]]
-    assert bool(found) == (result not in ("None", "NoReturn")), result
-    assert all(each.type for each in found)
+    docstring = sections(FUNCTIONS[name])
+    annotation = inspect.signature(FUNCTIONS[name]).return_annotation
+    results = [*docstring["Returns"], *docstring["Yields"]]
+    assert bool(results) == (annotation not in ("None", "NoReturn")), annotation
+    assert all(each.type for each in results)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_errors_are_described(name):
-    """What a function raises by itself is in its section Raises."""
+    """The section Raises lists the exceptions that the function's own body raises."""
     listed = sections(FUNCTIONS[name])["Raises"]
-    assert raised(FUNCTIONS[name]) <= {kind for each in listed for kind in each.type.split(", ")}
+    assert raised_by(FUNCTIONS[name]) <= {kind for each in listed for kind in each.type.split(", ")}
 
 
-def raised(function: FunctionType) -> set[str]:
+def raised_by(function: FunctionType) -> set[str]:
     """Return the names of the exceptions that the body of a function raises."""
-    known = {*vars(builtins), *npstream.errors.__all__}
-    found = set()
+    exceptions = {*vars(builtins), *npstream.errors.__all__}
+    raised = set()
     for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
         match node:
-            case ast.Raise(exc=ast.Call(func=ast.Name(id=kind))) if kind in known:
-                found.add(kind)
-    return found
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=kind))) if kind in exceptions:
+                raised.add(kind)
+    return raised
 
 
 @pytest.mark.parametrize("name", CALLABLE)
-def test_there_is_an_example(name):
+def test_docstrings_have_an_example(name):
     value = CALLABLE[name]
     if isinstance(value, type) and issubclass(value, BaseException):
         return

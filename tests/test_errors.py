@@ -1,4 +1,4 @@
-"""Exceptions: what they subclass, what they say, and that they cross process boundaries."""
+"""Exceptions: their base classes, their messages, and pickling."""
 
 import copy
 import errno
@@ -19,36 +19,36 @@ RAISED = [
     (errors.StorageError(errno.ETIMEDOUT, "no answer"), TimeoutError),
     (errors.StorageError(errno.ECONNREFUSED, "refused"), ConnectionError),
     (errors.StorageError(errno.ECONNRESET, "reset"), ConnectionError),
-    (errors.StorageError(errno.EIO, "5 of 6 bytes came"), OSError),
-    (errors.StorageError("5 of 6 bytes came"), OSError),
+    (errors.StorageError(errno.EIO, "5 of 6 bytes received"), OSError),
+    (errors.StorageError("5 of 6 bytes received"), OSError),
     (errors.IntegrityError("wrong hash"), OSError),
     (errors.MissingDependencyError("this", "pillow", "images"), ImportError),
     (errors.ColumnError("lable", ["label", "text"]), KeyError),
 ]
 
 OTHERS = (BlockingIOError, ChildProcessError, InterruptedError, ProcessLookupError)
-"""Builtins of an errno that no store gives."""
+"""Builtins whose errno no store returns."""
 
 
 @pytest.mark.parametrize(("error", "builtin"), RAISED)
-def test_each_is_the_builtin_that_a_user_would_catch(error, builtin):
+def test_exceptions_subclass_the_builtin_that_a_user_would_catch(error, builtin):
     assert isinstance(error, builtin)
     assert isinstance(error, errors.NpstreamError)
 
 
 @pytest.mark.parametrize("error", [error for error, _ in RAISED])
-def test_each_survives_pickling(error):
-    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
-        assert type(again) is type(error)
-        assert str(again) == str(error)
-        assert vars(again) == vars(error)
+def test_exceptions_can_be_pickled_and_copied(error):
+    for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(copied) is type(error)
+        assert str(copied) == str(error)
+        assert vars(copied) == vars(error)
         if isinstance(error, OSError):
-            assert (again.errno, again.filename) == (error.errno, error.filename)
-        # DataLoader pickles the class, and makes another from a text.
+            assert (copied.errno, copied.filename) == (error.errno, error.filename)
+        # torch's DataLoader pickles the class and the message.
         assert isinstance(pickle.loads(pickle.dumps(type(error))), type)
 
 
-def test_storage_errors_are_what_oserror_would_be():
+def test_storage_errors_subclass_the_builtin_of_their_errno():
     for code in errno.errorcode:
         builtin = type(OSError(code, "x"))
         if builtin not in OTHERS:
@@ -59,7 +59,7 @@ def test_storage_errors_are_what_oserror_would_be():
             assert (error.errno, error.strerror, error.filename) == (code, "x", "y")
 
 
-def test_an_unknown_column_names_the_nearest_one():
+def test_an_unknown_column_suggests_a_similar_name():
     assert str(errors.ColumnError("lable", ["label", "text"])) == (
         "no column 'lable'; did you mean 'label'?"
     )

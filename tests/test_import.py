@@ -1,4 +1,4 @@
-"""``import npstream`` adds next to nothing to ``import numpy``."""
+"""``import npstream`` takes little more time than ``import numpy``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 import npstream
 
-BUDGET_MS = 60
+MAX_SHARE_OF_NUMPY = 0.5
+"""Most CPU time that importing npstream may take, as a share of NumPy's import."""
 
 HEAVY = ["PIL", "awkward", "dask", "fsspec", "hypothesis", "numba", "pandas", "pyarrow", "torch"]
 SLOW = ["asyncio", "concurrent.futures", "importlib.metadata", "multiprocessing"]
@@ -41,8 +42,8 @@ def run(code: str, **environment: str) -> str:
     [("import npstream; npstream.open", HEAVY + SLOW), (ALL_MODULES, HEAVY)],
     ids=["to open", "each module"],
 )
-def test_import_loads_nothing_heavy(code, unwanted):
-    # NumPy's own imports are not ours to answer for.
+def test_import_loads_no_heavy_packages(code, unwanted):
+    # Modules that NumPy itself imports are allowed.
     loaded = run(
         f"import sys, numpy\nbefore = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
     ).split()
@@ -50,20 +51,23 @@ def test_import_loads_nothing_heavy(code, unwanted):
     assert [name for name in unwanted if name in loaded] == []
 
 
-def test_import_stays_within_its_budget(tmp_path):
+def test_import_takes_a_small_share_of_numpys_time(tmp_path):
     code = """
-import time, numpy
+import time
 start = time.process_time()
+import numpy
+middle = time.process_time()
 import npstream
-print(time.process_time() - start)
+print((time.process_time() - middle) / (middle - start))
 """
-    # The least of several processes, as noise only ever adds; the first compiles the modules.
+    # The least of several processes, as noise only adds. The first one compiles the modules.
     cache = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    assert 1000 * min(float(run(code, **cache)) for _ in range(5)) <= BUDGET_MS
+    assert min(float(run(code, **cache)) for _ in range(5)) <= MAX_SHARE_OF_NUMPY
 
 
-def test_an_editable_install_is_a_path():
-    # A finder comes after sys.path, where the directory above a clone has a "npstream", too.
+def test_an_editable_install_adds_a_path():
+    # An import finder comes after sys.path. There, the directory above a clone of the repository
+    # would provide a "npstream", too.
     settings = configparser.ConfigParser()
     settings.read(Path(npstream.__file__).parents[1] / "setup.cfg")
     assert settings["options"]["package_dir"].split() == ["=", "."]

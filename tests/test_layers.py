@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, how long things may be, what nobody does."""
+"""Rules of the package's structure: imports between modules, sizes, and forbidden calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODULES = {
 
 TESTS = sorted(ROOT.glob("tests/**/test_*.py"))
 
-DOORS = {
+SOLE_IMPORTERS = {
     "numba": {"_core.jit"},
     "llvmlite": {"_core.jit"},
     "torch": {"torch"},
@@ -34,11 +34,11 @@ DOORS = {
 }
 """Package -> the only modules that may import it."""
 
-SAME_IDEA = {
-    "will_need": "advice to the kernel on pages, from Numba and from Python",
-    "request_range": "how a driver is asked for a byte range, over HTTP and of Hugging Face",
+SHARED_NAMES = {
+    "will_need": "madvise, for Numba kernels and for Python",
+    "request_range": "a driver's range request, over HTTP and to Hugging Face",
 }
-"""Public names that two modules define on purpose, and what both mean."""
+"""Public names that two modules define on purpose, with their common meaning."""
 
 MAX_MODULE_LINES = 700
 MAX_TEST_LINES = 700
@@ -51,7 +51,7 @@ def tree(module: str) -> ast.Module:
 
 
 def imported(module: str) -> set[str]:
-    """Return the top-level packages that a module imports, anywhere in it and in any way."""
+    """Return the top-level packages that a module imports, also inside functions."""
     names = set()
     for node in ast.walk(tree(module)):
         match node:
@@ -66,23 +66,23 @@ def imported(module: str) -> set[str]:
 
 def test_layers_point_down(monkeypatch):
     monkeypatch.chdir(ROOT)
-    # It would turn off the loggers that there are, ours among them, for all tests that follow.
+    # import-linter would disable all existing loggers, including ours, for later tests.
     monkeypatch.setattr(logging.config, "dictConfig", lambda config: None)
     assert lint_imports(config_filename="setup.cfg", no_cache=True) == 0
 
 
 def test_no_modules_import_each_other():
-    """Not under TYPE_CHECKING either."""
+    """Imports under TYPE_CHECKING count, too."""
     graph = grimp.build_graph("npstream")
     imports = {
         module: graph.find_modules_directly_imported_by(module)
-        for module in graph.modules - {"npstream"}  # which names what it exports
+        for module in graph.modules - {"npstream"}  # the package imports its exports lazily
     }
     TopologicalSorter(imports).prepare()  # raises CycleError
 
 
 def defined(module: str) -> set[str]:
-    """Return the public names that a module defines, but for type variables."""
+    """Return the public names that a module defines, except type variables."""
     names = set()
     for node in tree(module).body:
         match node:
@@ -101,16 +101,17 @@ def defined(module: str) -> set[str]:
     return {name for name in names if not name.startswith("_")}
 
 
-def test_a_public_name_has_one_meaning():
-    """A reader, or a search, that meets a name knows which module it is of."""
+def test_public_names_are_unique_in_the_package():
+    """So a name identifies its module, for a reader and for a search."""
     count = Counter(name for module in MODULES for name in defined(module))
     repeated = {name for name, times in count.items() if times > 1}
-    assert repeated <= set(SAME_IDEA)
+    assert repeated <= set(SHARED_NAMES)
 
 
-@pytest.mark.parametrize("package", DOORS)
-def test_heavy_packages_have_one_door(package):
-    assert {module for module in MODULES if package in imported(module)} <= DOORS[package]
+@pytest.mark.parametrize("package", SOLE_IMPORTERS)
+def test_heavy_packages_are_imported_by_listed_modules_only(package):
+    importers = {module for module in MODULES if package in imported(module)}
+    assert importers <= SOLE_IMPORTERS[package]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -119,7 +120,7 @@ def test_modules_and_functions_stay_short(module):
     assert lines <= MAX_MODULE_LINES
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            # Signatures and docstrings may be as long as they need.
+            # Signatures and docstrings are not limited.
             code = node.body[1:] if ast.get_docstring(node) else node.body
             assert not code or node.end_lineno - code[0].lineno < MAX_FUNCTION_LINES, node.name
 
@@ -140,14 +141,14 @@ def test_modules_have_a_test_file_or_name_one(module):
     if Path(ROOT, "tests", *folders, f"test_{name.strip('_')}.py").is_file():
         return
     last = ast.get_docstring(tree(module)).splitlines()[-1]
-    named = re.fullmatch(r"Tested in (tests/\S+\.py)\.", last)
-    assert named, f"{MODULES[module]} should end its docstring with 'Tested in tests/... .'"
-    assert (ROOT / named[1]).is_file(), f"there is no {named[1]}"
+    match = re.fullmatch(r"Tested in (tests/\S+\.py)\.", last)
+    assert match, f"{MODULES[module]} should end its docstring with 'Tested in tests/... .'"
+    assert (ROOT / match[1]).is_file(), f"there is no {match[1]}"
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nobody_polls_and_no_kernel_starts_threads(module):
-    """Waiting is on a lock or a condition; Numba's own threads do not survive a fork."""
+def test_no_module_sleeps_and_no_kernel_starts_threads(module):
+    """Code must wait on a lock or a condition. Numba's threads do not survive a fork."""
     for node in ast.walk(tree(module)):
         match node:
             case ast.Call(func=ast.Attribute(attr="sleep") | ast.Name("sleep")):
@@ -175,6 +176,6 @@ def test_unknown_public_name_raises_as_in_any_module():
 
 
 def test_no_public_name_hides_a_module():
-    """A lazy export of a module's name would become the module once somebody imports that."""
+    """After an import of such a module, the package's attribute would be the module."""
     hidden = {name for name in npstream._EXPORTS if name in MODULES}
     assert {name for name in hidden if npstream._EXPORTS[name] != f"npstream.{name}"} == set()

@@ -1,4 +1,4 @@
-"""What tracebacks show: the user's lines, where npstream was entered, and where it raised."""
+"""Tracebacks show the user's frames, and the first and last frame of npstream."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGE = str(Path(npstream.__file__).parent)
 
 
 def frames(error: BaseException) -> list[str]:
-    """Return the names of functions that a traceback shows; npstream's with an asterisk."""
+    """Return the functions in a traceback, with an asterisk before those of npstream."""
     return [
         "*" * frame.filename.startswith(PACKAGE) + frame.name
         for frame in traceback.extract_tb(error.__traceback__)
@@ -29,7 +29,7 @@ def frames(error: BaseException) -> list[str]:
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Return a dataset whose shard has gone."""
+    """Return a dataset whose shard was deleted."""
     npstream.write(tmp_path / "d", {"x": np.arange(9), "text": list("abcdefghi")})
     (tmp_path / "d/shard.00000.mds").unlink()
     return npstream.open(tmp_path / "d")
@@ -38,7 +38,7 @@ def damaged(tmp_path):
 READS = {
     "a sample": lambda ds: ds[0],
     "a batch": lambda ds: ds[:2].load(),
-    "taken": lambda ds: ds.take([1, 2]),
+    "take": lambda ds: ds.take([1, 2]),
     "a column": lambda ds: ds["x"].load(),
     "a value": lambda ds: ds["text"][0],
     "an array": lambda ds: np.asarray(ds["x"]),
@@ -48,21 +48,21 @@ READS = {
 
 
 @pytest.mark.parametrize("name", READS)
-def test_deep_errors_are_short(name, damaged, monkeypatch):
+def test_tracebacks_are_short_unless_full_ones_are_requested(name, damaged, monkeypatch):
     with pytest.raises(StorageError) as caught:
         READS[name](damaged)
     short = frames(caught.value)
-    assert short[0] == "test_deep_errors_are_short"
+    assert short[0] == "test_tracebacks_are_short_unless_full_ones_are_requested"
     assert 1 <= sum(frame.startswith("*") for frame in short) <= 3, short
     monkeypatch.setenv("NPSTREAM_TRACEBACK", "full")
-    with pytest.raises(StorageError) as whole:
+    with pytest.raises(StorageError) as caught:
         READS[name](damaged)
-    full = frames(whole.value)
+    full = frames(caught.value)
     assert sum(frame.startswith("*") for frame in full) > 3
     assert full[-1] == short[-1]
 
 
-def test_frames_of_users_stay(tmp_path):
+def test_frames_of_a_users_function_are_kept(tmp_path):
     npstream.write(tmp_path / "d", {"x": np.arange(3)})
 
     def inner(sample):
@@ -78,17 +78,17 @@ def test_frames_of_users_stay(tmp_path):
         assert frames(caught.value)[-2:] == ["transform", "inner"]
 
 
-def test_causes_are_short_and_pickles_whole(damaged):
+def test_tracebacks_of_causes_are_short_and_pickling_keeps_the_message(damaged):
     with pytest.raises(StorageError) as caught:
         damaged[0]
     cause = caught.value.__cause__ or caught.value.__context__
     assert cause is not None
     assert 1 <= len(frames(cause)) <= 2
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+    unpickled = pickle.loads(pickle.dumps(caught.value))
+    assert (type(unpickled), str(unpickled)) == (type(caught.value), str(caught.value))
 
 
-def test_threads(damaged):
+def test_tracebacks_in_threads_are_short(damaged):
     def read(_):
         with pytest.raises(StorageError) as caught:
             damaged[0]
@@ -98,37 +98,37 @@ def test_threads(damaged):
         assert set(threads.map(read, range(40))) <= {1, 2, 3}
 
 
-def test_what_the_interpreter_prints(damaged, tmp_path):
+def test_the_interpreter_prints_a_short_traceback(damaged, tmp_path):
     code = f"import npstream\nds = npstream.open({str(tmp_path / 'd')!r})\nds[0]\n"
     script = tmp_path / "script.py"
     script.write_text(code)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(PACKAGE).parent)},
     )  # fmt: skip
-    assert "line 3, in <module>" in done.stderr
-    assert 1 <= done.stderr.count(PACKAGE) <= 4
-    assert "shard.00000.mds" in done.stderr.splitlines()[-1]
-    assert done.returncode == 1
+    assert "line 3, in <module>" in process.stderr
+    assert 1 <= process.stderr.count(PACKAGE) <= 4
+    assert "shard.00000.mds" in process.stderr.splitlines()[-1]
+    assert process.returncode == 1
 
 
-def test_what_a_notebook_shows(damaged, tmp_path):
-    """IPython renders the user's line and a few of ours, of the causes, too."""
+def test_a_notebook_shows_a_short_traceback(damaged, tmp_path):
+    """IPython shows the user's line and a few of npstream's, also of the causes."""
     pytest.importorskip("IPython", reason="the test extra installs ipython")
-    opened = f"ds = npstream.open({str(tmp_path / 'd')!r})"
+    open_line = f"ds = npstream.open({str(tmp_path / 'd')!r})"
     code = (
         "from IPython.core.interactiveshell import InteractiveShell\n"
         "shell = InteractiveShell.instance(colors='NoColor')\n"
         "shell.run_cell('import npstream')\n"
-        f"shell.run_cell({opened!r})\n"
+        f"shell.run_cell({open_line!r})\n"
         "shell.run_cell('first = 1\\nrow = ds[0]')\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
         env={**os.environ, "PYTHONPATH": str(Path(PACKAGE).parent), "IPYTHONDIR": str(tmp_path)},
     )  # fmt: skip
-    shown = done.stdout + done.stderr
-    assert "----> 2 row = ds[0]" in shown
-    ours = [line for line in shown.splitlines() if line.startswith("File ") and PACKAGE in line]
-    assert 1 <= len(ours) <= 4, ours
-    assert "shard.00000.mds" in shown.splitlines()[-1]
+    lines = (process.stdout + process.stderr).splitlines()
+    assert any("----> 2 row = ds[0]" in line for line in lines)
+    own = [line for line in lines if line.startswith("File ") and PACKAGE in line]
+    assert 1 <= len(own) <= 4, own
+    assert "shard.00000.mds" in lines[-1]

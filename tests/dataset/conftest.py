@@ -1,4 +1,4 @@
-"""A small dataset of several shards, with columns of each kind."""
+"""Fixtures: a small dataset of several shards, with a column of each kind."""
 
 from __future__ import annotations
 

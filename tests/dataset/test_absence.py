@@ -1,4 +1,4 @@
-"""What the error of a place without a dataset says is there, and what it says to do."""
+"""The error for a path or URL without a dataset describes the contents and the fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import npstream
 from npstream.errors import StorageError
 
 
-def said(path, **settings) -> str:
+def open_error(path, **settings) -> str:
     with pytest.raises((FileNotFoundError, NotADirectoryError)) as caught:
         npstream.open(path, **settings)
     assert isinstance(caught.value, StorageError)
@@ -27,57 +27,59 @@ def splits(tmp_path):
     return tmp_path / "d"
 
 
-def test_the_parent_of_datasets(splits):
-    assert "it holds the datasets 'train', 'val': give split='train'" in said(splits)
-    assert "'d/train', 'd/val': give split='d/train'" in said(splits.parent)
+def test_a_parent_directory_lists_its_datasets(splits):
+    assert "it holds the datasets 'train', 'val': give split='train'" in open_error(splits)
+    assert "'d/train', 'd/val': give split='d/train'" in open_error(splits.parent)
     with pytest.raises(StorageError, match="give split='train'"):
         npstream.verify_dataset(splits)
     with pytest.raises(StorageError, match="give split='train'"):
         npstream.build_index(splits)
 
 
-def test_a_search_below_is_bounded(tmp_path):
+def test_the_search_below_a_directory_is_limited(tmp_path):
     for number in range(70):
         (tmp_path / f"{number:03}").mkdir()
     npstream.write(tmp_path / "000/a/b/c", {"x": [1]})
-    assert "datasets" not in said(tmp_path)
+    assert "holds the datasets" not in open_error(tmp_path)
 
 
-def test_a_split_that_is_not_there(splits):
-    assert re.search(r"split='tran': .*did you mean 'train'\?", said(splits, split="tran"))
-    assert "holds the datasets 'train', 'val'" in said(splits, split="zzz")
+def test_a_missing_split_suggests_a_similar_name(splits):
+    assert re.search(r"split='tran': .*did you mean 'train'\?", open_error(splits, split="tran"))
+    assert "holds the datasets 'train', 'val'" in open_error(splits, split="zzz")
 
 
-def test_a_path_that_is_not_there(splits):
+def test_a_missing_path_suggests_a_similar_name(splits):
     root = splits.parent
-    assert f"there is no 'dd' in {str(root)!r}: did you mean 'd'?" in said(root / "dd" / "train")
-    assert "which is a dataset itself: open that" in said(splits / "train" / "zzz")
+    assert f"there is no 'dd' in {str(root)!r}: did you mean 'd'?" in open_error(
+        root / "dd" / "train"
+    )
+    assert "which is a dataset itself: open that" in open_error(splits / "train" / "zzz")
     (root / "empty").mkdir()
-    assert "a relative one begins at" in said(root / "empty" / "zzz")
+    assert "a relative one begins at" in open_error(root / "empty" / "zzz")
 
 
-def test_the_index_itself_and_other_files_of_a_dataset(splits):
+def test_a_file_of_a_dataset_names_the_directory_to_open(splits):
     train = splits / "train"
     hint = f"give the directory that holds index.json, {str(train)!r}"
-    assert hint in said(train / "index.json")
-    assert hint in said(f"{train}/index.json/")
-    assert "file of the dataset in" in said(train / "shard.00000.mds")
+    assert hint in open_error(train / "index.json")
+    assert hint in open_error(f"{train}/index.json/")
+    assert "file of the dataset in" in open_error(train / "shard.00000.mds")
     (train / "index.json").unlink()
-    assert "it is a shard" in said(train / "shard.00000.mds")
-    assert "it holds 1 shard ('shard.00000.mds'), but no index.json" in said(train)
+    assert "it is a shard" in open_error(train / "shard.00000.mds")
+    assert "it holds 1 shard ('shard.00000.mds'), but no index.json" in open_error(train)
 
 
-def test_an_empty_directory(tmp_path):
-    assert "the directory is empty: npstream.write" in said(tmp_path)
+def test_an_empty_directory_suggests_to_write_a_dataset(tmp_path):
+    assert "the directory is empty: npstream.write" in open_error(tmp_path)
 
 
-def test_a_write_that_was_cut_off(tmp_path):
+def test_temporary_files_show_an_unfinished_write(tmp_path):
     (tmp_path / ".index.json.12ab.tmp").touch()
-    assert "a write is under way, or was cut off" in said(tmp_path)
+    assert "a write is under way, or was cut off" in open_error(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "advice"),
     [
         ("a.csv", "dict(pandas.read_csv('"),
         ("a.parquet", "dict(pandas.read_parquet('"),
@@ -88,24 +90,24 @@ def test_a_write_that_was_cut_off(tmp_path):
         ("a.bin", "npstream.write('new', samples)"),
     ],
 )
-def test_files_of_other_formats(tmp_path, name, mend):
+def test_files_of_other_formats_show_how_to_convert_them(tmp_path, name, advice):
     (tmp_path / name).touch()
-    assert mend in said(tmp_path / name)
-    assert "it is a file" in said(tmp_path / name)
+    assert advice in open_error(tmp_path / name)
+    assert "it is a file" in open_error(tmp_path / name)
     (tmp_path / "README").touch()
-    assert mend in said(tmp_path)
-    assert f"holds 'README', {name!r}" in said(tmp_path)
+    assert advice in open_error(tmp_path)
+    assert f"holds 'README', {name!r}" in open_error(tmp_path)
 
 
-def test_the_mends_are_right(tmp_path):
+def test_the_suggested_conversions_work(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(3))
     np.savez(tmp_path / "a.npz", x=np.arange(3))
     (tmp_path / "a.jsonl").write_text('{"x": 0}\n{"x": 1}\n{"x": 2}\n')
     (tmp_path / "a.json").write_text('[{"x": 0}, {"x": 1}, {"x": 2}]')
     (tmp_path / "a.csv").write_text("x\n0\n1\n2\n")
     for number, kind in enumerate(("npy", "npz", "jsonl", "json", "csv")):
-        mend = re.search(r"npstream\.write\('new', (.*)\): '", said(tmp_path / f"a.{kind}"))
-        code = mend[0][:-3].replace("'new'", "new", 1)
+        advice = re.search(r"npstream\.write\('new', (.*)\): '", open_error(tmp_path / f"a.{kind}"))
+        code = advice[0][:-3].replace("'new'", "new", 1)
         run = (
             f"import json, numpy, pathlib, npstream\nnew = {str(tmp_path / str(number))!r}\n{code}"
         )
@@ -116,28 +118,28 @@ def test_the_mends_are_right(tmp_path):
         assert [row["x"] for row in npstream.open(tmp_path / str(number))] == [0, 1, 2]
 
 
-def test_a_directory_that_may_not_be_listed(tmp_path, monkeypatch):
+def test_a_directory_that_cannot_be_listed_says_why(tmp_path, monkeypatch):
     from npstream.storage.local import LocalStore
 
     def refuse(_self):
         raise StorageError(13, "no", "x")
 
     monkeypatch.setattr(LocalStore, "entries", refuse)
-    assert "cannot be listed (Permission denied)" in said(tmp_path)
+    assert "cannot be listed (Permission denied)" in open_error(tmp_path)
 
 
-def test_urls(remote_dir: RemoteDirectory, tmp_path):
+def test_urls_without_a_dataset_describe_the_contents(remote_dir: RemoteDirectory, tmp_path):
     options = {"storage_options": remote_dir.storage_options, "cache": tmp_path / "cache"}
-    assert "give the directory that holds index.json" in said(
+    assert "give the directory that holds index.json" in open_error(
         f"{remote_dir.url}/index.json", **options
     )
-    bare = said(remote_dir.url, **options)
+    empty = open_error(remote_dir.url, **options)
     remote_dir.put("train/index.json", b"{}")
     remote_dir.put("notes.txt", b"")
-    text = said(remote_dir.url, **options)
+    text = open_error(remote_dir.url, **options)
     if remote_dir.url.startswith("http"):
-        assert "directory that holds index.json" in bare
-        assert text == bare
+        assert "directory that holds index.json" in empty
+        assert text == empty
     else:
-        assert "nothing is stored" in bare or "is empty" in bare
+        assert "nothing is stored" in empty or "is empty" in empty
         assert "it holds the datasets 'train': give split='train'" in text

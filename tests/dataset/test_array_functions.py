@@ -1,4 +1,4 @@
-"""NumPy's functions on columns: NumPy's results, without reading more than they need."""
+"""NumPy functions on columns return NumPy's results, and read only what they need."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def arrays():
     rng = np.random.default_rng(0)
     values = rng.normal(size=(N, WIDTH)).astype(np.float32)
     values[rng.random(values.shape) < 0.3] = np.nan
-    endless = values.copy()
-    endless[3, 1] = np.inf
+    with_infinity = values.copy()
+    with_infinity[3, 1] = np.inf
     return {
         "x": rng.normal(size=(N, WIDTH)).astype(np.float32),
         "nan": values,
-        "endless": endless,
+        "infinite": with_infinity,
         "n": rng.integers(0, 9, N),
         "grid": rng.integers(-9, 9, (N, 3, WIDTH)),
         "z": (rng.normal(size=(N, 2)) + 1j).astype(np.complex64),
@@ -53,11 +53,8 @@ def ds(dataset, monkeypatch):
     return dataset
 
 
-def row_bytes(ds):
-    return ds._source.estimate_bytes(ds.size) // ds.size
-
-
 def outcome(function, value):
+    """Return the result of a call or its exception's type, and the messages of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -67,16 +64,16 @@ def outcome(function, value):
     return result, {str(w.message) for w in caught}
 
 
-def assert_alike(function, column, array):
-    got, said = outcome(function, column)
-    want, says = outcome(function, array)
-    if isinstance(want, type):
+def assert_same_outcome(function, column, array):
+    got, warned = outcome(function, column)
+    expected, expected_warnings = outcome(function, array)
+    if isinstance(expected, type):
         assert isinstance(got, type)
-        assert issubclass(got, want)
+        assert issubclass(got, expected)
         return
-    assert said == says
+    assert warned == expected_warnings
     for left, right in zip(
-        *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+        *(x if isinstance(x, tuple) else (x,) for x in (got, expected)), strict=True
     ):
         assert type(left) is type(right)
         if isinstance(right, np.ndarray | np.generic) and right.dtype.kind in "fc":
@@ -276,26 +273,26 @@ FUNCTIONS = {
 @pytest.mark.parametrize(
     ("name", "number"), [(name, k) for name in FUNCTIONS for k in range(len(FUNCTIONS[name]))]
 )
-def test_results_are_numpys(ds, arrays, name, number):
-    assert_alike(FUNCTIONS[name][number], ds[name], arrays[name])
+def test_functions_return_the_results_for_arrays(ds, arrays, name, number):
+    assert_same_outcome(FUNCTIONS[name][number], ds[name], arrays[name])
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1, (0, 1), 2])
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("name", NAN_REDUCTIONS)
-def test_reductions_without_nan(ds, arrays, name, axis, keepdims):
+def test_nan_reductions_return_the_results_for_arrays(ds, arrays, name, axis, keepdims):
     function = getattr(np, name)
-    # NumPy itself warns of variances of infinite numbers, for each of its own reasons.
+    # For variances of infinite numbers, NumPy's warnings differ from ours.
     is_moment = name in ("nanvar", "nanstd")
-    for column in ("x", "nan") if is_moment else ("x", "nan", "endless"):
-        assert_alike(
+    for column in ("x", "nan") if is_moment else ("x", "nan", "infinite"):
+        assert_same_outcome(
             lambda a: function(a, axis=axis, keepdims=keepdims), ds[column], arrays[column]
         )
 
 
 @settings(max_examples=200)
 @given(st.data())
-def test_reductions_without_nan_of_any_blocks(data):
+def test_nan_reductions_of_any_blocks_return_the_results_for_arrays(data):
     name = data.draw(st.sampled_from(NAN_REDUCTIONS))
     array = data.draw(
         npst.arrays(
@@ -311,29 +308,29 @@ def test_reductions_without_nan_of_any_blocks(data):
     axis = data.draw(st.none() | st.integers(-array.ndim, array.ndim - 1))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(array)), max_size=3)))
 
-    def ours(given):
-        blocks = np.split(given, cuts)
-        return reduce_without_nan(name.removeprefix("nan"), blocks, given.shape, given.dtype, axis)
+    def reduce_in_blocks(array):
+        blocks = np.split(array, cuts)
+        return reduce_without_nan(name.removeprefix("nan"), blocks, array.shape, array.dtype, axis)
 
-    got, said = outcome(ours, array)
-    want, says = outcome(lambda given: getattr(np, name)(given, axis=axis), array)
-    if isinstance(want, type):
-        assert got is want
+    got, warned = outcome(reduce_in_blocks, array)
+    expected, expected_warnings = outcome(lambda a: getattr(np, name)(a, axis=axis), array)
+    if isinstance(expected, type):
+        assert got is expected
         return
-    assert said == says
-    assert np.asarray(got).dtype == np.asarray(want).dtype
-    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert warned == expected_warnings
+    assert np.asarray(got).dtype == np.asarray(expected).dtype
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("function", [f for f in SHAPE_FUNCTIONS if f.__name__.endswith("_like")])
-def test_what_needs_a_shape_reads_nothing(ds, function, monkeypatch):
+def test_functions_of_the_shape_read_nothing(ds, function, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     column = ds["grid"]
     like = function(column, *([1] if function is np.full_like else []))
     assert (like.shape, like.dtype, like.flags.c_contiguous) == (column.shape, column.dtype, True)
 
 
-BAD = [
+INVALID = [
     lambda a: a @ np.ones(3),
     lambda a: a + np.ones(4),
     lambda a: np.add(a, 1, out=np.ones(3)),
@@ -350,13 +347,13 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(BAD)))
-def test_bad_arguments_raise_before_anything_is_read(ds, arrays, number, monkeypatch):
-    function = BAD[number]
-    with pytest.raises((ValueError, TypeError, IndexError)) as numpys:
+@pytest.mark.parametrize("number", range(len(INVALID)))
+def test_invalid_arguments_raise_before_reading(ds, arrays, number, monkeypatch):
+    function = INVALID[number]
+    with pytest.raises((ValueError, TypeError, IndexError)) as caught:
         function(arrays["x"])
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
-    with pytest.raises(numpys.type):
+    with pytest.raises(caught.type):
         function(ds["x"])
 
 
@@ -389,9 +386,9 @@ def large(tmp_path_factory):
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("name", BOUNDED)
-def test_memory_is_that_of_blocks_and_the_result(large, name, monkeypatch):
+def test_memory_is_bounded_by_blocks_and_the_result(large, name, monkeypatch):
     monkeypatch.setattr("npstream.dataset.column.READ_BYTES", 1 << 18)
-    BOUNDED[name](large)  # compiles what there is to compile
+    BOUNDED[name](large)  # compile kernels before memory is measured
     tracemalloc.start()
     try:
         BOUNDED[name](large)
@@ -402,7 +399,7 @@ def test_memory_is_that_of_blocks_and_the_result(large, name, monkeypatch):
     assert peak - result < large.nbytes // 3
 
 
-def test_other_arguments_may_be_columns(ds, arrays):
+def test_columns_may_be_other_than_the_first_argument(ds, arrays):
     out = np.zeros((N, WIDTH), np.float32)
     np.copyto(out, ds["x"])
     assert_same(out, arrays["x"])
@@ -411,7 +408,7 @@ def test_other_arguments_may_be_columns(ds, arrays):
     assert_same(np.interp(ds["n"], [0, 9], [0, 1]), np.interp(arrays["n"], [0, 9], [0, 1]))
 
 
-def test_protocols_of_python(ds, arrays):
+def test_columns_support_pythons_number_and_sequence_protocols(ds, arrays):
     x, n = ds["x"], ds["n"]
     assert_same(np.array(list(reversed(n))), arrays["n"][::-1].copy())
     assert arrays["n"][0] in n
@@ -428,39 +425,39 @@ def test_protocols_of_python(ds, arrays):
     assert sorted(n) == sorted(arrays["n"])
 
 
-def test_dlpack(ds, arrays):
+def test_columns_are_exported_by_dlpack(ds, arrays):
     assert_same(np.from_dlpack(ds["x"][::2]), arrays["x"][::2].copy())
     assert ds["x"].__dlpack_device__() == arrays["x"].__dlpack_device__()
     with pytest.raises((BufferError, TypeError)):
         np.from_dlpack(ds["text"])
 
 
-def test_torch_takes_a_column(ds, arrays):
+def test_torch_converts_columns_to_tensors(ds, arrays):
     torch = pytest.importorskip("torch")
     for make in (torch.as_tensor, torch.asarray, torch.from_dlpack):
         assert_same(make(ds["x"]).numpy(), arrays["x"])
 
 
-def test_every_handler_is_tried():
+def test_every_handler_is_called_in_this_file():
     text = Path(__file__).read_text()
     methods = {getattr(np, name) for name in (*REDUCTIONS, *NAN_REDUCTIONS, "amin", "amax")}
     names = {function.__name__ for function in set(HANDLERS) - methods}
     assert {name for name in names if f".{name}(" not in text} == set()
 
 
-def test_a_loader_of_torch_reads_the_rows_of_a_batch_at_once(ds, arrays, monkeypatch):
+def test_a_data_loader_reads_the_rows_of_a_batch_at_once(ds, arrays, monkeypatch):
     data = pytest.importorskip("torch.utils.data")
-    calls = []
-    whole = type(ds._source).columns
+    sizes = []
+    original = type(ds._source).columns
 
-    def columns(self, plan, found, *rest):
-        calls.append(len(found.rows))
-        return whole(self, plan, found, *rest)
+    def columns(self, plan, samples, *rest):
+        sizes.append(len(samples.rows))
+        return original(self, plan, samples, *rest)
 
     monkeypatch.setattr(type(ds._source), "columns", columns)
     batches = list(data.DataLoader(ds["x"], batch_size=4))
     assert_same(np.concatenate([batch.numpy() for batch in batches]), arrays["x"])
-    assert set(calls) == {4}
+    assert set(sizes) == {4}
 
 
 WRITES = [
@@ -478,17 +475,17 @@ WRITES = [
 
 
 @pytest.mark.parametrize("write", range(len(WRITES)))
-def test_what_would_be_written_to_a_column_is_refused(ds, write):
+def test_functions_that_write_to_a_column_raise(ds, write):
     with pytest.raises(ValueError, match=r"read-only|not acceptable"):
         WRITES[write](ds["x"], ds["n"])
 
 
 @pytest.mark.parametrize("function", [np.squeeze, np.flip, np.atleast_3d, np.transpose])
-def test_views_of_what_was_read_are_writable(ds, function):
+def test_returned_views_of_the_read_array_are_writable(ds, function):
     assert function(ds["x"]).flags.writeable
 
 
-def test_elements_of_a_shape_and_a_dtype(ds, arrays):
+def test_full_like_and_min_scalar_type_accept_columns(ds, arrays):
     n, text = ds["n"], ds["text"]
     assert_same(np.full_like(n, n), arrays["n"])
     assert_same(np.full_like(ds["x"][:, 0], n), arrays["n"].astype(np.float32))
@@ -515,5 +512,5 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call", range(len(CALLS)))
-def test_arguments_are_sorted_out_by_numpy(ds, arrays, call):
-    assert_alike(CALLS[call], ds["x"], arrays["x"])
+def test_unusual_arguments_give_the_results_for_arrays(ds, arrays, call):
+    assert_same_outcome(CALLS[call], ds["x"], arrays["x"])

@@ -1,4 +1,4 @@
-"""A column's methods take what ndarray's of the same names take, and return the same."""
+"""A column's methods accept the arguments of ndarray's methods, and return the same results."""
 
 from __future__ import annotations
 
@@ -224,37 +224,38 @@ def outcome(function, array):
 @pytest.mark.parametrize(
     ("name", "number"), [(name, k) for name, calls in CALLS.items() for k in range(len(calls))]
 )
-def test_calls(ds, name, number):
+def test_methods_return_the_results_for_arrays(ds, name, number):
     function = CALLS[name][number]
-    got, want = outcome(function, ds["x"]), outcome(function, FIXED["x"])
-    if isinstance(want, Exception):
-        assert isinstance(got, type(want)), got
+    got, expected = outcome(function, ds["x"]), outcome(function, FIXED["x"])
+    if isinstance(expected, Exception):
+        assert isinstance(got, type(expected)), got
         return
-    if isinstance(want, np.ndarray | np.generic) and want.dtype.kind == "f":
-        assert (got.dtype, got.shape) == (want.dtype, want.shape)
-        np.testing.assert_allclose(got, want, rtol=1e-6)
-    elif isinstance(want, tuple):
-        for left, right in zip(got, want, strict=True):
+    if isinstance(expected, np.ndarray | np.generic) and expected.dtype.kind == "f":
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    elif isinstance(expected, tuple):
+        for left, right in zip(got, expected, strict=True):
             assert_same(left, right)
+    elif isinstance(expected, np.ndarray):
+        assert_same(got, np.ascontiguousarray(expected))
     else:
-        assert_same(got, np.ascontiguousarray(want) if isinstance(want, np.ndarray) else want)
+        assert_same(got, expected)
 
 
-def test_signatures_are_ndarrays():
-    """Positions and names of parameters are those that NumPy documents."""
+def test_parameters_have_the_names_and_positions_of_numpys():
     for name in ("sum", "prod", "min", "max", "any", "all", "mean", "std", "var"):
-        ours = list(inspect.signature(getattr(ArrayMethods, name)).parameters)[1:]
-        numpys = list(inspect.signature(getattr(np, name)).parameters)[1:]
-        assert ours == numpys, name
+        parameters = list(inspect.signature(getattr(ArrayMethods, name)).parameters)[1:]
+        expected = list(inspect.signature(getattr(np, name)).parameters)[1:]
+        assert parameters == expected, name
 
 
-def test_correction_is_another_name_of_ddof(ds):
+def test_correction_is_an_alias_of_ddof(ds):
     assert ds["x"].std(correction=1) == ds["x"].std(ddof=1) == np.std(ds["x"], correction=1)
     with pytest.raises(ValueError, match="simultaneously"):
         ds["x"].var(ddof=1, correction=1)
 
 
-def test_views_without_axes(ds):
+def test_methods_of_0d_views_return_the_results_for_arrays(ds):
     column, array = ds[..., 3]["n"], np.array(FIXED["n"][3])
     for call in (
         lambda a: a.sum(), lambda a: a.tolist(), lambda a: a.item(), lambda a: a.copy(),
@@ -265,7 +266,7 @@ def test_views_without_axes(ds):
         assert_same(call(column), call(array))
 
 
-def test_text_and_objects(ds):
+def test_methods_of_text_and_object_columns(ds):
     assert ds["text"].tolist() == OBJECTS["text"]
     assert ds["json"].tolist() == OBJECTS["json"]
     assert ds["json"].item(3) == {"k": 3}
@@ -277,14 +278,14 @@ def test_text_and_objects(ds):
         ds["json"].sum()
 
 
-def test_reshape_into_a_copy(ds):
-    """ndarray.reshape takes `copy` from NumPy 2.1 on."""
+def test_reshape_has_the_parameter_copy(ds):
+    """ndarray.reshape has it since NumPy 2.1."""
     assert_same(ds["x"].reshape(6, -1, copy=True), FIXED["x"].reshape(6, -1))
     with pytest.raises(ValueError, match="Unable to avoid creating a copy"):
         ds["x"].reshape(6, -1, copy=False)
 
 
-def test_what_stays_lazy(ds, monkeypatch):
+def test_methods_without_effect_on_the_values_read_nothing(ds, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     rows = ds[[[1, 2], [3, 4]]]
     assert rows["text"].ravel().shape == (4,)
@@ -294,7 +295,7 @@ def test_what_stays_lazy(ds, monkeypatch):
     assert isinstance(ds["x"].reshape(N, 3, 2), npstream.Column)
 
 
-def test_in_asks_a_dataset_for_names(ds, monkeypatch):
+def test_in_tests_a_dataset_for_column_names(ds, monkeypatch):
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", None)
     assert "n" in ds
     assert "label" not in ds

@@ -1,4 +1,4 @@
-"""Opening a dataset: which columns it has, also of shards that differ, and what is refused."""
+"""Opening a dataset: its columns, invalid arguments, and shards with different columns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mixed_columns import COLUMNS, VALUES, N, check_sample
 import npstream
 from npstream import errors
 
-# Opening, closing
+# Columns and arguments
 
 
-def test_open_projects_and_declares_anew(path):
+def test_columns_are_selected_or_reinterpreted(path):
     assert npstream.open(path, columns=["text", "label"]).columns == ("text", "label")
     with pytest.raises(errors.ColumnError, match="did you mean 'label'"):
         npstream.open(path, columns=["lable"])
@@ -34,7 +34,7 @@ def test_open_projects_and_declares_anew(path):
         npstream.open(path, columns={"lable": "float32"})
 
 
-def test_a_dataset_of_no_columns(path):
+def test_a_dataset_may_have_no_columns(path):
     ds = npstream.open(path, columns=[])
     assert (ds.columns, len(ds)) == ((), N)
     assert ds[1] == {}
@@ -45,7 +45,7 @@ def test_a_dataset_of_no_columns(path):
     assert "<table>" in ds._repr_html_()
 
 
-def test_pickles_are_loaded_where_they_are_allowed_only(tmp_path):
+def test_columns_are_unpickled_only_with_allow_pickle(tmp_path):
     npstream.write(tmp_path, {"x": [pickle.dumps(i) for i in range(3)], "y": np.arange(3)})
     for columns in ({"x": "pkl"}, {"x": "pkl", "y": "int"}):
         with pytest.raises(ValueError, match="allow_pickle=True"):
@@ -57,7 +57,7 @@ def test_pickles_are_loaded_where_they_are_allowed_only(tmp_path):
         npstream.open(tmp_path)["x"].view("pkl")
 
 
-def test_open_says_what_is_wrong(tmp_path, path):
+def test_invalid_arguments_of_open_raise(tmp_path, path):
     with pytest.raises(errors.StorageError, match=r"index\.json"):
         npstream.open(tmp_path)
     with pytest.raises(ValueError, match="verify='sha0'"):
@@ -66,7 +66,7 @@ def test_open_says_what_is_wrong(tmp_path, path):
         npstream.open("s4://bucket/data")
 
 
-def test_opening_reads_only_the_index(path, tmp_path):
+def test_open_reads_only_the_index(path, tmp_path):
     (tmp_path / "index.json").write_bytes((path / "index.json").read_bytes())
     ds = npstream.open(tmp_path)
     assert len(ds[::2]["tokens"]) == 6
@@ -74,12 +74,12 @@ def test_opening_reads_only_the_index(path, tmp_path):
         ds[0]
 
 
-# Shards that differ
+# Shards with different columns
 
 
 @pytest.fixture
 def mixed(tmp_path):
-    """Return merged shards: MDS, MDS with other columns, JSONL."""
+    """Return a dataset of merged shards (MDS, MDS with other columns, JSONL) and its samples."""
     one = [{"n": np.int64(i), "x": i / 2, "text": f"{i}", "a": 1, "only": b"one"} for i in range(3)]
     two = [{"text": f"{i}" * i, "n": i, "x": i / 2, "a": f"{i}"} for i in range(3, 5)]
     three = [{"x": i / 2, "text": "é" * i, "n": i, "extra": "three"} for i in range(5, 9)]
@@ -91,7 +91,7 @@ def mixed(tmp_path):
     return merge(tmp_path), samples
 
 
-def test_merged_shards_have_their_common_columns(mixed):
+def test_merged_shards_have_the_columns_that_all_have(mixed):
     ds, samples = mixed
     assert ds.columns == ("n", "text", "x")
     assert ds.dtypes["n"] == np.int64
@@ -111,7 +111,7 @@ def test_merged_shards_have_their_common_columns(mixed):
         assert np.asarray(view[["n", "x"]])["x"].tolist() == [s["x"] for s in expected]
 
 
-def test_all_kinds_of_columns_are_merged(tmp_path):
+def test_columns_of_all_kinds_are_read_from_merged_shards(tmp_path):
     extra = {"before": b"a", "until": 1}
     for part in range(3):
         rows = [{name: VALUES[name][i] for name in VALUES} for i in range(4 * part, 4 * part + 3)]
@@ -143,7 +143,7 @@ def test_all_kinds_of_columns_are_merged(tmp_path):
         ("extra", r"not all shards have column 'extra': shard 2 has it"),
     ],
 )
-def test_other_columns_name_the_shard_that_differs(mixed, name, message):
+def test_reading_a_column_that_not_all_shards_have_names_the_shard(mixed, name, message):
     ds, _ = mixed
     for read in (lambda: ds[name], lambda: ds[[name]]):
         with pytest.raises(errors.FormatError, match=message):

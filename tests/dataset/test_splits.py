@@ -1,4 +1,4 @@
-"""Random splits are disjoint and whole; a filter keeps what its function says."""
+"""Random splits are disjoint and complete; filters keep the samples that a function selects."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from npstream.dataset.splits import split_lengths
 
 @pytest.mark.parametrize("by", ["sample", "chunk"])
 @pytest.mark.parametrize("view", [..., slice(None, None, -1), [[0, 1, 2], [2, 9, 10]], []])
-def test_random_splits_are_disjoint_and_whole(ds, by, view):
+def test_random_splits_are_disjoint_and_complete(ds, by, view):
     view = ds[view]
     parts = view.random_split([0.5, 0.2, 0.3], seed=1, by=by)
     assert [len(part) for part in parts] == split_lengths([0.5, 0.2, 0.3], view.size)
-    found = np.concatenate([ids_of(part) for part in parts])
-    assert sorted(found) == sorted(ids_of(view).ravel())
+    ids = np.concatenate([ids_of(part) for part in parts])
+    assert sorted(ids) == sorted(ids_of(view).ravel())
 
 
-def test_random_splits_by_sample_are_runs_of_a_shuffle(ds):
+def test_random_splits_by_sample_are_slices_of_a_shuffle(ds):
     one, two = ds.random_split([4, N - 4], 7)
     order = ids_of(ds.shuffle(7, block=None)).tolist()
     assert ids_of(one).tolist() + ids_of(two).tolist() == order
@@ -59,7 +59,7 @@ def test_fractions_are_rounded_as_in_torch(lengths, n, torch):
         ([], "0 samples"),
     ],
 )
-def test_lengths_that_raise(ds, lengths, message):
+def test_invalid_lengths_raise(ds, lengths, message):
     with pytest.raises(ValueError, match=message):
         ds.random_split(lengths)
     with pytest.raises(ValueError, match="by='shard'"):
@@ -68,20 +68,20 @@ def test_lengths_that_raise(ds, lengths, message):
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 100])
 @pytest.mark.parametrize("columns", [None, ["label"]])
-def test_filter(ds, batch_size, columns):
-    def odd(item):
+def test_filter_keeps_the_samples_for_which_the_function_is_true(ds, batch_size, columns):
+    def is_odd(item):
         assert columns is None or list(item) == columns
         return item["label"] % 2 == 1
 
     for view in (ds, ds[::-1], ds[ds["label"] > 1]):
-        kept = view.filter(odd, columns=columns, batch_size=batch_size)
+        kept = view.filter(is_odd, columns=columns, batch_size=batch_size)
         ids = ids_of(view)
         assert ids_of(kept).tolist() == ids[ids % 2 == 1].tolist()
         assert kept.columns == ds.columns
-    assert ids_of(ds[[[0, 1], [2, 3]]].filter(odd, columns=columns)).tolist() == [1, 3]
+    assert ids_of(ds[[[0, 1], [2, 3]]].filter(is_odd, columns=columns)).tolist() == [1, 3]
 
 
-def test_filter_what_raises(ds):
+def test_invalid_arguments_of_filter_raise(ds):
     with pytest.raises(ValueError, match="batch_size=0"):
         ds.filter(label, batch_size=0)
     with pytest.raises(TypeError, match=r"int64 of shape \(4,\).*bool for each row"):

@@ -1,4 +1,4 @@
-"""Types that mypy infers for what users write; `.ci/run` has it check this file."""
+"""Types that mypy infers for users' code; `.ci/run` runs mypy on this file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ds(tmp_path: Path) -> Dataset:
     return npstream.open(tmp_path / "data")
 
 
-def test_indexing(ds: Dataset) -> None:
+def test_indices_have_the_inferred_types(ds: Dataset) -> None:
     assert isinstance(assert_type(ds[0], dict[str, Any]), dict)
     assert isinstance(assert_type(ds[np.int64(1)], dict[str, Any]), dict)
     assert isinstance(assert_type(ds["a"], Column), Column)
@@ -44,6 +44,6 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda function: function.__qualname__)
-def test_signatures_are_explicit(function: Any) -> None:
+def test_public_functions_have_no_keyword_catch_all(function: Any) -> None:
     parameters = inspect.signature(function).parameters
     assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())

@@ -1,4 +1,4 @@
-"""Computing and comparing with columns is computing and comparing with arrays of their values."""
+"""Ufuncs, operators and comparisons of columns give the results for arrays of their values."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ UFUNCS = [
 @pytest.mark.parametrize("block", [1, 1 << 23])
 @pytest.mark.parametrize("name", ["label", "small", "score", "number", "str_float"])
 @pytest.mark.parametrize("function", range(len(UFUNCS)))
-def test_ufuncs(ds, name, function, block, monkeypatch):
+def test_ufuncs_give_the_results_for_arrays(ds, name, function, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     for index in (..., slice(None, None, -1)):
-        got, want = UFUNCS[function](ds[name][index]), UFUNCS[function](VALUES[name][index])
+        got, expected = UFUNCS[function](ds[name][index]), UFUNCS[function](VALUES[name][index])
         for left, right in zip(
-            *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+            *(x if isinstance(x, tuple) else (x,) for x in (got, expected)), strict=True
         ):
             assert_same(left, right)
 
 
 @pytest.mark.parametrize("view", [slice(0, 0), [[0, 1, 2], [7, 6, 5]], (..., 2)])
-def test_ufuncs_on_views(ds, view):
+def test_ufuncs_of_views_give_the_results_for_arrays(ds, view):
     for name in ("label", "tokens", "text"):
         for function in (lambda x: x == 3, lambda x: x != "text", lambda x: x == x):
             assert_same(function(ds[name][view]), function(VALUES[name][view]))
@@ -74,7 +74,7 @@ def test_ufuncs_on_views(ds, view):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["text", "data"])
-def test_text_is_compared(ds, name, compiled, monkeypatch):
+def test_comparisons_of_text_give_the_results_for_arrays(ds, name, compiled, monkeypatch):
     if compiled:
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda kernel, rows: kernel.compiled())
     values = VALUES[name]
@@ -87,20 +87,20 @@ def test_text_is_compared(ds, name, compiled, monkeypatch):
     assert not (ds["text"] == "\ud800").any()
 
 
-def test_text_is_compared_and_joined_as_in_numpy(ds):
+def test_other_operations_on_text_give_the_results_for_arrays(ds):
     assert_same(ds["text"] < "b", VALUES["text"] < "b")
     assert_same(ds["text"] + "!", VALUES["text"] + "!")
     assert_same(np.strings.str_len(ds["text"]), np.strings.str_len(VALUES["text"]))
 
 
-def test_objects_are_compared_one_by_one(ds):
+def test_objects_are_compared_elementwise(ds):
     assert (ds["json"] == {"i": 4}).nonzero()[0].tolist() == [4]
     assert (ds["decimal"] > 1).nonzero()[0].tolist() == list(range(9, N))
     assert (ds["json"] == None).sum() == 3  # noqa: E711
 
 
 @pytest.mark.parametrize("symbol", ["iadd", "isub", "imul", "iand", "ipow", "ifloordiv", "ilshift"])
-def test_operators_in_place_raise(ds, symbol):
+def test_in_place_operators_on_columns_raise(ds, symbol):
     column = ds["label"]
     with pytest.raises(TypeError, match="a column is read-only"):
         getattr(operator, symbol)(column, 1)
@@ -123,22 +123,22 @@ def test_operators_in_place_raise(ds, symbol):
     ["sum", "prod", "min", "max", "mean", "std", "var", "any", "all", "argmin", "argmax"],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
-def test_reductions(ds, name, reduction, block, monkeypatch):
+def test_reductions_give_the_results_for_arrays(ds, name, reduction, block, monkeypatch):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", block)
     function = getattr(np, reduction)
     for index in (slice(1, None), [[1, 2], [4, 12]]):
         column, array = ds[name][index], VALUES[name][index]
         for axis in (None, 0, -1):
-            got, want = function(column, axis=axis), function(array, axis=axis)
-            assert type(got) is type(want)
-            assert got.dtype == want.dtype
-            assert got.shape == want.shape
-            np.testing.assert_allclose(got, want, rtol=1e-5)
+            got, expected = function(column, axis=axis), function(array, axis=axis)
+            assert type(got) is type(expected)
+            assert got.dtype == expected.dtype
+            assert got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, rtol=1e-5)
     got = getattr(column, reduction)(axis=0, keepdims=True)
     np.testing.assert_allclose(got, function(array, axis=0, keepdims=True), rtol=1e-5)
 
 
-def test_reductions_that_raise(ds):
+def test_reductions_raise_the_exceptions_of_numpy(ds):
     with pytest.raises(np.exceptions.AxisError):
         np.sum(ds["label"], axis=1)
     with pytest.raises(ValueError, match="zero-size array to reduction operation minimum"):
@@ -195,9 +195,9 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("function", range(len(FUNCTIONS)))
-def test_functions_of_numpy(ds, function):
-    got, want = FUNCTIONS[function](ds["tokens"]), FUNCTIONS[function](VALUES["tokens"])
-    assert_same(np.asarray(got) if isinstance(got, npstream.Column) else got, want)
+def test_numpy_functions_give_the_results_for_arrays(ds, function):
+    got, expected = FUNCTIONS[function](ds["tokens"]), FUNCTIONS[function](VALUES["tokens"])
+    assert_same(np.asarray(got) if isinstance(got, npstream.Column) else got, expected)
 
 
 # Comparing
@@ -214,20 +214,20 @@ OTHERS = [
 )
 @pytest.mark.parametrize("name", ["label", "score", "text", "data", "str_int"])
 def test_text_and_numbers_compare_as_in_numpy(ds, name, other):
-    """The operators call them unequal; the ufuncs raise, and so does what asks for an order."""
+    """Equality operators return False; ufuncs and ordering operators raise."""
     values = np.array(VALUES[name])
     for function in (
         *(operator.eq, operator.ne, operator.lt, operator.ge, np.equal, np.not_equal),
         lambda x, y: y == x,
     ):
         try:
-            wanted = function(values, other)
+            expected = function(values, other)
         except TypeError:
             with pytest.raises(TypeError):
                 function(ds[name], other)
             continue
         got = function(ds[name], other)
-        assert_same(got, wanted)
+        assert_same(got, expected)
     if np.ndim(other) == 0:
         assert (other in ds[name]) == bool(np.any(values == other))
 
@@ -242,7 +242,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("name", TENSORS)
-def test_tensors_compare_to_tensors_of_bools(ds, name, torch):
+def test_operators_with_a_tensor_return_tensors(ds, name, torch):
     tensor, label = TENSORS[name](torch), VALUES["label"]
     values = tensor.detach().numpy()
     for function in (operator.eq, operator.ne):
@@ -266,19 +266,19 @@ def test_tensors_compare_to_tensors_of_bools(ds, name, torch):
     assert nd.all()
 
 
-def test_what_has_its_own_say_in_comparing(ds):
-    class Proud:
+def test_an_operand_without_ufuncs_implements_the_comparison(ds):
+    class NoUfuncs:
         __array_ufunc__ = None
 
         def __eq__(self, other):
-            return "mine"
+            return "its own result"
 
         __hash__ = None
 
-    assert (ds["label"] == Proud()) == "mine"
+    assert (ds["label"] == NoUfuncs()) == "its own result"
 
 
-# Operators that arrays leave to the other operand
+# Operators that the other operand implements
 
 OPERATORS = [
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv),
@@ -286,7 +286,7 @@ OPERATORS = [
 ]
 
 
-def computed(function):
+def result_or_error(function):
     try:
         return function()
     except Exception as error:
@@ -294,14 +294,15 @@ def computed(function):
 
 
 def assert_computed(function, column, array):
-    """Assert that a column gives what an array does, of the type that it has there."""
-    got, want = computed(lambda: function(column)), computed(lambda: function(array))
-    assert type(got) is type(want)
-    if isinstance(want, type):
-        assert got is want
+    """Assert that a function returns the same for a column and an array, with the same type."""
+    got = result_or_error(lambda: function(column))
+    expected = result_or_error(lambda: function(array))
+    assert type(got) is type(expected)
+    if isinstance(expected, type):
+        assert got is expected
     else:
         for left, right in zip(
-            *(x if isinstance(x, tuple) else (x,) for x in (got, want)), strict=True
+            *(x if isinstance(x, tuple) else (x,) for x in (got, expected)), strict=True
         ):
             assert type(left) is type(right)
             mask = np.ma.getmaskarray(np.ma.asarray(right))
@@ -312,7 +313,7 @@ def assert_computed(function, column, array):
 @pytest.mark.filterwarnings("error::RuntimeWarning", "ignore::PendingDeprecationWarning")
 @pytest.mark.parametrize("function", OPERATORS)
 @pytest.mark.parametrize("kind", ["matrix", "masked", "memmap"])
-def test_operators_with_subclasses(ds, function, kind, tmp_path):
+def test_operators_with_subclasses_of_ndarray(ds, function, kind, tmp_path):
     other = {
         "matrix": lambda: np.matrix(np.arange(1, N + 1)),
         "masked": lambda: np.ma.masked_equal(np.arange(N) % 3, 0),
@@ -339,12 +340,13 @@ def test_operators_with_pandas(ds, function, kind):
     }[kind]()
     x = ds["label"]
     for call in (lambda x: function(x, other), lambda x: function(other, x)):
-        got, want = computed(lambda call=call: call(x)), computed(lambda c=call: c(np.asarray(x)))
-        assert type(got) is type(want)
-        if isinstance(want, type):
-            assert got is want
+        got = result_or_error(lambda call=call: call(x))
+        expected = result_or_error(lambda call=call: call(np.asarray(x)))
+        assert type(got) is type(expected)
+        if isinstance(expected, type):
+            assert got is expected
         else:
-            assert str(got) == str(want)
+            assert str(got) == str(expected)
 
 
 def test_operators_with_sparse_arrays(ds):
@@ -355,9 +357,9 @@ def test_operators_with_sparse_arrays(ds):
     assert_same(other @ x, other @ np.asarray(x))
 
 
-def test_results_go_to_a_memmap_in_blocks(ds, monkeypatch, tmp_path):
+def test_results_are_written_to_a_memmap_in_blocks(ds, monkeypatch, tmp_path):
     monkeypatch.setattr(npstream.dataset.column, "READ_BYTES", 1)
-    monkeypatch.delattr(npstream.dataset.column.Column, "__array__")  # which reads all
+    monkeypatch.delattr(npstream.dataset.column.Column, "__array__")  # reads the whole column
     out = np.memmap(tmp_path / "m", np.int64, "w+", shape=(N,))
     assert np.add(ds["label"], 1, out=out) is out
     assert_same(np.asarray(out), VALUES["label"] + 1)
@@ -367,8 +369,8 @@ def test_results_go_to_a_memmap_in_blocks(ds, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "options", [{"dtype": float}, {"initial": 3}, {"axis": None, "dtype": int}]
 )
-def test_reductions_by_ufuncs_take_their_options(ds, ufunc, options):
-    got = computed(lambda: ufunc.reduce(ds["label"], **options))
-    want = computed(lambda: ufunc.reduce(VALUES["label"], **options))
-    assert got == want
-    assert type(got) is type(want)
+def test_reduce_accepts_the_options_of_the_ufunc(ds, ufunc, options):
+    got = result_or_error(lambda: ufunc.reduce(ds["label"], **options))
+    expected = result_or_error(lambda: ufunc.reduce(VALUES["label"], **options))
+    assert got == expected
+    assert type(got) is type(expected)
