@@ -112,8 +112,8 @@ def node_rows(samples: int, lanes: int) -> list[np.ndarray[Any, Any]]:
     bounds = lane_bounds(samples, lanes).tolist()
     parts = []
     for lane in range(0, lanes, NODES):
-        for start in range(bounds[lane], bounds[lane + 1], order.stride):
-            rows = order.rows(start, min(start + order.stride, bounds[lane + 1]))
+        for start in range(bounds[lane], bounds[lane + 1], order.lookup_size):
+            rows = order.rows(start, min(start + order.lookup_size, bounds[lane + 1]))
             parts.append(rows if lanes >= NODES else rows[-start % NODES :: NODES].copy())
     return parts
 

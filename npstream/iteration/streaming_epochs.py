@@ -33,7 +33,7 @@ from npstream.iteration.state import (
     require_keys,
 )
 from npstream.orders.streaming.batching import StreamError
-from npstream.orders.streaming.order import MOST_IDS, STATE
+from npstream.orders.streaming.order import MAX_IDS, STATE_KEYS
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import StreamingRun, streaming_shuffle
 
@@ -84,11 +84,11 @@ class StreamingEpochs:
         self._names, self._shards = _streams(source, selection)
         self._fingerprint = ViewFingerprint(DatasetFingerprint(source), selection)
         self._weights = shuffle.weights(self._names)
-        self._order(None).taken()  # raises if settings do not fit
+        self._order(None).stream_samples()  # raises if settings do not fit
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
         """Return ranks in which each `replication` consecutive ranks count as one."""
-        world = _world(ranks).replicated(replication)
+        world = _world(ranks).merge_replicas(replication)
         return Ranks(ranks.rank // replication, world.ranks, world.ranks_per_node)
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
@@ -112,7 +112,7 @@ class StreamingEpochs:
                 raise
             name = self._names[error.stream]
             raise ValueError(f"{error} (stream {error.stream} is source {name!r})") from None
-        node, rank = world.place(ranks.rank)
+        node, rank = world.node_and_rank(ranks.rank)
         batches, own = epoch.batches, epoch.count(node, rank)
         if last == "drop":
             batches = epoch.full_batches
@@ -132,7 +132,7 @@ class StreamingEpochs:
         return Partition(
             size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
             stop=own_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
-            block=MOST_IDS, span=epoch.batching.stride,
+            block=MAX_IDS, span=epoch.batching.lookup_size,
         )  # fmt: skip
 
     @property
@@ -182,7 +182,7 @@ class StreamingEpochs:
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return the cursor of a state of npstream or of Streaming."""
         if isinstance(state, Mapping) and "version" not in state:
-            for key in (*STATE, "initial_physical_nodes"):
+            for key in (*STATE_KEYS, "initial_physical_nodes"):
                 if state.get(key) is not None:
                     read_count(state, key, -1 if key == "epoch" else 0, 1 << 63)
             order, number, position = self._order(None).resume(state, _world(ranks))

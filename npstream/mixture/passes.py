@@ -16,9 +16,9 @@ from npstream._core.jit import kernel
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.blocks import CACHE_BYTES, Blocks, Cache, new_cache
 from npstream.orders.order import Order
-from npstream.orders.permutation import SMALL
+from npstream.orders.permutation import MAX_TABLE_LENGTH
 
-_LARGE = Blocks(SMALL + 1, 1, SMALL + 1, 0)
+_LARGE = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
 """What takes memory to work in."""
 
 

@@ -35,7 +35,7 @@ from npstream.mixture.shares import (
     least_length,
 )
 from npstream.mixture.stream import STREAM_VERSION, Course, Phase
-from npstream.orders.order import LANES, LEAST_BLOCK, Shuffle
+from npstream.orders.order import LANES, MIN_LANE_BLOCK_BYTES, Shuffle
 
 if TYPE_CHECKING:
     from npstream.iteration.ranks import Ranks
@@ -367,7 +367,7 @@ def lay_out_sources(
     """
     total = max(sum(of.nbytes), 1)
     # Lanes that were asked for may be smaller than those that are chosen.
-    least = min(LEAST_BLOCK, max(block // lanes, 1))
+    least = min(MIN_LANE_BLOCK_BYTES, max(block // lanes, 1))
     choice = [c for c in range(1, lanes + 1) if lanes % c == 0 and (c in LANES or c & c - 1 == 0)]
     choice += [lanes]
     found = []

@@ -1,11 +1,13 @@
-"""Blocks of lanes: which row each element of a lane is, and back.
+"""Map elements of lanes to rows, and rows to elements, through the shuffled blocks of each lane.
 
-Lane j of C is cut into blocks of w elements, but for the first, which has w * (j + 1) / C, rounded
-up, and the last, which has what is left. Each is permuted as a `Permutation` of its length is.
+Lane j of C lanes is cut into blocks of w elements. Two blocks of a lane are shorter: the first has
+``ceil(w * (j + 1) / C)`` elements, and the last has the rest. Each block is permuted like a
+`Permutation` of its length.
 
-The first element of a lane that somebody asks for is computed alone; whoever reads on gets a
-stretch at a time. Of a small block that is all, since a Fisher-Yates shuffle makes no less. The
-last stretch of each lane is kept, so that reading all lanes in turn computes nothing twice.
+A *stretch* is a cached range of consecutive elements of a lane. The first look-up in a lane
+computes one element only; a reader that continues gets a stretch at a time. The stretch of a small
+block is the whole block, because a Fisher-Yates shuffle computes all elements anyway. Each lane
+keeps its last stretch, so a reader that takes all lanes in turn computes nothing twice.
 
 Tested in tests/orders/test_order.py.
 """
@@ -21,35 +23,41 @@ from npstream._core.jit import draw, kernel, u64
 from npstream._core.typing import AnyArray, Int64
 from npstream.orders.layout import (
     Layout,
+    find_slot,
     lane_start,
-    lay_lane,
-    place_of,
-    row_of,
+    permute_lane,
     seek,
-    size_of,
-    slot_at,
+    slot_place,
+    slot_row,
+    slot_size,
     subkey,
 )
-from npstream.orders.permutation import SMALL, decipher, encipher, shuffled_from, shuffled_to
+from npstream.orders.permutation import (
+    MAX_TABLE_LENGTH,
+    decipher,
+    encipher,
+    shuffled_element,
+    shuffled_position,
+)
 
-_STRETCH = 1 << 11
-"""Elements of large blocks that are computed at once, at most."""
+_MAX_STRETCH = 1 << 11
+"""Maximum number of elements in a stretch."""
 
-STEP = 16
-"""Elements of a large block, at most, from one to the next for somebody who reads on."""
+MAX_READAHEAD_STEP = 16
+"""A reader continues in a large block if its next element is less than this many after the last."""
 
-PIECES = 4 * _STRETCH
-"""Pieces of a large block that are tabulated for a stretch, at most."""
+MAX_PIECES = 4 * _MAX_STRETCH
+"""Maximum number of pieces of a large block that are tabulated for a stretch."""
 
 _WINDOW = 1 << 12
 """Positions that are looked up lane by lane: few enough to stay in the processor's cache."""
 
 CACHE_BYTES = 1 << 28
-"""Bytes of stretches that are kept, at most. Few settings bring even all lanes to that."""
+"""Maximum number of bytes of cached stretches. Few settings reach it, even with all lanes."""
 
 
 class Blocks(NamedTuple):
-    """What an order is cut into: rows, lanes, elements of a block; and the key of its epoch."""
+    """The sizes of an order: rows, lanes, and elements of a block; and the key of its epoch."""
 
     n: int
     lanes: int
@@ -58,25 +66,26 @@ class Blocks(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What was computed last of each lane, and room to compute more.
+    """The last computed rows of each lane, and buffers to compute more.
 
     Parameters
     ----------
     limit : int
-        Stretches that there may be.
+        Maximum number of stretches.
     held : ndarray of int64, shape (lanes, 4)
-        For each lane, the first element that is held and the one after the last; the lane's
-        stretch, or -1 for none; and the row itself if it is only one, or -1 if the stretch has it.
+        For each lane: the first cached element and the one after the last; the number of the lane's
+        stretch, or -1 for none; and the row if only one element is cached, else -1.
     lane_of : ndarray of int64, shape (stretches + 1,)
-        The lane of each stretch; then how often a stretch was given to a lane.
+        The lane of each stretch; then the number of times that a stretch was given to a lane.
     stretches : ndarray, shape (stretches, width)
-        Rows.
-    table : ndarray, shape (SMALL,)
-        A small block among large ones: the first or the last of its lane.
-    work : ndarray of int64, shape (4, PIECES)
-        For a large block: where its pieces end, what to add there to get rows; and digits.
+        Cached rows.
+    table : ndarray, shape (MAX_TABLE_LENGTH,)
+        Buffer for a small block if other blocks are large: the first or the last of its lane.
+    work : ndarray of int64, shape (4, MAX_PIECES)
+        Buffer for a large block. Its rows are: the end of each piece in the block; the number to
+        add to get rows; and left and right digits of the cipher.
     guide : ndarray of int32
-        See `_tabulate`.
+        Buffer for `_tabulate`.
     """
 
     limit: int
@@ -94,36 +103,36 @@ class Cache(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Bytes of the arrays that hold what was computed."""
+        """Bytes of the arrays that hold cached rows, without the buffers."""
         return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
 
 
 def new_cache(blocks: Blocks, dtype: np.dtype[Any], shared: Cache | None = None) -> Cache:
-    """Return a cache, of no stretch yet, for rows of that dtype.
+    """Return a cache without stretches, for rows of `dtype`.
 
-    It works where another one does, if that is given: they may not be used at the same time.
+    It uses the buffers of `shared`, if given; then both must not be used at the same time.
     """
     longest = min(blocks.block, -(-blocks.n // blocks.lanes))
-    width = _STRETCH if longest > SMALL else longest
-    works = longest > SMALL and shared is None
+    width = _MAX_STRETCH if longest > MAX_TABLE_LENGTH else longest
+    needs_buffers = longest > MAX_TABLE_LENGTH and shared is None
     cache = Cache(
         limit=max(1, min(blocks.lanes, CACHE_BYTES // (width * dtype.itemsize))),
         held=np.full((blocks.lanes, 4), -1),
         lane_of=np.zeros(1, np.int64),
         stretches=np.empty((0, width), dtype),
-        table=np.empty(SMALL if works else 0, dtype),
-        work=np.empty((4, PIECES if works else 0), np.int64),
-        guide=np.empty(4 * PIECES + 1 if works else 0, np.int32),
+        table=np.empty(MAX_TABLE_LENGTH if needs_buffers else 0, dtype),
+        work=np.empty((4, MAX_PIECES if needs_buffers else 0), np.int64),
+        guide=np.empty(4 * MAX_PIECES + 1 if needs_buffers else 0, np.int32),
     )
     if shared is None:
         return cache
     return cache._replace(table=shared.table, work=shared.work, guide=shared.guide)
 
 
-def grown(cache: Cache, wanted: int) -> Cache:
-    """Return a cache with more stretches: as many as wanted, but not too few nor too many."""
+def grow_cache(cache: Cache, needed: int) -> Cache:
+    """Return a copy with at least twice the stretches, or `needed`, but at most ``cache.limit``."""
     old, width = cache.stretches.shape
-    count = min(max(2 * old, wanted), cache.limit)
+    count = min(max(2 * old, needed), cache.limit)
     stretches, lane_of = np.empty((count, width), cache.stretches.dtype), np.empty(count + 1, int)
     stretches[:old], lane_of[:old] = cache.stretches, cache.lane_of[:old]
     lane_of[count] = old
@@ -132,9 +141,10 @@ def grown(cache: Cache, wanted: int) -> Cache:
 
 @kernel
 def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
-    """Look up the rows at positions; a single one is the first of consecutive positions.
+    """Write the rows at positions; a single position is the first of consecutive ones.
 
-    Returns how many were: not all if the cache lacks a stretch for a lane, and may grow.
+    Return the number of rows written. It is less than ``rows.size`` if the cache has no free
+    stretch, and may grow.
     """
     if positions.size == 1:
         return _look_up_run(int(positions[0]), blocks, layout, cache, rows)
@@ -152,20 +162,20 @@ def look_up(positions: Int64, blocks: Blocks, layout: Layout, cache: Cache, rows
 
 @kernel
 def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, rows: Int64) -> int:
-    """Look up the rows at consecutive positions, from `position` on; else as `look_up`."""
+    """Write the rows at consecutive positions from `position` on; see `look_up`."""
     lanes = blocks.lanes
     window = max(_WINDOW, 16 * lanes)
     for start in range(0, rows.size, window):
         stop = min(start + window, rows.size)
-        # Neighbors in a lane are as many positions apart as there are lanes.
+        # Consecutive elements of a lane are `lanes` positions apart.
         for first in range(start, min(start + lanes, stop)):
             element = (position + first) // lanes
             lane = position + first - element * lanes
             held = cache.held[lane]
             k = first
             while k < stop:
-                known = held[0] <= element < held[1]
-                if not (known or _fill(lane, element, blocks, layout, cache)):
+                is_cached = held[0] <= element < held[1]
+                if not (is_cached or _fill(lane, element, blocks, layout, cache)):
                     return start
                 if held[3] >= 0:
                     rows[k] = held[3]
@@ -183,17 +193,17 @@ def _look_up_run(position: int, blocks: Blocks, layout: Layout, cache: Cache, ro
 
 @kernel
 def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache) -> bool:
-    """Compute an element of a lane, or a stretch from it on; or return False for lack of one."""
+    """Cache an element of a lane, or a stretch from it on; return False without a free stretch."""
     if not layout.laid[lane]:
-        lay_lane(layout, lane)
+        permute_lane(layout, lane)
     number, begin, length = _block_of(blocks, lane, element)
     place = lane_start(blocks.n, blocks.lanes, lane) + begin
     key = subkey(blocks.key, lane, number + 1)
     held = cache.held[lane]
-    reads_on = 0 <= element - held[1] < STEP
-    if length <= SMALL:
-        reads_on = begin <= held[1] <= begin + length
-    if not reads_on:
+    is_continued = 0 <= element - held[1] < MAX_READAHEAD_STEP
+    if length <= MAX_TABLE_LENGTH:
+        is_continued = begin <= held[1] <= begin + length
+    if not is_continued:
         held[0] = element
         held[1] = element + 1
         held[3] = _row_of_element(key, length, element - begin, layout, lane, place, cache.work)
@@ -204,7 +214,7 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
     if length <= stretch.size:
         count = length
         _shuffle(key, layout, lane, place, stretch[:length])
-    elif length <= SMALL:
+    elif length <= MAX_TABLE_LENGTH:
         _shuffle(key, layout, lane, place, cache.table[:length])
         first = (element - begin) // stretch.size * stretch.size
         begin += first
@@ -212,7 +222,7 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
         for k in range(count):
             stretch[k] = cache.table[first + k]
     else:
-        # Longer and longer ones, for somebody may stop soon.
+        # Stretches start short, because the reader may stop soon, and grow eightfold.
         count = max(8 * int(held[1] - held[0]), 8)
         count = min(count, stretch.size, begin + length - element)
         _scatter(key, length, element - begin, layout, lane, place, cache, stretch[:count])
@@ -225,7 +235,10 @@ def _fill(lane: int, element: int, blocks: Blocks, layout: Layout, cache: Cache)
 
 @kernel
 def _claim(lane: int, cache: Cache) -> bool:
-    """Give a lane a stretch: if need be one of another lane, unless there may be more."""
+    """Give a lane a stretch; return False if none is free, and the cache may grow.
+
+    A cache at its limit takes the stretch that was claimed first from its lane.
+    """
     count = len(cache.stretches)
     claims = int(cache.lane_of[count])
     if claims >= count and count < cache.limit:
@@ -243,9 +256,9 @@ def _claim(lane: int, cache: Cache) -> bool:
 def _row_of_element(
     key: int, length: int, offset: int, layout: Layout, lane: int, place: int, work: Int64
 ) -> int:
-    """Return the row of number `offset` of a block that begins at a place."""
-    if length <= SMALL:
-        place += shuffled_from(key, length, offset)
+    """Return the row of element `offset` of the block that begins at `place`."""
+    if length <= MAX_TABLE_LENGTH:
+        place += shuffled_element(key, length, offset)
     else:
         radix, other = _radices(length)
         left = work[2, :1]
@@ -254,21 +267,21 @@ def _row_of_element(
         right[0] = offset % other
         encipher(length, radix, other, key, left, right)
         place += int(left[0]) * other + int(right[0])
-    slot = slot_at(layout, lane, place)
-    return row_of(layout, slot) + place - place_of(layout, lane, slot)
+    slot = find_slot(layout, lane, place)
+    return slot_row(layout, slot) + place - slot_place(layout, lane, slot)
 
 
 @kernel
 def _shuffle(key: int, layout: Layout, lane: int, place: int, rows: AnyArray) -> None:
-    """Compute all rows of a small block, permuted as `Permutation` permutes its table."""
-    slot = slot_at(layout, lane, place)
-    skipped = place - place_of(layout, lane, slot)
+    """Write all rows of a small block, permuted like a `Permutation` of its length."""
+    slot = find_slot(layout, lane, place)
+    skipped = place - slot_place(layout, lane, slot)
     filled = 0
     while filled < rows.size:
-        first = row_of(layout, slot) + skipped - filled
-        stop = min(filled + size_of(layout, slot) - skipped, rows.size)
+        first = slot_row(layout, slot) + skipped - filled
+        stop = min(filled + slot_size(layout, slot) - skipped, rows.size)
         for i in range(filled, stop):
-            # Unsigned, they need not be checked for negative ones: a quarter of the time.
+            # Unsigned indices need no check for negative ones, which takes a quarter of the time.
             j = u64(draw(key ^ i, i + 1))
             rows[u64(i)] = rows[j]
             rows[j] = first + i
@@ -288,10 +301,10 @@ def _scatter(
     cache: Cache,
     rows: AnyArray,
 ) -> None:
-    """Compute some rows of a large block, from number `offset` on."""
-    slot = slot_at(layout, lane, place)
-    count = slot_at(layout, lane, place + length - 1) + 1 - slot
-    if count > 4 * rows.size:  # to tabulate them would take longer
+    """Write rows of a large block, from its element `offset` on."""
+    slot = find_slot(layout, lane, place)
+    count = find_slot(layout, lane, place + length - 1) + 1 - slot
+    if count > 4 * rows.size:  # a table of the pieces would take longer
         for k in range(rows.size):
             rows[k] = _row_of_element(key, length, offset + k, layout, lane, place, cache.work)
         return
@@ -310,12 +323,12 @@ def _scatter(
             digit += 1
     encipher(length, radix, other, key, left, right)
     for k in range(rows.size):
-        at = int(left[k]) * other + int(right[k])
-        piece = int(cache.guide[at >> shift])
-        piece += at >= cache.work[0, piece]
-        while at >= cache.work[0, piece]:
+        target = int(left[k]) * other + int(right[k])
+        piece = int(cache.guide[target >> shift])
+        piece += target >= cache.work[0, piece]
+        while target >= cache.work[0, piece]:
             piece += 1
-        rows[k] = at + cache.work[1, piece]
+        rows[k] = target + cache.work[1, piece]
 
 
 @kernel
@@ -329,16 +342,16 @@ def _tabulate(
     work: Int64,
     guide: AnyArray,
 ) -> int:
-    """Tabulate the pieces of a block.
+    """Write the pieces of a block into `work` and `guide`, so that `_scatter` finds them quickly.
 
-    Returns a shift: number `at` of the block is in the piece ``guide[at >> shift]``, or in one of
-    the next few.
+    Return a shift: target i of the block is in piece ``guide[i >> shift]``, or in one of the next
+    few pieces.
     """
-    at = place_of(layout, lane, slot) - place
+    target = slot_place(layout, lane, slot) - place
     for piece in range(count):
-        work[1, piece] = row_of(layout, slot + piece) - at
-        at += size_of(layout, slot + piece)
-        work[0, piece] = at
+        work[1, piece] = slot_row(layout, slot + piece) - target
+        target += slot_size(layout, slot + piece)
+        work[0, piece] = target
     shift = 0
     while length >> shift > 4 * count:
         shift += 1
@@ -352,7 +365,7 @@ def _tabulate(
 
 @kernel
 def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions: Int64) -> None:
-    """Find the positions of rows; see `npstream.orders.layout.slots_of`."""
+    """Write the positions of rows; `slots` is from `npstream.orders.layout.piece_slots`."""
     chunks = len(layout.chunks) - 1
     for k in range(rows.size):
         row = int(rows[k])
@@ -363,12 +376,12 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
                 piece += 1
         slot = int(slots[piece])
         lane = seek(layout.firsts, slot, 0, layout.laid.size - 1)
-        place = place_of(layout, lane, slot) + row - row_of(layout, slot)
+        place = slot_place(layout, lane, slot) + row - slot_row(layout, slot)
         element = place - lane_start(blocks.n, blocks.lanes, lane)
         number, begin, length = _block_of(blocks, lane, element)
         key = subkey(blocks.key, lane, number + 1)
-        if length <= SMALL:
-            offset = shuffled_to(key, length, element - begin)
+        if length <= MAX_TABLE_LENGTH:
+            offset = shuffled_position(key, length, element - begin)
         else:
             radix, other = _radices(length)
             offset = decipher(length, radix, other, key, element - begin)
@@ -377,7 +390,7 @@ def find(rows: Int64, blocks: Blocks, layout: Layout, slots: AnyArray, positions
 
 @kernel
 def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
-    """Return the number, the first element and the length of an element's block."""
+    """Return the number, the first element and the length of the block of `element`."""
     first = (blocks.block * (lane + 1) + blocks.lanes - 1) // blocks.lanes
     number = 0
     begin = 0
@@ -393,7 +406,7 @@ def _block_of(blocks: Blocks, lane: int, element: int) -> tuple[int, int, int]:
 
 @kernel
 def _radices(n: int) -> tuple[int, int]:
-    """Return the radices that `Permutation` uses for n elements."""
+    """Return the radices that `Permutation` uses for `n` elements."""
     a = int(math.sqrt(n))
     while a * a < n:
         a += 1

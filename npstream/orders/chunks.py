@@ -1,4 +1,4 @@
-"""Chunks of a storage and of its views: runs of samples that are stored together."""
+"""Cut datasets and views into chunks: ranges of samples that are stored together."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -> AnyArray:
     """Cut shards into chunks.
 
-    A shard of r samples and b bytes has ``b / chunk_bytes`` chunks, rounded up, but at most r; as
-    equal in samples as can be.
+    A shard of r samples and b bytes has ``min(ceil(b / chunk_bytes), r)`` chunks. Their numbers of
+    samples differ by at most 1.
 
     Parameters
     ----------
@@ -27,13 +27,14 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
         First sample of each shard, then the number of samples.
     nbytes : ndarray of int64, shape (shards,)
     whole : ndarray of bool, shape (shards,)
-        Which shards are one chunk, whatever their size.
+        True for shards that are one chunk, of any size.
     chunk_bytes : int
 
     Returns
     -------
-    ndarray of int32, or of int64 from 2**31 samples on, shape (chunks + 1,)
-        First sample of each chunk, then the number of samples; no chunk is empty.
+    ndarray of int32, shape (chunks + 1,)
+        First sample of each chunk, then the number of samples; no chunk is empty. From 2**31
+        samples on, the dtype is int64.
 
     Examples
     --------
@@ -50,22 +51,22 @@ def shard_chunks(starts: Int64, nbytes: Int64, whole: Bools, chunk_bytes: int) -
 
 
 def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
-    """Cut a view, ravelled, into chunks.
+    """Cut a view, raveled, into chunks.
 
-    If its sample ids rise or fall all along, they are its runs inside the storage's chunks.
-    Otherwise they are stretches of one length, that of the storage's chunks on average: whatever
-    lies together in the view, such as in a list of several slices, mostly stays together.
+    If its sample ids are monotonic, its chunks are its parts within the dataset's chunks. Otherwise
+    all its chunks have the average length of the dataset's chunks. Then consecutive samples of the
+    view mostly stay together, for instance in a list of several slices.
 
     Parameters
     ----------
     chunks : ndarray, shape (chunks + 1,)
-        First sample of each chunk of the storage, then the number of samples.
+        First sample of each chunk of the dataset, then the number of samples.
     selection : Selection
 
     Returns
     -------
     ndarray
-        First position of each chunk of the view, then the number of samples; some may be empty.
+        First position of each chunk of the view, then the number of samples; chunks may be empty.
 
     Examples
     --------
@@ -76,13 +77,13 @@ def view_chunks(chunks: AnyArray, selection: Selection) -> AnyArray:
     cuts = selection.cuts(chunks)
     if cuts is not None:
         return cuts
-    stretch = max(1, selection.source // max(len(chunks) - 1, 1))
-    return np.append(np.arange(0, selection.size, stretch), selection.size)
+    length = max(1, selection.source // max(len(chunks) - 1, 1))
+    return np.append(np.arange(0, selection.size, length), selection.size)
 
 
 @kernel
 def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
-    """Fill in the first sample of each chunk: of chunk i of c, that is ``i * samples // c``."""
+    """Write the first sample of each chunk: chunk i of c begins at ``i * samples // c``."""
     k = 0
     for shard in range(counts.size):
         count = int(counts[shard])
@@ -92,7 +93,8 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
         quotient = (int(starts[shard + 1]) - first) // count
         remainder = int(starts[shard + 1]) - first - quotient * count
         if count <= 1 << 16:
-            # In units of 2**-32, rounded up: too large by less than 1 / count after count steps.
+            # The step is in units of 2**-32, rounded up. After `count` steps the sum is too large
+            # by less than 1 / count, so the results are exact.
             step = ((remainder << 32) + count - 1) // count
             for i in range(count):
                 chunks[k + i] = first + i * quotient + (i * step >> 32)
@@ -104,8 +106,8 @@ def _cut(starts: Int64, counts: Int64, chunks: AnyArray) -> None:
 
 @kernel
 def smallest_step(bounds: AnyArray) -> int:
-    """Return the least difference of neighbors, which may be negative; but 1 if it is more."""
-    least = 1
+    """Return the smallest difference of consecutive bounds, or 1 if it is larger."""
+    smallest = 1
     for k in range(bounds.size - 1):
-        least = min(least, int(bounds[k + 1]) - int(bounds[k]))
-    return least
+        smallest = min(smallest, int(bounds[k + 1]) - int(bounds[k]))
+    return smallest

@@ -1,20 +1,20 @@
-"""Chunks dealt to lanes: where each row of a view lies in an epoch, and back.
+"""Provide the layout of an epoch: the assignment of chunks to lanes, and lookups in both ways.
 
-The chunks, permuted, are laid end to end over the lanes, and one that crosses a boundary is cut
-there. Then the pieces of each lane are permuted: when somebody first needs them, as a batch may
-touch few of many lanes. The layout is what comes of it: the pieces of lane 0, then those of lane 1,
-and so on. A row's *place* is its number in the layout.
+Permuted chunks fill one lane after the other. A chunk that crosses the end of a lane is cut there.
+The resulting *pieces* of each lane are permuted again, when the lane is first used, because a
+batch may use only a few of many lanes. The layout is the sequence of the pieces of lane 0, then of
+lane 1, and so on. A piece's index in it is its *slot*. A row's index in it is its *place*.
 
-Arrays of a layout; numbers of rows are int32 while there are fewer than 2**31 rows:
+Arrays of a layout; row numbers are int32 if there are fewer than 2**31 rows, else int64:
 
 ======  ========================================================================================
 chunks  first row of each chunk, then the number of rows. Chunk p is piece p, unless it is cut
-parts   the same for the parts of cut chunks, one chunk after the other; then the number of rows,
-        as filling. If there are c chunks, piece c + i begins at ``parts[i]``
+parts   the bounds of the parts of cut chunks, one chunk after the other; unused entries are the
+        number of rows. If there are c chunks, piece c + i begins at row ``parts[i]``
 pieces  the piece in each slot of the layout
 firsts  the first slot of each lane, then the number of slots
-laid    for each lane, whether its pieces were permuted
-marks   the place where every eighth slot of a lane begins, if it was; see `_marks_of`
+laid    for each lane, 1 if its pieces are permuted, else 0
+marks   for permuted lanes, the place where every eighth slot begins; see `_first_mark`
 ======  ========================================================================================
 
 Tested in tests/orders/test_order.py.
@@ -31,18 +31,18 @@ from npstream._core.memory import huge_empty
 from npstream._core.typing import AnyArray
 from npstream.orders.permutation import shuffle
 
-STRIDE = 8
-"""Slots for each mark: what a look-up goes through at most."""
+MARK_STRIDE = 8
+"""Slots per mark: the maximum number of slots that a look-up reads."""
 
-TOGETHER = 1 << 10
-"""Pieces whose sizes are looked up in a loop apart: they lie all over the memory."""
+SIZE_BATCH = 1 << 10
+"""Chunks whose sizes are read in a loop of their own: their random memory accesses overlap."""
 
 MAX_KEY = (1 << 63) - 1
-"""What the keys are below that are hashed from other keys."""
+"""Keys that are hashed from other keys are below this."""
 
 
 class Layout(NamedTuple):
-    """The rows of a view in their lanes; see above. One thread at a time may use it."""
+    """The rows of a view in their lanes; see the module. Only one thread may use it at a time."""
 
     lanes: int
     key: int
@@ -59,40 +59,42 @@ class Layout(NamedTuple):
         return sum(array.nbytes for array in self[2:])
 
 
-def lay_out(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
-    """Deal chunks to lanes, the pieces of each of which are to be permuted.
+def make_layout(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
+    """Assign chunks to lanes, whose pieces are not permuted yet.
 
     Parameters
     ----------
     chunks : ndarray of int32 or int64
         First row of each chunk, then the number of rows; no chunk is empty.
     lanes : int
-    run_key, epoch_key : int
-        The keys by which chunks are dealt, and by which pieces are permuted.
+    run_key : int
+        The key for the assignment of chunks to lanes, the same in all epochs.
+    epoch_key : int
+        The key for the permutation of pieces.
 
     Examples
     --------
-    >>> layout = lay_out(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
+    >>> layout = make_layout(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
     >>> layout.pieces, layout.firsts
     (array([...], dtype=int32), array([0, 2, 3], dtype=int32))
     """
     n = int(chunks[-1])
     chunks = np.ascontiguousarray(chunks, np.int32 if n < 1 << 31 else np.int64)
     cuts = min(lanes, n)
-    # A cut adds one piece, and at most three bounds.
+    # Each cut adds one piece, and at most three bounds.
     parts = np.full(3 * cuts, n, chunks.dtype)
     pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
     firsts = np.empty(cuts + 1, np.int32)
-    deal = _deal.for_size(pieces.size)
-    count = deal(run_key, lanes, chunks, parts, pieces, firsts)
-    marks = np.empty(count // STRIDE + cuts, chunks.dtype)
+    assign = _assign_chunks.for_size(pieces.size)
+    count = assign(run_key, lanes, chunks, parts, pieces, firsts)
+    marks = np.empty(count // MARK_STRIDE + cuts, chunks.dtype)
     laid = np.zeros(cuts, np.uint8)
     return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
 
 
-def slots_of(layout: Layout) -> AnyArray:
-    """Return the slot of each piece; for a chunk that was cut, -1 - i if its parts begin at i."""
-    lay_lanes.for_size(layout.pieces.size)(layout)
+def piece_slots(layout: Layout) -> AnyArray:
+    """Return the slot of each piece; for a cut chunk, -1 - i if its parts begin at ``parts[i]``."""
+    permute_lanes.for_size(layout.pieces.size)(layout)
     slots = huge_empty(len(layout.chunks) - 1 + layout.parts.size, np.int32)
     _invert.for_size(slots.size)(layout, slots)
     return slots
@@ -100,18 +102,18 @@ def slots_of(layout: Layout) -> AnyArray:
 
 @kernel
 def lane_start(n: int, lanes: int, lane: int) -> int:
-    """Return the place where a lane begins; the first n % lanes have one row more."""
+    """Return the place where a lane begins; the first ``n % lanes`` lanes have one more row."""
     return lane * (n // lanes) + min(lane, n % lanes)
 
 
 @kernel
 def subkey(key: int, lane: int, level: int) -> int:
-    """Hash a key to that of one permutation of a lane."""
+    """Return the key of one permutation of a lane, hashed from the epoch's key."""
     return draw(draw(key ^ lane, MAX_KEY) ^ level, MAX_KEY)
 
 
 @kernel
-def _deal(
+def _assign_chunks(
     run_key: int,
     lanes: int,
     chunks: AnyArray,
@@ -119,97 +121,98 @@ def _deal(
     pieces: AnyArray,
     firsts: AnyArray,
 ) -> int:
-    """Fill in the parts and pieces of a layout, not yet permuted; return the number of pieces."""
+    """Write the pieces and parts of a layout, and each lane's first slot; return their number."""
     count = len(chunks) - 1
     n = int(chunks[count])
-    # Pieces overwrite the chunks that they come from, but none that was not taken yet: the room
-    # before the chunks is for all cuts there can be.
+    # The permuted chunks are at the end of `pieces`, behind one entry for each possible cut. So
+    # writing a piece never overwrites a chunk that is still to be read.
     order = pieces[pieces.size - count :]
     shuffle(run_key, order)
-    ahead = np.empty(TOGETHER, order.dtype)
-    ahead_sizes = np.empty(TOGETHER, chunks.dtype)
-    together = 0
+    batch = np.empty(SIZE_BATCH, order.dtype)
+    batch_sizes = np.empty(SIZE_BATCH, chunks.dtype)
+    batch_length = 0
     used = 0
     read = 0
-    left = 0  # of a chunk that is being cut
+    rest = 0  # rows of a chunk that is being cut
     part = 0
     slot = 0
     for lane in range(min(lanes, n)):
         firsts[lane] = slot
-        room = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
-        while room > 0:
-            if left == 0:
-                if used == together:
-                    together = min(TOGETHER, count - read)
-                    for i in range(together):
-                        ahead[i] = order[read + i]
-                        ahead_sizes[i] = chunks[ahead[i] + 1] - chunks[ahead[i]]
-                    read += together
+        free = lane_start(n, lanes, lane + 1) - lane_start(n, lanes, lane)
+        while free > 0:
+            if rest == 0:
+                if used == batch_length:
+                    batch_length = min(SIZE_BATCH, count - read)
+                    for i in range(batch_length):
+                        batch[i] = order[read + i]
+                        batch_sizes[i] = chunks[batch[i] + 1] - chunks[batch[i]]
+                    read += batch_length
                     used = 0
-                while used < together and ahead_sizes[used] <= room:
-                    pieces[slot] = ahead[used]
-                    room -= int(ahead_sizes[used])
+                while used < batch_length and batch_sizes[used] <= free:
+                    pieces[slot] = batch[used]
+                    free -= int(batch_sizes[used])
                     slot += 1
                     used += 1
-                if room == 0 or used == together:
+                if free == 0 or used == batch_length:
                     continue
-                left = int(ahead_sizes[used])
-                parts[part] = chunks[ahead[used]]
+                rest = int(batch_sizes[used])
+                parts[part] = chunks[batch[used]]
                 used += 1
-            size = min(left, room)
+            size = min(rest, free)
             pieces[slot] = count + part
             parts[part + 1] = parts[part] + size
-            part += 1 if size < left else 2
+            part += 1 if size < rest else 2
             slot += 1
-            left -= size
-            room -= size
+            rest -= size
+            free -= size
     firsts[min(lanes, n)] = slot
     return slot
 
 
 @kernel
-def lay_lanes(layout: Layout) -> None:
+def permute_lanes(layout: Layout) -> None:
     """Permute the pieces of all lanes."""
     for lane in range(layout.laid.size):
         if not layout.laid[lane]:
-            lay_lane(layout, lane)
+            permute_lane(layout, lane)
 
 
 @kernel
-def lay_lane(layout: Layout, lane: int) -> None:
-    """Permute the pieces of a lane, as `shuffle` does, but in place."""
+def permute_lane(layout: Layout, lane: int) -> None:
+    """Permute the pieces of a lane in place, like `shuffle`, and write its marks."""
     first = int(layout.firsts[lane])
     pieces = layout.pieces[first : layout.firsts[lane + 1]]
     key = subkey(layout.key, lane, 0)
     for i in range(pieces.size):
         j = draw(key ^ i, i + 1)
-        here = pieces[i]
+        piece_i = pieces[i]
         pieces[i] = pieces[j]
-        pieces[j] = here
+        pieces[j] = piece_i
     chunks = layout.chunks
     count = len(chunks) - 1
-    marks = layout.marks[_marks_of(layout, lane) :]
+    marks = layout.marks[_first_mark(layout, lane) :]
     place = lane_start(int(chunks[count]), layout.lanes, lane)
     for i in range(pieces.size):
-        if i % STRIDE == 0:
-            marks[i // STRIDE] = place
+        if i % MARK_STRIDE == 0:
+            marks[i // MARK_STRIDE] = place
         piece = pieces[i]
         if piece < count:
             place += int(chunks[piece + 1]) - int(chunks[piece])
-        else:  # few are cut; and a call for each piece would take five times as long
-            place += size_of(layout, first + i)
+        else:
+            # Few chunks are cut. Calling slot_size for every piece would take five times longer.
+            place += slot_size(layout, first + i)
     layout.laid[lane] = 1
 
 
 @kernel
-def _marks_of(layout: Layout, lane: int) -> int:
-    """Return the number of a lane's first mark; all marks of the lane before come before it."""
-    return int(layout.firsts[lane]) // STRIDE + lane
+def _first_mark(layout: Layout, lane: int) -> int:
+    """Return the index of a lane's first mark; it is above those of the lane before."""
+    return int(layout.firsts[lane]) // MARK_STRIDE + lane
 
 
 @kernel
 def _invert(layout: Layout, slots: AnyArray) -> None:
-    """Fill in the slot of each piece."""
+    """Write the slot of each piece; see `piece_slots`."""
     for slot in range(layout.pieces.size):
         slots[layout.pieces[slot]] = slot
     chunks = layout.chunks
@@ -226,7 +229,7 @@ def _invert(layout: Layout, slots: AnyArray) -> None:
 
 @kernel
 def seek(values: AnyArray, value: int, low: int, high: int) -> int:
-    """Return the last number from `low` to `high` whose value is at most `value`."""
+    """Return the last index from `low` to `high` with ``values[index] <= value``."""
     while low < high:
         middle = (low + high + 1) >> 1
         if values[middle] <= value:
@@ -237,8 +240,8 @@ def seek(values: AnyArray, value: int, low: int, high: int) -> int:
 
 
 @kernel
-def row_of(layout: Layout, slot: int) -> int:
-    """Return the first row in a slot."""
+def slot_row(layout: Layout, slot: int) -> int:
+    """Return the first row of the piece in a slot."""
     part = int(layout.pieces[slot]) - (len(layout.chunks) - 1)
     if part < 0:
         return int(layout.chunks[layout.pieces[slot]])
@@ -246,8 +249,8 @@ def row_of(layout: Layout, slot: int) -> int:
 
 
 @kernel
-def size_of(layout: Layout, slot: int) -> int:
-    """Return the number of rows in a slot."""
+def slot_size(layout: Layout, slot: int) -> int:
+    """Return the number of rows of the piece in a slot."""
     piece = int(layout.pieces[slot])
     part = piece - (len(layout.chunks) - 1)
     if part < 0:
@@ -256,26 +259,26 @@ def size_of(layout: Layout, slot: int) -> int:
 
 
 @kernel
-def slot_at(layout: Layout, lane: int, place: int) -> int:
-    """Return the slot of a lane, which was laid, that a place lies in."""
+def find_slot(layout: Layout, lane: int, place: int) -> int:
+    """Return the slot that a place is in; the pieces of `lane` must be permuted."""
     first = int(layout.firsts[lane])
-    begin = _marks_of(layout, lane)
-    last = begin + (int(layout.firsts[lane + 1]) - first - 1) // STRIDE
+    begin = _first_mark(layout, lane)
+    last = begin + (int(layout.firsts[lane + 1]) - first - 1) // MARK_STRIDE
     mark = seek(layout.marks, place, begin, last)
-    slot = first + (mark - begin) * STRIDE
-    left = place - int(layout.marks[mark])
-    while left >= size_of(layout, slot):
-        left -= size_of(layout, slot)
+    slot = first + (mark - begin) * MARK_STRIDE
+    offset = place - int(layout.marks[mark])
+    while offset >= slot_size(layout, slot):
+        offset -= slot_size(layout, slot)
         slot += 1
     return slot
 
 
 @kernel
-def place_of(layout: Layout, lane: int, slot: int) -> int:
-    """Return the place where a slot of a lane, which was laid, begins."""
+def slot_place(layout: Layout, lane: int, slot: int) -> int:
+    """Return the place where a slot begins; the pieces of `lane` must be permuted."""
     first = int(layout.firsts[lane])
-    number = (slot - first) // STRIDE
-    place = int(layout.marks[_marks_of(layout, lane) + number])
-    for before in range(first + number * STRIDE, slot):
-        place += size_of(layout, before)
+    number = (slot - first) // MARK_STRIDE
+    place = int(layout.marks[_first_mark(layout, lane) + number])
+    for before in range(first + number * MARK_STRIDE, slot):
+        place += slot_size(layout, before)
     return place

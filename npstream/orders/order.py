@@ -1,13 +1,13 @@
-"""The native order: lanes of chunks, shuffled in staggered blocks.
+"""Provide the native order: lanes of chunks, shuffled in staggered blocks.
 
-The samples of an epoch lie in lanes (see `npstream.orders.layout`), which the order interleaves:
-position p is element ``p // lanes`` of lane ``p % lanes``. Each lane is cut into blocks, whose
-samples are permuted (see `npstream.orders.blocks`). First blocks differ in length, so that lanes
-turn to their next blocks, and to the chunks that these need, in turn and not all at once.
+An order interleaves the samples of lanes (see `npstream.orders.layout`): position p is element
+``p // lanes`` of lane ``p % lanes``. Each lane is cut into blocks, and the samples of each block
+are permuted (see `npstream.orders.blocks`). The first blocks of lanes differ in length. So lanes
+reach their next blocks, and need new chunks, one after the other and not all at once.
 
-Lanes depend on the seed alone, not on the epoch: who reads certain lanes needs the same chunks in
-every epoch. An order depends on nothing but its arguments, and is part of what can be reproduced:
-`ORDER_VERSION` stands in the state of a run, and tests hold orders to recorded values.
+The chunks of a lane depend only on the seed. So a node that reads certain lanes needs the same
+chunks in every epoch. An order depends only on its arguments, and must stay reproducible: saved
+states contain `ORDER_VERSION`, and tests compare orders with recorded values.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from npstream.orders.blocks import (
     Blocks,
     Cache,
     find,
-    grown,
+    grow_cache,
     look_up,
     new_cache,
 )
 from npstream.orders.chunks import smallest_step
-from npstream.orders.layout import Layout, lay_out, slots_of
-from npstream.orders.permutation import SMALL, make_key
+from npstream.orders.layout import Layout, make_layout, piece_slots
+from npstream.orders.permutation import MAX_TABLE_LENGTH, make_key
 
 Size: TypeAlias = int | str | None
-"""Bytes, as a number or as text such as "1GiB", or "auto"; or None for all there are."""
+"""Bytes, as a number or as a str such as "1GiB"; or "auto"; or None for all data."""
 
 ORDER_VERSION = 1
-"""Names the order that this module computes; it may not change without it."""
+"""Version of the order; it must change whenever this module computes another order."""
 
 LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
-"""Default numbers of lanes. Numbers of nodes that share lanes evenly divide them."""
+"""Default numbers of lanes. They have many divisors, so that nodes can share lanes evenly."""
 
 _IDENTITY = "<Order: {} rows, seed {}, epoch {}, {} lanes, blocks of {}>"
 
-LEAST_BLOCK = 1 << 24
-"""Bytes of a block in one lane, at least, where the number of lanes is chosen: four chunks."""
+MIN_LANE_BLOCK_BYTES = 1 << 24
+"""Minimum bytes of a block in one lane, for the default number of lanes: four chunks."""
 
 _RUN, _EPOCH = 2, 3
-"""Levels of the keys by which chunks are dealt to lanes, and by which an epoch is permuted."""
+"""Levels, for `make_key`, of the assignment of chunks to lanes, and of an epoch's permutations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,14 @@ class Shuffle:
     Parameters
     ----------
     block : int, str or None, default: "auto"
-        Bytes of data that are shuffled together, over all lanes; about what stays in memory or in
-        the cache while the order is read. "auto" is a 64th of the data, but at least 1 GiB and at
-        most 64 GiB. None shuffles all samples at once.
+        Bytes of data that are shuffled together, over all lanes. About as much data stays in memory
+        or in the cache while the order is read. "auto" is 1/64 of the data, but at least 1 GiB and
+        at most 64 GiB. None shuffles all samples together.
     lanes : int, optional
-        Sequences of chunks that the order interleaves. A node reads just its own chunks if the
-        number of nodes divides it. By default 1 if all data fit into a block, else the largest of
-        1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 that leaves 16 MiB of the block to each lane.
+        Number of sequences of chunks that the order interleaves. If the number of nodes divides
+        it, no two nodes read the same chunk. By default 1 if all data fit into a block, else the
+        largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 that gives each lane at least 16 MiB of
+        the block.
 
     Examples
     --------
@@ -85,14 +86,14 @@ class Shuffle:
                 raise ValueError(f"block={self.block!r}: expected a size, 'auto' or None")
             object.__setattr__(self, "block", nbytes)
         if self.lanes is not None:
-            object.__setattr__(self, "lanes", _count("lanes", self.lanes))
+            object.__setattr__(self, "lanes", _positive_integer("lanes", self.lanes))
             if self.block is None and self.lanes > 1:
                 raise ValueError(
-                    f"lanes={self.lanes} and block=None: all samples at once are one lane"
+                    f"lanes={self.lanes} and block=None: a shuffle of all samples has one lane"
                 )
 
     def resolve(self, nbytes: int) -> Shuffle:
-        """Return the settings for a number of bytes of data, with nothing left to choose.
+        """Return settings in which defaults are replaced by values for a size of data.
 
         Parameters
         ----------
@@ -102,6 +103,7 @@ class Shuffle:
         Returns
         -------
         Shuffle
+            Settings in which `block` is an int or None, and `lanes` is an int.
 
         Examples
         --------
@@ -116,11 +118,11 @@ class Shuffle:
             return Shuffle(block, self.lanes)
         if nbytes <= block:
             return Shuffle(block, 1)
-        return Shuffle(block, max(c for c in LANES if c == 1 or block >= c * LEAST_BLOCK))
+        return Shuffle(block, max(c for c in LANES if c == 1 or block >= c * MIN_LANE_BLOCK_BYTES))
 
 
 class RowOrder(ABC):
-    """The order of a training epoch: an array of row numbers, computed where it is read."""
+    """The order of a training epoch: an array of row numbers, computed when it is indexed."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -128,11 +130,11 @@ class RowOrder(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of memory that the order holds by now."""
+        """Bytes of memory that the order uses now."""
 
     @abstractmethod
     def at(self, positions: Int64) -> Int64:
-        """Return the rows at positions, all in ``range(len(order))``, in their shape."""
+        """Return the rows at `positions`, in the same shape; all must be in range(len(order))."""
 
     @abstractmethod
     def find(self, rows: Int64) -> Int64:
@@ -140,7 +142,7 @@ class RowOrder(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Return the text by which saved states know this order; it never changes."""
+        """Return the str that identifies this order in saved states; it must never change."""
 
     def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
         """Return the rows at positions from `start` up to `stop`, as a new array."""
@@ -169,16 +171,16 @@ class Order(RowOrder):
     n : int
         Rows of the view.
     chunks : ndarray of int32 or int64, or callable
-        First row of each chunk of the view, rising, then n; or what returns that, which is called
-        when it is needed and is pickled in its place.
+        First row of each chunk of the view, sorted, then n. A callable that returns this array is
+        called when the array is needed, and is pickled instead of it.
     seed, epoch : int
         Each pair gives another order.
     block : int
         Samples of a block in one lane.
     lanes : int
     scratch : Cache, optional
-        A cache for rows of the dtype of the chunks, in whose memory to work. Orders that share it
-        may not be used at the same time.
+        A cache whose buffers this order uses, for rows of the dtype of the chunks. Orders that
+        share it must not be used at the same time.
 
     Examples
     --------
@@ -204,16 +206,16 @@ class Order(RowOrder):
     ) -> None:
         self._n, self._chunks, self._scratch = n, chunks, scratch
         self._seed, self._epoch = seed, epoch
-        block, lanes = _count("block", block), _count("lanes", lanes)
+        block, lanes = _positive_integer("block", block), _positive_integer("lanes", lanes)
         if n * lanes >= 1 << 62:
             raise ValueError(
                 f"{quantity(n, 'row')} in {quantity(lanes, 'lane')}: the product must be below "
                 "2**62"
             )
-        # A block that holds all samples is as good as any larger one.
+        # All blocks of at least n samples give the same order.
         self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
-        # Whoever looks rows up takes these away, so that no two threads ever use one.
-        self._free: deque[tuple[Layout, Cache]] = deque(maxlen=2)
+        # A look-up removes a pair while it uses it, so that no two threads use the same pair.
+        self._free_buffers: deque[tuple[Layout, Cache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return self._n
@@ -226,7 +228,7 @@ class Order(RowOrder):
         )
 
     def identity(self) -> str:
-        """Return the text by which saved states know this order; it never changes."""
+        """Return the str that identifies this order in saved states; it must never change."""
         _, lanes, block, _ = self._blocks
         return _IDENTITY.format(self._n, self._seed, self._epoch, lanes, block)
 
@@ -236,30 +238,30 @@ class Order(RowOrder):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the order holds by now."""
+        """Bytes of memory that the order uses now, without a shared `scratch`."""
         shared = self._scratch is not None
         return sum(
             layout.nbytes + (cache.kept if shared else cache.nbytes)
-            for layout, cache in list(self._free)
+            for layout, cache in list(self._free_buffers)
         )
 
     def at(self, positions: Int64) -> Int64:
-        """Return the rows at positions, all in ``range(n)``, in the shape of `positions`."""
-        positions = self._checked(positions)
+        """Return the rows at `positions`, in the same shape; all must be in range(n)."""
+        positions = self._check(positions)
         rows = np.empty_like(positions)
         self._look_up(positions.reshape(-1), rows.reshape(-1))
         return rows
 
     def find(self, rows: Int64) -> Int64:
         """Return the positions of rows: ``find(at(p))`` is p."""
-        rows = self._checked(rows)
+        rows = self._check(rows)
         positions = np.empty_like(rows)
         if rows.size:
-            layout, cache = self._taken()
-            find.for_size(self._work(rows.size, rows.size))(
-                rows.reshape(-1), self._blocks, layout, slots_of(layout), positions.reshape(-1)
+            layout, cache = self._acquire()
+            find.for_size(self._estimate_work(rows.size, rows.size))(
+                rows.reshape(-1), self._blocks, layout, piece_slots(layout), positions.reshape(-1)
             )
-            self._free.append((layout, cache))
+            self._free_buffers.append((layout, cache))
         return positions
 
     def rows(self, start: int | None = None, stop: int | None = None) -> Int64:
@@ -270,37 +272,37 @@ class Order(RowOrder):
         return rows
 
     def _look_up(self, positions: Int64, rows: Int64) -> None:
-        """Fill in the rows at positions, or at consecutive ones from a single one on."""
+        """Write the rows at positions; a single position is the first of consecutive ones."""
         if rows.size == 0:
             return
-        blocks, (layout, cache) = self._blocks, self._taken()
-        run = look_up.for_size(self._work(rows.size, min(rows.size, blocks.lanes)))
-        done = run(positions, blocks, layout, cache, rows)
+        blocks, (layout, cache) = self._blocks, self._acquire()
+        kernel = look_up.for_size(self._estimate_work(rows.size, min(rows.size, blocks.lanes)))
+        done = kernel(positions, blocks, layout, cache, rows)
         while done < rows.size:
-            cache = grown(cache, rows.size - done)
+            cache = grow_cache(cache, rows.size - done)
             rest = positions[done:] if positions.size == rows.size else positions + done
-            done += run(rest, blocks, layout, cache, rows[done:])
-        self._free.append((layout, cache))
+            done += kernel(rest, blocks, layout, cache, rows[done:])
+        self._free_buffers.append((layout, cache))
 
-    def _work(self, rows: int, blocks: int) -> int:
-        """Reckon what it takes to look up rows in so many blocks."""
-        # As plain Python, a row of a small block takes 1 us; `for_size` reckons with 10 us, and a
-        # few blocks take less than loading Numba does.
+    def _estimate_work(self, rows: int, blocks: int) -> int:
+        """Estimate the work of looking up `rows` rows in `blocks` blocks, for `Kernel.for_size`."""
+        # In plain Python a row of a small block takes 1 us, and `for_size` assumes 10 us. A few
+        # small blocks take less time than loading Numba.
         block = self._blocks.block
-        return rows + (blocks * block >> 5 if block <= SMALL else 0)
+        return rows + (blocks * block >> 5 if block <= MAX_TABLE_LENGTH else 0)
 
-    def _taken(self) -> tuple[Layout, Cache]:
-        """Return a layout and a cache that nobody else has."""
+    def _acquire(self) -> tuple[Layout, Cache]:
+        """Return a layout and a cache that no other thread uses."""
         try:
-            return self._free.pop()
+            return self._free_buffers.pop()
         except IndexError:
             chunks = self._chunks() if callable(self._chunks) else self._chunks
         blocks, run_key = self._blocks, make_key(self._seed, 0, 0, _RUN)
-        layout = lay_out(_without_empty(chunks, self._n), blocks.lanes, run_key, blocks.key)
+        layout = make_layout(_nonempty_chunks(chunks, self._n), blocks.lanes, run_key, blocks.key)
         return layout, new_cache(blocks, layout.chunks.dtype, self._scratch)
 
-    def _checked(self, numbers: Int64) -> Int64:
-        """Return numbers, which must be in range(n), as a kernel takes them."""
+    def _check(self, numbers: Int64) -> Int64:
+        """Return numbers as a contiguous int64 array; raise IndexError if not in range(n)."""
         numbers = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False)
         if out_of_bounds(numbers, self._n):
             bad = numbers[(numbers < 0) | (numbers >= self._n)].flat[0]
@@ -309,22 +311,20 @@ class Order(RowOrder):
 
 
 def full_order(n: int, seed: int, epoch: int = 0) -> Order:
-    """Return an order that permutes n rows at once."""
+    """Return an order that shuffles all `n` rows together."""
     return Order(n, np.array([0, n]), seed, epoch, block=max(n, 1))
 
 
-def _without_empty(chunks: AnyArray, n: int) -> AnyArray:
-    """Return the bounds of the chunks that are not empty."""
-    least = smallest_step.for_size(len(chunks))(chunks)
-    if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or least < 0:
-        raise ValueError(
-            f"the bounds of the chunks of {quantity(n, 'row')} must rise from 0 to that"
-        )
-    return chunks if least > 0 else np.unique(chunks)
+def _nonempty_chunks(chunks: AnyArray, n: int) -> AnyArray:
+    """Return the bounds of the nonempty chunks; raise ValueError if bounds are invalid."""
+    smallest = smallest_step.for_size(len(chunks))(chunks)
+    if len(chunks) == 0 or chunks[0] != 0 or chunks[-1] != n or smallest < 0:
+        raise ValueError(f"chunks: expected sorted bounds from 0 to {n}, for {quantity(n, 'row')}")
+    return chunks if smallest > 0 else np.unique(chunks)
 
 
-def _count(name: str, number: object) -> int:
-    """Return a number of things, of which there is at least one."""
+def _positive_integer(name: str, number: object) -> int:
+    """Return a parameter as an int; raise ValueError if it is below 1."""
     if (count := integer(name, number)) < 1:
         raise ValueError(f"{name}={count}: expected at least 1")
     return count

@@ -1,12 +1,13 @@
-"""Permutations computed one element at a time, both ways.
+"""Provide permutations whose elements, and whose inverse, are computed one by one.
 
-Up to `SMALL` elements a permutation is a Fisher-Yates shuffle, uniform at every length, whose
-table is made at the first use. Beyond that it is a Feistel network over pairs of digits (left,
-right) in radix (a, b) with a * b just above n: no table, the same cost everywhere, and an
-inverse. Results outside range(n) are put through again, which a * b - n < a makes rare.
+Up to `MAX_TABLE_LENGTH` elements, a permutation is a Fisher-Yates shuffle. It is uniform at every
+length, and its table is made on first use. Longer permutations are a Feistel network over pairs of
+digits (left, right) in the radices (a, b), with a * b just above n. It needs no table, has the same
+cost at each position, and can be inverted. Results outside of range(n) are enciphered again, which
+is rare because a * b - n < a.
 
-The order of a run is part of what can be reproduced: `PERMUTATION_VERSION` stands in
-its state, and tests hold the permutations to recorded values.
+Orders must stay reproducible: saved states contain `PERMUTATION_VERSION`, and tests compare
+permutations with recorded values.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from npstream._core.typing import AnyArray, Int64
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
 
 PERMUTATION_VERSION = 1
-"""Names the permutations that this module computes; they may not change without it."""
+"""Version of the permutations; it must change whenever this module computes others."""
 
-SMALL = 1 << 15
-"""Elements up to which a permutation is a table."""
+MAX_TABLE_LENGTH = 1 << 15
+"""Maximum number of elements of a permutation that is computed as a table."""
 
-_STRETCH = 1 << 10
-"""Positions that are enciphered together: few enough for the processor's first cache."""
+_BATCH = 1 << 10
+"""Positions that are enciphered together: few enough for the processor's L1 cache."""
 
 MAX_LENGTH = 1 << 62
-"""Elements that a permutation may have: the product of the radices must stay below 2**63."""
+"""Maximum number of elements: the product of the radices must stay below 2**63."""
 
 
 def make_key(seed: int, epoch: int = 0, lane: int = 0, level: int = 0) -> int:
-    """Hash what a permutation depends on to a key, a number in range(2**63).
+    """Hash the arguments to the key of a permutation, a number in range(2**63).
 
-    Any integers will do, of any size and sign. They are hashed as a tuple, so that (seed 0,
-    epoch 1) has nothing in common with (seed 1, epoch 0).
+    The arguments are any integers, also large or negative ones. They are hashed as a tuple, so
+    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent.
 
     >>> make_key(0, epoch=1) == make_key(1, epoch=0)
     False
@@ -60,7 +61,7 @@ class Permutation:
     Parameters
     ----------
     n : int
-        Elements, at most 2**62.
+        Number of elements, at most 2**62.
     key : int
         A number in range(2**63).
 
@@ -87,7 +88,7 @@ class Permutation:
         return f"Permutation({self._n}, {self._key})"
 
     def identity(self) -> str:
-        """Return the text by which saved states know this order; it never changes."""
+        """Return the str that identifies this order in saved states; it must never change."""
         return f"Permutation({self._n}, {self._key})"
 
     def __reduce__(self) -> tuple[type[Permutation], tuple[int, int]]:
@@ -95,38 +96,38 @@ class Permutation:
 
     def at(self, positions: Int64) -> Int64:
         """Return the elements at positions, in the shape of `positions`."""
-        values = self._checked(positions)
-        if self._n <= SMALL:
+        values = self._check_copy(positions)
+        if self._n <= MAX_TABLE_LENGTH:
             return self._table.take(values).astype(np.int64)
-        self._walk(_encipher_all, values)
+        self._apply_cipher(_encipher_all, values)
         return values
 
     def find(self, elements: Int64) -> Int64:
         """Return the positions of elements: ``find(at(p))`` is p."""
-        values = self._checked(elements)
-        if self._n <= SMALL:
+        values = self._check_copy(elements)
+        if self._n <= MAX_TABLE_LENGTH:
             inverse = np.empty_like(values, shape=self._n)
             inverse[self._table] = np.arange(self._n)
             return inverse.take(values)
-        self._walk(_decipher_all, values)
+        self._apply_cipher(_decipher_all, values)
         return values
 
     @functools.cached_property
     def _table(self) -> AnyArray:
         table = np.empty(self._n, np.uint16)
-        # As plain Python a step takes 1 us; `for_size` reckons with 10 us, and 30 ms is less than
-        # loading Numba takes.
+        # In plain Python a step takes 1 us, so the largest table takes about 30 ms: less than
+        # loading Numba. `for_size` assumes 10 us a step.
         shuffle.for_size(self._n >> 5)(self._key, table)
         return table
 
-    def _walk(self, cipher: Cipher, values: Int64) -> None:
-        """Replace values by what one of the two ciphers makes of them."""
+    def _apply_cipher(self, cipher: Cipher, values: Int64) -> None:
+        """Encipher or decipher values in place."""
         a = math.isqrt(self._n - 1) + 1
         b = -(-self._n // a)
         cipher.for_size(values.size)(self._n, a, b, self._key, values.reshape(-1))
 
-    def _checked(self, values: Int64) -> Int64:
-        """Copy values that all lie in range(n)."""
+    def _check_copy(self, values: Int64) -> Int64:
+        """Return a copy of values as int64; raise IndexError if not in range(n)."""
         copy = values.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(copy, self._n):
             bad = copy[(copy < 0) | (copy >= self._n)].flat[0]
@@ -138,7 +139,7 @@ class Permutation:
 
 @kernel
 def shuffle(key: int, table: AnyArray) -> None:
-    """Fill a table with a permutation of its positions: Fisher-Yates, inside out."""
+    """Fill a table with a permutation of its positions: an inside-out Fisher-Yates shuffle."""
     for i in range(table.size):
         j = draw(key ^ i, i + 1)
         table[i] = table[j]
@@ -146,18 +147,18 @@ def shuffle(key: int, table: AnyArray) -> None:
 
 
 @kernel
-def shuffled_to(key: int, n: int, element: int) -> int:
-    """Return the position of an element in a table of n that `shuffle` fills."""
-    at = draw(key ^ element, element + 1)
+def shuffled_position(key: int, n: int, element: int) -> int:
+    """Return the position of an element in a table of `n` elements that `shuffle` fills."""
+    position = draw(key ^ element, element + 1)
     for i in range(element + 1, n):
-        if draw(key ^ i, i + 1) == at:
-            at = i
-    return at
+        if draw(key ^ i, i + 1) == position:
+            position = i
+    return position
 
 
 @kernel
-def shuffled_from(key: int, n: int, position: int) -> int:
-    """Return the element at a position in a table of n that `shuffle` fills."""
+def shuffled_element(key: int, n: int, position: int) -> int:
+    """Return the element at a position in a table of `n` elements that `shuffle` fills."""
     i = n - 1
     while True:
         while i > position:
@@ -173,7 +174,7 @@ def shuffled_from(key: int, n: int, position: int) -> int:
 
 @kernel
 def encipher(n: int, a: int, b: int, key: int, left: Int64, right: Int64) -> None:
-    """Replace positions ``left * b + right`` by elements, as digits again."""
+    """Replace the digits of positions ``left * b + right`` by the digits of their elements."""
     _rounds(a, b, key, left, right)
     for k in range(left.size):
         while left[k] * b + right[k] >= n:
@@ -182,7 +183,10 @@ def encipher(n: int, a: int, b: int, key: int, left: Int64, right: Int64) -> Non
 
 @kernel
 def _rounds(a: int, b: int, key: int, left: Int64, right: Int64) -> None:
-    """Go through the rounds; all digits in each, which is twice as fast as one after another."""
+    """Apply the six rounds of the network to all digits.
+
+    Each round goes through all digits, which is twice as fast as all rounds for one digit.
+    """
     for step in range(0, 6, 2):
         for k in range(left.size):
             digit = int(left[k]) + draw(key ^ (step << 32) ^ int(right[k]), a)
@@ -194,7 +198,7 @@ def _rounds(a: int, b: int, key: int, left: Int64, right: Int64) -> None:
 
 @kernel
 def decipher(n: int, a: int, b: int, key: int, element: int) -> int:
-    """Return the position of an element: `encipher` run backwards."""
+    """Return the position of an element: the inverse of `encipher`."""
     while True:
         left = element // b
         right = element - left * b
@@ -213,10 +217,10 @@ def decipher(n: int, a: int, b: int, key: int, element: int) -> int:
 @kernel
 def _encipher_all(n: int, a: int, b: int, key: int, values: Int64) -> None:
     """Replace each position by its element."""
-    left = np.empty(min(values.size, _STRETCH), np.int64)
+    left = np.empty(min(values.size, _BATCH), np.int64)
     right = np.empty_like(left)
-    for start in range(0, values.size, _STRETCH):
-        part = values[start : start + _STRETCH]
+    for start in range(0, values.size, _BATCH):
+        part = values[start : start + _BATCH]
         for k in range(part.size):
             left[k] = int(part[k]) // b
             right[k] = int(part[k]) - left[k] * b

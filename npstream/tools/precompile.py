@@ -19,7 +19,7 @@ from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
-from npstream.orders.streaming.shuffle import ALGORITHMS
+from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS
 from npstream.writing.writer import write
 
 
@@ -66,7 +66,7 @@ def precompile_reads() -> None:
 def _precompile_streaming() -> None:
     """Compute every kind of Streaming order, also with a subset of the samples per epoch."""
     world = World(1, 1)
-    for algorithm, shuffle in (*product(ALGORITHMS, [True]), ("naive", False)):
+    for algorithm, shuffle in (*product(SHUFFLE_ALGORITHMS, [True]), ("naive", False)):
         for epoch_size in (None, 90):
             order = StreamingOrder(
                 shards=[np.full(8, 8)], batch_size=4, epoch_size=epoch_size, shuffle=shuffle,

@@ -114,7 +114,7 @@ def full_order(shuffle, units):
     """Return all of an order, lane by lane."""
     units = np.array(units, np.int64)
     shuffle.check(int(units.sum()), int(units.max()))
-    order = shuffle.order(Pieces.counted(units))
+    order = shuffle.order(Pieces.consecutive(units))
     bounds = lane_bounds(int(units.sum()), shuffle.lanes).tolist()
     parts = [order.rows(*each) for each in itertools.pairwise(bounds) if each[0] < each[1]]
     return np.concatenate(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streaming_reference import GOLDEN
 
 DATA = GOLDEN / "checkpoints" / "data" / "a"
-METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+BATCHING_METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
 def batch_ids(batches):

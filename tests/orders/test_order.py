@@ -27,7 +27,7 @@ from npstream.orders import blocks
 from npstream.orders import order as epoch
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
-from npstream.orders.permutation import SMALL, Permutation, make_key
+from npstream.orders.permutation import MAX_TABLE_LENGTH, Permutation, make_key
 from orders import CHUNK, Scene, figures, native
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
@@ -309,11 +309,11 @@ def test_a_full_cache_makes_room(monkeypatch, rows):
 @pytest.mark.parametrize(
     ("chunks", "options", "error", "match"),
     [
-        ([0, 5], {}, ValueError, "must rise from 0 to that"),
-        ([1, 10], {}, ValueError, "chunks of 10 rows"),
-        ([0, 7, 5, 10], {}, ValueError, "must rise"),
-        ([0, 7, 5, 7, 10], {}, ValueError, "must rise"),
-        ([], {}, ValueError, "must rise"),
+        ([0, 5], {}, ValueError, "sorted bounds from 0"),
+        ([1, 10], {}, ValueError, "bounds from 0 to 10"),
+        ([0, 7, 5, 10], {}, ValueError, "sorted bounds"),
+        ([0, 7, 5, 7, 10], {}, ValueError, "sorted bounds"),
+        ([], {}, ValueError, "sorted bounds"),
         ([0, 10], {"block": 0}, ValueError, "block=0: expected at least 1"),
         ([0, 10], {"lanes": -1}, ValueError, "lanes=-1: expected at least 1"),
         ([0, 10], {"lanes": 2.0}, TypeError, "lanes=2.0: expected an integer"),
@@ -443,7 +443,7 @@ def z_score(counts):
     return (((counts - expected) ** 2 / expected).sum() - free) / math.sqrt(2 * free)
 
 
-@pytest.mark.parametrize("n", [SMALL, 300_007])
+@pytest.mark.parametrize("n", [MAX_TABLE_LENGTH, 300_007])
 @pytest.mark.parametrize("lag", [1, 2, 64, 1024])
 def test_one_block_is_shuffled_as_well_as_by_chance(n, lag):
     rows = Order(n, even(n, 128), 5, block=n)[:]
@@ -541,7 +541,7 @@ def test_settings_are_plain_and_equal_by_value():
         ({"lanes": 0}, ValueError, "lanes=0: expected at least 1"),
         ({"lanes": True}, TypeError, "lanes=True: expected an integer"),
         ({"lanes": "8"}, TypeError, "lanes='8': expected an integer"),
-        ({"block": None, "lanes": 2}, ValueError, "all samples at once are one lane"),
+        ({"block": None, "lanes": 2}, ValueError, "a shuffle of all samples has one lane"),
     ],
 )
 def test_impossible_settings_are_refused(given, error, match):

@@ -23,7 +23,7 @@ from hypothesis import given
 from npstream._core import jit as _jit
 from npstream._core.jit import draw as draw_number
 from npstream.orders import permutation
-from npstream.orders.permutation import MAX_LENGTH, SMALL, Permutation, make_key
+from npstream.orders.permutation import MAX_LENGTH, MAX_TABLE_LENGTH, Permutation, make_key
 
 GOLDEN_KEYS = [
     2235979303852607087,
@@ -58,9 +58,9 @@ SIZES = [
     17,
     100,
     1000,
-    SMALL - 1,
-    SMALL,
-    SMALL + 1,
+    MAX_TABLE_LENGTH - 1,
+    MAX_TABLE_LENGTH,
+    MAX_TABLE_LENGTH + 1,
     65_537,
     131_071,
     (1 << 17) + 1,
@@ -112,7 +112,9 @@ def test_small_permutations_follow_their_description(n):
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("n", [SMALL + 1, SMALL + 200, (1 << 20) + 1, 10**9, 10**12, MAX_LENGTH])
+@pytest.mark.parametrize(
+    "n", [MAX_TABLE_LENGTH + 1, MAX_TABLE_LENGTH + 200, (1 << 20) + 1, 10**9, 10**12, MAX_LENGTH]
+)
 def test_large_permutations_follow_their_description(n):
     key = make_key(n)
     positions = np.array([*range(100), *range(n - 100, n)])
@@ -184,7 +186,7 @@ def test_positions_out_of_bounds_raise(n):
 
 
 def test_permutations_are_pickled_without_their_table():
-    permutation = Permutation(SMALL, make_key(3))
+    permutation = Permutation(MAX_TABLE_LENGTH, make_key(3))
     ids = permutation.at(np.arange(9))
     again = pickle.dumps(permutation)
     assert len(again) < 200
@@ -286,7 +288,9 @@ def test_tiny_permutations_are_uniform(n):
     assert abs(z_score(np.array(list(seen.values())))) < 3
 
 
-@pytest.mark.parametrize("n", [SMALL, SMALL + 1, 1_000_003, (1 << 20) + 1, 10**9, 10**12])
+@pytest.mark.parametrize(
+    "n", [MAX_TABLE_LENGTH, MAX_TABLE_LENGTH + 1, 1_000_003, (1 << 20) + 1, 10**9, 10**12]
+)
 @pytest.mark.parametrize("lag", [1, 2, 3, 64, 1024])
 def test_differences_of_neighbors_are_uniform(n, lag):
     """Weak round functions show here first."""
@@ -296,7 +300,7 @@ def test_differences_of_neighbors_are_uniform(n, lag):
     assert abs(z_score(np.bincount(apart * bins // n, minlength=bins))) < 3.5
 
 
-@pytest.mark.parametrize("n", [SMALL, SMALL + 1, 1_000_003])
+@pytest.mark.parametrize("n", [MAX_TABLE_LENGTH, MAX_TABLE_LENGTH + 1, 1_000_003])
 def test_elements_are_spread_evenly_over_positions(n):
     ids = elements(n, make_key(6))
     for x, y in [(np.arange(n), ids), (ids[:-1], ids[1:])]:
@@ -306,7 +310,7 @@ def test_elements_are_spread_evenly_over_positions(n):
 
 def test_windows_hold_as_many_of_each_part_as_chance_has_it():
     """Neither more nor less evenly: what a batch holds of each shard."""
-    for n in (SMALL, 1 << 20):
+    for n in (MAX_TABLE_LENGTH, 1 << 20):
         ids = elements(n, make_key(7))
         counts = np.histogram2d(np.arange(n), ids, bins=(n // 1024, 64))[0]
         assert abs(z_score(counts)) < 3
@@ -321,7 +325,7 @@ def test_pairs_of_neighbors_are_uniform_in_a_dozen():
     assert abs(z_score(counts[~np.eye(12, dtype=bool)])) < 3
 
 
-@pytest.mark.parametrize("n", [1000, SMALL + 1])
+@pytest.mark.parametrize("n", [1000, MAX_TABLE_LENGTH + 1])
 def test_fixed_points_are_as_rare_as_chance_has_them(n):
     fixed = [(elements(n, make_key(seed)) == np.arange(n)).sum() for seed in range(300)]
     assert 0.8 < np.mean(fixed) < 1.2
@@ -337,7 +341,7 @@ def longest_rise(ids):
     return len(tails)
 
 
-@pytest.mark.parametrize("n", [10_000, SMALL + 1])
+@pytest.mark.parametrize("n", [10_000, MAX_TABLE_LENGTH + 1])
 def test_the_longest_rise_is_as_long_as_chance_has_it(n):
     """About 2 sqrt(n) - 1.77 n^(1/6), give or take n^(1/6): what is left of the old order."""
     lengths = [longest_rise(elements(n, make_key(seed)).tolist()) for seed in range(8)]

@@ -1,9 +1,14 @@
-"""Streaming's batching methods: how batches are made of the samples of streams.
+"""Provide Streaming's batching methods: how batches are made of the samples of streams.
 
-- "random" makes one epoch of all streams' samples, to shuffle and to partition.
-- The others shuffle and partition each stream by itself. Each global batch is of one stream in
-  "per_stream", each batch of a rank in "device_per_stream", and in "stratified" each global batch
-  has so much of every stream. What does not fill a batch is left out.
+- "random" shuffles and partitions the samples of all streams together.
+- The other methods shuffle and partition each stream separately. Samples that do not fill a batch
+  are left out.
+
+  - "per_stream": each global batch is of one stream.
+  - "device_per_stream": each batch of a rank is of one stream.
+  - "stratified": each global batch has a fixed number of samples of every stream.
+
+A *slot* is an index of a sample in an epoch; see `npstream.orders.streaming.partition`.
 
 Tested in tests/orders/streaming/test_order.py.
 """
@@ -21,18 +26,18 @@ from npstream._core.arguments import quantity
 from npstream._core.arrays import group_positions
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.orders.streaming.partition import lane_bounds
-from npstream.orders.streaming.runs import SPACING, Window
+from npstream.orders.streaming.runs import SPACING, CachedOrder
 
 if TYPE_CHECKING:
     from npstream.orders.streaming.partition import StreamingPartition, World
     from npstream.orders.streaming.sampling import Picks
     from npstream.orders.streaming.shuffle import EpochShuffle
 
-METHODS = ("random", "stratified", "per_stream", "device_per_stream")
+BATCHING_METHODS = ("random", "stratified", "per_stream", "device_per_stream")
 
 
 class StreamError(ValueError):
-    """A stream of which no batches can be made; `stream` is its number."""
+    """Raised if no batch can be made of a stream; `stream` is its number."""
 
     def __init__(self, stream: int, message: str) -> None:
         super().__init__(message)
@@ -40,26 +45,26 @@ class StreamError(ValueError):
 
 
 class Batching(Protocol):
-    """What is in the slots of an epoch; see `streaming_partition`."""
+    """The samples in the slots of an epoch."""
 
     @property
     def batches(self) -> int:
-        """Global batches."""
+        """Number of global batches."""
 
     @property
-    def stride(self) -> int:
-        """How many slots are worth computing at once."""
+    def lookup_size(self) -> int:
+        """Number of slots to compute together."""
 
     def ids(self, slots: Int64) -> Int64:
-        """Return the ids of the samples in slots, or -1."""
+        """Return the ids of the samples in slots, or -1 for empty slots."""
 
     def is_filled(self, slots: Int64) -> Bools:
-        """Return which slots hold samples."""
+        """Return True for slots that hold samples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples of one stream, or of all as if they were one: the method "random".
+    """The samples of one stream, or of all streams as one stream: the method "random".
 
     Parameters
     ----------
@@ -67,7 +72,7 @@ class Samples:
     picks : Picks
     shuffle : EpochShuffle, optional
     first_id : int
-        Samples in the streams before.
+        Number of samples in the streams before.
     """
 
     partition: StreamingPartition
@@ -77,33 +82,33 @@ class Samples:
 
     @property
     def batches(self) -> int:
-        """Global batches."""
+        """Number of global batches."""
         return self.partition.batches
 
     @property
-    def stride(self) -> int:
-        """How many slots are worth computing at once."""
-        return (self.order.stride if self.order else SPACING) * self.partition.lanes
+    def lookup_size(self) -> int:
+        """Number of slots to compute together."""
+        return (self.order.lookup_size if self.order else SPACING) * self.partition.lanes
 
     @functools.cached_property
-    def order(self) -> Window | None:
-        """The shuffled order. What it takes is drawn when it is first needed."""
+    def order(self) -> CachedOrder | None:
+        """The shuffled order; its random numbers are drawn on first use."""
         if self.shuffle is None:
             return None
         lanes = lane_bounds(self.partition.size, self.partition.lanes)
-        return Window(self.shuffle.order(self.picks.units), lanes)
+        return CachedOrder(self.shuffle.order(self.picks.units), lanes)
 
     def ids(self, slots: Int64) -> Int64:
-        """Return the ids of the samples in slots, or -1."""
-        ids = self.partition.positions(slots)
-        read = ids >= 0
-        if not read.all():
-            ids[read] = self._ids(ids[read])
-            return ids
-        return self._ids(ids)
+        """Return the ids of the samples in slots, or -1 for empty slots."""
+        positions = self.partition.positions(slots)
+        is_filled = positions >= 0
+        if not is_filled.all():
+            positions[is_filled] = self._ids(positions[is_filled])
+            return positions
+        return self._ids(positions)
 
     def is_filled(self, slots: Int64) -> Bools:
-        """Return which slots hold samples."""
+        """Return True for slots that hold samples."""
         return self.partition.positions(slots) >= 0
 
     def _ids(self, positions: Int64) -> Int64:
@@ -115,43 +120,43 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class _Streams:
-    """Streams that are put together."""
+class _CombinedStreams:
+    """Several streams, each with its own partition."""
 
     streams: list[Samples]
 
     @property
-    def stride(self) -> int:
-        """How many slots are worth computing at once."""
-        return sum(stream.stride for stream in self.streams)
+    def lookup_size(self) -> int:
+        """Number of slots to compute together."""
+        return sum(stream.lookup_size for stream in self.streams)
 
     def is_filled(self, slots: Int64) -> Bools:
-        """Return which slots hold samples: all do, as what does not fill a batch is left out."""
+        """Return True for all slots: samples that do not fill a batch are left out."""
         return np.ones(slots.shape, bool)
 
-    def ids_of(self, numbers: Int64, slots: Int64) -> Int64:
-        """Return the ids in slots of streams of given numbers."""
+    def stream_ids(self, numbers: Int64, slots: Int64) -> Int64:
+        """Return the ids in slots of the streams with `numbers`, or -1 for negative numbers."""
         ids = np.full(slots.shape, -1)
-        # NumPy sorts short integers, by which they are grouped, in linear time.
+        # `group_positions` sorts: NumPy sorts 16-bit integers in linear time.
         short: AnyArray = numbers.astype(np.int16) if len(self.streams) < 1 << 15 else numbers
-        for number, own in group_positions(short):
+        for number, indices in group_positions(short):
             if number >= 0:
-                ids[own] = self.streams[number].ids(slots[own])
+                ids[indices] = self.streams[number].ids(slots[indices])
         return ids
 
 
 @dataclass(frozen=True, eq=False)
-class Stratified(_Streams):
-    """Global batches that hold so many samples of each stream; ``parts`` says how many."""
+class Stratified(_CombinedStreams):
+    """Global batches with ``parts[i]`` samples of stream i."""
 
     parts: Int64
     batches: int
 
     @classmethod
-    def divided(
+    def divide(
         cls, streams: list[Samples], batch_size: int, proportions: NDArray[np.float64]
     ) -> Stratified:
-        """Divide the global batch in the proportions of the streams."""
+        """Divide a global batch of `batch_size` samples in the proportions of the streams."""
         exact = proportions * batch_size
         parts = exact.astype(np.int64)
         parts[np.argsort(exact - parts)[::-1][: batch_size - parts.sum()]] += 1
@@ -159,25 +164,25 @@ class Stratified(_Streams):
             stream = int(parts.argmin())
             raise StreamError(
                 stream,
-                f"a global batch of {batch_size} holds no sample of stream {stream}: use a larger "
-                "batch, or give the stream a larger weight",
+                f"a global batch of {quantity(batch_size, 'sample')} holds no sample of stream "
+                f"{stream}: use a larger batch, or give the stream a larger weight",
             )
         partitions = [stream.partition for stream in streams]
         sizes = np.array([each.samples * each.world.ranks for each in partitions])
-        _require_batches(streams, (sizes // parts).tolist(), "a global batch's share")
+        _require_batches(streams, (sizes // parts).tolist(), "its share of a global batch")
         return cls(streams, parts, int((sizes // parts).min()))
 
     def ids(self, slots: Int64) -> Int64:
         """Return the ids of the samples in slots."""
-        batch, within = np.divmod(slots, self.parts.sum())
+        batch, offset = np.divmod(slots, self.parts.sum())
         ends = self.parts.cumsum()
-        numbers = ends.searchsorted(within, "right")
-        within -= (ends - self.parts)[numbers]
-        return self.ids_of(numbers, batch * self.parts[numbers] + within)
+        numbers = ends.searchsorted(offset, "right")
+        offset -= (ends - self.parts)[numbers]
+        return self.stream_ids(numbers, batch * self.parts[numbers] + offset)
 
 
 @dataclass(frozen=True, eq=False)
-class PerStream(_Streams):
+class PerStream(_CombinedStreams):
     """Global batches of one stream each, in random order.
 
     Parameters
@@ -185,122 +190,125 @@ class PerStream(_Streams):
     streams : list of Samples
     batch_size : int
         Samples in a global batch.
-    origins, nth : ndarray
-        The stream of each batch, and how many batches of that one come before.
+    batch_streams, index_in_stream : ndarray
+        The stream of each batch, and the batch's number among those of its stream.
     """
 
     batch_size: int
-    origins: Int64
-    nth: Int64
+    batch_streams: Int64
+    index_in_stream: Int64
 
     @classmethod
-    def drawn(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
-        """Draw the order of the streams' full batches."""
+    def draw(cls, streams: list[Samples], batch_size: int, seed: int) -> PerStream:
+        """Draw the order of the full batches of all streams."""
         full = [each.partition.samples // each.partition.batch_size for each in streams]
-        _require_batches(streams, full, f"the {quantity(batch_size, 'sample')} of a global batch")
-        origins = _shuffled(full, np.random.default_rng(seed))
-        return cls(streams, batch_size, origins, _counted(origins))
+        _require_batches(streams, full, f"a global batch of {quantity(batch_size, 'sample')}")
+        batch_streams = _shuffle_counts(full, np.random.default_rng(seed))
+        return cls(streams, batch_size, batch_streams, _count_earlier(batch_streams))
 
     @property
     def batches(self) -> int:
-        """Global batches."""
-        return len(self.origins)
+        """Number of global batches."""
+        return len(self.batch_streams)
 
     def ids(self, slots: Int64) -> Int64:
         """Return the ids of the samples in slots."""
-        batch, within = np.divmod(slots, self.batch_size)
-        return self.ids_of(self.origins[batch], self.nth[batch] * self.batch_size + within)
+        batch, offset = np.divmod(slots, self.batch_size)
+        return self.stream_ids(
+            self.batch_streams[batch], self.index_in_stream[batch] * self.batch_size + offset
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class PerDevice(_Streams):
-    """Batches of each rank of one stream each, in an order that is drawn for each node.
+class PerDevice(_CombinedStreams):
+    """Batches of a rank of one stream each, in an order that is drawn for each node.
 
     Parameters
     ----------
     streams : list of Samples
-        Partitioned as if there were a node for each lane, and no batches.
+        Their partitions have one node for each lane, and a batch size of 1.
     world : World
     batch_size : int
         Samples of one rank in a batch.
-    origins, nth : ndarray
-        For each node, the stream of each batch of its lanes, or -1 where those are fewer than
-        make a global batch; and how many batches of that one come before.
+    batch_streams, index_in_stream : ndarray
+        For each node, the stream of each batch of its lanes, and the batch's number among those
+        of its stream. The stream is -1 for missing batches of an incomplete last global batch.
     """
 
     world: World
     batch_size: int
-    origins: Int64
-    nth: Int64
+    batch_streams: Int64
+    index_in_stream: Int64
 
     @classmethod
-    def drawn(cls, streams: list[Samples], world: World, batch_size: int, seed: int) -> PerDevice:
-        """Draw the orders of the streams' full batches of a rank."""
+    def draw(cls, streams: list[Samples], world: World, batch_size: int, seed: int) -> PerDevice:
+        """Draw the order of the full batches of all streams, for each node."""
         lanes, ranks = streams[0].partition.lanes // world.nodes, world.ranks_per_node
         full = [each.partition.samples * lanes * ranks // batch_size for each in streams]
         _require_batches(
-            streams, full, f"the {quantity(batch_size, 'sample')} of a rank's batch on each node"
+            streams, full, f"a rank's batch of {quantity(batch_size, 'sample')} on each node"
         )
-        origins = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
+        batch_streams = np.full((world.nodes, -(-sum(full) // ranks) * ranks), -1)
         rng = np.random.default_rng(seed)
-        for own in origins:
-            own[: sum(full)] = _shuffled(full, rng)
-        nth = np.stack([_counted(own) for own in origins])
-        return cls(streams, world, batch_size, origins, nth)
+        for node_streams in batch_streams:
+            node_streams[: sum(full)] = _shuffle_counts(full, rng)
+        index_in_stream = np.stack([_count_earlier(row) for row in batch_streams])
+        return cls(streams, world, batch_size, batch_streams, index_in_stream)
 
     @property
     def batches(self) -> int:
-        """Global batches."""
-        return int(self.origins.shape[1]) // self.world.ranks_per_node
+        """Number of global batches."""
+        return int(self.batch_streams.shape[1]) // self.world.ranks_per_node
 
     def ids(self, slots: Int64) -> Int64:
-        """Return the ids of the samples in slots, or -1."""
+        """Return the ids of the samples in slots, or -1 for empty slots."""
         nodes, ranks = self.world.nodes, self.world.ranks_per_node
-        batch, place = np.divmod(slots, self.batch_size)
-        batch, node = self._dealt(batch)
-        # Where they are in the streams' partitions, to which each lane is a node.
+        batch, offset = np.divmod(slots, self.batch_size)
+        batch, node = self._node_batches(batch)
+        # Convert to slots of the streams' partitions, in which each lane is a node.
         lanes = self.streams[0].partition.lanes // nodes
-        rest, rank = np.divmod(self.nth[node, batch] * self.batch_size + place, ranks)
+        rest, rank = np.divmod(self.index_in_stream[node, batch] * self.batch_size + offset, ranks)
         sample, lane = np.divmod(rest, lanes)
-        places = ((sample * nodes + node) * lanes + lane) * ranks + rank
-        return self.ids_of(self.origins[node, batch], places)
+        stream_slots = ((sample * nodes + node) * lanes + lane) * ranks + rank
+        return self.stream_ids(self.batch_streams[node, batch], stream_slots)
 
     def is_filled(self, slots: Int64) -> Bools:
-        """Return which slots hold samples: those of the last global batch may not."""
-        batch, node = self._dealt(slots // self.batch_size)
-        filled: Bools = self.origins[node, batch] >= 0
+        """Return True for slots that hold samples; slots of the last global batch may be empty."""
+        batch, node = self._node_batches(slots // self.batch_size)
+        filled: Bools = self.batch_streams[node, batch] >= 0
         return filled
 
-    def _dealt(self, batches: Int64) -> tuple[Int64, Int64]:
-        """Return the number of each batch among those of a node's lanes, and the node."""
-        # They are not dealt to the node's own ranks, but to all nodes in turn.
+    def _node_batches(self, batches: Int64) -> tuple[Int64, Int64]:
+        """Return the number of each batch in its node's order, and the node."""
+        # Streaming assigns batches to all nodes in turn, not to the ranks of the node that owns the
+        # lanes.
         batch, node = np.divmod(batches, self.world.nodes)
         return batch, node
 
 
 def _require_batches(streams: list[Samples], full: list[int], batch: str) -> None:
-    """Raise unless every stream fills a batch: an epoch would have no sample of it."""
+    """Raise StreamError if a stream fills no batch: an epoch would contain none of its samples."""
     for number, (stream, batches) in enumerate(zip(streams, full, strict=True)):
         if not batches:
             raise StreamError(
                 number,
                 f"stream {number} has {quantity(stream.partition.size, 'sample')} in an epoch, "
-                f"which do not fill {batch}, so none of them would be read: make batches smaller, "
-                "take more of the stream, or leave it out",
+                f"too few to fill {batch}, so none would be read: use smaller batches, take more "
+                "samples of the stream, or leave the stream out",
             )
 
 
-def _shuffled(counts: list[int], rng: np.random.Generator) -> Int64:
-    """Return each position of a list as often as it says, in random order."""
+def _shuffle_counts(counts: list[int], rng: np.random.Generator) -> Int64:
+    """Return an array with ``counts[i]`` times the number i, in random order."""
     numbers = np.arange(len(counts)).repeat(counts)
     rng.shuffle(numbers)
     return numbers
 
 
-def _counted(numbers: Int64) -> Int64:
-    """Return how often each number came before."""
+def _count_earlier(numbers: Int64) -> Int64:
+    """Return, for each number, how often the same number occurs before it."""
     counts = np.empty_like(numbers)
     for number in np.unique(numbers):
-        own = numbers == number
-        counts[own] = np.arange(own.sum())
+        is_number = numbers == number
+        counts[is_number] = np.arange(is_number.sum())
     return counts

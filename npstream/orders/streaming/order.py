@@ -1,8 +1,8 @@
-"""Streaming's own orders, bit for bit, so that a run can go on here from its checkpoint.
+"""Provide Streaming's orders, bit for bit, so that runs can resume from Streaming's checkpoints.
 
-`StreamingOrder` holds the settings of a run that its order depends on, under Streaming's names.
-An epoch takes memory for its shards, not for its samples: what a rank reads is computed when it
-is read, after one pass over the random numbers that are drawn before.
+`StreamingOrder` holds the settings that an order depends on, under Streaming's names. An epoch
+needs memory for its shards, not for its samples: a rank's samples are computed when they are read.
+Before that, one pass draws the random numbers of the epoch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
 from npstream.orders.streaming.batching import (
-    METHODS,
+    BATCHING_METHODS,
     Batching,
     PerDevice,
     PerStream,
@@ -27,21 +27,21 @@ from npstream.orders.streaming.batching import (
     StreamError,
 )
 from npstream.orders.streaming.partition import (
-    PARTITIONS,
+    PARTITION_ALGORITHMS,
     StreamingPartition,
     World,
     is_relaxed,
     make_partition,
-    most_read,
+    max_sample_in_epoch,
 )
-from npstream.orders.streaming.sampling import SAMPLINGS, Picks, Weight, chosen
-from npstream.orders.streaming.shuffle import ALGORITHMS, EpochShuffle
+from npstream.orders.streaming.sampling import SAMPLING_METHODS, Picks, Weight, samples_per_stream
+from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS, EpochShuffle
 
-MOST_IDS = 1 << 21
-"""Ids that are computed at once, at most, while a rank's epoch is read."""
+MAX_IDS = 1 << 21
+"""Maximum number of ids that are computed together while a rank reads an epoch."""
 
-STATE = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed")
-"""What is in every state of Streaming; new ones also have ``initial_physical_nodes``."""
+STATE_KEYS = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed")
+"""The keys of every state of Streaming; newer states also have ``initial_physical_nodes``."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,9 +51,9 @@ class StreamingOrder:
     Parameters
     ----------
     shards : sequence of ndarray
-        For each stream, the samples of each shard. Ids count samples through all streams.
+        For each stream, the number of samples of each shard. Ids count the samples of all streams.
     weights : sequence of Weight, optional
-        How much an epoch takes of each stream: by default, each sample once.
+        The weight of each stream; by default an epoch takes each sample once.
     batch_size : int
         Samples of one rank in a batch.
     epoch_size, partition_algo, num_canonical_nodes, initial_physical_nodes : optional
@@ -88,14 +88,14 @@ class StreamingOrder:
 
     def __post_init__(self) -> None:
         choices = {
-            "partition_algo": PARTITIONS,
-            "shuffle_algo": ALGORITHMS,
-            "sampling_method": SAMPLINGS,
-            "batching_method": METHODS,
+            "partition_algo": PARTITION_ALGORITHMS,
+            "shuffle_algo": SHUFFLE_ALGORITHMS,
+            "sampling_method": SAMPLING_METHODS,
+            "batching_method": BATCHING_METHODS,
         }
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}")
+        for name, valid in choices.items():
+            if (value := getattr(self, name)) not in valid:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(valid)}")
         least = dict.fromkeys(("batch_size", "epoch_size", "sampling_granularity"), 1)
         least |= dict.fromkeys(("num_canonical_nodes", "initial_physical_nodes"), 1)
         for name, bound in (least | {"shuffle_block_size": 1, "shuffle_seed": 0}).items():
@@ -110,7 +110,8 @@ class StreamingOrder:
     def lanes(self, world: World) -> int:
         """Return `num_canonical_nodes`, or Streaming's default.
 
-        Here and below, ranks that see the same samples count as one; see `World.replicated`.
+        Here and in the other methods, ranks that read the same samples count as one rank; see
+        `World.merge_replicas`.
         """
         if self.num_canonical_nodes is not None:
             return self.num_canonical_nodes
@@ -123,20 +124,20 @@ class StreamingOrder:
         return max(4_000_000 // self.lanes(world), 1 << 18)
 
     def is_relaxed(self, world: World) -> bool:
-        """Tell whether ranks get parts of batches that were made for other nodes."""
+        """Return True if batches were made for another number of nodes; see `is_relaxed`."""
         initial = self.initial_physical_nodes
         return is_relaxed(self.partition_algo, self.lanes(world), world, initial)
 
     def epoch(self, number: int, world: World, sample_in_epoch: int = 0) -> Epoch:
-        """Return an epoch, or what is left of it after so many samples.
+        """Return an epoch, or the rest of it after `sample_in_epoch` samples.
 
-        ValueError is raised where there is none, before anything is drawn for it.
+        Raise ValueError if the settings allow no such epoch, before any random number is drawn.
         """
         if number < 0:
             raise ValueError(f"epochs are numbered from 0, not {number}")
-        taken, proportions = self.taken()
+        stream_samples, proportions = self.stream_samples()
         if self.batching_method == "random":
-            picks = self._picks(number, self.shards, taken)
+            picks = self._picks(number, self.shards, stream_samples)
             partition = self._partition(picks.size, world, world, self.batch_size, sample_in_epoch)
             samples = Samples(partition, picks, self._shuffle(number, world, picks))
             return Epoch(world, self.batch_size, samples)
@@ -146,21 +147,22 @@ class StreamingOrder:
         if rest:
             warnings.warn(
                 f"sample_in_epoch={sample_in_epoch} is no multiple of the global batch of "
-                f"{quantity(global_batch, 'sample')}: {rest} of them are read again",
+                f"{quantity(global_batch, 'sample')}: {quantity(rest, 'sample')} will be read "
+                "again",
                 stacklevel=2,
             )
-        batching = self._batching(number, world, taken, proportions)
+        batching = self._batching(number, world, stream_samples, proportions)
         return Epoch(world, self.batch_size, batching, batches)
 
     def resume(self, state: Mapping[str, int], world: World) -> tuple[StreamingOrder, int, int]:
-        """Take over from the state of a run of Streaming, which its ``state_dict`` returned.
+        """Resume from a state that Streaming's ``state_dict`` returned.
 
         Returns
         -------
         order : StreamingOrder
-            With the seed, the canonical nodes and the initial nodes of that run.
+            This order with the seed, the canonical nodes and the initial nodes of the state.
         epoch, sample_in_epoch : int
-            Where it goes on: what to pass to `epoch`.
+            The arguments of `epoch` to continue.
 
         Examples
         --------
@@ -174,11 +176,11 @@ class StreamingOrder:
                [4, 2],
                [6, 1]])
         """
-        missing = [name for name in STATE if name not in state]
+        missing = [name for name in STATE_KEYS if name not in state]
         if missing:
-            raise ValueError(f"this is no state of Streaming: it has no {', '.join(missing)}")
-        number, sample_in_epoch, lanes, seed = (int(state[name]) for name in STATE)
-        if number < 0:  # from before the first epoch
+            raise ValueError(f"this is no state of Streaming: {', '.join(missing)} missing")
+        number, sample_in_epoch, lanes, seed = (int(state[name]) for name in STATE_KEYS)
+        if number < 0:  # a state from before the first epoch
             return self, 0, 0
         order = dataclasses.replace(
             self,
@@ -187,22 +189,22 @@ class StreamingOrder:
             initial_physical_nodes=state.get("initial_physical_nodes"),
         )
         if self.batching_method != "random":
-            # Streaming leaves out as many global batches, however many there are: maybe all.
+            # Streaming skips this number of global batches, even if the epoch has no more.
             return order, number, sample_in_epoch
-        taken, _ = order.taken()
-        size = sum(taken)
-        # Samples are repeated to fill lanes and ranks up. They count, and then Streaming refuses
-        # the state in which its own run ended an epoch.
+        stream_samples, _ = order.stream_samples()
+        size = sum(stream_samples)
+        # sample_in_epoch includes samples that are repeated to fill up lanes and ranks. So it can
+        # exceed the maximum that Streaming accepts, in a state from the end of an epoch.
         repeated = lanes + 2 * world.ranks * self.batch_size
-        if most_read(size, world) < sample_in_epoch <= size + repeated:
+        if max_sample_in_epoch(size, world) < sample_in_epoch <= size + repeated:
             return order, number + 1, 0
         return order, number, sample_in_epoch
 
     def state(self, world: World, epoch: int = -1, sample_in_epoch: int = 0) -> dict[str, int]:
-        """Return the state from which Streaming resumes, by default that before the first epoch.
+        """Return a state for Streaming; by default the state before the first epoch.
 
-        `sample_in_epoch` are the samples that a rank has read of the epoch, times the ranks; and
-        those before, if the epoch was resumed.
+        `sample_in_epoch` is the number of samples that one rank has read in the epoch, times the
+        number of ranks. It includes the samples before the epoch was resumed.
         """
         return {
             "epoch": epoch,
@@ -212,37 +214,45 @@ class StreamingOrder:
             "initial_physical_nodes": self.initial_physical_nodes or world.nodes,
         }
 
-    def taken(self) -> tuple[list[int], list[float]]:
-        """Return how many samples an epoch takes of each stream, and their proportions."""
+    def stream_samples(self) -> tuple[list[int], list[float]]:
+        """Return the samples that an epoch takes of each stream, and their proportions."""
         sizes = np.array([int(np.sum(shards)) for shards in self.shards])
         weights = self.weights or [Weight()] * len(sizes)
-        taken, proportions = chosen(weights, sizes, self.epoch_size, self.shuffle_seed)
-        return taken.tolist(), proportions.tolist()
+        stream_samples, proportions = samples_per_stream(
+            weights, sizes, self.epoch_size, self.shuffle_seed
+        )
+        return stream_samples.tolist(), proportions.tolist()
 
     def _seed(self, number: int) -> int:
-        """Return the seed of what is drawn for an epoch of streams, rather than of samples."""
-        anew = self.shuffle and self.sampling_method == "balanced"
-        return self.shuffle_seed + (number if anew else 0)
+        """Return the seed with which an epoch draws shards and the order of batches."""
+        is_new_each_epoch = self.shuffle and self.sampling_method == "balanced"
+        return self.shuffle_seed + (number if is_new_each_epoch else 0)
 
-    def _picks(self, number: int, shards: Sequence[Int64], taken: list[int]) -> Picks:
-        """Return the samples that an epoch takes of streams."""
+    def _picks(self, number: int, shards: Sequence[Int64], stream_samples: list[int]) -> Picks:
+        """Return the samples that an epoch takes of the streams with these shards."""
         seed = self.shuffle_seed + (number if self.sampling_method == "balanced" else 0)
         arrays = [np.asarray(sizes, np.int64) for sizes in shards]
-        return Picks(arrays, taken, self.sampling_granularity, self._seed(number), seed)
+        return Picks(arrays, stream_samples, self.sampling_granularity, self._seed(number), seed)
 
     def _partition(
-        self, size: int, world: World, dealt: World, batch_size: int, drop_first: int = 0
+        self, size: int, world: World, partition_world: World, batch_size: int, drop_first: int = 0
     ) -> StreamingPartition:
-        """Return a partition for the lanes of a world, as if it were another."""
+        """Return a partition among `partition_world`, with the lanes of `world`."""
         initial = self.initial_physical_nodes
         return make_partition(
-            self.partition_algo, size, self.lanes(world), dealt, batch_size, drop_first, initial
+            self.partition_algo,
+            size,
+            self.lanes(world),
+            partition_world,
+            batch_size,
+            drop_first,
+            initial,
         )
 
     def _shuffle(
         self, number: int, world: World, picks: Picks, proportion: float = 1
     ) -> EpochShuffle | None:
-        """Return the shuffle of samples that are so much of an epoch."""
+        """Return the shuffle of a stream that is `proportion` of an epoch; None without shuffle."""
         if not self.shuffle:
             return None
         block_size = int(self.block_size(world) * proportion)
@@ -253,22 +263,23 @@ class StreamingOrder:
         return shuffle
 
     def _batching(
-        self, number: int, world: World, taken: list[int], proportions: list[float]
+        self, number: int, world: World, stream_samples: list[int], proportions: list[float]
     ) -> Batching:
-        """Put the streams together, each with its own partition and shuffle."""
+        """Combine the streams, each with its own partition and shuffle."""
         method, batch_size, lanes = self.batching_method, self.batch_size, self.lanes(world)
-        if not all(taken):
+        if not all(stream_samples):
             raise StreamError(
-                taken.index(0),
-                f"an epoch takes no sample of stream {taken.index(0)}, and "
-                f"batching_method={method!r} makes batches of each: take some, or leave it out",
+                stream_samples.index(0),
+                f"an epoch takes no sample of stream {stream_samples.index(0)}, and "
+                f"batching_method={method!r} makes batches of each stream: take some of its "
+                "samples, or leave the stream out",
             )
         if method == "device_per_stream" and lanes % world.nodes:
             raise ValueError(
                 f"num_canonical_nodes={lanes} and {quantity(world.nodes, 'node')}: {method} needs "
                 "a multiple"
             )
-        dealt, size = {
+        partition_world, partition_batch = {
             "per_stream": (world, batch_size),
             "stratified": (World(1, world.ranks_per_node), 1),
             "device_per_stream": (World(lanes, world.ranks_per_node), 1),
@@ -276,22 +287,24 @@ class StreamingOrder:
         streams, first_id = [], 0
         if method == "device_per_stream" and self.shuffle:
             self._require_blocks(world, proportions)
-        for shards, choose, proportion in zip(self.shards, taken, proportions, strict=True):
+        for shards, choose, proportion in zip(
+            self.shards, stream_samples, proportions, strict=True
+        ):
             picks = self._picks(number, [shards], [choose])
-            partition = self._partition(choose, world, dealt, size)
+            partition = self._partition(choose, world, partition_world, partition_batch)
             shuffle = self._shuffle(number, world, picks, proportion)
             streams.append(Samples(partition, picks, shuffle, first_id))
             first_id += int(picks.sizes.sum())
         if method == "stratified":
-            return Stratified.divided(streams, world.ranks * batch_size, np.array(proportions))
+            return Stratified.divide(streams, world.ranks * batch_size, np.array(proportions))
         if method == "per_stream":
-            return PerStream.drawn(streams, world.ranks * batch_size, self._seed(number))
-        return PerDevice.drawn(streams, world, batch_size, self._seed(number))
+            return PerStream.draw(streams, world.ranks * batch_size, self._seed(number))
+        return PerDevice.draw(streams, world, batch_size, self._seed(number))
 
     def _require_blocks(self, world: World, proportions: list[float]) -> None:
-        """Raise if a stream's part of a shuffle block is rounded to 0 samples.
+        """Raise StreamError if a stream's part of a shuffle block is rounded to 0 samples.
 
-        Streaming does so with "device_per_stream" only, and then whatever the algorithm is.
+        Streaming has this rule only for "device_per_stream", and there for every algorithm.
         """
         block_size = self.block_size(world)
         for stream, proportion in enumerate(proportions):
@@ -299,18 +312,18 @@ class StreamingOrder:
                 raise StreamError(
                     stream,
                     f"stream {stream} is {proportion:.3g} of an epoch, so its part of "
-                    f"shuffle_block_size={block_size} is rounded to 0 samples: give blocks of "
-                    f"{quantity(math.ceil(1 / proportion), 'sample')} or more, or give the stream "
+                    f"shuffle_block_size={block_size} is rounded to 0 samples: give "
+                    f"shuffle_block_size={math.ceil(1 / proportion)} or more, or give the stream "
                     "a larger weight",
                 )
 
 
 @dataclass(frozen=True, eq=False)
 class Epoch:
-    """What is read in an epoch, or in what is left of it: see `StreamingOrder.epoch`.
+    """The samples of an epoch, or of the rest of it; see `StreamingOrder.epoch`.
 
-    Batches of a rank have numbers; loader workers take turns at them. What a rank reads does not
-    depend on how many workers it has.
+    The batches of a rank are numbered. DataLoader workers take them in turn, so a rank's samples do
+    not depend on its number of workers.
     """
 
     world: World
@@ -320,24 +333,25 @@ class Epoch:
 
     @property
     def batches(self) -> int:
-        """Batches of each rank, the last of which may have no sample."""
+        """Number of batches of each rank; the last may be empty on some ranks."""
         return max(self.batching.batches - self.first_batch, 0)
 
     @property
     def full_batches(self) -> int:
-        """Batches of each rank, but for the last one unless that is full on every rank."""
-        whole = self.world.ranks * self.batch_size
-        last = (self.batches + self.first_batch - 1) * whole
-        is_full = self.batches and self.batching.is_filled(np.arange(last, last + whole)).all()
+        """Number of batches of each rank that are full on every rank."""
+        global_batch = self.world.ranks * self.batch_size
+        last = (self.batches + self.first_batch - 1) * global_batch
+        last_slots = np.arange(last, last + global_batch)
+        is_full = self.batches and self.batching.is_filled(last_slots).all()
         return self.batches if is_full else max(self.batches - 1, 0)
 
     def ids(self, node: int, rank: int, batches: range) -> Int64:
-        """Return the ids of samples in a rank's batches; -1 fills up the last one.
+        """Return the ids of the samples in a rank's batches; -1 fills up the last batch.
 
         Parameters
         ----------
         node, rank : int
-            The number of the node, and that of the rank in it.
+            The number of the node, and the number of the rank on this node.
         batches : range
             Numbers of batches.
         """
@@ -346,23 +360,23 @@ class Epoch:
         return self.batching.ids(slots.reshape(-1)).reshape(slots.shape)
 
     def samples(self, node: int, rank: int, numbers: Int64) -> Int64:
-        """Return the ids of a rank's samples with numbers, counted through its batches, or -1."""
+        """Return the ids of a rank's samples by their numbers in its sequence of batches, or -1."""
         return self.batching.ids(self._slots(node, rank, numbers))
 
     def count(self, node: int, rank: int) -> int:
-        """Return how many samples a rank has, of which only the last batch may have fewer."""
+        """Return the number of a rank's samples; only the last batch may be short."""
         full = max(self.batches - 1, 0) * self.batch_size
         last = np.arange(full, self.batches * self.batch_size)
         return full + int(self.batching.is_filled(self._slots(node, rank, last)).sum())
 
-    def at_once(self, step: int = 1) -> int:
-        """Return how many of a rank's batches, so far apart, are worth computing at once."""
-        batches = self.batching.stride // (self.world.ranks * self.batch_size * step)
-        return max(1, min(batches, MOST_IDS // self.batch_size))
+    def lookup_batches(self, step: int = 1) -> int:
+        """Return how many batches to compute together, if a worker reads every `step`-th one."""
+        batches = self.batching.lookup_size // (self.world.ranks * self.batch_size * step)
+        return max(1, min(batches, MAX_IDS // self.batch_size))
 
     def read(self, node: int, rank: int, batches: range) -> Iterator[Int64]:
-        """Yield the ids of each of a rank's batches, computing many at once."""
-        step = self.at_once(batches.step)
+        """Yield the ids of each of a rank's batches; many batches are computed together."""
+        step = self.lookup_batches(batches.step)
         for start in range(0, len(batches), step):
             ids = self.ids(node, rank, batches[start : start + step])
             if (ids >= 0).all():
@@ -373,7 +387,7 @@ class Epoch:
                     yield filled
 
     def _slots(self, node: int, rank: int, numbers: Int64) -> Int64:
-        """Return the slots of a rank's samples."""
-        batch, place = np.divmod(numbers, self.batch_size)
+        """Return the slots of a rank's samples by their numbers."""
+        batch, offset = np.divmod(numbers, self.batch_size)
         batch = ((batch + self.first_batch) * self.world.nodes + node) * self.world.ranks_per_node
-        return (batch + rank) * self.batch_size + place
+        return (batch + rank) * self.batch_size + offset

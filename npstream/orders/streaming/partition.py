@@ -1,12 +1,12 @@
-"""How Streaming deals an epoch's samples out to nodes and ranks: arithmetic, no arrays.
+"""Provide Streaming's partition of an epoch's samples among nodes and ranks, without arrays.
 
-Samples are cut into as many equal lanes ("canonical nodes") as the run was given, and a sequence
-takes one of each lane in turn. Nodes take turns at the sequence, and ranks at what their node
-took. All ranks' batches with the same number, the global batch, are one run of the sequence, and
-loader workers take turns at the batches of their rank.
+Samples are cut into equal lanes ("canonical nodes"). The *sequence* takes one sample of each lane
+in turn. Nodes take samples of the sequence in turn, and the ranks of a node take its samples in
+turn. The batches of all ranks with the same number are the global batch: consecutive samples of the
+sequence. DataLoader workers take the batches of their rank in turn.
 
-A *slot* is a place in a batch of a rank. Slots are numbered batch after batch, through nodes,
-ranks and places in the batch: ``((batch * nodes + node) * ranks + rank) * batch_size + place``.
+A *slot* numbers a sample of a rank's batch, over all batches, nodes and ranks of an epoch:
+``((batch * nodes + node) * ranks + rank) * batch_size + offset``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from npstream._core.arguments import quantity
 from npstream._core.jit import kernel
 from npstream._core.typing import Int64
 
-PARTITIONS = ("orig", "relaxed")
+PARTITION_ALGORITHMS = ("orig", "relaxed")
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """The processes of a run: nodes, and ranks of each.
+    """The processes of a run: the number of nodes, and of ranks on each node.
 
-    >>> World(2, 8).replicated(2)
+    >>> World(2, 8).merge_replicas(2)
     World(nodes=1, ranks_per_node=8)
     """
 
@@ -40,15 +40,15 @@ class World:
 
     @property
     def ranks(self) -> int:
-        """Ranks of all nodes."""
+        """Number of ranks on all nodes."""
         return self.nodes * self.ranks_per_node
 
-    def place(self, rank: int) -> tuple[int, int]:
-        """Return the node of a rank, and its number there."""
+    def node_and_rank(self, rank: int) -> tuple[int, int]:
+        """Return the node of a rank, and the rank's number on this node."""
         return divmod(rank, self.ranks_per_node)
 
-    def replicated(self, replication: int | None) -> World:
-        """Return the world in which so many successive ranks count as one."""
+    def merge_replicas(self, replication: int | None) -> World:
+        """Return the world in which each `replication` consecutive ranks count as one."""
         if replication is None:
             return self
         if replication < 1:
@@ -64,30 +64,30 @@ class World:
 
 
 def lane_bounds(size: int, lanes: int) -> Int64:
-    """Return where each of the lanes begins among so many samples, and where the last one ends."""
+    """Return the first sample of each of `lanes` lanes, then the number of samples."""
     return np.arange(lanes + 1) * size // lanes
 
 
 @dataclass(frozen=True, slots=True)
 class StreamingPartition:
-    """Which sample stands in each slot: Streaming's partition "orig".
+    """The sample in each slot, by Streaming's partition "orig".
 
     Parameters
     ----------
     size : int
         Samples in the epoch.
     lanes : int
-        Of which the number of nodes is a multiple or a divisor.
+        A multiple or a divisor of the number of nodes.
     world : World
     batch_size : int
         Samples of each rank in a batch.
     drop_first : int
-        Samples at the beginning that were read before.
+        Samples at the beginning of the epoch that are already read.
 
     Examples
     --------
     >>> part = StreamingPartition(size=10, lanes=2, world=World(2, 1), batch_size=2)
-    >>> part.positions(np.arange(12)).reshape(-1, 2, 2)  # batch, rank, place
+    >>> part.positions(np.arange(12)).reshape(-1, 2, 2)  # batch, rank, offset
     array([[[ 0,  1],
             [ 5,  6]],
            [[ 2,  3],
@@ -111,21 +111,22 @@ class StreamingPartition:
         if not self._cycles and self._filler and self._filler_from < 0:
             raise ValueError(
                 f"{quantity(self.size, 'sample')} in num_canonical_nodes={self.lanes} lanes are "
-                f"too few for {quantity(self.world.nodes, 'node')}: use as many lanes as nodes"
+                f"too few for {quantity(self.world.nodes, 'node')}: give "
+                f"num_canonical_nodes={self.world.nodes}"
             )
 
     @property
     def samples(self) -> int:
-        """Samples that each rank reads, some of them repeated to make these equal."""
+        """Number of samples of each rank; some are repeated so that all ranks have the same."""
         return -(-self._per_node // self.world.ranks_per_node)
 
     @property
     def batches(self) -> int:
-        """Batches of each rank."""
+        """Number of batches of each rank."""
         return -(-self.samples // self.batch_size)
 
     def positions(self, slots: Int64) -> Int64:
-        """Return the positions in the epoch of what stands in slots, or -1."""
+        """Return the positions in the epoch of the samples in slots, or -1 for empty slots."""
         positions = np.empty_like(slots)
         _positions.for_size(slots.size)(
             slots,
@@ -139,12 +140,12 @@ class StreamingPartition:
 
     @property
     def length(self) -> int:
-        """Samples in the sequence, those included that come twice to make lanes equal."""
+        """Number of samples in the sequence, with those that are repeated to make lanes equal."""
         return self.lanes * (self._rows + self._filler)
 
     @property
     def _per_node(self) -> int:
-        """Samples that each node takes."""
+        """Number of samples of each node."""
         return max(self.length - self._dropped, 0) // self.world.nodes
 
     @property
@@ -153,38 +154,38 @@ class StreamingPartition:
 
     @property
     def _rows(self) -> int:
-        """Samples in the longest lane."""
+        """Number of samples in the longest lane."""
         return -(-self.size // self.lanes)
 
     @property
-    def _sharing(self) -> int:
-        """Nodes that share a lane."""
+    def _nodes_per_lane(self) -> int:
+        """Number of nodes that share a lane; 0 if a node has several lanes."""
         return self.world.nodes // self.lanes
 
     @property
     def _filler(self) -> int:
-        """Rows that are added so that the nodes that share a lane get equally many."""
-        return -self._rows % self._sharing if self._sharing else 0
+        """Rows that are added so that all nodes that share a lane get the same number."""
+        return -self._rows % self._nodes_per_lane if self._nodes_per_lane else 0
 
     @property
     def _filler_from(self) -> int:
-        return self._rows - self._filler - self._sharing + 1
+        return self._rows - self._filler - self._nodes_per_lane + 1
 
     @property
     def _cycles(self) -> bool:
-        """Whether samples are too few for the lanes, and just follow one another."""
+        """Whether there are too few samples for the lanes; then the sequence repeats them all."""
         return self.size < self.lanes or (self.size == self.lanes and self.lanes < self.world.nodes)
 
 
-def most_read(size: int, world: World) -> int:
-    """Return how many samples of an epoch can have been read, where Streaming resumes."""
+def max_sample_in_epoch(size: int, world: World) -> int:
+    """Return the maximum `sample_in_epoch` from which Streaming resumes."""
     return size + world.ranks - size % world.ranks
 
 
 def is_relaxed(algorithm: str, lanes: int, world: World, initial_nodes: int | None) -> bool:
-    """Tell whether batches are those of another number of nodes, cut into equal parts."""
-    unequal = lanes % world.nodes and world.nodes % lanes
-    return algorithm == "relaxed" and initial_nodes is not None and bool(unequal)
+    """Return True if batches are made for `initial_nodes` nodes, and divided among other nodes."""
+    does_not_fit = lanes % world.nodes and world.nodes % lanes
+    return algorithm == "relaxed" and initial_nodes is not None and bool(does_not_fit)
 
 
 def make_partition(
@@ -196,25 +197,27 @@ def make_partition(
     drop_first: int = 0,
     initial_nodes: int | None = None,
 ) -> StreamingPartition:
-    """Return the partition of that name; its slots are numbered the same in `world`.
+    """Return a partition whose global batches have the same slots in `world`.
 
-    "relaxed" lets a run go on with a number of nodes that does not go with its lanes: it is
-    partitioned for the nodes that it started with, and that many ranks have larger batches.
+    "relaxed" lets a run resume on a number of nodes that does not fit its lanes. The partition is
+    made for the initial number of nodes, whose ranks have larger or smaller batches.
     """
-    if algorithm not in PARTITIONS:
-        raise ValueError(f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITIONS)}")
+    if algorithm not in PARTITION_ALGORITHMS:
+        raise ValueError(
+            f"partition_algo={algorithm!r}: expected one of {', '.join(PARTITION_ALGORITHMS)}"
+        )
     if initial_nodes is not None and is_relaxed(algorithm, lanes, world, initial_nodes):
         batch_size, rest = divmod(world.nodes * batch_size, initial_nodes)
         if rest:
             raise ValueError(
-                f"the global batch of {quantity(world.nodes, 'node')} cannot be shared by the "
-                f"initial_physical_nodes={initial_nodes}: use another batch_size"
+                f"the global batch of {quantity(world.nodes, 'node')} cannot be divided among "
+                f"initial_physical_nodes={initial_nodes} nodes: use another batch_size"
             )
         world = World(initial_nodes, world.ranks_per_node)
     partition = StreamingPartition(size, lanes, world, batch_size, drop_first)
-    if not 0 <= drop_first <= max(most_read(size, world), partition.length):
+    if not 0 <= drop_first <= max(max_sample_in_epoch(size, world), partition.length):
         raise ValueError(
-            f"sample_in_epoch={drop_first}: expected what was read of an epoch of "
+            f"sample_in_epoch={drop_first}: expected a number of samples in an epoch of "
             f"{quantity(size, 'sample')}"
         )
     return partition
@@ -229,7 +232,7 @@ def _positions(
     counts: tuple[int, int, int],
     layout: tuple[int, int, int, bool],
 ) -> None:
-    """Write the positions of what stands in slots, or -1."""
+    """Write the positions of the samples in slots, or -1; see `StreamingPartition.positions`."""
     nodes, ranks, batch_size = world
     samples, per_node, dropped = counts
     rows, filler, filler_from, cycles = layout
@@ -240,7 +243,7 @@ def _positions(
     row, lane, left = 0, 0, 0
     for k in range(slots.size):
         if left > 0 and slots[k] == slots[k - 1] + 1:
-            # The rank's next sample, without the divisions.
+            # Move on to the rank's next sample without divisions; `left` is how often this works.
             left -= 1
             row += more_rows
             lane += more_lanes
@@ -251,29 +254,36 @@ def _positions(
             continue
         left = 0
         rest = slots[k] // batch_size
-        place = slots[k] - rest * batch_size
+        offset = slots[k] - rest * batch_size
         batch = rest // (ranks * nodes)
         rest -= batch * (ranks * nodes)
         node = rest // ranks
-        sample = batch * batch_size + place
+        sample = batch * batch_size + offset
         if sample >= samples:
             positions[k] = -1
             continue
-        # The samples of the rank's node, where some come twice if ranks would differ.
-        nth = sample * ranks + rest - node * ranks
-        following = min(batch_size - 1 - place, samples - 1 - sample, (per_node - 1 - nth) // ranks)
-        if nth >= per_node:
-            nth = nth - ranks - missing + 1 if ranks + missing <= per_node + 1 else nth % per_node
-        # The sequence that nodes take turns at.
-        nth = nth * nodes + node + dropped
-        row = nth // lanes
-        lane = nth - row * lanes
+        # Number of the sample among those of its node. The last ones repeat earlier samples, so
+        # that all ranks of the node have the same number.
+        in_node = sample * ranks + rest - node * ranks
+        following = min(
+            batch_size - 1 - offset, samples - 1 - sample, (per_node - 1 - in_node) // ranks
+        )
+        if in_node >= per_node:
+            if ranks + missing <= per_node + 1:
+                in_node += 1 - ranks - missing
+            else:
+                in_node %= per_node
+        # Number of the sample in the sequence.
+        in_sequence = in_node * nodes + node + dropped
+        row = in_sequence // lanes
+        lane = in_sequence - row * lanes
         if cycles:
             positions[k] = (lane * (rows + filler) + row) % bounds[lanes]
             continue
-        # Rows that fill up lanes shared by nodes are earlier ones. Lanes may differ by a sample.
+        # Rows that fill up a shared lane repeat earlier rows. A lane may lack a last row: it
+        # repeats the row before.
         if row >= rows:
             row += filler_from - rows
         elif following > 0:
-            left = min(following, (rows * lanes - 1 - nth) // (ranks * nodes))
+            left = min(following, (rows * lanes - 1 - in_sequence) // (ranks * nodes))
         positions[k] = min(bounds[lane] + row, bounds[lane + 1] - 1)

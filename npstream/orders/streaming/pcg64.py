@@ -1,9 +1,14 @@
-"""NumPy's default generator, PCG64, inside kernels: the numbers of ``np.random.default_rng``.
+"""Provide NumPy's default generator, PCG64, in kernels: the numbers of ``np.random.default_rng``.
 
-NumPy makes a state from a seed (`seeded`); from there kernels draw, and leave the state as NumPy
-would have left it. A state is six uint64: the upper and lower half of the generator's own 128
-bits, those of its increment, the half of the last word that no 32-bit draw has used yet, and
-whether there is one.
+NumPy makes a state from a seed (`seeded`). Kernels draw from it, and leave it as NumPy would. A
+state has six uint64:
+
+- the upper and the lower half of the generator's 128-bit state;
+- the upper and the lower half of its increment;
+- the 32 bits of the last word that no 32-bit draw has used yet;
+- 1 if there are such bits, else 0.
+
+Sources: https://www.pcg-random.org, and NumPy's ``Generator.shuffle`` and ``Generator.integers``.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ WORDS = 6
 """Words in a state."""
 
 MAX_BOUND = 1 << 32
-"""Numbers among which a kernel can draw: 32 bits each time, as NumPy does up to here."""
+"""Maximum bound of a draw: up to it, NumPy uses 32 bits for each draw."""
 
 _MULTIPLIER = 0x2360ED051FC65DA44385DF649FCCF645
 _UPPER, _LOWER = _MULTIPLIER >> 64, _MULTIPLIER & (1 << 64) - 1
@@ -45,10 +50,9 @@ def seeded(seed: int) -> State:
 
 @kernel
 def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
-    """Shuffle ``values[start:stop]`` as ``Generator.shuffle`` does: Fisher-Yates from the end.
+    """Shuffle ``values[start:stop]`` like ``Generator.shuffle``: Fisher-Yates from the end.
 
-    Whose place an element takes is drawn from as many bits as that needs, and drawn again while
-    it is out of range.
+    The index of each swap is drawn with just enough bits, and drawn again if it is out of range.
     """
     if stop - start < 2:
         return
@@ -64,8 +68,8 @@ def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
         while i > limit:
             hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
             j = half & mask
-            # Half of the branches on this would be foreseen wrongly. So a draw that is out of
-            # range changes places with itself, which costs less.
+            # The processor would mispredict a branch on this half of the time. Instead, a draw that
+            # is out of range swaps an element with itself, which costs less.
             accepted = u64(j <= i)
             a, b = first + i, first + min(j, i)
             value = values[a]
@@ -78,7 +82,7 @@ def draw_shuffle(state: State, values: AnyArray, start: int, stop: int) -> None:
 
 @kernel
 def skip_shuffle(state: State, size: int) -> None:
-    """Leave the state as a shuffle of `size` values would."""
+    """Advance the state like a shuffle of `size` values."""
     if size < 2:
         return
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
@@ -98,15 +102,15 @@ def skip_shuffle(state: State, size: int) -> None:
 
 
 @kernel
-def write_down(state: State, mark: int, states: NDArray[np.uint64]) -> None:
+def save_state(state: State, row: int, states: NDArray[np.uint64]) -> None:
     """Copy the state to a row of `states`."""
-    for word in range(state.size):  # to assign a whole row takes Numba 3 s to compile
-        states[mark, word] = state[word]
+    for word in range(state.size):  # Numba would compile the assignment of a row for 3 s
+        states[row, word] = state[word]
 
 
 @kernel
 def draw_below(state: State, bound: int) -> int:
-    """Draw a number below `bound` as ``Generator.integers`` does: Lemire's method."""
+    """Draw a number below `bound` like ``Generator.integers``: Lemire's method."""
     if bound == 1:
         return 0
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
@@ -120,10 +124,13 @@ def draw_below(state: State, bound: int) -> int:
 def bounded(
     hi: int, lo: int, inc_hi: int, inc_lo: int, spare: int, has_spare: int, bound: int
 ) -> tuple[int, int, int, int, int]:
-    """Draw a number below a bound of at least 2, the last result, where the state is at hand."""
+    """Draw a number below `bound`, at least 2, from the words of a state.
+
+    Return the changed words, then the number.
+    """
     hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
     product = half * u64(bound)
-    if product & u64(_HALF) < u64(bound):  # or else it is above the threshold, too
+    if product & u64(_HALF) < u64(bound):  # avoids the division: the threshold is below bound
         threshold = u64(MAX_BOUND - bound) % u64(bound)
         while product & u64(_HALF) < threshold:
             hi, lo, spare, has_spare, half = _half(hi, lo, inc_hi, inc_lo, spare, has_spare)
@@ -134,7 +141,7 @@ def bounded(
 
 @kernel
 def jump(state: State, steps: int) -> None:
-    """Leave the state as `steps` draws of 64 bits would: squaring the step, bit by bit."""
+    """Advance the state like `steps` draws of 64 bits, in time proportional to log(steps)."""
     hi, lo = u64(state[0]), u64(state[1])
     mul_hi, mul_lo = u64(_UPPER), u64(_LOWER)
     add_hi, add_lo = u64(state[2]), u64(state[3])
@@ -143,7 +150,7 @@ def jump(state: State, steps: int) -> None:
     while left > 0:
         if left & 1:
             hi, lo = _multiply_add(hi, lo, mul_hi, mul_lo, add_hi, add_lo)
-        # Twice x * mul + add.
+        # Compose the step x * mul + add with itself.
         add_hi, add_lo = _multiply_add(add_hi, add_lo, mul_hi, mul_lo, add_hi, add_lo)
         mul_hi, mul_lo = _multiply_add(mul_hi, mul_lo, mul_hi, mul_lo, zero, zero)
         left >>= 1
@@ -152,10 +159,10 @@ def jump(state: State, steps: int) -> None:
 
 @kernel
 def step(hi: int, lo: int, inc_hi: int, inc_lo: int) -> tuple[int, int, int]:
-    """Advance the two halves of a state, and return them and the word that they stand for."""
+    """Advance the two halves of a state; return them and the output word (XSL-RR)."""
     hi, lo = _multiply_add(hi, lo, u64(_UPPER), u64(_LOWER), inc_hi, inc_lo)
-    folded, turn = hi ^ lo, hi >> u64(58)
-    word = u64(folded >> turn | folded << (u64(u64(64) - turn) & u64(63)))
+    folded, rotation = hi ^ lo, hi >> u64(58)
+    word = u64(folded >> rotation | folded << (u64(u64(64) - rotation) & u64(63)))
     return hi, lo, word
 
 
@@ -163,7 +170,10 @@ def step(hi: int, lo: int, inc_hi: int, inc_lo: int) -> tuple[int, int, int]:
 def _half(
     hi: int, lo: int, inc_hi: int, inc_lo: int, spare: int, has_spare: int
 ) -> tuple[int, int, int, int, int]:
-    """Draw 32 bits, the last result: the lower half of a word, and next time the upper one."""
+    """Draw 32 bits: the lower half of a word, and next time its upper half.
+
+    Return the changed words of the state, then the bits.
+    """
     if has_spare:
         return hi, lo, spare, u64(0), spare
     hi, lo, word = step(hi, lo, inc_hi, inc_lo)
@@ -174,7 +184,7 @@ def _half(
 def _multiply_add(
     hi: int, lo: int, mul_hi: int, mul_lo: int, add_hi: int, add_lo: int
 ) -> tuple[int, int]:
-    """Return the halves of a product and a sum modulo 2**128."""
+    """Return the halves of the 128-bit number ``x * mul + add`` modulo 2**128."""
     low = u64(lo * mul_lo + add_lo)
     carry = u64(low < add_lo)
     high = u64(u64(multiply_high(lo, mul_lo)) + hi * mul_lo + lo * mul_hi + add_hi + carry)

@@ -1,13 +1,16 @@
-"""Streaming's shuffle py1e: pieces are shuffled, and then each sample moves along its lane.
+"""Provide Streaming's shuffle py1e: pieces are shuffled, then each sample moves along its lane.
 
-Every sample draws a place, a float within a reach of its position, and a lane is sorted by place.
-So what is at a position comes from within twice the reach of it. A part of a lane is sorted by
-itself: a first pass over what may come there counts how many samples fall in each bucket of
-places, which tells the buckets that hold the part; a second pass draws the same places again and
-keeps what falls in those; and each bucket is sorted in the processor's cache.
+Every sample draws a *place*, a random float near its position, and each lane is sorted by place. A
+sample moves less than `ExpandedOrder.reach`. So any part of a lane can be sorted separately, in
+three steps:
 
-Two samples of a lane may draw the same place, though hardly ever: one pair, about, in a lane of
-10**8. They keep their order here. In Streaming it depends on the processor.
+1. A first pass over all samples that may move into the part counts the samples in each bucket of
+   places. The counts tell which buckets contain the part.
+2. A second pass draws the same places again, and keeps the samples in these buckets.
+3. Each bucket is sorted in the processor's cache.
+
+Two samples of a lane may draw the same place, but rarely: about one pair in a lane of 10**8
+samples. Here they keep their order. In Streaming their order depends on the processor.
 
 Tested in tests/orders/streaming/test_shuffle.py.
 """
@@ -27,77 +30,79 @@ from npstream.orders.streaming.pcg64 import (
     draw_below,
     draw_shuffle,
     jump,
+    save_state,
     skip_shuffle,
     step,
-    write_down,
 )
-from npstream.orders.streaming.runs import Marks, Pieces, lay
+from npstream.orders.streaming.runs import Pieces, Snapshots, write_piece
 
 SHIFT = 14
-"""A bucket holds places in a range of 2**14: what is sorted in the processor's cache."""
+"""A bucket holds 2**14 consecutive integer parts of places, to be sorted in the L1 or L2 cache."""
 
-Law: TypeAlias = tuple[int, int, int]
-"""Samples of a lane, the least width that is drawn for a piece, and how many widths there are."""
+MoveParameters: TypeAlias = tuple[int, int, int]
+"""Samples of a lane, the minimum random width of a piece, and the number of possible widths."""
 
 
 @dataclass(frozen=True, slots=True)
-class Expanded:
+class ExpandedOrder:
     """The order py1e.
 
     Parameters
     ----------
     pieces : Pieces
-        Of all lanes.
-    lanes, firsts : ndarray
-        Where each lane begins, and the number of its first piece; at the end, those of no lane.
-    shuffles : Marks
-        The generator's states in the shuffling of pieces.
+        The pieces of all lanes.
+    lanes : ndarray
+        The first position of each lane, then the number of samples.
+    firsts : ndarray
+        The first piece of each lane, then the number of pieces.
+    shuffles : Snapshots
+        Snapshots of the generator before it shuffles pieces.
     moves : ndarray
-        Those at the same marks, in the drawing of places.
+        States of the generator before it draws the places of the same pieces.
     least, most : int
-        Bounds of the widths that are drawn for pieces: `least` to ``most - 1``.
+        Bounds of the random widths of pieces: `least` to ``most - 1``.
     """
 
     pieces: Pieces
     lanes: Int64
     firsts: Int64
-    shuffles: Marks
+    shuffles: Snapshots
     moves: State
     least: int
     most: int
 
     @classmethod
-    def drawn(
+    def draw(
         cls, state: State, pieces: Pieces, lanes: Int64, firsts: Int64, widths: tuple[int, int]
-    ) -> Expanded:
-        """Draw what the order takes, lane after lane: the shuffles of its pieces, then places."""
+    ) -> ExpandedOrder:
+        """Draw the random numbers of each lane: for the shuffles of its pieces, then for places."""
         least, most = widths
         shuffles, moves = [], []
         for lane in range(len(lanes) - 1):
             offsets = pieces.offsets[firsts[lane] : firsts[lane + 1] + 1]
-            marks = Marks.drawn(state, offsets[:-1], offsets[1:])
-            shuffles.append(marks)
-            moves.append(np.empty_like(marks.states))
+            snapshots = Snapshots.draw(state, offsets[:-1], offsets[1:])
+            shuffles.append(snapshots)
+            moves.append(np.empty_like(snapshots.states))
             _skip_moves.for_size(len(offsets))(
-                state, np.diff(offsets), most - least, marks.runs, moves[-1]
+                state, np.diff(offsets), most - least, snapshots.runs, moves[-1]
             )
-        joined = Marks.joined(shuffles, firsts[:-1])
+        joined = Snapshots.concatenate(shuffles, firsts[:-1])
         return cls(pieces, lanes, firsts, joined, np.concatenate(moves), least, most)
 
     @property
     def reach(self) -> int:
-        """More than a sample ever moves."""
+        """A bound that no sample's move reaches."""
         return self.most // 2 + 1
 
     @property
-    def stride(self) -> int:
-        """How many positions are worth computing at once."""
+    def lookup_size(self) -> int:
+        """Number of positions to compute together."""
         return 4 * max(self.reach, int(self.pieces.sizes.max()))
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions of one lane."""
-        # As many samples lie below a place as before a position, give or take what moved across:
-        # less than the reach, and by far, as moves to either side cancel out.
+        """Return the numbers at positions `start` to `stop`, all in one lane."""
+        # The number of samples below place p differs from p by the samples that moved across p, in
+        # one direction. It is less than the reach, and mostly far less: moves to both sides cancel.
         part = self._part(start, stop, self.reach // 4)
         if part is None:
             part = self._part(start, stop, self.reach)
@@ -105,9 +110,9 @@ class Expanded:
         return part
 
     def _part(self, start: int, stop: int, slack: int) -> AnyArray | None:
-        """Sort what falls in places from `slack` below a part to `slack` above it.
+        """Sort the samples with places from ``start - slack`` to ``stop + slack``.
 
-        Return the part, or None if it reaches beyond those places.
+        Return the numbers at positions `start` to `stop`, or None if the slack is too small.
         """
         lane = int(self.lanes.searchsorted(start, "right")) - 1
         origin, end = int(self.lanes[lane]), int(self.lanes[lane + 1])
@@ -115,16 +120,16 @@ class Expanded:
         buckets = -(-(min(stop + slack, end) - origin - floor) >> SHIFT)
         ceiling = floor + (buckets << SHIFT)
 
-        mark = self.shuffles.before(origin + max(floor - self.reach, 0))
-        first = int(self.shuffles.runs[mark])
+        snapshot = self.shuffles.before(origin + max(floor - self.reach, 0))
+        first = int(self.shuffles.runs[snapshot])
         last = int(self.pieces.offsets.searchsorted(origin + ceiling + self.reach))
         last = min(last, int(self.firsts[lane + 1]))
         offsets = self.pieces.offsets[first : last + 1] - origin
-        law = end - origin, self.least, self.most - self.least
-        drawn = int(offsets[-1] - offsets[0])
+        move = end - origin, self.least, self.most - self.least
+        samples = int(offsets[-1] - offsets[0])
 
         counts = np.zeros(buckets + 2, np.int64)
-        _count.for_size(drawn)(self.moves[mark].copy(), offsets, law, floor, counts)
+        _count.for_size(samples)(self.moves[snapshot].copy(), offsets, move, floor, counts)
         ranks = offsets[0] + counts[:-1].cumsum()
         start, stop = start - origin, stop - origin
         if not ranks[0] <= start <= stop <= ranks[-1]:
@@ -137,13 +142,13 @@ class Expanded:
         places = np.empty(bounds[-1])
         picks = self.pieces.picks
         numbers = np.empty(len(places), picks.dtype)
-        _scatter.for_size(drawn)(
-            self.shuffles.states[mark].copy(),
-            self.moves[mark].copy(),
+        _scatter.for_size(samples)(
+            self.shuffles.states[snapshot].copy(),
+            self.moves[snapshot].copy(),
             offsets,
             self.pieces.begins[first:last],
             picks,
-            law,
+            move,
             floor,
             bounds[:-1].copy(),
             places,
@@ -152,7 +157,7 @@ class Expanded:
         )
         cells = np.empty(min(1 << SHIFT, end - origin - floor) + 1, np.int32)
         most = int(np.diff(bounds).max())
-        _sort.for_size(drawn)(
+        _sort.for_size(samples)(
             places,
             numbers,
             bounds,
@@ -165,36 +170,36 @@ class Expanded:
 
 
 @kernel
-def _skip_moves(state: State, sizes: Int64, widths: int, marks: Int64, states: State) -> None:
-    """Leave the state as drawing the places of pieces would, and write down what it is at marks."""
-    mark = 0
+def _skip_moves(state: State, sizes: Int64, widths: int, snapshots: Int64, states: State) -> None:
+    """Advance the state like drawing the places of pieces; write states before `snapshots`."""
+    snapshot = 0
     for k in range(sizes.size):
-        if mark < marks.size and marks[mark] == k:
-            write_down(state, mark, states)
-            mark += 1
+        if snapshot < snapshots.size and snapshots[snapshot] == k:
+            save_state(state, snapshot, states)
+            snapshot += 1
         draw_below(state, widths)
         jump(state, sizes[k])
 
 
 @kernel
-def _span(state: State, offset: int, size: int, law: Law) -> tuple[float, float]:
-    """Draw how far the samples of a piece may move: back to the left, and over what range."""
-    length, least, widths = law
+def _move_range(state: State, offset: int, size: int, move: MoveParameters) -> tuple[float, float]:
+    """Draw the range of moves of a piece's samples; return its negative start, and its length."""
+    length, least, widths = move
     reach = max((least + draw_below(state, widths) - size) / 2, 0.0)
     left = max(-reach, -float(offset))
     return left, min(reach, float(length - offset - size)) - left
 
 
 @kernel
-def _count(state: State, offsets: Int64, law: Law, floor: int, counts: Int64) -> None:
-    """Count places below a floor, then in each bucket from there on, then above them all."""
+def _count(state: State, offsets: Int64, move: MoveParameters, floor: int, counts: Int64) -> None:
+    """Count the places below `floor`, then in each bucket from `floor` on, then above buckets."""
     last = counts.size - 1
     for k in range(offsets.size - 1):
-        left, room = _span(state, offsets[k], offsets[k + 1] - offsets[k], law)
+        left, span = _move_range(state, offsets[k], offsets[k + 1] - offsets[k], move)
         hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
         for i in range(offsets[k], offsets[k + 1]):
             hi, lo, word = step(hi, lo, inc_hi, inc_lo)
-            place = i + (left + room * ((word >> u64(11)) * 2.0**-53))
+            place = i + (left + span * ((word >> u64(11)) * 2.0**-53))
             bucket = ((int(place) - floor) >> SHIFT) + 1
             counts[min(max(bucket, 0), last)] += 1
         state[0], state[1] = hi, lo
@@ -207,34 +212,34 @@ def _scatter(
     offsets: Int64,
     begins: Int64,
     picks: AnyArray,
-    law: Law,
+    move: MoveParameters,
     floor: int,
     cursors: Int64,
     places: NDArray[np.float64],
     numbers: AnyArray,
     piece: AnyArray,
 ) -> None:
-    """Write the samples that fall in buckets, and their places, where the cursors say."""
+    """Write the samples in buckets, and their places; `cursors` has each bucket's next index."""
     ceiling = floor + (cursors.size << SHIFT)
     for k in range(begins.size):
         offset, size = offsets[k], offsets[k + 1] - offsets[k]
-        left, room = _span(moves, offset, size, law)
-        if offset + left >= ceiling or offset + size + left + room < floor:
+        left, span = _move_range(moves, offset, size, move)
+        if offset + left >= ceiling or offset + size + left + span < floor:
             skip_shuffle(shuffles, size)
             jump(moves, size)
             continue
-        lay(piece[:size], begins[k], 0, picks)
+        write_piece(piece[:size], begins[k], 0, picks)
         draw_shuffle(shuffles, piece, 0, size)
         hi, lo, inc_hi, inc_lo = u64(moves[0]), u64(moves[1]), u64(moves[2]), u64(moves[3])
         for i in range(size):
             hi, lo, word = step(hi, lo, inc_hi, inc_lo)
-            place = offset + i + (left + room * ((word >> u64(11)) * 2.0**-53))
+            place = offset + i + (left + span * ((word >> u64(11)) * 2.0**-53))
             bucket = (int(place) - floor) >> SHIFT
             if 0 <= bucket < cursors.size:
-                at = cursors[bucket]
-                cursors[bucket] = at + 1
-                places[at] = place
-                numbers[at] = piece[i]
+                index = cursors[bucket]
+                cursors[bucket] = index + 1
+                places[index] = place
+                numbers[index] = piece[i]
         moves[0], moves[1] = hi, lo
 
 
@@ -248,10 +253,11 @@ def _sort(
     keys: Int64,
     spare: AnyArray,
 ) -> None:
-    """Sort each bucket of numbers by place: into cells of one place each, and then within them.
+    """Sort the numbers of each bucket by place.
 
-    What is sorted are keys: a place, from where the bucket begins and cut to as many bits as
-    fit, and its number among those of the bucket.
+    A counting sort by the integer part of places comes first, into *cells*. The sorted keys have a
+    place in their upper bits, relative to the bucket and with the fraction bits that fit. Their
+    lower bits are the index in the bucket.
     """
     index_bits = 0
     while keys.size >> index_bits:
@@ -270,11 +276,11 @@ def _sort(
             cells[cell] = total
         for i in range(size):
             place = int((places[start + i] - base) * fine)
-            at = cells[place >> fine_bits]
-            cells[place >> fine_bits] = at + 1
-            keys[at] = place << index_bits | i
-        # Hardly any cell has many keys, and what is out of order after this has very few. Where
-        # branches cannot be foreseen, two passes without them cost less than one with them.
+            target = cells[place >> fine_bits]
+            cells[place >> fine_bits] = target + 1
+            keys[target] = place << index_bits | i
+        # Cells have few keys. Two passes of a bubble sort without branches leave very few keys out
+        # of order. They cost less than one pass with branches, which the processor mispredicts.
         for _ in range(2 if size else 0):
             largest = keys[0]
             for i in range(1, size):
@@ -285,12 +291,12 @@ def _sort(
         for i in range(1, size):
             if keys[i] >> index_bits > keys[i - 1] >> index_bits:
                 continue
-            key, at = keys[i], i
+            key, target = keys[i], i
             place = places[start + (key & index)]
-            while at > 0 and places[start + (keys[at - 1] & index)] > place:
-                keys[at] = keys[at - 1]
-                at -= 1
-            keys[at] = key
+            while target > 0 and places[start + (keys[target - 1] & index)] > place:
+                keys[target] = keys[target - 1]
+                target -= 1
+            keys[target] = key
         for i in range(size):
             spare[i] = numbers[start + i]
         for i in range(size):

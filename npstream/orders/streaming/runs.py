@@ -1,9 +1,9 @@
-"""Orders made of runs that are shuffled one after the other, each part computed when it is read.
+"""Provide orders of runs that are shuffled one after the other; any part is computed separately.
 
-One generator shuffles all the runs, so none can be computed without what was drawn before it. But
-drawing, and doing nothing else, takes little time and no memory. It is done once, for the whole
-order, and leaves the generator's states at marks, `SPACING` samples apart, from where any part can
-be computed.
+A *run* is a range of positions that is shuffled on its own. One generator shuffles all runs, so the
+shuffle of a run depends on all draws before it. Drawing without shuffling takes little time and no
+memory. It is done once for the whole order, and saves snapshots of the generator's state about
+`SPACING` samples apart. From these, any part can be computed.
 
 Tested in tests/orders/streaming/test_shuffle.py.
 """
@@ -22,50 +22,50 @@ from npstream.orders.streaming.pcg64 import (
     WORDS,
     State,
     draw_shuffle,
+    save_state,
     skip_shuffle,
-    write_down,
 )
 
 SPACING = 1 << 16
-"""Samples between marks."""
+"""Samples between snapshots."""
 
-MOST_HELD = 1 << 24
-"""Numbers, at most, that are kept for whoever reads on."""
+MAX_CACHED = 1 << 24
+"""Maximum number of ids that are cached for readers that continue."""
 
 
 class PieceOrder(Protocol):
-    """A permutation of range(n)."""
+    """A permutation of sample numbers."""
 
     @property
-    def stride(self) -> int:
-        """How many positions are worth computing at once: fewer take nearly as long."""
+    def lookup_size(self) -> int:
+        """Number of positions to compute together: fewer take nearly the same time."""
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions `start` to `stop`: at least one, and all in one lane."""
+        """Return the numbers at positions `start` to `stop`: at least one, all in one lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class OrderTable:
-    """An order held as an array."""
+    """An order that is stored as an array."""
 
     numbers: AnyArray
 
     @property
-    def stride(self) -> int:
-        """How many positions are worth computing at once: any will do."""
+    def lookup_size(self) -> int:
+        """Number of positions to compute together: any number is efficient."""
         return SPACING
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions."""
+        """Return the numbers at positions `start` to `stop`."""
         return self.numbers[start:stop]
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Consecutive numbers, from ``begins[k]`` on, at positions from ``offsets[k]`` on.
+    """Pieces of consecutive numbers: piece k begins at position ``offsets[k]``.
 
-    Where a piece's begin is negative, they are consecutive ones of `picks`, from that one on as
-    counted from the end. Numbers have the type of `picks`.
+    Its numbers are ``begins[k]``, ``begins[k] + 1``, and so on. If ``begins[k]`` is negative, they
+    are the entries of `picks` from this index on. Numbers have the dtype of `picks`.
     """
 
     offsets: Int64
@@ -73,44 +73,44 @@ class Pieces:
     picks: AnyArray
 
     @classmethod
-    def laid(cls, sizes: Int64, begins: Int64, picks: AnyArray) -> Pieces:
-        """Lay pieces of given sizes end to end."""
+    def concatenate(cls, sizes: Int64, begins: Int64, picks: AnyArray) -> Pieces:
+        """Return pieces of the given sizes, one after the other."""
         return cls(np.concatenate([[0], sizes.cumsum()]), begins, picks)
 
     @classmethod
-    def counted(cls, sizes: Int64) -> Pieces:
-        """Return pieces of given sizes that are numbered through.
+    def consecutive(cls, sizes: Int64) -> Pieces:
+        """Return pieces of the given sizes, with the numbers 0, 1, 2 and so on.
 
-        >>> Pieces.counted(np.array([3, 4])).begins
+        >>> Pieces.consecutive(np.array([3, 4])).begins
         array([0, 3])
         """
         ends = sizes.cumsum()
-        return cls.laid(sizes, ends - sizes, np.empty(0, number_type(int(ends[-1]))))
+        return cls.concatenate(sizes, ends - sizes, np.empty(0, number_dtype(int(ends[-1]))))
 
     @property
     def sizes(self) -> Int64:
-        """Numbers in each piece."""
+        """Length of each piece."""
         return np.diff(self.offsets)
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions."""
+        """Return the numbers at positions `start` to `stop`."""
         numbers = np.empty(stop - start, self.picks.dtype)
         first = int(self.offsets.searchsorted(start, "right")) - 1
-        _lay.for_size(numbers.size)(
+        _write_pieces.for_size(numbers.size)(
             numbers, start, self.offsets[first:], self.begins[first:], self.picks
         )
         return numbers
 
 
 @dataclass(frozen=True, slots=True)
-class PiecesOf:
-    """Pieces of another order, in place of consecutive numbers."""
+class ComposedPieces:
+    """Pieces whose numbers are positions in another order."""
 
     pieces: Pieces
     order: PieceOrder
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions."""
+        """Return the numbers of `order` at positions `start` to `stop`."""
         offsets, begins = self.pieces.offsets, self.pieces.begins
         first = int(offsets.searchsorted(start, "right")) - 1
         parts = []
@@ -122,59 +122,62 @@ class PiecesOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
-    """Runs before which the generator's state is known."""
+class Snapshots:
+    """Saved states of the generator before some runs.
+
+    `runs` are their numbers, `starts` their first positions.
+    """
 
     runs: Int64
     starts: Int64
     states: State
 
     @classmethod
-    def drawn(cls, state: State, starts: Int64, stops: Int64, spacing: int = SPACING) -> Marks:
-        """Draw what shuffling some runs takes, and mark some of them."""
+    def draw(cls, state: State, starts: Int64, stops: Int64, spacing: int = SPACING) -> Snapshots:
+        """Draw the random numbers of a shuffle of runs, and save states before some runs."""
         runs = _clean_runs(starts, stops, spacing)
-        marks = cls(runs, starts[runs], np.empty((len(runs), WORDS), np.uint64))
+        snapshots = cls(runs, starts[runs], np.empty((len(runs), WORDS), np.uint64))
         rows = int((stops - starts).sum())
-        _skip_runs.for_size(rows)(state, stops - starts, marks.runs, marks.states)
-        return marks
+        _skip_runs.for_size(rows)(state, stops - starts, snapshots.runs, snapshots.states)
+        return snapshots
 
     @classmethod
-    def joined(cls, parts: list[Marks], firsts: Int64) -> Marks:
-        """Join the marks of successive lanes, whose runs are numbered from `firsts` on."""
+    def concatenate(cls, parts: list[Snapshots], firsts: Int64) -> Snapshots:
+        """Join the snapshots of successive lanes; the runs of lane i begin at ``firsts[i]``."""
         runs = [part.runs + first for part, first in zip(parts, firsts, strict=True)]
         starts, states = [part.starts for part in parts], [part.states for part in parts]
         return cls(np.concatenate(runs), np.concatenate(starts), np.concatenate(states))
 
     def before(self, position: int) -> int:
-        """Return the number of the last mark from which on a position can be computed."""
+        """Return the index of the last snapshot at or before a position."""
         return int(self.starts.searchsorted(position, "right")) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ShuffledRuns:
-    """What a source has at each position, shuffled within runs, in the order of their starts.
+    """The numbers of a source, shuffled within runs, which are sorted by their starts.
 
-    Runs may overlap, and leave positions out.
+    Runs may overlap, and positions between runs are not shuffled.
     """
 
-    source: Pieces | PiecesOf
+    source: Pieces | ComposedPieces
     starts: Int64
     stops: Int64
-    marks: Marks
+    snapshots: Snapshots
 
     @property
-    def stride(self) -> int:
-        """How many positions are worth computing at once."""
+    def lookup_size(self) -> int:
+        """Number of positions to compute together."""
         return max(8 * SPACING, 4 * int((self.stops - self.starts).max()))
 
     def rows(self, start: int, stop: int) -> AnyArray:
-        """Return the numbers at positions of one lane."""
-        mark = self.marks.before(start)
-        runs = slice(int(self.marks.runs[mark]), int(self.starts.searchsorted(stop)))
+        """Return the numbers at positions `start` to `stop`, all in one lane."""
+        snapshot = self.snapshots.before(start)
+        runs = slice(int(self.snapshots.runs[snapshot]), int(self.starts.searchsorted(stop)))
         base = int(self.starts[runs.start])
         numbers = self.source.rows(base, max(stop, int(self.stops[runs.stop - 1])))
         shuffle_runs.for_size(numbers.size)(
-            self.marks.states[mark].copy(),
+            self.snapshots.states[snapshot].copy(),
             numbers,
             self.starts[runs] - base,
             self.stops[runs] - base,
@@ -182,8 +185,8 @@ class ShuffledRuns:
         return numbers[start - base : stop - base]
 
 
-class Window:
-    """The numbers of an order at any positions, of which readers mostly come back for the next.
+class CachedOrder:
+    """An order that reads ahead in each lane, and caches the numbers.
 
     Parameters
     ----------
@@ -195,132 +198,141 @@ class Window:
     def __init__(self, order: PieceOrder, lanes: Int64) -> None:
         self._order = order
         self._lanes = lanes
-        self._held: dict[int, tuple[int, AnyArray]] = {}
+        self._cache: dict[int, tuple[int, AnyArray]] = {}  # by lane: first position, numbers
 
-    def __reduce__(self) -> tuple[type[Window], tuple[PieceOrder, Int64]]:
-        return Window, (self._order, self._lanes)
+    def __reduce__(self) -> tuple[type[CachedOrder], tuple[PieceOrder, Int64]]:
+        return CachedOrder, (self._order, self._lanes)
 
     @property
-    def stride(self) -> int:
-        """How many positions of each lane are worth asking for at once."""
-        return self._order.stride
+    def lookup_size(self) -> int:
+        """Number of positions of each lane to compute together."""
+        return self._order.lookup_size
 
     def at(self, positions: Int64) -> Int64:
         """Return the numbers at positions."""
-        by_lane, wanted = np.empty_like(positions), np.empty_like(positions)
-        lane_of = np.empty(len(positions), np.uint32)
+        indices, grouped = np.empty_like(positions), np.empty_like(positions)
+        position_lanes = np.empty(len(positions), np.uint32)
         ends = np.zeros(len(self._lanes) - 1, np.int64)
-        _by_lane.for_size(len(positions))(positions, self._lanes, lane_of, by_lane, wanted, ends)
+        _group_by_lane.for_size(len(positions))(
+            positions, self._lanes, position_lanes, indices, grouped, ends
+        )
         numbers = np.empty(len(positions), np.int64)
         (lanes,) = np.diff(ends, prepend=0).nonzero()
-        room = MOST_HELD // max(len(lanes), 1)
+        readahead = min(MAX_CACHED // max(len(lanes), 1), self.lookup_size)
         for lane in lanes.tolist():
             part = slice(int(ends[lane - 1]) if lane else 0, int(ends[lane]))
-            self._gather(lane, by_lane[part], wanted[part], min(room, self.stride), numbers)
+            self._gather(lane, indices[part], grouped[part], readahead, numbers)
         return numbers
 
-    def _gather(self, lane: int, where: Int64, wanted: Int64, ahead: int, numbers: Int64) -> None:
-        """Write down what is at wanted positions of a lane."""
-        low, high = int(wanted.min()), int(wanted.max())
-        if high - low < self.stride:
-            start, rows = self._rows(lane, low, high + 1, ahead)
-            _put.for_size(len(where))(numbers, where, wanted - start, rows)
+    def _gather(
+        self, lane: int, indices: Int64, positions: Int64, readahead: int, numbers: Int64
+    ) -> None:
+        """Write the numbers at positions of a lane to ``numbers[indices]``."""
+        low, high = int(positions.min()), int(positions.max())
+        if high - low < self.lookup_size:
+            start, rows = self._rows(lane, low, high + 1, readahead)
+            _copy_rows.for_size(len(indices))(numbers, indices, positions - start, rows)
             return
-        if (wanted[1:] < wanted[:-1]).any():
-            rising = wanted.argsort()
-            where, wanted = where[rising], wanted[rising]
+        if (positions[1:] < positions[:-1]).any():
+            order = positions.argsort()
+            indices, positions = indices[order], positions[order]
         first = 0
-        while first < len(wanted):
-            low = int(wanted[first])
-            last = int(wanted.searchsorted(low + self.stride))
-            rows = self._order.rows(low, int(wanted[last - 1]) + 1)
-            _put.for_size(last - first)(numbers, where[first:last], wanted[first:last] - low, rows)
+        while first < len(positions):
+            low = int(positions[first])
+            last = int(positions.searchsorted(low + self.lookup_size))
+            rows = self._order.rows(low, int(positions[last - 1]) + 1)
+            _copy_rows.for_size(last - first)(
+                numbers, indices[first:last], positions[first:last] - low, rows
+            )
             first = last
 
-    def _rows(self, lane: int, start: int, stop: int, ahead: int) -> tuple[int, AnyArray]:
-        """Return numbers from a position on, which is the first result, at least up to `stop`."""
-        first, rows = self._held.get(lane, (start, None))
+    def _rows(self, lane: int, start: int, stop: int, readahead: int) -> tuple[int, AnyArray]:
+        """Return a position, at most `start`, and the numbers from it on, at least up to `stop`."""
+        first, rows = self._cache.get(lane, (start, None))
         if rows is not None and first <= start and stop <= first + len(rows):
             return first, rows
         end = stop
-        goes_on = rows is not None and first <= start <= first + len(rows) + self.stride
-        if goes_on or 8 * (stop - start) > self.stride:
-            # Whoever reads on takes more of what costs little more, and leaves no small rest.
-            end, lane_end = max(stop, start + ahead), int(self._lanes[lane + 1])
-            if end > lane_end - self.stride // 4:
+        is_continued = rows is not None and first <= start <= first + len(rows) + self.lookup_size
+        if is_continued or 8 * (stop - start) > self.lookup_size:
+            # A reader that continues reads ahead: more positions cost little more. No small rest
+            # of the lane is left for another look-up.
+            end, lane_end = max(stop, start + readahead), int(self._lanes[lane + 1])
+            if end > lane_end - self.lookup_size // 4:
                 end = lane_end
             elif end - stop < (stop - start) // 8:
                 end = stop
         rows = self._order.rows(start, end)
-        self._held[lane] = start, rows if end > stop else rows[:0].copy()
+        self._cache[lane] = start, rows if end > stop else rows[:0].copy()
         return start, rows
 
 
-def number_type(size: int) -> type[np.uint32] | type[np.int64]:
-    """Return the type in which the numbers of so many samples are computed."""
+def number_dtype(size: int) -> type[np.uint32] | type[np.int64]:
+    """Return the dtype for the numbers of `size` samples."""
     return np.uint32 if size <= MAX_BOUND else np.int64
 
 
 def _clean_runs(starts: Int64, stops: Int64, spacing: int) -> Int64:
-    """Choose runs that begin where all before them have ended, about one for each `spacing`."""
+    """Return the runs that overlap no earlier run, about one for each `spacing` samples."""
     ended = np.maximum.accumulate(np.concatenate([starts[:1], stops[:-1]]))
     clean = np.flatnonzero(starts >= ended)
     return clean[np.diff(starts[clean] // spacing, prepend=-1) > 0]
 
 
 @kernel
-def _by_lane(
+def _group_by_lane(
     positions: Int64,
     lanes: Int64,
-    lane_of: AnyArray,
-    by_lane: Int64,
-    wanted: Int64,
+    position_lanes: AnyArray,
+    indices: Int64,
+    grouped: Int64,
     ends: Int64,
 ) -> None:
-    """Group positions by lane, and say where the group of each lane ends."""
+    """Group positions by lane; write their lanes, the sorted indices, and the end of each group."""
     count = ends.size
     density = count / lanes[count]
     for k in range(positions.size):
+        # The estimate can be off by one: it is rounded, and lanes differ by a sample.
         lane = int(positions[k] * density)
-        # That may be one too many; and lanes differ by a sample.
         while lane >= count or lanes[lane] > positions[k]:
             lane -= 1
         while lanes[lane + 1] <= positions[k]:
             lane += 1
-        lane_of[k] = lane
+        position_lanes[k] = lane
         ends[lane] += 1
     before = 0
     for lane in range(count):
         ends[lane], before = before, before + ends[lane]
     for k in range(positions.size):
-        lane = lane_of[k]
-        at = ends[lane]
-        ends[lane] = at + 1
-        by_lane[at], wanted[at] = k, positions[k]
+        lane = position_lanes[k]
+        target = ends[lane]
+        ends[lane] = target + 1
+        indices[target], grouped[target] = k, positions[k]
 
 
 @kernel
-def _put(numbers: Int64, where: Int64, wanted: Int64, rows: AnyArray) -> None:
-    """Write down what is at wanted positions of some rows."""
-    for k in range(where.size):
-        numbers[where[k]] = rows[wanted[k]]
+def _copy_rows(numbers: Int64, indices: Int64, offsets: Int64, rows: AnyArray) -> None:
+    """Copy ``rows[offsets]`` to ``numbers[indices]``."""
+    for k in range(indices.size):
+        numbers[indices[k]] = rows[offsets[k]]
 
 
 @kernel
-def _lay(numbers: AnyArray, start: int, offsets: Int64, begins: Int64, picks: AnyArray) -> None:
-    """Write the numbers from position `start` on, which lies in the first piece."""
+def _write_pieces(
+    numbers: AnyArray, start: int, offsets: Int64, begins: Int64, picks: AnyArray
+) -> None:
+    """Write the numbers of pieces from position `start` on, which is in the first piece."""
     i = 0
     for k in range(begins.size):
         end = max(min(offsets[k + 1] - start, numbers.size), i)
-        lay(numbers[i:end], begins[k], max(start - offsets[k], 0), picks)
+        write_piece(numbers[i:end], begins[k], max(start - offsets[k], 0), picks)
         i = end
         if i == numbers.size:
             return
 
 
 @kernel
-def lay(numbers: AnyArray, begin: int, skipped: int, picks: AnyArray) -> None:
-    """Write numbers of a piece, but for those that are skipped; see `Pieces`."""
+def write_piece(numbers: AnyArray, begin: int, skipped: int, picks: AnyArray) -> None:
+    """Write the numbers of a piece after its first `skipped` ones; see `Pieces`."""
     first = begin + skipped
     if begin >= 0:
         for i in range(numbers.size):
@@ -339,11 +351,11 @@ def shuffle_runs(state: State, values: AnyArray, starts: Int64, stops: Int64) ->
 
 
 @kernel
-def _skip_runs(state: State, sizes: Int64, marks: Int64, states: State) -> None:
-    """Leave the state as shuffling runs would, and write down what it is at marks."""
-    mark = 0
+def _skip_runs(state: State, sizes: Int64, snapshots: Int64, states: State) -> None:
+    """Advance the state like a shuffle of runs; write states before `snapshots`."""
+    snapshot = 0
     for k in range(sizes.size):
-        if mark < marks.size and marks[mark] == k:
-            write_down(state, mark, states)
-            mark += 1
+        if snapshot < snapshots.size and snapshots[snapshot] == k:
+            save_state(state, snapshot, states)
+            snapshot += 1
         skip_shuffle(state, sizes[k])

@@ -1,7 +1,8 @@
-"""Which samples an epoch of Streaming takes, and how often: weights of streams, chosen samples.
+"""Provide the samples that an epoch of Streaming takes, and how often it takes each.
 
-A *stream* is one dataset of a mixture. Its weight settles how many samples an epoch takes from it;
-these are spread over its shards; and where that is not all of a shard, some of it are picked.
+A *stream* is one dataset of a mixture. Its weight determines how many samples an epoch takes of it.
+This number is divided among its shards. If it is not a multiple of a shard's size, random samples
+of the shard are picked.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from numpy.typing import NDArray
 from npstream._core.jit import kernel, u64
 from npstream._core.typing import AnyArray, Bools, Int64
 from npstream.orders.streaming.pcg64 import State, bounded, draw_below, draw_shuffle, seeded
-from npstream.orders.streaming.runs import Pieces, number_type
+from npstream.orders.streaming.runs import Pieces, number_dtype
 
-SAMPLINGS = ("balanced", "fixed")
-"""Whether every epoch picks other samples, or the same."""
+SAMPLING_METHODS = ("balanced", "fixed")
+"""Whether each epoch picks other samples, or all epochs pick the same."""
 
-_FEW = 10_000
-"""Of so many samples, at most, NumPy always chooses by Floyd's method."""
+_FLOYD_MAX = 10_000
+"""Up to this number of samples, ``Generator.choice`` always uses Floyd's method."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """How much an epoch takes of a stream, said in at most one way.
+    """The weight of a stream; at most one parameter may be given.
 
     Parameters
     ----------
     proportion : float, optional
-        Its part of an epoch, relative to that of the others.
+        The stream's part of an epoch, relative to the proportions of other streams.
     repeat : float, optional
-        How often it is read.
+        How often an epoch takes the stream.
     choose : int, optional
-        How many samples.
+        How many samples an epoch takes of the stream.
     """
 
     proportion: float | None = None
@@ -46,38 +47,41 @@ class Weight:
     def __post_init__(self) -> None:
         given = [name for name in self.__slots__ if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"a stream has one weight, not {' and '.join(given)}")
+            raise ValueError(f"a stream has at most one weight, not {' and '.join(given)}")
         for name in given:
             if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: a weight is not negative")
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 0")
 
 
-def chosen(
+def samples_per_stream(
     weights: Sequence[Weight], sizes: Int64, epoch_size: int | None, seed: int
 ) -> tuple[Int64, NDArray[np.float64]]:
-    """Return how many samples an epoch takes of each stream, and what proportion it is meant to be.
+    """Return the number of samples that an epoch takes of each stream, and their proportions.
 
-    Weights are all proportions, and then `epoch_size` is by default that of all streams; or none
-    is one, and then `epoch_size` can only be given where there are no weights at all.
+    If weights are proportions, `epoch_size` is by default the size of all streams together. If
+    weights are `repeat` or `choose`, `epoch_size` must be None.
 
-    >>> chosen([Weight(proportion=3), Weight(proportion=1)], np.array([50, 60]), 100, seed=0)
+    >>> weights = [Weight(proportion=3), Weight(proportion=1)]
+    >>> samples_per_stream(weights, np.array([50, 60]), 100, seed=0)
     (array([75, 25]), array([0.75, 0.25]))
     """
     relative = {weight.proportion is not None for weight in weights}
     unweighted = all(weight == Weight() for weight in weights)
     if len(relative) > 1:
         raise ValueError(
-            "some streams are weighted by proportion and some are not: give a proportion to all "
-            "of them, or to none"
+            "some streams have a proportion and some do not: give a proportion to all streams, or "
+            "to none"
         )
     absolute = relative != {True} and epoch_size is None
     if not (absolute or unweighted or relative == {True}):
         raise ValueError(
-            f"epoch_size={epoch_size} does not go with repeat or choose, which sum up to the size "
-            "of an epoch"
+            f"epoch_size={epoch_size}: the size of an epoch is the sum of repeat and choose: leave "
+            "epoch_size out"
         )
     if absolute:
-        shares = np.array([_taken(*each) for each in zip(weights, sizes.tolist(), strict=True)])
+        shares = np.array(
+            [_weighted_samples(*each) for each in zip(weights, sizes.tolist(), strict=True)]
+        )
     else:
         shares = sizes if unweighted else np.array([weight.proportion for weight in weights])
     if not shares.sum() > 0:
@@ -95,18 +99,18 @@ def chosen(
     return counts, proportions
 
 
-def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> Int64:
-    """Spread the samples that are taken of a stream over its shards.
+def samples_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> Int64:
+    """Divide the samples that an epoch takes of a stream among its shards.
 
-    All of every shard is taken as often as that is possible. What remains is taken of shards at
-    random, `granularity` samples at a time.
+    Each shard is taken ``choose // sizes.sum()`` times as a whole. The remaining samples are taken
+    of random shards, `granularity` samples at a time.
     """
     times, rest = divmod(choose, max(int(sizes.sum()), 1))
     counts = sizes * times
     if rest:
         picks = -(-sizes // granularity)
-        # The last pick of a shard is short. But before a shard of no samples, and so no picks,
-        # Streaming takes it for a whole one.
+        # The last pick of a shard may be short. But if the next shard is empty, Streaming takes the
+        # full granularity. This copies its behavior.
         last = (sizes - 1) % granularity + 1
         last[:-1][sizes[1:] == 0] = granularity
         is_small = len(sizes) <= 1 << 15
@@ -117,20 +121,20 @@ def chosen_per_shard(sizes: Int64, choose: int, granularity: int, seed: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class Picks:
-    """The samples that an epoch takes, in units that are shuffled as one.
+    """The samples that an epoch takes, in units for a shuffle.
 
-    A unit is all of a shard, in order, or what was picked of it. What is picked is drawn when it
-    is first needed.
+    A unit is a whole shard, in order, or the samples that were picked of a shard. Random numbers
+    are drawn on first use.
 
     Parameters
     ----------
     shards : list of ndarray
-        For each stream, the samples of each shard.
-    taken : list of int
-        How many samples are taken of each stream.
+        For each stream, the number of samples of each shard.
+    stream_samples : list of int
+        The number of samples that the epoch takes of each stream.
     granularity : int
     shard_seed, sample_seed : int
-        What shards, and what samples of them, are drawn from.
+        Seeds for the choice of shards, and of samples in a shard.
 
     Examples
     --------
@@ -140,54 +144,54 @@ class Picks:
     """
 
     shards: list[Int64]
-    taken: list[int]
+    stream_samples: list[int]
     granularity: int
     shard_seed: int
     sample_seed: int
 
     @property
     def size(self) -> int:
-        """How many samples are taken."""
-        return sum(self.taken)
+        """Number of samples that the epoch takes."""
+        return sum(self.stream_samples)
 
     @functools.cached_property
     def sizes(self) -> Int64:
-        """Samples of each shard, through all streams."""
+        """Number of samples of each shard, in all streams."""
         return np.concatenate(self.shards)
 
     @functools.cached_property
     def counts(self) -> Int64:
-        """How many samples are taken of each shard: all, as often as possible, and then some."""
+        """Number of samples that the epoch takes of each shard."""
         counts = [
-            chosen_per_shard(sizes, choose, self.granularity, self.shard_seed)
-            for sizes, choose in zip(self.shards, self.taken, strict=True)
+            samples_per_shard(sizes, choose, self.granularity, self.shard_seed)
+            for sizes, choose in zip(self.shards, self.stream_samples, strict=True)
         ]
         return np.concatenate(counts)
 
     @functools.cached_property
     def units(self) -> Pieces:
-        """What is shuffled as one: the ids of its samples."""
+        """The ids of the samples of each unit."""
         state = seeded(self.sample_seed)
         sizes, begins = self.sizes, self.sizes.cumsum() - self.sizes
         times, rest = np.divmod(self.counts, np.maximum(sizes, 1))
         (parts,) = rest.nonzero()
         ends = rest.cumsum()
-        # There is room for one more than are picked; see below.
-        picks = np.empty(int(ends[-1]) + 1, number_type(int(sizes.sum())))
+        # `_choose` writes one element beyond the last pick.
+        picks = np.empty(int(ends[-1]) + 1, number_dtype(int(sizes.sum())))
         most = int(sizes[parts].max(initial=0))
         _choose.for_size(picks.size)(
             state, sizes[parts], rest[parts], begins[parts], np.zeros(most, bool), picks
         )
-        # All of a shard comes first, then what was picked of it.
+        # The whole shard comes first, as often as it is taken, then the samples picked of it.
         repeats = times + (rest > 0)
         last = repeats.cumsum()[parts] - 1
         units, starts = sizes.repeat(repeats), begins.repeat(repeats)
         units[last] = rest[parts]
         starts[last] = (ends - rest)[parts] - ends[-1]
-        return Pieces.laid(units, starts, picks[:-1])
+        return Pieces.concatenate(units, starts, picks[:-1])
 
     def ids(self, numbers: Int64) -> Int64:
-        """Return the ids of samples, counted through the units."""
+        """Return the ids of samples by their numbers in the sequence of units."""
         if np.array_equal(self.counts, self.sizes):
             return numbers
         ids = np.empty_like(numbers)
@@ -196,8 +200,8 @@ class Picks:
         return ids
 
 
-def _taken(weight: Weight, size: int) -> int:
-    """Return how many samples are taken of a stream that is weighted by itself."""
+def _weighted_samples(weight: Weight, size: int) -> int:
+    """Return the number of samples that an epoch takes of a stream without a proportion."""
     if weight.choose is not None:
         return weight.choose
     return size if weight.repeat is None else int(weight.repeat * size)
@@ -213,24 +217,25 @@ def _pick(
     order: AnyArray,
     counts: Int64,
 ) -> None:
-    """Take picks in random order, until nothing of the rest is left.
+    """Add picks, in random order, to the counts of shards, until `rest` samples are taken.
 
-    What is shuffled is, for each pick, twice its shard, and 1 more if it is the shard's last.
+    `order` is a buffer for the shuffled picks. A pick is encoded as twice its shard, plus 1 for the
+    last pick of the shard.
     """
-    at = 0
+    index = 0
     for shard in range(picks.size):
         for _ in range(picks[shard]):
-            order[at] = 2 * shard
-            at += 1
+            order[index] = 2 * shard
+            index += 1
         if picks[shard]:
-            order[at - 1] += 1
+            order[index - 1] += 1
     draw_shuffle(state, order, 0, order.size)
     left = rest
     for k in range(order.size):
         shard = int(order[k]) >> 1
-        taken = min(last[shard] if order[k] & 1 else granularity, left)
-        counts[shard] += taken
-        left -= taken
+        samples = min(last[shard] if order[k] & 1 else granularity, left)
+        counts[shard] += samples
+        left -= samples
         if left == 0:
             return
 
@@ -239,28 +244,31 @@ def _pick(
 def _choose(
     state: State, sizes: Int64, counts: Int64, begins: Int64, chosen: Bools, picks: AnyArray
 ) -> None:
-    """Choose samples of each shard as ``Generator.choice`` does; write their ids, in order."""
-    at = 0
+    """Choose samples of each shard like ``Generator.choice``; write their sorted ids."""
+    index = 0
     for k in range(sizes.size):
         size, count = sizes[k], counts[k]
-        if size > _FEW and count > size // 50:
+        if size > _FLOYD_MAX and count > size // 50:
             _shuffle_tail(state, size, count, chosen)
         else:
             _choose_few(state, size, count, chosen)
-        end = at + count
+        end = index + count
         for number in range(size):
-            picks[at] = begins[k] + number  # which the next one replaces unless it was chosen
-            at += chosen[number]
+            picks[index] = begins[k] + number  # the next number overwrites it if it is not chosen
+            index += chosen[number]
             chosen[number] = False
-        at = end
+        index = end
 
 
 @kernel
 def _choose_few(state: State, size: int, count: int, chosen: Bools) -> None:
-    """Choose numbers below a size by Floyd's method; their order is drawn, but does not matter."""
+    """Choose `count` numbers below `size` by Floyd's method.
+
+    NumPy then shuffles them. The result does not depend on that, but the state does.
+    """
     hi, lo, inc_hi, inc_lo = u64(state[0]), u64(state[1]), u64(state[2]), u64(state[3])
     spare, has_spare = u64(state[4]), u64(state[5])
-    if size == count:  # the first is drawn from one
+    if size == count:  # the first draw has only one possible result, and uses no random bits
         chosen[0] = True
     for last in range(max(size - count, 1), size):
         hi, lo, spare, has_spare, drawn = bounded(
@@ -274,7 +282,7 @@ def _choose_few(state: State, size: int, count: int, chosen: Bools) -> None:
 
 @kernel
 def _shuffle_tail(state: State, size: int, count: int, chosen: Bools) -> None:
-    """Choose numbers below a size by shuffling them, from the end, as far as that is needed."""
+    """Choose `count` numbers below `size` by a partial Fisher-Yates shuffle from the end."""
     numbers = np.arange(size)
     for i in range(size - 1, max(size - count, 1) - 1, -1):
         drawn = draw_below(state, i + 1)
@@ -285,7 +293,7 @@ def _shuffle_tail(state: State, size: int, count: int, chosen: Bools) -> None:
 
 @kernel
 def _look_up(numbers: Int64, offsets: Int64, begins: Int64, picks: AnyArray, ids: Int64) -> None:
-    """Write the ids of samples that are counted through units."""
+    """Write the ids of samples by their numbers in the sequence of units."""
     unit = 0
     for k in range(numbers.size):
         if not offsets[unit] <= numbers[k] < offsets[unit + 1]:

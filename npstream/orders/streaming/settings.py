@@ -1,4 +1,4 @@
-"""The settings of Streaming's orders, which StreamingDataset and its streams take there.
+"""Provide `StreamingShuffle`, the settings of Streaming's orders.
 
 Tested in tests/orders/streaming/test_order.py.
 """
@@ -16,17 +16,17 @@ from npstream._core.arguments import integer
 from npstream.errors import short_repr
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.sampling import Weight
-from npstream.orders.streaming.shuffle import ALGORITHMS
+from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS
 
 if TYPE_CHECKING:
     from npstream._core.typing import Int64
 
-_MOST = (1 << 63) - 1
-"""What fits into memory that workers share."""
+_MAX_SEED = (1 << 63) - 1
+"""The largest seed: workers share it as an int64."""
 
 
 class StreamingRun(NamedTuple):
-    """What an order of Streaming keeps of a run wherever that goes on; states hold it."""
+    """The settings of a training run that stay the same when it resumes; saved in its states."""
 
     num_canonical_nodes: int
     shuffle_seed: int
@@ -35,42 +35,45 @@ class StreamingRun(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StreamingShuffle:
-    """Settings of Streaming's orders, under Streaming's names and with its defaults.
+    """Settings of the orders of MosaicML Streaming, with Streaming's names and defaults.
 
-    In a mixture, its sources are Streaming's streams. Settings of streams are mappings, from the
-    names of sources; the mixture has no weights of its own.
+    The sources of a mixture are Streaming's streams. Settings of streams are mappings from the
+    names of sources. The mixture itself must have no weights.
 
     Parameters
     ----------
     shuffle_algo : {"py1e", "py1s", "py1br", "py2s", "naive"} or None, default: "py1e"
-        None is ``shuffle=False`` there: the dataset's order, dealt out as Streaming does.
+        The shuffle. None is Streaming's ``shuffle=False``: the order of the dataset, divided among
+        ranks like in Streaming.
     num_canonical_nodes : int, optional
-        Sequences that the order interleaves, each read by one node or shared out among several. By
-        default 64 for each node with "py1s" and "py2s", else the number of nodes.
+        Number of sequences that the order interleaves. A node reads one or several of them, or
+        several nodes share one. By default 64 for each node with "py1s" and "py2s", else 1 for each
+        node. A loaded state sets it if it is not given.
     shuffle_block_size : int, optional
-        Samples that are shuffled together, in the orders that have blocks. By default
+        Samples that are shuffled together, in orders with blocks. By default
         ``max(4_000_000 // num_canonical_nodes, 262_144)``.
     shuffle_seed : int, optional
-        What orders are drawn from. By default 9176. States know these numbers, and those that are
-        left out are taken from one.
+        The seed of the order, by default 9176. A loaded state sets it if it is not given.
     partition_algo : {"relaxed", "orig"}, default: "relaxed"
-        "relaxed" lets a run go on with any number of nodes that its global batch allows.
+        "relaxed" allows a run to resume on any number of nodes that divides its global batch.
     initial_physical_nodes : int, optional
-        The nodes that a run began with, which matter where it goes on: its state knows them.
+        The number of nodes with which the run began. A loaded state sets it if it is not given.
     sampling_method : {"balanced", "fixed"}, default: "balanced"
-        Whether each epoch picks its samples anew, or all epochs pick the same ones.
+        "balanced" picks other samples in each epoch, "fixed" the same in all epochs.
     sampling_granularity : int, default: 1
-        Samples of a shard that are picked in a row where an epoch does not take all of a dataset.
+        Consecutive samples of a shard that are picked together if an epoch takes only a part of a
+        dataset.
     proportion : mapping of str to float, optional
-        Of each source, its share in an epoch, on any scale.
+        The share of each source in an epoch, on any scale.
     repeat : mapping of str to float, optional
-        How often an epoch takes some sources; those without a weight it takes once.
+        How often an epoch takes a source. Sources without a weight are taken once.
     choose : mapping of str to int, optional
-        How many samples an epoch takes of some sources.
+        How many samples an epoch takes of a source.
     batching_method : {"random", "stratified", "per_stream", "device_per_stream"}, \
 default: "random"
-        Whether samples of all sources are shuffled as one; or each global batch has its share of
-        every source; or is of one source; or each rank's batch is.
+        "random" shuffles the samples of all sources together. With "stratified", each global batch
+        has its share of every source. With "per_stream", each global batch is of one source. With
+        "device_per_stream", each batch of a rank is of one source.
 
     Examples
     --------
@@ -98,19 +101,19 @@ default: "random"
     batching_method: str = "random"
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in _INTEGERS:
             if (number := getattr(self, name)) is not None:
                 object.__setattr__(self, name, integer(name, number))
-        if self.shuffle_seed is not None and self.shuffle_seed > _MOST:
-            raise ValueError(f"shuffle_seed={self.shuffle_seed}: expected at most {_MOST}")
+        if self.shuffle_seed is not None and self.shuffle_seed > _MAX_SEED:
+            raise ValueError(f"shuffle_seed={self.shuffle_seed}: expected at most {_MAX_SEED}")
         for name in _WEIGHTS:
             if (weights := getattr(self, name)) is not None:
-                object.__setattr__(self, name, _checked(name, weights))
-        self.order([], [], 1, None, None)  # says what makes no sense
+                object.__setattr__(self, name, _check_weights(name, weights))
+        self.order([], [], 1, None, None)  # raises if a setting is invalid
 
     @property
     def is_batched(self) -> bool:
-        """Whether the order is made of batches, so that it depends on their size."""
+        """Whether the order depends on the batch size."""
         return self.batching_method != "random"
 
     def weights(self, names: Sequence[str]) -> list[Weight]:
@@ -121,33 +124,38 @@ default: "random"
         Parameters
         ----------
         names : sequence of str
-            The sources of a mixture; none of a dataset.
+            The sources of a mixture; empty for a single dataset.
 
         Returns
         -------
         list of Weight
+            One for each source.
 
         Raises
         ------
         ValueError
-            If a weight is of no source, or a source has several.
+            If a weight names no source, or a source has several weights.
         """
-        given = {name: getattr(self, name) or {} for name in _WEIGHTS}
-        for name, weights in given.items():
+        settings = {name: getattr(self, name) or {} for name in _WEIGHTS}
+        for name, weights in settings.items():
             if unknown := weights.keys() - set(names):
+                if not names:
+                    raise ValueError(
+                        f"{name}={weights}: a single dataset has no weights: make an npstream.mix"
+                    )
                 raise ValueError(
-                    f"{name}={weights}: there is no source {min(map(repr, unknown))}, but "
-                    f"{', '.join(map(repr, names)) or 'one dataset, and no npstream.mix of some'}"
+                    f"{name}={weights}: there is no source {min(map(repr, unknown))}; the sources "
+                    f"are {', '.join(map(repr, names))}"
                 )
-        made = []
+        result = []
         for source in names:
-            own = {name: weights[source] for name, weights in given.items() if source in weights}
+            own = {name: weights[source] for name, weights in settings.items() if source in weights}
             if len(own) > 1:
                 raise ValueError(
-                    f"source {source!r} has one weight at most, not {' and '.join(own)}"
+                    f"source {source!r} has at most one weight, not {' and '.join(own)}"
                 )
-            made.append(Weight(**own))
-        return made
+            result.append(Weight(**own))
+        return result
 
     def order(
         self,
@@ -157,37 +165,37 @@ default: "random"
         epoch_size: int | None,
         run: StreamingRun | None,
     ) -> StreamingOrder:
-        """Return the orders of streams, or those of a run that goes on.
+        """Return the order with these settings, or with those of a resumed run.
 
         For `npstream.iteration` only.
 
         Parameters
         ----------
         shards : sequence of ndarray of int64
-            Of each stream, the samples of its shards.
+            For each stream, the number of samples of each shard.
         weights : sequence of Weight
-            Those of the streams.
+            The weight of each stream.
         batch_size : int
             Samples in a batch of a rank.
         epoch_size : int or None
-            Samples in an epoch; None for those that the streams have.
+            Samples in an epoch; None for the size that the streams and weights give.
         run : StreamingRun or None
-            What a state says of the run that goes on.
+            The settings of the run, from a loaded state.
 
         Returns
         -------
         StreamingOrder
         """
-        given = {name: getattr(self, name) for name in self.__slots__ if name not in _WEIGHTS}
-        given |= {} if run is None else run._asdict()
-        known = {name: value for name, value in given.items() if value is not None}
+        settings = {name: getattr(self, name) for name in self.__slots__ if name not in _WEIGHTS}
+        settings |= {} if run is None else run._asdict()
+        given = {name: value for name, value in settings.items() if value is not None}
         return StreamingOrder(
             shards=shards, weights=weights, batch_size=batch_size, epoch_size=epoch_size,
-            shuffle=self.shuffle_algo is not None, **known,
+            shuffle=self.shuffle_algo is not None, **given,
         )  # fmt: skip
 
 
-_COUNTS = (
+_INTEGERS = (
     "num_canonical_nodes", "shuffle_block_size", "shuffle_seed", "initial_physical_nodes",
     "sampling_granularity",
 )  # fmt: skip
@@ -197,37 +205,37 @@ _WEIGHTS = ("proportion", "repeat", "choose")
 _NUMBERS = (int, float, np.integer, np.floating)
 
 
-def _checked(name: str, weights: Any) -> dict[str, float]:
-    """Return weights of sources by name, or say what is wrong with them."""
+def _check_weights(name: str, weights: Any) -> dict[str, float]:
+    """Return weights as numbers by source; raise TypeError or ValueError if they are invalid."""
     if not isinstance(weights, Mapping):
-        raise TypeError(f"{name}={weights!r}: expected numbers by source, as in {{'web': 2}}")
+        raise TypeError(f"{name}={weights!r}: expected a mapping, as in {{'web': 2}}")
     for source, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, _NUMBERS):
             raise TypeError(f"{name} of source {source!r} is {weight!r}: expected a number")
         if not 0 <= weight < math.inf:
-            raise ValueError(f"{name} of source {source!r} is {weight}: expected 0 or more")
+            raise ValueError(f"{name} of source {source!r} is {weight}: expected at least 0")
         if name == "choose" and weight != int(weight):
-            raise TypeError(f"choose of source {source!r} is {weight}: expected whole samples")
+            raise TypeError(f"choose of source {source!r} is {weight}: expected an integer")
     number = int if name == "choose" else float
     return {source: number(weight) for source, weight in weights.items()}
 
 
 def streaming_shuffle(shuffle: Any) -> StreamingShuffle:
-    """Return the order of Streaming that the argument ``shuffle`` of an iteration asks for.
+    """Return the StreamingShuffle for an iteration's argument ``shuffle``.
 
     Raises
     ------
     TypeError, ValueError
-        If it asks for none; these say what ``shuffle`` may be.
+        If `shuffle` is neither a StreamingShuffle nor the name of a shuffle algorithm.
     """
     if isinstance(shuffle, StreamingShuffle):
         return shuffle
     expected = (
-        "expected False, True, an npstream.Shuffle, an npstream.StreamingShuffle, or the name "
-        f"of an order of Streaming, {', '.join(map(repr, ALGORITHMS))}"
+        "expected False, True, an npstream.Shuffle, an npstream.StreamingShuffle, or the name of a "
+        f"shuffle of Streaming: {', '.join(map(repr, SHUFFLE_ALGORITHMS))}"
     )
     if not isinstance(shuffle, str):
         raise TypeError(f"shuffle={short_repr(shuffle)}: {expected}")
-    if shuffle not in ALGORITHMS:
+    if shuffle not in SHUFFLE_ALGORITHMS:
         raise ValueError(f"shuffle={short_repr(shuffle)}: {expected}")
     return StreamingShuffle(shuffle)

@@ -27,8 +27,8 @@ from streaming_reference import (
 
 from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
-from npstream.orders.streaming.sampling import Weight, chosen
-from npstream.orders.streaming.shuffle import ALGORITHMS, EpochShuffle
+from npstream.orders.streaming.sampling import Weight, samples_per_stream
+from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS, EpochShuffle
 
 NAMES = [field.name for field in dataclasses.fields(StreamingOrder)][2:]
 """The settings that are no arrays."""
@@ -51,7 +51,7 @@ def order_of(params):
 
 
 def world_of(params):
-    return World(params["nodes"], params["ranks_per_node"]).replicated(params["replication"])
+    return World(params["nodes"], params["ranks_per_node"]).merge_replicas(params["replication"])
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_golden_work(case, epoch_of):
     assert order.block_size(epoch.world) == resolved["shuffle_block_size"]
     sizes = np.array([shards.sum() for shards in order.shards])
     assert_resolved(
-        case, *chosen(order.weights, sizes, order.epoch_size, order.shuffle_seed), sizes
+        case, *samples_per_stream(order.weights, sizes, order.epoch_size, order.shuffle_seed), sizes
     )
     want, got = expected(case, "work"), work(epoch, workers)
     if params["batching_method"] == "device_per_stream":
@@ -173,19 +173,19 @@ def test_settings_that_mean_nothing_raise(change, match):
     ("settings", "place", "match"),
     [
         ({}, (-1, World(1, 1)), "epochs are numbered from 0, not -1"),
-        ({}, (0, World(2, 2), -4), "sample_in_epoch=-4: expected what was read"),
+        ({}, (0, World(2, 2), -4), "sample_in_epoch=-4: expected a number of samples"),
         ({"num_canonical_nodes": 2}, (0, World(3, 1)), "and 3 nodes: one must be a multiple"),
         (
             {"num_canonical_nodes": 2, "initial_physical_nodes": 2},
             (0, World(3, 1)),
-            "the global batch of 3 nodes cannot be shared by the initial_physical_nodes=2",
+            "the global batch of 3 nodes cannot be divided among initial_physical_nodes=2",
         ),
         (
             {"batching_method": "device_per_stream", "num_canonical_nodes": 1},
             (0, World(2, 1)),
             "num_canonical_nodes=1 and 2 nodes: device_per_stream needs a multiple",
         ),
-        ({"batching_method": "per_stream"}, (0, World(9, 9)), "the 243 samples of a global batch"),
+        ({"batching_method": "per_stream"}, (0, World(9, 9)), "a global batch of 243 samples"),
     ],
 )
 def test_epochs_that_cannot_be_raise(settings, place, match):
@@ -206,7 +206,9 @@ def test_streams_that_fill_no_batch_raise(method):
         num_canonical_nodes=1,
         batching_method=method,
     )
-    with pytest.raises(ValueError, match=r"stream . has (6|100) samples in an epoch, which do not"):
+    with pytest.raises(
+        ValueError, match=r"stream . has (6|100) samples in an epoch, too few to fill"
+    ):
         order.epoch(0, World(1, 2), 0)
 
 
@@ -224,7 +226,9 @@ def test_blocks_of_streams_that_are_rounded_to_nothing(method):
     if method != "device_per_stream":
         assert order.epoch(0, World(1, 1)).batches > 0
         return
-    with pytest.raises(ValueError, match=r"stream 1 is 0\.0909 of an epoch, .* give blocks of 11"):
+    with pytest.raises(
+        ValueError, match=r"stream 1 is 0\.0909 of an epoch, .* give shuffle_block_size=11"
+    ):
         order.epoch(0, World(1, 1))
     assert dataclasses.replace(order, shuffle=False).epoch(0, World(1, 1)).batches > 0
     enough = dataclasses.replace(order, shuffle_block_size=11)
@@ -234,12 +238,12 @@ def test_blocks_of_streams_that_are_rounded_to_nothing(method):
 HUGE = {"shards": [np.full(1000, 10**9)], "batch_size": 512, "shuffle": True}
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", SHUFFLE_ALGORITHMS)
 def test_an_epoch_draws_nothing_before_it_is_read(algorithm):
     """What 10**12 samples would take cannot go unnoticed; this, and the errors, come at once."""
     order = StreamingOrder(**HUGE | {"shards": [np.full(4, 10**9)]}, shuffle_algo=algorithm)
     assert order.epoch(0, World(8, 8), 2**20).batches == -(-(4 * 10**9 - 2**20) // 2**15)
-    with pytest.raises(ValueError, match="of an epoch of 4,000,000,000 samples"):
+    with pytest.raises(ValueError, match="in an epoch of 4,000,000,000 samples"):
         order.epoch(0, World(8, 8), 2**32)
 
 
@@ -254,7 +258,7 @@ def test_an_unshuffled_epoch_takes_no_memory():
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("lanes", [1, 8, 64])
 def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
-    monkeypatch.setattr("npstream.orders.streaming.order.MOST_IDS", 1 << 16)
+    monkeypatch.setattr("npstream.orders.streaming.order.MAX_IDS", 1 << 16)
     samples = 1 << 22
     order = StreamingOrder(
         shards=[np.full(samples >> 10, 1 << 10)],
@@ -278,7 +282,7 @@ def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
 
 @pytest.mark.parametrize("batching_method", ["random", "per_stream", "stratified"])
 def test_workers_that_take_turns_read_the_same(batching_method, monkeypatch):
-    monkeypatch.setattr("npstream.orders.streaming.order.MOST_IDS", 50)
+    monkeypatch.setattr("npstream.orders.streaming.order.MAX_IDS", 50)
     order = StreamingOrder(
         shards=[np.full(20, 30), np.full(10, 33)],
         batch_size=7,

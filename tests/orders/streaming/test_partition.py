@@ -39,7 +39,7 @@ def test_golden_partition(case):
 def test_golden_world(case):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     before = World(params["num_nodes"], params["ranks_per_node"])
-    world = run_golden(case, lambda: before.replicated(params["replication"]))
+    world = run_golden(case, lambda: before.merge_replicas(params["replication"]))
     if world is None:
         return
     resolved = case["resolved"]
@@ -51,5 +51,5 @@ def test_golden_world(case):
     slots = []
     for number in range(before.ranks * workers):
         rank, worker = number // workers // params["replication"], number % workers
-        slots.append((*world.place(rank), worker, rank, rank * workers + worker))
+        slots.append((*world.node_and_rank(rank), worker, rank, rank * workers + worker))
     np.testing.assert_array_equal(slots, expected(case, "slots"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from streaming_reference import assert_resolved, expected, golden_cases, run_golden
 
-from npstream.orders.streaming.sampling import Picks, Weight, chosen, chosen_per_shard
+from npstream.orders.streaming.sampling import Picks, Weight, samples_per_shard, samples_per_stream
 
 
 @pytest.mark.usefixtures("way")
@@ -15,7 +15,7 @@ def test_golden_sampling(case):
     params = case["params"]
     seed = params["seed"] + (params["epoch"] if params["use_epoch"] else 0)
     sizes = np.array(params["samples_per_shard"])
-    got = chosen_per_shard(sizes, params["choose"], params["granularity"], seed)
+    got = samples_per_shard(sizes, params["choose"], params["granularity"], seed)
     np.testing.assert_array_equal(got, expected(case, "choose_per_shard"))
     assert got.sum() == params["choose"]
 
@@ -43,7 +43,9 @@ def test_golden_weights(case):
     params = case["params"]
     weights = [Weight(**weight) for weight in params["weights"]]
     sizes = np.array(params["samples_per_stream"])
-    got = run_golden(case, lambda: chosen(weights, sizes, params["epoch_size"], params["seed"]))
+    got = run_golden(
+        case, lambda: samples_per_stream(weights, sizes, params["epoch_size"], params["seed"])
+    )
     if got is not None:
         assert_resolved(case, *got, sizes)
 
@@ -52,7 +54,7 @@ def test_golden_weights(case):
     ("weight", "match"),
     [
         ({"proportion": 1, "repeat": 2}, "one weight, not proportion and repeat"),
-        ({"choose": -1}, "choose=-1: a weight is not negative"),
+        ({"choose": -1}, "choose=-1: expected at least 0"),
         ({"repeat": float("nan")}, "repeat=nan"),
     ],
 )
@@ -64,6 +66,6 @@ def test_weights_that_mean_nothing_raise(weight, match):
 def test_an_epoch_of_nothing_raises():
     for weights in ([Weight(choose=0)], [Weight(proportion=0)]):
         with pytest.raises(ValueError, match="no sample of any stream"):
-            chosen(weights, np.array([5]), None, 0)
+            samples_per_stream(weights, np.array([5]), None, 0)
     with pytest.raises(ValueError, match="samples of stream 1, which has none"):
-        chosen([Weight(), Weight(choose=3)], np.array([5, 0]), None, 0)
+        samples_per_stream([Weight(), Weight(choose=3)], np.array([5, 0]), None, 0)

@@ -39,7 +39,7 @@ def test_states_near_the_end_of_an_epoch_are_judged_by_its_batches(method, left)
 
 def test_a_resumed_epoch_says_what_it_reads_again():
     order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
-    with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 of them"):
+    with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 samples"):
         epoch = order.epoch(0, World(1, 2), 16)
     assert epoch.ids(0, 0, range(1)).tolist() == [[12, 14, 16]]
     assert epoch.batches == 13
@@ -61,7 +61,7 @@ def test_runs_of_streaming_go_on(case, run):
     arguments = dict(run.get("dataset_args", case["dataset_args"]))
     world = World(run["nodes"], run["ranks_per_node"])
     replication = arguments.pop("replication", None)
-    ranks, world = world.ranks, world.replicated(replication)
+    ranks, world = world.ranks, world.merge_replicas(replication)
     order = StreamingOrder(
         shards=[np.array(sizes_of(stream["dir"])) for stream in case["streams"]],
         weights=[
@@ -82,7 +82,7 @@ def test_runs_of_streaming_go_on(case, run):
         batches = range(epoch.batches)[: each["stopped_after_batches"]]
         yielded = []
         for rank in range(ranks):
-            node, own = world.place(rank // (replication or 1))
+            node, own = world.node_and_rank(rank // (replication or 1))
             got = [ids.tolist() for ids in epoch.read(node, own, batches)]
             want = arrays("checkpoints/ids.npz")[each["ids"][rank]]
             assert got == [[i for i in ids if i >= 0] for ids in want.tolist()]
@@ -133,7 +133,7 @@ def test_states_come_back():
 
 
 def test_a_state_of_anything_else_raises():
-    with pytest.raises(ValueError, match="no num_canonical_nodes, shuffle_seed"):
+    with pytest.raises(ValueError, match="num_canonical_nodes, shuffle_seed missing"):
         order_for_states().resume({"epoch": 0, "sample_in_epoch": 3}, World(1, 1))
 
 
@@ -149,5 +149,5 @@ def test_a_finished_epoch_may_count_repeated_samples(sample_in_epoch, goes_on):
 
 def test_a_state_of_a_larger_dataset_raises():
     order, *place = order_for_states().resume(STATE | {"sample_in_epoch": 10_000}, World(1, 1))
-    with pytest.raises(ValueError, match="sample_in_epoch=10000: expected what was read"):
+    with pytest.raises(ValueError, match="sample_in_epoch=10000: expected a number of samples"):
         order.epoch(place[0], World(1, 1), place[1])
