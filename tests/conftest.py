@@ -17,12 +17,13 @@ from npstream.storage.remote import RemoteStore
 
 
 @pytest.fixture(params=["compiled", "python"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run all kernels compiled, or all as Python."""
+def kernel_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run all kernels compiled, or all as Python; return "compiled" or "python"."""
     if request.param == "python":
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
     else:
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.compiled())
+    return request.param
 
 
 @pytest.fixture

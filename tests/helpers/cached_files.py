@@ -1,4 +1,4 @@
-"""A file of a cache in four pieces: opened, filled and read, also by another process."""
+"""Helpers that open, fill and read a cached file of four pieces, also in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY, OTHER = "0123456789abcdef", "f" * 64
 PIECE, PIECES = 10_000, 4
 CONTENT = np.random.default_rng(0).bytes(PIECE * PIECES)
 
-FILE_BYTES = 40_960  # what a file with all its pieces takes on a disk with blocks of 4 KiB
+FILE_BYTES = 40_960  # disk usage of a complete file, with disk blocks of 4 KiB
 
 
 def open_file(cache: ShardCache, key: str = KEY, **options) -> CachedFile:
@@ -41,17 +41,17 @@ def read(file: CachedFile, piece: int) -> bytes:
 
 
 def filled_file(cache: ShardCache, key: str, age: float = 0) -> CachedFile:
-    """Return a file with all its pieces, last used some seconds ago."""
+    """Return a complete file that was last used `age` seconds ago."""
     file = open_file(cache, key)
     assert can_reserve(cache, len(CONTENT))
     add(file)
-    then = time.time() - age
-    os.utime(file.path, (then, then))
+    last_used = time.time() - age
+    os.utime(file.path, (last_used, last_used))
     return file
 
 
 def can_reserve(cache: ShardCache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
-    """Reserve bytes, give them up, and return whether that was possible."""
+    """Return True if bytes can be reserved; release the reservation."""
     found = cache.reserve(nbytes, keep)
     if isinstance(found, Refusal):
         return False
@@ -77,7 +77,7 @@ file = cache.open({KEY!r}, {len(CONTENT)}, {PIECES})
 
 
 def start_process(cache: ShardCache, code: str) -> subprocess.Popen[str]:
-    """Start another process, with a file of the cache open."""
+    """Run code in another process that has a file of the cache open."""
     return subprocess.Popen(
         [sys.executable, "-c", PRELUDE + code, cache.directory],
         stdin=subprocess.PIPE,
@@ -89,7 +89,7 @@ def start_process(cache: ShardCache, code: str) -> subprocess.Popen[str]:
 
 @contextlib.contextmanager
 def hold_lock(path: str | Path) -> Iterator[None]:
-    """Hold a lock as another process does that was stopped."""
+    """Hold a file lock, like another process that is stopped."""
     with locks.LockFile(str(path), os.O_RDWR | os.O_CREAT) as descriptor:
         assert locks.try_lock(descriptor)
         yield

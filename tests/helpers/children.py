@@ -1,4 +1,4 @@
-"""Work in a forked child process."""
+"""Helpers that run a function in a forked child process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["fork_child", "run_in_child", "wait_for_child"]
 
 
 def run_in_child(work: Callable[[], object], seconds: int = 120) -> None:
-    """Fork, run a function in the child, and fail unless it returns there.
+    """Fork, run a function in the child, and assert that it returns.
 
-    The child never goes on with the tests: it ends with the function, or after so many seconds.
+    The child exits after the function, or after a timeout, and never continues with the tests.
     """
     assert wait_for_child(fork_child(work, seconds)) == 0
 
@@ -23,7 +23,7 @@ def fork_child(work: Callable[[], object], seconds: int = 120) -> int:
     if (child := os.fork()) == 0:
         code = 1
         try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout has its own
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # replaces the handler of pytest-timeout
             signal.alarm(seconds)
             work()
             code = 0
@@ -35,5 +35,5 @@ def fork_child(work: Callable[[], object], seconds: int = 120) -> int:
 
 
 def wait_for_child(child: int) -> int:
-    """Wait for a child to end, and return its status: 0 if its function returned."""
+    """Wait for a child to exit, and return its status: 0 if its function returned."""
     return os.waitpid(child, 0)[1]

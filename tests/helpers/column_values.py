@@ -1,4 +1,4 @@
-"""The values of a dataset whose columns are of every encoding, in four shards."""
+"""A dataset of four shards with a column of each encoding, and its values."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ FIXED = ("label", "small", "score", "tokens", "number")
 NUMBERS = (*FIXED, "str_int", "str_float")
 RAGGED = ("text", "data", "ragged", "image")
 OBJECTS = ("ragged", "any", "json", "image", "decimal")
-"""Columns that NumPy has no dtype for."""
+"""Columns whose values have no NumPy dtype."""
 
 
 def write_columns(path):
-    """Write the values in four shards, of which one is empty."""
+    """Write the values in four shards; one of them is empty."""
     values = VALUES | {
         "str_int": VALUES["str_int"].tolist(),
         "str_float": VALUES["str_float"].tolist(),

@@ -1,6 +1,6 @@
-"""Rounds of processes that share a cache of too small a limit, and are killed.
+"""Stress test of the cache: processes share a small cache, and some of them are killed.
 
-``python tests/helpers/crash_cache.py 200`` runs 200 rounds and prints what was counted.
+``python tests/helpers/crash_cache.py 200`` runs 200 rounds and prints the counters.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PROCESSES = 4
 SHARDS, PIECES, PIECE = 24, 9, 30_011
 NBYTES = PIECES * PIECE
 LIMIT = SHARDS * NBYTES // 3
-MOST = 4  # pieces a read
+MAX_PIECES = 4  # in one read
 IN_FLIGHT = PROCESSES * (PIECE + 2 * 4096)
-"""The limit may be exceeded by a piece for each process that is writing, to the block."""
+"""The cache may exceed its limit by one piece, rounded up to blocks, for each writing process."""
 
 SECONDS = 0.6
 
@@ -37,7 +37,7 @@ KEYS = [f"{number:032x}" for number in range(SHARDS)]
 CONTENT = [np.random.default_rng(number).bytes(NBYTES) for number in range(SHARDS)]
 
 FOREIGN = {"notes.txt": b"mine", f"{999:032x}.shard": bytes(5000), ".abc.tmp": b"also mine"}
-"""Files of which the cache knows nothing."""
+"""Files that the cache did not create."""
 
 
 def expected(shard: int, piece: int) -> bytes:
@@ -45,7 +45,7 @@ def expected(shard: int, piece: int) -> bytes:
 
 
 class Reader:
-    """Reads pieces through a cache, as a dataset does."""
+    """Reads pieces through a cache, like a dataset."""
 
     def __init__(self, directory: str) -> None:
         self.cache = ShardCache(directory, LIMIT)
@@ -54,7 +54,7 @@ class Reader:
         self.counts: Counter[str] = Counter()
 
     def read(self, shard: int, pieces: list[int]) -> None:
-        """Read pieces of a shard, and count those that are wrong."""
+        """Read pieces of a shard, and count the wrong ones."""
         for piece, data in self._get(shard, pieces).items():
             self.counts["reads"] += 1
             self.counts["wrong"] += data != expected(shard, piece)
@@ -71,7 +71,7 @@ class Reader:
                 self.counts["uncached"] += 1
                 return {piece: self._fetch(shard, piece) for piece in pieces}
             self.files[shard] = file
-        found = {}
+        data = {}
         with file.lock(pieces) as claim:
             kept, reserved = self._reserve(file, claim.pieces)
             with reserved:
@@ -87,7 +87,7 @@ class Reader:
         return found
 
     def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
-        """Reserve room for pieces, or for one of them at least."""
+        """Reserve space for all pieces, or for the first one."""
         for some in (pieces, pieces[:1]):
             nbytes = sum(allocated(piece * PIECE, (piece + 1) * PIECE) for piece in some)
             found = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
@@ -102,40 +102,40 @@ class Reader:
 
     def _fetch(self, shard: int, piece: int) -> bytes:
         self.counts["fetches"] += 1
-        time.sleep(0.0005)  # as long as a store takes, so that others come in between
+        time.sleep(0.0005)  # like a store's latency, so that other processes interleave
         return expected(shard, piece)
 
 
-def die_after(calls: int) -> None:
-    """Kill this process before one of its next system calls that change a file."""
-    left = calls
+def kill_after(calls: int) -> None:
+    """Kill this process before its system call number `calls` that changes a file."""
+    remaining = calls
 
-    def dying(name: str) -> None:
+    def patch_call(name: str) -> None:
         call = getattr(os, name)
 
         def counted(*args: object, **options: object) -> object:
-            nonlocal left
-            left -= 1
-            if left < 0:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*args, **options)
 
         setattr(os, name, counted)
 
     for name in ("pwrite", "link", "unlink", "ftruncate", "posix_fallocate", "fsync"):
-        dying(name)
+        patch_call(name)
 
 
 def work(directory: str, seed: int, report: int) -> None:
-    """Read at random until time is up, as one of the processes, and report what was counted."""
+    """Read random pieces until the time is up, and write the counters to `report`."""
     chance = random.Random(seed)
     if chance.random() < 0.25:
-        die_after(chance.randrange(200))
+        kill_after(chance.randrange(200))
     reader = Reader(directory)
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
         shard = chance.randrange(SHARDS)
-        reader.read(shard, sorted(chance.sample(range(PIECES), chance.randint(1, MOST))))
+        reader.read(shard, sorted(chance.sample(range(PIECES), chance.randint(1, MAX_PIECES))))
         if chance.random() < 0.02:
             reader.counts["peak"] = max(reader.counts["peak"], in_use(directory))
             if (file := reader.files.get(shard)) is not None:
@@ -145,7 +145,7 @@ def work(directory: str, seed: int, report: int) -> None:
 
 
 def in_child(function: Callable[[], None]) -> int:
-    """Fork a process that calls a function, and return its number."""
+    """Fork a process that calls a function, and return its process id."""
     if (child := os.fork()) == 0:
         status = 1
         try:
@@ -159,7 +159,7 @@ def in_child(function: Callable[[], None]) -> int:
 
 
 def in_use(directory: str) -> int:
-    """Return the bytes that the cache's named files take."""
+    """Return the disk usage of the cache's files."""
     total = 0
     for path in Path(directory).glob("*.shard"):
         with suppress(FileNotFoundError):
@@ -168,7 +168,7 @@ def in_use(directory: str) -> int:
 
 
 def run_round(directory: str, seed: int) -> Counter[str]:
-    """Let processes work side by side, kill one of them, and look at what they leave."""
+    """Run processes concurrently, kill one of them, and check the files that remain."""
     chance = random.Random(f"round {seed}")
     reports, report = os.pipe()
     children = [
@@ -179,7 +179,7 @@ def run_round(directory: str, seed: int) -> Counter[str]:
     os.kill(children[0], signal.SIGKILL)
     counts: Counter[str] = Counter(rounds=1)
     with open(reports) as lines:
-        # The pipe ends when the last process does.
+        # The pipe ends when the last process exits.
         for line in lines:
             add(counts, {name: int(n) for name, n in (p.split("=") for p in line.split())})
     for child in children:
@@ -187,12 +187,12 @@ def run_round(directory: str, seed: int) -> Counter[str]:
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         counts["killed"] += killed
         counts["failed"] += not killed and status != 0
-    inspect(directory, counts)
+    check_directory(directory, counts)
     return counts
 
 
-def inspect(directory: str, counts: Counter[str]) -> None:
-    """Count what no round may leave behind."""
+def check_directory(directory: str, counts: Counter[str]) -> None:
+    """Count violations in the directory after a round."""
     counts["peak"] = max(counts["peak"], in_use(directory))
     cache = ShardCache(directory, LIMIT)
     cache.trim()
@@ -220,7 +220,7 @@ def inspect(directory: str, counts: Counter[str]) -> None:
 
 
 def run(rounds: int, directory: str) -> Counter[str]:
-    """Run rounds in a new directory, and return what was counted in all of them."""
+    """Run rounds in a new directory, and return the sum of their counters."""
     for name, content in FOREIGN.items():
         Path(directory, name).write_bytes(content)
     total: Counter[str] = Counter()
@@ -230,7 +230,7 @@ def run(rounds: int, directory: str) -> Counter[str]:
 
 
 def add(total: Counter[str], counts: Mapping[str, int]) -> None:
-    """Add counts, except those of the bytes in use, whose peaks matter."""
+    """Add counters; for disk usage, keep the maximum."""
     peaks = {name: max(total[name], counts.get(name, 0)) for name in ("peak", "at rest")}
     total.update(counts)
     for name, peak in peaks.items():

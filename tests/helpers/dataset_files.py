@@ -1,4 +1,4 @@
-"""Datasets for tests: shards of given sizes, and directories merged as Streaming merges them."""
+"""Writers of test datasets: shards of given sizes, JSONL, and merged directories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_shards(
     sizes: Sequence[int],
     columns: Mapping[str, str] | None = None,
 ) -> npstream.Dataset:
-    """Write a shard for each size, which may be 0, and open them as one dataset."""
+    """Write one shard for each size, which may be 0, and open them as one dataset."""
     start = 0
     for number, size in enumerate(sizes):
         stop = max(start + size, 1)
@@ -34,7 +34,7 @@ def write_shards(
 
 
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Write a dataset of one JSONL shard; `columns` says "int", "float" or "str" of each."""
+    """Write a dataset of one JSONL shard; `columns` maps names to "int", "float" or "str"."""
     lines = [json.dumps(row).encode() + b"\n" for row in rows]
     ends = np.cumsum([0, *map(len, lines)])
     files = {
@@ -54,16 +54,16 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[
 
 
 def merge(path: Path, **options: Any) -> npstream.Dataset:
-    """Write an index of all datasets in the directories below, and open it.
+    """Write a merged index of all datasets in subdirectories, and open it.
 
-    What the last of them records of its columns holds for all.
+    The annotations of the last dataset apply to all.
     """
     shards: list[Any] = []
     index = {"version": 2, "shards": shards}
     for part in sorted(path.glob("*/index.json")):
-        found = json.loads(part.read_text())
-        index |= {"npstream": found.get("npstream")}
-        for shard in found["shards"]:
+        document = json.loads(part.read_text())
+        index |= {"npstream": document.get("npstream")}
+        for shard in document["shards"]:
             for file in ("raw_data", "raw_meta", "zip_data", "zip_meta"):
                 if shard.get(file):
                     shard[file]["basename"] = f"{part.parent.name}/{shard[file]['basename']}"
@@ -73,7 +73,7 @@ def merge(path: Path, **options: Any) -> npstream.Dataset:
 
 
 def _empty(path: Path) -> None:
-    """Take the samples from a dataset of one shard."""
+    """Remove all samples from a dataset of one shard."""
     index = json.loads((path / "index.json").read_text())
     (shard,) = index["shards"]
     body = struct.pack("<II", 0, 8)
@@ -83,7 +83,7 @@ def _empty(path: Path) -> None:
 
 
 def objects(rows: Any) -> np.ndarray[Any, Any]:
-    """Return rows as an array of objects, one an element, whatever they are."""
+    """Return an object array with one element for each row, also if rows are arrays."""
     rows = list(rows)
     array = np.empty(len(rows), object)
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Datasets of one value, written to places that are then compared with what they should hold."""
+"""Helpers that write datasets with one distinct value, and check the files that were written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from npstream.storage.local import open_store
 WRITABLE = [name for name in SERVER_KINDS if name != "http"]
 
 SAMPLES = 24
-SHARD = 300  # bytes, so that there are several
+SHARD = 300  # bytes; small, so that a dataset has several shards
 
 
 def add(writing, value, samples=SAMPLES):
@@ -24,7 +24,7 @@ def add(writing, value, samples=SAMPLES):
 
 
 def write(url, options, value, **settings):
-    """Write a dataset of one value, and return the report."""
+    """Write a dataset whose rows all have one value, and return the report."""
     return npstream.write(url, data(value), shard_size=SHARD, storage_options=options, **settings)
 
 
@@ -37,7 +37,7 @@ def names(url, options=None):
 
 
 def assert_published(url, options, value, cache):
-    """Fail unless a place holds one dataset of that value, whole, and nothing else."""
+    """Assert that a directory holds one complete dataset of that value, and no other files."""
     with npstream.open(url, storage_options=options, cache=cache) as ds:
         assert ds["v"].load().tolist() == [value] * SAMPLES
         assert set(ds["text"]) == {str(value)}
@@ -50,15 +50,15 @@ def assert_published(url, options, value, cache):
 
 
 def files(ds, shard):
-    named = ds._source.index.files(shard)
-    return [(named.zip_data or named.data).name]
+    shard_files = ds._source.index.files(shard)
+    return [(shard_files.zip_data or shard_files.data).name]
 
 
 def assert_nothing(url, options=None):
-    """Fail if anything is left in a place that a write made."""
+    """Assert that a failed write left no files and no directory."""
     assert names(url, options) == []
-    where = open_store(url, options)
-    if where.is_local:
+    store = open_store(url, options)
+    if store.is_local:
         assert not Path(url).exists()
     elif url.startswith("sftp"):
         filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True, **options)

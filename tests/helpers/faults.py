@@ -1,11 +1,11 @@
-"""A proxy before a server that counts what is asked, adds latency, and goes wrong as it is told.
+"""A proxy in front of a server that logs requests, adds latency, and injects faults.
 
-It is a process of its own, so that it takes no time from the interpreter under test and a fork
-there inherits none of its sockets::
+The proxy is a separate process: it takes no time from the tested interpreter, and a fork of that
+interpreter inherits none of its sockets::
 
     with Proxy(port) as proxy:
         proxy.faults = [status(503, times=2)]
-        ...  # the client under test, which was told proxy.port
+        ...  # the client under test, which connects to proxy.port
         assert [request.status for request in proxy.log] == [503, 503, 206]
 """
 
@@ -33,7 +33,7 @@ _CODES = {403: "AccessDenied", 404: "NoSuchKey", 429: "TooManyRequests", 503: "S
 
 
 class Request(NamedTuple):
-    """A request as the proxy saw it; `nbytes` of its answer's body were sent."""
+    """A logged request; `nbytes` is the length of the response body that was sent."""
 
     method: str
     path: str
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with the first `times` requests whose method and path match."""
+    """A fault for the first `times` requests whose method and path match."""
 
     kind: str
     times: int = 1
@@ -59,22 +59,22 @@ class Fault:
 
 
 def status(code: int, **match: object) -> Fault:
-    """Answer with an error instead of asking the server."""
+    """Respond with an error instead of forwarding the request."""
     return Fault("status", status=code, **match)
 
 
 def reset(at: int = -1, **match: object) -> Fault:
-    """Reset the connection after so many bytes of the body; before the head if negative."""
+    """Reset the connection after `at` bytes of the body; before the headers if negative."""
     return Fault("reset", at=at, **match)
 
 
 def truncate(at: int, **match: object) -> Fault:
-    """Close the connection after so many bytes of the body, as if that were all."""
+    """Close the connection after `at` bytes of the body, as if the body were complete."""
     return Fault("truncate", at=at, **match)
 
 
 def stall(at: int = -1, **match: object) -> Fault:
-    """Say nothing more after so many bytes of the body, and keep the connection open."""
+    """Stop sending after `at` bytes of the body, and keep the connection open."""
     return Fault("stall", at=at, **match)
 
 
@@ -89,62 +89,62 @@ def flip(at: int, **match: object) -> Fault:
 
 
 def wrong_length(at: int, **match: object) -> Fault:
-    """Answer with the first so many bytes of the body, and say that it has so many."""
+    """Send the first `at` bytes of the body, with a matching Content-Length."""
     return Fault("length", at=at, **match)
 
 
 def ignore_range(**match: object) -> Fault:
-    """Answer a ranged request with 200 and a whole object; what was not asked for is zeros."""
+    """Respond to a range request with 200 and a whole object; other bytes are zeros."""
     return Fault("whole", **match)
 
 
 def other_range(by: int, **match: object) -> Fault:
-    """Answer a ranged request with as many bytes, and say that they begin elsewhere."""
+    """Respond to a range request with wrong bytes of the right length, and a shifted range."""
     return Fault("shift", at=by, **match)
 
 
 def unranged(**match: object) -> Fault:
-    """Answer a ranged request with 200 and as many bytes, which are others."""
+    """Respond to a range request with 200 and wrong bytes of the right length."""
     return Fault("unranged", **match)
 
 
 def multipart(**match: object) -> Fault:
-    """Answer a ranged request with 206 and as many bytes, which are of several parts."""
+    """Respond to a range request with 206 multipart and wrong bytes of the right length."""
     return Fault("multipart", **match)
 
 
 def encoded(**match: object) -> Fault:
-    """Answer with a compressed body, which unpacks to as many other bytes."""
+    """Respond with a compressed body that decompresses to wrong bytes of the right length."""
     return Fault("encoded", **match)
 
 
 def flood(**match: object) -> Fault:
-    """Answer with a body that never ends, and do not say how long it is."""
+    """Respond with an endless body without Content-Length."""
     return Fault("flood", **match)
 
 
 def unsized(**match: object) -> Fault:
-    """Answer without saying how long the body is: it ends with the connection."""
+    """Respond without Content-Length: the body ends with the connection."""
     return Fault("unsized", **match)
 
 
 def garbage(**match: object) -> Fault:
-    """Answer with a status line that is none."""
+    """Respond with an invalid status line."""
     return Fault("garbage", **match)
 
 
 class Proxy:
-    """The proxy's process, before the server on a port of this machine.
+    """The process of a proxy in front of a server on this machine.
 
     Parameters
     ----------
     port : int
         The server's port.
     raw : bool
-        Whether to pass bytes on without looking for requests (for protocols other than HTTP);
-        every connection is then a request, and what the server sends is its body.
+        Whether to forward bytes without parsing HTTP. Each connection then counts as a request,
+        and the bytes from the server as its body.
     certificate : tuple of Path
-        The files of a certificate and its key, for a proxy that speaks TLS.
+        The files of a certificate and its key, for a TLS proxy.
     """
 
     def __init__(self, port: int, raw: bool = False, certificate: tuple[Path, ...] = ()) -> None:
@@ -166,12 +166,12 @@ class Proxy:
 
     @property
     def log(self) -> list[Request]:
-        """The requests so far, in the order in which they came."""
+        """The requests so far, in order of arrival."""
         return [Request(*entry) for entry in self._ask("log")]
 
     @property
     def faults(self) -> list[Fault]:
-        """What shall go wrong: the first that matches a request is its fate."""
+        """The faults to inject; each request takes the first fault that matches."""
         return self._faults
 
     @faults.setter
@@ -181,7 +181,7 @@ class Proxy:
 
     @property
     def latency(self) -> float:
-        """The seconds that pass before each request goes on to the server."""
+        """The delay in seconds before each request is forwarded."""
         return self._latency
 
     @latency.setter
@@ -190,20 +190,20 @@ class Proxy:
         self._ask("latency", seconds)
 
     def close_port(self) -> None:
-        """Drop every connection and refuse others, as if the server had stopped."""
+        """Drop all connections and refuse new ones, as if the server had stopped."""
         self._ask("close_port")
 
     def open_port(self) -> None:
-        """Accept connections again, if the port was closed."""
+        """Accept connections again."""
         self._ask("open_port")
 
     def clear(self) -> None:
-        """Forget the log, the faults and the latency."""
+        """Reset the log, the faults and the latency."""
         self._faults, self._latency = [], 0.0
         self._ask("clear")
 
     def stop(self) -> None:
-        """End the process; every connection is dropped."""
+        """Kill the process, which drops all connections."""
         self._process.kill()
         self._process.communicate()
 
@@ -214,7 +214,7 @@ class Proxy:
 
 
 class _Server:
-    """What runs in the proxy's process."""
+    """The server in the proxy's process."""
 
     def __init__(self, port: int, raw: bool, certificate: list[str]) -> None:
         self.port = port
@@ -225,8 +225,8 @@ class _Server:
             self.tls.load_cert_chain(*certificate)
         self.server: asyncio.Server | None = None
         self.clients: set[asyncio.StreamWriter] = set()
-        # Holds the port while nothing listens there.
-        self.held = _bound(("127.0.0.1", 0))
+        # Reserves the port while no socket listens on it.
+        self.reserved = _bound_socket(("127.0.0.1", 0))
         self.clear()
 
     def clear(self) -> None:
@@ -236,7 +236,7 @@ class _Server:
 
     async def run(self) -> None:
         await self.open_port()
-        print(json.dumps(self.held.getsockname()[1]), flush=True)
+        print(json.dumps(self.reserved.getsockname()[1]), flush=True)
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
@@ -260,7 +260,10 @@ class _Server:
     async def open_port(self) -> None:
         if self.server is None:
             self.server = await asyncio.start_server(
-                self.connect, sock=_bound(self.held.getsockname()), backlog=512, ssl=self.tls
+                self.connect,
+                sock=_bound_socket(self.reserved.getsockname()),
+                backlog=512,
+                ssl=self.tls,
             )
 
     def close_port(self) -> None:
@@ -280,7 +283,7 @@ class _Server:
         finally:
             self.clients.remove(writer)
 
-    def fate(self, method: str, path: str) -> Fault:
+    def next_fault(self, method: str, path: str) -> Fault:
         for entry in self.faults:
             fault = Fault(**entry)
             if fault.matches(method, path):
@@ -289,7 +292,7 @@ class _Server:
         return Fault("none")
 
     async def serve(self, reader, writer) -> None:
-        """Answer the requests of a connection, one after the other."""
+        """Respond to the requests of a connection, one after the other."""
         while head := await _head(reader):
             lines = head.decode("latin-1").split("\r\n")
             method, path, _ = lines[0].split(" ", 2)
@@ -297,7 +300,7 @@ class _Server:
             span = headers.get("range", headers.get("x-ms-range", ""))
             entry = [method, path, span, 0, 0]
             self.log.append(entry)
-            fault = self.fate(method, path)
+            fault = self.next_fault(method, path)
             if "expect" in headers:
                 writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             body = await _body(reader, headers)
@@ -323,7 +326,7 @@ class _Server:
                     return
 
     async def forward(self, head, body, fault, entry, client) -> None:
-        """Ask the server, and pass on what it answers, with the fault in it."""
+        """Forward a request to the server, and send the response with the fault."""
         dropped = rb"(?im)^(?:connection|expect|keep-alive):.*\r\n"
         reader, server = await asyncio.open_connection("127.0.0.1", self.port, limit=4 * BLOCK)
         with contextlib.closing(server):
@@ -348,8 +351,8 @@ class _Server:
                 await _relay(reader, client, fault, entry)
 
     async def pass_on(self, reader, writer) -> None:
-        """Pass bytes both ways; the fault is in what the server sends."""
-        fault = self.fate("", "")
+        """Forward bytes in both directions; the fault applies to bytes from the server."""
+        fault = self.next_fault("", "")
         entry = ["", "", "", 0, 0]
         self.log.append(entry)
         if fault.at < 0:
@@ -369,12 +372,12 @@ class _Server:
             await asyncio.gather(up, down, return_exceptions=True)
 
 
-def _bound(address: tuple[str, int]) -> socket.socket:
-    """Return a socket with a port that others may have, too, as long as one listens at most."""
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(address)
-    return made
+def _bound_socket(address: tuple[str, int]) -> socket.socket:
+    """Return a bound socket; with SO_REUSEADDR, several sockets may bind one port."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(address)
+    return bound
 
 
 async def _head(reader) -> bytes:
@@ -390,7 +393,7 @@ def _headers(lines: list[str]) -> dict[str, str]:
 
 
 async def _body(reader, headers: dict[str, str]) -> bytes:
-    """Return a request's body as it was sent, in chunks or not."""
+    """Return a request's body as it was sent, with chunk headers if it is chunked."""
     if headers.get("transfer-encoding", "").lower() != "chunked":
         return await reader.readexactly(int(headers.get("content-length", 0)))
     parts, size = [], -1
@@ -402,7 +405,7 @@ async def _body(reader, headers: dict[str, str]) -> bytes:
 
 
 def _error(code: int, path: str, headers: dict[str, str]) -> tuple[bytes, bytes]:
-    """Return an error as the service that the request is meant for words it."""
+    """Return an error response in the format of the requested service."""
     name = _CODES.get(code, "InternalError")
     kind, body = "application/xml", f"<Error><Code>{name}</Code><Message>injected</Message></Error>"
     signed_for_oci = headers.get("authorization", "").startswith("Signature")
@@ -420,7 +423,7 @@ def _error(code: int, path: str, headers: dict[str, str]) -> tuple[bytes, bytes]
 
 
 async def _relay(reader, writer, fault: Fault, entry: list[object]) -> None:
-    """Pass on a body until it ends or its fault is reached."""
+    """Forward a body until it ends or reaches the fault."""
     ends = fault.kind in ("reset", "truncate", "stall", "length")
     while data := await reader.read(min(BLOCK, fault.at - entry[4]) if ends else BLOCK):
         if fault.kind == "slow":
@@ -434,9 +437,9 @@ async def _relay(reader, writer, fault: Fault, entry: list[object]) -> None:
 
 
 async def _stop(fault: Fault, reader, writer) -> None:
-    """Reset the connection, or keep it open and silent until the client goes."""
+    """Reset the connection, or keep it open without sending until the client closes it."""
     if fault.kind == "reset":
-        # Closed with no time to linger: the client gets a reset, not an end of file.
+        # With a linger time of 0, closing sends a reset instead of an end of file.
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         await asyncio.sleep(0.02)
@@ -447,7 +450,7 @@ async def _stop(fault: Fault, reader, writer) -> None:
 
 
 async def _whole(answer: bytes, reader, entry: list[object], writer) -> None:
-    """Answer as a server that does not know ranges."""
+    """Respond like a server that does not support ranges."""
     lines = answer.decode("latin-1").split("\r\n")
     first, last, total = map(int, re.findall(r"\d+", _headers(lines)["content-range"]))
     kept = [line for line in lines[1:-2] if not line.lower().startswith("content-")]
@@ -463,7 +466,7 @@ _REWRITES = ("shift", "unranged", "multipart", "encoded", "flood", "unsized")
 
 
 async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], writer) -> None:
-    """Answer with other headers than the server's and, but for "unsized", other bytes."""
+    """Respond with changed headers and, except for "unsized", changed bytes."""
     status, *lines = answer.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
     headers = _headers(["", *lines])
     length = int(headers.pop("content-length", 0))
@@ -491,7 +494,7 @@ async def _rewrite(fault: Fault, answer: bytes, reader, entry: list[object], wri
     head = [status, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     writer.write("\r\n".join(head).encode("latin-1"))
     if fault.kind == "flood" and entry[0] != "HEAD":
-        while True:  # until the client goes, and writing fails
+        while True:  # until the client closes the connection, and writing fails
             entry[4] += BLOCK
             writer.write(b"%x\r\n%s\r\n" % (BLOCK, bytes(BLOCK)))
             await writer.drain()

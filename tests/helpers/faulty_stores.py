@@ -1,4 +1,4 @@
-"""Stores behind proxies that fail as they are told."""
+"""Stores behind fault-injecting proxies."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Small trainings with others' trainers, which tests/end_to_end/test_frameworks.py starts.
+"""Small trainings with several frameworks, started by tests/end_to_end/test_frameworks.py.
 
 Usage: frameworks.py NAME DATASET DIRECTORY
 
-Each trains for two epochs, saves a checkpoint in the second one, and goes on from it with objects
-that are new. Every rank writes to the directory what it saw.
+Each function trains for two epochs, saves a checkpoint in the second epoch, and resumes from it
+with new objects. Every rank writes the samples that it received to the directory.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import npstream
 import npstream.torch
 
 EPOCHS, STEPS, SAVED = 2, 8, 11
-LIMIT = 5  # batches of an epoch that is left early
-ACCUMULATED = 3  # batches, which do not divide an epoch
+LIMIT = 5  # batches of a shortened epoch
+ACCUMULATED = 3  # batches; not a divisor of an epoch
 SETTINGS = {"batch_size": 4, "shuffle": True, "seed": 5}
 
 
 class Model(torch.nn.Module):
-    """A linear one, that notes the samples it is given."""
+    """A linear model that records the numbers of its samples."""
 
     def __init__(self):
         super().__init__()
@@ -41,8 +41,8 @@ class Model(torch.nn.Module):
         return {"loss": torch.nn.functional.mse_loss(self.layer(x)[:, 0], y)}
 
 
-def refusal(function):
-    """Return what an error says."""
+def error_message(function):
+    """Return the message of the RuntimeError that a function raises, or None."""
     try:
         function()
     except RuntimeError as error:
@@ -50,8 +50,8 @@ def refusal(function):
     return None
 
 
-def moved(path, move):
-    """Return what is left of a batch that was moved to a device."""
+def move_batch(path, move):
+    """Move a batch to a device; return its type, device, text and ids."""
     batch = move(next(iter(DataLoader(npstream.open(path).iter(0, 1, batch_size=3), None))))
     kept = batch.ids.tolist() if hasattr(batch, "ids") else None
     return [type(batch).__name__, batch["x"].device.type, list(batch["text"]), kept]
@@ -64,7 +64,7 @@ def lightning(path, directory):
     class Data(lightning.LightningDataModule):
         def __init__(self, workers):
             super().__init__()
-            self.batches = npstream.open(path).iter(**SETTINGS)  # no process group is there yet
+            self.batches = npstream.open(path).iter(**SETTINGS)  # before the process group exists
             self.workers = workers
 
         def train_dataloader(self):
@@ -110,7 +110,7 @@ def lightning(path, directory):
             seen(step % 2, directory / f"{LIMIT}-step={step}.ckpt", limit=LIMIT, every=100)
             for step in (LIMIT - 1, LIMIT, LIMIT + 1)
         ],
-        "moved": moved(path, lambda batch: move_data_to_device(batch, "meta")),
+        "moved": move_batch(path, lambda batch: move_data_to_device(batch, "meta")),
     }
 
 
@@ -160,13 +160,13 @@ def accelerate(path, directory):
     return {
         "whole": seen(),
         "resumed": seen(directory / "state"),
-        "dispatched": refusal(prepared),
-        "spawned": refusal(lambda: prepared(**spawned)),
-        "sharded": refusal(lambda: prepared(**shards)),
+        "dispatched": error_message(prepared),
+        "spawned": error_message(lambda: prepared(**spawned)),
+        "sharded": error_message(lambda: prepared(**shards)),
         "skipped": skipped(),
         "one reads for all": prepared(0, 1),
         "all read all": prepared(0, 1, **shards),
-        "moved": moved(path, lambda batch: send_to_device(batch, "meta")),
+        "moved": move_batch(path, lambda batch: send_to_device(batch, "meta")),
     }
 
 
@@ -203,7 +203,7 @@ def transformers(path, directory):
         )
         trainer = kind(model, arguments, train_dataset=data, callbacks=[SaveData()])
         if "moved" not in results:
-            results["moved"] = moved(path, trainer._prepare_input)
+            results["moved"] = move_batch(path, trainer._prepare_input)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         return model, trainer.state.global_step
 
@@ -223,8 +223,8 @@ def transformers(path, directory):
         "whole": whole,
         "resumed": seen(checkpoint),
         "nothing to skip": seen(checkpoint, ignore_data_skip=True),
-        "without a state": refusal(lambda: seen(checkpoint, load=False)),
-        "dispatched": refusal(lambda: seen(kind=Trainer)),
+        "without a state": error_message(lambda: seen(checkpoint, load=False)),
+        "dispatched": error_message(lambda: seen(kind=Trainer)),
     }
     steps = -(-STEPS // ACCUMULATED)  # in an epoch
     results["accumulated"] = accumulated()
@@ -235,7 +235,7 @@ def transformers(path, directory):
 
 
 def stub(*names):
-    """Stand in for packages that Composer imports, and this training does not use."""
+    """Replace packages that Composer imports but this training does not use."""
 
     def anything(name):
         if name.startswith("__"):
@@ -295,7 +295,7 @@ def composer(path, directory):
     return {
         "whole": seen(),
         "resumed": seen(directory / f"ba{SAVED}"),
-        "moved": moved(path, DeviceCPU().batch_to_device),
+        "moved": move_batch(path, DeviceCPU().batch_to_device),
     }
 
 
@@ -324,4 +324,4 @@ if __name__ == "__main__":
         dist.barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
-    os._exit(0)  # some leave threads behind that wait for a network
+    os._exit(0)  # some frameworks leave threads that wait for a network

@@ -1,7 +1,7 @@
-"""What the real package wrote and read: the cases of ``golden/``, as Python values.
+"""Golden data: datasets that Streaming wrote, and the values that it read.
 
-``golden/README.md`` describes the files. A *tagged* value is their JSON form of a Python
-value; `value` turns one into what was meant, `assert_same` holds a value against one exactly.
+``golden/README.md`` describes the files. A *tagged* value is the JSON form of a Python value.
+`value` decodes a tagged value, and `assert_same` compares a value with one exactly.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def directory(case: Case) -> Path:
 
 
 def inputs(case: Case) -> dict[str, Any]:
-    """Return what was handed to the writer: ``samples``, or ``partitions`` of a merged case."""
+    """Return the writer's input: ``samples``, or ``partitions`` of a merged case."""
     return _load(case["inputs"])
 
 
 def expected(case: Case) -> list[dict[str, Tagged]]:
-    """Return the samples that a reader must yield, each a tagged value by column."""
+    """Return the samples that a reader must yield, as dicts of tagged values."""
     return list(_load(case["expected"])["samples"])
 
 
@@ -65,24 +65,24 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def blob(tagged: Tagged) -> bytes:
-    """Return the bytes that an object holds as base64, compressed or not."""
+    """Return the bytes of a tagged value, decoded from base64 and decompressed."""
     if "zb64" in tagged:
         return zlib.decompress(base64.b64decode(tagged["zb64"]))
     return base64.b64decode(tagged["b64"])
 
 
 def value(tagged: Tagged) -> Any:
-    """Return the value that was handed to the writer."""
+    """Return the writer's input value."""
     return _VALUES[tagged["t"]](tagged)
 
 
 def sample(tagged: dict[str, Tagged]) -> dict[str, Any]:
-    """Return the sample that was handed to the writer."""
+    """Return the writer's input sample."""
     return {column: value(item) for column, item in tagged.items()}
 
 
 def without_palette(item: Any, encoding: str) -> Any:
-    """Return an image as Streaming stores it, without the palette that ours refuses to lose."""
+    """Return an image without its palette, which Streaming drops and npstream rejects."""
     if encoding != "pil" or not item.getpalette():
         return item
     from PIL import Image
@@ -115,15 +115,15 @@ def _image(tagged: Tagged) -> Any:
 
 
 def _jpeg_file(data: bytes) -> Path:
-    """Write a file, as a writer stores verbatim what PIL opened from one."""
-    path = _scratch() / f"{hashlib.sha256(data).hexdigest()}.jpg"
+    """Write a JPEG file, because a writer stores the file from which PIL opened an image."""
+    path = _scratch_directory() / f"{hashlib.sha256(data).hexdigest()}.jpg"
     if not path.exists():
         path.write_bytes(data)
     return path
 
 
 @functools.cache
-def _scratch() -> Path:
+def _scratch_directory() -> Path:
     path = tempfile.mkdtemp(prefix="npstream-golden-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return Path(path)
@@ -147,7 +147,7 @@ _VALUES = {
 
 
 def assert_same(actual: Any, tagged: Tagged, where: str = "") -> None:
-    """Fail unless a decoded value is the expected one: type, dtype, shape and every bit."""
+    """Assert that a decoded value equals the expected one in type, dtype, shape and all bits."""
     kind = tagged["t"]
     if kind == "list":
         assert type(actual) is list, f"{where}: {type(actual)} is not a list"
@@ -159,7 +159,7 @@ def assert_same(actual: Any, tagged: Tagged, where: str = "") -> None:
 
 
 def assert_same_sample(actual: Any, tagged: dict[str, Tagged], where: str = "") -> None:
-    """Fail unless a sample holds exactly the expected columns, each with the expected value."""
+    """Assert that a sample has exactly the expected columns and values."""
     assert set(actual) == set(tagged), f"{where}: columns {sorted(actual)}"
     for column, item in tagged.items():
         assert_same(actual[column], item, f"{where}[{column!r}]")
@@ -177,7 +177,7 @@ def _expected_identity(tagged: Tagged) -> Any:
 
 
 def _identity(actual: Any, kind: str) -> Any:
-    """Return what is equal exactly where two values of a kind are the same."""
+    """Return a comparable form of a value, equal only for identical values of the same kind."""
     if kind == "pkl":
         return type(actual).__name__, repr(actual)
     if kind == "json":

@@ -1,4 +1,4 @@
-"""Memory whose end is watched: whatever reads or writes beyond it dies at once."""
+"""Arrays that end at a protected page: accesses out of bounds crash the process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def guarded_array(data: bytes, align: int = 1) -> NDArray[np.uint8]:
-    """Return a copy of bytes, in an array that ends where memory that nobody may touch begins.
+    """Return a copy of bytes in an array that ends at a protected page.
 
-    To begin at a multiple of `align`, it may end up to as many bytes before.
+    The array starts at a multiple of `align`, so it may end up to ``align - 1`` bytes before the
+    page.
     """
     nbytes = -(-max(len(data), 1) // mmap.PAGESIZE) * mmap.PAGESIZE
     pages = np.frombuffer(mmap.mmap(-1, nbytes + mmap.PAGESIZE), np.uint8)

@@ -1,10 +1,10 @@
-"""The Hugging Face Hub as its client speaks to it, kept in memory.
+"""A fake Hugging Face Hub, with repositories in memory.
 
-What is answered, and under which names of errors, is our reading of huggingface_hub's source, not
-the Hub's own server. Small files are answered directly, JSON after a turn through the Hub's cache,
-and shards from another origin, as from its CDN, at addresses that are signed and take no token.
-Files are committed as they are; its storage for large ones, Xet, is not here. To run it:
-``python hf_fake.py PORT TOKENS``, with the tokens as JSON: the rights of each.
+Responses and names of errors follow the source of the client huggingface_hub, not the real server.
+Small files are sent directly. JSON files redirect to the Hub's cache. Shards redirect to another
+origin, like the Hub's CDN, with signed URLs that accept no token. Xet, the Hub's storage for large
+files, is not implemented. Usage: ``python hf_fake.py PORT TOKENS``, where TOKENS is JSON that maps
+each token to its rights.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlspli
 REPOSITORY = "npstream/data"
 GATED = "npstream/gated"
 BUCKET = "npstream/bucket"
-PAGE = 100  # entries of a listing; the Hub's own pages have 1000
+PAGE = 100  # entries of a listing; the real Hub has pages of 1000
 VALID = 600
-CDN = "localhost"  # the same machine under another name is another origin
-SECRET = b"what the CDN and the Hub know"
+CDN = "localhost"  # another name of the same machine is another origin
+SECRET = b"shared by the CDN and the Hub"
 
 
 class Refused(Exception):
-    """A request that is answered with an error: its status, code and message."""
+    """An error response: status, code and message."""
 
 
 class Repository:
-    """The files of each commit, and the commits that have names."""
+    """The files of each commit, and the named commits."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -62,7 +62,7 @@ class Repository:
         return sha, self.commits[sha]
 
 
-def described(path: str, data: bytes, is_bucket: bool) -> dict[str, object]:
+def describe(path: str, data: bytes, is_bucket: bool) -> dict[str, object]:
     entry = {"type": "file", "path": path, "size": len(data)}
     if is_bucket:
         return entry | {"xetHash": hashlib.sha256(data).hexdigest()}
@@ -70,16 +70,16 @@ def described(path: str, data: bytes, is_bucket: bool) -> dict[str, object]:
 
 
 def oid(data: bytes) -> str:
-    """Return git's name of a file."""
+    """Return the git object id of a file."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def listing(files: dict[str, bytes], folder: str, is_bucket: bool) -> list[dict[str, object]]:
-    """Return all that is below a folder: files, and in a repository the folders too."""
+    """Return the files below a folder; in a repository, also the folders."""
     below = {path: data for path, data in files.items() if f"{path}/".startswith(folder)}
     if not below and folder and not is_bucket:
         raise Refused(404, "EntryNotFound", f"{folder} does not exist")
-    entries = [described(path, data, is_bucket) for path, data in below.items()]
+    entries = [describe(path, data, is_bucket) for path, data in below.items()]
     if not is_bucket:
         parents = {path[:end] for path in below for end, sign in enumerate(path) if sign == "/"}
         entries += [
@@ -94,10 +94,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     tokens: dict[str, list[str]]
-    known: dict[str, Repository]
+    repositories: dict[str, Repository]
 
     def log_message(self, *args: object) -> None:
-        """Say nothing of every request."""
+        """No-op: do not log requests."""
 
     def handle_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             case ["cdn", sha, signature]:
                 return self.signed(sha, signature)
             case ["put", owner, name, revision, *path]:  # how the tests store a file
-                repository = self.known[f"{owner}/{name}"]
+                repository = self.repositories[f"{owner}/{name}"]
                 with repository.lock:
                     repository.commit(unquote(revision), {unquote("/".join(path)): self.body})
                 return 200, {}, {}
@@ -133,9 +133,9 @@ class Handler(BaseHTTPRequestHandler):
                 repository = self.repository(owner, name)
                 return self.file(repository.at(sha)[1][unquote("/".join(path))], sha)
             case ["api", "datasets", owner, name, what, revision, *path]:
-                return self.told(self.repository(owner, name), what, unquote(revision), path)
+                return self.metadata(self.repository(owner, name), what, unquote(revision), path)
             case ["api", "buckets", owner, name, what, *path]:
-                return self.told(self.repository(owner, name), what, "main", path)
+                return self.metadata(self.repository(owner, name), what, "main", path)
             case ["api", "datasets", owner, name]:
                 return (
                     200,
@@ -145,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         raise Refused(404, "", f"Sorry, we can't find the page: {self.path}")
 
     def verify(self) -> None:
-        """Refuse who has no token, as if there were nothing, and who has a wrong one."""
+        """Reject requests without a token as not found, and requests with a wrong token."""
         kind, _, token = self.headers.get("Authorization", "").partition(" ")
         if not kind:
             raise Refused(401, "RepoNotFound", "Repository not found")
@@ -156,27 +156,27 @@ class Handler(BaseHTTPRequestHandler):
     def repository(self, owner: str, name: str) -> Repository:
         if f"{owner}/{name}" == GATED:
             raise Refused(403, "GatedRepo", f"Access to dataset {GATED} is restricted")
-        if f"{owner}/{name}" not in self.known:
+        if f"{owner}/{name}" not in self.repositories:
             raise Refused(404, "RepoNotFound", "Repository not found")
-        return self.known[f"{owner}/{name}"]
+        return self.repositories[f"{owner}/{name}"]
 
     def resolve(
         self, repository: Repository, revision: str, path: list[str]
     ) -> tuple[int, dict[str, str], object]:
-        """Return a file, or where it is."""
+        """Return a file, or a redirect to it."""
         sha, files = repository.at(unquote(revision))
         name = unquote("/".join(path))
         if name not in files:
             raise Refused(404, "EntryNotFound", "Entry not found")
         data = files[name]
         if name.endswith(".mds"):
-            return 302, self.elsewhere(name, data, sha), None
+            return 302, self.redirect_to_cdn(name, data, sha), None
         if name.endswith(".json") and self.url.path.startswith("/datasets"):
             root = "/".join(self.url.path.split("/")[1:4])
             return 307, {"Location": f"/api/resolve-cache/{root}/{sha}/{quote(name)}"}, None
         return self.file(data, sha)
 
-    def elsewhere(self, name: str, data: bytes, sha: str) -> dict[str, str]:
+    def redirect_to_cdn(self, name: str, data: bytes, sha: str) -> dict[str, str]:
         content = hashlib.sha256(data).hexdigest()
         self.server.content[content] = data
         until = str(int(time.time()) + VALID)
@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         }
 
     def signed(self, content: str, signature: str) -> tuple[int, dict[str, str], object]:
-        """Answer as a store does whose addresses are signed: a token beside that is too much."""
+        """Respond like a store with signed URLs, which rejects an additional token."""
         if self.headers.get("Authorization"):
             raise Refused(400, "", "Only one auth mechanism allowed")
         until = self.query.get("Expires", "0")
@@ -211,10 +211,10 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
         return 206, headers, data[start:stop]
 
-    def told(
+    def metadata(
         self, repository: Repository, what: str, revision: str, path: list[str]
     ) -> tuple[int, dict[str, str], object]:
-        """Say what is known of a repository or bucket, or change it."""
+        """Return metadata of a repository or bucket, or change it."""
         is_bucket = self.url.path.startswith("/api/buckets")
         sha, files = repository.at(revision)
         match what:
@@ -222,8 +222,8 @@ class Handler(BaseHTTPRequestHandler):
                 return 200, {}, {"id": REPOSITORY, "sha": sha}
             case "paths-info":
                 paths = json.loads(self.body)["paths"] if is_bucket else self.form()["paths"]
-                known = [path for path in paths if path in files]
-                entries = [described(path, files[path], is_bucket) for path in known]
+                existing = [path for path in paths if path in files]
+                entries = [describe(path, files[path], is_bucket) for path in existing]
                 folders = [path for path in paths if any(n.startswith(f"{path}/") for n in files)]
                 if not is_bucket:
                     entries += [{"type": "directory", "path": p, "oid": p} for p in folders]
@@ -247,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
         return parse_qs(self.body.decode())
 
     def page(self, entries: list[dict[str, object]]) -> tuple[int, dict[str, str], object]:
-        """Return one page, and where the next one is."""
+        """Return one page, and a link to the next page."""
         start = int(self.query.get("cursor", 0))
         if start + PAGE >= len(entries):
             return 200, {}, entries[start:]
@@ -299,7 +299,7 @@ class Server(ThreadingHTTPServer):
 
 def main(port: str, tokens: str) -> None:
     Handler.tokens = json.loads(tokens)
-    Handler.known = {name: Repository() for name in (REPOSITORY, BUCKET)}
+    Handler.repositories = {name: Repository() for name in (REPOSITORY, BUCKET)}
     server = Server(("127.0.0.1", int(port)), Handler)
     server.content = {}
     server.serve_forever()

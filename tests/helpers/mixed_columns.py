@@ -1,4 +1,4 @@
-"""The columns of a small dataset of several shards, one of each kind."""
+"""A small dataset of several shards with one column of each kind, and its values."""
 
 from __future__ import annotations
 

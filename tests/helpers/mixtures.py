@@ -1,4 +1,4 @@
-"""Datasets whose samples say which they are, and views of them."""
+"""Datasets whose samples contain their own ids, and views of these datasets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COLUMNS = {"id": "int64", "x": "ndarray:float32:3", "text": "str", "tokens": "nd
 
 
 def make_rows(first, n):
-    """Return samples whose columns say which they are."""
+    """Return samples whose columns follow from the sample's id."""
     return [
         {
             "id": i,
@@ -46,7 +46,7 @@ def views_of(a, b, c, d):
 
 
 def assert_batch(batch, ids):
-    """Compare all columns with what the samples of these ids have."""
+    """Assert that a batch has the values of the samples with these ids."""
     assert batch["id"].tolist() == list(ids)
     np.testing.assert_array_equal(batch["x"], np.add.outer(ids, np.arange(3)))
     assert list(batch["text"]) == [f"<{i}>" * (i % 5) for i in ids]
@@ -55,9 +55,9 @@ def assert_batch(batch, ids):
 
 
 def assert_sample(sample, i):
-    (want,) = make_rows(int(i), 1)
-    assert sample.keys() == want.keys()
-    np.testing.assert_equal(sample, want)
+    (expected,) = make_rows(int(i), 1)
+    assert sample.keys() == expected.keys()
+    np.testing.assert_equal(sample, expected)
 
 
 MASK = np.random.default_rng(0).random(120) < 0.6

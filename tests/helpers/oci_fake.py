@@ -1,8 +1,7 @@
-"""Oracle's object storage as its REST reference describes it, kept in memory.
+"""A fake of Oracle's object storage, with objects in memory.
 
-Every request's RSA signature is verified, so the client's signing is exercised for real; the
-rest is our own reading of the documented calls, not Oracle's server. To run it:
-``python oci_fake.py PORT PUBLIC_KEY.pem KEY_ID``.
+It implements the calls of the REST reference, and verifies the RSA signature of each request.
+Usage: ``python oci_fake.py PORT PUBLIC_KEY.pem KEY_ID``.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ CLOCK_SKEW = 300
 
 
 class Refused(Exception):
-    """A request that is answered with an error: its status, code and message."""
+    """An error response: status, code and message."""
 
 
 class Buckets:
-    """What is stored: objects and unfinished uploads."""
+    """The stored objects and unfinished uploads."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -54,7 +53,7 @@ class Buckets:
         return self.of(bucket)[name]
 
     def listing(self, bucket: str, query: dict[str, str]) -> dict[str, object]:
-        """Return one page: objects, the folders they stand for, and where the next page starts."""
+        """Return one page: objects, common prefixes, and the start of the next page."""
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         limit = min(int(query.get("limit", 1000)), 1000)
         found: dict[str, bool] = {}
@@ -64,12 +63,12 @@ class Buckets:
                 found[name if cut < 0 else name[: cut + 1]] = cut >= 0
         page, rest = list(found)[:limit], list(found)[limit:]
         answer: dict[str, object] = {
-            "objects": [self.described(bucket, name) for name in page if not found[name]],
+            "objects": [self.describe(bucket, name) for name in page if not found[name]],
             "prefixes": [name for name in page if found[name]],
         }
         return answer | ({"nextStartWith": rest[0]} if rest else {})
 
-    def described(self, bucket: str, name: str) -> dict[str, object]:
+    def describe(self, bucket: str, name: str) -> dict[str, object]:
         data, etag, modified = self.object(bucket, name)
         when = email.utils.parsedate_to_datetime(modified).isoformat()
         return {"name": name, "size": len(data), "etag": etag, "timeModified": when}
@@ -83,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
     key: object
 
     def log_message(self, *args: object) -> None:
-        """Say nothing of every request."""
+        """No-op: do not log requests."""
 
     def handle_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -101,7 +100,7 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
     def verify(self) -> None:
-        """Refuse what the key's owner did not sign, or signed too long ago."""
+        """Reject requests that are not signed with the key, or whose date is too old."""
         fields = dict(re.findall(r'(\w+)="([^"]*)"', self.headers.get("Authorization", "")))
         signed = fields.get("headers", "").split()
         lines = [f"{name}: {self.signed_value(name)}" for name in signed]
@@ -150,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
         raise Refused(404, "NotAuthorizedOrNotFound", f"nothing at {path}")
 
     def object(self, bucket: str, name: str) -> tuple[int, dict[str, str], object]:
-        """Store, delete, describe or return an object, or a part of it."""
+        """Store, delete, describe or return an object or a byte range of an object."""
         if self.command == "PUT":
             if self.headers.get("if-none-match") == "*" and name in self.buckets.of(bucket):
                 raise Refused(412, "IfNoneMatchFailed", f"{name!r} is there")
@@ -181,7 +180,7 @@ class Handler(BaseHTTPRequestHandler):
     def upload(
         self, bucket: str, name: list[str], query: dict[str, str]
     ) -> tuple[int, dict[str, str], object]:
-        """Begin an upload in parts, take a part, or end it."""
+        """Start a multipart upload, store a part, or finish the upload."""
         uploads = self.buckets.uploads
         if not name:
             number = f"upload-{next(self.buckets.numbers)}"
@@ -219,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-# cryptography comes with the servers: who runs the tests without them collects this module, too.
+# Imported late: pytest collects this module also where cryptography is not installed.
 
 
 def is_signed(key, signature: bytes, text: str) -> bool:

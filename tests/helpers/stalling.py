@@ -1,4 +1,4 @@
-"""A driver of local files that answers no read of a shard for as long as it is told so."""
+"""An fsspec driver of local files that can block all reads of shards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class Stalling(LocalFileSystem):
-    """Files below ``stalling:///path``."""
+    """Files at ``stalling:///path``.
+
+    While `stalls` is set, a read of a shard sets `reached` and waits for `released`.
+    """
 
     protocol = "stalling"
     stalls = False

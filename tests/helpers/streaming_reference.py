@@ -1,6 +1,6 @@
-"""Streaming's orders: what the real package gave, and its shuffles step by step in plain NumPy.
+"""Streaming's orders: golden results of the real package, and reference code in plain NumPy.
 
-py1e stands in the benchmark, which measures against it.
+The reference of py1e is in `bench_streaming_orders`, which compares its speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def arrays(file):
 
 
 def order(algorithm, units, lanes, seed, epoch, block_size):
-    """Return all of an order, as Streaming's ``get_shuffle`` does."""
+    """Return a whole order, like Streaming's ``get_shuffle``."""
     units = [int(size) for size in units]
     if algorithm == "naive":
         return np.random.default_rng(seed + epoch).permutation(sum(units))
@@ -42,13 +42,14 @@ def order(algorithm, units, lanes, seed, epoch, block_size):
         return numpy_py1e(units, lanes, seed, epoch, block_size)
     if algorithm == "py2s":
         return py2s(units, lanes, seed, epoch)
-    laid = numpy_lanes(units, lanes, seed)
+    lane_spans = numpy_lanes(units, lanes, seed)
     rng = np.random.default_rng(seed + epoch)
-    for spans in laid:
+    for spans in lane_spans:
         rng.shuffle(spans)
     if algorithm == "py1br":
-        return py1br(laid, rng, block_size)
-    return np.concatenate([shuffled(np.arange(*span), rng) for span in itertools.chain(*laid)])
+        return py1br(lane_spans, rng, block_size)
+    spans = itertools.chain(*lane_spans)
+    return np.concatenate([shuffled(np.arange(*span), rng) for span in spans])
 
 
 def shuffled(samples, rng):
@@ -57,18 +58,18 @@ def shuffled(samples, rng):
     return samples
 
 
-def py1br(laid, rng, block_size):
-    least, most = int(0.75 * block_size), int(1.25 * block_size)
-    staggers = rng.integers(0, least, len(laid)).tolist()
+def py1br(lane_spans, rng, block_size):
+    min_width, max_width = int(0.75 * block_size), int(1.25 * block_size)
+    staggers = rng.integers(0, min_width, len(lane_spans)).tolist()
     parts = []
-    for spans, stagger in zip(laid, staggers, strict=True):
+    for spans, stagger in zip(lane_spans, staggers, strict=True):
         samples = np.concatenate([np.arange(0), *itertools.starmap(np.arange, spans)])
-        blocks, at = [], 0
-        while at < len(samples):
-            width = int(rng.integers(least, most))
-            block = slice(max(at - stagger, 0), min(at + width - stagger, len(samples)))
+        blocks, start = [], 0
+        while start < len(samples):
+            width = int(rng.integers(min_width, max_width))
+            block = slice(max(start - stagger, 0), min(start + width - stagger, len(samples)))
             blocks.append(block)
-            at += block.stop - block.start
+            start += block.stop - block.start
         for block in blocks:
             rng.shuffle(samples[block])
         parts.append(samples)
@@ -78,17 +79,17 @@ def py1br(laid, rng, block_size):
 def py2s(units, lanes, seed, epoch):
     fixed = np.random.default_rng(seed)
     ends = np.cumsum(units).tolist()
-    laid = [np.arange(end - size, end) for size, end in zip(units, ends, strict=True)]
-    which = list(range(len(units)))
-    fixed.shuffle(which)
-    laid = np.concatenate([shuffled(laid[unit], fixed) for unit in which])
-    bounds = np.cumsum([0, *(units[unit] for unit in which)]).tolist()
-    stops = [len(laid) * (lane + 1) // lanes for lane in range(lanes)]
+    unit_samples = [np.arange(end - size, end) for size, end in zip(units, ends, strict=True)]
+    unit_order = list(range(len(units)))
+    fixed.shuffle(unit_order)
+    samples = np.concatenate([shuffled(unit_samples[unit], fixed) for unit in unit_order])
+    bounds = np.cumsum([0, *(units[unit] for unit in unit_order)]).tolist()
+    stops = [len(samples) * (lane + 1) // lanes for lane in range(lanes)]
     rng = np.random.default_rng(seed + epoch)
     parts = []
     for spans in cut(list(itertools.pairwise(bounds)), stops):
         rng.shuffle(spans)
-        parts += [shuffled(laid[begin:end], rng) for begin, end in spans]
+        parts += [shuffled(samples[begin:end], rng) for begin, end in spans]
     return np.concatenate(parts)
 
 
@@ -102,7 +103,7 @@ def golden_cases(*kinds):
 
 
 def run_golden(case, run):
-    """Return what a case gives, or None if it rightly raises."""
+    """Return the result of `run`, or None if the case expects it to raise and it does."""
     if "raises" not in case:
         return run()
     with pytest.raises(ValueError, match=r"\w+"):
@@ -111,7 +112,7 @@ def run_golden(case, run):
 
 
 def full_order(shuffle, units):
-    """Return all of an order, lane by lane."""
+    """Return a whole order, lane by lane."""
     units = np.array(units, np.int64)
     shuffle.check(int(units.sum()), int(units.max()))
     order = shuffle.order(Pieces.consecutive(units))
@@ -121,7 +122,7 @@ def full_order(shuffle, units):
 
 
 def arrange_slots(values, world, workers, batch_size):
-    """Arrange values by slot as Streaming does: by node, rank, worker, batch of it and place."""
+    """Arrange values like Streaming: by node, rank, worker, batch, and position in the batch."""
     missing = -len(values) % (world.ranks * workers * batch_size)
     values = np.concatenate([values, np.full(missing, -1)])
     shape = (-1, workers, world.nodes, world.ranks_per_node, batch_size)

@@ -1,4 +1,4 @@
-"""What tests of Streaming's orders read, and how batches are compared."""
+"""Data and helpers for tests of runs with Streaming's orders."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A small training that torchrun starts; `test_resumable` kills it and lets it go on.
+"""A small training, started by torchrun, that `test_resumable` kills and resumes.
 
 Usage: training.py DATASET DIRECTORY WORKERS KILLED
 
-Each rank writes the ids of its batches to the directory; rank 0 saves a checkpoint every third
-step, and goes on from the one that is there. Before step KILLED, the last rank is killed.
+Each rank writes the ids of its batches to the directory. Rank 0 saves a checkpoint every third
+step. All ranks resume from an existing checkpoint. Before step KILLED, the last rank kills itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
     batches = npstream.open(dataset).iter(
         global_batch_size=GLOBAL_BATCH, shuffle=npstream.Shuffle("2KB", lanes=4)
     )
-    dist.init_process_group("gloo")  # rank and world are looked up later than they are needed
+    dist.init_process_group("gloo")  # npstream reads rank and world after this
     loader = npstream.torch.DataLoader(batches, num_workers=workers)
     step, checkpoint = 0, directory / "checkpoint.pt"
     if checkpoint.exists():
@@ -40,7 +40,7 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
         model.load_state_dict(saved["model"])
         loader.load_state_dict(saved["loader"])
         step = saved["step"]
-    dist.barrier()  # all have read it before rank 0 writes the next one
+    dist.barrier()  # all ranks have read the checkpoint before rank 0 writes the next one
     ddp = DistributedDataParallel(model)
     rank, world = dist.get_rank(), dist.get_world_size()
     with open(directory / f"{world}-{rank}.jsonl", "w", buffering=1) as log:
@@ -59,7 +59,7 @@ def train(dataset: str, directory: Path, workers: int, killed: int) -> None:
                     torch.save({**saved, "loader": loader.state_dict()}, directory / "next.pt")
                     os.replace(directory / "next.pt", checkpoint)
     torch.save(model.state_dict(), directory / f"{world}.pt")
-    dist.barrier()  # gloo's destructors may wait for ever for ranks that are gone
+    dist.barrier()  # gloo's destructors may wait forever for ranks that have exited
     # They also join a thread that may wait for the GIL, which the destructor of `ddp` holds.
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""Reading written datasets without npstream's reader, and comparing them."""
+"""A reader of MDS datasets that is independent of npstream's, and comparisons of datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def load_index(root):
 
 
 def read_described(root, entry, facts):
-    """Return a file of a dataset, after a check of what the index says of it."""
+    """Return the content of a file, after comparing its size and hashes with the index."""
     data = Path(root, facts["basename"]).read_bytes()
     assert_described(data, entry, facts)
     return data
@@ -31,7 +31,7 @@ def assert_described(data, entry, facts):
 
 
 def shard_bytes(root, entry):
-    """Return a shard, uncompressed."""
+    """Return the uncompressed bytes of a shard."""
     raw, packed = entry["raw_data"], entry["zip_data"]
     if packed is None or not Path(root, packed["basename"]).exists():
         return read_described(root, entry, raw)
@@ -41,7 +41,7 @@ def shard_bytes(root, entry):
 
 
 def read(root):
-    """Decode a dataset by the letter of the format."""
+    """Decode a dataset according to the specification of the format."""
     samples = []
     for entry in load_index(root)["shards"]:
         data = shard_bytes(root, entry)
@@ -77,20 +77,20 @@ def without_zip_sizes(index):
 
 
 def without_annotations(text):
-    """Return an index as Streaming writes it: without our key, which says what it cannot."""
+    """Return an index as Streaming writes it: without the annotations."""
     index = json.loads(text)
     index.pop("npstream", None)
     return json.dumps(index, sort_keys=True).encode()
 
 
 def streamings(path):
-    """Return the names of the files that Streaming writes, too: all but the side-car's."""
+    """Return the names of the files that Streaming also writes: all except the side-car's."""
     names = sorted(os.listdir(path))
     return [name for name in names if name not in ("index.columns", "index.msgpack")]
 
 
 def same_dataset(written, golden, exactness):
-    """Fail unless a dataset has the golden one's bytes: of the files, or of what is in them."""
+    """Assert that a dataset equals the golden one: its files, or their uncompressed content."""
     if exactness == "files":
         names = streamings(golden)
         assert streamings(written) == names

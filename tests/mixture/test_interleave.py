@@ -73,7 +73,7 @@ def test_every_prefix_is_within_one_of_the_shares(given, length, seed):
 
 
 @pytest.mark.parametrize("counts", [[1], [7], [3, 4], [0, 5, 1], [1, 1, 1], [5, 1, 0, 3, 4]])
-def test_small_patterns_either_way(counts, way):
+def test_small_patterns_either_way(counts, kernel_mode):
     check_prefixes(pattern_of(counts).sources, counts)
 
 
@@ -98,7 +98,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("counts", "lanes"), CASES)
-def test_places_are_numbered_in_each_lane(counts, lanes, way):
+def test_places_are_numbered_in_each_lane(counts, lanes, kernel_mode):
     pattern = pattern_of(counts, lanes)
     length = sum(counts)
     places = np.arange(length * lanes)
@@ -121,7 +121,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, way):
 
 
 @pytest.mark.parametrize(("counts", "lanes"), CASES)
-def test_draws_before_a_place_are_counted(counts, lanes, way):
+def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
     pattern = pattern_of(counts, lanes)
     length = sum(counts)
     places = np.arange(length * lanes)

@@ -132,7 +132,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_streams_are_as_described(case, way):
+def test_streams_are_as_described(case, kernel_mode):
     given, stop = CASES[case]
     order = stream(**given)
     rows, _ = described(order, stop)
@@ -143,7 +143,7 @@ def test_streams_are_as_described(case, way):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_drawn_is_found(case, way):
+def test_what_is_drawn_is_found(case, kernel_mode):
     given, stop = CASES[case]
     order = stream(**given)
     rows, once = described(order, stop)

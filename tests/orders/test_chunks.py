@@ -36,7 +36,7 @@ def test_shards_are_cut_by_rows(shards):
     assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == want
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 def test_both_ways_cut_shards_alike():
     starts, nbytes, whole = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
     assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
@@ -79,7 +79,7 @@ SCATTERED = {
 }
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("view", MONOTONE)
 def test_chunks_of_views_are_their_runs_in_chunks(view):
     selection = MONOTONE[view]()
@@ -108,7 +108,7 @@ def test_ranks_count_the_positions_below(positions, data):
     assert np.array_equal(mask.rank(below), want)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 def test_both_ways_count_ranks_alike():
     ends = np.arange(N + 1)
     assert np.array_equal(Mask.from_bools(MASK).rank(ends), np.append(0, np.cumsum(MASK)))

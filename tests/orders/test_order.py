@@ -135,7 +135,7 @@ LARGE_CASES = {
 }
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("case", CASES)
 def test_orders_follow_their_description(case):
     chunks, block, lanes = CASES[case]

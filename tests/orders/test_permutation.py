@@ -104,14 +104,14 @@ def described_table(n, key):
     return table
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 1000])
 def test_small_permutations_follow_their_description(n):
     key = make_key(n)
     assert elements(n, key).tolist() == described_table(n, key)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize(
     "n", [MAX_TABLE_LENGTH + 1, MAX_TABLE_LENGTH + 200, (1 << 20) + 1, 10**9, 10**12, MAX_LENGTH]
 )

@@ -9,7 +9,7 @@ from streaming_reference import arrange_slots, expected, golden_cases, run_golde
 from npstream.orders.streaming.partition import World, make_partition
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @golden_cases("partition")
 def test_golden_partition(case):
     params = case["params"]

@@ -24,8 +24,8 @@ def assert_at(state, rng):
 
 
 @pytest.fixture
-def run(way):
-    return lambda kernel: kernel.py_func if way == "python" else kernel.compiled()
+def run(kernel_mode):
+    return lambda kernel: kernel.py_func if kernel_mode == "python" else kernel.compiled()
 
 
 def test_kernels_shuffle_as_numpy_does(run):

@@ -9,7 +9,7 @@ from streaming_reference import assert_resolved, expected, golden_cases, run_gol
 from npstream.orders.streaming.sampling import Picks, Weight, samples_per_shard, samples_per_stream
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @golden_cases("sampling")
 def test_golden_sampling(case):
     params = case["params"]
@@ -21,9 +21,9 @@ def test_golden_sampling(case):
 
 
 @pytest.mark.parametrize("sizes", [(2, 3, 60, 999), (9_999, 10_000, 10_001, 20_000)])
-def test_samples_are_chosen_as_numpy_does(way, sizes):
+def test_samples_are_chosen_as_numpy_does(kernel_mode, sizes):
     """However NumPy chooses so many of so many, and whatever it drew before."""
-    for seed in range(2 if way == "python" else 40):
+    for seed in range(2 if kernel_mode == "python" else 40):
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
             among = {1, max(size // 50, 1), size // 50 + 1, size // 2, size - 1}

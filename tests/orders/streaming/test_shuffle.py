@@ -16,7 +16,7 @@ from npstream.orders.streaming.runs import CachedOrder, Pieces
 from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS, EpochShuffle
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @golden_cases("shuffle")
 def test_golden_shuffle(case):
     params = dict(case["params"])
@@ -39,7 +39,7 @@ SETTINGS = st.tuples(
 )
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("kernel_mode")
 @settings(max_examples=150)
 @given(UNITS, SETTINGS, st.data())
 @example([0, 0, 5, 0, 5, 0], ("py1br", 2, 0, 0, 3), None)
