@@ -76,15 +76,15 @@ class Reader:
             kept, reserved = self._reserve(file, claim.pieces)
             with reserved:
                 for piece in claim.pieces:
-                    found[piece] = self._fetch(shard, piece)
-                    if piece in kept and file.put(piece * PIECE, found[piece]):
+                    data[piece] = self._fetch(shard, piece)
+                    if piece in kept and file.put(piece * PIECE, data[piece]):
                         self.counts["kept"] += file.commit([piece])
         file.wait(pieces, 5)
-        present = [piece for piece in pieces if piece not in found and file.resident[piece]]
-        found.update(self._copy(file, present))
-        found.update({piece: self._fetch(shard, piece) for piece in pieces if piece not in found})
+        present = [piece for piece in pieces if piece not in data and file.resident[piece]]
+        data.update(self._copy(file, present))
+        data.update({piece: self._fetch(shard, piece) for piece in pieces if piece not in data})
         self.cache.touch(file)
-        return found
+        return data
 
     def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
         """Reserve space for all pieces, or for the first one."""
