@@ -167,8 +167,11 @@ UNKNOWN = {
     pa.month_day_nano_interval(): ((1, 2, 3), "interval: cast the column to int64 or string"),
     pa.timestamp("us", "UTC"): (TIME, "has a time zone, .*: cast the column to a timestamp"),
     pa.struct({"a": pa.date32()}): ({"a": DAY}, r"JSON, which has nothing for date32\[day\]: make"),
-    pa.list_(pa.binary()): ([b"a"], "JSON, which has nothing for binary: make"),
-    pa.list_(pa.struct({"a": pa.decimal128(5)})): ([{"a": 1}], "JSON, which has nothing for deci"),
+    pa.list_(pa.binary()): ([b"a"], "JSON, which has nothing for binary: cast what"),
+    pa.list_(pa.struct({"a": pa.decimal128(5)})): (
+        [{"a": 1}],
+        "nothing for decimal.*: cast",
+    ),
 }
 
 
@@ -330,6 +333,39 @@ def test_nulls_are_refused_by_sample_and_column(kind, tmp_path):
     table = pa.table({"x": pa.chunked_array([part, nulls])})
     for data in (table, table.to_reader(), [table[:2], table[2:]]):
         with pytest.raises(ValueError, match=r"^sample 4: column 'x': 1 null in .* give fill= a"):
+            npstream.write(tmp_path / "a", data)
+        assert not (tmp_path / "a").exists()
+
+
+def test_maps_with_a_key_twice(tmp_path):
+    rows = [[("a", 1)], [("a", 1), ("a", 2)]]
+    table = pa.table({"x": pa.array(rows, pa.map_(pa.string(), pa.int8()))})
+    with pytest.raises(ValueError, match="sample 1: column 'x': its keys or fields have one name"):
+        npstream.write(tmp_path / "a", table)
+    numbers = pa.table({"x": pa.array([[(1, 1)]], pa.map_(pa.int8(), pa.int8()))})
+    with pytest.raises(TypeError, match=r"sample 0: column 'x' .* its key 1 would become text"):
+        npstream.write(tmp_path / "a", numbers)
+    fields = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], ["a", "a"])
+    with pytest.raises(ValueError, match="sample 0: column 'x': its keys or fields have one name"):
+        npstream.write(tmp_path / "a", pa.table({"x": fields}))
+
+
+def test_categories_that_are_null(tmp_path):
+    values = pa.array(["a", None])
+    array = pa.DictionaryArray.from_arrays(pa.array([0, 0, 1, 0]), values)
+    for data in (pa.table({"x": array}), pa.table({"x": array}).to_reader(max_chunksize=1)):
+        with pytest.raises(ValueError, match="sample 2: column 'x': 1 null in"):
+            npstream.write(tmp_path / "a", data)
+
+
+def test_a_source_that_fails_publishes_nothing(tmp_path):
+    def batches():
+        yield pa.record_batch({"x": [1]})
+        raise OSError("the source is gone")
+
+    reader = pa.RecordBatchReader.from_batches(pa.schema({"x": pa.int64()}), batches())
+    for data in (reader, batches()):
+        with pytest.raises(OSError, match="the source is gone"):
             npstream.write(tmp_path / "a", data)
         assert not (tmp_path / "a").exists()
 

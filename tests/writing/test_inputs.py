@@ -7,6 +7,7 @@ import dataclasses
 import subprocess
 import sys
 
+import awkward
 import numpy as np
 import pytest
 import torch
@@ -126,6 +127,11 @@ def test_samples_that_name_their_values(tmp_path):
         (np.zeros((5, 4)), {"a": "int", "b": "int"}, "and columns= names 2: write {'x': data}"),
         (torch.zeros(5), None, r"is a Tensor of shape \(5,\), .*columns={'x': 'float32'}"),
         (np.zeros(2, [("a", [("b", "i4")])]), None, "column 'a': its values have fields of their"),
+        (
+            awkward.Array([{"a": 1, "b": [2, 3]}]),
+            None,
+            "is several columns: write a mapping of them, {name: data.name. for .* in data.fields}",
+        ),
         ("file.csv", None, "data is of type str, a name and no samples: open it first"),
         (5, None, "data is of type int: expected samples"),
     ],

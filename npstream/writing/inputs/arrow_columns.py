@@ -103,9 +103,12 @@ def arrow_encoding(kind: Any) -> Encoding:
         return type_of_array(empty.dtype, empty.shape[1:])
     if _is_nested(kind):
         if (leaf := _not_json(kind)) is not None:
+            how = "cast what it holds to a type that JSON has"
+            if types.is_struct(kind):
+                how = "make each field a column of its own, as with table.flatten()"
             raise TypeError(
-                f"Arrow's {kind} would become JSON, which has nothing for {leaf}: make each field "
-                f"a column of its own, as with table.flatten(), {_LEAVE_OUT}"
+                f"Arrow's {kind} would become JSON, which has nothing for {leaf}: {how}, "
+                f"{_LEAVE_OUT}"
             )
         return parse("json")
     if types.is_time(kind) or types.is_interval(kind):
@@ -254,7 +257,24 @@ def _rows(part: Any, missing: Bools, wanted: Encoding, fill: Fill) -> ColumnBloc
         if wanted.kind == "fixed" and numbers.shape[1:] == wanted.shape:
             return _exact(numbers, wanted)
         return rows_as(numbers, wanted)
-    return part.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+    return _python_values(part)
+
+
+def _python_values(array: Any) -> list[Any]:
+    """Return values of Python; maps are dicts."""
+    try:
+        return array.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
+    except (KeyError, ValueError) as error:
+        for row, value in enumerate(array):
+            try:
+                value.as_py(maps_as_pydicts="strict")
+            except (KeyError, ValueError):
+                raise RowError(
+                    row,
+                    "its keys or fields have one name twice, which a dict does not: rename one, "
+                    "or leave the column out: columns= names those to write",
+                ) from error
+        raise
 
 
 def _exact(numbers: AnyArray, wanted: Encoding) -> ColumnBlock:

@@ -277,11 +277,12 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
     if names is not None and len(names) == 1:
         (name,) = names
         return columns_of({name: data}, None, names, fill)
-    if fields := getattr(data, "fields", None):
-        raise TypeError(
-            f"data is a {type(data).__name__} with fields: write a mapping of them, "
-            f"{{name: data[name] for name in {list(fields)!r}}}"
-        )
+    for attribute in ("fields", "columns", "column_names"):
+        if len(getattr(data, attribute, None) or ()):
+            raise TypeError(
+                f"data is a {type(data).__name__}, which is several columns: write a mapping of "
+                f"them, {{name: data[name] for name in data.{attribute}}}"
+            )
     shape = tuple(getattr(data, "shape", ()))
     what = f"a {type(data).__name__}" + (f" of shape {shape}" if shape else "")
     encoding = "..."
@@ -332,7 +333,10 @@ def _arrow_table(
     if _is_a(data, "pyarrow", "Table", "RecordBatch"):
         return _arrow_columns(data, names, fill)
     if _is_a(data, "pyarrow", "Dataset"):
-        data = data.scanner()
+        names = None if names is None else [*names]
+        columns = names and [name for name in data.schema.names if name in names]
+        # By default 16 batches of each of 4 files are read ahead, whatever they take.
+        data = data.scanner(columns=columns, batch_readahead=2, fragment_readahead=1)
     if _is_a(data, "pyarrow", "Scanner"):
         return _reader_stream(data.to_reader(), names, fill)
     if _is_a(data, "pyarrow", "RecordBatchReader"):
