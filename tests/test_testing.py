@@ -1,4 +1,4 @@
-"""The checks fail for arrays that are wrong, and the strategies draw what they say."""
+"""npstream.testing: assertions find wrong arrays, and strategies draw every kind of value."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from npstream import testing
 from npstream.formats.encodings.encodings import column_type
 
 FIRST = settings(phases=[Phase.generate], max_examples=2000)
-"""Whatever is found first will do: it need not be shrunk."""
+"""Settings for `find` that return the first example without shrinking it."""
 
 VALUES = np.arange(24, dtype=np.int32).reshape(6, 4)
 
 
-class Faithful:
-    """An array-like that does what its array does."""
+class ArrayLike:
+    """An array-like that behaves like its array."""
 
     def __init__(self, array):
         self.array = np.asarray(array)
@@ -33,37 +33,37 @@ class Faithful:
         return self.array
 
     def __getitem__(self, index):
-        return self.made(self.array[index])
+        return self.wrap(self.array[index])
 
-    def made(self, result):
+    def wrap(self, result):
         return type(self)(result) if isinstance(result, np.ndarray) else result
 
 
-class WrongValue(Faithful):
+class WrongValue(ArrayLike):
     def __getitem__(self, index):
-        return self.made(self.array[index] + 1)
+        return self.wrap(self.array[index] + 1)
 
 
-class WrongDtype(Faithful):
+class WrongDtype(ArrayLike):
     def __getitem__(self, index):
-        return self.made(self.array[index].astype(np.int64))
+        return self.wrap(self.array[index].astype(np.int64))
 
 
-class WrongShape(Faithful):
+class WrongShape(ArrayLike):
     def __getitem__(self, index):
-        return self.made(self.array[index].reshape(1, -1))
+        return self.wrap(self.array[index].reshape(1, -1))
 
 
-class SaysWrongShape(Faithful):
-    def made(self, result):
-        made = super().made(result)
-        if isinstance(made, Faithful):
-            made.shape = (1, *made.shape)
-        return made
+class WrongShapeAttribute(ArrayLike):
+    def wrap(self, result):
+        wrapped = super().wrap(result)
+        if isinstance(wrapped, ArrayLike):
+            wrapped.shape = (1, *wrapped.shape)
+        return wrapped
 
 
-class ClampsIntegers(Faithful):
-    """Negative integers are the first row, and those out of bounds the last."""
+class ClampsIntegers(ArrayLike):
+    """Negative integers select the first row, and integers out of bounds select the last."""
 
     def __getitem__(self, index):
         if isinstance(index, int):
@@ -71,28 +71,28 @@ class ClampsIntegers(Faithful):
         return super().__getitem__(index)
 
 
-class ForgetsSteps(Faithful):
+class IgnoresSteps(ArrayLike):
     def __getitem__(self, index):
         if isinstance(index, slice):
             index = slice(index.start, index.stop)
         return super().__getitem__(index)
 
 
-class SortsIndexArrays(Faithful):
+class SortsIndexArrays(ArrayLike):
     def __getitem__(self, index):
         if isinstance(index, np.ndarray) and index.dtype != bool:
             index = np.sort(index, axis=None).reshape(index.shape)
         return super().__getitem__(index)
 
 
-class IgnoresMasks(Faithful):
+class IgnoresMasks(ArrayLike):
     def __getitem__(self, index):
         if isinstance(index, np.ndarray) and index.dtype == bool:
             index = slice(None)
         return super().__getitem__(index)
 
 
-class RaisesAnotherType(Faithful):
+class RaisesAnotherType(ArrayLike):
     def __getitem__(self, index):
         try:
             return super().__getitem__(index)
@@ -100,7 +100,7 @@ class RaisesAnotherType(Faithful):
             raise ValueError(str(error)) from None
 
 
-class TakesNoTuples(Faithful):
+class RefusesTuples(ArrayLike):
     def __getitem__(self, index):
         if isinstance(index, tuple):
             raise TypeError("no tuples")
@@ -108,8 +108,8 @@ class TakesNoTuples(Faithful):
 
 
 BROKEN = [
-    WrongValue, WrongDtype, WrongShape, SaysWrongShape, ClampsIntegers, ForgetsSteps,
-    SortsIndexArrays, IgnoresMasks, RaisesAnotherType, TakesNoTuples,
+    WrongValue, WrongDtype, WrongShape, WrongShapeAttribute, ClampsIntegers, IgnoresSteps,
+    SortsIndexArrays, IgnoresMasks, RaisesAnotherType, RefusesTuples,
 ]  # fmt: skip
 
 
@@ -121,11 +121,11 @@ def fails(check, *args):
     return False
 
 
-# The oracle
+# Assertions
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_indices_and_the_oracle_find_what_is_wrong(kind):
+def test_drawn_indices_and_the_assertion_find_each_error(kind):
     actual = kind(VALUES)
     find(
         testing.indices(VALUES.shape),
@@ -135,21 +135,21 @@ def test_indices_and_the_oracle_find_what_is_wrong(kind):
 
 
 @given(testing.indices(VALUES.shape))
-def test_what_does_as_arrays_do_passes(index):
-    pair = testing.assert_same_as_numpy(Faithful(VALUES), VALUES, index, messages=True)
+def test_a_correct_array_like_passes(index):
+    pair = testing.assert_same_as_numpy(ArrayLike(VALUES), VALUES, index, messages=True)
     if pair is not None and isinstance(pair[1], np.ndarray):
         assert np.array_equal(pair[0].array, pair[1])
 
 
-def test_arrays_and_numbers_are_checked_as_they_are():
+def test_arrays_and_scalars_are_compared_directly():
     assert testing.assert_same_as_numpy(VALUES, VALUES, (1, 2)) == (6, 6)
     assert testing.assert_same_as_numpy(VALUES, VALUES, 6) is None
     with pytest.raises(AssertionError, match="shape"):
         testing.assert_same_as_numpy(VALUES, VALUES[:5])
 
 
-def test_exceptions_are_compared_by_type_and_on_request_by_message():
-    class Terse(Faithful):
+def test_exceptions_are_compared_by_type_and_with_messages_by_message():
+    class Terse(ArrayLike):
         def __getitem__(self, index):
             raise IndexError("no")
 
@@ -165,11 +165,11 @@ def test_exceptions_are_compared_by_type_and_on_request_by_message():
         testing.assert_same_as_numpy(ClampsIntegers(VALUES), VALUES, 6)
 
 
-def test_functions_are_compared():
-    testing.assert_same_result(np.sum, Faithful(VALUES), VALUES)
-    testing.assert_same_result(lambda x: np.asarray(x) @ "a", Faithful(VALUES), VALUES)
+def test_results_of_functions_are_compared():
+    testing.assert_same_result(np.sum, ArrayLike(VALUES), VALUES)
+    testing.assert_same_result(lambda x: np.asarray(x) @ "a", ArrayLike(VALUES), VALUES)
     with pytest.raises(AssertionError, match=r"value .*276.* is not NumPy's .*282"):
-        testing.assert_same_result(np.sum, Faithful(VALUES), VALUES + np.int32(6) * (VALUES == 0))
+        testing.assert_same_result(np.sum, ArrayLike(VALUES), VALUES + np.int32(6) * (VALUES == 0))
 
 
 A = np.array([1.0, np.nan])
@@ -241,7 +241,7 @@ def ds(tmp_path, values):
     return npstream.open(tmp_path / "ds")
 
 
-def test_views_of_datasets_are_checked_again(ds, values):
+def test_the_returned_views_of_datasets_can_be_compared_again(ds, values):
     pair = testing.assert_same_as_numpy(ds, values, [[4, 1], [0, 0]])
     assert pair[0].shape == (2, 2)
     assert pair[1]["tokens"].shape == (2, 2, 2)
@@ -272,7 +272,7 @@ def test_views_of_datasets_are_checked_again(ds, values):
         ),
     ],
 )
-def test_a_column_that_differs_is_named(ds, values, name, change, message):
+def test_the_error_names_the_column_that_differs(ds, values, name, change, message):
     wrong = values | {name: change(values[name])}
     with pytest.raises(AssertionError, match=message) as caught:
         testing.assert_same_as_numpy(ds, wrong)
@@ -281,7 +281,7 @@ def test_a_column_that_differs_is_named(ds, values, name, change, message):
         testing.assert_same_as_numpy(ds[["label"]], values)
 
 
-def test_load_is_checked_besides_asarray(ds, values, monkeypatch):
+def test_load_is_compared_in_addition_to_asarray(ds, values, monkeypatch):
     monkeypatch.setattr(npstream.Column, "load", lambda column: np.zeros(6, np.int64))
     monkeypatch.setattr(npstream.Column, "__array__", lambda column, *_, **__: np.arange(6))
     with pytest.raises(AssertionError, match="5 wrong values of 6"):
@@ -323,15 +323,15 @@ KINDS = {
 
 
 def test_every_kind_of_index_is_drawn():
-    seen = set()
+    drawn = set()
 
     @settings(max_examples=1000, phases=[Phase.generate])
     @given(testing.indices((4, 3)))
     def draw(index):
-        seen.update(name for name in KINDS if KINDS[name](index))
+        drawn.update(name for name in KINDS if KINDS[name](index))
 
     draw()
-    assert seen == set(KINDS)
+    assert drawn == set(KINDS)
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 5, 300]), max_size=3).map(tuple)
@@ -343,7 +343,7 @@ def test_valid_indices_never_raise(shape, data):
     np.broadcast_to(np.int8(0), shape)[index]
 
 
-def test_a_length_is_a_shape():
+def test_indices_accepts_a_length_as_the_shape():
     find(
         testing.indices(10**12),
         lambda index: isinstance(index, int) and index > 10**11,
@@ -364,18 +364,18 @@ def test_values_have_the_dtype_and_shape_of_their_column(encoding, n, data):
         assert values.dtype == object
 
 
-def test_values_of_the_dtypes_of_other_packages():
+def test_values_of_ml_dtypes_are_drawn():
     assert find(testing.column_values("bfloat16", 2), lambda values: values[0] > 0)[0] == 1
 
 
 @pytest.mark.parametrize("encoding", ["pkl", "png"])
-def test_values_that_are_not_drawn_are_refused(encoding):
+def test_encodings_without_a_strategy_raise(encoding):
     with pytest.raises(ValueError, match=f"no strategy for values of encoding '{encoding}'"):
         testing.column_values(encoding, 3)
 
 
 @given(testing.tables(st.just("int8"), min_samples=2, max_samples=3, max_columns=2))
-def test_tables_keep_to_their_bounds(table):
+def test_tables_have_the_requested_size(table):
     values, columns = table
     assert set(values) == set(columns)
     assert 1 <= len(values) <= 2

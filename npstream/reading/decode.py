@@ -89,7 +89,7 @@ def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) 
         row = int(np.searchsorted(stored.offsets, at, side="right")) - 1
     else:
         row = at // max(values.size // len(ids), 1)
-    fetcher.raise_damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is no bool")
+    fetcher.raise_damaged(int(ids[row]), f"column {field.name!r}: the byte {byte} is not a bool")
 
 
 def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> list[Any]:

@@ -238,7 +238,7 @@ class Source:
             return None
         if (byte := invalid_bool_byte(values)) is not None:
             where = sidecar.where
-            raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is no bool")
+            raise FormatError(f"{where}: column {field.name!r}: the byte {byte} is not a bool")
         return values
 
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Sample]:

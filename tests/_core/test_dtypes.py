@@ -442,10 +442,10 @@ def test_reading_an_invalid_bool_raises(shape, others, tmp_path, upload):
         lambda: list(ds),
         lambda: ds["flag"].load(),
     ):
-        with pytest.raises(FormatError, match=r"sample 2 .*the byte 7 is no bool"):
+        with pytest.raises(FormatError, match=r"sample 2 .*the byte 7 is not a bool"):
             read()
     if not others and shape == ():
-        with pytest.raises(FormatError, match="no bool"):
+        with pytest.raises(FormatError, match="not a bool"):
             ds.load(out={"flag": np.empty(3, bool)})
 
 

@@ -17,14 +17,14 @@ BEGIN = """
 import logging, os, signal, sys, threading
 import numpy as np
 from npstream._core import jit
-from npstream.shards.kernels import little_endian, touch
+from npstream.shards.kernels import load_little_endian, touch
 
 NONE = np.zeros(0, np.int64)
 NUMBER = np.frombuffer(b"\\x07\\x02", np.uint8)
 
 def check():
     assert touch.compiled()(NONE, NONE) == 0
-    assert little_endian.compiled()(NUMBER.ctypes.data, 2) == 0x207
+    assert load_little_endian.compiled()(NUMBER.ctypes.data, 2) == 0x207
 
 def before_compiling(action):
     '''Call `action` once, in the thread that compiles a kernel, just before it compiles.'''
