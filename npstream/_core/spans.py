@@ -58,7 +58,7 @@ def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 
 
 @kernel
-def interleave(count: int, columns: Int64, spans: Int64, destination: int) -> None:
+def join_columns(count: int, columns: Int64, spans: Int64, destination: int) -> None:
     """Write `count` rows back to back, each with its value of every column.
 
     A row of `columns` is ``(-1, address, size)`` for values of one size, which lie back to back

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from npstream._core import jit as _jit
-from npstream._core.spans import interleave
+from npstream._core.spans import join_columns
 from npstream.dataset.opening import open_dataset
 from npstream.indexing.selection import Selection
 from npstream.orders.order import full_order
@@ -44,7 +44,7 @@ def precompile() -> None:
     masked = large.select(np.arange(len(large)) % 2 == 0)
     assert isinstance(masked, Selection)
     masked.at(np.arange(len(masked)))
-    interleave(0, np.zeros((1, 3), np.int64), np.zeros((0, 2, 0), np.int64), 0)
+    join_columns(0, np.zeros((1, 3), np.int64), np.zeros((0, 2, 0), np.int64), 0)
     _precompile_streaming()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.array_like import HOW_TO_FILL, is_missing
 from npstream._core.memory import address_of, ensure_fits, huge_empty, move_spans
-from npstream._core.spans import copy_spans, interleave
+from npstream._core.spans import copy_spans, join_columns
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError, short_repr
 from npstream.formats.compression import parse_compression
@@ -250,8 +250,8 @@ class ShardFormat:
         if is_python and not copy_spans.is_loaded:
             return _joined(parts), nbytes
         data: Bytes = huge_empty(int(nbytes.sum()), np.uint8)
-        if interleave.is_loaded or _spans_in_python > _PATIENCE:
-            _interleave(parts, address_of(data))
+        if join_columns.is_loaded or _spans_in_python > _PATIENCE:
+            _join_columns(parts, address_of(data))
             return data, nbytes
         at = _ends(nbytes)[:-1]
         for part, size in zip(parts, sizes, strict=True):
@@ -393,7 +393,7 @@ def _as_bodies(part: AnyArray | Bodies | list[bytes]) -> Bodies:
     return Bodies(address_of(values) + at, np.full(len(values), size, np.int64), values)
 
 
-def _interleave(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
+def _join_columns(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: int) -> None:
     """Write rows of all columns back to back."""
     columns = np.zeros((len(parts), 3), np.int64)
     spans: list[tuple[Int64, Int64]] = []
@@ -409,7 +409,7 @@ def _interleave(parts: Sequence[AnyArray | Bodies | list[bytes]], destination: i
             spans.append((bodies.address, bodies.nbytes))
             held.append(bodies)
     both: Int64 = np.array(spans, np.int64).reshape(len(spans), 2, len(parts[0]))
-    interleave(len(parts[0]), columns, both, destination)
+    join_columns(len(parts[0]), columns, both, destination)
 
 
 def _copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) -> None:

@@ -42,7 +42,7 @@ class GivenColumn(Protocol):
     def encoding(self) -> Encoding:
         """Return the encoding that keeps the column as it is."""
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows, as far as possible in the form that an encoding stores."""
 
 
@@ -64,9 +64,9 @@ class GivenTable(Protocol):
         """Return the encoding that keeps a column as it is."""
 
     def blocks(
-        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+        self, bounds: Bounds, target: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
-        """Yield blocks of rows of the columns that are wanted."""
+        """Yield blocks of rows of the columns in `target`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +168,10 @@ class ListColumn:
             first = next((v for v in self._values if not is_absent(v, text)), self._fill.value)
         return infer(first)
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield the values, to be encoded one by one."""
         for start, stop in bounds:
-            yield self._fill.values(self._values[start:stop], wanted)
+            yield self._fill.values(self._values[start:stop], target)
 
 
 class ArrayColumn:
@@ -189,7 +189,7 @@ class ArrayColumn:
     chunk : int
         Rows that are read at once.
     fill : Fill
-        Used for NaN and NaT where the encoding that is wanted has neither.
+        Used for NaN and NaT where the target encoding has neither.
     """
 
     is_array = True
@@ -228,18 +228,18 @@ class ArrayColumn:
                 return known
         return None
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of the array in an encoding's dtype."""
         for start, stop in bounds:
             block = foreign.as_array(self._read(start, stop))
             if len(block) != stop - start:
                 raise ValueError(f"rows {start} to {stop} are {len(block)}: its length has changed")
-            missing = missing_numbers(block, wanted) if self._fill else None
+            missing = missing_numbers(block, target) if self._fill else None
             if missing is None:
-                yield rows_as(block, wanted)
+                yield rows_as(block, target)
             else:
-                rows = rows_as(np.where(missing, block.dtype.type(0), block), wanted)
-                yield self._fill.block(rows, missing, wanted)
+                rows = rows_as(np.where(missing, block.dtype.type(0), block), target)
+                yield self._fill.block(rows, missing, target)
 
 
 def _chunk_rows(values: Any) -> int:
@@ -251,26 +251,26 @@ def _chunk_rows(values: Any) -> int:
     return first if isinstance(first, int) and first > 0 else 1
 
 
-def missing_numbers(block: AnyArray, wanted: Encoding) -> Bools | None:
+def missing_numbers(block: AnyArray, target: Encoding) -> Bools | None:
     """Return which numbers are NaN or NaT; None if there are none, or an encoding has these."""
-    if block.ndim != 1 or block.dtype.kind not in "fmM" or keeps_nan(wanted):
+    if block.ndim != 1 or block.dtype.kind not in "fmM" or keeps_nan(target):
         return None
     missing: Bools = np.isnat(block) if block.dtype.kind in "mM" else np.isnan(block)
     return missing if missing.any() else None
 
 
-def rows_as(block: AnyArray, wanted: Encoding) -> ColumnBlock:
+def rows_as(block: AnyArray, target: Encoding) -> ColumnBlock:
     """Return rows in the dtype of an encoding, or else as values to be encoded one by one.
 
     Only numbers are converted; arrays must have the dtype and shape that the encoding says.
     """
-    if wanted.kind != "fixed" or block.shape[1:] != wanted.shape:
+    if target.kind != "fixed" or block.shape[1:] != target.shape:
         return list(block)
-    if block.dtype.newbyteorder("=") == wanted.dtype:
+    if block.dtype.newbyteorder("=") == target.dtype:
         return block if invalid_bool_byte(block) is None else list(block)
-    if not wanted.shape:
+    if not target.shape:
         with suppress(TypeError):
-            converted, wrong = convert_exactly(block, wanted.dtype)
+            converted, wrong = convert_exactly(block, target.dtype)
             if not wrong.any():
                 return converted
     return list(block)
@@ -296,12 +296,12 @@ class MaskedColumn:
         """Return the encoding of the rows that are there."""
         return self._column.encoding()
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows, in which missing ones have the value."""
         each, others = tee(bounds)
-        rows = self._column.blocks(others, wanted)
+        rows = self._column.blocks(others, target)
         for (start, stop), block in zip(each, rows, strict=True):
-            yield self._fill.block(block, self._missing[start:stop], wanted)
+            yield self._fill.block(block, self._missing[start:stop], target)
 
 
 class ConstantColumn:
@@ -316,12 +316,12 @@ class ConstantColumn:
         """Return the encoding that suits the value."""
         return infer(self._fill.value)
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield the value, encoded, for each row."""
-        body = np.frombuffer(self._fill.body(wanted), np.uint8)
+        body = np.frombuffer(self._fill.body(target), np.uint8)
         for start, stop in bounds:
-            if wanted.kind == "fixed":
-                value = body.view(wanted.dtype.newbyteorder("<")).reshape(wanted.shape or ())
+            if target.kind == "fixed":
+                value = body.view(target.dtype.newbyteorder("<")).reshape(target.shape or ())
                 yield np.broadcast_to(value, (stop - start, *value.shape))
             else:
                 at = np.full(stop - start, address_of(body), np.int64)
@@ -367,14 +367,14 @@ class RowsColumn:
             )
         return self._encoding
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
-        """Yield encoded rows, or values if another encoding is wanted."""
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
+        """Yield encoded rows, or values if the target is another encoding."""
         for start, stop in bounds:
             offsets = self._offsets[start : stop + 1]
-            if wanted.kind == "ndarray" and not wanted.headless and self._holds_arrays:
+            if target.kind == "ndarray" and not target.headless and self._holds_arrays:
                 shapes = None if self._shapes is None else self._shapes[start:stop]
-                yield bodies_of_rows(self._elements, offsets, shapes, wanted, start)
-            elif self._encoding is not None and wanted.stored_name == self._encoding.stored_name:
+                yield bodies_of_rows(self._elements, offsets, shapes, target, start)
+            elif self._encoding is not None and target.stored_name == self._encoding.stored_name:
                 yield Bodies.of(self._elements, offsets)
             else:
                 yield self._values(start, stop)
@@ -422,16 +422,16 @@ class Columns:
         return self._columns[name].encoding()
 
     def blocks(
-        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+        self, bounds: Bounds, target: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
-        """Yield blocks of rows of the columns that are wanted."""
-        each = tee(bounds, len(wanted))
+        """Yield blocks of rows of the columns in `target`."""
+        each = tee(bounds, len(target))
         parts = [
             _located(name, self._columns[name].blocks(mine, encoding))
-            for mine, (name, encoding) in zip(each, wanted.items(), strict=True)
+            for mine, (name, encoding) in zip(each, target.items(), strict=True)
         ]
         for row in zip(*parts, strict=True):
-            yield dict(zip(wanted, row, strict=True))
+            yield dict(zip(target, row, strict=True))
 
 
 def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:

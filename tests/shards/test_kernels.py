@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npstream._core.memory import address_of, map_file
-from npstream._core.spans import copy_short, copy_spans, equal_spans, interleave
+from npstream._core.spans import copy_short, copy_spans, equal_spans, join_columns
 from npstream.formats.encodings.arrays import DTYPE_CODES
 from npstream.formats.encodings.encodings import parse_array_head
 from npstream.formats.index import shard_lookup_table
@@ -347,7 +347,7 @@ def test_copy_spans(run, parts, gap):
     st.lists(st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 3, 20])), min_size=1, max_size=4),
     st.data(),
 )
-def test_interleave(run, count, sizes, data):
+def test_join_columns(run, count, sizes, data):
     """Columns of one size, and None for columns of any."""
     columns, spans, values, held = [], [], [], []
     for size in sizes:
@@ -367,7 +367,7 @@ def test_interleave(run, count, sizes, data):
     rows = b"".join(map(b"".join, zip(*values, strict=True)))
     output, intact = watched(len(rows))
     both = np.array(spans, np.int64).reshape(len(spans), 2, count)
-    run(interleave)(count, np.array(columns, np.int64), both, address_of(output))
+    run(join_columns)(count, np.array(columns, np.int64), both, address_of(output))
     assert intact()
     assert output.tobytes() == rows
 

@@ -36,7 +36,7 @@ class ArrowColumn:
     ----------
     array : pyarrow.Array or pyarrow.ChunkedArray
     fill : Fill
-        Used for nulls, and for NaN and NaT where the encoding that is wanted has neither.
+        Used for nulls, and for NaN and NaT where the target encoding has neither.
     known : str, optional
         The encoding, where more than the Arrow type says it.
 
@@ -64,24 +64,24 @@ class ArrowColumn:
             return infer(self._fill.value)
         return arrow_encoding(self._kind)
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
+    def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows out of the buffers, or as values of Python."""
         for start, stop in bounds:
             part = self._array.slice(start, stop - start)
             try:
-                yield self._block(plain(part), wanted)
+                yield self._block(plain(part), target)
             except RowError as error:
                 error.row += start
                 raise
 
-    def _block(self, part: Any, wanted: Encoding) -> ColumnBlock:
+    def _block(self, part: Any, target: Encoding) -> ColumnBlock:
         missing = _nulls(part)
         if missing.any() and not self._fill:
-            if wanted.kind != "object" or not _is_nested(self._kind):
+            if target.kind != "object" or not _is_nested(self._kind):
                 raise _null_error(part, int(missing.sum()))
             missing[:] = False  # JSON has a null
-        rows = _rows(part, missing, wanted, self._fill)
-        return self._fill.block(rows, missing, wanted) if self._fill else rows
+        rows = _rows(part, missing, target, self._fill)
+        return self._fill.block(rows, missing, target) if self._fill else rows
 
 
 def arrow_encoding(kind: Any) -> Encoding:
@@ -233,30 +233,30 @@ def _null_error(array: Any, count: int) -> RowError:
     )
 
 
-def _rows(part: Any, missing: Bools, wanted: Encoding, fill: Fill) -> ColumnBlock:
+def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBlock:
     """Return rows in the form that an encoding stores; those that are missing have any value."""
     kind = part.type
     text = _text(kind)
-    if text == "str_decimal" and wanted.name == text:
+    if text == "str_decimal" and target.name == text:
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         return _bodies(part.cast(pa.string()), missing)
-    if text is not None and (wanted.name == text or (text == "bytes" and wanted.kind == "image")):
+    if text is not None and (target.name == text or (text == "bytes" and target.kind == "image")):
         if text == "str":
             _check_text(part)
         return _bodies(part, missing)
-    if _is_ragged(kind) and not wanted.headless:
-        if wanted.kind == "ndarray":
-            return _ragged(part, missing, wanted)
-        if wanted.kind == "fixed" and wanted.shape:
-            return _regular(part, missing, wanted)
+    if _is_ragged(kind) and not target.headless:
+        if target.kind == "ndarray":
+            return _ragged(part, missing, target)
+        if target.kind == "fixed" and target.shape:
+            return _regular(part, missing, target)
     if text is None and not _is_ragged(kind) and _is_array(kind):
         numbers = _numbers(part, missing)
-        if fill and (more := missing_numbers(numbers, wanted)) is not None:
+        if fill and (more := missing_numbers(numbers, target)) is not None:
             missing |= more
             numbers = np.where(missing, numbers.dtype.type(0), numbers)
-        if wanted.kind == "fixed" and numbers.shape[1:] == wanted.shape:
-            return _exact(numbers, wanted)
-        return rows_as(numbers, wanted)
+        if target.kind == "fixed" and numbers.shape[1:] == target.shape:
+            return _exact(numbers, target)
+        return rows_as(numbers, target)
     return _python_values(part)
 
 
@@ -277,24 +277,24 @@ def _python_values(array: Any) -> list[Any]:
         raise
 
 
-def _exact(numbers: AnyArray, wanted: Encoding) -> ColumnBlock:
+def _exact(numbers: AnyArray, target: Encoding) -> ColumnBlock:
     """Return rows of arrays in another dtype, if that keeps their values."""
-    if numbers.dtype == wanted.dtype or numbers.ndim == 1:
-        return rows_as(numbers, wanted)
+    if numbers.dtype == target.dtype or numbers.ndim == 1:
+        return rows_as(numbers, target)
     try:
-        converted, wrong = convert_exactly(numbers, wanted.dtype)
+        converted, wrong = convert_exactly(numbers, target.dtype)
     except TypeError:
-        return rows_as(numbers, wanted)
-    _check_exact(numbers, wrong, np.arange(len(numbers) + 1) * numbers[:1].size, wanted)
+        return rows_as(numbers, target)
+    _check_exact(numbers, wrong, np.arange(len(numbers) + 1) * numbers[:1].size, target)
     return converted
 
 
-def _check_exact(elements: AnyArray, wrong: Bools, offsets: Int64, wanted: Encoding) -> None:
+def _check_exact(elements: AnyArray, wrong: Bools, offsets: Int64, target: Encoding) -> None:
     if wrong.any():
         at = int(wrong.reshape(-1).argmax())
         row = int(np.searchsorted(offsets, at, side="right")) - 1
         raise RowError(
-            row, f"{wanted.name!r} cannot hold {elements.reshape(-1)[at]}: choose {elements.dtype}"
+            row, f"{target.name!r} cannot hold {elements.reshape(-1)[at]}: choose {elements.dtype}"
         )
 
 
@@ -397,7 +397,7 @@ def _views(array: Any, buffers: list[Any], missing: Bools) -> Bodies:
     return Bodies(at, nbytes, (array, views))
 
 
-def _ragged(array: Any, missing: Bools, wanted: Encoding) -> Bodies:
+def _ragged(array: Any, missing: Bools, target: Encoding) -> Bodies:
     """Return lists of numbers as arrays, each encoded with its length."""
     elements, offsets = _elements(array, missing)
     lengths = np.diff(offsets)
@@ -407,15 +407,15 @@ def _ragged(array: Any, missing: Bools, wanted: Encoding) -> Bodies:
             "cannot store an array of shape (0,): it must have an element; choose 'json' in "
             "columns=, which stores any list, or leave the sample out",
         )
-    if wanted.dtype not in (object, elements.dtype):
-        converted, wrong = convert_exactly(elements, wanted.dtype)
-        _check_exact(elements, wrong, offsets, wanted)
+    if target.dtype not in (object, elements.dtype):
+        converted, wrong = convert_exactly(elements, target.dtype)
+        _check_exact(elements, wrong, offsets, target)
         elements = converted
     if not missing.any():
-        return bodies_of_rows(elements, offsets, None, wanted)
+        return bodies_of_rows(elements, offsets, None, target)
     # Rows that are missing have no elements, so that the others follow each other.
     present = np.flatnonzero(~missing)
-    bodies = bodies_of_rows(elements, np.append(offsets[present], offsets[-1]), None, wanted)
+    bodies = bodies_of_rows(elements, np.append(offsets[present], offsets[-1]), None, target)
     address, nbytes = np.zeros((2, len(missing)), np.int64)
     address[present], nbytes[present] = bodies.address, bodies.nbytes
     return Bodies(address, nbytes, bodies)
@@ -443,23 +443,23 @@ def _compact(array: Any) -> Any:
     return pa.LargeListArray.from_arrays(pa.array(offsets), array.flatten())
 
 
-def _regular(array: Any, missing: Bools, wanted: Encoding) -> ColumnBlock:
+def _regular(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
     """Return lists of numbers as arrays of one shape, all of which must have that many elements."""
     elements, offsets = _elements(array, missing)
-    shape = wanted.shape or ()
+    shape = target.shape or ()
     size = int(np.prod(shape))
     lengths = np.diff(offsets)
     if (other := (lengths != size) & ~missing).any():
         row = int(other.argmax())
         raise RowError(
             row,
-            f"its list has {quantity(int(lengths[row]), 'element')}, and {wanted.name!r} takes "
-            f"{size:,}: choose 'ndarray:{wanted.dtype}' in columns=, which takes any number, or "
+            f"its list has {quantity(int(lengths[row]), 'element')}, and {target.name!r} takes "
+            f"{size:,}: choose 'ndarray:{target.dtype}' in columns=, which takes any number, or "
             "leave the sample out",
         )
     rows = np.zeros((len(missing), size), elements.dtype)
     rows[~missing] = elements.reshape(-1, size)
-    return _exact(rows.reshape(-1, *shape), wanted)
+    return _exact(rows.reshape(-1, *shape), target)
 
 
 def arrow_columns(

@@ -35,13 +35,13 @@ class Fill:
     def __bool__(self) -> bool:
         return self.is_given
 
-    def values(self, values: Any, wanted: Encoding) -> list[Any]:
+    def values(self, values: Any, target: Encoding) -> list[Any]:
         """Return values of Python with the missing ones filled."""
         if not self:
             return list(values)
-        return [self.value if is_absent(value, wanted) else value for value in values]
+        return [self.value if is_absent(value, target) else value for value in values]
 
-    def block(self, block: ColumnBlock, missing: Bools, wanted: Encoding) -> ColumnBlock:
+    def block(self, block: ColumnBlock, missing: Bools, target: Encoding) -> ColumnBlock:
         """Return rows in which those that `missing` marks are filled.
 
         Raises
@@ -54,11 +54,11 @@ class Fill:
         if not isinstance(block, np.ndarray | Bodies):
             rows = zip(block, missing.tolist(), strict=True)
             return [self.value if is_null else value for value, is_null in rows]
-        body = self.body(wanted)
+        body = self.body(target)
         if isinstance(block, np.ndarray):
             filled: AnyArray = block.copy()
-            filled[missing] = np.frombuffer(body, wanted.dtype.newbyteorder("<")).reshape(
-                wanted.shape or ()
+            filled[missing] = np.frombuffer(body, target.dtype.newbyteorder("<")).reshape(
+                target.shape or ()
             )
             return filled
         held = np.frombuffer(body, np.uint8)
@@ -66,13 +66,13 @@ class Fill:
         nbytes = np.where(missing, len(body), block.nbytes)
         return Bodies(address, nbytes, (block.held, held))
 
-    def body(self, wanted: Encoding) -> bytes:
+    def body(self, target: Encoding) -> bytes:
         """Return the value as an encoding stores it."""
         try:
-            return wanted.encode(self.value)
+            return target.encode(self.value)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"fill={self.value!r} is no {wanted.name!r}: {error}") from error
+            raise kind(f"fill={self.value!r} is no {target.name!r}: {error}") from error
 
 
 NO_FILL = Fill(is_given=False)
