@@ -122,7 +122,7 @@ class Downloads:
         fetch: Callable[[list[PieceKey], Lease], object],
         lease: Lease | None = None,
     ) -> None:
-        """Fetch absent pieces without a lease, and wait for pieces that other threads fetch.
+        """Fetch absent pieces that no other lease has, and wait for those that other threads fetch.
 
         Pieces that another thread failed to fetch are fetched here.
 
@@ -191,7 +191,7 @@ class Downloads:
         return busy
 
     def _reserve_space(self, parts: list[PieceRange]) -> tuple[list[PieceRange], Reservation]:
-        """Reserve disk space for the first parts, and return those that fit into the cache now."""
+        """Reserve disk space for parts; return the first ones, which fit into the cache now."""
         count = len(parts)
         while count:
             result = self._reserve(parts[:count])
@@ -217,7 +217,7 @@ class Downloads:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=seconds)
 
     def _download(self, parts: list[PieceRange], reserved: Reservation, lease: Lease) -> None:
-        """Download parts, and repeat the parts whose hashes are wrong."""
+        """Download parts, and repeat ranges of pieces whose hashes are wrong."""
         for _ in range(ATTEMPTS):
             wrong = list(self._transfer(parts, reserved, lease))
             if not wrong:
@@ -233,7 +233,7 @@ class Downloads:
     def _transfer(
         self, parts: list[PieceRange], reserved: Reservation, lease: Lease
     ) -> Iterator[PieceRange]:
-        """Download parts, and yield the parts of them whose hashes are wrong."""
+        """Download parts, and yield ranges of pieces whose hashes are wrong."""
         spans = [(part, span) for part in parts for span in part.spans()]
         remaining = {id(part): len(part.spans()) for part in parts}  # requests of each part
         for part in parts:

@@ -121,7 +121,7 @@ async def _open_response(
 
 async def _send(filesystem: Any, method: str, url: str, **options: Any) -> Any:
     headers = {**filesystem.credentials, **_IDENTITY, **options.pop("headers", {})}
-    _is_requesting.set(True)  # for as long as this task of the event loop runs
+    _is_requesting.set(True)  # only in this task of the event loop
     with _errors_with_host(url):
         request = filesystem.client.build_request(method, url, headers=headers, **options)
         return await filesystem.client.send(request, stream=True)
@@ -269,7 +269,7 @@ def _create(filesystem: Any, location: Any, path: str, data: bytes) -> None:
             _upload(filesystem, data, path, parent=newest)
             return
         except import_module("huggingface_hub.errors").HfHubHTTPError as error:
-            # Another commit was first. The loop ends, since each iteration sees a new commit.
+            # Another commit was first. Each retry follows a commit of another process.
             if error.response.status_code != HTTPStatus.PRECONDITION_FAILED:
                 raise
 

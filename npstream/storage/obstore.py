@@ -59,7 +59,7 @@ _OS_CODE = re.compile(r"\bOs \{\s*code: (\d+),")
 _NO_ANSWER = re.compile(r"\bkind: Connect\b|\bParse\(|\bUnexpectedMessage\b")
 
 _started: set[int] = set()
-"""The ids of the processes that loaded obstore: this process, or one that it was forked from."""
+"""The process that loaded obstore, by id: this process, or the one that it was forked from."""
 
 
 def fast_ranges(
@@ -154,7 +154,7 @@ class FastRanges:
         headers = {name.lower(): _as_str(value) for name, value in request.headers.items()}
         try:
             if _started - {os.getpid()}:
-                raise _UnsupportedError("a process that had begun to use it was forked")
+                raise _UnsupportedError("a process that had begun to use obstore was forked")
             # Mark before the import: in a child forked during it, the import lock stays locked.
             _started.add(os.getpid())
             certificates = _trusted_certificates(filesystem, self._client)
@@ -222,12 +222,12 @@ class _NoAnswerError(ConnectionError):
 def _store_factory(
     bucket: str, base: str, headers: Mapping[str, str], certificates: bytes | None
 ) -> Callable[[Any], Any]:
-    """Return a function that makes a store, from credentials, which sends requests as s3fs does."""
+    """Return a function that makes, from credentials, a store that sends the requests of s3fs."""
     scope = _SCOPE.match(headers.get("authorization", ""))
     if scope is None and "authorization" in headers:
-        raise _UnsupportedError("it signs in another way")
+        raise _UnsupportedError("s3fs signs in another way")
     if unknown := sorted(headers.keys() - _HEADERS):
-        raise _UnsupportedError(f"it cannot send {', '.join(unknown)}")
+        raise _UnsupportedError(f"obstore cannot send {', '.join(unknown)}")
     store = import_module("obstore.store").S3Store
     settings = {
         # With virtual_hosted_style_request, the endpoint is the URL of the bucket itself. Both

@@ -1,4 +1,4 @@
-"""A cache of its own for each test, and systems that lack something or have started anew."""
+"""Fixtures: an empty cache, a system without range locks, and a reboot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from npstream.cache.cache import ShardCache
 
 
 @pytest.fixture(autouse=True)
-def _nothing_logged(monkeypatch):
+def _reset_module_state(monkeypatch):
     monkeypatch.setattr(cache_dir, "_logged", set())
     monkeypatch.setattr(cache_dir, "_usable", {})
 

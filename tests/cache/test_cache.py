@@ -1,4 +1,4 @@
-"""The cache as a whole: what it stores, misses and empties, and what can go wrong with it."""
+"""`ShardCache`: small objects, keys, sizes, and faults of the disk and the directory."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from npstream.cache import locks
 from npstream.cache import sparse_file as sparse
 from npstream.cache.cache import ShardCache
 
-# What is kept.
+# Keys and pickles
 
 
-@pytest.mark.parametrize("wrong", ["", "abc", "../" + KEY, KEY.upper() + "A", "g" * 16, "0" * 65])
-def test_keys_are_hexadecimal(cache, wrong):
-    for call in (lambda: cache.open(wrong, 1, 1), lambda: cache.load(wrong)):
+@pytest.mark.parametrize("invalid", ["", "abc", "../" + KEY, KEY.upper() + "A", "g" * 16, "0" * 65])
+def test_keys_are_hexadecimal(cache, invalid):
+    for call in (lambda: cache.open(invalid, 1, 1), lambda: cache.load(invalid)):
         with pytest.raises(ValueError, match="16 to 64 hexadecimal digits"):
             call()
 
 
-def test_a_cache_can_be_sent_to_other_processes(cache):
+def test_a_pickled_cache_uses_the_same_directory(cache):
     import pickle
 
     add(open_file(cache), [1])
     assert open_file(pickle.loads(pickle.dumps(cache))).resident.tolist() == [0, 1, 0, 0]
 
 
-# Trouble.
+# Faults
 
 
 @pytest.fixture
 def small_disk(tmp_path, monkeypatch) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Make a tmpfs, and a way to fill it; where none can be mounted, one that says it is full."""
+    """Yield a small tmpfs and a function that fills it; without mount, simulate a full disk."""
     (tmp_path / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path / "disk"]
     if shutil.which("mount") and not subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
@@ -79,7 +79,7 @@ def small_disk(tmp_path, monkeypatch) -> Iterator[tuple[Path, Callable[[], None]
         yield tmp_path / "disk", lambda: monkeypatch.setattr(sparse, "write_all", full)
 
 
-def test_a_full_disk(small_disk, caplog):
+def test_a_full_disk_keeps_cached_pieces_and_rejects_new_ones(small_disk, caplog):
     directory, fill = small_disk
     cache = ShardCache(directory, "1GB")
     file = open_file(cache)
@@ -101,7 +101,7 @@ def test_a_full_disk(small_disk, caplog):
     )
 
 
-def test_a_cache_that_is_deleted_while_in_use(cache):
+def test_a_cache_works_after_its_directory_was_deleted(cache):
     file = filled_file(cache, KEY)
     shutil.rmtree(cache.directory)
     assert read(file, 1) == CONTENT[PIECE : 2 * PIECE]
@@ -117,24 +117,24 @@ def test_a_cache_that_is_deleted_while_in_use(cache):
     assert cache.load(OTHER) == b"object"
 
 
-def test_what_the_dead_left_is_swept(cache):
+def test_temporary_files_of_dead_processes_are_removed(cache):
     dead = Path(cache.directory, f".{'0' * 16}.tmp")
-    alive = Path(cache.directory, f".{'1' * 16}.tmp")
+    locked = Path(cache.directory, f".{'1' * 16}.tmp")
     foreign = Path(cache.directory, ".other.tmp")
-    for path in (dead, alive, foreign):
+    for path in (dead, locked, foreign):
         path.touch()
-    with locks.LockFile(str(alive)) as descriptor:
+    with locks.LockFile(str(locked)) as descriptor:
         assert locks.try_lock(descriptor)
         ShardCache(cache.directory)
-        assert (dead.exists(), alive.exists(), foreign.exists()) == (False, True, True)
+        assert (dead.exists(), locked.exists(), foreign.exists()) == (False, True, True)
     cache.clear()
-    assert (alive.exists(), foreign.exists()) == (False, True)
+    assert (locked.exists(), foreign.exists()) == (False, True)
 
 
-# Objects.
+# Small objects
 
 
-def test_objects_are_stored_whole(cache):
+def test_objects_are_stored_and_loaded(cache):
     assert cache.load(KEY) is None
     for content in (b"", b"first", bytes(100_000), memoryview(b"last")):
         assert cache.store(KEY, content)
@@ -142,12 +142,12 @@ def test_objects_are_stored_whole(cache):
     assert cache.info().files == 1
 
 
-@pytest.mark.parametrize("place", [0, 5, 30, -1])
-def test_a_damaged_object_is_none(cache, place):
+@pytest.mark.parametrize("offset", [0, 5, 30, -1])
+def test_a_damaged_object_loads_as_none(cache, offset):
     cache.store(KEY, b"some object")
     path = Path(cache.directory, f"{KEY}.stored")
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
     assert cache.load(KEY) is None
     assert cache.store(KEY, b"some object")
@@ -159,15 +159,15 @@ def test_objects_are_evicted_like_shards(tmp_path):
     for number in range(4):
         assert cache.store(key(number), bytes(100_000))
         os.utime(tmp_path / f"{key(number)}.stored", (number, number))
-    assert cache.load(key(0)) is not None  # and with that used just now
+    assert cache.load(key(0)) is not None  # this updates its last use
     assert can_reserve(cache, 900_000)
     assert [cache.load(key(number)) is not None for number in range(4)] == [True] + 3 * [False]
 
 
-# Where it is, and what one sees of it.
+# Reports
 
 
-def test_info_and_clear(tmp_path, monkeypatch, capsys):
+def test_info_and_clear_report_the_bytes_of_a_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NPSTREAM_CACHE", str(tmp_path / "cache"))
     assert npstream.cache.info().files == 0
     assert npstream.cache.clear() == 0
@@ -176,11 +176,11 @@ def test_info_and_clear(tmp_path, monkeypatch, capsys):
     assert repr(cache) == f"<npstream.ShardCache: {tmp_path / 'cache'}, limit 104,857,600 bytes>"
     add(open_file(cache))
     cache.store(KEY, b"object")
-    held = npstream.cache.info()
-    assert held.files == 2
-    assert held.nbytes >= len(CONTENT)
+    info = npstream.cache.info()
+    assert info.files == 2
+    assert info.nbytes >= len(CONTENT)
     assert main(["cache", "info"]) == 0
-    assert f"{tmp_path / 'cache'}: 2 files, {held.nbytes:,} bytes of" in capsys.readouterr().out
+    assert f"{tmp_path / 'cache'}: 2 files, {info.nbytes:,} bytes of" in capsys.readouterr().out
     assert main(["cache", "clear", str(tmp_path / "cache")]) == 0
-    assert capsys.readouterr().out == f"{held.nbytes:,} bytes removed\n"
+    assert capsys.readouterr().out == f"{info.nbytes:,} bytes removed\n"
     assert npstream.cache.info().files == 0

@@ -1,4 +1,4 @@
-"""The cache's directory: where it is, to whom it belongs, and whether it can be written to."""
+"""The directory of the cache: defaults, owners, permissions and file systems."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from npstream.cache import sparse_file as sparse
 from npstream.cache.cache import CachedFile, ShardCache
 from npstream.errors import StorageError
 
-# Files that are not what they should be.
+# Owners and file types
 
 
 def give_away(path: str | Path, monkeypatch) -> None:
-    """Make a file another user's, or this process another user."""
+    """Change the owner of a file, or simulate another user."""
     if os.geteuid() == 0:
         os.chown(path, 54_321, -1)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 54_321)
 
 
-def test_files_of_others_are_refused(cache, monkeypatch, caplog):
+def test_files_of_other_users_are_not_used(cache, monkeypatch, caplog):
     add(open_file(cache))
     cache.store(OTHER, b"object")
     for name in (f"{KEY}.shard", f"{OTHER}.stored"):
@@ -65,17 +65,17 @@ def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
         ShardCache(tmp_path / "theirs")
 
 
-def test_a_file_is_no_directory(tmp_path):
+def test_a_file_as_the_cache_directory_raises(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be the cache's directory"):
         ShardCache(tmp_path / "file")
 
 
-# Trouble.
+# Permissions
 
 
 def unprivileged(function: Callable[[], None]) -> None:
-    """Run a function in a process that may not write everywhere."""
+    """Run a function in a process without root privileges."""
 
     def child() -> None:
         if os.geteuid() == 0:
@@ -88,7 +88,7 @@ def unprivileged(function: Callable[[], None]) -> None:
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """Make a directory that every user can reach, as pytest's own is not."""
+    """Make a directory that every user can access, unlike the directories of pytest."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -96,7 +96,7 @@ def open_directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def test_a_cache_that_can_only_be_read(open_directory):
+def test_a_read_only_cache_serves_its_pieces(open_directory):
     cache = ShardCache(open_directory, "100MB")
     add(open_file(cache), [1])
     cache.store(OTHER, b"object")
@@ -132,7 +132,7 @@ def test_a_cache_that_can_only_be_read(open_directory):
     unprivileged(lambda: use(bytes(16), lambda file, piece: True))
 
 
-def test_a_directory_that_cannot_be_made(open_directory, caplog):
+def test_a_directory_that_cannot_be_created_disables_caching(open_directory, caplog):
     open_directory.chmod(0o555)
 
     def use() -> None:
@@ -146,7 +146,7 @@ def test_a_directory_that_cannot_be_made(open_directory, caplog):
     unprivileged(use)
 
 
-# Where it is, and what one sees of it.
+# Defaults and file systems
 
 
 def test_the_default_directory(tmp_path, monkeypatch):
@@ -167,14 +167,14 @@ def test_the_default_directory(tmp_path, monkeypatch):
     assert os.stat(tmp_path / "mine").st_mode & 0o777 == 0o700
 
 
-def test_without_a_home(tmp_path, monkeypatch):
+def test_the_default_directory_without_a_home(tmp_path, monkeypatch):
     monkeypatch.delenv("NPSTREAM_CACHE", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert cache_dir.default_directory() == str(tmp_path / f"npstream-{os.geteuid()}")
 
 
-def test_the_limit(tmp_path, monkeypatch):
+def test_limits_from_arguments_and_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("NPSTREAM_CACHE_LIMIT", raising=False)
     assert ShardCache(tmp_path).limit is None
     assert ShardCache(tmp_path, "1.5GB").limit == 3 << 29
@@ -186,23 +186,23 @@ def test_the_limit(tmp_path, monkeypatch):
         ShardCache(tmp_path, "much")
 
 
-def test_hosts_do_not_share_what_a_network_stores(tmp_path, monkeypatch):
+def test_each_host_has_its_own_directory_on_a_network_file_system(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_dir, "_network_type", lambda path: "NFS")
     with pytest.warns(RuntimeWarning, match="the cache is on NFS, which is slow"):
         cache = ShardCache(tmp_path / "shared")
     assert os.path.dirname(cache.directory) == str(tmp_path / "shared")
     add(open_file(cache))
-    ShardCache(tmp_path / "shared")  # it warns once
+    ShardCache(tmp_path / "shared")  # the second time it does not warn
     assert npstream.cache.info(tmp_path / "shared").files == 1
 
 
-def test_the_kind_of_a_file_system(tmp_path, monkeypatch):
+def test_local_file_systems_are_not_network_types(tmp_path, monkeypatch):
     assert cache_dir._network_type(str(tmp_path)) is None
-    kinds = {0xEF53, 0x01021994, 0x9123683E, 0x58465342, 0x794C7630}
-    assert kinds.isdisjoint(cache_dir._NETWORK_TYPES)
+    local_types = {0xEF53, 0x01021994, 0x9123683E, 0x58465342, 0x794C7630}
+    assert local_types.isdisjoint(cache_dir._NETWORK_TYPES)
 
 
-def test_where_maps_do_not_show_writes_nothing_is_cached(tmp_path, monkeypatch):
+def test_nothing_is_cached_if_memory_maps_do_not_show_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "map_shared", lambda descriptor, path: np.zeros(6, np.uint8))
     with pytest.warns(RuntimeWarning, match="nothing is cached, since maps do not show"):
         cache = ShardCache(tmp_path)

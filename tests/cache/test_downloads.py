@@ -1,3 +1,5 @@
+"""Downloads of pieces by several threads."""
+
 import threading
 from types import SimpleNamespace
 
@@ -16,21 +18,23 @@ PIECES = [("file", piece) for piece in range(3)]
 
 @pytest.fixture
 def fetcher():
-    """Return what fetches into no cache, from no store."""
+    """Return a `Downloads` without a store and a cache."""
     return Downloads(SimpleNamespace(deadlines=Deadlines(), timeout=50.0), None)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_piece_is_fetched_by_one_thread_or_by_who_waits(fetcher, fails, monkeypatch):
-    """The second thread waits for the first; if that one fails, it fetches the pieces itself."""
-    here, log, waits = set(), [], threading.Event()
+def test_a_waiting_thread_fetches_pieces_only_if_the_first_thread_fails(
+    fetcher, fails, monkeypatch
+):
+    """The second thread waits for the first. If the first fails, the second fetches the pieces."""
+    present, log, waits = set(), [], threading.Event()
     wait = downloads.wait_for_leases
 
-    def spied(pieces, timeout):
+    def signalling_wait(pieces, timeout):
         waits.set()
         wait(pieces, timeout)
 
-    monkeypatch.setattr(downloads, "wait_for_leases", spied)
+    monkeypatch.setattr(downloads, "wait_for_leases", signalling_wait)
 
     def fetch(pieces, lease):
         log.append(pieces)
@@ -39,10 +43,10 @@ def test_a_piece_is_fetched_by_one_thread_or_by_who_waits(fetcher, fails, monkey
             waits.wait()
             if fails:
                 raise StorageError(5, "the store fails")
-        here.update(pieces)
+        present.update(pieces)
 
     def read():
-        fetcher.fetch_once(PIECES, lambda piece: piece not in here, fetch)
+        fetcher.fetch_once(PIECES, lambda piece: piece not in present, fetch)
 
     second = threading.Thread(target=read)
     if fails:
@@ -51,27 +55,27 @@ def test_a_piece_is_fetched_by_one_thread_or_by_who_waits(fetcher, fails, monkey
     else:
         read()
     second.join()
-    assert here == {*PIECES}
+    assert present == {*PIECES}
     assert log == [PIECES] * (1 + fails)
     assert not any(map(is_leased, PIECES))
 
 
-def test_who_has_pieces_already_passes_its_lease_on(fetcher):
-    queued, here = Lease(), set()
+def test_pieces_of_the_given_lease_are_fetched(fetcher):
+    queued, present = Lease(), set()
     queued.take(PIECES[:2])
 
     def fetch(pieces, lease):
-        # A lease within is of the same pieces.
+        # A nested call takes over the pieces of its caller's lease.
         fetcher.fetch_once(
-            pieces, lambda piece: piece not in here, lambda p, _: here.update(p), lease
+            pieces, lambda piece: piece not in present, lambda p, _: present.update(p), lease
         )
 
-    fetcher.fetch_once(PIECES, lambda piece: piece not in here, fetch, queued)
-    assert here == {*PIECES}
+    fetcher.fetch_once(PIECES, lambda piece: piece not in present, fetch, queued)
+    assert present == {*PIECES}
     assert not any(map(is_leased, PIECES))
 
 
-def test_what_is_here_is_not_fetched(fetcher):
+def test_present_pieces_are_not_fetched(fetcher):
     log = []
     fetcher.fetch_once(PIECES, lambda piece: piece[1] == 1, lambda pieces, _: log.append(pieces))
     assert log == [PIECES[1:2]]

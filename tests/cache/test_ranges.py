@@ -1,4 +1,4 @@
-"""The side-car and its columns in the cache: read once, verified, and there without the store."""
+"""The side-car and its columns in the cache: read once, verified, and used without the store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from npstream.storage.remote import RemoteStore
 from tests.storage.test_responses import serving
 
 ROWS = 200_000
-"""So many that a column of int64 has several blocks."""
+"""A column of int64 with this many rows has several blocks."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_each_block_of_a_column_is_fetched_once(data, tmp_path, upload, requests
     assert not column_spans(requests)
 
 
-def test_prefetched_columns_need_no_store(data, tmp_path, upload):
+def test_prefetched_columns_are_read_without_the_store(data, tmp_path, upload):
     url, labels = upload(data), labels_of(data)
     with npstream.open(url, cache=tmp_path) as ds:
         ds["flag"].prefetch()
@@ -83,17 +83,19 @@ def test_prefetched_columns_need_no_store(data, tmp_path, upload):
         ds[50:].prefetch()
         store = fsspec.filesystem("memory")
         root = url.removeprefix("memory:/")
-        kept = {path: store.cat_file(path) for path in store.find(root)}
+        stored = {path: store.cat_file(path) for path in store.find(root)}
         store.rm(root, recursive=True)
         try:
             np.testing.assert_array_equal(ds["flag"].load(), labels > 4)
             np.testing.assert_array_equal(ds["label"][50:].load(), labels[50:])
             np.testing.assert_array_equal(ds["label"][60:70].load(), labels[60:70])
             assert ds[77] == {"label": labels[77], "x": 77, "flag": labels[77] > 4}
-            found = ds[50:][ds["label"][50:] == 3]
-            np.testing.assert_array_equal(found["x"].load(), 50 + np.flatnonzero(labels[50:] == 3))
+            selected = ds[50:][ds["label"][50:] == 3]
+            np.testing.assert_array_equal(
+                selected["x"].load(), 50 + np.flatnonzero(labels[50:] == 3)
+            )
         finally:
-            for path, body in kept.items():
+            for path, body in stored.items():
                 store.pipe_file(path, body)
 
 
@@ -114,7 +116,7 @@ def test_a_damaged_block_is_fetched_again(verify, data, tmp_path, upload, reques
         assert not column_spans(requests)
 
 
-def test_a_column_that_is_damaged_in_the_store_is_an_error(data, tmp_path, upload):
+def test_a_column_that_is_damaged_in_the_store_raises(data, tmp_path, upload):
     url = upload(data)
     store = fsspec.filesystem("memory")
     (name,) = (path for path in store.find(url.removeprefix("memory:/")) if "label" in path)
@@ -135,7 +137,9 @@ def test_a_column_that_is_damaged_in_the_store_is_an_error(data, tmp_path, uploa
         ds["label"].load()
 
 
-def test_a_cache_that_cannot_hold_a_column(data, tmp_path, upload, monkeypatch):
+def test_a_column_that_the_cache_cannot_hold_is_read_from_the_store(
+    data, tmp_path, upload, monkeypatch
+):
     url, labels = upload(data), labels_of(data)
     with npstream.open(url, cache=tmp_path) as ds:
         ds["label"][:10].load()
@@ -146,19 +150,19 @@ def test_a_cache_that_cannot_hold_a_column(data, tmp_path, upload, monkeypatch):
         np.testing.assert_array_equal(ds["label"].load(), labels)
 
 
-def test_threads_and_copies_read_one_column(data, tmp_path, upload, requests):
+def test_threads_and_pickled_copies_fetch_a_column_once_each(data, tmp_path, upload, requests):
     ds = npstream.open(upload(data), cache=tmp_path)
     labels = labels_of(data)
     copies = [ds, pickle.loads(pickle.dumps(ds))]
     requests.clear()
     with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda k: copies[k % 2]["label"].load(), range(16))
-        assert all((values == labels).all() for values in found)
+        columns = pool.map(lambda k: copies[k % 2]["label"].load(), range(16))
+        assert all((values == labels).all() for values in columns)
     assert sum(span[2] for span in column_spans(requests)) <= 2 * (8 * ROWS + NPY_HEADER_BYTES)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EACCES])
-def test_a_column_that_may_not_be_read_is_read_from_the_shards(
+def test_a_column_file_without_permission_is_read_from_the_shards(
     code, data, tmp_path, upload, monkeypatch
 ):
     url, labels = upload(data), labels_of(data)
@@ -178,11 +182,11 @@ def test_a_column_that_may_not_be_read_is_read_from_the_shards(
             np.testing.assert_array_equal(ds["label"].load(), labels)
 
 
-# A store that cannot be reached
+# Stores that cannot be reached
 
 
 @pytest.mark.parametrize("kind", ["small", "large", "no side-car", "aside", "coarse"])
-def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypatch):
+def test_a_cached_dataset_opens_without_its_store(kind, data, tmp_path, monkeypatch):
     files, labels, index = files_of(data), labels_of(data), None
     if kind == "large":
         monkeypatch.setattr(manifest, "LARGE_INDEX", 0)
@@ -199,9 +203,9 @@ def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypat
     with serving(files) as (url, _), npstream.open(url, **settings) as ds:
         ds.prefetch()
         version = ds.version
-    with pytest.warns(RuntimeWarning, match="the store cannot be reached") as told:
+    with pytest.warns(RuntimeWarning, match="the store cannot be reached") as caught:
         ds = npstream.open(url, **settings)
-    assert [warning.filename for warning in told] == [__file__]
+    assert [warning.filename for warning in caught] == [__file__]
     with ds:
         assert ds.version == version
         np.testing.assert_array_equal(ds["label"].load(), labels)
@@ -209,7 +213,7 @@ def test_a_dataset_whose_store_is_gone_is_opened(kind, data, tmp_path, monkeypat
         assert ds.load()["x"].tolist() == list(range(ROWS))
 
 
-def test_a_dataset_of_which_nothing_is_cached_is_not_opened(data, tmp_path):
+def test_an_uncached_dataset_does_not_open_without_its_store(data, tmp_path):
     with serving(files_of(data)) as (url, _):
         npstream.open(url, cache=tmp_path / "a").close()
     with pytest.raises(StorageError) as caught:
@@ -222,7 +226,7 @@ def test_a_dataset_of_which_nothing_is_cached_is_not_opened(data, tmp_path):
         npstream.open(other, cache=tmp_path / "a")
 
 
-def test_a_dataset_that_was_removed_is_not_opened(data, tmp_path):
+def test_a_removed_dataset_does_not_open_from_the_cache(data, tmp_path):
     with serving(files_of(data)) as (url, kind):
         npstream.open(url, cache=tmp_path).close()
         kind.files = {}
@@ -232,7 +236,7 @@ def test_a_dataset_that_was_removed_is_not_opened(data, tmp_path):
         npstream.open(url, cache=tmp_path, retries=0)
 
 
-def test_a_side_car_that_came_later_is_used(tmp_path):
+def test_a_side_car_that_is_built_later_is_used(tmp_path):
     rows = [{"id": i} for i in range(50)]
     write_jsonl(tmp_path / "data", rows, {"id": "int"})
     with serving(files_of(tmp_path / "data")) as (url, kind):
@@ -248,25 +252,25 @@ def test_a_side_car_that_came_later_is_used(tmp_path):
         assert [row["id"] for row in ds] == list(range(50))
 
 
-def test_parts_of_files(tmp_path, monkeypatch):
+def test_byte_ranges_are_cached(tmp_path, monkeypatch):
     store = RemoteStore("memory://parts")
     body = np.random.default_rng(0).bytes(3 * HASH_BLOCK + 777)
     store.put("a", body)
-    files = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
+    files = CachedRanges(store, ShardCache(tmp_path), "v", {"in memory": b"0123"})
     spans = [
         ("a", 0, 10),
         ("a", 100, 100),
         ("a", NPY_HEADER_BYTES + HASH_BLOCK - 1, 2),
-        ("held", 1, 2),
+        ("in memory", 1, 2),
     ]
     spans += [("a", len(body) - 5, 5), ("a", 0, len(body)), ("a", 7, 0)]
     expected = [body[at : at + n] if name == "a" else b"12" for name, at, n in spans]
     assert [files.ranges([span])[0] for span in spans] == expected
     assert files.ranges(spans) == expected
     assert files.request_bytes(spans) == []
-    again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
+    again = CachedRanges(store, ShardCache(tmp_path), "v", {"in memory": b"0123"})
     assert again.request_bytes(spans) == []
-    files.forget([("a", 5, 1), ("held", 0, 1)])
+    files.forget([("a", 5, 1), ("in memory", 0, 1)])
     assert files.request_bytes([("a", 0, 10)]) == [NPY_HEADER_BYTES]
     store.remove("a")
     with pytest.raises(FileNotFoundError):
@@ -275,6 +279,6 @@ def test_parts_of_files(tmp_path, monkeypatch):
         body[NPY_HEADER_BYTES : NPY_HEADER_BYTES + 10]
     ]
     npstream.cache.clear(tmp_path)
-    monkeypatch.setattr(RemoteStore, "size", None)  # nothing is asked of the store
-    again = CachedRanges(store, ShardCache(tmp_path), "v", {"held": b"0123"})
-    assert again.request_bytes([("a", 0, 10), ("held", 0, 1)]) == [10]
+    monkeypatch.setattr(RemoteStore, "size", None)  # a request for the size would raise
+    again = CachedRanges(store, ShardCache(tmp_path), "v", {"in memory": b"0123"})
+    assert again.request_bytes([("a", 0, 10), ("in memory", 0, 1)]) == [10]

@@ -1,4 +1,4 @@
-"""A file of the cache: what is not ours, footers, and checks after the system started anew."""
+"""Files of the cache: invalid footers, faults while writing, and verification after a boot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ import npstream
 from npstream.cache import sparse_file as sparse
 from npstream.cache.cache import CachedFile
 
-# Files that are not what they should be.
+# Invalid files
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from npstream.cache.cache import CachedFile
     ],
     ids=["empty", "zeros", "shorter", "longer", "magic"],
 )
-def test_a_file_without_our_footer_is_neither_used_nor_touched(cache, damage):
+def test_files_without_a_valid_footer_are_neither_used_nor_changed(cache, damage):
     add(open_file(cache))
     path = Path(cache.directory, f"{KEY}.shard")
     content = damage(path.read_bytes())
@@ -53,7 +53,7 @@ def test_a_file_without_our_footer_is_neither_used_nor_touched(cache, damage):
     assert path.read_bytes() == content
 
 
-def test_another_shape_is_another_file(cache):
+def test_a_file_of_another_size_or_key_is_not_opened(cache):
     open_file(cache)
     assert cache.open(KEY, len(CONTENT), PIECES + 1) is None
     assert cache.open(KEY, len(CONTENT) - 1, PIECES + 1) is None
@@ -61,7 +61,7 @@ def test_another_shape_is_another_file(cache):
     assert cache.open(OTHER, len(CONTENT), PIECES) is None
 
 
-def test_a_link_is_not_followed(cache, tmp_path):
+def test_symbolic_links_are_not_followed(cache, tmp_path):
     (tmp_path / "target").write_bytes(b"mine")
     os.symlink(tmp_path / "target", Path(cache.directory, f"{KEY}.shard"))
     assert cache.open(KEY, len(CONTENT), PIECES) is None
@@ -69,11 +69,11 @@ def test_a_link_is_not_followed(cache, tmp_path):
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
-# Trouble.
+# Faults while writing
 
 
-def test_a_file_that_may_not_grow(cache):
-    """The limit of file sizes, which every user may set, stands for any disk that is full."""
+def test_put_returns_false_at_the_limit_of_file_sizes(cache):
+    """A limit on file sizes simulates a full disk."""
     code = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -82,18 +82,18 @@ print(file.put(0, bytes(10_000)), file.put(20_000, bytes(10_000)))
     assert start_process(cache, code).communicate()[0] == "True False\n"
 
 
-def test_a_file_vanishes_before_it_has_its_name(cache, monkeypatch):
-    """A sweep may come before a temporary file is locked."""
-    link, left = os.link, [True, True]
+def test_a_temporary_file_that_vanishes_is_written_again(cache, monkeypatch):
+    """A sweep may remove a temporary file before it is locked."""
+    link, removals = os.link, [True, True]
 
     def vanished(source: str, target: str, **options: object) -> None:
-        if left and left.pop():
+        if removals and removals.pop():
             os.unlink(source)
         link(source, target, **options)
 
     monkeypatch.setattr(os, "link", vanished)
     add(open_file(cache))
-    assert left == []
+    assert removals == []
 
     rename, again = os.rename, [True]
 
@@ -107,7 +107,7 @@ def test_a_file_vanishes_before_it_has_its_name(cache, monkeypatch):
     assert again == []
 
 
-def test_without_hard_links(cache, monkeypatch):
+def test_a_file_is_created_without_hard_links(cache, monkeypatch):
     def link(*_arguments: object, **_options: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -117,30 +117,30 @@ def test_without_hard_links(cache, monkeypatch):
     assert sorted(os.listdir(cache.directory)) == [".lock", f"{KEY}.shard"]
 
 
-# After the system has started anew.
+# After a boot
 
 
-def test_after_a_boot_pieces_are_checked_once(cache, reboot):
+def test_pieces_are_verified_once_after_a_boot(cache, reboot):
     add(open_file(cache), [0, 2, 3])
     with open(Path(cache.directory, f"{KEY}.shard"), "r+b") as file:
         file.seek(2 * PIECE)
         file.write(b"damage")
     reboot()
-    asked = []
+    checked = []
 
     def check(file: CachedFile, piece: int) -> bool:
-        asked.append(piece)
+        checked.append(piece)
         return read(file, piece) == CONTENT[piece * PIECE : (piece + 1) * PIECE]
 
     assert open_file(cache, check=check).resident.tolist() == [1, 0, 0, 1]
     assert open_file(cache, check=check).resident.tolist() == [1, 0, 0, 1]
     assert open_file(cache).resident.tolist() == [1, 0, 0, 1]
-    assert asked == [0, 2, 3]
+    assert checked == [0, 2, 3]
     reboot()
     assert open_file(cache).resident.tolist() == [0, 0, 0, 0]
 
 
-def test_a_check_that_fails_leaves_the_file_to_the_next(cache, reboot):
+def test_an_interrupted_verification_is_repeated(cache, reboot):
     add(open_file(cache))
     reboot()
 
@@ -152,13 +152,13 @@ def test_a_check_that_fails_leaves_the_file_to_the_next(cache, reboot):
     assert open_file(cache, check=lambda file, piece: piece != 1).resident.tolist() == [1, 0, 1, 1]
 
 
-def test_all_wait_for_one_check(cache, reboot):
+def test_threads_wait_for_one_verification(cache, reboot):
     add(open_file(cache))
     reboot()
-    begun, go_on, asked = threading.Event(), threading.Event(), []
+    begun, go_on, checked = threading.Event(), threading.Event(), []
 
     def check(file: CachedFile, piece: int) -> bool:
-        asked.append(piece)
+        checked.append(piece)
         begun.set()
         return go_on.wait(60)
 
@@ -173,12 +173,12 @@ def test_all_wait_for_one_check(cache, reboot):
     go_on.set()
     for thread in threads:
         thread.join()
-    assert asked == list(range(PIECES))
+    assert checked == list(range(PIECES))
     assert found == [PIECES] * 3
 
 
 @pytest.mark.parametrize("hashed", [True, False])
-def test_a_power_failure_takes_the_footer(cache, reboot, hashed):
+def test_a_file_whose_footer_was_lost_is_verified(cache, reboot, hashed):
     """A file's name may reach the disk before its tail does."""
     add(open_file(cache), [0, 1, 2])
     with open(Path(cache.directory, f"{KEY}.shard"), "r+b") as file:
@@ -193,7 +193,7 @@ def test_a_power_failure_takes_the_footer(cache, reboot, hashed):
     assert npstream.cache.info(cache.directory).files == 0
 
 
-def test_the_boot_has_a_number():
+def test_boot_ids_are_equal_in_all_processes():
     assert len(sparse.boot_id()) == 16
     code = "from npstream.cache import sparse_file; print(sparse_file.boot_id().hex())"
     other = subprocess.run(

@@ -25,7 +25,7 @@ SPAN = (NAME, 1000, 250_000)
 
 PART = DATA[1000:251_000]
 
-SLACK = 20.0  # seconds that a busy machine may take on top
+HANG = 60.0  # seconds after a deadline that can only mean a hang, on the slowest machine
 MIDDLE = 100_000  # a byte of the answer, also after what SFTP says at first
 EVERY = [*SERVER_KINDS, OBSTORE]
 
@@ -58,11 +58,11 @@ on_web_servers = pytest.mark.parametrize("faulty", WEB, indirect=True)
 
 
 def failure(store: RemoteStore, read: Callable[[], Any], deadline: float) -> StorageError:
-    """Return the error that reading ends in, which must come in time and say what it should."""
+    """Return the error of a read; check that its message is complete, and that it did not hang."""
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
         read()
-    assert time.monotonic() - start < deadline + SLACK
+    assert time.monotonic() - start < deadline + HANG
     message = str(caught.value)
     assert store.where(NAME) in message
     assert " attempt" in message

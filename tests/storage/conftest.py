@@ -1,7 +1,9 @@
-"""Stores: fake drivers, a store in memory, servers to write to, and stores behind a proxy."""
+"""Fixtures with stores: fake drivers, a memory store, writable servers, and faulty servers."""
 
 from __future__ import annotations
 
+import asyncio
+import weakref
 from collections.abc import Callable
 
 import faulty_stores
@@ -34,7 +36,7 @@ def blocking():
 
 @pytest.fixture(params=[*(name for name in SERVER_KINDS if name != "http"), OBSTORE])
 def writable(request, servers, monkeypatch):
-    """Return a fresh directory on each of the servers that can be written to."""
+    """Return a new directory on each writable server."""
     choose_reader(request.param, monkeypatch)
     return servers[request.param].new_directory()
 
@@ -48,19 +50,19 @@ def memory(request):
 
 @pytest.fixture(scope="module")
 def connected(servers: Servers) -> Callable[[str], FaultyStore]:
-    """Return what makes a store, and shares it, as its driver takes long to connect."""
-    known: dict[str, FaultyStore] = {}
+    """Return a function that makes stores, and reuses them, because connecting is slow."""
+    stores: dict[str, FaultyStore] = {}
 
     def connect(name: str) -> FaultyStore:
         proxy = servers.proxy(name)
-        # To SFTP's driver a connection that breaks is another attempt, so each test has its own.
-        if name not in known or name == "sftp":
+        # SFTP keeps one session, which faults break, so each test has its own store.
+        if name not in stores or name == "sftp":
             remote_dir = servers[name].new_directory().via(proxy)
-            known[name] = FaultyStore(remote_dir, proxy, store_at(remote_dir, timeout=20.0))
+            stores[name] = FaultyStore(remote_dir, proxy, store_at(remote_dir, timeout=20.0))
             if name != "sftp":
-                assert not known[name].connected.exists(NAME)
+                assert not stores[name].connected.exists(NAME)
             proxy.clear()
-        return known[name]
+        return stores[name]
 
     return connect
 
@@ -71,21 +73,39 @@ def faulty(
     connected: Callable[[str], FaultyStore],
     monkeypatch: pytest.MonkeyPatch,
 ) -> FaultyStore:
-    """Return what is behind a proxy before the server that the test's parameter names."""
+    """Return a store behind a faulty proxy of the server in the test's parameter."""
     choose_reader(request.param, monkeypatch)
-    found = connected(request.param)
-    found.remote_dir.put(NAME, faulty_stores.DATA)
+    store = connected(request.param)
+    store.remote_dir.put(NAME, faulty_stores.DATA)
     if request.param == OBSTORE:
-        reader = found.connected._connect()._read
+        reader = store.connected._connect()._read
         if reader.state == "watching":
             for _ in range(2):
-                found.connected.ranges([SPAN])
-            found.proxy.clear()
+                store.connected.ranges([SPAN])
+            store.proxy.clear()
         assert reader.state == "proven"
-    return found
+    return store
 
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Try again soon."""
+    """Shorten the pauses between attempts."""
     monkeypatch.setattr(requests, "_BACKOFF", 0.03)
+
+
+@pytest.fixture
+def short_first_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time out the first attempt of each request after a second, however long the timeout is.
+
+    A test of a stall is then fast, and the other attempts have time on a slow machine.
+    """
+    with_timeout, requests_seen = requests._with_timeout, weakref.WeakSet()
+
+    async def shortened(seconds: float, work: object) -> object:
+        task = asyncio.current_task()
+        if task not in requests_seen:
+            requests_seen.add(task)
+            seconds = min(seconds, 1.0)
+        return await with_timeout(seconds, work)
+
+    monkeypatch.setattr(requests, "_with_timeout", shortened)

@@ -1,4 +1,4 @@
-"""Connections that are wrong: addresses, certificates, keys, servers that hang up."""
+"""Errors of connections: wrong addresses, certificates and keys, and closed connections."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import (
-    Proxy,
-)
+from faults import Proxy
 from faulty_stores import DATA, NAME, PART, SPAN, failure, store_at
 from servers import HOST, SERVER_KINDS, RemoteDirectory, Servers
 
@@ -51,18 +49,18 @@ with ThreadPoolExecutor(16) as pool:
 """
 
 
-def asked(cases: list[RemoteDirectory], calls: tuple[str, ...], **env: str) -> Iterator[Any]:
-    """Call stores in a process of its own, which must print nothing else; return errno and text."""
-    given = [((p.url, p.storage_options), call) for p in cases for call in calls]
-    ended = subprocess.run(
+def ask(cases: list[RemoteDirectory], calls: tuple[str, ...], **env: str) -> Iterator[Any]:
+    """Call stores in another process, which must print nothing else; yield errno and message."""
+    arguments = [((case.url, case.storage_options), call) for case in cases for call in calls]
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ASK],
-        input=json.dumps(given),
+        input=json.dumps(arguments),
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "NPSTREAM_OBSTORE": "0", **env},
     )
-    assert ended.stderr == ""
-    answers = json.loads(ended.stdout)
+    assert process.stderr == ""
+    answers = json.loads(process.stdout)
     return zip([remote_dir for remote_dir in cases for _ in calls], answers, strict=True)
 
 
@@ -73,27 +71,27 @@ def nginx(servers: Servers) -> Any:
 
 @pytest.fixture(scope="module")
 def banner() -> Iterator[int]:
-    """Return the port of a server that says something at once, and not what HTTP says."""
-    held: list[socket.socket] = []
+    """Return the port of a server that sends a banner at once, which is not HTTP."""
+    connections: list[socket.socket] = []
 
     def serve() -> None:
         with contextlib.suppress(OSError):
             while True:
-                held.append(listener.accept()[0])
-                held[-1].sendall(b"220 ready\r\n\r\n")
+                connections.append(listener.accept()[0])
+                connections[-1].sendall(b"220 ready\r\n\r\n")
 
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.create_server((HOST, 0)))
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)  # which ends the thread
+        listener.shutdown(socket.SHUT_RDWR)  # ends the thread
         thread.join()
-        for connection in held:
+        for connection in connections:
             connection.close()
 
 
-WRONG = [
+CONNECTION_ERRORS = [
     ("an unknown host", errno.EHOSTUNREACH, "nowhere.invalid"),
     ("a port where nobody listens", errno.ECONNREFUSED, "nothing listens there"),
     ("a port of another protocol", errno.EPROTO, "check the scheme"),
@@ -104,12 +102,12 @@ WRONG = [
 TLS = [("http://", "https://"), ("Protocol=http;", "Protocol=https;")]
 
 
-def wrong(
+def misdirected(
     remote_dir: RemoteDirectory, what: str, closed: int, banner: int, nginx: Any
 ) -> RemoteDirectory:
-    """Return what a driver is told so that it meets with one of the above."""
+    """Return a directory whose URL and options lead to the error `what`."""
     sftp, port = remote_dir.server.name == "sftp", remote_dir.server.port
-    there = {
+    address = {
         "an unknown host": f"nowhere.invalid:{port}",
         "a port where nobody listens": f"{HOST}:{closed}",
         "a port of another protocol": f"{HOST}:{nginx.port if sftp else banner}",
@@ -117,25 +115,25 @@ def wrong(
         "a certificate that nobody knows": f"{HOST}:{nginx.bound[1]}",
     }
     tls = TLS if what.startswith(("TLS", "a certificate")) else []
-    return elsewhere(remote_dir, *tls, (f"{HOST}:{port}", there[what]))
+    return replaced(remote_dir, *tls, (f"{HOST}:{port}", address[what]))
 
 
-def test_what_is_wrong_with_a_connection(servers: Servers, nginx: Any, banner: int):
-    """Each driver says the same of it, and no library prints anything of its own."""
-    with socket.create_server((HOST, 0)) as held:
-        closed = held.getsockname()[1]
+def test_connection_errors_name_the_cause(servers: Servers, nginx: Any, banner: int):
+    """The message is the same for each driver, and no library prints anything."""
+    with socket.create_server((HOST, 0)) as listener:
+        closed = listener.getsockname()[1]
     expected, cases = [], []
     for name in SERVER_KINDS:
         remote_dir = servers[name].new_directory()
-        for what, code, said in WRONG if name != "sftp" else WRONG[:3]:
-            expected += [(what, code, said)] * 2
-            cases.append(wrong(remote_dir, what, closed, banner, nginx))
-    for (what, code, said), (remote_dir, (number, text)) in zip(
-        expected, asked(cases, ("look", "range")), strict=True
+        for what, code, message in CONNECTION_ERRORS[: 3 if name == "sftp" else None]:
+            expected += [(what, code, message)] * 2
+            cases.append(misdirected(remote_dir, what, closed, banner, nginx))
+    for (what, code, message), (remote_dir, (number, text)) in zip(
+        expected, ask(cases, ("look", "range")), strict=True
     ):
         driver = remote_dir.server.name
         assert number == code, f"{driver}, {what}: {text}"
-        assert said in text, f"{driver}, {what}"
+        assert message in text, f"{driver}, {what}"
         if code == errno.ECONNABORTED:
             trusted = {"s3": "AWS_CA_BUNDLE", "oci": "REQUESTS_CA_BUNDLE"}
             assert f"that of its issuer in {trusted.get(driver, 'SSL_CERT_FILE')}" in text
@@ -149,43 +147,46 @@ def test_a_certificate_is_trusted_as_the_error_says(servers: Servers, nginx: Any
             if name == "sftp":
                 continue
             server = servers[name]
-            front = stack.enter_context(Proxy(server.port, certificate=files))
+            tls_proxy = stack.enter_context(Proxy(server.port, certificate=files))
             remote_dir = server.new_directory()
             remote_dir.put("a file", DATA[:9])
-            here = f"{HOST}:{server.port}"
-            cases.append(elsewhere(remote_dir, *TLS, (here, f"{HOST}:{front.port}")))
+            address = f"{HOST}:{server.port}"
+            cases.append(replaced(remote_dir, *TLS, (address, f"{HOST}:{tls_proxy.port}")))
         names = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
         trusted = dict.fromkeys(names, str(files[0]))
-        for remote_dir, answer in asked(cases, ("read",), **trusted):
+        for remote_dir, answer in ask(cases, ("read",), **trusted):
             assert answer == [0, repr(DATA[:9])], remote_dir.server.name
         by_option = {
             "s3": {"client_kwargs": {"verify": str(files[0])}},
             "http": {"ssl": str(files[0])},
         }
-        some = [
+        with_option = [
             dataclasses.replace(p, storage_options=p.storage_options | by_option[p.server.name])
             for p in cases
             if p.server.name in by_option
         ]
-        for remote_dir, answer in asked(some, ("read",)):
+        for remote_dir, answer in ask(with_option, ("read",)):
             assert answer == [0, repr(DATA[:9])], remote_dir.server.name
 
 
-def test_certificates_in_options(nginx: Any, tmp_path: Path):
+def test_certificate_files_and_contexts_in_options(nginx: Any, tmp_path: Path):
     remote_dir = nginx.https_directory(nginx.new_directory().path)
     remote_dir.put(NAME, DATA)
     trusted = str(nginx.directory / "tls.pem")
-    for given in (trusted, Path(trusted)):
-        store = pickle.loads(pickle.dumps(RemoteStore(remote_dir.url, {"ssl": given}, 3.0, 0)))
+    for path in (trusted, Path(trusted)):
+        store = pickle.loads(pickle.dumps(RemoteStore(remote_dir.url, {"ssl": path}, 60.0, 0)))
         assert store.ranges([SPAN]) == [PART]
-    absent = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 3.0, 0)
-    for call in (absent.exists, absent.read):  # for a file of ours, not one of the dataset
+    absent = RemoteStore(remote_dir.url, {"ssl": str(tmp_path / "none.pem")}, 60.0, 0)
+    for call in (
+        absent.exists,
+        absent.read,
+    ):  # the certificate file is missing, not a file of the dataset
         with pytest.raises(
             StorageError, match=r"none\.pem.*expected a file of certificates"
         ) as caught:
             call(NAME)
         assert caught.value.errno == errno.EINVAL
-    context = RemoteStore(remote_dir.url, remote_dir.storage_options, 3.0, 0)
+    context = RemoteStore(remote_dir.url, remote_dir.storage_options, 60.0, 0)
     assert context.ranges([SPAN]) == [PART]
     with pytest.raises(TypeError, match=r"storage_options\['ssl'\], of type SSLContext, cannot be"):
         pickle.dumps(context)
@@ -194,10 +195,10 @@ def test_certificates_in_options(nginx: Any, tmp_path: Path):
         pickle.dumps(nested)
 
 
-def test_a_connection_that_closes_between_the_requests_of_a_range(
+def test_a_range_is_retried_if_the_connection_closes_between_its_requests(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ):
-    """SFTP's driver sends them in a thread, whose errors would be shown to all."""
+    """SFTP's driver sends them in a thread, which would print its exceptions."""
     remote_dir = servers["sftp"].new_directory()
     import paramiko
 
@@ -216,13 +217,13 @@ def test_a_connection_that_closes_between_the_requests_of_a_range(
 
     monkeypatch.setattr(client, "_async_request", send_once)
     assert store.ranges([SPAN]) == [PART]  # through another connection
-    assert len(set(sent)) == 2  # threads, of which the first had sent two of eight
+    assert len(set(sent)) == 2  # two threads: the first had sent two of eight requests
 
 
-def test_a_server_that_sends_more_than_a_request_was_for(
+def test_a_range_is_retried_if_a_response_is_too_long(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ):
-    """SFTP's driver would put the rest in the place of what another request was for."""
+    """SFTP's driver would overwrite the bytes of another request with the surplus."""
     remote_dir = servers["sftp"].new_directory()
     import paramiko
 
@@ -240,11 +241,11 @@ def test_a_server_that_sends_more_than_a_request_was_for(
 
     monkeypatch.setattr(client, "_async_request", send_more)
     assert store.ranges([SPAN]) == [PART]
-    assert sum(lengths) > len(PART)  # it was read again
+    assert sum(lengths) > len(PART)  # the range was read twice
 
 
-def elsewhere(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteDirectory:
-    """Return what a driver is told, with other texts in it."""
+def replaced(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteDirectory:
+    """Return a directory with texts in its URL and options replaced."""
     url, options = remote_dir.url, json.dumps(remote_dir.storage_options)
     for old, new in changes:
         url, options = url.replace(old, new), options.replace(old, new)
@@ -261,7 +262,7 @@ def elsewhere(remote_dir: RemoteDirectory, *changes: tuple[str, str]) -> RemoteD
         ("hf", "hf_not-the-token"),
     ],
 )
-def test_wrong_keys_are_refused(servers: Servers, name: str, secret: str):
+def test_wrong_keys_raise_eacces_without_secrets(servers: Servers, name: str, secret: str):
     remote_dir = servers[name].new_directory()
     remote_dir.put(NAME, DATA)
     assert store_at(remote_dir, timeout=20.0).ranges([SPAN]) == [PART]
@@ -272,15 +273,15 @@ def test_wrong_keys_are_refused(servers: Servers, name: str, secret: str):
     assert secret not in str(error)
 
 
-def test_a_password_for_http(servers: Servers):
+def test_http_basic_authentication(servers: Servers):
     remote_dir = servers["http"].at(servers["http"].new_directory().path, location="auth")
     remote_dir.put(NAME, DATA)
     assert store_at(remote_dir).ranges([SPAN]) == [PART]
-    store = RemoteStore(remote_dir.url, remote_dir.rejected_options, 3.0, 2)
-    assert failure(store, lambda: store.ranges([SPAN]), 3.0).errno == errno.EACCES
+    store = RemoteStore(remote_dir.url, remote_dir.rejected_options, 60.0, 2)
+    assert failure(store, lambda: store.ranges([SPAN]), 60.0).errno == errno.EACCES
 
 
-def test_nginx_without_ranges_and_slow(servers: Servers):
+def test_nginx_with_slow_responses_and_without_ranges(servers: Servers):
     server = servers["http"]
     remote_dir = server.at(server.new_directory().path, location="slow")
     remote_dir.put(NAME, DATA)

@@ -1,6 +1,6 @@
-"""Datasets whose files may be read, in buckets that may not be listed.
+"""Routes of URLs to drivers, and datasets in buckets without permission to list.
 
-Amazon and Google then answer 403, not 404, for a file that does not exist.
+For a missing file in such a bucket, Amazon and Google answer 403 instead of 404.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ SCHEMES = ("s3", "gs", "http")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the files below a directory as a bucket, by three protocols, and lists nothing."""
+    """Serves the files below a directory by three protocols, and forbids listings."""
 
     protocol_version = "HTTP/1.1"
     root: Path
     refused: tuple[str, ...] = ()
-    asked: list[str]
+    log: list[str]
 
     def log_message(self, *args: object) -> None:
-        """Say nothing of every request."""
+        """Do not log requests."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
-        self.asked.append(f"{self.command} {self.path}")
-        is_about = path.startswith("/storage/v1/b/") and "alt=media" not in query
+        self.log.append(f"{self.command} {self.path}")
+        is_metadata = path.startswith("/storage/v1/b/") and "alt=media" not in query
         for prefix in ("/download/storage/v1/b/", "/storage/v1/b/", "/"):
             if path.startswith(prefix):
                 name = unquote(path.removeprefix(prefix).replace("/o/", "/", 1))
@@ -54,14 +54,14 @@ class Handler(BaseHTTPRequestHandler):
         if not file.is_file() or "list-type" in query or name.endswith(self.refused or ("//",)):
             return self.answer(403, b"{}")
         body = file.read_bytes()
-        if is_about:
-            about = {"name": name.partition("/")[2], "size": len(body), "generation": "1"}
-            return self.answer(200, json.dumps(about).encode())
+        if is_metadata:
+            metadata = {"name": name.partition("/")[2], "size": len(body), "generation": "1"}
+            return self.answer(200, json.dumps(metadata).encode())
         if span := self.headers.get("Range"):
             first, last = map(int, span.removeprefix("bytes=").split("-"))
             part = body[first : last + 1]
-            where = f"bytes {first}-{first + len(part) - 1}/{len(body)}"
-            return self.answer(206, part, {"Content-Range": where})
+            content_range = f"bytes {first}-{first + len(part) - 1}/{len(body)}"
+            return self.answer(206, part, {"Content-Range": content_range})
         return self.answer(200, body)
 
     do_HEAD = do_GET
@@ -79,10 +79,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def bucket(root: Path, scheme: str) -> Iterator[tuple[str, dict[str, Any], type[Handler]]]:
-    """Serve a directory; yield the URL of the dataset in it, options, and the handler."""
+    """Serve a directory; yield the URL of its dataset, the options, and the handler."""
     if scheme != "http":
         pytest.importorskip({"s3": "s3fs", "gs": "gcsfs"}[scheme])
-    kind = type("Kind", (Handler,), {"root": root, "asked": []})
+    kind = type("Kind", (Handler,), {"root": root, "log": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), kind) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -96,42 +96,44 @@ def bucket(root: Path, scheme: str) -> Iterator[tuple[str, dict[str, Any], type[
         server.shutdown()
 
 
-def make(root: Path, **settings: Any) -> None:
+def write_dataset(root: Path, **settings: Any) -> None:
     columns = {"i": np.arange(600), "text": [f"{n}" * 9 for n in range(600)]}
     npstream.write(root / "b/ds", columns, shard_size="4KiB", **settings)
 
 
-def without_sidecar(root: Path) -> None:
+def remove_sidecar(root: Path) -> None:
     for file in [*root.glob("b/ds/index.columns/*"), root / "b/ds/index.msgpack"]:
         file.unlink()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_dataset_without_a_side_car_opens(tmp_path, scheme, compression):
-    make(tmp_path, compression=compression)
-    without_sidecar(tmp_path)
+def test_a_dataset_without_a_side_car_opens_if_listing_is_forbidden(tmp_path, scheme, compression):
+    write_dataset(tmp_path, compression=compression)
+    remove_sidecar(tmp_path)
     with bucket(tmp_path, scheme) as (url, options, _):
         settings = {"storage_options": options, "cache": tmp_path / "cache"}
-        with pytest.warns(RuntimeWarning, match=r"index\.msgpack: permission denied") as told:
-            opened = npstream.open(url, **settings)
-        assert [warning.filename for warning in told] == [__file__]
-        with opened as ds:
+        with pytest.warns(
+            RuntimeWarning, match=r"index\.msgpack: permission denied"
+        ) as caught_warnings:
+            dataset = npstream.open(url, **settings)
+        assert [warning.filename for warning in caught_warnings] == [__file__]
+        with dataset as ds:
             assert ds[7]["i"] == 7
             assert ds.load()["i"].tolist() == list(range(600))
         with pytest.raises(StorageError, match=r"index\.msgpack") as caught:
             npstream.open(url, verify=True, **settings)
         assert caught.value.errno == errno.EACCES
-        with pytest.warns(RuntimeWarning, match="permission denied") as told:
+        with pytest.warns(RuntimeWarning, match="permission denied") as caught_warnings:
             report = npstream.verify_dataset(url, storage_options=options)
         assert report.problems == ()
-        assert told[0].filename == __file__
+        assert caught_warnings[0].filename == __file__
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_compressed_shard_that_is_stored_unpacked_is_read(tmp_path, scheme):
-    make(tmp_path, compression="zstd")
-    without_sidecar(tmp_path)
+    write_dataset(tmp_path, compression="zstd")
+    remove_sidecar(tmp_path)
     for entry in json.loads((tmp_path / "b/ds/index.json").read_text())["shards"]:
         file, raw = (tmp_path / "b/ds" / entry[of]["basename"] for of in ("zip_data", "raw_data"))
         raw.write_bytes(decompress(file.read_bytes(), "zstd", entry["raw_data"]["bytes"]))
@@ -143,18 +145,18 @@ def test_a_compressed_shard_that_is_stored_unpacked_is_read(tmp_path, scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_is_listed_to_look_at_a_file(tmp_path, scheme):
-    make(tmp_path)
+def test_opening_a_dataset_sends_no_list_requests(tmp_path, scheme):
+    write_dataset(tmp_path)
     with (
         bucket(tmp_path, scheme) as (url, options, kind),
         npstream.open(url, storage_options=options, cache=tmp_path / "cache") as ds,
     ):
         assert len(ds) == 600
-    assert not [line for line in kind.asked if "list-type" in line or line.endswith("/o")]
+    assert not [line for line in kind.log if "list-type" in line or line.endswith("/o")]
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_dataset_that_may_not_be_read_is_refused(tmp_path, scheme):
+def test_a_dataset_without_read_permission_raises_eacces(tmp_path, scheme):
     with (
         bucket(tmp_path, scheme) as (url, options, _),
         pytest.raises(StorageError, match="give credentials") as caught,
@@ -179,7 +181,7 @@ def environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("url", "variables", "given", "expected", "options"),
+    ("url", "variables", "user_options", "expected_url", "expected_options"),
     [
         ("s3://b/x", {}, {}, "s3://b/x", {}),
         ("S3://b/x", {"S3_ENDPOINT_URL": "http://e"}, {}, "s3://b/x", {"endpoint_url": "http://e"}),
@@ -226,31 +228,33 @@ def environment(monkeypatch):
         ("ftp://h/x", {}, {"port": 2}, "ftp://h/x", {"port": 2}),
     ],
 )
-def test_the_table_of_drivers(environment, url, variables, given, expected, options):
+def test_routes_have_the_url_and_options_of_their_driver(
+    environment, url, variables, user_options, expected_url, expected_options
+):
     for name, value in variables.items():
         environment.setenv(name, value)
-    found = drivers.find_route(url, given, 32, 60.0)
-    assert found.url == expected
-    assert options.items() <= found.options.items()
-    assert "requester_pays" in options or "requester_pays" not in found.options
+    route = drivers.find_route(url, user_options, 32, 60.0)
+    assert route.url == expected_url
+    assert expected_options.items() <= route.options.items()
+    assert ("requester_pays" in expected_options) == ("requester_pays" in route.options)
 
 
-def test_options_lie_on_top_within_options(environment):
-    found = drivers.find_route("s3://b/x", {"config_kwargs": {"read_timeout": 5}}, 40, 60.0)
-    config = found.options["config_kwargs"]
+def test_nested_user_options_override_defaults(environment):
+    route = drivers.find_route("s3://b/x", {"config_kwargs": {"read_timeout": 5}}, 40, 60.0)
+    config = route.options["config_kwargs"]
     assert config["read_timeout"] == 5
     assert config["max_pool_connections"] == 40
 
 
-def test_ocis_configuration(environment, tmp_path):
+def test_oci_uses_the_configuration_file_of_its_sdk(environment, tmp_path):
     pytest.importorskip("ocifs", reason="python -m pip install -e '.[oci]'")
     environment.setenv("HOME", str(tmp_path))
     assert "iam_type" not in drivers.find_route("oci://b@n/x", {}, 32, 60.0).options
     (tmp_path / "config").write_text("")
     environment.setenv("OCI_CONFIG_FILE", str(tmp_path / "config"))
-    found = drivers.find_route("oci://b@n/x", {}, 32, 60.0).options
-    assert found["config"] == str(tmp_path / "config")
-    assert found["iam_type"] == "api_key"
+    options = drivers.find_route("oci://b@n/x", {}, 32, 60.0).options
+    assert options["config"] == str(tmp_path / "config")
+    assert options["iam_type"] == "api_key"
     assert "iam_type" not in drivers.find_route("oci://b@n/x", {"config": {}}, 32, 60.0).options
 
 
@@ -267,18 +271,18 @@ def test_ocis_configuration(environment, tmp_path):
         ("smb://h/x", "smbclient", None),
     ],
 )
-def test_a_driver_that_is_missing(environment, url, module, extra):
+def test_a_missing_driver_names_the_package_to_install(environment, url, module, extra):
     scheme = url.partition(":")[0]
     known = drivers.SCHEMES.get(scheme)
     loaded = sys.modules["fsspec.registry"]._registry
     environment.delitem(loaded, known.protocol if known else scheme, raising=False)
     environment.setitem(sys.modules, module, None)
-    wanted = rf"'npstream\[{extra}\]'" if extra else r"pip install smbclient"
-    with pytest.raises(MissingDependencyError, match=wanted):
+    package = rf"'npstream\[{extra}\]'" if extra else r"pip install smbclient"
+    with pytest.raises(MissingDependencyError, match=package):
         open_store(url).read("x")
 
 
-def test_opening_imports_no_driver():
+def test_opening_a_store_imports_no_driver():
     code = (
         "import sys, npstream.storage.local as s\n"
         "for scheme in ('s3', 'gs', 'hf'): s.open_store(f'{scheme}://b/x')\n"

@@ -1,4 +1,4 @@
-"""What errors of drivers mean, whichever way they are raised."""
+"""Classification of drivers' exceptions, however they are raised."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def caused(error, cause):
 
 
 def examples():
-    """Yield exceptions as the drivers raise them, and what they mean."""
+    """Yield exceptions as the drivers raise them, with the errno and whether they are transient."""
     import aiohttp
     import azure.core.exceptions
     import botocore.exceptions
@@ -77,14 +77,14 @@ def examples():
     yield TypeError("x"), errno.EINVAL, False
 
 
-def test_what_drivers_mean():
+def test_driver_exceptions_have_the_expected_causes():
     pytest.importorskip("oci", reason="python -m pip install -e '.[oci]'")
     for error, code, transient in examples():
         assert failures.classify(error) == (code, transient), repr(error)
 
 
 def raised(error, cause=None, context=None):
-    """Return an exception as it is raised from another, or while another is handled."""
+    """Return an exception that was raised from another, or while another was handled."""
     try:
         if context is None:
             raise error from cause
@@ -97,7 +97,7 @@ def raised(error, cause=None, context=None):
 
 
 @pytest.mark.parametrize("lost", [ConnectionResetError, TimeoutError, EOFError, BrokenPipeError])
-def test_a_file_that_a_driver_calls_missing_for_a_lost_connection(lost):
+def test_a_missing_file_after_a_lost_connection_is_transient(lost):
     for error in (
         raised(FileNotFoundError("a"), lost()),
         raised(FileNotFoundError("a"), context=lost()),
@@ -114,20 +114,20 @@ def test_a_file_that_a_driver_calls_missing_for_a_lost_connection(lost):
         assert failures.classify(error) == (errno.ENOENT, False)
 
 
-def test_a_driver_that_takes_a_lost_connection_for_a_missing_file(fake):
-    left = [1, 1]
+def test_a_lost_connection_that_a_driver_reports_as_a_missing_file_is_retried(fake):
+    failures_left = [1, 1]
 
     async def info(self, path, **kwargs):
-        if left:
-            left.pop()
+        if failures_left:
+            failures_left.pop()
             raise FileNotFoundError(path) from ConnectionResetError()
         return {"name": path, "size": 3, "type": "file"}
 
     fake._info = info
     try:
         assert RemoteStore("fake://x").exists("a")
-        assert not left
-        left[:] = [1] * 9
+        assert not failures_left
+        failures_left[:] = [1] * 9
         with pytest.raises(StorageError, match="after 2 attempts") as caught:
             RemoteStore("fake://x", retries=1).exists("a")
         assert caught.value.errno == errno.EIO

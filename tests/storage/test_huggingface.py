@@ -1,4 +1,4 @@
-"""Datasets on Hugging Face's Hub: revisions, tokens, and what each read asks the Hub for."""
+"""Datasets on Hugging Face's Hub: revisions, tokens, and the requests of each read."""
 
 from __future__ import annotations
 
@@ -43,20 +43,22 @@ def refusal(read) -> StorageError:
     return caught.value
 
 
-def test_shards_come_from_the_cdn_which_gets_no_token(
+def test_shards_come_from_the_cdn_and_the_token_is_not_sent_there(
     servers: Servers, remote_dir: RemoteDirectory
 ):
     remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
-    # It is refused there, if it is sent.
+    # The CDN would reject the token.
     assert store_at(remote_dir.via(proxy)).ranges([("shard.mds", 700, 9)]) == [DATA[700:709]]
-    seen = [(request.method, request.range, request.status) for request in proxy.log]
-    assert seen == [("GET", "bytes=700-708", 302), ("GET", "bytes=700-708", 206)]
+    log = [(request.method, request.range, request.status) for request in proxy.log]
+    assert log == [("GET", "bytes=700-708", 302), ("GET", "bytes=700-708", 206)]
     assert proxy.log[0].path.endswith("/resolve/main/" + remote_dir.path + "/shard.mds")
     assert proxy.log[1].path.startswith("/cdn/")
 
 
-def test_the_log_has_no_signatures(servers: Servers, remote_dir: RemoteDirectory, caplog):
+def test_the_client_log_contains_no_signatures(
+    servers: Servers, remote_dir: RemoteDirectory, caplog
+):
     remote_dir.put("shard.mds", DATA)
     proxy = servers.proxy("hf")
     with caplog.at_level(logging.INFO):
@@ -77,7 +79,7 @@ def test_a_redirect_within_the_hub_keeps_the_token(servers: Servers, remote_dir:
     ("branch", "revision"),
     [("other", "other"), ("v1.0", "v1.0"), ("refs/pr/1", "refs/pr/1"), ("a/b", "a%2Fb")],
 )
-def test_revisions(hub: Hub, branch: str, revision: str):
+def test_a_revision_in_the_url_is_read(hub: Hub, branch: str, revision: str):
     root = f"npstream/data/{branch.replace('/', '%2F')}"
     hub.put("old/file ä+%.bin", DATA, root)
     remote_dir = hub.at("old", root=f"datasets/npstream/data@{revision}")
@@ -89,11 +91,11 @@ def test_revisions(hub: Hub, branch: str, revision: str):
     hub.put("old/file ä+%.bin", DATA[1:], root)
     assert store.version("file ä+%.bin") != before
     assert store.read("file ä+%.bin") == DATA[1:]
-    # The default branch has nothing of it.
+    # The default branch does not contain the file.
     assert not store_at(hub.at("old")).exists("file ä+%.bin")
 
 
-def test_a_dataset_of_a_revision(hub: Hub, tmp_path: Path):
+def test_a_dataset_at_a_revision_opens(hub: Hub, tmp_path: Path):
     values = np.arange(3000).reshape(-1, 10)
     npstream.write(tmp_path / "data", {"value": values}, shard_size="8KiB")
     for file in (tmp_path / "data").rglob("*.*"):
@@ -105,16 +107,16 @@ def test_a_dataset_of_a_revision(hub: Hub, tmp_path: Path):
         np.testing.assert_array_equal(ds["value"].load(), values)
         loader = ds.iter(0, 1, batch_size=100, shuffle=True)
         assert sum(len(batch["value"]) for batch in loader) == 300
-        shown = repr(ds) + json.dumps(loader.state_dict())
-    assert "hf_writer" not in shown
+        text = repr(ds) + json.dumps(loader.state_dict())
+    assert "hf_writer" not in text
 
 
-def test_what_is_not_there(hub: Hub, remote_dir: RemoteDirectory):
+def test_missing_repositories_and_files_raise_enoent(hub: Hub, remote_dir: RemoteDirectory):
     for root in ("datasets/npstream/none", "datasets/npstream/data@none", "buckets/npstream/none"):
-        nowhere = store_at(hub.at("folder", root=root))
-        assert refusal(lambda store=nowhere: store.read("x")).errno == errno.ENOENT
-        assert not nowhere.exists("x")
-        assert list(nowhere.names()) == []
+        missing = store_at(hub.at("folder", root=root))
+        assert refusal(lambda store=missing: store.read("x")).errno == errno.ENOENT
+        assert not missing.exists("x")
+        assert list(missing.names()) == []
     remote_dir.put("folder/x", DATA)
     store = store_at(remote_dir)
     assert refusal(lambda: store.version("y")).errno == errno.ENOENT
@@ -122,7 +124,9 @@ def test_what_is_not_there(hub: Hub, remote_dir: RemoteDirectory):
     assert not store.exists("folder")
 
 
-def test_tokens(hub: Hub, remote_dir: RemoteDirectory, caplog: pytest.LogCaptureFixture):
+def test_tokens_grant_access_and_are_not_shown(
+    hub: Hub, remote_dir: RemoteDirectory, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level(logging.DEBUG)
     remote_dir.put("x", DATA)
     endpoint = remote_dir.storage_options["endpoint"]
@@ -147,7 +151,7 @@ def test_tokens(hub: Hub, remote_dir: RemoteDirectory, caplog: pytest.LogCapture
         assert token not in caplog.text
 
 
-def test_a_login_that_was_renewed(
+def test_a_renewed_login_is_used_after_a_401(
     servers: Servers, remote_dir: RemoteDirectory, monkeypatch: pytest.MonkeyPatch
 ):
     remote_dir.put("x", DATA)
@@ -165,7 +169,7 @@ def test_a_login_that_was_renewed(
     assert refusal(lambda: store.read("x")).errno == errno.EACCES
 
 
-def test_the_environment_does_for_options(remote_dir: RemoteDirectory):
+def test_endpoint_and_token_come_from_the_environment(remote_dir: RemoteDirectory):
     remote_dir.put("x", DATA)
     code = (
         "from npstream.storage.local import open_store; "
@@ -176,7 +180,7 @@ def test_the_environment_does_for_options(remote_dir: RemoteDirectory):
     assert int(out.stdout) == len(DATA)
 
 
-def test_a_listing_of_many_pages(servers: Servers, remote_dir: RemoteDirectory):
+def test_listings_follow_all_pages(servers: Servers, remote_dir: RemoteDirectory):
     names = [f"part-{i % 3}/{i:03}" for i in range(250)]
     for name in names:
         remote_dir.put(name, name.encode())
@@ -187,7 +191,7 @@ def test_a_listing_of_many_pages(servers: Servers, remote_dir: RemoteDirectory):
     assert len(list(store.names("part-1/1"))) == len([n for n in names if n.startswith("part-1/1")])
 
 
-def test_nobody_repeats_a_request_but_the_store(
+def test_huggingface_hub_does_not_retry(
     servers: Servers, remote_dir: RemoteDirectory, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(requests, "_BACKOFF", 0.01)

@@ -1,4 +1,4 @@
-"""Files in local directories, and what is said when they cannot be read or written."""
+"""Local stores: reads, writes, and the errors of files that cannot be read or written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store(tmp_path):
     return LocalStore(str(tmp_path))
 
 
-def test_reading(store):
+def test_read_list_and_size_of_local_files(store):
     assert store.exists("part/file")
     assert store.exist_many(["none", "part/file", "pipe"]) == [False, True, False]
     assert store.where("part/file") == f"{store.root}/part/file"
@@ -53,17 +53,17 @@ def test_reading(store):
         ("x" * 300, "File name too long"),
     ],
 )
-def test_failures_say_which_file_and_why(store, method, name, reason):
-    wanted = [(name, 0, 1)] if method == "ranges" else name
+def test_errors_name_the_file_and_the_reason(store, method, name, reason):
+    argument = [(name, 0, 1)] if method == "ranges" else name
     with pytest.raises(StorageError, match=f"{reason}.*{name}") as caught:
-        getattr(store, method)(wanted)
+        getattr(store, method)(argument)
     assert isinstance(caught.value, OSError)
     assert caught.value.filename == store.where(name)
     assert caught.value.errno in errno.errorcode
     assert not store.exists(name)
 
 
-def test_what_is_absent_is_a_missing_file(tmp_path):
+def test_absent_files_raise_file_not_found_error(tmp_path):
     for read in (npstream.open, npstream.verify_dataset, npstream.build_index):
         with pytest.raises(StorageError, match=r"index\.json") as caught:
             read(tmp_path / "nothing")
@@ -79,14 +79,14 @@ def test_what_is_absent_is_a_missing_file(tmp_path):
         npstream.open(tmp_path / "data" / "index.json")
 
 
-def test_the_size_of_what_is_not_there(store):
+def test_size_and_version_of_a_missing_file_raise(store):
     for method in (store.size, store.version):
         with pytest.raises(StorageError, match=r"No such file.*none"):
             method("none")
 
 
 @pytest.mark.parametrize("span", [(8, 3), (10, 1), (50, 1)])
-def test_ranges_are_never_cut_short(store, span):
+def test_a_range_beyond_the_end_of_a_file_raises(store, span):
     before = os.listdir("/dev/fd")
     with pytest.raises(
         StorageError, match=r"part/file: \d of \d bytes? at \d+; the file is shorter"
@@ -95,7 +95,7 @@ def test_ranges_are_never_cut_short(store, span):
     assert os.listdir("/dev/fd") == before
 
 
-def test_files_that_do_not_fit_are_not_read(store, monkeypatch):
+def test_a_file_larger_than_memory_is_not_read(store, monkeypatch):
     with open(store.where("hole"), "wb") as file:
         file.truncate(1 << 30)
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 29)
@@ -108,7 +108,7 @@ def test_a_file_of_another_size_is_not_read(store):
         store.read("part/file", 11)
 
 
-def test_giving_up_in_the_middle_closes_the_file(store):
+def test_closing_a_stream_closes_the_file(store):
     before = os.listdir("/dev/fd")
     parts = store.stream([("part/file", 0, 1), ("part/file", 1, 1)])
     assert next(parts) == (0, b"0")
@@ -116,7 +116,7 @@ def test_giving_up_in_the_middle_closes_the_file(store):
     assert os.listdir("/dev/fd") == before
 
 
-def test_storing_and_removing(store, tmp_path):
+def test_files_are_stored_and_removed(store, tmp_path):
     before = store.version("part/file")
     store.put("new/part/file", b"one")
     store.put("part/file", tmp_path / "other")
@@ -129,20 +129,20 @@ def test_storing_and_removing(store, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "data"), [("other/x", b""), ("x", "none"), ("part", b"")])
-def test_what_cannot_be_stored(store, name, data):
+def test_a_failed_put_names_the_file_and_stores_nothing(store, name, data):
     before = list(store.names())
     with pytest.raises(StorageError, match=f"cannot store this file.*{name}"):
         store.put(name, data)
     assert list(store.names()) == before
 
 
-def test_what_cannot_be_removed(store):
+def test_a_failed_removal_names_the_file(store):
     with pytest.raises(StorageError, match=r"cannot remove this file.*part"):
         store.remove("part")
 
 
 @pytest.mark.parametrize("url", ["x/y", "file:///a", pathlib.Path("/a"), "c:/x"])
-def test_paths_are_local_stores(url):
+def test_paths_open_local_stores(url):
     assert open_store(url).root == local_path(url)
 
 
@@ -150,7 +150,7 @@ def test_paths_are_local_stores(url):
     "url",
     ["x3://bucket/x", "dbfs:/Volumes/x", "simplecache::s3://bucket/x", "s4://key:secret@x/?secret"],
 )
-def test_unknown_schemes_are_no_paths(url):
+def test_unknown_schemes_are_not_opened_as_paths(url):
     with pytest.raises(
         ValueError, match=r"unknown scheme .* expected a local path.* s3, "
     ) as caught:
@@ -158,7 +158,7 @@ def test_unknown_schemes_are_no_paths(url):
     assert "secret" not in str(caught.value)
 
 
-def test_options_for_a_path_are_refused():
+def test_storage_options_for_a_path_raise():
     with pytest.raises(ValueError, match="storage_options are for remote stores; '/a' is local"):
         open_store("/a", {"key": "x"})
     with pytest.raises(TypeError):
@@ -166,7 +166,7 @@ def test_options_for_a_path_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("url", "other", "given"),
+    ("url", "other", "is_shared"),
     [
         ("s3://bucket/a", "s3://other/b", True),
         ("s3://bucket/a", "S3A://bucket/b", True),
@@ -179,6 +179,6 @@ def test_options_for_a_path_are_refused():
         ("local://a", "file:///data", False),
     ],
 )
-def test_whose_options_they_are(url, other, given):
+def test_options_are_shared_only_within_one_service(url, other, is_shared):
     options = {"key": "secret"}
-    assert options_for(url, options, other) == (options if given else None)
+    assert options_for(url, options, other) == (options if is_shared else None)

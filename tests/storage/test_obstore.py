@@ -1,4 +1,4 @@
-"""Ranges by obstore: sent as s3fs sends them, or left to s3fs."""
+"""Range requests through obstore: they equal those of s3fs, or s3fs sends them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from faults import FOR_EVER, stall, status
 from servers import HOST, OBSTORE, choose_reader
 
 from npstream.errors import StorageError
-from npstream.storage import obstore as fastranges
+from npstream.storage import obstore as obstore_ranges
 from npstream.storage import requests
 from npstream.storage.obstore import FastRanges, fast_ranges
 from npstream.storage.remote import RemoteStore
@@ -33,17 +33,17 @@ HEADERS = {
 
 @pytest.fixture
 def remote_dir(servers, monkeypatch):
-    """Return a fresh directory with a file in it."""
+    """Return a new directory with one file."""
     choose_reader(OBSTORE, monkeypatch)
     monkeypatch.setattr(requests, "_BACKOFF", 0.01)
-    found = servers[OBSTORE].new_directory()
-    found.put("file", DATA)
-    return found
+    remote_dir = servers[OBSTORE].new_directory()
+    remote_dir.put("file", DATA)
+    return remote_dir
 
 
 @pytest.fixture
 def logged(caplog):
-    """Return what says which lines were logged."""
+    """Return a function that returns the logged messages."""
     caplog.set_level(logging.INFO, "npstream")
     return lambda: caplog.messages
 
@@ -53,7 +53,7 @@ def state(store):
 
 
 def read(store, count=1):
-    """Read ranges one after the other, and compare them."""
+    """Read ranges one after the other, and check their bytes."""
     for at in range(count):
         assert store.ranges([("file", 10 * at, 100)]) == [DATA[10 * at : 10 * at + 100]]
 
@@ -65,15 +65,15 @@ def proven(remote_dir, **options):
     return store
 
 
-def fails(store, timeout=10.0):
+def failure(store, timeout=60.0):
     store.timeout, store.retries = timeout, 1
     with pytest.raises(StorageError) as caught:
         read(store)
     return caught.value
 
 
-def test_s3fs_goes_first(remote_dir, monkeypatch):
-    monkeypatch.setattr(fastranges, "WARMUP_READS", 5)
+def test_obstore_reads_after_the_warmup_of_s3fs(remote_dir, monkeypatch):
+    monkeypatch.setattr(obstore_ranges, "WARMUP_READS", 5)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 4)
     assert state(store) == "watching"
@@ -85,43 +85,43 @@ def test_s3fs_goes_first(remote_dir, monkeypatch):
     assert store.ranges(spans) == [DATA[i : i + 100] for i in range(500)]
 
 
-def test_large_ranges_are_left_to_s3fs(remote_dir, monkeypatch):
-    monkeypatch.setattr(fastranges, "MAX_RANGE", 99)
+def test_s3fs_reads_large_ranges(remote_dir, monkeypatch):
+    monkeypatch.setattr(obstore_ranges, "MAX_RANGE", 99)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 3)
     assert state(store) == "watching"
-    monkeypatch.setattr(fastranges, "MAX_RANGE", 100)
+    monkeypatch.setattr(obstore_ranges, "MAX_RANGE", 100)
     read(store, 3)
     assert state(store) == "proven"
     assert store.ranges([("file", 0, 101)]) == [DATA[:101]]
-    assert store._connect()._read._last_request is None  # it no longer looks at what s3fs sends
+    assert store._connect()._read._last_request is None  # it no longer watches s3fs
 
 
 @pytest.mark.parametrize("value", ["0", "1", ""])
-def test_it_can_be_turned_off(remote_dir, monkeypatch, value):
+def test_an_environment_variable_disables_obstore(remote_dir, monkeypatch, value):
     monkeypatch.setenv("NPSTREAM_OBSTORE", value)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 2)
     assert isinstance(store._connect()._read, FastRanges) == (value != "0")
 
 
-def test_a_setting_that_is_none(monkeypatch):
+def test_an_invalid_setting_raises(monkeypatch):
     monkeypatch.setenv("NPSTREAM_OBSTORE", "no")
     with pytest.raises(ValueError, match="NPSTREAM_OBSTORE='no': expected 0 or 1"):
         fast_ranges(object, len, str)
 
 
-def test_where_it_is_not_installed(remote_dir, monkeypatch):
+def test_s3fs_reads_if_obstore_is_not_installed(remote_dir, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        fastranges, "find_spec", lambda name: None if name == "obstore" else find(name)
+        obstore_ranges, "find_spec", lambda name: None if name == "obstore" else find(name)
     )
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store, 3)
     assert not isinstance(store._connect()._read, FastRanges)
 
 
-def test_nothing_is_imported_before_it_is_used(remote_dir):
+def test_obstore_is_not_imported_before_its_first_use(remote_dir):
     code = (
         "import sys; from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
@@ -142,11 +142,11 @@ def test_nothing_is_imported_before_it_is_used(remote_dir):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_that_make_no_difference(remote_dir, options):
+def test_obstore_supports_common_options(remote_dir, options):
     read(proven(remote_dir, **options), 20)
 
 
-def test_an_endpoint_among_the_clients_arguments(remote_dir):
+def test_obstore_uses_the_endpoint_in_client_kwargs(remote_dir):
     options = dict(remote_dir.storage_options)
     options["client_kwargs"] = {"endpoint_url": options.pop("endpoint_url")}
     store = RemoteStore(remote_dir.url, options)
@@ -154,7 +154,7 @@ def test_an_endpoint_among_the_clients_arguments(remote_dir):
     assert state(store) == "proven"
 
 
-def test_credentials_from_the_environment(remote_dir, monkeypatch):
+def test_obstore_uses_credentials_from_the_environment(remote_dir, monkeypatch):
     for name, value in remote_dir.env.items():
         monkeypatch.setenv(name, value)
     store = RemoteStore(remote_dir.url)
@@ -162,7 +162,7 @@ def test_credentials_from_the_environment(remote_dir, monkeypatch):
     assert state(store) == "proven"
 
 
-def test_credentials_from_a_profile(remote_dir, monkeypatch, tmp_path):
+def test_obstore_uses_credentials_from_a_profile(remote_dir, monkeypatch, tmp_path):
     options = remote_dir.storage_options
     (tmp_path / "credentials").write_text(
         f"[mine]\naws_access_key_id={options['key']}\naws_secret_access_key={options['secret']}\n"
@@ -177,7 +177,7 @@ def test_credentials_from_a_profile(remote_dir, monkeypatch, tmp_path):
     assert state(store) == "proven"
 
 
-def test_an_environment_that_is_not_asked(remote_dir, monkeypatch):
+def test_obstore_ignores_the_environment_after_s3fs_has_connected(remote_dir, monkeypatch):
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     read(store)
     for name, value in {
@@ -199,11 +199,13 @@ def test_an_environment_that_is_not_asked(remote_dir, monkeypatch):
         ({"s3_additional_kwargs": {"ExpectedBucketOwner": "1"}}, "x-amz-expected-bucket-owner"),
         ({"config_kwargs": {"proxies": {"https": "http://nowhere.invalid"}}}, "a proxy"),
         ({"client_kwargs": {"verify": False}}, "certificates are not verified"),
-        ({"config_kwargs": {"signature_version": "s3"}}, "it signs in another way"),
+        ({"config_kwargs": {"signature_version": "s3"}}, "s3fs signs in another way"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_it_cannot_be_told_is_left_to_s3fs(remote_dir, logged, options, reason):
+def test_s3fs_reads_with_settings_that_obstore_does_not_support(
+    remote_dir, logged, options, reason
+):
     store = RemoteStore(remote_dir.url, remote_dir.storage_options | options)
     read(store, 10)
     assert state(store) == "off"
@@ -212,7 +214,7 @@ def test_what_it_cannot_be_told_is_left_to_s3fs(remote_dir, logged, options, rea
     assert remote_dir.storage_options["secret"] not in line
 
 
-def test_another_bucket_is_left_to_s3fs(remote_dir):
+def test_s3fs_reads_other_buckets(remote_dir):
     store = proven(remote_dir)
     filesystem, root = remote_dir.filesystem()
     filesystem.mkdir("elsewhere")
@@ -224,14 +226,14 @@ def test_another_bucket_is_left_to_s3fs(remote_dir):
     assert asyncio.run_coroutine_threadsafe(call, filesystem.loop).result() == b"ano"
 
 
-def test_names_that_it_does_not_take_are_left_to_s3fs(remote_dir):
+def test_s3fs_reads_keys_that_obstore_does_not_support(remote_dir):
     store = proven(remote_dir)
     store.put("a//b", b"0123456789")
     assert store.ranges([("a//b", 1, 2), ("file", 0, 1)]) == [b"12", DATA[:1]]
     assert state(store) == "proven"
 
 
-def test_a_first_refusal_is_left_to_s3fs(servers, remote_dir, logged):
+def test_s3fs_reads_if_the_first_obstore_request_is_refused(servers, remote_dir, logged):
     proxy = servers.proxy(OBSTORE)
     remote_dir = remote_dir.via(proxy)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
@@ -245,7 +247,7 @@ def test_a_first_refusal_is_left_to_s3fs(servers, remote_dir, logged):
     read(store, 3)
 
 
-def test_a_server_that_is_busy_at_first_is_no_refusal(servers, remote_dir):
+def test_obstore_stays_in_use_if_its_first_request_finds_a_busy_server(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
     remote_dir = remote_dir.via(proxy)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
@@ -257,7 +259,7 @@ def test_a_server_that_is_busy_at_first_is_no_refusal(servers, remote_dir):
     assert state(store) == "proven"
 
 
-def test_credentials_are_renewed_as_s3fs_renews_them(remote_dir):
+def test_obstore_uses_renewed_credentials_of_s3fs(remote_dir):
     from botocore.credentials import ReadOnlyCredentials
 
     store = proven(remote_dir)
@@ -271,7 +273,7 @@ def test_credentials_are_renewed_as_s3fs_renews_them(remote_dir):
             return ReadOnlyCredentials(options["key"], self.secret, None)
 
     reader._credentials = Renewed()
-    error = fails(store)
+    error = failure(store)
     assert error.errno == errno.EACCES
     assert "SignatureDoesNotMatch" in str(error)
     assert "not-the-secret" not in str(error)
@@ -280,7 +282,7 @@ def test_credentials_are_renewed_as_s3fs_renews_them(remote_dir):
     read(store, 3)
 
 
-def test_a_child_of_a_process_that_uses_it(remote_dir):
+def test_a_child_of_a_process_that_uses_obstore_reads_through_s3fs(remote_dir):
     store = proven(remote_dir)
 
     def in_child():
@@ -291,12 +293,12 @@ def test_a_child_of_a_process_that_uses_it(remote_dir):
     read(store, 3)
 
 
-def test_a_child_of_a_process_that_is_loading_it(remote_dir, monkeypatch):
-    """A lock of the import that the parent's event loop holds stays locked in the child."""
+def test_a_child_forked_during_the_import_of_obstore_reads_through_s3fs(remote_dir, monkeypatch):
+    """The parent's event loop holds an import lock, which stays locked in the child."""
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
-    monkeypatch.setattr(fastranges, "_started", set())
+    monkeypatch.setattr(obstore_ranges, "_started", set())
     importing, forked = threading.Event(), threading.Event()
-    load = fastranges.import_module
+    load = obstore_ranges.import_module
 
     def slowly(name):
         importing.set()
@@ -304,14 +306,14 @@ def test_a_child_of_a_process_that_is_loading_it(remote_dir, monkeypatch):
         return load(name)
 
     def in_child():
-        asked = []
-        monkeypatch.setattr(fastranges, "import_module", asked.append)
-        read(store, fastranges.WARMUP_READS + 3)
+        imported = []
+        monkeypatch.setattr(obstore_ranges, "import_module", imported.append)
+        read(store, obstore_ranges.WARMUP_READS + 3)
         assert state(store) == "off"
-        assert not asked
+        assert not imported
 
-    read(store, fastranges.WARMUP_READS - 1)
-    monkeypatch.setattr(fastranges, "import_module", slowly)
+    read(store, obstore_ranges.WARMUP_READS - 1)
+    monkeypatch.setattr(obstore_ranges, "import_module", slowly)
     reading = threading.Thread(target=read, args=(store,))
     reading.start()
     assert importing.wait(60)
@@ -323,15 +325,15 @@ def test_a_child_of_a_process_that_is_loading_it(remote_dir, monkeypatch):
     assert state(store) == "proven"
 
 
-def test_a_child_of_a_process_that_has_only_opened(remote_dir):
+def test_a_child_forked_before_the_import_of_obstore_uses_it(remote_dir):
     code = (
-        "import os; from npstream.storage import obstore as fastranges\n"
+        "import os; from npstream.storage import obstore as obstore_ranges\n"
         "from npstream.storage.remote import RemoteStore\n"
         f"store = RemoteStore({remote_dir.url!r}, {remote_dir.storage_options!r})\n"
         "def read(count): [store.ranges([('file', 0, 9)]) for _ in range(count)]\n"
-        "read(fastranges.WARMUP_READS - 1)\n"
+        "read(obstore_ranges.WARMUP_READS - 1)\n"
         "if (child := os.fork()) == 0:\n"
-        "    read(fastranges.WARMUP_READS + 1)\n"
+        "    read(obstore_ranges.WARMUP_READS + 1)\n"
         "    os._exit(store._connect()._read.state != 'proven')\n"
         "raise SystemExit(os.waitpid(child, 0)[1])"
     )
@@ -339,45 +341,45 @@ def test_a_child_of_a_process_that_has_only_opened(remote_dir):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_requests_that_nobody_waits_for_are_given_up(servers, remote_dir):
+def test_timed_out_requests_close_their_connections(servers, remote_dir):
     proxy = servers.proxy(OBSTORE)
     remote_dir = remote_dir.via(proxy)
     store = proven(remote_dir)
     proxy.clear()
     proxy.faults = [stall(times=FOR_EVER)]
     before = descriptors()
-    assert fails(store, timeout=0.5).errno == errno.ETIMEDOUT
+    assert failure(store, timeout=0.5).errno == errno.ETIMEDOUT
     assert len(proxy.log) == 2
     proxy.faults = []
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60  # only a leak lasts that long
     while descriptors() > before and time.monotonic() < deadline:
         read(store)
     assert descriptors() <= before
 
 
 def descriptors():
-    """Return how many files and sockets this process has open."""
+    """Return the number of open files and sockets of this process."""
     return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
 
 
 def fetch(base, headers=HEADERS):
-    """Ask a place for a byte; return what obstore says, as it is passed on."""
+    """Request a byte from `base`; return the converted exception of obstore."""
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     import obstore
 
-    store = fastranges._store_factory("bucket", base, headers, None)(None)
+    store = obstore_ranges._store_factory("bucket", base, headers, None)(None)
 
-    async def ask():
+    async def request():
         with pytest.raises(Exception, match="S3") as caught:
             await obstore.get_range_async(store, "key", start=0, length=1)
         return caught.value
 
-    return fastranges._as_driver_error(asyncio.run(ask()))
+    return obstore_ranges._as_driver_error(asyncio.run(request()))
 
 
-def test_what_it_says_of_connections():
-    with socket.create_server((HOST, 0)) as held:
-        port = held.getsockname()[1]
+def test_connection_errors_of_obstore_are_converted():
+    with socket.create_server((HOST, 0)) as listener:
+        port = listener.getsockname()[1]
     anonymous: dict[str, str] = {}
     refused = fetch(f"http://{HOST}:{port}/bucket", anonymous)
     assert isinstance(refused, ConnectionRefusedError)
@@ -385,17 +387,17 @@ def test_what_it_says_of_connections():
     assert f"{HOST}:{port}" in str(refused)
     assert "Connection refused" in str(refused)
     unknown = fetch("http://nowhere.invalid/bucket", anonymous)
-    assert isinstance(unknown, fastranges._NoAnswerError)
+    assert isinstance(unknown, obstore_ranges._NoAnswerError)
     assert "nowhere.invalid" in str(unknown)
     assert "\n" not in str(unknown)
 
 
-def test_what_it_is_told():
+def test_obstore_is_configured_as_s3fs_signs():
     pytest.importorskip("obstore", reason="python -m pip install -e '.[fast]'")
     base = "https://bucket.s3.eu-west-1.amazonaws.com"
-    config = fastranges._store_factory("bucket", base, HEADERS, None)(None).config
+    config = obstore_ranges._store_factory("bucket", base, HEADERS, None)(None).config
     assert config["region"] == "eu-west-1"
     assert config["endpoint"] == base
     assert (config["request_payer"], config["skip_signature"]) == ("true", "false")
-    config = fastranges._store_factory("bucket", base, {}, None)(None).config
+    config = obstore_ranges._store_factory("bucket", base, {}, None)(None).config
     assert (config["request_payer"], config["skip_signature"]) == ("false", "true")

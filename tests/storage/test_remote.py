@@ -1,4 +1,4 @@
-"""Files behind URLs: stores on every server, what they refuse, and how they are copied."""
+"""Remote stores: all operations on every server, errors, pickles, forks and threads."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from npstream.storage.local import open_store
 from npstream.storage.remote import RemoteStore
 
 
-def exercise(store):
-    """Do everything that a store can do."""
+def check_operations(store):
+    """Call every operation of a store, and check the results."""
     name = "part/file 1+ä%.bin"
     assert not store.exists(name)
     assert list(store.names()) == []
@@ -64,20 +64,20 @@ def exercise(store):
     assert store.is_local is False
 
 
-def test_a_store_in_memory(memory):
-    exercise(memory)
+def test_every_operation_of_a_memory_store(memory):
+    check_operations(memory)
 
 
-def test_a_store_of_files(tmp_path):
-    exercise(RemoteStore(f"file://{tmp_path}/new"))
+def test_every_operation_of_a_file_store(tmp_path):
+    check_operations(RemoteStore(f"file://{tmp_path}/new"))
     assert not [name for name in os.listdir(tmp_path / "new") if name.endswith(".tmp")]
 
 
-def test_each_server(writable):
-    exercise(RemoteStore(writable.url, writable.storage_options))
+def test_every_operation_on_each_server(writable):
+    check_operations(RemoteStore(writable.url, writable.storage_options))
 
 
-def test_what_is_absent_is_a_missing_file(remote_dir, tmp_path):
+def test_absent_files_raise_file_not_found_error(remote_dir, tmp_path):
     npstream.write(tmp_path / "data", {"x": np.arange(3)})
     options = remote_dir.storage_options
     for read in (npstream.open, npstream.verify_dataset, npstream.build_index):
@@ -94,51 +94,54 @@ def test_what_is_absent_is_a_missing_file(remote_dir, tmp_path):
         npstream.open(remote_dir.url, storage_options=options, version="0123456789abcdef")
 
 
-def test_what_is_refused_is_a_permission_error(remote_dir):
+def test_rejected_credentials_raise_permission_error(remote_dir):
     if remote_dir.rejected_options:
         with pytest.raises(PermissionError) as caught:
             npstream.open(remote_dir.url, storage_options=remote_dir.rejected_options)
         assert isinstance(caught.value, StorageError)
 
 
-ODD = [
+SPECIAL = [
     "#", "a?b#c", "a#b?c=1&d", "a?versionId=1", "a?versionid=1", "a%20%b", "ä日本 *[b]{c}+~",
     "a@b:c;d=e,'\"|^$HOME!...",
 ]  # fmt: skip
 
-ODD_FILE = "#?%20+&[*] ä.bin"
+SPECIAL_FILE = "#?%20+&[*] ä.bin"
 
 
-def test_odd_characters_in_a_path(writable):
+def test_special_characters_in_a_path(writable):
     remote_dir, options = writable, writable.storage_options
-    odd = [*ODD, "a//b", "a\\b"] if remote_dir.server.name == "gcs" else ODD  # others change these
-    for number, name in enumerate(odd):
-        RemoteStore(f"{remote_dir.url}/{name}/ds", options).put(ODD_FILE, DATA[: number + 1])
+    # Only Google keeps these two as they are.
+    names = [*SPECIAL, *(["a//b", "a\\b"] if remote_dir.server.name == "gcs" else [])]
+    for number, name in enumerate(names):
+        RemoteStore(f"{remote_dir.url}/{name}/ds", options).put(SPECIAL_FILE, DATA[: number + 1])
     above = RemoteStore(remote_dir.url, options)
-    assert dict(above.names()) == {f"{name}/ds/{ODD_FILE}": k for k, name in enumerate(odd, 1)}
-    for size, name in enumerate(odd, 1):
+    assert dict(above.names()) == {
+        f"{name}/ds/{SPECIAL_FILE}": k for k, name in enumerate(names, 1)
+    }
+    for size, name in enumerate(names, 1):
         store = RemoteStore(f"{remote_dir.url}/{name}/ds/", options)
-        assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
-        assert store.ranges([(ODD_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
-        assert store.read(ODD_FILE) == DATA[:size]
-        assert list(store.names()) == [(ODD_FILE, size)]
-    store.remove(ODD_FILE)
-    assert len(list(above.names())) == len(odd) - 1
+        assert store.exist_many([SPECIAL_FILE, f"{SPECIAL_FILE}#"]) == [True, False]
+        assert store.ranges([(SPECIAL_FILE, size - 1, 1)]) == [DATA[size - 1 : size]]
+        assert store.read(SPECIAL_FILE) == DATA[:size]
+        assert list(store.names()) == [(SPECIAL_FILE, size)]
+    store.remove(SPECIAL_FILE)
+    assert len(list(above.names())) == len(names) - 1
 
 
-def test_odd_characters_in_a_web_address(servers):
+def test_special_characters_in_a_web_address(servers):
     remote_dir = servers["http"].new_directory()
-    for size, name in enumerate(ODD, 1):
-        remote_dir.put(f"{name}/ds/{ODD_FILE}", DATA[:size])
+    for size, name in enumerate(SPECIAL, 1):
+        remote_dir.put(f"{name}/ds/{SPECIAL_FILE}", DATA[:size])
         store = RemoteStore(f"{remote_dir.url}/{quote(name)}/ds/", remote_dir.storage_options)
-        assert store.exist_many([ODD_FILE, f"{ODD_FILE}#"]) == [True, False]
-        assert store.read(ODD_FILE) == DATA[:size]
-        assert list(store.names()) == [(ODD_FILE, size)]
+        assert store.exist_many([SPECIAL_FILE, f"{SPECIAL_FILE}#"]) == [True, False]
+        assert store.read(SPECIAL_FILE) == DATA[:size]
+        assert list(store.names()) == [(SPECIAL_FILE, size)]
     with pytest.raises(ValueError, match=r"'https://host/a': .*fragment.*write %23"):
         open_store("https://host/a#b?sig=secret")
 
 
-def test_a_dataset_in_an_odd_place(tmp_path):
+def test_a_dataset_at_a_url_with_special_characters(tmp_path):
     url = "memory://odd/a#b?c=1%20[*]&ä+/x y"
     npstream.write(url, {"# a?": np.arange(50)})
     ds = npstream.open(url, cache=tmp_path)
@@ -148,7 +151,7 @@ def test_a_dataset_in_an_odd_place(tmp_path):
     fsspec.filesystem("memory").store.clear()
 
 
-def test_a_server_that_only_reads(servers):
+def test_writing_to_a_web_server_raises(servers):
     remote_dir = servers["http"].new_directory()
     remote_dir.put("part/a b", DATA)
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
@@ -161,7 +164,7 @@ def test_a_server_that_only_reads(servers):
 
 
 @pytest.mark.parametrize("name", ["s3", OBSTORE, "gcs", "azure", "oci", "http", "hf"])
-def test_one_request_a_range(servers, name, monkeypatch):
+def test_each_range_takes_one_request(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     proxy = servers.proxy(name)
     remote_dir = servers[name].new_directory().via(proxy)
@@ -169,17 +172,17 @@ def test_one_request_a_range(servers, name, monkeypatch):
     store = RemoteStore(remote_dir.url, remote_dir.storage_options)
     store.ranges([("file", 0, 1)])
     proxy.clear()
-    # What the driver had open is gone now, and asked for again where it has no connection.
+    # The proxy has closed the driver's connections. The first request opens a new one.
     store.ranges([("file", 0, 1)])
-    seen = len(proxy.log)
+    count = len(proxy.log)
     spans = [("file", 100 * i, 50) for i in range(100)]
     assert store.ranges(spans) == [DATA[begin : begin + 50] for _, begin, _ in spans]
-    asked = proxy.log[seen:]
-    assert sorted(r.range for r in asked) == sorted(f"bytes={b}-{b + 49}" for _, b, _ in spans)
-    assert sum(r.nbytes for r in asked) == 100 * 50
+    log = proxy.log[count:]
+    assert sorted(r.range for r in log) == sorted(f"bytes={b}-{b + 49}" for _, b, _ in spans)
+    assert sum(r.nbytes for r in log) == 100 * 50
 
 
-def test_a_file_from_disk(memory, tmp_path):
+def test_put_stores_a_local_file(memory, tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     memory.put("x", tmp_path / "x")
     assert memory.read("x") == DATA
@@ -188,7 +191,7 @@ def test_a_file_from_disk(memory, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["s3", OBSTORE, "hf"])
-def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
+def test_a_store_works_in_forked_processes_and_threads(servers, name, monkeypatch):
     choose_reader(name, monkeypatch)
     remote_dir = servers[name].new_directory()
     remote_dir.put("file", DATA)
@@ -196,11 +199,11 @@ def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
     spans = [("file", i, 10) for i in range(30)]
     expected = [DATA[i : i + 10] for i in range(30)]
     assert store.ranges(spans) == expected
-    running = store.stream(spans)
-    next(running)
+    stream = store.stream(spans)
+    next(stream)
 
     def in_child():
-        running.close()
+        stream.close()
         assert store.ranges(spans) == expected
 
     run_in_child(in_child)
@@ -213,10 +216,10 @@ def test_in_a_child_process_and_in_threads(servers, name, monkeypatch):
     for thread in threads:
         thread.join()
     assert results == [expected] * 8
-    assert len(list(running)) == 29
+    assert len(list(stream)) == 29
 
 
-def test_a_pickle_is_the_arguments(tmp_path):
+def test_a_pickled_store_contains_only_its_arguments(tmp_path):
     (tmp_path / "x").write_bytes(DATA)
     store = RemoteStore(f"file://{tmp_path}", {"auto_mkdir": False}, timeout=7.0, retries=2)
     assert store.read("x") == DATA
@@ -231,14 +234,14 @@ def test_a_pickle_is_the_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
-def test_a_number_of_requests_that_is_none(monkeypatch, text):
+def test_an_invalid_number_of_requests_raises(monkeypatch, text):
     monkeypatch.setenv("NPSTREAM_THREADS", text)
     with pytest.raises(ValueError, match=f"NPSTREAM_THREADS='{text}': expected a number"):
         remote.max_requests()
 
 
 @pytest.mark.parametrize(("timeout", "retries"), [(0, 1), (-1, 1), (float("nan"), 1), (1, -1)])
-def test_settings_that_make_no_sense(timeout, retries):
+def test_invalid_timeouts_and_retries_raise(timeout, retries):
     with pytest.raises(ValueError, match="expected"):
         RemoteStore("memory://x", timeout=timeout, retries=retries)
 
@@ -257,11 +260,11 @@ def test_settings_that_make_no_sense(timeout, retries):
         ({"size": 0, "type": "directory"}, None),
     ],
 )
-def test_sizes_that_drivers_tell(fake, info, size, monkeypatch):
-    async def told(self, path, **kwargs):
+def test_sizes_from_drivers_are_normalized(fake, info, size, monkeypatch):
+    async def get_info(self, path, **kwargs):
         return info
 
-    monkeypatch.setattr(fake, "_info", told)
+    monkeypatch.setattr(fake, "_info", get_info)
     store = RemoteStore("fake://x")
     assert store.sizes(["a"]) == [size]
     if size == 3:

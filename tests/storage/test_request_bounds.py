@@ -1,4 +1,4 @@
-"""Requests are bounded in number and bytes, are repeated, and end in time."""
+"""Requests are bounded in number and bytes, retried after transient errors, and time out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npstream.storage import requests
 from npstream.storage.remote import RemoteStore
 
 
-def test_bounded_requests(fake, monkeypatch):
+def test_concurrent_requests_are_bounded(fake, monkeypatch):
     monkeypatch.setenv("NPSTREAM_THREADS", "5")
 
     async def answer(start, end):
@@ -25,36 +25,36 @@ def test_bounded_requests(fake, monkeypatch):
         return DATA[start:end]
 
     fake.respond = staticmethod(lambda path, start, end: answer(start, end))
-    taken = []
+    consumed = []
 
     def spans():
         for i in range(100):
-            taken.append(i)
+            consumed.append(i)
             yield "x", i, 4
 
     store = RemoteStore("fake://a")
     parts = store.stream(spans())
     next(parts)
-    assert len(taken) <= 5 + 1
+    assert len(consumed) <= 5 + 1
     assert len(list(parts)) == 99
     assert fake.max_running == 5
-    together = [threading.Thread(target=lambda: store.ranges(spans())) for _ in range(3)]
-    for thread in together:
+    threads = [threading.Thread(target=lambda: store.ranges(spans())) for _ in range(3)]
+    for thread in threads:
         thread.start()
-    for thread in together:
+    for thread in threads:
         thread.join()
     assert fake.max_running == 5
 
 
-def test_bounded_bytes(fake, monkeypatch):
+def test_bytes_in_flight_are_bounded(fake, monkeypatch):
     monkeypatch.setattr(requests, "_IN_FLIGHT_BYTES", 1000)
-    held = []
+    in_flight = []
 
     async def answer(start, end):
-        held.append(end - start)
+        in_flight.append(end - start)
         await asyncio.sleep(0.002)
-        assert sum(held) <= 1000 or len(held) == 1
-        held.remove(end - start)
+        assert sum(in_flight) <= 1000 or len(in_flight) == 1
+        in_flight.remove(end - start)
         return DATA[start:end]
 
     fake.respond = staticmethod(lambda path, start, end: answer(start, end))
@@ -63,7 +63,7 @@ def test_bounded_bytes(fake, monkeypatch):
     assert [len(part) for part in parts] == sizes
 
 
-def test_closing_cancels_the_rest(fake):
+def test_closing_a_stream_cancels_its_requests(fake):
     waiting = asyncio.Event()
     cancelled = []
 
@@ -90,7 +90,7 @@ def test_closing_cancels_the_rest(fake):
     ("error", "attempts"),
     [(ConnectionResetError, 3), (PermissionError, 1), (FileNotFoundError, 1), (KeyError, 1)],
 )
-def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
+def test_only_transient_errors_are_retried(fake, monkeypatch, error, attempts):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
 
     def answer(path, start, end):
@@ -105,10 +105,10 @@ def test_what_may_pass_is_tried_again(fake, monkeypatch, error, attempts):
     assert "fake://a/b/c" in message
     assert f"{error.__name__}: " in message
     assert caught.value.__cause__ is None
-    assert not isinstance(caught.value.__context__, error)  # which may tell secrets
+    assert not isinstance(caught.value.__context__, error)  # it may contain secrets
 
 
-def test_what_passes_is_not_noticed(fake, monkeypatch):
+def test_a_retry_that_succeeds_raises_nothing(fake, monkeypatch):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     outcomes = iter([TimeoutError(), DATA[:3], ConnectionResetError(), DATA[:5]])
 
@@ -121,7 +121,7 @@ def test_what_passes_is_not_noticed(fake, monkeypatch):
     assert RemoteStore("fake://a").ranges([("x", 0, 5)]) == [DATA[:5]]
 
 
-def test_answers_of_the_wrong_length(fake, monkeypatch):
+def test_short_responses_are_retried_and_long_ones_raise(fake, monkeypatch):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     fake.respond = staticmethod(lambda path, start, end: DATA[start : end - 1])
     with pytest.raises(StorageError, match=r"after 3 attempts.* 9 of 10 bytes came"):
@@ -132,7 +132,7 @@ def test_answers_of_the_wrong_length(fake, monkeypatch):
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
+def test_a_stalled_request_times_out(fake, monkeypatch, stubborn):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     never = asyncio.Event()
 
@@ -142,27 +142,28 @@ def test_a_request_that_stalls_ends_in_time(fake, monkeypatch, stubborn):
         except asyncio.CancelledError:
             if not stubborn:
                 raise
-            await asyncio.wait_for(never.wait(), 60.0)
+            await asyncio.wait_for(never.wait(), 600.0)
 
     fake.respond = staticmethod(lambda path, start, end: answer())
     start = time.monotonic()
     with pytest.raises(StorageError, match=r"after 2 attempts in .*no answer") as caught:
         RemoteStore("fake://a", timeout=0.3).ranges([("x", 0, 1)])
-    assert time.monotonic() - start < 30.0  # a driver that ignores its end would take a minute
+    assert time.monotonic() - start < 60.0  # the driver would take ten minutes
     assert caught.value.errno == errno.ETIMEDOUT
     get_loop().call_soon_threadsafe(never.set)
 
 
-def test_one_stall_is_got_over(fake):
+@pytest.mark.usefixtures("short_first_attempts")
+def test_one_stalled_request_is_retried(fake):
     never = asyncio.Event()
     fake.respond = staticmethod(
         lambda path, start, end: never.wait() if fake.calls == 1 else DATA[start:end]
     )
-    assert RemoteStore("fake://a", timeout=1.0).ranges([("x", 0, 5)]) == [DATA[:5]]
+    assert RemoteStore("fake://a", timeout=60.0).ranges([("x", 0, 5)]) == [DATA[:5]]
 
 
 @pytest.mark.parametrize("answer", ["abc", None, [1, 2, 3], np.arange(3)])
-def test_what_is_no_bytes_is_not_taken(fake, answer):
+def test_results_other_than_bytes_raise(fake, answer):
     fake.respond = staticmethod(lambda path, start, end: answer)
     with pytest.raises(StorageError, match="came; expected bytes"):
         RemoteStore("fake://x").ranges([("a", 0, 3)])

@@ -1,4 +1,4 @@
-"""Paths and URLs as arguments: each is right, or refused, and never taken for the other."""
+"""Arguments that are paths or URLs: valid ones are accepted, and neither is taken for the other."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from npstream.storage.remote import RemoteStore
 from npstream.storage.urls import join_url, local_path, location_str, scheme_of
 
 
-class Shown(os.PathLike):
-    """A path of another library: what it shows, and what it gives as a path."""
+class ForeignPath(os.PathLike):
+    """A path object of another library, with its str and its os.fspath."""
 
     def __init__(self, shown, path):
         self.shown, self.path = shown, path
@@ -46,7 +46,7 @@ class Shown(os.PathLike):
         ("file:///a?b#c", "/a?b#c"),
         ("file:/a/b", "/a/b"),
         (pathlib.Path("file:///a/b"), "/a/b"),
-        (Shown("a path", "/a"), "/a"),
+        (ForeignPath("a path", "/a"), "/a"),
         ("/a:b", "/a:b"),
         ("c:/x", os.path.join(os.getcwd(), "c:/x")),
         ("./x3:/x", os.path.join(os.getcwd(), "x3:/x")),
@@ -61,23 +61,23 @@ def test_local_path(url, path):
     "url",
     [
         "s3://bucket/x", "gs://x", "https://x/y", "file://host/x", "local://x", "azure-dl://x",
-        "dbfs:/x", "x::s3://bucket", Shown("s3://bucket/x", "bucket/x"), "s3://user:secret@x/secret",
+        "dbfs:/x", "x::s3://bucket", ForeignPath("s3://bucket/x", "bucket/x"), "s3://user:secret@x/secret",
     ],
 )  # fmt: skip
-def test_what_is_elsewhere_is_refused(url):
+def test_remote_urls_are_not_local_paths(url):
     with pytest.raises(ValueError, match=r"^cache: '.*' is not on this machine") as caught:
         local_path(url, "cache")
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", [b"/a", 5, None, Shown("b", b"/b"), ["/a"]])
-def test_what_is_no_path_is_refused(url):
+@pytest.mark.parametrize("url", [b"/a", 5, None, ForeignPath("b", b"/b"), ["/a"]])
+def test_other_types_are_not_local_paths(url):
     with pytest.raises(TypeError, match=r"cache: expected str or os\.PathLike of str, not "):
         local_path(url, "cache")
 
 
 @pytest.mark.parametrize("url", ["file://", "file:///", "file://localhost", "file:/", ""])
-def test_what_names_nothing_is_refused(url):
+def test_urls_without_a_directory_are_refused(url):
     with pytest.raises(ValueError, match=r"cache.*(names no directory|is empty)"):
         local_path(url, "cache")
 
@@ -96,7 +96,7 @@ def test_urls_that_lost_a_slash_are_refused(url):
             function(url)
 
 
-def test_a_directory_that_is_named_like_a_scheme_is_read(tmp_path, monkeypatch):
+def test_an_existing_directory_named_like_a_scheme_is_accepted(tmp_path, monkeypatch):
     (tmp_path / "s3:" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert local_path("./s3:/x/y") == local_path(tmp_path / "s3:/x/y") == f"{tmp_path}/s3:/x/y"
@@ -104,8 +104,8 @@ def test_a_directory_that_is_named_like_a_scheme_is_read(tmp_path, monkeypatch):
         local_path("s3:/x/y")
 
 
-def test_objects_that_show_a_url_are_that_url(tmp_path):
-    url = Shown("memory://shown/data", "shown/data")
+def test_objects_whose_str_is_a_url_are_that_url(tmp_path):
+    url = ForeignPath("memory://shown/data", "shown/data")
     assert npstream.write(url, {"x": [1]}).path == "memory://shown/data"
     assert npstream.open(url, cache=tmp_path / "cache")[0] == {"x": 1}
     assert location_str(url) == "memory://shown/data"
@@ -115,11 +115,11 @@ def test_objects_that_show_a_url_are_that_url(tmp_path):
     ("url", "scheme"),
     [("S3://b", "s3"), ("file:/a", "file"), ("c:/x", ""), ("a/b", ""), ("dbfs:/a", "dbfs:")],
 )
-def test_schemes(url, scheme):
+def test_scheme_of(url, scheme):
     assert scheme_of(url) == scheme
 
 
-def test_what_lies_below():
+def test_join_url():
     assert join_url("data", "train") == "data/train"
     assert join_url(pathlib.Path("/data"), "train") == "/data/train"
     assert join_url("memory://", "train") == "memory://train"
@@ -130,15 +130,15 @@ def test_what_lies_below():
 
 
 @pytest.mark.parametrize("split", ["/train", "s3://bucket/train", "file:///train", b"train", ""])
-def test_what_is_no_split(split):
+def test_invalid_splits_raise(split):
     with pytest.raises((TypeError, ValueError), match="split"):
         npstream.open("data", split=split)
 
 
-# Every argument that takes either, or a path alone
+# All arguments that are paths or URLs, or only paths
 
 REMOTE = "memory://urls/data"
-PLACES = {
+LOCATIONS = {
     "open": lambda at: npstream.open(at),
     "write": lambda at: npstream.write(at, {"x": [1]}),
     "Writer": lambda at: npstream.Writer(at).close(),
@@ -159,7 +159,7 @@ DIRECTORIES = {
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Change to a directory that holds a dataset, and a store that holds another."""
+    """Change to a directory with a dataset, and store another dataset at `REMOTE`."""
     monkeypatch.chdir(tmp_path)
     npstream.write("data", {"x": [1]})
     if not open_store(REMOTE).exists("index.json"):
@@ -167,46 +167,46 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         b"out", b"s3://bucket/out", pathlib.Path("s3://bucket/out"), "s3:/bucket/out", "",
         pathlib.Path("s3://bucket/out").absolute(), "nothing://bucket/out", "file://host/out", 5,
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_wrong_place_makes_nothing(place, wrong, here):
+def test_an_invalid_location_creates_no_files(location, invalid, here):
     with pytest.raises((TypeError, ValueError)):
-        PLACES[place](wrong)
+        LOCATIONS[location](invalid)
     assert set(os.listdir(here)) <= {"data", "kept"}
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         "s3://bucket/cache", "memory://cache", b"cache", pathlib.Path("s3://bucket"), "gs:/b", "",
         pathlib.Path("az://container").absolute(), "https://host/cache", "file://host/cache", 5,
     ],
     ids=repr,
 )  # fmt: skip
-def test_a_wrong_directory_makes_nothing(directory, wrong, here):
+def test_an_invalid_cache_directory_creates_no_files(directory, invalid, here):
     with pytest.raises((TypeError, ValueError), match=r"^cache"):
-        DIRECTORIES[directory](wrong)
+        DIRECTORIES[directory](invalid)
     assert os.listdir(here) == ["data"]
 
 
-def test_the_command_line_makes_nothing(here, capsys):
+def test_the_command_line_creates_no_files_for_an_invalid_cache(here, capsys):
     for command in (["cache", "info"], ["cache", "clear"], ["cache", "fetch", REMOTE, "--cache"]):
         assert main([*command, "s3://bucket/cache"]) != 0
         assert "cache: 's3://...' is not on this machine" in capsys.readouterr().err
     assert os.listdir(here) == ["data"]
 
 
-@pytest.mark.parametrize("wrong", ["s3://bucket/cache", "gs:/bucket", "file://host/cache"])
-def test_a_wrong_directory_in_the_environment_makes_nothing(wrong, here, monkeypatch):
-    monkeypatch.setenv("NPSTREAM_CACHE", wrong)
+@pytest.mark.parametrize("invalid", ["s3://bucket/cache", "gs:/bucket", "file://host/cache"])
+def test_an_invalid_cache_in_the_environment_creates_no_files(invalid, here, monkeypatch):
+    monkeypatch.setenv("NPSTREAM_CACHE", invalid)
     uses = [
         lambda: npstream.open(REMOTE),
         npstream.cache.info,
@@ -220,13 +220,13 @@ def test_a_wrong_directory_in_the_environment_makes_nothing(wrong, here, monkeyp
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}", "path"])
-def test_right_places(form, here, monkeypatch):
+def test_valid_local_locations(form, here, monkeypatch):
     def at(name):
         path = here / name
         return path if form == "path" else form.format(path)
 
-    written = {"x": np.arange(5)}
-    assert npstream.write(at("one"), written).path == str(here / "one")
+    columns = {"x": np.arange(5)}
+    assert npstream.write(at("one"), columns).path == str(here / "one")
     assert npstream.open(at("one"))["x"].load().tolist() == [0, 1, 2, 3, 4]
     assert npstream.build_index(at("one"), out=at("aside")) == str(here / "aside/index.msgpack")
     assert npstream.verify_dataset(at("one"), index=at("aside")).problems == ()
@@ -250,14 +250,14 @@ def test_right_places(form, here, monkeypatch):
         ("oci://bucket@namespace/a", "oci://bucket@namespace/a"),
     ],
 )
-def test_what_is_shown_of_a_url(url, root):
+def test_roots_and_reprs_contain_no_secrets(url, root):
     store = RemoteStore(url)
     assert store.root == root
     assert store.where("b/c") == f"{root}/b/c"
     assert repr(store) == f"RemoteStore({root!r})"
 
 
-def test_a_signed_url(servers):
+def test_the_query_of_a_signed_url_is_sent_but_not_shown(servers):
     proxy = servers.proxy("http")
     remote_dir = servers["http"].new_directory().via(proxy)
     remote_dir.put("a b", DATA)

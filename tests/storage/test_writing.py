@@ -1,4 +1,4 @@
-"""Datasets are written to stores, and read back."""
+"""Writing of datasets to remote stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def table(n=1000):
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_writing_to_a_url(memory, compression):
+def test_a_dataset_is_written_to_a_url(memory, compression):
     report = npstream.write(memory.root, table(), shard_size="8KiB", compression=compression)
     assert report.path == memory.root
     assert report.shards > 5
@@ -30,7 +30,7 @@ def test_writing_to_a_url(memory, compression):
         npstream.Writer(memory.root)
 
 
-def test_writing_to_each_server(writable):
+def test_a_dataset_is_written_to_each_server(writable):
     remote_dir, options = writable, writable.storage_options
     report = npstream.write(remote_dir.url, table(), shard_size="16KiB", storage_options=options)
     store = RemoteStore(remote_dir.url, options)
@@ -41,7 +41,7 @@ def test_writing_to_each_server(writable):
         npstream.write(remote_dir.url, table(), storage_options=options)
 
 
-def test_columns_that_are_written_in_several_pieces(memory, tmp_path, monkeypatch):
+def test_columns_written_in_several_pieces(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(mds_encode, "_PIECE", 1 << 10)
     columns = {"x": np.arange(4000).reshape(-1, 4), "id": np.arange(1000)}
     for url in (memory.root, tmp_path):
@@ -51,7 +51,7 @@ def test_columns_that_are_written_in_several_pieces(memory, tmp_path, monkeypatc
     assert npstream.verify_dataset(memory.root).problems == ()
 
 
-def test_a_split_below_an_address_with_a_query(servers, tmp_path):
+def test_a_split_of_a_url_with_a_query_opens(servers, tmp_path):
     remote_dir = servers["http"].new_directory()
     npstream.write(tmp_path / "data", table())
     for path in (tmp_path / "data").iterdir():
@@ -63,7 +63,7 @@ def test_a_split_below_an_address_with_a_query(servers, tmp_path):
     assert "secret" not in repr(ds)
 
 
-def test_an_exception_publishes_nothing(memory):
+def test_an_exception_while_writing_leaves_no_files(memory):
     stored = []
 
     def samples():
@@ -78,7 +78,7 @@ def test_an_exception_publishes_nothing(memory):
     assert list(memory.names()) == []
 
 
-def test_an_upload_that_fails(memory, monkeypatch):
+def test_a_failed_upload_leaves_no_files(memory, monkeypatch):
     monkeypatch.setattr(requests, "_BACKOFF", 0.001)
     driver = drivers.SCHEMES["memory"]
 
