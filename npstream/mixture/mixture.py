@@ -16,7 +16,7 @@ from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureOf, schedule_of
 from npstream.mixture.source import SOURCE, MixedSource
 from npstream.orders.order import Shuffle, Size
-from npstream.reading.schema import common_columns
+from npstream.reading.common_columns import common_columns
 from npstream.reading.source import Member
 
 if TYPE_CHECKING:

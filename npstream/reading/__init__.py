@@ -1,1 +1,1 @@
-"""From sample numbers to arrays: plan, gather, decode."""
+"""Provide reads of many samples into arrays: planning, gathering and decoding."""

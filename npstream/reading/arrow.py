@@ -1,10 +1,11 @@
-"""Views, batches and columns as Arrow data, by Arrow's PyCapsule interface.
+"""Provide conversion of views, batches and columns to Arrow data.
 
-Numbers become Arrow's numbers, further axes lists of a fixed size, values that vary in shape large
-lists, text large strings. What has no type in Arrow is handed over as it is stored: JSON and
-decimals as text, images as the bytes of their files.
+Numbers become Arrow numbers, and further axes lists of a fixed size. Values that vary in shape
+become large lists, text large strings. Values for which Arrow has no type are converted from their
+stored form: JSON and decimals to text, images to the bytes of their files.
 
-The interface: https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
+The interface is Arrow's PyCapsule interface:
+https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from npstream._core.optional import import_optional
 from npstream.reading.ragged import Ragged
 
 TEXT_WRITERS: dict[str, Callable[[Any], str]] = {"json": json.dumps, "str_decimal": str}
-"""Encodings of objects that Arrow takes as text, and what makes text of a value."""
+"""For encodings that become text in Arrow, the function that converts a value to text."""
 
 
 def arrow_type(name: str, dtype: np.dtype[Any]) -> Any:
-    """Return Arrow's type of the elements of a column."""
+    """Return the Arrow type of a column's elements; raise TypeError if there is none."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if dtype.kind == "T":
         return pa.large_string()
@@ -35,7 +36,7 @@ def arrow_type(name: str, dtype: np.dtype[Any]) -> Any:
 
 
 def no_arrow_type(name: str, what: str) -> TypeError:
-    """Return the error of a column whose values Arrow has no type for."""
+    """Return the error for a column with values (`what`) for which Arrow has no type."""
     return TypeError(
         f"column {name!r} holds {what}, for which Arrow has no type: leave the column out, as in "
         "ds[['other', 'columns']], or give Arrow numbers, as of values.view(float)"
@@ -43,7 +44,7 @@ def no_arrow_type(name: str, what: str) -> TypeError:
 
 
 def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any:
-    """Return the values of a column, once they are read, as a pyarrow Array.
+    """Convert the values of a column to a pyarrow Array.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
     values : ndarray or Ragged
         Rows along the first axis.
     has_stable_type : bool, default: False
-        True for a type that does not depend on which axes of a Ragged happen to be constant.
+        True if the type must not depend on which axes of a Ragged happen to be constant.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(values, Ragged):
@@ -67,7 +68,7 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
     arrow_type(name, array.dtype)
     content = pa.array(array.reshape(-1))
     for axis in range(array.ndim - 1, 0, -1):
-        # FixedSizeListArray.from_arrays cannot tell how many lists of size 0 there are.
+        # FixedSizeListArray.from_arrays cannot count lists of size 0.
         kind, lists = pa.list_(content.type, array.shape[axis]), prod(array.shape[:axis])
         content = pa.Array.from_buffers(kind, lists, [None], children=[content])
     return content
@@ -76,15 +77,15 @@ def to_arrow_array(name: str, values: Any, has_stable_type: bool = False) -> Any
 def record_batch(
     columns: Mapping[str, Any], encodings: Mapping[str, str] | None, has_stable_type: bool = False
 ) -> Any:
-    """Return columns as a pyarrow RecordBatch.
+    """Convert columns to a pyarrow RecordBatch.
 
     Parameters
     ----------
     columns : mapping of str to ndarray or Ragged
     encodings : mapping of str to str, optional
-        How the columns are stored.
+        The encoding of each column in storage.
     has_stable_type : bool, default: False
-        True for one of several batches, which have the same types.
+        True for one of several batches, which must all have the same types.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     arrays = []

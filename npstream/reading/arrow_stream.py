@@ -1,4 +1,4 @@
-"""Views and columns as Arrow data, read as a stream asks for them.
+"""Provide views and columns as streams of Arrow record batches, which read on demand.
 
 Tested in tests/reading/test_arrow.py.
 """
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from npstream.reading.source import Source
 
 BATCH_BYTES = 1 << 24
-"""Bytes of samples in a record batch."""
+"""About how many bytes of samples a record batch has."""
 
 
 def arrow_field(field: Field) -> Field:
-    """Return a column as it is read for Arrow.
+    """Return the field to read for Arrow: of bytes, text, or the column's own type.
 
     Raises
     ------
     TypeError
-        If Arrow has no type for its values.
+        If Arrow has no type for the values.
     """
     encoding = field.encoding
     if encoding.kind in ("image", "bytes"):
@@ -42,33 +42,33 @@ def arrow_field(field: Field) -> Field:
 
 
 def record_batches(source: Source, selection: Selection, names: tuple[str, ...]) -> Any:
-    """Return the samples of a 1-d view as a pyarrow RecordBatchReader, which reads as it goes.
+    """Return a pyarrow RecordBatchReader of a 1-d view, which reads on demand.
 
     Raises
     ------
     TypeError
         If Arrow has no type for a column.
     CostError
-        If that fetches more than an implicit read may.
+        If the read would fetch more than the implicit read limit.
     """
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     plan = Plan([arrow_field(source.field(name)) for name in names])
     check_cost(source, selection, "an Arrow stream of this view", plan)
     step = source.estimate_rows(BATCH_BYTES)
     starts = range(0, selection.size, step) or range(1)
-    pieces = (selection.ids(start, start + step) for start in starts)
+    blocks = (selection.ids(start, start + step) for start in starts)
     rowwise = source.is_view_rowwise(selection)
-    ahead = source.read_ahead(pieces, lambda ids: ids, selection.step, rowwise)
+    ahead = source.read_ahead(blocks, lambda ids: ids, selection.step, rowwise)
     batches = (
-        record_batch(source.columns(plan, found, {}), {}, has_stable_type=True)
-        for _, found in ahead
+        record_batch(source.columns(plan, lookup, {}), {}, has_stable_type=True)
+        for _, lookup in ahead
     )
     first = next(batches)
     return pa.RecordBatchReader.from_batches(first.schema, _check_schemas(first, batches))
 
 
 def _check_schemas(first: Any, others: Iterator[Any]) -> Iterator[Any]:
-    """Yield record batches; raise TypeError at one whose columns have other types."""
+    """Yield record batches; raise TypeError if one has other types than the first."""
     yield first
     for batch in others:
         if batch.schema != first.schema:

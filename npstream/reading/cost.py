@@ -1,4 +1,4 @@
-"""What reading a view would cost: shards, requests and bytes that are not here yet.
+"""Provide `explain` and `prefetch`: the cost of reading a view, and the fetch of its chunks.
 
 Tested in tests/shards/test_remote.py.
 """
@@ -30,32 +30,32 @@ if TYPE_CHECKING:
     from npstream.shards.remote import RemoteShards
 
 COUNT_ROWS = 1 << 20
-"""Samples that are counted at once."""
+"""Samples to count at once."""
 
-JOB_CHUNKS = 8
-"""Chunks that are fetched together."""
+CHUNKS_PER_JOB = 8
+"""Chunks to fetch together."""
 
 Transfer = tuple[int, int]
-"""Bytes, and how many of them one request brings."""
+"""Bytes to fetch, and the largest number of bytes for one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What reading a view would fetch. Made by `Dataset.explain`.
+    """The estimated cost of reading a view. Made by `Dataset.explain`.
 
     Attributes
     ----------
     samples : int
         Samples of the view.
     shards, chunks : int
-        Shards and chunks that they lie in.
+        Shards and chunks with samples of the view.
     cached : int
-        Chunks of these that are in the cache, or local.
+        Those of the chunks that are local or in the cache.
     requests : int
         Requests to the store.
     nbytes : int
-        Bytes that these bring: estimated from the average where samples vary in size, and it is
-        not known yet by how much.
+        Bytes to fetch. Estimated from average samples if samples vary in size and their offsets
+        are not cached.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class Cost:
 
 
 class ChunkUsage:
-    """What a view has of one dataset: how many samples in which chunks, and between which."""
+    """The number of samples that a view has in each chunk of one dataset."""
 
     __slots__ = ("_counts", "_starts", "first", "last", "size", "source")
 
@@ -113,30 +113,30 @@ class ChunkUsage:
         self.first, self.last = min(self.first, first), max(self.last, last)
 
     def chunks(self) -> tuple[Int64, Int64, Int64]:
-        """Return the chunks that are touched: their shards, numbers there, and samples."""
+        """Return the chunks with samples: shard, number within the shard, number of samples."""
         touched = np.flatnonzero(self._counts)
-        of_shards = self.source.index.starts
-        shards = np.searchsorted(of_shards, self._starts[touched], side="right") - 1
-        numbers = touched - np.searchsorted(self._starts, of_shards[shards])
+        shard_starts = self.source.index.starts
+        shards = np.searchsorted(shard_starts, self._starts[touched], side="right") - 1
+        numbers = touched - np.searchsorted(self._starts, shard_starts[shards])
         return shards, numbers, self._counts[touched]
 
     def reads_sidecar(self, plan: Plan) -> bool:
-        """Tell whether the side-car is read, and not the samples."""
+        """Return True if the plan's column is read from the side-car instead of the shards."""
         return self.source.reads_sidecar(plan, self.first, self.last, self.size)
 
 
 def chunk_usages(source: Source, selection: Selection) -> list[ChunkUsage]:
-    """Return what a view has of each dataset that it touches."""
-    found: dict[int, ChunkUsage] = {}
-    for part, piece in source.split_by_dataset(selection):
-        if id(part) not in found:
-            found[id(part)] = ChunkUsage(part)
-        found[id(part)].add(piece)
-    return list(found.values())
+    """Return the chunk usage of a view, for each dataset that has samples of it."""
+    usages: dict[int, ChunkUsage] = {}
+    for part, view in source.split_by_dataset(selection):
+        if id(part) not in usages:
+            usages[id(part)] = ChunkUsage(part)
+        usages[id(part)].add(view)
+    return list(usages.values())
 
 
 def explain(source: Source, selection: Selection, plan: Plan) -> Cost:
-    """Return what loading a view at once would cost."""
+    """Return the cost of loading a view at once."""
     plan = plan.stored
     if plan.is_empty:
         return Cost(selection.size, 0, 0, 0, 0, 0)
@@ -154,14 +154,14 @@ def _total_cost(costs: list[Cost]) -> Cost:
 
 
 def _sidecar_cost(usage: ChunkUsage, column: str) -> Cost:
-    """Return what loading a column out of the side-car costs."""
+    """Return the cost of loading a column from the side-car."""
     files, spans = _column_files(usage, column)
     sizes = [] if files is None else files.request_bytes(spans)
     return Cost(usage.size, 0, 0, 0, len(sizes), sum(sizes))
 
 
 def _column_files(usage: ChunkUsage, column: str) -> tuple[CachedRanges | None, list[Span]]:
-    """Return the parts of files that hold a column of a view, and what reads them from a store."""
+    """Return the cached files of a view's side-car column, if remote, and its byte ranges."""
     remote = usage.source.remote
     assert remote is not None
     assert remote.files.sidecar is not None
@@ -173,76 +173,75 @@ def _column_files(usage: ChunkUsage, column: str) -> tuple[CachedRanges | None, 
 def _shards_cost(
     usage: ChunkUsage, source: Source, selection: Selection, plan: Plan | None
 ) -> Cost:
-    """Return what loading that part of a view of a source out of its shards costs."""
+    """Return the cost of loading the part of a view in one dataset from its shards."""
     shards, chunks, counts = usage.chunks()
-    touched, remote = len(np.unique(shards)), usage.source.remote
+    shard_count, remote = len(np.unique(shards)), usage.source.remote
     if remote is None:
-        return Cost(usage.size, touched, len(chunks), len(chunks), 0, 0)
-    found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-    here = np.array([remote.files.is_cached(*chunk) for chunk in found], bool)
+        return Cost(usage.size, shard_count, len(chunks), len(chunks), 0, 0)
+    pairs = list(zip(shards.tolist(), chunks.tolist(), strict=True))
+    is_cached = np.array([remote.files.is_cached(*chunk) for chunk in pairs], bool)
     is_dense = np.array(
         [
             remote.is_dense(chunk[0], count) or remote.is_hot(chunk)
-            for chunk, count in zip(found, counts.tolist(), strict=True)
+            for chunk, count in zip(pairs, counts.tolist(), strict=True)
         ],
         bool,
     )
     requests, nbytes = 0, 0
-    in_parts = np.zeros(len(found), bool)
-    for runs, of_schema in _byte_ranges_by_schema(remote, plan, shards):
-        ids = _ids_in(usage, source, selection, shards, chunks, ~here & of_schema)
+    in_parts = np.zeros(len(pairs), bool)
+    for byte_ranges, of_schema in _byte_ranges_by_schema(remote, plan, shards):
+        ids = _ids_in(usage, source, selection, shards, chunks, ~is_cached & of_schema)
         shard_of = np.searchsorted(remote.index.starts, ids, side="right") - 1
-        ids = ids[remote.is_read_in_parts(ids, shard_of, runs)]
+        ids = ids[remote.is_read_in_parts(ids, shard_of, byte_ranges)]
         in_parts |= np.isin(shards * remote.files.max_chunks + chunks, remote.chunk_keys(ids))
-        more = remote.point_reader.parts_cost(ids, runs)
+        more = remote.point_reader.parts_cost(ids, byte_ranges)
         requests, nbytes = requests + more[0], nbytes + more[1]
     is_dense &= ~in_parts
-    # What the cache cannot hold at once is read sample by sample.
-    sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in found], 0)
+    # Chunks that do not fit the cache together are read sample by sample.
+    sizes = np.where(is_dense, [remote.chunk_bytes(shard) for shard, _ in pairs], 0)
     limit = remote.files.cache.limit
     if limit is not None and remote.verify is not True:
         is_dense &= (np.cumsum(sizes) <= limit) | usage.source.index.compressed[shards]
-    dense, sparse = ~here & is_dense, ~(here | is_dense | in_parts)
+    dense, sparse = ~is_cached & is_dense, ~(is_cached | is_dense | in_parts)
     ids = _ids_in(usage, source, selection, shards, chunks, sparse)
     for more in (_chunks_cost(remote, shards[dense], chunks[dense]), remote.point_reader.cost(ids)):
         requests, nbytes = requests + more[0], nbytes + more[1]
-    return Cost(usage.size, touched, len(chunks), int(here.sum()), requests, nbytes)
+    cached_count = int(is_cached.sum())
+    return Cost(usage.size, shard_count, len(chunks), cached_count, requests, nbytes)
 
 
 def _byte_ranges_by_schema(
     remote: RemoteShards, plan: Plan | None, shards: Int64
 ) -> Iterator[tuple[Int64, Bools]]:
-    """Yield the parts of samples that may be read instead of all, and the shards of these."""
+    """Yield the byte ranges to read of a sample, and the mask of the shards with that schema."""
     if plan is None:
         return
     schema_ids = remote.index.schema_ids[shards]
     for schema in np.unique(schema_ids).tolist():
-        # Not the plan's own numbers of schemas, which are those of a mixture.
+        # A new plan, because the caller's plan may number the schemas of a mixture.
         partial_read = Plan(plan.fields).partial_read(schema, remote.layouts[schema])
         if partial_read is not None:
             yield partial_read.byte_ranges, schema_ids == schema
 
 
 def require_affordable(source: Source, selection: Selection, what: str, plan: Plan | None) -> None:
-    """Refuse a read of stored columns that would fetch more than the source's limit.
+    """Raise CostError if a read of stored columns would fetch more than the source's limit.
 
     Raises
     ------
     CostError
-        With what it would cost, and the ways on.
+        With the estimated cost and the alternatives.
     """
     if plan is not None and plan.is_empty:
         return
     limit = source.limit
-    apart = {
+    in_shards = {  # datasets whose side-car does not hold the column
         part for part in source.remotes if plan is None or part.sidecar_column_name(plan) is None
     }
-    if limit is None or _max_bytes(source, selection, apart) <= limit:
+    if limit is None or _max_bytes(source, selection, in_shards) <= limit:
         return
-    found = chunk_usages(source, selection)
-    cost = _total_cost(
-        [_shards_cost(usage, source, selection, plan) for usage in found if usage.source in apart]
-    )
+    usages = [u for u in chunk_usages(source, selection) if u.source in in_shards]
+    cost = _total_cost([_shards_cost(usage, source, selection, plan) for usage in usages])
     if cost.nbytes > limit:
         raise CostError(
             f"{what} would read {cost}, more than implicit_read_limit={size_text(limit)}: read "
@@ -253,12 +252,12 @@ def require_affordable(source: Source, selection: Selection, what: str, plan: Pl
 
 
 def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
-    """Fetch what reading a view takes into the cache: chunks, and columns of the side-car.
+    """Fetch chunks, and columns of the side-car, into the cache to read a view later.
 
     Raises
     ------
     ValueError
-        If the cache may not hold it all at once.
+        If the cache cannot hold all of it at once.
     """
     plan = plan.stored
     if plan.is_empty:
@@ -272,8 +271,8 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         cache = remote.files.cache
         caches[cache.directory] = cache
         for field in plan.fields:
-            alone = Plan([field])
-            if usage.size and usage.reads_sidecar(alone):
+            column_plan = Plan([field])
+            if usage.size and usage.reads_sidecar(column_plan):
                 files, spans = _column_files(usage, field.name)
                 if files is not None:
                     needed[cache.directory] += sum(nbytes for _, _, nbytes in spans)
@@ -281,20 +280,21 @@ def prefetch(source: Source, selection: Selection, plan: Plan) -> None:
         if usage.reads_sidecar(plan):
             continue
         shards, chunks, _ = usage.chunks()
-        found = list(zip(shards.tolist(), chunks.tolist(), strict=True))
-        absent = [chunk for chunk in found if not remote.files.is_readable(*chunk)]
-        needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in found)
-        groups = [absent[at : at + JOB_CHUNKS] for at in range(0, len(absent), JOB_CHUNKS)]
+        pairs = list(zip(shards.tolist(), chunks.tolist(), strict=True))
+        absent = [chunk for chunk in pairs if not remote.files.is_readable(*chunk)]
+        needed[cache.directory] += sum(remote.chunk_bytes(shard) for shard, _ in pairs)
+        starts = range(0, len(absent), CHUNKS_PER_JOB)
+        groups = [absent[start : start + CHUNKS_PER_JOB] for start in starts]
         jobs += [(remote, partial(remote.fetch, group)) for group in groups]
     for directory, nbytes in needed.items():
         caches[directory].require(nbytes)
-    with closing(run_as_completed(jobs)) as arrivals:
+    with closing(run_as_completed(jobs)) as completed:
         for _ in progress(jobs, "fetching"):
-            next(arrivals)
+            next(completed)
 
 
 def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
-    """Return how many of ``start + k * step``, for k below `size`, lie in each chunk."""
+    """Return how many of the numbers start + k * step, for k below `size`, lie in each chunk."""
     if step < 0:
         start, step = start + step * (size - 1), -step
     before = np.clip(-((start - starts) // step), 0, size)
@@ -302,42 +302,41 @@ def _affine_counts(starts: Int64, start: int, step: int, size: int) -> Int64:
 
 
 def _max_bytes(source: Source, selection: Selection, parts: set[Source]) -> int:
-    """Return a bound, quickly, of the bytes that a view may fetch of some datasets."""
+    """Return a cheap upper bound of the bytes that a view may fetch from some datasets."""
     if selection.affine is None:
         return sum(part.index.total for part in parts)
-    most = 0
-    for part, piece in source.split_by_dataset(selection):
+    bound = 0
+    for part, view in source.split_by_dataset(selection):
         if part in parts:
-            most += part.index.total
-            if piece.affine is not None:
-                rows = abs(piece.affine[1]) * piece.size
-                most += min(
-                    0, part.estimate_bytes(rows) + 2 * part.index.chunk_bytes - part.index.total
-                )
-    return most
+            total = part.index.total
+            if view.affine is not None:
+                rows = abs(view.affine[1]) * view.size
+                total = min(total, part.estimate_bytes(rows) + 2 * part.index.chunk_bytes)
+            bound += total
+    return bound
 
 
 def _chunks_cost(remote: RemoteShards, shards: Int64, chunks: Int64) -> tuple[int, int]:
-    """Return the requests for chunks, and their bytes."""
-    costs = []
+    """Return the number of requests for chunks, and their bytes."""
+    transfers = []
     for shard in np.unique(shards).tolist():
         if remote.index.compressed[shard]:
-            costs += _compressed_transfers(remote, shard)
+            transfers += _compressed_transfers(remote, shard)
         else:
-            costs += _plain_transfers(remote, shard, chunks[shards == shard].tolist())
-    requests = sum(-(-nbytes // most) for nbytes, most in costs)
-    return requests, sum(nbytes for nbytes, _ in costs)
+            transfers += _plain_transfers(remote, shard, chunks[shards == shard].tolist())
+    requests = sum(-(-nbytes // max_bytes) for nbytes, max_bytes in transfers)
+    return requests, sum(nbytes for nbytes, _ in transfers)
 
 
 def _compressed_transfers(remote: RemoteShards, shard: int) -> list[Transfer]:
-    """Return what a compressed shard takes."""
+    """Return the transfers for a compressed shard."""
     files = remote.index.files(shard)
     stored = [files.zip_data, files.zip_meta or files.meta]
     return [(file.nbytes, WHOLE_REQUEST) for file in stored if file is not None]
 
 
 def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> list[Transfer]:
-    """Return what chunks of a shard take, and what stands before its samples, if it is not here."""
+    """Return the transfers for chunks of a shard, and for its header if that is not cached."""
     meta, begin = remote.index.files(shard).meta, remote.files.recorded_begin(shard)
     pieces = [1 + chunk for chunk in chunks]
     sizes = [begin or 0, *remote.files.chunk_sizes(shard).tolist()]
@@ -348,12 +347,12 @@ def _plain_transfers(remote: RemoteShards, shard: int, chunks: list[int]) -> lis
     if remote.files.is_fixed(shard):
         return _merged_transfers([0, *pieces], sizes)
     offsets = 4 * (remote.files.sample_count(shard) + 2)
-    head = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
-    return head + _merged_transfers(pieces, sizes)
+    header = [(4, 4), (offsets, MAX_REQUEST)] if begin is None else [(begin, MAX_REQUEST)]
+    return header + _merged_transfers(pieces, sizes)
 
 
 def _merged_transfers(pieces: list[int], sizes: list[int]) -> list[Transfer]:
-    """Return what pieces of a shard, rising, take when neighbors are fetched together."""
+    """Return the transfers for ascending pieces of a shard; neighbors are fetched together."""
     runs: list[int] = []
     last = None
     for piece in pieces:
@@ -371,22 +370,23 @@ def _ids_in(
     selection: Selection,
     shards: Int64,
     chunks: Int64,
-    which: Bools,
+    is_chosen: Bools,
 ) -> Int64:
-    """Return the samples of a view that lie in some of a dataset's chunks, rising."""
-    if not which.any():
+    """Return the samples of a view, ascending, in the chosen ones of a dataset's chunks."""
+    if not is_chosen.any():
         return np.empty(0, np.int64)
-    pieces = (piece for part, piece in source.split_by_dataset(selection) if part is usage.source)
-    return _samples_in(usage.source, pieces, shards[which], chunks[which])
+    views = (view for part, view in source.split_by_dataset(selection) if part is usage.source)
+    return _samples_in(usage.source, views, shards[is_chosen], chunks[is_chosen])
 
 
-def _samples_in(source: Source, pieces: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:
-    """Return the samples of a dataset's views that lie in some chunks, rising."""
+def _samples_in(source: Source, views: Iterable[Selection], shards: Int64, chunks: Int64) -> Int64:
+    """Return the samples of a dataset's views, ascending, in some of its chunks."""
     starts = source.chunk_starts().astype(np.int64)
-    wanted = np.searchsorted(starts, source.index.starts[shards]) + chunks
-    found = []
-    for piece in pieces:
-        for begin in range(0, piece.size, COUNT_ROWS):
-            ids = piece.ids(begin, begin + COUNT_ROWS)
-            found.append(ids[np.isin(np.searchsorted(starts, ids, side="right") - 1, wanted)])
-    return np.unique(np.concatenate(found))
+    chosen = np.searchsorted(starts, source.index.starts[shards]) + chunks
+    samples = []
+    for view in views:
+        for begin in range(0, view.size, COUNT_ROWS):
+            ids = view.ids(begin, begin + COUNT_ROWS)
+            chunk_of = np.searchsorted(starts, ids, side="right") - 1
+            samples.append(ids[np.isin(chunk_of, chosen)])
+    return np.unique(np.concatenate(samples))

@@ -1,4 +1,4 @@
-"""The limit of reads that nobody asked for by name.
+"""Provide `check_cost`, the limit of implicit reads.
 
 Tested in tests/shards/test_residency.py.
 """
@@ -14,21 +14,24 @@ if TYPE_CHECKING:
 
 
 def check_cost(source: Source, selection: Selection, what: str, plan: Plan | None = None) -> None:
-    """Refuse a read that nobody asked for by name if it would fetch too much.
+    """Raise CostError if an implicit read would fetch more than the source's limit.
+
+    Implicit reads are comparisons, reductions, `np.asarray` and iteration over a permuted view.
+    Explicit reads (`load`, `take`, `prefetch`, `iter`) are not limited.
 
     Parameters
     ----------
     source : Source
     selection : Selection
     what : str
-        What reads, for the message.
+        What reads, as the subject of the error message.
     plan : Plan, optional
-        The columns, by default all.
+        The columns to read; by default all.
 
     Raises
     ------
     CostError
-        With what it would cost, and the ways on.
+        With the estimated cost and the alternatives.
     """
     stored = None if plan is None else plan.stored
     if all(

@@ -1,4 +1,4 @@
-"""What batches and samples hold, made of columns as they are stored.
+"""Provide the conversion of stored columns to the values of batches and samples.
 
 Tested in tests/end_to_end/test_golden.py.
 """
@@ -27,25 +27,25 @@ BatchColumn = AnyArray | Ragged
 def batch_column(
     fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64, out: AnyArray | None = None
 ) -> BatchColumn:
-    """Return a column as a batch holds it: bytes stay bytes, numbers become arrays.
+    """Convert a stored column to a batch's: bytes stay bytes, numbers become arrays.
 
     Parameters
     ----------
     fetcher : Fetcher
-        Says where a sample is stored, if its value cannot be read.
+        Describes the location of a sample whose value is damaged.
     field : Field
     stored : ndarray, Ragged or list
     ids : ndarray of int64, shape (n,)
-        The samples whose values these are.
+        The samples of the values.
     out : ndarray, optional
-        Where a fixed column is to go.
+        Receives the values of a fixed column.
 
     Raises
     ------
     FormatError
-        If a value's bytes are not what the encoding says.
+        If the bytes of a value do not fit the encoding.
     OverflowError
-        If an integer is beyond int64.
+        If an integer does not fit int64.
     """
     kind = field.encoding.kind
     if field.encoding.dtype.kind == "b":
@@ -73,14 +73,14 @@ def batch_column(
 
 
 def _with_encoding(field: Field, column: BatchColumn) -> BatchColumn:
-    """Return a column that remembers how its rows are stored, if they vary in length."""
+    """Record the encoding in a column of rows, for `npstream.write`."""
     if isinstance(column, Ragged):
         column.encoding = field.encoding.name
     return column
 
 
 def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> None:
-    """Raise FormatError for the first sample with a bool that is neither 0 nor 1."""
+    """Raise FormatError for the first sample with a bool byte other than 0 and 1."""
     values = stored.values if isinstance(stored, Ragged) else stored
     if not isinstance(values, np.ndarray) or (byte := invalid_bool_byte(values)) is None:
         return
@@ -93,7 +93,7 @@ def _check_bools(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) 
 
 
 def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64) -> list[Any]:
-    """Return a column's values as samples hold them, writable and sharing memory with none.
+    """Convert a stored column to values of samples, which are writable and share no memory.
 
     The parameters and exceptions are those of `batch_column`.
     """
@@ -120,7 +120,7 @@ def sample_values(fetcher: Fetcher, field: Field, stored: RawColumn, ids: Int64)
 
 
 def object_array(values: list[Any]) -> AnyArray:
-    """Return values as an array of objects, one an element, whatever they are."""
+    """Return an array of objects, one element for each value, even for sequences."""
     column = np.empty(len(values), object)
     for k, value in enumerate(values):
         column[k] = value
@@ -130,12 +130,12 @@ def object_array(values: list[Any]) -> AnyArray:
 def decode_value(
     fetcher: Fetcher, name: str, decode: Callable[[Any], Any], body: Any, sample: int
 ) -> Any:
-    """Decode one value; a failure names the column and where the sample is stored."""
+    """Decode one value; errors name the column and the location of the sample."""
     try:
         return decode(body)
     except NpstreamError as error:
         if not isinstance(error, ValueError):
-            raise  # a missing package, not a damaged value
+            raise  # a missing package is not a damaged value
         fetcher.raise_damaged(sample, f"column {name!r}: {error}")
     except Exception as error:
         # A decoder that the user registered may raise anything.
@@ -143,7 +143,7 @@ def decode_value(
 
 
 def _ascii_rows(stored: Ragged) -> list[str] | None:
-    """Return the rows as str where all are ASCII, whose bytes are its characters."""
+    """Return the rows as str if all bytes are ASCII, so that one decode is enough; else None."""
     body = stored.values.tobytes()
     if not body.isascii():
         return None
@@ -154,12 +154,13 @@ def _ascii_rows(stored: Ragged) -> list[str] | None:
 def _decode_rows(
     fetcher: Fetcher, field: Field, stored: Ragged, ids: Int64, decode: Callable[[Any], Any]
 ) -> list[Any]:
+    """Decode each row of a column."""
     body = memoryview(stored.values.data)
     spans = pairwise(stored.offsets.tolist())
     try:
         return [decode(body[start:stop]) for start, stop in spans]
     except Exception:
-        # Once more, one by one, to say which; what is not damaged data is raised from there.
+        # Decode again one by one, to name the sample, or to raise an error that has another cause.
         spans = pairwise(stored.offsets.tolist())
         return [
             decode_value(fetcher, field.name, decode, body[start:stop], int(sample))
@@ -168,22 +169,24 @@ def _decode_rows(
 
 
 def _number_array(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> AnyArray:
+    """Return parsed numbers as an array of the column's dtype."""
     dtype = field.encoding.dtype
     try:
         return np.array(values, dtype).reshape(-1, *(field.shape or ()))
     except OverflowError:
-        wide = next(k for k, v in enumerate(values) if not -(2**63) <= v < 2**63)
+        too_wide = next(k for k, v in enumerate(values) if not -(2**63) <= v < 2**63)
         raise OverflowError(
-            f"{fetcher.shards.describe(int(ids[wide]))}: column {field.name!r} holds "
-            f"{values[wide]}, which int64 cannot; read it with dtype=object"
+            f"{fetcher.shards.describe(int(ids[too_wide]))}: column {field.name!r} holds "
+            f"{values[too_wide]}, which int64 cannot; read it with dtype=object"
         ) from None
 
 
 def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) -> Ragged:
+    """Return text or bytes as a Ragged."""
     try:
         return Ragged.from_list(values, field.encoding.kind)
     except UnicodeEncodeError as error:
-        # JSON can spell half of a character.
+        # JSON can escape a lone surrogate, which UTF-8 cannot encode.
         sample = next(i for i, text in zip(ids, values, strict=True) if text is error.object)
         fetcher.raise_damaged(
             int(sample), f"column {field.name!r}: {error}; read it with dtype=object"
@@ -191,6 +194,7 @@ def _text_rows(fetcher: Fetcher, field: Field, values: list[Any], ids: Int64) ->
 
 
 def _ragged_or_objects(rows: list[AnyArray]) -> BatchColumn:
+    """Return arrays as a Ragged if they agree in dtype and rank, otherwise as objects."""
     if len({(row.dtype, row.ndim) for row in rows}) == 1:
         return Ragged.from_list(rows)
     return object_array(rows)

@@ -1,9 +1,9 @@
-"""From sample numbers to columns: read, split and gather, one allocation a column.
+"""Provide `gather`: read samples, split them into columns, and copy each into one allocation.
 
-A column is gathered *as stored*: an ndarray where all values take the same bytes, a Ragged of
-bytes or array elements where they vary, a list where the format is text, an object array where
-arrays differ in rank or dtype. `npstream.reading.decode` makes of that what batches and samples
-hold.
+A column is gathered in its *stored* form. That is an ndarray if all values have one size, and a
+Ragged of bytes or array elements if sizes vary. It is a list for a text format, and an object array
+if arrays differ in rank or dtype. `npstream.reading.decode` converts this form to the values of
+batches and samples.
 
 Tested in tests/end_to_end/test_laws.py.
 """
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
 RawColumn = AnyArray | Ragged | list[Any]
 
 KERNEL_ROWS = 1 << 16
-"""Rows a kernel call, so that its tables of addresses stay in the processor's cache."""
+"""Rows for one kernel call. Their tables of addresses then fit the processor's cache."""
 
 _ITEMSIZES = np.zeros(256, np.int64)
 for _code, _dtype in DTYPE_CODES.items():
     _ITEMSIZES[_code] = _dtype.itemsize
 _UNSIGNED = {dtype.itemsize: code for code, dtype in DTYPE_CODES.items() if dtype.kind == "u"}
 _COMPLEX_PARTS = 2
-"""Numbers that store a complex one, along an axis of their own."""
+"""A complex number is stored as two numbers, along a last axis."""
 
 
 class Lookup(NamedTuple):
-    """Rows of a source, and what they are in the index.
+    """Rows of a source, and the numbers of their samples in the index.
 
     Attributes
     ----------
     rows : ndarray of int64, shape (n,)
-        The numbers by which a source's users know its samples.
+        Row numbers, as users of the source see them.
     samples : ndarray of int64, shape (n,)
-        The numbers by which the index knows them; `rows` itself where these are the same.
+        Sample numbers of the index. The same array as `rows` if the numbers are the same.
     is_prefetched : bool, default: False
-        Whether the pages that the samples lie in were asked for.
+        True if the pages of the samples were prefetched.
     """
 
     rows: Int64
@@ -73,19 +73,19 @@ def gather(
     out: Mapping[str, AnyArray] | None = None,
     is_prefetched: bool = False,
 ) -> dict[str, RawColumn]:
-    """Read columns of samples, as stored.
+    """Read columns of samples in their stored form.
 
     Parameters
     ----------
     fetcher : Fetcher
     plan : Plan
-        Of columns that are stored. If it has none, no shard is touched.
+        Only of stored columns. If it has no columns, no shard is read.
     ids : ndarray of int64, shape (n,)
-        Sample numbers, in any order, duplicates kept.
+        Sample numbers, in any order, with duplicates.
     out : mapping of str to ndarray, optional
-        C-contiguous arrays of a fixed column's dtype and shape, to be filled and returned.
+        C-contiguous arrays of a fixed column's dtype and shape, to fill and return.
     is_prefetched : bool, default: False
-        Whether the pages that the samples lie in were asked for.
+        True if the pages of the samples were prefetched.
     """
     index = fetcher.index
     if plan.is_empty:
@@ -99,13 +99,13 @@ def gather(
         schema = present[0] if present else 0
         return _gather_schema(fetcher, schema, plan, ids, out or {}, is_prefetched)
     rows = [np.flatnonzero(schema_ids == schema) for schema in present]
-    # Those of one size are read end to end, so that no more than their order remains to be made.
+    # Fixed columns are read schema by schema into one array, which then only needs reordering.
     fixed = {f.name: f.allocate(len(ids)) for f in plan.fields if f.encoding.kind == "fixed"}
     pieces, start = [], 0
-    for schema, mine in zip(present, rows, strict=True):
-        stop = start + len(mine)
-        parts = {name: whole[start:stop] for name, whole in fixed.items()}
-        pieces.append(_gather_schema(fetcher, schema, plan, ids[mine], parts, is_prefetched))
+    for schema, positions in zip(present, rows, strict=True):
+        stop = start + len(positions)
+        views = {name: column[start:stop] for name, column in fixed.items()}
+        pieces.append(_gather_schema(fetcher, schema, plan, ids[positions], views, is_prefetched))
         start = stop
     order = np.argsort(np.concatenate(rows), kind="stable")
     return {
@@ -114,12 +114,12 @@ def gather(
     }
 
 
-def _merge(pieces: list[RawColumn], order: Int64, joined: AnyArray | None) -> RawColumn:
-    """Put the pieces of a column, which may be joined already, in order."""
+def _merge(pieces: list[RawColumn], order: Int64, column: AnyArray | None) -> RawColumn:
+    """Concatenate pieces, unless `column` already holds them, and put the rows in order."""
     arrays = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     if len(arrays) == len(pieces):
-        whole: AnyArray = np.concatenate(arrays) if joined is None else joined
-        return whole[order]
+        rows_by_schema: AnyArray = np.concatenate(arrays) if column is None else column
+        return rows_by_schema[order]
     texts = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
     if len(texts) == len(pieces):
         values = np.concatenate([piece.values for piece in texts])
@@ -138,36 +138,37 @@ def _gather_schema(
     out: Mapping[str, AnyArray],
     is_prefetched: bool,
 ) -> dict[str, RawColumn]:
+    """Read columns of samples that all have one schema."""
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
         return dict(read_lines(fetcher, schema, [f.name for f in plan.fields], ids))
     split = plan.split(schema, layout)
     columns: dict[str, Any] = {}
     blocks: list[Int64] = []
-    held: list[object] = []  # the spans are in use until the end
+    owners: list[object] = []  # of the memory of the spans
     fixed = split.arguments.fixed.copy()
-    for place, f in enumerate(split.fixed):
+    for number, f in enumerate(split.fixed):
         column = out.get(f.name)
         if column is None:
             column = f.allocate(len(ids))
         columns[f.name] = column
-        fixed[place, 3] = memory.writable_address(column)
+        fixed[number, 3] = memory.writable_address(column)
     partial_read = plan.partial_read(schema, layout) if fetcher.remotes and len(ids) else None
-    # If parts of samples are read, no column varies in size.
+    # If samples can be read in parts, no column varies in size, and there are no spans to gather.
     if partial_read is None or not _copy_parts(fetcher, split, partial_read, ids, columns):
         for start in range(0, len(ids), KERNEL_ROWS):
-            part = ids[start : start + KERNEL_ROWS]
-            spans, holder = fetcher.read(part, split.arguments, fixed, is_prefetched)
+            block_ids = ids[start : start + KERNEL_ROWS]
+            spans, owner = fetcher.read(block_ids, split.arguments, fixed, is_prefetched)
             blocks.append(spans)
-            held.append(holder)
-            if len(part) < len(ids):
-                fixed[:, 3] += len(part) * fixed[:, 2]
+            owners.append(owner)
+            if len(block_ids) < len(ids):
+                fixed[:, 3] += len(block_ids) * fixed[:, 2]
     for f in split.opaque:
         columns[f.name] = _rows_of_bytes(columns[f.name])
-    for place, f in enumerate(split.variable):
-        values = _VariableColumn(fetcher, f, ids, [block[place] for block in blocks])
+    for number, f in enumerate(split.variable):
+        values = _VariableColumn(fetcher, f, ids, [block[number] for block in blocks])
         columns[f.name] = _gather_spans(values, out.get(f.name))
-    del held
+    del owners  # the spans were in use until here
     return columns
 
 
@@ -178,71 +179,81 @@ def _copy_parts(
     ids: Int64,
     columns: dict[str, AnyArray],
 ) -> bool:
-    """Copy columns of one size if some samples are read in part, as that is cheaper.
+    """Copy columns of one size, if it is cheaper to read some samples in parts.
 
-    The other samples are read whole, after that.
+    Samples that are not read in parts are then read whole.
 
     Returns
     -------
     bool
-        False if none is read in part. Nothing is copied then.
+        False if no sample is read in parts. Nothing is copied then.
     """
-    is_left = np.ones(len(ids), bool)
+    is_missing = np.ones(len(ids), bool)
     with shared_deadline():
-        parts = fetcher.read_parts(ids, partial_read.byte_ranges)
-        if not parts:
+        results = fetcher.read_parts(ids, partial_read.byte_ranges)
+        if not results:
             return False
-        for rows, which, values in parts:
-            is_left[rows] = False
-            in_order = len(rows) == len(values) == len(ids) and bool((np.diff(which) == 1).all())
-            for name, pieces in partial_read.copies.items():
+        for positions, rows, parts in results:
+            is_missing[positions] = False
+            in_order = len(positions) == len(parts) == len(ids) and bool((np.diff(rows) == 1).all())
+            for name, copies in partial_read.copies.items():
                 target = columns[name].reshape(len(ids), -1).view(np.uint8)
-                for at, to, nbytes in pieces:
-                    found = values[:, at : at + nbytes]
-                    if in_order:  # no copy on the way
-                        target[:, to : to + nbytes] = found
+                for source_byte, target_byte, nbytes in copies:
+                    values = parts[:, source_byte : source_byte + nbytes]
+                    if in_order:  # avoids a copy of `values`
+                        target[:, target_byte : target_byte + nbytes] = values
                     else:
-                        target[rows, to : to + nbytes] = found[which]
-        rows = np.flatnonzero(is_left)
-        for start in range(0, len(rows), KERNEL_ROWS):
-            chosen, fixed = rows[start : start + KERNEL_ROWS], split.arguments.fixed.copy()
-            block = {f.name: f.allocate(len(chosen)) for f in split.fixed}
-            for place, f in enumerate(split.fixed):
-                fixed[place, 3] = memory.writable_address(block[f.name])
-            fetcher.read(ids[chosen], split.arguments, fixed)
+                        target[positions, target_byte : target_byte + nbytes] = values[rows]
+        missing = np.flatnonzero(is_missing)
+        for start in range(0, len(missing), KERNEL_ROWS):
+            positions, fixed = missing[start : start + KERNEL_ROWS], split.arguments.fixed.copy()
+            block = {f.name: f.allocate(len(positions)) for f in split.fixed}
+            for number, f in enumerate(split.fixed):
+                fixed[number, 3] = memory.writable_address(block[f.name])
+            fetcher.read(ids[positions], split.arguments, fixed)
             for name, column in block.items():
-                columns[name][chosen] = column
+                columns[name][positions] = column
     return True
 
 
 def _rows_of_bytes(column: AnyArray) -> Ragged:
-    """Return values of one size whose meaning is not an array's as rows of bytes."""
+    """Return values of one size that are no arrays, such as text, as a Ragged of bytes."""
     n, size = column.shape
     return Ragged(column.reshape(-1), np.arange(n + 1, dtype=np.int64) * size, "bytes")
 
 
 @dataclass(slots=True)
 class _VariableColumn:
-    """The values of a variable column, found in blocks of rows, not yet gathered."""
+    """The spans of a variable column's values, in blocks of rows, before they are copied.
+
+    Attributes
+    ----------
+    fetcher : Fetcher
+    field : Field
+    ids : ndarray of int64, shape (n,)
+        The samples of the values.
+    spans : list of ndarray of int64, shape (2, rows)
+        Addresses and lengths, for each block.
+    """
 
     fetcher: Fetcher
     field: Field
     ids: Int64
-    spans: list[Int64]  # of shape (2, rows): addresses, lengths
+    spans: list[Int64]
 
     @property
     def lengths(self) -> Int64:
-        """Bytes of each value."""
+        """The number of bytes of each value."""
         return np.concatenate([nbytes for _, nbytes in self.spans] or [np.empty(0, np.int64)])
 
     def allocate(self, elements: int, dtype: np.dtype[Any]) -> AnyArray:
-        """Return a new array for the elements of all values."""
+        """Return a new array for `elements` elements, or raise MemoryError."""
         nbytes, rows = elements * dtype.itemsize, len(self.ids)
         memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", rows, self.field.name)
         return np.empty(elements, dtype)
 
     def copy(self, offsets: Int64, destination: AnyArray) -> None:
-        """Copy each value to its offset, in bytes."""
+        """Copy each value to its byte offset in `destination`."""
         start, base = 0, memory.address_of(destination)
         for address, nbytes in self.spans:
             stop = start + len(address)
@@ -250,19 +261,19 @@ class _VariableColumn:
             copy(address, nbytes, offsets[start:stop], base)
             start = stop
 
-    def raise_if(self, wrong: AnyArray, what: str) -> None:
-        """Raise FormatError for the first row that is wrong, if any is."""
-        if wrong.any():
-            k = int(wrong.argmax())
+    def raise_if(self, is_wrong: AnyArray, reason: str) -> None:
+        """Raise FormatError for the first row where `is_wrong` is True."""
+        if is_wrong.any():
+            k = int(is_wrong.argmax())
             nbytes = int(self.lengths[k])
             self.fetcher.raise_damaged(
                 int(self.ids[k]),
-                f"column {self.field.name!r} has {quantity(nbytes, 'byte')}; {what}",
+                f"column {self.field.name!r} has {quantity(nbytes, 'byte')}; {reason}",
             )
 
 
 def _gather_spans(values: _VariableColumn, out: AnyArray | None) -> RawColumn:
-    """Gather the values of a variable column in the form that its encoding asks for."""
+    """Gather the values of a variable column in the form of its encoding."""
     encoding, lengths = values.field.encoding, values.lengths
     if encoding.kind == "fixed":
         return _gather_declared_fixed(values, lengths, out)
@@ -282,7 +293,7 @@ _TEXT_KINDS = ("str", "bytes", "image")
 def _gather_declared_fixed(
     values: _VariableColumn, lengths: Int64, out: AnyArray | None
 ) -> AnyArray:
-    """Gather a column that is stored as variable and was declared to be fixed."""
+    """Gather a column that is stored with variable size but declared as fixed."""
     field, encoding = values.field, values.field.encoding
     assert encoding.size is not None
     values.raise_if(lengths != encoding.size, f"{encoding.name!r} takes {encoding.size}")
@@ -302,7 +313,7 @@ def _gather_elements(
     dtype: np.dtype[Any],
     shapes: Int64 | None = None,
 ) -> Ragged:
-    """Gather rows of array elements into one array of them."""
+    """Gather rows of array elements as a Ragged."""
     values.raise_if(lengths % dtype.itemsize != 0, f"that is no multiple of {dtype}")
     elements = values.allocate(int(offsets[-1]) // dtype.itemsize, dtype)
     values.copy(offsets, elements)
@@ -310,30 +321,27 @@ def _gather_elements(
 
 
 def _gather_arrays(values: _VariableColumn) -> RawColumn:
-    """Gather arrays that say their own shape, and maybe dtype: a Ragged where they agree."""
+    """Gather arrays with headers: as a Ragged if ranks and dtypes agree, otherwise as objects."""
     encoding, n = values.field.encoding, len(values.ids)
     typed = int(encoding.dtype == object)
     number = storage_dtype(encoding.dtype) or encoding.dtype
-    # All numbers of one size have their heads read alike.
+    # Headers depend only on the size of a number, so any dtype of that size reads them.
     codes = np.full(n, 0 if typed else _UNSIGNED[number.itemsize], np.int64)
-    heads, ndims = np.zeros((2, n), np.int64)
+    header_sizes, ndims = np.zeros((2, n), np.int64)
     start = 0
     for address, nbytes in values.spans:
         stop = start + len(address)
         code = kernels.read_array_headers.for_size(len(address))(
             address, nbytes, typed, _ITEMSIZES,
-            codes[start:stop], heads[start:stop], ndims[start:stop],
+            codes[start:stop], header_sizes[start:stop], ndims[start:stop],
         )  # fmt: skip
         if code < 0:
-            wrong = np.arange(n) == start - 1 - code
-            values.raise_if(wrong, f"they are no array of {encoding.name!r}")
+            is_wrong = np.arange(n) == start - 1 - code
+            values.raise_if(is_wrong, f"they are no array of {encoding.name!r}")
         start = stop
     if n == 0:
-        return (
-            np.empty(0, object)
-            if typed
-            else Ragged(np.empty(0, encoding.dtype), _offsets_from_lengths(heads))
-        )
+        no_rows = _offsets_from_lengths(header_sizes)
+        return np.empty(0, object) if typed else Ragged(np.empty(0, encoding.dtype), no_rows)
     if (codes != codes[0]).any() or (ndims != ndims[0]).any():
         return _gather_objects(values)
     shapes = None
@@ -342,14 +350,14 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
         address = np.concatenate([at for at, _ in values.spans])
         kernels.read_array_shapes.for_size(n)(address, typed, shapes)
         if encoding.dtype.kind == "c":
-            wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
-            values.raise_if(wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
-            shapes = shapes[:, :-1] if ndims[0] > _COMPLEX_PARTS else None
+            is_wrong = (shapes[:, -1] != _COMPLEX_PARTS) | (ndims == 1)
+            values.raise_if(is_wrong, f"{encoding.dtype} takes a last axis of {_COMPLEX_PARTS}")
+            shapes = shapes[:, :-1] if ndims[0] > 2 else None
     start = 0
     for span in values.spans:
         stop = start + span.shape[1]
-        span[0] += heads[start:stop]
-        span[1] -= heads[start:stop]
+        span[0] += header_sizes[start:stop]
+        span[1] -= header_sizes[start:stop]
         start = stop
     lengths = values.lengths
     dtype = DTYPE_CODES[int(codes[0])] if typed else encoding.dtype
@@ -357,7 +365,7 @@ def _gather_arrays(values: _VariableColumn) -> RawColumn:
 
 
 def _gather_objects(values: _VariableColumn) -> AnyArray:
-    """Decode arrays that differ in dtype or rank one by one."""
+    """Decode arrays one by one, because they differ in dtype or rank."""
     column = np.empty(len(values.ids), object)
     decode = values.field.encoding.decode
     row = 0
@@ -369,15 +377,15 @@ def _gather_objects(values: _VariableColumn) -> AnyArray:
 
 
 def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
-    """Find columns of samples as they are stored, to be copied.
+    """Locate the stored bytes of columns, for a writer to copy.
 
     Parameters
     ----------
     fetcher : Fetcher
     plan : Plan
-        Of whole columns that are stored. If it has none, no shard is touched.
+        Only of whole stored columns. If it has no columns, no shard is read.
     ids : ndarray of int64, shape (n,)
-        Sample numbers, in any order, duplicates kept.
+        Sample numbers, in any order, with duplicates.
     """
     index = fetcher.index
     if not plan.fields:
@@ -385,73 +393,73 @@ def find_bodies(fetcher: Fetcher, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     if len(index.schemas) <= 1:
         return _find_schema_bodies(fetcher, 0, plan, ids)
     schema_ids = index.schema_ids[np.searchsorted(index.starts, ids, side="right") - 1]
-    held: list[object] = []
+    owners: list[object] = []
     spans = {field.name: np.empty((2, len(ids)), np.int64) for field in plan.fields}
     for schema in np.unique(schema_ids).tolist():
         rows = np.flatnonzero(schema_ids == schema)
         for name, part in _find_schema_bodies(fetcher, schema, plan, ids[rows]).items():
             spans[name][:, rows] = part.address, part.nbytes
-            held.append(part.held)
-    return {name: Bodies(address, nbytes, held) for name, (address, nbytes) in spans.items()}
+            owners.append(part.held)
+    return {name: Bodies(address, nbytes, owners) for name, (address, nbytes) in spans.items()}
 
 
 def _find_schema_bodies(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
+    """Locate the stored bytes of columns of samples that all have one schema."""
     layout = fetcher.layouts[schema] if fetcher.layouts else None
     if layout is None:
         return _encode_lines(fetcher, schema, plan, ids)
-    address, nbytes, held = fetcher.locate_and_prefetch(ids)
+    address, nbytes, owner = fetcher.locate_and_prefetch(ids)
     _check_sizes(fetcher, ids, nbytes < 4 * layout.nvariable + layout.nfixed)
     sizes = np.empty((len(ids), layout.nvariable), "<u4")
-    head = np.full(len(ids), 4 * layout.nvariable, np.int64)
-    copy_spans.for_size(len(ids))(
-        address, head, head * np.arange(len(ids)), memory.address_of(sizes)
-    )
-    wanted = {field.name: field.encoding for field in plan.fields}
-    found, at = {}, address + head
-    for name, place in layout.columns.items():
-        if place.size is None:
-            size = sizes[:, place.variable_before].astype(np.int64)
+    header = np.full(len(ids), 4 * layout.nvariable, np.int64)
+    offsets = header * np.arange(len(ids))
+    copy_spans.for_size(len(ids))(address, header, offsets, memory.address_of(sizes))
+    encodings = {field.name: field.encoding for field in plan.fields}
+    bodies, body_address = {}, address + header
+    for name, column in layout.columns.items():
+        if column.size is None:
+            size = sizes[:, column.variable_before].astype(np.int64)
         else:
-            size = np.full(len(ids), place.size, np.int64)
-        if name in wanted:
-            found[name] = Bodies(at, size, held)
-        at = at + size
-    _check_sizes(fetcher, ids, at != address + nbytes)
-    for name, encoding in wanted.items():
+            size = np.full(len(ids), column.size, np.int64)
+        if name in encodings:
+            bodies[name] = Bodies(body_address, size, owner)
+        body_address = body_address + size
+    _check_sizes(fetcher, ids, body_address != address + nbytes)
+    for name, encoding in encodings.items():
         if encoding.size is not None:
-            _VariableColumn(
-                fetcher, Field(name, encoding), ids, [np.stack((address, found[name].nbytes))]
-            ).raise_if(
-                found[name].nbytes != encoding.size, f"{encoding.name!r} takes {encoding.size}"
+            size = bodies[name].nbytes
+            values = _VariableColumn(
+                fetcher, Field(name, encoding), ids, [np.stack((address, size))]
             )
-    return {name: found[name] for name in wanted}
+            values.raise_if(size != encoding.size, f"{encoding.name!r} takes {encoding.size}")
+    return {name: bodies[name] for name in encodings}
 
 
-def _check_sizes(fetcher: Fetcher, ids: Int64, wrong: Bools) -> None:
-    """Raise FormatError for the first sample whose parts do not fit."""
-    if wrong.any():
-        sample = int(ids[int(wrong.argmax())])
+def _check_sizes(fetcher: Fetcher, ids: Int64, is_wrong: Bools) -> None:
+    """Raise FormatError for the first sample where `is_wrong` is True."""
+    if is_wrong.any():
+        sample = int(ids[int(is_wrong.argmax())])
         fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
 
 
 def _encode_lines(fetcher: Fetcher, schema: int, plan: Plan, ids: Int64) -> dict[str, Bodies]:
     """Encode columns of samples that are lines of text."""
-    found = {}
+    bodies = {}
     for name, values in read_lines(fetcher, schema, [f.name for f in plan.fields], ids).items():
         encode = next(f.encoding.encode for f in plan.fields if f.name == name)
-        bodies = []
+        encoded = []
         for sample, value in zip(ids.tolist(), values, strict=True):
             try:
-                bodies.append(encode(value))
+                encoded.append(encode(value))
             except (ValueError, OverflowError) as error:
                 where = fetcher.shards.describe(sample)
                 raise type(error)(f"{where}: column {name!r}: {error}") from None
-        found[name] = Bodies.of_list(bodies)
-    return found
+        bodies[name] = Bodies.of_list(encoded)
+    return bodies
 
 
 def column_bodies(column: AnyArray | Ragged) -> Bodies:
-    """Return the rows of a gathered column as what is stored of them, to be copied."""
+    """Return the stored bytes of a gathered column's rows, for a writer to copy."""
     if isinstance(column, Ragged):
         return Bodies.of(column.values, column.offsets)
     rows = np.ascontiguousarray(column)
@@ -461,29 +469,26 @@ def column_bodies(column: AnyArray | Ragged) -> Bodies:
 
 
 def equal_text(fetcher: Fetcher, plan: Plan, ids: Int64, value: bytes) -> Bools:
-    """Compare the bytes of one stored column's values with `value`, without copying them."""
+    """Return True where the bytes of a stored column equal `value`, without copying them."""
     equal = np.zeros(len(ids), bool)
-    wanted = np.frombuffer(value, np.uint8)
+    pattern = np.frombuffer(value, np.uint8)
     layout = fetcher.layouts[0] if len(fetcher.layouts) == 1 else None
     for start in range(0, len(ids), KERNEL_ROWS):
-        part = ids[start : start + KERNEL_ROWS]
-        held: object
+        block_ids = ids[start : start + KERNEL_ROWS]
+        owner: object
         if layout is not None:
-            how = plan.split(0, layout).arguments
-            found, held = fetcher.read(part, how, how.fixed)
-            address, nbytes = found[0]
+            arguments = plan.split(0, layout).arguments
+            spans, owner = fetcher.read(block_ids, arguments, arguments.fixed)
+            address, nbytes = spans[0]
         else:
-            column = _as_ragged(*gather(fetcher, plan, part).values())
-            held = column
+            column = _as_ragged(*gather(fetcher, plan, block_ids).values())
+            owner = column
             address, nbytes = memory.address_of(column.values) + column.offsets[:-1], column.lengths
-        equal_spans.for_size(len(part))(
-            address,
-            nbytes,
-            memory.address_of(wanted),
-            len(wanted),
-            equal[start : start + KERNEL_ROWS],
+        block = equal[start : start + KERNEL_ROWS]
+        equal_spans.for_size(len(block))(
+            address, nbytes, memory.address_of(pattern), len(pattern), block
         )
-        del held  # the addresses were in use until here
+        del owner  # the addresses were in use until here
     return equal
 
 
@@ -502,13 +507,13 @@ def _offsets_from_lengths(lengths: Int64) -> Int64:
 def read_lines(
     fetcher: Fetcher, schema: int, names: Sequence[str], ids: Int64
 ) -> dict[str, list[Any]]:
-    """Read columns of samples, all of one schema, as lists of their values.
+    """Read columns of samples that are lines of text, as lists of values.
 
     Parameters
     ----------
     fetcher : Fetcher
     schema : int
-        The number of the schema in the index.
+        The schema of all samples, by its number in the index.
     names : sequence of str
         The columns.
     ids : ndarray of int64, shape (n,)
@@ -516,26 +521,26 @@ def read_lines(
     columns: dict[str, list[Any]] = {name: [] for name in names}
     if len(ids) == 0:
         return columns
-    address, nbytes, held = fetcher.locate(ids)
+    address, nbytes, owner = fetcher.locate(ids)
     parse = line_parser(fetcher, schema, names)
     guard = text.guard(fetcher.index.schemas[schema])
     for sample, at, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
         values = parse(sample, ctypes.string_at(at - guard, length + guard))
         for name, column in columns.items():
             column.append(values[name])
-    del held  # the addresses were in use until here
+    del owner  # the addresses were in use until here
     return columns
 
 
 def line_parser(
     fetcher: Fetcher, schema: int, names: Sequence[str]
 ) -> Callable[[int, bytes], dict[str, Any]]:
-    """Return a function that parses a sample's line, preceded by `text.guard` bytes."""
+    """Return a function that parses a sample from its `text.guard` bytes and its line."""
     layout = fetcher.index.schemas[schema]
     parse = text.parser(layout, names)
     newline = layout.newline.encode()[: text.guard(layout)]
 
-    def checked(sample: int, line: bytes) -> dict[str, Any]:
+    def parse_checked(sample: int, line: bytes) -> dict[str, Any]:
         try:
             if not line.startswith(newline):
                 raise FormatError("it does not begin where a line ends")
@@ -543,4 +548,4 @@ def line_parser(
         except ValueError as error:
             fetcher.raise_damaged(sample, str(error), error)
 
-    return checked
+    return parse_checked

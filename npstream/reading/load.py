@@ -1,4 +1,4 @@
-"""Reading a selection of samples into arrays: the caller's, new ones, or maps of files.
+"""Provide reads of a view: into arrays, as an iterator of samples, or as a map of a shard's file.
 
 Tested in tests/dataset/test_dataset.py.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MODES = ("raise", "wrap", "clip")
 
 SAMPLE_BLOCK = 1 << 19
-"""Bytes of samples that iteration reads at once: few enough to stay in the processor's cache."""
+"""Bytes of samples that iteration reads at once. They fit the processor's cache."""
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
     shape: tuple[int, ...],
     out: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Read columns of samples as arrays of a view's shape.
+    """Read columns of samples as arrays with the shape of a view.
 
     Parameters
     ----------
@@ -53,16 +53,16 @@ def load(
     plan : Plan
     ids : ndarray of int64, shape (n,)
     shape : tuple of int
-        The view's, with n samples.
+        The shape of the view, with n samples.
     out : mapping of str to array_like, optional
-        Where fixed columns are to go; these objects are returned for them.
+        Arrays for fixed columns. They are filled, and returned as the values of these columns.
 
     Raises
     ------
     ValueError, TypeError
         If `out` does not fit.
     """
-    # The first test of the two takes a tenth of the second's time.
+    # `isinstance(out, dict)` takes a tenth of the time of `isinstance(out, Mapping)`.
     if out is not None and not isinstance(out, dict) and not isinstance(out, Mapping):
         raise TypeError(
             f"out is of type {type(out).__name__}: expected a mapping from names of columns to "
@@ -89,7 +89,7 @@ def load_elements(
     mesh: Mesh,
     block: int,
 ) -> AnyArray:
-    """Read elements of the values of a fixed column, some rows at a time.
+    """Read elements of the values of a fixed column, a block of rows at a time.
 
     Parameters
     ----------
@@ -99,26 +99,27 @@ def load_elements(
     selection : Selection
         The rows.
     mesh : Mesh
+        The elements of each value.
     block : int
-        Bytes of samples that are read at once.
+        Bytes of samples to read at once.
     """
     (field,), rows = plan.fields, selection.ravel()
     dtype, shape = field.encoding.dtype, (rows.size, *mesh.shape)
     ensure_fits(prod(shape) * dtype.itemsize, f"{quantity(rows.size, 'row')} of {field.name!r}")
     array: AnyArray = np.empty(shape, dtype)
     step, start = source.block_rows(plan, block), 0
-    pieces = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
-    for ids, found in _read_blocks_ahead(source, plan, pieces, rows):
-        where = np.arange(len(ids))
-        if not rows.step:  # a row may come twice, and is read once
+    blocks = (rows.ids(k, k + step) for k in range(0, rows.size if array.size else 0, step))
+    for ids, lookup in _read_blocks_ahead(source, plan, blocks, rows):
+        positions = np.arange(len(ids))
+        if not rows.step:  # read a row once, although it may occur several times
             unique, inverse = np.unique(ids, return_inverse=True)
             if len(unique) < len(ids):
-                found = source.look_up(unique)._replace(is_prefetched=found.is_prefetched)
-                where = inverse
-        values: Any = source.columns(plan, found, {})[field.name]
+                lookup = source.look_up(unique)._replace(is_prefetched=lookup.is_prefetched)
+                positions = inverse
+        values: Any = source.columns(plan, lookup, {})[field.name]
         values = field.take_part(values)
-        stop = start + len(where)
-        array[start:stop] = mesh.take(values, where, start, selection.ndim)
+        stop = start + len(positions)
+        array[start:stop] = mesh.take(values, positions, start, selection.ndim)
         start = stop
     array = array.reshape(selection.shape + mesh.shape)
     axes = range(selection.ndim, selection.ndim + mesh.lead)
@@ -126,28 +127,28 @@ def load_elements(
 
 
 def _read_blocks_ahead(
-    source: Source, plan: Plan, pieces: Iterator[Int64], rows: Selection
+    source: Source, plan: Plan, blocks: Iterator[Int64], rows: Selection
 ) -> Iterator[tuple[Int64, Lookup]]:
-    """Yield rows, piece by piece, and their look-up, while chunks of the next ones are fetched.
+    """Yield blocks of rows and their lookups, while chunks of the next blocks are fetched.
 
-    Where remote samples may be read in part, they are not: that may take no chunk at all.
+    If samples may be read in parts, nothing is fetched ahead, because no chunk may be needed.
     """
     if source.reads_parts(plan):
-        yield from ((ids, source.look_up(ids)) for ids in pieces)
+        yield from ((ids, source.look_up(ids)) for ids in blocks)
         return
     rowwise = source.is_view_rowwise(rows)
-    yield from source.read_ahead(pieces, lambda ids: ids, rows.step, rowwise)
+    yield from source.read_ahead(blocks, lambda ids: ids, rows.step, rowwise)
 
 
-def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArray:
-    """Return the array, its rows ravelled, that a column is read into for the caller's."""
+def _target(plan: Plan, name: str, shape: tuple[int, ...], out: Any) -> AnyArray:
+    """Return an array with one axis of rows to read a column into: `out`, or a temporary one."""
     field = _find_field(plan, name)
     if field.encoding.kind != "fixed":
         raise TypeError(
             f"out for column {name!r}: its values vary in size, so it is read into a new Ragged"
         )
     assert field.shape is not None
-    array = output_array(given, name, shape + field.shape, field.encoding.dtype)
+    array = output_array(out, name, shape + field.shape, field.encoding.dtype)
     if not array.flags.c_contiguous:
         return np.empty((prod(shape), *field.shape), array.dtype)
     return array if len(shape) == 1 else array.reshape(prod(shape), *field.shape)
@@ -156,12 +157,12 @@ def _target(plan: Plan, name: str, shape: tuple[int, ...], given: Any) -> AnyArr
 def iterate_samples(
     source: Source, selection: Selection, names: tuple[str, ...]
 ) -> Iterator[Sample]:
-    """Read the samples of a 1-d view, some ahead of those that are yielded.
+    """Yield the samples of a 1-d view, and read some ahead.
 
     Raises
     ------
     CostError
-        If the view is in another order than the storage, and would fetch too much.
+        If the view is not in the order of the storage, and would fetch too much.
     """
     if selection.affine is None:
         check_cost(source, selection, "iterating over this view")
@@ -169,10 +170,10 @@ def iterate_samples(
 
 
 class _SampleBlocks:
-    """The samples of a 1-d view, in blocks that are read at once.
+    """The blocks of samples of a 1-d view: each block is read at once.
 
-    Of a block that cannot be, samples are read one by one: damage is of one sample. Whoever catches
-    an error can go on with the samples after it; the iteration does not seem to be over.
+    If a block cannot be read, its samples are read one by one, because damage concerns single
+    samples. After an error, iteration can continue with the next sample.
     """
 
     def __init__(self, source: Source, selection: Selection, names: tuple[str, ...]) -> None:
@@ -188,9 +189,9 @@ class _SampleBlocks:
     def __next__(self) -> Iterator[Sample]:
         begin = self._row
         try:
-            _, found = next(self._ahead)
-            self._row += len(found.rows)
-            return self._read(found)
+            _, lookup = next(self._ahead)
+            self._row += len(lookup.rows)
+            return self._read(lookup)
         except StopIteration:
             raise
         except BaseException as error:
@@ -205,7 +206,7 @@ class _SampleBlocks:
         return self._read(self._source.look_up(row))
 
     def _blocks(self) -> Iterator[tuple[Int64, Lookup]]:
-        """Return blocks of rows from one on, some of which are read ahead."""
+        """Return the remaining blocks of rows, some of which are read ahead."""
         starts = range(self._row, len(self._selection), self._step)
         blocks = (self._selection.ids(start, start + self._step) for start in starts)
         rowwise = self._source.is_view_rowwise(self._selection)
@@ -213,7 +214,7 @@ class _SampleBlocks:
 
 
 class _SingleSamples:
-    """Samples that are read each when it is asked for, after an error is raised if there is one."""
+    """An iterator that raises `error`, if there is one, and then reads samples one by one."""
 
     def __init__(
         self,
@@ -238,16 +239,16 @@ class _SingleSamples:
 def apply_transform(
     function: Callable[[Any], Any], items: Iterator[Any], what: str
 ) -> Iterator[Any]:
-    """Pass items through a user's function, which errors call `what`.
+    """Apply a user's function to items; `what` names the function in errors.
 
-    After an item for which the function raised it goes on with the next one, as ``map`` does; but
-    StopIteration becomes an error, for a loop would end.
+    If the function raises, the iterator continues with the next item, as ``map`` does. But
+    StopIteration is replaced by another error, because it would end a loop without notice.
     """
     return chain.from_iterable(_TransformedItems(function, items, what))
 
 
 class _TransformedItems:
-    """Generators of what a function returns for items: each ends where the function raises."""
+    """Generators of transformed items: each generator ends when the function raises."""
 
     def __init__(self, function: Callable[[Any], Any], items: Iterator[Any], what: str) -> None:
         self._function, self._items, self._what = function, items, what
@@ -278,7 +279,7 @@ def load_structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ..
     Raises
     ------
     TypeError
-        If the values of some columns vary in size; it names them.
+        If the values of some columns vary in size; the message names the columns.
     """
     variable = [f.name for f in plan.fields if f.encoding.kind != "fixed"]
     if variable or not plan.fields:
@@ -295,11 +296,11 @@ def load_structured(source: Source, plan: Plan, ids: Int64, shape: tuple[int, ..
 
 
 def output_array(out: Any, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> AnyArray:
-    """Return the caller's array as NumPy's, if a column of that shape and dtype can go there."""
-    # Of a tensor's memory NumPy has not every dtype, and no copy is wanted of it.
-    here = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
-    array = as_array(out) if here else np.asarray(out)
-    # What NumPy had to copy does not see what is written to the copy.
+    """Return the caller's output as an ndarray, after checking its shape, dtype and flags."""
+    # NumPy does not know every dtype of a tensor, and `np.asarray` might copy the tensor.
+    is_cpu_tensor = is_tensor(out) and out.device.type == "cpu" and not out.requires_grad
+    array = as_array(out) if is_cpu_tensor else np.asarray(out)
+    # If NumPy made a copy, writing to it would not change `out`.
     if array is not out and (array.base is None or _is_read_only(out)):
         raise TypeError(f"out for column {name!r} is a {type(out).__name__}; expected an array")
     if array.shape != shape:
@@ -316,6 +317,7 @@ def _is_read_only(out: Any) -> bool:
 
 
 def _find_field(plan: Plan, name: str) -> Field:
+    """Return a field of a plan by name, or raise ColumnError."""
     for field in plan.fields:
         if field.name == name:
             return field
@@ -323,14 +325,14 @@ def _find_field(plan: Plan, name: str) -> Field:
 
 
 def apply_mode(indices: ArrayLike, length: int, mode: str) -> Any:
-    """Return the indices that `numpy.take` would use, for an axis of that length."""
+    """Return the indices that `numpy.take` with a mode uses for an axis of `length`."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: expected one of {', '.join(map(repr, MODES))}")
     array = np.asarray(indices)
     if array.dtype.kind == "b":
         raise TypeError("take expects integers, not a mask: index with it instead")
     if array.size == 0 and isinstance(indices, list | tuple):
-        array = array.astype(np.int64)  # an empty list is float64 to NumPy
+        array = array.astype(np.int64)  # NumPy makes an empty list float64
     array = array.astype(np.int64, casting="safe")
     if length == 0 and array.size:
         raise IndexError("cannot do a non-empty take from an empty axes.")
@@ -340,7 +342,7 @@ def apply_mode(indices: ArrayLike, length: int, mode: str) -> Any:
 
 
 def row_ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
-    """Yield the ends of consecutive stretches of `step` rows; the last may be shorter."""
+    """Yield the start and stop of consecutive ranges of `step` rows; the last may be shorter."""
     for start in range(0, n, step):
         yield start, min(start + step, n)
 
@@ -348,27 +350,27 @@ def row_ranges(n: int, step: int) -> Iterator[tuple[int, int]]:
 def map_column(
     source: Source, field: Field, selection: Selection, cell: Cell, dtype: Any
 ) -> AnyArray:
-    """Return a fixed column as a read-only array over one shard's file.
+    """Return a fixed column as a read-only array over the file of one shard.
 
-    The file stays mapped for as long as the array lives, also after the dataset is closed.
+    The file stays mapped while the array lives, even after the dataset is closed.
 
     Raises
     ------
     ValueError
-        If that cannot be: the rows are not evenly spaced within one uncompressed shard whose
-        columns all have one size, or another dtype is asked for.
+        If no such array exists: the rows must be evenly spaced within one uncompressed shard, all
+        columns of the shard must have a fixed size, and `dtype` must be the column's.
     """
     encoding = field.encoding
-    refusal = ValueError("Unable to avoid copy while creating an array as requested.")
-    pieces = [*islice(source.split_by_dataset(selection), 2)]
-    if len(pieces) != 1:
-        raise refusal
-    ((source, selection),) = pieces
+    copy_error = ValueError("Unable to avoid copy while creating an array as requested.")
+    views = [*islice(source.split_by_dataset(selection), 2)]
+    if len(views) != 1:
+        raise copy_error
+    ((source, selection),) = views
     affine = selection.affine
     if affine is None or selection.size == 0 or (dtype is not None and dtype != encoding.dtype):
-        raise refusal
+        raise copy_error
     if field.computation is not None:
-        raise refusal
+        raise copy_error
     index = source.index
     start, step = affine
     last = start + step * (selection.size - 1)
@@ -376,10 +378,10 @@ def map_column(
     shard = int(shards[0])
     layout = source.fetcher.layouts[index.schema_ids[shard]]
     if shards[1] != shard or layout is None or not layout.stride:
-        raise refusal
+        raise copy_error
     loaded = source.fetcher.loaded_shard(shard)
     if loaded is None or not (is_mapped(loaded.data) and loaded.resident.all()):
-        raise refusal
+        raise copy_error
     column = record_column(loaded, layout, field)
     row = start - int(index.starts[shard])
     rows = range(row, row + step * selection.size, step)

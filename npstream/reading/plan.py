@@ -1,4 +1,4 @@
-"""Columns to read of samples, and how samples are taken apart for that.
+"""Provide `Field`, a column to read, and `Plan`, which splits samples into columns.
 
 Tested in tests/reading/test_plan.py.
 """
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class Computation(Protocol):
-    """Makes the values of a column that is not stored, from the numbers of rows."""
+    """Computes the values of a column that is not stored, from row numbers."""
 
     def column(self, rows: Int64) -> AnyArray | Ragged:
-        """Return the values at rows as a stored column of the field's encoding is gathered."""
+        """Return the values at rows, in the form of a gathered column of the field's encoding."""
         ...
 
     def value(self, row: int) -> Any:
-        """Return the value at one row as a sample holds it."""
+        """Return the value at one row, in the form of a sample's value."""
         ...
 
     def equal(self, rows: Int64, text: bytes) -> Bools:
-        """Return where a column of text, or of bytes, is `text`."""
+        """Return True where a column of text or bytes equals `text`."""
         ...
 
 
@@ -47,23 +47,23 @@ class ValuePart(NamedTuple):
     Attributes
     ----------
     first, stop : int
-        The bytes of a value that are copied.
+        The byte range of a value that is copied.
     shape : tuple of int
-        Shape of what is copied: the part's, if it is one run of bytes; else the elements are flat.
+        The shape of the copied elements: that of the part if it is contiguous, otherwise flat.
     cell : Cell
         The part.
-    is_run : bool
-        Whether it is one run of bytes.
+    is_contiguous : bool
+        True if the part is one contiguous byte range.
     elements : sequence of sequence of int
-        For each axis of a value the positions that are wanted, rising. Where samples are read in
-        part, other elements may have no meaning.
+        The needed positions on each axis of a value, ascending. If samples are read in parts, the
+        other elements are undefined.
     """
 
     first: int
     stop: int
     shape: tuple[int, ...]
     cell: Cell
-    is_run: bool
+    is_contiguous: bool
     elements: Sequence[Sequence[int]]
 
 
@@ -71,8 +71,8 @@ class ValuePart(NamedTuple):
 class Field:
     """A column to read, and the encoding of its values.
 
-    ``part`` restricts a fixed column to a part of each value. ``computation`` makes the values of
-    a column that no shard stores.
+    ``part`` restricts a fixed column to a part of each value. ``computation`` computes the values
+    of a column that no shard stores.
     """
 
     name: str
@@ -82,16 +82,16 @@ class Field:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape of one value as read; None where it varies."""
+        """The shape of one value as read; None if it varies."""
         return self.part.shape if self.part else self.encoding.shape
 
     def view(self, meaning: Any) -> Field:
-        """Return the column with its bytes declared to mean something else.
+        """Return the column with another declared meaning of its bytes.
 
         Raises
         ------
         ValueError
-            If they cannot be that, or if no bytes are stored.
+            If the bytes cannot have that meaning, or if the column is computed.
         """
         if self.computation is not None:
             raise ValueError(
@@ -101,32 +101,32 @@ class Field:
         return replace(self, encoding=view_as(self.encoding, meaning))
 
     def restrict(self, cell: Cell, elements: Sequence[Sequence[int]] | None = None) -> Field:
-        """Return the column with a part of each value.
+        """Return the column restricted to a part of each value.
 
         Parameters
         ----------
         cell : Cell
+            The part.
         elements : sequence of sequence of int, optional
-            For each axis of a value the positions that are wanted of the part, rising; by default
-            all.
+            The needed positions on each axis of a value, ascending; by default all of the part.
         """
         shape, itemsize = self.encoding.shape, self.encoding.dtype.itemsize
         assert shape is not None
         if cell == Cell.whole(shape):
             return replace(self, part=None)
-        wanted = cell.positions if elements is None else elements
-        if self.computation is not None:  # which makes whole values
-            part = ValuePart(0, itemsize * prod(shape), shape, cell, False, wanted)
-        elif (run := cell.contiguous(shape, itemsize)) is not None:
-            part = ValuePart(*run, cell.shape, cell, True, wanted)
+        positions = cell.positions if elements is None else elements
+        if self.computation is not None:  # a computation returns whole values
+            part = ValuePart(0, itemsize * prod(shape), shape, cell, False, positions)
+        elif (byte_range := cell.contiguous(shape, itemsize)) is not None:
+            part = ValuePart(*byte_range, cell.shape, cell, True, positions)
         else:
             first, stop = cell.bounds(shape)
             flat = (stop - first,)
-            part = ValuePart(first * itemsize, stop * itemsize, flat, cell, False, wanted)
+            part = ValuePart(first * itemsize, stop * itemsize, flat, cell, False, positions)
         return replace(self, part=part)
 
     def byte_ranges(self, gap: int) -> Sequence[tuple[int, int]]:
-        """Return the bytes of a value that are wanted, as runs more than `gap` bytes apart."""
+        """Return the needed byte ranges of a value, merged over gaps of up to `gap` bytes."""
         if self.part is None:
             assert self.encoding.size is not None
             return ((0, self.encoding.size),)
@@ -135,22 +135,22 @@ class Field:
 
     @property
     def is_read_exactly(self) -> bool:
-        """Whether values are read as the part is wanted: they are whole, or one run of bytes."""
-        return self.part is None or self.part.is_run
+        """True if values are read in their final shape: whole, or as one contiguous part."""
+        return self.part is None or self.part.is_contiguous
 
     def take_part(self, values: AnyArray) -> AnyArray:
-        """Return the part of values, as it was read."""
+        """Return the part of values that were read with this field."""
         part, shape = self.part, self.encoding.shape
-        if part is None or part.is_run:
+        if part is None or part.is_contiguous:
             return values
         if self.computation is not None:
-            part_of: AnyArray = values[(..., *part.cell.index)]
-            return part_of
+            part_values: AnyArray = values[(..., *part.cell.index)]
+            return part_values
         assert shape is not None
         return part.cell.strided(values, shape)
 
     def allocate(self, n: int) -> AnyArray:
-        """Return a new array for `n` values of one size: the column's own, or their bytes."""
+        """Return a new array for `n` values of one size: of the column's dtype, or of bytes."""
         shape, dtype = self.shape, self.encoding.dtype
         if self.encoding.kind != "fixed":
             assert self.encoding.size is not None
@@ -158,17 +158,24 @@ class Field:
         assert shape is not None
         nbytes = n * dtype.itemsize * prod(shape)
         memory.ensure_fits(nbytes, "rows ({:,}) of column {!r}", n, self.name)
-        # The elements between those that are wanted may not be fetched, but bools are looked at.
-        make = np.zeros if self.part is not None and dtype.kind == "b" else np.empty
-        return make((n, *shape), dtype)
+        # Elements that are not needed may not be fetched, but bools are checked: they must be 0.
+        new = np.zeros if self.part is not None and dtype.kind == "b" else np.empty
+        return new((n, *shape), dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSplit:
-    """How samples of a schema are taken apart.
+    """How to split the samples of a schema into columns.
 
-    The columns that are copied at once, and those that are only found, in the tables' order. Of
-    the copied ones, `opaque` are those whose bytes, of one size, are no array.
+    Attributes
+    ----------
+    arguments : SplitArguments
+        The arguments of the kernel.
+    fixed, variable : list of Field
+        The columns of fixed size, which the kernel copies, and those of variable size, whose spans
+        it finds. In the order of the arguments.
+    opaque : list of Field
+        Those of `fixed` that are no arrays of numbers, but for example text of one size.
     """
 
     arguments: SplitArguments
@@ -178,15 +185,15 @@ class SampleSplit:
 
 
 class PartialRead(NamedTuple):
-    """The parts of samples that columns take, where these are a small part.
+    """The byte ranges to read of each sample, instead of the whole sample.
 
     Attributes
     ----------
-    runs : ndarray of int64, shape (k, 2)
-        The first byte in a sample of each part, and the one after its last.
-    pieces : dict of str to list
-        For each column where its bytes are if the parts lie end to end, where they go in a value
-        as it is read, and how many they are.
+    byte_ranges : ndarray of int64, shape (k, 2)
+        The first byte of each range within a sample, and the byte after its last.
+    copies : dict of str to list of (int, int, int)
+        For each column, the copies that fill a value: the first byte in the concatenated ranges,
+        the first byte in the value as read, and the number of bytes.
     """
 
     byte_ranges: Int64
@@ -194,14 +201,14 @@ class PartialRead(NamedTuple):
 
 
 class Plan:
-    """Columns to read, and how that is done, worked out once.
+    """Columns to read, with the prepared splits of each schema.
 
     Attributes
     ----------
     fields : tuple of Field
         The columns, in order.
     computed : dict of str to Computation
-        What makes those that are not stored.
+        The computations of the columns that are not stored.
     """
 
     def __init__(self, fields: Sequence[Field]) -> None:
@@ -212,13 +219,13 @@ class Plan:
 
     @cached_property
     def stored(self) -> Plan:
-        """How those of the columns are read that are stored; this plan if all are."""
+        """The plan of the stored columns; this plan if all columns are stored."""
         if not self.computed:
             return self
         return Plan([field for field in self.fields if field.computation is None])
 
     def add_computed(self, sample: Sample, row: int) -> Sample:
-        """Return a sample of the stored columns with those that are computed for its row."""
+        """Return a sample of the stored columns with the computed columns of its row."""
         computed = self.computed
         return {
             f.name: computed[f.name].value(row) if f.name in computed else sample[f.name]
@@ -227,25 +234,25 @@ class Plan:
 
     @cached_property
     def is_empty(self) -> bool:
-        """Whether no bytes are read, as there are no columns or parts of no elements."""
+        """True if no bytes are read: there are no columns, or their parts have no elements."""
         return all(f.part is not None and f.part.first == f.part.stop for f in self.fields)
 
     @cached_property
     def encodings(self) -> dict[str, str]:
-        """The name of the encoding of each column."""
+        """The name of each column's encoding."""
         return {field.name: field.encoding.name for field in self.fields}
 
     def split(self, schema: int, layout: SampleLayout) -> SampleSplit:
-        """Return how the samples of an MDS schema are taken apart."""
+        """Return how to split the samples of an MDS schema."""
         split = self._splits.get(schema)
         if split is None:
             split = self._splits[schema] = self._make_split(layout)
         return split
 
     def partial_read(self, schema: int, layout: SampleLayout | None) -> PartialRead | None:
-        """Return the parts of samples that the columns take; None if samples are read whole.
+        """Return the byte ranges to read of samples; None to read whole samples.
 
-        They are if they vary in size, or if that costs about as much.
+        Samples are read whole if they vary in size, or if byte ranges cost about as much.
         """
         if schema not in self._partial_reads:
             fixed = layout if layout is not None and layout.stride and not self.is_empty else None
@@ -253,45 +260,49 @@ class Plan:
         return self._partial_reads[schema]
 
     def _make_partial_read(self, layout: SampleLayout) -> PartialRead | None:
-        whole = transfer_cost(1, layout.stride)
-        if not is_worthwhile(transfer_cost(1, 1), whole):
+        whole_cost = transfer_cost(1, layout.stride)
+        if not is_worthwhile(transfer_cost(1, 1), whole_cost):
             return None
-        wanted = []
+        needed = []
         for f in self.fields:
             offset, first = layout.columns[f.name].offset, f.part.first if f.part else 0
             for begin, end in f.byte_ranges(REQUEST_BYTES):
                 if end > begin:
-                    wanted.append((offset + begin, offset + end, begin - first, f.name))
-        wanted.sort()
-        runs = coalesce_runs([run[:2] for run in wanted], REQUEST_BYTES)
-        nbytes = sum(end - begin for begin, end in runs)
-        if not (runs and is_worthwhile(transfer_cost(len(runs), nbytes), whole)):
+                    needed.append((offset + begin, offset + end, begin - first, f.name))
+        needed.sort()
+        byte_ranges = coalesce_runs([entry[:2] for entry in needed], REQUEST_BYTES)
+        nbytes = sum(end - begin for begin, end in byte_ranges)
+        cost = transfer_cost(len(byte_ranges), nbytes)
+        if not (byte_ranges and is_worthwhile(cost, whole_cost)):
             return None
-        pieces: dict[str, list[tuple[int, int, int]]] = {f.name: [] for f in self.fields}
-        left, before = iter(runs), 0  # bytes of the runs that lie before `start`
-        start = stop = wanted[0][0]
-        for begin, end, target, name in wanted:
+        copies: dict[str, list[tuple[int, int, int]]] = {f.name: [] for f in self.fields}
+        remaining = iter(byte_ranges)
+        preceding = 0  # bytes of the ranges before the current one
+        start = stop = needed[0][0]
+        for begin, end, target, name in needed:
             if begin >= stop:
-                before += stop - start
-                start, stop = next(left)
-            pieces[name].append((before + begin - start, target, end - begin))
-        return PartialRead(np.array(runs, np.int64), pieces)
+                preceding += stop - start
+                start, stop = next(remaining)
+            copies[name].append((preceding + begin - start, target, end - begin))
+        return PartialRead(np.array(byte_ranges, np.int64), copies)
 
     def _make_split(self, layout: SampleLayout) -> SampleSplit:
-        copied, found, fixed, variable = [], [], [], []
+        fixed, variable, fixed_rows, variable_rows = [], [], [], []
         for f in self.fields:
-            place = layout.columns[f.name]
-            if place.size is None:
-                found.append(f)
-                variable.append((place.variable_before, place.offset))
+            column = layout.columns[f.name]
+            if column.size is None:
+                variable.append(f)
+                variable_rows.append((column.variable_before, column.offset))
             else:
-                first, last = (f.part.first, f.part.stop) if f.part else (0, place.size)
-                copied.append(f)
-                fixed.append((place.variable_before, place.offset + first, last - first, 0))
-        how = SplitArguments(
+                first, last = (f.part.first, f.part.stop) if f.part else (0, column.size)
+                fixed.append(f)
+                offset = column.offset + first
+                fixed_rows.append((column.variable_before, offset, last - first, 0))
+        arguments = SplitArguments(
             layout.nvariable,
             layout.nfixed,
-            np.array(fixed, np.int64).reshape(-1, 4),
-            np.array(variable, np.int64).reshape(-1, 2),
+            np.array(fixed_rows, np.int64).reshape(-1, 4),
+            np.array(variable_rows, np.int64).reshape(-1, 2),
         )
-        return SampleSplit(how, copied, found, [f for f in copied if f.encoding.kind != "fixed"])
+        opaque = [f for f in fixed if f.encoding.kind != "fixed"]
+        return SampleSplit(arguments, fixed, variable, opaque)

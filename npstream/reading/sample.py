@@ -1,4 +1,4 @@
-"""Reading one sample: no plan, no kernel, a few microseconds.
+"""Provide `SampleReader`, which reads one sample in a few microseconds, without plan or kernel.
 
 Tested in tests/end_to_end/test_golden.py.
 """
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from npstream.shards.table import Fetcher
 
 ShardReader = Callable[[int], Sample]
-"""Reads a sample of one shard, by its number in the dataset."""
+"""Reads a sample of one shard, given its number in the dataset."""
 
 Decoder = Callable[[int, int, int], Sample]
-"""Makes a sample of its number in the dataset, and of where its bytes begin and end."""
+"""Decodes a sample, given its number in the dataset and the begin and end of its bytes."""
 
 
 class SampleReader:
@@ -41,7 +41,7 @@ class SampleReader:
     fetcher : Fetcher
     fields : sequence of Field
     fetch : callable
-        Returns a sample, by its number, that is not in memory.
+        Returns the sample of a number when it is not in memory.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class SampleReader:
         self._fields = fields
         self._fetch = fetch
         self._starts = fetcher.index.starts.data
-        # Readers keep shards in memory, so they go when the table does.
+        # Shard readers keep shards in memory: they are dropped with the table.
         self._table: object = None
         self._readers: dict[int, ShardReader] = {}
 
     def read(self, sample: int) -> Sample:
-        """Return the sample of that number."""
+        """Return the sample with a number."""
         shard = bisect_right(self._starts, sample) - 1
         if self._fetcher.table is not self._table:
             self._readers = {}
@@ -67,10 +67,11 @@ class SampleReader:
         return read(sample)
 
     def release(self) -> None:
-        """Let go of the shards that samples were read from."""
+        """Release the shards that samples were read from."""
         self._readers, self._table = {}, None
 
     def _open(self, shard: int) -> ShardReader:
+        """Return a reader of a shard, and keep it while the shard is in the table."""
         loaded = self._fetcher.loaded_shard(shard)
         if loaded is None:
             return self._fetch
@@ -82,20 +83,20 @@ class SampleReader:
         return read
 
     def _read_or_fetch(self, loaded: LoadedShard, shard: int, read: ShardReader) -> ShardReader:
-        """Return what reads rows of chunks that are in memory, and fetches others."""
+        """Return a reader that uses `read` for chunks in memory, and fetches other samples."""
         resident, chunks = loaded.resident.data, len(loaded.resident)
         first, stop = self._starts[shard], self._starts[shard + 1]
         samples = stop - first
 
         def read_or_fetch(sample: int) -> Sample:
-            is_here = resident[((sample - first + 1) * chunks - 1) // samples] == 1
-            return read(sample) if is_here else self._fetch(sample)
+            is_resident = resident[((sample - first + 1) * chunks - 1) // samples] == 1
+            return read(sample) if is_resident else self._fetch(sample)
 
         return read_or_fetch
 
 
 def record_column(loaded: LoadedShard, layout: SampleLayout, field: Field) -> AnyArray:
-    """Return a fixed column of a shard of fixed columns, as an array over the shard."""
+    """Return a fixed column, in a shard of fixed columns, as an array over the shard's bytes."""
     record = np.dtype(
         {
             "names": ["values"],
@@ -112,7 +113,7 @@ def record_column(loaded: LoadedShard, layout: SampleLayout, field: Field) -> An
 def _shard_reader(
     fetcher: Fetcher, loaded: LoadedShard, shard: int, fields: Sequence[Field]
 ) -> ShardReader:
-    """Return what reads samples of a shard that is in memory."""
+    """Return a reader of a loaded shard."""
     schema, first = int(fetcher.index.schema_ids[shard]), int(fetcher.index.starts[shard])
     layout = fetcher.layouts[schema]
     if layout is not None and layout.stride and all(f.encoding.kind == "fixed" for f in fields):
@@ -139,7 +140,7 @@ def _shard_reader(
 def _record_reader(
     fetcher: Fetcher, first: int, columns: Sequence[tuple[Field, AnyArray]]
 ) -> ShardReader:
-    """Return what reads samples of fixed columns, which are arrays over a shard."""
+    """Return a reader of fixed columns, which are arrays over a shard."""
     numbers = [(f.name, _number_reader(c, f.encoding)) for f, c in columns if c.ndim == 1]
     arrays = [(f.name, c) for f, c in columns if c.ndim > 1]
     bools = [name for name, column in arrays if column.dtype.kind == "b"]
@@ -149,8 +150,8 @@ def _record_reader(
         row = sample - first
         values = template.copy()
         try:
-            for name, take in numbers:
-                values[name] = take(row)
+            for name, read_number in numbers:
+                values[name] = read_number(row)
             for name, column in arrays:
                 values[name] = column[row].copy()
             for name in bools:
@@ -163,7 +164,7 @@ def _record_reader(
 
 
 def _number_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]:
-    """Return what makes a scalar of a sample."""
+    """Return a function from a row to a scalar of a column."""
     if encoding.name == "int":
         return column.item
     if encoding.dtype.kind == "b":
@@ -172,7 +173,7 @@ def _number_reader(column: AnyArray, encoding: Encoding) -> Callable[[int], Any]
 
 
 def _bool_reader(column: AnyArray) -> Callable[[int], Any]:
-    """Return what makes a bool, whose byte it checks."""
+    """Return a function from a row to a bool, which raises ValueError for a byte above 1."""
     byte_at = column.view(np.uint8).item
 
     def read(row: int) -> Any:
@@ -189,16 +190,16 @@ _BOOLS = (np.False_, np.True_)
 def _decoder(
     fetcher: Fetcher, loaded: LoadedShard, schema: int, fields: Sequence[Field]
 ) -> tuple[Decoder, int]:
-    """Return what decodes samples of a shard, and how many bytes it wants before them."""
+    """Return a decoder of a shard's samples, and the bytes that it needs before each sample."""
     layout = fetcher.layouts[schema]
     if layout is None:
         data, parse = loaded.data.data, line_parser(fetcher, schema, [f.name for f in fields])
         guard = text.guard(fetcher.index.schemas[schema])
         return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
-    wanted = {f.name: f.encoding for f in fields}
+    encodings = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names
-    columns = [(name, wanted.get(name), layout.columns[name].size) for name in names]
-    return _body_decoder(fetcher, loaded, columns, list(wanted)), 0
+    columns = [(name, encodings.get(name), layout.columns[name].size) for name in names]
+    return _body_decoder(fetcher, loaded, columns, list(encodings)), 0
 
 
 def _body_decoder(
@@ -207,10 +208,20 @@ def _body_decoder(
     columns: list[tuple[str, Encoding | None, int | None]],
     order: list[str],
 ) -> Decoder:
-    """Return what decodes samples of a shard whose columns, in the order of the storage, are these.
+    """Return a decoder of a shard's MDS samples.
 
-    The sizes of the variable ones come first; and where each number lies that no variable column
-    comes before is known, too.
+    The sizes of the variable columns come first in a sample. Numbers before the first variable
+    column have a constant offset, and are read without slicing the sample.
+
+    Parameters
+    ----------
+    fetcher : Fetcher
+    loaded : LoadedShard
+    columns : list of (str, Encoding or None, int or None)
+        Name, encoding and size of each stored column. No encoding: the column is skipped. No size:
+        the size varies.
+    order : list of str
+        The names of the decoded columns, in the order of the sample's keys.
     """
     data = loaded.data.data
     sizes = struct.Struct(f"<{sum(size is None for _, _, size in columns)}I")
@@ -219,38 +230,37 @@ def _body_decoder(
         (name, None if encoding is None else encoding.decode, size)
         for name, encoding, size in columns[len(numbers) :]
     ]
-    head, takes = sizes.size, []
+    body_offset, number_readers = sizes.size, []
     for name, encoding, size in numbers:
         if encoding is not None:
-            takes.append(
-                (name, _number_reader(_overlapping_numbers(loaded, encoding, head), encoding))
-            )
-        head += size or 0
-    nbytes = head + sum(size for _, _, size in rest if size is not None)
+            values_at = _overlapping_numbers(loaded, encoding, body_offset)
+            number_readers.append((name, _number_reader(values_at, encoding)))
+        body_offset += size or 0
+    min_bytes = body_offset + sum(size for _, _, size in rest if size is not None)
     template: Sample = dict.fromkeys(order)
 
-    def decode(sample: int, at: int, stop: int) -> Sample:
-        lengths = sizes.unpack_from(data, at) if stop - at >= head else ()
-        if nbytes + sum(lengths) != stop - at:
+    def decode(sample: int, begin: int, stop: int) -> Sample:
+        lengths = sizes.unpack_from(data, begin) if stop - begin >= body_offset else ()
+        if min_bytes + sum(lengths) != stop - begin:
             fetcher.raise_damaged(sample, "the sizes of its columns do not add up to its own")
         values = template.copy()
         try:
-            for name, take in takes:
-                values[name] = take(at)
+            for name, read_number in number_readers:
+                values[name] = read_number(begin)
         except ValueError as error:
             fetcher.raise_damaged(sample, f"column {name!r}: {error}")
-        at, variable = at + head, 0
-        for name, value, size in rest:
+        at, variable = begin + body_offset, 0
+        for name, decode_body, size in rest:
             if size is None:
                 end = at + lengths[variable]
                 variable += 1
             else:
                 end = at + size
-            if value is not None:
+            if decode_body is not None:
                 try:
-                    values[name] = value(data[at:end])
+                    values[name] = decode_body(data[at:end])
                 except Exception:
-                    values[name] = decode_value(fetcher, name, value, data[at:end], sample)
+                    values[name] = decode_value(fetcher, name, decode_body, data[at:end], sample)
             at = end
         return values
 
@@ -258,7 +268,7 @@ def _body_decoder(
 
 
 def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
-    """Tell whether a column is stored as a number; if it is passed over, any fixed size will do."""
+    """Return True for a column of numbers, and for a skipped column of any fixed size."""
     _, encoding, size = column
     if encoding is None:
         return size is not None
@@ -266,6 +276,6 @@ def _is_number(column: tuple[str, Encoding | None, int | None]) -> bool:
 
 
 def _overlapping_numbers(loaded: LoadedShard, encoding: Encoding, offset: int) -> AnyArray:
-    """Return the numbers that begin `offset` bytes after each byte of a shard, which overlap."""
+    """Return the numbers at all bytes of a shard: element k begins at byte k + offset."""
     count = max(len(loaded.data) - offset - encoding.dtype.itemsize + 1, 0)
     return np.ndarray(count, encoding.dtype, loaded.data, min(offset, len(loaded.data)), (1,))

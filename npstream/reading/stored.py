@@ -1,4 +1,4 @@
-"""The rows of a view as they are stored, for a writer to copy.
+"""Provide `StoredTable`: the rows of a view in their stored form, for a writer to copy.
 
 Tested in tests/writing/test_copies.py.
 """
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class StoredTable:
-    """Columns of a one-dimensional view: values are copied as they are stored, not decoded.
+    """Columns of a one-dimensional view whose values a writer copies without decoding them.
 
     Parameters
     ----------
     source : Source
     selection : Selection
     fields : sequence of Field
-        None of them is cut.
+        Whole columns, not parts of them.
     """
 
     def __init__(self, source: Source, selection: Selection, fields: tuple[Field, ...]) -> None:
@@ -52,22 +52,22 @@ class StoredTable:
         return list(self._fields)
 
     def encoding(self, name: str) -> Encoding:
-        """Return the encoding of a column, or the nearest one to what it was declared to be."""
+        """Return the encoding to write a column with: its own, or the nearest one if declared."""
         encoding = self._fields[name].encoding
         if encoding.kind == "ndarray" and encoding.headless:
-            type_of_array(encoding.dtype, ())  # says whether there are such arrays
+            type_of_array(encoding.dtype, ())  # raises if the dtype cannot be stored
             return column_type(f"ndarray:{encoding.dtype.name}")
         if encoding.kind == "fixed" and not is_copied_verbatim(encoding):
             return type_of_array(encoding.dtype, encoding.shape or ())
         return encoding
 
     def blocks(
-        self, bounds: Bounds, wanted: Mapping[str, Encoding]
+        self, bounds: Bounds, encodings: Mapping[str, Encoding]
     ) -> Iterator[dict[str, ColumnBlock]]:
-        """Yield blocks of rows of the columns that are wanted."""
+        """Yield blocks of rows of some columns, in the encodings to write them with."""
         copied: list[Field] = []
         others: list[Field] = []
-        for name, encoding in wanted.items():
+        for name, encoding in encodings.items():
             field = self._fields[name]
             same = (
                 is_copied_verbatim(field.encoding)
@@ -75,31 +75,32 @@ class StoredTable:
             )
             (copied if same else others).append(field)
         plan, first = Plan(copied), 0
-        pieces = (self._selection.ids(start, stop) for start, stop in bounds)
+        blocks = (self._selection.ids(start, stop) for start, stop in bounds)
         rowwise = self._source.is_view_rowwise(self._selection)
         for _, lookup in self._source.read_ahead(
-            pieces, lambda ids: ids, self._selection.step, rowwise
+            blocks, lambda ids: ids, self._selection.step, rowwise
         ):
-            parts: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
+            columns: dict[str, ColumnBlock] = dict(self._source.bodies(plan, lookup))
             for field in others:
-                parts[field.name] = self._convert_rows(field, lookup, wanted[field.name], first)
-            yield parts
+                encoding = encodings[field.name]
+                columns[field.name] = self._convert_rows(field, lookup, encoding, first)
+            yield columns
             first += len(lookup.rows)
 
     def _convert_rows(
-        self, field: Field, lookup: Lookup, wanted: Encoding, first: int
+        self, field: Field, lookup: Lookup, encoding: Encoding, first: int
     ) -> ColumnBlock:
-        """Return rows, from `first` on, that are to be stored otherwise than they are."""
+        """Return rows of a column in another encoding; `first` is the number of the first row."""
         plan = Plan([field])
-        if field.encoding.kind == wanted.kind == "fixed":
+        if field.encoding.kind == encoding.kind == "fixed":
             numbers = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(numbers, np.ndarray)
-            return rows_as(numbers, wanted)
-        if field.encoding.headless and wanted.kind == "ndarray":
+            return rows_as(numbers, encoding)
+        if field.encoding.headless and encoding.kind == "ndarray":
             rows = self._source.columns(plan, lookup, {})[field.name]
             assert isinstance(rows, Ragged)
             try:
-                return bodies_of_rows(rows.values, rows.offsets, rows.shapes, wanted, first)
+                return bodies_of_rows(rows.values, rows.offsets, rows.shapes, encoding, first)
             except ValueError as error:
                 raise ValueError(
                     f"column {field.name!r}: {error}; open the dataset without columns= to copy "
@@ -111,7 +112,7 @@ class StoredTable:
 def stored_table(
     source: Source, selection: Selection, names: tuple[str, ...]
 ) -> StoredTable | None:
-    """Return a view for a writer to copy; None if its samples are transformed."""
+    """Return the `StoredTable` of a view; None if its samples are transformed."""
     if source.has_transforms:
         return None
     if selection.ndim != 1:
@@ -134,14 +135,14 @@ class StoredColumn:
         """Return the encoding of the column, see `StoredTable.encoding`."""
         return self._table.encoding(self.name)
 
-    def blocks(self, bounds: Bounds, wanted: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows."""
-        for parts in self._table.blocks(bounds, {self.name: wanted}):
-            yield parts[self.name]
+    def blocks(self, bounds: Bounds, encoding: Encoding) -> Iterator[ColumnBlock]:
+        """Yield blocks of rows, in the encoding to write them with."""
+        for columns in self._table.blocks(bounds, {self.name: encoding}):
+            yield columns[self.name]
 
 
 def is_copied_verbatim(encoding: Encoding) -> bool:
-    """Return True if the bodies of a column's values are what the encoding's name says."""
+    """Return True if the stored bytes of values are valid under the name of their encoding."""
     if encoding.kind != "fixed":
         return not encoding.headless
     try:
