@@ -1,6 +1,6 @@
-"""An opened dataset: its index, its columns, and how to read samples of it.
+"""Provide `Source`, an opened dataset: its index, its columns, and reads of its samples.
 
-Views of a dataset share one source. It pickles to its index and settings, not to its maps.
+All views of a dataset share one source. Its pickle has the index and the settings, not the maps.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Reader: TypeAlias = Callable[[int], Sample]
-"""Reads the sample of a number."""
+"""Reads a sample, given its row."""
 
 MAX_PART_ROWS = 1 << 8
-"""Rows of which parts are read at once."""
+"""Rows of which parts are read at once, at most."""
 
 MAX_SIDECAR_SPREAD = 16
-"""Values of the side-car's columns that are read, at most, for each that is wanted."""
+"""A read may read up to this many values of a side-car column for each value that it needs."""
 
 _TEXT_ENCODINGS = {"str": "str", "int": "int", "float": "float64"}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One source of a mixture: a view, and the name that the mixture knows it by."""
+    """One source of a mixture: a view, and its name in the mixture."""
 
     name: str
     source: Source
@@ -62,20 +62,20 @@ class Member:
 
 
 class Source:
-    """The samples of a dataset, by the numbers of their rows.
+    """The samples of a dataset, by row number.
 
-    What reads several samples takes a `Lookup`, which `look_up` or `ahead` returns: the index may
-    know samples by other numbers than those of the rows.
+    Methods that read several samples take a `Lookup`, from `look_up` or `read_ahead`, because the
+    sample numbers of the index may differ from the row numbers.
 
     Parameters
     ----------
     fetcher : Fetcher
     fields : mapping of str to Field
-        The columns that every shard has, with one meaning, and those that are computed.
+        The columns that all shards have with the same meaning, and the computed columns.
     column_errors : mapping of str to str
-        What is wrong with each of the other columns.
+        An error message for each other column.
     limit : int, optional
-        The bytes that a read may fetch which nobody asked for by name.
+        The bytes that an implicit read may fetch; by default any number.
     """
 
     __slots__ = ("_plans", "_readers", "column_errors", "fetcher", "fields", "limit")
@@ -98,14 +98,14 @@ class Source:
         return Source, (self.fetcher, self.fields, self.column_errors, self.limit)
 
     def close(self) -> None:
-        """Let go of every map and buffer; calls that are reading finish first."""
+        """Release all maps and buffers; calls that are reading finish first."""
         self.fetcher.close()
         for reader in list(self._readers.values()):
             reader.release()
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """The views that a mixture is made of; none of a dataset."""
+        """The views of a mixture; empty for a dataset."""
         return ()
 
     @property
@@ -115,12 +115,12 @@ class Source:
 
     @property
     def remote(self) -> RemoteShards | None:
-        """The dataset's shards, if they are in an object store."""
+        """The dataset's shards if they are in an object store, otherwise None."""
         remotes = self.fetcher.remotes
         return remotes[0].shards if remotes else None
 
     def field(self, name: str) -> Field:
-        """Return the column of that name, or say why there is none."""
+        """Return a column by name, or raise an error that says why there is none."""
         try:
             return self.fields[name]
         except KeyError:
@@ -129,13 +129,13 @@ class Source:
             raise ColumnError(name, self.fields) from None
 
     def reader(self, names: tuple[str, ...]) -> Reader:
-        """Return what reads one sample with these columns, by its row."""
+        """Return a function that reads one sample with these columns, given its row."""
         plan = self.plan(names)
         read = self._stored_reader(plan)
         return read if not plan.computed else lambda row: plan.add_computed(read(row), row)
 
     def _stored_reader(self, plan: Plan) -> Reader:
-        """Return what reads those columns of one sample that are stored."""
+        """Return a function that reads the stored columns of one sample."""
         if not plan.stored.fields and plan.computed:
             return _read_no_columns
         return self._cached_reader(tuple(f.name for f in plan.stored.fields)).read
@@ -144,12 +144,12 @@ class Source:
         reader = self._readers.get(names)
         if reader is None:
             fields = [self.field(name) for name in names]
-            # Threads must share one, which `close` then reaches.
+            # Threads must share one reader, so that `close` releases it.
             reader = self._readers.setdefault(names, self._make_reader(fields))
         return reader
 
     def value_reader(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be redeclared, by its row."""
+        """Return a function that reads one value of a column, which may be redeclared."""
         if (computed := field.computation) is not None:
             return lambda row: {field.name: computed.value(row)}
         if self.field(field.name).encoding is field.encoding:
@@ -157,30 +157,30 @@ class Source:
         return self._make_reader([field]).read
 
     def _make_reader(self, fields: list[Field]) -> SampleReader:
-        # Not bound to this source, whose readers shall go when it does, at once.
+        # The fetch function must not refer to this source: a cycle would delay its release.
         return SampleReader(
             self.fetcher, fields, partial(_fetch_sample, self.fetcher, Plan(fields))
         )
 
     def plan(self, names: tuple[str, ...]) -> Plan:
-        """Return how to read several samples with these columns."""
+        """Return the plan for reads of several samples with these columns."""
         plan = self._plans.get(names)
         if plan is None:
             plan = self._plans[names] = Plan([self.field(name) for name in names])
         return plan
 
     def sample_ids(self, rows: Int64) -> Int64:
-        """Return the numbers by which the index knows rows."""
+        """Return the sample numbers of rows in the index."""
         return rows
 
     def look_up(self, rows: Int64) -> Lookup:
-        """Return rows with the numbers by which the index knows them, for a read of them."""
+        """Return rows together with their sample numbers, for reads of them."""
         return Lookup(rows, self.sample_ids(rows))
 
     def columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns of samples as a batch holds them."""
+        """Read columns of samples, in the form of a batch's columns."""
         if not plan.computed:
             return self._stored_columns(plan, lookup, out)
         columns = self._stored_columns(plan.stored, lookup, out)
@@ -194,7 +194,7 @@ class Source:
     def _stored_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns that are all stored."""
+        """Read columns that are all stored, from the side-car if that has the only one."""
         ids = lookup.samples
         if (
             self.fetcher.remotes
@@ -211,6 +211,7 @@ class Source:
     def _batch_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
+        """Read stored columns from the shards."""
         stored = gather(self.fetcher, plan, lookup.samples, out, lookup.is_prefetched)
         return {
             f.name: batch_column(self.fetcher, f, stored[f.name], lookup.samples, out.get(f.name))
@@ -218,7 +219,7 @@ class Source:
         }
 
     def _sidecar_values(self, field: Field, first: int, stop: int) -> AnyArray | None:
-        """Read a run of a column's values out of the side-car; None if it may not be read."""
+        """Read a slice of a side-car column; return None, with a warning, if it cannot be read."""
         remote = self.remote
         assert remote is not None
         sidecar = remote.files.sidecar
@@ -242,24 +243,24 @@ class Source:
         return values
 
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Sample]:
-        """Read samples, all at once, and yield them."""
+        """Read samples at once, and yield them."""
         return _samples(self.fetcher, self.plan(names), lookup)
 
     def values(self, plan: Plan, lookup: Lookup) -> list[Any]:
-        """Read one column of samples as samples hold it."""
+        """Read one column of samples, in the form of a sample's values."""
         (field,) = plan.fields
         stored = _gather_all(self.fetcher, plan, lookup)[field.name]
         return sample_values(self.fetcher, field, stored, lookup.samples)
 
     def bodies(self, plan: Plan, lookup: Lookup) -> dict[str, Bodies]:
-        """Find columns of samples as they are stored, to be copied."""
+        """Locate the stored bytes of columns, for a writer to copy."""
         bodies = find_bodies(self.fetcher, plan.stored, lookup.samples)
         for name, computation in plan.computed.items():
             bodies[name] = column_bodies(computation.column(lookup.rows))
         return bodies
 
     def equal(self, plan: Plan, lookup: Lookup, text: bytes) -> Bools:
-        """Compare a column of text with one, where it lies."""
+        """Return True where a column of text or bytes equals `text`, without copying values."""
         (field,) = plan.fields
         if field.computation is not None:
             return field.computation.equal(lookup.rows, text)
@@ -267,143 +268,141 @@ class Source:
 
     def read_ahead(
         self,
-        pieces: Iterable[T],
+        items: Iterable[T],
         rows_of: Callable[[T], Int64],
         step: int = 0,
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
-        """Yield pieces of work and what their rows are, some of which are fetched ahead.
+        """Yield items and the lookups of their rows, while the next items are fetched.
 
-        The parameters are those of `npstream.shards.table.Fetcher.read_ahead`. A read of a piece
-        takes the `Lookup` that comes with it, so that rows are looked up once.
+        The parameters are those of `npstream.shards.table.Fetcher.read_ahead`. Reads of an item
+        take its lookup, so that its rows are looked up once.
         """
-        looked_up = ((piece, self.look_up(rows_of(piece))) for piece in pieces)
+        looked_up = ((item, self.look_up(rows_of(item))) for item in items)
         ahead = self.fetcher.read_ahead(looked_up, _samples_of, step, is_rowwise)
-        for (piece, lookup), is_prefetched in ahead:
-            yield piece, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
+        for (item, lookup), is_prefetched in ahead:
+            yield item, lookup._replace(is_prefetched=is_prefetched) if is_prefetched else lookup
 
     def is_rowwise(
         self, order: ReadOrder, suggest: Callable[[Callable[[ReadOrder], bool]], str] | None = None
     ) -> bool:
-        """Tell whether an order is read sample by sample: `npstream.shards.locality.is_rowwise`."""
+        """Return True if an order is read sample by sample, see `npstream.shards.locality`."""
         if not self.remotes:
             return False
         from npstream.shards import locality
 
-        return locality.is_rowwise(self.fetcher.shards, self._stored_order(order), suggest)
+        sample_order = order._replace(prefix=lambda n: self.sample_ids(order.prefix(n)))
+        return locality.is_rowwise(self.fetcher.shards, sample_order, suggest)
 
     def is_view_rowwise(self, selection: Selection) -> bool:
-        """Tell whether a view, which is read in its own order, is read sample by sample."""
+        """Return True if a view is read sample by sample when it is read in its order."""
         if selection.step or not self.remotes:
             return False
         from npstream.shards.locality import ReadOrder
 
-        share = min(1.0, selection.size / max(self.index.samples, 1))
-        return self.is_rowwise(ReadOrder(lambda n: selection.ids(0, min(n, selection.size)), share))
-
-    def _stored_order(self, order: ReadOrder) -> ReadOrder:
-        """Return an order as one of what the index counts."""
-        return order._replace(prefix=lambda n: self.sample_ids(order.prefix(n)))
+        fraction = min(1.0, selection.size / max(self.index.samples, 1))
+        order = ReadOrder(lambda n: selection.ids(0, min(n, selection.size)), fraction)
+        return self.is_rowwise(order)
 
     @property
     def has_transforms(self) -> bool:
-        """Whether samples are passed through functions, before those of a view."""
+        """True if the source itself transforms samples, before any transform of a view."""
         return False
 
-    # What reading costs
+    # Costs
 
     @property
     def remotes(self) -> list[Source]:
-        """Those of the datasets that samples come from which are in object stores."""
+        """The sources of the datasets that are in object stores."""
         return [] if self.remote is None else [self]
 
     def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
-        """Yield the datasets that a view's samples come from, and which ones; in any order."""
+        """Yield each dataset of a view, in any order, with the part of the view in it."""
         yield self, selection
 
     def sidecar_column_name(self, plan: Plan) -> str | None:
-        """Return the name of a plan's only column, if the side-car holds its values."""
+        """Return the name of a plan's only column if the side-car has it, otherwise None."""
         if len(plan.fields) != 1 or (remote := self.remote) is None or not remote.files.sidecar:
             return None
         (field,) = plan.fields
         if field.computation is not None:
             return None
-        known = remote.files.sidecar.columns.get(field.name)
-        if known is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
+        column = remote.files.sidecar.columns.get(field.name)
+        if column is None or field.encoding.kind != "fixed" or field.encoding.shape != ():
             return None
         dtype = field.encoding.dtype
-        # The side-car has the bytes of MDS values, whatever these are declared to mean.
-        is_same = dtype.itemsize == known.dtype.itemsize and self._is_mds
-        return field.name if is_same or dtype == known.dtype else None
+        # The side-car has the bytes of MDS values, so they can be declared as another dtype.
+        is_viewable = dtype.itemsize == column.dtype.itemsize and self._is_mds
+        return field.name if is_viewable or dtype == column.dtype else None
 
     @property
     def _is_mds(self) -> bool:
         return all(schema.format == "mds" for schema in self.index.schemas)
 
     def reads_sidecar(self, plan: Plan, first: int, last: int, count: int) -> bool:
-        """Tell whether so many values of a column are read out of one run of the side-car."""
-        near = last - first < max(MAX_SIDECAR_SPREAD * count, self.index.chunk_bytes // 8)
-        return count > 0 and near and self.sidecar_column_name(plan) is not None
+        """Return True if `count` values, from `first` to `last`, are read from the side-car."""
+        is_close = last - first < max(MAX_SIDECAR_SPREAD * count, self.index.chunk_bytes // 8)
+        return count > 0 and is_close and self.sidecar_column_name(plan) is not None
 
-    # Where samples are stored
+    # Locations and sizes
 
     def locate(self, ids: int | Int64) -> tuple[Any, Any]:
-        """Return the shard of a sample and its row there; of several samples, in their shape."""
+        """Return the shard and the row within it, of a sample or of an array of samples."""
         if isinstance(ids, int):
             return locate_samples(self.index, int(self.sample_ids(np.array([ids]))[0]))
         return locate_samples(self.index, self.sample_ids(ids))
 
     def stored(self, selection: Selection) -> Selection:
-        """Return a view as one of what the index counts."""
+        """Return a view as a selection of sample numbers."""
         return selection
 
     def estimate_bytes(self, samples: int) -> int:
-        """Return the bytes of so many average samples."""
+        """Return the bytes of `samples` samples of average size."""
         return self.index.total * samples // max(self.index.samples, 1)
 
     def estimate_rows(self, nbytes: int) -> int:
-        """Return how many average samples take about `nbytes`, at least one."""
+        """Return how many samples of average size have about `nbytes`, at least one."""
         return max(1, nbytes * self.index.samples // max(self.index.total, 1))
 
     def block_rows(self, plan: Plan, nbytes: int) -> int:
-        """Return how many rows are read at once where `nbytes` of samples are.
+        """Return how many rows to read at once, given a size of whole samples.
 
-        Of parts of remote samples more are, so that many requests are under way at once.
+        It is more if remote samples are read in parts, so that more requests run concurrently.
         """
         rows = self.estimate_rows(nbytes)
         if not self.reads_parts(plan):
             return rows
-        parts = sum(
+        part_bytes = sum(
             f.part.stop - f.part.first if f.part else f.encoding.size or 0 for f in plan.fields
         )
-        return max(rows, min(MAX_PART_ROWS, nbytes // max(parts, 1)))
+        return max(rows, min(MAX_PART_ROWS, nbytes // max(part_bytes, 1)))
 
     def reads_parts(self, plan: Plan) -> bool:
-        """Return True if remote samples may be read in part for these columns."""
+        """Return True if remote samples may be read in parts for these columns."""
         if not self.remotes:
             return False
         layouts = enumerate(self.fetcher.layouts)
         return any(plan.partial_read(schema, layout) is not None for schema, layout in layouts)
 
     def is_resident(self, row: int) -> bool:
-        """Return True if neither the cache nor a store is looked at to read a row."""
+        """Return True if a row is in memory, so that neither the cache nor a store is needed."""
         if not self.remotes:
             return True
         sample = int(self.sample_ids(np.array([row]))[0]) if self.members else row
         return self.fetcher.is_resident(sample)
 
     def chunk_starts(self) -> AnyArray:
-        """Return the first sample of each chunk of the storage, then the number of samples."""
+        """Return the first sample of each stored chunk, followed by the number of samples."""
         index = self.index
         return shard_chunks(index.starts, index.nbytes, index.compressed, index.chunk_bytes)
 
 
-def _samples_of(piece: tuple[Any, Lookup]) -> Int64:
-    return piece[1].samples
+def _samples_of(item: tuple[Any, Lookup]) -> Int64:
+    return item[1].samples
 
 
 def _gather_all(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, RawColumn]:
-    """Read columns as they are stored, and make those that are computed."""
+    """Read stored columns in their stored form, and compute the others."""
     columns = gather(fetcher, plan.stored, lookup.samples, is_prefetched=lookup.is_prefetched)
     for name, computation in plan.computed.items():
         columns[name] = computation.column(lookup.rows)
@@ -411,6 +410,7 @@ def _gather_all(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> dict[str, RawCo
 
 
 def _samples(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> Iterator[Sample]:
+    """Read samples at once, and yield them."""
     if not plan.fields:  # shards may have no column in common
         return ({} for _ in lookup.samples)
     stored = _gather_all(fetcher, plan, lookup)
@@ -421,8 +421,8 @@ def _samples(fetcher: Fetcher, plan: Plan, lookup: Lookup) -> Iterator[Sample]:
 
 def _fetch_sample(fetcher: Fetcher, plan: Plan, sample: int) -> Sample:
     ids = np.array([sample])
-    (lookup,) = _samples(fetcher, plan, Lookup(ids, ids))
-    return lookup
+    (values,) = _samples(fetcher, plan, Lookup(ids, ids))
+    return values
 
 
 def _read_no_columns(sample: int) -> Sample:
@@ -432,9 +432,9 @@ def _read_no_columns(sample: int) -> Sample:
 def view_order(
     source: Source, selection: Selection, settings: Shuffle, seed: int, epoch: int = 0
 ) -> Order:
-    """Return the order of an epoch of a view, ravelled.
+    """Return the order of an epoch of a flattened view.
 
-    Samples are taken to be of one size, that of the storage's on average.
+    All samples are assumed to have the average size of the dataset's samples.
     """
     n = selection.size
     nbytes = source.estimate_bytes(n)
@@ -457,36 +457,38 @@ def open_source(
     allow_pickle: bool,
     limit: int | None = None,
 ) -> tuple[Source, tuple[str, ...]]:
-    """Resolve the columns of an index, and those that the user asked for or redeclared.
+    """Resolve the columns of an index, as selected or redeclared by the user.
 
     Returns
     -------
     source : Source
     names : tuple of str
-        The columns that samples have.
+        The columns of a sample.
     """
     where = fetcher.index.where
     fields: dict[str, Field] = {}
-    partial: dict[str, str] = {}
+    column_errors: dict[str, str] = {}
     for number, schema in enumerate(fetcher.index.schemas):
-        mine = _schema_fields(schema, where)
+        schema_fields = _schema_fields(schema, where)
         if number == 0:
-            fields = mine
+            fields = schema_fields
             continue
         shard = int(np.argmax(fetcher.index.schema_ids == number))
-        for name in fields.keys() | mine.keys():
-            if name not in mine or name not in fields:
-                holds = "does not have" if name not in mine else "has"
-                partial[name] = (
+        for name in fields.keys() | schema_fields.keys():
+            if name not in schema_fields or name not in fields:
+                holds = "does not have" if name not in schema_fields else "has"
+                column_errors[name] = (
                     f"{where}: not all shards have column {name!r}: shard {shard} {holds} it"
                 )
-            elif encoding_key(mine[name].encoding) != encoding_key(fields[name].encoding):
-                partial[name] = (
-                    f"{where}: column {name!r} is {mine[name].encoding.name!r} in shard {shard}, "
-                    f"but {fields[name].encoding.name!r} before it"
+                continue
+            first, other = fields[name].encoding, schema_fields[name].encoding
+            if encoding_key(other) != encoding_key(first):
+                column_errors[name] = (
+                    f"{where}: column {name!r} is {other.name!r} in shard {shard}, "
+                    f"but {first.name!r} before it"
                 )
-        fields = {name: f for name, f in fields.items() if name not in partial}
-    source = Source(fetcher, fields, partial, limit)
+        fields = {name: f for name, f in fields.items() if name not in column_errors}
+    source = Source(fetcher, fields, column_errors, limit)
     order = fetcher.index.annotations.order
     names = tuple(dict.fromkeys([*(name for name in order if name in fields), *fields]))
     declared: Mapping[str, Any] = columns if isinstance(columns, Mapping) else {}
@@ -495,9 +497,9 @@ def open_source(
         if len(set(names)) != len(names):
             raise ValueError(f"a column is named twice in {list(names)}")
     for name, dtype in fetcher.index.annotations.dtypes.items():
-        # A column that is not asked for, or is declared anew, may need a package that is not here.
+        # Other columns are not needed, and their dtype may need a package that is not installed.
         if name in names and name not in declared:
-            fields[name] = Field(name, _recorded(fields[name], dtype, where))
+            fields[name] = Field(name, _annotated_encoding(fields[name], dtype, where))
     for name, meaning in declared.items():
         fields[name] = source.field(name).view(meaning)
     unsafe = [name for name in names if is_unsafe(fields[name].encoding.name)]
@@ -510,6 +512,7 @@ def open_source(
 
 
 def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
+    """Return the columns of a schema, after checking their encodings and sizes."""
     fields = {}
     for name, encoding, size in zip(
         schema.names, schema.encodings, schema.sizes or [None] * len(schema.names), strict=True
@@ -535,8 +538,8 @@ def _schema_fields(schema: Schema, where: str) -> dict[str, Field]:
     return fields
 
 
-def _recorded(stored: Field, dtype: str, where: str) -> Encoding:
-    """Return the encoding of a column whose dtype the index records."""
+def _annotated_encoding(stored: Field, dtype: str, where: str) -> Encoding:
+    """Return the encoding of a column with the dtype that the index records for it."""
     try:
         return with_dtype(stored.encoding, dtype)
     except ValueError as error:
@@ -552,6 +555,6 @@ def _recorded(stored: Field, dtype: str, where: str) -> Encoding:
 
 
 def encoding_key(encoding: Encoding) -> tuple[Any, ...]:
-    """Return what two encodings must share so that their values make one column."""
-    arrays = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
-    return encoding.kind, encoding.dtype, encoding.shape, "" if arrays else encoding.name
+    """Return a key that is equal for two encodings whose values form one column."""
+    is_array = encoding.kind in ("fixed", "int_text", "float_text", "str", "bytes")
+    return encoding.kind, encoding.dtype, encoding.shape, "" if is_array else encoding.name
