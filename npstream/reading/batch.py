@@ -1,4 +1,4 @@
-"""What a read returns: the columns of some samples."""
+"""Provide `Batch`, the columns of some samples."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _MAX_COLUMNS_SHOWN = 20  # columns in a repr
 
 
 class Batch(dict[str, Any]):
-    """The columns of some samples: a dict of an array, or a Ragged, for each.
+    """The columns of some samples: a dict with an array or a Ragged for each column.
 
-    It knows which samples these are, and still does when it is copied, pickled, or converted by
-    torch. What rebuilds it from its columns alone loses that: `ids` then raises AttributeError.
+    A batch has the ids of its samples. Copies, pickles and torch's conversions keep them. A dict
+    that is rebuilt from the columns alone loses them: `ids` then raises AttributeError.
 
     Parameters
     ----------
     columns : mapping of str to ndarray or Ragged, or iterable of pairs, default: ()
-        What each column holds.
+        The values of each column.
     ids : array_like of int, optional
         The sample ids, in the shape of the view that was read.
     repeated : array_like of bool, optional
-        Which samples only fill the batch up; by default none.
+        True for samples that only fill up the batch; by default none.
     encodings : mapping of str to str, optional
-        How the columns were stored, for `npstream.write` to store them so again.
+        The stored encoding of each column. `npstream.write` then uses it again.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class Batch(dict[str, Any]):
 
     @property
     def repeated(self) -> Bools:
-        """Which samples only fill the batch up, and count elsewhere."""
+        """True for samples that only fill up the batch, and are counted elsewhere."""
         if self._repeated is None:
             return np.zeros(self.ids.shape, np.bool_)
         return self._repeated
@@ -106,8 +106,9 @@ class Batch(dict[str, Any]):
     def to_torch(self) -> Batch:
         """Return the batch with tensors over the same memory.
 
-        Arrays in a Ragged become nested tensors in jagged layout, ``bytes`` and images those of
-        their bytes. What torch has no type for stays as it is: text, dates, and arrays of objects.
+        Arrays in a Ragged become nested tensors in jagged layout. Rows of ``bytes`` and images
+        become nested tensors of their bytes. Text, dates and arrays of objects, for which torch
+        has no type, stay unchanged.
 
         Returns
         -------
@@ -130,16 +131,16 @@ class Batch(dict[str, Any]):
         return tensors
 
     def to(self, device: Any, **options: Any) -> Batch:
-        """Return the batch with what are numbers as tensors on a device.
+        """Return the batch with its numbers as tensors on a device.
 
-        Trainers move batches by this, and the batch keeps its `ids`. A Ragged stays where it is.
+        Trainers call this method to move a batch. The batch keeps its `ids`. A Ragged is not moved.
 
         Parameters
         ----------
         device : torch.device, str or int
-            Where the tensors go.
+            The target device.
         **options : Any
-            What else ``torch.Tensor.to`` takes.
+            Further arguments of ``torch.Tensor.to``.
 
         Returns
         -------
@@ -171,7 +172,7 @@ class Batch(dict[str, Any]):
         return record_batch(self, self._encodings).__arrow_c_stream__(requested_schema)
 
     def _to_write(self) -> Columns:
-        """Return the batch as `npstream.writing.tables` takes it."""
+        """Return the batch in the form of `npstream.writing.tables`."""
         if self._repeated is not None and self._repeated.any():
             raise ValueError(
                 f"this batch repeats {quantity(int(self._repeated.sum()), 'row')} to be full, "
@@ -190,6 +191,7 @@ class Batch(dict[str, Any]):
 
 
 def _describe(column: Any) -> str:
+    """Return dtype and shape of a column for a repr."""
     if isinstance(column, Ragged):
         return repr(column).strip("<>").replace(":", ",")
     return (

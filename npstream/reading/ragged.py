@@ -1,4 +1,4 @@
-"""Rows of different lengths in one allocation.
+"""Provide `Ragged`: rows of different lengths in one allocation.
 
 Tested in tests/reading/test_batch.py.
 """
@@ -28,29 +28,32 @@ if TYPE_CHECKING:
 _TEXT = np.dtypes.StringDType()
 
 KINDS = ("str", "bytes", "image")
-"""What the bytes of a Ragged may stand for; None where its rows are arrays."""
+"""Possible meanings of the bytes of a row. The kind is None if rows are arrays."""
 
 
 class Ragged:
     """Rows of different lengths in one allocation.
 
-    Row i is ``values[offsets[i]:offsets[i + 1]]``. Rows are indexed as the elements of a 1-d array
-    are: an integer gives a row, as a view of an array, or the ``str`` or ``bytes`` that `kind`
-    says; a slice without a step gives a view, whose offsets need not begin at 0; any other index
-    copies its rows into a new Ragged. ``==`` is identity.
+    Row i is ``values[offsets[i]:offsets[i + 1]]``. A Ragged is indexed like a 1-d array:
+
+    - An integer returns a row: a view of an array, or ``str`` or ``bytes``, depending on `kind`.
+    - A slice without a step returns a view, whose offsets need not begin at 0.
+    - Any other index copies its rows into a new Ragged.
+
+    ``==`` is identity.
 
     Parameters
     ----------
     values : array_like, 1-d
-        The elements of all rows, one row after the other; not of an object dtype.
+        The elements of all rows, one row after the other. Not of an object dtype.
     offsets : array_like of int, shape (n + 1,)
-        Where rows begin and end among the elements, ascending.
+        The first element of each row, then the end of the last row. Ascending.
     kind : {"str", "bytes", "image"}, optional
-        What a row is: UTF-8, bytes or an encoded image in elements of uint8; by default an array.
+        The meaning of rows of uint8: UTF-8, bytes or encoded images. By default rows are arrays.
     shapes : array_like of int, shape (n, ndim), optional
-        The shape of each row, where rows are not 1-d.
+        The shape of each row, if rows are not 1-d.
     encoding : str, optional
-        How the rows were stored, such as ``"jpeg"``, for `npstream.write` to store them so again.
+        The stored encoding of the rows, such as ``"jpeg"``. `npstream.write` then uses it again.
 
     Examples
     --------
@@ -86,11 +89,11 @@ class Ragged:
         self.kind = kind
         self.shapes = None if shapes is None else _as_int64(shapes, "shapes")
         self._check()
-        # Rows are gathered by address, so their elements must lie side by side.
+        # Rows are copied by address, so the elements must be contiguous.
         self.values = np.ascontiguousarray(self.values)
 
     def _check(self) -> None:
-        """Hold the parts to each other, which gathering relies on."""
+        """Raise an error unless values, offsets, kind and shapes fit each other."""
         values, offsets, shapes = self.values, self.offsets, self.shapes
         if self.kind not in (None, *KINDS):
             raise ValueError(f"kind {self.kind!r}: must be None or one of {', '.join(KINDS)}")
@@ -101,8 +104,8 @@ class Ragged:
             )
         if values.ndim != 1 or offsets.ndim != 1 or len(offsets) == 0:
             raise ValueError("values and offsets must be 1-d, offsets one longer than the rows")
-        descending = (offsets[1:] < offsets[:-1]).any()
-        if descending or offsets[0] < 0 or offsets[-1] > len(values):
+        is_descending = (offsets[1:] < offsets[:-1]).any()
+        if is_descending or offsets[0] < 0 or offsets[-1] > len(values):
             raise ValueError(
                 f"offsets must ascend, between 0 and the {quantity(len(values), 'value')}"
             )
@@ -110,7 +113,7 @@ class Ragged:
             return
         if self.kind is not None or shapes.ndim != 2 or len(shapes) != len(self):
             raise ValueError(f"shapes must be ({len(self)}, ndim), and only arrays have them")
-        # As floats, products do not wrap around, and are exact up to any size of a row.
+        # In floats, products do not wrap around. They are exact for all sizes that memory can hold.
         sizes = shapes.prod(axis=1, dtype=np.float64)
         if (shapes < 0).any() or (sizes != self.lengths).any():
             raise ValueError("shapes must have as many elements as their rows")
@@ -122,10 +125,10 @@ class Ragged:
         Parameters
         ----------
         rows : iterable of array_like, str or bytes
-            Arrays with one number of axes, which get a common dtype as in `np.concatenate`; or
-            text, or bytes.
+            Text, bytes, or arrays of the same number of axes. Arrays get a common dtype, as in
+            `np.concatenate`.
         kind : {"str", "bytes", "image"}, optional
-            What ``bytes`` stand for; by default the first row says it.
+            The meaning of ``bytes``; by default the type of the first row decides.
 
         Returns
         -------
@@ -136,7 +139,7 @@ class Ragged:
         ValueError
             If arrays have different numbers of axes.
         TypeError
-            If some rows are text or bytes, and others are not.
+            If some rows are text or bytes, and others are arrays.
 
         Examples
         --------
@@ -150,22 +153,21 @@ class Ragged:
             bodies = [row.encode() if isinstance(row, str) else row for row in rows]
             values = np.frombuffer(bytearray().join(bodies), np.uint8)
             offsets = exchange.offsets_from_lengths([len(body) for body in bodies])
-            if offsets[-1] != len(values):  # of another buffer, len counts no bytes
+            if offsets[-1] != len(values):  # `len` of another buffer may not count bytes
                 raise TypeError(f"rows must be str or bytes to be {kind!r}")
             return cls(values, offsets, kind)
         arrays = [np.asarray(row) for row in rows]
         ranks = {array.ndim for array in arrays} or {1}
         if len(ranks) > 1:
             raise ValueError(f"rows of {sorted(ranks)} axes: all must have the same number")
-        # An empty list says nothing of its dtype, though NumPy makes it float64.
+        # The dtype of an empty list, float64 in NumPy, does not count.
         dtypes = {a.dtype for a in arrays if a.size} or {a.dtype for a in arrays}
-        filled = [array.ravel() for array in arrays if array.size]
-        values = np.concatenate([np.empty(0, np.result_type(*dtypes or [float])), *filled])
+        flat = [array.ravel() for array in arrays if array.size]
+        values = np.concatenate([np.empty(0, np.result_type(*dtypes or [float])), *flat])
         rank = ranks.pop()
         shapes = None if rank == 1 else np.array([array.shape for array in arrays], np.int64)
-        return cls(
-            values, exchange.offsets_from_lengths([array.size for array in arrays]), shapes=shapes
-        )
+        offsets = exchange.offsets_from_lengths([array.size for array in arrays])
+        return cls(values, offsets, shapes=shapes)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -187,7 +189,7 @@ class Ragged:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the elements of all rows take."""
+        """The number of bytes of all rows' elements."""
         return int(self.offsets[-1] - self.offsets[0]) * self.dtype.itemsize
 
     def __getitem__(self, index: Any) -> Any:
@@ -196,7 +198,7 @@ class Ragged:
             stop = max(start, stop)
             shapes = None if self.shapes is None else self.shapes[start:stop]
             return self._with(self.values, self.offsets[start : stop + 1], shapes)
-        # NumPy indexes the offsets, and so raises its own exceptions.
+        # NumPy indexes the offsets, so errors are NumPy's own.
         starts, stops = self.offsets[:-1][index], self.offsets[1:][index]
         if starts.ndim == 0:
             return self._row(self.values[starts:stops], index)
@@ -214,12 +216,13 @@ class Ragged:
         return self._with(values, offsets, None if self.shapes is None else self.shapes[index])
 
     def __iter__(self) -> Iterator[Any]:
-        # A memoryview is sliced several times faster than an array.
+        # Slicing a memoryview is several times faster than slicing an array.
         values: Any = self.values if self.kind is None else self.values.data
         for i, (start, stop) in enumerate(pairwise(self.offsets.tolist())):
             yield self._row(values[start:stop], i)
 
     def _row(self, elements: Any, i: Any) -> Any:
+        """Return the elements of row i in the form of its kind and shape."""
         if self.kind is None:
             return elements if self.shapes is None else elements.reshape(self.shapes[i])
         if self.kind != "str":
@@ -230,25 +233,26 @@ class Ragged:
             raise FormatError(f"row {i} is not UTF-8: {error}; read it as 'bytes'") from None
 
     def _with(self, values: AnyArray, offsets: Int64, shapes: Int64 | None) -> Ragged:
-        """Return rows of the same kind, without checking what fits by construction."""
+        """Return a Ragged of the same kind and encoding, without checking its parts."""
         rows = Ragged.__new__(Ragged)
         rows.values, rows.offsets, rows.kind, rows.shapes = values, offsets, self.kind, shapes
         rows.encoding = self.encoding
         return rows
 
     def _packed(self) -> tuple[AnyArray, Int64]:
-        """Return the elements of these rows alone, and offsets that begin at 0."""
+        """Return the elements of only these rows, and offsets that begin at 0."""
         first, last = int(self.offsets[0]), int(self.offsets[-1])
         return self.values[first:last], self.offsets - first if first else self.offsets
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Like an ndarray's, the copy or pickle of a slice leaves the other rows behind.
+        # Like that of an ndarray, the pickle of a slice does not contain the other rows.
         return Ragged, (*self._packed(), self.kind, self.shapes, self.encoding)
 
     def __repr__(self) -> str:
         return f"<Ragged: {len(self)} {self._summary()}>"
 
     def _summary(self) -> str:
+        """Return kind or dtype, and lengths, for a repr."""
         what = self.kind or f"rows of {self.dtype}"
         if self.shapes is not None:
             return f"{what}, {self.shapes.shape[1]}-d"
@@ -258,45 +262,46 @@ class Ragged:
         return f"{what}, {span} bytes" if self.kind else f"{what}, lengths {span}"
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
-        text: dict[str | None, DTypeLike] = {"str": np.dtypes.StringDType(), "bytes": object}
-        objects = dtype is not None and np.dtype(dtype).kind == "O"
-        if self.kind not in text and not objects:
+        dtypes: dict[str | None, DTypeLike] = {"str": np.dtypes.StringDType(), "bytes": object}
+        is_object = dtype is not None and np.dtype(dtype).kind == "O"
+        if self.kind not in dtypes and not is_object:
             raise TypeError(
                 f"{self!r} has no ndarray but one of objects: use pad(), to_list() or dtype=object"
             )
         if copy is False:
             raise ValueError("Unable to avoid copy while creating an array as requested.")
-        if self.kind in text:
-            return np.array(self.to_list(), text[self.kind] if dtype is None else dtype)
+        if self.kind in dtypes:
+            return np.array(self.to_list(), dtypes[self.kind] if dtype is None else dtype)
         out = np.empty(len(self), object)
         for i, row in enumerate(self):
-            out[i] = row  # assigned together, rows of one length would spread over an axis
+            out[i] = row  # `out[:] = rows` would broadcast rows of equal length
         return out
 
     def _to_write(self) -> RowsColumn:
-        """Return the rows as `npstream.writing.tables` takes them."""
+        """Return the rows in the form of `npstream.writing.tables`."""
         self._check_text()
         return RowsColumn(
-            self.values, self.offsets, self._stored_as(), self.shapes,
+            self.values, self.offsets, self._stored_encoding(), self.shapes,
             lambda start, stop: list(self[start:stop]),
         )  # fmt: skip
 
-    def _stored_as(self) -> Encoding | None:
-        """Return how the rows are stored; None if they are images of which nothing tells it."""
+    def _stored_encoding(self) -> Encoding | None:
+        """Return the encoding to write the rows with; None for images of an unknown format."""
         if self.encoding is not None:
             with suppress(ValueError, NpstreamError):
-                known = column_type(self.encoding)
-                own = "ndarray" if self.kind is None else self.kind
-                if known.kind == own and known.dtype in (object, self.dtype, _TEXT):
-                    return known
+                recorded = column_type(self.encoding)
+                kind = "ndarray" if self.kind is None else self.kind
+                if recorded.kind == kind and recorded.dtype in (object, self.dtype, _TEXT):
+                    return recorded
         if self.kind is None:
-            type_of_array(self.dtype, ())  # says whether there are such arrays
+            type_of_array(self.dtype, ())  # raises if the dtype cannot be stored
             return column_type(f"ndarray:{self.dtype.name}")
         if self.kind != "image":
             return parse(self.kind)
-        first = bytes(self[0][:8]) if len(self) else b""
-        names = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
-        return next((parse(name) for start, name in names.items() if first.startswith(start)), None)
+        header = bytes(self[0][:8]) if len(self) else b""
+        formats = {b"\xff\xd8\xff": "jpeg", b"\x89PNG\r\n\x1a\n": "png"}
+        names = (name for magic, name in formats.items() if header.startswith(magic))
+        return next(map(parse, names), None)
 
     def to_list(self) -> list[Any]:
         """Return the rows: arrays over the same memory, ``str``, or ``bytes``.
@@ -325,18 +330,18 @@ class Ragged:
         side: Literal["right", "left"] = "right",
         truncate: bool = False,
     ) -> AnyArray:
-        """Return the rows in one array, filled up to the same length.
+        """Return the rows in one array, padded to the same length.
 
         Parameters
         ----------
         value : scalar, default: 0
-            What to fill with.
+            The fill value.
         length : int or sequence of int, optional
-            The length of each axis of the rows; by default that of the longest.
+            The length of each axis of the rows; by default that of the longest row.
         side : {"right", "left"}, default: "right"
-            Where to fill.
+            The side to pad.
         truncate : bool, default: False
-            Cut off the ends of longer rows, instead of raising ValueError.
+            Cut off longer rows at the end, instead of raising ValueError.
 
         Returns
         -------
@@ -345,7 +350,7 @@ class Ragged:
         Raises
         ------
         ValueError
-            If a row is longer than `length`, or an argument is none of these.
+            If a row is longer than `length`, or if `side` or `length` is invalid.
         OverflowError
             If the dtype cannot hold `value`.
         MemoryError
@@ -363,24 +368,24 @@ class Ragged:
         padded = _padded_shape(shapes, length, truncate)
         nbytes = math.prod(padded) * len(self) * self.dtype.itemsize
         ensure_fits(nbytes, f"padding {quantity(len(self), 'row')} to {padded}")
-        # `np.full` of NumPy 2.0 wraps a number that the dtype cannot hold; `np.asarray` raises.
+        # `np.full` of NumPy 2.0 wraps a number that does not fit the dtype; `np.asarray` raises.
         out = np.full((len(self), *padded), np.asarray(value, self.dtype), self.dtype)
-        room = np.array(padded, np.int64)
-        kept = np.minimum(shapes, room)
-        begin = room - kept if side == "left" else np.zeros_like(kept)
+        target = np.array(padded, np.int64)
+        sizes = np.minimum(shapes, target)
+        begin = target - sizes if side == "left" else np.zeros_like(sizes)
         if len(padded) == 1:
             at = np.arange(len(self)) * padded[0] + begin[:, 0]
-            _copy_rows(self.values, self.offsets[:-1], kept[:, 0], out, at)
+            _copy_rows(self.values, self.offsets[:-1], sizes[:, 0], out, at)
             return out
-        places = zip(self, kept.tolist(), begin.tolist(), (begin + kept).tolist(), strict=True)
-        for i, (row, size, start, stop) in enumerate(places):
+        bounds = zip(self, sizes.tolist(), begin.tolist(), (begin + sizes).tolist(), strict=True)
+        for i, (row, size, start, stop) in enumerate(bounds):
             out[i, ...][tuple(map(slice, start, stop))] = row[tuple(map(slice, size))]
         return out
 
     def to_arrow(self) -> Any:
         """Return a pyarrow LargeList, LargeString or LargeBinary array over the same memory.
 
-        Further axes of the rows are nested lists, of a fixed size where all rows have the same.
+        Further axes of the rows become nested lists, of a fixed size if all rows have the same.
 
         Returns
         -------
@@ -401,7 +406,7 @@ class Ragged:
         return self._to_arrow(regular=True)
 
     def _to_arrow(self, regular: bool) -> Any:
-        """Return a pyarrow array; `regular` makes lists of a fixed size of constant axes."""
+        """Return a pyarrow array; if `regular`, constant axes become lists of a fixed size."""
         if self.kind is None:
             return exchange.to_arrow(*self._arrow_levels(regular))
         self._check_text()
@@ -438,16 +443,16 @@ class Ragged:
         return exchange.text_to_awkward(*self._packed(), self.kind == "str")
 
     def to_torch(self, padding: Any = None, length: int | Sequence[int] | None = None) -> Any:
-        """Return a nested tensor in jagged layout over the same memory, or a padded one.
+        """Return a nested tensor in jagged layout over the same memory, or a padded tensor.
 
-        Text and images give their bytes.
+        Text and images become their bytes.
 
         Parameters
         ----------
         padding : scalar, optional
-            Fill up with this value (see `pad`) rather than nest.
+            Return a tensor padded with this value, see `pad`, instead of a nested one.
         length : int or sequence of int, optional
-            The length to fill up to; by default that of the longest row.
+            The length to pad to; by default that of the longest row.
 
         Returns
         -------
@@ -456,7 +461,7 @@ class Ragged:
         Raises
         ------
         ValueError
-            If there is a length and no padding.
+            If `length` is given without `padding`.
         MissingDependencyError
             If torch is not installed.
 
@@ -470,32 +475,33 @@ class Ragged:
         if padding is not None:
             return exchange.import_npstream_torch().tensor(self.pad(padding, length))
         if length is not None:
-            raise ValueError("length is what to fill rows up to: say with which padding=")
+            raise ValueError("length without padding: pass padding=, the value to fill with")
         return exchange.to_nested(*self._arrow_levels())
 
     def _arrow_levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
+        """Return the values, and the list levels of the rows for Arrow, awkward and torch."""
         values, offsets = self._packed()
         return values, exchange.ragged_levels(offsets, self.shapes, regular)
 
     def _check_text(self) -> None:
-        """Raise FormatError where a row is not UTF-8, without decoding row by row."""
+        """Raise FormatError if a row is not UTF-8, without decoding row by row."""
         if self.kind != "str":
             return
         values, offsets = self._packed()
         first_bytes = values[offsets[offsets < len(values)]]
         try:
             str(values.data, "utf-8")
-            valid = not (first_bytes & 0xC0 == 0x80).any()  # no row begins inside a character
+            is_valid = not (first_bytes & 0xC0 == 0x80).any()  # no row begins inside a character
         except UnicodeDecodeError:
-            valid = False
-        if not valid:
-            self.to_list()  # raises, and names the row
+            is_valid = False
+        if not is_valid:
+            self.to_list()  # raises an error that names the row
 
 
 def _padded_shape(
     shapes: Int64, length: int | Sequence[int] | None, truncate: bool
 ) -> tuple[int, ...]:
-    """Return the shape that rows of these shapes are padded to."""
+    """Return the common shape to pad rows to, given the shape of each row."""
     longest = shapes.max(axis=0, initial=0)
     if length is None:
         return tuple(longest.tolist())
@@ -514,13 +520,14 @@ def _padded_shape(
 
 
 def _copy_rows(source: AnyArray, starts: Int64, lengths: Int64, out: AnyArray, at: Int64) -> None:
-    """Copy elements ``source[starts[k]:][:lengths[k]]`` to the flat position ``at[k]`` of `out`."""
+    """Copy ``source[starts[k]:][:lengths[k]]`` to the flat position ``at[k]`` of `out`."""
     size = source.itemsize
     copy = copy_spans.for_size(len(starts))
     copy(address_of(source) + starts * size, lengths * size, at * size, address_of(out))
 
 
 def _as_int64(array_like: ArrayLike, name: str) -> Int64:
+    """Return an integer argument as int64; errors call it `name`."""
     array = np.asarray(array_like)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} of dtype {array.dtype}: must be integers")
