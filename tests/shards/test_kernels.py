@@ -1,6 +1,6 @@
-"""Kernels: compiled and as plain Python they do what the format says, and stay within bounds.
+"""Tests of the kernels, compiled and as plain Python: their results, and that they stay in bounds.
 
-Inputs lie in memory that ends at a page which nobody may touch (`guards`), outputs between bytes
+Inputs end at a page that raises a fault when it is touched (`guards`). Outputs lie between bytes
 that must not change.
 """
 
@@ -22,10 +22,9 @@ from npstream._core.spans import copy_short, copy_spans, equal_spans, join_colum
 from npstream.formats.encodings.arrays import DTYPE_CODES
 from npstream.formats.encodings.encodings import parse_array_head
 from npstream.formats.index import shard_lookup_table
-from npstream.shards import kernels
-from npstream.shards import paging as pages
+from npstream.shards import kernels, paging
 
-WATCH = 0xA5
+CANARY = 0xA5
 ITEMSIZES = np.zeros(256, np.int64)
 for code, dtype in DTYPE_CODES.items():
     ITEMSIZES[code] = dtype.itemsize
@@ -33,54 +32,54 @@ for code, dtype in DTYPE_CODES.items():
 
 @pytest.fixture(params=["compiled", "python"], scope="module")
 def run(request):
-    """Return what makes a function of a kernel, in either way."""
+    """Return a function that makes a callable of a kernel: compiled, or plain Python."""
     if request.param == "python":
         return lambda kernel: kernel.py_func
     return lambda kernel: kernel.compiled()
 
 
-def watched(n):
-    """Return an array of `n` bytes, and a function that says whether those around it are intact."""
-    around = np.full(n + 64, WATCH, np.uint8)
-    return around[32 : 32 + n], lambda: (np.delete(around, np.s_[32 : 32 + n]) == WATCH).all()
+def canary_array(n):
+    """Return an array of `n` bytes, and a function that checks the canary bytes around it."""
+    memory = np.full(n + 64, CANARY, np.uint8)
+    return memory[32 : 32 + n], lambda: (np.delete(memory, np.s_[32 : 32 + n]) == CANARY).all()
 
 
 def spans_of(parts):
-    """Return addresses and lengths of parts in watched memory, and what holds it."""
-    held = [guarded_array(part) for part in parts]
-    address = np.array([address_of(part) for part in held], np.int64)
-    return address, np.array([len(part) for part in parts], np.int64), held
+    """Return addresses and lengths of parts in guarded memory, and the owners of that memory."""
+    owners = [guarded_array(part) for part in parts]
+    address = np.array([address_of(part) for part in owners], np.int64)
+    return address, np.array([len(part) for part in parts], np.int64), owners
 
 
-# Finding samples.
+# Locating samples.
 
 
 class Shards:
-    """Shards in memory, made of the sizes of their samples; None where one is absent."""
+    """Shards in memory, given the sizes of their samples."""
 
     def __init__(self, shards, stride=0):
         counts = [len(sizes) for sizes in shards]
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.guide, self.shift = shard_lookup_table(self.starts)
         self.entries = np.zeros((max(len(shards), 1), 7), np.int64)
-        self.held, self.bodies = [], []
+        self.owners, self.bodies = [], []
         for number, sizes in enumerate(shards):
             ends = 10 + np.cumsum([0, *sizes])
             offsets = guarded_array(ends.astype("<u4").tobytes())
             data = guarded_array(bytes(np.arange(ends[-1], dtype=np.uint8)))
             row = (address_of(data), address_of(offsets), 10, len(data), stride)
             self.entries[number, :5] = row
-            self.held += [offsets, data]
+            self.owners += [offsets, data]
             self.bodies += [data[a:b].tobytes() for a, b in itertools.pairwise(ends.tolist())]
 
-    def lose(self, shard):
+    def unload(self, shard):
         self.entries[shard] = 0
 
-    def cut(self, shard, resident):
-        """Cut a shard into chunks of which some are in memory."""
+    def split_into_chunks(self, shard, resident):
+        """Split a shard into chunks, of which some are in memory."""
         flags = guarded_array(bytes(resident))
         self.entries[shard, 5:] = address_of(flags), len(resident)
-        self.held.append(flags)
+        self.owners.append(flags)
 
     def locate(self, run, ids):
         ids = np.asarray(ids, np.int64)
@@ -92,7 +91,7 @@ class Shards:
         return code, address[1:-1], nbytes[1:-1]
 
     def read(self, address, nbytes):
-        memory = {address_of(data): data.tobytes() for data in self.held}
+        memory = {address_of(data): data.tobytes() for data in self.owners}
         starts = sorted(memory)
         parts = []
         for at, length in zip(address.tolist(), nbytes.tolist(), strict=True):
@@ -107,7 +106,7 @@ sizes_of_shards = st.lists(st.lists(st.integers(0, 9), max_size=9), min_size=1, 
 
 
 @given(sizes_of_shards, st.data())
-def test_locate(run, shards, data):
+def test_locate_finds_samples(run, shards, data):
     table = Shards(shards)
     ids = data.draw(st.lists(st.integers(0, len(table.bodies) - 1), max_size=20))
     code, address, nbytes = table.locate(run, ids)
@@ -116,41 +115,41 @@ def test_locate(run, shards, data):
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any), st.integers(1, 9))
-def test_locate_samples_of_one_size(run, counts, stride):
+def test_locate_finds_samples_of_one_size_without_offsets(run, counts, stride):
     table = Shards([[stride] * count for count in counts], stride)
-    for offsets in table.held[::2]:
-        offsets[:] = 0xFF  # they are not read
+    for offsets in table.owners[::2]:
+        offsets[:] = 0xFF  # must not be read
     code, address, nbytes = table.locate(run, np.arange(len(table.bodies)))
     assert code == 0
     assert table.read(address, nbytes) == table.bodies
 
 
 @given(sizes_of_shards, st.data())
-def test_locate_tells_which_shards_are_absent(run, shards, data):
+def test_locate_returns_the_shards_that_are_not_in_memory(run, shards, data):
     table = Shards(shards)
-    lost = data.draw(st.sets(st.integers(0, len(shards) - 1)))
-    for shard in lost:
-        table.lose(shard)
+    unloaded = data.draw(st.sets(st.integers(0, len(shards) - 1)))
+    for shard in unloaded:
+        table.unload(shard)
     ids = np.arange(len(table.bodies))
     shard_of = np.searchsorted(table.starts, ids, "right") - 1
-    absent = np.isin(shard_of, list(lost))
+    absent = np.isin(shard_of, list(unloaded))
     code, address, nbytes = table.locate(run, ids)
     assert code == absent.sum()
     assert (address[absent] == 0).all()
     assert (nbytes[absent] == shard_of[absent]).all()
-    present = [body for body, gone in zip(table.bodies, absent, strict=True) if not gone]
+    present = [body for body, is_absent in zip(table.bodies, absent, strict=True) if not is_absent]
     assert table.read(address[~absent], nbytes[~absent]) == present
 
 
 @given(sizes_of_shards, st.data())
-def test_locate_tells_which_chunks_are_absent(run, shards, data):
+def test_locate_returns_the_shards_of_chunks_that_are_not_in_memory(run, shards, data):
     table = Shards(shards)
     ids = np.arange(len(table.bodies))
     shard_of = np.searchsorted(table.starts, ids, "right") - 1
     absent = np.zeros(len(ids), bool)
     for shard, sizes in enumerate(shards):
         flags = data.draw(st.lists(st.integers(0, 1), min_size=1, max_size=max(len(sizes), 1)))
-        table.cut(shard, flags)
+        table.split_into_chunks(shard, flags)
         first = table.starts[shard]
         for chunk, flag in enumerate(flags):
             begin, end = (k * len(sizes) // len(flags) for k in (chunk, chunk + 1))
@@ -159,7 +158,7 @@ def test_locate_tells_which_chunks_are_absent(run, shards, data):
     assert code == absent.sum()
     assert (address[absent] == 0).all()
     assert (nbytes[absent] == shard_of[absent]).all()
-    present = [body for body, gone in zip(table.bodies, absent, strict=True) if not gone]
+    present = [body for body, is_absent in zip(table.bodies, absent, strict=True) if not is_absent]
     assert table.read(address[~absent], nbytes[~absent]) == present
 
 
@@ -167,139 +166,138 @@ def test_locate_tells_which_chunks_are_absent(run, shards, data):
     ("row", "offset"),
     [
         pytest.param(0, 9, id="before the first sample"),
-        pytest.param(0, 0, id="in the head"),
+        pytest.param(0, 0, id="in the header"),
         pytest.param(2, 11, id="end before begin"),
         pytest.param(4, 27, id="beyond the file"),
         pytest.param(4, 2**31, id="far beyond the file"),
-        pytest.param(3, 2**32 - 1, id="the largest"),
+        pytest.param(3, 2**32 - 1, id="the largest offset"),
     ],
 )
-def test_locate_refuses_offsets(run, row, offset):
+def test_locate_rejects_offsets_outside_the_shard(run, row, offset):
     table = Shards([[1, 2], [4, 4, 4, 4]])
-    table.held[2][:].view("<u4")[row] = offset
-    reached = [2 + k for k in (row - 1, row) if 0 <= k < 4]  # the samples that it bounds
-    for sample in reached:
+    table.owners[2][:].view("<u4")[row] = offset
+    affected = [2 + k for k in (row - 1, row) if 0 <= k < 4]  # samples with this offset as a bound
+    for sample in affected:
         code, *_ = table.locate(run, [0, 1, sample, 1])
-        span = table.held[2].view("<u4")[sample - 2 : sample]
+        begin, end = table.owners[2].view("<u4")[sample - 2 : sample]
         assert code in (0, -3)
-        if code == 0:  # too long or short, but within the file: `split` will see that
-            assert 10 <= span[0] <= span[1] <= 26
-    assert any(table.locate(run, [0, 1, sample, 1])[0] == -3 for sample in reached)
-    untouched = [i for i in range(6) if i not in reached]
-    assert table.locate(run, untouched)[0] == 0
+        if code == 0:  # a wrong size within the file, which `split` detects
+            assert 10 <= begin <= end <= 26
+    assert any(table.locate(run, [0, 1, sample, 1])[0] == -3 for sample in affected)
+    unaffected = [i for i in range(6) if i not in affected]
+    assert table.locate(run, unaffected)[0] == 0
 
 
-# Taking samples apart.
+# Splitting samples.
 
 
 @st.composite
 def samples(draw):
-    """Draw the sizes of columns (None: they vary), and values of samples."""
+    """Draw the sizes of columns (None: the size varies), and values of samples."""
     sizes = draw(st.lists(st.one_of(st.none(), st.integers(1, 20)), min_size=1, max_size=6))
     bodies = [st.binary(min_size=size or 0, max_size=size or 9) for size in sizes]
     return sizes, draw(st.lists(st.tuples(*bodies), max_size=8))
 
 
-def encoded(sizes, values):
-    head = [len(value) for size, value in zip(sizes, values, strict=True) if size is None]
-    return np.array(head, "<u4").tobytes() + b"".join(values)
+def encode_sample(sizes, values):
+    header = [len(value) for size, value in zip(sizes, values, strict=True) if size is None]
+    return np.array(header, "<u4").tobytes() + b"".join(values)
 
 
 def layout(sizes):
-    """Return, for each column, the variable ones before it and the bytes of fixed ones."""
-    places, before, offset = [], 0, 0
+    """Return (variable columns before, fixed bytes before) of each column, and the totals."""
+    columns, before, offset = [], 0, 0
     for size in sizes:
-        places.append((before, offset))
+        columns.append((before, offset))
         before, offset = before + (size is None), offset + (size or 0)
-    return places, before, offset
+    return columns, before, offset
 
 
 @given(samples(), st.data())
-def test_split(run, drawn, data):
+def test_split_copies_fixed_columns_and_finds_variable_ones(run, drawn, data):
     sizes, rows = drawn
-    places, nvariable, nfixed = layout(sizes)
-    address, nbytes, _held = spans_of([encoded(sizes, row) for row in rows])
-    cuts = []
+    columns, nvariable, nfixed = layout(sizes)
+    address, nbytes, owners = spans_of([encode_sample(sizes, row) for row in rows])
+    parts = []
     for column, size in enumerate(sizes):
         if size is not None:
             first = data.draw(st.integers(0, size - 1))
-            cuts.append((column, first, data.draw(st.integers(first + 1, size))))
-    outputs = [watched(len(rows) * (last - first)) for _, first, last in cuts]
+            parts.append((column, first, data.draw(st.integers(first + 1, size))))
+    outputs = [canary_array(len(rows) * (last - first)) for _, first, last in parts]
     fixed = [
-        (places[column][0], places[column][1] + first, last - first, address_of(output))
-        for (column, first, last), (output, _) in zip(cuts, outputs, strict=True)
+        (columns[column][0], columns[column][1] + first, last - first, address_of(output))
+        for (column, first, last), (output, _) in zip(parts, outputs, strict=True)
     ]
     variable = [column for column, size in enumerate(sizes) if size is None]
     spans = np.full((len(variable) + 1, 2, len(rows)), -7, np.int64)
     code = run(kernels.split)(
         address, nbytes, nvariable, nfixed,
         np.array(fixed, np.int64).reshape(-1, 4),
-        np.array([places[column] for column in variable], np.int64).reshape(-1, 2),
+        np.array([columns[column] for column in variable], np.int64).reshape(-1, 2),
         spans,
     )  # fmt: skip
     assert code == 0
     assert (spans[-1] == -7).all()
-    for (column, first, last), (output, intact) in zip(cuts, outputs, strict=True):
-        assert intact()
+    for (column, first, last), (output, is_intact) in zip(parts, outputs, strict=True):
+        assert is_intact()
         assert output.tobytes() == b"".join(row[column][first:last] for row in rows)
-    for k, (values, sample) in enumerate(zip(rows, _held, strict=True)):
+    for k, (values, sample) in enumerate(zip(rows, owners, strict=True)):
         for number, column in enumerate(variable):
             at, length = spans[number, :, k] - (address[k], 0)
             assert sample[at : at + length].tobytes() == values[column]
 
 
 @given(samples().filter(lambda drawn: drawn[1]), st.data())
-def test_split_refuses_samples_of_another_length(run, drawn, data):
+def test_split_rejects_samples_of_another_length(run, drawn, data):
     sizes, rows = drawn
-    places, nvariable, nfixed = layout(sizes)
-    parts = [encoded(sizes, row) for row in rows]
+    columns, nvariable, nfixed = layout(sizes)
+    samples = [encode_sample(sizes, row) for row in rows]
     k = data.draw(st.integers(0, len(rows) - 1))
-    cut = data.draw(st.integers(0, len(parts[k]) + 3))
-    if cut == len(parts[k]) or (nvariable == 0 and cut > nfixed):
-        return  # samples of one size are found by it, so they have it
-    parts[k] = (parts[k] + bytes(3))[:cut]
-    address, nbytes, _held = spans_of(parts)
-    output, intact = watched(len(rows) * nfixed)
+    length = data.draw(st.integers(0, len(samples[k]) + 3))
+    if length == len(samples[k]) or (nvariable == 0 and length > nfixed):
+        return  # without variable columns, `locate` gives every sample the right length
+    samples[k] = (samples[k] + bytes(3))[:length]
+    address, nbytes, _owners = spans_of(samples)
+    output, is_intact = canary_array(len(rows) * nfixed)
     fixed = [
-        (*place, size, address_of(output))
-        for place, size in zip(places, sizes, strict=True)
+        (*column, size, address_of(output))
+        for column, size in zip(columns, sizes, strict=True)
         if size is not None
     ]
-    wanted = [place for place, size in zip(places, sizes, strict=True) if size is None]
+    variable = [column for column, size in zip(columns, sizes, strict=True) if size is None]
     spans = np.zeros((nvariable, 2, len(rows)), np.int64)
     code = run(kernels.split)(
         address, nbytes, nvariable, nfixed, np.array(fixed, np.int64).reshape(-1, 4),
-        np.array(wanted, np.int64).reshape(-1, 2), spans,
+        np.array(variable, np.int64).reshape(-1, 2), spans,
     )  # fmt: skip
     assert code == -1 - k
-    assert intact()
-    assert (spans[:, :, k:] == 0).all()  # nothing is told of what was not found sound
+    assert is_intact()
+    assert (spans[:, :, k:] == 0).all()  # no span of a damaged sample
 
 
 @pytest.mark.parametrize("sizes", [(5, 1), (0, 0), (2**32 - 1, 5), (3, 2**31), (2**32 - 2, 6)])
-def test_split_refuses_sizes_that_do_not_add_up(run, sizes):
-    for head, expected in ((sizes, -1), ((2, 1), 0)):
-        address, nbytes, _held = spans_of([struct.pack("<2I", *head) + b"abcde"])
+def test_split_rejects_sizes_that_do_not_add_up(run, sizes):
+    for header, expected in ((sizes, -1), ((2, 1), 0)):
+        address, nbytes, _owners = spans_of([struct.pack("<2I", *header) + b"abcde"])
         spans = np.zeros((2, 2, 1), np.int64)
         none, both = np.zeros((0, 4), np.int64), np.array([(0, 0), (1, 2)])
         assert run(kernels.split)(address, nbytes, 2, 2, none, both, spans) == expected
 
 
 @given(st.lists(st.lists(st.binary(max_size=5), max_size=4), min_size=1, max_size=5).filter(any))
-def test_read_is_locate_and_split(run, shards):
-    """In one step or in two."""
-    bodies = [[encoded([None, 2], (value, b"ab")) for value in values] for values in shards]
+def test_read_in_one_call_equals_locate_and_split_in_two(run, shards):
+    bodies = [[encode_sample([None, 2], (value, b"ab")) for value in values] for values in shards]
     table = Shards([[len(body) for body in shard] for shard in bodies])
-    for data, shard in zip(table.held[1::2], bodies, strict=True):
+    for data, shard in zip(table.owners[1::2], bodies, strict=True):
         data[10:] = np.frombuffer(b"".join(shard), np.uint8)
     values = [value for shard in shards for value in shard]
     n = len(values)
 
-    def read_in(*parts):
-        output, intact = watched(2 * n)
+    def read_in(*calls):
+        output, is_intact = canary_array(2 * n)
         samples = np.zeros((2, n), np.int64)
         spans = np.zeros((1, 2, n), np.int64)
-        for steps in parts:
+        for steps in calls:
             code = run(kernels.read)(
                 steps, np.arange(n), table.starts, table.guide, table.shift, table.entries,
                 samples, 1, 2, np.array([(1, 0, 2, address_of(output))]),
@@ -307,24 +305,24 @@ def test_read_is_locate_and_split(run, shards):
             )  # fmt: skip
             if code:
                 break
-        assert intact()
+        assert is_intact()
         return code, output.tobytes(), spans
 
     def read():
-        at_once = read_in(kernels.LOCATE | kernels.SPLIT)
-        in_steps = read_in(kernels.LOCATE, kernels.SPLIT)
-        assert at_once[:2] == in_steps[:2]
-        assert (at_once[2] == in_steps[2]).all()
-        return at_once
+        one_call = read_in(kernels.LOCATE | kernels.SPLIT)
+        two_calls = read_in(kernels.LOCATE, kernels.SPLIT)
+        assert one_call[:2] == two_calls[:2]
+        assert (one_call[2] == two_calls[2]).all()
+        return one_call
 
     code, fixed, spans = read()
     assert code == 0
     assert fixed == b"ab" * n
     assert table.read(*spans[0]) == values
     first = next(number for number, shard in enumerate(shards) if shard)
-    table.held[2 * first + 1][10] ^= 1  # the first sample's size
+    table.owners[2 * first + 1][10] ^= 1  # the size of the first sample's column
     assert read()[0] == -1
-    table.lose(first)
+    table.unload(first)
     assert read()[0] == len(shards[first])
 
 
@@ -332,14 +330,14 @@ def test_read_is_locate_and_split(run, shards):
 
 
 @given(st.lists(st.binary(max_size=20), max_size=12), st.integers(0, 5))
-def test_copy_spans(run, parts, gap):
-    address, nbytes, _held = spans_of(parts)
+def test_copy_spans_copies_to_the_offsets_only(run, parts, gap):
+    address, nbytes, _owners = spans_of(parts)
     offsets = np.cumsum(nbytes + gap) - nbytes - gap
-    output, intact = watched(int((nbytes + gap).sum()))
-    output[:] = WATCH
+    output, is_intact = canary_array(int((nbytes + gap).sum()))
+    output[:] = CANARY
     assert run(copy_spans)(address, nbytes, offsets, address_of(output)) is None
-    assert intact()
-    assert output.tobytes() == b"".join(part + bytes([WATCH] * gap) for part in parts)
+    assert is_intact()
+    assert output.tobytes() == b"".join(part + bytes([CANARY] * gap) for part in parts)
 
 
 @given(
@@ -373,24 +371,24 @@ def test_join_columns(run, count, sizes, data):
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 7, 8, 9, 100])
-def test_copy_short(run, size):
+def test_copy_short_copies_all_bytes(run, size):
     source = guarded_array(np.random.default_rng(size).bytes(size))
-    output, intact = watched(size)
+    output, is_intact = canary_array(size)
     run(copy_short)(address_of(output), address_of(source), size)
-    assert intact()
+    assert is_intact()
     assert (output == source).all()
 
 
 @given(st.lists(st.binary(max_size=3), max_size=12), st.binary(max_size=3))
-def test_equal_spans(run, parts, value):
-    address, nbytes, _held = spans_of(parts)
-    wanted = guarded_array(value)
-    around = np.ones(len(parts) + 2, bool)
-    run(equal_spans)(address, nbytes, address_of(wanted), len(value), around[1:-1])
-    assert around.tolist() == [True, *(part == value for part in parts), True]
+def test_equal_spans_compares_each_span(run, parts, value):
+    address, nbytes, _owners = spans_of(parts)
+    pattern = guarded_array(value)
+    results = np.ones(len(parts) + 2, bool)
+    run(equal_spans)(address, nbytes, address_of(pattern), len(value), results[1:-1])
+    assert results.tolist() == [True, *(part == value for part in parts), True]
 
 
-# The heads of arrays.
+# Headers of arrays.
 
 
 @st.composite
@@ -400,116 +398,119 @@ def array_bodies(draw):
     shape = draw(st.lists(st.integers(0, 5), max_size=4))
     width = draw(st.integers(0, 3))
     dims = np.array(shape, f"<u{1 << width}")
-    head = bytes([code, len(shape) << 2 | width]) + dims.tobytes()
-    body = bytearray(head + bytes(int(np.prod(shape)) * DTYPE_CODES[code].itemsize))
+    header = bytes([code, len(shape) << 2 | width]) + dims.tobytes()
+    body = bytearray(header + bytes(int(np.prod(shape)) * DTYPE_CODES[code].itemsize))
     for _ in range(draw(st.integers(0, 2))):
         body[draw(st.integers(0, min(len(body), 12) - 1))] = draw(st.integers(0, 255))
     return bytes(body[: draw(st.integers(0, len(body)))]) if draw(st.booleans()) else bytes(body)
 
 
-HOSTILE_HEADS = [
+MALICIOUS_HEADERS = [
     b"",
     b"\x10",
     bytes([16, 0]),  # no axes
-    bytes([16, 63 << 2 | 3]),  # 63 axes of 8 bytes, of which there is none
+    bytes([16, 63 << 2 | 3]),  # 63 axes of 8 bytes, without these bytes
     bytes([16, 1 << 2, 0]),  # a length of 0
     bytes([17, 1 << 2, 1, 0]),  # half a value
-    bytes([1, 1 << 2, 1, 0]),  # no dtype
+    bytes([1, 1 << 2, 1, 0]),  # an unknown dtype code
     bytes([8, 1 << 2 | 3]) + struct.pack("<Q", 2**63) + b"a",
     bytes([8, 1 << 2 | 3]) + struct.pack("<Q", 2**64 - 1) + b"a",
     bytes([8, 2 << 2 | 3]) + struct.pack("<2Q", 2**32, 2**32) + b"a",
     bytes([8, 3 << 2 | 3]) + struct.pack("<3Q", 2**63 - 1, 2**63 - 1, 1) + b"a",
     bytes([66, 2 << 2 | 3]) + struct.pack("<2Q", 2**61, 8) + bytes(8),
     bytes([8, 63 << 2]) + bytes([2] * 63),
-    bytes([8, 63 << 2]) + bytes([1] * 63) + b"a",  # sound, if odd
+    bytes([8, 63 << 2]) + bytes([1] * 63) + b"a",  # unusual but valid
 ]
 
 
-def check_heads(run, bodies, dtype):
-    """Hold the kernels against `parse_array_head`, body by body."""
+def check_headers(run, bodies, dtype):
+    """Compare the kernels with `parse_array_head`, body by body."""
     typed = int(dtype is None)
-    own = [code for code, known in DTYPE_CODES.items() if known == dtype]
+    known_code = [code for code, known in DTYPE_CODES.items() if known == dtype]
     for body in bodies:
-        address, nbytes, _held = spans_of([body])
-        codes, heads, ndims = np.array([own or [0], [0], [0]], np.int64)
+        address, nbytes, _owners = spans_of([body])
+        codes, header_sizes, ndims = np.array([known_code or [0], [0], [0]], np.int64)
         code = run(kernels.read_array_headers)(
-            address, nbytes, typed, ITEMSIZES, codes, heads, ndims
+            address, nbytes, typed, ITEMSIZES, codes, header_sizes, ndims
         )
         try:
-            found, shape, start = parse_array_head(body, dtype)
+            expected, shape, start = parse_array_head(body, dtype)
         except ValueError:
             assert code == -1
             continue
         assert code == 0
-        assert (heads[0], ndims[0]) == (start, len(shape))
-        assert DTYPE_CODES[int(codes[0])] == found
+        assert (header_sizes[0], ndims[0]) == (start, len(shape))
+        assert DTYPE_CODES[int(codes[0])] == expected
         shapes = np.zeros((1, len(shape)), np.int64)
         run(kernels.read_array_shapes)(address, typed, shapes)
         assert tuple(shapes[0]) == shape
 
 
 @given(st.lists(st.one_of(array_bodies(), st.binary(max_size=12)), max_size=6))
-def test_array_heads(run, bodies):
-    check_heads(run, bodies, None)
+def test_array_headers_are_read(run, bodies):
+    check_headers(run, bodies, None)
     for dtype in (np.dtype(np.uint8), np.dtype(np.float32)):
-        check_heads(run, [body[1:] for body in bodies], dtype)
+        check_headers(run, [body[1:] for body in bodies], dtype)
 
 
-def test_hostile_array_heads(run):
-    check_heads(run, HOSTILE_HEADS, None)
-    check_heads(run, [body[1:] for body in HOSTILE_HEADS], np.dtype(np.uint8))
+def test_malicious_array_headers_are_rejected(run):
+    check_headers(run, MALICIOUS_HEADERS, None)
+    check_headers(run, [body[1:] for body in MALICIOUS_HEADERS], np.dtype(np.uint8))
 
 
-def test_array_heads_tell_which_is_damaged(run):
+def test_the_first_damaged_array_header_is_reported(run):
     good = bytes([8, 1 << 2, 2, 7, 7])
-    address, nbytes, _held = spans_of([good, good, good[:-1], good])
-    codes, heads, ndims = np.zeros((3, 4), np.int64)
-    assert run(kernels.read_array_headers)(address, nbytes, 1, ITEMSIZES, codes, heads, ndims) == -3
+    address, nbytes, _owners = spans_of([good, good, good[:-1], good])
+    codes, header_sizes, ndims = np.zeros((3, 4), np.int64)
+    code = run(kernels.read_array_headers)(
+        address, nbytes, 1, ITEMSIZES, codes, header_sizes, ndims
+    )
+    assert code == -3
 
 
 @given(st.binary(min_size=1, max_size=8))
-def test_little_endian(run, number):
-    data = guarded_array(number)
-    found = run(kernels.load_little_endian)(address_of(data), len(number))
-    assert found % 2**64 == int.from_bytes(number, "little")
+def test_little_endian_numbers_are_loaded(run, body):
+    data = guarded_array(body)
+    number = run(kernels.load_little_endian)(address_of(data), len(body))
+    assert number % 2**64 == int.from_bytes(body, "little")
 
 
-# Asking for pages.
+# Prefetching pages.
 
 
 @given(st.lists(st.tuples(st.integers(0, 99_999), st.integers(0, 30_000)), max_size=20))
-def test_prefetch_asks_for_every_page_once(spans):
-    """Compare what is asked for, by plain Python, with the spans."""
+def test_prefetch_requests_every_page_once(spans):
+    """Run the kernel as plain Python, and record the ranges of its madvise calls."""
     page, gap = 4096, 1 << 14
-    asked = []
+    requested = []
     python = kernels.will_need_spans.py_func
 
     def will_need(first, nbytes):
-        asked.append((first, first + nbytes))
+        requested.append((first, first + nbytes))
 
     prefetch = types.FunctionType(python.__code__, {**python.__globals__, "will_need": will_need})
     table = np.array(sorted(spans), np.int64).reshape(-1, 2)
     table[:, 0] += 1 << 20
     prefetch(table[:, 0], table[:, 1], page, gap)
     for at, nbytes in table.tolist():
-        assert any(first <= at and at + nbytes <= last for first, last in asked)
-    assert all(first % page == 0 for first, _ in asked)
-    for (_, last), (first, _) in itertools.pairwise(asked):
+        assert any(first <= at and at + nbytes <= last for first, last in requested)
+    assert all(first % page == 0 for first, _ in requested)
+    for (_, last), (first, _) in itertools.pairwise(requested):
         assert first > last + gap
-    for first, last in asked:
+    for first, last in requested:
         assert first // page in table[:, 0] // page
         assert last in table.sum(axis=1)
 
 
-def test_prefetch_changes_nothing(run, tmp_path):
+def test_prefetch_changes_no_bytes(run, tmp_path):
     content = np.random.default_rng(0).bytes(100_000)
     (tmp_path / "file").write_bytes(content)
     mapped = map_file(str(tmp_path / "file"))
     private = np.frombuffer(bytearray(content), np.uint8)
-    for array in (mapped, private):  # samples may also lie in memory that is no map
+    for array in (mapped, private):  # samples may lie in memory that is not mapped
         nbytes = np.array([0, 1, 5000, 50_000, 1, 0])
         address = address_of(array) + np.array([0, 3, 9, 20_000, 99_999, 100_000])
         run(kernels.will_need_spans)(address, nbytes, 4096, 1 << 14)
-        pages.prefetch_pages(address[::-1].copy(), nbytes[::-1].copy())
+        paging.prefetch_pages(address[::-1].copy(), nbytes[::-1].copy())
         assert array.tobytes() == content
     run(kernels.will_need_spans)(np.zeros(0, np.int64), np.zeros(0, np.int64), 4096, 1 << 14)

@@ -1,4 +1,4 @@
-"""Opening shards: what is stored must be what the index says, or nothing is read."""
+"""Tests of opening shards: files must match the index, otherwise nothing is read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from npstream.shards import local as shards
 from npstream.storage import local as store
 
 MAPPED = ["mds_tokens", "mds_ragged", "jsonl_shards", "csv_shards", "xsv_weird"]
-PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_bz2", "mds_c_br", "mds_c_snappy", "jsonl_zstd", "tsv_br"]
+COMPRESSED = [
+    *("mds_c_zstd", "mds_c_gz", "mds_c_bz2", "mds_c_br", "mds_c_snappy"),
+    *("jsonl_zstd", "tsv_br"),
+]
 
 
 @pytest.fixture
 def copied(tmp_path):
-    """Return a function that copies a golden dataset to where it may be damaged."""
+    """Return a function that copies a golden dataset, so that tests can damage it."""
 
     def copy(name):
         return shutil.copytree(golden.directory(golden.case(name)), tmp_path / name)
@@ -43,8 +46,8 @@ def files(root):
     return sorted(path for path in root.iterdir() if path.name != "index.json")
 
 
-def read_all(ds):
-    """Return every way to read the first sample."""
+def readers(ds):
+    """Return functions that read the first sample, one for each way to read it."""
     return (
         lambda: ds[0],
         lambda: ds[[0]].load(),
@@ -54,30 +57,31 @@ def read_all(ds):
     )
 
 
-def raises(ds, error, match):
-    for read in read_all(ds):
+def assert_reads_raise(ds, error, match):
+    for read in readers(ds):
         with pytest.raises(error, match=match):
             read()
 
 
-# Files that are not what they were when the dataset was opened.
+# Files that changed since the dataset was opened.
 
 
-@pytest.mark.parametrize("name", MAPPED + PACKED)
-def test_files_that_went_missing(copied, name):
+@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+def test_missing_files_raise_until_they_are_back(copied, name):
     root = copied(name)
     for path in files(root):
         if ".00000." not in path.name:
             continue
         ds = npstream.open(root)
         path.rename(path.with_suffix(".away"))
-        raises(ds, StorageError, f"No such file.*{re.escape(path.name.split('.meta')[0][:14])}")
+        short_name = re.escape(path.name.split(".meta")[0][:14])
+        assert_reads_raise(ds, StorageError, f"No such file.*{short_name}")
         path.with_suffix(".away").rename(path)
-        assert ds[0]  # a failure is not remembered
+        assert ds[0]  # the failure is not cached
 
 
-@pytest.mark.parametrize("name", MAPPED + PACKED)
-def test_files_that_are_cut_or_grow(copied, name):
+@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+def test_files_of_another_size_raise(copied, name):
     root = copied(name)
     for path in files(root):
         if ".00000." not in path.name:
@@ -86,36 +90,33 @@ def test_files_that_are_cut_or_grow(copied, name):
         for new in (b"", content[:1], content[:-1], content + b"x", content * 2):
             ds = npstream.open(root)
             path.write_bytes(new)
-            raises(
-                ds,
-                FormatError,
-                f"{path.name}: {quantity(len(new), 'byte')}; the index says {len(content):,}",
-            )
+            match = f"{path.name}: {quantity(len(new), 'byte')}; the index says {len(content):,}"
+            assert_reads_raise(ds, FormatError, match)
         path.write_bytes(content)
 
 
-def test_what_is_no_file(copied):
+def test_pipes_and_directories_raise(copied):
     root = copied("mds_tokens")
     path = files(root)[0]
     path.unlink()
     os.mkfifo(path)
-    raises(npstream.open(root), StorageError, f"not a file.*{path.name}")
+    assert_reads_raise(npstream.open(root), StorageError, f"not a file.*{path.name}")
     path.unlink()
     path.mkdir()
-    raises(npstream.open(root), StorageError, f"not a file.*{path.name}")
+    assert_reads_raise(npstream.open(root), StorageError, f"not a file.*{path.name}")
 
 
-def test_a_head_that_the_index_contradicts(copied):
+def test_a_header_that_contradicts_the_index_raises(copied):
     root = copied("mds_ragged")
     path = files(root)[0]
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
     match = rf"{path.name} \(shard 0\): \d+ samples in the shard's head; the index says \d+"
-    raises(npstream.open(root), FormatError, match)
+    assert_reads_raise(npstream.open(root), FormatError, match)
 
 
-def test_a_sample_is_named_where_it_is_damaged(copied):
+def test_errors_name_the_damaged_sample(copied):
     root = copied("mds_ragged")
     ds = npstream.open(root)
     path = files(root)[1]
@@ -136,8 +137,8 @@ def test_a_sample_is_named_where_it_is_damaged(copied):
 @pytest.mark.parametrize(
     ("name", "head"), [("csv_basic", ".meta"), ("jsonl_basic", ".meta"), ("mds_no_limit", ".mds")]
 )
-def test_samples_that_begin_a_little_off(copied, name, head):
-    """Both samples that an offset bounds raise, or are what they were (JSON says where it ends)."""
+def test_both_samples_at_a_shifted_offset_raise(copied, name, head):
+    """Except for JSON Lines, where the reader finds the end of a line itself."""
     root = copied(name)
     expected = list(npstream.open(root))
     (path,) = (path for path in files(root) if path.suffix == head)
@@ -148,21 +149,21 @@ def test_samples_that_begin_a_little_off(copied, name, head):
             words = np.frombuffer(content[: 4 * (n + 2)], "<u4").astype(np.int64)
             words[1 + row] += shift
             path.write_bytes(words.astype("<u4").tobytes() + content[4 * (n + 2) :])
-            ascend = (words[2:] > words[1:-1]).all()
+            is_ascending = (words[2:] > words[1:-1]).all()
             ds = npstream.open(root)
             for i in range(n):
                 try:
                     sample = ds[i]
                 except FormatError:
-                    assert i in (row - 1, row) or not ascend
+                    assert i in (row - 1, row) or not is_ascending
                 else:
                     np.testing.assert_equal(sample, expected[i])
                     assert name == "jsonl_basic" or i not in (row - 1, row)
 
 
 @pytest.mark.parametrize("name", ["csv_shards", "mds_ragged", "jsonl_shards"])
-def test_samples_passed_off_as_others(copied, name):
-    """Offsets that were moved would give whole samples, but others than were asked for."""
+def test_offsets_that_name_other_samples_raise(copied, name):
+    """Moved offsets would return whole samples, but of other rows."""
     root = copied(name)
     head = ".mds" if name == "mds_ragged" else ".meta"
     path = next(path for path in files(root) if path.suffix == head and ".00001." in path.name)
@@ -192,15 +193,15 @@ def test_samples_passed_off_as_others(copied, name):
         ("gz", "damaged gz data"),
     ],
 )
-def test_compressions_that_are_not_meant(copied, compression, match):
+def test_a_wrong_compression_raises(copied, compression, match):
     root = copied("mds_c_zstd")
     change_index(root, lambda shard: shard.update(compression=compression))
-    raises(npstream.open(root), FormatError, rf"shard\.00000\.mds\.zstd: .*{match}")
+    assert_reads_raise(npstream.open(root), FormatError, rf"shard\.00000\.mds\.zstd: .*{match}")
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("change", [-1, 1, 10_000, 2**32 - 1, 2**32, 2**39])
-def test_sizes_that_do_not_unpack(copied, name, change, monkeypatch):
+def test_a_wrong_decompressed_size_raises(copied, name, change, monkeypatch):
     root = copied(name)
 
     def edit(shard):
@@ -212,7 +213,7 @@ def test_sizes_that_do_not_unpack(copied, name, change, monkeypatch):
         npstream.open(root)[0]
 
 
-def test_what_does_not_fit_is_not_unpacked(copied, monkeypatch):
+def test_files_too_large_for_memory_are_not_decompressed(copied, monkeypatch):
     root = copied("mds_c_zstd")
     change_index(root, lambda shard: shard["raw_data"].update(bytes=1 << 30))
     monkeypatch.setattr(memory, "available_memory", lambda: 1 << 29)
@@ -227,37 +228,37 @@ def test_a_compressed_file_of_another_size_is_not_read(copied, monkeypatch):
         file.truncate(1 << 30)
     ds = npstream.open(root)
     monkeypatch.delattr(store.LocalStore, "read")
-    raises(ds, FormatError, r"mds\.zstd: 1,073,741,824 bytes; the index says [\d,]+")
+    assert_reads_raise(ds, FormatError, r"mds\.zstd: 1,073,741,824 bytes; the index says [\d,]+")
 
 
 @pytest.mark.parametrize("which", ["data", "meta"])
-def test_some_files_compressed_and_some_not(copied, which):
+def test_compressed_and_decompressed_files_can_be_mixed(copied, which):
     root = copied("jsonl_zstd")
     expected = golden.expected(golden.case("jsonl_zstd"))
-    whole = npstream.open(root)._source.fetcher.shards
-    for shard in range(len(whole.index)):
-        described = whole.index.files(shard)
-        raw, packed = (getattr(described, name) for name in (which, f"zip_{which}"))
-        content = whole._load_file(raw, packed, "zstd")
-        (root / raw.name).write_bytes(content.tobytes())
-        (root / packed.name).unlink()
+    local_shards = npstream.open(root)._source.fetcher.shards
+    for shard in range(len(local_shards.index)):
+        shard_files = local_shards.index.files(shard)
+        file, compressed = (getattr(shard_files, name) for name in (which, f"zip_{which}"))
+        content = local_shards._load_file(file, compressed, "zstd")
+        (root / file.name).write_bytes(content.tobytes())
+        (root / compressed.name).unlink()
     for i, sample in enumerate(npstream.open(root)):
         golden.assert_same_sample(sample, expected[i])
 
 
-# Pages are asked for where they are mapped, and nowhere else.
+# Prefetching of pages.
 
 
-def test_pages_are_asked_for_of_maps_alone(monkeypatch):
-    asked = []
-    monkeypatch.setattr(memory, "will_need", asked.append)
+def test_pages_are_prefetched_only_for_maps(monkeypatch):
+    prefetched = []
+    monkeypatch.setattr(memory, "will_need", prefetched.append)
     for name, parts in (("mds_ragged", 1), ("csv_shards", 1), ("mds_tokens_one", 2)):
         npstream.open(golden.directory(golden.case(name)))[0]
-        assert len(asked) == parts
-        asked.clear()
-    for name in PACKED:
+        assert len(prefetched) == parts
+        prefetched.clear()
+    for name in COMPRESSED:
         npstream.open(golden.directory(golden.case(name)))[0]
-    assert asked == []
+    assert prefetched == []
 
 
 # Hashes.
@@ -266,7 +267,7 @@ RECORDED = ["mds_h_sha1", "mds_h_xxh3_128", "mds_hz_sha1", "mds_hz_xxh3_128"]
 
 
 def damage(root):
-    """Flip a bit of a value, in the stored form that is read."""
+    """Flip a bit of a value in the first file."""
     path = files(root)[0]
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
@@ -276,55 +277,52 @@ def damage(root):
 
 @pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("verify", ["auto", True, False, "named"])
-def test_verify(copied, name, verify):
-    root, packed = copied(name), name.startswith("mds_hz")
+def test_verify_chooses_the_hashes_to_check(copied, name, verify):
+    root, is_compressed = copied(name), name.startswith("mds_hz")
     if verify == "named":
         (verify,) = golden.case(name)["args"]["hashes"]
     npstream.open(root, verify=verify).load()
     damaged = damage(root)
     ds = npstream.open(root, verify=verify)
-    if verify is not False and (packed or verify != "auto"):
+    if verify is not False and (is_compressed or verify != "auto"):
         file = damaged.removesuffix(".zstd")
-        raises(ds, IntegrityError, rf"{file}\S*: its \w+ is \w+; the index says \w+$")
-    elif not packed:
-        assert len(list(ds)) == len(ds)  # a changed value, and nothing to notice it by
+        assert_reads_raise(ds, IntegrityError, rf"{file}\S*: its \w+ is \w+; the index says \w+$")
+    elif not is_compressed:
+        assert len(list(ds)) == len(ds)  # a changed value is valid, so nothing detects it
 
 
-def test_the_content_is_checked_where_only_that_is_hashed(copied):
+def test_a_hash_of_only_the_decompressed_file_is_checked(copied):
     root = copied("mds_hz_sha1")
     change_index(root, lambda shard: shard["zip_data"].update(hashes={}))
     assert npstream.open(root)[0]
     change_index(root, lambda shard: shard["raw_data"]["hashes"].update(sha1="0" * 40))
-    raises(npstream.open(root), IntegrityError, r"00000\.mds: its sha1 is")
+    assert_reads_raise(npstream.open(root), IntegrityError, r"00000\.mds: its sha1 is")
 
 
-def test_the_stored_form_is_checked_where_only_that_is_hashed(copied):
+def test_a_hash_of_only_the_compressed_file_is_checked(copied):
     root = copied("mds_hz_sha1")
     change_index(root, lambda shard: shard["raw_data"].update(hashes={}))
     assert npstream.open(root)[0]
     change_index(root, lambda shard: shard["zip_data"]["hashes"].update(sha1="0" * 40))
-    raises(npstream.open(root), IntegrityError, r"00000\.mds\.zstd: its sha1 is")
+    assert_reads_raise(npstream.open(root), IntegrityError, r"00000\.mds\.zstd: its sha1 is")
     assert npstream.open(root, verify=False)[0]
 
 
-def test_the_meta_file_is_checked_too(copied):
+def test_the_hash_of_a_meta_file_is_checked(copied):
     root = copied("jsonl_zstd")
     change_index(root, lambda shard: shard["raw_meta"].update(hashes={"md5": "0" * 32}))
-    raises(npstream.open(root), IntegrityError, r"json\.meta: its md5 is")
+    assert_reads_raise(npstream.open(root), IntegrityError, r"json\.meta: its md5 is")
 
 
-def test_hashes_that_are_unknown(copied):
+def test_an_unknown_hash_raises_only_if_verify_is_true(copied):
     root = copied("mds_h_sha1")
     change_index(root, lambda shard: shard["raw_data"].update(hashes={"sha99": "00"}))
     assert npstream.open(root)[0]
-    raises(
-        npstream.open(root, verify=True),
-        IntegrityError,
-        "records sha99; expected a known hash",
-    )
+    ds = npstream.open(root, verify=True)
+    assert_reads_raise(ds, IntegrityError, "records sha99; expected a known hash")
 
 
-def test_a_hash_that_one_shard_lacks(copied):
+def test_a_shard_without_the_named_hash_raises(copied):
     root = copied("mds_h_sha1")
     index = json.loads((root / "index.json").read_text())
     index["shards"][-1]["raw_data"]["hashes"] = {}
@@ -333,4 +331,4 @@ def test_a_hash_that_one_shard_lacks(copied):
     assert ds[0]
     with pytest.raises(IntegrityError, match="the index records no hash; expected sha1"):
         ds[-1]
-    assert npstream.open(root, verify=True)[-1]  # what is recorded is checked
+    assert npstream.open(root, verify=True)[-1]  # True checks only recorded hashes

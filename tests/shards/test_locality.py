@@ -1,4 +1,4 @@
-"""Orders whose chunks the cache cannot hold: samples are read one by one, or it is refused."""
+"""Tests of orders whose chunks do not fit the cache: single samples are read, or an error."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from npstream.storage.remote import RemoteStore
 SAMPLES = 4000
 CHUNK = 1 << 14
 LIMIT = 400_000
-"""Bytes of the cache: about a quarter of what a dataset takes there."""
+"""Limit of the cache in bytes: about a quarter of what a dataset takes there."""
+
+HANG = 120
+"""Seconds after which a thread or process is regarded as hanging."""
 
 
 @pytest.fixture
-def exact_costs(small_chunks, monkeypatch):
-    """Cut shards into chunks of 16 KiB, and let a request cost less than one."""
+def cheap_requests(small_chunks, monkeypatch):
+    """Split shards into chunks of 16 KiB, and make a request cheaper than a chunk."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(locality, "REQUEST_BYTES", 256)
 
 
 def write(directory, kind="fixed"):
-    """Write a dataset of about 1 MB, and return its numbers."""
+    """Write a dataset of about 1 MB, and return the values of its column "x"."""
     numbers = np.random.default_rng(0).integers(0, 1 << 30, (SAMPLES, 32))
     if kind == "jsonl":
         rows = [{"id": i, "x": f"{i:05}" * 50} for i in range(SAMPLES)]
@@ -51,7 +54,7 @@ def write(directory, kind="fixed"):
     return numbers
 
 
-def fetched(requests) -> int:
+def fetched_bytes(requests) -> int:
     return sum(span[2] for span in requests if span[0].startswith(("shard", "data")))
 
 
@@ -64,8 +67,8 @@ SHUFFLES = {
 
 
 @pytest.mark.parametrize("kind", ["fixed", "variable", "jsonl"])
-@pytest.mark.parametrize("how", SHUFFLES)
-def test_samples_are_fetched_one_by_one(how, kind, tmp_path, upload, requests, exact_costs):
+@pytest.mark.parametrize("order", SHUFFLES)
+def test_single_samples_are_fetched(order, kind, tmp_path, upload, requests, cheap_requests):
     numbers = write(tmp_path / "data", kind)
     url = upload(tmp_path / "data")
     with npstream.open(url, cache=tmp_path / "cache", cache_limit=LIMIT) as ds:
@@ -73,12 +76,12 @@ def test_samples_are_fetched_one_by_one(how, kind, tmp_path, upload, requests, e
         requests.clear()
         for _ in range(2):
             seen = []
-            for batch in ds.iter(0, 1, batch_size=32, shuffle=SHUFFLES[how], last="drop"):
+            for batch in ds.iter(0, 1, batch_size=32, shuffle=SHUFFLES[order], last="drop"):
                 np.testing.assert_array_equal(np.asarray(batch["x"]), numbers[batch["id"]])
                 seen += batch["id"].tolist()
             assert sorted(seen) == list(range(SAMPLES))
-        # Offsets are read, too, in runs.
-        assert fetched(requests) < 2 * 1.6 * nbytes
+        # Runs of offsets are read in addition to the samples.
+        assert fetched_bytes(requests) < 2 * 1.6 * nbytes
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,9 @@ def test_samples_are_fetched_one_by_one(how, kind, tmp_path, upload, requests, e
         },
     ],
 )
-def test_orders_that_fit_read_chunks(settings, tmp_path, upload, requests, exact_costs):
+def test_orders_that_fit_the_cache_read_chunks(
+    settings, tmp_path, upload, requests, cheap_requests
+):
     numbers = write(tmp_path / "data")
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
@@ -103,12 +108,14 @@ def test_orders_that_fit_read_chunks(settings, tmp_path, upload, requests, exact
         requests.clear()
         for batch in ds.iter(0, 1, batch_size=32, **settings):
             np.testing.assert_array_equal(batch["x"], numbers[batch["id"]])
-        # Some samples are read on their own, too, while their chunks are on the way.
-        assert fetched(requests) < 1.9 * nbytes
+        # Some samples are read on their own while their chunks are being fetched.
+        assert fetched_bytes(requests) < 1.9 * nbytes
         assert len(requests) < SAMPLES / 2
 
 
-def test_a_cache_that_holds_all_is_filled_with_chunks(tmp_path, upload, requests, exact_costs):
+def test_a_cache_that_holds_the_dataset_is_filled_with_chunks(
+    tmp_path, upload, requests, cheap_requests
+):
     write(tmp_path / "data")
     url = upload(tmp_path / "data")
     for limit in ("auto", 4_000_000):
@@ -121,7 +128,7 @@ def test_a_cache_that_holds_all_is_filled_with_chunks(tmp_path, upload, requests
             assert len(requests) < SAMPLES / 2
 
 
-def test_views_in_an_order_of_their_own(tmp_path, upload, requests, exact_costs):
+def test_permuted_views_read_single_samples(tmp_path, upload, requests, cheap_requests):
     numbers = write(tmp_path / "data")
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
@@ -130,42 +137,42 @@ def test_views_in_an_order_of_their_own(tmp_path, upload, requests, exact_costs)
         rows = np.random.default_rng(1).permutation(SAMPLES)
         for view, ids in ((ds.shuffle(seed=3), None), (ds[rows], rows)):
             requests.clear()
-            found = [sample["id"] for sample in view]
-            assert sorted(found) == list(range(SAMPLES))
-            assert ids is None or found == ids.tolist()
-            assert fetched(requests) < 1.3 * nbytes
+            seen = [sample["id"] for sample in view]
+            assert sorted(seen) == list(range(SAMPLES))
+            assert ids is None or seen == ids.tolist()
+            assert fetched_bytes(requests) < 1.3 * nbytes
             requests.clear()
             for batch in view.iter(0, 1, batch_size=50):
                 np.testing.assert_array_equal(batch["x"], numbers[batch["id"]])
-            assert fetched(requests) < 1.3 * nbytes
+            assert fetched_bytes(requests) < 1.3 * nbytes
         requests.clear()
         npstream.write(tmp_path / "copy", ds[rows])
-        assert fetched(requests) < 1.3 * nbytes
+        assert fetched_bytes(requests) < 1.3 * nbytes
     assert (npstream.open(tmp_path / "copy")["id"].load() == rows).all()
 
 
-def test_mixtures(tmp_path, upload, requests, exact_costs):
+def test_mixtures_read_single_samples(tmp_path, upload, requests, cheap_requests):
     datasets = {}
     for name, kind in (("a", "fixed"), ("b", "variable"), ("local", "fixed")):
-        numbers = write(tmp_path / name, kind)  # the same of all
-        where = tmp_path / name if name == "local" else upload(tmp_path / name)
+        numbers = write(tmp_path / name, kind)  # the same numbers for each dataset
+        url = tmp_path / name if name == "local" else upload(tmp_path / name)
         settings = {} if name == "local" else {"cache": tmp_path / "cache", "cache_limit": LIMIT}
-        datasets[name] = npstream.open(where, columns=["id", "x"], **settings)
+        datasets[name] = npstream.open(url, columns=["id", "x"], **settings)
     mixed = npstream.mix(datasets)
     nbytes = sum(datasets[name][:].explain().nbytes for name in "ab")
     for shuffle in (True, npstream.Shuffle(block="900KB", lanes=2)):
         requests.clear()
         count = 0
         for batch in mixed.iter(0, 1, batch_size=60, shuffle=shuffle):
-            for which, x in zip(batch["id"].tolist(), batch["x"], strict=True):
-                np.testing.assert_array_equal(x, numbers[which])
+            for number, x in zip(batch["id"].tolist(), batch["x"], strict=True):
+                np.testing.assert_array_equal(x, numbers[number])
             count += len(batch["id"])
         assert count >= 3 * SAMPLES
-        assert fetched(requests) < 1.8 * nbytes
+        assert fetched_bytes(requests) < 1.8 * nbytes
 
 
 @pytest.mark.parametrize("per_node", [None, 1])
-def test_ranks_of_one_machine_share_the_cache(per_node, tmp_path, upload, requests, exact_costs):
+def test_ranks_of_one_machine_share_the_cache(per_node, tmp_path, upload, requests, cheap_requests):
     write(tmp_path / "data")
     url = upload(tmp_path / "data")
     settings = {"batch_size": 16, "shuffle": npstream.Shuffle(block="60KB", lanes=4)}
@@ -175,25 +182,27 @@ def test_ranks_of_one_machine_share_the_cache(per_node, tmp_path, upload, reques
         assert set(seen) == set(range(SAMPLES))
         for part in parts:
             assert part._rowwise is False
-        wide = [ds.iter(r, 4, batch_size=16, shuffle=True) for r in range(4)]
-        for part in wide:
+        shuffled = [ds.iter(r, 4, batch_size=16, shuffle=True) for r in range(4)]
+        for part in shuffled:
             next(iter(part))
             assert part._rowwise is True
 
 
-@pytest.mark.parametrize("how", ["native", "py1br", "mixture", "view"])
+@pytest.mark.parametrize("order", ["native", "py1br", "mixture", "view"])
 @pytest.mark.parametrize("kind", ["zstd", "verify"])
-def test_what_cannot_be_read_alone_is_refused(kind, how, tmp_path, upload, requests, exact_costs):
+def test_an_order_that_needs_single_samples_raises_if_chunks_are_verified_or_compressed(
+    kind, order, tmp_path, upload, requests, cheap_requests
+):
     write(tmp_path / "data", "zstd" if kind == "zstd" else "fixed")
     url = upload(tmp_path / "data")
     settings = {"verify": True} if kind == "verify" else {}
 
     def opened(limit):
         ds = npstream.open(url, cache=tmp_path / f"{limit}", cache_limit=limit, **settings)
-        return npstream.mix({"a": ds[:2000], "b": ds[2000:]}) if how == "mixture" else ds
+        return npstream.mix({"a": ds[:2000], "b": ds[2000:]}) if order == "mixture" else ds
 
     def loop(ds, shuffle):
-        view = ds.shuffle(seed=0) if how == "view" else ds
+        view = ds.shuffle(seed=0) if order == "view" else ds
         requests.clear()
         rows = 0
         for batch in view.iter(0, 1, batch_size=32, shuffle=shuffle):
@@ -203,31 +212,31 @@ def test_what_cannot_be_read_alone_is_refused(kind, how, tmp_path, upload, reque
     shuffle = {
         "py1br": npstream.StreamingShuffle("py1br", num_canonical_nodes=1, shuffle_block_size=3000),
         "view": False,
-    }.get(how, True)
+    }.get(order, True)
     ds = opened(LIMIT)
-    whole = (ds.explain() if how == "mixture" else ds[:].explain()).nbytes
+    nbytes = (ds.explain() if order == "mixture" else ds[:].explain()).nbytes
     with pytest.raises(ValueError, match="raise cache_limit to at least") as caught:
         loop(ds, shuffle)
     assert not requests
-    least = int(re.search(r"at least ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+    message = str(caught.value)
+    least = int(re.search(r"at least ([\d,]+) bytes", message)[1].replace(",", ""))
     assert LIMIT < least < 4_000_000
     loop(opened(least), shuffle)
-    assert fetched(requests) < 1.6 * whole
-    said = str(caught.value)
-    if how == "view":
-        assert "in the order in which they are stored" in said
+    assert fetched_bytes(requests) < 1.6 * nbytes
+    if order == "view":
+        assert "in the order in which they are stored" in message
         return
-    number = int(re.search(r"block(?:_size)?=(\d+)", said)[1])
+    number = int(re.search(r"block(?:_size)?=(\d+)", message)[1])
     smaller = (
         npstream.StreamingShuffle("py1br", num_canonical_nodes=1, shuffle_block_size=number)
-        if how == "py1br"
+        if order == "py1br"
         else npstream.Shuffle(block=number)
     )
     loop(opened(LIMIT), smaller)
-    assert fetched(requests) < 1.6 * whole
+    assert fetched_bytes(requests) < 1.6 * nbytes
 
 
-def test_failures_come_to_the_reader(tmp_path, upload, exact_costs, monkeypatch):
+def test_errors_of_read_ahead_reach_the_reader(tmp_path, upload, cheap_requests, monkeypatch):
     write(tmp_path / "data")
     url = upload(tmp_path / "data")
     stream = RemoteStore.stream
@@ -247,21 +256,21 @@ def test_failures_come_to_the_reader(tmp_path, upload, exact_costs, monkeypatch)
                 pass
         fails[0] = False
         assert sum(len(b["id"]) for b in ds.iter(0, 1, batch_size=32, shuffle=True)) >= SAMPLES
-    left = [thread for thread in threading.enumerate() if thread.name == "npstream-rows"]
-    for thread in left:
-        thread.join(30)
-    assert not any(thread.is_alive() for thread in left)
+    threads = [thread for thread in threading.enumerate() if thread.name == "npstream-rows"]
+    for thread in threads:
+        thread.join(HANG)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, monkeypatch):
+def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, cheap_requests, monkeypatch):
     write(tmp_path / "data")
 
-    died = []
+    failed = []
 
     def broken(self, ids, shard_of):
-        died.append(len(ids))
-        raise RuntimeError("a mistake in the code")
+        failed.append(len(ids))
+        raise RuntimeError("a bug")
 
     monkeypatch.setattr(RemoteShards, "fetch_samples", broken)
     with npstream.open(
@@ -269,23 +278,23 @@ def test_a_thread_that_dies_is_not_waited_for(tmp_path, upload, exact_costs, mon
     ) as ds:
         seen = [batch["id"] for batch in ds.iter(0, 1, batch_size=400, shuffle=True)]
     assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
-    assert died
+    assert failed
 
 
-def test_an_iteration_that_is_left_holds_nothing(tmp_path, upload, exact_costs):
+def test_an_iteration_that_is_closed_releases_its_memory(tmp_path, upload, cheap_requests):
     write(tmp_path / "data")
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
     ) as ds:
         it = iter(ds.iter(0, 1, batch_size=32, shuffle=True))
         next(it)
-        exact = ds._source.remote.point_reader
-        assert exact.is_extended
+        point_reader = ds._source.remote.point_reader
+        assert point_reader.is_extended
         it.close()
-        assert not exact.is_extended
+        assert not point_reader.is_extended
 
 
-def test_a_forked_process_goes_on(tmp_path, upload, exact_costs):
+def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, cheap_requests):
     numbers = write(tmp_path / "data")
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
@@ -301,23 +310,24 @@ def test_a_forked_process_goes_on(tmp_path, upload, exact_costs):
 
         child = multiprocessing.get_context("fork").Process(target=read_on)
         child.start()
-        child.join(120)
+        child.join(HANG)
         assert child.exitcode == 0
         read_on()
 
 
 def lru(chunks, nbytes, enough, limit):
-    """Simulate a cache in the plainest way."""
-    kept, uses, again, full_since = OrderedDict(), dict.fromkeys(range(len(nbytes)), 0), 0, None
+    """Simulate an LRU cache: return the bytes for each chunk read that are fetched again."""
+    cached, uses = OrderedDict(), dict.fromkeys(range(len(nbytes)), 0)
+    refetched, full_since = 0, None
     for number, chunk in enumerate(chunks):
         uses[chunk] += 1
-        kept[chunk] = kept.pop(chunk, None)
-        while sum(nbytes[k] for k in kept) > limit and len(kept) > 1:
-            left = next(iter(kept))
-            del kept[left]
+        cached[chunk] = cached.pop(chunk, None)
+        while sum(nbytes[k] for k in cached) > limit and len(cached) > 1:
+            evicted = next(iter(cached))
+            del cached[evicted]
             full_since = number if full_since is None else full_since
-            again += nbytes[left] * (uses[left] < enough[left])
-    return 0.0 if full_since is None else again / (len(chunks) - full_since)
+            refetched += nbytes[evicted] * (uses[evicted] < enough[evicted])
+    return 0.0 if full_since is None else refetched / (len(chunks) - full_since)
 
 
 @given(
@@ -326,7 +336,7 @@ def lru(chunks, nbytes, enough, limit):
     st.lists(st.integers(1, 9), min_size=6, max_size=6),
     st.integers(1, 50),
 )
-def test_what_leaves_a_cache(chunks, nbytes, samples, limit):
+def test_refetched_bytes_equal_those_of_a_simulated_cache(chunks, nbytes, samples, limit):
     expected = lru(chunks, nbytes, [n / 2 for n in samples], limit)
     arrays = (np.array(values) for values in (chunks, nbytes, samples))
     assert _refetched_bytes(*arrays, limit) == expected
@@ -334,7 +344,9 @@ def test_what_leaves_a_cache(chunks, nbytes, samples, limit):
 
 @pytest.mark.parametrize("step", [1, -1, 2])
 @pytest.mark.parametrize("shuffled", [True, False])
-def test_what_reading_costs(shuffled, step, tmp_path, upload, requests, exact_costs):
+def test_explain_estimates_the_bytes_of_a_view(
+    shuffled, step, tmp_path, upload, requests, cheap_requests
+):
     write(tmp_path / "data")
     with npstream.open(
         upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit=LIMIT
@@ -343,4 +355,4 @@ def test_what_reading_costs(shuffled, step, tmp_path, upload, requests, exact_co
         cost = view.explain()
         requests.clear()
         view.load()
-        assert cost.nbytes / 1.6 < fetched(requests) < 1.6 * cost.nbytes
+        assert cost.nbytes / 1.6 < fetched_bytes(requests) < 1.6 * cost.nbytes

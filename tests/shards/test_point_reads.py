@@ -1,4 +1,4 @@
-"""Offsets of remote samples: read in runs of rows, kept, and not taken for another version's."""
+"""Tests of point reads: offsets are read in runs, cached, and dropped if a shard was replaced."""
 
 from __future__ import annotations
 
@@ -26,18 +26,21 @@ from npstream.shards import remote as remote_shards
 ROWS = 8
 
 SHARDS = [5, 8, 1, 0, 9, 17, 64]
-"""Rows of the shards: less than a run, just one, one row, none, one more, several."""
+"""Rows of the shards: below a run, one run, one row, none, one more than a run, several runs."""
 
 STARTS = np.cumsum([0, *SHARDS]).tolist()
 RUNS = [(shard, row // ROWS) for shard, rows in enumerate(SHARDS) for row in range(rows)]
 """The shard and the run of every sample."""
 
+HANG = 120
+"""Seconds after which a process is regarded as hanging."""
+
 COLUMNS = {"id": "int", "text": "str"}
 
 
 @pytest.fixture(autouse=True)
-def all_is_exact(monkeypatch):
-    """Make runs short, and have every sample read on its own, however many are."""
+def point_reads_only(monkeypatch):
+    """Make runs short, and have every sample read on its own."""
     monkeypatch.setattr(point_reads, "OFFSETS_RUN_ROWS", ROWS)
     for module, name, value in (
         (point_reads, "MAX_OFFSETS_GAP", 0),
@@ -50,14 +53,14 @@ def all_is_exact(monkeypatch):
 
 
 def text(sample, version=0):
-    """Return a text; those of another version are as long, in all, but in reverse order."""
+    """Return the text of a sample; in version 1 the lengths of a shard's texts are reversed."""
     shard, _ = RUNS[sample]
-    like = STARTS[shard] + STARTS[shard + 1] - 1 - sample if version else sample
-    return f"{sample:03} of {version}, " * (1 + (like * 7) % 23)
+    seed = STARTS[shard] + STARTS[shard + 1] - 1 - sample if version else sample
+    return f"{sample:03} of {version}, " * (1 + (seed * 7) % 23)
 
 
 def write(directory, version=0):
-    """Write a dataset of those shards."""
+    """Write a dataset with the shards of `SHARDS`."""
     directory.mkdir()
     entries = []
     for number, (start, rows) in enumerate(zip(STARTS, SHARDS, strict=False)):
@@ -97,7 +100,7 @@ def ds(url, tmp_path, requests):
 
 
 def is_offsets(span):
-    """Tell whether a request is for nothing but offsets, all of which there are."""
+    """Return True if a request is for offsets only, within the table of a shard."""
     name, begin, nbytes = span
     rows = SHARDS[int(name.split(".")[1])]
     return begin >= 4 and begin + nbytes <= 8 + 4 * rows
@@ -109,11 +112,11 @@ def check(ds, ids, version=0):
     assert list(batch["text"]) == [text(k, version) for k in ids]
 
 
-# What is read.
+# Requests.
 
 
 @pytest.mark.parametrize("sample", range(STARTS[-1]))
-def test_each_sample_first(sample, ds, requests):
+def test_a_first_read_takes_one_request_for_offsets_and_one_for_the_sample(sample, ds, requests):
     assert ds[sample] == {"id": sample, "text": text(sample)}
     shard, run = RUNS[sample]
     first, stop = run * ROWS, min((run + 1) * ROWS, SHARDS[shard])
@@ -121,7 +124,7 @@ def test_each_sample_first(sample, ds, requests):
     assert len(requests) == 2
 
 
-def test_a_run_is_read_once(ds, requests):
+def test_each_run_of_offsets_is_read_once(ds, requests):
     for sample in np.random.default_rng(0).permutation(STARTS[-1]).tolist():
         seen = len(requests)
         assert ds[sample]["text"] == text(sample)
@@ -131,7 +134,7 @@ def test_a_run_is_read_once(ds, requests):
     assert len(requests) == len(set(RUNS)) + STARTS[-1]
 
 
-def test_any_samples_in_any_order(url, tmp_path, requests):
+def test_samples_in_any_order_take_the_estimated_requests(url, tmp_path, requests):
     caches = iter(range(1000))
     some = st.lists(st.integers(0, STARTS[-1] - 1), min_size=1, max_size=40)
 
@@ -144,56 +147,56 @@ def test_any_samples_in_any_order(url, tmp_path, requests):
                 assert requests == []
                 check(ds, ids)
                 assert cost.requests == len(requests)
-                if not any(map(is_offsets, requests)):  # else it knows but the average
+                if not any(map(is_offsets, requests)):  # with unknown offsets it is an estimate
                     assert cost.nbytes == sum(nbytes for *_, nbytes in requests)
 
     reads()
 
 
-def test_several_runs_are_read_where_they_are_little(ds, requests, monkeypatch):
-    """Else only what is asked for is."""
+def test_several_runs_are_read_only_if_they_are_small(ds, requests, monkeypatch):
+    """Otherwise only the offsets of the samples are read."""
     monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 1 << 20)
-    few = [STARTS[5], STARTS[5] + 9]  # in two runs of a shard
-    check(ds, few)
-    asked = [span for span in requests if is_offsets(span)]
-    assert [nbytes for *_, nbytes in asked] == [8, 8]
+    two_runs = [STARTS[5], STARTS[5] + 9]
+    check(ds, two_runs)
+    offsets = [span for span in requests if is_offsets(span)]
+    assert [nbytes for *_, nbytes in offsets] == [8, 8]
     requests.clear()
     monkeypatch.setattr(point_reads, "OFFSETS_FRACTION", 0)
-    more = [STARTS[6], STARTS[6] + 9, STARTS[6] + 63]
-    check(ds, more)
-    asked = [span for span in requests if is_offsets(span)]
+    three_runs = [STARTS[6], STARTS[6] + 9, STARTS[6] + 63]
+    check(ds, three_runs)
+    offsets = [span for span in requests if is_offsets(span)]
     name = "shard.00006.mds"
-    assert asked == [(name, 4, 4 * 17), (name, 4 + 4 * 56, 4 * 9)]  # neighbors are merged
+    assert offsets == [(name, 4, 4 * 17), (name, 4 + 4 * 56, 4 * 9)]  # neighbors are merged
     requests.clear()
-    check(ds, [k + 1 for k in more[:2]])
+    check(ds, [k + 1 for k in three_runs[:2]])
     assert len(requests) == 2
 
 
-def test_how_much_is_little():
-    index = Rows([100, 100], [100 * 600, 100 * 600])
+def test_runs_are_small_up_to_a_fraction_of_the_samples():
+    index = FakeIndex([100, 100], [100 * 600, 100 * 600])
     rows = np.array([3, 50, 7])
     runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
     assert (runs.ends - runs.begins).tolist() == [36, 36, 36]
     assert runs.keys is not None
-    for nbytes, is_little in ((4 * 36, True), (4 * 36 - 1, False)):
-        index = Rows([100, 100], [100 * nbytes, 100 * nbytes])
+    for nbytes, is_small in ((4 * 36, True), (4 * 36 - 1, False)):
+        index = FakeIndex([100, 100], [100 * nbytes, 100 * nbytes])
         runs, _ = point_reads.offset_runs(index, np.array([0, 0, 1]), rows)
-        assert (runs.keys is not None) == is_little
+        assert (runs.keys is not None) == is_small
         # A single run is always read.
         runs, _ = point_reads.offset_runs(index, np.array([0, 0]), rows[[0, 2]])
         assert runs.first.tolist() == [0]
         assert runs.stop.tolist() == [ROWS]
 
 
-class Rows:
-    """What is asked of an index."""
+class FakeIndex:
+    """The attributes of an index that `offset_runs` uses."""
 
     def __init__(self, samples, nbytes):
         self.starts = np.cumsum([0, *samples])
         self.nbytes = np.array(nbytes)
 
 
-def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
+def test_the_offsets_cache_keeps_its_limit(url, tmp_path, requests, monkeypatch):
     two_runs = 2 * (lru.ENTRY_OVERHEAD + 4 * (ROWS + 1))
     monkeypatch.setattr(point_reads, "OFFSETS_CACHE_BYTES", two_runs)
     with npstream.open(url, cache=tmp_path / "cache") as ds:
@@ -201,14 +204,14 @@ def test_no_more_is_kept_than_the_bound(url, tmp_path, requests, monkeypatch):
         for sample in first:
             assert ds[sample]["id"] == sample
         requests.clear()
-        for sample in reversed(first):  # the first run has left, the others are here
+        for sample in reversed(first):  # the first run is evicted, the others are cached
             assert ds[sample + 1]["id"] == sample + 1
         assert sum(map(is_offsets, requests)) == 1
         assert len(requests) == 4
 
 
 @pytest.mark.parametrize("name", ["jsonl_shards", "jsonl_crlf", "csv_shards", "xsv_weird"])
-def test_lines_of_text(name, upload, tmp_path, requests):
+def test_lines_of_text_are_read_one_by_one(name, upload, tmp_path, requests):
     case = golden.case(name)
     expected = golden.expected(case)
     ds = npstream.open(upload(golden.directory(case)), cache=tmp_path)
@@ -216,14 +219,14 @@ def test_lines_of_text(name, upload, tmp_path, requests):
     for row in np.random.default_rng(1).permutation(len(expected)).tolist():
         golden.assert_same_sample(ds[row], expected[row], f"sample {row}")
     rows = ds.shards["samples"].tolist()
-    asked = [span for span in requests if ".meta" in span[0]]
-    assert len(asked) == sum(-(-count // ROWS) for count in rows)
-    assert len(requests) == len(asked) + len(expected)
-    assert max(begin + nbytes for _, begin, nbytes in asked) == 8 + 4 * max(rows)
+    offsets = [span for span in requests if ".meta" in span[0]]
+    assert len(offsets) == sum(-(-count // ROWS) for count in rows)
+    assert len(requests) == len(offsets) + len(expected)
+    assert max(begin + nbytes for _, begin, nbytes in offsets) == 8 + 4 * max(rows)
 
 
-def test_one_sample_of_every_kind_is_kept(ds, requests):
-    """Neither duplicates nor what was read before are asked for."""
+def test_samples_are_cached_in_memory(ds, requests):
+    """Duplicates, and samples that were read before, take no request."""
     check(ds, [70, 3, 70, 70, 3])
     requests.clear()
     check(ds, [3, 3, 70])
@@ -232,12 +235,12 @@ def test_one_sample_of_every_kind_is_kept(ds, requests):
 
 
 @pytest.mark.parametrize("name", ["s3", "http"])
-def test_what_a_server_counts(name, servers, versions, tmp_path):
-    place, proxy = servers[name].new_directory(), servers.proxy(name)
+def test_servers_receive_the_estimated_requests(name, servers, versions, tmp_path):
+    bucket, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in versions[0].iterdir():
-        place.put(path.name, path.read_bytes())
-    place, begin = place.via(proxy), STARTS[6]
-    with npstream.open(place.url, cache=tmp_path, storage_options=place.storage_options) as ds:
+        bucket.put(path.name, path.read_bytes())
+    bucket, begin = bucket.via(proxy), STARTS[6]
+    with npstream.open(bucket.url, cache=tmp_path, storage_options=bucket.storage_options) as ds:
         proxy.clear()
         assert ds[begin]["text"] == text(begin)
         run, _ = proxy.log
@@ -249,17 +252,17 @@ def test_what_a_server_counts(name, servers, versions, tmp_path):
             assert (cost.requests, cost.nbytes) == (1, request.nbytes)
 
 
-def test_samples_alone_make_no_file(ds, tmp_path):
+def test_point_reads_create_no_cached_file(ds, tmp_path):
     before = npstream.cache.info(tmp_path / "cache").files
     for sample in (0, STARTS[5], STARTS[6], STARTS[6] + 1):
         assert ds[sample]["id"] == sample
     assert npstream.cache.info(tmp_path / "cache").files == before
 
 
-# Who reads.
+# Threads and processes.
 
 
-def test_threads(url, tmp_path, requests):
+def test_threads_share_the_offsets(url, tmp_path, requests):
     with npstream.open(url, cache=tmp_path / "cache") as ds, ThreadPoolExecutor(8) as pool:
         ids = np.random.default_rng(2).permutation(np.arange(4 * STARTS[-1]) % STARTS[-1]).tolist()
         for sample, read in zip(ids, pool.map(ds.__getitem__, ids), strict=True):
@@ -276,8 +279,8 @@ def read_in_child(ds, ids, requests, sender):
     sender.send(list(map(is_offsets, requests)))
 
 
-def test_a_forked_process(ds, requests):
-    """It has the offsets, and locks of its own, also if a thread held one when it was forked."""
+def test_a_forked_process_has_the_offsets_and_new_locks(ds, requests):
+    """The locks are new, because a thread may have held one during the fork."""
     begin, fork = STARTS[6], multiprocessing.get_context("fork")
     assert ds[begin]["id"] == begin
     receiver, sender = fork.Pipe(duplex=False)
@@ -286,26 +289,26 @@ def test_a_forked_process(ds, requests):
     with reader._samples_cache._lock, reader._offsets._cache._lock:
         process.start()
     try:
-        assert receiver.poll(30), "it waits for a lock"
+        assert receiver.poll(HANG), "the child waits for a lock"
         assert receiver.recv() == [False]
     finally:
         process.kill()
         process.join()
 
 
-def test_pickles_hold_none(ds, requests):
+def test_pickles_contain_no_offsets(ds, requests):
     assert ds[3]["id"] == 3
-    again = pickle.loads(pickle.dumps(ds))
+    unpickled = pickle.loads(pickle.dumps(ds))
     requests.clear()
-    assert again[3]["id"] == 3
+    assert unpickled[3]["id"] == 3
     assert len(requests) == 2
 
 
-# What goes wrong.
+# Damage and replacement.
 
 
 def put(url, number, body):
-    """Put a shard in the place of one of a dataset's, below the same index."""
+    """Replace a shard of a dataset, but not its index."""
     name = f"{url.removeprefix('memory:/')}/shard.{number:05}.mds"
     fsspec.filesystem("memory").pipe_file(name, bytes(body))
 
@@ -314,8 +317,7 @@ def body_of(directory, number):
     return bytearray((directory / f"shard.{number:05}.mds").read_bytes())
 
 
-def test_a_shard_that_was_replaced(ds, url, versions, requests):
-    """Its new offsets are read, as if none had been kept."""
+def test_offsets_of_a_replaced_shard_are_read_again(ds, url, versions, requests):
     begin, end = STARTS[6:]
     for sample in range(begin, end, ROWS):
         assert ds[sample]["text"] == text(sample)
@@ -330,14 +332,14 @@ def test_a_shard_that_was_replaced(ds, url, versions, requests):
 
 
 @pytest.mark.parametrize("name", ["jsonl_shards", "csv_shards"])
-def test_lines_that_were_replaced(name, upload, tmp_path, requests):
+def test_lines_of_a_replaced_shard_are_found(name, upload, tmp_path, requests):
     case = golden.case(name)
     url, expected = upload(golden.directory(case)), golden.expected(case)
     ds = npstream.open(url, cache=tmp_path)
     stored, rows = ds._source.index.files(0), int(ds.shards["samples"][0])
     for row in (0, rows - 1):
         golden.assert_same_sample(ds[row], expected[row], f"sample {row}")
-    # The other version has the same lines in reverse order.
+    # The new version has the same lines in reverse order.
     files, root = fsspec.filesystem("memory"), url.removeprefix("memory:/")
     data, meta = (files.cat_file(f"{root}/{f.name}") for f in (stored.data, stored.meta))
     bounds = np.frombuffer(meta[4 : 8 + 4 * rows], "<u4")
@@ -350,8 +352,7 @@ def test_lines_that_were_replaced(name, upload, tmp_path, requests):
         golden.assert_same_sample(ds[row], expected[rows - 1 - row], f"sample {row}")
 
 
-def test_a_shard_that_was_cut_short(url, versions, tmp_path, requests):
-    """What is kept of it does not outlive the error."""
+def test_cached_offsets_are_dropped_after_an_error(url, versions, tmp_path, requests):
     last, body = STARTS[-1] - 1, body_of(versions[0], 6)
     ds = npstream.open(url, cache=tmp_path, retries=0)
     assert ds[last - 1]["id"] == last - 1
@@ -365,8 +366,7 @@ def test_a_shard_that_was_cut_short(url, versions, tmp_path, requests):
 
 
 @pytest.mark.parametrize("word", [0, 3, 1 << 31], ids=["zero", "low", "high"])
-def test_offsets_that_are_damaged(word, ds, url, versions):
-    """Nothing that is read with them is returned, nor are they kept."""
+def test_damaged_offsets_raise_and_are_not_cached(word, ds, url, versions):
     body = body_of(versions[0], 6)
     damaged = body.copy()
     damaged[4 + 4 * 2 : 8 + 4 * 2] = word.to_bytes(4, "little")
@@ -379,8 +379,8 @@ def test_offsets_that_are_damaged(word, ds, url, versions):
     check(ds, list(range(first, first + 4)))
 
 
-def test_offsets_that_are_exchanged(ds, url, versions):
-    """Samples that lie between others' offsets are whole, but not the ones that are asked for."""
+def test_offsets_that_are_not_ascending_raise(ds, url, versions):
+    """Without that check, the bytes between moved offsets would be another row's."""
     damaged = body_of(versions[0], 6)
     offsets = np.frombuffer(damaged, "<u4", 8, 4)
     damaged[4 + 4 * 1 : 4 + 4 * 3] = offsets[3:5].tobytes()
@@ -389,17 +389,16 @@ def test_offsets_that_are_exchanged(ds, url, versions):
         ds[STARTS[6] + 1]
 
 
-def test_samples_that_overlap(ds, url, versions):
+def test_overlapping_samples_raise(ds, url, versions):
     body = body_of(versions[0], 6)
     damaged = body.copy()
-    damaged[4 + 4 * 8 : 8 + 4 * 8] = body[4 : 4 + 4]  # the eighth begins where the first does
+    damaged[4 + 4 * 8 : 8 + 4 * 8] = body[4 : 4 + 4]  # sample 8 begins at the first sample
     put(url, 6, damaged)
     with pytest.raises(FormatError, match=r"\(shard 6\): sample 8 .*its offsets do not fit"):
         ds[[STARTS[6], STARTS[6] + 8]].load()
 
 
-def test_a_sample_that_is_damaged(ds, url, versions, requests):
-    """It is looked for anew once, in each read."""
+def test_a_damaged_sample_is_located_again_once_for_each_read(ds, url, versions, requests):
     first, body = STARTS[6], body_of(versions[0], 6)
     assert ds[first]["id"] == first
     body[int.from_bytes(body[8:12], "little")] ^= 1
@@ -408,12 +407,12 @@ def test_a_sample_that_is_damaged(ds, url, versions, requests):
         requests.clear()
         with pytest.raises(FormatError, match="do not add up"):
             ds[first + 1]
-        # And whether the dataset was replaced.
+        # A read of index.json finds out if the dataset was replaced.
         assert len([span for span in requests if span[0] != "index.json"]) <= 3
 
 
 @pytest.mark.parametrize("size", [0, 3, 4, 11, 12, 14, 15])
-def test_what_looks_like_a_sample(size):
+def test_samples_with_consistent_sizes_are_recognized(size):
     layout = mds.SampleLayout({}, 1, 8)
     sample = (2).to_bytes(4, "little") + bytes(8) + b"hi!"
     assert mds.has_consistent_sizes(layout, sample[:size]) == (size == 14)
@@ -435,6 +434,6 @@ def test_what_looks_like_a_sample(size):
         ("csv_basic", b"\n1\n2\n", False),
     ],
 )
-def test_what_looks_like_a_line(name, line, is_one):
+def test_complete_lines_are_recognized(name, line, is_one):
     (schema, *_) = npstream.open(golden.directory(golden.case(name)))._source.index.schemas
     assert text_format.is_complete_line(schema, line) == is_one

@@ -1,4 +1,4 @@
-"""Remote datasets read as local ones do, and fetch no more than they say."""
+"""Tests of remote datasets: they read as local ones do, and fetch only the estimated bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import npstream
 from npstream.cache.leases import is_leased
 from npstream.errors import CostError, FormatError, IntegrityError, NpstreamError, StorageError
-from npstream.shards import readahead as ahead
+from npstream.shards import readahead
 from npstream.shards.readahead import ChunkReadAhead
 from npstream.shards.remote import RemoteShards
 from npstream.storage.remote import RemoteStore
@@ -26,9 +26,12 @@ from npstream.storage.remote import RemoteStore
 READABLE = [case["name"] for case in golden.cases() if case["readable"] is True]
 BAD = [case["name"] for case in golden.cases() if case["name"].startswith("bad_")]
 
+HANG = 120
+"""Seconds after which a thread is regarded as hanging."""
+
 
 def write(directory, n=600, variable=False, **options):
-    """Write a dataset of about 100 bytes a sample, and return its columns."""
+    """Write a dataset with about 100 bytes a sample, and return its columns."""
     data = {"id": np.arange(n), "x": np.arange(n * 12).reshape(n, 12).astype(np.float64)}
     if variable:
         texts = [f"{i}" * (i % 40) for i in range(n)]
@@ -47,11 +50,11 @@ def check(batch, data):
         assert list(batch["text"]) == [data["text"][i] for i in batch.ids.ravel()]
 
 
-# As local ones.
+# Equality with local datasets.
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_golden_data(name, upload, tmp_path, small_chunks):
+def test_golden_data_are_read(name, upload, tmp_path, small_chunks):
     case = golden.case(name)
     expected = golden.expected(case)
     url = upload(golden.directory(case))
@@ -65,9 +68,9 @@ def test_golden_data(name, upload, tmp_path, small_chunks):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_damaged(name, upload, tmp_path, small_chunks):
+def test_damaged_golden_data_raise(name, upload, tmp_path, small_chunks):
     case = golden.case(name)
-    with pytest.raises((NpstreamError, ValueError)):  # noqa: PT012 - at the index, or at a sample
+    with pytest.raises((NpstreamError, ValueError)):  # noqa: PT012 - at open, or at a sample
         verify = case.get("validate_hash") or True
         ds = npstream.open(upload(golden.directory(case)), cache=tmp_path, verify=verify)
         for sample in ds:
@@ -84,7 +87,9 @@ indices = st.one_of(
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_any_reads_in_any_order(variable, compression, upload, tmp_path, small_chunks):
+def test_reads_in_any_order_equal_those_of_a_local_dataset(
+    variable, compression, upload, tmp_path, small_chunks
+):
     data = write(tmp_path / "data", variable=variable, compression=compression, shard_size="16KB")
     local, url = npstream.open(tmp_path / "data"), upload(tmp_path / "data")
     caches = iter(range(1000))
@@ -102,9 +107,11 @@ def test_any_reads_in_any_order(variable, compression, upload, tmp_path, small_c
 
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
-def test_iteration(variable, upload, tmp_path, small_chunks, monkeypatch):
-    monkeypatch.setattr(ahead, "WINDOW_BYTES", 1 << 13)
-    monkeypatch.setattr(ahead, "GROUP_BYTES", 1 << 11)
+def test_iteration_with_read_ahead_yields_each_sample_once(
+    variable, upload, tmp_path, small_chunks, monkeypatch
+):
+    monkeypatch.setattr(readahead, "WINDOW_BYTES", 1 << 13)
+    monkeypatch.setattr(readahead, "GROUP_BYTES", 1 << 11)
     data = write(tmp_path / "data", variable=variable, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     batches = ds.iter(0, 1, batch_size=17, shuffle=True, last="short")
@@ -117,29 +124,29 @@ def test_iteration(variable, upload, tmp_path, small_chunks, monkeypatch):
     assert [sample["id"] for sample in ds[::-1]] == list(range(600))[::-1]
 
 
-def read_all(ds):
+def every_seventh_id(ds):
     return [int(sample["id"]) for sample in ds[::7]]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes(method, tmp_path, upload):
+def test_a_child_process_reads_a_dataset(method, tmp_path, upload):
     write(tmp_path / "data", shard_size="16KB")
-    # A store of memory is its process's own, so only a forked one has it.
+    # Only a forked process has the files of a memory store.
     url = upload(tmp_path / "data") if method == "fork" else f"local://{tmp_path / 'data'}"
     ds = npstream.open(url, cache=tmp_path / "cache")
     assert ds[3]["id"] == 3
     with multiprocessing.get_context(method).Pool(1) as pool:
-        assert pool.apply(read_all, (ds,)) == list(range(0, 600, 7))
+        assert pool.apply(every_seventh_id, (ds,)) == list(range(0, 600, 7))
 
 
-def test_pickle(tmp_path, upload, small_chunks):
+def test_a_pickled_dataset_reads_the_same_samples(tmp_path, upload, small_chunks):
     data = write(tmp_path / "data", shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     ds[:100].load()
     check(pickle.loads(pickle.dumps(ds))[::-1].load(), data)
 
 
-def test_threads(tmp_path, upload, small_chunks, requests):
+def test_threads_share_what_they_fetch(tmp_path, upload, small_chunks, requests):
     data = write(tmp_path / "data", shard_size="64KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     with ThreadPoolExecutor(8) as pool:
@@ -148,11 +155,13 @@ def test_threads(tmp_path, upload, small_chunks, requests):
     assert len(requests) == len(set(requests))
 
 
-# What is fetched.
+# Requests.
 
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
-def test_one_sample_takes_its_bytes_and_is_kept(variable, tmp_path, upload, requests, small_chunks):
+def test_one_sample_takes_its_bytes_and_is_cached(
+    variable, tmp_path, upload, requests, small_chunks
+):
     write(tmp_path / "data", variable=variable, shard_size="64KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     requests.clear()
@@ -160,7 +169,7 @@ def test_one_sample_takes_its_bytes_and_is_kept(variable, tmp_path, upload, requ
     assert len(requests) == 1 + variable
     sizes = [nbytes for *_, nbytes in requests]
     assert sizes.pop() < 150
-    if variable:  # the offsets of all of the shard, so that the next sample takes one request
+    if variable:  # one run has the offsets of the whole shard, so the next read takes one request
         assert sizes == [4 * (int(ds.shards["samples"][0]) + 1)]
         assert ds[300]["id"] == 300
         assert len(requests) == 3
@@ -175,7 +184,7 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
         assert ds[row]["id"] == row
         sizes = [nbytes for *_, nbytes in requests[seen:]]
         assert (cost.requests, cost.nbytes) == (len(sizes), sum(sizes))
-    assert len(requests) == 3  # two samples, then a chunk and what stands before it
+    assert len(requests) == 3  # two samples, then the chunk together with the header
     for row in range(6):
         assert ds[row]["id"] == row
     assert len(requests) == 3
@@ -187,7 +196,9 @@ def test_the_third_sparse_read_fetches_the_chunk(tmp_path, upload, requests, sma
     [5, slice(None), slice(10, 30), slice(None, None, -50), [3, 599, 4, 300], slice(0, 0)],
     ids=str,
 )
-def test_explain_says_what_is_fetched(variable, index, tmp_path, upload, requests, small_chunks):
+def test_explain_estimates_what_is_fetched(
+    variable, index, tmp_path, upload, requests, small_chunks
+):
     write(tmp_path / "data", variable=variable, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     view = ds[[index]] if isinstance(index, int) else ds[index]
@@ -196,7 +207,7 @@ def test_explain_says_what_is_fetched(variable, index, tmp_path, upload, request
     assert requests == []
     view.load()
     nbytes = sum(nbytes for *_, nbytes in requests)
-    if variable:  # whose samples are about as large as the average
+    if variable:  # the samples have about the average size
         assert cost.requests == pytest.approx(len(requests), abs=2)
         assert cost.nbytes == pytest.approx(nbytes, rel=0.6, abs=600)
     else:
@@ -204,7 +215,7 @@ def test_explain_says_what_is_fetched(variable, index, tmp_path, upload, request
     assert cost.samples == view.size
 
 
-def test_explain_knows_what_is_cached(tmp_path, upload, small_chunks):
+def test_explain_counts_cached_chunks(tmp_path, upload, small_chunks):
     write(tmp_path / "data", shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     before = ds.explain()
@@ -218,7 +229,7 @@ def test_explain_knows_what_is_cached(tmp_path, upload, small_chunks):
     assert (local.cached, local.requests) == (local.chunks, 0)
 
 
-def test_prefetch(tmp_path, upload, requests, small_chunks):
+def test_reads_after_a_prefetch_take_no_request(tmp_path, upload, requests, small_chunks):
     data = write(tmp_path / "data", variable=True, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     ds[100:400].prefetch()
@@ -231,7 +242,7 @@ def test_prefetch(tmp_path, upload, requests, small_chunks):
         small.prefetch()
 
 
-def test_the_cost_gate(tmp_path, upload, small_chunks):
+def test_implicit_reads_above_the_limit_raise(tmp_path, upload, small_chunks):
     write(tmp_path / "data", variable=True, shard_size="16KB")
     url = upload(tmp_path / "data")
     ds = npstream.open(url, cache=tmp_path / "cache", implicit_read_limit="4KB")
@@ -247,7 +258,7 @@ def test_the_cost_gate(tmp_path, upload, small_chunks):
             read()
     assert ds["x"][:10].sum() == np.arange(120).sum()
     assert ds.load().n == 600
-    assert ds["x"].mean() == np.arange(7200).mean()  # by now all is here
+    assert ds["x"].mean() == np.arange(7200).mean()  # all chunks are cached now
     free = npstream.open(url, cache=tmp_path / "other", implicit_read_limit=None)
     assert free["x"].mean() == np.arange(7200).mean()
 
@@ -275,71 +286,71 @@ def test_the_index_is_fetched_once(tmp_path, upload, monkeypatch):
     assert len(npstream.open(url, cache=tmp_path / "cache")) == 600
 
 
-def test_index_and_side_car_are_asked_for_together(tmp_path, upload, monkeypatch):
+def test_versions_of_index_and_side_car_are_requested_concurrently(tmp_path, upload, monkeypatch):
     write(tmp_path / "data")
-    url, ask, asked = upload(tmp_path / "data"), RemoteStore.version, threading.Barrier(2)
+    url, version, both = upload(tmp_path / "data"), RemoteStore.version, threading.Barrier(2)
 
-    def answer_both(store, name):
-        asked.wait(timeout=30)
-        return ask(store, name)
+    def wait_for_both(store, name):
+        both.wait(timeout=HANG)
+        return version(store, name)
 
-    monkeypatch.setattr(RemoteStore, "version", answer_both)
+    monkeypatch.setattr(RemoteStore, "version", wait_for_both)
     assert npstream.open(url, cache=tmp_path / "cache")[7]["id"] == 7
 
 
-def test_no_index_is_an_error_whatever_becomes_of_the_side_car(tmp_path):
+def test_a_missing_index_raises(tmp_path):
     with pytest.raises(StorageError, match=r"index\.json"):
         npstream.open("memory://nothing/here", cache=tmp_path)
 
 
-def test_versions(tmp_path, upload):
+def test_older_versions_of_the_index_can_be_opened(tmp_path, upload):
     write(tmp_path / "data", n=100)
     ds = npstream.open(tmp_path / "data")
     old = ds.version
-    kept = (tmp_path / "data" / "index.json").read_bytes()
+    old_index = (tmp_path / "data" / "index.json").read_bytes()
     write(tmp_path / "new", n=50)
     for path in (tmp_path / "new").glob("*.mds"):
         path.rename(tmp_path / "data" / f"new-{path.name}")
     text = (tmp_path / "new" / "index.json").read_text().replace("shard.0", "new-shard.0")
     (tmp_path / "data" / "index.json").write_text(text)
-    (tmp_path / "data" / f"index.{old}.json").write_bytes(kept)
-    for where in (tmp_path / "data", upload(tmp_path / "data")):
-        newest = npstream.open(where, cache=tmp_path / "cache")
+    (tmp_path / "data" / f"index.{old}.json").write_bytes(old_index)
+    for url in (tmp_path / "data", upload(tmp_path / "data")):
+        newest = npstream.open(url, cache=tmp_path / "cache")
         assert len(newest) == 50
-        assert len(npstream.open(where, version=newest.version, cache=tmp_path / "cache")) == 50
-        assert len(npstream.open(where, version=old, cache=tmp_path / "cache")) == 100
+        assert len(npstream.open(url, version=newest.version, cache=tmp_path / "cache")) == 50
+        assert len(npstream.open(url, version=old, cache=tmp_path / "cache")) == 100
         with pytest.raises(StorageError, match=f"the newest is '{newest.version}'"):
-            npstream.open(where, version="0123456789abcdef", cache=tmp_path / "cache")
+            npstream.open(url, version="0123456789abcdef", cache=tmp_path / "cache")
         with pytest.raises(ValueError, match="expected the fingerprint"):
-            npstream.open(where, version="../x", cache=tmp_path / "cache")
+            npstream.open(url, version="../x", cache=tmp_path / "cache")
 
 
 @pytest.mark.parametrize("has_sidecar", [False, True])
 @pytest.mark.parametrize("index_too", [False, True])
-def test_data_that_were_written_anew(has_sidecar, index_too, tmp_path, small_chunks):
-    """The index says the same of both, as it has no hashes, but the cache must not."""
-    files, seen = fsspec.filesystem("memory"), []
+def test_the_cache_of_rewritten_data_is_not_used(has_sidecar, index_too, tmp_path, small_chunks):
+    """The index of both datasets is equal, because it has no hashes."""
+    files, values = fsspec.filesystem("memory"), []
     for number in range(2):
         directory = tmp_path / str(number)
         npstream.write(directory, {"x": np.full((300, 12), number)}, shard_size="16KB")
         for path in directory.rglob("*"):
             name = path.relative_to(directory).as_posix()
             is_new = path.suffix == ".mds" or index_too or number == 0
-            is_side = name.startswith("index.") and name != "index.json"
-            if path.is_file() and (has_sidecar if is_side else is_new):
-                files.pipe_file(f"/anew/{name}", path.read_bytes())
-        ds = npstream.open("memory://anew", cache=tmp_path / "cache")
-        seen.append((int(ds["x"].load().min()), int(ds[7]["x"][0])))
-    files.rm("/anew", recursive=True)
-    # Nothing tells shards that were replaced without a word in the index or the side-car.
-    told = has_sidecar or index_too
-    assert seen == [(0, 0), (1, 1) if told else (0, 0)]
+            is_sidecar = name.startswith("index.") and name != "index.json"
+            if path.is_file() and (has_sidecar if is_sidecar else is_new):
+                files.pipe_file(f"/rewritten/{name}", path.read_bytes())
+        ds = npstream.open("memory://rewritten", cache=tmp_path / "cache")
+        values.append((int(ds["x"].load().min()), int(ds[7]["x"][0])))
+    files.rm("/rewritten", recursive=True)
+    # If neither index nor side-car is rewritten, nothing reveals that shards were.
+    is_detectable = has_sidecar or index_too
+    assert values == [(0, 0), (1, 1) if is_detectable else (0, 0)]
 
 
-# What goes wrong.
+# Failures.
 
 
-def test_a_cache_that_is_cleared_in_use(tmp_path, upload, small_chunks):
+def test_a_cache_may_be_cleared_in_use(tmp_path, upload, small_chunks):
     data = write(tmp_path / "data", variable=True, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     for _ in range(3):
@@ -349,19 +360,19 @@ def test_a_cache_that_is_cleared_in_use(tmp_path, upload, small_chunks):
     check(ds[::-1].load(), data)
 
 
-def test_a_cache_that_is_too_small(tmp_path, upload, small_chunks):
+def test_a_small_cache_keeps_about_its_limit(tmp_path, upload, small_chunks):
     data = write(tmp_path / "data", variable=True, shard_size="16KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit="60KB")
     for _ in range(2):
         check(ds.load(), data)
         for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
             check(batch, data)
-    # Pieces of 1 KiB take a block of the disk each, which is not reckoned with.
+    # Each piece of 1 KiB takes a disk block of 4 KiB, which the limit does not count.
     assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * 60 << 10
 
 
 def damage(url, pattern="*.mds"):
-    """Flip a bit in the last value of each shard."""
+    """Flip a bit in the last value of each file."""
     files = fsspec.filesystem("memory")
     for name in files.glob(f"{url.removeprefix('memory:/')}/{pattern}"):
         body = bytearray(files.cat_file(name))
@@ -369,7 +380,7 @@ def damage(url, pattern="*.mds"):
         files.pipe_file(name, bytes(body))
 
 
-def test_a_recorded_hash_is_checked_when_the_shard_is_whole(tmp_path, upload, small_chunks):
+def test_the_recorded_hash_of_a_complete_shard_is_checked(tmp_path, upload, small_chunks):
     write(tmp_path / "data", shard_size="16KB", hashes=["xxh64"])
     (tmp_path / "data" / "index.msgpack").unlink(missing_ok=True)
     url = upload(tmp_path / "data")
@@ -378,10 +389,10 @@ def test_a_recorded_hash_is_checked_when_the_shard_is_whole(tmp_path, upload, sm
     with pytest.raises(IntegrityError, match="its xxh64 is"):
         ds.load()
     with pytest.raises(IntegrityError, match="its xxh64 is"):
-        ds.load()  # nothing of it was kept
+        ds.load()  # the damaged shard was not kept
 
 
-def test_a_shard_that_came_again_is_checked_again(tmp_path, upload, small_chunks):
+def test_a_shard_that_is_fetched_again_is_checked_again(tmp_path, upload, small_chunks):
     data = write(tmp_path / "data", shard_size="16KB", hashes=["xxh64"])
     (tmp_path / "data" / "index.msgpack").unlink()
     url = upload(tmp_path / "data")
@@ -393,17 +404,17 @@ def test_a_shard_that_came_again_is_checked_again(tmp_path, upload, small_chunks
         ds.load()
 
 
-def test_a_store_that_does_not_say_sizes(tmp_path, upload, monkeypatch):
+def test_a_store_that_reports_no_sizes_is_read(tmp_path, upload, monkeypatch):
     data = write(tmp_path / "data", shard_size="16KB")
     info = RemoteStore._info
     monkeypatch.setattr(RemoteStore, "_info", lambda *args: {**info(*args), "size": None})
     check(npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache").load(), data)
 
 
-def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):
+def test_errors_wake_all_waiting_threads(tmp_path, upload, small_chunks):
     write(tmp_path / "data", shard_size="16KB")
     url = upload(tmp_path / "data")
-    ds = npstream.open(url, cache=tmp_path / "cache", timeout=5, retries=0)
+    ds = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0, retries=0)
     files = fsspec.filesystem("memory")
     for name in files.glob(f"{url.removeprefix('memory:/')}/*.mds"):
         files.rm_file(name)
@@ -414,35 +425,35 @@ def test_errors_do_not_hang_those_who_wait(tmp_path, upload, small_chunks):
     with pytest.raises(StorageError, match="No such file"):
         ds.prefetch()
     for thread in [t for t in threading.enumerate() if t.name == "npstream-ahead"]:
-        thread.join(10)
+        thread.join(HANG)
         assert not thread.is_alive()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(HANG)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_threads_that_die_are_not_waited_for(tmp_path, upload, small_chunks, monkeypatch):
+def test_readers_do_not_wait_for_a_dead_thread(tmp_path, upload, small_chunks, monkeypatch):
     data = write(tmp_path / "data", shard_size="4KB")
-    fetch, died = RemoteShards.fetch, []
+    fetch, failed = RemoteShards.fetch, []
 
     def broken(self, chunks, lease=None):
         if lease is not None:
-            died.append(lease)
-            raise RuntimeError("a mistake in the code")
+            failed.append(lease)
+            raise RuntimeError("a bug")
         fetch(self, chunks)
 
     monkeypatch.setattr(RemoteShards, "fetch", broken)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     for batch in ds.iter(0, 1, batch_size=50, shuffle=True):
         check(batch, data)
-    assert died
+    assert failed
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(HANG)
 @pytest.mark.parametrize("fails", ["closed", "interrupted", "no thread"])
-def test_chunks_that_were_asked_for_in_vain_are_not_held(
+def test_leases_of_a_failed_request_are_released(
     fails, tmp_path, upload, small_chunks, monkeypatch
 ):
-    """They would be waited for, by all readers of this process, for a whole timeout each."""
+    """Otherwise all readers of this process would wait a whole timeout for each chunk."""
     write(tmp_path / "data", shard_size="4KB")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     shards = ds._source.fetcher.shards
@@ -470,22 +481,24 @@ def test_chunks_that_were_asked_for_in_vain_are_not_held(
     with contextlib.suppress(KeyboardInterrupt, RuntimeError):
         reader.request((ids, shard_of))
     if fails == "no thread":
-        reader.close()  # as an iteration does that ends with the error
+        reader.close()  # as an iteration does when it ends with this error
     monkeypatch.undo()
     assert not any(
         is_leased(shards.files.piece(*chunk)) for (chunk, _) in shards.count_chunks(ids, shard_of)
     )
 
 
-@pytest.mark.timeout(60)
-def test_a_reader_that_holds_back_starts_when_others_wait(tmp_path, upload, small_chunks):
-    """Also when another opening of the dataset wants its chunks, and nobody reads on."""
+@pytest.mark.timeout(HANG)
+def test_a_read_ahead_starts_when_another_reader_waits_for_its_chunks(
+    tmp_path, upload, small_chunks
+):
+    """The other reader is another opening of the dataset, and the first one reads nothing."""
     data = write(tmp_path / "data")
     url = upload(tmp_path / "data")
     one = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
     two = npstream.open(url, cache=tmp_path / "cache", timeout=1000.0)
     shards = one._source.remote
-    with ahead.ChunkReadAhead(shards) as reader:
+    with ChunkReadAhead(shards) as reader:
         assert reader.request((np.arange(600), np.zeros(600, np.int64))) > 0
         assert not reader.threads
         two.prefetch()
@@ -493,7 +506,7 @@ def test_a_reader_that_holds_back_starts_when_others_wait(tmp_path, upload, smal
         check(two.load(), data)
 
 
-def test_a_head_that_lies(tmp_path, upload, small_chunks):
+def test_a_wrong_header_size_raises(tmp_path, upload, small_chunks):
     write(tmp_path / "data", variable=True, shard_size="16KB")
     url = upload(tmp_path / "data")
     files = fsspec.filesystem("memory")

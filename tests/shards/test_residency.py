@@ -1,4 +1,4 @@
-"""Whatever happens to the cache of a remote dataset, its samples are right."""
+"""Tests of cached files: samples are right whatever happens to the cache, its disk or its bytes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from dataset_files import write_jsonl
 
 import npstream
 from npstream.__main__ import main
-from npstream.cache import downloads
-from npstream.cache import sparse_file as sparse
+from npstream.cache import downloads, sparse_file
 from npstream.cache.cache import Refusal
 from npstream.errors import IntegrityError, StorageError
 from npstream.reading import load as reading
@@ -29,9 +28,12 @@ from npstream.storage.remote import RemoteStore
 
 SAMPLES = 600
 
+HANG = 120
+"""Seconds after which a process is regarded as hanging."""
+
 
 def write(directory, variable=True, **options):
-    """Write a dataset of about 100 bytes a sample, and return its numbers."""
+    """Write a dataset with about 100 bytes a sample, and return its numbers."""
     numbers = np.arange(SAMPLES * 12).reshape(SAMPLES, 12)
     rows = [{"id": i, "text": f"{i}" * (i % 40), "x": numbers[i]} for i in range(SAMPLES)]
     columns = {"id": "int64", "text": "str", "x": "ndarray:int64:12"}
@@ -51,18 +53,21 @@ def check(ds, numbers):
     assert sorted(np.concatenate(seen)) == list(range(SAMPLES))
 
 
-# Its limit.
+# The limit of the cache.
 
 
 @pytest.mark.parametrize(
-    ("how", "compression"), [("argument", None), ("argument", "zstd"), ("environment", "zstd")]
+    ("limit_from", "compression"),
+    [("argument", None), ("argument", "zstd"), ("environment", "zstd")],
 )
-def test_a_limit_that_is_too_small(compression, how, tmp_path, upload, small_chunks, monkeypatch):
+def test_a_limit_below_the_largest_chunk_raises(
+    compression, limit_from, tmp_path, upload, small_chunks, monkeypatch
+):
     numbers = write(tmp_path / "data", compression=compression)
     url = upload(tmp_path / "data")
 
     def opened(limit):
-        if how == "argument":
+        if limit_from == "argument":
             return npstream.open(url, cache=tmp_path / "cache", cache_limit=limit)
         monkeypatch.setenv("NPSTREAM_CACHE_LIMIT", str(limit))
         return npstream.open(url, cache=tmp_path / "cache")
@@ -70,7 +75,7 @@ def test_a_limit_that_is_too_small(compression, how, tmp_path, upload, small_chu
     with pytest.raises(ValueError, match="raise cache_limit") as caught:
         opened(1000)
     least = int(re.search(r"at least ([\d,]+)", str(caught.value))[1].replace(",", ""))
-    # All of a compressed shard, but a chunk of another.
+    # The largest chunk of a compressed shard is the whole shard.
     assert least > 28_000 if compression else least < 24_000
     with pytest.raises(ValueError, match=f"{least:,}"):
         opened(least - 1)
@@ -82,7 +87,7 @@ def test_a_limit_that_is_too_small(compression, how, tmp_path, upload, small_chu
     assert npstream.cache.info(tmp_path / "cache").nbytes <= 2 * least
 
 
-def test_the_disk_as_the_limit_is_never_too_small(tmp_path, upload, monkeypatch):
+def test_a_full_disk_as_the_limit_does_not_raise(tmp_path, upload, monkeypatch):
     numbers = write(tmp_path / "data")
     url = upload(tmp_path / "data")
     monkeypatch.setattr("npstream.cache.eviction.free_and_total", lambda path: (0, 1 << 40))
@@ -90,43 +95,45 @@ def test_the_disk_as_the_limit_is_never_too_small(tmp_path, upload, monkeypatch)
     assert npstream.cache.info(tmp_path / "cache").files == 0
 
 
-def test_a_read_that_is_larger_than_the_limit_does_not_end_caching(tmp_path, upload, small_chunks):
+def test_a_read_larger_than_the_limit_does_not_stop_caching(tmp_path, upload, small_chunks):
     numbers = write(tmp_path / "data")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", cache_limit="150KB")
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     assert 0 < ds.explain().cached < ds.explain().chunks
-    for at in range(0, SAMPLES, 100):
-        ds[at : at + 50].load()
-        cost = ds[at : at + 50].explain()
-        assert cost.cached >= cost.chunks - 2  # of those at the ends, few samples are wanted
+    for start in range(0, SAMPLES, 100):
+        ds[start : start + 50].load()
+        cost = ds[start : start + 50].explain()
+        assert cost.cached >= cost.chunks - 2  # few samples of the first and last chunk are read
 
 
 @pytest.mark.parametrize("step", [1, -1])
-@pytest.mark.parametrize("how", ["samples", "batches", "shuffled"])
-def test_shards_that_were_passed_in_order_go_first(
-    how, step, tmp_path, upload, small_chunks, monkeypatch
+@pytest.mark.parametrize("reads", ["samples", "batches", "shuffled"])
+def test_shards_that_a_sequential_reader_finished_are_evicted_first(
+    reads, step, tmp_path, upload, small_chunks, monkeypatch
 ):
     monkeypatch.setattr(reading, "SAMPLE_BLOCK", 1 << 10)
     write(tmp_path / "data")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")[::step]
     ds.load()
     items, count = iter(ds), SAMPLES * 3 // 4
-    if how != "samples":
-        items, count = iter(ds.iter(0, 1, batch_size=5, shuffle=how == "shuffled")), count // 5
+    if reads != "samples":
+        items = iter(ds.iter(0, 1, batch_size=5, shuffle=reads == "shuffled"))
+        count //= 5
     for _ in range(count):
         next(items)
     assert len(ds.shards) == 7
-    used = [path.stat().st_mtime for path in (tmp_path / "cache").glob("*.shard")]
-    finished = sum(when < time.time() - 1e9 for when in used)
-    assert finished in ([0] if how == "shuffled" else [4, 5])
+    # The cache sets the mtime of finished files far into the past.
+    times = [path.stat().st_mtime for path in (tmp_path / "cache").glob("*.shard")]
+    finished = sum(mtime < time.time() - 1e9 for mtime in times)
+    assert finished in ([0] if reads == "shuffled" else [4, 5])
 
 
-# Its disk.
+# The disk of the cache.
 
 
 @pytest.fixture
 def full_disk(tmp_path, monkeypatch):
-    """Return a directory on a disk of 1 MB, and what fills it; it may only say that it is full."""
+    """Return a directory on a disk of 1 MB, and a function that fills it, or simulates that."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk]
@@ -144,12 +151,14 @@ def full_disk(tmp_path, monkeypatch):
         def full(*_arguments):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        yield disk, lambda: monkeypatch.setattr(sparse, "write_all", full)
+        yield disk, lambda: monkeypatch.setattr(sparse_file, "write_all", full)
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_disk_that_is_full(when, compression, full_disk, tmp_path, upload, small_chunks):
+def test_a_full_disk_does_not_stop_reads(
+    when, compression, full_disk, tmp_path, upload, small_chunks
+):
     numbers = write(tmp_path / "data", compression=compression)
     directory, fill = full_disk
     if when == "before":
@@ -162,49 +171,49 @@ def test_a_disk_that_is_full(when, compression, full_disk, tmp_path, upload, sma
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-@pytest.mark.parametrize("held", [False, True])
-def test_a_directory_that_cannot_be_written(
-    held, compression, tmp_path, upload, small_chunks, monkeypatch
+@pytest.mark.parametrize("is_filled", [False, True])
+def test_a_read_only_cache_does_not_stop_reads(
+    is_filled, compression, tmp_path, upload, small_chunks, monkeypatch
 ):
     numbers = write(tmp_path / "data", compression=compression)
     url = upload(tmp_path / "data")
-    if held:
+    if is_filled:
         npstream.open(url, cache=tmp_path / "cache")[:300].load()
-    read_only(tmp_path / "cache", monkeypatch)
+    make_read_only(tmp_path / "cache", monkeypatch)
     check(npstream.open(url, cache=tmp_path / "cache"), numbers)
 
 
-def read_only(directory, monkeypatch):
-    """Refuse to write below a directory, also to root, who may do anything."""
-    opened, made = os.open, os.makedirs
+def make_read_only(directory, monkeypatch):
+    """Make writes below a directory fail, even for root, whom permissions do not stop."""
+    os_open, os_makedirs = os.open, os.makedirs
 
     def refuse(path, flags, *arguments, **options):
         if str(path).startswith(str(directory)) and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
             raise OSError(errno.EROFS, "Read-only file system", path)
-        return opened(path, flags, *arguments, **options)
+        return os_open(path, flags, *arguments, **options)
 
     def refuse_to_make(path, *arguments, **options):
         if not os.path.isdir(path):
             raise OSError(errno.EROFS, "Read-only file system", path)
-        made(path, *arguments, **options)
+        os_makedirs(path, *arguments, **options)
 
     monkeypatch.setattr(os, "open", refuse)
     monkeypatch.setattr(os, "makedirs", refuse_to_make)
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_no_store_is_waited_for_under_a_lock(
+def test_no_request_is_made_under_the_lock_of_a_fetcher(
     compression, tmp_path, upload, small_chunks, monkeypatch
 ):
-    """Shards that leave the cache before they are opened are read like others that it lacks."""
+    """Even for shards that are evicted before they are opened."""
     numbers = write(tmp_path / "data", variable=False, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
-    lock, ensure, stream = ds._source.fetcher._lock, Fetcher._load_shards, RemoteStore.stream
+    lock, load_shards, stream = ds._source.fetcher._lock, Fetcher._load_shards, RemoteStore.stream
     evicted = []
 
     def evict(self, shards):
         evicted.append(npstream.cache.clear(tmp_path / "cache"))
-        return ensure(self, shards)
+        return load_shards(self, shards)
 
     def request(self, spans):
         assert not lock._is_owned()
@@ -217,7 +226,7 @@ def test_no_store_is_waited_for_under_a_lock(
     assert max(evicted) > 0
 
 
-def test_a_directory_that_is_deleted_in_use(tmp_path, upload, small_chunks):
+def test_a_cache_directory_may_be_deleted_in_use(tmp_path, upload, small_chunks):
     numbers = write(tmp_path / "data")
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     for stop in (100, 300, SAMPLES):
@@ -226,29 +235,31 @@ def test_a_directory_that_is_deleted_in_use(tmp_path, upload, small_chunks):
     check(ds, numbers)
 
 
-# Its bytes.
+# The bytes of the cache.
 
 
 @pytest.fixture
 def flips(monkeypatch):
-    """Return a list of how many of the next answers shall have a wrong bit."""
-    left = [0]
+    """Return a list with one number: how many of the next responses have a flipped bit."""
+    remaining = [0]
     stream = RemoteStore.stream
 
     def flipped(self, spans):
         spans = list(spans)
         for number, data in stream(self, spans):
-            if left[0] and spans[number][0].endswith(".mds") and len(data) > 100:
-                left[0] -= 1
+            if remaining[0] and spans[number][0].endswith(".mds") and len(data) > 100:
+                remaining[0] -= 1
                 data = bytes(data[:-9]) + bytes([data[-9] ^ 1]) + bytes(data[-8:])
             yield number, data
 
     monkeypatch.setattr(RemoteStore, "stream", flipped)
-    return left
+    return remaining
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_bit_that_flips_on_the_way(times, flips, tmp_path, upload, small_chunks):
+def test_a_bit_that_flips_in_transfer_is_fetched_again(
+    times, flips, tmp_path, upload, small_chunks
+):
     numbers = write(tmp_path / "data", variable=False)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     flips[0] = times
@@ -257,22 +268,22 @@ def test_a_bit_that_flips_on_the_way(times, flips, tmp_path, upload, small_chunk
 
 
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_a_bit_that_is_wrong_for_good(verify, flips, tmp_path, upload, small_chunks):
+def test_a_bit_that_is_always_wrong_raises(verify, flips, tmp_path, upload, small_chunks):
     numbers = write(tmp_path / "data", variable=False)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", verify=verify)
     flips[0] = 1 << 30
-    # Single samples are checked only if that is asked for.
+    # Single samples are verified only with verify=True.
     single = [lambda: ds[-1], lambda: list(ds), lambda: list(ds.iter(0, 1, shuffle=True))]
     for read in [ds.load, ds.prefetch, *(single if verify is True else [])]:
         with pytest.raises(IntegrityError, match=rf"shard\.\d+\.mds.* {downloads.ATTEMPTS} att"):
             read()
     flips[0] = 0
-    check(ds, numbers)  # nothing of it was kept
+    check(ds, numbers)  # no damaged piece was kept
 
 
 @pytest.mark.parametrize("variable", [True, False])
 @pytest.mark.parametrize("hashes", [(), ("xxh64",)])
-def test_what_cannot_be_kept_is_verified_too(
+def test_chunks_that_the_cache_cannot_hold_are_verified(
     variable, hashes, tmp_path, upload, small_chunks, monkeypatch
 ):
     numbers = write(tmp_path / "data", variable=variable, hashes=hashes)
@@ -283,10 +294,10 @@ def test_what_cannot_be_kept_is_verified_too(
     )
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     reads = (lambda: ds[-1], lambda: list(ds.iter(0, 1, shuffle=True)))
-    whole = RemoteStore.read
+    read_file = RemoteStore.read
 
     def damaged(self, name, nbytes=None):
-        body = bytearray(whole(self, name, nbytes))
+        body = bytearray(read_file(self, name, nbytes))
         body[-9] ^= 1
         return bytes(body)
 
@@ -297,11 +308,11 @@ def test_what_cannot_be_kept_is_verified_too(
 
 
 def damage(cache, begin=0.0, end=0.9):
-    """Flip the bytes of the shards in a cache, in some part of each, but not what follows them."""
+    """Flip all bits in a part of each cached shard, but not in its footer."""
     for path in sorted(cache.glob("*.shard")):
         body = bytearray(path.read_bytes())
-        with sparse.open_descriptor(str(path)) as descriptor:
-            footer = sparse.read_footer(descriptor)
+        with sparse_file.opened(str(path)) as descriptor:
+            footer = sparse_file.read_footer(descriptor)
         first, last = int(begin * footer.nbytes), int(end * footer.nbytes)
         body[first:last] = bytes(byte ^ 255 for byte in body[first:last])
         with open(path, "r+b") as file:
@@ -310,36 +321,36 @@ def damage(cache, begin=0.0, end=0.9):
 
 @pytest.mark.parametrize("part", [(0.0, 0.01), (0.5, 0.6), (0.0, 1.0)])
 @pytest.mark.parametrize(
-    ("how", "verify"),
+    ("kind", "verify"),
     [
         *itertools.product(["variable", "fixed", "compressed", "no side-car"], [True, "xxh64"]),
         ("text", True),
     ],
 )
-def test_a_cache_that_is_damaged_is_verified(
-    how, part, verify, tmp_path, upload, requests, small_chunks
+def test_a_damaged_cache_is_detected_and_fetched_again(
+    kind, part, verify, tmp_path, upload, requests, small_chunks
 ):
     data = tmp_path / "data"
-    if how == "text":
+    if kind == "text":
         rows = [{"id": i, "x": f"{i:08}" * 9} for i in range(SAMPLES)]
         write_jsonl(data, rows, {"id": "int", "x": "str"})
         npstream.build_index(data)
         numbers = np.array([row["x"] for row in rows])
     else:
-        compression = "zstd" if how == "compressed" else None
-        numbers = write(data, how == "variable", hashes=["xxh64"], compression=compression)
-    if how == "no side-car":
+        compression = "zstd" if kind == "compressed" else None
+        numbers = write(data, kind == "variable", hashes=["xxh64"], compression=compression)
+    if kind == "no side-car":
         (data / "index.msgpack").unlink()
     url, cache = upload(data), tmp_path / "cache"
     for _ in range(2):
         with npstream.open(url, cache=cache, verify=verify) as ds:
             ds.load()
         damage(cache, *part)
-        # One sample, one of all chunks, all.
-        for read in (slice(77, 78), slice(None, None, 5), slice(None)):
+        # One sample, some samples of every chunk, all samples.
+        for index in (slice(77, 78), slice(None, None, 5), slice(None)):
             with npstream.open(url, cache=cache, verify=verify) as ds:
-                np.testing.assert_array_equal(np.asarray(ds[read]["x"].load()), numbers[read])
-    # What is right is not fetched again, in another process either.
+                np.testing.assert_array_equal(np.asarray(ds[index]["x"].load()), numbers[index])
+    # Undamaged pieces are not fetched again, even by another opening.
     with npstream.open(url, cache=cache, verify=verify) as ds:
         ds.load()
     requests.clear()
@@ -349,14 +360,14 @@ def test_a_cache_that_is_damaged_is_verified(
     assert not [span for span in requests if "shard" in span[0]]
 
 
-def test_what_others_did_not_verify_is_verified(tmp_path, upload, small_chunks):
+def test_pieces_that_another_reader_did_not_verify_are_verified(tmp_path, upload, small_chunks):
     numbers = write(tmp_path / "data")
     url, cache = upload(tmp_path / "data"), tmp_path / "cache"
     with (
         npstream.open(url, cache=cache, verify=True) as ds,
         npstream.open(url, cache=cache, verify=False) as other,
     ):
-        assert ds[0]["id"] == 0  # its files are open
+        assert ds[0]["id"] == 0  # opens the files
         other.load()
         damage(cache, 0.3, 1.0)
         assert ds.explain().cached == ds.explain().chunks
@@ -365,7 +376,7 @@ def test_what_others_did_not_verify_is_verified(tmp_path, upload, small_chunks):
 
 
 @pytest.mark.parametrize("has_sidecar", [True, False])
-def test_a_shard_that_is_replaced(has_sidecar, tmp_path, upload, small_chunks):
+def test_a_replaced_shard_raises(has_sidecar, tmp_path, upload, small_chunks):
     numbers = write(tmp_path / "data", variable=False, hashes=["xxh64"])
     if not has_sidecar:
         (tmp_path / "data" / "index.msgpack").unlink()
@@ -382,18 +393,18 @@ def test_a_shard_that_is_replaced(has_sidecar, tmp_path, upload, small_chunks):
         npstream.open(url, cache=tmp_path / "cache")["x"].load()
 
 
-# A side-car elsewhere.
+# Side-cars.
 
 
-@pytest.mark.parametrize("where", ["here", "there"])
-def test_a_side_car_beside_a_dataset_that_cannot_be_written(
-    where, tmp_path, upload, requests, small_chunks
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_a_side_car_apart_from_the_dataset_is_used(
+    scheme, tmp_path, upload, requests, small_chunks
 ):
     numbers = write(tmp_path / "data", variable=False)
     (tmp_path / "data" / "index.msgpack").unlink()
     shutil.rmtree(tmp_path / "data" / "index.columns")
     url = upload(tmp_path / "data")
-    out = tmp_path / "side-car" if where == "here" else "memory://elsewhere"
+    out = tmp_path / "side-car" if scheme == "file" else "memory://elsewhere"
     npstream.build_index(url, out=out)
     ds = npstream.open(url, index=out, cache=tmp_path / "cache", implicit_read_limit=0)
     requests.clear()
@@ -402,22 +413,21 @@ def test_a_side_car_beside_a_dataset_that_cannot_be_written(
     check(ds, numbers)
     with pytest.raises(ValueError, match="needs at least"):
         npstream.open(url, index=out, cache=tmp_path / "cache", cache_limit=10)
-    if where == "there":
+    if scheme == "memory":
         fsspec.filesystem("memory").rm("/elsewhere", recursive=True)
 
 
-def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, caplog):
+def test_a_damaged_side_car_is_not_used(tmp_path, upload, monkeypatch, caplog):
     monkeypatch.setattr("npstream.formats.sidecar.sidecar.END_BYTES", 64)
-    monkeypatch.setattr(
-        "npstream.shards.manifest.LARGE_INDEX", 0
-    )  # so that it stands for the index
+    # So that the side-car is read instead of the index.
+    monkeypatch.setattr("npstream.shards.manifest.LARGE_INDEX", 0)
     numbers = write(tmp_path / "data", variable=False)
     body = bytearray((tmp_path / "data" / "index.msgpack").read_bytes())
-    places = [k for k in range(100, len(body), 37)]
+    positions = [k for k in range(100, len(body), 37)]
     messages = 0
-    for k, place in enumerate(places[::12]):
+    for k, position in enumerate(positions[::12]):
         damaged = bytearray(body)
-        damaged[place] ^= 1
+        damaged[position] ^= 1
         (tmp_path / "data" / "index.msgpack").write_bytes(damaged)
         url = upload(tmp_path / "data")
         caplog.clear()
@@ -427,7 +437,7 @@ def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, c
         try:
             np.testing.assert_array_equal(ds["x"].load(), numbers)
         except IntegrityError as error:
-            assert "index.msgpack" in str(error)  # noqa: PT017 - or it was right
+            assert "index.msgpack" in str(error)  # noqa: PT017 - other reads succeed
     assert messages
 
 
@@ -435,7 +445,7 @@ def test_a_side_car_that_is_damaged_is_not_used(tmp_path, upload, monkeypatch, c
 
 
 def read_in_process(url, cache, barrier, queue):
-    """Read an epoch; send what chunks were fetched."""
+    """Read an epoch, and send the sum of the ids and the fetched pieces."""
     fetched = []
     transfer = downloads.Downloads._transfer
 
@@ -445,7 +455,7 @@ def read_in_process(url, cache, barrier, queue):
 
     downloads.Downloads._transfer = spied
     ds = npstream.open(url, cache=cache)
-    barrier.wait(60)
+    barrier.wait(HANG)
     total = sum(int(batch["id"].sum()) for batch in ds.iter(0, 1, batch_size=50, shuffle=True))
     queue.put((total, fetched))
 
@@ -459,7 +469,7 @@ def test_two_processes_fetch_every_chunk_once(method, tmp_path):
     workers = [context.Process(target=read_in_process, args=arguments) for _ in range(2)]
     for worker in workers:
         worker.start()
-    (one, ours), (two, theirs) = queue.get(timeout=100), queue.get(timeout=100)
+    (one, ours), (two, theirs) = queue.get(timeout=HANG), queue.get(timeout=HANG)
     for worker in workers:
         worker.join()
     pieces = collections.Counter([*ours, *theirs])
@@ -468,7 +478,7 @@ def test_two_processes_fetch_every_chunk_once(method, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "persistent"), [("fork", False), ("spawn", True)])
-def test_workers_of_a_loader(method, persistent, tmp_path):
+def test_workers_of_a_loader_read_each_sample_once(method, persistent, tmp_path):
     torch = pytest.importorskip("torch")
     numbers = write(tmp_path / "data", variable=False)
     ds = npstream.open(f"local://{tmp_path / 'data'}", cache=tmp_path / "cache")
@@ -488,33 +498,33 @@ def test_workers_of_a_loader(method, persistent, tmp_path):
         assert sorted(seen) == list(range(SAMPLES))
 
 
-def rest(samples):
+def remaining_ids(samples):
     return [int(sample["id"]) for sample in samples]
 
 
-def test_an_iteration_that_goes_on_in_a_forked_process(tmp_path, upload, small_chunks, monkeypatch):
+def test_an_iteration_continues_in_a_forked_process(tmp_path, upload, small_chunks, monkeypatch):
     monkeypatch.setattr(reading, "SAMPLE_BLOCK", 1 << 10)
     write(tmp_path / "data")
-    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=20)
+    ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache", timeout=1000.0)
     samples = iter(ds)
     started = [int(next(samples)["id"]) for _ in range(50)]
     reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
 
-    def go_on():
-        writer.send(rest(samples))
+    def read_on():
+        writer.send(remaining_ids(samples))
 
-    child = multiprocessing.get_context("fork").Process(target=go_on)
+    child = multiprocessing.get_context("fork").Process(target=read_on)
     child.start()
-    assert reader.poll(15)
+    assert reader.poll(HANG), "the child waits for threads of its parent"
     assert started + reader.recv() == list(range(SAMPLES))
     child.join()
-    assert rest(samples) == list(range(50, SAMPLES))
+    assert remaining_ids(samples) == list(range(50, SAMPLES))
 
 
-# What it costs.
+# Costs.
 
 
-def test_what_columns_cost(tmp_path, upload, requests, small_chunks):
+def test_explain_estimates_the_cost_of_columns(tmp_path, upload, requests, small_chunks):
     numbers = write(tmp_path / "data", variable=False)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")
     assert ds["x"].explain() == ds.explain()
@@ -522,7 +532,7 @@ def test_what_columns_cost(tmp_path, upload, requests, small_chunks):
     for view in (ds["id"], ds["id"][::-7], ds["id"][[5, 3]]):
         cost = view.explain()
         assert (cost.samples, cost.shards, cost.chunks) == (len(view), 0, 0)
-        # The head of a .npy file, and one block of values.
+        # The header of a .npy file, and one block of values.
         assert (cost.requests, cost.nbytes) == (2, 128 + 8 * SAMPLES)
         assert requests == []
     ds["id"][[5, 3]].prefetch()
@@ -542,28 +552,28 @@ def test_what_columns_cost(tmp_path, upload, requests, small_chunks):
 # The command line.
 
 
-def test_fetching_ahead(tmp_path, upload, requests, capsys):
+def test_the_command_line_fetches_a_dataset_into_the_cache(tmp_path, upload, requests, capsys):
     numbers = write(tmp_path / "data" / "train")
     url = upload(tmp_path / "data")
     cache = tmp_path / "cache"
     assert main(["cache", "fetch", url, "--split", "train", "--cache", str(cache)]) == 0
-    shown = capsys.readouterr().out
-    assert "600 samples in 7 chunks of 7 shards" in shown
-    assert str(cache) in shown
+    output = capsys.readouterr().out
+    assert "600 samples in 7 chunks of 7 shards" in output
+    assert str(cache) in output
     requests.clear()
     ds = npstream.open(url, split="train", cache=cache)
     np.testing.assert_array_equal(ds["x"].load(), numbers)
     assert {name for name, *_ in requests} <= {"index.msgpack"}
-    words = ["cache", "fetch", url, "--split", "train", "--cache", str(cache), "--limit"]
-    assert main([*words, "1KB"]) == 1
+    arguments = ["cache", "fetch", url, "--split", "train", "--cache", str(cache), "--limit"]
+    assert main([*arguments, "1KB"]) == 1
     assert "raise cache_limit" in capsys.readouterr().err
-    assert main([*words, "30KB"]) == 1
+    assert main([*arguments, "30KB"]) == 1
     assert "raise cache_limit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_shard_that_is_replaced_once_it_was_found_ready(compression, tmp_path, upload):
-    """Another process evicts a file after this one saw that it is ready, and before it opens it."""
+def test_a_shard_that_is_evicted_before_it_is_opened_is_skipped(compression, tmp_path, upload):
+    """Another process evicts the file after this one saw that it is ready."""
     values = np.arange(600)
     npstream.write(tmp_path / "data", {"x": values}, compression=compression)
     ds = npstream.open(upload(tmp_path / "data"), cache=tmp_path / "cache")

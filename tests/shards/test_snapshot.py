@@ -1,4 +1,4 @@
-"""A dataset that is replaced: what its readers are told, and that nobody gets a mixture of two."""
+"""Tests of replaced datasets: errors say it, and no read mixes two versions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(directory: Path, first: int = 0, n: int = N, **settings: Any) -> np.nd
 
 
 class Published:
-    """A dataset at a place, which can be replaced by another."""
+    """A dataset at one path or URL, which can be replaced."""
 
     def __init__(self, tmp_path: Path, kind: str) -> None:
         self.tmp_path = tmp_path
@@ -43,7 +43,7 @@ class Published:
         self.url = str(tmp_path / "here") if kind == "local" else "memory://snapshot/here"
 
     def put(self, sidecar: bool = True, **settings: Any) -> np.ndarray:
-        """Publish a dataset in place of the one that is there."""
+        """Publish a dataset, in place of the last one."""
         self.number += 1
         source = self.tmp_path / f"source-{self.number}"
         values = write(source, **settings)
@@ -64,7 +64,7 @@ class Published:
             fsspec.filesystem("memory").rm("/snapshot", recursive=True)
 
     def change(self, change: Callable[[bytes], bytes], pattern: str = "*.mds") -> None:
-        """Change the files of some names."""
+        """Change the content of files."""
         if self.kind == "local":
             for path in Path(self.url).glob(pattern):
                 path.write_bytes(change(path.read_bytes()))
@@ -79,12 +79,12 @@ class Published:
 
 @pytest.fixture(params=["local", "memory"])
 def published(request: pytest.FixtureRequest, tmp_path: Path):
-    made = Published(tmp_path, request.param)
-    yield made
-    made.remove()
+    dataset = Published(tmp_path, request.param)
+    yield dataset
+    dataset.remove()
 
 
-def failure(read: Callable[[], object]) -> NpstreamError:
+def error_of(read: Callable[[], object]) -> NpstreamError:
     with pytest.raises((IntegrityError, FormatError, StorageError)) as caught:
         read()
     return caught.value
@@ -100,22 +100,22 @@ READS: dict[str, Callable[[npstream.Dataset], object]] = {
 }
 
 
-LOCAL = [("local", read) for read in READS if read != "prefetch"]  # which fetches nothing
+LOCAL = [("local", read) for read in READS if read != "prefetch"]  # prefetch fetches nothing
 CASES = [*LOCAL, *(("memory", read) for read in READS)]
 
 
 @pytest.mark.parametrize("sidecar", [True, False])
 @pytest.mark.parametrize(("published", "read"), CASES, indirect=["published"])
 @pytest.mark.parametrize("verify", ["auto", True])
-def test_another_dataset_of_fewer_samples(
+def test_a_smaller_dataset_in_its_place_is_reported(
     published: Published, read: str, sidecar: bool, verify: Any
 ):
     published.put(sidecar=sidecar)
     with published.open(verify=verify) as ds:
         assert ds[5]["id"] == 5
-        # Of the same names, but no shard has as many bytes.
+        # The file names are the same, but no shard has the same size.
         published.put(first=1, n=N // 2 + 1, shard_size="40KiB", sidecar=sidecar)
-        error = failure(lambda: READS[read](ds))
+        error = error_of(lambda: READS[read](ds))
     assert REPLACED in str(error)
     assert DAMAGED not in str(error)
     assert re.search(r"shard\.\d+\.mds|index\.columns", str(error))
@@ -124,88 +124,88 @@ def test_another_dataset_of_fewer_samples(
         assert ds[0]["id"] == 1
 
 
-def test_another_dataset_of_the_same_size(published: Published):
+def test_another_dataset_of_the_same_size_is_reported(published: Published):
     published.put()
     with published.open(verify=True) as ds:
         assert ds[0]["id"] == 0
         published.put(first=7)
-        error = failure(lambda: ds["value"].load())
+        error = error_of(lambda: ds["value"].load())
     assert isinstance(error, IntegrityError)
     assert REPLACED in str(error)
     assert DAMAGED not in str(error)
 
 
 @pytest.mark.parametrize("published", ["memory"], indirect=True)
-def test_a_column_in_the_side_car(published: Published):
+def test_another_column_in_the_side_car_is_reported(published: Published):
     published.put()
     with published.open() as ds:
         published.put(first=7)
-        error = failure(lambda: ds["id"].load())
+        error = error_of(lambda: ds["id"].load())
     assert isinstance(error, IntegrityError)
     assert "id.npy" in str(error)
     assert REPLACED in str(error)
 
 
-def test_a_dataset_that_was_removed(published: Published):
+def test_a_removed_dataset_is_reported(published: Published):
     published.put()
     with published.open() as ds:
         assert ds[0]["id"] == 0
         published.remove()
-        error = failure(lambda: ds["value"].load())
+        error = error_of(lambda: ds["value"].load())
     assert isinstance(error, FileNotFoundError)
     assert "the dataset was removed since it was opened" in str(error)
     assert error.errno
     assert error.filename.endswith(".mds")
 
 
-def test_a_file_that_is_damaged(published: Published):
-    """Then nothing was replaced, and the error says what it always said."""
+def test_a_damaged_file_is_not_reported_as_replaced(published: Published):
     published.put()
     with published.open(verify=True) as ds:
         published.change(lambda body: body[:-9] + bytes(9))
-        error = failure(lambda: ds["value"].load())
+        error = error_of(lambda: ds["value"].load())
         assert isinstance(error, IntegrityError)
         assert "replaced" not in str(error)
         if published.kind == "memory":
             assert str(error).endswith(DAMAGED)
         published.change(lambda body: body[: len(body) // 2])
     with published.open() as ds:
-        error = failure(lambda: ds["value"].load())
+        error = error_of(lambda: ds["value"].load())
         assert "replaced" not in str(error)
 
 
-def test_an_index_that_is_the_same_again(published: Published):
-    """A version that has changed is a new dataset, also if its index has the same text."""
+def test_an_equal_index_with_another_version_is_reported(published: Published):
     published.put(hashes=[], sidecar=False)
     with published.open() as ds:
         published.put(hashes=[], sidecar=False)
         published.change(lambda body: body[:3000])
-        assert REPLACED in str(failure(lambda: ds["value"].load()))
+        assert REPLACED in str(error_of(lambda: ds["value"].load()))
 
 
-def test_the_index_is_looked_at_once_for_each_error(
+def test_the_version_of_the_index_is_requested_once_for_each_error(
     published: Published, monkeypatch: pytest.MonkeyPatch
 ):
     published.put()
-    asked: list[str] = []
+    names: list[str] = []
     with published.open() as ds:
         published.change(lambda body: body[:3000])
         store = ds._source.fetcher.shards.store
         version = type(store).version
         monkeypatch.setattr(
-            type(store), "version", lambda self, name: asked.append(name) or version(self, name)
+            type(store), "version", lambda self, name: names.append(name) or version(self, name)
         )
-        failure(lambda: ds["value"].load())
-        first = len(asked)
-        assert set(asked) == {"index.json"}
+        error_of(lambda: ds["value"].load())
+        first = len(names)
+        assert set(names) == {"index.json"}
         if published.kind == "local":
             assert first == 1
-        # Errors of reading ahead, which nobody sees, are explained, too.
-        failure(lambda: ds[:3]["value"].load())
-        assert len(asked) == first + 1
+        # Errors of read-ahead, which only the log shows, request the version too.
+        error_of(lambda: ds[:3]["value"].load())
+        assert len(names) == first + 1
 
 
-def test_a_store_that_cannot_be_asked(published: Published, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_store_leaves_the_error_unchanged(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+):
     published.put()
     with published.open() as ds:
         published.put(first=1, n=N // 2, shard_size="40KiB")
@@ -214,25 +214,25 @@ def test_a_store_that_cannot_be_asked(published: Published, monkeypatch: pytest.
             raise StorageError(5, "no answer", name)
 
         monkeypatch.setattr(type(ds._source.fetcher.shards.store), "version", fail)
-        error = failure(lambda: ds["value"].load())
+        error = error_of(lambda: ds["value"].load())
     assert "replaced" not in str(error)
     assert "no answer" not in str(error)
 
 
-def test_in_a_process_of_a_loader(published: Published):
+def test_a_pickled_dataset_reports_the_replacement(published: Published):
     published.put()
     ds = pickle.loads(pickle.dumps(published.open()))
     published.put(first=1, n=N // 2, shard_size="40KiB")
-    assert REPLACED in str(failure(lambda: ds["value"].load()))
+    assert REPLACED in str(error_of(lambda: ds["value"].load()))
 
 
-def test_a_mixture_says_it_of_its_source(published: Published, tmp_path: Path):
+def test_a_mixture_reports_the_replacement_of_a_source(published: Published, tmp_path: Path):
     write(tmp_path / "other")
     published.put()
     with published.open() as ds:
         mixed = npstream.mix({"one": ds, "other": npstream.open(tmp_path / "other")})
         published.put(first=1, n=N // 2, shard_size="40KiB")
-        assert REPLACED in str(failure(lambda: mixed[:1000].load()))
+        assert REPLACED in str(error_of(lambda: mixed[:1000].load()))
 
 
 # Versions.
@@ -267,7 +267,9 @@ DATE = "Fri, 15 Jan 2027 07:59:00 GMT"
         ),
     ],
 )
-def test_which_versions_are_exact(info: dict[str, Any], text: str | None, is_exact: bool):
+def test_versions_are_exact_if_they_change_with_every_write(
+    info: dict[str, Any], text: str | None, is_exact: bool
+):
     version = version_of(info, NOW)
     assert version.is_exact is is_exact
     if text is not None:
@@ -276,20 +278,20 @@ def test_which_versions_are_exact(info: dict[str, Any], text: str | None, is_exa
     assert (copy, copy.is_exact, type(copy)) == (version, is_exact, Version)
 
 
-# Servers whose times are whole seconds.
+# Servers that report times in whole seconds.
 
 
 @pytest.fixture(params=["plain", "noetag", "sftp"])
 def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
-    """Return what publishes datasets that are all written in the same second, and where."""
+    """Return a function that publishes datasets with one mtime, their server and directory."""
     if request.param == "sftp":
         server = servers["sftp"]
-        place = server.new_directory()
-        root = server.directory / place.path
+        remote = server.new_directory()
+        root = server.directory / remote.path
     else:
         server = servers["http"]
-        place = server.at(server.new_directory().path, location=request.param)
-        root = server.directory / "files" / place.path
+        remote = server.at(server.new_directory().path, location=request.param)
+        root = server.directory / "files" / remote.path
     second = int(time.time()) - 3600
 
     def publish(first: int, **settings: Any) -> np.ndarray:
@@ -301,12 +303,12 @@ def coarse(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path):
             os.utime(path, (second, second))
         return values
 
-    return publish, place, root
+    return publish, remote, root
 
 
 @pytest.mark.parametrize("kind", ["hashes", "side-car", "both"])
-def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
-    publish, place, root = coarse
+def test_datasets_with_the_same_mtime_do_not_share_cached_files(coarse, kind: str, tmp_path: Path):
+    publish, remote, root = coarse
     sizes = []
     for first in (100_000, 200_000):
         settings = {} if kind != "side-car" else {"hashes": []}
@@ -315,7 +317,7 @@ def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
             (root / "index.msgpack").unlink()
         sizes.append([(root / name).stat().st_size for name in ("index.json",)])
         with npstream.open(
-            place.url, storage_options=place.storage_options, cache=tmp_path / "cache"
+            remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache"
         ) as ds:
             np.testing.assert_array_equal(ds["value"].load(), expected)
             np.testing.assert_array_equal(ds["id"].load(), np.arange(N) + first)
@@ -323,22 +325,22 @@ def test_datasets_of_the_same_second(coarse, kind: str, tmp_path: Path):
     assert sizes[0] == sizes[1]
 
 
-def test_a_dataset_that_is_replaced_within_the_second(coarse, tmp_path: Path):
-    publish, place, _ = coarse
+def test_a_replacement_with_the_same_mtime_is_reported(coarse, tmp_path: Path):
+    publish, remote, _ = coarse
     publish(100_000)
     with npstream.open(
-        place.url, storage_options=place.storage_options, cache=tmp_path / "cache"
+        remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache"
     ) as ds:
         version = ds._source.fetcher.shards.snapshot.version
         publish(200_000)
         assert ds._source.fetcher.shards.store.version("index.json") == version
-        assert REPLACED in str(failure(lambda: ds["value"].load()))
+        assert REPLACED in str(error_of(lambda: ds["value"].load()))
 
 
-def test_an_index_of_yesterday_is_read_once(
+def test_an_index_with_an_old_mtime_is_read_once(
     coarse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    publish, place, root = coarse
+    publish, remote, root = coarse
     publish(100_000)
     read, names = RemoteStore.read, []
     monkeypatch.setattr(
@@ -347,7 +349,7 @@ def test_an_index_of_yesterday_is_read_once(
 
     def opened() -> list[str]:
         names.clear()
-        npstream.open(place.url, storage_options=place.storage_options, cache=tmp_path / "cache")
+        npstream.open(remote.url, storage_options=remote.storage_options, cache=tmp_path / "cache")
         return sorted(names)
 
     assert opened() == opened() == ["index.json", "index.msgpack"]

@@ -1,4 +1,4 @@
-"""Tables of shards: what is read is right, whatever stays in memory, leaves it or is closed."""
+"""Tests of the shard table: reads are right when shards are loaded, evicted or closed."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from npstream._core import memory
 from npstream.errors import FormatError, IntegrityError, StorageError
 from npstream.reading.gather import Lookup
 from npstream.shards import kernels
-from npstream.shards import table as fetch
-from npstream.storage import local as store
+from npstream.shards import table as shard_table
+from npstream.storage.local import LocalStore
 
 MAPPED = ["mds_tokens", "mds_ragged", "mds_scalars", "jsonl_shards", "csv_shards", "xsv_bar"]
-PACKED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
+COMPRESSED = ["mds_c_zstd", "mds_c_gz", "mds_c_br", "jsonl_zstd", "tsv_br"]
 
 
 def open_case(name, **options):
-    """Open a golden dataset, without the column whose integers no array of int64 holds."""
+    """Open a golden dataset without column "n", whose integers do not fit int64."""
     ds = npstream.open(golden.directory(golden.case(name)), **options)
     return ds[[column for column in ds.columns if column != "n"]]
 
@@ -42,7 +42,7 @@ def expected_of(name):
 
 
 def check(name, ds):
-    """Read everything in every way, and hold it against what Streaming reads."""
+    """Read everything in several ways, and compare with the samples that Streaming reads."""
     expected = expected_of(name)
     rows = np.random.default_rng(0).integers(0, len(expected), 2 * len(expected)).tolist()
     for i in rows:
@@ -51,16 +51,16 @@ def check(name, ds):
         for i, sample in zip(part.load().ids.tolist(), part, strict=True):
             golden.assert_same_sample(sample, expected[i])
         for column in ds.columns:
-            values, whole = part[column].load(), ds[column].load()
+            values, all_values = part[column].load(), ds[column].load()
             for row, i in enumerate(part.load().ids.tolist()):
-                np.testing.assert_array_equal(values[row], whole[i])
+                np.testing.assert_array_equal(values[row], all_values[i])
 
 
-def regions(ds):
+def loaded_shards(ds):
     return ds._source.fetcher.table.loaded
 
 
-# What may stay in memory.
+# Limits of maps and buffers.
 
 
 def test_maps_keep_no_descriptors(tmp_path):
@@ -81,40 +81,40 @@ def test_maps_keep_no_descriptors(tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
 
 
-@pytest.mark.parametrize("name", MAPPED + PACKED)
-def test_beyond_the_budget_of_maps(monkeypatch, name):
-    """Shards are opened once, to be checked, and their samples read from the files after that."""
+@pytest.mark.parametrize("name", MAPPED + COMPRESSED)
+def test_shards_beyond_the_map_budget_are_read_by_range(monkeypatch, name):
+    """They are opened once, to be checked, and then closed again."""
     monkeypatch.setattr(memory, "map_budget", lambda: 1)
-    read = []
-    ranges = store.LocalStore.ranges
+    names = []
+    ranges = LocalStore.ranges
 
     def spied(self, spans):
         spans = list(spans)
-        read.extend(name for name, _, _ in spans)
+        names.extend(name for name, _, _ in spans)
         return ranges(self, spans)
 
-    monkeypatch.setattr(store.LocalStore, "ranges", spied)
+    monkeypatch.setattr(LocalStore, "ranges", spied)
     ds = open_case(name)
     check(name, ds)
-    if name in PACKED:
-        assert read == []
+    if name in COMPRESSED:
+        assert names == []
         return
-    assert regions(ds) == {}
-    assert {file for file in read if ".meta" not in file} == set(ds.shards["name"])
+    assert loaded_shards(ds) == {}
+    assert {file for file in names if ".meta" not in file} == set(ds.shards["name"])
 
 
-def test_a_map_budget_that_is_used_up(monkeypatch, tmp_path):
+def test_maps_are_used_up_to_the_budget(monkeypatch, tmp_path):
     ds = write_shards(tmp_path, {"x": np.arange(12), "s": list("abcdefghijkl")}, [3, 3, 3, 3])
-    left = iter([4, *[0] * 100])
-    monkeypatch.setattr(memory, "map_budget", lambda: next(left))
+    budgets = iter([4, *[0] * 100])
+    monkeypatch.setattr(memory, "map_budget", lambda: next(budgets))
     batch = ds[::-1].load()
-    assert sorted(regions(ds)) == [0, 1]
+    assert sorted(loaded_shards(ds)) == [0, 1]
     assert batch["x"].tolist() == list(range(12))[::-1]
     assert "".join(batch["s"]) == "lkjihgfedcba"
 
 
 @pytest.mark.parametrize("name", MAPPED)
-def test_files_are_checked_where_they_are_not_mapped(monkeypatch, tmp_path, name):
+def test_files_that_are_not_mapped_are_checked(monkeypatch, tmp_path, name):
     monkeypatch.setattr(memory, "map_budget", lambda: 0)
     for path in golden.directory(golden.case(name)).iterdir():
         content = path.read_bytes()
@@ -128,7 +128,7 @@ def test_files_are_checked_where_they_are_not_mapped(monkeypatch, tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "csv_shards"])
-def test_files_that_shrink_after_they_were_checked(monkeypatch, tmp_path, name):
+def test_a_file_that_shrinks_after_its_check_raises(monkeypatch, tmp_path, name):
     monkeypatch.setattr(memory, "map_budget", lambda: 0)
     for path in golden.directory(golden.case(name)).iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -141,7 +141,7 @@ def test_files_that_shrink_after_they_were_checked(monkeypatch, tmp_path, name):
         column[:2].load()
 
 
-def test_hashes_are_checked_where_files_are_not_mapped(monkeypatch, tmp_path):
+def test_hashes_of_files_that_are_not_mapped_are_checked(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "map_budget", lambda: 0)
     for path in golden.directory(golden.case("mds_h_sha1")).iterdir():
         content = bytearray(path.read_bytes())
@@ -152,13 +152,13 @@ def test_hashes_are_checked_where_files_are_not_mapped(monkeypatch, tmp_path):
             npstream.open(tmp_path, verify=True)[[0]].load()
 
 
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", COMPRESSED)
 @pytest.mark.parametrize("shards", [0, 1, 2])
-def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
-    """What was decompressed leaves memory again, the oldest first, or never stays there."""
+def test_buffers_stay_within_their_limit(monkeypatch, name, shards):
+    """The oldest buffers are evicted, or samples are copied without keeping a buffer."""
     ds = open_case(name)
     largest = max(ds._source.fetcher.shards.buffer_bytes(shard) for shard in range(len(ds.shards)))
-    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: shards * largest)
+    monkeypatch.setattr(shard_table, "_buffer_limit", lambda table: shards * largest)
     check(name, ds)
     table = ds._source.fetcher.table
     assert table.buffer_bytes.keys() == table.loaded.keys()
@@ -166,31 +166,29 @@ def test_beyond_the_budget_of_buffers(monkeypatch, name, shards):
     assert {int(i) for i in np.flatnonzero(table.entries[:, 0])} == set(table.loaded)
 
 
-def test_buffers_leave_for_others(monkeypatch, tmp_path):
+def test_evicting_buffers_leaves_the_old_table_unchanged(monkeypatch, tmp_path):
     values = {"x": np.arange(400).repeat(100).reshape(400, 100)}
     npstream.write(tmp_path / "data", values, shard_size=40_000, compression="zstd")
     ds = npstream.open(tmp_path / "data")
     assert len(ds.shards) == 9
-    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: 100_000)
+    monkeypatch.setattr(shard_table, "_buffer_limit", lambda table: 100_000)
     for start in range(0, 400, 7):
         assert (ds["x"][start : start + 7].load() == values["x"][start : start + 7]).all()
         assert (ds["x"][::50].load() == values["x"][::50]).all()
-        assert len(regions(ds)) <= 2
+        assert len(loaded_shards(ds)) <= 2
     old = ds._source.fetcher.table
-    place = old.entries.copy()
+    entries = old.entries.copy()
     ds["x"][:100].load()
-    assert (old.entries == place).all()  # whoever reads through it finds what was there
+    assert (old.entries == entries).all()  # for calls that still read through it
 
 
-def test_the_budget_of_buffers(monkeypatch):
+def test_the_buffer_limit_is_a_quarter_of_what_is_free_without_buffers(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    assert (
-        fetch._buffer_limit(fetch.ShardTable(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500}))
-        == 400
-    )
+    table = shard_table.ShardTable(np.zeros((1, 5), np.int64), {}, {0: 100, 3: 500})
+    assert shard_table._buffer_limit(table) == 400
 
 
-def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
+def test_a_shard_that_cannot_be_opened_is_not_in_the_table(monkeypatch, tmp_path):
     npstream.write(tmp_path / "data", {"x": np.arange(4000)}, shard_size=9000, compression="zstd")
     damaged = sorted((tmp_path / "data").glob("*.zstd"))[2]
     content = damaged.read_bytes()
@@ -202,7 +200,7 @@ def test_a_shard_that_fails_leaves_no_trace(monkeypatch, tmp_path):
     table = ds._source.fetcher.table
     assert table.buffer_bytes.keys() == table.loaded.keys()
     damaged.write_bytes(content)
-    monkeypatch.setattr(fetch, "_buffer_limit", lambda table: 10_000)
+    monkeypatch.setattr(shard_table, "_buffer_limit", lambda table: 10_000)
     assert ds["x"].load().tolist() == list(range(4000))
 
 
@@ -216,15 +214,15 @@ def test_closing_releases_maps_at_once():
         ds = open_case(name)
         list(ds)
         ds.load()
-        kept = [ds[0], ds[ds.columns[0]][0]], iter(ds)
+        references = [ds[0], ds[ds.columns[0]][0]], iter(ds)
         assert memory.map_budget() < before
         ds.close()
         assert memory.map_budget() == before
-        assert kept
+        assert references
         ds.close()
 
 
-def test_what_is_closed_says_so():
+def test_reads_of_a_closed_dataset_raise():
     ds = open_case("mds_ragged")
     views = [ds, ds[::2], ds[ds.columns[0]]]
     ds[0]
@@ -253,7 +251,7 @@ def test_mapped_arrays_outlive_the_dataset():
 
 
 def until_closed(samples):
-    """Yield samples up to where the dataset is found to be closed."""
+    """Yield samples until the dataset is closed."""
     samples = iter(samples)
     while True:
         try:
@@ -267,8 +265,8 @@ def until_closed(samples):
         yield sample
 
 
-class Closing:
-    """The kernel, before some steps of which the dataset is closed."""
+class ClosingKernel:
+    """The kernel `read`, but it closes the dataset before certain steps."""
 
     def __init__(self, steps, ds):
         self.steps, self.ds = steps, ds
@@ -292,19 +290,20 @@ class Closing:
         pytest.param(kernels.LOCATE | kernels.SPLIT, id="read"),
     ],
 )
-def test_a_running_read_keeps_its_shards(monkeypatch, name, steps):
+def test_a_read_in_progress_keeps_its_shards(monkeypatch, name, steps):
     ds = open_case(name)
     expected = expected_of(name)
     list(ds)
     ds.load()
-    closing = SimpleNamespace(LOCATE=kernels.LOCATE, SPLIT=kernels.SPLIT, read=Closing(steps, ds))
-    monkeypatch.setattr(fetch, "kernels", closing)
+    kernel = ClosingKernel(steps, ds)
+    fake = SimpleNamespace(LOCATE=kernels.LOCATE, SPLIT=kernels.SPLIT, read=kernel)
+    monkeypatch.setattr(shard_table, "kernels", fake)
     for i, sample in enumerate(until_closed(ds[::-1])):
         golden.assert_same_sample(sample, expected[-1 - i])
 
 
 @pytest.mark.parametrize("name", ["mds_tokens", "mds_ragged", "mds_c_zstd", "jsonl_shards"])
-def test_closing_while_others_read(name):
+def test_a_dataset_may_be_closed_while_threads_read(name):
     expected = expected_of(name)
     n = len(expected)
 
@@ -312,10 +311,10 @@ def test_closing_while_others_read(name):
         rng = np.random.default_rng(seed)
         while True:
             rows = rng.integers(0, n, 20).tolist()
-            found = [*until_closed(ds[rows]), *until_closed(map(ds.__getitem__, rows))]
-            for i, sample in zip(rows * 2, found, strict=False):
+            samples = [*until_closed(ds[rows]), *until_closed(map(ds.__getitem__, rows))]
+            for i, sample in zip(rows * 2, samples, strict=False):
                 golden.assert_same_sample(sample, expected[i])
-            if len(found) < 40:
+            if len(samples) < 40:
                 return
 
     with ThreadPoolExecutor(4) as pool:
@@ -329,7 +328,7 @@ def test_closing_while_others_read(name):
             assert ds._source.fetcher.table is None
 
 
-def test_threads_touch_new_shards_together(tmp_path):
+def test_threads_may_load_shards_concurrently(tmp_path):
     n = 3000
     npstream.write(tmp_path / "data", {"x": np.arange(n), "y": np.arange(n)}, shard_size=600)
     ds = npstream.open(tmp_path / "data")
@@ -350,11 +349,11 @@ def test_threads_touch_new_shards_together(tmp_path):
 # Processes.
 
 
-def test_pickles_hold_no_maps():
+def test_pickles_contain_no_maps():
     ds = open_case("mds_ragged")
     ds.load()
     copy = pickle.loads(pickle.dumps(ds))
-    assert regions(copy) == {}
+    assert loaded_shards(copy) == {}
     assert copy._source.fetcher.shards.verify == "auto"
     check("mds_ragged", copy)
     ds.close()
@@ -362,35 +361,36 @@ def test_pickles_hold_no_maps():
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_forked_process_reads_though_a_thread_was_opening_shards():
+def test_a_process_forked_while_a_thread_loads_shards_can_read():
     ds = open_case("mds_ragged")
     ds[0]
     fetcher = ds._source.fetcher
-    held, done = threading.Event(), threading.Event()
+    locked, done = threading.Event(), threading.Event()
 
-    def hold():
+    def hold_locks():
         with fetcher._lock, fetcher._publish_lock:
-            held.set()
+            locked.set()
+            done.wait()
             done.wait()
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=hold_locks)
     thread.start()
-    held.wait()
+    locked.wait()
     child = fork_child(lambda: check("mds_ragged", ds))
     done.set()
     thread.join()
     assert wait_for_child(child) == 0
 
 
-# Reading ahead.
+# Prefetching.
 
 
-def test_prefetching_changes_nothing_that_is_read():
+def test_prefetching_does_not_change_values():
     ds = open_case("mds_ragged")
     fetcher, plan = ds._source.fetcher, ds._source.plan(ds.columns)
     expected = ds.load()
     parts = np.array_split(np.arange(len(ds)), 3)
-    assert not fetcher.prefetch(parts[0])  # no page has been missing
+    assert not fetcher.prefetch(parts[0])  # no page was missing so far
     fetcher._pages._reads_to_prefetch = 4
     assert all(fetcher.prefetch(part) for part in parts)
     for part in parts:
@@ -399,19 +399,19 @@ def test_prefetching_changes_nothing_that_is_read():
                 np.testing.assert_array_equal(value, expected[name][i])
 
 
-# What does not fit.
+# Arrays that do not fit in memory.
 
 
 @pytest.mark.parametrize(
     ("name", "column"), [("mds_tokens", "tokens"), ("mds_ragged", "text"), ("mds_ragged", "tokens")]
 )
-def test_columns_that_do_not_fit_are_not_allocated(monkeypatch, name, column):
+def test_columns_too_large_for_memory_are_not_allocated(monkeypatch, name, column):
     ds = open_case(name)
     monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 2000)
     ds[column].load()
     monkeypatch.setattr(memory, "available_memory", lambda: 3000)
     for read in (ds[column].load, ds.load, ds[::-1].load):
-        says = r"rows \([\d,]+\) of column '\w+' takes [\d,]+ bytes and 3,000"
-        with pytest.raises(MemoryError, match=says):
+        match = r"rows \([\d,]+\) of column '\w+' takes [\d,]+ bytes and 3,000"
+        with pytest.raises(MemoryError, match=match):
             read()
     assert ds[:5].load().n == 5
