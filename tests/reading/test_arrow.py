@@ -1,4 +1,4 @@
-"""Views, batches and columns go into Arrow's world as they are, with the values that they hold."""
+"""Tests of the Arrow interface: views, batches and columns become Arrow data of the same values."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def ds(path, monkeypatch):
 
 
 def expected(index=slice(None)):
-    """Return each column as a list of Python's values, as Arrow gives them."""
+    """Return each column as a list of Python values, as Arrow returns them."""
     lists = {name: values.tolist() for name, values in FIXED.items()}
     lists |= {
         "ragged": [row.tolist() for row in RAGGED],
@@ -86,69 +86,69 @@ def expected(index=slice(None)):
 
 
 @pytest.mark.parametrize("index", [slice(None), slice(None, None, -3), np.array([4, 4, 0])])
-def test_a_view_is_a_table(ds, index):
+def test_a_view_becomes_a_table(ds, index):
     table = pa.table(ds[index])
-    found = table.to_pydict()
-    assert [json.loads(text) for text in found.pop("json")] == [
+    columns = table.to_pydict()
+    assert [json.loads(text) for text in columns.pop("json")] == [
         JSON[k] for k in np.arange(N)[index]
     ]
-    assert found == expected(index)
+    assert columns == expected(index)
     assert table.schema.field("grid").type == pa.list_(pa.list_(pa.float32(), 3), 2)
     assert table.schema.field("planes").type == pa.large_list(pa.large_list(pa.float32()))
     assert table.schema.field("time").type == pa.timestamp("us")
 
 
-def test_a_view_is_read_as_the_stream_goes(ds, monkeypatch):
+def test_a_stream_reads_a_view_on_demand(ds, monkeypatch):
     reader = pa.RecordBatchReader.from_stream(ds[["label", "ragged"]])
     first = reader.read_next_batch()
     assert 0 < first.num_rows < N
 
     def read(*args, **keywords):
-        raise OSError("it is read now")
+        raise OSError("read on demand")
 
     monkeypatch.setattr(npstream.shards.table.Fetcher, "read", read)
-    with pytest.raises(Exception, match="it is read now"):
+    with pytest.raises(Exception, match="read on demand"):
         reader.read_all()
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED, *COLUMNS} - {"json"}))
-def test_a_column_is_an_array(ds, name):
+def test_a_column_becomes_an_array(ds, name):
     assert pa.array(ds[name]).to_pylist() == expected()[name]
     assert pa.chunked_array(ds[name][::-2]).to_pylist() == expected(slice(None, None, -2))[name]
 
 
-def test_parts_of_values(ds):
+def test_parts_of_values_become_arrays(ds):
     for index in [(slice(None), 1), (slice(4), [2, 0]), (slice(3), slice(1, None))]:
         assert pa.array(ds["vector"][index]).to_pylist() == FIXED["vector"][index].tolist()
     assert pa.array(ds[[[1, 2]]]["vector"]).to_pylist() == FIXED["vector"][[[1, 2]]].tolist()
 
 
-def test_a_batch_is_a_table(ds):
+def test_a_batch_becomes_a_table(ds):
     batch = ds[5:9].load()
-    found = pa.RecordBatchReader.from_stream(batch).read_all().to_pydict()
-    assert [json.loads(text) for text in found.pop("json")] == JSON[5:9]
+    columns = pa.RecordBatchReader.from_stream(batch).read_all().to_pydict()
+    assert [json.loads(text) for text in columns.pop("json")] == JSON[5:9]
     assert pa.table({name: batch[name] for name in ("label", "text")}).to_pydict() == {
-        "label": found["label"], "text": found["text"]
+        "label": columns["label"], "text": columns["text"]
     }  # fmt: skip
-    assert list(map(decimal.Decimal, found.pop("decimal"))) == DECIMALS[5:9]
-    want = expected(slice(5, 9))
-    assert found == {name: want[name] for name in found}
+    assert list(map(decimal.Decimal, columns.pop("decimal"))) == DECIMALS[5:9]
+    values = expected(slice(5, 9))
+    assert columns == {name: values[name] for name in columns}
 
 
-def test_a_ragged_is_an_array(ds):
+def test_a_ragged_becomes_an_array(ds):
     ragged = ds["ragged"].load()
     assert pa.array(ragged).to_pylist() == expected()["ragged"]
     assert pa.chunked_array(ragged).to_pylist() == expected()["ragged"]
 
 
-def test_no_samples(ds):
+def test_an_empty_view_becomes_an_empty_table(ds):
     empty = pa.table(ds[:0])
     assert empty.num_rows == 0
     assert empty.schema.names == list(ds.columns)
     assert pa.array(ds["vector"][:0]).to_pylist() == []
 
 
-def test_what_has_no_type(tmp_path):
+def test_columns_without_an_arrow_type_raise(tmp_path):
     values = [{"c": np.complex64(1j), "any": np.ones(k + 1), "pkl": {1}, "n": k} for k in range(3)]
     columns = {"c": "ndarray:complex64:1", "any": "ndarray", "pkl": "pkl", "n": "int"}
     rows = ({**value, "c": np.array([1j], np.complex64)} for value in values)
@@ -162,7 +162,7 @@ def test_what_has_no_type(tmp_path):
     assert pa.table(ds[["n"]]).to_pydict() == {"n": [0, 1, 2]}
 
 
-def test_rows_of_another_rank_are_named(tmp_path, monkeypatch):
+def test_a_column_of_arrays_of_different_ranks_raises(tmp_path, monkeypatch):
     monkeypatch.setattr("npstream.reading.arrow_stream.BATCH_BYTES", 1)
     rows = [{"x": np.ones((1,) * (1 + k // 2))} for k in range(4)]
     npstream.write(tmp_path, rows, columns={"x": "ndarray:float64"})
@@ -170,7 +170,7 @@ def test_rows_of_another_rank_are_named(tmp_path, monkeypatch):
         pa.table(npstream.open(tmp_path))
 
 
-def test_views_without_one_axis_are_refused(ds):
+def test_views_with_other_than_one_axis_raise(ds):
     for view in (ds[[[1, 2]]], ds[..., 3]):
         with pytest.raises(ValueError, match=r"ravel\(\)"):
             pa.table(view)
@@ -180,20 +180,20 @@ def test_views_without_one_axis_are_refused(ds):
             pa.array(view["text"])
 
 
-def test_images_are_their_files(tmp_path):
+def test_images_become_the_bytes_of_their_files(tmp_path):
     image = pytest.importorskip("PIL.Image").fromarray(np.zeros((4, 5, 3), np.uint8))
     npstream.write(tmp_path, [{"x": image}] * 2, columns={"x": "png"})
     files = pa.array(npstream.open(tmp_path)["x"]).to_pylist()
-    assert [PIL_size(file) for file in files] == [(5, 4)] * 2
+    assert [image_size(file) for file in files] == [(5, 4)] * 2
 
 
-def PIL_size(file):
+def image_size(file):
     from PIL import Image
 
     return Image.open(io.BytesIO(file)).size
 
 
-def test_expensive_streams_are_refused(ds, monkeypatch):
+def test_streams_above_the_implicit_read_limit_raise(ds, monkeypatch):
     def refuse(source, selection, purpose, *_):
         raise CostError(purpose)
 
@@ -202,16 +202,16 @@ def test_expensive_streams_are_refused(ds, monkeypatch):
         pa.table(ds)
 
 
-def test_pyarrow_is_named_where_it_is_missing(ds, monkeypatch):
+def test_a_missing_pyarrow_is_reported(ds, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingDependencyError, match=r"npstream\[arrow\]"):
         ds.__arrow_c_stream__()
 
 
-# Libraries that take such data
+# Libraries that read Arrow data
 
 
-def test_polars(ds):
+def test_polars_reads_views_and_columns(ds):
     pl = pytest.importorskip("polars")
     assert pl.DataFrame(ds[["text", "label"]].load())["text"].to_list() == TEXT
     frame = pl.DataFrame(ds)
@@ -224,7 +224,7 @@ def test_polars(ds):
     assert pl.Series(ds["vector"]).to_list() == FIXED["vector"].tolist()
 
 
-def test_pandas(ds):
+def test_pandas_reads_views_and_columns(ds):
     pd = pytest.importorskip("pandas", "3")
     frame = pd.DataFrame.from_arrow(ds[["label", "text", "score", "time"]])
     assert frame["label"].tolist() == FIXED["label"].tolist()
@@ -240,27 +240,27 @@ def test_pandas(ds):
     assert pd.Series(ds["text"]).tolist() == TEXT
 
 
-def test_duckdb(ds):
+def test_duckdb_reads_views(ds):
     duckdb = pytest.importorskip("duckdb")
     view = ds[["label", "text", "vector"]]
     rows = duckdb.sql("select label, count(*) from view group by label order by label").fetchall()
     assert rows == list(enumerate(np.bincount(FIXED["label"]).tolist()))
     assert duckdb.sql("select text from view where label = 3").fetchall()[0] == (TEXT[3],)
-    # DuckDB takes a batch for the dict that it is, of NumPy's arrays with one axis.
+    # DuckDB treats a batch as a dict of 1-d NumPy arrays.
     batch = view[["label"]][:4].load()  # noqa: F841 (SQL names it)
     assert duckdb.sql("select sum(label) from batch").fetchall() == [(6,)]
     reader = pa.RecordBatchReader.from_stream(view[:4].load())  # noqa: F841 (SQL names it)
     assert duckdb.sql("select max(text) from reader").fetchall() == [(max(TEXT[:4]),)]
 
 
-def test_writing_takes_views_as_before(ds, tmp_path):
-    """A view is copied as it is stored, though it can be read as Arrow's."""
+def test_writing_a_view_copies_its_stored_form(ds, tmp_path):
+    """Although a view could also be written as Arrow data."""
     npstream.write(tmp_path / "copy", ds[::2])
-    again = npstream.open(tmp_path / "copy")
-    assert [sample["json"] for sample in again] == JSON[::2]
+    copy = npstream.open(tmp_path / "copy")
+    assert [sample["json"] for sample in copy] == JSON[::2]
     table = pa.table(ds[["grid", "text", "time"]])
     npstream.write(tmp_path / "table", {name: table[name] for name in table.column_names})
-    back = npstream.open(tmp_path / "table")
-    assert_same(back["grid"].load(), FIXED["grid"])
-    assert list(back["text"]) == TEXT
-    assert datetime.datetime(2024, 1, 3) in back["time"].load().tolist()
+    written = npstream.open(tmp_path / "table")
+    assert_same(written["grid"].load(), FIXED["grid"])
+    assert list(written["text"]) == TEXT
+    assert datetime.datetime(2024, 1, 3) in written["time"].load().tolist()

@@ -1,4 +1,4 @@
-"""Ragged against arrays of rows that NumPy indexes; Batch through what torch does to it."""
+"""Tests of Ragged against object arrays of rows, and of Batch under torch's conversions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def indices(n):
 
 
 @given(raggeds(), st.data())
-def test_indices_give_the_rows_that_they_give_of_an_array(drawn, data):
+def test_indexing_selects_the_rows_that_numpy_selects(drawn, data):
     ragged, rows = drawn
     rows = objects(rows)
     for _ in range(3):
@@ -73,7 +73,7 @@ def test_indices_give_the_rows_that_they_give_of_an_array(drawn, data):
     "index",
     [4, -5, np.int64(9), [0, 7], [-9], [True, False], np.ones(5, bool), 1.0, [0.5], "x", (0, 1)],
 )
-def test_bad_indices_raise_what_numpy_raises(index):
+def test_bad_indices_raise_the_errors_of_numpy(index):
     with pytest.raises((IndexError, ValueError)) as expected:
         np.arange(4)[index]
     with pytest.raises(expected.type) as raised:
@@ -82,12 +82,12 @@ def test_bad_indices_raise_what_numpy_raises(index):
 
 
 @pytest.mark.parametrize("index", [True, None, [[0, 1]], np.zeros((1, 2), int)])
-def test_rows_have_one_axis(index):
+def test_indices_with_other_than_one_axis_raise(index):
     with pytest.raises(IndexError, match="a Ragged one"):
         Ragged.from_list(ROWS)[index]
 
 
-def test_integers_and_slices_are_views_and_gathers_are_copies():
+def test_integers_and_slices_are_views_and_other_indices_copy():
     ragged = Ragged.from_list(ROWS)
     assert np.shares_memory(ragged[2], ragged.values)
     assert ragged[1:3].values is ragged.values
@@ -96,7 +96,7 @@ def test_integers_and_slices_are_views_and_gathers_are_copies():
     assert ragged[1:][1][0] == 99
 
 
-def test_attributes():
+def test_attributes_describe_the_rows():
     ragged = Ragged.from_list(ROWS)
     assert ragged.dtype == np.int64
     assert ragged.lengths.tolist() == [2, 0, 3, 1]
@@ -136,7 +136,7 @@ def test_gathering_many_rows_compiles_the_loop():
         ((np.zeros(2, "u1"), [0, 2], "bytes", [[2]]), ValueError),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(arguments, error):
+def test_arguments_that_do_not_fit_each_other_raise(arguments, error):
     with pytest.raises(error):
         Ragged(*arguments)
 
@@ -145,7 +145,7 @@ def test_strided_values_are_made_contiguous():
     assert_rows(Ragged(np.arange(8)[::2], [0, 1, 4])[[1, 0]], [np.array([2, 4, 6]), np.array([0])])
 
 
-def test_from_list():
+def test_from_list_finds_kind_and_dtype():
     assert Ragged.from_list([]).dtype == np.float64
     assert Ragged.from_list([], "str").kind == "str"
     assert Ragged.from_list([[], [1]]).dtype == np.int64
@@ -160,7 +160,7 @@ def test_from_list():
 
 
 @given(raggeds(), st.data())
-def test_copies_and_pickles_leave_other_rows_behind(drawn, data):
+def test_copies_and_pickles_of_a_slice_do_not_contain_other_rows(drawn, data):
     ragged, rows = drawn
     part = data.draw(st.slices(len(rows)).filter(lambda s: s.step in (None, 1)))
     for copied in (
@@ -178,7 +178,7 @@ def test_copies_and_pickles_leave_other_rows_behind(drawn, data):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @given(drawn=raggeds(), data=st.data())
-def test_pad_fills_up_every_axis(side, drawn, data):
+def test_pad_fills_every_axis(side, drawn, data):
     ragged, rows = drawn
     rows = (
         [np.frombuffer(r.encode() if isinstance(r, str) else r, "u1") for r in rows]
@@ -187,29 +187,29 @@ def test_pad_fills_up_every_axis(side, drawn, data):
     )
     rank = rows[0].ndim if rows else 1
     longest = tuple(np.max([row.shape for row in rows], axis=0).tolist()) if rows else (0,)
-    box = data.draw(st.none() | st.tuples(*[st.integers(0, 4)] * rank), "length")
-    box_now = longest if box is None else box
-    expected = np.ones((len(rows), *box_now), ragged.dtype)
+    length = data.draw(st.none() | st.tuples(*[st.integers(0, 4)] * rank), "length")
+    shape = longest if length is None else length
+    expected = np.ones((len(rows), *shape), ragged.dtype)
     for i, row in enumerate(rows):
-        kept = row[tuple(map(slice, box_now))]
-        begins = [b - s if side == "left" else 0 for b, s in zip(box_now, kept.shape, strict=True)]
-        expected[(i, *(slice(b, b + s) for b, s in zip(begins, kept.shape, strict=True)))] = kept
-    padded = ragged.pad(1, box, side=side, truncate=True)
+        cut = row[tuple(map(slice, shape))]
+        begins = [b - s if side == "left" else 0 for b, s in zip(shape, cut.shape, strict=True)]
+        expected[(i, *(slice(b, b + s) for b, s in zip(begins, cut.shape, strict=True)))] = cut
+    padded = ragged.pad(1, length, side=side, truncate=True)
     assert padded.dtype == ragged.dtype
     assert np.array_equal(padded, expected)
-    if all(longest[axis] <= box_now[axis] for axis in range(rank)):
-        assert np.array_equal(ragged.pad(1, box, side=side), expected)
+    if all(longest[axis] <= shape[axis] for axis in range(rank)):
+        assert np.array_equal(ragged.pad(1, length, side=side), expected)
     else:
         with pytest.raises(ValueError, match="is longer than"):
-            ragged.pad(1, box, side=side)
+            ragged.pad(1, length, side=side)
 
 
-def test_pad_says_which_row_is_too_long():
+def test_pad_names_the_row_that_is_too_long():
     with pytest.raises(ValueError, match="row 2 is longer than 2: its shape is \\(3,\\)"):
         Ragged.from_list(ROWS).pad(0, 2)
 
 
-def test_pad_refuses():
+def test_pad_raises_for_bad_arguments():
     with pytest.raises(ValueError, match="rows have 2 axes"):
         Ragged.from_list(SIZES).pad(0, 5)
     with pytest.raises(ValueError, match="must be 'right' or 'left'"):
@@ -223,7 +223,7 @@ def test_pad_refuses():
 # Conversions
 
 
-def test_asarray():
+def test_asarray_converts_text_and_bytes_and_otherwise_only_to_objects():
     text = np.asarray(Ragged.from_list(TEXT))
     assert text.dtype == np.dtypes.StringDType()
     assert text.tolist() == TEXT
@@ -241,7 +241,7 @@ def test_asarray():
 
 
 @pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
-def test_text_that_is_not_utf8_is_found(bodies):
+def test_conversions_of_text_that_is_not_utf8_raise(bodies):
     ragged = Ragged.from_list(bodies, "str")
     for conversion in (lambda: ragged[1], ragged.to_list, lambda: np.asarray(ragged)):
         with pytest.raises(FormatError, match="row 1 is not UTF-8"):
@@ -252,7 +252,7 @@ def test_text_that_is_not_utf8_is_found(bodies):
 
 @pytest.mark.usefixtures("pyarrow", "awkward")
 @pytest.mark.parametrize("bodies", [[b"ok", b"\xff"], [b"ok", b"\xc3", b"\xbc"]])
-def test_arrow_and_awkward_refuse_text_that_is_not_utf8(bodies):
+def test_arrow_and_awkward_raise_for_text_that_is_not_utf8(bodies):
     ragged = Ragged.from_list(bodies, "str")
     for conversion in (ragged.to_arrow, ragged.to_awkward, lambda: ragged[:2].to_arrow()):
         with pytest.raises(FormatError, match="row 1 is not UTF-8"):
@@ -262,7 +262,7 @@ def test_arrow_and_awkward_refuse_text_that_is_not_utf8(bodies):
 
 @pytest.mark.usefixtures("pyarrow", "awkward")
 @given(raggeds(), st.data())
-def test_arrow_and_awkward_hold_the_rows(drawn, data):
+def test_arrow_and_awkward_arrays_have_the_same_rows(drawn, data):
     ragged, rows = drawn
     start = data.draw(st.integers(0, len(rows)), "first row")
     ragged, rows = ragged[start:], rows[start:]
@@ -275,7 +275,7 @@ def test_arrow_and_awkward_hold_the_rows(drawn, data):
 
 
 @pytest.mark.usefixtures("pyarrow")
-def test_arrow_types():
+def test_arrow_types_follow_the_rows():
     def type_of(rows, kind=None):
         return str(Ragged.from_list(rows, kind).to_arrow().type)
 
@@ -288,7 +288,7 @@ def test_arrow_types():
 
 
 @pytest.mark.usefixtures("awkward")
-def test_awkward_types():
+def test_awkward_types_follow_the_rows():
     def type_of(rows):
         return str(Ragged.from_list(rows).to_awkward().type)
 
@@ -299,7 +299,7 @@ def test_awkward_types():
 
 
 @pytest.mark.usefixtures("pyarrow", "awkward", "torch")
-def test_arrow_awkward_and_torch_use_the_same_memory():
+def test_arrow_awkward_and_torch_share_memory():
     ragged = Ragged.from_list(ROWS)[2:]
     address = ragged[0].ctypes.data
     assert ragged.to_arrow().values.buffers()[1].address == address
@@ -320,7 +320,7 @@ def test_torch_nests_rows_that_differ_in_the_first_axis(rows, torch):
 
 
 @pytest.mark.usefixtures("torch")
-def test_torch_pads():
+def test_torch_pads_as_pad_does():
     ragged = Ragged.from_list(ROWS)
     assert np.array_equal(ragged.to_torch(padding=-1).numpy(), ragged.pad(-1))
     assert np.array_equal(ragged.to_torch(0, 5).numpy(), ragged.pad(0, 5))
@@ -332,7 +332,7 @@ def test_torch_pads():
 
 
 @pytest.mark.usefixtures("torch")
-def test_torch_copies_what_is_read_only():
+def test_to_torch_copies_read_only_arrays():
     values = np.arange(3)
     values.flags.writeable = False
     tensor = Batch({"x": values}).to_torch()["x"]
@@ -344,7 +344,7 @@ def test_torch_copies_what_is_read_only():
     ("package", "convert"),
     [("pyarrow", "to_arrow"), ("awkward", "to_awkward"), ("torch", "to_torch")],
 )
-def test_missing_packages_are_named(monkeypatch, package, convert):
+def test_a_missing_package_is_reported(monkeypatch, package, convert):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delitem(sys.modules, "npstream.torch", raising=False)
     with pytest.raises(MissingDependencyError, match=f"'{package}'"):
@@ -360,7 +360,7 @@ def test_missing_packages_are_named(monkeypatch, package, convert):
         (Ragged.from_list([b"abc"], "image"), "<Ragged: 1 image, 3 to 3 bytes>"),
     ],
 )
-def test_ragged_repr(ragged, expected):
+def test_repr_of_a_ragged(ragged, expected):
     assert repr(ragged) == expected
 
 
@@ -377,13 +377,13 @@ def batch():
     return Batch(columns, ids=[9, 3, 4, 1], repeated=[False, False, False, True])
 
 
-def same_samples(one):
+def has_same_samples(other):
     return (
-        type(one) is Batch
-        and list(one) == list(batch())
-        and one.ids.tolist() == [9, 3, 4, 1]
-        and one.n == 4
-        and one.repeated.tolist() == [False, False, False, True]
+        type(other) is Batch
+        and list(other) == list(batch())
+        and other.ids.tolist() == [9, 3, 4, 1]
+        and other.n == 4
+        and other.repeated.tolist() == [False, False, False, True]
     )
 
 
@@ -391,34 +391,36 @@ COPIES = {
     "copy.copy": copy.copy,
     "copy.deepcopy": copy.deepcopy,
     "copy": Batch.copy,
-    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+    "pickle": lambda original: pickle.loads(pickle.dumps(original)),
 }
 TORCH_COPIES = {
-    "to_torch": lambda one, data: one.to_torch(),
-    "default_convert": lambda one, data: data.default_convert(one),
-    "loader": lambda one, data: next(iter(data.DataLoader([one], batch_size=None))),
-    "worker": lambda one, data: next(iter(data.DataLoader([one], batch_size=None, num_workers=1))),
+    "to_torch": lambda original, data: original.to_torch(),
+    "default_convert": lambda original, data: data.default_convert(original),
+    "loader": lambda original, data: next(iter(data.DataLoader([original], batch_size=None))),
+    "worker": lambda original, data: next(
+        iter(data.DataLoader([original], batch_size=None, num_workers=1))
+    ),
 }
 
 
-def assert_keeps_its_samples(copied):
+def assert_keeps_samples(copy_batch):
     original = batch()
-    assert same_samples(copied(original))
-    assert same_samples(original)
+    assert has_same_samples(copy_batch(original))
+    assert has_same_samples(original)
     assert isinstance(original["x"], np.ndarray)
 
 
-@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_batch_keeps_its_samples(copied):
-    assert_keeps_its_samples(copied)
+@pytest.mark.parametrize("copy_batch", COPIES.values(), ids=COPIES)
+def test_copies_of_a_batch_keep_its_ids(copy_batch):
+    assert_keeps_samples(copy_batch)
 
 
-@pytest.mark.parametrize("copied", TORCH_COPIES.values(), ids=TORCH_COPIES)
-def test_a_batch_keeps_its_samples_in_torch(copied, torch):
-    assert_keeps_its_samples(lambda one: copied(one, torch.utils.data))
+@pytest.mark.parametrize("copy_batch", TORCH_COPIES.values(), ids=TORCH_COPIES)
+def test_conversions_of_torch_keep_the_ids_of_a_batch(copy_batch, torch):
+    assert_keeps_samples(lambda original: copy_batch(original, torch.utils.data))
 
 
-def test_torch_converts_arrays_and_passes_ragged_columns_on(torch):
+def test_torch_converts_arrays_and_keeps_ragged_columns(torch):
     converted = torch.utils.data.default_convert(batch())
     assert isinstance(converted["x"], torch.Tensor)
     assert_rows(converted["tokens"], ROWS)
@@ -426,7 +428,7 @@ def test_torch_converts_arrays_and_passes_ragged_columns_on(torch):
 
 
 @pytest.mark.usefixtures("torch")
-def test_to_torch_shares_memory_and_keeps_what_torch_has_no_type_for():
+def test_to_torch_shares_memory_and_keeps_text_and_objects():
     original = batch()
     tensors = original.to_torch()
     assert tensors["x"].data_ptr() == original["x"].ctypes.data
@@ -435,7 +437,7 @@ def test_to_torch_shares_memory_and_keeps_what_torch_has_no_type_for():
     assert tensors["object"] is original["object"]
 
 
-def test_pinning_keeps_the_samples_and_passes_ragged_columns_on(monkeypatch, torch):
+def test_pinning_keeps_the_ids_and_ragged_columns(monkeypatch, torch):
     from torch.utils.data._utils.pin_memory import pin_memory
 
     pinned = []
@@ -446,12 +448,12 @@ def test_pinning_keeps_the_samples_and_passes_ragged_columns_on(monkeypatch, tor
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     result = pin_memory(torch.utils.data.default_convert(batch()))
-    assert same_samples(result)
+    assert has_same_samples(result)
     assert len(pinned) == 1
     assert_rows(result["tokens"], ROWS)
 
 
-def test_samples_of_rows_collate(torch):
+def test_torch_collates_samples_of_rows(torch):
     rows = Ragged.from_list([[1, 2], [3, 4]])
     collated = torch.utils.data.default_collate([{"row": row, "text": "a"} for row in rows])
     assert collated["row"].tolist() == [[1, 2], [3, 4]]
@@ -465,14 +467,14 @@ def test_a_batch_rebuilt_from_its_columns_has_no_ids():
 
 
 def test_ids_have_the_shape_of_the_view():
-    one = Batch({"x": np.zeros((2, 3, 5))}, ids=np.arange(6).reshape(2, 3))
-    assert one.n == 2
-    assert one.repeated.shape == (2, 3)
-    assert not one.repeated.any()
+    view_batch = Batch({"x": np.zeros((2, 3, 5))}, ids=np.arange(6).reshape(2, 3))
+    assert view_batch.n == 2
+    assert view_batch.repeated.shape == (2, 3)
+    assert not view_batch.repeated.any()
     assert Batch({}).n == 0
 
 
-def test_batch_repr_fits_a_screen():
+def test_the_repr_of_a_batch_is_short():
     assert repr(batch()) == "\n".join(
         [
             "<Batch: 4 samples>",
@@ -488,5 +490,5 @@ def test_batch_repr_fits_a_screen():
 
 
 @pytest.mark.usefixtures("torch")
-def test_batch_repr_of_tensors():
+def test_the_repr_of_a_batch_of_tensors():
     assert "torch.float64 (4, 2)" in repr(batch().to_torch())

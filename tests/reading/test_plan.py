@@ -1,4 +1,4 @@
-"""Parts of values of remote samples: what is read of them, as `explain` says, and at what cost."""
+"""Tests of reading samples in parts: values are right, and cost what `explain` estimates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from npstream.storage import coalesce
 
 ROWS = 90
 
-SMALL = {"mds": {}, "zstd": {"compression": "zstd"}, "variable": {}}
+OPTIONS = {"mds": {}, "zstd": {"compression": "zstd"}, "variable": {}}
 
 RNG = np.random.default_rng(0)
 
@@ -37,25 +37,23 @@ DATA = {
 
 @pytest.fixture(scope="module")
 def urls():
-    """URLs of the same data: samples of one size, compressed, and with a column that varies."""
+    """Return URLs of the same data: with samples of one size, compressed, and of varying size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("npstream.formats.chunks.CHUNK_BYTES", 4 << 10)
-        found = {}
-        for kind, options in SMALL.items():
-            found[kind] = f"memory://parts-{kind}/data"
-            data = (
-                DATA
-                if kind != "variable"
-                else {"text": ["ab" * (k % 5) for k in range(ROWS)], **DATA}
-            )
-            npstream.write(found[kind], data, shard_size="32KB", **options)
-    yield found
+        urls = {}
+        for kind, options in OPTIONS.items():
+            urls[kind] = f"memory://parts-{kind}/data"
+            data = DATA
+            if kind == "variable":
+                data = {"text": ["ab" * (k % 5) for k in range(ROWS)], **DATA}
+            npstream.write(urls[kind], data, shard_size="32KB", **options)
+    yield urls
     fsspec.filesystem("memory").store.clear()
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Let a request cost what 64 bytes do, and a chunk have 4 KiB."""
+def small_costs(monkeypatch):
+    """Make a request as cheap as 64 bytes, and chunks of 4 KiB."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 4 << 10)
     for module, name, value in (
         (plans, "REQUEST_BYTES", 64),
@@ -73,7 +71,8 @@ def opened(url, **options):
         yield ds
 
 
-def spent(requests, before=0):
+def transferred(requests, before=0):
+    """Return the number of requests since `before`, and their bytes."""
     return len(requests) - before, sum(nbytes for *_, nbytes in requests[before:])
 
 
@@ -86,35 +85,35 @@ rows = st.one_of(
 
 @st.composite
 def reads(draw):
-    """Draw a column, and an index of its rows and values."""
+    """Draw a column, and an index of its rows and of the elements of its values."""
     name = draw(st.sampled_from(["x", "flag", "y", "y", "id"]))
     cells = draw(basic_indices(DATA[name].shape[1:]))
     cells = cells if isinstance(cells, tuple) else (cells,)
-    chosen = draw(rows)
-    if isinstance(chosen, list) and any(isinstance(cell, int) for cell in cells):
-        chosen = slice(chosen[0], None, 3)
-    return name, (chosen, *cells)
+    row_index = draw(rows)
+    if isinstance(row_index, list) and any(isinstance(cell, int) for cell in cells):
+        row_index = slice(row_index[0], None, 3)
+    return name, (row_index, *cells)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", OPTIONS)
 @pytest.mark.parametrize("verify", ["auto", True])
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(steps=st.lists(reads(), min_size=1, max_size=5), here=st.none() | rows)
-def test_parts_are_numpys_and_cost_what_explain_says(
-    kind, verify, steps, here, urls, small, requests
+@given(steps=st.lists(reads(), min_size=1, max_size=5), cached=st.none() | rows)
+def test_parts_equal_those_of_numpy_and_cost_what_explain_estimates(
+    kind, verify, steps, cached, urls, small_costs, requests
 ):
     with opened(urls[kind], verify=verify) as ds:
-        if here is not None:
-            ds[here].prefetch()
+        if cached is not None:
+            ds[cached].prefetch()
         for name, index in steps:
             view, before = ds[name][index], len(requests)
             cost = view.explain()
             assert len(requests) == before
             np.testing.assert_array_equal(view.load(), DATA[name][index])
             if kind == "mds":
-                assert (cost.requests, cost.nbytes) == spent(requests, before)
+                assert (cost.requests, cost.nbytes) == transferred(requests, before)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +128,20 @@ def test_parts_are_numpys_and_cost_what_explain_says(
     ],
     ids=str,
 )
-def test_bytes_of_parts(index, expected, urls, small, requests):
+def test_a_part_takes_its_bytes_and_is_cached(index, expected, urls, small_costs, requests):
     with opened(urls["mds"]) as ds:
         view = ds["x"][index]
         cost = view.explain()
         requests.clear()
         np.testing.assert_array_equal(view.load(), DATA["x"][index])
-        assert (cost.requests, cost.nbytes) == spent(requests) == expected
+        assert (cost.requests, cost.nbytes) == transferred(requests) == expected
         assert view.explain().nbytes == 0
         np.testing.assert_array_equal(view.load(), DATA["x"][index])
-        assert spent(requests) == expected
+        assert transferred(requests) == expected
 
 
-def test_all_ways_of_reading_take_the_parts_alone(urls, small, requests):
-    ways = {
+def test_every_way_to_read_a_part_fetches_only_its_bytes(urls, small_costs, requests):
+    reads = {
         "scalar": (lambda c: c[20, 3], 32),
         "element": (lambda c: c[20, 3, 2], 4),
         "elements": (lambda c: c[20, [1, 2], [0, 1]], 40),
@@ -159,14 +158,16 @@ def test_all_ways_of_reading_take_the_parts_alone(urls, small, requests):
         ),
         "strided": (lambda c: np.asarray(c[::10, 0, ::-7]), 9 * 32),
     }
-    for way, (read, nbytes) in ways.items():
+    for name, (read, nbytes) in reads.items():
         with opened(urls["mds"]) as ds:
             requests.clear()
-            np.testing.assert_array_equal(read(ds["x"]), read(DATA["x"]), err_msg=way)
-            assert spent(requests)[1] == nbytes, way
+            np.testing.assert_array_equal(read(ds["x"]), read(DATA["x"]), err_msg=name)
+            assert transferred(requests)[1] == nbytes, name
 
 
-def test_samples_in_memory_and_chunks_that_are_here_serve_parts(urls, small, requests):
+def test_parts_of_samples_in_memory_and_of_cached_chunks_take_no_request(
+    urls, small_costs, requests
+):
     with opened(urls["mds"]) as ds:
         ds[40]
         ds[:3].prefetch()
@@ -176,40 +177,40 @@ def test_samples_in_memory_and_chunks_that_are_here_serve_parts(urls, small, req
         assert requests == []
 
 
-def test_a_chunk_is_fetched_once_its_parts_have_cost_as_much(urls, small, requests):
+def test_a_chunk_is_fetched_when_reads_of_parts_have_cost_as_much(urls, small_costs, requests):
     with opened(urls["mds"]) as ds:
         requests.clear()
         reads = 0
         for row in range(6):
-            for at in range(48):
+            for k in range(48):
                 before = len(requests)
-                assert ds["x"][0, row, at % 8] == DATA["x"][0, row, at % 8]
-                reads += spent(requests, before) == (1, 4)
-        assert 4 < reads <= 16  # each counts 256 bytes of about 4 KiB
-        assert spent(requests)[1] < 3 * (4 << 10)
+                assert ds["x"][0, row, k % 8] == DATA["x"][0, row, k % 8]
+                reads += transferred(requests, before) == (1, 4)
+        assert 4 < reads <= 16  # each read counts as 256 bytes, and the chunk has about 4 KiB
+        assert transferred(requests)[1] < 3 * (4 << 10)
 
 
-def test_several_schemas_and_datasets(urls, small, requests):
+def test_parts_of_several_schemas_and_datasets_are_read(urls, small_costs, requests):
     with opened(urls["mds"]) as one, opened(urls["variable"], columns=[*DATA]) as two:
         column = npstream.mix({"one": one, "two": two})["x"][:90:45, 1]
         both = npstream.mix({"one": one, "again": one})["x"][::45, 1]
         requests.clear()
         cost = both.explain()
         np.testing.assert_array_equal(both.load(), np.tile(DATA["x"][::45, 1], (2, 1)))
-        assert (cost.requests, cost.nbytes) == spent(requests) == (2, 64)
+        assert (cost.requests, cost.nbytes) == transferred(requests) == (2, 64)
         np.testing.assert_array_equal(column.load(), DATA["x"][::45, 1])
-        assert spent(requests) == (2, 64)
+        assert transferred(requests) == (2, 64)
         mixed = npstream.mix({"one": one, "two": two})["x"]
         np.testing.assert_array_equal(mixed[:, 2].load(), np.tile(DATA["x"][:, 2], (2, 1)))
 
 
-def test_whole_small_columns_among_large_ones_are_parts(tmp_path, requests):
+def test_a_small_column_next_to_a_large_one_is_read_as_a_part(tmp_path, requests):
     data = {"large": np.zeros((12, 1 << 18)), "pair": np.arange(24).reshape(12, 2)}
     npstream.write("memory://parts-large", data)
     with opened("memory://parts-large") as ds:
         cost, seen = ds["pair"].explain(), len(requests)
         np.testing.assert_array_equal(ds["pair"].load(), data["pair"])
-        assert (cost.requests, cost.nbytes) == spent(requests, seen) == (12, 12 * 16)
+        assert (cost.requests, cost.nbytes) == transferred(requests, seen) == (12, 12 * 16)
         assert ds["pair"][3].tolist() == [6, 7]
 
 
@@ -223,7 +224,7 @@ def test_parts_without_elements_cost_nothing(urls, requests):
             assert len(requests) == seen
 
 
-def test_a_dataset_that_was_replaced_is_named(urls, small):
+def test_reads_of_parts_report_a_removed_dataset(urls, small_costs):
     files = fsspec.filesystem("memory")
     npstream.write("memory://parts-gone/data", {"x": DATA["x"]})
     with opened("memory://parts-gone/data") as ds:
@@ -233,15 +234,15 @@ def test_a_dataset_that_was_replaced_is_named(urls, small):
 
 
 @pytest.mark.parametrize("name", ["s3"])
-def test_what_a_server_counts_of_parts(name, servers, tmp_path):
+def test_servers_receive_the_estimated_requests_for_parts(name, servers, tmp_path):
     data = {"x": RNG.integers(0, 255, (40, 512, 512)).astype(np.uint8)}
     npstream.write(tmp_path / "data", data)
-    place, proxy = servers[name].new_directory(), servers.proxy(name)
+    bucket, proxy = servers[name].new_directory(), servers.proxy(name)
     for path in (tmp_path / "data").iterdir():
-        place.put(path.name, path.read_bytes())
-    place = place.via(proxy)
+        bucket.put(path.name, path.read_bytes())
+    bucket = bucket.via(proxy)
     with npstream.open(
-        place.url, cache=tmp_path / "cache", storage_options=place.storage_options
+        bucket.url, cache=tmp_path / "cache", storage_options=bucket.storage_options
     ) as ds:
         view = ds["x"][::4, 7]
         cost = view.explain()
@@ -251,34 +252,34 @@ def test_what_a_server_counts_of_parts(name, servers, tmp_path):
         assert [request.nbytes for request in proxy.log] == [512] * 10
 
 
-def test_more_parts_than_are_kept_are_read_and_the_last_are_kept(
-    urls, small, requests, monkeypatch
+def test_the_last_parts_of_a_read_larger_than_the_cache_are_cached(
+    urls, small_costs, requests, monkeypatch
 ):
     with opened(urls["mds"]) as ds:
-        for limit, again in ((600, 7), (1, 9)):
+        for limit, repeated in ((600, 7), (1, 9)):
             monkeypatch.setattr(point_reads, "PARTS_CACHE_BYTES", limit)
             ds._source.remote.point_reader._parts_cache = point_reads.LRUCache(limit)
             ds["x"][::10, 0].load()
             requests.clear()
             np.testing.assert_array_equal(ds["x"][::10, 0].load(), DATA["x"][::10, 0])
-            assert len(requests) == again
+            assert len(requests) == repeated
 
 
-def test_threads_read_parts(urls, small):
+def test_threads_may_read_parts_concurrently(urls, small_costs):
     with opened(urls["mds"]) as ds, ThreadPoolExecutor(8) as pool:
         column = ds["y"]
-        places = [(row, axis) for row in range(0, ROWS, 7) for axis in range(3)]
-        found = list(pool.map(lambda place: column[place[0], place[1]], places))
-        np.testing.assert_array_equal(found, [DATA["y"][place] for place in places])
+        indices = [(row, axis) for row in range(0, ROWS, 7) for axis in range(3)]
+        values = list(pool.map(column.__getitem__, indices))
+        np.testing.assert_array_equal(values, [DATA["y"][index] for index in indices])
 
 
-def test_a_request_for_parts_is_tried_again(servers, urls, small, tmp_path):
-    place, proxy = servers["s3"].new_directory(), servers.proxy("s3")
+def test_a_failed_request_for_parts_is_retried(servers, urls, small_costs, tmp_path):
+    bucket, proxy = servers["s3"].new_directory(), servers.proxy("s3")
     files = fsspec.filesystem("memory")
     for path in files.find("/parts-mds/data"):
-        place.put(path.removeprefix("/parts-mds/data/"), files.cat_file(path))
-    place = place.via(proxy)
-    with npstream.open(place.url, cache=tmp_path, storage_options=place.storage_options) as ds:
+        bucket.put(path.removeprefix("/parts-mds/data/"), files.cat_file(path))
+    bucket = bucket.via(proxy)
+    with npstream.open(bucket.url, cache=tmp_path, storage_options=bucket.storage_options) as ds:
         proxy.clear()
         proxy.faults = [status(503, path=".mds")]
         np.testing.assert_array_equal(ds["x"][5, 3], DATA["x"][5, 3])

@@ -1,4 +1,4 @@
-"""A computed column is read as a stored one is."""
+"""Tests of computed columns: they read like stored columns of the same values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Squares:
 
 
 class Words:
-    """Text: as many letters as the last digit of the row."""
+    """Text: the number of letters is the last digit of the row."""
 
     def column(self, rows):
         return Ragged.from_list([self.value(row) for row in rows.tolist()], "str")
@@ -45,7 +45,7 @@ COMPUTED = {"square": ("ndarray:int64:3", Squares()), "word": ("str", Words())}
 
 @pytest.fixture(params=["mds", "jsonl"])
 def pair(request, tmp_path):
-    """Return a dataset with two computed columns, and one that stores the same values."""
+    """Return a dataset with two computed columns, and one with the same values stored."""
     x = np.arange(N) * 3
     if request.param == "mds":
         npstream.write(tmp_path / "x", {"x": x}, shard_size="1KB")
@@ -63,7 +63,7 @@ def pair(request, tmp_path):
     return computed, npstream.open(tmp_path / "all")
 
 
-def same(left, right):
+def assert_same_columns(left, right):
     """Compare samples or batches."""
     assert [*left] == [*right]
     for name in right:
@@ -74,14 +74,14 @@ def same(left, right):
     "index", [slice(None), slice(150, 3, -7), [7, 199, 0, 7], [[3, 1], [4, 1]], slice(0)], ids=str
 )
 @pytest.mark.parametrize("names", [["word", "x", "square"], ["square"], ["word"], ["x"]], ids=str)
-def test_views_are_the_same(pair, index, names):
+def test_views_of_computed_and_stored_columns_are_equal(pair, index, names):
     computed, stored = (ds[names][index] for ds in pair)
-    same(computed.load(), stored.load())
+    assert_same_columns(computed.load(), stored.load())
     if computed.ndim == 1:
         for left, right in zip(computed, stored, strict=True):
-            same(left, right)
+            assert_same_columns(left, right)
         for i in range(min(3, len(computed))):
-            same(computed[i], stored[i])
+            assert_same_columns(computed[i], stored[i])
     for name in names:
         left, right = computed[name], stored[name]
         assert (left.shape, left.dtype) == (right.shape, right.dtype)
@@ -91,7 +91,7 @@ def test_views_are_the_same(pair, index, names):
             assert [*left] == [*right]
 
 
-def test_parts_of_values(pair):
+def test_parts_of_computed_values_equal_stored_parts(pair):
     computed, stored = pair
     for index in (np.s_[5:90:4, 1:], np.s_[:, ::-1], np.s_[[3, 1], [0, 2]], np.s_[9, 1]):
         np.testing.assert_array_equal(computed["square"][index], stored["square"][index])
@@ -100,25 +100,25 @@ def test_parts_of_values(pair):
     np.testing.assert_array_equal(out, stored["square"])
 
 
-def test_computing(pair):
+def test_comparisons_reductions_and_batches_equal_stored_ones(pair):
     computed, stored = pair
     for word in ("é" * 4, "", "no such word"):
         np.testing.assert_array_equal(computed["word"] == word, stored["word"] == word)
     assert computed["square"].max() == (N - 1) ** 2
     batches = computed.iter(0, 1, batch_size=32, shuffle=True, last="short")
     for batch in batches:
-        same(batch, stored[batch.ids].load())
+        assert_same_columns(batch, stored[batch.ids].load())
 
 
-def test_a_copy_stores_the_values(pair, tmp_path):
+def test_a_copy_stores_the_computed_values(pair, tmp_path):
     computed, stored = pair
     npstream.write(tmp_path / "copy", computed[::-3])
     copy = npstream.open(tmp_path / "copy")
     assert copy.columns == computed.columns
-    same(copy.load(), stored[::-3].load())
+    assert_same_columns(copy.load(), stored[::-3].load())
 
 
-def test_nothing_is_read(pair):
+def test_computed_columns_alone_read_no_shard(pair):
     computed, _ = pair
     computed._source.fetcher.shards.raise_damaged = None
     computed._source.fetcher.locate = computed._source.fetcher.read = None
@@ -129,7 +129,7 @@ def test_nothing_is_read(pair):
     assert (cost.samples, cost.shards, cost.chunks) == (N, 0, 0)
 
 
-def test_there_are_no_bytes(pair):
+def test_computed_columns_have_no_bytes_to_view_or_map(pair):
     computed, _ = pair
     with pytest.raises(ValueError, match=r"column 'square' is computed, not stored: it has no byt"):
         computed["square"].view("uint8")
