@@ -151,10 +151,10 @@ class RemoteShards(LocalShards):
             file = self.files.peek(shard)  # a sparse read creates no file
             if file is None or not self.files.is_readable(shard, chunk):
                 is_dense = self.is_dense(shard, count)
-                is_fetched = is_leased(self.files.piece(shard, chunk))  # by another thread
-                if is_fetched and not is_dense and self._within_budget(shard, count):
+                is_in_flight = is_leased(self.files.piece(shard, chunk))
+                if is_in_flight and not is_dense and self._within_budget(shard, count):
                     continue
-                if not (is_fetched or is_dense or self._count_sparse_read((shard, chunk))):
+                if not (is_in_flight or is_dense or self._count_sparse_read((shard, chunk))):
                     continue
                 file = self.files.data_file(shard)
                 if file is None or not self.downloads.can_keep(file):
@@ -253,7 +253,7 @@ class RemoteShards(LocalShards):
         for k in np.flatnonzero(is_chosen).tolist():
             chunk = int(shards[k]), int(numbers[k])
             # A whole chunk is free if it is cached, or if its bytes are being fetched anyway.
-            if self.is_hot(chunk) or self._is_cached_or_fetched(chunk):
+            if self.is_hot(chunk) or self._is_cached_or_in_flight(chunk):
                 is_chosen[k] = False
             elif cost[k]:
                 costs[chunk] = int(cost[k]), int(size[k])
@@ -264,7 +264,7 @@ class RemoteShards(LocalShards):
         }
         return is_chosen[inverse], spent
 
-    def _is_cached_or_fetched(self, chunk: Chunk) -> bool:
+    def _is_cached_or_in_flight(self, chunk: Chunk) -> bool:
         """Return True if a chunk is in the cache, or is being fetched."""
         return self.files.is_readable(*chunk) or is_leased(self.files.piece(*chunk))
 
