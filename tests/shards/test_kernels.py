@@ -345,9 +345,9 @@ def test_copy_spans_copies_to_the_offsets_only(run, parts, gap):
     st.lists(st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 3, 20])), min_size=1, max_size=4),
     st.data(),
 )
-def test_join_columns(run, count, sizes, data):
-    """Columns of one size, and None for columns of any."""
-    columns, spans, values, held = [], [], [], []
+def test_interleave_joins_the_values_of_each_row(run, count, sizes, data):
+    """A size of None is that of a column whose values vary in size."""
+    columns, spans, values, owners = [], [], [], []
     for size in sizes:
         lengths = (
             st.binary(max_size=20) if size is None else st.binary(min_size=size, max_size=size)
@@ -361,12 +361,12 @@ def test_join_columns(run, count, sizes, data):
         else:
             parts = guarded_array(b"".join(parts))
             columns.append((-1, address_of(parts), size))
-        held.append(parts)
+        owners.append(parts)
     rows = b"".join(map(b"".join, zip(*values, strict=True)))
-    output, intact = watched(len(rows))
-    both = np.array(spans, np.int64).reshape(len(spans), 2, count)
-    run(join_columns)(count, np.array(columns, np.int64), both, address_of(output))
-    assert intact()
+    output, is_intact = canary_array(len(rows))
+    all_spans = np.array(spans, np.int64).reshape(len(spans), 2, count)
+    run(interleave)(count, np.array(columns, np.int64), all_spans, address_of(output))
+    assert is_intact()
     assert output.tobytes() == rows
 
 

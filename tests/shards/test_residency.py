@@ -311,7 +311,7 @@ def damage(cache, begin=0.0, end=0.9):
     """Flip all bits in a part of each cached shard, but not in its footer."""
     for path in sorted(cache.glob("*.shard")):
         body = bytearray(path.read_bytes())
-        with sparse_file.opened(str(path)) as descriptor:
+        with sparse_file.open_descriptor(str(path)) as descriptor:
             footer = sparse_file.read_footer(descriptor)
         first, last = int(begin * footer.nbytes), int(end * footer.nbytes)
         body[first:last] = bytes(byte ^ 255 for byte in body[first:last])
