@@ -357,8 +357,8 @@ def map_column(
     Raises
     ------
     ValueError
-        If no such array exists: the rows must be evenly spaced within one uncompressed shard, all
-        columns of the shard must have a fixed size, and `dtype` must be the column's.
+        If no such array exists. The rows must be evenly spaced within one uncompressed shard. All
+        columns of the shard must have a fixed size, and `dtype` must be that of the column.
     """
     encoding = field.encoding
     copy_error = ValueError("Unable to avoid copy while creating an array as requested.")

@@ -46,7 +46,7 @@ SPARSE_FRACTION = 32
 """After the first read, only samples of at most 1/32 of their chunk's bytes use that budget."""
 
 OFFSETS_RUN_ROWS = 1 << 12
-"""Rows whose offsets are read together. A request for these 16 KiB is about as fast as for 8."""
+"""Rows whose offsets are read together. Their 16 KiB take hardly longer than one offset."""
 
 OFFSETS_FRACTION = 4
 """Several runs of offsets are read if their bytes are at most 1/4 of those of the samples."""
@@ -258,7 +258,7 @@ class PointReader:
         return begins, begins + stride
 
     def _known_bounds(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, Bools, Bools]:
-        """Return where ascending samples begin and end, as far as no request is needed.
+        """Return where ascending samples begin and end, if no request is needed for that.
 
         Returns
         -------

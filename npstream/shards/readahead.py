@@ -53,8 +53,8 @@ CACHE_FRACTION = 4
 class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
 
-    It waits for `start`, so that the first samples, which are read on their own, do not share the
-    connection with chunks that are needed later. It holds the leases of the requested chunks.
+    It waits for `start`. The first samples are read on their own, and do not share the connection
+    with chunks that are needed later. The read-ahead is the lease of the requested chunks.
 
     Parameters
     ----------

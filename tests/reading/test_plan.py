@@ -53,7 +53,7 @@ def urls():
 
 @pytest.fixture
 def small_costs(monkeypatch):
-    """Make a request as cheap as 64 bytes, and chunks of 4 KiB."""
+    """Let a request cost 64 bytes, and a chunk have 4 KiB."""
     monkeypatch.setattr("npstream.formats.chunks.CHUNK_BYTES", 4 << 10)
     for module, name, value in (
         (plans, "REQUEST_BYTES", 64),
