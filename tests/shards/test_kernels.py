@@ -345,7 +345,7 @@ def test_copy_spans_copies_to_the_offsets_only(run, parts, gap):
     st.lists(st.one_of(st.none(), st.sampled_from([1, 2, 4, 8, 3, 20])), min_size=1, max_size=4),
     st.data(),
 )
-def test_interleave_joins_the_values_of_each_row(run, count, sizes, data):
+def test_join_columns_joins_the_values_of_each_row(run, count, sizes, data):
     """A size of None is that of a column whose values vary in size."""
     columns, spans, values, owners = [], [], [], []
     for size in sizes:
@@ -365,7 +365,7 @@ def test_interleave_joins_the_values_of_each_row(run, count, sizes, data):
     rows = b"".join(map(b"".join, zip(*values, strict=True)))
     output, is_intact = canary_array(len(rows))
     all_spans = np.array(spans, np.int64).reshape(len(spans), 2, count)
-    run(interleave)(count, np.array(columns, np.int64), all_spans, address_of(output))
+    run(join_columns)(count, np.array(columns, np.int64), all_spans, address_of(output))
     assert is_intact()
     assert output.tobytes() == rows
 
