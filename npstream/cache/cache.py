@@ -262,7 +262,7 @@ class ShardCache:
         """Raise ValueError unless the cache may hold `nbytes` at the same time."""
         most = self.max_bytes()
         if nbytes > most:
-            fix = "raise cache_limit, or NPSTREAM_CACHE_LIMIT where that is not given"
+            fix = "raise cache_limit, or NPSTREAM_CACHE_LIMIT if cache_limit is not given"
             if self.limit is None:
                 fix = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
             raise ValueError(

@@ -199,15 +199,15 @@ def _reserve(
     may_exceed: bool,
 ) -> Reservation | Refusal:
     try:
-        with cache_dir.hold_lock(path, timeout) as lock:
-            in_use = None if limit is None else _read_counter(lock)
+        with cache_dir.hold_lock(path, timeout) as descriptor:
+            in_use = None if limit is None else _read_counter(descriptor)
             if in_use is None or limit is None or in_use + nbytes > limit:
                 refusal, in_use = _evict(path, limit, nbytes, keep)
                 if refusal is not None and not (may_exceed and refusal is Refusal.CROWDED):
-                    _write_counter(lock, in_use)
+                    _write_counter(descriptor, in_use)
                     return refusal
             reservation = Reservation() if limit is None else _create_reservation(path, nbytes)
-            _write_counter(lock, in_use + nbytes)
+            _write_counter(descriptor, in_use + nbytes)
             return reservation
     except OSError as error:
         cache_dir.log_once(path, f"{error.strerror or error}: reading on without caching")
@@ -280,23 +280,23 @@ def trim(path: str, limit: int | None, timeout: float) -> None:
     if limit is None:
         return
     try:
-        with cache_dir.hold_lock(path, timeout) as lock:
-            in_use = _read_counter(lock)
+        with cache_dir.hold_lock(path, timeout) as descriptor:
+            in_use = _read_counter(descriptor)
             if in_use is None or in_use > limit:
-                _write_counter(lock, _evict(path, limit, 0, ())[1])
+                _write_counter(descriptor, _evict(path, limit, 0, ())[1])
     except OSError as error:
         cache_dir.log_once(path, f"{error.strerror or error}: it may take more than its limit")
 
 
-def _read_counter(lock: int) -> int | None:
+def _read_counter(descriptor: int) -> int | None:
     """Return the bytes in use from the counter in the lock file, or None if there is none."""
-    packed = os.pread(lock, _COUNTER.size, 0)
+    packed = os.pread(descriptor, _COUNTER.size, 0)
     return int(_COUNTER.unpack(packed)[0]) if len(packed) == _COUNTER.size else None
 
 
-def _write_counter(lock: int, nbytes: int) -> None:
+def _write_counter(descriptor: int, nbytes: int) -> None:
     with suppress(OSError):  # if the disk is full, each reservation scans the files
-        sparse.write_all(lock, _COUNTER.pack(nbytes), 0)
+        sparse.write_all(descriptor, _COUNTER.pack(nbytes), 0)
 
 
 def max_cache_bytes(path: str, limit: int | None, in_use: int) -> int:
@@ -343,10 +343,10 @@ def remove_files(path: str, timeout: float) -> int:
     if not os.path.isdir(path):
         return 0
     try:
-        with cache_dir.hold_lock(path, timeout) as lock:
+        with cache_dir.hold_lock(path, timeout) as descriptor:
             cache_dir.sweep(path)
             freed = sum(file.nbytes for file in cache_dir.entries(path) if sparse.evict(file.path))
-            _write_counter(lock, _reserved_bytes(path) + count_files(path)[1])
+            _write_counter(descriptor, _reserved_bytes(path) + count_files(path)[1])
     except OSError as error:
         message = f"{error.strerror or error}: the cache was not emptied"
         raise StorageError(error.errno, message, path) from error

@@ -193,7 +193,7 @@ def open_shard_file(
         stored = sparse.read_footer(descriptor, footer)
         if stored is None or stored[:3] != footer[:3]:
             cache_dir.log_once(
-                path, "this file is another user's, or not what belongs here: remove it"
+                path, "this file belongs to another user, or is not the cache's: remove it"
             )
             return None
         file = CachedFile(path, descriptor, footer)

@@ -97,7 +97,7 @@ def write_tail(descriptor: int, footer: Footer, residency: Body) -> None:
 
 @contextmanager
 def temporary_file(directory: str) -> Iterator[tuple[int, str]]:
-    """Make a locked temporary file. It is removed when the block ends, or the process dies."""
+    """Make a locked temporary file. Remove it when the block ends; `sweep` removes leftovers."""
     path = os.path.join(directory, f".{os.urandom(8).hex()}.tmp")
     with locks.LockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
         try:

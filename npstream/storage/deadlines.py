@@ -129,7 +129,7 @@ class Deadlines:
                 _thread.read.waited[self] = time.monotonic() - max(start, self.last_arrival)
 
     def wait_start(self) -> float:
-        """Return the start of this thread's read, moved by the time in which it did not wait."""
+        """Return the current time minus the seconds that this thread's read has waited."""
         read = _thread.read
         waited = [] if read is None else [*read.waited.values()]
         return time.monotonic() - max(waited, default=0.0)

@@ -52,7 +52,7 @@ def test_files_of_other_users_are_not_used(cache, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "npstream"):
         assert cache.open(KEY, len(CONTENT), PIECES) is None
         assert cache.open(KEY, len(CONTENT), PIECES) is None
-    assert caplog.text.count("this file is another user's") == 1
+    assert caplog.text.count("this file belongs to another user") == 1
     assert cache.load(OTHER) is None
     cache.clear()
     assert len(list(Path(cache.directory).glob("*.s*"))) == 2
