@@ -31,7 +31,7 @@ T = TypeVar("T")
 RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
 """A function that waits for a store, and the shards that the store has."""
 
-ClaimedChunk: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
+LeasedChunk: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
 """A chunk to fetch: its dataset, its number, and the leased piece of the cache."""
 
 MAX_THREADS = 8
@@ -70,7 +70,7 @@ class ChunkReadAhead(Lease):
 
     def __init__(self, shards: Shards[RemoteShards]) -> None:
         self._shards = shards
-        self._queue: deque[ClaimedChunk] = deque()
+        self._queue: deque[LeasedChunk] = deque()
         self._condition = threading.Condition()
         self.threads: list[threading.Thread] = []
         self._is_started = self._is_closed = False
@@ -112,25 +112,25 @@ class ChunkReadAhead(Lease):
         if self._is_closed:
             return 0
         ids, shard_of = absent
-        claimed: list[ClaimedChunk] = []
+        leased: list[LeasedChunk] = []
         is_queued = False
         try:
             for (shards, first_shard, first_sample), rows in self._shards.split(shard_of):
                 counts = shards.count_chunks(ids[rows] - first_sample, shard_of[rows] - first_shard)
                 chunks = [chunk for chunk, _ in counts if not shards.files.is_readable(*chunk)]
-                claims = ((shards, chunk, shards.files.piece(*chunk)) for chunk in chunks)
-                claimed.extend(claim for claim in claims if self.take([claim[2]]))
+                candidates = ((shards, chunk, shards.files.piece(*chunk)) for chunk in chunks)
+                leased.extend(candidate for candidate in candidates if self.take([candidate[2]]))
             with self._condition:
                 if not self._is_closed:  # a closed queue is never emptied
-                    self._queue += claimed
+                    self._queue += leased
                     is_queued = True
                     if self._is_started:
-                        self._add_threads(len(claimed))
+                        self._add_threads(len(leased))
                     self._condition.notify_all()
         finally:
             if not is_queued:
-                self._drop(claimed)
-        return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in claimed)
+                self._drop(leased)
+        return sum(shards.chunk_bytes(shard) for shards, (shard, _), _ in leased)
 
     def _add_threads(self, count: int) -> None:
         for _ in range(min(count, MAX_THREADS - len(self.threads))):
@@ -164,8 +164,8 @@ class ChunkReadAhead(Lease):
             self._condition.notify_all()
         self._drop(queued)
 
-    def _drop(self, claimed: Iterable[ClaimedChunk]) -> None:
-        self.drop([piece for _, _, piece in claimed])
+    def _drop(self, leased: Iterable[LeasedChunk]) -> None:
+        self.drop([piece for _, _, piece in leased])
 
     def _run(self) -> None:
         try:
@@ -174,7 +174,7 @@ class ChunkReadAhead(Lease):
         finally:
             self.close()  # after an unexpected error too, so that no reader waits for this thread
 
-    def _fetch(self, group: list[ClaimedChunk]) -> None:
+    def _fetch(self, group: list[LeasedChunk]) -> None:
         chunks_of: dict[RemoteShards, list[Chunk]] = defaultdict(list)
         for shards, chunk, _ in group:
             chunks_of[shards].append(chunk)
@@ -188,9 +188,9 @@ class ChunkReadAhead(Lease):
         finally:
             self._drop(group)
 
-    def _next(self) -> list[ClaimedChunk]:
+    def _next(self) -> list[LeasedChunk]:
         """Wait for chunks, and return those to fetch together; empty once the queue is closed."""
-        group: list[ClaimedChunk] = []
+        group: list[LeasedChunk] = []
         with self._condition:
             self._condition.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0

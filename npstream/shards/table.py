@@ -369,7 +369,7 @@ class Fetcher:
     def _with_pages_ahead(
         self, items: Iterable[T], ids_of: Callable[[T], Int64]
     ) -> Iterator[tuple[T, bool]]:
-        """Yield items after prefetching the pages of the next one; True if they were prefetched."""
+        """Yield each item after the pages of the next are prefetched; True if its own were."""
         window: deque[tuple[T, bool]] = deque()
         for item in items:
             window.append((item, self.prefetch(ids_of(item))))
