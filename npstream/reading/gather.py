@@ -120,11 +120,11 @@ def _merge(pieces: list[RawColumn], order: Int64, column: AnyArray | None) -> Ra
     if len(arrays) == len(pieces):
         rows_by_schema: AnyArray = np.concatenate(arrays) if column is None else column
         return rows_by_schema[order]
-    texts = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
-    if len(texts) == len(pieces):
-        values = np.concatenate([piece.values for piece in texts])
-        lengths = np.concatenate([piece.lengths for piece in texts])
-        merged: Ragged = Ragged(values, _offsets_from_lengths(lengths), texts[0].kind)[order]
+    raggeds = [piece for piece in pieces if isinstance(piece, Ragged) and piece.kind is not None]
+    if len(raggeds) == len(pieces):
+        values = np.concatenate([piece.values for piece in raggeds])
+        lengths = np.concatenate([piece.lengths for piece in raggeds])
+        merged: Ragged = Ragged(values, _offsets_from_lengths(lengths), raggeds[0].kind)[order]
         return merged
     rows = [row for piece in pieces for row in piece]
     return [rows[k] for k in order.tolist()]

@@ -386,7 +386,7 @@ class OffsetRuns:
 
     @property
     def ends(self) -> Int64:
-        """Where they end, including the offset where the last row ends."""
+        """Where the offsets of each run end in the shard's file, with the end of the last row."""
         return 8 + 4 * self.stop
 
 
@@ -450,11 +450,11 @@ class OffsetsCache:
 
 def offset_runs(index: Index, shard_of: Int64, rows: Int64) -> tuple[OffsetRuns, Int64]:
     """Return the runs of offsets to read for ascending rows, and the run of each row."""
-    keys, head, run_of = _group_by_run(shard_of, rows)
+    keys, first_index, run_of = _group_by_run(shard_of, rows)
     counts = index.starts[shard_of + 1] - index.starts[shard_of]
     first = _first_row(keys)
-    stop = np.minimum(first + OFFSETS_RUN_ROWS, counts[head])
-    runs = OffsetRuns(shard_of[head], first, stop, keys)
+    stop = np.minimum(first + OFFSETS_RUN_ROWS, counts[first_index])
+    runs = OffsetRuns(shard_of[first_index], first, stop, keys)
     sample_bytes = (index.nbytes[shard_of] // counts).sum()
     if len(keys) > 1 and OFFSETS_FRACTION * (runs.ends - runs.begins).sum() > sample_bytes:
         return OffsetRuns(shard_of, rows, rows + 1, None), np.arange(len(rows))
@@ -469,12 +469,12 @@ def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]
 
 
 def _group_by_run(shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Int64]:
-    """Return the keys of the runs of ascending rows, the first row in each, and the run of each."""
+    """Return the keys of ascending rows' runs, the index of each run's first row, and run_of."""
     keys = shard_of << 32 | rows // OFFSETS_RUN_ROWS
     is_first = np.ones(len(keys), bool)
     is_first[1:] = keys[1:] != keys[:-1]
-    head = np.flatnonzero(is_first)
-    return keys[head], head, np.cumsum(is_first) - 1
+    first_index = np.flatnonzero(is_first)
+    return keys[first_index], first_index, np.cumsum(is_first) - 1
 
 
 def _first_row(keys: Int64) -> Int64:
