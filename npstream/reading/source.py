@@ -194,7 +194,7 @@ class Source:
     def _stored_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns that are all stored, from the side-car if that has the only one."""
+        """Read stored columns: a single column from the side-car if that is cheaper."""
         ids = lookup.samples
         if (
             self.fetcher.remotes

@@ -469,7 +469,10 @@ def _offsets_cost(index: Index, shard_of: Int64, rows: Int64) -> tuple[int, int]
 
 
 def _group_by_run(shard_of: Int64, rows: Int64) -> tuple[Int64, Int64, Int64]:
-    """Return the keys of ascending rows' runs, the index of each run's first row, and run_of."""
+    """Group ascending rows by run.
+
+    Returns the keys of the runs, the index of the first row of each, and the run of each row.
+    """
     keys = shard_of << 32 | rows // OFFSETS_RUN_ROWS
     is_first = np.ones(len(keys), bool)
     is_first[1:] = keys[1:] != keys[:-1]
