@@ -108,13 +108,13 @@ def quantity(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
 
 
-def integer(name: str, number: Any, least: int | None = None) -> int:
+def integer(name: str, number: Any, minimum: int | None = None) -> int:
     """Return the parameter `name` as an int; raise TypeError for a bool or a non-integer."""
     if isinstance(number, bool | np.bool_) or not hasattr(number, "__index__"):
         raise TypeError(f"{name}={short_repr(number)}: expected an integer")
     value = operator.index(number)
-    if least is not None and value < least:
-        raise ValueError(f"{name}={value}: expected at least {least}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name}={value}: expected at least {minimum}")
     return value
 
 
@@ -139,8 +139,8 @@ def parse_count(name: str, number: Any) -> int | None:
         count = int(number)
     count = integer(name, count)
     if not 1 <= count <= _MAX_COUNT:
-        given = "" if count == number else f", which is {count}"
-        raise ValueError(f"{name}={number!r}{given}: expected at least 1, and at most {_MAX_COUNT}")
+        parsed = "" if count == number else f", which is {count}"
+        raise ValueError(f"{name}={number!r}{parsed}: expected at least 1 and at most {_MAX_COUNT}")
     return count
 
 

@@ -104,10 +104,10 @@ def storage_dtype(dtype: DType) -> DType | None:
         return NUMBERS["int64"] if np.datetime_data(dtype)[0] != "generic" else None
     if (number := NUMBERS.get(name)) is not None:
         return number
-    known = _STORAGE_DTYPES.get(name)
-    if known is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
+    stored = _STORAGE_DTYPES.get(name)
+    if stored is None or (name in ML_DTYPES and dtype.type.__module__ != "ml_dtypes"):
         return None
-    return known
+    return stored
 
 
 def invalid_bool_byte(array: AnyArray) -> int | None:

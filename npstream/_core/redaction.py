@@ -131,9 +131,9 @@ def redacted_url(url: str) -> str:
     if user and ":" not in unquote(user) and scheme in _USER_SCHEMES:
         host = f"{user}@{host}"
     below = "/".join(re.sub(r";.*", f";{MASK}", part) for part in below.split("/"))
-    shown = f"{begin}{host}{slash}{below}".rstrip("/")
+    redacted = f"{begin}{host}{slash}{below}".rstrip("/")
     # Over HTTP, file names are appended to the path, so nothing may stand after it.
-    return f"{shown}{mark}{MASK}" if mark and scheme not in ("http", "https") else shown
+    return f"{redacted}{mark}{MASK}" if mark and scheme not in ("http", "https") else redacted
 
 
 def _split(url: str) -> tuple[str, str, str, str]:

@@ -170,8 +170,8 @@ class Column(ArrayMethods, elementwise.Operators):
         return display.column_text(self.name, self.shape, self.dtype, stored)
 
     def _repr_html_(self) -> str:
-        short_repr = min(display.MAX_ROWS, len(self)) if self.ndim else 0
-        return display.column_html(repr(self), [self[row] for row in range(short_repr)])
+        count = min(display.MAX_ROWS, len(self)) if self.ndim else 0
+        return display.column_html(repr(self), [self[row] for row in range(count)])
 
     # Indexing
 
@@ -253,9 +253,9 @@ class Column(ArrayMethods, elementwise.Operators):
         return items[:axes], items[axes:]
 
     def _plan_of(self, cell: Cell | None) -> Plan:
-        return (
-            self._plan if cell is None or cell is self._cell else Plan([self._field.restrict(cell)])
-        )
+        if cell is None or cell is self._cell:
+            return self._plan
+        return Plan([self._field.restrict(cell)])
 
     def _value(self, sample: int, cell: Cell | None) -> Any:
         is_part = cell is not self._cell or self._field.part is not None
@@ -429,7 +429,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
         Examples
         --------
-        >>> getfixture("example")["label"].prefetch()  # nothing is to be fetched: it is local
+        >>> getfixture("example")["label"].prefetch()  # a local dataset needs no download
         """
         from npstream.reading.cost import prefetch
 
@@ -447,7 +447,7 @@ class Column(ArrayMethods, elementwise.Operators):
             return self._as_array(dtype)
 
     def _as_array(self, dtype: DTypeLike | None = None) -> AnyArray:
-        """Read the column, or a block of one that has passed the gate."""
+        """Read the column without checking the cost; raise TypeError if NumPy has no dtype."""
         encoding, selection = self._field.encoding, self._selection
         if dtype is not None and np.dtype(dtype) == object and self._holds_objects:
             values = self._source.values(self._plan, self._source.look_up(selection.ids()))
@@ -506,7 +506,7 @@ class Column(ArrayMethods, elementwise.Operators):
 
     @property
     def _rows_first(self) -> bool:
-        """Return True if rows are the first axis, so that blocks of them can be read."""
+        """Whether rows are the first axis, so that the column can be read in blocks of rows."""
         return bool(self._selection.ndim) and (self._mesh is None or not self._mesh.lead)
 
     def _bounds(self, purpose: str | None = None) -> Iterator[tuple[int, int]]:
@@ -553,13 +553,13 @@ class Column(ArrayMethods, elementwise.Operators):
         """Return this column in the form that `npstream.writing.tables` writes."""
         if not self._shape:
             raise TypeError(f"column {self.name!r} is a single value, not one value a sample")
-        field, whole = self._field, self._mesh is None and self._field.part is None
-        if whole and self._selection.ndim == 1:
+        field, is_whole = self._field, self._mesh is None and self._field.part is None
+        if is_whole and self._selection.ndim == 1:
             return StoredColumn(StoredTable(self._source, self._selection, (field,)), self.name)
         if self._cell is None:
             raise ValueError(
                 f"column {self.name!r} has {quantity(self.ndim, 'axis')}, and values that vary in "
-                "size: take it of a view with one axis, as ravel() gives"
+                "size: take the column of a view with one axis, such as ds.ravel()"
             )
         rows_lead = self._mesh is None or not self._mesh.lead
         array = None if rows_lead else self.load()
@@ -686,8 +686,8 @@ class Column(ArrayMethods, elementwise.Operators):
 
         if not self.shape or (self._cell is None and self.ndim != 1):
             raise ValueError(
-                f"column {self.name!r} of shape {self.shape} has no rows along one axis: take it "
-                "of a view with one, as ravel() gives"
+                f"column {self.name!r} of shape {self.shape} has no rows along one axis: take the "
+                "column of a view with one axis, such as ds.ravel()"
             )
         column, field = self, arrow_field(self._field)
         if field is not self._field:

@@ -239,13 +239,13 @@ def matrix_product(left: Any, right: Any, bounds: Callable[[Any], Iterable[Any]]
     if lengths[0] != lengths[1]:
         # Raises NumPy's exception before the column is read.
         np.matmul(np.empty((0, lengths[0]), left.dtype), np.empty((lengths[1], 0), right.dtype))
+    if len(shapes[1]) > 2:
+        return NotImplemented
     if getattr(left, "_rows_first", False) and len(shapes[0]) > 1:
-        return (
-            _product_by_rows(left, right, bounds(left)) if len(shapes[1]) <= 2 else NotImplemented
-        )
-    if getattr(right, "_rows_first", False) and len(shapes[1]) <= 2:
+        return _product_by_rows(left, right, bounds(left))
+    if getattr(right, "_rows_first", False):
         return _sum_of_products(left, right, bounds(right))
-    if getattr(left, "_rows_first", False) and len(shapes[1]) <= 2:
+    if getattr(left, "_rows_first", False):
         return _sum_of_products(left, right, bounds(left))
     return NotImplemented
 

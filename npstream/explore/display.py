@@ -44,9 +44,9 @@ def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, s
 
 
 def _column_lines(encodings: Mapping[str, str]) -> list[str]:
-    shown = list(encodings.items())[:MAX_COLUMNS]
-    width = min(WIDTH, max((len(name) for name, _ in shown), default=0))
-    lines = [f"  {truncated(name):{width}}  {encoding}" for name, encoding in shown]
+    columns = list(encodings.items())[:MAX_COLUMNS]
+    width = min(WIDTH, max((len(name) for name, _ in columns), default=0))
+    lines = [f"  {truncated(name):{width}}  {encoding}" for name, encoding in columns]
     if len(encodings) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
     return lines

@@ -86,18 +86,16 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
         type(index) in (int, slice) or (type(index) is np.ndarray and index.ndim == 1)
     ):
         return (index,), (), True
-    given = index if isinstance(index, tuple) else (index,)
-    items = _expand_index(tuple(map(normalize_item, given)), index, shape)
+    index_items = index if isinstance(index, tuple) else (index,)
+    items = _expand_index(tuple(map(normalize_item, index_items)), index, shape)
     rows, cells = items[:row_axes], items[row_axes:]
     row_kinds, cell_kinds = set(map(type, rows)), set(map(type, cells))
     if not cell_kinds <= {int, slice}:
         # Only for its exceptions. Sliced axes raise none and may be long, so they get length 1.
         lengths = shape[row_axes : row_axes + len(cells)]
-        short = [1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True)]
-        whole = [slice(None) if isinstance(c, slice) else c for c in cells]
-        checked_indexed_shape(
-            (1,) * row_axes + tuple(short), (slice(None),) * row_axes + tuple(whole)
-        )
+        short = tuple(1 if isinstance(c, slice) else n for n, c in zip(lengths, cells, strict=True))
+        full = tuple(slice(None) if isinstance(c, slice) else c for c in cells)
+        checked_indexed_shape((1,) * row_axes + short, (slice(None),) * row_axes + full)
     for item, length in zip(cells, shape[row_axes:], strict=False):
         if type(item) is int and not -length <= item < length:
             _raise_index_error(index, shape)
@@ -106,7 +104,7 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
     if np.ndarray in cell_kinds or (int in cell_kinds and {np.ndarray, slice} <= row_kinds):
         return rows, cells, False
     one_element = {int} >= row_kinds | cell_kinds
-    is_array = any(item is Ellipsis for item in given) if one_element else not rows
+    is_array = any(item is Ellipsis for item in index_items) if one_element else not rows
     return ((..., *rows) if is_array else rows), cells, True
 
 
@@ -115,14 +113,16 @@ def checked_indexed_shape(shape: Shape, index: Items) -> Shape:
 
     Leading axes that the index takes whole cost no memory, whatever their length.
     """
-    whole = 0
-    while whole < len(index) and isinstance(index[whole], slice) and index[whole] == slice(None):
-        whole += 1
+    leading = 0
+    for item in index:
+        if not isinstance(item, slice) or item != slice(None):
+            break
+        leading += 1
     # Index two arrays whose whole axes have lengths 1 and 0: axes that differ in the two results
     # are the whole axes. The empty array comes second, because NumPy 2.0 only warns of an index
     # that is out of bounds in an empty array.
     single, empty = (
-        np.broadcast_to(np.False_, (length,) * whole + shape[whole:])[index].shape
+        np.broadcast_to(np.False_, (length,) * leading + shape[leading:])[index].shape
         for length in (1, 0)
     )
     lengths = iter(shape)
@@ -134,13 +134,13 @@ def _expand_index(items: Items, index: Any, shape: Shape) -> Items:
     masks = [isinstance(item, np.ndarray) and item.dtype == bool for item in items]
     ellipses = sum(item is Ellipsis for item in items)
     widths = [item.ndim if mask else 1 for item, mask in zip(items, masks, strict=True)]
-    free = len(shape) - sum(widths) + ellipses
-    if ellipses > 1 or free < 0:
+    missing = len(shape) - sum(widths) + ellipses  # axes for which the ellipsis stands
+    if ellipses > 1 or missing < 0:
         _raise_index_error(index, shape)
     flat: list[Any] = []
     for item, width in zip(items, widths, strict=True):
         if item is Ellipsis:
-            flat += [slice(None)] * free
+            flat += [slice(None)] * missing
         elif width == 1:
             flat.append(item)
         else:
@@ -210,8 +210,8 @@ class Cell:
             return first, first + itemsize
         axis, length = axes.pop(0)
         assert isinstance(axis, range)
-        whole = all(isinstance(rest, range) and rest == range(size) for rest, size in axes)
-        if not whole or (axis.step != 1 and len(axis) > 1):
+        is_whole = all(isinstance(rest, range) and rest == range(size) for rest, size in axes)
+        if not is_whole or (axis.step != 1 and len(axis) > 1):
             return None
         step //= length
         first += axis.start * step

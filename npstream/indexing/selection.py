@@ -177,9 +177,9 @@ class Selection:
 
     def ravel(self) -> Selection:
         """Return the samples as a 1-d view."""
-        return (
-            self if self._ids is None else Selection._from_ids(self._source, self._ids.reshape(-1))
-        )
+        if self._ids is None:
+            return self
+        return Selection._from_ids(self._source, self._ids.reshape(-1))
 
     def cuts(self, bounds: AnyArray) -> AnyArray | None:
         """Return the positions at which sorted bounds of sample ids split the ravelled view.
