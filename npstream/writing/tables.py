@@ -1,7 +1,7 @@
-"""Columns that are given to a writer: their encodings, and their rows in blocks.
+"""Columns and tables to write: their encodings, and their rows in blocks.
 
-`npstream.writing.inputs.recognition` makes them of the objects that users give. Classes of
-npstream provide them by a method ``_to_write``; see `Writable`.
+`npstream.writing.inputs.recognition` makes them from the objects that users give. Classes of
+npstream make them by a method ``_to_write``; see `Writable`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from npstream.writing.inputs.fill import NO_FILL, Fill, is_absent, keeps_nan
 from npstream.writing.shard import Bodies, ColumnBlock, bodies_of_rows
 
 Bounds: TypeAlias = "Iterable[tuple[int, int]]"
-"""The first row of each block, and the one after its last; blocks follow each other."""
+"""The first row of each block, and the row after its last. Blocks are consecutive."""
 
 
 class GivenColumn(Protocol):
-    """A column that is to be written.
+    """A column to write.
 
-    ``row_bytes`` is about what a row takes, if that is known; ``chunk`` is how many rows are read
-    at once where they come from, if they are not in memory.
+    ``row_bytes`` is the approximate size of a row, or None if it is unknown. ``chunk`` is the
+    number of rows that the source reads at once; it is 1 for rows in memory.
     """
 
     length: int
@@ -40,16 +40,16 @@ class GivenColumn(Protocol):
     chunk: int
 
     def encoding(self) -> Encoding:
-        """Return the encoding that keeps the column as it is."""
+        """Return the encoding that keeps the column's type."""
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows, as far as possible in the form that an encoding stores."""
+        """Yield blocks of rows, if possible in the form that `target` stores."""
 
 
 class GivenTable(Protocol):
-    """Columns of one length that are to be written; see `GivenColumn`.
+    """Columns of one length to write; see `GivenColumn`.
 
-    ``is_arrays`` is True if all of them come as arrays, or as values that no array can hold.
+    ``is_arrays`` is True if blocks of fixed encodings are arrays, or lists of Python values.
     """
 
     length: int
@@ -71,14 +71,14 @@ class GivenTable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TableStream:
-    """Tables of the same columns, one after another, that are read only once.
+    """A sequence of tables with the same columns, which can be read only once.
 
     Attributes
     ----------
     head : GivenTable
-        A table whose encodings are those of the columns; it is not written.
+        A table that defines the encodings. Its rows are not written, unless `tables` repeats it.
     tables : iterator of GivenTable
-        All rows.
+        The tables to write.
     """
 
     head: GivenTable
@@ -93,7 +93,7 @@ class Writable(Protocol):
 
 
 class ArrowStream(Protocol):
-    """A table of any library that lends its rows as Arrow does."""
+    """A table of any library that implements Arrow's stream interface."""
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return a capsule of an ArrowArrayStream."""
@@ -107,7 +107,7 @@ class MapDataset(Protocol):
 
 
 def named(column: object, error: Exception) -> Exception:
-    """Return an exception that says which column it is about."""
+    """Return an exception whose message begins with the column of `error`."""
     if isinstance(error, RowError):
         error.column = column
         return error
@@ -118,14 +118,14 @@ def named(column: object, error: Exception) -> Exception:
 
 
 class RowError(ValueError):
-    """A value that a table cannot give to a writer.
+    """A value of a table that cannot be written.
 
     Parameters
     ----------
     row : int
         The row of the value in its table.
     message : str
-        The reason, and what to do.
+        The reason and the fix.
     column : str, optional
     """
 
@@ -135,13 +135,13 @@ class RowError(ValueError):
         self.column = column
 
     def at(self, first: int) -> ValueError:
-        """Return the error for users; `first` is the sample number of the table's first row."""
+        """Return the error for users, for a table whose first row is sample `first`."""
         column = "" if self.column is None else f"column {self.column!r}: "
         return ValueError(f"sample {first + self.row}: {column}{self}")
 
 
 class ListColumn:
-    """Values of Python, any of which may be of any type."""
+    """A list of Python values of any types."""
 
     def __init__(self, values: Any, known: str | None = None, fill: Fill = NO_FILL) -> None:
         self.length = len(values)
@@ -152,9 +152,9 @@ class ListColumn:
         self._fill = fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding that suits the first value, or that the column had.
+        """Return the encoding that the column had, or infer it from the first value.
 
-        If missing values are filled, the first one that is there decides.
+        If missing values are filled, it is inferred from the first value that is not missing.
         """
         if self._known is not None:
             known = column_type(self._known)
@@ -175,7 +175,7 @@ class ListColumn:
 
 
 class ArrayColumn:
-    """Rows of an array, which may be read from elsewhere block by block.
+    """An array, which may be read block by block from its library.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class ArrayColumn:
         return type_of_array(self._dtype, self._shape)
 
     def _fitting(self, name: str) -> Encoding | None:
-        """Return the encoding that the column had, if it is one of such rows."""
+        """Return the encoding that the column had, if it fits the dtype and shape."""
         with suppress(ValueError, NpstreamError):
             known = column_type(name)
             fits = known.dtype == self._dtype and (known.shape or ()) == self._shape
@@ -229,7 +229,7 @@ class ArrayColumn:
         return None
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of the array in an encoding's dtype."""
+        """Yield blocks of the array, in the dtype of `target`."""
         for start, stop in bounds:
             block = foreign.as_array(self._read(start, stop))
             if len(block) != stop - start:
@@ -242,17 +242,8 @@ class ArrayColumn:
                 yield self._fill.block(rows, missing, target)
 
 
-def _chunk_rows(values: Any) -> int:
-    """Return how many rows an array of another library reads at once."""
-    chunks = getattr(values, "chunks", None)
-    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
-    if isinstance(first, tuple):
-        first = max(first, default=1)
-    return first if isinstance(first, int) and first > 0 else 1
-
-
 def missing_numbers(block: AnyArray, target: Encoding) -> Bools | None:
-    """Return which numbers are NaN or NaT; None if there are none, or an encoding has these."""
+    """Return a mask of NaN or NaT; None if there are none, or if `target` stores them."""
     if block.ndim != 1 or block.dtype.kind not in "fmM" or keeps_nan(target):
         return None
     missing: Bools = np.isnat(block) if block.dtype.kind in "mM" else np.isnan(block)
@@ -277,12 +268,12 @@ def rows_as(block: AnyArray, target: Encoding) -> ColumnBlock:
 
 
 class MaskedColumn:
-    """A column some rows of which are missing, and get a value.
+    """A column with a mask of missing rows, which are filled.
 
     Parameters
     ----------
     column : GivenColumn
-        Has any values in these rows.
+        Its values in missing rows are ignored.
     missing : ndarray of bool
     fill : Fill
     """
@@ -293,11 +284,11 @@ class MaskedColumn:
         self._column, self._missing, self._fill = column, missing, fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding of the rows that are there."""
+        """Return the encoding of the column without its mask."""
         return self._column.encoding()
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows, in which missing ones have the value."""
+        """Yield blocks of rows with missing rows filled."""
         each, others = tee(bounds)
         rows = self._column.blocks(others, target)
         for (start, stop), block in zip(each, rows, strict=True):
@@ -305,7 +296,7 @@ class MaskedColumn:
 
 
 class ConstantColumn:
-    """A column that a table lacks, all of whose values are one value."""
+    """A column of one repeated value, for tables that lack it."""
 
     def __init__(self, length: int, fill: Fill) -> None:
         self.length, self.chunk = length, 1
@@ -317,7 +308,7 @@ class ConstantColumn:
         return infer(self._fill.value)
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield the value, encoded, for each row."""
+        """Yield blocks of the encoded value."""
         body = np.frombuffer(self._fill.body(target), np.uint8)
         for start, stop in bounds:
             if target.kind == "fixed":
@@ -329,18 +320,18 @@ class ConstantColumn:
 
 
 class RowsColumn:
-    """Rows that vary in length and lie in one array.
+    """Rows of varying length in one array.
 
     Parameters
     ----------
     elements : ndarray, 1-d
-        Numbers; or the bytes of values that are encoded already.
+        Numbers, or the bytes of encoded values.
     offsets : ndarray of int64, shape (n + 1,)
     encoding : Encoding or None
-        The column's. None, for encoded values, if nothing tells it.
+        The column's encoding. None for encoded values of an unknown encoding.
     shapes : ndarray of int64, shape (n, ndim), optional
     values : callable
-        Returns rows ``start`` to ``stop``, to be encoded otherwise.
+        Returns rows ``start`` to ``stop`` as Python values.
     """
 
     def __init__(
@@ -385,13 +376,13 @@ class RowsColumn:
 
 
 class Columns:
-    """A table whose columns are given one by one.
+    """A table made of columns.
 
     Parameters
     ----------
     columns : mapping of str to GivenColumn
     given : collection of str, optional
-        The names of all columns that the user gave, for messages.
+        All column names of the user's table, for error messages.
 
     Raises
     ------
@@ -418,7 +409,7 @@ class Columns:
         return list(self._columns)
 
     def encoding(self, name: str) -> Encoding:
-        """Return the encoding that keeps a column as it is."""
+        """Return the encoding that keeps the type of a column."""
         return self._columns[name].encoding()
 
     def blocks(
@@ -435,7 +426,7 @@ class Columns:
 
 
 def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
-    """Yield the blocks of a column, whose exceptions name it."""
+    """Yield the blocks of a column; exceptions name the column."""
     try:
         yield from blocks
     except NpstreamError:
@@ -445,7 +436,7 @@ def _located(name: str, blocks: Iterator[ColumnBlock]) -> Iterator[ColumnBlock]:
 
 
 def has_utf8_name(name: str) -> bool:
-    """Return True if a name has bytes in UTF-8."""
+    """Return True if a name can be encoded as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -454,7 +445,7 @@ def has_utf8_name(name: str) -> bool:
 
 
 def infer_column(name: str, value: Any) -> Encoding:
-    """Return the encoding that suits a value of a column."""
+    """Return the encoding inferred from a value of a column."""
     try:
         return infer(value)
     except (TypeError, ValueError) as error:
@@ -472,7 +463,7 @@ def parse_column(name: str, encoding: str) -> Encoding:
 
 
 def table_encodings(table: GivenTable) -> dict[str, Encoding]:
-    """Return the encodings that keep a table's columns as they are."""
+    """Return the encodings that keep the types of a table's columns."""
     encodings = {}
     for name in table.names():
         try:

@@ -384,7 +384,7 @@ def test_nulls_within_lists(tmp_path):
 def test_names_that_clash(tmp_path):
     table = pa.table([[1], [2], [3]], names=["a", "b", "a"])
     for data in (table, table.to_reader()):
-        with pytest.raises(ValueError, match="column 'a': two columns are called so: rename one"):
+        with pytest.raises(ValueError, match="column 'a': two columns have this name: rename one"):
             npstream.write(tmp_path / "a", data)
     report, ds = rewritten(tmp_path / "b", table, columns={"b": "int64"})
     assert report.columns == {"b": "int64"}

@@ -51,6 +51,13 @@ def test_numbers_of_rows_are_no_column(tmp_path):
         assert ds["i"].load().tolist() == data["i"].tolist()
 
 
+def test_columns_leave_out_an_index_and_names(tmp_path):
+    data = frame().set_index(pd.Index(list("abc")))
+    data[0] = 1
+    _, ds = rewritten(tmp_path, data, columns={"i": "int8", "s": "str"})
+    assert ds[2] == {"i": 3, "s": "é"}
+
+
 def test_an_index_with_names_is_columns(tmp_path):
     report, ds = rewritten(tmp_path / "a", frame().set_index("s"))
     assert next(iter(report.columns)) == "s"
@@ -65,10 +72,10 @@ def test_an_index_with_names_is_columns(tmp_path):
     [
         (lambda: frame().iloc[[0, 2, 1]], r"has no name: call reset_index\(drop=True\)"),
         (lambda: frame().set_index(pd.Index(list("abc"))), r"or reset_index\(\) to keep it"),
-        (lambda: frame().set_index(frame()["i"]), "column 'i': the index and a column are called"),
-        (lambda: pd.concat([frame(), frame()], axis=1), "column 'i': 2 columns are called so"),
-        (lambda: pd.DataFrame(np.zeros((2, 2))), "column 0: names of columns are str"),
-        (lambda: pd.DataFrame({("a", "b"): [1]}), r"column \('a', 'b'\): names of columns are str"),
+        (lambda: frame().set_index(frame()["i"]), "column 'i': the index and a column have this"),
+        (lambda: pd.concat([frame(), frame()], axis=1), "column 'i': 2 columns have this name"),
+        (lambda: pd.DataFrame(np.zeros((2, 2))), "column 0: column names must be str"),
+        (lambda: pd.DataFrame({("a", "b"): [1]}), r"column \('a', 'b'\): column names must be str"),
         (lambda: pd.DataFrame({"x": pd.period_range("2020", periods=2)}), "'x': pandas's period"),
         (lambda: pd.DataFrame({"x": pd.interval_range(0, 2)}), "'x': pandas's interval.* or leave"),
         (

@@ -1,7 +1,7 @@
-"""Arrow's tables and arrays as columns for a writer.
+"""Arrow tables and arrays as columns to write.
 
-Numbers and text are taken out of Arrow's buffers block by block. Only values that become JSON, and
-those whose encoding the user chose otherwise, become objects of Python.
+Numbers and text are read from Arrow's buffers, block by block. Values become Python objects only if
+they are stored as JSON, or if the user chose an encoding that needs a conversion of text or bytes.
 
 Tested in tests/writing/test_arrow_tables.py.
 """
@@ -30,20 +30,20 @@ _LEAVE_OUT = "or leave the column out: columns= names those to write"
 
 
 class ArrowColumn:
-    """An Arrow array, whose buffers are read block by block.
+    """An Arrow array, read from its buffers block by block.
 
     Parameters
     ----------
     array : pyarrow.Array or pyarrow.ChunkedArray
     fill : Fill
-        Used for nulls, and for NaN and NaT where the target encoding has neither.
+        Replaces nulls, and NaN and NaT if the target encoding cannot store them.
     known : str, optional
-        The encoding, where more than the Arrow type says it.
+        The encoding, if it does not follow from the Arrow type.
 
     Raises
     ------
     RowError
-        If values are null that are not filled.
+        If there are nulls and no `fill`.
     """
 
     def __init__(self, array: Any, fill: Fill = NO_FILL, known: str | None = None) -> None:
@@ -65,7 +65,7 @@ class ArrowColumn:
         return arrow_encoding(self._kind)
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
-        """Yield blocks of rows out of the buffers, or as values of Python."""
+        """Yield blocks of rows: arrays, encoded values or Python values."""
         for start, stop in bounds:
             part = self._array.slice(start, stop - start)
             try:
@@ -123,7 +123,7 @@ def arrow_encoding(kind: Any) -> Encoding:
 
 
 def plain_type(kind: Any) -> Any:
-    """Return an Arrow type without categories, runs, views of lists and extensions."""
+    """Return an Arrow type without dictionaries, runs, list views and extensions."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     types = pa.types
     while True:
@@ -171,7 +171,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _not_json(kind: Any) -> Any:
-    """Return the first type within a nested one that JSON does not have; None if it has all."""
+    """Return the first type within a nested type that JSON lacks; None if it lacks none."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     kind = plain_type(kind)
     for k in range(kind.num_fields):
@@ -234,7 +234,7 @@ def _null_error(array: Any, count: int) -> RowError:
 
 
 def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBlock:
-    """Return rows in the form that an encoding stores; those that are missing have any value."""
+    """Return rows in the form that `target` stores; missing rows have arbitrary values."""
     kind = part.type
     text = _text(kind)
     if text == "str_decimal" and target.name == text:
@@ -261,7 +261,7 @@ def _rows(part: Any, missing: Bools, target: Encoding, fill: Fill) -> ColumnBloc
 
 
 def _python_values(array: Any) -> list[Any]:
-    """Return values of Python; maps are dicts."""
+    """Return Python values, with maps as dicts."""
     try:
         return array.to_pylist(maps_as_pydicts="strict")  # type: ignore[no-any-return]
     except (KeyError, ValueError) as error:
@@ -278,7 +278,7 @@ def _python_values(array: Any) -> list[Any]:
 
 
 def _exact(numbers: AnyArray, target: Encoding) -> ColumnBlock:
-    """Return rows of arrays in another dtype, if that keeps their values."""
+    """Return numbers or arrays in the dtype of `target`, if that keeps their values."""
     if numbers.dtype == target.dtype or numbers.ndim == 1:
         return rows_as(numbers, target)
     try:
@@ -299,7 +299,7 @@ def _check_exact(elements: AnyArray, wrong: Bools, offsets: Int64, target: Encod
 
 
 def _numbers(array: Any, missing: Bools) -> AnyArray:
-    """Return the numbers of an Arrow array, or its rows of one shape, whatever is null."""
+    """Return an Arrow array as a NumPy array; nulls get arbitrary values."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if _is_tensor(array.type):
         shape = tuple(array.type.shape)
@@ -319,7 +319,7 @@ def _numbers(array: Any, missing: Bools) -> AnyArray:
 
 
 def _without_nulls(array: Any) -> AnyArray:
-    """Return numbers of Arrow; null ones have any value."""
+    """Return numbers as a NumPy array; nulls get arbitrary values."""
     if array.null_count:
         pa = import_optional("pyarrow", "pyarrow", "arrow")
         buffers = [None, *array.buffers()[1:]]
@@ -328,7 +328,7 @@ def _without_nulls(array: Any) -> AnyArray:
 
 
 def _check_elements(elements: Any, offsets: Int64, missing: Bools) -> None:
-    """Raise if an element is null of a row that is not missing itself."""
+    """Raise if a row that is not missing has a null element."""
     at = np.flatnonzero(_nulls(elements))
     rows = np.searchsorted(offsets, at, side="right") - 1
     rows = rows[~missing[rows]]
@@ -341,7 +341,7 @@ def _check_elements(elements: Any, offsets: Int64, missing: Bools) -> None:
 
 
 def _check_text(array: Any) -> None:
-    """Raise ValueError if text is not UTF-8, which pyarrow checks value by value."""
+    """Raise ValueError if text is not UTF-8."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     if not types.is_string_view(array.type):
         _, at, data = array.buffers()
@@ -350,12 +350,12 @@ def _check_text(array: Any) -> None:
         if data is None or offsets[0] == offsets[-1]:
             return
         if np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]].max() < 0x80:
-            return  # ASCII, which takes a tenth of the time
+            return  # ASCII; pyarrow's check value by value takes ten times longer
     array.validate(full=True)
 
 
 def _bodies(array: Any, missing: Bools) -> Bodies:
-    """Return text or bytes as they lie in Arrow's buffers."""
+    """Return text or bytes by their addresses in Arrow's buffers."""
     types = import_optional("pyarrow.types", "pyarrow", "arrow")
     kind, first, count = array.type, array.offset, len(array)
     buffers = array.buffers()
@@ -379,10 +379,10 @@ def _offsets(buffer: Any, dtype: np.dtype[Any], first: int, count: int) -> Int64
 
 
 def _views(array: Any, buffers: list[Any], missing: Bools) -> Bodies:
-    """Return text or bytes of up to 12 bytes out of the views, and others by their addresses.
+    """Return text or bytes of Arrow's view types by their addresses.
 
-    A view is four int32: the length, then up to 12 bytes; or the length, the first 4 bytes, the
-    number of a buffer, and where the value begins in it.
+    A view is four int32. Values of up to 12 bytes are stored in the view, after their length.
+    Otherwise it has the length, the first 4 bytes, the number of a buffer and an offset in it.
     """
     first, count = array.offset, len(array)
     if not count:
@@ -398,7 +398,7 @@ def _views(array: Any, buffers: list[Any], missing: Bools) -> Bodies:
 
 
 def _ragged(array: Any, missing: Bools, target: Encoding) -> Bodies:
-    """Return lists of numbers as arrays, each encoded with its length."""
+    """Return lists of numbers as encoded arrays."""
     elements, offsets = _elements(array, missing)
     lengths = np.diff(offsets)
     if (empty := (lengths == 0) & ~missing).any():
@@ -413,7 +413,7 @@ def _ragged(array: Any, missing: Bools, target: Encoding) -> Bodies:
         elements = converted
     if not missing.any():
         return bodies_of_rows(elements, offsets, None, target)
-    # Rows that are missing have no elements, so that the others follow each other.
+    # Missing rows have no elements, so the remaining rows are contiguous.
     present = np.flatnonzero(~missing)
     bodies = bodies_of_rows(elements, np.append(offsets[present], offsets[-1]), None, target)
     address, nbytes = np.zeros((2, len(missing)), np.int64)
@@ -422,11 +422,11 @@ def _ragged(array: Any, missing: Bools, target: Encoding) -> Bodies:
 
 
 def _elements(array: Any, missing: Bools) -> tuple[AnyArray, Int64]:
-    """Return the numbers of lists, and where each list begins among them."""
+    """Return the elements of all lists, and the offset of each list."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     dtype = np.dtype(np.int64 if pa.types.is_large_list(array.type) else np.int32)
     offsets = _offsets(array.buffers()[1], dtype, array.offset, len(array))
-    if (np.diff(offsets)[missing] != 0).any():  # rows that are null, and have elements
+    if (np.diff(offsets)[missing] != 0).any():  # null lists may have elements
         return _elements(_compact(array), missing)
     first, last = int(offsets[0]), int(offsets[-1])
     values, offsets = plain(array.values[first:last]), offsets - first
@@ -436,7 +436,7 @@ def _elements(array: Any, missing: Bools) -> tuple[AnyArray, Int64]:
 
 
 def _compact(array: Any) -> Any:
-    """Return lists without the elements of those that are null."""
+    """Return lists without the elements of null lists."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     lengths = array.value_lengths().fill_null(0).to_numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -444,7 +444,7 @@ def _compact(array: Any) -> Any:
 
 
 def _regular(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
-    """Return lists of numbers as arrays of one shape, all of which must have that many elements."""
+    """Return lists of numbers as arrays of the shape of `target`."""
     elements, offsets = _elements(array, missing)
     shape = target.shape or ()
     size = int(np.prod(shape))
@@ -465,12 +465,12 @@ def _regular(array: Any, missing: Bools, target: Encoding) -> ColumnBlock:
 def arrow_columns(
     table: Any, fill: Mapping[str, Fill], names: Collection[str] | None = None
 ) -> dict[str, ArrowColumn]:
-    """Return the columns of a pyarrow Table or RecordBatch, or those of some names.
+    """Return the columns of a pyarrow Table or RecordBatch, all or those in `names`.
 
     Raises
     ------
     ValueError
-        If two columns have one name, or values are null that are not filled.
+        If two columns have one name, or there are nulls and no value in `fill`.
     """
     columns: dict[str, ArrowColumn] = {}
     for name, array in zip(table.schema.names, table.columns, strict=True):
@@ -478,7 +478,7 @@ def arrow_columns(
             continue
         if name in columns:
             raise ValueError(
-                f"column {name!r}: two columns are called so: rename one, as with "
+                f"column {name!r}: two columns have this name: rename one, as with "
                 "table.rename_columns(...), or drop it"
             )
         try:

@@ -1,7 +1,7 @@
-"""Values that a writer stores where a sample or a table has none.
+"""Replacement of missing values in samples and tables.
 
-A value is missing if the sample lacks its key, or if it is None, NumPy's masked, or pandas's NA.
-NaN and NaT are missing only for encodings that cannot hold them, such as integers and text.
+A value is missing if its key is missing, or if it is None, NumPy's masked, or pandas's NA. NaN and
+NaT count as missing only if the encoding cannot store them, such as integers and text.
 
 Tested in tests/writing/test_fill.py.
 """
@@ -27,7 +27,7 @@ __all__ = ["NO_FILL", "Fill", "check_fill", "fill_sample", "is_absent", "keeps_n
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """The value that a column gets where one is missing."""
+    """The value that replaces missing values of a column."""
 
     value: Any = None
     is_given: bool = True
@@ -36,18 +36,18 @@ class Fill:
         return self.is_given
 
     def values(self, values: Any, target: Encoding) -> list[Any]:
-        """Return values of Python with the missing ones filled."""
+        """Return Python values with missing values replaced."""
         if not self:
             return list(values)
         return [self.value if is_absent(value, target) else value for value in values]
 
     def block(self, block: ColumnBlock, missing: Bools, target: Encoding) -> ColumnBlock:
-        """Return rows in which those that `missing` marks are filled.
+        """Return rows, with those in the mask `missing` replaced.
 
         Raises
         ------
         TypeError, ValueError
-            If the encoding cannot hold the value.
+            If `target` cannot store the value.
         """
         if not missing.any():
             return block
@@ -67,7 +67,7 @@ class Fill:
         return Bodies(address, nbytes, (block.held, held))
 
     def body(self, target: Encoding) -> bytes:
-        """Return the value as an encoding stores it."""
+        """Return the encoded value."""
         try:
             return target.encode(self.value)
         except (TypeError, ValueError) as error:
@@ -80,12 +80,12 @@ NO_FILL = Fill(is_given=False)
 
 
 def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:
-    """Return the values of the argument ``fill=`` by column.
+    """Return the values of the argument ``fill=``, by column.
 
     Raises
     ------
     TypeError
-        If it is no mapping from names of columns.
+        If it is not a mapping from column names.
     """
     if fill is None:
         return {}
@@ -97,7 +97,7 @@ def check_fill(fill: Mapping[str, Any] | None) -> dict[str, Fill]:
 
 
 def is_absent(value: object, encoding: Encoding) -> bool:
-    """Return True for a value that stands for none in a column of an encoding.
+    """Return True for a value that is missing in a column of `encoding`.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def is_absent(value: object, encoding: Encoding) -> bool:
 
 
 def keeps_nan(encoding: Encoding) -> bool:
-    """Return True for an encoding with a value for NaN, or for NaT."""
+    """Return True for an encoding that can store NaN or NaT."""
     if encoding.kind == "fixed":
         return encoding.dtype.kind not in "iub"
     return encoding.kind in ("float_text", "object")
@@ -124,14 +124,14 @@ def keeps_nan(encoding: Encoding) -> bool:
 def fill_sample(
     sample: Mapping[str, Any], fill: Mapping[str, Fill], columns: Mapping[str, Encoding]
 ) -> Mapping[str, Any]:
-    """Return a sample with the values that it lacks; itself if it lacks none.
+    """Return a sample with missing values replaced; the same object if none is missing.
 
     Parameters
     ----------
     sample : mapping of str to object
     fill : mapping of str to Fill
     columns : mapping of str to Encoding
-        The columns that are written; empty as long as no sample has said which there are.
+        The columns to write; empty until the first sample defines them.
     """
     filled = None
     for name, each in fill.items():

@@ -1,4 +1,4 @@
-"""Tables and columns of pandas for a writer.
+"""DataFrames and Series of pandas as columns to write.
 
 Tested in tests/writing/test_frames.py.
 """
@@ -6,7 +6,7 @@ Tested in tests/writing/test_frames.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -24,40 +24,50 @@ if TYPE_CHECKING:
 __all__ = ["frame_columns", "series_column"]
 
 
-def frame_columns(frame: Any) -> dict[str, Any]:
+def frame_columns(frame: Any, names: Collection[str] | None = None) -> dict[str, Any]:
     """Return the columns of a DataFrame by name, those of its index first.
+
+    Parameters
+    ----------
+    frame : DataFrame
+    names : collection of str, optional
+        The columns to return; by default all. An index without a name is then left out.
 
     Raises
     ------
     TypeError, ValueError
-        If the index has values and no name, a name is no str, or two columns have one name.
+        If the index has values and no name, a name is not a str, or two columns have one name.
     """
-    index, columns = frame.index, frame.columns
+    index = frame.index
     levels = list(index.names)
     if levels == [None] and type(index).__name__ == "RangeIndex":
-        levels = []  # the numbers of rows
-    elif None in levels:
+        levels = []  # row numbers
+    elif None in levels and names is None:
         raise ValueError(
             f"the index of the DataFrame is of type {type(index).__name__} and has no name: call "
             "reset_index(drop=True) to leave it out, or reset_index() to keep it as a column"
         )
-    for name in (*levels, *columns):
+
+    def is_written(name: object) -> bool:
+        return names is None or name in names
+
+    values = [(name, index.get_level_values(name)) for name in levels if is_written(name)]
+    values += [(name, frame.iloc[:, k]) for k, name in enumerate(frame.columns) if is_written(name)]
+    for name, _ in values:
         if not isinstance(name, str):
             raise TypeError(
-                f"column {name!r}: names of columns are str, and this is of type "
+                f"column {name!r}: column names must be str, and this is of type "
                 f"{type(name).__name__}: rename the columns, as with "
                 "frame.columns = [str(name) for name in frame.columns], or call rename(columns=...)"
             )
-    for name, times in Counter([*levels, *columns]).items():
-        if times > 1:
-            what = "the index and a column are" if name in levels else f"{times} columns are"
+    for name, count in Counter(name for name, _ in values).items():
+        if count > 1:
+            what = "the index and a column have" if name in levels else f"{count} columns have"
             raise ValueError(
-                f"column {name!r}: {what} called so: rename one, as with "
-                "frame.columns = [...], or drop it, as with "
-                "frame.loc[:, ~frame.columns.duplicated()]"
+                f"column {name!r}: {what} this name: rename one, as with frame.columns = [...], "
+                "or drop it, as with frame.loc[:, ~frame.columns.duplicated()]"
             )
-    values = {name: index.get_level_values(name) for name in levels}
-    return values | {name: frame.iloc[:, k] for k, name in enumerate(columns)}
+    return dict(values)
 
 
 def series_column(
@@ -69,7 +79,7 @@ def series_column(
     ----------
     values : Series, Index or ExtensionArray
     fill : Fill
-        Used for missing values.
+        Replaces missing values.
     array_column : callable
         Makes a column of a NumPy array.
     """
@@ -100,7 +110,7 @@ def series_column(
 
 
 def _unknown(dtype: Any) -> str | None:
-    """Return what to do about a dtype that has no encoding; None if it has one."""
+    """Return the problem and the fix of a dtype without an encoding; None for other dtypes."""
     name = type(dtype).__name__
     if name == "DatetimeTZDtype":
         return (
@@ -123,7 +133,7 @@ def _with_missing(
     fill: Fill,
     array_column: Callable[[Any, Fill], GivenColumn],
 ) -> GivenColumn:
-    """Return a column some of whose values are missing, and get one of the user's."""
+    """Return a column whose missing values are filled."""
     dtype = values.dtype
     if hasattr(dtype, "categories"):
         number = dtype.categories.dtype

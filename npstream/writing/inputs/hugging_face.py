@@ -1,6 +1,6 @@
-"""Datasets of Hugging Face as tables for a writer.
+"""Datasets of Hugging Face as tables to write.
 
-They are read as Arrow: images and sounds stay the encoded files that they are.
+Rows are read as Arrow record batches. Images and audio stay encoded files.
 
 Tested in tests/writing/test_hugging_face.py.
 """
@@ -33,16 +33,16 @@ __all__ = ["dataset_stream"]
 _BATCH_BYTES = 1 << 23
 _BATCH_ROWS = 1 << 16
 _STREAM_ROWS = 1000
-"""Rows that are taken at once of a dataset of unknown size."""
+"""Rows of a batch, for a dataset of unknown size."""
 
 _FILES = {"Audio": "bytes", "Video": "bytes", "Pdf": "bytes", "Image": ""}
-"""Features that are files, and their encodings; that of images depends on the first file."""
+"""Features of encoded files, and their encodings. That of images depends on the first file."""
 
 
 def dataset_stream(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> TableStream | None:
-    """Return the rows of a Dataset or IterableDataset of Hugging Face.
+    """Return the rows of a Dataset or IterableDataset as a stream of tables.
 
     Parameters
     ----------
@@ -54,7 +54,8 @@ def dataset_stream(
     Returns
     -------
     TableStream or None
-        None if a function of the user makes its samples, or nothing tells its features.
+        None if the dataset has a transform of the user, or unknown features. It is then written
+        sample by sample.
     """
     form = getattr(data, "format", None) or {}
     if form.get("type") == "custom" or data.features is None:
@@ -88,7 +89,7 @@ def _table(
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Columns:
-    """Return a batch; `known` gets the encodings of images."""
+    """Return a batch as a table; `known` collects the encodings of images."""
     columns: dict[str, GivenColumn] = {}
     for name, feature in features.items():
         try:
@@ -115,7 +116,7 @@ def _column(name: str, array: Any, feature: Any, known: dict[str, str], fill: Fi
 
 
 def _files(array: Any) -> Any:
-    """Return files as bytes; those of which only a path is known are read."""
+    """Return the bytes of files; reads files that are given by path only."""
     pc = import_optional("pyarrow.compute", "pyarrow", "arrow")
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     if isinstance(array, pa.ChunkedArray):
@@ -145,13 +146,13 @@ def _read(path: str, row: int) -> bytes:
 
 
 def _image_encoding(files: Any) -> str:
-    """Return the encoding of image files; a column takes files of any kind."""
+    """Return the encoding for image files, by the first one; both encodings store any file."""
     first = next((each.as_py() for each in files if each.is_valid), b"")
     return "jpeg" if first.startswith(b"\xff\xd8") else "png"
 
 
 def _arrays(array: Any, feature: Any, fill: Fill) -> GivenColumn:
-    """Return arrays of several axes, which are lists of lists in Arrow."""
+    """Return arrays of several axes, which Arrow stores as nested lists."""
     pa = import_optional("pyarrow", "pyarrow", "arrow")
     shape, dtype = tuple(feature.shape), np.dtype(feature.dtype)
     storage = plain(array)

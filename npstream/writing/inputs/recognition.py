@@ -1,7 +1,7 @@
-"""Tables and samples for a writer, of the objects that users give.
+"""Recognition of the objects that users write: as tables, columns or samples.
 
-Objects of other libraries are recognized by a protocol, or by the name of their class and its
-package. No library is imported for that.
+Objects of other libraries are recognized by a protocol, or by the names of their class and
+package. No library is imported for this.
 
 Tested in tests/writing/test_inputs.py.
 """
@@ -48,7 +48,7 @@ _SEVERAL = "which is several columns: write it alone, or a mapping of its column
 def table_of(
     data: Any, names: Collection[str] | None = None, fill: Mapping[str, Fill] | None = None
 ) -> GivenTable | TableStream | None:
-    """Return what is given to a writer as a table; None if it has samples, one by one.
+    """Return the user's data as a table; None if it is an iterable of samples.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def table_of(
     names : collection of str, optional
         The columns to write; by default all.
     fill : mapping of str to Fill, optional
-        The values of columns where they are missing.
+        Replaces missing values, by column.
 
     Raises
     ------
     TypeError, ValueError
-        If it is neither, or its columns differ in length.
+        If a column cannot be written, or the columns differ in length.
     """
     fill = fill or {}
     own = getattr(type(data), "_to_write", None)
@@ -91,9 +91,9 @@ def table_of(
 def foreign_table(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> GivenTable | TableStream | None:
-    """Return a table of another library; None for anything else."""
+    """Return the table of another library; None if `data` is not one."""
     if _is_a(data, "pandas", "DataFrame"):
-        return columns_of(frame_columns(data), None, names, fill)
+        return columns_of(frame_columns(data, names), None, names, fill)
     if _is_a(data, "polars", "LazyFrame"):
         raise TypeError(
             "data is a LazyFrame, which has no rows yet: write data.collect(), or "
@@ -112,7 +112,7 @@ def foreign_table(
 
 
 def _is_a(value: object, package: str, *names: str) -> bool:
-    """Return True for an object of a class of another package, which is not imported for that."""
+    """Return True for an instance of a class of another package, without importing it."""
     return any(
         kind.__name__ in names and kind.__module__.partition(".")[0] == package
         for kind in type(value).__mro__
@@ -125,7 +125,7 @@ def columns_of(
     names: Collection[str] | None = None,
     fill: Mapping[str, Fill] | None = None,
 ) -> Columns:
-    """Return a mapping of columns as a table; `known` is the encodings that they had."""
+    """Return a mapping of columns as a table; `known` has the encodings that they had."""
     columns = {}
     for name, values in data.items():
         if names is not None and name not in names:
@@ -143,7 +143,7 @@ def _complete(
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Columns:
-    """Return a table of those columns of a given one that are written, and of filled ones."""
+    """Return a table of `columns`, and of the columns that it lacks and `fill` has."""
     length = next((column.length for column in columns.values()), 0)
     lacking = {
         name: ConstantColumn(length, value)
@@ -162,7 +162,7 @@ def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -
     known : str, optional
         The encoding that the column had where it was read, which holds if it still fits.
     fill : Fill, optional
-        The value of rows where one is missing.
+        Replaces missing values.
     """
     fill = fill or NO_FILL
     own = getattr(type(values), "_to_write", None)
@@ -189,14 +189,14 @@ def column_of(values: Any, known: str | None = None, fill: Fill | None = None) -
 
 
 def _has_length(values: Any) -> bool:
-    """Return True for what has rows: an array with an axis, or a sequence."""
+    """Return True for an array with an axis, or a sequence."""
     if hasattr(values, "ndim"):
         return bool(values.ndim)
     return hasattr(values, "__len__")
 
 
 def _array_column(values: Any, fill: Fill = NO_FILL, known: str | None = None) -> GivenColumn:
-    """Return an array as a column; one that is no NumPy array is read block by block."""
+    """Return an array as a column; arrays of other libraries are read block by block."""
     is_here = isinstance(values, np.ndarray) or foreign.is_tensor(values)
     if is_here or not (hasattr(values, "__getitem__") and hasattr(values, "shape")):
         values = foreign.as_array(values)
@@ -222,7 +222,7 @@ def _chunk_rows(values: Any) -> int:
 
 
 class _Field:
-    """A field of a structured array, whose rows are read once for all fields."""
+    """A field of a structured array; each block of rows is read once for all fields."""
 
     def __init__(self, rows: _LastRows, name: str) -> None:
         self._rows, self._name = rows, name
@@ -239,7 +239,7 @@ class _Field:
 
 
 class _LastRows:
-    """Rows of a structured array, the last of which are kept."""
+    """Rows of a structured array; the last block is kept."""
 
     def __init__(self, values: Any) -> None:
         self.values = values
@@ -268,7 +268,7 @@ def _fields(data: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _is_column(data: Any) -> bool:
-    """Return True for an array that is no table."""
+    """Return True for an array that is not a table."""
     return foreign.is_array(data) or _is_a(data, "polars", "Series")
 
 
@@ -290,7 +290,7 @@ def _one_column(data: Any, names: Collection[str] | None, fill: Mapping[str, Fil
         dtype = foreign.as_array(data[:1]).dtype
         encoding = type_of_array(dtype, shape[1:]).name
     except Exception:
-        pass  # the name is only an example
+        pass  # the encoding is only an example
     count = f", and columns= names {len(names)}" if names else ""
     raise TypeError(
         f"data is {what}, one column without a name{count}: write {{'x': data}}, or name it with "
@@ -329,7 +329,7 @@ def _tensors(
 def _arrow_table(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> GivenTable | TableStream | None:
-    """Return a table of Arrow, or of a library that lends one; None for anything else."""
+    """Return the table of an object with Arrow's interfaces; None if `data` is not one."""
     if _is_a(data, "pyarrow", "Table", "RecordBatch"):
         return _arrow_columns(data, names, fill)
     if _is_a(data, "pyarrow", "Dataset"):
@@ -370,7 +370,7 @@ def _arrow_columns(table: Any, names: Collection[str] | None, fill: Mapping[str,
 
 
 def _refuse_objects(frame: Any) -> None:
-    """Raise for a column of polars's objects, of which Arrow would get only addresses."""
+    """Raise for columns that polars does not export, or exports as memory addresses."""
     for name, dtype in frame.schema.items():
         if str(dtype) == "Object":
             raise TypeError(
@@ -387,7 +387,7 @@ def _refuse_objects(frame: Any) -> None:
 def _reader_stream(
     reader: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
 ) -> TableStream:
-    """Return the record batches of a reader, which are read one after another."""
+    """Return the record batches of a reader as a stream."""
 
     def table(batch: Any) -> GivenTable:
         return _arrow_columns(batch, names, fill)
@@ -402,19 +402,19 @@ def _reader_stream(
 def samples_of(
     data: Any, names: Collection[str] | None, fill: Mapping[str, Fill] | None = None
 ) -> Iterable[Any] | TableStream:
-    """Return samples, or tables one after another, once it is known that there are some.
+    """Return the user's data as samples, or as a stream if they are tables.
 
     Parameters
     ----------
     data : iterable, or object with ``__len__`` and ``__getitem__``
     names : collection of str, optional
-        The columns to write, by which the values of tuples are called.
+        The columns to write. They name the values of tuples in order.
     fill : mapping of str to Fill, optional
 
     Raises
     ------
     TypeError, ValueError
-        If there are none, and no columns are named.
+        If there are no samples and `names` is None.
     """
     samples = _iterate(data)
     for first in samples:
@@ -447,7 +447,9 @@ def _iterate(data: Any) -> Iterator[Any]:
             "data.dataset"
         )
     is_map = hasattr(type(data), "__getitem__") and hasattr(type(data), "__len__")
-    if is_map and not hasattr(type(data), "__iter__"):  # of torch; some never raise IndexError
+    if is_map and not hasattr(
+        type(data), "__iter__"
+    ):  # such as torch's, which need not raise IndexError
         return (data[k] for k in range(len(data)))
     try:
         return iter(data)
@@ -464,7 +466,7 @@ def _tables(
     names: Collection[str] | None,
     fill: Mapping[str, Fill],
 ) -> Iterator[GivenTable]:
-    """Yield tables, the first of which has been taken from an iterator of them."""
+    """Yield the first table, then those of the remaining items."""
     for table in chain([first], (_next_table(item, names, fill) for item in others)):
         if isinstance(table, TableStream):
             yield from table.tables
@@ -484,7 +486,7 @@ def _next_table(
 
 
 def _named_samples(samples: Iterable[Any], names: Collection[str] | None) -> Iterator[Any]:
-    """Yield samples as mappings; values without names are called by those of the columns."""
+    """Yield samples as mappings; `names` name the values of tuples."""
     for number, sample in enumerate(samples):
         yield _as_mapping(sample, names, number)
 
