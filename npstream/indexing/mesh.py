@@ -27,7 +27,7 @@ class Mesh:
 
     Parameters
     ----------
-    numbers : tuple of ndarray of int64
+    axis_positions : tuple of ndarray of int64
         The elements' positions along each axis of a value. Each array has the axes of the rows,
         then those of `shape`. An axis along which the array is constant has length 1.
     shape : tuple of int
@@ -36,7 +36,7 @@ class Mesh:
         Number of axes of `shape` that precede the row axes in the result.
     """
 
-    numbers: tuple[Int64, ...]
+    axis_positions: tuple[Int64, ...]
     shape: Shape
     lead: int = 0
 
@@ -46,7 +46,7 @@ class Mesh:
 
         Examples
         --------
-        >>> [numbers.shape for numbers in Mesh.whole(1, (4, 3)).numbers]
+        >>> [positions.shape for positions in Mesh.whole(1, (4, 3)).axis_positions]
         [(1, 4, 1), (1, 1, 3)]
         """
         grid = np.ogrid[tuple(slice(length) for length in shape)] if shape else ()
@@ -65,15 +65,15 @@ class Mesh:
             One for each axis of the rows and of `shape`, within bounds. If `cells` contains arrays,
             then `rows` are all slices, and the row axes come first.
         """
-        numbers = tuple(_index(n, rows, cells) for n in self.numbers)
+        axis_positions = tuple(_index(n, rows, cells) for n in self.axis_positions)
         lead = sum(not isinstance(item, int) for item in cells[: self.lead])
         indexed = [k for k, item in enumerate(cells) if not isinstance(item, slice)]
         # If a slice stands between two arrays, or an array and an int, NumPy puts their axes first.
         if width := _width(cells):
             lead = width if indexed[-1] - indexed[0] + 1 != len(indexed) else 0
             ends = range(len(rows), len(rows) + lead)
-            numbers = tuple(np.moveaxis(n, range(lead), ends) for n in numbers)
-        return Mesh(numbers, _indexed_shape(self.shape, cells), lead)
+            axis_positions = tuple(np.moveaxis(n, range(lead), ends) for n in axis_positions)
+        return Mesh(axis_positions, _indexed_shape(self.shape, cells), lead)
 
     def select_jointly(self, rows: Items, cells: Items, row_shape: Shape) -> tuple[Int64, Mesh]:
         """Return a part of the elements that may differ between rows.
@@ -102,13 +102,13 @@ class Mesh:
             all_rows = np.arange(prod(row_shape)).reshape(row_shape + (1,) * len(cells))
             selected: AnyArray = _index(all_rows, rows, cells)
             positions = selected.reshape(selected.shape[: selected.ndim - sliced])
-        numbers = []
-        for n in self.numbers:
+        axis_positions = []
+        for n in self.axis_positions:
             part = _index(n, rows, cells)
             if set(part.shape[:lead]) - {1}:
                 part = np.broadcast_to(part, shape[:lead] + part.shape[lead:])
-            numbers.append(part)
-        return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(numbers), shape[lead:])
+            axis_positions.append(part)
+        return np.broadcast_to(positions, shape[:lead]), Mesh(tuple(axis_positions), shape[lead:])
 
     def positions(self, cell: Cell) -> tuple[list[int], ...]:
         """Return the elements' positions along each axis of a value, in ascending order.
@@ -118,22 +118,22 @@ class Mesh:
         cell : Cell
             The part of the value over which this mesh is defined; see `bounded`.
         """
-        numbers = iter(self.numbers)
+        axis_positions = iter(self.axis_positions)
         return tuple(
             [axis]
             if isinstance(axis, int)
-            else sorted(axis[k] for k in np.unique(next(numbers)).tolist())
+            else sorted(axis[k] for k in np.unique(next(axis_positions)).tolist())
             for axis in cell.axes
         )
 
     def bounded(self) -> tuple[Cell, Mesh]:
         """Return the smallest cell that contains all elements, and the mesh over that cell."""
-        axes, numbers = [], []
-        for n in self.numbers:
+        axes, axis_positions = [], []
+        for n in self.axis_positions:
             first, stop = (int(n.min()), int(n.max()) + 1) if n.size else (0, 0)
             axes.append(range(first, stop))
-            numbers.append(n - first)
-        return Cell(tuple(axes)), Mesh(tuple(numbers), self.shape, self.lead)
+            axis_positions.append(n - first)
+        return Cell(tuple(axes)), Mesh(tuple(axis_positions), self.shape, self.lead)
 
     def take(self, values: AnyArray, rows: Int64, start: int, row_axes: int) -> AnyArray:
         """Return the elements of consecutive rows, with a single row axis, which comes first.
@@ -149,13 +149,15 @@ class Mesh:
         row_axes : int
             Number of row axes of the mesh.
         """
-        flat = [n.reshape((prod(n.shape[:row_axes]), *n.shape[row_axes:])) for n in self.numbers]
+        flat = [
+            n.reshape((prod(n.shape[:row_axes]), *n.shape[row_axes:])) for n in self.axis_positions
+        ]
         shape = (len(rows), *self.shape)
         axes = _own_axes(flat)
         if axes is None:
             row = rows.reshape((-1,) + (1,) * len(self.shape))
-            numbers = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
-            return np.broadcast_to(values[(row, *numbers)], shape)
+            axis_positions = [n if len(n) == 1 else n[start : start + len(rows)] for n in flat]
+            return np.broadcast_to(values[(row, *axis_positions)], shape)
         for axis, n in enumerate(flat, 1):
             if not np.array_equal(n.reshape(-1), np.arange(values.shape[axis])):
                 values = values.take(n.reshape(-1), axis)
@@ -174,7 +176,8 @@ class Mesh:
 def _own_axes(flat: list[Int64]) -> list[int] | None:
     """Return the axis of the result along which each array varies.
 
-    Return None if an array varies along several axes, or two arrays vary along the same axis.
+    Return None if an array varies along the rows or along several axes, or if two arrays vary along
+    the same axis.
 
     Examples
     --------
@@ -195,11 +198,11 @@ def _width(items: Items) -> int:
     return max((item.ndim for item in items if isinstance(item, np.ndarray)), default=0)
 
 
-def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
+def _index(array: Int64, rows: Items, cells: Items) -> Int64:
     """Index an array whose constant axes have length 1; constant axes that remain keep it."""
     width = _width(rows + cells)
     items: list[Any] = []
-    for length, item in zip(numbers.shape, rows + cells, strict=True):
+    for length, item in zip(array.shape, rows + cells, strict=True):
         constant = length == 1
         if isinstance(item, slice):
             items.append(slice(None) if constant else item)
@@ -210,7 +213,7 @@ def _index(numbers: Int64, rows: Items, cells: Items) -> Int64:
         else:
             positions = item.nonzero()[0] if item.dtype == bool else item
             items.append(positions.reshape((1,) * (width - positions.ndim) + positions.shape))
-    part: Int64 = numbers[tuple(items)]
+    part: Int64 = array[tuple(items)]
     return part
 
 

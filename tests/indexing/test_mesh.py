@@ -126,7 +126,7 @@ def test_the_memory_of_a_sliced_axis_is_proportional_to_its_length():
     mesh = Mesh.whole(1, (1000, 1000, 1000)).select(
         (slice(None),), (slice(None), np.array([5, 9]), slice(1, None))
     )
-    assert [numbers.size for numbers in mesh.numbers] == [1000, 2, 999]
+    assert [positions.size for positions in mesh.axis_positions] == [1000, 2, 999]
     assert mesh.shape == (1000, 2, 999)
 
 
