@@ -162,9 +162,9 @@ def test_threads_wait_for_one_verification(cache, reboot):
         begun.set()
         return go_on.wait(60)
 
-    found = []
+    counts = []
     threads = [
-        threading.Thread(target=lambda: found.append(open_file(cache, check=check).resident.sum()))
+        threading.Thread(target=lambda: counts.append(open_file(cache, check=check).resident.sum()))
         for _ in range(3)
     ]
     for thread in threads:
@@ -174,7 +174,7 @@ def test_threads_wait_for_one_verification(cache, reboot):
     for thread in threads:
         thread.join()
     assert checked == list(range(PIECES))
-    assert found == [PIECES] * 3
+    assert counts == [PIECES] * 3
 
 
 @pytest.mark.parametrize("hashed", [True, False])

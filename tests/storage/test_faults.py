@@ -141,9 +141,9 @@ def test_drivers_do_not_retry(faulty: FaultyStore):
 )
 def test_a_permanent_fault_raises_after_all_attempts(faulty: FaultyStore, fault: Fault):
     faulty.proxy.faults = [dataclasses.replace(fault, times=FOR_EVER)]
-    is_sftp = faulty.remote_dir.server.raw  # which needs time for a handshake
+    stall_timeout = 4.0 if faulty.remote_dir.server.raw else 0.8  # SFTP needs a handshake
     # Only a stall lasts until the timeout. The other faults end with the number of attempts.
-    timeout = {True: 4.0, False: 0.8}[is_sftp] if fault.kind == "stall" else 60.0
+    timeout = stall_timeout if fault.kind == "stall" else 60.0
     store = faulty.store(timeout=timeout, retries=1)
     error = failure(store, lambda: store.ranges([SPAN]), timeout)
     assert error.errno in (errno.ETIMEDOUT, errno.EIO, errno.ECONNRESET)

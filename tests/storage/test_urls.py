@@ -158,7 +158,7 @@ DIRECTORIES = {
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """Change to a directory with a dataset, and store another dataset at `REMOTE`."""
     monkeypatch.chdir(tmp_path)
     npstream.write("data", {"x": [1]})
@@ -176,10 +176,10 @@ def here(tmp_path, monkeypatch):
     ],
     ids=repr,
 )  # fmt: skip
-def test_an_invalid_location_creates_no_files(location, invalid, here):
+def test_an_invalid_location_creates_no_files(location, invalid, workdir):
     with pytest.raises((TypeError, ValueError)):
         LOCATIONS[location](invalid)
-    assert set(os.listdir(here)) <= {"data", "kept"}
+    assert set(os.listdir(workdir)) <= {"data", "kept"}
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
@@ -191,21 +191,21 @@ def test_an_invalid_location_creates_no_files(location, invalid, here):
     ],
     ids=repr,
 )  # fmt: skip
-def test_an_invalid_cache_directory_creates_no_files(directory, invalid, here):
+def test_an_invalid_cache_directory_creates_no_files(directory, invalid, workdir):
     with pytest.raises((TypeError, ValueError), match=r"^cache"):
         DIRECTORIES[directory](invalid)
-    assert os.listdir(here) == ["data"]
+    assert os.listdir(workdir) == ["data"]
 
 
-def test_the_command_line_creates_no_files_for_an_invalid_cache(here, capsys):
+def test_the_command_line_creates_no_files_for_an_invalid_cache(workdir, capsys):
     for command in (["cache", "info"], ["cache", "clear"], ["cache", "fetch", REMOTE, "--cache"]):
         assert main([*command, "s3://bucket/cache"]) != 0
         assert "cache: 's3://...' is not on this machine" in capsys.readouterr().err
-    assert os.listdir(here) == ["data"]
+    assert os.listdir(workdir) == ["data"]
 
 
 @pytest.mark.parametrize("invalid", ["s3://bucket/cache", "gs:/bucket", "file://host/cache"])
-def test_an_invalid_cache_in_the_environment_creates_no_files(invalid, here, monkeypatch):
+def test_an_invalid_cache_in_the_environment_creates_no_files(invalid, workdir, monkeypatch):
     monkeypatch.setenv("NPSTREAM_CACHE", invalid)
     uses = [
         lambda: npstream.open(REMOTE),
@@ -216,26 +216,26 @@ def test_an_invalid_cache_in_the_environment_creates_no_files(invalid, here, mon
     for use in uses:
         with pytest.raises(ValueError, match="NPSTREAM_CACHE"):
             use()
-    assert os.listdir(here) == ["data"]
+    assert os.listdir(workdir) == ["data"]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", "file:{}", "path"])
-def test_valid_local_locations(form, here, monkeypatch):
+def test_valid_local_locations(form, workdir, monkeypatch):
     def at(name):
-        path = here / name
+        path = workdir / name
         return path if form == "path" else form.format(path)
 
     columns = {"x": np.arange(5)}
-    assert npstream.write(at("one"), columns).path == str(here / "one")
+    assert npstream.write(at("one"), columns).path == str(workdir / "one")
     assert npstream.open(at("one"))["x"].load().tolist() == [0, 1, 2, 3, 4]
-    assert npstream.build_index(at("one"), out=at("aside")) == str(here / "aside/index.msgpack")
+    assert npstream.build_index(at("one"), out=at("aside")) == str(workdir / "aside/index.msgpack")
     assert npstream.verify_dataset(at("one"), index=at("aside")).problems == ()
     assert npstream.open(REMOTE, cache=at("cache"))[0] == {"x": 1}
-    assert npstream.cache.info(at("cache")).directory == str(here / "cache")
+    assert npstream.cache.info(at("cache")).directory == str(workdir / "cache")
     assert npstream.cache.info(at("cache")).files > 0
     monkeypatch.setenv("NPSTREAM_CACHE", str(at("chosen")))
-    assert ShardCache().directory == str(here / "chosen")
-    assert set(os.listdir(here)) == {"data", "one", "aside", "cache", "chosen"}
+    assert ShardCache().directory == str(workdir / "chosen")
+    assert set(os.listdir(workdir)) == {"data", "one", "aside", "cache", "chosen"}
 
 
 @pytest.mark.parametrize(
