@@ -126,9 +126,9 @@ class Driver:
     read_all : callable, optional
         Reads a file of unknown size, up to a given number of bytes.
     info : callable, optional
-        Returns the file's info with one request for the file itself. Replaces a method that lists
-        the bucket, which may not be permitted, that reports every failure as a missing file, or
-        that needs the length in the response to HEAD.
+        Returns the file's info with one request for the file itself. Replaces methods that list the
+        bucket (which may be forbidden), that report every failure as a missing file, or that need
+        the length in the response to HEAD.
     can_list : bool
         True if a listing contains all files.
     write : callable, optional
@@ -137,7 +137,7 @@ class Driver:
         Stores bytes as a new file in one atomic step of the server, or raises FileExistsError.
         None if the server has no such step.
     remove : callable, optional
-        Removes a file, if the filesystem's own method does not.
+        Removes a file. Replaces a method that reports a busy server as a missing file.
     close : callable
         Closes a filesystem of a driver that blocks.
     trust : str
@@ -175,7 +175,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The driver of a URL, and the URL and the options in the driver's form."""
+    """The driver of a URL, with the URL and the options in the driver's form."""
 
     driver: Driver
     url: str = field(repr=False)  # may contain secrets
@@ -286,7 +286,7 @@ _S3_TRUST = "in AWS_CA_BUNDLE, or as storage_options={'client_kwargs': {'verify'
 def _s3_configure(filesystem: Any) -> None:
     filesystem.retries = 1
     if not filesystem.version_aware:
-        # s3fs would cut the version id off each key, and then read the newest version.
+        # s3fs would cut "?versionId=..." off a key, which here is a part of the object's name.
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionId=")
 
 
