@@ -38,7 +38,7 @@ def coalesce_ranges(
     Parameters
     ----------
     file_of, begins, ends : ndarray of int64, shape (ranges,)
-        The file of each range, and its first and last byte plus one. The ranges are sorted.
+        The file, the first byte and the end of each range. The ranges are sorted.
     gap : int
 
     Returns
