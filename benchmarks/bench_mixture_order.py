@@ -13,7 +13,7 @@ from data import Data
 from figures import SIDES, Figure, Pair, check, figure
 from npstream._core.typing import Int64
 from npstream.mixture.epochs import MixtureEpochs, MixtureSettings
-from npstream.mixture.shares import MixtureOf, schedule_of
+from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.orders.chunks import shard_chunks
 from npstream.orders.order import Order, Shuffle
 
@@ -42,13 +42,13 @@ def mixed(smallest: float) -> Any:
     shards = np.diff(np.round(np.cumsum([0, *counts])).astype(int)).tolist()
     names = tuple(f"source {number}" for number in range(1000))
     sizes = tuple(count * PER_SHARD for count in shards)
-    of = MixtureOf(
+    of = MixtureSpec(
         names=names,
         sizes=sizes,
         nbytes=tuple(count * 64 * MIB for count in shards),
         chunks=tuple(map(chunks_of, shards)),
         fingerprints=(str,) * 1000,
-        schedule=schedule_of(names, sizes),
+        schedule=make_schedule(names, sizes),
     )
 
     def read(seed: int) -> Int64:

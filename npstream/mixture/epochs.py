@@ -1,4 +1,4 @@
-"""The samples of a mixture, epoch after epoch, however its batches are drawn."""
+"""Provide the epochs of a mixture, for all kinds of batches."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from npstream.mixture.run import (
     BATCHINGS,
     Batches,
     MixtureRun,
-    adopt_run,
-    lay_out_sources,
+    assign_lanes,
+    load_run,
     new_run,
     resolve_shuffle,
-    run_in,
+    resume_run,
     with_fingerprints,
 )
 from npstream.mixture.stream import EpochOrder, MixtureOrder
@@ -33,27 +33,27 @@ from npstream.orders.order import Shuffle
 
 if TYPE_CHECKING:
     from npstream.iteration.counter import EpochCursor
-    from npstream.mixture.shares import MixtureOf
+    from npstream.mixture.shares import MixtureSpec
 
 CONTEXT_BYTES = 1 << 20
-"""Bytes of what workers can be told of the run that a state is of, compressed."""
+"""Maximum length of the compressed run of a loaded state, which is shared with workers."""
 
-_EACH, _LEAST = 8, 1 << 14
-"""Rows of each source that are looked up at once, on average, and of all, at least."""
+_ROWS_PER_SOURCE, _MIN_LOOKUP_ROWS = 8, 1 << 14
+"""Rows to look up together: on average for each source, and at least for all sources."""
 
 
-Sizes: TypeAlias = "int | Mapping[str, int] | None"
-"""Samples of a batch: as many for all sources, or for each, by name."""
+BatchSizes: TypeAlias = "int | Mapping[str, int] | None"
+"""Samples in a batch: one number for all sources, or a number for each source, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSettings(IterationSettings):
-    """What `npstream.Mixture.iter` was given; its documentation says what each setting means.
+    """The parameters of `npstream.Mixture.iter`, which documents them.
 
     Parameters
     ----------
     batches : Batches
-        Sizes of batches of each source. `batch_size` and `global_batch_size` are the largest ones.
+        The batch size of each source. `batch_size` and `global_batch_size` are the largest sizes.
     """
 
     batching: str = "random"
@@ -69,24 +69,24 @@ class MixtureSettings(IterationSettings):
 
 
 class MixtureEpochs:
-    """Rows of a mixture at positions of epochs, as `Epochs` has those of a view.
+    """Rows of a mixture at positions of epochs; `npstream.iteration.epochs.Epochs` for mixtures.
 
     Parameters
     ----------
-    of : MixtureOf
+    spec : MixtureSpec
     settings : MixtureSettings
-        Each pass through a source has an order of its own if `shuffle` is True or a Shuffle. An
-        epoch has `epoch_size` samples, by default those of all sources, but for what is left of a
-        row of lanes. Where batches must not be split, it is rounded down to whole ones.
+        Each pass through a source has its own order if `shuffle` is True or a Shuffle. An epoch has
+        `epoch_size` samples. By default it has those of all sources, rounded down to a multiple of
+        the number of lanes. If batches must not be split, it is rounded down to whole batches.
     """
 
     context_bytes = CONTEXT_BYTES
 
-    def __init__(self, of: MixtureOf, settings: MixtureSettings) -> None:
+    def __init__(self, spec: MixtureSpec, settings: MixtureSettings) -> None:
         shuffle = settings.shuffle
         if not isinstance(shuffle, bool | Shuffle):
             raise TypeError(f"shuffle={shuffle!r}: expected False, True or an npstream.Shuffle")
-        self._of = of
+        self._spec = spec
         self._settings = Shuffle() if shuffle is True else shuffle or None
         self._seed, self._epoch_size = settings.seed, settings.epoch_samples
         self._batching, self._batches = settings.batching, settings.batches
@@ -96,43 +96,43 @@ class MixtureEpochs:
         return {**self.__dict__, "_last_order": None}
 
     def merge_replicas(self, ranks: Ranks, replication: int) -> Ranks:
-        """Return the ranks that are left if several in a row are one, as to what they read."""
+        """Return ranks in which each `replication` consecutive ranks count as one."""
         return ranks.merge_replicas(replication)
 
     @property
     def is_stored_order(self) -> bool:
-        """Whether epochs are in the order of the view: they never are."""
+        """False: epochs do not read the view in its own order."""
         return False
 
     @property
     def epoch_size_keeps_order(self) -> bool:
-        """Whether `epoch_size` changes no order, but only where epochs end."""
+        """True: `epoch_size` changes only where epochs end, not the order of samples."""
         return True
 
     def needs_state(self, ranks: Ranks) -> bool:
-        """Tell whether these ranks will do only after a state was loaded: any always do."""
+        """Return False: any ranks are valid."""
         return False
 
     def nodes_per_chunk(self, nodes: int) -> int:
-        """Return how many nodes read a chunk that one could read alone, on average over bytes.
+        """Return how many of `nodes` nodes read each chunk, on average over bytes of sources.
 
-        Sources of one lane are small, as a rule, and all nodes read them.
+        It is 1 for a source with one lane: all nodes read it, but it is usually small.
         """
-        block, lanes = resolve_shuffle(self._of, self._settings)
-        sources = lay_out_sources(
-            self._of, range(len(self._of.names)), self._settings, block, lanes
+        block, lanes = resolve_shuffle(self._spec, self._settings)
+        sources = assign_lanes(
+            self._spec, range(len(self._spec.names)), self._settings, block, lanes
         )
         times = [
             nodes // math.gcd(nodes, source.lanes) if source.lanes > 1 else 1 for source in sources
         ]
-        return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._of.nbytes]))
+        return round(np.average(times, weights=[max(nbytes, 1) for nbytes in self._spec.nbytes]))
 
     def chunk_share(self, nodes: int) -> float:
-        """Return which part of a chunk's samples one of several nodes reads, at least."""
+        """Return the smallest fraction of a chunk's samples that one of `nodes` nodes reads."""
         return 1 / nodes
 
     def with_block(self, nbytes: int) -> tuple[MixtureEpochs, str] | None:
-        """Return epochs with another block, and how to set it; None if there is no shuffle."""
+        """Return epochs with this block size and the setting for it; None without a shuffle."""
         if self._settings is None:
             return None
         other = copy(self)
@@ -140,17 +140,19 @@ class MixtureEpochs:
         return other, f"shuffle=npstream.Shuffle(block={nbytes})"
 
     def part(self, cursor: EpochCursor, ranks: Ranks, batch_size: int, last: str) -> Partition:
-        """Return a rank's part of what is left of an epoch."""
+        """Return a rank's part of the rest of an epoch."""
         run, stream = self._stream(cursor.context, ranks)
         cuts = [cursor.position, *(cut for gap in cursor.gaps for cut in gap)]
         if any(cut % run.grain for cut in cuts if cut < run.size and self._batching != "random"):
             raise ValueError(
-                f"position {cursor.position} of the epoch, of which {cursor.gaps} are left out, is "
-                f"within a batch: with batching={self._batching!r} an iteration goes on between "
-                f"batches, which take {quantity(run.grain, 'position')}"
+                f"position {cursor.position}, or an end of the skipped ranges {cursor.gaps}, is "
+                f"within a batch: with batching={self._batching!r} an iteration resumes between "
+                f"batches of {quantity(run.grain, 'position')}"
             )
-        stretch = EpochOrder(stream, run.reached(cursor.epoch, 0), run.size)
-        begun = max(run.stretches[run.since].start * run.width - run.reached(cursor.epoch, 0), 0)
+        order = EpochOrder(stream, run.stream_position(cursor.epoch, 0), run.size)
+        begun = max(
+            run.stretches[run.since].start * run.width - run.stream_position(cursor.epoch, 0), 0
+        )
         size, start, first = (
             to_unskipped_position(at, cursor.gaps) for at in (run.size, cursor.position, begun)
         )
@@ -161,40 +163,42 @@ class MixtureEpochs:
             batch_size = run.grain // ranks.world
         return Partition(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
-            unit, repeat_start=first, gaps=cursor.gaps, rows=stretch.at,
-            block=_rows_at_once(stretch) if run.is_even else 1,
+            unit, repeat_start=first, gaps=cursor.gaps, rows=order.at,
+            block=_lookup_rows(order) if run.is_even else 1,
         )  # fmt: skip
 
     def order(self, epoch: int) -> EpochOrder:
-        """Return the order of an epoch, of a run that no state was loaded into."""
+        """Return the order of an epoch of a new run."""
         run, stream = self._stream(b"", Ranks(0, 1, 1))
         if not run.is_even:
-            raise ValueError("batches that differ in size by source have no order of samples")
-        return EpochOrder(stream, run.reached(epoch, 0), run.size)
+            raise ValueError(
+                "batch sizes that differ by source: an order of samples needs batches of one size"
+            )
+        return EpochOrder(stream, run.stream_position(epoch, 0), run.size)
 
     def state(self, cursor: EpochCursor, ranks: Ranks) -> dict[str, Any]:
-        """Return a state, which does not depend on the ranks."""
+        """Return the state of an iteration at `cursor`."""
         run, _ = self._stream(cursor.context, ranks)
         return {
             **make_state(self._state_settings, cursor),
-            "mixture": with_fingerprints(run, self._of).as_json(),
+            "mixture": with_fingerprints(run, self._spec).to_json(),
         }
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
-        """Return where a state says to go on, with any ranks."""
+        """Return the cursor of a state; raise ValueError if the state is of other epochs."""
         if isinstance(state, Mapping) and "mixture" not in state and "fingerprint" in state:
             raise ValueError("the state is of an iteration over one dataset, and this is a mixture")
         require_keys(state, ("mixture",))
         cursor = read_cursor(state, lambda _: self._state_settings)
         own, _ = self._stream(b"", ranks)
-        run = adopt_run(run_in(state), own, self._of)
-        if run == with_fingerprints(own, self._of):
+        run = resume_run(load_run(state), own, self._spec)
+        if run == with_fingerprints(own, self._spec):
             return cursor
-        return cursor._replace(context=zlib.compress(json.dumps(run.as_json()).encode()))
+        return cursor._replace(context=zlib.compress(json.dumps(run.to_json()).encode()))
 
     @property
     def _state_settings(self) -> dict[str, Any]:
-        """Return what positions depend on, but for the run."""
+        """Return the settings that positions depend on, without the run."""
         shuffle = None
         if self._settings is not None:
             block, lanes = self._settings.block, self._settings.lanes
@@ -202,38 +206,43 @@ class MixtureEpochs:
         return {"seed": self._seed, "shuffle": shuffle, "epoch_size": self._epoch_size}
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
-        """Return the run of a cursor's context, or a new one if that is empty; and its stream."""
+        """Return the run of a cursor's context, or a new run if it is empty; and its stream."""
         key, held = (context, ranks.world), self._last_order
         if held is None or held[0] != key:
             if context:
-                run = MixtureRun.of_json(json.loads(zlib.decompress(context)))
+                run = MixtureRun.from_json(json.loads(zlib.decompress(context)))
             else:
                 run = new_run(
-                    self._of, self._settings, self._batching, self._batches, self._epoch_size, ranks
+                    self._spec,
+                    self._settings,
+                    self._batching,
+                    self._batches,
+                    self._epoch_size,
+                    ranks,
                 )
-            firsts = np.cumsum([0, *self._of.sizes]).tolist()
+            firsts = np.cumsum([0, *self._spec.sizes]).tolist()
             here = {
                 name: stored
-                for name, *stored in zip(self._of.names, self._of.chunks, firsts, strict=False)
+                for name, *stored in zip(self._spec.names, self._spec.chunks, firsts, strict=False)
             }
             chunks, rows = zip(*(here.get(s.name, (None, 0)) for s in run.sources), strict=True)
             self._last_order = held = key, run, MixtureOrder(run.course(self._seed), chunks, rows)
         return held[1:]
 
 
-def _rows_at_once(stretch: EpochOrder) -> int:
-    """Return how many rows are worth looking up at once: to go to a source takes long."""
-    return max(_LEAST, _EACH * len(stretch.stream.chunks))
+def _lookup_rows(order: EpochOrder) -> int:
+    """Return how many rows to look up together: each source has a cost per look-up."""
+    return max(_MIN_LOOKUP_ROWS, _ROWS_PER_SOURCE * len(order.stream.chunks))
 
 
 def mixture_settings(
     names: Sequence[str],
     batching: str,
-    batch_size: Sizes,
-    global_batch_size: Sizes,
+    batch_size: BatchSizes,
+    global_batch_size: BatchSizes,
     **others: Any,
 ) -> MixtureSettings:
-    """Return settings with the sizes of batches of each source.
+    """Return settings with the batch size of each source.
 
     Parameters
     ----------
@@ -253,8 +262,8 @@ def mixture_settings(
             has_own = True
             if batching not in ("per_stream", "device_per_stream"):
                 raise ValueError(
-                    f"{key}={size!r}: batches of one source each, as with batching='per_stream' or "
-                    "'device_per_stream', may differ in size"
+                    f"{key}={size!r}: batch sizes can differ by source only if each batch is of "
+                    "one source: give batching='per_stream' or 'device_per_stream'"
                 )
             if set(size) != set(names):
                 raise ValueError(
@@ -268,7 +277,7 @@ def mixture_settings(
     settings = MixtureSettings(batching=batching, batches=batches, **largest, **others)
     if has_own and not settings.batched:
         raise ValueError(
-            "batched=False: batches of the device's own source, or of a source's own size, are "
-            "made here"
+            "batched=False: torch cannot make the batches of batching='device_per_stream', or "
+            "batches whose size differs by source: leave batched out"
         )
     return settings

@@ -1,17 +1,18 @@
-"""Patterns: random sequences of sources in which every prefix has its shares.
+"""Provide patterns: random sequences of sources in which every prefix has exact shares.
 
-A pattern of L slots has n_s of source s, and among any first k of them n_s * k / L, rounded up or
-down. That is so exactly if unit number i of s stands in its window, from slot i * L / n_s, rounded
-down, up to slot (i + 1) * L / n_s, rounded up. Slots are filled one after the other, each by a unit
-whose window is open, drawn by the chances with which each source, were it alone, would stand in
-every slot equally often: one in the slots that its window has left. A unit may only be taken if
-those left can all still be placed. They can if, for every D, the units left whose windows end by D
-are no more than the slots left before D (there are never too many whose windows also begin later);
-a tree over D finds the first at which there is no slack, and units with later ends must wait until
-then.
+A pattern of L slots has n_s units of source s. Its first k slots have ``n_s * k / L`` units of s,
+rounded up or down. This holds if and only if unit i of source s is in its *window*: from slot
+``floor(i * L / n_s)`` to before slot ``ceil((i + 1) * L / n_s)``, the unit's *deadline*.
 
-Always taking the earliest end would do as well, but what it makes is all but periodic: who reads
-every tenth slot of it might see one source only.
+Slots are filled one after the other, each by a random unit whose window is open. The chance of a
+unit is 1 / (slots left in its window), so that a source alone would fill all its slots equally
+often. A unit may be drawn only if all other units can still meet their deadlines. They can if, for
+every D, the number of unplaced units with deadlines up to D is at most the number of free slots
+before D. (Later starts of windows never make this fail.) A deadline D without slack is *tight*. A
+tree over deadlines finds the first tight one, and units with later deadlines must wait.
+
+Placing the unit with the earliest deadline in each slot would be valid, too. But its patterns are
+almost periodic, so a reader of every tenth slot might see only one source.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from npstream._core.jit import draw, kernel
 from npstream._core.typing import AnyArray, Int64
 
 PATTERN_VERSION = 1
-"""Names the patterns that this module computes; they may not change without it."""
+"""Version of the patterns; it must change whenever this module computes others."""
 
 _CLASSES = 24
-"""Windows have fewer than two to this many slots left."""
+"""Number of chance classes: windows have fewer than ``2**_CLASSES`` slots left."""
 
-_TRIES = 16
-"""Draws of a unit, after which the one is taken whose window ends first."""
+_MAX_DRAWS = 16
+"""Maximum number of draws for a slot; then the unit with the earliest deadline is placed."""
 
 
 @kernel
-def interleave(counts: Int64, key: int, sources: AnyArray) -> None:
-    """Fill in the sources of a pattern's slots."""
+def interleave_sources(counts: Int64, key: int, sources: AnyArray) -> None:
+    """Write the source of each slot of a pattern with ``counts[s]`` units of source s."""
     length = sources.size
-    placed = np.zeros(counts.size, np.int64)
-    ends = np.zeros(counts.size, np.int64)  # of the windows of the next units
+    placed = np.zeros(counts.size, np.int64)  # units of each source
+    ends = np.zeros(counts.size, np.int64)  # deadline of each source's next unit
     sums, lows = _slack(counts, length)
-    # Sources by their chances: more than 2**-(k+1), up to 2**-k, in class k.
+    # Class k has the sources with a chance above 2**-(k+1), up to 2**-k.
     members = np.empty((_CLASSES, counts.size), np.int32)
     sizes = np.zeros(_CLASSES, np.int64)
     class_of = np.full(counts.size, -1)
     index_of = np.zeros(counts.size, np.int64)
-    # Per slot, a list of the sources whose window opens, or that change their class.
+    # Each slot has a linked list of the sources whose window opens there, or whose class changes.
     heads = np.full(length + 1, -1, np.int64)
     after = np.full(counts.size, -1)
     before = np.full(counts.size, -1)
@@ -51,13 +52,13 @@ def interleave(counts: Int64, key: int, sources: AnyArray) -> None:
     for source in range(counts.size):
         if counts[source] > 0:
             ends[source] = (length + counts[source] - 1) // counts[source]
-            _enlist(source, 0, heads, after, before, due)
+            _add_to_slot(source, 0, heads, after, before, due)
     counter = 0
     for slot in range(length):
         while heads[slot] >= 0:
             source = int(heads[slot])
-            _delist(source, heads, after, before, due)
-            _leave(source, members, sizes, class_of, index_of)
+            _remove_from_slot(source, heads, after, before, due)
+            _remove_member(source, members, sizes, class_of, index_of)
             count = int(counts[source])
             chance, whole = _chance(slot, count, int(placed[source]), length)
             number = 0
@@ -68,30 +69,30 @@ def interleave(counts: Int64, key: int, sources: AnyArray) -> None:
             members[number, sizes[number]] = source
             sizes[number] += 1
             if slot * count < placed[source] * length:
-                _enlist(source, slot + 1, heads, after, before, due)
+                _add_to_slot(source, slot + 1, heads, after, before, due)
             elif number:
                 changes = ((int(placed[source]) + 1) * length - (count << number)) // count + 1
-                _enlist(source, changes, heads, after, before, due)
-        tight = _first_tight(slot, sums, lows)
-        source, counter = _drawn(
+                _add_to_slot(source, changes, heads, after, before, due)
+        tight = _first_tight_deadline(slot, sums, lows)
+        source, counter = _draw_source(
             length, slot, tight, key, counter, counts, placed, ends, members, sizes
         )
         sources[slot] = source
-        _leave(source, members, sizes, class_of, index_of)
+        _remove_member(source, members, sizes, class_of, index_of)
         if due[source] >= 0:
-            _delist(source, heads, after, before, due)
-        _loosen(int(ends[source]) - 1, sums, lows)
+            _remove_from_slot(source, heads, after, before, due)
+        _remove_deadline(int(ends[source]) - 1, sums, lows)
         placed[source] += 1
         number = int(placed[source])
         count = int(counts[source])
         if number < count:
             ends[source] = ((number + 1) * length + count - 1) // count
             opens = max(slot + 1, number * length // count)
-            _enlist(source, opens, heads, after, before, due)
+            _add_to_slot(source, opens, heads, after, before, due)
 
 
 @kernel
-def _drawn(
+def _draw_source(
     length: int,
     slot: int,
     tight: int,
@@ -103,21 +104,21 @@ def _drawn(
     members: AnyArray,
     sizes: Int64,
 ) -> tuple[int, int]:
-    """Draw a source whose window ends by `tight`; also return the counter of draws."""
+    """Draw a source whose deadline is at most `tight`; return it and the counter of draws."""
     total = 0
     for number in range(_CLASSES):
         total += int(sizes[number]) << (_CLASSES - number)
-    for _ in range(_TRIES):
-        at = draw(key ^ counter, total)
+    for _ in range(_MAX_DRAWS):
+        target = draw(key ^ counter, total)
         number = 0
-        while at >= int(sizes[number]) << (_CLASSES - number):
-            at -= int(sizes[number]) << (_CLASSES - number)
+        while target >= int(sizes[number]) << (_CLASSES - number):
+            target -= int(sizes[number]) << (_CLASSES - number)
             number += 1
-        source = int(members[number, at >> (_CLASSES - number)])
+        source = int(members[number, target >> (_CLASSES - number)])
         chance, whole = _chance(slot, int(counts[source]), int(placed[source]), length)
-        taken = draw(key ^ (counter + 1), whole) < chance << number
+        is_accepted = draw(key ^ (counter + 1), whole) < chance << number
         counter += 2
-        if taken and ends[source] <= tight:
+        if is_accepted and ends[source] <= tight:
             return source, counter
     number = 0
     while sizes[number] == 0:
@@ -132,10 +133,10 @@ def _drawn(
 
 @kernel
 def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
-    """Return the chance of unit `number` in a slot as one number of another.
+    """Return the chance of unit `number` in a slot, as numerator and denominator.
 
-    Windows are cut at slots. Of those that open within a slot, some are open before they should
-    be: the chance there is what makes up for the slot's part in the window before.
+    A window that begins within a slot shares this slot with the window before. The chance there
+    accounts for the part of the slot that belongs to the window before.
     """
     reached = slot * count
     if reached >= number * length:
@@ -146,10 +147,11 @@ def _chance(slot: int, count: int, number: int, length: int) -> tuple[int, int]:
 
 @kernel
 def _slack(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
-    """Return a tree over the ends of windows, in two arrays of nodes.
+    """Return a segment tree over deadlines, as two arrays of nodes: sums and minimum prefix sums.
 
-    A leaf is one less the units whose windows end there; a node has the sum of its leaves, and the
-    least sum of its first ones. The slack before D is the sum of leaves from the next slot to D.
+    A leaf is 1 minus the number of units with this deadline. A node has the sum of its leaves, and
+    the minimum of the sums of its first leaves. The slack before D is the sum of the leaves from
+    the next slot to D.
     """
     size = 1
     while size < length:
@@ -167,12 +169,12 @@ def _slack(counts: Int64, length: int) -> tuple[AnyArray, AnyArray]:
 
 
 @kernel
-def _first_tight(slot: int, sums: AnyArray, lows: AnyArray) -> int:
-    """Return the first end before which there are no more slots left than units."""
+def _first_tight_deadline(slot: int, sums: AnyArray, lows: AnyArray) -> int:
+    """Return the first tight deadline at or after a slot."""
     size = sums.size // 2
     node = size + slot
     slack = 0
-    while slack + lows[node] > 0:  # at the pattern's end there is none
+    while slack + lows[node] > 0:  # stops at the latest at the end of the pattern, without slack
         slack += int(sums[node])
         while node & 1:
             node >>= 1
@@ -186,8 +188,8 @@ def _first_tight(slot: int, sums: AnyArray, lows: AnyArray) -> int:
 
 
 @kernel
-def _loosen(leaf: int, sums: AnyArray, lows: AnyArray) -> None:
-    """Take a unit out whose window ends at a leaf."""
+def _remove_deadline(leaf: int, sums: AnyArray, lows: AnyArray) -> None:
+    """Remove a unit with the deadline of a leaf from the tree."""
     node = sums.size // 2 + leaf
     sums[node] += 1
     lows[node] += 1
@@ -199,8 +201,10 @@ def _loosen(leaf: int, sums: AnyArray, lows: AnyArray) -> None:
 
 
 @kernel
-def _leave(source: int, members: AnyArray, sizes: Int64, class_of: Int64, index_of: Int64) -> None:
-    """Take a source out of its class, if it is in one."""
+def _remove_member(
+    source: int, members: AnyArray, sizes: Int64, class_of: Int64, index_of: Int64
+) -> None:
+    """Remove a source from its class, if it is in one."""
     number = int(class_of[source])
     if number >= 0:
         sizes[number] -= 1
@@ -211,8 +215,10 @@ def _leave(source: int, members: AnyArray, sizes: Int64, class_of: Int64, index_
 
 
 @kernel
-def _enlist(source: int, slot: int, heads: Int64, after: Int64, before: Int64, due: Int64) -> None:
-    """Put a source into the list of a slot."""
+def _add_to_slot(
+    source: int, slot: int, heads: Int64, after: Int64, before: Int64, due: Int64
+) -> None:
+    """Add a source to the list of a slot."""
     head = int(heads[slot])
     after[source] = head
     before[source] = -1
@@ -223,8 +229,8 @@ def _enlist(source: int, slot: int, heads: Int64, after: Int64, before: Int64, d
 
 
 @kernel
-def _delist(source: int, heads: Int64, after: Int64, before: Int64, due: Int64) -> None:
-    """Take a source out of its list."""
+def _remove_from_slot(source: int, heads: Int64, after: Int64, before: Int64, due: Int64) -> None:
+    """Remove a source from its list."""
     if before[source] >= 0:
         after[before[source]] = after[source]
     else:

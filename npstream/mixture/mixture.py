@@ -1,4 +1,4 @@
-"""Mixtures: samples of several datasets, drawn by weight."""
+"""Provide `Mixture` and `mix`: samples of several datasets, drawn by weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
 from npstream.indexing.selection import Selection
 from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
-from npstream.mixture.shares import MixtureOf, schedule_of
+from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.mixture.source import SOURCE, MixedSource
 from npstream.orders.order import Shuffle, Size
 from npstream.reading.common_columns import common_columns
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from npstream.iteration.epochs import AnyEpochs
     from npstream.iteration.iteration import Iteration
     from npstream.iteration.settings import IterationSettings
-    from npstream.mixture.epochs import Sizes
+    from npstream.mixture.epochs import BatchSizes
     from npstream.mixture.shares import Schedule
     from npstream.mixture.stream import EpochOrder
     from npstream.orders.streaming.settings import StreamingShuffle
 
 
 class Mixture(Dataset):
-    """Views of several datasets, one after the other, and the weights they are drawn by.
+    """Views of several datasets, one after the other, with the weights of these sources.
 
-    Made by `npstream.mix`. It is a Dataset of all their samples: the rows of the first source,
-    then those of the second, and so on. Weights are what `iter`, `order` and `shuffle` draw by;
-    views of a mixture, such as ``mix[::2]``, are Datasets without weights.
+    Made by `npstream.mix`. A mixture is a Dataset of all samples: the rows of the first source,
+    then those of the second, and so on. `iter`, `order` and `shuffle` draw samples by weight. Views
+    of a mixture, such as ``mix[::2]``, are Datasets without weights.
 
     Examples
     --------
@@ -43,7 +43,7 @@ class Mixture(Dataset):
     {'odd': 0.75, 'all': 0.25}
     """
 
-    __slots__ = ("_of",)
+    __slots__ = ("_spec",)
 
     _source: MixedSource
 
@@ -57,39 +57,39 @@ class Mixture(Dataset):
         block: int | None,
     ) -> None:
         super().__init__(source, selection, names, transform)
-        self._of = _facts(source, schedule, block)
+        self._spec = _make_spec(source, schedule, block)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        of = self._of
+        spec = self._spec
         made = (self._source, self._selection, self._names, self._transform)
-        return Mixture, (*made, of.schedule, of.block)
+        return Mixture, (*made, spec.schedule, spec.block)
 
     def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:
-        of = self._of
-        return Mixture(self._source, self._selection, names, transform, of.schedule, of.block)
+        spec = self._spec
+        return Mixture(self._source, self._selection, names, transform, spec.schedule, spec.block)
 
     def __repr__(self) -> str:
-        of = self._of
-        sources = list(zip(of.names, of.sizes, of.schedule[0][1], strict=True))
-        changes = of.schedule[1][0] if len(of.schedule) > 1 else None
+        spec = self._spec
+        sources = list(zip(spec.names, spec.sizes, spec.schedule[0][1], strict=True))
+        changes = spec.schedule[1][0] if len(spec.schedule) > 1 else None
         return display.mixture_text(len(self), self._encodings(), sources, changes)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sources."""
-        return self._of.names
+        return self._spec.names
 
     @property
     def weights(self) -> dict[str, float] | list[tuple[int, dict[str, float]]]:
-        """Share of each source in what is drawn; or such shares, from which position on."""
+        """Shares of the sources in the drawn samples; or pairs of a position and such shares."""
         schedule = [
             (position, dict(zip(self.names, shares, strict=True)))
-            for position, shares in self._of.schedule
+            for position, shares in self._spec.schedule
         ]
         return schedule[0][1] if len(schedule) == 1 else schedule
 
     def origin(self, index: Any) -> tuple[Any, Any]:
-        """Return which sources samples are of.
+        """Return the sources of samples.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class Mixture(Dataset):
         Returns
         -------
         source, row : int or ndarray of int64
-            Number of the source, as in `names`, and of the sample in its view.
+            Index of the source in `names`, and row of the sample in the source's view.
 
         Examples
         --------
@@ -116,7 +116,7 @@ class Mixture(Dataset):
             return int(which[0]), int(row[0])
         return which.reshape(chosen.shape), row.reshape(chosen.shape)
 
-    # What is drawn
+    # Drawn samples
 
     def order(
         self,
@@ -129,24 +129,24 @@ class Mixture(Dataset):
         batch_size: int | None = None,
         global_batch_size: int | None = None,
     ) -> EpochOrder:
-        """Return the order of a training epoch: an array of row numbers, computed where it is read.
+        """Return the order of a training epoch: a lazy array of row numbers.
 
-        Samples may come more than once in it, or not at all, as the weights will have it.
+        Depending on the weights, an epoch can contain a sample several times, or not at all.
 
         Parameters
         ----------
         seed : int
-            What the order is drawn from; it is the same on any machine and in any release.
+            Seed of the order, as in `npstream.Dataset.order`.
         epoch : int, default: 0
-            Number of the epoch; each has another order.
+            Number of the epoch, as in `npstream.Dataset.order`.
         block : int, str or None, default: "auto"
-            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
-            What a source is drawn for; see `iter`.
+            How sources are drawn; see `iter`.
         batch_size, global_batch_size : int, optional
-            Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
+            Samples in a batch of a rank, or of all ranks; required unless `batching` is "random".
 
         Returns
         -------
@@ -156,7 +156,7 @@ class Mixture(Dataset):
         Raises
         ------
         ValueError
-            If settings do not fit each other.
+            If settings contradict each other.
 
         Examples
         --------
@@ -171,7 +171,7 @@ class Mixture(Dataset):
             self.names, batching, batch_size, global_batch_size, shuffle=Shuffle(block, lanes),
             seed=seed,
         )  # fmt: skip
-        return MixtureEpochs(self._of, settings).order(integer("epoch", epoch, 0))
+        return MixtureEpochs(self._spec, settings).order(integer("epoch", epoch, 0))
 
     def shuffle(
         self,
@@ -184,22 +184,22 @@ class Mixture(Dataset):
         batch_size: int | None = None,
         global_batch_size: int | None = None,
     ) -> Dataset:
-        """Return a view of what is drawn in a training epoch, in that order; `order` gives it.
+        """Return a view of the samples that a training epoch draws, in the order of `order`.
 
         Parameters
         ----------
         seed : int
-            What the order is drawn from; it is the same on any machine and in any release.
+            Seed of the order, as in `npstream.Dataset.shuffle`.
         epoch : int, default: 0
-            Number of the epoch; each has another order.
+            Number of the epoch, as in `npstream.Dataset.shuffle`.
         block : int, str or None, default: "auto"
-            Bytes of data that are shuffled together, or all for None; see `npstream.Shuffle`.
+            Bytes of data to shuffle together, or None for all data; see `npstream.Shuffle`.
         lanes : int, optional
-            Sequences of chunks that the order interleaves; see `npstream.Shuffle`.
+            Number of chunk sequences that the order interleaves; see `npstream.Shuffle`.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
-            What a source is drawn for; see `iter`.
+            How sources are drawn; see `iter`.
         batch_size, global_batch_size : int, optional
-            Samples in a batch of a rank, or of all ranks, if `batching` depends on them.
+            Samples in a batch of a rank, or of all ranks; required unless `batching` is "random".
 
         Returns
         -------
@@ -208,7 +208,7 @@ class Mixture(Dataset):
         Raises
         ------
         ValueError
-            If settings do not fit each other.
+            If settings contradict each other.
 
         Examples
         --------
@@ -228,8 +228,8 @@ class Mixture(Dataset):
         world: int | None = None,
         *,
         batching: str = "random",
-        batch_size: Sizes = None,
-        global_batch_size: Sizes = None,
+        batch_size: BatchSizes = None,
+        global_batch_size: BatchSizes = None,
         batched: bool = True,
         shuffle: bool | str | Shuffle | StreamingShuffle = False,
         seed: int = 0,
@@ -240,56 +240,44 @@ class Mixture(Dataset):
         replication: int = 1,
         transform: Callable[[Any], Any] | None = None,
     ) -> Iteration:
-        """Return an iterable over this rank's part of what is drawn, epoch after epoch.
+        """Return an iterable over this rank's part of the drawn samples, epoch after epoch.
 
-        Each source is read through before any of its samples comes again, and in a new order
-        then, whenever that is.
+        A pass through a source reads all its samples before any is read again. Each pass has its
+        own order if `shuffle` is set. Parameters that `npstream.Dataset.iter` has, too, are
+        explained there in full.
 
         Parameters
         ----------
         rank, world : int, optional
-            Number of this process among those that share the view, and of them all. By default
-            those of ``torch.distributed`` where it is initialized; else RANK and WORLD_SIZE of the
-            environment; else 0 of 1. That is looked up when it is needed, not before.
+            Number of this process, and number of processes. By default they are detected.
         batching : {"random", "stratified", "per_stream", "device_per_stream"}, default: "random"
-            What a source is drawn for: each sample; each sample, but so that every global batch
-            holds the exact shares; each global batch; each batch of a rank.
+            How sources are drawn. "random" draws a source for each sample. "stratified" does so,
+            too, but each global batch holds exact shares. "per_stream" draws a source for each
+            global batch, "device_per_stream" for each batch of a rank.
         batch_size, global_batch_size : int, or mapping of str to int, optional
-            Samples in a batch of a rank, or of all ranks. Batches of one source each may differ in
-            size by source. Without either samples are yielded, not batches.
+            Samples in a batch of a rank, or of all ranks; without either, samples are yielded, not
+            batches. With "per_stream" or "device_per_stream", a mapping gives the size for each
+            source.
         batched : bool, default: True
-            False yields samples also with `batch_size`, for torch to make batches of as many:
-            workers are dealt runs of that length.
+            If False, yield samples even with `batch_size`, for torch to batch with the same size.
         shuffle : bool, Shuffle, str or StreamingShuffle, default: False
-            Whether each epoch has a random order of its own, and its settings; see
-            `npstream.Shuffle`. False keeps the view's order. "py1e", "py1s", "py1br", "py2s" and
-            "naive" are orders of Streaming, of whole datasets, whose settings
-            `npstream.StreamingShuffle` holds.
+            Whether each pass has a random order of its own, or the order's settings. Orders of
+            Streaming take whole datasets as sources, and the mixture must have no weights.
         seed : int, default: 0
-            What orders are drawn from, except for those of Streaming.
+            Seed of the orders. Orders of Streaming do not use it.
         epoch : int, default: 0
             Number of the first epoch.
         epoch_size : int, float or str, optional
-            Samples in an epoch, by default those of all sources together; "100k", " 64 M", "1.5B",
-            "2T" and 5e5 are numbers, too. Fractions of a sample are dropped. Epochs then follow
-            each other through the view, in one order until all its samples came, so that none is
-            passed over. With an order of Streaming, each epoch picks its samples as Streaming does.
+            Samples in an epoch; by default the size of all sources together.
         last : {"repeat", "drop", "short"}, default: "repeat"
-            Where samples do not suffice for a full batch on every rank: "repeat" fills the last one
-            up with the first samples of the epoch, and marks them in ``batch.repeated`` (samples
-            carry no mark); "drop" leaves it out, as torch's ``drop_last=True`` does. With both, all
-            ranks have the same number of batches of the same size. "short" reads each sample once,
-            and ranks may differ. Orders of Streaming know "repeat" and "drop", but repeat just as
-            many as make ranks equal, so that the last batch may be short.
+            How to treat the last batch if samples are too few for a full batch on every rank: fill
+            it with repeated samples, omit it, or yield it as it is.
         ranks_per_node : int, optional
-            Ranks on each machine, numbered one machine after the other. With a number of lanes that
-            the number of machines divides, a machine reads only chunks that no other does. By
-            default LOCAL_WORLD_SIZE of the environment if it is not given who this rank is, else
-            all.
+            Ranks on each machine; by default LOCAL_WORLD_SIZE or all ranks.
         replication : int, default: 1
-            So many ranks in a row read the same samples, as those do that share one model.
+            Number of consecutive ranks that read the same samples.
         transform : callable, optional
-            Takes each Batch, or each sample, and returns what is yielded in its place.
+            Takes each Batch, or each sample, and returns its replacement.
 
         Returns
         -------
@@ -298,7 +286,7 @@ class Mixture(Dataset):
         Raises
         ------
         ValueError
-            If settings do not fit each other, or the cache cannot hold what the order needs.
+            If settings contradict each other, or the cache is too small for the order.
 
         Examples
         --------
@@ -324,39 +312,39 @@ class Mixture(Dataset):
 
         assert isinstance(settings, MixtureSettings)
         if isinstance(settings.shuffle, bool | Shuffle):
-            return MixtureEpochs(self._of, settings)
+            return MixtureEpochs(self._spec, settings)
         if settings.batching != "random":
             raise ValueError(
-                f"batching={settings.batching!r}: with an order of Streaming, that is its "
-                "batching_method, as in shuffle=npstream.StreamingShuffle(batching_method=...)"
+                f"batching={settings.batching!r}: with an order of Streaming, give "
+                "shuffle=npstream.StreamingShuffle(batching_method=...) instead"
             )
-        if self._of.schedule != schedule_of(self.names, self._of.sizes):
+        if self._spec.schedule != make_schedule(self.names, self._spec.sizes):
             raise ValueError(
-                "an order of Streaming has weights of its own: mix without weights, and give "
+                "an order of Streaming has its own weights: mix without weights, and give "
                 "npstream.StreamingShuffle(proportion=...)"
             )
         return super()._epochs_for(settings)
 
     def continuing(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state with which a run over another mixture goes on over this one.
+        """Return a state with which a run over another mixture continues over this mixture.
 
-        It is how weights change in the middle of a run, and how sources come and go: those that
-        the run knows, by their names, go on where they were; new ones begin.
+        Use it to change weights in the middle of a run, or to add and remove sources. Sources of
+        the run, identified by name, continue their passes. New sources begin.
 
         Parameters
         ----------
         state : mapping
-            What `state_dict` returned, of an iteration over the other mixture.
+            The result of `state_dict` of an iteration over the other mixture.
 
         Returns
         -------
         dict
-            What `load_state_dict` takes, of an iteration over this one.
+            A state for `load_state_dict` of an iteration over this mixture.
 
         Raises
         ------
         ValueError
-            If the state is not that of a mixture, or its epochs do not fit this one.
+            If the state is not of a mixture, or its epochs do not fit this mixture.
 
         Examples
         --------
@@ -370,13 +358,13 @@ class Mixture(Dataset):
         """
         from npstream.mixture.run import continue_run
 
-        return continue_run(self._of, state)
+        return continue_run(self._spec, state)
 
 
-def _facts(source: MixedSource, schedule: Schedule, block: int | None) -> MixtureOf:
+def _make_spec(source: MixedSource, schedule: Schedule, block: int | None) -> MixtureSpec:
     members = range(len(source.members))
     datasets = {id(m.source): DatasetFingerprint(m.source) for m in source.members}
-    return MixtureOf(
+    return MixtureSpec(
         names=tuple(member.name for member in source.members),
         sizes=tuple(member.selection.size for member in source.members),
         nbytes=tuple(source.member_bytes(number) for number in members),
@@ -397,28 +385,28 @@ def mix(
     columns: Sequence[str] | None = None,
     block: int | None = None,
 ) -> Mixture:
-    """Mix datasets, or views of them, by weight.
+    """Mix datasets, or views of datasets, by weight.
 
     Parameters
     ----------
     sources : mapping of str to Dataset
-        What is mixed, by the names under which weights, batches and states know them: one-
-        dimensional views that have samples, of local datasets and of remote ones alike. What
-        `Dataset.with_transform` gave one of them applies to its samples.
+        The sources by name: one-dimensional, nonempty views of local or remote datasets. Weights,
+        batches and states use these names. The transform of a view, from
+        `Dataset.with_transform`, applies to its samples.
     weights : mapping of str to float, or sequence of (int, mapping), optional
-        Of each source, its share in the samples that are drawn: positive numbers on any scale. A
-        sequence changes them along the run: from which position on, in samples of all ranks, and
-        what they are then; the first position is 0.
+        The share of each source in the drawn samples: positive numbers on any scale. A sequence of
+        ``(position, weights)`` pairs changes them during the run. A position counts samples of all
+        ranks; the first is 0. By default weights depend on `alpha`.
     alpha : float, default: 1.0
-        Without weights, those are the numbers of samples to this power: 1 draws from sources by
-        their sizes, 0 from all alike.
+        Without `weights`, the weight of a source is its number of samples to this power. 1 draws
+        in proportion to sizes, 0 draws all sources equally.
     columns : sequence of str, optional
-        The columns to have; by default those that all sources have, with one meaning. "source" is
-        the name of the source that a sample is of.
+        The columns of the mixture; by default those that all sources have, with the same
+        declaration. "source" is the name of each sample's source.
     block : int, optional
-        Samples that hold exact shares of all sources (batches, where each is of one source); if it
-        has a factor in common with the number of lanes, the next that has none. By default at
-        least 4,096, and enough for 32 of the rarest source.
+        Number of samples with exact shares of all sources, or of batches if each batch is of one
+        source. If it is not coprime to the number of lanes, the next larger number that is coprime
+        is used. By default at least 4,096, and enough for 32 samples of the rarest source.
 
     Returns
     -------
@@ -427,9 +415,9 @@ def mix(
     Raises
     ------
     ColumnError
-        If a column is asked for that some sources do not have; it names them.
+        If some sources lack a column of `columns`. The message names them.
     ValueError
-        If a source is empty, or the weights are not positive numbers of all sources.
+        If a source is empty, or if weights are not positive numbers for all sources.
     TypeError
         If a source is not a Dataset, or is a mixture.
 
@@ -444,38 +432,38 @@ def mix(
     """
     members = _members(sources)
     fields, partial_ = common_columns(members, [ds.columns for ds in sources.values()])
-    is_named = columns is not None and SOURCE in columns
-    if is_named:
-        _require_free(sources)
+    has_source_names = columns is not None and SOURCE in columns
+    if has_source_names:
+        _check_source_column(sources)
     names = tuple(fields)
-    source = MixedSource(members, fields, partial_, is_named)
+    source = MixedSource(members, fields, partial_, has_source_names)
     if columns is not None:
-        names = _chosen(source, columns)
+        names = _column_names(source, columns)
     elif not names:
         raise ValueError(
             "the sources have no column in common: "
             f"{next(iter(partial_.values()), 'they have none at all')}"
         )
     sizes = [member.selection.size for member in members]
-    schedule = schedule_of([member.name for member in members], sizes, weights, alpha)
+    schedule = make_schedule([member.name for member in members], sizes, weights, alpha)
     return Mixture(source, Selection.all(len(source.rows)), names, None, schedule, block)
 
 
 def _members(sources: Mapping[str, Dataset]) -> list[Member]:
-    """Check what is to be mixed."""
+    """Return the sources as members; raise TypeError or ValueError if one is invalid."""
     if not isinstance(sources, Mapping):
         raise TypeError(f"sources={sources!r}: expected datasets by name, as in {{'web': ds}}")
     if not sources:
-        raise ValueError("a mixture of no sources: give at least one, by name")
+        raise ValueError("a mixture needs at least one source: give datasets by name")
     members = []
     for name, ds in sources.items():
         if not isinstance(name, str):
-            raise TypeError(f"a source is called {name!r}: expected a str")
+            raise TypeError(f"the name of a source is {name!r}: expected a str")
         if not isinstance(ds, Dataset):
             raise TypeError(f"source {name!r} is a {type(ds).__name__}; expected a Dataset")
         if isinstance(ds._source, MixedSource):
             raise TypeError(
-                f"source {name!r} is a mixture, or a view of one: mix views of its sources"
+                f"source {name!r} is a mixture, or a view of a mixture: mix views of its sources"
             )
         if ds.ndim != 1:
             raise ValueError(
@@ -483,23 +471,23 @@ def _members(sources: Mapping[str, Dataset]) -> list[Member]:
             )
         if not len(ds):
             raise ValueError(f"source {name!r} is empty: leave it out of the mixture")
-        ds._source.fetcher.current_table()  # says so if it is closed
+        ds._source.fetcher.current_table()  # raises if the dataset is closed
         members.append(Member(name, ds._source, ds._selection, ds._transform))
     return members
 
 
-def _require_free(sources: Mapping[str, Dataset]) -> None:
-    """Raise unless the column of the sources' names can have its own."""
+def _check_source_column(sources: Mapping[str, Dataset]) -> None:
+    """Raise ValueError if a source has a column with the name of the column of source names."""
     for name, ds in sources.items():
         if SOURCE in ds.columns:
             raise ValueError(
-                f"columns: {SOURCE!r} is the name of each sample's source, and source {name!r} has "
-                "a column of that name: leave it out of that view, as in ds[[...]], or out of "
-                "columns, where it is a common column"
+                f"columns: {SOURCE!r} is the column of source names, and source {name!r} has a "
+                "column of the same name: leave it out of this source, as in ds[[...]]; or leave "
+                "it out of columns"
             )
 
 
-def _chosen(source: MixedSource, columns: Sequence[str]) -> tuple[str, ...]:
+def _column_names(source: MixedSource, columns: Sequence[str]) -> tuple[str, ...]:
     if isinstance(columns, str):
         raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
     names = tuple(source.field(name).name for name in columns)

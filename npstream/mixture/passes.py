@@ -1,4 +1,4 @@
-"""Passes through the sources of a mixture, each in an order of its own.
+"""Provide the passes through the sources of a mixture, each pass in its own order.
 
 Tested in tests/mixture/test_stream.py.
 """
@@ -18,12 +18,16 @@ from npstream.orders.blocks import CACHE_BYTES, Blocks, Cache, new_cache
 from npstream.orders.order import Order
 from npstream.orders.permutation import MAX_TABLE_LENGTH
 
-_LARGE = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
-"""What takes memory to work in."""
+_SCRATCH_BLOCKS = Blocks(MAX_TABLE_LENGTH + 1, 1, MAX_TABLE_LENGTH + 1, 0)
+"""The size of the buffers that all orders share: those for the smallest large block."""
 
 
 class Stored(NamedTuple):
-    """A source: its name and samples, its lanes, and rows of a block in one, 0 for no shuffling."""
+    """A source: its name, its number of samples and lanes, and the rows of a block in one lane.
+
+    `block` is 0 without a shuffle. The names of this class and its fields are part of
+    `npstream.mixture.stream.MixtureOrder.identity`, so they must not change.
+    """
 
     name: str
     samples: int
@@ -32,22 +36,20 @@ class Stored(NamedTuple):
 
 
 def source_seed(seed: int, name: str) -> int:
-    """Hash what orders of a source are drawn from; other sources do not matter."""
+    """Return the seed of a source's orders, hashed from the run's seed and the source's name."""
     digest = hashlib.blake2b(f"{seed:x},{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 class Passes:
-    """Rows of sources, by lane and draw; orders are made when they are touched.
-
-    Those used least recently are let go when all together take too much memory.
+    """The orders of the passes through sources, in an LRU cache with a memory limit.
 
     Parameters
     ----------
     seed : int
     sources : sequence of Stored
     chunks : sequence of callable or None
-        What returns the bounds of each source's chunks; None for sources that are gone.
+        Each returns the bounds of a source's chunks; None for sources that were removed.
     """
 
     def __init__(
@@ -62,62 +64,63 @@ class Passes:
         self._orders: dict[tuple[int, int], tuple[Order, int]] = {}
         self._scratch: dict[np.dtype[Any], Cache] = {}
         self.nbytes = 0
-        """Bytes that orders hold."""
+        """Bytes of memory that the cached orders use."""
 
     def rows(self, sources: Int64, numbers: Int64, places: Int64) -> Int64:
-        """Return the rows, in their sources, at places of passes; see `spread`."""
-        return self._each(sources, numbers, places, Order.at)
+        """Return the rows of sources at places in the passes with `numbers`; see `find_passes`."""
+        return self._look_up(sources, numbers, places, Order.at)
 
-    def draws(self, sources: Int64, rows: Int64, numbers: Int64) -> tuple[Int64, Int64]:
-        """Return the lane and the draw of rows in passes: `spread` inverted, and `rows`."""
-        positions = self._each(sources, numbers, rows, Order.find)
+    def find_draws(self, sources: Int64, rows: Int64, numbers: Int64) -> tuple[Int64, Int64]:
+        """Return the lane and the draw of rows in passes: `rows` and `find_passes` inverted."""
+        positions = self._look_up(sources, numbers, rows, Order.find)
         elements, lane = np.divmod(positions, self._lanes[sources])
         return lane, numbers * self._elements(sources, lane) + elements
 
     def _elements(self, sources: Int64, lane: Int64) -> Int64:
-        """Return the rows in lanes."""
+        """Return the number of rows in lanes of sources."""
         samples, lanes = self._samples[sources], self._lanes[sources]
         return samples // lanes + (lane < samples % lanes)
 
-    def _each(
+    def _look_up(
         self,
         sources: Int64,
         numbers: Int64,
         values: Int64,
         look_up: Callable[[Order, Int64], Int64],
     ) -> Int64:
-        """Look values up in the orders of sources and passes, each of which is gone to once."""
-        found = np.empty_like(values)
-        if not found.size:
-            return found
+        """Look up values in the orders of sources and passes; each order is called once."""
+        result = np.empty_like(values)
+        if not result.size:
+            return result
         first = int(numbers.min())
         span = int(numbers.max()) - first + 1
         for key, here in group_positions(sources * span + numbers - first):
             source, number = key // span, key % span + first
             if self._sources[source].block:
                 order = self._order(source, number)
-                found[here] = look_up(order, values[here])
-                self._weigh((source, number), order)
+                result[here] = look_up(order, values[here])
+                self._update_nbytes((source, number), order)
             else:
-                found[here] = values[here]
-        self._make_room((source, number))
-        return found
+                result[here] = values[here]
+        self._evict((source, number))
+        return result
 
     def _order(self, source: int, number: int) -> Order:
-        """Return the order of a pass, which from now on is the one used last."""
-        known = self._orders.pop((source, number), None)
-        if known is not None:
-            self._orders[source, number] = known
-            return known[0]
+        """Return the order of a pass, and mark it as the most recently used."""
+        cached = self._orders.pop((source, number), None)
+        if cached is not None:
+            self._orders[source, number] = cached
+            return cached[0]
         name, samples, lanes, block = self._sources[source]
         chunks = self._chunks[source]
         if chunks is None:
             raise ValueError(
-                f"what is drawn there is of source {name!r}, which the mixture has no more"
+                f"a sample of source {name!r} is drawn there, and the mixture no longer has this "
+                "source"
             )
         dtype = np.dtype(np.int32 if samples < 1 << 31 else np.int64)
         if dtype not in self._scratch:
-            self._scratch[dtype] = new_cache(_LARGE, dtype)
+            self._scratch[dtype] = new_cache(_SCRATCH_BLOCKS, dtype)
         seed = source_seed(self._seed, name)
         order = Order(
             samples, chunks, seed, number, block=block, lanes=lanes, scratch=self._scratch[dtype]
@@ -125,58 +128,60 @@ class Passes:
         self._orders[source, number] = order, 0
         return order
 
-    def _weigh(self, key: tuple[int, int], order: Order) -> None:
-        """Reckon with the bytes that an order holds by now."""
+    def _update_nbytes(self, key: tuple[int, int], order: Order) -> None:
+        """Update `nbytes` by the memory that an order uses now."""
         nbytes = order.nbytes
         self.nbytes += nbytes - self._orders[key][1]
         self._orders[key] = order, nbytes
 
-    def _make_room(self, last: tuple[int, int]) -> None:
-        """Let orders go that were not used for longest, but for the last one."""
+    def _evict(self, last: tuple[int, int]) -> None:
+        """Evict the least recently used orders, but never `last`."""
         while self.nbytes > CACHE_BYTES and (first := next(iter(self._orders), last)) != last:
             self.nbytes -= self._orders.pop(first)[1]
 
 
 @kernel
-def spread(
+def find_passes(
     sources: Int64,
     lanes: Int64,
     numbers: Int64,
     offsets: Int64,
-    facts: Int64,
+    source_table: Int64,
     stream_lanes: int,
     across: bool,
     passes: Int64,
     places: Int64,
 ) -> None:
-    """Find which pass of its source each sample of a unit is of, and its place there.
+    """Find the pass of each sample through its source, and its place in this pass.
 
     Parameters
     ----------
     sources, lanes, numbers : ndarray of int64, shape (n,)
-        Of each unit, its source, its lane in the stream, and which of the draws there it is.
+        For each unit: its source, its lane in the stream, and its number among the draws of its
+        source in this lane.
     offsets : ndarray of int64, shape (n,) or (1,)
         The number of the sample in its unit.
-    facts : ndarray of int64, shape (sources, 3)
-        Samples of each source, its lanes, and its samples in a unit.
+    source_table : ndarray of int64, shape (sources, 3)
+        For each source: its samples, its lanes, and its samples in a unit.
     stream_lanes : int
+        Lanes of the stream.
     across : bool
-        As a course has them.
+        See `npstream.mixture.stream.Course`.
     passes, places : ndarray of int64, shape (n,)
-        To be filled in.
+        Output arrays.
     """
     for k in range(sources.size):
-        samples = int(facts[sources[k], 0])
-        own = int(facts[sources[k], 1])
+        samples = int(source_table[sources[k], 0])
+        own = int(source_table[sources[k], 1])
         number = int(numbers[k])
-        turns = int(lanes[k])
+        turn = int(lanes[k])
         lane = 0
         if not across:
             if own > 1:
-                lane = turns % own
-                turns //= own
-            number = number * (stream_lanes // own) + turns
-        number = number * int(facts[sources[k], 2]) + int(offsets[k % offsets.size])
+                lane = turn % own
+                turn //= own
+            number = number * (stream_lanes // own) + turn
+        number = number * int(source_table[sources[k], 2]) + int(offsets[k % offsets.size])
         if across and own > 1:
             lane = number % own
             number //= own

@@ -1,7 +1,9 @@
-"""What a run over a mixture is of, from its beginning on; and how it goes on with another one.
+"""Provide the run of a mixture, which gives positions their meaning, and its continuation.
 
-A run is what positions mean: the lanes and blocks of each source, which stay as they were when the
-run met it, and from which unit on sources are drawn by which shares. All of it stands in states.
+A run has the lanes and blocks of each source, and the shares of sources with the units at which
+they change. A source keeps its lanes and blocks for the whole run, from when it was added. Saved
+states contain the run, so the names of `MixtureRun`, `RunSource` and `RunPhase` fields are part of
+a stored format.
 
 Tested in tests/mixture/test_epochs.py.
 """
@@ -27,12 +29,12 @@ from npstream.iteration.state import (
 )
 from npstream.mixture.passes import Stored
 from npstream.mixture.shares import (
-    MixtureOf,
-    apportioned,
+    MixtureSpec,
+    apportion,
     block_counts,
     block_length,
-    coprime_from,
-    least_length,
+    min_block_length,
+    next_coprime,
 )
 from npstream.mixture.stream import STREAM_VERSION, Course, Phase
 from npstream.orders.order import LANES, MIN_LANE_BLOCK_BYTES, Shuffle
@@ -40,28 +42,28 @@ from npstream.orders.order import LANES, MIN_LANE_BLOCK_BYTES, Shuffle
 if TYPE_CHECKING:
     from npstream.iteration.ranks import Ranks
 
-_CONTINUE = "mix.continuing(state), of this mixture, returns a state that goes on with it"
+_CONTINUING_HINT = "load mix.continuing(state) of this mixture to continue with it"
 
-_OLD = "1:"
-"""Marks fingerprints that are those of states of version 1, which sources that are gone keep."""
+_VERSION_1 = "1:"
+"""Prefix of fingerprints of states of version 1; removed sources keep such fingerprints."""
 
-_LISTED = 5
-"""Names that a message lists."""
+_MAX_LISTED = 5
+"""Maximum number of names in a message."""
 
 BATCHINGS = ("random", "stratified", "per_stream", "device_per_stream")
-"""What sources are drawn for: samples; those of a global batch; global batches; ranks' batches."""
+"""How sources are drawn; see `npstream.Mixture.iter`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Sizes of batches, of each source: of a rank's, or of those of all ranks."""
+    """The batch size of each source, of one rank or (`is_global`) of all ranks."""
 
     sizes: tuple[int, ...] = ()
-    of_all_ranks: bool = False
+    is_global: bool = False
 
-    def per_rank(self, ranks: Ranks) -> tuple[int, ...]:
+    def rank_sizes(self, ranks: Ranks) -> tuple[int, ...]:
         """Return the sizes of a rank's batches."""
-        if not self.of_all_ranks:
+        if not self.is_global:
             return self.sizes
         if uneven := [size for size in self.sizes if size % ranks.world]:
             raise ValueError(
@@ -70,14 +72,14 @@ class Batches:
             )
         return tuple(size // ranks.world for size in self.sizes)
 
-    def whole(self, ranks: Ranks) -> tuple[int, ...]:
+    def global_sizes(self, ranks: Ranks) -> tuple[int, ...]:
         """Return the sizes of global batches."""
-        return tuple(size * ranks.world for size in self.per_rank(ranks))
+        return tuple(size * ranks.world for size in self.rank_sizes(ranks))
 
 
 @dataclass(frozen=True, slots=True)
 class RunSource:
-    """A source as a run knows it; its lanes, and the rows of a block in one."""
+    """A source of a run: `block` is the number of rows of a block in one lane."""
 
     name: str
     samples: int
@@ -87,8 +89,8 @@ class RunSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """From which unit on sources have which shares, exact in blocks of how many units."""
+class RunPhase:
+    """The shares of sources from unit `start` on, exact in blocks of `length` units."""
 
     start: int
     length: int
@@ -97,26 +99,29 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class MixtureRun:
-    """What positions of a run mean.
+    """The run of a mixture.
 
     Parameters
     ----------
     batching : str
-    lanes, block : int
-        What the lanes of sources divide; and bytes that are shuffled together, 0 for all.
+    lanes : int
+        A multiple of the lanes of each source.
+    block : int
+        Bytes that are shuffled together; 0 for all.
     sources : tuple of RunSource
-        All that the run ever drew from.
+        All sources that the run has drawn from, also removed ones.
     sizes : tuple of int, optional
-        Where batches are drawn, the samples of each source in one; None while that is not known.
+        If batches are drawn: the samples of each source in a batch, or None for unknown ones.
     grain : int
-        Positions of a batch that must not be split: those of the largest.
-    stretches : tuple of Stretch
+        Positions of the largest batch. Batches must not be split.
+    stretches : tuple of RunPhase
+        The shares of sources, with the units at which they change.
     size : int
         Positions in an epoch.
     epoch, offset : int
-        The first epoch of that size, and where in the stream it begins.
+        The first epoch of this size, and the position in the stream where it begins.
     since : int
-        The first of the stretches that are of the mixture which the run goes on with.
+        Index of the first of `stretches` that is of the current mixture.
     """
 
     batching: str
@@ -125,7 +130,7 @@ class MixtureRun:
     sources: tuple[RunSource, ...]
     sizes: tuple[int | None, ...] | None
     grain: int
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[RunPhase, ...]
     size: int
     epoch: int = 0
     offset: int = 0
@@ -133,33 +138,36 @@ class MixtureRun:
 
     @property
     def is_even(self) -> bool:
-        """Whether batches of all sources are of one size."""
+        """Whether the batches of all sources have the same size."""
         return self.sizes is None or len(set(self.sizes)) == 1
 
     @property
     def width(self) -> int:
-        """Positions of a unit."""
+        """Number of positions of a unit."""
         return 1 if self.sizes is None else self.grain
 
     @property
     def stream_lanes(self) -> int:
-        """Lanes that units are dealt to."""
+        """Number of lanes of the stream of units."""
         return 1 if self.batching == "per_stream" else self.lanes
 
     @property
     def present(self) -> list[str]:
-        """Names of the sources that the run draws from by now."""
+        """Names of the sources that the run draws from now."""
         shares = self.stretches[-1].shares
         return [s.name for s, share in zip(self.sources, shares, strict=True) if share]
 
-    def reached(self, epoch: int, position: int) -> int:
-        """Return the position in the stream of a position in an epoch."""
+    def stream_position(self, epoch: int, position: int) -> int:
+        """Convert a position in an epoch to a position in the stream."""
         if epoch < self.epoch:
-            raise ValueError(f"epoch {epoch} was before the mixture changed, in epoch {self.epoch}")
+            raise ValueError(
+                f"epoch {epoch}: the mixture changed in epoch {self.epoch}, and earlier epochs "
+                "cannot be read with this mixture"
+            )
         return self.offset + (epoch - self.epoch) * self.size + position
 
     def course(self, seed: int) -> Course:
-        """Return what the run's stream depends on."""
+        """Return the settings of the run's stream."""
         names = [source.name for source in self.sources]
         phases = [
             Phase(
@@ -177,45 +185,46 @@ class MixtureRun:
             across=self.batching == "per_stream",
         )
 
-    def going_by(self, of: MixtureOf, begin: int = 0) -> tuple[Stretch, ...]:
-        """Return the stretches of a mixture's schedule, from a unit on."""
+    def schedule_phases(self, spec: MixtureSpec, begin: int = 0) -> tuple[RunPhase, ...]:
+        """Return the phases of a mixture's schedule, from unit `begin` on."""
         grid = self.grain if self.batching == "stratified" else self.stream_lanes
         starts: dict[int, tuple[float, ...]] = {}
-        for position, shares in of.schedule:
+        for position, shares in spec.schedule:
             start = -(-position // (self.width * grid)) * grid
-            by_name = dict(zip(of.names, shares, strict=True))
-            of_all = tuple(by_name.get(source.name, 0.0) for source in self.sources)
-            starts[max(start, begin)] = of_all  # the last one that begins there
+            by_name = dict(zip(spec.names, shares, strict=True))
+            run_shares = tuple(by_name.get(source.name, 0.0) for source in self.sources)
+            # Of several phases before `begin`, the last one overwrites the others.
+            starts[max(start, begin)] = run_shares
             if self.batching == "stratified":
-                _check_shares(of, shares, self.grain)
+                _check_shares(spec, shares, self.grain)
         return tuple(
-            Stretch(start, self._length(of, shares), shares) for start, shares in starts.items()
+            RunPhase(start, self._length(spec, shares), shares) for start, shares in starts.items()
         )
 
-    def _length(self, of: MixtureOf, shares: tuple[float, ...]) -> int:
-        """Return the units in which shares are exact."""
+    def _length(self, spec: MixtureSpec, shares: tuple[float, ...]) -> int:
+        """Return the number of units in which shares are exact."""
         if self.batching == "stratified":
             return self.grain
         lanes = self.stream_lanes
-        if of.block is None:
+        if spec.block is None:
             return block_length(self._unit_shares(shares), lanes)
-        return coprime_from(of.block, lanes)
+        return next_coprime(spec.block, lanes)
 
     def _unit_shares(self, shares: tuple[float, ...]) -> list[float]:
-        """Turn shares of samples into shares of units."""
+        """Convert shares of samples to shares of units."""
         sizes = self.sizes or [1] * len(shares)
         units = [share / (size or self.grain) for share, size in zip(shares, sizes, strict=True)]
-        whole = math.fsum(units)
-        return [unit / whole for unit in units]
+        total = math.fsum(units)
+        return [unit / total for unit in units]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the run as plain JSON has it."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the run as plain JSON."""
         facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return {"version": list(STREAM_VERSION), **facts}
 
     @classmethod
-    def of_json(cls, facts: Any) -> MixtureRun:
-        """Return the run that `as_json` had."""
+    def from_json(cls, facts: Any) -> MixtureRun:
+        """Return the run of a result of `to_json`; raise ValueError if it is invalid."""
         names = [each.name for each in fields(cls)]
         if not isinstance(facts, Mapping):
             raise ValueError(f"this state is damaged: mixture is {short_repr(facts)}")
@@ -228,7 +237,7 @@ class MixtureRun:
         known = {name: facts[name] for name in names}
         known["sources"] = tuple(_source(source) for source in _list_in(facts, "sources"))
         known["stretches"] = tuple(
-            _stretch(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
+            _phase(stretch, len(known["sources"])) for stretch in _list_in(facts, "stretches")
         )
         for key, least in {"lanes": 1, "block": 0, "grain": 1, "size": 0, "offset": 0}.items():
             read_count(facts, key, least)
@@ -249,21 +258,21 @@ class MixtureRun:
         return run
 
     def _check_lanes(self) -> None:
-        """Raise unless lanes and stretches are such that `Course` can have them."""
+        """Raise ValueError unless lanes and phases satisfy the conditions of `Course`."""
         if wrong := [source.lanes for source in self.sources if self.lanes % source.lanes]:
             raise ValueError(
-                f"this state is damaged: a source has {quantity(wrong[0], 'lane')}, and all have "
-                f"{self.lanes}"
+                f"this state is damaged: a source has {quantity(wrong[0], 'lane')}, which do not "
+                f"divide the mixture's {quantity(self.lanes, 'lane')}"
             )
         lanes = self.stream_lanes
-        starts = [stretch.start for stretch in self.stretches]
-        shared = [math.gcd(stretch.length, lanes) not in (1, lanes) for stretch in self.stretches]
-        if starts[0] or starts != sorted(set(starts)) or any(shared):
+        starts = [phase.start for phase in self.stretches]
+        invalid = [math.gcd(phase.length, lanes) not in (1, lanes) for phase in self.stretches]
+        if starts[0] or starts != sorted(set(starts)) or any(invalid):
             raise ValueError(f"this state is damaged: stretches {short_repr(self.stretches)}")
 
 
 def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
-    """Return a list of a state, which is not empty."""
+    """Return a list of a state; raise ValueError if it is empty or no list."""
     if not isinstance(facts[key], list) or not facts[key]:
         raise ValueError(
             f"this state is damaged: {key} is {short_repr(facts[key])}; expected a list"
@@ -271,8 +280,8 @@ def _list_in(facts: Mapping[str, Any], key: str) -> list[Any]:
     return list(facts[key])
 
 
-def _require_fields(facts: Any, kind: type[RunSource | Stretch]) -> None:
-    """Raise unless this is a part of a state that has the fields of a class."""
+def _require_fields(facts: Any, kind: type[RunSource | RunPhase]) -> None:
+    """Raise ValueError unless a part of a state has the fields of a class."""
     names = [each.name for each in fields(kind)]
     if not isinstance(facts, Mapping) or any(name not in facts for name in names):
         raise ValueError(f"this state is damaged: {short_repr(facts)}; expected {', '.join(names)}")
@@ -288,31 +297,31 @@ def _source(facts: Any) -> RunSource:
     return RunSource(name, samples, fingerprint, read_count(facts, "lanes", 1), block)
 
 
-def _stretch(facts: Any, sources: int) -> Stretch:
-    """Return a stretch of a state with so many sources."""
-    _require_fields(facts, Stretch)
+def _phase(facts: Any, sources: int) -> RunPhase:
+    """Return a phase of a state with `sources` sources."""
+    _require_fields(facts, RunPhase)
     shares = _list_in(facts, "shares")
-    sound = len(shares) == sources and all(
+    is_valid = len(shares) == sources and all(
         isinstance(share, int | float) and 0 <= share <= 1 for share in shares
     )
-    if not sound or not 0.99 < math.fsum(shares) < 1.01:
+    if not is_valid or not 0.99 < math.fsum(shares) < 1.01:
         raise ValueError(f"this state is damaged: it has the shares {short_repr(shares)}")
-    return Stretch(read_count(facts, "start"), read_count(facts, "length", 1), tuple(shares))
+    return RunPhase(read_count(facts, "start"), read_count(facts, "length", 1), tuple(shares))
 
 
 def new_run(
-    of: MixtureOf,
+    spec: MixtureSpec,
     settings: Shuffle | None,
     batching: str,
     batches: Batches,
     size: int | None,
     ranks: Ranks,
 ) -> MixtureRun:
-    """Return a run as it is from the beginning; fingerprints of sources are left out.
+    """Return a new run, without the fingerprints of sources.
 
     Parameters
     ----------
-    of : MixtureOf
+    spec : MixtureSpec
     settings : Shuffle, optional
         None reads sources in their own order.
     batching : str
@@ -321,14 +330,14 @@ def new_run(
         Samples in an epoch.
     ranks : Ranks
     """
-    block, lanes = resolve_shuffle(of, settings)
+    block, lanes = resolve_shuffle(spec, settings)
     is_batched = batching in ("per_stream", "device_per_stream")
     if batching == "random":
         sizes: tuple[int, ...] = (1,)
     elif batching == "device_per_stream":
-        sizes = batches.per_rank(ranks)
+        sizes = batches.rank_sizes(ranks)
     else:
-        sizes = batches.whole(ranks)
+        sizes = batches.global_sizes(ranks)
     grain = max(sizes)
     if batching == "stratified":
         lanes = math.gcd(lanes, grain)
@@ -336,43 +345,43 @@ def new_run(
         batching=batching,
         lanes=lanes,
         block=block,
-        sources=lay_out_sources(of, range(len(of.names)), settings, block, lanes),
+        sources=assign_lanes(spec, range(len(spec.names)), settings, block, lanes),
         sizes=sizes if is_batched else None,
         grain=grain,
         stretches=(),
         size=0,
     )
-    return replace(run, stretches=run.going_by(of), size=epoch_size(of, size, run))
+    return replace(run, stretches=run.schedule_phases(spec), size=epoch_size(spec, size, run))
 
 
-def resolve_shuffle(of: MixtureOf, settings: Shuffle | None) -> tuple[int, int]:
-    """Return the bytes that are shuffled together, 0 for all, and the lanes of a mixture."""
-    chosen = Shuffle(None) if settings is None else settings.resolve(sum(of.nbytes))
+def resolve_shuffle(spec: MixtureSpec, settings: Shuffle | None) -> tuple[int, int]:
+    """Return the bytes that are shuffled together (0 for all), and the lanes of a mixture."""
+    chosen = Shuffle(None) if settings is None else settings.resolve(sum(spec.nbytes))
     return int(chosen.block or 0), chosen.lanes or 1
 
 
-def lay_out_sources(
-    of: MixtureOf, numbers: Iterable[int], settings: Shuffle | None, block: int, lanes: int
+def assign_lanes(
+    spec: MixtureSpec, numbers: Iterable[int], settings: Shuffle | None, block: int, lanes: int
 ) -> tuple[RunSource, ...]:
-    """Lay sources out in lanes and blocks of their own.
+    """Return sources with their lanes and blocks.
 
     Parameters
     ----------
-    of : MixtureOf
+    spec : MixtureSpec
     numbers : iterable of int
-        Which sources.
+        The numbers of the sources.
     settings : Shuffle, optional
     block, lanes : int
-        Those of the mixture.
+        The block and the lanes of the mixture.
     """
-    total = max(sum(of.nbytes), 1)
-    # Lanes that were asked for may be smaller than those that are chosen.
+    total = max(sum(spec.nbytes), 1)
+    # A given number of lanes can make a lane's part of the block smaller than the default minimum.
     least = min(MIN_LANE_BLOCK_BYTES, max(block // lanes, 1))
     choice = [c for c in range(1, lanes + 1) if lanes % c == 0 and (c in LANES or c & c - 1 == 0)]
     choice += [lanes]
     found = []
     for number in numbers:
-        name, samples, nbytes = of.names[number], of.sizes[number], max(of.nbytes[number], 1)
+        name, samples, nbytes = spec.names[number], spec.sizes[number], max(spec.nbytes[number], 1)
         own = max(block * nbytes // total, least)
         if settings is None or block == 0 or (nbytes <= own and settings.lanes is None):
             found.append(RunSource(name, samples, "", 1, 0 if settings is None else samples))
@@ -383,89 +392,88 @@ def lay_out_sources(
     return tuple(found)
 
 
-def epoch_size(of: MixtureOf, chosen: int | None, run: MixtureRun) -> int:
-    """Return the positions in an epoch: whole batches, or whole rows of lanes if none is chosen."""
-    samples = sum(of.sizes) if chosen is None else chosen
+def epoch_size(spec: MixtureSpec, chosen: int | None, run: MixtureRun) -> int:
+    """Return the positions in an epoch: a multiple of the batch, or by default of the lanes."""
+    samples = sum(spec.sizes) if chosen is None else chosen
     if run.batching == "random":
         rest = samples % run.lanes if chosen is None and samples >= run.lanes else 0
         return samples - rest
     if chosen is not None and chosen < run.grain:
         raise ValueError(
-            f"epoch_size={chosen}: with batching={run.batching!r} an epoch has whole batches, and "
-            f"one takes {quantity(run.grain, 'sample')}"
+            f"epoch_size={chosen}: with batching={run.batching!r} an epoch has whole batches, of "
+            f"{quantity(run.grain, 'sample')} each"
         )
     return max(samples // run.grain, 1) * run.grain
 
 
-def _check_shares(of: MixtureOf, shares: tuple[float, ...], whole: int) -> None:
-    """Raise unless a global batch holds some of each source, and none of them twice."""
+def _check_shares(spec: MixtureSpec, shares: tuple[float, ...], batch_size: int) -> None:
+    """Raise ValueError unless a global batch holds each source, and no sample twice."""
     for name, samples, share, count in zip(
-        of.names, of.sizes, shares, apportioned(shares, whole), strict=True
+        spec.names, spec.sizes, shares, apportion(shares, batch_size), strict=True
     ):
         if count == 0:
             raise ValueError(
-                f"source {name!r} has {share:.3g} of the weight, of which a global batch of "
-                f"{quantity(whole, 'sample')} holds none: global_batch_size={least_length(shares)} "
-                "would do"
+                f"source {name!r} has {share:.3g} of the weight, and a global batch of "
+                f"{quantity(batch_size, 'sample')} holds no sample of it: give "
+                f"global_batch_size={min_block_length(shares)}"
             )
         if count > samples:
             raise ValueError(
                 f"source {name!r} has {quantity(samples, 'sample')}, and a global batch of "
-                f"{whole:,} is to hold {count} of it: give it less weight, or make batches smaller"
+                f"{quantity(batch_size, 'sample')} would hold {count:,} of it: give it less "
+                "weight, or use smaller batches"
             )
 
 
-# Going on with a mixture: the one of the state, or another one
+# Resuming a run, with the same mixture or with another one
 
 
-def run_in(state: Mapping[str, Any]) -> MixtureRun:
-    """Return the run of a state.
-
-    What tells sources from others is said in the newest version, or marked as of an older one.
-    """
-    run = MixtureRun.of_json(state["mixture"])
+def load_run(state: Mapping[str, Any]) -> MixtureRun:
+    """Return the run of a state; fingerprints of older versions are marked by a prefix."""
+    run = MixtureRun.from_json(state["mixture"])
     if state_version(state) == STATE_VERSION:
         return run
-    sources = [replace(s, fingerprint=_OLD + s.fingerprint) for s in run.sources]
+    sources = [replace(s, fingerprint=_VERSION_1 + s.fingerprint) for s in run.sources]
     return replace(run, sources=tuple(sources))
 
 
-def adopt_run(run: MixtureRun, own: MixtureRun, of: MixtureOf) -> MixtureRun:
-    """Return the run of a state as it goes on with a mixture.
+def resume_run(run: MixtureRun, own: MixtureRun, spec: MixtureSpec) -> MixtureRun:
+    """Return the run of a state, resumed with a mixture.
 
     Parameters
     ----------
     run : MixtureRun
-        That of the state.
+        The run of the state.
     own : MixtureRun
-        That of the mixture, if it began now.
-    of : MixtureOf
+        A new run of the mixture.
+    spec : MixtureSpec
 
     Raises
     ------
     ValueError
-        If it cannot; it says what differs.
+        If the runs do not fit. The message names the difference.
     """
     _check_batches(run, own)
     if run.lanes > max(*LANES, own.lanes):
         raise ValueError(f"this state is damaged: it has {quantity(run.lanes, 'lane')}")
-    if set(run.present) != set(of.names):
+    if set(run.present) != set(spec.names):
         raise ValueError(
-            f"the state is of sources {_some(run.present)}; this mixture has {_some(of.names)}: "
-            f"{_CONTINUE}"
+            f"the state is of sources {_list_names(run.present)}; this mixture has "
+            f"{_list_names(spec.names)}: {_CONTINUING_HINT}"
         )
     known = {source.name: source for source in run.sources}
-    for number, name in enumerate(of.names):
-        _check_same(known[name], of, number)
-    run = with_fingerprints(run, of)
+    for number, name in enumerate(spec.names):
+        _check_samples(known[name], spec, number)
+    run = with_fingerprints(run, spec)
     begin = run.stretches[run.since].start
-    if run.stretches[run.since :] != run.going_by(of, begin):
+    if run.stretches[run.since :] != run.schedule_phases(spec, begin):
         raise ValueError(
-            f"the state is of other weights, or of another block, than this mixture: {_CONTINUE}"
+            "the state is of other weights, or of another block, than this mixture: "
+            f"{_CONTINUING_HINT}"
         )
     if run.sizes is None or own.sizes is None:
         return run
-    here = dict(zip(of.names, own.sizes, strict=True))
+    here = dict(zip(spec.names, own.sizes, strict=True))
     sizes = tuple(
         here.get(source.name) if size is None else size
         for source, size in zip(run.sources, run.sizes, strict=True)
@@ -473,72 +481,73 @@ def adopt_run(run: MixtureRun, own: MixtureRun, of: MixtureOf) -> MixtureRun:
     for source, size in zip(run.sources, sizes, strict=True):
         if size is not None and here.get(source.name, size) != size:
             raise ValueError(
-                f"the state is of batches of {quantity(size, 'sample')} of source {source.name!r}; "
-                f"this iteration has {here[source.name]}: make it like that"
+                f"the state has batches of {quantity(size, 'sample')} of source {source.name!r}; "
+                f"this iteration has {here[source.name]}: use the batch size of the state"
             )
     run = replace(run, sizes=sizes)
-    # Blocks depend on sizes that were not known where the run was made to go on.
-    return replace(run, stretches=(*run.stretches[: run.since], *run.going_by(of, begin)))
+    # Block lengths depend on batch sizes, which `continue_run` did not know for new sources.
+    return replace(run, stretches=(*run.stretches[: run.since], *run.schedule_phases(spec, begin)))
 
 
-def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with which a run goes on with another mixture.
+def continue_run(spec: MixtureSpec, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with which a run continues with another mixture.
 
-    Sources that the run knows, by their names, go on in their passes; others begin.
+    Sources of the run, identified by name, continue their passes. New sources begin.
 
     Parameters
     ----------
-    of : MixtureOf
-        What to go on with.
+    spec : MixtureSpec
+        The other mixture.
     state : mapping
         The state of an iteration over any mixture.
 
     Raises
     ------
     ValueError
-        If it is none, or if a source holds other samples than the one of that name did.
+        If the state is of no mixture, or if a source holds other samples than the run's source of
+        the same name.
     """
     require_keys(
         state, ("version", "mixture", "epoch", "position", "shuffle", "epoch_size", "skipped")
     )
     if "workers" in state:
         raise ValueError(
-            "this is the state of one of several workers: those of npstream.torch.DataLoader are "
-            "of all of them"
+            "this is the state of one of several workers: use npstream.torch.DataLoader, whose "
+            "states are of all workers"
         )
     if state["version"] != state_version(state):
         raise ValueError(difference_message("version", state["version"], STATE_VERSION))
-    run = run_in(state)
+    run = load_run(state)
     epoch, position = (read_count(state, key) for key in ("epoch", "position"))
-    reached = run.reached(epoch, position)
+    reached = run.stream_position(epoch, position)
     if position % run.grain:
         raise ValueError(
-            f"position {position} is within a batch, which takes "
-            f"{quantity(run.grain, 'position')}: mixtures change between batches"
+            f"position {position} is within a batch of {quantity(run.grain, 'position')}: a "
+            "mixture can change only between batches"
         )
-    given = state["shuffle"]
-    settings = None if given is None else Shuffle(given["block"], given["lanes"])
+    shuffle = state["shuffle"]
+    settings = None if shuffle is None else Shuffle(shuffle["block"], shuffle["lanes"])
     known = {source.name: source for source in run.sources}
-    for number, name in enumerate(of.names):
+    for number, name in enumerate(spec.names):
         if name in known:
-            _check_same(known[name], of, number)
-    new = [number for number, name in enumerate(of.names) if name not in known]
-    added = lay_out_sources(of, new, settings, run.block, run.lanes)
+            _check_samples(known[name], spec, number)
+    new = [number for number, name in enumerate(spec.names) if name not in known]
+    added = assign_lanes(spec, new, settings, run.block, run.lanes)
     unit = reached // run.width
     past = [
-        replace(stretch, shares=stretch.shares + (0.0,) * len(added))
-        for stretch in run.stretches
-        if stretch.start < unit
+        replace(phase, shares=phase.shares + (0.0,) * len(added))
+        for phase in run.stretches
+        if phase.start < unit
     ]
     if run.sizes is not None:
         size = run.sizes[0] if run.is_even else None
         run = replace(run, sizes=run.sizes + (size,) * len(added))
-    run = with_fingerprints(replace(run, sources=run.sources + added), of)
+    run = with_fingerprints(replace(run, sources=run.sources + added), spec)
     run = replace(
         run,
-        stretches=(*past, *run.going_by(of, unit)),
+        stretches=(*past, *run.schedule_phases(spec, unit)),
         since=len(past),
-        size=epoch_size(of, state["epoch_size"], run),
+        size=epoch_size(spec, state["epoch_size"], run),
     )
     moved: dict[str, Any] = {}
     if position >= run.size:
@@ -548,14 +557,14 @@ def continue_run(of: MixtureOf, state: Mapping[str, Any]) -> dict[str, Any]:
             moved[TRAINER_EPOCH] = read_count(state, TRAINER_EPOCH, -MAX_COUNT) + 1
     run = replace(run, epoch=epoch, offset=reached - position)
     return {
-        **state, **moved, "version": STATE_VERSION, "mixture": run.as_json(), "epoch": epoch,
+        **state, **moved, "version": STATE_VERSION, "mixture": run.to_json(), "epoch": epoch,
         "position": position,
     }  # fmt: skip
 
 
-def with_fingerprints(run: MixtureRun, of: MixtureOf) -> MixtureRun:
-    """Return a run with the fingerprints of its sources; those that are gone keep theirs."""
-    fingerprints = dict(zip(of.names, of.fingerprints, strict=True))
+def with_fingerprints(run: MixtureRun, spec: MixtureSpec) -> MixtureRun:
+    """Return a run with the fingerprints of its sources; removed sources keep theirs."""
+    fingerprints = dict(zip(spec.names, spec.fingerprints, strict=True))
     sources = [
         replace(source, fingerprint=fingerprints[source.name](STATE_VERSION))
         if source.name in fingerprints
@@ -566,42 +575,42 @@ def with_fingerprints(run: MixtureRun, of: MixtureOf) -> MixtureRun:
 
 
 def _check_batches(run: MixtureRun, own: MixtureRun) -> None:
-    """Raise unless batches are drawn as they were."""
+    """Raise ValueError unless both runs make the same kind and size of batches."""
     if run.batching != own.batching:
         raise ValueError(
             f"the state is of batching={run.batching!r}; this iteration has "
-            f"batching={own.batching!r}: make it like that"
+            f"batching={own.batching!r}: use the setting of the state"
         )
     if run.grain != own.grain:
-        what = "batch_size" if run.batching == "device_per_stream" else "global_batch_size"
+        name = "batch_size" if run.batching == "device_per_stream" else "global_batch_size"
         raise ValueError(
-            f"the state is of {what}={run.grain}; this iteration has {own.grain}: it must stay "
-            f"the same with batching={run.batching!r}"
+            f"the state is of {name}={run.grain}; this iteration has {own.grain}: with "
+            f"batching={run.batching!r} it must stay the same"
         )
 
 
-def _check_same(known: RunSource, of: MixtureOf, number: int) -> None:
-    """Raise unless a source holds the samples that it did."""
-    if known.samples != of.sizes[number]:
-        holds = f"has {quantity(of.sizes[number], 'sample')}, and had {known.samples:,}"
-    elif known.fingerprint != _fingerprint_like(known, of, number):
-        holds = "holds other samples, or in another order"
+def _check_samples(known: RunSource, spec: MixtureSpec, number: int) -> None:
+    """Raise ValueError unless a source holds the same samples as in the run."""
+    if known.samples != spec.sizes[number]:
+        change = f"has {quantity(spec.sizes[number], 'sample')}, and had {known.samples:,}"
+    elif known.fingerprint != _fingerprint_like(known, spec, number):
+        change = "holds other samples, or in another order"
     else:
         return
     raise ValueError(
-        f"source {known.name!r} {holds}: select them as was done then, or give the source another "
-        "name, and its passes begin anew"
+        f"source {known.name!r} {change}: select the same samples in the same way, or give the "
+        "source another name, so that its passes begin anew"
     )
 
 
-def _fingerprint_like(known: RunSource, of: MixtureOf, number: int) -> str:
-    """Return the fingerprint of a source, in the version of the one that is known."""
-    if known.fingerprint.startswith(_OLD):
-        return _OLD + of.fingerprints[number](1)
-    return of.fingerprints[number](STATE_VERSION)
+def _fingerprint_like(known: RunSource, spec: MixtureSpec, number: int) -> str:
+    """Return the fingerprint of source `number`, in the version of the run's fingerprint."""
+    if known.fingerprint.startswith(_VERSION_1):
+        return _VERSION_1 + spec.fingerprints[number](1)
+    return spec.fingerprints[number](STATE_VERSION)
 
 
-def _some(names: Iterable[str]) -> str:
-    found = list(names)
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return ", ".join(map(repr, found[:_LISTED])) + more
+def _list_names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(map(repr, names[:_MAX_LISTED])) + more

@@ -1,4 +1,4 @@
-"""What a mixture is made of, and the shares that its sources have of what is drawn.
+"""Provide the specification of a mixture: its sources, and their shares in the drawn samples.
 
 Tested in tests/mixture/test_interleave.py.
 """
@@ -17,36 +17,39 @@ from npstream._core.arguments import quantity
 from npstream._core.typing import AnyArray
 
 Schedule: TypeAlias = "tuple[tuple[int, tuple[float, ...]], ...]"
-"""Positions from which on sources have these shares, rising from 0; shares sum to 1."""
+"""Phases ``(position, shares)``: the shares of sources from a position on, which sum to 1.
 
-_LEAST, _MOST = 1 << 12, 1 << 20
-"""Units of a block, where that is not given."""
+Positions are sorted, and begin with 0."""
+
+_MIN_BLOCK, _MAX_DEFAULT_BLOCK = 1 << 12, 1 << 20
+"""Bounds of the default number of units in a block."""
 
 MAX_BLOCK = 1 << 22
-"""Units of a block, at most."""
+"""Maximum number of units in a block."""
 
-_EACH = 32
-"""Units of the rarest source in a block, where that is not given: shares are exact to a 64th."""
+_RAREST_UNITS = 32
+"""Units of the rarest source in a default block. Half a unit is 1/64: shares are exact to that."""
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureOf:
-    """The facts of a mixture that its order depends on.
+class MixtureSpec:
+    """The properties of a mixture that its order depends on.
 
     Parameters
     ----------
     names : tuple of str
     sizes, nbytes : tuple of int
-        Samples of each source, none of them empty, and their bytes.
+        Samples of each source, at least 1, and their bytes.
     chunks : tuple of callable
-        Each returns the bounds of a source's chunks: the first row of each, then their number.
+        Each returns the bounds of a source's chunks: the first row of each, then the number of
+        rows.
     fingerprints : tuple of callable
-        Each returns what tells a source from others, in states of a version: see
+        Each takes a version of states, and returns a source's fingerprint in it; see
         `npstream.iteration.state.ViewFingerprint`.
     schedule : tuple
-        See `schedule_of`.
+        See `make_schedule`.
     block : int, optional
-        Units that hold exact shares: samples, or batches where each is of one source.
+        Units with exact shares. Units are samples, or batches if each batch is of one source.
     """
 
     names: tuple[str, ...]
@@ -59,7 +62,7 @@ class MixtureOf:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ValueError("a mixture of no sources: give at least one, by name")
+            raise ValueError("a mixture needs at least one source: give datasets by name")
         for name, size in zip(self.names, self.sizes, strict=True):
             if size == 0:
                 raise ValueError(f"source {name!r} is empty: leave it out of the mixture")
@@ -72,30 +75,30 @@ class MixtureOf:
             block_counts(self.names, shares, self.block)
 
 
-def schedule_of(
+def make_schedule(
     names: Sequence[str],
     sizes: Sequence[int],
     weights: Mapping[str, float] | Sequence[tuple[int, Mapping[str, float]]] | None = None,
     alpha: float = 1.0,
 ) -> Schedule:
-    """Return the shares that weights come to, from which position on.
+    """Return the schedule of shares for weights.
 
     Parameters
     ----------
     names : sequence of str
     sizes : sequence of int
-        Sources, and their samples.
+        Samples of each source.
     weights : mapping, or sequence of (int, mapping), optional
-        A positive weight of each source, in any unit; or such weights from each of several
-        positions on, the first of which is 0. By default the sizes to the power of `alpha`.
+        A positive weight of each source, on any scale; or pairs of a position and the weights from
+        it on, with sorted positions from 0. By default weights are ``size ** alpha``.
     alpha : float
-        1 draws from sources by their sizes, 0 from all alike.
+        1 draws from sources in proportion to their sizes, 0 from all equally.
 
     Examples
     --------
-    >>> schedule_of(["code", "web"], [10, 30])
+    >>> make_schedule(["code", "web"], [10, 30])
     ((0, (0.25, 0.75)),)
-    >>> schedule_of(["code", "web"], [10, 30], [(0, {"code": 1, "web": 1}), (99, {"code": 3,
+    >>> make_schedule(["code", "web"], [10, 30], [(0, {"code": 1, "web": 1}), (99, {"code": 3,
     ... "web": 1})])
     ((0, (0.5, 0.5)), (99, (0.75, 0.25)))
     """
@@ -103,24 +106,26 @@ def schedule_of(
         power = _number("alpha", alpha)
         if not math.isfinite(power):
             raise ValueError(f"alpha={alpha!r}: expected a finite number")
-        # The largest power is 1, so that none overflows.
+        # Divided by this base, the largest power is 1, so that none overflows.
         base = (max if power >= 0 else min)(sizes, default=1) or 1
-        return ((0, _normalized(names, [(max(size, 1) / base) ** power for size in sizes])),)
+        return ((0, _normalize(names, [(max(size, 1) / base) ** power for size in sizes])),)
     if alpha != 1:
         raise ValueError(
-            f"alpha={alpha!r} makes weights of sizes: leave it out where they are given"
+            f"alpha={alpha!r} computes weights from sizes: give either weights or alpha"
         )
     if isinstance(weights, Mapping):
         return ((0, _shares(names, weights, "weights")),)
     if not isinstance(weights, Sequence) or not weights:
-        _refuse_schedule(weights)
+        _raise_for_schedule(weights)
     schedule: list[tuple[int, tuple[float, ...]]] = []
     for entry in weights:
         if not isinstance(entry, Sequence) or len(entry) != 2 or not isinstance(entry[1], Mapping):
-            _refuse_schedule(weights)
+            _raise_for_schedule(weights)
         position = _integer("a position of weights", entry[0])
         if position != 0 if not schedule else position <= schedule[-1][0]:
-            raise ValueError(f"weights change at position {position}: positions are to rise from 0")
+            raise ValueError(
+                f"weights change at position {position}: expected increasing positions from 0"
+            )
         schedule.append(
             (position, _shares(names, entry[1], f"weights from position {position} on"))
         )
@@ -128,16 +133,16 @@ def schedule_of(
 
 
 def block_length(shares: Sequence[float], lanes: int = 1) -> int:
-    """Return the units of a block where that is not given: a prime number, no factor of the lanes.
+    """Return the default number of units in a block: a prime that does not divide the lanes.
 
-    So that no number of ranks has a period in common with blocks, whose patterns repeat: who reads
-    every tenth unit meets every slot of a pattern.
+    Patterns repeat from block to block. A prime length makes sure that a reader of every n-th unit
+    meets every slot of a pattern.
 
     >>> block_length([0.5, 0.5]), block_length([0.999, 0.001], lanes=8)
     (4099, 32003)
     """
-    wanted = min(max(_LEAST, _EACH / min(share for share in shares if share)), _MOST)
-    number = math.ceil(wanted)
+    length = _RAREST_UNITS / min(share for share in shares if share)
+    number = math.ceil(min(max(_MIN_BLOCK, length), _MAX_DEFAULT_BLOCK))
     while lanes % number == 0 or any(
         number % factor == 0 for factor in range(2, math.isqrt(number) + 1)
     ):
@@ -145,10 +150,10 @@ def block_length(shares: Sequence[float], lanes: int = 1) -> int:
     return number
 
 
-def coprime_from(least: int, lanes: int) -> int:
-    """Return the least number from one on that has no factor in common with the lanes.
+def next_coprime(least: int, lanes: int) -> int:
+    """Return the smallest number from `least` on that is coprime to `lanes`.
 
-    >>> coprime_from(48, lanes=8), coprime_from(48, lanes=1)
+    >>> next_coprime(48, lanes=8), next_coprime(48, lanes=1)
     (49, 48)
     """
     while math.gcd(least, lanes) > 1:
@@ -156,10 +161,10 @@ def coprime_from(least: int, lanes: int) -> int:
     return least
 
 
-def apportioned(shares: Sequence[float], length: int) -> list[int]:
-    """Share out units by largest remainders; of equal ones, the first sources' count.
+def apportion(shares: Sequence[float], length: int) -> list[int]:
+    """Divide `length` units by the largest remainder method; ties go to the first sources.
 
-    >>> apportioned([0.5, 0.25, 0.25], 7)
+    >>> apportion([0.5, 0.25, 0.25], 7)
     [3, 2, 2]
     """
     parts = _as_integers(shares)
@@ -173,14 +178,14 @@ def apportioned(shares: Sequence[float], length: int) -> list[int]:
 
 
 def _as_integers(shares: Sequence[float]) -> list[int]:
-    """Return whole numbers in exactly the proportion of shares."""
+    """Return integers in exactly the proportion of shares."""
     ratios = [float(share).as_integer_ratio() for share in shares]
     common = max(denominator for _, denominator in ratios)  # all are powers of two
     return [numerator * (common // denominator) for numerator, denominator in ratios]
 
 
 def block_counts(names: Sequence[str], shares: Sequence[float], block: int | None) -> list[int]:
-    """Return the units of each source in a block; sources without a share have none.
+    """Return the number of units of each source in a block; 0 for a share of 0.
 
     Raises
     ------
@@ -188,25 +193,25 @@ def block_counts(names: Sequence[str], shares: Sequence[float], block: int | Non
         If a block holds none of a source that has a share.
     """
     length = block_length(shares) if block is None else block
-    counts = apportioned(shares, length)
+    counts = apportion(shares, length)
     for name, share, count in zip(names, shares, counts, strict=True):
         if share and not count:
-            enough = least_length(shares)
-            mend = f"block={enough} would do" if enough <= MAX_BLOCK else "give it more weight"
+            minimum = min_block_length(shares)
+            fix = f"give block={minimum}" if minimum <= MAX_BLOCK else "give it more weight"
             raise ValueError(
-                f"source {name!r} has {share:.3g} of the weight, of which a block of "
-                f"{quantity(length, 'unit')} holds none: {mend}"
+                f"source {name!r} has {share:.3g} of the weight, and a block of "
+                f"{quantity(length, 'unit')} holds no unit of it: {fix}"
             )
     return counts
 
 
-def least_length(shares: Sequence[float]) -> int:
-    """Return a length in which each source that has a share has a unit.
+def min_block_length(shares: Sequence[float]) -> int:
+    """Return a block length in which each source with a positive share has a unit.
 
-    >>> least_length([0.75, 0.25])
+    >>> min_block_length([0.75, 0.25])
     4
     """
-    # A quota of one is enough; what smaller ones are rounded to depends on the others.
+    # Each source needs a quota of at least 1: smaller quotas may be rounded down.
     parts = _as_integers(shares)
     return -(-sum(parts) // min(part for part in parts if part))
 
@@ -215,28 +220,32 @@ def _shares(names: Sequence[str], weights: Mapping[str, float], what: str) -> tu
     unknown = [name for name in weights if name not in names]
     missing = [name for name in names if name not in weights]
     if unknown or missing:
-        wrong = f"no source is called {unknown[0]!r}" if unknown else f"{missing[0]!r} has none"
-        raise ValueError(f"{what}: {wrong}; the sources are {', '.join(map(repr, names))}")
-    found = []
+        problem = (
+            f"there is no source {unknown[0]!r}" if unknown else f"{missing[0]!r} has no weight"
+        )
+        raise ValueError(f"{what}: {problem}; the sources are {', '.join(map(repr, names))}")
+    numbers = []
     for name in names:
         weight = _number(f"the weight of source {name!r}", weights[name])
         if not (math.isfinite(weight) and weight > 0):
-            mend = "; leave the source out of the mixture" if weight == 0 else ""
+            fix = "; leave the source out of the mixture" if weight == 0 else ""
             raise ValueError(
-                f"the weight of source {name!r} is {weight!r}: expected a positive number{mend}"
+                f"the weight of source {name!r} is {weight!r}: expected a positive number{fix}"
             )
-        found.append(weight)
-    return _normalized(names, found)
+        numbers.append(weight)
+    return _normalize(names, numbers)
 
 
-def _normalized(names: Sequence[str], weights: list[float]) -> tuple[float, ...]:
-    most = max(weights, default=1.0)
-    scaled = [weight / most for weight in weights]
-    whole = math.fsum(scaled)
-    shares = tuple(weight / whole for weight in scaled)
+def _normalize(names: Sequence[str], weights: list[float]) -> tuple[float, ...]:
+    largest = max(weights, default=1.0)
+    scaled = [weight / largest for weight in weights]
+    total = math.fsum(scaled)
+    shares = tuple(weight / total for weight in scaled)
     for name, share in zip(names, shares, strict=True):
         if share == 0:
-            raise ValueError(f"the weight of source {name!r} is next to nothing: give it more")
+            raise ValueError(
+                f"the weight of source {name!r} is almost 0 relative to others: give it more weight"
+            )
     return shares
 
 
@@ -254,7 +263,7 @@ def _integer(name: str, value: Any) -> int:
     return operator.index(value)
 
 
-def _refuse_schedule(weights: Any) -> NoReturn:
+def _raise_for_schedule(weights: Any) -> NoReturn:
     raise TypeError(
         f"weights={weights!r}: expected a mapping of names to numbers, or a list of "
         "(position, mapping) pairs"

@@ -1,7 +1,7 @@
-"""The samples of several views, read as those of one source.
+"""Provide `MixedSource`: the samples of several views, read like those of one source.
 
-Rows are those of the views, laid end to end. One look-up turns rows into samples of the joined
-datasets, which are read as those of one dataset are.
+Rows count through the views, one after the other. One look-up converts rows to *union ids*: ids of
+samples in the union of all datasets, which is read like one dataset.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     from npstream.reading.gather import Lookup
 
 SOURCE = "source"
-"""The computed column of the names of the rows' sources."""
+"""Name of the computed column with the name of each row's source."""
 
 PIECE_ROWS = 1 << 20
-"""Samples that are looked up at once."""
+"""Rows that are looked up together."""
 
 
 class SourceNames:
-    """The name of each row's source, as a `npstream.reading.plan.Computation`.
+    """The name of each row's source: a `npstream.reading.plan.Computation`.
 
     Parameters
     ----------
     names : sequence of str
-        The name of each view's source.
+        The name of each view.
     rows : Concatenation
         The views.
     """
@@ -66,20 +66,20 @@ class SourceNames:
         return self._names[bisect_right(self._bounds, row) - 1]
 
     def equal(self, rows: Int64, text: bytes) -> Bools:
-        """Return which rows have this name."""
+        """Return True for rows whose source has this name, as UTF-8."""
         equal = np.array([name.encode() == text for name in self._names])
         return equal[self._rows.view_numbers(rows)]
 
 
 class MixedSource(Source):
-    """The samples of several views, by their rows when the views are laid end to end.
+    """The samples of several views, one view after the other.
 
     Parameters
     ----------
     members : sequence of Member
-        None of the views is empty. Those of one source share all that is in memory.
+        The views, none empty. Views of the same dataset share its memory.
     fields : mapping of str to Field
-        The columns that all of them have, with one meaning.
+        The columns that all views have, with the same declaration.
     partial : mapping of str to str
         What is wrong with each of the others.
     names_sources : bool, default: False
@@ -88,7 +88,7 @@ class MixedSource(Source):
     Attributes
     ----------
     rows : Concatenation
-        Where each view begins, and which joined samples rows are.
+        The first row of each view, and the map from rows to union ids.
     """
 
     __slots__ = (
@@ -110,10 +110,10 @@ class MixedSource(Source):
         self._members = tuple(members)
         parts = {id(member.source): member.source for member in self.members}
         self._parts = tuple(parts.values())
-        joined = ShardUnion([part.fetcher.shards for part in self._parts])
+        union = ShardUnion([part.fetcher.shards for part in self._parts])
         self._remotes = [part for part in self._parts if part.remote is not None]
         limits = [part.limit for part in self._remotes if part.limit is not None]
-        firsts = dict(zip(parts, joined.first_samples, strict=False))
+        firsts = dict(zip(parts, union.first_samples, strict=False))
         self.rows = Concatenation(
             [member.selection for member in self.members],
             [firsts[id(member.source)] for member in self.members],
@@ -121,7 +121,7 @@ class MixedSource(Source):
         if names_sources:
             names = SourceNames([member.name for member in self.members], self.rows)
             fields = {**fields, SOURCE: Field(SOURCE, parse("str"), computation=names)}
-        super().__init__(Fetcher(joined), fields, partial, min(limits, default=None))
+        super().__init__(Fetcher(union), fields, partial, min(limits, default=None))
         self._total = sum(map(self.member_bytes, range(len(self.members))))
         self._has_transforms = any(member.transform is not None for member in self.members)
 
@@ -140,25 +140,25 @@ class MixedSource(Source):
         return self._members
 
     def field(self, name: str) -> Field:
-        """Return the column of that name, or say why there is none."""
+        """Return the column of that name; the error says why some views lack it."""
         if name in self.column_errors and name not in self.fields:
             raise ColumnError.saying(self.column_errors[name])
         return super().field(name)
 
     def member_bytes(self, number: int) -> int:
-        """Return the bytes of a view's samples, about."""
+        """Return the estimated bytes of a view's samples."""
         member = self.members[number]
         return member.source.estimate_bytes(member.selection.size)
 
     def member_chunks(self, number: int) -> AnyArray:
-        """Return the first row, in a view, of each chunk of it, then the number of rows."""
+        """Return the first row of each chunk of a view, counted in it, then its number of rows."""
         member = self.members[number]
         return view_chunks(member.source.chunk_starts(), member.selection)
 
     # Reading
 
     def sample_ids(self, rows: Int64) -> Int64:
-        """Return the joined samples at rows."""
+        """Return the union ids of rows."""
         return self.rows.at(rows)
 
     def read_ahead(
@@ -168,7 +168,7 @@ class MixedSource(Source):
         step: int = 0,
         is_rowwise: bool = False,
     ) -> Iterator[tuple[T, Lookup]]:
-        """Yield pieces of work and what their rows are, some of which are fetched ahead."""
+        """Yield pieces and the look-ups of their rows, with prefetch."""
         return super().read_ahead(
             pieces, rows_of, step if self.rows.is_ascending else 0, is_rowwise
         )
@@ -176,12 +176,12 @@ class MixedSource(Source):
     def _stored_columns(
         self, plan: Plan, lookup: Lookup, out: Mapping[str, AnyArray]
     ) -> dict[str, AnyArray | Ragged]:
-        """Read columns that are all stored, of joined samples."""
+        """Read stored columns of the samples with union ids."""
         ids = lookup.samples
         one = len(plan.fields) == 1 and len(ids) > 0
         if not (one and any(part.sidecar_column_name(plan) for part in self.remotes)):
             return self._batch_columns(plan, lookup, out)
-        # Some values may be in side-cars, which their datasets know how to read.
+        # Values may be in side-cars, which only the datasets themselves can read.
         (field,) = plan.fields
         column = out[field.name] if field.name in out else field.allocate(len(ids))
 
@@ -199,44 +199,44 @@ class MixedSource(Source):
         return shards  # type: ignore[no-any-return]
 
     def _by_part(self, stored: Int64) -> Iterator[tuple[int, Rows]]:
-        """Yield the number of each dataset that joined samples are of, and which are."""
+        """Yield the number of each dataset, with the indices of its samples in `stored`."""
         return group_positions(
             np.searchsorted(self._shards.first_samples, stored, side="right") - 1
         )
 
     def samples(self, names: tuple[str, ...], lookup: Lookup) -> Iterator[Any]:
-        """Read samples, all at once, and yield them as their sources' transforms make them."""
+        """Read samples together, and yield them after the transforms of their sources."""
         samples = super().samples(names, lookup)
         if not self.has_transforms:
             return samples
         members = map(self.members.__getitem__, self.rows.view_numbers(lookup.rows).tolist())
-        # Not a generator, which would end where a transform raises.
+        # A generator would end after a transform raises; map continues.
         return map(_transform, samples, members)
 
     def reader(self, names: tuple[str, ...]) -> Reader:
-        """Return what reads one sample with these columns, as its source's transform makes it."""
+        """Return a reader of one sample with these columns; it applies the source's transform."""
         plan = self.plan(names)
         return _RowReader(self, self._stored_reader(plan), plan if plan.computed else None)
 
     def value_reader(self, field: Field) -> Reader:
-        """Return what reads one value of a column, which may be redeclared, by its row."""
+        """Return a reader of one value of a column by its row; `field` may be redeclared."""
         read = super().value_reader(field)
         return read if field.computation is not None else _ValueReader(self, read)
 
     @property
     def has_transforms(self) -> bool:
-        """Whether samples are passed through functions, before those of a view."""
+        """Whether sources have transforms, which apply before that of a view."""
         return self._has_transforms
 
-    # What reading costs, and where samples are stored
+    # Costs of reading, and locations of samples
 
     @property
     def remotes(self) -> list[Source]:
-        """Those of the datasets that samples come from which are in object stores."""
+        """The datasets that are in object stores."""
         return self._remotes
 
     def split_by_dataset(self, selection: Selection) -> Iterator[tuple[Source, Selection]]:
-        """Yield the datasets that a view's samples come from, and which ones; in any order."""
+        """Yield each dataset of a view's samples, with the selection of them, in any order."""
         if selection.affine is not None:
             for number, mine in self.rows.pieces(selection):
                 yield self.members[number].source, mine
@@ -250,19 +250,19 @@ class MixedSource(Source):
                 yield part, chosen
 
     def sidecar_column_name(self, plan: Plan) -> str | None:
-        """Return None: only the datasets themselves have side-cars."""
+        """Return None: a mixture has no side-car, only its datasets have."""
         return None
 
     def stored(self, selection: Selection) -> Selection:
-        """Return a view as one of what the index counts."""
+        """Convert a selection of rows to a selection of union ids."""
         return selection.through(self.rows, self.index.samples)
 
     def estimate_bytes(self, samples: int) -> int:
-        """Return the bytes of so many average samples."""
+        """Return the bytes of `samples` average samples."""
         return self._total * samples // len(self.rows)
 
     def estimate_rows(self, nbytes: int) -> int:
-        """Return how many average samples take about `nbytes`, at least one."""
+        """Return how many average samples take about `nbytes`, at least 1."""
         return max(1, nbytes * len(self.rows) // max(self._total, 1))
 
     def chunk_starts(self) -> AnyArray:
@@ -295,7 +295,7 @@ class _ValueReader:
 class _RowReader(_ValueReader):
     """Reads one sample, by its row.
 
-    `plan` is that of all columns if some of them are computed.
+    `plan` is the plan of all columns if some are computed, else None.
     """
 
     def __init__(self, source: MixedSource, read: Reader, plan: Plan | None) -> None:
@@ -313,7 +313,7 @@ class _RowReader(_ValueReader):
 
 
 def _transform(sample: Sample, member: Member) -> Any:
-    """Return a sample as the transform of its source makes it."""
+    """Apply the transform of a sample's source to the sample."""
     if member.transform is None:
         return sample
     try:

@@ -1,17 +1,17 @@
-"""The stream of a mixture: which row of which source each position draws, and back.
+"""Provide the stream of a mixture: the source and row at each position, and the inverse.
 
-The stream is endless. What is drawn at once is a *unit*: a sample, or a batch where each is of one
-source. Units are interleaved by patterns (see `npstream.mixture.patterns`), in blocks that hold
-exact counts; as many blocks as there are lanes share a pattern. Unit u is of lane ``u % lanes``.
-From a *phase* to the next the counts change, at any unit; those drawn before, of each source and in
-each lane, are counted by the patterns that were cut off.
+The stream is endless. It draws *units*: samples, or whole batches if each batch is of one source.
+Patterns interleave the units of sources in blocks with exact counts (see
+`npstream.mixture.patterns`). A superblock of `lanes` blocks shares a pattern. Unit u is in lane
+``u % lanes``. The counts change at the beginning of each *phase*, which can be any unit. The draws
+before a phase, of each source in each lane, are counted from the patterns of earlier phases.
 
-Every source has lanes and blocks of its own, which do not depend on weights: an `Order` for each
-pass. If the source has C lanes, of which ``lanes`` is k times as many, lanes c, c + C, c + 2 C, ...
-of the stream take turns with lane c of the source: draw m of lane l is draw ``m * k + l // C``
-there, and so on through pass after pass. So who reads every P-th lane of the stream reads every
-P-th lane of each source whose lanes P divides. A source of E elements in a lane has each of them
-once among its draws ``p * E`` to ``(p + 1) * E`` there: that is its pass p.
+Every source has its own lanes and blocks, independent of weights, and an `Order` for each pass
+through it. Let a source have C lanes, and the stream k * C. Then the lanes c, c + C, c + 2 * C and
+so on of the stream share lane c of the source: draw m of lane l of the stream is draw
+``m * k + l // C`` of the source's lane. So a node that reads every P-th lane of the stream reads
+every P-th lane of each source whose number of lanes P divides. Pass p of a lane with E elements is
+its draws ``p * E`` to ``(p + 1) * E - 1``, with each element once.
 """
 
 from __future__ import annotations
@@ -29,48 +29,52 @@ from npstream._core.arguments import quantity
 from npstream._core.arrays import group_positions
 from npstream._core.typing import AnyArray, Int64
 from npstream.mixture.interleave import PATTERN_VERSION
-from npstream.mixture.passes import Passes, Stored, spread
-from npstream.mixture.patterns import Pattern, draws, make_pattern, places_of, tally
+from npstream.mixture.passes import Passes, Stored, find_passes
+from npstream.mixture.patterns import Pattern, count_draws, find_places, look_up_draws, make_pattern
 from npstream.orders.order import ORDER_VERSION, RowOrder
 from npstream.orders.permutation import make_key
 
 STREAM_VERSION = (1, PATTERN_VERSION, ORDER_VERSION)
-"""Names the streams that this module computes; they may not change without it."""
+"""Version of the streams; it must change whenever this module computes others."""
 
 _STREAM_IDENTITY = "<MixtureOrder: {} sources, {}>"
 _EPOCH_IDENTITY = "<EpochOrder: {} positions from {} on, {}>"
 
-REPEATS = 16
-"""Blocks that share a pattern, at least: to draw one takes longer than to look its units up."""
+MIN_PATTERN_REPEATS = 16
+"""Minimum number of blocks that share a pattern: drawing one takes longer than looking it up."""
 
-_NOUGHT = np.zeros(1, np.int64)
+_ZERO = np.zeros(1, np.int64)
 
 _PATTERN = 4
-"""Level of the keys of patterns."""
+"""Level, for `make_key`, of patterns."""
 
 
 class Phase(NamedTuple):
-    """From which unit on blocks have so many units of each source, which may be none."""
+    """The units of each source in a block, from unit `start` on; counts may be 0."""
 
     start: int
     counts: tuple[int, ...]
 
 
 class Course(NamedTuple):
-    """What a stream depends on, but for the chunks of its sources.
+    """The settings that a stream depends on, without the chunks of its sources.
+
+    The names of this class, of `Phase` and `Stored`, and of their fields are part of
+    `MixtureOrder.identity`, so they must not change.
 
     Parameters
     ----------
-    seed, lanes : int
-        Lanes of the stream are a multiple of each source's; they have no factor in common with
-        the units of a block, or divide them.
+    seed : int
+    lanes : int
+        Lanes of the stream: a multiple of each source's lanes. It is coprime to the units of a
+        block, or divides them.
     sources : tuple of Stored
     phases : tuple of Phase
         The first starts at 0.
     batches : tuple of int, optional
-        Samples in a unit of each source, by default 1.
+        Samples in a unit of each source; by default 1.
     across : bool
-        Whether a unit takes samples from all lanes of its source in turn, not from one.
+        Whether a unit takes samples from all lanes of its source in turn, instead of from one lane.
     """
 
     seed: int
@@ -81,19 +85,26 @@ class Course(NamedTuple):
     across: bool = False
 
 
-class _Count(NamedTuple):
-    """Draws before a phase, of each source in each lane; and before the row in which it starts."""
+class _DrawCounts(NamedTuple):
+    """The numbers of draws of each source in each lane.
+
+    `before` counts the draws before a phase. `base` is `before` minus the draws that the phase's
+    own pattern has before the start, in the row of lanes in which the phase starts.
+    """
 
     before: Int64
     base: Int64
 
 
-class _Kept:
-    """What was computed last. Whoever looks rows up takes it away, so no two threads use it."""
+class _Buffers:
+    """Cached patterns, counts and passes.
+
+    A look-up removes its buffers from the order, so that no two threads use the same.
+    """
 
     def __init__(self, order: MixtureOrder) -> None:
         self.patterns: dict[tuple[int, int], Pattern] = {}
-        self.counts: dict[int, _Count] = {}
+        self.counts: dict[int, _DrawCounts] = {}
         self.passes = Passes(order.course.seed, order.course.sources, order.chunks)
 
 
@@ -104,9 +115,9 @@ class MixtureOrder:
     ----------
     course : Course
     chunks : sequence of callable or None
-        What returns the bounds of each source's chunks; None for sources that are gone.
+        Each returns the bounds of a source's chunks; None for sources that were removed.
     firsts : sequence of int
-        The row of the concatenation that is each source's first; any for those that are gone.
+        The first row of each source in the concatenation; any number for removed sources.
 
     Examples
     --------
@@ -127,7 +138,7 @@ class MixtureOrder:
         firsts: Sequence[int],
     ) -> None:
         self.course, self.chunks, self._firsts = course, tuple(chunks), tuple(firsts)
-        self._kept: deque[_Kept] = deque(maxlen=1)
+        self._free_buffers: deque[_Buffers] = deque(maxlen=1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MixtureOrder, (self.course, self.chunks, self._firsts)
@@ -136,7 +147,7 @@ class MixtureOrder:
         return f"<MixtureOrder: {quantity(len(self.chunks), 'source')}, {self._digest()}>"
 
     def identity(self) -> str:
-        """Return the text by which saved states know this order; it never changes."""
+        """Return the str that identifies this order in saved states; it must never change."""
         return _STREAM_IDENTITY.format(len(self.chunks), self._digest())
 
     def _digest(self) -> str:
@@ -145,49 +156,49 @@ class MixtureOrder:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the order holds by now."""
+        """Bytes of memory that the order uses now."""
         return sum(
-            kept.passes.nbytes
-            + sum(array.nbytes for count in kept.counts.values() for array in count)
-            + sum(pattern.nbytes for pattern in kept.patterns.values())
-            for kept in list(self._kept)
+            buffers.passes.nbytes
+            + sum(array.nbytes for count in buffers.counts.values() for array in count)
+            + sum(pattern.nbytes for pattern in buffers.patterns.values())
+            for buffers in list(self._free_buffers)
         )
 
     @cached_property
     def width(self) -> int:
-        """Positions of a unit, as many as the samples of the largest."""
+        """Positions of a unit: the number of samples of the largest unit."""
         return max(self.course.batches or (1,))
 
     def at(self, positions: Int64) -> Int64:
-        """Return the rows drawn at positions, in their shape; -1 where a unit has no more."""
-        flat = _checked(positions)
+        """Return the rows at positions, in the same shape; -1 after the end of a smaller unit."""
+        flat = _check(positions)
         if not flat.size:
             return np.empty_like(flat)
-        kept = self._take()
-        units, offsets = np.divmod(flat, self.width) if self.width > 1 else (flat, _NOUGHT)
-        sources, lanes, numbers = self._draws(kept, units)
+        buffers = self._acquire()
+        units, offsets = np.divmod(flat, self.width) if self.width > 1 else (flat, _ZERO)
+        sources, lanes, numbers = self._draws(buffers, units)
         passes, places = np.empty((2, flat.size), np.int64)
-        spread.for_size(2 * flat.size)(
-            sources, lanes, numbers, offsets, self._facts, self.course.lanes, self.course.across,
-            passes, places,
+        find_passes.for_size(2 * flat.size)(
+            sources, lanes, numbers, offsets, self._source_table,
+            self.course.lanes, self.course.across, passes, places,
         )  # fmt: skip
-        rows = kept.passes.rows(sources, passes, places)
+        rows = buffers.passes.rows(sources, passes, places)
         rows += self._first_rows[sources]
         if self.course.batches is not None:
             rows[offsets >= self._batches[sources]] = -1
-        self._kept.append(kept)
+        self._free_buffers.append(buffers)
         return rows.reshape(np.shape(positions))
 
     def find(self, rows: Int64, passes: int | Int64 = 0) -> Int64:
-        """Return the positions at which rows are drawn in passes of their sources."""
-        flat = _checked(rows)
-        number = np.broadcast_to(_checked(passes), flat.shape)
-        kept = self._take()
+        """Return the positions of rows in the given passes through their sources."""
+        flat = _check(rows)
+        number = np.broadcast_to(_check(passes), flat.shape)
+        buffers = self._acquire()
         sources = self._sources_of(flat)
-        lane, draw = kept.passes.draws(sources, flat - self._first_rows[sources], number)
-        lanes, numbers, offsets = self._gather(sources, lane, draw)
-        units = self._units(kept, sources, lanes, numbers)
-        self._kept.append(kept)
+        lane, draw = buffers.passes.find_draws(sources, flat - self._first_rows[sources], number)
+        lanes, numbers, offsets = self._to_stream(sources, lane, draw)
+        units = self._units(buffers, sources, lanes, numbers)
+        self._free_buffers.append(buffers)
         return (units * self.width + offsets).reshape(np.shape(rows))
 
     # Sources and their lanes
@@ -201,8 +212,8 @@ class MixtureOrder:
         return np.array(self.course.batches or [1] * len(self.chunks), np.int64)
 
     @cached_property
-    def _facts(self) -> Int64:
-        """Return the samples of each source, its lanes, and its samples in a unit."""
+    def _source_table(self) -> Int64:
+        """Return the samples, the lanes, and the samples in a unit of each source."""
         samples = [source.samples for source in self.course.sources]
         return np.stack([np.array(samples, np.int64), self._lanes, self._batches], axis=1)
 
@@ -212,65 +223,69 @@ class MixtureOrder:
 
     def _sources_of(self, rows: Int64) -> Int64:
         """Return the sources of rows of the concatenation."""
-        here = [number for number, chunks in enumerate(self.chunks) if chunks is not None]
-        here.sort(key=self._firsts.__getitem__)
-        ends = np.cumsum([self.course.sources[number].samples for number in here])
+        present = [number for number, chunks in enumerate(self.chunks) if chunks is not None]
+        present.sort(key=self._firsts.__getitem__)
+        ends = np.cumsum([self.course.sources[number].samples for number in present])
         if rows.size and rows.max() >= ends[-1]:
             raise IndexError(
                 f"{rows.max()} is out of bounds for a mixture of {quantity(ends[-1], 'row')}"
             )
-        return np.array(here)[np.searchsorted(ends, rows, side="right")]
+        return np.array(present)[np.searchsorted(ends, rows, side="right")]
 
-    def _gather(self, sources: Int64, lane: Int64, draw: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the lane of the stream, the unit's number there, and the sample's in the unit."""
+    def _to_stream(self, sources: Int64, lane: Int64, draw: Int64) -> tuple[Int64, Int64, Int64]:
+        """Return the stream's lanes, the numbers of units in them, and of samples in the units."""
         own = self._lanes[sources]
         size = self._batches[sources]
         if self.course.across:
             numbers, offsets = np.divmod(draw * own + lane, size)
             return np.zeros_like(numbers), numbers, offsets
         numbers, offsets = np.divmod(draw, size)
-        numbers, turns = np.divmod(numbers, self.course.lanes // own)
-        return turns * own + lane, numbers, offsets
+        numbers, turn = np.divmod(numbers, self.course.lanes // own)
+        return turn * own + lane, numbers, offsets
 
     # Units and draws
 
-    def _draws(self, kept: _Kept, units: Int64) -> tuple[Int64, Int64, Int64]:
-        """Return the sources of units, their lanes, and which of the draws there they are."""
+    def _draws(self, buffers: _Buffers, units: Int64) -> tuple[Int64, Int64, Int64]:
+        """Return the sources of units, their lanes, and their numbers among the draws there."""
         sources, numbers = np.empty_like(units), np.empty_like(units)
         lanes = units % self.course.lanes
         phases = np.searchsorted(self._starts, units, side="right") - 1
         for phase, mine in group_positions(phases):
             places = units[mine] - self._row_start(phase)
             source, draw = np.empty_like(places), np.empty_like(places)
-            for number, these in group_positions(places // (self._repeats * self._span(phase))):
-                pattern, at = self._pattern(kept, phase, number), places[these]
+            for number, these in group_positions(
+                places // (self._repeats * self._superblock_units(phase))
+            ):
+                pattern, at = self._pattern(buffers, phase, number), places[these]
                 found = np.empty((2, at.size), np.int64)
-                draws.for_size(4 * at.size)(at, pattern, *found)
+                look_up_draws.for_size(4 * at.size)(at, pattern, *found)
                 source[these], draw[these] = found
             if phase:
-                draw += self._count(kept, phase).base[source, lanes[mine]]
+                draw += self._counts_before(buffers, phase).base[source, lanes[mine]]
             sources[mine], numbers[mine] = source, draw
         return sources, lanes, numbers
 
-    def _units(self, kept: _Kept, sources: Int64, lanes: Int64, numbers: Int64) -> Int64:
-        """Return the units that are draws of sources in lanes: `_draws` inverted."""
+    def _units(self, buffers: _Buffers, sources: Int64, lanes: Int64, numbers: Int64) -> Int64:
+        """Return the units of draws of sources in lanes: the inverse of `_draws`."""
         phases = np.zeros_like(sources)
         for phase in range(1, len(self.course.phases)):
-            phases[self._count(kept, phase).before[sources, lanes] <= numbers] = phase
+            phases[self._counts_before(buffers, phase).before[sources, lanes] <= numbers] = phase
         units = np.empty_like(sources)
         for phase, here in group_positions(phases):
             source, lane, draw = sources[here], lanes[here], numbers[here]
             if phase:
-                draw = draw - self._count(kept, phase).base[source, lane]
+                draw = draw - self._counts_before(buffers, phase).base[source, lane]
             superblocks, draw = np.divmod(draw, self._counts[phase][source])
             places = np.empty_like(draw)
             for number, these in group_positions(superblocks // self._repeats):
-                pattern, place = self._pattern(kept, phase, number), np.empty_like(draw[these])
-                places_of.for_size(4 * place.size)(
+                pattern, place = self._pattern(buffers, phase, number), np.empty_like(draw[these])
+                find_places.for_size(4 * place.size)(
                     source[these], lane[these], draw[these], pattern, place
                 )
                 places[these] = place
-            units[here] = self._row_start(phase) + superblocks * self._span(phase) + places
+            units[here] = (
+                self._row_start(phase) + superblocks * self._superblock_units(phase) + places
+            )
         return units
 
     @cached_property
@@ -281,8 +296,8 @@ class MixtureOrder:
     def _counts(self) -> list[Int64]:
         return [np.array(phase.counts, np.int64) for phase in self.course.phases]
 
-    def _span(self, phase: int) -> int:
-        """Return the units of a superblock."""
+    def _superblock_units(self, phase: int) -> int:
+        """Return the number of units in a superblock."""
         return sum(self.course.phases[phase].counts) * self.course.lanes
 
     def _row_start(self, phase: int) -> int:
@@ -292,64 +307,64 @@ class MixtureOrder:
 
     def _places(self, phase: int, units: Any) -> tuple[Any, Any]:
         """Return the superblocks of units in a phase, and their places there."""
-        superblocks, places = divmod(units - self._row_start(phase), self._span(phase))
+        superblocks, places = divmod(units - self._row_start(phase), self._superblock_units(phase))
         return superblocks, places
 
     @cached_property
     def _repeats(self) -> int:
-        """Superblocks in a row that have the same pattern."""
-        return -(-REPEATS // self.course.lanes)
+        """Number of consecutive superblocks with the same pattern."""
+        return -(-MIN_PATTERN_REPEATS // self.course.lanes)
 
-    def _pattern(self, kept: _Kept, phase: int, number: int) -> Pattern:
-        """Return the pattern of number `number` in a phase."""
-        pattern = kept.patterns.pop((phase, number), None)
+    def _pattern(self, buffers: _Buffers, phase: int, number: int) -> Pattern:
+        """Return pattern `number` of a phase."""
+        pattern = buffers.patterns.pop((phase, number), None)
         if pattern is None:
             start = self.course.phases[phase].start
             key = make_key(self.course.seed, start, number, _PATTERN)
             pattern = make_pattern(self._counts[phase], self.course.lanes, key)
-            while len(kept.patterns) > 1:
-                del kept.patterns[next(iter(kept.patterns))]
-        kept.patterns[phase, number] = pattern
+            while len(buffers.patterns) > 1:
+                del buffers.patterns[next(iter(buffers.patterns))]
+        buffers.patterns[phase, number] = pattern
         return pattern
 
-    def _count(self, kept: _Kept, phase: int) -> _Count:
-        """Count draws before a phase."""
-        known = max((number for number in kept.counts if number <= phase), default=0)
-        nothing = np.zeros((len(self.chunks), self.course.lanes), np.int64)
-        count = kept.counts.pop(known, None) or _Count(nothing, nothing)
-        for number in range(known, phase):
+    def _counts_before(self, buffers: _Buffers, phase: int) -> _DrawCounts:
+        """Return the counts of draws before a phase, from those of the last cached phase."""
+        cached = max((number for number in buffers.counts if number <= phase), default=0)
+        zeros = np.zeros((len(self.chunks), self.course.lanes), np.int64)
+        count = buffers.counts.pop(cached, None) or _DrawCounts(zeros, zeros)
+        for number in range(cached, phase):
             stop = self.course.phases[number + 1].start
-            before = count.base + self._tally(kept, number, stop)
-            count = _Count(before, before - self._tally(kept, number + 1, stop))
-        while len(kept.counts) > 1:
-            del kept.counts[next(iter(kept.counts))]
-        kept.counts[phase] = count
+            before = count.base + self._count_draws(buffers, number, stop)
+            count = _DrawCounts(before, before - self._count_draws(buffers, number + 1, stop))
+        while len(buffers.counts) > 1:
+            del buffers.counts[next(iter(buffers.counts))]
+        buffers.counts[phase] = count
         return count
 
-    def _tally(self, kept: _Kept, phase: int, stop: int) -> Int64:
-        """Count draws from the row on in which a phase starts, up to a unit."""
+    def _count_draws(self, buffers: _Buffers, phase: int, stop: int) -> Int64:
+        """Count the draws from the row of lanes in which a phase starts up to unit `stop`."""
         superblock, place = self._places(phase, stop)
         counts = np.zeros((len(self.chunks), self.course.lanes), np.int64)
         if place:
-            pattern = self._pattern(kept, phase, superblock // self._repeats)
-            tally.for_size(pattern.length + counts.size)(pattern, place, counts)
+            pattern = self._pattern(buffers, phase, superblock // self._repeats)
+            count_draws.for_size(pattern.length + counts.size)(pattern, place, counts)
         counts += superblock * self._counts[phase][:, None]
         return counts
 
-    def _take(self) -> _Kept:
+    def _acquire(self) -> _Buffers:
         with suppress(IndexError):
-            return self._kept.pop()
-        return _Kept(self)
+            return self._free_buffers.pop()
+        return _Buffers(self)
 
 
 class EpochOrder(RowOrder):
-    """A stretch of a mixture's stream: the order of an epoch of the mixture.
+    """The order of an epoch of a mixture: a range of its stream.
 
     Parameters
     ----------
     stream : MixtureOrder
     start, length : int
-        The stretch.
+        The first position of the range, and its length.
     """
 
     def __init__(self, stream: MixtureOrder, start: int, length: int) -> None:
@@ -364,7 +379,7 @@ class EpochOrder(RowOrder):
         return f"<EpochOrder: {length} from {self._start} on, {self.stream!r}>"
 
     def identity(self) -> str:
-        """Return the text by which saved states know this order; it never changes."""
+        """Return the str that identifies this order in saved states; it must never change."""
         return _EPOCH_IDENTITY.format(self._length, self._start, self.stream.identity())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -372,12 +387,12 @@ class EpochOrder(RowOrder):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the stream holds by now."""
+        """Bytes of memory that the stream uses now."""
         return self.stream.nbytes
 
     def at(self, positions: Int64) -> Int64:
-        """Return the rows at positions, in the shape of `positions`."""
-        flat = _checked(positions)
+        """Return the rows at `positions`, in the same shape."""
+        flat = _check(positions)
         if flat.size and flat.max() >= self._length:
             raise IndexError(
                 f"{flat.max()} is out of bounds for {quantity(self._length, 'position')}"
@@ -385,16 +400,16 @@ class EpochOrder(RowOrder):
         return self.stream.at(flat + self._start).reshape(np.shape(positions))
 
     def find(self, rows: Int64, passes: int | Int64 = 0) -> Int64:
-        """Return the positions of rows in passes of their sources, counted from the first here.
+        """Return the positions of rows in the given passes through their sources.
 
-        They may be negative, or beyond the last, as passes through sources are not cut where
-        epochs are.
+        Positions count from the beginning of this epoch. They can be negative or after its end,
+        because passes through sources do not end with epochs.
         """
         return self.stream.find(rows, passes) - self._start
 
 
-def _checked(numbers: Any) -> Int64:
-    """Return numbers, none of them negative, in one row."""
+def _check(numbers: Any) -> Int64:
+    """Return numbers as a flat int64 array; raise IndexError if one is negative."""
     flat = np.asarray(numbers).astype(np.int64, "C", casting="same_kind", copy=False).reshape(-1)
     if flat.size and flat.min() < 0:
         raise IndexError(f"{flat.min()} is out of bounds: positions and rows count from 0")

@@ -151,7 +151,7 @@ def test_weights_of_the_run_are_those_of_its_states(mixed):
             "a global batch of 8 samples holds no sample of stream 1: use a larger batch",
         ),
         ({"batching_method": "per_stream", "batch_size": None}, ValueError, "give batch_size or"),
-        ({"batching": "per_stream"}, ValueError, "that is its batching_method"),
+        ({"batching": "per_stream"}, ValueError, "give shuffle=npstream.StreamingShuffle"),
         ({"epoch_size": "many"}, ValueError, "epoch_size='many': expected a number, or one of"),
         ({"epoch_size": "1e3"}, ValueError, "epoch_size='1e3': expected a number, or one of"),
         ({"epoch_size": "infk"}, ValueError, "epoch_size='infk': expected a number, or one of"),

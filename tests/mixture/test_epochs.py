@@ -16,7 +16,7 @@ from npstream.iteration.counter import EpochCursor
 from npstream.iteration.ranks import Ranks
 from npstream.mixture.epochs import MixtureEpochs, mixture_settings
 from npstream.mixture.run import continue_run
-from npstream.mixture.shares import MixtureOf, schedule_of
+from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.orders.order import Shuffle
 
 torch = pytest.importorskip("torch", reason="loaders are torch's")
@@ -37,13 +37,13 @@ def print_of(name, n, version):
 
 def mixture(sizes=None, weights=None, block=24, **settings):
     sizes = {"a": 200, "b": 120, "c": 64} if sizes is None else sizes
-    return MixtureOf(
+    return MixtureSpec(
         names=tuple(sizes),
         sizes=tuple(sizes.values()),
         nbytes=tuple(8 * n for n in sizes.values()),
         chunks=tuple(functools.partial(even, n) for n in sizes.values()),
         fingerprints=tuple(functools.partial(print_of, name, n) for name, n in sizes.items()),
-        schedule=schedule_of(list(sizes), list(sizes.values()), weights, **settings),
+        schedule=make_schedule(list(sizes), list(sizes.values()), weights, **settings),
         block=block,
     )
 
@@ -264,7 +264,7 @@ def test_other_weights_go_on_in_the_passes_of_sources():
     )
     drawn = chained(read(part(epochs(before, shuffle=True))))[:101]
     state = state_at(epochs(before, shuffle=True), 101)
-    with pytest.raises(ValueError, match=r"other weights, .*: mix.continuing.state., of this"):
+    with pytest.raises(ValueError, match=r"other weights, .*: load mix.continuing.state. of this"):
         epochs(after, shuffle=True).load_cursor(state, ALONE)
     changed = json.loads(json.dumps(continue_run(after, state)))
     assert (changed["epoch"], changed["position"]) == (0, 101)
@@ -316,7 +316,7 @@ def test_what_goes_on_may_be_at_an_end():
     assert len(rest) == len(following) == 32
     made = epochs(small, shuffle=True)
     cursor = made.load_cursor(changed, ALONE)
-    with pytest.raises(ValueError, match="epoch 3 was before the mixture changed, in epoch 4"):
+    with pytest.raises(ValueError, match="epoch 3: the mixture changed in epoch 4"):
         part(made, cursor=cursor._replace(epoch=3))
 
 
@@ -340,7 +340,7 @@ def test_other_batchings_go_on_between_batches(batching):
     else:
         assert (sources == sources[:, :1]).all()
         assert 11 <= sources[:24, 0].sum() <= 13
-    with pytest.raises(ValueError, match=r"position 90 is within a batch, which takes 8"):
+    with pytest.raises(ValueError, match=r"position 90 is within a batch of 8"):
         continue_run(after, {**state, "position": 90})
     with pytest.raises(ValueError, match=r"is within a batch: with batching="):
         part(made, cursor=cursor._replace(position=90))
@@ -368,7 +368,7 @@ def test_new_sources_bring_their_size_of_batches():
     ("settings", "said"),
     [
         ({"batching": "per_stream"}, "batching='stratified'; this iteration has .*per_stream"),
-        ({"batch_size": 12}, "global_batch_size=24; this iteration has 12: it must stay"),
+        ({"batch_size": 12}, "global_batch_size=24; this iteration has 12: with"),
         ({"seed": 1}, "seed=0; this iteration has seed=1"),
         ({"shuffle": True}, "the state is of shuffle=.*; this iteration has shuffle="),
         ({"epoch_size": 100}, "the state is of epoch_size=None"),
@@ -439,7 +439,7 @@ def test_states_of_version_1_go_on():
     [
         ({"batching": "mixed"}, ValueError, "batching='mixed': expected 'random', 'stratified'"),
         ({"batching": "stratified"}, ValueError, "give batch_size or global_batch_size"),
-        ({"batch_size": {"a": 1, "b": 1, "c": 1}}, ValueError, "batches of one source each"),
+        ({"batch_size": {"a": 1, "b": 1, "c": 1}}, ValueError, "if each batch is of one source"),
         ({"batching": "per_stream", "batch_size": {"a": 1}}, ValueError, "a size for each of 'a',"),
         (
             {"batching": "per_stream", "batch_size": {"a": 1, "b": 0, "c": 1}},
@@ -463,21 +463,23 @@ def test_batches_that_cannot_have_shares_are_refused():
     made = epochs(
         mixture(weights={"a": 100, "b": 100, "c": 1}, block=None), "stratified", batch_size=50
     )
-    with pytest.raises(ValueError, match="50 samples holds none: global_batch_size=201 would do"):
+    with pytest.raises(
+        ValueError, match="50 samples holds no sample of it: give global_batch_size=201"
+    ):
         part(made, size=50)
     made = epochs(mixture(weights={"a": 1, "b": 1, "c": 1}), "stratified", batch_size=300)
     with pytest.raises(
-        ValueError, match="'c' has 64 samples, and a global batch of 300 is to hold 100"
+        ValueError, match="'c' has 64 samples, and a global batch of 300 samples would hold 100"
     ):
         part(made, size=300)
     made = epochs(batching="per_stream", global_batch_size={"a": 8, "b": 6, "c": 8})
     with pytest.raises(ValueError, match="global_batch_size=6: expected a multiple of 4"):
         part(made, 0, 4, 2)
     made = epochs(batching="per_stream", batch_size=8, epoch_size=7)
-    with pytest.raises(ValueError, match=r"epoch_size=7: .* one takes 8 samples"):
+    with pytest.raises(ValueError, match=r"epoch_size=7: .* of 8 samples each"):
         part(made)
     made = epochs(batching="per_stream", batch_size={"a": 8, "b": 6, "c": 8})
-    with pytest.raises(ValueError, match="have no order of samples"):
+    with pytest.raises(ValueError, match="an order of samples needs"):
         made.order(0)
 
 

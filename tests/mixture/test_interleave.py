@@ -12,16 +12,16 @@ from hypothesis import example, given, settings
 
 from npstream._core import jit as _jit
 from npstream.mixture.interleave import PATTERN_VERSION
-from npstream.mixture.patterns import draws, make_pattern, places_of, tally
+from npstream.mixture.patterns import count_draws, find_places, look_up_draws, make_pattern
 from npstream.mixture.shares import (
     MAX_BLOCK,
-    MixtureOf,
-    apportioned,
+    MixtureSpec,
+    apportion,
     block_counts,
     block_length,
-    coprime_from,
-    least_length,
-    schedule_of,
+    make_schedule,
+    min_block_length,
+    next_coprime,
 )
 from npstream.orders.permutation import make_key
 
@@ -50,7 +50,7 @@ def weights(draw):
 
 @given(weights(), st.integers(1, 2000))
 def test_shares_are_rounded_by_largest_remainders(given, length):
-    counts = apportioned(given, length)
+    counts = apportion(given, length)
     quotas = np.array(given) / math.fsum(given) * length
     assert sum(counts) == length
     assert (np.abs(counts - quotas) < 1 + 1e-9).all()
@@ -61,14 +61,14 @@ def test_shares_are_rounded_by_largest_remainders(given, length):
 
 
 def test_of_equal_remainders_the_first_count():
-    assert apportioned([1, 1, 1, 1], 6) == [2, 2, 1, 1]
+    assert apportion([1, 1, 1, 1], 6) == [2, 2, 1, 1]
 
 
 @given(weights(), st.integers(40, 1500), st.integers(0, 5))
 @example([1.0, 1e-3], 1001, 0)
 @settings(max_examples=60)
 def test_every_prefix_is_within_one_of_the_shares(given, length, seed):
-    counts = apportioned(given, length)
+    counts = apportion(given, length)
     check_prefixes(pattern_of(counts, seed=seed).sources, counts)
 
 
@@ -79,14 +79,14 @@ def test_small_patterns_either_way(counts, kernel_mode):
 
 @pytest.mark.parametrize("length", [240, 241])
 def test_kernels_agree(length, monkeypatch):
-    counts = apportioned([1, 2, 3, 0.1], length)
+    counts = apportion([1, 2, 3, 0.1], length)
     places = np.random.default_rng(0).integers(0, length * 6, 300)
     seen = []
     for way in (lambda self: self.compiled(), lambda self: self.py_func):
         monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows, way=way: way(self))
         pattern = pattern_of(counts, 6)
         sources, numbers = np.empty_like(places), np.empty_like(places)
-        draws.for_size(0)(places, pattern, sources, numbers)
+        look_up_draws.for_size(0)(places, pattern, sources, numbers)
         seen.append([*pattern[5:], sources, numbers])
     assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
 
@@ -103,7 +103,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, kernel_mode):
     length = sum(counts)
     places = np.arange(length * lanes)
     sources, numbers = np.empty_like(places), np.empty_like(places)
-    draws.for_size(0)(places, pattern, sources, numbers)
+    look_up_draws.for_size(0)(places, pattern, sources, numbers)
     met = {}
     for place, source, number in zip(places, sources, numbers, strict=True):
         block, slot = divmod(place, length)
@@ -116,7 +116,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, kernel_mode):
     for lane in range(lanes):
         assert [met.get((lane, source), 0) for source in range(len(counts))] == counts
     found = np.empty_like(places)
-    places_of.for_size(0)(sources, places % lanes, numbers, pattern, found)
+    find_places.for_size(0)(sources, places % lanes, numbers, pattern, found)
     assert np.array_equal(found, places)
 
 
@@ -126,11 +126,11 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
     length = sum(counts)
     places = np.arange(length * lanes)
     sources, numbers = np.empty_like(places), np.empty_like(places)
-    draws.for_size(0)(places, pattern, sources, numbers)
+    look_up_draws.for_size(0)(places, pattern, sources, numbers)
     expected = np.zeros((len(counts), lanes), int)
     found = np.full_like(expected, 99)
     for stop in range(length * lanes + 1):
-        tally.for_size(0)(pattern, stop, found)
+        count_draws.for_size(0)(pattern, stop, found)
         assert np.array_equal(found, expected)
         if stop < length * lanes:
             expected[sources[stop], stop % lanes] += 1
@@ -155,7 +155,7 @@ def test_no_residue_class_sees_less_of_a_source(counts):
 def test_patterns_are_what_they_were():
     """Runs go on by what was drawn before: another pattern is another version."""
     digest = hashlib.blake2b(digest_size=8)
-    for number, (counts, lanes) in enumerate([*CASES, (apportioned([0.6, 0.3, 0.1], 4096), 8)]):
+    for number, (counts, lanes) in enumerate([*CASES, (apportion([0.6, 0.3, 0.1], 4096), 8)]):
         pattern = pattern_of(counts, lanes, seed=number)
         for array in (pattern.sources, pattern.ranks, pattern.cells):
             digest.update(array.astype("<i8").tobytes())
@@ -168,19 +168,19 @@ GOLDEN = "64d5cc95ceda4f98"
 
 
 def facts(names="ab", sizes=(10, 30), block=None, weights=None, alpha=1.0):
-    return MixtureOf(
-        tuple(names), tuple(sizes), tuple(sizes), (), (), schedule_of(names, sizes, weights, alpha),
-        block,
+    return MixtureSpec(
+        tuple(names), tuple(sizes), tuple(sizes), (), (),
+        make_schedule(names, sizes, weights, alpha), block,
     )  # fmt: skip
 
 
 def test_weights_are_sizes_to_a_power():
-    assert schedule_of("ab", [10, 30]) == ((0, (0.25, 0.75)),)
-    assert schedule_of("ab", [10, 30], alpha=0) == ((0, (0.5, 0.5)),)
-    ((_, shares),) = schedule_of("ab", [10**15, 1], alpha=0.5)
+    assert make_schedule("ab", [10, 30]) == ((0, (0.25, 0.75)),)
+    assert make_schedule("ab", [10, 30], alpha=0) == ((0, (0.5, 0.5)),)
+    ((_, shares),) = make_schedule("ab", [10**15, 1], alpha=0.5)
     assert shares[0] / shares[1] == pytest.approx(10**7.5)
-    with pytest.raises(ValueError, match="'a' is next to nothing"):
-        schedule_of("ab", [1, 10**300], alpha=1000)
+    with pytest.raises(ValueError, match="'a' is almost 0"):
+        make_schedule("ab", [1, 10**300], alpha=1000)
 
 
 @pytest.mark.parametrize(
@@ -192,35 +192,35 @@ def test_weights_are_sizes_to_a_power():
         ({"a": math.inf, "b": 1}, ValueError, "'a' is inf"),
         ({"a": True, "b": 1}, TypeError, "'a' is True: expected a number"),
         ({"a": "1", "b": 1}, TypeError, "'a' is '1': expected a number"),
-        ({"a": 1}, ValueError, "'b' has none; the sources are 'a', 'b'"),
-        ({"a": 1, "b": 1, "c": 1}, ValueError, "no source is called 'c'"),
-        ({"a": 1e-320, "b": 1e300}, ValueError, "'a' is next to nothing"),
+        ({"a": 1}, ValueError, "'b' has no weight; the sources are 'a', 'b'"),
+        ({"a": 1, "b": 1, "c": 1}, ValueError, "there is no source 'c'"),
+        ({"a": 1e-320, "b": 1e300}, ValueError, "'a' is almost 0"),
         ([], TypeError, "expected a mapping of names to numbers, or a list"),
         ([(0, 1)], TypeError, "expected a mapping of names to numbers, or a list"),
         (1.0, TypeError, "expected a mapping of names to numbers, or a list"),
-        ([(5, {"a": 1, "b": 1})], ValueError, "position 5: positions are to rise from 0"),
+        ([(5, {"a": 1, "b": 1})], ValueError, "position 5: expected increasing positions"),
         (
             [(0, {"a": 1, "b": 1}), (0, {"a": 2, "b": 1})],
             ValueError,
-            "position 0: positions are to rise from 0",
+            "position 0: expected increasing positions",
         ),
     ],
 )
 def test_bad_weights_are_refused(weights, error, said):
     with pytest.raises(error, match=said.replace("(", r"\(")):
-        schedule_of(["a", "b"], [10, 30], weights)
+        make_schedule(["a", "b"], [10, 30], weights)
 
 
 @pytest.mark.parametrize("alpha", [math.nan, math.inf])
 def test_bad_powers_are_refused(alpha):
     with pytest.raises(ValueError, match="expected a finite number"):
-        schedule_of(["a", "b"], [10, 30], alpha=alpha)
-    with pytest.raises(ValueError, match="leave it out"):
-        schedule_of(["a", "b"], [10, 30], {"a": 1, "b": 1}, alpha=2)
+        make_schedule(["a", "b"], [10, 30], alpha=alpha)
+    with pytest.raises(ValueError, match="either weights or alpha"):
+        make_schedule(["a", "b"], [10, 30], {"a": 1, "b": 1}, alpha=2)
 
 
 def test_no_sources_and_empty_ones_are_refused():
-    with pytest.raises(ValueError, match="a mixture of no sources"):
+    with pytest.raises(ValueError, match="a mixture needs at least one source"):
         facts((), (), weights={})
     with pytest.raises(ValueError, match="source 'b' is empty"):
         facts(sizes=(3, 0), weights={"a": 1, "b": 1})
@@ -230,17 +230,17 @@ def test_no_sources_and_empty_ones_are_refused():
 
 
 def test_blocks_hold_some_of_each_source():
-    with pytest.raises(ValueError, match="a block of 10 units holds none: block=101 would do"):
+    with pytest.raises(ValueError, match="a block of 10 units holds no unit of it: give block=101"):
         facts(block=10, weights={"a": 1, "b": 100})
     facts(block=101, weights={"a": 1, "b": 100})
-    with pytest.raises(ValueError, match="holds none: give it more weight"):
+    with pytest.raises(ValueError, match="holds no unit of it: give it more weight"):
         facts(weights={"a": 1, "b": 1e9})
 
 
 @given(weights())
 def test_the_block_that_is_said_to_do_does(given):
-    least = least_length(given)
-    assert min(apportioned(given, least)) >= 1
+    least = min_block_length(given)
+    assert min(apportion(given, least)) >= 1
     assert sum(block_counts("x" * len(given), given, least)) == least
 
 
@@ -254,6 +254,6 @@ def test_blocks_are_a_prime_number_that_is_no_factor_of_the_lanes():
 
 @given(st.integers(1, 10_000), st.integers(1, 1000))
 def test_lengths_that_are_given_become_coprime(least, lanes):
-    length = coprime_from(least, lanes)
+    length = next_coprime(least, lanes)
     assert math.gcd(length, lanes) == 1
     assert all(math.gcd(number, lanes) > 1 for number in range(least, length))

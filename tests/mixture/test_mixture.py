@@ -226,7 +226,7 @@ def test_a_column_called_source(tmp_path):
         npstream.write(tmp_path / name, [{"source": "mine", "x": 1}])
     a, b = (npstream.open(tmp_path / name) for name in "ab")
     assert npstream.mix({"a": a, "b": b})[1] == {"source": "mine", "x": 1}
-    with pytest.raises(ValueError, match="source 'a' has a column of that name: leave it out"):
+    with pytest.raises(ValueError, match="source 'a' has a column of the same name"):
         npstream.mix({"a": a, "b": b}, columns=["source", "x"])
     mixed = npstream.mix({"a": a[["x"]], "b": b[["x"]]}, columns=["source", "x"])
     assert mixed[1] == {"source": "b", "x": 1}
@@ -259,10 +259,10 @@ def test_transforms_of_sources(tmp_path):
 def test_bad_sources(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
     for sources, error, message in (
-        ({}, ValueError, "a mixture of no sources: give at least one"),
+        ({}, ValueError, "a mixture needs at least one source"),
         ([a, b], TypeError, "expected datasets by name"),
         ({"a": a, "b": b[:0]}, ValueError, "source 'b' is empty: leave it out"),
-        ({"a": a, 3: b}, TypeError, "a source is called 3"),
+        ({"a": a, 3: b}, TypeError, "the name of a source is 3"),
         ({"a": a["id"]}, TypeError, "source 'a' is a Column; expected a Dataset"),
         ({"a": a[[[0, 1]]]}, ValueError, "source 'a' has 2 axes; expected 1"),
         (
@@ -315,7 +315,7 @@ def test_bad_weights(tmp_path):
             npstream.mix(sources, weights)
     with pytest.raises(ValueError, match="alpha"):
         npstream.mix(sources, alpha=float("nan"))
-    with pytest.raises(ValueError, match=r"block=100000[01] would do"):
+    with pytest.raises(ValueError, match=r"give block=100000[01]"):
         npstream.mix(sources, {"a": 1e-6, "b": 1 - 1e-6}, block=1000)
 
 
@@ -428,7 +428,7 @@ def test_views_of_what_is_drawn(made):
 
 def test_settings_of_streaming_are_told_apart(made):
     mixed, _ = made
-    with pytest.raises(ValueError, match="that is its batching_method"):
+    with pytest.raises(ValueError, match=r"StreamingShuffle\(batching_method="):
         mixed.iter(0, 1, batch_size=4, shuffle="py1e", batching="stratified")
 
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from npstream.mixture import passes
 from npstream.mixture.passes import source_seed
 from npstream.mixture.patterns import make_pattern
-from npstream.mixture.shares import coprime_from
+from npstream.mixture.shares import next_coprime
 from npstream.mixture.stream import (
-    REPEATS,
+    MIN_PATTERN_REPEATS,
     STREAM_VERSION,
     Course,
     EpochOrder,
@@ -68,7 +68,7 @@ def described(order, stop):
         length = sum(counts)
         block, within = divmod(unit - (start - start % lanes), length)
         superblock, block = divmod(block, lanes)
-        key = make_key(seed, start, superblock // -(-REPEATS // lanes), 4)
+        key = make_key(seed, start, superblock // -(-MIN_PATTERN_REPEATS // lanes), 4)
         pattern = make_pattern(np.array(counts), lanes, key)
         if length % lanes == 0:  # rows of lanes are turned, from block to block
             within += (within + block) % lanes - within % lanes
@@ -224,7 +224,7 @@ def test_sources_do_not_depend_on_others():
 @settings(max_examples=30)
 def test_far_positions_are_found(counts, lanes, position):
     sizes = tuple(lanes * (7 + 3 * count) for count in counts)
-    counts[0] += coprime_from(sum(counts), lanes) - sum(counts)
+    counts[0] += next_coprime(sum(counts), lanes) - sum(counts)
     length = sum(counts)
     order = stream([(0, tuple(counts))], lanes, (lanes,) * len(sizes), sizes)
     rows = order.at(np.array([position]))
@@ -254,7 +254,7 @@ def test_gone_sources_are_named():
     rows = order.at(np.arange(24, 80))
     assert rows.max() < 63
     assert np.array_equal(np.where(rows < 40, rows + 23, rows - 40), full.at(np.arange(24, 80)))
-    with pytest.raises(ValueError, match="source '2', which the mixture has no more"):
+    with pytest.raises(ValueError, match="source '2' is drawn there"):
         order.at(np.arange(24))
     found = order.find(np.arange(63), 2)
     assert np.array_equal(order.at(found[found >= 24]), np.arange(63)[found >= 24])
