@@ -16,6 +16,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from npstream._core import array_like as foreign
+from npstream._core.arguments import quantity
+from npstream._core.array_like import is_missing
 from npstream._core.dtypes import convert_exactly, invalid_bool_byte
 from npstream._core.memory import address_of
 from npstream._core.typing import AnyArray, Bools, Int64
@@ -152,10 +154,7 @@ class ListColumn:
         self._fill = fill
 
     def encoding(self) -> Encoding:
-        """Return the encoding that the column had, or infer it from the first value.
-
-        If missing values are filled, it is inferred from the first value that is not missing.
-        """
+        """Return the encoding that the column had, or infer it from the first present value."""
         if self._known is not None:
             known = column_type(self._known)
             if known.kind in ("object", "ndarray") or not self.length:
@@ -166,6 +165,8 @@ class ListColumn:
         if self._fill:
             text = column_type("str")  # for which NaN is missing, too
             first = next((v for v in self._values if not is_absent(v, text)), self._fill.value)
+        elif is_missing(first):
+            first = next((v for v in self._values if not is_missing(v)), first)
         return infer(first)
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
@@ -285,14 +286,32 @@ class MaskedColumn:
 
     def encoding(self) -> Encoding:
         """Return the encoding of the column without its mask."""
+        if self._fill and self._missing.all() and self.length:
+            return infer(self._fill.value)
         return self._column.encoding()
+
+    def check(self) -> None:
+        """Raise RowError if a missing row is not filled."""
+        if not self._fill and self._missing.any():
+            raise self._error(self._missing, 0)
+
+    def _error(self, missing: Bools, start: int) -> RowError:
+        return RowError(
+            start + int(missing.argmax()),
+            f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}, of which this "
+            "is the first: give fill= a value for the column, or leave these samples out, as with "
+            ".dropna()",
+        )
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows with missing rows filled."""
         each, others = tee(bounds)
         rows = self._column.blocks(others, target)
-        for (start, stop), block in zip(each, rows, strict=True):
-            yield self._fill.block(block, self._missing[start:stop], target)
+        for start, stop in each:
+            missing = self._missing[start:stop]
+            if not self._fill and missing.any():
+                raise self._error(missing, start)
+            yield self._fill.block(next(rows), missing, target)
 
 
 class ConstantColumn:
@@ -407,6 +426,15 @@ class Columns:
     def names(self) -> list[str]:
         """Return the names of the columns, in order."""
         return list(self._columns)
+
+    def check(self) -> None:
+        """Raise RowError if it is known that rows cannot be written."""
+        for name, column in self._columns.items():
+            if hasattr(column, "check"):
+                try:
+                    column.check()
+                except RowError as error:
+                    raise named(name, error) from None
 
     def encoding(self, name: str) -> Encoding:
         """Return the encoding that keeps the type of a column."""

@@ -238,7 +238,7 @@ REFUSED = {
         pa.array([1], pa.time32("s")),
         r"no encoding follows from Arrow's time32\[s\]: cast",
     ),
-    "torch sparse": (torch.ones(2, 2).to_sparse(), "torch.sparse_coo is no array"),
+    "torch sparse": (torch.ones(2, 2).to_sparse(), "cannot convert a torch.sparse_coo"),
     "torch scalar": (torch.tensor(1), "it is of type Tensor: a mapping holds columns"),
     "masked": (np.ma.array([1, 2], mask=[0, 1]), "its mask hides 1 of 2 values"),
     "structured": (np.zeros(2, [("a", "i4")]), "cannot store an array of dtype"),

@@ -39,11 +39,6 @@ class ArrowColumn:
         Replaces nulls, and NaN and NaT if the target encoding cannot store them.
     known : str, optional
         The encoding, if it does not follow from the Arrow type.
-
-    Raises
-    ------
-    RowError
-        If there are nulls and no `fill`.
     """
 
     def __init__(self, array: Any, fill: Fill = NO_FILL, known: str | None = None) -> None:
@@ -53,8 +48,6 @@ class ArrowColumn:
         self._array, self._fill, self._known = array, fill, known
         self._kind = plain_type(array.type)
         self.is_array = _is_array(self._kind)
-        if not fill and not _is_nested(self._kind) and array.null_count:
-            raise _null_error(array, array.null_count)
 
     def encoding(self) -> Encoding:
         """Return the encoding of the Arrow type."""
@@ -63,6 +56,11 @@ class ArrowColumn:
         if self._fill and import_optional("pyarrow.types", "pyarrow", "arrow").is_null(self._kind):
             return infer(self._fill.value)
         return arrow_encoding(self._kind)
+
+    def check(self) -> None:
+        """Raise RowError if there are nulls and no fill."""
+        if not self._fill and not _is_nested(self._kind) and self._array.null_count:
+            raise _null_error(self._array, self._array.null_count)
 
     def blocks(self, bounds: Bounds, target: Encoding) -> Iterator[ColumnBlock]:
         """Yield blocks of rows: arrays, encoded values or Python values."""
@@ -470,7 +468,7 @@ def arrow_columns(
     Raises
     ------
     ValueError
-        If two columns have one name, or there are nulls and no value in `fill`.
+        If two columns have one name.
     """
     columns: dict[str, ArrowColumn] = {}
     for name, array in zip(table.schema.names, table.columns, strict=True):
@@ -483,9 +481,6 @@ def arrow_columns(
             )
         try:
             columns[name] = ArrowColumn(array, fill.get(name, NO_FILL))
-        except RowError as error:
-            error.column = name
-            raise
         except TypeError as error:
             raise TypeError(f"column {name!r}: {error}") from error
     return columns

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import quantity
 from npstream._core.optional import import_optional
 from npstream._core.typing import AnyArray
 from npstream.writing.inputs.arrow_columns import ArrowColumn
-from npstream.writing.tables import GivenColumn, ListColumn, MaskedColumn, RowError
+from npstream.writing.tables import GivenColumn, ListColumn, MaskedColumn
 
 if TYPE_CHECKING:
     from npstream.writing.inputs.fill import Fill
@@ -94,8 +93,6 @@ def series_column(
     if is_category or is_text or hasattr(dtype, "numpy_dtype"):
         missing = np.asarray(values.isna())
         if missing.any():
-            if not fill:
-                raise _missing_error(missing)
             return _with_missing(values, missing, fill, array_column)
     if is_category:
         values = values.astype(dtype.categories.dtype)
@@ -133,26 +130,18 @@ def _with_missing(
     fill: Fill,
     array_column: Callable[[Any, Fill], GivenColumn],
 ) -> GivenColumn:
-    """Return a column whose missing values are filled."""
+    """Return a column with a mask of missing values."""
     dtype = values.dtype
-    if hasattr(dtype, "categories"):
-        number = dtype.categories.dtype
-        if not isinstance(number, np.dtype) or number.kind == "O" or missing.all():
-            return ListColumn(values.tolist(), None, fill)
+    number = getattr(dtype, "numpy_dtype", None)
+    if number is not None:
+        column = array_column(values.to_numpy(dtype=number, na_value=number.type(0)), fill)
+        return MaskedColumn(column, missing, fill)
+    categories: Any = getattr(dtype, "categories", None)
+    is_number = categories is not None and isinstance(categories.dtype, np.dtype)
+    if is_number and categories.dtype.kind != "O" and not missing.all():
         codes = np.asarray(getattr(values, "cat", values).codes)
-        numbers = dtype.categories.to_numpy()[np.where(missing, 0, codes)]
-    elif not hasattr(dtype, "numpy_dtype"):
-        return ListColumn(values.tolist(), None, fill)
-    else:
-        number = dtype.numpy_dtype
-        numbers = values.to_numpy(dtype=number, na_value=number.type(0))
-    return MaskedColumn(array_column(numbers, fill), missing, fill)
-
-
-def _missing_error(missing: AnyArray) -> RowError:
-    return RowError(
-        int(missing.argmax()),
-        f"{quantity(int(missing.sum()), 'missing value')} of {len(missing):,}, of which this is "
-        "the first: give fill= a value for the column, or leave these samples out, as with "
-        ".dropna()",
-    )
+        numbers = categories.to_numpy()[np.where(missing, 0, codes)]
+        return MaskedColumn(array_column(numbers, fill), missing, fill)
+    objects: AnyArray = np.array(values.astype(object), object)
+    objects[missing] = None
+    return MaskedColumn(ListColumn(objects.tolist()), missing, fill)

@@ -160,7 +160,7 @@ def _arrays(array: Any, feature: Any, fill: Fill) -> GivenColumn:
         rows = [None if row is None else np.array(row, dtype) for row in storage.to_pylist()]
         return ListColumn(rows, f"ndarray:{dtype.name}", fill)
     if storage.null_count:
-        return ArrowColumn(storage, NO_FILL)  # which raises
+        ArrowColumn(storage).check()
     flat = storage
     for _ in shape:
         flat = flat.flatten()

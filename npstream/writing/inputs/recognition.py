@@ -46,7 +46,11 @@ _SEVERAL = "which is several columns: write it alone, or a mapping of its column
 
 
 def table_of(
-    data: Any, names: Collection[str] | None = None, fill: Mapping[str, Fill] | None = None
+    data: Any,
+    names: Collection[str] | None = None,
+    fill: Mapping[str, Fill] | None = None,
+    *,
+    check: bool = True,
 ) -> GivenTable | TableStream | None:
     """Return the user's data as a table; None if it is an iterable of samples.
 
@@ -57,13 +61,25 @@ def table_of(
         The columns to write; by default all.
     fill : mapping of str to Fill, optional
         Replaces missing values, by column.
+    check : bool
+        Whether to look for missing values now, and not only when their rows are written.
 
     Raises
     ------
     TypeError, ValueError
         If a column cannot be written, or the columns differ in length.
+    RowError
+        If a value is missing.
     """
-    fill = fill or {}
+    table = _table_of(data, names, fill or {})
+    if check and isinstance(table, Columns):
+        table.check()
+    return table
+
+
+def _table_of(
+    data: Any, names: Collection[str] | None, fill: Mapping[str, Fill]
+) -> GivenTable | TableStream | None:
     own = getattr(type(data), "_to_write", None)
     if own is not None:
         given: Any = own(data)
