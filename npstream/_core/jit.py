@@ -60,8 +60,8 @@ _has_warned = False
 class Kernel(Generic[P, R]):
     """A function that Numba compiles, to run without the GIL, once the work is large enough.
 
-    Kernels may call other kernels and the primitives below. They must call them by the names under
-    which these are defined.
+    Kernels may call other kernels and the primitives below. They must call them as globals, such as
+    ``copy(...)``, and not as attributes of a module, such as ``jit.copy(...)``.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:

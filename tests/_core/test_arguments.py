@@ -22,7 +22,7 @@ PLURALS = re.compile(
 
 ABOVE_ONE = {
     "ATTEMPTS", "HASH_BLOCK", "count", "_MAX_SIZE", "file.MAX_REQUEST_SIZE", "most",
-    "initial_nodes", "max(longest, widths)", "samples / seconds", "self.lanes", "times",
+    "initial_nodes", "max(longest, widths)", "samples / seconds", "self.lanes",
 }  # fmt: skip
 """Expressions in f-strings before a plural whose value is never 1."""
 
