@@ -1,4 +1,4 @@
-"""A model that is trained in the native order ends where a full permutation takes it."""
+"""A model trained with the native order reaches the loss of a full permutation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def one_thread():
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_blocks_train_as_well_as_a_full_permutation_and_no_shuffle_does_not(tmp_path):
-    """Seed by seed, from the same weights; `reports/convergence.py` does it at length."""
+def test_the_native_order_trains_as_well_as_a_full_permutation(tmp_path):
+    """Unlike without a shuffle. `reports/convergence.py` trains longer."""
     task = Task(samples=1 << 12, held_out=1 << 8, batch=32, epochs=1, hidden=16, seeds=3)
     data = Data(task, tmp_path / "data")
     full = losses(data, task, "full permutation")

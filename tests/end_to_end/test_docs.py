@@ -1,6 +1,6 @@
-"""The documents say what is so: their commands, links and examples.
+"""Commands, links and lists in the documents are correct.
 
-The examples themselves run as tests of their own, collected from the documents.
+The examples in the documents run as separate tests.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def relative(path: Path) -> str:
 
 
 @pytest.mark.parametrize("command", [TESTS, MAIN_JOB])
-def test_ci_runs_the_commands_of_the_readme(command):
+def test_ci_runs_the_commands_in_the_readme(command):
     for file in ("README.md", ".ci/run"):
         lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
         assert command in lines, file
 
 
-def test_one_page_lists_the_environment_variables():
+def test_the_rules_page_lists_all_environment_variables():
     used = {
         name
         for path in (ROOT / "npstream").rglob("*.py")
@@ -40,7 +40,7 @@ def test_one_page_lists_the_environment_variables():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
-def test_every_python_fence_runs(document):
+def test_python_code_fences_have_a_tested_language(document):
     fences = re.findall(r"^ *```(\S.*)$", document.read_text(), re.MULTILINE)
     assert {fence for fence in fences if fence.startswith("py")} <= {
         "python",
@@ -49,6 +49,6 @@ def test_every_python_fence_runs(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
-def test_links_lead_somewhere(document):
+def test_relative_links_exist(document):
     targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []

@@ -1,4 +1,4 @@
-"""Views and columns go into the packages that people explore data with, as they are."""
+"""Packages for data exploration accept views and columns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plt():
     pyplot.close("all")
 
 
-def test_matplotlib(ds, values, plt):
+def test_matplotlib_plots_columns(ds, values, plt):
     _, axes = plt.subplots()
     (line,) = axes.plot(ds["x"], ds["y"])
     assert_same(np.asarray(line.get_xydata()), np.column_stack([values["x"], values["y"]]))
@@ -61,7 +61,7 @@ def test_matplotlib(ds, values, plt):
     axes.figure.canvas.draw()
 
 
-def test_seaborn(ds, values, plt):
+def test_seaborn_plots_columns(ds, values, plt):
     seaborn = pytest.importorskip("seaborn")
     axes = seaborn.scatterplot(x=ds["x"], y=ds["y"], hue=ds["group"])
     assert_same(np.asarray(axes.collections[0].get_offsets())[:, 0], values["x"])
@@ -75,7 +75,7 @@ def test_seaborn(ds, values, plt):
     seaborn.lineplot(x=ds["x"][::2], y=ds["y"][::2])
 
 
-def test_scikit_learn(ds, values):
+def test_scikit_learn_fits_columns(ds, values):
     pytest.importorskip("sklearn")
     from sklearn.cluster import KMeans
     from sklearn.linear_model import LinearRegression
@@ -98,7 +98,7 @@ def test_scikit_learn(ds, values):
     assert sorted([*train, *test]) == sorted(values["x"])
 
 
-def test_pandas(ds, values):
+def test_pandas_accepts_columns(ds, values):
     pd = pytest.importorskip("pandas")
     assert_same(pd.Series(ds["x"]).to_numpy(), values["x"])
     frame = pd.DataFrame({"x": ds["x"], "group": ds["group"]})

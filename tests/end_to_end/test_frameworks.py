@@ -1,4 +1,4 @@
-"""Trainings with others' trainers: each rank sees its part, and a checkpoint is gone on from."""
+"""Trainings with several frameworks: each rank reads its part, and resumes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(path, tmp_path):
-    """Return what runs a training, and returns what each rank saw."""
+def run_training(path, tmp_path):
+    """Return a function that runs a training and returns the results of each rank."""
 
     def run(name, processes=2, package=None, launch=True):
         if package is not None and importlib.util.find_spec(package) is None:
@@ -54,12 +54,12 @@ def trained(path, tmp_path):
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
                 "PYTHONPATH": ":".join(filter(None, paths)),
-                "PYTHONSAFEPATH": "1",  # for our `datasets` is not Hugging Face's
+                "PYTHONSAFEPATH": "1",  # keeps modules of this directory off sys.path
                 "HF_HUB_OFFLINE": "1",
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,  # below the limit of pytest-timeout
         )
         assert done.returncode == 0, done.stderr[-8000:]
         files = [tmp_path / f"{name}-{rank}.json" for rank in range(processes)]
@@ -69,7 +69,7 @@ def trained(path, tmp_path):
 
 
 def expected(path, rank, world=2):
-    """Return the batches of a rank, read without any trainer."""
+    """Return the batches of a rank, read without a trainer."""
     ds = npstream.open(path)
     return [
         batch.ids.tolist()
@@ -78,7 +78,7 @@ def expected(path, rank, world=2):
     ]
 
 
-def assert_each_has_its_part(ranks, path):
+def assert_ranks_read_and_resume(ranks, path):
     whole = [expected(path, rank) for rank in range(2)]
     assert [rank["whole"] for rank in ranks] == whole
     assert [rank["resumed"] for rank in ranks] == [part[SAVED:] for part in whole]
@@ -86,10 +86,10 @@ def assert_each_has_its_part(ranks, path):
     assert sorted(first) == list(range(N))
 
 
-def test_lightning(trained, path):
-    # Its own launcher tells processes who they are later than the iteration is made.
-    ranks = trained("lightning", package="lightning", launch=False)
-    assert_each_has_its_part(ranks, path)
+def test_lightning_trains_and_resumes(run_training, path):
+    # Lightning's launcher sets the rank only after the iteration is created.
+    ranks = run_training("lightning", package="lightning", launch=False)
+    assert_ranks_read_and_resume(ranks, path)
     assert ranks[0]["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
     for number, rank in enumerate(ranks):
         part = expected(path, number)
@@ -99,24 +99,24 @@ def test_lightning(trained, path):
         assert rank["limited and resumed"] == [limited[start:] for start in starts]
 
 
-def test_accelerate(trained, path):
-    ranks = trained("accelerate", package="accelerate")
-    assert_each_has_its_part(ranks, path)
+def test_accelerate_trains_and_resumes(run_training, path):
+    ranks = run_training("accelerate", package="accelerate")
+    assert_ranks_read_and_resume(ranks, path)
     for rank in ranks:
         assert "the part of one of 2 ranks" in rank["dispatched"]
         assert rank["sharded"] == rank["spawned"] == rank["dispatched"]
         assert rank["skipped"] == rank["resumed"]
         assert rank["moved"] == ["Batch", "meta", TEXT, [0, 1, 2]]
-    # What is one process's part may be dealt out.
+    # Accelerate may divide the batches of a single rank.
     alone = np.sort(np.reshape(expected(path, 0, 1)[: 2 * STEPS], (STEPS, 8)), 1).tolist()
     for way in ("one reads for all", "all read all"):
         steps = zip(*(rank[way] for rank in ranks), strict=True)
         assert [sorted(first + second) for first, second in steps] == alone
 
 
-def test_hugging_face_trainer(trained, path):
-    ranks = trained("transformers", package="transformers")
-    assert_each_has_its_part(ranks, path)
+def test_hugging_face_trainer_trains_and_resumes(run_training, path):
+    ranks = run_training("transformers", package="transformers")
+    assert_ranks_read_and_resume(ranks, path)
     for rank in ranks:
         assert "let get_train_dataloader return one" in rank["dispatched"]
         assert rank["nothing to skip"] == rank["resumed"]
@@ -130,20 +130,20 @@ def test_hugging_face_trainer(trained, path):
             assert resumed == [steps, weights, seen[start:]]
 
 
-def test_composer(trained, path):
-    ranks = trained("composer", package="composer")
-    assert_each_has_its_part(ranks, path)
+def test_composer_trains_and_resumes(run_training, path):
+    ranks = run_training("composer", package="composer")
+    assert_ranks_read_and_resume(ranks, path)
     assert ranks[0]["moved"] == ["dict", "cpu", TEXT, None]
 
 
-def test_a_device_mesh(trained, path):
-    ranks = trained("mesh", processes=4)
+def test_ranks_of_a_device_mesh_are_found(run_training, path):
+    ranks = run_training("mesh", processes=4)
     assert [rank["at"] for rank in ranks] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     for rank in ranks:
         assert rank["told"] == rank["found"] == expected(path, rank["at"][0])[:STEPS]
 
 
-# Batches in the hands of torch
+# Batches and torch
 
 
 def test_a_batch_moves_with_its_ids():
@@ -163,7 +163,7 @@ def test_a_batch_moves_with_its_ids():
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["dataset", "mixture"])
-def test_batches_of_batches_are_refused(path, workers, kind):
+def test_batches_of_batches_raise(path, workers, kind):
     ds = npstream.open(path)
     view = npstream.mix({"a": ds[:32], "b": ds[32:]}) if kind == "mixture" else ds
     with pytest.raises(TypeError, match="each of 4 samples: give it batch_size=None"):
@@ -172,7 +172,7 @@ def test_batches_of_batches_are_refused(path, workers, kind):
     assert len(list(DataLoader(samples, batch_size=4, num_workers=workers))) == N // 4
 
 
-def test_a_loader_of_batches_takes_no_batch_size(path):
+def test_a_loader_of_batches_rejects_batch_size(path):
     batches = npstream.open(path).iter(0, 1, batch_size=4)
     with pytest.raises(ValueError, match="batch_size=2: the dataset yields batches already"):
         npstream.torch.DataLoader(batches, batch_size=2)

@@ -1,4 +1,4 @@
-"""What Streaming wrote reads to exactly what Streaming reads, whichever way it is read."""
+"""Golden datasets, which Streaming wrote: every way of reading returns what Streaming reads."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_samples(samples, expected):
 
 
 def check_column(column, expected):
-    """Hold what load() returns, in which texts of numbers are numbers, against the samples."""
+    """Compare a loaded column with the samples; numbers stored as text are loaded as numbers."""
     assert len(column) == len(expected)
     for row, tagged in enumerate(expected):
         value = column[row]
@@ -63,15 +63,15 @@ def check_column(column, expected):
         golden.assert_same(value, tagged, f"row {row}")
 
 
-def fits(expected):
-    """Tell whether an array of int64 holds the numbers."""
+def fit_int64(expected):
+    """Return True if all integers fit int64."""
     return all(
         tagged["t"] != "int" or -(2**63) <= golden.value(tagged) < 2**63 for tagged in expected
     )
 
 
-def shuffled(n):
-    """Return indices of n samples, negative ones and duplicates among them."""
+def random_indices(n):
+    """Return random indices of n samples, with negative ones and duplicates."""
     return np.random.default_rng(n).integers(-n, n, n + 5)
 
 
@@ -81,7 +81,7 @@ def test_every_case_is_tested():
 
 
 @pytest.mark.parametrize("name", names(READABLE))
-def test_samples(name):
+def test_samples_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
     n = len(expected)
@@ -90,24 +90,24 @@ def test_samples(name):
     check_samples((ds[i] for i in range(n)), expected)
     check_samples((ds[np.int32(i)] for i in range(-n, 0)), expected)
     check_samples(ds, expected)
-    chosen = shuffled(n)
+    chosen = random_indices(n)
     check_samples(ds[chosen], [expected[i] for i in chosen])
 
 
 @pytest.mark.parametrize("name", names(READABLE))
-def test_columns(name):
+def test_columns_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
-    chosen = shuffled(len(ds))
+    chosen = random_indices(len(ds))
     for column in ds.columns:
         values = [sample[column] for sample in expected]
         picked = [values[i] for i in chosen]
         for row, tagged in enumerate(values):
             golden.assert_same(ds[column][row], tagged)
         for row, tagged in zip(np.asarray(ds[column], object), values, strict=True):
-            if tagged["t"] not in ("scalar", "ndarray"):  # of these, elements are the objects
+            if tagged["t"] not in ("scalar", "ndarray"):  # object arrays hold their elements
                 golden.assert_same(row, tagged)
-        if not fits(values):
+        if not fit_int64(values):
             for read in (ds[column].load, ds.load, lambda name=column: np.asarray(ds[name])):
                 with pytest.raises(OverflowError, match=r"sample \d+ .* dtype=object"):
                     read()
@@ -118,11 +118,11 @@ def test_columns(name):
 
 
 @pytest.mark.parametrize("name", names(READABLE))
-def test_batches_hold_all_columns(name):
+def test_batches_equal_those_of_streaming(name):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
-    chosen = shuffled(len(ds))
-    ds = ds[[c for c in ds.columns if fits([sample[c] for sample in expected])]]
+    chosen = random_indices(len(ds))
+    ds = ds[[c for c in ds.columns if fit_int64([sample[c] for sample in expected])]]
     batch = ds[chosen].load()
     assert batch.ids.tolist() == (chosen % len(ds)).tolist()
     for column, values in batch.items():
@@ -131,19 +131,19 @@ def test_batches_hold_all_columns(name):
 
 @pytest.mark.parametrize("name", names(READABLE))
 @pytest.mark.parametrize("verify", [True, False])
-def test_whether_verified_or_not(name, verify):
+def test_samples_are_equal_with_and_without_verification(name, verify):
     ds = open_case(name, verify=verify)
     check_samples(ds, golden.expected(golden.case(name)))
 
 
 @pytest.mark.parametrize(("name", "hash_name"), HASHED)
-def test_every_recorded_hash_can_be_asked_for(name, hash_name):
+def test_every_recorded_hash_can_be_verified(name, hash_name):
     ds = open_case(name, verify=hash_name)
     check_samples(ds, golden.expected(golden.case(name)))
 
 
 @pytest.mark.parametrize("name", ["mds_h_all", "mds_hz_xxh64", "jsonl_zstd"])
-def test_a_hash_that_does_not_fit_is_found(tmp_path, name):
+def test_a_wrong_hash_raises(tmp_path, name):
     case = golden.case(name)
     shutil.copytree(golden.directory(case), tmp_path / "copy")
     index = json.loads((tmp_path / "copy" / "index.json").read_text())
@@ -158,10 +158,10 @@ def test_a_hash_that_does_not_fit_is_found(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", names(READABLE))
-def test_pickled(name):
+def test_datasets_and_columns_can_be_pickled(name):
     ds = open_case(name)
     expected = golden.expected(golden.case(name))
-    list(ds[::2])  # maps are not sent along
+    list(ds[::2])  # memory maps are not pickled
     check_samples(pickle.loads(pickle.dumps(ds)), expected)
     check_samples(pickle.loads(pickle.dumps(ds[::-2])), expected[::-2])
     column = ds.columns[0]
@@ -194,7 +194,7 @@ def _read(ds):
 def test_processes_share_a_dataset(name, method):
     expected = golden.expected(golden.case(name))
     ds = open_case(name)
-    list(ds[: len(ds) // 2])  # some shards are mapped before, some are not
+    list(ds[: len(ds) // 2])  # map some of the shards before
     with multiprocessing.get_context(method).Pool(1) as pool:
         samples, ids = pool.apply(_read, [ds])
     check_samples(samples, expected)
@@ -212,12 +212,12 @@ def test_empty_datasets_have_no_samples(name):
         ds[0]
 
 
-def test_pickles_are_refused_unless_allowed():
+def test_pickles_raise_unless_allowed():
     with pytest.raises(ValueError, match=r"pickled.*allow_pickle=True"):
         open_case("mds_pkl", allow_pickle=False)
 
 
-def test_shards_that_are_present_can_be_read_and_others_raise():
+def test_present_shards_are_read_and_missing_ones_raise():
     case = golden.case("cache_partial")
     expected = golden.expected(case)
     ds = open_case("cache_partial")
@@ -236,7 +236,7 @@ def test_shards_that_are_present_can_be_read_and_others_raise():
 
 
 @pytest.mark.parametrize("name", names(BAD))
-def test_bad_datasets_are_refused(name):
+def test_bad_datasets_raise(name):
     case = golden.case(name)
     with pytest.raises((NpstreamError, ValueError)) as caught:
         list(open_case(name, verify=case.get("validate_hash") or "auto"))

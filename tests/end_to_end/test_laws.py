@@ -1,4 +1,4 @@
-"""Datasets and columns, indexed again and again, do what arrays of the same values do."""
+"""Datasets and columns, indexed repeatedly, behave like arrays of the same values."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ DATASETS = 8
 
 
 @pytest.fixture(autouse=True, params=["plain", "compiled"])
-def _as_large_views(request, monkeypatch):
-    """Let small views, too, go the ways of large ones."""
+def _treat_views_as_large(request, monkeypatch):
+    """Use the code paths of large views for small ones."""
     monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)
     compiled = request.param == "compiled"
     monkeypatch.setattr(Kernel, "for_size", lambda self, rows: self if compiled else self.py_func)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Return a function from a number to a dataset and its columns' values."""
+def make_dataset(tmp_path_factory):
+    """Return a function from a seed to a dataset and the values of its columns."""
     return functools.cache(lambda seed: make(tmp_path_factory.mktemp("made"), seed))
 
 
 def make(path, seed):
-    """Write a dataset of several shards of uneven sizes, some of which have no samples."""
+    """Write a dataset of several shards of different sizes, some of them empty."""
     rng = np.random.default_rng(seed)
     sizes = rng.choice([0, 1, 2, 3, 7, 20], seed).tolist() or [0]
     n = max(sum(sizes), 1)
@@ -58,7 +58,7 @@ def make(path, seed):
 
 
 def check_column(column):
-    """Compare the ways to read a column into arrays of one's own."""
+    """Compare ways to read a column into a new or a given array."""
     if column.dtype == object or isinstance(loaded := column.load(), npstream.Ragged):
         return
     assert np.asarray(column).flags.writeable
@@ -68,7 +68,7 @@ def check_column(column):
 
 
 def check_ids(ds, ids):
-    """Compare the samples of a view, and where they are, with NumPy's array of sample numbers."""
+    """Compare the ids and the locations of a view's samples with an array of ids."""
     testing.assert_same(ds.load().ids, ids)
     shard, row = ds.locate(...)
     assert np.array_equal(ds.shards["start"][shard] + row, ids)
@@ -80,8 +80,8 @@ def has_ellipsis(index):
 
 @settings(max_examples=150)
 @given(st.data())
-def test_datasets_are_indexed_as_arrays_are(made, data):
-    ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
+def test_datasets_are_indexed_like_arrays(make_dataset, data):
+    ds, values = make_dataset(data.draw(st.integers(0, DATASETS - 1)))
     ids, rows = np.arange(len(ds)), values
     for step in range(4):
         if data.draw(st.integers(0, 4)) == 0:
@@ -103,8 +103,8 @@ def test_datasets_are_indexed_as_arrays_are(made, data):
 
 @settings(max_examples=300)
 @given(st.data())
-def test_columns_are_indexed_as_arrays_are(made, data):
-    ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
+def test_columns_are_indexed_like_arrays(make_dataset, data):
+    ds, values = make_dataset(data.draw(st.integers(0, DATASETS - 1)))
     name = data.draw(st.sampled_from(ds.columns))
     column, array = ds[name], values[name]
     for _ in range(4):
@@ -120,8 +120,8 @@ def test_columns_are_indexed_as_arrays_are(made, data):
 
 @settings(max_examples=100)
 @given(st.data())
-def test_rows_and_names_commute(made, data):
-    ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
+def test_row_and_column_selection_commute(make_dataset, data):
+    ds, values = make_dataset(data.draw(st.integers(0, DATASETS - 1)))
     ids = np.arange(len(ds))
     for _ in range(2):
         index = data.draw(testing.indices(ids.shape, allow_invalid=False))
@@ -134,14 +134,14 @@ def test_rows_and_names_commute(made, data):
         for name in names:
             expected = values[name][want, ...]
             testing.assert_same(ds[index][name], expected)
-            if not has_ellipsis(index):  # which would reach into the values
+            if not has_ellipsis(index):  # an Ellipsis would index the axes of values
                 testing.assert_same(ds[name][index], expected)
         ds, ids = ds[index], want
 
 
 @settings(max_examples=50)
 @given(testing.tables())
-def test_what_is_written_is_what_is_read(table):
+def test_reading_returns_the_written_values(table):
     values, columns = table
     with tempfile.TemporaryDirectory() as directory:
         npstream.write(f"{directory}/new", values, columns=columns, shard_size="100b")
@@ -172,15 +172,15 @@ TAKES = {"take", "clip", "wrap"}
 
 @settings(max_examples=200)
 @given(st.data())
-def test_functions_of_columns_are_those_of_arrays(made, data):
-    ds, values = made(data.draw(st.integers(0, DATASETS - 1)))
+def test_functions_of_columns_equal_those_of_arrays(make_dataset, data):
+    ds, values = make_dataset(data.draw(st.integers(0, DATASETS - 1)))
     name = data.draw(st.sampled_from([*FIXED, "number"]))
     column, array = ds[name], values[name]
     index = data.draw(testing.indices(array.shape, allow_invalid=False))
     if not isinstance(array := array[index], np.ndarray):
         return
     column = column[index]
-    # NumPy takes from arrays without axes or elements what it takes from no others.
+    # np.take has special cases for arrays without axes or elements.
     names = [name for name in FUNCTIONS if (array.ndim and array.size) or name not in TAKES]
     function = FUNCTIONS[data.draw(st.sampled_from(names))]
     testing.assert_same_result(function, column, array)

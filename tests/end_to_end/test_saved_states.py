@@ -1,4 +1,4 @@
-"""States that earlier releases saved resume exactly: the same samples, in the same order."""
+"""States that earlier releases saved resume at exactly the same samples."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def sources(tmp_path_factory):
     return saved_states.sources(root)
 
 
-def test_the_texts_that_states_know_orders_by(sources):
-    """They are hashed into the fingerprints of views, and what people are shown may change."""
+def test_the_identity_of_orders_does_not_change(sources):
+    """It is hashed into the fingerprints of views. Unlike it, a repr may change."""
     one = sources["c"].order(3, 2, block=None, lanes=1)
     assert one.identity() == "<Order: 34 rows, seed 3, epoch 2, 1 lanes, blocks of 34>"
     mixed = npstream.mix({"a": sources["a"], "c": sources["c"]})

@@ -1,4 +1,4 @@
-"""The servers of the tests do what tests rely on, and stores work with each of them."""
+"""The test servers and the proxy work as tests expect, and stores work with each server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from npstream.storage.remote import RemoteStore
 DATA = random.Random(1).randbytes(100_000)
 
 
-def test_a_store_on_every_server(remote_dir: RemoteDirectory):
+def test_a_store_reads_and_writes_on_every_server(remote_dir: RemoteDirectory):
     remote_dir.put("a/b", DATA)
     store = open_store(remote_dir.url, remote_dir.storage_options)
     assert isinstance(store, RemoteStore)
@@ -27,7 +27,7 @@ def test_a_store_on_every_server(remote_dir: RemoteDirectory):
     assert store.ranges([("a/b", 5, 7), ("a/b", 99_000, 1000)]) == [DATA[5:12], DATA[99_000:]]
     assert list(store.names()) == [("a/b", len(DATA))]
     if remote_dir.server.name == "http":
-        return  # nothing is written there, and a folder is a page like others
+        return  # it is read-only, and a folder is a page like a file
     assert not store.exists("a")
     store.put("a/c", b"new")
     before = store.version("a/c")
@@ -39,13 +39,13 @@ def test_a_store_on_every_server(remote_dir: RemoteDirectory):
     assert not store.exists("a/c")
 
 
-def test_directories_are_fresh(remote_dir: RemoteDirectory):
+def test_new_directories_are_empty(remote_dir: RemoteDirectory):
     assert remote_dir.url != remote_dir.server.new_directory().url
     assert list(RemoteStore(remote_dir.url, remote_dir.storage_options).names()) == []
 
 
 @pytest.mark.parametrize("name", ["s3", "gcs", "azure"])
-def test_the_environment_does_for_options(
+def test_environment_variables_replace_options(
     servers: Servers, name: str, monkeypatch: pytest.MonkeyPatch
 ):
     remote_dir = servers[name].new_directory()
@@ -70,7 +70,7 @@ def test_one_request_for_each_range(servers: Servers, name: str):
     assert seen == [("bytes=10-14", "GET", 5), ("bytes=50000-99999", "GET", 50_000)]
 
 
-def test_what_the_proxy_does(servers: Servers):
+def test_the_proxy_injects_faults_and_logs_requests(servers: Servers):
     remote_dir = servers["http"].new_directory()
     remote_dir.put("a", DATA)
     proxy = servers.proxy("http")
@@ -79,7 +79,7 @@ def test_what_the_proxy_does(servers: Servers):
 
     def get(first: int, last: int) -> bytes:
         request = urllib.request.Request(url, headers={"Range": f"bytes={first}-{last}"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
 
     proxy.faults = [status(404, path="elsewhere"), flip(1, times=1)]

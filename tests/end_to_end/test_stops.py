@@ -1,4 +1,4 @@
-"""What reads a remote dataset stops at once when it is told to, though nobody answers."""
+"""Reads of a remote dataset stop on request, even while the server does not respond."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from stalling import Stalling
 import npstream
 from npstream.errors import StorageError
 
-SOON = 15.0  # seconds, on a busy machine; requests here have a deadline of a minute
+TIMEOUT = 120.0  # seconds; a read that has not stopped by then hangs
+DEADLINE = 1000.0  # seconds of a request; far more than TIMEOUT
 SAMPLES = 6000
 
 
@@ -29,7 +30,8 @@ def ds(tmp_path, monkeypatch):
     monkeypatch.setattr(Stalling, "reached", threading.Event())
     monkeypatch.setattr(Stalling, "released", threading.Event())
     npstream.write(tmp_path / "data", columns(), shard_size="128KB")
-    with npstream.open(f"stalling://{tmp_path / 'data'}", cache=tmp_path / "cache") as ds:
+    url, cache = f"stalling://{tmp_path / 'data'}", tmp_path / "cache"
+    with npstream.open(url, cache=cache, timeout=DEADLINE) as ds:
         yield ds
     Stalling.released.set()
 
@@ -38,16 +40,15 @@ def columns():
     return {"x": np.arange(SAMPLES * 16).reshape(SAMPLES, 16), "id": np.arange(SAMPLES)}
 
 
-def ours():
-    """Return the threads that fetch."""
+def prefetch_threads():
+    """Return the running prefetch threads."""
     return [t for t in threading.enumerate() if t.name == "npstream-ahead" and t.is_alive()]
 
 
-def assert_gone():
-    deadline = time.monotonic() + SOON
-    for thread in ours():
-        thread.join(max(deadline - time.monotonic(), 0.0))
-    assert ours() == []
+def assert_threads_end():
+    for thread in prefetch_threads():
+        thread.join(TIMEOUT)
+    assert prefetch_threads() == []
 
 
 READS = {
@@ -62,7 +63,7 @@ READS = {
 
 
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
-def test_closing_from_another_thread(ds, read):
+def test_closing_from_another_thread_stops_a_read(ds, read):
     failed = []
 
     def reading():
@@ -73,14 +74,13 @@ def test_closing_from_another_thread(ds, read):
 
     reader = threading.Thread(target=reading, daemon=True)
     reader.start()
-    assert Stalling.reached.wait(20)
-    start = time.monotonic()
+    assert Stalling.reached.wait(TIMEOUT)
     ds.close()
-    reader.join(SOON)
-    assert time.monotonic() - start < SOON
+    reader.join(TIMEOUT)
+    assert not reader.is_alive()
     (error,) = failed
     assert re.search("reading was stopped|the dataset is closed", str(error))
-    assert_gone()
+    assert_threads_end()
     with pytest.raises(ValueError, match="the dataset is closed"):
         ds[5]
 
@@ -89,30 +89,28 @@ class Left(Exception):
     pass
 
 
-def leave(batches, how):
-    """Take a batch and leave, while others are being fetched in vain."""
+def iterate_and_leave(batches, how):
+    """Leave an iteration after its second batch, while prefetches of other batches block."""
     for number, batch in enumerate(batches):
         assert len(batch["id"]) == 50
         if number == 0:
             continue
-        assert Stalling.reached.wait(20)
-        assert ours()
+        assert Stalling.reached.wait(TIMEOUT)
+        assert prefetch_threads()
         if how == "break":
             break
         raise Left
 
 
 @pytest.mark.parametrize("how", ["break", "exception"])
-def test_leaving_an_iteration(ds, how):
+def test_leaving_an_iteration_stops_prefetching(ds, how):
     Stalling.stalls = False
     ds[:900].prefetch()
     Stalling.stalls = True
-    start = time.monotonic()
     with suppress(Left):
-        leave(ds.iter(0, 1, batch_size=50), how)
-    assert_gone()
-    assert time.monotonic() - start < SOON
-    # Others go on.
+        iterate_and_leave(ds.iter(0, 1, batch_size=50), how)
+    assert_threads_end()
+    # Other reads continue.
     threading.Timer(0.1, Stalling.released.set).start()
     np.testing.assert_array_equal(ds["x"].load(), columns()["x"])
 
@@ -122,9 +120,9 @@ import signal, sys
 import npstream
 from stalling import Stalling
 url, cache, how = sys.argv[1:]
-# A shell that starts the tests in the background lets them ignore it.
+# A shell that starts the tests in the background makes them ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-ds = npstream.open(url, cache=cache)
+ds = npstream.open(url, cache=cache, timeout=1000)
 Stalling.stalls = True
 class Reached:
     def set(self):
@@ -150,7 +148,7 @@ match how:
 
 
 @pytest.mark.parametrize("how", ["load", "prefetch", "batches", "end"])
-def test_a_process_that_is_interrupted_or_ends(tmp_path, how):
+def test_an_interrupted_or_ending_process_stops_reading(tmp_path, how):
     npstream.write(tmp_path / "data", columns(), shard_size="128KB")
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, f"stalling://{tmp_path}/data", tmp_path / "cache", how],
@@ -162,17 +160,15 @@ def test_a_process_that_is_interrupted_or_ends(tmp_path, how):
     ) as process:
         try:
             assert process.stdout.readline().startswith("reached")
-            time.sleep(0.3)  # the reader, too, has to come to where it waits
-            start = time.monotonic()
+            time.sleep(0.3)  # lets the reader start to wait, but the test passes also if not
             if how == "end":
                 process.stdin.close()
                 process.stdin = None
             else:
                 process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=TIMEOUT)
         finally:
             process.kill()
-    assert time.monotonic() - start < SOON
     if how != "end":
         assert "KeyboardInterrupt" in errors
     assert process.returncode == (0 if how == "end" else -signal.SIGINT)

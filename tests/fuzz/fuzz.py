@@ -1,10 +1,11 @@
-"""Damage datasets, and read them in every way.
+"""Fuzzer: damage datasets, and read them in every way.
 
-``PYTHONPATH=tests/helpers python tests/fuzz/fuzz.py --mutations 20000`` runs so many mutations.
+``PYTHONPATH=tests/helpers python tests/fuzz/fuzz.py --mutations 20000`` runs 20,000 mutations.
 
-Mutations of golden datasets (`fuzz_mutations`) are read by other processes, so that one which
-crashes, hangs or takes too much memory is noticed, and does not end the run. `fuzz_oracle` says
-what may be read. A mutation is known by the seed and its number, which ``--only`` runs alone.
+Worker processes apply mutations (`fuzz_mutations`) to golden datasets and read these. If a worker
+crashes, hangs or exceeds the memory limit, the run reports this and continues. `fuzz_oracle`
+defines which values may be read. The seed and the number identify a mutation; ``--only`` runs
+single mutations.
 """
 
 from __future__ import annotations
@@ -27,38 +28,38 @@ from fuzz_reading import Report
 import npstream
 from npstream._core import jit as _jit
 
-SECONDS = 20
-"""What reading one damaged dataset may take."""
+TIMEOUT = 120
+"""Seconds after which reading one damaged dataset counts as a hang."""
 
-MEMORY = 3 << 30
-"""What it may take beside what the process holds at its start."""
+MEMORY_LIMIT = 3 << 30
+"""Bytes that a worker may allocate after its start."""
 
 SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") else None
-"""Where damaged datasets are written."""
+"""Directory of the damaged datasets."""
 
 
-# The process that reads.
+# The worker process
 
 
 def work(root: Path, kind: str, seed: int, numbers: list[int], python: bool) -> None:
-    """Run mutations in a directory; write a line of JSON before and after each."""
+    """Run mutations in a directory; print a line of JSON before and after each."""
     if python:
         _jit.SMALL_CALL_ROWS = _jit.IMPORT_THRESHOLD = _jit.COMPILE_THRESHOLD = 1 << 62
     else:
         npstream.precompile()
-    damaged = KINDS[kind](root)
+    target = KINDS[kind](root)
     with open("/proc/self/statm") as file:
-        held = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
+        limit = int(file.read().split()[0]) * resource.getpagesize() + MEMORY_LIMIT
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for number in numbers:
-        _run(damaged, seed, number)
+        _run(target, seed, number)
 
 
-def _run(damaged: Kind, seed: int, number: int) -> None:
-    what, check = damaged.mutation(random.Random(f"{seed}/{number}"))
-    print(json.dumps({"start": number, "what": what}), flush=True)
+def _run(target: Kind, seed: int, number: int) -> None:
+    description, check = target.mutation(random.Random(f"{seed}/{number}"))
+    print(json.dumps({"start": number, "what": description}), flush=True)
     findings: list[str] = []
-    faulthandler.dump_traceback_later(SECONDS, exit=True)  # even out of compiled code
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)  # also in compiled code
     try:
         reads = check(findings.append)
     finally:
@@ -66,13 +67,13 @@ def _run(damaged: Kind, seed: int, number: int) -> None:
     print(json.dumps({"end": number, "reads": reads, "findings": findings[:3]}), flush=True)
 
 
-# The process that watches.
+# The main process
 
 
 def fuzz(
     kind: str, seed: int, numbers: list[int], report: Report, python: bool = False
 ) -> Counter[str]:
-    """Run mutations in a process, in another one after each crash; report what breaks the rule."""
+    """Run mutations in a worker, and in a new one after each crash; report violations."""
     totals = Counter[str]()
     rest = list(numbers)
     while rest:
@@ -91,28 +92,28 @@ def fuzz(
                 },
             )
         lines = [json.loads(line) for line in worker.stdout.splitlines() if line.startswith("{")]
-        what = {line["start"]: line["what"] for line in lines if "start" in line}
+        description = {line["start"]: line["what"] for line in lines if "start" in line}
         for line in lines:
             if "end" in line:
                 totals.update(line["reads"], mutations=1)
                 for finding in line["findings"]:
                     totals["findings"] += 1
-                    report(f"{line['end']} ({what[line['end']]}): {finding}")
+                    report(f"{line['end']} ({description[line['end']]}): {finding}")
         if worker.returncode == 0:
             break
-        if not what:
+        if not description:
             raise RuntimeError(f"the worker did not start: {worker.stderr}")
-        died = max(what, key=rest.index)
+        died = max(description, key=rest.index)
         totals.update(findings=1, mutations=1)
-        report(f"{died} ({what[died]}): exit {worker.returncode}: {worker.stderr[-3000:]}")
+        report(f"{died} ({description[died]}): exit {worker.returncode}: {worker.stderr[-3000:]}")
         rest = rest[rest.index(died) + 1 :]
     return totals
 
 
 def main() -> int:
-    """Run from the command line; the exit status tells whether anything was found."""
+    """Run from the command line; the exit status is 1 if there are findings."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mutations", type=int, default=20_000, help="of each kind")
+    parser.add_argument("--mutations", type=int, default=20_000, help="mutations of each kind")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""A worker of `fuzz` that dies of its mutation number 1, for the test of what watches it."""
+"""A worker of `fuzz` that crashes at mutation 1, for the test of the main process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import fuzz
 _run = fuzz._run
 
 
-def crash(damaged: fuzz.Kind, seed: int, number: int) -> None:
-    """Run a mutation, or die of it."""
+def crash(target: fuzz.Kind, seed: int, number: int) -> None:
+    """Run a mutation, or crash at mutation 1."""
     if number == 1:
         print('{"start": 1, "what": "a crash"}', flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
-    _run(damaged, seed, number)
+    _run(target, seed, number)
 
 
 if __name__ == "__main__":

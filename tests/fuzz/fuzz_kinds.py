@@ -1,4 +1,4 @@
-"""What `fuzz` damages: datasets in directories and stores, caches, unfinished work, and states."""
+"""Targets of `fuzz`: datasets in directories and stores, caches, unfinished builds, and states."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import fsspec
 import golden_data as golden
 import saved_states
 from fuzz_mutations import BLOB_CHANGES, SIDECAR_CHANGES, Files, edit_state, mutate
-from fuzz_reading import RAISED, Case, Report, cases, check, write_annotated
+from fuzz_reading import DOCUMENTED_ERRORS, Case, Report, cases, check, write_annotated
 from guards import guarded_array
 
 import npstream
@@ -39,19 +39,19 @@ from npstream.tools import index_builder as build
 from npstream.tools import scan as reread
 from npstream.writing import sidecar as spool
 
-Check = Callable[[Report], Counter[str]]
+RunMutation = Callable[[Report], Counter[str]]
 
 
 class Kind(Protocol):
-    """One kind of what is damaged."""
+    """A kind of target."""
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
-        """Choose a mutation; return what it is, and what does it and undoes it again."""
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
+        """Choose a mutation; return its description, and a function that applies and undoes it."""
 
 
 @contextmanager
-def replaced(values: dict[tuple[Any, str], Any]) -> Iterator[None]:
-    """Replace names of modules for a moment."""
+def patched(values: dict[tuple[Any, str], Any]) -> Iterator[None]:
+    """Replace attributes of modules within the block."""
     before = {(module, name): getattr(module, name) for module, name in values}
     try:
         for (module, name), value in values.items():
@@ -62,11 +62,11 @@ def replaced(values: dict[tuple[Any, str], Any]) -> Iterator[None]:
             setattr(module, name, value)
 
 
-# Datasets in directories.
+# Datasets in directories
 
 
-class Local:
-    """Golden datasets, and ones whose index records more than Streaming's."""
+class LocalDatasets:
+    """Golden datasets in local directories."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -74,7 +74,7 @@ class Local:
         for case in self.cases:
             case.write(root / case.name)
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
         """Damage one or two files of a dataset."""
         case = rng.choice(self.cases)
         changed, done = mutate(rng, case.files, case.compressed)
@@ -87,15 +87,15 @@ class Local:
         for name, content in changed.items():
             (root / name).write_bytes(content)
         try:
-            with replaced(_guard(rng)):
+            with patched(_random_patches(rng)):
                 return check(partial(npstream.open, root), case, changed, rng, report)
         finally:
             for name in changed:
                 (root / name).write_bytes(case.files[name])
 
 
-class Annotated(Local):
-    """Datasets whose index records dtypes, and the order of columns."""
+class AnnotatedDatasets(LocalDatasets):
+    """Local datasets whose index has annotations: dtypes, and the order of columns."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -108,23 +108,23 @@ class Annotated(Local):
             self.cases.append(Case(name, root / name))
 
 
-def _guard(rng: random.Random) -> dict[tuple[Any, str], Any]:
-    """Return what to replace this time, by module and name.
+def _random_patches(rng: random.Random) -> dict[tuple[Any, str], Any]:
+    """Return random replacements of module attributes.
 
-    That is files and buffers by ones that end where nobody may read on, and limits by such that
-    keep shards from staying in memory.
+    Some place files and buffers before a protected page. Others set limits so low that shards do
+    not stay in memory.
     """
-    found: dict[tuple[Any, str], Any] = {}
+    patches: dict[tuple[Any, str], Any] = {}
     if rng.random() < 0.5:
-        found[store, "map_file"] = lambda path: guarded_array(Path(path).read_bytes(), 4)
-        found[shards, "decompress"] = lambda *args: guarded_array(decompress(*args), 4)
+        patches[store, "map_file"] = lambda path: guarded_array(Path(path).read_bytes(), 4)
+        patches[shards, "decompress"] = lambda *args: guarded_array(decompress(*args), 4)
     if rng.random() < 0.2:
-        found[memory, "map_budget"] = lambda: 0
-        found[fetch, "_budget"] = lambda table: rng.choice((0, 5000))
-    return found
+        patches[memory, "map_budget"] = lambda: 0
+        patches[fetch, "_buffer_limit"] = lambda table: rng.choice((0, 5000))
+    return patches
 
 
-# Datasets in a store.
+# Datasets in a store
 
 
 def _small_chunks() -> None:
@@ -143,7 +143,7 @@ def _remote_cases(root: Path) -> list[Case]:
         entries = json.loads((golden.directory(case) / "index.json").read_text())["shards"]
         there = [golden.directory(case) / entry["raw_data"]["basename"] for entry in entries]
         if entries[0].get("zip_data") and any(path.exists() for path in there):
-            continue  # of two files, the oracle does not know which one is read
+            continue  # the oracle cannot predict which of two files is read
         key = entries[0]["format"], entries[0]["compression"], bool(entries[0]["hashes"])
         chosen.setdefault(key, case["name"])
     for name in chosen.values():
@@ -154,7 +154,7 @@ def _remote_cases(root: Path) -> list[Case]:
     return [Case(path.name, path) for path in sorted(root.iterdir())]
 
 
-class Remote:
+class RemoteDatasets:
     """Datasets with side-cars in a store."""
 
     def __init__(self, root: Path) -> None:
@@ -167,8 +167,8 @@ class Remote:
             for name, content in case.files.items():
                 self._store.pipe_file(f"/fuzz/{case.name}/{name}", content)
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
-        """Damage the side-car, files of its columns, or others."""
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
+        """Damage the side-car, its column files, or other files."""
         case = rng.choice(self.cases)
         columns = [name for name in case.files if name.startswith("index.columns/")]
         changed: Files = {}
@@ -191,7 +191,7 @@ class Remote:
         if gone:
             done = f"removed {', '.join(changed)}"
         trusted = change in SIDECAR_CHANGES if draw < 0.65 else False
-        # Single samples are read without what their shard says of itself.
+        # Reads of single samples do not compare a shard's head with the index.
         compares = not trusted and "index.json" not in changed
         run = partial(self._check, rng, case, changed, gone, compares)
         return f"{case.name}: {done}", run
@@ -218,7 +218,7 @@ class Remote:
             else:
                 self._store.pipe_file(f"/fuzz/{case.name}/{name}", content)
         try:
-            with replaced(values):
+            with patched(values):
                 opened = partial(
                     npstream.open,
                     url,
@@ -228,10 +228,10 @@ class Remote:
                     implicit_read_limit=None,
                 )
                 reads = check(opened, case, changed, rng, report, compares)
-            _allowed("verify_dataset()", lambda: npstream.verify_dataset(url), report)
+            _report_unexpected("verify_dataset()", lambda: npstream.verify_dataset(url), report)
             if rng.random() < 0.1:
                 out = self._root / "built"
-                _allowed("build_index()", lambda: npstream.build_index(url, out), report)
+                _report_unexpected("build_index()", lambda: npstream.build_index(url, out), report)
                 shutil.rmtree(out, ignore_errors=True)
             return reads
         finally:
@@ -240,34 +240,34 @@ class Remote:
                 self._store.pipe_file(f"/fuzz/{case.name}/{name}", case.files[name])
 
 
-def _allowed(what: str, call: Callable[[], Any], report: Report) -> Any:
-    """Call a function, and report what it must not raise."""
+def _report_unexpected(what: str, call: Callable[[], Any], report: Report) -> Any:
+    """Call a function, and report undocumented exceptions."""
     try:
         return call()
-    except RAISED:
+    except DOCUMENTED_ERRORS:
         return None
     except Exception:
         report(f"{what} raised {traceback.format_exc(limit=-3)}")
         return None
 
 
-# Caches.
+# Caches
 
 
-class CacheDirectory(Remote):
-    """The directory of a cache, while the dataset is sound."""
+class CacheDirectory(RemoteDatasets):
+    """The directory of a cache for an undamaged dataset."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self._templates: dict[str, Path] = {}
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
-        """Damage one to three of the things in a directory, or the directory."""
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
+        """Damage one to three entries of the directory, or the directory itself."""
         case = rng.choice(self.cases)
         return f"{case.name}: damaged cache", partial(self._check_cache, rng, case)
 
     def _template(self, case: Case) -> Path:
-        """Return a cache that holds all or a part of a dataset."""
+        """Return a cache directory that holds parts of a dataset."""
         if case.name not in self._templates:
             path = self._root / f"template-{case.name}"
             with npstream.open(f"memory://fuzz/{case.name}", cache=path) as ds:
@@ -285,22 +285,22 @@ class CacheDirectory(Remote):
         done = [damage_cache(rng, path) for _ in range(rng.choice((1, 1, 2, 3)))]
         directory_is_lost = not path.is_dir() or path.is_symlink()
 
-        def noted(finding: str) -> None:
+        def report_with_damage(finding: str) -> None:
             report(f"{done}: {finding}")
 
         limit = rng.choice(("1MB", "16MB", None))
         opened = partial(
             npstream.open, f"memory://fuzz/{case.name}", cache=path, cache_limit=limit, timeout=5
         )
-        # Bytes of shards are believed, and which are there, unless `verify` asks for more.
+        # Cached bytes of shards, and the record of present pieces, are verified only on request.
         trusted = any(what.startswith("bytes of shard") for what in done)
         try:
-            for _ in "12":  # what the first left is good for the second
-                reads = check(opened, case, {}, rng, noted, compares=not trusted)
+            for _ in "12":  # the second run reads what the first run left
+                reads = check(opened, case, {}, rng, report_with_damage, compares=not trusted)
                 if not (trusted or directory_is_lost) and (reads["raised"] or reads["refused"]):
-                    noted("a damaged cache was taken for a damaged dataset")
-            _allowed("info()", lambda: npstream.cache.info(path), noted)
-            _allowed("clear()", lambda: npstream.cache.clear(path, 1), noted)
+                    report_with_damage("a damaged cache was reported as a damaged dataset")
+            _report_unexpected("info()", lambda: npstream.cache.info(path), report_with_damage)
+            _report_unexpected("clear()", lambda: npstream.cache.clear(path, 1), report_with_damage)
             return reads
         finally:
             if path.is_dir() and not path.is_symlink():
@@ -313,12 +313,12 @@ _FOOTER = struct.Struct("<8sIQQ16s64s")
 
 
 def damage_cache(rng: random.Random, path: Path) -> str:
-    """Damage something in the directory of a cache, or the directory; return what was done."""
+    """Damage an entry of a cache directory, or the directory; return a description."""
     if not path.is_dir():
         return "nothing"
     if rng.random() < 0.04:
         shutil.rmtree(path)
-        return _replace(rng, path, "the directory")
+        return _replace_with_special_file(rng, path, "the directory")
     names = sorted(file.name for file in path.iterdir())
     random_name = f".{rng.randbytes(8).hex()}"
     key = rng.randbytes(16).hex()
@@ -330,13 +330,13 @@ def damage_cache(rng: random.Random, path: Path) -> str:
             if rng.random() < 0.5:
                 os.truncate(file, rng.choice((1 << 20, 1 << 40)))
             return f"new {file.name}"
-        return _replace(rng, file, f"new {file.name}")
+        return _replace_with_special_file(rng, file, f"new {file.name}")
     file = path / rng.choice(names)
     if not file.is_file() or file.is_symlink() or file.stat().st_size > 1 << 24:
         return "nothing"
     content = file.read_bytes()
     if rng.random() < 0.25:
-        return _replace(rng, file, file.suffix)
+        return _replace_with_special_file(rng, file, file.suffix)
     draw = rng.random()
     if draw < 0.15:
         others = [name for name in names if name != file.name and (path / name).is_file()]
@@ -344,7 +344,7 @@ def damage_cache(rng: random.Random, path: Path) -> str:
             file.write_bytes((path / rng.choice(others)).read_bytes())
         return f"{file.name} is another's"
     if draw < 0.35 and len(content) >= _FOOTER.size:
-        return _forge(rng, file, content)
+        return _forge_footer(rng, file, content)
     change = rng.choice(BLOB_CHANGES)
     new_content = change(rng, content)
     file.write_bytes(new_content)
@@ -355,8 +355,8 @@ def damage_cache(rng: random.Random, path: Path) -> str:
     return f"{change.__name__} {file.name}"
 
 
-def _forge(rng: random.Random, file: Path, content: bytes) -> str:
-    """Change what a footer says, so that it agrees with the size of the file, or does not."""
+def _forge_footer(rng: random.Random, file: Path, content: bytes) -> str:
+    """Change a field of a footer; sometimes change the file's size to match."""
     fields = list(_FOOTER.unpack(content[-_FOOTER.size :]))
     body = content[: -_FOOTER.size]
     which = rng.randrange(1, 6)
@@ -376,8 +376,8 @@ def _forge(rng: random.Random, file: Path, content: bytes) -> str:
     return f"{'bytes of shard' if is_shard else 'footer of'} {file.name}: field {which}"
 
 
-def _replace(rng: random.Random, file: Path, what: str) -> str:
-    """Put something that is no plain file of ours in the place of a file."""
+def _replace_with_special_file(rng: random.Random, file: Path, what: str) -> str:
+    """Replace a file by a directory, link, FIFO, empty or unreadable file."""
     if file.exists() or file.is_symlink():
         file.unlink()
     kinds = ("directory", "full directory", "link", "loop", "fifo", "empty", "unreadable")
@@ -403,11 +403,11 @@ def _replace(rng: random.Random, file: Path, what: str) -> str:
     return f"{what} is a {kind}"
 
 
-# Unfinished work.
+# Unfinished builds
 
 
-class Work:
-    """The directory in which a side-car is being made."""
+class UnfinishedBuild:
+    """The working directory of an interrupted `build_index`."""
 
     def __init__(self, root: Path) -> None:
         _small_chunks()
@@ -429,31 +429,31 @@ class Work:
         shutil.rmtree(self._whole / "index.columns")
         (self._whole / "index.msgpack").unlink()
         npstream.build_index(self._whole)
-        self._made = self._aside(self._whole)
+        self._expected = self._sidecar_files(self._whole)
         shutil.rmtree(self._whole / "index.columns")
         (self._whole / "index.msgpack").unlink()
         add = spool.Spool.add
 
         done = itertools.count()
 
-        def interrupted(self: spool.Spool, found: Any) -> None:
+        def add_or_interrupt(self: spool.Spool, found: Any) -> None:
             if next(done) == 4:
                 raise KeyboardInterrupt
             add(self, found)
 
         try:
-            with replaced({(spool.Spool, "add"): interrupted}):
+            with patched({(spool.Spool, "add"): add_or_interrupt}):
                 npstream.build_index(self._whole)
         except KeyboardInterrupt:
             pass
 
     @staticmethod
-    def _aside(root: Path) -> Files:
+    def _sidecar_files(root: Path) -> Files:
         found = [root / "index.msgpack", *sorted((root / "index.columns").iterdir())]
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
-        """Damage one or two files of the work."""
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
+        """Damage one or two files of the working directory."""
         return "unfinished work", partial(self._check, rng)
 
     def _check(self, rng: random.Random, report: Report) -> Counter[str]:
@@ -465,10 +465,10 @@ class Work:
         is_lost = not work.is_dir() or work.is_symlink() or lock.is_symlink() or not lock.is_file()
         try:
             npstream.build_index(root)
-            if self._aside(root) != self._made:
-                report(f"{done}: the side-car is another")
+            if self._sidecar_files(root) != self._expected:
+                report(f"{done}: the side-car differs")
             return Counter(read=1)
-        except RAISED as error:
+        except DOCUMENTED_ERRORS as error:
             if not is_lost:
                 report(f"{done}: {error}")
             return Counter(raised=1)
@@ -484,12 +484,12 @@ class Work:
             return "nothing"
         if rng.random() < 0.03:
             shutil.rmtree(work)
-            return _replace(rng, work, "the directory")
+            return _replace_with_special_file(rng, work, "the directory")
         file = rng.choice(sorted(work.iterdir()))
         if not file.is_file() or rng.random() < 0.2:
             if file.is_dir() and not file.is_symlink():
                 return "nothing"
-            return _replace(rng, file, file.name)
+            return _replace_with_special_file(rng, file, file.name)
         if file.name == "state.json" and rng.random() < 0.6:
             state = edit_state(rng, json.loads(file.read_bytes()))
             file.write_text(json.dumps(state))
@@ -499,10 +499,10 @@ class Work:
         return f"{change.__name__} {file.name}"
 
 
-# States.
+# States
 
 
-class States:
+class SavedStates:
     """Saved states of iterations."""
 
     def __init__(self, root: Path) -> None:
@@ -516,7 +516,7 @@ class States:
                 next(read)
             self._states.append((name, json.loads(json.dumps(iteration.state_dict()))))
 
-    def mutation(self, rng: random.Random) -> tuple[str, Check]:
+    def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
         """Damage a state."""
         name, state = rng.choice(self._states)
         new = edit_state(rng, state)
@@ -529,7 +529,7 @@ class States:
             pairs = {
                 key: new.get(key) for key in {**state, **new} if state.get(key) != new.get(key)
             }
-            changed = _short(pairs)
+            changed = _short_repr(pairs)
         return f"{name}: {changed}", partial(self._check, name, new)
 
     def _check(self, name: str, state: Any, report: Report) -> Counter[str]:
@@ -539,7 +539,7 @@ class States:
             made.load_state_dict(state)
         except (ValueError, StorageError):
             if made.state_dict() != before:
-                report("a state that was refused had an effect")
+                report("a rejected state had an effect")
             return Counter(raised=1)
         except TypeError as error:
             if isinstance(state, dict):
@@ -552,11 +552,11 @@ class States:
             list(itertools.islice(saved_states.items(made), 3))
             made.state_dict()
         except Exception:
-            report(f"reading on raised {traceback.format_exc(limit=-4)}")
+            report(f"continuing raised {traceback.format_exc(limit=-4)}")
         return Counter(read=1)
 
 
-def _short(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     try:
         return repr(value)[:300]
     except RecursionError:
@@ -564,10 +564,10 @@ def _short(value: Any) -> str:
 
 
 KINDS: dict[str, Callable[[Path], Kind]] = {
-    "local": Local,
-    "annotated": Annotated,
-    "remote": Remote,
+    "local": LocalDatasets,
+    "annotated": AnnotatedDatasets,
+    "remote": RemoteDatasets,
     "cache": CacheDirectory,
-    "work": Work,
-    "states": States,
+    "work": UnfinishedBuild,
+    "states": SavedStates,
 }

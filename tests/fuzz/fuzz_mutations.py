@@ -1,4 +1,4 @@
-"""Damage to the files of a dataset: what `fuzz` does to them."""
+"""Mutations: random damage to the files of a dataset, for `fuzz`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgpack
 from npstream.formats.sidecar.blocks import block_hashes, xxh3
 
 Files = dict[str, bytes]
-"""The content of files by their names below the dataset's directory."""
+"""Relative path -> content of a file."""
 
 WORDS = (0, 1, 3, 4, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 4, 2**32 - 1)
 
@@ -49,13 +49,13 @@ Change = Callable[[random.Random, bytes], bytes]
 
 
 def mutate(rng: random.Random, files: Files, compressed: set[str]) -> tuple[Files, str]:
-    """Damage one or two files; return those that changed, and what was done."""
+    """Damage one or two files; return the changed files, and a description."""
     changed: Files = {}
     done: list[str] = []
-    wanted = 1 if rng.random() < 0.85 else 2
-    # Not both: what a shard says of itself is all that contradicts a plausible index.
+    count = 1 if rng.random() < 0.85 else 2
+    # Never damage index and shard together: only the shard can contradict a plausible index.
     names = ["index.json"] if rng.random() < 0.4 else sorted(files.keys() - {"index.json"})
-    while len(done) < wanted:
+    while len(done) < count:
         name = rng.choice(names)
         content = changed.get(name, files[name])
         if name == "index.json":
@@ -71,7 +71,7 @@ def mutate(rng: random.Random, files: Files, compressed: set[str]) -> tuple[File
     return changed, "; ".join(done)
 
 
-# Any file.
+# Any file
 
 
 def flip_bits(rng: random.Random, content: bytes) -> bytes:
@@ -84,7 +84,7 @@ def flip_bits(rng: random.Random, content: bytes) -> bytes:
 
 
 def set_bytes(rng: random.Random, content: bytes) -> bytes:
-    """Overwrite a short run with zeros, ones or noise."""
+    """Overwrite a short range with zeros, ones or random bytes."""
     new = bytearray(content)
     at, length = rng.randrange(len(new) + 1), rng.randint(1, 16)
     fill = rng.choice((bytes(length), b"\xff" * length, rng.randbytes(length)))
@@ -93,18 +93,18 @@ def set_bytes(rng: random.Random, content: bytes) -> bytes:
 
 
 def truncate(rng: random.Random, content: bytes) -> bytes:
-    """Cut the end off."""
+    """Remove the end."""
     return content[: rng.choice((0, len(content) - 1, rng.randrange(len(content) + 1)))]
 
 
 def extend(rng: random.Random, content: bytes) -> bytes:
-    """Add to the end."""
+    """Append bytes."""
     more = rng.randint(1, 40)
     return content + rng.choice((bytes(more), rng.randbytes(more), content[-more:], content))
 
 
 def swap_ranges(rng: random.Random, content: bytes) -> bytes:
-    """Exchange two runs of one length."""
+    """Swap two ranges of equal length."""
     length = min(rng.choice((1, 2, 4, 8, 16, 64)), len(content) // 2)
     first = rng.randint(0, len(content) - 2 * length)
     second = rng.randint(first + length, len(content) - length)
@@ -115,7 +115,7 @@ def swap_ranges(rng: random.Random, content: bytes) -> bytes:
 
 
 def copy_range(rng: random.Random, content: bytes) -> bytes:
-    """Copy one run over another."""
+    """Copy one range over another."""
     length = min(rng.choice((1, 4, 8, 16, 64)), len(content))
     source, target = (rng.randint(0, len(content) - length) for _ in "12")
     new = bytearray(content)
@@ -124,7 +124,7 @@ def copy_range(rng: random.Random, content: bytes) -> bytes:
 
 
 def shift(rng: random.Random, content: bytes) -> bytes:
-    """Take some bytes out, and put as many in at another place."""
+    """Remove some bytes, and insert the same number at another position."""
     length = min(rng.choice((1, 2, 4, 8)), len(content))
     at = rng.randint(0, len(content) - length)
     rest = content[:at] + content[at + length :]
@@ -132,7 +132,7 @@ def shift(rng: random.Random, content: bytes) -> bytes:
     return rest[:to] + rng.choice((bytes(length), rng.randbytes(length))) + rest[to:]
 
 
-# The heads of shards, which are tables of words, as are the heads of samples.
+# Heads of shards and samples, which are tables of words
 
 
 def _words(content: bytes) -> list[int]:
@@ -140,14 +140,14 @@ def _words(content: bytes) -> list[int]:
 
 
 def _table(rng: random.Random, content: bytes) -> list[int]:
-    """Return the numbers of words, those of the offset table if the count is believable."""
+    """Return the positions of the words in the offsets table, if the count is plausible."""
     words = len(content) // 4
     count = struct.unpack_from("<I", content)[0] + 2 if words else 0
     return list(range(min(words, count)))
 
 
 def set_offset(rng: random.Random, content: bytes) -> bytes:
-    """Overwrite the count or an offset with something nearly right, or extreme."""
+    """Overwrite the count or an offset with a nearly correct or an extreme value."""
     table, words = _table(rng, content), _words(content)
     if not table:
         return content
@@ -161,7 +161,7 @@ def set_offset(rng: random.Random, content: bytes) -> bytes:
 
 
 def move_offsets(rng: random.Random, content: bytes) -> bytes:
-    """Swap two offsets, or copy a run of offsets over others."""
+    """Swap two offsets, or copy consecutive offsets over others."""
     table = _table(rng, content)
     if len(table) < 4:
         return content
@@ -175,7 +175,7 @@ def move_offsets(rng: random.Random, content: bytes) -> bytes:
 
 
 def set_sizes(rng: random.Random, content: bytes) -> bytes:
-    """Change the sizes that stand at the start of a sample; often so that they still add up."""
+    """Change the sizes at the start of a sample; often keep their sum."""
     table, words = _table(rng, content), _words(content)
     if len(table) < 3:
         return content
@@ -194,7 +194,7 @@ def set_sizes(rng: random.Random, content: bytes) -> bytes:
 
 
 def empty(rng: random.Random, content: bytes) -> bytes:
-    """Leave nothing."""
+    """Return an empty file."""
     return b""
 
 
@@ -207,11 +207,11 @@ SHARD_CHANGES: tuple[Change, ...] = (
 )
 
 
-# The index.
+# The index
 
 
-def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the paths to everything below the top of a JSON document."""
+def _paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all nodes below the top of a JSON document."""
     keys: list[Any] = []
     if len(path) > 40:
         return []
@@ -220,39 +220,41 @@ def _places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     elif isinstance(node, list):
         keys = list(range(len(node)))
     paths = [(*path, key) for key in keys]
-    return paths + [deeper for key in keys for deeper in _places(node[key], (*path, key))]
+    return paths + [deeper for key in keys for deeper in _paths(node[key], (*path, key))]
 
 
-def _edit(rng: random.Random, content: bytes, edit: Callable[[Any, Any, list[Any]], None]) -> bytes:
+def _edit_index(
+    rng: random.Random, content: bytes, edit: Callable[[Any, Any, list[Any]], None]
+) -> bytes:
     """Change an index at a random place; `edit` gets a container, a key of it and all values."""
     try:
         document = json.loads(content)
-        places = _places(document)
-        values = [_at(document, path) for path in places]
-        path = rng.choice(places)
-        edit(_at(document, path[:-1]), path[-1], values)
+        paths = _paths(document)
+        values = [_value_at(document, path) for path in paths]
+        path = rng.choice(paths)
+        edit(_value_at(document, path[:-1]), path[-1], values)
         return json.dumps(document).encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return content  # there is no such place
+        return content  # the node does not exist
 
 
-def _at(document: Any, path: tuple[Any, ...]) -> Any:
+def _value_at(document: Any, path: tuple[Any, ...]) -> Any:
     for key in path:
         document = document[key]
     return document
 
 
 def edit_value(rng: random.Random, content: bytes) -> bytes:
-    """Put a hostile value in a random place."""
+    """Replace a random node by a hostile value."""
 
     def edit(parent: Any, key: Any, values: list[Any]) -> None:
         parent[key] = copy.deepcopy(rng.choice(HOSTILE))
 
-    return _edit(rng, content, edit)
+    return _edit_index(rng, content, edit)
 
 
 def edit_number(rng: random.Random, content: bytes) -> bytes:
-    """Change a number a little, or put a sibling of the same type in its place."""
+    """Change a number slightly, or replace a node by another one of the same type."""
 
     def edit(parent: Any, key: Any, values: list[Any]) -> None:
         old = parent[key]
@@ -261,11 +263,11 @@ def edit_number(rng: random.Random, content: bytes) -> bytes:
         if type(old) is int and rng.random() < 0.5:
             parent[key] = rng.choice((old - 1, old + 1, 2 * old, -old, old // 2, old << 20))
 
-    return _edit(rng, content, edit)
+    return _edit_index(rng, content, edit)
 
 
 def edit_keys(rng: random.Random, content: bytes) -> bytes:
-    """Take a key or an item out, double an item, or swap two."""
+    """Remove a key or an item, duplicate an item, or swap two items."""
 
     def edit(parent: Any, key: Any, values: list[Any]) -> None:
         if isinstance(parent, list):
@@ -282,11 +284,11 @@ def edit_keys(rng: random.Random, content: bytes) -> bytes:
         else:
             parent[rng.choice(["x", *parent])] = parent[key]
 
-    return _edit(rng, content, edit)
+    return _edit_index(rng, content, edit)
 
 
 def edit_shard(rng: random.Random, content: bytes) -> bytes:
-    """Change what an entry says of its columns, its counts or its files, and keep it plausible."""
+    """Change the columns, counts or files of an entry to other plausible values."""
 
     def edit(parent: Any, key: Any, values: list[Any]) -> None:
         shard = rng.choice(values[0] if isinstance(values[0], list) else values[1])
@@ -316,21 +318,21 @@ def edit_shard(rng: random.Random, content: bytes) -> bytes:
                 for k, encoding in enumerate(shard["column_encodings"]):
                     shard["column_encodings"][k] = twins.get(encoding, encoding)
 
-    return _edit(rng, content, edit)
+    return _edit_index(rng, content, edit)
 
 
 def change_digit(rng: random.Random, content: bytes) -> bytes:
-    """Put another digit in the place of one."""
-    places = [k for k, byte in enumerate(content) if chr(byte).isdigit()]
-    if not places:
+    """Replace a digit by another one."""
+    positions = [k for k, byte in enumerate(content) if chr(byte).isdigit()]
+    if not positions:
         return content
     new = bytearray(content)
-    new[rng.choice(places)] = ord(rng.choice("0123456789"))
+    new[rng.choice(positions)] = ord(rng.choice("0123456789"))
     return bytes(new)
 
 
 def reencode(rng: random.Random, content: bytes) -> bytes:
-    """Write the text otherwise, or put something before or after it."""
+    """Encode the text differently, or add text before or after it."""
     return rng.choice((
         b"\xef\xbb\xbf" + content,
         content.decode("latin-1").encode("utf-16"),
@@ -363,33 +365,33 @@ INDEX_CHANGES: tuple[Change, ...] = (
 )
 
 
-# The side-car.
+# The side-car
 
 
-def resign(rng: random.Random, content: bytes) -> bytes:
-    """Change what the table of a side-car says, and sign it anew."""
-    table, arrays = _opened(content)
-    places = _places(table)
-    path = rng.choice(places)
-    values = [_at(table, place) for place in places]
-    old = values[places.index(path)]
+def edit_sidecar_table(rng: random.Random, content: bytes) -> bytes:
+    """Change an entry of a side-car's table, and update the hash."""
+    table, arrays = _split_sidecar(content)
+    paths = _paths(table)
+    path = rng.choice(paths)
+    values = [_value_at(table, place) for place in paths]
+    old = values[paths.index(path)]
     alike = [value for value in values if type(value) is type(old)]
-    new = rng.choice((rng.choice(PACKED), rng.choice(alike), None))
+    new = rng.choice((rng.choice(HOSTILE_MSGPACK), rng.choice(alike), None))
     if new is None and type(old) is int:
         new = rng.choice((old - 1, old + 1, 2 * old, -old, old // 2, old << 40))
-    parent = _at(table, path[:-1])
+    parent = _value_at(table, path[:-1])
     if rng.random() < 0.15:
         del parent[path[-1]]
     elif isinstance(parent, dict) and rng.random() < 0.1:
         parent[rng.choice(("x", *parent))] = parent[path[-1]]
     else:
         parent[path[-1]] = copy.deepcopy(new)
-    return _signed(table, arrays)
+    return _with_table(table, arrays)
 
 
-def resign_array(rng: random.Random, content: bytes) -> bytes:
-    """Change numbers of an array of a side-car, and sign it anew."""
-    table, arrays = _opened(content)
+def edit_sidecar_array(rng: random.Random, content: bytes) -> bytes:
+    """Change numbers in an array of a side-car, and update the hashes."""
+    table, arrays = _split_sidecar(content)
     section = rng.choice(table["sections"])
     _, dtype, count, offset, _ = section
     size = int(dtype[2:])
@@ -404,12 +406,12 @@ def resign_array(rng: random.Random, content: bytes) -> bytes:
         body[at : at + size] = rng.choice((*values, near.to_bytes(size, "little")))
     hashes = block_hashes(bytes(body[offset : offset + count * size]))
     section[4] = hashes.astype("<u8").tobytes()
-    return _signed(table, bytes(body))
+    return _with_table(table, bytes(body))
 
 
-def resign_bomb(rng: random.Random, content: bytes) -> bytes:
-    """Put another table in the place of a side-car's, and sign it."""
-    _, arrays = _opened(content)
+def replace_sidecar_table(rng: random.Random, content: bytes) -> bytes:
+    """Replace the table of a side-car, and update the hash."""
+    _, arrays = _split_sidecar(content)
     table = rng.choice((
         b"\x91" * 400 + b"\xc0",
         b"\x91" * 100_000 + b"\xc0",
@@ -428,10 +430,10 @@ def resign_bomb(rng: random.Random, content: bytes) -> bytes:
         b"\x80",
         b"",
     ))  # fmt: skip
-    return _assembled(table, arrays)
+    return _with_packed_table(table, arrays)
 
 
-PACKED: tuple[Any, ...] = (
+HOSTILE_MSGPACK: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 255, 256, 2**31, 2**32, 2**40, 2**60, 2**63 - 1, 2**64 - 1),
     *(1.5, float("nan"), float("inf"), "", "x", "..", "../x", "\0", "x" * 5000, b"", b"\xff" * 8),
     *("<u8", "|u1", "<f8", "<U1000000000", "|V2147483647", "O", "mds", "json", "xsv", "zstd"),
@@ -442,37 +444,43 @@ PACKED: tuple[Any, ...] = (
 _HEAD = struct.Struct("<2s8sHIQQ")
 
 
-def _opened(content: bytes) -> tuple[Any, bytes]:
-    """Return the table of a side-car, and the arrays after it."""
+def _split_sidecar(content: bytes) -> tuple[Any, bytes]:
+    """Return the table of a side-car, and the bytes of the arrays after it."""
     length = _HEAD.unpack_from(content)[3]
     table = msgpack.unpackb(content[_HEAD.size : _HEAD.size + length])
     return table, content[-(-(_HEAD.size + length) // 64) * 64 :]
 
 
-def _signed(table: Any, arrays: bytes) -> bytes:
-    return _assembled(msgpack.packb(table), arrays)
+def _with_table(table: Any, arrays: bytes) -> bytes:
+    return _with_packed_table(msgpack.packb(table), arrays)
 
 
-def _assembled(table: bytes, arrays: bytes) -> bytes:
+def _with_packed_table(table: bytes, arrays: bytes) -> bytes:
     start = -(-(_HEAD.size + len(table)) // 64) * 64
     head = _HEAD.pack(b"\xc4\x1e", b"npstream", 1, len(table), start + len(arrays), xxh3(table))
     return (head + table).ljust(start, b"\xc0") + arrays
 
 
-SIDECAR_CHANGES: tuple[Change, ...] = (resign, resign, resign, resign_array, resign_bomb)
+SIDECAR_CHANGES: tuple[Change, ...] = (
+    edit_sidecar_table,
+    edit_sidecar_table,
+    edit_sidecar_table,
+    edit_sidecar_array,
+    replace_sidecar_table,
+)
 
 
-# States.
+# States
 
 
 def edit_state(rng: random.Random, state: dict[str, Any]) -> dict[str, Any]:
-    """Put something hostile or nearly right in a random place of a state, or take it out."""
+    """Replace a random node of a state by a hostile or nearly correct value, or remove it."""
     for _ in range(9):
         new = json.loads(json.dumps(state))
-        places = _places(new)
-        path = rng.choice(places)
-        parent, old = _at(new, path[:-1]), _at(new, path)
-        alike = [value for value in map(partial(_at, new), places) if type(value) is type(old)]
+        paths = _paths(new)
+        path = rng.choice(paths)
+        parent, old = _value_at(new, path[:-1]), _value_at(new, path)
+        alike = [value for value in map(partial(_value_at, new), paths) if type(value) is type(old)]
         wild = (rng.choice(HOSTILE), rng.choice(alike), [[0, 1], [1, 0]], [[-1, 2**70]])
         value = json.loads(json.dumps(rng.choice(wild)))
         if rng.random() < 0.05:
@@ -489,7 +497,7 @@ def edit_state(rng: random.Random, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(depth: int) -> list[Any]:
-    """Return lists within lists, of which `repr` fails where the stack has some frames already."""
+    """Return nested lists, for which `repr` exceeds the recursion limit."""
     nested: list[Any] = []
     for _ in range(depth):
         nested = [nested]

@@ -1,19 +1,19 @@
-"""What may be read from a damaged dataset: the rule of `fuzz`, without any of npstream's readers.
+"""Oracle of `fuzz`: which values may be read from a damaged dataset, without npstream's readers.
 
-Every sample equals the original or raises (DESIGN §12.15), except bytes inside the value body of
-shards that record no hash. To the byte, that exception is:
+Every sample must equal the original or raise (DESIGN §12.15). Exception: a value may differ if its
+bytes changed and its shard has no verified hash. In detail:
 
-- MDS: the bodies of columns, so a changed byte excuses one column of one sample. The head of the
-  shard and the sizes at the start of a sample excuse nothing, unless they still agree by chance:
-  the sizes of one sample were changed and add up to its length, or an offset leads to bytes that
-  begin with a size which fits. The format has no means to notice that.
-- JSONL and XSV: the text of a line, without its newline, excuses that line's sample.
-- A compressed file that still unpacks to as many bytes is judged by these.
-- Whether a shard records a hash is for the (damaged) index to say, and ``verify=`` whether it is
-  compared: always where a file is decompressed, with ``verify=True`` where it is mapped.
+- MDS: a changed byte in the body of a column excuses this column of this sample. Changes in the
+  head of the shard, or in the sizes at the start of a sample, excuse nothing, with two exceptions
+  that the format cannot detect. The changed sizes of a sample may still add up to its length. A
+  changed offset may lead to bytes that start with consistent sizes.
+- JSONL and XSV: a changed byte in a line, except its newline, excuses the sample of the line.
+- A damaged compressed file counts by its decompressed bytes, if their number is unchanged.
+- The (damaged) index determines whether a shard has a hash. ``verify=`` determines whether the hash
+  is compared: always for a decompressed file, with ``verify=True`` for a mapped file.
 
-The index is no value. It may name fewer shards, name them in another order, or twice: then the
-samples are those of the shards that it names.
+The index itself is not a value. It may list fewer shards, another order, or a shard twice. The
+samples are then those of the listed shards.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from numpy.typing import NDArray
 from npstream.formats.compression import decompress
 
 STRUCTURE = -1
-"""The owner of a byte that is no part of any value."""
+"""The owner of a byte that is not part of a value."""
 
 
 @dataclass
 class Shard:
-    """An undamaged shard: whose each byte is, as ``row * columns + column``, or STRUCTURE."""
+    """An undamaged shard; ``owner`` has ``row * columns + column`` or STRUCTURE for each byte."""
 
     raw: bytes
     owner: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    """Of each byte, the row whose sizes it is part of, or STRUCTURE."""
+    """For each byte, the row whose sizes contain it, or STRUCTURE."""
     rows: int
     columns: tuple[str, ...]
     is_mds: bool
     fixed: int = 0
-    """Bytes of the columns of one size in each sample."""
+    """Bytes of the fixed columns in each sample."""
 
 
 class Original:
-    """A dataset as it was: its files, and what their bytes are for."""
+    """An undamaged dataset: its files, and the owners of their bytes."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -66,7 +66,7 @@ class Original:
                 ]
 
     def _content(self, files: dict[str, bytes], entry: dict[str, Any], which: str) -> bytes:
-        """Return the content of a shard's file, as it is or unpacked."""
+        """Return the uncompressed content of a shard's file."""
         raw, packed = entry[f"raw_{which}"], entry[f"zip_{which}"]
         if raw["basename"] in files:
             return files[raw["basename"]]
@@ -105,8 +105,8 @@ def _lines(entry: dict[str, Any], raw: bytes, meta: bytes) -> Shard:
 
 
 @dataclass
-class Place:
-    """What a position of the damaged dataset must hold: a row of an original shard, or raise."""
+class ExpectedRow:
+    """The expected row at a position of the damaged dataset; without a shard, reads must raise."""
 
     shard: Shard | None = None
     row: int = 0
@@ -115,10 +115,10 @@ class Place:
 
 def judge(
     original: Original, changed: dict[str, bytes], verify: bool | str
-) -> list[tuple[int, list[Place]]] | None:
-    """Return what the shards that the damaged index names must hold, as (samples, places).
+) -> list[tuple[int, list[ExpectedRow]]] | None:
+    """Return (samples, expected rows) for each shard in the damaged index.
 
-    The places of a shard that must raise are empty. None: the index itself must be refused.
+    A shard without expected rows must raise. None means that opening must raise.
     """
     files = original.files | changed
     try:
@@ -132,7 +132,7 @@ def judge(
 
 
 def _entry(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what matters of a shard's entry; raise where it is not there."""
+    """Return the relevant values of a shard's entry; raise if one is missing."""
     raw, packed = entry["raw_data"], entry.get("zip_data")
     hashed = [bool(raw.get("hashes")), bool(packed and packed.get("hashes"))]
     return {
@@ -146,7 +146,7 @@ def _entry(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _judge_shard(
     original: Original, files: dict[str, bytes], entry: dict[str, Any], verify: bool | str
-) -> tuple[int, list[Place]]:
+) -> tuple[int, list[ExpectedRow]]:
     count, packed = entry["samples"], entry["packed"]
     mapped = packed is None or entry["raw"] in files
     name = entry["raw"] if mapped else packed
@@ -157,11 +157,11 @@ def _judge_shard(
     recorded = entry["hashed"][0] if mapped else any(entry["hashed"])
     if not recorded or not (verify is True or (verify == "auto" and not mapped)):
         excused = _excused(shard, files[name], None if mapped else entry["compression"])
-    return count, [Place(shard, row, excused.get(row, frozenset())) for row in range(count)]
+    return count, [ExpectedRow(shard, row, excused.get(row, frozenset())) for row in range(count)]
 
 
 def _excused(shard: Shard, content: bytes, compression: str | None) -> dict[int, frozenset[str]]:
-    """Return which columns of which rows may differ."""
+    """Return the columns that may differ, by row."""
     if compression is not None:
         try:
             content = decompress(content, compression, len(shard.raw))
@@ -181,13 +181,13 @@ def _excused(shard: Shard, content: bytes, compression: str | None) -> dict[int,
         total = [int(data[words].view("<u4").sum(dtype=np.int64)) for data in (before, after)]
         if total[0] == total[1]:
             excused[row] = frozenset(shard.columns)
-    for row in _moved(shard, content):
+    for row in _rows_with_plausible_offsets(shard, content):
         excused[row] = frozenset(shard.columns)
     return excused
 
 
-def _moved(shard: Shard, content: bytes) -> set[int]:
-    """Return the rows whose offsets lead to what looks like a sample, though it is none."""
+def _rows_with_plausible_offsets(shard: Shard, content: bytes) -> set[int]:
+    """Return the rows whose changed offsets lead to bytes that look like a sample."""
     variable = int((shard.sizes == 0).sum()) // 4
     if not variable:
         return set()
@@ -195,11 +195,11 @@ def _moved(shard: Shard, content: bytes) -> set[int]:
         list(pairwise(struct.unpack_from(f"<{shard.rows + 1}I", data, 4)))
         for data in (shard.raw, content)
     )
-    moved = set()
+    rows = set()
     for row in np.flatnonzero([a != b for a, b in zip(known, found, strict=True)]).tolist():
         begin, end = found[row]
         if begin + 4 * variable <= end <= len(content) and found[row] not in known:
             sizes = struct.unpack_from(f"<{variable}I", content, begin)
             if 4 * variable + shard.fixed + sum(sizes) == end - begin:
-                moved.add(row)
-    return moved
+                rows.add(row)
+    return rows

@@ -1,4 +1,4 @@
-"""Reading a damaged dataset in every way, and what is wrong with what comes of it."""
+"""Reader of `fuzz`: read a damaged dataset in every way, and report violations."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 import golden_data as golden
 import numpy as np
 from fuzz_mutations import Files
-from fuzz_oracle import Original, Place, judge
+from fuzz_oracle import ExpectedRow, Original, judge
 
 import npstream
 from npstream.errors import FormatError, IntegrityError, StorageError
 
-MOST = 400
-"""Samples that are read one by one, where the index says that there are more."""
+MAX_ROWS = 400
+"""Maximum number of samples to read one by one."""
 
-RAISED: tuple[type[Exception], ...] = (FormatError, IntegrityError, StorageError)
-"""What damage may raise, and whatever is documented for one way of reading."""
+DOCUMENTED_ERRORS: tuple[type[Exception], ...] = (FormatError, IntegrityError, StorageError)
+"""The exceptions that any read of a damaged dataset may raise."""
 
 Report = Callable[[str], None]
 
 
 class Case:
-    """A dataset, and what is read from it undamaged.
+    """A dataset with its undamaged values.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Case:
         ds = npstream.open(root)
         self.values = {column: [ds[i][column] for i in range(len(ds))] for column in ds.columns}
         self.stored = {column: _stored(ds[column]) for column in ds.columns}
-        # Where each shard's rows are among these, by the shard's identity.
+        # The first row of each shard in these lists, by the shard's `id`.
         self.first: dict[int, int] = {}
         row = 0
         for entry in index["shards"]:
@@ -76,19 +76,19 @@ class Case:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def expected(self, table: dict[str, list[Any]], place: Place, column: str) -> Any:
-        """Return the value of a column at a place, out of `values` or `stored`."""
-        return table[column][self.first[id(place.shard)] + place.row]
+    def expected(self, table: dict[str, list[Any]], expected_row: ExpectedRow, column: str) -> Any:
+        """Return the value of a column at an expected row, from `values` or `stored`."""
+        return table[column][self.first[id(expected_row.shard)] + expected_row.row]
 
 
 def cases() -> list[Case]:
-    """Return the golden datasets that can be damaged and read; pickles could do anything."""
+    """Return the readable golden datasets, except those with pickles, which could run any code."""
     known = [case for case in golden.cases() if case["readable"] is True and case["num_samples"]]
     return [Case.golden(case["name"]) for case in known if not case.get("unsafe")]
 
 
 def write_annotated(root: Path, compression: str | None = None) -> None:
-    """Write a dataset whose index records dtypes, and the order of its columns."""
+    """Write a dataset whose index has annotations: dtypes, and the order of columns."""
     rows = np.arange(60)
     columns = {
         "when": rows.astype("M8[D]"),
@@ -103,7 +103,7 @@ def write_annotated(root: Path, compression: str | None = None) -> None:
 
 
 def _stored(column: Any) -> list[Any]:
-    """Return what batches of one row hold; None where an integer does not fit one."""
+    """Return the values in batches of one row, or None if an integer does not fit int64."""
     rows: list[Any] = []
     for row in range(len(column)):
         try:
@@ -114,11 +114,11 @@ def _stored(column: Any) -> list[Any]:
 
 
 def identity(value: Any) -> Any:
-    """Return what is equal exactly where two values are the same."""
+    """Return a comparable form of a value, equal only for identical values."""
     if isinstance(value, np.ndarray):
         return value.dtype.str, value.shape, value.tobytes()
     if isinstance(value, np.int64):
-        value = int(value)  # what it is depends on the shard that the index names first
+        value = int(value)  # the type depends on the first shard in the index
     if isinstance(value, np.generic):
         return value.dtype.str, value.tobytes()
     if isinstance(value, list):
@@ -128,53 +128,60 @@ def identity(value: Any) -> Any:
     return type(value), repr(value)
 
 
-# Reading a damaged dataset in every way.
+# Reading a damaged dataset in every way
 
 
-class Reading:
-    """One damaged dataset, as it is read; what must not be is reported."""
+class DatasetReader:
+    """Reads a damaged dataset in every way, and reports violations."""
 
     def __init__(
-        self, ds: Any, case: Case, places: Iterator[Place], report: Report, rng: random.Random
+        self,
+        ds: Any,
+        case: Case,
+        expected_rows: Iterator[ExpectedRow],
+        report: Report,
+        rng: random.Random,
     ) -> None:
         self.ds = ds
         self.case = case
         self.report = report
         self.rng = rng
-        self.places = [place for place, _ in zip(places, range(MOST), strict=False)]
+        self.expected_rows = [
+            expected_row for expected_row, _ in zip(expected_rows, range(MAX_ROWS), strict=False)
+        ]
         self.reads = Counter[str]()
         self.compares = True
         self.is_typed = True
 
     def attempt(self, what: str, read: Callable[[], Any], *documented: type[Exception]) -> Any:
-        """Return what is read, or None if it raises what it may raise."""
+        """Return the result of a read, or None if it raises; report undocumented exceptions."""
         try:
             result = read()
             self.reads["read"] += 1
             return result
-        except RAISED:
+        except DOCUMENTED_ERRORS:
             self.reads["raised"] += 1
         except documented:
             self.reads["documented"] += 1
         except MemoryError:
-            if len(self.ds) < MOST:  # what the index claims may be too much
+            if len(self.ds) < MAX_ROWS:  # the index may claim too many samples
                 self.report(f"{what} raised {traceback.format_exc(limit=-3)}")
         except Exception:
             self.report(f"{what} raised {traceback.format_exc(limit=-3)}")
         return None
 
     def compare(self, what: str, row: int, column: str, value: Any, table: Any) -> None:
-        """Report a value that is neither the original nor excused."""
-        place = self.places[row]
+        """Report a value that differs from the original and is not excused."""
+        expected_row = self.expected_rows[row]
         if not self.compares:
             return
-        if column in place.excused:
+        if column in expected_row.excused:
             self.reads["excused"] += 1
             return
-        if place.shard is None or column not in table:
+        if expected_row.shard is None or column not in table:
             self.report(f"{what}, sample {row}, column {column!r}: read {value!r:.80}; must raise")
             return
-        wanted = self.case.expected(table, place, column)
+        wanted = self.case.expected(table, expected_row, column)
         if identity(value) != identity(wanted):
             self.report(
                 f"{what}, sample {row}, column {column!r}: {value!r:.80}; expected {wanted!r:.80}"
@@ -182,7 +189,7 @@ class Reading:
 
     def all(self) -> None:
         """Read the dataset in every way."""
-        rows = range(len(self.places))
+        rows = range(len(self.expected_rows))
         for row in rows:
             sample = self.attempt(f"ds[{row}]", partial(self.ds.__getitem__, row))
             self.sample(f"ds[{row}]", row, sample)
@@ -198,13 +205,13 @@ class Reading:
                 self.mapped(column)
 
     def describe(self) -> None:
-        """Ask for what else is known of it, and read it in other orders."""
-        rows = list(range(len(self.places)))
+        """Call other methods of the dataset, and read it in a shuffled order."""
+        rows = list(range(len(self.expected_rows)))
         self.attempt("repr()", lambda: repr(self.ds))
         self.attempt("shards", lambda: self.ds.shards)
         self.attempt("explain()", lambda: self.ds.explain())
         self.attempt("locate()", lambda: self.ds.locate(rows))
-        if len(self.ds) > MOST:
+        if len(self.ds) > MAX_ROWS:
             return
         self.attempt("prefetch()", lambda: self.ds.prefetch())
         self.attempt("iter()", self._shuffled, OverflowError)
@@ -221,21 +228,21 @@ class Reading:
             pass
 
     def sample(self, what: str, row: int, sample: Any) -> None:
-        """Compare what a sample holds."""
+        """Compare the values of a sample."""
         for column, value in (sample or {}).items():
             self.compare(what, row, column, value, self.case.values)
 
     def iterate(self) -> None:
-        """Read samples one after the other, up to the first that raises."""
+        """Iterate over samples up to the first that raises."""
         samples = iter(self.ds)
-        for row in range(len(self.places)):
+        for row in range(len(self.expected_rows)):
             sample = self.attempt("iter(ds)", lambda: next(samples))
             if sample is None:
                 return
             self.sample("iter(ds)", row, sample)
 
     def batches(self, ds: Any, rows: list[int]) -> None:
-        """Load samples at once or, where that raises, in halves."""
+        """Load samples in one batch; if this raises, load the halves."""
         batch = self.attempt("load()", lambda: ds[rows].load(), OverflowError)
         if batch is None and len(rows) > 1:
             self.batches(ds, rows[: len(rows) // 2])
@@ -247,25 +254,27 @@ class Reading:
                     self.compare("load()", row, column, value, self.case.stored)
 
     def mapped(self, column: str) -> None:
-        """Read a column where it lies, if that can be."""
-        view = self.ds[column][: len(self.places)]
+        """Read a column without a copy, if possible."""
+        view = self.ds[column][: len(self.expected_rows)]
         array = self.attempt("copy=False", lambda: np.array(view, copy=False), ValueError)
         for row, value in enumerate(() if array is None else array):
             self.compare("copy=False", row, column, value, self.case.stored)
 
     def equal(self, column: str, rows: list[int]) -> None:
-        """Look for a value among texts, which compares bytes where they lie."""
+        """Compare a column of text with a value, which compares stored bytes."""
         wanted = self.case.values.get(column, [None])[0]
         if not rows or not isinstance(wanted, str | bytes):
             return
         mask = self.attempt("==", lambda: self.ds[column][rows] == wanted)
         for row, equal in enumerate(() if mask is None else mask):
-            place = self.places[row]
-            if column in place.excused or not self.compares:
+            expected_row = self.expected_rows[row]
+            if column in expected_row.excused or not self.compares:
                 continue
-            if place.shard is None:
+            if expected_row.shard is None:
                 self.report(f"ds[{column!r}] == ..., sample {row}: must raise")
-            elif bool(equal) != (self.case.expected(self.case.values, place, column) == wanted):
+            elif bool(equal) != (
+                self.case.expected(self.case.values, expected_row, column) == wanted
+            ):
                 self.report(f"ds[{column!r}] == ..., sample {row}: {equal}")
 
 
@@ -277,46 +286,46 @@ def check(
     report: Report,
     compares: bool = True,
 ) -> Counter[str]:
-    """Read a damaged dataset and report what breaks the rule.
+    """Read a damaged dataset, and report violations.
 
     Parameters
     ----------
     opened : callable
-        Opens it, given `verify`.
+        Function of `verify` that opens the dataset.
     case : Case
-        What it was.
+        The undamaged dataset.
     changed : dict of str to bytes
-        The files that were changed.
+        The changed files.
     rng : random.Random
     report : callable
     compares : bool
-        Whether what is read must be what was written, where nothing is raised.
+        Whether reads that do not raise must return the original values.
     """
     verify = rng.choice(("auto", "auto", "auto", True, True, False))
     verdict = judge(case.original, changed, verify)
     try:
         ds = opened(verify=verify)
-    except RAISED:
+    except DOCUMENTED_ERRORS:
         return Counter(refused=1)
     except Exception as error:
         if not (isinstance(error, ValueError) and "pickled" in str(error)):
             report(f"open() raised {traceback.format_exc(limit=-3)}")
         return Counter(refused=1)
     if verdict is None:
-        report("open() took an index that is none")
+        report("open() accepted an invalid index")
         return Counter()
     if len(ds) != sum(count for count, _ in verdict):
         if compares:
             report(f"{len(ds)} samples; the index says {sum(count for count, _ in verdict)}")
             return Counter()
         verdict = [(len(ds), [])]
-    places = (
-        place
+    expected_rows = (
+        expected_row
         for count, known in verdict
-        for place in (known or (Place() for _ in range(min(count, MOST))))
+        for expected_row in (known or (ExpectedRow() for _ in range(min(count, MAX_ROWS))))
     )
     with ds:
-        reading = Reading(ds, case, places, report, rng)
+        reading = DatasetReader(ds, case, expected_rows, report, rng)
         reading.compares = compares and _annotations(case, changed) == case.index.get("npstream")
         reading.is_typed = "index.json" not in changed
         reading.all()
@@ -325,6 +334,6 @@ def check(
 
 
 def _annotations(case: Case, changed: Files) -> Any:
-    """Return what the damaged index records of its columns, which is no value either."""
+    """Return the annotations in the damaged index."""
     document = json.loads(changed.get("index.json", case.files["index.json"]))
     return document.get("npstream")

@@ -1,4 +1,4 @@
-"""Damage of a kind that was found once: each raises what is documented, or is made good."""
+"""Regression tests for kinds of damage that the fuzzer has found."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def path(tmp_path):
     return tmp_path / "data"
 
 
-# An index that is too large.
+# Large indexes
 
 
-def test_an_index_of_a_gibibyte_is_refused_before_it_is_read(path, tmp_path, monkeypatch):
+def test_an_index_of_a_gibibyte_is_rejected_before_it_is_read(path, tmp_path, monkeypatch):
     with open(path / "index.json", "r+b") as file:
         file.truncate(1 << 30)
     (path / "index.msgpack").unlink()
@@ -54,7 +54,7 @@ def test_an_index_of_a_gibibyte_is_refused_before_it_is_read(path, tmp_path, mon
             read(path)
 
 
-def test_a_large_index_in_a_store_is_refused_before_it_is_read(
+def test_a_large_remote_index_is_rejected_before_it_is_read(
     path, tmp_path, upload, requests, monkeypatch
 ):
     (path / "index.msgpack").unlink()
@@ -64,7 +64,7 @@ def test_a_large_index_in_a_store_is_refused_before_it_is_read(
     assert not [span for span in requests if span[0] == "index.json"]
 
 
-def test_an_index_is_refused_that_takes_more_memory_than_is_free(path, monkeypatch):
+def test_an_index_that_needs_more_memory_than_is_free_is_rejected(path, monkeypatch):
     entry = (path / "index.json").read_bytes()
     text = entry + b" " * (3 << 20)
     monkeypatch.setattr(memory, "_UNCHECKED_BYTES", 0)
@@ -77,11 +77,13 @@ def test_an_index_is_refused_that_takes_more_memory_than_is_free(path, monkeypat
     text = entry.replace(b"{", b'{"x": [' + b"[]," * 500_000 + b"0],", 1)
     with pytest.raises(FormatError, match="takes about"):
         parse_index(text, "index.json")
-    assert len(parse_index(text, "index.json", trusted=True)) > 1  # as its writer does
+    assert (
+        len(parse_index(text, "index.json", trusted=True)) > 1
+    )  # the writer's own index has no limit
 
 
 @pytest.mark.parametrize(
-    ("part", "most"),
+    ("part", "max_ratio"),
     [
         (b"[],", 2.0),
         (b'{"a":{}},', 2.5),
@@ -92,8 +94,8 @@ def test_an_index_is_refused_that_takes_more_memory_than_is_free(path, monkeypat
         (None, 2.5),
     ],
 )
-def test_what_parsing_takes_is_estimated(path, part, most):
-    """Never much less than what is measured, and at most so many times as much."""
+def test_the_estimate_of_parsing_memory_is_close(path, part, max_ratio):
+    """The estimate is at least 0.9 times, and at most `max_ratio` times, the measured memory."""
     if part is None:
         entry = json.dumps(json.loads((path / "index.json").read_text())["shards"][0])
         part = entry.encode() + b","
@@ -101,14 +103,14 @@ def test_what_parsing_takes_is_estimated(path, part, most):
     tracemalloc.start()
     try:
         document = json.loads(text)
-        taken = tracemalloc.get_traced_memory()[1]
+        actual = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     del document
-    assert 0.9 * taken < estimate_parsed_size(text) < most * taken
+    assert 0.9 * actual < estimate_parsed_size(text) < max_ratio * actual
 
 
-def test_the_address_space_counts_as_memory(monkeypatch):
+def test_the_limit_of_the_address_space_reduces_available_memory(monkeypatch):
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (5, -1))
     assert memory.available_memory() == 0
     monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (-1, -1))
@@ -116,11 +118,11 @@ def test_the_address_space_counts_as_memory(monkeypatch):
 
 
 def nested(depth):
-    """Return a list in a list, and so on."""
-    found = []
+    """Return lists that are nested `depth` times."""
+    nested = []
     for _ in range(depth):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 @pytest.mark.parametrize("depth", [50, 900, 100_000])
@@ -128,7 +130,7 @@ def nested(depth):
     "place",
     ["version", "npstream", "dtypes", "format", "samples", "column_sizes", "column_names", "bytes"],
 )
-def test_an_index_with_deep_values(path, place, depth):
+def test_an_index_with_deeply_nested_values_raises(path, place, depth):
     deep = "[" * depth + "]" * depth
     document = json.loads((path / "index.json").read_text())
     entry = document["shards"][0]
@@ -146,36 +148,36 @@ def test_an_index_with_deep_values(path, place, depth):
     assert len(str(raised.value)) < 1000
 
 
-def test_little_is_shown_of_what_is_large():
+def test_the_repr_of_large_values_is_short():
     assert short_repr(nested(900)) == "[[[[[...]]]]]"
     assert len(short_repr(["x" * 10_000] * 10_000)) < 1000
     assert len(short_repr(1 << 10_000)) < 100
 
 
-# Side-cars.
+# Side-cars
 
 
-def signed(table, arrays=b""):
-    """Return a side-car with this table."""
+def sidecar_with_table(table, arrays=b""):
+    """Return a side-car with this packed table, and with a correct hash."""
     start = -(-(struct.calcsize("<2s8sHIQQ") + len(table)) // 64) * 64
     facts = len(table), start + len(arrays), xxh3(table)
     head = struct.pack("<2s8sHIQQ", b"\xc4\x1e", b"npstream", 1, *facts)
     return (head + table).ljust(start, b"\xc0") + arrays
 
 
-def test_a_table_that_is_too_large_is_not_read(path, monkeypatch):
+def test_a_table_that_is_too_large_raises(path, monkeypatch):
     file = path / "index.msgpack"
     for table in (b"\xdd\xff\xff\xff\xff\xc0", b"\x91" * 1000 + b"\xc0", b"\xc1"):
-        file.write_bytes(signed(table))
+        file.write_bytes(sidecar_with_table(table))
         with pytest.raises(FormatError):
             Sidecar(LocalStore(str(path)))
-    file.write_bytes(signed(msgpack.packb(["x" * 2000])))
+    file.write_bytes(sidecar_with_table(msgpack.packb(["x" * 2000])))
     monkeypatch.setattr(sections, "_MAX_TABLE", 1000)
     with pytest.raises(FormatError, match="its table takes 2,004 bytes"):
         Sidecar(LocalStore(str(path)))
 
 
-def test_a_column_with_too_few_hashes(path):
+def test_a_column_with_too_few_hashes_raises(path):
     file = path / "index.msgpack"
     content = file.read_bytes()
     length = struct.unpack_from("<I", content, 12)[0]
@@ -184,13 +186,13 @@ def test_a_column_with_too_few_hashes(path):
         if section[0] == "column/x":
             section[2], section[4] = 0, b""
     start = -(-(32 + length) // 64) * 64
-    file.write_bytes(signed(msgpack.packb(table), content[start:]))
+    file.write_bytes(sidecar_with_table(msgpack.packb(table), content[start:]))
     with pytest.raises(FormatError, match="section 'column/x' is 0"):
         Sidecar(LocalStore(str(path))).column("x")
 
 
 @pytest.mark.parametrize("size", [0, 100, 128, 1000])
-def test_a_column_file_that_was_cut(path, tmp_path, upload, size):
+def test_a_truncated_column_file_raises(path, tmp_path, upload, size):
     (file,) = (path / "index.columns").iterdir()
     file.write_bytes(file.read_bytes()[:size])
     ds = npstream.open(upload(path), cache=tmp_path / "cache")
@@ -203,11 +205,11 @@ def test_a_column_file_that_was_cut(path, tmp_path, upload, size):
         ds["x"].load()
 
 
-# Shards.
+# Shards
 
 
-def test_an_index_that_says_a_piece_is_larger_than_there_is(path):
-    """What is not there takes no memory."""
+def test_a_claimed_piece_size_is_not_allocated(path):
+    """Only received bytes take memory."""
     schema = npstream.open(path)._source.index.schemas[0]
     scan = Scan(schema, 2**32 - 1, {}, compressed=False, nbytes=2**39)
     tracemalloc.start()
@@ -220,7 +222,7 @@ def test_an_index_that_says_a_piece_is_larger_than_there_is(path):
         scan.finish()
 
 
-def test_pieces_arrive_in_parts_of_any_size(path):
+def test_a_scan_accepts_parts_of_any_size(path):
     schema = npstream.open(path)._source.index.schemas[0]
     shard = sorted(path.glob("*.mds"))[0].read_bytes()
     samples = int.from_bytes(shard[:4], "little")
@@ -235,7 +237,7 @@ def test_pieces_arrive_in_parts_of_any_size(path):
     assert all(np.array_equal(each.columns["x"], np.arange(samples)) for each in found)
 
 
-def test_shards_without_a_column_in_common(tmp_path, upload):
+def test_shards_without_common_columns_give_empty_samples(tmp_path, upload):
     write_shards(tmp_path / "a", {"x": [1, 2]}, [2])
     write_shards(tmp_path / "b", {"y": [1.5, 2]}, [2])
     index = json.loads((tmp_path / "a" / "0000" / "index.json").read_text())
@@ -251,10 +253,10 @@ def test_shards_without_a_column_in_common(tmp_path, upload):
         assert (ds.columns, ds[3], list(ds)) == ((), {}, [{}] * 4)
 
 
-# Caches.
+# Caches
 
 
-def test_a_stored_object_of_a_size_that_does_not_fit(tmp_path):
+def test_a_cached_object_with_a_huge_claimed_size_is_ignored(tmp_path):
     cache = ShardCache(tmp_path, "1GB")
     cache.store(KEY, b"object")
     footer = Footer(KEY, 1 << 42, 0, bytes(16)).pack()
@@ -267,7 +269,7 @@ def test_a_stored_object_of_a_size_that_does_not_fit(tmp_path):
     assert cache.load(KEY) == b"object"
 
 
-def test_a_footer_with_more_pieces_than_a_shard_has(tmp_path):
+def test_a_footer_with_too_many_pieces_is_ignored(tmp_path):
     cache = ShardCache(tmp_path, "1GB")
     file = tmp_path / f"{KEY}.shard"
     footer = Footer(KEY, 0, 1 << 41, bytes(16))
@@ -277,11 +279,11 @@ def test_a_footer_with_more_pieces_than_a_shard_has(tmp_path):
         opened.write(footer.pack())
     assert cache.open(KEY, 10, 1) is None
     cache.clear()
-    assert file.exists()  # nor is it one of the cache's
+    assert file.exists()  # `clear` does not remove files that are not the cache's
 
 
 @pytest.mark.parametrize("kind", ["directory", "link", "fifo"])
-def test_what_is_no_reservation_reserves_nothing(tmp_path, kind):
+def test_a_special_file_reserves_nothing(tmp_path, kind):
     cache = ShardCache(tmp_path, "100KB")
     path = tmp_path / ".0123456789abcdef.reserved"
     if kind == "directory":
@@ -296,7 +298,7 @@ def test_what_is_no_reservation_reserves_nothing(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["loop", "file"])
-def test_a_directory_that_is_replaced_while_it_is_in_use(tmp_path, kind):
+def test_a_cache_directory_that_is_replaced_during_use_is_ignored(tmp_path, kind):
     directory = tmp_path / "cache"
     for limit in (None, "1MB"):
         cache = ShardCache(directory, limit)
@@ -318,51 +320,51 @@ def test_a_directory_that_is_replaced_while_it_is_in_use(tmp_path, kind):
         directory.unlink()
 
 
-# Unfinished work.
+# Unfinished builds
 
 
 @pytest.fixture
 def unfinished(path, monkeypatch):
-    """Interrupt the making of a side-car; return its directory and what it is to be."""
+    """Interrupt a build; return the dataset's directory and the expected side-car."""
     monkeypatch.setattr(build, "_SAVE_INTERVAL", 0)
     monkeypatch.setattr(reread, "_MAX_GROUP_SHARDS", 1)
     (path / "index.msgpack").unlink()
     npstream.build_index(path)
-    made = (path / "index.msgpack").read_bytes()
+    expected = (path / "index.msgpack").read_bytes()
     (path / "index.msgpack").unlink()
     add, left = spool.Spool.add, iter(range(3))
 
-    def interrupted(self, found):
+    def add_or_interrupt(self, found):
         if next(left, None) is None:
             raise KeyboardInterrupt
         add(self, found)
 
     with monkeypatch.context() as patched:
-        patched.setattr(spool.Spool, "add", interrupted)
+        patched.setattr(spool.Spool, "add", add_or_interrupt)
         with pytest.raises(KeyboardInterrupt):
             npstream.build_index(path)
-    return path, made
+    return path, expected
 
 
-def finish(unfinished, monkeypatch):
-    """Finish the work; return how many shards were read for it."""
-    path, made = unfinished
+def resume_build(unfinished, monkeypatch):
+    """Resume the build; return the number of shards that it reads."""
+    path, expected = unfinished
     read = []
     add = spool.Spool.add
     monkeypatch.setattr(spool.Spool, "add", lambda self, found: (read.append(1), add(self, found)))
     npstream.build_index(path)
-    assert (path / "index.msgpack").read_bytes() == made
+    assert (path / "index.msgpack").read_bytes() == expected
     return len(read)
 
 
-def test_sound_work_is_not_done_again(unfinished, monkeypatch):
+def test_an_interrupted_build_is_resumed(unfinished, monkeypatch):
     shards = len(npstream.open(unfinished[0]).shards)
-    assert finish(unfinished, monkeypatch) == shards - 3
+    assert resume_build(unfinished, monkeypatch) == shards - 3
 
 
 @pytest.mark.parametrize("name", ["heads", "pieces", "bounds", "values"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "directory", "link", "fifo"])
-def test_damaged_work_is_done_again(unfinished, monkeypatch, tmp_path, name, damage):
+def test_a_build_with_damaged_files_starts_again(unfinished, monkeypatch, tmp_path, name, damage):
     shards = len(npstream.open(unfinished[0]).shards)
     file = unfinished[0] / ".index.work" / name
     body = file.read_bytes()
@@ -380,7 +382,7 @@ def test_damaged_work_is_done_again(unfinished, monkeypatch, tmp_path, name, dam
         file.symlink_to(tmp_path / "target")
     elif damage == "fifo":
         os.mkfifo(file)
-    assert finish(unfinished, monkeypatch) == shards
+    assert resume_build(unfinished, monkeypatch) == shards
     assert (tmp_path / "target").read_bytes() == b"mine"
 
 
@@ -394,15 +396,15 @@ def test_damaged_work_is_done_again(unfinished, monkeypatch, tmp_path, name, dam
         '{"key": KEY, "done": 99999999999999999999, "digests": [1, 2]}',
     ],
 )
-def test_a_damaged_record_of_the_work(unfinished, monkeypatch, text):
+def test_a_build_with_a_damaged_state_starts_again(unfinished, monkeypatch, text):
     shards = len(npstream.open(unfinished[0]).shards)
     file = unfinished[0] / ".index.work" / "state.json"
     key = json.dumps(json.loads(file.read_text())["key"])
     file.write_text(text.replace("KEY", key), "latin-1")
-    assert finish(unfinished, monkeypatch) == shards
+    assert resume_build(unfinished, monkeypatch) == shards
 
 
-def test_work_on_a_full_disk(path, monkeypatch):
+def test_a_build_on_a_full_disk_raises(path, monkeypatch):
     (path / "index.msgpack").unlink()
 
     class Full(io.FileIO):

@@ -1,7 +1,7 @@
-"""Damaged and hostile datasets: no crash, no hang, no wrong value, no unbounded allocation.
+"""Damaged and hostile datasets cause no crash, hang, wrong value or unbounded allocation.
 
-The mutations of `fuzz` are random; the bombs are not. The script `fuzz` runs as many as one has
-time for.
+The mutations of `fuzz` are random; the script `fuzz` can run many more of them. The bombs are
+handwritten.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from npstream.formats.compression import compress
 
 
 @pytest.mark.parametrize("python", [False, True], ids=["compiled", "python"])
-def test_mutations(python):
+def test_mutations_of_local_datasets(python):
     findings = []
     totals = fuzz.fuzz("local", 0, list(range(200)), findings.append, python)
     assert findings == []
     assert totals["mutations"] == 200
-    # That most were of consequence, and most of the rest was read.
+    # Most mutations have an effect, and most values can still be read.
     assert totals["read"] > totals["mutations"]
     assert totals["raised"] > totals["mutations"]
     assert 0 < totals["excused"] < totals["read"] / 10
@@ -42,16 +42,16 @@ def test_mutations(python):
     ("kind", "count"),
     [("annotated", 30), ("remote", 25), ("cache", 25), ("work", 50), ("states", 300)],
 )
-def test_mutations_of_other_things(kind, count):
+def test_mutations_of_other_kinds(kind, count):
     findings = []
     totals = fuzz.fuzz(kind, 0, list(range(count)), findings.append)
     assert findings == []
     assert totals["mutations"] == count
     assert totals["read"]
-    assert totals["raised"] or kind == "cache"  # which is no reason to raise
+    assert totals["raised"] or kind == "cache"  # a damaged cache need not raise
 
 
-# The fuzzer itself: what it must notice, and what it must not.
+# Tests of the fuzzer itself
 
 
 def sample_case():
@@ -59,7 +59,7 @@ def sample_case():
 
 
 def check(tmp_path, case, changed):
-    """Return what is reported of a dataset that is damaged in that way."""
+    """Return the findings for a dataset with these changed files."""
     findings = []
     for name, content in (case.files | changed).items():
         (tmp_path / name).write_bytes(content)
@@ -68,11 +68,11 @@ def check(tmp_path, case, changed):
     return findings
 
 
-def test_an_undamaged_dataset_is_fine(tmp_path):
+def test_an_undamaged_dataset_has_no_findings(tmp_path):
     assert check(tmp_path, sample_case(), {}) == []
 
 
-def test_wrong_values_are_noticed(tmp_path):
+def test_wrong_values_are_reported(tmp_path):
     case = sample_case()
     case.values = {column: values[::-1] for column, values in case.values.items()}
     case.stored = {column: values[::-1] for column, values in case.stored.items()}
@@ -81,14 +81,14 @@ def test_wrong_values_are_noticed(tmp_path):
         assert any(finding.startswith(way) for finding in findings)
 
 
-def test_other_exceptions_are_noticed(tmp_path, monkeypatch):
+def test_undocumented_exceptions_are_reported(tmp_path, monkeypatch):
     case = sample_case()
     monkeypatch.setattr(npstream.Dataset, "__getitem__", lambda ds, index: {}["x"])
     assert "KeyError" in check(tmp_path, case, {})[0]
 
 
-def test_workers_that_die_are_noticed(monkeypatch):
-    """The second mutation ends its process, and the third runs in another."""
+def test_a_crash_of_the_worker_is_reported(monkeypatch):
+    """The second mutation crashes its process, and the third runs in a new one."""
     findings = []
     monkeypatch.setattr(fuzz, "__file__", str(Path(__file__).with_name("fuzz_crash.py")))
     totals = fuzz.fuzz("local", 0, [0, 1, 2], findings.append)
@@ -97,7 +97,7 @@ def test_workers_that_die_are_noticed(monkeypatch):
     assert "exit -11" in findings[0]
 
 
-def test_what_is_excused():
+def test_only_columns_with_changed_bytes_are_excused():
     case = sample_case()
     (name, *_) = [name for name in case.files if name.endswith(".mds")]
     shard, content = case.original.shards[name], case.files[name]
@@ -108,7 +108,7 @@ def test_what_is_excused():
         row, column = divmod(int(shard.owner[at]), len(shard.columns))
         in_a_value = shard.owner[at] != STRUCTURE
         assert excused == ({row: {shard.columns[column]}} if in_a_value else {})
-    places = shard.sizes == 3  # the two sizes of a sample, exchanged, still add up
+    places = shard.sizes == 3  # swapping the two sizes of a sample keeps their sum
     new = np.frombuffer(content, np.uint8).copy()
     new[places] = np.roll(new[places], 4)
     ((_, places),) = judge(case.original, {name: new.tobytes()}, "auto")
@@ -124,7 +124,7 @@ def test_what_is_excused():
         ("jsonl_shards", ["auto", False]),
     ],
 )
-def test_recorded_hashes_excuse_nothing_where_they_are_checked(name, excusing):
+def test_checked_hashes_excuse_nothing(name, excusing):
     case = Case.golden(name)
     shard = next(shard for shard in case.original.shards.values() if shard.rows)
     (file, *_) = [file for file, known in case.original.shards.items() if known is shard]
@@ -138,11 +138,11 @@ def test_recorded_hashes_excuse_nothing_where_they_are_checked(name, excusing):
         assert any(place.excused for place in places) == (verify in excusing)
 
 
-# Bombs: little data that stand for very much.
+# Bombs: small data that decode to large values
 
 
 def dataset(root, columns, bodies, compression=None, claimed=None):
-    """Write a dataset of one shard by hand, and open it."""
+    """Write a dataset of one shard without npstream's writer, and open it."""
     names, encodings = sorted(columns), [columns[name] for name in sorted(columns)]
     head = 4 * (len(bodies) + 2)
     ends = head + np.cumsum([0, *map(len, bodies)])
@@ -172,15 +172,15 @@ def sized(body):
     return struct.pack("<I", len(body)) + body
 
 
-def refuses(ds, peak):
-    """Hold every read to raise FormatError, and to take no more memory than `peak`."""
+def assert_reads_raise(ds, peak):
+    """Assert that every read raises FormatError, and allocates at most `peak` bytes."""
     (column,) = ds.columns
     reads = [lambda: ds[0], lambda: list(ds), lambda: ds[column][0]]
     reads.append(lambda: np.asarray(ds[column], object))
-    if column != "image":  # of which batches hold the bytes
+    if column != "image":  # a batch holds the undecoded bytes of images
         reads.append(lambda: list(ds.load()[column]))
     with pytest.raises(FormatError):
-        ds[0]  # imports what it needs
+        ds[0]  # import lazily imported modules before measuring
     for read in reads:
         tracemalloc.start()
         try:
@@ -192,16 +192,16 @@ def refuses(ds, peak):
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br", "snappy"])
-def test_compressed_bombs(tmp_path, compression):
-    """16 MiB of zeros in a few bytes, of which the index admits fewer."""
+def test_compressed_bombs_raise(tmp_path, compression):
+    """A few bytes decompress to 16 MiB of zeros, but the index records a smaller size."""
     body = sized(bytes(1 << 24))
     for claimed in (100, 1 << 16):
-        refuses(dataset(tmp_path, {"x": "bytes"}, [body], compression, claimed), 1 << 22)
+        assert_reads_raise(dataset(tmp_path, {"x": "bytes"}, [body], compression, claimed), 1 << 22)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "gz", "bz2", "br", "snappy"])
 @pytest.mark.parametrize("claimed", [1 << 20, 1 << 31, (1 << 32) - 1, 1 << 39])
-def test_compressed_data_that_claim_more_than_they_hold(tmp_path, compression, claimed):
+def test_compressed_data_that_claim_a_larger_size_raise(tmp_path, compression, claimed):
     ds = dataset(tmp_path, {"x": "bytes"}, [sized(b"abc")], compression, claimed)
     tracemalloc.start()
     try:
@@ -213,7 +213,7 @@ def test_compressed_data_that_claim_more_than_they_hold(tmp_path, compression, c
 
 
 ONES = bytes([1] * 62)
-ABSURD = {
+HOSTILE_BODIES = {
     "ndarray": [
         bytes([8, 1 << 2 | 3]) + struct.pack("<Q", 2**63),
         bytes([8, 1 << 2 | 3]) + struct.pack("<Q", 2**40),
@@ -240,15 +240,16 @@ ABSURD = {
 
 
 @pytest.mark.parametrize(
-    ("encoding", "body"), [(encoding, body) for encoding in ABSURD for body in ABSURD[encoding]]
+    ("encoding", "body"),
+    [(encoding, body) for encoding in HOSTILE_BODIES for body in HOSTILE_BODIES[encoding]],
 )
-def test_values_that_claim_to_be_large(tmp_path, encoding, body):
+def test_values_that_claim_to_be_large_raise(tmp_path, encoding, body):
     column = "image" if encoding == "pil" else "x"
-    refuses(dataset(tmp_path, {column: encoding}, [sized(body)]), 1 << 25)
+    assert_reads_raise(dataset(tmp_path, {column: encoding}, [sized(body)]), 1 << 25)
 
 
 @pytest.mark.parametrize("size", [(40_000, 40_000), (2**31 - 1, 1), (2**31 - 1, 2**31 - 1)])
-def test_images_that_claim_to_be_large(tmp_path, size):
+def test_images_that_claim_to_be_large_raise(tmp_path, size):
     def chunk(kind, data):
         check = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
@@ -256,13 +257,13 @@ def test_images_that_claim_to_be_large(tmp_path, size):
     header = chunk(b"IHDR", struct.pack(">2I5B", *size, 8, 2, 0, 0, 0))
     png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
     in_list = struct.pack("<3I", 0, 1, len(png)) + png
-    refuses(dataset(tmp_path, {"image": "png"}, [sized(png)]), 1 << 20)
-    refuses(dataset(tmp_path, {"image": "jpeg"}, [sized(png)]), 1 << 20)
-    refuses(dataset(tmp_path, {"x": "list[png]"}, [sized(in_list)]), 1 << 20)
+    assert_reads_raise(dataset(tmp_path, {"image": "png"}, [sized(png)]), 1 << 20)
+    assert_reads_raise(dataset(tmp_path, {"image": "jpeg"}, [sized(png)]), 1 << 20)
+    assert_reads_raise(dataset(tmp_path, {"x": "list[png]"}, [sized(in_list)]), 1 << 20)
 
 
-def test_sizes_in_samples_that_wrap_around(tmp_path):
-    """Sizes whose sum is right modulo 2**32, though each is beyond the file."""
+def test_column_sizes_that_overflow_raise(tmp_path):
+    """The sum of the sizes is correct modulo 2**32, but each size is larger than the file."""
     for sizes in ((2**32 - 4, 8), (2**31 + 2, 2**31 + 2), (2**32 - 1, 5)):
         body = struct.pack("<2I", *sizes) + b"abcd"
         ds = dataset(tmp_path, {"x": "bytes", "y": "bytes"}, [body])
@@ -271,8 +272,8 @@ def test_sizes_in_samples_that_wrap_around(tmp_path):
                 read()
 
 
-def test_samples_of_which_there_are_said_to_be_very_many(tmp_path):
-    """The counts of an index cost nothing until somebody reads, and then the file decides."""
+def test_an_index_that_claims_too_many_samples_opens_but_reading_raises(tmp_path):
+    """Claimed counts allocate nothing; reading compares them with the file."""
     dataset(tmp_path, {"x": "bytes"}, [sized(b"abc")])
     index = json.loads((tmp_path / "index.json").read_text())
     index["shards"][0].update(samples=2**32 - 1)
