@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream._core import jit as _jit
 from npstream.indexing import mask
 from npstream.indexing.mask import ENTRY_BITS, Mask
 
@@ -20,16 +19,7 @@ def bools(n, share):
     return np.random.default_rng(n).random(n) < share
 
 
-@pytest.fixture(params=["compiled", "python"])
-def _kernels(request, monkeypatch):
-    """Run all kernels compiled, or all as Python."""
-    if request.param == "python":
-        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.py_func)
-    else:
-        monkeypatch.setattr(_jit.Kernel, "for_size", lambda self, rows: self.compiled())
-
-
-@pytest.mark.usefixtures("_kernels")
+@pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("share", SHARES)
 def test_at_returns_the_positions_with_any_ranks(share):
     array = bools(7 * ENTRY_BITS + 5, share)
