@@ -206,13 +206,13 @@ def short_repr(value: object) -> str:
 def read_only_error(target: str) -> TypeError:
     """Return the error for an assignment to a part of a dataset, such as "ds[0]"."""
     return TypeError(
-        f"{target} = ... is refused, as datasets are read-only: change samples as they are read, "
-        "with ds.with_transform, or what load() returned, and store that with npstream.write"
+        f"{target} = ... is refused, as datasets are read-only: use ds.with_transform to change "
+        "samples as they are read, or change the result of load() and store it with npstream.write"
     )
 
 
 def missing_attribute(owner: Any, name: str) -> NoReturn:
-    """Raise the error for an attribute that an object with `columns` lacks: a ``__getattr__``."""
+    """Raise AttributeError for `name`; the ``__getattr__`` of classes that have `columns`."""
     message = f"{type(owner).__name__!r} object has no attribute {name!r}"
     # Python looks up underscored names on objects without `columns` yet, such as for pickle.
     if not name.startswith("_") and name in owner.columns:
@@ -226,8 +226,8 @@ def stop_iteration_error(what: str) -> RuntimeError:
     StopIteration itself would end the calling loop silently, as if there were no more data.
     """
     return RuntimeError(
-        f"{what} raised StopIteration, by which a loop ends: catch it there, or give next() a "
-        "default"
+        f"{what} raised StopIteration, which would end the loop silently: catch it there, or give "
+        "next() a default"
     )
 
 

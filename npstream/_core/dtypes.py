@@ -117,8 +117,8 @@ def invalid_bool_byte(array: AnyArray) -> int | None:
     """
     if array.dtype.kind != "b" or not array.size:
         return None
-    most = int(np.ascontiguousarray(array).view(np.uint8).max())
-    return most if most > 1 else None
+    largest = int(np.ascontiguousarray(array).view(np.uint8).max())
+    return largest if largest > 1 else None
 
 
 def convert_exactly(array: AnyArray, dtype: DType) -> tuple[AnyArray, Bools]:

@@ -114,8 +114,8 @@ class Dataset:
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             raise TypeError(
-                f"`in` asks a dataset for the name of a column, got {type(name).__name__}; "
-                "to look for a value, ask a column, as in `value in ds['name']`"
+                f"`in` tests a dataset for the name of a column, got {type(name).__name__}; "
+                "to search for a value, use a column, as in `value in ds['name']`"
             )
         return name in self._names
 
