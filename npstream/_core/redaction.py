@@ -158,13 +158,13 @@ def _split(url: str) -> tuple[str, str, str, str]:
 def _split_query(rest: str) -> tuple[str, str, str]:
     """Split the rest of a URL into its path, the ``?`` or ``#`` after it, and the remainder."""
     match = re.search(r"[?#]", rest)
-    return (
-        (rest, "", "") if match is None else (rest[: match.start()], match[0], rest[match.end() :])
-    )
+    if match is None:
+        return rest, "", ""
+    return rest[: match.start()], match[0], rest[match.end() :]
 
 
 def location_hash(url: str, options: Mapping[str, Any]) -> str:
-    """Return a hash that identifies a location; two locations may have one `redacted_url`.
+    """Return a hash of a location, which differs even where `redacted_url` would be the same.
 
     Parameters
     ----------

@@ -190,7 +190,9 @@ def test_stop_iteration_in_a_transform_does_not_end_an_epoch(ds, batched):
     items = iter(ds.iter(0, 1, batch_size=10, batched=batched, transform=transform))
     before = list(islice(items, 5 if batched else 50))
     assert np.ravel(before[-1]["x"])[-1] == 49
-    with pytest.raises(RuntimeError, match="transform= raised StopIteration, which would end the loop"):
+    with pytest.raises(
+        RuntimeError, match="transform= raised StopIteration, which would end the loop"
+    ):
         next(items)
     assert len(list(items)) == (4 if batched else 49)  # a loop may go on behind it
 
