@@ -18,6 +18,7 @@ from rewriting import rewritten
 import npstream
 from npstream._core.jit import Kernel
 from npstream.writing import writer
+from npstream.writing.inputs.arrow_columns import ArrowColumn
 
 DAY = datetime.date(2020, 1, 2)
 TIME = datetime.datetime(2020, 1, 2, 3, 4, 5, 6)
@@ -276,6 +277,22 @@ def test_small_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
     npstream.write(tmp_path / "b", table)
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
+
+
+def test_blocks_have_the_size_of_decoded_rows():
+    rows = 10_000
+    text = pa.array(["x" * 100] * rows, pa.string_view())
+    lists = pa.array([[1] * 100] * rows, pa.list_view(pa.int8()))
+    for array in (
+        text,
+        text.cast(pa.binary_view()),
+        text.dictionary_encode(),
+        lists,
+        pa.RunEndEncodedArray.from_arrays([rows], pa.array(["x" * 100])),
+        pa.array(["x" * 100] * rows),
+    ):
+        for part in (array, array[:10], pa.chunked_array([array, array])):
+            assert 100 <= ArrowColumn(part).row_bytes <= 120
 
 
 # Other encodings

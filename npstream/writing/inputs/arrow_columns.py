@@ -43,7 +43,7 @@ class ArrowColumn:
 
     def __init__(self, array: Any, fill: Fill = NO_FILL, known: str | None = None) -> None:
         self.length = len(array)
-        self.row_bytes: int | None = array.nbytes // max(self.length, 1)
+        self.row_bytes: int | None = _total_bytes(array) // max(self.length, 1)
         self.chunk = 1
         self._array, self._fill, self._known = array, fill, known
         self._kind = plain_type(array.type)
@@ -152,6 +152,31 @@ def plain(array: Any) -> Any:
 def _one_chunk(array: Any) -> Any:
     """Return a chunked array as one array, without copying it if it is one."""
     return array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
+
+
+def _total_bytes(array: Any) -> int:
+    """Return the approximate bytes of an Arrow array without dictionaries and views.
+
+    pyarrow counts a dictionary once, and all data of views for each slice.
+    """
+    pa = import_optional("pyarrow", "pyarrow", "arrow")
+    if isinstance(array, pa.ChunkedArray):
+        return sum(map(_total_bytes, array.chunks))
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return len(array) * _mean_bytes(array.dictionary)
+    if pa.types.is_run_end_encoded(kind):
+        return len(array) * _mean_bytes(array.values)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        return int(_bodies(array, _nulls(array)).nbytes.sum())
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        lengths = array.value_lengths().fill_null(0).to_numpy()
+        return int(lengths.sum()) * _mean_bytes(array.values)
+    return int(array.nbytes)
+
+
+def _mean_bytes(array: Any) -> int:
+    return _total_bytes(array) // max(len(array), 1)
 
 
 def _is_nested(kind: Any) -> bool:
