@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from npstream.tools.index_builder import build_index
     from npstream.tools.precompile import precompile
     from npstream.tools.verify import VerifyReport, verify_dataset
-    from npstream.writing.writer import Writer, WriteReport, write
+    from npstream.writing.report import WriteReport
+    from npstream.writing.writer import Writer, write
 
     open = open_dataset
 
@@ -58,7 +59,7 @@ _EXPORTS = {
     "Shuffle": "npstream.orders.order:Shuffle",
     "StreamingShuffle": "npstream.orders.streaming.settings:StreamingShuffle",
     "VerifyReport": "npstream.tools.verify:VerifyReport",
-    "WriteReport": "npstream.writing.writer:WriteReport",
+    "WriteReport": "npstream.writing.report:WriteReport",
     "Writer": "npstream.writing.writer:Writer",
     "build_index": "npstream.tools.index_builder:build_index",
     "cache": "npstream.cache",

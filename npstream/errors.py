@@ -265,7 +265,7 @@ def shorten(error: BaseException) -> None:
         cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
         if cause is None:
             return
-        while _is_own(cause.__traceback__) and _is_own(_next(cause.__traceback__)):
+        while is_own_frame(cause.__traceback__) and is_own_frame(_next(cause.__traceback__)):
             cause.__traceback__ = _next(cause.__traceback__)
         _cut_frames(cause.__traceback__)
         error = cause
@@ -274,9 +274,9 @@ def shorten(error: BaseException) -> None:
 def _cut_frames(first: TracebackType | None) -> None:
     """Link the first of consecutive frames of this package to the last of them."""
     while first is not None:
-        if _is_own(first):
+        if is_own_frame(first):
             last = first
-            while (after := last.tb_next) is not None and _is_own(after):
+            while (after := last.tb_next) is not None and is_own_frame(after):
                 last = after
             if last is not first:
                 first.tb_next = last
@@ -284,7 +284,8 @@ def _cut_frames(first: TracebackType | None) -> None:
         first = first.tb_next
 
 
-def _is_own(frame: TracebackType | None) -> bool:
+def is_own_frame(frame: TracebackType | None) -> bool:
+    """Return True for a frame of a function of this package."""
     return frame is not None and frame.tb_frame.f_code.co_filename.startswith(_PACKAGE)
 
 

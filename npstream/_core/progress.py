@@ -1,22 +1,35 @@
 """A progress line for work that takes more than two seconds, on a terminal or in a notebook.
 
-Tested in tests/dataset/test_dataset.py.
+Writes have a display of their own, `show_progress`.
+
+Tested in tests/writing/test_progress.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+
+__all__ = ["progress", "show_progress"]
 
 _DELAY = 2.0
 """Seconds before the first line is printed."""
 
 _INTERVAL = 0.2
 """Seconds between two lines."""
+
+_WRITE_DELAY = 1.0
+"""Seconds after which the progress of a write is shown where that was not asked for."""
+
+_WRITE_INTERVAL = 0.25
+"""Seconds between two updates of it."""
 
 
 def progress(steps: Sequence[T], what: str) -> Iterator[T]:
@@ -34,3 +47,117 @@ def progress(steps: Sequence[T], what: str) -> Iterator[T]:
         yield step
     if has_printed:
         print(f"\r{what}: 100%, {time.monotonic() - began:.0f} s   ", file=sys.stderr)
+
+
+class _Counts(Protocol):
+    """What was written so far."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def total_bytes(self) -> int: ...
+
+
+@contextmanager
+def show_progress(counts: _Counts, shown: bool | None) -> Iterator[None]:
+    """Show what is written while the block runs.
+
+    Parameters
+    ----------
+    counts : object
+        Has the numbers `samples` and `total_bytes`, which grow.
+    shown : bool or None
+        None for a terminal or notebook only, and after a second.
+    """
+    if sys.stderr is None or shown is False or (shown is None and not _is_watched()):
+        yield
+        return
+    stop = threading.Event()
+    delay = _WRITE_DELAY if shown is None else 0.0
+    thread = threading.Thread(
+        target=_show, args=(counts, delay, stop), name="npstream-progress", daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _is_watched() -> bool:
+    """Return True in a terminal or notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def _show(counts: _Counts, delay: float, stop: threading.Event) -> None:
+    """Show progress until `stop` is set, which is the last update."""
+    start = time.monotonic()
+    if delay and stop.wait(delay):
+        return
+    display = _tqdm(start) or _Line(start)
+    try:
+        while not stop.wait(_WRITE_INTERVAL):
+            display.show(counts.samples, counts.total_bytes)
+        display.show(counts.samples, counts.total_bytes)
+    finally:
+        display.close()
+
+
+class _Line:
+    """A line on standard error that is written again and again."""
+
+    def __init__(self, start: float) -> None:
+        self._start = start
+
+    def show(self, samples: int, nbytes: int) -> None:
+        seconds = max(time.monotonic() - self._start, 1e-3)
+        text = (
+            f"\r{samples:,} samples, {_size_text(nbytes)}, {samples / seconds:,.0f} samples/s, "
+            f"{_size_text(nbytes / seconds)}/s  "
+        )
+        print(text, end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        print(file=sys.stderr, flush=True)
+
+
+class _Bar:
+    """A bar of tqdm."""
+
+    def __init__(self, bar: Any, start: float) -> None:
+        self._bar = bar
+        self._start = start
+
+    def show(self, samples: int, nbytes: int) -> None:
+        rate = nbytes / max(time.monotonic() - self._start, 1e-3)
+        self._bar.set_postfix_str(f"{_size_text(nbytes)}, {_size_text(rate)}/s", refresh=False)
+        self._bar.update(samples - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def _tqdm(start: float) -> _Bar | None:
+    """Return a bar of tqdm, if it is installed."""
+    try:
+        tqdm = importlib.import_module("tqdm.auto").tqdm
+    except ImportError:
+        return None
+    return _Bar(tqdm(unit=" samples", unit_scale=True, desc="writing"), start)
+
+
+def _size_text(nbytes: float) -> str:
+    """Return a number of bytes as text.
+
+    Examples
+    --------
+    >>> _size_text(1536), _size_text(3 << 30)
+    ('1.5 KiB', '3.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"

@@ -356,5 +356,7 @@ def _check_sizes(is_valid: AnyArray, first: int) -> None:
 
 def _numbers_at(data: Bytes, offsets: Int64, dtype: np.dtype[Any]) -> AnyArray:
     """Return the numbers at unaligned `offsets`."""
-    numbers: AnyArray = data[offsets[:, None] + np.arange(dtype.itemsize)].view(dtype)
-    return numbers[:, 0]
+    # A window begins at each byte. The last bytes of `data` begin no whole number.
+    windows = np.ndarray(max(len(data) - dtype.itemsize + 1, 0), dtype, data, strides=(1,))
+    numbers: AnyArray = windows[offsets]
+    return numbers

@@ -316,7 +316,7 @@ class RemoteStore:
             return Request(self.where(name), "remove this file", call, is_optional=True)
 
         names = list(names)
-        concurrent = len(names) if connection.driver.max_uploads > 1 else 1
+        concurrent = max(len(names), 1) if connection.driver.max_uploads > 1 else 1
         for start in range(0, len(names), concurrent):
             for _ in self._run(connection, map(removal, names[start : start + concurrent])):
                 pass

@@ -9,11 +9,11 @@ import datetime
 import errno
 import json
 import os
+import sys
 from collections import deque
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from npstream._core.log import log
 from npstream._core.typing import Body
@@ -23,7 +23,7 @@ from npstream.formats.sidecar.sidecar import NAME as SIDECAR
 from npstream.storage.local import LocalStore, file_id
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from npstream.storage.local import Draft, Store
     from npstream.storage.remote import RemoteStore
@@ -35,6 +35,14 @@ LOCK = "index.json.lock"
 
 _PARTS = (INDEX, "index.columns", SIDECAR, "shard.")
 """What the names of a dataset's files begin with."""
+
+T = TypeVar("T")
+
+_MOST_PLAIN = 2
+"""Shards that are written to a disk at once."""
+
+_MOST_COMPRESSED = 4
+"""Shards that are compressed at once, at most, as each is in memory."""
 
 _LOCK_BYTES = 1 << 10
 """No lock file is longer than this."""
@@ -59,14 +67,18 @@ class Destination:
     mark : str
         What this write's names of files have in them; nothing where no two writers can create the
         same file. It is known once `begin` was called.
+    is_local : bool
+        Whether this is a local directory.
     """
 
     mark = ""
 
     def __init__(self, store: Store) -> None:
         self.path = store.root
+        self.is_local = store.is_local
         self._store = store
         self._process = os.getpid()
+        self._threads: ThreadPoolExecutor | None = None
         self._made: dict[str, tuple[int, ...]] = {}
         self._folders: list[str] = []
 
@@ -85,8 +97,31 @@ class Destination:
     def begin(self) -> None:
         """Claim the place for this write, before its first file."""
 
+    def parallel(self, compressed: bool) -> int:
+        """Return how many shards are stored at once."""
+        raise NotImplementedError
+
+    def submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Run a job that stores something in another thread.
+
+        An interruption of the calling thread then does not leave open whether it is done: `remove`
+        waits for it.
+        """
+        self._check_process()
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._threads = ThreadPoolExecutor(self._most_threads(), "npstream-write")
+        return self._threads.submit(job, *arguments)
+
+    def _most_threads(self) -> int:
+        return self.parallel(compressed=True)
+
     def put(self, name: str, pieces: Iterable[Body]) -> None:
-        """Store a new file, sooner or later; each piece is used before the next is asked for."""
+        """Store a new file; each piece is used before the next is asked for.
+
+        Several threads may call it at once.
+        """
         raise NotImplementedError
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
@@ -128,6 +163,8 @@ class Destination:
 
     def _stop(self) -> None:
         """Wait until nothing more is stored."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def _published(self) -> Container[str]:
         """Return the names of files that another write has published."""
@@ -162,6 +199,13 @@ class LocalDestination(Destination):
         super().__init__(store)
         self._token = os.urandom(8).hex()
 
+    def parallel(self, compressed: bool) -> int:
+        """Return how many shards are stored at once: a few, as each is in memory."""
+        if not compressed:
+            return _MOST_PLAIN
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        return max(_MOST_PLAIN, min(cores, _MOST_COMPRESSED))
+
     def put(self, name: str, pieces: Iterable[Body]) -> None:
         """Store a new file: it has its name once it is whole and on the disk."""
         self._put_all([(name, pieces)])
@@ -174,6 +218,7 @@ class LocalDestination(Destination):
         self._sync()
         self._made.clear()
         self._folders.clear()
+        self._stop()
 
     def _put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store new files: they have their names once all are whole and on the disk."""
@@ -239,28 +284,22 @@ class LocalDestination(Destination):
 class RemoteDestination(Destination):
     """The place of a dataset in a remote store.
 
-    Files are uploaded in the background, a few at once; a failure shows at the next file, or at
-    the end. The place is claimed by a lock file, where the store creates files in one step;
-    elsewhere every file has a name of this write's own.
+    A few files are uploaded at once. The place is claimed by a lock file, where the store creates
+    files in one step; elsewhere every file has a name of this write's own.
     """
 
     _store: RemoteStore
 
     def __init__(self, store: RemoteStore) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
         super().__init__(store)
         self._lock = self._text = b""
         self._unknown = False
         self._uploads: deque[Future[None]] = deque()
         self._most = store.max_uploads
-        # What changes the store is done in threads, so that an interruption of this one does not
-        # leave open whether it is done: `_stop` waits for it.
-        self._threads = ThreadPoolExecutor(self._most, "npstream-upload")
 
     def prepare(self) -> None:
         """Make the directory, where there are directories."""
-        self._threads.submit(super().prepare).result()
+        self.submit(super().prepare).result()
 
     def begin(self) -> None:
         """Claim the place: create the lock file, and find out whether the store can do that."""
@@ -272,20 +311,19 @@ class RemoteDestination(Destination):
             "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         self._lock = json.dumps(writer).encode()
-        if not self._threads.submit(self._is_exclusive).result():
+        if not self.submit(self._is_exclusive).result():
             self._leave()
             self.mark = f"{writer['writer']}."
         if self._store.exists(INDEX):
             raise self._taken(INDEX)
 
     def put(self, name: str, pieces: Iterable[Body]) -> None:
-        """Store a new file, sooner or later."""
-        self._check_process()
-        whole = BytesIO()
-        for piece in pieces:
-            whole.write(piece)  # at once, as the next piece may overwrite it
-        self._finish(self._most - 1)
-        self._uploads.append(self._threads.submit(self._upload, name, whole.getvalue()))
+        """Store a new file."""
+        self._upload(name, b"".join(map(bytes, pieces)))
+
+    def parallel(self, compressed: bool) -> int:
+        """Return how many files the store takes at once."""
+        return self._most
 
     def publish(self, index: bytes, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store the last files, and then the index."""
@@ -295,12 +333,14 @@ class RemoteDestination(Destination):
                 # Its name is no write's own, so only the one who has published may store it.
                 later.append((name, b"".join(pieces)))
             else:
-                self.put(name, pieces)
+                data = b"".join(map(bytes, pieces))
+                self._finish(self._most - 1)
+                self._uploads.append(self.submit(self._upload, name, data))
         self._finish(0)
         self._store_index(index)
         self._made.clear()
         self._folders.clear()
-        self._threads.shutdown()
+        super()._stop()
         try:
             for name, data in later:
                 self._store.put(name, data)
@@ -314,7 +354,7 @@ class RemoteDestination(Destination):
             raise self._taken(INDEX)
         self._text = index
         try:
-            self._threads.submit(self._create, INDEX, index).result()
+            self.submit(self._create, INDEX, index).result()
         except StorageError as error:
             with suppress(StorageError):
                 if self._holds(INDEX, index):  # only the answer was lost
@@ -371,7 +411,7 @@ class RemoteDestination(Destination):
 
     def _stop(self) -> None:
         # What is under way would appear after it was removed.
-        self._threads.shutdown(cancel_futures=True)
+        super()._stop()
         if self._unknown:
             raise StorageError(
                 errno.ETIMEDOUT,

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -80,6 +82,11 @@ class Bodies:
     def __len__(self) -> int:
         return len(self.address)
 
+    def to_list(self) -> list[bytes]:
+        """Return the encoded values as bytes objects."""
+        spans = zip(self.address.tolist(), self.nbytes.tolist(), strict=True)
+        return [ctypes.string_at(address, nbytes) for address, nbytes in spans]
+
 
 ColumnBlock: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
 """Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
@@ -113,10 +120,16 @@ class ShardFormat:
         As given.
     hashes : list of str
         The different ones, sorted.
+    encoders : dict of str to callable
+        What encodes a value of each column.
+    inferred : bool
+        As given.
     schema : Schema
         What the index says of the columns.
     empty : int
         Bytes of a shard without samples; each sample adds its own and four for its offset.
+    min_sample_bytes : int
+        Bytes that a sample adds at least.
     """
 
     def __init__(
@@ -149,14 +162,16 @@ class ShardFormat:
             "version": 2,
         }
         self._configuration = json.dumps(self._facts, sort_keys=True).encode()
-        self._encoders = {
+        self.inferred = inferred
+        self.encoders = {
             name: e.encode_value if inferred else e.encode for name, e in self.columns.items()
         }
         self._plan = [
-            (name, self._encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
+            (name, self.encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
         ]
         self._sizes = struct.Struct(f"<{sizes.count(None)}I")
         self.empty = 8 + len(self._configuration)
+        self.min_sample_bytes = 4 + sum(4 if size is None else size for size in sizes)
 
     def encode(self, sample: Mapping[str, Any], number: int) -> bytes:
         """Return the bytes of a sample; `number` is for messages."""
@@ -177,6 +192,11 @@ class ShardFormat:
             raise self._too_long(max(sizes), number) from None
         return b"".join(bodies)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        columns = {name: self.columns[name] for name in self.annotations.order or self.columns}
+        arguments = columns, self.size_limit, self.compression, tuple(self.hashes)
+        return partial(type(self), inferred=self.inferred), arguments
+
     def _refusal(
         self, sample: Mapping[str, Any], name: str, number: int, error: Exception
     ) -> Exception:
@@ -196,7 +216,7 @@ class ShardFormat:
 
     def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:
         """Encode values of a column one by one; `number` is that of the first, for messages."""
-        encode, bodies = self._encoders[name], []
+        encode, bodies = self.encoders[name], []
         for value in values:
             try:
                 bodies.append(encode(value))

@@ -17,7 +17,7 @@ from rewriting import rewritten
 
 import npstream
 from npstream._core.jit import Kernel
-from npstream.writing import writer
+from npstream.writing import engine
 from npstream.writing.inputs.arrow_columns import ArrowColumn
 
 DAY = datetime.date(2020, 1, 2)
@@ -274,7 +274,7 @@ def test_small_blocks(tmp_path, monkeypatch):
         "x": pa.array([k % 2 == 0 for k in range(30)]),
     })  # fmt: skip
     npstream.write(tmp_path / "a", table)
-    monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
     npstream.write(tmp_path / "b", table)
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
 

@@ -15,7 +15,7 @@ import zarr
 from rewriting import rewritten
 
 import npstream
-from npstream.writing import writer
+from npstream.writing import engine
 from tests._core.test_dtypes import assert_same
 
 ARRAYS = {
@@ -171,10 +171,10 @@ def is_same(got, wanted):
     )
 
 
-@pytest.mark.parametrize("block", [writer.BLOCK_BYTES, 1], ids=["at once", "row by row"])
+@pytest.mark.parametrize("block", [engine.BLOCK_BYTES, 1], ids=["at once", "row by row"])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_of_other_libraries(name, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BLOCK_BYTES", block)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", block)
     given, encoding = ARRAYS[name]
     report, ds = rewritten(tmp_path / "a", {"x": given})
     assert report.columns == {"x": encoding}
@@ -302,7 +302,7 @@ def test_a_nested_tensor(tmp_path):
 
 
 def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
     asked = []
 
     class Chunked:
@@ -321,7 +321,7 @@ def test_blocks_are_whole_chunks(tmp_path, monkeypatch):
 
 
 def test_a_shape_that_changes_on_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
 
     class Shrinking:
         shape, dtype, ndim = (10,), np.dtype("f4"), 1

@@ -35,14 +35,14 @@ from npstream.formats.index import INDEX
 from npstream.storage import local as store
 from npstream.storage.local import open_store
 from npstream.writing import destination as publish
-from npstream.writing import writer
+from npstream.writing import engine, pipeline, writer
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
 
 # Interruptions
 
 
-MODULES = {module.__file__ for module in (publish, store, writer)}
+MODULES = {module.__file__ for module in (publish, store, engine, pipeline, writer)}
 
 # A file that is interrupted while it is being opened is closed by nobody.
 interruptions = pytest.mark.filterwarnings(
@@ -343,6 +343,7 @@ def test_a_server_that_is_killed_in_mid_write(kind, tmp_path, servers):
             fresh.url, shard_size=SHARD, storage_options=fresh.storage_options
         )
         add(writing, 7, SAMPLES // 2)
+        writing._shards.finish()  # whose requests have a timeout that is longer
         kill(server.process)
         writing._destination._store.timeout = 0.5
         with pytest.raises(StorageError) as caught:

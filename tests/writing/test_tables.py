@@ -13,7 +13,7 @@ from rewriting import rewritten
 import npstream
 from npstream._core.jit import Kernel
 from npstream.errors import ColumnError
-from npstream.writing import writer
+from npstream.writing import engine
 
 # Keys
 
@@ -126,7 +126,7 @@ def test_ragged_rows_that_are_refused(tmp_path):
 @pytest.mark.parametrize("block", [1, 100, 1 << 23])
 @pytest.mark.parametrize("shard_size", [None, 1, 700, 1500])
 def test_shards_of_blocks_are_those_of_samples(shard_size, block, compiled, tmp_path, monkeypatch):
-    monkeypatch.setattr(writer, "BLOCK_BYTES", block)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", block)
     monkeypatch.setattr(Kernel, "is_loaded", property(lambda self: compiled))
     texts = ["x" * (k * 37 % 200) for k in range(40)]
     table = {"text": texts, "k": np.arange(40), "row": np.ones((40, 3), bool)}

@@ -48,6 +48,7 @@ __all__ = [
     "encode_scalar",
     "parse_array_head",
     "scalar_decoder",
+    "shape_head",
     "stored_shape",
 ]
 
@@ -233,7 +234,7 @@ def encode_array(dtype: DType | None, shape: tuple[int, ...] | None, value: Any)
                 f"'ndarray:{array.dtype}', all of whose arrays have that dtype"
             )
         code = bytes([_CODES[array.dtype]])
-    head = b"" if shape is not None else _shape_head(stored_shape(array.dtype, array.shape))
+    head = b"" if shape is not None else shape_head(stored_shape(array.dtype, array.shape))
     return b"".join((code, head, array.tobytes()))
 
 
@@ -318,6 +319,7 @@ def parse_array_head(body: Body, dtype: DType | None = None) -> tuple[DType, tup
     return dtype, shape, stop
 
 
-def _shape_head(shape: tuple[int, ...]) -> bytes:
+def shape_head(shape: tuple[int, ...]) -> bytes:
+    """Return the bytes that state an array's number of axes and its dimensions."""
     width = next(w for w in range(4) if max(shape) < 1 << (8 << w))
     return bytes([len(shape) << 2 | width]) + np.array(shape, _WIDTHS[width]).tobytes()

@@ -37,7 +37,7 @@ from npstream.writing.tables import (
     named,
 )
 
-__all__ = ["column_of", "columns_of", "foreign_table", "samples_of", "table_of"]
+__all__ = ["column_of", "columns_of", "foreign_table", "iterate", "samples_of", "table_of"]
 
 _TEXT = {"U": "str", "T": "str", "S": "bytes"}
 """The encodings of NumPy's kinds of text, which matter where there are no rows."""
@@ -432,7 +432,7 @@ def samples_of(
     TypeError, ValueError
         If there are no samples and `names` is None.
     """
-    samples = _iterate(data)
+    samples = iterate(data)
     for first in samples:
         rest = chain([first], samples)
         if type(first) is dict or hasattr(type(first), "_to_write"):
@@ -450,7 +450,8 @@ def samples_of(
     return ()
 
 
-def _iterate(data: Any) -> Iterator[Any]:
+def iterate(data: Any) -> Iterator[Any]:
+    """Return an iterator over what is given as samples."""
     if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(
             f"data is of type {type(data).__name__}, a name and no samples: open it first, as with "

@@ -1,0 +1,499 @@
+"""The engine of a Writer: it encodes samples and tables, and publishes them as a whole.
+
+Tested in tests/writing/test_writer.py.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Bytes, Int64
+from npstream.errors import ColumnError, is_own_frame
+from npstream.formats.compression import parse_compression
+from npstream.formats.encodings.encodings import Encoding
+from npstream.formats.index import ANNOTATIONS_KEY
+from npstream.storage.local import open_store
+from npstream.writing.destination import destination
+from npstream.writing.inputs.fill import check_fill, fill_sample
+from npstream.writing.inputs.recognition import foreign_table, table_of
+from npstream.writing.mapping import MapFunction, Position, mapped, rows_of, watched
+from npstream.writing.pipeline import ShardPipeline
+from npstream.writing.report import REFUSALS, Rejected, WriteReport, rejects_for
+from npstream.writing.rows import (
+    SampleEncoder,
+    check_mapping,
+    encode_none,
+    refuse_surplus,
+)
+from npstream.writing.settings import (
+    check_shard_samples,
+    hash_names,
+    size_limit,
+)
+from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
+from npstream.writing.sidecar import sidecar_files
+from npstream.writing.tables import (
+    GivenTable,
+    RowError,
+    TableStream,
+    has_utf8_name,
+    infer_column,
+    parse_column,
+    table_encodings,
+)
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from npstream.writing.destination import Destination
+    from npstream.writing.workers import WorkerPool
+
+__all__ = ["WriterEngine", "sample_numbers"]
+
+BLOCK_BYTES = 1 << 23
+"""Bytes of a table that are put together at once."""
+
+BLOCK_ROWS = 1 << 16
+"""Rows of it, so that the kernels' tables of addresses stay in the processor's cache."""
+
+FIRST_ROWS = 64
+"""Rows of the first block, where nothing tells how large rows are."""
+
+
+class WriterEngine:
+    """What a Writer does; its public methods are in the subclass."""
+
+    def _configure(
+        self,
+        columns: Mapping[str, str | Encoding] | None,
+        *,
+        fill: Mapping[str, Any] | None,
+        on_error: str,
+        max_errors: int | None,
+        rejects: str | PathLike[str] | None,
+        shard_size: int | str | None,
+        compression: str | None,
+        hashes: Iterable[str],
+    ) -> None:
+        """Check and keep what says how samples are encoded."""
+        self._start = time.perf_counter()
+        parse_compression(compression)
+        self._settings = (size_limit(shard_size), compression, hash_names(hashes))
+        self._fill = check_fill(fill)
+        self._is_inferred = columns is None
+        self._encoder: SampleEncoder | None = None
+        self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
+        self._position: Position | None = None
+        if columns is not None:
+            self._encoder = SampleEncoder(self._new_format(columns), False, self._fill)
+        self._rejects = rejects_for(on_error, max_errors, rejects)
+
+    def _connect(
+        self,
+        path: str | PathLike[str],
+        shard_samples: int | None,
+        storage_options: Mapping[str, Any] | None,
+        timeout: float,
+        retries: int,
+    ) -> None:
+        """Open the place to write to."""
+        count = check_shard_samples(shard_samples)
+        store = open_store(path, storage_options, timeout=timeout, retries=retries)
+        self._destination = destination(store)
+        # Also when this Writer is given up without a word.
+        self._given_up = weakref.finalize(self, _remove, self._destination)
+        self._destination.prepare()
+        self._shards = ShardPipeline(self._destination, count)
+        self._row_bytes = 0
+        self._open = True
+        self._report: WriteReport | None = None
+        if self._encoder is not None:
+            self._shards.start(self._encoder.layout)
+
+    @property
+    def _format(self) -> ShardFormat | None:
+        return None if self._encoder is None else self._encoder.layout
+
+    def _write(self, sample: Any) -> None:
+        row = self._encode_dict(sample) if type(sample) is dict else None
+        if row is None:
+            row = self._encode_any(sample)
+            if row is None:
+                return
+        shards = self._shards
+        nbytes = shards.nbytes + len(row) + 4
+        if nbytes > shards.pause:
+            nbytes = self._cut(len(row) + 4)
+        try:
+            shards.rows.append(row)
+            shards.nbytes = nbytes
+        except BaseException as error:  # an interruption, which may have come in between
+            self._discard(error)
+            raise
+
+    def _write_samples(self, samples: Iterable[Any]) -> None:
+        """Write samples as `_write` does, for a caller that discards all after an exception."""
+        try:
+            self._write_all(samples)
+        except Exception as error:
+            # A frame of `_write_all` that called no function of this package called the iterator.
+            frame = error.__traceback__ and error.__traceback__.tb_next
+            if self._position is None and frame and not is_own_frame(frame.tb_next):
+                number = self._number()
+                error.add_note(f"raised by data, which was to give sample {number}")
+            raise
+
+    def _write_all(self, samples: Iterable[Any]) -> None:
+        shards, encode = self._shards, self._encode_dict
+        append, nbytes, pause = shards.rows.append, shards.nbytes, shards.pause
+        for sample in samples:
+            row = encode(sample) if type(sample) is dict else None
+            if row is None:
+                shards.nbytes = nbytes
+                row = self._encode_any(sample)
+                encode, nbytes, pause = self._encode_dict, shards.nbytes, shards.pause
+                if row is None:
+                    continue
+            end = nbytes + len(row) + 4
+            if end > pause:
+                shards.nbytes = nbytes
+                end = self._cut(len(row) + 4)
+                pause = shards.pause
+            append(row)
+            nbytes = end
+        shards.nbytes = nbytes
+
+    def _cut(self, nbytes: int) -> int:
+        """Make room for a sample, and return where the shard will end with it."""
+        with self._all_or_nothing():
+            self._shards.cut(nbytes)
+        end = self._shards.nbytes + nbytes
+        self._shards.layout.check_end(end, self._shards.samples)
+        return end
+
+    def _encode_any(self, sample: Any) -> bytes | None:
+        """Return the bytes of any sample; None if nothing more is to be done.
+
+        That is so for a table, whose rows are then written, and for a sample that is left out.
+        """
+        self._check_open()
+        if type(sample) is not dict and hasattr(type(sample), "_to_write"):
+            table = table_of(sample)
+            if table is not None:
+                assert not isinstance(table, TableStream)
+                if self._fill:
+                    self._write_rows(table)
+                else:
+                    self._write_given(table, at_once=isinstance(sample, Mapping))
+                return None
+        number = self._number()
+        if not isinstance(sample, Mapping) and self._write_foreign(sample, number):
+            return None
+        try:
+            if self._encoder is None:
+                check_mapping(sample, number)
+                first = fill_sample(sample, self._fill, {})
+                layout = self._new_format({k: infer_column(k, first[k]) for k in first})
+                layout.encode(first, number)
+            else:
+                layout = self._encoder.layout
+                row = self._encoder.encode(sample, number)
+        except REFUSALS as error:
+            if self._rejects is None:
+                raise
+            self._reject(Rejected.of(sample, number, error))
+            return None
+        if self._encoder is None:
+            self._set_format(layout)
+            return self._encode_any(sample)
+        self._encode_dict = self._encoder.fast
+        return row
+
+    def _number(self) -> int:
+        """Return the number of the sample of the input that comes next."""
+        if self._position is not None:
+            return self._position.number
+        return self._shards.samples + (0 if self._rejects is None else self._rejects.count)
+
+    def _reject(self, rejected: Rejected) -> None:
+        """Record a sample that is left out; too many of them end the write."""
+        assert self._rejects is not None
+        with self._all_or_nothing():
+            self._rejects.add(rejected)
+
+    def _set_format(self, layout: ShardFormat) -> None:
+        if self._encoder is None:
+            self._encoder = SampleEncoder(layout, self._is_inferred, self._fill)
+            self._shards.start(layout)
+
+    def _mapped(self, function: MapFunction, samples: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the user's function makes of samples."""
+        self._position = position = Position()
+        for sample in watched(samples, position):
+            yield from mapped(function, sample, position.number)
+
+    def _start_workers(self, count: int, function: MapFunction | None) -> WorkerPool:
+        from npstream.writing.workers import Task, WorkerPool
+
+        encoding = None if self._encoder is None else (self._encoder.layout, False)
+        return WorkerPool(count, Task(function, self._fill, self._rejects is not None, encoding))
+
+    def _write_results(self, pool: WorkerPool, samples: Iterable[Any]) -> None:
+        """Write what worker processes make of samples."""
+        is_known = self._encoder is not None
+        for result in pool.run(samples):
+            for number, sample in result.samples:
+                self._position = Position(number)
+                self._write(sample)
+            if self._encoder is not None and not is_known:
+                pool.set_layout(self._encoder.layout, self._is_inferred)
+                is_known = True
+            for rejected in result.rejected:
+                self._reject(rejected)
+            data, nbytes = result.encoded()
+            if len(nbytes):
+                self._append(data, nbytes)
+
+    def _publish(self) -> None:
+        """Store what is left of the samples, and then the index."""
+        if self._format is None:
+            raise ValueError("no samples, and no columns=: nothing says what the dataset holds")
+        self._shards.flush()
+        self._shards.finish()
+        entries, spool = self._shards.entries, self._shards.spool
+        index: dict[str, Any] = {"shards": entries, "version": 2}
+        if self._format.annotations or not entries:
+            schema = None if entries else self._format.schema
+            index[ANNOTATIONS_KEY] = self._format.annotations.document(schema)
+        text = json.dumps(index, sort_keys=True).encode()
+        if spool is None:
+            self._destination.begin()
+            self._destination.publish(text, ())
+        else:
+            self._destination.publish(text, sidecar_files(spool, text))
+
+    def _new_format(self, columns: Any) -> ShardFormat:
+        if not isinstance(columns, Mapping):
+            raise TypeError(f"columns maps names to encodings; got {columns!r}")
+        if not columns:
+            raise ValueError("a dataset has at least one column; columns is empty")
+        parsed = {}
+        for name, encoding in columns.items():
+            if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
+                shown = encoding.name if isinstance(encoding, Encoding) else encoding
+                raise TypeError(
+                    f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
+                )
+            if not has_utf8_name(name):
+                raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
+            parsed[name] = parse_column(name, encoding) if isinstance(encoding, str) else encoding
+        inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
+        return ShardFormat(parsed, *self._settings, inferred=inferred)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ValueError(
+                "this Writer is closed: it published its dataset, or failed and left; open another "
+                "npstream.Writer, for another directory"
+            )
+
+    def _write_foreign(self, data: Any, number: int) -> bool:
+        """Write a table of another library all at once; return False if it is none."""
+        columns = self._format.columns if self._format and not self._is_inferred else None
+        with sample_numbers(number):
+            table = foreign_table(data, columns, self._fill)
+        if table is not None:
+            self._write_given(table, at_once=True)
+        return table is not None
+
+    def _write_given(self, table: GivenTable | TableStream, at_once: bool = False) -> None:
+        """Write a table, or tables one after another; or their rows if some may be left out."""
+        if self._rejects is not None:
+            self._write_rows(table)
+        elif isinstance(table, TableStream):
+            self._write_stream(table, at_once)
+        else:
+            self._write_table(table, at_once)
+
+    def _write_rows(self, table: GivenTable | TableStream) -> None:
+        """Write the rows of a table one by one."""
+        reject = None if self._rejects is None else self._reject_row
+        for sample in rows_of(table, reject):
+            self._write(sample)
+
+    def _reject_row(self, error: RowError) -> None:
+        """Leave out a row that a table cannot give."""
+        number = self._number()
+        reason = str(error.at(number - error.row))
+        self._reject(Rejected(number, reason, "a row of a table"))
+
+    def _write_stream(self, stream: TableStream, at_once: bool = False) -> None:
+        """Write tables one after another."""
+        if self._format is None:
+            self._set_format(self._new_format(table_encodings(stream.head)))
+        while True:
+            with sample_numbers(self._shards.samples):
+                table = next(stream.tables, None)
+            if table is None:
+                return
+            self._write_table(table, at_once, as_records=False)
+
+    def _write_table(
+        self, table: GivenTable, at_once: bool = False, as_records: bool = True
+    ) -> None:
+        """Write columns of a common length, block by block, or all or nothing of them.
+
+        Arrays of fixed columns make shards of their own, unless `as_records` is False.
+        """
+        with sample_numbers(self._shards.samples):
+            self._write_columns(table, at_once, as_records)
+
+    def _write_columns(self, table: GivenTable, at_once: bool, as_records: bool) -> None:
+        names, number = table.names(), self._shards.samples
+        layout = self._format or self._new_format(table_encodings(table))
+        columns = layout.columns
+        if self._is_inferred:
+            refuse_surplus(columns, names, number)
+        for name in columns:
+            if name not in names:
+                where = f"sample {number}: " if number else ""
+                raise ColumnError(name, getattr(table, "given", names), where)
+        fixed = all(encoding.kind == "fixed" for encoding in columns.values())
+        if not at_once:
+            self._set_format(layout)
+            if fixed and table.is_arrays and as_records:
+                self._write_records(table)
+                return
+        bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
+        for block in table.blocks(bounds, columns) if table.length else ():
+            number = self._shards.samples
+            packed = {
+                name: part
+                if isinstance(part, np.ndarray | Bodies)
+                else layout.bodies(name, part, number)
+                for name, part in block.items()
+            }
+            samples = layout.pack(packed, number)
+            self._set_format(layout)
+            self._append(*samples)
+
+    def _bounds(self, table: GivenTable, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield where blocks of a table begin and end, of about `BLOCK_BYTES` each."""
+        while start < stop:
+            nbytes = table.row_bytes or self._row_bytes
+            rows = min(BLOCK_BYTES // nbytes, BLOCK_ROWS) if nbytes else FIRST_ROWS
+            end = -(-(start + max(rows, 1)) // table.chunk) * table.chunk
+            yield start, min(end, stop)
+            start = end
+
+    def _write_records(self, table: GivenTable) -> None:
+        """Write arrays of fixed columns, with no Python per sample."""
+        with self._all_or_nothing():
+            self._shards.flush()
+        layout, samples = self._shards.layout, table.length
+        each = sum(encoding.size or 0 for encoding in layout.columns.values()) + 4
+        per_shard = samples
+        if layout.size_limit:
+            per_shard = min(samples, max(1, (layout.size_limit - layout.empty) // each))
+        if self._shards.shard_samples is not None:
+            per_shard = min(per_shard, self._shards.shard_samples)
+        layout.check_end(layout.empty + per_shard * each, self._shards.samples + per_shard - 1)
+        for start in range(0, samples, max(per_shard, 1)):
+            stop = min(start + per_shard, samples)
+            blocks = self._arrays(table, start, stop, self._shards.samples)
+            with self._all_or_nothing():
+                pieces, nbytes = layout.records(blocks, stop - start), (stop - start) * each
+                self._shards.store(pieces, stop - start, layout.empty + nbytes)
+
+    def _arrays(
+        self, table: GivenTable, start: int, stop: int, number: int
+    ) -> Iterator[dict[str, AnyArray]]:
+        """Yield rows of fixed columns as arrays of their dtypes; `number` is the first sample's."""
+        assert self._format is not None
+        for block in table.blocks(self._bounds(table, start, stop), self._format.columns):
+            yield {name: self._array(name, part, number) for name, part in block.items()}
+            number += len(next(iter(block.values())))
+
+    def _array(self, name: str, part: ColumnBlock, number: int) -> AnyArray:
+        """Return rows of a fixed column as an array; values are encoded, or refused, one by one."""
+        assert self._format is not None
+        if isinstance(part, np.ndarray):
+            return part
+        assert not isinstance(part, Bodies)
+        encoding = self._format.columns[name]
+        body = b"".join(self._format.bodies(name, part, number))
+        values = np.frombuffer(body, encoding.dtype.newbyteorder("<"))
+        return values.reshape(-1, *(encoding.shape or ()))
+
+    def _append(self, data: Bytes, nbytes: Int64) -> None:
+        """Add samples that lie back to back."""
+        layout, costs = self._shards.layout, nbytes + 4
+        self._row_bytes = -(-len(data) // max(len(nbytes), 1))
+        if layout.size_limit:  # a sample that does not fit begins a shard
+            layout.check_ends(layout.empty + costs, self._shards.samples)
+        else:
+            layout.check_ends(self._shards.nbytes + np.cumsum(costs), self._shards.samples)
+        with self._all_or_nothing():
+            self._shards.add_rows(data, nbytes)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Give the dataset up if the block fails, which may have lost a shard."""
+        try:
+            yield
+        except BaseException as error:
+            self._discard(error)
+            raise
+
+    def _discard(self, error: BaseException) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._encode_dict = encode_none
+        self._shards.close()
+        if left := self._destination.remove():
+            error.add_note(left)
+        self._given_up.detach()
+
+    def _make_report(self) -> WriteReport:
+        entries = self._shards.entries
+        raw = [entry["raw_data"] for entry in entries]
+        stored = [entry["zip_data"] or entry["raw_data"] for entry in entries]
+        assert self._format is not None
+        columns = self._format.columns
+        given = self._format.annotations.order or columns
+        return WriteReport(
+            path=self._destination.path,
+            columns={name: columns[name].name for name in given},
+            samples=self._shards.samples,
+            shards=len(entries),
+            raw_bytes=sum(file["bytes"] for file in raw),
+            stored_bytes=sum(file["bytes"] for file in stored),
+            seconds=time.perf_counter() - self._start,
+            rejected=0 if self._rejects is None else self._rejects.count,
+        )
+
+
+@contextmanager
+def sample_numbers(first: int) -> Iterator[None]:
+    """Raise errors of a table's rows by numbers of samples; its first row is sample `first`."""
+    try:
+        yield
+    except RowError as error:
+        raise error.at(first) from error.__cause__
+
+
+def _remove(place: Destination) -> None:
+    """Remove what a Writer made that nobody closed, and wait in no thread that has other work."""
+    if threading.current_thread() is threading.main_thread():
+        place.remove()
+    else:
+        threading.Thread(target=place.remove, name="npstream-remove").start()

@@ -1,0 +1,259 @@
+"""Shards on their way from encoded samples to the destination.
+
+`ShardPipeline` cuts encoded samples into shards. Threads compress and store a finished shard
+while the next one is filled. Results are collected in the order of the shards.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.typing import Body, Bytes, Int64
+from npstream.formats.compression import compress
+from npstream.formats.scan import Scan, ScanResult, scalar_columns
+from npstream.writing.shard import FileSummary, ShardFormat
+from npstream.writing.sidecar import Spool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from npstream.writing.destination import Destination
+
+__all__ = ["ShardPipeline"]
+
+_BLOCK_BYTES = 1 << 20
+"""Bytes of rows that are joined at a time, while they are in the processor's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A shard that was stored: its entry in the index, and its part of the side-car."""
+
+    entry: dict[str, Any]
+    scan: ScanResult
+
+
+class ShardPipeline:
+    """Encoded samples that are cut into shards and stored in the background.
+
+    Its methods are called in one thread. If one of them raises, a shard may be lost: the caller
+    must remove what was written.
+
+    Parameters
+    ----------
+    destination : Destination
+    shard_samples : int, optional
+        Samples of a shard, at most.
+
+    Attributes
+    ----------
+    rows : list of bytes
+        The last samples, each encoded. A caller appends to it and adds the cost to `nbytes`.
+    nbytes : int
+        Bytes of the shard that is being filled.
+    pause : int
+        The caller must call `cut` before it lets `nbytes` exceed this.
+    entries : list of dict
+        What the index says of the shards that are stored.
+    spool : Spool or None
+        The parts of the side-car; None before the first shard.
+    """
+
+    def __init__(self, destination: Destination, shard_samples: int | None = None) -> None:
+        self.rows: list[bytes] = []
+        self.nbytes = 0
+        self.pause = 0
+        self.entries: list[dict[str, Any]] = []
+        self.spool: Spool | None = None
+        self.shard_samples = shard_samples
+        self._destination = destination
+        self._layout: ShardFormat | None = None
+        self._blocks: list[Body] = []
+        self._sizes: list[Int64] = []
+        self._samples = 0
+        self._joined_bytes = 0
+        self._cut_samples = 0
+        self._cut_bytes = 0
+        self._shards = 0
+        self._pending: deque[Future[_Stored]] = deque()
+
+    @property
+    def samples(self) -> int:
+        """The number of samples so far."""
+        return self._cut_samples + self._samples + len(self.rows)
+
+    @property
+    def total_bytes(self) -> int:
+        """The bytes of all shards so far, before compression."""
+        return self._cut_bytes + self.nbytes
+
+    @property
+    def layout(self) -> ShardFormat:
+        """What all shards have in common; it is set before the first sample."""
+        assert self._layout is not None
+        return self._layout
+
+    def start(self, layout: ShardFormat) -> None:
+        """Set the layout of the shards."""
+        self._layout = layout
+        if not self.samples:
+            self._begin_shard()
+
+    def _begin_shard(self) -> None:
+        self.nbytes = self._joined_bytes = self.layout.empty
+        self._set_pause(self.nbytes, 0)
+
+    def _set_pause(self, nbytes: int, samples: int) -> None:
+        """Set `pause`, for a shard that has `nbytes` and `samples`."""
+        pause = min(self.layout.most, nbytes + _BLOCK_BYTES)
+        if self.shard_samples is not None:
+            # The shard cannot have too many samples before it has the bytes of the smallest ones.
+            more = self.shard_samples - samples + 1
+            pause = min(pause, nbytes + more * self.layout.min_sample_bytes - 1)
+        self.pause = pause
+
+    def cut(self, nbytes: int) -> None:
+        """Make room for a sample that adds `nbytes` to the shard: store the shard if it is full."""
+        if self.nbytes - self._joined_bytes >= _BLOCK_BYTES:
+            self._join_rows()
+        samples = self._samples + len(self.rows)
+        is_large = self.layout.size_limit and self.nbytes + nbytes > self.layout.most
+        if samples and (is_large or samples == self.shard_samples):
+            self.flush()
+            samples = 0
+        self._set_pause(self.nbytes + nbytes, samples + 1)
+
+    def _join_rows(self) -> None:
+        """Join the last samples to one block."""
+        if rows := self.rows:
+            self._sizes.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+            self._blocks.append(b"".join(rows))
+            self._samples += len(rows)
+            rows.clear()
+        self._joined_bytes = self.nbytes
+
+    def add_rows(self, data: Bytes, nbytes: Int64) -> None:
+        """Add encoded samples that lie back to back; `nbytes` has the size of each."""
+        ends = np.concatenate([[0], np.cumsum(nbytes)])
+        costs = ends + 4 * np.arange(len(ends))
+        self._join_rows()
+        row, count, limit = 0, len(nbytes), self.layout.most
+        while row < count:
+            available = int(costs[row]) + limit - self.nbytes
+            stop = int(np.searchsorted(costs, available, side="right")) - 1
+            if stop <= row and self._samples and self.layout.size_limit:
+                self.flush()
+                continue
+            stop = max(stop, row + 1)
+            if self.shard_samples is not None:
+                if self._samples == self.shard_samples:
+                    self.flush()
+                    continue
+                stop = min(stop, row + self.shard_samples - self._samples)
+            self._blocks.append(data[int(ends[row]) : int(ends[stop])].data)
+            self._sizes.append(nbytes[row:stop])
+            self._samples += stop - row
+            self.nbytes += int(costs[stop] - costs[row])
+            row = stop
+        self._joined_bytes = self.nbytes
+        self._set_pause(self.nbytes, self._samples)
+
+    def flush(self) -> None:
+        """Store the samples of the last shard, if there are any."""
+        self._join_rows()
+        if not self._samples:
+            return
+        sizes, blocks = np.concatenate(self._sizes), self._blocks
+        self._sizes, self._blocks, self._samples = [], [], 0
+        head, nbytes = self.layout.head(np.cumsum(sizes)), self.nbytes
+        self.store([head, *blocks], len(sizes), nbytes, is_whole=True)
+        self._begin_shard()
+
+    def store(
+        self, pieces: Iterable[Body], samples: int, nbytes: int, *, is_whole: bool = False
+    ) -> None:
+        """Store a shard.
+
+        Parameters
+        ----------
+        pieces : iterable of bytes-like
+            Its content.
+        samples, nbytes : int
+            The number of its samples, and of its bytes before compression.
+        is_whole : bool
+            Whether all pieces are in memory and stay unchanged. If not, each one is used before
+            the next is asked for.
+        """
+        if self.spool is None:
+            self._destination.begin()
+            columns = scalar_columns([self.layout.schema])
+            self.spool = Spool(columns, hashed=True, mark=self._destination.mark)
+        number, self._shards = self._shards, self._shards + 1
+        self._cut_samples += samples
+        self._cut_bytes += nbytes
+        job = partial(
+            _store_shard, self._destination, self.layout, number, samples, self.spool.dtypes
+        )
+        if not is_whole and self._destination.is_local and self.layout.compression is None:
+            # Only one piece is in memory at a time, so the shard is stored here and now.
+            self.finish()
+            self._collect(job(pieces, None))
+            return
+        content = pieces if is_whole else [b"".join(map(bytes, pieces))]
+        most = self._destination.parallel(bool(self.layout.compression))
+        while self._pending and (len(self._pending) >= most or self._pending[0].done()):
+            self._collect(self._pending.popleft().result())
+        # The first shard claims a directory; a store has a lock file for that.
+        is_claimed = self.entries or not self._pending or not self._destination.is_local
+        first = None if is_claimed else self._pending[0]
+        self._pending.append(self._destination.submit(job, content, first))
+
+    def finish(self) -> None:
+        """Wait until all shards are stored."""
+        while self._pending:
+            self._collect(self._pending.popleft().result())
+
+    def _collect(self, stored: _Stored) -> None:
+        """Record a shard that is stored; shards come in order."""
+        assert self.spool is not None
+        self.spool.add(stored.scan)
+        self.entries.append(stored.entry)
+
+    def close(self) -> None:
+        """Forget all samples."""
+        self.rows.clear()
+        self._blocks, self._sizes = [], []
+        self._pending.clear()
+        if self.spool is not None:
+            self.spool.close()
+
+
+def _store_shard(
+    destination: Destination,
+    layout: ShardFormat,
+    number: int,
+    samples: int,
+    dtypes: Mapping[str, np.dtype[Any]],
+    pieces: Iterable[Body],
+    first: Future[_Stored] | None,
+) -> _Stored:
+    """Scan, compress and store a shard, once the shard `first` is stored, if that is given."""
+    compression, mark = layout.compression, destination.mark
+    scan = Scan(layout.schema, samples, dtypes, compressed=bool(compression))
+    raw = FileSummary(layout.name(number, mark=mark), layout.hashes)
+    pieces, stored = raw.watch(scan.tee(pieces)), None
+    file = raw
+    if compression is not None:
+        packed = compress(b"".join(pieces), compression)
+        file = stored = FileSummary(layout.name(number, compression, mark), layout.hashes)
+        pieces = stored.watch([packed])
+    if first is not None:
+        first.result()
+    destination.put(file.name, pieces)
+    return _Stored(layout.entry(samples, raw, stored), scan.finish())

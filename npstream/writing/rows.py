@@ -1,0 +1,300 @@
+"""Encoders of samples, shared by a writer and its worker processes.
+
+`compile_encoder` writes the source of a function that has no loop over columns and no chain of
+tests on types. It takes only values whose bytes need no further check. It leaves all others to
+`ShardFormat.encode`, which encodes them or raises the error for users.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npstream._core.dtypes import NUMBERS
+from npstream.errors import ColumnError
+from npstream.formats.encodings.arrays import MAX_NDIM, shape_head
+from npstream.writing.inputs.fill import Fill, fill_sample, is_absent
+
+if TYPE_CHECKING:
+    from npstream.formats.encodings.encodings import Encoding
+    from npstream.writing.shard import ShardFormat
+
+__all__ = [
+    "SampleEncoder",
+    "check_mapping",
+    "compile_encoder",
+    "encode_none",
+    "refuse_surplus",
+]
+
+_INTEGERS = frozenset((int, *(d.type for d in NUMBERS.values() if d.kind in "iu")))
+_STRUCT_CODES = {
+    **{"int8": "b", "int16": "h", "int32": "i", "int64": "q"},
+    **{"uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q"},
+    **{"float16": "e", "float32": "f", "float64": "d", "bool": "?"},
+}
+_NUMBERS = frozenset(NUMBERS.values())
+_MAX_HEADS = 1 << 12
+"""Shapes whose heads one column keeps."""
+
+
+class _Heads(dict[tuple[int, ...], bytes]):
+    """The heads of arrays by their shape."""
+
+    def __missing__(self, shape: tuple[int, ...]) -> bytes:
+        if not 0 < len(shape) <= MAX_NDIM or 0 in shape:
+            raise ValueError(f"no array of shape {shape} can be stored")
+        if len(self) >= _MAX_HEADS:
+            self.clear()
+        head = self[shape] = shape_head(shape)
+        return head
+
+
+class _Source:
+    """The parts of a function's source, and the objects that it names."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {"join": b"".join, "ndarray": np.ndarray}
+        self.checks: list[str] = []
+        self.bodies: list[str] = []
+        self.parts: list[str] = []
+        self._codes = ""
+        self._values: list[str] = []
+
+    def refer(self, kind: str, value: Any) -> str:
+        """Return a name for an object."""
+        name = f"{kind}{len(self.names)}"
+        self.names[name] = value
+        return name
+
+    def pack(self, code: str, value: str) -> None:
+        """Add a number that `struct` packs together with its neighbors."""
+        self._codes += code
+        self._values.append(value)
+
+    def part(self, expression: str) -> None:
+        """Add bytes."""
+        self.end_run()
+        self.parts.append(expression)
+
+    def end_run(self) -> None:
+        """Add the numbers since the last part as one part."""
+        if self._codes:
+            pack = self.refer("pack", struct.Struct(f"<{self._codes}").pack)
+            self.parts.append(f"{pack}({', '.join(self._values)})")
+        self._codes, self._values = "", []
+
+
+def compile_encoder(
+    layout: ShardFormat,
+    sample: Mapping[str, Any],
+    *,
+    only_columns: bool = False,
+    filled: Container[str] = (),
+) -> Callable[[dict[str, Any]], bytes | None]:
+    """Return a function that encodes samples whose values have the types of a given sample's.
+
+    It returns None for a sample that it does not take.
+
+    Parameters
+    ----------
+    layout : ShardFormat
+    sample : mapping of str to object
+    only_columns : bool
+        Whether samples with keys that are no columns are not taken.
+    filled : container of str
+        Columns whose values must not be missing, also where their encoding stores them.
+    """
+    columns, inferred = layout.columns, layout.inferred
+    source = _Source()
+    gets = []
+    varying = [k for k, encoding in enumerate(columns.values()) if encoding.size is None]
+    for k in varying:
+        source.pack("I", f"len(b{k})")
+    for k, (name, encoding) in enumerate(columns.items()):
+        gets.append(f"v{k} = sample[{source.refer('key', name)}]")
+        value = sample.get(name)
+        if not (_add_number(source, k, encoding, value) or _add_array(source, k, encoding, value)):
+            _add_bytes(source, k, encoding, layout.encoders[name], value, inferred, name in filled)
+    source.end_run()
+    if only_columns:
+        source.checks.append(f"len(sample) != {len(columns)}")
+    lines = [*gets]
+    if source.checks:
+        lines += [f"if {' or '.join(source.checks)}:", " return None"]
+    lines += source.bodies
+    parts = source.parts
+    lines.append(
+        f"return {' + '.join(parts)}" if len(parts) <= 2 else f"return join(({', '.join(parts)}))"
+    )
+    text = (
+        "\n  ".join(["def encode(sample):\n try:", *lines]) + "\n except Exception:\n  return None"
+    )
+    exec(compile(text, "<npstream row encoder>", "exec"), source.names)
+    function: Callable[[dict[str, Any]], bytes | None] = source.names["encode"]
+    return function
+
+
+def _add_number(source: _Source, k: int, encoding: Encoding, value: Any) -> bool:
+    """Add a column of numbers if `struct` stores the value's type exactly, or refuses it."""
+    dtype = encoding.dtype
+    code = _STRUCT_CODES.get(dtype.name)
+    if encoding.kind != "fixed" or encoding.shape != () or code is None:
+        return False
+    given = type(value)
+    if dtype.kind in "iu" and given in _INTEGERS:
+        types = _INTEGERS
+    elif dtype.kind == "b" and given in (bool, np.bool_):
+        types = frozenset((bool, np.bool_))
+    elif code == "d" and given in (float, np.float64):
+        types = frozenset((float, np.float64))
+    elif dtype.kind == "f" and given is float:
+        types = frozenset((float,))
+    elif dtype.kind == "f" and given is dtype.type:
+        # `struct` would pass the value through a double, which changes some NaNs.
+        source.checks.append(f"type(v{k}) is not {source.refer('type', given)}")
+        source.part(f"v{k}.tobytes()")
+        return True
+    else:
+        return False
+    source.checks.append(f"type(v{k}) not in {source.refer('types', types)}")
+    source.pack(code, f"v{k}")
+    return True
+
+
+def _add_array(source: _Source, k: int, encoding: Encoding, value: Any) -> bool:
+    """Add a column of arrays of one dtype, all of whose bit patterns are values."""
+    dtype, shape = encoding.dtype, encoding.shape
+    if type(value) is not np.ndarray or dtype not in _NUMBERS or encoding.headless:
+        return False
+    if encoding.kind not in ("fixed", "ndarray") or shape == ():
+        return False
+    source.checks.append(
+        f"type(v{k}) is not ndarray or v{k}.dtype != {source.refer('dtype', dtype)}"
+    )
+    if shape is not None:
+        source.checks.append(f"v{k}.shape != {source.refer('shape', shape)}")
+        source.part(f"v{k}.tobytes()")
+        return True
+    source.bodies.append(f"b{k} = {source.refer('heads', _Heads())}[v{k}.shape] + v{k}.tobytes()")
+    source.part(f"b{k}")
+    return True
+
+
+def _add_bytes(
+    source: _Source,
+    k: int,
+    encoding: Encoding,
+    encode: Callable[[Any], bytes],
+    value: Any,
+    inferred: bool,
+    is_filled: bool,
+) -> None:
+    """Add a column of text, of encoded values, or one that only its general encoder takes."""
+    is_varying = encoding.size is None
+    if is_varying and type(value) is bytes and (encoding.kind == "bytes" or not inferred):
+        source.checks.append(f"type(v{k}) is not bytes")
+        source.bodies.append(f"b{k} = v{k}")
+    elif encoding.kind == "str" and type(value) is str:
+        source.checks.append(f"type(v{k}) is not str")
+        source.bodies.append(f"b{k} = v{k}.encode()")
+    else:
+        if is_filled:
+            check = source.refer("check", partial(is_absent, encoding=encoding))
+            source.checks.append(f"{check}(v{k})")
+        source.bodies.append(f"b{k} = {source.refer('encode', encode)}(v{k})")
+    source.part(f"b{k}")
+
+
+_COMPILE_AFTER = 16
+"""Samples that the general encoder takes before an encoder is compiled for their types."""
+
+
+class SampleEncoder:
+    """Encodes samples one by one.
+
+    Parameters
+    ----------
+    layout : ShardFormat
+    only_columns : bool
+        Whether a sample with a key that is no column is refused.
+    fill : mapping of str to Fill
+        Values of columns for samples that lack them.
+
+    Attributes
+    ----------
+    layout : ShardFormat
+        As given.
+    fast : callable
+        Returns the bytes of a dict, or None for one that it does not take. It may change in
+        `encode`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a column cannot hold its value in `fill`.
+    ColumnError
+        If `fill` names a column that there is not.
+    """
+
+    def __init__(self, layout: ShardFormat, only_columns: bool, fill: Mapping[str, Fill]) -> None:
+        self.layout = layout
+        self.fast: Callable[[dict[str, Any]], bytes | None] = encode_none
+        self._only_columns = only_columns
+        self._fill = fill
+        self._count = 0
+        self._compile_at = _COMPILE_AFTER
+        for name, value in fill.items():
+            if name not in layout.columns:
+                raise ColumnError(name, layout.columns, "fill: ")
+            try:
+                layout.bodies(name, [value.value], 0)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"fill: {str(error).removeprefix('sample 0: ')}") from error
+
+    def encode(self, sample: Any, number: int) -> bytes:
+        """Return the bytes of a sample; `number` is for messages."""
+        check_mapping(sample, number)
+        if self._only_columns and len(sample) > len(self.layout.columns):
+            refuse_surplus(self.layout.columns, sample, number)
+        if self._fill:
+            sample = fill_sample(sample, self._fill, self.layout.columns)
+            row = self.fast(sample) if type(sample) is dict else None
+            if row is not None:
+                return row
+        row = self.layout.encode(sample, number)
+        self._count += 1
+        if self._count == self._compile_at:
+            self._compile_at *= _COMPILE_AFTER
+            self.fast = compile_encoder(
+                self.layout, sample, only_columns=self._only_columns, filled=self._fill
+            )
+        return row
+
+
+def encode_none(sample: dict[str, Any]) -> None:
+    """Leave a sample to the general encoder."""
+
+
+def check_mapping(sample: Any, number: int) -> None:
+    """Raise TypeError unless a sample is a mapping."""
+    if not isinstance(sample, Mapping):
+        raise TypeError(
+            f"sample {number} is of type {type(sample).__name__}; "
+            "expected a mapping from column name to value"
+        )
+
+
+def refuse_surplus(columns: Mapping[str, Any], names: Iterable[Any], number: int) -> None:
+    """Raise ValueError if there are names of which no column was made."""
+    if surplus := [name for name in names if name not in columns]:
+        raise ValueError(
+            f"sample {number} has {surplus[0]!r}, which the first sample lacks, so there is no "
+            "column for it: name all columns in columns=, and give every sample all of them; "
+            "or leave that key out"
+        )

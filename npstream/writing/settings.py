@@ -1,0 +1,54 @@
+"""Checks of the arguments of `write` and `Writer`.
+
+Tested in tests/writing/test_writer.py.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+
+from npstream._core.arguments import parse_size, quantity
+from npstream.formats.hashes import digest
+
+__all__ = [
+    "check_shard_samples",
+    "check_workers",
+    "hash_names",
+    "size_limit",
+]
+
+
+def size_limit(shard_size: int | str | None) -> int | None:
+    """Return the bytes that a shard may have; None for no limit."""
+    limit = parse_size(shard_size)
+    if limit and limit >= 2**32:
+        raise ValueError(
+            f"shard_size {shard_size!r} is {quantity(limit, 'byte')}: it must be less than 4 GiB "
+            "(2**32), as the offsets in a shard are uint32"
+        )
+    return limit or None
+
+
+def check_workers(workers: int) -> int:
+    """Return the number of worker processes, which is 0 or more."""
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise ValueError(f"workers={workers!r}: it is a number of processes, or 0 for this one")
+    return workers
+
+
+def check_shard_samples(samples: int | None) -> int | None:
+    """Return the samples of a shard; None for no limit."""
+    if samples is None:
+        return None
+    if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
+        raise ValueError(f"shard_samples={samples!r}: it is None or a number of at least 1")
+    return operator.index(samples)
+
+
+def hash_names(hashes: Iterable[str]) -> list[str]:
+    """Return the names of hashes, all of which are known."""
+    names = [hashes] if isinstance(hashes, str) else list(hashes)
+    for name in names:
+        digest(name, b"")  # refuses an unknown one
+    return names

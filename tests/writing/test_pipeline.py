@@ -1,0 +1,212 @@
+"""Shards are stored in the background, in order, a few at a time, and all or nothing of them."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+
+import numpy as np
+import pytest
+from destinations import assert_nothing, names
+
+import npstream
+from npstream.errors import StorageError
+from npstream.writing import pipeline
+
+ROWS = 64
+SHARD = 2000
+
+
+def rows(count=ROWS):
+    for number in range(count):
+        yield {"x": number, "text": "text" * 20}
+
+
+@pytest.fixture
+def compressing(monkeypatch):
+    """Return a function that replaces how shards are compressed, given the original."""
+
+    def replace(function):
+        original = pipeline.compress
+        monkeypatch.setattr(pipeline, "compress", lambda *given: function(original, *given))
+
+    return replace
+
+
+@pytest.mark.parametrize("compression", [None, "zstd", "gz"])
+def test_the_order_is_that_of_the_samples(compression, tmp_path):
+    report = npstream.write(tmp_path, rows(), shard_size=SHARD, compression=compression)
+    assert report.shards > 2
+    assert npstream.open(tmp_path)["x"].load().tolist() == list(range(ROWS))
+    assert npstream.verify_dataset(tmp_path).problems == ()
+
+
+def test_shards_are_compressed_while_samples_are_written(tmp_path, compressing):
+    """The last sample is written although no shard is compressed yet, as there are few shards."""
+    last = threading.Event()
+
+    def compress(original, data, spec):
+        assert last.wait(60)
+        return original(data, spec)
+
+    compressing(compress)
+    with npstream.Writer(tmp_path, shard_size=SHARD, compression="zstd") as writer:
+        for sample in rows(2 * SHARD // 96):
+            writer.write(sample)
+        assert names(str(tmp_path)) == []
+        last.set()
+    assert len(npstream.open(tmp_path)) == 2 * SHARD // 96
+
+
+def test_a_shard_that_takes_long_does_not_change_the_order(tmp_path, compressing):
+    order, second = [], threading.Event()
+
+    def compress(original, data, spec):
+        number = int(np.frombuffer(data, np.uint32, 1, data.index(b"text") - 12)[0])
+        if number == 0:
+            assert second.wait(60)
+        order.append(number)
+        second.set()
+        return original(data, spec)
+
+    compressing(compress)
+    npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
+    assert order[0] != 0
+    assert npstream.open(tmp_path)["x"].load().tolist() == list(range(ROWS))
+
+
+def test_a_few_shards_are_in_memory(tmp_path, compressing, monkeypatch):
+    """The source is not read on while the threads have as many shards as they may have."""
+    read, blocked = [], threading.Semaphore(0)
+
+    def compress(original, data, spec):
+        blocked.acquire()
+        written.append(len(read))
+        blocked.release()
+        return original(data, spec)
+
+    def source():
+        for sample in rows(1000):
+            read.append(sample)
+            if len(read) == 120:
+                blocked.release()
+            yield sample
+
+    written = []
+    monkeypatch.setattr(npstream.writing.destination, "_MOST_COMPRESSED", 2)
+    compressing(compress)
+    npstream.write(tmp_path, source(), shard_size=5000, compression="zstd")
+    per_shard = 1000 / len(npstream.open(tmp_path).shards)
+    for number, count in enumerate(written):
+        assert count <= max(120, (number + 5) * per_shard)
+
+
+class Failure(Exception):
+    pass
+
+
+@pytest.mark.parametrize("shard", [0, 1, 3])
+@pytest.mark.parametrize("how", ["write", "writer"])
+def test_a_failure_in_a_thread_is_raised_and_publishes_nothing(shard, how, tmp_path, compressing):
+    count = []
+
+    def compress(original, data, spec):
+        count.append(data)
+        if len(count) > shard:
+            raise MemoryError("no memory is left")
+        return original(data, spec)
+
+    def write_all():
+        if how == "write":
+            npstream.write(place, rows(), shard_size=SHARD, compression="zstd")
+            return
+        with npstream.Writer(place, shard_size=SHARD, compression="zstd") as writer:
+            for sample in rows():
+                writer.write(sample)
+
+    compressing(compress)
+    place = tmp_path / "out"
+    with pytest.raises(MemoryError, match="no memory is left"):
+        write_all()
+    assert_nothing(str(place))
+
+
+def test_a_full_disk_in_a_thread_is_a_storage_error(tmp_path, monkeypatch):
+    sync = os.fsync
+
+    def fail(descriptor):
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    place = tmp_path / "out"
+    with pytest.raises(StorageError, match=r"No space left.*shard\.0000") as caught:
+        npstream.write(place, rows(), shard_size=SHARD)
+    assert caught.value.errno == errno.ENOSPC
+    assert_nothing(str(place))
+
+
+def test_an_exception_of_the_source_waits_for_threads(tmp_path, compressing):
+    """What threads store after an exception is removed, too."""
+    begun = threading.Event()
+
+    def compress(original, data, spec):
+        begun.set()
+        return original(data, spec)
+
+    def source():
+        yield from rows(60)
+        assert begun.wait(60)
+        raise Failure
+
+    compressing(compress)
+    with pytest.raises(Failure):
+        npstream.write(tmp_path / "out", source(), shard_size=SHARD, compression="zstd")
+    assert_nothing(str(tmp_path / "out"))
+    assert not [thread for thread in threading.enumerate() if "npstream-write" in thread.name]
+
+
+def test_a_writer_that_is_given_up_while_threads_store(tmp_path, compressing):
+    begun = threading.Event()
+
+    def compress(original, data, spec):
+        begun.set()
+        return original(data, spec)
+
+    compressing(compress)
+    writer = npstream.Writer(tmp_path / "out", shard_size=SHARD, compression="zstd")
+    for sample in rows():
+        writer.write(sample)
+    assert begun.wait(60)
+    del writer
+    gc.collect()
+    assert_nothing(str(tmp_path / "out"))
+
+
+def test_the_first_shard_is_stored_first(tmp_path, compressing):
+    """It claims the directory: of two writers that meet, one must go on."""
+    seen, second = [], threading.Event()
+
+    def compress(original, data, spec):
+        seen.append(names(str(tmp_path)))
+        if len(seen) == 1:
+            assert second.wait(60)
+        second.set()
+        return original(data, spec)
+
+    compressing(compress)
+    stored = []
+    put = npstream.writing.destination.LocalDestination.put
+
+    def recording(self, name, pieces):
+        stored.append(name)
+        put(self, name, pieces)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(npstream.writing.destination.LocalDestination, "put", recording)
+        npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
+    assert stored[0] == "shard.00000.mds.zstd"
+    assert len(stored) > 3

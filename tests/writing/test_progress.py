@@ -1,0 +1,99 @@
+"""The progress of a write is shown where that is asked for, or where somebody looks."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+
+import pytest
+
+import npstream
+from npstream._core import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setattr(progress, "_WRITE_DELAY", 0.001)
+    monkeypatch.setattr(progress, "_WRITE_INTERVAL", 0.001)
+
+
+@pytest.fixture
+def no_tqdm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+
+
+class Source:
+    """Samples, the last of which comes once progress is shown."""
+
+    def __init__(self, shown):
+        self._shown = shown
+
+    def __iter__(self):
+        for number in range(1000):
+            yield {"x": number, "text": "text"}
+        while not self._shown():
+            threading.Event().wait(0.001)
+
+
+@pytest.mark.usefixtures("soon", "no_tqdm")
+@pytest.mark.parametrize("asked", [True, None])
+def test_a_line_of_text(asked, tmp_path, monkeypatch):
+    stderr = Terminal() if asked is None else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    npstream.write(tmp_path, Source(lambda: "1,000 samples" in stderr.getvalue()), progress=asked)
+    line = stderr.getvalue().split("\r")[-1]
+    assert line.startswith("1,000 samples, ")
+    assert "KiB, " in line
+    assert "samples/s, " in line
+    assert line.endswith("/s  \n")
+
+
+@pytest.mark.usefixtures("soon")
+def test_tqdm_is_used_where_it_is_installed(tmp_path, monkeypatch):
+    pytest.importorskip("tqdm")
+    stderr = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    npstream.write(tmp_path, Source(lambda: "writing: " in stderr.getvalue()), progress=True)
+    last = stderr.getvalue().split("\r")[-1]
+    assert last.startswith("writing: 1.00k samples")
+    assert "KiB" in last
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("asked", [False, None])
+def test_nothing_is_shown(asked, tmp_path, capsys):
+    npstream.write(tmp_path, ({"x": number} for number in range(100_000)), progress=asked)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_short_write_shows_nothing(tmp_path, monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setattr(progress, "_WRITE_DELAY", 1000)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    npstream.write(tmp_path, [{"x": 1}])
+    assert stderr.getvalue() == ""
+
+
+@pytest.mark.usefixtures("soon", "no_tqdm")
+def test_an_exception_ends_the_display(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    def failing():
+        yield {"x": 1}
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        npstream.write(tmp_path / "out", failing(), progress=True)
+    assert not [t for t in threading.enumerate() if t.name == "npstream-progress"]
+
+
+def test_a_process_without_standard_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    npstream.write(tmp_path, [{"x": 1}], progress=True)
+    assert len(npstream.open(tmp_path)) == 1
