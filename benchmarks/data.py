@@ -1,8 +1,8 @@
 """Datasets of the benchmarks, created once and kept outside the repository.
 
-T has tokens, S has small mixed samples, I has images, and V has volumes. For each dataset, plain
-files with the same bytes exist for the reference measurements. Images are random bytes with the
-size of a typical JPEG, because no benchmark decodes them.
+T has tokens, S has small mixed samples, I has images, V has volumes, and J has JPEG files. For each
+dataset, plain files with the same bytes exist for the reference measurements. The images of I are
+random bytes with the size of a typical JPEG, because no benchmark decodes them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import npstream
 
@@ -161,6 +163,27 @@ class Data:
             npstream.write(path, samples, columns={"image": "jpeg", "label": "int"})
 
         return self.path(f"I-{self.images}", make)
+
+    def jpegs(self) -> list[bytes]:
+        """Return J: JPEG files of about 30 KB, each of another picture."""
+
+        def make(path: Path) -> None:
+            path.mkdir()
+            ends, generator = [0], random(8)
+            with (path / "files").open("wb") as file:
+                for _ in range(self.images):
+                    # Noise that is not too fine, so that JPEG has something to compress.
+                    small = generator.integers(0, 256, (28, 42, 3), np.uint8)
+                    image = Image.fromarray(small).resize((336, 224), Image.Resampling.BICUBIC)
+                    fine = generator.integers(0, 40, (224, 336, 3), np.uint8)
+                    pixels = np.asarray(image) // 8 * 7 + fine // 2
+                    Image.fromarray(pixels.astype(np.uint8)).save(file, "JPEG", quality=90)
+                    ends.append(file.tell())
+            np.save(path / "ends.npy", np.array(ends))
+
+        path = self.path(f"J-{self.images}", make)
+        data, ends = (path / "files").read_bytes(), np.load(path / "ends.npy").tolist()
+        return [data[start:end] for start, end in pairwise(ends)]
 
     def volumes_dataset(self) -> Path:
         """Return V, volumes of 64 KiB, as a dataset."""

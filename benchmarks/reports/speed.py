@@ -27,6 +27,7 @@ import bench_samples
 import bench_start
 import bench_streaming_orders
 import bench_torch
+import bench_writing
 import npstream
 from data import Data
 from figures import Figure, Result, measure
@@ -38,6 +39,7 @@ FIGURES: list[Figure] = [
     *bench_samples.FIGURES,
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
+    *bench_writing.FIGURES,
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,

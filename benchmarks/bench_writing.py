@@ -1,0 +1,139 @@
+"""Writing samples one by one, and compressed shards; every side brings its files to the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytest
+
+import npstream
+from data import Data, sync
+from figures import SIDES, Figure, Pair, check, figure
+
+Samples = Callable[[], Iterator[dict[str, Any]]]
+
+
+def row_by_row(
+    data: Data,
+    samples: Samples,
+    columns: dict[str, str],
+    loop: Callable[[Iterator[dict[str, Any]], BinaryIO], None],
+    count: int,
+) -> Pair:
+    """Write samples with npstream, and with a loop that puts their values into one file."""
+    target = data.directory / f"written-{os.getpid()}"
+
+    def ours(number: int) -> float:
+        start = time.perf_counter()
+        npstream.write(target, samples(), columns=columns)
+        sync(target)
+        taken = time.perf_counter() - start
+        assert len(npstream.open(target)) == count
+        shutil.rmtree(target)
+        return taken / count
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        with target.open("wb") as file:
+            loop(samples(), file)
+            file.flush()
+            os.fsync(file.fileno())
+        taken = time.perf_counter() - start
+        target.unlink()
+        return taken / count
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
+LOOP = "a loop of `struct.pack`, `tobytes` and `write` of the same samples, both synced"
+
+
+@figure("writing T row by row, for one sample", LOOP, factor=1.5, rounds=7)
+def tokens(data: Data) -> Pair:
+    rows = np.array(data.records()["tokens"])
+
+    def samples() -> Iterator[dict[str, Any]]:
+        return ({"id": number, "tokens": row} for number, row in enumerate(rows))
+
+    def loop(given: Iterator[dict[str, Any]], file: BinaryIO) -> None:
+        pack = struct.Struct("<q").pack
+        for sample in given:
+            file.write(pack(sample["id"]))
+            file.write(sample["tokens"].tobytes())
+
+    columns = {"id": "int", "tokens": f"ndarray:uint16:{rows.shape[1]}"}
+    return row_by_row(data, samples, columns, loop, len(rows))
+
+
+@figure("writing S row by row, for one sample", LOOP, factor=1.5, rounds=7)
+def small(data: Data) -> Pair:
+    rows = list(zip(data.labels().tolist(), data.texts(), strict=True))
+
+    def samples() -> Iterator[dict[str, Any]]:
+        return (
+            {"id": number, "label": label, "text": text}
+            for number, (label, text) in enumerate(rows)
+        )
+
+    def loop(given: Iterator[dict[str, Any]], file: BinaryIO) -> None:
+        pack = struct.Struct("<Iqi").pack
+        for sample in given:
+            text = sample["text"].encode()
+            file.write(pack(len(text), sample["id"], sample["label"]))
+            file.write(text)
+
+    columns = {"id": "int", "label": "int32", "text": "str"}
+    return row_by_row(data, samples, columns, loop, len(rows))
+
+
+@figure("writing J with zstd", "`zstd -T2` of the same bytes, both synced", factor=1.3, rounds=7)
+def compressed(data: Data) -> Pair:
+    files = data.jpegs()
+    target = data.directory / f"written-{os.getpid()}"
+    source = data.directory / f"J-{data.images}" / "files"
+
+    def ours(number: int) -> float:
+        start = time.perf_counter()
+        npstream.write(
+            target, ({"image": file} for file in files),
+            columns={"image": "jpeg"}, compression="zstd",
+        )  # fmt: skip
+        sync(target)
+        taken = time.perf_counter() - start
+        assert len(npstream.open(target)) == len(files)
+        shutil.rmtree(target)
+        return taken
+
+    def reference(number: int) -> float:
+        start = time.perf_counter()
+        subprocess.run(["zstd", "-T2", "-q", "-o", target, source], check=True)
+        sync_file(target)
+        taken = time.perf_counter() - start
+        target.unlink()
+        return taken
+
+    return Pair(ours, reference, lambda left, right: None, timed=True)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+FIGURES = [tokens, small, compressed]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.prepare.__name__)
+def test_writing(figure: Figure, side: str, benchmark: Any, data: Data) -> None:
+    if figure is compressed and side == "reference" and shutil.which("zstd") is None:
+        pytest.skip("there is no command zstd")
+    check(figure, side, benchmark, data)
