@@ -63,7 +63,7 @@ _MIN_ESTIMATED_BYTES = 1 << 20
 """The memory that parsing takes is estimated only for an index larger than this."""
 
 _PARSED_BYTES = {b"[": 72, b"{": 200, b",": 40, b":": 24}
-"""Approximate bytes of parsed Python objects for each such character of JSON."""
+"""Character of JSON -> approximate bytes of Python objects for each occurrence."""
 
 _MAX_CONFIGURATION_BYTES = 1 << 20
 """A larger configuration is not compared with the index."""

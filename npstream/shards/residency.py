@@ -221,7 +221,7 @@ class RemoteFiles:
         stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             return int(self.index.nbytes[shard]) - self.sample_count(shard) * stride
-        return None if self.sidecar is None else self.sidecar.begin(shard)
+        return None if self.sidecar is None else self.sidecar.first_offset(shard)
 
     def chunk_sizes(self, shard: int) -> Int64:
         """Estimate the bytes of each chunk of a shard from the average sample."""

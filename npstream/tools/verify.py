@@ -309,7 +309,7 @@ class _ShardCheck:
             wrong = np.flatnonzero(hashes != result.pieces).tolist()
             if wrong:
                 yield f"{where}: the hashes of pieces {wrong} are not those of its bytes"
-            if (begin := sidecar.begin(shard)) != result.begin:
+            if (begin := sidecar.first_offset(shard)) != result.begin:
                 yield f"{where}: its samples begin at byte {result.begin}, not {begin}"
             if result.meta != (sidecar.meta_hash(shard) or 0):
                 yield f"{where}: the hash of its meta file is not that of its bytes"

@@ -141,8 +141,8 @@ def _remote_cases(root: Path) -> list[Case]:
         if case["readable"] is not True or not case["num_samples"] or case.get("unsafe"):
             continue
         entries = json.loads((golden.directory(case) / "index.json").read_text())["shards"]
-        there = [golden.directory(case) / entry["raw_data"]["basename"] for entry in entries]
-        if entries[0].get("zip_data") and any(path.exists() for path in there):
+        raw_files = [golden.directory(case) / entry["raw_data"]["basename"] for entry in entries]
+        if entries[0].get("zip_data") and any(path.exists() for path in raw_files):
             continue  # the oracle cannot predict which of two files is read
         key = entries[0]["format"], entries[0]["compression"], bool(entries[0]["hashes"])
         chosen.setdefault(key, case["name"])
@@ -180,20 +180,20 @@ class RemoteDatasets:
         elif draw < 0.8 and columns:
             name, change = rng.choice(columns), rng.choice(BLOB_CHANGES)
         else:
-            aside = {"index.msgpack", *columns}
-            rest = {name: body for name, body in case.files.items() if name not in aside}
-            changed, done = mutate(rng, rest, case.compressed)
+            sidecar = {"index.msgpack", *columns}
+            others = {name: body for name, body in case.files.items() if name not in sidecar}
+            changed, done = mutate(rng, others, case.compressed)
             draw = 1.0
         if draw < 1:
             changed = {name: change(rng, case.files[name])}
             done = f"{change.__name__} {name}"
-        gone = draw < 0.8 and rng.random() < 0.03
-        if gone:
+        is_removed = draw < 0.8 and rng.random() < 0.03
+        if is_removed:
             done = f"removed {', '.join(changed)}"
         trusted = change in SIDECAR_CHANGES if draw < 0.65 else False
         # Reads of single samples do not compare a shard's head with the index.
         compares = not trusted and "index.json" not in changed
-        run = partial(self._check, rng, case, changed, gone, compares)
+        run = partial(self._check, rng, case, changed, is_removed, compares)
         return f"{case.name}: {done}", run
 
     def _check(
@@ -201,7 +201,7 @@ class RemoteDatasets:
         rng: random.Random,
         case: Case,
         changed: Files,
-        gone: bool,
+        is_removed: bool,
         compares: bool,
         report: Report,
     ) -> Counter[str]:
@@ -213,7 +213,7 @@ class RemoteDatasets:
         if rng.random() < 0.3:
             values[manifest, "LARGE_SIDECAR"] = 0
         for name, content in changed.items():
-            if gone:
+            if is_removed:
                 self._store.rm_file(f"/fuzz/{case.name}/{name}")
             else:
                 self._store.pipe_file(f"/fuzz/{case.name}/{name}", content)

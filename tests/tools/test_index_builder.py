@@ -87,7 +87,7 @@ def test_a_side_car_has_piece_hashes_and_columns(data):
         ends = [offsets[i * rows // chunks] for i in range(chunks)] + [len(body)]
         cuts = zip([0, *ends], ends, strict=False)
         assert sidecar.piece_hashes(shard).tolist() == [xxh3(body[a:b]) for a, b in cuts]
-        assert sidecar.begin(shard) == offsets[0]
+        assert sidecar.first_offset(shard) == offsets[0]
     assert list(sidecar.columns) == ["half", "label"]
     for name in sidecar.columns:
         values = np.load(path / "index.columns" / f"{name}.npy")

@@ -61,7 +61,7 @@ _COLUMN_FILE = re.compile(r"index\.columns/[^/\\\0\ud800-\udfff]+\.npy")
 
 @dataclass(frozen=True, slots=True)
 class IndexDigest:
-    """A digest that identifies an ``index.json`` without reading the whole file.
+    """A digest that distinguishes versions of ``index.json``; it does not need the whole file.
 
     ``ends_hash`` is the hash of the first and last `END_BYTES` bytes. ``version`` is the store's
     version of the file, such as an ETag. ``origin`` is the hash of the store's URL: versions are
@@ -216,7 +216,7 @@ class Sidecar:
         """
         return Index(self._shard_arrays, SidecarCatalog(self._sections, self.shards), where)
 
-    def begin(self, shard: int) -> int | None:
+    def first_offset(self, shard: int) -> int | None:
         """Return the offset of a shard's first sample, if recorded; the shard's head repeats it."""
         return self._shard_value("begins", shard)
 
@@ -285,7 +285,7 @@ class Sidecar:
         ]
 
     def drop_column(self, name: str) -> None:
-        """Remove a column whose file cannot be read from `columns`."""
+        """Remove a column from `columns`, because its file cannot be read."""
         self.columns.pop(name, None)
 
     def _column(self, name: str) -> ColumnFile:

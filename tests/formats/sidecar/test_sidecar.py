@@ -137,7 +137,7 @@ def test_generated_indexes_round_trip(shards):
     assert sidecar.index_digest == digest_index(text)
     assert not sidecar.hashed
     if shards:
-        assert sidecar.piece_hashes(0) is sidecar.begin(0) is sidecar.meta_hash(0) is None
+        assert sidecar.piece_hashes(0) is sidecar.first_offset(0) is sidecar.meta_hash(0) is None
 
 
 def test_consecutive_names_are_stored_as_one_run():
@@ -218,7 +218,7 @@ def test_piece_hashes_and_bounds_of_columns():
     assert sidecar.hashed
     for shard in range(3):
         assert sidecar.piece_hashes(shard).tolist() == pieces[4 * shard : 4 * shard + 4].tolist()
-        assert sidecar.begin(shard) == shard + 1
+        assert sidecar.first_offset(shard) == shard + 1
         assert sidecar.meta_hash(shard) is None
     minimum, maximum = sidecar.shard_range("a")
     assert minimum.tolist() == values.reshape(3, -1).min(axis=1).tolist()
@@ -283,7 +283,7 @@ def read_everything(store):
     found = [index.starts, index.nbytes, index.schema_ids, index.schemas, index.fingerprint()]
     found += [index.files(shard) for shard in range(len(index))]
     found += [sidecar.piece_hashes(shard) for shard in range(len(index))]
-    found += [sidecar.begin(shard) for shard in range(len(index))]
+    found += [sidecar.first_offset(shard) for shard in range(len(index))]
     for name in sorted(sidecar.columns):
         found += [*sidecar.shard_range(name), sidecar.column(name)]
     return pickle.dumps([np.asarray(f).tolist() if isinstance(f, np.ndarray) else f for f in found])
