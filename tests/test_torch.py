@@ -1,4 +1,4 @@
-"""Datasets, iterations and columns in the hands of torch, and of dask."""
+"""Datasets, iterations and columns with torch and dask."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from npstream.reading.batch import Batch, Ragged
 N = 61
 
 pytestmark = [
-    # Three workers are more than a small machine has cores, and worth a test all the same.
+    # Torch warns if there are more workers than cores, as on a small machine.
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
-    # Torch forks its workers from a process that has threads, from Python 3.12 on noted.
+    # Python 3.12 and later warn if torch forks workers from a process with threads.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 
@@ -50,7 +50,7 @@ def label(sample):
 
 
 def contents(batch):
-    """Return a batch in a form that compares."""
+    """Return a batch as lists, to compare it."""
     assert type(batch) is Batch
     assert isinstance(batch["x"], torch.Tensor)
     assert isinstance(batch["text"], Ragged)
@@ -69,7 +69,7 @@ def test_an_iteration_is_an_iterable_dataset(ds):
     assert not isinstance(ds, IterableDataset)
 
 
-def test_an_iteration_needs_no_torch_and_knows_it_when_it_comes(path):
+def test_an_iteration_works_with_torch_that_is_imported_later(path):
     code = f"""
 import sys
 import npstream
@@ -106,7 +106,7 @@ def test_torch_makes_the_same_batches_of_samples_for_any_number_of_workers(ds):
         assert share == alone
 
 
-def test_two_ranks_with_workers_see_every_sample_once(ds):
+def test_two_ranks_with_workers_read_every_sample_once(ds):
     seen = [
         row
         for rank in range(2)
@@ -119,7 +119,7 @@ def test_two_ranks_with_workers_see_every_sample_once(ds):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
-def test_workers_of_any_kind_live_on(ds, start):
+def test_persistent_workers_read_the_next_epochs(ds, start):
     settings = {"batch_size": 8, "batched": False, "shuffle": True}
     samples = ds.with_transform(label).iter(0, 1, **settings)
     loader = DataLoader(
@@ -138,7 +138,7 @@ def test_workers_of_any_kind_live_on(ds, start):
 
 
 @pytest.mark.filterwarnings("ignore:2 workers take single samples in turn:UserWarning")
-def test_samples_that_are_dealt_one_by_one_keep_their_order(ds):
+def test_single_samples_of_workers_keep_their_order(ds):
     samples = DataLoader(ds.iter(0, 1), batch_size=None, num_workers=2)
     assert [int(sample["label"]) for sample in samples] == list(range(N))
 
@@ -151,7 +151,7 @@ def batches_of(loader):
 
 
 def expected_epochs(ds, count, **settings):
-    """Return the batches of some epochs, read without torch."""
+    """Return the batches of some epochs, without torch."""
     return [batches_of(ds.iter(0, 1, epoch=epoch, **settings)) for epoch in range(count)]
 
 
@@ -163,7 +163,7 @@ def test_epochs_advance_and_can_be_set(ds, persistent, kind):
     iteration = ds.iter(0, 1, **settings)
     loader = kind(iteration, batch_size=None, num_workers=2, persistent_workers=persistent)
     assert batches_of(loader) == expected[0]
-    assert next(iter(loader)).ids.tolist() == expected[1][0]  # and leaves it early
+    assert next(iter(loader)).ids.tolist() == expected[1][0]  # the loop is left early
     assert batches_of(loader) == expected[2]
     iteration.set_epoch(5)
     assert batches_of(loader) == expected[5]
@@ -191,7 +191,7 @@ def test_epochs_advance_however_workers_are_started(ds, start, kind):
 
 
 @pytest.mark.parametrize("kind", [DataLoader, npstream.torch.DataLoader], ids=["torch", "ours"])
-def test_loaders_of_one_iteration_take_turns(ds, kind):
+def test_consecutive_loaders_of_one_iteration_advance_the_epoch(ds, kind):
     settings = {"batch_size": 9, "shuffle": True}
     iteration = ds.iter(0, 1, **settings)
     loaders = [kind(iteration, batch_size=None, num_workers=k) for k in (2, 0, 3, 1, 2)]
@@ -199,7 +199,7 @@ def test_loaders_of_one_iteration_take_turns(ds, kind):
     assert read == expected_epochs(ds, 7, **settings)
 
 
-def test_an_iteration_within_another_dataset_advances(ds):
+def test_an_iteration_inside_another_dataset_advances(ds):
     class Wrapper(IterableDataset):
         def __init__(self, inner):
             self.inner = inner
@@ -212,13 +212,13 @@ def test_an_iteration_within_another_dataset_advances(ds):
     assert [batches_of(loader) for _ in range(2)] == expected_epochs(ds, 2, **settings)
 
 
-def test_a_loader_that_does_not_count_says_so(ds):
+def test_a_loader_that_does_not_count_raises(ds):
     iteration = ds.iter(0, 1, batch_size=9)
     loader = DataLoader(iteration, batch_size=None, num_workers=2)
     next(iter(loader))
     with pytest.raises(RuntimeError, match=r"npstream\.torch\.DataLoader, which counts it"):
         iteration.state_dict()
-    assert iteration.state_dict(18, True)["position"] == 18  # somebody else counts
+    assert iteration.state_dict(18, True)["position"] == 18  # the caller counts
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -230,7 +230,7 @@ def test_a_loader_that_does_not_count_says_so(ds):
         ({"batch_size": 7, "batched": False, "last": "short"}, 7),
     ],
 )
-def test_a_loader_counts_what_it_yielded(ds, workers, settings, batch_size):
+def test_a_loader_counts_yielded_batches(ds, workers, settings, batch_size):
     def loader(workers):
         samples = ds.iter(1, 2, shuffle=True, **settings)
         ahead = {"prefetch_factor": 2 * workers - 1} if workers else {}
@@ -254,7 +254,7 @@ def test_a_loader_counts_what_it_yielded(ds, workers, settings, batch_size):
     assert labels(running) == second
 
 
-def test_a_loader_that_cannot_count_is_refused(ds):
+def test_loaders_that_cannot_count_raise(ds):
     samples = ds.iter(0, 1, batch_size=4, batched=False)
     with pytest.raises(ValueError, match=r"makes batches of 8 samples, .* read 4 samples in turn"):
         iter(npstream.torch.DataLoader(samples, 8, num_workers=2))
@@ -315,7 +315,7 @@ def test_batches_are_skipped_in_a_loop_over_a_loader(ds, kind):
 
 
 @pytest.mark.parametrize("kind", ["alone", "two", "persistent"])
-def test_what_a_loop_over_a_loader_does_not_allow(ds, kind):
+def test_calls_that_raise_in_a_loop_over_a_loader(ds, kind):
     loader = npstream.torch.DataLoader(ds.iter(0, 1, batch_size=6), **LOADERS[kind])
     state = loader.state_dict()
     old = iter(loader)
@@ -332,7 +332,7 @@ def test_what_a_loop_over_a_loader_does_not_allow(ds, kind):
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_a_loop_over_the_epochs_of_a_loader(ds, kind):
+def test_epoch_property_of_a_loader_in_a_loop(ds, kind):
     def trained(loader, stop=None):
         seen = []
         while loader.epoch < 3:
@@ -355,7 +355,7 @@ def test_a_loop_over_the_epochs_of_a_loader(ds, kind):
 
 
 @pytest.mark.parametrize("kind", ["alone", "two"])
-def test_stop_iteration_does_not_end_a_loader_s_epoch(ds, kind):
+def test_stop_iteration_does_not_end_the_epoch_of_a_loader(ds, kind):
     batches = ds.iter(0, 1, batch_size=6, transform=stop_at_20)
     loader = npstream.torch.DataLoader(batches, **LOADERS[kind])
     iterator = iter(loader)
@@ -371,7 +371,7 @@ def test_stop_iteration_does_not_end_a_loader_s_epoch(ds, kind):
 
 @pytest.mark.parametrize("name", ["collate_fn", "worker_init_fn"])
 @pytest.mark.parametrize("kind", ["alone", "two"])
-def test_stop_iteration_in_what_a_loader_calls(ds, kind, name):
+def test_stop_iteration_in_functions_of_a_loader(ds, kind, name):
     batches = ds.iter(0, 1, batch_size=6, batched=False)
     loader = npstream.torch.DataLoader(batches, 6, **LOADERS[kind], **{name: stop})
     if kind == "alone" and name == "worker_init_fn":
@@ -383,7 +383,7 @@ def test_stop_iteration_in_what_a_loader_calls(ds, kind, name):
 
 @pytest.mark.parametrize("kind", ["alone", "two", "persistent"])
 @pytest.mark.parametrize("done", [0, 3])
-def test_a_copy_of_a_loader_goes_on_where_the_original_was(ds, kind, done):
+def test_a_copy_of_a_loader_continues_where_the_original_was(ds, kind, done):
     loader = npstream.torch.DataLoader(ds.iter(0, 1, batch_size=6, shuffle=True), **LOADERS[kind])
     iterator = iter(loader)
     for _ in range(done):
@@ -394,7 +394,7 @@ def test_a_copy_of_a_loader_goes_on_where_the_original_was(ds, kind, done):
     assert len(rest) == 11 - done
 
 
-def test_an_iteration_that_torch_s_workers_read_is_not_copied(ds):
+def test_an_iteration_in_torchs_own_workers_cannot_be_copied(ds):
     batches = ds.iter(0, 1, batch_size=6)
     loader = DataLoader(batches, batch_size=None, num_workers=1)
     iterator = iter(loader)
@@ -409,7 +409,7 @@ def test_an_iteration_that_torch_s_workers_read_is_not_copied(ds):
     ("settings", "batch_size"),
     [({"batch_size": 9}, None), ({"batch_size": 6, "batched": False}, 6)],
 )
-def test_torchdata_keeps_states(ds, workers, persistent, settings, batch_size):
+def test_torchdata_keeps_exact_states(ds, workers, persistent, settings, batch_size):
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
 
     def loader():
@@ -442,7 +442,7 @@ def test_torchdata_keeps_states(ds, workers, persistent, settings, batch_size):
 
 @pytest.fixture
 def process_group():
-    """Initialize torch.distributed for this process alone."""
+    """Initialize torch.distributed with this process only."""
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
@@ -457,12 +457,12 @@ def launched(monkeypatch):
 
 
 @pytest.mark.usefixtures("launched", "process_group")
-def test_a_process_group_is_asked_before_the_environment(ds):
+def test_a_process_group_takes_precedence_over_the_environment(ds):
     assert len(ds.iter()) == N
 
 
 @pytest.mark.usefixtures("process_group")
-def test_what_is_given_goes_before_a_process_group(ds):
+def test_given_ranks_take_precedence_over_a_process_group(ds):
     assert len(ds.iter(1, 2, last="drop")) == N // 2
 
 
@@ -482,7 +482,7 @@ def test_a_process_group_that_disagrees_raises(ds, request):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataset_is_a_map_style_one(ds, workers):
+def test_a_dataset_is_a_map_style_dataset(ds, workers):
     loader = DataLoader(ds, batch_size=8, shuffle=True, num_workers=workers)
     rows = []
     for batch in loader:
@@ -523,7 +523,7 @@ def test_a_column_becomes_a_tensor(ds):
 
 
 @pytest.mark.parametrize("chunks", ["auto", (20, 1)])
-def test_dask_reads_a_column(ds, chunks):
+def test_dask_can_read_a_column(ds, chunks):
     array = dask.array.from_array(ds["x"], chunks=chunks)
     assert array.dtype == np.float32
     np.testing.assert_array_equal(array.compute(), ds["x"].load())
@@ -541,7 +541,7 @@ def one_batch(_):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_comes_from_a_worker_in_one_piece(workers):
+def test_a_batch_of_a_worker_uses_one_block_of_shared_memory(workers):
     loader = torch.utils.data.DataLoader([0], None, num_workers=workers, collate_fn=one_batch)
     ((batch, expected),) = zip(loader, [one_batch(0)], strict=True)
     assert type(batch) is Batch

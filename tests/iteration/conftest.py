@@ -1,4 +1,4 @@
-"""The dataset that the golden checkpoints are of."""
+"""The dataset of the golden checkpoints."""
 
 from __future__ import annotations
 

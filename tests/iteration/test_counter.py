@@ -1,4 +1,4 @@
-"""Which epoch an iteration is of, where several processes count."""
+"""The epoch counter, with several processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from npstream.iteration.counter import MAX_WORKERS, EpochCounter, EpochCursor
 
 
-def test_loaders_with_any_number_of_workers_take_turns():
+def test_consecutive_loaders_with_any_number_of_workers_read_consecutive_epochs():
     counter = EpochCounter(4)
     for epoch, workers in enumerate([2, 3, 3, 1, 2, MAX_WORKERS, 2], 4):
         found = {
@@ -25,7 +25,7 @@ def test_loaders_with_any_number_of_workers_take_turns():
         counter.advance_worker(0, MAX_WORKERS + 1)
 
 
-def test_only_the_first_turn_begins_where_it_was_set():
+def test_only_the_first_iteration_begins_at_the_set_cursor():
     counter = EpochCounter(0)
     cursor = EpochCursor(3, 40, ((50, 60), (70, 2**40)))
     for shared in (False, True):
@@ -43,7 +43,7 @@ def test_only_the_first_turn_begins_where_it_was_set():
 
 
 def run_at_once(run, workers=3):
-    """Return what a function returns for each worker, called for all of them at the same time."""
+    """Call a function for all workers concurrently, and return its results."""
     gate, results = threading.Barrier(workers), [None] * workers
 
     def go(worker):
@@ -60,7 +60,7 @@ def run_at_once(run, workers=3):
 
 @pytest.fixture
 def hasty():
-    """Let threads take turns after nearly every step, as processes on their own cores do."""
+    """Let threads switch after nearly every step, to simulate processes on their own cores."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -68,7 +68,7 @@ def hasty():
 
 
 @pytest.mark.usefixtures("hasty")
-def test_no_worker_disturbs_another_that_begins_at_the_same_time():
+def test_workers_can_begin_concurrently():
     counter = EpochCounter(5)
     counter.share()
     taken = run_at_once(
@@ -88,7 +88,7 @@ def test_no_worker_disturbs_another_that_begins_at_the_same_time():
     assert counter.upcoming() == EpochCursor(101)
 
 
-def test_workers_that_loaded_a_state_have_begun():
+def test_workers_that_load_a_state_are_counted():
     counter = EpochCounter(5)
     counter.share()
     for worker in range(2):
@@ -134,7 +134,7 @@ def test_contexts_are_the_same_in_all_epochs():
     assert counter.advance_worker(0, 2) == EpochCursor(7, context=b"m")
 
 
-def test_a_counter_without_workers_tells_any_context():
+def test_a_counter_without_workers_accepts_any_context():
     counter = EpochCounter(0)
     counter.set(EpochCursor(1, context=bytes(99)), pinned=False)
     assert pickle.loads(pickle.dumps(counter)).advance().context == bytes(99)

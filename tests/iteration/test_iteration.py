@@ -1,4 +1,4 @@
-"""What ``ds.iter`` yields, against what `load` reads of the same rows."""
+"""``ds.iter`` yields the same as `load` of the same rows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def view(request, ds):
 
 
 def workers(monkeypatch, worker: int, workers: int) -> None:
-    """Take the place of one of DataLoader's workers."""
+    """Pretend to be one of DataLoader's workers."""
     monkeypatch.setattr("npstream.torch.worker", lambda: (worker, workers))
 
 
@@ -108,7 +108,7 @@ def test_batches_hold_the_positions_of_the_partition(view, last, world, batch_si
 
 @pytest.mark.parametrize("last", LAST_BATCH_MODES)
 @pytest.mark.parametrize("batch_size", [None, 1, 6])
-def test_samples_are_those_of_the_batches(view, last, batch_size):
+def test_samples_equal_those_of_the_batches(view, last, batch_size):
     flat = view.ravel()[:200]
     part = Partition(flat.size, 1, 3, batch_size or 1, last)
     samples = flat.iter(1, 3, batch_size=batch_size, batched=False, last=last)
@@ -137,7 +137,7 @@ def test_ranks_together_see_every_sample_if_batches_are_filled_up(view):
 
 @pytest.mark.parametrize("last", LAST_BATCH_MODES)
 @pytest.mark.parametrize("batch_size", [1, 7, 200])
-def test_workers_share_the_batches_of_one_in_turn(ds, monkeypatch, last, batch_size):
+def test_workers_take_batches_in_turn(ds, monkeypatch, last, batch_size):
     batches = ds.iter(1, 2, batch_size=batch_size, last=last)
     alone = [batch.ids.tolist() for batch in batches]
     for count in (2, 3, 5):
@@ -150,7 +150,7 @@ def test_workers_share_the_batches_of_one_in_turn(ds, monkeypatch, last, batch_s
 
 
 @pytest.mark.parametrize("last", LAST_BATCH_MODES)
-def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
+def test_workers_take_runs_of_samples(ds, monkeypatch, last):
     samples = ds.iter(0, 2, batch_size=4, batched=False, last=last)
     alone = [sample["label"] for sample in samples]
     runs = [alone[start : start + 4] for start in range(0, len(alone), 4)]
@@ -160,7 +160,7 @@ def test_workers_are_dealt_samples_in_runs(ds, monkeypatch, last):
         assert share == [label for run in runs[worker::3] for label in run]
 
 
-def test_samples_dealt_one_by_one_come_with_a_warning(ds, monkeypatch):
+def test_single_samples_in_several_workers_warn(ds, monkeypatch):
     samples = ds.iter(0, 1, last="short")
     workers(monkeypatch, 0, 2)
     with pytest.warns(
@@ -169,7 +169,7 @@ def test_samples_dealt_one_by_one_come_with_a_warning(ds, monkeypatch):
     ):
         shares = [iter(samples)]
     workers(monkeypatch, 1, 2)
-    shares.append(iter(samples))  # one worker says it for all
+    shares.append(iter(samples))  # only worker 0 warns
     assert [sample["label"] for sample in in_turn(shares)] == list(range(N))
 
 
@@ -180,14 +180,14 @@ def test_transform_takes_batches_or_samples(ds):
     assert list(samples) == [10, 11, 12]
 
 
-def test_transform_follows_that_of_the_view(ds):
+def test_transform_is_applied_after_the_transform_of_the_view(ds):
     view = ds[:3].with_transform(lambda sample: int(sample["label"]))
     assert list(view.iter(0, 1)) == [0, 1, 2]
     assert list(view.iter(0, 1, batch_size=3, batched=False)) == [0, 1, 2]
     assert list(view.iter(0, 1, transform=lambda label: label - 1)) == [-1, 0, 1]
 
 
-def test_batches_of_a_view_with_a_transform_are_refused(ds):
+def test_batches_of_a_view_with_a_transform_raise(ds):
     view = ds.with_transform(len)
     with pytest.raises(ValueError, match="transform="):
         view.iter(0, 1, batch_size=3)
@@ -195,13 +195,13 @@ def test_batches_of_a_view_with_a_transform_are_refused(ds):
         view.iter(0, 1, batch_size=3, transform=len)
 
 
-def test_columns_that_were_left_out_are_not_read(ds):
+def test_omitted_columns_are_not_read(ds):
     (batch,) = ds[:4][["label"]].iter(0, 1, batch_size=4)
     assert list(batch) == ["label"]
 
 
 @pytest.mark.parametrize("name", ["csv_one_col", "jsonl_shards", "mds_c_gz", "mds_bytes_str"])
-def test_every_format_is_iterated(name):
+def test_every_format_can_be_iterated(name):
     data = npstream.open(golden_data.directory(golden_data.case(name)))
     rows = 0
     for batch in data.iter(0, 1, batch_size=2, last="short"):
@@ -214,7 +214,7 @@ def test_every_format_is_iterated(name):
 # Reading ahead
 
 
-def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypatch):
+def test_pages_of_a_batch_are_prefetched_before_the_previous_batch_is_read(ds, monkeypatch):
     events = []
     columns = Source.columns
 
@@ -235,7 +235,7 @@ def test_pages_of_a_batch_are_asked_for_before_the_last_one_is_read(ds, monkeypa
     ]  # fmt: skip
 
 
-def test_pages_are_asked_for_once(ds, monkeypatch):
+def test_pages_are_prefetched_once(ds, monkeypatch):
     asked = []
     monkeypatch.setattr(PagePrefetcher, "is_active", True)
     monkeypatch.setattr(
@@ -259,7 +259,7 @@ def test_samples_are_read_in_blocks(ds, monkeypatch):
     assert reads == [LOOKUP_SAMPLES, LOOKUP_SAMPLES, 3000 - 2 * LOOKUP_SAMPLES]
 
 
-# Who shares the view
+# Ranks
 
 
 @pytest.fixture
@@ -270,11 +270,11 @@ def alone(monkeypatch):
     return monkeypatch
 
 
-def test_one_process_is_alone(ds, alone):
+def test_a_single_process_is_rank_0_of_1(ds, alone):
     assert len(ds.iter()) == N
 
 
-def test_rank_and_world_are_those_of_the_environment(ds, alone):
+def test_rank_and_world_are_read_from_the_environment(ds, alone):
     batches = ds.iter(batch_size=10, last="short")
     alone.setenv("RANK", "1")
     alone.setenv("WORLD_SIZE", "4")
@@ -282,7 +282,7 @@ def test_rank_and_world_are_those_of_the_environment(ds, alone):
     assert len(ds.iter(3, 5, batch_size=1, last="short")) == 20
 
 
-def test_ranks_per_node_are_those_of_the_launcher_only_if_the_rank_is(ds, alone):
+def test_ranks_per_node_are_read_from_the_environment_only_if_the_rank_is(ds, alone):
     for name, said in (("RANK", "2"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
         alone.setenv(name, said)
     assert next(iter(ds.iter(batch_size=3))).ids.tolist() == [1, 5, 9]
@@ -300,7 +300,7 @@ def test_ranks_per_node_are_those_of_the_launcher_only_if_the_rank_is(ds, alone)
 
 @pytest.mark.parametrize("per_node", [1, 8])
 def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
-    """Those that lie across the end of a lane are two nodes'."""
+    """Two nodes read a shard that crosses the end of a lane."""
     nodes, lanes = 2, 4
     read = [set(), set()]
     for rank in range(nodes * per_node):
@@ -316,7 +316,7 @@ def test_nodes_read_their_own_shards_in_every_epoch(ds, per_node):
     assert len(read[0] & read[1]) < lanes
 
 
-def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
+def test_chunks_that_several_nodes_fetch_warn_once(ds, alone):
     four = {"shuffle": Shuffle("1KB", lanes=4)}
     says = "each chunk is fetched 3 times, because 6 nodes do not divide the number of lanes"
     with pytest.warns(UserWarning, match=says):
@@ -332,7 +332,7 @@ def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
 @pytest.mark.parametrize(
     "how",
     [
-        {},  # nobody knows the nodes
+        {},  # unknown nodes
         {"ranks_per_node": 3},
         {"ranks_per_node": 2, "replication": 6},
         {"ranks_per_node": 2, "shuffle": True},  # one lane
@@ -341,11 +341,11 @@ def test_chunks_that_several_nodes_fetch_are_said_once(ds, alone):
         {"ranks_per_node": 2, "shuffle": "py1e"},
     ],
 )
-def test_chunks_that_one_node_fetches_are_no_matter(ds, how):
+def test_chunks_that_one_node_fetches_do_not_warn(ds, how):
     assert ds.iter(0, 12, **{"shuffle": Shuffle("1KB", lanes=4), **how})
 
 
-def test_a_global_batch_is_shared_out(ds, alone):
+def test_a_global_batch_is_divided_among_ranks(ds, alone):
     batches = ds.iter(global_batch_size=24)
     assert "batches of 24 of all ranks" in repr(batches)
     alone.setenv("RANK", "1")
@@ -358,7 +358,7 @@ def test_a_global_batch_is_shared_out(ds, alone):
         len(ds.iter(global_batch_size=24))
 
 
-def test_ranks_that_replicate_read_the_same(ds):
+def test_replicas_read_the_same_samples(ds):
     read = [
         next(iter(ds.iter(rank, 8, batch_size=3, replication=2, ranks_per_node=4))).ids.tolist()
         for rank in range(8)
@@ -369,7 +369,7 @@ def test_ranks_that_replicate_read_the_same(ds):
 
 
 @pytest.mark.parametrize("use", [len, iter, pickle.dumps, copy.copy])
-def test_rank_and_world_are_found_at_the_first_use_and_stay(ds, alone, use):
+def test_rank_and_world_are_detected_on_first_use_and_kept(ds, alone, use):
     samples = ds.iter(last="short")
     assert "rank ? of ?" in repr(samples)
     alone.setenv("RANK", "1")
@@ -380,7 +380,7 @@ def test_rank_and_world_are_found_at_the_first_use_and_stay(ds, alone, use):
     assert len(ds.iter(last="short")) == 52
 
 
-def test_pickling_sends_the_rank_along(ds, alone):
+def test_pickles_contain_the_rank(ds, alone):
     alone.setenv("RANK", "2")
     alone.setenv("WORLD_SIZE", "3")
     sent = pickle.dumps(ds.iter(batch_size=9, last="short"))
@@ -393,7 +393,7 @@ def test_pickling_sends_the_rank_along(ds, alone):
 @pytest.mark.parametrize(
     ("rank", "world"), [("1", None), (None, "2"), ("2", "2"), ("-1", "2"), ("x", "2"), ("0", "0")]
 )
-def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
+def test_an_invalid_environment_raises(ds, alone, rank, world):
     for name, said in (("RANK", rank), ("WORLD_SIZE", world)):
         if said is not None:
             alone.setenv(name, said)
@@ -438,12 +438,12 @@ def test_an_environment_that_makes_no_sense_raises(ds, alone, rank, world):
         ({"transform": "f"}, TypeError, "transform='f': expected a function"),
     ],
 )
-def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
+def test_invalid_settings_raise_immediately(ds, arguments, error, says):
     with pytest.raises(error, match=says):
         ds.iter(**arguments)
 
 
 @given(st.sampled_from([np.int64, np.uint8, np.array]), st.integers(1, 5))
-def test_integers_of_any_type_will_do(ds, kind, number):
+def test_integers_can_have_any_type(ds, kind, number):
     batches = ds.iter(kind(0), kind(number), batch_size=kind(number))
     assert len(batches) == -(-N // number**2)

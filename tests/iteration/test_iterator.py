@@ -1,4 +1,4 @@
-"""Loops over an iteration: skipping within them, errors in them, older and newer ones, copies."""
+"""Loops over an iteration: skipping, errors, outdated iterators, copies."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ def ids(batches):
 
 
 def left(length, done, skips):
-    """Return the numbers of the batches that are left of an epoch, by the plain meaning of skip."""
+    """Return the numbers of the batches that remain in an epoch after skips: a simple reference."""
     return [k for k in range(done, length) if not any(a <= k < b for a, b in skips)]
 
 
-# Skipping within a loop
+# Skipping in a loop
 
 
 @pytest.mark.parametrize("make", KINDS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_batches_are_skipped_from_the_next_one_on(ds, make, data):
+def test_skipping_starts_with_the_next_batch(ds, make, data):
     epochs = [ids(make(ds, epoch=epoch)) for epoch in range(2)]
     numbers = {tuple(batch): k for k, batch in enumerate(epochs[0])}
     batches, seen, skips, expected = make(ds), [], [], list(range(10))
     for batch in batches:
         seen.append(numbers[tuple(batch["x"].tolist())])
-        # After the last batch, it is the next epoch that batches are left out of.
+        # After the last batch, skip applies to the next epoch.
         is_over = not left(10, seen[-1] + 1, skips)
         if not is_over and len(skips) < 3 and data.draw(st.integers(0, 3)) == 0:
             gap = sorted(data.draw(st.tuples(st.integers(0, 10), st.integers(0, 10))))
@@ -86,7 +86,7 @@ def test_batches_are_skipped_from_the_next_one_on(ds, make, data):
     assert ids(batches) == epochs[1]
 
 
-def test_the_next_loop_does_not_read_the_epoch_again(ds):
+def test_the_next_loop_reads_the_next_epoch(ds):
     batches = of_dataset(ds)
     for step, _ in enumerate(batches):
         if step == 2:
@@ -104,17 +104,17 @@ def test_samples_are_skipped_too(ds):
     assert seen == [*range(20), *range(90, 100)]
 
 
-def test_skip_is_refused_while_a_batch_is_made(ds):
+def test_skip_raises_while_a_batch_is_made(ds):
     batches = ds.iter(0, 1, batch_size=10, transform=lambda batch: batches.skip(5, 6))
     with pytest.raises(RuntimeError, match="call it in the loop over the batches"):
         next(iter(batches))
 
 
-# What a loop does not allow
+# Calls that raise in a loop
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_an_epoch_is_not_set_within_a_loop(ds, make):
+def test_set_epoch_raises_in_a_loop(ds, make):
     batches = make(ds)
     state = batches.state_dict()
     for step, _ in enumerate(batches):
@@ -130,7 +130,7 @@ def test_an_epoch_is_not_set_within_a_loop(ds, make):
     assert ids(batches) == ids(make(ds))
 
 
-def test_an_iterator_that_is_held_can_be_closed(ds):
+def test_a_referenced_iterator_can_be_closed(ds):
     batches = of_dataset(ds)
     iterator = iter(batches)
     next(iterator)
@@ -143,7 +143,7 @@ def test_an_iterator_that_is_held_can_be_closed(ds):
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_an_old_iterator_raises(ds, make):
+def test_an_outdated_iterator_raises(ds, make):
     batches = make(ds)
     old = iter(batches)
     next(old)
@@ -155,7 +155,7 @@ def test_an_old_iterator_raises(ds, make):
     assert batches.state_dict()["position"] == position + 10 or position >= N
 
 
-def test_an_old_iterator_that_had_all_ends(ds):
+def test_an_outdated_iterator_ends_normally_if_it_yielded_everything(ds):
     batches = of_dataset(ds)
     old = iter(batches)
     for _ in range(10):
@@ -164,7 +164,7 @@ def test_an_old_iterator_that_had_all_ends(ds):
     assert next(old, None) is None
 
 
-def test_an_iterator_that_nothing_was_taken_from_follows_what_is_set(ds):
+def test_an_unused_iterator_follows_set_epoch_and_loaded_states(ds):
     batches = of_dataset(ds)
     iterator = iter(batches)
     batches.set_epoch(4)
@@ -194,7 +194,7 @@ def test_stop_iteration_in_a_transform_does_not_end_an_epoch(ds, batched):
         RuntimeError, match="transform= raised StopIteration, which would end the loop"
     ):
         next(items)
-    assert len(list(items)) == (4 if batched else 49)  # a loop may go on behind it
+    assert len(list(items)) == (4 if batched else 49)  # a loop can continue after it
 
 
 def test_stop_iteration_in_a_transform_of_a_view(ds):
@@ -225,7 +225,7 @@ def test_stop_iteration_in_a_filter(ds, batch_size):
         ds.filter(stop, batch_size=batch_size)
 
 
-def test_an_error_of_a_transform_counts_its_batch_as_passed_over(ds):
+def test_a_batch_whose_transform_raised_is_skipped(ds):
     transform = functools.partial(failing, {30, 40}, ValueError("bad"))
     batches = ds.iter(0, 1, batch_size=10, transform=transform)
     iterator, seen, states = iter(batches), [], []
@@ -237,14 +237,14 @@ def test_an_error_of_a_transform_counts_its_batch_as_passed_over(ds):
         except StopIteration:
             break
     assert seen == [0, 10, 20, 50, 60, 70, 80, 90]
-    assert states == [30, 30]  # a state goes on before them, for they were not yielded
+    assert states == [30, 30]  # not yielded, so the state is before them
     assert batches.state_dict()["epoch"] == 1
 
 
-# The epoch
+# The property epoch
 
 
-def test_a_loop_over_epochs(ds):
+def test_epoch_property_in_a_loop_over_epochs(ds):
     batches, seen = of_dataset(ds), []
     while batches.epoch < 3:
         seen += [(batches.epoch, batch["x"].tolist()) for batch in batches]
@@ -254,7 +254,7 @@ def test_a_loop_over_epochs(ds):
 
 
 @pytest.mark.parametrize(("done", "epoch"), [(0, 2), (1, 2), (9, 2), (10, 3)])
-def test_the_epoch_after_a_state_was_loaded(ds, done, epoch):
+def test_epoch_property_after_a_state_was_loaded(ds, done, epoch):
     batches = of_dataset(ds, epoch=2)
     for _ in zip(range(done), batches, strict=False):
         pass
@@ -270,7 +270,7 @@ def test_the_epoch_after_a_state_was_loaded(ds, done, epoch):
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("done", [0, 4, 10])
-def test_a_copy_goes_on_where_the_original_was(ds, make, done):
+def test_a_copy_continues_where_the_original_was(ds, make, done):
     batches = make(ds)
     iterator = iter(batches)
     for _ in range(done):
@@ -280,21 +280,21 @@ def test_a_copy_goes_on_where_the_original_was(ds, make, done):
     assert ids(other) == rest
 
 
-def test_a_copy_of_an_epoch_that_was_left_begins_the_next_one(ds):
+def test_a_copy_made_after_a_loop_was_left_begins_the_next_epoch(ds):
     batches = of_dataset(ds)
     next(iter(batches))
     other = copy.deepcopy(batches)
     assert ids(other) == ids(batches) == ids(of_dataset(ds, epoch=1))
 
 
-def test_a_copy_of_an_epoch_that_was_left_has_its_state(ds):
+def test_a_copy_made_after_a_loop_was_left_has_the_same_state(ds):
     batches = of_dataset(ds)
     next(iter(batches))
     assert copy.deepcopy(batches).state_dict() == batches.state_dict()
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_copy_after_skipping_what_was_yielded(make, ds):
+def test_a_copy_after_skipping_yielded_batches(make, ds):
     batches = make(ds)
     iterator = iter(batches)
     for _ in range(5):
@@ -306,14 +306,14 @@ def test_a_copy_after_skipping_what_was_yielded(make, ds):
     assert ids(copy.deepcopy(batches)) == ids(make(ds, epoch=1))
 
 
-def test_an_iterator_is_not_copied(ds):
+def test_iterators_cannot_be_copied(ds):
     iterator = iter(of_dataset(ds))
     for duplicate in (copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match=r"copy what ds\.iter returned"):
             duplicate(iterator)
 
 
-# Epochs that are left where a state was saved
+# Loops that are left at a saved state
 
 
 def test_leaving_an_epoch_at_a_saved_state_warns_and_names_epoch_size(ds):
@@ -335,7 +335,7 @@ def test_leaving_an_epoch_at_a_saved_state_warns_and_names_epoch_size(ds):
 
 
 @pytest.mark.parametrize("saves", [0, 1, 2])
-def test_leaving_an_epoch_elsewhere_is_no_matter(ds, saves):
+def test_leaving_an_epoch_without_a_saved_state_does_not_warn(ds, saves):
     batches = of_dataset(ds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -347,7 +347,7 @@ def test_leaving_an_epoch_elsewhere_is_no_matter(ds, saves):
         list(batches)
 
 
-# Ranks that another launcher numbered
+# Ranks of launchers that npstream does not read
 
 
 LAUNCHERS = [
@@ -366,7 +366,7 @@ def alone(monkeypatch):
 
 
 @pytest.mark.parametrize("names", LAUNCHERS)
-def test_ranks_of_another_launcher_are_named_once(ds, alone, names):
+def test_ranks_of_an_unread_launcher_warn_once(ds, alone, names):
     rank, world = names
     alone(rank, "3")
     alone(world, "8")
@@ -387,7 +387,7 @@ def test_ranks_of_another_launcher_are_named_once(ds, alone, names):
         {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "RANK": "1", "WORLD_SIZE": "2"},
     ],
 )
-def test_ranks_that_are_known_come_without_a_warning(ds, alone, variables):
+def test_detected_ranks_do_not_warn(ds, alone, variables):
     for name, value in variables.items():
         alone(name, value)
     with warnings.catch_warnings():
@@ -396,7 +396,7 @@ def test_ranks_that_are_known_come_without_a_warning(ds, alone, variables):
         list(ds.iter(0, 1, batch_size=10))
 
 
-def test_ranks_that_are_given_come_without_a_warning(ds, alone):
+def test_given_ranks_do_not_warn(ds, alone):
     alone("SLURM_PROCID", "3")
     alone("SLURM_NTASKS", "8")
     with warnings.catch_warnings():

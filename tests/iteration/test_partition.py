@@ -1,4 +1,4 @@
-"""Partition against lists: what is dealt to a rank is what slicing a list of positions gives."""
+"""Partition gives each rank the same positions as slices of a list."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_batches_are_slices_of_global_batches(settings):
 
 
 @given(settings, st.integers(1, 5))
-def test_several_batches_are_looked_up_at_once(settings, step):
+def test_several_batches_are_looked_up_together(settings, step):
     for rank, batches in enumerate(dealt(**settings)):
         part = Partition(rank=rank, **settings)
         for first in range(step):
@@ -61,7 +61,7 @@ def test_several_batches_are_looked_up_at_once(settings, step):
 
 @given(settings, st.sampled_from([1, 2, 3, 4, 6, 12]))
 def test_a_global_batch_does_not_depend_on_the_ranks(settings, world):
-    """Its samples are a run of positions, however many ranks share it."""
+    """Its samples are consecutive positions, for any number of ranks."""
 
     def global_batches(world: int) -> list[list[int]]:
         parts = [
@@ -78,7 +78,7 @@ def test_a_global_batch_does_not_depend_on_the_ranks(settings, world):
 
 
 @given(settings)
-def test_every_rank_has_as_many_samples_unless_the_last_batch_is_short(settings):
+def test_all_ranks_have_the_same_number_of_samples_unless_last_is_short(settings):
     parts = [Partition(rank=rank, **settings) for rank in range(settings["world"])]
     if settings["last"] == "short":
         assert sum(part.samples for part in parts) == settings["size"]
@@ -95,7 +95,7 @@ def test_no_samples_make_no_batches(last):
     assert part.positions(range(0)).size == 0
 
 
-def test_a_view_smaller_than_the_ranks_is_repeated_over_and_over():
+def test_a_view_smaller_than_the_world_is_repeated_several_times():
     parts = [Partition(2, rank, 5, 1) for rank in range(5)]
     assert [(part.positions(range(1)) % 2).tolist() for part in parts] == [[0], [1], [0], [1], [0]]
 
@@ -114,7 +114,7 @@ def test_positions_beyond_int32():
     st.integers(0, 30),
 )  # fmt: skip
 def test_a_global_batch_does_not_depend_on_the_nodes(settings, ranks, start):
-    """Whatever is left of an epoch is cut into the same runs."""
+    """The rest of an epoch is cut into the same global batches."""
     world, nodes = ranks
     size, last = settings["size"], settings["last"]
     alone = Partition(size, 0, 1, 12, last, start=start)
@@ -152,7 +152,7 @@ gaps = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=5)
 
 
 @given(gaps)
-def test_gaps_are_what_is_not_left(gaps):
+def test_gaps_are_removed_from_positions(gaps):
     joint = merge_gaps(gaps)
     skipped = {p for start, stop in gaps for p in range(start, stop)}
     assert [p for start, stop in joint for p in range(start, stop)] == sorted(skipped)
@@ -165,8 +165,8 @@ def test_gaps_are_what_is_not_left(gaps):
 
 
 @given(settings, st.integers(1, 4))
-def test_batches_that_are_dealt_whole(settings, unit):
-    """Units of several positions are dealt as single positions are, if a batch is one of them."""
+def test_units_of_whole_batches(settings, unit):
+    """Units of several positions are divided like single positions, if a batch is one unit."""
     for rank in range(settings["world"]):
         single = Partition(rank=rank, **{**settings, "batch_size": 1})
         part = Partition(
@@ -180,8 +180,8 @@ def test_batches_that_are_dealt_whole(settings, unit):
 
 
 @given(settings, st.integers(0, 20))
-def test_rows_are_read_with_gaps_repeats_and_places_without_a_sample(settings, repeat_start):
-    """Position p holds row ``p + 1000``; every fifth position holds none."""
+def test_lookup_handles_gaps_repeats_and_missing_samples(settings, repeat_start):
+    """Position p has row ``p + 1000``; every fifth position has none."""
     repeat_start = min(repeat_start, max(settings["size"] - 1, 0))
     gaps = ((2, 4), (7, 20))
     whole = [p for p in range(settings["size"] + 15) if not (2 <= p < 4 or 7 <= p < 20)]
@@ -202,7 +202,7 @@ def test_rows_are_read_with_gaps_repeats_and_places_without_a_sample(settings, r
         assert list(zip(*(each.tolist() for each in found), strict=True)) == expected
 
 
-def test_so_many_batches_are_looked_up_at_once():
+def test_number_of_batches_that_are_looked_up_together():
     part = Partition(10**6, 0, 4, 8, block=100, span=800)
     assert [part.lookup_batches(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]
     assert [Partition(10**6, 0, 4, 8, block=1).lookup_batches(1), part.lookup_batches(1000)] == [

@@ -1,4 +1,4 @@
-"""Going on where another iteration stopped, against one that nobody disturbed."""
+"""Resumed iterations read the same as one that was never stopped."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ORDERS = {
 
 
 def ranks(ds, world, state=None, **settings):
-    """Return the iterations of all ranks, all gone to a state."""
+    """Return the iterations of all ranks, with a loaded state."""
     iterations = [ds.iter(rank, world, **settings) for rank in range(world)]
     for iteration in iterations:
         if state is not None:
@@ -50,7 +50,7 @@ def ranks(ds, world, state=None, **settings):
 
 
 def steps(iterations):
-    """Yield what all ranks read in one step, sorted, and the state that all of them have then."""
+    """Yield the sorted ids of all ranks in each step, and the state after it."""
     iterators = [iter(iteration) for iteration in iterations]
     while batches := [batch for it in iterators if (batch := next(it, None)) is not None]:
         states = [iteration.state_dict() for iteration in iterations]
@@ -61,14 +61,14 @@ def steps(iterations):
 
 
 def epochs(iterations, count):
-    """Return what all ranks read in each step of some epochs."""
+    """Return the ids that all ranks read in each step of some epochs."""
     return [batch for _ in range(count) for batch, _ in steps(iterations)]
 
 
 @pytest.mark.filterwarnings("ignore:each chunk is fetched . times")
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("last", ["repeat", "drop", "short"])
-def test_any_ranks_go_on_after_any_global_batch(ds, order, last):
+def test_any_ranks_resume_after_any_global_batch(ds, order, last):
     settings = {"global_batch_size": 12, "last": last, **ORDERS[order]}
     undisturbed = epochs(ranks(ds, 2, **settings), 3)
     done = 0
@@ -88,7 +88,7 @@ def test_any_ranks_go_on_after_any_global_batch(ds, order, last):
 
 @pytest.mark.parametrize("order", ["no shuffle", "lanes"])
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_samples_go_on_after_any_of_them(ds, order, batch_size):
+def test_samples_resume_after_any_sample(ds, order, batch_size):
     settings = {"batch_size": batch_size, "batched": False, "last": "short", **ORDERS[order]}
     undisturbed = [int(sample["label"]) for sample in ds.iter(1, 2, **settings)]
     running = ds.iter(1, 2, **settings)
@@ -104,7 +104,7 @@ def test_samples_go_on_after_any_of_them(ds, order, batch_size):
     st.sampled_from(sorted(ORDERS)), st.integers(1, 5), st.integers(1, 9), st.integers(1, 5),
     st.integers(1, 9), st.integers(0, 6),
 )  # fmt: skip
-def test_other_batches_take_up_where_the_first_ones_ended(
+def test_another_batch_size_resumes_at_the_same_position(
     ds, order, world, size, new_world, new_size, done
 ):
     settings = {"last": "short", **ORDERS[order]}
@@ -122,7 +122,7 @@ def test_other_batches_take_up_where_the_first_ones_ended(
     assert sorted(seen) == whole[0]
 
 
-def test_a_state_is_plain_and_names_what_it_is_of(ds):
+def test_a_state_is_plain_json_with_its_settings(ds):
     batches = ds.iter(0, 1, batch_size=4, shuffle=Shuffle(block="1MB", lanes=2), seed=3)
     assert next(iter(batches)).n == 4
     assert batches.state_dict() == {
@@ -138,7 +138,7 @@ def test_a_state_is_plain_and_names_what_it_is_of(ds):
     }
 
 
-def test_a_state_can_be_loaded_twice_and_is_then_the_state(ds):
+def test_a_loaded_state_is_returned_by_state_dict(ds):
     batches = ds.iter(0, 1, batch_size=10, shuffle=True)
     first = [batch.ids.tolist() for batch in batches]
     batches = ds.iter(0, 1, batch_size=10, shuffle=True)
@@ -153,7 +153,7 @@ def test_a_state_can_be_loaded_twice_and_is_then_the_state(ds):
         assert [batch.ids.tolist() for batch in batches] == first[2:]
 
 
-def test_at_the_end_of_an_epoch_the_next_one_follows(ds):
+def test_after_the_last_batch_the_state_is_of_the_next_epoch(ds):
     batches = ds.iter(0, 1, batch_size=50, last="drop", shuffle=True)
     states = [batches.state_dict() for _ in batches]
     states.append(batches.state_dict())
@@ -165,7 +165,7 @@ def test_at_the_end_of_an_epoch_the_next_one_follows(ds):
         assert [batch.ids.tolist() for batch in resumed] == following
 
 
-def test_what_is_left_may_be_too_little_for_a_batch(ds):
+def test_the_rest_of_an_epoch_can_be_too_short_for_a_batch(ds):
     batches = ds.iter(0, 1, batch_size=10, last="drop")
     iterator = iter(batches)
     for _ in range(9):
@@ -183,7 +183,7 @@ def first_ids(batches):
     return next(iter(batches)).ids.tolist()
 
 
-def test_each_iteration_is_of_the_next_epoch(ds):
+def test_each_iteration_reads_the_next_epoch(ds):
     settings = {"batch_size": 30, "shuffle": True}
     orders = [first_ids(ds.iter(0, 1, epoch=e, **settings)) for e in range(4)]
     assert len({tuple(order) for order in orders}) == 4
@@ -191,7 +191,7 @@ def test_each_iteration_is_of_the_next_epoch(ds):
     assert [first_ids(batches) for _ in range(3)] == orders[1:]
 
 
-def test_an_iteration_that_nothing_was_taken_from_does_not_count(ds):
+def test_an_iteration_that_yielded_nothing_does_not_count(ds):
     batches = ds.iter(0, 1, batch_size=30, shuffle=True)
     first, second = iter(batches), iter(batches)
     taken = next(second).ids.tolist()
@@ -202,12 +202,12 @@ def test_an_iteration_that_nothing_was_taken_from_does_not_count(ds):
     assert batches.state_dict()["position"] == 30
 
 
-def test_the_seed_and_the_epoch_are_no_sum(ds):
+def test_seed_and_epoch_are_not_added(ds):
     one = first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=0, epoch=1))
     assert one != first_ids(ds.iter(0, 1, batch_size=30, shuffle=True, seed=1, epoch=0))
 
 
-def test_set_epoch_pins_one(ds):
+def test_set_epoch_applies_to_all_later_iterations(ds):
     settings = {"batch_size": 30, "shuffle": True}
     batches = ds.iter(0, 1, **settings)
     batches.set_epoch(3)
@@ -217,7 +217,7 @@ def test_set_epoch_pins_one(ds):
     assert first_ids(batches) != expected
 
 
-def test_set_epoch_of_the_epoch_that_was_loaded_keeps_the_position(ds):
+def test_set_epoch_of_the_loaded_epoch_keeps_the_position(ds):
     batches = ds.iter(0, 1, batch_size=30, epoch=2)
     state = {**batches.state_dict(), "position": 60}
     for begun in (False, True):
@@ -232,7 +232,7 @@ def test_set_epoch_of_the_epoch_that_was_loaded_keeps_the_position(ds):
     assert first_ids(batches)[0] == 0
 
 
-def test_epochs_of_another_size_pass_no_sample_over(ds):
+def test_epoch_size_skips_no_sample(ds):
     settings = {"shuffle": True, "batch_size": 20, "last": "short"}
     batches = ds.iter(0, 1, epoch_size=60, **settings)
     assert len(batches) == 3
@@ -241,7 +241,7 @@ def test_epochs_of_another_size_pass_no_sample_over(ds):
     assert seen[: 4 * N] == [i for _ in range(4) for batch in whole for i in batch.ids.tolist()]
 
 
-def test_copies_go_on_by_themselves(ds):
+def test_copies_continue_independently(ds):
     batches = ds.iter(0, 1, batch_size=30, shuffle=True)
     orders = [first_ids(batches) for _ in range(3)]
     batches = ds.iter(0, 1, batch_size=30, shuffle=True)
@@ -267,7 +267,7 @@ def test_batches_are_skipped(ds):
 
 
 @pytest.mark.parametrize("done", [0, 2, 4, 7, 10])
-def test_skipping_goes_with_the_state(ds, done):
+def test_skipped_ranges_are_part_of_the_state(ds, done):
     settings = {"shuffle": True, "global_batch_size": 8, "last": "drop"}
     whole = epochs(ranks(ds, 1, **settings), 1)
     batches = ds.iter(0, 1, **settings)
@@ -283,7 +283,7 @@ def test_skipping_goes_with_the_state(ds, done):
         assert epochs(ranks(ds, 2, state, **settings), 1) == expected[number:]
 
 
-def test_all_that_is_left_may_be_skipped(ds):
+def test_the_whole_rest_of_an_epoch_can_be_skipped(ds):
     batches = ds.iter(0, 1, batch_size=8)
     batches.skip(0, 10**9)
     assert first_ids(batches)[0] == 0
@@ -294,13 +294,13 @@ def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
     batches = ds.iter(0, 1, batch_size=1)
     for t in range(MAX_GAPS):
         batches.skip(3 * t, 3 * t + 1)
-    batches.skip(1, 3)  # closes the first gap, and needs none
+    batches.skip(1, 3)  # joins two gaps, so the number does not grow
     batches.skip(90, 91)
     with pytest.raises(ValueError, match=f"at most {MAX_GAPS} separate ranges"):
         batches.skip(92, 93)
 
 
-# What does not fit
+# States that do not fit
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
         ({"workers": 2, "yielded": 3}, "the state has workers=2"),
     ],
 )
-def test_a_state_that_does_not_fit_says_why(ds, change, says):
+def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, says):
     batches = ds.iter(0, 1, batch_size=4, shuffle=True)
     state = batches.state_dict()
     with pytest.raises(ValueError, match=says):
@@ -324,7 +324,7 @@ def test_a_state_that_does_not_fit_says_why(ds, change, says):
     assert batches.state_dict() == state
 
 
-def test_another_view_or_dataset_is_refused_by_name(ds, tmp_path):
+def test_another_view_or_dataset_is_named_in_the_error(ds, tmp_path):
     def copied(name, **options):
         npstream.write(tmp_path / name, {"label": np.arange(N), "x": np.ones((N, 2))}, **options)
         return npstream.open(tmp_path / name)
@@ -355,14 +355,14 @@ def test_views_have_states(ds, index):
 
 
 @pytest.mark.parametrize("state", [{}, {"position": 3}, {"epoch": 0, "sample_in_epoch": 4}])
-def test_what_is_no_state_is_refused(ds, state):
+def test_invalid_states_raise(ds, state):
     with pytest.raises(ValueError, match=r"no state of an iteration: version, .* missing"):
         ds.iter(0, 1).load_state_dict(state)
     with pytest.raises(TypeError, match="a state is a dict"):
         ds.iter(0, 1).load_state_dict(json.dumps(state))
 
 
-def test_somebody_else_may_count(ds):
+def test_the_caller_can_count_samples(ds):
     settings = {"batch_size": 10, "shuffle": True}
     whole = [batch.ids.tolist() for batch in ds.iter(0, 1, **settings)]
     batches = ds.iter(0, 1, **settings)
@@ -382,7 +382,7 @@ def test_somebody_else_may_count(ds):
 
 
 def torchrun(processes, *arguments):
-    """Run tests/helpers/training.py under so many ranks, and return whether it came to its end."""
+    """Run tests/helpers/training.py with several ranks; return True if it finished."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     script = Path(__file__).parents[1] / "helpers" / "training.py"
     paths = [str(Path(npstream.__file__).parents[1]), os.environ.get("PYTHONPATH")]
@@ -398,7 +398,7 @@ def torchrun(processes, *arguments):
 
 
 def trained_on(directory, processes):
-    """Return the samples of each step, whichever rank had them."""
+    """Return the samples of each step, of all ranks."""
     read = {}
     for rank in range(processes):
         for line in (directory / f"{processes}-{rank}.jsonl").read_text().splitlines():
@@ -407,7 +407,7 @@ def trained_on(directory, processes):
     return {step: sorted(ids) for step, ids in read.items()}
 
 
-def test_a_killed_training_goes_on_with_other_processes(tmp_path):
+def test_a_killed_training_resumes_on_other_ranks(tmp_path):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(100, 4)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Iterating in Streaming's orders: what the real package read, and went on to read.
+"""Iterations in Streaming's orders read, and resume, the same as the real package.
 
 The orders themselves are held to golden data in `test_order`.
 """
@@ -22,14 +22,14 @@ from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.settings import StreamingRun
 from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS
 
-# What Streaming deals out
+# Samples of ranks and workers
 
 
 WEIGHTS = ("proportion", "repeat", "choose")
 
 
 def weights_of(streams):
-    """Return the settings of streams, which are called by their numbers."""
+    """Return the settings of streams, whose names are their numbers."""
     given = {
         weight: {str(k): stream[weight] for k, stream in enumerate(streams) if weight in stream}
         for weight in WEIGHTS
@@ -41,7 +41,8 @@ def settings_of(case):
     params = dict(case["params"])
     if not params["shuffle"]:
         params["shuffle_algo"] = None
-        if "resolved" in case:  # Streaming counts nodes by the algorithm all the same
+        # Streaming's default depends on the algorithm, even without a shuffle.
+        if "resolved" in case:
             params["num_canonical_nodes"] = case["resolved"]["num_canonical_nodes"]
     names = [name for name in StreamingShuffle.__slots__ if name in params]
     return StreamingShuffle(
@@ -50,7 +51,7 @@ def settings_of(case):
 
 
 def of_shards(path, sizes):
-    """Open a dataset of which there is only the index, which says how many samples shards have."""
+    """Open a dataset that has only an index, with the given shard sizes."""
     entry = json.loads((DATA / "index.json").read_text())["shards"][0]
     raw = {"basename": "x", "bytes": 1 << 20, "hashes": {}}
     index = {
@@ -63,13 +64,13 @@ def of_shards(path, sizes):
 
 
 def of_streams(path, streams):
-    """Open one dataset, or mix those of streams."""
+    """Open one dataset, or mix the datasets of several streams."""
     opened = {str(k): of_shards(path / str(k), each["shards"]) for k, each in enumerate(streams)}
     return opened["0"] if alone(streams) else npstream.mix(opened)
 
 
 def alone(streams):
-    """Tell whether there is one stream, read as it is."""
+    """Return True if there is one stream, without weights."""
     return len(streams) == 1 and not set(WEIGHTS) & set(streams[0])
 
 
@@ -78,7 +79,7 @@ WORK = [case for case in golden("orders") if case["kind"] == "work"]
 
 @pytest.mark.filterwarnings("ignore:sample_in_epoch=.* is no multiple of the global:UserWarning")
 @pytest.mark.parametrize("case", WORK, ids=[case["id"] for case in WORK])
-def test_golden_work(case, tmp_path):
+def test_golden_samples_of_workers(case, tmp_path):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     world, replication = params["nodes"] * params["ranks_per_node"], params["replication"] or 1
     begun = params["sample_in_epoch"]
@@ -122,7 +123,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("algorithm", "world", "per_node", "lanes"), CASES)
-def test_ranks_and_workers_read_what_streaming_deals_them(
+def test_ranks_and_workers_read_the_same_samples_as_in_streaming(
     ds, monkeypatch, algorithm, world, per_node, lanes
 ):
     settings = StreamingShuffle(algorithm, num_canonical_nodes=lanes, shuffle_block_size=60)
@@ -172,7 +173,7 @@ RUNS = [
 
 
 def iteration(view, rank, run, case, **how):
-    """Return the iteration of a rank in a run of Streaming."""
+    """Return a rank's iteration with the settings of a run of Streaming."""
     given = dict(run.get("dataset_args", case["dataset_args"]))
     replication, shuffle = given.pop("replication", 1), given.pop("shuffle", False)
     algorithm = given.pop("shuffle_algo", "py1e") if shuffle else None
@@ -190,8 +191,8 @@ def iteration(view, rank, run, case, **how):
 
 
 @pytest.mark.parametrize(("case", "run"), RUNS)
-def test_runs_of_streaming_go_on(case, run):
-    """Each rank reads what it read there, from the state that was loaded, which others went on."""
+def test_runs_of_streaming_resume(case, run):
+    """After a loaded state of Streaming, each rank reads the same as the real package did."""
     opened = [npstream.open(GOLDEN / "checkpoints" / "data" / s["dir"]) for s in case["streams"]]
     view = opened[0]
     if not alone(case["streams"]):
@@ -202,7 +203,7 @@ def test_runs_of_streaming_go_on(case, run):
             batches.load_state_dict(json.loads(json.dumps(run["loaded_state"])))
         for epoch in run["epochs"]:
             ids = arrays("checkpoints/ids.npz")[epoch["ids"][rank]]
-            if len(ids) == 0:  # Streaming goes through epochs of which nothing is left
+            if len(ids) == 0:  # Streaming yields an empty epoch if nothing is left
                 continue
             iterator, want = iter(batches), [[i for i in row if i >= 0] for row in ids.tolist()]
             read = [next(iterator) for _ in want]
@@ -243,8 +244,8 @@ def of_run(ds, number, drop_first=0, batch_size=8):
         ("npstream", "fork", False),
     ],
 )  # fmt: skip
-def test_workers_go_on_from_a_state_of_streaming(ds, kind, start, persistent):
-    """Epochs that follow keep what the state knows of the run."""
+def test_workers_resume_from_a_state_of_streaming(ds, kind, start, persistent):
+    """Later epochs keep the settings of the run from the state."""
     torch = pytest.importorskip("torch.utils.data")
     make = {"torch": torch.DataLoader, "npstream": npstream.torch.DataLoader}[kind]
     batches = ds.iter(1, 2, batch_size=8, shuffle="py1e")
@@ -264,7 +265,7 @@ def test_workers_go_on_from_a_state_of_streaming(ds, kind, start, persistent):
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # torchdata's own
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("persistent", [False, True])
-def test_torchdata_keeps_the_run(ds, persistent):
+def test_torchdata_states_contain_the_run(ds, persistent):
     stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
 
     def loader(batches):
@@ -283,7 +284,7 @@ def test_torchdata_keeps_the_run(ds, persistent):
     assert batch_ids(resumed) == of_run(ds, 3)
 
 
-# States of its own
+# States of npstream
 
 
 ORDERS = {
@@ -296,8 +297,8 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2), (3, 1)])
-def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
-    """Exactly as if it had not stopped, also where samples come twice to fill ranks up."""
+def test_an_iteration_resumes_after_any_batch(ds, order, world, per_node):
+    """The same samples as without a stop, with those that are repeated to fill up ranks."""
     settings = {"batch_size": 16, "shuffle": ORDERS[order], "ranks_per_node": per_node}
     for rank in (0, world - 1):
         running, other = (ds.iter(rank, world, **settings) for _ in range(2))
@@ -318,7 +319,7 @@ def test_an_iteration_goes_on_after_any_batch(ds, order, world, per_node):
 
 
 @pytest.mark.parametrize("batch_size", [None, 4])
-def test_samples_go_on_after_any_of_them(ds, batch_size):
+def test_samples_resume_after_any_sample(ds, batch_size):
     settings = {"batch_size": batch_size, "batched": False, "shuffle": "py1s"}
     whole = [int(sample["id"]) for sample in ds.iter(1, 3, **settings)]
     running = ds.iter(1, 3, **settings)
@@ -334,7 +335,7 @@ def test_samples_go_on_after_any_of_them(ds, batch_size):
 
 @pytest.mark.parametrize("new", [(1, 1, 24), (2, 1, 12), (3, 3, 8), (4, 2, 6)])
 def test_other_ranks_read_the_same_global_batches(ds, new):
-    """As Streaming's "relaxed" allows, for nodes that do not go with the lanes."""
+    """With "relaxed", also for a number of nodes that does not fit the lanes."""
 
     def steps(world, per_node, size, state):
         ranks = [
@@ -352,7 +353,7 @@ def test_other_ranks_read_the_same_global_batches(ds, new):
     for done, _ in enumerate(running, 1):
         if done in (1, 7, 15):
             after = steps(*new, running.state_dict())
-            full = len(whole) - 1 - done  # what the last one repeats depends on the ranks
+            full = len(whole) - 1 - done  # the repeated samples in the last batch depend on ranks
             assert after[:full] == whole[done:-1]
 
 
@@ -390,7 +391,7 @@ def test_batches_are_skipped(ds):
 
 
 def test_states_are_those_of_streaming(ds):
-    """So that a run may also go back there."""
+    """A run can also resume in Streaming again."""
     batches = ds.iter(0, 2, batch_size=8, shuffle="py1s", ranks_per_node=1)
     next(iter(batches))
     state = batches.state_dict()
@@ -400,7 +401,7 @@ def test_states_are_those_of_streaming(ds):
     }  # fmt: skip
 
 
-def test_a_state_from_before_the_first_epoch_begins_anew(ds):
+def test_a_state_from_before_the_first_epoch_starts_at_the_beginning(ds):
     batches = ds.iter(0, 1, batch_size=8, shuffle="py1s")
     batches.load_state_dict(STATE | {"epoch": -1, "sample_in_epoch": 0})
     assert batch_ids(batches) == batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1s"))
@@ -408,7 +409,7 @@ def test_a_state_from_before_the_first_epoch_begins_anew(ds):
 
 @pytest.mark.parametrize("method", BATCHING_METHODS[1:])
 @pytest.mark.parametrize("left", [3, 1, 0])
-def test_states_of_streaming_go_on_to_the_last_batch(ds, method, left):
+def test_states_of_streaming_resume_up_to_the_last_batch(ds, method, left):
     def batches():
         settings = StreamingShuffle("py1s", batching_method=method)
         return ds.iter(1, 4, ranks_per_node=4, batch_size=1, shuffle=settings)
@@ -445,13 +446,13 @@ def test_replicated_ranks_read_the_same(ds):
     assert read[0] == read[1] != read[2] == read[3]
 
 
-def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
+def test_views_of_whole_datasets_can_have_streaming_orders(ds):
     want = batch_ids(ds.iter(0, 1, batch_size=8, shuffle="py1e"))
     for view in (ds[:], ds[["id"]], ds[::-1][::-1]):
         assert batch_ids(view.iter(0, 1, batch_size=8, shuffle="py1e")) == want
 
 
-# What does not fit
+# States that do not fit
 
 
 @pytest.mark.parametrize(
@@ -459,7 +460,7 @@ def test_views_that_are_all_of_a_dataset_have_these_orders(ds):
     [lambda ds: ds[1:], lambda ds: ds[::-1], lambda ds: ds.shuffle(0), lambda ds: ds[[0, 1]]],
     ids=["part", "reversed", "shuffled", "picked"],
 )
-def test_other_views_are_refused(ds, view):
+def test_views_of_a_part_raise(ds, view):
     with pytest.raises(ValueError, match=r"orders need whole datasets.*; shuffle=True"):
         view(ds).iter(shuffle="py1e")
 
@@ -479,7 +480,7 @@ def test_other_views_are_refused(ds, view):
         ({"shuffle": StreamingShuffle("py1br", shuffle_block_size=1)}, ValueError, "larger blocks"),
     ],
 )
-def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
+def test_invalid_settings_raise_immediately(ds, arguments, error, says):
     with pytest.raises(error, match=says):
         ds.iter(0, 3, **{"batch_size": 4, "shuffle": "py1e"} | arguments)
 
@@ -487,11 +488,11 @@ def test_what_makes_no_sense_raises_at_once(ds, arguments, error, says):
 @pytest.mark.parametrize(
     "run", [StreamingRun(64, (1 << 63) - 1, None), StreamingRun(1, 0, 7), None]
 )
-def test_the_context_of_a_place_holds_a_run(run):
+def test_the_context_of_a_cursor_contains_the_run(run):
     assert _run(EpochCursor(0, context=_context(run) if run else b"")) == run
 
 
-def test_a_state_holds_the_largest_seed(ds):
+def test_a_state_can_contain_the_largest_seed(ds):
     settings = StreamingShuffle("naive", shuffle_seed=(1 << 63) - 1, num_canonical_nodes=1)
     begun = ds.iter(0, 1, batch_size=4, shuffle=settings)
     state = begun.state_dict()
@@ -514,7 +515,7 @@ def test_a_state_holds_the_largest_seed(ds):
         ({"choose": {"a": 1.5}}, TypeError, "choose of source 'a' is 1.5: expected an integer"),
     ],
 )
-def test_settings_that_make_no_sense_raise(settings, error, says):
+def test_invalid_settings_raise(settings, error, says):
     with pytest.raises(error, match=says):
         StreamingShuffle(**settings)
 
@@ -532,7 +533,7 @@ def test_settings_that_make_no_sense_raise(settings, error, says):
         ({"num_canonical_nodes": None}, "num_canonical_nodes=None; expected an integer"),
     ],
 )
-def test_a_state_that_does_not_fit_says_why(ds, change, says):
+def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, says):
     settings = StreamingShuffle("py1e", 2, shuffle_seed=9, initial_physical_nodes=1)
     batches = ds.iter(0, 1, batch_size=4, shuffle=settings)
     state = batches.state_dict()
@@ -541,7 +542,7 @@ def test_a_state_that_does_not_fit_says_why(ds, change, says):
     assert batches.state_dict() == state
 
 
-def test_states_of_other_orders_are_refused(ds):
+def test_states_of_other_orders_raise(ds):
     ours, native = (ds.iter(0, 1, batch_size=4, shuffle=each) for each in ("py1e", True))
     with pytest.raises(ValueError, match=r"num_canonical_nodes, .* missing$"):
         ours.load_state_dict(native.state_dict())

@@ -1,4 +1,4 @@
-"""Mixtures are read in Streaming's orders, source by source as its streams."""
+"""Mixtures in Streaming's orders, with sources as streams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mixed():
 
 @pytest.mark.parametrize("method", BATCHING_METHODS)
 @pytest.mark.parametrize(("world", "per_node"), [(1, 1), (4, 2)])
-def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node):
+def test_mixtures_resume_after_any_batch_or_sample(mixed, method, world, per_node):
     order = StreamingShuffle(
         "py1s", num_canonical_nodes=2, proportion={"a": 3, "b": 1, "c": 2}, batching_method=method
     )
@@ -38,7 +38,7 @@ def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node
             assert batch["id"].tolist() == batch.ids.tolist()
             resumed = mixed.iter(rank, world, **settings)
             resumed.load_state_dict(json.loads(json.dumps(running.state_dict())))
-            if done == len(whole) < dealt:  # others have one more of their own
+            if done == len(whole) < dealt:  # other ranks have one more batch
                 assert batch_ids(resumed) == []
             assert batch_ids(resumed) == (whole[done:] or following)
         samples = mixed.iter(rank, world, **settings, batched=False)
@@ -52,9 +52,9 @@ def test_mixtures_go_on_after_any_batch_or_sample(mixed, method, world, per_node
                 assert [int(each["id"]) for each in resumed] == wanted[done:]
 
 
-def test_batches_are_of_sources_as_their_method_says(mixed):
+def test_sources_of_batches_follow_the_batching_method(mixed):
     def origins(method):
-        """Return, of each global batch and rank, how many samples are of each source."""
+        """Return the number of samples of each source, for each global batch and rank."""
         order = StreamingShuffle(batching_method=method, num_canonical_nodes=1)
         ranks = [mixed.iter(rank, 2, batch_size=8, shuffle=order) for rank in range(2)]
         counts = [
@@ -115,7 +115,7 @@ def test_one_dataset_may_be_several_streams(ds):
     assert len(ids) == 2 * len(ds) + 5
 
 
-def test_weights_of_the_run_are_those_of_its_states(mixed):
+def test_changed_settings_raise_when_a_state_is_loaded(mixed):
     def batches(size=8, **settings):
         return mixed.iter(0, 1, batch_size=size, shuffle=StreamingShuffle("py1s", **settings))
 
@@ -168,7 +168,7 @@ def test_weights_of_the_run_are_those_of_its_states(mixed):
         ),
     ],
 )  # fmt: skip
-def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says):
+def test_invalid_mixtures_raise_immediately(mixed, settings, error, says):
     given = {"batch_size": 8} | dict(settings)
     names = [name for name in given if name in StreamingShuffle.__slots__]
     order = StreamingShuffle("py1s", **{name: given.pop(name) for name in names})
@@ -186,21 +186,21 @@ def test_mixtures_that_make_no_sense_raise_at_once(mixed, settings, error, says)
     ],
     ids=["slice", "shuffled", "part", "reversed"],
 )
-def test_mixtures_of_views_are_refused(mixed, ds, view):
+def test_mixtures_of_views_raise(mixed, ds, view):
     with pytest.raises(ValueError, match=r"orders need whole datasets, and (this|source ')"):
         view(mixed, ds).iter(shuffle="py1e")
     for whole in (mixed[["id"]], mixed[:], npstream.mix({"cut and put together": ds[::-1][::-1]})):
         whole.iter(shuffle="py1e")
 
 
-def test_weights_of_the_mixture_are_not_passed_over_in_silence(ds):
+def test_weights_of_the_mixture_raise(ds):
     equal = npstream.mix({"a": ds, "b": ds}, {"a": 2, "b": 2})
-    equal.iter(shuffle="py1e")  # the shares that they have without weights
+    equal.iter(shuffle="py1e")  # equal weights are the same as no weights
     other = npstream.mix({"a": ds, "b": ds}, {"a": 3, "b": 1})
     with pytest.raises(ValueError, match=r"mix without weights, and give .*\(proportion=\.\.\.\)"):
         other.iter(shuffle="py1e")
 
 
-def test_weights_are_of_mixtures(ds):
+def test_weights_need_a_mixture(ds):
     with pytest.raises(ValueError, match=r"a single dataset has no weights: make an npstream\.mix"):
         ds.iter(shuffle=StreamingShuffle(repeat={"a": 2}))

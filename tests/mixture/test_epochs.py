@@ -1,4 +1,4 @@
-"""A mixture's epochs are the same for any ranks, go on at any position, and with other mixtures."""
+"""Epochs of mixtures are equal for any ranks, and resume anywhere and with other mixtures."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def chained(batches):
 
 
 def together(made, world, size, **settings):
-    """Return what all ranks read, one global batch a row."""
+    """Return the rows of all ranks, with one global batch in each row."""
     by_rank = [read(part(made, rank, world, size, **settings)) for rank in range(world)]
     return [chained(step) for step in zip(*by_rank, strict=True)]
 
@@ -104,7 +104,7 @@ def test_batches_of_devices_do_not_depend_on_ranks():
 
 
 @pytest.mark.parametrize("last", ["repeat", "drop", "short"])
-def test_last_batches_of_devices(last):
+def test_last_batches_of_device_per_stream(last):
     made = epochs(batching="device_per_stream", batch_size=7)  # 54 in an epoch, and 4 ranks
     shares = [part(made, rank, 4, 7, last) for rank in range(4)]
     counts = {"repeat": [14] * 4, "drop": [13] * 4, "short": [14, 14, 13, 13]}[last]
@@ -117,7 +117,7 @@ def test_last_batches_of_devices(last):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_epochs_go_on_from_any_batch(batching):
+def test_epochs_resume_from_any_batch(batching):
     settings = {
         "batching": batching,
         "batch_size" if batching[0] == "d" else "global_batch_size": 24,
@@ -133,7 +133,7 @@ def test_epochs_go_on_from_any_batch(batching):
         assert read(part(again, size=size, cursor=cursor)) == whole[number:]
 
 
-def test_epochs_go_on_from_any_sample_with_any_ranks():
+def test_epochs_resume_from_any_sample_with_any_ranks():
     made = epochs()
     whole = chained(read(part(made)))
     for position in (1, 7, 24, 100, 383):
@@ -147,7 +147,7 @@ def test_epochs_go_on_from_any_sample_with_any_ranks():
         assert sorted(seen) == sorted(whole[position:])
 
 
-def test_stretches_are_left_out():
+def test_ranges_are_skipped():
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=12)
         whole = read(part(made, size=12))
@@ -171,7 +171,7 @@ def test_batches_are_of_one_source_or_have_exact_shares(batching):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS[2:])
-def test_sizes_of_batches_by_source(batching):
+def test_batch_sizes_can_differ_by_source(batching):
     sizes = {"a": 2, "b": 4, "c": 6}
     of = mixture(weights={"a": 1, "b": 1, "c": 1}, block=11)
     given = {name: 2 * size for name, size in sizes.items()}
@@ -184,7 +184,7 @@ def test_sizes_of_batches_by_source(batching):
     assert all(len(found) == 1 for found in sources)
     lengths = [list(sizes.values())[found.pop()] for found in sources]
     assert [len(batch) for batch in batches] == lengths
-    # Shares are of samples: 6, 3 and 2 batches of 2, 4 and 6.
+    # Shares count samples: 6, 3 and 2 batches of sizes 2, 4 and 6.
     units = np.array([len(batch) for batch in read(part(made, 0, 2, 6))[:11]])
     if batching == "per_stream":
         assert np.bincount(units)[[2, 4, 6]].tolist() == [6, 3, 2]
@@ -197,8 +197,8 @@ def test_sizes_of_batches_by_source(batching):
 
 @pytest.mark.parametrize("per_node", [1, 8])
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_nodes_read_lanes_of_their_own(batching, per_node):
-    """Counted over two epochs: but where lanes cut chunks, a chunk is read by one node."""
+def test_nodes_read_their_own_lanes(batching, per_node):
+    """Over two epochs: each chunk is read by one node, unless a lane's end cuts it."""
     of = mixture({"a": 1600, "b": 800}, {"a": 2, "b": 1}, block=48)
     nodes, world = 4, 4 * per_node
     made = epochs(of, batching, batch_size=4, shuffle=Shuffle("2KiB", 16))
@@ -219,7 +219,7 @@ def test_weights_follow_a_schedule():
     made = epochs(of, epoch_size=400)
     order = made.order(0)
     sources = np.searchsorted([200, 320], order[:], side="right")
-    # From the next row of 8 lanes on, in blocks of 25, as lanes would divide 24.
+    # Weights change at the next row of 8 lanes. Blocks have 25 units: 24 is not coprime to 8.
     assert np.bincount(sources[:75]).tolist() == [18, 18, 39]
     assert np.bincount(sources[96:396]).tolist() == [228, 36, 36]
     rows = order[:]
@@ -229,14 +229,14 @@ def test_weights_follow_a_schedule():
         assert counts.max() - counts.min() <= 1
 
 
-def test_epochs_follow_each_other():
+def test_epochs_are_consecutive_in_the_stream():
     made = epochs(epoch_size=100)
     stream = made.order(0).stream
     for epoch in range(4):
         seen = chained(read(part(made, size=10, cursor=EpochCursor(epoch))))
         assert seen == stream.at(np.arange(100 * epoch, 100 * epoch + 100)).tolist()
     sizes = {"a": 201, "b": 120, "c": 64}
-    assert len(epochs(mixture(sizes)).order(0)) == 384  # a row of lanes less one
+    assert len(epochs(mixture(sizes)).order(0)) == 384  # rounded down to rows of lanes
     assert len(epochs(mixture(sizes), shuffle=False).order(0)) == 385
     assert len(epochs(mixture(sizes), "stratified", batch_size=100).order(0)) == 300
 
@@ -249,7 +249,7 @@ def state_at(made, position, epoch=0):
 
 
 def gone_on(of, state):
-    """Return what is read from a state on, to the end of the epoch after its own."""
+    """Return the rows after a state, in its epoch and in the next one."""
     made = epochs(of, shuffle=True)
     cursor = made.load_cursor(state, ALONE)
     rows = chained(read(part(made, cursor=cursor, last="short")))
@@ -257,7 +257,7 @@ def gone_on(of, state):
     return rows, chained(read(part(made, cursor=after, last="short")))
 
 
-def test_other_weights_go_on_in_the_passes_of_sources():
+def test_other_weights_continue_the_passes_of_sources():
     before, after = (
         mixture(weights={"a": 1, "b": 1, "c": 1}),
         mixture(weights={"a": 6, "b": 1, "c": 1}),
@@ -274,14 +274,14 @@ def test_other_weights_go_on_in_the_passes_of_sources():
     everything = np.array(drawn + rest + following)
     for first, size in ((0, 200), (200, 120), (320, 64)):
         mine = everything[(everything >= first) & (everything < first + size)] - first
-        for passed in range(0, len(mine), size):  # each pass through the source has all of it
+        for passed in range(0, len(mine), size):  # each pass reads the whole source
             once = mine[passed : passed + size]
             assert len(np.unique(once)) == len(once)
     with pytest.raises(ValueError, match=r"mix.continuing"):
         epochs(before, shuffle=True).load_cursor(changed, ALONE)
 
 
-def test_sources_come_and_go():
+def test_sources_can_be_added_and_removed():
     before, after = mixture(), mixture({"d": 96, "b": 120, "a": 200}, {"a": 1, "b": 1, "d": 1})
     state = state_at(epochs(before, shuffle=True), 104)
     with pytest.raises(
@@ -296,7 +296,7 @@ def test_sources_come_and_go():
     assert len(np.unique(mine)) == len(mine) > 54
     new = [row for row in rest if row < 96]
     assert len(np.unique(new[:96])) == 96
-    # And back: what is known of a source outlives its absence.
+    # And back: the run remembers a removed source.
     again = state_at(epochs(after, shuffle=True), 0)
     made = epochs(after, shuffle=True)
     cursor = made.load_cursor(changed, ALONE)._replace(position=208)
@@ -308,7 +308,7 @@ def test_sources_come_and_go():
     assert len(np.unique(both)) == len(both) > len(old)
 
 
-def test_what_goes_on_may_be_at_an_end():
+def test_a_run_can_continue_at_the_end_of_an_epoch():
     small = mixture({"d": 16, "e": 16})
     changed = continue_run(small, state_at(epochs(shuffle=True), 100, 3))
     assert (changed["epoch"], changed["position"]) == (4, 0)
@@ -320,14 +320,14 @@ def test_what_goes_on_may_be_at_an_end():
         part(made, cursor=cursor._replace(epoch=3))
 
 
-def test_the_same_mixture_goes_on_as_it_would_have():
+def test_continuing_with_the_same_mixture_changes_nothing():
     of = mixture()
     changed = continue_run(of, state_at(epochs(of, shuffle=True), 0))
     assert gone_on(of, changed)[0] == chained(read(part(epochs(of, shuffle=True))))
 
 
 @pytest.mark.parametrize("batching", BATCHINGS[1:])
-def test_other_batchings_go_on_between_batches(batching):
+def test_batched_runs_resume_only_between_batches(batching):
     settings = {"batching": batching, "batch_size": 8}
     before, after = mixture(), mixture({"a": 200, "d": 100}, {"a": 1, "d": 1})
     state = state_at(epochs(before, **settings), 88)
@@ -346,7 +346,7 @@ def test_other_batchings_go_on_between_batches(batching):
         part(made, cursor=cursor._replace(position=90))
 
 
-def test_new_sources_bring_their_size_of_batches():
+def test_new_sources_have_their_own_batch_size():
     sizes = {"a": 2, "b": 4, "c": 6}
     settings = {"batching": "device_per_stream", "batch_size": sizes}
     state = state_at(epochs(**settings), 60)
@@ -376,18 +376,18 @@ def test_new_sources_bring_their_size_of_batches():
         ({"of": mixture(block=48)}, None),
     ],
 )
-def test_states_of_something_else_are_refused(settings, said):
+def test_states_of_other_settings_raise(settings, said):
     given = {"batching": "stratified", "batch_size": 24, **settings}
     state = state_at(epochs(batching="stratified", batch_size=24), 48)
     made = epochs(**given)
     if said is None:
-        made.load_cursor(state, ALONE)  # blocks are the batches
+        made.load_cursor(state, ALONE)  # a block is a batch
         return
     with pytest.raises(ValueError, match=said):
         made.load_cursor(state, ALONE)
 
 
-def test_states_that_are_none_are_refused():
+def test_invalid_mixture_states_raise():
     made = epochs()
     with pytest.raises(ValueError, match="mixture missing"):
         made.load_cursor({}, ALONE)
@@ -405,8 +405,8 @@ def test_states_that_are_none_are_refused():
         continue_run(other, state)
 
 
-def test_states_of_version_1_go_on():
-    """They hold other fingerprints, which are kept of a source that is gone."""
+def test_states_of_version_1_can_be_resumed():
+    """They contain other fingerprints; a removed source keeps its fingerprint."""
     of = mixture()
 
     def saved_then(state):
@@ -417,7 +417,7 @@ def test_states_of_version_1_go_on():
 
     made = epochs(of)
     old = saved_then(state_at(made, 8))
-    assert made.load_cursor(old, ALONE) == EpochCursor(0, 8)  # which is of the mixture's own run
+    assert made.load_cursor(old, ALONE) == EpochCursor(0, 8)  # as in a new run
     small = mixture({"a": 200, "b": 120})
     changed = continue_run(small, old)
     prints = [source["fingerprint"] for source in changed["mixture"]["sources"]]
@@ -454,12 +454,12 @@ def test_states_of_version_1_go_on():
         ({"shuffle": "py1e"}, TypeError, "expected False, True or an npstream.Shuffle"),
     ],
 )
-def test_bad_settings_are_refused(settings, error, said):
+def test_invalid_mixture_settings_raise(settings, error, said):
     with pytest.raises(error, match=said):
         epochs(**settings)
 
 
-def test_batches_that_cannot_have_shares_are_refused():
+def test_impossible_stratified_batches_raise():
     made = epochs(
         mixture(weights={"a": 100, "b": 100, "c": 1}, block=None), "stratified", batch_size=50
     )
@@ -483,12 +483,12 @@ def test_batches_that_cannot_have_shares_are_refused():
         made.order(0)
 
 
-def test_epochs_are_what_they_were():
+def test_epochs_equal_recorded_digests():
     digest = hashlib.blake2b(digest_size=8)
     for batching in BATCHINGS:
         made = epochs(batching=batching, batch_size=24)
         digest.update(json.dumps(read(part(made, size=24, cursor=EpochCursor(2)))).encode())
-        state = {**state_at(made, 48), "version": 1}  # under which the digest was taken
+        state = {**state_at(made, 48), "version": 1}  # the version of the recorded digest
         digest.update(json.dumps(state, sort_keys=True).encode())
     assert digest.hexdigest() == "3d0987da201127a3"
 
@@ -498,7 +498,7 @@ def test_epochs_are_what_they_were():
 
 @pytest.fixture(scope="module")
 def mixtures(tmp_path_factory):
-    """Return a mixture, and another one to go on with."""
+    """Return a mixture, and another mixture to continue with."""
     path = tmp_path_factory.mktemp("mixtures")
     views = {}
     for name, n in {"a": 90, "b": 60, "c": 40}.items():
@@ -514,7 +514,7 @@ def ids(loader):
 
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_go_on_with_another_mixture(mixtures, start, persistent):
+def test_workers_continue_with_another_mixture(mixtures, start, persistent):
     one, other = mixtures
     settings = {"batch_size": 8, "shuffle": True}
     batches = one.iter(0, 1, **settings)
@@ -531,11 +531,11 @@ def test_workers_go_on_with_another_mixture(mixtures, start, persistent):
         multiprocessing_context=start,
         persistent_workers=persistent,
     )
-    if persistent:  # workers are running already
+    if persistent:  # workers are already running
         assert ids(loader) == fresh
     loader.load_state_dict(state)
     assert ids(loader) == expected[0]
-    if start == "fork" or persistent:  # starting workers anew takes long
+    if start == "fork" or persistent:  # starting new workers takes long
         assert ids(loader) == expected[1]
         assert loader.state_dict() == alone.state_dict()
     assert len(loader) == len(expected[1])
@@ -549,8 +549,8 @@ def test_states_of_unknown_versions_are_not_continued(mixtures, version):
         other.continuing(state)
 
 
-def test_a_trainers_epoch_moves_on_with_the_epoch(mixtures):
-    """At the end of an epoch a state goes on in the next one, of the trainer's epochs, too."""
+def test_the_trainer_epoch_advances_with_the_epoch(mixtures):
+    """At the end of an epoch, a state continues in the next epoch, also of the trainer."""
     one, other = mixtures
     state = one.iter(0, 1, batch_size=8, shuffle=True).state_dict(16) | {"trainer_epoch": 5}
     ended = state | {"position": len(one)}
@@ -561,7 +561,7 @@ def test_a_trainers_epoch_moves_on_with_the_epoch(mixtures):
     assert other.continuing(ended | {"trainer_epoch": None})["trainer_epoch"] is None
 
 
-def test_torchs_own_loader_goes_on_too(mixtures):
+def test_torchs_own_loader_resumes(mixtures):
     one, other = mixtures
     settings = {"batch_size": 8, "shuffle": True}
     state = other.continuing(one.iter(0, 1, **settings).state_dict(24))
@@ -576,7 +576,7 @@ def test_torchs_own_loader_goes_on_too(mixtures):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)
-def test_iterations_read_what_their_order_says(mixtures, batching):
+def test_iterations_read_in_the_order_of_order(mixtures, batching):
     one, _ = mixtures
     settings = {"batching": batching, "batch_size": 6}
     seen = chained(ids(one.iter(0, 1, shuffle=True, seed=3, **settings)))

@@ -1,4 +1,4 @@
-"""Patterns have exact shares at every prefix, go through every lane, and are not periodic."""
+"""Patterns have exact shares in every prefix and lane, and are not periodic."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pattern_of(counts, lanes=1, seed=0):
 
 
 def check_prefixes(sources, counts):
-    """Check that every prefix has each source within one unit of its share."""
+    """Assert that every prefix has each source within one unit of its share."""
     length = len(sources)
     assert np.array_equal(np.bincount(sources, minlength=len(counts)), counts)
     for source, count in enumerate(counts):
@@ -60,7 +60,7 @@ def test_shares_are_rounded_by_largest_remainders(given, length):
         assert rests[up].min() >= rests[~up].max() - 1e-6
 
 
-def test_of_equal_remainders_the_first_count():
+def test_equal_remainders_go_to_the_first_sources():
     assert apportion([1, 1, 1, 1], 6) == [2, 2, 1, 1]
 
 
@@ -73,12 +73,12 @@ def test_every_prefix_is_within_one_of_the_shares(given, length, seed):
 
 
 @pytest.mark.parametrize("counts", [[1], [7], [3, 4], [0, 5, 1], [1, 1, 1], [5, 1, 0, 3, 4]])
-def test_small_patterns_either_way(counts, kernel_mode):
+def test_small_patterns_compiled_and_plain(counts, kernel_mode):
     check_prefixes(pattern_of(counts).sources, counts)
 
 
 @pytest.mark.parametrize("length", [240, 241])
-def test_kernels_agree(length, monkeypatch):
+def test_compiled_and_plain_kernels_agree(length, monkeypatch):
     counts = apportion([1, 2, 3, 0.1], length)
     places = np.random.default_rng(0).integers(0, length * 6, 300)
     seen = []
@@ -107,7 +107,7 @@ def test_places_are_numbered_in_each_lane(counts, lanes, kernel_mode):
     met = {}
     for place, source, number in zip(places, sources, numbers, strict=True):
         block, slot = divmod(place, length)
-        if length % lanes == 0:  # rows of lanes are turned, from block to block
+        if length % lanes == 0:  # rows of lanes are rotated from block to block
             slot += (slot + block) % lanes - slot % lanes
         assert source == pattern.sources[slot]
         key = place % lanes, source
@@ -139,8 +139,8 @@ def test_draws_before_a_place_are_counted(counts, lanes, kernel_mode):
 @pytest.mark.parametrize(
     "counts", [[2867, 1229], [410, 3686], [100] * 40 + [96], [2048] + [64] * 32]
 )
-def test_no_residue_class_sees_less_of_a_source(counts):
-    """A rank that takes every tenth position sees all sources by their shares."""
+def test_every_residue_class_sees_all_sources(counts):
+    """A rank that reads every tenth position reads all sources by their shares."""
     length, draws_of = sum(counts), 150
     for every in (2, 8, 10):
         seen = np.zeros(every)
@@ -148,12 +148,12 @@ def test_no_residue_class_sees_less_of_a_source(counts):
             sources = pattern_of(counts, seed=seed).sources[: length - length % every]
             seen += np.bincount(np.flatnonzero(sources == 0) % every, minlength=every)
         expected = seen.mean()
-        # Below a fair die's chi-square, as patterns are more even than draws are.
+        # Below chi-square of independent draws: patterns are more even.
         assert ((seen - expected) ** 2 / expected).sum() < every + 4 * math.sqrt(2 * every)
 
 
-def test_patterns_are_what_they_were():
-    """Runs go on by what was drawn before: another pattern is another version."""
+def test_patterns_equal_recorded_digests():
+    """Runs resume in the same pattern, so another pattern needs another version."""
     digest = hashlib.blake2b(digest_size=8)
     for number, (counts, lanes) in enumerate([*CASES, (apportion([0.6, 0.3, 0.1], 4096), 8)]):
         pattern = pattern_of(counts, lanes, seed=number)
@@ -164,7 +164,7 @@ def test_patterns_are_what_they_were():
 
 GOLDEN = "64d5cc95ceda4f98"
 
-# What shares come from
+# Shares
 
 
 def facts(names="ab", sizes=(10, 30), block=None, weights=None, alpha=1.0):
@@ -206,20 +206,20 @@ def test_weights_are_sizes_to_a_power():
         ),
     ],
 )
-def test_bad_weights_are_refused(weights, error, said):
+def test_invalid_schedule_weights_raise(weights, error, said):
     with pytest.raises(error, match=said.replace("(", r"\(")):
         make_schedule(["a", "b"], [10, 30], weights)
 
 
 @pytest.mark.parametrize("alpha", [math.nan, math.inf])
-def test_bad_powers_are_refused(alpha):
+def test_invalid_alphas_raise(alpha):
     with pytest.raises(ValueError, match="expected a finite number"):
         make_schedule(["a", "b"], [10, 30], alpha=alpha)
     with pytest.raises(ValueError, match="either weights or alpha"):
         make_schedule(["a", "b"], [10, 30], {"a": 1, "b": 1}, alpha=2)
 
 
-def test_no_sources_and_empty_ones_are_refused():
+def test_missing_and_empty_sources_raise():
     with pytest.raises(ValueError, match="a mixture needs at least one source"):
         facts((), (), weights={})
     with pytest.raises(ValueError, match="source 'b' is empty"):
@@ -229,7 +229,7 @@ def test_no_sources_and_empty_ones_are_refused():
             facts(block=block)
 
 
-def test_blocks_hold_some_of_each_source():
+def test_blocks_hold_each_source():
     with pytest.raises(ValueError, match="a block of 10 units holds no unit of it: give block=101"):
         facts(block=10, weights={"a": 1, "b": 100})
     facts(block=101, weights={"a": 1, "b": 100})
@@ -238,13 +238,13 @@ def test_blocks_hold_some_of_each_source():
 
 
 @given(weights())
-def test_the_block_that_is_said_to_do_does(given):
+def test_the_suggested_block_works(given):
     least = min_block_length(given)
     assert min(apportion(given, least)) >= 1
     assert sum(block_counts("x" * len(given), given, least)) == least
 
 
-def test_blocks_are_a_prime_number_that_is_no_factor_of_the_lanes():
+def test_default_blocks_are_primes_that_do_not_divide_the_lanes():
     assert block_length([0.5, 0.5]) == 4099
     assert block_length([1 / 1000] * 1000) == 32_003
     assert block_length([1e-9, 1]) == (1 << 20) + 7
@@ -253,7 +253,7 @@ def test_blocks_are_a_prime_number_that_is_no_factor_of_the_lanes():
 
 
 @given(st.integers(1, 10_000), st.integers(1, 1000))
-def test_lengths_that_are_given_become_coprime(least, lanes):
+def test_given_block_lengths_become_coprime(least, lanes):
     length = next_coprime(least, lanes)
     assert math.gcd(length, lanes) == 1
     assert all(math.gcd(number, lanes) > 1 for number in range(least, length))

@@ -1,4 +1,4 @@
-"""Mixtures read as NumPy's concatenation of their sources does."""
+"""Mixtures read the same as NumPy's concatenation of their sources."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def made(tmp_path, upload, small_chunks):
     return npstream.mix(views), np.concatenate(ids)
 
 
-# As a concatenation.
+# Concatenation
 
 
 @st.composite
 def chains(draw):
-    """Draw a few indices, each for the rows that the last one left, and what they make of them."""
+    """Draw a few consecutive indices, and the rows that they select together."""
     rows, steps = np.arange(SIZE), []
     for _ in range(draw(st.integers(0, 3))):
         n, kind = len(rows), draw(st.sampled_from(["slice", "list", "mask", "shuffle"]))
@@ -66,10 +66,8 @@ def chains(draw):
 SIZE = 60 + 80 + int(MASK.sum()) + 55 + 5 + 60 + 20
 
 
-def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
-    monkeypatch.setattr(
-        selection, "MAX_MASK_AS_POSITIONS", 0
-    )  # let small masks, too, be kept as bits
+def test_any_view_equals_the_view_of_the_concatenation(made, monkeypatch):
+    monkeypatch.setattr(selection, "MAX_MASK_AS_POSITIONS", 0)  # store small masks as bits, too
     mixed, ids = made
     assert len(mixed) == len(ids) == SIZE
 
@@ -96,7 +94,7 @@ def test_any_view_is_that_of_the_concatenation(made, monkeypatch):
     holds()
 
 
-def test_iteration_reads_what_an_index_does(made):
+def test_iteration_reads_the_same_as_indexing(made):
     mixed, ids = made
     for view, rows in ((mixed, slice(None)), (mixed[::-3], slice(None, None, -3))):
         for sample, i in zip(view, ids[rows], strict=True):
@@ -111,7 +109,7 @@ def test_iteration_reads_what_an_index_does(made):
         assert shuffle == (seen != sorted(seen))
 
 
-def test_values_of_any_kind_of_index(made):
+def test_any_kind_of_index_returns_its_values(made):
     mixed, ids = made
     nd = np.arange(24).reshape(2, 3, 4) * 7
     assert mixed[nd]["id"].load().tolist() == ids[nd].tolist()
@@ -141,8 +139,8 @@ def test_a_fixed_column_of_one_local_view_is_mapped(tmp_path):
             np.asarray(mixed[rows]["x"], copy=False)
 
 
-def test_columns_that_differ_in_how_they_are_stored(tmp_path):
-    """Text and binary files, and fixed sizes declared for bytes of any size, make one column."""
+def test_columns_can_differ_in_storage(tmp_path):
+    """Text and binary files, or fixed and variable sizes, can be one column."""
     npstream.write(tmp_path / "a", [{"id": i, "t": f"a{i}"} for i in range(9)],
                    columns={"t": "str", "id": "int64"})  # fmt: skip
     write_jsonl(
@@ -168,10 +166,10 @@ def test_columns_that_differ_in_how_they_are_stored(tmp_path):
         npstream.mix({name: npstream.open(tmp_path / name) for name in "cd"}, columns=["x"])
 
 
-# The sources.
+# Sources
 
 
-def test_what_a_mixture_says_of_itself(made):
+def test_repr_and_properties_of_a_mixture(made):
     mixed, ids = made
     assert mixed.names == ("first", "packed", "masked", "remote", "listed", "shuffled", "tail")
     assert list(mixed.columns) == list(COLUMNS)
@@ -187,7 +185,7 @@ def test_what_a_mixture_says_of_itself(made):
     assert mixed.dtypes["x"] == np.float32
 
 
-def test_views_of_one_dataset_share_it(tmp_path):
+def test_views_of_one_dataset_share_its_memory(tmp_path):
     a = write(tmp_path / "a")
     mixed = npstream.mix({"even": a[::2], "odd": a[1::2], "all": a})
     assert len(mixed._source._parts) == 1
@@ -196,7 +194,7 @@ def test_views_of_one_dataset_share_it(tmp_path):
     assert_batch(mixed[[3, 65, 120]].load(), [6, 11, 0])
 
 
-def test_the_column_of_sources(tmp_path):
+def test_the_column_of_source_names(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 80, compression="zstd")
     mixed = npstream.mix({"é": a[:3], "b": b[:2]}, columns=["source", "id"])
     names = ["é"] * 3 + ["b"] * 2
@@ -221,7 +219,7 @@ def test_the_column_of_sources(tmp_path):
         npstream.mix({"a": a, "b": b})["source"]
 
 
-def test_a_column_called_source(tmp_path):
+def test_a_source_column_in_a_dataset_raises(tmp_path):
     for name in "ab":
         npstream.write(tmp_path / name, [{"source": "mine", "x": 1}])
     a, b = (npstream.open(tmp_path / name) for name in "ab")
@@ -253,10 +251,10 @@ def test_transforms_of_sources(tmp_path):
         mixed[::40].iter(0, 1, batch_size=2)
 
 
-# What is wrong.
+# Errors
 
 
-def test_bad_sources(tmp_path):
+def test_invalid_sources_raise(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
     for sources, error, message in (
         ({}, ValueError, "a mixture needs at least one source"),
@@ -279,7 +277,7 @@ def test_bad_sources(tmp_path):
         npstream.mix({"a": a})
 
 
-def test_bad_columns(tmp_path):
+def test_invalid_columns_raise(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", columns={"id": "int32", "text": "str"})
     sources = {"a": a, "b": b, "c": b, "d": b, "e": b}
     assert npstream.mix(sources).columns == ("text",)
@@ -296,7 +294,7 @@ def test_bad_columns(tmp_path):
         npstream.mix(sources)[["x"]]
 
 
-def test_bad_weights(tmp_path):
+def test_invalid_mix_weights_raise(tmp_path):
     a = write(tmp_path / "a")
     sources = {"a": a[:50], "b": a[50:]}
     for weights, message in (
@@ -319,7 +317,7 @@ def test_bad_weights(tmp_path):
         npstream.mix(sources, {"a": 1e-6, "b": 1 - 1e-6}, block=1000)
 
 
-def test_a_schedule(tmp_path):
+def test_weights_can_change_by_a_schedule(tmp_path):
     a = write(tmp_path / "a")
     weights = [(0, {"a": 1, "b": 1}), (64, {"a": 1, "b": 3})]
     mixed = npstream.mix({"a": a[:50], "b": a[50:]}, weights)
@@ -329,7 +327,7 @@ def test_a_schedule(tmp_path):
     assert np.bincount(drawn).tolist() == [32, 32]
 
 
-def test_damage_is_said_to_be_where_it_is(tmp_path):
+def test_errors_name_the_damaged_shard(tmp_path):
     a = write(tmp_path / "a")
     write(tmp_path / "b", 1000, 80)
     (shard,) = [path for path in (tmp_path / "b").glob("*.mds") if "00001" in path.name]
@@ -349,7 +347,7 @@ def test_damage_is_said_to_be_where_it_is(tmp_path):
         mixed[120 + 79 - first]
 
 
-# In other processes.
+# Other processes
 
 
 def read_some(mixed):
@@ -357,10 +355,10 @@ def read_some(mixed):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes(method, tmp_path, upload):
+def test_mixtures_work_in_other_processes(method, tmp_path, upload):
     a = write(tmp_path / "a")
     write(tmp_path / "b", 1000, 80)
-    # A store of memory is its process's own, so only a forked one has it.
+    # A memory store belongs to its process, so only a forked process has it.
     url = upload(tmp_path / "b") if method == "fork" else f"local://{tmp_path / 'b'}"
     b = npstream.open(url, cache=tmp_path / "cache")
     mixed = npstream.mix({"a": a[::2], "b": b}, columns=["id", "source"])
@@ -380,7 +378,7 @@ def test_a_data_loader_with_workers(tmp_path):
     assert ids == [*range(120), *range(1000, 1080)]
 
 
-def test_pickles(made):
+def test_mixtures_can_be_pickled(made):
     mixed, ids = made
     mixed.load()
     body = pickle.dumps(mixed)
@@ -393,10 +391,10 @@ def test_pickles(made):
     np.testing.assert_array_equal(column.load(), ids[::3] + 1)
 
 
-# What is drawn.
+# Drawn samples
 
 
-def test_batches_hold_the_rows_that_are_drawn(made):
+def test_batches_hold_the_drawn_rows(made):
     mixed, ids = made
     for batching in ("random", "stratified", "per_stream", "device_per_stream"):
         batches = mixed.iter(1, 2, batch_size=40, batching=batching, shuffle=True, seed=3)
@@ -412,7 +410,7 @@ def test_batches_hold_the_rows_that_are_drawn(made):
     assert mixed.order(3, 1)[:9].tolist() != mixed.order(3, 0)[:9].tolist()
 
 
-def test_views_of_what_is_drawn(made):
+def test_shuffle_returns_a_view_of_drawn_samples(made):
     mixed, ids = made
     drawn = mixed.shuffle(5, 2)
     assert not isinstance(drawn, npstream.Mixture)
@@ -426,13 +424,13 @@ def test_views_of_what_is_drawn(made):
         mixed.shuffle(5, 3).iter(0, 1, batch_size=4).load_state_dict(state)
 
 
-def test_settings_of_streaming_are_told_apart(made):
+def test_settings_of_streaming_and_of_mixtures_do_not_mix(made):
     mixed, _ = made
     with pytest.raises(ValueError, match=r"StreamingShuffle\(batching_method="):
         mixed.iter(0, 1, batch_size=4, shuffle="py1e", batching="stratified")
 
 
-def test_states_of_views_tell_mixtures_from_each_other(tmp_path):
+def test_states_of_views_identify_mixtures(tmp_path):
     a, b = write(tmp_path / "a"), write(tmp_path / "b", 1000, 120)
     views = [
         npstream.mix(sources)[::2].iter(0, 1, batch_size=4)
@@ -446,7 +444,7 @@ def test_states_of_views_tell_mixtures_from_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_draw_alike(method, tmp_path):
+def test_workers_draw_the_same_samples(method, tmp_path):
     pytest.importorskip("torch")
     from npstream.torch import DataLoader
 
@@ -459,11 +457,11 @@ def test_workers_draw_alike(method, tmp_path):
     assert [batch["id"].tolist() for batch in loader] == want
 
 
-# At a large scale.
+# Many sources
 
 
 def copied(ds):
-    """Return another opening of a local dataset, without reading its index again."""
+    """Return a copy of a local dataset, without reading its index again."""
     source = ds._source
     shards = LocalShards(source.index, source.fetcher.shards.store, "auto")
     opened = Source(Fetcher(shards), source.fields, source.column_errors)
@@ -471,7 +469,7 @@ def copied(ds):
 
 
 def count_calls(function):
-    """Return the number of calls that a function makes, and what it returns."""
+    """Return the number of calls that a function makes, and its result."""
     calls = 0
 
     def count(_frame, event, _argument):
@@ -486,15 +484,15 @@ def count_calls(function):
     return calls, result
 
 
-def test_a_thousand_sources(tmp_path):
-    """Joining ten times as many takes about ten times as many calls, and little memory."""
+def test_mixing_takes_linear_time_in_the_number_of_sources(tmp_path):
+    """Ten times more sources need about ten times more calls, and little memory."""
     npstream.write(tmp_path / "x", {"x": np.arange(10)})
     index = json.loads((tmp_path / "x" / "index.json").read_text())
     index["shards"] *= 200
     (tmp_path / "x" / "index.json").write_text(json.dumps(index))
     ds = npstream.open(tmp_path / "x")
     sources = {f"s{k}": copied(ds) for k in range(1000)}
-    npstream.mix({"s0": sources["s0"]})  # imports what it needs
+    npstream.mix({"s0": sources["s0"]})  # imports modules
     few, _ = count_calls(lambda: npstream.mix(dict(list(sources.items())[:100])))
     many, mixed = count_calls(lambda: npstream.mix(sources))
     assert many < 15 * few

@@ -1,4 +1,4 @@
-"""A mixture of stores reads each of them as its own dataset would."""
+"""A mixture of several stores reads each store like its own dataset does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from npstream.storage.remote import RemoteStore
 
 @pytest.fixture
 def requests(monkeypatch):
-    """Return the list of what is requested from now on, and of which store."""
+    """Record the requests from now on, with their stores, in a list."""
     made = []
     stream = RemoteStore.stream
 
@@ -33,7 +33,7 @@ def requests(monkeypatch):
 
 @pytest.fixture
 def remote(tmp_path, upload, small_chunks):
-    """Three remote datasets, of which the second is compressed, and a local one."""
+    """Three remote datasets, the second compressed, and a local dataset."""
     n = 300
     opened = []
     for number, name in enumerate("abcd"):
@@ -64,7 +64,7 @@ def remove(directory):
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("twice", [False, True])
-def test_explain_says_what_is_fetched(index, twice, remote, requests):
+def test_explain_counts_downloads(index, twice, remote, requests):
     sources = dict(zip("abcd", remote, strict=True))
     if twice:  # views that overlap
         sources |= {"a2": remote[0][100:250], "b2": remote[1].shuffle(0)}
@@ -87,13 +87,13 @@ def test_explain_says_what_is_fetched(index, twice, remote, requests):
         assert (after.requests, after.cached) == (0, after.chunks)
 
 
-def test_prefetch(remote, requests, tmp_path, upload):
+def test_prefetch_of_a_mixture(remote, requests, tmp_path, upload):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     mixed[100:1000].prefetch()
     requests.clear()
     assert mixed[100:1000:3].load()["id"].tolist() == list(range(100, 1000, 3))
     assert requests == []
-    # Each dataset would fit alone.
+    # Each dataset alone would fit.
     small = [
         npstream.open(upload(tmp_path / name), cache=tmp_path / "less", cache_limit="50KB")
         for name in "ac"
@@ -103,7 +103,7 @@ def test_prefetch(remote, requests, tmp_path, upload):
         npstream.mix({"a": small[0], "c": small[1]}).prefetch()
 
 
-def test_the_cost_gate(tmp_path, upload, remote):
+def test_implicit_read_limit_of_a_mixture(tmp_path, upload, remote):
     def opened(limit):
         return [
             npstream.open(upload(tmp_path / name), cache=tmp_path / f"{limit}",
@@ -122,8 +122,8 @@ def test_the_cost_gate(tmp_path, upload, remote):
     assert strict["x"][900:].max() == 30_000 + 3599  # local
     assert strict["x"][:100].min() == 0
     named = npstream.mix({"a": opened(0)[0], "d": remote[3]}, columns=["id", "x", "source"])
-    assert (named["source"] == "d").sum() == 300  # which is not read
-    assert np.asarray(named[["id", "source"]]["id"]).max() == 1199  # out of the side-car
+    assert (named["source"] == "d").sum() == 300  # x is not read
+    assert np.asarray(named[["id", "source"]]["id"]).max() == 1199  # from the side-car
     with pytest.raises(CostError):
         named["x"].sum()
     free = npstream.mix(dict(zip("abcd", [*opened(None), remote[3]], strict=True)))
@@ -139,13 +139,13 @@ def test_small_columns_come_from_side_cars(remote, requests):
     assert {name for _, name, *_ in requests} == {"index.columns/id.npy"}
     requests.clear()
     assert (mixed["id"] % 7 == 3).tolist() == (np.arange(1200) % 7 == 3).tolist()
-    # Those of side-cars are in the cache now.
+    # The side-cars' values are in the cache now.
     assert {name.split(".")[0] for _, name, *_ in requests} == {"shard"}
     assert cost.samples == 1200
     assert 0 < cost.nbytes < mixed.explain().nbytes + 60_000
 
 
-def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
+def test_several_stores_are_prefetched(remote, requests, monkeypatch):
     monkeypatch.setattr(ahead, "WINDOW_BYTES", 1 << 13)
     monkeypatch.setattr(ahead, "GROUP_BYTES", 1 << 11)
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
@@ -162,12 +162,12 @@ def test_reading_ahead_of_several_stores(remote, requests, monkeypatch):
         np.testing.assert_array_equal(batch["id"], batch.ids)
         seen += batch.ids.tolist()
     assert sorted(seen) == list(range(1200))
-    assert 0 < len(threads) <= ahead.MAX_THREADS  # of all stores together
+    assert 0 < len(threads) <= ahead.MAX_THREADS  # for all stores together
     assert len(requests) == len(set(requests))
     assert [int(sample["id"]) for sample in mixed] == list(range(1200))
 
 
-def test_threads_share_what_they_fetch(remote, requests):
+def test_threads_share_fetched_chunks(remote, requests):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     requests.clear()
     with ThreadPoolExecutor(8) as pool:
@@ -176,7 +176,7 @@ def test_threads_share_what_they_fetch(remote, requests):
     assert len(requests) == len(set(requests))
 
 
-def test_sources_go_on_when_a_mixture_is_closed(remote):
+def test_sources_stay_open_when_a_mixture_is_closed(remote):
     with npstream.mix(dict(zip("abcd", remote, strict=True))) as mixed:
         batches = iter(mixed[:].iter(0, 1, batch_size=8, shuffle=True))
         next(batches)
@@ -186,9 +186,9 @@ def test_sources_go_on_when_a_mixture_is_closed(remote):
     assert remote[0].load()["id"].tolist() == list(range(300))
 
 
-def test_stores_are_waited_for_side_by_side(remote, monkeypatch):
+def test_stores_are_read_concurrently(remote, monkeypatch):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
-    together = threading.Barrier(2, timeout=20)
+    together = threading.Barrier(2, timeout=60)
     stream = RemoteStore.stream
 
     def waiting(self, spans):
@@ -200,7 +200,7 @@ def test_stores_are_waited_for_side_by_side(remote, monkeypatch):
     assert batch["id"].tolist() == [1100, 700, 5]
 
 
-def test_a_store_that_fails(remote, upload, tmp_path):
+def test_errors_of_one_store_are_raised(remote, upload, tmp_path):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     fsspec.filesystem("memory").rm("/bucket-2/shard.00001.mds")
     with pytest.raises(StorageError, match=r"memory://bucket-2/shard\.00001\.mds"):
@@ -210,7 +210,7 @@ def test_a_store_that_fails(remote, upload, tmp_path):
     assert mixed[:600].load()["id"].tolist() == list(range(600))
 
 
-def test_a_cache_that_is_cleared_in_use(remote, tmp_path):
+def test_a_cache_can_be_cleared_in_use(remote, tmp_path):
     mixed = npstream.mix(dict(zip("abcd", remote, strict=True)))
     for _ in range(2):
         assert mixed.load()["id"].tolist() == list(range(1200))
@@ -218,8 +218,8 @@ def test_a_cache_that_is_cleared_in_use(remote, tmp_path):
         npstream.cache.clear(tmp_path / "cache")
 
 
-def test_shards_that_were_passed(remote, monkeypatch):
-    """Reading in order says which shards of which dataset need not be kept; reading back does."""
+def test_passed_shards_can_be_evicted(remote, monkeypatch):
+    """A reader in stored order marks shards as finished; a reader in reverse order does not."""
     seen = []
 
     def finished(self, shards):

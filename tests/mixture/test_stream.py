@@ -1,4 +1,4 @@
-"""A mixture's stream draws each sample once a pass, by shares, and is found back."""
+"""Streams of mixtures draw each sample once per pass, by shares, and can be inverted."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sources_of(order, rows):
 
 
 def described(order, stop):
-    """Draw positions up to one as the design describes it, one after the other.
+    """Draw positions one after the other, by the description of streams.
 
     Returns the row at each, and the pass of its source that it is of.
     """
@@ -70,7 +70,7 @@ def described(order, stop):
         superblock, block = divmod(block, lanes)
         key = make_key(seed, start, superblock // -(-MIN_PATTERN_REPEATS // lanes), 4)
         pattern = make_pattern(np.array(counts), lanes, key)
-        if length % lanes == 0:  # rows of lanes are turned, from block to block
+        if length % lanes == 0:  # rows of lanes are rotated from block to block
             within += (within + block) % lanes - within % lanes
         source = int(pattern.sources[within])
         name, samples, own, rows = sources[source]
@@ -132,7 +132,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_streams_are_as_described(case, kernel_mode):
+def test_streams_follow_their_description(case, kernel_mode):
     given, stop = CASES[case]
     order = stream(**given)
     rows, _ = described(order, stop)
@@ -143,7 +143,7 @@ def test_streams_are_as_described(case, kernel_mode):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_drawn_is_found(case, kernel_mode):
+def test_drawn_rows_are_found(case, kernel_mode):
     given, stop = CASES[case]
     order = stream(**given)
     rows, once = described(order, stop)
@@ -154,7 +154,7 @@ def test_what_is_drawn_is_found(case, kernel_mode):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_sample_comes_once_a_pass(case):
+def test_each_sample_occurs_once_per_pass(case):
     given, _ = CASES[case]
     order = stream(**given)
     found = np.array([order.find(np.arange(80), number) for number in range(4)])
@@ -165,7 +165,7 @@ def test_each_sample_comes_once_a_pass(case):
     assert np.array_equal(np.bincount(rows[(once >= 0) & (once < 4)]), np.full(80, 4))
 
 
-def test_each_pass_has_an_order_of_its_own():
+def test_each_pass_has_its_own_order():
     order = stream(ONE)
     rows = order.at(np.arange(600))
     first = rows[rows < 23]
@@ -174,7 +174,7 @@ def test_each_pass_has_an_order_of_its_own():
     assert len(np.unique(passes_, axis=0)) == len(passes_) > 4
 
 
-def test_without_blocks_sources_come_as_they_are():
+def test_without_blocks_sources_keep_their_order():
     order = stream(ONE, block=0)
     rows = order.at(np.arange(600))
     assert np.array_equal(rows[rows < 23], np.arange((rows < 23).sum()) % 23)
@@ -193,8 +193,8 @@ def test_blocks_have_exact_counts_and_prefixes_within_one(lanes, own):
             assert (np.abs(drawn - count * np.arange(1, 78)) < 77).all()
 
 
-def test_where_lanes_divide_blocks_counts_are_exact():
-    """So it is with the lanes of global batches."""
+def test_counts_are_exact_if_lanes_divide_blocks():
+    """The lanes of global batches divide blocks."""
     counts = (40, 33, 7)
     order = stream([(0, counts)], 4, (4, 2, 1))
     sources = sources_of(order, order.at(np.arange(80 * 24)))
@@ -206,7 +206,7 @@ def test_where_lanes_divide_blocks_counts_are_exact():
 
 
 def test_sources_do_not_depend_on_others():
-    """A source's passes are its own: its samples come in one order whatever it is mixed with."""
+    """The order of a source's samples does not depend on the other sources."""
     rows = stream(ONE).at(np.arange(500))
     other = stream([(0, (5, 1, 1))]).at(np.arange(500))
     count = min((rows < 23).sum(), (other < 23).sum())
@@ -222,7 +222,7 @@ def test_sources_do_not_depend_on_others():
     st.integers(0, 10**12),
 )
 @settings(max_examples=30)
-def test_far_positions_are_found(counts, lanes, position):
+def test_very_large_positions_are_found(counts, lanes, position):
     sizes = tuple(lanes * (7 + 3 * count) for count in counts)
     counts[0] += next_coprime(sum(counts), lanes) - sum(counts)
     length = sum(counts)
@@ -234,8 +234,8 @@ def test_far_positions_are_found(counts, lanes, position):
     assert position in found
 
 
-def test_lanes_of_a_node_touch_chunks_of_their_own():
-    """Of P nodes, where P divides a source's lanes, each reads its chunks, but for cuts."""
+def test_lanes_of_a_node_read_their_own_chunks():
+    """If P divides a source's lanes, each of P nodes reads its own chunks and cut ones."""
     sizes, nodes = (960, 480, 96), 4
     order = stream([(0, (10, 6, 1))], 8, (8, 4, 1), sizes, block=24)
     rows = order.at(np.arange(6400))
@@ -248,7 +248,7 @@ def test_lanes_of_a_node_touch_chunks_of_their_own():
         assert size // CHUNK <= touched <= size // CHUNK + cuts
 
 
-def test_gone_sources_are_named():
+def test_removed_sources_are_named_in_the_error():
     full = stream([(0, (4, 4, 4)), (24, (6, 6, 0))])
     order = MixtureOrder(full.course, [*full.chunks[:2], None], [40, 0, 0])
     rows = order.at(np.arange(24, 80))
@@ -262,7 +262,7 @@ def test_gone_sources_are_named():
         order.find(np.array([63]))
 
 
-def test_stretches_are_arrays():
+def test_epoch_orders_are_arrays():
     order = stream(ONE)
     whole = order.at(np.arange(200))
     stretch = EpochOrder(order, 50, 100)
@@ -316,8 +316,8 @@ def test_memory_of_orders_is_bounded(monkeypatch):
     assert order.nbytes < 150_000
 
 
-def test_streams_are_what_they_were():
-    """A release may not change what a run draws, unless it says so by its version."""
+def test_streams_equal_recorded_digests():
+    """A release that changes the draws of a run must change the version."""
     digest = hashlib.blake2b(digest_size=8)
     for case, stop in CASES.values():
         digest.update(stream(**case).at(np.arange(stop)).astype("<i8").tobytes())

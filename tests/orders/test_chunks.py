@@ -1,4 +1,4 @@
-"""Chunk tables agree with what the design says of each chunk, for storages and for views."""
+"""Chunk tables of datasets and views follow the design."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_shards_are_cut_by_rows(shards):
 
 
 @pytest.mark.usefixtures("kernel_mode")
-def test_both_ways_cut_shards_alike():
+def test_compiled_and_plain_kernels_cut_shards_alike():
     starts, nbytes, whole = tables([(7, 11 * MIB, False), (0, 5, False), (9, 30 * MIB, True)])
     assert shard_chunks(starts, nbytes, whole, 4 * MIB).tolist() == [0, 2, 4, 7, 16]
 
 
-# Views. N is large enough for masks that are kept as bits.
+# Views. N is large enough for masks that are stored as bits.
 
 N = 3 * MAX_MASK_AS_POSITIONS
 CHUNKS = np.unique([0, 5, 6, *range(100, N, 700), N])
@@ -81,7 +81,7 @@ SCATTERED = {
 
 @pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("view", MONOTONE)
-def test_chunks_of_views_are_their_runs_in_chunks(view):
+def test_chunks_of_monotonic_views_follow_the_chunks_of_the_dataset(view):
     selection = MONOTONE[view]()
     chunk = np.searchsorted(CHUNKS, selection.ids(), side="right") - 1
     runs = np.flatnonzero(np.diff(chunk, prepend=-1))
@@ -91,7 +91,7 @@ def test_chunks_of_views_are_their_runs_in_chunks(view):
 
 
 @pytest.mark.parametrize("view", SCATTERED)
-def test_chunks_of_scattered_views_are_stretches(view):
+def test_chunks_of_unsorted_views_have_one_length(view):
     selection = SCATTERED[view]()
     chunks = view_chunks(CHUNKS, selection)
     stretch = N // (len(CHUNKS) - 1)
@@ -109,6 +109,6 @@ def test_ranks_count_the_positions_below(positions, data):
 
 
 @pytest.mark.usefixtures("kernel_mode")
-def test_both_ways_count_ranks_alike():
+def test_compiled_and_plain_kernels_count_ranks_alike():
     ends = np.arange(N + 1)
     assert np.array_equal(Mask.from_bools(MASK).rank(ends), np.append(0, np.cumsum(MASK)))

@@ -1,4 +1,4 @@
-"""The native order does what the design says, exactly, and shuffles as well as it promises."""
+"""The native order follows its description exactly, and shuffles like a random permutation."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def bounds(sizes):
 
 
 def even(n, size):
-    """Return the bounds of chunks of one size, of which the last may be smaller."""
+    """Return the bounds of chunks of one size; the last may be smaller."""
     return np.append(np.arange(0, n, size), n)
 
 
-# What the design says, step by step, on lists.
+# A reference implementation of the design, on lists
 
 
 def draw(counter, bound):
@@ -57,7 +57,7 @@ def subkey(key, lane, level):
 
 
 def permuted(items, key):
-    """Permute a list by a Fisher-Yates shuffle, however long it is."""
+    """Permute a list of any length by a Fisher-Yates shuffle."""
     items = list(items)
     for i in range(len(items)):
         j = draw(key ^ i, i + 1)
@@ -66,7 +66,7 @@ def permuted(items, key):
 
 
 def described_lanes(chunks, seed, lanes):
-    """Lay permuted chunks end to end over the lanes, as lists of pieces."""
+    """Fill the lanes with permuted chunks, one after the other; return lists of pieces."""
     n = int(chunks[-1])
     runs = [
         range(first, stop) for first, stop in itertools.pairwise(chunks.tolist()) if first < stop
@@ -87,7 +87,7 @@ def described_lanes(chunks, seed, lanes):
 
 
 def described(chunks, seed, epoch, block, lanes):
-    """Compute an order as the design describes it."""
+    """Compute an order by its description."""
     epoch_key = make_key(seed, epoch, 0, 3)
     sequences = []
     for lane, pieces in enumerate(described_lanes(chunks, seed, lanes)):
@@ -180,7 +180,7 @@ sizes = st.lists(st.integers(0, 40), max_size=30)
 
 
 @given(sizes, st.integers(0, 9), st.integers(0, 9), st.integers(1, 50), st.integers(1, 40))
-def test_every_row_comes_once_and_is_found(sizes, seed, number, block, lanes):
+def test_every_row_occurs_once_and_is_found(sizes, seed, number, block, lanes):
     n = sum(sizes)
     order = Order(n, bounds(sizes), seed, number, block=block, lanes=lanes)
     rows = order[:]
@@ -190,7 +190,7 @@ def test_every_row_comes_once_and_is_found(sizes, seed, number, block, lanes):
 
 
 @given(sizes, st.integers(1, 50), st.integers(1, 12), st.data())
-def test_parts_are_the_same_however_they_are_asked_for(sizes, block, lanes, data):
+def test_every_way_of_indexing_gives_the_same_rows(sizes, block, lanes, data):
     n = sum(sizes)
     make = functools.partial(Order, n, bounds(sizes), 3, block=block, lanes=lanes)
     whole, order = make()[:], make()
@@ -203,7 +203,7 @@ def test_parts_are_the_same_however_they_are_asked_for(sizes, block, lanes, data
 
 
 @given(st.integers(1, 5), st.integers(1, 2**40), st.integers(1, 1000), st.data())
-def test_any_part_of_a_vast_order_is_found_again(chunks, n, lanes, data):
+def test_rows_of_a_huge_order_are_found(chunks, n, lanes, data):
     block = data.draw(st.integers(1, n))
     starts = np.linspace(0, n, chunks + 1).astype(np.int64)
     order = Order(n, starts, 1, block=block, lanes=lanes)
@@ -213,7 +213,7 @@ def test_any_part_of_a_vast_order_is_found_again(chunks, n, lanes, data):
     assert order.find(rows).tolist() == positions
 
 
-# It is an array.
+# Array interface
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_orders_are_indexed_as_arrays(order, index):
+def test_orders_are_indexed_like_arrays(order, index):
     array = np.asarray(order)
     got, want = order[index], array[index]
     assert np.array_equal(got, want)
@@ -252,7 +252,7 @@ def test_numbers_out_of_bounds_raise(order, method):
         getattr(order, method)(np.array([0.5]))
 
 
-def test_shapes_are_kept_and_arguments_left_alone(order):
+def test_shapes_are_kept_and_arguments_are_not_changed(order):
     positions = np.arange(12, dtype=np.int32).reshape(3, 4).T
     rows = order.at(positions)
     assert rows.shape == (4, 3)
@@ -267,7 +267,7 @@ def test_an_array_is_a_copy(order):
         np.asarray(order, copy=False)
 
 
-def test_orders_are_pickled_without_what_they_computed():
+def test_pickles_of_orders_contain_no_caches():
     chunks = functools.partial(even, 10**6, 10)
     order = Order(10**6, chunks, 7, 1, block=10_000, lanes=6)
     rows = order[500:600]
@@ -296,7 +296,7 @@ def test_threads_share_an_order():
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_a_full_cache_makes_room(monkeypatch, rows):
+def test_a_full_cache_evicts_stretches(monkeypatch, rows):
     want = Order(5000, even(5000, 64), 7, block=100, lanes=20)[:]
     monkeypatch.setattr(blocks, "CACHE_BYTES", rows * 400)
     order = Order(5000, even(5000, 64), 7, block=100, lanes=20)
@@ -321,12 +321,12 @@ def test_a_full_cache_makes_room(monkeypatch, rows):
         ([0, 10], {"seed": "a"}, TypeError, "seed='a': expected an integer"),
     ],
 )
-def test_impossible_orders_are_refused(chunks, options, error, match):
+def test_invalid_orders_raise(chunks, options, error, match):
     with pytest.raises(error, match=match):
         Order(10, np.array(chunks, int), **{"seed": 0, "block": 5, **options})[0]
 
 
-# The order is part of what a release promises: with ORDER_VERSION 1, these values never change.
+# Recorded values: with ORDER_VERSION 1, they never change.
 
 
 GOLDEN = {
@@ -363,12 +363,12 @@ GOLDEN = {
 }
 
 
-def test_the_version_is_the_one_that_was_recorded():
+def test_the_version_is_unchanged():
     assert epoch.ORDER_VERSION == 1
 
 
 @pytest.mark.parametrize("case", GOLDEN)
-def test_orders_are_frozen(case):
+def test_orders_equal_recorded_values(case):
     (chunks, block, lanes), first, digits = GOLDEN[case]
     n = int(chunks[-1])
     order = Order(n, chunks, 1, 2, block=block, lanes=lanes)
@@ -377,10 +377,10 @@ def test_orders_are_frozen(case):
     assert (rows[:4].tolist(), digest[:16]) == (first, digits)
 
 
-# Seeds, epochs, lanes.
+# Seeds, epochs, lanes
 
 
-def test_seeds_and_epochs_have_nothing_in_common():
+def test_orders_of_different_seeds_and_epochs_are_independent():
     make = functools.partial(Order, 20_000, even(20_000, 50), block=2000, lanes=4)
     orders = [make(seed, number)[:] for seed, number in ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2))]
     for one, other in itertools.combinations(orders, 2):
@@ -402,8 +402,8 @@ def test_lanes_do_not_change_with_the_epoch():
 
 @pytest.mark.parametrize("ranks_per_node", [1, 8])
 @pytest.mark.parametrize(("nodes", "times"), [(1, 1), (4, 1), (12, 1), (5, 5), (16, 2), (48, 2)])
-def test_nodes_fetch_chunks_as_often_as_lanes_and_nodes_have_it(nodes, times, ranks_per_node):
-    """Once if the nodes divide the lanes, and no other node's in any epoch."""
+def test_number_of_nodes_that_fetch_a_chunk(nodes, times, ranks_per_node):
+    """Once, by the same node in each epoch, if the number of nodes divides the lanes."""
     n, lanes, chunks = 240_000, 24, 2000
     world = nodes * ranks_per_node
     fetched = [set() for _ in range(nodes)]
@@ -415,26 +415,26 @@ def test_nodes_fetch_chunks_as_often_as_lanes_and_nodes_have_it(nodes, times, ra
             mine = rows[part.positions(range(part.batches))]
             fetched[rank // ranks_per_node].update((mine // (n // chunks)).tolist())
     total = sum(map(len, fetched))
-    # At most as many chunks as lanes are cut, and shared by two.
+    # At most one chunk per lane is cut, and read by two nodes.
     if times == 1:
         assert chunks <= total <= chunks + lanes
     else:
         assert 0.9 * times * chunks < total <= times * (chunks + lanes)
 
 
-def test_lanes_turn_to_new_blocks_in_turn():
+def test_lanes_begin_new_blocks_one_after_the_other():
     lanes, size = 24, 10
     order = Order(240_000, even(240_000, size), 3, block=240, lanes=lanes)
     chunks, first = np.unique(order[:] // size, return_index=True)
     assert len(chunks) == 24_000
-    new = np.bincount(first // (lanes * size))  # chunks that each batch is the first to need
+    new = np.bincount(first // (lanes * size))  # number of chunks that each batch needs first
     assert new[0] == pytest.approx(len(np.unique(order[: lanes * size] // size)))
-    steady = new[24:-48]  # not while the first blocks begin, nor when the last have begun
+    steady = new[24:-48]  # without the beginning of the first blocks and of the last blocks
     assert steady.mean() == pytest.approx(24, rel=0.1)
-    assert steady.max() < 2.5 * steady.mean()  # without turns: 24 times the mean
+    assert steady.max() < 2.5 * steady.mean()  # without staggered blocks: 24 times the mean
 
 
-# Quality.
+# Quality
 
 
 def z_score(counts):
@@ -445,15 +445,15 @@ def z_score(counts):
 
 @pytest.mark.parametrize("n", [MAX_TABLE_LENGTH, 300_007])
 @pytest.mark.parametrize("lag", [1, 2, 64, 1024])
-def test_one_block_is_shuffled_as_well_as_by_chance(n, lag):
+def test_one_block_is_shuffled_like_a_random_permutation(n, lag):
     rows = Order(n, even(n, 128), 5, block=n)[:]
     apart = (rows[lag:] - rows[:-lag]) % n
     assert abs(z_score(np.bincount(apart * 256 // n, minlength=256))) < 3.5
     assert abs(z_score(np.histogram2d(np.arange(n), rows, bins=32)[0])) < 3.5
 
 
-def test_blocks_are_shuffled_as_well_as_by_chance():
-    """Where a row stands in its block says nothing of where it lies in its chunk."""
+def test_blocks_are_shuffled_like_random_permutations():
+    """The position of a row in its block is independent of its position in its chunk."""
     lanes, block, size = 8, 512, 16
     order = Order(1 << 20, even(1 << 20, size), 5, block=block, lanes=lanes)
     for lane in (0, lanes - 1):
@@ -463,8 +463,8 @@ def test_blocks_are_shuffled_as_well_as_by_chance():
 
 
 @pytest.mark.parametrize("block", [256, 1024, 8192])
-def test_means_of_batches_spread_as_the_law_has_it(block):
-    """With a class for each chunk of which m are in flight: sqrt(1 + (batch - 1) / m)."""
+def test_batch_means_have_the_predicted_spread(block):
+    """With one class for each chunk, and m chunks in flight, it is sqrt(1 + (batch - 1) / m)."""
     n, size, lanes, batch = 1 << 19, 32, 16, 256
     in_flight = lanes * block / size
     spreads = []
@@ -477,8 +477,8 @@ def test_means_of_batches_spread_as_the_law_has_it(block):
 
 
 @pytest.mark.parametrize("settings", [Shuffle("64MiB", 4), Shuffle("256MiB", 16)])
-def test_what_a_node_fetches_and_keeps_is_bounded(settings):
-    """In the simulator that docs/orders.md has its table from, on a small scene."""
+def test_fetched_and_cached_chunks_of_a_node_are_bounded(settings):
+    """In the simulator that computes the table in docs/orders.md, with a small dataset."""
     scene = Scene("small", 4 * GIB, 30_000, 256, nodes=2)
     seen = figures(scene, native(scene, settings), CHUNK)
     share = settings.block / scene.nodes
@@ -489,7 +489,7 @@ def test_what_a_node_fetches_and_keeps_is_bounded(settings):
     assert seen.neighbors < 1.2
 
 
-# Settings.
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -505,7 +505,7 @@ def test_what_a_node_fetches_and_keeps_is_bounded(settings):
         (10 * TIB, 64 * GIB, 960),
     ],
 )
-def test_default_settings_depend_on_bytes_alone(nbytes, block, lanes):
+def test_default_settings_depend_only_on_bytes(nbytes, block, lanes):
     assert Shuffle().resolve(nbytes) == Shuffle(block, lanes)
     assert Shuffle(block, lanes).resolve(nbytes) == Shuffle(block, lanes)
 
@@ -521,7 +521,7 @@ def test_default_settings_depend_on_bytes_alone(nbytes, block, lanes):
         (Shuffle(None), (None, 1)),
     ],
 )
-def test_settings_that_are_given_are_kept(settings, resolved):
+def test_given_settings_are_kept(settings, resolved):
     assert settings.resolve(TIB) == Shuffle(*resolved)
 
 
@@ -544,12 +544,12 @@ def test_settings_are_plain_and_equal_by_value():
         ({"block": None, "lanes": 2}, ValueError, "a shuffle of all samples has one lane"),
     ],
 )
-def test_impossible_settings_are_refused(given, error, match):
+def test_invalid_shuffle_settings_raise(given, error, match):
     with pytest.raises(error, match=match):
         Shuffle(**given)
 
 
-# Views of datasets.
+# Views of datasets
 
 
 @pytest.fixture(scope="module")
@@ -598,15 +598,15 @@ def test_compressed_shards_are_one_chunk(tmp_path, monkeypatch):
         npstream.write(path, numbers, shard_size=8000, compression=compression)
         shards = json.loads((path / "index.json").read_text())["shards"]
         first = np.cumsum([0, *(shard["samples"] for shard in shards)])
-        rows = npstream.open(path).order(0, block=1, lanes=1)[:]  # chunks stay whole
+        rows = npstream.open(path).order(0, block=1, lanes=1)[:]  # no chunk is cut
         begins = rows[np.diff(rows, prepend=-2) != 1]
         assert len(begins) > len(shards) // 2
         assert np.isin(begins, first).all() == (compression is not None)
 
 
 @pytest.mark.parametrize("flight", [4, 16])
-def test_means_of_batches_of_a_dataset_of_pure_shards_spread_as_the_law_has_it(tmp_path, flight):
-    """All samples of a shard are of one class, and so many shards in flight."""
+def test_batch_means_of_single_class_shards_have_the_predicted_spread(tmp_path, flight):
+    """All samples of a shard have one class, and the number of shards in flight is known."""
     shards, each, batch = 256, 32, 64
     labels = np.repeat(np.random.default_rng(0).standard_normal(shards), each)
     ds = write_shards(tmp_path, {"label": labels}, [each] * shards)
@@ -619,13 +619,13 @@ def test_means_of_batches_of_a_dataset_of_pure_shards_spread_as_the_law_has_it(t
     assert spread == pytest.approx(math.sqrt(1 + (batch - 1) / flight), rel=0.12)
 
 
-def test_orders_of_views_are_frozen(ds):
-    """So are the settings that a dataset's size leads to, and the chunks of views."""
+def test_orders_of_views_equal_recorded_values(ds):
+    """The default settings and the chunks of views are recorded, too."""
     assert ds.order(0)[:6].tolist() == [116, 58, 286, 290, 273, 297]
     assert ds[::-2].order(0, 1, block="300B", lanes=3)[:6].tolist() == [100, 28, 80, 102, 27, 78]
 
 
-def test_views_of_shuffled_views_are_arrays_as_any(ds):
+def test_views_of_shuffled_views_behave_like_arrays(ds):
     rows = ds.order(0, block="200B", lanes=3)[:]
     shuffled = ds.shuffle(0, block="200B", lanes=3)
     assert shuffled[17]["number"] == rows[17]
@@ -643,7 +643,7 @@ def test_shuffled_views_are_pickled_without_their_chunks(ds):
     assert np.array_equal(pickle.loads(again)["number"], shuffled["number"])
 
 
-# Figures that are promised.
+# Promised figures
 
 
 @pytest.mark.usefixtures("compiled")
@@ -665,7 +665,7 @@ def test_a_million_chunks_take_little_memory():
     assert order.nbytes < 8.6 * 10**6
 
 
-def test_a_few_rows_do_without_numba():
+def test_a_few_rows_do_not_import_numba():
     code = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Permutations are exact, reversible, frozen, and no worse than random ones.
+"""Permutations follow their description, are invertible, and look random.
 
 The quality tests count what a random permutation would do, and compare by chi-square: z is its
 distance from the expectation in standard deviations, about normal for a good permutation.
@@ -71,7 +71,7 @@ def elements(n, key=1):
     return Permutation(n, key).at(np.arange(n))
 
 
-# One definition runs in two ways; the third, here, is written from the description alone.
+# The kernels run compiled and as plain Python. This is a third implementation, by the description.
 
 
 def draw(counter, bound):
@@ -82,7 +82,7 @@ def draw(counter, bound):
 
 
 def described(n, key, position):
-    """Compute one element of a large permutation as the design describes it."""
+    """Compute one element of a large permutation by its description."""
     a = math.isqrt(n - 1) + 1
     b = math.ceil(n / a)
     digits = list(divmod(position, b))
@@ -95,7 +95,7 @@ def described(n, key, position):
 
 
 def described_table(n, key):
-    """Compute a small permutation as the design describes it."""
+    """Compute a small permutation by its description."""
     table = []
     for i in range(n):
         j = draw(key ^ i, i + 1)
@@ -124,7 +124,7 @@ def test_large_permutations_follow_their_description(n):
     assert np.array_equal(permutation.find(np.array(want)), positions)
 
 
-def test_draws_are_the_same_compiled_and_not():
+def test_compiled_and_plain_draws_are_equal():
     @_jit.kernel
     def draws(counters, bounds, out):
         for k in range(counters.size):
@@ -143,7 +143,7 @@ def test_draws_are_the_same_compiled_and_not():
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_every_element_comes_once_and_is_found(n):
+def test_every_element_occurs_once_and_is_found(n):
     permutation = Permutation(n, make_key(n))
     ids = permutation.at(np.arange(n))
     assert ids.dtype == np.int64
@@ -153,7 +153,7 @@ def test_every_element_comes_once_and_is_found(n):
 
 
 @given(st.integers(1, MAX_LENGTH), st.integers(0, 2**63 - 1), st.data())
-def test_find_undoes_at_for_any_length_and_key(n, key, data):
+def test_find_inverts_at_for_any_length_and_key(n, key, data):
     permutation = Permutation(n, key)
     positions = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=8, unique=True))
     ids = permutation.at(np.array(positions))
@@ -164,7 +164,7 @@ def test_find_undoes_at_for_any_length_and_key(n, key, data):
 
 
 @pytest.mark.parametrize("n", [100, 10**6])
-def test_shapes_and_layouts_are_kept_and_arguments_left_alone(n):
+def test_shapes_and_memory_layouts_are_kept_and_arguments_are_not_changed(n):
     permutation = Permutation(n, 1)
     positions = np.arange(12, dtype=np.int32).reshape(3, 4).T
     ids = permutation.at(positions)
@@ -185,7 +185,7 @@ def test_positions_out_of_bounds_raise(n):
                 method(np.array([position]))
 
 
-def test_permutations_are_pickled_without_their_table():
+def test_pickles_of_permutations_contain_no_table():
     permutation = Permutation(MAX_TABLE_LENGTH, make_key(3))
     ids = permutation.at(np.arange(9))
     again = pickle.dumps(permutation)
@@ -204,7 +204,7 @@ def test_permutations_are_pickled_without_their_table():
         (10, "a", TypeError, "key='a': expected an integer"),
     ],
 )
-def test_impossible_permutations_are_refused(n, key, error, match):
+def test_invalid_permutations_raise(n, key, error, match):
     with pytest.raises(error, match=match):
         Permutation(n, key)
 
@@ -229,8 +229,8 @@ WORDS = [
 ]
 
 
-def test_keys_of_different_words_differ():
-    """Most of all where a sum, or a plain joining of digits, would not."""
+def test_keys_of_different_arguments_differ():
+    """Especially for arguments with equal sums, or with equal concatenated digits."""
     keys = [make_key(*words) for words in itertools.product(range(-2, 12), repeat=4)]
     keys += [make_key(seed, epoch) for seed in WORDS[4:] for epoch in WORDS[4:]]
     assert len(set(keys)) >= len(keys) - len(range(-2, 12))  # -1, -2 and 10 are in both
@@ -243,7 +243,7 @@ def test_keys_take_any_integer_type():
 
 @pytest.mark.parametrize("word", ["seed", "epoch", "lane", "level"])
 @pytest.mark.parametrize("value", [True, np.True_, 1.0, np.float64(2), "1", None])
-def test_keys_refuse_what_is_no_integer(word, value):
+def test_keys_of_other_types_raise(word, value):
     with pytest.raises(TypeError, match=f"{word}=.*: expected an integer"):
         make_key(**{"seed": 0, word: value})
 
@@ -252,24 +252,24 @@ def test_keys_refuse_what_is_no_integer(word, value):
 # change.
 
 
-def test_the_version_is_the_one_that_was_recorded():
+def test_the_version_is_unchanged():
     assert permutation.PERMUTATION_VERSION == 1
 
 
-def test_keys_are_frozen():
+def test_keys_equal_recorded_values():
     words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (-1, 2, 3, 4), (2**70, 0, 0, 9)]
     assert [make_key(*each) for each in words] == GOLDEN_KEYS
 
 
 @pytest.mark.parametrize("n", GOLDEN)
-def test_permutations_are_frozen(n):
+def test_permutations_equal_recorded_values(n):
     ids = Permutation(n, make_key(0, 1, 2, 3)).at(np.arange(min(n, 1000)))
     digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()
     assert (ids[:4].tolist(), digest[:16]) == GOLDEN[n]
 
 
 def z_score(counts):
-    """Compare counts with equal ones: chi-square, in standard deviations.
+    """Compare counts with uniform ones: return chi-square in standard deviations.
 
     Each axis of a table takes a degree of freedom, as its sums are given.
     """
@@ -280,7 +280,7 @@ def z_score(counts):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
 def test_tiny_permutations_are_uniform(n):
-    """Each of the n! permutations comes equally often; a Feistel network fails this by far."""
+    """Each of the n! permutations is equally frequent; a Feistel network fails this clearly."""
     permutation.shuffle.compiled()
     seen = {each: 0 for each in itertools.permutations(range(n))}
     for seed in range(20 * len(seen) + 1000):
@@ -293,7 +293,7 @@ def test_tiny_permutations_are_uniform(n):
 )
 @pytest.mark.parametrize("lag", [1, 2, 3, 64, 1024])
 def test_differences_of_neighbors_are_uniform(n, lag):
-    """Weak round functions show here first."""
+    """Weak round functions fail here first."""
     permutation, bins = Permutation(n, make_key(5)), 512
     start = np.arange(min(n - lag, 200_000))
     apart = (permutation.at(start + lag) - permutation.at(start)) % n
@@ -308,8 +308,8 @@ def test_elements_are_spread_evenly_over_positions(n):
         assert abs(z_score(counts)) < 3
 
 
-def test_windows_hold_as_many_of_each_part_as_chance_has_it():
-    """Neither more nor less evenly: what a batch holds of each shard."""
+def test_windows_hold_random_numbers_of_each_part():
+    """For instance, the number of samples of each shard in a batch is random."""
     for n in (MAX_TABLE_LENGTH, 1 << 20):
         ids = elements(n, make_key(7))
         counts = np.histogram2d(np.arange(n), ids, bins=(n // 1024, 64))[0]
@@ -326,7 +326,7 @@ def test_pairs_of_neighbors_are_uniform_in_a_dozen():
 
 
 @pytest.mark.parametrize("n", [1000, MAX_TABLE_LENGTH + 1])
-def test_fixed_points_are_as_rare_as_chance_has_them(n):
+def test_number_of_fixed_points_is_random(n):
     fixed = [(elements(n, make_key(seed)) == np.arange(n)).sum() for seed in range(300)]
     assert 0.8 < np.mean(fixed) < 1.2
     assert 0.7 < np.var(fixed) < 1.35
@@ -342,14 +342,14 @@ def longest_rise(ids):
 
 
 @pytest.mark.parametrize("n", [10_000, MAX_TABLE_LENGTH + 1])
-def test_the_longest_rise_is_as_long_as_chance_has_it(n):
-    """About 2 sqrt(n) - 1.77 n^(1/6), give or take n^(1/6): what is left of the old order."""
+def test_the_longest_increasing_subsequence_has_the_expected_length(n):
+    """It measures the remaining order: about 2 sqrt(n) - 1.77 n^(1/6), plus or minus n^(1/6)."""
     lengths = [longest_rise(elements(n, make_key(seed)).tolist()) for seed in range(8)]
     assert abs(np.mean(lengths) - (2 * n**0.5 - 1.77 * n ** (1 / 6))) < n ** (1 / 6)
 
 
 @pytest.mark.parametrize("n", [1000, 100_003])
-def test_epochs_and_seeds_have_nothing_in_common(n):
+def test_permutations_of_different_epochs_and_seeds_are_independent(n):
     words = [(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     orders = [elements(n, make_key(*each)) for each in words]
     for x, y in itertools.combinations(orders, 2):
@@ -357,7 +357,7 @@ def test_epochs_and_seeds_have_nothing_in_common(n):
         assert abs(np.corrcoef(x, y)[0, 1]) * n**0.5 < 3.5
 
 
-def test_a_few_positions_do_without_numba():
+def test_a_few_positions_do_not_import_numba():
     code = """
 import sys
 import numpy as np

@@ -1,4 +1,4 @@
-"""Streaming's orders are those of the real package, bit for bit; see ``golden/README.md``.
+"""Streaming's orders equal those of the real package, bit for bit; see ``golden/README.md``.
 
 What has no golden data, such as parts of an order, is held against the steps of the description
 in plain NumPy (`streaming_reference`).
@@ -31,7 +31,7 @@ from npstream.orders.streaming.sampling import Weight, samples_per_stream
 from npstream.orders.streaming.shuffle import SHUFFLE_ALGORITHMS, EpochShuffle
 
 NAMES = [field.name for field in dataclasses.fields(StreamingOrder)][2:]
-"""The settings that are no arrays."""
+"""The names of settings that are not arrays."""
 
 
 def shards_of(stream):
@@ -67,7 +67,7 @@ def epoch_of():
 
 
 def work(epoch, workers):
-    """Return what an epoch has in all slots."""
+    """Return the ids in all slots of an epoch."""
     world, batches = epoch.world, range(epoch.batches)
     ids = [
         [epoch.ids(node, rank, batches) for rank in range(world.ranks_per_node)]
@@ -77,7 +77,7 @@ def work(epoch, workers):
 
 
 @golden_cases("work")
-def test_golden_work(case, epoch_of):
+def test_golden_samples_of_workers(case, epoch_of):
     params, workers = case["params"], case["params"]["workers_per_rank"]
     epoch = run_golden(case, lambda: epoch_of(params))
     if epoch is None:
@@ -91,7 +91,7 @@ def test_golden_work(case, epoch_of):
     )
     want, got = expected(case, "work"), work(epoch, workers)
     if params["batching_method"] == "device_per_stream":
-        # Streaming always adds batches of nothing here.
+        # Streaming appends empty batches here.
         assert (want[:, :, :, got.shape[3] :] == -1).all()
         want = want[:, :, :, : got.shape[3]]
     np.testing.assert_array_equal(got, want)
@@ -123,7 +123,7 @@ PICKED = [case for case in golden("orders") if "sampling0" in case.get("arrays",
 
 @pytest.mark.parametrize("case", PICKED, ids=[case["id"] for case in PICKED])
 def test_golden_picks(case, epoch_of):
-    """What each stream contributes: units, and the ids of samples."""
+    """The units and the sample ids of each stream."""
     batching = epoch_of(case["params"]).batching
     joined = case["params"]["batching_method"] == "random"
     streams = {"": batching} if joined else dict(enumerate(batching.streams))
@@ -163,7 +163,7 @@ def test_golden_defaults(case):
         ({"weights": [Weight()]}, "1 weight for 2 streams"),
     ],
 )
-def test_settings_that_mean_nothing_raise(change, match):
+def test_invalid_streaming_settings_raise(change, match):
     settings = {"shards": [np.array([5]), np.array([6])], "batch_size": 2}
     with pytest.raises(ValueError, match=match):
         StreamingOrder(**settings | change)
@@ -188,7 +188,7 @@ def test_settings_that_mean_nothing_raise(change, match):
         ({"batching_method": "per_stream"}, (0, World(9, 9)), "a global batch of 243 samples"),
     ],
 )
-def test_epochs_that_cannot_be_raise(settings, place, match):
+def test_impossible_epochs_raise(settings, place, match):
     order = StreamingOrder(shards=[np.array([5, 60])], batch_size=3, **settings)
     with pytest.raises(ValueError, match=match):
         order.epoch(*place)
@@ -196,7 +196,7 @@ def test_epochs_that_cannot_be_raise(settings, place, match):
 
 @pytest.mark.parametrize("method", BY_STREAM)
 def test_streams_that_fill_no_batch_raise(method):
-    """Streaming does so, too, but for "stratified", where its epoch has no batch at all."""
+    """Streaming raises, too, except for "stratified": there its epoch has no batches."""
     order = StreamingOrder(
         shards=[np.array([50, 50]), np.array([3])],
         weights=[Weight(), Weight(repeat=2)],
@@ -213,12 +213,12 @@ def test_streams_that_fill_no_batch_raise(method):
 
 
 @pytest.mark.parametrize("method", BY_STREAM)
-def test_blocks_of_streams_that_are_rounded_to_nothing(method):
+def test_stream_blocks_that_are_rounded_to_0_raise(method):
     order = StreamingOrder(
         shards=[np.array([50, 50]), np.array([10])],
         batch_size=10,
         shuffle=True,
-        shuffle_algo="naive",  # which has no use for blocks
+        shuffle_algo="naive",  # it has no blocks
         shuffle_block_size=10,
         num_canonical_nodes=1,
         batching_method=method,
@@ -240,14 +240,14 @@ HUGE = {"shards": [np.full(1000, 10**9)], "batch_size": 512, "shuffle": True}
 
 @pytest.mark.parametrize("algorithm", SHUFFLE_ALGORITHMS)
 def test_an_epoch_draws_nothing_before_it_is_read(algorithm):
-    """What 10**12 samples would take cannot go unnoticed; this, and the errors, come at once."""
+    """Drawing for 10**12 samples would take too long and too much memory, so nothing is drawn."""
     order = StreamingOrder(**HUGE | {"shards": [np.full(4, 10**9)]}, shuffle_algo=algorithm)
     assert order.epoch(0, World(8, 8), 2**20).batches == -(-(4 * 10**9 - 2**20) // 2**15)
     with pytest.raises(ValueError, match="in an epoch of 4,000,000,000 samples"):
         order.epoch(0, World(8, 8), 2**32)
 
 
-def test_an_unshuffled_epoch_takes_no_memory():
+def test_an_unshuffled_epoch_needs_no_memory_per_sample():
     epoch = StreamingOrder(**HUGE | {"shuffle": False}).epoch(0, World(8, 8), 10**9)
     ids = epoch.ids(3, 5, range(7, 9))
     first = (10**9 + 7 * 64 * 512) // 8 + 5 + 3 * 125 * 10**9
@@ -257,7 +257,7 @@ def test_an_unshuffled_epoch_takes_no_memory():
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("lanes", [1, 8, 64])
-def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
+def test_a_node_needs_no_memory_for_samples_of_other_nodes(lanes, monkeypatch):
     monkeypatch.setattr("npstream.orders.streaming.order.MAX_IDS", 1 << 16)
     samples = 1 << 22
     order = StreamingOrder(
@@ -281,7 +281,7 @@ def test_a_node_takes_no_memory_for_the_samples_of_others(lanes, monkeypatch):
 
 
 @pytest.mark.parametrize("batching_method", ["random", "per_stream", "stratified"])
-def test_workers_that_take_turns_read_the_same(batching_method, monkeypatch):
+def test_workers_that_take_batches_in_turn_read_the_same(batching_method, monkeypatch):
     monkeypatch.setattr("npstream.orders.streaming.order.MAX_IDS", 50)
     order = StreamingOrder(
         shards=[np.full(20, 30), np.full(10, 33)],
@@ -301,6 +301,6 @@ def test_workers_that_take_turns_read_the_same(batching_method, monkeypatch):
 
 def test_epochs_can_be_pickled():
     epoch = StreamingOrder(shards=[np.full(9, 7)], batch_size=4, shuffle=True).epoch(0, World(1, 1))
-    for _ in range(2):  # before it is read, and after
+    for _ in range(2):  # before and after it is read
         copy = pickle.loads(pickle.dumps(epoch))
         np.testing.assert_array_equal(copy.ids(0, 0, range(16)), epoch.ids(0, 0, range(16)))

@@ -1,4 +1,4 @@
-"""Samples are dealt out to nodes, ranks and workers as the real package does it."""
+"""Samples are divided among nodes, ranks and workers like in the real package."""
 
 from __future__ import annotations
 

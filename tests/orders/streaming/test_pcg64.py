@@ -1,4 +1,4 @@
-"""NumPy's generator inside kernels gives what NumPy's own does."""
+"""The generator in kernels gives the same numbers as NumPy's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from npstream.orders.streaming import pcg64
 
 
 def state_of(rng):
-    """Return the state of a NumPy generator as kernels have it."""
+    """Return the state of a NumPy generator in the format of kernels."""
     state = rng.bit_generator.state
     words = [number >> shift & 2**64 - 1 for number in state["state"].values() for shift in (64, 0)]
     spare = [state["uinteger"], 1] if state["has_uint32"] else [0, 0]
@@ -17,7 +17,7 @@ def state_of(rng):
 
 
 def assert_at(state, rng):
-    """Fail unless a state is that of a generator; an old spare half does not matter."""
+    """Assert that a state equals that of a generator; an unused spare half is ignored."""
     np.testing.assert_array_equal(state[[0, 1, 2, 3, 5]], state_of(rng)[[0, 1, 2, 3, 5]])
     if state[5]:
         assert state[4] == state_of(rng)[4]
@@ -41,7 +41,7 @@ def test_kernels_shuffle_as_numpy_does(run):
             assert_at(skipped, rng)
 
 
-def test_kernels_shuffle_just_the_part(run):
+def test_kernels_shuffle_only_the_given_range(run):
     values = np.arange(20)
     run(pcg64.draw_shuffle)(pcg64.seeded(0), values, 5, 15)
     assert values[:5].tolist() + values[15:].tolist() == [*range(5), *range(15, 20)]
@@ -57,7 +57,7 @@ def test_kernels_draw_as_numpy_does(run, bound):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 100, 12345])
-def test_kernels_jump_as_numpy_draws(run, steps):
+def test_jump_advances_like_draws_of_numpy(run, steps):
     rng, state = np.random.default_rng(steps), pcg64.seeded(steps)
     assert run(pcg64.draw_below)(state, 10) == rng.integers(0, 10)  # leaves half a word
     run(pcg64.jump)(state, steps)

@@ -1,4 +1,4 @@
-"""Weights and chosen samples are those of the real package."""
+"""Weights and picked samples equal those of the real package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_golden_sampling(case):
 
 @pytest.mark.parametrize("sizes", [(2, 3, 60, 999), (9_999, 10_000, 10_001, 20_000)])
 def test_samples_are_chosen_as_numpy_does(kernel_mode, sizes):
-    """However NumPy chooses so many of so many, and whatever it drew before."""
+    """For each of NumPy's algorithms, and after any draws before."""
     for seed in range(2 if kernel_mode == "python" else 40):
         rng, counts = np.random.default_rng(seed), []
         for size in sizes:
@@ -58,12 +58,12 @@ def test_golden_weights(case):
         ({"repeat": float("nan")}, "repeat=nan"),
     ],
 )
-def test_weights_that_mean_nothing_raise(weight, match):
+def test_invalid_weights_raise(weight, match):
     with pytest.raises(ValueError, match=match):
         Weight(**weight)
 
 
-def test_an_epoch_of_nothing_raises():
+def test_an_empty_epoch_raises():
     for weights in ([Weight(choose=0)], [Weight(proportion=0)]):
         with pytest.raises(ValueError, match="no sample of any stream"):
             samples_per_stream(weights, np.array([5]), None, 0)

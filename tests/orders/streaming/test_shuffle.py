@@ -1,4 +1,4 @@
-"""Streaming's shuffles, held against golden data and against their steps in plain NumPy."""
+"""Streaming's shuffles equal golden data, and a reference in plain NumPy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SETTINGS = st.tuples(
 @given(UNITS, SETTINGS, st.data())
 @example([0, 0, 5, 0, 5, 0], ("py1br", 2, 0, 0, 3), None)
 @example([1], ("py2s", 5, 0, 0, 3), None)
-def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, data):
+def test_any_part_of_a_shuffle_equals_the_reference(units, parameters, data):
     shuffle = EpochShuffle(*parameters)
     if shuffle.algorithm == "py1e" and sum(units) < shuffle.lanes:
         return
@@ -65,8 +65,8 @@ def test_any_part_of_a_shuffle_is_that_of_the_description(units, parameters, dat
 
 @pytest.mark.parametrize("algorithm", SHUFFLE_ALGORITHMS)
 @pytest.mark.parametrize("units", [[1000] * 700, [700_000], [300_000, 17, 399_983], [7] * 100_000])
-def test_large_shuffles_are_those_of_the_description(algorithm, units):
-    """Of more samples than lie between marks, and sorted in more than one bucket."""
+def test_large_shuffles_equal_the_reference(algorithm, units):
+    """With more samples than between two snapshots, and more than one bucket."""
     shuffle = EpochShuffle(algorithm, 3, 1, 2, 40_000)
     units = np.array(units)
     if algorithm == "py2s" and len(units) > 1000:
@@ -85,8 +85,8 @@ def test_large_shuffles_are_those_of_the_description(algorithm, units):
 
 @pytest.mark.parametrize("algorithm", ["py1e", "py1s", "py1br"])
 @pytest.mark.parametrize("step", [700, 90_000])
-def test_who_reads_on_finds_what_was_computed_before(algorithm, step, monkeypatch):
-    """In lanes of its own, and whether that is enough or not."""
+def test_a_reader_that_continues_uses_the_readahead(algorithm, step, monkeypatch):
+    """For each lane, and with a small and a large cache."""
     shuffle, size = EpochShuffle(algorithm, 3, 1, 2, 20_000), 900_000
     order, bounds = shuffle.order(Pieces.consecutive(np.full(9000, 100))), lane_bounds(size, 3)
     want = full_order(shuffle, [100] * 9000)
@@ -115,7 +115,7 @@ def test_who_reads_on_finds_what_was_computed_before(algorithm, step, monkeypatc
         )
 
 
-def test_who_looks_a_position_up_does_not_read_on():
+def test_a_random_lookup_does_not_read_ahead():
     order = EpochShuffle("py1e", 1, 0, 0, 200).order(Pieces.consecutive(np.full(9000, 100)))
     computed = []
 
@@ -137,12 +137,12 @@ def test_who_looks_a_position_up_does_not_read_on():
 @pytest.mark.parametrize(
     ("algorithm", "block_size"), [("py1e", 0), ("py1br", 1), ("py1e", 1 << 34), ("py1br", 1 << 32)]
 )
-def test_blocks_that_cannot_be_drawn_raise(algorithm, block_size):
+def test_too_small_blocks_raise(algorithm, block_size):
     with pytest.raises(ValueError, match=r"larger blocks|the maximum is"):
         EpochShuffle(algorithm, 1, 0, 0, block_size).check(10, 10)
 
 
-def test_too_many_samples_at_once_raise():
+def test_too_large_draws_raise():
     with pytest.raises(ValueError, match="one of 4294967297 numbers"):
         EpochShuffle("naive", 1, 0, 0, 4).check(2**32 + 1, 1000)
     with pytest.raises(ValueError, match="one of 4294967297 numbers"):

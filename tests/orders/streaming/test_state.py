@@ -1,4 +1,4 @@
-"""Checkpoints of the real package are continued, and others are refused."""
+"""Checkpoints of the real package can be resumed; other states raise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from npstream.orders.streaming.order import StreamingOrder
 from npstream.orders.streaming.partition import World
 from npstream.orders.streaming.sampling import Weight
 
-# All of it.
+# Whole epochs
 
 
 @pytest.mark.parametrize("method", BY_STREAM)
 @pytest.mark.parametrize("left", [1, 0, -1])
-def test_states_near_the_end_of_an_epoch_are_judged_by_its_batches(method, left):
-    """Lanes are filled up, so an epoch may have more batches than its samples make."""
+def test_states_near_the_end_of_an_epoch_resume_by_their_batches(method, left):
+    """Lanes are filled up, so an epoch can have more batches than its samples fill."""
     order = StreamingOrder(
         shards=[np.array([1000, 100])],
         batch_size=1,
@@ -37,7 +37,7 @@ def test_states_near_the_end_of_an_epoch_are_judged_by_its_batches(method, left)
     assert resumed.epoch(place[0], world, place[1]).batches == max(left, 0)
 
 
-def test_a_resumed_epoch_says_what_it_reads_again():
+def test_a_resumed_epoch_warns_of_repeated_samples():
     order = StreamingOrder(shards=[np.array([90])], batch_size=3, batching_method="per_stream")
     with pytest.warns(UserWarning, match="no multiple of the global batch of 6 samples: 4 samples"):
         epoch = order.epoch(0, World(1, 2), 16)
@@ -45,7 +45,7 @@ def test_a_resumed_epoch_says_what_it_reads_again():
     assert epoch.batches == 13
 
 
-# Checkpoints.
+# Checkpoints
 
 
 RUNS = [
@@ -56,8 +56,8 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("case", "run"), RUNS)
-def test_runs_of_streaming_go_on(case, run):
-    """From the state that was loaded, each rank reads what it read there, and ends in its state."""
+def test_runs_of_streaming_resume(case, run):
+    """After a loaded state, each rank reads and ends as in the real package."""
     arguments = dict(run.get("dataset_args", case["dataset_args"]))
     world = World(run["nodes"], run["ranks_per_node"])
     replication = arguments.pop("replication", None)
@@ -97,7 +97,7 @@ def sizes_of(directory):
     return data[directory]["samples_per_shard"]
 
 
-def test_ids_of_runs_are_those_of_their_data():
+def test_ids_of_runs_match_their_data():
     first_id = 0
     for directory in "abc":
         with npstream.open(GOLDEN / "checkpoints" / "data" / directory) as ds:
@@ -119,7 +119,7 @@ STATE = {
 }
 
 
-def test_states_come_back():
+def test_states_round_trip():
     world = World(2, 4)
     order, *place = order_for_states(shuffle_seed=7).resume(STATE, world)
     assert order.state(world, *place) == STATE
@@ -132,7 +132,7 @@ def test_states_come_back():
     }
 
 
-def test_a_state_of_anything_else_raises():
+def test_a_state_of_another_object_raises():
     with pytest.raises(ValueError, match="num_canonical_nodes, shuffle_seed missing"):
         order_for_states().resume({"epoch": 0, "sample_in_epoch": 3}, World(1, 1))
 
@@ -140,8 +140,8 @@ def test_a_state_of_anything_else_raises():
 @pytest.mark.parametrize(
     ("sample_in_epoch", "goes_on"), [(440, (2, 440)), (441, (2, 441)), (448, (3, 0))]
 )
-def test_a_finished_epoch_may_count_repeated_samples(sample_in_epoch, goes_on):
-    """Streaming itself refuses such states, which it saves where lanes are not equal."""
+def test_a_state_from_the_end_of_an_epoch_can_count_repeated_samples(sample_in_epoch, goes_on):
+    """Streaming saves such states if lanes are unequal, but cannot load them."""
     state = STATE | {"sample_in_epoch": sample_in_epoch}
     _, *place = order_for_states().resume(state, World(1, 1))
     assert tuple(place) == goes_on
