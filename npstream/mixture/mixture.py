@@ -492,5 +492,5 @@ def _column_names(source: MixedSource, columns: Sequence[str]) -> tuple[str, ...
         raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
     names = tuple(source.field(name).name for name in columns)
     if len(set(names)) != len(names):
-        raise ValueError(f"a column is named twice in {list(names)}")
+        raise ValueError(f"a column is listed twice in {list(names)}")
     return names

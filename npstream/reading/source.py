@@ -495,7 +495,7 @@ def open_source(
     if columns is not None and not isinstance(columns, Mapping):
         names = tuple(source.field(name).name for name in columns)
         if len(set(names)) != len(names):
-            raise ValueError(f"a column is named twice in {list(names)}")
+            raise ValueError(f"a column is listed twice in {list(names)}")
     for name, dtype in fetcher.index.annotations.dtypes.items():
         # Other columns are not needed, and their dtype may need a package that is not installed.
         if name in names and name not in declared:

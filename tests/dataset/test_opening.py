@@ -19,7 +19,7 @@ def test_columns_are_selected_or_reinterpreted(path):
     assert npstream.open(path, columns=["text", "label"]).columns == ("text", "label")
     with pytest.raises(errors.ColumnError, match="did you mean 'label'"):
         npstream.open(path, columns=["lable"])
-    with pytest.raises(ValueError, match="named twice"):
+    with pytest.raises(ValueError, match="listed twice"):
         npstream.open(path, columns=["text", "text"])
     with pytest.raises(TypeError, match=r"columns='text': expected a list"):
         npstream.open(path, columns="text")

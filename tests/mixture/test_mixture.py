@@ -286,7 +286,7 @@ def test_invalid_columns_raise(tmp_path):
         (["id"], ColumnError, "'id' is 'int64' in source 'a', but 'int32' in 'b', 'c', 'd' and 1"),
         (["txt"], ColumnError, "no column 'txt'; did you mean 'text'"),
         ("text", TypeError, r"expected a list of names, \['text'\]"),
-        (["text", "text"], ValueError, "named twice"),
+        (["text", "text"], ValueError, "listed twice"),
     ):
         with pytest.raises(error, match=message):
             npstream.mix(sources, columns=columns)
