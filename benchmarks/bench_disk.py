@@ -161,10 +161,10 @@ def arrow_written(data: Data) -> Pair:
         start = time.perf_counter()
         npstream.write(target, table)
         sync(target)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         assert npstream.open(target)["text"][-1] == table["text"][-1].as_py()
         shutil.rmtree(target)
-        return taken
+        return elapsed
 
     def reference(number: int) -> float:
         start = time.perf_counter()
@@ -173,9 +173,9 @@ def arrow_written(data: Data) -> Pair:
                 buffer.tofile(file)
             file.flush()
             os.fsync(file.fileno())
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         target.unlink()
-        return taken
+        return elapsed
 
     return Pair(ours, reference, lambda left, right: None, timed=True)
 

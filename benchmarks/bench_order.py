@@ -77,13 +77,13 @@ FIGURES = [
 
 
 @figure("`order.find` of 1,000 rows, 10^9 samples in 20,000 shards", "nothing", plus=0.050)
-def found(data: Data) -> Pair:
+def find_rows(data: Data) -> Pair:
     order = billion(20_000)
     rows = np.random.default_rng(0).integers(0, BILLION, 1000)
     return Pair(lambda number: order.find(rows), lambda number: None, lambda ours, theirs: None)
 
 
-FIGURES.append(found)
+FIGURES.append(find_rows)
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -35,10 +35,10 @@ def row_by_row(
         start = time.perf_counter()
         npstream.write(target, samples(), columns=columns)
         sync(target)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         assert len(npstream.open(target)) == count
         shutil.rmtree(target)
-        return taken / count
+        return elapsed / count
 
     def reference(number: int) -> float:
         start = time.perf_counter()
@@ -46,9 +46,9 @@ def row_by_row(
             loop(samples(), file)
             file.flush()
             os.fsync(file.fileno())
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         target.unlink()
-        return taken / count
+        return elapsed / count
 
     return Pair(ours, reference, lambda left, right: None, timed=True)
 
@@ -107,18 +107,18 @@ def compressed(data: Data) -> Pair:
             columns={"image": "jpeg"}, compression="zstd",
         )  # fmt: skip
         sync(target)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         assert len(npstream.open(target)) == len(files)
         shutil.rmtree(target)
-        return taken
+        return elapsed
 
     def reference(number: int) -> float:
         start = time.perf_counter()
         subprocess.run(["zstd", "-T2", "-q", "-o", target, source], check=True)
         sync_file(target)
-        taken = time.perf_counter() - start
+        elapsed = time.perf_counter() - start
         target.unlink()
-        return taken
+        return elapsed
 
     return Pair(ours, reference, lambda left, right: None, timed=True)
 

@@ -140,7 +140,7 @@ def test_ranks_of_a_device_mesh_are_found(run_training, path):
     ranks = run_training("mesh", processes=4)
     assert [rank["at"] for rank in ranks] == [[0, 0], [0, 1], [1, 0], [1, 1]]
     for rank in ranks:
-        assert rank["told"] == rank["found"] == expected(path, rank["at"][0])[:STEPS]
+        assert rank["given"] == rank["detected"] == expected(path, rank["at"][0])[:STEPS]
 
 
 # Batches and torch

@@ -41,5 +41,5 @@ def test_a_saved_state_resumes_at_its_sample(sources, case):
     for record in records:
         iteration = saved_states.CASES[case](sources)
         iteration.load_state_dict(record["state"])
-        found = list(islice(saved_states.items(iteration), saved_states.FOLLOWING))
-        assert found == record["following"]
+        resumed = list(islice(saved_states.items(iteration), saved_states.FOLLOWING))
+        assert resumed == record["following"]

@@ -436,10 +436,10 @@ class UnfinishedBuild:
 
         done = itertools.count()
 
-        def add_or_interrupt(self: spool.Spool, found: Any) -> None:
+        def add_or_interrupt(self: spool.Spool, result: Any) -> None:
             if next(done) == 4:
                 raise KeyboardInterrupt
-            add(self, found)
+            add(self, result)
 
         try:
             with patched({(spool.Spool, "add"): add_or_interrupt}):
@@ -449,8 +449,8 @@ class UnfinishedBuild:
 
     @staticmethod
     def _sidecar_files(root: Path) -> Files:
-        found = [root / "index.msgpack", *sorted((root / "index.columns").iterdir())]
-        return {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
+        files = [root / "index.msgpack", *sorted((root / "index.columns").iterdir())]
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
     def mutation(self, rng: random.Random) -> tuple[str, RunMutation]:
         """Damage one or two files of the working directory."""

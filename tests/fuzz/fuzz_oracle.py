@@ -191,14 +191,14 @@ def _rows_with_plausible_offsets(shard: Shard, content: bytes) -> set[int]:
     variable = int((shard.sizes == 0).sum()) // 4
     if not variable:
         return set()
-    known, found = (
+    original, changed = (
         list(pairwise(struct.unpack_from(f"<{shard.rows + 1}I", data, 4)))
         for data in (shard.raw, content)
     )
     rows = set()
-    for row in np.flatnonzero([a != b for a, b in zip(known, found, strict=True)]).tolist():
-        begin, end = found[row]
-        if begin + 4 * variable <= end <= len(content) and found[row] not in known:
+    for row in np.flatnonzero([a != b for a, b in zip(original, changed, strict=True)]).tolist():
+        begin, end = changed[row]
+        if begin + 4 * variable <= end <= len(content) and changed[row] not in original:
             sizes = struct.unpack_from(f"<{variable}I", content, begin)
             if 4 * variable + shard.fixed + sum(sizes) == end - begin:
                 rows.add(row)

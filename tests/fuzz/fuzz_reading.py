@@ -181,10 +181,10 @@ class DatasetReader:
         if expected_row.shard is None or column not in table:
             self.report(f"{what}, sample {row}, column {column!r}: read {value!r:.80}; must raise")
             return
-        wanted = self.case.expected(table, expected_row, column)
-        if identity(value) != identity(wanted):
+        original = self.case.expected(table, expected_row, column)
+        if identity(value) != identity(original):
             self.report(
-                f"{what}, sample {row}, column {column!r}: {value!r:.80}; expected {wanted!r:.80}"
+                f"{what}, sample {row}, column {column!r}: {value!r:.80}; expected {original!r:.80}"
             )
 
     def all(self) -> None:
@@ -262,10 +262,10 @@ class DatasetReader:
 
     def equal(self, column: str, rows: list[int]) -> None:
         """Compare a column of text with a value, which compares stored bytes."""
-        wanted = self.case.values.get(column, [None])[0]
-        if not rows or not isinstance(wanted, str | bytes):
+        target = self.case.values.get(column, [None])[0]
+        if not rows or not isinstance(target, str | bytes):
             return
-        mask = self.attempt("==", lambda: self.ds[column][rows] == wanted)
+        mask = self.attempt("==", lambda: self.ds[column][rows] == target)
         for row, equal in enumerate(() if mask is None else mask):
             expected_row = self.expected_rows[row]
             if column in expected_row.excused or not self.compares:
@@ -273,7 +273,7 @@ class DatasetReader:
             if expected_row.shard is None:
                 self.report(f"ds[{column!r}] == ..., sample {row}: must raise")
             elif bool(equal) != (
-                self.case.expected(self.case.values, expected_row, column) == wanted
+                self.case.expected(self.case.values, expected_row, column) == target
             ):
                 self.report(f"ds[{column!r}] == ..., sample {row}: {equal}")
 

@@ -227,14 +227,14 @@ def test_a_scan_accepts_parts_of_any_size(path):
     shard = sorted(path.glob("*.mds"))[0].read_bytes()
     samples = int.from_bytes(shard[:4], "little")
     columns = {"x": np.dtype("<i8")}
-    found = []
+    results = []
     for step in (1, 7, 1000, len(shard)):
         scan = Scan(schema, samples, columns, compressed=False, nbytes=len(shard))
         for at in range(0, len(shard), step):
             scan.feed(shard[at : at + step])
-        found.append(scan.finish())
-    assert all(np.array_equal(each.pieces, found[0].pieces) for each in found)
-    assert all(np.array_equal(each.columns["x"], np.arange(samples)) for each in found)
+        results.append(scan.finish())
+    assert all(np.array_equal(each.pieces, results[0].pieces) for each in results)
+    assert all(np.array_equal(each.columns["x"], np.arange(samples)) for each in results)
 
 
 def test_shards_without_common_columns_give_empty_samples(tmp_path, upload):
@@ -242,8 +242,8 @@ def test_shards_without_common_columns_give_empty_samples(tmp_path, upload):
     write_shards(tmp_path / "b", {"y": [1.5, 2]}, [2])
     index = json.loads((tmp_path / "a" / "0000" / "index.json").read_text())
     other = json.loads((tmp_path / "b" / "0000" / "index.json").read_text())
-    for found, place in ((index, "a"), (other, "b")):
-        raw = found["shards"][0]["raw_data"]
+    for document, place in ((index, "a"), (other, "b")):
+        raw = document["shards"][0]["raw_data"]
         raw["basename"] = f"{place}/0000/{raw['basename']}"
     index["shards"] += other["shards"]
     index.pop("npstream", None)
@@ -332,12 +332,12 @@ def unfinished(path, monkeypatch):
     npstream.build_index(path)
     expected = (path / "index.msgpack").read_bytes()
     (path / "index.msgpack").unlink()
-    add, left = spool.Spool.add, iter(range(3))
+    add, remaining = spool.Spool.add, iter(range(3))
 
-    def add_or_interrupt(self, found):
-        if next(left, None) is None:
+    def add_or_interrupt(self, result):
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
-        add(self, found)
+        add(self, result)
 
     with monkeypatch.context() as patched:
         patched.setattr(spool.Spool, "add", add_or_interrupt)
@@ -351,7 +351,9 @@ def resume_build(unfinished, monkeypatch):
     path, expected = unfinished
     read = []
     add = spool.Spool.add
-    monkeypatch.setattr(spool.Spool, "add", lambda self, found: (read.append(1), add(self, found)))
+    monkeypatch.setattr(
+        spool.Spool, "add", lambda self, result: (read.append(1), add(self, result))
+    )
     npstream.build_index(path)
     assert (path / "index.msgpack").read_bytes() == expected
     return len(read)

@@ -52,10 +52,10 @@ def filled_file(cache: ShardCache, key: str, age: float = 0) -> CachedFile:
 
 def can_reserve(cache: ShardCache, nbytes: int, keep: Iterable[CachedFile] = ()) -> bool:
     """Return True if bytes can be reserved; release the reservation."""
-    found = cache.reserve(nbytes, keep)
-    if isinstance(found, Refusal):
+    reservation = cache.reserve(nbytes, keep)
+    if isinstance(reservation, Refusal):
         return False
-    found.close()
+    reservation.close()
     return True
 
 

@@ -90,9 +90,9 @@ class Reader:
         """Reserve space for all pieces, or for the first one."""
         for some in (pieces, pieces[:1]):
             nbytes = sum(allocated(piece * PIECE, (piece + 1) * PIECE) for piece in some)
-            found = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
-            if isinstance(found, Reservation):
-                return some, found
+            reservation = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
+            if isinstance(reservation, Reservation):
+                return some, reservation
         self.counts["refused"] += 1
         return [], Reservation()
 

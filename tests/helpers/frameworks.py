@@ -304,12 +304,12 @@ def mesh(path, directory):
     dist.init_process_group("gloo")
     whole = dist.device_mesh.init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     part = whole["data"]
-    told = ds.iter(part.get_local_rank(), part.size(), **SETTINGS)
-    found = ds.iter(replication=2, **SETTINGS)
+    given = ds.iter(part.get_local_rank(), part.size(), **SETTINGS)
+    detected = ds.iter(replication=2, **SETTINGS)
     return {
         "at": whole.get_coordinate(),
-        "told": [batch.ids.tolist() for batch in told],
-        "found": [batch.ids.tolist() for batch in found],
+        "given": [batch.ids.tolist() for batch in given],
+        "detected": [batch.ids.tolist() for batch in detected],
     }
 
 

@@ -234,10 +234,8 @@ class Handler(BaseHTTPRequestHandler):
             case "preupload" | "commit" if "write" not in self.rights:
                 raise Refused(403, "", "Forbidden: you don't have the right to write here")
             case "preupload":
-                wanted = [file["path"] for file in json.loads(self.body)["files"]]
-                modes = [
-                    {"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in wanted
-                ]
+                paths = [file["path"] for file in json.loads(self.body)["files"]]
+                modes = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]
                 return 200, {}, {"files": modes}
             case "commit":
                 return self.commit(repository, revision)

@@ -56,15 +56,15 @@ class Buckets:
         """Return one page: objects, common prefixes, and the start of the next page."""
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         limit = min(int(query.get("limit", 1000)), 1000)
-        found: dict[str, bool] = {}
+        is_prefix: dict[str, bool] = {}
         for name in sorted(self.of(bucket)):
             if name.startswith(prefix) and name >= query.get("start", ""):
                 cut = name.find(delimiter, len(prefix)) if delimiter else -1
-                found[name if cut < 0 else name[: cut + 1]] = cut >= 0
-        page, rest = list(found)[:limit], list(found)[limit:]
+                is_prefix[name if cut < 0 else name[: cut + 1]] = cut >= 0
+        page, rest = list(is_prefix)[:limit], list(is_prefix)[limit:]
         answer: dict[str, object] = {
-            "objects": [self.describe(bucket, name) for name in page if not found[name]],
-            "prefixes": [name for name in page if found[name]],
+            "objects": [self.describe(bucket, name) for name in page if not is_prefix[name]],
+            "prefixes": [name for name in page if is_prefix[name]],
         }
         return answer | ({"nextStartWith": rest[0]} if rest else {})
 

@@ -145,7 +145,7 @@ def saved(root: Path) -> list[dict[str, Any]]:
     """Return states of all cases, each with what follows it."""
     write(root)
     of = sources(root)
-    found = []
+    records = []
     for case, make in CASES.items():
         whole = list(islice(items(make(of)), 60))
         for stop in (0, 1, 5, 29, 47):
@@ -155,16 +155,16 @@ def saved(root: Path) -> list[dict[str, Any]]:
                 next(read)
             state = json.loads(json.dumps(iteration.state_dict()))
             following = whole[stop : stop + FOLLOWING]
-            found.append({"case": case, "state": state, "following": following})
+            records.append({"case": case, "state": state, "following": following})
         skipping = make(of)
         if case.startswith("stream"):
             continue
         skipping.skip(2, 4)
         state = json.loads(json.dumps(skipping.state_dict()))
         following = list(islice(items(skipping), FOLLOWING))
-        found.append({"case": case, "state": state, "following": following})
-    found += _continued(of)
-    return found
+        records.append({"case": case, "state": state, "following": following})
+    records += _continued(of)
+    return records
 
 
 def _continued(of: dict[str, npstream.Dataset]) -> list[dict[str, Any]]:
@@ -172,7 +172,7 @@ def _continued(of: dict[str, npstream.Dataset]) -> list[dict[str, Any]]:
     settings: dict[str, Any] = {"shuffle": Shuffle("500B", 4), "batch_size": 12}
     before = npstream.mix({name: of[name] for name in "ab"}, {"a": 2, "b": 1})
     after = npstream.mix(of, {"a": 1, "b": 1, "c": 1})
-    found = []
+    records = []
     for stop in (3, 40):
         first = before.iter(0, 1, **settings)
         for _ in islice(items(first), stop):
@@ -184,8 +184,8 @@ def _continued(of: dict[str, npstream.Dataset]) -> list[dict[str, Any]]:
             next(read)
         state = json.loads(json.dumps(second.state_dict()))
         following = list(islice(read, FOLLOWING))
-        found.append({"case": "continued", "state": state, "following": following})
-    return found
+        records.append({"case": "continued", "state": state, "following": following})
+    return records
 
 
 CASES["continued"] = lambda of: npstream.mix(of, {"a": 1, "b": 1, "c": 1}).iter(

@@ -289,8 +289,8 @@ class Azurite(Server):
 
     @classmethod
     def binary(cls) -> str | None:
-        named = os.environ.get("NPSTREAM_AZURITE")
-        return named or _which("azurite-blob") or _which("azurite-blob", "node_modules/.bin")
+        from_env = os.environ.get("NPSTREAM_AZURITE")
+        return from_env or _which("azurite-blob") or _which("azurite-blob", "node_modules/.bin")
 
     def command(self) -> list[str]:
         listen = ["--blobHost", HOST, "--blobPort", str(self.port)]

@@ -93,9 +93,9 @@ def test_a_side_car_has_piece_hashes_and_columns(data):
         values = np.load(path / "index.columns" / f"{name}.npy")
         assert np.array_equal(values, columns[name])
         assert np.array_equal(sidecar.column(name, 5, 2000), columns[name][5:2000])
-        for bound, found in zip((np.min, np.max), sidecar.shard_range(name), strict=True):
+        for bound, bounds in zip((np.min, np.max), sidecar.shard_range(name), strict=True):
             parts = np.split(columns[name], index.starts[1:-1])
-            assert found.tolist() == [bound(part) for part in parts]
+            assert bounds.tolist() == [bound(part) for part in parts]
 
 
 @pytest.mark.parametrize("case", READABLE, ids=lambda case: case["name"])
@@ -107,8 +107,8 @@ def test_golden_datasets_have_no_problems(case, tmp_path):
     assert report.sidecar == str(tmp_path / "aside" / "index.msgpack")
     sidecar = sidecar_of(tmp_path / "aside")
     for name in sidecar.columns:
-        wanted = [golden.value(row[name]) for row in golden.expected(case)]
-        array = np.array(wanted, sidecar.columns[name].dtype)
+        expected = [golden.value(row[name]) for row in golden.expected(case)]
+        array = np.array(expected, sidecar.columns[name].dtype)
         assert sidecar.column(name).tobytes() == array.tobytes()
 
 
@@ -368,11 +368,11 @@ def test_verify_reports_damaged_shards(data):
     damage(path / "shard.00001.mds", 4)
     with open(path / "shard.00002.mds", "ab") as file:
         file.write(b"x")
-    found = problems(path)
-    assert "shard 0: the hashes of pieces [3] are not those of its bytes" in found
-    assert "shard.00001.mds (shard 1): " in found
-    assert "shard.00002.mds (shard 2): " in found
-    assert "bytes; the index says" in found
+    reported = problems(path)
+    assert "shard 0: the hashes of pieces [3] are not those of its bytes" in reported
+    assert "shard.00001.mds (shard 1): " in reported
+    assert "shard.00002.mds (shard 2): " in reported
+    assert "bytes; the index says" in reported
     (path / "shard.00002.mds").unlink()
     assert "shard.00002.mds (shard 2): there is no such file" in problems(path)
 
@@ -404,10 +404,10 @@ def test_verify_reports_a_side_car_of_other_shards(tmp_path):
         npstream.write(tmp_path / name, {"label": np.full(10, label)})
     for file in ("index.msgpack", "index.columns/label.npy"):
         shutil.copy(tmp_path / "a" / file, tmp_path / "b" / file)
-    found = problems(tmp_path / "b")
-    assert "pieces [1] are not those of its bytes" in found
-    assert "column 'label' is within" in found
-    assert "the values of column 'label' are not those of its samples" in found
+    reported = problems(tmp_path / "b")
+    assert "pieces [1] are not those of its bytes" in reported
+    assert "column 'label' is within" in reported
+    assert "the values of column 'label' are not those of its samples" in reported
 
 
 def test_verify_reads_compressed_and_uncompressed_files(tmp_path):

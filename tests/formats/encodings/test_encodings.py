@@ -169,13 +169,13 @@ MDS = [case for case in cases() if case["writer"] == "MDSWriter" and case["args"
 def test_values_of_golden_datasets_round_trip(case):
     columns = {name: parse(encoding) for name, encoding in case["args"]["columns"].items()}
     samples = zip(inputs(case)["samples"], expected(case), strict=True)
-    for (given_sample, wanted), (name, encoding) in itertools.product(samples, columns.items()):
+    for (given_sample, tagged), (name, encoding) in itertools.product(samples, columns.items()):
         item = without_palette(value(given_sample[name]), encoding.name)
         decoded = encoding.decode(encoding.encode(item))
         if case["byte_exact"] == "codec" and encoding.name == "jpeg":
-            assert (decoded.mode, [*decoded.size]) == (wanted[name]["mode"], wanted[name]["size"])
+            assert (decoded.mode, [*decoded.size]) == (tagged[name]["mode"], tagged[name]["size"])
         else:
-            assert_same(decoded, wanted[name], name)
+            assert_same(decoded, tagged[name], name)
 
 
 # Values
@@ -556,12 +556,12 @@ BODY = bytes(range(24))
 @pytest.mark.parametrize("stored", ["bytes", "str", "jpeg", "json"])
 def test_variable_bytes_can_be_viewed_as_arrays(stored, dtype):
     encoding = view_as(parse(stored), dtype)
-    wanted = np.frombuffer(BODY, dtype.removeprefix("ndarray:") if type(dtype) is str else dtype)
+    viewed = np.frombuffer(BODY, dtype.removeprefix("ndarray:") if type(dtype) is str else dtype)
     assert (encoding.kind, encoding.size, encoding.shape) == ("ndarray", None, None)
     assert encoding.headless
-    assert encoding.dtype == wanted.dtype
+    assert encoding.dtype == viewed.dtype
     decoded = encoding.decode(BODY)
-    assert np.array_equal(decoded, wanted)
+    assert np.array_equal(decoded, viewed)
     assert decoded.flags.writeable
     assert encoding.encode(decoded) == BODY
     assert encoding.decode(b"").shape == (0,)
@@ -570,7 +570,7 @@ def test_variable_bytes_can_be_viewed_as_arrays(stored, dtype):
     with pytest.raises(ValueError, match="not a multiple of the size"):
         encoding.decode(BODY[:23])
     with pytest.raises(TypeError, match="one-dimensional"):
-        encoding.encode(wanted.reshape(1, -1))
+        encoding.encode(viewed.reshape(1, -1))
 
 
 @pytest.mark.parametrize("shape", [(), (6,), (2, 3), (3, 1)])
@@ -580,16 +580,16 @@ def test_fixed_values_are_viewed_like_numpy_arrays(shape, old, new):
     stored = parse(f"ndarray:{old}:{','.join(map(str, shape))}" if shape else old)
     row = np.frombuffer(bytes(i % 2 for i in range(stored.size)), old).reshape(shape)
     try:
-        wanted = row.view(new)
+        viewed = row.view(new)
     except ValueError:
         with pytest.raises(ValueError, match="cannot be viewed"):
             view_as(stored, np.dtype(new))
         return
     encoding = view_as(stored, np.dtype(new))
     decoded = encoding.decode(row.tobytes())
-    assert (encoding.kind, encoding.size, encoding.shape) == ("fixed", stored.size, wanted.shape)
-    assert (decoded.dtype, decoded.shape) == (wanted.dtype, wanted.shape)
-    assert decoded.tobytes() == wanted.tobytes()
+    assert (encoding.kind, encoding.size, encoding.shape) == ("fixed", stored.size, viewed.shape)
+    assert (decoded.dtype, decoded.shape) == (viewed.dtype, viewed.shape)
+    assert decoded.tobytes() == viewed.tobytes()
 
 
 def test_columns_can_be_viewed_as_a_named_encoding():

@@ -257,8 +257,8 @@ def test_a_msgpack_reader_can_parse_the_file():
     assert table["shards"] == 3
     arrays = [item for item in rest if item is not None]
     assert len(arrays) == len(table["sections"])
-    found = dict(zip([section[0] for section in table["sections"]], arrays, strict=True))
-    assert found["pieces"] == pieces.tobytes()
+    bodies = dict(zip([section[0] for section in table["sections"]], arrays, strict=True))
+    assert bodies["pieces"] == pieces.tobytes()
 
 
 def test_opening_reads_only_the_index():
@@ -280,13 +280,15 @@ def read_everything(store):
     """Read the whole side-car, and return its content in a comparable form."""
     sidecar = Sidecar(store)
     index = sidecar.index("here/index.json")
-    found = [index.starts, index.nbytes, index.schema_ids, index.schemas, index.fingerprint()]
-    found += [index.files(shard) for shard in range(len(index))]
-    found += [sidecar.piece_hashes(shard) for shard in range(len(index))]
-    found += [sidecar.first_offset(shard) for shard in range(len(index))]
+    values = [index.starts, index.nbytes, index.schema_ids, index.schemas, index.fingerprint()]
+    values += [index.files(shard) for shard in range(len(index))]
+    values += [sidecar.piece_hashes(shard) for shard in range(len(index))]
+    values += [sidecar.first_offset(shard) for shard in range(len(index))]
     for name in sorted(sidecar.columns):
-        found += [*sidecar.shard_range(name), sidecar.column(name)]
-    return pickle.dumps([np.asarray(f).tolist() if isinstance(f, np.ndarray) else f for f in found])
+        values += [*sidecar.shard_range(name), sidecar.column(name)]
+    return pickle.dumps(
+        [np.asarray(f).tolist() if isinstance(f, np.ndarray) else f for f in values]
+    )
 
 
 def test_damage_is_detected():
