@@ -1,6 +1,6 @@
-"""A progress line for work that takes more than two seconds, on a terminal or in a notebook.
+"""Progress of long operations, on a terminal or in a notebook.
 
-Writes have a display of their own, `show_progress`.
+`progress` is for operations with a known number of steps, `show_progress` is for writes.
 
 Tested in tests/writing/test_progress.py.
 """
@@ -15,31 +15,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from npstream._core.arguments import quantity
+
 T = TypeVar("T")
 
 __all__ = ["progress", "show_progress"]
 
 _DELAY = 2.0
-"""Seconds before the first line is printed."""
+"""Seconds before `progress` prints the first line."""
 
 _INTERVAL = 0.2
 """Seconds between two lines."""
 
 _WRITE_DELAY = 1.0
-"""Seconds after which the progress of a write is shown where that was not asked for."""
+"""Seconds before the progress of a write is shown, if the user did not request it."""
 
 _WRITE_INTERVAL = 0.25
-"""Seconds between two updates of it."""
+"""Seconds between two updates of a write's progress."""
 
 
 def progress(steps: Sequence[T], what: str) -> Iterator[T]:
     """Yield the steps; after two seconds, print the progress if a terminal or notebook shows it."""
     began = last_print = time.monotonic()
-    visible = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    is_visible = sys.stderr is not None and _is_interactive()
     has_printed = False
     for done, step in enumerate(steps):
         now = time.monotonic()
-        if visible and now - began > _DELAY and now - last_print > _INTERVAL:
+        if is_visible and now - began > _DELAY and now - last_print > _INTERVAL:
             remaining = (now - began) / done * (len(steps) - done) if done else 0.0
             line = f"\r{what}: {done / len(steps):4.0%}, {remaining:.0f} s left "
             print(line, end="", file=sys.stderr, flush=True)
@@ -50,7 +52,7 @@ def progress(steps: Sequence[T], what: str) -> Iterator[T]:
 
 
 class _Counts(Protocol):
-    """What was written so far."""
+    """The counts of a write in progress."""
 
     @property
     def samples(self) -> int: ...
@@ -60,21 +62,21 @@ class _Counts(Protocol):
 
 
 @contextmanager
-def show_progress(counts: _Counts, shown: bool | None) -> Iterator[None]:
-    """Show what is written while the block runs.
+def show_progress(counts: _Counts, enabled: bool | None) -> Iterator[None]:
+    """Show the progress of a write while the block runs.
 
     Parameters
     ----------
     counts : object
-        Has the numbers `samples` and `total_bytes`, which grow.
-    shown : bool or None
-        None for a terminal or notebook only, and after a second.
+        Its attributes `samples` and `total_bytes` are the current counts.
+    enabled : bool or None
+        Whether to show progress. None shows it after a second, on a terminal or in a notebook only.
     """
-    if sys.stderr is None or shown is False or (shown is None and not _is_watched()):
+    if sys.stderr is None or enabled is False or (enabled is None and not _is_interactive()):
         yield
         return
     stop = threading.Event()
-    delay = _WRITE_DELAY if shown is None else 0.0
+    delay = _WRITE_DELAY if enabled is None else 0.0
     thread = threading.Thread(
         target=_show, args=(counts, delay, stop), name="npstream-progress", daemon=True
     )
@@ -86,13 +88,13 @@ def show_progress(counts: _Counts, shown: bool | None) -> Iterator[None]:
         thread.join()
 
 
-def _is_watched() -> bool:
-    """Return True in a terminal or notebook."""
+def _is_interactive() -> bool:
+    """Return True on a terminal or in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _show(counts: _Counts, delay: float, stop: threading.Event) -> None:
-    """Show progress until `stop` is set, which is the last update."""
+    """Show progress at each interval until `stop` is set, then a last time."""
     start = time.monotonic()
     if delay and stop.wait(delay):
         return
@@ -106,25 +108,25 @@ def _show(counts: _Counts, delay: float, stop: threading.Event) -> None:
 
 
 class _Line:
-    """A line on standard error that is written again and again."""
+    """A line on standard error that each update overwrites."""
 
     def __init__(self, start: float) -> None:
         self._start = start
 
     def show(self, samples: int, nbytes: int) -> None:
         seconds = max(time.monotonic() - self._start, 1e-3)
-        text = (
-            f"\r{samples:,} samples, {_size_text(nbytes)}, {samples / seconds:,.0f} samples/s, "
-            f"{_size_text(nbytes / seconds)}/s  "
+        line = (
+            f"\r{quantity(samples, 'sample')}, {_size_text(nbytes)}, "
+            f"{samples / seconds:,.0f} samples/s, {_size_text(nbytes / seconds)}/s  "
         )
-        print(text, end="", file=sys.stderr, flush=True)
+        print(line, end="", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         print(file=sys.stderr, flush=True)
 
 
 class _Bar:
-    """A bar of tqdm."""
+    """A progress bar of tqdm."""
 
     def __init__(self, bar: Any, start: float) -> None:
         self._bar = bar
@@ -140,7 +142,7 @@ class _Bar:
 
 
 def _tqdm(start: float) -> _Bar | None:
-    """Return a bar of tqdm, if it is installed."""
+    """Return a progress bar of tqdm, or None if tqdm is not installed."""
     try:
         tqdm = importlib.import_module("tqdm.auto").tqdm
     except ImportError:
