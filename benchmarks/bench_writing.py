@@ -1,4 +1,4 @@
-"""Writing samples one by one, and compressed shards; every side brings its files to the disk."""
+"""Writing sample by sample, and writing compressed shards; all sides sync their files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def row_by_row(
     loop: Callable[[Iterator[dict[str, Any]], BinaryIO], None],
     count: int,
 ) -> Pair:
-    """Write samples with npstream, and with a loop that puts their values into one file."""
+    """Write samples with npstream, and with a loop that writes their values to one file."""
     target = data.directory / f"written-{os.getpid()}"
 
     def ours(number: int) -> float:

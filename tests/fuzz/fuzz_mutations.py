@@ -226,7 +226,7 @@ def _paths(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def _edit_index(
     rng: random.Random, content: bytes, edit: Callable[[Any, Any, list[Any]], None]
 ) -> bytes:
-    """Change an index at a random place; `edit` gets a container, a key of it and all values."""
+    """Change a random node of an index; `edit` gets its container, its key, and all values."""
     try:
         document = json.loads(content)
         paths = _paths(document)
