@@ -54,7 +54,7 @@ class EpochCursor(NamedTuple):
     gaps : tuple
         The skipped ranges.
     restart : int
-        The position from which an order divides the rest of the epoch anew, if it does so.
+        The position from which an order divides the rest of the epoch again, if it does.
     context : bytes
         Data about the training run, which only the order reads. All epochs of a run have the same.
     """

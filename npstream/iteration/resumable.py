@@ -223,26 +223,18 @@ class Resumable(RankEpochs):
         _, workers = this_worker()
         progress = self._progress
         if workers:
-            return (
-                self._counter.current().epoch
-                if self._is_coordinated or progress is None
-                else progress.cursor.epoch
-            )
-        is_new = progress is not None and self._fresh_progress() is progress
-        if (
-            progress is not None
-            and not progress.is_over
-            and (is_new or self._live_iterator() is not None)
-        ):
+            if self._is_coordinated or progress is None:
+                return self._counter.current().epoch
+            return progress.cursor.epoch
+        is_fresh = progress is not None and self._fresh_progress() is progress
+        is_live = is_fresh or self._live_iterator() is not None
+        if progress is not None and not progress.is_over and is_live:
             return progress.cursor.epoch
         cursor = self._counter.upcoming()
-        if (
-            cursor == cursor.epoch_start
-            or self._counter.pinned
-            or not _is_empty(self._progress_from(cursor))
-        ):
+        if cursor == cursor.epoch_start or self._counter.pinned:
             return cursor.epoch
-        return cursor.epoch + 1
+        is_finished = _is_empty(self._progress_from(cursor))
+        return cursor.epoch + 1 if is_finished else cursor.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Let all further iterations read one epoch, until the next call.
@@ -291,7 +283,7 @@ class Resumable(RankEpochs):
         offset, last = self._trainer_offset, self._trainer_epoch
         self._trainer_epoch = epoch
         if offset is None or (last is not None and epoch <= last) or epoch + offset < cursor.epoch:
-            # Another training began, and counts its epochs anew.
+            # Another training began, and counts its epochs from 0 again.
             self._trainer_offset = cursor.epoch - epoch
         elif epoch + offset > cursor.epoch:
             trainer_cursor = cursor._replace(epoch=epoch + offset).epoch_start
@@ -435,9 +427,9 @@ class Resumable(RankEpochs):
     def _move_to(self, cursor: EpochCursor, pinned: bool) -> None:
         """Let the next iteration begin at `cursor`, or the live iterator if it has not yielded."""
         self._counter.set(cursor, pinned)
-        iterator, fresh = self._live_iterator(), self._fresh_progress() is not None
+        iterator, is_fresh = self._live_iterator(), self._fresh_progress() is not None
         self._progress = None
-        if iterator is not None and fresh:
+        if iterator is not None and is_fresh:
             self._progress = self._next_progress(self._counter.advance)
             self._progress.number = self._counter.number(0, 0)
             iterator.redirect(self._progress)
@@ -452,23 +444,16 @@ class Resumable(RankEpochs):
     def _fresh_progress(self) -> EpochProgress | None:
         """Return the newest progress if it has yielded nothing."""
         progress = self._progress
-        return (
-            progress
-            if progress is not None and progress.is_fresh and not self._counter.worker_iterations
-            else None
-        )
+        if progress is None or not progress.is_fresh or self._counter.worker_iterations:
+            return None
+        return progress
 
     def _active_progress(self) -> EpochProgress | None:
         """Return the progress of a loop that has yielded items and is not done."""
         progress = self._progress
-        if (
-            progress is None
-            or progress.is_fresh
-            or progress.is_done
-            or self._live_iterator() is None
-        ):
+        if progress is None or progress.is_fresh or progress.is_done:
             return None
-        return progress
+        return None if self._live_iterator() is None else progress
 
     def _current_progress(self) -> EpochProgress | None:
         """Return the progress that the next batch belongs to; None if no loop has begun."""

@@ -99,12 +99,12 @@ class StreamingEpochs:
                 "number; shuffle=False, or a native order, reads each sample once"
             )
         world, first = _world(ranks), cursor.restart
-        order, whole = self._order(_run(cursor), batch_size), world.ranks * batch_size
+        order, global_batch = self._order(_run(cursor), batch_size), world.ranks * batch_size
         unit = world.ranks
         if order.is_relaxed(world) and not self._settings.is_batched:
-            unit = whole
+            unit = global_batch
         if (cursor.position - first) % unit:
-            first = cursor.position  # Streaming divides the rest anew wherever it resumes
+            first = cursor.position  # Streaming divides the rest again when it resumes
         try:
             epoch = order.epoch(cursor.epoch, world, first)
         except StreamError as error:
@@ -113,11 +113,11 @@ class StreamingEpochs:
             name = self._names[error.stream]
             raise ValueError(f"{error} (stream {error.stream} is source {name!r})") from None
         node, rank = world.node_and_rank(ranks.rank)
-        batches, own = epoch.batches, epoch.count(node, rank)
+        batches, samples = epoch.batches, epoch.count(node, rank)
         if last == "drop":
             batches = epoch.full_batches
-            own = batches * batch_size
-        stop = first + batches * whole
+            samples = batches * batch_size
+        stop = first + batches * global_batch
         cuts = [cut for gap in cursor.gaps for cut in gap if cursor.position < cut < stop]
         if any((cut - first) % unit for cut in cuts):
             raise ValueError(
@@ -125,13 +125,13 @@ class StreamingEpochs:
                 f"multiples of {quantity(unit, 'sample')}, counted from sample {first}: use the "
                 "ranks and the batch size with which they were skipped"
             )
-        size, own_stop, start = (
-            to_unskipped_position(at, cursor.gaps)
-            for at in (stop, first + own * world.ranks, cursor.position)
+        size, rank_stop, start = (
+            to_unskipped_position(position, cursor.gaps)
+            for position in (stop, first + samples * world.ranks, cursor.position)
         )
         return Partition(
             size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
-            stop=own_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
+            stop=rank_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
             block=MAX_IDS, span=epoch.batching.lookup_size,
         )  # fmt: skip
 

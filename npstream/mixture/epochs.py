@@ -150,11 +150,12 @@ class MixtureEpochs:
                 f"batches of {quantity(run.grain, 'position')}"
             )
         order = EpochOrder(stream, run.stream_position(cursor.epoch, 0), run.size)
-        begun = max(
-            run.stretches[run.since].start * run.width - run.stream_position(cursor.epoch, 0), 0
-        )
-        size, start, first = (
-            to_unskipped_position(at, cursor.gaps) for at in (run.size, cursor.position, begun)
+        # The last batch repeats only samples of the current mixture.
+        mixture_start = run.stretches[run.since].start * run.width
+        repeat_start = max(mixture_start - run.stream_position(cursor.epoch, 0), 0)
+        size, start, repeat_start = (
+            to_unskipped_position(position, cursor.gaps)
+            for position in (run.size, cursor.position, repeat_start)
         )
         unit = 1
         if self._batching == "device_per_stream":
@@ -163,7 +164,7 @@ class MixtureEpochs:
             batch_size = run.grain // ranks.world
         return Partition(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
-            unit, repeat_start=first, gaps=cursor.gaps, rows=order.at,
+            unit, repeat_start=repeat_start, gaps=cursor.gaps, rows=order.at,
             block=_lookup_rows(order) if run.is_even else 1,
         )  # fmt: skip
 
@@ -207,8 +208,8 @@ class MixtureEpochs:
 
     def _stream(self, context: bytes, ranks: Ranks) -> tuple[MixtureRun, MixtureOrder]:
         """Return the run of a cursor's context, or a new run if it is empty; and its stream."""
-        key, held = (context, ranks.world), self._last_order
-        if held is None or held[0] != key:
+        key, cached = (context, ranks.world), self._last_order
+        if cached is None or cached[0] != key:
             if context:
                 run = MixtureRun.from_json(json.loads(zlib.decompress(context)))
             else:
@@ -221,13 +222,16 @@ class MixtureEpochs:
                     ranks,
                 )
             firsts = np.cumsum([0, *self._spec.sizes]).tolist()
-            here = {
-                name: stored
-                for name, *stored in zip(self._spec.names, self._spec.chunks, firsts, strict=False)
+            by_name = {
+                name: (chunks, first)
+                for name, chunks, first in zip(
+                    self._spec.names, self._spec.chunks, firsts, strict=False
+                )
             }
-            chunks, rows = zip(*(here.get(s.name, (None, 0)) for s in run.sources), strict=True)
-            self._last_order = held = key, run, MixtureOrder(run.course(self._seed), chunks, rows)
-        return held[1:]
+            chunks, rows = zip(*(by_name.get(s.name, (None, 0)) for s in run.sources), strict=True)
+            stream = MixtureOrder(run.course(self._seed), chunks, rows)
+            self._last_order = cached = key, run, stream
+        return cached[1:]
 
 
 def _lookup_rows(order: EpochOrder) -> int:

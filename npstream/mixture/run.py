@@ -599,7 +599,7 @@ def _check_samples(known: RunSource, spec: MixtureSpec, number: int) -> None:
         return
     raise ValueError(
         f"source {known.name!r} {change}: select the same samples in the same way, or give the "
-        "source another name, so that its passes begin anew"
+        "source another name, so that its passes start again"
     )
 
 
