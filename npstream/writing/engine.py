@@ -17,11 +17,10 @@ import numpy as np
 
 from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.errors import ColumnError, is_own_frame
-from npstream.formats.compression import parse_compression
-from npstream.formats.encodings.encodings import Encoding
 from npstream.formats.index import ANNOTATIONS_KEY
 from npstream.storage.local import open_store
 from npstream.writing.destination import destination
+from npstream.writing.formats import parse_settings
 from npstream.writing.inputs.fill import check_fill, fill_sample
 from npstream.writing.inputs.recognition import foreign_table, table_of
 from npstream.writing.mapping import MapFunction, Position, mapped, rows_of, watched
@@ -35,8 +34,6 @@ from npstream.writing.rows import (
 )
 from npstream.writing.settings import (
     check_shard_samples,
-    hash_names,
-    size_limit,
 )
 from npstream.writing.shard import Bodies, ColumnBlock, ShardFormat
 from npstream.writing.sidecar import sidecar_files
@@ -44,15 +41,14 @@ from npstream.writing.tables import (
     GivenTable,
     RowError,
     TableStream,
-    has_utf8_name,
     infer_column,
-    parse_column,
     table_encodings,
 )
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from npstream.formats.encodings.encodings import Encoding
     from npstream.writing.destination import Destination
     from npstream.writing.workers import WorkerPool
 
@@ -79,26 +75,29 @@ class WriterEngine:
         on_error: str,
         max_errors: int | None,
         rejects: str | PathLike[str] | None,
+        format: str,
+        separator: str | None,
+        newline: str | None,
         shard_size: int | str | None,
         compression: str | None,
         hashes: Iterable[str],
     ) -> None:
         """Check and keep what says how samples are encoded."""
         self._start = time.perf_counter()
-        parse_compression(compression)
-        self._settings = (size_limit(shard_size), compression, hash_names(hashes))
+        self._settings = parse_settings(format, separator, newline, shard_size, compression, hashes)
         self._fill = check_fill(fill)
         self._is_inferred = columns is None
         self._encoder: SampleEncoder | None = None
         self._encode_dict: Callable[[dict[str, Any]], bytes | None] = encode_none
         self._position: Position | None = None
         if columns is not None:
-            self._encoder = SampleEncoder(self._new_format(columns), False, self._fill)
+            self._encoder = SampleEncoder(self._settings.new_format(columns), False, self._fill)
         self._rejects = rejects_for(on_error, max_errors, rejects)
 
     def _connect(
         self,
         path: str | PathLike[str],
+        sidecar: bool,
         shard_samples: int | None,
         storage_options: Mapping[str, Any] | None,
         timeout: float,
@@ -111,7 +110,7 @@ class WriterEngine:
         # Also when this Writer is given up without a word.
         self._given_up = weakref.finalize(self, _remove, self._destination)
         self._destination.prepare()
-        self._shards = ShardPipeline(self._destination, count)
+        self._shards = ShardPipeline(self._destination, count, sidecar=sidecar)
         self._row_bytes = 0
         self._open = True
         self._report: WriteReport | None = None
@@ -129,9 +128,10 @@ class WriterEngine:
             if row is None:
                 return
         shards = self._shards
-        nbytes = shards.nbytes + len(row) + 4
+        cost = len(row) + shards.sample_bytes
+        nbytes = shards.nbytes + cost
         if nbytes > shards.pause:
-            nbytes = self._cut(len(row) + 4)
+            nbytes = self._cut(cost)
         try:
             shards.rows.append(row)
             shards.nbytes = nbytes
@@ -162,10 +162,10 @@ class WriterEngine:
                 encode, nbytes, pause = self._encode_dict, shards.nbytes, shards.pause
                 if row is None:
                     continue
-            end = nbytes + len(row) + 4
+            end = nbytes + len(row) + shards.sample_bytes
             if end > pause:
                 shards.nbytes = nbytes
-                end = self._cut(len(row) + 4)
+                end = self._cut(len(row) + shards.sample_bytes)
                 pause = shards.pause
             append(row)
             nbytes = end
@@ -201,7 +201,7 @@ class WriterEngine:
             if self._encoder is None:
                 check_mapping(sample, number)
                 first = fill_sample(sample, self._fill, {})
-                layout = self._new_format({k: infer_column(k, first[k]) for k in first})
+                layout = self._settings.new_format({k: infer_column(k, first[k]) for k in first})
                 layout.encode(first, number)
             else:
                 layout = self._encoder.layout
@@ -271,32 +271,14 @@ class WriterEngine:
         entries, spool = self._shards.entries, self._shards.spool
         index: dict[str, Any] = {"shards": entries, "version": 2}
         if self._format.annotations or not entries:
-            schema = None if entries else self._format.schema
+            schema = None if entries else self._format.empty_schema
             index[ANNOTATIONS_KEY] = self._format.annotations.document(schema)
         text = json.dumps(index, sort_keys=True).encode()
+        self._shards.begin()
         if spool is None:
-            self._destination.begin()
             self._destination.publish(text, ())
         else:
             self._destination.publish(text, sidecar_files(spool, text))
-
-    def _new_format(self, columns: Any) -> ShardFormat:
-        if not isinstance(columns, Mapping):
-            raise TypeError(f"columns maps names to encodings; got {columns!r}")
-        if not columns:
-            raise ValueError("a dataset has at least one column; columns is empty")
-        parsed = {}
-        for name, encoding in columns.items():
-            if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
-                shown = encoding.name if isinstance(encoding, Encoding) else encoding
-                raise TypeError(
-                    f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
-                )
-            if not has_utf8_name(name):
-                raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
-            parsed[name] = parse_column(name, encoding) if isinstance(encoding, str) else encoding
-        inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
-        return ShardFormat(parsed, *self._settings, inferred=inferred)
 
     def _check_open(self) -> None:
         if not self._open:
@@ -338,7 +320,7 @@ class WriterEngine:
     def _write_stream(self, stream: TableStream, at_once: bool = False) -> None:
         """Write tables one after another."""
         if self._format is None:
-            self._set_format(self._new_format(table_encodings(stream.head)))
+            self._set_format(self._settings.new_format(table_encodings(stream.head)))
         while True:
             with sample_numbers(self._shards.samples):
                 table = next(stream.tables, None)
@@ -358,7 +340,7 @@ class WriterEngine:
 
     def _write_columns(self, table: GivenTable, at_once: bool, as_records: bool) -> None:
         names, number = table.names(), self._shards.samples
-        layout = self._format or self._new_format(table_encodings(table))
+        layout = self._format or self._settings.new_format(table_encodings(table))
         columns = layout.columns
         if self._is_inferred:
             refuse_surplus(columns, names, number)
@@ -366,22 +348,15 @@ class WriterEngine:
             if name not in names:
                 where = f"sample {number}: " if number else ""
                 raise ColumnError(name, getattr(table, "given", names), where)
-        fixed = all(encoding.kind == "fixed" for encoding in columns.values())
         if not at_once:
             self._set_format(layout)
-            if fixed and table.is_arrays and as_records:
+            if layout.is_records and table.is_arrays and as_records:
                 self._write_records(table)
                 return
         bounds = [(0, table.length)] if at_once else self._bounds(table, 0, table.length)
         for block in table.blocks(bounds, columns) if table.length else ():
             number = self._shards.samples
-            packed = {
-                name: part
-                if isinstance(part, np.ndarray | Bodies)
-                else layout.bodies(name, part, number)
-                for name, part in block.items()
-            }
-            samples = layout.pack(packed, number)
+            samples = layout.pack(block, number)
             self._set_format(layout)
             self._append(*samples)
 
@@ -435,7 +410,8 @@ class WriterEngine:
 
     def _append(self, data: Bytes, nbytes: Int64) -> None:
         """Add samples that lie back to back."""
-        layout, costs = self._shards.layout, nbytes + 4
+        layout = self._shards.layout
+        costs = nbytes + layout.sample_bytes
         self._row_bytes = -(-len(data) // max(len(nbytes), 1))
         if layout.size_limit:  # a sample that does not fit begins a shard
             layout.check_ends(layout.empty + costs, self._shards.samples)
@@ -465,8 +441,12 @@ class WriterEngine:
 
     def _make_report(self) -> WriteReport:
         entries = self._shards.entries
-        raw = [entry["raw_data"] for entry in entries]
-        stored = [entry["zip_data"] or entry["raw_data"] for entry in entries]
+        raw_bytes = stored_bytes = 0
+        for entry in entries:
+            for kind in ("data", "meta"):
+                if (raw := entry.get(f"raw_{kind}")) is not None:
+                    raw_bytes += raw["bytes"]
+                    stored_bytes += (entry[f"zip_{kind}"] or raw)["bytes"]
         assert self._format is not None
         columns = self._format.columns
         given = self._format.annotations.order or columns
@@ -475,8 +455,8 @@ class WriterEngine:
             columns={name: columns[name].name for name in given},
             samples=self._shards.samples,
             shards=len(entries),
-            raw_bytes=sum(file["bytes"] for file in raw),
-            stored_bytes=sum(file["bytes"] for file in stored),
+            raw_bytes=raw_bytes,
+            stored_bytes=stored_bytes,
             seconds=time.perf_counter() - self._start,
             rejected=0 if self._rejects is None else self._rejects.count,
         )

@@ -7,7 +7,7 @@ while the next one is filled. Results are collected in the order of the shards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Body, Bytes, Int64
-from npstream.formats.compression import compress
+from npstream.formats.compression import compress, parse_compression
 from npstream.formats.scan import Scan, ScanResult, scalar_columns
-from npstream.writing.shard import FileSummary, ShardFormat
+from npstream.writing.shard import FileSummary, ShardFormat, StoredFile
 from npstream.writing.sidecar import Spool
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A shard that was stored: its entry in the index, and its part of the side-car."""
+    """A shard that was stored: its entry in the index, and its part of the side-car, if any."""
 
     entry: dict[str, Any]
-    scan: ScanResult
+    scan: ScanResult | None
 
 
 class ShardPipeline:
@@ -50,6 +50,8 @@ class ShardPipeline:
     destination : Destination
     shard_samples : int, optional
         Samples of a shard, at most.
+    sidecar : bool, default: True
+        Whether to gather the parts of the side-car.
 
     Attributes
     ----------
@@ -59,20 +61,31 @@ class ShardPipeline:
         Bytes of the shard that is being filled.
     pause : int
         The caller must call `cut` before it lets `nbytes` exceed this.
+    sample_bytes : int
+        What a sample costs in addition to its own bytes.
     entries : list of dict
         What the index says of the shards that are stored.
     spool : Spool or None
-        The parts of the side-car; None before the first shard.
+        The parts of the side-car; None before the first shard, or without a side-car.
     """
 
-    def __init__(self, destination: Destination, shard_samples: int | None = None) -> None:
+    def __init__(
+        self,
+        destination: Destination,
+        shard_samples: int | None = None,
+        *,
+        sidecar: bool = True,
+    ) -> None:
         self.rows: list[bytes] = []
         self.nbytes = 0
         self.pause = 0
+        self.sample_bytes = 0
         self.entries: list[dict[str, Any]] = []
         self.spool: Spool | None = None
         self.shard_samples = shard_samples
         self._destination = destination
+        self._has_sidecar = sidecar
+        self._is_begun = False
         self._layout: ShardFormat | None = None
         self._blocks: list[Body] = []
         self._sizes: list[Int64] = []
@@ -102,6 +115,7 @@ class ShardPipeline:
     def start(self, layout: ShardFormat) -> None:
         """Set the layout of the shards."""
         self._layout = layout
+        self.sample_bytes = layout.sample_bytes
         if not self.samples:
             self._begin_shard()
 
@@ -141,7 +155,7 @@ class ShardPipeline:
     def add_rows(self, data: Bytes, nbytes: Int64) -> None:
         """Add encoded samples that lie back to back; `nbytes` has the size of each."""
         ends = np.concatenate([[0], np.cumsum(nbytes)])
-        costs = ends + 4 * np.arange(len(ends))
+        costs = ends + self.sample_bytes * np.arange(len(ends))
         self._join_rows()
         row, count, limit = 0, len(nbytes), self.layout.most
         while row < count:
@@ -171,12 +185,30 @@ class ShardPipeline:
             return
         sizes, blocks = np.concatenate(self._sizes), self._blocks
         self._sizes, self._blocks, self._samples = [], [], 0
-        head, nbytes = self.layout.head(np.cumsum(sizes)), self.nbytes
-        self.store([head, *blocks], len(sizes), nbytes, is_whole=True)
+        ends = np.cumsum(sizes)
+        pieces, meta = [self.layout.head(ends), *blocks], self.layout.meta(ends)
+        self.store(pieces, len(sizes), self.nbytes, meta=meta, is_whole=True)
         self._begin_shard()
 
+    def begin(self) -> None:
+        """Claim the destination, before the first file."""
+        if not self._is_begun:
+            self._destination.begin()
+            self._is_begun = True
+
+    def _new_spool(self) -> Spool:
+        schema = self.layout.schema
+        columns = scalar_columns([schema]) if schema.format == "mds" else {}
+        return Spool(columns, hashed=True, mark=self._destination.mark)
+
     def store(
-        self, pieces: Iterable[Body], samples: int, nbytes: int, *, is_whole: bool = False
+        self,
+        pieces: Iterable[Body],
+        samples: int,
+        nbytes: int,
+        *,
+        meta: bytes | None = None,
+        is_whole: bool = False,
     ) -> None:
         """Store a shard.
 
@@ -186,20 +218,25 @@ class ShardPipeline:
             Its content.
         samples, nbytes : int
             The number of its samples, and of its bytes before compression.
+        meta : bytes, optional
+            The content of its second file, if its format has one.
         is_whole : bool
             Whether all pieces are in memory and stay unchanged. If not, each one is used before
             the next is asked for.
         """
-        if self.spool is None:
-            self._destination.begin()
-            columns = scalar_columns([self.layout.schema])
-            self.spool = Spool(columns, hashed=True, mark=self._destination.mark)
+        self.begin()
+        if self._has_sidecar and self.spool is None:
+            self.spool = self._new_spool()
         number, self._shards = self._shards, self._shards + 1
         self._cut_samples += samples
         self._cut_bytes += nbytes
-        job = partial(
-            _store_shard, self._destination, self.layout, number, samples, self.spool.dtypes
-        )
+        scan = None
+        if self.spool is not None:
+            compressed = self.layout.compression is not None
+            scan = Scan(
+                self.layout.schema, samples, self.spool.dtypes, compressed=compressed, meta=meta
+            )
+        job = partial(_store_shard, self._destination, self.layout, number, samples, scan, meta)
         if not is_whole and self._destination.is_local and self.layout.compression is None:
             # Only one piece is in memory at a time, so the shard is stored here and now.
             self.finish()
@@ -221,8 +258,8 @@ class ShardPipeline:
 
     def _collect(self, stored: _Stored) -> None:
         """Record a shard that is stored; shards come in order."""
-        assert self.spool is not None
-        self.spool.add(stored.scan)
+        if self.spool is not None and stored.scan is not None:
+            self.spool.add(stored.scan)
         self.entries.append(stored.entry)
 
     def close(self) -> None:
@@ -239,21 +276,38 @@ def _store_shard(
     layout: ShardFormat,
     number: int,
     samples: int,
-    dtypes: Mapping[str, np.dtype[Any]],
+    scan: Scan | None,
+    meta: bytes | None,
     pieces: Iterable[Body],
     first: Future[_Stored] | None,
 ) -> _Stored:
     """Scan, compress and store a shard, once the shard `first` is stored, if that is given."""
-    compression, mark = layout.compression, destination.mark
-    scan = Scan(layout.schema, samples, dtypes, compressed=bool(compression))
-    raw = FileSummary(layout.name(number, mark=mark), layout.hashes)
-    pieces, stored = raw.watch(scan.tee(pieces)), None
-    file = raw
-    if compression is not None:
-        packed = compress(b"".join(pieces), compression)
-        file = stored = FileSummary(layout.name(number, compression, mark), layout.hashes)
-        pieces = stored.watch([packed])
+    if scan is not None:
+        pieces = scan.tee(pieces)
+    name, second = layout.name(number, destination.mark), None
+    data = _store_file(destination, layout, name, pieces, first)
+    if meta is not None:
+        second = _store_file(destination, layout, f"{name}.meta", [meta], None)
+    entry = layout.entry(samples, data, second)
+    return _Stored(entry, None if scan is None else scan.finish())
+
+
+def _store_file(
+    destination: Destination,
+    layout: ShardFormat,
+    name: str,
+    pieces: Iterable[Body],
+    first: Future[_Stored] | None,
+) -> StoredFile:
+    """Compress and store a file of a shard."""
+    file = raw = FileSummary(name, layout.hashes)
+    pieces, zipped = raw.watch(pieces), None
+    compression = parse_compression(layout.compression)
+    if compression is not None and layout.compression is not None:
+        packed = compress(b"".join(pieces), layout.compression)
+        file = zipped = FileSummary(f"{name}.{compression.extension}", layout.hashes)
+        pieces = zipped.watch([packed])
     if first is not None:
         first.result()
     destination.put(file.name, pieces)
-    return _Stored(layout.entry(samples, raw, stored), scan.finish())
+    return StoredFile(raw, zipped)

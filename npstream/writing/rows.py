@@ -269,7 +269,7 @@ class SampleEncoder:
                 return row
         row = self.layout.encode(sample, number)
         self._count += 1
-        if self._count == self._compile_at:
+        if self._count == self._compile_at and self.layout.has_fast_encoder:
             self._compile_at *= _COMPILE_AFTER
             self.fast = compile_encoder(
                 self.layout, sample, only_columns=self._only_columns, filled=self._fill

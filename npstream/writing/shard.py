@@ -1,6 +1,7 @@
-"""MDS shards, written: samples, columns and records as bytes, and what the index says of them.
+"""Shards, written: samples and columns as bytes, and what the index says of them.
 
-`npstream.formats.mds` shows where everything lies.
+`ShardFormat` is what a Writer asks of a format. `MdsFormat` is here; the text formats are in
+`npstream.writing.text`. `npstream.formats.mds` shows the layout of an MDS shard.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,7 +25,6 @@ from npstream._core.memory import address_of, ensure_fits, huge_empty, move_span
 from npstream._core.spans import copy_spans, join_columns
 from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import ColumnError, MissingDependencyError, short_repr
-from npstream.formats.compression import parse_compression
 from npstream.formats.encodings.arrays import DTYPE_CODES, stored_shape
 from npstream.formats.hashes import hasher
 from npstream.formats.index import Annotations, Schema
@@ -36,7 +37,10 @@ __all__ = [
     "Bodies",
     "ColumnBlock",
     "FileSummary",
+    "MdsFormat",
     "ShardFormat",
+    "ShardOptions",
+    "StoredFile",
     "bodies_of_rows",
 ]
 
@@ -88,6 +92,25 @@ class Bodies:
         return [ctypes.string_at(address, nbytes) for address, nbytes in spans]
 
 
+@dataclass(frozen=True, slots=True)
+class ShardOptions:
+    """The settings of all files of a dataset.
+
+    Attributes
+    ----------
+    size_limit : int or None
+        Bytes that a shard of more than one sample may have; None for no limit but the format's.
+    compression : str or None
+        The codec of the stored files.
+    hashes : sequence of str
+        The hashes that the index records of every file.
+    """
+
+    size_limit: int | None = None
+    compression: str | None = None
+    hashes: Sequence[str] = ()
+
+
 ColumnBlock: TypeAlias = "AnyArray | Bodies | Sequence[Any]"
 """Rows of a column: an array of its dtype and shape, encoded values, or values to be encoded."""
 
@@ -97,145 +120,106 @@ class ShardFormat:
 
     Parameters
     ----------
+    name : str
+        The format's name in the index.
     columns : mapping of str to Encoding
         The columns in the order in which they were given.
-    size_limit : int or None
-        Bytes that a shard of more than one sample may have; None for no limit but the format's.
-    compression : str or None
-        The codec of the stored files.
-    hashes : iterable of str
-        The hashes that the index shall hold of every file.
-    inferred : bool
-        Whether nobody chose these encodings, so that `bytes` do not count as encoded values.
+    options : ShardOptions
+        The settings of the files.
+    encode_value : callable
+        Returns the function that turns a value of an encoding into what `pack` puts together.
 
     Attributes
     ----------
     columns : dict of str to Encoding
         The columns in stored order, which is that of their names.
     annotations : Annotations
-        What the index records of the columns beside their encodings.
+        What the index records of the columns in addition to their encodings.
+    options : ShardOptions
+        As given.
     size_limit : int or None
-        As given.
+        Bytes that a shard of more than one sample may have; None for no limit but the format's.
     compression : str or None
-        As given.
+        The codec of the stored files.
     hashes : list of str
-        The different ones, sorted.
+        The hashes that the index records of every file, sorted.
+    schema : Schema
+        What the index says of the columns.
+    sample_bytes : int
+        Bytes that a sample adds to a shard's size in addition to its own.
+    empty : int
+        The size of a shard without samples, as the size limit counts it.
+    uncounted : int
+        Bytes before the samples that the size limit does not count.
+    min_sample_bytes : int
+        Bytes that a sample adds at least.
     encoders : dict of str to callable
         What encodes a value of each column.
     inferred : bool
-        As given.
-    schema : Schema
-        What the index says of the columns.
-    empty : int
-        Bytes of a shard without samples; each sample adds its own and four for its offset.
-    min_sample_bytes : int
-        Bytes that a sample adds at least.
+        Whether nobody chose the encodings, so that `bytes` do not count as encoded values.
+    has_fast_encoder : bool
+        Whether `npstream.writing.rows.compile_encoder` knows how samples are encoded.
     """
+
+    schema: Schema
+    sample_bytes = 0
+    empty = 0
+    uncounted = 0
+    min_sample_bytes = 1
+    inferred = False
+    has_fast_encoder = False
 
     def __init__(
         self,
+        name: str,
         columns: Mapping[str, Encoding],
-        size_limit: int | None,
-        compression: str | None,
-        hashes: Iterable[str],
-        *,
-        inferred: bool = False,
+        options: ShardOptions,
+        encode_value: Callable[[Encoding], Callable[[Any], Any]],
     ) -> None:
         self.columns = {name: columns[name] for name in sorted(columns)}
         dtypes = {name: e.annotated_dtype for name, e in self.columns.items() if e.annotated_dtype}
         given = tuple(columns)
         self.annotations = Annotations(dtypes, () if given == tuple(self.columns) else given)
-        self.size_limit = size_limit
-        self.compression = compression
-        self.hashes = sorted(set(hashes))
-        sizes = [encoding.size for encoding in self.columns.values()]
-        encodings = [encoding.stored_name for encoding in self.columns.values()]
-        self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
+        self.options = options
+        self.size_limit = options.size_limit
+        self.compression = options.compression
+        self.hashes = sorted(set(options.hashes))
+        self._name = name
         self._facts: dict[str, Any] = {
-            "column_encodings": encodings,
-            "column_names": list(self.columns),
-            "column_sizes": sizes,
-            "compression": compression,
-            "format": "mds",
+            "compression": self.compression,
+            "format": name,
             "hashes": self.hashes,
-            "size_limit": size_limit,
+            "size_limit": self.size_limit,
             "version": 2,
         }
-        self._configuration = json.dumps(self._facts, sort_keys=True).encode()
-        self.inferred = inferred
-        self.encoders = {
-            name: e.encode_value if inferred else e.encode for name, e in self.columns.items()
-        }
-        self._plan = [
-            (name, self.encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
-        ]
-        self._sizes = struct.Struct(f"<{sizes.count(None)}I")
-        self.empty = 8 + len(self._configuration)
-        self.min_sample_bytes = 4 + sum(4 if size is None else size for size in sizes)
+        self.encoders = {name: encode_value(e) for name, e in self.columns.items()}
+
+    @property
+    def given_columns(self) -> dict[str, Encoding]:
+        """The columns in the order in which they were given."""
+        return {name: self.columns[name] for name in self.annotations.order or self.columns}
+
+    @property
+    def is_records(self) -> bool:
+        """Whether all samples have one size, so that `records` can write whole arrays."""
+        return False
+
+    @property
+    def empty_schema(self) -> Schema:
+        """The MDS schema that an index without shards records."""
+        return self.schema
 
     def encode(self, sample: Mapping[str, Any], number: int) -> bytes:
         """Return the bytes of a sample; `number` is for messages."""
-        sizes, bodies = [], [b""]
-        for name, encode, varies in self._plan:
-            try:
-                body = encode(sample[name])
-            except (MemoryError, MissingDependencyError):
-                raise
-            except Exception as error:
-                raise self._refusal(sample, name, number, error) from error
-            bodies.append(body)
-            if varies:
-                sizes.append(len(body))
-        try:
-            bodies[0] = self._sizes.pack(*sizes)
-        except struct.error:
-            raise self._too_long(max(sizes), number) from None
-        return b"".join(bodies)
+        raise NotImplementedError
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        columns = {name: self.columns[name] for name in self.annotations.order or self.columns}
-        arguments = columns, self.size_limit, self.compression, tuple(self.hashes)
-        return partial(type(self), inferred=self.inferred), arguments
-
-    def _refusal(
-        self, sample: Mapping[str, Any], name: str, number: int, error: Exception
-    ) -> Exception:
-        """Return the exception that says which value of which sample could not be encoded."""
-        if name not in sample:
-            return ColumnError(name, map(str, sample), f"sample {number}: ")
-        value = sample[name]
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        lacks = is_missing(value) or (isinstance(value, float) and value != value)
-        what = type(value).__name__
-        if isinstance(value, str | int | float | np.number):
-            what += f" {short_repr(value)}"
-        return kind(
-            f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
-            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if lacks else "")
-        )
-
-    def bodies(self, name: str, values: Iterable[Any], number: int) -> list[bytes]:
-        """Encode values of a column one by one; `number` is that of the first, for messages."""
-        encode, bodies = self.encoders[name], []
-        for value in values:
-            try:
-                bodies.append(encode(value))
-            except (MemoryError, MissingDependencyError):
-                raise
-            except Exception as error:
-                at = number + len(bodies)
-                raise self._refusal({name: value}, name, at, error) from error
-        return bodies
-
-    def pack(
-        self, columns: Mapping[str, AnyArray | Bodies | list[bytes]], number: int
-    ) -> tuple[Bytes, Int64]:
+    def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
         """Put columns together as samples.
 
         Parameters
         ----------
-        columns : mapping of str to ndarray, Bodies or list of bytes
-            All columns, in any order: arrays where values have one size, or encoded values.
+        columns : mapping of str to ndarray, Bodies or sequence
+            All columns, in any order: arrays, encoded values, or values to encode.
         number : int
             The number of the first sample, for messages.
 
@@ -246,7 +230,159 @@ class ShardFormat:
         nbytes : ndarray of int64, shape (n,)
             The bytes of each.
         """
-        parts = [columns[name] for name in self.columns]
+        raise NotImplementedError
+
+    def head(self, ends: Int64) -> bytes:
+        """Return the bytes before the samples, given where each sample ends."""
+        raise NotImplementedError
+
+    def meta(self, ends: Int64) -> bytes | None:
+        """Return the content of the shard's second file, if the format has one."""
+        return None
+
+    def records(self, blocks: Iterable[Mapping[str, AnyArray]], count: int) -> Iterator[Body]:
+        """Yield the pieces of a shard of `count` samples, if `is_records`."""
+        raise NotImplementedError
+
+    def bodies(self, name: str, values: Iterable[Any], number: int) -> list[Any]:
+        """Encode values of a column one by one; `number` is that of the first, for messages."""
+        encode, bodies = self.encoders[name], []
+        for value in values:
+            try:
+                bodies.append(encode(value))
+            except (MemoryError, MissingDependencyError):
+                raise
+            except Exception as error:
+                at = number + len(bodies)
+                raise self.refusal({name: value}, name, at, error) from error
+        return bodies
+
+    def refusal(
+        self, sample: Mapping[str, Any], name: str, number: int, error: Exception
+    ) -> Exception:
+        """Return the exception that says which value of which sample could not be encoded."""
+        if name not in sample:
+            return ColumnError(name, map(str, sample), f"sample {number}: ")
+        value = sample[name]
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        lacks = is_missing(value) or (isinstance(value, float) and value != value)
+        what = type(value).__name__
+        if isinstance(value, str | int | float | np.number):
+            with suppress(ValueError):  # Python writes no integer of more than 4300 digits
+                what += f" {short_repr(value)}"
+        return kind(
+            f"sample {number}: column {name!r} is {self.columns[name].name!r} and cannot take "
+            f"this {what}: {error}" + (f"; {HOW_TO_FILL}" if lacks else "")
+        )
+
+    @property
+    def most(self) -> int:
+        """Bytes that a shard of more than one sample may have."""
+        most = MAX_SHARD_BYTES - self.uncounted
+        return min(self.size_limit or most, most)
+
+    def check_end(self, nbytes: int, number: int) -> None:
+        """Refuse the sample with which a shard would end beyond what its offsets can say."""
+        if nbytes + self.uncounted > MAX_SHARD_BYTES:
+            raise self._too_long(nbytes + self.uncounted, number)
+
+    def check_ends(self, ends: Int64, number: int) -> None:
+        """Do so for several samples, given where a shard would end; `number` is the first's."""
+        if (beyond := ends + self.uncounted > MAX_SHARD_BYTES).any():
+            row = int(beyond.argmax())
+            self.check_end(int(ends[row]), number + row)
+
+    def _too_long(self, nbytes: int, number: int) -> ValueError:
+        mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
+        return ValueError(
+            f"with sample {number} a shard would have {quantity(nbytes, 'byte')}, but its offsets "
+            f"are uint32 and end at {MAX_SHARD_BYTES}: {mend}"
+        )
+
+    def name(self, number: int, mark: str = "") -> str:
+        """Return the name of a shard's file; `mark` is what tells it from those of other writes."""
+        return f"shard.{mark}{number:05}.{self._name}"
+
+    def entry(self, samples: int, data: StoredFile, meta: StoredFile | None) -> dict[str, Any]:
+        """Return what the index says of a shard and its files."""
+        return self._facts | {"samples": samples} | data.facts("data")
+
+
+class MdsFormat(ShardFormat):
+    """MDS shards.
+
+    Parameters
+    ----------
+    columns : mapping of str to Encoding
+        The columns in the order in which they were given.
+    options : ShardOptions
+        The settings of the files.
+    inferred : bool
+        Whether nobody chose these encodings, so that `bytes` do not count as encoded values.
+    """
+
+    sample_bytes = 4
+    has_fast_encoder = True
+
+    def __init__(
+        self, columns: Mapping[str, Encoding], options: ShardOptions, *, inferred: bool = False
+    ) -> None:
+        def encoder(encoding: Encoding) -> Callable[[Any], Any]:
+            return encoding.encode_value if inferred else encoding.encode
+
+        super().__init__("mds", columns, options, encoder)
+        self.inferred = inferred
+        sizes = [encoding.size for encoding in self.columns.values()]
+        encodings = [encoding.stored_name for encoding in self.columns.values()]
+        self.schema = Schema("mds", tuple(self.columns), tuple(encodings), tuple(sizes))
+        self._facts |= {
+            "column_encodings": encodings,
+            "column_names": list(self.columns),
+            "column_sizes": sizes,
+        }
+        self._configuration = json.dumps(self._facts, sort_keys=True).encode()
+        self._plan = [
+            (name, self.encoders[name], sizes[k] is None) for k, name in enumerate(self.columns)
+        ]
+        self._sizes = struct.Struct(f"<{sizes.count(None)}I")
+        self.empty = 8 + len(self._configuration)
+        self.min_sample_bytes = 4 + sum(4 if size is None else size for size in sizes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), inferred=self.inferred), (self.given_columns, self.options)
+
+    @property
+    def is_records(self) -> bool:
+        """Whether all columns are fixed."""
+        return all(encoding.kind == "fixed" for encoding in self.columns.values())
+
+    def encode(self, sample: Mapping[str, Any], number: int) -> bytes:
+        """Return the bytes of a sample; `number` is for messages."""
+        sizes, bodies = [], [b""]
+        for name, encode, varies in self._plan:
+            try:
+                body = encode(sample[name])
+            except (MemoryError, MissingDependencyError):
+                raise
+            except Exception as error:
+                raise self.refusal(sample, name, number, error) from error
+            bodies.append(body)
+            if varies:
+                sizes.append(len(body))
+        try:
+            bodies[0] = self._sizes.pack(*sizes)
+        except struct.error:
+            raise self._too_long(max(sizes), number) from None
+        return b"".join(bodies)
+
+    def pack(self, columns: Mapping[str, ColumnBlock], number: int) -> tuple[Bytes, Int64]:
+        """Put columns together as samples; arrays are of columns whose values have one size."""
+        parts: list[AnyArray | Bodies | list[bytes]] = []
+        for name in self.columns:
+            part = columns[name]
+            if not isinstance(part, np.ndarray | Bodies):
+                part = self.bodies(name, part, number)
+            parts.append(part)
         sizes = [
             _sizes(part, encoding)
             for part, encoding in zip(parts, self.columns.values(), strict=True)
@@ -280,31 +416,8 @@ class ShardFormat:
             at = at + size
         return data, nbytes
 
-    @property
-    def most(self) -> int:
-        """Bytes that a shard of more than one sample may have."""
-        return self.size_limit or MAX_SHARD_BYTES
-
-    def check_end(self, nbytes: int, number: int) -> None:
-        """Refuse the sample with which a shard would end beyond what its offsets can say."""
-        if nbytes > MAX_SHARD_BYTES:
-            raise self._too_long(nbytes, number)
-
-    def check_ends(self, ends: Int64, number: int) -> None:
-        """Do so for several samples, given where a shard would end; `number` is the first's."""
-        if (beyond := ends > MAX_SHARD_BYTES).any():
-            row = int(beyond.argmax())
-            self.check_end(int(ends[row]), number + row)
-
-    def _too_long(self, nbytes: int, number: int) -> ValueError:
-        mend = "split the sample" if self.size_limit else "set shard_size to less than 4 GiB"
-        return ValueError(
-            f"with sample {number} a shard would have {quantity(nbytes, 'byte')}, but its offsets "
-            f"are uint32 and end at {MAX_SHARD_BYTES}: {mend}"
-        )
-
     def head(self, ends: Int64) -> bytes:
-        """Return what stands before the samples, given where each ends, counted from the first."""
+        """Return the offsets and the configuration, given where each sample ends."""
         begin = self.empty + 4 * len(ends)
         words = np.empty(len(ends) + 2, "<u4")
         words[:2] = len(ends), begin
@@ -331,19 +444,6 @@ class ShardFormat:
                     piece[name] = column[start : start + step]
                 yield piece.view(np.uint8).data
 
-    def name(self, number: int, compression: str | None = None, mark: str = "") -> str:
-        """Return the name of a shard's file; `mark` is what tells it from those of other writes."""
-        parsed = parse_compression(compression)
-        return f"shard.{mark}{number:05}.mds" + (f".{parsed.extension}" if parsed else "")
-
-    def entry(self, samples: int, raw: FileSummary, zipped: FileSummary | None) -> dict[str, Any]:
-        """Return what the index says of a shard and its files."""
-        return self._facts | {
-            "raw_data": raw.facts(),
-            "samples": samples,
-            "zip_data": zipped and zipped.facts(),
-        }
-
 
 class FileSummary:
     """What the index says of a file, gathered while its bytes go by."""
@@ -365,6 +465,18 @@ class FileSummary:
         """Return the file's entry in the index."""
         hashes = {algorithm: each.hexdigest() for algorithm, each in self._hashers.items()}
         return {"basename": self.name, "bytes": self.nbytes, "hashes": hashes}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a shard: what it holds, and the compressed file that is stored in its place."""
+
+    raw: FileSummary
+    zipped: FileSummary | None = None
+
+    def facts(self, kind: str) -> dict[str, Any]:
+        """Return the entries of the index for both; `kind` is ``"data"`` or ``"meta"``."""
+        return {f"raw_{kind}": self.raw.facts(), f"zip_{kind}": self.zipped and self.zipped.facts()}
 
 
 def _ends(nbytes: Int64) -> Int64:

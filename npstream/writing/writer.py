@@ -1,4 +1,4 @@
-"""Writing datasets: samples or whole columns in, a directory of MDS shards and its index out."""
+"""Writing datasets: samples or whole columns in, a directory of shards and its index out."""
 
 from __future__ import annotations
 
@@ -41,6 +41,10 @@ def write(
     on_error: str = "raise",
     max_errors: int | None = None,
     rejects: str | PathLike[str] | None = None,
+    format: str = "mds",
+    separator: str | None = None,
+    newline: str | None = None,
+    sidecar: bool = True,
     shard_size: int | str | None = "64MiB",
     shard_samples: int | None = None,
     compression: str | None = None,
@@ -84,6 +88,15 @@ def write(
     rejects : str or os.PathLike, optional
         A local file of JSON lines, which is replaced: number in the input, reason and shortened
         repr of each sample that is left out.
+    format : str, default: "mds"
+        ``"mds"``, or text: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``. Columns of text are
+        ``"str"``, ``"int"`` and ``"float"``.
+    separator : str, optional
+        The text between two fields of ``"xsv"``, which has no default.
+    newline : str, optional
+        The text after each line of a text format; a line feed by default.
+    sidecar : bool, default: True
+        Whether to write the side-car, too.
     shard_size : int, str or None, default: "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard. A
         sample that is larger makes a shard of its own.
@@ -157,6 +170,7 @@ def write(
         writer = Writer.__new__(Writer)
         writer._configure(
             chosen, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
+            format=format, separator=separator, newline=newline,
             shard_size=shard_size, compression=compression, hashes=hashes,
         )  # fmt: skip
         writer._is_inferred = columns is None
@@ -165,7 +179,7 @@ def write(
             # Before clients of the store and threads are made, which forks do not survive.
             pool = writer._start_workers(workers, map)
         try:
-            writer._connect(path, shard_samples, storage_options, timeout, retries)
+            writer._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
             with writer, show_progress(writer._shards, progress):
                 if table is not None and fill is not None and hasattr(type(data), "_to_write"):
                     writer._write_rows(table)  # npstream's own tables are not filled as columns
@@ -202,6 +216,14 @@ class Writer(WriterEngine):
         How many samples may be left out; one more raises ValueError. By default any number.
     rejects : str or os.PathLike, optional
         A local file of JSON lines that records the samples that are left out, as for `write`.
+    format : str, default: "mds"
+        ``"mds"``, or text: ``"jsonl"``, ``"csv"``, ``"tsv"`` or ``"xsv"``, as for `write`.
+    separator : str, optional
+        The text between two fields of ``"xsv"``, which has no default.
+    newline : str, optional
+        The text after each line of a text format; a line feed by default.
+    sidecar : bool, default: True
+        Whether to write the side-car, too.
     shard_size : int, str or None, default: "64MiB"
         Bytes of a shard before compression, less than 4 GiB; None (or 0) for a single shard.
     shard_samples : int, optional
@@ -250,6 +272,10 @@ class Writer(WriterEngine):
         on_error: str = "raise",
         max_errors: int | None = None,
         rejects: str | PathLike[str] | None = None,
+        format: str = "mds",
+        separator: str | None = None,
+        newline: str | None = None,
+        sidecar: bool = True,
         shard_size: int | str | None = "64MiB",
         shard_samples: int | None = None,
         compression: str | None = None,
@@ -260,9 +286,10 @@ class Writer(WriterEngine):
     ) -> None:
         self._configure(
             columns, fill=fill, on_error=on_error, max_errors=max_errors, rejects=rejects,
+            format=format, separator=separator, newline=newline,
             shard_size=shard_size, compression=compression, hashes=hashes,
         )  # fmt: skip
-        self._connect(path, shard_samples, storage_options, timeout, retries)
+        self._connect(path, sidecar, shard_samples, storage_options, timeout, retries)
 
     def __enter__(self) -> Self:
         return self

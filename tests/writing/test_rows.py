@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 import npstream
 from npstream.formats.encodings.encodings import column_type
 from npstream.writing.rows import compile_encoder
-from npstream.writing.shard import ShardFormat
+from npstream.writing.shard import MdsFormat, ShardOptions
 
 NUMBERS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 FLOATS = ["float16", "float32", "float64"]
@@ -52,7 +52,7 @@ values = st.one_of(scalars, arrays, views)
 
 def layout_of(columns, inferred):
     encodings = {name: column_type(encoding) for name, encoding in columns.items()}
-    return ShardFormat(encodings, None, None, (), inferred=inferred)
+    return MdsFormat(encodings, ShardOptions(), inferred=inferred)
 
 
 def expected(layout, sample):

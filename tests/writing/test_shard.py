@@ -292,7 +292,7 @@ def test_a_shard_ends_where_its_offsets_can_say(data, tmp_path, monkeypatch):
 
 
 def test_offsets_up_to_the_last_byte():
-    shards = mds_encode.ShardFormat({"x": parse("uint8")}, None, None, [])
+    shards = mds_encode.MdsFormat({"x": parse("uint8")}, mds_encode.ShardOptions())
     begin = shards.empty + 8
     head = shards.head(np.array([2**31, mds_encode.MAX_SHARD_BYTES - begin]))
     assert struct.unpack_from("<4I", head) == (2, begin, begin + 2**31, 2**32 - 1)

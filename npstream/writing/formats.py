@@ -1,0 +1,112 @@
+"""The formats that a dataset can be written in, chosen by name and made from settings.
+
+Tested in tests/writing/test_text.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from npstream.formats.compression import parse_compression
+from npstream.formats.encodings.encodings import Encoding
+from npstream.writing import text
+from npstream.writing.settings import hash_names, size_limit
+from npstream.writing.shard import MdsFormat, ShardFormat, ShardOptions
+from npstream.writing.tables import has_utf8_name, named, parse_column
+from npstream.writing.text import TextFormat, TextOptions
+
+__all__ = ["FormatSettings", "parse_settings"]
+
+WRITTEN_FORMATS = ("mds", *text.TEXT_FORMATS)
+
+
+@dataclass(frozen=True, slots=True)
+class FormatSettings:
+    """What a caller chose of a dataset's format, checked.
+
+    Attributes
+    ----------
+    shards : ShardOptions
+    text : TextOptions or None
+        None for MDS.
+    """
+
+    shards: ShardOptions
+    text: TextOptions | None
+
+    def new_format(self, columns: Any) -> ShardFormat:
+        """Return the format for some columns.
+
+        Parameters
+        ----------
+        columns : mapping of str to (str or Encoding)
+            Names of encodings, which a caller chose; or encodings, which suit the values.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the columns are none, or the format cannot store them.
+        """
+        if not isinstance(columns, Mapping):
+            raise TypeError(f"columns maps names to encodings; got {columns!r}")
+        if not columns:
+            raise ValueError("a dataset has at least one column; columns is empty")
+        parsed = {}
+        for name, encoding in columns.items():
+            if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
+                shown = encoding.name if isinstance(encoding, Encoding) else encoding
+                raise TypeError(
+                    f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
+                )
+            if not has_utf8_name(name):
+                raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")
+            parsed[name] = self._column(name, encoding)
+        if self.text is not None:
+            return TextFormat(parsed, self.shards, self.text)
+        inferred = any(isinstance(encoding, Encoding) for encoding in columns.values())
+        return MdsFormat(parsed, self.shards, inferred=inferred)
+
+    def _column(self, name: str, encoding: str | Encoding) -> Encoding:
+        if self.text is None:
+            return parse_column(name, encoding) if isinstance(encoding, str) else encoding
+        try:
+            if isinstance(encoding, str):
+                return text.parse_text_type(encoding)
+            return text.infer_text_type(encoding)
+        except (TypeError, ValueError) as error:
+            raise named(name, error) from None
+
+
+def parse_settings(
+    format: str,
+    separator: str | None,
+    newline: str | None,
+    shard_size: int | str | None,
+    compression: str | None,
+    hashes: Iterable[str],
+) -> FormatSettings:
+    """Check the settings of a format.
+
+    The parameters are those of `npstream.write`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such format, separator, newline, size, compression or hash.
+    """
+    if format not in WRITTEN_FORMATS:
+        near = get_close_matches(str(format), WRITTEN_FORMATS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown format {format!r}: {hint}known are {', '.join(WRITTEN_FORMATS)}")
+    parse_compression(compression)
+    shards = ShardOptions(size_limit(shard_size), compression, hash_names(hashes))
+    if format != "mds":
+        return FormatSettings(
+            shards, TextOptions(format, separator, "\n" if newline is None else newline)
+        )
+    if separator is not None or newline is not None:
+        raise ValueError("separator= and newline= are for text: name the format, such as 'csv'")
+    return FormatSettings(shards, None)
