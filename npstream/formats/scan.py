@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,12 +19,16 @@ from npstream._core.typing import AnyArray, Body, Bytes, Int64
 from npstream.errors import FormatError
 from npstream.formats import chunks, mds, text
 from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
+from npstream.formats.collector import ChunkColumns, StatisticsCollector
 from npstream.formats.encodings.encodings import parse
 from npstream.formats.sidecar.blocks import xxh3
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from npstream.formats.index import Schema
     from npstream.formats.mds import SampleLayout
+    from npstream.formats.statistics import ColumnStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,15 @@ class ScanResult:
         The hash of the meta file, or 0 if there is none.
     columns : dict of str to ndarray
         The values of the requested scalar columns.
+    statistics : dict of str to ColumnStatistics
+        The statistics of all columns, if they were requested.
     """
 
     begin: int
     pieces: NDArray[np.uint64]
     meta: int
     columns: dict[str, AnyArray]
+    statistics: dict[str, ColumnStatistics] = field(default_factory=dict)
 
 
 Scalars = dict[str, AnyArray]
@@ -82,6 +89,10 @@ class Scan:
         The meta file of a text shard.
     parse_all : bool
         Whether to parse all columns of a text shard, not only `columns`.
+    statistics : mapping of str to str, optional
+        To gather the statistics of an MDS shard's columns: the dtypes that the index records.
+    submit : callable, optional
+        Runs a function in a thread, so that a chunk is processed while the next one comes.
 
     Raises
     ------
@@ -99,12 +110,20 @@ class Scan:
         nbytes: int | None = None,
         meta: bytes | None = None,
         parse_all: bool = False,
+        statistics: Mapping[str, str] | None = None,
+        submit: Callable[..., Future[None]] | None = None,
     ) -> None:
+        collector = None
+        if statistics is not None and schema.format == "mds":
+            collector = StatisticsCollector(schema, statistics)
+        extract = _column_extractor(schema, dict(columns), parse_all, collector)
+        self._collector = collector
         self._pieces = _scan_pieces(
-            schema, samples, dict(columns), compressed, nbytes, meta, parse_all
+            schema, samples, dict(columns), compressed, nbytes, meta, extract, submit
         )
         self._needed = next(self._pieces)
         self._buffer = bytearray()
+        self._other = bytearray() if submit is not None else None
         self._filled = 0
         self._total = 0
         self._result: ScanResult | None = None
@@ -130,6 +149,8 @@ class Scan:
                 self._needed = self._pieces.send(memoryview(self._buffer)[: self._needed])
             except StopIteration as stop:
                 self._result = stop.value
+            if self._other is not None:  # the buffer is in use until the next piece is complete
+                self._buffer, self._other = self._other, self._buffer
             self._filled = 0
         self._filled += len(rest)
 
@@ -153,6 +174,8 @@ class Scan:
             raise FormatError(
                 f"{self._filled:,} of {quantity(self._total, 'byte')} came after its end"
             )
+        if self._collector is not None:
+            return replace(self._result, statistics=self._collector.columns)
         return self._result
 
 
@@ -163,9 +186,10 @@ def _scan_pieces(
     compressed: bool,
     nbytes: int | None,
     meta: bytes | None,
-    parse_all: bool,
+    extract: ColumnExtractor,
+    submit: Callable[..., Future[None]] | None,
 ) -> Generator[int, memoryview, ScanResult]:
-    """Yield the number of bytes needed next; the caller sends these in a buffer that it reuses."""
+    """Yield the number of bytes needed next; the caller sends these in one of two buffers."""
     layout = mds.layout(schema) if schema.format == "mds" else None
     stride = layout.stride if layout else 0
     first = b"" if meta is not None else bytes((yield 4 * (samples + 2)))
@@ -185,14 +209,26 @@ def _scan_pieces(
     ).tolist()
     rows = piece_rows(samples, count)
     bounds = piece_bounds(rows, begin, end, None if stride else words[1:]).tolist()
-    extract = _column_extractor(schema, columns, parse_all)
     hashes, extracted = [xxh3(head)], [{name: np.empty(0, t) for name, t in columns.items()}]
+
+    def process(data: memoryview, first: int, last: int) -> None:
+        hashes.append(xxh3(data))
+        if samples:
+            offsets = words[1:][first : last + 1].astype(np.int64)
+            extracted.append(extract(data, offsets - offsets[0], first))
+
+    job: Future[None] | None = None
     for chunk in range(count):
         data = yield bounds[chunk + 2] - bounds[chunk + 1]
-        hashes.append(xxh3(data))
-        if samples and (columns or not stride):
-            offsets = words[1:][rows[chunk] : rows[chunk + 1] + 1].astype(np.int64)
-            extracted.append(extract(data, offsets - offsets[0], int(rows[chunk])))
+        arguments = data, int(rows[chunk]), int(rows[chunk + 1])
+        if submit is None:
+            process(*arguments)
+            continue
+        if job is not None:
+            job.result()  # one at a time; and the caller may reuse that chunk's buffer now
+        job = submit(process, *arguments)
+    if job is not None:
+        job.result()
     values = {name: np.concatenate([part[name] for part in extracted]) for name in columns}
     return ScanResult(begin, np.array(hashes, np.uint64), xxh3(meta) if meta else 0, values)
 
@@ -207,9 +243,12 @@ def _meta_head(meta: bytes, samples: int) -> bytes:
 
 
 def _column_extractor(
-    schema: Schema, columns: dict[str, np.dtype[Any]], parse_all: bool
+    schema: Schema,
+    columns: dict[str, np.dtype[Any]],
+    parse_all: bool,
+    collector: StatisticsCollector | None,
 ) -> ColumnExtractor:
-    """Return a function that extracts `columns` from samples of `schema`."""
+    """Return a function that extracts `columns` from samples, and gathers their statistics."""
     if schema.format != "mds":
         names = schema.names if parse_all else tuple(columns)
         if not names:
@@ -223,8 +262,15 @@ def _column_extractor(
     def extract(data: memoryview, offsets: Int64, first: int) -> dict[str, AnyArray]:
         body: Bytes = np.frombuffer(data, np.uint8)
         if layout.stride:
-            return record_scalars(body, layout, columns)
-        return sample_scalars(body, offsets, layout, columns, first)
+            scalars = record_scalars(body, layout, columns)
+            if collector is not None:
+                collector.add(record_chunk(body, layout), scalars)
+            return scalars
+        chunk = sample_chunk(body, offsets, layout, first)
+        scalars = {n: _numbers_at(body, chunk.begins[n], t) for n, t in columns.items()}
+        if collector is not None:
+            collector.add(chunk, scalars)
+        return scalars
 
     return extract
 
@@ -301,6 +347,15 @@ def sample_scalars(
     FormatError
         If the column sizes in a sample do not add up to the sample's length.
     """
+    chunk = sample_chunk(data, offsets, layout, first)
+    return {name: _numbers_at(data, chunk.begins[name], dtype) for name, dtype in columns.items()}
+
+
+def sample_chunk(data: Bytes, offsets: Int64, layout: SampleLayout, first: int = 0) -> ChunkColumns:
+    """Return where the columns of MDS samples lie that vary in size, and check these sizes.
+
+    The parameters and exceptions are those of `sample_scalars`.
+    """
     begins, lengths = offsets[:-1], np.diff(offsets)
     body = 4 * layout.nvariable
     _check_sizes(lengths >= body + layout.nfixed, first)
@@ -308,12 +363,20 @@ def sample_scalars(
         [_numbers_at(data, begins + 4 * k, np.dtype("<u4")) for k in range(layout.nvariable)]
     ).astype(np.int64)
     _check_sizes(body + layout.nfixed + sizes.sum(axis=0) == lengths, first)
-    scalars = {}
-    for name, dtype in columns.items():
-        column = layout.columns[name]
-        variable_bytes = sizes[: column.variable_before].sum(axis=0)
-        scalars[name] = _numbers_at(data, begins + body + column.offset + variable_bytes, dtype)
-    return scalars
+    before = np.concatenate([np.zeros((1, len(begins)), np.int64), np.cumsum(sizes, axis=0)])
+    places = {
+        name: begins + body + column.offset + before[column.variable_before]
+        for name, column in layout.columns.items()
+    }
+    variable = [name for name, column in layout.columns.items() if column.size is None]
+    return ChunkColumns(data, places, dict(zip(variable, sizes, strict=True)))
+
+
+def record_chunk(data: Bytes, layout: SampleLayout) -> ChunkColumns:
+    """Return where the columns of MDS samples lie that all have the same size."""
+    begins = np.arange(0, len(data), layout.stride)
+    places = {name: begins + column.offset for name, column in layout.columns.items()}
+    return ChunkColumns(data, places, {}, layout.stride)
 
 
 def line_scalars(

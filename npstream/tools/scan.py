@@ -134,6 +134,7 @@ class ShardScanner:
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,
                 parse_all=self.check_all,
+                statistics=index.annotations.dtypes,
             )
             for body in self._bytes(files[-1], parts, compression):
                 scan.feed(body)

@@ -19,6 +19,7 @@ from npstream.errors import MissingDependencyError, NpstreamError, StorageError
 from npstream.formats.encodings.encodings import parse, with_dtype
 from npstream.formats.scan import scalar_columns
 from npstream.formats.sidecar.sidecar import IndexDigest, Sidecar
+from npstream.formats.statistics import ColumnStatistics, merge_statistics
 from npstream.shards.manifest import warn_sidecar_denied
 from npstream.storage.local import open_store, options_for
 from npstream.storage.remote import UNKNOWN_SIZE
@@ -89,8 +90,8 @@ def verify_dataset(
     - the index: files exist and have the recorded sizes and hashes; heads of shards agree with it;
       recorded dtypes agree with the encodings;
     - samples: the column sizes add up to the sample's length; bools of fixed size are 0 or 1;
-    - the side-car: it agrees with the index; its hashes agree with the shards, and its columns and
-      bounds with the samples.
+    - the side-car: it agrees with the index; its hashes agree with the shards, and its columns,
+      bounds and statistics with the samples. Quantiles and counts of values are not checked.
 
     Parameters
     ----------
@@ -137,6 +138,7 @@ def verify_dataset(
         for group in progress(scanner.groups(shards), title):
             for shard, result in scanner.shards(group):
                 check.shard(shard, result)
+    check.finish()
     return VerifyReport(
         parsed.where, len(parsed), parsed.samples, parsed.total,
         sidecar.where if sidecar else "", tuple(dict.fromkeys(problems)),
@@ -271,6 +273,8 @@ class _ShardCheck:
         self._sidecar = sidecar
         self._problems = problems
         self._bounds: dict[str, tuple[AnyArray, AnyArray]] = {}
+        self._statistics: dict[str, ColumnStatistics] = {}
+        self._shards: set[int] = set()
         self._bools = _check_annotations(index, problems)
         self.columns = dict(self._bools)
         known = scalar_columns(index.schemas)
@@ -301,6 +305,28 @@ class _ShardCheck:
                 self._problems.extend(self._compare_sidecar(self._sidecar, shard, result))
             except NpstreamError as error:
                 self._problems.append(str(error))
+
+        if shard not in self._shards:  # its files may be there raw and compressed
+            if self._shards:
+                merge_statistics(self._statistics, result.statistics)
+            else:
+                self._statistics = dict(result.statistics)
+            self._shards.add(shard)
+
+    def finish(self) -> None:
+        """Record the problems of the dataset as a whole, once all shards were checked."""
+        if self._sidecar is None or len(self._shards) < len(self._index):
+            return
+        try:
+            recorded = self._sidecar.statistics()
+        except NpstreamError as error:
+            self._problems.append(str(error))
+            return
+        for name, statistics in recorded.items():
+            found = self._statistics.get(name)
+            if found is None or not found.is_close(statistics):
+                where = self._sidecar.where
+                self._problems.append(f"{where}: the statistics of column {name!r} are wrong")
 
     def _compare_sidecar(self, sidecar: Sidecar, shard: int, result: ScanResult) -> Iterator[str]:
         where = f"{sidecar.where}: shard {shard}"

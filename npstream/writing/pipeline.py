@@ -230,15 +230,22 @@ class ShardPipeline:
         number, self._shards = self._shards, self._shards + 1
         self._cut_samples += samples
         self._cut_bytes += nbytes
+        # If only one piece is in memory at a time, the shard is stored here and now.
+        is_now = not is_whole and self._destination.is_local and self.layout.compression is None
         scan = None
         if self.spool is not None:
             compressed = self.layout.compression is not None
             scan = Scan(
-                self.layout.schema, samples, self.spool.dtypes, compressed=compressed, meta=meta
+                self.layout.schema,
+                samples,
+                self.spool.dtypes,
+                compressed=compressed,
+                meta=meta,
+                statistics=self.layout.annotations.dtypes,
+                submit=self._destination.submit if is_now else None,
             )
         job = partial(_store_shard, self._destination, self.layout, number, samples, scan, meta)
-        if not is_whole and self._destination.is_local and self.layout.compression is None:
-            # Only one piece is in memory at a time, so the shard is stored here and now.
+        if is_now:
             self.finish()
             self._collect(job(pieces, None))
             return

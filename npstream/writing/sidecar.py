@@ -17,7 +17,7 @@ import numpy as np
 from npstream._core.typing import AnyArray, Body
 from npstream.errors import StorageError
 from npstream.formats.chunks import chunk_counts
-from npstream.formats.hashes import Hasher, hasher
+from npstream.formats.hashes import Hasher, digest, hasher
 from npstream.formats.index import INDEX, parse_index
 from npstream.formats.sidecar.blocks import HASH_BLOCK, xxh3
 from npstream.formats.sidecar.catalog import smallest_uint
@@ -30,10 +30,12 @@ from npstream.formats.sidecar.sidecar import (
     encode_sidecar,
     npy_header,
 )
+from npstream.formats.statistics import decode_statistics, encode_statistics, merge_statistics
 
 if TYPE_CHECKING:
     from npstream.formats.index import Index
     from npstream.formats.scan import ScanResult
+    from npstream.formats.statistics import ColumnStatistics
 
 __all__ = ["Spool", "column_files"]
 
@@ -113,12 +115,20 @@ class Spool:
             raise
         self._heads, self._pieces, self._ranges, self._values, self._column = self._files
         self._hashers = [hasher(_HASH) for _ in range(4)]
+        self._statistics: dict[str, ColumnStatistics] = {}
+        self._shards = 0
+        self._snapshots: list[int] = []
 
     def __del__(self) -> None:
         self.close()
 
     def add(self, found: ScanResult) -> None:
         """Take what was found in the next shard."""
+        if not self._shards:
+            self._statistics = dict(found.statistics)
+        else:
+            merge_statistics(self._statistics, found.statistics)
+        self._shards += 1
         with self._reporting():
             if self._hashed:
                 self._write(0, np.array([found.begin, found.meta], "<u8").tobytes())
@@ -141,7 +151,36 @@ class Spool:
             for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
-        return [hasher.hexdigest() for hasher in self._hashers]
+        return [*(hasher.hexdigest() for hasher in self._hashers), self._sync_statistics()]
+
+    def _sync_statistics(self) -> str:
+        """Bring the statistics so far to the disk, in a file of their own; return its hash."""
+        body = encode_statistics(self._statistics)
+        if self._directory is not None:
+            with self._reporting():
+                with open(self._snapshot(self._shards), "wb") as file:
+                    file.write(body)
+                    file.flush()
+                    os.fsync(file.fileno())
+                # The one before stays until the caller has recorded this one.
+                for old in self._snapshots[:-1]:
+                    os.unlink(self._snapshot(old))
+            self._snapshots = [*self._snapshots[-1:], self._shards]
+        return digest(_HASH, body)
+
+    def _snapshot(self, shards: int) -> str:
+        """Return the path of the statistics of the first shards."""
+        assert self._directory is not None
+        return os.path.join(self._directory, f"statistics.{shards}")
+
+    def _read_snapshot(self, shards: int, known: str) -> dict[str, ColumnStatistics] | None:
+        """Return the statistics of the first shards; None if they are not there."""
+        try:
+            with open(self._snapshot(shards), "rb") as file:
+                body = file.read()
+            return decode_statistics(body) if digest(_HASH, body) == known else None
+        except (OSError, ValueError):
+            return None
 
     def cut(self, index: Index, shards: int, digests: Sequence[str] = ()) -> int:
         """Forget all but the first shards, and return how many are left.
@@ -156,11 +195,17 @@ class Spool:
         kept = list(zip(self._files, ends, strict=False))
         with self._reporting():
             self._hashers = [_hash_of(file, end) for file, end in kept]
-            if shards and [hasher.hexdigest() for hasher in self._hashers] != list(digests):
-                return self.cut(index, 0)
+            found = [hasher.hexdigest() for hasher in self._hashers]
+            statistics: dict[str, ColumnStatistics] | None = {}
+            if shards:
+                statistics = self._read_snapshot(shards, digests[-1]) if digests else None
+                if found != list(digests[:-1]) or statistics is None:
+                    return self.cut(index, 0)
             for file, end in kept:
                 file.truncate(end)
                 file.seek(end)
+        self._shards, self._statistics = shards, statistics or {}
+        self._snapshots = [shards] if shards else []
         return shards
 
     def finish(self, index: Index) -> Iterator[tuple[str, IO[bytes]]]:
@@ -189,6 +234,9 @@ class Spool:
     def sidecar(self, index: Index, mark: IndexDigest) -> Iterator[Body]:
         """Return the parts of the side-car, once every shard was added and `finish` has run."""
         sections = dict(self._hashes)
+        if self._statistics:
+            body = encode_statistics(self._statistics)
+            sections["statistics"] = np.frombuffer(body, np.uint8)
         if self._hashed:
             heads = _content(self._heads, np.dtype("<u8")).reshape(-1, 2)
             sections["begins"] = smallest_uint(heads[:, 0])

@@ -10,6 +10,7 @@ each shard, except ``pieces`` and ``column/NAME``:
     pieces                    hash of each piece (`npstream.formats.chunks`) of the uncompressed
                               data files, ordered by shard
     metas                     hash of the uncompressed meta file
+    statistics                msgpack of the statistics of all columns, over all shards
     min/NAME, max/NAME        bounds of a scalar column's values
     column/NAME               hash of each block of the values in ``index.columns``
 
@@ -47,6 +48,7 @@ from npstream.formats.index import (
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, RangeReader, xxh3
 from npstream.formats.sidecar.catalog import SidecarCatalog, catalog_sections, smallest_uint
 from npstream.formats.sidecar.container import Sections, encode_sections
+from npstream.formats.statistics import ColumnStatistics, decode_statistics
 
 NAME = "index.msgpack"
 
@@ -148,7 +150,9 @@ def encode_sidecar(
         "bytes": smallest_uint(index.nbytes),
         "schema": smallest_uint(index.schema_ids),
     }
-    return encode_sections(entries, arrays | files | dict(sections))
+    # The statistics come first: in a small side-car, they are read when it is opened.
+    first = {name: array for name, array in sections.items() if name == "statistics"}
+    return encode_sections(entries, first | arrays | files | dict(sections))
 
 
 class Sidecar:
@@ -231,6 +235,22 @@ class Sidecar:
         starts = self._piece_starts
         pieces = self._sections.blocks("pieces", int(starts[-1]))
         return pieces.read_cached(int(starts[shard]), int(starts[shard + 1]))
+
+    def statistics(self) -> dict[str, ColumnStatistics]:
+        """Read the statistics of the dataset's columns: in one request, unless they are here.
+
+        Returns
+        -------
+        dict of str to ColumnStatistics
+            Empty if the side-car holds none.
+        """
+        if "statistics" not in self._sections:
+            return {}
+        body = self._sections.blocks("statistics").read().tobytes()
+        try:
+            return decode_statistics(body)
+        except ValueError as error:
+            raise self._sections.damaged(str(error)) from None
 
     def shard_range(self, name: str) -> tuple[AnyArray, AnyArray]:
         """Return the minimum and maximum of a column in each shard.

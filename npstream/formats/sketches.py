@@ -1,0 +1,183 @@
+"""Sketches of very many values: their quantiles, and the most frequent ones.
+
+Both are mergeable and deterministic, take bounded memory, and know the bound of their own error.
+
+Quantiles: compactors, as in Manku, Rajagopalan and Lindsay, "Approximate medians and other
+quantiles in one pass and with limited memory" (SIGMOD 1998), and in KLL (Karnin, Lang and Liberty,
+FOCS 2016). All have one capacity. Instead of a coin, odd and even positions take turns. So the
+error of ranks has a bound that always holds: a compaction of values of weight w adds at most w.
+
+Frequent values: the summary of Misra and Gries (1982), merged as in Agarwal et al. ("Mergeable
+summaries", PODS 2012).
+
+Tested in tests/formats/test_statistics.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from npstream._core.typing import AnyArray, Int64
+
+__all__ = ["CAPACITY", "COUNTERS", "FrequentValues", "QuantileSketch"]
+
+CAPACITY = 512
+"""Values of a level of a `QuantileSketch` that are kept before half of them are."""
+
+COUNTERS = 64
+"""Values that `FrequentValues` counts."""
+
+
+class QuantileSketch:
+    """The ranks of numbers, approximately.
+
+    Parameters
+    ----------
+    levels : iterable of ndarray
+        Values of one dtype; those of level k stand for ``2**k`` values each.
+    error : int
+        The bound of the error of ranks, in values.
+    turn : int
+        Which places the next compaction keeps: even (0) or odd (1) ones.
+    """
+
+    def __init__(self, levels: Iterable[AnyArray] = (), error: int = 0, turn: int = 0) -> None:
+        self.levels = list(levels)
+        self.error = error
+        self.turn = turn
+
+    def add(self, values: AnyArray, level: int = 0) -> None:
+        """Add sorted values, each of which stands for ``2**level``."""
+        while len(self.levels) <= level:
+            self.levels.append(values[:0])
+        kept = self.levels[level]
+        self.levels[level] = np.sort(np.concatenate([kept, values])) if len(kept) else values
+        self._compact()
+
+    def merge(self, other: QuantileSketch) -> None:
+        """Add what another sketch holds; the bounds of the errors add up."""
+        self.error += other.error
+        for level, values in enumerate(other.levels):
+            self.add(values, level)
+
+    def _compact(self) -> None:
+        level = 0
+        while level < len(self.levels):
+            values = self.levels[level]
+            if len(values) > CAPACITY:
+                pairs = len(values) // 2 * 2
+                half = values[self.turn : pairs : 2]
+                self.turn ^= 1
+                self.error += 1 << level
+                self.levels[level] = values[pairs:].copy()
+                if level + 1 == len(self.levels):
+                    self.levels.append(values[:0])
+                above = self.levels[level + 1]
+                both = np.concatenate([above, half])
+                self.levels[level + 1] = np.sort(both) if len(above) else both
+            level += 1
+
+    @property
+    def weight(self) -> int:
+        """How many values the sketch stands for."""
+        return sum(len(values) << level for level, values in enumerate(self.levels))
+
+    def points(self) -> tuple[AnyArray, Int64]:
+        """Return the kept values in order, and for each how many values are at most as large."""
+        if not self.levels:
+            return np.empty(0), np.empty(0, np.int64)
+        values = np.concatenate(self.levels)
+        weights = np.repeat(
+            np.int64(1) << np.arange(len(self.levels)), [len(each) for each in self.levels]
+        )
+        order = np.argsort(values, kind="stable")
+        ranks: Int64 = np.cumsum(weights[order])
+        return values[order], ranks
+
+    def quantiles(self, probabilities: Iterable[float]) -> AnyArray:
+        """Return the least kept value that at least such a part of all values does not exceed.
+
+        Examples
+        --------
+        >>> sketch = QuantileSketch()
+        >>> sketch.add(np.arange(101))
+        >>> sketch.quantiles([0, 0.5, 1]).tolist()
+        [0, 50, 100]
+        """
+        values, ranks = self.points()
+        wanted = np.asarray(list(probabilities), np.float64)
+        if not len(values):
+            raise ValueError("no values, so no quantiles")
+        at = np.searchsorted(ranks, np.ceil(wanted * ranks[-1]), side="left")
+        found: AnyArray = values[np.minimum(at, len(values) - 1)]
+        return found
+
+
+class FrequentValues:
+    """The values that are counted most often.
+
+    Parameters
+    ----------
+    counts : mapping
+        The counters: at most `COUNTERS`. A value occurs that often, or up to `error` more.
+    error : int
+        The bound; a value without a counter occurs at most that often.
+    """
+
+    def __init__(self, counts: Mapping[Any, int] | None = None, error: int = 0) -> None:
+        self.counts: dict[Any, int] = dict(counts or {})
+        self.error = error
+
+    def merge(self, other: FrequentValues) -> None:
+        """Add what another one counted.
+
+        Examples
+        --------
+        >>> one = FrequentValues({"a": 3, "b": 1})
+        >>> one.merge(FrequentValues({"a": 2, "c": 9}, error=1))
+        >>> one.top(2), one.error
+        ([('c', 9), ('a', 5)], 1)
+        """
+        self.error += other.error
+        for value, count in other.counts.items():
+            self.counts[value] = self.counts.get(value, 0) + count
+        if len(self.counts) > COUNTERS:
+            cut = sorted(self.counts.values(), reverse=True)[COUNTERS]
+            self.error += cut
+            self.counts = {value: n - cut for value, n in self.counts.items() if n > cut}
+
+    def top(self, most: int = COUNTERS) -> list[tuple[Any, int]]:
+        """Return values and their counts, the most frequent first."""
+        found = sorted(self.counts.items(), key=lambda pair: (-pair[1], str(pair[0])))
+        return found[:most]
+
+
+def largest_counts(counts: Int64) -> tuple[Int64, int]:
+    """Return which of some different values keep a counter, and what their counts lose.
+
+    Examples
+    --------
+    >>> largest_counts(np.array([1, 5]))
+    (array([0, 1]), 0)
+    """
+    if len(counts) <= COUNTERS:
+        return np.arange(len(counts)), 0
+    cut = int(np.partition(counts, len(counts) - COUNTERS - 1)[len(counts) - COUNTERS - 1])
+    return np.flatnonzero(counts > cut), cut
+
+
+def find_runs(values: AnyArray) -> tuple[Int64, Int64]:
+    """Return where each run of equal values begins in sorted values, and its length.
+
+    Examples
+    --------
+    >>> find_runs(np.array([3, 3, 7]))
+    (array([0, 2]), array([2, 1]))
+    """
+    if not len(values):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    begins = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    return begins, np.diff(begins, append=len(values))

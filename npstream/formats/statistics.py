@@ -1,0 +1,518 @@
+"""Statistics of columns, gathered while a shard passes by and merged over shards.
+
+Everything but the sketches is exact: counts, bounds, and for integers the sums, too. The sums of
+floats are those of float64. The sketches (`npstream.formats.sketches`) look at no more than
+`SCALARS` numbers, or `ELEMENTS` elements of arrays, of each chunk of a shard; ``examined`` says how
+many.
+
+Numbers are those that are stored, such as int64 for a date; a NaN, a NaT, an empty text and a null
+of JSON are missing values.
+
+Tested in tests/formats/test_statistics.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from npstream._core.jit import kernel
+from npstream._core.typing import AnyArray, Bytes, Int64
+from npstream.formats.sketches import FrequentValues, QuantileSketch, find_runs, largest_counts
+
+__all__ = [
+    "ColumnStatistics",
+    "add_elements",
+    "add_scalars",
+    "add_values",
+    "decode_statistics",
+    "encode_statistics",
+    "merge_statistics",
+]
+
+SCALARS = 1 << 16
+"""Numbers of a chunk that the sketches examine: all, where samples have 64 bytes or more."""
+
+ELEMENTS = 1 << 12
+"""Elements of arrays of a chunk that the sketches examine."""
+
+VALUES = 1 << 12
+"""Texts of a chunk whose frequency is counted."""
+
+LONGEST = 64
+"""Bytes of the longest value whose frequency is counted."""
+
+_BLOCK = 1 << 13
+"""Numbers that are summed at once: they stay in the processor's cache, and their sums exact."""
+
+_NUMPY_PATIENCE = 1 << 28
+"""Small integers that are summed with NumPy, over the process's life: a third of a second."""
+
+_EXACT = 1 << 19
+"""Up to this magnitude, the sum of the squares of a block is exact in float64."""
+
+_LIMB = 22
+"""Bits of the parts of larger integers: products of parts, added over a block, fit int64."""
+
+_NAT = np.iinfo(np.int64).min
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+Number: TypeAlias = int | float
+
+
+@dataclass(slots=True)
+class ColumnStatistics:
+    """What is known of the values of a column.
+
+    Attributes
+    ----------
+    dtype : str
+        The dtype of the numbers, such as ``"datetime64[D]"``; empty if there are none.
+    count : int
+        Number of values.
+    elements : int
+        Number of numbers: of values, or of the elements of all arrays.
+    missing : int
+        How many numbers are NaN or NaT, texts empty, or JSON values null.
+    minimum, maximum : int, float or None
+        Bounds of the numbers that are not missing; None if there are none.
+    total, squares : int or float
+        The sum of these numbers, and of their squares.
+    shortest, longest : int or None
+        Bounds of the bytes of values that vary in size.
+    nbytes : int
+        Bytes of all values that vary in size.
+    examined : int
+        How many values the sketches have seen; the rest is extrapolated from them.
+    quantiles : QuantileSketch
+        The ranks of numbers.
+    frequent : FrequentValues
+        The most frequent numbers, or values of at most 64 bytes as they are stored.
+    """
+
+    dtype: str = ""
+    count: int = 0
+    elements: int = 0
+    missing: int = 0
+    minimum: Number | None = None
+    maximum: Number | None = None
+    total: Number = 0
+    squares: Number = 0
+    shortest: int | None = None
+    longest: int | None = None
+    nbytes: int = 0
+    examined: int = 0
+    quantiles: QuantileSketch = field(default_factory=QuantileSketch)
+    frequent: FrequentValues = field(default_factory=FrequentValues)
+
+    def merge(self, other: ColumnStatistics) -> None:
+        """Add the values that another one describes, of the same dtype.
+
+        Examples
+        --------
+        >>> one, two = ColumnStatistics("int64"), ColumnStatistics("int64")
+        >>> add_scalars(one, np.array([1, 2]))
+        >>> add_scalars(two, np.array([2, 9]))
+        >>> one.merge(two)
+        >>> one.count, one.minimum, one.maximum, one.total, one.frequent.top(1)
+        (4, 1, 9, 14, [(2, 2)])
+        """
+        if self.dtype != other.dtype:
+            raise ValueError(f"statistics of {self.dtype!r} and of {other.dtype!r}")
+        for name in ("count", "elements", "missing", "total", "squares", "nbytes", "examined"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name, choose in _CHOICES.items():
+            known = [x for x in (getattr(self, name), getattr(other, name)) if x is not None]
+            setattr(self, name, choose(known) if known else None)
+        self.quantiles.merge(other.quantiles)
+        self.frequent.merge(other.frequent)
+
+    def is_close(self, other: ColumnStatistics) -> bool:
+        """Return True if all but the sketches are equal; sums of floats need only be close."""
+        for name in _NUMBERS:
+            mine, yours = getattr(self, name), getattr(other, name)
+            if isinstance(mine, float) and name in ("total", "squares"):
+                # The sum of the magnitudes is at most this.
+                size = math.sqrt(abs(self.squares) * self.elements)
+                size = size if name == "total" else abs(self.squares)
+                if math.isfinite(size) and not abs(mine - yours) <= 1e-9 * size:
+                    return False
+            elif mine != yours and name != "examined":
+                return False
+        return self.dtype == other.dtype
+
+    def mean(self) -> float:
+        """Return the mean of the numbers that are not missing.
+
+        Examples
+        --------
+        >>> one = ColumnStatistics("int64")
+        >>> add_scalars(one, np.array([1, 2, 6]))
+        >>> one.mean()
+        3.0
+        """
+        numbers = self.elements - self.missing
+        return self.total / numbers if numbers else math.nan
+
+    def std(self) -> float:
+        """Return the standard deviation of these numbers, as `numpy.std` does.
+
+        Examples
+        --------
+        >>> one = ColumnStatistics("int64")
+        >>> add_scalars(one, np.array([1, 2, 3, 6]))
+        >>> one.std() == np.std([1, 2, 3, 6])
+        True
+        """
+        numbers = self.elements - self.missing
+        if not numbers:
+            return math.nan
+        if isinstance(self.total, int) and isinstance(self.squares, int):
+            # Exact: the difference of the sums may be small beside them.
+            return math.sqrt(numbers * self.squares - self.total**2) / numbers
+        mean = self.total / numbers
+        variance = self.squares / numbers - mean * mean
+        return math.sqrt(max(variance, 0.0)) if variance == variance else math.nan
+
+
+_CHOICES: dict[str, Any] = {"minimum": min, "maximum": max, "shortest": min, "longest": max}
+
+
+def merge_statistics(
+    known: dict[str, ColumnStatistics], found: Mapping[str, ColumnStatistics]
+) -> None:
+    """Add the statistics of a shard; a column that is not alike in all shards is left out."""
+    for name in known.keys() - found.keys():
+        del known[name]
+    for name, statistics in found.items():
+        if name in known:
+            if known[name].dtype == statistics.dtype:
+                known[name].merge(statistics)
+            else:
+                del known[name]
+
+
+def add_scalars(statistics: ColumnStatistics, values: AnyArray) -> None:
+    """Add numbers, one of each sample, as they are stored.
+
+    Parameters
+    ----------
+    statistics : ColumnStatistics
+    values : ndarray, 1-d
+    """
+    statistics.count += len(values)
+    _add_numbers(statistics, values, SCALARS)
+
+
+def add_elements(statistics: ColumnStatistics, values: AnyArray, count: int) -> None:
+    """Add the elements of `count` arrays, all of them in one 1-d array."""
+    statistics.count += count
+    _add_numbers(statistics, values, ELEMENTS)
+
+
+def _add_numbers(statistics: ColumnStatistics, values: AnyArray, most: int) -> None:
+    statistics.elements += len(values)
+    values = _meant(statistics.dtype, values)
+    kind = np.dtype(values.dtype).kind
+    if not len(values) or kind not in "iuf":
+        return
+    least, greatest, sums = _facts(values)
+    is_time = statistics.dtype.startswith(("datetime64", "timedelta64"))
+    if (kind == "f" and np.isnan(least)) or (is_time and least == _NAT):
+        valid = values == values if kind == "f" else values != _NAT
+        statistics.missing += len(values) - int(np.count_nonzero(valid))
+        values = values[valid]
+        if not len(values):
+            return
+        least, greatest, sums = values.min(), values.max(), None
+    low, high = least.item(), greatest.item()
+    total: Number
+    squares: Number
+    if sums is not None:
+        total, squares = sums
+    elif kind == "f":
+        total, squares = _float_sums(values)
+    else:
+        total, squares = _int_sums(values, low, high)
+    part = ColumnStatistics(
+        statistics.dtype, minimum=low, maximum=high, total=total, squares=squares
+    )
+    level = max(0, (len(values) - 1).bit_length() - most.bit_length() + 1)
+    seen = values if not level else values[_spread(len(values), len(values) >> level)]
+    seen = np.sort(seen)
+    part.examined = len(seen)
+    part.quantiles.add(seen, level)
+    begins, counts = find_runs(seen)
+    kept, lost = largest_counts(counts)
+    numbers, weights = seen[begins[kept]].tolist(), ((counts[kept] - lost) << level).tolist()
+    part.frequent = FrequentValues(dict(zip(numbers, weights, strict=True)), lost << level)
+    statistics.merge(part)
+
+
+@kernel
+def sum_small(values: AnyArray, found: Int64) -> None:
+    """Find least, greatest, sum and sum of squares of integers of at most 16 bits."""
+    least = values[0]
+    greatest = values[0]
+    total = 0
+    squares = 0
+    for k in range(values.size):
+        least = min(least, values[k])
+        greatest = max(greatest, values[k])
+        number = int(values[k])
+        total += number
+        squares += number * number
+    found[0], found[1], found[2], found[3] = least, greatest, total, squares
+
+
+def _facts(values: AnyArray) -> tuple[Any, Any, tuple[int, int] | None]:
+    """Return the least and the greatest number; and the sums, if these cost nothing more."""
+    global _numbers_in_numpy
+    if values.dtype.kind in "iu" and values.itemsize <= 2 and len(values) >= _BLOCK:
+        if sum_small.is_loaded or _numbers_in_numpy > _NUMPY_PATIENCE:
+            found = np.empty(4, np.int64)
+            sum_small(np.ascontiguousarray(values), found)
+            return found[0], found[1], (int(found[2]), int(found[3]))
+        _numbers_in_numpy += len(values)
+    return values.min(), values.max(), None
+
+
+_numbers_in_numpy = 0
+
+
+def _meant(dtype: str, stored: AnyArray) -> AnyArray:
+    """Return stored numbers as the floats that they mean, if they do; all others as they are."""
+    if not dtype.startswith(("bfloat16", "float8")):
+        return stored
+    from npstream._core.dtypes import dtype_of
+
+    return stored.view(dtype_of(dtype)).astype(np.float32)
+
+
+def _spread(count: int, wanted: int) -> Int64:
+    """Return places that lie evenly, and in step with no structure of the data."""
+    fractions = (np.arange(wanted, dtype=np.uint64) * _GOLDEN) >> np.uint64(32)
+    return ((fractions * np.uint64(count)) >> np.uint64(32)).astype(np.int64)
+
+
+def _int_sums(values: AnyArray, low: int, high: int) -> tuple[int, int]:
+    """Return the sum of integers, and of their squares, both exactly."""
+    total = squares = 0
+    most = max(abs(low), abs(high))
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        if most <= _EXACT:
+            floats = block.astype(np.float64)
+            total += int(floats.sum())
+            squares += int(floats.dot(floats))
+        else:
+            block_total, block_squares = _large_sums(block)
+            total += block_total
+            squares += block_squares
+    return total, squares
+
+
+def _large_sums(block: AnyArray) -> tuple[int, int]:
+    negative = block < 0
+    size = np.where(negative, np.negative(block.astype(np.uint64)), block.astype(np.uint64))
+    mask = np.uint64((1 << _LIMB) - 1)
+    parts = [((size >> np.uint64(_LIMB * k)) & mask).astype(np.int64) for k in range(3)]
+    signs = np.where(negative, np.int64(-1), np.int64(1))
+    total = sum(int(signs.dot(part)) << _LIMB * k for k, part in enumerate(parts))
+    squares = sum(
+        int(one.dot(other)) << _LIMB * (k + m)
+        for k, one in enumerate(parts)
+        for m, other in enumerate(parts)
+    )
+    return total, squares
+
+
+def _float_sums(values: AnyArray) -> tuple[float, float]:
+    totals, squares = [], []
+    with np.errstate(all="ignore"):
+        for start in range(0, len(values), _BLOCK):
+            floats = values[start : start + _BLOCK].astype(np.float64)
+            totals.append(float(floats.sum()))
+            squares.append(float(floats.dot(floats)))
+        return float(np.sum(totals)), float(np.sum(squares))
+
+
+def add_values(
+    statistics: ColumnStatistics,
+    data: Bytes,
+    begins: Int64,
+    nbytes: Int64,
+    *,
+    frequent: bool = True,
+    null: bytes = b"",
+) -> None:
+    """Add values that vary in size.
+
+    Parameters
+    ----------
+    statistics : ColumnStatistics
+    data : ndarray of uint8
+    begins, nbytes : ndarray of int64, shape (n,)
+        Where each value lies in `data`.
+    frequent : bool
+        Whether to count the most frequent ones.
+    null : bytes
+        The value that is a missing one.
+    """
+    if not len(begins):
+        return
+    part = ColumnStatistics(statistics.dtype, count=len(begins), nbytes=int(nbytes.sum()))
+    part.shortest, part.longest = int(nbytes.min()), int(nbytes.max())
+    alike = np.flatnonzero(nbytes == len(null))
+    if null and len(alike):
+        found = data[begins[alike, None] + np.arange(len(null))]
+        part.missing = int((found == np.frombuffer(null, np.uint8)).all(axis=1).sum())
+    elif not null and frequent:
+        part.missing = len(alike)
+    if frequent:
+        level = max(0, (len(begins) - 1).bit_length() - VALUES.bit_length() + 1)
+        if level:
+            seen = _spread(len(begins), len(begins) >> level)
+            begins, nbytes = begins[seen], nbytes[seen]
+        part.examined = len(begins)
+        part.frequent = _frequent_bodies(data, begins, nbytes, level)
+    statistics.merge(part)
+
+
+def _frequent_bodies(data: Bytes, begins: Int64, nbytes: Int64, level: int) -> FrequentValues:
+    """Count values of at most `LONGEST` bytes, each for ``2**level``, by a hash of 64 bits."""
+    short = np.flatnonzero(nbytes <= LONGEST)
+    begins, nbytes = begins[short], nbytes[short]
+    hashes = _hash_bodies(data, begins, nbytes)
+    order = np.sort(hashes)
+    first, counts = find_runs(order)
+    kept, lost = largest_counts(counts)
+    found = {}
+    for hash_, count in zip(order[first[kept]], (counts[kept] - lost).tolist(), strict=True):
+        row = int((hashes == hash_).argmax())
+        body = data[begins[row] : begins[row] + nbytes[row]].tobytes()
+        found[body] = count << level
+    return FrequentValues(found, lost << level)
+
+
+def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
+    """Return a hash of each run of bytes, word by word."""
+    hashes = (nbytes.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    if len(data) < 8:
+        padded = np.zeros(8, np.uint8)
+        padded[: len(data)] = data
+        data = padded
+    windows = np.ndarray(len(data) - 7, "<u8", data, strides=(1,))
+    rows = np.arange(len(begins))
+    for at in range(0, LONGEST, 8):
+        rows = rows[nbytes[rows] > at]
+        if not len(rows):
+            break
+        places = begins[rows] + at
+        reads = np.minimum(places, len(windows) - 1)
+        left = np.minimum(nbytes[rows] - at, 8)
+        # What lies before the word is shifted out to the right, what follows it to the left.
+        word = windows[reads] >> (8 * (places - reads)).astype(np.uint64)
+        word = word << (8 * (8 - left)).astype(np.uint64)
+        mixed = (hashes[rows] ^ word) * _GOLDEN
+        hashes[rows] = mixed ^ (mixed >> np.uint64(29))
+    return hashes
+
+
+# As a section of the side-car
+
+
+def encode_statistics(columns: Mapping[str, ColumnStatistics]) -> bytes:
+    """Return statistics as msgpack; docs/sidecar.md describes it."""
+    import msgpack
+
+    document = {name: _document(column) for name, column in columns.items()}
+    encoded: bytes = msgpack.packb({"version": STATISTICS_VERSION, "columns": document})
+    return encoded
+
+
+def decode_statistics(body: bytes) -> dict[str, ColumnStatistics]:
+    """Return the statistics that `encode_statistics` encoded; none of another version.
+
+    Raises
+    ------
+    ValueError
+        If the bytes do not follow the format.
+    """
+    import msgpack
+
+    try:
+        document = msgpack.unpackb(body)
+        if document["version"] != STATISTICS_VERSION:
+            return {}
+        return {_typed(n, str): _from_document(c) for n, c in document["columns"].items()}
+    except (LookupError, TypeError, AttributeError, ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"its statistics do not follow the format: {error}") from None
+
+
+def _document(column: ColumnStatistics) -> dict[str, Any]:
+    document: dict[str, Any] = {name: _number(getattr(column, name)) for name in _NUMBERS}
+    sketch, frequent = column.quantiles, column.frequent
+    kind = sketch.levels[0].dtype if sketch.levels else np.dtype(np.uint8)
+    stored = kind.newbyteorder("<")
+    levels = [values.astype(stored).tobytes() for values in sketch.levels]
+    document["dtype"] = column.dtype
+    document["quantiles"] = [sketch.error, sketch.turn, stored.str, levels]
+    document["frequent"] = [frequent.error, [list(pair) for pair in frequent.top()]]
+    return document
+
+
+def _number(value: Number | None) -> Number | str | None:
+    """Return a number as msgpack can hold it: as text, if it is an integer of over 64 bits."""
+    beyond = isinstance(value, int) and not -(1 << 63) <= value < 1 << 64
+    return str(value) if beyond else value
+
+
+def _from_document(document: Mapping[str, Any]) -> ColumnStatistics:
+    numbers: dict[str, Any] = {}
+    for name, is_optional in _NUMBERS.items():
+        value = document[name]
+        if isinstance(value, str):
+            value = int(value)
+        if not (is_optional and value is None):
+            _typed(value, int if name in _COUNTS else int | float)
+        numbers[name] = value
+    error, turn, dtype, levels = document["quantiles"]
+    if dtype not in _DTYPES or turn not in (0, 1) or len(levels) > _MAX_LEVELS:
+        raise ValueError(f"quantiles of dtype {dtype!r}")
+    arrays = [np.frombuffer(_typed(level, bytes), dtype) for level in levels]
+    bound, pairs = document["frequent"]
+    counts = {_typed(v, int | float | bytes): _typed(n, int) for v, n in pairs}
+    return ColumnStatistics(
+        dtype=_typed(document["dtype"], str),
+        quantiles=QuantileSketch(arrays, _typed(error, int), turn),
+        frequent=FrequentValues(counts, _typed(bound, int)),
+        **numbers,
+    )
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{value!r:.40} is not {kind}")
+    return value
+
+
+STATISTICS_VERSION = 1
+
+_COUNTS = ("count", "elements", "missing", "shortest", "longest", "nbytes", "examined")
+
+_NUMBERS = {
+    **dict.fromkeys(("count", "elements", "missing", "nbytes", "examined"), False),
+    **dict.fromkeys(("total", "squares"), False),
+    **dict.fromkeys(("minimum", "maximum", "shortest", "longest"), True),
+}
+"""The numbers of `ColumnStatistics`, and whether each may be None."""
+
+_DTYPES = {np.dtype(kind).newbyteorder("<").str for kind in "bBhHiIqQefd"}
+
+_MAX_LEVELS = 64

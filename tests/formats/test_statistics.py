@@ -1,0 +1,492 @@
+"""Statistics and sketches agree with NumPy, and merged parts with the whole."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import npstream
+from npstream.formats import chunks, collector
+from npstream.formats import statistics as module
+from npstream.formats.encodings import encodings
+from npstream.formats.sidecar.sidecar import Sidecar
+from npstream.formats.sketches import CAPACITY, COUNTERS, FrequentValues, QuantileSketch
+from npstream.formats.statistics import (
+    ColumnStatistics,
+    add_elements,
+    add_scalars,
+    add_values,
+    decode_statistics,
+    encode_statistics,
+)
+from npstream.storage.local import open_store
+
+
+def read(path):
+    return Sidecar(open_store(path)).statistics()
+
+
+def rank_errors(sketch, values):
+    """Return by how much the sketch's ranks differ from the true ones, at each kept value."""
+    points, ranks = sketch.points()
+    true = np.searchsorted(np.sort(values), points, side="right")
+    # A kept value that occurs several times has its highest rank at its last place.
+    last = np.append(points[1:] != points[:-1], True)[: len(points)]
+    return np.abs(ranks - true)[last]
+
+
+# Sketches
+
+
+@pytest.mark.parametrize("order", ["sorted", "reversed", "shuffled", "equal", "two"])
+@pytest.mark.parametrize("count", [0, 1, CAPACITY, CAPACITY + 1, 10_007, 200_000])
+@pytest.mark.parametrize("block", [1000, 65_536])
+def test_ranks_are_within_the_bound(order, count, block):
+    values = np.arange(count)
+    values = {
+        "sorted": values,
+        "reversed": values[::-1],
+        "shuffled": np.random.default_rng(0).permutation(count),
+        "equal": np.zeros(count, np.int64),
+        "two": values % 2,
+    }[order]
+    sketch = QuantileSketch()
+    for start in range(0, count, block):
+        sketch.add(np.sort(values[start : start + block]))
+    assert sketch.weight == count
+    assert (rank_errors(sketch, values) <= sketch.error).all()
+    assert sketch.error <= 0.02 * count
+    assert sum(map(len, sketch.levels)) <= CAPACITY * len(sketch.levels)
+
+
+@given(
+    st.lists(hnp.arrays(np.int64, st.integers(0, 3000), elements=st.integers(-99, 99)), max_size=9)
+)
+def test_merged_sketches_keep_the_bound(parts):
+    whole = QuantileSketch()
+    for part in parts:
+        sketch = QuantileSketch()
+        sketch.add(np.sort(part))
+        whole.merge(sketch)
+    values = np.concatenate([np.zeros(0, np.int64), *parts])
+    assert whole.weight == len(values)
+    assert (rank_errors(whole, values) <= whole.error).all()
+
+
+@given(hnp.arrays(np.float64, st.integers(1, CAPACITY), elements=st.floats(-9, 9)))
+def test_few_values_have_exact_quantiles(values):
+    sketch = QuantileSketch()
+    sketch.add(np.sort(values))
+    wanted = [0, 0.1, 0.25, 0.5, 0.9, 1]
+    expected = np.quantile(values, wanted, method="inverted_cdf")
+    assert np.array_equal(sketch.quantiles(wanted), expected)
+
+
+def test_no_values_have_no_quantiles():
+    with pytest.raises(ValueError, match="no values"):
+        QuantileSketch().quantiles([0.5])
+
+
+@given(st.lists(st.lists(st.integers(0, 300), max_size=400), max_size=8))
+def test_frequent_values_are_within_the_bound(parts):
+    whole = FrequentValues()
+    for part in parts:
+        one = FrequentValues()
+        for value in part:
+            one.merge(FrequentValues({value: 1}))
+        whole.merge(one)
+    true = collections.Counter(value for part in parts for value in part)
+    total = sum(true.values())
+    assert len(whole.counts) <= COUNTERS
+    assert whole.error <= total / (COUNTERS + 1)
+    for value, count in true.items():
+        assert whole.counts.get(value, 0) <= count <= whole.counts.get(value, 0) + whole.error
+
+
+# Numbers
+
+
+def assert_exact(statistics, values):
+    """Compare everything but the sketches with NumPy, for integers exactly."""
+    numbers = [x for x in values.ravel().tolist() if x == x]
+    assert statistics.elements == values.size
+    assert statistics.missing == values.size - len(numbers)
+    if not numbers:
+        assert (statistics.minimum, statistics.maximum) == (None, None)
+        return
+    assert (statistics.minimum, statistics.maximum) == (min(numbers), max(numbers))
+    if values.dtype.kind in "iub":
+        assert statistics.total == sum(map(int, numbers))
+        assert statistics.squares == sum(int(x) ** 2 for x in numbers)
+        assert type(statistics.total) is int
+    else:
+        with np.errstate(all="ignore"):
+            floats = np.array(numbers, np.float64)
+            size = np.abs(floats).sum()
+            total, squares = floats.sum(), (floats**2).sum()
+        if np.isfinite(size):
+            assert abs(statistics.total - total) <= 1e-12 * size
+        assert np.isclose(statistics.squares, squares, rtol=1e-12, equal_nan=True)
+
+
+INTEGERS = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+@pytest.mark.parametrize("count", [1, 7, 9000, 70_000])
+@pytest.mark.parametrize("patience", [-1, 1 << 40], ids=["kernel", "NumPy"])
+@pytest.mark.parametrize("span", ["all", "small", "ends"])
+def test_integers_are_exact(dtype, count, patience, span, monkeypatch):
+    monkeypatch.setattr(module, "_NUMPY_PATIENCE", patience)
+    limits, rng = np.iinfo(dtype), np.random.default_rng(count)
+    low, high = (limits.min, limits.max) if span != "small" else (0, 100)
+    values = rng.integers(low, high, count, dtype, endpoint=True)
+    if span == "ends":
+        values = rng.choice(np.array([limits.min, limits.max], dtype), count)
+    for add in (add_scalars, lambda s, v: add_elements(s, v, 1)):
+        statistics = ColumnStatistics(dtype.name)
+        add(statistics, values)
+        assert_exact(statistics, values)
+
+
+@given(hnp.arrays(st.sampled_from(INTEGERS), st.integers(0, 50)))
+def test_any_integers_are_exact(values):
+    statistics = ColumnStatistics(values.dtype.name)
+    add_scalars(statistics, values)
+    assert_exact(statistics, values)
+    if values.size:
+        wide = values.astype(object)
+        exact = math.sqrt(len(wide) * sum(x * x for x in wide) - sum(wide) ** 2) / len(wide)
+        assert statistics.std() == exact
+
+
+@given(hnp.arrays(st.sampled_from([np.dtype(c) for c in ("f2", "f4", "f8")]), st.integers(0, 80)))
+def test_floats_are_those_of_numpy(values):
+    statistics = ColumnStatistics(values.dtype.name)
+    add_scalars(statistics, values)
+    assert_exact(statistics, values)
+
+
+def test_mean_and_deviation():
+    values = np.random.default_rng(0).normal(5, 2, 100_000)
+    statistics = ColumnStatistics("float64")
+    for part in np.split(values, 10):
+        add_scalars(statistics, part)
+    assert np.isclose(statistics.mean(), values.mean())
+    assert np.isclose(statistics.std(), values.std())
+    assert math.isnan(ColumnStatistics().mean())
+    assert math.isnan(ColumnStatistics().std())
+
+
+@given(
+    st.lists(
+        hnp.arrays(np.float32, st.integers(0, 2000), elements=st.floats(-9, 9, width=32)),
+        max_size=6,
+    )
+)
+def test_merged_parts_are_the_whole(parts):
+    values = np.concatenate([np.zeros(0, np.float32), *parts])
+    merged = ColumnStatistics("float32")
+    for part in parts:
+        one = ColumnStatistics("float32")
+        add_scalars(one, part)
+        merged.merge(one)
+    assert merged.count == len(values)
+    assert_exact(merged, values)
+    assert merged.examined == len(values)
+    assert (rank_errors(merged.quantiles, values) <= merged.quantiles.error).all()
+    true = collections.Counter(values.tolist())
+    for value, count in true.items():
+        least = merged.frequent.counts.get(value, 0)
+        assert least <= count <= least + merged.frequent.error
+
+
+@pytest.mark.parametrize("kind", ["scalars", "elements"])
+def test_many_values_are_sampled(kind):
+    """The sketches examine a part of them; ranks are then right within a few standard errors."""
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 1000, 1_000_000)
+    statistics = ColumnStatistics("int64")
+    if kind == "scalars":
+        add_scalars(statistics, values)
+    else:
+        add_elements(statistics, values, 1000)
+    assert_exact(statistics, values)
+    assert statistics.examined <= module.SCALARS if kind == "scalars" else module.ELEMENTS
+    weight = statistics.quantiles.weight
+    assert abs(weight - len(values)) <= len(values) // statistics.examined
+    allowed = statistics.quantiles.error + 4 * len(values) / math.sqrt(statistics.examined)
+    assert (rank_errors(statistics.quantiles, values) <= allowed).all()
+
+
+# Text
+
+
+@given(st.lists(st.binary(max_size=80), max_size=60), st.integers(0, 9))
+def test_lengths_and_frequent_values(values, before):
+    data = np.frombuffer(bytes(before) + b"".join(values), np.uint8)
+    nbytes = np.array([len(value) for value in values], np.int64)
+    begins = before + np.cumsum(nbytes) - nbytes
+    statistics = ColumnStatistics()
+    add_values(statistics, data, begins, nbytes)
+    assert statistics.count == len(values)
+    assert statistics.missing == values.count(b"")
+    assert statistics.nbytes == nbytes.sum()
+    bounds = (min(nbytes, default=None), max(nbytes, default=None))
+    assert (statistics.shortest, statistics.longest) == bounds
+    true = collections.Counter(v for v in values if len(v) <= module.LONGEST)
+    assert statistics.frequent.counts == dict(true)
+
+
+def test_texts_that_differ_in_few_bytes_are_told_apart():
+    values = [bytes([k]) * n for n in range(1, 60) for k in range(4)]
+    values += [b"a" * n + b"\0" for n in range(1, 60)]
+    data, nbytes = np.frombuffer(b"".join(values), np.uint8), np.array([*map(len, values)])
+    hashes = module._hash_bodies(data, np.cumsum(nbytes) - nbytes, nbytes)
+    assert len(set(hashes.tolist())) == len(values)
+
+
+# Datasets
+
+
+def assert_describes(found, values):
+    assert_exact(found, values)
+    assert found.count == len(values)
+
+
+@pytest.mark.parametrize("how", ["arrays", "mixed", "rows"])
+def test_every_column_of_a_dataset(how, tmp_path):
+    rng, n = np.random.default_rng(0), 3000
+    floats = rng.normal(size=n)
+    floats[::7] = np.nan
+    days = np.arange(n).astype("M8[D]")
+    days[5] = "NaT"
+    arrays = {
+        **{"id": np.arange(n), "label": rng.integers(0, 5, n, np.int32), "x": floats, "day": days},
+        **{"seen": rng.random(n) < 0.3, "row": rng.integers(0, 9, (n, 3), np.uint16)},
+        **{"e": rng.normal(size=(n, 2, 2)).astype(np.float32), "z": rng.normal(size=n) + 1j},
+    }
+    data = dict(arrays)
+    if how != "arrays":
+        data["text"] = [f"kind {k % 3}" if k % 5 else "" for k in range(n)]
+        data["ragged"] = [np.arange(k % 4 + 1, dtype=np.int16) for k in range(n)]
+        data["j"] = [None if k % 2 else {"a": k} for k in range(n)]
+    kinds = {"j": "json", "text": "str", "ragged": "ndarray:int16"}
+    report = npstream.write(tmp_path / "a", {k: v[:1] for k, v in arrays.items()})
+    columns = report.columns | {k: v for k, v in kinds.items() if k in data}
+    given_ = data
+    if how == "rows":
+        given_ = ({name: data[name][k] for name in data} for k in range(n))
+    npstream.write(tmp_path / "b", given_, columns=columns, shard_size=20_000)
+    found = read(tmp_path / "b")
+    assert set(found) == set(data)
+    for name in ("id", "label", "x", "row", "e"):
+        assert_describes(found[name], arrays[name])
+    assert found["label"].frequent.counts == dict(collections.Counter(arrays["label"].tolist()))
+    assert found["seen"].total == arrays["seen"].sum()
+    assert (found["day"].missing, found["day"].minimum, found["day"].maximum) == (1, 0, n - 1)
+    assert found["day"].dtype == "datetime64[D]"
+    assert (found["z"].count, found["z"].elements) == (n, 0)
+    if how == "arrays":
+        return
+    bodies = [text.encode() for text in data["text"]]
+    assert found["text"].missing == bodies.count(b"")
+    assert found["text"].frequent.counts == dict(collections.Counter(bodies))
+    assert found["text"].nbytes == sum(map(len, bodies))
+    assert_exact(found["ragged"], np.concatenate(data["ragged"]))
+    assert found["ragged"].count == n
+    assert found["j"].missing == n // 2
+
+
+@pytest.mark.parametrize("long", [1, 200])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_ragged_arrays_with_and_without_a_kernel(long, loaded, tmp_path, monkeypatch):
+    from npstream._core import spans
+
+    monkeypatch.setattr(type(spans.copy_spans), "is_loaded", loaded)
+    rows = [np.arange(k % 5 + 1, dtype=np.float32).repeat(long) for k in range(500)]
+    npstream.write(tmp_path, [{"typed": r, "any": r} for r in rows], columns={
+        "typed": "ndarray:float32", "any": "ndarray"})  # fmt: skip
+    for statistics in read(tmp_path).values():
+        assert_exact(statistics, np.concatenate(rows))
+        assert (statistics.count, statistics.dtype) == (500, "float32")
+
+
+def test_arrays_of_several_dtypes_have_lengths_only(tmp_path):
+    rows = [np.zeros(3, np.uint8), np.zeros(3, np.int64)]
+    npstream.write(tmp_path, [{"x": row} for row in rows], columns={"x": "ndarray"})
+    statistics = read(tmp_path)["x"]
+    assert (statistics.count, statistics.elements, statistics.dtype) == (2, 0, "")
+    assert (statistics.shortest, statistics.longest) == (6, 27)
+
+
+def test_encodings_of_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(encodings, "_KNOWN", dict(encodings._KNOWN))
+    npstream.register_encoding("pair", bytes, tuple, size=2)
+    npstream.register_encoding("many", bytes, tuple)
+    data = [{"a": bytes([k % 3, 0]), "b": bytes(k % 4)} for k in range(60)]
+    for columns in ({"a": "pair"}, {"a": "pair", "b": "many"}):
+        npstream.write(tmp_path / str(len(columns)), data, columns=columns)
+        found = read(tmp_path / str(len(columns)))
+        assert found["a"].frequent.counts == {bytes([k, 0]): 20 for k in range(3)}
+        assert (found["a"].count, found["a"].shortest, found["a"].longest) == (60, 2, 2)
+    assert (found["b"].missing, found["b"].longest) == (15, 3)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_floats_of_ml_dtypes(dtype, tmp_path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.array([0.5, -2, np.nan, 1], getattr(ml_dtypes, dtype))
+    npstream.write(tmp_path, {"x": values, "y": values.reshape(4, 1)})
+    for statistics in read(tmp_path).values():
+        assert (statistics.dtype, statistics.missing) == (dtype, 1)
+        assert (statistics.minimum, statistics.maximum, statistics.total) == (-2, 1, -0.5)
+
+
+def test_statistics_do_not_depend_on_how_it_is_written(tmp_path):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=50_000), "y": rng.integers(0, 99, (50_000, 20))}
+    options = {"shard_size": "1MiB"}
+    npstream.write(tmp_path / "one", data, **options)
+    rows = ({"x": x, "y": y} for x, y in zip(*data.values(), strict=True))
+    columns = {"x": "float64", "y": "ndarray:int64:20"}
+    npstream.write(tmp_path / "two", rows, columns=columns, **options)
+    one, two = (read(tmp_path / name) for name in ("one", "two"))
+    assert encode_statistics(one) == encode_statistics(two)
+
+
+def test_built_side_cars_have_the_same_statistics(tmp_path):
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=9000), "t": [f"{k % 7}" for k in range(9000)], "b": [True] * 9000}
+    npstream.write(tmp_path, data, shard_size="40KiB")
+    written = read(tmp_path)
+    (tmp_path / "index.msgpack").unlink()
+    npstream.build_index(tmp_path)
+    assert encode_statistics(read(tmp_path)) == encode_statistics(written)
+    assert npstream.verify_dataset(tmp_path).problems == ()
+
+
+def test_a_side_car_without_statistics_has_none(tmp_path):
+    npstream.write(tmp_path, {"x": [1]})
+    npstream.build_index(tmp_path, columns=[], hashes=False)
+    assert read(tmp_path) == {}
+    assert npstream.verify_dataset(tmp_path).problems == ()
+
+
+def test_verification_finds_statistics_that_are_wrong(tmp_path, monkeypatch):
+    def add_wrongly(statistics, values):
+        add_scalars(statistics, values)
+        statistics.total += 1
+
+    monkeypatch.setattr(collector, "add_scalars", add_wrongly)
+    npstream.write(tmp_path, {"x": np.arange(9), "y": np.zeros((9, 2))})
+    monkeypatch.undo()
+    (problem,) = npstream.verify_dataset(tmp_path).problems
+    assert problem.endswith("the statistics of column 'x' are wrong")
+
+
+@pytest.mark.parametrize("compression", ["zstd", None])
+def test_compressed_shards_are_taken_in_parts(compression, tmp_path, monkeypatch):
+    """The statistics do not depend on the compression, whose shards are one chunk each."""
+    for module_ in (collector, chunks):
+        monkeypatch.setattr(module_, "CHUNK_BYTES", 5000)
+    monkeypatch.setattr(module, "SCALARS", 64)
+    rng = np.random.default_rng(0)
+    data = {"x": rng.normal(size=9000), "y": rng.integers(0, 9, (9000, 3))}
+    text = [f"{k % 7}" for k in range(9000)]
+    for name, more in (("fixed", {}), ("mixed", {"t": text})):
+        npstream.write(tmp_path / name, data | more, compression=compression)
+        found = read(tmp_path / name)
+        assert_exact(found["x"], data["x"])
+        assert_exact(found["y"], data["y"])
+        assert found["x"].examined > 64 * 20
+    assert found["t"].count == 9000
+
+
+# As bytes
+
+
+@given(st.integers(0, 2000), st.sampled_from(["<i8", "<u2", "<f4"]))
+def test_encoded_statistics_come_back(count, dtype):
+    statistics = ColumnStatistics(np.dtype(dtype).name)
+    values = (np.arange(count) * 7).astype(dtype)
+    add_scalars(statistics, values)
+    texts = ColumnStatistics()
+    add_values(texts, np.zeros(9, np.uint8), np.arange(3), np.arange(3))
+    found = decode_statistics(encode_statistics({"a": statistics, "b": texts}))
+    assert encode_statistics(found) == encode_statistics({"a": statistics, "b": texts})
+    found["a"].merge(statistics)
+    assert found["a"].total == 2 * statistics.total
+
+
+def test_sums_beyond_64_bits_come_back():
+    statistics = ColumnStatistics("int64")
+    add_scalars(statistics, np.full(1000, -(2**63)))
+    (found,) = decode_statistics(encode_statistics({"a": statistics})).values()
+    assert (found.total, found.squares) == (-1000 * 2**63, 1000 * 2**126)
+
+
+@given(st.binary(max_size=60), st.integers(0, 10_000))
+def test_damaged_statistics_raise_value_errors(noise, place):
+    statistics = ColumnStatistics("int64")
+    add_scalars(statistics, np.arange(300))
+    body = bytearray(encode_statistics({"a": statistics}))
+    at = place % len(body)
+    body[at : at + len(noise)] = noise
+    try:
+        decode_statistics(bytes(body))
+    except ValueError as error:
+        assert str(error)  # noqa: PT017
+
+
+def test_what_are_no_statistics():
+    for body in (b"", b"\x80", b"\xc0", b"\x01\x01"):
+        with pytest.raises(ValueError, match="do not follow the format"):
+            decode_statistics(body)
+
+
+def test_statistics_of_another_version_are_left_out():
+    import msgpack
+
+    assert decode_statistics(msgpack.packb({"version": 2, "columns": 5})) == {}
+
+
+def test_a_description_costs_one_request(tmp_path):
+    """It is in the bytes that opening reads, or else in one range."""
+
+    class Counted:
+        def __init__(self, store):
+            self._store, self.requests = store, []
+
+        def __getattr__(self, name):
+            return getattr(self._store, name)
+
+        def ranges(self, spans):
+            spans = list(spans)
+            self.requests.append(spans)
+            return self._store.ranges(spans)
+
+    small = {"x": np.arange(10)}
+    large = {f"c{k}": np.random.default_rng(k).normal(size=20_000) for k in range(20)}
+    for name, data, most in (("small", small, 1), ("large", large, 2)):
+        npstream.write(tmp_path / name, data, shard_size="100KiB")
+        store = Counted(open_store(tmp_path / name))
+        sidecar = Sidecar(store)
+        assert len(sidecar.statistics()) == len(data)
+        assert [len(spans) for spans in store.requests] == [1] * most
+
+
+def test_an_older_reader_ignores_the_section(tmp_path):
+    """The table of sections names it; nothing else of the file changes."""
+    npstream.write(tmp_path, {"x": np.arange(10)})
+    sidecar = Sidecar(open_store(tmp_path))
+    names = [row[0] for row in sidecar._sections.table["sections"]]
+    assert names[0] == "statistics"
+    assert json.loads((tmp_path / "index.json").read_text()).keys() == {"shards", "version"}
