@@ -11,6 +11,7 @@ from PIL import Image
 from rewriting import jpeg, rewritten
 
 import npstream
+from npstream.writing.inputs import hugging_face
 
 datasets = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")
 
@@ -91,6 +92,17 @@ def test_datasets_keep_their_features(change, rows, tmp_path):
     raw = npstream.open(tmp_path / "a", columns={"image": "bytes", "audio": "bytes"})
     assert list(raw["image"]) == [jpeg(k) for k in rows]
     assert list(raw["audio"]) == [sound()] * len(rows)
+
+
+def test_rows_of_many_batches_in_any_order(tmp_path, monkeypatch):
+    parts = [dataset().select([k % ROWS]).flatten_indices() for k in range(30)]
+    whole = datasets.concatenate_datasets(parts)
+    monkeypatch.setattr(hugging_face, "_BATCH_ROWS", 7)
+    for number, data in enumerate((whole.shuffle(seed=1), whole.select([29, 0, 0, 5]), whole)):
+        rewritten(tmp_path / f"{number}a", data)
+        npstream.write(tmp_path / f"{number}b", data.flatten_indices())
+        left, right = (tmp_path / f"{number}{side}" / "shard.00000.mds" for side in "ab")
+        assert left.read_bytes() == right.read_bytes()
 
 
 def test_files_of_which_the_path_is_known(tmp_path):
