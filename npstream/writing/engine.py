@@ -9,7 +9,7 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from npstream.storage.local import open_store
 from npstream.writing.destination import destination
 from npstream.writing.formats import parse_settings
 from npstream.writing.inputs.fill import check_fill, fill_sample
-from npstream.writing.inputs.recognition import foreign_table, table_of
+from npstream.writing.inputs.recognition import as_mapping, foreign_table, table_of
 from npstream.writing.mapping import MapFunction, Position, mapped, rows_of, watched
 from npstream.writing.pipeline import ShardPipeline
 from npstream.writing.report import REFUSALS, Rejected, WriteReport, rejects_for
@@ -195,9 +195,12 @@ class WriterEngine:
                     self._write_given(table, at_once=isinstance(sample, Mapping))
                 return None
         number = self._number()
-        if not isinstance(sample, Mapping) and self._write_foreign(sample, number):
+        is_tuple = isinstance(sample, tuple | list)
+        if not is_tuple and not isinstance(sample, Mapping) and self._write_foreign(sample, number):
             return None
         try:
+            if not isinstance(sample, dict):
+                sample = as_mapping(sample, self._chosen_names(), number)
             if self._encoder is None:
                 check_mapping(sample, number)
                 first = fill_sample(sample, self._fill, {})
@@ -216,6 +219,12 @@ class WriterEngine:
             return self._encode_any(sample)
         self._encode_dict = self._encoder.fast
         return row
+
+    def _chosen_names(self) -> Collection[str] | None:
+        """Return the columns that the user chose, in their order; None if there is no choice."""
+        if self._format is None or self._is_inferred:
+            return None
+        return self._format.annotations.order or list(self._format.columns)
 
     def _number(self) -> int:
         """Return the number of the sample of the input that comes next."""

@@ -136,10 +136,16 @@ class RowError(ValueError):
         self.row = row
         self.column = column
 
+    def __str__(self) -> str:
+        return f"row {self.row}: {self._text}"
+
+    @property
+    def _text(self) -> str:
+        return f"column {self.column!r}: {self.args[0]}" if self.column else str(self.args[0])
+
     def at(self, first: int) -> ValueError:
         """Return the error for users, for a table whose first row is sample `first`."""
-        column = "" if self.column is None else f"column {self.column!r}: "
-        return ValueError(f"sample {first + self.row}: {column}{self}")
+        return ValueError(f"sample {first + self.row}: {self._text}")
 
 
 class ListColumn:

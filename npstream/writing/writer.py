@@ -80,7 +80,7 @@ def write(
         stays. Samples are pickled to be sent to a process, and with the start methods "spawn" and
         "forkserver" `map`, too. Tables that are written without `map` do not need them.
     fill : mapping of str to object, optional
-        The value of a column in samples that have no such key, or None there.
+        The value of a column in samples without its key, or with None, and in tables' nulls.
     on_error : {"raise", "skip"}, default: "raise"
         Whether a sample that is refused raises, or is left out.
     max_errors : int, optional
@@ -157,7 +157,7 @@ def write(
         fills = check_fill(fill) if map is None else {}
         samples: Iterable[Any] | TableStream = ()
         with sample_numbers(0):
-            table = table_of(data, names, fills)
+            table = table_of(data, names, fills, check=on_error == "raise")
             if table is None:
                 samples = iterate(data) if map is not None else samples_of(data, names, fills)
         if isinstance(samples, TableStream):

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from rewriting import rewritten
 
 import npstream
 from npstream.formats.encodings.encodings import column_type
 from npstream.writing.inputs.fill import Fill, check_fill, fill_sample, is_absent
-from npstream.writing.inputs.recognition import table_of
-from npstream.writing.tables import TableStream, table_encodings
 
 
 def filled(root, data, values, columns=None):
     """Write a table with missing values filled, and open it."""
-    table = table_of(data, columns, check_fill(values))
-    head = table.head if isinstance(table, TableStream) else table
-    with npstream.Writer(root, columns or table_encodings(head)) as out:
-        if isinstance(table, TableStream):
-            out._write_stream(table)
-        else:
-            out._write_table(table)
-    assert npstream.verify_dataset(root).problems == ()
-    return npstream.open(root)
+    _, ds = rewritten(root, data, columns=columns, fill=values)
+    return ds
 
 
 ARROW = {
@@ -104,6 +98,7 @@ def test_nan_is_missing_where_the_encoding_has_none(tmp_path):
     ds = filled(tmp_path / "a", frame, fill)
     assert np.isnan(ds["x"][1])
     assert np.isnat(ds["t"][1])
+    fill = {"x": -1}
     ds = filled(tmp_path / "b", frame, fill, {"x": "int64"})
     assert ds["x"].load().tolist() == [1, -1, 3]
     ds = filled(tmp_path / "c", pa.table({"x": [1, np.nan, None]}), fill, {"x": "int8"})
@@ -131,7 +126,7 @@ def test_columns_that_a_table_lacks(tmp_path):
         assert ds["score"].load().tolist() == [0.5, 0.5]
         assert ds["row"][1].tolist() == [0, 0]
     columns = {"x": "int64", "row": "ndarray:float32:2"}
-    ds = filled(tmp_path / "fixed", table, {"row": np.zeros(2, "f4"), "lang": ""}, columns)
+    ds = filled(tmp_path / "fixed", table, {"row": np.zeros(2, "f4")}, columns)
     assert ds["row"].shape == (2, 2)
     assert ds.columns == ("x", "row")
 
@@ -139,7 +134,9 @@ def test_columns_that_a_table_lacks(tmp_path):
 def test_values_that_do_not_fit_their_column(tmp_path):
     table = pa.table({"x": [1, None]})
     for value in ("a", 1.5):
-        with pytest.raises((TypeError, ValueError), match=f"'x': fill={value!r} is no 'int64': "):
+        with pytest.raises(
+            (TypeError, ValueError), match="fill: column 'x' is 'int64' and cannot take"
+        ):
             filled(tmp_path / "a", table, {"x": value})
     for wrong in ([1], {1: 2}):
         with pytest.raises(TypeError, match="fill maps names of columns"):
@@ -158,3 +155,34 @@ def test_samples():
     assert fill_sample({"a": float("nan"), "s": float("nan")}, fill, columns) == {"a": 0, "s": ""}
     assert fill_sample({"s": pd.NA, "b": None}, fill, {}) == {"a": 0, "s": "", "b": None}
     assert not Fill(is_given=False)
+
+
+LEFT_OUT = {
+    "Arrow numbers": pa.array([1, None, 3, None, 5]),
+    "Arrow text": pa.array(["a", None, "c", None, "e"]),
+    "Arrow lists": pa.array([[1], [], [3], None, [5]]),
+    "pandas numbers": pd.array([1, None, 3, None, 5], dtype="Int8"),
+    "pandas text": ["a", None, "c", None, "e"],
+    "pandas categories": pd.Categorical(["a", None, "c", None, "e"]),
+    "pandas objects": pd.Series([{"a": 1}, {1: 2}, {}, b"x", []], dtype=object),
+    "NumPy objects": np.array(["a", None, "c", 4, "e"], object),
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_rows_with_missing_values_are_left_out(name, tmp_path):
+    library = name.partition(" ")[0]
+    columns = {"n": np.arange(5), "x": LEFT_OUT[name]}
+    data = {"Arrow": pa.table, "pandas": pd.DataFrame, "NumPy": dict}[library](columns)
+    each = [data]
+    if library == "Arrow":
+        each.append(data.to_reader(max_chunksize=2))
+    for number, given in enumerate(each):
+        path = tmp_path / str(number)
+        report = npstream.write(path, given, on_error="skip", rejects=tmp_path / "rejects.jsonl")
+        assert npstream.open(path)["n"].load().tolist() == [0, 2, 4]
+        assert report.rejected == 2
+        lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in lines]
+        assert [line["sample"] for line in lines] == [1, 3]
+        assert all("column 'x'" in line["reason"] for line in lines)

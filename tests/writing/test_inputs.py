@@ -84,6 +84,24 @@ def test_values_without_names_are_called_as_columns_says(tmp_path):
     assert ds["y"].load().tolist() == [0, 1, 2]
 
 
+def test_a_writer_names_values(tmp_path):
+    with npstream.Writer(tmp_path / "a", {"y": "str", "x": "int"}) as out:
+        out.write(("a", 1))
+        out.write(["b", 2])
+        with pytest.raises(TypeError, match="sample 2 is a tuple of 1 value without names, and c"):
+            out.write((3,))
+        out.write({"x": 3, "y": "c"})
+    assert npstream.open(tmp_path / "a")["x"].load().tolist() == [1, 2, 3]
+    rows = [("a", 1), ("b",), ("c", 3), 4]
+    columns = {"y": "str", "x": "int"}
+    report = npstream.write(tmp_path / "b", rows, columns=columns, on_error="skip")
+    assert report.rejected == 2
+    assert list(npstream.open(tmp_path / "b")["y"]) == ["a", "c"]
+    loader = Map(lambda k: (str(k), k), 50)
+    report = npstream.write(tmp_path / "c", loader, columns=columns, workers=2)
+    assert npstream.open(tmp_path / "c")["x"].load().tolist() == list(range(50))
+
+
 def test_samples_that_name_their_values(tmp_path):
     Point = collections.namedtuple("Point", "x y")
 

@@ -37,7 +37,15 @@ from npstream.writing.tables import (
     named,
 )
 
-__all__ = ["column_of", "columns_of", "foreign_table", "iterate", "samples_of", "table_of"]
+__all__ = [
+    "as_mapping",
+    "column_of",
+    "columns_of",
+    "foreign_table",
+    "iterate",
+    "samples_of",
+    "table_of",
+]
 
 _TEXT = {"U": "str", "T": "str", "S": "bytes"}
 """The encodings of NumPy's kinds of text, which matter where there are no rows."""
@@ -505,10 +513,29 @@ def _next_table(
 def _named_samples(samples: Iterable[Any], names: Collection[str] | None) -> Iterator[Any]:
     """Yield samples as mappings; `names` name the values of tuples."""
     for number, sample in enumerate(samples):
-        yield _as_mapping(sample, names, number)
+        try:
+            named_sample = as_mapping(sample, names, number)
+        except TypeError:
+            named_sample = sample  # the writer raises the error, or leaves the sample out
+        yield named_sample
 
 
-def _as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
+def as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
+    """Return a sample as a mapping, if its values have names; otherwise the sample itself.
+
+    Parameters
+    ----------
+    sample : object
+    names : collection of str, optional
+        The names of values in tuples and lists.
+    number : int
+        The number of the sample, for messages.
+
+    Raises
+    ------
+    TypeError
+        If it is a tuple or list, and `names` does not name each value.
+    """
     if _is_a(sample, "tensordict", "TensorDictBase"):
         return _tensor_dict(sample)
     if isinstance(sample, Mapping) or hasattr(type(sample), "_to_write"):
@@ -528,6 +555,6 @@ def _as_mapping(sample: Any, names: Collection[str] | None, number: int) -> Any:
                 "as in columns={'image': 'jpeg', 'label': 'int64'}, or give mappings"
             )
         return dict(zip(names, sample, strict=True))
-    if names is not None and len(names) == 1:
+    if names is not None and len(names) == 1 and foreign.is_array(sample):
         return dict.fromkeys(names, sample)
     return sample
