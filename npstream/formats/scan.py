@@ -139,14 +139,18 @@ class Scan:
         rest = memoryview(body)
         self._total += len(rest)
         while self._result is None:
-            count = min(len(rest), self._needed - self._filled)
-            self._grow_buffer(self._filled + count)
-            self._buffer[self._filled : self._filled + count] = rest[:count]
-            self._filled, rest = self._filled + count, rest[count:]
-            if self._filled < self._needed:
-                return
+            if not self._filled and len(rest) >= self._needed:
+                piece, rest = rest[: self._needed], rest[self._needed :]  # needs no copy
+            else:
+                count = min(len(rest), self._needed - self._filled)
+                self._grow_buffer(self._filled + count)
+                self._buffer[self._filled : self._filled + count] = rest[:count]
+                self._filled, rest = self._filled + count, rest[count:]
+                if self._filled < self._needed:
+                    return
+                piece = memoryview(self._buffer)[: self._needed]
             try:
-                self._needed = self._pieces.send(memoryview(self._buffer)[: self._needed])
+                self._needed = self._pieces.send(piece)
             except StopIteration as stop:
                 self._result = stop.value
             if self._other is not None:  # the buffer is in use until the next piece is complete

@@ -289,6 +289,8 @@ def _store_shard(
     first: Future[_Stored] | None,
 ) -> _Stored:
     """Scan, compress and store a shard, once the shard `first` is stored, if that is given."""
+    if layout.compression is not None:
+        pieces = [b"".join(pieces)]  # which the scan then need not copy
     if scan is not None:
         pieces = scan.tee(pieces)
     name, second = layout.name(number, destination.mark), None
