@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from npstream._core.arguments import quantity
 from npstream.errors import StorageError
 from npstream.formats.index import INDEX
+from npstream.shards.snapshot import MEMORY_ADVICE, is_in_memory
 from npstream.storage.local import LocalStore
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ def _describe_remote(store: Store) -> str:
     except StorageError as error:
         if error.errno != errno.ENOENT:
             return f"what is there cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+    if not names and is_in_memory(store):
+        return (
+            "this process has stored nothing under this URL, and memory:// data exist only in the "
+            f"process that wrote them: {MEMORY_ADVICE}"
+        )
     if not names:
         return "nothing is stored under this URL: check the names of the bucket and of the path"
     folders = [name.rstrip("/") for name in names if name.endswith("/")][:_MAX_FOLDERS]

@@ -132,7 +132,8 @@ def _read_named(
             try:
                 identity = _hash(index_digest.ends_hash + index_version.encode())
                 index = sidecar.index(store.where(name))
-                return Manifest(index, identity, sidecar, Snapshot(name, index_version))
+                snapshot = Snapshot(name, index_version, "", os.getpid())
+                return Manifest(index, identity, sidecar, snapshot)
             except (FormatError, IntegrityError) as error:
                 log("reading without a side-car: %s", error)
                 sidecar = None
@@ -147,7 +148,7 @@ def _read_named(
             log("%s is not of this index: reading without it", sidecar.where)
             sidecar = None
     identity = identity_of(text, index_version) if cache else ""
-    snapshot = Snapshot(name, index_version, identity)
+    snapshot = Snapshot(name, index_version, identity, os.getpid())
     return Manifest(parse_index(text, store.where(name)), identity, sidecar, snapshot)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -12,13 +13,19 @@ from npstream.errors import DAMAGED, FormatError, IntegrityError, NpstreamError,
 if TYPE_CHECKING:
     from npstream.storage.local import Store
 
-__all__ = ["Snapshot", "explain_replacement", "identity_of"]
+__all__ = ["MEMORY_ADVICE", "Snapshot", "explain_replacement", "identity_of", "is_in_memory"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _REPLACEMENT_ERRNOS = {None, errno.ENOENT, errno.EIO, errno.ERANGE, errno.EINVAL}
 """Error numbers of a file that is absent or has another size than expected."""
+
+MEMORY_ADVICE = (
+    "write the dataset to a directory, or start workers by fork "
+    "(multiprocessing_context='fork' of a DataLoader)"
+)
+"""What to do if another process needs ``memory://`` data."""
 
 
 class Snapshot(NamedTuple):
@@ -32,11 +39,14 @@ class Snapshot(NamedTuple):
         The version of the file.
     identity : str
         The `identity_of` the file. Empty if the version is enough, or if the text was not read.
+    process : int
+        The id of the process that read the file.
     """
 
     name: str
     version: str
-    identity: str = ""
+    identity: str
+    process: int
 
 
 def identity_of(text: bytes, version: str) -> str:
@@ -74,13 +84,18 @@ def explain_replacement(
     return call
 
 
+def is_in_memory(store: Store) -> bool:
+    """Return True for the store of a ``memory://`` URL, whose data only one process has."""
+    return store.root.lower().startswith("memory://")
+
+
 def _explain_error(error: NpstreamError, store: Store, snapshot: Snapshot | None) -> NpstreamError:
     """Return the error, or an error that says how the index changed since the snapshot."""
     if snapshot is None or getattr(error, "is_explained", False):
         return error
     is_suspect = not isinstance(error, StorageError) or error.errno in _REPLACEMENT_ERRNOS
     if is_suspect and (change := _find_replacement(store, snapshot)):
-        error = _with_replacement(error, change)
+        error = _with_reason(error, _reason(change, store, snapshot))
     error.is_explained = True  # type: ignore[attr-defined]
     return error
 
@@ -89,7 +104,7 @@ def _find_replacement(store: Store, snapshot: Snapshot) -> str:
     """Return "replaced" or "removed" if the index changed since the snapshot, otherwise ""."""
     from npstream.storage.deadlines import shared_deadline
 
-    name, version, identity = snapshot
+    name, version, identity, _ = snapshot
     try:
         with shared_deadline():
             if store.version(name) != version:
@@ -102,10 +117,19 @@ def _find_replacement(store: Store, snapshot: Snapshot) -> str:
     return ""
 
 
-def _with_replacement(error: NpstreamError, change: str) -> NpstreamError:
-    """Return a copy of the error that says how the dataset changed, instead of its usual advice."""
+def _reason(change: str, store: Store, snapshot: Snapshot) -> str:
+    """Return the part of a message that says why a read failed, and what to do."""
+    if change == "removed" and is_in_memory(store) and snapshot.process != os.getpid():
+        return (
+            "the dataset was opened in another process, and memory:// data exist only in the "
+            f"process that wrote them: {MEMORY_ADVICE}"
+        )
     advice = "open it anew" if change == "replaced" else "its index is not there any more"
-    why = f"the dataset was {change} since it was opened: {advice}"
+    return f"the dataset was {change} since it was opened: {advice}"
+
+
+def _with_reason(error: NpstreamError, why: str) -> NpstreamError:
+    """Return a copy of the error that says why, instead of its usual advice."""
     if isinstance(error, StorageError) and error.errno is not None:
         return StorageError(error.errno, f"{error.strerror}; {why}", error.filename)
     return type(error)(f"{str(error).partition(DAMAGED)[0]}; {why}")

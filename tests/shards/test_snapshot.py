@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import os
 import pickle
 import re
@@ -23,6 +24,7 @@ from npstream.storage.remote import RemoteStore
 from npstream.storage.versions import Version, version_of
 
 N = 2000
+HANG = 120
 REPLACED = "the dataset was replaced since it was opened: open it anew"
 
 
@@ -156,6 +158,29 @@ def test_a_removed_dataset_is_reported(published: Published):
     assert "the dataset was removed since it was opened" in str(error)
     assert error.errno
     assert error.filename.endswith(".mds")
+
+
+def error_in_worker(ds: npstream.Dataset, queue: Any) -> None:
+    queue.put(str(error_of(lambda: ds["value"].load())))
+
+
+@pytest.mark.parametrize("published", ["memory"], indirect=True)
+def test_data_in_memory_are_reported_as_absent_from_a_spawned_process(
+    published: Published, tmp_path: Path
+):
+    published.put(sidecar=False)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    with published.open() as ds:
+        worker = context.Process(target=error_in_worker, args=(ds, queue))
+        worker.start()
+        text = queue.get(timeout=HANG)
+        worker.join()
+    assert "memory:// data exist only in the process that wrote them" in text
+    assert "write the dataset to a directory, or start workers by fork" in text
+    assert "removed" not in text
+    with pytest.raises(FileNotFoundError, match="exist only in the process that wrote them"):
+        npstream.open("memory://snapshot/absent", cache=tmp_path / "cache")
 
 
 def test_a_damaged_file_is_not_reported_as_replaced(published: Published):
