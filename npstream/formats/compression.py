@@ -20,7 +20,7 @@ from npstream._core.arguments import quantity
 from npstream._core.typing import Body
 from npstream.errors import FormatError, MissingDependencyError
 
-__all__ = ["Compression", "compress", "decompress", "parse_compression"]
+__all__ = ["Compression", "compress", "compress_pieces", "decompress", "parse_compression"]
 
 _LEVELS = {
     "br": range(12),
@@ -102,8 +102,29 @@ def compress(data: Body, spec: str) -> bytes:
             return zlib.compress(data, level, wbits=31)
         case "snappy", _:
             return bytes(_cramjam().snappy.compress_raw(data))
-        case _, level:
-            return _zstd().compress(data, level=level)  # type: ignore[no-any-return]
+        case _:
+            return b"".join(compress_pieces(data, spec))
+
+
+def compress_pieces(data: Body, spec: str) -> Iterator[bytes]:
+    """Yield the compressed bytes of a file in pieces, which need no large buffer.
+
+    Examples
+    --------
+    >>> b"".join(compress_pieces(b"abc", "zstd")) == compress(b"abc", "zstd")
+    True
+    """
+    compression = parse_compression(spec)
+    assert compression is not None
+    if compression.name != "zstd":
+        yield compress(data, spec)
+        return
+    whole = memoryview(data)
+    compressor = _zstd().ZstdCompressor(level=compression.level)
+    compressor.set_pledged_input_size(len(whole))  # readers want it in the header
+    for start in range(0, len(whole), _MAX_BLOCK):
+        yield compressor.compress(whole[start : start + _MAX_BLOCK])
+    yield compressor.flush()
 
 
 def decompress(data: Body, spec: str, size: int) -> bytes:

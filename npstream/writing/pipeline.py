@@ -7,7 +7,7 @@ while the next one is filled. Results are collected in the order of the shards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from npstream._core.typing import Body, Bytes, Int64
-from npstream.formats.compression import compress, parse_compression
+from npstream.formats.compression import compress_pieces, parse_compression
 from npstream.formats.scan import Scan, ScanResult, scalar_columns
 from npstream.writing.shard import FileSummary, ShardFormat, StoredFile
 from npstream.writing.sidecar import Spool
@@ -313,10 +313,14 @@ def _store_file(
     pieces, zipped = raw.watch(pieces), None
     compression = parse_compression(layout.compression)
     if compression is not None and layout.compression is not None:
-        packed = compress(b"".join(pieces), layout.compression)
+        packed = compress_pieces(b"".join(pieces), layout.compression)
         file = zipped = FileSummary(f"{name}.{compression.extension}", layout.hashes)
-        pieces = zipped.watch([packed])
-    if first is not None:
-        first.result()
-    destination.put(file.name, pieces)
+        pieces = zipped.watch(packed)
+    destination.put(file.name, pieces if first is None else _wait_at_end(pieces, first))
     return StoredFile(raw, zipped)
+
+
+def _wait_at_end(pieces: Iterable[Body], first: Future[_Stored]) -> Iterator[Body]:
+    """Yield the pieces of a file, which gets its name only once the first shard is stored."""
+    yield from pieces
+    first.result()

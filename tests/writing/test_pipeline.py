@@ -29,8 +29,8 @@ def compressing(monkeypatch):
     """Return a function that replaces how shards are compressed, given the original."""
 
     def replace(function):
-        original = pipeline.compress
-        monkeypatch.setattr(pipeline, "compress", lambda *given: function(original, *given))
+        original = pipeline.compress_pieces
+        monkeypatch.setattr(pipeline, "compress_pieces", lambda *given: function(original, *given))
 
     return replace
 
@@ -199,14 +199,14 @@ def test_the_first_shard_is_stored_first(tmp_path, compressing):
 
     compressing(compress)
     stored = []
-    put = npstream.writing.destination.LocalDestination.put
+    link = npstream.writing.destination.LocalDestination._link
 
-    def recording(self, name, pieces):
+    def recording(self, name, draft):
         stored.append(name)
-        put(self, name, pieces)
+        link(self, name, draft)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(npstream.writing.destination.LocalDestination, "put", recording)
+        patch.setattr(npstream.writing.destination.LocalDestination, "_link", recording)
         npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
     assert stored[0] == "shard.00000.mds.zstd"
     assert len(stored) > 3
