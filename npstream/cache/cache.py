@@ -28,8 +28,8 @@ __all__ = [
     "Refusal",
     "Reservation",
     "ShardCache",
-    "allocated",
     "clear",
+    "disk_bytes",
     "info",
     "tail_bytes",
 ]
@@ -41,7 +41,7 @@ _FINISHED_AGE = 1 << 30
 """The last use of a finished file is set back by this many seconds: it is evicted first."""
 
 _ATTEMPTS = 5
-"""How often a file may vanish while it is being opened. Then it is not cached."""
+"""How often a file may vanish while it is being opened. After that, the shard is not cached."""
 
 _BLOCK_OVERHEAD = 3 * eviction.DISK_BLOCK
 """A file may take this much disk space beyond its bytes: two partial blocks and metadata."""
@@ -159,7 +159,7 @@ class ShardCache:
 
     def path(self, key: str) -> str:
         """Return the path of the file of the shard with `key`, whether it exists or not."""
-        return cache_dir.path_of(self.directory, key, cache_dir.SHARD)
+        return cache_dir.path_of(self.directory, key, cache_dir.SHARD_SUFFIX)
 
     def has_file(self, key: str) -> bool:
         """Return True if the shard with `key` has a file."""
@@ -167,7 +167,7 @@ class ShardCache:
 
     def store(self, key: str, data: Body) -> bool:
         """Store a small object, and return True if that was possible."""
-        path = cache_dir.path_of(self.directory, key, cache_dir.STORED)
+        path = cache_dir.path_of(self.directory, key, cache_dir.OBJECT_SUFFIX)
         footer = sparse.Footer(key, len(data), 0, bytes.fromhex(digest("xxh3_128", data)))
         reserved = self.reserve(footer.size + _BLOCK_OVERHEAD)
         if isinstance(reserved, Refusal):
@@ -197,7 +197,7 @@ class ShardCache:
 
     def load(self, key: str) -> bytes | None:
         """Return a stored object, or None if it is absent or damaged."""
-        path = cache_dir.path_of(self.directory, key, cache_dir.STORED)
+        path = cache_dir.path_of(self.directory, key, cache_dir.OBJECT_SUFFIX)
         try:
             with sparse.open_descriptor(path) as descriptor:
                 footer = sparse.read_footer(descriptor)
@@ -228,7 +228,7 @@ class ShardCache:
         Parameters
         ----------
         nbytes : int
-            Bytes on the disk, as `allocated` and `tail_bytes` count them.
+            Bytes on the disk, as `disk_bytes` and `tail_bytes` count them.
         keep : iterable of CachedFile
             Files that are not evicted.
         may_exceed : bool
@@ -243,7 +243,7 @@ class ShardCache:
         )  # fmt: skip
 
     def trim(self) -> None:
-        """Evict files until the limit holds; other processes may have a larger limit."""
+        """Evict files until the limit holds. Processes with a larger limit may have added files."""
         eviction.trim(self.directory, self.limit, self.timeout)
 
     def touch(self, file: CachedFile) -> None:
@@ -259,15 +259,15 @@ class ShardCache:
         sparse.set_last_use(file.path, time.time() - _FINISHED_AGE)
 
     def require(self, nbytes: int) -> None:
-        """Raise ValueError unless the cache may hold `nbytes` at the same time."""
-        most = self.max_bytes()
-        if nbytes > most:
+        """Raise ValueError if the cache's limit is less than `nbytes`."""
+        max_bytes = self.max_bytes()
+        if nbytes > max_bytes:
             fix = "raise cache_limit, or NPSTREAM_CACHE_LIMIT if cache_limit is not given"
             if self.limit is None:
                 fix = "free some of the disk, or choose another with cache= or NPSTREAM_CACHE"
             raise ValueError(
-                f"{self.directory}: the cache may take {quantity(most, 'byte')}, and this needs at "
-                f"least {nbytes:,}: {fix}"
+                f"{self.directory}: the cache may take {quantity(max_bytes, 'byte')}, and this "
+                f"needs at least {nbytes:,}: {fix}"
             )
 
     def max_bytes(self) -> int:
@@ -299,7 +299,7 @@ def info(directory: str | os.PathLike[str] | None = None) -> CacheInfo:
     Parameters
     ----------
     directory : str or os.PathLike, optional
-        By default the one that `npstream.open` uses by default.
+        By default ``NPSTREAM_CACHE``, or else the user's directory for caches.
 
     Returns
     -------
@@ -321,7 +321,7 @@ def clear(directory: str | os.PathLike[str] | None = None, timeout: float = TIME
     Parameters
     ----------
     directory : str or os.PathLike, optional
-        By default the one that `npstream.open` uses by default.
+        By default ``NPSTREAM_CACHE``, or else the user's directory for caches.
     timeout : float, default: 60.0
         Seconds to wait for another process that holds the directory's lock.
 
@@ -355,12 +355,12 @@ def tail_bytes(pieces: int) -> int:
     return sparse.Footer("", 0, pieces, b"").size + _BLOCK_OVERHEAD
 
 
-def allocated(begin: int, end: int) -> int:
+def disk_bytes(begin: int, end: int) -> int:
     """Return the disk space of a byte range of a file: a whole number of blocks.
 
     Examples
     --------
-    >>> allocated(0, 1), allocated(4095, 4097)
+    >>> disk_bytes(0, 1), disk_bytes(4095, 4097)
     (4096, 8192)
     """
     return (-(-end // eviction.DISK_BLOCK) - begin // eviction.DISK_BLOCK) * eviction.DISK_BLOCK

@@ -21,8 +21,8 @@ from npstream.errors import StorageError
 from npstream.storage.urls import local_path
 
 __all__ = [
-    "SHARD",
-    "STORED",
+    "OBJECT_SUFFIX",
+    "SHARD_SUFFIX",
     "Entry",
     "default_directory",
     "entries",
@@ -36,14 +36,22 @@ __all__ = [
     "sweep",
 ]
 
-SHARD, STORED = ".shard", ".stored"
+SHARD_SUFFIX = ".shard"
+"""The suffix of files of shards."""
+
+OBJECT_SUFFIX = ".stored"
+"""The suffix of files of small objects, such as indices."""
+
 _NAME = re.compile(r"[0-9a-f]{16,64}\.(shard|stored)")
 _KEY = re.compile(r"[0-9a-f]{16,64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.(?:tmp|reserved)")
 _LOCK = ".lock"
 
-READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS,  # read-only
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG,  # full
+)  # fmt: skip
+"""Error numbers of a directory that takes no more files. Reads then continue without a cache."""
 
 _NETWORK_TYPES = {
     0x6969: "NFS",
@@ -116,8 +124,8 @@ def make_directory(path: str) -> None:
         os.makedirs(path, mode=0o700, exist_ok=True)
         status = os.stat(path)
     except OSError as error:
-        if error.errno in (*READ_ONLY, *FULL):
-            log_once(path, f"cannot make it ({error.strerror}); nothing is cached")
+        if error.errno in _NOT_WRITABLE:
+            log_once(path, f"cannot make the directory ({error.strerror}); nothing is cached")
             return
         raise StorageError(
             error.errno, f"{error.strerror}: this cannot be the cache's directory", path
@@ -146,16 +154,16 @@ def is_usable(path: str) -> bool:
             _usable[inode] = _probe(path)
         return _usable[inode]
     except OSError as error:
-        if error.errno not in (*READ_ONLY, *FULL, errno.ENOENT):
+        if error.errno not in (*_NOT_WRITABLE, errno.ENOENT):
             raise
         return True  # without writes there are no changes that a map must show
 
 
 def _probe(path: str) -> bool:
-    """Return True if a directory is usable; warn about, or log, what its file system lacks."""
+    """Return True if a directory is usable. Warn or log if its file system lacks a feature."""
     if (kind := _network_type(path)) is not None:
         warnings.warn(
-            f"{path}: the cache is on {kind}, which is slow for it, and each host keeps its own "
+            f"{path}: the cache is on {kind}, which is slow, and each host has a cache of its own "
             "there: choose a local disk with cache= or NPSTREAM_CACHE",
             RuntimeWarning,
             stacklevel=2,
@@ -172,9 +180,9 @@ def _probe(path: str) -> bool:
         before = bytes(mapped[:6])
         sparse.write_all(descriptor, b"after.", 0)
         if (before, bytes(mapped[:6])) != (b"before", b"after."):
-            return _warn_unusable(path, "maps do not show what is written")
+            return _warn_unusable(path, "maps do not show later writes")
         if not locks.supports_ranges(descriptor):
-            log_once(path, "no range locks here: processes wait longer, or download the same twice")
+            log_once(path, "no range locks here: processes wait longer, or download bytes twice")
     return True
 
 
@@ -222,8 +230,8 @@ def _acquire_lock(path: str, timeout: float) -> locks.LockFile:
             lock = locks.LockFile(file, os.O_RDWR | os.O_CREAT)
             try:
                 if not locks.wait_for_lock(file, lock.descriptor, 0, 1, timeout):
-                    what = "another process, which may have been stopped, holds its lock"
-                    raise TimeoutError(errno.ETIMEDOUT, what)
+                    message = "another process, which may have been stopped, holds its lock"
+                    raise TimeoutError(errno.ETIMEDOUT, message)
                 if os.fstat(lock.descriptor).st_nlink:
                     return lock
             except BaseException:
@@ -231,7 +239,7 @@ def _acquire_lock(path: str, timeout: float) -> locks.LockFile:
                 raise
             # Another process has removed the directory meanwhile, and with it the lock file.
             lock.close()
-    raise FileNotFoundError(errno.ENOENT, "it is removed again and again", path)
+    raise FileNotFoundError(errno.ENOENT, "the directory is removed again and again", path)
 
 
 def entries(path: str) -> list[Entry]:

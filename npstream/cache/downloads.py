@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from npstream._core.fork import renew_in_child
 from npstream._core.typing import Bytes, Span
-from npstream.cache.cache import Refusal, Reservation, allocated
+from npstream.cache.cache import Refusal, Reservation, disk_bytes
 from npstream.cache.leases import Lease, PieceKey, wait_for_leases
 from npstream.errors import DAMAGED, IntegrityError
 
@@ -211,7 +211,7 @@ class Downloads:
         return [], Reservation()
 
     def _reserve(self, parts: list[PieceRange], may_exceed: bool = False) -> Reservation | Refusal:
-        nbytes = sum(allocated(part.bounds[0], part.bounds[-1]) for part in parts)
+        nbytes = sum(disk_bytes(part.bounds[0], part.bounds[-1]) for part in parts)
         keep = [part.file for part in parts]
         with self.store.deadlines.track_wait(self.store.timeout) as seconds:
             return self.cache.reserve(nbytes, keep, may_exceed=may_exceed, timeout=seconds)
@@ -253,7 +253,7 @@ class Downloads:
                     yield from runs(part, wrong)
                     sound = [piece for piece in part.pieces if piece not in wrong]
                     part.file.commit(sound)
-                    reserved.release(allocated(part.bounds[0], part.bounds[-1]))
+                    reserved.release(disk_bytes(part.bounds[0], part.bounds[-1]))
                     lease.drop((part.file.path, piece) for piece in sound)
         finally:
             stream.close()

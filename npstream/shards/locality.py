@@ -15,7 +15,7 @@ import numpy as np
 
 from npstream._core.arguments import quantity, size_text
 from npstream._core.typing import AnyArray, Int64
-from npstream.cache.cache import allocated, tail_bytes
+from npstream.cache.cache import disk_bytes, tail_bytes
 from npstream.storage.coalesce import REQUEST_BYTES
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _chunk_reads(shards: Shards[RemoteShards], ids: Int64, cache: ShardCache) ->
 
 def _disk_bytes(part: RemoteShards) -> Int64:
     """Return the disk space of each shard in the cache. Its chunks begin within a disk block."""
-    sizes: Int64 = part.index.nbytes + part.files.chunks * 2 * allocated(0, 1)
+    sizes: Int64 = part.index.nbytes + part.files.chunks * 2 * disk_bytes(0, 1)
     return sizes + tail_bytes(1 + part.files.max_chunks)
 
 

@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RemoteJob: TypeAlias = "tuple[RemoteShards, Callable[[], object]]"
-"""A function that waits for a store, and the shards that the store has."""
+"""The shards of one store, and a function that waits for the store."""
 
 LeasedChunk: TypeAlias = "tuple[RemoteShards, Chunk, PieceKey]"
 """A chunk to fetch: its dataset, its number, and the leased piece of the cache."""
 
 MAX_THREADS = 8
-"""Groups of chunks that are fetched concurrently."""
+"""Maximum number of threads that fetch chunks. Each fetches one group of chunks at a time."""
 
 GROUP_BYTES = 1 << 23
 """About how many bytes of chunks one thread fetches together."""
 
 MAX_SAMPLE_THREADS = 4
-"""Sample requests that are fetched concurrently."""
+"""Maximum number of threads that fetch samples. Each fetches one request at a time."""
 
 WINDOW_BYTES = 1 << 28
 """Bytes of chunks that may be requested before their samples are read."""
@@ -53,8 +53,9 @@ CACHE_FRACTION = 4
 class ChunkReadAhead(Lease):
     """Fetches chunks in background threads, in the order of the requests.
 
-    It waits for `start`. The first samples are read on their own, and do not share the connection
-    with chunks that are needed later. The read-ahead is the lease of the requested chunks.
+    It fetches nothing before `start`, so that the first samples arrive sooner: they are read
+    without their chunks, and share the connection with no chunk that is needed later. The
+    read-ahead is the lease of the requested chunks.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ class ChunkReadAhead(Lease):
                 candidates = ((shards, chunk, shards.files.piece(*chunk)) for chunk in chunks)
                 leased.extend(candidate for candidate in candidates if self.take([candidate[2]]))
             with self._condition:
-                if not self._is_closed:  # a closed queue is never emptied
+                if not self._is_closed:  # no thread takes chunks from a closed queue
                     self._queue += leased
                     is_queued = True
                     if self._is_started:
@@ -157,7 +158,7 @@ class ChunkReadAhead(Lease):
             part.shards.stop(self.threads)
 
     def close(self) -> None:
-        """Empty the queue; chunks that are being fetched are finished."""
+        """Empty the queue, and let the fetches of chunks in progress complete."""
         with self._condition:
             self._is_closed = True
             queued, self._queue = list(self._queue), deque()
@@ -195,9 +196,10 @@ class ChunkReadAhead(Lease):
             self._condition.wait_for(lambda: self._queue or self._is_closed)
             nbytes = 0
             while self._queue and nbytes < GROUP_BYTES:
-                chunk = self._queue.popleft()
-                group.append(chunk)
-                nbytes += chunk[0].chunk_bytes(chunk[1][0])
+                shards, chunk, piece = self._queue.popleft()
+                group.append((shards, chunk, piece))
+                shard, _ = chunk
+                nbytes += shards.chunk_bytes(shard)
         return group
 
 
@@ -283,7 +285,7 @@ class SampleReadAhead:
         """Yield an item once its samples are in memory, and release them when it is done."""
         if not self._is_closed and not request.done.is_set():
             request.done.wait()  # bounded by the deadlines of its requests
-            # The reader has waited for these deadlines. Another read would have a new deadline.
+            # Do not read the samples again: that would wait for a new deadline after this one.
             if request.error is not None:
                 raise request.error
         yield item
@@ -309,7 +311,7 @@ class SampleReadAhead:
             part.shards.stop(self.threads)
 
     def close(self) -> None:
-        """Empty the queue; samples that are being fetched are finished."""
+        """Empty the queue, and let the fetches of samples in progress complete."""
         with self._condition:
             self._is_closed = True
             while self._queue:
@@ -352,7 +354,7 @@ class SampleReadAhead:
 
 
 def run_all(jobs: Sequence[RemoteJob], max_threads: int = MAX_THREADS) -> None:
-    """Run jobs that wait for stores concurrently; raise the first error of a job."""
+    """Run jobs concurrently, and wait for all of them; raise the first error of a job."""
     if len(jobs) == 1:
         jobs[0][1]()
     elif jobs:

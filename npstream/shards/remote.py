@@ -1,8 +1,9 @@
 """Provide `RemoteShards`, which reads shards in an object store through the cache.
 
-A read of many samples of a chunk fetches the chunk into the cache. A read of few samples (a sparse
-read) fetches their bytes in at most two round trips: offsets, unless they are known, then samples.
-The third sparse read in a chunk fetches the chunk.
+Shards are cached in chunks: ranges of consecutive samples. A read of many samples of a chunk (a
+dense read) fetches the chunk into the cache. A read of few samples (a sparse read) fetches their
+bytes in at most two round trips: offsets, unless they are known, then samples. The third sparse
+read in a chunk fetches the chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from weakref import WeakSet
 import numpy as np
 
 from npstream._core.typing import AnyArray, Bools, Bytes, Int64, Span
-from npstream.cache.cache import Reservation, allocated
+from npstream.cache.cache import Reservation, disk_bytes
 from npstream.cache.downloads import Downloads, PieceCheck, PieceRange, runs
 from npstream.cache.leases import is_leased
 from npstream.errors import DAMAGED, IntegrityError, StorageError
@@ -53,7 +54,10 @@ SPARSE_READS = 2
 """Sparse reads in a chunk before the next one fetches the chunk."""
 
 MIN_PART_READ = 1 << 20
-"""A read of parts counts as at least this many bytes, because more of them may follow."""
+"""The minimum cost to charge to the chunks of a read of parts, in bytes.
+
+More reads of parts may follow, and this minimum lets the chunks be fetched sooner.
+"""
 
 
 class BackgroundReader(Protocol):
@@ -63,7 +67,7 @@ class BackgroundReader(Protocol):
         """Start to fetch: the first samples were read."""
 
     def close(self) -> None:
-        """Empty the queue; transfers in flight are finished."""
+        """Empty the queue, and let transfers in flight complete."""
 
 
 class RemoteShards(LocalShards):
@@ -92,7 +96,7 @@ class RemoteShards(LocalShards):
         self.downloads = Downloads(store, files.cache)
         self.point_reader = PointReader(self, files, store)
         self._readers: WeakSet[BackgroundReader] = WeakSet()
-        self._sparse: defaultdict[Chunk, float] = defaultdict(float)
+        self._sparse_reads: defaultdict[Chunk, float] = defaultdict(float)
         self._verified: WeakSet[CachedFile] = WeakSet()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,7 +122,7 @@ class RemoteShards(LocalShards):
     # Which chunks a read needs
 
     def count_chunks(self, ids: Int64, shard_of: Int64) -> list[tuple[Chunk, int]]:
-        """Return the distinct chunks of samples by first use, and how many samples each has."""
+        """Return the distinct chunks of `ids` by first use, each with its number of `ids`."""
         sample_keys, max_chunks = self._chunk_keys(ids, shard_of), self.files.max_chunks
         if (sample_keys == sample_keys[0]).all():
             return [(divmod(int(sample_keys[0]), max_chunks), len(sample_keys))]
@@ -128,7 +132,7 @@ class RemoteShards(LocalShards):
         return list(zip(chunks, counts[order].tolist(), strict=True))
 
     def _chunk_keys(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Return the chunk of each sample as shard * max_chunks + chunk."""
+        """Return the chunk of each sample as `chunk_keys` does, from the known shard of each."""
         first, last = self.index.starts[shard_of], self.index.starts[shard_of + 1]
         chunk_of = ((ids - first + 1) * self.files.chunks[shard_of] - 1) // (last - first)
         return shard_of * self.files.max_chunks + chunk_of
@@ -140,7 +144,7 @@ class RemoteShards(LocalShards):
     @explain_replacement
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
         """Fetch the chunks of dense reads; return the shards to read from the cache."""
-        if self.point_reader.is_extended:  # samples that are in memory need no chunk
+        if self.point_reader.is_extended:  # a read-ahead has put samples into memory
             is_missing = self.point_reader.lacks(ids)
             ids, shard_of = ids[is_missing], shard_of[is_missing]
             if not len(ids):
@@ -153,14 +157,14 @@ class RemoteShards(LocalShards):
                 is_dense = self.is_dense(shard, count)
                 is_in_flight = is_leased(self.files.piece(shard, chunk))
                 if is_in_flight and not is_dense and self._within_budget(shard, count):
-                    continue
+                    continue  # single samples arrive sooner than the chunk
                 if not (is_in_flight or is_dense or self._count_sparse_read((shard, chunk))):
                     continue
                 file = self.files.data_file(shard)
                 if file is None or not self.downloads.can_keep(file):
                     continue
                 absent.append((shard, chunk))
-                self._sparse.pop((shard, chunk), None)
+                self._sparse_reads.pop((shard, chunk), None)
             self.files.cache.touch(file)
             ready.add(shard)
         if absent:
@@ -180,12 +184,12 @@ class RemoteShards(LocalShards):
 
     def is_hot(self, chunk: Chunk) -> bool:
         """Return True if the next sparse read in a chunk fetches the chunk."""
-        return self._sparse.get(chunk, 0) >= SPARSE_READS
+        return self._sparse_reads.get(chunk, 0) >= SPARSE_READS
 
     def _count_sparse_read(self, chunk: Chunk) -> bool:
         """Count a sparse read in a chunk; return True if it fetches the chunk."""
         is_hot = self.is_hot(chunk)
-        self._sparse[chunk] += 1
+        self._sparse_reads[chunk] += 1
         return is_hot
 
     # Parts of samples
@@ -210,17 +214,26 @@ class RemoteShards(LocalShards):
         parts : ndarray of uint8, shape (rows, bytes of the parts of a sample)
         """
         unique, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
-        is_chosen, spent = self._choose_parts(unique, shard_of[first], byte_ranges)
+        is_chosen, cost_fractions = self._choose_parts(unique, shard_of[first], byte_ranges)
         parts = self.point_reader.read_parts(unique[is_chosen], byte_ranges)
-        for chunk, fraction in spent.items():
-            self._sparse[chunk] += fraction * SPARSE_READS
+        for chunk, fraction in cost_fractions.items():
+            # Once its parts have cost as much as a chunk, the next read fetches the chunk.
+            self._sparse_reads[chunk] += fraction * SPARSE_READS
         if is_chosen.any():
             self._start_readers()
         positions = np.flatnonzero(is_chosen[inverse])
         return positions, (np.cumsum(is_chosen) - 1)[inverse[positions]], parts
 
     def is_read_in_parts(self, ids: Int64, shard_of: Int64, byte_ranges: Int64) -> Bools:
-        """Return True for samples, of one size and ascending, that are read in parts."""
+        """Return True for each sample to read in parts.
+
+        Parameters
+        ----------
+        ids, shard_of : ndarray of int64, shape (n,)
+            Samples of one size in ascending order, and the shard of each.
+        byte_ranges : ndarray of int64, shape (k, 2)
+            The first byte of each part within a sample, and the byte after its last.
+        """
         return self._choose_parts(ids, shard_of, byte_ranges)[0]
 
     def _choose_parts(
@@ -231,7 +244,7 @@ class RemoteShards(LocalShards):
         Returns
         -------
         is_chosen : ndarray of bool, shape (n,)
-        spent : dict of Chunk to float
+        cost_fractions : dict of Chunk to float
             The cost of the parts of each chunk, as a fraction of the chunk's bytes.
         """
         if self.verify is True:
@@ -239,30 +252,31 @@ class RemoteShards(LocalShards):
         keys, inverse, counts = np.unique(
             self._chunk_keys(ids, shard_of), return_inverse=True, return_counts=True
         )
-        lacks = self.point_reader.lacks_parts(ids, byte_ranges)
+        is_missing = self.point_reader.lacks_parts(ids, byte_ranges)
         cost, nbytes, whole_cost = self.point_reader.part_costs_by_chunk(
-            ids[lacks], byte_ranges, inverse[lacks], len(keys)
+            ids[is_missing], byte_ranges, inverse[is_missing], len(keys)
         )
-        shards, numbers = np.divmod(keys, self.files.max_chunks)
-        size = self.index.nbytes[shards] // self.files.chunks[shards]
+        shards, chunks = np.divmod(keys, self.files.max_chunks)
+        chunk_bytes = self.index.nbytes[shards] // self.files.chunks[shards]
         is_dense = np.array(list(map(self.is_dense, shards.tolist(), counts.tolist())), bool)
-        whole_cost = np.where(is_dense, transfer_cost(1, size), whole_cost)
-        is_chosen = (DENSE_FRACTION * nbytes < size) & is_worthwhile(cost, whole_cost)
-        is_chosen &= (size > SMALL_CHUNK) & ~self.index.compressed[shards]
+        whole_cost = np.where(is_dense, transfer_cost(1, chunk_bytes), whole_cost)
+        is_chosen = (DENSE_FRACTION * nbytes < chunk_bytes) & is_worthwhile(cost, whole_cost)
+        is_chosen &= (chunk_bytes > SMALL_CHUNK) & ~self.index.compressed[shards]
         costs = {}
         for k in np.flatnonzero(is_chosen).tolist():
-            chunk = int(shards[k]), int(numbers[k])
+            chunk = int(shards[k]), int(chunks[k])
             # A whole chunk is free if it is cached, or if its bytes are being fetched anyway.
             if self.is_hot(chunk) or self._is_cached_or_in_flight(chunk):
                 is_chosen[k] = False
             elif cost[k]:
-                costs[chunk] = int(cost[k]), int(size[k])
+                costs[chunk] = int(cost[k]), int(chunk_bytes[k])
+        # The minimum is at most half a chunk, so that one read of parts does not make it hot.
         min_cost = MIN_PART_READ // max(len(costs), 1)
-        spent = {
-            chunk: max(part_cost, min(min_cost, chunk_size // 2)) / chunk_size
-            for chunk, (part_cost, chunk_size) in costs.items()
+        cost_fractions = {
+            chunk: max(part_cost, min(min_cost, size // 2)) / size
+            for chunk, (part_cost, size) in costs.items()
         }
-        return is_chosen[inverse], spent
+        return is_chosen[inverse], cost_fractions
 
     def _is_cached_or_in_flight(self, chunk: Chunk) -> bool:
         """Return True if a chunk is in the cache, or is being fetched."""
@@ -288,7 +302,7 @@ class RemoteShards(LocalShards):
     # Reading ahead single samples
 
     def fetch_samples(self, ids: Int64, shard_of: Int64) -> None:
-        """Read samples whose chunks are not readable, to keep them in memory."""
+        """Read the samples whose chunks are not readable into the samples cache."""
         keys, inverse = np.unique(self._chunk_keys(ids, shard_of), return_inverse=True)
         chunks = (divmod(key, self.files.max_chunks) for key in keys.tolist())
         is_absent = np.array([not self.files.is_readable(*chunk) for chunk in chunks])
@@ -417,14 +431,14 @@ class RemoteShards(LocalShards):
             del chunks_of[shard]
         self._fetch_compressed(compressed, lease)
         self._fetch_headers([shard for shard in chunks_of if not self.files.is_fixed(shard)])
-        ranges = [r for shard, own in chunks_of.items() for r in self._piece_ranges(shard, own)]
+        ranges = [r for item in chunks_of.items() for r in self._piece_ranges(*item)]
         self.downloads.fetch(ranges, lease)
-        for shard, own_chunks in chunks_of.items():
+        for shard, shard_chunks in chunks_of.items():
             file = self.files.data_file(shard)
             if file is not None and (error := self._verify_whole(shard, file)) is not None:
                 raise error
-            if self.files.strict:  # other processes may have fetched some: verify them
-                for chunk in own_chunks:
+            if self.files.strict:
+                for chunk in shard_chunks:  # `is_readable` verifies chunks of other processes
                     self.files.is_readable(shard, chunk)
 
     def _piece_ranges(self, shard: int, chunks: list[int]) -> list[PieceRange]:
@@ -444,22 +458,22 @@ class RemoteShards(LocalShards):
         """Fetch the headers and the offsets of shards."""
         missing = [shard for shard in shards if not self.is_ready(shard)]
         self.downloads.fetch([part for shard in missing for part in self._meta_ranges(shard)])
-        known = {
+        begins = {
             shard: begin
             for shard in missing
             if (begin := self.files.samples_begin(shard)) is not None
         }
-        self._fetch_prefixes(known)
-        unknown = {
+        self._fetch_prefixes(begins)
+        shard_of = {
             (file.path, 0): shard
             for shard in missing
-            if shard not in known and (file := self.files.data_file(shard)) is not None
+            if shard not in begins and (file := self.files.data_file(shard)) is not None
         }
 
         def fetch(pieces: list[PieceKey], lease: Lease) -> None:
-            self._fetch_prefixes(self._read_begins([unknown[piece] for piece in pieces]), lease)
+            self._fetch_prefixes(self._read_begins([shard_of[piece] for piece in pieces]), lease)
 
-        self.downloads.fetch_once(unknown, lambda piece: not self.is_ready(unknown[piece]), fetch)
+        self.downloads.fetch_once(shard_of, lambda piece: not self.is_ready(shard_of[piece]), fetch)
 
     def _fetch_prefixes(self, begins: dict[int, int], lease: Lease | None = None) -> None:
         """Fetch shards up to the first byte of their samples."""
@@ -482,13 +496,14 @@ class RemoteShards(LocalShards):
 
     def _read_begins(self, shards: list[int]) -> dict[int, int]:
         """Return the first byte of the samples of each shard, read from the store if unknown."""
-        known = {shard: self.files.samples_begin(shard) for shard in shards}
-        begins = {shard: begin for shard, begin in known.items() if begin is not None}
-        unknown = [s for s in shards if s not in begins and not self.files.has_meta(s)]
-        words = self.remote.ranges((self.index.files(shard).data.name, 4, 4) for shard in unknown)
-        for shard, word in zip(unknown, words, strict=True):
-            # Opening the shard detects a damaged number. Here it only has to lie in the file.
-            begin = int.from_bytes(word, "little")
+        recorded = {shard: self.files.samples_begin(shard) for shard in shards}
+        begins = {shard: begin for shard, begin in recorded.items() if begin is not None}
+        # MDS: the number of samples, then the offsets, all uint32. The first offset is the begin.
+        mds_shards = [s for s in shards if s not in begins and not self.files.has_meta(s)]
+        spans = ((self.index.files(shard).data.name, 4, 4) for shard in mds_shards)
+        for shard, first_offset in zip(mds_shards, self.remote.ranges(spans), strict=True):
+            # Opening the shard detects a damaged offset. Here it only has to lie in the file.
+            begin = int.from_bytes(first_offset, "little")
             begins[shard] = min(max(begin, 8), int(self.index.nbytes[shard]))
         return begins
 
@@ -496,10 +511,10 @@ class RemoteShards(LocalShards):
         """Fetch and decompress whole shards into the cache."""
         shard_of = {self.files.piece(shard, 0): shard for shard in shards}
 
-        def fetch(pieces: list[PieceKey], own: Lease) -> None:
+        def fetch(pieces: list[PieceKey], new_lease: Lease) -> None:
             for piece in pieces:
                 self._fetch_decompressed(shard_of[piece])
-                own.drop([piece])
+                new_lease.drop([piece])
 
         self.downloads.fetch_once(
             shard_of, lambda piece: not self.files.is_complete(shard_of[piece]), fetch, lease
@@ -512,10 +527,10 @@ class RemoteShards(LocalShards):
         if data is None or header is None:
             return
         sizes = [file.nbytes for file in (files.data, files.meta) if file is not None]
-        with self.remote.deadlines.track_wait(self.remote.timeout) as left:
+        with self.remote.deadlines.track_wait(self.remote.timeout) as seconds:
             reserved = self.files.cache.reserve(
-                sum(allocated(0, size) for size in sizes), (data, header),
-                may_exceed=True, timeout=left,
+                sum(disk_bytes(0, size) for size in sizes), (data, header),
+                may_exceed=True, timeout=seconds,
             )  # fmt: skip
         if isinstance(reserved, Reservation):
             with reserved:
@@ -528,8 +543,9 @@ class RemoteShards(LocalShards):
         last = [len(data.present) - 1]
         with data.lock(last) as claim:
             if not claim.pieces:
-                with self.remote.deadlines.track_wait(self.remote.timeout / 2) as left:
-                    data.wait(last, left)
+                # Half of the timeout: if the other process was stopped, time remains to fetch here.
+                with self.remote.deadlines.track_wait(self.remote.timeout / 2) as seconds:
+                    data.wait(last, seconds)
             if self.files.is_complete(shard):
                 return
             if files.meta is not None:
@@ -571,7 +587,7 @@ class RemoteShards(LocalShards):
         return samples
 
     def _read_samples(self, ids: Int64, shard_of: Int64) -> tuple[Int64, Int64, list[object]]:
-        # Single samples of a compressed shard cannot be read, and none can be verified.
+        # A compressed shard has no byte range for a sample, and there are no hashes of samples.
         is_whole = self.index.compressed[shard_of] | (self.verify is True)
         if not is_whole.any():
             return self.point_reader.read(ids, shard_of)

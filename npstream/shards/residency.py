@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npstream._core.typing import Bytes, Int64
-from npstream.cache.cache import allocated, tail_bytes
+from npstream.cache.cache import disk_bytes, tail_bytes
 from npstream.formats.chunks import chunk_counts, piece_bounds, piece_rows
 from npstream.formats.hashes import digest
 from npstream.formats.sidecar.blocks import xxh3
@@ -168,7 +168,7 @@ class RemoteFiles:
         chunks = body // self.chunks + (self.chunks > 1) * (body // np.maximum(samples, 1))
         tails = (1 + has_meta) * tail_bytes(1 + int(self.chunks.max(initial=1)))
         sizes = headers + chunks + tails
-        sizes += 2 * allocated(0, 1)  # a chunk begins and ends within a disk block
+        sizes += 2 * disk_bytes(0, 1)  # a chunk begins and ends within a disk block
         return int(sizes.max(initial=0))
 
     # Cached pieces
@@ -212,7 +212,7 @@ class RemoteFiles:
         return bool(self.strides[self.index.schema_ids[shard]])
 
     def samples_begin(self, shard: int) -> int | None:
-        """Return the first byte of a shard's samples; None if that takes a request."""
+        """Return the first byte of a shard's samples; None if a request must fetch it."""
         offsets = self.offsets(shard)
         return self.recorded_begin(shard) if offsets is None else int(offsets[0])
 
@@ -239,7 +239,7 @@ class RemoteFiles:
         return None if header is None else _offsets_of(header.data, self.sample_count(shard))
 
     def row_bounds(self, shard: int, rows: Int64) -> tuple[Int64, Int64] | None:
-        """Return where rows of a shard begin and end; None if that takes a request."""
+        """Return where rows of a shard begin and end; None if a request must fetch offsets."""
         stride = int(self.strides[self.index.schema_ids[shard]])
         if stride:
             begins = int(self.index.nbytes[shard]) + (rows - self.sample_count(shard)) * stride

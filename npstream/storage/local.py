@@ -384,7 +384,7 @@ class Draft:
             # A concurrent write that fails removes the directories that it made.
             with suppress(FileNotFoundError):
                 return open(self.path, "xb")
-        raise FileNotFoundError(errno.ENOENT, "it is removed again and again", folder)
+        raise FileNotFoundError(errno.ENOENT, "the directory is removed again and again", folder)
 
     def sync(self) -> None:
         """Sync the content to disk."""

@@ -141,7 +141,7 @@ def test_a_directory_that_cannot_be_created_disables_caching(open_directory, cap
             assert cache.open(KEY, 1, 1) is None
             assert not cache.store(KEY, b"")
             assert cache.load(KEY) is None
-        assert "cannot make it (Permission denied)" in caplog.text
+        assert "cannot make the directory (Permission denied)" in caplog.text
 
     unprivileged(use)
 

@@ -16,7 +16,7 @@ from crash_cache import in_child
 import npstream
 from npstream.cache import directory as cache_dir
 from npstream.cache import eviction
-from npstream.cache.cache import CachedFile, Refusal, Reservation, ShardCache, allocated
+from npstream.cache.cache import CachedFile, Refusal, Reservation, ShardCache, disk_bytes
 
 CHUNK = 40_960
 LIMIT = 4 * CHUNK + 32_768  # four chunks, and the overhead of three files
@@ -219,7 +219,7 @@ def test_many_processes_stay_within_a_small_limit(tmp_path, compression):
             peak = max(peak, in_use(tmp_path / "cache"))
         return peak
 
-    chunk = allocated(1, 64 << 10) + 16_384
+    chunk = disk_bytes(1, 64 << 10) + 16_384
     assert max(reports(work)) <= limit + PROCESSES * chunk
     assert in_use(tmp_path / "cache") <= limit
     assert not [name for name in os.listdir(tmp_path / "cache") if name.endswith("reserved")]

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from npstream.cache import locks
-from npstream.cache.cache import CachedFile, Reservation, ShardCache, allocated
+from npstream.cache.cache import CachedFile, Reservation, ShardCache, disk_bytes
 
 PROCESSES = 4
 SHARDS, PIECES, PIECE = 24, 9, 30_011
@@ -89,7 +89,7 @@ class Reader:
     def _reserve(self, file: CachedFile, pieces: list[int]) -> tuple[list[int], Reservation]:
         """Reserve space for all pieces, or for the first one."""
         for some in (pieces, pieces[:1]):
-            nbytes = sum(allocated(piece * PIECE, (piece + 1) * PIECE) for piece in some)
+            nbytes = sum(disk_bytes(piece * PIECE, (piece + 1) * PIECE) for piece in some)
             reservation = self.cache.reserve(nbytes, [file], may_exceed=len(some) == 1)
             if isinstance(reservation, Reservation):
                 return some, reservation

@@ -449,11 +449,11 @@ def read_in_process(url, cache, barrier, queue):
     fetched = []
     transfer = downloads.Downloads._transfer
 
-    def spied(self, parts, *rest):
+    def record_pieces(self, parts, *rest):
         fetched.extend((part.file.path, piece) for part in parts for piece in part.pieces)
         return transfer(self, parts, *rest)
 
-    downloads.Downloads._transfer = spied
+    downloads.Downloads._transfer = record_pieces
     ds = npstream.open(url, cache=cache)
     barrier.wait(HANG)
     total = sum(int(batch["id"].sum()) for batch in ds.iter(0, 1, batch_size=50, shuffle=True))
