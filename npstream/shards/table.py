@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_WINDOW_ITEMS = 128
-"""Read-ahead requests at most this many items beyond the one that is read."""
+"""Maximum number of items that read-ahead requests. For chunks, it grows by `WINDOW_GROWTH`."""
 
 SAMPLES_WINDOW_BYTES = 1 << 24
-"""About how many bytes of single samples to fetch ahead; at least two items."""
+"""Bytes of single samples to request ahead. Two items are requested even if they are larger."""
 
 WINDOW_GROWTH = 4
-"""Items to add to the window for each item that is done, while items must be fetched."""
+"""Each item that is read adds this number to the maximum, while chunks must be fetched."""
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class ShardTable:
     Attributes
     ----------
     entries : ndarray of int64, shape (shards, 7)
-        As `npstream.shards.kernels` describes.
+        The table for kernels. `npstream.shards.kernels` describes its columns.
     loaded : dict of int to LoadedShard
         The loaded shards by number. They own the memory.
     buffer_bytes : dict of int to int
@@ -63,7 +63,19 @@ class ShardTable:
 
 @dataclass(frozen=True, slots=True)
 class SplitArguments:
-    """How to split samples: the arguments of the kernel `split`, without output addresses."""
+    """How to split samples: arguments of the kernel `split`.
+
+    Attributes
+    ----------
+    nvariable : int
+        The number of variable columns of the dataset.
+    nfixed : int
+        The bytes of all fixed columns of a sample.
+    fixed : ndarray of int64, shape (fixed columns to read, 4)
+        As `split` describes. The addresses of the outputs, in the last column, are not set.
+    variable : ndarray of int64, shape (variable columns to read, 2)
+        As `split` describes.
+    """
 
     nvariable: int
     nfixed: int
@@ -92,7 +104,7 @@ class Fetcher:
         self.table: ShardTable | None = ShardTable(np.zeros((max(len(self.index), 1), 7), np.int64))
 
     def renew_locks(self) -> None:
-        """Replace the locks: in a forked process, no thread may be left to release them."""
+        """Replace the locks in a forked process: threads of the parent may have held them."""
         self._lock = threading.RLock()
         self._publish_lock = threading.Lock()
 
@@ -132,36 +144,53 @@ class Fetcher:
         """Return the addresses and lengths of samples as the rows of one array, and the owner."""
         samples = np.empty((2, len(ids)), np.int64)
         table = self.current_table()
-        code = self._locate_loaded(ids, table, samples)
+        status = self._locate_loaded(ids, table, samples)
         owners: list[object] = [table]
-        if code > 0:
+        if status > 0:
             with shared_deadline():
-                code, owners = self._locate_absent(ids, samples, owners)
-        if code < 0:
-            self.raise_damaged(int(ids[-1 - code]), "its offsets do not fit the shard")
+                status, owners = self._locate_absent(ids, samples, owners)
+        if status < 0:
+            self.raise_damaged(int(ids[-1 - status]), "its offsets do not fit the shard")
         return samples, owners
 
     def _locate_absent(
         self, ids: Int64, samples: Int64, owners: list[object]
     ) -> tuple[int, list[object]]:
-        """Fetch and locate the samples whose address is 0; return the code and the owners."""
+        """Fetch and locate the absent samples; return the status and the owners of the memory.
+
+        `_locate_loaded` describes the status and the absent samples.
+        """
         address, nbytes = samples[0], samples[1]
-        absent = address == 0
-        code = 1
-        shards = self.shards.fetch_shards(ids[absent], nbytes[absent])
+        is_absent = address == 0
+        status = 1
+        shards = self.shards.fetch_shards(ids[is_absent], shard_of=nbytes[is_absent])
         if len(shards):
             table = self._load_shards(shards)
             owners = [table]
-            code = self._locate_loaded(ids, table, samples)
-        if code > 0:
-            absent = address == 0
-            copies = self.shards.read_samples(ids[absent], nbytes[absent])
-            address[absent], nbytes[absent], new_owners = copies
+            status = self._locate_loaded(ids, table, samples)
+        if status > 0:
+            is_absent = address == 0
+            copies = self.shards.read_samples(ids[is_absent], shard_of=nbytes[is_absent])
+            address[is_absent], nbytes[is_absent], new_owners = copies
             owners += new_owners
-        return code, owners
+        return status, owners
 
     def _locate_loaded(self, ids: Int64, table: ShardTable, samples: Int64) -> int:
-        """Locate samples in the table's shards; return the code of `kernels.locate`."""
+        """Locate samples in the table's shards.
+
+        Parameters
+        ----------
+        ids : ndarray of int64, shape (n,)
+        table : ShardTable
+        samples : ndarray of int64, shape (2, n)
+            Filled with the addresses and the lengths. If a sample is not in memory (absent), its
+            address is 0, and its shard number takes the place of its length.
+
+        Returns
+        -------
+        int
+            The number of absent samples, or -1 - k if the offsets of sample k are damaged.
+        """
         return kernels.read.for_size(len(ids))(
             kernels.LOCATE, ids, *self._lookup, table.entries, samples,
             0, 0, _NO_COLUMNS, _NO_COLUMNS, _NO_SPANS,
@@ -199,22 +228,22 @@ class Fetcher:
         if is_prefetched or self._pages.is_resident:
             table = self.current_table()
             samples = np.empty((2, n), np.int64)
-            code = kernels.read.for_size(n)(
+            status = kernels.read.for_size(n)(
                 kernels.LOCATE | kernels.SPLIT, ids, *self._lookup, table.entries, samples,
                 split.nvariable, split.nfixed, fixed, split.variable, spans,
             )  # fmt: skip
             if not is_prefetched:
                 self._pages.count_rows(n)
-            if code == 0:
+            if status == 0:
                 return spans, table
         samples, owner = self._locate(ids)
         self._pages.prefetch(samples[0], samples[1])
-        code = kernels.read.for_size(n)(
+        status = kernels.read.for_size(n)(
             kernels.SPLIT, ids, *self._lookup, _NO_ENTRIES, samples,
             split.nvariable, split.nfixed, fixed, split.variable, spans,
         )  # fmt: skip
-        if code < 0:
-            sample = int(ids[-1 - code])
+        if status < 0:
+            sample = int(ids[-1 - status])
             self.raise_damaged(sample, "the sizes of its columns do not add up to its own")
         return spans, owner
 
@@ -238,7 +267,7 @@ class Fetcher:
         if self._locate_loaded(ids, self.current_table(), samples) <= 0:
             return []
         absent = np.flatnonzero(samples[0] == 0)
-        shard_of = samples[1][absent]
+        shard_of = samples[1][absent]  # see `_locate_loaded`
         results: list[tuple[Int64, Int64, Bytes]] = []
 
         def read(part: RemotePart[RemoteShards], positions: Int64, shards: Int64) -> None:
@@ -283,7 +312,7 @@ class Fetcher:
     ) -> Iterator[tuple[T, bool]]:
         """Yield items while the samples of the next ones are being fetched.
 
-        Each item comes with the value for `is_prefetched` of `read`.
+        Yields pairs (item, is_prefetched). Pass `is_prefetched` to `read` with the item's samples.
 
         Parameters
         ----------
@@ -369,7 +398,7 @@ class Fetcher:
     def _with_pages_ahead(
         self, items: Iterable[T], ids_of: Callable[[T], Int64]
     ) -> Iterator[tuple[T, bool]]:
-        """Yield each item after the pages of the next are prefetched; True if its own were."""
+        """Yield pairs (item, is_prefetched), after requesting the pages of the next item."""
         window: deque[tuple[T, bool]] = deque()
         for item in items:
             window.append((item, self.prefetch(ids_of(item))))
@@ -395,19 +424,27 @@ class Fetcher:
         """Return the samples that are not in memory, and the shard of each."""
         samples = np.empty((2, len(ids)), np.int64)
         if self._locate_loaded(ids, self.current_table(), samples) <= 0:
-            return _NONE, _NONE
-        absent = samples[0] == 0
-        return ids[absent], samples[1][absent]
+            return _NO_SAMPLES, _NO_SAMPLES
+        is_absent = samples[0] == 0
+        return ids[is_absent], samples[1][is_absent]  # see `_locate_loaded`
 
     def loaded_shard(self, shard: int) -> LoadedShard | None:
-        """Return a shard that is at least in part in memory; None if that takes a request."""
+        """Return a shard, of which some chunks may not be in memory.
+
+        Returns
+        -------
+        LoadedShard or None
+            None if opening the shard takes a request to a store.
+        """
         loaded = self.current_table().loaded.get(shard)
         if loaded is not None:
             return loaded
         if self.shards.buffer_bytes(shard) is None:
             return None
         loaded = self._load_shards(np.array([shard])).loaded.get(shard)
-        return self.shards.open([shard]).get(shard) if loaded is None else loaded
+        if loaded is None:  # the limits of maps and buffers exclude it from the table
+            return self.shards.open([shard]).get(shard)
+        return loaded
 
     def raise_damaged(self, sample: int, reason: str, cause: Exception | None = None) -> NoReturn:
         """Raise FormatError with the location of a sample and the reason."""
@@ -429,11 +466,11 @@ class Fetcher:
             admitted = []
             for shard in openable:
                 needs_map = shard not in buffer_bytes
-                if buffer_bytes.get(shard, 0) > free_bytes or (needs_map and free_maps < 2):
+                if buffer_bytes.get(shard, 0) > free_bytes or (needs_map and free_maps < _MAPS):
                     continue  # `Shards.read_samples` copies its samples instead
                 admitted.append(shard)
                 if needs_map:
-                    free_maps -= 2
+                    free_maps -= _MAPS
                 else:
                     free_bytes -= buffer_bytes[shard]
             opened = self.shards.open(admitted)  # makes no request to a store
@@ -443,13 +480,13 @@ class Fetcher:
                     table.buffer_bytes[shard] = buffer_bytes[shard]
                 table.entries[shard, 1:] = loaded.entry[1:]
             with self._publish_lock:
-                pass  # releasing a lock orders the stores above before those below
+                pass  # releasing a lock orders the memory writes above before those below
             for shard, loaded in opened.items():
                 table.entries[shard, 0] = loaded.entry[0]
             return table
 
     def _without_stale(self, table: ShardTable, shards: list[int]) -> ShardTable:
-        """Return a table without those of some shards that must be opened again."""
+        """Remove those of `shards` that must be opened again; return the table without them."""
         stale = [
             shard
             for shard in shards
@@ -458,7 +495,7 @@ class Fetcher:
         return self._without(table, stale) if stale else table
 
     def _without(self, table: ShardTable, shards: list[int]) -> ShardTable:
-        """Replace the table by one without some shards, and return it."""
+        """Replace the table by one without `shards`, and return it."""
         table = ShardTable(table.entries.copy(), dict(table.loaded), dict(table.buffer_bytes))
         for shard in shards:
             table.buffer_bytes.pop(shard, None)
@@ -482,12 +519,15 @@ class Fetcher:
         return self._without(table, evicted)
 
 
-_NONE: Int64 = np.empty(0, np.int64)
+_MAPS = 2
+"""The maximum number of maps of a shard: of its data file and of its meta file."""
+
+_NO_SAMPLES: Int64 = np.empty(0, np.int64)
 _NO_ENTRIES: Int64 = np.empty((0, 7), np.int64)
 _NO_COLUMNS: Int64 = np.empty((0, 4), np.int64)
 _NO_SPANS: Int64 = np.empty((0, 2, 0), np.int64)
 
 
 def _buffer_limit(table: ShardTable) -> int:
-    """Return the limit of bytes of buffers: a quarter of what is free without them."""
+    """Return the maximum bytes of buffers: 1/4 of the memory that is free without buffers."""
     return (memory.available_memory() + sum(table.buffer_bytes.values())) // 4
