@@ -1,8 +1,8 @@
 """Drivers for the schemes of URLs, and the options that npstream gives them.
 
 One table, `SCHEMES`, describes each driver: fsspec's name for it, the package to install, the
-options that environment variables set, and how to disable its own retries. npstream retries
-itself, because all attempts of a request share one deadline.
+options that environment variables set, and how to disable its own retries. npstream does the
+retries, because all attempts of a request share one deadline.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Options = dict[str, Any]
 PARAMIKO_LOG = "npstream.paramiko"
 """The logger of paramiko's connections. It is silent unless the user sets its level."""
 
-_MAX_ERROR = 1 << 16
+_MAX_ERROR_BYTES = 1 << 16
 """The maximum number of bytes to read of an error response."""
 
 _SFTP_DATA = 103
@@ -59,7 +59,7 @@ _SFTP_DATA = 103
 
 @dataclass(frozen=True, slots=True)
 class RouteSettings:
-    """The inputs of a driver's default options.
+    """The settings from which a driver derives its default options.
 
     Attributes
     ----------
@@ -79,8 +79,12 @@ class RouteSettings:
     timeout: float
 
 
-def _no_options(*_: Any) -> Any:
+def _no_options(_settings: RouteSettings) -> Options:
     return {}
+
+
+def _no_op(_filesystem: Any) -> None:
+    pass
 
 
 class _ImportLock:
@@ -126,9 +130,9 @@ class Driver:
     read_all : callable, optional
         Reads a file of unknown size, up to a given number of bytes.
     info : callable, optional
-        Returns the file's info with one request for the file itself. Replaces methods that list the
-        bucket (which may be forbidden), that report every failure as a missing file, or that need
-        the length in the response to HEAD.
+        Returns the file's info with one request for the file itself. Replaces methods with one of
+        these faults: they list the bucket, which may be forbidden; they report every failure as a
+        missing file; they need the length in the response to HEAD.
     can_list : bool
         True if a listing contains all files.
     write : callable, optional
@@ -139,7 +143,7 @@ class Driver:
     remove : callable, optional
         Removes a file. Replaces a method that reports a busy server as a missing file.
     close : callable
-        Closes a filesystem of a driver that blocks.
+        Closes the filesystem of a blocking (not asynchronous) driver.
     trust : str
         How the user configures trusted certificates, for messages.
     max_requests : int
@@ -158,7 +162,7 @@ class Driver:
     variables: Mapping[str, str] = field(default_factory=dict)
     options: Callable[[RouteSettings], Options] = _no_options
     load: Callable[[], Any] | None = None
-    configure: Callable[[Any], object] = _no_options
+    configure: Callable[[Any], object] = _no_op
     read: Callable[[Any, str, int, int], Any] | None = None
     read_all: Callable[[Any, str, int], Any] | None = None
     info: Callable[[Any, str], Any] | None = None
@@ -166,7 +170,7 @@ class Driver:
     write: Callable[[Any, str, Any], object] | None = None
     create: Callable[[Any, str, bytes], object] | None = None
     remove: Callable[[Any, str], object] | None = None
-    close: Callable[[Any], object] = _no_options
+    close: Callable[[Any], object] = _no_op
     trust: str = "in SSL_CERT_FILE"
     max_requests: int = 1 << 16
     max_uploads: int = 4
@@ -274,8 +278,8 @@ def _s3_options(settings: RouteSettings) -> Options:
         "read_timeout": settings.timeout,
         "retries": {"total_max_attempts": 1},
     }
-    payers = os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")
-    if settings.bucket in [bucket.strip() for bucket in payers]:
+    buckets = os.environ.get("MOSAICML_STREAMING_AWS_REQUESTER_PAYS", "").split(",")
+    if settings.bucket in [bucket.strip() for bucket in buckets]:
         return {"config_kwargs": config, "requester_pays": True}
     return {"config_kwargs": config}
 
@@ -286,7 +290,7 @@ _S3_TRUST = "in AWS_CA_BUNDLE, or as storage_options={'client_kwargs': {'verify'
 def _s3_configure(filesystem: Any) -> None:
     filesystem.retries = 1
     if not filesystem.version_aware:
-        # s3fs would cut "?versionId=..." off a key, which here is a part of the object's name.
+        # s3fs cuts "?versionId=..." off a key. Without versions, that text belongs to the key.
         filesystem.split_path = partial(_split_path, filesystem.split_path, "?versionId=")
 
 
@@ -328,9 +332,9 @@ def _gcs_hmac_options(settings: RouteSettings) -> Options:
 
 
 def _gcs_load() -> Any:
-    """Return gcsfs's class without its support for zonal buckets, unless the environment sets it.
+    """Return gcsfs's class, without support for zonal buckets unless the environment enables it.
 
-    With that support, gcsfs asks by gRPC for the type of a bucket before the first read. Behind a
+    With this support, gcsfs asks by gRPC for the type of a bucket before the first read. Behind a
     proxy or in an emulator nothing answers, and gcsfs gives up only after a minute or more.
     """
     is_zonal = os.environ.get("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "").lower() in ("true", "1")
@@ -361,21 +365,22 @@ async def _gcs_request(filesystem: Any, path: str, start: int, end: Any) -> Asyn
         auto_decompress=False,
     ) as response:
         if response.status >= 400:
-            body = await response.content.read(_MAX_ERROR)
+            body = await response.content.read(_MAX_ERROR_BYTES)
             import_module("gcsfs.retry").validate_response(response.status, body, path)
         yield Response(response.status, response.headers, path, response.content.read)
 
 
 async def _gcs_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
     if type(filesystem)._cat_file is not import_module("gcsfs.core").GCSFileSystem._cat_file:
-        return bytes(await filesystem._cat_file(path, start=start, end=end))  # zonal buckets
+        # Only the class with support for zonal buckets overrides this method.
+        return bytes(await filesystem._cat_file(path, start=start, end=end))
     return await read_range(_gcs_request, filesystem, path, start, end)
 
 
 def _azure_load() -> Any:
     """Return adlfs's class, changed to treat a path without a scheme as a name, not as a URL."""
     base = import_module("adlfs").AzureBlobFileSystem
-    # Without a handler, Python would print the SDK's warnings about responses not from Azure.
+    # The SDK warns if a server other than Azure answers. A handler keeps Python from printing that.
     if not (log := logging.getLogger("azure")).handlers:
         log.addHandler(logging.NullHandler())
 
@@ -449,14 +454,14 @@ def _oci_find(self: Any, path: str, detail: bool = True) -> dict[str, Any]:
 
 def _oci_options(settings: RouteSettings) -> Options:
     retry = import_module("oci.retry").NoneRetryStrategy()
-    limits = (settings.timeout, settings.timeout)
+    timeouts = (settings.timeout, settings.timeout)  # to connect, to read
     # By default, ten failures make the SDK's circuit breaker fail all requests for 30 s.
     breaker = import_module("oci.circuit_breaker").NoCircuitBreakerStrategy()
     options: Options = {
         "config_kwargs": {
             "retry_strategy": retry,
             "circuit_breaker_strategy": breaker,
-            "timeout": limits,
+            "timeout": timeouts,
         }
     }
     # Use the SDK's configuration file, as Streaming does; ocifs would use a resource principal.
@@ -555,8 +560,8 @@ def _known_hosts(file: str) -> Any:
         if not known.check(host, key):
             raise paramiko.BadHostKeyException(host, key, key)
 
-    kind = type("Known", (paramiko.MissingHostKeyPolicy,), {"missing_host_key": missing_host_key})
-    return kind()
+    base = paramiko.MissingHostKeyPolicy
+    return type("KnownHostsPolicy", (base,), {"missing_host_key": missing_host_key})()
 
 
 def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
@@ -570,7 +575,7 @@ def _sftp_read(filesystem: Any, path: str, start: int, end: int) -> bytes:
 def _check_length(
     file: Any, accept: Callable[..., None], kind: int, message: Any, number: int
 ) -> None:
-    """Pass a response of a range to `accept`; raise if it is longer than a request may be.
+    """Pass a response to `accept`; raise if it has more bytes than one request asks for.
 
     Paramiko would let the surplus overwrite the bytes of another request.
     """
@@ -584,7 +589,7 @@ def _check_length(
 
 
 def _send_until_closed(send: Callable[..., None], *args: Any) -> None:
-    """Send requests in a paramiko thread. The thread that receives gets the connection's errors."""
+    """Send requests in a paramiko thread. The thread that receives raises the errors."""
     with suppress(OSError, EOFError):
         send(*args)
 
@@ -605,6 +610,7 @@ def _sftp_rename(filesystem: Any, old: str, new: str) -> None:
 
 
 def _local_rename(_filesystem: Any, old: str, new: str) -> None:
+    """Rename a file to a new name. `os.link`, unlike `os.rename`, never replaces a file."""
     os.link(old, new)
     os.unlink(old)
 
@@ -650,7 +656,7 @@ _AZURE = Driver(
 )  # fmt: skip
 _SFTP = Driver(
     "sftp", "paramiko", "sftp", {"COMPOSER_SFTP_KEY_FILE": "key_filename"},
-    # By default, an SFTP server drops new connections while ten have not logged in yet.
+    # Eight connections, because an SFTP server drops new ones while ten have not logged in yet.
     options=_sftp_options, load=_sftp_load, read=_sftp_read, write=_sftp_write, close=_sftp_close,
     max_requests=8, rename=_sftp_rename,
 )  # fmt: skip
@@ -659,16 +665,16 @@ _OCI = Driver(
     create=_oci_create, remove=_oci_remove, trust="in REQUESTS_CA_BUNDLE", max_requests=16,
 )  # fmt: skip
 _HTTP = Driver(
-    "http",
-    "aiohttp",
-    "http",
-    configure=_http_configure,
+    "http", "aiohttp", "http", configure=_http_configure, info=http.request_info, can_list=False,
     trust="in SSL_CERT_FILE, or as storage_options={'ssl': 'ca.pem'}",
-    read=partial(read_range, http.request_range),
-    read_all=partial(read_whole, http.request_range),
-    info=http.request_info,
-    can_list=False,
-)
+    read=partial(read_range, http.request_range), read_all=partial(read_whole, http.request_range),
+)  # fmt: skip
+_HF = Driver(
+    "hf", "huggingface_hub", "hf", load=hub.filesystem_class, configure=hub.connect,
+    read=partial(read_range, hub.request_range), read_all=partial(read_whole, hub.request_range),
+    create=hub.commit_file,
+    max_uploads=1,  # each upload is a commit on top of the newest one
+)  # fmt: skip
 _LOCAL = Driver("file", rename=_local_rename)
 
 SCHEMES = {
@@ -682,19 +688,9 @@ SCHEMES = {
     "ssh": _SFTP,
     "http": _HTTP,
     "https": replace(_HTTP, protocol="https"),
-    "hf": Driver(
-        "hf",
-        "huggingface_hub",
-        "hf",
-        load=hub.filesystem_class,
-        configure=hub.connect,
-        read=partial(read_range, hub.request_range),
-        read_all=partial(read_whole, hub.request_range),
-        create=hub.commit_file,
-        max_uploads=1,  # each upload is a commit on top of the newest one
-    ),
+    "hf": _HF,
     "memory": Driver("memory", create=_memory_create),
     "file": _LOCAL,
     "local": _LOCAL,
 }
-"""The schemes for which npstream uses more than fsspec's registry."""
+"""The driver of each scheme. For other schemes, npstream uses fsspec's driver unchanged."""
