@@ -22,8 +22,8 @@ class _Read:
     Attributes
     ----------
     waited : dict of Deadlines to float
-        The seconds that the read has waited for each store since the store's last arrival. A read
-        of a mixture waits for several stores, concurrently in several threads. Arrivals from one
+        The seconds that the read has waited for each store since the store last answered. A read
+        of a mixture waits for several stores, concurrently in several threads. Answers of one
         store must not extend the deadline of another.
     """
 
@@ -31,17 +31,17 @@ class _Read:
         self.waited: dict[Deadlines, float] = {}
 
 
-class _Thread(threading.local):
+class _ThreadState(threading.local):
     read: _Read | None = None
 
 
-_thread = _Thread()
+_thread = _ThreadState()
 
 
 @contextmanager
 def shared_deadline() -> Iterator[None]:
     """Make all waits of this thread in the block share one deadline."""
-    with _reading(_thread.read or _Read()):
+    with _use_read(_thread.read or _Read()):
         yield
 
 
@@ -50,14 +50,15 @@ def inherit_deadline(work: Callable[[], object]) -> Callable[[], object]:
     read = _thread.read
 
     def run() -> None:
-        with _reading(read):
+        with _use_read(read):
             work()
 
     return run
 
 
 @contextmanager
-def _reading(read: _Read | None) -> Iterator[None]:
+def _use_read(read: _Read | None) -> Iterator[None]:
+    """Count the waits of this thread in the block as waits of `read`."""
     before, _thread.read = _thread.read, read
     try:
         yield
@@ -80,10 +81,11 @@ class Deadlines:
     Attributes
     ----------
     last_arrival : float
-        The time at which the store last sent something, to any thread.
+        The time at which the store last answered a request of any thread.
     has_answered : bool
         True if the server has answered a request of this process, or of the process that pickled
-        the store. The host and the port are then right.
+        the store. Its host and port are then correct, so that failures to connect are retried
+        until the deadline.
 
     Examples
     --------
@@ -102,7 +104,7 @@ class Deadlines:
 
     @property
     def has_answered(self) -> bool:
-        """True if the server has answered."""
+        """True if the server has answered a request; see the class."""
         return self._service in _answered_services
 
     @has_answered.setter
@@ -130,10 +132,11 @@ class Deadlines:
 
     def wait_start(self) -> float:
         """Return the current time minus the seconds that this thread's read has waited."""
+        # The maximum and not the sum, because the waits for several stores are concurrent.
         read = _thread.read
         waited = [] if read is None else [*read.waited.values()]
         return time.monotonic() - max(waited, default=0.0)
 
     def deadline(self, start: float, timeout: float) -> float:
-        """Return the deadline of a wait since `start`. Each arrival moves the deadline."""
+        """Return the deadline of a wait since `start`. Each answer of the store moves it."""
         return max(start, self.last_arrival) + timeout
