@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core import optional as exchange
+from npstream._core import optional
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bools, Int64
 from npstream.reading.ragged import Ragged
@@ -38,7 +38,7 @@ class Batch(dict[str, Any]):
     ids : array_like of int, optional
         The sample ids, in the shape of the view that was read.
     repeated : array_like of bool, optional
-        True for samples that only fill up the batch; by default none.
+        True for padding: samples that are read a second time to fill the batch. By default none.
     encodings : mapping of str to str, optional
         The stored encoding of each column. `npstream.write` then uses it again.
 
@@ -82,7 +82,7 @@ class Batch(dict[str, Any]):
 
     @property
     def repeated(self) -> Bools:
-        """True for samples that only fill up the batch, and are counted elsewhere."""
+        """True for padding: samples that are read a second time to fill the batch."""
         if self._repeated is None:
             return np.zeros(self.ids.shape, np.bool_)
         return self._repeated
@@ -120,7 +120,7 @@ class Batch(dict[str, Any]):
         >>> Batch({"x": np.arange(3)}, ids=[5, 6, 7]).to_torch()["x"]
         tensor([0, 1, 2])
         """
-        torch = exchange.import_npstream_torch()
+        torch = optional.import_npstream_torch()
         tensors = self.copy()
         for name, column in self.items():
             if isinstance(column, Ragged):
@@ -131,7 +131,7 @@ class Batch(dict[str, Any]):
         return tensors
 
     def to(self, device: Any, **options: Any) -> Batch:
-        """Return the batch with its numbers as tensors on a device.
+        """Return the batch with its numeric columns as tensors on a device.
 
         Trainers call this method to move a batch. The batch keeps its `ids`. A Ragged is not moved.
 
@@ -153,7 +153,7 @@ class Batch(dict[str, Any]):
         >>> moved["x"].device, moved.ids
         (device(type='meta'), array([5, 6, 7]))
         """
-        torch = exchange.import_npstream_torch()
+        torch = optional.import_npstream_torch()
         moved = self.copy()
         for name, column in self.items():
             if isinstance(column, np.ndarray) and torch.has_dtype(column.dtype):
@@ -165,7 +165,7 @@ class Batch(dict[str, Any]):
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         if self._ids is not None and self._ids.ndim != 1:
             raise ValueError(
-                f"a batch of a view of shape {self._ids.shape} is no table: load its ravel()"
+                f"a batch of shape {self._ids.shape} is not a table: load the ravel() of the view"
             )
         from npstream.reading.arrow import record_batch
 

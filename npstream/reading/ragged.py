@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from npstream._core import optional as exchange
+from npstream._core import optional
 from npstream._core.arguments import quantity
 from npstream._core.memory import address_of, ensure_fits
 from npstream._core.spans import copy_spans
@@ -152,7 +152,7 @@ class Ragged:
         if kind is not None:
             bodies = [row.encode() if isinstance(row, str) else row for row in rows]
             values = np.frombuffer(bytearray().join(bodies), np.uint8)
-            offsets = exchange.offsets_from_lengths([len(body) for body in bodies])
+            offsets = optional.offsets_from_lengths([len(body) for body in bodies])
             if offsets[-1] != len(values):  # `len` of another buffer may not count bytes
                 raise TypeError(f"rows must be str or bytes to be {kind!r}")
             return cls(values, offsets, kind)
@@ -166,7 +166,7 @@ class Ragged:
         values = np.concatenate([np.empty(0, np.result_type(*dtypes or [float])), *flat])
         rank = ranks.pop()
         shapes = None if rank == 1 else np.array([array.shape for array in arrays], np.int64)
-        offsets = exchange.offsets_from_lengths([array.size for array in arrays])
+        offsets = optional.offsets_from_lengths([array.size for array in arrays])
         return cls(values, offsets, shapes=shapes)
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ class Ragged:
                 f"the index has {quantity(starts.ndim, 'axis')}, and a Ragged one: ravel it"
             )
         lengths = stops - starts
-        offsets = exchange.offsets_from_lengths(lengths)
+        offsets = optional.offsets_from_lengths(lengths)
         ensure_fits(
             int(offsets[-1]) * self.dtype.itemsize, f"copying {quantity(len(lengths), 'row')}"
         )
@@ -408,15 +408,15 @@ class Ragged:
     def _to_arrow(self, regular: bool) -> Any:
         """Return a pyarrow array; if `regular`, constant axes become lists of a fixed size."""
         if self.kind is None:
-            return exchange.to_arrow(*self._arrow_levels(regular))
+            return optional.to_arrow(*self._arrow_levels(regular))
         self._check_text()
-        return exchange.text_to_arrow(*self._packed(), self.kind == "str")
+        return optional.text_to_arrow(*self._packed(), self.kind == "str")
 
     def __arrow_c_array__(self, requested_schema: Any = None) -> Any:
         return self.to_arrow().__arrow_c_array__(requested_schema)
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        return exchange.arrow_stream(self.to_arrow(), requested_schema)
+        return optional.arrow_stream(self.to_arrow(), requested_schema)
 
     def to_awkward(self) -> Any:
         """Return an awkward array over the same memory: lists, strings or bytestrings.
@@ -438,9 +438,9 @@ class Ragged:
         <Array [[1, 2, 3], [4]] type='2 * var * int64'>
         """
         if self.kind is None:
-            return exchange.to_awkward(*self._arrow_levels())
+            return optional.to_awkward(*self._arrow_levels())
         self._check_text()
-        return exchange.text_to_awkward(*self._packed(), self.kind == "str")
+        return optional.text_to_awkward(*self._packed(), self.kind == "str")
 
     def to_torch(self, padding: Any = None, length: int | Sequence[int] | None = None) -> Any:
         """Return a nested tensor in jagged layout over the same memory, or a padded tensor.
@@ -473,15 +473,15 @@ class Ragged:
                 [4, 0, 0]])
         """
         if padding is not None:
-            return exchange.import_npstream_torch().tensor(self.pad(padding, length))
+            return optional.import_npstream_torch().tensor(self.pad(padding, length))
         if length is not None:
             raise ValueError("length without padding: pass padding=, the value to fill with")
-        return exchange.to_nested(*self._arrow_levels())
+        return optional.to_nested(*self._arrow_levels())
 
-    def _arrow_levels(self, regular: bool = True) -> tuple[AnyArray, exchange.Levels]:
+    def _arrow_levels(self, regular: bool = True) -> tuple[AnyArray, optional.Levels]:
         """Return the values, and the list levels of the rows for Arrow, awkward and torch."""
         values, offsets = self._packed()
-        return values, exchange.ragged_levels(offsets, self.shapes, regular)
+        return values, optional.ragged_levels(offsets, self.shapes, regular)
 
     def _check_text(self) -> None:
         """Raise FormatError if a row is not UTF-8, without decoding row by row."""

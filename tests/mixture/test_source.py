@@ -22,12 +22,12 @@ def requests(monkeypatch):
     made = []
     stream = RemoteStore.stream
 
-    def spied(self, spans):
+    def record_spans(self, spans):
         spans = list(spans)
         made.extend((self.root, *span) for span in spans)
         return stream(self, spans)
 
-    monkeypatch.setattr(RemoteStore, "stream", spied)
+    monkeypatch.setattr(RemoteStore, "stream", record_spans)
     return made
 
 
@@ -152,11 +152,11 @@ def test_several_stores_are_prefetched(remote, requests, monkeypatch):
     threads = set()
     fetch = ahead.ChunkReadAhead._next
 
-    def spied(self):
+    def record_thread(self):
         threads.add(threading.current_thread())
         return fetch(self)
 
-    monkeypatch.setattr(ahead.ChunkReadAhead, "_next", spied)
+    monkeypatch.setattr(ahead.ChunkReadAhead, "_next", record_thread)
     seen = []
     for batch in mixed[:].iter(0, 1, batch_size=32, shuffle=True, last="short"):
         np.testing.assert_array_equal(batch["id"], batch.ids)
