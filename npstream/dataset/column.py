@@ -195,6 +195,7 @@ class Column(ArrayMethods, elementwise.Operators):
                 return self._value(selected, cell)
             return Column(self._source, self._plan_of(cell), selected, cell)
         except Exception as error:
+            elementwise.note_values(self._field, error)
             shorten(error)
             raise
 
@@ -577,7 +578,8 @@ class Column(ArrayMethods, elementwise.Operators):
     ) -> Any:
         from npstream.dataset.array_functions import apply
 
-        return apply(func, args, kwargs, Column)
+        with elementwise.noted_values(self._field):
+            return apply(func, args, kwargs, Column)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         outputs = inputs[:1] if method == "at" else options.get("out", ())
@@ -587,7 +589,8 @@ class Column(ArrayMethods, elementwise.Operators):
             )
         if any(map(is_tensor, inputs)):
             return self._with_tensors(getattr(ufunc, method), inputs, options)
-        return self._apply(ufunc, method, getattr(ufunc, method), inputs, options)
+        with elementwise.noted_values(self._field):
+            return self._apply(ufunc, method, getattr(ufunc, method), inputs, options)
 
     def __eq__(self, other: object) -> Any:
         return self._compare(np.equal, other)
@@ -606,7 +609,8 @@ class Column(ArrayMethods, elementwise.Operators):
             return function(np.asarray(self), other)
         if is_tensor(other):
             return self._with_tensors(function, (self, other), {})
-        return self._apply(ufunc, "__call__", function, (self, other), {})
+        with elementwise.noted_values(self._field):
+            return self._apply(ufunc, "__call__", function, (self, other), {})
 
     def _with_tensors(
         self, function: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from npstream.reading.gather import KERNEL_ROWS
 
 if TYPE_CHECKING:
     from npstream.indexing.selection import Selection
-    from npstream.reading.plan import Plan
+    from npstream.reading.plan import Field, Plan
     from npstream.reading.source import Source
 
 
@@ -152,6 +153,30 @@ def blockwise_shape(inputs: Sequence[Any], options: Mapping[str, Any]) -> tuple[
     if not shape or 0 in shape or any(not c._rows_first for c in columns):
         return None
     return shape if any(_has_rows(c, shape) for c in columns) else None
+
+
+@contextmanager
+def noted_values(field: Field) -> Iterator[None]:
+    """Add the note of `note_values` to an error in a block."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        note_values(field, error)
+        raise
+
+
+def note_values(field: Field, error: Exception) -> None:
+    """Add a note to an error that NumPy raised because a column's values vary in size."""
+    is_index = isinstance(error, IndexError)
+    if (
+        field.encoding.kind != "fixed"
+        and f"column {field.name!r}" not in str(error)
+        and is_index == ("too many indices" in str(error))
+    ):
+        error.add_note(
+            f"column {field.name!r} holds {field.encoding.name} values of varying size: use single "
+            "rows, such as column[0], or the values that load() returns"
+        )
 
 
 def _is_plain(item: Any) -> bool:
