@@ -118,6 +118,19 @@ def integer(name: str, number: Any, minimum: int | None = None) -> int:
     return value
 
 
+def name_list(columns: Any) -> list[str]:
+    """Return a list of column names; raise TypeError for a single name.
+
+    Examples
+    --------
+    >>> name_list(("text", "label"))
+    ['text', 'label']
+    """
+    if isinstance(columns, str):
+        raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
+    return list(columns)
+
+
 def parse_count(name: str, number: Any) -> int | None:
     """Return the parameter `name`, a number of samples, as an int; None for None.
 

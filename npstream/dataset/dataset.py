@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index
 
+from npstream._core.arguments import name_list
 from npstream._core.typing import AnyArray, Sample
 from npstream.dataset.column import Column
-from npstream.dataset.splits import apply_both, filter_mask, split_view
+from npstream.dataset.splits import chained, filter_mask, split_view
 from npstream.errors import (
     ColumnError,
     missing_attribute,
@@ -161,7 +161,9 @@ class Dataset:
         return self._source.locate(selected.ids().reshape(selected.shape))
 
     def __repr__(self) -> str:
-        return display.dataset_text(self._source.index, self.shape, self._encodings())
+        return display.dataset_text(
+            self._source.index, self.shape, self._encodings(), self._transform
+        )
 
     def _repr_html_(self) -> str:
         first = self.ravel()[: display.MAX_ROWS]
@@ -522,9 +524,7 @@ class Dataset:
         >>> [*ds.with_transform(lambda sample: sample["text"].upper())]
         ['ZERO', 'ONE', 'TWO']
         """
-        if transform is not None and self._transform is not None:
-            transform = partial(apply_both, self._transform, transform)
-        return self._like(self._names, transform)
+        return self._like(self._names, chained(self._transform, transform))
 
     def filter(
         self,
@@ -560,7 +560,7 @@ class Dataset:
         (2,)
         """
         view = self.ravel()
-        inputs = view if columns is None else view[list(columns)]
+        inputs = view if columns is None else view[name_list(columns)]
         mask = filter_mask(inputs, fn, batch_size, self._source.estimate_rows(reading.SAMPLE_BLOCK))
         return view[mask]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from npstream._core.arguments import parse_size, quantity
+from npstream._core.arguments import name_list, parse_size, quantity
 from npstream._core.log import log
 from npstream.dataset.absence import explain_absence
 from npstream.dataset.dataset import Dataset
@@ -111,7 +111,7 @@ def open_dataset(
     """
     with short_traceback:
         if isinstance(columns, str):
-            raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
+            name_list(columns)  # raises
         if not isinstance(verify, bool) and verify != "auto" and verify not in HASHES:
             raise ValueError(
                 f"verify={verify!r}: expected True, False, 'auto' or one of {', '.join(HASHES)}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.progress import progress
 from npstream._core.typing import Bools, Int64, Sample
-from npstream.errors import stop_iteration_error
+from npstream.errors import short_repr, stop_iteration_error
 from npstream.orders.order import full_order
 from npstream.orders.permutation import Permutation, make_key
 from npstream.reading.load import row_ranges
@@ -38,6 +39,10 @@ def split_lengths(lengths: Sequence[float], n: int) -> list[int]:
     >>> split_lengths([0.9, 0.1], 15)
     [14, 1]
     """
+    if not isinstance(lengths, Iterable):
+        raise TypeError(
+            f"lengths={lengths!r}: expected the lengths of all parts, such as [0.9, 0.1]"
+        )
     lengths = list(lengths)
     if any(not math.isfinite(length) or length < 0 for length in lengths):
         raise ValueError(f"lengths {lengths}: expected counts or fractions, none negative")
@@ -135,6 +140,11 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
     `fn` takes a Batch of `batch_size` samples, or a single sample if `batch_size` is None. Samples
     are then read in blocks of `block` samples.
     """
+    if not callable(fn):
+        raise TypeError(
+            f"filter takes a function, not a {type(fn).__name__}: for a mask write ds[mask], such as "
+            "ds[ds['label'] == 3]"
+        )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected a positive integer")
     mask = np.zeros(len(view), bool)
@@ -155,6 +165,15 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
             )
         mask[start : start + step] = part_mask
     return mask
+
+
+def chained(
+    first: Callable[[Any], Any] | None, second: Callable[[Any], Any] | None
+) -> Callable[[Any], Any] | None:
+    """Return a function that applies two transforms in turn; None if there is no second one."""
+    if second is not None and not callable(second):
+        raise TypeError(f"transform={short_repr(second)}: expected a function, or None")
+    return second if first is None or second is None else partial(apply_both, first, second)
 
 
 def apply_both(first: Callable[[Sample], Any], second: Callable[[Any], Any], sample: Sample) -> Any:

@@ -167,14 +167,14 @@ def noted_values(field: Field) -> Iterator[None]:
 
 def note_values(field: Field, error: Exception) -> None:
     """Add a note to an error that NumPy raised because a column's values vary in size."""
-    is_index = isinstance(error, IndexError)
+    encoding, is_index = field.encoding, isinstance(error, IndexError)
     if (
-        field.encoding.kind != "fixed"
+        encoding.kind != "fixed"
         and f"column {field.name!r}" not in str(error)
         and is_index == ("too many indices" in str(error))
     ):
         error.add_note(
-            f"column {field.name!r} holds {field.encoding.name} values of varying size: use single "
+            f"column {field.name!r} holds {encoding.name} values of varying size: use single "
             "rows, such as column[0], or the values that load() returns"
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from npstream._core.arguments import quantity, size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from npstream.formats.index import Index
 
@@ -26,7 +26,12 @@ WIDTH = 60
 """Characters of a name or value that are shown."""
 
 
-def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, str]) -> str:
+def dataset_text(
+    index: Index,
+    shape: tuple[int, ...],
+    encodings: Mapping[str, str],
+    transform: Callable[[Any], Any] | None,
+) -> str:
     """Return the ``repr`` of a dataset: its size and its columns.
 
     Parameters
@@ -36,11 +41,17 @@ def dataset_text(index: Index, shape: tuple[int, ...], encodings: Mapping[str, s
         Shape of the view.
     encodings : mapping of str to str
         The name and encoding of each column of the view.
+    transform : callable, optional
+        The transform of the view's samples.
     """
     samples = quantity(shape[0], "sample") if len(shape) == 1 else f"samples of shape {shape}"
     stored = f"{quantity(len(index), 'shard')}, {size_text(int(index.nbytes.sum()))}"
     lines = [f"<npstream.Dataset: {samples} of {index.samples:,} in {stored}, {index.where}"]
-    return "\n".join(lines + _column_lines(encodings)) + ">"
+    lines += _column_lines(encodings)
+    if transform is not None:
+        name = getattr(transform, "__qualname__", type(transform).__qualname__)
+        lines.append(f"  samples, not columns, pass through the transform {truncated(name)}")
+    return "\n".join(lines) + ">"
 
 
 def _column_lines(encodings: Mapping[str, str]) -> list[str]:

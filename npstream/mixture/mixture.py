@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import integer, quantity
+from npstream._core.arguments import integer, name_list, quantity
 from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
 from npstream.indexing.selection import Selection
@@ -488,9 +488,7 @@ def _check_source_column(sources: Mapping[str, Dataset]) -> None:
 
 
 def _column_names(source: MixedSource, columns: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(columns, str):
-        raise TypeError(f"columns={columns!r}: expected a list of names, [{columns!r}]")
-    names = tuple(source.field(name).name for name in columns)
+    names = tuple(source.field(name).name for name in name_list(columns))
     if len(set(names)) != len(names):
         raise ValueError(f"a column is listed twice in {list(names)}")
     return names

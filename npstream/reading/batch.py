@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from npstream._core import optional
 from npstream._core.arguments import quantity
 from npstream._core.typing import Bools, Int64
+from npstream.errors import ColumnError, short_repr
 from npstream.reading.ragged import Ragged
 from npstream.writing.inputs.recognition import columns_of
 
@@ -65,6 +66,25 @@ class Batch(dict[str, Any]):
         self._encodings = encodings
         self._ids = None if ids is None else np.asarray(ids, np.int64)
         self._repeated = None if repeated is None else np.asarray(repeated, np.bool_)
+
+    def __missing__(self, key: Any) -> NoReturn:
+        if isinstance(key, str):
+            raise ColumnError(key, self)
+        raise KeyError(
+            f"batch[{short_repr(key)}]: a Batch is a dict of columns: index a column, as in "
+            f"batch[{next(iter(self), 'name')!r}][0]"
+        )
+
+    if not TYPE_CHECKING:  # type checkers would accept any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name in self:
+                raise AttributeError(
+                    f"'Batch' object has no attribute {name!r}; it is a column: write "
+                    f"batch[{name!r}]",
+                    name=name, obj=self,
+                )  # fmt: skip
+            return object.__getattribute__(self, name)  # raises the first error again
 
     @property
     def ids(self) -> Int64:

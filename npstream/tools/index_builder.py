@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from npstream._core.arguments import quantity
+from npstream._core.arguments import name_list, quantity
 from npstream._core.log import log
 from npstream._core.progress import progress
 from npstream.cache.directory import default_directory, make_directory
@@ -154,8 +154,7 @@ def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dt
     known = scalar_columns(index.schemas)
     if names is None:
         return known if all(schema.format == "mds" for schema in index.schemas) else {}
-    if isinstance(names, str):
-        raise TypeError(f"columns={names!r}: expected a list of names, [{names!r}]")
+    names = name_list(names)
     all_columns = {name for schema in index.schemas for name in schema.names}
     for name in names:
         if name not in all_columns:

@@ -635,3 +635,19 @@ def test_html_is_escaped(tmp_path):
     html = npstream.open(tmp_path)[evil]._repr_html_()
     assert "<script" not in html
     assert html.count("&lt;script") == 2
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [lambda c: c[0, 0], lambda c: c > 0.5, lambda c: c == 1, lambda c: np.exp(c)],
+    ids=["index", "greater", "equal", "ufunc"],
+)
+def test_errors_about_ragged_columns_have_a_note(tmp_path, operation):
+    npstream.write(tmp_path / "x", [{"emb": np.ones(k + 1)} for k in range(3)])
+    column = npstream.open(tmp_path / "x")["emb"]
+    with pytest.raises((TypeError, ValueError, IndexError)) as caught:
+        operation(column)
+    assert "column 'emb' holds ndarray:float64 values of varying size" in caught.value.__notes__[0]
+    with pytest.raises(IndexError) as caught:
+        column[5]
+    assert not hasattr(caught.value, "__notes__")

@@ -463,6 +463,9 @@ def test_a_transform_applies_to_samples_only(ds):
     assert np.array_equal(view.load()["label"], VALUES["label"])
     assert ds[1]["label"] == 1
     assert view.with_transform(None)[1]["label"] == 1
+    assert repr(view).endswith("  samples, not columns, pass through the transform double>")
+    with pytest.raises(TypeError, match="transform='double': expected a function"):
+        ds.with_transform("double")
 
 
 def test_transforms_are_chained_and_can_be_pickled(ds):

@@ -90,3 +90,15 @@ def test_invalid_arguments_of_filter_raise(ds):
         ds.filter(lambda batch: True, batch_size=4)
     with pytest.raises(errors.ColumnError):
         ds.filter(label, columns=["lable"])
+    with pytest.raises(TypeError, match=r"columns='label': expected a list of names, \['label'\]"):
+        ds.filter(label, columns="label")
+    for condition in ("label == 3", ds["label"] == 3):
+        with pytest.raises(
+            TypeError, match=r"takes a function, not .* for a mask write ds\[mask\]"
+        ):
+            ds.filter(condition)
+
+
+def test_a_fraction_alone_is_not_split(ds):
+    with pytest.raises(TypeError, match=r"lengths=0.9: expected .*, such as \[0.9, 0.1\]"):
+        ds.random_split(0.9)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from npstream._core.spans import copy_spans
-from npstream.errors import FormatError, MissingDependencyError
+from npstream.errors import ColumnError, FormatError, MissingDependencyError
 from npstream.reading.batch import Batch, Ragged
 from npstream.testing import assert_same
 
@@ -472,6 +472,22 @@ def test_ids_have_the_shape_of_the_view():
     assert view_batch.repeated.shape == (2, 3)
     assert not view_batch.repeated.any()
     assert Batch({}).n == 0
+
+
+def test_what_is_no_column_of_a_batch_raises_with_the_way_on():
+    found = Batch({"label": np.arange(3)}, ids=[4, 5, 6])
+    with pytest.raises(ColumnError, match="no column 'lable'; did you mean 'label'"):
+        found["lable"]
+    with pytest.raises(KeyError, match=r"batch\[0\]: a Batch is a dict .* batch\['label'\]\[0\]"):
+        found[0]
+    with pytest.raises(AttributeError, match=r"it is a column: write batch\['label'\]"):
+        _ = found.label
+    with pytest.raises(AttributeError, match="no attribute 'lable'"):
+        _ = found.lable
+    with pytest.raises(AttributeError, match="it has no sample ids"):
+        _ = Batch({"label": np.arange(3)}).ids
+    assert found.get("lable") is None
+    assert "lable" not in found
 
 
 def test_the_repr_of_a_batch_is_short():
