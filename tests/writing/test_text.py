@@ -423,3 +423,40 @@ def test_values_that_no_text_column_suits(bad, tmp_path):
 def test_an_integer_that_python_turns_into_no_text(tmp_path):
     with pytest.raises(ValueError, match=r"sample 0: column 'a' is 'int' and cannot take this int"):
         npstream.write(tmp_path / "a", [{"a": 10**5000}], columns={"a": "int"}, format="jsonl")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "tsv"])
+def test_workers_and_fill(kind, tmp_path):
+    samples = [{"n": k, "t": f"é{k}"} if k % 3 else {"n": k} for k in range(200)]
+    options = {"fill": {"t": "none"}, "columns": {"t": "str", "n": "int"}, "shard_size": 300}
+    npstream.write(tmp_path / "one", samples, format=kind, **options)
+    npstream.write(tmp_path / "two", samples, format=kind, workers=2, **options)
+    assert rows(tmp_path / "one")[0] == {"t": "none", "n": 0}
+    for file in streamings(tmp_path / "one"):
+        one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
+        assert one == two
+
+
+def test_samples_that_are_refused_can_be_left_out(tmp_path):
+    samples = [{"t": "a"}, {"t": "b,c"}, {"t": "d"}]
+    report = npstream.write(tmp_path, samples, format="csv", on_error="skip")
+    assert (report.samples, report.rejected) == (2, 1)
+    assert rows(tmp_path) == [{"t": "a"}, {"t": "d"}]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_shard_samples(kind, tmp_path):
+    npstream.write(tmp_path, {"a": range(10)}, format=kind, shard_samples=4)
+    assert [entry["samples"] for entry in load_index(tmp_path)["shards"]] == [4, 4, 2]
+    npstream.write(tmp_path / "rows", [{"a": k} for k in range(10)], format=kind, shard_samples=4)
+    assert [entry["samples"] for entry in load_index(tmp_path / "rows")["shards"]] == [4, 4, 2]
+
+
+def test_tables_of_other_libraries(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"n": [1, 2], "x": [0.5, np.inf], "t": ["a", "b"]})
+    npstream.write(tmp_path / "one", frame, format="jsonl")
+    assert_rows(rows(tmp_path / "one"), frame.to_dict("records"))
+    arrow = pytest.importorskip("pyarrow")
+    npstream.write(tmp_path / "two", arrow.Table.from_pandas(frame), format="csv")
+    assert_rows(rows(tmp_path / "two"), frame.to_dict("records"))
