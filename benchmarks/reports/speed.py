@@ -25,6 +25,7 @@ import bench_mixture_reading
 import bench_order
 import bench_samples
 import bench_start
+import bench_statistics
 import bench_streaming_orders
 import bench_torch
 import bench_writing
@@ -40,6 +41,7 @@ FIGURES: list[Figure] = [
     *bench_start.FIGURES,
     *bench_disk.FIGURES,
     *bench_writing.FIGURES,
+    *bench_statistics.FIGURES,
     *bench_order.FIGURES,
     *bench_mixture_order.FIGURES,
     *bench_torch.FIGURES,
