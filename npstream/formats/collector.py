@@ -5,7 +5,7 @@ Tested in tests/formats/test_statistics.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,14 @@ from npstream._core.typing import AnyArray, Bytes, Int64
 from npstream.errors import MissingDependencyError
 from npstream.formats.chunks import CHUNK_BYTES, piece_rows
 from npstream.formats.encodings.encodings import DTYPE_CODES, Encoding, parse, with_dtype
-from npstream.formats.statistics import ColumnStatistics, add_elements, add_scalars, add_values
+from npstream.formats.statistics import (
+    SUMMED_BYTES,
+    ColumnStatistics,
+    add_elements,
+    add_rows,
+    add_scalars,
+    add_values,
+)
 
 if TYPE_CHECKING:
     from npstream.formats.index import Schema
@@ -53,14 +60,28 @@ class ChunkColumns:
     def __len__(self) -> int:
         return len(next(iter(self.begins.values())))
 
-    def rows(self, name: str, size: int) -> Bytes:
-        """Return the bodies of a column of fixed size, back to back."""
-        begins = self.begins[name]
+    def rows(self, name: str, size: int, start: int = 0, stop: int | None = None) -> Bytes:
+        """Return bodies of a column of fixed size, back to back."""
+        begins = self.begins[name][start:stop]
         if not self.stride or not len(begins):
             return rows_at(self.data, begins, size).reshape(-1)
         row, offset = divmod(int(begins[0]), self.stride)
         records = self.data.reshape(-1, self.stride)[row : row + len(begins)]
         return np.ascontiguousarray(records[:, offset : offset + size]).reshape(-1)
+
+    def blocks(self, name: str, size: int) -> Iterator[Bytes]:
+        """Yield bodies of a column of fixed size, a few at a time."""
+        step = max(1, SUMMED_BYTES // size)
+        for start in range(0, len(self), step):
+            yield self.rows(name, size, start, start + step)
+
+    def numbers_at(self, name: str, size: int, dtype: np.dtype[Any], at: Int64) -> AnyArray:
+        """Return elements of arrays of one size, given their positions among all elements."""
+        rows, columns = np.divmod(at, size // dtype.itemsize)
+        offsets = self.begins[name][rows] + columns * dtype.itemsize
+        windows = np.ndarray(len(self.data) - dtype.itemsize + 1, dtype, self.data, strides=(1,))
+        numbers: AnyArray = windows[offsets]
+        return numbers
 
     def part(self, start: int, stop: int) -> ChunkColumns:
         """Return some of the samples."""
@@ -142,12 +163,31 @@ class StatisticsCollector:
         if stored is None or encoding.dtype.kind == "c" or not size:
             statistics.count += len(begins)
             return
+        stored = stored.newbyteorder("<")
+        if encoding.shape:
+            self._add_rows(statistics, chunk, name, size, stored)
+            return
         if values is None or values.dtype.kind not in "iuf":
-            values = chunk.rows(name, size).view(stored.newbyteorder("<"))
-        if not encoding.shape:
-            add_scalars(statistics, values)
-        else:
-            add_elements(statistics, values, len(begins))
+            values = chunk.rows(name, size).view(stored)
+        add_scalars(statistics, values)
+
+    def _add_rows(
+        self,
+        statistics: ColumnStatistics,
+        chunk: ChunkColumns,
+        name: str,
+        size: int,
+        dtype: np.dtype[Any],
+    ) -> None:
+        """Add arrays of one shape."""
+
+        def take(at: Any) -> AnyArray:
+            if isinstance(at, slice):
+                return chunk.rows(name, size).view(dtype)
+            return chunk.numbers_at(name, size, dtype, at)
+
+        blocks = (block.view(dtype) for block in chunk.blocks(name, size))
+        add_rows(statistics, blocks, len(chunk), len(chunk) * (size // dtype.itemsize), take)
 
     def _add_arrays(
         self,

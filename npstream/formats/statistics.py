@@ -14,7 +14,7 @@ Tested in tests/formats/test_statistics.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,6 +27,7 @@ from npstream.formats.sketches import FrequentValues, QuantileSketch, find_runs,
 __all__ = [
     "ColumnStatistics",
     "add_elements",
+    "add_rows",
     "add_scalars",
     "add_values",
     "decode_statistics",
@@ -45,6 +46,9 @@ VALUES = 1 << 12
 
 LONGEST = 64
 """Bytes of the longest value whose frequency is counted."""
+
+SUMMED_BYTES = 1 << 18
+"""Bytes of numbers that are taken at once: they stay in the processor's cache."""
 
 _BLOCK = 1 << 13
 """Numbers that are summed at once: they stay in the processor's cache, and their sums exact."""
@@ -206,27 +210,95 @@ def add_scalars(statistics: ColumnStatistics, values: AnyArray) -> None:
     values : ndarray, 1-d
     """
     statistics.count += len(values)
-    _add_numbers(statistics, values, SCALARS)
+    _add_numbers(statistics, _split(values), len(values), SCALARS, values.__getitem__)
 
 
 def add_elements(statistics: ColumnStatistics, values: AnyArray, count: int) -> None:
     """Add the elements of `count` arrays, all of them in one 1-d array."""
     statistics.count += count
-    _add_numbers(statistics, values, ELEMENTS)
+    _add_numbers(statistics, _split(values), len(values), ELEMENTS, values.__getitem__)
 
 
-def _add_numbers(statistics: ColumnStatistics, values: AnyArray, most: int) -> None:
-    statistics.elements += len(values)
-    values = _meant(statistics.dtype, values)
-    kind = np.dtype(values.dtype).kind
-    if not len(values) or kind not in "iuf":
+def add_rows(
+    statistics: ColumnStatistics,
+    blocks: Iterable[AnyArray],
+    count: int,
+    elements: int,
+    take: Callable[[Any], AnyArray],
+) -> None:
+    """Add the elements of `count` arrays that are copied block by block.
+
+    Parameters
+    ----------
+    statistics : ColumnStatistics
+    blocks : iterable of ndarray, 1-d
+        All elements; a block may overwrite the one before.
+    count, elements : int
+        The number of arrays, and of all their elements.
+    take : callable
+        Returns the elements at some positions, or of a slice.
+    """
+    statistics.count += count
+    _add_numbers(statistics, blocks, elements, ELEMENTS, take)
+
+
+def _split(values: AnyArray) -> Iterator[AnyArray]:
+    """Yield blocks that stay in the processor's cache."""
+    step = SUMMED_BYTES // values.itemsize
+    return (values[start : start + step] for start in range(0, len(values), step))
+
+
+def _add_numbers(
+    statistics: ColumnStatistics,
+    blocks: Iterable[AnyArray],
+    elements: int,
+    most: int,
+    take: Callable[[Any], AnyArray],
+) -> None:
+    statistics.elements += elements
+    for block in blocks:
+        _add_exactly(statistics, _meant(statistics.dtype, block))
+    level = max(0, (elements - 1).bit_length() - most.bit_length() + 1)
+    seen = take(_spread(elements, elements >> level) if level else slice(None))
+    seen = _meant(statistics.dtype, seen)
+    seen = np.sort(_present(statistics.dtype, seen))
+    if not len(seen):
+        return
+    statistics.examined += len(seen)
+    quantiles = QuantileSketch()
+    quantiles.add(seen, level)
+    statistics.quantiles.merge(quantiles)
+    begins, counts = find_runs(seen)
+    kept, lost = largest_counts(counts)
+    numbers, weights = seen[begins[kept]].tolist(), ((counts[kept] - lost) << level).tolist()
+    found = FrequentValues(dict(zip(numbers, weights, strict=True)), lost << level)
+    statistics.frequent.merge(found)
+
+
+def _present(dtype: str, values: AnyArray) -> AnyArray:
+    """Return the numbers that are not missing."""
+    present: AnyArray = values
+    if values.dtype.kind == "f":
+        present = values[values == values]
+    elif _is_time(dtype):
+        present = values[values != _NAT]
+    return present
+
+
+def _is_time(dtype: str) -> bool:
+    return dtype.startswith(("datetime64", "timedelta64"))
+
+
+def _add_exactly(statistics: ColumnStatistics, values: AnyArray) -> None:
+    """Add numbers to everything but the sketches."""
+    if not len(values):
         return
     least, greatest, sums = _facts(values)
-    is_time = statistics.dtype.startswith(("datetime64", "timedelta64"))
-    if (kind == "f" and np.isnan(least)) or (is_time and least == _NAT):
-        valid = values == values if kind == "f" else values != _NAT
-        statistics.missing += len(values) - int(np.count_nonzero(valid))
-        values = values[valid]
+    is_float = values.dtype.kind == "f"
+    if (is_float and np.isnan(least)) or (_is_time(statistics.dtype) and least == _NAT):
+        present = _present(statistics.dtype, values)
+        statistics.missing += len(values) - len(present)
+        values = present
         if not len(values):
             return
         least, greatest, sums = values.min(), values.max(), None
@@ -235,23 +307,14 @@ def _add_numbers(statistics: ColumnStatistics, values: AnyArray, most: int) -> N
     squares: Number
     if sums is not None:
         total, squares = sums
-    elif kind == "f":
+    elif is_float:
         total, squares = _float_sums(values)
     else:
         total, squares = _int_sums(values, low, high)
-    part = ColumnStatistics(
-        statistics.dtype, minimum=low, maximum=high, total=total, squares=squares
-    )
-    level = max(0, (len(values) - 1).bit_length() - most.bit_length() + 1)
-    seen = values if not level else values[_spread(len(values), len(values) >> level)]
-    seen = np.sort(seen)
-    part.examined = len(seen)
-    part.quantiles.add(seen, level)
-    begins, counts = find_runs(seen)
-    kept, lost = largest_counts(counts)
-    numbers, weights = seen[begins[kept]].tolist(), ((counts[kept] - lost) << level).tolist()
-    part.frequent = FrequentValues(dict(zip(numbers, weights, strict=True)), lost << level)
-    statistics.merge(part)
+    statistics.minimum = low if statistics.minimum is None else min(statistics.minimum, low)
+    statistics.maximum = high if statistics.maximum is None else max(statistics.maximum, high)
+    statistics.total += total
+    statistics.squares += squares
 
 
 @kernel
