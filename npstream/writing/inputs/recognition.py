@@ -123,7 +123,7 @@ def foreign_table(
             "data is a LazyFrame, which has no rows yet: write data.collect(), or "
             "data.collect_batches(), which does not hold all rows in memory"
         )
-    if _is_a(data, "datasets", "Dataset", "IterableDataset"):
+    if _is_a(data, "datasets", "Dataset", "IterableDataset") and hasattr(data, "select_columns"):
         return dataset_stream(data, names, fill)
     if _is_a(data, "tensordict", "TensorDictBase"):
         return columns_of(_tensor_dict(data), None, names, fill) if data.batch_size else None
