@@ -88,7 +88,7 @@ def _describe_local(store: LocalStore) -> str:
     try:
         names = [name.rstrip("/") for name in store.entries()]
     except StorageError as error:
-        return f"what is there cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+        return f"its files cannot be listed ({os.strerror(error.errno or errno.EIO)})"
     return _describe_directory(root, names, list(_datasets_below(root)))
 
 
@@ -104,7 +104,7 @@ def _describe_remote(store: Store) -> str:
         names = store.entries()
     except StorageError as error:
         if error.errno != errno.ENOENT:
-            return f"what is there cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+            return f"its files cannot be listed ({os.strerror(error.errno or errno.EIO)})"
     if not names and is_in_memory(store):
         return (
             "this process has stored nothing under this URL, and memory:// data exist only in the "

@@ -58,7 +58,7 @@ class QuantileSketch:
         self._compact()
 
     def merge(self, other: QuantileSketch) -> None:
-        """Add what another sketch holds; the bounds of the errors add up."""
+        """Add the values of another sketch; the bounds of the errors add up."""
         self.error += other.error
         for level, values in enumerate(other.levels):
             self.add(values, level)
@@ -132,7 +132,7 @@ class FrequentValues:
         self.error = error
 
     def merge(self, other: FrequentValues) -> None:
-        """Add what another one counted.
+        """Add the counts of another instance.
 
         Examples
         --------
@@ -156,7 +156,7 @@ class FrequentValues:
 
 
 def largest_counts(counts: Int64) -> tuple[Int64, int]:
-    """Return which of some different values keep a counter, and what their counts lose.
+    """Return the positions of the values to keep, and the number to subtract from their counts.
 
     Examples
     --------

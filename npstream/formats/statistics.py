@@ -177,7 +177,7 @@ class ColumnStatistics:
         if not numbers:
             return math.nan
         if isinstance(self.total, int) and isinstance(self.squares, int):
-            # Exact: the difference of the sums may be small beside them.
+            # Exact integers: the two terms may be much larger than their difference.
             return math.sqrt(numbers * self.squares - self.total**2) / numbers
         mean = self.total / numbers
         variance = self.squares / numbers - mean * mean
@@ -479,7 +479,7 @@ def _hash_bodies(data: Bytes, begins: Int64, nbytes: Int64) -> AnyArray:
         places = begins[rows] + at
         reads = np.minimum(places, len(windows) - 1)
         left = np.minimum(nbytes[rows] - at, 8)
-        # What lies before the word is shifted out to the right, what follows it to the left.
+        # Shift out the bytes before the word to the right, and the bytes after it to the left.
         word = windows[reads] >> (8 * (places - reads)).astype(np.uint64)
         word = word << (8 * (8 - left)).astype(np.uint64)
         mixed = (hashes[rows] ^ word) * _GOLDEN

@@ -109,7 +109,7 @@ def split_index(index: Any, row_axes: int, shape: Shape) -> tuple[Items, Items, 
 
 
 def checked_indexed_shape(shape: Shape, index: Items) -> Shape:
-    """Return the shape of an indexed array, or raise what NumPy raises.
+    """Return the shape of an indexed array, or raise the error that NumPy raises.
 
     Leading axes that the index takes whole cost no memory, whatever their length.
     """

@@ -52,8 +52,8 @@ class Iteration(Resumable):
     ``len`` is exact.
 
     Each new iteration reads the next epoch, even if the last loop was left early. Only an epoch
-    that yielded nothing is read again. `npstream.torch.DataLoader` counts what it yielded, so
-    states are exact with workers, too.
+    that yielded nothing is read again. `npstream.torch.DataLoader` counts the samples that
+    it yielded, so states are exact with workers, too.
 
     Parameters
     ----------

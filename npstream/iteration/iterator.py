@@ -1,4 +1,4 @@
-"""Provide an iterator over the rest of an epoch, which counts what it yields.
+"""Provide an iterator over the rest of an epoch, which counts the samples it yields.
 
 This module reads no data: the caller passes a function that makes the items.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class EpochProgress:
-    """The progress of one iteration: where it began, and what it has yielded.
+    """The progress of one iteration: where it began, and which samples it has yielded.
 
     Positions are unskipped positions of the epoch, as `Partition` counts them.
 

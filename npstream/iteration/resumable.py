@@ -1,6 +1,6 @@
 """Provide `Resumable`: iteration epoch after epoch, with states to resume from.
 
-This module reads no data. It tracks where each iteration begins, and what it has yielded.
+This module reads no data. It tracks where each iteration begins, and which samples it has yielded.
 """
 
 from __future__ import annotations

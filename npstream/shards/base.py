@@ -99,7 +99,7 @@ class Shards(Protocol[Remote]):
         """
 
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch what samples need, and return the shards to open for them.
+        """Fetch the bytes that samples need, and return the shards to open for them.
 
         Parameters
         ----------

@@ -75,8 +75,8 @@ def is_rowwise(
     shards : Shards
     order : ReadOrder
     suggest : callable, optional
-        Takes a function that returns True if another order would fit the cache. Returns, for the
-        message, what to change in the order.
+        Takes a function that returns True if another order would fit the cache. Returns the change
+        of the order that the message suggests.
 
     Raises
     ------

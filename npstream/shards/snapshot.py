@@ -118,7 +118,7 @@ def _find_replacement(store: Store, snapshot: Snapshot) -> str:
 
 
 def _reason(change: str, store: Store, snapshot: Snapshot) -> str:
-    """Return the part of a message that says why a read failed, and what to do."""
+    """Return the part of a message that gives the reason of a failed read, and the fix."""
     if change == "removed" and is_in_memory(store) and snapshot.process != os.getpid():
         return (
             "the dataset was opened in another process, and memory:// data exist only in the "

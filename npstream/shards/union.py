@@ -1,7 +1,7 @@
 """Provide `ShardUnion`: the shards of several datasets, numbered one dataset after the other.
 
-A call is passed to the parts that its shards or samples belong to. The parts keep what they have
-fetched. One table, and one call of a kernel, serves samples of all parts.
+A call is passed to the parts that its shards or samples belong to. Each part
+has its own caches. One table, and one call of a kernel, serves samples of all parts.
 Tested in tests/mixture/test_mixture.py.
 """
 
@@ -115,7 +115,7 @@ class ShardUnion:
     # Reading samples
 
     def fetch_shards(self, ids: Int64, shard_of: Int64) -> Int64:
-        """Fetch what samples need, and return the shards to open for them."""
+        """Fetch the bytes that samples need, and return the shards to open for them."""
         shards: list[Int64] = []
 
         def fetch(number: int, rows: Rows) -> None:

@@ -242,7 +242,7 @@ class RemoteStore:
         """Return the names directly below this URL; names of directories end with a slash."""
         connection = self._connect()
         call = connection.method("ls", connection.path("").rstrip("/"), detail=True)
-        request = Request(self.root, "list what is below", call, is_optional=True)
+        request = Request(self.root, "list the directory", call, is_optional=True)
         infos = self._run_one(connection, request) or []
         names = ((connection.name(info["name"]), info["type"] == "directory") for info in infos)
         bare = ((name.rstrip("/"), is_folder) for name, is_folder in names)
@@ -527,8 +527,8 @@ class _StoreConnection:
         # Raised outside the `except` block: the driver's exception may contain secrets, and must
         # not become the context of this one.
         code = errno.EINVAL
-        what = "the driver does not understand the URL or its options"
-        raise StorageError(code, f"{os.strerror(code)}: {what}: {reason}", self._where)
+        message = "the driver does not understand the URL or its options"
+        raise StorageError(code, f"{os.strerror(code)}: {message}: {reason}", self._where)
 
 
 def _require_picklable(options: Mapping[str, Any], where: str) -> None:
@@ -544,7 +544,7 @@ def _require_picklable(options: Mapping[str, Any], where: str) -> None:
             ForkingPickler.dumps(value)
         except TypeError:
             kind = type(value).__name__
-            fix = "give what it is made of"
+            fix = "give the values it was made from"
             if kind == "SSLContext":
                 fix = "give the name of the file of certificates (Certificates in docs/stores.md)"
             raise TypeError(

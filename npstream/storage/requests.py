@@ -55,7 +55,7 @@ _HINTS = {
     errno.ERANGE: "; the file is shorter than its index says",
     errno.EHOSTUNREACH: "; check the name of the host, and the network",
     errno.ECONNREFUSED: "; nothing listens there: check the host and the port",
-    errno.EPROTO: "; what answers there does not speak the protocol of the URL: check the scheme "
+    errno.EPROTO: "; the server does not speak the protocol of the URL: check the scheme "
     "(http or https) and the port",
     errno.ECONNABORTED: "; the server's certificate is not trusted: if it should be, name a file "
     "with that of its issuer ",

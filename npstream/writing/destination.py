@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["LOCK", "Destination", "LocalDestination", "RemoteDestination", "destination"]
 
 LOCK = "index.json.lock"
-"""The file that says who is writing to a URL."""
+"""The file that identifies the write in progress at a URL."""
 
 _PARTS = (INDEX, "index.columns", SIDECAR, "shard.")
-"""What the names of a dataset's files begin with."""
+"""Prefixes of the names of a dataset's files."""
 
 T = TypeVar("T")
 
@@ -129,9 +129,9 @@ class Destination:
         raise NotImplementedError
 
     def remove(self) -> str:
-        """Remove what this write made and did not publish; return what that leaves, if anything.
+        """Remove the unpublished files of this write; return a message about any that remain.
 
-        What another write made stays, and so does every file that a published index names.
+        Files of other writes stay, and so do all files that a published index names.
         """
         if os.getpid() != self._process:
             return ""
@@ -244,7 +244,7 @@ class LocalDestination(Destination):
 
     @contextmanager
     def _reporting(self, name: str) -> Iterator[None]:
-        """Raise what the operating system says as a StorageError that names the file."""
+        """Raise an OSError as a StorageError that names the file."""
         try:
             yield
         except OSError as error:
@@ -402,7 +402,7 @@ class RemoteDestination(Destination):
         return False
 
     def _finish(self, left: int) -> None:
-        """Wait until so many uploads are under way, and raise what one has raised."""
+        """Wait until at most `left` uploads are in progress; raise the error of a failed one."""
         while len(self._uploads) > left:
             self._uploads.popleft().result()
 

@@ -82,7 +82,7 @@ class WriterEngine:
         compression: str | None,
         hashes: Iterable[str],
     ) -> None:
-        """Check and keep what says how samples are encoded."""
+        """Check and keep the settings of how samples are encoded."""
         self._start = time.perf_counter()
         self._settings = parse_settings(format, separator, newline, shard_size, compression, hashes)
         self._fill = check_fill(fill)
@@ -244,7 +244,7 @@ class WriterEngine:
             self._shards.start(layout)
 
     def _mapped(self, function: MapFunction, samples: Iterable[Any]) -> Iterator[Any]:
-        """Yield what the user's function makes of samples."""
+        """Yield the results of the user's function for samples."""
         self._position = position = Position()
         for sample in watched(samples, position):
             yield from mapped(function, sample, position.number)
@@ -256,7 +256,7 @@ class WriterEngine:
         return WorkerPool(count, Task(function, self._fill, self._rejects is not None, encoding))
 
     def _write_results(self, pool: WorkerPool, samples: Iterable[Any]) -> None:
-        """Write what worker processes make of samples."""
+        """Write the results of worker processes for samples."""
         is_known = self._encoder is not None
         for result in pool.run(samples):
             for number, sample in result.samples:
@@ -272,7 +272,7 @@ class WriterEngine:
                 self._append(data, nbytes)
 
     def _publish(self) -> None:
-        """Store what is left of the samples, and then the index."""
+        """Store the remaining samples, and then the index."""
         if self._format is None:
             raise ValueError("no samples, and no columns=: nothing says what the dataset holds")
         self._shards.flush()
@@ -481,7 +481,7 @@ def sample_numbers(first: int) -> Iterator[None]:
 
 
 def _remove(place: Destination) -> None:
-    """Remove what a Writer made that nobody closed, and wait in no thread that has other work."""
+    """Remove the files of a Writer that was not closed; block no thread that has other work."""
     if threading.current_thread() is threading.main_thread():
         place.remove()
     else:

@@ -43,7 +43,7 @@ class ShardPipeline:
     """Encoded samples that are cut into shards and stored in the background.
 
     Its methods are called in one thread. If one of them raises, a shard may be lost: the caller
-    must remove what was written.
+    must remove all files that were written.
 
     Parameters
     ----------

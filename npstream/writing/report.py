@@ -20,7 +20,7 @@ __all__ = ["REFUSALS", "Rejected", "Rejects", "WriteReport", "rejects_for"]
 
 @dataclass(frozen=True, slots=True)
 class WriteReport:
-    """What was written: what `write` and `Writer.close` return.
+    """The summary of a written dataset: the result of `write` and `Writer.close`.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
-"""Shards, written: samples and columns as bytes, and what the index says of them.
+"""Provide formats of written shards: samples and columns as bytes, and entries of the index.
 
-`ShardFormat` is what a Writer asks of a format. `MdsFormat` is here; the text formats are in
-`npstream.writing.text`. `npstream.formats.mds` shows the layout of an MDS shard.
+`ShardFormat` is the interface of a format for a Writer. `MdsFormat` is here. The text formats are
+in `npstream.writing.text`. `npstream.formats.mds` shows the layout of an MDS shard.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ShardFormat:
     options : ShardOptions
         The settings of the files.
     encode_value : callable
-        Returns the function that turns a value of an encoding into what `pack` puts together.
+        Returns the function that encodes a value, for an encoding, into a part that `pack` joins.
 
     Attributes
     ----------
@@ -282,7 +282,7 @@ class ShardFormat:
         return min(self.size_limit or most, most)
 
     def check_end(self, nbytes: int, number: int) -> None:
-        """Refuse the sample with which a shard would end beyond what its offsets can say."""
+        """Raise ValueError if the shard would be too long for its offsets with sample `number`."""
         if nbytes + self.uncounted > MAX_SHARD_BYTES:
             raise self._too_long(nbytes + self.uncounted, number)
 
@@ -300,11 +300,11 @@ class ShardFormat:
         )
 
     def name(self, number: int, mark: str = "") -> str:
-        """Return the name of a shard's file; `mark` is what tells it from those of other writes."""
+        """Return the name of a shard's file; `mark` makes it differ from names of other writes."""
         return f"shard.{mark}{number:05}.{self._name}"
 
     def entry(self, samples: int, data: StoredFile, meta: StoredFile | None) -> dict[str, Any]:
-        """Return what the index says of a shard and its files."""
+        """Return the entry of a shard and its files in the index."""
         return self._facts | {"samples": samples} | data.facts("data")
 
 
@@ -469,7 +469,7 @@ class FileSummary:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file of a shard: what it holds, and the compressed file that is stored in its place."""
+    """A file of a shard, and the compressed file that is stored instead, if any."""
 
     raw: FileSummary
     zipped: FileSummary | None = None

@@ -123,7 +123,7 @@ class Spool:
         self.close()
 
     def add(self, found: ScanResult) -> None:
-        """Take what was found in the next shard."""
+        """Add the result of the scan of the next shard."""
         if not self._shards:
             self._statistics = dict(found.statistics)
         else:
@@ -146,7 +146,7 @@ class Spool:
         self._files[number].write(body)
 
     def sync(self) -> list[str]:
-        """Bring to the disk what was added, and return the hash of each file."""
+        """Flush the files to the disk, and return the hash of each."""
         with self._reporting():
             for file in self._files:
                 file.flush()
@@ -252,7 +252,7 @@ class Spool:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Raise what the operating system says of these files as a StorageError."""
+        """Raise an OSError of these files as a StorageError."""
         try:
             yield
         except OSError as error:
@@ -265,7 +265,7 @@ class Spool:
     def close(self) -> None:
         """Close the files."""
         for file in self._files:
-            with suppress(OSError):  # of what a full disk has not taken, of which `add` has told
+            with suppress(OSError):  # a full disk, which `add` has reported
                 file.close()
 
 

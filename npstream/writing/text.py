@@ -1,6 +1,6 @@
-"""JSONL, CSV, TSV and XSV shards, written: two files each, lines of text and their offsets.
+"""Provide written JSONL, CSV, TSV and XSV shards: a file of lines and a file of offsets each.
 
-`npstream.formats.text` shows what the files hold. Nothing is quoted or escaped in XSV, so a value
+`npstream.formats.text` describes the files. Nothing is quoted or escaped in XSV, so a value
 that would be read back as something else is refused.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TEXT_FORMATS", "TextFormat", "TextOptions", "infer_text_type", "parse_text_type"]
 
 TEXT_FORMATS = {"jsonl": "json", "csv": "csv", "tsv": "tsv", "xsv": "xsv"}
-"""What users call the formats, and what the index calls them."""
+"""The names of the formats for users -> their names in the index."""
 
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 
@@ -228,14 +228,14 @@ class TextFormat(ShardFormat):
         return words.tobytes() + self._configuration
 
     def entry(self, samples: int, data: StoredFile, meta: StoredFile | None) -> dict[str, Any]:
-        """Return what the index says of a shard and its files."""
+        """Return the entry of a shard and its files in the index."""
         assert meta is not None
         return super().entry(samples, data, None) | meta.facts("meta")
 
     # Fields: values as text
 
     def _field_of(self, encoding: Encoding) -> Callable[[Any], str]:
-        """Return what turns a value of a column into text, or refuses it."""
+        """Return the function that turns a value of a column into text, or raises."""
         if self._is_json:
             return _JSON_FIELDS[encoding.name]
         return partial(self._plain_field, _PLAIN_FIELDS[encoding.name])

@@ -76,7 +76,7 @@ class Task:
 
 @dataclass(slots=True)
 class WorkerResult:
-    """What a worker made of a batch.
+    """The result of a worker for a batch.
 
     Attributes
     ----------
@@ -177,7 +177,7 @@ class WorkerPool:
             worker.send(_dumps((layout, only_columns)))
 
     def run(self, samples: Iterable[Any]) -> Iterator[WorkerResult]:
-        """Yield what workers make of samples, in the order of the input.
+        """Yield the results of workers for samples, in the order of the input.
 
         Until the layout is known, a batch is one sample, and its result comes before the next
         sample is taken.

@@ -56,7 +56,8 @@ def write(
 ) -> WriteReport:
     """Write a dataset.
 
-    It appears as a whole: whatever fails, nothing is published, and what was written is removed.
+    The dataset appears as a whole. After any failure, nothing is published, and all files that
+    were written are removed.
 
     Parameters
     ----------
@@ -198,8 +199,8 @@ def write(
 class Writer(WriterEngine):
     """Writes a dataset sample by sample.
 
-    As a context manager it publishes the dataset at the end of the block; a block left by an
-    exception publishes nothing, and removes what was written.
+    As a context manager, it publishes the dataset at the end of the block. If the block raises, it
+    publishes nothing, and removes all files that were written.
 
     Parameters
     ----------
@@ -349,7 +350,7 @@ class Writer(WriterEngine):
             raise
 
     def close(self) -> WriteReport:
-        """Publish the dataset, unless that is done, and say what was written.
+        """Publish the dataset, unless it is published already, and return a summary.
 
         Returns
         -------

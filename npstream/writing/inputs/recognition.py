@@ -459,7 +459,7 @@ def samples_of(
 
 
 def iterate(data: Any) -> Iterator[Any]:
-    """Return an iterator over what is given as samples."""
+    """Return an iterator over the samples of `data`."""
     if isinstance(data, str | bytes | os.PathLike):
         raise TypeError(
             f"data is of type {type(data).__name__}, a name and no samples: open it first, as with "
