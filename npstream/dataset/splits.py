@@ -142,8 +142,8 @@ def filter_mask(view: View, fn: Callable[[Any], Any], batch_size: int | None, bl
     """
     if not callable(fn):
         raise TypeError(
-            f"filter takes a function, not a {type(fn).__name__}: for a mask write ds[mask], such as "
-            "ds[ds['label'] == 3]"
+            f"filter takes a function, not a {type(fn).__name__}: for a mask write ds[mask], such "
+            "as ds[ds['label'] == 3]"
         )
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected a positive integer")
