@@ -31,6 +31,10 @@ _LEVELS = {
 }
 _DEFAULT_LEVELS = {"br": 11, "bz2": 9, "gz": 9, "snappy": None, "zstd": 3}
 
+_ALIASES = {"gzip": "gz", "zlib": "gz", "zst": "zstd", "zstandard": "zstd", "brotli": "br"}
+_ALIASES |= {"bzip2": "bz2", "lz4": "zstd:1", "lzma": "zstd:19", "xz": "zstd:19"}
+"""Names that users may try -> the codec to suggest."""
+
 _MAX_BLOCK = 1 << 20
 """Decoders yield at most about this many bytes at once."""
 
@@ -77,7 +81,9 @@ def parse_compression(spec: str | None) -> Compression | None:
             f"{name}:{levels[0]} to {name}:{levels[-1]}" if levels else name
             for name, levels in _LEVELS.items()
         )
-        raise ValueError(f"unknown compression {spec!r}; known: {known}")
+        similar = _ALIASES.get(spec.partition(":")[0].lower())
+        hint = f"did you mean {similar!r}? " if similar else ""
+        raise ValueError(f"unknown compression {spec!r}: {hint}known are {known}")
     return Compression(name, _DEFAULT_LEVELS[name] if level is None else int(level))
 
 

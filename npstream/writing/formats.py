@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from npstream.formats.compression import parse_compression
-from npstream.formats.encodings.encodings import Encoding
+from npstream.formats.encodings.encodings import Encoding, encoding_of_type
 from npstream.writing import text
 from npstream.writing.settings import hash_names, size_limit
 from npstream.writing.shard import MdsFormat, ShardFormat, ShardOptions
@@ -55,11 +55,13 @@ class FormatSettings:
         if not columns:
             raise ValueError("a dataset has at least one column; columns is empty")
         parsed = {}
-        for name, encoding in columns.items():
+        for name, chosen in columns.items():
+            encoding = encoding_of_type(chosen) or chosen
             if not isinstance(name, str) or not isinstance(encoding, str | Encoding):
                 shown = encoding.name if isinstance(encoding, Encoding) else encoding
                 raise TypeError(
-                    f"columns maps names to encodings, both str; got {name!r}: {shown!r}"
+                    f"columns maps names to encodings, such as 'int32', or types; got {name!r}: "
+                    f"{shown!r}"
                 )
             if not has_utf8_name(name):
                 raise ValueError(f"column {name!r}: its name has surrogates, which UTF-8 has not")

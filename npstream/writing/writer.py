@@ -72,7 +72,8 @@ def write(
     columns : mapping of str to str, optional
         The encoding of each column, such as ``"int64"``, ``"str"``, ``"ndarray:uint16:1024"``,
         ``"bool"``, ``"datetime64[s]"``; other columns are left out. By default all, with the
-        encodings that suit the first sample, or the types of the table.
+        encodings that suit the first sample, or the types of the table. Types such as ``int``
+        and dtypes stand for the encodings of their values.
     map : callable, optional
         Is called with each sample, or row of a table, which then need not be a mapping. It returns
         a sample, None for no sample, or an iterable of samples.

@@ -93,7 +93,7 @@ def checked_array(value: Any) -> AnyArray:
     if not 0 < array.ndim <= most or not array.size:
         raise ValueError(
             f"cannot store an array of shape {array.shape}: it must have an element, and "
-            f"1 to {most} axes"
+            f"1 to {most} axes; a 'json' column stores empty lists"
         )
     if array.dtype in _CODES:
         return array

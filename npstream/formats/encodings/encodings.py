@@ -140,7 +140,24 @@ def parse(name: str) -> Encoding:
     # Aliases come first: the closest spelling may be an unrelated encoding.
     similar = _ALIASES.get(name.lower()) or difflib.get_close_matches(name, _KNOWN, 1, 0.75)
     hint = f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
-    raise ValueError(f"unknown encoding {name!r}: {hint}known are {', '.join(_KNOWN)}")
+    others = ", ".join(known for known in _KNOWN if known not in DTYPES)
+    raise ValueError(f"unknown encoding {name!r}: {hint}known are {others}, {COLUMN_DTYPES}")
+
+
+def encoding_of_type(chosen: Any) -> str | None:
+    """Return the name of the encoding that stores a Python type or a dtype; None for others.
+
+    Examples
+    --------
+    >>> encoding_of_type(str), encoding_of_type(np.int32), encoding_of_type(np.dtype("M8[s]"))
+    ('str', 'int32', 'datetime64[s]')
+    """
+    if isinstance(chosen, type) and chosen in _TYPES:
+        return _TYPES[chosen]
+    is_dtype = isinstance(chosen, np.dtype)
+    if is_dtype or (isinstance(chosen, type) and issubclass(chosen, np.generic)):
+        return str(np.dtype(chosen).name)
+    return None
 
 
 def column_type(name: str) -> Encoding:
@@ -531,6 +548,12 @@ def _built_in() -> list[Encoding]:
 
 _KNOWN = {encoding.name: encoding for encoding in _built_in()}
 _BUILT_IN = frozenset(_KNOWN)
+
+_TYPES: dict[type, str] = {
+    **{bool: "bool", int: "int", float: "float64", complex: "complex128"},
+    **{str: "str", bytes: "bytes", list: "json", dict: "json"},
+}
+"""Python types -> the encodings that `infer` gives their values."""
 
 _ALIASES = {
     **dict.fromkeys(("string", "text", "unicode", "utf8", "utf-8", "varchar"), ("str",)),
