@@ -32,6 +32,7 @@ from npstream._core.dtypes import ML_DTYPES, dtype_of
 from npstream._core.typing import AnyArray, Int64
 from npstream.iteration.iteration import Iteration
 from npstream.iteration.iterator import EpochIterator
+from npstream.iteration.pickling import require_importable
 from npstream.reading.batch import Batch, Ragged
 
 if TYPE_CHECKING:
@@ -265,6 +266,10 @@ class _StopIterationGuard:
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._function, self._name = function, name
+
+    def __getstate__(self) -> dict[str, Any]:
+        require_importable(self._name, self._function)
+        return self.__dict__
 
     def __call__(self, data: Any) -> Any:
         first = data[0] if isinstance(data, list) and data else data

@@ -137,6 +137,41 @@ def test_persistent_workers_read_the_next_epochs(ds, start):
     assert rows == [epochs[0][16:], epochs[1]]
 
 
+UNIMPORTABLE = {
+    "view": lambda ds: ds.with_transform(lambda sample: sample),
+    "view of a view": lambda ds: ds.with_transform(label).with_transform(lambda number: number),
+    "samples": lambda ds: ds.with_transform(lambda sample: sample).iter(0, 1),
+    "batches": lambda ds: ds.iter(0, 1, batch_size=8, transform=lambda batch: batch),
+    "mixture": lambda ds: npstream.mix({"a": ds.with_transform(lambda sample: sample)}),
+    "transformed mixture": lambda ds: npstream.mix({"a": ds}).with_transform(lambda sample: sample),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")  # of torch
+@pytest.mark.parametrize("kind", UNIMPORTABLE)
+def test_a_spawned_worker_refuses_a_lambda_before_it_starts(ds, kind):
+    data = UNIMPORTABLE[kind](ds)
+    loader = DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(TypeError, match=r"define it at the top level of a module"):
+        next(iter(loader))
+    assert len(copy.deepcopy(data)) == len(data)
+
+
+@pytest.mark.filterwarnings("ignore:Got pickle error:UserWarning")  # of torch
+@pytest.mark.parametrize("name", ["collate_fn", "worker_init_fn", "transform="])
+def test_a_loader_with_spawned_workers_names_the_function_that_they_cannot_import(ds, name):
+    options = {"num_workers": 1, "multiprocessing_context": "spawn"}
+    transform = None
+    if name == "transform=":
+        transform = lambda sample: sample  # noqa: E731
+    else:
+        options[name] = lambda value: value
+    samples = ds.iter(0, 1, transform=transform)
+    loader = npstream.torch.DataLoader(samples, **options)
+    with pytest.raises(TypeError, match=f"{name} is or holds '.*<lambda>'"):
+        next(iter(loader))
+
+
 @pytest.mark.filterwarnings("ignore:2 workers take single samples in turn:UserWarning")
 def test_single_samples_of_workers_keep_their_order(ds):
     samples = DataLoader(ds.iter(0, 1), batch_size=None, num_workers=2)

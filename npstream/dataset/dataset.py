@@ -24,6 +24,7 @@ from npstream.errors import (
 from npstream.explore import display
 from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
+from npstream.iteration.pickling import require_importable
 from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.orders.order import RowOrder, Shuffle, Size
 from npstream.reading import load as reading
@@ -71,17 +72,16 @@ class Dataset:
         names: tuple[str, ...],
         transform: Transform | None = None,
     ) -> None:
-        self._source = source
-        self._selection = selection
-        self._names = names
-        self._transform = transform
+        self._source, self._selection = source, selection
+        self._names, self._transform = names, transform
         self._reader: Any = None
 
     def _view(self, selection: Selection) -> Dataset:
         return Dataset(self._source, selection, self._names, self._transform)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self._source, self._selection, self._names, self._transform)
+        transform = require_importable(VIEW_TRANSFORM, self._transform)
+        return Dataset, (self._source, self._selection, self._names, transform)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ different numbers of workers may follow each other: a worker adds the count of e
 
 from __future__ import annotations
 
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.typing import Int64
 from npstream.iteration.partition import Gaps  # noqa: TC001 - a NamedTuple's field
+from npstream.iteration.pickling import is_spawning
 
 MAX_WORKERS = 256
 """Maximum number of workers of a loader."""
@@ -276,9 +276,3 @@ class EpochCounter:
         contexts = self._words[_CONTEXTS:].reshape(2, -1)
         memory: memoryview = contexts[offset // _CURSOR].data.cast("B")
         return memory
-
-
-def is_spawning() -> bool:
-    """Return True while multiprocessing pickles an object for a process that it starts."""
-    context: Any = sys.modules.get("multiprocessing.context")
-    return context is not None and context.get_spawning_popen() is not None

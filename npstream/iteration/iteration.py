@@ -15,9 +15,10 @@ import numpy as np
 from npstream._core.arguments import quantity
 from npstream._core.log import log
 from npstream._core.optional import import_npstream_torch
-from npstream.iteration.counter import EpochCursor, is_spawning
+from npstream.iteration.counter import EpochCursor
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import LOOKUP_SAMPLES, to_unskipped_position
+from npstream.iteration.pickling import is_spawning, require_importable
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.resumable import Resumable
 from npstream.iteration.settings import VIEW_TRANSFORM
@@ -199,6 +200,8 @@ class Iteration(Resumable):
     def __getstate__(self) -> dict[str, Any]:
         if is_spawning():
             self._check_reader(has_workers=True)  # workers cannot see the main process's reader
+            for name, transform in self._transforms:
+                require_importable(name, transform)
         self._resolve()
         return super().__getstate__()
 

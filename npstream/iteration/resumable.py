@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from npstream._core.arguments import integer
 from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
-from npstream.iteration.counter import MAX_GAPS, EpochCursor, is_spawning
+from npstream.iteration.counter import MAX_GAPS, EpochCursor
 from npstream.iteration.iterator import EpochIterator, EpochProgress
 from npstream.iteration.partition import merge_gaps
+from npstream.iteration.pickling import is_spawning
 from npstream.iteration.rank_epochs import RankEpochs
 from npstream.iteration.ranks import this_worker
 from npstream.iteration.state import MAX_COUNT, TRAINER_EPOCH, read_count

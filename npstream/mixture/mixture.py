@@ -12,6 +12,8 @@ from npstream._core.arguments import integer, name_list, quantity
 from npstream.dataset.dataset import Dataset, Transform
 from npstream.explore import display
 from npstream.indexing.selection import Selection
+from npstream.iteration.pickling import require_importable
+from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.mixture.source import SOURCE, MixedSource
@@ -61,7 +63,8 @@ class Mixture(Dataset):
 
     def __reduce__(self) -> tuple[Any, ...]:
         spec = self._spec
-        made = (self._source, self._selection, self._names, self._transform)
+        transform = require_importable(VIEW_TRANSFORM, self._transform)
+        made = (self._source, self._selection, self._names, transform)
         return Mixture, (*made, spec.schedule, spec.block)
 
     def _like(self, names: tuple[str, ...], transform: Transform | None) -> Dataset:

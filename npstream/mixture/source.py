@@ -18,6 +18,7 @@ from npstream.errors import ColumnError, stop_iteration_error
 from npstream.formats.encodings.encodings import parse
 from npstream.indexing.concatenation import Concatenation
 from npstream.indexing.selection import Selection
+from npstream.iteration.pickling import require_importable
 from npstream.orders.chunks import view_chunks
 from npstream.reading.batch import Ragged
 from npstream.reading.plan import Field, Plan
@@ -126,6 +127,8 @@ class MixedSource(Source):
         self._has_transforms = any(member.transform is not None for member in self.members)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        for member in self.members:
+            require_importable(f"the transform of source {member.name!r}", member.transform)
         stored = {name: f for name, f in self.fields.items() if f.computation is None}
         return MixedSource, (
             self.members,
