@@ -26,7 +26,7 @@ from npstream.formats.index import shard_table
 from npstream.indexing.columns import raise_if_names
 from npstream.iteration.pickling import require_importable
 from npstream.iteration.settings import VIEW_TRANSFORM
-from npstream.orders.order import RowOrder, Shuffle, Size
+from npstream.orders.order import BlockSize, RowOrder, Shuffle
 from npstream.reading import load as reading
 from npstream.reading.batch import Batch
 from npstream.reading.cost_limit import check_cost
@@ -402,7 +402,7 @@ class Dataset:
         return self if self.ndim == 1 else self._view(self._selection.ravel())
 
     def order(
-        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
     ) -> RowOrder:
         """Return the order of a training epoch: a lazy array of row numbers.
 
@@ -436,7 +436,7 @@ class Dataset:
         return view_order(self._source, self._selection, Shuffle(block, lanes), seed, epoch)
 
     def shuffle(
-        self, seed: int, epoch: int = 0, *, block: Size = "auto", lanes: int | None = None
+        self, seed: int, epoch: int = 0, *, block: BlockSize = "auto", lanes: int | None = None
     ) -> Dataset:
         """Return a view of all samples in the order of a training epoch, as `order` returns it.
 

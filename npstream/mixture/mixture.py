@@ -17,7 +17,7 @@ from npstream.iteration.settings import VIEW_TRANSFORM
 from npstream.iteration.state import DatasetFingerprint, ViewFingerprint
 from npstream.mixture.shares import MixtureSpec, make_schedule
 from npstream.mixture.source import SOURCE, MixedSource
-from npstream.orders.order import Shuffle, Size
+from npstream.orders.order import BlockSize, Shuffle
 from npstream.reading.common_columns import common_columns
 from npstream.reading.source import Member
 
@@ -126,7 +126,7 @@ class Mixture(Dataset):
         seed: int,
         epoch: int = 0,
         *,
-        block: Size = "auto",
+        block: BlockSize = "auto",
         lanes: int | None = None,
         batching: str = "random",
         batch_size: int | None = None,
@@ -181,7 +181,7 @@ class Mixture(Dataset):
         seed: int,
         epoch: int = 0,
         *,
-        block: Size = "auto",
+        block: BlockSize = "auto",
         lanes: int | None = None,
         batching: str = "random",
         batch_size: int | None = None,

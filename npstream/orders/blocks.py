@@ -99,10 +99,10 @@ class Cache(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the arrays take."""
-        return self.kept + self.table.nbytes + self.work.nbytes + self.guide.nbytes
+        return self.rows_nbytes + self.table.nbytes + self.work.nbytes + self.guide.nbytes
 
     @property
-    def kept(self) -> int:
+    def rows_nbytes(self) -> int:
         """Bytes of the arrays that hold cached rows, without the buffers."""
         return self.held.nbytes + self.lane_of.nbytes + self.stretches.nbytes
 

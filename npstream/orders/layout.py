@@ -59,7 +59,7 @@ class Layout(NamedTuple):
         return sum(array.nbytes for array in self[2:])
 
 
-def make_layout(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> Layout:
+def make_layout(chunks: AnyArray, lanes: int, chunks_key: int, epoch_key: int) -> Layout:
     """Assign chunks to lanes, whose pieces are not permuted yet.
 
     Parameters
@@ -67,14 +67,14 @@ def make_layout(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> L
     chunks : ndarray of int32 or int64
         First row of each chunk, then the number of rows; no chunk is empty.
     lanes : int
-    run_key : int
+    chunks_key : int
         The key for the assignment of chunks to lanes, the same in all epochs.
     epoch_key : int
         The key for the permutation of pieces.
 
     Examples
     --------
-    >>> layout = make_layout(np.array([0, 4, 8, 9]), lanes=2, run_key=1, epoch_key=2)
+    >>> layout = make_layout(np.array([0, 4, 8, 9]), lanes=2, chunks_key=1, epoch_key=2)
     >>> layout.pieces, layout.firsts
     (array([...], dtype=int32), array([0, 2, 3], dtype=int32))
     """
@@ -86,7 +86,7 @@ def make_layout(chunks: AnyArray, lanes: int, run_key: int, epoch_key: int) -> L
     pieces = huge_empty(len(chunks) - 1 + cuts, np.int32)
     firsts = np.empty(cuts + 1, np.int32)
     assign = _assign_chunks.for_size(pieces.size)
-    count = assign(run_key, lanes, chunks, parts, pieces, firsts)
+    count = assign(chunks_key, lanes, chunks, parts, pieces, firsts)
     marks = np.empty(count // MARK_STRIDE + cuts, chunks.dtype)
     laid = np.zeros(cuts, np.uint8)
     return Layout(lanes, epoch_key, chunks, parts, pieces[:count], firsts, laid, marks)
@@ -114,7 +114,7 @@ def subkey(key: int, lane: int, level: int) -> int:
 
 @kernel
 def _assign_chunks(
-    run_key: int,
+    chunks_key: int,
     lanes: int,
     chunks: AnyArray,
     parts: AnyArray,
@@ -127,7 +127,7 @@ def _assign_chunks(
     # The permuted chunks are at the end of `pieces`, behind one entry for each possible cut. So
     # writing a piece never overwrites a chunk that is still to be read.
     order = pieces[pieces.size - count :]
-    shuffle(run_key, order)
+    shuffle(chunks_key, order)
     batch = np.empty(SIZE_BATCH, order.dtype)
     batch_sizes = np.empty(SIZE_BATCH, chunks.dtype)
     batch_length = 0

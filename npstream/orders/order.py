@@ -1,9 +1,10 @@
-"""Provide the native order: lanes of chunks, shuffled in staggered blocks.
+"""Provide the native order of an epoch, which shuffles blocks of samples from all over a view.
 
-An order interleaves the samples of lanes (see `npstream.orders.layout`): position p is element
+A chunk is a range of samples that are stored together (see `npstream.orders.chunks`). A lane is a
+random sequence of chunks (see `npstream.orders.layout`). Position p of the order is element
 ``p // lanes`` of lane ``p % lanes``. Each lane is cut into blocks, and the samples of each block
 are permuted (see `npstream.orders.blocks`). The first blocks of lanes differ in length. So lanes
-reach their next blocks, and need new chunks, one after the other and not all at once.
+reach their next blocks, and need new chunks, at different times.
 
 The chunks of a lane depend only on the seed. So a node that reads certain lanes needs the same
 chunks in every epoch. An order depends only on its arguments, and must stay reproducible: saved
@@ -37,8 +38,8 @@ from npstream.orders.chunks import smallest_step
 from npstream.orders.layout import Layout, make_layout, piece_slots
 from npstream.orders.permutation import MAX_TABLE_LENGTH, make_key
 
-Size: TypeAlias = int | str | None
-"""Bytes, as a number or as a str such as "1GiB"; or "auto"; or None for all data."""
+BlockSize: TypeAlias = int | str | None
+"""Size of a block: a number of bytes, a str such as "1GiB", "auto", or None for all data."""
 
 ORDER_VERSION = 1
 """Version of the order; it must change whenever this module computes another order."""
@@ -47,12 +48,19 @@ LANES = (1, 2, 4, 8, 24, 48, 96, 192, 480, 960)
 """Default numbers of lanes. They have many divisors, so that nodes can share lanes evenly."""
 
 _IDENTITY = "<Order: {} rows, seed {}, epoch {}, {} lanes, blocks of {}>"
+"""Text of `Order.identity`, which must never change; that of ``repr(order)`` may change."""
 
 MIN_LANE_BLOCK_BYTES = 1 << 24
-"""Minimum bytes of a block in one lane, for the default number of lanes: four chunks."""
+"""Minimum bytes of a lane's share of a block, when the number of lanes is chosen by default.
 
-_RUN, _EPOCH = 2, 3
-"""Levels, for `make_key`, of the assignment of chunks to lanes, and of an epoch's permutations."""
+These are four chunks of `npstream.formats.chunks.CHUNK_BYTES`.
+"""
+
+_CHUNKS_LEVEL = 2
+"""The `level` in `make_key` for the assignment of chunks to lanes."""
+
+_EPOCH_LEVEL = 3
+"""The `level` in `make_key` for the permutations of an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +75,9 @@ class Shuffle:
         at most 64 GiB. None shuffles all samples together.
     lanes : int, optional
         Number of sequences of chunks that the order interleaves. If the number of nodes divides
-        it, no two nodes read the same chunk. By default 1 if all data fit into a block, else the
-        largest of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 that gives each lane at least 16 MiB of
+        it, each node reads chunks of its own; only the few chunks that are cut at the end of a
+        lane may be read by two nodes. By default 1 if all data fit into a block, else the largest
+        of 1, 2, 4, 8, 24, 48, 96, 192, 480 and 960 that gives each lane at least 16 MiB of
         the block.
 
     Examples
@@ -77,7 +86,7 @@ class Shuffle:
     Shuffle(block=15625000000, lanes=480)
     """
 
-    block: Size = "auto"
+    block: BlockSize = "auto"
     lanes: int | None = None
 
     def __post_init__(self) -> None:
@@ -93,7 +102,7 @@ class Shuffle:
                 )
 
     def resolve(self, nbytes: int) -> Shuffle:
-        """Return settings in which defaults are replaced by values for a size of data.
+        """Return the settings for data of a size: defaults are replaced by their values.
 
         Parameters
         ----------
@@ -174,13 +183,15 @@ class Order(RowOrder):
         First row of each chunk of the view, sorted, then n. A callable that returns this array is
         called when the array is needed, and is pickled instead of it.
     seed, epoch : int
-        Each pair gives another order.
+        The order depends on both: different pairs give different orders.
     block : int
-        Samples of a block in one lane.
-    lanes : int
+        Number of samples of a block in one lane. (`Shuffle.block` is in bytes, over all lanes.)
+    lanes : int, default: 1
+        Number of lanes.
     scratch : Cache, optional
-        A cache whose buffers this order uses, for rows of the dtype of the chunks. Orders that
-        share it must not be used at the same time.
+        A cache whose buffers this order shares; by default it has buffers of its own. The cached
+        rows must have the dtype of `chunks`. Orders that share buffers must not be used at the same
+        time.
 
     Examples
     --------
@@ -213,8 +224,11 @@ class Order(RowOrder):
                 "2**62"
             )
         # All blocks of at least n samples give the same order.
-        self._blocks = Blocks(n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH))
-        # A look-up removes a pair while it uses it, so that no two threads use the same pair.
+        self._blocks = Blocks(
+            n, lanes, min(block, max(n, 1)), make_key(seed, epoch, 0, _EPOCH_LEVEL)
+        )
+        # Each look-up removes a layout and a cache, and puts them back at the end. So no two
+        # threads use the same ones.
         self._free_buffers: deque[tuple[Layout, Cache]] = deque(maxlen=2)
 
     def __len__(self) -> int:
@@ -241,7 +255,7 @@ class Order(RowOrder):
         """Bytes of memory that the order uses now, without a shared `scratch`."""
         shared = self._scratch is not None
         return sum(
-            layout.nbytes + (cache.kept if shared else cache.nbytes)
+            layout.nbytes + (cache.rows_nbytes if shared else cache.nbytes)
             for layout, cache in list(self._free_buffers)
         )
 
@@ -272,12 +286,17 @@ class Order(RowOrder):
         return rows
 
     def _look_up(self, positions: Int64, rows: Int64) -> None:
-        """Write the rows at positions; a single position is the first of consecutive ones."""
+        """Write the rows at `positions` to `rows`.
+
+        `positions` has the size of `rows`, or is one position: that of the first row. Then the
+        other rows are those at the next positions.
+        """
         if rows.size == 0:
             return
         blocks, (layout, cache) = self._blocks, self._acquire()
         kernel = look_up.for_size(self._estimate_work(rows.size, min(rows.size, blocks.lanes)))
         done = kernel(positions, blocks, layout, cache, rows)
+        # The kernel stops where it needs more cache than there is.
         while done < rows.size:
             cache = grow_cache(cache, rows.size - done)
             rest = positions[done:] if positions.size == rows.size else positions + done
@@ -286,8 +305,8 @@ class Order(RowOrder):
 
     def _estimate_work(self, rows: int, blocks: int) -> int:
         """Estimate the work of looking up `rows` rows in `blocks` blocks, for `Kernel.for_size`."""
-        # In plain Python a row of a small block takes 1 us, and `for_size` assumes 10 us. A few
-        # small blocks take less time than loading Numba.
+        # A small block is shuffled as a whole. In plain Python this takes at most 30 ms, less than
+        # loading Numba, so the largest block counts as 1 << 10 rows, as in `Permutation`.
         block = self._blocks.block
         return rows + (blocks * block >> 5 if block <= MAX_TABLE_LENGTH else 0)
 
@@ -297,8 +316,9 @@ class Order(RowOrder):
             return self._free_buffers.pop()
         except IndexError:
             chunks = self._chunks() if callable(self._chunks) else self._chunks
-        blocks, run_key = self._blocks, make_key(self._seed, 0, 0, _RUN)
-        layout = make_layout(_nonempty_chunks(chunks, self._n), blocks.lanes, run_key, blocks.key)
+        blocks, chunks_key = self._blocks, make_key(self._seed, 0, 0, _CHUNKS_LEVEL)
+        nonempty = _nonempty_chunks(chunks, self._n)
+        layout = make_layout(nonempty, blocks.lanes, chunks_key, blocks.key)
         return layout, new_cache(blocks, layout.chunks.dtype, self._scratch)
 
     def _check(self, numbers: Int64) -> Int64:

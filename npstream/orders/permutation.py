@@ -2,9 +2,12 @@
 
 Up to `MAX_TABLE_LENGTH` elements, a permutation is a Fisher-Yates shuffle. It is uniform at every
 length, and its table is made on first use. Longer permutations are a Feistel network over pairs of
-digits (left, right) in the radices (a, b), with a * b just above n. It needs no table, has the same
-cost at each position, and can be inverted. Results outside of range(n) are enciphered again, which
-is rare because a * b - n < a.
+digits (left, right) in the radices (a, b). It needs no table, has the same cost at each position,
+and can be inverted.
+
+The network permutes range(a * b), and a * b may be above n. Results outside of range(n) are
+enciphered again until they are inside (cycle walking). This is rare: a is about sqrt(n), and fewer
+than a of the a * b positions are outside.
 
 Orders must stay reproducible: saved states contain `PERMUTATION_VERSION`, and tests compare
 permutations with recorded values.
@@ -25,6 +28,7 @@ from npstream._core.jit import Kernel, draw, kernel
 from npstream._core.typing import AnyArray, Int64
 
 Cipher: TypeAlias = Kernel[[int, int, int, int, Int64], None]
+"""Enciphers or deciphers numbers in place. Parameters: n, a, b, key, and the numbers."""
 
 PERMUTATION_VERSION = 1
 """Version of the permutations; it must change whenever this module computes others."""
@@ -43,7 +47,8 @@ def make_key(seed: int, epoch: int = 0, lane: int = 0, level: int = 0) -> int:
     """Hash the arguments to the key of a permutation, a number in range(2**63).
 
     The arguments are any integers, also large or negative ones. They are hashed as a tuple, so
-    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent.
+    that (seed 0, epoch 1) and (seed 1, epoch 0) are independent. `lane` and `level` distinguish
+    permutations of one epoch; a level stands for a purpose, such as the assignment of chunks.
 
     >>> make_key(0, epoch=1) == make_key(1, epoch=0)
     False
@@ -96,7 +101,7 @@ class Permutation:
 
     def at(self, positions: Int64) -> Int64:
         """Return the elements at positions, in the shape of `positions`."""
-        values = self._check_copy(positions)
+        values = self._copy_within_bounds(positions)
         if self._n <= MAX_TABLE_LENGTH:
             return self._table.take(values).astype(np.int64)
         self._apply_cipher(_encipher_all, values)
@@ -104,7 +109,7 @@ class Permutation:
 
     def find(self, elements: Int64) -> Int64:
         """Return the positions of elements: ``find(at(p))`` is p."""
-        values = self._check_copy(elements)
+        values = self._copy_within_bounds(elements)
         if self._n <= MAX_TABLE_LENGTH:
             inverse = np.empty_like(values, shape=self._n)
             inverse[self._table] = np.arange(self._n)
@@ -115,8 +120,8 @@ class Permutation:
     @functools.cached_property
     def _table(self) -> AnyArray:
         table = np.empty(self._n, np.uint16)
-        # In plain Python a step takes 1 us, so the largest table takes about 30 ms: less than
-        # loading Numba. `for_size` assumes 10 us a step.
+        # The largest table takes about 30 ms in plain Python: less than loading Numba. So its work
+        # counts as 1 << 10 rows, which is the most that `for_size` runs in plain Python.
         shuffle.for_size(self._n >> 5)(self._key, table)
         return table
 
@@ -126,7 +131,7 @@ class Permutation:
         b = -(-self._n // a)
         cipher.for_size(values.size)(self._n, a, b, self._key, values.reshape(-1))
 
-    def _check_copy(self, values: Int64) -> Int64:
+    def _copy_within_bounds(self, values: Int64) -> Int64:
         """Return a copy of values as int64; raise IndexError if not in range(n)."""
         copy = values.astype(np.int64, order="C", casting="same_kind")
         if out_of_bounds(copy, self._n):
@@ -148,7 +153,10 @@ def shuffle(key: int, table: AnyArray) -> None:
 
 @kernel
 def shuffled_position(key: int, n: int, element: int) -> int:
-    """Return the position of an element in a table of `n` elements that `shuffle` fills."""
+    """Return the position of an element in a table of `n` elements that `shuffle` fills.
+
+    It takes O(n) time, and no memory for the table.
+    """
     position = draw(key ^ element, element + 1)
     for i in range(element + 1, n):
         if draw(key ^ i, i + 1) == position:
@@ -158,7 +166,11 @@ def shuffled_position(key: int, n: int, element: int) -> int:
 
 @kernel
 def shuffled_element(key: int, n: int, position: int) -> int:
-    """Return the element at a position in a table of `n` elements that `shuffle` fills."""
+    """Return the element at a position in a table of `n` elements that `shuffle` fills.
+
+    It takes O(n) time, and no memory for the table. It goes back through the steps of `shuffle`,
+    and follows the element to the step that wrote it first.
+    """
     i = n - 1
     while True:
         while i > position:
@@ -185,7 +197,8 @@ def encipher(n: int, a: int, b: int, key: int, left: Int64, right: Int64) -> Non
 def _rounds(a: int, b: int, key: int, left: Int64, right: Int64) -> None:
     """Apply the six rounds of the network to all digits.
 
-    Each round goes through all digits, which is twice as fast as all rounds for one digit.
+    The inner loops are over the digits: this is twice as fast as applying all rounds to one digit
+    after the other.
     """
     for step in range(0, 6, 2):
         for k in range(left.size):

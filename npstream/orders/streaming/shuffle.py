@@ -6,7 +6,8 @@ crosses the end of a lane is cut into *pieces*. Every epoch shuffles the pieces 
 then samples:
 
 - py1s: the samples of each piece.
-- py2s: the same, in units whose samples were shuffled once for all epochs.
+- py2s: the samples of each piece. Before units are cut, the samples of each unit are shuffled, in
+  the same way in all epochs.
 - py1br: the samples of each block, a range of a lane with a random length.
 - py1e: the samples of each piece; then each sample moves a random distance along its lane.
 - naive: all samples together, without lanes.
@@ -39,7 +40,11 @@ from npstream.orders.streaming.runs import (
 SHUFFLE_ALGORITHMS = ("naive", "py1br", "py1e", "py1s", "py2s")
 
 UNIT_SPACING = 1 << 10
-"""Samples between snapshots in the units of py2s, which are read in random order."""
+"""Samples between snapshots of the generator, for the shuffle of units in py2s.
+
+It is smaller than `npstream.orders.streaming.runs.SPACING`, because samples of these units are read
+in random order.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,16 @@ class EpochShuffle:
 
     Parameters
     ----------
-    algorithm : str
+    algorithm : {"naive", "py1br", "py1e", "py1s", "py2s"}
+        Streaming's `shuffle_algo`.
     lanes : int
-    seed, epoch : int
+        Streaming's `num_canonical_nodes`.
+    seed : int
+        Streaming's `shuffle_seed`.
+    epoch : int
+        Number of the epoch.
     block_size : int
+        Streaming's `shuffle_block_size`, in samples.
 
     Examples
     --------
@@ -67,25 +78,33 @@ class EpochShuffle:
     epoch: int
     block_size: int
 
-    def check(self, size: int, longest: int) -> None:
-        """Raise ValueError unless `size` samples can be shuffled, in units of up to `longest`."""
+    def check(self, size: int, longest_unit: int) -> None:
+        """Raise ValueError unless these settings can shuffle a number of samples.
+
+        Parameters
+        ----------
+        size : int
+            Number of samples.
+        longest_unit : int
+            Number of samples of the longest unit.
+        """
         if self.algorithm == "py1e" and size < self.lanes:
             raise ValueError(
                 f"py1e with num_canonical_nodes={self.lanes} needs a sample for each, and there "
                 f"{'is' if size == 1 else 'are'} {quantity(size, 'sample')}: use fewer canonical "
                 "nodes, or another order"
             )
-        least, most = self._widths
-        widths = {"py1e": most - least, "py1br": min(least, most - least)}.get(self.algorithm, 1)
-        if widths < 1:
+        least, most = self._block_lengths
+        choices = {"py1e": most - least, "py1br": min(least, most - least)}.get(self.algorithm, 1)
+        if choices < 1:
             raise ValueError(
                 f"shuffle_block_size={self.block_size}: {self.algorithm} needs larger blocks"
             )
-        longest = {"naive": size, "py1br": most}.get(self.algorithm, longest)
-        if max(longest, widths) > MAX_BOUND:
+        longest_run = {"naive": size, "py1br": most}.get(self.algorithm, longest_unit)
+        if (bound := max(longest_run, choices)) > MAX_BOUND:
             raise ValueError(
-                f"{self.algorithm} would draw one of {max(longest, widths)} numbers: the maximum "
-                f"is {MAX_BOUND}"
+                f"{self.algorithm} would draw one of {bound} numbers, and the maximum is "
+                f"{MAX_BOUND} numbers"
             )
 
     def order(self, units: Pieces) -> PieceOrder:
@@ -98,22 +117,22 @@ class EpochShuffle:
         if self.algorithm == "py2s":
             return _py2s(state, units, bounds, self.seed)
         # The order of units depends only on the seed, so that lanes are the same in every epoch.
-        fixed = np.random.default_rng(self.seed).permutation(len(units.begins))
-        laid = Pieces.concatenate(units.sizes[fixed], units.begins[fixed], units.picks)
-        pieces, firsts = _cut(laid, bounds)
+        unit_order = np.random.default_rng(self.seed).permutation(len(units.begins))
+        units = Pieces.concatenate(units.sizes[unit_order], units.begins[unit_order], units.picks)
+        pieces, firsts = _cut(units, bounds)
         order = np.arange(len(pieces.begins))
         shuffle_runs.for_size(order.size)(state, order, firsts[:-1], firsts[1:])
         pieces = Pieces.concatenate(pieces.sizes[order], pieces.begins[order], pieces.picks)
         if self.algorithm == "py1e":
-            return ExpandedOrder.draw(state, pieces, bounds, firsts, self._widths)
+            return ExpandedOrder.draw(state, pieces, bounds, firsts, self._block_lengths)
         if self.algorithm == "py1br":
-            return _py1br(state, pieces, bounds, self._widths)
+            return _py1br(state, pieces, bounds, self._block_lengths)
         starts, stops = pieces.offsets[:-1], pieces.offsets[1:]
         return ShuffledRuns(pieces, starts, stops, Snapshots.draw(state, starts, stops))
 
     @property
-    def _widths(self) -> tuple[int, int]:
-        """The bounds of the random length of a block."""
+    def _block_lengths(self) -> tuple[int, int]:
+        """The minimum of the random length of a block, and the bound that it is below."""
         return int(0.75 * self.block_size), int(1.25 * self.block_size)
 
 
@@ -139,16 +158,19 @@ def _naive(state: State, units: Pieces) -> PieceOrder:
 
 
 def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
-    fixed_state = seeded(seed)
-    fixed = np.arange(len(units.begins))
-    draw_shuffle.for_size(fixed.size)(fixed_state, fixed, 0, fixed.size)
-    laid = Pieces.concatenate(units.sizes[fixed], units.begins[fixed], units.picks)
-    starts, stops = laid.offsets[:-1], laid.offsets[1:]
+    # The same in all epochs: shuffle the units, and the samples of each unit.
+    seed_state = seeded(seed)
+    unit_order = np.arange(len(units.begins))
+    draw_shuffle.for_size(unit_order.size)(seed_state, unit_order, 0, unit_order.size)
+    units = Pieces.concatenate(units.sizes[unit_order], units.begins[unit_order], units.picks)
+    starts, stops = units.offsets[:-1], units.offsets[1:]
     inner = ShuffledRuns(
-        laid, starts, stops, Snapshots.draw(fixed_state, starts, stops, UNIT_SPACING)
+        units, starts, stops, Snapshots.draw(seed_state, starts, stops, UNIT_SPACING)
     )
 
-    pieces, firsts = _cut(Pieces(laid.offsets, starts, laid.picks), bounds)
+    # In each epoch: shuffle the pieces of each lane, and the samples of each piece. The samples of
+    # a piece are numbered by their positions in `inner`.
+    pieces, firsts = _cut(Pieces(units.offsets, starts, units.picks), bounds)
     sizes, begins, snapshots = pieces.sizes, pieces.begins.copy(), []
     for lane in range(len(bounds) - 1):
         part = slice(firsts[lane], firsts[lane + 1])
@@ -157,21 +179,24 @@ def _py2s(state: State, units: Pieces, bounds: Int64, seed: int) -> PieceOrder:
         sizes[part], begins[part] = sizes[order], begins[order]
         stops = pieces.offsets[part.start] + sizes[part].cumsum()
         snapshots.append(Snapshots.draw(state, stops - sizes[part], stops))
-    pieces = Pieces.concatenate(sizes, begins, laid.picks)
-    joined = Snapshots.concatenate(snapshots, firsts[:-1])
+    pieces = Pieces.concatenate(sizes, begins, units.picks)
     return ShuffledRuns(
-        ComposedPieces(pieces, inner), pieces.offsets[:-1], pieces.offsets[1:], joined
+        ComposedPieces(pieces, inner),
+        pieces.offsets[:-1],
+        pieces.offsets[1:],
+        Snapshots.concatenate(snapshots, firsts[:-1]),
     )
 
 
-def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int]) -> PieceOrder:
-    least, most = widths
+def _py1br(state: State, pieces: Pieces, bounds: Int64, lengths: tuple[int, int]) -> PieceOrder:
+    least, most = lengths
     staggers = [draw_below.for_size(1)(state, least) for _ in bounds[1:]]
     starts, stops, snapshots = [], [], []
     for lane, stagger in enumerate(staggers):
         origin, length = bounds[lane], int(bounds[lane + 1] - bounds[lane])
-        # Before the stagger, each block is at least twice as long as the one before. After it,
-        # blocks have at least the minimum width. Both bound the number of blocks.
+        # This many blocks are enough (see `_cut_blocks`): while the position is below the stagger,
+        # it at least doubles with each block. Later blocks, except the last, have at least the
+        # length `least`.
         blocks = np.empty((2, length // least + stagger.bit_length() + 2), np.int64)
         count = _cut_blocks.for_size(blocks.size)(
             state, length, least, most - least, stagger, blocks
@@ -190,13 +215,18 @@ def _py1br(state: State, pieces: Pieces, bounds: Int64, widths: tuple[int, int])
 
 @kernel
 def _cut_blocks(
-    state: State, length: int, least: int, widths: int, stagger: int, blocks: Int64
+    state: State, length: int, least: int, choices: int, stagger: int, blocks: Int64
 ) -> int:
-    """Draw the lengths of a lane's blocks; write their starts and stops, return their number."""
+    """Draw the lengths of a lane's blocks; write their starts and stops, return their number.
+
+    A block has one of `choices` lengths, from `least` on. All blocks begin `stagger` samples
+    earlier than their lengths say, but not before the lane. So the first blocks may overlap, as
+    they do in Streaming.
+    """
     count, position = 0, 0
     while position < length:
-        width = least + draw_below(state, widths)
-        start, stop = max(position - stagger, 0), min(position + width - stagger, length)
+        block_length = least + draw_below(state, choices)
+        start, stop = max(position - stagger, 0), min(position + block_length - stagger, length)
         blocks[0, count], blocks[1, count] = start, stop
         position += stop - start
         count += 1
