@@ -31,17 +31,18 @@ CASTS: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float
 Parser = Callable[[bytes], dict[str, Any]]
 
 
-def guard(schema: Schema) -> int:
-    """Return the number of guard bytes: the newline before a line, which readers check.
+def guard_nbytes(schema: Schema) -> int:
+    """Return the number of guard bytes of a line: the bytes of the newline before an XSV line.
 
-    Without this check, a damaged offset could cut off the start of an XSV line unnoticed.
+    Readers check the guard bytes. Otherwise, a damaged offset could cut off the start of an XSV
+    line unnoticed. JSONL lines need no guard, because they start with a brace.
     """
     return len(schema.newline.encode()) if schema.format in ("csv", "tsv", "xsv") else 0
 
 
 def is_complete_line(schema: Schema, line: bytes) -> bool:
-    """Return True if `line`, which starts with its `guard` bytes, looks like one whole line."""
-    newline, guard_bytes = schema.newline.encode(), guard(schema)
+    """Return True if `line`, which starts with its guard bytes, looks like one whole line."""
+    newline, guard_bytes = schema.newline.encode(), guard_nbytes(schema)
     begin = newline if guard_bytes else b"{"
     return line.startswith(begin) and line.find(newline, guard_bytes) == len(line) - len(newline)
 

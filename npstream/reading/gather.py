@@ -523,7 +523,7 @@ def read_lines(
         return columns
     address, nbytes, owner = fetcher.locate(ids)
     parse = line_parser(fetcher, schema, names)
-    guard = text.guard(fetcher.index.schemas[schema])
+    guard = text.guard_nbytes(fetcher.index.schemas[schema])
     for sample, at, length in zip(ids.tolist(), address.tolist(), nbytes.tolist(), strict=True):
         values = parse(sample, ctypes.string_at(at - guard, length + guard))
         for name, column in columns.items():
@@ -535,10 +535,10 @@ def read_lines(
 def line_parser(
     fetcher: Fetcher, schema: int, names: Sequence[str]
 ) -> Callable[[int, bytes], dict[str, Any]]:
-    """Return a function that parses a sample from its `text.guard` bytes and its line."""
+    """Return a function that parses a sample from its line with its guard bytes."""
     layout = fetcher.index.schemas[schema]
     parse = text.parser(layout, names)
-    newline = layout.newline.encode()[: text.guard(layout)]
+    newline = layout.newline.encode()[: text.guard_nbytes(layout)]
 
     def parse_checked(sample: int, line: bytes) -> dict[str, Any]:
         try:

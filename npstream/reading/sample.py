@@ -194,7 +194,7 @@ def _decoder(
     layout = fetcher.layouts[schema]
     if layout is None:
         data, parse = loaded.data.data, line_parser(fetcher, schema, [f.name for f in fields])
-        guard = text.guard(fetcher.index.schemas[schema])
+        guard = text.guard_nbytes(fetcher.index.schemas[schema])
         return (lambda sample, at, stop: parse(sample, bytes(data[at:stop]))), guard
     encodings = {f.name: f.encoding for f in fields}
     names = fetcher.index.schemas[schema].names

@@ -56,8 +56,8 @@ class LocalShards:
         self.store = store
         self.verify = verify
         self.layouts = layouts_of(index)
-        guards = [text.guard(schema) for schema in index.schemas]
-        self.guards = np.array(guards, np.int64)[index.schema_ids]
+        sizes = [text.guard_nbytes(schema) for schema in index.schemas]
+        self.guard_nbytes = np.array(sizes, np.int64)[index.schema_ids]
         self._is_checked = np.zeros(len(index), bool)  # shards that were opened before
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -216,7 +216,7 @@ class LocalShards:
     def check_bounds(self, shard: int, rows: Int64, begins: Int64, ends: Int64) -> int:
         """Raise FormatError unless rows lie within their shard; return the shard's guard."""
         files = self.index.files(shard)
-        guard = int(self.guards[shard])
+        guard = int(self.guard_nbytes[shard])
         low = 0 if files.meta else 4 * (self._sample_count(shard) + 2)
         wrong = (begins < max(low, guard)) | (ends < begins) | (ends > files.data.nbytes)
         if wrong.any():

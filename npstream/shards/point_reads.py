@@ -117,7 +117,7 @@ class PointReader:
             for k, part in zip(absent.tolist(), fetched, strict=True):
                 parts[k] = part
         bodies = [part for part in parts if part is not None]
-        address, nbytes, buffer = concatenate_parts(bodies, self._shards.guards[shards])
+        address, nbytes, buffer = concatenate_parts(bodies, self._shards.guard_nbytes[shards])
         return address[inverse], nbytes[inverse], [buffer]
 
     @property
@@ -145,7 +145,7 @@ class PointReader:
         # One unknown sample makes all bounds of its shard estimates, so that they are in order.
         is_estimated = np.isin(shard_of, shard_of[~is_known])
         sizes = index.nbytes[shard_of] // (index.starts[shard_of + 1] - index.starts[shard_of])
-        begins = np.where(is_estimated, rows * sizes, begins - self._shards.guards[shard_of])
+        begins = np.where(is_estimated, rows * sizes, begins - self._shards.guard_nbytes[shard_of])
         ends = np.where(is_estimated, begins + sizes, ends)
         *_, lengths = coalesce_ranges(shard_of, begins, ends, MAX_SAMPLE_GAP)
         requests, nbytes = len(lengths), int(lengths.sum())
@@ -320,7 +320,7 @@ class PointReader:
         if overlaps.any():
             sample = int(ids[1 + overlaps.argmax()])
             shards.raise_damaged(sample, "its offsets do not fit the shard")
-        begins = begins - shards.guards[shard_of]
+        begins = begins - shards.guard_nbytes[shard_of]
         return read_coalesced(self._store, self._name, shard_of, begins, ends, MAX_SAMPLE_GAP)
 
     def _name(self, shard: int) -> str:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from npstream.errors import FormatError
 from npstream.formats.index import Schema
-from npstream.formats.text import check_text_head, guard, parser
+from npstream.formats.text import check_text_head, guard_nbytes, parser
 
 JSONL = Schema("json", ("a", "b", "c"), ("str", "int", "float"), newline="\n")
 CSV = Schema("csv", ("a", "b", "c"), ("str", "int", "float"), newline="\n", separator=",")
@@ -33,14 +33,15 @@ def as_bytes(text):
 
 
 def check_head(schema, header, lines, **changed):
+    """Call `check_text_head` for a shard; `changed` are further arguments of `meta`."""
     data = as_bytes(header + b"".join(lines))
     return check_text_head(
         schema, data, meta(len(header), [*map(len, lines)], **changed), len(lines)
     )
 
 
-def test_guard_is_the_length_of_the_newline():
-    assert [guard(schema) for schema in (JSONL, CSV, XSV)] == [0, 1, 2]
+def test_xsv_lines_have_the_newline_before_them_as_guard_bytes():
+    assert [guard_nbytes(schema) for schema in (JSONL, CSV, XSV)] == [0, 1, 2]
 
 
 def test_valid_files_give_the_offset_of_the_first_line():
