@@ -1,6 +1,7 @@
-"""Kernels that copy and compare spans: runs of bytes in memory, given by address and length.
+"""Kernels that copy and compare spans: byte ranges in memory, given by address and length.
 
-The caller must keep the memory alive.
+The caller must keep the memory alive. A `Span` of `npstream._core.typing` is something else: a byte
+range of a file.
 
 Tested in tests/shards/test_kernels.py.
 """
@@ -20,9 +21,9 @@ from npstream._core.jit import (
 from npstream._core.typing import Bools, Int64
 
 PREFETCH_DISTANCE = 8
-"""How many spans ahead of the current copy are prefetched into the processor's cache.
+"""The kernels prefetch this number of spans ahead of the current copy into the processor's cache.
 
-Without prefetching, each copy first waits for memory and for one or two page table entries.
+Without prefetching, each copy waits for a cache miss and for one or two page-table lookups.
 """
 
 
@@ -61,24 +62,33 @@ def copy_spans(address: Int64, nbytes: Int64, offsets: Int64, destination: int) 
 def join_columns(count: int, columns: Int64, spans: Int64, destination: int) -> None:
     """Write `count` rows back to back, each with its value of every column.
 
-    A row of `columns` is ``(-1, address, size)`` for values of one size, which lie back to back
-    from `address` on. It is ``(v, 0, 0)`` for values at the addresses ``spans[v, 0]``, with the
-    lengths ``spans[v, 1]``.
+    Parameters
+    ----------
+    count : int
+        Number of rows.
+    columns : ndarray of int64, shape (columns, 3)
+        ``(-1, address, size)`` describes a contiguous array of values of `size` bytes.
+        ``(v, 0, 0)`` describes a column of varying sizes: value k is at the address
+        ``spans[v, 0, k]`` and has ``spans[v, 1, k]`` bytes.
+    spans : ndarray of int64, shape (columns of varying sizes, 2, count)
+        The addresses and the sizes of their values.
+    destination : int
+        The address of the first row.
     """
-    at = destination
+    target = destination
     for k in range(count):
         for c in range(columns.shape[0]):
             v = columns[c, 0]
             if v < 0:
                 size = columns[c, 2]
-                copy_short(at, columns[c, 1] + k * size, size)
+                copy_short(target, columns[c, 1] + k * size, size)
             else:
                 ahead = k + PREFETCH_DISTANCE
                 if ahead < count:
                     prefetch_cache_line(spans[v, 0, ahead])
                 size = spans[v, 1, k]
-                copy(at, spans[v, 0, k], size)
-            at += size
+                copy(target, spans[v, 0, k], size)
+            target += size
 
 
 @kernel

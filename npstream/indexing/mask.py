@@ -13,11 +13,20 @@ from npstream._core.typing import Bools, Bytes, Int64
 
 Words: TypeAlias = NDArray[np.uint64]
 
-ENTRY_BITS = 1 << 10
-"""Bits per block. Each block has an entry in the table of counts."""
+BLOCK_BITS = 1 << 10
+"""Bits per block. The mask stores the number of set bits before each block."""
 
 BATCH_POSITIONS = 1 << 20
-"""Positions that are handled at a time, to bound memory."""
+"""Positions per batch, to bound memory."""
+
+DENSE_BITS = 64
+"""Up to this number of bits per position, `Mask.at_range` unpacks all bits between its positions.
+
+`Mask.at` takes as long for a position as unpacking takes for 60 to 190 bits.
+"""
+
+DENSE_BLOCKS = 16
+"""Up to this number of blocks, `Mask.at_range` always unpacks all bits."""
 
 
 class Mask:
@@ -26,9 +35,14 @@ class Mask:
     Parameters
     ----------
     bits : ndarray of uint8
-        The lowest bit of the first byte is that of position 0. Padded to whole blocks.
+        The lowest bit of the first byte is that of position 0. Zero bits pad the array to a
+        multiple of `BLOCK_BITS`.
     domain : int
         The upper limit of positions, exclusive.
+
+    Notes
+    -----
+    The rank of a set position is the number of set positions before it.
 
     Examples
     --------
@@ -42,23 +56,23 @@ class Mask:
     def __init__(self, bits: Bytes, domain: int) -> None:
         self._bits = bits
         self.domain = domain
-        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, ENTRY_BITS // 64)
+        counts = np.bitwise_count(bits.view(np.uint64)).reshape(-1, BLOCK_BITS // 64)
         self._counts_before = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts.sum(axis=1, dtype=np.int64), out=self._counts_before[1:])
 
     @classmethod
     def from_bools(cls, mask: Bools) -> Mask:
         """Return the mask of the positions at which `mask` is true."""
-        bits = _no_bits(mask.size)
+        bits = _zero_bits(mask.size)
         packed = np.packbits(mask, bitorder="little")
         bits[: packed.size] = packed
         return cls(bits, mask.size)
 
     @classmethod
-    def from_positions(cls, pieces: Iterable[Int64], domain: int) -> Mask:
+    def from_positions(cls, arrays: Iterable[Int64], domain: int) -> Mask:
         """Return the mask of the positions in several arrays, in any order."""
-        bits = _no_bits(domain)
-        for positions in pieces:
+        bits = _zero_bits(domain)
+        for positions in arrays:
             bit = np.left_shift(1, positions & 7).astype(np.uint8)
             np.bitwise_or.at(bits, positions >> 3, bit)
         return cls(bits, domain)
@@ -75,7 +89,7 @@ class Mask:
         return self._bits.nbytes + self._counts_before.nbytes
 
     def at(self, ranks: Int64) -> Int64:
-        """Return the set positions with the given ranks, in the shape of `ranks`."""
+        """Return the set position of each rank, in the shape of `ranks`."""
         block = self._counts_before.searchsorted(ranks, "right") - 1
         within = ranks - self._counts_before[block]
         positions = np.empty_like(ranks)
@@ -89,46 +103,48 @@ class Mask:
 
     def rank(self, positions: Int64) -> Int64:
         """Return the number of set bits before each position, all in ``range(domain + 1)``."""
-        block = positions // ENTRY_BITS
+        block = positions // BLOCK_BITS
         ranks = self._counts_before[block]
         _rank.for_size(positions.size)(self._bits.view(np.uint64), positions, ranks)
         return ranks
 
     def at_range(self, ranks: range) -> Int64:
-        """Return the set positions with the ranks in a range.
+        """Return the set position of each rank in a range.
 
-        If the positions are dense, all bits between them are unpacked at once.
+        If the positions are dense, this unpacks all bits between them.
         """
         if not ranks:
             return np.empty(0, np.int64)
         low, high = sorted((ranks[0], ranks[-1]))
         first, last = (self._counts_before.searchsorted((low, high), "right") - 1).tolist()
-        if (last + 1 - first) * ENTRY_BITS > 64 * len(ranks) + 16 * ENTRY_BITS:
+        if (last + 1 - first - DENSE_BLOCKS) * BLOCK_BITS > DENSE_BITS * len(ranks):
             return self.at(range_values(ranks, np.arange(len(ranks))))
         positions = np.empty(high + 1 - low, np.int64)
-        for block in range(first, last + 1, BATCH_POSITIONS // ENTRY_BITS):
-            end = min(block + BATCH_POSITIONS // ENTRY_BITS, last + 1)
-            packed = self._bits[block * ENTRY_BITS // 8 : end * ENTRY_BITS // 8]
+        for block in range(first, last + 1, BATCH_POSITIONS // BLOCK_BITS):
+            end = min(block + BATCH_POSITIONS // BLOCK_BITS, last + 1)
+            packed = self._bits[block * BLOCK_BITS // 8 : end * BLOCK_BITS // 8]
             set_bits = np.unpackbits(packed, bitorder="little").view(np.bool_).nonzero()[0]
             before = int(self._counts_before[block])
             set_bits = set_bits[max(low - before, 0) : high + 1 - before]
-            to = max(before - low, 0)
-            np.add(set_bits, block * ENTRY_BITS, out=positions[to : to + set_bits.size])
+            begin = max(before - low, 0)
+            np.add(set_bits, block * BLOCK_BITS, out=positions[begin : begin + set_bits.size])
         return np.ascontiguousarray(positions[:: ranks.step])
 
 
-def range_values(numbers: range, positions: Int64) -> Int64:
-    """Replace positions in a range by the range's values, in place."""
-    # The step of a range with one value, and the start of an empty range, may be beyond int64.
-    if numbers.step != 1 and len(numbers) > 1:
-        positions *= numbers.step
-    if numbers.start and len(numbers):
-        positions += numbers.start
+def range_values(values: range, positions: Int64) -> Int64:
+    """Replace each position k by ``values[k]``, in place."""
+    # Unused attributes of a range may not fit in int64: the step of a range with one value, and
+    # the start of an empty range.
+    if values.step != 1 and len(values) > 1:
+        positions *= values.step
+    if values.start and len(values):
+        positions += values.start
     return positions
 
 
-def _no_bits(domain: int) -> Bytes:
-    return np.zeros(-(-domain // ENTRY_BITS) * (ENTRY_BITS // 8), np.uint8)
+def _zero_bits(domain: int) -> Bytes:
+    """Return the zeroed bits of `domain` positions, padded to whole blocks."""
+    return np.zeros(-(-domain // BLOCK_BITS) * (BLOCK_BITS // 8), np.uint8)
 
 
 @kernel
@@ -137,17 +153,18 @@ def _select(words: Words, block: Int64, rank: Int64, position: Int64) -> None:
     one = u64(1)
     for k in range(rank.size):
         remaining = int(rank[k])
-        at = int(block[k]) * (ENTRY_BITS // 64)
-        word = u64(words[at])
+        index = int(block[k]) * (BLOCK_BITS // 64)
+        word = u64(words[index])
         count = popcount(word)
         while remaining >= count:
             remaining -= count
-            at += 1
-            word = u64(words[at])
+            index += 1
+            word = u64(words[index])
             count = popcount(word)
         for _ in range(remaining):
             word &= word - one  # clears the lowest bit
-        position[k] = 64 * at + popcount(word ^ (word - one)) - 1
+        # word ^ (word - 1) has ones up to the lowest set bit of the word, and zeros above it.
+        position[k] = 64 * index + popcount(word ^ (word - one)) - 1
 
 
 @kernel
@@ -157,8 +174,8 @@ def _rank(words: Words, position: Int64, rank: Int64) -> None:
     for k in range(position.size):
         end = int(position[k])
         count = 0
-        for at in range(end // ENTRY_BITS * (ENTRY_BITS // 64), end // 64):
-            count += popcount(u64(words[at]))
+        for index in range(end // BLOCK_BITS * (BLOCK_BITS // 64), end // 64):
+            count += popcount(u64(words[index]))
         if end % 64:
             below = (one << u64(end % 64)) - one
             count += popcount(u64(words[end // 64]) & below)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from npstream.indexing import mask
-from npstream.indexing.mask import ENTRY_BITS, Mask
+from npstream.indexing.mask import BLOCK_BITS, Mask
 
 SHARES = [0.001, 0.03, 0.5, 1]
 
@@ -22,7 +22,7 @@ def bools(n, share):
 @pytest.mark.usefixtures("kernel_mode")
 @pytest.mark.parametrize("share", SHARES)
 def test_at_returns_the_positions_with_any_ranks(share):
-    array = bools(7 * ENTRY_BITS + 5, share)
+    array = bools(7 * BLOCK_BITS + 5, share)
     bits = Mask.from_bools(array)
     ranks = np.random.default_rng(2).permutation(len(bits))
     assert np.array_equal(bits.at(ranks), np.flatnonzero(array)[ranks])
@@ -32,7 +32,7 @@ def test_at_returns_the_positions_with_any_ranks(share):
 
 @given(st.data())
 def test_at_range_returns_the_positions_for_any_step(data):
-    array = bools(data.draw(st.integers(1, 40 * ENTRY_BITS)), data.draw(st.sampled_from(SHARES)))
+    array = bools(data.draw(st.integers(1, 40 * BLOCK_BITS)), data.draw(st.sampled_from(SHARES)))
     bits, positions = Mask.from_bools(array), np.flatnonzero(array)
     bound = st.none() | st.integers(-len(bits), len(bits))
     step = st.sampled_from([None, 2, -1, -3, 100, -2000])
@@ -43,14 +43,14 @@ def test_at_range_returns_the_positions_for_any_step(data):
 
 
 def test_long_ranges_are_unpacked_in_batches(monkeypatch):
-    monkeypatch.setattr(mask, "BATCH_POSITIONS", 4 * ENTRY_BITS)
-    array = bools(50 * ENTRY_BITS, 0.3)
+    monkeypatch.setattr(mask, "BATCH_POSITIONS", 4 * BLOCK_BITS)
+    array = bools(50 * BLOCK_BITS, 0.3)
     bits, positions = Mask.from_bools(array), np.flatnonzero(array)
     for part in (slice(None), slice(1000, -1000), slice(5000, 6500)):
         assert np.array_equal(bits.at_range(range(len(bits))[part]), positions[part])
 
 
-@pytest.mark.parametrize("n", [0, 1, 8, ENTRY_BITS, ENTRY_BITS + 1, 9999])
+@pytest.mark.parametrize("n", [0, 1, 8, BLOCK_BITS, BLOCK_BITS + 1, 9999])
 def test_positions_may_be_given_in_several_arrays_and_in_any_order(n):
     positions = np.flatnonzero(bools(n, 0.3))[::-1]
     bits = Mask.from_positions([positions[:5], positions[5:]], n)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from npstream.indexing.mask import ENTRY_BITS, Mask
+from npstream.indexing.mask import BLOCK_BITS, Mask
 from npstream.indexing.selection import MAX_MASK_AS_POSITIONS, Selection
 from npstream.orders.chunks import shard_chunks, view_chunks
 from npstream.orders.permutation import Permutation
@@ -99,9 +99,9 @@ def test_chunks_of_unsorted_views_have_one_length(view):
     assert chunks[-1] == selection.size
 
 
-@given(st.lists(st.integers(0, 3 * ENTRY_BITS - 1), max_size=80), st.data())
+@given(st.lists(st.integers(0, 3 * BLOCK_BITS - 1), max_size=80), st.data())
 def test_ranks_count_the_positions_below(positions, data):
-    domain = data.draw(st.integers(max(positions, default=0) + 1, 3 * ENTRY_BITS))
+    domain = data.draw(st.integers(max(positions, default=0) + 1, 3 * BLOCK_BITS))
     mask = Mask.from_positions([np.array(positions, np.int64)], domain)
     below = np.array(data.draw(st.lists(st.integers(0, domain), max_size=20)), np.int64)
     want = np.searchsorted(np.unique(positions), below)
