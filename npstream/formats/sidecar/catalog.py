@@ -1,18 +1,28 @@
-"""A compact catalog of all shards' files: names as runs of numbers, and contiguous digests.
+"""A compact catalog of all shards' files: their names, sizes, hashes and compressions.
 
 A run is a sequence of shards with consecutively numbered names, such as ``shard.00000.mds``,
-``shard.00001.mds``, and so on. The catalog stores a run once, and so stays small for many shards.
-Each kind of file (`FILE_KINDS`) that any shard has takes these sections:
+``shard.00001.mds``, and so on. The catalog stores the name of a run only once.
 
+The table of the side-car has two entries for the catalog::
+
+    compressions  the distinct compressions
+    hashes        for each kind of file: the distinct hash lists; a hash list has a pair
+                  (hash name, bytes of the digest) for each hash of a file
+
+One section holds the compressions, and the other sections exist for each kind of file
+(`FILE_KINDS`) that any shard has::
+
+    compression   for each shard: position in the table's compressions
     KIND.first    for each run: the first shard
     KIND.number   for each run: the number in the first shard's name
     KIND.digits   for each run: digits to which numbers are zero-padded; 0 for an unnumbered name
-    KIND.ends     for each run: ends, in KIND.text, of the text before and after the number
-    KIND.text     UTF-8; an unnumbered run with no text means that its shards have no such file
+    KIND.text     for each run: the name's text before the number, then the text after it; UTF-8.
+                  If a run has neither number nor text, its shards have no file of this kind
+    KIND.ends     for each run: two offsets in KIND.text, the ends of the two texts
     KIND.bytes    for each shard: size of the file; 0 if it has none
-    KIND.digests  for each shard: its digests, contiguous
-    KIND.hashes   for each shard: the position of its list of hashes in the table, which has one
-                  list of (hash name, digest bytes) for each combination; absent if there is one
+    KIND.digests  for each shard: the digests of its hash list, without gaps
+    KIND.hashes   for each shard: position of its hash list in the table; this section is absent
+                  if the table has only one list
 
 Tested in tests/formats/sidecar/test_sidecar.py.
 """
@@ -36,7 +46,10 @@ if TYPE_CHECKING:
 
 FILE_KINDS = ("data", "zip_data", "meta", "zip_meta")
 
-_NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
+_MAX_DIGITS = 18
+"""Maximum digits of a number in a name, so that all numbers fit in int64."""
+
+_NUMBERED = re.compile(rf"(.*?)([0-9]{{1,{_MAX_DIGITS}}})([^0-9]*)", re.DOTALL)
 
 
 # Writing
@@ -45,17 +58,17 @@ _NUMBERED = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)", re.DOTALL)
 def catalog_sections(index: Index) -> tuple[dict[str, Any], dict[str, AnyArray]]:
     """Return the table entries and the sections that store an index's files in a side-car."""
     shards = [index.files(shard) for shard in range(len(index))]
-    compressions: dict[str | None, int] = {}
-    numbers = [compressions.setdefault(files.compression, len(compressions)) for files in shards]
-    entries: dict[str, Any] = {"compressions": list(compressions), "hashes": {}}
-    sections = {"compression": smallest_uint(numbers)}
+    positions: dict[str | None, int] = {}
+    compression = [positions.setdefault(files.compression, len(positions)) for files in shards]
+    entries: dict[str, Any] = {"compressions": list(positions), "hashes": {}}
+    sections = {"compression": smallest_uint(compression)}
     for kind in FILE_KINDS:
-        stored: list[File | None] = [getattr(files, kind) for files in shards]
-        if any(stored):
-            hash_lists, hash_sections = _hash_sections(stored, kind, index.where)
+        files_of_kind: list[File | None] = [getattr(files, kind) for files in shards]
+        if any(files_of_kind):
+            hash_lists, hash_sections = _hash_sections(files_of_kind, kind, index.where)
             entries["hashes"][kind] = hash_lists
-            names = [file.name if file else "" for file in stored]
-            sizes = [file.nbytes if file else 0 for file in stored]
+            names = [file.name if file else "" for file in files_of_kind]
+            sizes = [file.nbytes if file else 0 for file in files_of_kind]
             sections |= _name_sections(names, kind) | hash_sections
             sections[f"{kind}.bytes"] = smallest_uint(sizes)
     return entries, sections
@@ -78,7 +91,7 @@ def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
             number.append(int(counter or 0))
             digits.append(len(counter))
             texts += [before.encode(), after.encode()]
-        next_name = _name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
+        next_name = _format_name(before, number[-1] + shard + 1 - first[-1], digits[-1], after)
     return {
         f"{kind}.first": smallest_uint(first),
         f"{kind}.number": smallest_uint(number),
@@ -88,7 +101,7 @@ def _name_sections(names: list[str], kind: str) -> dict[str, AnyArray]:
     }
 
 
-def _name(before: str, number: int, digits: int, after: str) -> str:
+def _format_name(before: str, number: int, digits: int, after: str) -> str:
     return f"{before}{number:0{digits}}{after}" if digits else before + after
 
 
@@ -96,11 +109,11 @@ def _hash_sections(
     files: list[File | None], kind: str, where: str
 ) -> tuple[list[Any], dict[str, AnyArray]]:
     hash_lists: dict[tuple[tuple[str, int], ...], int] = {}
-    numbers, digests = [], []
+    list_positions, digests = [], []
     for shard, file in enumerate(files):
         hashes = file.hashes if file else {}
         hash_list = tuple((name, len(digest) // 2) for name, digest in hashes.items())
-        numbers.append(hash_lists.setdefault(hash_list, len(hash_lists)))
+        list_positions.append(hash_lists.setdefault(hash_list, len(hash_lists)))
         for name, digest in hashes.items():
             try:
                 body = bytes.fromhex(digest)
@@ -113,7 +126,7 @@ def _hash_sections(
             digests.append(body)
     sections = {f"{kind}.digests": np.frombuffer(b"".join(digests), np.uint8)}
     if len(hash_lists) > 1:
-        sections[f"{kind}.hashes"] = smallest_uint(numbers)
+        sections[f"{kind}.hashes"] = smallest_uint(list_positions)
     return [[list(pair) for pair in hash_list] for hash_list in hash_lists], sections
 
 
@@ -131,12 +144,14 @@ class _Runs:
     text: bytes
 
     def name(self, shard: int) -> str:
+        """Return the name of a shard's file, or an empty string if it has none."""
         run = int(np.searchsorted(self.first, shard, side="right")) - 1
         begin = int(self.ends[2 * run - 1]) if run else 0
-        middle, end = self.ends[2 * run : 2 * run + 2].tolist()
+        end_before, end_after = self.ends[2 * run : 2 * run + 2].tolist()
         number = int(self.number[run]) + shard - int(self.first[run])
-        before, after = self.text[begin:middle].decode(), self.text[middle:end].decode()
-        return _name(before, number, int(self.digits[run]), after)
+        before = self.text[begin:end_before].decode()
+        after = self.text[end_before:end_after].decode()
+        return _format_name(before, number, int(self.digits[run]), after)
 
 
 class SidecarCatalog:
@@ -151,15 +166,17 @@ class SidecarCatalog:
         self._hash_lists = {kind: self._check_hash_lists(table.get(kind)) for kind in self._kinds}
         self._compressions = sections.typed("compressions", list)
         self._fingerprint = sections.typed("fingerprint", str)
-        for text in self._compressions:
-            if not isinstance(text, str | None):
-                raise sections.damaged(f"compression {short_repr(text)}; expected str or nil")
+        for compression in self._compressions:
+            if not isinstance(compression, str | None):
+                raise sections.damaged(
+                    f"compression {short_repr(compression)}; expected str or nil"
+                )
 
     def has_file(self, kind: str) -> Bools:
         """Return the mask of shards that have a file of a kind."""
         if kind not in self._kinds:
             return np.zeros(self._shards, np.bool_)
-        runs = self._names(kind)
+        runs = self._get_runs(kind)
         has_text = np.diff(runs.ends[1::2], prepend=0) > 0
         return np.repeat(has_text | (runs.digits > 0), np.diff(runs.first, append=self._shards))
 
@@ -169,24 +186,25 @@ class SidecarCatalog:
 
     def name(self, shard: int) -> str:
         """Return the name of a shard's (uncompressed) data file."""
-        return self._name("data", shard)
+        return self._read_name("data", shard)
 
     def files(self, shard: int) -> ShardFiles:
         """Return the files of a shard."""
         data, zip_data, meta, zip_meta = (self._file(kind, shard) for kind in FILE_KINDS)
         if data is None:
             raise self._sections.damaged(f"shard {shard} has no data file")
-        (number,) = self._sections.blocks("compression", self._shards).read_cached(shard, shard + 1)
-        if number >= len(self._compressions):
-            raise self._sections.damaged(f"shard {shard} has compression number {number}")
-        return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[number])
+        block = self._sections.blocks("compression", self._shards)
+        (position,) = block.read_cached(shard, shard + 1)
+        if position >= len(self._compressions):
+            raise self._sections.damaged(f"shard {shard} has compression number {position}")
+        return ShardFiles(data, zip_data, meta, zip_meta, self._compressions[position])
 
     def fingerprint(self, index: Index) -> str:
         """Return the stored fingerprint of the index from which the side-car was built."""
         return str(self._fingerprint)
 
     def _file(self, kind: str, shard: int) -> File | None:
-        if kind not in self._kinds or not (name := self._name(kind, shard)):
+        if kind not in self._kinds or not (name := self._read_name(kind, shard)):
             return None
         (nbytes,) = self._sections.blocks(f"{kind}.bytes", self._shards).read_cached(
             shard, shard + 1
@@ -195,9 +213,9 @@ class SidecarCatalog:
             raise self._sections.damaged(f"shard {shard} has {quantity(nbytes, 'byte')}")
         return File(name, int(nbytes), self._hashes(kind, shard))
 
-    def _name(self, kind: str, shard: int) -> str:
+    def _read_name(self, kind: str, shard: int) -> str:
         try:
-            name = self._names(kind).name(shard)
+            name = self._get_runs(kind).name(shard)
         except UnicodeDecodeError as error:
             raise self._sections.damaged(
                 f"the name of shard {shard} is not UTF-8: {error}"
@@ -206,13 +224,13 @@ class SidecarCatalog:
             raise self._sections.damaged(f"{name!r} leaves the dataset's directory")
         return name
 
-    def _names(self, kind: str) -> _Runs:
+    def _get_runs(self, kind: str) -> _Runs:
         runs = self._runs.get(kind)
         if runs is None:
-            runs = self._runs.setdefault(kind, self._read_names(kind))
+            runs = self._runs.setdefault(kind, self._read_runs(kind))
         return runs
 
-    def _read_names(self, kind: str) -> _Runs:
+    def _read_runs(self, kind: str) -> _Runs:
         blocks = self._sections.blocks
         first = blocks(f"{kind}.first").read().astype(np.int64)
         number, digits = (
@@ -228,8 +246,8 @@ class SidecarCatalog:
             and (bounds[1:] > bounds[:-1]).all()
             and (np.diff(ends, prepend=0, append=len(text)) >= 0).all()
             and (number >= 0).all()
-            and (number <= 10**18).all()
-            and (digits <= 18).all()
+            and (number <= 10**_MAX_DIGITS).all()
+            and (digits <= _MAX_DIGITS).all()
         )
         if not is_valid:
             raise self._sections.damaged(f"the names of {kind} files do not follow the format")
@@ -255,8 +273,8 @@ class SidecarCatalog:
         if len(hash_lists) == 1:
             hash_list, offset = hash_lists[0], shard * sum(nbytes for _, nbytes in hash_lists[0])
         else:
-            numbers, offsets = self._digest_offsets[kind]
-            hash_list, offset = hash_lists[numbers[shard]], int(offsets[shard])
+            positions, offsets = self._list_positions_and_offsets[kind]
+            hash_list, offset = hash_lists[positions[shard]], int(offsets[shard])
         hashes = {}
         for name, nbytes in hash_list:
             digests = self._sections.blocks(f"{kind}.digests")
@@ -267,15 +285,18 @@ class SidecarCatalog:
         return hashes
 
     @cached_property
-    def _digest_offsets(self) -> dict[str, tuple[AnyArray, Int64]]:
-        """The hash list of each shard and the offset of its digests, for kinds with many lists."""
-        kinds = [kind for kind in self._kinds if len(self._hash_lists[kind]) > 1]
-        return {kind: self._read_offsets(kind) for kind in kinds}
+    def _list_positions_and_offsets(self) -> dict[str, tuple[AnyArray, Int64]]:
+        """For each shard, the position of its hash list and the offset of its digests.
 
-    def _read_offsets(self, kind: str) -> tuple[AnyArray, Int64]:
+        A kind of file is included only if it has several hash lists.
+        """
+        kinds = [kind for kind in self._kinds if len(self._hash_lists[kind]) > 1]
+        return {kind: self._read_positions_and_offsets(kind) for kind in kinds}
+
+    def _read_positions_and_offsets(self, kind: str) -> tuple[AnyArray, Int64]:
         hash_lists = self._hash_lists[kind]
-        numbers = self._sections.blocks(f"{kind}.hashes", self._shards).read()
-        if (numbers >= len(hash_lists)).any():
+        positions = self._sections.blocks(f"{kind}.hashes", self._shards).read()
+        if (positions >= len(hash_lists)).any():
             raise self._sections.damaged(f"{kind} files have hashes that are not listed")
-        sizes = np.array([sum(nbytes for _, nbytes in each) for each in hash_lists], np.int64)
-        return numbers, np.cumsum(sizes[numbers]) - sizes[numbers]
+        sizes = np.array([sum(nbytes for _, nbytes in pairs) for pairs in hash_lists], np.int64)
+        return positions, np.cumsum(sizes[positions]) - sizes[positions]
