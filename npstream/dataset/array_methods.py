@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
 _DEFAULTS = {
-    "dtype": None, "out": None, "keepdims": False, "initial": None, "ddof": 0, "mean": None
+    "dtype": None, "keepdims": False, "initial": None, "where": True, "ddof": 0, "mean": None
 }  # fmt: skip
+"""The default of each option of a reduction; `_reduce` passes only other values to NumPy.
+
+For NumPy, some of these values are not the default: ``np.sum([], initial=None)`` raises.
+"""
 
 
 class ArrayLikeColumn(Protocol):
@@ -51,16 +55,16 @@ class ArrayLikeColumn(Protocol):
         """Read the only element."""
 
     def _array(self) -> AnyArray:
-        """Read the column as an array, of objects where NumPy has no dtype."""
+        """Read the column as an array; its dtype is object if NumPy has none for the values."""
 
     def _flat_rows(self) -> Any:
-        """Return the column with one axis if its values are scalars; else None."""
+        """Return the column as a lazy 1-d column if its values are scalars; else None."""
 
     def _blocks(self, purpose: str | None = None) -> Iterator[AnyArray]:
-        """Read the column in blocks of rows."""
+        """Read the column in blocks of rows; show progress under the title `purpose`, if given."""
 
     def _bounds(self, purpose: str) -> Iterator[tuple[int, int]]:
-        """Yield the bounds of blocks of rows."""
+        """Yield the first row of each block and the row after its last; show progress."""
 
 
 class ArrayMethods:
@@ -131,7 +135,7 @@ class ArrayMethods:
         *,
         where: ArrayLike = True,
     ) -> Any:
-        """Return True if any element is true, as `numpy.any` does, and stop reading there."""
+        """Return True if any element is true, as `numpy.any` does; stop at a true one."""
         return _reduce(self, "any", axis, out, {"keepdims": keepdims, "where": where})
 
     @documented("ndarray or scalar", "all()", "np.False_")
@@ -143,7 +147,7 @@ class ArrayMethods:
         *,
         where: ArrayLike = True,
     ) -> Any:
-        """Return True if all elements are true, as `numpy.all` does; else stop reading early."""
+        """Return True if all elements are true, as `numpy.all` does; stop at a false one."""
         return _reduce(self, "all", axis, out, {"keepdims": keepdims, "where": where})
 
     @documented("ndarray or scalar", "mean()", "np.float64(1.0)")
@@ -240,6 +244,7 @@ class ArrayMethods:
                 f"Cannot cast array data from {self.dtype!r} to {np.dtype(dtype)!r} according to "
                 f"the rule {casting!r}"
             )
+        # Values without a NumPy dtype can only be read as objects. NumPy converts other values.
         array = np.asarray(self, np.dtype(dtype) if np.dtype(dtype) == object else None)
         return array.astype(dtype, cast("Any", order), cast("Any", casting), subok, copy=False)
 
@@ -264,6 +269,7 @@ class ArrayMethods:
     ) -> Any:
         """Read the column in another shape, as `numpy.ndarray.reshape` does."""
         new_shape = shape[0] if len(shape) == 1 else shape
+        # A placeholder without memory resolves a length of -1 and raises if the sizes differ.
         final = np.broadcast_to(np.False_, self.shape).reshape(new_shape).shape
         if final == self.shape and not copy:
             return self
@@ -273,7 +279,7 @@ class ArrayMethods:
 
     @documented("Column or ndarray", "ravel().shape", "(3,)")
     def ravel(self: ArrayLikeColumn, order: str = "C") -> Any:
-        """Return the column with one axis: a lazy one if values are scalars, else an array."""
+        """Return the column with one axis: a lazy column if values are scalars, else an array."""
         if len(self.shape) == 1:
             return self
         flat = self._flat_rows() if order in ("C", "K") else None
@@ -282,12 +288,13 @@ class ArrayMethods:
     @documented("Column or ndarray", "transpose().shape", "(3,)")
     def transpose(self: ArrayLikeColumn, *axes: Any) -> Any:
         """Read the column with permuted axes, as `numpy.ndarray.transpose` does."""
+        # A placeholder without memory raises for invalid axes before the column is read.
         np.broadcast_to(np.False_, self.shape).transpose(*axes)
         return self if len(self.shape) < 2 else self._array().transpose(*axes)
 
     @property
     def T(self: ArrayLikeColumn) -> Any:
-        """The column with its axes in reverse order; an array if it has several axes."""
+        """The column with its axes in reverse order: itself if it has one axis, else an array."""
         return self if len(self.shape) < 2 else self._array().T
 
     @documented("list", "tolist()", "[0, 1, 2]")
@@ -311,24 +318,26 @@ class ArrayMethods:
         """Read the column with its elements limited, as `numpy.clip` does."""
         limits = [limit for limit in (min, max) if limit is not None]
 
-        def function(rows: AnyArray, *limits: Any, **keywords: Any) -> Any:
-            remaining = iter(limits)
-            lower, upper = (None if limit is None else next(remaining) for limit in (min, max))
+        def clip_rows(rows: AnyArray, *row_limits: Any, **keywords: Any) -> Any:
+            # `row_limits` are the rows of `limits`, which does not contain None.
+            given = iter(row_limits)
+            lower = None if min is None else next(given)
+            upper = None if max is None else next(given)
             return np.clip(rows, lower, upper, **keywords)
 
         options |= {} if out is None else {"out": (out,)}
-        clipped: AnyArray = _apply_by_rows(self, "clip", function, limits, options)
+        clipped: AnyArray = _apply_by_rows(self, "clip", clip_rows, limits, options)
         return clipped
 
     @documented("ndarray", "round()", "array([0, 1, 2])")
     def round(self: ArrayLikeColumn, decimals: int = 0, out: AnyArray | None = None) -> AnyArray:
         """Read the column with its elements rounded, as `numpy.round` does."""
 
-        def function(rows: AnyArray, out: Any = (None,)) -> Any:
-            return np.round(rows, decimals, *out)
+        def round_rows(rows: AnyArray, out: Any = (None,)) -> Any:
+            return np.round(rows, decimals, out[0])  # `out` is a tuple, as for ufuncs
 
         options = {} if out is None else {"out": (out,)}
-        rounded: AnyArray = _apply_by_rows(self, "round", function, [], options)
+        rounded: AnyArray = _apply_by_rows(self, "round", round_rows, [], options)
         return rounded
 
     @documented("ndarray", "cumsum()", "array([0, 1, 3])")
@@ -375,8 +384,8 @@ class ArrayMethods:
     @documented("scalar", "item(2)", "2")
     def item(self: ArrayLikeColumn, *args: Any) -> Any:
         """Read one element as a Python value, as `numpy.ndarray.item` does."""
-        stand_in = np.broadcast_to(np.False_, self.shape)
-        stand_in.item(*args)  # raises before the column is read
+        # A placeholder without memory raises for an invalid position before the column is read.
+        np.broadcast_to(np.False_, self.shape).item(*args)
         position = args[0] if len(args) == 1 else args or 0
         index = position if isinstance(position, tuple) else _unravel(position, self.shape)
         value = cast("Any", self)[index]
@@ -461,7 +470,7 @@ def _reduce(column: Any, name: str, axis: Any, out: Any, options: dict[str, Any]
     keywords = {
         key: value
         for key, value in options.items()
-        if not (value is True if key == "where" else value is _DEFAULTS.get(key, _DEFAULTS))
+        if key not in _DEFAULTS or value is not _DEFAULTS[key]
     }
     if not column.shape:
         return getattr(np, name)(np.asarray(column), axis, out=out, **keywords)

@@ -531,11 +531,11 @@ class Column(ArrayMethods, elementwise.Operators):
         return self._as_array(object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def _array(self) -> AnyArray:
-        """Read the column as an array, of objects if NumPy has no dtype."""
+        """Read the column as an array; its dtype is object if NumPy has none for the values."""
         return np.asarray(self, object if self._field.encoding.kind in _NO_DTYPE else None)
 
     def _flat_rows(self) -> Column | None:
-        """Return the column with one axis if its values are scalars; else None."""
+        """Return the column as a lazy 1-d column if its values are scalars; else None."""
         if self.ndim != self._selection.ndim or self._mesh is not None:
             return None
         return Column(self._source, self._plan, self._selection.ravel(), self._cell)
