@@ -72,7 +72,7 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
     ),
     "a path of Windows": (
         lambda ds, at: npstream.open(r"C:\data\corpus"),
-        FileNotFoundError, ["C:", "check the path; a relative one begins at"],
+        FileNotFoundError, ["C:", "check the path; a relative path starts from"],
     ),
     "nothing at a URL": (
         _remote("memory://none/x"), FileNotFoundError, ["memory://none/x", "check the names"]

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from npstream._core.arguments import name_list, parse_size, quantity
 from npstream._core.log import log
-from npstream.dataset.absence import explain_absence
 from npstream.dataset.dataset import Dataset
+from npstream.dataset.missing_dataset import explain_missing_dataset
 from npstream.errors import StorageError, short_traceback
 from npstream.formats.hashes import HASHES
 from npstream.indexing.selection import Selection
@@ -134,8 +134,8 @@ def open_dataset(
             else:
                 shards = _open_remote(store, verify, (cache, cache_limit), sidecar_store, version)
         except StorageError as error:
-            if (absence := explain_absence(error, store, split)) is not None:
-                raise absence from None
+            if (explanation := explain_missing_dataset(error, store, split)) is not None:
+                raise explanation from None
             raise
         fetcher = Fetcher(shards)
         shard_index = shards.index

@@ -18,7 +18,7 @@ from npstream._core.arguments import name_list, quantity
 from npstream._core.log import log
 from npstream._core.progress import progress
 from npstream.cache.directory import default_directory, make_directory
-from npstream.dataset.absence import explain_absence
+from npstream.dataset.missing_dataset import explain_missing_dataset
 from npstream.errors import ColumnError, FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.hashes import digest
 from npstream.formats.index import INDEX, Index, check_size, parse_index
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from npstream._core.typing import Bools
 
-__all__ = ["build_index", "read_index", "shards_only_compressed"]
+__all__ = ["build_index", "compressed_only_mask", "read_index"]
 
 _WORK_DIRECTORY = ".index.work"
 _STATE_FILE = "state.json"
@@ -64,9 +64,9 @@ def build_index(
         The directory or URL for the side-car; by default that of the index.
     columns : sequence of str, optional
         Scalar columns to store, with their minimum and maximum in each shard. The default is all
-        scalar columns of MDS shards, and none of text shards.
+        scalar columns if every shard is in MDS format, and none otherwise.
     hashes : bool, default: True
-        Whether to store the hash of each piece.
+        Whether to store a hash of each piece of a shard, so that partial reads can be verified.
     storage_options : mapping, optional
         Options of the store's driver.
 
@@ -99,11 +99,12 @@ def build_index(
         target = open_store(out, options_for(url, storage_options, out), argument="out")
     index, index_digest = read_index(store)
     dtypes = _column_dtypes(index, columns)
-    compressed = shards_only_compressed(store, index)
+    compressed = compressed_only_mask(store, index)
     with _locked_work_directory(store, target, index_digest) as directory:
         spool = Spool(dtypes, hashes, directory)
         try:
-            # The key includes the version: a rewritten dataset may have an equal index.
+            # The saved state is reused only if its key is equal. The index's digest alone is not
+            # enough: a rewritten dataset may have an equal index, but it has another version.
             key = [store.version(INDEX), index_digest.ends_hash.hex(), hashes]
             key += [[name, dtype.str] for name, dtype in dtypes.items()]
             if hashes or dtypes:
@@ -127,8 +128,8 @@ def read_index(store: Store) -> tuple[Index, IndexDigest]:
     try:
         store_version = store.version(INDEX)
     except StorageError as error:
-        if (absence := explain_absence(error, store)) is not None:
-            raise absence from None
+        if (explanation := explain_missing_dataset(error, store)) is not None:
+            raise explanation from None
         raise
     nbytes = size_in_version(store_version)
     check_size(nbytes or 0, store.where(INDEX))
@@ -137,12 +138,13 @@ def read_index(store: Store) -> tuple[Index, IndexDigest]:
     return parse_index(text, store.where(INDEX)), digest_index(text, version, url)
 
 
-def shards_only_compressed(store: Store, index: Index) -> Bools:
-    """Return the mask of shards that are stored only compressed, without an uncompressed file."""
+def compressed_only_mask(store: Store, index: Index) -> Bools:
+    """Return the mask of shards that have a compressed file, but no uncompressed one."""
     compressed = index.compressed.copy()
     shards = np.flatnonzero(compressed)
     sizes = store.sizes(map(index.name, shards.tolist()))
     for shard, size in zip(shards.tolist(), sizes, strict=True):
+        # S3 reports EACCES for a missing file if the user may not list the bucket.
         if isinstance(size, StorageError) and size.errno != errno.EACCES:
             raise size
         compressed[shard] = not isinstance(size, int)
@@ -168,12 +170,14 @@ def _column_dtypes(index: Index, names: Sequence[str] | None) -> dict[str, np.dt
 
 
 def _scan_remaining(scanner: ShardScanner, spool: Spool, directory: str, key: list[Any]) -> None:
-    """Scan the shards that an interrupted call has not scanned, or else all shards."""
+    """Scan all shards, or only the remaining ones if an interrupted call has scanned some."""
     index = scanner.index
-    done = spool.cut(index, *_load_state(directory, key, len(index)))
+    scanned, digests = _load_state(directory, key, len(index))
+    # The spool keeps the results of these shards if its files have these digests, or else none.
+    done = spool.cut(index, scanned, digests)
     last_save = time.monotonic()
     for group in progress(scanner.groups(range(done, len(index))), "building the side-car"):
-        for shard, result in scanner.shards(group):
+        for shard, result in scanner.scan_group(group):
             if isinstance(result, NpstreamError):
                 raise result
             spool.add(result)
@@ -189,7 +193,7 @@ def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDiges
     An existing side-car of the same index stays valid meanwhile: the new column files have the same
     values as the old ones.
     """
-    existing = _reusable_column_files(target, index_digest)
+    existing = _remove_outdated_sidecar(target, index_digest)
     written: list[str] = []
     try:
         if isinstance(target, LocalStore):
@@ -201,8 +205,9 @@ def _publish(spool: Spool, target: Store, index: Index, index_digest: IndexDiges
         target.put(NAME, b"".join(spool.sidecar(index, index_digest)))
     except BaseException:
         with suppress(StorageError):
-            # Otherwise the side-car was stored, and only the store's response was lost.
-            if _reusable_column_files(target, index_digest) == existing:
+            # Keep the files if a side-car refers to them: the store may have stored it although
+            # its response was lost.
+            if _remove_outdated_sidecar(target, index_digest) == existing:
                 for name in set(written) - existing:
                     target.remove(name)
         raise
@@ -217,8 +222,11 @@ def _recording_names(
         yield name, pieces_of(file)
 
 
-def _reusable_column_files(target: Store, index_digest: IndexDigest) -> set[str]:
-    """Return the column files of a side-car of this index; remove a side-car of another index."""
+def _remove_outdated_sidecar(target: Store, index_digest: IndexDigest) -> set[str]:
+    """Remove a side-car that is damaged or describes another index.
+
+    Return the column files of a valid side-car, or an empty set if there is none.
+    """
     try:
         sidecar = Sidecar(target)
         if sidecar.index_digest.matches(index_digest):
@@ -236,7 +244,7 @@ def _reusable_column_files(target: Store, index_digest: IndexDigest) -> set[str]
 
 @contextmanager
 def _locked_work_directory(store: Store, target: Store, index_digest: IndexDigest) -> Iterator[str]:
-    """Create and lock the working directory of a build; another process then raises."""
+    """Create and lock the working directory of a build; raise if another process holds the lock."""
     if isinstance(target, LocalStore):
         directory = os.path.join(target.root, _WORK_DIRECTORY)
     else:
@@ -267,7 +275,10 @@ def _locked_work_directory(store: Store, target: Store, index_digest: IndexDiges
 
 
 def _remove_foreign_entries(directory: str) -> None:
-    """Remove entries that a build cannot have made: directories, links, and unwritable files."""
+    """Remove entries that a build cannot have made: directories, links, and unwritable files.
+
+    Opening them for writing would fail, or would change files outside the directory.
+    """
     try:
         with os.scandir(directory) as entries:
             for entry in entries:
@@ -284,14 +295,17 @@ def _remove_foreign_entries(directory: str) -> None:
         ) from error
 
 
-def _load_state(directory: str, key: list[Any], most: int) -> tuple[int, list[str]]:
-    """Return the number of scanned shards and the hashes of the spool's files, if `key` matches."""
+def _load_state(directory: str, key: list[Any], shards: int) -> tuple[int, list[str]]:
+    """Return the number of scanned shards and the hashes of the spool's files.
+
+    Return 0 and no hashes if there is no valid state with this key.
+    """
     try:
         with open(os.path.join(directory, _STATE_FILE), "rb") as file:
             state = json.loads(file.read(_MAX_STATE_BYTES))
         done, digests = state["done"], state["digests"]
         if state["key"] == key and type(done) is int and type(digests) is list:
-            return min(max(done, 0), most), digests
+            return min(max(done, 0), shards), digests
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         pass  # the state is missing, damaged, or from another release
     return 0, []

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from npstream._core import memory
-from npstream._core.typing import Bools
+from npstream._core.typing import Bools, Span
 from npstream.errors import FormatError, IntegrityError, NpstreamError, StorageError
 from npstream.formats.compression import decompress
 from npstream.formats.hashes import HASHES, Hasher, fastest, hasher
@@ -22,18 +22,23 @@ if TYPE_CHECKING:
     from npstream.formats.index import File, Index
     from npstream.storage.local import Store
 
-_REQUEST = 1 << 22
+_REQUEST_BYTES = 1 << 22
+"""Maximum bytes of a range request."""
+
 _MAX_GROUP_BYTES = 1 << 25
-"""Maximum bytes of files in memory, in addition to the largest compressed file."""
+"""Maximum bytes that one call of the store reads.
+
+A compressed file is also held in memory as a whole, because it is decompressed at once.
+"""
 
 _MAX_GROUP_SHARDS = 256
 
 
 class _StoredFile(NamedTuple):
-    """A file in its stored form, and in its uncompressed form `raw`."""
+    """A file to read, which may be compressed, and the same file without compression."""
 
     stored: File
-    raw: File
+    uncompressed: File
     is_compressed: bool
 
 
@@ -45,11 +50,12 @@ class ShardScanner:
     index : Index
     store : LocalStore or RemoteStore
     compressed : ndarray of bool, shape (shards,)
-        The shards whose compressed files to read.
+        True for shards to read from their compressed files.
     columns : mapping of str to dtype
         The scalar columns to extract.
-    check_all : bool
-        Whether to check all recorded hashes instead of the fastest one, and to parse all columns.
+    check_all : bool, default: False
+        If True, check all recorded hashes, and parse all columns of text shards. If False, check
+        only the fastest hash, and parse only `columns`.
     """
 
     def __init__(
@@ -79,39 +85,49 @@ class ShardScanner:
             remaining -= nbytes
         return groups
 
-    def shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
+    def scan_group(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
         """Scan the shards of a group; yield each shard with its result or its error."""
         done = 0
         try:
-            for shard, result in self._shards(group):
+            for shard, result in self._scan_in_one_call(group):
                 yield shard, result
                 done += 1
         except StorageError as error:
             if len(group) == 1:
                 yield group[0], error
             else:
+                # Other shards of the group may be readable, so read each of them alone.
                 for shard in group[done:]:
-                    yield from self.shards([shard])
+                    yield from self.scan_group([shard])
 
-    def _shards(self, group: Sequence[int]) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
-        files = [self._files(shard) for shard in group]
-        spans = [span for pair in files for file in pair for span in _spans(file.stored)]
+    def _scan_in_one_call(
+        self, group: Sequence[int]
+    ) -> Iterator[tuple[int, ScanResult | NpstreamError]]:
+        files_by_shard = [self._files(shard) for shard in group]
+        spans = [
+            span
+            for files in files_by_shard
+            for file in files
+            for span in _request_spans(file.stored)
+        ]
         bodies = _read_spans(self.store, spans)
-        for shard, pair in zip(group, files, strict=True):
-            parts = islice(bodies, sum(len(_spans(file.stored)) for file in pair))
+        for shard, files in zip(group, files_by_shard, strict=True):
+            parts = islice(bodies, sum(len(_request_spans(file.stored)) for file in files))
             try:
-                yield shard, self._scan_shard(shard, pair, parts)
+                yield shard, self._scan_shard(shard, files, parts)
             except (FormatError, IntegrityError) as error:
                 yield shard, error
             for _ in parts:  # skip the rest of a damaged shard
                 pass
 
     def _files(self, shard: int) -> list[_StoredFile]:
-        """Return the files of a shard in reading order: the meta file, with the offsets, first."""
-        files, compressed = self.index.files(shard), bool(self.compressed[shard])
+        """Return the data file of a shard, after its meta file (with the offsets) if it has one."""
+        files, prefers_zip = self.index.files(shard), bool(self.compressed[shard])
         pairs = [(files.meta, files.zip_meta), (files.data, files.zip_data)]
         return [
-            _StoredFile(zipped if compressed and zipped else raw, raw, bool(compressed and zipped))
+            _StoredFile(
+                zipped if prefers_zip and zipped else raw, raw, bool(prefers_zip and zipped)
+            )
             for raw, zipped in pairs
             if raw is not None
         ]
@@ -121,54 +137,57 @@ class ShardScanner:
     ) -> ScanResult:
         index, meta = self.index, None
         compression = index.files(shard).compression
-        if len(files) == 2:
-            first = islice(parts, len(_spans(files[0].stored)))
-            meta = b"".join(self._bytes(files[0], first, compression))
-        name = self.store.where(files[-1].stored.name)
+        *meta_files, data_file = files
+        for meta_file in meta_files:
+            meta_parts = islice(parts, len(_request_spans(meta_file.stored)))
+            meta = b"".join(self._uncompressed_parts(meta_file, meta_parts, compression))
+        path = self.store.where(data_file.stored.name)
         try:
             scan = Scan(
                 index.schemas[index.schema_ids[shard]],
                 int(index.starts[shard + 1] - index.starts[shard]),
                 self.columns,
+                # A shard with a compressed file has one chunk, even if this reads the other file.
                 compressed=bool(index.compressed[shard]),
                 nbytes=int(index.nbytes[shard]),
                 meta=meta,
                 parse_all=self.check_all,
                 statistics=index.annotations.dtypes,
             )
-            for body in self._bytes(files[-1], parts, compression):
+            for body in self._uncompressed_parts(data_file, parts, compression):
                 scan.feed(body)
             return scan.finish()
         except (FormatError, OverflowError) as error:
-            raise type(error)(f"{name} (shard {shard}): {error}") from None
+            raise type(error)(f"{path} (shard {shard}): {error}") from None
 
-    def _bytes(
+    def _uncompressed_parts(
         self, file: _StoredFile, parts: Iterator[bytes], compression: str | None
     ) -> Iterator[bytes]:
         """Yield the uncompressed bytes of a file, and check its hashes at the end."""
         if file.is_compressed:
-            parts = iter([self._decompressed(file, parts, compression)])
-        hashers = self._hashers(file.raw)
+            parts = iter([self._decompress(file, parts, compression)])
+        hashers = self._hashers(file.uncompressed)
         for part in parts:
-            for each in hashers.values():
-                each.update(part)
+            for file_hasher in hashers.values():
+                file_hasher.update(part)
             yield part
-        self._check_hashes(file.raw, hashers)
+        self._check_hashes(file.uncompressed, hashers)
 
-    def _decompressed(
+    def _decompress(
         self, file: _StoredFile, parts: Iterator[bytes], compression: str | None
     ) -> bytes:
         if compression is None:
             raise FormatError("compressed, but the index names no compression")
-        if not memory.fits_in_memory(file.raw.nbytes):
-            raise FormatError(memory.too_large_text(file.raw.nbytes))
+        nbytes = file.uncompressed.nbytes
+        if not memory.fits_in_memory(nbytes):
+            raise FormatError(memory.too_large_text(nbytes))
         data = b"".join(parts)
         hashers = self._hashers(file.stored)
-        for each in hashers.values():
-            each.update(data)
+        for file_hasher in hashers.values():
+            file_hasher.update(data)
         self._check_hashes(file.stored, hashers)
         try:
-            return decompress(data, compression, file.raw.nbytes)
+            return decompress(data, compression, nbytes)
         except ValueError as error:
             raise FormatError(str(error)) from error
 
@@ -178,28 +197,31 @@ class ShardScanner:
         return {name: hasher(name) for name in known if self.check_all or name == best}
 
     def _check_hashes(self, file: File, hashers: Mapping[str, Hasher]) -> None:
-        for name, each in hashers.items():
-            if each.hexdigest() != file.hashes[name]:
+        for name, file_hasher in hashers.items():
+            digest = file_hasher.hexdigest()
+            if digest != file.hashes[name]:
                 raise IntegrityError(
-                    f"{self.store.where(file.name)}: its {name} is {each.hexdigest()}; the index "
-                    f"says {file.hashes[name]}"
+                    f"{self.store.where(file.name)}: its {name} is {digest}; the index says "
+                    f"{file.hashes[name]}"
                 )
 
 
-def _spans(file: File) -> list[tuple[str, int, int]]:
+def _request_spans(file: File) -> list[Span]:
+    """Return the byte ranges of the requests that read a whole file."""
     return [
-        (file.name, at, min(_REQUEST, file.nbytes - at)) for at in range(0, file.nbytes, _REQUEST)
+        (file.name, offset, min(_REQUEST_BYTES, file.nbytes - offset))
+        for offset in range(0, file.nbytes, _REQUEST_BYTES)
     ]
 
 
-def _read_spans(store: Store, spans: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+def _read_spans(store: Store, spans: Sequence[Span]) -> Iterator[bytes]:
     """Yield the bytes of each span, reading at most `_MAX_GROUP_BYTES` at once."""
-    window: list[tuple[str, int, int]] = []
+    group: list[Span] = []
     nbytes = 0
     for span in spans:
-        if window and nbytes + span[2] > _MAX_GROUP_BYTES:
-            yield from store.ranges(window)
-            window, nbytes = [], 0
-        window.append(span)
+        if group and nbytes + span[2] > _MAX_GROUP_BYTES:
+            yield from store.ranges(group)
+            group, nbytes = [], 0
+        group.append(span)
         nbytes += span[2]
-    yield from store.ranges(window)
+    yield from store.ranges(group)

@@ -136,7 +136,7 @@ def verify_dataset(
         scanner = ShardScanner(parsed, store, mask, check.columns, check_all=True)
         title = "verifying compressed shards" if compressed else "verifying"
         for group in progress(scanner.groups(shards), title):
-            for shard, result in scanner.shards(group):
+            for shard, result in scanner.scan_group(group):
                 check.shard(shard, result)
     check.finish()
     return VerifyReport(

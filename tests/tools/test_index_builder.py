@@ -211,7 +211,7 @@ def test_existence_of_uncompressed_files_is_checked_concurrently(tmp_path, uploa
         return look(self, path, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "info", look_together)
-    assert build.shards_only_compressed(store, index).tolist() == [False] + [True] * len(others)
+    assert build.compressed_only_mask(store, index).tolist() == [False] + [True] * len(others)
     assert sorted(requested) == [name, *others]
 
 

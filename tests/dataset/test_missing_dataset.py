@@ -1,4 +1,4 @@
-"""The error for a path or URL without a dataset describes the contents and the fix."""
+"""The error for a path or URL without a dataset describes the directory and gives a fix."""
 
 from __future__ import annotations
 
@@ -53,9 +53,11 @@ def test_a_missing_path_suggests_a_similar_name(splits):
     assert f"there is no 'dd' in {str(root)!r}: did you mean 'd'?" in open_error(
         root / "dd" / "train"
     )
-    assert "which is a dataset itself: open that" in open_error(splits / "train" / "zzz")
+    assert f"which is itself a dataset: open {str(splits / 'train')!r}" in open_error(
+        splits / "train" / "zzz"
+    )
     (root / "empty").mkdir()
-    assert "a relative one begins at" in open_error(root / "empty" / "zzz")
+    assert "a relative path starts from" in open_error(root / "empty" / "zzz")
 
 
 def test_a_file_of_a_dataset_names_the_directory_to_open(splits):
@@ -75,7 +77,7 @@ def test_an_empty_directory_suggests_to_write_a_dataset(tmp_path):
 
 def test_temporary_files_show_an_unfinished_write(tmp_path):
     (tmp_path / ".index.json.12ab.tmp").touch()
-    assert "a write is under way, or was cut off" in open_error(tmp_path)
+    assert "a write is under way, or was interrupted" in open_error(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The error for a path or URL without a dataset, which describes the contents and the fix."""
+"""The error for a path or URL without a dataset: it describes the directory and gives a fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from npstream.storage.local import LocalStore
 if TYPE_CHECKING:
     from npstream.storage.local import Store
 
-__all__ = ["explain_absence"]
+__all__ = ["explain_missing_dataset"]
 
 _MAX_FOLDERS = 64
 """The most directories to search, so that an error does not read a whole disk."""
@@ -30,32 +30,32 @@ _MAX_DEPTH = 3
 _MAX_NAMES = 3
 """The most names that a message lists."""
 
-_TABLE_ADVICE = "write it as one, npstream.write('new', dict({read}({name!r})))"
+_READ_TEXT = "pathlib.Path({path!r}).read_text()"
 
-_READ_TEXT = "pathlib.Path({name!r}).read_text()"
-
-_ADVICE = {
-    ".csv": _TABLE_ADVICE.replace("{read}", "pandas.read_csv"),
-    ".tsv": _TABLE_ADVICE.replace("{read}", "pandas.read_table"),
-    ".parquet": _TABLE_ADVICE.replace("{read}", "pandas.read_parquet"),
-    ".feather": _TABLE_ADVICE.replace("{read}", "pandas.read_feather"),
-    ".arrow": _TABLE_ADVICE.replace("{read}", "pandas.read_feather"),
-    ".npz": _TABLE_ADVICE.replace("{read}", "numpy.load"),
-    ".npy": "write it as one, npstream.write('new', {{'x': numpy.load({name!r}, mmap_mode='r')}})",
-    ".json": f"write its samples, npstream.write('new', json.loads({_READ_TEXT}))",
-    ".jsonl": f"write its lines, npstream.write('new', map(json.loads, {_READ_TEXT}.splitlines()))",
+_READ_CODE = {
+    ".csv": "dict(pandas.read_csv({path!r}))",
+    ".tsv": "dict(pandas.read_table({path!r}))",
+    ".parquet": "dict(pandas.read_parquet({path!r}))",
+    ".feather": "dict(pandas.read_feather({path!r}))",
+    ".arrow": "dict(pandas.read_feather({path!r}))",
+    ".npz": "dict(numpy.load({path!r}))",
+    ".npy": "{{'x': numpy.load({path!r}, mmap_mode='r')}}",
+    ".json": f"json.loads({_READ_TEXT})",
+    ".jsonl": f"map(json.loads, {_READ_TEXT}.splitlines())",
 }
-"""How to convert a file of another format to a dataset, by suffix; `name` is the file's path."""
+"""For each suffix of another format, code that reads a file for `npstream.write`."""
 
 _IMAGES = frozenset((".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"))
 
 _SHARDS = (".mds", ".mds.zstd", ".mds.gz", ".mds.bz2", ".mds.br", ".mds.snappy")
 
 
-def explain_absence(
+def explain_missing_dataset(
     error: StorageError, store: Store, split: str | None = None
 ) -> StorageError | None:
-    """Return an error that describes a directory without an index, or None for another error.
+    """Return an error that describes a directory without an index.
+
+    Return None if `error` has another cause than a missing index.
 
     Parameters
     ----------
@@ -88,12 +88,12 @@ def _describe_local(store: LocalStore) -> str:
     try:
         names = [name.rstrip("/") for name in store.entries()]
     except StorageError as error:
-        return f"its files cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+        return _describe_unlistable(error)
     return _describe_directory(root, names, list(_datasets_below(root)))
 
 
 def _describe_remote(store: Store) -> str:
-    """Describe a URL that is not a dataset's, if the store can list it."""
+    """Describe a URL without a dataset, by its contents if the store can list them."""
     parent, _, last = store.root.rpartition("/")
     if last == INDEX:
         return _describe_index(parent)
@@ -104,7 +104,7 @@ def _describe_remote(store: Store) -> str:
         names = store.entries()
     except StorageError as error:
         if error.errno != errno.ENOENT:
-            return f"its files cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+            return _describe_unlistable(error)
     if not names and is_in_memory(store):
         return (
             "this process has stored nothing under this URL, and memory:// data exist only in the "
@@ -120,8 +120,12 @@ def _describe_remote(store: Store) -> str:
     return _describe_directory(store.root, [name.rstrip("/") for name in names], datasets)
 
 
+def _describe_unlistable(error: StorageError) -> str:
+    return f"its files cannot be listed ({os.strerror(error.errno or errno.EIO)})"
+
+
 def _describe_file(path: str) -> str:
-    """Describe a path that is a file, and how to open it or convert it to a dataset."""
+    """Describe a file, and advise which directory to open or how to write a dataset."""
     folder, name = os.path.split(path)
     if name == INDEX:
         return _describe_index(folder)
@@ -129,12 +133,12 @@ def _describe_file(path: str) -> str:
         return f"it is a file of the dataset in {folder!r}: give that directory"
     if name.endswith(_SHARDS):
         return (
-            f"it is a shard, which an {INDEX} has to list: give the directory that holds both, "
+            f"it is a shard without an {INDEX}: give the directory that holds shards and index, "
             "or write the dataset anew"
         )
     return (
         f"it is a file, and a dataset is a directory of shards with an {INDEX}: "
-        f"{_how_to_read(path)}"
+        f"{_advise_write(path)}"
     )
 
 
@@ -142,13 +146,14 @@ def _describe_index(folder: str) -> str:
     return f"give the directory that holds {INDEX}, {folder!r}, not the file"
 
 
-def _how_to_read(name: str) -> str:
-    suffix = os.path.splitext(name.lower())[1]
+def _advise_write(path: str) -> str:
+    """Return advice on how to write a dataset from a file."""
+    suffix = os.path.splitext(path.lower())[1]
     if suffix in _IMAGES:
-        return (
-            "npstream.write('new', ({'image': PIL.Image.open(file)} for file in files)) makes one"
-        )
-    return _ADVICE.get(suffix, "npstream.write('new', samples) makes one").format(name=name)
+        code = "({'image': PIL.Image.open(file)} for file in files)"
+    else:
+        code = _READ_CODE.get(suffix, "samples").format(path=path)
+    return f"to write a dataset, call npstream.write('new', {code})"
 
 
 def _describe_missing(root: str) -> str:
@@ -165,10 +170,10 @@ def _describe_missing(root: str) -> str:
     if near:
         return f"{missing}: did you mean {near[0]!r}?"
     if os.path.isfile(os.path.join(parent, INDEX)):
-        return f"{missing}, which is a dataset itself: open that"
+        return f"{missing}, which is itself a dataset: open {parent!r}"
     if datasets := list(_datasets_below(parent)):
         return f"{missing}, which holds the datasets {_list_names(datasets)}"
-    return f"{missing}: check the path; a relative one begins at {os.getcwd()!r}"
+    return f"{missing}: check the path; a relative path starts from {os.getcwd()!r}"
 
 
 def _datasets_below(root: str) -> Iterator[str]:
@@ -200,20 +205,22 @@ def _describe_directory(root: str, names: Sequence[str], datasets: Sequence[str]
     if not names:
         return "the directory is empty: npstream.write(path, samples) writes a dataset"
     if any(name == f"{INDEX}.lock" or name.startswith(f".{INDEX}") for name in names):
-        return f"a write is under way, or was cut off: {INDEX} is stored last"
+        return f"a write is under way, or was interrupted: {INDEX} is stored last"
     shards = [name for name in names if name.endswith(_SHARDS)]
     if shards:
         count = quantity(len(shards), "shard")
         return (
             f"it holds {count} ({_list_names(shards)}), but no {INDEX} to list them: the write or "
-            "copy was cut off, or is under way; copy the rest, or write the dataset anew"
+            "copy is under way, or was interrupted; copy the rest, or write the dataset anew"
         )
     suffixes = Counter(os.path.splitext(name.lower())[1] for name in names)
-    suffix = max(suffixes, key=lambda kind: (kind in _ADVICE or kind in _IMAGES, suffixes[kind]))
+    # Prefer the formats with specific advice, and among them the most frequent.
+    known = _READ_CODE.keys() | _IMAGES
+    suffix = max(suffixes, key=lambda each: (each in known, suffixes[each]))
     example = next(name for name in names if name.lower().endswith(suffix))
     return (
         f"the directory holds {_list_names(names)}, and a dataset is a directory of shards with an "
-        f"{INDEX}: {_how_to_read(root + '/' + example)}"
+        f"{INDEX}: {_advise_write(root + '/' + example)}"
     )
 
 
