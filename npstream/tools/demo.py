@@ -41,13 +41,13 @@ def demo(directory: str | None = None) -> None:
 
     Parameters
     ----------
-    directory
+    directory : str, optional
         Directory of the dataset; by default a temporary directory, which is removed at the end.
     """
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="npstream-demo-") as temporary:
         path = directory or temporary
-        write_library(path)
+        write_sources(path)
         with npstream.open(path) as dataset:
             show_array(dataset)
             compile_kernels()
@@ -56,8 +56,8 @@ def demo(directory: str | None = None) -> None:
     print(f"\nthe demo took {time.perf_counter() - start:.1f} s")
 
 
-def write_library(directory: str) -> None:
-    """Write the standard library's source files as MDS shards."""
+def write_sources(directory: str) -> None:
+    """Write the source files of Python's standard library as a dataset."""
     root = Path(sysconfig.get_paths()["stdlib"])
     files = [file for file in sorted(root.rglob("*.py")) if "site-packages" not in file.parts]
     title("the source files of Python's standard library, written as MDS shards")
@@ -65,7 +65,7 @@ def write_library(directory: str) -> None:
     samples = draw_progress(read_samples(root, files), len(files))
     npstream.write(directory, samples, columns=COLUMNS, shard_size="4MiB")
     nbytes = sum(file.stat().st_size for file in files)
-    print(speed(len(files), nbytes, time.perf_counter() - start))
+    print(format_speed(len(files), nbytes, time.perf_counter() - start))
 
 
 def read_samples(root: Path, files: list[Path]) -> Iterator[Sample]:
@@ -121,8 +121,8 @@ def show_batch(ds: npstream.Dataset) -> None:
         batch = ds[ids].load()
         seconds.append(time.perf_counter() - start)
     nbytes = int(batch["size"].sum())
-    print(f"the first: {speed(batch.n, nbytes, seconds[0])}")
-    print(f"the fastest of four more: {speed(batch.n, nbytes, min(seconds[1:]))}")
+    print(f"the first: {format_speed(batch.n, nbytes, seconds[0])}")
+    print(f"the fastest of four more: {format_speed(batch.n, nbytes, min(seconds[1:]))}")
     run("batch['tokens'].shape, batch['text'].lengths[:4], batch['path'][0]", {"batch": batch})
 
 
@@ -139,7 +139,7 @@ def show_ranks(ds: npstream.Dataset) -> None:
             np.add.at(times_seen, batch.ids, 1)
             samples += batch.n
             nbytes += int(batch["size"].sum())
-        print(f"rank {rank}: {speed(samples, nbytes, time.perf_counter() - start)}")
+        print(f"rank {rank}: {format_speed(samples, nbytes, time.perf_counter() - start)}")
     if (times_seen != 1).any():
         raise RuntimeError(f"a sample did not occur exactly once: {np.bincount(times_seen)}")
     print(f"together they read each of the {quantity(len(ds), 'sample')} exactly once")
@@ -157,18 +157,19 @@ def run(code: str, scope: dict[str, Any]) -> None:
 
 
 def draw_progress(items: Iterable[T], total: int) -> Iterator[T]:
-    """Yield items, and draw a progress bar."""
+    """Yield items, and draw a progress bar of `BAR_WIDTH` characters."""
     print("[", end="")
-    for done, item in enumerate(items):
-        print(
-            "#" * ((done + 1) * BAR_WIDTH // total - done * BAR_WIDTH // total), end="", flush=True
-        )
+    drawn = 0
+    for number, item in enumerate(items, 1):
+        width = number * BAR_WIDTH // total
+        print("#" * (width - drawn), end="", flush=True)
+        drawn = width
         yield item
     print("]", end=" ")
 
 
-def speed(samples: int, nbytes: int, seconds: float) -> str:
-    """Return a description of a throughput."""
+def format_speed(samples: int, nbytes: int, seconds: float) -> str:
+    """Return the sizes, the duration and the throughput of an operation as text."""
     return (
         f"{quantity(samples, 'sample')} in {seconds:.3f} s, {samples / seconds:,.0f} samples/s, "
         f"{nbytes / seconds / 1e6:,.0f} MB/s"

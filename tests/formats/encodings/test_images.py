@@ -9,9 +9,7 @@ from encoded import random_image
 from PIL import Image
 
 from npstream.errors import MissingDependencyError
-from npstream.formats.encodings.encodings import (
-    parse,
-)
+from npstream.formats.encodings.encodings import parse
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
@@ -35,7 +33,7 @@ def test_pil_rejects_a_palette_and_png_keeps_it(name):
 
 @pytest.fixture
 def jpeg(tmp_path):
-    path = tmp_path / "random_image.jpg"
+    path = tmp_path / "image.jpg"
     random_image(size=(40, 30)).save(path, quality=50)
     return path
 
@@ -54,20 +52,24 @@ def test_a_jpeg_file_is_stored_verbatim(jpeg):
 
 def test_an_edited_image_is_encoded_anew(jpeg):
     """Streaming would store the original file instead of the edited image."""
-    smaller, edited, deleted = (open_image(jpeg) for _ in range(3))
+    smaller, edited = open_image(jpeg), open_image(jpeg)
     smaller.thumbnail((20, 20))
     edited.paste((255, 0, 0), (0, 0, 40, 30))
     for image in (smaller, edited):
         decoded = parse("jpeg").decode(parse("jpeg").encode(image))
         assert decoded.size == image.size
+        # JPEG is lossy, so compare only the mean colors.
         assert decoded.resize((1, 1)).getpixel((0, 0)) == pytest.approx(
             image.resize((1, 1)).getpixel((0, 0)), abs=8
         )
-    data = jpeg.read_bytes()
+
+
+def test_an_image_whose_file_is_removed_is_encoded_anew(jpeg):
+    image, original = open_image(jpeg), jpeg.read_bytes()
     jpeg.unlink()
-    again = parse("jpeg").encode(deleted)
-    assert again != data
-    assert parse("jpeg").decode(again).size == deleted.size
+    encoded = parse("jpeg").encode(image)
+    assert encoded != original
+    assert parse("jpeg").decode(encoded).size == image.size
 
 
 @pytest.mark.parametrize(("name", "mode"), [("jpeg", "RGBA"), ("png", "CMYK")])
@@ -76,7 +78,7 @@ def test_a_mode_that_a_format_cannot_store_raises(name, mode):
         parse(name).encode(random_image(mode))
 
 
-def test_lists_of_images_accept_only_images():
+def test_lists_of_images_and_of_jpeg_files_suggest_each_other():
     with pytest.raises(TypeError, match="got bytes; jpeg_array takes"):
         parse("list[jpeg]").encode([b"x"])
     with pytest.raises(TypeError, match=r"list\[jpeg\]"):
