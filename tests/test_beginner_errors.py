@@ -75,7 +75,8 @@ MISTAKES: dict[str, tuple[Mistake, type[Exception], list[str]]] = {
         FileNotFoundError, ["C:", "check the path; a relative path starts from"],
     ),
     "nothing at a URL": (
-        _remote("memory://none/x"), FileNotFoundError, ["memory://none/x", "check the names"]
+        _remote("memory://none/x"),
+        FileNotFoundError, ["memory://none/x", "this process has stored nothing under this URL"],
     ),
     "one name for columns": (
         lambda ds, at: npstream.open(at / "data", columns="label"),
