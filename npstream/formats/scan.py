@@ -179,7 +179,7 @@ class Scan:
                 f"{self._filled:,} of {quantity(self._total, 'byte')} came after its end"
             )
         if self._collector is not None:
-            return replace(self._result, statistics=self._collector.columns)
+            return replace(self._result, statistics=self._collector.finish())
         return self._result
 
 

@@ -373,6 +373,21 @@ def test_built_side_cars_have_the_same_statistics(tmp_path):
     assert npstream.verify_dataset(tmp_path).problems == ()
 
 
+def test_numbers_of_several_chunks_are_put_together(tmp_path, monkeypatch):
+    """Also of a column that is the whole sample, whose numbers lie in the buffer of a chunk."""
+    for module_ in (collector, chunks):
+        monkeypatch.setattr(module_, "CHUNK_BYTES", 5000)
+    values = np.random.default_rng(0).integers(0, 1 << 60, 9000)
+    npstream.write(tmp_path, {"x": values})
+    for columns in (None, []):
+        found = read(tmp_path)["x"]
+        assert_exact(found, values)
+        assert found.examined == 9000
+        assert found.quantiles.error <= 9000 // 100
+        (tmp_path / "index.msgpack").unlink()
+        npstream.build_index(tmp_path, columns=columns)
+
+
 def test_a_side_car_without_statistics_has_none(tmp_path):
     npstream.write(tmp_path, {"x": [1]})
     npstream.build_index(tmp_path, columns=[], hashes=False)
@@ -397,7 +412,8 @@ def test_compressed_shards_are_taken_in_parts(compression, tmp_path, monkeypatch
     """The statistics do not depend on the compression, whose shards are one chunk each."""
     for module_ in (collector, chunks):
         monkeypatch.setattr(module_, "CHUNK_BYTES", 5000)
-    monkeypatch.setattr(module, "SCALARS", 64)
+    for module_ in (collector, module):
+        monkeypatch.setattr(module_, "SCALARS", 64)
     rng = np.random.default_rng(0)
     data = {"x": rng.normal(size=9000), "y": rng.integers(0, 9, (9000, 3))}
     text = [f"{k % 7}" for k in range(9000)]
