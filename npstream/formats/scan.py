@@ -139,8 +139,9 @@ class Scan:
         rest = memoryview(body)
         self._total += len(rest)
         while self._result is None:
-            if not self._filled and len(rest) >= self._needed:
-                piece, rest = rest[: self._needed], rest[self._needed :]  # needs no copy
+            if self._other is None and not self._filled and len(rest) >= self._needed:
+                # No copy is needed: the piece is processed before the caller can change it.
+                piece, rest = rest[: self._needed], rest[self._needed :]
             else:
                 count = min(len(rest), self._needed - self._filled)
                 self._grow_buffer(self._filled + count)
@@ -225,7 +226,7 @@ def _scan_pieces(
     for chunk in range(count):
         data = yield bounds[chunk + 2] - bounds[chunk + 1]
         arguments = data, int(rows[chunk]), int(rows[chunk + 1])
-        if submit is None:
+        if submit is None or count == 1:  # nothing comes next
             process(*arguments)
             continue
         if job is not None:

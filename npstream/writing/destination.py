@@ -53,6 +53,18 @@ def destination(store: Store) -> Destination:
     return LocalDestination(store) if isinstance(store, LocalStore) else RemoteDestination(store)
 
 
+def _run_now(job: Callable[..., T], *arguments: Any) -> Future[T]:
+    """Run a job in this thread, and return its result as a future."""
+    from concurrent.futures import Future
+
+    future: Future[T] = Future()
+    try:
+        future.set_result(job(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
 class Destination:
     """The place of a dataset that is being written, and the files there that one write made.
 
@@ -107,12 +119,17 @@ class Destination:
         An interruption of the calling thread then does not leave open whether it is done: `remove`
         waits for it.
         """
-        self._check_process()
-        if self._threads is None:
-            from concurrent.futures import ThreadPoolExecutor
+        self.check_process()
+        try:
+            if self._threads is None:
+                from concurrent.futures import ThreadPoolExecutor
 
-            self._threads = ThreadPoolExecutor(self._most_threads(), "npstream-write")
-        return self._threads.submit(job, *arguments)
+                self._threads = ThreadPoolExecutor(self._most_threads(), "npstream-write")
+            return self._threads.submit(job, *arguments)
+        except RuntimeError as error:
+            if self._threads is not None and "interpreter shutdown" not in str(error):
+                raise
+        return _run_now(job, *arguments)  # as the interpreter ends, no thread can be started
 
     def _most_threads(self) -> int:
         return self.parallel(compressed=True)
@@ -150,7 +167,8 @@ class Destination:
             return f"what was written to {self.path} could not be removed: {error}"
         return ""
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
+        """Raise RuntimeError in a process that was forked from the one that writes."""
         if os.getpid() != self._process:
             raise RuntimeError(
                 f"{self.path}: this write belongs to process {self._process}, and was begun before "
@@ -222,7 +240,7 @@ class LocalDestination(Destination):
 
     def _put_all(self, files: Iterable[tuple[str, Iterable[Body]]]) -> None:
         """Store new files: they have their names once all are whole and on the disk."""
-        self._check_process()
+        self.check_process()
         with ExitStack() as stack:
             drafts: list[tuple[str, Draft]] = []
             for name, pieces in files:
@@ -303,7 +321,7 @@ class RemoteDestination(Destination):
 
     def begin(self) -> None:
         """Claim the place: create the lock file, and find out whether the store can do that."""
-        self._check_process()
+        self.check_process()
         writer = {
             "writer": os.urandom(8).hex(),
             "host": os.uname().nodename,

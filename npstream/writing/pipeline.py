@@ -224,6 +224,8 @@ class ShardPipeline:
             Whether all pieces are in memory and stay unchanged. If not, each one is used before
             the next is asked for.
         """
+        # A forked process has the futures of its parent, and shares the files of its side-car.
+        self._destination.check_process()
         self.begin()
         if self._has_sidecar and self.spool is None:
             self.spool = self._new_spool()
@@ -260,6 +262,7 @@ class ShardPipeline:
 
     def finish(self) -> None:
         """Wait until all shards are stored."""
+        self._destination.check_process()
         while self._pending:
             self._collect(self._pending.popleft().result())
 

@@ -210,3 +210,11 @@ def test_the_first_shard_is_stored_first(tmp_path, compressing):
         npstream.write(tmp_path, rows(), shard_size=SHARD, compression="zstd")
     assert stored[0] == "shard.00000.mds.zstd"
     assert len(stored) > 3
+
+
+def test_rows_larger_than_the_blocks_that_are_written(tmp_path):
+    """Their buffer is used again while a thread scans the chunk before."""
+    for number in range(3):
+        rows = np.random.default_rng(number).integers(0, 256, (6, 3 << 20), np.uint8)
+        npstream.write(tmp_path / str(number), {"x": rows})
+        assert npstream.verify_dataset(tmp_path / str(number)).problems == ()
