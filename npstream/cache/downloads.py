@@ -106,10 +106,10 @@ class Downloads:
         """
         part_of = {piece: part for part in parts for piece in part.keys}
 
-        def fetch(pieces: list[PieceKey], own: Lease) -> None:
+        def fetch(pieces: list[PieceKey], new_lease: Lease) -> None:
             by_part = groupby(pieces, part_of.__getitem__)
             absent = [run for part, keys in by_part for run in runs(part, [k for _, k in keys])]
-            self._fetch(absent, own)
+            self._fetch(absent, new_lease)
 
         self.fetch_once(
             part_of, lambda piece: not part_of[piece].file.present[piece[1]], fetch, lease
@@ -140,14 +140,14 @@ class Downloads:
         for _ in range(2):
             if not absent:
                 return
-            own = Lease()
-            leased = own.take(absent, lease)
+            new_lease = Lease()
+            leased = new_lease.take(absent, lease)
             try:
                 # Some pieces may have arrived before the lease was taken.
                 if still_absent := [piece for piece in leased if is_absent(piece)]:
-                    fetch(still_absent, own)
+                    fetch(still_absent, new_lease)
             finally:
-                own.drop(leased)
+                new_lease.drop(leased)
             leased_set = {*leased}
             others = [piece for piece in absent if piece not in leased_set]
             if not others:

@@ -230,21 +230,21 @@ def _evict(
     # Reservations first: bytes that are written meanwhile may be counted twice, but never missed.
     reserved, files = _reserved_bytes(path), cache_dir.entries(path)
     in_use = sum(file.nbytes for file in files) + reserved
-    most = max_cache_bytes(path, limit, in_use)
+    max_bytes = max_cache_bytes(path, limit, in_use)
     kept = sum(file.nbytes for file in files if file.path in keep)
-    refusal = Refusal.FULL if kept + nbytes > most else None
+    refusal = Refusal.FULL if kept + nbytes > max_bytes else None
     if refusal is not None and limit is not None:
         return refusal, in_use  # no eviction for bytes that never fit, or for a mistaken limit
     needed = nbytes if refusal is None else 0
-    if in_use + needed > most:
+    if in_use + needed > max_bytes:
         for file in files:
-            if in_use + needed + most // _MARGIN_DIVISOR <= most:
+            if in_use + needed + max_bytes // _MARGIN_DIVISOR <= max_bytes:
                 break
             if file.path not in keep:
                 sparse.evict(file.path)
                 # `evict` keeps files that are not the cache's. They no longer count either.
                 in_use -= file.nbytes
-    if refusal is None and in_use + nbytes > most:
+    if refusal is None and in_use + nbytes > max_bytes:
         refusal = Refusal.CROWDED
     return refusal, in_use
 

@@ -64,15 +64,15 @@ class Lease:
         list of PieceKey
             The pieces that this lease now has. The other pieces have another lease.
         """
-        own = []
+        taken = []
         with _registry.changed:
             leases = _registry.leases
             for piece in pieces:
                 lease = leases.get(piece)
                 if lease is None or lease is from_lease:
                     leases[piece] = self
-                    own.append(piece)
-        return own
+                    taken.append(piece)
+        return taken
 
     def drop(self, pieces: Iterable[PieceKey]) -> None:
         """Give up pieces: they are downloaded, or will not be downloaded."""

@@ -379,11 +379,11 @@ class _StoreConnection:
         self._where = redacted_url(url)
         self.loop: asyncio.AbstractEventLoop = get_loop()
         base, _, self._query = url.partition("?") if is_http(url) else (url, "", "")
-        most = max_requests()
+        limit = max_requests()
         self._redactor = Redactor(url, storage_options)
-        self.route = self._call_driver(lambda: find_route(base, storage_options, most, timeout))
+        self.route = self._call_driver(lambda: find_route(base, storage_options, limit, timeout))
         self._redactor = Redactor(url, self.route.options)
-        self.width = min(most, self.route.driver.max_requests)
+        self.width = min(limit, self.route.driver.max_requests)
         self.slots = asyncio.Semaphore(self.width)
         self.trust = self.route.driver.trust
         kind = self._call_driver(lambda: _filesystem_class(self.route))
@@ -477,8 +477,8 @@ class _StoreConnection:
         """Return a request's call that stores a file, which has its name only when it is whole."""
         if self.driver.rename is None:
             return lambda filesystem: put(filesystem, path)
-        left = self.leftovers
-        return lambda filesystem: _put_then_rename(filesystem, path, put, filesystem.mv, left)
+        leftovers = self.leftovers
+        return lambda filesystem: _put_then_rename(filesystem, path, put, filesystem.mv, leftovers)
 
     def creator(self, path: str, data: bytes) -> Callable[[Any], Any]:
         """Return a request's call that stores bytes as a new file."""

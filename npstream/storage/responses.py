@@ -106,12 +106,12 @@ class SurplusError(ResponseError):
 
     Parameters
     ----------
-    most : int
+    max_bytes : int
         The maximum length in bytes.
     """
 
-    def __init__(self, most: int) -> None:
-        super().__init__(f"more than {quantity(most, 'byte')} came", transient=False)
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"more than {quantity(max_bytes, 'byte')} came", transient=False)
 
 
 def check_range(status: int, headers: Headers, name: str, start: int, end: int) -> int | None:
@@ -190,13 +190,13 @@ def check_encoding(headers: Headers, name: str) -> None:
         )
 
 
-async def read_whole(request: RangeRequest, filesystem: Any, path: str, most: int) -> bytes:
-    """Read a whole file of at most `most` bytes."""
+async def read_whole(request: RangeRequest, filesystem: Any, path: str, max_bytes: int) -> bytes:
+    """Read a whole file of at most `max_bytes` bytes."""
     async with request(filesystem, path, 0, None) as response:
         if response.status != 200:
             raise ResponseError(f"the server answered with status {response.status}; expected 200")
         check_encoding(response.headers, response.name)
-        return await read_body(response.read, most)
+        return await read_body(response.read, max_bytes)
 
 
 async def read_range(
@@ -252,21 +252,21 @@ def file_size(status: int, headers: Headers, name: str) -> int | None:
     return int(match[3]) if match is not None and match[3] != "*" else None
 
 
-async def read_body(read: Callable[[int], Awaitable[bytes]], most: int) -> bytes:
-    """Read a body to its end. Raise SurplusError as soon as it is longer than `most` bytes.
+async def read_body(read: Callable[[int], Awaitable[bytes]], max_bytes: int) -> bytes:
+    """Read a body to its end. Raise SurplusError as soon as it is longer than `max_bytes` bytes.
 
     Parameters
     ----------
     read : callable
         Reads at most the given number of bytes; b"" at the end.
-    most : int
+    max_bytes : int
     """
-    parts, remaining = [], most
+    parts, remaining = [], max_bytes
     while data := await read(remaining + 1):
         parts.append(data)
         remaining -= len(data)
         if remaining < 0:
-            raise SurplusError(most)
+            raise SurplusError(max_bytes)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

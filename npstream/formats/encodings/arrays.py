@@ -89,11 +89,11 @@ def stored_shape(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
 def checked_array(value: Any) -> AnyArray:
     """Return a value as a storable array in native byte order, or raise ValueError."""
     array = value if type(value) is np.ndarray else foreign.as_array(value)
-    most = MAX_NDIM - (array.dtype.kind == "c")
-    if not 0 < array.ndim <= most or not array.size:
+    max_axes = MAX_NDIM - (array.dtype.kind == "c")
+    if not 0 < array.ndim <= max_axes or not array.size:
         raise ValueError(
             f"cannot store an array of shape {array.shape}: it must have an element, and "
-            f"1 to {most} axes; a 'json' column stores empty lists"
+            f"1 to {max_axes} axes; a 'json' column stores empty lists"
         )
     if array.dtype in _CODES:
         return array
