@@ -21,6 +21,7 @@ from npstream.iteration.state import (
     ViewFingerprint,
     make_state,
     read_cursor,
+    require_within_epoch,
 )
 from npstream.orders.order import ORDER_VERSION, Order, Shuffle
 from npstream.reading.source import view_order
@@ -174,7 +175,9 @@ class Epochs:
 
     def load_cursor(self, state: Mapping[str, Any], ranks: Ranks) -> EpochCursor:
         """Return the cursor of a state; it does not depend on `ranks`."""
-        return read_cursor(state, self._state_settings)
+        cursor = read_cursor(state, self._state_settings)
+        require_within_epoch(cursor, self.size)
+        return cursor
 
     def at(self, epoch: int, positions: Int64) -> Int64:
         """Return the samples at positions in an epoch, all below `size`."""

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from npstream._core.arguments import integer
+from npstream._core.arguments import integer, quantity
 from npstream._core.optional import import_npstream_torch
 from npstream.errors import short_repr
 from npstream.iteration.counter import MAX_GAPS, EpochCursor
@@ -389,14 +389,15 @@ class Resumable(RankEpochs):
         ----------
         start, stop : int
             The first skipped batch, and the one after the last, counted from the beginning of the
-            epoch.
+            epoch. A `stop` after the last batch skips the rest of the epoch.
 
         Raises
         ------
         RuntimeError
             In a worker of a DataLoader.
         ValueError
-            If an epoch would have more than 8 separate skipped ranges.
+            If `start` is after `stop` or after the epoch's last batch, or if an epoch would have
+            more than 8 separate skipped ranges.
 
         Examples
         --------
@@ -410,6 +411,17 @@ class Resumable(RankEpochs):
             raise RuntimeError("skip() in a worker of a DataLoader: call it where the loader is")
         cursor = self._state_cursor()
         part = self._part(cursor.epoch_start)
+        if start > stop:
+            raise ValueError(
+                f"skip({start}, {stop}): expected the first skipped batch and the one after the "
+                f"last; skip({stop}, {start}) skips {quantity(start - stop, 'batch')}"
+            )
+        if start < stop and start * part.global_batch >= part.size:
+            batches = -(-part.size // part.global_batch)
+            raise ValueError(
+                f"skip({start}, {stop}): epoch {cursor.epoch} has only "
+                f"{quantity(batches, 'batch')}, counted from 0"
+            )
         gap = (min(start * part.global_batch, part.size), min(stop * part.global_batch, part.size))
         gaps = merge_gaps([*cursor.gaps, gap])
         if len(gaps) > MAX_GAPS:

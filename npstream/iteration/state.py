@@ -146,6 +146,27 @@ def read_cursor(
     return EpochCursor(epoch, position, gaps)
 
 
+def require_within_epoch(cursor: EpochCursor, size: int) -> None:
+    """Raise ValueError if the cursor of a state is beyond the end of its epoch.
+
+    Parameters
+    ----------
+    cursor : EpochCursor
+    size : int
+        Samples in the epoch.
+    """
+    ends = {
+        "position": cursor.position,
+        "skipped": max((stop for _, stop in cursor.gaps), default=0),
+    }
+    for key, end in ends.items():
+        if end > size:
+            raise ValueError(
+                f"this state is damaged: {key} reaches sample {end:,} of an epoch of "
+                f"{quantity(size, 'sample')}; load a state as state_dict() returned it"
+            )
+
+
 def state_version(state: Any) -> int:
     """Return the version of a state, or the newest version if the state's is missing or unknown."""
     version = state.get("version") if isinstance(state, Mapping) else None

@@ -31,6 +31,7 @@ from npstream.iteration.state import (
     read_count,
     read_cursor,
     require_keys,
+    require_within_epoch,
 )
 from npstream.orders.streaming.batching import StreamError
 from npstream.orders.streaming.order import MAX_IDS, STATE_KEYS
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 
 _CONTEXT = struct.Struct("<qqq")
 """The context of a cursor: a StreamingRun, with 0 for an unknown number of initial nodes."""
+
+_MAX_REPEATED = 1 << 20
+"""The most samples that an epoch may repeat to fill up ranks. The ranks and the batch size of the
+run that saved a state are unknown."""
 
 
 class StreamingEpochs:
@@ -197,6 +202,8 @@ class StreamingEpochs:
             if here is not None and here != there:
                 raise ValueError(difference_message(name, there, here))
         cursor = read_cursor(state, partial(self._state_settings, run, ranks))
+        samples = sum(self._order(run).stream_samples()[0])
+        require_within_epoch(cursor, samples + _MAX_REPEATED)
         return cursor._replace(restart=read_count(state, "drop_first"), context=_context(run))
 
     def _order(self, run: StreamingRun | None, batch_size: int = 1) -> StreamingOrder:

@@ -16,7 +16,7 @@ from npstream._core.arguments import integer, quantity
 from npstream.iteration.partition import Partition, to_unskipped_position
 from npstream.iteration.ranks import Ranks
 from npstream.iteration.settings import IterationSettings
-from npstream.iteration.state import make_state, read_cursor, require_keys
+from npstream.iteration.state import make_state, read_cursor, require_keys, require_within_epoch
 from npstream.mixture.run import (
     BATCHINGS,
     Batches,
@@ -193,6 +193,7 @@ class MixtureEpochs:
         cursor = read_cursor(state, lambda _: self._state_settings)
         own, _ = self._stream(b"", ranks)
         run = resume_run(load_run(state), own, self._spec)
+        require_within_epoch(cursor, run.size)
         if run == with_fingerprints(own, self._spec):
             return cursor
         return cursor._replace(context=zlib.compress(json.dumps(run.to_json()).encode()))

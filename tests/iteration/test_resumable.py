@@ -290,6 +290,23 @@ def test_the_whole_rest_of_an_epoch_can_be_skipped(ds):
     assert batches.state_dict()["epoch"] == 1
 
 
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_a_range_to_skip_must_begin_within_the_epoch(ds, batch_size):
+    batches = ds.iter(0, 1, batch_size=batch_size)
+    state = batches.state_dict()
+    n = len(batches)
+    with pytest.raises(ValueError, match=rf"skip\({n}, {n + 4}\): epoch 0 has only {n} batches"):
+        batches.skip(n, n + 4)
+    with pytest.raises(ValueError, match=r"skip\(3, 1\): .* skip\(1, 3\) skips 2 batches"):
+        batches.skip(3, 1)
+    with pytest.raises(ValueError, match="start=-1: expected at least 0"):
+        batches.skip(-1, 3)
+    with pytest.raises(TypeError, match="stop='last': expected an integer"):
+        batches.skip(0, "last")
+    batches.skip(2, 2)  # skips nothing
+    assert batches.state_dict() == state
+
+
 def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
     batches = ds.iter(0, 1, batch_size=1)
     for t in range(MAX_GAPS):
@@ -313,6 +330,10 @@ def test_an_epoch_has_a_limited_number_of_skipped_ranges(ds):
         ({"shuffle": None}, "shuffle=None; this iteration has shuffle={"),
         ({"epoch_size": 7}, "epoch_size=7"),
         ({"epoch": -1}, "epoch=-1"),
+        ({"position": -1}, "damaged: position=-1"),
+        ({"position": N + 1}, f"damaged: position reaches sample {N + 1} of an epoch of {N} "),
+        ({"position": 10**9}, "damaged: position reaches sample 1,000,000,000"),
+        ({"skipped": [[0, 10**9]]}, "damaged: skipped reaches sample 1,000,000,000"),
         ({"workers": 2, "yielded": 3}, "the state has workers=2"),
     ],
 )

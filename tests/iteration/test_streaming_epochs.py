@@ -531,6 +531,7 @@ def test_invalid_settings_raise(settings, error, says):
         ({"num_canonical_nodes": 3}, "num_canonical_nodes=3; .*num_canonical_nodes=2"),
         ({"initial_physical_nodes": 3}, "initial_physical_nodes=3; .*initial_physical_nodes=1"),
         ({"num_canonical_nodes": None}, "num_canonical_nodes=None; expected an integer"),
+        ({"position": 10**9}, "damaged: position reaches sample 1,000,000,000"),
     ],
 )
 def test_a_state_that_does_not_fit_raises_with_the_reason(ds, change, says):

@@ -397,6 +397,8 @@ def test_invalid_mixture_states_raise():
     old = {**state, "mixture": {**state["mixture"], "version": [0, 1, 1]}}
     with pytest.raises(ValueError, match=r"version .0, 1, 1.; this release of npstream has"):
         made.load_cursor(old, ALONE)
+    with pytest.raises(ValueError, match=r"damaged: position reaches sample 1,000,000,000"):
+        made.load_cursor({**state, "position": 10**9}, ALONE)
     with pytest.raises(ValueError, match="one of several workers"):
         continue_run(mixture(), {**state, "workers": 2, "yielded": 3})
     other = mixture()
