@@ -366,7 +366,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if self.num_workers and not getattr(self, "in_order", True):
             raise ValueError("in_order=False: without an order of batches there is no exact state")
         progress = self.dataset.begin()
-        iterator = EpochIterator.of(
+        iterator = EpochIterator.create(
             progress, self._samples_per_item(progress), self._items(progress), self._items
         )
         return self.dataset.attach(iterator)

@@ -135,7 +135,7 @@ class Iteration(Resumable):
             )
         progress = self.begin_worker(worker, workers) if workers else self.begin()
         iterator = self.attach(
-            EpochIterator.of(progress, self.samples_per_item(progress), make(progress), make)
+            EpochIterator.create(progress, self.samples_per_item(progress), make(progress), make)
         )
         if skipped:
             return chain(repeat(import_npstream_torch().SKIPPED_ITEM, skipped), iterator)

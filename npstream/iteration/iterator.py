@@ -31,19 +31,22 @@ class EpochProgress:
     cursor : EpochCursor
         Where the iteration began.
     part : Partition
+        The rank's part of the epoch, from `cursor` on.
     position : int
         The position after the last item that was yielded.
-    is_over : bool
-        Whether the iterator has ended.
-    has_yielded : bool
-        Whether the same loop yielded items before `cursor`.
+    is_over : bool, default: False
+        True if the iterator has ended. Before that, `is_done` is True after the last item.
+    has_yielded : bool, default: False
+        True if the loop yielded items before this progress began: `Resumable.skip` gives the
+        iterator of a loop a new progress.
     loop_start : int, optional
-        The position where the loop began; by default ``part.start``.
-    failed : int
-        Positions after `position` that raised an error. The loop skips them if it continues.
-    saved_position : int
-        The position of the last state that was saved.
-    number : int, optional
+        See `origin`; by default ``part.start``.
+    failed : int, default: 0
+        Number of positions after `position` whose items raised an error instead of being yielded.
+        The loop skips them if it continues.
+    saved_position : int, default: -1
+        The position when a state was last saved; -1 if none was.
+    iteration_number : int, optional
         The number of the iteration in `npstream.iteration.counter.EpochCounter`, if this process
         began it.
     """
@@ -56,21 +59,25 @@ class EpochProgress:
     loop_start: int | None = None
     failed: int = 0
     saved_position: int = -1
-    number: int | None = None
+    iteration_number: int | None = None
 
     @property
     def origin(self) -> int:
-        """The position where the loop began; below 0 if it skipped batches that it had yielded."""
+        """The position where the loop began.
+
+        Skipped samples have no position, so it is below 0 if the loop yielded batches, and then
+        skipped them.
+        """
         return self.part.start if self.loop_start is None else self.loop_start
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the iteration has yielded nothing."""
+        """True if the loop has yielded nothing."""
         return self.position == self.part.start and not (self.is_over or self.has_yielded)
 
     @property
     def is_done(self) -> bool:
-        """Whether the rank has read all its samples."""
+        """True if the rank has read all its samples, or the iterator has ended."""
         return self.is_over or self.samples_done >= self.part.samples
 
     @property
@@ -87,8 +94,8 @@ class EpochProgress:
         return self.cursor._replace(position=epoch_position)
 
 
-MakeItems: TypeAlias = Callable[[EpochProgress], Iterator[Any]]
-"""Returns an iterator over the items that are not yielded yet."""
+ItemFactory: TypeAlias = Callable[[EpochProgress], Iterator[Any]]
+"""A function that returns an iterator over the items that a progress has not yielded yet."""
 
 
 class EpochIterator(chain[Any]):
@@ -98,22 +105,24 @@ class EpochIterator(chain[Any]):
     epoch. After an error in an item it continues with the next item. After an interruption, such as
     KeyboardInterrupt, it continues with the same item.
 
-    The class is a chain of generators, usually of one, because a chain adds no time per item.
+    It is an `itertools.chain` of generators, because a chain adds no time per item. Usually there
+    is one generator. After an error or a call of `redirect`, the chain continues with another.
     """
 
     _segments: _Segments
 
     @classmethod
-    def of(
-        cls, progress: EpochProgress, rows: int, items: Iterator[Any], make: MakeItems
+    def create(
+        cls, progress: EpochProgress, rows: int, items: Iterator[Any], make: ItemFactory
     ) -> EpochIterator:
         """Return an iterator over the items of an iteration.
 
         Parameters
         ----------
         progress : EpochProgress
+            The progress of the iteration, which the iterator keeps up to date.
         rows : int
-            Samples of the rank in each item.
+            Number of samples of the rank in each item.
         items : iterator
             The items.
         make : callable
@@ -137,12 +146,12 @@ class EpochIterator(chain[Any]):
         return self._segments.progress
 
     def redirect(self, progress: EpochProgress) -> None:
-        """Continue from another progress."""
+        """Continue with the items that another progress has not yielded, and update that one."""
         self._segments.stop()
         self._segments.progress = progress
 
     def retire(self, reason: str) -> None:
-        """Let the next item raise RuntimeError, unless all items were yielded."""
+        """Make ``next(iterator)`` raise RuntimeError, unless all items were yielded."""
         self._segments.stop()
         if not self.progress.is_done:
             self._segments.make = _RaisingFactory(reason)
@@ -150,7 +159,7 @@ class EpochIterator(chain[Any]):
     def close(self) -> None:
         """Release prefetched data; nothing more is yielded."""
         self._segments.stop()
-        # The owner's progress must not say that the epoch is over, so this sets a copy.
+        # `Resumable` may have the same progress, and must not see that the epoch is over.
         self._segments.progress = replace(self.progress, is_over=True)
 
 
@@ -162,7 +171,7 @@ class _Segments:
     """
 
     def __init__(
-        self, progress: EpochProgress, step: int, items: Iterator[Any], make: MakeItems
+        self, progress: EpochProgress, step: int, items: Iterator[Any], make: ItemFactory
     ) -> None:
         self.progress, self.make, self._step = progress, make, step
         self._items: Iterator[Any] | None = items
@@ -183,20 +192,22 @@ class _Segments:
         if self._segment is not None:
             if self._segment.gi_running:
                 raise RuntimeError(
-                    "called while the next batch is made, perhaps by a transform: call it in the "
-                    "loop over the batches"
+                    "this method was called while the next batch is made, perhaps by a transform: "
+                    "call it in the loop over the batches"
                 )
             self._segment.close()
         self._segment = self._items = None
 
 
 def _count_yielded(
-    items: Iterator[Any] | None, make: MakeItems, progress: EpochProgress, step: int
+    items: Iterator[Any] | None, make: ItemFactory, progress: EpochProgress, step: int
 ) -> Iterator[Any]:
     """Yield items, and advance `progress` by `step` positions before each."""
     if items is None:
         items = make(progress)
     try:
+        # The first item after failed ones also moves the position past these. This is a loop of its
+        # own, so that the other loop needs no check per item.
         if progress.failed:
             for item in items:
                 progress.position, progress.failed = progress.position + progress.failed + step, 0
@@ -214,7 +225,7 @@ def _count_yielded(
 
 
 class _RaisingFactory:
-    """A `MakeItems` that raises RuntimeError with `reason`."""
+    """An `ItemFactory` that raises RuntimeError with `reason`."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason

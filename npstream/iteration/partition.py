@@ -2,9 +2,10 @@
 
 Batch t of all ranks together is the global batch t: G consecutive positions. With P nodes of R
 ranks each, sample i of rank k of node n is at position ``t * G + (i * R + k) * P + n``. So the
-samples of a global batch do not depend on the number of ranks and nodes. Orders assign positions
-to their lanes in turn: a node reads every P-th lane, and no other lane, if P divides the number of
-lanes. Orders differ only in which rows are at these positions.
+samples of a global batch do not depend on the number of ranks and nodes.
+
+Consecutive positions of an order are in consecutive lanes. So if P divides the number of lanes, a
+node reads only every P-th lane. Orders differ only in which rows are at these positions.
 
 There are two kinds of positions. *Epoch positions* count all samples of an epoch; *unskipped
 positions* count only those outside of the gaps.
@@ -30,8 +31,8 @@ Gaps: TypeAlias = "tuple[tuple[int, int], ...]"
 """Skipped ranges of epoch positions, each ``(start, stop)``; sorted, and not adjacent."""
 
 
-def _positions(positions: Int64) -> Int64:
-    """Return the rows at positions of an epoch that is not shuffled."""
+def _unshuffled_rows(positions: Int64) -> Int64:
+    """Return the rows at positions of an epoch that is not shuffled: the positions."""
     return positions
 
 
@@ -59,18 +60,19 @@ class Partition:
     unit : int
         Consecutive positions that a rank takes together; divides `size` and `batch_size`.
     stop : int, optional
-        The position after the last one that this rank reads, if ranks differ in it.
+        The position after the last one that this rank reads; by default `end`, as for all ranks.
     repeat_start : int
         The first of the positions that fill up the last batch.
     gaps : tuple
         The skipped ranges of the epoch.
     rows : callable
-        Returns the rows at epoch positions, as a new array or in the argument. Negative rows stand
-        for no sample, and are left out. By default rows equal positions.
-    block : int
-        Samples of the rank to look up together.
-    span : int, optional
-        Maximum range of positions in one look-up.
+        Returns the rows at an array of epoch positions. It may write them to this array and return
+        it. A negative row stands for no sample, and is left out. By default rows equal positions.
+    lookup_samples : int, default: 1024
+        Maximum number of samples of the rank in one look-up. One batch may have more.
+    lookup_span : int, optional
+        Maximum distance from the first to the last position in one look-up, as far as one batch
+        allows; by default any distance.
 
     Examples
     --------
@@ -92,15 +94,15 @@ class Partition:
     stop: int | None = None
     repeat_start: int = 0
     gaps: Gaps = ()
-    rows: Callable[[Int64], Int64] = field(default=_positions, repr=False)
-    block: int = LOOKUP_SAMPLES
-    span: int | None = None
+    rows: Callable[[Int64], Int64] = field(default=_unshuffled_rows, repr=False)
+    lookup_samples: int = LOOKUP_SAMPLES
+    lookup_span: int | None = None
 
     @property
     def samples(self) -> int:
         """Samples that the rank reads, repeated ones included."""
         stop = self.end if self.stop is None else self.stop
-        return len(range(self.start + self._first, stop, self.world * self.unit)) * self.unit
+        return len(range(self.start + self._offset, stop, self.world * self.unit)) * self.unit
 
     @property
     def batches(self) -> int:
@@ -129,17 +131,30 @@ class Partition:
 
     def positions(self, batches: range) -> Int64:
         """Return the positions of the samples in some of the rank's batches."""
-        first = np.arange(batches.start, batches.stop, batches.step) * self.global_batch
+        batch_starts = np.arange(batches.start, batches.stop, batches.step) * self.global_batch
         step = self.world * self.unit
-        within = np.arange(self.start + self._first, self.start + self.global_batch, step)
+        first_batch = np.arange(self.start + self._offset, self.start + self.global_batch, step)
         if self.unit > 1:
-            within = np.add.outer(within, np.arange(self.unit)).reshape(-1)
-        positions = np.add.outer(first, within).reshape(-1)
+            first_batch = np.add.outer(first_batch, np.arange(self.unit)).reshape(-1)
+        positions = np.add.outer(batch_starts, first_batch).reshape(-1)
         # All other modes have only full batches.
         return positions if self.last != "short" else positions[positions < self.end]
 
     def lookup(self, batches: range) -> tuple[Int64, Bools]:
-        """Return the rows of batches, and True for the rows that only fill up the last batch."""
+        """Return the rows of some batches, and a mask of the rows that only fill up the last one.
+
+        Parameters
+        ----------
+        batches : range
+            Numbers of the rank's batches.
+
+        Returns
+        -------
+        rows : ndarray of int64
+            The rows, one batch after the other.
+        is_repeated : ndarray of bool
+            True for rows that repeat earlier ones of the epoch, to fill up the last batch.
+        """
         positions = self.positions(batches)
         repeated = positions >= self.size
         if repeated.any():
@@ -151,16 +166,16 @@ class Partition:
 
     def lookup_batches(self, step: int) -> int:
         """Return how many batches to look up together, if a worker reads every `step`-th one."""
-        batches = self.block // self.batch_size
-        if self.span is not None:
-            batches = min(batches, self.span // (self.global_batch * step))
+        batches = self.lookup_samples // self.batch_size
+        if self.lookup_span is not None:
+            batches = min(batches, self.lookup_span // (self.global_batch * step))
         return max(1, batches)
 
     @property
-    def _first(self) -> int:
-        """The position of the rank's first sample in a global batch."""
-        node, k = divmod(self.rank, self.world // self.nodes)
-        return (k * self.nodes + node) * self.unit
+    def _offset(self) -> int:
+        """The position of the rank's first sample in a global batch, counted from 0."""
+        node, node_rank = divmod(self.rank, self.world // self.nodes)
+        return (node_rank * self.nodes + node) * self.unit
 
 
 def to_epoch_positions(positions: Int64, gaps: Gaps) -> Int64:

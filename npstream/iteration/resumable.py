@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_REBUILT: Any = None
+_NO_PARTITION: Any = None
 """Replaces the partition in a pickle; unpickling makes a new one."""
 
 OUTDATED = (
@@ -50,25 +50,30 @@ _WORKERS_PREFETCH = (
 class Resumable(RankEpochs):
     """An iterable over one epoch after another, with a state to resume from.
 
-    The main process counts the iterations, except in workers of torch's own DataLoader. These
-    *uncoordinated* workers count their iterations in shared memory, see `EpochCounter`.
+    The main process counts its iterations. With `npstream.torch.DataLoader` it also counts for the
+    workers. Workers of torch's own DataLoader are *uncoordinated*: they count their iterations
+    themselves, in shared memory (see `EpochCounter`).
     """
 
     def __init__(self, epochs: AnyEpochs, settings: IterationSettings) -> None:
         super().__init__(epochs, settings)
         self._progress: EpochProgress | None = None
         self._iterator: weakref.ref[EpochIterator] | None = None
-        self._resumed: tuple[EpochCursor, int] | None = None
-        self._is_coordinated = False
-        self._has_warned = False
-        self._trainer_epoch: int | None = None  # the trainer's number of its current epoch
-        self._trainer_offset: int | None = None  # our number of the trainer's epoch 0
+        # In an uncoordinated worker, a loaded state: the cursor, and the number of samples that the
+        # worker yielded after it.
+        self._worker_state: tuple[EpochCursor, int] | None = None
+        self._is_coordinated = False  # True while `coordinate` calls its function
+        self._has_warned_left = False  # see `_warn_if_left`
+        # The trainer's number of its current epoch, and the number to add to get this object's.
+        self._trainer_epoch: int | None = None
+        self._trainer_offset: int | None = None
+        # A DataLoader may start workers later, and they inherit the counter.
         if "torch.utils.data" in sys.modules:
             self._counter.share()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_iterator": None, "_counter": copy.copy(self._counter)}
-        if is_spawning():
+        if is_spawning():  # a worker process, which counts by the shared counter
             return {**state, "_progress": None}
         if self._counter.worker_iterations:
             raise RuntimeError(f"a copy does not know where to continue: {_WORKERS_PREFETCH}")
@@ -76,7 +81,7 @@ class Resumable(RankEpochs):
             state["_counter"].set(self._state_cursor(), self._counter.pinned)
             return {**state, "_progress": None}
         # The loop was left: the copy has the same state, and both begin the next epoch.
-        progress = None if self._progress is None else replace(self._progress, part=_REBUILT)
+        progress = None if self._progress is None else replace(self._progress, part=_NO_PARTITION)
         return {**state, "_progress": progress}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -87,9 +92,9 @@ class Resumable(RankEpochs):
     # Begin an iteration
 
     def begin(self) -> EpochProgress:
-        """Begin the next epoch, or at the loaded state; older iterators are outdated.
+        """Begin the next iteration: at a loaded state if there is one, else at the next epoch.
 
-        For `npstream.torch` only.
+        Iterators of earlier iterations become outdated. For `npstream.torch` only.
 
         Returns
         -------
@@ -101,6 +106,7 @@ class Resumable(RankEpochs):
             self._warn_if_left(self._counter.upcoming())
             progress = self._next_progress(self._counter.advance)
         else:
+            # The iteration before yielded nothing, so this one begins at the same cursor.
             progress = self._progress_from(progress.cursor)
         return self._register(progress)
 
@@ -122,20 +128,20 @@ class Resumable(RankEpochs):
             The new progress, as `begin` returns it.
         """
         progress = self._next_progress(partial(self._counter.advance_worker, worker, workers))
-        if self._resumed is not None:
-            cursor, yielded = self._resumed
+        if self._worker_state is not None:
+            cursor, yielded = self._worker_state
             progress = self._progress_from(cursor)
             progress.position += yielded * progress.part.world
-            self._resumed = None
+            self._worker_state = None
         return self._register(progress)
 
     def _register(self, progress: EpochProgress) -> EpochProgress:
-        """Make `progress` the newest iteration, and outdate the iterator before."""
+        """Make `progress` the newest one; the iterator before it raises if it is used again."""
         worker, workers = this_worker()
         if not workers and (old := self._live_iterator()) is not None:
             old.retire(OUTDATED)
         self._progress, self._iterator = progress, None
-        progress.number = self._counter.number(worker, workers)
+        progress.iteration_number = self._counter.number(worker, workers)
         return progress
 
     def attach(self, iterator: EpochIterator) -> EpochIterator:
@@ -171,19 +177,20 @@ class Resumable(RankEpochs):
         RuntimeError
             If the iteration is outdated.
         """
-        if progress.number is not None and self._counter.newest > progress.number:
+        number = progress.iteration_number
+        if number is not None and self._counter.newest > number:
             raise RuntimeError(OUTDATED)
 
     def coordinate(self, progress: EpochProgress, start: Callable[[], T]) -> T:
-        """Call a function that iterates over this object, or starts workers that do.
+        """Call a function whose iterators do not count, because the caller counts for them.
 
-        These iterators read the rest of the epoch after `progress`, and do not count: the caller
-        does. For `npstream.torch` only.
+        The function iterates over this object, or starts workers that do. Its iterators read the
+        rest of the epoch after `progress`. For `npstream.torch` only.
 
         Parameters
         ----------
         progress : EpochProgress
-            The progress of the iteration.
+            The progress that the caller keeps up to date.
         start : callable
             The function, without parameters.
 
@@ -227,10 +234,13 @@ class Resumable(RankEpochs):
             if self._is_coordinated or progress is None:
                 return self._counter.current().epoch
             return progress.cursor.epoch
+        # In a loop, or before the first batch of a loop: the epoch of this loop.
         is_fresh = progress is not None and self._fresh_progress() is progress
         is_live = is_fresh or self._live_iterator() is not None
         if progress is not None and not progress.is_over and is_live:
             return progress.cursor.epoch
+        # Outside of loops: the epoch of the next loop. If the cursor is within an epoch, but too
+        # little of it is left for a batch, this is the epoch after it.
         cursor = self._counter.upcoming()
         if cursor == cursor.epoch_start or self._counter.pinned:
             return cursor.epoch
@@ -238,7 +248,7 @@ class Resumable(RankEpochs):
         return cursor.epoch + 1 if is_finished else cursor.epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let all further iterations read one epoch, until the next call.
+        """Make all further iterations read this epoch, until the next call.
 
         If the epoch is that of a loaded state, the next iteration begins at the state's position.
 
@@ -268,12 +278,12 @@ class Resumable(RankEpochs):
         self._move_to(cursor, pinned=True)
 
     def set_trainer_epoch(self, epoch: int) -> None:
-        """Record that a trainer begins its epoch of this number, or continues it.
+        """Record that a trainer begins or continues its epoch number `epoch`.
 
-        Trainers call it through the sampler of a loader. They may leave each epoch early, at the
-        same step. If the loaded state is in an epoch that the trainer has left, the next iteration
-        begins the next epoch, like a run that was never stopped. Otherwise the call changes
-        nothing. For `npstream.torch` only.
+        Trainers call this method through the sampler of a loader. Trainers may leave every epoch
+        early, at the same step. So a loaded state may be in an epoch that the trainer has left.
+        Then the next iteration begins at the trainer's epoch, as if the run had never stopped.
+        Otherwise the next iteration stays the same. For `npstream.torch` only.
 
         Parameters
         ----------
@@ -284,7 +294,8 @@ class Resumable(RankEpochs):
         offset, last = self._trainer_offset, self._trainer_epoch
         self._trainer_epoch = epoch
         if offset is None or (last is not None and epoch <= last) or epoch + offset < cursor.epoch:
-            # Another training began, and counts its epochs from 0 again.
+            # A trainer's first call, or its epochs went back because another training began: its
+            # epoch is the epoch of the next iteration.
             self._trainer_offset = cursor.epoch - epoch
         elif epoch + offset > cursor.epoch:
             trainer_cursor = cursor._replace(epoch=epoch + offset).epoch_start
@@ -335,8 +346,9 @@ class Resumable(RankEpochs):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin at a saved state.
 
-        The state may be of another number of ranks or workers, or of another batch size. The
-        iteration after the next reads a whole epoch.
+        The state may come from an iteration with another number of ranks or workers, or another
+        batch size. The next iteration reads the rest of the state's epoch. Later iterations read
+        whole epochs.
 
         Parameters
         ----------
@@ -371,7 +383,7 @@ class Resumable(RankEpochs):
             )
         if workers:
             self._counter.resume_worker(cursor, worker, workers)
-            self._resumed = cursor, read_count(state, "yielded")
+            self._worker_state = cursor, read_count(state, "yielded")
             return
         self._trainer_epoch = self._trainer_offset = None
         if state.get(TRAINER_EPOCH) is not None:
@@ -426,25 +438,29 @@ class Resumable(RankEpochs):
         gaps = merge_gaps([*cursor.gaps, gap])
         if len(gaps) > MAX_GAPS:
             raise ValueError(f"at most {MAX_GAPS} separate ranges of an epoch can be skipped")
-        progress = self._progress_from(cursor._replace(gaps=gaps))  # raises if gaps do not fit
+        progress = self._progress_from(cursor._replace(gaps=gaps))  # raises for invalid gaps
         if (old := self._active_progress()) is None:
             self._move_to(progress.cursor, self._counter.pinned)
             return
         iterator = self._live_iterator()
         assert iterator is not None
-        progress.has_yielded, progress.number = True, old.number
+        progress.has_yielded, progress.iteration_number = True, old.iteration_number
+        # The loop has read as many samples as before: `position` minus `loop_start` stays the same.
         progress.loop_start = progress.position - (old.position - old.origin)
         iterator.redirect(progress)
         self._progress = progress
 
     def _move_to(self, cursor: EpochCursor, pinned: bool) -> None:
-        """Let the next iteration begin at `cursor`, or the live iterator if it has not yielded."""
+        """Make the next iteration begin at `cursor`.
+
+        If there is an iterator that has yielded nothing, it is moved there, too.
+        """
         self._counter.set(cursor, pinned)
         iterator, is_fresh = self._live_iterator(), self._fresh_progress() is not None
         self._progress = None
         if iterator is not None and is_fresh:
             self._progress = self._next_progress(self._counter.advance)
-            self._progress.number = self._counter.number(0, 0)
+            self._progress.iteration_number = self._counter.number(worker=0, workers=0)
             iterator.redirect(self._progress)
 
     # Current iteration
@@ -504,15 +520,18 @@ class Resumable(RankEpochs):
         progress = self._active_progress()
         if progress is not None and not this_worker()[1]:
             raise RuntimeError(
-                f"{call} in a loop over epoch {progress.cursor.epoch}, which it does not change: "
+                f"{call} in a loop over epoch {progress.cursor.epoch} does not change this loop: "
                 "leave the loop first, or delete its iterator if you hold it (del, or its "
                 "close()); or make another iteration"
             )
 
     def _warn_if_left(self, next_cursor: EpochCursor) -> None:
-        """Warn if the last loop left its epoch at a saved state, so a resumed run would differ."""
+        """Warn if the last loop was left where its state was saved, and another epoch begins.
+
+        A run that resumes from this state would read the rest of the epoch instead.
+        """
         progress = self._progress
-        if progress is None or self._has_warned or self._trainer_offset is not None:
+        if progress is None or self._has_warned_left or self._trainer_offset is not None:
             return
         is_left = (
             not progress.is_fresh and not progress.is_done and progress.resume_cursor() is not None
@@ -523,7 +542,7 @@ class Resumable(RankEpochs):
             or next_cursor.epoch == progress.cursor.epoch
         ):
             return
-        self._has_warned = True
+        self._has_warned_left = True
         self._warn_left(progress)
 
     # New iterations

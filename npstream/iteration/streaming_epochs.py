@@ -137,7 +137,7 @@ class StreamingEpochs:
         return Partition(
             size, ranks.rank, ranks.world, batch_size, "short", world.nodes, start,
             stop=rank_stop, gaps=cursor.gaps, rows=partial(_samples, epoch, node, rank, first),
-            block=MAX_IDS, span=epoch.batching.lookup_size,
+            lookup_samples=MAX_IDS, lookup_span=epoch.batching.lookup_size,
         )  # fmt: skip
 
     @property

@@ -165,7 +165,7 @@ class MixtureEpochs:
         return Partition(
             size, ranks.rank, ranks.world, batch_size, last, ranks.world // ranks.per_node, start,
             unit, repeat_start=repeat_start, gaps=cursor.gaps, rows=order.at,
-            block=_lookup_rows(order) if run.is_even else 1,
+            lookup_samples=_lookup_rows(order) if run.is_even else 1,
         )  # fmt: skip
 
     def order(self, epoch: int) -> EpochOrder:

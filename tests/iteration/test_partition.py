@@ -203,9 +203,12 @@ def test_lookup_handles_gaps_repeats_and_missing_samples(settings, repeat_start)
 
 
 def test_number_of_batches_that_are_looked_up_together():
-    part = Partition(10**6, 0, 4, 8, block=100, span=800)
+    part = Partition(10**6, 0, 4, 8, lookup_samples=100, lookup_span=800)
     assert [part.lookup_batches(step) for step in (1, 2, 3, 9)] == [12, 12, 8, 2]
-    assert [Partition(10**6, 0, 4, 8, block=1).lookup_batches(1), part.lookup_batches(1000)] == [
+    assert [
+        Partition(10**6, 0, 4, 8, lookup_samples=1).lookup_batches(1),
+        part.lookup_batches(1000),
+    ] == [
         1,
         1,
     ]
