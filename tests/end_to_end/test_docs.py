@@ -30,6 +30,14 @@ def test_ci_runs_the_commands_in_the_readme(command):
         assert command in lines, file
 
 
+def test_ci_deselects_tests_that_exist():
+    script = (ROOT / ".ci" / "run").read_text()
+    deselected = re.findall(r"--deselect=(\S+)::(\w+)", script)
+    assert deselected
+    for file, name in deselected:
+        assert f"def {name}(" in (ROOT / file).read_text(), name
+
+
 def test_the_rules_page_lists_all_environment_variables():
     used = {
         name
