@@ -104,7 +104,7 @@ def assert_same_as_numpy(
     AssertionError: 2 wrong values of 2, the first at (0,): 0 is not NumPy's 1
     index: slice(None, 2, None)
     """
-    get = functools.partial(_indexed, index=index, shape=np.shape(actual))
+    get = functools.partial(_index_reference, index=index, shape=np.shape(actual))
     try:
         return _assert_same_outcome(operator.itemgetter(index), get, actual, reference, messages)
     except AssertionError as error:
@@ -230,8 +230,8 @@ def _comparable_message(error: Exception) -> str:
     return str(error).partition(" with shapes")[0]
 
 
-def _indexed(reference: Reference, index: Any, shape: tuple[int, ...]) -> Any:
-    """Index an array, or all columns of a dataset whose view has this shape."""
+def _index_reference(reference: Reference, index: Any, shape: tuple[int, ...]) -> Any:
+    """Index an array, or each column of a mapping; `shape` is the shape of the rows."""
     if not isinstance(reference, Mapping) or isinstance(index, str):
         return reference[index]
     if isinstance(index, list) and index and all(isinstance(name, str) for name in index):

@@ -79,13 +79,13 @@ def as_array(value: Any) -> AnyArray:
         If elements are masked or null.
     """
     if isinstance(value, np.ndarray):
-        return _unmasked(value)
+        return _unmask(value)
     if is_tensor(value):
         return import_npstream_torch().array(value)  # type: ignore[no-any-return]
     if is_arrow(value):
         return arrow_numbers(arrow_array(value))
     if hasattr(value, "__array__"):
-        return _unmasked(np.asanyarray(value))
+        return _unmask(np.asanyarray(value))
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value, device="cpu")
@@ -94,7 +94,8 @@ def as_array(value: Any) -> AnyArray:
     raise TypeError(f"expected an array, got {type(value).__name__}")
 
 
-def _unmasked(array: AnyArray) -> AnyArray:
+def _unmask(array: AnyArray) -> AnyArray:
+    """Return a masked array as an ordinary one; raise ValueError if values are masked."""
     if not isinstance(array, np.ma.MaskedArray):
         return np.asarray(array)
     if hidden := int(np.ma.getmaskarray(array).sum()):

@@ -166,7 +166,7 @@ class Downloads:
             with self.store.deadlines.track_wait(self.store.timeout / 2) as seconds:
                 part.file.wait(part.pieces, seconds)
         absent, reserved = self._reserve_space(
-            [run for part in busy for run in _absent(part) if part.file.is_linked]
+            [run for part in busy for run in _absent_ranges(part) if part.file.is_linked]
         )
         with reserved:
             self._download(absent, reserved, lease)
@@ -249,7 +249,7 @@ class Downloads:
                     remaining[id(part)] = -1
                 remaining[id(part)] -= 1
                 if remaining[id(part)] == 0:
-                    wrong = _damaged(part, part.file.data)
+                    wrong = _find_damaged(part, part.file.data)
                     yield from runs(part, wrong)
                     sound = [piece for piece in part.pieces if piece not in wrong]
                     part.file.commit(sound)
@@ -259,14 +259,15 @@ class Downloads:
             stream.close()
 
 
-def _damaged(part: PieceRange, data: Bytes) -> list[int]:
+def _find_damaged(part: PieceRange, data: Bytes) -> list[int]:
     """Return the pieces whose bytes are wrong. All bytes of the part must be in the file."""
     if part.check is None:
         return []
     return [piece for piece in part.pieces if not part.check(piece, data[part.piece_slice(piece)])]
 
 
-def _absent(part: PieceRange) -> list[PieceRange]:
+def _absent_ranges(part: PieceRange) -> list[PieceRange]:
+    """Return the pieces of a part that are not in the file, as ranges."""
     return runs(part, [piece for piece in part.pieces if not part.file.present[piece]])
 
 

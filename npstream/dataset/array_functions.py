@@ -56,11 +56,11 @@ def apply(function: Any, args: tuple[Any, ...], keywords: dict[str, Any], kind: 
         The class `Column`.
     """
     if function in SHAPE_FUNCTIONS:
-        args = tuple(_replace(item, kind, _stand_in) for item in args)
-        keywords = {key: _replace(item, kind, _stand_in) for key, item in keywords.items()}
+        args = tuple(_replace(item, kind, _placeholder) for item in args)
+        keywords = {key: _replace(item, kind, _placeholder) for key, item in keywords.items()}
         return function(*args, **keywords)
     if function is np.full_like and args:
-        args = (_replace(args[0], kind, _stand_in), *args[1:])
+        args = (_replace(args[0], kind, _placeholder), *args[1:])
     column, *others = args or (None,)
     if isinstance(column, kind) and not _contains(kind, others, keywords):
         handler = HANDLERS.get(function)
@@ -119,7 +119,7 @@ def _contains(kind: type, items: Any, keywords: dict[str, Any]) -> bool:
     )
 
 
-def _stand_in(column: Any) -> AnyArray:
+def _placeholder(column: Any) -> AnyArray:
     """Return an array with a column's shape and dtype that takes no memory."""
     return np.broadcast_to(np.zeros((), column.dtype), column.shape)
 
@@ -153,7 +153,7 @@ def _clip(column: Any, /, *args: Any, **keywords: Any) -> Any:
 
 
 def _min_scalar_type(column: Any) -> Any:
-    return np.min_scalar_type(_stand_in(column) if column.shape else np.asarray(column))
+    return np.min_scalar_type(_placeholder(column) if column.shape else np.asarray(column))
 
 
 def _by_rows(function: Any) -> Callable[..., Any]:

@@ -50,14 +50,14 @@ def dataset_text(
     lines += _column_lines(encodings)
     if transform is not None:
         name = getattr(transform, "__qualname__", type(transform).__qualname__)
-        lines.append(f"  samples, not columns, pass through the transform {truncated(name)}")
+        lines.append(f"  samples, not columns, pass through the transform {truncate(name)}")
     return "\n".join(lines) + ">"
 
 
 def _column_lines(encodings: Mapping[str, str]) -> list[str]:
     columns = list(encodings.items())[:MAX_COLUMNS]
     width = min(WIDTH, max((len(name) for name, _ in columns), default=0))
-    lines = [f"  {truncated(name):{width}}  {encoding}" for name, encoding in columns]
+    lines = [f"  {truncate(name):{width}}  {encoding}" for name, encoding in columns]
     if len(encodings) > MAX_COLUMNS:
         lines.append(f"  ... and {quantity(len(encodings) - MAX_COLUMNS, 'more column')}")
     return lines
@@ -88,7 +88,7 @@ def mixture_text(
     lines += _column_lines(encodings)
     width = min(WIDTH, max(len(name) for name, *_ in sources[:MAX_COLUMNS]))
     lines += [
-        f"  {truncated(name):{width}}  {share:7.2%} of drawn samples, {quantity(size, 'sample')}"
+        f"  {truncate(name):{width}}  {share:7.2%} of drawn samples, {quantity(size, 'sample')}"
         for name, size, share in sources[:MAX_COLUMNS]
     ]
     if len(sources) > MAX_COLUMNS:
@@ -108,7 +108,7 @@ def dataset_html(text: str, columns: Mapping[str, Sequence[Any]]) -> str:
     columns : mapping of str to sequence
         The values of the first rows.
     """
-    head = "".join(f"<th>{escape(truncated(name))}</th>" for name in columns)
+    head = "".join(f"<th>{escape(truncate(name))}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(value_text(value))}</td>" for value in row) + "</tr>"
         for row in zip(*columns.values(), strict=True)
@@ -146,9 +146,9 @@ def value_text(value: Any) -> str:
     else:
         short = value[: WIDTH + 1] if isinstance(value, str | bytes) else value
         text = str(short) if isinstance(value, str | np.generic) else repr(short)
-    return truncated(text)
+    return truncate(text)
 
 
-def truncated(text: str) -> str:
+def truncate(text: str) -> str:
     """Return text, truncated to `WIDTH` characters."""
     return text if len(text) <= WIDTH else text[: WIDTH - 3] + "..."

@@ -154,8 +154,8 @@ def _expand_index(items: Items, index: Any, shape: Shape) -> Items:
 
 def _raise_index_error(index: Any, shape: Shape) -> NoReturn:
     """Raise the exception that NumPy raises for an index."""
-    stand_in: AnyArray = np.broadcast_to(np.False_, shape)
-    stand_in[index]
+    placeholder: AnyArray = np.broadcast_to(np.False_, shape)
+    placeholder[index]
     raise IndexError(f"{index!r} does not index an array of shape {shape}")
 
 

@@ -273,7 +273,7 @@ class Selection:
         return Selection(self._source, _NO_ROWS, (), self._at(positions))
 
     def _select_tuple(self, index: tuple[Any, ...]) -> int | Selection:
-        self._stand_in()[index]  # raises for more than one axis, or more than one ellipsis
+        self._placeholder()[index]  # raises for more than one axis, or more than one ellipsis
         items = [item for item in index if item is not Ellipsis]
         if not items:
             return self
@@ -322,13 +322,13 @@ class Selection:
             positions = _look_up(stage, positions)
         return positions
 
-    def _stand_in(self) -> AnyArray:
+    def _placeholder(self) -> AnyArray:
         """Return an array of the view's shape that takes no memory."""
         return np.broadcast_to(np.int8(0), self.shape)
 
     def _raise_index_error(self, index: Any) -> NoReturn:
         """Raise the exception that NumPy raises for an index."""
-        self._stand_in()[index]
+        self._placeholder()[index]
         raise IndexError(f"{index!r} does not index a view of shape {self.shape}")
 
 

@@ -100,7 +100,7 @@ class Destination:
         Raises
         ------
         FileExistsError
-            If there is a dataset, or a part of one: a write is under way, or was cut off.
+            If there is a dataset, or a part of one: a write is under way, or was interrupted.
         """
         if found := [name for name in self._names() if name.lstrip(".").startswith(_PARTS)]:
             raise self._taken(min(found, key=lambda name: (name != INDEX, name != LOCK, name)))
@@ -200,7 +200,9 @@ class Destination:
         what = f"a dataset, or a part of one, is here: remove it, or choose another {place}"
         with suppress(StorageError):
             if not self._store.exists(INDEX):
-                what += f"; it has no index, as a write is under way or was cut off{self._writer()}"
+                what += (
+                    f"; it has no index, as a write is under way or was interrupted{self._writer()}"
+                )
         return StorageError(errno.EEXIST, what, self._store.where(name))
 
     def _writer(self) -> str:

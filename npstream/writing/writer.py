@@ -136,7 +136,7 @@ def write(
     RuntimeError
         If a worker process was killed.
     FileExistsError
-        If there is a dataset, or a part of one: another write is under way, or was cut off.
+        If there is a dataset, or a part of one: another write is under way, or was interrupted.
     StorageError
         If a file cannot be stored.
     MissingDependencyError

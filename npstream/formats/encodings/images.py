@@ -47,7 +47,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 def encode_pil(image: Any) -> bytes:
     """Return an image's width, height, mode and raw pixels; raise if it has a palette."""
-    image = _checked(image)
+    image = _require_image(image)
     if image.getpalette():
         raise ValueError(
             "its pixels are indices into a palette, which 'pil' does not store: convert the image, "
@@ -81,13 +81,13 @@ def is_image(value: object) -> bool:
 
 def encode_jpeg(image: Any) -> bytes:
     """Return an image as JPEG; if it was opened from a JPEG file, return that file unchanged."""
-    image = _checked(image)
+    image = _require_image(image)
     return jpeg_file(image) or _encode_file(image, "JPEG")
 
 
 def encode_jpeg_file(image: Any) -> bytes:
     """Return the bytes of the JPEG file that an image was opened from."""
-    file = jpeg_file(_checked(image))
+    file = jpeg_file(_require_image(image))
     if file is None:
         raise ValueError(
             "it was not opened from a JPEG file, or was edited since, so JPEG would change its "
@@ -98,7 +98,7 @@ def encode_jpeg_file(image: Any) -> bytes:
 
 def encode_png(image: Any) -> bytes:
     """Return an image as PNG."""
-    return _encode_file(_checked(image), "PNG")
+    return _encode_file(_require_image(image), "PNG")
 
 
 def decode_file(body: Body) -> Image:
@@ -158,7 +158,8 @@ def _pillow() -> ModuleType:
     return Image
 
 
-def _checked(image: Any) -> Image:
+def _require_image(image: Any) -> Image:
+    """Return `image`; raise TypeError if it is not a PIL image."""
     if not isinstance(image, _pillow().Image):
         hint = "; jpeg_array takes the bytes of files" if isinstance(image, bytes) else ""
         raise TypeError(f"expected a PIL image, got {type(image).__name__}{hint}")

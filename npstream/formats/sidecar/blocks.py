@@ -18,7 +18,8 @@ from npstream.errors import DAMAGED, IntegrityError
 HASH_BLOCK = 1 << 18
 """Bytes of a block, the smallest unit that can be read and verified."""
 
-REQUEST = 1 << 22
+_REQUEST_BYTES = 1 << 22
+"""Maximum bytes of a range request."""
 
 
 class RangeReader(Protocol):
@@ -127,8 +128,8 @@ class BlockArray:
         begin, end = first * HASH_BLOCK, min(last * HASH_BLOCK, self.count * self.dtype.itemsize)
         ensure_fits(2 * (end - begin), f"reading {self.store.where(self.name)}")
         spans = [
-            (self.name, self.offset + at, min(REQUEST, end - at))
-            for at in range(begin, end, REQUEST)
+            (self.name, self.offset + at, min(_REQUEST_BYTES, end - at))
+            for at in range(begin, end, _REQUEST_BYTES)
         ]
         for _ in range(2):
             parts = self.store.ranges(spans)

@@ -61,7 +61,7 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
             raise ValueError(
                 f"section {name!r} takes {quantity(array.nbytes, 'byte')}; less than 4 GiB is all"
             )
-        offset = _aligned(end)
+        offset = _align(end)
         hashes = block_hashes(array.view(np.uint8).data).astype("<u8").tobytes()
         sections.append((name, array.dtype.str, len(array), offset, hashes))
         end = offset + array.nbytes + _BIN32.size
@@ -69,7 +69,7 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
         table = msgpack.packb({**entries, "sections": sections})
     except UnicodeEncodeError as error:
         raise FormatError(f"{short_repr(error.object)} in the index is not UTF-8") from None
-    start = _aligned(_HEAD.size + len(table))
+    start = _align(_HEAD.size + len(table))
     nbytes = start + end - _BIN32.size if arrays else start
     yield _HEAD.pack(_BIN8, _MAGIC, SIDECAR_VERSION, len(table), nbytes, xxh3(table))
     yield table
@@ -82,7 +82,8 @@ def encode_sections(entries: Mapping[str, Any], arrays: Mapping[str, AnyArray]) 
     yield _NIL * (nbytes - written)
 
 
-def _aligned(offset: int) -> int:
+def _align(offset: int) -> int:
+    """Round an offset up to the alignment of arrays."""
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
 
 
@@ -121,7 +122,7 @@ class Sections:
             raise self.damaged(f"version {version}; this release reads version {SIDECAR_VERSION}")
         if recorded != nbytes:
             raise self.damaged(f"{quantity(nbytes, 'byte')}; its head says {recorded:,}")
-        self._start = _aligned(_HEAD.size + length)
+        self._start = _align(_HEAD.size + length)
         if self._start > nbytes:
             raise self.damaged(f"{quantity(nbytes, 'byte')}; the table takes {length:,}")
         if length > _MAX_TABLE or not fits_in_memory(_MAX_UNPACKED_RATIO * length):

@@ -19,7 +19,7 @@ from npstream.errors import ColumnError, FormatError, IntegrityError, StorageErr
 from npstream.formats.chunks import CHUNK_BYTES, chunk_counts, piece_bounds, piece_rows
 from npstream.formats.index import parse_index
 from npstream.formats.sidecar.blocks import HASH_BLOCK, BlockArray, block_hashes, xxh3
-from npstream.formats.sidecar.container import _HEAD, _aligned
+from npstream.formats.sidecar.container import _HEAD, _align
 from npstream.formats.sidecar.sidecar import (
     END_BYTES,
     NAME,
@@ -318,8 +318,8 @@ def with_edited_table(edit):
     table = msgpack.unpackb(compressed[_HEAD.size : _HEAD.size + length])
     table = edit(table) or table
     body = msgpack.packb(table)
-    start = _aligned(_HEAD.size + length)
-    moved = _aligned(_HEAD.size + len(body)) - start
+    start = _align(_HEAD.size + length)
+    moved = _align(_HEAD.size + len(body)) - start
     head = _HEAD.pack(prefix, magic, version, len(body), nbytes + moved, xxh3(body))
     filler = bytes(-(_HEAD.size + len(body)) % 64)
     store.files[NAME] = head + body + filler + compressed[start:]
